@@ -1,0 +1,104 @@
+// GEMM by format, shape and number of rows, beside the read bandwidth and the arithmetic peak of the same process.
+//
+//   of_bandwidth   weight bytes a second over what measure_read_bandwidth saw: what counts for one row
+//   of_peak        operations a second over the int8 (quantised formats) or f32 peak: what counts for many rows
+// The matrices of one row are many, so that none is in a cache when its turn comes. Threads: MINISGL_BENCH_THREADS, or
+// all.
+#include <benchmark/benchmark.h>
+
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/bandwidth.h"
+#include "gemm/gemm.h"
+#include "gemm_ceilings.h"
+
+namespace minisgl {
+namespace {
+
+struct Shape {
+  std::int64_t outputs, inputs;
+};
+// SmolLM2-135M's: gate, down, query, head; and a square one that is no multiple of the tiles.
+constexpr Shape shapes[] = {{1536, 576}, {576, 1536}, {576, 576}, {49152, 576}, {2050, 2048}};
+constexpr DType dtypes[] = {DType::q4_1, DType::q8_0, DType::q4_0, DType::q4_k,
+                            DType::q6_k, DType::f16,  DType::bf16, DType::f32};
+constexpr std::size_t uncached_bytes = std::size_t{192} << 20;
+
+ThreadPool& pool() {
+  static ThreadPool threads([] {
+    const char* wanted = std::getenv("MINISGL_BENCH_THREADS");
+    return wanted ? std::atoi(wanted) : static_cast<int>(std::thread::hardware_concurrency());
+  }());
+  return threads;
+}
+
+double read_bandwidth() {
+  static const double bytes_per_second = measure_read_bandwidth(pool());
+  return bytes_per_second;
+}
+
+double peak_ops(DType dtype) {
+  static const bench::Ceilings ceilings = bench::measure_ceilings(pool());
+  return is_quantized(dtype) ? ceilings.int8_ops : ceilings.f32_ops;
+}
+
+// Stored weights of random bits; all their scales are small numbers, so that nothing overflows or is subnormal.
+PackedMatrix random_matrix(DType dtype, Shape shape) {
+  std::mt19937 random(1);
+  std::vector<std::byte> file(static_cast<std::size_t>(shape.outputs * row_bytes(dtype, shape.inputs)));
+  for (std::byte& byte : file) byte = static_cast<std::byte>(random() & 0x33);
+  return PackedMatrix::pack(dtype, shape.outputs, shape.inputs, file, pool());
+}
+
+void run_gemm(benchmark::State& state, DType dtype, Shape shape, std::int64_t num_rows) {
+  std::vector<PackedMatrix> weights;
+  do {
+    weights.push_back(random_matrix(dtype, shape));
+  } while (num_rows == 1 && weights.size() * weights.front().nbytes() < uncached_bytes);
+  std::vector<float> x(static_cast<std::size_t>(num_rows * shape.inputs), 0.5f);
+  std::vector<float> y(static_cast<std::size_t>(num_rows * shape.outputs));
+  GemmWorkspace workspace;
+  std::size_t turn = 0;
+  for (auto _ : state) {
+    const GemmPart part{&weights[turn++ % weights.size()], nullptr, 0};
+    gemm({{&part, 1}, x.data(), num_rows, y.data(), shape.outputs}, workspace, pool());
+    benchmark::ClobberMemory();
+  }
+  using benchmark::Counter;
+  const auto runs = static_cast<double>(state.iterations());
+  const double bytes = runs * static_cast<double>(weights.front().nbytes());
+  const double ops = runs * 2.0 * static_cast<double>(num_rows * shape.outputs * shape.inputs);
+  state.counters["GB/s"] = Counter(bytes / 1e9, Counter::kIsRate);
+  state.counters["of_bandwidth"] = Counter(bytes / read_bandwidth(), Counter::kIsRate);
+  state.counters["GOP/s"] = Counter(ops / 1e9, Counter::kIsRate);
+  if (peak_ops(dtype) > 0) state.counters["of_peak"] = Counter(ops / peak_ops(dtype), Counter::kIsRate);
+}
+
+[[maybe_unused]] const bool registered = [] {
+  for (DType dtype : dtypes) {
+    for (Shape shape : shapes) {
+      for (std::int64_t rows : {1, 4, 16, 64, 512}) {
+        if (rows > 64 && shape.outputs > 10000) continue;  // the head is asked for few rows only
+        const std::string name = "gemm/" + std::string(dtype_info(dtype).name) + "/" + std::to_string(shape.outputs) +
+                                 "x" + std::to_string(shape.inputs) + "/rows:" + std::to_string(rows);
+        benchmark::RegisterBenchmark(name.c_str(), run_gemm, dtype, shape, rows)
+            ->UseRealTime()
+            ->Unit(benchmark::kMicrosecond)
+            ->MinTime(0.2);
+      }
+    }
+  }
+  benchmark::AddCustomContext("instruction set", cpu_isa_name());
+  benchmark::AddCustomContext("threads", std::to_string(pool().num_threads()));
+  benchmark::AddCustomContext("read bandwidth, GB/s", std::to_string(read_bandwidth() / 1e9));
+  benchmark::AddCustomContext("int8 peak, GOP/s", std::to_string(peak_ops(DType::q8_0) / 1e9));
+  benchmark::AddCustomContext("f32 peak, GOP/s", std::to_string(peak_ops(DType::f32) / 1e9));
+  return true;
+}();
+
+}  // namespace
+}  // namespace minisgl

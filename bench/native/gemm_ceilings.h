@@ -1,0 +1,81 @@
+// What this processor's arithmetic units give at best: independent multiply-adds on registers, nothing loaded.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "core/thread_pool.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace minisgl::bench {
+
+struct Ceilings {
+  double int8_ops = 0;  // operations a second of all threads; a multiply and an add are two
+  double f32_ops = 0;
+};
+
+#if defined(__x86_64__)
+
+// One u8 x s8 step as the AVX2 kernels have it: maddubs, then an addition of 16 bits. 64 operations each.
+__attribute__((target("avx2"))) inline std::int64_t spin_int8(std::int64_t steps) {
+  __m256i sums[8], weights[2] = {_mm256_set1_epi8(3), _mm256_set1_epi8(5)}, x = _mm256_set1_epi8(-7);
+  for (__m256i& sum : sums) sum = _mm256_setzero_si256();
+  for (std::int64_t step = 0; step < steps; step += 8) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      asm("" : "+x"(x));  // the product is not a constant
+      sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(weights[i % 2], x));
+    }
+  }
+  for (int i = 1; i < 8; ++i) sums[0] = _mm256_add_epi16(sums[0], sums[i]);
+  return _mm256_extract_epi64(sums[0], 0);
+}
+constexpr double int8_ops_per_step = 64;
+
+__attribute__((target("avx2,fma"))) inline float spin_f32(std::int64_t steps) {
+  __m256 sums[10], a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(0.25f);
+  for (__m256& sum : sums) sum = _mm256_setzero_ps();
+  for (std::int64_t step = 0; step < steps; step += 10) {
+#pragma GCC unroll 10
+    for (__m256& sum : sums) sum = _mm256_fmadd_ps(a, b, sum);
+  }
+  for (int i = 1; i < 10; ++i) sums[0] = _mm256_add_ps(sums[0], sums[i]);
+  return _mm256_cvtss_f32(sums[0]);
+}
+constexpr double f32_ops_per_step = 16;
+
+template <typename Spin>
+double measure_ops(ThreadPool& pool, Spin spin, double ops_per_step) {
+  constexpr std::int64_t steps = 20'000'000;
+  std::vector<double> rates;
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.parallel_for(pool.num_threads(), [&](std::int64_t, int) {
+      volatile auto result = spin(steps);
+      static_cast<void>(result);
+    });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    rates.push_back(ops_per_step * steps * pool.num_threads() / seconds.count());
+  }
+  std::nth_element(rates.begin(), rates.begin() + 2, rates.end());
+  return rates[2];
+}
+
+inline Ceilings measure_ceilings(ThreadPool& pool) {
+  return {measure_ops(pool, spin_int8, int8_ops_per_step), measure_ops(pool, spin_f32, f32_ops_per_step)};
+}
+
+#else
+
+inline Ceilings measure_ceilings(ThreadPool&) {
+  return {};
+}  // no ceiling is known for this processor
+
+#endif
+
+}  // namespace minisgl::bench

@@ -1,0 +1,74 @@
+// Sampling one row of logits, beside one read of the row (4 bytes a token of the vocabulary).
+//
+// Argument: vocabulary. "peaked" rows are like a language model's, "flat" ones are the worst case of the filters.
+#include <benchmark/benchmark.h>
+
+#include <random>
+#include <vector>
+
+#include "kernels/sampling.h"
+
+namespace {
+
+using minisgl::SamplingParams;
+
+std::vector<float> make_logits(std::int64_t vocab, float spread) {
+  std::mt19937 generator(1);
+  std::normal_distribution<float> normal(0, spread);
+  std::vector<float> logits(vocab);
+  for (float& logit : logits) logit = normal(generator);
+  return logits;
+}
+
+SamplingParams filters(float temperature, int top_k, float top_p, float min_p) {
+  SamplingParams params;
+  params.temperature = temperature;
+  params.top_k = top_k;
+  params.top_p = top_p;
+  params.min_p = min_p;
+  return params;
+}
+
+void sample(benchmark::State& state, SamplingParams params, float spread) {
+  auto logits = make_logits(state.range(0), spread);
+  minisgl::SampleScratch scratch;
+  std::uint64_t position = 0;
+  for (auto _ : state) benchmark::DoNotOptimize(minisgl::sample(logits, params, {}, {}, position++, scratch));
+  state.SetBytesProcessed(state.iterations() * state.range(0) * 4);
+}
+
+void penalties(benchmark::State& state) {
+  auto logits = make_logits(state.range(0), 3.0f);
+  const minisgl::TokenCounts counts = {std::vector<std::uint8_t>(logits.size()),
+                                       std::vector<std::uint32_t>(logits.size())};
+  minisgl::SampleScratch scratch;
+  std::uint64_t position = 0;
+  SamplingParams params = filters(0.7f, 0, 0.9f, 0);
+  params.repetition_penalty = 1.1f;
+  for (auto _ : state) benchmark::DoNotOptimize(minisgl::sample(logits, params, counts, {}, position++, scratch));
+  state.SetBytesProcessed(state.iterations() * state.range(0) * 4);
+}
+
+void logprob(benchmark::State& state) {
+  const auto logits = make_logits(state.range(0), 3.0f);
+  std::vector<minisgl::TokenLogprob> top;
+  for (auto _ : state) benchmark::DoNotOptimize(minisgl::token_logprob(logits, 7, 20, top));
+  state.SetBytesProcessed(state.iterations() * state.range(0) * 4);
+}
+
+void vocabularies(benchmark::internal::Benchmark* benchmark) {
+  benchmark->Arg(49152)->Arg(151936)->Unit(benchmark::kMicrosecond);
+}
+
+BENCHMARK_CAPTURE(sample, greedy, filters(0, 0, 1, 0), 3.0f)->Apply(vocabularies);
+BENCHMARK_CAPTURE(sample, temperature, filters(0.7f, 0, 1, 0), 3.0f)->Apply(vocabularies);
+BENCHMARK_CAPTURE(sample, top_k_40, filters(0.7f, 40, 1, 0), 3.0f)->Apply(vocabularies);
+BENCHMARK_CAPTURE(sample, top_k_1000, filters(0.7f, 1000, 1, 0), 3.0f)->Apply(vocabularies);
+BENCHMARK_CAPTURE(sample, top_p_peaked, filters(0.7f, 0, 0.9f, 0), 3.0f)->Apply(vocabularies);
+BENCHMARK_CAPTURE(sample, top_p_flat, filters(0.7f, 0, 0.9f, 0), 0.1f)->Apply(vocabularies);
+BENCHMARK_CAPTURE(sample, min_p, filters(0.7f, 0, 1, 0.05f), 3.0f)->Apply(vocabularies);
+BENCHMARK_CAPTURE(sample, all_filters, filters(0.7f, 40, 0.9f, 0.05f), 3.0f)->Apply(vocabularies);
+BENCHMARK(penalties)->Apply(vocabularies);
+BENCHMARK(logprob)->Apply(vocabularies);
+
+}  // namespace

@@ -1,0 +1,229 @@
+// Python's view of the engine. Everything that can wait releases the GIL; drain() builds all outputs under one hold of
+// it.
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <memory>
+#include <string>
+
+#include "bind/bind.h"
+#include "bind/request_reader.h"
+#include "core/error.h"
+#include "engine/defaults.h"
+#include "engine/engine.h"
+#include "engine/host_limits.h"
+#include "gemm/gemm.h"
+
+namespace py = pybind11;
+
+namespace minisgl {
+namespace {
+
+const char* finish_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::none: return "";
+    case FinishReason::stop: return "stop";
+    case FinishReason::length: return "length";
+    case FinishReason::abort: return "abort";
+    case FinishReason::error: return "error";
+  }
+  return "?";
+}
+
+const char* error_name(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::none: return "";
+    case ErrorCode::invalid_request: return "invalid_request";
+    case ErrorCode::too_long: return "too_long";
+    case ErrorCode::queue_full: return "queue_full";
+    case ErrorCode::engine_failure: return "engine_failure";
+  }
+  return "?";
+}
+
+py::list top_list(const std::vector<TokenLogprob>& top) {
+  py::list list(top.size());
+  for (std::size_t i = 0; i < top.size(); ++i) list[i] = py::make_tuple(top[i].token, top[i].logprob);
+  return list;
+}
+
+py::tuple output_tuple(const RequestOutput& output) {
+  const std::size_t num_tokens = output.tokens.size(), num_prompt = output.prompt_logprobs.size();
+  py::list tokens(num_tokens);
+  for (std::size_t i = 0; i < num_tokens; ++i) tokens[i] = output.tokens[i].token;
+  py::object logprobs = py::none(), prompt_logprobs = py::none(), timings = py::none();
+  if (output.has_logprobs) {
+    py::list list(num_tokens);
+    for (std::size_t i = 0; i < num_tokens; ++i) {
+      list[i] = py::make_tuple(output.tokens[i].logprob, top_list(output.tokens[i].top));
+    }
+    logprobs = std::move(list);
+  }
+  if (num_prompt > 0) {
+    py::list list(num_prompt);
+    for (std::size_t i = 0; i < num_prompt; ++i) {
+      const TokenOutput& entry = output.prompt_logprobs[i];
+      const py::object logprob = i == 0 ? py::object(py::none()) : py::object(py::float_(entry.logprob));
+      list[i] = py::make_tuple(entry.token, logprob, top_list(entry.top));
+    }
+    prompt_logprobs = std::move(list);
+  }
+  if (output.finish != FinishReason::none) {
+    timings = py::make_tuple(output.queue_seconds, output.prefill_seconds, output.decode_seconds);
+  }
+  return py::make_tuple(output.id, tokens, finish_name(output.finish), error_name(output.error_code), output.error,
+                        logprobs, prompt_logprobs, timings);
+}
+
+using Progress = std::function<void(const std::string& phase, std::int64_t done, std::int64_t total)>;
+
+class PyEngine {
+ public:
+  PyEngine(const std::string& model_path, std::int64_t num_threads, const EngineSettings& settings,
+           const Progress& progress) {
+    auto pool = std::make_unique<ThreadPool>(choose_num_threads(num_threads));
+    num_threads_ = pool->num_threads();
+    std::unique_ptr<Model> model = load_model(model_path, *pool, [&](std::int64_t done, std::int64_t total) {
+      if (!progress) return;
+      const py::gil_scoped_acquire acquire;
+      progress("weights", done, total);
+    });
+    weight_bytes_ = model->weight_bytes();
+    weight_dtype_ = model->weight_dtype();
+    const EngineOptions options =
+        choose_options(settings, {model->spec(), weight_dtype_, weight_bytes_}, available_memory());
+    engine_ = std::make_shared<Engine>(std::move(model), std::move(pool), options);
+  }
+
+  Engine& engine() const { return *engine_; }
+  std::weak_ptr<Engine> weak_engine() const { return engine_; }
+
+  py::dict info() const {
+    const ModelSpec& spec = engine_->spec();
+    const EngineOptions& options = engine_->options();
+    py::dict info;
+    info["family"] = spec.family;
+    info["weight_dtype"] = std::string(dtype_info(weight_dtype_).name);
+    info["weight_bytes"] = weight_bytes_;
+    info["vocab_size"] = spec.vocab_size;
+    info["num_layers"] = spec.num_layers;
+    info["hidden_size"] = spec.hidden_size;
+    info["max_position"] = spec.max_position;
+    info["eos_token_ids"] = spec.eos_token_ids;
+    info["kv_dtype"] = std::string(dtype_info(options.kv_dtype).name);
+    info["num_pages"] = options.num_pages;
+    info["page_size"] = options.page_size;
+    info["kv_cache_tokens"] = options.num_pages * options.page_size;
+    info["kv_cache_bytes"] = options.num_pages * KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size);
+    info["max_seq_len"] = options.max_seq_len;
+    info["num_threads"] = num_threads_;
+    info["isa"] = cpu_isa_name();
+    info["max_running"] = options.max_running;
+    info["max_batch_tokens"] = options.max_batch_tokens;
+    info["max_waiting"] = options.max_waiting;
+    return info;
+  }
+
+ private:
+  std::shared_ptr<Engine> engine_;  // shared with nobody; the exit handler looks whether it is still there
+  int num_threads_ = 0;
+  std::int64_t weight_bytes_ = 0;
+  DType weight_dtype_ = DType::f32;
+};
+
+// The interpreter's end may come before the object's: the engine thread must not run into the destruction of statics.
+void stop_at_exit(const std::weak_ptr<Engine>& weak_engine) {
+  py::module_::import("atexit").attr("register")(py::cpp_function([weak_engine] {
+    const py::gil_scoped_release release;
+    if (const std::shared_ptr<Engine> engine = weak_engine.lock()) engine->stop();
+  }));
+}
+
+// Destroyed without the GIL: the destructor waits for the step at hand.
+struct DeleteWithoutGil {
+  void operator()(PyEngine* engine) const {
+    const py::gil_scoped_release release;
+    delete engine;
+  }
+};
+using PyEngineHolder = std::unique_ptr<PyEngine, DeleteWithoutGil>;
+
+PyEngineHolder make_engine(const std::string& model_path, std::int64_t num_threads, const std::string& kv_dtype,
+                           int page_size, std::int64_t kv_cache_tokens, std::int64_t max_seq_len,
+                           std::int64_t max_running, std::int64_t max_batch_tokens, std::int64_t max_waiting,
+                           const Progress& progress) {
+  const EngineSettings settings{.kv_dtype = kv_dtype,
+                                .page_size = page_size,
+                                .kv_cache_tokens = kv_cache_tokens,
+                                .max_seq_len = max_seq_len,
+                                .max_running = max_running,
+                                .max_batch_tokens = max_batch_tokens,
+                                .max_waiting = max_waiting};
+  PyEngineHolder engine;
+  {
+    const py::gil_scoped_release release;
+    engine.reset(new PyEngine(model_path, num_threads, settings, progress));
+  }
+  stop_at_exit(engine->weak_engine());
+  return engine;
+}
+
+py::list drain(const PyEngine& self) {
+  const std::vector<RequestOutput> outputs = self.engine().drain();
+  py::list list(outputs.size());
+  for (std::size_t i = 0; i < outputs.size(); ++i) list[i] = output_tuple(outputs[i]);
+  return list;
+}
+
+py::dict stats(const PyEngine& self) {
+  const EngineStats stats = self.engine().stats();
+  py::dict dict;
+  dict["num_running"] = stats.num_running;
+  dict["num_waiting"] = stats.num_waiting;
+  dict["pages_total"] = stats.pages_total;
+  dict["pages_free"] = stats.pages_free;
+  dict["num_preemptions"] = stats.num_preemptions;
+  dict["num_steps"] = stats.num_steps;
+  dict["prompt_tokens"] = stats.prompt_tokens;
+  dict["generated_tokens"] = stats.generated_tokens;
+  return dict;
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  py::class_<PyEngine, PyEngineHolder>(module, "Engine", "A model behind a scheduler, on a thread of its own.")
+      .def(py::init(&make_engine), py::arg("model_path"), py::kw_only(), py::arg("num_threads") = 0,
+           py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("kv_cache_tokens") = 0,
+           py::arg("max_seq_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 512,
+           py::arg("max_waiting") = 4096, py::arg("progress") = py::none(),
+           "Loads the weights, calling progress(phase, done, total) on this thread. 0 and 'auto' are chosen. Raises "
+           "InputError.")
+      .def_property_readonly("info", &PyEngine::info, "What was loaded and chosen.")
+      .def(
+          "start", [](const PyEngine& self) { self.engine().start(); }, "Starts the engine thread; once.")
+      .def(
+          "stop", [](const PyEngine& self) { self.engine().stop(); }, py::call_guard<py::gil_scoped_release>(),
+          "Ends the engine thread after the step at hand; live requests end with 'abort'. Idempotent.")
+      .def(
+          "submit", [](const PyEngine& self, const py::dict& request) { self.engine().submit(read_request(request)); },
+          py::arg("request"),
+          "Queues a request. A wrong type, an unknown or a missing field raises; what the engine can't serve comes "
+          "back as an output with finish reason 'error'.")
+      .def(
+          "abort", [](const PyEngine& self, std::uint64_t id) { self.engine().abort(id); }, py::arg("request_id"),
+          "Ends a request after the step at hand; unknown and finished ids are ignored.")
+      .def(
+          "event_fd", [](const PyEngine& self) { return self.engine().event_fd(); },
+          "A descriptor that is readable while outputs wait. It belongs to the engine.")
+      .def("drain", &drain,
+           "Takes all outputs: (id, token ids, finish reason, error code, error, logprobs, prompt logprobs, timings).")
+      .def("stats", &stats)
+      .def(
+          "failure", [](const PyEngine& self) { return self.engine().failure(); },
+          "What the engine thread died of, or ''.");
+}
+
+}  // namespace minisgl

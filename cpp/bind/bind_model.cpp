@@ -1,0 +1,158 @@
+// Python's view of a model without a scheduler: logits of every position. For tests and perplexity.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bind/bind.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+#include "engine/defaults.h"
+#include "models/decoder.h"
+
+namespace py = pybind11;
+
+namespace minisgl {
+namespace {
+
+constexpr std::int64_t default_chunk = 512;
+
+struct ModelOptions {
+  int num_threads;
+  std::string kv_dtype;
+  int page_size;
+  std::int64_t max_tokens;
+};
+
+class PyModel {
+ public:
+  PyModel(const std::string& path, const ModelOptions& options)
+      : pool_(choose_num_threads(options.num_threads)),
+        model_(load_model(path, pool_, {})),
+        cache_(make_cache(*model_, options)),
+        max_tokens_(cache_.num_pages() * cache_.page_size()) {
+    // Pages in reverse, so that a position is never its own place in memory.
+    page_table_.resize(static_cast<std::size_t>(cache_.num_pages()));
+    std::iota(page_table_.rbegin(), page_table_.rend(), 0);
+  }
+
+  py::array_t<float> forward(const std::vector<std::int32_t>& tokens,
+                             const std::optional<std::vector<std::int64_t>>& chunk_sizes) {
+    const std::vector<std::int64_t> chunks = checked_chunks(tokens, chunk_sizes);
+    py::array_t<float> logits({std::ssize(tokens), model_->spec().vocab_size});
+    float* out = logits.mutable_data();
+    const py::gil_scoped_release release;
+    std::int64_t start = 0;
+    for (const std::int64_t size : chunks) {
+      const std::span<const float> part = step(std::span(tokens).subspan(static_cast<std::size_t>(start)), start, size);
+      std::memcpy(out + start * model_->spec().vocab_size, part.data(), part.size_bytes());
+      start += size;
+    }
+    return logits;
+  }
+
+  py::dict info() const {
+    const ModelSpec& spec = model_->spec();
+    py::dict info;
+    info["family"] = spec.family;
+    info["weight_dtype"] = std::string(dtype_info(model_->weight_dtype()).name);
+    info["weight_bytes"] = model_->weight_bytes();
+    info["vocab_size"] = spec.vocab_size;
+    info["num_layers"] = spec.num_layers;
+    info["hidden_size"] = spec.hidden_size;
+    info["max_position"] = spec.max_position;
+    info["window"] = spec.window;
+    info["eos_token_ids"] = spec.eos_token_ids;
+    info["kv_dtype"] = std::string(dtype_info(cache_.dtype()).name);
+    return info;
+  }
+
+ private:
+  static KvCache make_cache(const Model& model, const ModelOptions& options) {
+    EngineSettings settings;
+    settings.kv_dtype = options.kv_dtype;
+    settings.page_size = options.page_size;
+    settings.kv_cache_tokens = options.max_tokens;
+    const ModelFacts facts{model.spec(), model.weight_dtype(), model.weight_bytes()};
+    const EngineOptions chosen = choose_options(settings, facts, std::numeric_limits<std::int64_t>::max() / 2);
+    return KvCache(model.spec(), chosen.kv_dtype, chosen.num_pages, chosen.page_size);
+  }
+
+  std::vector<std::int64_t> checked_chunks(const std::vector<std::int32_t>& tokens,
+                                           const std::optional<std::vector<std::int64_t>>& chunk_sizes) const {
+    const std::int64_t num_tokens = std::ssize(tokens);
+    const std::int64_t vocab_size = model_->spec().vocab_size;
+    if (num_tokens < 1 || num_tokens > max_tokens_) {
+      throw InputError(concat("token_ids must have 1 to ", max_tokens_, " ids, got ", num_tokens));
+    }
+    for (const std::int32_t token : tokens) {
+      if (token < 0 || token >= vocab_size) {
+        throw InputError(concat("token id ", token, " is outside the vocabulary of ", vocab_size));
+      }
+    }
+    std::vector<std::int64_t> chunks;
+    if (!chunk_sizes) {
+      for (std::int64_t start = 0; start < num_tokens; start += default_chunk) {
+        chunks.push_back(std::min(default_chunk, num_tokens - start));
+      }
+      return chunks;
+    }
+    std::int64_t covered = 0;
+    for (const std::int64_t size : *chunk_sizes) {
+      if (size < 1 || size > num_tokens - covered) throw InputError(concat("chunk size ", size, " is out of range"));
+      covered += size;
+    }
+    if (covered != num_tokens) throw InputError(concat("chunks hold ", covered, " of ", num_tokens, " tokens"));
+    return *chunk_sizes;
+  }
+
+  std::span<const float> step(std::span<const std::int32_t> rest, std::int64_t start, std::int64_t size) {
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(size));
+    std::vector<std::int32_t> rows(static_cast<std::size_t>(size));
+    std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(start));
+    std::iota(rows.begin(), rows.end(), 0);
+    const ops::SequenceRows sequence{.first_row = 0,
+                                     .num_rows = static_cast<std::int32_t>(size),
+                                     .start_position = static_cast<std::int32_t>(start),
+                                     .page_table = page_table_.data()};
+    return model_->forward({.tokens = rest.first(static_cast<std::size_t>(size)),
+                            .positions = positions,
+                            .sequences = {&sequence, 1},
+                            .logit_rows = rows},
+                           cache_);
+  }
+
+  ThreadPool pool_;
+  std::unique_ptr<Model> model_;
+  KvCache cache_;
+  std::int64_t max_tokens_;
+  std::vector<std::int32_t> page_table_;
+};
+
+std::unique_ptr<PyModel> make_model(const std::string& path, int num_threads, const std::string& kv_dtype,
+                                    int page_size, std::int64_t max_tokens) {
+  const py::gil_scoped_release release;
+  return std::make_unique<PyModel>(path, ModelOptions{num_threads, kv_dtype, page_size, max_tokens});
+}
+
+}  // namespace
+
+void bind_model(py::module_& module) {
+  py::class_<PyModel>(module, "Model", "A model without a scheduler. One thread at a time.")
+      .def(py::init(&make_model), py::arg("path"), py::kw_only(), py::arg("num_threads") = 0,
+           py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("max_tokens") = 4096)
+      .def("forward", &PyModel::forward, py::arg("token_ids"), py::kw_only(), py::arg("chunk_sizes") = py::none(),
+           "Logits of every position, f32 [len(token_ids), vocab_size], with a fresh cache. chunk_sizes: how the ids "
+           "are cut into steps, e.g. [1] * len(token_ids) to decode one by one; by default steps of 512.")
+      .def_property_readonly("info", &PyModel::info);
+}
+
+}  // namespace minisgl

@@ -1,0 +1,41 @@
+// The Python module minisgl._native.
+#include <pybind11/pybind11.h>
+
+#include "bind/bind.h"
+#include "core/bandwidth.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+#include "gemm/gemm.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "minisgl's engine. Internal: minisgl.LLM and minisgl-serve are the ways to use it.";
+  py::register_exception<minisgl::InputError>(module, "InputError", PyExc_ValueError).doc() =
+      "What the user gave cannot work; the message is one sentence to be shown as it is.";
+
+  module.def("cpu_isa", &minisgl::cpu_isa_name, "Instruction set that the CPU kernels were chosen for.");
+  module.def(
+      "build_info",
+      [] {
+        py::dict info;
+        info["cuda"] = MINISGL_CUDA_VERSION;
+        info["nccl"] = MINISGL_NCCL_VERSION;
+        info["compiler"] = __VERSION__;
+        info["version"] = MINISGL_VERSION;
+        return info;
+      },
+      "Versions that the module was built with: cuda and nccl (empty in a CPU-only build), compiler, version.");
+  module.def(
+      "measure_read_bandwidth",
+      [](int num_threads) {
+        minisgl::ThreadPool pool(num_threads);
+        return minisgl::measure_read_bandwidth(pool);
+      },
+      py::arg("num_threads"), py::call_guard<py::gil_scoped_release>(),
+      "Bytes per second that so many threads read from memory, here and now: the ceiling for benchmarks.");
+
+  minisgl::bind_engine(module);
+  minisgl::bind_model(module);
+  minisgl::bind_comm(module);
+}

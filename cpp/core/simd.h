@@ -1,0 +1,40 @@
+// Eight lanes of arithmetic in one vocabulary, for kernels that are compiled once per instruction set.
+//
+// A kernel file in <room>/cpu/ is compiled for each instruction set with that set's flags and MINISGL_ISA as the name
+// of the namespace its code lives in (minisgl_isa_sources in cpp/CMakeLists.txt):
+//
+//     #include "core/simd.h"
+//     namespace minisgl::MINISGL_ISA {
+//     void kernel(...) { ... }
+//     }
+//
+// Such a file must not instantiate inline functions or templates from outside this namespace (std::min, std::vector,
+// MINISGL_CHECK): the linker keeps one copy of them for the whole program, and might keep one made of instructions
+// that the processor lacks. Intrinsics, plain C functions, `static` functions and this header are fine.
+//
+// What each set defines (lanes are numbered from the lowest address):
+//   F32x8            + - *; zero, splat, load, store, load_f16, store_f16, load_bf16, store_bf16; fma(a, b, c) = a * b
+//   + c;
+//                    div, sqrt, min, max, abs, round (nearest, ties to even), pow2 (2^n, integral n in [-126, 127]);
+//                    reduce_add, reduce_max (one fixed order)
+//   I32x8            + -; zero, splat, load, store; to_f32; to_i32 (nearest, ties to even); load_u8, load_i8 widen 8
+//   bytes;
+//                    shift_left<n>
+//   U8x32            32 bytes, 8 lanes of 4: |; load; low_nibbles, high_nibbles; two_bits_to_4<from>
+//   DotU4, DotU8, DotScaledU6, ScalePairs   exact integer dot products; each lane holds 4 weights and meets the same
+//                    4 activations in [-128, 127]
+// min and max return the second operand when one is NaN. fma rounds once on x86 and twice in the portable set.
+#pragma once
+
+#ifndef MINISGL_ISA
+#error "core/simd.h is for files compiled through minisgl_isa_sources"
+#endif
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(MINISGL_ISA_AVX2) || defined(MINISGL_ISA_AVX512VNNI)
+#include "core/simd_x86.h"
+#else
+#include "core/simd_portable.h"
+#endif

@@ -1,0 +1,121 @@
+// The memory budget and the limits that follow from it.
+#include "engine/defaults.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+
+#include "core/error.h"
+#include "engine/host_limits.h"
+#include "sched/scheduler.h"
+
+namespace minisgl {
+namespace {
+
+constexpr std::int64_t usual_cache_tokens = 16384;
+constexpr std::int64_t least_cache_tokens = 1024;  // a cache chosen smaller than that would surprise
+constexpr double usable_share = 0.9;               // of the available memory; the rest is for everybody else
+
+void require_range(const char* flag, std::int64_t value, std::int64_t low, std::int64_t high) {
+  if (value < low || value > high) {
+    throw InputError(concat(flag, " must be between ", low, " and ", high, ", got ", value));
+  }
+}
+
+DType choose_kv_dtype(const std::string& name, DType weight_dtype) {
+  if (name == "auto") {
+    return weight_dtype == DType::f32 || weight_dtype == DType::bf16 ? weight_dtype : DType::f16;
+  }
+  const std::optional<DType> dtype = dtype_from_name(name);
+  if (!dtype || is_quantized(*dtype)) throw InputError("--kv-dtype must be auto, f16, bf16 or f32, got " + name);
+  return *dtype;
+}
+
+std::string mebibytes(std::int64_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.*f MiB", bytes < 10 * 1048576 ? 1 : 0, static_cast<double>(bytes) / 1048576);
+  return text;
+}
+
+struct Budget {
+  std::int64_t weights, workspace, available, bytes_per_page;
+  int page_size;
+
+  std::int64_t pages_that_fit() const {
+    const auto usable = static_cast<std::int64_t>(usable_share * static_cast<double>(available)) - workspace;
+    return std::max<std::int64_t>(0, usable / bytes_per_page);
+  }
+  [[noreturn]] void refuse(std::int64_t num_pages, const char* flag) const {
+    const std::int64_t fit = pages_that_fit() * page_size;
+    const std::string advice =
+        fit > 0 ? concat("set ", flag, " to at most ", fit)
+                : std::string("lower --max-batch-tokens: the workspace leaves nothing for the cache");
+    throw InputError(concat("not enough memory for a KV cache of ", num_pages * page_size, " tokens: weights ",
+                            mebibytes(weights), " (already loaded), KV cache ", mebibytes(num_pages * bytes_per_page),
+                            ", workspace ", mebibytes(workspace), ", available ", mebibytes(available), " of which ",
+                            usable_share * 100, "% may be used; ", advice));
+  }
+};
+
+}  // namespace
+
+std::int64_t workspace_bytes(const ModelSpec& spec, std::int64_t max_batch_tokens, std::int64_t max_running) {
+  const std::int64_t qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim;
+  const std::int64_t row = 4 * spec.hidden_size + qkv + spec.num_heads * spec.head_dim + 4 * spec.intermediate_size;
+  const std::int64_t num_logits = std::min(max_running, max_batch_tokens) + SchedulerOptions{}.max_prompt_logits;
+  return 4 * (max_batch_tokens * row + num_logits * spec.vocab_size);
+}
+
+EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& model, std::int64_t available_bytes) {
+  constexpr std::int64_t many = std::numeric_limits<std::int32_t>::max();
+  const ModelSpec& spec = model.spec;
+  require_range("--page-size", settings.page_size, 1, 1024);
+  require_range("--kv-cache-tokens", settings.kv_cache_tokens, 0, many);
+  require_range("--max-running", settings.max_running, 1, 65536);
+  require_range("--max-batch-tokens", settings.max_batch_tokens, 1, 65536);
+  require_range("--max-waiting", settings.max_waiting, 0, many);
+  if (settings.max_seq_len < 0 || settings.max_seq_len > spec.max_position) {
+    throw InputError(concat("--max-seq-len must be between 0 and the model's ", spec.max_position, " positions, got ",
+                            settings.max_seq_len));
+  }
+  if (settings.kv_cache_tokens > 0 && settings.max_seq_len > settings.kv_cache_tokens) {
+    throw InputError(concat("--max-seq-len ", settings.max_seq_len, " is more than --kv-cache-tokens ",
+                            settings.kv_cache_tokens, ": one request must fit the cache"));
+  }
+
+  EngineOptions options;
+  options.page_size = settings.page_size;
+  options.kv_dtype = choose_kv_dtype(settings.kv_dtype, model.weight_dtype);
+  options.max_batch_tokens = settings.max_batch_tokens;
+  options.max_running = std::min(settings.max_running, settings.max_batch_tokens);
+  options.max_waiting = settings.max_waiting;
+
+  const Budget budget{.weights = model.weight_bytes,
+                      .workspace = workspace_bytes(spec, options.max_batch_tokens, options.max_running),
+                      .available = available_bytes,
+                      .bytes_per_page = KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size),
+                      .page_size = options.page_size};
+  const auto pages_for = [&](std::int64_t tokens) { return (tokens + options.page_size - 1) / options.page_size; };
+  const std::int64_t fit = budget.pages_that_fit();
+  if (settings.kv_cache_tokens > 0) {
+    options.num_pages = pages_for(settings.kv_cache_tokens);
+    if (options.num_pages > fit) budget.refuse(options.num_pages, "--kv-cache-tokens");
+  } else {
+    const std::int64_t wanted = pages_for(std::max(usual_cache_tokens, settings.max_seq_len));
+    const std::int64_t least =
+        pages_for(settings.max_seq_len > 0 ? settings.max_seq_len : std::min(least_cache_tokens, spec.max_position));
+    options.num_pages = std::min(wanted, fit);
+    if (options.num_pages < least)
+      budget.refuse(least, settings.max_seq_len > 0 ? "--max-seq-len" : "--kv-cache-tokens");
+  }
+  options.max_seq_len = settings.max_seq_len > 0 ? settings.max_seq_len
+                                                 : std::min(spec.max_position, options.num_pages * options.page_size);
+  return options;
+}
+
+int choose_num_threads(std::int64_t num_threads) {
+  require_range("--threads", num_threads, 0, 1024);
+  return num_threads > 0 ? static_cast<int>(num_threads) : usable_processors();
+}
+
+}  // namespace minisgl

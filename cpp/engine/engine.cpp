@@ -1,0 +1,316 @@
+// The engine thread: take commands, plan, execute, deliver, once a step.
+#include "engine/engine.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <csignal>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "core/error.h"
+#include "engine/completion_queue.h"
+#include "engine/executor.h"
+#include "engine/inbox.h"
+#include "engine/live_requests.h"
+#include "engine/validation.h"
+#include "sched/scheduler.h"
+
+namespace minisgl {
+namespace {
+
+const EngineOptions& checked(const EngineOptions& options, const ModelSpec& spec) {
+  MINISGL_CHECK(options.page_size >= 1 && options.num_pages >= 1, options.num_pages, " pages of ", options.page_size);
+  MINISGL_CHECK(options.max_seq_len >= 1 && options.max_seq_len <= spec.max_position, "max_seq_len is ",
+                options.max_seq_len, ", the model's positions are ", spec.max_position);
+  MINISGL_CHECK(options.max_seq_len <= options.num_pages * options.page_size, "max_seq_len ", options.max_seq_len,
+                " does not fit ", options.num_pages, " pages of ", options.page_size);
+  MINISGL_CHECK(options.max_waiting >= 0, "max_waiting is ", options.max_waiting);
+  return options;
+}
+
+SchedulerOptions scheduler_options(const EngineOptions& options) {
+  return {.num_pages = options.num_pages,
+          .page_size = options.page_size,
+          .max_running = options.max_running,
+          .max_batch_tokens = options.max_batch_tokens};
+}
+
+// What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
+std::vector<std::int32_t> stop_tokens_of(const Request& request, const ModelSpec& spec) {
+  std::vector<std::int32_t> tokens = request.stop_token_ids;
+  if (!request.ignore_eos) tokens.insert(tokens.end(), spec.eos_token_ids.begin(), spec.eos_token_ids.end());
+  std::sort(tokens.begin(), tokens.end());
+  tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
+  return tokens;
+}
+
+RequestOutput error_output(std::uint64_t id, ErrorCode code, std::string message) {
+  return {.id = id, .finish = FinishReason::error, .error_code = code, .error = std::move(message)};
+}
+
+// A thread that leaves every signal to the others.
+template <typename Body>
+std::thread start_thread_without_signals(Body body) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::thread thread(std::move(body));
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return thread;
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  Impl(std::unique_ptr<Model> model, std::unique_ptr<ThreadPool> pool, const EngineOptions& options);
+
+  void run() noexcept;
+  void take_commands(bool wait);
+  void admit(Submission submission);
+  void abort(std::uint64_t id);
+  void step();
+  void release(std::uint64_t id);
+  void deliver();
+  void end_all(const std::string& failure);
+
+  const EngineOptions options;
+  // The executor's model and threads outlive it: members are destroyed from the last to the first.
+  const std::unique_ptr<ThreadPool> pool;
+  const std::unique_ptr<Model> model;
+
+  // Shared by all threads; each has its own lock.
+  Inbox inbox;
+  CompletionQueue completions;
+  mutable std::mutex status_mutex;  // guards the next two
+  EngineStats stats;
+  std::string failure;
+  std::mutex lifecycle_mutex;  // start and stop, one at a time; guards the next two
+  std::thread thread;
+  bool stopped = false;
+
+  // Of the engine thread alone.
+  Scheduler scheduler;
+  Executor executor;
+  LiveRequests live;
+  std::vector<Command> commands;
+  std::vector<RequestOutput> outputs;  // of this turn
+  std::vector<std::uint64_t> ended;    // of this turn
+  std::uint64_t num_steps = 0;
+  bool running = true;
+};
+
+Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<ThreadPool> pool_, const EngineOptions& options_)
+    : options(checked(options_, model_->spec())),
+      pool(std::move(pool_)),
+      model(std::move(model_)),
+      inbox(options.max_running + options.max_waiting),
+      scheduler(scheduler_options(options)),
+      executor(*model, *pool, KvCache(model->spec(), options.kv_dtype, options.num_pages, options.page_size)) {
+  deliver();  // the first statistics
+}
+
+void Engine::Impl::run() noexcept {
+  std::string what;
+  try {
+    while (running) {
+      take_commands(!scheduler.has_work());
+      if (running) step();
+      deliver();
+    }
+  } catch (const std::exception& error) {
+    what = error.what();
+    if (what.empty()) what = "an exception without a message";
+  } catch (...) {
+    what = "an exception of an unknown type";
+  }
+  end_all(what);
+}
+
+void Engine::Impl::take_commands(bool wait) {
+  running = inbox.take(wait, commands);
+  for (Command& command : commands) {
+    if (auto* submission = std::get_if<Submission>(&command)) {
+      admit(std::move(*submission));
+    } else {
+      abort(std::get<Abort>(command).id);
+    }
+  }
+  if (running) return;
+  for (const std::uint64_t id : live.ids()) abort(id);
+}
+
+void Engine::Impl::admit(Submission submission) {
+  Request& request = submission.request;
+  std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
+  live.add(request, stop_tokens, submission.time);
+  executor.add(request.id, {.params = std::move(request.sampling),
+                            .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
+                            .min_tokens = request.min_tokens,
+                            .stop_tokens = std::move(stop_tokens),
+                            .logprobs = request.logprobs,
+                            .prompt_logprobs = request.prompt_logprobs});
+  scheduler.add({.id = request.id,
+                 .prompt = std::move(request.prompt),
+                 .max_tokens = request.max_tokens,
+                 .score_prompt = request.prompt_logprobs >= 0});
+}
+
+void Engine::Impl::abort(std::uint64_t id) {
+  if (!live.contains(id)) return;  // finished since
+  outputs.push_back(live.end(id, FinishReason::abort, Clock::now()));
+  release(id);
+}
+
+void Engine::Impl::step() {
+  const StepPlan& plan = scheduler.plan();
+  if (plan.empty()) return;
+  live.mark_started(plan, Clock::now());
+  std::vector<TokenOutput> results = executor.execute(plan);
+  ++num_steps;
+
+  std::vector<std::int32_t> sampled;
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    if (plan.targets[i].token == LogitTarget::kSample) sampled.push_back(results[i].token);
+  }
+  scheduler.complete(sampled);
+  for (RequestOutput& output : live.collect(plan, results, Clock::now())) {
+    if (output.finish != FinishReason::none) {
+      live.erase(output.id);
+      release(output.id);
+    }
+    outputs.push_back(std::move(output));
+  }
+  if (options.check_invariants) scheduler.check();
+}
+
+// The one way out for a sequence: its pages and its place on the ranks.
+void Engine::Impl::release(std::uint64_t id) {
+  scheduler.remove(id);
+  executor.remove(id);
+  ended.push_back(id);
+}
+
+// Whoever sees an output finds statistics that contain it, and may use an ended id again.
+void Engine::Impl::deliver() {
+  {
+    const std::lock_guard lock(status_mutex);
+    stats = {.num_running = scheduler.num_running(),
+             .num_waiting = scheduler.num_waiting(),
+             .pages_total = scheduler.pages().num_total(),
+             .pages_free = scheduler.pages().num_free(),
+             .num_preemptions = scheduler.num_preemptions(),
+             .num_steps = num_steps,
+             .prompt_tokens = live.counts().prompt_tokens,
+             .generated_tokens = live.counts().generated_tokens};
+  }
+  inbox.forget(ended);
+  ended.clear();
+  completions.publish(std::exchange(outputs, {}));
+}
+
+// Closes the door and ends whoever is still inside. After a failure nothing of the scheduler is touched any more.
+void Engine::Impl::end_all(const std::string& what) {
+  const bool failed = !what.empty();
+  const std::string message = "the engine failed: " + what;
+  if (failed) {
+    const std::lock_guard lock(status_mutex);
+    failure = what;
+    stats.num_running = stats.num_waiting = 0;
+  }
+  std::vector<RequestOutput> last = std::exchange(outputs, {});  // made before it went wrong, as good as ever
+  inbox.forget(ended);
+  for (const std::uint64_t id : inbox.close()) {
+    last.push_back(failed ? error_output(id, ErrorCode::engine_failure, message)
+                          : RequestOutput{.id = id, .finish = FinishReason::abort});
+  }
+  completions.publish(std::move(last));
+}
+
+Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<ThreadPool> pool, const EngineOptions& options)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(pool), options)) {}
+
+Engine::~Engine() {
+  stop();
+}
+
+void Engine::start() {
+  const std::lock_guard lock(impl_->lifecycle_mutex);
+  MINISGL_CHECK(!impl_->thread.joinable() && !impl_->stopped, "an engine starts once");
+  impl_->thread = start_thread_without_signals([impl = impl_.get()] {
+    pthread_setname_np(pthread_self(), "minisgl-engine");
+    impl->run();
+  });
+}
+
+void Engine::stop() {
+  const std::lock_guard lock(impl_->lifecycle_mutex);
+  if (std::exchange(impl_->stopped, true)) return;
+  impl_->inbox.request_stop();
+  if (impl_->thread.joinable()) {
+    impl_->thread.join();
+  } else {
+    impl_->run();  // never started: nobody else ends what was submitted
+  }
+}
+
+void Engine::submit(Request request) {
+  const std::uint64_t id = request.id;
+  if (std::optional<RequestFault> fault = find_fault(request, spec(), options())) {
+    impl_->completions.publish({error_output(id, fault->code, std::move(fault->message))});
+    return;
+  }
+  switch (impl_->inbox.submit(std::move(request))) {
+    case Inbox::Answer::accepted: return;
+    case Inbox::Answer::duplicate:
+      impl_->completions.publish(
+          {error_output(id, ErrorCode::invalid_request, concat("a request with id ", id, " is live"))});
+      return;
+    case Inbox::Answer::full:
+      impl_->completions.publish({error_output(
+          id, ErrorCode::queue_full,
+          concat("the queue is full: ", options().max_running, " requests run and ", options().max_waiting, " wait"))});
+      return;
+    case Inbox::Answer::closed:
+      const std::string what = failure();
+      impl_->completions.publish({error_output(id, ErrorCode::engine_failure,
+                                               what.empty() ? "the engine is stopped" : "the engine failed: " + what)});
+      return;
+  }
+}
+
+void Engine::abort(std::uint64_t id) {
+  impl_->inbox.abort(id);
+}
+
+int Engine::event_fd() const {
+  return impl_->completions.event_fd();
+}
+
+std::vector<RequestOutput> Engine::drain() {
+  return impl_->completions.drain();
+}
+
+EngineStats Engine::stats() const {
+  const std::int64_t num_submissions = impl_->inbox.num_submissions();
+  const std::lock_guard lock(impl_->status_mutex);
+  EngineStats stats = impl_->stats;
+  stats.num_waiting += num_submissions;
+  return stats;
+}
+
+const ModelSpec& Engine::spec() const {
+  return impl_->model->spec();
+}
+
+const EngineOptions& Engine::options() const {
+  return impl_->options;
+}
+
+std::string Engine::failure() const {
+  const std::lock_guard lock(impl_->status_mutex);
+  return impl_->failure;
+}
+
+}  // namespace minisgl

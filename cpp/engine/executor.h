@@ -1,0 +1,70 @@
+// Runs step plans on one rank: cache, page tables, forward pass, sampling. Decides nothing: what to compute is in the
+// plan, what a token means for its request is the engine's business.
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "core/thread_pool.h"
+#include "engine/engine.h"
+#include "kernels/sampling.h"
+#include "models/decoder.h"
+#include "sched/step_plan.h"
+
+namespace minisgl {
+
+// What a rank must know of a sequence to sample for it; constant over its life.
+struct SequenceSampling {
+  SamplingParams params;
+  std::int64_t prompt_len = 0;
+  std::int64_t min_tokens = 0;
+  std::vector<std::int32_t> stop_tokens;  // never sampled before min_tokens
+  std::int32_t logprobs = -1;             // as in Request
+  std::int32_t prompt_logprobs = -1;      // as in Request
+};
+
+class Executor {
+ public:
+  // `model` and `pool` outlive the executor.
+  Executor(Model& model, ThreadPool& pool, KvCache cache);
+
+  // A sequence exists from add() to remove(), across preemptions. Plans name no others.
+  void add(SequenceId id, SequenceSampling sampling);
+  void remove(SequenceId id);
+
+  // Computes the plan's rows and returns one entry for each of its logit rows, in order: the token drawn, or the prompt
+  // token that was scored. Log probabilities are filled in where the sequence asked for them.
+  std::vector<TokenOutput> execute(const StepPlan& plan);
+
+ private:
+  struct LiveSequence {
+    SequenceSampling sampling;
+    std::vector<PageId> page_table = {};
+    TokenCounts counts = {};  // allocated with the first row
+    bool started = false;
+  };
+  // Buffers of one thread of the pool.
+  struct Scratch {
+    SampleScratch sample;
+    std::vector<float> logits;  // [vocab] what the sampler may change while the original is still needed
+  };
+
+  void build_batch(const StepPlan& plan);
+  void count_prompt(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan);
+  void read_logits(std::span<float> logits, const SequenceStep& step, std::int32_t target, LiveSequence& sequence,
+                   Scratch& scratch, TokenOutput& output);
+
+  Model& model_;
+  ThreadPool& pool_;
+  KvCache cache_;
+  std::unordered_map<SequenceId, LiveSequence> sequences_;
+  std::vector<Scratch> scratch_;  // [num_threads]
+
+  // Of the step at hand.
+  std::vector<LiveSequence*> live_;      // [plan.sequences]
+  std::vector<std::int32_t> positions_;  // [num_rows]
+  std::vector<ops::SequenceRows> rows_;  // [plan.sequences]
+};
+
+}  // namespace minisgl

@@ -1,0 +1,70 @@
+// One mutex, held for a few instructions; the engine thread sleeps on the condition variable when it has no work.
+#include "engine/inbox.h"
+
+#include <utility>
+
+namespace minisgl {
+
+Inbox::Answer Inbox::submit(Request request) {
+  Submission submission{std::move(request), std::chrono::steady_clock::now()};
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) return Answer::closed;
+    if (live_.contains(submission.request.id)) return Answer::duplicate;
+    if (static_cast<std::int64_t>(live_.size()) >= max_live_) return Answer::full;
+    live_.insert(submission.request.id);
+    commands_.emplace_back(std::move(submission));
+    ++num_submissions_;
+  }
+  changed_.notify_one();
+  return Answer::accepted;
+}
+
+void Inbox::abort(std::uint64_t id) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_ || !live_.contains(id)) return;
+    commands_.emplace_back(Abort{id});
+  }
+  changed_.notify_one();
+}
+
+void Inbox::request_stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_one();
+}
+
+std::int64_t Inbox::num_submissions() const {
+  const std::lock_guard lock(mutex_);
+  return num_submissions_;
+}
+
+bool Inbox::take(bool wait, std::vector<Command>& commands) {
+  commands.clear();
+  std::unique_lock lock(mutex_);
+  if (wait) changed_.wait(lock, [this] { return stopping_ || !commands_.empty(); });
+  commands_.swap(commands);
+  num_submissions_ = 0;
+  return !stopping_;
+}
+
+void Inbox::forget(std::span<const std::uint64_t> ids) {
+  if (ids.empty()) return;
+  const std::lock_guard lock(mutex_);
+  for (const std::uint64_t id : ids) live_.erase(id);
+}
+
+std::vector<std::uint64_t> Inbox::close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  commands_.clear();
+  num_submissions_ = 0;
+  const std::vector<std::uint64_t> ids(live_.begin(), live_.end());
+  live_.clear();
+  return ids;
+}
+
+}  // namespace minisgl

@@ -1,0 +1,57 @@
+// The door of the engine: what others ask for, until the engine thread takes it. Thread-safe; knows which ids are live,
+// so that it can refuse at once.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <span>
+#include <unordered_set>
+#include <variant>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace minisgl {
+
+struct Submission {
+  Request request;
+  std::chrono::steady_clock::time_point time;
+};
+struct Abort {
+  std::uint64_t id;
+};
+using Command = std::variant<Submission, Abort>;
+
+class Inbox {
+ public:
+  enum class Answer : std::uint8_t { accepted, duplicate, full, closed };
+
+  // Accepts at most `max_live` requests that are not forgotten yet.
+  explicit Inbox(std::int64_t max_live) : max_live_(max_live) {}
+
+  Answer submit(Request request);
+  void abort(std::uint64_t id);  // nothing for ids that are not live
+  void request_stop();
+  std::int64_t num_submissions() const;  // that the engine thread did not take yet
+
+  // Takes all commands in order, first waiting for one (or for the stop) when `wait`. False when the engine is to stop.
+  bool take(bool wait, std::vector<Command>& commands);
+  // These requests have ended; their ids may be used again.
+  void forget(std::span<const std::uint64_t> ids);
+  // Refuses everything from now on and returns the ids that are still live.
+  std::vector<std::uint64_t> close();
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Command> commands_;
+  std::unordered_set<std::uint64_t> live_;
+  std::int64_t max_live_;
+  std::int64_t num_submissions_ = 0;
+  bool stopping_ = false;
+  bool closed_ = false;
+};
+
+}  // namespace minisgl

@@ -1,0 +1,21 @@
+// What a request must satisfy before the engine takes it: everything that does not depend on the other requests.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "engine/engine.h"
+
+namespace minisgl {
+
+inline constexpr std::int32_t max_logprobs = 20;  // alternatives that a request may ask for
+
+struct RequestFault {
+  ErrorCode code;
+  std::string message;  // a sentence for the client: the field, its value, what is allowed
+};
+
+// Nothing when the request can be served. `options` as the engine holds them.
+std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& spec, const EngineOptions& options);
+
+}  // namespace minisgl

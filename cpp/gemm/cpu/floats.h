@@ -1,0 +1,33 @@
+// The kernel that f32, f16 and bf16 share: weights widened in registers, activations f32, one fused multiply-add for
+// each input column in order.
+#pragma once
+
+#include "gemm/cpu/tile.h"
+
+namespace minisgl::MINISGL_ISA {
+
+// Load: `static F32x8 load(const std::byte*)` and `bytes`, the size of one weight.
+template <typename Load>
+struct FloatFormat {
+  using Activation = float;
+  static constexpr int block_cols = 1, block_bytes = group_rows * Load::bytes, activations_per_block = 1;
+
+  template <int rows>
+  static void multiply(const std::byte* weights, const std::byte* x, std::int64_t stride, F32x8 (&sums)[rows]) {
+    const F32x8 w = Load::load(weights);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) sums[r] = fma(F32x8::splat(*activations_of<float>(x, r, stride)), w, sums[r]);
+  }
+};
+
+// One row: four groups at once, so that their chains of additions overlap. More rows: tiles that fill the registers.
+template <typename Load>
+inline void multiply_floats_one_row(const KernelArgs& args) {
+  multiply_all<FloatFormat<Load>, 1, 4>(args);
+}
+template <typename Load>
+inline void multiply_floats(const KernelArgs& args) {
+  multiply_all<FloatFormat<Load>, 4, 2>(args);
+}
+
+}  // namespace minisgl::MINISGL_ISA

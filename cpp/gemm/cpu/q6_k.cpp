@@ -1,0 +1,52 @@
+// Q6_K: w = d * scale * (q - 32), q in [0, 63], scale int8 for each 16 columns. Floor: 210 bytes for each 256 weights.
+#include "gemm/cpu/kernels.h"
+#include "gemm/cpu/tile.h"
+
+namespace minisgl::MINISGL_ISA {
+namespace {
+
+struct Q6_K {
+  using Activation = ActivationBlock;
+  static constexpr int block_cols = 256, block_bytes = q6_k_block_bytes, activations_per_block = 8;
+
+  // 16 columns: quads 0 to 3 (run 0, low nibbles) or 4 to 7 (run 1, high nibbles) of a part.
+  template <int run, int rows>
+  static void multiply_run(const std::byte* part, const std::byte* x, std::int64_t stride, ScalePairs scales,
+                           DotScaledU6 (&dots)[rows]) {
+    const U8x32 top = U8x32::load(part + nibble_bytes + 32 * run);
+    const auto low_bits = [part](int quad) {
+      const U8x32 nibbles = U8x32::load(part + 32 * quad);
+      return run == 0 ? low_nibbles(nibbles) : high_nibbles(nibbles);
+    };
+    const U8x32 quads[4] = {low_bits(0) | two_bits_to_4<0>(top), low_bits(1) | two_bits_to_4<2>(top),
+                            low_bits(2) | two_bits_to_4<4>(top), low_bits(3) | two_bits_to_4<6>(top)};
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+      dots[r].template add<run>(quads, activations_of<Activation>(x, r, stride)->q + 16 * run, scales);
+  }
+
+  template <int rows>
+  static void multiply(const std::byte* weights, const std::byte* x, std::int64_t stride, F32x8 (&sums)[rows]) {
+    const F32x8 d = F32x8::load_f16(weights);
+    const std::byte* part = weights + 16;
+    for (int i = 0; i < 8; ++i, part += q6_k_part_bytes, x += sizeof(Activation)) {
+      const ScalePairs scales = ScalePairs::load(part + nibble_bytes + 64);
+      DotScaledU6 dots[rows];
+      multiply_run<0>(part, x, stride, scales, dots);
+      multiply_run<1>(part, x, stride, scales, dots);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        const auto* block = activations_of<Activation>(x, r, stride);
+        sums[r] = fma(to_f32(dots[r].sum(scales, block->sums16)), d * F32x8::splat(block->scale), sums[r]);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void gemm_q6_k(const KernelArgs& args) {
+  multiply_all<Q6_K, 4, 1>(args);
+}
+
+}  // namespace minisgl::MINISGL_ISA

@@ -1,0 +1,102 @@
+// The loops that all kernels share: tiles of rows x groups, accumulated in registers over the whole input dimension.
+//
+// A lane is one output element, and its accumulator meets the blocks in their order, whatever the tile around it: that
+// is what makes a row's bits independent of its neighbours.
+#pragma once
+
+#include "core/simd.h"
+#include "gemm/kernel.h"
+#include "gemm/layout.h"
+
+namespace minisgl::MINISGL_ISA {
+
+// How far ahead of a single row's arithmetic weights are asked for.
+constexpr std::int64_t prefetch_bytes = 2048;
+
+template <int bytes>
+inline void prefetch_ahead(const std::byte* p) {
+#pragma GCC unroll 32
+  for (int offset = 0; offset < bytes; offset += 64) __builtin_prefetch(p + prefetch_bytes + offset, 0, 3);
+}
+
+// Adds the bias and writes the first `count` lanes.
+inline void store_outputs(F32x8 sums, const float* bias, std::int64_t count, float* y) {
+  if (count >= group_rows) {
+    (bias ? sums + F32x8::load(bias) : sums).store(y);
+    return;
+  }
+  float lanes[group_rows];
+  sums.store(lanes);
+  for (std::int64_t i = 0; i < count; ++i) y[i] = bias ? lanes[i] + bias[i] : lanes[i];
+}
+
+// A Format says how a block is multiplied:
+//   using Activation                 ActivationBlock or float
+//   block_cols, block_bytes          of a block of one group
+//   activations_per_block            how many Activations of a row meet one block
+//   multiply<rows>(weights, x, stride, sums)   adds one block's products to sums[rows]; row r's activations are at
+//                                    `stride` bytes after row r - 1's
+template <typename Format, int rows, int groups>
+inline void multiply_tile(const KernelArgs& args, std::int64_t row, std::int64_t group) {
+  const std::int64_t num_blocks = args.cols / Format::block_cols;
+  const std::int64_t group_bytes = num_blocks * Format::block_bytes;
+  const std::byte* weights = args.weights + group * group_bytes;
+  const std::byte* x = args.activations + row * args.activation_stride;
+  F32x8 sums[groups][rows];
+#pragma GCC unroll 8
+  for (int g = 0; g < groups; ++g)
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) sums[g][r] = F32x8::zero();
+  for (std::int64_t block = 0; block < num_blocks; ++block) {
+#pragma GCC unroll 8
+    for (int g = 0; g < groups; ++g) {
+      if constexpr (rows == 1) prefetch_ahead<Format::block_bytes>(weights + g * group_bytes);
+      Format::template multiply<rows>(weights + g * group_bytes, x, args.activation_stride, sums[g]);
+    }
+    weights += Format::block_bytes;
+    x += Format::activations_per_block * sizeof(typename Format::Activation);
+  }
+#pragma GCC unroll 8
+  for (int g = 0; g < groups; ++g) {
+    const std::int64_t output = (group + g) * group_rows;
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+      store_outputs(sums[g][r], args.bias ? args.bias + output : nullptr, args.num_outputs - output,
+                    args.y + (row + r) * args.y_stride + output);
+  }
+}
+
+template <typename Format, int rows, int groups>
+inline void multiply_rows(const KernelArgs& args, std::int64_t row) {
+  const std::int64_t num_groups = (args.num_outputs + group_rows - 1) / group_rows;
+  std::int64_t group = 0;
+  for (; group + groups <= num_groups; group += groups) multiply_tile<Format, rows, groups>(args, row, group);
+  if constexpr (groups > 1)
+    for (; group < num_groups; ++group) multiply_tile<Format, rows, 1>(args, row, group);
+}
+
+// The last `left` < max_rows + 1 rows, in one tile of exactly that many.
+template <typename Format, int max_rows, int groups>
+inline void multiply_last_rows(const KernelArgs& args, std::int64_t row, std::int64_t left) {
+  if constexpr (max_rows > 0) {
+    if (left == max_rows)
+      multiply_rows<Format, max_rows, groups>(args, row);
+    else
+      multiply_last_rows<Format, max_rows - 1, groups>(args, row, left);
+  }
+}
+
+// The whole kernel: tiles of `rows` x `groups`, then what is left of either.
+template <typename Format, int rows, int groups>
+inline void multiply_all(const KernelArgs& args) {
+  std::int64_t row = 0;
+  for (; row + rows <= args.num_rows; row += rows) multiply_rows<Format, rows, groups>(args, row);
+  multiply_last_rows<Format, rows - 1, groups>(args, row, args.num_rows - row);
+}
+
+template <typename Activation>
+inline const Activation* activations_of(const std::byte* x, int row, std::int64_t stride) {
+  return reinterpret_cast<const Activation*>(x + row * stride);
+}
+
+}  // namespace minisgl::MINISGL_ISA

@@ -1,0 +1,169 @@
+// Quantises the activations, cuts the product into tasks of some groups of outputs x some rows, runs the kernels.
+#include "gemm/gemm.h"
+
+#include <algorithm>
+#include <array>
+
+#include "core/error.h"
+#include "gemm/block_codec.h"
+#include "gemm/dispatch.h"
+#include "gemm/layout.h"
+
+namespace minisgl {
+namespace {
+
+constexpr std::size_t max_parts = 8;
+constexpr std::int64_t rows_per_task = 64;                // their activations stay in the second-level cache
+constexpr std::int64_t weight_bytes_per_task = 64 << 10;  // as do these, read again for each tile of rows
+constexpr std::int64_t tasks_per_thread = 4;              // enough to even out threads that are late
+constexpr std::int64_t inline_quantize_values = 8 << 10;  // fewer activations are not worth waking anybody
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// One part, cut: its tasks are all pairs of a chunk of groups and a chunk of rows.
+struct PartPlan {
+  const Kernel* kernel;
+  std::int64_t group_bytes;
+  std::int64_t num_groups;
+  std::int64_t groups_per_task;
+  std::int64_t num_group_chunks;
+  const std::byte* activations;
+  std::int64_t activation_stride;
+};
+
+struct Plan {
+  std::array<PartPlan, max_parts> parts;
+  std::int64_t rows_per_chunk;
+  std::int64_t num_row_chunks;
+  std::int64_t num_tasks = 0;
+};
+
+// Quantises all rows into the workspace: [num_rows, cols / 32] blocks.
+void quantize_rows(QuantizeFunction quantize, const GemmArgs& args, std::int64_t cols, ActivationBlock* blocks,
+                   ThreadPool& pool) {
+  const std::int64_t rows_a_task = std::max<std::int64_t>(1, inline_quantize_values / std::max<std::int64_t>(cols, 1));
+  pool.parallel_for(divide_up(args.num_rows, rows_a_task), [&](std::int64_t task, int) {
+    const std::int64_t end = std::min(args.num_rows, (task + 1) * rows_a_task);
+    for (std::int64_t row = task * rows_a_task; row < end; ++row)
+      quantize(args.x + row * cols, cols, blocks + row * (cols / 32));
+  });
+}
+
+// Fills in the activations of every part: quantised once for all that want them so, or x itself.
+void prepare_activations(const KernelTable& table, const GemmArgs& args, std::int64_t cols, Plan& plan,
+                         GemmWorkspace& workspace, ThreadPool& pool) {
+  const auto row_bytes = cols / 32 * static_cast<std::int64_t>(sizeof(ActivationBlock));
+  bool quantized = false;
+  for (std::size_t i = 0; i < args.parts.size(); ++i) {
+    PartPlan& part = plan.parts[i];
+    if (!is_quantized(part.kernel->dtype)) {
+      part.activations = reinterpret_cast<const std::byte*>(args.x);
+      part.activation_stride = cols * static_cast<std::int64_t>(sizeof(float));
+      continue;
+    }
+    if (!quantized) {
+      workspace.activations.reserve(static_cast<std::size_t>(args.num_rows * row_bytes));
+      quantize_rows(table.quantize, args, cols, workspace.activations.as<ActivationBlock>(), pool);
+      quantized = true;
+    }
+    part.activations = workspace.activations.data();
+    part.activation_stride = row_bytes;
+  }
+}
+
+Plan make_plan(const KernelTable& table, const GemmArgs& args, std::int64_t cols, int num_threads) {
+  Plan plan;
+  plan.num_row_chunks = divide_up(args.num_rows, rows_per_task);
+  plan.rows_per_chunk = divide_up(divide_up(args.num_rows, plan.num_row_chunks), 4) * 4;
+  plan.num_row_chunks = divide_up(args.num_rows, plan.rows_per_chunk);
+
+  std::int64_t total_bytes = 0;
+  for (std::size_t i = 0; i < args.parts.size(); ++i) {
+    const PackedMatrix& weight = *args.parts[i].weight;
+    PartPlan& part = plan.parts[i];
+    part.kernel = &find_gemm_kernel(table, weight.dtype(), args.num_rows);
+    part.group_bytes = cols / dtype_info(weight.dtype()).block_size * packed_block_bytes(weight.dtype());
+    part.num_groups = divide_up(weight.rows(), group_rows);
+    total_bytes += part.num_groups * part.group_bytes;
+  }
+  // Chunks of equal bytes: small enough for the cache when there are rows to reuse them, many enough for the threads.
+  const std::int64_t wanted_tasks =
+      num_threads == 1 ? 1 : divide_up(num_threads * tasks_per_thread, plan.num_row_chunks);
+  std::int64_t chunk_bytes = divide_up(total_bytes, wanted_tasks);
+  if (args.num_rows > 1) chunk_bytes = std::min(chunk_bytes, weight_bytes_per_task);
+  for (std::size_t i = 0; i < args.parts.size(); ++i) {
+    PartPlan& part = plan.parts[i];
+    part.groups_per_task = std::max<std::int64_t>(1, chunk_bytes / std::max<std::int64_t>(part.group_bytes, 1));
+    part.groups_per_task = divide_up(part.groups_per_task, 4) * 4;  // kernels take up to 4 groups at once
+    part.num_group_chunks = divide_up(part.num_groups, part.groups_per_task);
+    plan.num_tasks += part.num_group_chunks * plan.num_row_chunks;
+  }
+  return plan;
+}
+
+void run_task(const GemmArgs& args, const Plan& plan, std::int64_t cols, std::int64_t task) {
+  std::size_t index = 0;
+  while (task >= plan.parts[index].num_group_chunks * plan.num_row_chunks)
+    task -= plan.parts[index++].num_group_chunks * plan.num_row_chunks;
+  const GemmPart& part = args.parts[index];
+  const PartPlan& cut = plan.parts[index];
+  const std::int64_t first_group = task / plan.num_row_chunks * cut.groups_per_task;
+  const std::int64_t first_row = task % plan.num_row_chunks * plan.rows_per_chunk;
+  const std::int64_t first_output = first_group * group_rows;
+  cut.kernel->run({
+      .weights = part.weight->data() + first_group * cut.group_bytes,
+      .cols = cols,
+      .num_outputs = std::min(part.weight->rows() - first_output, cut.groups_per_task * group_rows),
+      .bias = part.bias ? part.bias + first_output : nullptr,
+      .activations = cut.activations + first_row * cut.activation_stride,
+      .activation_stride = cut.activation_stride,
+      .num_rows = std::min(plan.rows_per_chunk, args.num_rows - first_row),
+      .y = args.y + first_row * args.y_stride + part.column + first_output,
+      .y_stride = args.y_stride,
+  });
+}
+
+}  // namespace
+
+const KernelTable& gemm_kernel_table(CpuIsa isa) {
+#define MINISGL_RETURN_TABLE(name) \
+  if (isa == CpuIsa::name) return name::gemm_kernels;
+  MINISGL_FOR_EACH_ISA(MINISGL_RETURN_TABLE)
+#undef MINISGL_RETURN_TABLE
+  throw CheckError(concat("this build has no ", cpu_isa_label(isa), " kernels"));
+}
+
+const Kernel& find_gemm_kernel(const KernelTable& table, DType dtype, std::int64_t num_rows) {
+  const Kernel* best = nullptr;
+  for (int i = 0; i < table.num_kernels; ++i) {
+    const Kernel& kernel = table.kernels[i];
+    if (kernel.dtype == dtype && kernel.min_rows <= num_rows && (!best || kernel.min_rows > best->min_rows))
+      best = &kernel;
+  }
+  MINISGL_CHECK(best != nullptr, "no kernel for ", num_rows, " rows of ", dtype_info(dtype).name);
+  return *best;
+}
+
+void gemm_with(const KernelTable& table, const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool) {
+  if (args.num_rows == 0 || args.parts.empty()) return;
+  MINISGL_CHECK(args.parts.size() <= max_parts, "got ", args.parts.size(), " parts");
+  const std::int64_t cols = args.parts.front().weight->cols();
+  for (const GemmPart& part : args.parts)
+    MINISGL_CHECK(part.weight->cols() == cols, "parts read ", cols, " and ", part.weight->cols(), " features");
+  Plan plan = make_plan(table, args, cols, pool.num_threads());
+  prepare_activations(table, args, cols, plan, workspace, pool);
+  pool.parallel_for(plan.num_tasks, [&](std::int64_t task, int) { run_task(args, plan, cols, task); });
+}
+
+void gemm(const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool) {
+  static const KernelTable& table = gemm_kernel_table(cpu_isa());
+  gemm_with(table, args, workspace, pool);
+}
+
+const char* cpu_isa_name() {
+  return cpu_isa_label(cpu_isa()).data();
+}
+
+}  // namespace minisgl

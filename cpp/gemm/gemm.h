@@ -1,0 +1,44 @@
+// y = x · Wᵀ (+ bias): the one entry to every matrix product. A descriptor in, a kernel out.
+//
+// A row's result is a function of that row and the weights alone: the same bits for any number of rows beside it,
+// any number of threads, any cut of the work. Kernels keep that by one rule: each output element is accumulated
+// over the input dimension in one fixed order.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/aligned_buffer.h"
+#include "core/thread_pool.h"
+#include "gemm/packed_matrix.h"
+
+namespace minisgl {
+
+// Scratch that outlives a call, so that steps do not allocate: holds the quantised activations.
+struct GemmWorkspace {
+  AlignedBuffer activations;
+};
+
+// One of several matrices that read the same input and write side by side (merged Q/K/V, gate/up).
+struct GemmPart {
+  const PackedMatrix* weight;  // [out_features, in_features]
+  const float* bias;           // [out_features] or null
+  std::int64_t column;         // first column of y that this part writes
+};
+
+struct GemmArgs {
+  std::span<const GemmPart> parts;  // all with the same in_features
+  const float* x;                   // [num_rows, in_features], rows contiguous
+  std::int64_t num_rows;
+  float* y;  // [num_rows, y_stride]
+  std::int64_t y_stride;
+};
+
+// Activations are quantised to int8 in blocks of 32 for the quantised formats and stay f32 for the others.
+void gemm(const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool);
+
+// Name of the instruction set that the kernels were chosen for: "avx512vnni", "avx2", "portable".
+// The environment variable MINISGL_CPU_ISA, read once, asks for a lesser one (tests compare them).
+const char* cpu_isa_name();
+
+}  // namespace minisgl

@@ -1,0 +1,50 @@
+// What a GEMM kernel is: a function over some groups of output rows and some rows of activations, and the table of them
+// that each instruction set brings. Kernel files include this: no inline functions here (core/simd.h says why).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/cpu_features.h"
+#include "core/dtype.h"
+#include "gemm/layout.h"
+
+namespace minisgl {
+
+struct KernelArgs {
+  const std::byte* weights;        // the first group, in the packed layout (gemm/layout.h)
+  std::int64_t cols;               // input features
+  std::int64_t num_outputs;        // output features from the first group on; its groups are ceil(num_outputs / 8)
+  const float* bias;               // [num_outputs] or null
+  const std::byte* activations;    // the first row: ActivationBlocks for the quantised formats, else f32
+  std::int64_t activation_stride;  // bytes from a row to the next
+  std::int64_t num_rows;
+  float* y;  // [num_rows, num_outputs]
+  std::int64_t y_stride;
+};
+
+struct Kernel {
+  DType dtype;
+  std::int64_t min_rows;  // of the kernels of a format the one with the greatest min_rows <= num_rows runs
+  void (*run)(const KernelArgs& args);
+};
+
+// Quantises one row of `cols` (a multiple of 32) values to cols / 32 blocks.
+using QuantizeFunction = void (*)(const float* x, std::int64_t cols, ActivationBlock* blocks);
+
+struct KernelTable {
+  CpuIsa isa;
+  const Kernel* kernels;
+  int num_kernels;
+  QuantizeFunction quantize;
+};
+
+// Data, not functions: nothing of an instruction set runs before it is chosen.
+#define MINISGL_DECLARE_TABLE(isa)       \
+  namespace isa {                        \
+  extern const KernelTable gemm_kernels; \
+  }
+MINISGL_FOR_EACH_ISA(MINISGL_DECLARE_TABLE)
+#undef MINISGL_DECLARE_TABLE
+
+}  // namespace minisgl

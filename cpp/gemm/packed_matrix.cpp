@@ -1,0 +1,92 @@
+// Packing: groups of 8 rows, one group a task, each block taken apart and written to its lane.
+#include "gemm/packed_matrix.h"
+
+#include <cstring>
+
+#include "core/error.h"
+#include "core/half.h"
+#include "gemm/block_codec.h"
+#include "gemm/layout.h"
+
+namespace minisgl {
+namespace {
+
+// Float formats: element (row, col) goes to [col][row] of the group.
+void pack_float_row(const std::byte* row, std::int64_t cols, std::int64_t size, int lane, std::byte* group) {
+  for (std::int64_t col = 0; col < cols; ++col)
+    std::memcpy(group + (col * group_rows + lane) * size, row + col * size, static_cast<std::size_t>(size));
+}
+
+void pack_quantized_row(DType dtype, const std::byte* row, std::int64_t num_blocks, int lane, std::byte* group) {
+  const std::int64_t file_bytes = dtype_info(dtype).block_bytes, packed_bytes = packed_block_bytes(dtype);
+  QuantBlock block;
+  for (std::int64_t i = 0; i < num_blocks; ++i) {
+    unpack_file_block(dtype, row + i * file_bytes, block);
+    write_packed_block(dtype, block, lane, group + i * packed_bytes);
+  }
+}
+
+float load_float(DType dtype, const std::byte* p) {
+  if (dtype == DType::f32) {
+    float value;
+    std::memcpy(&value, p, sizeof(value));
+    return value;
+  }
+  std::uint16_t half;
+  std::memcpy(&half, p, sizeof(half));
+  return dtype == DType::f16 ? f16_to_f32(half) : bf16_to_f32(half);
+}
+
+}  // namespace
+
+PackedMatrix PackedMatrix::pack(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
+                                ThreadPool& pool) {
+  const DTypeInfo info = dtype_info(dtype);
+  MINISGL_CHECK(rows >= 0 && cols >= 0, "got ", rows, " x ", cols);
+  MINISGL_CHECK(cols % info.block_size == 0, info.name, " needs a multiple of ", info.block_size, " columns, got ",
+                cols);
+  const std::int64_t file_row_bytes = row_bytes(dtype, cols);
+  MINISGL_CHECK(static_cast<std::int64_t>(raw.size()) == rows * file_row_bytes, rows, " x ", cols, " of ", info.name,
+                " are ", rows * file_row_bytes, " bytes, got ", raw.size());
+
+  const std::int64_t num_blocks = cols / info.block_size;
+  const std::int64_t group_bytes = num_blocks * packed_block_bytes(dtype);
+  const std::int64_t num_groups = (rows + group_rows - 1) / group_rows;
+  PackedMatrix matrix;
+  matrix.dtype_ = dtype;
+  matrix.rows_ = rows;
+  matrix.cols_ = cols;
+  matrix.data_ = AlignedBuffer(static_cast<std::size_t>(num_groups * group_bytes));
+  std::byte* packed = matrix.data_.data();
+  pool.parallel_for(num_groups, [&](std::int64_t index, int) {
+    std::byte* group = packed + index * group_bytes;
+    for (int lane = 0; lane < group_rows && index * group_rows + lane < rows; ++lane) {
+      const std::byte* row = raw.data() + (index * group_rows + lane) * file_row_bytes;
+      if (is_quantized(dtype))
+        pack_quantized_row(dtype, row, num_blocks, lane, group);
+      else
+        pack_float_row(row, cols, info.block_bytes, lane, group);
+    }
+  });
+  return matrix;
+}
+
+void PackedMatrix::dequantize_row(std::int64_t row, float* out) const {
+  MINISGL_CHECK(row >= 0 && row < rows_, "row ", row, " of ", rows_);
+  const DTypeInfo info = dtype_info(dtype_);
+  const std::int64_t num_blocks = cols_ / info.block_size, packed_bytes = packed_block_bytes(dtype_);
+  const std::byte* group = data() + row / group_rows * num_blocks * packed_bytes;
+  const int lane = static_cast<int>(row % group_rows);
+  if (!is_quantized(dtype_)) {
+    for (std::int64_t col = 0; col < cols_; ++col)
+      out[col] = load_float(dtype_, group + (col * group_rows + lane) * info.block_bytes);
+    return;
+  }
+  QuantBlock block;
+  for (std::int64_t i = 0; i < num_blocks; ++i) {
+    read_packed_block(dtype_, group + i * packed_bytes, lane, block);
+    dequantize_block(dtype_, block, out + i * info.block_size);
+  }
+}
+
+}  // namespace minisgl

@@ -1,0 +1,40 @@
+// A weight matrix in the layout that this processor's kernels read. Made once at load, read only afterwards.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "core/aligned_buffer.h"
+#include "core/dtype.h"
+#include "core/thread_pool.h"
+
+namespace minisgl {
+
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+
+  // `raw` is row-major [rows, cols] in `dtype` as a file stores it (row_bytes(dtype, cols) bytes a row).
+  // The format stays what it was; only the order of blocks and fields changes. Any `rows`; `cols` a multiple of
+  // the block size. Throws CheckError when `raw` has another size.
+  static PackedMatrix pack(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
+                           ThreadPool& pool);
+
+  DType dtype() const { return dtype_; }
+  std::int64_t rows() const { return rows_; }  // output features
+  std::int64_t cols() const { return cols_; }  // input features
+  const std::byte* data() const { return data_.data(); }
+  std::size_t nbytes() const { return data_.size(); }  // what one full read of the matrix moves
+
+  // One row as f32 [cols], exactly the value that the format defines. For embedding look-ups.
+  void dequantize_row(std::int64_t row, float* out) const;
+
+ private:
+  DType dtype_ = DType::f32;
+  std::int64_t rows_ = 0;
+  std::int64_t cols_ = 0;
+  AlignedBuffer data_;
+};
+
+}  // namespace minisgl

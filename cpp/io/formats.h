@@ -1,0 +1,16 @@
+// The file formats behind open_weights.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "io/weight_source.h"
+
+namespace minisgl {
+
+std::unique_ptr<WeightSource> open_gguf(const std::string& path);
+// A folder with config.json (generation_config.json beside it becomes its key "generation_config") and
+// model.safetensors, or the shards that model.safetensors.index.json lists.
+std::unique_ptr<WeightSource> open_safetensors_folder(const std::string& path);
+
+}  // namespace minisgl

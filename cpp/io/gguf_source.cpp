@@ -1,0 +1,61 @@
+// A GGUF file as a source of weights.
+#include <nlohmann/json.hpp>
+#include <unordered_map>
+#include <utility>
+
+#include "core/error.h"
+#include "io/formats.h"
+#include "io/gguf_file.h"
+#include "io/gguf_vocabulary.h"
+#include "io/mapped_file.h"
+#include "io/quote.h"
+
+namespace minisgl {
+namespace {
+
+class GgufSource : public WeightSource {
+ public:
+  explicit GgufSource(const std::string& path) : mapping_(path) {
+    GgufFile file = parse_gguf(mapping_.bytes(), path);
+    config_ = huggingface_config(file, path);
+    interleaved_rope_ = file.metadata.at("general.architecture") == "llama";
+    for (auto& [name, tensor] : file.tensors) {
+      const std::string public_name = huggingface_tensor_name(name);
+      if (!tensors_.try_emplace(public_name, std::move(tensor)).second) {
+        throw InputError(concat("'", path, "' has the tensor ", quote_name(public_name), " twice"));
+      }
+    }
+  }
+
+  const nlohmann::json& config() const override { return config_; }
+  bool contains(const std::string& name) const override { return tensors_.contains(name); }
+
+  TensorData tensor(const std::string& name) const override {
+    const auto entry = tensors_.find(name);
+    if (entry == tensors_.end()) throw InputError(concat("'", path(), "' has no tensor ", quote_name(name)));
+    return entry->second;
+  }
+
+  std::vector<std::string> names() const override {
+    std::vector<std::string> result;
+    for (const auto& [name, tensor] : tensors_) result.push_back(name);
+    return result;
+  }
+
+  std::string path() const override { return mapping_.path(); }
+  bool interleaved_rope() const override { return interleaved_rope_; }
+
+ private:
+  MappedFile mapping_;
+  nlohmann::json config_;
+  bool interleaved_rope_ = false;
+  std::unordered_map<std::string, TensorData> tensors_;  // under Hugging Face's names
+};
+
+}  // namespace
+
+std::unique_ptr<WeightSource> open_gguf(const std::string& path) {
+  return std::make_unique<GgufSource>(path);
+}
+
+}  // namespace minisgl

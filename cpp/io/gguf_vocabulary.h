@@ -1,0 +1,19 @@
+// GGUF's names put into Hugging Face's words.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+
+#include "io/gguf_file.h"
+
+namespace minisgl {
+
+// "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; an unknown name stays what it is.
+std::string huggingface_tensor_name(std::string_view name);
+
+// The metadata of `file` under the keys of a config.json. Values keep the types that the file gives them: who reads
+// the configuration checks them. Throws InputError when the architecture is missing or the file is one of several.
+nlohmann::json huggingface_config(const GgufFile& file, const std::string& path);
+
+}  // namespace minisgl

@@ -1,0 +1,45 @@
+// JSON that comes from a file nobody has checked: bounded in size and depth, never a json exception.
+#include "io/json_text.h"
+
+#include <nlohmann/json.hpp>
+#include <unordered_set>
+
+#include "core/error.h"
+#include "io/mapped_file.h"
+#include "io/quote.h"
+
+namespace minisgl {
+
+nlohmann::json parse_json(std::span<const std::byte> text, const std::string& what, const JsonLimits& limits) {
+  using Json = nlohmann::json;
+  if (text.size() > limits.max_bytes) {
+    throw InputError(concat(what, " has ", text.size(), " bytes of JSON, at most ", limits.max_bytes, " are read"));
+  }
+  std::unordered_set<std::string> seen;
+  const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
+    if (depth > limits.max_depth)
+      throw InputError(concat(what, " nests JSON deeper than ", limits.max_depth, " levels"));
+    if (limits.unique_keys && depth == 1 && event == Json::parse_event_t::key) {
+      const auto& key = value.get_ref<const std::string&>();
+      if (!seen.insert(key).second) throw InputError(concat(what, " names ", quote_name(key), " twice"));
+    }
+    return true;
+  };
+  const auto* begin = reinterpret_cast<const char*>(text.data());
+  try {
+    return Json::parse(begin, begin + text.size(), check);
+  } catch (const Json::parse_error& error) {
+    throw InputError(concat(what, " is not valid JSON (at byte ", error.byte, ")"));
+  } catch (const Json::exception&) {
+    throw InputError(concat(what, " is not valid JSON (a number out of range)"));
+  }
+}
+
+nlohmann::json read_json_object(const std::string& path, const JsonLimits& limits) {
+  const MappedFile file(path);
+  nlohmann::json value = parse_json(file.bytes(), concat("'", path, "'"), limits);
+  if (!value.is_object()) throw InputError(concat("'", path, "' is not a JSON object"));
+  return value;
+}
+
+}  // namespace minisgl

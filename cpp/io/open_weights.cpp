@@ -1,0 +1,22 @@
+// Which format a path holds.
+#include <filesystem>
+
+#include "core/error.h"
+#include "io/formats.h"
+#include "io/weight_source.h"
+
+namespace minisgl {
+
+std::unique_ptr<WeightSource> open_weights(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::exists(status)) throw InputError(concat("'", path, "' does not exist"));
+  if (fs::is_directory(status)) return open_safetensors_folder(path);
+  if (path.ends_with(".safetensors")) {
+    throw InputError(concat("'", path, "' is only weights: give the folder that holds it and its config.json"));
+  }
+  return open_gguf(path);
+}
+
+}  // namespace minisgl

@@ -1,0 +1,22 @@
+// The structure of a safetensors file: a JSON header and the bytes behind it, every number checked.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace minisgl {
+
+struct SafetensorsEntry {
+  std::string dtype;  // the format's name: "BF16"; any, also one that no kernel reads
+  std::vector<std::int64_t> shape;
+  std::span<const std::byte> bytes;  // as many as dtype and shape take, where the dtype is known to the format
+};
+
+// `bytes` is the whole file; the result points into it. `name` is what messages call the file. Throws InputError.
+std::map<std::string, SafetensorsEntry> parse_safetensors(std::span<const std::byte> bytes, const std::string& name);
+
+}  // namespace minisgl

@@ -1,0 +1,154 @@
+// A folder in the layout of the Hugging Face hub as a source of weights.
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+
+#include "core/error.h"
+#include "io/formats.h"
+#include "io/json_text.h"
+#include "io/mapped_file.h"
+#include "io/quote.h"
+#include "io/safetensors_file.h"
+
+namespace minisgl {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+bool file_exists(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+std::optional<DType> dtype_of(const std::string& name) {
+  if (name == "F32") return DType::f32;
+  if (name == "F16") return DType::f16;
+  if (name == "BF16") return DType::bf16;
+  return std::nullopt;
+}
+
+// The file with this ending, when the folder has one: for messages about folders that can't be used.
+std::optional<std::string> file_ending_with(const std::string& folder, const std::vector<std::string>& endings) {
+  std::error_code error;
+  for (auto entry = fs::directory_iterator(folder, error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
+    for (const std::string& ending : endings) {
+      if (entry->path().extension() == ending) return entry->path().filename().string();
+    }
+  }
+  return std::nullopt;
+}
+
+class SafetensorsSource : public WeightSource {
+ public:
+  explicit SafetensorsSource(std::string folder) : folder_(std::move(folder)) {
+    read_config();
+    const fs::path whole = fs::path(folder_) / "model.safetensors";
+    const fs::path index = fs::path(folder_) / "model.safetensors.index.json";
+    if (file_exists(index)) {
+      open_shards(index.string());
+    } else if (file_exists(whole)) {
+      for (auto& [name, entry] : open_file(whole.string())) tensors_.emplace(name, Located{whole.string(), entry});
+    } else {
+      fail_without_weights();
+    }
+  }
+
+  const Json& config() const override { return config_; }
+  bool contains(const std::string& name) const override { return tensors_.contains(name); }
+
+  TensorData tensor(const std::string& name) const override {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) throw InputError(concat("'", folder_, "' has no tensor ", quote_name(name)));
+    const auto& [file, entry] = found->second;
+    const auto dtype = dtype_of(entry.dtype);
+    if (!dtype) {
+      throw InputError(concat("'", file, "': tensor ", quote_name(name), " has dtype ", quote_name(entry.dtype),
+                              ", which is not supported; supported: F32, F16, BF16"));
+    }
+    return {*dtype, entry.shape, entry.bytes};
+  }
+
+  std::vector<std::string> names() const override {
+    std::vector<std::string> result;
+    for (const auto& [name, located] : tensors_) result.push_back(name);
+    return result;
+  }
+
+  std::string path() const override { return folder_; }
+  bool interleaved_rope() const override { return false; }
+
+ private:
+  struct Located {
+    std::string file;
+    SafetensorsEntry entry;
+  };
+
+  void read_config() {
+    const fs::path file = fs::path(folder_) / "config.json";
+    if (!file_exists(file)) {
+      const auto gguf = file_ending_with(folder_, {".gguf"});
+      throw InputError(concat("'", folder_, "' has no config.json",
+                              gguf ? concat("; to serve a GGUF file give its own path, ", quote_name(*gguf)) : ""));
+    }
+    config_ = read_json_object(file.string());
+    const fs::path generation = fs::path(folder_) / "generation_config.json";
+    if (file_exists(generation)) config_["generation_config"] = read_json_object(generation.string());
+  }
+
+  [[noreturn]] void fail_without_weights() const {
+    if (const auto other = file_ending_with(folder_, {".bin", ".pt", ".pth"})) {
+      throw InputError(concat("'", folder_, "' has its weights in PyTorch's format (", quote_name(*other),
+                              "), which is not supported: convert them to safetensors"));
+    }
+    throw InputError(concat("'", folder_, "' has neither model.safetensors nor model.safetensors.index.json"));
+  }
+
+  std::map<std::string, SafetensorsEntry> open_file(const std::string& path) {
+    const MappedFile& mapping = mappings_.try_emplace(path, path).first->second;
+    return parse_safetensors(mapping.bytes(), path);
+  }
+
+  void open_shards(const std::string& index_path) {
+    const Json index = read_json_object(index_path, {.max_bytes = std::size_t{100} << 20, .max_depth = 8});
+    const auto weight_map = index.find("weight_map");
+    if (weight_map == index.end() || !weight_map->is_object()) {
+      throw InputError(concat("'", index_path, "' has no weight_map"));
+    }
+    std::map<std::string, std::map<std::string, SafetensorsEntry>> shards;
+    for (const auto& [tensor, shard] : weight_map->items()) {
+      // Only files of the folder itself: a path would let a downloaded index name any file of the machine.
+      if (!shard.is_string() || fs::path(shard.get<std::string>()).filename() != shard.get<std::string>() ||
+          !shard.get<std::string>().ends_with(".safetensors")) {
+        throw InputError(concat("'", index_path, "' puts tensor ", quote_name(tensor),
+                                " into something that is not the name of a .safetensors file"));
+      }
+      const std::string file = (fs::path(folder_) / shard.get<std::string>()).string();
+      auto entries = shards.find(file);
+      if (entries == shards.end()) entries = shards.emplace(file, open_file(file)).first;
+      const auto entry = entries->second.find(tensor);
+      if (entry == entries->second.end()) {
+        throw InputError(
+            concat("'", file, "' has no tensor ", quote_name(tensor), ", which '", index_path, "' promises"));
+      }
+      tensors_.emplace(tensor, Located{file, entry->second});
+    }
+  }
+
+  std::string folder_;
+  Json config_;
+  std::map<std::string, MappedFile> mappings_;
+  std::unordered_map<std::string, Located> tensors_;
+};
+
+}  // namespace
+
+std::unique_ptr<WeightSource> open_safetensors_folder(const std::string& path) {
+  return std::make_unique<SafetensorsSource>(path);
+}
+
+}  // namespace minisgl

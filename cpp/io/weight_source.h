@@ -1,0 +1,41 @@
+// Where a model's tensors and configuration come from, whatever the file format: one vocabulary of names and keys
+// (Hugging Face's), so that a family is described once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+
+namespace minisgl {
+
+struct TensorData {
+  DType dtype;
+  std::vector<std::int64_t> shape;   // row-major, [out_features, in_features] for a matrix
+  std::span<const std::byte> bytes;  // mapped from the file, checked to lie inside it and to match shape and dtype
+};
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  // The model's config.json, or what a GGUF file's metadata says in the same keys.
+  virtual const nlohmann::json& config() const = 0;
+  virtual bool contains(const std::string& name) const = 0;
+  // Throws InputError that names the file and the tensor when it is missing.
+  virtual TensorData tensor(const std::string& name) const = 0;
+  virtual std::vector<std::string> names() const = 0;
+  virtual std::string path() const = 0;
+  // True for files that store query and key rows for interleaved rotation (GGUF of the llama family): the loader
+  // puts the rows back in halves order.
+  virtual bool interleaved_rope() const = 0;
+};
+
+// A .gguf file or a folder with config.json and *.safetensors (sharded too). Throws InputError.
+std::unique_ptr<WeightSource> open_weights(const std::string& path);
+
+}  // namespace minisgl

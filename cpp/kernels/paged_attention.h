@@ -1,0 +1,13 @@
+// Attention with the kernels of a given instruction set: what ops::paged_attention calls, and tests call for each set.
+#pragma once
+
+#include "kernels/cpu_kernels.h"
+#include "kernels/ops.h"
+
+namespace minisgl {
+
+void paged_attention(const CpuKernels& kernels, ThreadPool& pool, ops::QkvView qkv,
+                     std::span<const ops::SequenceRows> sequences, ops::KvLayer cache, float scale, std::int32_t window,
+                     float* out);
+
+}  // namespace minisgl

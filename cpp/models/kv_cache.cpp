@@ -1,0 +1,48 @@
+// Memory of the paged key/value cache.
+#include "core/error.h"
+#include "models/decoder.h"
+
+namespace minisgl {
+namespace {
+
+// Bytes of the keys (or values) of one layer in one page.
+std::int64_t plane_bytes_per_page(std::int64_t num_kv_heads, std::int64_t head_dim, DType dtype, int page_size) {
+  return row_bytes(dtype, num_kv_heads * head_dim * page_size);
+}
+
+}  // namespace
+
+std::int64_t KvCache::bytes_per_page(const ModelSpec& spec, DType dtype, int page_size) {
+  return spec.num_layers * 2 * plane_bytes_per_page(spec.num_kv_heads, spec.head_dim, dtype, page_size);
+}
+
+KvCache::KvCache(const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size)
+    : dtype_(dtype),
+      num_pages_(num_pages),
+      page_size_(page_size),
+      num_layers_(spec.num_layers),
+      num_kv_heads_(static_cast<int>(spec.num_kv_heads)),
+      head_dim_(static_cast<int>(spec.head_dim)) {
+  MINISGL_CHECK(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16, "dtype ", dtype_info(dtype).name);
+  MINISGL_CHECK(num_pages > 0 && page_size > 0);
+  std::int64_t bytes = 0;
+  if (__builtin_mul_overflow(bytes_per_page(spec, dtype, page_size), num_pages, &bytes)) {
+    throw InputError(concat("a KV cache of ", num_pages, " pages of ", page_size, " tokens is too large"));
+  }
+  data_ = AlignedBuffer(static_cast<std::size_t>(bytes));
+}
+
+ops::KvLayer KvCache::layer(std::int64_t index) const {
+  MINISGL_CHECK(index >= 0 && index < num_layers_);
+  const std::int64_t plane = num_pages_ * plane_bytes_per_page(num_kv_heads_, head_dim_, dtype_, page_size_);
+  // The cache object is a handle: who may write is decided by who owns it, the engine thread.
+  auto* base = const_cast<std::byte*>(data_.data()) + index * 2 * plane;
+  return {.keys = base,
+          .values = base + plane,
+          .dtype = dtype_,
+          .num_kv_heads = num_kv_heads_,
+          .page_size = page_size_,
+          .head_dim = head_dim_};
+}
+
+}  // namespace minisgl

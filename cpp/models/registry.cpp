@@ -1,0 +1,66 @@
+// The families of models that can be served, named in one table.
+#include "models/registry.h"
+
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "io/quote.h"
+#include "models/config_reader.h"
+#include "models/families/families.h"
+
+namespace minisgl {
+namespace {
+
+struct Family {
+  std::string_view architecture;  // config.json's "architectures"
+  std::string_view model_type;    // config.json's "model_type", and a GGUF file's architecture
+  ModelSpec (*read)(const ConfigReader&);
+};
+
+constexpr std::array<Family, 4> families{{
+    {"LlamaForCausalLM", "llama", read_llama},
+    {"MistralForCausalLM", "mistral", read_mistral},
+    {"Qwen2ForCausalLM", "qwen2", read_qwen2},
+    {"Qwen3ForCausalLM", "qwen3", read_qwen3},
+}};
+
+// What the configuration calls the architecture: the class name, or the model type where there is none.
+std::string architecture_name(const ConfigReader& config) {
+  const nlohmann::json* list = config.find("architectures");
+  if (list == nullptr) return config.text("model_type", "");
+  if (!list->is_array() || list->empty() || !list->front().is_string()) {
+    config.fail_value("architectures", "a list of one name");
+  }
+  return list->front().get<std::string>();
+}
+
+const Family& find_family(const ConfigReader& config) {
+  const std::string name = architecture_name(config);
+  for (const Family& family : families) {
+    if (name == family.architecture || name == family.model_type) return family;
+  }
+  std::string supported;
+  for (const Family& family : families) supported += concat(supported.empty() ? "" : ", ", family.architecture);
+  config.fail(concat("architecture ", quote_name(name), " is not supported; supported: ", supported));
+}
+
+void refuse_quantized_safetensors(const ConfigReader& config) {
+  if (!config.has("quantization_config")) return;
+  const ConfigReader quantization = config.object("quantization_config");
+  config.fail(concat("weights quantised with ", quote_name(quantization.text("quant_method", "an unnamed method")),
+                     " are not supported: use the model in bf16, f16 or f32, or as a GGUF file"));
+}
+
+}  // namespace
+
+ModelSpec read_model_spec(const WeightSource& source) {
+  const ConfigReader config(source.config(), concat("'", source.path(), "'"));
+  const Family& family = find_family(config);
+  refuse_quantized_safetensors(config);
+  ModelSpec spec = family.read(config);
+  spec.family = family.model_type;
+  return spec;
+}
+
+}  // namespace minisgl

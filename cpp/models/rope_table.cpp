@@ -1,0 +1,103 @@
+// Cosines and sines of rotary position embeddings, computed for the positions that are used.
+#include "models/rope_table.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "core/error.h"
+
+namespace minisgl {
+namespace {
+
+// Low frequencies divided by the factor, high ones kept, a smooth passage between (Llama 3.1).
+double llama3_frequency(const RopeSpec& spec, double frequency) {
+  const double wavelength = 2.0 * std::numbers::pi / frequency;
+  if (wavelength > spec.original_max_position / spec.low_freq_factor) return frequency / spec.factor;
+  if (wavelength < spec.original_max_position / spec.high_freq_factor) return frequency;
+  const double smooth =
+      (spec.original_max_position / wavelength - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor);
+  return (1.0 - smooth) * frequency / spec.factor + smooth * frequency;
+}
+
+// Dimensions between which yarn passes from kept to interpolated frequencies.
+struct YarnRange {
+  double low, high;
+};
+
+YarnRange yarn_range(const RopeSpec& spec) {
+  const auto dim = static_cast<double>(spec.rotary_dim);
+  const auto correction = [&](double rotations) {
+    return dim * std::log(spec.original_max_position / (rotations * 2.0 * std::numbers::pi)) /
+           (2.0 * std::log(spec.theta));
+  };
+  double low = correction(spec.beta_fast);
+  double high = correction(spec.beta_slow);
+  if (spec.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, dim - 1.0);
+  return {low, low == high ? high + 0.001 : high};
+}
+
+double yarn_frequency(const RopeSpec& spec, const YarnRange& range, std::int64_t index, double frequency) {
+  const double ramp = std::clamp((static_cast<double>(index) - range.low) / (range.high - range.low), 0.0, 1.0);
+  return frequency / spec.factor * ramp + frequency * (1.0 - ramp);
+}
+
+}  // namespace
+
+std::vector<float> rope_inverse_frequencies(const RopeSpec& spec) {
+  const std::int64_t half = spec.rotary_dim / 2;
+  MINISGL_CHECK(spec.freq_factors.empty() || std::ssize(spec.freq_factors) == half);
+  const YarnRange range = spec.type == RopeSpec::Type::yarn ? yarn_range(spec) : YarnRange{};
+  std::vector<float> frequencies;
+  for (std::int64_t i = 0; i < half; ++i) {
+    double frequency = std::pow(spec.theta, -2.0 * static_cast<double>(i) / static_cast<double>(spec.rotary_dim));
+    switch (spec.type) {
+      case RopeSpec::Type::standard: break;
+      case RopeSpec::Type::linear: frequency /= spec.factor; break;
+      case RopeSpec::Type::llama3: frequency = llama3_frequency(spec, frequency); break;
+      case RopeSpec::Type::yarn: frequency = yarn_frequency(spec, range, i, frequency); break;
+    }
+    if (!spec.freq_factors.empty()) frequency /= static_cast<double>(spec.freq_factors[static_cast<std::size_t>(i)]);
+    frequencies.push_back(static_cast<float>(frequency));
+  }
+  return frequencies;
+}
+
+double rope_attention_factor(const RopeSpec& spec) {
+  if (spec.type != RopeSpec::Type::yarn) return 1.0;
+  if (spec.attention_factor != 0.0) return spec.attention_factor;
+  return spec.factor <= 1.0 ? 1.0 : 0.1 * std::log(spec.factor) + 1.0;
+}
+
+RopeTable::RopeTable(const RopeSpec& spec)
+    : inverse_frequencies_(rope_inverse_frequencies(spec)),
+      attention_factor_(static_cast<float>(rope_attention_factor(spec))) {}
+
+void RopeTable::reserve(std::int64_t num_positions, ThreadPool& pool) {
+  if (num_positions <= num_positions_) return;
+  constexpr std::int64_t block = 256;
+  const std::int64_t first = num_positions_;
+  const std::int64_t last = std::max(2 * first, (num_positions + block - 1) / block * block);
+  const std::int64_t half = std::ssize(inverse_frequencies_);
+  table_.resize(static_cast<std::size_t>(last * 2 * half));
+  pool.parallel_for((last - first + block - 1) / block, [&](std::int64_t task, int) {
+    const std::int64_t begin = first + task * block;
+    for (std::int64_t position = begin; position < std::min(last, begin + block); ++position) {
+      float* row = table_.data() + position * 2 * half;
+      for (std::int64_t i = 0; i < half; ++i) {
+        // Rounded to f32 before cos and sin: models are trained and published with that angle.
+        const float angle = static_cast<float>(position) * inverse_frequencies_[static_cast<std::size_t>(i)];
+        row[i] = std::cos(angle) * attention_factor_;
+        row[half + i] = std::sin(angle) * attention_factor_;
+      }
+    }
+  });
+  num_positions_ = last;
+}
+
+}  // namespace minisgl

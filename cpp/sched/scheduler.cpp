@@ -1,0 +1,218 @@
+// The order of service and the pages behind it.
+#include "sched/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+
+namespace minisgl {
+
+void StepPlan::clear() {
+  tokens.clear();
+  sequences.clear();
+  new_pages.clear();
+  logit_rows.clear();
+  targets.clear();
+}
+
+Scheduler::Scheduler(const SchedulerOptions& options) : options_(options), pages_(options.num_pages) {
+  MINISGL_CHECK(options.page_size >= 1, "page_size is ", options.page_size);
+  MINISGL_CHECK(options.max_running >= 1, "max_running is ", options.max_running);
+  MINISGL_CHECK(options.max_batch_tokens >= 1, "max_batch_tokens is ", options.max_batch_tokens);
+  MINISGL_CHECK(options.max_prompt_logits >= 1, "max_prompt_logits is ", options.max_prompt_logits);
+}
+
+std::int64_t Scheduler::pages_for(std::int64_t num_tokens) const {
+  return (num_tokens + options_.page_size - 1) / options_.page_size;
+}
+
+void Scheduler::add(NewSequence sequence) {
+  const auto prompt_len = static_cast<std::int64_t>(sequence.prompt.size());
+  MINISGL_CHECK(prompt_len >= 1 && sequence.max_tokens >= 0);
+  MINISGL_CHECK(pages_for(prompt_len + sequence.max_tokens) <= pages_.num_total(), prompt_len, " + ",
+                sequence.max_tokens, " tokens do not fit ", pages_.num_total(), " pages");
+  MINISGL_CHECK(!index_.contains(sequence.id), "sequence ", sequence.id, " is live");
+  waiting_.push_back(Sequence{.id = sequence.id,
+                              .tokens = std::move(sequence.prompt),
+                              .prompt_len = prompt_len,
+                              .max_len = prompt_len + sequence.max_tokens,
+                              .score_prompt = sequence.score_prompt});
+  index_.emplace(sequence.id, Entry{State::waiting, std::prev(waiting_.end())});
+}
+
+void Scheduler::remove(SequenceId id) {
+  MINISGL_CHECK(!in_step_, "sequence ", id, " removed during a step");
+  const auto entry = index_.find(id);
+  MINISGL_CHECK(entry != index_.end(), "sequence ", id, " is not live");
+  const auto [state, place] = entry->second;
+  pages_.release(place->pages);
+  (state == State::running ? running_ : waiting_).erase(place);
+  index_.erase(entry);
+}
+
+const Sequence& Scheduler::sequence(SequenceId id) const {
+  const auto entry = index_.find(id);
+  MINISGL_CHECK(entry != index_.end(), "sequence ", id, " is not live");
+  return *entry->second.place;
+}
+
+const StepPlan& Scheduler::plan() {
+  MINISGL_CHECK(!in_step_, "plan() during a step");
+  plan_.clear();
+  rows_left_ = options_.max_batch_tokens;
+  prompt_logits_left_ = options_.max_prompt_logits;
+  const bool preempted = plan_decodes();
+  plan_prefills();
+  if (!preempted) admit();
+  in_step_ = !plan_.empty();
+  MINISGL_CHECK(in_step_ || !has_work(), "nothing planned for ", num_running(), " running and ", num_waiting(),
+                " waiting sequences");
+  return plan_;
+}
+
+bool Scheduler::plan_decodes() {
+  const std::uint64_t before = num_preemptions_;
+  // Victims are taken from the back, so what is already in the plan stays, and the next place stays valid unless
+  // the sequence at hand was the last one.
+  for (auto place = running_.begin(); place != running_.end() && rows_left_ > 0; ++place) {
+    if (!place->decoding()) continue;
+    if (!grow(*place)) break;
+    plan_rows(*place);
+  }
+  return num_preemptions_ != before;
+}
+
+bool Scheduler::grow(Sequence& sequence) {
+  const std::int64_t missing = pages_for(sequence.len()) - static_cast<std::int64_t>(sequence.pages.size());
+  while (!pages_.allocate(missing, sequence.pages)) {
+    const bool itself = &running_.back() == &sequence;
+    preempt_latest();
+    if (itself) return false;
+  }
+  return true;
+}
+
+void Scheduler::preempt_latest() {
+  MINISGL_CHECK(running_.size() > 1, "a sequence alone ran out of pages");
+  const Place victim = std::prev(running_.end());
+  pages_.release(victim->pages);
+  victim->pages.clear();
+  victim->num_planned_pages = 0;
+  victim->num_computed = 0;
+  waiting_.splice(waiting_.begin(), running_, victim);
+  index_.at(victim->id).state = State::waiting;
+  ++num_preemptions_;
+}
+
+void Scheduler::plan_prefills() {
+  for (Sequence& sequence : running_) {
+    if (rows_left_ == 0) return;
+    if (!sequence.decoding()) plan_rows(sequence);
+  }
+}
+
+void Scheduler::admit() {
+  while (!waiting_.empty() && rows_left_ > 0 && num_running() < options_.max_running) {
+    const Place next = waiting_.begin();
+    if (chunk_size(*next) == 0) return;
+    // Beside others, a page for each of them stays free (up to a part of the cache), or the newcomer's prefill would be
+    // thrown away as soon as they need it.
+    const std::int64_t needed = pages_for(next->len());
+    const std::int64_t spare = std::min(num_running(), pages_.num_total() / 16 + 1);
+    if (num_running() > 0 && pages_.num_free() < needed + spare) return;
+    const bool fits = pages_.allocate(needed, next->pages);
+    MINISGL_CHECK(fits, needed, " pages needed, ", pages_.num_free(), " free");
+    running_.splice(running_.end(), waiting_, next);
+    index_.at(next->id).state = State::running;
+    plan_rows(*next);
+  }
+}
+
+// Rows that the sequence may have of what is left in this step.
+std::int64_t Scheduler::chunk_size(const Sequence& sequence) const {
+  std::int64_t rows = std::min(sequence.num_uncomputed(), rows_left_);
+  if (sequence.score_prompt) {
+    // Rows before num_scored (computed again after a preemption) and the last prompt row cost no prompt logits.
+    const std::int64_t first_scored = std::max(sequence.num_computed, sequence.num_scored);
+    const std::int64_t end = first_scored + prompt_logits_left_;
+    if (end < sequence.prompt_len - 1) rows = std::min(rows, end - sequence.num_computed);
+  }
+  return rows;
+}
+
+void Scheduler::plan_rows(Sequence& sequence) {
+  const std::int64_t rows = chunk_size(sequence);
+  if (rows == 0) return;
+  const std::int64_t start = sequence.num_computed, end = start + rows;
+  const auto index = static_cast<std::int32_t>(plan_.sequences.size());
+  const auto first_row = static_cast<std::int32_t>(plan_.num_rows());
+  const auto first_new_page = static_cast<std::int32_t>(plan_.new_pages.size());
+  const bool samples = end == sequence.len() && sequence.len() < sequence.max_len;
+  plan_.new_pages.insert(plan_.new_pages.end(), sequence.pages.begin() + sequence.num_planned_pages,
+                         sequence.pages.end());
+  plan_.tokens.insert(plan_.tokens.end(), sequence.tokens.begin() + start, sequence.tokens.begin() + end);
+  plan_.sequences.push_back({.id = sequence.id,
+                             .first_row = first_row,
+                             .num_rows = static_cast<std::int32_t>(rows),
+                             .start_position = static_cast<std::int32_t>(start),
+                             .num_kept_pages = static_cast<std::int32_t>(sequence.num_planned_pages),
+                             .first_new_page = first_new_page,
+                             .num_new_pages = static_cast<std::int32_t>(plan_.new_pages.size()) - first_new_page,
+                             .samples = samples});
+  sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
+  if (sequence.score_prompt) {
+    const std::int64_t scored_end = std::min(end, sequence.prompt_len - 1);
+    for (std::int64_t p = std::max(start, sequence.num_scored); p < scored_end; ++p) {
+      plan_.logit_rows.push_back(static_cast<std::int32_t>(first_row + p - start));
+      plan_.targets.push_back({index, sequence.tokens[p + 1]});
+      --prompt_logits_left_;
+    }
+  }
+  if (samples) {
+    plan_.logit_rows.push_back(static_cast<std::int32_t>(first_row + rows - 1));
+    plan_.targets.push_back({index, LogitTarget::kSample});
+  }
+  rows_left_ -= rows;
+}
+
+void Scheduler::complete(std::span<const std::int32_t> sampled) {
+  MINISGL_CHECK(in_step_, "complete() without a step");
+  in_step_ = false;
+  std::size_t next = 0;
+  for (const SequenceStep& step : plan_.sequences) {
+    Sequence& sequence = *index_.at(step.id).place;
+    sequence.num_computed += step.num_rows;
+    if (sequence.score_prompt) {
+      sequence.num_scored = std::max(sequence.num_scored, std::min(sequence.num_computed, sequence.prompt_len - 1));
+    }
+    if (!step.samples) continue;
+    MINISGL_CHECK(next < sampled.size(), "too few sampled tokens");
+    sequence.tokens.push_back(sampled[next++]);
+  }
+  MINISGL_CHECK(next == sampled.size(), "too many sampled tokens");
+}
+
+void Scheduler::check() const {
+  pages_.check();
+  MINISGL_CHECK(index_.size() == running_.size() + waiting_.size());
+  MINISGL_CHECK(num_running() <= options_.max_running, num_running(), " running");
+  std::vector<std::uint8_t> held(pages_.num_total(), 0);
+  std::int64_t num_held = 0;
+  for (const Sequence& sequence : running_) {
+    MINISGL_CHECK(index_.at(sequence.id).state == State::running && &*index_.at(sequence.id).place == &sequence);
+    MINISGL_CHECK(pages_for(sequence.num_computed) <= static_cast<std::int64_t>(sequence.pages.size()));
+    for (const PageId page : sequence.pages) {
+      MINISGL_CHECK(!held[page], "page ", page, " belongs to two sequences");
+      held[page] = 1;
+      ++num_held;
+    }
+  }
+  MINISGL_CHECK(num_held == pages_.num_in_use(), num_held, " pages held, ", pages_.num_in_use(), " in use");
+  for (const Sequence& sequence : waiting_) {
+    MINISGL_CHECK(index_.at(sequence.id).state == State::waiting && &*index_.at(sequence.id).place == &sequence);
+    MINISGL_CHECK(sequence.pages.empty() && sequence.num_computed == 0, "sequence ", sequence.id, " waits with pages");
+  }
+}
+
+}  // namespace minisgl

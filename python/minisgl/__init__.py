@@ -1,0 +1,35 @@
+"""minisgl: an LLM inference server. Public names are loaded when first used, so a submodule's
+import stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minisgl.config import ServerArgs
+    from minisgl.launch import launch_server
+    from minisgl.llm import LLM
+    from minisgl.sampling_params import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = ["LLM", "SamplingParams", "ServerArgs", "__version__", "launch_server"]
+
+
+def __getattr__(name: str) -> Any:
+    homes = {
+        "LLM": "minisgl.llm",
+        "SamplingParams": "minisgl.sampling_params",
+        "ServerArgs": "minisgl.config",
+        "launch_server": "minisgl.launch",
+    }
+    if name not in homes:
+        raise AttributeError(f"module 'minisgl' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(homes[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,142 @@
+"""The native module, built from cpp/ by CMake. What it promises stands in cpp/README.md."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, TypedDict
+
+import numpy
+from numpy.typing import NDArray
+
+class InputError(ValueError):
+    """What the user gave cannot work; the message is one sentence to be shown as it is."""
+
+class EngineInfo(TypedDict):
+    family: str
+    weight_dtype: str
+    weight_bytes: int
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    max_position: int
+    eos_token_ids: list[int]
+    kv_dtype: str
+    num_pages: int
+    page_size: int
+    kv_cache_tokens: int
+    kv_cache_bytes: int
+    max_seq_len: int
+    num_threads: int
+    isa: str
+    max_running: int
+    max_batch_tokens: int
+    max_waiting: int
+
+class EngineStats(TypedDict):
+    num_running: int
+    num_waiting: int
+    pages_total: int
+    pages_free: int
+    num_preemptions: int
+    num_steps: int
+    prompt_tokens: int
+    generated_tokens: int
+
+_TopTokens: TypeAlias = list[tuple[int, float]]  # token, log probability; the likeliest first
+_Finish: TypeAlias = Literal["", "stop", "length", "abort", "error"]
+_ErrorCode: TypeAlias = Literal["", "invalid_request", "too_long", "queue_full", "engine_failure"]
+_Output: TypeAlias = tuple[
+    int,  # request id
+    list[int],  # new tokens; a stop token is the last of them
+    _Finish,  # "" while it goes on
+    _ErrorCode,
+    str,  # error
+    list[tuple[float, _TopTokens]] | None,  # one a token, where asked for
+    list[tuple[int, float | None, _TopTokens]] | None,  # one a prompt token, once
+    tuple[float, float, float] | None,  # seconds in queue, prefill, decode; with the finish
+]
+
+class Engine:
+    """A model behind a scheduler, on a thread of its own."""
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        num_threads: int = 0,
+        kv_dtype: str = "auto",
+        page_size: int = 16,
+        kv_cache_tokens: int = 0,
+        max_seq_len: int = 0,
+        max_running: int = 256,
+        max_batch_tokens: int = 512,
+        max_waiting: int = 4096,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """Loads the weights, calling progress(phase, done, total) on this thread. 0 and "auto" are
+        chosen. Raises InputError.
+        """
+
+    @property
+    def info(self) -> EngineInfo: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def submit(self, request: dict[str, Any]) -> None:
+        """Keys: id, prompt (required), max_tokens, min_tokens, ignore_eos, stop_token_ids,
+        logprobs, prompt_logprobs (-1: none), temperature, top_k, top_p, min_p, repetition_penalty,
+        presence_penalty, frequency_penalty, seed, logit_bias (list of (token, bias)).
+
+        Raises TypeError for a wrong type or an unknown key, ValueError for a missing key or a
+        number that its field can't hold. What can't be served comes back as an output.
+        """
+
+    def abort(self, request_id: int) -> None: ...
+    def event_fd(self) -> int: ...
+    def drain(self) -> list[_Output]: ...
+    def stats(self) -> EngineStats: ...
+    def failure(self) -> str: ...
+
+class Model:
+    """A model without a scheduler. One thread at a time."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        num_threads: int = 0,
+        kv_dtype: str = "auto",
+        page_size: int = 16,
+        max_tokens: int = 4096,
+    ) -> None: ...
+    @property
+    def info(self) -> dict[str, Any]: ...
+    def forward(
+        self, token_ids: list[int], *, chunk_sizes: list[int] | None = None
+    ) -> NDArray[numpy.float32]:
+        """Logits of every position, [len(token_ids), vocab_size], with a fresh cache."""
+
+class PyNCCLCommunicator:
+    """Sums and gathers GPU tensors over the ranks through NCCL, on the stream that it is given."""
+
+    def __init__(
+        self,
+        unique_id: bytes,
+        *,
+        rank: int,
+        size: int,
+        device: int,
+        max_buffer_bytes: int = 0,
+        library: str = "",
+    ) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def device(self) -> int: ...
+    def all_reduce(self, tensor: Any, stream: int = 0) -> None: ...
+    def all_gather(self, output: Any, input: Any, stream: int = 0) -> None: ...
+
+def num_gpus() -> int: ...
+def nccl_unique_id(library: str = "") -> bytes: ...
+def cpu_isa() -> str: ...
+def measure_read_bandwidth(num_threads: int) -> float: ...
+def build_info() -> dict[str, str]: ...

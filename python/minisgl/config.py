@@ -1,0 +1,288 @@
+"""Server settings: the only place that reads command-line flags and MINISGL_* environment
+variables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+KV_DTYPES = ("auto", "f32", "f16", "bf16")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+ENV_PREFIX = "MINISGL_"
+
+_SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True)
+class ServerArgs:
+    """Everything that can be set about a server. 0 means "chosen at start", and the start says what
+    was chosen.
+
+    Raises ValueError with the field, its range and the value when something is out of bounds.
+    """
+
+    model: str | None = None  # Hugging Face id, folder or .gguf file; None: the default model
+    revision: str | None = None  # branch, tag or commit of a Hugging Face id
+    served_model_name: str | None = None  # what /v1/models says; None: derived from the model
+    chat_template: str | None = None  # path of a Jinja file that replaces the model's template
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free port, printed at start
+    api_key: str | None = field(default=None, repr=False)
+    max_body_bytes: int = 32 * 2**20  # of one request
+    body_timeout: float = 30.0  # seconds for a client to send a whole body
+
+    num_threads: int = 0  # engine threads; 0: the cores allowed to this process
+    kv_dtype: str = "auto"
+    kv_cache_tokens: int = 0
+    max_seq_len: int = 0  # prompt + output tokens of one request
+    page_size: int = 16  # tokens a KV page
+    max_running: int = 256  # sequences in one step
+    max_batch_tokens: int = 512  # rows in one step
+    max_waiting: int = 1024  # requests queued beyond the running ones; one more is refused (429)
+
+    num_tokenizer: int = 0  # tokenizer processes; 0: in the server's own process
+    startup_timeout: float = 600.0  # seconds until the engine must be ready
+    drain_timeout: float = 30.0  # seconds that live streams have to finish after SIGTERM
+    metrics_alias_prefix: str = "vllm"  # metrics are also shown under this prefix; "" for none
+    log_level: str = "info"
+    shell: bool = False
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+            if not (low <= value <= high):  # also refuses NaN
+                limit = f"between {low} and {high}" if high != math.inf else f"at least {low}"
+                raise ValueError(f"{name} must be {limit}, got {value}")
+        for name, choices in (("kv_dtype", KV_DTYPES), ("log_level", LOG_LEVELS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        if not self.host:
+            raise ValueError("host must not be empty; use 0.0.0.0 to listen on every interface")
+        if self.page_size & (self.page_size - 1):
+            raise ValueError(f"page_size must be a power of two, got {self.page_size}")
+        if self.api_key is not None and not self.api_key:
+            raise ValueError("api_key must not be empty")
+
+
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "max_body_bytes": (1024, 2**40),
+    "body_timeout": (0.1, 86400),
+    "num_threads": (0, 1024),
+    "kv_cache_tokens": (0, 2**31 - 1),
+    "max_seq_len": (0, 2**31 - 1),
+    "page_size": (1, 1024),
+    "max_running": (1, 65536),
+    "max_batch_tokens": (1, 2**20),
+    "max_waiting": (0, 2**20),
+    "num_tokenizer": (0, 256),
+    "startup_timeout": (1, 86400),
+    "drain_timeout": (0, 86400),
+}
+
+
+def parse_count(text: str) -> int:
+    """A whole number with an optional suffix K, M or G (powers of 1024): "64K" is 65536."""
+    number, suffix = text.strip(), ""
+    if number and number[-1].upper() in _SUFFIXES:
+        number, suffix = number[:-1], number[-1].upper()
+    if not (number.isascii() and number.isdigit()) or len(number) > 18:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number such as 4096 or 64K, got {text!r}"
+        )
+    return int(number) * _SUFFIXES[suffix]
+
+
+def parse_seconds(text: str) -> float:
+    """A finite number of seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
+    return seconds
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """One flag of the command line. Its environment variable is MINISGL_ and the flag's name in
+    capitals.
+    """
+
+    name: str
+    help: str
+    parse: Callable[[str], Any] = str
+    metavar: str = "TEXT"
+    dest: str = ""  # field of ServerArgs, where it isn't the flag's name
+
+    @property
+    def field(self) -> str:
+        return self.dest or self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return ENV_PREFIX + self.name.replace("-", "_").upper()
+
+
+_GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
+    (
+        "model",
+        (
+            _Flag("model", "Hugging Face id, folder (config.json + safetensors) or .gguf file"),
+            _Flag("revision", "branch, tag or commit of a Hugging Face id"),
+            _Flag("served-model-name", "model name in /v1/models and in answers"),
+            _Flag(
+                "chat-template",
+                "Jinja file that replaces the model's chat template",
+                metavar="FILE",
+            ),
+        ),
+    ),
+    (
+        "HTTP",
+        (
+            _Flag("host", "address to listen on; 0.0.0.0 for every interface", metavar="HOST"),
+            _Flag("port", "port to listen on; 0 takes any free one", parse_count, "PORT"),
+            _Flag(
+                "api-key",
+                "key that clients must send (better set in the environment)",
+                metavar="KEY",
+            ),
+            _Flag("max-body-bytes", "largest request body", parse_count, "BYTES"),
+            _Flag(
+                "body-timeout", "time for a client to send a whole body", parse_seconds, "SECONDS"
+            ),
+        ),
+    ),
+    (
+        "engine",
+        (
+            _Flag(
+                "threads", "engine threads; 0: every core allowed", parse_count, "N", "num_threads"
+            ),
+            _Flag("kv-dtype", "KV cache type: " + ", ".join(KV_DTYPES), metavar="TYPE"),
+            _Flag(
+                "kv-cache-tokens",
+                "tokens the KV cache holds; 0: chosen by memory",
+                parse_count,
+                "N",
+            ),
+            _Flag(
+                "max-seq-len",
+                "prompt + output tokens of a request; 0: the model's",
+                parse_count,
+                "N",
+            ),
+            _Flag("page-size", "tokens a KV page", parse_count, "N"),
+            _Flag("max-running", "sequences in one step", parse_count, "N"),
+            _Flag("max-batch-tokens", "token rows in one step", parse_count, "N"),
+            _Flag("max-waiting", "requests queued before new ones get 429", parse_count, "N"),
+        ),
+    ),
+    (
+        "processes",
+        (
+            _Flag("num-tokenizer", "tokenizer processes; 0: in the server", parse_count, "N"),
+            _Flag(
+                "startup-timeout", "time until the engine must be ready", parse_seconds, "SECONDS"
+            ),
+            _Flag("drain-timeout", "time for live streams after SIGTERM", parse_seconds, "SECONDS"),
+            _Flag(
+                "metrics-alias-prefix",
+                "second prefix for metrics; empty for none",
+                metavar="PREFIX",
+            ),
+            _Flag("log-level", ", ".join(LOG_LEVELS), metavar="LEVEL"),
+        ),
+    ),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser behind minisgl-serve. Flags that aren't given are absent from its result."""
+    defaults = {f.name: f.default for f in fields(ServerArgs)}
+    parser = argparse.ArgumentParser(
+        prog="minisgl-serve",
+        description="Serve a language model over an OpenAI-compatible HTTP API.",
+        epilog=f"Each flag can be set in the environment: --kv-dtype is {ENV_PREFIX}KV_DTYPE. "
+        "Counts accept K, M and G (powers of 1024).",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="the same as --model")
+    for title, flags in _GROUPS:
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            default = defaults[flag.field]
+            shown = "" if default in (None, "") else f" (default {default})"
+            group.add_argument(
+                f"--{flag.name}",
+                dest=flag.field,
+                type=flag.parse,
+                metavar=flag.metavar,
+                help=flag.help + shown,
+            )
+    parser.add_argument("--shell", action="store_true", help="talk to the model in this terminal")
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    return parser
+
+
+def parse_args(
+    argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None
+) -> ServerArgs:
+    """Reads flags, then the environment for what no flag set, then the defaults.
+
+    Ends the process like every argparse program does: status 2 and one sentence for a bad value, 0
+    after --help and --version.
+    """
+    environment = os.environ if environment is None else environment
+    parser = build_parser()
+    given = vars(parser.parse_args(argv))
+    if given.pop("version", False):
+        from minisgl import __version__
+
+        print(f"minisgl {__version__}")
+        parser.exit(0)
+    positional = given.pop("positional_model", None)
+    if positional is not None:
+        if "model" in given:
+            parser.error(f"the model is given twice: {positional!r} and --model {given['model']!r}")
+        given["model"] = positional
+    for _, flags in _GROUPS:
+        for flag in flags:
+            text = environment.get(flag.variable, "")
+            if text and flag.field not in given:
+                try:
+                    given[flag.field] = flag.parse(text)
+                except argparse.ArgumentTypeError as error:
+                    parser.error(f"environment variable {flag.variable}: {error}")
+    try:
+        return ServerArgs(**given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def pynccl_buffer_limit(environment: Mapping[str, str] | None = None) -> int | None:
+    """Largest buffer of the NCCL communicator in bytes, from MINISGL_PYNCCL_MAX_BUFFER_SIZE
+    ("64M"); None where it isn't set. Raises ValueError for anything but a whole number with K, M, G
+    or none.
+    """
+    variable = ENV_PREFIX + "PYNCCL_MAX_BUFFER_SIZE"
+    text = (os.environ if environment is None else environment).get(variable, "")
+    if not text:
+        return None
+    try:
+        return parse_count(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"environment variable {variable}: {error}") from None

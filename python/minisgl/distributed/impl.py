@@ -1,0 +1,69 @@
+"""Two ways to sum and gather tensors over ranks: torch.distributed, and native NCCL."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from minisgl._native import PyNCCLCommunicator
+
+
+class DistributedImpl(ABC):
+    """Collectives over all ranks; every rank makes the same calls in the same order."""
+
+    @abstractmethod
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, written into x, which is returned."""
+
+    @abstractmethod
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """Every rank's x along dimension 0, in the order of ranks: [size * n, ...] of [n, ...]."""
+
+
+class TorchDistributedImpl(DistributedImpl):
+    """Through torch.distributed's default group: gloo on CPUs, NCCL on GPUs. The reference."""
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        import torch.distributed as dist
+
+        if dist.get_world_size() > 1:
+            dist.all_reduce(x, dist.ReduceOp.SUM)
+        return x
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        import torch.distributed as dist
+
+        size = dist.get_world_size()
+        if size == 1:
+            return x
+        gathered = x.new_empty((size * x.shape[0], *x.shape[1:]))
+        dist.all_gather_into_tensor(gathered, x.contiguous())
+        return gathered
+
+
+class PyNCCLDistributedImpl(DistributedImpl):
+    """Through the native NCCL communicator, on torch's current stream, so a CUDA graph captures it.
+
+    Takes contiguous float32, float16 and bfloat16 tensors on the communicator's device; all_gather
+    takes every dtype.
+    """
+
+    def __init__(self, comm: PyNCCLCommunicator) -> None:
+        self.comm = comm
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        self.comm.all_reduce(x, self._stream())
+        return x
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        gathered = x.new_empty((self.comm.size * x.shape[0], *x.shape[1:]))
+        self.comm.all_gather(gathered, x.contiguous(), self._stream())
+        return gathered
+
+    def _stream(self) -> int:
+        import torch
+
+        return int(torch.cuda.current_stream(self.comm.device).cuda_stream)

@@ -1,0 +1,143 @@
+"""The child's end of a child process: connect to the parent, end with it, leave no files. See
+process.py for the other end.
+
+A child is started as `python -m MODULE DIRECTORY PARENT_PID`. It connects to the two sockets in the
+directory, waits for the parent's first message, which configures it, and talks. Its terminal
+signals are the parent's business: SIGINT is ignored, SIGTERM (from the parent, or from the kernel
+when the parent dies) ends it, by force after FORCED_END_SECONDS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeVar
+
+import uvloop
+import zmq
+
+from minisgl.ipc.messages import encode
+from minisgl.ipc.queues import Decoder, OnMalformed, ZmqAsyncPullQueue, ZmqAsyncPushQueue
+
+PARENT_CHECK_SECONDS = 1.0
+FORCED_END_SECONDS = 3
+_PR_SET_PDEATHSIG = 1
+
+logger = logging.getLogger(__name__)
+
+Inbound = TypeVar("Inbound")
+
+
+@dataclass(frozen=True)
+class ParentLink(Generic[Inbound]):
+    """What a child's main coroutine gets. It is cancelled when the child has to end."""
+
+    inbox: ZmqAsyncPullQueue[Inbound]
+    outbox: ZmqAsyncPushQueue[Any]
+
+
+def inbox_address(directory: str) -> str:
+    """Parent to child."""
+    return f"ipc://{directory}/to"
+
+
+def outbox_address(directory: str) -> str:
+    """Child to parent."""
+    return f"ipc://{directory}/from"
+
+
+def run_child(
+    decoder: Decoder[Inbound],
+    main: Callable[[ParentLink[Inbound]], Coroutine[Any, Any, int]],
+    on_malformed: Callable[[ZmqAsyncPushQueue[Any]], OnMalformed] | None = None,
+) -> NoReturn:
+    """Runs `main` between the parent's first word and the end; its result is the process's status.
+
+    `on_malformed` makes, given the outbox, what is called with an inbound message that can't be
+    decoded.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    if len(sys.argv) != 3 or not sys.argv[2].isdigit():
+        print("this program is started by minisgl-serve", file=sys.stderr)
+        sys.exit(2)
+    directory, parent_pid = sys.argv[1], int(sys.argv[2])
+    context: zmq.Context[Any] = zmq.Context()
+
+    async def run() -> int:
+        task = asyncio.create_task(_talk(context, directory, decoder, main, on_malformed))
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, _end, task)
+        _die_with_parent()
+        watch = asyncio.create_task(_watch_parent(parent_pid, task))
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return 0
+        finally:
+            watch.cancel()
+            if os.getppid() != parent_pid:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    status = 1
+    try:
+        status = uvloop.run(run())
+        context.term()  # delivers what was put last, for up to the queues' linger
+    except Exception:
+        logger.exception("unexpected error")
+    finally:
+        # Native threads may be in the middle of something (loading weights): nothing waits for
+        # them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+async def _talk(
+    context: zmq.Context[Any],
+    directory: str,
+    decoder: Decoder[Inbound],
+    main: Callable[[ParentLink[Inbound]], Coroutine[Any, Any, int]],
+    on_malformed: Callable[[ZmqAsyncPushQueue[Any]], OnMalformed] | None,
+) -> int:
+    outbox = ZmqAsyncPushQueue[Any](outbox_address(directory), False, encode, context=context)
+    inbox = ZmqAsyncPullQueue(
+        inbox_address(directory),
+        False,
+        decoder,
+        context=context,
+        on_malformed=on_malformed(outbox) if on_malformed is not None else None,
+    )
+    try:
+        return await main(ParentLink(inbox, outbox))
+    finally:
+        inbox.close(0)
+        outbox.close()
+
+
+def _end(task: asyncio.Task[int]) -> None:
+    """Ends the child in order; the kernel does it by force if that takes too long."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(FORCED_END_SECONDS)
+    task.cancel()
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel for SIGTERM at the parent's death."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        logger.warning("prctl failed: %s", os.strerror(ctypes.get_errno()))
+
+
+async def _watch_parent(parent_pid: int, task: asyncio.Task[int]) -> None:
+    """For a parent that died before the kernel was asked."""
+    while os.getppid() == parent_pid:  # noqa: ASYNC110 - another process sets no asyncio.Event
+        await asyncio.sleep(PARENT_CHECK_SECONDS)
+    _end(task)

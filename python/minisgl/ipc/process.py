@@ -1,0 +1,161 @@
+"""The parent's end of a child process: start it, talk to it, notice its end, end it. See child.py
+for the other end.
+
+The two sockets live in a private directory (0700) that is removed as soon as the child has answered
+its first message: both connections stand by then, so that nothing is left behind however the
+processes end later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from minisgl.ipc.child import inbox_address, outbox_address
+from minisgl.ipc.messages import encode
+from minisgl.ipc.queues import Decoder, ZmqAsyncPullQueue, ZmqAsyncPushQueue
+
+MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
+STOP_SECONDS = 3.0  # from the polite end to SIGTERM, and from there to SIGKILL
+
+Inbound = TypeVar("Inbound")
+
+
+def python_command(module: str) -> tuple[str, ...]:
+    """The command of a child that is a module of this package."""
+    return (sys.executable, "-m", module)
+
+
+def describe_exit(status: int) -> str:
+    """What a returncode means, to follow "the process": "was killed by SIGKILL", "ended with status
+    3".
+    """
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (often the kernel, out of memory)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+def make_private_directory() -> str:
+    """A new directory (0700) for sockets, with a path short enough for them."""
+    directory = tempfile.mkdtemp(prefix="minisgl-")
+    if len(os.fsencode(directory)) + len("/from") > MAX_SOCKET_PATH:
+        os.rmdir(directory)
+        directory = tempfile.mkdtemp(prefix="minisgl-", dir="/tmp")
+    return directory
+
+
+class ChildProcess(Generic[Inbound]):
+    """A running child. Made by spawn(); ended by stop() or kill(), then close().
+
+    A child that sends what can't be decoded is broken: it is killed, so that nobody waits for an
+    answer that was lost with it.
+    """
+
+    _process: asyncio.subprocess.Process
+
+    def __init__(self, decoder: Decoder[Inbound]) -> None:
+        self._directory: str | None = make_private_directory()
+        self._push = ZmqAsyncPushQueue[Any](inbox_address(self._directory), True, encode)
+        self._pull = ZmqAsyncPullQueue(
+            outbox_address(self._directory), True, decoder, on_malformed=lambda data: self.kill()
+        )
+
+    @classmethod
+    async def spawn(
+        cls, command: Sequence[str], decoder: Decoder[Inbound]
+    ) -> ChildProcess[Inbound]:
+        """Starts `command DIRECTORY PARENT_PID`. Raises OSError if that isn't possible.
+
+        The child has its own session, so that the terminal's Ctrl-C reaches the parent alone, and
+        inherits nothing but standard output and error.
+        """
+        child = cls(decoder)
+        assert child._directory is not None
+        try:
+            child._process = await asyncio.create_subprocess_exec(
+                *command,
+                child._directory,
+                str(os.getpid()),
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException:
+            child.close()
+            raise
+        return child
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs, negative for the signal that killed it."""
+        return self._process.returncode
+
+    async def configure(self, message: Any) -> None:
+        """Puts the first message; waits until the child is there to take it."""
+        await self._push.put(message)
+
+    def send(self, message: Any) -> bool:
+        """Puts a message without waiting; False when the child is gone."""
+        return self._push.put_nowait(message)
+
+    async def receive(self) -> Inbound:
+        """The next message from the child. Waits for ever when the child is gone."""
+        message = await self._pull.get()
+        self._remove_directory()
+        return message
+
+    async def wait(self) -> int:
+        """The returncode, when the child ends."""
+        return await self._process.wait()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def stop(self, farewell: Any | None, patience: float = STOP_SECONDS) -> int:
+        """Ends it, with more force every `patience` seconds: the farewell message, SIGTERM,
+        SIGKILL.
+
+        Without a farewell it begins with SIGTERM. Returns the returncode.
+        """
+        if farewell is not None and self.send(farewell) and await self._ended_within(patience):
+            return await self._process.wait()
+        for end in (self._process.terminate, self._process.kill):
+            with contextlib.suppress(ProcessLookupError):
+                end()
+            if await self._ended_within(patience):
+                break
+        return await self._process.wait()
+
+    async def _ended_within(self, seconds: float) -> bool:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._process.wait(), seconds)
+        return self._process.returncode is not None
+
+    def close(self) -> None:
+        """Closes the queues and removes what is left of the files. The child must have ended."""
+        self._push.close(0)
+        self._pull.close(0)
+        self._remove_directory()
+
+    def _remove_directory(self) -> None:
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None

@@ -1,0 +1,216 @@
+"""One-way message queues between processes: ZeroMQ sockets with an encoder or a decoder. Never
+pickle.
+
+`create` binds the address, else the queue connects to it; either end may come first. Nothing is
+dropped in silence: PUSH and PULL have no high-water mark (what they may carry is bounded by who
+puts, see EngineClient), and PUB waits for a slow subscriber instead of skipping its messages.
+close() returns at once; what was put is still delivered for up to LINGER_MS while the context
+lives. A message that can't be decoded is logged and left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+LINGER_MS = 1000
+PUB_HIGH_WATER_MARK = 65536  # messages a subscriber may lag behind before put() waits
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Encoder = Callable[[T], bytes]
+Decoder = Callable[
+    [bytes], T
+]  # raises msgspec.DecodeError, ValueError or TypeError on what it can't read
+OnMalformed = Callable[[bytes], None]
+AnyContext = zmq.Context[Any]
+
+
+def _configure(socket: zmq.Socket[Any], addr: str, create: bool) -> None:
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    if socket.type == zmq.PUB:
+        socket.setsockopt(zmq.SNDHWM, PUB_HIGH_WATER_MARK)
+        socket.setsockopt(zmq.XPUB_NODROP, 1)
+    else:
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+    if socket.type == zmq.SUB:
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+    if create:
+        socket.bind(addr)
+    else:
+        socket.connect(addr)
+
+
+class _SyncQueue:
+    """A blocking socket and its end."""
+
+    def __init__(self, kind: int, addr: str, create: bool, context: AnyContext | None) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Socket(context or zmq.Context.instance(), kind)
+        _configure(self._socket, addr, create)
+
+    def close(self, linger_ms: int = LINGER_MS) -> None:
+        self._socket.close(linger_ms)
+
+
+class _AsyncQueue:
+    """A socket of the running event loop and its end."""
+
+    def __init__(self, kind: int, addr: str, create: bool, context: AnyContext | None) -> None:
+        self._socket = zmq.asyncio.Socket(context or zmq.Context.instance(), kind)
+        _configure(self._socket, addr, create)
+
+    def close(self, linger_ms: int = LINGER_MS) -> None:
+        self._socket.close(linger_ms)
+
+
+class _Reader(Generic[T]):
+    """Decodes, and keeps what can't be decoded from doing harm."""
+
+    def __init__(self, addr: str, decoder: Decoder[T], on_malformed: OnMalformed | None) -> None:
+        self._addr = addr
+        self._decoder = decoder
+        self._on_malformed = on_malformed
+
+    def read(self, data: bytes) -> tuple[T] | None:
+        """The message in a tuple, or None when there is none in these bytes."""
+        try:
+            return (self._decoder(data),)
+        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
+            logger.error(
+                "%s: dropped a malformed message of %d bytes: %s", self._addr, len(data), error
+            )
+            if self._on_malformed is not None:
+                self._on_malformed(data)
+            return None
+
+
+class ZmqPushQueue(_SyncQueue, Generic[T]):
+    """Puts to one of the pullers connected. put() waits while there is none."""
+
+    def __init__(
+        self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
+    ) -> None:
+        super().__init__(zmq.PUSH, addr, create, context)
+        self._encoder = encoder
+
+    def put(self, message: T) -> None:
+        self._socket.send(self._encoder(message))
+
+
+class ZmqPubQueue(_SyncQueue, Generic[T]):
+    """Puts to every subscriber connected; a subscriber that comes later misses what was before."""
+
+    def __init__(
+        self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
+    ) -> None:
+        super().__init__(zmq.PUB, addr, create, context)
+        self._encoder = encoder
+
+    def put(self, message: T) -> None:
+        self._socket.send(self._encoder(message))
+
+
+class _SyncReadQueue(_SyncQueue, Generic[T]):
+    def __init__(
+        self, kind: int, addr: str, create: bool, reader: _Reader[T], context: AnyContext | None
+    ) -> None:
+        super().__init__(kind, addr, create, context)
+        self._reader = reader
+
+    def get(self) -> T:
+        """The next well-formed message; waits for it."""
+        while True:
+            message = self._reader.read(self._socket.recv())
+            if message is not None:
+                return message[0]
+
+    def empty(self) -> bool:
+        """Whether get() would have to wait now (for a well-formed message it may have to all the
+        same).
+        """
+        return self._socket.poll(timeout=0) == 0
+
+
+class ZmqPullQueue(_SyncReadQueue[T]):
+    """Gets what pushers put to it."""
+
+    def __init__(
+        self,
+        addr: str,
+        create: bool,
+        decoder: Decoder[T],
+        *,
+        context: AnyContext | None = None,
+        on_malformed: OnMalformed | None = None,
+    ) -> None:
+        super().__init__(zmq.PULL, addr, create, _Reader(addr, decoder, on_malformed), context)
+
+
+class ZmqSubQueue(_SyncReadQueue[T]):
+    """Gets everything published since it connected."""
+
+    def __init__(
+        self,
+        addr: str,
+        create: bool,
+        decoder: Decoder[T],
+        *,
+        context: AnyContext | None = None,
+        on_malformed: OnMalformed | None = None,
+    ) -> None:
+        super().__init__(zmq.SUB, addr, create, _Reader(addr, decoder, on_malformed), context)
+
+
+class ZmqAsyncPushQueue(_AsyncQueue, Generic[T]):
+    """ZmqPushQueue for the running event loop."""
+
+    def __init__(
+        self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
+    ) -> None:
+        super().__init__(zmq.PUSH, addr, create, context)
+        self._encoder = encoder
+
+    async def put(self, message: T) -> None:
+        await self._socket.send(self._encoder(message))
+
+    def put_nowait(self, message: T) -> bool:
+        """Puts without waiting; False when no puller is connected (nothing was put then)."""
+        sent: Any = self._socket.send(self._encoder(message), flags=zmq.NOBLOCK)
+        return not (sent.done() and isinstance(sent.exception(), zmq.Again))
+
+
+class ZmqAsyncPullQueue(_AsyncQueue, Generic[T]):
+    """ZmqPullQueue for the running event loop."""
+
+    def __init__(
+        self,
+        addr: str,
+        create: bool,
+        decoder: Decoder[T],
+        *,
+        context: AnyContext | None = None,
+        on_malformed: OnMalformed | None = None,
+    ) -> None:
+        super().__init__(zmq.PULL, addr, create, context)
+        self._reader = _Reader(addr, decoder, on_malformed)
+
+    async def get(self) -> T:
+        """The next well-formed message."""
+        while True:
+            message = self._reader.read(await self._socket.recv())
+            if message is not None:
+                return message[0]
+
+    def empty(self) -> bool:
+        """Whether get() would have to wait now (for a well-formed message it may have to all the
+        same).
+        """
+        return not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN

@@ -1,0 +1,107 @@
+"""Messages between the server and a tokenizer process; see messages.py for the habits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from minisgl.ipc.messages import Failed, PhaseReport, RequestId, Sentence, Shutdown, TokenIds
+
+MAX_TEXT_CHARACTERS = 2**28
+
+
+class TextOptions(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """A tokenizer process's first message: what to load."""
+
+    path: str  # folder or .gguf file
+    chat_template: str | None = None  # Jinja text instead of the model's own
+
+
+class Encode(msgspec.Struct, frozen=True, tag="encode"):
+    """Answered by Encoded or Refused."""
+
+    id: RequestId
+    text: Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
+    add_special_tokens: bool = True
+
+
+class EncodeChat(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
+    """Render, then encode. Answered by Encoded or Refused."""
+
+    id: RequestId
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+
+
+class OpenText(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+    """A new incremental detokenizer. No answer."""
+
+    id: RequestId
+    skip_special_tokens: bool = True
+    stop: list[str] = []
+    include_stop: bool = False
+    continues_prompt: bool = False
+
+
+class PushTokens(msgspec.Struct, frozen=True, tag="push"):
+    """Tokens of an open detokenizer; `final` also takes its rest. Answered by Text or Refused."""
+
+    id: RequestId
+    token_ids: TokenIds
+    final: bool = False
+
+
+class CloseText(msgspec.Struct, frozen=True, tag="close"):
+    """The detokenizer isn't needed any more. No answer."""
+
+    id: RequestId
+
+
+class TextReady(msgspec.Struct, frozen=True, tag="ready"):
+    """The tokenizer is loaded."""
+
+
+class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
+    """Token ids of a text."""
+
+    id: RequestId
+    token_ids: TokenIds
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """Something is wrong with the text, the conversation or the message; the sentence says what."""
+
+    id: RequestId
+    kind: Literal["value", "template"]
+    message: Sentence
+
+
+class Text(msgspec.Struct, frozen=True, tag="text"):
+    """Text that may be shown, and the detokenizer's state after it."""
+
+    id: RequestId
+    text: Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
+    stopped: bool = False
+    stop_string: str | None = None
+    num_tokens: Annotated[int, Meta(ge=0)] = 0
+
+
+ToText = TextOptions | Encode | EncodeChat | OpenText | PushTokens | CloseText | Shutdown
+FromText = PhaseReport | TextReady | Encoded | Refused | Text | Failed
+
+_to_text: msgspec.msgpack.Decoder[ToText] = msgspec.msgpack.Decoder(ToText)
+_from_text: msgspec.msgpack.Decoder[FromText] = msgspec.msgpack.Decoder(FromText)
+
+
+def decode_to_text(data: bytes) -> ToText:
+    """Raises msgspec.DecodeError for anything that isn't a ToText message."""
+    return _to_text.decode(data)
+
+
+def decode_from_text(data: bytes) -> FromText:
+    """Raises msgspec.DecodeError for anything that isn't a FromText message."""
+    return _from_text.decode(data)

@@ -1,0 +1,222 @@
+"""minisgl-serve: starts the processes, watches them, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import uvloop
+
+from minisgl.config import ServerArgs, parse_args
+from minisgl.engine.client import EngineClient, EngineStartError, RestartPolicy
+from minisgl.ipc.messages import EngineOptions
+from minisgl.model_source import ModelError, ModelFiles, resolve_model
+from minisgl.server.app import create_app
+from minisgl.server.listener import (
+    GRACEFUL_SECONDS,
+    ListenError,
+    bind_socket,
+    serve_http,
+    start_listening,
+    url_of,
+)
+from minisgl.server.state import ServerState
+from minisgl.startup import PhaseLog, describe_engine
+from minisgl.tokenizer.worker import TextFrontend
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+logger = logging.getLogger("minisgl")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command minisgl-serve. Returns its exit status."""
+    args = parse_args(argv)
+    if args.shell:
+        from minisgl.shell import run_shell
+
+        return run_shell(args)
+    return launch_server(args)
+
+
+def launch_server(
+    args: ServerArgs,
+    *,
+    rank_command: Sequence[str] | None = None,
+    restart: RestartPolicy | None = None,
+) -> int:
+    """Serves until a signal. Returns the exit status: 0 after a clean end, 1 with a sentence on the
+    screen when the server can't start or its engine failed for good.
+
+    Belongs in the main thread, for the signals. `rank_command`: the rank program (for tests).
+    `restart`: what happens when the engine dies.
+    """
+    began = time.monotonic()
+    logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
+    try:
+        with contextlib.closing(bind_socket(args.host, args.port)) as listener:
+            files = resolve_model(args.model, revision=args.revision)
+            start_listening(listener)
+            logger.info("model: %s, found after %.2f s", files.path, time.monotonic() - began)
+            client = EngineClient(
+                engine_options(args, files.path),
+                max_waiting=args.max_waiting,
+                command=rank_command,
+                restart=restart,
+                on_phase=PhaseLog().report,
+            )
+            return uvloop.run(Server(args, files, listener, client, began).run())
+    except (ListenError, ModelError, EngineStartError) as error:
+        print(f"minisgl-serve: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:  # before there was anything to end
+        return 128 + signal.SIGINT
+
+
+class Server:
+    """A server's processes and tasks from start to end."""
+
+    def __init__(
+        self,
+        args: ServerArgs,
+        files: ModelFiles,
+        listener: socket.socket,
+        client: EngineClient,
+        began: float,
+    ) -> None:
+        self._args = args
+        self._files = files
+        self._listener = listener
+        self._began = began
+        self._client = client
+        self._state = ServerState(args, self._client, args.served_model_name or files.name)
+        self._stop = asyncio.Event()  # a signal came
+        self._http_stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Until a signal or the engine's failure. Raises EngineStartError, ModelError."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_on_loop_exception)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+        url = url_of(self._listener)
+        http = asyncio.create_task(
+            serve_http(create_app(self._state), self._listener, self._http_stop.wait)
+        )
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            start = asyncio.create_task(self._start())
+            await self._first_of(start, stop, http)
+            if not start.done():
+                start.cancel()
+                await asyncio.wait({start})
+                return 0
+            start.result()
+            logger.info("ready after %.2f s: %s", time.monotonic() - self._began, url)
+            failed = asyncio.create_task(self._client.wait_failed())
+            await self._first_of(failed, stop, http)
+            failed.cancel()
+            if failed.done():
+                raise EngineStartError(f"the engine failed for good: {failed.result()}")
+            await self._drain()
+            return 0
+        finally:
+            stop.cancel()
+            await self._close(http)
+
+    async def _start(self) -> None:
+        """Starts engine and tokenizer side by side, within one deadline."""
+        timeout = self._args.startup_timeout
+        engine = asyncio.create_task(self._client.start(timeout))
+        text = asyncio.create_task(self._start_text(timeout))
+        try:
+            await asyncio.gather(engine, text)
+        finally:
+            for task in (engine, text):
+                task.cancel()
+            await asyncio.wait({engine, text})
+        for line in describe_engine(self._args, engine.result()):
+            logger.info("%s", line)
+
+    async def _start_text(self, timeout: float) -> None:
+        began = time.monotonic()
+        try:
+            self._state.text = await asyncio.wait_for(
+                TextFrontend.start(
+                    self._files.path,
+                    chat_template=self._args.chat_template,
+                    num_tokenizer=self._args.num_tokenizer,
+                ),
+                timeout,
+            )
+        except asyncio.TimeoutError:
+            raise ModelError(f"the tokenizer was not ready within {timeout:g} s") from None
+        where = f"{self._args.num_tokenizer} processes" if self._args.num_tokenizer else "server"
+        logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)
+
+    @staticmethod
+    async def _first_of(*tasks: asyncio.Task[object]) -> None:
+        """Waits for one of them; raises what the HTTP task, the last, died of."""
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[-1].done():
+            tasks[-1].result()
+
+    async def _drain(self) -> None:
+        """No new requests; the live ones may end."""
+        self._client.begin_drain()
+        logger.info(
+            "ending: %d requests have up to %g s; a second signal ends at once",
+            self._client.num_live,
+            self._args.drain_timeout,
+        )
+        if not await self._client.drain(self._args.drain_timeout):
+            logger.warning("requests were aborted at the end of the drain timeout")
+
+    async def _close(self, http: asyncio.Task[None]) -> None:
+        self._http_stop.set()
+        await asyncio.wait({http}, timeout=GRACEFUL_SECONDS + 1)
+        http.cancel()
+        await asyncio.wait({http}, timeout=1)
+        if self._state.text is not None:
+            await self._state.text.close()
+        await self._client.close()
+
+    def _on_signal(self, number: int) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+            return
+        self._client.kill()
+        if self._state.text is not None:
+            self._state.text.kill()
+        sys.stderr.flush()
+        os._exit(128 + number)
+
+
+def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # Connections that are cut at the end: asyncio's streams ask a cancelled task for its exception.
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)
+
+
+def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
+    """The rank's part of the settings."""
+    return EngineOptions(
+        model_path=model_path,
+        num_threads=args.num_threads,
+        kv_dtype=args.kv_dtype,
+        page_size=args.page_size,
+        kv_cache_tokens=args.kv_cache_tokens,
+        max_seq_len=args.max_seq_len,
+        max_running=args.max_running,
+        max_batch_tokens=args.max_batch_tokens,
+        # The client refuses what is too much; the engine's own limit only has to lie above that.
+        max_waiting=args.max_running + args.max_waiting,
+    )

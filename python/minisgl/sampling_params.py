@@ -1,0 +1,162 @@
+"""SamplingParams: how one request is sampled and when it stops, every range checked."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+MAX_TEMPERATURE = 100.0
+MAX_REPETITION_PENALTY = 100.0
+MAX_LOGIT_BIAS = 100.0
+MAX_LOGPROBS = 20
+MAX_N = 128
+MAX_STOP_STRINGS = 64
+MAX_STOP_STRING_CHARS = 1024
+MAX_STOP_TOKEN_IDS = 256
+MAX_LOGIT_BIAS_ENTRIES = 1024
+MAX_TOKEN_ID = 2**31 - 1
+MAX_SEED = 2**64 - 1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling parameters of one request. ValueError names the field, its range and the value."""
+
+    max_tokens: int = 16  # tokens generated at most
+    min_tokens: int = 0  # stop tokens are banned before that many
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0 or -1 is off
+    top_p: float = 1.0  # 1 is off
+    min_p: float = 0.0  # 0 is off
+    repetition_penalty: float = 1.0  # over prompt and output; 1 is off
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    logit_bias: dict[int, float] = {}  # token id -> added to its logit
+    seed: int | None = None  # None: drawn anew for each request
+    stop: list[str] = []  # generation ends before the first of these
+    stop_token_ids: list[int] = []  # besides the model's own end tokens
+    ignore_eos: bool = False
+    n: int = 1  # completions for the prompt
+    logprobs: int | None = (
+        None  # None: no logprobs; else how many alternatives come with each token
+    )
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens
+    skip_special_tokens: bool = True  # in the text
+
+    def __post_init__(self) -> None:
+        _check_int("max_tokens", self.max_tokens, 1, MAX_TOKEN_ID)
+        _check_int("min_tokens", self.min_tokens, 0, MAX_TOKEN_ID)
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}"
+            )
+        _check_float("temperature", self.temperature, 0, MAX_TEMPERATURE)
+        _check_int("top_k", self.top_k, -1, MAX_TOKEN_ID)
+        _check_float("top_p", self.top_p, 0, 1, above_low=True)
+        _check_float("min_p", self.min_p, 0, 1)
+        _check_float(
+            "repetition_penalty", self.repetition_penalty, 0, MAX_REPETITION_PENALTY, above_low=True
+        )
+        _check_float("presence_penalty", self.presence_penalty, -2, 2)
+        _check_float("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check_logit_bias(self.logit_bias)
+        if self.seed is not None:
+            _check_int("seed", self.seed, 0, MAX_SEED)
+        _check_stop(self.stop)
+        _check_list("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
+        for token_id in self.stop_token_ids:
+            _check_int("stop_token_ids' entries", token_id, 0, MAX_TOKEN_ID)
+        _check_bool("ignore_eos", self.ignore_eos)
+        _check_int("n", self.n, 1, MAX_N)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        _check_bool("skip_special_tokens", self.skip_special_tokens)
+
+    def check_tokens(self, vocab_size: int) -> None:
+        """ValueError when logit_bias or stop_token_ids name a token that the model doesn't have."""
+        for field, ids in (
+            ("logit_bias", self.logit_bias),
+            ("stop_token_ids", self.stop_token_ids),
+        ):
+            for token_id in ids:
+                if token_id >= vocab_size:
+                    raise ValueError(
+                        f"{field} must hold token ids between 0 and {vocab_size - 1}, "
+                        f"got {token_id}"
+                    )
+
+
+def _shown(value: object) -> str:
+    """The value as the message shows it, cut where it is long (a client chose it)."""
+    text = _int_text(value) if isinstance(value, int) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _int_text(value: int) -> str:
+    # repr of a huge integer is quadratic and refused by Python past 4300 digits.
+    return repr(value) if value.bit_length() <= 256 else f"a number of {value.bit_length()} bits"
+
+
+def _check_int(field: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(
+            f"{field} must be an integer between {low} and {high}, got {_shown(value)}"
+        )
+    if not low <= value <= high:
+        raise ValueError(f"{field} must be between {low} and {high}, got {_shown(value)}")
+
+
+def _check_float(
+    field: str, value: object, low: float, high: float, *, above_low: bool = False
+) -> None:
+    span = f"above {low:g} and at most {high:g}" if above_low else f"between {low:g} and {high:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{field} must be a number {span}, got {_shown(value)}")
+    inside = low < value <= high if above_low else low <= value <= high
+    if not inside or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{field} must be {span}, got {_shown(value)}")
+
+
+def _check_bool(field: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{field} must be true or false, got {_shown(value)}")
+
+
+def _check_list(field: str, value: object, max_length: int) -> None:
+    if not isinstance(value, list):
+        raise ValueError(f"{field} must be a list, got {_shown(value)}")
+    if len(value) > max_length:
+        raise ValueError(f"{field} must have at most {max_length} entries, got {len(value)}")
+
+
+def _check_logit_bias(value: object) -> None:
+    field = "logit_bias"
+    if not isinstance(value, dict):
+        raise ValueError(f"{field} must map token ids to numbers, got {_shown(value)}")
+    if len(value) > MAX_LOGIT_BIAS_ENTRIES:
+        raise ValueError(
+            f"{field} must have at most {MAX_LOGIT_BIAS_ENTRIES} entries, got {len(value)}"
+        )
+    for token_id, bias in value.items():
+        _check_int(f"{field}'s token ids", token_id, 0, MAX_TOKEN_ID)
+        _check_float(f"{field} of token {token_id}", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+
+
+def _check_stop(value: object) -> None:
+    _check_list("stop", value, MAX_STOP_STRINGS)
+    assert isinstance(value, list)
+    for text in value:
+        if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
+            raise ValueError(
+                f"stop must hold strings of 1 to {MAX_STOP_STRING_CHARS} characters, "
+                f"got {_shown(text)}"
+            )
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"stop must hold valid Unicode text, got a lone surrogate in {text!a}"
+                ) from None

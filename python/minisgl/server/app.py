@@ -1,0 +1,52 @@
+"""The ASGI application: routes, and what stands around them."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from minisgl.server.chat import ChatCompletions
+from minisgl.server.completions import Completions
+from minisgl.server.guard import Guard, Protected, routing_error
+from minisgl.server.state import ServerState
+from minisgl.server.status import StatusPages
+from minisgl.server.tokens import Detokenize, Tokenize
+
+
+def create_app(state: ServerState) -> Starlette:
+    """The application over `state`. All that works for a client wants the API key, where one is
+    set.
+    """
+    pages = StatusPages(state)
+    open_routes = [
+        Route("/health", pages.health),
+        Route("/ready", pages.ready),
+        Route("/metrics", pages.metrics),
+        Route("/version", pages.version),
+    ]
+    model_routes = [
+        Route("/v1/models", pages.models),
+        Route("/v1/models/{name:path}", pages.model),
+    ]
+    posts: list[tuple[str, ASGIApp]] = [
+        ("/v1/chat/completions", ChatCompletions(state)),
+        ("/v1/completions", Completions(state)),
+        ("/tokenize", Tokenize(state)),
+        ("/detokenize", Detokenize(state)),
+    ]
+    api_key = state.args.api_key
+    for route in model_routes:
+        route.app = Protected(route.app, api_key)
+    post_routes = [
+        Route(path, Protected(endpoint, api_key), methods=["POST"]) for path, endpoint in posts
+    ]
+    app = Starlette(
+        routes=[*open_routes, *model_routes, *post_routes],
+        middleware=[Middleware(Guard)],
+        exception_handlers={HTTPException: routing_error},
+    )
+    app.router.redirect_slashes = False
+    return app

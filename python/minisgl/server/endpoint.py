@@ -1,0 +1,41 @@
+"""What the POST endpoints share: read a body, decode it, answer while the client is there."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from minisgl.server.checks import decode
+from minisgl.server.http import Exchange, read_body, while_connected
+from minisgl.server.state import ServerState
+
+
+class JsonEndpoint:
+    """A raw ASGI endpoint: no response objects and no middleware between a stream and its socket.
+
+    A subclass sets `decoder` and implements `answer`, which is cancelled when the client is gone.
+    """
+
+    decoder: ClassVar[msgspec.json.Decoder[Any]]
+
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived = time.perf_counter()
+        exchange: Exchange = scope["minisgl.exchange"]
+        args = self.state.args
+        body = await read_body(
+            scope, exchange.receive, max_bytes=args.max_body_bytes, timeout=args.body_timeout
+        )
+        request = decode(self.decoder, body)
+        self.state.check_model(request.model)
+        del body
+        await while_connected(exchange, self.answer(exchange, request, arrived))
+
+    async def answer(self, exchange: Exchange, request: Any, arrived: float) -> None:
+        """`arrived` is the time.perf_counter() of the request's arrival."""
+        raise NotImplementedError

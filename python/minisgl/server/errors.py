@@ -1,0 +1,206 @@
+"""OpenAI error bodies: every answer that isn't a success is made here."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from minisgl.tokenizer.worker_pool import WorkerLost
+
+if TYPE_CHECKING:
+    from minisgl.ipc.messages import Output
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_BUSY_S = 1  # the queue is full: room comes with the next finished request
+RETRY_AFTER_UNAVAILABLE_S = 5  # loading, restarting or draining
+
+
+class ApiError(Exception):
+    """A refusal with its status. The message is written for the client; nothing else of the
+    exception leaves here.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        """{"error": {"message", "type", "param", "code"}}"""
+        return msgspec.json.encode(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": self.type,
+                    "param": self.param,
+                    "code": self.code,
+                }
+            }
+        )
+
+    def event(self) -> bytes:
+        """The same as a server-sent event, for a stream that has begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def unsupported(param: str, message: str) -> ApiError:
+    """A field that OpenAI knows and this server can't honour."""
+    return ApiError(400, message, param=param, code="unsupported_parameter")
+
+
+def too_long(num_prompt: int, max_seq_len: int, max_tokens: int | None = None) -> ApiError:
+    """The prompt, with the answer asked for if `max_tokens` is given, doesn't fit the context of
+    `max_seq_len`.
+    """
+    limit = f"This model's maximum context length is {max_seq_len} tokens"
+    if max_tokens is None:
+        said = f"the prompt has {num_prompt} tokens, which leaves no room for an answer"
+    else:
+        said = (
+            f"{num_prompt + max_tokens} tokens were requested "
+            f"({num_prompt} in the prompt, {max_tokens} for the answer)"
+        )
+    param = "messages" if max_tokens is None else "max_tokens"
+    return bad_request(f"{limit}, but {said}.", param=param, code="context_length_exceeded")
+
+
+def unauthorized() -> ApiError:
+    return ApiError(
+        401,
+        "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY'.",
+        type="authentication_error",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def model_not_found(name: str) -> ApiError:
+    shown = name if len(name) <= 200 else name[:200] + "..."
+    return ApiError(
+        404, f"The model {shown!r} does not exist.", param="model", code="model_not_found"
+    )
+
+
+def busy() -> ApiError:
+    return ApiError(
+        429,
+        "The request queue is full. Try again later.",
+        type="rate_limit_error",
+        code="queue_full",
+        headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
+    )
+
+
+_UNAVAILABLE = {
+    "starting": "The model is still loading. Try again later.",
+    "restarting": "The engine is restarting. Try again later.",
+    "draining": "The server is shutting down.",
+    "failed": "The engine has failed and could not be restarted.",
+}
+
+
+def unavailable(state: str) -> ApiError:
+    return ApiError(
+        503,
+        _UNAVAILABLE.get(state, "The server is not ready. Try again later."),
+        type="service_unavailable",
+        code="not_ready" if state == "starting" else state,
+        headers={"Retry-After": str(RETRY_AFTER_UNAVAILABLE_S)},
+    )
+
+
+def engine_error(output: Output) -> ApiError:
+    """From an output that finished with "error" or "abort". The engine's sentences about a request
+    are meant for the client; what it says about itself is not.
+    """
+    if output.finish == "abort" or output.error_code == "shutting_down":
+        return unavailable("draining")  # a client's own abort is answered to nobody
+    if output.error_code == "invalid_request":
+        return bad_request(output.error)
+    if output.error_code == "too_long":
+        return bad_request(output.error, code="context_length_exceeded")
+    if output.error_code == "queue_full":
+        return busy()
+    return ApiError(
+        503,
+        "The engine failed while working on this request. Try again later.",
+        type="server_error",
+        code="engine_failure",
+        headers={"Retry-After": str(RETRY_AFTER_UNAVAILABLE_S)},
+    )
+
+
+def from_exception(error: Exception, request_id: str) -> ApiError:
+    """The answer to any exception. One that nobody foresaw is logged, and its text stays here."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, WorkerLost):
+        return ApiError(
+            503,
+            "A tokenizer process failed while working on this request. Try again later.",
+            type="server_error",
+            code="tokenizer_failure",
+            headers={"Retry-After": str(RETRY_AFTER_UNAVAILABLE_S)},
+        )
+    logger.error("request %s failed", request_id, exc_info=error)
+    return ApiError(
+        500,
+        f"The server had an error. Its log names this request {request_id}.",
+        type="server_error",
+        code="internal_error",
+    )
+
+
+_PLACE = re.compile(r"^(?P<what>.*) - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`$", re.DOTALL)
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
+
+
+def undecodable(error: Exception) -> ApiError:
+    """From what the JSON decoder raised: ValidationError names the field, the others say that it
+    isn't JSON.
+    """
+    if isinstance(error, RecursionError):
+        return bad_request("The request body is nested too deeply.", code="invalid_json")
+    if isinstance(error, UnicodeDecodeError):
+        return bad_request("The request body is not valid UTF-8.", code="invalid_json")
+    if not isinstance(error, msgspec.ValidationError):
+        return bad_request("The request body is not valid JSON.", code="invalid_json")
+    what, path = str(error), ""
+    if place := _PLACE.match(what):
+        what, path = place["what"], place["path"]
+        if place["key"]:
+            what = f"key: {what}"
+    for pattern, sentence, code in (
+        (_UNKNOWN, "Unrecognized request argument supplied: {}", "unknown_parameter"),
+        (_MISSING, "Missing required parameter: {}", "missing_required_parameter"),
+    ):
+        if found := pattern.match(what):
+            name = f"{path}.{found['name'][:200]}" if path else found["name"][:200]
+            return bad_request(sentence.format(name), param=name, code=code)
+    what = what.replace("`", "'")
+    if not path:
+        return bad_request(f"The request body is not what is expected: {what}.")
+    return bad_request(f"Invalid value for '{path}': {what}.", param=path, code="invalid_value")

@@ -1,0 +1,271 @@
+"""One HTTP request's generation: its choices, their text as it becomes ready, usage, and an abort
+that is never forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from minisgl.engine.client import EngineBusy, EngineUnavailable
+from minisgl.server import errors
+from minisgl.server.metrics import Metrics
+from minisgl.tokenizer import IncrementalDetokenizer
+
+if TYPE_CHECKING:
+    from minisgl.engine.client import EngineClient
+    from minisgl.engine.stream import TokenStream
+    from minisgl.ipc.messages import Output, PromptLogprob
+    from minisgl.sampling_params import SamplingParams
+    from minisgl.tokenizer.worker import Detokenizer, TextFrontend
+
+
+@dataclass(slots=True)
+class TokenEntry:
+    """A generated token's log probability. `offset`: characters of the choice's text that stand
+    before it.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]  # most likely first
+    offset: int
+
+
+@dataclass(slots=True)
+class Delta:
+    """What a choice has got since its last delta. `finish_reason` with its last: "stop" or
+    "length".
+    """
+
+    index: int
+    text: str
+    entries: list[TokenEntry] = field(default_factory=list)
+    finish_reason: str | None = None
+    prompt_logprobs: list[PromptLogprob] | None = (
+        None  # with the first delta, where they were asked for
+    )
+
+
+class Choice:
+    """One of the engine's requests: makes deltas of its outputs."""
+
+    def __init__(
+        self,
+        index: int,
+        stream: TokenStream,
+        detokenizer: Detokenizer,
+        offsets: IncrementalDetokenizer | None,
+        *,
+        discard: bool,
+    ) -> None:
+        self.index = index
+        self.stream = stream
+        self.num_tokens = 0  # generated, a stop token included
+        self.finished = False
+        self.first_token_at = 0.0  # time.perf_counter(); 0: none yet
+        self.last_token_at = 0.0
+        self._text_length = 0  # characters given out
+        self._detokenizer = detokenizer
+        self._offsets = (
+            offsets  # the same text without regard to stop strings; None: no logprobs wanted
+        )
+        self._offset = 0
+        self._held: list[TokenEntry] = []  # their text isn't out yet
+        self._discard = discard  # only the prompt is wanted, the one token that came with it is not
+
+    async def take(self, output: Output) -> Delta:
+        """Raises ApiError when the engine ended the request with an error, or aborted it."""
+        if output.finish in ("error", "abort"):
+            self.finished = True
+            raise errors.engine_error(output)
+        delta = Delta(self.index, "", prompt_logprobs=output.prompt_logprobs)
+        if output.finish:
+            self.finished = True
+            delta.finish_reason = output.finish
+        if self._discard:
+            delta.finish_reason = "length" if self.finished else None
+            return delta
+        token_ids = output.token_ids
+        # A stop token ends the text and isn't part of it.
+        shown = token_ids[:-1] if output.finish == "stop" else token_ids
+        detokenizer = self._detokenizer
+        text = await detokenizer.push(shown, final=self.finished)
+        if detokenizer.stopped:
+            self.num_tokens = detokenizer.num_tokens
+            delta.finish_reason = "stop"
+            if not self.finished:
+                self.finished = True
+                self.stream.abort()
+        else:
+            self.num_tokens += len(token_ids)
+        delta.text = text
+        self._text_length += len(text)
+        if self._offsets is not None:
+            self._hold(shown, output)
+            delta.entries = self._release()
+        return delta
+
+    def _hold(self, shown: Sequence[int], output: Output) -> None:
+        assert self._offsets is not None
+        for token_id, (logprob, top) in zip(shown, output.logprobs or (), strict=False):
+            self._held.append(TokenEntry(token_id, logprob, top, self._offset))
+            self._offset += len(self._offsets.push([token_id]))
+
+    def _release(self) -> list[TokenEntry]:
+        # A token goes out with its text. At the end the rest goes too, but for the tokens of a stop
+        # string, whose text was cut off.
+        if self.finished and not self._detokenizer.stopped:
+            released, self._held = self._held, []
+            return released
+        count = 0
+        while count < len(self._held) and self._held[count].offset < self._text_length:
+            count += 1
+        released, self._held = self._held[:count], self._held[count:]
+        return released
+
+
+class Generation:
+    """The choices of one HTTP request. Use it as a context manager: leaving it aborts what still
+    runs.
+    """
+
+    def __init__(
+        self, client: EngineClient, text: TextFrontend, metrics: Metrics, *, arrived: float
+    ) -> None:
+        self._client = client
+        self._text = text
+        self._metrics = metrics
+        self._arrived = arrived  # time.perf_counter()
+        self._choices: list[Choice] = []
+        self._waiting: dict[asyncio.Task[Output], Choice] = {}
+        self.num_prompt_tokens = 0
+        self.num_live = 0
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for task in self._waiting:
+            task.cancel()
+        for choice in self._choices:
+            if not choice.finished:
+                choice.finished = True
+                choice.stream.abort()
+                self._metrics.finished["abort"] += 1
+        self.num_live = 0
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(choice.num_tokens for choice in self._choices)
+
+    def submit(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        n: int = 1,
+        include_stop: bool = False,
+        continues_prompt: bool = False,
+        discard: bool = False,
+    ) -> None:
+        """Adds `n` choices for a prompt. Raises ApiError 400, 429 or 503; the context manager ends
+        what was begun.
+        """
+        self.num_prompt_tokens += len(prompt_ids)
+        for number in range(n):
+            one = params if params.seed is None or number == 0 else _reseed(params, number)
+            try:
+                stream = self._client.submit(prompt_ids, one, self._text.tokenizer.eos_token_ids)
+            except EngineBusy:
+                raise errors.busy() from None
+            except EngineUnavailable:
+                raise errors.unavailable(self._client.state) from None
+            except ValueError as error:  # says what was wrong with the request
+                raise errors.bad_request(str(error)) from None
+            choice = Choice(
+                len(self._choices),
+                stream,
+                self._text.detokenizer(
+                    skip_special_tokens=params.skip_special_tokens,
+                    stop=params.stop,
+                    include_stop=include_stop,
+                    continues_prompt=continues_prompt,
+                ),
+                None
+                if params.logprobs is None
+                else IncrementalDetokenizer(
+                    self._text.tokenizer,
+                    skip_special_tokens=params.skip_special_tokens,
+                    continues_prompt=continues_prompt,
+                ),
+                discard=discard,
+            )
+            self._choices.append(choice)
+            self.num_live += 1
+            self._metrics.prompt_tokens += len(prompt_ids)
+            self._metrics.request_prompt_tokens.observe(len(prompt_ids))
+
+    async def ready(self) -> list[Delta]:
+        """Waits until a choice has something, then takes all that the choices have. Raises ApiError
+        when one failed.
+        """
+        if len(self._choices) == 1:
+            choice = self._choices[0]
+            return [await self._take(choice, await choice.stream.next())]
+        if not self._waiting:
+            for choice in self._choices:
+                self._wait_for(choice)
+        done, _ = await asyncio.wait(self._waiting, return_when=asyncio.FIRST_COMPLETED)
+        deltas = []
+        for task in sorted(done, key=lambda task: self._waiting[task].index):
+            choice = self._waiting.pop(task)
+            deltas.append(await self._take(choice, task.result()))
+            if not choice.finished:
+                self._wait_for(choice)
+        return deltas
+
+    def _wait_for(self, choice: Choice) -> None:
+        self._waiting[asyncio.ensure_future(choice.stream.next())] = choice
+
+    async def _take(self, choice: Choice, output: Output) -> Delta:
+        metrics = self._metrics
+        count = len(output.token_ids)
+        if count:
+            now = time.perf_counter()
+            if not choice.first_token_at:
+                choice.first_token_at = now
+                metrics.time_to_first_token.observe(now - self._arrived)
+            else:
+                metrics.inter_token_latency.observe((now - choice.last_token_at) / count, count)
+            choice.last_token_at = now
+            metrics.generation_tokens += count
+        try:
+            delta = await choice.take(output)
+        finally:
+            if choice.finished:
+                self.num_live -= 1
+                self._count_finished(choice, output)
+        return delta
+
+    def _count_finished(self, choice: Choice, output: Output) -> None:
+        metrics = self._metrics
+        metrics.finished[output.finish or "stop"] += 1  # without a finish, a stop string ended it
+        metrics.e2e_request_latency.observe(time.perf_counter() - self._arrived)
+        metrics.request_generation_tokens.observe(choice.num_tokens)
+        if output.timings is not None:
+            queue, prefill, decode = output.timings
+            metrics.request_queue_time.observe(queue)
+            metrics.request_prefill_time.observe(prefill)
+            metrics.request_decode_time.observe(decode)
+
+
+def _reseed(params: SamplingParams, number: int) -> SamplingParams:
+    # Choices of one request differ; choice 0 is what the same request with n=1 would get.
+    assert params.seed is not None
+    return msgspec.structs.replace(params, seed=(params.seed + number) % 2**64)

@@ -1,0 +1,205 @@
+"""One HTTP exchange over raw ASGI: a bounded body in, JSON or an event stream out, and the client's
+disappearance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import msgspec
+from starlette.types import Message, Receive, Scope, Send
+
+from minisgl.server.errors import ApiError
+
+SHORT_BODY_S = 0.05  # how long an unread body is waited for before its connection is given up
+# How long the rest of a refused body is read, so that the client sees the refusal and not a reset.
+LINGER_S = 1.0
+STALL_CHECK_S = 10.0
+WRITE_TIMEOUT_S = 120.0  # a client that takes no byte for that long is given up
+
+EVENT_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ClientGone(Exception):  # noqa: N818
+    """The client closed its connection, or reads nothing any more: there is nobody to answer."""
+
+
+class Exchange:
+    """Wraps an ASGI connection's receive and send, and knows how far both have come."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        self._receive = receive
+        self._send = send
+        self.request_id = request_id
+        self.body_complete = False
+        self.response_started = False
+        self.gone = False
+        self._waiting_since: float | None = None  # when the send that is under way began
+        self._loop = asyncio.get_running_loop()
+        self._headers = [(b"x-request-id", request_id.encode())]
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.gone = True
+        elif not message.get("more_body", False):
+            self.body_complete = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.response_started = True
+            headers = list(message.get("headers", ())) + self._headers
+            if not self.body_complete and not self.gone:
+                await self._finish_body(headers)
+            message = {**message, "headers": headers}
+        elif not message.get("more_body", False) and not self.body_complete and not self.gone:
+            await self._send_last(message)
+            return
+        self._waiting_since = self._loop.time()
+        await self._send(message)
+        self._waiting_since = None
+
+    async def _finish_body(self, headers: list[tuple[bytes, bytes]]) -> None:
+        # A request without a body, or with a small one, has its end in the queue already. Where a
+        # body is still coming, the connection can't be used again.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._discard(), SHORT_BODY_S)
+        if not self.body_complete and not self.gone:
+            headers.append((b"connection", b"close"))
+
+    async def _send_last(self, message: Message) -> None:
+        # The server's queue of body parts is bounded and nobody reads it any more: without a
+        # reader, the end of the response would wait for ever.
+        await self._send({**message, "more_body": True})
+        reader = asyncio.ensure_future(self._discard())
+        try:
+            await asyncio.wait({reader}, timeout=LINGER_S)
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            reader.cancel()
+
+    async def _discard(self) -> None:
+        while not self.body_complete and not self.gone:
+            await self.receive()
+
+    def stalled(self) -> bool:
+        """The client has taken nothing for WRITE_TIMEOUT_S."""
+        began = self._waiting_since
+        return began is not None and self._loop.time() - began > WRITE_TIMEOUT_S
+
+    async def until_gone(self) -> None:
+        """Returns when the client has closed its connection."""
+        while not self.gone:
+            await self.receive()
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout: float) -> bytes:
+    """The whole body. Raises ApiError 408, 413 or 415, ClientGone."""
+    headers = dict(scope["headers"])
+    _check_content_type(headers)
+    length = headers.get(b"content-length", b"0")
+    if len(length) > 18 or int(length) > max_bytes:  # digits only, as the HTTP parser has seen to
+        raise _too_large(max_bytes)
+    try:
+        return await asyncio.wait_for(_collect(receive, max_bytes), timeout)
+    except asyncio.TimeoutError:
+        raise ApiError(
+            408, f"The request body did not arrive within {timeout:g} seconds.", code="timeout"
+        ) from None
+
+
+async def _collect(receive: Receive, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        if part:
+            parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        413, f"The request body is larger than {max_bytes} bytes.", code="request_too_large"
+    )
+
+
+def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
+    media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if media_type not in (b"", b"application/json"):
+        raise ApiError(
+            415,
+            "The request body must be JSON, with 'Content-Type: application/json'.",
+            code="unsupported_media_type",
+        )
+    if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
+        raise ApiError(
+            415, "Compressed request bodies are not supported.", code="unsupported_media_type"
+        )
+
+
+async def send_json(
+    send: Send, value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> None:
+    """A whole JSON response; `value` is bytes that are JSON already, or anything that msgspec
+    encodes.
+    """
+    body = value if isinstance(value, bytes) else msgspec.json.encode(value)
+    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    lines += [(name.lower().encode(), text.encode()) for name, text in (headers or {}).items()]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    await send_json(send, error.body(), status=error.status, headers=error.headers)
+
+
+async def start_events(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
+
+
+async def send_events(send: Send, events: bytes) -> None:
+    """Waits while the client is slow: the memory of a stream is bounded by the socket's buffers."""
+    await send({"type": "http.response.body", "body": events, "more_body": True})
+
+
+async def end_events(send: Send) -> None:
+    """A clean end. A stream that failed returns without it: the server then cuts the connection,
+    which clients see.
+    """
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def while_connected(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`, and cancels it when the client is gone; then raises ClientGone."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(exchange.until_gone())
+    try:
+        while not task.done():
+            await asyncio.wait(
+                {task, watcher}, timeout=STALL_CHECK_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not task.done() and (watcher.done() or exchange.stalled()):
+                raise ClientGone
+    finally:
+        watcher.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    await task

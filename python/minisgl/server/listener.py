@@ -1,0 +1,120 @@
+"""Hypercorn in our own event loop: one socket, HTTP/1.1 only, an end that we decide on."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import h11
+import hypercorn.protocol
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from starlette.types import ASGIApp
+
+BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75  # longer than the pools of common clients keep a connection
+GRACEFUL_SECONDS = 3  # for responses that are still being written at the end
+
+
+class ListenError(Exception):
+    """The address can't be had. The message is one sentence for the one who started the server."""
+
+
+class Http1Protocol(H11Protocol):
+    """HTTP/1.1 that stays so: an offered upgrade to HTTP/2 is ignored, as the standard allows."""
+
+    client_closed = False
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, Closed):
+            self.client_closed = True
+        await super().handle(event)
+        if self.client_closed:
+            # Ends the keep-alive timer. With it a connection that its client has closed would be
+            # held, socket and all, until the time is over.
+            await self.send(Updated(idle=False))
+
+    async def _maybe_recycle(self) -> None:
+        if self.client_closed:  # nor is there a next request to wait for
+            await self._close_stream()
+            await self.send(Closed())
+        else:
+            await super()._maybe_recycle()
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """A bound socket that doesn't listen yet. Raises ListenError."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ListenError(f"the host {host!r} is no address and no known name: {error}") from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _listen_error(host, port, error) from error
+    return listener
+
+
+def start_listening(listener: socket.socket) -> None:
+    """From now on clients may connect and the port is nobody else's. Raises ListenError."""
+    host, port = listener.getsockname()[:2]
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise _listen_error(host, port, error) from error
+
+
+def _listen_error(host: str, port: int, error: OSError) -> ListenError:
+    if error.errno == errno.EADDRINUSE:
+        return ListenError(
+            f"port {port} of {host} is taken by another program: end that one or choose another "
+            "with --port"
+        )
+    if error.errno == errno.EACCES:
+        return ListenError(f"port {port} isn't open to this user: choose another with --port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ListenError(f"{host} is not an address of this machine: choose another with --host")
+    return ListenError(f"can't listen on port {port} of {host}: {error.strerror}")
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where clients find it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def serve_http(
+    app: ASGIApp, listener: socket.socket, until: Callable[[], Awaitable[Any]]
+) -> None:
+    """Serves until `until()` returns and responses had GRACEFUL_SECONDS to end. Owns the socket."""
+    # The class is looked up there for each connection, and there is no setting for it.
+    hypercorn.protocol.H11Protocol = Http1Protocol  # type: ignore[attr-defined]
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.backlog = BACKLOG
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.graceful_timeout = GRACEFUL_SECONDS
+    config.alpn_protocols = ["http/1.1"]
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = _error_log()
+    await serve(cast(Any, app), config, shutdown_trigger=until, mode="asgi")
+
+
+def _error_log() -> logging.Logger:
+    logger = logging.getLogger("minisgl.http")
+    logger.setLevel(logging.WARNING)  # its "Running on" is said by ourselves
+    return logger

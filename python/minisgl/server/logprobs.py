@@ -1,0 +1,99 @@
+"""Log probabilities as the two OpenAI APIs show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from minisgl.server.generation import TokenEntry
+
+if TYPE_CHECKING:
+    from minisgl.ipc.messages import PromptLogprob
+    from minisgl.tokenizer import Tokenizer
+
+LOWEST = -9999.0  # JSON has no -Infinity
+
+
+def finite(logprob: float) -> float:
+    return max(logprob, LOWEST)
+
+
+def token_text(data: bytes) -> str:
+    """A token's text; one that is only a part of a character as OpenAI writes it,
+    "bytes:\\xe2\\x80".
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenEntry]) -> dict[str, Any]:
+    """{"content": [{token, logprob, bytes, top_logprobs}]}"""
+
+    def shown(token_id: int, logprob: float) -> dict[str, Any]:
+        data = tokenizer.token_bytes(token_id)
+        return {"token": token_text(data), "logprob": finite(logprob), "bytes": list(data)}
+
+    content = [
+        {
+            **shown(entry.token_id, entry.logprob),
+            "top_logprobs": [shown(token_id, logprob) for token_id, logprob in entry.top],
+        }
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+class CompletionLogprobs:
+    """{tokens, token_logprobs, top_logprobs, text_offset}, filled from a prompt that is echoed and
+    from deltas.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.tokens: list[str] = []
+        self.token_logprobs: list[float | None] = []
+        self.top_logprobs: list[dict[str, float] | None] = []
+        self.text_offset: list[int] = []
+
+    def add_prompt(self, prompt: Sequence[PromptLogprob], offsets: Sequence[int]) -> None:
+        """The first token has no logprob: null."""
+        for (token_id, logprob, top), offset in zip(prompt, offsets, strict=True):
+            self._add(token_id, logprob, top, offset)
+
+    def add(self, entries: Sequence[TokenEntry], start: int) -> None:
+        """`start`: characters that stand before the choice's own text."""
+        for entry in entries:
+            self._add(entry.token_id, entry.logprob, entry.top, start + entry.offset)
+
+    def _add(
+        self,
+        token_id: int,
+        logprob: float | None,
+        top: Sequence[tuple[int, float]],
+        offset: int,
+    ) -> None:
+        text = token_text(self._tokenizer.token_bytes(token_id))
+        self.tokens.append(text)
+        self.text_offset.append(offset)
+        if logprob is None:
+            self.token_logprobs.append(None)
+            self.top_logprobs.append(None)
+            return
+        alternatives: dict[str, float] = {}
+        for other_id, other in top:
+            alternatives.setdefault(
+                token_text(self._tokenizer.token_bytes(other_id)), finite(other)
+            )
+        alternatives.setdefault(text, finite(logprob))
+        self.token_logprobs.append(finite(logprob))
+        self.top_logprobs.append(alternatives)
+
+    def shown(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "token_logprobs": self.token_logprobs,
+            "top_logprobs": self.top_logprobs,
+            "text_offset": self.text_offset,
+        }

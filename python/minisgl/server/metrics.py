@@ -1,0 +1,182 @@
+"""Metrics: the one place for their names. Counted as plain integers, made into Prometheus samples
+when scraped.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from minisgl.ipc.messages import EngineStats
+
+PREFIX = "minisgl"
+FINISH_REASONS = ("stop", "length", "abort", "error")
+
+
+def _bounds(milliseconds: str) -> tuple[float, ...]:
+    return tuple(float(text) / 1000 for text in milliseconds.split())
+
+
+# Upper bounds, in seconds and in tokens.
+_FIRST_TOKEN_S = _bounds("1 5 10 20 40 60 80 100 250 500 750 1000 2500 5000 7500 10000 20000 40000")
+_TOKEN_S = _bounds("1 2.5 5 10 25 50 75 100 150 200 300 400 500 750 1000 2500 5000")
+_REQUEST_S = _bounds(
+    "10 50 100 300 500 800 1000 1500 2000 2500 5000 10000 20000 40000 60000 120000"
+)
+_TOKENS = tuple(2**k for k in range(18))
+
+
+class Histogram:
+    """Counts by bucket. Much cheaper than the library's: it is fed on the path of every token."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Adds `value`, `count` times."""
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._sum += value * count
+
+    @property
+    def sum(self) -> float:
+        return self._sum
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """(upper bound, observations up to it), ending with +Inf."""
+        cumulative, rows = 0, []
+        for bound, count in zip(
+            (*map(str, map(float, self._bounds)), "+Inf"), self._counts, strict=True
+        ):
+            cumulative += count
+            rows.append((bound, float(cumulative)))
+        return rows
+
+
+class Metrics:
+    """What the HTTP side counts. Gauges come from the engine's last stats when somebody scrapes."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self.finished = dict.fromkeys(FINISH_REASONS, 0)
+        self.time_to_first_token = Histogram(_FIRST_TOKEN_S)
+        self.inter_token_latency = Histogram(_TOKEN_S)
+        self.e2e_request_latency = Histogram(_REQUEST_S)
+        self.request_queue_time = Histogram(_REQUEST_S)
+        self.request_prefill_time = Histogram(_REQUEST_S)
+        self.request_decode_time = Histogram(_REQUEST_S)
+        self.request_prompt_tokens = Histogram(_TOKENS)
+        self.request_generation_tokens = Histogram(_TOKENS)
+
+    def render(self, model_name: str, stats: EngineStats, *, alias: str = "") -> bytes:
+        """The text format of Prometheus. `alias` is a second prefix under which everything appears
+        again ("vllm" serves existing dashboards).
+        """
+        registry = CollectorRegistry()
+        for prefix in dict.fromkeys((PREFIX, alias) if alias else (PREFIX,)):
+            registry.register(_Families(self, prefix, model_name, stats))
+        ProcessCollector(registry=registry)
+        return generate_latest(registry)
+
+
+class _Families(Collector):
+    """All samples under one prefix."""
+
+    def __init__(self, metrics: Metrics, prefix: str, model_name: str, stats: EngineStats) -> None:
+        self._metrics = metrics
+        self._prefix = prefix
+        self._model_name = model_name
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._gauges()
+        yield from self._counters()
+        yield from self._histograms()
+
+    def _gauges(self) -> Iterator[Metric]:
+        stats = self._stats
+        used = stats.pages_total - stats.pages_free
+        for name, text, value in (
+            ("num_requests_running", "Requests in the engine's batch.", stats.num_running),
+            ("num_requests_waiting", "Requests that wait for the batch.", stats.num_waiting),
+            (
+                "kv_cache_usage_perc",
+                "Used part of the KV cache, 1 is all.",
+                used / (stats.pages_total or 1),
+            ),
+        ):
+            gauge = GaugeMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
+            gauge.add_metric([self._model_name], value)
+            yield gauge
+
+    def _counters(self) -> Iterator[Metric]:
+        metrics, preemptions = self._metrics, self._stats.num_preemptions
+        for name, text, value in (
+            ("prompt_tokens", "Prompt tokens of requests that were served.", metrics.prompt_tokens),
+            ("generation_tokens", "Tokens generated.", metrics.generation_tokens),
+            ("num_preemptions", "Requests put back for want of KV pages.", preemptions),
+        ):
+            counter = CounterMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
+            counter.add_metric([self._model_name], value)
+            yield counter
+        success = CounterMetricFamily(
+            f"{self._prefix}:request_success",
+            "Requests that ended, by reason.",
+            labels=["model_name", "finished_reason"],
+        )
+        for reason, number in metrics.finished.items():
+            success.add_metric([self._model_name, reason], number)
+        yield success
+
+    def _histograms(self) -> Iterator[Metric]:
+        metrics = self._metrics
+        for name, text, histogram in (
+            (
+                "time_to_first_token_seconds",
+                "From the request's arrival.",
+                metrics.time_to_first_token,
+            ),
+            (
+                "inter_token_latency_seconds",
+                "Between tokens of a request.",
+                metrics.inter_token_latency,
+            ),
+            (
+                "e2e_request_latency_seconds",
+                "From arrival to the end.",
+                metrics.e2e_request_latency,
+            ),
+            (
+                "request_queue_time_seconds",
+                "Waiting for the first step.",
+                metrics.request_queue_time,
+            ),
+            (
+                "request_prefill_time_seconds",
+                "First step to first token.",
+                metrics.request_prefill_time,
+            ),
+            ("request_decode_time_seconds", "First token to the end.", metrics.request_decode_time),
+            ("request_prompt_tokens", "Prompt tokens of a request.", metrics.request_prompt_tokens),
+            (
+                "request_generation_tokens",
+                "Tokens made for a request.",
+                metrics.request_generation_tokens,
+            ),
+        ):
+            family = HistogramMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
+            family.add_metric([self._model_name], histogram.buckets(), histogram.sum)
+            yield family

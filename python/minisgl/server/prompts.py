@@ -1,0 +1,70 @@
+"""The prompt of a completion request in its four forms, as lists of token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minisgl.server.errors import bad_request
+from minisgl.server.schemas import MAX_CHOICES, CompletionRequest
+
+if TYPE_CHECKING:
+    from minisgl.tokenizer.worker import TextFrontend
+
+
+@dataclass(frozen=True)
+class CompletionPrompt:
+    """One prompt. `text` is None where the client sent ids."""
+
+    ids: list[int]
+    text: str | None
+
+
+async def encode_prompts(
+    text: TextFrontend, request: CompletionRequest, vocab_size: int
+) -> list[CompletionPrompt]:
+    """The prompts of a request: one for a string or a list of ids, several for a list of either.
+    ApiError 400.
+    """
+    given = _separate(request)
+    if len(given) * (request.n or 1) > MAX_CHOICES:
+        raise bad_request(
+            f"At most {MAX_CHOICES} choices (prompts times n) are possible in a request, "
+            f"got {len(given) * (request.n or 1)}.",
+            param="prompt",
+        )
+    add_special_tokens = request.add_special_tokens is not False
+    prompts = []
+    for prompt in given:
+        if isinstance(prompt, str):
+            ids = await text.encode(prompt, add_special_tokens=add_special_tokens)
+            prompts.append(CompletionPrompt(ids, prompt))
+        else:
+            prompts.append(CompletionPrompt(prompt, None))
+        ids = prompts[-1].ids
+        if not ids:
+            raise bad_request("The prompt is empty.", param="prompt")
+        if max(ids) >= vocab_size:
+            raise bad_request(
+                f"Prompt token ids must be between 0 and {vocab_size - 1}, got {max(ids)}.",
+                param="prompt",
+            )
+    return prompts
+
+
+def _separate(request: CompletionRequest) -> list[str | list[int]]:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise bad_request("The prompt is empty.", param="prompt")
+    kinds = {type(part) for part in prompt}
+    if len(kinds) != 1:
+        raise bad_request(
+            "The prompt must be a string, a list of strings, a list of token ids or a list of such "
+            "lists, not a mixture.",
+            param="prompt",
+        )
+    if kinds == {int}:
+        return [[part for part in prompt if isinstance(part, int)]]
+    return [part for part in prompt if not isinstance(part, int)]

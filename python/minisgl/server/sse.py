@@ -1,0 +1,94 @@
+"""Server-sent events of a generation: what stays the same is encoded once a stream, what changes
+once an event.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from minisgl.server.errors import from_exception
+from minisgl.server.generation import Delta, Generation
+from minisgl.server.http import Exchange, end_events, send_events, start_events
+from minisgl.server.schemas import StreamOptions
+
+DONE = b"data: [DONE]\n\n"
+encode_json = msgspec.json.Encoder().encode
+
+
+class Events(Protocol):
+    """Makes the events of one kind of stream."""
+
+    def event(self, delta: Delta) -> bytes: ...
+
+    def last(self) -> bytes: ...
+
+
+class EventFrame:
+    """The part of each event around the choice: id, object, created, model, and usage where it was
+    asked for.
+    """
+
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        options: StreamOptions | None,
+        generation: Generation,
+    ) -> None:
+        self._generation = generation
+        self._usage = options is not None and bool(options.include_usage)
+        self._continuous = options is not None and bool(options.continuous_usage_stats)
+        self._head = b"data: " + encode_json(fields)[:-1] + b',"choices":['
+        # What stands before a choice's index, and after a choice.
+        self.head = self._head + b'{"index":'
+        self._tail = b'}],"usage":null}\n\n' if self._usage else b"}]}\n\n"
+
+    @property
+    def tail(self) -> bytes:
+        if not self._continuous:
+            return self._tail
+        return b'}],"usage":' + encode_json(usage(self._generation)) + b"}\n\n"
+
+    def last(self) -> bytes:
+        """After the choices' last events."""
+        if not self._usage:
+            return DONE
+        return self._head + b'],"usage":' + encode_json(usage(self._generation)) + b"}\n\n" + DONE
+
+
+def usage(generation: Generation) -> dict[str, int]:
+    """OpenAI's usage, of the whole request so far. Each prompt counts once, whatever n is."""
+    prompt, completion = generation.num_prompt_tokens, generation.num_generated_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+async def stream_events(exchange: Exchange, generation: Generation, events: Events) -> None:
+    """Sends a generation as it grows: one write for all that is ready.
+
+    The response begins with the first output, so a request that the engine refuses still gets its
+    status. After that a failure is an event, and the body is left without its end: a clean one
+    would read as success.
+    """
+    send, event = exchange.send, events.event
+    try:
+        while generation.num_live:
+            deltas = await generation.ready()
+            data = b"".join([event(delta) for delta in deltas])
+            if not generation.num_live:
+                data += events.last()
+            if not data:
+                continue  # all of it is held: part of a character, or of a stop string
+            if not exchange.response_started:
+                await start_events(send)
+            await send_events(send, data)
+    except Exception as error:
+        if not exchange.response_started:
+            raise
+        await send_events(send, from_exception(error, exchange.request_id).event())
+    else:
+        await end_events(send)

@@ -1,0 +1,46 @@
+"""What the HTTP side knows of the rest of the server: one object, made by launch.py, read by every
+endpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from minisgl.server.errors import model_not_found, unavailable
+from minisgl.server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from minisgl.config import ServerArgs
+    from minisgl.engine.client import EngineClient
+    from minisgl.tokenizer.worker import TextFrontend
+
+
+@dataclass
+class ServerState:
+    """`text` is None until the tokenizer is loaded; nothing reads it or the client's info before
+    the client is ready.
+    """
+
+    args: ServerArgs
+    client: EngineClient
+    model_name: str
+    text: TextFrontend | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    created: int = field(
+        default_factory=lambda: int(time.time())
+    )  # Unix seconds, shown with the model
+
+    def frontend(self) -> TextFrontend:
+        """The tokenizer's side. Raises ApiError 503 unless requests can be served now."""
+        if self.client.state != "ready" or self.text is None:
+            raise unavailable(self.client.state if self.client.state != "ready" else "starting")
+        return self.text
+
+    def check_model(self, name: str | None) -> None:
+        """ApiError 404 unless `name` is the served model's; a request that names none gets what is
+        there.
+        """
+        if name is not None and name != self.model_name:
+            raise model_not_found(name)

@@ -1,0 +1,74 @@
+"""GET pages: what is served, whether it lives, whether it is ready, and its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from minisgl import __version__
+from minisgl.engine.client import EngineUnavailable
+from minisgl.server.errors import unavailable
+from minisgl.server.state import ServerState
+
+
+class StatusPages:
+    """The methods are Starlette endpoints."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models"""
+        return _json({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{name}. ApiError 404."""
+        self._state.check_model(request.path_params["name"])
+        return _json(self._card())
+
+    async def health(self, request: Request) -> Response:
+        """GET /health: whether the server lives. An engine that is busy, loading or being restarted
+        isn't dead.
+        """
+        if self._state.client.state == "failed":
+            raise unavailable("failed")
+        return _json({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /ready: whether a request would be served now."""
+        self._state.frontend()
+        return _json({"status": "ready"})
+
+    async def version(self, request: Request) -> Response:
+        """GET /version"""
+        return _json({"version": __version__})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics, in the text format of Prometheus."""
+        state = self._state
+        body = state.metrics.render(
+            state.model_name, state.client.stats, alias=state.args.metrics_alias_prefix
+        )
+        return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    def _card(self) -> dict[str, Any]:
+        state = self._state
+        try:
+            max_seq_len = state.client.info.max_seq_len
+        except EngineUnavailable:  # the model is still loading
+            max_seq_len = None
+        return {
+            "id": state.model_name,
+            "object": "model",
+            "created": state.created,
+            "owned_by": "minisgl",
+            "max_model_len": max_seq_len,
+        }
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -1,0 +1,63 @@
+"""POST /tokenize and /detokenize, as vLLM has them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from minisgl.server.chat import encode_messages
+from minisgl.server.endpoint import JsonEndpoint
+from minisgl.server.errors import bad_request
+from minisgl.server.http import Exchange, send_json
+from minisgl.server.logprobs import token_text
+from minisgl.server.schemas import DetokenizeRequest, TokenizeRequest
+
+
+class Tokenize(JsonEndpoint):
+    """A prompt or messages to token ids: {count, max_model_len, tokens, token_strs}"""
+
+    decoder = msgspec.json.Decoder(TokenizeRequest)
+
+    async def answer(self, exchange: Exchange, request: TokenizeRequest, arrived: float) -> None:
+        text = self.state.frontend()
+        if (request.prompt is None) == (request.messages is None):
+            raise bad_request("Either 'prompt' or 'messages' is needed.", param="prompt")
+        if request.messages is not None:
+            ids = await encode_messages(text, request, request.messages)
+        else:
+            ids = await text.encode(
+                request.prompt or "", add_special_tokens=request.add_special_tokens is not False
+            )
+        token_strs = None
+        if request.return_token_strs:
+            token_strs = [token_text(text.tokenizer.token_bytes(token_id)) for token_id in ids]
+        await send_json(
+            exchange.send,
+            {
+                "count": len(ids),
+                "max_model_len": self.state.client.info.max_seq_len,
+                "tokens": ids,
+                "token_strs": token_strs,
+            },
+        )
+
+
+class Detokenize(JsonEndpoint):
+    """Token ids to text: {prompt}"""
+
+    decoder = msgspec.json.Decoder(DetokenizeRequest)
+
+    async def answer(self, exchange: Exchange, request: DetokenizeRequest, arrived: float) -> None:
+        text = self.state.frontend()
+        vocab_size = self.state.client.info.vocab_size
+        highest = max(request.tokens, default=0)
+        if highest >= vocab_size:
+            raise bad_request(
+                f"Token ids must be between 0 and {vocab_size - 1}, got {highest}.", param="tokens"
+            )
+        # A client that asks for the text of special tokens gets it; so does one that says nothing,
+        # as in vLLM.
+        skip = bool(request.skip_special_tokens)
+        await send_json(
+            exchange.send,
+            {"prompt": text.tokenizer.decode(request.tokens, skip_special_tokens=skip)},
+        )

@@ -1,0 +1,55 @@
+"""What the screen says while a server starts: phases, their times, what was chosen and why."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from minisgl.config import ServerArgs
+from minisgl.ipc.messages import EngineInfo, PhaseReport
+
+PROGRESS_SECONDS = 2.0  # between two lines about the same phase
+
+logger = logging.getLogger(__name__)
+
+
+class PhaseLog:
+    """One line a phase with its seconds; for long ones a line of progress now and then."""
+
+    def __init__(self) -> None:
+        self._spoke = time.monotonic()
+
+    def report(self, report: PhaseReport) -> None:
+        now = time.monotonic()
+        if report.finished:
+            logger.info("%s: %.2f s", report.phase, report.seconds)
+        elif report.total and now - self._spoke >= PROGRESS_SECONDS:
+            logger.info("%s: %d%%", report.phase, 100 * report.done // report.total)
+        else:
+            return
+        self._spoke = now
+
+
+def describe_engine(args: ServerArgs, info: EngineInfo) -> list[str]:
+    """Lines about what the engine runs with, each with the flag that changes it."""
+
+    def why(asked: object, otherwise: str, flag: str) -> str:
+        return f"({'asked for' if asked else otherwise}; {flag})"
+
+    threads = why(args.num_threads, "cores allowed to this process", "--threads")
+    kv_dtype = why(args.kv_dtype != "auto", "follows the weights", "--kv-dtype")
+    kv_tokens = why(args.kv_cache_tokens, "default, as far as memory allows", "--kv-cache-tokens")
+    length = why(args.max_seq_len, "the model's, as far as the KV cache allows", "--max-seq-len")
+    return [
+        f"weights: {info.family} {info.weight_dtype}, {_size(info.weight_bytes)}",
+        f"processor: {info.num_threads} threads {threads}, {info.isa} kernels (the best it has)",
+        f"KV cache: {info.kv_cache_tokens} tokens {kv_tokens} in {info.kv_dtype} {kv_dtype}, "
+        f"{_size(info.kv_cache_bytes)}",
+        f"longest request: {info.max_seq_len} tokens, prompt and output {length}",
+        f"batch: up to {info.max_running} requests (--max-running), "
+        f"{info.max_batch_tokens} tokens a step (--max-batch-tokens)",
+    ]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,133 @@
+"""ChatTemplate: a model's own Jinja template, rendered in a sandbox as Hugging Face renders it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from minisgl.model_source import ModelError
+
+_RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "chat_template"})
+
+
+class ChatTemplateError(ValueError):
+    """The template is missing or refused the messages; the message says why."""
+
+
+class ChatTemplate:
+    """`sources`: template text by name; "default" is used, or "tool_use" for tools where it exists.
+
+    `special_tokens` are what templates call bos_token, eos_token and so on. Templates come from the
+    model or whoever runs the server, never from a request. ModelError when one doesn't compile.
+    """
+
+    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        environment = _environment()
+        try:
+            self._templates = {
+                name: environment.from_string(source) for name, source in sources.items()
+            }
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the model's chat template has an error: {error}.") from error
+        self._default = self._templates.get("default") or next(iter(self._templates.values()))
+        self._special_tokens = dict(special_tokens)
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt as text. ChatTemplateError says what the template had against the messages."""
+        extra = dict(template_kwargs or {})
+        for name in extra:
+            if name in _RESERVED:
+                raise ChatTemplateError(f"chat_template_kwargs must not set {name}")
+        template = self._templates.get("tool_use", self._default) if tools else self._default
+        variables = {
+            **self._special_tokens,
+            **extra,
+            "messages": [_with_text_content(message) for message in messages],
+            "tools": tools or None,
+            "documents": extra.get("documents"),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return template.render(variables)
+        except ChatTemplateError:
+            raise
+        except Exception as error:
+            # It runs on a client's data: whatever it trips over is the request's fault.
+            raise ChatTemplateError(
+                f"the chat template could not render these messages: {error}"
+            ) from error
+
+
+def _with_text_content(message: dict[str, Any]) -> dict[str, Any]:
+    """Content given as a list of text parts becomes one string, as text templates expect."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    texts = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise ChatTemplateError(f"message content must be text, got a part of type {kind!r}")
+        texts.append(str(part.get("text", "")))
+    return {**message, "content": "\n".join(texts)}
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}...{% endgeneration %}` marks words for training: here a plain block."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML and sorts keys; models were trained on plain JSON.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise ChatTemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)

@@ -1,0 +1,173 @@
+"""The tokenizer of a model folder: tokenizer.json, configuration, chat templates, end tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minisgl.model_source import ModelError
+from minisgl.tokenizer.chat_template import ChatTemplate
+from minisgl.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
+
+def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
+    """Raises ModelError when the folder has no tokenizer or a file of it is damaged."""
+    config = _read_json(path / "tokenizer_config.json")
+    named = _named_tokens(config) | _named_tokens(_read_json(path / "special_tokens_map.json"))
+    backend = _backend(path)
+    _add_configured_tokens(backend, config, named.values())
+    sources = {"default": chat_template} if chat_template else _chat_templates(path, config)
+    return Tokenizer(
+        backend,
+        eos_token_ids=_eos_token_ids(path, backend, named.get("eos_token")),
+        chat_template=ChatTemplate(sources, named) if sources else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object, empty where there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} can't be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold a JSON object.")
+    return value
+
+
+def _backend(path: Path) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    file = path / "tokenizer.json"
+    if file.is_file():
+        try:
+            return Backend.from_file(str(file))
+        except Exception as error:  # the library's own exception type is plain Exception
+            raise ModelError(f"{file} is not a tokenizer: {error}.") from error
+    if not any(
+        (path / name).is_file() for name in ("tokenizer.model", "vocab.json", "spiece.model")
+    ):
+        raise ModelError(f"{path} has no tokenizer (tokenizer.json or tokenizer.model).")
+    return _converted(path)
+
+
+def _converted(path: Path) -> tokenizers.Tokenizer:
+    """What transformers makes of a folder with only a SentencePiece model or a plain vocabulary."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise ModelError(
+            f"{path} has no tokenizer.json, and converting its tokenizer needs "
+            "`pip install transformers sentencepiece protobuf`."
+        ) from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+    except Exception as error:  # whatever goes wrong here is the model's fault or the install's
+        raise ModelError(
+            f"the tokenizer in {path} can't be converted (this needs "
+            f"`pip install sentencepiece protobuf`): {error}"
+        ) from error
+    return backend
+
+
+def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """bos_token and so on, which are strings or objects with the string in `content`."""
+    named = {}
+    for name in _NAMED_TOKENS:
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            named[name] = value
+    return named
+
+
+def _add_configured_tokens(
+    backend: tokenizers.Tokenizer, config: dict[str, Any], named: Iterable[str]
+) -> None:
+    """Tokens that tokenizer_config.json adds to what tokenizer.json has; mostly there are none."""
+    from tokenizers import AddedToken
+
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    configured = config.get("added_tokens_decoder")
+    for token_id, token in (
+        sorted((int(key), value) for key, value in configured.items() if key.isdigit())
+        if isinstance(configured, dict)
+        else ()
+    ):
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise ModelError(f"tokenizer_config.json's added token {token_id} has no content.")
+        flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
+        options = {flag: token[flag] for flag in flags if isinstance(token.get(flag), bool)}
+        content = token["content"]
+        if content in known:
+            continue
+        backend.add_tokens([AddedToken(content, **options)])
+        known.add(content)
+        if backend.token_to_id(content) != token_id:
+            raise ModelError(
+                f"tokenizer_config.json gives {content!r} the id {token_id}, but tokenizer.json "
+                f"makes it {backend.token_to_id(content)}."
+            )
+    extra = config.get("additional_special_tokens")
+    contents = [*named, *(extra if isinstance(extra, list) else [])]
+    backend.add_special_tokens(
+        [
+            AddedToken(content, special=True, normalized=False)
+            for content in contents
+            if isinstance(content, str)
+            and content not in known
+            and backend.token_to_id(content) is not None
+        ]
+    )
+
+
+def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Template text by name; a file of its own counts more than the configuration."""
+    sources: dict[str, str] = {}
+    template = config.get("chat_template")
+    if isinstance(
+        template, list
+    ):  # [{"name": "default", "template": ...}, {"name": "tool_use", ...}]
+        for entry in template:
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                sources[str(entry.get("name", "default"))] = entry["template"]
+    elif isinstance(template, str):
+        sources["default"] = template
+    legacy = _read_json(path / "chat_template.json").get("chat_template")
+    if isinstance(legacy, str):
+        sources = {"default": legacy}
+    files = {"default": path / "chat_template.jinja"}
+    files |= {
+        file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))
+    }
+    for name, file in files.items():
+        if file.is_file():
+            try:
+                sources[name] = file.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{file} can't be read: {error}.") from error
+    return sources
+
+
+def _eos_token_ids(path: Path, backend: tokenizers.Tokenizer, eos_token: str | None) -> set[int]:
+    """Everything that the model's files call an end of sequence."""
+    ids: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(path / name).get("eos_token_id")
+        for token_id in value if isinstance(value, list) else [value]:
+            if isinstance(token_id, int) and not isinstance(token_id, bool) and token_id >= 0:
+                ids.add(token_id)
+    if eos_token is not None and (token_id := backend.token_to_id(eos_token)) is not None:
+        ids.add(token_id)
+    return ids

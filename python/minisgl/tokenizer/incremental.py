@@ -1,0 +1,84 @@
+"""IncrementalDetokenizer: token ids of one stream to text, as they come."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from minisgl.tokenizer.stop_strings import StopMatcher
+
+if TYPE_CHECKING:
+    from minisgl.tokenizer.tokenizer import Tokenizer
+
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class IncrementalDetokenizer:
+    """What `push` and `finish` return, put together, is `tokenizer.decode` of all ids, cut at the
+    first stop string.
+
+    Incomplete characters and text that may begin a stop string are held; a token costs O(1)
+    amortised. `continues_prompt`: the text stands behind a prompt, so that the first space of a
+    SentencePiece vocabulary belongs to it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        continues_prompt: bool = False,
+    ) -> None:
+        self._table = tokenizer.byte_table(skip_special_tokens)
+        self._utf8 = _Utf8Decoder("replace")
+        self._strip_space = tokenizer.strips_first_space and not continues_prompt
+        self._matcher = StopMatcher(stop) if stop else None
+        self._include_stop = include_stop
+        # A stop string came: the text is cut before it, and everything later is ignored.
+        self.stopped = False
+        self.stop_string: str | None = None  # which one
+        self.num_tokens = 0  # ids taken so far, up to and with the one that completed a stop string
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Text that may be shown now."""
+        if self.stopped:
+            return ""
+        table = self._table
+        if self._matcher is None:
+            self.num_tokens += len(token_ids)
+            return self._decode(b"".join([table[token_id] for token_id in token_ids]))
+        pieces: list[str] = []
+        for token_id in token_ids:
+            self.num_tokens += 1
+            pieces.append(self._match(self._matcher, self._decode(table[token_id])))
+            if self.stopped:
+                break
+        return "".join(pieces)
+
+    def finish(self) -> str:
+        """The rest: an incomplete character as U+FFFD, text held for a stop string."""
+        if self.stopped:
+            return ""
+        rest = self._utf8.decode(b"", final=True)
+        if self._matcher is None:
+            return rest
+        text = self._match(self._matcher, rest)
+        return text if self.stopped else text + self._matcher.finish()
+
+    def _decode(self, data: bytes) -> str:
+        if self._strip_space and data:
+            self._strip_space = False
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
+
+    def _match(self, matcher: StopMatcher, text: str) -> str:
+        text = matcher.push(text) if text else ""
+        if matcher.match is not None:
+            self.stopped = True
+            self.stop_string = matcher.match
+            if self._include_stop:
+                text += matcher.match
+        return text

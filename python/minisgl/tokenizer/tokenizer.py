@@ -1,0 +1,102 @@
+"""Tokenizer: encode, decode, the bytes of a token, chat rendering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from minisgl.tokenizer.chat_template import ChatTemplate, ChatTemplateError
+from minisgl.tokenizer.token_bytes import TokenBytes, decoder_kind
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+class Tokenizer:
+    """Thread-safe once made. Made by `load_tokenizer`."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos_token_ids: Iterable[int] = (),
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
+        # Some tokenizer.json files still have what a training run cut and padded to.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        kind = decoder_kind(backend)
+        added = backend.get_added_tokens_decoder()
+        self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
+        self._all_bytes = TokenBytes(backend, kind)
+        self._text_bytes = TokenBytes(backend, kind, hidden=self.special_token_ids)
+        self.strips_first_space = kind.strips_first_space
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.eos_token_ids: list[int] = sorted(set(eos_token_ids))
+        self.chat_template = chat_template
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. A rendered chat already has its special tokens: encode it without.
+
+        ValueError when the text holds a lone surrogate, which no UTF-8 text can.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"text must be a string, got {type(text).__name__}")
+        if not text.isascii():
+            check_unicode(text)
+        # The batch form skips the offsets, which nobody reads, and releases the GIL.
+        encoding = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        ids: list[int] = encoding.ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `token_ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""
+        table = self.byte_table(skip_special_tokens)
+        data = b"".join([table[token_id] for token_id in token_ids])
+        if self.strips_first_space:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The raw bytes of one token, special or not: maybe part of a character; spaces kept."""
+        return self._all_bytes[token_id]
+
+    def byte_table(self, skip_special_tokens: bool) -> TokenBytes:
+        return self._text_bytes if skip_special_tokens else self._all_bytes
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.chat_template is not None
+
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation: encode it with add_special_tokens=False.
+
+        ChatTemplateError when the model has no template or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise ChatTemplateError("this model has no chat template")
+        return self.chat_template.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=template_kwargs,
+        )
+
+
+def check_unicode(text: str) -> None:
+    """ValueError when `text` can't be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text must be valid Unicode, got a lone surrogate {text[error.start]!a}"
+            f" at character {error.start}"
+        ) from None

@@ -1,0 +1,39 @@
+// What holds for both backends on a machine without NCCL: a clear InputError, never a crash.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "comm/communicator.h"
+#include "core/error.h"
+
+namespace minisgl {
+namespace {
+
+constexpr const char* kNowhere = "/nowhere/libnccl.so.2";
+
+template <typename Call>
+std::string input_error(Call call) {
+  try {
+    call();
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Communicator, UniqueIdNeedsTheLibrary) {
+  EXPECT_THAT(input_error([] { make_nccl_unique_id(kNowhere); }), testing::HasSubstr("NCCL"));
+}
+
+TEST(Communicator, CreationNeedsTheLibrary) {
+  EXPECT_THAT(input_error([] { make_nccl_communicator(NcclUniqueId{}, {.library = kNowhere}); }),
+              testing::HasSubstr("NCCL"));
+}
+
+TEST(Communicator, CountsGpusWithoutADriver) {
+  EXPECT_GE(num_gpus(), 0);
+}
+
+}  // namespace
+}  // namespace minisgl

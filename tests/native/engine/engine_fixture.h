@@ -1,0 +1,129 @@
+// An engine around the fake model, and everything that it said, by request.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "engine/fake_model.h"
+
+namespace minisgl::testing_support {
+
+// Small pages and a verified scheduler.
+inline EngineOptions small_options() {
+  EngineOptions options;
+  options.num_pages = 64;
+  options.page_size = 4;
+  options.kv_dtype = DType::f32;
+  options.max_seq_len = 256;
+  options.max_running = 32;
+  options.max_batch_tokens = 64;
+  options.max_waiting = 1000;
+  options.check_invariants = true;
+  return options;
+}
+
+class TestEngine {
+ public:
+  explicit TestEngine(const EngineOptions& options = small_options(), int num_threads = 2,
+                      std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec())
+      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), std::make_unique<ThreadPool>(num_threads),
+               options) {}
+
+  struct Result {
+    std::vector<TokenOutput> tokens;
+    std::vector<TokenOutput> prompt_logprobs;
+    std::vector<RequestOutput> outputs;
+    FinishReason finish = FinishReason::none;
+    RequestOutput last = {};
+
+    std::vector<std::int32_t> token_ids() const {
+      std::vector<std::int32_t> ids;
+      for (const TokenOutput& token : tokens) ids.push_back(token.token);
+      return ids;
+    }
+  };
+
+  // Waits for the event, takes what is there, and verifies that nothing follows a last output.
+  void collect() {
+    pollfd event{.fd = engine.event_fd(), .events = POLLIN, .revents = 0};
+    ASSERT_EQ(poll(&event, 1, 60000), 1) << "the engine says nothing";
+    const std::vector<RequestOutput> outputs = engine.drain();
+    ASSERT_FALSE(outputs.empty());
+    for (const RequestOutput& output : outputs) {
+      Result& result = results[output.id];
+      ASSERT_EQ(result.finish, FinishReason::none) << "request " << output.id << " ended twice";
+      result.tokens.insert(result.tokens.end(), output.tokens.begin(), output.tokens.end());
+      if (!output.prompt_logprobs.empty()) {
+        ASSERT_TRUE(result.prompt_logprobs.empty());
+        result.prompt_logprobs = output.prompt_logprobs;
+      }
+      result.outputs.push_back(output);
+      result.finish = output.finish;
+      if (output.finish != FinishReason::none) result.last = output, ++num_finished;
+    }
+  }
+  void collect_until_finished(std::size_t count) {
+    while (num_finished < count) ASSERT_NO_FATAL_FAILURE(collect());
+  }
+
+  // Nothing is live and every page is free.
+  void expect_idle() const {
+    const EngineStats stats = engine.stats();
+    EXPECT_EQ(stats.num_running, 0);
+    EXPECT_EQ(stats.num_waiting, 0);
+    EXPECT_EQ(stats.pages_free, stats.pages_total);
+  }
+
+  // The request alone from start to end.
+  Result run(const Request& request) {
+    engine.submit(request);
+    while (results[request.id].finish == FinishReason::none && !testing::Test::HasFatalFailure()) collect();
+    return results[request.id];
+  }
+
+  std::map<std::uint64_t, Result> results;
+  std::size_t num_finished = 0;
+  Engine engine;
+};
+
+inline Request make_request(std::uint64_t id, std::vector<std::int32_t> prompt, std::int64_t max_tokens) {
+  Request request;
+  request.id = id;
+  request.prompt = std::move(prompt);
+  request.max_tokens = max_tokens;
+  request.sampling.seed = 1000 + id;
+  return request;
+}
+
+// Any mix of what a request may ask for, such that it fits `max_seq_len`.
+inline Request random_request(std::uint64_t id, std::int64_t max_seq_len, std::mt19937& random) {
+  const auto below = [&](std::int64_t n) { return static_cast<std::int64_t>(random() % n); };
+  const std::int64_t vocab_size = fake_spec().vocab_size;
+  std::vector<std::int32_t> prompt(1 + below(max_seq_len / 2));
+  for (std::int32_t& token : prompt) token = static_cast<std::int32_t>(below(vocab_size));
+  const std::int64_t room = max_seq_len - static_cast<std::int64_t>(prompt.size());
+  Request request = make_request(id, std::move(prompt), below(std::min<std::int64_t>(room + 1, 60)));
+  request.min_tokens = request.max_tokens > 0 ? below(std::min<std::int64_t>(request.max_tokens, 8)) : 0;
+  request.ignore_eos = below(2) == 0;
+  if (below(3) == 0) request.stop_token_ids = {static_cast<std::int32_t>(below(vocab_size))};
+  if (below(4) == 0) request.logprobs = static_cast<std::int32_t>(below(4));
+  if (below(4) == 0) request.prompt_logprobs = static_cast<std::int32_t>(below(4));
+  SamplingParams& sampling = request.sampling;
+  sampling.temperature = below(3) == 0 ? 0.0f : 0.5f + 0.1f * static_cast<float>(below(10));
+  if (below(3) == 0) sampling.top_k = static_cast<std::int32_t>(1 + below(20));
+  if (below(3) == 0) sampling.top_p = 0.9f;
+  if (below(4) == 0) sampling.repetition_penalty = 1.3f;
+  if (below(4) == 0) sampling.presence_penalty = 0.5f;
+  if (below(4) == 0) sampling.frequency_penalty = 0.25f;
+  if (below(4) == 0) sampling.logit_bias = {{static_cast<std::int32_t>(below(vocab_size)), 2.0f}};
+  return request;
+}
+
+}  // namespace minisgl::testing_support

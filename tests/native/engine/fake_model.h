@@ -1,0 +1,132 @@
+// A model whose next token is a function of everything before it, read back from the paged cache: a token computed
+// twice or never, at a wrong position or into a wrong page changes what comes out. And its reference, which knows no
+// cache.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+#include "engine/engine.h"
+#include "models/decoder.h"
+
+namespace minisgl::testing_support {
+
+inline std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
+  hash ^= value + 0x9e3779b97f4a7c15ull + (hash << 6) + (hash >> 2);
+  hash *= 0xff51afd7ed558ccdull;
+  return hash ^ (hash >> 33);
+}
+
+// Logits [vocab] in [-2, 2) that follow from a hash of the tokens so far.
+inline void hashed_logits(std::uint64_t hash, std::span<float> logits) {
+  for (std::size_t token = 0; token < logits.size(); ++token) {
+    logits[token] = static_cast<float>(mix(hash, token) >> 40) / (1 << 22) - 2.0f;
+  }
+}
+
+inline ModelSpec fake_spec(std::int64_t vocab_size = 50) {
+  ModelSpec spec;
+  spec.family = "fake";
+  spec.vocab_size = vocab_size;
+  spec.hidden_size = 2;
+  spec.intermediate_size = 2;
+  spec.num_layers = spec.num_heads = spec.num_kv_heads = 1;
+  spec.head_dim = 2;
+  spec.max_position = 4096;
+  spec.window = {0};
+  spec.eos_token_ids = {3};
+  return spec;
+}
+
+class FakeModel : public Model {
+ public:
+  // `on_forward` is called at the start of each step, on the engine thread.
+  explicit FakeModel(ModelSpec spec = fake_spec(), std::function<void(const StepBatch&)> on_forward = {})
+      : spec_(std::move(spec)), on_forward_(std::move(on_forward)) {}
+
+  const ModelSpec& spec() const override { return spec_; }
+  std::int64_t weight_bytes() const override { return 0; }
+  DType weight_dtype() const override { return DType::f32; }
+
+  std::span<float> forward(const StepBatch& batch, KvCache& cache) override {
+    if (on_forward_) on_forward_(batch);
+    for (const ops::SequenceRows& rows : batch.sequences) {
+      for (std::int32_t i = 0; i < rows.num_rows; ++i) {
+        const std::int32_t row = rows.first_row + i;
+        MINISGL_CHECK(batch.positions[row] == rows.start_position + i);
+        float* key = slot(cache, rows, batch.positions[row]);
+        key[0] = static_cast<float>(batch.tokens[row]);
+        key[1] = static_cast<float>(batch.positions[row]);
+      }
+    }
+    logits_.resize(batch.logit_rows.size() * spec_.vocab_size);
+    std::size_t next = 0;
+    for (const ops::SequenceRows& rows : batch.sequences) {
+      for (; next < batch.logit_rows.size() && batch.logit_rows[next] < rows.first_row + rows.num_rows; ++next) {
+        const std::int32_t position = batch.positions[batch.logit_rows[next]];
+        std::uint64_t hash = 0;
+        for (std::int32_t p = 0; p <= position; ++p) {
+          const float* key = slot(cache, rows, p);
+          hash = mix(mix(hash, static_cast<std::uint64_t>(key[0])), static_cast<std::uint64_t>(key[1]));
+        }
+        hashed_logits(hash, std::span(logits_).subspan(next * spec_.vocab_size, spec_.vocab_size));
+      }
+    }
+    return logits_;
+  }
+
+ private:
+  static float* slot(KvCache& cache, const ops::SequenceRows& rows, std::int32_t position) {
+    const ops::KvLayer layer = cache.layer(0);
+    const std::int64_t page = rows.page_table[position / layer.page_size];
+    MINISGL_CHECK(page >= 0 && page < cache.num_pages());
+    return reinterpret_cast<float*>(layer.keys) + (page * layer.page_size + position % layer.page_size) * 2;
+  }
+
+  ModelSpec spec_;
+  std::function<void(const StepBatch&)> on_forward_;
+  std::vector<float> logits_;
+};
+
+inline std::vector<float> reference_logits(std::span<const std::int32_t> tokens, std::int64_t vocab_size) {
+  std::uint64_t hash = 0;
+  for (std::size_t p = 0; p < tokens.size(); ++p) hash = mix(mix(hash, tokens[p]), p);
+  std::vector<float> logits(vocab_size);
+  hashed_logits(hash, logits);
+  return logits;
+}
+
+struct ReferenceOutput {
+  std::vector<std::int32_t> tokens;
+  FinishReason finish = FinishReason::length;
+};
+
+// What a request must get, whatever happens around it.
+inline ReferenceOutput reference_generate(const Request& request, const ModelSpec& spec) {
+  ReferenceOutput output;
+  std::vector<std::int32_t> tokens = request.prompt, stops = request.stop_token_ids;
+  if (!request.ignore_eos) stops.insert(stops.end(), spec.eos_token_ids.begin(), spec.eos_token_ids.end());
+  TokenCounts counts{.in_prompt = std::vector<std::uint8_t>(spec.vocab_size),
+                     .in_output = std::vector<std::uint32_t>(spec.vocab_size)};
+  for (const std::int32_t token : request.prompt) counts.in_prompt[token] = 1;
+  SampleScratch scratch;
+  for (std::int64_t i = 0; i < request.max_tokens; ++i) {
+    std::vector<float> logits = reference_logits(tokens, spec.vocab_size);
+    const auto banned = i < request.min_tokens ? std::span<const std::int32_t>(stops) : std::span<const std::int32_t>();
+    const std::int32_t token = sample(logits, request.sampling, counts, banned, i, scratch);
+    ++counts.in_output[token];
+    tokens.push_back(token);
+    output.tokens.push_back(token);
+    if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
+      output.finish = FinishReason::stop;
+      break;
+    }
+  }
+  return output;
+}
+
+}  // namespace minisgl::testing_support

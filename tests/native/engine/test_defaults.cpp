@@ -1,0 +1,113 @@
+// What is chosen for a user who says nothing, and what is said to one who asks for too much.
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+#include "engine/defaults.h"
+
+namespace minisgl {
+namespace {
+
+constexpr std::int64_t mebibyte = 1 << 20, gibibyte = 1 << 30;
+
+// The shape of the default model: 22.5 KiB of f16 cache a token.
+ModelSpec small_spec() {
+  ModelSpec spec;
+  spec.vocab_size = 49152;
+  spec.hidden_size = 576;
+  spec.intermediate_size = 1536;
+  spec.num_layers = 30;
+  spec.num_heads = 9;
+  spec.num_kv_heads = 3;
+  spec.head_dim = 64;
+  spec.max_position = 8192;
+  return spec;
+}
+
+EngineOptions choose(const EngineSettings& settings, std::int64_t available = 8 * gibibyte,
+                     DType weight_dtype = DType::q4_1) {
+  return choose_options(settings, {small_spec(), weight_dtype, 90 * mebibyte}, available);
+}
+
+std::string refusal(const EngineSettings& settings, std::int64_t available = 8 * gibibyte) {
+  try {
+    choose(settings, available);
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Defaults, WithPlentyOfMemory) {
+  const EngineOptions options = choose({});
+  EXPECT_EQ(options.num_pages, 1024);  // 16384 tokens
+  EXPECT_EQ(options.page_size, 16);
+  EXPECT_EQ(options.max_seq_len, 8192);  // the model's
+  EXPECT_EQ(options.max_running, 256);
+  EXPECT_EQ(options.max_batch_tokens, 512);
+}
+
+TEST(Defaults, CacheTypeFollowsTheWeights) {
+  EXPECT_EQ(choose({}, gibibyte, DType::q4_k).kv_dtype, DType::f16);
+  EXPECT_EQ(choose({}, gibibyte, DType::f16).kv_dtype, DType::f16);
+  EXPECT_EQ(choose({}, gibibyte, DType::bf16).kv_dtype, DType::bf16);
+  EXPECT_EQ(choose({}, gibibyte, DType::f32).kv_dtype, DType::f32);
+  EXPECT_EQ(choose({.kv_dtype = "f32"}).kv_dtype, DType::f32);
+}
+
+TEST(Defaults, ALongerSequenceGetsALargerCache) {
+  ModelSpec spec = small_spec();
+  spec.max_position = 131072;
+  const ModelFacts model{spec, DType::q4_1, 90 * mebibyte};
+  EXPECT_EQ(choose_options({}, model, 8 * gibibyte).max_seq_len, 16384);  // what the usual cache holds
+  const EngineOptions options = choose_options({.max_seq_len = 32768}, model, 8 * gibibyte);
+  EXPECT_EQ(options.max_seq_len, 32768);
+  EXPECT_EQ(options.num_pages, 2048);
+}
+
+TEST(Defaults, ShortMemoryShrinksTheCache) {
+  const EngineOptions options = choose({}, 260 * mebibyte);
+  EXPECT_GE(options.num_pages * 16, 1024);
+  EXPECT_LT(options.num_pages * 16, 8192);
+  EXPECT_EQ(options.max_seq_len, options.num_pages * 16);
+  const std::int64_t cache = options.num_pages * KvCache::bytes_per_page(small_spec(), DType::f16, 16);
+  EXPECT_LT(cache + workspace_bytes(small_spec(), 512, 256), 260 * mebibyte);
+}
+
+TEST(Defaults, RoundsTheCacheUpToPages) {
+  EXPECT_EQ(choose({.kv_cache_tokens = 1001}).num_pages, 63);
+}
+
+TEST(Defaults, RunsNoMoreThanAStepHasRowsFor) {
+  EXPECT_EQ(choose({.max_running = 100, .max_batch_tokens = 8}).max_running, 8);
+}
+
+TEST(Defaults, AnImpossibleBudgetIsPrinted) {
+  EXPECT_EQ(refusal({.kv_cache_tokens = 100000}, gibibyte),
+            "not enough memory for a KV cache of 100000 tokens: weights 90 MiB (already loaded), KV cache 2197 MiB, "
+            "workspace 80 MiB, available 1024 MiB of which 90% may be used; set --kv-cache-tokens to at most 38320");
+  EXPECT_NE(refusal({.max_seq_len = 8000}, 200 * mebibyte).find("set --max-seq-len to at most "), std::string::npos);
+  EXPECT_NE(refusal({}, 10 * mebibyte).find("lower --max-batch-tokens"), std::string::npos);
+}
+
+TEST(Defaults, TheAdviceWorks) {
+  EXPECT_EQ(refusal({.kv_cache_tokens = 38320}, gibibyte), "");
+  EXPECT_NE(refusal({.kv_cache_tokens = 38321}, gibibyte), "");
+}
+
+TEST(Defaults, SettingsOutOfRange) {
+  EXPECT_EQ(refusal({.page_size = 0}), "--page-size must be between 1 and 1024, got 0");
+  EXPECT_EQ(refusal({.max_seq_len = 8193}), "--max-seq-len must be between 0 and the model's 8192 positions, got 8193");
+  EXPECT_EQ(refusal({.kv_cache_tokens = 100, .max_seq_len = 200}),
+            "--max-seq-len 200 is more than --kv-cache-tokens 100: one request must fit the cache");
+  EXPECT_EQ(refusal({.kv_dtype = "q8_0"}), "--kv-dtype must be auto, f16, bf16 or f32, got q8_0");
+  EXPECT_EQ(refusal({.kv_dtype = "fp8"}), "--kv-dtype must be auto, f16, bf16 or f32, got fp8");
+  EXPECT_NE(refusal({.max_running = 0}), "");
+  EXPECT_NE(refusal({.max_batch_tokens = 0}), "");
+  EXPECT_NE(refusal({.max_waiting = -1}), "");
+  EXPECT_THROW(choose_num_threads(-1), InputError);
+  EXPECT_EQ(choose_num_threads(3), 3);
+  EXPECT_GE(choose_num_threads(0), 1);
+}
+
+}  // namespace
+}  // namespace minisgl

@@ -1,0 +1,126 @@
+// Folders and files as sources of weights: names, configuration, and folders that can't be used.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "io/expect_input_error.h"
+#include "io/gguf_builder.h"
+#include "io/temporary_folder.h"
+#include "io/weight_source.h"
+
+namespace minisgl {
+namespace {
+
+using testing::Bytes;
+using testing::expect_input_error;
+using testing::small_gguf;
+using testing::TemporaryFolder;
+
+std::string safetensors(const std::string& tensor, const std::string& dtype = "F32") {
+  const std::string header =
+      R"({")" + tensor + R"(": {"dtype": ")" + dtype + R"(", "shape": [2], "data_offsets": [0, 8]}})";
+  return Bytes().string(header).raw("12345678").data();
+}
+
+TEST(OpenWeights, GgufSpeaksHuggingFaceNames) {
+  const TemporaryFolder folder;
+  const auto source = open_weights(folder.write("m.gguf", small_gguf().build()));
+  EXPECT_TRUE(source->contains("model.embed_tokens.weight"));
+  EXPECT_TRUE(source->contains("model.layers.0.self_attn.q_proj.weight"));
+  EXPECT_FALSE(source->contains("token_embd.weight"));
+  EXPECT_TRUE(source->interleaved_rope());
+  const auto& config = source->config();
+  EXPECT_EQ(config["model_type"], "llama");
+  EXPECT_EQ(config["num_hidden_layers"], 1);
+  EXPECT_EQ(config["rope_theta"], 5000.0);
+  EXPECT_EQ(config["num_key_value_heads"], 4);
+  EXPECT_EQ(config["vocab_size"], 3);
+  EXPECT_EQ(config["tie_word_embeddings"], true);
+  expect_input_error([&] { source->tensor("lm_head.weight"); }, "m.gguf' has no tensor 'lm_head.weight'");
+}
+
+TEST(OpenWeights, GgufRopeScaling) {
+  auto builder = small_gguf();
+  builder.add_string("llama.rope.scaling.type", "yarn");
+  builder.add_f32("llama.rope.scaling.factor", 4.0f);
+  builder.add_u32("llama.rope.scaling.original_context_length", 64);
+  const TemporaryFolder folder;
+  const auto source = open_weights(folder.write("m.gguf", builder.build()));
+  EXPECT_EQ(source->config()["rope_scaling"],
+            (nlohmann::json{{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 64}}));
+}
+
+TEST(OpenWeights, GgufThatIsPartOfASplitModel) {
+  auto builder = small_gguf();
+  builder.add_u32("split.count", 3);
+  const TemporaryFolder folder;
+  const std::string path = folder.write("m-00001-of-00003.gguf", builder.build());
+  expect_input_error([&] { open_weights(path); }, "one of several files of a split model");
+}
+
+TEST(OpenWeights, FolderWithOneFile) {
+  const TemporaryFolder folder;
+  folder.write("config.json", R"({"model_type": "llama"})");
+  folder.write("generation_config.json", R"({"eos_token_id": [1, 2]})");
+  folder.write("model.safetensors", safetensors("w"));
+  const auto source = open_weights(folder.path());
+  EXPECT_EQ(source->names(), std::vector<std::string>{"w"});
+  EXPECT_EQ(source->tensor("w").dtype, DType::f32);
+  EXPECT_EQ(source->config()["generation_config"]["eos_token_id"], (nlohmann::json{1, 2}));
+  EXPECT_FALSE(source->interleaved_rope());
+}
+
+TEST(OpenWeights, FolderWithShards) {
+  const TemporaryFolder folder;
+  folder.write("config.json", "{}");
+  folder.write("model-1.safetensors", safetensors("a"));
+  folder.write("model-2.safetensors", safetensors("b"));
+  const auto write_index = [&](const std::string& map) {
+    folder.write("model.safetensors.index.json", R"({"weight_map": )" + map + "}");
+  };
+  write_index(R"({"a": "model-1.safetensors", "b": "model-2.safetensors"})");
+  EXPECT_EQ(open_weights(folder.path())->tensor("b").shape, std::vector<std::int64_t>{2});
+
+  const auto open = [&] { open_weights(folder.path()); };
+  write_index(R"({"a": "model-2.safetensors"})");
+  expect_input_error(open, "model-2.safetensors' has no tensor 'a', which");
+  write_index(R"({"a": "model-3.safetensors"})");
+  expect_input_error(open, "cannot open '");
+  for (const char* bad : {R"({"a": "../model-1.safetensors"})", R"({"a": "/etc/x.safetensors"})", R"({"a": "passwd"})",
+                          R"({"a": 3})", R"({"a": ".."})"}) {
+    write_index(bad);
+    expect_input_error(open, "puts tensor 'a' into something that is not the name of a .safetensors file");
+  }
+  write_index("[]");
+  expect_input_error(open, "has no weight_map");
+}
+
+TEST(OpenWeights, UnsupportedDtypeIsNamedWhenAskedFor) {
+  const TemporaryFolder folder;
+  folder.write("config.json", "{}");
+  folder.write("model.safetensors", safetensors("w", "I32"));
+  const auto source = open_weights(folder.path());
+  expect_input_error([&] { source->tensor("w"); },
+                     "tensor 'w' has dtype 'I32', which is not supported; supported: F32");
+}
+
+TEST(OpenWeights, FoldersThatCantBeUsed) {
+  const TemporaryFolder folder;
+  const auto open = [&] { open_weights(folder.path()); };
+  expect_input_error(open, "has no config.json");
+  folder.write("x.gguf", "");
+  expect_input_error(open, "to serve a GGUF file give its own path, 'x.gguf'");
+  folder.write("config.json", "[1]");
+  expect_input_error(open, "is not a JSON object");
+  folder.write("config.json", "{}");
+  expect_input_error(open, "has neither model.safetensors nor");
+  folder.write("pytorch_model.bin", "");
+  expect_input_error(open, "weights in PyTorch's format ('pytorch_model.bin')");
+  expect_input_error([&] { open_weights(folder.path() + "/none"); }, "does not exist");
+  expect_input_error([&] { open_weights("/dev/null"); }, "'/dev/null' is not a regular file");
+  expect_input_error([&] { open_weights(folder.write("m.safetensors", "")); }, "is only weights");
+  expect_input_error([&] { open_weights(folder.write("empty.gguf", "")); }, "truncated or damaged");
+}
+
+}  // namespace
+}  // namespace minisgl

@@ -1,0 +1,167 @@
+// The decoder over mixed batches: a sequence's logits are the same bits whatever shares its step.
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "io/expect_input_error.h"
+#include "models/decoder.h"
+#include "models/decoder_weights.h"
+#include "models/memory_source.h"
+#include "models/registry.h"
+#include "models/weight_loader.h"
+
+namespace minisgl {
+namespace {
+
+using testing::expect_input_error;
+using testing::MemorySource;
+using testing::tiny_llama;
+
+std::unique_ptr<Model> load(const MemorySource& source, ThreadPool& pool) {
+  ModelSpec spec = read_model_spec(source);
+  WeightLoader loader(source, pool, WeightLoader::Pass::load, [](std::int64_t) {});
+  DecoderWeights weights = load_decoder_weights(spec, loader);
+  return make_decoder(std::move(spec), std::move(weights), pool);
+}
+
+// One sequence's part of a step.
+struct Part {
+  std::vector<std::int32_t> tokens;
+  std::int32_t start;
+  const std::vector<std::int32_t>* pages;
+};
+
+class Stepper {
+ public:
+  Stepper(Model& model, std::int64_t num_pages) : model_(model), cache_(model.spec(), DType::f32, num_pages, 4) {}
+
+  // Logits [rows, vocab] of the last token of each part.
+  std::vector<float> step(const std::vector<Part>& parts, bool wants_logits = true) {
+    std::vector<std::int32_t> tokens, positions, logit_rows;
+    std::vector<ops::SequenceRows> sequences;
+    for (const Part& part : parts) {
+      sequences.push_back({static_cast<std::int32_t>(tokens.size()), static_cast<std::int32_t>(part.tokens.size()),
+                           part.start, part.pages->data()});
+      for (std::size_t i = 0; i < part.tokens.size(); ++i) {
+        tokens.push_back(part.tokens[i]);
+        positions.push_back(part.start + static_cast<std::int32_t>(i));
+      }
+      if (wants_logits) logit_rows.push_back(static_cast<std::int32_t>(tokens.size()) - 1);
+    }
+    const std::span<float> logits = model_.forward(
+        {.tokens = tokens, .positions = positions, .sequences = sequences, .logit_rows = logit_rows}, cache_);
+    return {logits.begin(), logits.end()};
+  }
+
+ private:
+  Model& model_;
+  KvCache cache_;
+};
+
+const std::vector<std::int32_t> prompt{3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 3};
+
+TEST(Decoder, AnyCutAndAnyCompanyGiveTheSameBits) {
+  ThreadPool pool(2);
+  const auto model = load(tiny_llama(), pool);
+  const std::vector<std::int32_t> pages{0, 1, 2}, other_pages{5, 3, 4};
+
+  Stepper alone(*model, 3);
+  const std::vector<float> expected = alone.step({{prompt, 0, &pages}});
+  ASSERT_EQ(std::ssize(expected), 50);
+
+  Stepper mixed(*model, 6);
+  const std::vector<std::int32_t> first(prompt.begin(), prompt.begin() + 7),
+      second(prompt.begin() + 7, prompt.end() - 1);
+  EXPECT_TRUE(mixed.step({{{1, 2, 3, 4, 5}, 0, &other_pages}, {first, 0, &pages}}, false).empty());
+  mixed.step({{second, 7, &pages}, {{6}, 5, &other_pages}});
+  const std::vector<float> both = mixed.step({{{7, 8}, 6, &other_pages}, {{prompt.back()}, 11, &pages}});
+  EXPECT_EQ(std::vector<float>(both.begin() + 50, both.end()), expected);
+}
+
+TEST(Decoder, WorkspaceShrinksAndGrowsWithoutHarm) {
+  ThreadPool pool(1);
+  const auto model = load(tiny_llama(), pool);
+  const std::vector<std::int32_t> pages{0, 1, 2};
+  Stepper stepper(*model, 3);
+  const std::vector<float> expected = stepper.step({{prompt, 0, &pages}});
+  stepper.step({{{1}, 0, &pages}});
+  EXPECT_EQ(stepper.step({{prompt, 0, &pages}}), expected);
+}
+
+TEST(Decoder, RefusesBrokenBatches) {
+  ThreadPool pool(1);
+  const auto model = load(tiny_llama(), pool);
+  const std::vector<std::int32_t> pages{0, 1, 2};
+  Stepper stepper(*model, 3);
+  EXPECT_THROW(stepper.step({{{50}, 0, &pages}}), CheckError);
+  EXPECT_THROW(stepper.step({{{-1}, 0, &pages}}), CheckError);
+  EXPECT_THROW(stepper.step({}), CheckError);
+}
+
+TEST(Decoder, CountsTheBytesOfAStep) {
+  ThreadPool pool(1);
+  const auto model = load(tiny_llama(), pool);
+  const std::int64_t layer = 32 * 32 * 2 + 16 * 32 * 2 + 40 * 32 * 3 + 32 * 2;
+  const std::int64_t least = 4 * (50 * 32 + 32 + 2 * layer);
+  EXPECT_GE(model->weight_bytes(), least);
+  EXPECT_LE(model->weight_bytes(), least * 3 / 2);  // rows are padded to the kernels' tiles
+  EXPECT_EQ(model->weight_dtype(), DType::f32);
+}
+
+TEST(Decoder, InterleavedRowsAreReordered) {
+  ThreadPool pool(1);
+  MemorySource halves = tiny_llama();
+  MemorySource interleaved = tiny_llama();
+  interleaved.interleaved = true;
+  for (const std::string layer : {"0", "1"}) {
+    for (const char* part : {"q", "k"}) {
+      const std::string name = "model.layers." + layer + ".self_attn." + part + "_proj.weight";
+      const std::vector<float> source = halves.data(name);
+      std::vector<float>& target = interleaved.data(name);
+      const std::int64_t num_rows = std::ssize(source) / 32;
+      for (std::int64_t row = 0; row < num_rows; ++row) {  // heads of 8 rows
+        const std::int64_t in_head = row % 8;
+        const std::int64_t place = row - in_head + (in_head < 4 ? 2 * in_head : 2 * (in_head - 4) + 1);
+        std::copy_n(source.begin() + row * 32, 32, target.begin() + place * 32);
+      }
+    }
+  }
+  const std::vector<std::int32_t> pages{0, 1, 2};
+  const auto expected = load(halves, pool);
+  const auto actual = load(interleaved, pool);
+  EXPECT_EQ(Stepper(*actual, 3).step({{prompt, 0, &pages}}), Stepper(*expected, 3).step({{prompt, 0, &pages}}));
+}
+
+TEST(WeightLoader, CheckFindsFaultsWithoutLoading) {
+  ThreadPool pool(1);
+  MemorySource source = tiny_llama();
+  std::int64_t bytes = 0;
+  const auto check = [&] {
+    WeightLoader loader(source, pool, WeightLoader::Pass::check, [&](std::int64_t count) { bytes += count; });
+    return load_decoder_weights(read_model_spec(source), loader);
+  };
+  EXPECT_EQ(check().embedding->nbytes(), 0u);
+  EXPECT_GT(bytes, 0);
+  source.add("model.layers.1.mlp.down_proj.weight", {40, 32});
+  expect_input_error(check,
+                     "'model.layers.1.mlp.down_proj.weight' has shape [40, 32], the configuration asks for [32, 40]");
+  source.remove("model.layers.0.mlp.up_proj.weight");
+  expect_input_error(check, "'memory' has no tensor 'model.layers.0.mlp.up_proj.weight'");
+}
+
+TEST(KvCache, LayersDoNotOverlap) {
+  const ModelSpec spec = read_model_spec(tiny_llama());
+  const KvCache cache(spec, DType::f16, 5, 4);
+  const std::int64_t plane = 5 * 2 * 4 * 8 * 2;  // pages, heads, tokens, head size, bytes
+  EXPECT_EQ(cache.layer(0).values - cache.layer(0).keys, plane);
+  EXPECT_EQ(cache.layer(1).keys - cache.layer(0).values, plane);
+  EXPECT_EQ(KvCache::bytes_per_page(spec, DType::f16, 4) * 5, 4 * plane);
+  EXPECT_THROW(cache.layer(2), CheckError);
+}
+
+TEST(Registry, ReadsStopTokensOnce) {
+  EXPECT_EQ(read_model_spec(tiny_llama()).eos_token_ids, (std::vector<std::int32_t>{1, 2}));
+}
+
+}  // namespace
+}  // namespace minisgl

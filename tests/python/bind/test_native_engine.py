@@ -1,0 +1,243 @@
+"""The engine through its binding, on a random small model: what goes in, what comes out."""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minisgl._native import Engine, InputError, Model
+from tests.python.models.tiny_models import save_random_model, tiny_config, token_ids
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tiny_config("llama"), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[Engine]:
+    engine = Engine(str(folder), num_threads=2, page_size=4, kv_cache_tokens=512)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def run(engine: Engine, *requests: dict[str, Any]) -> dict[int, list[Any]]:
+    """Submits, and returns the outputs by request when all have ended."""
+    for request in requests:
+        engine.submit(request)
+    outputs: dict[int, list[Any]] = {request["id"]: [] for request in requests}
+    num_ended = 0
+    while num_ended < len(requests):
+        readable, _, _ = select.select([engine.event_fd()], [], [], 60)
+        assert readable
+        for output in engine.drain():
+            outputs[output[0]].append(output)
+            num_ended += output[2] != ""
+    return outputs
+
+
+def tokens(outputs: list[Any]) -> list[int]:
+    return [token for output in outputs for token in output[1]]
+
+
+def test_greedy_tokens_are_the_models(engine: Engine, folder: Path) -> None:
+    prompt = token_ids(30)
+    request = {"id": 1, "prompt": prompt, "max_tokens": 20, "temperature": 0.0, "ignore_eos": True}
+    outputs = run(engine, request)[1]
+    model = Model(str(folder))
+    expected: list[int] = []
+    for _ in range(20):
+        expected.append(int(np.argmax(model.forward(prompt + expected)[-1])))
+    assert tokens(outputs) == expected
+    assert outputs[-1][2:5] == ("length", "", "")
+    assert all(output[5] is None and output[6] is None for output in outputs)
+    assert all(output[7] is None for output in outputs[:-1])
+    assert all(seconds >= 0 for seconds in outputs[-1][7])
+
+
+@pytest.mark.parametrize("options", [{}, {"kv_cache_tokens": 100}, {"max_batch_tokens": 7}])
+def test_company_preemption_and_chunks_change_no_token(
+    engine: Engine, folder: Path, options: dict[str, int]
+) -> None:
+    requests = [
+        {
+            "id": i,
+            "prompt": token_ids(5 + 3 * i, seed=i),
+            "max_tokens": 40,
+            "seed": i,
+            "ignore_eos": True,
+            "temperature": 0.8,
+            "top_p": 0.9,
+            "repetition_penalty": 1.1,
+        }
+        for i in range(16)
+    ]
+    alone = [tokens(run(engine, request)[request["id"]]) for request in requests]
+    crowded = Engine(str(folder), num_threads=2, page_size=4, **options)
+    crowded.start()
+    together = run(crowded, *requests)
+    assert [tokens(together[i]) for i in range(16)] == alone
+    stats = crowded.stats()
+    assert (stats["num_preemptions"] > 0) == ("kv_cache_tokens" in options)
+    assert stats["pages_free"] == stats["pages_total"]
+    assert stats["num_running"] == stats["num_waiting"] == 0
+    crowded.stop()
+
+
+def test_logprobs(engine: Engine, folder: Path) -> None:
+    prompt = token_ids(10)
+    request = {"id": 1, "prompt": prompt, "max_tokens": 2, "temperature": 0.0, "ignore_eos": True}
+    outputs = run(engine, request | {"logprobs": 2, "prompt_logprobs": 1})[1]
+    logits = Model(str(folder)).forward(prompt).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    scored = outputs[0][6]
+    assert [entry[0] for entry in scored] == prompt
+    assert scored[0][1:] == (None, [])
+    for position in range(1, 10):
+        token, logprob, top = scored[position]
+        assert logprob == pytest.approx(expected[position - 1, token], abs=1e-4)
+        assert [entry[0] for entry in top] == [int(np.argmax(expected[position - 1]))]
+    (logprob, top), *_ = outputs[0][5]
+    assert logprob == pytest.approx(expected[-1].max(), abs=1e-4)
+    assert [entry[0] for entry in top] == np.argsort(-expected[-1])[:2].tolist()
+    assert outputs[1][6] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"id": "1"}, TypeError, "id must be an integer, got str"),
+        ({"id": -1}, ValueError, "id must be between 0 and 18446744073709551615"),
+        ({"id": True}, TypeError, "id must be an integer, got bool"),
+        ({"prompt": "text"}, TypeError, "prompt must be a list, got str"),
+        ({"prompt": None}, TypeError, "prompt must be a list, got NoneType"),
+        ({"prompt": [1, 2.0]}, TypeError, "prompt must be an integer, got float"),
+        ({"prompt": [2**31]}, ValueError, "prompt must be between -2147483648 and 2147483647"),
+        ({"max_tokens": 2**70}, ValueError, "max_tokens must be between"),
+        ({"seed": 2**64}, ValueError, "seed must be between"),
+        ({"temperature": "0.5"}, TypeError, "temperature must be a number, got str"),
+        ({"temperature": True}, TypeError, "temperature must be a number, got bool"),
+        ({"temperature": 10**400}, ValueError, "temperature is too large"),
+        ({"ignore_eos": 1}, TypeError, "ignore_eos must be a bool, got int"),
+        ({"logit_bias": [[1, 2]]}, TypeError, r"logit_bias must be a list of \(token, bias\)"),
+        ({"logit_bias": [(1, 2, 3)]}, TypeError, r"logit_bias must be a list of \(token, bias\)"),
+        ({"logit_bias": {1: 2.0}}, TypeError, "logit_bias must be a list, got dict"),
+        ({"tempreature": 1.0}, TypeError, "unknown field 'tempreature'"),
+        ({3: 1.0}, TypeError, "a key of the request must be a str, got int"),
+    ],
+)
+def test_malformed_requests_raise(
+    engine: Engine, change: dict[Any, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        engine.submit({"id": 1, "prompt": [1]} | change)
+    assert engine.drain() == []
+
+
+@pytest.mark.parametrize("missing", ["id", "prompt"])
+def test_missing_fields_raise(engine: Engine, missing: str) -> None:
+    request: dict[str, Any] = {"id": 1, "prompt": [1]}
+    del request[missing]
+    with pytest.raises(ValueError, match=f"has no {missing}"):
+        engine.submit(request)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"prompt": []}, "invalid_request"),
+        ({"prompt": [160]}, "invalid_request"),
+        ({"temperature": float("nan")}, "invalid_request"),
+        ({"temperature": 1e300}, "invalid_request"),  # infinite as a float of 32 bits
+        ({"max_tokens": 2**62}, "too_long"),
+    ],
+)
+def test_what_cannot_be_served_comes_back(
+    engine: Engine, change: dict[str, Any], code: str
+) -> None:
+    ((_, ids, finish, error_code, error, *_),) = run(engine, {"id": 1, "prompt": [1]} | change)[1]
+    assert (ids, finish, error_code) == ([], "error", code)
+    assert error
+
+
+def test_accepts_numpy_integers_tuples_and_integral_numbers(engine: Engine) -> None:
+    request = {"id": np.int64(1), "prompt": tuple(np.arange(5)), "temperature": 0, "max_tokens": 1}
+    assert len(tokens(run(engine, request)[1])) == 1
+
+
+def test_abort_and_stop(engine: Engine) -> None:
+    request = {"prompt": [1, 2, 3], "max_tokens": 250, "ignore_eos": True}
+    for request_id in range(40):
+        engine.submit(request | {"id": request_id})
+    engine.abort(7)
+    engine.abort(10**6)
+    engine.stop()
+    ends = {output[0]: output[2] for output in engine.drain() if output[2]}
+    assert set(ends) == set(range(40))
+    assert ends[7] == "abort"
+    engine.submit(request | {"id": 99})
+    assert engine.drain()[0][2:5] == ("error", "engine_failure", "the engine is stopped")
+    assert engine.failure() == ""
+
+
+def test_info(engine: Engine) -> None:
+    info = engine.info
+    assert info["family"] == "llama"
+    assert info["weight_dtype"] == info["kv_dtype"] == "f32"
+    assert info["kv_cache_tokens"] == info["num_pages"] * info["page_size"] == 512
+    assert info["max_seq_len"] == 256  # the model's positions
+    assert info["kv_cache_bytes"] == 512 * 3 * 2 * 2 * 16 * 4
+    assert info["num_threads"] == 2
+
+
+def test_progress_is_reported_and_its_exception_passes(folder: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    Engine(str(folder), progress=lambda *call: calls.append(call))
+    assert calls[-1][0] == "weights"
+    assert calls[-1][1] == calls[-1][2] > 0
+
+    def interrupt(phase: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Engine(str(folder), progress=interrupt)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kv_dtype": "q4_0"}, "--kv-dtype must be auto, f16, bf16 or f32, got q4_0"),
+        ({"max_seq_len": 257}, "--max-seq-len must be between 0 and the model's 256 positions"),
+        ({"kv_cache_tokens": 2**31 - 1, "page_size": 1024}, "not enough memory for a KV cache"),
+        ({"num_threads": -1}, "--threads must be between 0 and 1024, got -1"),
+    ],
+)
+def test_impossible_options(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Engine(str(folder), **options)
+    assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)", "del engine"])
+def test_a_process_ends_cleanly_with_a_working_engine(folder: Path, ending: str) -> None:
+    program = f"""
+from minisgl._native import Engine
+engine = Engine({str(folder)!r})
+engine.start()
+for i in range(300):
+    engine.submit({{"id": i, "prompt": [1, 2, 3], "max_tokens": 200, "ignore_eos": True}})
+{ending}
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], timeout=60, capture_output=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")

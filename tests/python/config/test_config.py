@@ -1,0 +1,99 @@
+"""Flags, environment and bounds of the settings."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from minisgl.config import ServerArgs, parse_args
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str, **environment: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        parse_args(argv, environment)
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert parse_args([], {}) == ServerArgs()
+
+
+def test_flags_come_before_the_environment_and_that_before_defaults() -> None:
+    environment = {"MINISGL_PORT": "9000", "MINISGL_HOST": "::1", "MINISGL_THREADS": ""}
+    args = parse_args(["--port", "9001"], environment)
+    assert (args.port, args.host, args.num_threads) == (9001, "::1", 0)
+
+
+def test_the_model_may_be_named_without_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_args(["org/name"], {}).model == "org/name"
+    assert parse_args(["--model", "org/name"], {}).model == "org/name"
+    assert parse_args([], {"MINISGL_MODEL": "org/name"}).model == "org/name"
+    assert "twice" in refusal(capsys, "a", "--model", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("4096", 4096), ("64K", 65536), ("1m", 2**20), (" 2G", 2**31)]
+)
+def test_counts_take_suffixes(text: str, value: int) -> None:
+    flags = ["--max-body-bytes", text] if value else ["--kv-cache-tokens", text]
+    args = parse_args(flags, {})
+    assert (args.max_body_bytes if value else args.kv_cache_tokens) == value
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5", "1e3", "64KB", "٣", "9" * 30])
+def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert "expected a whole number" in refusal(capsys, f"--kv-cache-tokens={text}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--port", "70000"), "port must be between 0 and 65535, got 70000"),
+        (("--threads", "5000"), "num_threads must be between 0 and 1024, got 5000"),
+        (("--kv-dtype", "int3"), "kv_dtype must be one of auto, f32, f16, bf16, got 'int3'"),
+        (("--log-level", "loud"), "log_level must be one of"),
+        (("--drain-timeout", "-1"), "drain_timeout must be between 0 and 86400, got -1.0"),
+        (("--startup-timeout", "nan"), "expected a number of seconds, got 'nan'"),
+        (("--page-size", "12"), "page_size must be a power of two, got 12"),
+        (("--max-running", "0"), "max_running must be between 1 and 65536, got 0"),
+        (("--max-body", "1K"), "unrecognized arguments"),
+        (("--host", ""), "host must not be empty"),
+    ],
+)
+def test_a_bad_value_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], sentence: str
+) -> None:
+    assert sentence in refusal(capsys, *flags)
+
+
+def test_a_bad_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "MINISGL_PORT: expected a whole number" in refusal(capsys, MINISGL_PORT="http")
+
+
+def test_the_same_bounds_hold_in_python() -> None:
+    with pytest.raises(ValueError, match="port must be between 0 and 65535, got -1"):
+        ServerArgs(port=-1)
+    with pytest.raises(ValueError, match="must be a number, got '8000'"):
+        ServerArgs(port="8000")  # type: ignore[arg-type]
+
+
+def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(["--help"], {})
+    text = capsys.readouterr().out
+    for field in fields(ServerArgs):
+        name = {"num_threads": "threads"}.get(field.name, field.name)
+        assert f"--{name.replace('_', '-')}" in text
+
+
+def test_the_key_is_not_shown() -> None:
+    assert "secret" not in repr(parse_args([], {"MINISGL_API_KEY": "secret"}))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_args(["--version"], {})
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("minisgl 0.")

@@ -1,0 +1,26 @@
+"""What tests of several rooms need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from minisgl.model_source import ModelError, resolve_model
+
+
+@pytest.fixture(scope="session")
+def default_gguf() -> Path:
+    """The default model's file: what MINISGL_TEST_MODEL names, or fetched as a user would.
+
+    Skips where it can't be had; in CI that fails.
+    """
+    if path := os.environ.get("MINISGL_TEST_MODEL"):
+        return Path(path)
+    try:
+        return Path(resolve_model(None, show_progress=False).path)
+    except ModelError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))

@@ -1,0 +1,253 @@
+"""EngineClient against a real rank process with a fake native engine."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from minisgl.engine.client import (
+    EngineBusy,
+    EngineClient,
+    EngineStartError,
+    EngineUnavailable,
+    RestartPolicy,
+)
+from minisgl.engine.stream import TokenStream
+from minisgl.ipc import process
+from minisgl.ipc.messages import EngineOptions, Output, PhaseReport
+from minisgl.sampling_params import SamplingParams
+from tests.python.engine.fake_rank import FAIL, KILL, REFUSE
+
+COMMAND = (sys.executable, str(Path(__file__).with_name("fake_rank.py")))
+FAST = RestartPolicy(max_failures=2, first_delay=0.01)
+
+
+def make_client(kind: str = "ok", **options: Any) -> EngineClient:
+    max_running = options.pop("max_running", 256)
+    engine = EngineOptions(model_path=f"fake:{kind}", max_running=max_running)
+    return EngineClient(engine, command=COMMAND, restart=FAST, **options)
+
+
+@pytest_asyncio.fixture
+async def client() -> AsyncIterator[EngineClient]:
+    client = make_client()
+    await client.start(30)
+    yield client
+    await client.close()
+
+
+async def read(stream: TokenStream) -> tuple[list[int], Output]:
+    """All tokens of a stream and its last output."""
+    tokens: list[int] = []
+    while True:
+        output = await stream.next()
+        tokens += output.token_ids
+        if output.finish:
+            return tokens, output
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async def poll() -> None:
+        while not condition():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(poll(), 20)
+
+
+def params(max_tokens: int = 5) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens)
+
+
+async def test_streams_deliver_their_tokens_once_and_end(client: EngineClient) -> None:
+    streams = [client.submit([10 * i], params(5 + i)) for i in range(20)]
+    for i, (tokens, last) in enumerate(await asyncio.gather(*map(read, streams))):
+        assert tokens == [10 * i + 1 + k for k in range(5 + i)]
+        assert streams[i].received == tokens
+        assert last.finish == "length"
+        with pytest.raises(StopAsyncIteration):
+            await streams[i].next()
+    assert client.num_live == 0
+
+
+async def test_a_slow_reader_gets_everything_in_one_output(client: EngineClient) -> None:
+    stream = client.submit([7], params(6))
+    await until(lambda: stream.finished)
+    output = await stream.next()
+    assert output.token_ids == [8, 9, 10, 11, 12, 13]
+    assert output.finish == "length"
+    assert output.timings == (0.0, 0.0, 0.0)
+
+
+async def test_two_hundred_aborts_leave_nothing(client: EngineClient) -> None:
+    streams = [client.submit([1], params(90_000)) for _ in range(200)]
+    for number, stream in enumerate(streams):
+        if number % 2:
+            await stream.next()
+        stream.abort()
+        stream.abort()
+    for stream in streams:
+        _, last = await read(stream)
+        assert last.finish == "abort"
+    await until(lambda: client.num_live == 0)
+    tokens, _ = await read(client.submit([1], params(3)))
+    assert tokens == [2, 3, 4]
+    assert client.stats.num_running <= 1
+
+
+async def test_what_cannot_be_served_is_refused_with_its_numbers(client: EngineClient) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        client.submit([], params())
+    with pytest.raises(ValueError, match="between 0 and 999, got 1000"):
+        client.submit([1, 1000], params())
+    with pytest.raises(ValueError, match="got -1"):
+        client.submit([-1], params())
+    with pytest.raises(ValueError, match="3 tokens and max_tokens is 99998"):
+        client.submit([1, 2, 3], params(99_998))
+    with pytest.raises(ValueError, match="1000"):
+        client.submit([1], SamplingParams(stop_token_ids=[1000]))
+    assert client.num_live == 0
+
+
+async def test_a_request_that_the_binding_refuses_ends_alone(client: EngineClient) -> None:
+    good = client.submit([1], params(10))
+    _, last = await read(client.submit([REFUSE], params()))
+    assert (last.finish, last.error_code) == ("error", "invalid_request")
+    assert (await read(good))[1].finish == "length"
+    assert client.state == "ready"
+
+
+async def test_a_full_queue_is_busy() -> None:
+    client = make_client(max_running=2, max_waiting=3)
+    try:
+        await client.start(30)
+        streams = [client.submit([1], params(90_000)) for _ in range(5)]
+        with pytest.raises(EngineBusy):
+            client.submit([1], params())
+        streams[0].abort()
+        await until(lambda: client.num_live == 4)
+        client.submit([1], params())
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("poison", [KILL, FAIL])
+async def test_a_dead_rank_ends_its_streams_and_comes_back(
+    client: EngineClient, poison: int
+) -> None:
+    other = client.submit([1], params(90_000))
+    bad = client.submit([poison], params(90_000))
+    for stream in (bad, other):
+        tokens, last = await read(stream)
+        assert (last.finish, last.error_code) == ("error", "engine_failure")
+        assert last.error
+        assert stream.received == tokens
+    assert client.num_live == 0
+    await until(lambda: client.state == "restarting")
+    with pytest.raises(EngineUnavailable, match="restarting"):
+        client.submit([1], params())
+    await until(lambda: client.state == "ready")
+    assert client.num_restarts == 1
+    tokens, _ = await read(client.submit([1], params(3)))
+    assert tokens == [2, 3, 4]
+
+
+async def test_too_many_failures_in_a_row_are_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_RANK_MARKER", str(tmp_path / "started"))
+    client = make_client("once")
+    try:
+        await client.start(30)
+        client.submit([KILL], params(90_000))
+        assert await asyncio.wait_for(client.wait_failed(), 30) == "it started once already"
+        assert client.state == "failed"
+        with pytest.raises(EngineUnavailable, match="failed"):
+            client.submit([1], params())
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("refuse", "the model file is no good"),
+        ("die", "ended with status 7"),
+    ],
+)
+async def test_a_start_that_fails_says_why(kind: str, sentence: str, directory: Path) -> None:
+    client = make_client(kind)
+    with pytest.raises(EngineStartError, match=sentence):
+        await client.start(30)
+    await client.close()
+    assert files(directory) == []
+
+
+async def test_a_start_has_a_deadline_and_says_where_it_was() -> None:
+    client = make_client("hang")
+    with pytest.raises(EngineStartError, match=r"within 2 s \(it was at: .*loading"):
+        await client.start(2)
+    await asyncio.wait_for(client.close(), 5)
+
+
+async def test_a_program_that_is_not_there() -> None:
+    client = EngineClient(EngineOptions(model_path="x"), command=("/no/such/program",))
+    with pytest.raises(EngineStartError, match="can't be started"):
+        await client.start(5)
+    await client.close()
+
+
+async def test_phases_are_reported_with_their_seconds() -> None:
+    reports: list[PhaseReport] = []
+    client = make_client(on_phase=reports.append)
+    await client.start(30)
+    await client.close()
+    finished = [report.phase for report in reports if report.finished]
+    assert finished == ["loading the native module", "loading weights", "starting the engine"]
+
+
+async def test_a_drain_lets_streams_end(client: EngineClient) -> None:
+    stream = client.submit([1], params(50))
+    drained = asyncio.create_task(client.drain(20))
+    await asyncio.sleep(0)
+    assert client.state == "draining"
+    with pytest.raises(EngineUnavailable, match="shutting down"):
+        client.submit([1], params())
+    assert (await read(stream))[1].finish == "length"
+    assert await drained is True
+
+
+async def test_a_drain_aborts_at_its_deadline(client: EngineClient) -> None:
+    stream = client.submit([1], params(90_000))
+    assert await client.drain(0.1) is False
+    _, last = await read(stream)
+    assert (last.finish, last.error_code) == ("error", "shutting_down")
+    assert client.num_live == 0
+
+
+async def test_a_running_client_has_no_files(directory: Path) -> None:
+    client = make_client()
+    await client.start(30)
+    assert files(directory) == []
+    await client.close()
+
+
+def files(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
+
+
+@pytest.fixture(autouse=True)
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the sockets go: those of tests that run at the same time are none of ours."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as name:
+        make = functools.partial(tempfile.mkdtemp, dir=name)
+        monkeypatch.setattr(process, "tempfile", SimpleNamespace(mkdtemp=make))
+        yield Path(name)

@@ -1,0 +1,69 @@
+"""EngineClient with the real rank and native engine, on the default model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from minisgl.engine.client import EngineClient, EngineStartError
+from minisgl.engine.stream import TokenStream
+from minisgl.ipc.messages import EngineOptions, Output
+from minisgl.sampling_params import SamplingParams
+
+
+@pytest_asyncio.fixture
+async def client(default_gguf: Path) -> AsyncIterator[EngineClient]:
+    options = EngineOptions(model_path=str(default_gguf), kv_cache_tokens=512, max_seq_len=512)
+    client = EngineClient(options)
+    await client.start(120)
+    yield client
+    await client.close()
+
+
+async def read(stream: TokenStream) -> tuple[list[int], Output]:
+    tokens: list[int] = []
+    while True:
+        output = await stream.next()
+        tokens += output.token_ids
+        if output.finish:
+            return tokens, output
+
+
+async def test_a_request_gets_the_same_tokens_alone_and_among_others(client: EngineClient) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    alone, last = await read(client.submit([1, 2, 3, 4, 5], greedy))
+    assert len(alone) == 16
+    assert last.finish == "length"
+    assert last.timings is not None
+    streams = [client.submit([1, 2, 3, 4, 5], greedy)]
+    streams += [client.submit([7 + i] * (10 + i), greedy) for i in range(7)]
+    together = await asyncio.gather(*map(read, streams))
+    assert together[0][0] == alone
+    assert client.num_live == 0
+
+
+async def test_aborts_end_every_stream_and_leave_room_for_others(client: EngineClient) -> None:
+    long = SamplingParams(max_tokens=400, ignore_eos=True)
+    streams = [client.submit([1, 2, 3 + i], long) for i in range(40)]
+    await streams[0].next()
+    for stream in streams:
+        stream.abort()
+    for stream in streams:
+        assert (await read(stream))[1].finish == "abort"
+    while client.num_live:
+        await asyncio.sleep(0.01)
+    # As long as the KV cache allows: what the others held is free again.
+    everything = SamplingParams(max_tokens=client.info.max_seq_len - 1, ignore_eos=True)
+    tokens, _ = await read(client.submit([9], everything))
+    assert len(tokens) == client.info.max_seq_len - 1
+
+
+async def test_a_model_that_is_none_is_one_sentence() -> None:
+    client = EngineClient(EngineOptions(model_path="/no/such/model.gguf"))
+    with pytest.raises(EngineStartError, match=r"/no/such/model\.gguf"):
+        await client.start(60)
+    await client.close()

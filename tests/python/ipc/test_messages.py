@@ -1,0 +1,196 @@
+"""The wire: what is encoded comes back, and what is malformed is refused, whatever it is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minisgl.ipc import messages, text_messages
+from minisgl.ipc.messages import (
+    Abort,
+    EngineInfo,
+    EngineOptions,
+    EngineStats,
+    Failed,
+    Output,
+    PhaseReport,
+    Ready,
+    Shutdown,
+    StepOutputs,
+    Submit,
+    decode_from_rank,
+    decode_to_rank,
+    encode,
+)
+
+ids = st.integers(0, 2**63 - 1)
+tokens = st.integers(0, 2**31 - 1)
+floats = st.floats(allow_nan=False)
+finite = st.floats(-1e30, 1e30)
+counts = st.integers(0, 2**62)
+alternatives = st.lists(st.tuples(tokens, floats), max_size=3)
+
+outputs = st.builds(
+    Output,
+    ids,
+    st.lists(tokens, max_size=5),
+    st.sampled_from(["", "stop", "length", "abort", "error"]),
+    st.sampled_from(["", "too_long", "engine_failure"]),
+    st.text(max_size=20),
+    st.none() | st.lists(st.tuples(floats, alternatives), max_size=3),
+    st.none() | st.lists(st.tuples(tokens, st.none() | floats, alternatives), max_size=3),
+    st.none() | st.tuples(floats, floats, floats),
+)
+to_rank = st.one_of(
+    st.builds(
+        Submit,
+        id=ids,
+        prompt=st.lists(tokens, max_size=20),
+        max_tokens=st.integers(1, 2**31 - 1),
+        seed=st.integers(0, 2**64 - 1),
+        temperature=st.floats(0, 1e6),
+        top_p=st.floats(0, 1),
+        presence_penalty=finite,
+        logit_bias=st.lists(st.tuples(tokens, finite), max_size=5),
+        ignore_eos=st.booleans(),
+    ),
+    st.builds(Abort, st.lists(ids, max_size=10)),
+    st.just(Shutdown()),
+    st.builds(EngineOptions, model_path=st.text(max_size=20)),
+)
+from_rank = st.one_of(
+    st.builds(
+        StepOutputs,
+        st.lists(outputs, max_size=4),
+        st.builds(EngineStats, num_running=counts, pages_free=counts),
+    ),
+    st.builds(PhaseReport, phase=st.text(max_size=20), done=counts, total=counts),
+    st.builds(
+        Ready,
+        st.builds(EngineInfo, vocab_size=st.integers(1, 1000), max_seq_len=st.integers(1, 1000)),
+    ),
+    st.builds(Failed, st.text(max_size=50)),
+)
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+
+
+@given(to_rank)
+def test_messages_to_the_rank_come_back(message: Any) -> None:
+    assert decode_to_rank(encode(message)) == message
+
+
+@given(from_rank)
+def test_messages_from_the_rank_come_back(message: Any) -> None:
+    assert decode_from_rank(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        decode_to_rank,
+        decode_from_rank,
+        text_messages.decode_to_text,
+        text_messages.decode_from_text,
+    ],
+)
+@given(data=st.binary(max_size=200) | json_values.map(msgspec.msgpack.encode))
+def test_whatever_arrives_is_a_message_or_refused(decode: Any, data: bytes) -> None:
+    try:
+        message = decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return
+    assert isinstance(message, msgspec.Struct)
+
+
+@given(from_rank, st.data())
+def test_a_damaged_message_is_a_message_or_refused(message: Any, data: st.DataObject) -> None:
+    wire = bytearray(encode(message))
+    for _ in range(data.draw(st.integers(1, 4))):
+        wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        decoded = decode_from_rank(bytes(wire))
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return
+    assert isinstance(decoded, msgspec.Struct)
+
+
+def test_deep_nesting_is_refused() -> None:
+    with pytest.raises((msgspec.DecodeError, RecursionError)):
+        text_messages.decode_to_text(
+            msgspec.msgpack.encode({"type": "chat", "id": 1}).replace(b"\x82", b"\x83", 1)
+            + msgspec.msgpack.encode("messages")
+            + b"\x91" * 100_000
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": -1},
+        {"id": 2**63},
+        {"prompt": [-1]},
+        {"prompt": [2**31]},
+        {"prompt": ["a"]},
+        {"max_tokens": 0},
+        {"seed": -1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"temperature": -0.5},
+        {"temperature": "0.5"},
+        {"top_k": True},
+        {"top_p": 1.5},
+        {"logit_bias": [[1, math.nan]]},
+        {"stop_token_ids": [0] * 5000},
+    ],
+)
+def test_values_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    good = {"type": "submit", "id": 1, "prompt": [1], "max_tokens": 1, "seed": 0}
+    assert isinstance(decode_to_rank(encode(good)), Submit)
+    with pytest.raises(msgspec.ValidationError):
+        decode_to_rank(encode({**good, **change}))
+
+
+def test_the_native_engines_tuples_have_the_layout_of_outputs() -> None:
+    drained: Any = [
+        (1, [5, 6], "", "", "", [(-0.5, [(5, -0.5)]), (-1.0, [])], None, None),
+        (2, [], "error", "too_long", "no", None, [(3, None, [])], (0.0, 1.0, 2.0)),
+    ]
+    stats: Any = {"num_running": 2, "num_steps": 9}
+    assert decode_from_rank(encode(StepOutputs(drained, stats))) == StepOutputs(
+        [Output(*drained[0]), Output(*drained[1])], EngineStats(num_running=2, num_steps=9)
+    )
+
+
+@given(st.lists(outputs, min_size=1, max_size=5))
+def test_merged_outputs_hold_all_tokens_and_the_last_word(parts: list[Output]) -> None:
+    expected = [token for part in parts for token in part.token_ids]
+    last = next((part for part in reversed(parts) if part.finish), None)
+    merged = decode_merged(parts)
+    assert merged.token_ids == expected
+    if last is not None:
+        assert (merged.finish, merged.error_code, merged.error) == (
+            last.finish,
+            last.error_code,
+            last.error,
+        )
+
+
+def decode_merged(parts: list[Output]) -> Output:
+    decoder = msgspec.msgpack.Decoder(Output)
+    merged = decoder.decode(messages.encode(parts[0]))
+    for part in parts[1:]:
+        merged.merge(part)
+    return merged

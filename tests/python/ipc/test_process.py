@@ -1,0 +1,119 @@
+"""A child process from the parent's end: messages, malformed ones too, and every way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from minisgl.ipc.messages import (
+    EngineOptions,
+    FromRank,
+    PhaseReport,
+    Ready,
+    Shutdown,
+    StepOutputs,
+    Submit,
+    decode_from_rank,
+)
+from minisgl.ipc.process import ChildProcess, describe_exit, make_private_directory
+
+FAKE_RANK = Path(__file__).parents[1] / "engine" / "fake_rank.py"
+
+Rank = ChildProcess[FromRank]
+
+
+async def ready_rank() -> Rank:
+    child: Rank = await Rank.spawn((sys.executable, str(FAKE_RANK)), decode_from_rank)
+    await child.configure(EngineOptions(model_path="fake:ok"))
+    while not isinstance(message := await child.receive(), Ready):
+        assert isinstance(message, PhaseReport)
+    return child
+
+
+async def test_malformed_requests_are_answered_or_dropped_and_harm_nobody() -> None:
+    child = await ready_rank()
+    for malformed in (None, [1, 2], "text", {"type": "unknown"}, {"type": "abort", "ids": [-1]}):
+        child.send(malformed)
+    child.send({"type": "submit", "id": 5, "prompt": [-1], "max_tokens": 1, "seed": 0})
+    answer = await child.receive()
+    assert isinstance(answer, StepOutputs)
+    assert [(o.id, o.finish, o.error_code) for o in answer.outputs] == [
+        (5, "error", "invalid_request")
+    ]
+    child.send(Submit(id=6, prompt=[1], max_tokens=1, seed=0))
+    answer = await child.receive()
+    assert isinstance(answer, StepOutputs)
+    assert answer.outputs[0].token_ids == [2]
+    assert await child.stop(Shutdown()) == 0
+    child.close()
+
+
+async def test_a_child_is_deaf_to_sigint_and_ends_at_sigterm() -> None:
+    child = await ready_rank()
+    os.kill(child.pid, signal.SIGINT)
+    child.send(Submit(id=1, prompt=[1], max_tokens=1, seed=0))
+    assert isinstance(await child.receive(), StepOutputs)
+    assert await child.stop(None) == 0
+    child.close()
+
+
+async def test_a_stopped_child_is_killed_in_the_end() -> None:
+    child = await ready_rank()
+    os.kill(child.pid, signal.SIGSTOP)
+    assert await child.stop(Shutdown(), patience=0.2) == -signal.SIGKILL
+    child.close()
+
+
+async def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "nonsense.py"
+    program.write_text(
+        textwrap.dedent(
+            """
+            import sys, time, zmq
+            from minisgl.ipc.child import outbox_address
+            socket = zmq.Context().socket(zmq.PUSH)
+            socket.connect(outbox_address(sys.argv[1]))
+            socket.send(b"nonsense")
+            time.sleep(60)
+            """
+        )
+    )
+    child: Rank = await Rank.spawn((sys.executable, str(program)), decode_from_rank)
+    reader = asyncio.create_task(child.receive())
+    assert await asyncio.wait_for(child.wait(), 20) == -signal.SIGKILL
+    reader.cancel()
+    child.close()
+
+
+def test_the_directory_is_private_and_short_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    directory = Path(make_private_directory())
+    try:
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert len(str(directory)) < 100
+    finally:
+        directory.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (3, "ended with status 3"),
+        (-11, "was killed by SIGSEGV"),
+        (-9, "was killed by SIGKILL (often the kernel, out of memory)"),
+        (-250, "was killed by signal 250"),
+    ],
+)
+def test_the_end_is_described(status: int, words: str) -> None:
+    assert describe_exit(status) == words

@@ -1,0 +1,120 @@
+"""The queues between two ends of a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+
+import msgspec
+import pytest
+
+from minisgl.ipc.queues import (
+    ZmqAsyncPullQueue,
+    ZmqAsyncPushQueue,
+    ZmqPubQueue,
+    ZmqPullQueue,
+    ZmqPushQueue,
+    ZmqSubQueue,
+)
+
+encode = msgspec.msgpack.encode
+decode = msgspec.msgpack.Decoder(list[int]).decode
+raw = bytes
+
+
+@pytest.fixture
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"ipc://{tmp_path_factory.mktemp('q')}/q"
+
+
+@pytest.mark.parametrize("push_binds", [True, False])
+def test_push_and_pull_keep_order_whoever_binds(address: str, push_binds: bool) -> None:
+    push = ZmqPushQueue(address, push_binds, encode)
+    pull = ZmqPullQueue(address, not push_binds, decode)
+    assert pull.empty()
+    for number in range(5000):
+        push.put([number])
+    assert [pull.get() for _ in range(5000)] == [[number] for number in range(5000)]
+    assert pull.empty()
+    push.close()
+    pull.close()
+
+
+async def test_async_queues_carry_more_than_any_high_water_mark(address: str) -> None:
+    push = ZmqAsyncPushQueue(address, True, encode)
+    assert push.put_nowait([0]) is False
+    pull = ZmqAsyncPullQueue(address, False, decode)
+    await push.put([0])
+    for number in range(1, 20_000):
+        assert push.put_nowait([number])
+    for number in range(20_000):
+        assert await pull.get() == [number]
+    assert pull.empty()
+    push.close()
+    pull.close()
+
+
+async def test_the_socket_file_may_go_once_both_ends_are_connected(address: str) -> None:
+    push = ZmqAsyncPushQueue(address, True, encode)
+    pull = ZmqAsyncPullQueue(address, False, decode)
+    await push.put([1])
+    assert await pull.get() == [1]
+    os.unlink(address.removeprefix("ipc://"))
+    await push.put([2])
+    assert await pull.get() == [2]
+    push.close()
+    pull.close()
+
+
+def test_malformed_messages_are_logged_and_left_out(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[bytes] = []
+    push = ZmqPushQueue(address, True, raw)
+    pull = ZmqPullQueue(address, False, decode, on_malformed=seen.append)
+    bad = [b"", b"\xc1", encode("text"), encode([1.5]), b"\x91" * 10_000]
+    with caplog.at_level(logging.ERROR):
+        for data in [*bad, encode([7])]:
+            push.put(data)
+        assert pull.get() == [7]
+    assert seen == bad
+    assert len(caplog.records) == len(bad)
+    push.close()
+    pull.close()
+
+
+async def test_async_malformed_messages_too(address: str) -> None:
+    push = ZmqAsyncPushQueue(address, True, raw)
+    pull = ZmqAsyncPullQueue(address, False, decode)
+    for data in (b"\xc1", encode([7])):
+        await push.put(data)
+    assert await asyncio.wait_for(pull.get(), 10) == [7]
+    push.close()
+    pull.close()
+
+
+def test_a_slow_subscriber_gets_everything(address: str) -> None:
+    count = 200_000  # beyond the high-water mark of both ends
+    publish = ZmqPubQueue(address, True, encode)
+    subscribe = ZmqSubQueue(address, False, decode)
+    while subscribe.empty():  # until the subscription has arrived
+        publish.put([-1])
+    writer = threading.Thread(target=lambda: [publish.put([number]) for number in range(count)])
+    writer.start()
+    time.sleep(0.3)
+    received = [message for message in iter(subscribe.get, [count - 1]) if message != [-1]]
+    writer.join()
+    assert received == [[number] for number in range(count - 1)]
+    publish.close()
+    subscribe.close()
+
+
+def test_close_returns_though_nobody_reads(address: str) -> None:
+    push = ZmqPushQueue(address, False, encode)
+    push.put([1])
+    closed = threading.Event()
+    threading.Thread(target=lambda: (push.close(), closed.set()), daemon=True).start()
+    assert closed.wait(10)

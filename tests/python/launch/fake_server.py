@@ -1,0 +1,17 @@
+"""minisgl-serve with the fake rank of the engine's tests."""
+
+import sys
+from pathlib import Path
+
+from minisgl.config import parse_args
+from minisgl.engine.client import RestartPolicy
+from minisgl.launch import launch_server
+
+if __name__ == "__main__":
+    rank = Path(__file__).parents[1] / "engine" / "fake_rank.py"
+    status = launch_server(
+        parse_args(),
+        rank_command=(sys.executable, str(rank)),
+        restart=RestartPolicy(max_failures=2, first_delay=0.1),
+    )
+    sys.exit(status)

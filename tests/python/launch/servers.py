@@ -1,0 +1,174 @@
+"""A server process for tests: start it, see what it says, talk to it, look for what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+SERVER = Path(__file__).with_name("fake_server.py")
+DEADLINE = 30.0  # seconds for anything that a test waits for
+
+
+def make_model(folder: Path) -> Path:
+    """A model folder with a tokenizer of bytes and no weights, which the fake rank doesn't read."""
+    folder.mkdir()
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate(alphabet)}
+    vocabulary |= {f"<{number}>": number for number in range(len(alphabet), 1000)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+class ServerProcess:
+    """`minisgl-serve` with the fake rank, a temporary directory of its own and a free port."""
+
+    def __init__(
+        self, model: Path, directory: Path, *flags: str, environment: dict[str, str] | None = None
+    ) -> None:
+        self.directory = directory
+        directory.mkdir(exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, str(SERVER), "--port", "0", *flags, str(model)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(directory), **(environment or {})},
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for_line(self, pattern: str) -> re.Match[str]:
+        """The first line with the pattern."""
+
+        def found() -> re.Match[str] | None:
+            matches = (re.search(pattern, line) for line in list(self.lines))
+            return next((match for match in matches if match), None)
+
+        return until(found, lambda: f"no {pattern!r} in:\n{self.output}")
+
+    def wait_ready(self) -> int:
+        """Its port, once it is ready."""
+        return int(self.wait_for_line(r"ready after .* http://127\.0\.0\.1:(\d+)")[1])
+
+    def children(self) -> list[int]:
+        """Ids of its running child processes."""
+        own = str(self.process.pid)
+        return [
+            pid for pid, (state, parent) in _processes().items() if parent == own and state != "Z"
+        ]
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = DEADLINE) -> int:
+        status = self.process.wait(timeout)
+        self._reader.join(DEADLINE)
+        return status
+
+    def files(self) -> list[str]:
+        """What stands in its temporary directory."""
+        return sorted(os.listdir(self.directory))
+
+    def end(self) -> None:
+        for pid in [*self.children(), self.process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def _processes() -> dict[int, tuple[str, str]]:
+    """State and parent's id of each process of this machine."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            found[int(folder.name)] = (state, parent)
+    return found
+
+
+def alive(pid: int) -> bool:
+    return _processes().get(pid, ("Z", ""))[0] != "Z"
+
+
+def until(condition: Callable[[], Any], message: Callable[[], str] = lambda: "timed out") -> Any:
+    """What `condition` returns, once that is true."""
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.02)
+    raise AssertionError(message())
+
+
+def get(port: int, path: str) -> tuple[int, Any]:
+    """Status and JSON body of a GET."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+class Stream:
+    """A streaming completion in a thread: its events as they come."""
+
+    def __init__(self, port: int, prompt: list[int], max_tokens: int) -> None:
+        self.status = 0
+        self.events: list[str] = []
+        self.broken = False  # the body ended without its last chunk
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+        body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 0}
+        self._connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"}
+        )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            response = self._connection.getresponse()
+            self.status = response.status
+            for line in response:
+                if text := line.decode().strip():
+                    self.events.append(text)
+        except (http.client.HTTPException, ConnectionError):
+            self.broken = True
+        finally:
+            self._connection.close()
+
+    def wait_events(self, count: int) -> None:
+        until(lambda: len(self.events) >= count)
+
+    def join(self) -> str:
+        """Everything received, once it has ended."""
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive()
+        return "\n".join(self.events)

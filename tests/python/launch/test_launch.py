@@ -1,0 +1,235 @@
+"""minisgl-serve as a process: start, failures, signals, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.python.engine.fake_rank import FAIL, KILL
+from tests.python.launch.servers import ServerProcess, Stream, alive, get, make_model, until
+
+Start = Callable[..., ServerProcess]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("launch") / "tiny")
+
+
+@pytest.fixture
+def start(model: Path, tmp_path: Path) -> Iterator[Start]:
+    servers: list[ServerProcess] = []
+
+    def start_one(*flags: str, **environment: str) -> ServerProcess:
+        server = ServerProcess(model, tmp_path / "tmp", *flags, environment=environment)
+        servers.append(server)
+        return server
+
+    yield start_one
+    for server in servers:
+        if server.process.poll() is None:
+            server.end()
+
+
+def test_it_starts_says_what_it_chose_and_ends_with_status_0(start: Start) -> None:
+    server = start()
+    port = server.wait_ready()
+    assert get(port, "/ready")[0] == 200
+    for word in ("loading weights: ", "threads", "KV cache", "longest request"):
+        assert word in server.output
+    assert server.files() == []
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "Traceback" not in server.output
+    assert server.files() == []
+
+
+def test_health_answers_while_the_model_loads(start: Start) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = start("--port", str(port), FAKE_RANK_KIND="hang")
+
+    def answers() -> bool:
+        try:
+            return get(port, "/health")[0] == 200
+        except ConnectionError:
+            return False
+
+    until(answers)
+    assert get(port, "/ready")[0] == 503
+    assert Stream(port, [1], 5).join().startswith('{"error"')
+    server.signal(signal.SIGINT)
+    assert server.wait() == 0
+    assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [("refuse", "the model file is no good"), ("die", "ended with status 7 while starting")],
+)
+def test_a_rank_that_fails_at_start_ends_it_with_its_sentence(
+    start: Start, kind: str, sentence: str
+) -> None:
+    server = start(FAKE_RANK_KIND=kind)
+    assert server.wait() == 1
+    assert server.lines[-1].startswith("minisgl-serve: error: ")
+    assert sentence in server.lines[-1]
+    assert "Traceback" not in server.output
+    assert server.files() == []
+
+
+def test_the_start_has_a_deadline(start: Start) -> None:
+    server = start("--startup-timeout", "2", FAKE_RANK_KIND="hang")
+    assert server.wait() == 1
+    assert "not ready within 2 s" in server.lines[-1]
+    assert "--startup-timeout" in server.lines[-1]
+    assert server.files() == []
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(start: Start) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        server = start("--port", str(port))
+        assert server.wait() == 1
+    assert server.lines == [
+        f"minisgl-serve: error: port {port} of 127.0.0.1 is taken by another program: end that "
+        "one or choose another with --port"
+    ]
+
+
+def test_a_model_that_is_not_there(start: Start, model: Path) -> None:
+    server = ServerProcess(model / "nowhere", model.parent / "tmp")
+    assert server.wait() == 1
+    assert len(server.lines) == 1
+    assert "nowhere" in server.lines[0]
+
+
+def test_a_missing_chat_template_ends_the_start(start: Start) -> None:
+    server = start("--chat-template", "/no/such/file")
+    assert server.wait() == 1
+    assert "/no/such/file" in server.lines[-1]
+    assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_live_streams_end(start: Start, number: signal.Signals) -> None:
+    server = start()
+    port = server.wait_ready()
+    stream = Stream(port, [1], 200)
+    stream.wait_events(3)
+    server.signal(number)
+    server.wait_for_line("ending: 1 request")
+    assert get(port, "/ready")[0] == 503
+    assert get(port, "/health")[0] == 200
+    refused = Stream(port, [1], 5)
+    assert refused.join().startswith('{"error"')
+    assert refused.status == 503
+    assert stream.join().endswith("data: [DONE]")
+    assert server.wait() == 0
+    assert "Traceback" not in server.output
+
+
+def test_streams_are_aborted_at_the_drain_deadline(start: Start) -> None:
+    server = start("--drain-timeout", "0.5")
+    stream = Stream(server.wait_ready(), [1], 90_000)
+    stream.wait_events(3)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    text = stream.join()
+    assert "[DONE]" not in text
+    assert '"error"' in text
+    assert "Traceback" not in server.output
+
+
+def test_a_second_signal_ends_at_once(start: Start) -> None:
+    server = start()
+    stream = Stream(server.wait_ready(), [1], 90_000)
+    stream.wait_events(3)
+    children = server.children()
+    server.signal(signal.SIGINT)
+    server.wait_for_line("a second signal ends at once")
+    server.signal(signal.SIGINT)
+    assert server.wait(5) == 128 + signal.SIGINT
+    until(lambda: not any(map(alive, children)))
+    assert server.files() == []
+
+
+@pytest.mark.parametrize("flags", [(), ("--num-tokenizer", "2")])
+def test_a_killed_server_leaves_no_process_and_no_files(
+    start: Start, flags: tuple[str, ...]
+) -> None:
+    server = start(*flags)
+    stream = Stream(server.wait_ready(), [1], 90_000)
+    stream.wait_events(3)
+    children = server.children()
+    assert len(children) == (4 if flags else 1)
+    server.signal(signal.SIGKILL)
+    server.wait()
+    assert_gone_within_five_seconds(server, children)
+
+
+def test_a_server_killed_while_it_starts_leaves_nothing(start: Start) -> None:
+    server = start(FAKE_RANK_KIND="hang")
+    until(server.children)
+    children = server.children()
+    server.signal(signal.SIGKILL)
+    server.wait()
+    assert_gone_within_five_seconds(server, children)
+
+
+def assert_gone_within_five_seconds(server: ServerProcess, children: list[int]) -> None:
+    end = time.monotonic() + 5
+    while time.monotonic() < end and (server.files() or any(map(alive, children))):
+        time.sleep(0.05)
+    assert [child for child in children if alive(child)] == []
+    assert server.files() == []
+
+
+@pytest.mark.parametrize("poison", [KILL, FAIL])
+def test_a_dead_rank_ends_streams_with_an_error_and_is_restarted(start: Start, poison: int) -> None:
+    server = start()
+    port = server.wait_ready()
+    stream = Stream(port, [1], 90_000)
+    stream.wait_events(3)
+    bad = Stream(port, [poison], 90_000)
+    for one in (stream, bad):
+        text = one.join()
+        assert '"error"' in text
+        assert "[DONE]" not in text
+    server.wait_for_line("the engine is ready again")
+    until(lambda: get(port, "/ready")[0] == 200)
+    assert Stream(port, [1], 5).join().endswith("data: [DONE]")
+
+
+def test_an_engine_that_fails_for_good_ends_the_server(start: Start, tmp_path: Path) -> None:
+    server = start(FAKE_RANK_KIND="once", FAKE_RANK_MARKER=str(tmp_path / "started"))
+    Stream(server.wait_ready(), [KILL], 90_000)
+    assert server.wait() == 1
+    assert "failed for good: it started once already" in server.lines[-1]
+    assert "Traceback" not in server.output
+
+
+def test_tokenizer_processes_serve_and_are_replaced(start: Start) -> None:
+    server = start("--num-tokenizer", "1")
+    port = server.wait_ready()
+    text = Stream(port, [1], 5).join()
+    assert text.endswith("data: [DONE]")
+    workers = [pid for pid in server.children() if is_tokenizer(pid)]
+    assert len(workers) == 2
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(alive, workers)) and len(server.children()) == 3)
+    until(lambda: Stream(port, [1], 5).join().endswith("data: [DONE]"))
+
+
+def is_tokenizer(pid: int) -> bool:
+    return b"minisgl.tokenizer.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,0 +1,244 @@
+"""LLM over an engine that pretends: prompts in every form, parameters, stops, errors, Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from minisgl import LLM, SamplingParams
+from minisgl.llm import TokenLogprob
+from minisgl.local_engine import EngineError
+from minisgl.model_source import ModelError
+from tests.python.llm.fake_native import (
+    EOS,
+    MAX_SEQ_LEN,
+    VOCAB_SIZE,
+    FakeEngine,
+    FakeNative,
+    InputError,
+)
+
+
+@pytest.fixture
+def llm(native: FakeNative, model: str) -> Iterator[LLM]:
+    with LLM(model, show_progress=False) as llm:
+        yield llm
+
+
+def engine_of(native: FakeNative) -> FakeEngine:
+    assert native.engine is not None
+    return native.engine
+
+
+def generate(llm: LLM, prompts: Any, params: Any = None) -> Any:
+    return llm.generate(prompts, params, use_tqdm=False)
+
+
+def test_one_text(llm: LLM) -> None:
+    text = "the quick brown fox"
+    ids = llm.tokenizer.encode(text)
+    (result,) = generate(llm, text, SamplingParams(max_tokens=2 * len(ids)))
+    assert result.prompt == text
+    assert result.prompt_token_ids == ids
+    (output,) = result.outputs
+    assert output.text == text * 2
+    assert output.token_ids == ids * 2
+    assert output.finish_reason == "length"
+    assert output.logprobs is None
+    assert result.prompt_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "ids"),
+    [
+        ([5, 6], [[5, 6]]),
+        ([[5, 6], [7]], [[5, 6], [7]]),
+        ([(5, 6), "a"], [[5, 6], None]),
+        (["a", "b", "c"], [None] * 3),
+        ([], []),
+    ],
+)
+def test_forms_of_prompts(llm: LLM, prompts: Any, ids: list[list[int] | None]) -> None:
+    results = generate(llm, prompts)
+    assert len(results) == len(ids)
+    for result, expected in zip(results, ids, strict=True):
+        if expected is None:
+            assert result.prompt_token_ids == llm.tokenizer.encode(result.prompt)
+        else:
+            assert (result.prompt, result.prompt_token_ids) == (None, expected)
+
+
+def test_results_keep_the_order_of_prompts(llm: LLM) -> None:
+    lengths = [30, 1, 20, 2, 10]
+    params = [SamplingParams(max_tokens=length) for length in lengths]
+    results = generate(llm, [[10 + i] for i in range(5)], params)
+    assert [len(result.outputs[0].token_ids) for result in results] == lengths
+    assert [result.outputs[0].token_ids[0] for result in results] == [10, 11, 12, 13, 14]
+
+
+def test_a_stop_token_is_an_id_but_no_text(llm: LLM, native: FakeNative) -> None:
+    engine_of(native).script = lambda request: [*llm.tokenizer.encode("done"), EOS]
+    output = generate(llm, "x", SamplingParams(max_tokens=50))[0].outputs[0]
+    assert (output.text, output.finish_reason, output.token_ids[-1]) == ("done", "stop", EOS)
+
+
+def test_end_tokens_that_only_the_files_name(llm: LLM, native: FakeNative) -> None:
+    engine_of(native).script = lambda request: [50, 2]  # 2 stands in generation_config.json
+    assert generate(llm, "x")[0].outputs[0].finish_reason == "stop"
+    output = generate(llm, "x", SamplingParams(ignore_eos=True, max_tokens=9))[0].outputs[0]
+    assert output.finish_reason == "length"
+
+
+def test_a_stop_string_ends_the_request(llm: LLM, native: FakeNative) -> None:
+    text = "one two END three four five six seven eight"
+    engine_of(native).script = lambda request: llm.tokenizer.encode(text)
+    params = SamplingParams(max_tokens=150, stop=["END"], logprobs=0)
+    output = generate(llm, "x", params)[0].outputs[0]
+    assert output.text == "one two "
+    assert output.finish_reason == "stop"
+    assert len(engine_of(native).aborted) == 1
+    assert llm.tokenizer.decode(output.token_ids).startswith("one two END")
+    assert "END" not in llm.tokenizer.decode(output.token_ids[:-1])
+    assert len(output.logprobs) == len(output.token_ids)
+    assert len(generate(llm, "again")) == 1  # the engine is free for more
+
+
+def test_a_stop_string_with_the_last_token(llm: LLM, native: FakeNative) -> None:
+    ids = llm.tokenizer.encode("a END")
+    engine_of(native).script = lambda request: ids
+    params = SamplingParams(max_tokens=len(ids), stop=["END"])
+    output = generate(llm, "x", params)[0].outputs[0]
+    assert (output.text, output.finish_reason) == ("a ", "stop")
+    assert engine_of(native).aborted == []
+
+
+def test_logprobs(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=3, logprobs=2, prompt_logprobs=0, n=2)
+    (result,) = generate(llm, [40, 41], params)
+    assert result.prompt_logprobs == [TokenLogprob(40, None, []), TokenLogprob(41, -1.0, [])]
+    for output in result.outputs:
+        assert [entry.token_id for entry in output.logprobs] == [40, 41, 40]
+        assert output.logprobs[0].alternatives == [(40, -0.5)] * 2
+
+
+def test_n_completions_have_seeds_of_their_own(llm: LLM, native: FakeNative) -> None:
+    (result,) = generate(llm, "x", SamplingParams(n=3, seed=2**64 - 1))
+    assert [output.index for output in result.outputs] == [0, 1, 2]
+    assert [request["seed"] for request in engine_of(native).requests] == [2**64 - 1, 0, 1]
+
+
+def test_thousands_of_prompts_stay_within_the_queue(llm: LLM, native: FakeNative) -> None:
+    results = generate(llm, [[1 + i % 400] for i in range(5000)], SamplingParams(max_tokens=1))
+    assert len(results) == 5000
+    assert engine_of(native).most_live == engine_of(native).options["max_waiting"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "message"),
+    [
+        ("", None, "the prompt is empty"),
+        ([[3], []], None, "prompt 1: the prompt is empty"),
+        ([VOCAB_SIZE], None, f"between 0 and {VOCAB_SIZE - 1}, got {VOCAB_SIZE}"),
+        ([-1], None, "got -1"),
+        ([1] * 190, None, f"more than the {MAX_SEQ_LEN} tokens"),
+        ("x", SamplingParams(stop_token_ids=[VOCAB_SIZE]), "stop_token_ids must hold"),
+        (["a", "b"], [SamplingParams()], r"one a prompt \(2\), got 1"),
+        (["a", 5], None, "prompt 1 must be text or a list of token ids, got 5"),
+        ([[True]], None, "prompt 0 must be text"),
+        ([[1.5]], None, "prompt 0 must be text"),
+        ("a\ud800", None, "lone surrogate"),
+    ],
+)
+def test_bad_requests_run_nothing(
+    llm: LLM, native: FakeNative, prompts: Any, params: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(llm, prompts, params)
+    assert engine_of(native).requests == []
+
+
+def test_chat(llm: LLM, native: FakeNative) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    (result,) = llm.chat(messages, SamplingParams(max_tokens=1), use_tqdm=False)
+    assert result.prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert result.prompt_token_ids[0] == 1
+    results = llm.chat([messages, messages], use_tqdm=False)
+    assert len(results) == 2
+    request = engine_of(native).requests[-1]
+    assert request["max_tokens"] == MAX_SEQ_LEN - len(request["prompt"])
+    assert llm.chat([], use_tqdm=False) == []
+
+
+def test_an_error_of_one_request_ends_the_others(llm: LLM, native: FakeNative) -> None:
+    engine = engine_of(native)
+
+    def refuse_once() -> None:
+        engine.on_drain = lambda: None
+        engine.refuse(engine.requests[1]["id"], "engine_failure", "out of pages")
+
+    engine.on_drain = refuse_once
+    with pytest.raises(EngineError, match="out of pages"):
+        generate(llm, ["a", "b", "c"], SamplingParams(max_tokens=100))
+    assert len(engine.aborted) == 2
+    assert len(generate(llm, ["a", "b"])) == 2
+
+
+def test_ctrl_c_aborts_what_lives(llm: LLM, native: FakeNative) -> None:
+    engine = engine_of(native)
+    steps = iter(range(3))
+
+    def interrupt() -> None:
+        if next(steps) == 2:
+            engine.on_drain = lambda: None
+            raise KeyboardInterrupt
+
+    engine.on_drain = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        generate(llm, ["a", "b"], SamplingParams(max_tokens=100))
+    assert len(engine.aborted) == 2
+    assert generate(llm, "x", SamplingParams(max_tokens=2))[0].outputs[0].finish_reason == "length"
+
+
+def test_a_dead_engine(llm: LLM, native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(native)
+    monkeypatch.setattr("minisgl.local_engine._FAILURE_CHECK_MS", 10)
+
+    def die() -> list[Any]:
+        engine.failed = "bad_alloc in step 3"
+        return []
+
+    monkeypatch.setattr(engine, "drain", die)
+    with pytest.raises(EngineError, match="bad_alloc in step 3"):
+        generate(llm, "a")
+
+
+def test_close(native: FakeNative, model: str) -> None:
+    llm = LLM(model, show_progress=False, num_threads=3, max_seq_len=64)
+    assert engine_of(native).options["num_threads"] == 3
+    assert llm.info.max_seq_len == 64
+    llm.close()
+    llm.close()
+    assert engine_of(native).stopped
+    with pytest.raises(RuntimeError, match="closed"):
+        generate(llm, "x")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(InputError("q.weight is truncated."), "q.weight"), (MemoryError(), "not enough memory")],
+)
+def test_models_that_do_not_load(
+    native: FakeNative, model: str, error: Exception, message: str
+) -> None:
+    native.error = error
+    with pytest.raises(ModelError, match=message):
+        LLM(model, show_progress=False)
+
+
+def test_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    llm.generate(["a", "b"])
+    assert "2/2" in capsys.readouterr().err
+    llm.generate(["a", "b"], use_tqdm=False)
+    assert capsys.readouterr().err == ""

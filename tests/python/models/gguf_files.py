@@ -1,0 +1,99 @@
+"""Small GGUF files, written with the gguf package from models in transformers' format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from transformers import AutoModelForCausalLM
+
+from tests.reference.dequantize_gguf import LAYER_NAMES, MODEL_NAMES
+
+K_QUANTS = (Type.Q4_K, Type.Q6_K)  # the gguf package reads these but doesn't write them
+
+
+def gguf_name(name: str) -> str:
+    stem, ending = name.rsplit(".", 1)
+    for ours, theirs in MODEL_NAMES.items():
+        if stem == theirs:
+            return f"{ours}.{ending}"
+    _, _, layer, part = stem.split(".", 3)
+    return next(f"blk.{layer}.{o}.{ending}" for o, theirs in LAYER_NAMES.items() if theirs == part)
+
+
+def halves_to_interleaved(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    halves = rows.reshape(num_heads, 2, rows.shape[0] // num_heads // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def random_blocks(
+    shape: tuple[int, ...], quantization: Type, rng: np.random.Generator
+) -> np.ndarray:
+    """Blocks of random bits whose f16 scales are small enough for weights. uint8 [rows, bytes]."""
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
+    count = shape[0] * shape[1] // block_size
+    blocks = rng.integers(0, 256, (count, block_bytes), dtype=np.uint8)
+    scale = rng.uniform(0.5e-3, 1e-3, (count, 1)).astype(np.float16)
+    if quantization is Type.Q4_K:  # scale and minimum lead the block; six-bit factors follow
+        # A minimum of about 7.5 scales centres the values.
+        blocks[:, 0:2] = scale.view(np.uint8)
+        blocks[:, 2:4] = (scale * np.float16(7.5)).view(np.uint8)
+    else:  # the scale ends the block
+        blocks[:, -2:] = (scale / np.float16(16)).view(np.uint8)
+    return blocks.reshape(shape[0], -1)
+
+
+def write_gguf(
+    folder: Path,
+    file: Path,
+    quantization: Type,
+    *,
+    metadata: dict[str, float | int | str] | None = None,
+    rope_freqs: np.ndarray | None = None,
+) -> None:
+    """`folder`'s model with its matrices in `quantization` (K-quants: random blocks instead)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = model.config
+    architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_key_length(model.model.layers[0].self_attn.head_dim)
+    if config.model_type == "mistral" and config.sliding_window:
+        writer.add_sliding_window(config.sliding_window)
+    for key, value in (metadata or {}).items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](f"{architecture}.{key}", value)  # type: ignore[operator]
+
+    rng = np.random.default_rng(5)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.numpy()
+        part = name.split(".")[-2]
+        if architecture == "llama" and part in heads:
+            values = halves_to_interleaved(values, heads[part])
+        if values.ndim == 1:
+            writer.add_tensor(gguf_name(name), values)
+        elif quantization in K_QUANTS:
+            blocks = random_blocks(values.shape, quantization, rng)
+            writer.add_tensor(gguf_name(name), blocks, raw_dtype=quantization)
+        else:
+            data = gguf.quants.quantize(values, quantization)
+            writer.add_tensor(gguf_name(name), data, raw_dtype=quantization)
+    if rope_freqs is not None:
+        writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,44 @@
+"""A tokenizer for tests: token i is byte i, 256 ends a text, 257 begins a turn. Its chat template
+is short.
+"""
+
+from __future__ import annotations
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from minisgl.tokenizer import ChatTemplate, Tokenizer
+
+END = 256
+TURN = 257
+VOCAB_SIZE = 258
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{{ '<turn>' + message.role[0] + ':' + message.content + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>a:' }}{% endif %}"
+)
+
+
+def make_tokenizer() -> Tokenizer:
+    alphabet = _byte_alphabet()
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab={alphabet[byte]: byte for byte in range(256)}, merges=[])
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>", "<turn>"])
+    return Tokenizer(
+        backend, eos_token_ids=[END], chat_template=ChatTemplate({"default": TEMPLATE}, {})
+    )
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """The character that byte-level BPE writes for each byte (GPT-2's table)."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    table = {byte: chr(byte) for byte in visible}
+    table.update({byte: chr(256 + position) for position, byte in enumerate(hidden)})
+    return table

@@ -1,0 +1,105 @@
+"""The application over a scripted engine, under a real Hypercorn on a loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvloop
+
+from minisgl.config import ServerArgs
+from minisgl.server.app import create_app
+from minisgl.server.listener import bind_socket, serve_http, start_listening
+from minisgl.server.state import ServerState
+from minisgl.tokenizer.worker import TextFrontend
+from tests.python.server.byte_tokenizer import make_tokenizer
+from tests.python.server.fake_engine import FakeClient, Script, reply
+
+MODEL = "org/test-model"
+
+
+@dataclass
+class Server:
+    """A running server and clients for it."""
+
+    state: ServerState
+    engine: FakeClient
+    port: int
+    http: httpx.AsyncClient
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def openai(self, **options: Any) -> openai.AsyncOpenAI:
+        options = {"api_key": "none", "max_retries": 0, **options}
+        return openai.AsyncOpenAI(base_url=self.url + "/v1", **options)
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def chat(self, text: str = "hi", **fields: Any) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": text}], **fields}
+        return await self.http.post("/v1/chat/completions", json=body)
+
+    async def complete(self, prompt: Any = "hi", **fields: Any) -> httpx.Response:
+        return await self.http.post("/v1/completions", json={"prompt": prompt, **fields})
+
+
+StartServer = Callable[..., contextlib.AbstractAsyncContextManager[Server]]
+
+
+@contextlib.asynccontextmanager
+async def running(
+    script: Script | None = None, *, max_seq_len: int = 256, max_live: int = 1000, **args: Any
+) -> AsyncIterator[Server]:
+    engine = FakeClient(script or reply("Hello"), max_seq_len=max_seq_len, max_live=max_live)
+    state = ServerState(
+        args=ServerArgs(**args),
+        client=engine,  # type: ignore[arg-type]
+        model_name=MODEL,
+        text=TextFrontend(make_tokenizer(), [], None),
+    )
+    listener = bind_socket("127.0.0.1", 0)
+    start_listening(listener)
+    port = listener.getsockname()[1]
+    stop = asyncio.Event()
+    task = asyncio.create_task(serve_http(create_app(state), listener, stop.wait))
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+            yield Server(state, engine, port, http)
+    finally:
+        stop.set()
+        await task
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the server runs on in production."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def start_server() -> StartServer:
+    return running
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """Says "Hello" to everything."""
+    async with running() as server:
+        yield server
+
+
+def events(body: str) -> list[str]:
+    """The data of each event of a stream."""
+    assert body.endswith("\n\n")
+    parts = body[:-2].split("\n\n")
+    assert all(part.startswith("data: ") for part in parts)
+    return [part.removeprefix("data: ") for part in parts]

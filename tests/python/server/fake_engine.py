@@ -1,0 +1,136 @@
+"""A scripted engine behind the HTTP application: EngineClient's contract without a process or a
+model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from minisgl.engine.client import EngineBusy, EngineUnavailable
+from minisgl.engine.stream import TokenStream, make_request
+from minisgl.ipc.messages import EngineInfo, EngineStats, Output
+from minisgl.sampling_params import SamplingParams
+from tests.python.server.byte_tokenizer import END, VOCAB_SIZE
+
+Script = Callable[["FakeClient", TokenStream], Awaitable[None]]
+
+
+@dataclass
+class FakeClient:
+    """Runs `script` for each request. `aborted` has an entry for each abort that reached the
+    engine.
+    """
+
+    script: Script
+    max_seq_len: int = 256
+    max_live: int = 1000
+    state: str = "ready"
+    aborted: list[int] = field(default_factory=list)
+    submitted: list[TokenStream] = field(default_factory=list)
+    stats: EngineStats = field(
+        default_factory=lambda: EngineStats(
+            num_running=3, num_waiting=2, pages_total=100, pages_free=75, num_preemptions=7
+        )
+    )
+
+    def __post_init__(self) -> None:
+        self.live: dict[int, TokenStream] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def info(self) -> EngineInfo:
+        if self.state == "starting":
+            raise EngineUnavailable("the model is still loading")
+        return EngineInfo(vocab_size=VOCAB_SIZE, max_seq_len=self.max_seq_len)
+
+    @property
+    def num_live(self) -> int:
+        return len(self.live)
+
+    def submit(
+        self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
+    ) -> TokenStream:
+        if self.state != "ready":
+            raise EngineUnavailable(self.state)
+        if len(self.live) >= self.max_live:
+            raise EngineBusy("full")
+        request = make_request(len(self.submitted), prompt_ids, params, self.info, end_ids)
+        stream = TokenStream(request, params, self._abort)
+        self.submitted.append(stream)
+        self.live[stream.id] = stream
+        task = asyncio.create_task(self._run(stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return stream
+
+    def _abort(self, request_id: int) -> None:
+        self.aborted.append(request_id)
+        self.live.pop(request_id, None)
+
+    async def _run(self, stream: TokenStream) -> None:
+        await asyncio.sleep(0)
+        await self.script(self, stream)
+        self.live.pop(stream.id, None)
+
+    async def settle(self) -> None:
+        """Waits until no script runs."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+
+def output(stream: TokenStream, token_ids: list[int], finish: str = "") -> Output:
+    """An output with the log probabilities that the request asked for: token t has -t/100, its top
+    are t, t+1 ...
+    """
+    request = stream.request
+    logprobs = None
+    if request.logprobs >= 0:
+        logprobs = [
+            (-token / 100, [(token + k, -(token + k) / 100) for k in range(request.logprobs)])
+            for token in token_ids
+        ]
+    timings = (0.001, 0.002, 0.003) if finish else None
+    return Output(stream.id, list(token_ids), finish, logprobs=logprobs, timings=timings)
+
+
+def reply(text: str, *, delay: float = 0.0) -> Script:
+    """A script that says `text`, a token (byte) at a time, then its end token."""
+
+    async def script(client: FakeClient, stream: TokenStream) -> None:
+        request = stream.request
+        tokens = [*text.encode(), END]
+        finish = "stop"
+        if len(tokens) > request.max_tokens:
+            tokens, finish = tokens[: request.max_tokens], "length"
+        for position, token in enumerate(tokens):
+            if delay:
+                await asyncio.sleep(delay)
+            if stream.finished:
+                return
+            last = position == len(tokens) - 1
+            made = output(stream, [token], finish if last else "")
+            if position == 0 and request.prompt_logprobs >= 0:
+                made.prompt_logprobs = [
+                    (token, None if k == 0 else -math.log(2), [(token, -math.log(2))])
+                    for k, token in enumerate(request.prompt)
+                ]
+            stream.deliver(made)
+
+    return script
+
+
+def endless(*, delay: float = 0.005) -> Script:
+    """A script that says "x" until it is aborted or max_tokens are reached."""
+
+    async def script(client: FakeClient, stream: TokenStream) -> None:
+        for position in range(stream.request.max_tokens):
+            await asyncio.sleep(delay)
+            if stream.finished:
+                return
+            last = position == stream.request.max_tokens - 1
+            stream.deliver(output(stream, [ord("x")], "length" if last else ""))
+
+    return script

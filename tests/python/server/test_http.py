@@ -1,0 +1,264 @@
+"""HTTP itself: routes, methods, keys, framing, bodies that are too large, too slow or not JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.python.server.conftest import MODEL, Server, StartServer
+from tests.python.server.fake_engine import endless
+
+BODY = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
+
+
+async def raw(server: Server, data: bytes) -> bytes:
+    """Everything that the server says to `data` until it closes the connection."""
+    reader, writer = await server.connect()
+    writer.write(data)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer
+
+
+def error_of(answer: bytes) -> dict[str, str | None]:
+    error: dict[str, str | None] = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    return error
+
+
+async def test_unknown_route(server: Server) -> None:
+    for path in ("/", "/v1", "/v2/chat/completions", "/v1/chat/completions/", "//health", "/%00"):
+        answer = await server.http.post(path, content=BODY)
+        assert answer.status_code == 404, path
+        assert answer.json()["error"]["code"] == "unknown_url"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", {"POST"}),
+        ("DELETE", "/v1/completions", {"POST"}),
+        ("OPTIONS", "/v1/completions", {"POST"}),
+        ("HEAD", "/tokenize", {"POST"}),
+        ("POST", "/health", {"GET", "HEAD"}),
+        ("PUT", "/v1/models", {"GET", "HEAD"}),
+    ],
+)
+async def test_wrong_method(server: Server, method: str, path: str, allowed: set[str]) -> None:
+    answer = await server.http.request(method, path)
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == allowed
+    if method != "HEAD":
+        assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+async def test_unknown_model(server: Server) -> None:
+    answer = await server.chat(model="gpt-4")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+    assert (await server.http.get("/v1/models/gpt-4")).status_code == 404
+    assert (await server.chat(model=MODEL)).status_code == 200
+    assert (await server.http.get(f"/v1/models/{MODEL}")).json()["id"] == MODEL
+
+
+async def test_api_key(start_server: StartServer) -> None:
+    async with start_server(api_key="schlüssel") as server:
+        key = "schlüssel".encode()
+        for header in (b"", b"schl", key, b"Bearer", b"Bearer x", b"Basic " + key, b"\xff"):
+            headers = {b"authorization": header} if header else {}
+            for method, path in (
+                ("GET", "/v1/models"),
+                ("GET", f"/v1/models/{MODEL}"),
+                ("POST", "/v1/chat/completions"),
+                ("POST", "/v1/completions"),
+                ("POST", "/tokenize"),
+                ("POST", "/detokenize"),
+                ("POST", "/v1/chat%2Fcompletions"),
+            ):
+                answer = await server.http.request(method, path, headers=headers)
+                assert answer.status_code == 401, (path, header)
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+                assert answer.headers["www-authenticate"] == "Bearer"
+        for header in (b"Bearer " + key, b"bearer  " + key):
+            answer = await server.http.get("/v1/models", headers={b"authorization": header})
+            assert answer.status_code == 200
+        for path in ("/health", "/ready", "/metrics", "/version"):
+            assert (await server.http.get(path)).status_code == 200
+
+
+async def test_content_type(server: Server) -> None:
+    for kind, status in (
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("application/jsonp", 415),
+    ):
+        answer = await server.http.post(
+            "/v1/chat/completions", content=BODY, headers={"content-type": kind}
+        )
+        assert answer.status_code == status, kind
+    answer = await server.http.post("/v1/chat/completions", content=BODY)
+    assert answer.status_code == 200
+    headers = {"content-encoding": "gzip"}
+    answer = await server.http.post("/v1/chat/completions", content=BODY, headers=headers)
+    assert answer.status_code == 415
+
+
+async def test_two_lengths(server: Server) -> None:
+    answer = await raw(
+        server,
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /admin HTTP/1.1\r\n\r\n",
+    )
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+async def test_http_2_is_not_spoken(server: Server) -> None:
+    answer = await raw(server, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 505")
+    answer = await raw(
+        server,
+        b"GET /version HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings, close\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n",
+    )
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_body_that_says_it_is_too_large(start_server: StartServer) -> None:
+    async with start_server(max_body_bytes=1024) as server:
+        answer = await raw(
+            server,
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n{",
+        )
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"connection: close" in answer.lower()
+        assert "1024" in str(error_of(answer)["message"])
+        for length in (b"99999999999999999999999999", b"-1", b"1e3", b"+5"):
+            answer = await raw(
+                server,
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: "
+                + length
+                + b"\r\n\r\n{}",
+            )
+            assert answer[:12] in (b"HTTP/1.1 413", b"HTTP/1.1 400")
+
+
+async def test_a_body_that_never_ends(start_server: StartServer) -> None:
+    async with start_server(max_body_bytes=2**20) as server:
+        reader, writer = await server.connect()
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+
+        async def send() -> None:
+            while True:
+                writer.write(b"10000\r\n" + b"[" * 65536 + b"\r\n")
+                await writer.drain()
+
+        sending = asyncio.create_task(send())
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert head.startswith(b"HTTP/1.1 413")
+        assert b"connection: close" in head.lower()
+        assert b"request_too_large" in await asyncio.wait_for(reader.readuntil(b"}}"), 10)
+        with pytest.raises(ConnectionError):  # the server reads no more
+            await asyncio.wait_for(sending, 10)
+        assert (await server.chat()).status_code == 200
+        writer.close()
+
+
+async def test_a_slow_body(start_server: StartServer) -> None:
+    async with start_server(body_timeout=0.3) as server:
+        reader, writer = await server.connect()
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
+
+        async def drip() -> None:
+            while True:
+                await asyncio.sleep(0.05)
+                writer.write(b" ")
+
+        dripping = asyncio.create_task(drip())
+        answer = await asyncio.wait_for(reader.read(), 10)
+        dripping.cancel()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert error_of(answer)["code"] == "timeout"
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/models", "/v1/completions"])
+async def test_a_body_that_nobody_reads(start_server: StartServer, path: str) -> None:
+    """Many small chunks fill the server's queue; the answer and the end of the connection come
+    anyway.
+    """
+    async with start_server(max_body_bytes=1024, api_key="k") as server:
+        reader, writer = await server.connect()
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\n".encode())
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 5000)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 ")
+        assert b"connection: close" in answer.lower()
+        writer.close()
+
+
+async def test_a_connection_is_used_again(server: Server) -> None:
+    reader, writer = await server.connect()
+    for status, path in ((200, b"/v1/chat/completions"), (404, b"/x"), (405, b"/health")) * 2:
+        writer.write(
+            b"POST " + path + b" HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+        )
+        writer.write(BODY)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert head.startswith(b"HTTP/1.1 %d" % status)
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        await reader.readexactly(length)
+    writer.close()
+
+
+async def test_what_is_not_http(server: Server) -> None:
+    for data in (
+        b"\x16\x03\x01\x02\x00" * 50 + b"\r\n\r\n",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ):
+        answer = await raw(server, data)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 ")
+    answer = await raw(server, b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 100_000)
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert (await server.http.get("/health")).status_code == 200
+
+
+async def test_web_sockets_are_refused(server: Server) -> None:
+    answer = await raw(
+        server,
+        b"GET /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )
+    assert answer.startswith(b"HTTP/1.1 403")
+
+
+async def test_queue_full(start_server: StartServer) -> None:
+    async with start_server(endless(), max_live=2) as server:
+        running = [asyncio.create_task(server.complete(max_tokens=200)) for _ in range(2)]
+        while server.engine.num_live < 2:
+            await asyncio.sleep(0.001)
+        for _ in range(2):
+            answer = await server.complete(stream=True)
+            assert answer.status_code == 429
+            assert int(answer.headers["retry-after"]) > 0
+            assert answer.json()["error"]["code"] == "queue_full"
+        for task in running:
+            assert (await task).status_code == 200
+        assert (await server.complete(max_tokens=1)).status_code == 200
+
+
+async def test_a_fault_of_ours_is_not_explained_to_the_client(server: Server) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("secret")
+
+    server.engine.submit = broken  # type: ignore[assignment, method-assign]
+    for stream in (False, True):
+        answer = await server.chat(stream=stream)
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+        assert answer.headers["x-request-id"] in answer.json()["error"]["message"]

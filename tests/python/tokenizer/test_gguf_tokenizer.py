@@ -1,0 +1,213 @@
+"""Tokenizers out of .gguf files, against transformers, sentencepiece and hand-written splits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import pre_tokenizers
+
+from minisgl.model_source import ModelError
+from minisgl.tokenizer import load_tokenizer
+from minisgl.tokenizer.pre_tokenizers import PRE_TOKENIZATIONS, pre_tokenization
+from tests.python.tokenizer.vocabularies import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    byte_level_bpe,
+    byte_level_fields,
+    sentencepiece_fields,
+    sentencepiece_model,
+    write_gguf,
+)
+
+TEXTS = [
+    "Hello, world!", "  leading and trailing  ", "a b  c   d", "tabs\t\tand\nlines\n\n\n  x",
+    "\n", " ", "", "12345 67 8.90\n 1", "é ñ ü café cafe\u0301", "中文字符 日本語 한국어",
+    "😀👨‍👩‍👧🇩🇪", "I'm you're we'll DON'T", "def f(x):\n    return x + 1\n",
+    "\u200b\u00a0x\u3000", "\x00\x01\x7f", "\ufffd", "a" * 500, "١٢٣ Ⅷ ½",
+    "<|im_start|>user\nhi<|im_end|>\n", "x<|endoftext|> <|im_end|>y", "<repo_name>a<file_sep>b",
+]  # fmt: skip
+
+
+def random_texts(count: int) -> list[str]:
+    source = random.Random(0)
+
+    def character() -> str:
+        kind = source.randrange(5)
+        if kind == 0:
+            return source.choice(" \n\t'.0123456789")
+        if kind == 1:
+            return chr(
+                source.choice([source.randrange(0xD800), source.randrange(0xE000, 0x110000)])
+            )
+        return chr(source.randrange(33, 127))
+
+    return ["".join(character() for _ in range(source.randrange(40))) for _ in range(count)]
+
+
+def test_default_model_equals_transformers(default_gguf: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(
+        str(default_gguf.parent), gguf_file=default_gguf.name
+    )
+    # The model's own tokenizer.json cuts off single digits first; transformers' conversion of the
+    # GGUF file forgets it, which shows in spaces before digits.
+    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), theirs.backend_tokenizer.pre_tokenizer]
+    )
+    ours = load_tokenizer(str(default_gguf))
+    for text in TEXTS + random_texts(500):
+        ids = theirs.encode(text)
+        assert ours.encode(text) == ids, text
+        for skip in (False, True):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(
+                ids, skip_special_tokens=skip
+            )
+    source = random.Random(1)
+    for _ in range(300):
+        ids = [source.randrange(ours.vocab_size) for _ in range(source.randrange(20))]
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert ours.render_chat(messages) == theirs.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    assert ours.vocab_size == 49152
+    assert ours.eos_token_ids == [2]
+
+
+def test_byte_level_equals_the_tokenizer_it_was_written_from(tmp_path: Path) -> None:
+    theirs = byte_level_bpe()
+    ours = load_tokenizer(str(write_gguf(tmp_path / "model.gguf", byte_level_fields())))
+    for text in TEXTS + random_texts(200):
+        assert ours.encode(text) == theirs.encode(text).ids
+    assert ours.eos_token_ids == [0, 2]  # <|im_end|> ends a turn, whatever the file calls its end
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_equals_sentencepiece(tmp_path: Path, prefix: bool) -> None:
+    pytest.importorskip("sentencepiece")
+    processor = sentencepiece_model(tmp_path)
+    fields = sentencepiece_fields(processor, ggml__add_space_prefix=prefix)
+    ours = load_tokenizer(str(write_gguf(tmp_path / "model.gguf", fields)))
+    texts = [text for text in TEXTS + random_texts(300) if "\x00" not in text and text]
+    for text in texts:
+        ids = ours.encode(text)
+        assert ids[0] == processor.bos_id()
+        if prefix:
+            assert ids[1:] == processor.encode(text), text
+        else:
+            pieces = processor.encode("a" + text)  # the prefix goes to the letter
+            if pieces[0] == processor.piece_to_id("\u2581a"):
+                assert ids[1:] == pieces[1:], text
+        assert ours.decode(ids) == text.replace("\u2581", " ")
+    marked = ours.encode("the<|user|>the", add_special_tokens=False)
+    assert processor.piece_to_id("<|user|>") in marked
+    assert ours.decode(marked) == "the<|user|>" + (" the" if prefix else "the")
+    assert processor.eos_id() in ours.encode("the</s>")
+    assert ours.eos_token_ids == [processor.eos_id()]
+
+
+# Text and its words, which "|" parts.
+SPLITS = {
+    "gpt-2": ("I'LL it's 1234 a\n\n  b!?\n", "I|'|LL| it|'s| 1234| a|\n\n | b|!?|\n"),
+    "smollm": ("it's 123\n 4", "it|'s| |1|2|3|\n |4"),
+    "llama-bpe": (
+        "I'LL it's 1234567 a\n\n  b!?\nc (x)",
+        "I|'LL| it|'s| |123|456|7| a|\n\n| | b|!?\n|c| (|x|)",
+    ),
+    "qwen2": ("I'LL 123\tx\r\n  y", "I|'LL| |1|2|3|\tx|\r\n| | y"),
+    "tekken": ("HelloWorld HTTPServer's 12 a/\nb", "Hello|World| HTTPServer|'s| |1|2| a|/\n|b"),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_words_are_cut_as_the_vocabulary_was_trained(name: str) -> None:
+    text, words = SPLITS[name]
+    cut = pre_tokenization(name).build(add_prefix_space=False).pre_tokenize_str(text)
+    assert [text[begin:end] for _, (begin, end) in cut] == words.split("|")
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZATIONS)
+def test_no_text_is_lost_between_words(name: str) -> None:
+    cutter = pre_tokenization(name).build(add_prefix_space=False)
+    for text in TEXTS + random_texts(50):
+        spans = [span for _, span in cutter.pre_tokenize_str(text)]
+        assert "".join(text[begin:end] for begin, end in dict.fromkeys(spans)) == text
+
+
+def test_composed_text_where_the_family_wants_it(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", byte_level_fields(ggml__pre="qwen2"))
+    assert load_tokenizer(str(path)).decode(load_tokenizer(str(path)).encode("e\u0301")) == "é"
+
+
+def test_bos_and_eos_are_added_where_the_file_says_so(tmp_path: Path) -> None:
+    fields = byte_level_fields(
+        ggml__add_bos_token=True, ggml__add_eos_token=True, ggml__bos_token_id=1
+    )
+    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "a.gguf", fields)))
+    ids = tokenizer.encode("hi")
+    assert (ids[0], ids[-1]) == (1, 0)
+    assert tokenizer.encode("hi", add_special_tokens=False) == ids[1:-1]
+    # The llama-bpe family begins with BOS unless told otherwise.
+    fields = byte_level_fields(ggml__pre="llama-bpe")
+    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "b.gguf", fields)))
+    assert tokenizer.encode("hi")[0] == 0
+
+
+def test_end_ids(tmp_path: Path) -> None:
+    fields = byte_level_fields(ggml__eos_token_id=0, ggml__eot_token_id=5)
+    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "model.gguf", fields)))
+    assert tokenizer.eos_token_ids == [0, 2, 5]
+
+
+def test_token_types(tmp_path: Path) -> None:
+    fields = byte_level_fields()
+    types = fields["ggml.token_type"]
+    types[1], types[2] = USER_DEFINED, NORMAL
+    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "model.gguf", fields)))
+    ids = tokenizer.encode("<|endoftext|><|im_start|><|im_end|>")
+    assert ids[:2] == [0, 1]
+    assert 2 not in ids  # a normal token that no merge makes
+    assert tokenizer.decode(ids) == "<|im_start|><|im_end|>"
+    assert tokenizer.special_token_ids == {0}
+    assert {BYTE, CONTROL, UNKNOWN} == {6, 3, 2}
+
+
+def test_chat_template_of_the_file_and_of_the_user(tmp_path: Path) -> None:
+    fields = byte_level_fields(chat_template="{{ bos_token }}{{ messages[0].content }}")
+    path = str(write_gguf(tmp_path / "model.gguf", fields))
+    messages = [{"role": "user", "content": "hi"}]
+    assert load_tokenizer(path).render_chat(messages) == "<|endoftext|>hi"
+    assert load_tokenizer(path, chat_template="mine").render_chat(messages) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ggml__pre": "who-knows"}, "pre-tokenizer 'who-knows' is not supported"),
+        ({"ggml__model": "rwkv"}, "tokenizer model 'rwkv' is not supported"),
+        ({"ggml__model": None}, "tokenizer model '' is not supported"),
+        ({"ggml__tokens": None}, "has no vocabulary"),
+        ({"ggml__tokens": ["a", "a"]}, "has a token twice"),
+        ({"ggml__tokens": "abc"}, "tokens must be a list of str"),
+        ({"ggml__tokens": [1, 2]}, "tokens must be a list of str"),
+        ({"ggml__token_type": [1]}, "450 tokens but 1 token types"),
+        ({"ggml__eos_token_id": 450}, "eos_token_id is 450, the vocabulary has 450 tokens"),
+        ({"ggml__eos_token_id": "x"}, "eos_token_id must be of type int"),
+        ({"ggml__merges": ["zz yy"]}, "merges don't fit together"),
+        ({"ggml__model": "llama"}, "450 tokens but 0 scores"),
+        ({"chat_template": "{% if %}"}, "chat template has an error"),
+    ],
+)
+def test_a_file_that_contradicts_itself(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write_gguf(tmp_path / "model.gguf", byte_level_fields(**changes))
+    with pytest.raises(ModelError, match=message) as error:
+        load_tokenizer(str(path))
+    assert str(path) in str(error.value)

@@ -1,0 +1,64 @@
+"""Tokenizer: token bytes, ids outside of the vocabulary, text that isn't Unicode."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+
+from minisgl.model_source import ModelError
+from minisgl.tokenizer import ChatTemplateError, Tokenizer
+
+
+def test_token_bytes_put_together_are_the_text(byte_level: Tokenizer) -> None:
+    text = "Größe 中文 😀\n"
+    assert b"".join(map(byte_level.token_bytes, byte_level.encode(text))) == text.encode()
+
+
+def test_sentencepiece_token_bytes(sentencepiece_style: Tokenizer) -> None:
+    text = "the 中☃"  # the last two come as single bytes or as themselves
+    ids = sentencepiece_style.encode(text, add_special_tokens=False)
+    assert b"".join(map(sentencepiece_style.token_bytes, ids)) == (" " + text).encode()
+
+
+@pytest.mark.parametrize("token_id", [-1, 10**6, 2**31, 2**64])
+def test_ids_outside_of_the_vocabulary_are_nothing(byte_level: Tokenizer, token_id: int) -> None:
+    assert byte_level.token_bytes(token_id) == b""
+    assert byte_level.decode([token_id]) == ""
+
+
+def test_special_tokens(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("<|im_start|>hi<|im_end|>")
+    assert ids[0] == 1
+    assert ids[-1] == 2
+    assert byte_level.decode(ids) == "hi"
+    assert byte_level.decode(ids, skip_special_tokens=False) == "<|im_start|>hi<|im_end|>"
+    assert byte_level.token_bytes(1) == b"<|im_start|>"
+
+
+def test_lone_surrogates_are_refused(byte_level: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"lone surrogate '\\udc00' at character 2"):
+        byte_level.encode("ab\udc00")
+    with pytest.raises(ValueError, match="text must be a string, got int"):
+        byte_level.encode(3)  # type: ignore[arg-type]
+
+
+def test_no_chat_template(byte_level: Tokenizer) -> None:
+    assert not byte_level.has_chat_template
+    with pytest.raises(ChatTemplateError, match="no chat template"):
+        byte_level.render_chat([])
+
+
+@pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.BPEDecoder()])
+def test_decoders_of_other_kinds_are_refused(decoder: object) -> None:
+    backend = Backend(models.BPE())
+    if decoder is not None:
+        backend.decoder = decoder
+    with pytest.raises(ModelError, match="decoder .* is not supported"):
+        Tokenizer(backend)
+
+
+def test_metaspace_decoder() -> None:
+    backend = Backend(models.BPE({"\u2581a": 0, "\u2581b": 1, "<0x41>": 2}, []))
+    backend.decoder = decoders.Metaspace()
+    assert Tokenizer(backend).decode([0, 1, 2]) == backend.decode([0, 1, 2]) == "a b<0x41>"

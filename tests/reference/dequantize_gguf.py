@@ -1,0 +1,116 @@
+"""GGUF file -> Hugging Face folder with f32 weights, through the gguf package: slow and obvious.
+
+    python tests/reference/dequantize_gguf.py model.gguf folder
+
+Knows the dense architectures llama, qwen2 and qwen3, without rope scaling.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader, dequantize
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+}
+MODEL_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def huggingface_name(name: str) -> str:
+    stem, ending = name.rsplit(".", 1)
+    if stem.startswith("blk."):
+        _, layer, part = stem.split(".")
+        return f"model.layers.{layer}.{LAYER_NAMES[part]}.{ending}"
+    return f"{MODEL_NAMES[stem]}.{ending}"
+
+
+def interleaved_to_halves(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    """Rows of each head from pairs (2i, 2i + 1) to pairs (i, i + head_dim / 2)."""
+    paired = rows.reshape(num_heads, rows.shape[0] // num_heads // 2, 2, *rows.shape[1:])
+    return paired.swapaxes(1, 2).reshape(rows.shape)
+
+
+def read_config(reader: GGUFReader) -> tuple[str, PreTrainedConfig]:
+    architecture = reader.fields["general.architecture"].contents()
+
+    def get(key: str, fallback: Any = None) -> Any:
+        field = reader.fields.get(f"{architecture}.{key}")
+        return fallback if field is None else field.contents()
+
+    if get("rope.scaling.type", "none") != "none":
+        raise ValueError("rope scaling is not handled here")
+    names = {tensor.name: tensor for tensor in reader.tensors}
+    heads = get("attention.head_count")
+    eos = reader.fields.get("tokenizer.ggml.eos_token_id")
+    return architecture, CONFIGS[architecture](
+        vocab_size=int(names["token_embd.weight"].shape[1]),
+        hidden_size=get("embedding_length"),
+        intermediate_size=get("feed_forward_length"),
+        num_hidden_layers=get("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=get("attention.head_count_kv", heads),
+        head_dim=get("attention.key_length", get("embedding_length") // heads),
+        max_position_embeddings=get("context_length"),
+        rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
+        rope_parameters={"rope_type": "default", "rope_theta": get("rope.freq_base", 10000.0)},
+        tie_word_embeddings="output.weight" not in names,
+        bos_token_id=None,
+        eos_token_id=None if eos is None else eos.contents(),
+    )
+
+
+def dequantize_gguf(file: Path, folder: Path) -> None:
+    """Writes config.json and model.safetensors."""
+    reader = GGUFReader(file)
+    architecture, config = read_config(reader)
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    weights = {}
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        part = tensor.name.split(".")[-2]
+        if architecture == "llama" and part in heads:
+            values = interleaved_to_halves(values, heads[part])
+        weights[huggingface_name(tensor.name)] = torch.from_numpy(np.array(values))
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(weights, assign=True, strict=True)
+    if config.tie_word_embeddings:
+        model.tie_weights()
+    model.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    dequantize_gguf(Path(sys.argv[1]), Path(sys.argv[2]))
