@@ -8,9 +8,11 @@
 
 #include "core/aligned_buffer.h"
 #include "core/error.h"
+#include "core/half.h"
 #include "core/host_limits.h"
 #include "gemm/gemm.h"
 #include "kernels/cpu_ops.h"
+#include "kernels/philox.h"
 
 namespace minisgl {
 namespace {
@@ -73,6 +75,16 @@ class CpuOps final : public Ops {
   std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
                                             std::span<const std::byte> raw) override {
     return std::make_shared<const PackedMatrix>(PackedMatrix::pack(dtype, rows, cols, raw, pool_));
+  }
+  std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
+    std::vector<std::uint16_t> values(static_cast<std::size_t>(rows * cols));
+    pool_.parallel_for(rows, [&](std::int64_t row, int) {
+      for (std::int64_t i = 0; i < cols; ++i) {
+        const double uniform = philox_uniform(static_cast<std::uint64_t>(row), static_cast<std::uint64_t>(i));
+        values[static_cast<std::size_t>(row * cols + i)] = f32_to_bf16(static_cast<float>(uniform - 0.5) * 0.1f);
+      }
+    });
+    return make_matrix(DType::bf16, rows, cols, std::as_bytes(std::span(values)));
   }
   std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override {
     return std::make_unique<const CpuLinear>(std::move(outputs));

@@ -27,7 +27,7 @@ struct HeadShape {
   int num_heads;
   int num_kv_heads;
   int head_dim;
-  std::int64_t row_size() const { return std::int64_t{num_heads + 2 * num_kv_heads} * head_dim; }
+  constexpr std::int64_t row_size() const { return std::int64_t{num_heads + 2 * num_kv_heads} * head_dim; }
 };
 
 // What happens to query and key heads before they meet.
@@ -59,9 +59,16 @@ class Ops {
   virtual void copy(const std::byte* from, std::size_t bytes, std::byte* to) = 0;
   virtual void download(const std::byte* from, std::span<std::byte> to) = 0;
 
+  // Devices that record steps want all memory reserved first: nothing may move afterwards. Others need neither.
+  virtual bool records_steps() const { return false; }
+  virtual std::int64_t step_bytes(const StepLimits&) const { return 0; }  // what reserve() allocates
+  virtual void reserve(const StepLimits&) {}
+
   // `raw` is row-major [rows, cols] in `dtype` as a file stores it, aligned to 4 bytes; it isn't needed afterwards.
   virtual std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
                                                     std::span<const std::byte> raw) = 0;
+  // For measuring: small numbers of a fixed random stream.
+  virtual std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) = 0;
   // All with the same number of input features.
   virtual std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) = 0;
   // For the penalties of a sequence over a vocabulary; `in_prompt`: the prompt's tokens count, too.
@@ -73,6 +80,8 @@ class Ops {
   // Runs `body`, which makes the calls of the step. A device may replay what it recorded of a step of this form
   // instead.
   virtual void run_step(const std::function<void()>& body) = 0;
+  // Records `body` for steps like the one at hand: one row and one query for each sequence, at most as many sequences.
+  virtual void record_step(const std::function<void()>&) {}
 
   // y[r] = the table's row of token r. y [num_rows, hidden].
   virtual void embed(const Matrix& table, Tensor y) = 0;

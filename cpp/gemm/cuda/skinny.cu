@@ -1,0 +1,143 @@
+// Products of 1 to 16 rows. Bound by reading the weights once: their bytes over the read bandwidth is the floor.
+//
+// A block computes 16 outputs (or 16 pairs of gate and up): its warps cut the input dimension, each multiplies its
+// share on the tensor cores with 16 weight rows as A and the activation rows as B, and shared memory adds the shares
+// up. The order of the input dimension is free within a sum, so a lane takes 8 consecutive elements of a row with one
+// 16-byte load, straight into the registers that the instruction wants; activations use the same order.
+#include "core/cuda.h"
+#include "core/cuda_math.cuh"
+#include "gemm/cuda/launch.h"
+
+namespace minisgl::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kTileOutputs = 16;
+constexpr int kStep = 32;   // inputs that a warp takes at once
+constexpr int kUnroll = 4;  // steps whose loads are in flight together
+
+__device__ __forceinline__ uint4 load_weights(const bf16* p) {
+  return __ldcs(reinterpret_cast<const uint4*>(p));  // read once: not worth a place in the caches
+}
+
+// tiles: 1, or 2 for gate and up. row_blocks: 1 for up to 8 rows, 2 for up to 16.
+template <int tiles, int row_blocks, typename Y>
+__global__ void __launch_bounds__(kWarps * 32)
+    skinny_kernel(const bf16* __restrict__ weights, const float* __restrict__ bias, const bf16* __restrict__ x,
+                  Y* __restrict__ y, int rows, std::int64_t inputs, std::int64_t outputs) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int in_group = lane % 4, group = lane / 4;
+  const std::int64_t first_output = std::int64_t{blockIdx.x} * kTileOutputs;
+
+  // Steps of this warp: every kWarps-th run of kUnroll steps, so that a block reads memory in one direction.
+  const bf16* row[tiles][2];
+#pragma unroll
+  for (int t = 0; t < tiles; ++t) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t output = min(first_output + group + 8 * half, outputs - 1) + t * outputs;
+      row[t][half] = weights + output * inputs + in_group * 8;
+    }
+  }
+  const bf16* x_row[row_blocks];
+#pragma unroll
+  for (int b = 0; b < row_blocks; ++b)
+    x_row[b] = x + std::int64_t{min(group + 8 * b, rows - 1)} * inputs + in_group * 8;
+
+  float sum[tiles][row_blocks][4] = {};
+  const int num_steps = static_cast<int>(inputs / kStep);
+  for (int run = warp * kUnroll; run < num_steps; run += kWarps * kUnroll) {
+    uint4 w[kUnroll][tiles][2], v[kUnroll][row_blocks];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const bool valid = run + u < num_steps;
+      const std::int64_t at = std::int64_t{run + u} * kStep;
+#pragma unroll
+      for (int t = 0; t < tiles; ++t) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          w[u][t][half] = valid ? load_weights(row[t][half] + at) : make_uint4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b)
+        v[u][b] = valid ? *reinterpret_cast<const uint4*>(x_row[b] + at) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+      for (int t = 0; t < tiles; ++t) {
+        const std::uint32_t low[4] = {w[u][t][0].x, w[u][t][1].x, w[u][t][0].y, w[u][t][1].y};
+        const std::uint32_t high[4] = {w[u][t][0].z, w[u][t][1].z, w[u][t][0].w, w[u][t][1].w};
+#pragma unroll
+        for (int b = 0; b < row_blocks; ++b) {
+          mma_16816<bf16>(sum[t][b], low, v[u][b].x, v[u][b].y);
+          mma_16816<bf16>(sum[t][b], high, v[u][b].z, v[u][b].w);
+        }
+      }
+    }
+  }
+
+  // A lane holds outputs group and group + 8 of rows 2 * in_group and 2 * in_group + 1 of each block of 8 rows.
+  constexpr int kRows = 8 * row_blocks;
+  __shared__ float shares[kWarps][tiles][kRows][kTileOutputs + 1];
+#pragma unroll
+  for (int t = 0; t < tiles; ++t) {
+#pragma unroll
+    for (int b = 0; b < row_blocks; ++b) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) shares[warp][t][8 * b + 2 * in_group + i % 2][group + 8 * (i / 2)] = sum[t][b][i];
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kRows * kTileOutputs; i += kWarps * 32) {
+    const int r = i / kTileOutputs, o = i % kTileOutputs;
+    const std::int64_t output = first_output + o;
+    if (r >= rows || output >= outputs) continue;
+    float total[tiles];
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) {
+      total[t] = bias != nullptr ? bias[output + t * outputs] : 0.0f;
+      for (int k = 0; k < kWarps; ++k) total[t] += shares[k][t][r][o];
+    }
+    const float value = tiles == 2 ? total[0] / (1.0f + __expf(-total[0])) * total[tiles - 1] : total[0];
+    y[r * outputs + output] = from_float<Y>(value);
+  }
+}
+
+template <int tiles, int row_blocks, typename Y>
+void launch(const SkinnyArgs& args, cudaStream_t stream) {
+  const auto num_blocks = static_cast<unsigned>((args.outputs + kTileOutputs - 1) / kTileOutputs);
+  skinny_kernel<tiles, row_blocks, Y><<<num_blocks, kWarps * 32, 0, stream>>>(
+      static_cast<const bf16*>(args.weights), args.bias, static_cast<const bf16*>(args.x), static_cast<Y*>(args.y),
+      args.rows, args.inputs, args.outputs);
+  MINISGL_CUDA_CHECK(cudaGetLastError());
+}
+
+template <int tiles, typename Y>
+void launch_rows(const SkinnyArgs& args, cudaStream_t stream) {
+  if (args.rows <= 8) {
+    launch<tiles, 1, Y>(args, stream);
+  } else {
+    launch<tiles, 2, Y>(args, stream);
+  }
+}
+
+}  // namespace
+
+bool skinny_gemm_fits(int rows, std::int64_t inputs) {
+  return rows >= 1 && rows <= kMaxSkinnyRows && inputs % kStep == 0;
+}
+
+void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream) {
+  MINISGL_CHECK(skinny_gemm_fits(args.rows, args.inputs), args.rows, " rows of ", args.inputs);
+  MINISGL_CHECK(!args.gated || !args.y_is_f32, "gated products are bf16");
+  if (args.gated) {
+    launch_rows<2, bf16>(args, stream);
+  } else if (args.y_is_f32) {
+    launch_rows<1, float>(args, stream);
+  } else {
+    launch_rows<1, bf16>(args, stream);
+  }
+}
+
+}  // namespace minisgl::cuda
