@@ -49,8 +49,7 @@ void Executor::prepare(const StepLimits& limits, bool record_decodes) {
     for (const std::int32_t row : rows) sequences.push_back({row, 1, 0, &first_page});
     const std::vector<LogitQuery> queries(count, LogitQuery{.params = &greedy});
     const StepBatch batch{zeros, zeros, sequences, rows, cache_.page_size()};
-    device_.begin_step(batch, queries);
-    device_.record_step([&] { device_.sample(model_.forward(batch, cache_)); });
+    device_.record_step(batch, queries, [&] { device_.sample(model_.forward(batch, cache_)); });
   }
 }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/aligned_buffer.h"
+#include "core/bandwidth.h"
 #include "core/error.h"
 #include "core/half.h"
 #include "core/host_limits.h"
@@ -61,6 +62,9 @@ class CpuOps final : public Ops {
   }
   bool supports_kv_dtype(DType dtype) const override { return !is_quantized(dtype); }
   std::int64_t available_memory() const override { return minisgl::available_memory(); }
+
+  double measure_read_bandwidth() override { return minisgl::measure_read_bandwidth(pool_); }
+  void synchronize() override {}
 
   DeviceBuffer allocate(std::size_t bytes) override {
     const auto memory = std::make_shared<AlignedBuffer>(bytes);

@@ -53,6 +53,10 @@ class Ops {
   // Bytes that can be allocated for weights, cache and workspace.
   virtual std::int64_t available_memory() const = 0;
 
+  // Bytes a second that are read from memory, here and now: the ceiling of everything that memory bounds.
+  virtual double measure_read_bandwidth() = 0;
+  virtual void synchronize() = 0;  // waits for everything queued
+
   // Zeroed. Throws std::bad_alloc.
   virtual DeviceBuffer allocate(std::size_t bytes) = 0;
   virtual void upload(std::span<const std::byte> from, std::byte* to) = 0;
@@ -80,8 +84,9 @@ class Ops {
   // Runs `body`, which makes the calls of the step. A device may replay what it recorded of a step of this form
   // instead.
   virtual void run_step(const std::function<void()>& body) = 0;
-  // Records `body` for steps like the one at hand: one row and one query for each sequence, at most as many sequences.
-  virtual void record_step(const std::function<void()>&) {}
+  // Begins the step of `batch`, which has one row and one query for each sequence, and records `body` for it and for
+  // steps of this form with fewer sequences, down to the next that is recorded.
+  virtual void record_step(const StepBatch&, std::span<const LogitQuery>, const std::function<void()>&) {}
 
   // y[r] = the table's row of token r. y [num_rows, hidden].
   virtual void embed(const Matrix& table, Tensor y) = 0;

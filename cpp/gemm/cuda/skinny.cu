@@ -5,31 +5,54 @@
 // up. The order of the input dimension is free within a sum, so a lane takes 8 consecutive elements of a row with one
 // 16-byte load, straight into the registers that the instruction wants; activations use the same order.
 #include "core/cuda.h"
+#include "core/cuda_launch.h"
 #include "core/cuda_math.cuh"
 #include "gemm/cuda/launch.h"
 
 namespace minisgl::cuda {
 namespace {
 
-constexpr int kWarps = 8;
 constexpr int kTileOutputs = 16;
-constexpr int kStep = 32;   // inputs that a warp takes at once
-constexpr int kUnroll = 4;  // steps whose loads are in flight together
+constexpr int kStep = 32;  // inputs that a warp takes at once
 
 __device__ __forceinline__ uint4 load_weights(const bf16* p) {
   return __ldcs(reinterpret_cast<const uint4*>(p));  // read once: not worth a place in the caches
 }
 
+// Steps whose weights are in flight together; twice that, since the next are loaded before these are used.
+template <int tiles>
+constexpr int kUnroll = tiles == 2 ? 2 : 4;
+
+// The weights of kUnroll steps from `step` on; zeros past the last.
+template <int tiles>
+struct WeightRun {
+  uint4 w[kUnroll<tiles>][tiles][2];
+
+  __device__ __forceinline__ void load(const bf16* const (&row)[tiles][2], int step, int num_steps) {
+#pragma unroll
+    for (int u = 0; u < kUnroll<tiles>; ++u) {
+      const bool valid = step + u < num_steps;
+      const std::int64_t at = std::int64_t{step + u} * kStep;
+#pragma unroll
+      for (int t = 0; t < tiles; ++t) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          w[u][t][half] = valid ? load_weights(row[t][half] + at) : make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+};
+
 // tiles: 1, or 2 for gate and up. row_blocks: 1 for up to 8 rows, 2 for up to 16.
-template <int tiles, int row_blocks, typename Y>
-__global__ void __launch_bounds__(kWarps * 32)
+template <int warps, int tiles, int row_blocks, typename Y>
+__global__ void __launch_bounds__(warps * 32)
     skinny_kernel(const bf16* __restrict__ weights, const float* __restrict__ bias, const bf16* __restrict__ x,
                   Y* __restrict__ y, int rows, std::int64_t inputs, std::int64_t outputs) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int in_group = lane % 4, group = lane / 4;
   const std::int64_t first_output = std::int64_t{blockIdx.x} * kTileOutputs;
+  let_next_start();
 
-  // Steps of this warp: every kWarps-th run of kUnroll steps, so that a block reads memory in one direction.
   const bf16* row[tiles][2];
 #pragma unroll
   for (int t = 0; t < tiles; ++t) {
@@ -44,42 +67,42 @@ __global__ void __launch_bounds__(kWarps * 32)
   for (int b = 0; b < row_blocks; ++b)
     x_row[b] = x + std::int64_t{min(group + 8 * b, rows - 1)} * inputs + in_group * 8;
 
-  float sum[tiles][row_blocks][4] = {};
+  // A warp takes every warps-th run of steps, so that a block reads memory in one direction. The first weights are on
+  // their way before the kernel that makes x is done.
+  constexpr int unroll = kUnroll<tiles>;
   const int num_steps = static_cast<int>(inputs / kStep);
-  for (int run = warp * kUnroll; run < num_steps; run += kWarps * kUnroll) {
-    uint4 w[kUnroll][tiles][2], v[kUnroll][row_blocks];
+  float sum[tiles][row_blocks][4] = {};
+  WeightRun<tiles> now, next;
+  now.load(row, warp * unroll, num_steps);
+  wait_for_previous();
+  for (int run = warp * unroll; run < num_steps; run += warps * unroll) {
+    next.load(row, run + warps * unroll, num_steps);
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const bool valid = run + u < num_steps;
-      const std::int64_t at = std::int64_t{run + u} * kStep;
+    for (int u = 0; u < unroll; ++u) {
+      uint4 v[row_blocks];
 #pragma unroll
-      for (int t = 0; t < tiles; ++t) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          w[u][t][half] = valid ? load_weights(row[t][half] + at) : make_uint4(0, 0, 0, 0);
+      for (int b = 0; b < row_blocks; ++b) {
+        v[b] = run + u < num_steps ? *reinterpret_cast<const uint4*>(x_row[b] + std::int64_t{run + u} * kStep)
+                                   : make_uint4(0, 0, 0, 0);
       }
 #pragma unroll
-      for (int b = 0; b < row_blocks; ++b)
-        v[u][b] = valid ? *reinterpret_cast<const uint4*>(x_row[b] + at) : make_uint4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-#pragma unroll
       for (int t = 0; t < tiles; ++t) {
-        const std::uint32_t low[4] = {w[u][t][0].x, w[u][t][1].x, w[u][t][0].y, w[u][t][1].y};
-        const std::uint32_t high[4] = {w[u][t][0].z, w[u][t][1].z, w[u][t][0].w, w[u][t][1].w};
+        const uint4 first = now.w[u][t][0], second = now.w[u][t][1];
+        const std::uint32_t low[4] = {first.x, second.x, first.y, second.y};
+        const std::uint32_t high[4] = {first.z, second.z, first.w, second.w};
 #pragma unroll
         for (int b = 0; b < row_blocks; ++b) {
-          mma_16816<bf16>(sum[t][b], low, v[u][b].x, v[u][b].y);
-          mma_16816<bf16>(sum[t][b], high, v[u][b].z, v[u][b].w);
+          mma_16816<bf16>(sum[t][b], low, v[b].x, v[b].y);
+          mma_16816<bf16>(sum[t][b], high, v[b].z, v[b].w);
         }
       }
     }
+    now = next;
   }
 
   // A lane holds outputs group and group + 8 of rows 2 * in_group and 2 * in_group + 1 of each block of 8 rows.
   constexpr int kRows = 8 * row_blocks;
-  __shared__ float shares[kWarps][tiles][kRows][kTileOutputs + 1];
+  __shared__ float shares[warps][tiles][kRows][kTileOutputs + 1];
 #pragma unroll
   for (int t = 0; t < tiles; ++t) {
 #pragma unroll
@@ -89,7 +112,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kRows * kTileOutputs; i += kWarps * 32) {
+  for (int i = threadIdx.x; i < kRows * kTileOutputs; i += warps * 32) {
     const int r = i / kTileOutputs, o = i % kTileOutputs;
     const std::int64_t output = first_output + o;
     if (r >= rows || output >= outputs) continue;
@@ -97,7 +120,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
       total[t] = bias != nullptr ? bias[output + t * outputs] : 0.0f;
-      for (int k = 0; k < kWarps; ++k) total[t] += shares[k][t][r][o];
+      for (int k = 0; k < warps; ++k) total[t] += shares[k][t][r][o];
     }
     const float value = tiles == 2 ? total[0] / (1.0f + __expf(-total[0])) * total[tiles - 1] : total[0];
     y[r * outputs + output] = from_float<Y>(value);
@@ -107,10 +130,12 @@ __global__ void __launch_bounds__(kWarps * 32)
 template <int tiles, int row_blocks, typename Y>
 void launch(const SkinnyArgs& args, cudaStream_t stream) {
   const auto num_blocks = static_cast<unsigned>((args.outputs + kTileOutputs - 1) / kTileOutputs);
-  skinny_kernel<tiles, row_blocks, Y><<<num_blocks, kWarps * 32, 0, stream>>>(
-      static_cast<const bf16*>(args.weights), args.bias, static_cast<const bf16*>(args.x), static_cast<Y*>(args.y),
-      args.rows, args.inputs, args.outputs);
-  MINISGL_CUDA_CHECK(cudaGetLastError());
+  // Where there are few blocks, more warps share the inputs of each.
+  const bool narrow = num_blocks <= 160 && args.inputs >= 2048;
+  const int warps = narrow ? 16 : 8;
+  const auto kernel = narrow ? skinny_kernel<16, tiles, row_blocks, Y> : skinny_kernel<8, tiles, row_blocks, Y>;
+  launch_kernel(kernel, dim3(num_blocks), warps * 32, 0, stream, static_cast<const bf16*>(args.weights), args.bias,
+                static_cast<const bf16*>(args.x), static_cast<Y*>(args.y), args.rows, args.inputs, args.outputs);
 }
 
 template <int tiles, typename Y>

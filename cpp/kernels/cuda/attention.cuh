@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/cuda.h"
+#include "core/cuda_launch.h"
 #include "core/cuda_math.cuh"
 #include "kernels/cuda/launch.h"
 
@@ -15,28 +16,30 @@ namespace minisgl::cuda {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
-// What a block needs to find one KV head's positions, and to tell which a query sees.
+// What a block needs to find one KV head's positions.
 template <typename T>
 struct Pages {
-  const T* keys;  // of this head in page 0
+  const T* keys;  // of page 0 and head 0
   const T* values;
   const std::int32_t* table;
-  std::int64_t page_stride;  // elements between pages
+  int num_kv_heads, kv_head;
   int page_size;
   int head_dim;
 
-  __device__ std::int64_t offset(std::int32_t position) const {
-    return table[position / page_size] * page_stride + std::int64_t{position % page_size} * head_dim;
+  // Index of a position's row among all rows [head_dim] of the cache.
+  __device__ std::int32_t row_of(std::int32_t position) const {
+    const auto page = static_cast<unsigned>(position) / static_cast<unsigned>(page_size);
+    return (table[page] * num_kv_heads + kv_head) * page_size + (position - static_cast<int>(page) * page_size);
   }
 };
 
 template <typename T>
 __device__ __forceinline__ Pages<T> pages_of(const AttentionArgs& args, const SequenceEntry& sequence, int kv_head) {
-  const std::int64_t head_elements = std::int64_t{args.cache.page_size} * args.cache.head_dim;
-  return {.keys = reinterpret_cast<const T*>(args.cache.keys) + kv_head * head_elements,
-          .values = reinterpret_cast<const T*>(args.cache.values) + kv_head * head_elements,
+  return {.keys = reinterpret_cast<const T*>(args.cache.keys),
+          .values = reinterpret_cast<const T*>(args.cache.values),
           .table = args.step.pages + sequence.first_page,
-          .page_stride = args.cache.num_kv_heads * head_elements,
+          .num_kv_heads = args.cache.num_kv_heads,
+          .kv_head = kv_head,
           .page_size = args.cache.page_size,
           .head_dim = args.cache.head_dim};
 }
@@ -45,17 +48,21 @@ __device__ __forceinline__ Pages<T> pages_of(const AttentionArgs& args, const Se
 template <int dim>
 constexpr int kStride = dim + 8;
 
-// Loads positions [first, first + size) of keys and values into shared memory, in the background; what lies at or past
-// `end` and past the head's size becomes zeros. `thread` of `num_threads` works on it.
+// A warp loads positions [first, first + size) of keys and values into shared memory, in the background; what lies at
+// or past `end` and past the head's size becomes zeros. size: at most 32, a lane looks up a position each.
 template <typename T, int dim, int size>
-__device__ __forceinline__ void load_tile(const Pages<T>& pages, std::int32_t first, std::int32_t end, T* keys,
-                                          T* values, int thread, int num_threads) {
+__device__ __forceinline__ void load_rows(const Pages<T>& pages, std::int32_t first, std::int32_t end, T* keys,
+                                          T* values, int lane) {
   constexpr int chunks = dim / 8;
-  for (int i = thread; i < size * chunks; i += num_threads) {
-    const int row = i / chunks, chunk = i % chunks;
-    const std::int32_t position = first + row;
-    const bool valid = position < end && chunk * 8 < pages.head_dim;
-    const std::int64_t from = valid ? pages.offset(position) + chunk * 8 : 0;
+  static_assert(size <= 32 && size * chunks % 32 == 0);
+  const std::int32_t own = first + lane;
+  const std::int32_t own_row = lane < size && own < end ? pages.row_of(own) : -1;
+#pragma unroll 4
+  for (int i = 0; i < size * chunks / 32; ++i) {
+    const int row = (32 * i + lane) / chunks, chunk = (32 * i + lane) % chunks;
+    const std::int32_t cache_row = __shfl_sync(0xffffffffu, own_row, row);
+    const bool valid = cache_row >= 0 && chunk * 8 < pages.head_dim;
+    const std::int64_t from = valid ? std::int64_t{cache_row} * pages.head_dim + chunk * 8 : 0;
     copy_16_async(keys + row * kStride<dim> + chunk * 8, pages.keys + from, valid);
     copy_16_async(values + row * kStride<dim> + chunk * 8, pages.values + from, valid);
   }

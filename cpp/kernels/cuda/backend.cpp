@@ -119,6 +119,9 @@ class CudaOps final : public Ops {
     return static_cast<std::int64_t>(free);
   }
 
+  double measure_read_bandwidth() override;
+  void synchronize() override { MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
+
   DeviceBuffer allocate(std::size_t bytes) override {
     DeviceBuffer buffer = allocate_on_device(bytes);
     if (bytes > 0) MINISGL_CUDA_CHECK(cudaMemsetAsync(buffer.data(), 0, bytes, stream_.get()));
@@ -175,7 +178,8 @@ class CudaOps final : public Ops {
 
   void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override;
   void run_step(const std::function<void()>& body) override;
-  void record_step(const std::function<void()>& body) override;
+  void record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
+                   const std::function<void()>& body) override;
 
   void embed(const Matrix& table, Tensor y) override {
     cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), table.cols(), y.data, stream_.get());
@@ -211,6 +215,7 @@ class CudaOps final : public Ops {
   std::int64_t num_attention_blocks() const {
     return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
   }
+  void upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
   void reserve_logits(std::int64_t rows, std::int64_t vocab_size);
   void reserve_seen(std::int64_t slots, std::int64_t vocab_size);
 
@@ -236,6 +241,29 @@ class CudaOps final : public Ops {
   std::map<std::int64_t, CudaGraphExec> graphs_;  // by number of sequences
   CudaGraphExec* replayed_ = nullptr;             // what this step replays
 };
+
+double CudaOps::measure_read_bandwidth() {
+  constexpr std::size_t bytes = std::size_t{2} << 30;
+  constexpr int runs = 7;
+  const DeviceBuffer data = allocate(bytes);
+  const DeviceBuffer sink = allocate(sizeof(std::uint32_t));
+  cudaEvent_t raw[runs + 1];
+  std::vector<CudaEvent> events;
+  for (cudaEvent_t& event : raw) {
+    MINISGL_CUDA_CHECK(cudaEventCreate(&event));
+    events.emplace_back(event);
+  }
+  MINISGL_CUDA_CHECK(cudaEventRecord(raw[0], stream_.get()));
+  for (int run = 0; run < runs; ++run) {
+    cuda::read_all(data.data(), bytes, sink.as<std::uint32_t>(), properties_.multiProcessorCount, stream_.get());
+    MINISGL_CUDA_CHECK(cudaEventRecord(raw[run + 1], stream_.get()));
+  }
+  synchronize();
+  std::vector<float> times(runs);
+  for (int run = 0; run < runs; ++run) MINISGL_CUDA_CHECK(cudaEventElapsedTime(&times[run], raw[run], raw[run + 1]));
+  std::ranges::nth_element(times, times.begin() + runs / 2);
+  return static_cast<double>(bytes) / (times[runs / 2] * 1e-3);
+}
 
 std::unique_ptr<const Linear> CudaOps::make_linear(std::vector<Projection> outputs) {
   std::int64_t rows = 0;
@@ -293,20 +321,22 @@ void CudaOps::begin_step(const StepBatch& batch, std::span<const LogitQuery> que
   const std::int64_t num_sequences = std::ssize(batch.sequences);
   const bool decodes = std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences;
   const auto graph = decodes ? graphs_.lower_bound(num_sequences) : graphs_.end();
-  const std::size_t room = step_block_.size();
-  step_ = step_block_.upload(
-      batch, queries, graph != graphs_.end() ? graph->first : 0,
-      [](const SeenTokens* seen) { return static_cast<const CudaSeenTokens*>(seen)->slot(); }, stream_.get());
-  num_queries_ = std::ssize(queries);
   replayed_ = graph != graphs_.end() ? &graph->second : nullptr;
-  if (step_block_.size() != room && !graphs_.empty()) {  // the graphs read where the step no longer is
-    MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
-    graphs_.clear();
-    replayed_ = nullptr;
-    step_ = step_block_.upload(
-        batch, queries, 0, [](const SeenTokens* seen) { return static_cast<const CudaSeenTokens*>(seen)->slot(); },
-        stream_.get());
-  }
+  const std::size_t room = step_block_.size();
+  upload_step(batch, queries, replayed_ != nullptr ? graph->first : 0);
+  if (step_block_.size() == room || graphs_.empty()) return;
+  // The block has moved from where the graphs read it. It was reserved for more than steps should ever bring.
+  MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
+  graphs_.clear();
+  replayed_ = nullptr;
+  upload_step(batch, queries, 0);
+}
+
+void CudaOps::upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences) {
+  num_queries_ = std::ssize(queries);
+  step_ = step_block_.upload(
+      batch, queries, padded_sequences,
+      [](const SeenTokens* seen) { return static_cast<const CudaSeenTokens*>(seen)->slot(); }, stream_.get());
 }
 
 void CudaOps::run_step(const std::function<void()>& body) {
@@ -317,7 +347,9 @@ void CudaOps::run_step(const std::function<void()>& body) {
   }
 }
 
-void CudaOps::record_step(const std::function<void()>& body) {
+void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
+                          const std::function<void()>& body) {
+  upload_step(batch, queries, 0);
   MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences, "not a decode step");
   body();  // what is chosen or allocated at a first use must not happen while recording
   MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));

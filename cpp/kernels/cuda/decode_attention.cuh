@@ -10,7 +10,7 @@ namespace minisgl::cuda {
 template <int dim>
 struct DecodeShape {
   static constexpr int kWarps = 4;
-  static constexpr int kPositions = dim > 128 ? 16 : 32;  // of a tile
+  static constexpr int kPositions = dim > 64 ? 16 : 32;  // of a tile
   static constexpr int kTile = kPositions * kStride<dim>;
   static constexpr int kQueryElements = kDecodeQueries * kStride<dim>;
   static constexpr int kWarpElements = 2 * 2 * kTile;  // two stages of keys and values
@@ -24,6 +24,8 @@ template <typename T, int dim>
 __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(const AttentionArgs args) {
   using Shape = DecodeShape<dim>;
   constexpr int kThreads = Shape::kWarps * 32;
+  let_next_start();
+  wait_for_previous();
   const int group = args.shape.num_heads / args.shape.num_kv_heads;
   const int blocks_per_kv_head = (group + kDecodeQueries - 1) / kDecodeQueries;
   const int kv_head = blockIdx.y / blocks_per_kv_head;
@@ -53,7 +55,7 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const Pages<T> pages = pages_of<T>(args, sequence, kv_head);
 
   std::int32_t first = part_begin + warp * Shape::kPositions;
-  if (first < part_end) load_tile<T, dim, Shape::kPositions>(pages, first, part_end, keys, values, lane, 32);
+  if (first < part_end) load_rows<T, dim, Shape::kPositions>(pages, first, part_end, keys, values, lane);
   commit_copies();
   load_queries<T, dim>(args, sequence.first_row, first_head, num_queries, num_queries, kDecodeQueries, queries);
   __syncthreads();
@@ -63,8 +65,8 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const Visible visible[1] = {{.low = {begin, begin}, .high = {end, end}}};
   for (int stage = 0; first < part_end; first += kRound, stage ^= 1) {
     if (first + kRound < part_end) {
-      load_tile<T, dim, Shape::kPositions>(pages, first + kRound, part_end, keys + (stage ^ 1) * Shape::kTile,
-                                           values + (stage ^ 1) * Shape::kTile, lane, 32);
+      load_rows<T, dim, Shape::kPositions>(pages, first + kRound, part_end, keys + (stage ^ 1) * Shape::kTile,
+                                           values + (stage ^ 1) * Shape::kTile, lane);
     }
     commit_copies();
     wait_copies<1>();
@@ -157,8 +159,7 @@ void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
       cudaFuncSetAttribute(decode_kernel<T, dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes));
   const dim3 grid(static_cast<unsigned>(args.num_splits), static_cast<unsigned>(decode_head_blocks(args.shape)),
                   static_cast<unsigned>(args.step.num_decodes));
-  decode_kernel<T, dim><<<grid, Shape::kWarps * 32, Shape::kBytes, stream>>>(args);
-  MINISGL_CUDA_CHECK(cudaGetLastError());
+  launch_kernel(decode_kernel<T, dim>, grid, Shape::kWarps * 32, Shape::kBytes, stream, args);
 }
 
 }  // namespace minisgl::cuda

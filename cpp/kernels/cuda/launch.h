@@ -11,6 +11,9 @@
 
 namespace minisgl::cuda {
 
+// Reads everything and keeps nothing: the read bandwidth. `sink` is one word.
+void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int num_processors, cudaStream_t stream);
+
 void embed(const StepData& step, const void* table, std::int64_t cols, void* y, cudaStream_t stream);
 // delta null: y = norm(x). Else x += delta, y = norm(x).
 void add_rms_norm(void* x, const void* delta, const float* weight, float eps, std::int64_t rows, std::int64_t cols,

@@ -23,6 +23,8 @@ template <typename T, int dim>
 __global__ void __launch_bounds__(PrefillShape<dim>::kWarps * 32) prefill_kernel(const AttentionArgs args) {
   using Shape = PrefillShape<dim>;
   constexpr int kThreads = Shape::kWarps * 32;
+  let_next_start();
+  wait_for_previous();
   const int group = args.shape.num_heads / args.shape.num_kv_heads;
   const SequenceEntry sequence = args.step.sequences[args.step.prefills[blockIdx.z]];
   const int total = sequence.num_rows * group;  // queries
@@ -73,15 +75,17 @@ __global__ void __launch_bounds__(PrefillShape<dim>::kWarps * 32) prefill_kernel
   }
 
   const Pages<T> pages = pages_of<T>(args, sequence, kv_head);
-  load_tile<T, dim, Shape::kPositions>(pages, begin, end, keys, values, threadIdx.x, kThreads);
+  const auto load_tile = [&](std::int32_t first, int stage) {  // each warp its share of the positions
+    constexpr int share = Shape::kPositions / Shape::kWarps;
+    const int offset = stage * Shape::kTile + warp * share * kStride<dim>;
+    load_rows<T, dim, share>(pages, first + warp * share, end, keys + offset, values + offset, lane);
+  };
+  load_tile(begin, 0);
   commit_copies();
   int stage = 0;
   for (std::int32_t first = begin; first < end; first += Shape::kPositions, stage ^= 1) {
     const std::int32_t next = first + Shape::kPositions;
-    if (next < end) {
-      load_tile<T, dim, Shape::kPositions>(pages, next, end, keys + (stage ^ 1) * Shape::kTile,
-                                           values + (stage ^ 1) * Shape::kTile, threadIdx.x, kThreads);
-    }
+    if (next < end) load_tile(next, stage ^ 1);
     commit_copies();
     wait_copies<1>();
     __syncthreads();
@@ -125,8 +129,7 @@ void prefill_attention(const AttentionArgs& args, cudaStream_t stream) {
   const int most_tiles = (args.step.most_prefill_rows * group + Shape::kQueries - 1) / Shape::kQueries;
   const dim3 grid(static_cast<unsigned>(most_tiles), static_cast<unsigned>(args.shape.num_kv_heads),
                   static_cast<unsigned>(args.step.num_prefills));
-  prefill_kernel<T, dim><<<grid, Shape::kWarps * 32, bytes, stream>>>(args);
-  MINISGL_CUDA_CHECK(cudaGetLastError());
+  launch_kernel(prefill_kernel<T, dim>, grid, Shape::kWarps * 32, bytes, stream, args);
 }
 
 }  // namespace minisgl::cuda

@@ -1,5 +1,6 @@
 // Operations on rows and heads. All are bound by the bytes of the rows that they read and write once.
 #include "core/cuda.h"
+#include "core/cuda_launch.h"
 #include "core/cuda_math.cuh"
 #include "kernels/cuda/launch.h"
 
@@ -23,6 +24,8 @@ __device__ float block_sum(float x) {
 // One row a block, copied from source(row).
 __global__ void __launch_bounds__(kThreads)
     copy_rows_kernel(const bf16* from, const std::int32_t* source, std::int64_t cols, bf16* to) {
+  let_next_start();
+  wait_for_previous();
   const bf16* x = from + source[blockIdx.x] * cols;
   bf16* y = to + blockIdx.x * cols;
   if (cols % 8 == 0) {
@@ -40,6 +43,8 @@ __global__ void __launch_bounds__(kThreads)
   struct alignas(2 * width) Vector {
     bf16 v[width];
   };
+  let_next_start();
+  wait_for_previous();
   const std::int64_t first = blockIdx.x * cols;
   float squares = 0;
   for (std::int64_t i = threadIdx.x * width; i < cols; i += kThreads * width) {
@@ -68,6 +73,8 @@ __global__ void __launch_bounds__(kThreads)
   struct alignas(2 * width) Vector {
     bf16 v[width];
   };
+  let_next_start();
+  wait_for_previous();
   const std::int64_t at = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) * width;
   if (at >= rows * cols) return;
   const bf16* gate = z + at / cols * 2 * cols + at % cols;
@@ -80,6 +87,22 @@ __global__ void __launch_bounds__(kThreads)
     out.v[k] = __float2bfloat16(g / (1.0f + __expf(-g)) * to_float(ups.v[k]));
   }
   *reinterpret_cast<Vector*>(y + at) = out;
+}
+
+__global__ void __launch_bounds__(512) read_all_kernel(const uint4* data, std::size_t count, std::uint32_t* sink) {
+  constexpr int kUnroll = 8;
+  std::uint32_t mix = 0;
+  const std::size_t stride = std::size_t{gridDim.x} * blockDim.x;
+  std::size_t i = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  for (; i + (kUnroll - 1) * stride < count; i += kUnroll * stride) {
+    uint4 values[kUnroll];
+#pragma unroll
+    for (int k = 0; k < kUnroll; ++k) values[k] = __ldcs(data + i + k * stride);
+#pragma unroll
+    for (int k = 0; k < kUnroll; ++k) mix ^= values[k].x ^ values[k].y ^ values[k].z ^ values[k].w;
+  }
+  for (; i < count; i += stride) mix ^= data[i].x;
+  if (mix == 0x5eed5eed) *sink = mix;  // never known to the compiler
 }
 
 struct HeadArgs {
@@ -100,6 +123,8 @@ constexpr int kPerLane = kMaxHeadDim / 32;
 template <typename T>
 __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
   __shared__ float staged[kWarps][kMaxHeadDim];
+  let_next_start();
+  wait_for_previous();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int head = blockIdx.y * kWarps + warp;
   const int num_all = args.num_heads + 2 * args.num_kv_heads, dim = args.head_dim;
@@ -158,12 +183,17 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
 
 void copy_rows(const void* from, const std::int32_t* source, std::int64_t rows, std::int64_t cols, void* to,
                cudaStream_t stream) {
-  copy_rows_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(static_cast<const bf16*>(from), source, cols,
-                                                                         static_cast<bf16*>(to));
-  MINISGL_CUDA_CHECK(cudaGetLastError());
+  launch_kernel(copy_rows_kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream,
+                static_cast<const bf16*>(from), source, cols, static_cast<bf16*>(to));
 }
 
 }  // namespace
+
+void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int num_processors, cudaStream_t stream) {
+  read_all_kernel<<<static_cast<unsigned>(4 * num_processors), 512, 0, stream>>>(reinterpret_cast<const uint4*>(data),
+                                                                                 bytes / sizeof(uint4), sink);
+  MINISGL_CUDA_CHECK(cudaGetLastError());
+}
 
 void embed(const StepData& step, const void* table, std::int64_t cols, void* y, cudaStream_t stream) {
   copy_rows(table, step.tokens, step.num_rows, cols, y, stream);
@@ -176,18 +206,16 @@ void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y
 void add_rms_norm(void* x, const void* delta, const float* weight, float eps, std::int64_t rows, std::int64_t cols,
                   void* y, cudaStream_t stream) {
   const auto kernel = cols % 8 == 0 ? add_rms_norm_kernel<8> : add_rms_norm_kernel<1>;
-  kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(static_cast<bf16*>(x), static_cast<const bf16*>(delta),
-                                                               weight, eps, cols, static_cast<bf16*>(y));
-  MINISGL_CUDA_CHECK(cudaGetLastError());
+  launch_kernel(kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream, static_cast<bf16*>(x),
+                static_cast<const bf16*>(delta), weight, eps, cols, static_cast<bf16*>(y));
 }
 
 void silu_mul(const void* z, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream) {
   const int width = cols % 8 == 0 ? 8 : 1;
   const auto kernel = width == 8 ? silu_mul_kernel<8> : silu_mul_kernel<1>;
   const std::int64_t accesses = rows * cols / width;
-  kernel<<<static_cast<unsigned>((accesses + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-      static_cast<const bf16*>(z), rows, cols, static_cast<bf16*>(y));
-  MINISGL_CUDA_CHECK(cudaGetLastError());
+  launch_kernel(kernel, dim3(static_cast<unsigned>((accesses + kThreads - 1) / kThreads)), kThreads, 0, stream,
+                static_cast<const bf16*>(z), rows, cols, static_cast<bf16*>(y));
 }
 
 void store_heads(const StepData& step, void* qkv, const HeadShape& shape, const HeadTransform& transform,
@@ -211,12 +239,8 @@ void store_heads(const StepData& step, void* qkv, const HeadShape& shape, const 
                       .slots = step.slots};
   const int num_all = shape.num_heads + 2 * shape.num_kv_heads;
   const dim3 grid(static_cast<unsigned>(step.num_rows), static_cast<unsigned>((num_all + kWarps - 1) / kWarps));
-  if (cache.dtype == DType::bf16) {
-    store_heads_kernel<bf16><<<grid, kThreads, 0, stream>>>(args);
-  } else {
-    store_heads_kernel<half><<<grid, kThreads, 0, stream>>>(args);
-  }
-  MINISGL_CUDA_CHECK(cudaGetLastError());
+  const auto kernel = cache.dtype == DType::bf16 ? store_heads_kernel<bf16> : store_heads_kernel<half>;
+  launch_kernel(kernel, grid, kThreads, 0, stream, args);
 }
 
 }  // namespace minisgl::cuda

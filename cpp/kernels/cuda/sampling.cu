@@ -6,6 +6,7 @@
 // threads, so the same logits always give the same token. Bound by reading the row from the second-level cache, once
 // for each pass: 1 for greedy, 3 for a plain draw, 3 to 6 more for each of top_k and top_p.
 #include "core/cuda.h"
+#include "core/cuda_launch.h"
 #include "core/cuda_math.cuh"
 #include "kernels/cuda/launch.h"
 
@@ -297,6 +298,8 @@ __global__ void __launch_bounds__(kThreads)
     sample_kernel(const StepData step, const float* all_logits, float* all_adjusted, std::int32_t vocab,
                   std::uint32_t* all_seen, OutputEntry* outputs) {
   __shared__ Shared shared;
+  let_next_start();
+  wait_for_previous();
   const QueryEntry query = step.queries[blockIdx.x];
   if (!query.active) return;
   const float* logits = all_logits + static_cast<std::int64_t>(blockIdx.x) * vocab;
@@ -352,9 +355,8 @@ void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cud
 void sample(const StepData& step, const float* logits, float* adjusted, std::int64_t vocab, std::uint32_t* seen,
             OutputEntry* outputs, cudaStream_t stream) {
   if (step.num_logits == 0) return;
-  sample_kernel<<<static_cast<unsigned>(step.num_logits), kThreads, 0, stream>>>(
-      step, logits, adjusted, static_cast<std::int32_t>(vocab), seen, outputs);
-  MINISGL_CUDA_CHECK(cudaGetLastError());
+  launch_kernel(sample_kernel, dim3(static_cast<unsigned>(step.num_logits)), kThreads, 0, stream, step, logits,
+                adjusted, static_cast<std::int32_t>(vocab), seen, outputs);
 }
 
 }  // namespace minisgl::cuda
