@@ -1,4 +1,4 @@
-// y = x · Wᵀ (+ bias): the one entry to every matrix product. A descriptor in, a kernel out.
+// y = x · Wᵀ (+ bias) on the CPU: the one entry to its matrix products. A descriptor in, a kernel out.
 //
 // A row's result is a function of that row and the weights alone: the same bits for any number of rows beside it,
 // any number of threads, any cut of the work. Kernels keep that by one rule: each output element is accumulated

@@ -1,12 +1,12 @@
-// The operations on rows: cuts them over the threads where that is worth it.
-#include "kernels/ops.h"
+// The CPU's operations on rows: cuts them over the threads where that is worth it.
+#include "kernels/cpu_ops.h"
 
 #include <algorithm>
 
 #include "core/error.h"
 #include "kernels/cpu_kernels.h"
 
-namespace minisgl::ops {
+namespace minisgl::cpu_ops {
 namespace {
 
 constexpr std::int64_t kElementsPerTask = 8192;  // takes some microseconds, several times what handing it over costs
@@ -86,4 +86,4 @@ void store_kv(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> seque
   }
 }
 
-}  // namespace minisgl::ops
+}  // namespace minisgl::cpu_ops
