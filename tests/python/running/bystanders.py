@@ -72,6 +72,22 @@ def folded(path: str, body: dict[str, Any], answer: bytes) -> Any:
     return choices, usage
 
 
+def first_difference(answer: Any, expected: Any, place: str = "") -> str:
+    """Where two JSON values part, and what stands there."""
+    if isinstance(answer, dict) and isinstance(expected, dict) and answer.keys() == expected.keys():
+        pairs = [(key, answer[key], expected[key]) for key in answer]
+    elif (
+        isinstance(answer, list | tuple)
+        and isinstance(expected, list | tuple)
+        and len(answer) == len(expected)
+    ):
+        pairs = list(zip(range(len(answer)), answer, expected, strict=True))
+    else:
+        return f"{place or 'all'}: {str(answer)[:500]} instead of {str(expected)[:500]}"
+    key, one, other = next(pair for pair in pairs if pair[1] != pair[2])
+    return first_difference(one, other, f"{place}[{key!r}]")
+
+
 def post(port: int, path: str, body: dict[str, Any]) -> Any:
     """The folded answer; its status is 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
@@ -101,9 +117,9 @@ class Bystander:
             try:
                 answer = post(self.port, self.path, self.body)
                 if answer != self.expected:
-                    self.faults.append(f"{self.path}: {answer} instead of {self.expected}")
+                    self.faults.append(f"{self.path}: {first_difference(answer, self.expected)}")
             except Exception as error:
-                self.faults.append(f"{self.path}: {error!r}")
+                self.faults.append(f"{self.path}: {error!r} in round {self.rounds}")
             self.rounds += 1
 
 
@@ -134,5 +150,6 @@ class Bystanders:
             stop.set()
             for thread in threads:
                 thread.join(DEADLINE)
-        assert not any(thread.is_alive() for thread in threads)
-        assert [fault for one in bystanders for fault in one.faults] == []
+        faults = [fault for one in bystanders for fault in one.faults]
+        if faults or any(thread.is_alive() for thread in threads):
+            raise AssertionError("\n".join(faults) or "a stream did not end")
