@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from minisgl.server.errors import ApiError
+from minisgl.server.errors import ApiError, too_large
 
 SHORT_BODY_S = 0.05  # how long an unread body is waited for before its connection is given up
 # How long the rest of a refused body is read, so that the client sees the refusal and not a reset.
@@ -107,7 +107,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout: 
     _check_content_type(headers)
     length = headers.get(b"content-length", b"0")
     if len(length) > 18 or int(length) > max_bytes:  # digits only, as the HTTP parser has seen to
-        raise _too_large(max_bytes)
+        raise _body_too_large(max_bytes)
     try:
         return await asyncio.wait_for(_collect(receive, max_bytes), timeout)
     except asyncio.TimeoutError:
@@ -126,17 +126,15 @@ async def _collect(receive: Receive, max_bytes: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise _body_too_large(max_bytes)
         if part:
             parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
-def _too_large(max_bytes: int) -> ApiError:
-    return ApiError(
-        413, f"The request body is larger than {max_bytes} bytes.", code="request_too_large"
-    )
+def _body_too_large(max_bytes: int) -> ApiError:
+    return too_large(f"The request body is larger than {max_bytes} bytes.")
 
 
 def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
