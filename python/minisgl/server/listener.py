@@ -12,7 +12,9 @@ import h11
 import hypercorn.protocol
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Body, Response
+from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from starlette.types import ASGIApp
 
@@ -26,9 +28,14 @@ class ListenError(Exception):
 
 
 class Http1Protocol(H11Protocol):
-    """HTTP/1.1 that stays so: an offered upgrade to HTTP/2 is ignored, as the standard allows."""
+    """HTTP/1.1 that stays so: an offered upgrade to HTTP/2 is ignored, as the standard allows.
+
+    The chunks of a streamed body don't go through h11: while one is being sent, its state stays as
+    it is, and a chunk's framing is its length.
+    """
 
     client_closed = False
+    _chunked = False  # the response under way has a body in chunks
 
     async def handle(self, event: Event) -> None:
         if isinstance(event, Closed):
@@ -38,6 +45,21 @@ class Http1Protocol(H11Protocol):
             # Ends the keep-alive timer. With it a connection that its client has closed would be
             # held, socket and all, until the time is over.
             await self.send(Updated(idle=False))
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        connection = self.connection
+        if isinstance(event, Body):
+            if self._chunked and connection.our_state is h11.SEND_BODY:
+                data = event.data
+                await self.send(RawData(b"%x\r\n%b\r\n" % (len(data), data)))
+                return
+        elif isinstance(event, Response):
+            self._chunked = (
+                isinstance(connection, h11.Connection)
+                and connection.their_http_version == b"1.1"
+                and all(name.lower() != b"content-length" for name, _ in event.headers)
+            )
+        await super().stream_send(event)
 
     async def _maybe_recycle(self) -> None:
         if self.client_closed:  # nor is there a next request to wait for
