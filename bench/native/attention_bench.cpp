@@ -15,7 +15,7 @@
 #include "core/bandwidth.h"
 #include "core/thread_pool.h"
 #include "gemm/gemm.h"
-#include "kernels/ops.h"
+#include "kernels/cpu_ops.h"
 
 namespace {
 
@@ -23,6 +23,7 @@ using minisgl::AlignedBuffer;
 using minisgl::DType;
 using minisgl::ThreadPool;
 namespace ops = minisgl::ops;
+namespace cpu_ops = minisgl::cpu_ops;
 
 constexpr int kPageSize = 16;
 constexpr std::int64_t kWorkingSet = std::int64_t{256} << 20;  // several times a last-level cache
@@ -88,8 +89,8 @@ void decode(benchmark::State& state) {
   for (int s = 0; s < shape.batch; ++s) rows.push_back({s, 1, shape.context - 1, caches.page_table(s)});
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
   for (auto _ : state)
-    ops::paged_attention(pool, {qkv.data(), shape.batch, shape.num_heads, shape.num_kv_heads, shape.head_dim}, rows,
-                         caches.next(), scale, 0, out.data());
+    cpu_ops::paged_attention(pool, {qkv.data(), shape.batch, shape.num_heads, shape.num_kv_heads, shape.head_dim}, rows,
+                             caches.next(), scale, 0, out.data());
 
   const double bytes = 2.0 * shape.batch * shape.context * shape.num_kv_heads * shape.head_dim * 2;
   const double moved = bytes * static_cast<double>(state.iterations());
@@ -123,10 +124,10 @@ void prefill(benchmark::State& state) {
   std::vector<float> out(std::int64_t{shape.batch} * shape.context * shape.num_heads * shape.head_dim);
   std::vector<ops::SequenceRows> rows;
   for (int s = 0; s < shape.batch; ++s) rows.push_back({s * shape.context, shape.context, 0, caches.page_table(s)});
-  const ops::QkvView view = {qkv.data(), std::int64_t{shape.batch} * shape.context, shape.num_heads, shape.num_kv_heads,
-                             shape.head_dim};
+  const cpu_ops::QkvView view = {qkv.data(), std::int64_t{shape.batch} * shape.context, shape.num_heads,
+                                 shape.num_kv_heads, shape.head_dim};
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
-  for (auto _ : state) ops::paged_attention(pool, view, rows, caches.next(), scale, 0, out.data());
+  for (auto _ : state) cpu_ops::paged_attention(pool, view, rows, caches.next(), scale, 0, out.data());
 
   const double pairs = shape.batch * 0.5 * shape.context * (shape.context + 1.0);
   const double flops = 4.0 * shape.head_dim * shape.num_heads * pairs * static_cast<double>(state.iterations());

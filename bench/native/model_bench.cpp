@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "core/bandwidth.h"
-#include "core/thread_pool.h"
 #include "gemm/gemm.h"
+#include "kernels/cpu_backend.h"
 #include "models/decoder.h"
 
 namespace {
@@ -33,10 +33,11 @@ double seconds_since(Clock::time_point start) {
 // `batch` sequences that advance in step, each on pages of its own.
 class Sequences {
  public:
-  Sequences(Model& model, int batch, int max_tokens)
-      : model_(model),
+  Sequences(minisgl::Ops& device, Model& model, int batch, int max_tokens)
+      : device_(device),
+        model_(model),
         pages_per_sequence_((max_tokens + kPageSize - 1) / kPageSize),
-        cache_(model.spec(), minisgl::DType::f16, std::int64_t{batch} * pages_per_sequence_, kPageSize),
+        cache_(device, model.spec(), minisgl::DType::f16, std::int64_t{batch} * pages_per_sequence_, kPageSize),
         page_table_(static_cast<std::size_t>(batch) * pages_per_sequence_),
         batch_(batch) {
     std::iota(page_table_.begin(), page_table_.end(), 0);
@@ -54,11 +55,14 @@ class Sequences {
       }
       logit_rows.push_back((s + 1) * num_tokens - 1);
     }
-    model_.forward({tokens, positions, rows, logit_rows}, cache_);
+    const minisgl::StepBatch batch{tokens, positions, rows, logit_rows, kPageSize};
+    device_.begin_step(batch, {});
+    model_.forward(batch, cache_);
     length_ += num_tokens;
   }
 
  private:
+  minisgl::Ops& device_;
   Model& model_;
   int pages_per_sequence_;
   KvCache cache_;
@@ -72,28 +76,41 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-void bench_decode(Model& model, int batch, minisgl::ThreadPool& pool) {
-  Sequences sequences(model, batch, kPromptTokens + kDecodeSteps + 1);
+// A cache may hold weights of this size from step to step, so reads over as many bytes are a ceiling of their own.
+struct Bandwidth {
+  double memory, same_size;  // bytes a second
+};
+
+Bandwidth measure_bandwidth(const Model& model, minisgl::ThreadPool& pool) {
+  return {minisgl::measure_read_bandwidth(pool),
+          minisgl::measure_read_bandwidth(pool, static_cast<std::size_t>(model.weight_bytes()))};
+}
+
+void bench_decode(minisgl::Ops& device, Model& model, int batch) {
+  Sequences sequences(device, model, batch, kPromptTokens + kDecodeSteps + 1);
   for (int i = 0; i < kPromptTokens; i += 32) sequences.step(32);
   // The ceiling moves with the machine's other load: the better of one measurement before and one after.
-  const double before = minisgl::measure_read_bandwidth(pool);
+  const Bandwidth before = measure_bandwidth(model, device.pool());
   std::vector<double> seconds;
   for (int i = 0; i < kDecodeSteps; ++i) {
     const auto start = Clock::now();
     sequences.step(1);
     seconds.push_back(seconds_since(start));
   }
-  const double bandwidth = std::max(before, minisgl::measure_read_bandwidth(pool));
+  const Bandwidth after = measure_bandwidth(model, device.pool());
+  const double memory = std::max(before.memory, after.memory), same_size = std::max(before.same_size, after.same_size);
   const double step = median(seconds);
   const double rate = static_cast<double>(model.weight_bytes()) / step;
-  std::printf("decode  batch %3d  %8.1f tok/s  %7.2f ms/step  weights %6.2f GB/s = %.2f of read bandwidth %.2f\n",
-              batch, batch / step, step * 1e3, rate / 1e9, rate / bandwidth, bandwidth / 1e9);
+  std::printf(
+      "decode  batch %3d  %8.1f tok/s  %7.2f ms/step  weights %6.2f GB/s = %.2f of read bandwidth %.2f, "
+      "%.2f of %.2f over as many bytes\n",
+      batch, batch / step, step * 1e3, rate / 1e9, rate / memory, memory / 1e9, rate / same_size, same_size / 1e9);
 }
 
-void bench_prefill(Model& model, int num_tokens) {
+void bench_prefill(minisgl::Ops& device, Model& model, int num_tokens) {
   std::vector<double> seconds;
   for (int run = 0; run < 3; ++run) {
-    Sequences sequences(model, 1, num_tokens);
+    Sequences sequences(device, model, 1, num_tokens);
     const auto start = Clock::now();
     sequences.step(num_tokens);
     seconds.push_back(seconds_since(start));
@@ -109,15 +126,15 @@ int main(int argc, char** argv) try {
     std::fprintf(stderr, "usage: model_bench MODEL [THREADS [BATCH...]]\n");
     return 2;
   }
-  minisgl::ThreadPool pool(argc > 2 ? std::atoi(argv[2]) : 2);
-  const auto model = minisgl::load_model(argv[1], pool, {});
-  std::printf("%s  %s  %d threads  weights %.1f MB a step\n", argv[1], minisgl::cpu_isa_name(), pool.num_threads(),
-              static_cast<double>(model->weight_bytes()) / 1e6);
+  const auto device = minisgl::make_cpu_ops(argc > 2 ? std::atoi(argv[2]) : 2);
+  const auto model = minisgl::load_model(argv[1], *device, {});
+  std::printf("%s  %s  %d threads  weights %.1f MB a step\n", argv[1], minisgl::cpu_isa_name(),
+              device->pool().num_threads(), static_cast<double>(model->weight_bytes()) / 1e6);
   std::vector<int> batches;
   for (int i = 3; i < argc; ++i) batches.push_back(std::atoi(argv[i]));
   if (batches.empty()) batches = {1, 4, 16, 64};
-  for (const int batch : batches) bench_decode(*model, batch, pool);
-  for (const int num_tokens : {128, 512}) bench_prefill(*model, num_tokens);
+  for (const int batch : batches) bench_decode(*device, *model, batch);
+  for (const int num_tokens : {128, 512}) bench_prefill(*device, *model, num_tokens);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "model_bench: %s\n", error.what());

@@ -13,8 +13,8 @@
 #include "core/error.h"
 #include "engine/defaults.h"
 #include "engine/engine.h"
-#include "engine/host_limits.h"
 #include "gemm/gemm.h"
+#include "kernels/cpu_backend.h"
 
 namespace py = pybind11;
 
@@ -83,9 +83,9 @@ class PyEngine {
  public:
   PyEngine(const std::string& model_path, std::int64_t num_threads, const EngineSettings& settings,
            const Progress& progress) {
-    auto pool = std::make_unique<ThreadPool>(choose_num_threads(num_threads));
-    num_threads_ = pool->num_threads();
-    std::unique_ptr<Model> model = load_model(model_path, *pool, [&](std::int64_t done, std::int64_t total) {
+    std::unique_ptr<Ops> device = make_cpu_ops(choose_num_threads(num_threads));
+    num_threads_ = device->pool().num_threads();
+    std::unique_ptr<Model> model = load_model(model_path, *device, [&](std::int64_t done, std::int64_t total) {
       if (!progress) return;
       const py::gil_scoped_acquire acquire;
       progress("weights", done, total);
@@ -93,8 +93,8 @@ class PyEngine {
     weight_bytes_ = model->weight_bytes();
     weight_dtype_ = model->weight_dtype();
     const EngineOptions options =
-        choose_options(settings, {model->spec(), weight_dtype_, weight_bytes_}, available_memory());
-    engine_ = std::make_shared<Engine>(std::move(model), std::move(pool), options);
+        choose_options(settings, {model->spec(), weight_dtype_, weight_bytes_, *device}, device->available_memory());
+    engine_ = std::make_shared<Engine>(std::move(model), std::move(device), options);
   }
 
   Engine& engine() const { return *engine_; }

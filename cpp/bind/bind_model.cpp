@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -14,8 +13,8 @@
 
 #include "bind/bind.h"
 #include "core/error.h"
-#include "core/thread_pool.h"
 #include "engine/defaults.h"
+#include "kernels/cpu_backend.h"
 #include "models/decoder.h"
 
 namespace py = pybind11;
@@ -35,9 +34,9 @@ struct ModelOptions {
 class PyModel {
  public:
   PyModel(const std::string& path, const ModelOptions& options)
-      : pool_(choose_num_threads(options.num_threads)),
-        model_(load_model(path, pool_, {})),
-        cache_(make_cache(*model_, options)),
+      : device_(make_cpu_ops(choose_num_threads(options.num_threads))),
+        model_(load_model(path, *device_, {})),
+        cache_(make_cache(*model_, *device_, options)),
         max_tokens_(cache_.num_pages() * cache_.page_size()) {
     // Pages in reverse, so that a position is never its own place in memory.
     page_table_.resize(static_cast<std::size_t>(cache_.num_pages()));
@@ -52,8 +51,8 @@ class PyModel {
     const py::gil_scoped_release release;
     std::int64_t start = 0;
     for (const std::int64_t size : chunks) {
-      const std::span<const float> part = step(std::span(tokens).subspan(static_cast<std::size_t>(start)), start, size);
-      std::memcpy(out + start * model_->spec().vocab_size, part.data(), part.size_bytes());
+      const Tensor part = step(std::span(tokens).subspan(static_cast<std::size_t>(start)), start, size);
+      device_->download(part.data, std::as_writable_bytes(std::span(out + start * part.cols, part.rows * part.cols)));
       start += size;
     }
     return logits;
@@ -76,14 +75,14 @@ class PyModel {
   }
 
  private:
-  static KvCache make_cache(const Model& model, const ModelOptions& options) {
+  static KvCache make_cache(const Model& model, Ops& device, const ModelOptions& options) {
     EngineSettings settings;
     settings.kv_dtype = options.kv_dtype;
     settings.page_size = options.page_size;
     settings.kv_cache_tokens = options.max_tokens;
-    const ModelFacts facts{model.spec(), model.weight_dtype(), model.weight_bytes()};
+    const ModelFacts facts{model.spec(), model.weight_dtype(), model.weight_bytes(), device};
     const EngineOptions chosen = choose_options(settings, facts, std::numeric_limits<std::int64_t>::max() / 2);
-    return KvCache(model.spec(), chosen.kv_dtype, chosen.num_pages, chosen.page_size);
+    return KvCache(device, model.spec(), chosen.kv_dtype, chosen.num_pages, chosen.page_size);
   }
 
   std::vector<std::int64_t> checked_chunks(const std::vector<std::int32_t>& tokens,
@@ -114,7 +113,8 @@ class PyModel {
     return *chunk_sizes;
   }
 
-  std::span<const float> step(std::span<const std::int32_t> rest, std::int64_t start, std::int64_t size) {
+  // Logits of all rows, on the device.
+  Tensor step(std::span<const std::int32_t> rest, std::int64_t start, std::int64_t size) {
     std::vector<std::int32_t> positions(static_cast<std::size_t>(size));
     std::vector<std::int32_t> rows(static_cast<std::size_t>(size));
     std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(start));
@@ -123,14 +123,16 @@ class PyModel {
                                      .num_rows = static_cast<std::int32_t>(size),
                                      .start_position = static_cast<std::int32_t>(start),
                                      .page_table = page_table_.data()};
-    return model_->forward({.tokens = rest.first(static_cast<std::size_t>(size)),
-                            .positions = positions,
-                            .sequences = {&sequence, 1},
-                            .logit_rows = rows},
-                           cache_);
+    const StepBatch batch{.tokens = rest.first(static_cast<std::size_t>(size)),
+                          .positions = positions,
+                          .sequences = {&sequence, 1},
+                          .logit_rows = rows,
+                          .page_size = cache_.page_size()};
+    device_->begin_step(batch, {});
+    return model_->forward(batch, cache_);
   }
 
-  ThreadPool pool_;
+  std::unique_ptr<Ops> device_;
   std::unique_ptr<Model> model_;
   KvCache cache_;
   std::int64_t max_tokens_;

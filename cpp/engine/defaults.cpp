@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "core/error.h"
-#include "engine/host_limits.h"
+#include "core/host_limits.h"
 #include "sched/scheduler.h"
 
 namespace minisgl {
@@ -22,12 +22,13 @@ void require_range(const char* flag, std::int64_t value, std::int64_t low, std::
   }
 }
 
-DType choose_kv_dtype(const std::string& name, DType weight_dtype) {
-  if (name == "auto") {
-    return weight_dtype == DType::f32 || weight_dtype == DType::bf16 ? weight_dtype : DType::f16;
-  }
+DType choose_kv_dtype(const std::string& name, DType weight_dtype, const Ops& device) {
+  if (name == "auto") return device.kv_dtype_for(weight_dtype);
   const std::optional<DType> dtype = dtype_from_name(name);
   if (!dtype || is_quantized(*dtype)) throw InputError("--kv-dtype must be auto, f16, bf16 or f32, got " + name);
+  if (!device.supports_kv_dtype(*dtype)) {
+    throw InputError(concat("--kv-dtype ", name, " is not for ", device.device_name(), "; take f16, bf16 or auto"));
+  }
   return *dtype;
 }
 
@@ -85,7 +86,7 @@ EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& m
 
   EngineOptions options;
   options.page_size = settings.page_size;
-  options.kv_dtype = choose_kv_dtype(settings.kv_dtype, model.weight_dtype);
+  options.kv_dtype = choose_kv_dtype(settings.kv_dtype, model.weight_dtype, model.device);
   options.max_batch_tokens = settings.max_batch_tokens;
   options.max_running = std::min(settings.max_running, settings.max_batch_tokens);
   options.max_waiting = settings.max_waiting;

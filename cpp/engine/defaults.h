@@ -10,7 +10,8 @@ namespace minisgl {
 
 // As the user gave them; 0 and "auto" are chosen here.
 struct EngineSettings {
-  std::string kv_dtype = "auto";  // f16 for quantised and f16 weights, bf16 for bf16, f32 for f32
+  std::string kv_dtype =
+      "auto";  // the device's choice; on the CPU f16 for quantised and f16 weights, bf16 for bf16, f32 for f32
   int page_size = 16;
   std::int64_t kv_cache_tokens = 0;  // 16384, or max_seq_len if that is more; less when memory is short
   std::int64_t max_seq_len = 0;      // the model's max_position, or what the cache holds if that is less
@@ -24,6 +25,7 @@ struct ModelFacts {
   const ModelSpec& spec;
   DType weight_dtype;
   std::int64_t weight_bytes;
+  const Ops& device;
 };
 
 // `available_bytes`: memory left after the weights were loaded. Throws InputError with one sentence for a setting out

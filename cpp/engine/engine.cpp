@@ -64,7 +64,7 @@ std::thread start_thread_without_signals(Body body) {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Model> model, std::unique_ptr<ThreadPool> pool, const EngineOptions& options);
+  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
 
   void run() noexcept;
   void take_commands(bool wait);
@@ -76,8 +76,8 @@ struct Engine::Impl {
   void end_all(const std::string& failure);
 
   const EngineOptions options;
-  // The executor's model and threads outlive it: members are destroyed from the last to the first.
-  const std::unique_ptr<ThreadPool> pool;
+  // The executor's model and device outlive it: members are destroyed from the last to the first.
+  const std::unique_ptr<Ops> device;
   const std::unique_ptr<Model> model;
 
   // Shared by all threads; each has its own lock.
@@ -101,13 +101,14 @@ struct Engine::Impl {
   bool running = true;
 };
 
-Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<ThreadPool> pool_, const EngineOptions& options_)
+Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_)
     : options(checked(options_, model_->spec())),
-      pool(std::move(pool_)),
+      device(std::move(device_)),
       model(std::move(model_)),
       inbox(options.max_running + options.max_waiting),
       scheduler(scheduler_options(options)),
-      executor(*model, *pool, KvCache(model->spec(), options.kv_dtype, options.num_pages, options.page_size)) {
+      executor(*model, *device,
+               KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)) {
   deliver();  // the first statistics
 }
 
@@ -228,8 +229,8 @@ void Engine::Impl::end_all(const std::string& what) {
   completions.publish(std::move(last));
 }
 
-Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<ThreadPool> pool, const EngineOptions& options)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(pool), options)) {}
+Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options)) {}
 
 Engine::~Engine() {
   stop();

@@ -7,8 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "core/thread_pool.h"
-#include "kernels/sampling.h"
+#include "kernels/ops.h"
 #include "models/decoder.h"
 
 namespace minisgl {
@@ -45,12 +44,6 @@ struct Request {
 enum class FinishReason : std::uint8_t { none, stop, length, abort, error };
 enum class ErrorCode : std::uint8_t { none, invalid_request, too_long, queue_full, engine_failure };
 
-struct TokenOutput {
-  std::int32_t token;
-  float logprob = 0.0f;                // of the model's own distribution, before temperature and penalties
-  std::vector<TokenLogprob> top = {};  // most likely first
-};
-
 // What one step made for one request. The stop token itself is delivered as the last token (the text leaves it out).
 struct RequestOutput {
   std::uint64_t id;
@@ -72,7 +65,8 @@ struct EngineStats {
 
 class Engine {
  public:
-  Engine(std::unique_ptr<Model> model, std::unique_ptr<ThreadPool> pool, const EngineOptions& options);
+  // `device` is the one that `model` was loaded on.
+  Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
   ~Engine();  // stops
 
   // Starts the engine thread; once. Requests submitted before wait.

@@ -1,6 +1,7 @@
 // From a plan to the model's batch, and from its logits to tokens.
 #include "engine/executor.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.h"
@@ -14,8 +15,8 @@ bool uses_penalties(const SamplingParams& params) {
 
 }  // namespace
 
-Executor::Executor(Model& model, ThreadPool& pool, KvCache cache)
-    : model_(model), pool_(pool), cache_(std::move(cache)), scratch_(pool.num_threads()) {}
+Executor::Executor(Model& model, Ops& device, KvCache cache)
+    : model_(model), device_(device), cache_(std::move(cache)) {}
 
 void Executor::add(SequenceId id, SequenceSampling sampling) {
   const bool inserted = sequences_.try_emplace(id, LiveSequence{.sampling = std::move(sampling)}).second;
@@ -28,19 +29,13 @@ void Executor::remove(SequenceId id) {
 
 std::vector<TokenOutput> Executor::execute(const StepPlan& plan) {
   build_batch(plan);
-  const std::span<float> logits = model_.forward({plan.tokens, positions_, rows_, plan.logit_rows}, cache_);
-  const auto num_logits = static_cast<std::int64_t>(plan.logit_rows.size());
-  const std::int64_t vocab_size = model_.spec().vocab_size;
-  MINISGL_CHECK(static_cast<std::int64_t>(logits.size()) == num_logits * vocab_size, logits.size(), " logits for ",
-                num_logits, " rows");
-
-  std::vector<TokenOutput> outputs(num_logits);
-  pool_.parallel_for(num_logits, [&](std::int64_t index, int thread) {
-    const LogitTarget target = plan.targets[index];
-    read_logits(logits.subspan(index * vocab_size, vocab_size), plan.sequences[target.sequence], target.token,
-                *live_[target.sequence], scratch_[thread], outputs[index]);
+  const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size()};
+  device_.begin_step(batch, queries_);
+  device_.run_step([&] {
+    const Tensor logits = model_.forward(batch, cache_);
+    if (!queries_.empty()) device_.sample(logits);
   });
-  return outputs;
+  return queries_.empty() ? std::vector<TokenOutput>{} : device_.take_outputs();
 }
 
 void Executor::build_batch(const StepPlan& plan) {
@@ -61,44 +56,34 @@ void Executor::build_batch(const StepPlan& plan) {
     live_.push_back(&sequence);
     count_prompt(sequence, step, plan);
   }
+  queries_.clear();
+  for (const LogitTarget& target : plan.targets) queries_.push_back(query_for(target, plan));
 }
 
 void Executor::count_prompt(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan) {
   const SequenceSampling& sampling = sequence.sampling;
   if (!uses_penalties(sampling.params)) return;
   const bool repetition = sampling.params.repetition_penalty != 1.0f;
-  if (!sequence.started) {
-    sequence.started = true;
-    sequence.counts.in_output.assign(model_.spec().vocab_size, 0);
-    if (repetition) sequence.counts.in_prompt.assign(model_.spec().vocab_size, 0);
-  }
-  if (!repetition) return;
-  for (std::int32_t i = 0; i < step.num_rows && step.start_position + i < sampling.prompt_len; ++i) {
-    sequence.counts.in_prompt[plan.tokens[step.first_row + i]] = 1;
-  }
+  if (!sequence.seen) sequence.seen = device_.make_seen_tokens(model_.spec().vocab_size, repetition);
+  if (!repetition || step.start_position >= sampling.prompt_len) return;
+  const std::int64_t in_prompt = std::min<std::int64_t>(step.num_rows, sampling.prompt_len - step.start_position);
+  sequence.seen->add_prompt(std::span(plan.tokens).subspan(step.first_row, in_prompt));
 }
 
-// One row of logits [vocab]; a sequence has at most one sampling row a step, so its counts have one writer.
-void Executor::read_logits(std::span<float> logits, const SequenceStep& step, std::int32_t target,
-                           LiveSequence& sequence, Scratch& scratch, TokenOutput& output) {
+LogitQuery Executor::query_for(const LogitTarget& target, const StepPlan& plan) const {
+  const SequenceStep& step = plan.sequences[target.sequence];
+  const LiveSequence& sequence = *live_[target.sequence];
   const SequenceSampling& sampling = sequence.sampling;
-  if (target != LogitTarget::kSample) {
-    output.token = target;
-    output.logprob = token_logprob(logits, target, sampling.prompt_logprobs, output.top);
-    return;
+  if (target.token != LogitTarget::kSample) {
+    return {.target = target.token, .num_top = sampling.prompt_logprobs, .params = &sampling.params};
   }
   // The index of the new token among the generated ones: the same however the sequence got here.
   const std::int64_t index = step.start_position + step.num_rows - sampling.prompt_len;
-  const std::span<const std::int32_t> banned =
-      index < sampling.min_tokens ? std::span(sampling.stop_tokens) : std::span<const std::int32_t>();
-  std::span<float> changeable = logits;
-  if (sampling.logprobs >= 0) {
-    scratch.logits.assign(logits.begin(), logits.end());
-    changeable = scratch.logits;
-  }
-  output.token = sample(changeable, sampling.params, sequence.counts, banned, index, scratch.sample);
-  if (sampling.logprobs >= 0) output.logprob = token_logprob(logits, output.token, sampling.logprobs, output.top);
-  if (!sequence.counts.in_output.empty()) ++sequence.counts.in_output[output.token];
+  return {.num_top = sampling.logprobs,
+          .params = &sampling.params,
+          .seen = sequence.seen.get(),
+          .banned = index < sampling.min_tokens ? std::span(sampling.stop_tokens) : std::span<const std::int32_t>(),
+          .position = static_cast<std::uint64_t>(index)};
 }
 
 }  // namespace minisgl

@@ -3,12 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <unordered_map>
 #include <vector>
 
-#include "core/thread_pool.h"
 #include "engine/engine.h"
-#include "kernels/sampling.h"
+#include "kernels/ops.h"
 #include "models/decoder.h"
 #include "sched/step_plan.h"
 
@@ -26,8 +26,8 @@ struct SequenceSampling {
 
 class Executor {
  public:
-  // `model` and `pool` outlive the executor.
-  Executor(Model& model, ThreadPool& pool, KvCache cache);
+  // `model` and `device` outlive the executor.
+  Executor(Model& model, Ops& device, KvCache cache);
 
   // A sequence exists from add() to remove(), across preemptions. Plans name no others.
   void add(SequenceId id, SequenceSampling sampling);
@@ -41,30 +41,23 @@ class Executor {
   struct LiveSequence {
     SequenceSampling sampling;
     std::vector<PageId> page_table = {};
-    TokenCounts counts = {};  // allocated with the first row
-    bool started = false;
-  };
-  // Buffers of one thread of the pool.
-  struct Scratch {
-    SampleScratch sample;
-    std::vector<float> logits;  // [vocab] what the sampler may change while the original is still needed
+    std::unique_ptr<SeenTokens> seen = {};  // where a penalty is set, from the first row on
   };
 
   void build_batch(const StepPlan& plan);
   void count_prompt(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan);
-  void read_logits(std::span<float> logits, const SequenceStep& step, std::int32_t target, LiveSequence& sequence,
-                   Scratch& scratch, TokenOutput& output);
+  LogitQuery query_for(const LogitTarget& target, const StepPlan& plan) const;
 
   Model& model_;
-  ThreadPool& pool_;
+  Ops& device_;
   KvCache cache_;
   std::unordered_map<SequenceId, LiveSequence> sequences_;
-  std::vector<Scratch> scratch_;  // [num_threads]
 
   // Of the step at hand.
   std::vector<LiveSequence*> live_;      // [plan.sequences]
   std::vector<std::int32_t> positions_;  // [num_rows]
   std::vector<ops::SequenceRows> rows_;  // [plan.sequences]
+  std::vector<LogitQuery> queries_;      // [plan.targets]
 };
 
 }  // namespace minisgl

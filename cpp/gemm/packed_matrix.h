@@ -8,10 +8,11 @@
 #include "core/aligned_buffer.h"
 #include "core/dtype.h"
 #include "core/thread_pool.h"
+#include "gemm/weights.h"
 
 namespace minisgl {
 
-class PackedMatrix {
+class PackedMatrix final : public Matrix {
  public:
   PackedMatrix() = default;
 
@@ -21,11 +22,11 @@ class PackedMatrix {
   static PackedMatrix pack(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
                            ThreadPool& pool);
 
-  DType dtype() const { return dtype_; }
-  std::int64_t rows() const { return rows_; }  // output features
-  std::int64_t cols() const { return cols_; }  // input features
+  DType dtype() const override { return dtype_; }
+  std::int64_t rows() const override { return rows_; }
+  std::int64_t cols() const override { return cols_; }
   const std::byte* data() const { return data_.data(); }
-  std::size_t nbytes() const { return data_.size(); }  // what one full read of the matrix moves
+  std::size_t nbytes() const override { return data_.size(); }
 
   // One row as f32 [cols], exactly the value that the format defines. For embedding look-ups.
   void dequantize_row(std::int64_t row, float* out) const;

@@ -1,70 +1,107 @@
-// Every device operation but the matrix product, one API. f32 activations; caches in f32, f16 or bf16.
-// Each op treats a row (a token, or a token's head) on its own: same bits whatever is computed beside it.
+// One device: its memory, its weights and every operation of a step. The CPU (cpu_backend.h) and CUDA (cuda_backend.h)
+// implement it; whoever calls it knows neither. One thread at a time.
+//
+// Operations are queued in the order of the calls; what they wrote is there for the next operation, and for the host
+// after download() or take_outputs(). Every op treats a row (a token, or a token's head) on its own. Activations have
+// activation_dtype(), sums are f32. What an op writes for a linear to read next may be in whatever form the device's
+// product wants (the CPU's quantised products read int8 blocks), as long as tensors of that size hold it.
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
+#include <string>
+#include <vector>
 
-#include "core/dtype.h"
+#include "core/tensor.h"
 #include "core/thread_pool.h"
+#include "gemm/weights.h"
+#include "kernels/sampling.h"
+#include "kernels/step.h"
 
-namespace minisgl::ops {
+namespace minisgl {
 
-// y[r] = x[r] / rms(x[r]) * weight, x and y [num_rows, dim]; x == y is allowed.
-void rms_norm(ThreadPool& pool, const float* x, const float* weight, float eps, std::int64_t num_rows, std::int64_t dim,
-              float* y);
-
-// residual += delta, then y = rms_norm(residual). All [num_rows, dim].
-void add_rms_norm(ThreadPool& pool, float* residual, const float* delta, const float* weight, float eps,
-                  std::int64_t num_rows, std::int64_t dim, float* y);
-
-// y[r, i] = silu(gate_up[r, i]) * gate_up[r, dim + i]; gate_up [num_rows, 2 * dim], y [num_rows, dim].
-void silu_mul(ThreadPool& pool, const float* gate_up, std::int64_t num_rows, std::int64_t dim, float* y);
-
-// Merged projections of each token, [num_rows, (num_heads + 2 * num_kv_heads) * head_dim]: queries, keys, values.
-struct QkvView {
-  float* data;
-  std::int64_t num_rows;
+// Merged projections of a token: queries, keys, values, each head after head.
+struct HeadShape {
   int num_heads;
   int num_kv_heads;
   int head_dim;
-  std::int64_t row_stride() const { return std::int64_t{num_heads + 2 * num_kv_heads} * head_dim; }
+  std::int64_t row_size() const { return std::int64_t{num_heads + 2 * num_kv_heads} * head_dim; }
 };
 
-// RMS norm of each query head and key head over head_dim (Qwen3). Weights [head_dim].
-void qk_norm(ThreadPool& pool, QkvView qkv, const float* q_weight, const float* k_weight, float eps);
-
-// Rotates halves (x[i], x[i + rotary_dim/2]) of every query and key head in place; positions [num_rows].
-// table [max_positions, rotary_dim]: the first half of a row is cos, the second sin, attention factor included.
-void rope(ThreadPool& pool, QkvView qkv, const std::int32_t* positions, const float* table, int rotary_dim);
-
-// One layer of the paged cache. keys and values: [num_pages, num_kv_heads, page_size, head_dim] of dtype.
-struct KvLayer {
-  std::byte* keys;
-  std::byte* values;
-  DType dtype;  // f32, f16 or bf16
-  int num_kv_heads;
-  int page_size;
-  int head_dim;
+// What happens to query and key heads before they meet.
+struct HeadTransform {
+  const float* query_norm = nullptr;  // [head_dim] RMS norm of each query head (Qwen3), or null
+  const float* key_norm = nullptr;    // [head_dim] of each key head
+  float eps = 0.0f;
+  // [positions, rotary_dim]: the first half of a row is cos, the second sin, attention factor included. Halves
+  // (x[i], x[i + rotary_dim / 2]) rotate together.
+  const float* rope_table = nullptr;
+  int rotary_dim = 0;
 };
 
-// Consecutive rows of a step that belong to one sequence.
-struct SequenceRows {
-  std::int32_t first_row;
-  std::int32_t num_rows;
-  std::int32_t start_position;     // position of the first row; rows follow one another
-  const std::int32_t* page_table;  // page of position p is page_table[p / page_size]
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  virtual std::string device_name() const = 0;  // for people
+  virtual ThreadPool& pool() = 0;               // the host's threads
+  virtual DType activation_dtype() const = 0;
+  virtual DType kv_dtype_for(DType weight_dtype) const = 0;  // of the cache, where nobody chose
+  virtual bool supports_kv_dtype(DType dtype) const = 0;
+  // Bytes that can be allocated for weights, cache and workspace.
+  virtual std::int64_t available_memory() const = 0;
+
+  // Zeroed. Throws std::bad_alloc.
+  virtual DeviceBuffer allocate(std::size_t bytes) = 0;
+  virtual void upload(std::span<const std::byte> from, std::byte* to) = 0;
+  virtual void copy(const std::byte* from, std::size_t bytes, std::byte* to) = 0;
+  virtual void download(const std::byte* from, std::span<std::byte> to) = 0;
+
+  // `raw` is row-major [rows, cols] in `dtype` as a file stores it, aligned to 4 bytes; it isn't needed afterwards.
+  virtual std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
+                                                    std::span<const std::byte> raw) = 0;
+  // All with the same number of input features.
+  virtual std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) = 0;
+  // For the penalties of a sequence over a vocabulary; `in_prompt`: the prompt's tokens count, too.
+  virtual std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) = 0;
+
+  // The step at hand: what the operations below read beside their arguments. `queries`: what is wanted of each row of
+  // logits; empty where nobody samples. What both point to must stay until take_outputs(), or the next step.
+  virtual void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) = 0;
+  // Runs `body`, which makes the calls of the step. A device may replay what it recorded of a step of this form
+  // instead.
+  virtual void run_step(const std::function<void()>& body) = 0;
+
+  // y[r] = the table's row of token r. y [num_rows, hidden].
+  virtual void embed(const Matrix& table, Tensor y) = 0;
+  // y[r] = x[r] / rms(x[r]) * weight, with weight [cols]; x == y is allowed.
+  virtual void rms_norm(Tensor x, const float* weight, float eps, Tensor y) = 0;
+  // residual += delta, then y = rms_norm(residual).
+  virtual void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) = 0;
+  // y [rows, out_features] = x [rows, in_features] through every projection, in order. y may be f32.
+  virtual void linear(const Linear& weights, Tensor x, Tensor y) = 0;
+  // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds z
+  // [rows, 2 * cols] where the device needs it.
+  virtual void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) = 0;
+  // Norms and rotates the query and key heads of qkv [num_rows, shape.row_size()] in place, by the batch's positions,
+  // and writes keys and values into the cache.
+  virtual void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
+                           const ops::KvLayer& cache) = 0;
+  // Causal attention of every row over its sequence's cache (which already holds the row's own key and value).
+  // A row at position p sees positions (p - window, p], or [0, p] for window 0. out [num_rows, num_heads * head_dim].
+  // What the cache holds at positions that a row does not see, garbage and NaN included, has no influence. Throws
+  // CheckError for shapes that are not allowed (head_dim: a multiple of 8 up to 256).
+  virtual void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
+                               std::int32_t window, Tensor out) = 0;
+  // y[i] = x[logit_rows[i]]. y [num_logits, cols].
+  virtual void gather_logit_rows(Tensor x, Tensor y) = 0;
+
+  // Answers the step's queries from logits [num_logits, vocab_size] f32, which it may change.
+  virtual void sample(Tensor logits) = 0;
+  // The answers, in the order of the queries.
+  virtual std::vector<TokenOutput> take_outputs() = 0;
 };
 
-// Writes the keys and values of every row into the cache.
-void store_kv(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache);
-
-// Causal attention of every row over its sequence's cache (which already holds the row's own key and value).
-// A row at position p sees positions (p - window, p], or [0, p] for window 0. out [num_rows, num_heads * head_dim].
-// head_dim is a multiple of 8 up to 256 (loading a model with another one is refused), num_heads a multiple of
-// num_kv_heads, page_size any positive number. What the cache holds at positions that a row does not see, garbage and
-// NaN included, has no influence. Throws CheckError for shapes that are not allowed.
-void paged_attention(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache, float scale,
-                     std::int32_t window, float* out);
-
-}  // namespace minisgl::ops
+}  // namespace minisgl

@@ -13,8 +13,8 @@
 namespace minisgl {
 namespace {
 
+using cpu_ops::QkvView;
 using ops::KvLayer;
-using ops::QkvView;
 using ops::SequenceRows;
 
 // A block of queries, where its result goes and which ranges of positions it sees.
@@ -156,12 +156,12 @@ void paged_attention(const CpuKernels& kernels, ThreadPool& pool, QkvView qkv, s
   for (const Work& work : all) fold(kernels, work, out_stride, [&](std::int32_t i) { return partial(work, i); });
 }
 
-namespace ops {
+namespace cpu_ops {
 
 void paged_attention(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache, float scale,
                      std::int32_t window, float* out) {
   minisgl::paged_attention(cpu_kernels(), pool, qkv, sequences, cache, scale, window, out);
 }
 
-}  // namespace ops
+}  // namespace cpu_ops
 }  // namespace minisgl

@@ -32,6 +32,30 @@ struct TokenCounts {
   std::vector<std::uint32_t> in_output;  // [vocab]; empty when no penalty is set
 };
 
+// The same, on whichever device samples (Ops::make_seen_tokens).
+class SeenTokens {
+ public:
+  virtual ~SeenTokens() = default;
+  virtual void add_prompt(std::span<const std::int32_t> tokens) = 0;
+};
+
+// What is wanted of one row of logits: a token drawn, or the log probability of a given one.
+struct LogitQuery {
+  static constexpr std::int32_t kSample = -1;
+  std::int32_t target = kSample;              // or the token to be scored
+  std::int32_t num_top = -1;                  // alternatives reported beside it; -1: no log probabilities
+  const SamplingParams* params = nullptr;     // with kSample, as are all below
+  SeenTokens* seen = nullptr;                 // null where no penalty is set; a drawn token is added
+  std::span<const std::int32_t> banned = {};  // tokens that must not be drawn
+  std::uint64_t position = 0;                 // index of the token among those generated
+};
+
+struct TokenOutput {
+  std::int32_t token;
+  float logprob = 0.0f;                // of the model's own distribution, before temperature and penalties
+  std::vector<TokenLogprob> top = {};  // most likely first
+};
+
 // Samples from `logits` [vocab], which it changes. Order, as vLLM has it: logit_bias, penalties, `banned` set to -inf,
 // then greedy or temperature, top_k, top_p, min_p (the last three over the tempered distribution), then one draw.
 // The random number is a function of (params.seed, position): counter-based (Philox 4x32-10, Salmon et al. 2011).

@@ -2,34 +2,32 @@
 // there are several ranks, and may share one matrix.
 #pragma once
 
-#include <cstdint>
 #include <memory>
-#include <span>
 
-#include "core/thread_pool.h"
-#include "gemm/gemm.h"
-#include "gemm/packed_matrix.h"
+#include "kernels/ops.h"
 
 namespace minisgl {
 
 class VocabParallelEmbedding {
  public:
-  explicit VocabParallelEmbedding(std::shared_ptr<const PackedMatrix> table);  // [vocab_size, hidden_size]
-  // out [tokens.size(), hidden_size]; tokens are in [0, vocab_size).
-  void forward(std::span<const std::int32_t> tokens, float* out, ThreadPool& pool) const;
+  // [vocab_size, hidden_size]
+  explicit VocabParallelEmbedding(std::shared_ptr<const Matrix> table) : table_(std::move(table)) {}
+  // out [num_rows, hidden_size]: the vectors of the step's tokens, which are in [0, vocab_size).
+  void forward(Ops& device, Tensor out) const { device.embed(*table_, out); }
 
  private:
-  std::shared_ptr<const PackedMatrix> table_;
+  std::shared_ptr<const Matrix> table_;
 };
 
 class VocabParallelHead {
  public:
-  explicit VocabParallelHead(std::shared_ptr<const PackedMatrix> weight);  // [vocab_size, hidden_size]
-  // logits [num_rows, vocab_size] of x [num_rows, hidden_size].
-  void forward(const float* x, std::int64_t num_rows, float* logits, GemmWorkspace& workspace, ThreadPool& pool) const;
+  // [vocab_size, hidden_size]
+  explicit VocabParallelHead(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
+  // logits [num_rows, vocab_size] f32 of x [num_rows, hidden_size].
+  void forward(Ops& device, Tensor x, Tensor logits) const { device.linear(*weights_, x, logits); }
 
  private:
-  std::shared_ptr<const PackedMatrix> weight_;
+  std::unique_ptr<const Linear> weights_;
 };
 
 }  // namespace minisgl

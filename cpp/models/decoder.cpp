@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "core/error.h"
@@ -14,32 +13,43 @@
 namespace minisgl {
 namespace {
 
-// Activations of a step, kept between steps. A step of n rows writes the first n rows of each.
-struct Workspace {
-  AlignedBuffer residual;   // [num_rows, hidden_size] f32
-  AlignedBuffer normed;     // [num_rows, hidden_size] f32
-  AlignedBuffer delta;      // [num_rows, hidden_size] f32: what attention or MLP adds to the residual
-  AlignedBuffer qkv;        // [num_rows, (num_heads + 2 * num_kv_heads) * head_dim] f32
-  AlignedBuffer attention;  // [num_rows, num_heads * head_dim] f32
-  AlignedBuffer gate_up;    // [num_rows, 2 * intermediate_size] f32
-  AlignedBuffer activated;  // [num_rows, intermediate_size] f32
-  AlignedBuffer logits;     // [num_logits, vocab_size] f32
-  GemmWorkspace gemm;
+// A device's buffer that grows to powers of two rows, so steps of changing size soon stop allocating.
+class RowBuffer {
+ public:
+  RowBuffer(DType dtype, std::int64_t width) : dtype_(dtype), width_(width) {}
+  void reserve(Ops& device, std::int64_t num_rows) {
+    const auto capacity = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(num_rows)));
+    const auto bytes = static_cast<std::size_t>(capacity * row_bytes(dtype_, width_));
+    if (bytes > data_.size()) data_ = device.allocate(bytes);
+  }
+  Tensor rows(std::int64_t num_rows) const { return {data_.data(), dtype_, num_rows, width_}; }
+
+ private:
+  DType dtype_;
+  std::int64_t width_;
+  DeviceBuffer data_;
 };
 
-// Room for num_rows rows; grows to powers of two, so steps of changing size soon stop allocating.
-float* rows_of(AlignedBuffer& buffer, std::int64_t num_rows, std::int64_t width) {
-  buffer.reserve(std::bit_ceil(static_cast<std::size_t>(num_rows)) * static_cast<std::size_t>(width) * sizeof(float));
-  return buffer.as<float>();
-}
+// Activations of a step, kept between steps. A step of n rows writes the first n rows of each.
+struct Workspace {
+  Workspace(const ModelSpec& spec, DType dtype)
+      : residual(dtype, spec.hidden_size),
+        normed(dtype, spec.hidden_size),
+        delta(dtype, spec.hidden_size),
+        qkv(dtype, (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim),
+        attention(dtype, spec.num_heads * spec.head_dim),
+        gate_up(dtype, 2 * spec.intermediate_size),
+        activated(dtype, spec.intermediate_size),
+        last_residual(dtype, spec.hidden_size),
+        last_attention(dtype, spec.num_heads * spec.head_dim),
+        logits(DType::f32, spec.vocab_size) {}
 
-// Moves the chosen rows to the front, in place: `rows` ascends, so a row is never overwritten before it is moved.
-void keep_rows(float* data, std::int64_t width, std::span<const std::int32_t> rows) {
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    std::memmove(data + static_cast<std::int64_t>(i) * width, data + std::int64_t{rows[i]} * width,
-                 static_cast<std::size_t>(width) * sizeof(float));
-  }
-}
+  RowBuffer residual, normed;
+  RowBuffer delta;  // what attention or MLP adds to the residual
+  RowBuffer qkv, attention, gate_up, activated;
+  RowBuffer last_residual, last_attention;  // of the rows whose logits are wanted
+  RowBuffer logits;                         // [num_logits, vocab_size]
+};
 
 void check_batch(const StepBatch& batch, const ModelSpec& spec) {
   const auto num_rows = std::ssize(batch.tokens);
@@ -61,100 +71,114 @@ void check_batch(const StepBatch& batch, const ModelSpec& spec) {
 
 class Decoder final : public Model {
  public:
-  Decoder(ModelSpec spec, DecoderWeights weights, ThreadPool& pool)
+  Decoder(ModelSpec spec, DecoderWeights weights, Ops& device)
       : spec_(std::move(spec)),
         weights_(std::move(weights)),
         embedding_(weights_.embedding),
-        head_(weights_.head),
-        rope_(spec_.rope),
+        head_(head_of(weights_, device)),
+        rope_(spec_.rope, device),
         eps_(static_cast<float>(spec_.rms_norm_eps)),
-        pool_(pool) {}
+        shape_{static_cast<int>(spec_.num_heads), static_cast<int>(spec_.num_kv_heads),
+               static_cast<int>(spec_.head_dim)},
+        device_(device),
+        workspace_(spec_, device.activation_dtype()) {}
 
   const ModelSpec& spec() const override { return spec_; }
   std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
   DType weight_dtype() const override { return weights_.dtype; }
 
-  std::span<float> forward(const StepBatch& batch, KvCache& cache) override {
+  Tensor forward(const StepBatch& batch, KvCache& cache) override {
     check_batch(batch, spec_);
-    std::int64_t num_rows = std::ssize(batch.tokens);
+    MINISGL_CHECK(batch.page_size == cache.page_size(), "page tables of ", batch.page_size);
     const std::int64_t num_logits = std::ssize(batch.logit_rows);
     reserve_workspace(batch);
 
-    auto* residual = workspace_.residual.as<float>();
-    auto* normed = workspace_.normed.as<float>();
-    auto* delta = workspace_.delta.as<float>();
-    embedding_.forward(batch.tokens, residual, pool_);
-    ops::rms_norm(pool_, residual, weights_.layers.front().input_norm.data(), eps_, num_rows, spec_.hidden_size,
-                  normed);
+    std::int64_t num_rows = std::ssize(batch.tokens);
+    Tensor residual = workspace_.residual.rows(num_rows);
+    const Tensor normed = workspace_.normed.rows(num_rows);
+    Tensor attended = workspace_.attention.rows(num_rows);
+    embedding_.forward(device_, residual);
+    device_.rms_norm(residual, weights_.layers.front().input_norm.as<float>(), eps_, normed);
     for (std::int64_t i = 0; i < spec_.num_layers; ++i) {
       const DecoderLayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
       const bool is_last = i + 1 == spec_.num_layers;
-      attention(layer, i, batch, cache, is_last && num_logits == 0);
+      attention(layer, i, num_rows, cache, is_last && num_logits == 0);
       if (is_last) {
         // From here on only the rows whose logits are wanted matter.
         if (num_logits == 0) return {};
-        keep_rows(residual, spec_.hidden_size, batch.logit_rows);
-        keep_rows(workspace_.attention.as<float>(), spec_.num_heads * spec_.head_dim, batch.logit_rows);
+        residual = keep_logit_rows(residual, workspace_.last_residual, num_logits);
+        attended = keep_logit_rows(attended, workspace_.last_attention, num_logits);
         num_rows = num_logits;
       }
       // With several ranks, delta is summed over them here and after the MLP: the two all-reduces of a layer.
-      layer.attention_output.forward(workspace_.attention.as<float>(), num_rows, delta, workspace_.gemm, pool_);
-      add_norm(layer.post_attention_norm, num_rows);
+      layer.attention_output.forward(device_, attended, workspace_.delta.rows(num_rows));
+      add_norm(residual, layer.post_attention_norm);
       mlp(layer, num_rows);
-      add_norm(is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm, num_rows);
+      add_norm(residual, is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
     }
-    auto* logits = workspace_.logits.as<float>();
-    head_.forward(normed, num_logits, logits, workspace_.gemm, pool_);
-    return {logits, static_cast<std::size_t>(num_logits * spec_.vocab_size)};
+    const Tensor logits = workspace_.logits.rows(num_logits);
+    head_.forward(device_, workspace_.normed.rows(num_logits), logits);
+    return logits;
   }
 
  private:
+  static VocabParallelHead head_of(const DecoderWeights& weights, Ops& device) {
+    std::vector<Projection> outputs;
+    outputs.push_back({weights.head, {}});
+    return VocabParallelHead(device.make_linear(std::move(outputs)));
+  }
+
   void reserve_workspace(const StepBatch& batch) {
-    const std::int64_t num_rows = std::ssize(batch.tokens);
-    rows_of(workspace_.residual, num_rows, spec_.hidden_size);
-    rows_of(workspace_.normed, num_rows, spec_.hidden_size);
-    rows_of(workspace_.delta, num_rows, spec_.hidden_size);
-    rows_of(workspace_.qkv, num_rows, (spec_.num_heads + 2 * spec_.num_kv_heads) * spec_.head_dim);
-    rows_of(workspace_.attention, num_rows, spec_.num_heads * spec_.head_dim);
-    rows_of(workspace_.gate_up, num_rows, 2 * spec_.intermediate_size);
-    rows_of(workspace_.activated, num_rows, spec_.intermediate_size);
-    if (!batch.logit_rows.empty()) rows_of(workspace_.logits, std::ssize(batch.logit_rows), spec_.vocab_size);
-    rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1, pool_);
+    const std::int64_t num_rows = std::ssize(batch.tokens), num_logits = std::ssize(batch.logit_rows);
+    for (RowBuffer* buffer : {&workspace_.residual, &workspace_.normed, &workspace_.delta, &workspace_.qkv,
+                              &workspace_.attention, &workspace_.gate_up, &workspace_.activated}) {
+      buffer->reserve(device_, num_rows);
+    }
+    if (num_logits > 0) {
+      for (RowBuffer* buffer : {&workspace_.last_residual, &workspace_.last_attention, &workspace_.logits}) {
+        buffer->reserve(device_, num_logits);
+      }
+    }
+    rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
+  }
+
+  Tensor keep_logit_rows(Tensor all, const RowBuffer& kept, std::int64_t num_logits) {
+    if (num_logits == all.rows) return all;
+    device_.gather_logit_rows(all, kept.rows(num_logits));
+    return kept.rows(num_logits);
   }
 
   // normed -> attention, through the cache. `store_only` leaves out the attention itself.
-  void attention(const DecoderLayerWeights& layer, std::int64_t index, const StepBatch& batch, KvCache& cache,
+  void attention(const DecoderLayerWeights& layer, std::int64_t index, std::int64_t num_rows, KvCache& cache,
                  bool store_only) {
-    const std::int64_t num_rows = std::ssize(batch.tokens);
-    const ops::QkvView qkv{.data = workspace_.qkv.as<float>(),
-                           .num_rows = num_rows,
-                           .num_heads = static_cast<int>(spec_.num_heads),
-                           .num_kv_heads = static_cast<int>(spec_.num_kv_heads),
-                           .head_dim = static_cast<int>(spec_.head_dim)};
-    layer.qkv.forward(workspace_.normed.as<float>(), num_rows, qkv.data, workspace_.gemm, pool_);
-    if (spec_.qk_norm) ops::qk_norm(pool_, qkv, layer.query_norm.data(), layer.key_norm.data(), eps_);
-    ops::rope(pool_, qkv, batch.positions.data(), rope_.data(), static_cast<int>(spec_.rope.rotary_dim));
+    const Tensor qkv = workspace_.qkv.rows(num_rows);
+    layer.qkv.forward(device_, workspace_.normed.rows(num_rows), qkv);
     const ops::KvLayer kv = cache.layer(index);
-    ops::store_kv(pool_, qkv, batch.sequences, kv);
+    device_.store_heads(qkv, shape_,
+                        {.query_norm = layer.query_norm.as<float>(),
+                         .key_norm = layer.key_norm.as<float>(),
+                         .eps = eps_,
+                         .rope_table = rope_.data(),
+                         .rotary_dim = static_cast<int>(spec_.rope.rotary_dim)},
+                        kv);
     if (store_only) return;
     const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
-    ops::paged_attention(pool_, qkv, batch.sequences, kv, scale, spec_.window[static_cast<std::size_t>(index)],
-                         workspace_.attention.as<float>());
+    device_.paged_attention(qkv, shape_, kv, scale, spec_.window[static_cast<std::size_t>(index)],
+                            workspace_.attention.rows(num_rows));
   }
 
   // normed -> delta.
   void mlp(const DecoderLayerWeights& layer, std::int64_t num_rows) {
-    auto* gate_up = workspace_.gate_up.as<float>();
-    auto* activated = workspace_.activated.as<float>();
-    layer.gate_up.forward(workspace_.normed.as<float>(), num_rows, gate_up, workspace_.gemm, pool_);
-    ops::silu_mul(pool_, gate_up, num_rows, spec_.intermediate_size, activated);
-    layer.down.forward(activated, num_rows, workspace_.delta.as<float>(), workspace_.gemm, pool_);
+    const Tensor activated = workspace_.activated.rows(num_rows);
+    layer.gate_up.forward_gated(device_, workspace_.normed.rows(num_rows), workspace_.gate_up.rows(num_rows),
+                                activated);
+    layer.down.forward(device_, activated, workspace_.delta.rows(num_rows));
   }
 
   // residual += delta, normed = norm of the residual.
-  void add_norm(const std::vector<float>& weight, std::int64_t num_rows) {
-    ops::add_rms_norm(pool_, workspace_.residual.as<float>(), workspace_.delta.as<float>(), weight.data(), eps_,
-                      num_rows, spec_.hidden_size, workspace_.normed.as<float>());
+  void add_norm(Tensor residual, const DeviceBuffer& weight) {
+    device_.add_rms_norm(residual, workspace_.delta.rows(residual.rows), weight.as<float>(), eps_,
+                         workspace_.normed.rows(residual.rows));
   }
 
   ModelSpec spec_;
@@ -163,14 +187,15 @@ class Decoder final : public Model {
   VocabParallelHead head_;
   RopeTable rope_;
   float eps_;
-  ThreadPool& pool_;
+  HeadShape shape_;
+  Ops& device_;
   Workspace workspace_;
 };
 
 }  // namespace
 
-std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, ThreadPool& pool) {
-  return std::make_unique<Decoder>(std::move(spec), std::move(weights), pool);
+std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, Ops& device) {
+  return std::make_unique<Decoder>(std::move(spec), std::move(weights), device);
 }
 
 }  // namespace minisgl

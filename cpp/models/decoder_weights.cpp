@@ -19,41 +19,38 @@ DecoderLayerWeights load_layer(const ModelSpec& spec, std::int64_t index, Weight
   const std::int64_t hidden = spec.hidden_size;
   const std::int64_t intermediate = spec.intermediate_size;
 
-  std::vector<float> input_norm = loader.vector(prefix + "input_layernorm.weight", hidden);
-  Projection query = loader.projection({attention + "q_proj", query_size, hidden, spec.qkv_bias, spec.head_dim});
-  Projection key = loader.projection({attention + "k_proj", key_size, hidden, spec.qkv_bias, spec.head_dim});
-  Projection value = loader.projection({attention + "v_proj", key_size, hidden, spec.qkv_bias});
-  std::vector<float> query_norm, key_norm;
+  DeviceBuffer input_norm = loader.norm(prefix + "input_layernorm.weight", hidden);
+  LinearQKVMerged qkv(loader.linear({{attention + "q_proj", query_size, hidden, spec.qkv_bias, spec.head_dim},
+                                     {attention + "k_proj", key_size, hidden, spec.qkv_bias, spec.head_dim},
+                                     {attention + "v_proj", key_size, hidden, spec.qkv_bias}}));
+  DeviceBuffer query_norm, key_norm;
   if (spec.qk_norm) {
-    query_norm = loader.vector(attention + "q_norm.weight", spec.head_dim);
-    key_norm = loader.vector(attention + "k_norm.weight", spec.head_dim);
+    query_norm = loader.norm(attention + "q_norm.weight", spec.head_dim);
+    key_norm = loader.norm(attention + "k_norm.weight", spec.head_dim);
   }
-  Projection output = loader.projection({attention + "o_proj", hidden, query_size, spec.output_bias});
-  std::vector<float> post_attention_norm = loader.vector(prefix + "post_attention_layernorm.weight", hidden);
-  std::vector<Projection> gate_up;
-  gate_up.push_back(loader.projection({mlp + "gate_proj", intermediate, hidden, spec.mlp_bias}));
-  gate_up.push_back(loader.projection({mlp + "up_proj", intermediate, hidden, spec.mlp_bias}));
-  Projection down = loader.projection({mlp + "down_proj", hidden, intermediate, spec.mlp_bias});
+  LinearRowParallel output(loader.linear({{attention + "o_proj", hidden, query_size, spec.output_bias}}));
+  DeviceBuffer post_attention_norm = loader.norm(prefix + "post_attention_layernorm.weight", hidden);
+  LinearColParallelMerged gate_up(loader.linear({{mlp + "gate_proj", intermediate, hidden, spec.mlp_bias},
+                                                 {mlp + "up_proj", intermediate, hidden, spec.mlp_bias}}));
+  LinearRowParallel down(loader.linear({{mlp + "down_proj", hidden, intermediate, spec.mlp_bias}}));
   return {.input_norm = std::move(input_norm),
-          .qkv = LinearQKVMerged(std::move(query), std::move(key), std::move(value)),
+          .qkv = std::move(qkv),
           .query_norm = std::move(query_norm),
           .key_norm = std::move(key_norm),
-          .attention_output = LinearRowParallel(std::move(output)),
+          .attention_output = std::move(output),
           .post_attention_norm = std::move(post_attention_norm),
-          .gate_up = LinearColParallelMerged(std::move(gate_up)),
-          .down = LinearRowParallel(std::move(down))};
+          .gate_up = std::move(gate_up),
+          .down = std::move(down)};
 }
 
 }  // namespace
 
 DecoderWeights load_decoder_weights(const ModelSpec& spec, WeightLoader& loader) {
   DecoderWeights weights;
-  const auto vocab_matrix = [&](const char* name) {
-    return std::make_shared<const PackedMatrix>(loader.matrix(name, spec.vocab_size, spec.hidden_size));
-  };
-  weights.embedding = vocab_matrix("model.embed_tokens.weight");
-  weights.head = spec.tied_embeddings ? weights.embedding : vocab_matrix("lm_head.weight");
-  weights.final_norm = loader.vector("model.norm.weight", spec.hidden_size);
+  weights.embedding = loader.matrix("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size);
+  weights.head =
+      spec.tied_embeddings ? weights.embedding : loader.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size);
+  weights.final_norm = loader.norm("model.norm.weight", spec.hidden_size);
   for (std::int64_t i = 0; i < spec.num_layers; ++i) weights.layers.push_back(load_layer(spec, i, loader));
   const auto& bytes = loader.bytes_by_dtype();
   weights.dtype = static_cast<DType>(std::distance(bytes.begin(), std::ranges::max_element(bytes)));
@@ -61,9 +58,7 @@ DecoderWeights load_decoder_weights(const ModelSpec& spec, WeightLoader& loader)
 }
 
 std::int64_t DecoderWeights::bytes_per_step() const {
-  const auto floats = [](const std::vector<float>& values) {
-    return static_cast<std::int64_t>(values.size() * sizeof(float));
-  };
+  const auto floats = [](const DeviceBuffer& values) { return static_cast<std::int64_t>(values.size()); };
   std::int64_t bytes = static_cast<std::int64_t>(head->nbytes()) + floats(final_norm);
   if (embedding != head) bytes += static_cast<std::int64_t>(embedding->nbytes()) / embedding->rows();
   for (const DecoderLayerWeights& layer : layers) {

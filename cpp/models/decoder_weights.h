@@ -14,29 +14,30 @@
 namespace minisgl {
 
 struct DecoderLayerWeights {
-  std::vector<float> input_norm;           // [hidden_size]
-  LinearQKVMerged qkv;                     // hidden -> (num_heads + 2 * num_kv_heads) * head_dim
-  std::vector<float> query_norm;           // [head_dim] or empty
-  std::vector<float> key_norm;             // [head_dim] or empty
-  LinearRowParallel attention_output;      // num_heads * head_dim -> hidden
-  std::vector<float> post_attention_norm;  // [hidden_size]
-  LinearColParallelMerged gate_up;         // hidden -> 2 * intermediate
-  LinearRowParallel down;                  // intermediate -> hidden
+  DeviceBuffer input_norm;             // [hidden_size] f32, as are all norms
+  LinearQKVMerged qkv;                 // hidden -> (num_heads + 2 * num_kv_heads) * head_dim
+  DeviceBuffer query_norm;             // [head_dim] or empty
+  DeviceBuffer key_norm;               // [head_dim] or empty
+  LinearRowParallel attention_output;  // num_heads * head_dim -> hidden
+  DeviceBuffer post_attention_norm;    // [hidden_size]
+  LinearColParallelMerged gate_up;     // hidden -> 2 * intermediate
+  LinearRowParallel down;              // intermediate -> hidden
 };
 
 struct DecoderWeights {
-  std::shared_ptr<const PackedMatrix> embedding;  // [vocab_size, hidden_size]
-  std::shared_ptr<const PackedMatrix> head;       // [vocab_size, hidden_size]; the embedding itself when tied
-  std::vector<float> final_norm;                  // [hidden_size]
+  std::shared_ptr<const Matrix> embedding;  // [vocab_size, hidden_size]
+  std::shared_ptr<const Matrix> head;       // [vocab_size, hidden_size]; the embedding itself when tied
+  DeviceBuffer final_norm;                  // [hidden_size]
   std::vector<DecoderLayerWeights> layers;
   DType dtype = DType::f32;  // format of most of the matrices' bytes
   // Bytes that a decode step of one token reads: everything but the embedding's other rows.
   std::int64_t bytes_per_step() const;
 };
 
+// In the loader's check, everything comes back empty.
 DecoderWeights load_decoder_weights(const ModelSpec& spec, WeightLoader& loader);
 
-// The forward pass over `weights`. `pool` outlives the model.
-std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, ThreadPool& pool);
+// The forward pass over `weights`, which `device` made; it outlives the model.
+std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, Ops& device);
 
 }  // namespace minisgl

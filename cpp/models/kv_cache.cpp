@@ -16,7 +16,7 @@ std::int64_t KvCache::bytes_per_page(const ModelSpec& spec, DType dtype, int pag
   return spec.num_layers * 2 * plane_bytes_per_page(spec.num_kv_heads, spec.head_dim, dtype, page_size);
 }
 
-KvCache::KvCache(const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size)
+KvCache::KvCache(Ops& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size)
     : dtype_(dtype),
       num_pages_(num_pages),
       page_size_(page_size),
@@ -29,14 +29,13 @@ KvCache::KvCache(const ModelSpec& spec, DType dtype, std::int64_t num_pages, int
   if (__builtin_mul_overflow(bytes_per_page(spec, dtype, page_size), num_pages, &bytes)) {
     throw InputError(concat("a KV cache of ", num_pages, " pages of ", page_size, " tokens is too large"));
   }
-  data_ = AlignedBuffer(static_cast<std::size_t>(bytes));
+  data_ = device.allocate(static_cast<std::size_t>(bytes));
 }
 
 ops::KvLayer KvCache::layer(std::int64_t index) const {
   MINISGL_CHECK(index >= 0 && index < num_layers_);
   const std::int64_t plane = num_pages_ * plane_bytes_per_page(num_kv_heads_, head_dim_, dtype_, page_size_);
-  // The cache object is a handle: who may write is decided by who owns it, the engine thread.
-  auto* base = const_cast<std::byte*>(data_.data()) + index * 2 * plane;
+  std::byte* base = data_.data() + index * 2 * plane;
   return {.keys = base,
           .values = base + plane,
           .dtype = dtype_,

@@ -28,22 +28,22 @@ void read_frequency_factors(const WeightSource& source, WeightLoader& loader, Ro
 
 }  // namespace
 
-std::unique_ptr<Model> load_model(const std::string& path, ThreadPool& pool, const LoadProgress& progress) {
+std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress) {
   const std::unique_ptr<WeightSource> source = open_weights(path);
   ModelSpec spec = read_model_spec(*source);
 
   std::int64_t total = 0;
-  WeightLoader check(*source, pool, WeightLoader::Pass::check, [&](std::int64_t bytes) { total += bytes; });
+  WeightLoader check(*source, device, WeightLoader::Pass::check, [&](std::int64_t bytes) { total += bytes; });
   load_decoder_weights(spec, check);
 
   std::int64_t done = 0;
-  WeightLoader load(*source, pool, WeightLoader::Pass::load, [&](std::int64_t bytes) {
+  WeightLoader load(*source, device, WeightLoader::Pass::load, [&](std::int64_t bytes) {
     done += bytes;
     if (progress) progress(std::min(done, total), total);
   });
   DecoderWeights weights = load_decoder_weights(spec, load);
   read_frequency_factors(*source, load, spec.rope);
-  return make_decoder(std::move(spec), std::move(weights), pool);
+  return make_decoder(std::move(spec), std::move(weights), device);
 }
 
 }  // namespace minisgl

@@ -74,21 +74,22 @@ double rope_attention_factor(const RopeSpec& spec) {
   return spec.factor <= 1.0 ? 1.0 : 0.1 * std::log(spec.factor) + 1.0;
 }
 
-RopeTable::RopeTable(const RopeSpec& spec)
+RopeTable::RopeTable(const RopeSpec& spec, Ops& device)
     : inverse_frequencies_(rope_inverse_frequencies(spec)),
-      attention_factor_(static_cast<float>(rope_attention_factor(spec))) {}
+      attention_factor_(static_cast<float>(rope_attention_factor(spec))),
+      device_(device) {}
 
-void RopeTable::reserve(std::int64_t num_positions, ThreadPool& pool) {
+void RopeTable::reserve(std::int64_t num_positions) {
   if (num_positions <= num_positions_) return;
   constexpr std::int64_t block = 256;
   const std::int64_t first = num_positions_;
   const std::int64_t last = std::max(2 * first, (num_positions + block - 1) / block * block);
   const std::int64_t half = std::ssize(inverse_frequencies_);
-  table_.resize(static_cast<std::size_t>(last * 2 * half));
-  pool.parallel_for((last - first + block - 1) / block, [&](std::int64_t task, int) {
+  std::vector<float> added(static_cast<std::size_t>((last - first) * 2 * half));
+  device_.pool().parallel_for((last - first + block - 1) / block, [&](std::int64_t task, int) {
     const std::int64_t begin = first + task * block;
     for (std::int64_t position = begin; position < std::min(last, begin + block); ++position) {
-      float* row = table_.data() + position * 2 * half;
+      float* row = added.data() + (position - first) * 2 * half;
       for (std::int64_t i = 0; i < half; ++i) {
         // Rounded to f32 before cos and sin: models are trained and published with that angle.
         const float angle = static_cast<float>(position) * inverse_frequencies_[static_cast<std::size_t>(i)];
@@ -97,6 +98,11 @@ void RopeTable::reserve(std::int64_t num_positions, ThreadPool& pool) {
       }
     }
   });
+  const auto old_bytes = static_cast<std::size_t>(first * 2 * half) * sizeof(float);
+  DeviceBuffer table = device_.allocate(old_bytes + added.size() * sizeof(float));
+  device_.copy(table_.data(), old_bytes, table.data());
+  device_.upload(std::as_bytes(std::span(added)), table.data() + old_bytes);
+  table_ = std::move(table);
   num_positions_ = last;
 }
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/thread_pool.h"
+#include "kernels/ops.h"
 #include "models/model_spec.h"
 
 namespace minisgl {
@@ -17,18 +17,20 @@ double rope_attention_factor(const RopeSpec& spec);
 
 class RopeTable {
  public:
-  explicit RopeTable(const RopeSpec& spec);
+  RopeTable(const RopeSpec& spec, Ops& device);
   // Makes the table cover positions [0, num_positions). Grows by doubling, so a long context that nobody uses costs
   // neither time nor memory.
-  void reserve(std::int64_t num_positions, ThreadPool& pool);
+  void reserve(std::int64_t num_positions);
   // [reserved positions, rotary_dim]: the first half of a row is cos, the second sin, attention factor included.
-  const float* data() const { return table_.data(); }
+  // In the device's memory.
+  const float* data() const { return table_.as<float>(); }
 
  private:
   std::vector<float> inverse_frequencies_;
   float attention_factor_;
   std::int64_t num_positions_ = 0;
-  std::vector<float> table_;
+  Ops& device_;
+  DeviceBuffer table_;
 };
 
 }  // namespace minisgl

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "core/aligned_buffer.h"
 #include "core/error.h"
 #include "core/half.h"
 #include "io/mapped_file.h"
@@ -41,9 +42,9 @@ AlignedBuffer halves_order(std::span<const std::byte> raw, std::int64_t rows, st
 
 }  // namespace
 
-WeightLoader::WeightLoader(const WeightSource& source, ThreadPool& pool, Pass pass,
+WeightLoader::WeightLoader(const WeightSource& source, Ops& device, Pass pass,
                            std::function<void(std::int64_t)> on_bytes)
-    : source_(source), pool_(pool), pass_(pass), on_bytes_(std::move(on_bytes)), bytes_by_dtype_(num_dtypes, 0) {}
+    : source_(source), device_(device), pass_(pass), on_bytes_(std::move(on_bytes)), bytes_by_dtype_(num_dtypes, 0) {}
 
 TensorData WeightLoader::checked(const std::string& name, const std::vector<std::int64_t>& shape) const {
   TensorData tensor = source_.tensor(name);
@@ -76,28 +77,37 @@ std::vector<float> WeightLoader::vector(const std::string& name, std::int64_t si
   return values;
 }
 
-PackedMatrix WeightLoader::matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
-                                  std::int64_t rotary_head_dim) {
+DeviceBuffer WeightLoader::norm(const std::string& name, std::int64_t size) {
+  const std::vector<float> values = vector(name, size);
+  if (values.empty()) return {};
+  const auto bytes = std::as_bytes(std::span(values));
+  DeviceBuffer buffer = device_.allocate(bytes.size());
+  device_.upload(bytes, buffer.data());
+  return buffer;
+}
+
+std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
+                                                   std::int64_t rotary_head_dim) {
   const TensorData tensor = checked(name, {rows, cols});
   const auto num_bytes = static_cast<std::int64_t>(tensor.bytes.size());
   bytes_by_dtype_[static_cast<std::size_t>(tensor.dtype)] += num_bytes;
-  PackedMatrix packed;
+  std::shared_ptr<const Matrix> matrix;
   if (pass_ == Pass::load) {
     AlignedBuffer staging;
     std::span<const std::byte> raw = tensor.bytes;
     if (rotary_head_dim != 0 && source_.interleaved_rope()) {
-      staging = halves_order(raw, rows, rotary_head_dim, pool_);
+      staging = halves_order(raw, rows, rotary_head_dim, device_.pool());
       raw = {staging.data(), raw.size()};
     } else if (reinterpret_cast<std::uintptr_t>(raw.data()) % sizeof(float) != 0) {
       staging = AlignedBuffer(raw.size());
       std::memcpy(staging.data(), raw.data(), raw.size());
       raw = {staging.data(), raw.size()};
     }
-    packed = PackedMatrix::pack(tensor.dtype, rows, cols, raw, pool_);
+    matrix = device_.make_matrix(tensor.dtype, rows, cols, raw);
     release_pages(tensor.bytes);
   }
   on_bytes_(num_bytes);
-  return packed;
+  return matrix;
 }
 
 Projection WeightLoader::projection(const ProjectionRequest& request) {
@@ -107,11 +117,17 @@ Projection WeightLoader::projection(const ProjectionRequest& request) {
   if (!request.bias) return projection;
   projection.bias = vector(request.name + ".bias", request.out_features);
   if (request.rotary_head_dim != 0 && source_.interleaved_rope() && pass_ == Pass::load) {
-    const AlignedBuffer ordered =
-        halves_order(std::as_bytes(std::span(projection.bias)), request.out_features, request.rotary_head_dim, pool_);
+    const AlignedBuffer ordered = halves_order(std::as_bytes(std::span(projection.bias)), request.out_features,
+                                               request.rotary_head_dim, device_.pool());
     std::memcpy(projection.bias.data(), ordered.data(), projection.bias.size() * sizeof(float));
   }
   return projection;
+}
+
+std::unique_ptr<const Linear> WeightLoader::linear(const std::vector<ProjectionRequest>& requests) {
+  std::vector<Projection> outputs;
+  for (const ProjectionRequest& request : requests) outputs.push_back(projection(request));
+  return pass_ == Pass::load ? device_.make_linear(std::move(outputs)) : nullptr;
 }
 
 }  // namespace minisgl

@@ -7,11 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "core/thread_pool.h"
-#include "gemm/packed_matrix.h"
 #include "io/weight_source.h"
-#include "layers/linear.h"
-#include "models/decoder.h"
+#include "kernels/ops.h"
 
 namespace minisgl {
 
@@ -26,28 +23,32 @@ struct ProjectionRequest {
 };
 
 // Two passes over the same requests: a check, which reads headers only and finds a missing or misshapen tensor before
-// anything is loaded, then the load. In the check, matrices and vectors come back empty.
+// anything is loaded, then the load. In the check, what comes back is null or empty.
 //
 // Ranks: each request is for a whole tensor. With several ranks this is the one place that cuts: output features for
 // column-parallel, heads for QKV, input features for row-parallel projections.
 class WeightLoader {
  public:
   enum class Pass { check, load };
-  WeightLoader(const WeightSource& source, ThreadPool& pool, Pass pass, std::function<void(std::int64_t)> on_bytes);
+  WeightLoader(const WeightSource& source, Ops& device, Pass pass, std::function<void(std::int64_t)> on_bytes);
 
   std::vector<float> vector(const std::string& name, std::int64_t size);
-  PackedMatrix matrix(const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t rotary_head_dim = 0);
-  Projection projection(const ProjectionRequest& request);
+  DeviceBuffer norm(const std::string& name, std::int64_t size);  // the same, on the device
+  std::shared_ptr<const Matrix> matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
+                                       std::int64_t rotary_head_dim = 0);
+  // Projections of one input, merged.
+  std::unique_ptr<const Linear> linear(const std::vector<ProjectionRequest>& requests);
 
   bool contains(const std::string& name) const { return source_.contains(name); }
   // File bytes of each format, of all matrices so far.
   const std::vector<std::int64_t>& bytes_by_dtype() const { return bytes_by_dtype_; }
 
  private:
+  Projection projection(const ProjectionRequest& request);
   TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape) const;
 
   const WeightSource& source_;
-  ThreadPool& pool_;
+  Ops& device_;
   Pass pass_;
   std::function<void(std::int64_t)> on_bytes_;  // called with the bytes of each tensor that is done
   std::vector<std::int64_t> bytes_by_dtype_;    // [number of DTypes]

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/fake_model.h"
+#include "kernels/cpu_backend.h"
 
 namespace minisgl::testing_support {
 
@@ -33,8 +34,7 @@ class TestEngine {
  public:
   explicit TestEngine(const EngineOptions& options = small_options(), int num_threads = 2,
                       std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec())
-      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), std::make_unique<ThreadPool>(num_threads),
-               options) {}
+      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_ops(num_threads), options) {}
 
   struct Result {
     std::vector<TokenOutput> tokens;

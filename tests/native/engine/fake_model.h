@@ -52,7 +52,7 @@ class FakeModel : public Model {
   std::int64_t weight_bytes() const override { return 0; }
   DType weight_dtype() const override { return DType::f32; }
 
-  std::span<float> forward(const StepBatch& batch, KvCache& cache) override {
+  Tensor forward(const StepBatch& batch, KvCache& cache) override {
     if (on_forward_) on_forward_(batch);
     for (const ops::SequenceRows& rows : batch.sequences) {
       for (std::int32_t i = 0; i < rows.num_rows; ++i) {
@@ -76,7 +76,7 @@ class FakeModel : public Model {
         hashed_logits(hash, std::span(logits_).subspan(next * spec_.vocab_size, spec_.vocab_size));
       }
     }
-    return logits_;
+    return {reinterpret_cast<std::byte*>(logits_.data()), DType::f32, std::ssize(batch.logit_rows), spec_.vocab_size};
   }
 
  private:

@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "engine/defaults.h"
+#include "kernels/cpu_backend.h"
 
 namespace minisgl {
 namespace {
@@ -23,9 +24,14 @@ ModelSpec small_spec() {
   return spec;
 }
 
+const Ops& cpu() {
+  static const std::unique_ptr<Ops> device = make_cpu_ops(1);
+  return *device;
+}
+
 EngineOptions choose(const EngineSettings& settings, std::int64_t available = 8 * gibibyte,
                      DType weight_dtype = DType::q4_1) {
-  return choose_options(settings, {small_spec(), weight_dtype, 90 * mebibyte}, available);
+  return choose_options(settings, {small_spec(), weight_dtype, 90 * mebibyte, cpu()}, available);
 }
 
 std::string refusal(const EngineSettings& settings, std::int64_t available = 8 * gibibyte) {
@@ -57,7 +63,7 @@ TEST(Defaults, CacheTypeFollowsTheWeights) {
 TEST(Defaults, ALongerSequenceGetsALargerCache) {
   ModelSpec spec = small_spec();
   spec.max_position = 131072;
-  const ModelFacts model{spec, DType::q4_1, 90 * mebibyte};
+  const ModelFacts model{spec, DType::q4_1, 90 * mebibyte, cpu()};
   EXPECT_EQ(choose_options({}, model, 8 * gibibyte).max_seq_len, 16384);  // what the usual cache holds
   const EngineOptions options = choose_options({.max_seq_len = 32768}, model, 8 * gibibyte);
   EXPECT_EQ(options.max_seq_len, 32768);

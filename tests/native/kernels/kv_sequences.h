@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "core/half.h"
-#include "kernels/ops.h"
+#include "kernels/cpu_ops.h"
 #include "kernels/paged_attention.h"
 #include "kernels/random_floats.h"
 
@@ -102,10 +102,10 @@ class KvSequences {
                            tables_[chunk.sequence].data()});
       rows.insert(rows.end(), first, first + chunk.num_rows * stride());
     }
-    const ops::QkvView view = {rows.data(), std::ssize(rows) / stride(), shape_.num_heads, shape_.num_kv_heads,
-                               shape_.head_dim};
+    const cpu_ops::QkvView view = {rows.data(), std::ssize(rows) / stride(), shape_.num_heads, shape_.num_kv_heads,
+                                   shape_.head_dim};
     std::vector<float> out(view.num_rows * out_stride());
-    ops::store_kv(pool, view, sequences, cache());
+    cpu_ops::store_kv(pool, view, sequences, cache());
     paged_attention(kernels, pool, view, sequences, cache(), scale(), shape_.window, out.data());
     for (std::size_t i = 0; i < step.size(); ++i) {
       std::copy_n(out.begin() + sequences[i].first_row * out_stride(), step[i].num_rows * out_stride(),

@@ -7,7 +7,7 @@
 #include "core/cpu_features.h"
 #include "core/error.h"
 #include "kernels/cpu_kernels.h"
-#include "kernels/ops.h"
+#include "kernels/cpu_ops.h"
 #include "kernels/random_floats.h"
 #include "kernels/row_math.h"
 
@@ -144,12 +144,13 @@ TEST(Ops, GiveTheSameBitsForAnyNumberOfRowsAndThreads) {
     std::vector<float> residual = data, y(rows * dim), gated(rows * dim / 2);
     for (int row = 0; row < rows; row += step) {
       const int count = std::min(step, rows - row);
-      ops::add_rms_norm(pool, &residual[row * dim], &delta[row * dim], weight.data(), 1e-5f, count, dim, &y[row * dim]);
-      ops::rms_norm(pool, &y[row * dim], weight.data(), 1e-5f, count, dim, &y[row * dim]);
-      const ops::QkvView qkv = {&y[row * dim], count, heads, kv_heads, head_dim};
-      ops::qk_norm(pool, qkv, weight.data(), weight.data() + head_dim, 1e-5f);
-      ops::rope(pool, qkv, &positions[row], table.data(), 24);
-      ops::silu_mul(pool, &y[row * dim], count, dim / 2, &gated[row * dim / 2]);
+      cpu_ops::add_rms_norm(pool, &residual[row * dim], &delta[row * dim], weight.data(), 1e-5f, count, dim,
+                            &y[row * dim]);
+      cpu_ops::rms_norm(pool, &y[row * dim], weight.data(), 1e-5f, count, dim, &y[row * dim]);
+      const cpu_ops::QkvView qkv = {&y[row * dim], count, heads, kv_heads, head_dim};
+      cpu_ops::qk_norm(pool, qkv, weight.data(), weight.data() + head_dim, 1e-5f);
+      cpu_ops::rope(pool, qkv, &positions[row], table.data(), 24);
+      cpu_ops::silu_mul(pool, &y[row * dim], count, dim / 2, &gated[row * dim / 2]);
     }
     y.insert(y.end(), residual.begin(), residual.end());
     y.insert(y.end(), gated.begin(), gated.end());
@@ -167,8 +168,8 @@ TEST(Ops, QkNormAndRopeLeaveValuesAlone) {
   const auto original = random_floats(dim, 9), weight = random_floats(16, 10), table = random_floats(16, 11);
   auto data = original;
   const std::int32_t position = 0;
-  ops::qk_norm(pool, {data.data(), 1, 2, 1, 16}, weight.data(), weight.data(), 1e-5f);
-  ops::rope(pool, {data.data(), 1, 2, 1, 16}, &position, table.data(), 8);
+  cpu_ops::qk_norm(pool, {data.data(), 1, 2, 1, 16}, weight.data(), weight.data(), 1e-5f);
+  cpu_ops::rope(pool, {data.data(), 1, 2, 1, 16}, &position, table.data(), 8);
   for (int i = 0; i < 48; ++i) EXPECT_NE(data[i], original[i]) << i;
   for (int i = 48; i < 64; ++i) EXPECT_EQ(data[i], original[i]) << i;
 }
@@ -177,8 +178,8 @@ TEST(Ops, RopeRefusesARotationWiderThanTheHead) {
   ThreadPool pool(1);
   std::vector<float> data(3 * 16), table(32);
   const std::int32_t position = 0;
-  EXPECT_THROW(ops::rope(pool, {data.data(), 1, 1, 1, 16}, &position, table.data(), 18), CheckError);
-  EXPECT_THROW(ops::rope(pool, {data.data(), 1, 1, 1, 16}, &position, table.data(), 7), CheckError);
+  EXPECT_THROW(cpu_ops::rope(pool, {data.data(), 1, 1, 1, 16}, &position, table.data(), 18), CheckError);
+  EXPECT_THROW(cpu_ops::rope(pool, {data.data(), 1, 1, 1, 16}, &position, table.data(), 7), CheckError);
 }
 
 }  // namespace

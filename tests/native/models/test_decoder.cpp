@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "io/expect_input_error.h"
+#include "kernels/cpu_backend.h"
 #include "models/decoder.h"
 #include "models/decoder_weights.h"
 #include "models/memory_source.h"
@@ -17,11 +18,11 @@ using testing::expect_input_error;
 using testing::MemorySource;
 using testing::tiny_llama;
 
-std::unique_ptr<Model> load(const MemorySource& source, ThreadPool& pool) {
+std::unique_ptr<Model> load(const MemorySource& source, Ops& device) {
   ModelSpec spec = read_model_spec(source);
-  WeightLoader loader(source, pool, WeightLoader::Pass::load, [](std::int64_t) {});
+  WeightLoader loader(source, device, WeightLoader::Pass::load, [](std::int64_t) {});
   DecoderWeights weights = load_decoder_weights(spec, loader);
-  return make_decoder(std::move(spec), std::move(weights), pool);
+  return make_decoder(std::move(spec), std::move(weights), device);
 }
 
 // One sequence's part of a step.
@@ -33,7 +34,8 @@ struct Part {
 
 class Stepper {
  public:
-  Stepper(Model& model, std::int64_t num_pages) : model_(model), cache_(model.spec(), DType::f32, num_pages, 4) {}
+  Stepper(Ops& device, Model& model, std::int64_t num_pages)
+      : device_(device), model_(model), cache_(device, model.spec(), DType::f32, num_pages, 4) {}
 
   // Logits [rows, vocab] of the last token of each part.
   std::vector<float> step(const std::vector<Part>& parts, bool wants_logits = true) {
@@ -48,12 +50,17 @@ class Stepper {
       }
       if (wants_logits) logit_rows.push_back(static_cast<std::int32_t>(tokens.size()) - 1);
     }
-    const std::span<float> logits = model_.forward(
-        {.tokens = tokens, .positions = positions, .sequences = sequences, .logit_rows = logit_rows}, cache_);
-    return {logits.begin(), logits.end()};
+    const StepBatch batch{
+        .tokens = tokens, .positions = positions, .sequences = sequences, .logit_rows = logit_rows, .page_size = 4};
+    device_.begin_step(batch, {});
+    const Tensor logits = model_.forward(batch, cache_);
+    std::vector<float> values(static_cast<std::size_t>(logits.rows * logits.cols));
+    device_.download(logits.data, std::as_writable_bytes(std::span(values)));
+    return values;
   }
 
  private:
+  Ops& device_;
   Model& model_;
   KvCache cache_;
 };
@@ -61,15 +68,15 @@ class Stepper {
 const std::vector<std::int32_t> prompt{3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 3};
 
 TEST(Decoder, AnyCutAndAnyCompanyGiveTheSameBits) {
-  ThreadPool pool(2);
-  const auto model = load(tiny_llama(), pool);
+  const auto device = make_cpu_ops(2);
+  const auto model = load(tiny_llama(), *device);
   const std::vector<std::int32_t> pages{0, 1, 2}, other_pages{5, 3, 4};
 
-  Stepper alone(*model, 3);
+  Stepper alone(*device, *model, 3);
   const std::vector<float> expected = alone.step({{prompt, 0, &pages}});
   ASSERT_EQ(std::ssize(expected), 50);
 
-  Stepper mixed(*model, 6);
+  Stepper mixed(*device, *model, 6);
   const std::vector<std::int32_t> first(prompt.begin(), prompt.begin() + 7),
       second(prompt.begin() + 7, prompt.end() - 1);
   EXPECT_TRUE(mixed.step({{{1, 2, 3, 4, 5}, 0, &other_pages}, {first, 0, &pages}}, false).empty());
@@ -79,28 +86,28 @@ TEST(Decoder, AnyCutAndAnyCompanyGiveTheSameBits) {
 }
 
 TEST(Decoder, WorkspaceShrinksAndGrowsWithoutHarm) {
-  ThreadPool pool(1);
-  const auto model = load(tiny_llama(), pool);
+  const auto device = make_cpu_ops(1);
+  const auto model = load(tiny_llama(), *device);
   const std::vector<std::int32_t> pages{0, 1, 2};
-  Stepper stepper(*model, 3);
+  Stepper stepper(*device, *model, 3);
   const std::vector<float> expected = stepper.step({{prompt, 0, &pages}});
   stepper.step({{{1}, 0, &pages}});
   EXPECT_EQ(stepper.step({{prompt, 0, &pages}}), expected);
 }
 
 TEST(Decoder, RefusesBrokenBatches) {
-  ThreadPool pool(1);
-  const auto model = load(tiny_llama(), pool);
+  const auto device = make_cpu_ops(1);
+  const auto model = load(tiny_llama(), *device);
   const std::vector<std::int32_t> pages{0, 1, 2};
-  Stepper stepper(*model, 3);
+  Stepper stepper(*device, *model, 3);
   EXPECT_THROW(stepper.step({{{50}, 0, &pages}}), CheckError);
   EXPECT_THROW(stepper.step({{{-1}, 0, &pages}}), CheckError);
   EXPECT_THROW(stepper.step({}), CheckError);
 }
 
 TEST(Decoder, CountsTheBytesOfAStep) {
-  ThreadPool pool(1);
-  const auto model = load(tiny_llama(), pool);
+  const auto device = make_cpu_ops(1);
+  const auto model = load(tiny_llama(), *device);
   const std::int64_t layer = 32 * 32 * 2 + 16 * 32 * 2 + 40 * 32 * 3 + 32 * 2;
   const std::int64_t least = 4 * (50 * 32 + 32 + 2 * layer);
   EXPECT_GE(model->weight_bytes(), least);
@@ -109,7 +116,7 @@ TEST(Decoder, CountsTheBytesOfAStep) {
 }
 
 TEST(Decoder, InterleavedRowsAreReordered) {
-  ThreadPool pool(1);
+  const auto device = make_cpu_ops(1);
   MemorySource halves = tiny_llama();
   MemorySource interleaved = tiny_llama();
   interleaved.interleaved = true;
@@ -127,20 +134,21 @@ TEST(Decoder, InterleavedRowsAreReordered) {
     }
   }
   const std::vector<std::int32_t> pages{0, 1, 2};
-  const auto expected = load(halves, pool);
-  const auto actual = load(interleaved, pool);
-  EXPECT_EQ(Stepper(*actual, 3).step({{prompt, 0, &pages}}), Stepper(*expected, 3).step({{prompt, 0, &pages}}));
+  const auto expected = load(halves, *device);
+  const auto actual = load(interleaved, *device);
+  EXPECT_EQ(Stepper(*device, *actual, 3).step({{prompt, 0, &pages}}),
+            Stepper(*device, *expected, 3).step({{prompt, 0, &pages}}));
 }
 
 TEST(WeightLoader, CheckFindsFaultsWithoutLoading) {
-  ThreadPool pool(1);
+  const auto device = make_cpu_ops(1);
   MemorySource source = tiny_llama();
   std::int64_t bytes = 0;
   const auto check = [&] {
-    WeightLoader loader(source, pool, WeightLoader::Pass::check, [&](std::int64_t count) { bytes += count; });
+    WeightLoader loader(source, *device, WeightLoader::Pass::check, [&](std::int64_t count) { bytes += count; });
     return load_decoder_weights(read_model_spec(source), loader);
   };
-  EXPECT_EQ(check().embedding->nbytes(), 0u);
+  EXPECT_EQ(check().embedding, nullptr);
   EXPECT_GT(bytes, 0);
   source.add("model.layers.1.mlp.down_proj.weight", {40, 32});
   expect_input_error(check,
@@ -151,7 +159,8 @@ TEST(WeightLoader, CheckFindsFaultsWithoutLoading) {
 
 TEST(KvCache, LayersDoNotOverlap) {
   const ModelSpec spec = read_model_spec(tiny_llama());
-  const KvCache cache(spec, DType::f16, 5, 4);
+  const auto device = make_cpu_ops(1);
+  const KvCache cache(*device, spec, DType::f16, 5, 4);
   const std::int64_t plane = 5 * 2 * 4 * 8 * 2;  // pages, heads, tokens, head size, bytes
   EXPECT_EQ(cache.layer(0).values - cache.layer(0).keys, plane);
   EXPECT_EQ(cache.layer(1).keys - cache.layer(0).values, plane);

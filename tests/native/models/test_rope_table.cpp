@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "kernels/cpu_backend.h"
 #include "models/rope_table.h"
 
 namespace minisgl {
@@ -50,13 +51,13 @@ TEST(RopeTable, FrequencyFactorsDivide) {
 }
 
 TEST(RopeTable, GrowsWithoutChangingWhatIsThere) {
-  ThreadPool pool(2);
-  RopeTable table(spec_of(RopeSpec::Type::standard));
-  table.reserve(3, pool);
+  const auto device = make_cpu_ops(2);
+  RopeTable table(spec_of(RopeSpec::Type::standard), *device);
+  table.reserve(3);
   const std::vector<float> before(table.data(), table.data() + 3 * 8);
   EXPECT_FLOAT_EQ(before[2 * 8 + 1], std::cos(0.2f));
   EXPECT_FLOAT_EQ(before[2 * 8 + 4 + 1], std::sin(0.2f));
-  table.reserve(5000, pool);
+  table.reserve(5000);
   EXPECT_EQ(std::vector<float>(table.data(), table.data() + 3 * 8), before);
   EXPECT_FLOAT_EQ(table.data()[4999 * 8 + 4 + 3], std::sin(4999.0f * 0.001f));
 }

@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "engine/host_limits.h"
+#include "core/host_limits.h"
 
 namespace minisgl {
 namespace {

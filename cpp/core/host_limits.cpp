@@ -1,5 +1,5 @@
 // Reads /proc and /sys/fs/cgroup. A limit may stand in any ancestor of the process's group, so all are asked.
-#include "engine/host_limits.h"
+#include "core/host_limits.h"
 
 #include <sched.h>
 

@@ -1,0 +1,40 @@
+// Weights as a device keeps them: what Ops makes at load and multiplies by. The layout is the device's own business.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/dtype.h"
+
+namespace minisgl {
+
+// One matrix of a file, in the layout that the device's kernels read. Read only once it is made.
+class Matrix {
+ public:
+  Matrix() = default;
+  Matrix(Matrix&&) = default;
+  Matrix& operator=(Matrix&&) = default;
+  virtual ~Matrix() = default;
+  virtual DType dtype() const = 0;         // of its elements now
+  virtual std::int64_t rows() const = 0;   // output features
+  virtual std::int64_t cols() const = 0;   // input features
+  virtual std::size_t nbytes() const = 0;  // what one full read of the matrix moves
+};
+
+// One matrix and its bias.
+struct Projection {
+  std::shared_ptr<const Matrix> weight;  // [out_features, in_features]
+  std::vector<float> bias;               // [out_features] or empty
+};
+
+// Several projections of one input, whose outputs lie side by side.
+class Linear {
+ public:
+  virtual ~Linear() = default;
+  virtual std::int64_t in_features() const = 0;
+  virtual std::int64_t out_features() const = 0;
+  virtual std::int64_t nbytes() const = 0;  // of matrices and biases
+};
+
+}  // namespace minisgl

@@ -1,0 +1,60 @@
+// The CPU's operations, cut over threads: what the CPU's Ops (ops.h) are made of. f32 activations; caches in f32, f16
+// or bf16. Each op treats a row (a token, or a token's head) on its own: same bits whatever is computed beside it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/thread_pool.h"
+#include "gemm/layout.h"
+#include "kernels/step.h"
+
+namespace minisgl::cpu_ops {
+
+using ops::KvLayer;
+using ops::SequenceRows;
+
+// The three operations below write what a linear reads next: with `blocks` [num_rows, dim / 32] each row of y is also
+// quantised for it while it is in the cache; null leaves that out.
+
+// y[r] = x[r] / rms(x[r]) * weight, x and y [num_rows, dim]; x == y is allowed.
+void rms_norm(ThreadPool& pool, const float* x, const float* weight, float eps, std::int64_t num_rows, std::int64_t dim,
+              float* y, ActivationBlock* blocks = nullptr);
+
+// residual += delta, then y = rms_norm(residual). All [num_rows, dim].
+void add_rms_norm(ThreadPool& pool, float* residual, const float* delta, const float* weight, float eps,
+                  std::int64_t num_rows, std::int64_t dim, float* y, ActivationBlock* blocks = nullptr);
+
+// y[r, i] = silu(gate_up[r, i]) * gate_up[r, dim + i]; gate_up [num_rows, 2 * dim], y [num_rows, dim].
+void silu_mul(ThreadPool& pool, const float* gate_up, std::int64_t num_rows, std::int64_t dim, float* y,
+              ActivationBlock* blocks = nullptr);
+
+// Merged projections of each token, [num_rows, (num_heads + 2 * num_kv_heads) * head_dim]: queries, keys, values.
+struct QkvView {
+  float* data;
+  std::int64_t num_rows;
+  int num_heads;
+  int num_kv_heads;
+  int head_dim;
+  std::int64_t row_stride() const { return std::int64_t{num_heads + 2 * num_kv_heads} * head_dim; }
+};
+
+// RMS norm of each query head and key head over head_dim (Qwen3). Weights [head_dim].
+void qk_norm(ThreadPool& pool, QkvView qkv, const float* q_weight, const float* k_weight, float eps);
+
+// Rotates halves (x[i], x[i + rotary_dim/2]) of every query and key head in place; positions [num_rows].
+// table [max_positions, rotary_dim]: the first half of a row is cos, the second sin, attention factor included.
+void rope(ThreadPool& pool, QkvView qkv, const std::int32_t* positions, const float* table, int rotary_dim);
+
+// Writes the keys and values of every row into the cache.
+void store_kv(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache);
+
+// Causal attention of every row over its sequence's cache (which already holds the row's own key and value).
+// A row at position p sees positions (p - window, p], or [0, p] for window 0. out [num_rows, num_heads * head_dim].
+// head_dim is a multiple of 8 up to 256 (loading a model with another one is refused), num_heads a multiple of
+// num_kv_heads, page_size any positive number. What the cache holds at positions that a row does not see, garbage and
+// NaN included, has no influence. Throws CheckError for shapes that are not allowed.
+void paged_attention(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache, float scale,
+                     std::int32_t window, float* out);
+
+}  // namespace minisgl::cpu_ops

@@ -1,0 +1,42 @@
+// What a step computes, as every device's operations understand it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "core/dtype.h"
+
+namespace minisgl {
+namespace ops {
+
+// One layer of the paged cache. keys and values: [num_pages, num_kv_heads, page_size, head_dim] of dtype.
+struct KvLayer {
+  std::byte* keys;
+  std::byte* values;
+  DType dtype;  // f32, f16 or bf16
+  int num_kv_heads;
+  int page_size;
+  int head_dim;
+};
+
+// Consecutive rows of a step that belong to one sequence.
+struct SequenceRows {
+  std::int32_t first_row;
+  std::int32_t num_rows;
+  std::int32_t start_position;     // position of the first row; rows follow one another
+  const std::int32_t* page_table;  // page of position p is page_table[p / page_size]
+};
+
+}  // namespace ops
+
+// Rows of many sequences, each one token. The spans are the host's memory.
+struct StepBatch {
+  std::span<const std::int32_t> tokens;          // [num_rows]
+  std::span<const std::int32_t> positions;       // [num_rows]
+  std::span<const ops::SequenceRows> sequences;  // cover all rows, in order
+  std::span<const std::int32_t> logit_rows;      // [num_logits] ascending rows whose logits are wanted
+  int page_size;                                 // of the page tables
+};
+
+}  // namespace minisgl
