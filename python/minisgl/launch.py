@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -128,6 +129,9 @@ class Server:
                 await asyncio.wait({start})
                 return 0
             start.result()
+            # What lives from here on to the end need not be gone through at each collection.
+            gc.collect()
+            gc.freeze()
             logger.info("ready after %.2f s: %s", time.monotonic() - self._began, url)
             failed = asyncio.create_task(self._client.wait_failed())
             await self._first_of(failed, stop, http)

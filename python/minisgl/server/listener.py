@@ -13,9 +13,14 @@ import h11
 import hypercorn.protocol
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, Updated
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Body, Response
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from starlette.types import ASGIApp
+
+from minisgl.server.http import CHUNK_EXTENSION
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75  # longer than the pools of common clients keep a connection
@@ -33,11 +38,16 @@ class HttpConfig(Config):
 
 
 class Http1Protocol(H11Protocol):
-    """HTTP/1.1 that stays so: an offered upgrade to HTTP/2 is ignored, as the standard allows."""
+    """HTTP/1.1 that stays so: an offered upgrade to HTTP/2 is ignored, as the standard allows.
+
+    It offers the application a short way for the parts of a streamed body, past Hypercorn's states
+    and h11's: they stay as they are while a body is being sent, and a chunk's frame is its length.
+    """
 
     config: HttpConfig
     client_closed = False
     _head_timer: asyncio.TimerHandle | None = None  # runs while there is a part of a head
+    _chunked = False  # the response under way has a body in chunks
 
     async def handle(self, event: Event) -> None:
         if isinstance(event, Closed):
@@ -52,6 +62,27 @@ class Http1Protocol(H11Protocol):
             # Ends the keep-alive timer. With it a connection that its client has closed would be
             # held, socket and all, until the time is over.
             await self.send(Updated(idle=False))
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        await super()._create_stream(request)
+        if isinstance(self.stream, HTTPStream):  # the application has its scope, but hasn't run yet
+            self.stream.scope["extensions"][CHUNK_EXTENSION] = {"send": self._send_chunk}
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Response):
+            self._chunked = (
+                isinstance(self.connection, h11.Connection)
+                and self.connection.their_http_version == b"1.1"
+                and all(name.lower() != b"content-length" for name, _ in event.headers)
+            )
+        await super().stream_send(event)
+
+    async def _send_chunk(self, data: bytes) -> None:
+        """Sends a part of the body, which isn't empty and not the last, as its message would be."""
+        if self._chunked and self.connection.our_state is h11.SEND_BODY:
+            await self.send(RawData(b"%x\r\n%b\r\n" % (len(data), data)))
+        else:
+            await self.stream_send(Body(STREAM_ID, data))
 
     async def _maybe_recycle(self) -> None:
         if self.client_closed:  # nor is there a next request to wait for
