@@ -1,9 +1,15 @@
 // What a step costs the host beside the model: planning it, and handing its tokens to who waits for them.
 //
-// Argument: sequences. Ceiling: a step of the model takes milliseconds; what is measured here is lost of them.
+// Argument: sequences. What is measured here is lost of a step of the model, which takes milliseconds. The ceilings are
+// measured beside it: a list of tokens copied, for the scheduler; two bare descriptors between the threads, for the
+// queue.
 #include <benchmark/benchmark.h>
 #include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -65,6 +71,17 @@ void scheduler_admission(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * state.range(0));
 }
 
+// Ceiling of scheduler_step: only the tokens of a step, written to a plan and read back.
+void token_copy(benchmark::State& state) {
+  const std::vector<std::int32_t> tokens(static_cast<std::size_t>(state.range(0)), 11);
+  std::vector<std::int32_t> plan;
+  for (auto _ : state) {
+    plan.assign(tokens.begin(), tokens.end());
+    benchmark::DoNotOptimize(plan.data());
+    benchmark::ClobberMemory();
+  }
+}
+
 std::vector<RequestOutput> one_token_each(std::int64_t num_sequences) {
   std::vector<RequestOutput> outputs(static_cast<std::size_t>(num_sequences));
   for (std::size_t i = 0; i < outputs.size(); ++i) outputs[i] = {.id = i, .tokens = {TokenOutput{.token = 11}}};
@@ -80,25 +97,25 @@ void queue_step(benchmark::State& state) {
   }
 }
 
+void wait_for(int descriptor) {
+  pollfd wanted{descriptor, POLLIN, 0};
+  poll(&wanted, 1, -1);
+}
+
 // From publish() on one thread to the other's drain() and back: two wake-ups through descriptors, as a loop waits.
 void queue_round_trip(benchmark::State& state) {
   CompletionQueue there, back;
-  const auto wait = [](const CompletionQueue& queue) {
-    pollfd descriptor{queue.event_fd(), POLLIN, 0};
-    poll(&descriptor, 1, -1);
-  };
   std::thread echo([&] {
-    for (;;) {
-      wait(there);
+    for (bool last = false; !last;) {
+      wait_for(there.event_fd());
       std::vector<RequestOutput> outputs = there.drain();
-      const bool last = !outputs.empty() && outputs.front().finish != FinishReason::none;
+      last = !outputs.empty() && outputs.front().finish != FinishReason::none;
       back.publish(std::move(outputs));
-      if (last) return;
     }
   });
   for (auto _ : state) {
     there.publish(one_token_each(state.range(0)));
-    wait(back);
+    wait_for(back.event_fd());
     benchmark::DoNotOptimize(back.drain().size());
   }
   std::vector<RequestOutput> last = one_token_each(1);
@@ -107,14 +124,41 @@ void queue_round_trip(benchmark::State& state) {
   echo.join();
 }
 
+// Ceiling of queue_round_trip: the same wake-ups with nothing to hand over.
+void descriptor_round_trip(benchmark::State& state) {
+  const int there = eventfd(0, 0), back = eventfd(0, 0);
+  std::atomic<bool> last = false;
+  std::thread echo([&] {
+    while (!last) {
+      eventfd_t count;
+      wait_for(there);
+      eventfd_read(there, &count);
+      eventfd_write(back, 1);
+    }
+  });
+  for (auto _ : state) {
+    eventfd_t count;
+    eventfd_write(there, 1);
+    wait_for(back);
+    eventfd_read(back, &count);
+  }
+  last = true;
+  eventfd_write(there, 1);
+  echo.join();
+  close(there);
+  close(back);
+}
+
 void sequences(benchmark::internal::Benchmark* benchmark) {
   benchmark->Arg(1)->Arg(16)->Arg(64)->Arg(256)->UseRealTime()->Unit(benchmark::kMicrosecond);
 }
 
 BENCHMARK(scheduler_step)->Apply(sequences);
+BENCHMARK(token_copy)->Apply(sequences);
 BENCHMARK(scheduler_admission)->Apply(sequences);
 BENCHMARK(queue_step)->Apply(sequences);
 BENCHMARK(queue_round_trip)->Apply(sequences);
+BENCHMARK(descriptor_round_trip)->UseRealTime()->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace minisgl
