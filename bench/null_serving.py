@@ -100,9 +100,9 @@ def measure(
     }
     log.unlink(missing_ok=True)
     request = post(server.url, "/v1/completions", body)
-    cpu = server.cpu_seconds()
+    cpu = server.cpu_seconds()["server"]
     streams = run_streams(server.url, [request] * num_streams, num_streams)
-    cpu = server.cpu_seconds() - cpu
+    cpu = server.cpu_seconds()["server"] - cpu
     sent = array.array("d")
     while not log.exists():
         time.sleep(0.01)
@@ -156,8 +156,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--streams", type=int, default=256)
-    parser.add_argument("--rates", default="10000,25000,30000,45000,60000,80000,100000,0")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each rate")
+    parser.add_argument("--rates", default="30000,60000,120000,0")
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each rate")
     args = parser.parse_args()
 
     server_core, *others = cores()

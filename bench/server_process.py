@@ -24,22 +24,34 @@ class RunningServer:
         """Process -> (RSS, PSS) in bytes, of the server and its children. PSS counts a page that
         several processes share in parts, so that the sum is what all of them take.
         """
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         found = {}
-        for pid in [str(self.pid), *children]:
+        for pid in (self.pid, *self._children()):
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
             rss, pss = (
                 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", rollup, re.M)[1])  # type: ignore[index]
                 for name in ("Rss", "Pss")
             )
-            name = "server" if pid == str(self.pid) else "engine"
+            name = "server" if pid == self.pid else "engine"
             found[f"{name} {pid}"] = (rss, pss)
         return found
 
-    def cpu_seconds(self) -> float:
-        """Processor time of the server's own process so far."""
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
-        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time so far of the server's process ("server"), and in the engine's process of
+        the threads that compute ("engine") and of those that talk ("messages").
+        """
+        seconds = dict.fromkeys(("server", "messages", "engine"), 0.0)
+        for pid in (self.pid, *self._children()):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                kind = "server"
+                if pid != self.pid:
+                    computes = (task / "comm").read_text().startswith("minisgl-")
+                    kind = "engine" if computes else "messages"
+                seconds[kind] += int((task / "schedstat").read_text().split()[0]) / 1e9
+        return seconds
+
+    def _children(self) -> list[int]:
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@
 
 TTFT counts from the moment the request is sent, inter-token latency from the arrival of each event.
 Tokens are the server's own count (`usage`), so that several tokens in one event are all counted.
+Where the server is started here, the processor time of its parts is shown too: what all but the
+engine take of it is what HTTP costs, however noisy the machine is.
 --over-engine runs the same prompts through `LLM`, in a process of its own, before and after each
 run over HTTP, so that the ratio is one of neighbours in time.
 """
@@ -18,7 +20,9 @@ import json
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -71,7 +75,8 @@ def _timings(streams: list[Received]) -> Timings:
             continue
         tokens += json.loads(end.data)["usage"]["completion_tokens"]
         arrivals = [event.arrived for event in events]
-        timings.first.append(arrivals[0] - stream.sent)
+        if arrivals:  # else the only token had no text
+            timings.first.append(arrivals[0] - stream.sent)
         timings.gaps += [later - earlier for earlier, later in pairwise(arrivals)]
         last = max(last, end.arrived)
     timings.rate = tokens / (last - min(stream.sent for stream in streams)) if tokens else 0.0
@@ -96,11 +101,12 @@ def served_model(url: str) -> str:
 
 def run_engine(workload: str, model: str | None, threads: int) -> float:
     """Tokens/s of the workload through `LLM`, by offline.py."""
-    command = [sys.executable, str(Path(__file__).with_name("offline.py")), workload, "--runs=1"]
-    command += [f"--threads={threads}"] + ([f"--model={model}"] if model else [])
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    line = next(line for line in output.splitlines() if line.startswith("output "))
-    return float(line.split()[1])
+    command = [sys.executable, str(Path(__file__).with_name("offline.py")), workload]
+    command += ["--json", "--runs=1", f"--threads={threads}"]
+    command += [f"--model={model}"] if model else []
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    rate: float = json.loads(done.stdout)["output"]
+    return rate
 
 
 def main() -> int:
@@ -120,6 +126,7 @@ def main() -> int:
     command += [f"--model={args.model}"] if args.model else []
     runs: list[Timings] = []
     alone: list[float] = []
+    spent: Counter[str] = Counter()  # seconds of processor time
     for _ in range(args.runs):
         if args.over_engine:
             alone.append(run_engine(args.workload, args.model, args.threads))
@@ -127,7 +134,13 @@ def main() -> int:
             runs.append(run_http(args.url, served_model(args.url), workload))
         else:
             with serving(command) as server:
+                # The first tokens alone before, as offline.py does it.
+                first = replace(workload, max_tokens=[1] * len(workload.prompts))
+                run_http(server.url, served_model(server.url), first)
+                before = {**server.cpu_seconds(), "client": time.process_time()}
                 runs.append(run_http(server.url, served_model(server.url), workload))
+                after = {**server.cpu_seconds(), "client": time.process_time()}
+                spent.update({part: after[part] - before[part] for part in after})
     if args.over_engine:
         alone.append(run_engine(args.workload, args.model, args.threads))
 
@@ -137,6 +150,10 @@ def main() -> int:
     print(f"output        {statistics.median(rates):8.1f} tok/s (of {args.runs} runs)")
     print(f"TTFT          {percentiles([value for run in runs for value in run.first])}")
     print(f"inter-token   {percentiles([value for run in runs for value in run.gaps])}")
+    if spent:
+        shown = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in spent.items())
+        share = 1 - spent["engine"] / sum(spent.values())
+        print(f"processor     {shown}: {100 * share:.1f}% beside the engine")
     if args.over_engine:
         ratios = [
             2 * rate / (before + after)
