@@ -2,18 +2,18 @@
 
     python bench/peer_llama_cpp.py decode-b16 --model MODEL.gguf --threads N
 
-Run by `compare.py`; the package belongs in a virtual environment of its own.
+`compare.py` runs it; the package belongs in a virtual environment of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import xllamacpp
+from measure import measure
 from workloads import Workload, make_workload
 
 
@@ -45,38 +45,26 @@ def main() -> int:
     workload = make_workload(args.workload)
     server = start_server(args.model, args.threads, workload)
 
-    def complete(index: int) -> dict[str, float]:
+    def complete_one(prompt: list[int], count: int) -> None:
         answer = server.handle_completions(
             {
-                "prompt": workload.prompts[index],
-                "n_predict": workload.max_tokens[index],
+                "prompt": prompt,
+                "n_predict": count,
                 "temperature": workload.temperature,
                 "ignore_eos": True,
                 "cache_prompt": False,
             }
         )
         body = json.loads(answer) if isinstance(answer, str) else answer
-        timings: dict[str, float] = body["timings"]
-        if timings["predicted_n"] != workload.max_tokens[index]:
-            raise SystemExit(f"asked for {workload.max_tokens[index]} tokens, got {timings}")
-        return timings
+        if body["timings"]["predicted_n"] != count:
+            raise SystemExit(f"asked for {count} tokens, got {body['timings']}")
 
-    runs = []
     with ThreadPoolExecutor(len(workload.prompts)) as executor:
-        for _ in range(args.runs):
-            start = time.perf_counter()
-            timings = list(executor.map(complete, range(len(workload.prompts))))
-            seconds = time.perf_counter() - start
-            runs.append(
-                {
-                    "seconds": seconds,
-                    "output_rate": workload.output_tokens / seconds,
-                    "prompt_rate": workload.prompt_tokens / seconds,
-                    "prefill_rate": statistics.median(t["prompt_per_second"] for t in timings),
-                    "decode_rate": statistics.median(t["predicted_per_second"] for t in timings),
-                }
-            )
-    print(json.dumps({key: statistics.median(run[key] for run in runs) for key in runs[0]}))
+
+        def complete(counts: Sequence[int]) -> None:
+            list(executor.map(complete_one, workload.prompts, counts))
+
+        print(json.dumps(measure(workload, complete, args.runs)))
     return 0
 
 

@@ -1,65 +1,86 @@
-"""N concurrent SSE clients against a running server: TTFT, inter-token latency, throughput.
+"""N concurrent SSE clients: TTFT, inter-token latency and throughput with percentiles.
 
-    python bench/serving.py --url http://127.0.0.1:8000 --concurrency 16 --requests 64
+    python bench/serving.py serve-16                           starts minisgl-serve for it
+    python bench/serving.py serve-16 --over-engine             and compares with the engine alone
+    python bench/serving.py serve-16 --url http://HOST:PORT    a server that runs already
 
 TTFT counts from the moment the request is sent, inter-token latency from the arrival of each event.
 Tokens are the server's own count (`usage`), so that several tokens in one event are all counted.
+Where the server is started here, the processor time of its parts is shown too: what all but the
+engine take of it is what HTTP costs, however noisy the machine is.
+--over-engine runs the same prompts through `LLM`, in a process of its own, before and after each
+run over HTTP, so that the ratio is one of neighbours in time.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import http.client
 import json
-import random
 import statistics
+import subprocess
+import sys
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
+from server_process import serving
+from sse_client import Received, StreamError, post, run_streams
+from workloads import Workload, make_workload
 
 
 @dataclass
-class RequestTiming:
-    ttft: float = 0.0  # seconds
+class Timings:
+    rate: float  # tokens/s, from the first request sent to the last event
+    failed: list[str] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)  # seconds, a request each
     gaps: list[float] = field(default_factory=list)  # seconds between events
-    tokens: int = 0
-    error: str = ""
 
 
-async def run_request(
-    client: httpx.AsyncClient, url: str, body: dict[str, object]
-) -> RequestTiming:
-    timing = RequestTiming()
-    start = last = time.perf_counter()
-    ended = False
-    async with client.stream("POST", f"{url}/v1/completions", json=body) as response:
-        if response.status_code != 200:
-            timing.error = f"{response.status_code}: {(await response.aread()).decode()[:200]}"
-            return timing
-        async for line in response.aiter_lines():
-            if not line.startswith("data: "):
-                continue
-            now = time.perf_counter()
-            if line == "data: [DONE]":
-                ended = True
-                break
-            event = json.loads(line[6:])
-            if "error" in event:
-                timing.error = str(event["error"])
-                return timing
-            if usage := event.get("usage"):
-                timing.tokens = usage["completion_tokens"]
-            if not event["choices"]:
-                continue
-            if timing.ttft == 0.0:
-                timing.ttft = now - start
-            else:
-                timing.gaps.append(now - last)
-            last = now
-    if not ended:
-        timing.error = "the stream ended without [DONE]"
-    return timing
+def run_http(url: str, model: str, workload: Workload) -> Timings:
+    """All requests of the workload at once."""
+    requests = [
+        post(
+            url,
+            "/v1/completions",
+            {
+                "model": model,
+                "prompt": prompt,
+                "max_tokens": count,
+                "temperature": workload.temperature,
+                "seed": number,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            },
+        )
+        for number, (prompt, count) in enumerate(
+            zip(workload.prompts, workload.max_tokens, strict=True)
+        )
+    ]
+    return _timings(run_streams(url, requests, len(requests)))
+
+
+def _timings(streams: list[Received]) -> Timings:
+    timings = Timings(0.0)
+    tokens, last = 0, 0.0
+    for stream in streams:
+        try:
+            *events, end = stream.events()
+        except StreamError as error:
+            timings.failed.append(str(error))
+            continue
+        tokens += json.loads(end.data)["usage"]["completion_tokens"]
+        arrivals = [event.arrived for event in events]
+        if arrivals:  # else the only token had no text
+            timings.first.append(arrivals[0] - stream.sent)
+        timings.gaps += [later - earlier for earlier, later in pairwise(arrivals)]
+        last = max(last, end.arrived)
+    timings.rate = tokens / (last - min(stream.sent for stream in streams)) if tokens else 0.0
+    return timings
 
 
 def percentiles(values: list[float]) -> str:
@@ -69,59 +90,81 @@ def percentiles(values: list[float]) -> str:
     return f"p50 {cuts[49] * 1e3:8.1f}  p90 {cuts[89] * 1e3:8.1f}  p99 {cuts[98] * 1e3:8.1f} ms"
 
 
-async def run(args: argparse.Namespace) -> int:
-    rng = random.Random(0)
-    bodies = [
-        {
-            "model": args.model,
-            "prompt": [rng.randint(0, 10000) for _ in range(args.prompt_tokens)],
-            "max_tokens": args.max_tokens,
-            "temperature": 0.0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        for _ in range(args.requests)
-    ]
-    limits = httpx.Limits(max_connections=args.concurrency)
-    semaphore = asyncio.Semaphore(args.concurrency)
-    async with httpx.AsyncClient(timeout=None, limits=limits) as client:
-        if args.model is None:
-            models = (await client.get(f"{args.url}/v1/models")).json()
-            for body in bodies:
-                body["model"] = models["data"][0]["id"]
+def served_model(url: str) -> str:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
+    connection.request("GET", "/v1/models")
+    model: str = json.load(connection.getresponse())["data"][0]["id"]
+    connection.close()
+    return model
 
-        async def one(body: dict[str, object]) -> RequestTiming:
-            async with semaphore:
-                return await run_request(client, args.url, body)
 
-        start = time.perf_counter()
-        timings = await asyncio.gather(*(one(body) for body in bodies))
-        seconds = time.perf_counter() - start
-
-    failed = [timing.error for timing in timings if timing.error]
-    done = [timing for timing in timings if not timing.error]
-    tokens = sum(timing.tokens for timing in done)
-    print(f"{len(done)} requests done, {len(failed)} failed, {seconds:.2f} s")
-    print(f"output        {tokens / seconds:8.1f} tok/s")
-    print(f"TTFT          {percentiles([timing.ttft for timing in done])}")
-    print(f"inter-token   {percentiles([gap for timing in done for gap in timing.gaps])}")
-    for error in sorted(set(failed)):
-        print(f"failed: {error}")
-    return 1 if failed else 0
+def run_engine(workload: str, model: str | None, threads: int) -> float:
+    """Tokens/s of the workload through `LLM`, by offline.py."""
+    command = [sys.executable, str(Path(__file__).with_name("offline.py")), workload]
+    command += ["--json", "--runs=1", f"--threads={threads}"]
+    command += [f"--model={model}"] if model else []
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    rate: float = json.loads(done.stdout)["output"]
+    return rate
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--model", help="default: the first that the server names")
-    parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--max-tokens", type=int, default=128)
-    return asyncio.run(run(parser.parse_args()))
+    parser.add_argument("workload", help="serve-N, or another of workloads.py")
+    parser.add_argument("--url", help="default: a server is started")
+    parser.add_argument("--model", help="default: the default model")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--over-engine", action="store_true")
+    args = parser.parse_args()
+
+    workload = make_workload(args.workload)
+    command = [sys.executable, "-m", "minisgl", f"--threads={args.threads}"]
+    command += [f"--model={args.model}"] if args.model else []
+    runs: list[Timings] = []
+    alone: list[float] = []
+    spent: Counter[str] = Counter()  # seconds of processor time
+    for _ in range(args.runs):
+        if args.over_engine:
+            alone.append(run_engine(args.workload, args.model, args.threads))
+        if args.url:
+            runs.append(run_http(args.url, served_model(args.url), workload))
+        else:
+            with serving(command) as server:
+                # The first tokens alone before, as offline.py does it.
+                first = replace(workload, max_tokens=[1] * len(workload.prompts))
+                run_http(server.url, served_model(server.url), first)
+                before = {**server.cpu_seconds(), "client": time.process_time()}
+                runs.append(run_http(server.url, served_model(server.url), workload))
+                after = {**server.cpu_seconds(), "client": time.process_time()}
+                spent.update({part: after[part] - before[part] for part in after})
+    if args.over_engine:
+        alone.append(run_engine(args.workload, args.model, args.threads))
+
+    rates = [timings.rate for timings in runs]
+    failed = [error for timings in runs for error in timings.failed]
+    print(f"{workload.name}: {workload.prompt_tokens} tokens in, {workload.output_tokens} out")
+    print(f"output        {statistics.median(rates):8.1f} tok/s (of {args.runs} runs)")
+    print(f"TTFT          {percentiles([value for run in runs for value in run.first])}")
+    print(f"inter-token   {percentiles([value for run in runs for value in run.gaps])}")
+    if spent:
+        shown = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in spent.items())
+        share = 1 - spent["engine"] / sum(spent.values())
+        print(f"processor     {shown}: {100 * share:.1f}% beside the engine")
+    if args.over_engine:
+        ratios = [
+            2 * rate / (before + after)
+            for rate, (before, after) in zip(rates, pairwise(alone), strict=True)
+        ]
+        shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        print(f"engine alone  {statistics.median(alone):8.1f} tok/s")
+        print(f"HTTP/engine   {statistics.median(ratios):8.3f} ({shown}; wanted 0.90, aim 0.98)")
+    for error in sorted(set(failed)):
+        print(f"failed: {error}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

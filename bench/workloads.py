@@ -1,6 +1,7 @@
 """The project's workloads by name: what is asked of an engine, as token ids and output lengths.
 
 decode-b{N}    N prompts of 128 tokens, 256 new tokens each, EOS ignored, greedy
+serve-{N}      the same, asked for by N concurrent SSE clients
 offline-256    seed 0; 256 prompts of 100 to 1024 ids, then 100 to 1024 new tokens each,
                    temperature 0.6
 prefill-PxL    P prompts of L tokens, one new token each
@@ -41,10 +42,12 @@ def make_workload(name: str) -> Workload:
             [rng.randint(0, 10000) for _ in range(rng.randint(100, 1024))] for _ in range(256)
         ]
         return Workload(name, prompts, [rng.randint(100, 1024) for _ in range(256)], 0.6)
-    if match := re.fullmatch(r"decode-b(\d+)", name):
+    if match := re.fullmatch(r"(?:decode-b|serve-)(\d+)", name):
         batch = int(match[1])
         return Workload(name, _random_prompts(rng, [128] * batch), [256] * batch, 0.0)
     if match := re.fullmatch(r"prefill-(\d+)x(\d+)", name):
         batch, length = int(match[1]), int(match[2])
         return Workload(name, _random_prompts(rng, [length] * batch), [1] * batch, 0.0)
-    raise ValueError(f"unknown workload {name!r}: use decode-bN, prefill-PxL or offline-256")
+    raise ValueError(
+        f"unknown workload {name!r}: use decode-bN, serve-N, prefill-PxL or offline-256"
+    )

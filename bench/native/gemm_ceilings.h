@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/cpu_features.h"
 #include "core/thread_pool.h"
 
 #if defined(__x86_64__)
@@ -49,6 +50,40 @@ __attribute__((target("avx2,fma"))) inline float spin_f32(std::int64_t steps) {
 }
 constexpr double f32_ops_per_step = 16;
 
+// The same as the AVX-512 kernels have it: vpdpbusd on 64 bytes, and a multiply-add of 16 lanes.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in headers of GCC 12, where it is meant
+__attribute__((target("avx512f,avx512vnni"))) inline std::int64_t spin_int8_avx512(std::int64_t steps) {
+  __m512i sums[16], weights[2] = {_mm512_set1_epi8(3), _mm512_set1_epi8(5)}, x = _mm512_set1_epi8(-7);
+  for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+  for (std::int64_t step = 0; step < steps; step += 16) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      asm("" : "+v"(x));  // the product is not a constant
+      sums[i] = _mm512_dpbusd_epi32(sums[i], weights[i % 2], x);
+    }
+  }
+  for (int i = 1; i < 16; ++i) sums[0] = _mm512_add_epi32(sums[0], sums[i]);
+  return _mm512_reduce_add_epi32(sums[0]);
+}
+constexpr double int8_ops_per_step_avx512 = 128;
+
+__attribute__((target("avx512f"))) inline float spin_f32_avx512(std::int64_t steps) {
+  __m512 sums[16], a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
+  for (__m512& sum : sums) sum = _mm512_setzero_ps();
+  for (std::int64_t step = 0; step < steps; step += 16) {
+#pragma GCC unroll 16
+    for (__m512& sum : sums) {
+      asm("" : "+v"(a));
+      sum = _mm512_fmadd_ps(a, b, sum);
+    }
+  }
+  for (int i = 1; i < 16; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+  return _mm512_reduce_add_ps(sums[0]);
+}
+constexpr double f32_ops_per_step_avx512 = 32;
+#pragma GCC diagnostic pop
+
 template <typename Spin>
 double measure_ops(ThreadPool& pool, Spin spin, double ops_per_step) {
   constexpr std::int64_t steps = 20'000'000;
@@ -66,7 +101,11 @@ double measure_ops(ThreadPool& pool, Spin spin, double ops_per_step) {
   return rates[2];
 }
 
+// Of the instruction set that the kernels were chosen for.
 inline Ceilings measure_ceilings(ThreadPool& pool) {
+  if (cpu_isa() == CpuIsa::avx512vnni)
+    return {measure_ops(pool, spin_int8_avx512, int8_ops_per_step_avx512),
+            measure_ops(pool, spin_f32_avx512, f32_ops_per_step_avx512)};
   return {measure_ops(pool, spin_int8, int8_ops_per_step), measure_ops(pool, spin_f32, f32_ops_per_step)};
 }
 

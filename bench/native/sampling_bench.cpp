@@ -1,11 +1,16 @@
 // Sampling one row of logits, beside one read of the row (4 bytes a token of the vocabulary).
 //
+//   of_bandwidth   bytes of the row a second over what one thread reads from memory here; above 1 where the row lies in
+//   a
+//                  cache, as it does just after the model wrote it
+//
 // Argument: vocabulary. "peaked" rows are like a language model's, "flat" ones are the worst case of the filters.
 #include <benchmark/benchmark.h>
 
 #include <random>
 #include <vector>
 
+#include "core/bandwidth.h"
 #include "kernels/sampling.h"
 
 namespace {
@@ -18,6 +23,16 @@ std::vector<float> make_logits(std::int64_t vocab, float spread) {
   std::vector<float> logits(vocab);
   for (float& logit : logits) logit = normal(generator);
   return logits;
+}
+
+void report_bytes(benchmark::State& state) {
+  static const double bandwidth = [] {
+    minisgl::ThreadPool one(1);
+    return minisgl::measure_read_bandwidth(one);
+  }();
+  const auto bytes = static_cast<double>(state.iterations() * state.range(0) * 4);
+  state.SetBytesProcessed(state.iterations() * state.range(0) * 4);
+  state.counters["of_bandwidth"] = benchmark::Counter(bytes / bandwidth, benchmark::Counter::kIsRate);
 }
 
 SamplingParams filters(float temperature, int top_k, float top_p, float min_p) {
@@ -34,7 +49,7 @@ void sample(benchmark::State& state, SamplingParams params, float spread) {
   minisgl::SampleScratch scratch;
   std::uint64_t position = 0;
   for (auto _ : state) benchmark::DoNotOptimize(minisgl::sample(logits, params, {}, {}, position++, scratch));
-  state.SetBytesProcessed(state.iterations() * state.range(0) * 4);
+  report_bytes(state);
 }
 
 void penalties(benchmark::State& state) {
@@ -46,14 +61,14 @@ void penalties(benchmark::State& state) {
   SamplingParams params = filters(0.7f, 0, 0.9f, 0);
   params.repetition_penalty = 1.1f;
   for (auto _ : state) benchmark::DoNotOptimize(minisgl::sample(logits, params, counts, {}, position++, scratch));
-  state.SetBytesProcessed(state.iterations() * state.range(0) * 4);
+  report_bytes(state);
 }
 
 void logprob(benchmark::State& state) {
   const auto logits = make_logits(state.range(0), 3.0f);
   std::vector<minisgl::TokenLogprob> top;
   for (auto _ : state) benchmark::DoNotOptimize(minisgl::token_logprob(logits, 7, 20, top));
-  state.SetBytesProcessed(state.iterations() * state.range(0) * 4);
+  report_bytes(state);
 }
 
 void vocabularies(benchmark::internal::Benchmark* benchmark) {

@@ -14,10 +14,14 @@ namespace {
 constexpr std::size_t kChunk = std::size_t{1} << 20;
 constexpr int kSweeps = 7;
 
+// How far ahead memory is asked for: processors' own prefetchers alone keep too few lines under way.
+constexpr std::size_t kPrefetchWords = 4096 / sizeof(std::uint64_t);
+
 // Eight independent sums, so that the loads and not the additions set the pace.
 std::uint64_t sum_words(const std::uint64_t* words, std::size_t count) {
   std::uint64_t sums[8] = {};
   for (std::size_t i = 0; i + 8 <= count; i += 8) {
+    __builtin_prefetch(words + i + kPrefetchWords);
     for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
   }
   std::uint64_t total = 0;

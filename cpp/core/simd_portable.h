@@ -143,6 +143,14 @@ template <int bits>
 inline I32x8 shift_left(I32x8 a) {
   return I32x8::each([&](int i) { return a[i] * (1 << bits); });
 }
+inline std::int32_t reduce_add(I32x8 a) {
+  std::int32_t sum = 0;
+  for (int i = 0; i < 8; ++i) sum += a[i];
+  return sum;
+}
+inline void store_i8(const I32x8 (&a)[4], std::int8_t* p) {
+  for (int i = 0; i < 32; ++i) p[i] = static_cast<std::int8_t>(a[i / 8][i % 8]);
+}
 inline F32x8 to_f32(I32x8 a) {
   return F32x8::each([&](int i) { return static_cast<float>(a[i]); });
 }

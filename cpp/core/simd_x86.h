@@ -106,6 +106,16 @@ inline I32x8 shift_left(I32x8 a) {
 inline F32x8 to_f32(I32x8 a) {
   return {_mm256_cvtepi32_ps(a.v)};
 }
+inline std::int32_t reduce_add(I32x8 a) {
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}
+inline void store_i8(const I32x8 (&a)[4], std::int8_t* p) {
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a[0].v, a[1].v), _mm256_packs_epi32(a[2].v, a[3].v));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
+}
 inline I32x8 to_i32(F32x8 a) {
   return {_mm256_cvtps_epi32(a.v)};
 }

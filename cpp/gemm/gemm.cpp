@@ -55,7 +55,7 @@ void quantize_rows(QuantizeFunction quantize, const GemmArgs& args, std::int64_t
 void prepare_activations(const KernelTable& table, const GemmArgs& args, std::int64_t cols, Plan& plan,
                          GemmWorkspace& workspace, ThreadPool& pool) {
   const auto row_bytes = cols / 32 * static_cast<std::int64_t>(sizeof(ActivationBlock));
-  bool quantized = false;
+  const ActivationBlock* quantized = args.quantized;
   for (std::size_t i = 0; i < args.parts.size(); ++i) {
     PartPlan& part = plan.parts[i];
     if (!is_quantized(part.kernel->dtype)) {
@@ -63,12 +63,12 @@ void prepare_activations(const KernelTable& table, const GemmArgs& args, std::in
       part.activation_stride = cols * static_cast<std::int64_t>(sizeof(float));
       continue;
     }
-    if (!quantized) {
+    if (quantized == nullptr) {
       workspace.activations.reserve(static_cast<std::size_t>(args.num_rows * row_bytes));
       quantize_rows(table.quantize, args, cols, workspace.activations.as<ActivationBlock>(), pool);
-      quantized = true;
+      quantized = workspace.activations.as<ActivationBlock>();
     }
-    part.activations = workspace.activations.data();
+    part.activations = reinterpret_cast<const std::byte*>(quantized);
     part.activation_stride = row_bytes;
   }
 }
@@ -157,9 +157,21 @@ void gemm_with(const KernelTable& table, const GemmArgs& args, GemmWorkspace& wo
   pool.parallel_for(plan.num_tasks, [&](std::int64_t task, int) { run_task(args, plan, cols, task); });
 }
 
-void gemm(const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool) {
+namespace {
+
+const KernelTable& own_kernels() {
   static const KernelTable& table = gemm_kernel_table(cpu_isa());
-  gemm_with(table, args, workspace, pool);
+  return table;
+}
+
+}  // namespace
+
+void gemm(const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool) {
+  gemm_with(own_kernels(), args, workspace, pool);
+}
+
+void quantize_row(const float* x, std::int64_t cols, ActivationBlock* blocks) {
+  own_kernels().quantize(x, cols, blocks);
 }
 
 const char* cpu_isa_name() {

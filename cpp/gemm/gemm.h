@@ -10,6 +10,7 @@
 
 #include "core/aligned_buffer.h"
 #include "core/thread_pool.h"
+#include "gemm/layout.h"
 #include "gemm/packed_matrix.h"
 
 namespace minisgl {
@@ -32,10 +33,15 @@ struct GemmArgs {
   std::int64_t num_rows;
   float* y;  // [num_rows, y_stride]
   std::int64_t y_stride;
+  const ActivationBlock* quantized = nullptr;  // [num_rows, in_features / 32] quantize_row() of x where that is done
 };
 
 // Activations are quantised to int8 in blocks of 32 for the quantised formats and stay f32 for the others.
 void gemm(const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool);
+
+// What gemm() makes of a row of `cols` (a multiple of 32) values for the quantised formats. For an operation that has
+// the row at hand.
+void quantize_row(const float* x, std::int64_t cols, ActivationBlock* blocks);
 
 // Name of the instruction set that the kernels were chosen for: "avx512vnni", "avx2", "portable".
 // The environment variable MINISGL_CPU_ISA, read once, asks for a lesser one (tests compare them).

@@ -78,6 +78,7 @@ class CpuOps final : public Ops {
 
   std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
                                             std::span<const std::byte> raw) override {
+    has_quantized_weights_ = has_quantized_weights_ || is_quantized(dtype);
     return std::make_shared<const PackedMatrix>(PackedMatrix::pack(dtype, rows, cols, raw, pool_));
   }
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
@@ -119,10 +120,11 @@ class CpuOps final : public Ops {
     });
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
-    cpu_ops::rms_norm(pool_, x.f32(), weight, eps, x.rows, x.cols, y.f32());
+    cpu_ops::rms_norm(pool_, x.f32(), weight, eps, x.rows, x.cols, y.f32(), blocks_for(y));
   }
   void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
-    cpu_ops::add_rms_norm(pool_, residual.f32(), delta.f32(), weight, eps, residual.rows, residual.cols, y.f32());
+    cpu_ops::add_rms_norm(pool_, residual.f32(), delta.f32(), weight, eps, residual.rows, residual.cols, y.f32(),
+                          blocks_for(y));
   }
   void linear(const Linear& weights, Tensor x, Tensor y) override {
     MINISGL_CHECK(x.cols == weights.in_features() && y.cols == weights.out_features() && x.rows == y.rows);
@@ -130,12 +132,13 @@ class CpuOps final : public Ops {
           .x = x.f32(),
           .num_rows = x.rows,
           .y = y.f32(),
-          .y_stride = y.cols},
+          .y_stride = y.cols,
+          .quantized = x.data == quantized_rows_of_ ? quantized_rows_.as<ActivationBlock>() : nullptr},
          gemm_workspace_, pool_);
   }
   void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override {
     linear(gate_up, x, scratch);
-    cpu_ops::silu_mul(pool_, scratch.f32(), y.rows, y.cols, y.f32());
+    cpu_ops::silu_mul(pool_, scratch.f32(), y.rows, y.cols, y.f32(), blocks_for(y));
   }
   void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
@@ -176,6 +179,16 @@ class CpuOps final : public Ops {
     std::vector<float> logits;  // [vocab] what the sampler may change while the original is still needed
   };
 
+  // Where the operation at hand, which writes y for a linear, also puts its quantised rows; null where no linear wants
+  // them. They hold until the next such operation.
+  ActivationBlock* blocks_for(Tensor y) {
+    quantized_rows_of_ = nullptr;
+    if (!has_quantized_weights_ || y.cols % 32 != 0) return nullptr;
+    quantized_rows_.reserve(static_cast<std::size_t>(y.rows * y.cols / 32) * sizeof(ActivationBlock));
+    quantized_rows_of_ = y.data;
+    return quantized_rows_.as<ActivationBlock>();
+  }
+
   static cpu_ops::QkvView view_of(Tensor qkv, const HeadShape& shape) {
     MINISGL_CHECK(qkv.cols == shape.row_size());
     return {qkv.f32(), qkv.rows, shape.num_heads, shape.num_kv_heads, shape.head_dim};
@@ -203,7 +216,10 @@ class CpuOps final : public Ops {
 
   ThreadPool pool_;
   GemmWorkspace gemm_workspace_;
-  std::vector<Scratch> scratch_;  // [num_threads]
+  bool has_quantized_weights_ = false;
+  const std::byte* quantized_rows_of_ = nullptr;  // the tensor that quantized_rows_ belong to
+  AlignedBuffer quantized_rows_;                  // [rows, cols / 32] ActivationBlocks
+  std::vector<Scratch> scratch_;                  // [num_threads]
 
   // Of the step at hand.
   StepBatch batch_{};

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "gemm/gemm.h"
 #include "kernels/cpu_kernels.h"
 
 namespace minisgl::cpu_ops {
@@ -22,26 +23,36 @@ void for_each_row(ThreadPool& pool, std::int64_t num_rows, std::int64_t elements
   });
 }
 
+void quantize(const float* y, std::int64_t dim, std::int64_t row, ActivationBlock* blocks) {
+  if (blocks != nullptr) quantize_row(y + row * dim, dim, blocks + row * (dim / 32));
+}
+
 }  // namespace
 
 void rms_norm(ThreadPool& pool, const float* x, const float* weight, float eps, std::int64_t num_rows, std::int64_t dim,
-              float* y) {
+              float* y, ActivationBlock* blocks) {
   const auto kernel = cpu_kernels().rms_norm;
-  for_each_row(pool, num_rows, dim, [&](std::int64_t row) { kernel(x + row * dim, weight, eps, dim, y + row * dim); });
-}
-
-void add_rms_norm(ThreadPool& pool, float* residual, const float* delta, const float* weight, float eps,
-                  std::int64_t num_rows, std::int64_t dim, float* y) {
-  const auto kernel = cpu_kernels().add_rms_norm;
   for_each_row(pool, num_rows, dim, [&](std::int64_t row) {
-    kernel(residual + row * dim, delta + row * dim, weight, eps, dim, y + row * dim);
+    kernel(x + row * dim, weight, eps, dim, y + row * dim);
+    quantize(y, dim, row, blocks);
   });
 }
 
-void silu_mul(ThreadPool& pool, const float* gate_up, std::int64_t num_rows, std::int64_t dim, float* y) {
+void add_rms_norm(ThreadPool& pool, float* residual, const float* delta, const float* weight, float eps,
+                  std::int64_t num_rows, std::int64_t dim, float* y, ActivationBlock* blocks) {
+  const auto kernel = cpu_kernels().add_rms_norm;
+  for_each_row(pool, num_rows, dim, [&](std::int64_t row) {
+    kernel(residual + row * dim, delta + row * dim, weight, eps, dim, y + row * dim);
+    quantize(y, dim, row, blocks);
+  });
+}
+
+void silu_mul(ThreadPool& pool, const float* gate_up, std::int64_t num_rows, std::int64_t dim, float* y,
+              ActivationBlock* blocks) {
   const auto kernel = cpu_kernels().silu_mul;
   for_each_row(pool, num_rows, 2 * dim, [&](std::int64_t row) {
     kernel(gate_up + row * 2 * dim, gate_up + row * 2 * dim + dim, dim, y + row * dim);
+    quantize(y, dim, row, blocks);
   });
 }
 

@@ -34,8 +34,8 @@ class ServerArgs:
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free port, printed at start
     api_key: str | None = field(default=None, repr=False)
-    max_body_bytes: int = 32 * 2**20  # of one request
-    body_timeout: float = 30.0  # seconds for a client to send a whole body
+    max_body_bytes: int = 8 * 2**20  # of one request
+    body_timeout: float = 30.0  # seconds for a client to send a head, and the same for a whole body
 
     num_threads: int = 0  # engine threads; 0: the cores allowed to this process
     kv_dtype: str = "auto"
@@ -161,7 +161,10 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             ),
             _Flag("max-body-bytes", "largest request body", parse_count, "BYTES"),
             _Flag(
-                "body-timeout", "time for a client to send a whole body", parse_seconds, "SECONDS"
+                "body-timeout",
+                "time for a client to send a request's head, and again for its body",
+                parse_seconds,
+                "SECONDS",
             ),
         ),
     ),

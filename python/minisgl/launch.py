@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -32,6 +34,7 @@ from minisgl.server.state import ServerState
 from minisgl.startup import PhaseLog, describe_engine
 from minisgl.tokenizer.worker import TextFrontend
 
+MAX_OPEN_FILES = 65536  # as far as the hard limit allows
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 logger = logging.getLogger("minisgl")
@@ -61,6 +64,7 @@ def launch_server(
     """
     began = time.monotonic()
     logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
+    _allow_connections()
     try:
         with contextlib.closing(bind_socket(args.host, args.port)) as listener:
             files = resolve_model(args.model, revision=args.revision)
@@ -109,7 +113,12 @@ class Server:
             loop.add_signal_handler(number, self._on_signal, number)
         url = url_of(self._listener)
         http = asyncio.create_task(
-            serve_http(create_app(self._state), self._listener, self._http_stop.wait)
+            serve_http(
+                create_app(self._state),
+                self._listener,
+                self._http_stop.wait,
+                head_timeout=self._args.body_timeout,
+            )
         )
         stop = asyncio.create_task(self._stop.wait())
         try:
@@ -120,6 +129,9 @@ class Server:
                 await asyncio.wait({start})
                 return 0
             start.result()
+            # What lives from here on to the end need not be gone through at each collection.
+            gc.collect()
+            gc.freeze()
             logger.info("ready after %.2f s: %s", time.monotonic() - self._began, url)
             failed = asyncio.create_task(self._client.wait_failed())
             await self._first_of(failed, stop, http)
@@ -198,6 +210,14 @@ class Server:
             self._state.text.kill()
         sys.stderr.flush()
         os._exit(128 + number)
+
+
+def _allow_connections() -> None:
+    # A connection is a file, and the usual soft limit of 1024 is soon reached.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

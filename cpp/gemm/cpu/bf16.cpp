@@ -7,7 +7,10 @@ namespace {
 
 struct Bf16 {
   static constexpr int bytes = 2;
-  static F32x8 load(const std::byte* p) { return F32x8::load_bf16(p); }
+  template <typename Lanes>
+  static typename Lanes::F32 load(const std::byte* low, const std::byte* high) {
+    return Lanes::load_bf16(low, high);
+  }
 };
 
 }  // namespace

@@ -7,7 +7,10 @@ namespace {
 
 struct F32 {
   static constexpr int bytes = 4;
-  static F32x8 load(const std::byte* p) { return F32x8::load(reinterpret_cast<const float*>(p)); }
+  template <typename Lanes>
+  static typename Lanes::F32 load(const std::byte* low, const std::byte* high) {
+    return Lanes::load_f32(low, high);
+  }
 };
 
 }  // namespace

@@ -6,12 +6,14 @@
 namespace minisgl::MINISGL_ISA {
 
 // dots[r] = sum over 32 columns of the unsigned 4-bit weights times row r's activations.
-template <int rows>
-inline void dot_nibbles(const std::byte* weights, const std::byte* x, std::int64_t stride, DotU4 (&dots)[rows]) {
+template <typename Lanes, int rows>
+inline void dot_nibbles(const std::byte* weights, std::int64_t next, const std::byte* x, std::int64_t stride,
+                        typename Lanes::DotU4 (&dots)[rows]) {
 #pragma GCC unroll 4
   for (int quad = 0; quad < 4; ++quad) {
-    const U8x32 nibbles = U8x32::load(weights + 32 * quad);
-    const U8x32 low = low_nibbles(nibbles), high = high_nibbles(nibbles);
+    const std::byte* p = weights + 32 * quad;
+    const typename Lanes::U8 nibbles = Lanes::load_quads(p, p + next);
+    const typename Lanes::U8 low = low_nibbles(nibbles), high = high_nibbles(nibbles);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const auto* block = activations_of<ActivationBlock>(x, r, stride);

@@ -9,24 +9,30 @@ struct Q4_0 {
   using Activation = ActivationBlock;
   static constexpr int block_cols = 32, block_bytes = q4_0_block_bytes, activations_per_block = 1;
 
-  template <int rows>
-  static void multiply(const std::byte* weights, const std::byte* x, std::int64_t stride, F32x8 (&sums)[rows]) {
-    DotU4 dots[rows];
-    dot_nibbles<rows>(weights, x, stride, dots);
-    const F32x8 d = F32x8::load_f16(weights + nibble_bytes);
+  template <typename Lanes, int rows>
+  static void multiply(const std::byte* weights, std::int64_t next, const std::byte* x, std::int64_t stride,
+                       typename Lanes::F32 (&sums)[rows]) {
+    using F32 = typename Lanes::F32;
+    typename Lanes::DotU4 dots[rows];
+    dot_nibbles<Lanes, rows>(weights, next, x, stride, dots);
+    const std::byte* scales = weights + nibble_bytes;
+    const F32 d = Lanes::load_f16(scales, scales + next);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const auto* block = activations_of<Activation>(x, r, stride);
-      const I32x8 dot = dots[r].sum() - I32x8::splat(8 * block->sum);
-      sums[r] = fma(to_f32(dot), d * F32x8::splat(block->scale), sums[r]);
+      const F32 dot = to_f32(dots[r].sum()) - F32::splat(static_cast<float>(8 * block->sum));  // exact
+      sums[r] = fma(dot, d * F32::splat(block->scale), sums[r]);
     }
   }
 };
 
 }  // namespace
 
+void gemm_q4_0_one_row(const KernelArgs& args) {
+  multiply_all<Q4_0, Narrow, 1, 1>(args);
+}
 void gemm_q4_0(const KernelArgs& args) {
-  multiply_all<Q4_0, 4, 1>(args);
+  multiply_all<Q4_0, Wide, tile_rows, 1>(args);
 }
 
 }  // namespace minisgl::MINISGL_ISA

@@ -9,24 +9,30 @@ struct Q4_1 {
   using Activation = ActivationBlock;
   static constexpr int block_cols = 32, block_bytes = q4_1_block_bytes, activations_per_block = 1;
 
-  template <int rows>
-  static void multiply(const std::byte* weights, const std::byte* x, std::int64_t stride, F32x8 (&sums)[rows]) {
-    DotU4 dots[rows];
-    dot_nibbles<rows>(weights, x, stride, dots);
-    const F32x8 d = F32x8::load_f16(weights + nibble_bytes), m = F32x8::load_f16(weights + nibble_bytes + 16);
+  template <typename Lanes, int rows>
+  static void multiply(const std::byte* weights, std::int64_t next, const std::byte* x, std::int64_t stride,
+                       typename Lanes::F32 (&sums)[rows]) {
+    using F32 = typename Lanes::F32;
+    typename Lanes::DotU4 dots[rows];
+    dot_nibbles<Lanes, rows>(weights, next, x, stride, dots);
+    const std::byte *scales = weights + nibble_bytes, *minima = scales + 16;
+    const F32 d = Lanes::load_f16(scales, scales + next), m = Lanes::load_f16(minima, minima + next);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const auto* block = activations_of<Activation>(x, r, stride);
-      sums[r] = fma(to_f32(dots[r].sum()), d * F32x8::splat(block->scale), sums[r]);
-      sums[r] = fma(m, F32x8::splat(block->scaled_sum), sums[r]);
+      sums[r] = fma(to_f32(dots[r].sum()), d * F32::splat(block->scale), sums[r]);
+      sums[r] = fma(m, F32::splat(block->scaled_sum), sums[r]);
     }
   }
 };
 
 }  // namespace
 
+void gemm_q4_1_one_row(const KernelArgs& args) {
+  multiply_all<Q4_1, Narrow, 1, 1>(args);
+}
 void gemm_q4_1(const KernelArgs& args) {
-  multiply_all<Q4_1, 4, 1>(args);
+  multiply_all<Q4_1, Wide, tile_rows, 1>(args);
 }
 
 }  // namespace minisgl::MINISGL_ISA

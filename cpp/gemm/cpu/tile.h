@@ -20,12 +20,14 @@ inline void prefetch_ahead(const std::byte* p) {
 }
 
 // Adds the bias and writes the first `count` lanes.
-inline void store_outputs(F32x8 sums, const float* bias, std::int64_t count, float* y) {
-  if (count >= group_rows) {
-    (bias ? sums + F32x8::load(bias) : sums).store(y);
+template <typename Lanes>
+inline void store_outputs(typename Lanes::F32 sums, const float* bias, std::int64_t count, float* y) {
+  constexpr int size = Lanes::groups * group_rows;
+  if (count >= size) {
+    (bias ? sums + Lanes::F32::load(bias) : sums).store(y);
     return;
   }
-  float lanes[group_rows];
+  float lanes[size];
   sums.store(lanes);
   for (std::int64_t i = 0; i < count; ++i) y[i] = bias ? lanes[i] + bias[i] : lanes[i];
 }
@@ -34,64 +36,58 @@ inline void store_outputs(F32x8 sums, const float* bias, std::int64_t count, flo
 //   using Activation                 ActivationBlock or float
 //   block_cols, block_bytes          of a block of one group
 //   activations_per_block            how many Activations of a row meet one block
-//   multiply<rows>(weights, x, stride, sums)   adds one block's products to sums[rows]; row r's activations are at
-//                                    `stride` bytes after row r - 1's
-template <typename Format, int rows, int groups>
+//   multiply<Lanes, rows>(weights, next, x, stride, sums)   adds the products of one block of Lanes::groups groups,
+//   `next`
+//                                    bytes apart, to sums[rows]; row r's activations are `stride` bytes after row r -
+//                                    1's
+//
+// A tile has `rows` rows and `vectors` vectors of Lanes::groups groups each.
+template <typename Format, typename Lanes, int rows, int vectors>
 inline void multiply_tile(const KernelArgs& args, std::int64_t row, std::int64_t group) {
   const std::int64_t num_blocks = args.cols / Format::block_cols;
   const std::int64_t group_bytes = num_blocks * Format::block_bytes;
   const std::byte* weights = args.weights + group * group_bytes;
   const std::byte* x = args.activations + row * args.activation_stride;
-  F32x8 sums[groups][rows];
+  typename Lanes::F32 sums[vectors][rows];
 #pragma GCC unroll 8
-  for (int g = 0; g < groups; ++g)
+  for (int v = 0; v < vectors; ++v)
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) sums[g][r] = F32x8::zero();
+    for (int r = 0; r < rows; ++r) sums[v][r] = Lanes::F32::zero();
   for (std::int64_t block = 0; block < num_blocks; ++block) {
 #pragma GCC unroll 8
-    for (int g = 0; g < groups; ++g) {
-      if constexpr (rows == 1) prefetch_ahead<Format::block_bytes>(weights + g * group_bytes);
-      Format::template multiply<rows>(weights + g * group_bytes, x, args.activation_stride, sums[g]);
+    for (int v = 0; v < vectors; ++v) {
+      const std::byte* first = weights + v * Lanes::groups * group_bytes;
+      if constexpr (rows == 1) prefetch_ahead<Format::block_bytes>(first);
+      Format::template multiply<Lanes, rows>(first, group_bytes, x, args.activation_stride, sums[v]);
     }
     weights += Format::block_bytes;
     x += Format::activations_per_block * sizeof(typename Format::Activation);
   }
 #pragma GCC unroll 8
-  for (int g = 0; g < groups; ++g) {
-    const std::int64_t output = (group + g) * group_rows;
+  for (int v = 0; v < vectors; ++v) {
+    const std::int64_t output = (group + v * Lanes::groups) * group_rows;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
-      store_outputs(sums[g][r], args.bias ? args.bias + output : nullptr, args.num_outputs - output,
-                    args.y + (row + r) * args.y_stride + output);
+      store_outputs<Lanes>(sums[v][r], args.bias ? args.bias + output : nullptr, args.num_outputs - output,
+                           args.y + (row + r) * args.y_stride + output);
   }
 }
 
-template <typename Format, int rows, int groups>
+template <typename Format, typename Lanes, int rows, int vectors>
 inline void multiply_rows(const KernelArgs& args, std::int64_t row) {
+  constexpr int groups = vectors * Lanes::groups;
   const std::int64_t num_groups = (args.num_outputs + group_rows - 1) / group_rows;
   std::int64_t group = 0;
-  for (; group + groups <= num_groups; group += groups) multiply_tile<Format, rows, groups>(args, row, group);
+  for (; group + groups <= num_groups; group += groups) multiply_tile<Format, Lanes, rows, vectors>(args, row, group);
   if constexpr (groups > 1)
-    for (; group < num_groups; ++group) multiply_tile<Format, rows, 1>(args, row, group);
+    for (; group < num_groups; ++group) multiply_tile<Format, Narrow, rows, 1>(args, row, group);
 }
 
-// The last `left` < max_rows + 1 rows, in one tile of exactly that many.
-template <typename Format, int max_rows, int groups>
-inline void multiply_last_rows(const KernelArgs& args, std::int64_t row, std::int64_t left) {
-  if constexpr (max_rows > 0) {
-    if (left == max_rows)
-      multiply_rows<Format, max_rows, groups>(args, row);
-    else
-      multiply_last_rows<Format, max_rows - 1, groups>(args, row, left);
-  }
-}
-
-// The whole kernel: tiles of `rows` x `groups`, then what is left of either.
-template <typename Format, int rows, int groups>
-inline void multiply_all(const KernelArgs& args) {
-  std::int64_t row = 0;
-  for (; row + rows <= args.num_rows; row += rows) multiply_rows<Format, rows, groups>(args, row);
-  multiply_last_rows<Format, rows - 1, groups>(args, row, args.num_rows - row);
+// A whole kernel: tiles of `rows` rows, then of half as many, and so on down to one.
+template <typename Format, typename Lanes, int rows, int vectors>
+inline void multiply_all(const KernelArgs& args, std::int64_t row = 0) {
+  for (; row + rows <= args.num_rows; row += rows) multiply_rows<Format, Lanes, rows, vectors>(args, row);
+  if constexpr (rows > 1) multiply_all<Format, Lanes, rows / 2, vectors>(args, row);
 }
 
 template <typename Activation>

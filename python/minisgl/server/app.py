@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -14,6 +14,15 @@ from minisgl.server.guard import Guard, Protected, routing_error
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
+
+
+class _App(Starlette):
+    """Starlette with Guard in the place of its own error middleware, which would be one more call
+    for each event of a stream.
+    """
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Guard(ExceptionMiddleware(self.router, handlers={HTTPException: routing_error}))
 
 
 def create_app(state: ServerState) -> Starlette:
@@ -43,10 +52,6 @@ def create_app(state: ServerState) -> Starlette:
     post_routes = [
         Route(path, Protected(endpoint, api_key), methods=["POST"]) for path, endpoint in posts
     ]
-    app = Starlette(
-        routes=[*open_routes, *model_routes, *post_routes],
-        middleware=[Middleware(Guard)],
-        exception_handlers={HTTPException: routing_error},
-    )
+    app = _App(routes=[*open_routes, *model_routes, *post_routes])
     app.router.redirect_slashes = False
     return app

@@ -86,6 +86,10 @@ def too_long(num_prompt: int, max_seq_len: int, max_tokens: int | None = None) -
     return bad_request(f"{limit}, but {said}.", param=param, code="context_length_exceeded")
 
 
+def too_large(message: str) -> ApiError:
+    return ApiError(413, message, code="request_too_large")
+
+
 def unauthorized() -> ApiError:
     return ApiError(
         401,

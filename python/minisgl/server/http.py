@@ -12,12 +12,14 @@ from typing import Any
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from minisgl.server.errors import ApiError
+from minisgl.server.errors import ApiError, too_large
 
 SHORT_BODY_S = 0.05  # how long an unread body is waited for before its connection is given up
 # How long the rest of a refused body is read, so that the client sees the refusal and not a reset.
 LINGER_S = 1.0
 STALL_CHECK_S = 10.0
+# An ASGI extension of the listener: {"send": sends bytes as a part of a body that has begun}.
+CHUNK_EXTENSION = "minisgl.chunk"
 WRITE_TIMEOUT_S = 120.0  # a client that takes no byte for that long is given up
 
 EVENT_STREAM_HEADERS = [
@@ -37,6 +39,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self._receive = receive
         self._send = send
+        self._send_chunk = scope.get("extensions", {}).get(CHUNK_EXTENSION, {}).get("send")
         self.request_id = request_id
         self.body_complete = False
         self.response_started = False
@@ -65,6 +68,17 @@ class Exchange:
             return
         self._waiting_since = self._loop.time()
         await self._send(message)
+        self._waiting_since = None
+
+    async def send_events(self, events: bytes) -> None:
+        """A part of an event stream that start_events() began. Waits while the client is slow: the
+        memory of a stream is bounded by the socket's buffers.
+        """
+        self._waiting_since = self._loop.time()
+        if self._send_chunk is not None:
+            await self._send_chunk(events)
+        else:
+            await self._send({"type": "http.response.body", "body": events, "more_body": True})
         self._waiting_since = None
 
     async def _finish_body(self, headers: list[tuple[bytes, bytes]]) -> None:
@@ -107,7 +121,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout: 
     _check_content_type(headers)
     length = headers.get(b"content-length", b"0")
     if len(length) > 18 or int(length) > max_bytes:  # digits only, as the HTTP parser has seen to
-        raise _too_large(max_bytes)
+        raise _body_too_large(max_bytes)
     try:
         return await asyncio.wait_for(_collect(receive, max_bytes), timeout)
     except asyncio.TimeoutError:
@@ -126,17 +140,15 @@ async def _collect(receive: Receive, max_bytes: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise _body_too_large(max_bytes)
         if part:
             parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
-def _too_large(max_bytes: int) -> ApiError:
-    return ApiError(
-        413, f"The request body is larger than {max_bytes} bytes.", code="request_too_large"
-    )
+def _body_too_large(max_bytes: int) -> ApiError:
+    return too_large(f"The request body is larger than {max_bytes} bytes.")
 
 
 def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
@@ -172,11 +184,6 @@ async def send_error(send: Send, error: ApiError) -> None:
 
 async def start_events(send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
-
-
-async def send_events(send: Send, events: bytes) -> None:
-    """Waits while the client is slow: the memory of a stream is bounded by the socket's buffers."""
-    await send({"type": "http.response.body", "body": events, "more_body": True})
 
 
 async def end_events(send: Send) -> None:

@@ -4,8 +4,9 @@ when scraped.
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -81,13 +82,17 @@ class Metrics:
         self.request_prompt_tokens = Histogram(_TOKENS)
         self.request_generation_tokens = Histogram(_TOKENS)
 
-    def render(self, model_name: str, stats: EngineStats, *, alias: str = "") -> bytes:
+    def render(
+        self, model_name: str, stats: EngineStats, *, num_streams: int, alias: str = ""
+    ) -> bytes:
         """The text format of Prometheus. `alias` is a second prefix under which everything appears
-        again ("vllm" serves existing dashboards).
+        again ("vllm" serves existing dashboards). Belongs to the server's event loop, whose tasks
+        it counts.
         """
+        held = {"streams": num_streams, "tasks": len(asyncio.all_tasks())}
         registry = CollectorRegistry()
         for prefix in dict.fromkeys((PREFIX, alias) if alias else (PREFIX,)):
-            registry.register(_Families(self, prefix, model_name, stats))
+            registry.register(_Families(self, prefix, model_name, stats, held))
         ProcessCollector(registry=registry)
         return generate_latest(registry)
 
@@ -95,7 +100,15 @@ class Metrics:
 class _Families(Collector):
     """All samples under one prefix."""
 
-    def __init__(self, metrics: Metrics, prefix: str, model_name: str, stats: EngineStats) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        prefix: str,
+        model_name: str,
+        stats: EngineStats,
+        held: Mapping[str, int],
+    ) -> None:
+        self._held = held
         self._metrics = metrics
         self._prefix = prefix
         self._model_name = model_name
@@ -117,6 +130,8 @@ class _Families(Collector):
                 "Used part of the KV cache, 1 is all.",
                 used / (stats.pages_total or 1),
             ),
+            ("num_streams", "Choices that the server waits for.", self._held["streams"]),
+            ("num_tasks", "Tasks of the server's event loop.", self._held["tasks"]),
         ):
             gauge = GaugeMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
             gauge.add_metric([self._model_name], value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from minisgl.server.errors import bad_request
 from minisgl.server.schemas import MAX_CHOICES, CompletionRequest
@@ -26,7 +26,7 @@ async def encode_prompts(
     """The prompts of a request: one for a string or a list of ids, several for a list of either.
     ApiError 400.
     """
-    given = _separate(request)
+    given = separate_prompts(request)
     if len(given) * (request.n or 1) > MAX_CHOICES:
         raise bad_request(
             f"At most {MAX_CHOICES} choices (prompts times n) are possible in a request, "
@@ -52,13 +52,14 @@ async def encode_prompts(
     return prompts
 
 
-def _separate(request: CompletionRequest) -> list[str | list[int]]:
+def separate_prompts(request: CompletionRequest) -> list[str | list[int]]:
+    """The prompts as they were sent. ApiError 400 where there is none, or a mixture."""
     prompt = request.prompt
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
         raise bad_request("The prompt is empty.", param="prompt")
-    kinds = {type(part) for part in prompt}
+    kinds = set(map(type, prompt))
     if len(kinds) != 1:
         raise bad_request(
             "The prompt must be a string, a list of strings, a list of token ids or a list of such "
@@ -66,5 +67,5 @@ def _separate(request: CompletionRequest) -> list[str | list[int]]:
             param="prompt",
         )
     if kinds == {int}:
-        return [[part for part in prompt if isinstance(part, int)]]
-    return [part for part in prompt if not isinstance(part, int)]
+        return [cast("list[int]", prompt)]
+    return cast("list[str | list[int]]", prompt)

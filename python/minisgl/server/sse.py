@@ -10,7 +10,7 @@ import msgspec
 
 from minisgl.server.errors import from_exception
 from minisgl.server.generation import Delta, Generation
-from minisgl.server.http import Exchange, end_events, send_events, start_events
+from minisgl.server.http import Exchange, end_events, start_events
 from minisgl.server.schemas import StreamOptions
 
 DONE = b"data: [DONE]\n\n"
@@ -74,7 +74,7 @@ async def stream_events(exchange: Exchange, generation: Generation, events: Even
     status. After that a failure is an event, and the body is left without its end: a clean one
     would read as success.
     """
-    send, event = exchange.send, events.event
+    event = events.event
     try:
         while generation.num_live:
             deltas = await generation.ready()
@@ -84,11 +84,11 @@ async def stream_events(exchange: Exchange, generation: Generation, events: Even
             if not data:
                 continue  # all of it is held: part of a character, or of a stop string
             if not exchange.response_started:
-                await start_events(send)
-            await send_events(send, data)
+                await start_events(exchange.send)
+            await exchange.send_events(data)
     except Exception as error:
         if not exchange.response_started:
             raise
-        await send_events(send, from_exception(error, exchange.request_id).event())
+        await exchange.send_events(from_exception(error, exchange.request_id).event())
     else:
-        await end_events(send)
+        await end_events(exchange.send)

@@ -51,7 +51,10 @@ class StatusPages:
         """GET /metrics, in the text format of Prometheus."""
         state = self._state
         body = state.metrics.render(
-            state.model_name, state.client.stats, alias=state.args.metrics_alias_prefix
+            state.model_name,
+            state.client.stats,
+            num_streams=state.client.num_live,
+            alias=state.args.metrics_alias_prefix,
         )
         return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
 

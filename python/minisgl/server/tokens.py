@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from minisgl.server.chat import encode_messages
@@ -10,6 +12,9 @@ from minisgl.server.errors import bad_request
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.logprobs import token_text
 from minisgl.server.schemas import DetokenizeRequest, TokenizeRequest
+
+if TYPE_CHECKING:
+    from minisgl.tokenizer import Tokenizer
 
 
 class Tokenize(JsonEndpoint):
@@ -29,7 +34,7 @@ class Tokenize(JsonEndpoint):
             )
         token_strs = None
         if request.return_token_strs:
-            token_strs = [token_text(text.tokenizer.token_bytes(token_id)) for token_id in ids]
+            token_strs = await text.off_loop(_token_strs, text.tokenizer, ids)
         await send_json(
             exchange.send,
             {
@@ -57,7 +62,13 @@ class Detokenize(JsonEndpoint):
         # A client that asks for the text of special tokens gets it; so does one that says nothing,
         # as in vLLM.
         skip = bool(request.skip_special_tokens)
-        await send_json(
-            exchange.send,
-            {"prompt": text.tokenizer.decode(request.tokens, skip_special_tokens=skip)},
-        )
+        prompt = await text.off_loop(_decode, text.tokenizer, request.tokens, skip)
+        await send_json(exchange.send, {"prompt": prompt})
+
+
+def _token_strs(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [token_text(tokenizer.token_bytes(token_id)) for token_id in ids]
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int], skip_special_tokens: bool) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -31,15 +31,20 @@ def read_gguf_metadata(path: Path) -> Metadata:
     """Key -> value; arrays are lists. ModelError names the file and what is wrong in it."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).read()
+            return parse_gguf_metadata(data)
     except (OSError, ValueError) as error:  # mmap of an empty file is a ValueError
         raise ModelError(f"{path} can't be read as GGUF: {error}.") from error
+
+
+def parse_gguf_metadata(data: bytes | mmap.mmap) -> Metadata:
+    """The same for the bytes of a file, or the first of them. Raises ValueError."""
+    return _Reader(data).read()
 
 
 class _Reader:
     """A cursor over the file. Raises ValueError."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: bytes | mmap.mmap) -> None:
         self._data = data
         self._size = len(data)
         self._position = 0

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minisgl.ipc.text_messages import (
     CloseText,
@@ -33,6 +33,8 @@ from minisgl.tokenizer.worker_process import encode_message
 
 LONG_TEXT = 8192  # characters; a longer text would hold up the event loop
 NUM_ENCODE_THREADS = 2
+
+Result = TypeVar("Result")
 
 __all__ = ["Detokenizer", "TextFrontend", "WorkerLost"]
 
@@ -159,6 +161,10 @@ class TextFrontend:
         )
         return _RemoteDetokenizer(self._detokenizer, opening)
 
+    async def off_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """What `function` returns, called in one of the threads for long texts."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
     async def close(self) -> None:
         """Ends the processes and lets go of the threads. Idempotent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -182,8 +188,7 @@ class TextFrontend:
             return answer.token_ids
         if num_characters < LONG_TEXT:
             return encode_message(self.tokenizer, message)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, encode_message, self.tokenizer, message)
+        return await self.off_loop(encode_message, self.tokenizer, message)
 
 
 class _LocalDetokenizer(Detokenizer):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,22 @@ def make_model(folder: Path) -> Path:
 
 
 class ServerProcess:
-    """`minisgl-serve` with the fake rank, a temporary directory of its own and a free port."""
+    """`minisgl-serve` with a temporary directory of its own and a free port; with the fake rank
+    unless `program` is another one than that of this folder.
+    """
 
     def __init__(
-        self, model: Path, directory: Path, *flags: str, environment: dict[str, str] | None = None
+        self,
+        model: Path,
+        directory: Path,
+        *flags: str,
+        environment: dict[str, str] | None = None,
+        program: Sequence[str] = (str(SERVER),),
     ) -> None:
         self.directory = directory
         directory.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, str(SERVER), "--port", "0", *flags, str(model)],
+            [sys.executable, *program, "--port", "0", *flags, str(model)],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TMPDIR": str(directory), **(environment or {})},

@@ -23,6 +23,13 @@ TEMPLATE = (
 
 
 def make_tokenizer() -> Tokenizer:
+    return Tokenizer(
+        make_backend(), eos_token_ids=[END], chat_template=ChatTemplate({"default": TEMPLATE}, {})
+    )
+
+
+def make_backend() -> tokenizers.Tokenizer:
+    """What tokenizer.json would hold."""
     alphabet = _byte_alphabet()
     backend = tokenizers.Tokenizer(
         models.BPE(vocab={alphabet[byte]: byte for byte in range(256)}, merges=[])
@@ -30,9 +37,7 @@ def make_tokenizer() -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<end>", "<turn>"])
-    return Tokenizer(
-        backend, eos_token_ids=[END], chat_template=ChatTemplate({"default": TEMPLATE}, {})
-    )
+    return backend
 
 
 def _byte_alphabet() -> dict[int, str]:

@@ -16,7 +16,7 @@ import pytest
 
 from minisgl.engine.stream import TokenStream
 from minisgl.server import http as server_http
-from tests.python.server.conftest import MODEL, StartServer
+from tests.python.server.conftest import MODEL, StartServer, events
 from tests.python.server.fake_engine import FakeClient, endless, output, reply
 
 
@@ -117,6 +117,40 @@ async def test_a_client_that_never_reads(start_server: StartServer) -> None:
         assert text == "x" * 20_000
         assert number < 20_000
         writer.close()
+
+
+async def test_a_slow_reader_gets_everything_once(start_server: StartServer) -> None:
+    wanted = "".join(f"{number} " for number in range(6_000))
+
+    async def steps(client: FakeClient, stream: TokenStream) -> None:
+        tokens = wanted.encode()
+        for position, token in enumerate(tokens):
+            await asyncio.sleep(0)
+            last = position == len(tokens) - 1
+            stream.deliver(output(stream, [token], "length" if last else ""))
+
+    async with start_server(steps, max_seq_len=2**16) as server:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        reader, writer = await asyncio.open_connection(sock=connection)
+        usage = {"include_usage": True}
+        writer.write(request(stream=True, max_tokens=len(wanted), stream_options=usage))
+        await until(lambda: server.engine.submitted and server.engine.num_live == 0, 30)
+        body = b""
+        while not body.endswith(b"\r\n0\r\n\r\n"):
+            body += await asyncio.wait_for(reader.read(2**16), 10)
+        writer.close()
+    _, _, chunked = body.partition(b"\r\n\r\n")
+    text = b""
+    while chunked:
+        size, _, rest = chunked.partition(b"\r\n")
+        text, chunked = text + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+    *chunks, end = [json.loads(event) for event in events(text.decode())[:-1]]
+    contents = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert "".join(contents) == wanted
+    assert len(contents) < len(wanted)  # what came while the socket was full came together
+    assert end["usage"]["completion_tokens"] == len(wanted)
 
 
 async def test_a_client_that_takes_nothing_is_given_up(

@@ -6,153 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 
+from tests.python.server.bad_requests import BAD_REQUESTS, content_of
 from tests.python.server.conftest import Server, StartServer, events
 from tests.python.server.fake_engine import endless
-
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-
-
-def chat(**fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "hi"}], **fields}
-
-
-def raw_chat(field: bytes) -> bytes:
-    return b'{"messages":[{"role":"user","content":"hi"}],' + field + b"}"
-
-
-# name: (path, body, param or None where it isn't looked at)
-BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
-    "nothing": (CHAT, b"", None),
-    "not JSON": (CHAT, b"hello", None),
-    "half of it": (CHAT, b'{"messages": [{"role": "us', None),
-    "something behind it": (CHAT, b"{} {}", None),
-    "a list": (CHAT, b"[]", None),
-    "a number": (CHAT, b"1", None),
-    "null": (CHAT, b"null", None),
-    "100,000 brackets": (CHAT, b"[" * 100_000, None),
-    "100,000 brackets in a field": (CHAT, raw_chat(b'"metadata":' + b'{"a":' * 100_000), None),
-    "100,000 brackets in the template": (
-        CHAT,
-        raw_chat(b'"chat_template_kwargs":{"a":' + b"[" * 100_000),
-        None,
-    ),
-    "invalid UTF-8": (CHAT, raw_chat(b'"user":"\xff\xfe"'), None),
-    "invalid UTF-8 in a key": (CHAT, raw_chat(b'"\xff":1'), None),
-    "UTF-16": (CHAT, json.dumps(chat()).encode("utf-16"), None),
-    "lone surrogate": (CHAT, b'{"messages":[{"role":"user","content":"\\ud800"}]}', None),
-    "lone surrogate in a prompt": (COMPLETIONS, b'{"prompt":"a\\udfffb"}', None),
-    "temperature NaN": (CHAT, raw_chat(b'"temperature":NaN'), None),
-    "temperature 1e999": (CHAT, raw_chat(b'"temperature":1e999'), "temperature"),
-    "temperature -Infinity": (CHAT, raw_chat(b'"temperature":-Infinity'), None),
-    "temperature true": (CHAT, chat(temperature=True), "temperature"),
-    "temperature a string": (CHAT, chat(temperature="0.5"), "temperature"),
-    "temperature below": (CHAT, chat(temperature=-0.1), "temperature"),
-    "temperature above": (CHAT, chat(temperature=2.1), "temperature"),
-    "top_p 0": (CHAT, chat(top_p=0), "top_p"),
-    "top_p above": (CHAT, chat(top_p=1.5), "top_p"),
-    "top_k below": (CHAT, chat(top_k=-2), "top_k"),
-    "top_k 2**40": (CHAT, chat(top_k=2**40), "top_k"),
-    "min_p above": (CHAT, chat(min_p=2), "min_p"),
-    "penalty above": (CHAT, chat(presence_penalty=3), "presence_penalty"),
-    "repetition 0": (CHAT, chat(repetition_penalty=0), "repetition_penalty"),
-    "n 0": (CHAT, chat(n=0), "n"),
-    "n two thousand million": (CHAT, chat(n=2_000_000_000), "n"),
-    "n a float": (CHAT, chat(n=1.5), "n"),
-    "seed 2**70": (CHAT, chat(seed=2**70), "seed"),
-    "seed -2**70": (CHAT, chat(seed=-(2**70)), "seed"),
-    "seed of a million digits": (CHAT, raw_chat(b'"seed":' + b"9" * 1_000_000), "seed"),
-    "max_tokens 0": (CHAT, chat(max_tokens=0), "max_tokens"),
-    "max_tokens below": (CHAT, chat(max_tokens=-1), "max_tokens"),
-    "max_tokens 2**63": (CHAT, chat(max_tokens=2**63), "max_tokens"),
-    "max_tokens two of them": (CHAT, chat(max_tokens=1, max_completion_tokens=2), "max_tokens"),
-    "min_tokens above max_tokens": (CHAT, chat(max_tokens=1, min_tokens=2), "min_tokens"),
-    "no messages": (CHAT, {}, "messages"),
-    "empty messages": (CHAT, {"messages": []}, "messages"),
-    "messages a string": (CHAT, {"messages": "hi"}, "messages"),
-    "message a string": (CHAT, {"messages": ["hi"]}, "messages[0]"),
-    "unknown role": (CHAT, {"messages": [{"role": "king", "content": ""}]}, "messages[0].role"),
-    "no role": (CHAT, {"messages": [{"content": ""}]}, "messages[0].role"),
-    "no content": (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content"),
-    "content a number": (CHAT, {"messages": [{"role": "user", "content": 5}]}, None),
-    "an image": (
-        CHAT,
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
-            ]
-        },
-        "messages[0].content[0].type",
-    ),
-    "unknown field": (CHAT, chat(colour="red"), "colour"),
-    "unknown field in a message": (
-        CHAT,
-        {"messages": [{"role": "user", "content": "", "colour": "red"}]},
-        "messages[0].colour",
-    ),
-    "10,000 stop strings": (CHAT, chat(stop=["a"] * 10_000), "stop"),
-    "empty stop string": (CHAT, chat(stop=""), "stop"),
-    "empty stop string in a list": (CHAT, chat(stop=[""]), None),
-    "long stop string": (CHAT, chat(stop="a" * 10_000), "stop"),
-    "stop a number": (CHAT, chat(stop=5), "stop"),
-    "stop token id -1": (CHAT, chat(stop_token_ids=[-1]), None),
-    "stop token id beyond": (CHAT, chat(stop_token_ids=[258]), "stop_token_ids"),
-    "10,000 stop token ids": (CHAT, chat(stop_token_ids=[1] * 10_000), "stop_token_ids"),
-    "bias of token -1": (CHAT, chat(logit_bias={"-1": 1}), None),
-    "bias of a token beyond": (CHAT, chat(logit_bias={"258": 1}), "logit_bias"),
-    "bias of a word": (CHAT, chat(logit_bias={"hello": 1}), None),
-    "bias too large": (CHAT, chat(logit_bias={"1": 101}), None),
-    "10,000 biases": (CHAT, chat(logit_bias={str(k): 1 for k in range(10_000)}), "logit_bias"),
-    "logprobs without logprobs": (CHAT, chat(top_logprobs=2), "top_logprobs"),
-    "too many logprobs": (CHAT, chat(logprobs=True, top_logprobs=21), "top_logprobs"),
-    "stream a string": (CHAT, chat(stream="yes"), "stream"),
-    "stream options alone": (CHAT, chat(stream_options={}), "stream_options"),
-    "JSON wanted": (CHAT, chat(response_format={"type": "json_object"}), "response_format"),
-    "tools": (CHAT, chat(tools=[{"type": "function"}]), "tools"),
-    "a tool by force": (CHAT, chat(tool_choice="required"), "tool_choice"),
-    "a named tool": (CHAT, chat(tool_choice={"type": "function"}), "tool_choice"),
-    "audio wanted": (CHAT, chat(modalities=["text", "audio"]), "modalities"),
-    "reasoning wanted": (CHAT, chat(reasoning_effort="high"), "reasoning_effort"),
-    "a template from the request": (
-        CHAT,
-        chat(chat_template_kwargs={"chat_template": "{{ 1 }}"}),
-        "messages",
-    ),
-    "a template": (CHAT, chat(chat_template="{{ 1 }}"), "chat_template"),
-    "no prompt": (COMPLETIONS, {}, "prompt"),
-    "empty prompt": (COMPLETIONS, {"prompt": ""}, "prompt"),
-    "empty prompts": (COMPLETIONS, {"prompt": []}, "prompt"),
-    "an empty prompt of two": (COMPLETIONS, {"prompt": ["a", ""]}, "prompt"),
-    "empty list of ids": (COMPLETIONS, {"prompt": [[]]}, "prompt"),
-    "mixed prompt": (COMPLETIONS, {"prompt": ["a", 1]}, "prompt"),
-    "prompt of null": (COMPLETIONS, {"prompt": [None]}, None),
-    "prompt of true": (COMPLETIONS, {"prompt": [True]}, None),
-    "id -1": (COMPLETIONS, {"prompt": [-1]}, None),
-    "id beyond": (COMPLETIONS, {"prompt": [258]}, "prompt"),
-    "id 2**70": (COMPLETIONS, {"prompt": [2**70]}, None),
-    "id beyond in a list": (COMPLETIONS, {"prompt": [[1], [1, 258]]}, "prompt"),
-    "10,000 prompts": (COMPLETIONS, {"prompt": ["a"] * 10_000}, "prompt"),
-    "prompts times n": (COMPLETIONS, {"prompt": ["a"] * 100, "n": 100}, "prompt"),
-    "suffix": (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix"),
-    "best_of": (COMPLETIONS, {"prompt": "a", "best_of": 3}, "best_of"),
-    "no tokens": (COMPLETIONS, {"prompt": "a", "max_tokens": 0}, "max_tokens"),
-    "nothing to tokenize": ("/tokenize", {}, "prompt"),
-    "both to tokenize": ("/tokenize", {"prompt": "a", **chat()}, "prompt"),
-    "detokenize beyond": ("/detokenize", {"tokens": [1, 258]}, "tokens"),
-    "detokenize -1": ("/detokenize", {"tokens": [-1]}, None),
-}
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
 async def test_bad_request(server: Server, name: str) -> None:
     path, body, param = BAD_REQUESTS[name]
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = await server.http.post(
-        path, content=content, headers={"content-type": "application/json"}
+        path, content=content_of(body), headers={"content-type": "application/json"}
     )
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
@@ -179,8 +45,7 @@ async def test_other_streams_go_on(start_server: StartServer) -> None:
         while not server.engine.live:
             await asyncio.sleep(0.001)
         for path, body, _ in BAD_REQUESTS.values():
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            answer = await server.http.post(path, content=content)
+            answer = await server.http.post(path, content=content_of(body))
             assert answer.status_code in (400, 413)
         *chunks, done = events((await stream).text)
         text = "".join(

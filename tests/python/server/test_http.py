@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.python.server.conftest import MODEL, Server, StartServer
+from tests.python.server.conftest import MODEL, Server, StartServer, events
 from tests.python.server.fake_engine import endless
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
@@ -213,6 +213,17 @@ async def test_a_connection_is_used_again(server: Server) -> None:
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         await reader.readexactly(length)
     writer.close()
+
+
+async def test_a_stream_over_http_1_0_has_no_chunks(server: Server) -> None:
+    body = b'{"prompt": "hi", "stream": true}'
+    head = b"POST /v1/completions HTTP/1.0\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head, _, content = (await raw(server, head + body)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"chunked" not in head.lower()
+    *chunks, done = events(content.decode())
+    assert "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks) == "Hello"
+    assert done == "[DONE]"
 
 
 async def test_what_is_not_http(server: Server) -> None:

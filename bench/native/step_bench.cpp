@@ -1,0 +1,164 @@
+// What a step costs the host beside the model: planning it, and handing its tokens to who waits for them.
+//
+// Argument: sequences. What is measured here is lost of a step of the model, which takes milliseconds. The ceilings are
+// measured beside it: a list of tokens copied, for the scheduler; two bare descriptors between the threads, for the
+// queue.
+#include <benchmark/benchmark.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "engine/completion_queue.h"
+#include "sched/scheduler.h"
+
+namespace minisgl {
+namespace {
+
+constexpr std::int64_t kPromptTokens = 128;
+
+std::unique_ptr<Scheduler> decoding_scheduler(std::int64_t num_sequences, std::int64_t max_tokens) {
+  const std::int64_t pages = num_sequences * ((kPromptTokens + max_tokens) / 16 + 2);
+  auto scheduler = std::make_unique<Scheduler>(SchedulerOptions{
+      .num_pages = pages, .max_running = num_sequences, .max_batch_tokens = num_sequences * kPromptTokens});
+  for (std::int64_t id = 0; id < num_sequences; ++id) {
+    scheduler->add({.id = static_cast<SequenceId>(id),
+                    .prompt = std::vector<std::int32_t>(kPromptTokens, 7),
+                    .max_tokens = max_tokens});
+  }
+  return scheduler;
+}
+
+// One decode step of all sequences: plan() and complete().
+void scheduler_step(benchmark::State& state) {
+  constexpr std::int64_t max_tokens = 1 << 10;
+  const std::vector<std::int32_t> sampled(static_cast<std::size_t>(state.range(0)), 11);
+  std::unique_ptr<Scheduler> scheduler;
+  std::int64_t steps_left = 0;
+  for (auto _ : state) {
+    if (steps_left == 0) {
+      state.PauseTiming();
+      scheduler = decoding_scheduler(state.range(0), max_tokens);
+      scheduler->plan();  // the prefill
+      scheduler->complete(sampled);
+      steps_left = max_tokens - 1;
+      state.ResumeTiming();
+    }
+    benchmark::DoNotOptimize(scheduler->plan().num_rows());
+    scheduler->complete(sampled);
+    --steps_left;
+  }
+}
+
+// A sequence from its arrival to its end: add(), a plan with its prefill, remove().
+void scheduler_admission(benchmark::State& state) {
+  const auto scheduler = decoding_scheduler(state.range(0), 1);
+  const std::vector<std::int32_t> sampled(static_cast<std::size_t>(state.range(0)), 11);
+  scheduler->plan();
+  scheduler->complete(sampled);
+  SequenceId next = static_cast<SequenceId>(state.range(0));
+  for (auto _ : state) {
+    for (std::int64_t i = state.range(0); i > 0; --i) scheduler->remove(next - static_cast<SequenceId>(i));
+    for (std::int64_t i = 0; i < state.range(0); ++i)
+      scheduler->add({.id = next++, .prompt = std::vector<std::int32_t>(kPromptTokens, 7), .max_tokens = 1});
+    benchmark::DoNotOptimize(scheduler->plan().num_rows());
+    scheduler->complete(sampled);
+  }
+  state.SetItemsProcessed(state.iterations() * state.range(0));
+}
+
+// Ceiling of scheduler_step: only the tokens of a step, written to a plan and read back.
+void token_copy(benchmark::State& state) {
+  const std::vector<std::int32_t> tokens(static_cast<std::size_t>(state.range(0)), 11);
+  std::vector<std::int32_t> plan;
+  for (auto _ : state) {
+    plan.assign(tokens.begin(), tokens.end());
+    benchmark::DoNotOptimize(plan.data());
+    benchmark::ClobberMemory();
+  }
+}
+
+std::vector<RequestOutput> one_token_each(std::int64_t num_sequences) {
+  std::vector<RequestOutput> outputs(static_cast<std::size_t>(num_sequences));
+  for (std::size_t i = 0; i < outputs.size(); ++i) outputs[i] = {.id = i, .tokens = {TokenOutput{.token = 11}}};
+  return outputs;
+}
+
+// publish() and drain() of a step's outputs on one thread: what the queue itself costs.
+void queue_step(benchmark::State& state) {
+  CompletionQueue queue;
+  for (auto _ : state) {
+    queue.publish(one_token_each(state.range(0)));
+    benchmark::DoNotOptimize(queue.drain().size());
+  }
+}
+
+void wait_for(int descriptor) {
+  pollfd wanted{descriptor, POLLIN, 0};
+  poll(&wanted, 1, -1);
+}
+
+// From publish() on one thread to the other's drain() and back: two wake-ups through descriptors, as a loop waits.
+void queue_round_trip(benchmark::State& state) {
+  CompletionQueue there, back;
+  std::thread echo([&] {
+    for (bool last = false; !last;) {
+      wait_for(there.event_fd());
+      std::vector<RequestOutput> outputs = there.drain();
+      last = !outputs.empty() && outputs.front().finish != FinishReason::none;
+      back.publish(std::move(outputs));
+    }
+  });
+  for (auto _ : state) {
+    there.publish(one_token_each(state.range(0)));
+    wait_for(back.event_fd());
+    benchmark::DoNotOptimize(back.drain().size());
+  }
+  std::vector<RequestOutput> last = one_token_each(1);
+  last.front().finish = FinishReason::stop;
+  there.publish(std::move(last));
+  echo.join();
+}
+
+// Ceiling of queue_round_trip: the same wake-ups with nothing to hand over.
+void descriptor_round_trip(benchmark::State& state) {
+  const int there = eventfd(0, 0), back = eventfd(0, 0);
+  std::atomic<bool> last = false;
+  std::thread echo([&] {
+    while (!last) {
+      eventfd_t count;
+      wait_for(there);
+      eventfd_read(there, &count);
+      eventfd_write(back, 1);
+    }
+  });
+  for (auto _ : state) {
+    eventfd_t count;
+    eventfd_write(there, 1);
+    wait_for(back);
+    eventfd_read(back, &count);
+  }
+  last = true;
+  eventfd_write(there, 1);
+  echo.join();
+  close(there);
+  close(back);
+}
+
+void sequences(benchmark::internal::Benchmark* benchmark) {
+  benchmark->Arg(1)->Arg(16)->Arg(64)->Arg(256)->UseRealTime()->Unit(benchmark::kMicrosecond);
+}
+
+BENCHMARK(scheduler_step)->Apply(sequences);
+BENCHMARK(token_copy)->Apply(sequences);
+BENCHMARK(scheduler_admission)->Apply(sequences);
+BENCHMARK(queue_step)->Apply(sequences);
+BENCHMARK(queue_round_trip)->Apply(sequences);
+BENCHMARK(descriptor_round_trip)->UseRealTime()->Unit(benchmark::kMicrosecond);
+
+}  // namespace
+}  // namespace minisgl

@@ -1,0 +1,109 @@
+"""A server in a process of its own, for as long as a measurement takes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    url: str
+    pid: int
+    seconds_to_ready: float  # from the command to a 200 of /ready
+
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Process -> (RSS, PSS) in bytes, of the server and its children. PSS counts a page that
+        several processes share in parts, so that the sum is what all of them take.
+        """
+        found = {}
+        for pid in (self.pid, *self._children()):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            rss, pss = (
+                1024 * int(re.search(rf"^{name}:\s+(\d+) kB", rollup, re.M)[1])  # type: ignore[index]
+                for name in ("Rss", "Pss")
+            )
+            name = "server" if pid == self.pid else "engine"
+            found[f"{name} {pid}"] = (rss, pss)
+        return found
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time so far of the server's process ("server"), and in the engine's process of
+        the threads that compute ("engine") and of those that talk ("messages").
+        """
+        seconds = dict.fromkeys(("server", "messages", "engine"), 0.0)
+        for pid in (self.pid, *self._children()):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                kind = "server"
+                if pid != self.pid:
+                    computes = (task / "comm").read_text().startswith("minisgl-")
+                    kind = "engine" if computes else "messages"
+                seconds[kind] += int((task / "schedstat").read_text().split()[0]) / 1e9
+        return seconds
+
+    def _children(self) -> list[int]:
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+
+@contextlib.contextmanager
+def serving(
+    command: Sequence[str], *, deadline: float = 120.0, quiet: bool = True
+) -> Iterator[RunningServer]:
+    """`command --port PORT`, from when GET /ready answers 200 to the end of the block."""
+    port = _free_port()
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stderr=subprocess.DEVNULL if quiet else None
+    )
+    try:
+        while not _is_ready(port):
+            if process.poll() is not None:
+                raise SystemExit(f"the server ended with status {process.returncode}")
+            if time.monotonic() - began > deadline:
+                raise SystemExit(f"the server was not ready within {deadline:g} s")
+            time.sleep(0.005)
+        seconds = time.monotonic() - began
+        yield RunningServer(f"http://127.0.0.1:{port}", process.pid, seconds)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def pinned(core: int, command: Sequence[str]) -> list[str]:
+    """`command` on one core only."""
+    return ["taskset", "-c", str(core), *command]
+
+
+def cores() -> list[int]:
+    """Those that this process may use."""
+    return sorted(os.sched_getaffinity(0))

@@ -1,0 +1,145 @@
+// core/simd.h: 16 lanes in the 512-bit registers of AVX-512 with VNNI. Included by core/simd.h only.
+//
+// Lane by lane the same operations as Narrow's, so that a lane's bits are the same in both.
+#pragma once
+
+#include <immintrin.h>
+
+namespace minisgl::MINISGL_ISA {
+
+inline __m512i join(__m256i low, __m256i high) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+inline __m256i load_256(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+inline __m256i load_2x128(const void* low, const void* high) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(low))),
+                                 _mm_loadu_si128(static_cast<const __m128i*>(high)), 1);
+}
+inline __m512i splat_4_bytes_wide(const void* p) {
+  std::int32_t quad;
+  std::memcpy(&quad, p, sizeof(quad));
+  return _mm512_set1_epi32(quad);
+}
+
+struct F32x16 {
+  __m512 v;
+
+  static F32x16 zero() { return {_mm512_setzero_ps()}; }
+  static F32x16 splat(float value) { return {_mm512_set1_ps(value)}; }
+  static F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+};
+
+inline F32x16 operator+(F32x16 a, F32x16 b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+inline F32x16 operator-(F32x16 a, F32x16 b) {
+  return {_mm512_sub_ps(a.v, b.v)};
+}
+inline F32x16 operator*(F32x16 a, F32x16 b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+
+struct I32x16 {
+  __m512i v;
+
+  static I32x16 splat(std::int32_t value) { return {_mm512_set1_epi32(value)}; }
+};
+
+inline I32x16 operator-(I32x16 a, I32x16 b) {
+  return {_mm512_sub_epi32(a.v, b.v)};
+}
+inline F32x16 to_f32(I32x16 a) {
+  return {_mm512_cvtepi32_ps(a.v)};
+}
+
+struct U8x64 {
+  __m512i v;
+};
+
+inline U8x64 operator|(U8x64 a, U8x64 b) {
+  return {_mm512_or_si512(a.v, b.v)};
+}
+inline U8x64 low_nibbles(U8x64 a) {
+  return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))};
+}
+inline U8x64 high_nibbles(U8x64 a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(0x0f))};
+}
+template <int from>
+inline U8x64 two_bits_to_4(U8x64 a) {
+  const __m512i moved = from <= 4 ? _mm512_slli_epi16(a.v, 4 - from) : _mm512_srli_epi16(a.v, from - 4);
+  return {_mm512_and_si512(moved, _mm512_set1_epi8(0x30))};
+}
+
+struct Wide {
+  static constexpr int groups = 2;
+  using F32 = F32x16;
+  using U8 = U8x64;
+
+  struct ScalePairs {
+    __m512i v;
+
+    template <int index>
+    __m512i twice() const {
+      constexpr int order = index == 0 ? 0xa0 : 0xf5;
+      return _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(v, order), order);
+    }
+  };
+
+  struct DotU4 {
+    __m512i v = _mm512_setzero_si512();
+
+    void add(U8x64 weights, const std::int8_t* x) { v = _mm512_dpbusd_epi32(v, weights.v, splat_4_bytes_wide(x)); }
+    I32x16 sum() const { return {v}; }
+  };
+
+  struct DotU8 {
+    __m512i v = _mm512_setzero_si512();
+
+    void add(U8x64 weights, const std::int8_t* x) { v = _mm512_dpbusd_epi32(v, weights.v, splat_4_bytes_wide(x)); }
+    I32x16 sum(std::int32_t sum_of_x) const { return I32x16{v} - I32x16::splat(128 * sum_of_x); }
+  };
+
+  struct DotScaledU6 {
+    __m512i v = _mm512_setzero_si512();
+
+    template <int run>
+    void add(const U8x64 (&weights)[4], const std::int8_t* x, ScalePairs scales) {
+      __m512i dot = _mm512_setzero_si512();
+      for (int quad = 0; quad < 4; ++quad)
+        dot = _mm512_dpbusd_epi32(dot, weights[quad].v, splat_4_bytes_wide(x + 4 * quad));
+      v = _mm512_add_epi32(v, _mm512_mullo_epi32(dot, _mm512_srai_epi32(scales.twice<run>(), 16)));
+    }
+    I32x16 sum(ScalePairs scales, const std::int16_t* sums_of_x) const {
+      const __m512i minus_32 = _mm512_madd_epi16(scales.v, splat_4_bytes_wide(sums_of_x));
+      return {_mm512_sub_epi32(v, _mm512_slli_epi32(minus_32, 5))};
+    }
+  };
+
+  static F32 load_f32(const void* low, const void* high) {
+    return {_mm512_castsi512_ps(join(load_256(low), load_256(high)))};
+  }
+  static F32 load_f16(const void* low, const void* high) { return {_mm512_cvtph_ps(load_2x128(low, high))}; }
+  static F32 load_bf16(const void* low, const void* high) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_2x128(low, high)), 16))};
+  }
+  static F32 load_u8(const void* low, const void* high) {
+    const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(static_cast<const __m128i*>(low)),
+                                             _mm_loadl_epi64(static_cast<const __m128i*>(high)));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))};
+  }
+  static U8 load_quads(const void* low, const void* high) { return {join(load_256(low), load_256(high))}; }
+  static ScalePairs load_scales(const void* low, const void* high) {
+    return {_mm512_cvtepi8_epi16(load_2x128(low, high))};
+  }
+};
+
+constexpr int tile_rows = 8;
+
+}  // namespace minisgl::MINISGL_ISA

@@ -1,0 +1,64 @@
+"""Request bodies: from bytes to what the engine would be asked for, or to a refusal that is one."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["minisgl"]):
+    import msgspec
+
+    from minisgl.server import checks
+    from minisgl.server.chat import ChatCompletions
+    from minisgl.server.completions import Completions
+    from minisgl.server.errors import ApiError
+    from minisgl.server.prompts import separate_prompts
+    from minisgl.server.schemas import ChatRequest, CompletionRequest
+    from minisgl.server.tokens import Detokenize, Tokenize
+
+VOCAB_SIZE = 258
+DECODERS = [endpoint.decoder for endpoint in (ChatCompletions, Completions, Tokenize, Detokenize)]
+
+
+def check(data: bytes) -> None:
+    for decoder in DECODERS:
+        try:
+            use(checks.decode(decoder, data))
+        except ApiError as error:
+            check_refusal(error)
+
+
+def check_refusal(error: ApiError) -> None:
+    assert 400 <= error.status < 500
+    assert set(json.loads(error.body())["error"]) == {"message", "type", "param", "code"}
+    assert len(error.message) < 2000, error.message
+
+
+def use(request: msgspec.Struct) -> None:
+    if isinstance(request, ChatRequest):
+        checks.check_chat(request)
+        msgspec.json.encode(checks.plain_messages(request.messages))
+        sampling(request, request.max_completion_tokens or request.max_tokens)
+    elif isinstance(request, CompletionRequest):
+        checks.check_completion(request)
+        assert all(isinstance(prompt, str | list) for prompt in separate_prompts(request))
+        sampling(request, request.max_tokens)
+
+
+def sampling(request: ChatRequest | CompletionRequest, wanted: int | None) -> None:
+    params = checks.sampling_params(
+        request,
+        max_tokens=checks.fit(1, wanted, 16, 2**20),
+        logprobs=None,
+        prompt_logprobs=None,
+        vocab_size=VOCAB_SIZE,
+    )
+    assert params.seed is None or 0 <= params.seed < 2**64
+    assert all(token < VOCAB_SIZE for token in params.stop_token_ids)
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, check)
+    atheris.Fuzz()

@@ -1,0 +1,168 @@
+"""Small valid inputs that the fuzzers start from."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import msgspec
+import numpy as np
+from safetensors.numpy import save
+
+from minisgl.ipc import messages, text_messages
+from minisgl.ipc.messages import encode
+from minisgl.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Message
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 128,
+    "eos_token_id": [1, 2],
+}
+
+
+def write_seeds(target: str, folder: Path) -> None:
+    """Fills an empty folder for one of the targets."""
+    for number, data in enumerate(SEEDS[target](folder)):
+        (folder / f"seed-{number}").write_bytes(data)
+
+
+def _gguf(folder: Path) -> list[bytes]:
+    path = folder / "seed.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(128)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv([2, 2])
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(2.0)
+    writer.add_custom_alignment(32)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b", "ab"])
+    writer.add_eos_token_id(2)
+    writer.add_tensor("token_embd.weight", np.zeros((3, 64), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((2, 8), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    data = path.read_bytes()
+    path.unlink()
+    return [data]
+
+
+def _safetensors(_: Path) -> list[bytes]:
+    return [
+        save({"a.weight": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float16)}),
+        struct.pack("<Q", 2) + b"{}",
+    ]
+
+
+def _config(_: Path) -> list[bytes]:
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0}
+    window = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}
+    return [
+        json.dumps(CONFIG | changes).encode()
+        for changes in (
+            {},
+            {"rope_scaling": rope, "generation_config": {"eos_token_id": 3}},
+            {"architectures": ["Qwen3ForCausalLM"], "rope_parameters": yarn},
+            {"architectures": ["Qwen2ForCausalLM"], **window},
+            {"architectures": ["MistralForCausalLM"], "head_dim": 16, "sliding_window": None},
+        )
+    ]
+
+
+def _wire(_: Path) -> list[bytes]:
+    output = messages.Output(
+        3, [5], "length", "", "", [(-0.5, [(5, -0.5)])], [(3, None, [])], (0.0, 1.0, 2.0)
+    )
+    submit = messages.Submit(id=1, prompt=[1, 2], max_tokens=5, seed=7, logit_bias=[(1, 0.5)])
+    info = messages.EngineInfo(vocab_size=10, max_seq_len=20)
+    return [
+        encode(message)
+        for message in (
+            submit,
+            messages.Abort([1, 2]),
+            messages.Shutdown(),
+            messages.EngineOptions(model_path="m"),
+            messages.StepOutputs([output, messages.Output(4, [])], messages.EngineStats()),
+            messages.PhaseReport(phase="p", done=1, total=2),
+            messages.Ready(info),
+            messages.Failed("no"),
+            text_messages.TextOptions(path="p"),
+            text_messages.Encode(1, "text"),
+            text_messages.EncodeChat(id=2, messages=[{"role": "user", "content": "hi"}]),
+            text_messages.OpenText(id=3, stop=["a", "b"]),
+            text_messages.PushTokens(3, [1, 2], True),
+            text_messages.CloseText(3),
+            text_messages.TextReady(),
+            text_messages.Encoded(1, [1, 2]),
+            text_messages.Refused(1, "template", "no"),
+            text_messages.Text(3, "text", True, "x", 4),
+        )
+    ]
+
+
+def _bodies(_: Path) -> list[bytes]:
+    sampling = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": -1}
+    sampling |= {"stop": ["a"], "stop_token_ids": [1], "logit_bias": {"5": -1.5}, "n": 2}
+    message = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+    history = [
+        message,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "5", "tool_call_id": "1"},
+    ]
+    return [
+        json.dumps(body).encode()
+        for body in (
+            {"messages": [message], "max_tokens": 5, **sampling},
+            {"messages": history, "tools": [{"a": {}}], "tool_choice": "none", "logprobs": True},
+            {"messages": [message], "stream": True, "stream_options": {"include_usage": True}},
+            {"messages": [message], "response_format": {"type": "text"}, "top_logprobs": 3},
+            {"prompt": ["a", "b"], "echo": True, "logprobs": 2, **sampling},
+            {"prompt": [[1, 2], [3]], "max_tokens": 0, "best_of": 1, "suffix": ""},
+            {"prompt": [1, 2, 3], "min_tokens": 2, "ignore_eos": True, "frequency_penalty": 1.0},
+            {"tokens": [1, 2], "skip_special_tokens": True},
+        )
+    ]
+
+
+SEEDS = {
+    "gguf": _gguf,
+    "safetensors": _safetensors,
+    "config": _config,
+    "gguf_metadata": _gguf,
+    "wire": _wire,
+    "bodies": _bodies,
+}
+
+_GGUF_WORDS = ["general.architecture", "general.alignment", "llama.block_count", "split.count"]
+
+# Words of the formats, for libFuzzer's dictionary.
+WORDS = {
+    "gguf": _GGUF_WORDS,
+    "gguf_metadata": _GGUF_WORDS,
+    "wire": ["type", "submit", "abort", "step", "outputs", "stats", "chat", "push", "refused"],
+    "config": [*CONFIG, "rope_scaling", "rope_theta", "head_dim", "factor", "1e308", "-1", "null"],
+    "safetensors": ["dtype", "shape", "data_offsets", "__metadata__", "BF16", "I64", "F8_E4M3"],
+    "bodies": [
+        field.name
+        for request in (ChatRequest, CompletionRequest, DetokenizeRequest, Message)
+        for field in msgspec.structs.fields(request)
+    ],
+}

@@ -1,0 +1,27 @@
+"""A random model that a real server can serve: real weights, real tokenizer, one step in a
+millisecond.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.python.models.tiny_models import save_random_model, tiny_config
+from tests.python.server.byte_tokenizer import END, TEMPLATE, VOCAB_SIZE, make_backend
+
+
+def make_tiny_model(folder: Path, max_position: int = 16384) -> Path:
+    """A folder with a Llama of 3 layers over bytes, and a chat template."""
+    config = tiny_config(
+        "llama",
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=max_position,
+        eos_token_id=END,
+    )
+    save_random_model(config, folder)
+    make_backend().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<end>", "chat_template": TEMPLATE})
+    )
+    return folder
