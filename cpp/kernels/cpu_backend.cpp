@@ -61,6 +61,8 @@ class CpuOps final : public Ops {
     return weight_dtype == DType::f32 || weight_dtype == DType::bf16 ? weight_dtype : DType::f16;
   }
   bool supports_kv_dtype(DType dtype) const override { return !is_quantized(dtype); }
+  bool has_own_memory() const override { return false; }
+  std::int64_t usual_batch_tokens() const override { return 512; }
   std::int64_t available_memory() const override { return minisgl::available_memory(); }
 
   double measure_read_bandwidth() override { return minisgl::measure_read_bandwidth(pool_); }

@@ -113,6 +113,8 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return DType::bf16; }
   DType kv_dtype_for(DType) const override { return DType::bf16; }
   bool supports_kv_dtype(DType dtype) const override { return dtype == DType::bf16 || dtype == DType::f16; }
+  bool has_own_memory() const override { return true; }
+  std::int64_t usual_batch_tokens() const override { return 8192; }
   std::int64_t available_memory() const override {
     std::size_t free = 0, total = 0;
     MINISGL_CUDA_CHECK(cudaMemGetInfo(&free, &total));
