@@ -1,7 +1,7 @@
 // Operations of a device beside ceilings measured in this process: GB/s over the read bandwidth, TFLOP/s over an 8192³
 // product; then whole decode steps of models with dummy weights through the engine.
 //
-//   device_bench [ops] [qwen3-0.6b] [llama-3.1-8b] [prefill]      (default: all but prefill)
+//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill]      (default: all but prefill)
 #include <poll.h>
 
 #include <algorithm>
@@ -140,9 +140,70 @@ void bench_attention(Ops& device, int batch, int context, int rows, const HeadSh
   }
 }
 
-void bench_ops(Ops& device, double bandwidth) {
-  const double gemm_rate = measure_gemm_rate(device);
-  std::printf("8192^3 product %.1f TFLOP/s\n", gemm_rate / 1e12);
+// The operations of one layer that move little, and the sampler: what a decode step of `batch` rows spends on each.
+void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t intermediate, std::int64_t vocab,
+                     const HeadShape& shape) {
+  constexpr int page_size = 16, context = 256;
+  const std::int64_t pages_each = context / page_size;
+  std::vector<std::int32_t> pages(static_cast<std::size_t>(batch * pages_each)),
+      positions(static_cast<std::size_t>(batch), context - 1), tokens(static_cast<std::size_t>(batch), 0),
+      rows(static_cast<std::size_t>(batch));
+  std::iota(pages.begin(), pages.end(), 0);
+  std::iota(rows.begin(), rows.end(), 0);
+  std::vector<ops::SequenceRows> sequences;
+  for (const std::int32_t row : rows) sequences.push_back({row, 1, context - 1, pages.data() + row * pages_each});
+  SamplingParams greedy, warm, nucleus;
+  greedy.temperature = 0.0f;
+  warm.temperature = 0.6f;
+  nucleus.temperature = 0.6f;
+  nucleus.top_k = 50;
+  nucleus.top_p = 0.9f;
+  const Matrix2D keys = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
+                 values = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
+                 qkv = random_rows(device, batch, shape.row_size()), x = random_rows(device, batch, hidden),
+                 delta = random_rows(device, batch, hidden), y = random_rows(device, batch, hidden),
+                 scratch(device, device.activation_dtype(), batch, 2 * intermediate),
+                 activated(device, device.activation_dtype(), batch, intermediate),
+                 attended(device, device.activation_dtype(), batch, std::int64_t{shape.num_heads} * shape.head_dim),
+                 logits(device, DType::f32, batch, vocab);
+  const DeviceBuffer norm = device.allocate(static_cast<std::size_t>(hidden) * 4),
+                     table = device.allocate(static_cast<std::size_t>(context * shape.head_dim) * 4);
+  const ops::KvLayer cache{keys.buffer.data(), values.buffer.data(), device.activation_dtype(), shape.num_kv_heads,
+                           page_size,          shape.head_dim};
+  const int copies = 16;
+  const auto gate_up = random_linears(device, copies, 2 * intermediate, hidden);
+  const auto head = random_linears(device, 1, vocab, hidden);
+  std::vector<LogitQuery> queries;
+  const auto begin = [&](const SamplingParams& params) {
+    queries.assign(rows.size(), LogitQuery{.params = &params});
+    device.begin_step({tokens, positions, sequences, rows, page_size}, queries);
+    device.linear(*head[0], x.view, logits.view);
+  };
+  const auto show = [&](const char* name, double seconds) {
+    std::printf("batch %3d hidden %4lld  %-28s %7.1f us\n", batch, static_cast<long long>(hidden), name, seconds * 1e6);
+  };
+  begin(greedy);
+  const double gated = time_calls(device, 5, 64, [&](int i) {
+    device.gated_linear(*gate_up[static_cast<std::size_t>(i % copies)], x.view, scratch.view, activated.view);
+  });
+  show("gate, up and SiLU", gated);
+  show("add and norm", time_calls(device, 5, 200, [&](int) {
+         device.add_rms_norm(x.view, delta.view, norm.as<float>(), 1e-6f, y.view);
+       }));
+  show("heads to the cache", time_calls(device, 5, 200, [&](int) {
+         device.store_heads(qkv.view, shape, {.rope_table = table.as<float>(), .rotary_dim = shape.head_dim}, cache);
+       }));
+  show("attention over 256", time_calls(device, 5, 200, [&](int) {
+         device.paged_attention(qkv.view, shape, cache, 0.1f, 0, attended.view);
+       }));
+  show("sampling, greedy", time_calls(device, 5, 20, [&](int) { device.sample(logits.view); }));
+  begin(warm);
+  show("sampling, temperature", time_calls(device, 5, 20, [&](int) { device.sample(logits.view); }));
+  begin(nucleus);
+  show("sampling, top_k and top_p", time_calls(device, 5, 20, [&](int) { device.sample(logits.view); }));
+}
+
+void bench_linears(Ops& device, double bandwidth, double gemm_rate) {
   for (const std::int64_t rows : {1, 8, 16, 64, 256}) {
     bench_linear(device, rows, 4096, 1024, bandwidth, gemm_rate);    // Qwen3-0.6B: QKV
     bench_linear(device, rows, 1024, 3072, bandwidth, gemm_rate);    // down
@@ -150,7 +211,18 @@ void bench_ops(Ops& device, double bandwidth) {
     bench_linear(device, rows, 28672, 4096, bandwidth, gemm_rate);   // Llama-3.1-8B: gate and up
     bench_linear(device, rows, 4096, 14336, bandwidth, gemm_rate);   // down
   }
-  const HeadShape llama{32, 8, 128}, qwen{16, 8, 128};
+}
+
+const HeadShape llama{32, 8, 128}, qwen{16, 8, 128};
+
+void bench_small(Ops& device) {
+  for (const int batch : {1, 16, 256}) {
+    bench_small_ops(device, batch, 1024, 3072, 151936, qwen);
+    bench_small_ops(device, batch, 4096, 14336, 128256, llama);
+  }
+}
+
+void bench_attentions(Ops& device, double bandwidth, double gemm_rate) {
   bench_attention(device, 64, 2048, 1, llama, bandwidth, gemm_rate);
   bench_attention(device, 1, 32768, 1, llama, bandwidth, gemm_rate);
   bench_attention(device, 256, 512, 1, qwen, bandwidth, gemm_rate);
@@ -261,7 +333,11 @@ int main(int argc, char** argv) try {
         num_cuda_devices() > 0 ? make_cuda_ops(0, 4) : make_cpu_ops(choose_num_threads(0));
     bandwidth = device->measure_read_bandwidth();
     std::printf("%s: reads %.1f GB/s\n", device->device_name().c_str(), bandwidth / 1e9);
-    if (wants("ops")) bench_ops(*device, bandwidth);
+    const double gemm_rate = measure_gemm_rate(*device);
+    std::printf("8192^3 product %.1f TFLOP/s\n", gemm_rate / 1e12);
+    if (wants("linear")) bench_linears(*device, bandwidth, gemm_rate);
+    if (wants("small")) bench_small(*device);
+    if (wants("attention")) bench_attentions(*device, bandwidth, gemm_rate);
   }
   std::fflush(stdout);
   for (const Shape& shape : shapes)

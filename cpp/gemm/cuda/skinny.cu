@@ -1,6 +1,6 @@
 // Products of 1 to 16 rows. Bound by reading the weights once: their bytes over the read bandwidth is the floor.
 //
-// A block computes 16 outputs (or 16 pairs of gate and up): its warps cut the input dimension, each multiplies its
+// A block computes 16 outputs, or 8 pairs of gate and up: its warps cut the input dimension, each multiplies its
 // share on the tensor cores with 16 weight rows as A and the activation rows as B, and shared memory adds the shares
 // up. The order of the input dimension is free within a sum, so a lane takes 8 consecutive elements of a row with one
 // 16-byte load, straight into the registers that the instruction wants; activations use the same order.
@@ -20,47 +20,42 @@ __device__ __forceinline__ uint4 load_weights(const bf16* p) {
 }
 
 // Steps whose weights are in flight together; twice that, since the next are loaded before these are used.
-template <int tiles>
-constexpr int kUnroll = tiles == 2 ? 2 : 4;
+constexpr int kUnroll = 4;
 
 // The weights of kUnroll steps from `step` on; zeros past the last.
-template <int tiles>
 struct WeightRun {
-  uint4 w[kUnroll<tiles>][tiles][2];
+  uint4 w[kUnroll][2];
 
-  __device__ __forceinline__ void load(const bf16* const (&row)[tiles][2], int step, int num_steps) {
+  __device__ __forceinline__ void load(const bf16* const (&row)[2], int step, int num_steps) {
 #pragma unroll
-    for (int u = 0; u < kUnroll<tiles>; ++u) {
-      const bool valid = step + u < num_steps;
-      const std::int64_t at = std::int64_t{step + u} * kStep;
+    for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
-      for (int t = 0; t < tiles; ++t) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          w[u][t][half] = valid ? load_weights(row[t][half] + at) : make_uint4(0, 0, 0, 0);
+      for (int half = 0; half < 2; ++half) {
+        w[u][half] =
+            step + u < num_steps ? load_weights(row[half] + std::int64_t{step + u} * kStep) : make_uint4(0, 0, 0, 0);
       }
     }
   }
 };
 
-// tiles: 1, or 2 for gate and up. row_blocks: 1 for up to 8 rows, 2 for up to 16.
-template <int warps, int tiles, int row_blocks, typename Y>
+// gated: a tile's rows 0 to 7 are gates, 8 to 15 the ups of the same outputs. row_blocks: 1 for up to 8 rows of
+// activations, 2 for up to 16.
+template <int warps, bool gated, int row_blocks, typename Y>
 __global__ void __launch_bounds__(warps * 32)
     skinny_kernel(const bf16* __restrict__ weights, const float* __restrict__ bias, const bf16* __restrict__ x,
                   Y* __restrict__ y, int rows, std::int64_t inputs, std::int64_t outputs) {
+  constexpr int kOutputs = gated ? kTileOutputs / 2 : kTileOutputs;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int in_group = lane % 4, group = lane / 4;
-  const std::int64_t first_output = std::int64_t{blockIdx.x} * kTileOutputs;
+  const std::int64_t first_output = std::int64_t{blockIdx.x} * kOutputs;
   let_next_start();
 
-  const bf16* row[tiles][2];
+  const bf16* row[2];
 #pragma unroll
-  for (int t = 0; t < tiles; ++t) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const std::int64_t output = min(first_output + group + 8 * half, outputs - 1) + t * outputs;
-      row[t][half] = weights + output * inputs + in_group * 8;
-    }
+  for (int half = 0; half < 2; ++half) {
+    const std::int64_t output = gated ? min(first_output + group, outputs - 1) + half * outputs
+                                      : min(first_output + group + 8 * half, outputs - 1);
+    row[half] = weights + output * inputs + in_group * 8;
   }
   const bf16* x_row[row_blocks];
 #pragma unroll
@@ -69,81 +64,71 @@ __global__ void __launch_bounds__(warps * 32)
 
   // A warp takes every warps-th run of steps, so that a block reads memory in one direction. The first weights are on
   // their way before the kernel that makes x is done.
-  constexpr int unroll = kUnroll<tiles>;
   const int num_steps = static_cast<int>(inputs / kStep);
-  float sum[tiles][row_blocks][4] = {};
-  WeightRun<tiles> now, next;
-  now.load(row, warp * unroll, num_steps);
+  float sum[row_blocks][4] = {};
+  WeightRun now, next;
+  now.load(row, warp * kUnroll, num_steps);
   wait_for_previous();
-  for (int run = warp * unroll; run < num_steps; run += warps * unroll) {
-    next.load(row, run + warps * unroll, num_steps);
+  for (int run = warp * kUnroll; run < num_steps; run += warps * kUnroll) {
+    next.load(row, run + warps * kUnroll, num_steps);
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
-      uint4 v[row_blocks];
+    for (int u = 0; u < kUnroll; ++u) {
+      const uint4 first = now.w[u][0], second = now.w[u][1];
+      const std::uint32_t low[4] = {first.x, second.x, first.y, second.y};
+      const std::uint32_t high[4] = {first.z, second.z, first.w, second.w};
 #pragma unroll
       for (int b = 0; b < row_blocks; ++b) {
-        v[b] = run + u < num_steps ? *reinterpret_cast<const uint4*>(x_row[b] + std::int64_t{run + u} * kStep)
-                                   : make_uint4(0, 0, 0, 0);
-      }
-#pragma unroll
-      for (int t = 0; t < tiles; ++t) {
-        const uint4 first = now.w[u][t][0], second = now.w[u][t][1];
-        const std::uint32_t low[4] = {first.x, second.x, first.y, second.y};
-        const std::uint32_t high[4] = {first.z, second.z, first.w, second.w};
-#pragma unroll
-        for (int b = 0; b < row_blocks; ++b) {
-          mma_16816<bf16>(sum[t][b], low, v[b].x, v[b].y);
-          mma_16816<bf16>(sum[t][b], high, v[b].z, v[b].w);
-        }
+        const uint4 v = run + u < num_steps ? *reinterpret_cast<const uint4*>(x_row[b] + std::int64_t{run + u} * kStep)
+                                            : make_uint4(0, 0, 0, 0);
+        mma_16816<bf16>(sum[b], low, v.x, v.y);
+        mma_16816<bf16>(sum[b], high, v.z, v.w);
       }
     }
     now = next;
   }
 
-  // A lane holds outputs group and group + 8 of rows 2 * in_group and 2 * in_group + 1 of each block of 8 rows.
+  // A lane holds tile rows group and group + 8 for rows 2 * in_group and 2 * in_group + 1 of each block of 8.
   constexpr int kRows = 8 * row_blocks;
-  __shared__ float shares[warps][tiles][kRows][kTileOutputs + 1];
+  __shared__ float shares[warps][kRows][kTileOutputs + 1];
 #pragma unroll
-  for (int t = 0; t < tiles; ++t) {
+  for (int b = 0; b < row_blocks; ++b) {
 #pragma unroll
-    for (int b = 0; b < row_blocks; ++b) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) shares[warp][t][8 * b + 2 * in_group + i % 2][group + 8 * (i / 2)] = sum[t][b][i];
-    }
+    for (int i = 0; i < 4; ++i) shares[warp][8 * b + 2 * in_group + i % 2][group + 8 * (i / 2)] = sum[b][i];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kRows * kTileOutputs; i += warps * 32) {
-    const int r = i / kTileOutputs, o = i % kTileOutputs;
+  const auto total = [&](int r, int tile_row, std::int64_t weight_row) {
+    float value = bias != nullptr ? bias[weight_row] : 0.0f;
+    for (int k = 0; k < warps; ++k) value += shares[k][r][tile_row];
+    return value;
+  };
+  for (int i = threadIdx.x; i < kRows * kOutputs; i += warps * 32) {
+    const int r = i / kOutputs, o = i % kOutputs;
     const std::int64_t output = first_output + o;
     if (r >= rows || output >= outputs) continue;
-    float total[tiles];
-#pragma unroll
-    for (int t = 0; t < tiles; ++t) {
-      total[t] = bias != nullptr ? bias[output + t * outputs] : 0.0f;
-      for (int k = 0; k < warps; ++k) total[t] += shares[k][t][r][o];
-    }
-    const float value = tiles == 2 ? total[0] / (1.0f + __expf(-total[0])) * total[tiles - 1] : total[0];
+    float value = total(r, o, output);
+    if (gated) value = value / (1.0f + __expf(-value)) * total(r, o + 8, output + outputs);
     y[r * outputs + output] = from_float<Y>(value);
   }
 }
 
-template <int tiles, int row_blocks, typename Y>
+template <bool gated, int row_blocks, typename Y>
 void launch(const SkinnyArgs& args, cudaStream_t stream) {
-  const auto num_blocks = static_cast<unsigned>((args.outputs + kTileOutputs - 1) / kTileOutputs);
+  constexpr int outputs_per_block = gated ? kTileOutputs / 2 : kTileOutputs;
+  const auto num_blocks = static_cast<unsigned>((args.outputs + outputs_per_block - 1) / outputs_per_block);
   // Where there are few blocks, more warps share the inputs of each.
   const bool narrow = num_blocks <= 160 && args.inputs >= 2048;
   const int warps = narrow ? 16 : 8;
-  const auto kernel = narrow ? skinny_kernel<16, tiles, row_blocks, Y> : skinny_kernel<8, tiles, row_blocks, Y>;
+  const auto kernel = narrow ? skinny_kernel<16, gated, row_blocks, Y> : skinny_kernel<8, gated, row_blocks, Y>;
   launch_kernel(kernel, dim3(num_blocks), warps * 32, 0, stream, static_cast<const bf16*>(args.weights), args.bias,
                 static_cast<const bf16*>(args.x), static_cast<Y*>(args.y), args.rows, args.inputs, args.outputs);
 }
 
-template <int tiles, typename Y>
+template <bool gated, typename Y>
 void launch_rows(const SkinnyArgs& args, cudaStream_t stream) {
   if (args.rows <= 8) {
-    launch<tiles, 1, Y>(args, stream);
+    launch<gated, 1, Y>(args, stream);
   } else {
-    launch<tiles, 2, Y>(args, stream);
+    launch<gated, 2, Y>(args, stream);
   }
 }
 
@@ -157,11 +142,11 @@ void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream) {
   MINISGL_CHECK(skinny_gemm_fits(args.rows, args.inputs), args.rows, " rows of ", args.inputs);
   MINISGL_CHECK(!args.gated || !args.y_is_f32, "gated products are bf16");
   if (args.gated) {
-    launch_rows<2, bf16>(args, stream);
+    launch_rows<true, bf16>(args, stream);
   } else if (args.y_is_f32) {
-    launch_rows<1, float>(args, stream);
+    launch_rows<false, float>(args, stream);
   } else {
-    launch_rows<1, bf16>(args, stream);
+    launch_rows<false, bf16>(args, stream);
   }
 }
 

@@ -25,7 +25,6 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   using Shape = DecodeShape<dim>;
   constexpr int kThreads = Shape::kWarps * 32;
   let_next_start();
-  wait_for_previous();
   const int group = args.shape.num_heads / args.shape.num_kv_heads;
   const int blocks_per_kv_head = (group + kDecodeQueries - 1) / kDecodeQueries;
   const int kv_head = blockIdx.y / blocks_per_kv_head;
@@ -34,7 +33,10 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const int first_head = kv_head * group + first_in_group;
   const int head_dim = args.shape.head_dim;
   const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
-  if (sequence.num_rows == 0) return;
+  if (sequence.num_rows == 0) {
+    wait_for_previous();
+    return;
+  }
 
   // Positions of this part: whole tiles for every warp.
   const std::int32_t end = sequence.start_position + 1;
@@ -43,7 +45,10 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const int rounds = (end - begin + kRound - 1) / kRound;
   const int rounds_per_part = (rounds + args.num_splits - 1) / args.num_splits;
   const int num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
-  if (static_cast<int>(blockIdx.x) >= num_parts) return;
+  if (static_cast<int>(blockIdx.x) >= num_parts) {
+    wait_for_previous();
+    return;
+  }
   const std::int32_t part_begin = begin + static_cast<int>(blockIdx.x) * rounds_per_part * kRound;
   const std::int32_t part_end = min(end, part_begin + rounds_per_part * kRound);
 
@@ -55,8 +60,11 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const Pages<T> pages = pages_of<T>(args, sequence, kv_head);
 
   std::int32_t first = part_begin + warp * Shape::kPositions;
+  // The step and all positions but the last were written by earlier steps: they need not wait for this step's kernels.
+  if (first + Shape::kPositions >= end) wait_for_previous();
   if (first < part_end) load_rows<T, dim, Shape::kPositions>(pages, first, part_end, keys, values, lane);
   commit_copies();
+  wait_for_previous();
   load_queries<T, dim>(args, sequence.first_row, first_head, num_queries, num_queries, kDecodeQueries, queries);
   __syncthreads();
 

@@ -124,14 +124,32 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
   __shared__ float staged[kWarps][kMaxHeadDim];
   let_next_start();
-  wait_for_previous();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int head = blockIdx.y * kWarps + warp;
   const int num_all = args.num_heads + 2 * args.num_kv_heads, dim = args.head_dim;
   const std::int64_t row = blockIdx.x;
-  if (head >= num_all) return;
+  if (head >= num_all) {
+    wait_for_previous();
+    return;
+  }
   bf16* x = args.qkv + (row * num_all + head) * dim;
   const bool is_query = head < args.num_heads, is_value = head >= args.num_heads + args.num_kv_heads;
+
+  // What earlier kernels of the step don't make is read before they end.
+  const std::int32_t slot = args.slots[row];
+  const float* norm = is_value ? nullptr : is_query ? args.query_norm : args.key_norm;
+  const int half = args.rotary_dim / 2;
+  const float* cos_sin = args.table + std::int64_t{args.positions[row]} * args.rotary_dim;
+  float weight[kPerLane], cosine[kPerLane], sine[kPerLane];
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const int i = lane + 32 * j;
+    const bool rotates = !is_value && i < 2 * half;
+    weight[j] = norm != nullptr && i < dim ? norm[i] : 1.0f;
+    cosine[j] = rotates ? cos_sin[i % half] : 1.0f;
+    sine[j] = rotates ? cos_sin[half + i % half] : 0.0f;
+  }
+  wait_for_previous();
 
   float value[kPerLane];
   float squares = 0;
@@ -141,16 +159,12 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
     value[j] = i < dim ? to_float(x[i]) : 0.0f;
     squares += value[j] * value[j];
   }
-  const float* norm = is_value ? nullptr : is_query ? args.query_norm : args.key_norm;
   if (norm != nullptr) {
     const float inverse = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + args.eps);
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j)
-      if (lane + 32 * j < dim) value[j] *= inverse * norm[lane + 32 * j];
+    for (int j = 0; j < kPerLane; ++j) value[j] *= inverse * weight[j];
   }
   if (!is_value) {
-    const int half = args.rotary_dim / 2;
-    const float* cos_sin = args.table + std::int64_t{args.positions[row]} * args.rotary_dim;
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) staged[warp][lane + 32 * j] = value[j];
     __syncwarp();
@@ -158,9 +172,9 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
     for (int j = 0; j < kPerLane; ++j) {
       const int i = lane + 32 * j;
       if (i < half) {
-        value[j] = value[j] * cos_sin[i] - staged[warp][i + half] * cos_sin[half + i];
+        value[j] = value[j] * cosine[j] - staged[warp][i + half] * sine[j];
       } else if (i < 2 * half) {
-        value[j] = value[j] * cos_sin[i - half] + staged[warp][i - half] * cos_sin[i];
+        value[j] = value[j] * cosine[j] + staged[warp][i - half] * sine[j];
       }
     }
   }
@@ -170,7 +184,6 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
       if (lane + 32 * j < dim) x[lane + 32 * j] = __float2bfloat16(value[j]);
     return;
   }
-  const std::int32_t slot = args.slots[row];
   if (slot < 0) return;
   const int kv_head = (head - args.num_heads) % args.num_kv_heads;
   const std::int64_t page = slot / args.page_size, place = slot % args.page_size;

@@ -36,6 +36,32 @@ __device__ __forceinline__ std::int32_t token_of(Key key) {
   return static_cast<std::int32_t>(0xffffffffu - static_cast<std::uint32_t>(key));
 }
 
+// visit(i, logits[i]) for a block's share of a row; several loads are in flight together.
+template <typename Visit>
+__device__ __forceinline__ void for_each_logit(const float* logits, std::int32_t vocab, const Visit& visit) {
+  constexpr int kUnroll = 4, kWidth = 4;
+  std::int32_t start = 0;
+  if (vocab % kWidth == 0) {  // then every row is aligned
+    for (; start + kThreads * kWidth * kUnroll <= vocab; start += kThreads * kWidth * kUnroll) {
+      float4 values[kUnroll];
+      const std::int32_t first = start + static_cast<std::int32_t>(threadIdx.x) * kWidth;
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+        values[u] = *reinterpret_cast<const float4*>(logits + first + u * kThreads * kWidth);
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const std::int32_t i = first + u * kThreads * kWidth;
+        visit(i, values[u].x);
+        visit(i + 1, values[u].y);
+        visit(i + 2, values[u].z);
+        visit(i + 3, values[u].w);
+      }
+    }
+  }
+#pragma unroll 4
+  for (std::int32_t i = start + static_cast<std::int32_t>(threadIdx.x); i < vocab; i += kThreads) visit(i, logits[i]);
+}
+
 // Shared memory of a block; what a function leaves here, the next may overwrite after a barrier.
 struct Shared {
   Mass bins[kBins];
@@ -81,10 +107,8 @@ struct Row {
   float scale;    // 1 / temperature
   Key cut;        // the smallest key that survives
 
-  __device__ float logit(std::int32_t i) const {
-    const float x = logits[i];
-    return infinite ? (x == INFINITY ? 0.0f : -INFINITY) : x;
-  }
+  __device__ float finite(float x) const { return infinite ? (x == INFINITY ? 0.0f : -INFINITY) : x; }
+  __device__ float logit(std::int32_t i) const { return finite(logits[i]); }
   // In units of 2^-40 of the largest.
   __device__ Mass weight(float logit) const {
     const float distance = (logit - max) * scale;
@@ -105,13 +129,13 @@ __device__ Key select(const Row& row, Mass target, const MassOf& mass_of, Shared
     __syncthreads();
     for (int i = threadIdx.x; i < kBins; i += kThreads) shared.bins[i] = 0;
     __syncthreads();
-    for (std::int32_t i = threadIdx.x; i < row.vocab; i += kThreads) {
-      const float logit = row.logit(i);
+    for_each_logit(row.logits, row.vocab, [&](std::int32_t i, float x) {
+      const float logit = row.finite(x);
       const Key key = key_of(logit, i);
-      if (key < row.cut || (above < 64 && key >> above != prefix)) continue;
+      if (key < row.cut || (above < 64 && key >> above != prefix)) return;
       const Mass mass = mass_of(logit);
       if (mass > 0) atomicAdd(&shared.bins[key >> rest & (kBins / (bits == 10 ? 2 : 1) - 1)], mass);
-    }
+    });
     __syncthreads();
     // Two bins a thread, from the highest down; the sums of all bins above come from a scan.
     const int high = kBins - 1 - 2 * static_cast<int>(threadIdx.x);
@@ -227,10 +251,10 @@ __device__ std::int32_t first_allowed(const StepData& step, const QueryEntry& qu
 
 __device__ Key greatest_key(const float* logits, std::int32_t vocab, Key below, Shared& shared) {
   Key best = 0;
-  for (std::int32_t i = threadIdx.x; i < vocab; i += kThreads) {
-    const Key key = key_of(logits[i], i);
+  for_each_logit(logits, vocab, [&](std::int32_t i, float logit) {
+    const Key key = key_of(logit, i);
     if (key < below && key > best) best = key;
-  }
+  });
   return block_max(best, shared);
 }
 
@@ -251,10 +275,10 @@ __device__ std::int32_t draw(const StepData& step, const QueryEntry& query, cons
   }
   const auto total_mass = [&] {
     Mass sum = 0;
-    for (std::int32_t i = threadIdx.x; i < vocab; i += kThreads) {
-      const float logit = row.logit(i);
+    for_each_logit(logits, vocab, [&](std::int32_t i, float x) {
+      const float logit = row.finite(x);
       if (key_of(logit, i) >= row.cut) sum += row.weight(logit);
-    }
+    });
     return block_total(sum, shared);
   };
   if (query.top_p < 1.0f) {
@@ -290,7 +314,7 @@ __device__ LogSoftmax log_softmax(const float* logits, std::int32_t vocab, Share
   if (row.infinite) row.max = 0.0f;
   // Doubles would be as good, but their sum would depend on the order of the threads.
   Mass sum = 0;
-  for (std::int32_t i = threadIdx.x; i < vocab; i += kThreads) sum += row.weight(row.logit(i));
+  for_each_logit(logits, vocab, [&](std::int32_t, float x) { sum += row.weight(row.finite(x)); });
   return {max, log(static_cast<double>(block_total(sum, shared))) - log(static_cast<double>(kWeightUnit))};
 }
 
