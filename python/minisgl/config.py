@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
@@ -274,6 +275,14 @@ def parse_args(
         return ServerArgs(**given)
     except ValueError as error:
         parser.error(str(error))
+
+
+def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """Where the default model and the shell's history are kept: minisgl in XDG_CACHE_HOME, where
+    that is set to an absolute path, else in ~/.cache.
+    """
+    base = (os.environ if environment is None else environment).get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "minisgl"
 
 
 def pynccl_buffer_limit(environment: Mapping[str, str] | None = None) -> int | None:

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from minisgl.config import default_cache_dir
+
 # What is taken from a Hugging Face repository; other formats and training state stay there.
 _WANTED_FILES = (
     "config.json",
@@ -49,7 +51,7 @@ def resolve_model(
     """Finds or downloads `model`: a folder, a .gguf file, a Hugging Face id (org/name), or one
     .gguf file of a repository (org/name/file.gguf); None is the default model.
 
-    `cache_dir` holds the default model (None: ~/.cache/minisgl); Hugging Face keeps its own cache.
+    `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its own cache.
     ModelError, with one sentence, when there is no such model, a file is missing, or it can't be
     downloaded.
     """
@@ -73,10 +75,6 @@ def resolve_model(
         f"there is no model at {model!r}: no such folder or .gguf file, and it is not a Hugging "
         "Face id like org/name."
     )
-
-
-def default_cache_dir() -> Path:
-    return Path.home() / ".cache" / "minisgl"
 
 
 def _folder(path: Path, name: str | None = None) -> ModelFiles:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-from minisgl.config import ServerArgs, parse_args
+from minisgl.config import ServerArgs, default_cache_dir, parse_args
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str, **environment: str) -> str:
@@ -97,3 +98,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         parse_args(["--version"], {})
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith("minisgl 0.")
+
+
+def test_the_cache_is_where_the_system_wants_it() -> None:
+    assert default_cache_dir({"XDG_CACHE_HOME": "/var/cache"}) == Path("/var/cache/minisgl")
+    for unusable in ({}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "relative"}):
+        assert default_cache_dir(unusable) == Path.home() / ".cache" / "minisgl"
