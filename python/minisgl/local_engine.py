@@ -107,6 +107,7 @@ class LocalEngine:
             self.tokenizer,
             skip_special_tokens=params.skip_special_tokens,
             stop=params.stop,
+            min_tokens=params.min_tokens,
             continues_prompt=continues_prompt,
         )
         self.submit(self.request(prompt_ids, params))

@@ -138,6 +138,7 @@ class TextFrontend:
         *,
         skip_special_tokens: bool = True,
         stop: Sequence[str] = (),
+        min_tokens: int = 0,
         include_stop: bool = False,
         continues_prompt: bool = False,
     ) -> Detokenizer:
@@ -148,6 +149,7 @@ class TextFrontend:
                     self.tokenizer,
                     skip_special_tokens=skip_special_tokens,
                     stop=stop,
+                    min_tokens=min_tokens,
                     include_stop=include_stop,
                     continues_prompt=continues_prompt,
                 )
@@ -156,6 +158,7 @@ class TextFrontend:
             id=next(self._ids),
             skip_special_tokens=skip_special_tokens,
             stop=list(stop),
+            min_tokens=min_tokens,
             include_stop=include_stop,
             continues_prompt=continues_prompt,
         )
