@@ -23,7 +23,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Sampling parameters of one request. ValueError names the field, its range and the value."""
 
     max_tokens: int = 16  # tokens generated at most
-    min_tokens: int = 0  # stop tokens are banned before that many
+    min_tokens: int = 0  # stop tokens are banned, stop strings passed over before that many
     temperature: float = 1.0  # 0 is greedy
     top_k: int = 0  # 0 or -1 is off
     top_p: float = 1.0  # 1 is off

@@ -51,7 +51,7 @@ def run_shell(args: ServerArgs) -> int:
             args.model, options, revision=args.revision, chat_template=args.chat_template
         )
     except ModelError as error:
-        print(f"minisgl-serve: {error}", file=sys.stderr)
+        print(f"minisgl-serve: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

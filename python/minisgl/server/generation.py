@@ -194,6 +194,7 @@ class Generation:
                 self._text.detokenizer(
                     skip_special_tokens=params.skip_special_tokens,
                     stop=params.stop,
+                    min_tokens=params.min_tokens,
                     include_stop=include_stop,
                     continues_prompt=continues_prompt,
                 ),
