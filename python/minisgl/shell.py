@@ -58,7 +58,8 @@ def run_shell(args: ServerArgs) -> int:
     interactive = sys.stdin.isatty()
     with engine:
         if interactive:
-            print(f"{engine.model_name}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
+            print(f"{engine.model_name}: /help lists the commands.")
+            print("Ctrl-C stops an answer, Ctrl-D leaves.")
         read_line = terminal_reader(default_cache_dir()) if interactive else piped_line
         return Shell(engine, read_line).run()
 
