@@ -12,9 +12,9 @@
 #include "bind/request_reader.h"
 #include "core/error.h"
 #include "engine/defaults.h"
+#include "engine/device.h"
 #include "engine/engine.h"
 #include "gemm/gemm.h"
-#include "kernels/cpu_backend.h"
 
 namespace py = pybind11;
 
@@ -81,15 +81,19 @@ using Progress = std::function<void(const std::string& phase, std::int64_t done,
 
 class PyEngine {
  public:
-  PyEngine(const std::string& model_path, std::int64_t num_threads, const EngineSettings& settings,
-           const Progress& progress) {
-    std::unique_ptr<Ops> device = make_cpu_ops(choose_num_threads(num_threads));
+  PyEngine(const std::string& model_path, const std::string& device_name, std::int64_t num_threads, LoadFormat format,
+           const EngineSettings& settings, const Progress& progress) {
+    std::unique_ptr<Ops> device = make_device(device_name, num_threads);
+    device_name_ = device->device_name();
     num_threads_ = device->pool().num_threads();
-    std::unique_ptr<Model> model = load_model(model_path, *device, [&](std::int64_t done, std::int64_t total) {
-      if (!progress) return;
-      const py::gil_scoped_acquire acquire;
-      progress("weights", done, total);
-    });
+    std::unique_ptr<Model> model = load_model(
+        model_path, *device,
+        [&](std::int64_t done, std::int64_t total) {
+          if (!progress) return;
+          const py::gil_scoped_acquire acquire;
+          progress("weights", done, total);
+        },
+        format);
     weight_bytes_ = model->weight_bytes();
     weight_dtype_ = model->weight_dtype();
     const EngineOptions options =
@@ -119,6 +123,7 @@ class PyEngine {
     info["kv_cache_bytes"] = options.num_pages * KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size);
     info["max_seq_len"] = options.max_seq_len;
     info["num_threads"] = num_threads_;
+    info["device"] = device_name_;
     info["isa"] = cpu_isa_name();
     info["max_running"] = options.max_running;
     info["max_batch_tokens"] = options.max_batch_tokens;
@@ -128,6 +133,7 @@ class PyEngine {
 
  private:
   std::shared_ptr<Engine> engine_;  // shared with nobody; the exit handler looks whether it is still there
+  std::string device_name_;
   int num_threads_ = 0;
   std::int64_t weight_bytes_ = 0;
   DType weight_dtype_ = DType::f32;
@@ -153,10 +159,18 @@ using PyEngineHolder = std::unique_ptr<PyEngine, DeleteWithoutGil>;
 PyEngineHolder make_engine(const std::string& model_path, std::int64_t num_threads, const std::string& kv_dtype,
                            int page_size, std::int64_t kv_cache_tokens, std::int64_t max_seq_len,
                            std::int64_t max_running, std::int64_t max_batch_tokens, std::int64_t max_waiting,
-                           const Progress& progress) {
+                           const std::string& device, double memory_fraction, std::int64_t num_pages,
+                           bool disable_cuda_graph, const std::string& load_format, const Progress& progress) {
+  if (load_format != "auto" && load_format != "dummy") {
+    throw InputError("--load-format must be auto or dummy, got " + load_format);
+  }
+  const LoadFormat format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files;
   const EngineSettings settings{.kv_dtype = kv_dtype,
                                 .page_size = page_size,
                                 .kv_cache_tokens = kv_cache_tokens,
+                                .num_pages = num_pages,
+                                .memory_fraction = memory_fraction,
+                                .cuda_graphs = !disable_cuda_graph,
                                 .max_seq_len = max_seq_len,
                                 .max_running = max_running,
                                 .max_batch_tokens = max_batch_tokens,
@@ -164,7 +178,7 @@ PyEngineHolder make_engine(const std::string& model_path, std::int64_t num_threa
   PyEngineHolder engine;
   {
     const py::gil_scoped_release release;
-    engine.reset(new PyEngine(model_path, num_threads, settings, progress));
+    engine.reset(new PyEngine(model_path, device, num_threads, format, settings, progress));
   }
   stop_at_exit(engine->weak_engine());
   return engine;
@@ -197,8 +211,10 @@ void bind_engine(py::module_& module) {
   py::class_<PyEngine, PyEngineHolder>(module, "Engine", "A model behind a scheduler, on a thread of its own.")
       .def(py::init(&make_engine), py::arg("model_path"), py::kw_only(), py::arg("num_threads") = 0,
            py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("kv_cache_tokens") = 0,
-           py::arg("max_seq_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 512,
-           py::arg("max_waiting") = 4096, py::arg("progress") = py::none(),
+           py::arg("max_seq_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 0,
+           py::arg("max_waiting") = 4096, py::arg("device") = "auto", py::arg("memory_fraction") = 0.9,
+           py::arg("num_pages") = 0, py::arg("disable_cuda_graph") = false, py::arg("load_format") = "auto",
+           py::arg("progress") = py::none(),
            "Loads the weights, calling progress(phase, done, total) on this thread. 0 and 'auto' are chosen. Raises "
            "InputError.")
       .def_property_readonly("info", &PyEngine::info, "What was loaded and chosen.")

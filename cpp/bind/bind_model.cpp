@@ -14,7 +14,7 @@
 #include "bind/bind.h"
 #include "core/error.h"
 #include "engine/defaults.h"
-#include "kernels/cpu_backend.h"
+#include "engine/device.h"
 #include "models/decoder.h"
 
 namespace py = pybind11;
@@ -29,12 +29,13 @@ struct ModelOptions {
   std::string kv_dtype;
   int page_size;
   std::int64_t max_tokens;
+  std::string device;
 };
 
 class PyModel {
  public:
   PyModel(const std::string& path, const ModelOptions& options)
-      : device_(make_cpu_ops(choose_num_threads(options.num_threads))),
+      : device_(make_device(options.device, options.num_threads)),
         model_(load_model(path, *device_, {})),
         cache_(make_cache(*model_, *device_, options)),
         max_tokens_(cache_.num_pages() * cache_.page_size()) {
@@ -140,9 +141,9 @@ class PyModel {
 };
 
 std::unique_ptr<PyModel> make_model(const std::string& path, int num_threads, const std::string& kv_dtype,
-                                    int page_size, std::int64_t max_tokens) {
+                                    int page_size, std::int64_t max_tokens, const std::string& device) {
   const py::gil_scoped_release release;
-  return std::make_unique<PyModel>(path, ModelOptions{num_threads, kv_dtype, page_size, max_tokens});
+  return std::make_unique<PyModel>(path, ModelOptions{num_threads, kv_dtype, page_size, max_tokens, device});
 }
 
 }  // namespace
@@ -150,7 +151,8 @@ std::unique_ptr<PyModel> make_model(const std::string& path, int num_threads, co
 void bind_model(py::module_& module) {
   py::class_<PyModel>(module, "Model", "A model without a scheduler. One thread at a time.")
       .def(py::init(&make_model), py::arg("path"), py::kw_only(), py::arg("num_threads") = 0,
-           py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("max_tokens") = 4096)
+           py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("max_tokens") = 4096,
+           py::arg("device") = "cpu")
       .def("forward", &PyModel::forward, py::arg("token_ids"), py::kw_only(), py::arg("chunk_sizes") = py::none(),
            "Logits of every position, f32 [len(token_ids), vocab_size], with a fresh cache. chunk_sizes: how the ids "
            "are cut into steps, e.g. [1] * len(token_ids) to decode one by one; by default steps of 512.")

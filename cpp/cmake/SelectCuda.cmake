@@ -3,9 +3,9 @@
 #   MINISGL_CUDA_VERSION   the toolkit's version, "13.0"; empty in a CPU-only build
 #   MINISGL_NCCL_VERSION   the version of the NCCL headers, "2.27.3"; empty in a CPU-only build
 #   MINISGL_BUILD_SUMMARY  one line: what is built, or which part of CUDA was missing
-# and defines the target minisgl_cuda (CUDA runtime, linked statically; NCCL's headers). MINISGL_CUBLAS_ROOT and
+# and defines the target minisgl_cuda (CUDA runtime, linked statically; headers of NCCL and cuBLAS). MINISGL_CUBLAS_ROOT and
 # MINISGL_NCCL_ROOT name folders with include/ and lib/; NVIDIA's wheels in the building Python are found by themselves.
-# NCCL itself is loaded when a program first needs it, so only its header is wanted here.
+# NCCL and cuBLAS themselves are loaded when a program first needs them, so only their headers are wanted here.
 set(MINISGL_WITH_CUDA OFF)
 set(MINISGL_CUDA_VERSION "")
 set(MINISGL_NCCL_VERSION "")
@@ -66,6 +66,6 @@ list(JOIN nccl_numbers "." MINISGL_NCCL_VERSION)
 set(MINISGL_CUDA_VERSION "${CUDAToolkit_VERSION_MAJOR}.${CUDAToolkit_VERSION_MINOR}")
 set(MINISGL_WITH_CUDA ON)
 add_library(minisgl_cuda INTERFACE)
-target_include_directories(minisgl_cuda SYSTEM INTERFACE ${nccl_include})
+target_include_directories(minisgl_cuda SYSTEM INTERFACE ${nccl_include} ${cublas_include} ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(minisgl_cuda INTERFACE CUDA::cudart_static ${CMAKE_DL_LIBS})
 set(MINISGL_BUILD_SUMMARY "CUDA build: CUDA ${MINISGL_CUDA_VERSION}, NCCL headers ${MINISGL_NCCL_VERSION}")

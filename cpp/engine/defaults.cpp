@@ -14,7 +14,6 @@ namespace {
 
 constexpr std::int64_t usual_cache_tokens = 16384;
 constexpr std::int64_t least_cache_tokens = 1024;  // a cache chosen smaller than that would surprise
-constexpr double usable_share = 0.9;               // of the available memory; the rest is for everybody else
 
 void require_range(const char* flag, std::int64_t value, std::int64_t low, std::int64_t high) {
   if (value < low || value > high) {
@@ -40,6 +39,7 @@ std::string mebibytes(std::int64_t bytes) {
 
 struct Budget {
   std::int64_t weights, workspace, available, bytes_per_page;
+  double usable_share;
   int page_size;
 
   std::int64_t pages_that_fit() const {
@@ -73,36 +73,59 @@ EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& m
   require_range("--page-size", settings.page_size, 1, 1024);
   require_range("--kv-cache-tokens", settings.kv_cache_tokens, 0, many);
   require_range("--max-running", settings.max_running, 1, 65536);
-  require_range("--max-batch-tokens", settings.max_batch_tokens, 1, 65536);
+  require_range("--max-batch-tokens", settings.max_batch_tokens, 0, 65536);
+  require_range("--num-pages", settings.num_pages, 0, many);
+  if (!(settings.memory_fraction > 0 && settings.memory_fraction <= 1)) {
+    throw InputError(concat("--memory-fraction must be above 0 and at most 1, got ", settings.memory_fraction));
+  }
+  if (settings.num_pages > 0 && settings.kv_cache_tokens > 0) {
+    throw InputError("--num-pages and --kv-cache-tokens say the same: give one of them");
+  }
   require_range("--max-waiting", settings.max_waiting, 0, many);
   if (settings.max_seq_len < 0 || settings.max_seq_len > spec.max_position) {
     throw InputError(concat("--max-seq-len must be between 0 and the model's ", spec.max_position, " positions, got ",
                             settings.max_seq_len));
   }
-  if (settings.kv_cache_tokens > 0 && settings.max_seq_len > settings.kv_cache_tokens) {
-    throw InputError(concat("--max-seq-len ", settings.max_seq_len, " is more than --kv-cache-tokens ",
-                            settings.kv_cache_tokens, ": one request must fit the cache"));
+  const std::int64_t asked_tokens =
+      settings.num_pages > 0 ? settings.num_pages * settings.page_size : settings.kv_cache_tokens;
+  const char* const cache_flag = settings.num_pages > 0 ? "--num-pages" : "--kv-cache-tokens";
+  if (asked_tokens > 0 && settings.max_seq_len > asked_tokens) {
+    throw InputError(concat("--max-seq-len ", settings.max_seq_len, " is more than the ", asked_tokens, " tokens of ",
+                            cache_flag, ": one request must fit the cache"));
   }
 
   EngineOptions options;
   options.page_size = settings.page_size;
   options.kv_dtype = choose_kv_dtype(settings.kv_dtype, model.weight_dtype, model.device);
-  options.max_batch_tokens = settings.max_batch_tokens;
-  options.max_running = std::min(settings.max_running, settings.max_batch_tokens);
+  options.max_batch_tokens =
+      settings.max_batch_tokens > 0 ? settings.max_batch_tokens : model.device.usual_batch_tokens();
+  options.max_running = std::min(settings.max_running, options.max_batch_tokens);
+  options.cuda_graphs = settings.cuda_graphs;
   options.max_waiting = settings.max_waiting;
 
+  const StepLimits largest_step{.rows = options.max_batch_tokens,
+                                .sequences = options.max_running,
+                                .logits = options.max_running + SchedulerOptions{}.max_prompt_logits,
+                                .positions = spec.max_position,
+                                .pages = settings.num_pages,
+                                .vocab_size = spec.vocab_size};
   const Budget budget{.weights = model.weight_bytes,
-                      .workspace = workspace_bytes(spec, options.max_batch_tokens, options.max_running),
+                      .workspace = workspace_bytes(spec, options.max_batch_tokens, options.max_running) +
+                                   model.device.step_bytes(largest_step),
                       .available = available_bytes,
                       .bytes_per_page = KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size),
+                      .usable_share = settings.memory_fraction,
                       .page_size = options.page_size};
   const auto pages_for = [&](std::int64_t tokens) { return (tokens + options.page_size - 1) / options.page_size; };
   const std::int64_t fit = budget.pages_that_fit();
-  if (settings.kv_cache_tokens > 0) {
-    options.num_pages = pages_for(settings.kv_cache_tokens);
+  if (asked_tokens > 0) {
+    options.num_pages = pages_for(asked_tokens);
     if (options.num_pages > fit) budget.refuse(options.num_pages, "--kv-cache-tokens");
   } else {
-    const std::int64_t wanted = pages_for(std::max(usual_cache_tokens, settings.max_seq_len));
+    const std::int64_t longest = settings.max_seq_len > 0 ? settings.max_seq_len : spec.max_position;
+    const std::int64_t wanted = model.device.has_own_memory()
+                                    ? pages_for(longest) * options.max_running
+                                    : pages_for(std::max(usual_cache_tokens, settings.max_seq_len));
     const std::int64_t least =
         pages_for(settings.max_seq_len > 0 ? settings.max_seq_len : std::min(least_cache_tokens, spec.max_position));
     options.num_pages = std::min(wanted, fit);

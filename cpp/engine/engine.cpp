@@ -37,6 +37,16 @@ SchedulerOptions scheduler_options(const EngineOptions& options) {
           .max_batch_tokens = options.max_batch_tokens};
 }
 
+StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
+  const std::int64_t sequences = std::min(options.max_running, options.max_batch_tokens);
+  return {.rows = options.max_batch_tokens,
+          .sequences = sequences,
+          .logits = sequences + SchedulerOptions{}.max_prompt_logits,
+          .positions = options.max_seq_len,
+          .pages = options.num_pages,
+          .vocab_size = spec.vocab_size};
+}
+
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
 std::vector<std::int32_t> stop_tokens_of(const Request& request, const ModelSpec& spec) {
   std::vector<std::int32_t> tokens = request.stop_token_ids;
@@ -109,6 +119,7 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, 
       scheduler(scheduler_options(options)),
       executor(*model, *device,
                KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)) {
+  executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
   deliver();  // the first statistics
 }
 

@@ -26,6 +26,7 @@ struct EngineOptions {
   std::int64_t max_running = 256;          // sequences in one step
   std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
+  bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
 };
 

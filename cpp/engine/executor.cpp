@@ -2,6 +2,7 @@
 #include "engine/executor.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "core/error.h"
@@ -13,10 +14,44 @@ bool uses_penalties(const SamplingParams& params) {
   return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f;
 }
 
+// Steps of other sizes are filled up to the next of these.
+std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
+  constexpr std::int64_t largest = 512;
+  std::vector<std::int64_t> sizes;
+  for (std::int64_t size = 1; size < std::min(max_sequences, largest);) {
+    sizes.push_back(size);
+    size += size < 4 ? size : size < 16 ? 4 : size < 64 ? 8 : size < 128 ? 16 : 32;
+  }
+  sizes.push_back(std::min(max_sequences, largest));
+  std::ranges::reverse(sizes);
+  return sizes;
+}
+
 }  // namespace
 
 Executor::Executor(Model& model, Ops& device, KvCache cache)
     : model_(model), device_(device), cache_(std::move(cache)) {}
+
+void Executor::prepare(const StepLimits& limits, bool record_decodes) {
+  if (!device_.records_steps()) return;
+  device_.reserve(limits);
+  model_.reserve(limits);
+  if (!record_decodes) return;
+  SamplingParams greedy;
+  greedy.temperature = 0.0f;
+  const std::int32_t first_page = 0;  // written to before anybody uses it
+  for (const std::int64_t size : recorded_sizes(limits.sequences)) {
+    const auto count = static_cast<std::size_t>(size);
+    const std::vector<std::int32_t> zeros(count, 0);
+    std::vector<std::int32_t> rows(count);
+    std::iota(rows.begin(), rows.end(), 0);
+    std::vector<ops::SequenceRows> sequences;
+    for (const std::int32_t row : rows) sequences.push_back({row, 1, 0, &first_page});
+    const std::vector<LogitQuery> queries(count, LogitQuery{.params = &greedy});
+    const StepBatch batch{zeros, zeros, sequences, rows, cache_.page_size()};
+    device_.record_step(batch, queries, [&] { device_.sample(model_.forward(batch, cache_)); });
+  }
+}
 
 void Executor::add(SequenceId id, SequenceSampling sampling) {
   const bool inserted = sequences_.try_emplace(id, LiveSequence{.sampling = std::move(sampling)}).second;

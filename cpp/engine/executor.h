@@ -29,6 +29,10 @@ class Executor {
   // `model` and `device` outlive the executor.
   Executor(Model& model, Ops& device, KvCache cache);
 
+  // Where the device records steps: reserves what the largest need, and with `record_decodes` records decode steps for
+  // a ladder of numbers of sequences, the largest first. Before the first add().
+  void prepare(const StepLimits& limits, bool record_decodes);
+
   // A sequence exists from add() to remove(), across preemptions. Plans name no others.
   void add(SequenceId id, SequenceSampling sampling);
   void remove(SequenceId id);

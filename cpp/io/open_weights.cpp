@@ -7,12 +7,12 @@
 
 namespace minisgl {
 
-std::unique_ptr<WeightSource> open_weights(const std::string& path) {
+std::unique_ptr<WeightSource> open_weights(const std::string& path, bool with_tensors) {
   namespace fs = std::filesystem;
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (!fs::exists(status)) throw InputError(concat("'", path, "' does not exist"));
-  if (fs::is_directory(status)) return open_safetensors_folder(path);
+  if (fs::is_directory(status)) return open_safetensors_folder(path, with_tensors);
   if (path.ends_with(".safetensors")) {
     throw InputError(concat("'", path, "' is only weights: give the folder that holds it and its config.json"));
   }

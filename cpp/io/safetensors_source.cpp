@@ -45,8 +45,9 @@ std::optional<std::string> file_ending_with(const std::string& folder, const std
 
 class SafetensorsSource : public WeightSource {
  public:
-  explicit SafetensorsSource(std::string folder) : folder_(std::move(folder)) {
+  SafetensorsSource(std::string folder, bool with_tensors) : folder_(std::move(folder)) {
     read_config();
+    if (!with_tensors) return;
     const fs::path whole = fs::path(folder_) / "model.safetensors";
     const fs::path index = fs::path(folder_) / "model.safetensors.index.json";
     if (file_exists(index)) {
@@ -147,8 +148,8 @@ class SafetensorsSource : public WeightSource {
 
 }  // namespace
 
-std::unique_ptr<WeightSource> open_safetensors_folder(const std::string& path) {
-  return std::make_unique<SafetensorsSource>(path);
+std::unique_ptr<WeightSource> open_safetensors_folder(const std::string& path, bool with_tensors) {
+  return std::make_unique<SafetensorsSource>(path, with_tensors);
 }
 
 }  // namespace minisgl

@@ -35,7 +35,8 @@ class WeightSource {
   virtual bool interleaved_rope() const = 0;
 };
 
-// A .gguf file or a folder with config.json and *.safetensors (sharded too). Throws InputError.
-std::unique_ptr<WeightSource> open_weights(const std::string& path);
+// A .gguf file or a folder with config.json and *.safetensors (sharded too). Throws InputError. Without tensors a
+// folder needs config.json alone, and tells nothing else.
+std::unique_ptr<WeightSource> open_weights(const std::string& path, bool with_tensors = true);
 
 }  // namespace minisgl

@@ -7,10 +7,13 @@
 #include <cstring>
 
 #include "core/aligned_buffer.h"
+#include "core/bandwidth.h"
 #include "core/error.h"
+#include "core/half.h"
 #include "core/host_limits.h"
 #include "gemm/gemm.h"
 #include "kernels/cpu_ops.h"
+#include "kernels/philox.h"
 
 namespace minisgl {
 namespace {
@@ -58,7 +61,12 @@ class CpuOps final : public Ops {
     return weight_dtype == DType::f32 || weight_dtype == DType::bf16 ? weight_dtype : DType::f16;
   }
   bool supports_kv_dtype(DType dtype) const override { return !is_quantized(dtype); }
+  bool has_own_memory() const override { return false; }
+  std::int64_t usual_batch_tokens() const override { return 512; }
   std::int64_t available_memory() const override { return minisgl::available_memory(); }
+
+  double measure_read_bandwidth() override { return minisgl::measure_read_bandwidth(pool_); }
+  void synchronize() override {}
 
   DeviceBuffer allocate(std::size_t bytes) override {
     const auto memory = std::make_shared<AlignedBuffer>(bytes);
@@ -74,6 +82,16 @@ class CpuOps final : public Ops {
                                             std::span<const std::byte> raw) override {
     has_quantized_weights_ = has_quantized_weights_ || is_quantized(dtype);
     return std::make_shared<const PackedMatrix>(PackedMatrix::pack(dtype, rows, cols, raw, pool_));
+  }
+  std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
+    std::vector<std::uint16_t> values(static_cast<std::size_t>(rows * cols));
+    pool_.parallel_for(rows, [&](std::int64_t row, int) {
+      for (std::int64_t i = 0; i < cols; ++i) {
+        const double uniform = philox_uniform(static_cast<std::uint64_t>(row), static_cast<std::uint64_t>(i));
+        values[static_cast<std::size_t>(row * cols + i)] = f32_to_bf16(static_cast<float>(uniform - 0.5) * 0.1f);
+      }
+    });
+    return make_matrix(DType::bf16, rows, cols, std::as_bytes(std::span(values)));
   }
   std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override {
     return std::make_unique<const CpuLinear>(std::move(outputs));

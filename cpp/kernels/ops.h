@@ -27,7 +27,7 @@ struct HeadShape {
   int num_heads;
   int num_kv_heads;
   int head_dim;
-  std::int64_t row_size() const { return std::int64_t{num_heads + 2 * num_kv_heads} * head_dim; }
+  constexpr std::int64_t row_size() const { return std::int64_t{num_heads + 2 * num_kv_heads} * head_dim; }
 };
 
 // What happens to query and key heads before they meet.
@@ -50,8 +50,14 @@ class Ops {
   virtual DType activation_dtype() const = 0;
   virtual DType kv_dtype_for(DType weight_dtype) const = 0;  // of the cache, where nobody chose
   virtual bool supports_kv_dtype(DType dtype) const = 0;
+  virtual bool has_own_memory() const = 0;              // that nobody else needs: the cache may take what is left
+  virtual std::int64_t usual_batch_tokens() const = 0;  // rows of a step that keep the device busy
   // Bytes that can be allocated for weights, cache and workspace.
   virtual std::int64_t available_memory() const = 0;
+
+  // Bytes a second that are read from memory, here and now: the ceiling of everything that memory bounds.
+  virtual double measure_read_bandwidth() = 0;
+  virtual void synchronize() = 0;  // waits for everything queued
 
   // Zeroed. Throws std::bad_alloc.
   virtual DeviceBuffer allocate(std::size_t bytes) = 0;
@@ -59,9 +65,16 @@ class Ops {
   virtual void copy(const std::byte* from, std::size_t bytes, std::byte* to) = 0;
   virtual void download(const std::byte* from, std::span<std::byte> to) = 0;
 
+  // Devices that record steps want all memory reserved first: nothing may move afterwards. Others need neither.
+  virtual bool records_steps() const { return false; }
+  virtual std::int64_t step_bytes(const StepLimits&) const { return 0; }  // what reserve() allocates
+  virtual void reserve(const StepLimits&) {}
+
   // `raw` is row-major [rows, cols] in `dtype` as a file stores it, aligned to 4 bytes; it isn't needed afterwards.
   virtual std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
                                                     std::span<const std::byte> raw) = 0;
+  // For measuring: small numbers of a fixed random stream.
+  virtual std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) = 0;
   // All with the same number of input features.
   virtual std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) = 0;
   // For the penalties of a sequence over a vocabulary; `in_prompt`: the prompt's tokens count, too.
@@ -73,6 +86,9 @@ class Ops {
   // Runs `body`, which makes the calls of the step. A device may replay what it recorded of a step of this form
   // instead.
   virtual void run_step(const std::function<void()>& body) = 0;
+  // Begins the step of `batch`, which has one row and one query for each sequence, and records `body` for it and for
+  // steps of this form with fewer sequences, down to the next that is recorded.
+  virtual void record_step(const StepBatch&, std::span<const LogitQuery>, const std::function<void()>&) {}
 
   // y[r] = the table's row of token r. y [num_rows, hidden].
   virtual void embed(const Matrix& table, Tensor y) = 0;

@@ -18,7 +18,7 @@ struct SamplingParams {
   float presence_penalty = 0.0f;    // over output, as OpenAI defines it
   float frequency_penalty = 0.0f;   // over output
   std::uint64_t seed = 0;
-  std::vector<std::pair<std::int32_t, float>> logit_bias;
+  std::vector<std::pair<std::int32_t, float>> logit_bias = {};
 };
 
 struct TokenLogprob {

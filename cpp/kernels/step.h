@@ -39,4 +39,12 @@ struct StepBatch {
   int page_size;                                 // of the page tables
 };
 
+// The largest steps that will come.
+struct StepLimits {
+  std::int64_t rows, sequences, logits;
+  std::int64_t positions;  // of one sequence
+  std::int64_t pages;      // of all sequences together
+  std::int64_t vocab_size;
+};
+
 }  // namespace minisgl

@@ -87,11 +87,14 @@ class Decoder final : public Model {
   std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
   DType weight_dtype() const override { return weights_.dtype; }
 
+  void reserve(const StepLimits& limits) override { reserve_workspace(limits.rows, limits.logits, limits.positions); }
+
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
     check_batch(batch, spec_);
     MINISGL_CHECK(batch.page_size == cache.page_size(), "page tables of ", batch.page_size);
     const std::int64_t num_logits = std::ssize(batch.logit_rows);
-    reserve_workspace(batch);
+    reserve_workspace(std::ssize(batch.tokens), std::ssize(batch.logit_rows),
+                      std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
 
     std::int64_t num_rows = std::ssize(batch.tokens);
     Tensor residual = workspace_.residual.rows(num_rows);
@@ -128,8 +131,7 @@ class Decoder final : public Model {
     return VocabParallelHead(device.make_linear(std::move(outputs)));
   }
 
-  void reserve_workspace(const StepBatch& batch) {
-    const std::int64_t num_rows = std::ssize(batch.tokens), num_logits = std::ssize(batch.logit_rows);
+  void reserve_workspace(std::int64_t num_rows, std::int64_t num_logits, std::int64_t num_positions) {
     for (RowBuffer* buffer : {&workspace_.residual, &workspace_.normed, &workspace_.delta, &workspace_.qkv,
                               &workspace_.attention, &workspace_.gate_up, &workspace_.activated}) {
       buffer->reserve(device_, num_rows);
@@ -139,7 +141,7 @@ class Decoder final : public Model {
         buffer->reserve(device_, num_logits);
       }
     }
-    rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
+    rope_.reserve(num_positions);
   }
 
   Tensor keep_logit_rows(Tensor all, const RowBuffer& kept, std::int64_t num_logits) {

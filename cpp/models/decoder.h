@@ -40,15 +40,21 @@ class Model {
   // Computes `batch`, for which the device's step was begun, against `cache`. Returns logits [num_logits, vocab_size]
   // f32 in the device's memory, valid until the next call.
   virtual Tensor forward(const StepBatch& batch, KvCache& cache) = 0;
+  // Makes room for the largest steps, where the device must not move anything later (Ops::records_steps).
+  virtual void reserve(const StepLimits&) {}
   virtual std::int64_t weight_bytes() const = 0;  // bytes that a decode step at batch 1 must read
   virtual DType weight_dtype() const = 0;         // format of most of the weights
 };
 
+// Where weights come from: the files, or for measuring a random stream of the shapes that the configuration names.
+enum class LoadFormat : std::uint8_t { files, dummy };
+
 // progress(done_bytes, total_bytes), called on the loading thread.
 using LoadProgress = std::function<void(std::int64_t, std::int64_t)>;
 
-// Loads a folder (config.json + *.safetensors) or a .gguf file. Throws InputError with one clear sentence.
-// `device` outlives the model.
-std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress);
+// Loads a folder (config.json + *.safetensors) or a .gguf file; of a folder, dummy weights need config.json alone.
+// Throws InputError with one clear sentence. `device` outlives the model.
+std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress,
+                                  LoadFormat format = LoadFormat::files);
 
 }  // namespace minisgl

@@ -28,21 +28,26 @@ void read_frequency_factors(const WeightSource& source, WeightLoader& loader, Ro
 
 }  // namespace
 
-std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress) {
-  const std::unique_ptr<WeightSource> source = open_weights(path);
+std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress,
+                                  LoadFormat format) {
+  const bool dummy = format == LoadFormat::dummy;
+  const std::unique_ptr<WeightSource> source = open_weights(path, !dummy);
   ModelSpec spec = read_model_spec(*source);
 
   std::int64_t total = 0;
-  WeightLoader check(*source, device, WeightLoader::Pass::check, [&](std::int64_t bytes) { total += bytes; });
-  load_decoder_weights(spec, check);
+  if (!dummy) {
+    WeightLoader check(*source, device, WeightLoader::Pass::check, [&](std::int64_t bytes) { total += bytes; });
+    load_decoder_weights(spec, check);
+  }
 
   std::int64_t done = 0;
-  WeightLoader load(*source, device, WeightLoader::Pass::load, [&](std::int64_t bytes) {
-    done += bytes;
-    if (progress) progress(std::min(done, total), total);
-  });
+  WeightLoader load(*source, device, dummy ? WeightLoader::Pass::dummy : WeightLoader::Pass::load,
+                    [&](std::int64_t bytes) {
+                      done += bytes;
+                      if (progress && !dummy) progress(std::min(done, total), total);
+                    });
   DecoderWeights weights = load_decoder_weights(spec, load);
-  read_frequency_factors(*source, load, spec.rope);
+  if (!dummy) read_frequency_factors(*source, load, spec.rope);
   return make_decoder(std::move(spec), std::move(weights), device);
 }
 

@@ -56,6 +56,8 @@ TensorData WeightLoader::checked(const std::string& name, const std::vector<std:
 }
 
 std::vector<float> WeightLoader::vector(const std::string& name, std::int64_t size) {
+  if (pass_ == Pass::dummy)
+    return std::vector<float>(static_cast<std::size_t>(size), name.ends_with(".bias") ? 0.0f : 1.0f);
   const TensorData tensor = checked(name, {size});
   if (is_quantized(tensor.dtype)) {
     throw InputError(concat("'", source_.path(), "': tensor ", quote_name(name), " has type ",
@@ -88,6 +90,11 @@ DeviceBuffer WeightLoader::norm(const std::string& name, std::int64_t size) {
 
 std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
                                                    std::int64_t rotary_head_dim) {
+  if (pass_ == Pass::dummy) {
+    bytes_by_dtype_[static_cast<std::size_t>(DType::bf16)] += row_bytes(DType::bf16, rows * cols);
+    on_bytes_(row_bytes(DType::bf16, rows * cols));
+    return device_.make_random_matrix(rows, cols);
+  }
   const TensorData tensor = checked(name, {rows, cols});
   const auto num_bytes = static_cast<std::int64_t>(tensor.bytes.size());
   bytes_by_dtype_[static_cast<std::size_t>(tensor.dtype)] += num_bytes;
@@ -127,7 +134,7 @@ Projection WeightLoader::projection(const ProjectionRequest& request) {
 std::unique_ptr<const Linear> WeightLoader::linear(const std::vector<ProjectionRequest>& requests) {
   std::vector<Projection> outputs;
   for (const ProjectionRequest& request : requests) outputs.push_back(projection(request));
-  return pass_ == Pass::load ? device_.make_linear(std::move(outputs)) : nullptr;
+  return pass_ == Pass::check ? nullptr : device_.make_linear(std::move(outputs));
 }
 
 }  // namespace minisgl

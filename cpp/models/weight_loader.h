@@ -22,14 +22,14 @@ struct ProjectionRequest {
   std::int64_t rotary_head_dim = 0;
 };
 
-// Two passes over the same requests: a check, which reads headers only and finds a missing or misshapen tensor before
+// Passes over the same requests: a check, which reads headers only and finds a missing or misshapen tensor before
 // anything is loaded, then the load. In the check, what comes back is null or empty.
 //
 // Ranks: each request is for a whole tensor. With several ranks this is the one place that cuts: output features for
 // column-parallel, heads for QKV, input features for row-parallel projections.
 class WeightLoader {
  public:
-  enum class Pass { check, load };
+  enum class Pass { check, load, dummy };  // dummy: nothing is read; matrices are random, norms 1, biases 0
   WeightLoader(const WeightSource& source, Ops& device, Pass pass, std::function<void(std::int64_t)> on_bytes);
 
   std::vector<float> vector(const std::string& name, std::int64_t size);

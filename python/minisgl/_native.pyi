@@ -25,6 +25,7 @@ class EngineInfo(TypedDict):
     kv_cache_bytes: int
     max_seq_len: int
     num_threads: int
+    device: str
     isa: str
     max_running: int
     max_batch_tokens: int
@@ -67,8 +68,13 @@ class Engine:
         kv_cache_tokens: int = 0,
         max_seq_len: int = 0,
         max_running: int = 256,
-        max_batch_tokens: int = 512,
+        max_batch_tokens: int = 0,
         max_waiting: int = 4096,
+        device: str = "auto",
+        memory_fraction: float = 0.9,
+        num_pages: int = 0,
+        disable_cuda_graph: bool = False,
+        load_format: str = "auto",
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Loads the weights, calling progress(phase, done, total) on this thread. 0 and "auto" are
@@ -105,6 +111,7 @@ class Model:
         kv_dtype: str = "auto",
         page_size: int = 16,
         max_tokens: int = 4096,
+        device: str = "cpu",
     ) -> None: ...
     @property
     def info(self) -> dict[str, Any]: ...

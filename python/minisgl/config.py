@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+LOAD_FORMATS = ("auto", "dummy")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENV_PREFIX = "MINISGL_"
 
@@ -44,7 +46,12 @@ class ServerArgs:
     max_seq_len: int = 0  # prompt + output tokens of one request
     page_size: int = 16  # tokens a KV page
     max_running: int = 256  # sequences in one step
-    max_batch_tokens: int = 512  # rows in one step
+    max_batch_tokens: int = 0  # rows in one step; 512 on the CPU, 8192 on a GPU
+    device: str = "auto"  # auto: a GPU where there is one
+    memory_fraction: float = 0.9  # of what the weights leave, for the KV cache and the workspace
+    num_pages: int = 0  # KV pages; says the same as kv_cache_tokens
+    disable_cuda_graph: bool = False
+    load_format: str = "auto"  # dummy: random weights, for measuring
     max_waiting: int = 1024  # requests queued beyond the running ones; one more is refused (429)
 
     num_tokenizer: int = 0  # tokenizer processes; 0: in the server's own process
@@ -62,7 +69,12 @@ class ServerArgs:
             if not (low <= value <= high):  # also refuses NaN
                 limit = f"between {low} and {high}" if high != math.inf else f"at least {low}"
                 raise ValueError(f"{name} must be {limit}, got {value}")
-        for name, choices in (("kv_dtype", KV_DTYPES), ("log_level", LOG_LEVELS)):
+        for name, choices in (
+            ("kv_dtype", KV_DTYPES),
+            ("device", DEVICES),
+            ("load_format", LOAD_FORMATS),
+            ("log_level", LOG_LEVELS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
@@ -84,7 +96,9 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_seq_len": (0, 2**31 - 1),
     "page_size": (1, 1024),
     "max_running": (1, 65536),
-    "max_batch_tokens": (1, 2**20),
+    "max_batch_tokens": (0, 2**20),
+    "memory_fraction": (0.01, 1.0),
+    "num_pages": (0, 2**31 - 1),
     "max_waiting": (0, 2**20),
     "num_tokenizer": (0, 256),
     "startup_timeout": (1, 86400),
@@ -190,7 +204,16 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             ),
             _Flag("page-size", "tokens a KV page", parse_count, "N"),
             _Flag("max-running", "sequences in one step", parse_count, "N"),
-            _Flag("max-batch-tokens", "token rows in one step", parse_count, "N"),
+            _Flag("max-batch-tokens", "token rows in one step; 0: the device's", parse_count, "N"),
+            _Flag("device", ", ".join(DEVICES) + "; auto: a GPU where there is one"),
+            _Flag(
+                "memory-fraction",
+                "share for KV cache and workspace of the memory that the weights leave",
+                float,
+                "SHARE",
+            ),
+            _Flag("num-pages", "KV pages, instead of --kv-cache-tokens", parse_count, "N"),
+            _Flag("load-format", "auto, or dummy: random weights, for measuring", metavar="FORMAT"),
             _Flag("max-waiting", "requests queued before new ones get 429", parse_count, "N"),
         ),
     ),
@@ -237,6 +260,11 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar=flag.metavar,
                 help=flag.help + shown,
             )
+    parser.add_argument(
+        "--disable-cuda-graph",
+        action="store_true",
+        help="launch the kernels of decode steps one by one",
+    )
     parser.add_argument("--shell", action="store_true", help="talk to the model in this terminal")
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     return parser

@@ -237,6 +237,11 @@ def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
         max_seq_len=args.max_seq_len,
         max_running=args.max_running,
         max_batch_tokens=args.max_batch_tokens,
+        device=args.device,
+        memory_fraction=args.memory_fraction,
+        num_pages=args.num_pages,
+        disable_cuda_graph=args.disable_cuda_graph,
+        load_format=args.load_format,
         # The client refuses what is too much; the engine's own limit only has to lie above that.
         max_waiting=args.max_running + args.max_waiting,
     )

@@ -80,7 +80,12 @@ class LLM:
         max_seq_len: int = 0,
         page_size: int = 16,
         max_running: int = 256,
-        max_batch_tokens: int = 512,
+        max_batch_tokens: int = 0,
+        device: str = "auto",
+        memory_fraction: float = 0.9,
+        num_pages: int = 0,
+        disable_cuda_graph: bool = False,
+        load_format: str = "auto",
         show_progress: bool = True,
     ) -> None:
         def options(path: str) -> EngineOptions:
@@ -93,6 +98,11 @@ class LLM:
                 max_seq_len=max_seq_len,
                 max_running=max_running,
                 max_batch_tokens=max_batch_tokens,
+                device=device,
+                memory_fraction=memory_fraction,
+                num_pages=num_pages,
+                disable_cuda_graph=disable_cuda_graph,
+                load_format=load_format,
             )
 
         self._engine = open_local_engine(

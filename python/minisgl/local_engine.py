@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minisgl.engine.cuda_library import load_cublas
 from minisgl.engine.stream import make_request
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Output, Submit
 from minisgl.model_source import ModelError, resolve_model
@@ -183,7 +184,7 @@ def open_local_engine(
 
 def _load_engine(options: EngineOptions, show_progress: bool) -> Engine:
     try:
-        from minisgl._native import Engine, InputError
+        from minisgl._native import Engine, InputError, build_info
     except ImportError as error:
         raise ModelError(
             f"the native module can't be imported ({error}): reinstall minisgl."
@@ -201,6 +202,7 @@ def _load_engine(options: EngineOptions, show_progress: bool) -> Engine:
             bar.update(done - bar.n)
 
         try:
+            load_cublas(build_info()["cuda"])
             return Engine(**msgspec.structs.asdict(options), progress=progress)
         except InputError as error:
             raise ModelError(str(error)) from error

@@ -43,6 +43,11 @@ def run_shell(args: ServerArgs) -> int:
             max_seq_len=args.max_seq_len,
             max_running=args.max_running,
             max_batch_tokens=args.max_batch_tokens,
+            device=args.device,
+            memory_fraction=args.memory_fraction,
+            num_pages=args.num_pages,
+            disable_cuda_graph=args.disable_cuda_graph,
+            load_format=args.load_format,
             max_waiting=args.max_waiting,
         )
 

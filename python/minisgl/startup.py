@@ -42,6 +42,7 @@ def describe_engine(args: ServerArgs, info: EngineInfo) -> list[str]:
     length = why(args.max_seq_len, "the model's, as far as the KV cache allows", "--max-seq-len")
     return [
         f"weights: {info.family} {info.weight_dtype}, {_size(info.weight_bytes)}",
+        f"device: {info.device} ({args.device}; --device)",
         f"processor: {info.num_threads} threads {threads}, {info.isa} kernels (the best it has)",
         f"KV cache: {info.kv_cache_tokens} tokens {kv_tokens} in {info.kv_dtype} {kv_dtype}, "
         f"{_size(info.kv_cache_bytes)}",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from minisgl.engine.cuda_library import load_cublas
 from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import (
     Abort,
@@ -195,12 +196,13 @@ async def _load(options: EngineOptions, outbox: Outbox) -> Engine:
 def _construct(options: EngineOptions, reports: _PhaseReporter) -> Engine:
     reports.begin("loading the native module")
     try:
-        from minisgl._native import Engine, InputError
+        from minisgl._native import Engine, InputError, build_info
     except ImportError as error:
         raise StartError(
             f"the native module can't be imported: {error}; reinstall minisgl"
         ) from error
     try:
+        load_cublas(build_info()["cuda"])
         engine = Engine(**msgspec.structs.asdict(options), progress=reports.progress)
         reports.begin("starting the engine")
         engine.start()

@@ -144,6 +144,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_tokens: Count = 0
     kv_cache_bytes: Count = 0
     num_threads: Count = 0
+    device: Sentence = ""
     isa: Sentence = ""
     max_running: Count = 0
     max_batch_tokens: Count = 0
@@ -188,8 +189,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     kv_cache_tokens: int = 0
     max_seq_len: int = 0
     max_running: int = 256
-    max_batch_tokens: int = 512
+    max_batch_tokens: int = 0
     max_waiting: int = 4096
+    device: str = "auto"
+    memory_fraction: float = 0.9
+    num_pages: int = 0
+    disable_cuda_graph: bool = False
+    load_format: str = "auto"
 
 
 ToRank = Submit | Abort | Shutdown | EngineOptions

@@ -108,7 +108,10 @@ TEST(Defaults, SettingsOutOfRange) {
   EXPECT_EQ(refusal({.kv_dtype = "q8_0"}), "--kv-dtype must be auto, f16, bf16 or f32, got q8_0");
   EXPECT_EQ(refusal({.kv_dtype = "fp8"}), "--kv-dtype must be auto, f16, bf16 or f32, got fp8");
   EXPECT_NE(refusal({.max_running = 0}), "");
-  EXPECT_NE(refusal({.max_batch_tokens = 0}), "");
+  EXPECT_NE(refusal({.max_batch_tokens = -1}), "");
+  EXPECT_NE(refusal({.memory_fraction = 0.0}), "");
+  EXPECT_NE(refusal({.memory_fraction = 1.5}), "");
+  EXPECT_NE(refusal({.kv_cache_tokens = 2048, .num_pages = 128}), "");
   EXPECT_NE(refusal({.max_waiting = -1}), "");
   EXPECT_THROW(choose_num_threads(-1), InputError);
   EXPECT_EQ(choose_num_threads(3), 3);

@@ -134,6 +134,7 @@ if __name__ == "__main__":
     native = types.ModuleType("minisgl._native")
     native.Engine = Engine  # type: ignore[attr-defined]
     native.InputError = InputError  # type: ignore[attr-defined]
+    native.build_info = lambda: {"cuda": ""}  # type: ignore[attr-defined]
     sys.modules["minisgl._native"] = native
 
     from minisgl.engine.rank import answer_malformed, main

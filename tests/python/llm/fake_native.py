@@ -118,6 +118,7 @@ class FakeNative(ModuleType):
     """The module. `engine` is the one that was made last."""
 
     InputError = InputError
+    build_info = staticmethod(lambda: {"cuda": ""})
 
     def __init__(self, script: Script) -> None:
         super().__init__("minisgl._native")

@@ -1,0 +1,349 @@
+// Operations of a device beside ceilings measured in this process: GB/s over the read bandwidth, TFLOP/s over an 8192³
+// product; then whole decode steps of models with dummy weights through the engine.
+//
+//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill]      (default: all but prefill)
+#include <poll.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/defaults.h"
+#include "engine/engine.h"
+#include "kernels/cpu_backend.h"
+#include "kernels/cuda_backend.h"
+
+namespace {
+
+using namespace minisgl;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Median seconds of one call among `runs` timed groups of `calls` queued calls.
+template <typename Body>
+double time_calls(Ops& device, int runs, int calls, const Body& body) {
+  for (int i = 0; i < calls; ++i) body(i);
+  device.synchronize();
+  std::vector<double> seconds;
+  for (int run = 0; run < runs; ++run) {
+    const auto start = Clock::now();
+    for (int i = 0; i < calls; ++i) body(i);
+    device.synchronize();
+    seconds.push_back(seconds_since(start) / calls);
+  }
+  std::ranges::nth_element(seconds, seconds.begin() + runs / 2);
+  return seconds[static_cast<std::size_t>(runs / 2)];
+}
+
+struct Matrix2D {
+  Matrix2D(Ops& device, DType dtype, std::int64_t rows, std::int64_t cols)
+      : buffer(device.allocate(static_cast<std::size_t>(rows * row_bytes(dtype, cols)))),
+        view{buffer.data(), dtype, rows, cols} {}
+  DeviceBuffer buffer;
+  Tensor view;
+};
+
+// Random activations: the rows of a random matrix, which has the device's own type.
+Matrix2D random_rows(Ops& device, std::int64_t rows, std::int64_t cols) {
+  Matrix2D matrix(device, device.activation_dtype(), rows, cols);
+  const auto table = device.make_random_matrix(rows, cols);
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows)), pages(1, 0);
+  std::iota(tokens.begin(), tokens.end(), 0);
+  const ops::SequenceRows sequence{0, static_cast<std::int32_t>(rows), 0, pages.data()};
+  device.begin_step({tokens, tokens, {&sequence, 1}, {}, 1 << 30}, {});
+  device.embed(*table, matrix.view);
+  device.synchronize();
+  return matrix;
+}
+
+std::vector<std::unique_ptr<const Linear>> random_linears(Ops& device, int count, std::int64_t outputs,
+                                                          std::int64_t inputs) {
+  std::vector<std::unique_ptr<const Linear>> linears;
+  for (int i = 0; i < count; ++i) {
+    std::vector<Projection> projections;
+    projections.push_back({device.make_random_matrix(outputs, inputs), {}});
+    linears.push_back(device.make_linear(std::move(projections)));
+  }
+  return linears;
+}
+
+double measure_gemm_rate(Ops& device) {
+  constexpr std::int64_t n = 8192;
+  const auto linears = random_linears(device, 1, n, n);
+  const Matrix2D x = random_rows(device, n, n), y(device, device.activation_dtype(), n, n);
+  const double seconds = time_calls(device, 5, 5, [&](int) { device.linear(*linears[0], x.view, y.view); });
+  return 2.0 * n * n * n / seconds;
+}
+
+// Weights that together exceed the caches, in turn.
+void bench_linear(Ops& device, std::int64_t rows, std::int64_t outputs, std::int64_t inputs, double bandwidth,
+                  double gemm_rate) {
+  const std::int64_t bytes = outputs * inputs * 2;
+  const int copies = static_cast<int>(std::clamp<std::int64_t>((std::int64_t{256} << 20) / bytes + 1, 2, 64));
+  const auto linears = random_linears(device, copies, outputs, inputs);
+  const Matrix2D x = random_rows(device, rows, inputs), y(device, device.activation_dtype(), rows, outputs);
+  const double seconds = time_calls(device, 5, 2 * copies, [&](int i) {
+    device.linear(*linears[static_cast<std::size_t>(i % copies)], x.view, y.view);
+  });
+  const double rate = static_cast<double>(bytes) / seconds, flops = 2.0 * rows * outputs * inputs / seconds;
+  std::printf("linear %4lld x %6lld x %5lld  %8.1f us  %7.1f GB/s = %.2f of read  %6.1f TFLOP/s = %.2f of gemm\n",
+              static_cast<long long>(rows), static_cast<long long>(outputs), static_cast<long long>(inputs),
+              seconds * 1e6, rate / 1e9, rate / bandwidth, flops / 1e12, flops / gemm_rate);
+}
+
+// `batch` sequences of `context` positions, of which a step computes the last `rows`.
+void bench_attention(Ops& device, int batch, int context, int rows, const HeadShape& shape, double bandwidth,
+                     double gemm_rate) {
+  constexpr int page_size = 16;
+  const std::int64_t pages_each = (context + page_size - 1) / page_size, num_pages = batch * pages_each;
+  const Matrix2D keys = random_rows(device, num_pages * page_size, shape.num_kv_heads * shape.head_dim),
+                 values = random_rows(device, num_pages * page_size, shape.num_kv_heads * shape.head_dim),
+                 qkv = random_rows(device, std::int64_t{batch} * rows, shape.row_size()),
+                 out(device, device.activation_dtype(), std::int64_t{batch} * rows,
+                     std::int64_t{shape.num_heads} * shape.head_dim);
+  std::vector<std::int32_t> pages(static_cast<std::size_t>(num_pages)), positions;
+  for (std::int64_t i = 0; i < num_pages; ++i)  // pages of a sequence lie apart, as they do after a while
+    pages[static_cast<std::size_t>(i % batch * pages_each + i / batch)] = static_cast<std::int32_t>(i);
+  std::vector<ops::SequenceRows> sequences;
+  for (int s = 0; s < batch; ++s) {
+    sequences.push_back({s * rows, rows, context - rows, pages.data() + s * pages_each});
+    for (int i = 0; i < rows; ++i) positions.push_back(context - rows + i);
+  }
+  const std::vector<std::int32_t> tokens(positions.size(), 0);
+  device.begin_step({tokens, positions, sequences, {}, page_size}, {});
+  const ops::KvLayer cache{keys.buffer.data(), values.buffer.data(), device.activation_dtype(), shape.num_kv_heads,
+                           page_size,          shape.head_dim};
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
+  const double seconds = time_calls(device, 5, rows > 1 ? 3 : 20,
+                                    [&](int) { device.paged_attention(qkv.view, shape, cache, scale, 0, out.view); });
+  if (rows == 1) {
+    const double rate = static_cast<double>(keys.view.nbytes() + values.view.nbytes()) / seconds;
+    std::printf("decode attention %4d x %5d, %d/%d heads of %d  %8.1f us  %7.1f GB/s = %.2f of read\n", batch, context,
+                shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6, rate / 1e9, rate / bandwidth);
+  } else {
+    const double pairs = rows * (2.0 * context - rows + 1) / 2;
+    const double flops = 4.0 * batch * pairs * shape.num_heads * shape.head_dim / seconds;
+    std::printf("prefill attention %d x %d, %d/%d heads of %d  %8.1f us  %6.1f TFLOP/s = %.2f of gemm\n", batch,
+                context, shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6, flops / 1e12,
+                flops / gemm_rate);
+  }
+}
+
+// The operations of one layer that move little, and the sampler: what a decode step of `batch` rows spends on each.
+void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t intermediate, std::int64_t vocab,
+                     const HeadShape& shape) {
+  constexpr int page_size = 16, context = 256;
+  const std::int64_t pages_each = context / page_size;
+  std::vector<std::int32_t> pages(static_cast<std::size_t>(batch * pages_each)),
+      positions(static_cast<std::size_t>(batch), context - 1), tokens(static_cast<std::size_t>(batch), 0),
+      rows(static_cast<std::size_t>(batch));
+  std::iota(pages.begin(), pages.end(), 0);
+  std::iota(rows.begin(), rows.end(), 0);
+  std::vector<ops::SequenceRows> sequences;
+  for (const std::int32_t row : rows) sequences.push_back({row, 1, context - 1, pages.data() + row * pages_each});
+  SamplingParams greedy, warm, nucleus;
+  greedy.temperature = 0.0f;
+  warm.temperature = 0.6f;
+  nucleus.temperature = 0.6f;
+  nucleus.top_k = 50;
+  nucleus.top_p = 0.9f;
+  const Matrix2D keys = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
+                 values = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
+                 qkv = random_rows(device, batch, shape.row_size()), x = random_rows(device, batch, hidden),
+                 delta = random_rows(device, batch, hidden), y = random_rows(device, batch, hidden),
+                 scratch(device, device.activation_dtype(), batch, 2 * intermediate),
+                 activated(device, device.activation_dtype(), batch, intermediate),
+                 attended(device, device.activation_dtype(), batch, std::int64_t{shape.num_heads} * shape.head_dim),
+                 logits(device, DType::f32, batch, vocab);
+  const DeviceBuffer norm = device.allocate(static_cast<std::size_t>(hidden) * 4),
+                     table = device.allocate(static_cast<std::size_t>(context * shape.head_dim) * 4);
+  const ops::KvLayer cache{keys.buffer.data(), values.buffer.data(), device.activation_dtype(), shape.num_kv_heads,
+                           page_size,          shape.head_dim};
+  const int copies = 16;
+  const auto gate_up = random_linears(device, copies, 2 * intermediate, hidden);
+  const auto head = random_linears(device, 1, vocab, hidden);
+  std::vector<LogitQuery> queries;
+  const auto begin = [&](const SamplingParams& params) {
+    queries.assign(rows.size(), LogitQuery{.params = &params});
+    device.begin_step({tokens, positions, sequences, rows, page_size}, queries);
+    device.linear(*head[0], x.view, logits.view);
+  };
+  const auto show = [&](const char* name, double seconds) {
+    std::printf("batch %3d hidden %4lld  %-28s %7.1f us\n", batch, static_cast<long long>(hidden), name, seconds * 1e6);
+  };
+  begin(greedy);
+  const double gated = time_calls(device, 5, 64, [&](int i) {
+    device.gated_linear(*gate_up[static_cast<std::size_t>(i % copies)], x.view, scratch.view, activated.view);
+  });
+  show("gate, up and SiLU", gated);
+  show("add and norm", time_calls(device, 5, 200, [&](int) {
+         device.add_rms_norm(x.view, delta.view, norm.as<float>(), 1e-6f, y.view);
+       }));
+  show("heads to the cache", time_calls(device, 5, 200, [&](int) {
+         device.store_heads(qkv.view, shape, {.rope_table = table.as<float>(), .rotary_dim = shape.head_dim}, cache);
+       }));
+  show("attention over 256", time_calls(device, 5, 200, [&](int) {
+         device.paged_attention(qkv.view, shape, cache, 0.1f, 0, attended.view);
+       }));
+  show("sampling, greedy", time_calls(device, 5, 20, [&](int) { device.sample(logits.view); }));
+  begin(warm);
+  show("sampling, temperature", time_calls(device, 5, 20, [&](int) { device.sample(logits.view); }));
+  begin(nucleus);
+  show("sampling, top_k and top_p", time_calls(device, 5, 20, [&](int) { device.sample(logits.view); }));
+}
+
+void bench_linears(Ops& device, double bandwidth, double gemm_rate) {
+  for (const std::int64_t rows : {1, 8, 16, 64, 256}) {
+    bench_linear(device, rows, 4096, 1024, bandwidth, gemm_rate);    // Qwen3-0.6B: QKV
+    bench_linear(device, rows, 1024, 3072, bandwidth, gemm_rate);    // down
+    bench_linear(device, rows, 151936, 1024, bandwidth, gemm_rate);  // head
+    bench_linear(device, rows, 28672, 4096, bandwidth, gemm_rate);   // Llama-3.1-8B: gate and up
+    bench_linear(device, rows, 4096, 14336, bandwidth, gemm_rate);   // down
+  }
+}
+
+const HeadShape llama{32, 8, 128}, qwen{16, 8, 128};
+
+void bench_small(Ops& device) {
+  for (const int batch : {1, 16, 256}) {
+    bench_small_ops(device, batch, 1024, 3072, 151936, qwen);
+    bench_small_ops(device, batch, 4096, 14336, 128256, llama);
+  }
+}
+
+void bench_attentions(Ops& device, double bandwidth, double gemm_rate) {
+  bench_attention(device, 64, 2048, 1, llama, bandwidth, gemm_rate);
+  bench_attention(device, 1, 32768, 1, llama, bandwidth, gemm_rate);
+  bench_attention(device, 256, 512, 1, qwen, bandwidth, gemm_rate);
+  bench_attention(device, 8, 4096, 4096, llama, bandwidth, gemm_rate);
+}
+
+struct Shape {
+  const char* name;
+  const char* config;
+};
+const Shape shapes[] = {
+    {"qwen3-0.6b",
+     R"({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936, "hidden_size": 1024,
+         "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+         "head_dim": 128, "rms_norm_eps": 1e-6, "max_position_embeddings": 40960, "rope_theta": 1000000,
+         "tie_word_embeddings": true})"},
+    {"llama-3.1-8b",
+     R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 4096,
+         "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+         "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "rope_theta": 500000})"},
+};
+
+// Answers of `batch` requests; returns tokens a second from the moment that all have their first.
+double run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens, double* prefill_seconds) {
+  const auto start = Clock::now();
+  for (int i = 0; i < batch; ++i) {
+    Request request;
+    request.id = static_cast<std::uint64_t>(i);
+    for (int t = 0; t < prompt_tokens; ++t) request.prompt.push_back((i * 131 + t * 7919) % 10000);
+    request.sampling.temperature = 0.0f;
+    request.max_tokens = new_tokens;
+    request.ignore_eos = true;
+    engine.submit(std::move(request));
+  }
+  std::unordered_map<std::uint64_t, int> counts;
+  std::int64_t total = 0, at_start = 0;
+  Clock::time_point decode_start{};
+  for (int finished = 0; finished < batch;) {
+    pollfd event{.fd = engine.event_fd(), .events = POLLIN, .revents = 0};
+    poll(&event, 1, 60000);
+    for (const RequestOutput& output : engine.drain()) {
+      if (output.finish == FinishReason::error) throw std::runtime_error(output.error);
+      counts[output.id] += static_cast<int>(output.tokens.size());
+      total += std::ssize(output.tokens);
+      finished += output.finish != FinishReason::none;
+    }
+    if (at_start == 0 && std::ssize(counts) == batch) {
+      at_start = total;
+      decode_start = Clock::now();
+      *prefill_seconds = seconds_since(start);
+    }
+  }
+  return new_tokens == 1 ? 0.0 : static_cast<double>(total - at_start) / seconds_since(decode_start);
+}
+
+void bench_model(const Shape& shape, double bandwidth, bool prefill) {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::temp_directory_path() / (std::string("device_bench-") + shape.name);
+  fs::create_directories(folder);
+  std::ofstream(folder / "config.json") << shape.config;
+  const auto start = Clock::now();
+  const bool cuda = num_cuda_devices() > 0;
+  std::unique_ptr<Ops> device = cuda ? make_cuda_ops(0, 4) : make_cpu_ops(choose_num_threads(0));
+  std::unique_ptr<Model> model = load_model(folder.string(), *device, {}, LoadFormat::dummy);
+  device->synchronize();
+  const double load_seconds = seconds_since(start);
+  const std::int64_t weight_bytes = model->weight_bytes();
+  EngineSettings settings;
+  settings.max_batch_tokens = 8192;
+  settings.kv_cache_tokens = 256 * 512;
+  settings.max_seq_len = 8192;
+  const EngineOptions options = choose_options(settings, {model->spec(), model->weight_dtype(), weight_bytes, *device},
+                                               device->available_memory());
+  Engine engine(std::move(model), std::move(device), options);
+  engine.start();
+  std::printf("%s: weights %.2f GB a step, loaded in %.1f s, ready after %.1f s\n", shape.name, weight_bytes / 1e9,
+              load_seconds, seconds_since(start));
+  if (prefill) {
+    for (int run = 0; run < 2; ++run) {
+      double seconds = 0;
+      run_requests(engine, 8, 4096, 1, &seconds);
+      std::printf("%s prefill-8x4096  %.0f tok/s\n", shape.name, 8 * 4096 / seconds);
+    }
+  }
+  for (const int batch : {1, 16, 64, 256}) {
+    double seconds = 0;
+    run_requests(engine, batch, 128, 16, &seconds);
+    const double rate = run_requests(engine, batch, 128, 256, &seconds);
+    const double weights = rate / batch * static_cast<double>(weight_bytes);
+    std::printf("%s decode-b%-3d  %8.1f tok/s  %6.3f ms a step  weights %.0f GB/s = %.2f of read\n", shape.name, batch,
+                rate, batch / rate * 1e3, weights / 1e9, weights / bandwidth);
+    std::fflush(stdout);
+  }
+  engine.stop();
+  fs::remove_all(folder);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const std::vector<std::string> chosen(argv + 1, argv + argc);
+  const auto wants = [&](const char* name) {
+    return chosen.empty() || std::ranges::find(chosen, name) != chosen.end();
+  };
+  double bandwidth = 0;
+  {
+    const std::unique_ptr<Ops> device =
+        num_cuda_devices() > 0 ? make_cuda_ops(0, 4) : make_cpu_ops(choose_num_threads(0));
+    bandwidth = device->measure_read_bandwidth();
+    std::printf("%s: reads %.1f GB/s\n", device->device_name().c_str(), bandwidth / 1e9);
+    const double gemm_rate = measure_gemm_rate(*device);
+    std::printf("8192^3 product %.1f TFLOP/s\n", gemm_rate / 1e12);
+    if (wants("linear")) bench_linears(*device, bandwidth, gemm_rate);
+    if (wants("small")) bench_small(*device);
+    if (wants("attention")) bench_attentions(*device, bandwidth, gemm_rate);
+  }
+  std::fflush(stdout);
+  for (const Shape& shape : shapes)
+    if (wants(shape.name)) bench_model(shape, bandwidth, !chosen.empty() && wants("prefill"));
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "device_bench: %s\n", error.what());
+  return 1;
+}

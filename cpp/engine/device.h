@@ -1,0 +1,16 @@
+// From a name to a device.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/ops.h"
+
+namespace minisgl {
+
+// "cpu", "cuda", or "auto": the first GPU where there is one. num_threads of the host; 0: all that this process may
+// use. Throws InputError.
+std::unique_ptr<Ops> make_device(const std::string& name, std::int64_t num_threads);
+
+}  // namespace minisgl

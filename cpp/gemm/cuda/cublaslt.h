@@ -1,0 +1,34 @@
+// Products of many rows through cuBLASLt, which is loaded when the first device needs it.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <memory>
+
+namespace minisgl::cuda {
+
+struct DenseArgs {
+  const void* weights;  // bf16 [outputs, inputs]
+  const void* x;        // bf16 [rows, inputs]
+  void* y;              // bf16 or f32 [rows, outputs]
+  bool y_is_f32;
+  std::int64_t rows, inputs, outputs;
+};
+
+// y = x · Wᵀ with f32 sums, on one device. Of the algorithms that cuBLASLt proposes for a shape the fastest is kept:
+// they are timed at the shape's first use, unless a graph is being captured. Row counts share a choice by the power of
+// two above them.
+class DenseGemm {
+ public:
+  // Throws InputError where libcublasLt can't be loaded.
+  DenseGemm();
+  ~DenseGemm();
+  void run(const DenseArgs& args, cudaStream_t stream);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace minisgl::cuda

@@ -1,0 +1,215 @@
+// Attention on the tensor cores, after FlashAttention 2 (Dao, 2023): scores and softmax of a tile of positions stay in
+// registers. Query heads that share a KV head are packed with their rows into the 16-row tiles of the instructions, so
+// a key or value is read once for all of them. Pieces that the decode and the prefill kernel share.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/cuda.h"
+#include "core/cuda_launch.h"
+#include "core/cuda_math.cuh"
+#include "kernels/cuda/launch.h"
+
+namespace minisgl::cuda {
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// What a block needs to find one KV head's positions.
+template <typename T>
+struct Pages {
+  const T* keys;  // of page 0 and head 0
+  const T* values;
+  const std::int32_t* table;
+  int num_kv_heads, kv_head;
+  int page_size;
+  int head_dim;
+
+  // Index of a position's row among all rows [head_dim] of the cache.
+  __device__ std::int32_t row_of(std::int32_t position) const {
+    const auto page = static_cast<unsigned>(position) / static_cast<unsigned>(page_size);
+    return (table[page] * num_kv_heads + kv_head) * page_size + (position - static_cast<int>(page) * page_size);
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ Pages<T> pages_of(const AttentionArgs& args, const SequenceEntry& sequence, int kv_head) {
+  return {.keys = reinterpret_cast<const T*>(args.cache.keys),
+          .values = reinterpret_cast<const T*>(args.cache.values),
+          .table = args.step.pages + sequence.first_page,
+          .num_kv_heads = args.cache.num_kv_heads,
+          .kv_head = kv_head,
+          .page_size = args.cache.page_size,
+          .head_dim = args.cache.head_dim};
+}
+
+// Rows of a tile in shared memory: 16 bytes longer than the head, so that neighbouring rows lie in other banks.
+template <int dim>
+constexpr int kStride = dim + 8;
+
+// A warp loads positions [first, first + size) of keys and values into shared memory, in the background; what lies at
+// or past `end` and past the head's size becomes zeros. size: at most 32, a lane looks up a position each.
+template <typename T, int dim, int size>
+__device__ __forceinline__ void load_rows(const Pages<T>& pages, std::int32_t first, std::int32_t end, T* keys,
+                                          T* values, int lane) {
+  constexpr int chunks = dim / 8;
+  static_assert(size <= 32 && size * chunks % 32 == 0);
+  const std::int32_t own = first + lane;
+  const std::int32_t own_row = lane < size && own < end ? pages.row_of(own) : -1;
+#pragma unroll 4
+  for (int i = 0; i < size * chunks / 32; ++i) {
+    const int row = (32 * i + lane) / chunks, chunk = (32 * i + lane) % chunks;
+    const std::int32_t cache_row = __shfl_sync(0xffffffffu, own_row, row);
+    const bool valid = cache_row >= 0 && chunk * 8 < pages.head_dim;
+    const std::int64_t from = valid ? std::int64_t{cache_row} * pages.head_dim + chunk * 8 : 0;
+    copy_16_async(keys + row * kStride<dim> + chunk * 8, pages.keys + from, valid);
+    copy_16_async(values + row * kStride<dim> + chunk * 8, pages.values + from, valid);
+  }
+}
+
+// The query tile [size, dim] in shared memory, converted to the cache's type: query i is head first_head + i % heads of
+// row first_row + i / heads; queries from num_queries on are zeros.
+template <typename T, int dim>
+__device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int64_t first_row, int first_head,
+                                             int heads, int num_queries, int size, T* queries) {
+  const std::int64_t row_size = args.shape.row_size();
+  for (int i = threadIdx.x; i < size * dim; i += blockDim.x) {
+    const int query = i / dim, column = i % dim;
+    float value = 0.0f;
+    if (query < num_queries && column < args.shape.head_dim) {
+      const std::int64_t row = first_row + query / heads;
+      const int head = first_head + query % heads;
+      value = to_float(static_cast<const bf16*>(args.qkv)[row * row_size + head * args.shape.head_dim + column]);
+    }
+    queries[query * kStride<dim> + column] = from_float<T>(value);
+  }
+}
+
+// A softmax under way for 16 queries, spread over a warp as the instructions have it: a lane holds queries lane / 4 and
+// lane / 4 + 8, and of each 8 columns 2 * (lane % 4) and the next.
+template <int dim>
+struct Softmax {
+  float max[2];  // of scores in units of log 2; -inf before the first
+  float sum[2];  // this lane's share
+  float acc[dim / 8][4];
+
+  __device__ void clear() {
+    max[0] = max[1] = -INFINITY;
+    sum[0] = sum[1] = 0.0f;
+#pragma unroll
+    for (int j = 0; j < dim / 8; ++j) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
+  }
+};
+
+// Which positions the two queries of a lane see: [low, high).
+struct Visible {
+  std::int32_t low[2], high[2];
+};
+
+__device__ __forceinline__ Visible visible_to(std::int32_t position, std::int32_t next_position, std::int32_t window) {
+  return {.low = {window > 0 ? position - window + 1 : 0, window > 0 ? next_position - window + 1 : 0},
+          .high = {position + 1, next_position + 1}};
+}
+
+// Folds a tile of `size` positions from `first` on into the softmaxes of `blocks` times 16 queries. masked: whether
+// some query may not see some position of it.
+template <typename T, int dim, int size, int blocks>
+__device__ __forceinline__ void fold_tile(const T* queries, const T* keys, const T* values, std::int32_t first,
+                                          const Visible (&visible)[blocks], bool masked, float scale_log2,
+                                          Softmax<dim> (&softmax)[blocks]) {
+  const int lane = threadIdx.x % 32;
+  float score[blocks][size / 8][4] = {};
+#pragma unroll
+  for (int k = 0; k < dim / 16; ++k) {
+    std::uint32_t a[blocks][4];
+#pragma unroll
+    for (int b = 0; b < blocks; ++b)
+      ldmatrix_x4(a[b], queries + (16 * b + lane % 16) * kStride<dim> + 16 * k + lane / 16 * 8);
+#pragma unroll
+    for (int n = 0; n < size / 16; ++n) {
+      std::uint32_t key[4];
+      ldmatrix_x4(key, keys + (16 * n + lane % 8 + lane / 16 * 8) * kStride<dim> + 16 * k + lane / 8 % 2 * 8);
+#pragma unroll
+      for (int b = 0; b < blocks; ++b) {
+        mma_16816<T>(score[b][2 * n], a[b], key[0], key[1]);
+        mma_16816<T>(score[b][2 * n + 1], a[b], key[2], key[3]);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int b = 0; b < blocks; ++b) {
+    if (masked) {
+#pragma unroll
+      for (int j = 0; j < size / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const std::int32_t position = first + 8 * j + 2 * (lane % 4) + i % 2;
+          if (position < visible[b].low[i / 2] || position >= visible[b].high[i / 2]) score[b][j][i] = -INFINITY;
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int j = 0; j < size / 8; ++j) top = fmaxf(top, fmaxf(score[b][j][2 * half], score[b][j][2 * half + 1]));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+      const float max = fmaxf(softmax[b].max[half], top * scale_log2);
+      const float base = max == -INFINITY ? 0.0f : max;  // nothing seen yet: every weight becomes 0
+      const float shrink = exp2f(softmax[b].max[half] - base);
+      softmax[b].max[half] = max;
+      float sum = 0.0f;
+#pragma unroll
+      for (int j = 0; j < size / 8; ++j) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          score[b][j][i] = exp2f(score[b][j][i] * scale_log2 - base);
+          sum += score[b][j][i];
+        }
+      }
+      softmax[b].sum[half] = softmax[b].sum[half] * shrink + sum;
+#pragma unroll
+      for (int j = 0; j < dim / 8; ++j) {
+        softmax[b].acc[j][2 * half] *= shrink;
+        softmax[b].acc[j][2 * half + 1] *= shrink;
+      }
+    }
+  }
+
+#pragma unroll
+  for (int k = 0; k < size / 16; ++k) {
+    std::uint32_t a[blocks][4];
+#pragma unroll
+    for (int b = 0; b < blocks; ++b) {
+      a[b][0] = pack2<T>(score[b][2 * k][0], score[b][2 * k][1]);
+      a[b][1] = pack2<T>(score[b][2 * k][2], score[b][2 * k][3]);
+      a[b][2] = pack2<T>(score[b][2 * k + 1][0], score[b][2 * k + 1][1]);
+      a[b][3] = pack2<T>(score[b][2 * k + 1][2], score[b][2 * k + 1][3]);
+    }
+#pragma unroll
+    for (int d = 0; d < dim / 16; ++d) {
+      std::uint32_t value[4];
+      ldmatrix_x4_transposed(value, values + (16 * k + lane % 16) * kStride<dim> + 16 * d + lane / 16 * 8);
+#pragma unroll
+      for (int b = 0; b < blocks; ++b) {
+        mma_16816<T>(softmax[b].acc[2 * d], a[b], value[0], value[1]);
+        mma_16816<T>(softmax[b].acc[2 * d + 1], a[b], value[2], value[3]);
+      }
+    }
+  }
+}
+
+// The sums over the four lanes that share a query.
+template <int dim>
+__device__ __forceinline__ void finish_sums(Softmax<dim>& softmax) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    softmax.sum[half] += __shfl_xor_sync(0xffffffffu, softmax.sum[half], 1);
+    softmax.sum[half] += __shfl_xor_sync(0xffffffffu, softmax.sum[half], 2);
+  }
+}
+
+}  // namespace minisgl::cuda

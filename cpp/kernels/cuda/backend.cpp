@@ -1,0 +1,474 @@
+// Ops on one GPU: everything is queued on one stream; captured decode steps are replayed as graphs.
+#include <algorithm>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "core/cuda.h"
+#include "gemm/cuda/cublaslt.h"
+#include "gemm/cuda/launch.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/memory.h"
+#include "kernels/cuda/step_block.h"
+#include "kernels/cuda_backend.h"
+
+namespace minisgl {
+namespace {
+
+using cuda::allocate_on_device;
+
+constexpr int kMostSplits = 64;          // parts that decode attention cuts a sequence into
+constexpr int kBlocksPerProcessor = 4;   // of decode attention, to keep the memory busy
+constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
+
+class CudaMatrix final : public Matrix {
+ public:
+  CudaMatrix(std::int64_t rows, std::int64_t cols)
+      : rows_(rows), cols_(cols), data_(allocate_on_device(static_cast<std::size_t>(rows * cols) * 2)) {}
+  DType dtype() const override { return DType::bf16; }
+  std::int64_t rows() const override { return rows_; }
+  std::int64_t cols() const override { return cols_; }
+  std::size_t nbytes() const override { return data_.size(); }
+  std::byte* data() const { return data_.data(); }  // [rows, cols]
+
+ private:
+  std::int64_t rows_, cols_;
+  DeviceBuffer data_;
+};
+
+class CudaLinear final : public Linear {
+ public:
+  CudaLinear(std::shared_ptr<const CudaMatrix> weight, DeviceBuffer bias)
+      : weight_(std::move(weight)), bias_(std::move(bias)) {}
+  std::int64_t in_features() const override { return weight_->cols(); }
+  std::int64_t out_features() const override { return weight_->rows(); }
+  std::int64_t nbytes() const override { return static_cast<std::int64_t>(weight_->nbytes() + bias_.size()); }
+  const std::byte* weight() const { return weight_->data(); }
+  const float* bias() const { return bias_.as<float>(); }  // or null
+
+ private:
+  std::shared_ptr<const CudaMatrix> weight_;
+  DeviceBuffer bias_;  // [out_features] f32
+};
+
+// Penalty counts [slots, vocab] of all sequences that need them.
+struct SeenPool {
+  DeviceBuffer counts;
+  std::int64_t vocab_size = 0;
+  std::vector<std::int32_t> free;
+
+  std::uint32_t* of(std::int32_t slot) const { return counts.as<std::uint32_t>() + slot * vocab_size; }
+};
+
+class CudaSeenTokens final : public SeenTokens {
+ public:
+  CudaSeenTokens(SeenPool& pool, bool in_prompt, cudaStream_t stream)
+      : pool_(pool), in_prompt_(in_prompt), stream_(stream) {
+    MINISGL_CHECK(!pool_.free.empty(), "more sequences with penalties than reserved");
+    slot_ = pool_.free.back();
+    pool_.free.pop_back();
+    MINISGL_CUDA_CHECK(cudaMemsetAsync(pool_.of(slot_), 0, static_cast<std::size_t>(pool_.vocab_size) * 4, stream_));
+  }
+  ~CudaSeenTokens() override { pool_.free.push_back(slot_); }
+  std::int32_t slot() const { return slot_; }
+
+  void add_prompt(std::span<const std::int32_t> tokens) override {
+    if (!in_prompt_ || tokens.empty()) return;
+    if (tokens.size_bytes() > tokens_.size()) tokens_ = allocate_on_device(tokens.size_bytes());
+    // From pageable memory: the call returns when the tokens are read.
+    MINISGL_CUDA_CHECK(
+        cudaMemcpyAsync(tokens_.data(), tokens.data(), tokens.size_bytes(), cudaMemcpyHostToDevice, stream_));
+    cuda::mark_prompt(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
+  }
+
+ private:
+  SeenPool& pool_;
+  bool in_prompt_;
+  cudaStream_t stream_;
+  std::int32_t slot_;
+  DeviceBuffer tokens_;
+};
+
+CudaStream make_stream() {
+  cudaStream_t stream = nullptr;
+  MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return CudaStream(stream);
+}
+
+class CudaOps final : public Ops {
+ public:
+  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads)
+      : device_index_(device_index),
+        properties_(properties),
+        pool_(num_threads),
+        stream_(make_stream()),
+        uploader_(pool_, stream_.get()) {
+    const std::int64_t blocks = num_attention_blocks();
+    partials_ = allocate_on_device(static_cast<std::size_t>(blocks * cuda::partial_floats(256)) * sizeof(float));
+    arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
+  }
+
+  std::string device_name() const override { return properties_.name; }
+  ThreadPool& pool() override { return pool_; }
+  DType activation_dtype() const override { return DType::bf16; }
+  DType kv_dtype_for(DType) const override { return DType::bf16; }
+  bool supports_kv_dtype(DType dtype) const override { return dtype == DType::bf16 || dtype == DType::f16; }
+  bool has_own_memory() const override { return true; }
+  std::int64_t usual_batch_tokens() const override { return 8192; }
+  std::int64_t available_memory() const override {
+    std::size_t free = 0, total = 0;
+    MINISGL_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    return static_cast<std::int64_t>(free);
+  }
+
+  double measure_read_bandwidth() override;
+  void synchronize() override { MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
+
+  DeviceBuffer allocate(std::size_t bytes) override {
+    DeviceBuffer buffer = allocate_on_device(bytes);
+    if (bytes > 0) MINISGL_CUDA_CHECK(cudaMemsetAsync(buffer.data(), 0, bytes, stream_.get()));
+    return buffer;
+  }
+  void upload(std::span<const std::byte> from, std::byte* to) override { uploader_.upload(from, to); }
+  void copy(const std::byte* from, std::size_t bytes, std::byte* to) override {
+    if (bytes > 0) MINISGL_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
+  }
+  void download(const std::byte* from, std::span<std::byte> to) override {
+    if (!to.empty()) {
+      MINISGL_CUDA_CHECK(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, stream_.get()));
+    }
+    MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
+  }
+
+  bool records_steps() const override { return true; }
+  std::int64_t step_bytes(const StepLimits& limits) const override {
+    return static_cast<std::int64_t>(cuda::StepBlock::bytes_for(limits)) +
+           (limits.logits + limits.sequences) * limits.vocab_size * 4 +
+           limits.logits * static_cast<std::int64_t>(sizeof(cuda::OutputEntry));
+  }
+  void reserve(const StepLimits& limits) override {
+    step_block_.reserve(cuda::StepBlock::bytes_for(limits));
+    reserve_logits(limits.logits, limits.vocab_size);
+    reserve_seen(limits.sequences, limits.vocab_size);
+  }
+
+  std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
+                                            std::span<const std::byte> raw) override {
+    MINISGL_CHECK(static_cast<std::int64_t>(raw.size()) == rows * row_bytes(dtype, cols), rows, " x ", cols, " of ",
+                  dtype_info(dtype).name, " in ", raw.size(), " bytes");
+    auto matrix = std::make_shared<CudaMatrix>(rows, cols);
+    if (dtype == DType::bf16) {
+      uploader_.upload(raw, matrix->data());
+      return matrix;
+    }
+    const DeviceBuffer staged = allocate_on_device(raw.size());  // freed when the stream is done with it
+    uploader_.upload(raw, staged.data());
+    cuda::convert_to_bf16(dtype, staged.data(), rows * cols, matrix->data(), stream_.get());
+    return matrix;
+  }
+  std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
+    auto matrix = std::make_shared<CudaMatrix>(rows, cols);
+    cuda::fill_random_bf16(matrix->data(), rows * cols, 0.05f, ++random_seed_ << 40, stream_.get());
+    return matrix;
+  }
+  std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override;
+
+  std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
+    if (seen_.counts.size() == 0) reserve_seen(kLazySlots, vocab_size);
+    return std::make_unique<CudaSeenTokens>(seen_, in_prompt, stream_.get());
+  }
+
+  void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override;
+  void run_step(const std::function<void()>& body) override;
+  void record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
+                   const std::function<void()>& body) override;
+
+  void embed(const Matrix& table, Tensor y) override {
+    cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), table.cols(), y.data, stream_.get());
+  }
+  void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
+    cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
+  }
+  void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    cuda::add_rms_norm(residual.data, delta.data, weight, eps, residual.rows, residual.cols, y.data, stream_.get());
+  }
+  void linear(const Linear& weights, Tensor x, Tensor y) override;
+  void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override;
+  void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
+                   const ops::KvLayer& cache) override {
+    cuda::store_heads(step_, qkv.data, shape, transform, cache, stream_.get());
+  }
+  void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale, std::int32_t window,
+                       Tensor out) override;
+  void gather_logit_rows(Tensor x, Tensor y) override {
+    cuda::gather_rows(step_, x.data, x.cols, y.data, stream_.get());
+  }
+
+  void sample(Tensor logits) override {
+    MINISGL_CHECK(logits.rows == step_.num_logits, logits.rows, " rows of logits, ", step_.num_logits, " wanted");
+    reserve_logits(logits.rows, logits.cols);
+    cuda::sample(step_, logits.f32(), adjusted_.as<float>(), logits.cols, seen_.counts.as<std::uint32_t>(),
+                 outputs_.as<cuda::OutputEntry>(), stream_.get());
+  }
+  std::vector<TokenOutput> take_outputs() override;
+
+ private:
+  // Blocks of decode attention that cutting sequences into parts may lead to.
+  std::int64_t num_attention_blocks() const {
+    return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
+  }
+  void upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
+  void reserve_logits(std::int64_t rows, std::int64_t vocab_size);
+  void reserve_seen(std::int64_t slots, std::int64_t vocab_size);
+
+  int device_index_;
+  cudaDeviceProp properties_;
+  ThreadPool pool_;
+  CudaStream stream_;
+  cuda::Uploader uploader_;
+  cuda::DenseGemm dense_;
+  std::uint64_t random_seed_ = 0;
+
+  DeviceBuffer partials_, arrived_;  // of decode attention
+  DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
+  DeviceBuffer outputs_;             // [logits] OutputEntry
+  PinnedMemory host_outputs_;
+  std::int64_t num_host_outputs_ = 0;
+  SeenPool seen_;
+
+  // Of the step at hand.
+  cuda::StepBlock step_block_;
+  cuda::StepData step_{};
+  std::int64_t num_queries_ = 0;
+  std::map<std::int64_t, CudaGraphExec> graphs_;  // by number of sequences
+  CudaGraphExec* replayed_ = nullptr;             // what this step replays
+};
+
+double CudaOps::measure_read_bandwidth() {
+  constexpr std::size_t bytes = std::size_t{2} << 30;
+  constexpr int runs = 7;
+  const DeviceBuffer data = allocate(bytes);
+  const DeviceBuffer sink = allocate(sizeof(std::uint32_t));
+  cudaEvent_t raw[runs + 1];
+  std::vector<CudaEvent> events;
+  for (cudaEvent_t& event : raw) {
+    MINISGL_CUDA_CHECK(cudaEventCreate(&event));
+    events.emplace_back(event);
+  }
+  MINISGL_CUDA_CHECK(cudaEventRecord(raw[0], stream_.get()));
+  for (int run = 0; run < runs; ++run) {
+    cuda::read_all(data.data(), bytes, sink.as<std::uint32_t>(), properties_.multiProcessorCount, stream_.get());
+    MINISGL_CUDA_CHECK(cudaEventRecord(raw[run + 1], stream_.get()));
+  }
+  synchronize();
+  std::vector<float> times(runs);
+  for (int run = 0; run < runs; ++run) MINISGL_CUDA_CHECK(cudaEventElapsedTime(&times[run], raw[run], raw[run + 1]));
+  std::ranges::nth_element(times, times.begin() + runs / 2);
+  return static_cast<double>(bytes) / (times[runs / 2] * 1e-3);
+}
+
+std::unique_ptr<const Linear> CudaOps::make_linear(std::vector<Projection> outputs) {
+  std::int64_t rows = 0;
+  bool any_bias = false;
+  for (const Projection& output : outputs) {
+    MINISGL_CHECK(output.weight->cols() == outputs.front().weight->cols());
+    MINISGL_CHECK(output.bias.empty() || std::ssize(output.bias) == output.weight->rows());
+    rows += output.weight->rows();
+    any_bias = any_bias || !output.bias.empty();
+  }
+  DeviceBuffer bias;
+  if (any_bias) {
+    std::vector<float> merged;
+    for (const Projection& output : outputs) {
+      merged.insert(merged.end(), output.bias.begin(), output.bias.end());
+      merged.resize(merged.size() + (output.bias.empty() ? static_cast<std::size_t>(output.weight->rows()) : 0), 0.0f);
+    }
+    bias = allocate_on_device(merged.size() * sizeof(float));
+    upload(std::as_bytes(std::span(merged)), bias.data());
+  }
+  if (outputs.size() == 1) {
+    return std::make_unique<const CudaLinear>(std::static_pointer_cast<const CudaMatrix>(outputs.front().weight),
+                                              std::move(bias));
+  }
+  auto merged = std::make_shared<CudaMatrix>(rows, outputs.front().weight->cols());
+  std::byte* next = merged->data();
+  for (const Projection& output : outputs) {
+    const auto& part = static_cast<const CudaMatrix&>(*output.weight);
+    copy(part.data(), part.nbytes(), next);
+    next += part.nbytes();
+  }
+  return std::make_unique<const CudaLinear>(std::move(merged), std::move(bias));
+}
+
+void CudaOps::reserve_logits(std::int64_t rows, std::int64_t vocab_size) {
+  const auto bytes = static_cast<std::size_t>(rows * vocab_size) * sizeof(float);
+  if (bytes > adjusted_.size()) adjusted_ = allocate_on_device(bytes);
+  if (rows > num_host_outputs_) {
+    const auto output_bytes = static_cast<std::size_t>(rows) * sizeof(cuda::OutputEntry);
+    outputs_ = allocate_on_device(output_bytes);
+    host_outputs_ = cuda::allocate_pinned(output_bytes);
+    num_host_outputs_ = rows;
+  }
+}
+
+void CudaOps::reserve_seen(std::int64_t slots, std::int64_t vocab_size) {
+  seen_.counts = allocate_on_device(static_cast<std::size_t>(slots * vocab_size) * sizeof(std::uint32_t));
+  seen_.vocab_size = vocab_size;
+  seen_.free.clear();
+  for (std::int64_t slot = slots - 1; slot >= 0; --slot) seen_.free.push_back(static_cast<std::int32_t>(slot));
+}
+
+void CudaOps::begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) {
+  MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // whichever thread calls
+  const std::int64_t num_sequences = std::ssize(batch.sequences);
+  const bool decodes = std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences;
+  const auto graph = decodes ? graphs_.lower_bound(num_sequences) : graphs_.end();
+  replayed_ = graph != graphs_.end() ? &graph->second : nullptr;
+  const std::size_t room = step_block_.size();
+  upload_step(batch, queries, replayed_ != nullptr ? graph->first : 0);
+  if (step_block_.size() == room || graphs_.empty()) return;
+  // The block has moved from where the graphs read it. It was reserved for more than steps should ever bring.
+  MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
+  graphs_.clear();
+  replayed_ = nullptr;
+  upload_step(batch, queries, 0);
+}
+
+void CudaOps::upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences) {
+  num_queries_ = std::ssize(queries);
+  step_ = step_block_.upload(
+      batch, queries, padded_sequences,
+      [](const SeenTokens* seen) { return static_cast<const CudaSeenTokens*>(seen)->slot(); }, stream_.get());
+}
+
+void CudaOps::run_step(const std::function<void()>& body) {
+  if (replayed_ != nullptr) {
+    MINISGL_CUDA_CHECK(cudaGraphLaunch(replayed_->get(), stream_.get()));
+  } else {
+    body();
+  }
+}
+
+void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
+                          const std::function<void()>& body) {
+  upload_step(batch, queries, 0);
+  MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences, "not a decode step");
+  body();  // what is chosen or allocated at a first use must not happen while recording
+  MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
+  MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+  body();
+  cudaGraph_t captured = nullptr;
+  MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &captured));
+  const CudaGraph graph(captured);
+  cudaGraphExec_t executable = nullptr;
+  MINISGL_CUDA_CHECK(cudaGraphInstantiate(&executable, graph.get(), 0));
+  graphs_.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
+}
+
+void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
+  const auto& linear = static_cast<const CudaLinear&>(weights);
+  MINISGL_CHECK(x.cols == linear.in_features() && y.cols == linear.out_features() && x.rows == y.rows);
+  if (x.rows == 0) return;
+  const bool y_is_f32 = y.dtype == DType::f32;
+  if (x.rows <= cuda::kMaxSkinnyRows && cuda::skinny_gemm_fits(static_cast<int>(x.rows), x.cols)) {
+    cuda::skinny_gemm({.weights = linear.weight(),
+                       .bias = linear.bias(),
+                       .x = x.data,
+                       .y = y.data,
+                       .y_is_f32 = y_is_f32,
+                       .gated = false,
+                       .rows = static_cast<int>(x.rows),
+                       .inputs = x.cols,
+                       .outputs = y.cols},
+                      stream_.get());
+    return;
+  }
+  dense_.run({.weights = linear.weight(),
+              .x = x.data,
+              .y = y.data,
+              .y_is_f32 = y_is_f32,
+              .rows = x.rows,
+              .inputs = x.cols,
+              .outputs = y.cols},
+             stream_.get());
+  if (linear.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, linear.bias(), y.rows, y.cols, stream_.get());
+}
+
+void CudaOps::gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) {
+  const auto& linear = static_cast<const CudaLinear&>(gate_up);
+  MINISGL_CHECK(x.cols == linear.in_features() && 2 * y.cols == linear.out_features() && x.rows == y.rows);
+  if (x.rows == 0) return;
+  if (x.rows <= cuda::kMaxSkinnyRows && cuda::skinny_gemm_fits(static_cast<int>(x.rows), x.cols)) {
+    cuda::skinny_gemm({.weights = linear.weight(),
+                       .bias = linear.bias(),
+                       .x = x.data,
+                       .y = y.data,
+                       .y_is_f32 = false,
+                       .gated = true,
+                       .rows = static_cast<int>(x.rows),
+                       .inputs = x.cols,
+                       .outputs = y.cols},
+                      stream_.get());
+    return;
+  }
+  this->linear(gate_up, x, scratch);
+  cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
+}
+
+void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
+                              std::int32_t window, Tensor out) {
+  MINISGL_CHECK(qkv.cols == shape.row_size() && shape.num_heads % shape.num_kv_heads == 0, shape.num_heads,
+                " heads for ", shape.num_kv_heads, " KV heads");
+  const std::int64_t blocks =
+      std::max<std::int64_t>(1, std::int64_t{step_.num_decodes} * cuda::decode_head_blocks(shape));
+  cuda::paged_attention(
+      {.step = step_,
+       .qkv = qkv.data,
+       .out = out.data,
+       .shape = shape,
+       .cache = cache,
+       .scale = scale,
+       .window = window,
+       .num_splits = static_cast<int>(std::clamp<std::int64_t>(num_attention_blocks() / blocks, 1, kMostSplits)),
+       .partials = partials_.as<float>(),
+       .arrived = arrived_.as<std::uint32_t>()},
+      stream_.get());
+}
+
+std::vector<TokenOutput> CudaOps::take_outputs() {
+  const auto* entries = static_cast<const cuda::OutputEntry*>(host_outputs_.get());
+  download(outputs_.data(), {static_cast<std::byte*>(host_outputs_.get()),
+                             static_cast<std::size_t>(num_queries_) * sizeof(cuda::OutputEntry)});
+  std::vector<TokenOutput> outputs(static_cast<std::size_t>(num_queries_));
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].token = entries[i].token;
+    outputs[i].logprob = entries[i].logprob;
+    for (std::int32_t k = 0; k < entries[i].num_top; ++k)
+      outputs[i].top.push_back({entries[i].top_token[k], entries[i].top_logprob[k]});
+  }
+  return outputs;
+}
+
+}  // namespace
+
+int num_cuda_devices() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads) {
+  const int count = num_cuda_devices();
+  if (device_index < 0 || device_index >= count) {
+    throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
+  }
+  cudaDeviceProp properties{};
+  MINISGL_CUDA_CHECK(cudaSetDevice(device_index));
+  MINISGL_CUDA_CHECK(cudaGetDeviceProperties(&properties, device_index));
+  if (properties.major < 8) {
+    throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
+                            "; 8.0 is needed"));
+  }
+  return std::make_unique<CudaOps>(device_index, properties, num_threads);
+}
+
+}  // namespace minisgl

@@ -1,0 +1,173 @@
+// Decode: a block takes the query heads of one KV head of one row, and a part of the positions. Its warps take tiles in
+// turn, each through shared memory of its own; then they are merged, and the block that arrives last merges the parts
+// (Flash-Decoding; Dao et al., 2023). Bound by reading each key and value once.
+#pragma once
+
+#include "kernels/cuda/attention.cuh"
+
+namespace minisgl::cuda {
+
+template <int dim>
+struct DecodeShape {
+  static constexpr int kWarps = 4;
+  static constexpr int kPositions = dim > 64 ? 16 : 32;  // of a tile
+  static constexpr int kTile = kPositions * kStride<dim>;
+  static constexpr int kQueryElements = kDecodeQueries * kStride<dim>;
+  static constexpr int kWarpElements = 2 * 2 * kTile;  // two stages of keys and values
+  static constexpr int kLoadBytes = 2 * (kQueryElements + kWarps * kWarpElements);
+  static constexpr int kMergeBytes = 4 * kWarps * kDecodeQueries * (dim + 2);
+  static constexpr int kBytes = kLoadBytes > kMergeBytes ? kLoadBytes : kMergeBytes;
+};
+
+// grid: parts; blocks of heads; sequences.
+template <typename T, int dim>
+__global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(const AttentionArgs args) {
+  using Shape = DecodeShape<dim>;
+  constexpr int kThreads = Shape::kWarps * 32;
+  let_next_start();
+  const int group = args.shape.num_heads / args.shape.num_kv_heads;
+  const int blocks_per_kv_head = (group + kDecodeQueries - 1) / kDecodeQueries;
+  const int kv_head = blockIdx.y / blocks_per_kv_head;
+  const int first_in_group = blockIdx.y % blocks_per_kv_head * kDecodeQueries;
+  const int num_queries = min(kDecodeQueries, group - first_in_group);
+  const int first_head = kv_head * group + first_in_group;
+  const int head_dim = args.shape.head_dim;
+  const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
+  if (sequence.num_rows == 0) {
+    wait_for_previous();
+    return;
+  }
+
+  // Positions of this part: whole tiles for every warp.
+  const std::int32_t end = sequence.start_position + 1;
+  const std::int32_t begin = args.window > 0 ? max(0, end - args.window) : 0;
+  constexpr int kRound = Shape::kWarps * Shape::kPositions;
+  const int rounds = (end - begin + kRound - 1) / kRound;
+  const int rounds_per_part = (rounds + args.num_splits - 1) / args.num_splits;
+  const int num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
+  if (static_cast<int>(blockIdx.x) >= num_parts) {
+    wait_for_previous();
+    return;
+  }
+  const std::int32_t part_begin = begin + static_cast<int>(blockIdx.x) * rounds_per_part * kRound;
+  const std::int32_t part_end = min(end, part_begin + rounds_per_part * kRound);
+
+  extern __shared__ __align__(16) unsigned char memory[];
+  T* queries = reinterpret_cast<T*>(memory);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  T* keys = queries + Shape::kQueryElements + warp * Shape::kWarpElements;  // [2][kPositions, dim]
+  T* values = keys + 2 * Shape::kTile;
+  const Pages<T> pages = pages_of<T>(args, sequence, kv_head);
+
+  std::int32_t first = part_begin + warp * Shape::kPositions;
+  // The step and all positions but the last were written by earlier steps: they need not wait for this step's kernels.
+  if (first + Shape::kPositions >= end) wait_for_previous();
+  if (first < part_end) load_rows<T, dim, Shape::kPositions>(pages, first, part_end, keys, values, lane);
+  commit_copies();
+  wait_for_previous();
+  load_queries<T, dim>(args, sequence.first_row, first_head, num_queries, num_queries, kDecodeQueries, queries);
+  __syncthreads();
+
+  Softmax<dim> softmax[1];
+  softmax[0].clear();
+  const Visible visible[1] = {{.low = {begin, begin}, .high = {end, end}}};
+  for (int stage = 0; first < part_end; first += kRound, stage ^= 1) {
+    if (first + kRound < part_end) {
+      load_rows<T, dim, Shape::kPositions>(pages, first + kRound, part_end, keys + (stage ^ 1) * Shape::kTile,
+                                           values + (stage ^ 1) * Shape::kTile, lane);
+    }
+    commit_copies();
+    wait_copies<1>();
+    __syncwarp();
+    const bool masked = first + Shape::kPositions > end;
+    fold_tile<T, dim, Shape::kPositions, 1>(queries, keys + stage * Shape::kTile, values + stage * Shape::kTile, first,
+                                            visible, masked, args.scale * kLog2E, softmax);
+    __syncwarp();
+  }
+  finish_sums(softmax[0]);
+  wait_copies<0>();
+  __syncthreads();  // everybody is done with the tiles; the memory serves the merge now
+
+  float* shared_max = reinterpret_cast<float*>(memory);             // [kWarps][kDecodeQueries]
+  float* shared_sum = shared_max + Shape::kWarps * kDecodeQueries;  // the same
+  float* shared_acc = shared_sum + Shape::kWarps * kDecodeQueries;  // [kWarps][kDecodeQueries][dim]
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int query = warp * kDecodeQueries + lane / 4 + 8 * half;
+    if (lane % 4 == 0) {
+      shared_max[query] = softmax[0].max[half];
+      shared_sum[query] = softmax[0].sum[half];
+    }
+#pragma unroll
+    for (int j = 0; j < dim / 8; ++j) {
+      shared_acc[query * dim + 8 * j + 2 * (lane % 4)] = softmax[0].acc[j][2 * half];
+      shared_acc[query * dim + 8 * j + 2 * (lane % 4) + 1] = softmax[0].acc[j][2 * half + 1];
+    }
+  }
+  __syncthreads();
+
+  const std::int64_t block_of_heads = std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
+  const std::int64_t part_floats = partial_floats(head_dim);
+  float* partials = args.partials + block_of_heads * args.num_splits * part_floats;
+  bf16* out =
+      static_cast<bf16*>(args.out) + (std::int64_t{sequence.first_row} * args.shape.num_heads + first_head) * head_dim;
+  for (int i = threadIdx.x; i < num_queries * head_dim; i += kThreads) {
+    const int query = i / head_dim, column = i % head_dim;
+    float max = -INFINITY;
+    for (int w = 0; w < Shape::kWarps; ++w) max = fmaxf(max, shared_max[w * kDecodeQueries + query]);
+    float sum = 0.0f, acc = 0.0f;
+    for (int w = 0; w < Shape::kWarps; ++w) {
+      const int from = w * kDecodeQueries + query;
+      const float weight = exp2f(shared_max[from] - max);  // 0 for a warp without a tile
+      sum += weight * shared_sum[from];
+      acc += weight * shared_acc[from * dim + column];
+    }
+    if (num_parts == 1) {
+      out[i] = __float2bfloat16(acc / sum);
+    } else {
+      float* part = partials + blockIdx.x * part_floats;
+      if (column == 0) {
+        part[query] = max;
+        part[kDecodeQueries + query] = sum;
+      }
+      part[2 * kDecodeQueries + i] = acc;
+    }
+  }
+  if (num_parts == 1) return;
+
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(args.arrived + block_of_heads, 1u) == static_cast<unsigned>(num_parts - 1);
+    if (is_last) args.arrived[block_of_heads] = 0;  // for the next launch
+  }
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  for (int i = threadIdx.x; i < num_queries * head_dim; i += kThreads) {
+    const int query = i / head_dim;
+    float max = -INFINITY;
+    for (int p = 0; p < num_parts; ++p) max = fmaxf(max, __ldcg(partials + p * part_floats + query));
+    float sum = 0.0f, acc = 0.0f;
+    for (int p = 0; p < num_parts; ++p) {
+      const float* part = partials + p * part_floats;
+      const float weight = exp2f(__ldcg(part + query) - max);
+      sum += weight * __ldcg(part + kDecodeQueries + query);
+      acc += weight * __ldcg(part + 2 * kDecodeQueries + i);
+    }
+    out[i] = __float2bfloat16(acc / sum);
+  }
+}
+
+template <typename T, int dim>
+void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
+  using Shape = DecodeShape<dim>;
+  MINISGL_CUDA_CHECK(
+      cudaFuncSetAttribute(decode_kernel<T, dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes));
+  const dim3 grid(static_cast<unsigned>(args.num_splits), static_cast<unsigned>(decode_head_blocks(args.shape)),
+                  static_cast<unsigned>(args.step.num_decodes));
+  launch_kernel(decode_kernel<T, dim>, grid, Shape::kWarps * 32, Shape::kBytes, stream, args);
+}
+
+}  // namespace minisgl::cuda

@@ -1,0 +1,65 @@
+// Entry points of this room's CUDA kernels. All queue their work on `stream`; pointers are the device's, activations
+// bf16.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/step_data.h"
+#include "kernels/ops.h"
+
+namespace minisgl::cuda {
+
+// Reads everything and keeps nothing: the read bandwidth. `sink` is one word.
+void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int num_processors, cudaStream_t stream);
+
+void embed(const StepData& step, const void* table, std::int64_t cols, void* y, cudaStream_t stream);
+// delta null: y = norm(x). Else x += delta, y = norm(x).
+void add_rms_norm(void* x, const void* delta, const float* weight, float eps, std::int64_t rows, std::int64_t cols,
+                  void* y, cudaStream_t stream);
+// y[r, i] = silu(z[r, i]) * z[r, cols + i].
+void silu_mul(const void* z, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream);
+void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y, cudaStream_t stream);
+void store_heads(const StepData& step, void* qkv, const HeadShape& shape, const HeadTransform& transform,
+                 const ops::KvLayer& cache, cudaStream_t stream);
+
+struct AttentionArgs {
+  StepData step;
+  const void* qkv;
+  void* out;  // [num_rows, num_heads * head_dim]
+  HeadShape shape;
+  ops::KvLayer cache;
+  float scale;
+  std::int32_t window;
+  // Decode: the positions of a sequence are cut into at most num_splits parts. Partial results lie in `partials`,
+  // [num_decodes, blocks of heads, num_splits] of partial_floats(); `arrived` [num_decodes, blocks of heads] starts and
+  // ends as zeros.
+  int num_splits;
+  float* partials;
+  std::uint32_t* arrived;
+};
+constexpr int kDecodeQueries = 16;  // query heads of one KV head that a block of the decode kernel takes
+inline int decode_head_blocks(const HeadShape& shape) {
+  const int group = shape.num_heads / shape.num_kv_heads;
+  return shape.num_kv_heads * ((group + kDecodeQueries - 1) / kDecodeQueries);
+}
+constexpr std::int64_t partial_floats(int head_dim) {
+  return std::int64_t{kDecodeQueries} * (head_dim + 2);
+}
+
+// Head sizes are served by the next of 64, 80, 96, 128, 256; one instantiation of each lies in a file of its own.
+template <typename T, int padded_dim>
+void decode_attention(const AttentionArgs& args, cudaStream_t stream);
+template <typename T, int padded_dim>
+void prefill_attention(const AttentionArgs& args, cudaStream_t stream);
+// Both, as far as the step has such rows.
+void paged_attention(const AttentionArgs& args, cudaStream_t stream);
+
+// Marks tokens as seen in a prompt: seen [vocab], bit 31 the prompt, below it the count in the output.
+void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream);
+// Answers the step's queries. logits and adjusted [num_logits, vocab]; seen [slots, vocab]; outputs [num_logits].
+void sample(const StepData& step, const float* logits, float* adjusted, std::int64_t vocab, std::uint32_t* seen,
+            OutputEntry* outputs, cudaStream_t stream);
+
+}  // namespace minisgl::cuda

@@ -1,0 +1,168 @@
+// The layout of a step: arrays of fixed length first, in one order, then those whose length no kernel knows.
+#include "kernels/cuda/step_block.h"
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "kernels/philox.h"
+
+namespace minisgl::cuda {
+namespace {
+
+constexpr std::size_t kAlignment = 16;
+
+// Hands out places in the two copies of the block.
+class Layout {
+ public:
+  Layout(std::byte* host, std::byte* device) : host_(host), device_(device) {}
+
+  // The array's place on the host; `target` is where the device will find it.
+  template <typename T>
+  T* add(std::int64_t count, const T*& target) {
+    T* place = reinterpret_cast<T*>(host_ + used_);
+    target = reinterpret_cast<const T*>(device_ + used_);
+    used_ += (static_cast<std::size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    return place;
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+  std::byte *host_, *device_;
+  std::size_t used_ = 0;
+};
+
+std::int64_t pages_of(const ops::SequenceRows& sequence, int page_size) {
+  return (std::int64_t{sequence.start_position} + sequence.num_rows + page_size - 1) / page_size;
+}
+
+// Upper bound, whatever the arrays' lengths.
+std::size_t block_bytes(std::int64_t rows, std::int64_t sequences, std::int64_t logits, std::int64_t pages,
+                        std::int64_t biases, std::int64_t banned) {
+  const auto bytes = rows * 3 * 4 + sequences * static_cast<std::int64_t>(sizeof(SequenceEntry) + 2 * 4) +
+                     logits * static_cast<std::int64_t>(4 + sizeof(QueryEntry)) + pages * 4 +
+                     biases * static_cast<std::int64_t>(sizeof(BiasEntry)) + banned * 4;
+  return static_cast<std::size_t>(bytes) + 16 * kAlignment;
+}
+
+}  // namespace
+
+std::size_t StepBlock::bytes_for(const StepLimits& limits) {
+  // Requests bring up to 300 biases and some stop tokens; what goes beyond this on average makes the block grow, and
+  // graphs are then recorded no more: see CudaOps.
+  constexpr std::int64_t entries_a_sequence = 512;
+  return block_bytes(limits.rows, limits.sequences, limits.logits, limits.pages + limits.sequences,
+                     entries_a_sequence * limits.logits, entries_a_sequence * limits.logits);
+}
+
+void StepBlock::reserve(std::size_t bytes) {
+  if (bytes <= device_.size()) return;
+  bytes = std::bit_ceil(bytes);
+  for (int i = 0; i < 2; ++i) {
+    if (sent_[i]) MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_[i].get()));
+    staging_[i] = allocate_pinned(bytes);
+    if (!sent_[i]) sent_[i] = make_event();
+  }
+  device_ = allocate_on_device(bytes);
+}
+
+const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQuery> queries,
+                                  std::int64_t padded_sequences,
+                                  const std::function<std::int32_t(const SeenTokens*)>& slot_of, cudaStream_t stream) {
+  const std::int64_t padding = std::max<std::int64_t>(0, padded_sequences - std::ssize(batch.sequences));
+  const std::int64_t rows = std::ssize(batch.tokens) + padding, sequences = std::ssize(batch.sequences) + padding;
+  const std::int64_t logits = std::ssize(batch.logit_rows) + padding;
+  std::int64_t pages = 0, biases = 0, banned = 0;
+  for (const ops::SequenceRows& sequence : batch.sequences) pages += pages_of(sequence, batch.page_size);
+  for (const LogitQuery& query : queries) {
+    if (query.target != LogitQuery::kSample) continue;
+    biases += std::ssize(query.params->logit_bias);
+    banned += std::ssize(query.banned);
+  }
+  reserve(block_bytes(rows, sequences, logits, pages, biases, banned));
+
+  next_ ^= 1;
+  MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_[next_].get()));
+  auto* host = static_cast<std::byte*>(staging_[next_].get());
+  Layout layout(host, device_.data());
+  data_ = {};
+  data_.num_rows = static_cast<std::int32_t>(rows);
+  data_.num_sequences = static_cast<std::int32_t>(sequences);
+  data_.num_logits = static_cast<std::int32_t>(logits);
+  std::int32_t* tokens = layout.add(rows, data_.tokens);
+  std::int32_t* positions = layout.add(rows, data_.positions);
+  std::int32_t* slots = layout.add(rows, data_.slots);
+  SequenceEntry* entries = layout.add(sequences, data_.sequences);
+  std::int32_t* decodes = layout.add(sequences, data_.decodes);
+  std::int32_t* prefills = layout.add(sequences, data_.prefills);
+  std::int32_t* logit_rows = layout.add(logits, data_.logit_rows);
+  QueryEntry* query_entries = layout.add(logits, data_.queries);
+  std::int32_t* tables = layout.add(pages, data_.pages);
+  BiasEntry* bias_entries = layout.add(biases, data_.biases);
+  std::int32_t* banned_tokens = layout.add(banned, data_.banned);
+
+  std::ranges::copy(batch.tokens, tokens);
+  std::ranges::copy(batch.positions, positions);
+  std::ranges::copy(batch.logit_rows, logit_rows);
+  std::int32_t first_page = 0;
+  for (std::size_t i = 0; i < batch.sequences.size(); ++i) {
+    const ops::SequenceRows& sequence = batch.sequences[i];
+    entries[i] = {sequence.first_row, sequence.num_rows, sequence.start_position, first_page};
+    for (std::int32_t row = 0; row < sequence.num_rows; ++row) {
+      const std::int32_t position = sequence.start_position + row;
+      slots[sequence.first_row + row] =
+          sequence.page_table[position / batch.page_size] * batch.page_size + position % batch.page_size;
+    }
+    const auto num_pages = static_cast<std::int32_t>(pages_of(sequence, batch.page_size));
+    std::copy_n(sequence.page_table, num_pages, tables + first_page);
+    first_page += num_pages;
+    if (sequence.num_rows > 1) {
+      prefills[data_.num_prefills++] = static_cast<std::int32_t>(i);
+      data_.most_prefill_rows = std::max(data_.most_prefill_rows, sequence.num_rows);
+    } else {
+      decodes[data_.num_decodes++] = static_cast<std::int32_t>(i);
+    }
+  }
+  for (std::int64_t i = 0; i < padding; ++i) {
+    const std::int64_t row = std::ssize(batch.tokens) + i, sequence = std::ssize(batch.sequences) + i;
+    tokens[row] = positions[row] = 0;
+    slots[row] = -1;
+    entries[sequence] = {static_cast<std::int32_t>(row), 0, 0, 0};
+    decodes[data_.num_decodes++] = static_cast<std::int32_t>(sequence);
+    logit_rows[std::ssize(batch.logit_rows) + i] = static_cast<std::int32_t>(row);
+  }
+
+  std::int32_t next_bias = 0, next_banned = 0;
+  for (std::int64_t i = 0; i < logits; ++i) {
+    QueryEntry& entry = query_entries[i];
+    entry = {};
+    entry.active = i < std::ssize(queries);
+    if (!entry.active) continue;
+    const LogitQuery& query = queries[static_cast<std::size_t>(i)];
+    entry.target = query.target;
+    entry.num_top = query.num_top;
+    entry.seen_slot = -1;
+    if (query.target != LogitQuery::kSample) continue;
+    const SamplingParams& params = *query.params;
+    entry.uniform = philox_uniform(params.seed, query.position);
+    entry.temperature = params.temperature;
+    entry.top_k = params.top_k;
+    entry.top_p = params.top_p;
+    entry.min_p = params.min_p;
+    entry.repetition_penalty = params.repetition_penalty;
+    entry.presence_penalty = params.presence_penalty;
+    entry.frequency_penalty = params.frequency_penalty;
+    if (query.seen != nullptr) entry.seen_slot = slot_of(query.seen);
+    entry.first_bias = next_bias;
+    entry.num_bias = static_cast<std::int32_t>(params.logit_bias.size());
+    for (const auto& [token, bias] : params.logit_bias) bias_entries[next_bias++] = {token, bias};
+    entry.first_banned = next_banned;
+    entry.num_banned = static_cast<std::int32_t>(query.banned.size());
+    for (const std::int32_t token : query.banned) banned_tokens[next_banned++] = token;
+  }
+  MINISGL_CUDA_CHECK(cudaMemcpyAsync(device_.data(), host, layout.used(), cudaMemcpyHostToDevice, stream));
+  MINISGL_CUDA_CHECK(cudaEventRecord(sent_[next_].get(), stream));
+  return data_;
+}
+
+}  // namespace minisgl::cuda

@@ -1,0 +1,18 @@
+// One NVIDIA GPU as a device. kernels/cuda/ implements it, kernels/no_cuda/ stands in for it in a build without CUDA.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/ops.h"
+
+namespace minisgl {
+
+// GPUs that this process can use: 0 without a driver, and in a build without CUDA.
+int num_cuda_devices();
+
+// bf16 activations and weights (what files hold in other formats is converted when it is loaded), f32 sums and logits,
+// a cache of bf16 or f16. Needs compute capability 8.0. Throws InputError where that GPU or cuBLAS can't be used.
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads);
+
+}  // namespace minisgl

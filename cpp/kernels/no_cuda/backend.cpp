@@ -1,0 +1,15 @@
+// A build without CUDA has no GPUs.
+#include "core/error.h"
+#include "kernels/cuda_backend.h"
+
+namespace minisgl {
+
+int num_cuda_devices() {
+  return 0;
+}
+
+std::unique_ptr<Ops> make_cuda_ops(int, int) {
+  throw InputError("this build of minisgl has no CUDA; build it where the CUDA toolkit is found");
+}
+
+}  // namespace minisgl

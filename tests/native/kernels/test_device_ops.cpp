@@ -1,0 +1,284 @@
+// Each operation of a step on each device, against what its declaration says, in double. Outputs start as NaN.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "kernels/devices.h"
+#include "kernels/random_floats.h"
+
+namespace minisgl {
+namespace {
+
+using testing_support::device_label;
+using testing_support::device_of;
+using testing_support::DeviceKind;
+using testing_support::DeviceMatrix;
+using testing_support::relative_error;
+using testing_support::rounded;
+using testing_support::stored;
+
+// Of the norm: f32 on the CPU, whose quantised formats are not tested here, and bf16 on the GPU.
+double tolerance(DeviceKind kind) {
+  return kind == DeviceKind::cpu ? 2e-6 : 6e-3;
+}
+
+class DeviceOps : public testing::TestWithParam<std::tuple<DeviceKind, int>> {
+ protected:
+  void SetUp() override { MINISGL_SKIP_WITHOUT(kind()); }
+  DeviceKind kind() const { return std::get<0>(GetParam()); }
+  int size() const { return std::get<1>(GetParam()); }
+  Ops& device() const { return *device_of(kind()); }
+  DType dtype() const { return device().activation_dtype(); }
+
+  // Random activations as the device holds them.
+  std::vector<float> activations(std::int64_t count, int seed, float scale = 1.0f) const {
+    return rounded(dtype(), random_floats(count, seed, scale));
+  }
+  DeviceMatrix matrix(std::int64_t rows, std::int64_t cols, std::span<const float> values = {}) const {
+    return {device(), dtype(), rows, cols, values};
+  }
+};
+
+const auto any_device = testing::Values(DeviceKind::cpu, DeviceKind::cuda);
+const auto name_of = [](const auto& info) {
+  return device_label(std::get<0>(info.param)) + "_" + std::to_string(std::get<1>(info.param));
+};
+
+// The parameter is the width of a row.
+using DeviceRows = DeviceOps;
+INSTANTIATE_TEST_SUITE_P(All, DeviceRows,
+                         testing::Combine(any_device, testing::Values(8, 30, 64, 576, 1024, 4096, 5000)), name_of);
+
+TEST_P(DeviceRows, AddRmsNorm) {
+  const std::int64_t rows = 5, cols = size();
+  const auto x = activations(rows * cols, 1, 3.0f), delta = activations(rows * cols, 2);
+  const auto weight = random_floats(cols, 3);
+  const DeviceMatrix residual = matrix(rows, cols, x), added = matrix(rows, cols, delta), y = matrix(rows, cols);
+  const DeviceMatrix weights(device(), DType::f32, 1, cols, weight);
+  device().add_rms_norm(residual.view(), added.view(), weights.f32(), 1e-5f, y.view());
+  std::vector<double> sums, expected;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    double squares = 0;
+    for (std::int64_t i = 0; i < cols; ++i) {
+      sums.push_back(rounded(dtype(), x[row * cols + i] + delta[row * cols + i]));
+      squares += sums.back() * sums.back();
+    }
+    for (std::int64_t i = 0; i < cols; ++i)
+      expected.push_back(sums[row * cols + i] / std::sqrt(squares / static_cast<double>(cols) + 1e-5) * weight[i]);
+  }
+  EXPECT_LE(relative_error(residual.values(), sums), 1e-7);
+  EXPECT_LE(relative_error(y.values(), expected), tolerance(kind()));
+
+  const DeviceMatrix alone = matrix(rows, cols);
+  device().rms_norm(residual.view(), weights.f32(), 1e-5f, alone.view());
+  EXPECT_LE(relative_error(alone.values(), expected), tolerance(kind()));
+}
+
+TEST_P(DeviceRows, EmbedAndGatherRows) {
+  const std::int64_t vocab = 11, cols = size();
+  const auto table = activations(vocab * cols, 4);
+  const auto embedding = device().make_matrix(dtype(), vocab, cols, stored(dtype(), table));
+  const std::vector<std::int32_t> tokens{10, 0, 3, 3}, positions{0, 1, 2, 3}, logit_rows{1, 3}, pages{0};
+  const ops::SequenceRows sequence{0, 4, 0, pages.data()};
+  device().begin_step({tokens, positions, {&sequence, 1}, logit_rows, 16}, {});
+  const DeviceMatrix all = matrix(4, cols), some = matrix(2, cols);
+  device().embed(*embedding, all.view());
+  device().gather_logit_rows(all.view(), some.view());
+  std::vector<float> expected;
+  for (const std::int32_t token : tokens)
+    expected.insert(expected.end(), table.begin() + token * cols, table.begin() + (token + 1) * cols);
+  EXPECT_EQ(all.values(), expected);
+  std::vector<float> kept(expected.begin() + cols, expected.begin() + 2 * cols);
+  kept.insert(kept.end(), expected.begin() + 3 * cols, expected.end());
+  EXPECT_EQ(some.values(), kept);
+}
+
+// The parameter is the number of rows of activations.
+using DeviceLinear = DeviceOps;
+INSTANTIATE_TEST_SUITE_P(All, DeviceLinear,
+                         testing::Combine(any_device, testing::Values(1, 2, 7, 8, 9, 16, 17, 64, 200)), name_of);
+
+struct Product {
+  std::vector<float> x, weights, bias;
+  std::int64_t rows, inputs, outputs;
+  double at(std::int64_t row, std::int64_t output) const {
+    double sum = bias.empty() ? 0.0 : bias[output];
+    for (std::int64_t i = 0; i < inputs; ++i) sum += double{x[row * inputs + i]} * weights[output * inputs + i];
+    return sum;
+  }
+};
+
+TEST_P(DeviceLinear, MergedOutputsWithBiases) {
+  for (const std::int64_t inputs : {32, 96, 576, 1000, 2048}) {
+    const std::vector<std::int64_t> outputs{40, 16, 19};
+    std::vector<Product> parts;
+    std::vector<Projection> projections;
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      Product part{activations(size() * inputs, 5),
+                   activations(outputs[i] * inputs, 6 + static_cast<int>(i)),
+                   {},
+                   size(),
+                   inputs,
+                   outputs[i]};
+      if (i == 1) part.bias = random_floats(outputs[i], 9);
+      projections.push_back(
+          {device().make_matrix(dtype(), outputs[i], inputs, stored(dtype(), part.weights)), part.bias});
+      parts.push_back(std::move(part));
+    }
+    const auto linear = device().make_linear(std::move(projections));
+    ASSERT_EQ(linear->out_features(), 75);
+    std::vector<double> expected;
+    for (std::int64_t row = 0; row < size(); ++row)
+      for (const Product& part : parts)
+        for (std::int64_t o = 0; o < part.outputs; ++o) expected.push_back(part.at(row, o));
+    const DeviceMatrix x = matrix(size(), inputs, parts[0].x), y = matrix(size(), 75);
+    device().linear(*linear, x.view(), y.view());
+    EXPECT_LE(relative_error(y.values(), expected), tolerance(kind())) << inputs << " inputs";
+    const DeviceMatrix logits(device(), DType::f32, size(), 75);
+    device().linear(*linear, x.view(), logits.view());
+    EXPECT_LE(relative_error(logits.values(), expected), 2e-6) << inputs << " inputs, f32";
+  }
+}
+
+TEST_P(DeviceLinear, GatedBySilu) {
+  const std::int64_t inputs = 320, outputs = 88;
+  const Product gate{
+      activations(size() * inputs, 11), activations(outputs * inputs, 12, 0.2f), {}, size(), inputs, outputs};
+  const Product up{gate.x, activations(outputs * inputs, 13, 0.2f), {}, size(), inputs, outputs};
+  std::vector<Projection> projections;
+  for (const Product* part : {&gate, &up})
+    projections.push_back({device().make_matrix(dtype(), outputs, inputs, stored(dtype(), part->weights)), {}});
+  const auto linear = device().make_linear(std::move(projections));
+  std::vector<double> expected;
+  for (std::int64_t row = 0; row < size(); ++row) {
+    for (std::int64_t o = 0; o < outputs; ++o) {
+      const double g = gate.at(row, o);
+      expected.push_back(g / (1 + std::exp(-g)) * up.at(row, o));
+    }
+  }
+  const DeviceMatrix x = matrix(size(), inputs, gate.x), scratch = matrix(size(), 2 * outputs),
+                     y = matrix(size(), outputs);
+  device().gated_linear(*linear, x.view(), scratch.view(), y.view());
+  EXPECT_LE(relative_error(y.values(), expected), tolerance(kind()));
+}
+
+// The parameter is the head size.
+using DeviceHeads = DeviceOps;
+INSTANTIATE_TEST_SUITE_P(All, DeviceHeads, testing::Combine(any_device, testing::Values(8, 24, 64, 80, 96, 128, 256)),
+                         name_of);
+
+TEST_P(DeviceHeads, NormRotationAndCache) {
+  const HeadShape shape{.num_heads = 6, .num_kv_heads = 2, .head_dim = size()};
+  const std::int64_t width = shape.row_size(), dim = size();
+  const int page_size = 4, num_pages = 5, rotary = size() / 2 / 2 * 2;
+  const std::vector<std::int32_t> tokens(5, 0), positions{6, 7, 8, 0, 3}, first{4, 2, 1}, second{3}, third{0};
+  const std::vector<ops::SequenceRows> sequences{
+      {0, 3, 6, first.data()}, {3, 1, 0, second.data()}, {4, 1, 3, third.data()}};
+  const auto qkv = activations(5 * width, 14);
+  const auto query_norm = random_floats(dim, 15), key_norm = random_floats(dim, 16);
+  const auto table = random_floats(10 * rotary, 17);
+  const DType kv_dtype = DType::bf16;
+  const std::int64_t cache_rows = num_pages * shape.num_kv_heads * page_size;
+  const DeviceMatrix data = matrix(5, width, qkv), keys(device(), kv_dtype, cache_rows, dim),
+                     values(device(), kv_dtype, cache_rows, dim);
+  const DeviceMatrix q(device(), DType::f32, 1, dim, query_norm), k(device(), DType::f32, 1, dim, key_norm),
+      cos_sin(device(), DType::f32, 10, rotary, table);
+  device().begin_step({tokens, positions, sequences, {}, page_size}, {});
+  device().store_heads(
+      data.view(), shape,
+      {.query_norm = q.f32(), .key_norm = k.f32(), .eps = 1e-6f, .rope_table = cos_sin.f32(), .rotary_dim = rotary},
+      {keys.data(), values.data(), kv_dtype, shape.num_kv_heads, page_size, size()});
+
+  const auto got = data.values(), got_keys = keys.values(), got_values = values.values();
+  std::vector<bool> written(got_keys.size(), false);
+  for (const ops::SequenceRows& sequence : sequences) {
+    for (std::int32_t i = 0; i < sequence.num_rows; ++i) {
+      const std::int64_t row = sequence.first_row + i;
+      const std::int32_t position = positions[row];
+      const std::int64_t page = sequence.page_table[position / page_size];
+      for (int head = 0; head < shape.num_heads + 2 * shape.num_kv_heads; ++head) {
+        const float* x = &qkv[row * width + head * dim];
+        std::vector<double> head_values(x, x + dim);
+        const bool is_value = head >= shape.num_heads + shape.num_kv_heads;
+        if (!is_value) {
+          double squares = 0;
+          for (const double value : head_values) squares += value * value;
+          const auto& norm = head < shape.num_heads ? query_norm : key_norm;
+          for (std::int64_t j = 0; j < dim; ++j)
+            head_values[j] *= norm[j] / std::sqrt(squares / static_cast<double>(dim) + 1e-6);
+          const auto before = head_values;
+          const int half = rotary / 2;
+          const float* angles = &table[position * rotary];
+          for (int j = 0; j < half; ++j) {
+            head_values[j] = before[j] * angles[j] - before[j + half] * angles[half + j];
+            head_values[j + half] = before[j + half] * angles[j] + before[j] * angles[half + j];
+          }
+        }
+        std::vector<float> actual;
+        if (head < shape.num_heads) {
+          actual.assign(&got[row * width + head * dim], &got[row * width + head * dim] + dim);
+        } else {
+          const int kv_head = (head - shape.num_heads) % shape.num_kv_heads;
+          const std::int64_t at = ((page * shape.num_kv_heads + kv_head) * page_size + position % page_size) * dim;
+          const auto& cache = is_value ? got_values : got_keys;
+          actual.assign(&cache[at], &cache[at] + dim);
+          std::fill_n(written.begin() + at, dim, true);
+        }
+        EXPECT_LE(relative_error(actual, head_values), 6e-3) << "row " << row << ", head " << head;
+      }
+    }
+  }
+  for (std::size_t i = 0; i < written.size(); ++i) {
+    ASSERT_EQ(std::isnan(got_keys[i]), !written[i]) << i;
+    ASSERT_EQ(std::isnan(got_values[i]), !written[i]) << i;
+  }
+}
+
+TEST(DeviceMatrices, EveryFloatFormatIsLoaded) {
+  MINISGL_SKIP_WITHOUT(DeviceKind::cuda);
+  Ops& device = *device_of(DeviceKind::cuda);
+  const std::int64_t rows = 7, cols = 64;
+  const auto weights = random_floats(rows * cols, 20);
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    const auto matrix = device.make_matrix(dtype, rows, cols, stored(dtype, weights));
+    const std::vector<std::int32_t> tokens{6, 0}, positions{0, 1}, pages{0};
+    const ops::SequenceRows sequence{0, 2, 0, pages.data()};
+    device.begin_step({tokens, positions, {&sequence, 1}, {}, 16}, {});
+    const DeviceMatrix y(device, DType::bf16, 2, cols);
+    device.embed(*matrix, y.view());
+    for (std::int64_t i = 0; i < cols; ++i) {
+      EXPECT_EQ(y.values()[i], rounded(DType::bf16, rounded(dtype, weights[6 * cols + i])));
+      EXPECT_EQ(y.values()[cols + i], rounded(DType::bf16, rounded(dtype, weights[i])));
+    }
+  }
+}
+
+// The CPU reads blocks through gemm/block_codec.cpp, which its own tests hold to the formats' definitions.
+TEST(DeviceMatrices, BlocksAreDequantizedAsOnTheCpu) {
+  MINISGL_SKIP_WITHOUT(DeviceKind::cuda);
+  for (const DType dtype : {DType::q8_0, DType::q4_0, DType::q4_1, DType::q4_k, DType::q6_k}) {
+    const std::int64_t rows = 3, cols = 512;
+    std::vector<std::byte> raw(static_cast<std::size_t>(rows * row_bytes(dtype, cols)));
+    std::mt19937 random(21);
+    for (std::byte& byte : raw) byte = static_cast<std::byte>(random() & 0x3f);  // no f16 of it is infinite
+    const std::vector<std::int32_t> tokens{2, 0, 1}, positions{0, 1, 2}, pages{0};
+    const ops::SequenceRows sequence{0, 3, 0, pages.data()};
+    std::vector<std::vector<float>> results;
+    for (const DeviceKind kind : {DeviceKind::cpu, DeviceKind::cuda}) {
+      Ops& device = *device_of(kind);
+      const auto matrix = device.make_matrix(dtype, rows, cols, raw);
+      device.begin_step({tokens, positions, {&sequence, 1}, {}, 16}, {});
+      const DeviceMatrix y(device, device.activation_dtype(), 3, cols);
+      device.embed(*matrix, y.view());
+      results.push_back(y.values());
+    }
+    for (std::size_t i = 0; i < results[0].size(); ++i)
+      ASSERT_NEAR(results[1][i], results[0][i], 0.004 * std::abs(results[0][i]) + 1e-7)
+          << dtype_info(dtype).name << ", element " << i;
+  }
+}
+
+}  // namespace
+}  // namespace minisgl

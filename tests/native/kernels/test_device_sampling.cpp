@@ -1,0 +1,167 @@
+// Sampling on each device against the CPU's sampler and its reference: the same token from the same seed, unless the
+// draw falls on a border that rounding moves.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "kernels/devices.h"
+#include "kernels/philox.h"
+#include "kernels/random_floats.h"
+#include "kernels/sampling_reference.h"
+
+namespace minisgl {
+namespace {
+
+using testing_support::device_label;
+using testing_support::device_of;
+using testing_support::DeviceKind;
+using testing_support::DeviceMatrix;
+
+class DeviceSampling : public testing::TestWithParam<DeviceKind> {
+ protected:
+  void SetUp() override { MINISGL_SKIP_WITHOUT(GetParam()); }
+  Ops& device() const { return *device_of(GetParam()); }
+
+  // One step whose only purpose is its logits.
+  std::vector<TokenOutput> run(const std::vector<float>& logits, std::int64_t vocab,
+                               const std::vector<LogitQuery>& queries) const {
+    const auto count = queries.size();
+    const std::vector<std::int32_t> zeros(count, 0), pages{0};
+    std::vector<std::int32_t> rows(count);
+    std::vector<ops::SequenceRows> sequences;
+    for (std::size_t i = 0; i < count; ++i) {
+      rows[i] = static_cast<std::int32_t>(i);
+      sequences.push_back({rows[i], 1, 0, pages.data()});
+    }
+    const DeviceMatrix matrix(device(), DType::f32, std::ssize(queries), vocab, logits);
+    device().begin_step({zeros, zeros, sequences, rows, 16}, queries);
+    device().sample(matrix.view());
+    return device().take_outputs();
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(All, DeviceSampling, testing::Values(DeviceKind::cpu, DeviceKind::cuda),
+                         [](const auto& info) { return device_label(info.param); });
+
+std::vector<SamplingParams> many_params() {
+  return {{.temperature = 0.0f},
+          {.temperature = 1.0f},
+          {.temperature = 0.3f},
+          {.temperature = 2.0f, .top_k = 1},
+          {.temperature = 1.0f, .top_k = 40},
+          {.temperature = 0.8f, .top_p = 0.9f},
+          {.temperature = 1.5f, .top_k = 200, .top_p = 0.5f},
+          {.temperature = 1.0f, .min_p = 0.1f},
+          {.temperature = 1.0f, .top_k = 50, .top_p = 0.95f, .min_p = 0.02f},
+          {.temperature = 1.0f, .top_p = 1e-6f}};
+}
+
+// Whether the walk over `probability` by id reaches `uniform` within `token`, give or take rounding.
+bool is_drawn(const std::vector<double>& probability, std::int32_t token, double uniform) {
+  double below = 0;
+  for (std::int32_t i = 0; i < token; ++i) below += probability[i];
+  return probability[token] > 0 && uniform >= below - 1e-5 && uniform <= below + probability[token] + 1e-5;
+}
+
+TEST_P(DeviceSampling, DrawsWhatTheSeedSays) {
+  for (const std::int64_t vocab : {1, 31, 1000, 49152, 151936}) {
+    const auto params = many_params();
+    std::vector<SamplingParams> seeded;
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      seeded.push_back(params[i]);
+      seeded.back().seed = 1000 + i;
+    }
+    const auto logits = random_floats(std::ssize(params) * vocab, static_cast<int>(vocab), 3.0f);
+    for (std::uint64_t position = 0; position < 3; ++position) {
+      std::vector<LogitQuery> queries;
+      for (const SamplingParams& p : seeded) queries.push_back({.params = &p, .position = position});
+      const auto outputs = run(logits, vocab, queries);
+      for (std::size_t i = 0; i < seeded.size(); ++i) {
+        const std::span row(&logits[i * vocab], static_cast<std::size_t>(vocab));
+        const std::int32_t token = outputs[i].token;
+        ASSERT_TRUE(token >= 0 && token < vocab) << token;
+        if (seeded[i].temperature == 0.0f) {
+          EXPECT_EQ(token, std::ranges::max_element(row) - row.begin());
+          continue;
+        }
+        const auto adjusted = reference::adjusted_logits(row, seeded[i], {}, {});
+        EXPECT_TRUE(
+            is_drawn(reference::distribution(adjusted, seeded[i]), token, philox_uniform(seeded[i].seed, position)))
+            << "vocabulary " << vocab << ", parameters " << i << ", token " << token;
+      }
+    }
+  }
+}
+
+TEST_P(DeviceSampling, TiesGoToTheLowerId) {
+  const std::int64_t vocab = 3000;
+  std::vector<float> logits(vocab, 1.0f);
+  logits[7] = logits[2000] = logits[2500] = 5.0f;
+  const SamplingParams greedy{.temperature = 0.0f}, two{.temperature = 100.0f, .top_k = 2, .seed = 5};
+  EXPECT_EQ(run(logits, vocab, {{.params = &greedy}})[0].token, 7);
+  for (std::uint64_t position = 0; position < 20; ++position) {
+    const std::int32_t token = run(logits, vocab, {{.params = &two, .position = position}})[0].token;
+    EXPECT_TRUE(token == 7 || token == 2000) << token;
+  }
+}
+
+TEST_P(DeviceSampling, RowsWithoutNumbersAndWithInfinities) {
+  const std::int64_t vocab = 500;
+  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  const SamplingParams params{.temperature = 1.0f, .seed = 3};
+  const std::vector<std::int32_t> banned{0, 1};
+  EXPECT_EQ(run(std::vector<float>(vocab, nan), vocab, {{.params = &params, .banned = banned}})[0].token, 2);
+  EXPECT_EQ(run(std::vector<float>(vocab, -infinity), vocab, {{.params = &params}})[0].token, 0);
+  std::vector<float> some(vocab, nan);
+  some[123] = -1e30f;
+  EXPECT_EQ(run(some, vocab, {{.params = &params}})[0].token, 123);
+  std::vector<float> infinite(vocab, 1e30f);
+  infinite[40] = infinite[400] = infinity;
+  const std::int32_t token = run(infinite, vocab, {{.params = &params}})[0].token;
+  EXPECT_TRUE(token == 40 || token == 400) << token;
+}
+
+TEST_P(DeviceSampling, BiasBansAndPenalties) {
+  const std::int64_t vocab = 2000;
+  const auto logits = random_floats(vocab, 50, 2.0f);
+  const SamplingParams params{.temperature = 0.0f,
+                              .repetition_penalty = 1.7f,
+                              .presence_penalty = 0.4f,
+                              .frequency_penalty = 0.3f,
+                              .logit_bias = {{5, 4.0f}, {9, 6.5f}, {5, 3.0f}}};
+  const std::vector<std::int32_t> prompt{9, 11, 5, 9}, banned{3};
+  const auto seen = device().make_seen_tokens(vocab, true);
+  seen->add_prompt(prompt);
+  TokenCounts counts{.in_prompt = std::vector<std::uint8_t>(vocab), .in_output = std::vector<std::uint32_t>(vocab)};
+  for (const std::int32_t token : prompt) counts.in_prompt[token] = 1;
+  for (int step = 0; step < 30; ++step) {
+    const auto expected = reference::adjusted_logits(logits, params, counts, banned);
+    const auto best = static_cast<std::int32_t>(std::ranges::max_element(expected) - expected.begin());
+    const auto output = run(logits, vocab, {{.params = &params, .seen = seen.get(), .banned = banned}});
+    ASSERT_NEAR(expected[output[0].token], expected[best], 1e-5) << "step " << step;
+    ++counts.in_output[output[0].token];
+  }
+}
+
+TEST_P(DeviceSampling, LogProbabilities) {
+  const std::int64_t vocab = 49152;
+  const auto logits = random_floats(2 * vocab, 60, 4.0f);
+  const SamplingParams params{.temperature = 0.5f, .seed = 9, .logit_bias = {{77, 50.0f}}};
+  const auto outputs =
+      run(logits, vocab, {{.num_top = 20, .params = &params}, {.target = 1234, .num_top = 0, .params = &params}});
+  EXPECT_EQ(outputs[0].token, 77);
+  EXPECT_EQ(outputs[1].token, 1234);
+  for (std::size_t i = 0; i < 2; ++i) {
+    std::vector<TokenLogprob> top;
+    const std::span row(&logits[i * vocab], static_cast<std::size_t>(vocab));
+    EXPECT_NEAR(outputs[i].logprob, token_logprob(row, outputs[i].token, i == 0 ? 20 : 0, top), 1e-5);
+    ASSERT_EQ(outputs[i].top.size(), top.size());
+    for (std::size_t k = 0; k < top.size(); ++k) {
+      EXPECT_EQ(outputs[i].top[k].token, top[k].token);
+      EXPECT_NEAR(outputs[i].top[k].logprob, top[k].logprob, 1e-5);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace minisgl
