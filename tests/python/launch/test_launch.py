@@ -139,7 +139,7 @@ def test_a_signal_lets_live_streams_end(start: Start, number: signal.Signals) ->
     stream = Stream(port, [1], 200)
     stream.wait_events(3)
     server.signal(number)
-    server.wait_for_line("ending: live requests (1)")
+    server.wait_for_line(r"ending: live requests \(1\)")
     assert get(port, "/ready")[0] == 503
     assert get(port, "/health")[0] == 200
     refused = Stream(port, [1], 5)
