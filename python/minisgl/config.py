@@ -118,15 +118,15 @@ def parse_count(text: str) -> int:
     return int(number) * _SUFFIXES[suffix]
 
 
-def parse_seconds(text: str) -> float:
-    """A finite number of seconds."""
+def parse_number(text: str) -> float:
+    """A finite number, such as a time in seconds or a share."""
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = math.nan
-    if not math.isfinite(seconds):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
-    return seconds
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag(
                 "body-timeout",
                 "time for a client to send a request's head, and again for its body",
-                parse_seconds,
+                parse_number,
                 "SECONDS",
             ),
         ),
@@ -209,7 +209,7 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag(
                 "memory-fraction",
                 "share for KV cache and workspace of the memory that the weights leave",
-                float,
+                parse_number,
                 "SHARE",
             ),
             _Flag("num-pages", "KV pages, instead of --kv-cache-tokens", parse_count, "N"),
@@ -222,9 +222,9 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
         (
             _Flag("num-tokenizer", "tokenizer processes; 0: in the server", parse_count, "N"),
             _Flag(
-                "startup-timeout", "time until the engine must be ready", parse_seconds, "SECONDS"
+                "startup-timeout", "time until the engine must be ready", parse_number, "SECONDS"
             ),
-            _Flag("drain-timeout", "time for live streams after SIGTERM", parse_seconds, "SECONDS"),
+            _Flag("drain-timeout", "time for live streams after SIGTERM", parse_number, "SECONDS"),
             _Flag(
                 "metrics-alias-prefix",
                 "second prefix for metrics; empty for none",

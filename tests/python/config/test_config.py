@@ -56,7 +56,7 @@ def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: s
         (("--kv-dtype", "int3"), "kv_dtype must be one of auto, f32, f16, bf16, got 'int3'"),
         (("--log-level", "loud"), "log_level must be one of"),
         (("--drain-timeout", "-1"), "drain_timeout must be between 0 and 86400, got -1.0"),
-        (("--startup-timeout", "nan"), "expected a number of seconds, got 'nan'"),
+        (("--startup-timeout", "nan"), "expected a number, got 'nan'"),
         (("--page-size", "12"), "page_size must be a power of two, got 12"),
         (("--max-running", "0"), "max_running must be between 1 and 65536, got 0"),
         (("--max-body", "1K"), "unrecognized arguments"),
