@@ -88,10 +88,11 @@ EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& m
   }
   const std::int64_t asked_tokens =
       settings.num_pages > 0 ? settings.num_pages * settings.page_size : settings.kv_cache_tokens;
-  const char* const cache_flag = settings.num_pages > 0 ? "--num-pages" : "--kv-cache-tokens";
   if (asked_tokens > 0 && settings.max_seq_len > asked_tokens) {
-    throw InputError(concat("--max-seq-len ", settings.max_seq_len, " is more than the ", asked_tokens, " tokens of ",
-                            cache_flag, ": one request must fit the cache"));
+    const std::string cache = settings.num_pages > 0 ? concat("the ", asked_tokens, " tokens of --num-pages")
+                                                     : concat("--kv-cache-tokens ", asked_tokens);
+    throw InputError(
+        concat("--max-seq-len ", settings.max_seq_len, " is more than ", cache, ": one request must fit the cache"));
   }
 
   EngineOptions options;

@@ -105,6 +105,9 @@ TEST(Defaults, SettingsOutOfRange) {
   EXPECT_EQ(refusal({.max_seq_len = 8193}), "--max-seq-len must be between 0 and the model's 8192 positions, got 8193");
   EXPECT_EQ(refusal({.kv_cache_tokens = 100, .max_seq_len = 200}),
             "--max-seq-len 200 is more than --kv-cache-tokens 100: one request must fit the cache");
+  EXPECT_EQ(refusal({.num_pages = 10, .max_seq_len = 200}),
+            "--max-seq-len 200 is more than the 160 tokens of --num-pages: one request must fit the cache");
+  EXPECT_EQ(choose({.num_pages = 100}).num_pages, 100);
   EXPECT_EQ(refusal({.kv_dtype = "q8_0"}), "--kv-dtype must be auto, f16, bf16 or f32, got q8_0");
   EXPECT_EQ(refusal({.kv_dtype = "fp8"}), "--kv-dtype must be auto, f16, bf16 or f32, got fp8");
   EXPECT_NE(refusal({.max_running = 0}), "");
