@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
@@ -117,15 +118,15 @@ def parse_count(text: str) -> int:
     return int(number) * _SUFFIXES[suffix]
 
 
-def parse_seconds(text: str) -> float:
-    """A finite number of seconds."""
+def parse_number(text: str) -> float:
+    """A finite number, such as a time in seconds or a share."""
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = math.nan
-    if not math.isfinite(seconds):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
-    return seconds
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag(
                 "body-timeout",
                 "time for a client to send a request's head, and again for its body",
-                parse_seconds,
+                parse_number,
                 "SECONDS",
             ),
         ),
@@ -208,7 +209,7 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag(
                 "memory-fraction",
                 "share for KV cache and workspace of the memory that the weights leave",
-                float,
+                parse_number,
                 "SHARE",
             ),
             _Flag("num-pages", "KV pages, instead of --kv-cache-tokens", parse_count, "N"),
@@ -221,9 +222,9 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
         (
             _Flag("num-tokenizer", "tokenizer processes; 0: in the server", parse_count, "N"),
             _Flag(
-                "startup-timeout", "time until the engine must be ready", parse_seconds, "SECONDS"
+                "startup-timeout", "time until the engine must be ready", parse_number, "SECONDS"
             ),
-            _Flag("drain-timeout", "time for live streams after SIGTERM", parse_seconds, "SECONDS"),
+            _Flag("drain-timeout", "time for live streams after SIGTERM", parse_number, "SECONDS"),
             _Flag(
                 "metrics-alias-prefix",
                 "second prefix for metrics; empty for none",
@@ -302,6 +303,14 @@ def parse_args(
         return ServerArgs(**given)
     except ValueError as error:
         parser.error(str(error))
+
+
+def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """Where the default model and the shell's history are kept: minisgl in XDG_CACHE_HOME, where
+    that is set to an absolute path, else in ~/.cache.
+    """
+    base = (os.environ if environment is None else environment).get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "minisgl"
 
 
 def pynccl_buffer_limit(environment: Mapping[str, str] | None = None) -> int | None:

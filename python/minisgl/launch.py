@@ -185,7 +185,7 @@ class Server:
         """No new requests; the live ones may end."""
         self._client.begin_drain()
         logger.info(
-            "ending: %d requests have up to %g s; a second signal ends at once",
+            "ending: live requests (%d) have up to %g s; a second signal ends at once",
             self._client.num_live,
             self._args.drain_timeout,
         )

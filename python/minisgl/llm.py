@@ -221,6 +221,7 @@ class LLM:
                 self.tokenizer,
                 skip_special_tokens=params.skip_special_tokens,
                 stop=params.stop,
+                min_tokens=params.min_tokens,
                 continues_prompt=continues_prompt,
             )
             samples.append(_Sample(index, self._engine.request(prompt_ids, one), detokenizer))

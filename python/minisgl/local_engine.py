@@ -15,6 +15,7 @@ from minisgl.engine.stream import make_request
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Output, Submit
 from minisgl.model_source import ModelError, resolve_model
 from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
+from minisgl.tokenizer.chat_template import read_chat_template
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -108,6 +109,7 @@ class LocalEngine:
             self.tokenizer,
             skip_special_tokens=params.skip_special_tokens,
             stop=params.stop,
+            min_tokens=params.min_tokens,
             continues_prompt=continues_prompt,
         )
         self.submit(self.request(prompt_ids, params))
@@ -173,18 +175,11 @@ def open_local_engine(
     files = resolve_model(
         model, show_progress=show_progress, revision=revision, cache_dir=cache_dir
     )
-    template = None if chat_template is None else _read_template(Path(chat_template))
+    template = None if chat_template is None else read_chat_template(chat_template)
     tokenizer = load_tokenizer(files.path, chat_template=template)
     engine_options = options(files.path)
     engine = _load_engine(engine_options, show_progress)
     return LocalEngine(engine, tokenizer, files.name, max_in_flight=engine_options.max_waiting)
-
-
-def _read_template(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the chat template {path} can't be read: {error}.") from error
 
 
 def _load_engine(options: EngineOptions, show_progress: bool) -> Engine:

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from minisgl.config import default_cache_dir
+
 # What is taken from a Hugging Face repository; other formats and training state stay there.
 _WANTED_FILES = (
     "config.json",
@@ -49,20 +51,21 @@ def resolve_model(
     """Finds or downloads `model`: a folder, a .gguf file, a Hugging Face id (org/name), or one
     .gguf file of a repository (org/name/file.gguf); None is the default model.
 
-    `cache_dir` holds the default model (None: ~/.cache/minisgl); Hugging Face keeps its own cache.
+    `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its
+    own. `revision` is for Hugging Face ids only.
     ModelError, with one sentence, when there is no such model, a file is missing, or it can't be
     downloaded.
     """
     if model is None:
         from minisgl.default_model import default_model
 
+        _refuse_revision(revision, "the default model")
         return default_model(cache_dir or default_cache_dir(), show_progress=show_progress)
     try:
         path = Path(model).expanduser()
-        if model and path.is_dir():
-            return _folder(path)
-        if path.is_file():
-            return _gguf_file(path)
+        if model and (path.is_dir() or path.is_file()):
+            _refuse_revision(revision, f"the model at {model!r}")
+            return _folder(path) if path.is_dir() else _gguf_file(path)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no home folder
         raise ModelError(f"there is no model at {model[:200]!r}: {error}.") from error
     if hub_file := _HUB_FILE.fullmatch(model):
@@ -75,8 +78,12 @@ def resolve_model(
     )
 
 
-def default_cache_dir() -> Path:
-    return Path.home() / ".cache" / "minisgl"
+def _refuse_revision(revision: str | None, model: str) -> None:
+    if revision is not None:
+        raise ModelError(
+            f"--revision {revision} is for a Hugging Face id, but {model} has no revisions: leave "
+            "it out."
+        )
 
 
 def _folder(path: Path, name: str | None = None) -> ModelFiles:

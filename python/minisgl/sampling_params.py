@@ -22,8 +22,8 @@ MAX_SEED = 2**64 - 1
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sampling parameters of one request. ValueError names the field, its range and the value."""
 
-    max_tokens: int = 16  # tokens generated at most
-    min_tokens: int = 0  # stop tokens are banned before that many
+    max_tokens: int = 16  # tokens generated at most; 0: only the prompt is computed
+    min_tokens: int = 0  # stop tokens are banned, stop strings passed over before that many
     temperature: float = 1.0  # 0 is greedy
     top_k: int = 0  # 0 or -1 is off
     top_p: float = 1.0  # 1 is off
@@ -44,7 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     skip_special_tokens: bool = True  # in the text
 
     def __post_init__(self) -> None:
-        _check_int("max_tokens", self.max_tokens, 1, MAX_TOKEN_ID)
+        _check_int("max_tokens", self.max_tokens, 0, MAX_TOKEN_ID)
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKEN_ID)
         if self.min_tokens > self.max_tokens:
             raise ValueError(

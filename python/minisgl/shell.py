@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minisgl.config import default_cache_dir
 from minisgl.ipc.messages import EngineOptions
 from minisgl.local_engine import EngineError, LocalEngine, open_local_engine
-from minisgl.model_source import ModelError, default_cache_dir
+from minisgl.model_source import ModelError
 from minisgl.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -55,14 +56,15 @@ def run_shell(args: ServerArgs) -> int:
             args.model, options, revision=args.revision, chat_template=args.chat_template
         )
     except ModelError as error:
-        print(f"minisgl-serve: {error}", file=sys.stderr)
+        print(f"minisgl-serve: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     interactive = sys.stdin.isatty()
     with engine:
         if interactive:
-            print(f"{engine.model_name}: /help lists the commands, Ctrl-D leaves.")
+            print(f"{engine.model_name}: /help lists the commands.")
+            print("Ctrl-C stops an answer, Ctrl-D leaves.")
         read_line = terminal_reader(default_cache_dir()) if interactive else piped_line
         return Shell(engine, read_line).run()
 

@@ -11,9 +11,9 @@ import pytest
 from minisgl.sampling_params import SamplingParams
 
 BAD_VALUES: list[tuple[str, Any, str]] = [
-    ("max_tokens", 0, "max_tokens must be between 1 and 2147483647, got 0"),
-    ("max_tokens", True, "max_tokens must be an integer between 1 and 2147483647, got True"),
-    ("max_tokens", 1.5, "max_tokens must be an integer between 1 and 2147483647, got 1.5"),
+    ("max_tokens", -1, "max_tokens must be between 0 and 2147483647, got -1"),
+    ("max_tokens", True, "max_tokens must be an integer between 0 and 2147483647, got True"),
+    ("max_tokens", 1.5, "max_tokens must be an integer between 0 and 2147483647, got 1.5"),
     ("min_tokens", 17, "min_tokens must be at most max_tokens (16), got 17"),
     ("temperature", -0.1, "temperature must be between 0 and 100, got -0.1"),
     ("temperature", math.nan, "temperature must be between 0 and 100, got nan"),

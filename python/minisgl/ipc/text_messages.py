@@ -43,6 +43,7 @@ class OpenText(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
     id: RequestId
     skip_special_tokens: bool = True
     stop: list[str] = []
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
     include_stop: bool = False
     continues_prompt: bool = False
 

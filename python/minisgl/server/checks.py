@@ -222,7 +222,7 @@ def fit(num_prompt: int, wanted: int | None, default: int | None, max_seq_len: i
     wanted doesn't.
     """
     room = max_seq_len - num_prompt
-    if room < 1:
+    if room < (0 if wanted == 0 else 1):
         raise errors.too_long(num_prompt, max_seq_len)
     if wanted is not None:
         if wanted > room:

@@ -32,15 +32,13 @@ class Completions(JsonEndpoint):
         text = state.frontend()
         info = state.client.info
         prompts = await encode_prompts(text, request, info.vocab_size)
-        # With max_tokens 0 only the prompt is wanted: the engine makes one token, which isn't
-        # shown.
-        prompt_only = request.max_tokens == 0
-        wanted = 1 if prompt_only else request.max_tokens
         default = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
         jobs = [
             checks.sampling_params(
                 request,
-                max_tokens=checks.fit(len(prompt.ids), wanted, default, info.max_seq_len),
+                max_tokens=checks.fit(
+                    len(prompt.ids), request.max_tokens, default, info.max_seq_len
+                ),
                 logprobs=request.logprobs,
                 prompt_logprobs=request.logprobs if request.echo else None,
                 vocab_size=info.vocab_size,
@@ -61,7 +59,6 @@ class Completions(JsonEndpoint):
                     n=request.n or 1,
                     include_stop=bool(request.include_stop_str_in_output),
                     continues_prompt=True,
-                    discard=prompt_only,
                 )
             shaper = ChoiceShaper(text, request, prompts)
             if request.stream:

@@ -61,8 +61,6 @@ class Choice:
         stream: TokenStream,
         detokenizer: Detokenizer,
         offsets: IncrementalDetokenizer | None,
-        *,
-        discard: bool,
     ) -> None:
         self.index = index
         self.stream = stream
@@ -77,7 +75,6 @@ class Choice:
         )
         self._offset = 0
         self._held: list[TokenEntry] = []  # their text isn't out yet
-        self._discard = discard  # only the prompt is wanted, the one token that came with it is not
 
     async def take(self, output: Output) -> Delta:
         """Raises ApiError when the engine ended the request with an error, or aborted it."""
@@ -88,9 +85,6 @@ class Choice:
         if output.finish:
             self.finished = True
             delta.finish_reason = output.finish
-        if self._discard:
-            delta.finish_reason = "length" if self.finished else None
-            return delta
         token_ids = output.token_ids
         # A stop token ends the text and isn't part of it.
         shown = token_ids[:-1] if output.finish == "stop" else token_ids
@@ -172,7 +166,6 @@ class Generation:
         n: int = 1,
         include_stop: bool = False,
         continues_prompt: bool = False,
-        discard: bool = False,
     ) -> None:
         """Adds `n` choices for a prompt. Raises ApiError 400, 429 or 503; the context manager ends
         what was begun.
@@ -194,6 +187,7 @@ class Generation:
                 self._text.detokenizer(
                     skip_special_tokens=params.skip_special_tokens,
                     stop=params.stop,
+                    min_tokens=params.min_tokens,
                     include_stop=include_stop,
                     continues_prompt=continues_prompt,
                 ),
@@ -204,7 +198,6 @@ class Generation:
                     skip_special_tokens=params.skip_special_tokens,
                     continues_prompt=continues_prompt,
                 ),
-                discard=discard,
             )
             self._choices.append(choice)
             self.num_live += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
@@ -22,6 +23,29 @@ class ChatTemplateError(ValueError):
     """The template is missing or refused the messages; the message says why."""
 
 
+def read_chat_template(path: str) -> str:
+    """Jinja text of a file that stands in for the model's own. ModelError when it can't be read, is
+    empty or doesn't compile.
+    """
+    what = f"the chat template {path!r}"
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{what} can't be read: {error}.") from error
+    if not source:
+        raise ModelError(f"{what} is empty.")
+    _compile(_environment(), source, what)
+    return source
+
+
+def _compile(environment: ImmutableSandboxedEnvironment, source: str, what: str) -> jinja2.Template:
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        sentence = str(error).rstrip(".")
+        raise ModelError(f"{what} has an error: {sentence}.") from error
+
+
 class ChatTemplate:
     """`sources`: template text by name; "default" is used, or "tool_use" for tools where it exists.
 
@@ -31,12 +55,10 @@ class ChatTemplate:
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         environment = _environment()
-        try:
-            self._templates = {
-                name: environment.from_string(source) for name, source in sources.items()
-            }
-        except jinja2.TemplateError as error:
-            raise ModelError(f"the model's chat template has an error: {error}.") from error
+        self._templates = {
+            name: _compile(environment, source, "the model's chat template")
+            for name, source in sources.items()
+        }
         self._default = self._templates.get("default") or next(iter(self._templates.values()))
         self._special_tokens = dict(special_tokens)
 

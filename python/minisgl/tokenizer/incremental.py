@@ -20,7 +20,8 @@ class IncrementalDetokenizer:
 
     Incomplete characters and text that may begin a stop string are held; a token costs O(1)
     amortised. `continues_prompt`: the text stands behind a prompt, so that the first space of a
-    SentencePiece vocabulary belongs to it.
+    SentencePiece vocabulary belongs to it. `min_tokens`: the text of that many ids is shown
+    whatever stands in it; stop strings are looked for behind it.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class IncrementalDetokenizer:
         *,
         skip_special_tokens: bool = True,
         stop: Sequence[str] = (),
+        min_tokens: int = 0,
         include_stop: bool = False,
         continues_prompt: bool = False,
     ) -> None:
@@ -36,6 +38,7 @@ class IncrementalDetokenizer:
         self._utf8 = _Utf8Decoder("replace")
         self._strip_space = tokenizer.strips_first_space and not continues_prompt
         self._matcher = StopMatcher(stop) if stop else None
+        self._min_tokens = min_tokens
         self._include_stop = include_stop
         # A stop string came: the text is cut before it, and everything later is ignored.
         self.stopped = False
@@ -53,7 +56,10 @@ class IncrementalDetokenizer:
         pieces: list[str] = []
         for token_id in token_ids:
             self.num_tokens += 1
-            pieces.append(self._match(self._matcher, self._decode(table[token_id])))
+            text = self._decode(table[token_id])
+            if self.num_tokens > self._min_tokens:
+                text = self._match(self._matcher, text)
+            pieces.append(text)
             if self.stopped:
                 break
         return "".join(pieces)

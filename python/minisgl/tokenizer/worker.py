@@ -12,7 +12,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 from minisgl.ipc.text_messages import (
@@ -27,6 +26,7 @@ from minisgl.ipc.text_messages import (
 )
 from minisgl.model_source import ModelError
 from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
+from minisgl.tokenizer.chat_template import read_chat_template
 from minisgl.tokenizer.tokenizer import check_unicode
 from minisgl.tokenizer.worker_pool import WorkerClient, WorkerLost, WorkerStartError
 from minisgl.tokenizer.worker_process import encode_message
@@ -84,7 +84,9 @@ class TextFrontend:
 
         `chat_template`: path of a Jinja file. `command`: the worker program (for tests).
         """
-        template = await asyncio.to_thread(_read_template, chat_template)
+        template = None
+        if chat_template is not None:
+            template = await asyncio.to_thread(read_chat_template, chat_template)
         options = TextOptions(path=path, chat_template=template)
         encoders = [
             WorkerClient(f"tokenizer process {number}", options, command=command)
@@ -138,6 +140,7 @@ class TextFrontend:
         *,
         skip_special_tokens: bool = True,
         stop: Sequence[str] = (),
+        min_tokens: int = 0,
         include_stop: bool = False,
         continues_prompt: bool = False,
     ) -> Detokenizer:
@@ -148,6 +151,7 @@ class TextFrontend:
                     self.tokenizer,
                     skip_special_tokens=skip_special_tokens,
                     stop=stop,
+                    min_tokens=min_tokens,
                     include_stop=include_stop,
                     continues_prompt=continues_prompt,
                 )
@@ -156,6 +160,7 @@ class TextFrontend:
             id=next(self._ids),
             skip_special_tokens=skip_special_tokens,
             stop=list(stop),
+            min_tokens=min_tokens,
             include_stop=include_stop,
             continues_prompt=continues_prompt,
         )
@@ -229,15 +234,6 @@ class _RemoteDetokenizer(Detokenizer):
         if getattr(self, "_open", False):
             with contextlib.suppress(Exception):
                 self._worker.tell(CloseText(self._id))
-
-
-def _read_template(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"the chat template {path!r} can't be read: {error}") from error
 
 
 def _num_characters(value: Any) -> int:

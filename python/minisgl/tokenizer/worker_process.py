@@ -76,6 +76,7 @@ class Worker:
                 self._tokenizer,
                 skip_special_tokens=message.skip_special_tokens,
                 stop=message.stop,
+                min_tokens=message.min_tokens,
                 include_stop=message.include_stop,
                 continues_prompt=message.continues_prompt,
             )

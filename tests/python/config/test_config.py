@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-from minisgl.config import ServerArgs, parse_args
+from minisgl.config import ServerArgs, default_cache_dir, parse_args
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str, **environment: str) -> str:
@@ -55,7 +56,7 @@ def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: s
         (("--kv-dtype", "int3"), "kv_dtype must be one of auto, f32, f16, bf16, got 'int3'"),
         (("--log-level", "loud"), "log_level must be one of"),
         (("--drain-timeout", "-1"), "drain_timeout must be between 0 and 86400, got -1.0"),
-        (("--startup-timeout", "nan"), "expected a number of seconds, got 'nan'"),
+        (("--startup-timeout", "nan"), "expected a number, got 'nan'"),
         (("--page-size", "12"), "page_size must be a power of two, got 12"),
         (("--max-running", "0"), "max_running must be between 1 and 65536, got 0"),
         (("--max-body", "1K"), "unrecognized arguments"),
@@ -97,3 +98,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         parse_args(["--version"], {})
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith("minisgl 0.")
+
+
+def test_the_cache_is_where_the_system_wants_it() -> None:
+    assert default_cache_dir({"XDG_CACHE_HOME": "/var/cache"}) == Path("/var/cache/minisgl")
+    for unusable in ({}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "relative"}):
+        assert default_cache_dir(unusable) == Path.home() / ".cache" / "minisgl"

@@ -113,10 +113,22 @@ def test_a_model_that_is_not_there(start: Start, model: Path) -> None:
     assert "nowhere" in server.lines[0]
 
 
-def test_a_missing_chat_template_ends_the_start(start: Start) -> None:
-    server = start("--chat-template", "/no/such/file")
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(None, "can't be read"), ("", "is empty"), ("{{ broken", "has an error: unexpected end")],
+)
+def test_a_chat_template_that_is_no_good_ends_the_start(
+    start: Start, tmp_path: Path, content: str | None, fault: str
+) -> None:
+    file = tmp_path / "chat.jinja"
+    if content is not None:
+        file.write_text(content)
+    server = start("--chat-template", str(file))
     assert server.wait() == 1
-    assert "/no/such/file" in server.lines[-1]
+    assert server.lines[-1].startswith(
+        f"minisgl-serve: error: the chat template {str(file)!r} {fault}"
+    )
+    assert not server.lines[-1].endswith("..")
     assert "Traceback" not in server.output
 
 
@@ -127,7 +139,7 @@ def test_a_signal_lets_live_streams_end(start: Start, number: signal.Signals) ->
     stream = Stream(port, [1], 200)
     stream.wait_events(3)
     server.signal(number)
-    server.wait_for_line("ending: 1 request")
+    server.wait_for_line(r"ending: live requests \(1\)")
     assert get(port, "/ready")[0] == 503
     assert get(port, "/health")[0] == 200
     refused = Stream(port, [1], 5)

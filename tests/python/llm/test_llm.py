@@ -114,6 +114,14 @@ def test_a_stop_string_with_the_last_token(llm: LLM, native: FakeNative) -> None
     assert engine_of(native).aborted == []
 
 
+def test_a_stop_string_before_min_tokens_ends_nothing(llm: LLM, native: FakeNative) -> None:
+    early, late = llm.tokenizer.encode("a END b"), llm.tokenizer.encode(" END c")
+    engine_of(native).script = lambda request: early + late
+    params = SamplingParams(max_tokens=150, min_tokens=len(early), stop=["END"])
+    output = generate(llm, "x", params)[0].outputs[0]
+    assert (output.text, output.finish_reason) == ("a END b ", "stop")
+
+
 def test_logprobs(llm: LLM) -> None:
     params = SamplingParams(max_tokens=3, logprobs=2, prompt_logprobs=0, n=2)
     (result,) = generate(llm, [40, 41], params)

@@ -40,6 +40,12 @@ def test_a_folder(folder: Path) -> None:
     assert resolve_model(str(folder)) == ModelFiles(str(folder), "some-model")
 
 
+def test_a_revision_of_what_has_none(folder: Path, tmp_path: Path) -> None:
+    for model in (str(folder), str(gguf(tmp_path / "m.gguf")), None):
+        with pytest.raises(ModelError, match="--revision main is for a Hugging Face id"):
+            resolve_model(model, revision="main")
+
+
 def test_a_relative_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert resolve_model(".").name == "some-model"

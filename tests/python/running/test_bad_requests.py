@@ -43,6 +43,7 @@ def test_each_gets_400_and_its_reason(server: RunningServer, client: httpx.Clien
         (MAX_SEQ_LEN - 1, {"max_tokens": 1}, 200),
         (MAX_SEQ_LEN - 1, {}, 200),  # a default is cut to what fits
         (MAX_SEQ_LEN - 1, {"max_tokens": 2}, 400),
+        (MAX_SEQ_LEN, {"max_tokens": 0, "echo": True}, 200),
         (MAX_SEQ_LEN, {"max_tokens": 1}, 400),
         (MAX_SEQ_LEN, {}, 400),
         (MAX_SEQ_LEN + 1, {"max_tokens": 1}, 400),

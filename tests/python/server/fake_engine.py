@@ -105,13 +105,14 @@ def reply(text: str, *, delay: float = 0.0) -> Script:
         finish = "stop"
         if len(tokens) > request.max_tokens:
             tokens, finish = tokens[: request.max_tokens], "length"
-        for position, token in enumerate(tokens):
+        steps = [[token] for token in tokens] or [[]]  # of the prompt alone, one without a token
+        for position, step in enumerate(steps):
             if delay:
                 await asyncio.sleep(delay)
             if stream.finished:
                 return
-            last = position == len(tokens) - 1
-            made = output(stream, [token], finish if last else "")
+            last = position == len(steps) - 1
+            made = output(stream, step, finish if last else "")
             if position == 0 and request.prompt_logprobs >= 0:
                 made.prompt_logprobs = [
                     (token, None if k == 0 else -math.log(2), [(token, -math.log(2))])

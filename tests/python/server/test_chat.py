@@ -165,6 +165,14 @@ async def test_a_stop_string_ends_text_and_request(start_server: StartServer, st
         assert server.engine.aborted == [0]
 
 
+async def test_a_stop_string_before_min_tokens_ends_nothing(start_server: StartServer) -> None:
+    async with start_server(reply("one two one two", delay=0)) as server:
+        answer = (await server.chat(stop="two", min_tokens=len("one two"))).json()
+        choice = answer["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("one two one ", "stop")
+        assert answer["usage"]["completion_tokens"] == len("one two one two")
+
+
 async def test_n_choices_with_a_seed(server: Server) -> None:
     answer = (await server.chat(n=3, seed=10)).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]

@@ -96,7 +96,7 @@ def test_a_model_that_cannot_be_had(talk: Any, model: str, capsys: Any) -> None:
     (Path(model) / "config.json").unlink()
     status, out, err = talk("hi")
     assert (status, out) == (1, "")
-    assert err == f"minisgl-serve: {model} has no config.json: it is not a model.\n"
+    assert err == f"minisgl-serve: error: {model} has no config.json: it is not a model.\n"
 
 
 def test_an_engine_that_fails(talk: Any, native: FakeNative) -> None:

@@ -87,6 +87,31 @@ def test_counts_the_tokens_up_to_the_stop(byte_level: Tokenizer) -> None:
     assert detokenizer.finish() == ""
 
 
+@pytest.mark.parametrize("include", [False, True])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pushes=IDS,
+    stops=st.lists(st.sampled_from(STOPS), min_size=1, max_size=3),
+    min_tokens=st.integers(0, 20),
+)
+def test_stop_strings_count_behind_min_tokens(
+    byte_level: Tokenizer, include: bool, pushes: list[list[int]], stops: list[str], min_tokens: int
+) -> None:
+    detokenizer = IncrementalDetokenizer(
+        byte_level, stop=stops, min_tokens=min_tokens, include_stop=include
+    )
+    text = run(detokenizer, pushes)
+    plain = IncrementalDetokenizer(byte_level)
+    ids = sum(pushes, [])
+    early = plain.push(ids[:min_tokens])
+    late = plain.push(ids[min_tokens:]) + plain.finish()
+    expected, match = reference(late, stops)
+    if match is not None and include:
+        expected += match
+    assert text == early + expected
+    assert detokenizer.stop_string == match
+
+
 def test_first_space_belongs_to_text_behind_a_prompt(sentencepiece_style: Tokenizer) -> None:
     ids = sentencepiece_style.encode("the dog", add_special_tokens=False)
     assert run(IncrementalDetokenizer(sentencepiece_style), [ids]) == "the dog"

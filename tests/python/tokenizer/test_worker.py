@@ -93,6 +93,14 @@ async def test_stop_strings_end_a_stream(text: TextFrontend) -> None:
     assert (stream.stopped, stream.stop_string, stream.num_tokens) == (True, "END", 7)
 
 
+async def test_stop_strings_before_min_tokens_end_nothing(text: TextFrontend) -> None:
+    early = text.tokenizer.encode("a END b")
+    stream = text.detokenizer(stop=["END"], min_tokens=len(early))
+    shown = await stream.push([*early, *text.tokenizer.encode(" END c")], final=True)
+    assert shown == "a END b "
+    assert (stream.stopped, stream.stop_string) == (True, "END")
+
+
 async def test_a_model_without_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     for num_tokenizer in (0, 1):
         with pytest.raises(ModelError):
