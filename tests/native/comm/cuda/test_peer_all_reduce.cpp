@@ -25,7 +25,7 @@ constexpr std::int64_t kOneShotBytes = 256 << 10, kTwoShotBytes = 1 << 20;
 // function(host communicator, sums, stream) on a thread a rank.
 void run_gpu_threads(int size, std::chrono::milliseconds timeout,
                      const std::function<void(Communicator&, PeerAllReduce&, const CudaStream&)>& function) {
-  run_threads(size, [&](Communicator& host) {
+  run_threads(RankKind::shm, size, [&](Communicator& host) {
     const int device = host.rank() % num_gpus();
     MINISGL_CUDA_CHECK(cudaSetDevice(device));
     std::string reason;
