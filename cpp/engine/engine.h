@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/plan_channel.h"
 #include "kernels/ops.h"
 #include "models/decoder.h"
 
@@ -64,10 +65,14 @@ struct EngineStats {
   std::uint64_t num_preemptions = 0, num_steps = 0, prompt_tokens = 0, generated_tokens = 0;
 };
 
+// The way to the other ranks of a group; none for a single rank.
+using Followers = std::vector<std::unique_ptr<PlanSender>>;
+
 class Engine {
  public:
   // `device` is the one that `model` was loaded on.
-  Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
+  Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+         Followers followers = {});
   ~Engine();  // stops
 
   // Starts the engine thread; once. Requests submitted before wait.

@@ -33,8 +33,10 @@ inline EngineOptions small_options() {
 class TestEngine {
  public:
   explicit TestEngine(const EngineOptions& options = small_options(), int num_threads = 2,
-                      std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec())
-      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_ops(num_threads), options) {}
+                      std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec(),
+                      Followers followers = {})
+      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_ops(num_threads), options,
+               std::move(followers)) {}
 
   struct Result {
     std::vector<TokenOutput> tokens;
