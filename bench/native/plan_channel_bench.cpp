@@ -23,7 +23,7 @@
 #include <vector>
 
 #include "comm/plan_ring.h"
-#include "core/file_descriptor.h"
+#include "comm/file_descriptor.h"
 #include "engine/plan_publisher.h"
 #include "sched/scheduler.h"
 

@@ -8,18 +8,14 @@
 #include <span>
 #include <stdexcept>
 
+#include "comm/communicator.h"
+
 namespace minisgl {
 
-// The other end is dead, stuck or not who it should be. Says which rank.
-class ChannelError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
 // receive() was told to end by interrupt().
-class ChannelInterrupted : public ChannelError {
+class ChannelInterrupted : public std::runtime_error {
  public:
-  ChannelInterrupted() : ChannelError("interrupted while waiting for a plan") {}
+  ChannelInterrupted() : std::runtime_error("interrupted while waiting for a plan") {}
 };
 
 // Larger frames are an error at both ends.
@@ -32,14 +28,14 @@ class PlanSender {
  public:
   virtual ~PlanSender() = default;
   // One thread at a time. Returns when the frame is on its way to every rank; waits for a rank that is far behind.
-  // Throws ChannelError.
+  // Throws RankFailure: that rank is dead, stuck or out of reach.
   virtual void send(std::span<const std::byte> frame) = 0;
 };
 
 class PlanReceiver {
  public:
   virtual ~PlanReceiver() = default;
-  // The next frame, valid until the next call. One thread at a time. Throws ChannelError, also when rank 0 is gone.
+  // The next frame, valid until the next call. One thread at a time. Throws RankFailure when rank 0 is gone.
   virtual std::span<const std::byte> receive() = 0;
   // Ends the receive() at hand and all later ones with ChannelInterrupted. From any thread.
   virtual void interrupt() = 0;

@@ -16,7 +16,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/file_descriptor.h"
+#include "comm/file_descriptor.h"
 
 namespace minisgl {
 namespace {
@@ -159,7 +159,7 @@ class RingSender final : public PlanSender {
   std::uint64_t read_by(int rank) {
     const std::uint64_t position = seat(rank).position.load(std::memory_order_seq_cst);
     if (position > written_ || written_ - position > ring_.capacity()) {
-      throw ChannelError(concat("rank ", rank, " damaged the plan channel"));
+      throw RankFailure(rank, concat("rank ", rank, " damaged the plan channel"));
     }
     return position;
   }
@@ -178,11 +178,11 @@ class RingSender final : public PlanSender {
     while (true) {
       const std::uint32_t seen = header.freed.load(std::memory_order_seq_cst);
       if (room() > 0) break;
-      if (SteadyClock::now() >= deadline) throw ChannelError(concat(laggards(), " took no plan for ", limit_text()));
+      if (SteadyClock::now() >= deadline) throw RankFailure(-1, concat(laggards(), " took no plan for ", limit_text()));
       if (wait_on(header.freed, seen, std::min(options_.check_interval, options_.stall_limit))) continue;
       for (int rank = 1; rank < options_.size; ++rank) {
         if (watches_[static_cast<std::size_t>(rank)].ended(seat(rank)))
-          throw ChannelError(concat("rank ", rank, " is dead"));
+          throw RankFailure(rank, concat("rank ", rank, " is dead"));
       }
     }
     header.writer_sleeps.store(0, std::memory_order_seq_cst);
@@ -214,7 +214,7 @@ class RingReceiver final : public PlanReceiver {
   std::span<const std::byte> receive() override {
     std::uint32_t length = 0;
     get(std::as_writable_bytes(std::span(&length, 1)));
-    if (length > max_plan_frame_bytes) throw ChannelError(concat("rank 0 sent a frame of ", length, " bytes"));
+    if (length > max_plan_frame_bytes) throw RankFailure(0, concat("rank 0 sent a frame of ", length, " bytes"));
     frame_.resize(length);
     get(frame_);
     return frame_;
@@ -249,7 +249,7 @@ class RingReceiver final : public PlanReceiver {
 
   std::uint64_t available() const {
     const std::uint64_t written = ring_.header().seats[0].position.load(std::memory_order_seq_cst);
-    if (written < read_ || written - read_ > ring_.capacity()) throw ChannelError("rank 0 damaged the plan channel");
+    if (written < read_ || written - read_ > ring_.capacity()) throw RankFailure(0, "rank 0 damaged the plan channel");
     return written - read_;
   }
 
@@ -280,7 +280,7 @@ class RingReceiver final : public PlanReceiver {
     }
     // Rank 0 woke one: that one wakes the others.
     if (header.num_sleepers.fetch_sub(1, std::memory_order_seq_cst) > 1) wake(header.published, INT_MAX);
-    if (bytes == 0 && ended) throw ChannelError("rank 0 is dead");
+    if (bytes == 0 && ended) throw RankFailure(0, "rank 0 is dead");
     if (bytes == 0) throw ChannelInterrupted();
     return bytes;
   }

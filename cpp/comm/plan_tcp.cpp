@@ -16,7 +16,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/file_descriptor.h"
+#include "comm/file_descriptor.h"
 
 namespace minisgl {
 namespace {
@@ -133,7 +133,7 @@ class TcpSender final : public PlanSender {
     std::vector<RemoteRank> missing = ranks;
     while (!missing.empty()) {
       pollfd event{.fd = listener.get(), .events = POLLIN, .revents = 0};
-      if (poll(&event, 1, static_cast<int>(left_until(deadline).count())) == 0) throw ChannelError(describe(missing));
+      if (poll(&event, 1, static_cast<int>(left_until(deadline).count())) == 0) throw RankFailure(missing.front().rank, describe(missing));
       FileDescriptor connection(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
       if (connection) admit(std::move(connection), missing);
     }
@@ -144,7 +144,7 @@ class TcpSender final : public PlanSender {
     auto length = static_cast<std::uint32_t>(frame.size());
     for (const Connection& connection : connections_) {
       if (!send_all(connection.fd.get(), bytes_of(length), MSG_MORE) || !send_all(connection.fd.get(), frame)) {
-        throw ChannelError(concat("rank ", connection.rank, " ", why_gone()));
+        throw RankFailure(connection.rank, concat("rank ", connection.rank, " ", why_gone()));
       }
     }
   }
@@ -191,7 +191,7 @@ class TcpReceiver final : public PlanReceiver {
     const auto deadline = SteadyClock::now() + options.connect_limit;
     while (!try_to_connect(options, self)) {
       if (left_until(deadline).count() == 0) {
-        throw ChannelError(concat("rank 0 can't be reached at ", options.host, " port ", options.port));
+        throw RankFailure(0, concat("rank 0 can't be reached at ", options.host, " port ", options.port));
       }
       std::this_thread::sleep_for(retry_interval);
     }
@@ -200,7 +200,7 @@ class TcpReceiver final : public PlanReceiver {
   std::span<const std::byte> receive() override {
     std::uint32_t length = 0;
     if (!receive_all(connection_.get(), bytes_of(length))) fail();
-    if (length > max_plan_frame_bytes) throw ChannelError(concat("rank 0 sent a frame of ", length, " bytes"));
+    if (length > max_plan_frame_bytes) throw RankFailure(0, concat("rank 0 sent a frame of ", length, " bytes"));
     frame_.resize(length);
     if (!receive_all(connection_.get(), frame_)) fail();
     return frame_;
@@ -214,7 +214,7 @@ class TcpReceiver final : public PlanReceiver {
  private:
   [[noreturn]] void fail() const {
     if (interrupted_) throw ChannelInterrupted();
-    throw ChannelError(concat("rank 0 ", why_gone()));
+    throw RankFailure(0, concat("rank 0 ", why_gone()));
   }
 
   bool try_to_connect(const PlanTcpOptions& options, const RemoteRank& self) {
@@ -228,7 +228,7 @@ class TcpReceiver final : public PlanReceiver {
     Greeting greeting{.rank = static_cast<std::uint32_t>(self.rank), .key = self.keys.follower}, answer;
     if (!send_all(connection.get(), bytes_of(greeting)) || !receive_all(connection.get(), bytes_of(answer)))
       return false;
-    if (!equal(answer.key, self.keys.primary)) throw ChannelError("who answers at rank 0's address is not rank 0");
+    if (!equal(answer.key, self.keys.primary)) throw RankFailure(0, "who answers at rank 0's address is not rank 0");
     set_time_limit(connection.get(), SO_RCVTIMEO, milliseconds(0));
     connection_ = std::move(connection);
     return true;

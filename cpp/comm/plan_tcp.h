@@ -33,7 +33,7 @@ struct RemoteRank {
   PlanKeys keys;
 };
 
-// Listens until every one of the ranks has come. ChannelError names those that did not.
+// Listens until every one of the ranks has come. RankFailure names those that did not.
 std::unique_ptr<PlanSender> accept_plan_readers(const PlanTcpOptions& options, const std::vector<RemoteRank>& ranks);
 // Connects to rank 0, which may come later.
 std::unique_ptr<PlanReceiver> connect_to_plans(const PlanTcpOptions& options, const RemoteRank& self);

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/file_descriptor.h"
+#include "comm/file_descriptor.h"
 #include "core/quiet_thread.h"
 #include "engine/executor.h"
 #include "engine/plan_codec.h"

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "comm/plan_ring.h"
-#include "core/file_descriptor.h"
+#include "comm/file_descriptor.h"
 
 namespace minisgl::testing_support {
 
@@ -44,11 +44,11 @@ inline void expect_frames(PlanReceiver& receiver, int count, std::size_t max_byt
 }
 
 template <typename Call>
-void expect_channel_error(Call call, const std::string& sentence) {
+void expect_failure(Call call, const std::string& sentence) {
   try {
     call();
     FAIL() << "no error, wanted: " << sentence;
-  } catch (const ChannelError& error) {
+  } catch (const RankFailure& error) {
     EXPECT_EQ(error.what(), sentence);
   }
 }

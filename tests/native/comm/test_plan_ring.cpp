@@ -70,7 +70,7 @@ TEST(PlanRing, ADeadWriterIsNoticedAfterItsLastFrame) {
   });
   const auto receiver = open_ring_receiver(memory.get(), 1, options);
   expect_frames(*receiver, 5, 100, 3, 0);
-  expect_channel_error([&] { receiver->receive(); }, "rank 0 is dead");
+  expect_failure([&] { receiver->receive(); }, "rank 0 is dead");
   waitpid(writer, nullptr, 0);
 }
 
@@ -85,7 +85,7 @@ TEST(PlanRing, ADeadReaderIsNoticedWhenTheRingIsFull) {
   const auto healthy = open_ring_receiver(memory.get(), 1, options);
   std::thread thread([&] { EXPECT_THROW(while (true) healthy->receive(), ChannelInterrupted); });
   const auto sender = open_ring_sender(memory.get(), options);
-  expect_channel_error([&] { send_frames(*sender, 1000, 100, 3); }, "rank 2 is dead");
+  expect_failure([&] { send_frames(*sender, 1000, 100, 3); }, "rank 2 is dead");
   healthy->interrupt();
   thread.join();
   waitpid(reader, nullptr, 0);
@@ -100,7 +100,7 @@ TEST(PlanRing, AReaderThatTakesNothingIsNamedAfterTheLimit) {
   });
   const auto sender = open_ring_sender(memory.get(), options);
   const auto began = std::chrono::steady_clock::now();
-  expect_channel_error([&] { send_frames(*sender, 1000, 100, 3); }, "rank 1 took no plan for 0.3 s");
+  expect_failure([&] { send_frames(*sender, 1000, 100, 3); }, "rank 1 took no plan for 0.3 s");
   EXPECT_GE(std::chrono::steady_clock::now() - began, milliseconds(300));
   kill(reader, SIGKILL);
   waitpid(reader, nullptr, 0);
@@ -113,8 +113,8 @@ TEST(PlanRing, GarbageInTheMemoryIsAnError) {
   const auto receiver = open_ring_receiver(memory.get(), 1, options);
   const std::vector<std::byte> noise(plan_ring_bytes(1000), std::byte{0xfe});
   ASSERT_EQ(pwrite(memory.get(), noise.data(), noise.size(), 0), static_cast<ssize_t>(noise.size()));
-  expect_channel_error([&] { receiver->receive(); }, "rank 0 damaged the plan channel");
-  expect_channel_error([&] { sender->send({}); }, "rank 1 damaged the plan channel");
+  expect_failure([&] { receiver->receive(); }, "rank 0 damaged the plan channel");
+  expect_failure([&] { sender->send({}); }, "rank 1 damaged the plan channel");
 }
 
 TEST(PlanRing, WhatIsNoRingIsRefused) {

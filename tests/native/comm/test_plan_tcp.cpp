@@ -60,8 +60,8 @@ TEST(PlanTcp, StrangersAreTurnedAwayAndTheRankComesInAllTheSame) {
   PlanTcpOptions hurried = options;
   hurried.connect_limit = milliseconds(500);
   const std::string sentence = concat("rank 0 can't be reached at 127.0.0.1 port ", options.port);
-  expect_channel_error([&] { connect_to_plans(hurried, remote_rank(1, 2)); }, sentence);  // a wrong key
-  expect_channel_error([&] { connect_to_plans(hurried, remote_rank(2)); }, sentence);     // not asked for
+  expect_failure([&] { connect_to_plans(hurried, remote_rank(1, 2)); }, sentence);  // a wrong key
+  expect_failure([&] { connect_to_plans(hurried, remote_rank(2)); }, sentence);     // not asked for
   const auto receiver = connect_to_plans(options, remote_rank(1));
   const auto connected = sender.get();
   connected->send(std::as_bytes(std::span("plan")));
@@ -73,7 +73,7 @@ TEST(PlanTcp, WhoPretendsToBeRank0IsRefused) {
   RemoteRank deceived = remote_rank(1);
   deceived.keys.primary.fill(std::byte{0});
   auto sender = listen_in_background(options, {deceived});
-  expect_channel_error([&] { connect_to_plans(options, remote_rank(1)); },
+  expect_failure([&] { connect_to_plans(options, remote_rank(1)); },
                        "who answers at rank 0's address is not rank 0");
   sender.get();
 }
@@ -81,7 +81,7 @@ TEST(PlanTcp, WhoPretendsToBeRank0IsRefused) {
 TEST(PlanTcp, RanksThatDoNotComeAreNamed) {
   PlanTcpOptions options = local_options();
   options.connect_limit = milliseconds(100);
-  expect_channel_error([&] { accept_plan_readers(options, {remote_rank(4), remote_rank(5)}); },
+  expect_failure([&] { accept_plan_readers(options, {remote_rank(4), remote_rank(5)}); },
                        concat("rank 4, rank 5 did not connect to 127.0.0.1 port ", options.port, " within 0.1 s"));
 }
 
@@ -91,13 +91,13 @@ TEST(PlanTcp, AnEndOnEitherSideIsNoticed) {
   auto receiver = connect_to_plans(options, remote_rank(1));
   auto sender = listening.get();
   sender.reset();
-  expect_channel_error([&] { receiver->receive(); }, "rank 0 closed its connection");
+  expect_failure([&] { receiver->receive(); }, "rank 0 closed its connection");
 
   listening = listen_in_background(options, {remote_rank(1)});
   receiver = connect_to_plans(options, remote_rank(1));
   sender = listening.get();
   receiver.reset();
-  EXPECT_THROW(send_frames(*sender, 10'000, 10'000, 1), ChannelError);
+  EXPECT_THROW(send_frames(*sender, 10'000, 10'000, 1), RankFailure);
 }
 
 TEST(PlanTcp, AReaderThatTakesNothingIsLost) {
@@ -106,7 +106,7 @@ TEST(PlanTcp, AReaderThatTakesNothingIsLost) {
   auto listening = listen_in_background(options, {remote_rank(1)});
   const auto receiver = connect_to_plans(options, remote_rank(1));
   const auto sender = listening.get();
-  EXPECT_THROW(send_frames(*sender, 10'000, 100'000, 1), ChannelError);
+  EXPECT_THROW(send_frames(*sender, 10'000, 100'000, 1), RankFailure);
 }
 
 TEST(PlanTcp, AnInterruptEndsTheWait) {

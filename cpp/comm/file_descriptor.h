@@ -1,4 +1,4 @@
-// An open file descriptor, closed with its owner.
+// Owns a file descriptor.
 #pragma once
 
 #include <unistd.h>
@@ -20,7 +20,7 @@ class FileDescriptor {
     if (fd_ >= 0) close(fd_);
   }
 
-  int get() const { return fd_; }  // -1: none
+  int get() const { return fd_; }
   explicit operator bool() const { return fd_ >= 0; }
 
  private:
