@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstdio>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -75,6 +76,7 @@ std::thread start_thread_without_signals(Body body) {
 
 struct Engine::Impl {
   Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
+  ~Impl();
 
   void run() noexcept;
   void take_commands(bool wait);
@@ -123,6 +125,15 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, 
                KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)) {
   executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
   deliver();  // the first statistics
+}
+
+// Whatever happened, the device may still work on a step.
+Engine::Impl::~Impl() {
+  try {
+    device->synchronize();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+  }
 }
 
 void Engine::Impl::run() noexcept {

@@ -149,9 +149,7 @@ void Scheduler::admit() {
     // thrown away as soon as they need it.
     const std::int64_t needed = pages_for(next->len());
     const std::int64_t spare = std::min(num_running(), pages_.num_total() / 16 + 1);
-    if (num_running() > 0 && pages_.num_free() < needed + spare) return;
-    const bool fits = pages_.allocate(needed, next->pages);
-    MINISGL_CHECK(fits, needed, " pages needed, ", pages_.num_free(), " free");
+    if (pages_.num_free() < needed + spare || !pages_.allocate(needed, next->pages)) return;
     running_.splice(running_.end(), waiting_, next);
     index_.at(next->id).state = State::running;
     plan_rows(next);

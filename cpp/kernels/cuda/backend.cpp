@@ -127,7 +127,6 @@ class CudaOps final : public Ops {
     arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
     for (StepSlot& slot : slots_) slot.begun = cuda::make_timed_event(), slot.done = cuda::make_timed_event();
   }
-  ~CudaOps() override { cudaStreamSynchronize(stream_.get()); }  // nothing that it uses goes while it works
 
   std::string device_name() const override { return properties_.name; }
   ThreadPool& pool() override { return pool_; }
