@@ -15,8 +15,8 @@
 #include <optional>
 #include <utility>
 
-#include "core/error.h"
 #include "comm/file_descriptor.h"
+#include "core/error.h"
 
 namespace minisgl {
 namespace {

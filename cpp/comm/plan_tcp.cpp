@@ -15,8 +15,8 @@
 #include <thread>
 #include <utility>
 
-#include "core/error.h"
 #include "comm/file_descriptor.h"
+#include "core/error.h"
 
 namespace minisgl {
 namespace {
@@ -133,7 +133,8 @@ class TcpSender final : public PlanSender {
     std::vector<RemoteRank> missing = ranks;
     while (!missing.empty()) {
       pollfd event{.fd = listener.get(), .events = POLLIN, .revents = 0};
-      if (poll(&event, 1, static_cast<int>(left_until(deadline).count())) == 0) throw RankFailure(missing.front().rank, describe(missing));
+      if (poll(&event, 1, static_cast<int>(left_until(deadline).count())) == 0)
+        throw RankFailure(missing.front().rank, describe(missing));
       FileDescriptor connection(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
       if (connection) admit(std::move(connection), missing);
     }

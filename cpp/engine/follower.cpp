@@ -5,13 +5,14 @@
 #include <sys/eventfd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <exception>
 #include <mutex>
 #include <system_error>
 #include <utility>
 
-#include "core/error.h"
 #include "comm/file_descriptor.h"
+#include "core/error.h"
 #include "core/quiet_thread.h"
 #include "engine/executor.h"
 #include "engine/plan_codec.h"
@@ -30,21 +31,42 @@ struct Follower::Impl final : PlanHandler {
         decoder({.num_pages = options.num_pages,
                  .page_size = options.page_size,
                  .max_seq_len = options.max_seq_len,
-                 .vocab_size = model->spec().vocab_size}),
+                 .vocab_size = model->spec().vocab_size,
+                 .runs_ahead = executor.depth() > 0}),
         ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
     if (!ended) throw std::system_error(errno, std::generic_category(), "eventfd");
     executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
   }
 
+  // Whatever happened, the device may still work on a step.
+  ~Impl() override {
+    try {
+      device->synchronize();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+    }
+  }
+
   void add(SequenceId id, SequenceSampling sampling) override { executor.add(id, std::move(sampling)); }
   void remove(SequenceId id) override { executor.remove(id); }
-  void step(const StepPlan& plan) override { executor.execute(plan); }  // the tokens are rank 0's to deliver
+  // As rank 0 does: a device that runs ahead has the next step before it ends the last. The tokens are rank 0's to
+  // deliver.
+  void step(const StepPlan& plan) override {
+    executor.launch(plan);
+    if (++num_in_flight > executor.depth()) take();
+  }
   void shut_down() override { running = false; }
+
+  void take() {
+    executor.take();
+    --num_in_flight;
+  }
 
   void run() noexcept {
     std::string what;
     try {
       while (running) decoder.decode(plans->receive(), *this);
+      while (num_in_flight > 0) take();
     } catch (const ChannelInterrupted&) {
     } catch (const std::exception& error) {
       what = error.what();
@@ -68,6 +90,7 @@ struct Follower::Impl final : PlanHandler {
   // Of the thread alone.
   Executor executor;
   PlanDecoder decoder;
+  std::size_t num_in_flight = 0;  // steps
   bool running = true;
 
   FileDescriptor ended;

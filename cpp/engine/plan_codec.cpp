@@ -202,6 +202,7 @@ void PlanDecoder::decode(std::span<const std::byte> frame, PlanHandler& handler)
       case Kind::step:
         read_plan(fields, plan_);
         check(plan_);
+        if (limits_.runs_ahead) num_drawn_ = std::ssize(plan_.targets);
         handler.step(plan_);
         break;
       case Kind::shut_down: handler.shut_down(); break;
@@ -234,7 +235,9 @@ void PlanDecoder::check(const StepPlan& plan) const {
             "num_new_pages", step.num_new_pages);
   }
   for (const PageId page : plan.new_pages) require(page >= 0 && page < limits_.num_pages, "page", page);
-  for (const std::int32_t token : plan.tokens) require(token >= 0 && token < limits_.vocab_size, "token", token);
+  for (const std::int32_t token : plan.tokens) {
+    require(token >= -num_drawn_ && token < limits_.vocab_size, "token", token);
+  }
   std::int64_t last = -1;
   for (std::size_t i = 0; i < plan.targets.size(); ++i) {
     const LogitTarget& target = plan.targets[i];

@@ -49,6 +49,7 @@ struct PlanLimits {
   int page_size = 1;
   std::int64_t max_seq_len = 0;
   std::int64_t vocab_size = 0;
+  bool runs_ahead = false;  // a plan's token may be drawn by the step before
 };
 
 // Reads frames and hands their messages on. InputError for bytes that are no frame, or a plan that would touch what
@@ -64,6 +65,7 @@ class PlanDecoder {
 
   const PlanLimits limits_;
   StepPlan plan_;
+  std::int64_t num_drawn_ = 0;  // targets of the last plan, where this rank runs ahead
 };
 
 }  // namespace minisgl

@@ -8,8 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "comm/plan_ring.h"
 #include "comm/file_descriptor.h"
+#include "comm/plan_ring.h"
 
 namespace minisgl::testing_support {
 

@@ -73,8 +73,7 @@ TEST(PlanTcp, WhoPretendsToBeRank0IsRefused) {
   RemoteRank deceived = remote_rank(1);
   deceived.keys.primary.fill(std::byte{0});
   auto sender = listen_in_background(options, {deceived});
-  expect_failure([&] { connect_to_plans(options, remote_rank(1)); },
-                       "who answers at rank 0's address is not rank 0");
+  expect_failure([&] { connect_to_plans(options, remote_rank(1)); }, "who answers at rank 0's address is not rank 0");
   sender.get();
 }
 
@@ -82,7 +81,7 @@ TEST(PlanTcp, RanksThatDoNotComeAreNamed) {
   PlanTcpOptions options = local_options();
   options.connect_limit = milliseconds(100);
   expect_failure([&] { accept_plan_readers(options, {remote_rank(4), remote_rank(5)}); },
-                       concat("rank 4, rank 5 did not connect to 127.0.0.1 port ", options.port, " within 0.1 s"));
+                 concat("rank 4, rank 5 did not connect to 127.0.0.1 port ", options.port, " within 0.1 s"));
 }
 
 TEST(PlanTcp, AnEndOnEitherSideIsNoticed) {

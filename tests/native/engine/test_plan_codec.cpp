@@ -133,6 +133,22 @@ TEST(PlanCodec, RandomDamageNeverPassesTheChecks) {
   }
 }
 
+TEST(PlanCodec, TokensOfTheStepBeforeAreForThoseThatRunAhead) {
+  StepPlan later = small_plan();
+  later.tokens[3] = -2;  // what the second target of the step before draws
+  PlanEncoder encoder;
+  encoder.step(small_plan());
+  encoder.step(later);
+  PlanEncoder again;
+  EXPECT_THROW(PlanDecoder(limits).decode(encoder.frame(), again), InputError);
+  PlanLimits ahead = limits;
+  ahead.runs_ahead = true;
+  PlanDecoder(ahead).decode(encoder.frame(), again);
+  later.tokens[3] = -3;
+  encoder.step(later);
+  EXPECT_THROW(PlanDecoder(ahead).decode(encoder.frame(), again), InputError);
+}
+
 struct Damage {
   const char* sentence;
   void (*apply)(StepPlan&);
