@@ -45,17 +45,27 @@ PlanRingOptions ring_of(int size) {
 // Ranks in threads of this process.
 class Group {
  public:
-  Group(int size, const EngineOptions& options, std::size_t ring_bytes)
+  Group(int size, const EngineOptions& options, std::size_t ring_bytes, bool runs_ahead)
       : logs(static_cast<std::size_t>(size)), memory_(ring_memory(ring_bytes)) {
     for (int rank = 1; rank < size; ++rank) {
-      followers.push_back(std::make_unique<Follower>(
-          std::make_unique<FakeModel>(fake_spec(), logs[static_cast<std::size_t>(rank)].recorder()), make_cpu_ops(1),
-          options, open_ring_receiver(memory_.get(), rank, ring_of(size))));
+      auto recorder = logs[static_cast<std::size_t>(rank)].recorder();
+      auto plans = open_ring_receiver(memory_.get(), rank, ring_of(size));
+      if (runs_ahead) {
+        auto device = std::make_unique<AsyncDevice>();
+        auto model = make_model_on(*device, std::move(recorder));
+        followers.push_back(std::make_unique<Follower>(std::move(model), std::move(device), options, std::move(plans)));
+      } else {
+        followers.push_back(std::make_unique<Follower>(std::make_unique<FakeModel>(fake_spec(), std::move(recorder)),
+                                                       make_cpu_ops(1), options, std::move(plans)));
+      }
       followers.back()->start();
     }
     Followers senders;
     senders.push_back(open_ring_sender(memory_.get(), ring_of(size)));
-    primary = std::make_unique<TestEngine>(options, 1, logs[0].recorder(), fake_spec(), std::move(senders));
+    primary = runs_ahead
+                  ? std::make_unique<TestEngine>(std::make_unique<AsyncDevice>(), options, logs[0].recorder(),
+                                                 std::move(senders))
+                  : std::make_unique<TestEngine>(options, 1, logs[0].recorder(), fake_spec(), std::move(senders));
   }
 
   std::vector<Log> logs;  // by rank
@@ -80,7 +90,7 @@ TEST(Follower, AnyInterleavingGivesAllRanksTheSameBatches) {
     options.max_running = 4 + static_cast<std::int64_t>(random() % 28);
     options.max_batch_tokens = 16 + static_cast<std::int64_t>(random() % 64);
     const int size = 2 + static_cast<int>(random() % 3);
-    Group group(size, options, 200 + random() % 20'000);
+    Group group(size, options, 200 + random() % 20'000, seed % 2 == 0);
     Engine& engine = group.primary->engine;
     engine.start();
 
