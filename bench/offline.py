@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("workload", help="decode-bN, prefill-PxL or offline-256")
     add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print the rates as JSON only")
     args = parser.parse_args()
@@ -40,6 +41,7 @@ def main() -> int:
     with LLM(
         model,
         load_format=load_format,
+        device=args.device,
         num_threads=args.threads,
         max_seq_len=longest,
         show_progress=not args.json,
@@ -56,7 +58,7 @@ def main() -> int:
             assert [len(r.outputs[0].token_ids) for r in results] == list(counts)
 
         info = llm.info
-        bandwidth = _native.measure_read_bandwidth(info.num_threads)
+        bandwidth = _native.measure_read_bandwidth(info.num_threads, args.device)
         rates = measure(workload, complete, args.runs)
     if args.json:
         print(json.dumps(rates))
