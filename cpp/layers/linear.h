@@ -1,5 +1,5 @@
 // Linear layers named by how they are cut over tensor-parallel ranks. A layer holds its rank's part of the matrices
-// and knows nothing of ranks: the loader cuts the weights (models/weight_loader.h), the decoder sums over ranks.
+// and knows nothing of ranks: the table in sharding.h says what its part is, and the decoder sums over ranks.
 #pragma once
 
 #include <cstdint>
