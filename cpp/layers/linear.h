@@ -15,6 +15,8 @@ class MergedLinear {
   explicit MergedLinear(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
   // y [num_rows, out_features] = x [num_rows, in_features] through every projection, in order.
   void forward(Ops& device, Tensor x, Tensor y) const { device.linear(*weights_, x, y); }
+  std::int64_t in_features() const { return weights_->in_features(); }
+  std::int64_t out_features() const { return weights_->out_features(); }
   std::int64_t nbytes() const { return weights_->nbytes(); }  // of matrices and biases
 
  protected:

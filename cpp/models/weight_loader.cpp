@@ -11,6 +11,7 @@
 #include "io/mapped_file.h"
 #include "io/quote.h"
 #include "io/tensor_layout.h"
+#include "layers/matrix_part.h"
 
 namespace minisgl {
 namespace {
@@ -106,41 +107,6 @@ Slice WeightLoader::slice_of(const ProjectionRequest& request) const {
   return rank_slice(rule.split, features / request.head_dim, device_.rank(), device_.num_ranks()) * request.head_dim;
 }
 
-WeightLoader::Part WeightLoader::rows_of(const TensorData& tensor, const Slice& rows) const {
-  const std::int64_t stride = row_bytes(tensor.dtype, tensor.shape[1]);
-  const std::int64_t first = std::min(rows.first, tensor.shape[0]);
-  const std::int64_t present = std::min(rows.count, tensor.shape[0] - first);
-  Part part{.rows = rows.count, .cols = tensor.shape[1]};
-  part.read =
-      tensor.bytes.subspan(static_cast<std::size_t>(first * stride), static_cast<std::size_t>(present * stride));
-  part.bytes = part.read;
-  if (present < rows.count && pass_ == Pass::load) {
-    part.staging = AlignedBuffer(static_cast<std::size_t>(rows.count * stride));  // zeros, which all formats mean 0 by
-    std::memcpy(part.staging.data(), part.read.data(), part.read.size());
-    part.bytes = {part.staging.data(), part.staging.size()};
-  }
-  return part;
-}
-
-// Cuts lie between blocks: shard_of() saw to that.
-WeightLoader::Part WeightLoader::columns_of(const TensorData& tensor, const Slice& columns) const {
-  const std::int64_t num_rows = tensor.shape[0];
-  if (columns.count == tensor.shape[1]) return rows_of(tensor, {0, num_rows});
-  MINISGL_CHECK(columns.first % dtype_info(tensor.dtype).block_size == 0);
-  const std::int64_t stride = row_bytes(tensor.dtype, tensor.shape[1]);
-  const std::int64_t offset = row_bytes(tensor.dtype, columns.first), size = row_bytes(tensor.dtype, columns.count);
-  Part part{.rows = num_rows, .cols = columns.count, .read = tensor.bytes, .bytes = {}};
-  if (pass_ == Pass::load) {
-    part.staging = AlignedBuffer(static_cast<std::size_t>(num_rows * size));
-    device_.pool().parallel_for(num_rows, [&](std::int64_t row, int) {
-      std::memcpy(part.staging.data() + row * size, tensor.bytes.data() + row * stride + offset,
-                  static_cast<std::size_t>(size));
-    });
-    part.bytes = {part.staging.data(), part.staging.size()};
-  }
-  return part;
-}
-
 bool WeightLoader::reorders(const ProjectionRequest& request) const {
   return source_.interleaved_rope() && (request.role == Role::query || request.role == Role::key);
 }
@@ -160,7 +126,8 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
   bytes_by_dtype_[static_cast<std::size_t>(tensor.dtype)] += num_bytes;
   std::shared_ptr<const Matrix> matrix;
   if (pass_ == Pass::load) {
-    Part part = by_rows ? rows_of(tensor, slice) : columns_of(tensor, slice);
+    MatrixPart part = take_part({tensor.dtype, request.out_features, request.in_features, tensor.bytes},
+                                shard_rule(request.role).cut, slice, device_.pool());
     if (reorders(request)) {
       part.staging = halves_order(part.bytes, rows, request.head_dim, device_.pool());
       part.bytes = {part.staging.data(), part.staging.size()};

@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "core/aligned_buffer.h"
 #include "io/weight_source.h"
 #include "kernels/ops.h"
 #include "layers/sharding.h"
@@ -47,20 +46,10 @@ class WeightLoader {
   const std::vector<std::int64_t>& bytes_by_dtype() const { return bytes_by_dtype_; }
 
  private:
-  // Rows or columns of a tensor as make_matrix wants them: in the file, or in `staging`.
-  struct Part {
-    std::int64_t rows = 0, cols = 0;
-    std::span<const std::byte> read;  // what of the file was read
-    std::span<const std::byte> bytes;
-    AlignedBuffer staging = {};
-  };
-
   Projection projection(const ProjectionRequest& request);
   std::shared_ptr<const Matrix> matrix(const std::string& name, const ProjectionRequest& request);
   std::vector<float> bias(const std::string& name, const ProjectionRequest& request);
   Slice slice_of(const ProjectionRequest& request) const;
-  Part rows_of(const TensorData& tensor, const Slice& rows) const;
-  Part columns_of(const TensorData& tensor, const Slice& columns) const;
   bool reorders(const ProjectionRequest& request) const;
   std::vector<float> elements(const std::string& name, std::int64_t size, const Slice& wanted);
   TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape) const;
