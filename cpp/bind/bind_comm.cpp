@@ -8,7 +8,7 @@
 
 #include "bind/bind.h"
 #include "bind/borrowed_tensor.h"
-#include "comm/communicator.h"
+#include "comm/nccl.h"
 #include "core/error.h"
 
 namespace py = pybind11;

@@ -16,7 +16,9 @@ std::unique_ptr<Ops> make_device(const std::string& name, std::int64_t num_threa
     throw InputError("--device must be auto, cpu or cuda, got " + name);
   }
   const int threads = choose_num_threads(num_threads);
-  if (name == "cuda" || (name == "auto" && num_cuda_devices() > 0)) {
+  const bool on_host = comm && comm->device() < 0;
+  if (name == "cuda" && on_host) throw InputError(concat("--device cuda can't use ", comm->name(), " between ranks"));
+  if (name == "cuda" || (name == "auto" && !on_host && num_cuda_devices() > 0)) {
     const int gpu = comm ? comm->device() : 0;
     return make_cuda_ops(gpu, threads, std::move(comm));
   }

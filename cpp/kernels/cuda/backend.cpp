@@ -194,6 +194,15 @@ class CudaOps final : public Ops {
     cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
   }
   void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    const SumAddRmsNorm sum{.residual = residual.data,
+                            .delta = delta.data,
+                            .weight = weight,
+                            .eps = eps,
+                            .y = y.data,
+                            .rows = residual.rows,
+                            .cols = residual.cols,
+                            .dtype = residual.dtype};
+    if (comm_ && comm_->all_reduce_add_rms_norm(sum, stream_handle())) return;
     sum_over_ranks(delta);
     cuda::add_rms_norm(residual.data, delta.data, weight, eps, residual.rows, residual.cols, y.data, stream_.get());
   }
