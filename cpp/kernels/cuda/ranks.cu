@@ -9,13 +9,16 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One token a block: its row of the table, or zeros where the table doesn't hold it.
+// One token a block: its row of the table, or zeros where the table doesn't hold it. The token is drawn[-1 - token]
+// where it is below 0.
 __global__ void __launch_bounds__(kThreads)
-    embed_kernel(const bf16* table, const std::int32_t* tokens, std::int64_t first_token, std::int64_t num_tokens,
-                 std::int64_t cols, bf16* y) {
+    embed_kernel(const bf16* table, const std::int32_t* tokens, const std::int32_t* drawn, std::int64_t first_token,
+                 std::int64_t num_tokens, std::int64_t cols, bf16* y) {
   let_next_start();
   wait_for_previous();
-  const std::int64_t index = tokens[blockIdx.x] - first_token;
+  std::int32_t token = tokens[blockIdx.x];
+  if (token < 0) token = drawn[-1 - token];
+  const std::int64_t index = token - first_token;
   const bool is_here = index >= 0 && index < num_tokens;
   const bf16* from = table + (is_here ? index * cols : 0);
   bf16* to = y + blockIdx.x * cols;
@@ -43,7 +46,8 @@ __global__ void __launch_bounds__(kThreads)
 void embed(const StepData& step, const void* table, std::int64_t first_token, std::int64_t num_tokens,
            std::int64_t cols, void* y, cudaStream_t stream) {
   launch_kernel(embed_kernel, dim3(static_cast<unsigned>(step.num_rows)), kThreads, 0, stream,
-                static_cast<const bf16*>(table), step.tokens, first_token, num_tokens, cols, static_cast<bf16*>(y));
+                static_cast<const bf16*>(table), step.tokens, step.drawn_before, first_token, num_tokens, cols,
+                static_cast<bf16*>(y));
 }
 
 void join_columns(const float* parts, std::int64_t rows, std::int64_t part_cols, std::int64_t cols, float* y,
