@@ -17,6 +17,13 @@ namespace minisgl {
 
 using NcclUniqueId = std::array<char, 128>;
 
+// When GPUs sum through each other's memory.
+enum class PeerSums {
+  never,
+  where_faster,  // than NCCL, as measured here and now; never, where they can't reach each other's memory
+  always,        // that is, up to the sizes that there is memory for
+};
+
 struct NcclOptions {
   std::string library;  // path of libnccl.so.2; empty: what the dynamic linker finds
   int rank = 0;
@@ -36,10 +43,10 @@ NcclUniqueId make_nccl_unique_id(const std::string& library);
 // Waits until every rank has called it with the same id.
 std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId& id, const NcclOptions& options);
 
-// The same with one-shot and two-shot sums through peer memory up to the sizes where they are faster, as measured here
-// and now; where GPUs can't reach each other's memory, NCCL alone (name() tells). `host` joins the same ranks and is
-// used during the call only; it also carries the id and the processes, so options.pids is not read.
-std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, Communicator& host);
+// The same, with one-shot and two-shot sums through peer memory for small messages (name() tells). `host` joins the
+// same ranks and is used during the call only; it also carries the id and the processes, so options.pids is not read.
+std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, Communicator& host,
+                                                    PeerSums peer_sums = PeerSums::where_faster);
 
 // GPUs that this process sees; 0 where there is no driver, and in a build without CUDA.
 int num_gpus();

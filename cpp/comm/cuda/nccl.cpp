@@ -38,15 +38,16 @@ ncclDataType_t nccl_type(DType dtype) {
 
 class GpuCommunicator final : public Communicator {
  public:
-  // With options.device as the calling thread's device. host: null for NCCL alone.
-  GpuCommunicator(const NcclLibrary& nccl, const NcclUniqueId& id, const NcclOptions& options, Communicator* host)
+  // With options.device as the calling thread's device. host: not read for PeerSums::never.
+  GpuCommunicator(const NcclLibrary& nccl, const NcclUniqueId& id, const NcclOptions& options, PeerSums peer_sums,
+                  Communicator* host)
       : options_(options),
         group_(nccl, id, options.rank, options.size, options.timeout),
         buffer_(group_, static_cast<std::size_t>(options.max_buffer_bytes)),
         barrier_(group_, sizeof(float)) {
     name_ = "NCCL " + nccl.version_text();
     if (buffer_.is_symmetric()) name_ += concat(", symmetric memory up to ", buffer_.size(), " bytes");
-    if (host) start_peers(*host);
+    if (peer_sums != PeerSums::never) start_peers(peer_sums, *host);
     watch_ = std::make_unique<PeerWatch>(options.pids, [this](int rank) {
       fail(rank, concat("rank ", rank, " (process ", options_.pids[static_cast<std::size_t>(rank)], ") has died"));
     });
@@ -106,6 +107,7 @@ class GpuCommunicator final : public Communicator {
 
   bool all_reduce_add_rms_norm(const SumAddRmsNorm& op, StreamHandle stream) override {
     if (op.rows * row_bytes(op.dtype, op.cols) > classes_.max_one_shot_bytes) return false;
+    if (!peers_) return false;
     const DeviceGuard guard(options_.device);
     check();
     return peers_->all_reduce_add_rms_norm(op, reinterpret_cast<cudaStream_t>(stream));
@@ -124,21 +126,26 @@ class GpuCommunicator final : public Communicator {
  private:
   static constexpr Clock::rep kNoDeadline = Clock::time_point::max().time_since_epoch().count();
 
-  void start_peers(Communicator& host) {
+  void start_peers(PeerSums peer_sums, Communicator& host) {
     std::string reason;
-    auto peers =
-        PeerAllReduce::make(host, options_.device, kMaxOneShotBytes, kMaxTwoShotBytes, options_.timeout, reason);
-    if (!peers) {
-      name_ += " alone, for lack of peer memory (" + reason + ")";
+    peers_ = PeerAllReduce::make(host, options_.device, kMaxOneShotBytes, kMaxTwoShotBytes, options_.timeout, reason);
+    if (!peers_) {
+      reason = concat("GPUs can't sum through each other's memory: ", reason);
+      if (peer_sums == PeerSums::always) throw InputError(reason);
+      name_ += concat(" (", reason, ")");
       return;
     }
-    const SizeClasses classes = measure_size_classes(
-        *peers, host,
-        [&](void* data, std::int64_t count, cudaStream_t stream) { nccl_sum(data, count, DType::bf16, stream); });
-    peers_ = std::move(peers);
-    classes_ = classes;
-    name_ = concat("one-shot sums up to ", classes.max_one_shot_bytes, " bytes, two-shot up to ",
-                   classes.max_two_shot_bytes, ", above that ", name_, " (as measured)");
+    if (peer_sums == PeerSums::always) {
+      classes_ = {kMaxOneShotBytes, kMaxTwoShotBytes};
+    } else {
+      // classes_ are still empty, so these go through NCCL.
+      classes_ = measure_size_classes(*peers_, host, [&](void* data, std::int64_t count, cudaStream_t stream) {
+        nccl_sum(data, count, DType::bf16, stream);
+      });
+    }
+    name_ = concat("one-shot sums up to ", classes_.max_one_shot_bytes, " bytes, two-shot up to ",
+                   classes_.max_two_shot_bytes, ", above that ", name_,
+                   peer_sums == PeerSums::always ? "" : " (the fastest, as measured)");
   }
 
   template <typename Function>
@@ -249,10 +256,11 @@ std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId& id, con
   check_options(options);
   const NcclLibrary nccl = NcclLibrary::load(options.library);
   const DeviceGuard guard(options.device);
-  return std::make_unique<GpuCommunicator>(nccl, id, options, nullptr);
+  return std::make_unique<GpuCommunicator>(nccl, id, options, PeerSums::never, nullptr);
 }
 
-std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, Communicator& host) {
+std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, Communicator& host,
+                                                    PeerSums peer_sums) {
   check_options(options);
   // One flag, the id: every rank hears of a failure on rank 0 instead of waiting for ever.
   struct {
@@ -276,7 +284,7 @@ std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, 
   host.all_gather(&own, watched.pids.data(), sizeof(pid_t), 0);
   const NcclLibrary nccl = NcclLibrary::load(options.library);
   const DeviceGuard guard(options.device);
-  return std::make_unique<GpuCommunicator>(nccl, message.id, watched, &host);
+  return std::make_unique<GpuCommunicator>(nccl, message.id, watched, peer_sums, &host);
 }
 
 int num_gpus() {

@@ -47,14 +47,16 @@ NcclGroup::~NcclGroup() {
 
 void NcclGroup::settle(ncclResult_t result, const char* name) {
   const auto deadline = std::chrono::steady_clock::now() + timeout_;
-  while (result == ncclInProgress && !aborted_.load(std::memory_order_relaxed)) {
+  // Some calls return success and go on in the background all the same.
+  while (result == ncclInProgress || result == ncclSuccess) {
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t asked = library_.comm_get_async_error(comm_, &state);
+    result = asked == ncclSuccess ? state : asked;
+    if (result != ncclInProgress || aborted_.load(std::memory_order_relaxed)) break;
     if (std::chrono::steady_clock::now() > deadline)
       throw RankFailure(-1, concat("NCCL: ", name, " isn't through after ",
                                    static_cast<double>(timeout_.count()) / 1000.0, " s: a rank is missing"));
     std::this_thread::sleep_for(kAskAgain);
-    ncclResult_t state = ncclSuccess;
-    const ncclResult_t asked = library_.comm_get_async_error(comm_, &state);
-    result = asked == ncclSuccess ? state : asked;
   }
   if (result == ncclRemoteError || result == ncclInProgress)
     throw RankFailure(-1, concat("NCCL: ", name, ": another rank has failed"));

@@ -20,7 +20,7 @@ NcclUniqueId make_nccl_unique_id(const std::string&) {
 std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId&, const NcclOptions&) {
   refuse();
 }
-std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions&, Communicator&) {
+std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions&, Communicator&, PeerSums) {
   refuse();
 }
 int num_gpus() {

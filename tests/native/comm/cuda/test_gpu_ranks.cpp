@@ -174,7 +174,7 @@ TEST(GpuRank, DISABLED_Collectives) {
 
 TEST(GpuRank, DISABLED_PeerMemory) {
   const auto host = host_communicator();
-  const auto comm = make_gpu_communicator(options_of_rank(milliseconds(40'000)), *host);
+  const auto comm = make_gpu_communicator(options_of_rank(milliseconds(40'000)), *host, PeerSums::always);
   if (comm->rank() == 0) std::printf("%s\n", comm->name().c_str());
   const CudaStream stream = make_stream();
   check_collectives(*comm, stream);
@@ -215,7 +215,7 @@ void fail_with(int signal, milliseconds timeout, milliseconds limit) {
 
 void fail_with_peers(int signal, milliseconds timeout, milliseconds limit) {
   const auto host = host_communicator();
-  sum_until_failure(*make_gpu_communicator(options_of_rank(timeout), *host), signal, limit);
+  sum_until_failure(*make_gpu_communicator(options_of_rank(timeout), *host, PeerSums::always), signal, limit);
 }
 
 TEST(GpuRank, DISABLED_Death) {
