@@ -22,8 +22,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;  // CLOCK_MONOTONIC
 
-// About as long as waking a sleeper takes (10 to 20 us on x86).
-constexpr int kSpins = 300;
+// Some 50 us on x86: longer than waking a sleeper takes, short enough to leave the core to others after it.
+constexpr int kSpins = 800;
 
 // The word that a rank's epochs are counted in: two an epoch, and one when there is a failure to look at. Wraps.
 constexpr std::uint32_t kLook = 1;
