@@ -74,7 +74,11 @@ std::string variable(const char* name) {
 
 std::unique_ptr<Communicator> join(int rank) {
   const auto host = make_shm_communicator({variable("MINISGL_TEST_GROUP"), rank, kRanks, kTimeout});
-  const NcclOptions options{.rank = rank, .size = kRanks, .device = rank % num_gpus(), .timeout = kTimeout};
+  NcclOptions options;
+  options.rank = rank;
+  options.size = kRanks;
+  options.device = rank % num_gpus();
+  options.timeout = kTimeout;
   if (variable("MINISGL_TEST_COMM") == "peers") return make_gpu_communicator(options, *host);
   NcclUniqueId id{};
   if (rank == 0) id = make_nccl_unique_id("");
