@@ -112,7 +112,12 @@ class Model:
         page_size: int = 16,
         max_tokens: int = 4096,
         device: str = "cpu",
-    ) -> None: ...
+        num_ranks: int = 1,
+    ) -> None:
+        """num_ranks: the model is cut over so many ranks, threads of this process that share
+        num_threads.
+        """
+
     @property
     def info(self) -> dict[str, Any]: ...
     def forward(
