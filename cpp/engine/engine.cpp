@@ -75,7 +75,8 @@ std::thread start_thread_without_signals(Body body) {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
+  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+       const RecordProgress& progress);
   ~Impl();
 
   void run() noexcept;
@@ -93,6 +94,7 @@ struct Engine::Impl {
   // The executor's model and device outlive it: members are destroyed from the last to the first.
   const std::unique_ptr<Ops> device;
   const std::unique_ptr<Model> model;
+  EngineMemory memory;  // constant once made
 
   // Shared by all threads; each has its own lock.
   Inbox inbox;
@@ -115,7 +117,8 @@ struct Engine::Impl {
   bool running = true;
 };
 
-Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_)
+Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_,
+                   const RecordProgress& progress)
     : options(checked(options_, model_->spec())),
       device(std::move(device_)),
       model(std::move(model_)),
@@ -123,7 +126,12 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, 
       scheduler(scheduler_options(options)),
       executor(*model, *device,
                KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)) {
-  executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
+  const Executor::Prepared prepared =
+      executor.prepare(step_limits(options, model->spec()), options.cuda_graphs, progress);
+  if (device->has_own_memory()) {
+    memory = {
+        .workspace = prepared.workspace_bytes, .graphs = prepared.graph_bytes, .free = device->available_memory()};
+  }
   deliver();  // the first statistics
 }
 
@@ -268,8 +276,9 @@ void Engine::Impl::end_all(const std::string& what) {
   completions.publish(std::move(last));
 }
 
-Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options)) {}
+Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+               const RecordProgress& progress)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options, progress)) {}
 
 Engine::~Engine() {
   stop();
@@ -346,6 +355,10 @@ const ModelSpec& Engine::spec() const {
 
 const EngineOptions& Engine::options() const {
   return impl_->options;
+}
+
+const EngineMemory& Engine::memory() const {
+  return impl_->memory;
 }
 
 std::string Engine::failure() const {

@@ -8,39 +8,11 @@
 #include <random>
 
 #include "engine/engine.h"
+#include "engine/small_qwen3.h"
 #include "kernels/devices.h"
-#include "models/decoder_weights.h"
-#include "models/memory_source.h"
-#include "models/registry.h"
-#include "models/weight_loader.h"
 
 namespace minisgl::testing_support {
 namespace {
-
-// Two layers of heads of 16, wide enough for every kernel.
-minisgl::testing::MemorySource small_qwen3() {
-  minisgl::testing::MemorySource source;
-  source.values = {{"model_type", "qwen3"},      {"vocab_size", 320},      {"hidden_size", 64},
-                   {"intermediate_size", 160},   {"num_hidden_layers", 2}, {"num_attention_heads", 4},
-                   {"num_key_value_heads", 2},   {"head_dim", 16},         {"max_position_embeddings", 512},
-                   {"tie_word_embeddings", true}};
-  source.add("model.embed_tokens.weight", {320, 64}, 1.0f);
-  source.add("model.norm.weight", {64}, 1.0f);
-  for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
-    source.add(layer + "input_layernorm.weight", {64}, 1.0f);
-    source.add(layer + "self_attn.q_proj.weight", {64, 64});
-    source.add(layer + "self_attn.k_proj.weight", {32, 64});
-    source.add(layer + "self_attn.v_proj.weight", {32, 64});
-    source.add(layer + "self_attn.o_proj.weight", {64, 64});
-    source.add(layer + "self_attn.q_norm.weight", {16}, 1.0f);
-    source.add(layer + "self_attn.k_norm.weight", {16}, 1.0f);
-    source.add(layer + "post_attention_layernorm.weight", {64}, 1.0f);
-    source.add(layer + "mlp.gate_proj.weight", {160, 64});
-    source.add(layer + "mlp.up_proj.weight", {160, 64});
-    source.add(layer + "mlp.down_proj.weight", {64, 160});
-  }
-  return source;
-}
 
 struct Answer {
   std::vector<TokenOutput> tokens;
@@ -48,21 +20,10 @@ struct Answer {
 
 std::map<std::uint64_t, Answer> answers_of(std::unique_ptr<Ops> device, const std::vector<Request>& requests,
                                            bool graphs) {
-  const minisgl::testing::MemorySource source = small_qwen3();
-  ModelSpec spec = read_model_spec(source);
-  WeightLoader loader(source, *device, WeightLoader::Pass::load, [](std::int64_t) {});
-  DecoderWeights weights = load_decoder_weights(spec, loader);
-  auto model = make_decoder(std::move(spec), std::move(weights), *device);
-  EngineOptions options;
-  options.num_pages = 96;  // too few for all at once: some are preempted
-  options.page_size = 16;
-  options.kv_dtype = DType::bf16;
-  options.max_seq_len = 512;
-  options.max_running = 24;
-  options.max_batch_tokens = 64;
+  EngineOptions options = short_of_pages();
   options.cuda_graphs = graphs;
-  options.check_invariants = true;
-  Engine engine(std::move(model), std::move(device), options);
+  const std::unique_ptr<Engine> running = small_engine(std::move(device), 320, options);
+  Engine& engine = *running;
   engine.start();
   for (const Request& request : requests) engine.submit(request);
   std::map<std::uint64_t, Answer> answers;
@@ -79,6 +40,7 @@ std::map<std::uint64_t, Answer> answers_of(std::unique_ptr<Ops> device, const st
       finished += output.finish != FinishReason::none;
     }
   }
+  engine.stop();
   EXPECT_EQ(engine.stats().pages_free, engine.stats().pages_total);
   return answers;
 }
