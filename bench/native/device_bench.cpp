@@ -65,7 +65,7 @@ Matrix2D random_rows(Ops& device, std::int64_t rows, std::int64_t cols) {
   std::iota(tokens.begin(), tokens.end(), 0);
   const ops::SequenceRows sequence{0, static_cast<std::int32_t>(rows), 0, pages.data()};
   device.begin_step({tokens, tokens, {&sequence, 1}, {}, 1 << 30}, {});
-  device.embed(*table, matrix.view);
+  device.embed(*table, 0, matrix.view);
   device.synchronize();
   return matrix;
 }
@@ -191,7 +191,7 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
   });
   show("gate, up and SiLU", gated);
   show("add and norm", time_calls(device, 5, 200, [&](int) {
-         device.add_rms_norm(x.view, delta.view, norm.as<float>(), 1e-6f, y.view);
+         device.reduce_add_rms_norm(x.view, delta.view, norm.as<float>(), 1e-6f, y.view);
        }));
   show("heads to the cache", time_calls(device, 5, 200, [&](int) {
          device.store_heads(qkv.view, shape, {.rope_table = table.as<float>(), .rotary_dim = shape.head_dim}, cache);

@@ -1,6 +1,9 @@
 // One device: its memory, its weights and every operation of a step. The CPU (cpu_backend.h) and CUDA (cuda_backend.h)
 // implement it; whoever calls it knows neither. One thread at a time.
 //
+// Devices that were given a communicator compute one model together, each a rank of it: all of them make the same calls
+// in the same order, with the same steps.
+//
 // Operations are queued in the order of the calls; what they wrote is there for the next operation, and for the host
 // after download() or take_outputs(). Every op treats a row (a token, or a token's head) on its own. Activations have
 // activation_dtype(), sums are f32. What an op writes for a linear to read next may be in whatever form the device's
@@ -47,6 +50,8 @@ class Ops {
 
   virtual std::string device_name() const = 0;  // for people
   virtual ThreadPool& pool() = 0;               // the host's threads
+  virtual int rank() const = 0;                 // among num_ranks() devices
+  virtual int num_ranks() const = 0;            // 1 without a communicator
   virtual DType activation_dtype() const = 0;
   virtual DType kv_dtype_for(DType weight_dtype) const = 0;  // of the cache, where nobody chose
   virtual bool supports_kv_dtype(DType dtype) const = 0;
@@ -67,7 +72,7 @@ class Ops {
 
   // Devices that record steps want all memory reserved first: nothing may move afterwards. Others need neither.
   virtual bool records_steps() const { return false; }
-  virtual std::int64_t step_bytes(const StepLimits&) const { return 0; }  // what reserve() allocates
+  virtual std::int64_t step_bytes(const StepLimits&) const { return 0; }  // at most, of reserve() and record_step()
   virtual void reserve(const StepLimits&) {}
 
   // `raw` is row-major [rows, cols] in `dtype` as a file stores it, aligned to 4 bytes; it isn't needed afterwards.
@@ -93,12 +98,13 @@ class Ops {
   // steps of this form with fewer sequences, down to the next that is recorded.
   virtual void record_step(const StepBatch&, std::span<const LogitQuery>, const std::function<void()>&) {}
 
-  // y[r] = the table's row of token r. y [num_rows, hidden].
-  virtual void embed(const Matrix& table, Tensor y) = 0;
+  // y[r] = the table's row of token r; zeros for tokens that it doesn't hold. y [num_rows, hidden]; the table's rows
+  // are the tokens from first_token on.
+  virtual void embed(const Matrix& table, std::int64_t first_token, Tensor y) = 0;
   // y[r] = x[r] / rms(x[r]) * weight, with weight [cols]; x == y is allowed.
   virtual void rms_norm(Tensor x, const float* weight, float eps, Tensor y) = 0;
-  // residual += delta, then y = rms_norm(residual).
-  virtual void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) = 0;
+  // delta = the sum of the ranks' deltas, residual += delta, then y = rms_norm(residual).
+  virtual void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) = 0;
   // y [rows, out_features] = x [rows, in_features] through every projection, in order. y may be f32.
   virtual void linear(const Linear& weights, Tensor x, Tensor y) = 0;
   // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds z
@@ -116,6 +122,12 @@ class Ops {
                                std::int32_t window, Tensor out) = 0;
   // y[i] = x[logit_rows[i]]. y [num_logits, cols].
   virtual void gather_logit_rows(Tensor x, Tensor y) = 0;
+
+  // x = the sum of the ranks' x: the same bits on every rank.
+  virtual void sum_over_ranks(Tensor x) = 0;
+  // y = the ranks' columns side by side, as far as y has columns. part [rows, n], scratch [num_ranks * rows, n],
+  // y [rows, up to num_ranks * n]; all f32.
+  virtual void gather_columns(Tensor part, Tensor scratch, Tensor y) = 0;
 
   // Answers the step's queries from logits [num_logits, vocab_size] f32, which it may change.
   virtual void sample(Tensor logits) = 0;

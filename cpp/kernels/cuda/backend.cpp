@@ -18,14 +18,17 @@ namespace {
 
 using cuda::allocate_on_device;
 
-constexpr int kMostSplits = 64;          // parts that decode attention cuts a sequence into
-constexpr int kBlocksPerProcessor = 4;   // of decode attention, to keep the memory busy
-constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
+constexpr int kMostSplits = 64;                                // parts that decode attention cuts a sequence into
+constexpr int kBlocksPerProcessor = 4;                         // of decode attention, to keep the memory busy
+constexpr std::int64_t kLazySlots = 64;                        // of penalty counts, where nobody reserved them
+constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // of all recorded steps; seen: 40 MiB for 32 layers
 
 class CudaMatrix final : public Matrix {
  public:
   CudaMatrix(std::int64_t rows, std::int64_t cols)
-      : rows_(rows), cols_(cols), data_(allocate_on_device(static_cast<std::size_t>(rows * cols) * 2)) {}
+      : rows_(rows),
+        cols_(cols),
+        data_(allocate_on_device(static_cast<std::size_t>(rows * cols) * 2, "the model's weights don't fit it")) {}
   DType dtype() const override { return DType::bf16; }
   std::int64_t rows() const override { return rows_; }
   std::int64_t cols() const override { return cols_; }
@@ -115,8 +118,9 @@ CudaStream make_stream() {
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads)
-      : device_index_(device_index),
+  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm)
+      : comm_(std::move(comm)),
+        device_index_(device_index),
         properties_(properties),
         pool_(num_threads),
         stream_(make_stream()),
@@ -130,6 +134,8 @@ class CudaOps final : public Ops {
 
   std::string device_name() const override { return properties_.name; }
   ThreadPool& pool() override { return pool_; }
+  int rank() const override { return comm_ ? comm_->rank() : 0; }
+  int num_ranks() const override { return comm_ ? comm_->size() : 1; }
   DType activation_dtype() const override { return DType::bf16; }
   DType kv_dtype_for(DType) const override { return DType::bf16; }
   bool supports_kv_dtype(DType dtype) const override { return dtype == DType::bf16 || dtype == DType::f16; }
@@ -163,7 +169,7 @@ class CudaOps final : public Ops {
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
     return 2 * static_cast<std::int64_t>(cuda::StepBlock::bytes_for(limits)) +
-           (limits.logits + limits.sequences) * limits.vocab_size * 4;
+           (limits.logits + limits.sequences) * limits.vocab_size * 4 + kGraphBytes;
   }
   void reserve(const StepLimits& limits) override {
     for (StepSlot& slot : slots_) {
@@ -206,13 +212,24 @@ class CudaOps final : public Ops {
   void record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
                    const std::function<void()>& body) override;
 
-  void embed(const Matrix& table, Tensor y) override {
-    cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), table.cols(), y.data, stream_.get());
+  void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
+    cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), first_token, table.rows(), table.cols(), y.data,
+                stream_.get());
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
     cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
   }
-  void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+  void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    const SumAddRmsNorm sum{.residual = residual.data,
+                            .delta = delta.data,
+                            .weight = weight,
+                            .eps = eps,
+                            .y = y.data,
+                            .rows = residual.rows,
+                            .cols = residual.cols,
+                            .dtype = residual.dtype};
+    if (comm_ && comm_->all_reduce_add_rms_norm(sum, stream_handle())) return;
+    sum_over_ranks(delta);
     cuda::add_rms_norm(residual.data, delta.data, weight, eps, residual.rows, residual.cols, y.data, stream_.get());
   }
   void linear(const Linear& weights, Tensor x, Tensor y) override;
@@ -226,6 +243,10 @@ class CudaOps final : public Ops {
   void gather_logit_rows(Tensor x, Tensor y) override {
     cuda::gather_rows(step_, x.data, x.cols, y.data, stream_.get());
   }
+  void sum_over_ranks(Tensor x) override {
+    if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, stream_handle());
+  }
+  void gather_columns(Tensor part, Tensor scratch, Tensor y) override;
 
   void sample(Tensor logits) override {
     MINISGL_CHECK(logits.rows == step_.num_logits, logits.rows, " rows of logits, ", step_.num_logits, " wanted");
@@ -241,6 +262,7 @@ class CudaOps final : public Ops {
   std::int64_t num_attention_blocks() const {
     return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
   }
+  StreamHandle stream_handle() const { return reinterpret_cast<StreamHandle>(stream_.get()); }
   StepSlot& slot() { return slots_[current_]; }
   void upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
   void open_slot();
@@ -248,6 +270,7 @@ class CudaOps final : public Ops {
   void reserve_adjusted(std::int64_t rows, std::int64_t vocab_size);
   void reserve_seen(std::int64_t slots, std::int64_t vocab_size);
 
+  std::shared_ptr<Communicator> comm_;  // outlives the graphs that its calls were captured in
   int device_index_;
   cudaDeviceProp properties_;
   ThreadPool pool_;
@@ -404,7 +427,12 @@ void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> qu
     MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &captured));
     const CudaGraph graph(captured);
     cudaGraphExec_t executable = nullptr;
-    MINISGL_CUDA_CHECK(cudaGraphInstantiate(&executable, graph.get(), 0));
+    const cudaError_t error = cudaGraphInstantiate(&executable, graph.get(), 0);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // it is dealt with
+      throw InputError("the GPU has no room for recorded steps; lower --memory-fraction or give --disable-cuda-graph");
+    }
+    MINISGL_CUDA_CHECK(error);
     slot().graphs.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
     close_slot();
   }
@@ -480,6 +508,15 @@ void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvL
       stream_.get());
 }
 
+void CudaOps::gather_columns(Tensor part, Tensor scratch, Tensor y) {
+  MINISGL_CHECK(part.rows == y.rows && y.cols <= num_ranks() * part.cols, y.cols, " columns of ", part.cols);
+  if (comm_) {
+    MINISGL_CHECK(scratch.nbytes() == num_ranks() * part.nbytes(), scratch.rows, " rows of scratch");
+    comm_->all_gather(part.data, scratch.data, part.nbytes(), stream_handle());
+  }
+  cuda::join_columns(comm_ ? scratch.f32() : part.f32(), part.rows, part.cols, y.cols, y.f32(), stream_.get());
+}
+
 std::vector<TokenOutput> CudaOps::take_outputs() {
   if (is_open_) {  // its calls were made without run_step()
     close_slot();
@@ -510,7 +547,7 @@ int num_cuda_devices() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads) {
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm) {
   const int count = num_cuda_devices();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
@@ -522,7 +559,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads) {
     throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
                             "; 8.0 is needed"));
   }
-  return std::make_unique<CudaOps>(device_index, properties, num_threads);
+  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm));
 }
 
 }  // namespace minisgl
