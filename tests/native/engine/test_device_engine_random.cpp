@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "engine/small_qwen3.h"
+#include "engine/device_answers.h"
 #include "engine/validation.h"
 #include "kernels/devices.h"
 #include "kernels/philox.h"
@@ -22,11 +22,11 @@ namespace {
 
 constexpr std::int32_t kVocab = max_logprobs;
 
-struct Answer {
+struct Outcome {
   std::vector<TokenOutput> tokens;
   FinishReason finish = FinishReason::none;
 };
-using Answers = std::map<std::uint64_t, Answer>;
+using Outcomes = std::map<std::uint64_t, Outcome>;
 
 std::vector<Request> random_requests(int count) {
   std::mt19937 random(11);
@@ -56,21 +56,21 @@ std::vector<Request> random_requests(int count) {
   return requests;
 }
 
-EngineOptions very_short_of_pages() {
-  EngineOptions options = short_of_pages();
-  options.num_pages = 33;
-  return options;
+std::unique_ptr<Engine> make_engine(std::unique_ptr<Ops> device) {
+  EngineOptions options = small_device_options(true);
+  options.num_pages = 33;  // one more than the longest request takes
+  auto model = minisgl::testing::load(small_qwen3(kVocab), *device);
+  return std::make_unique<Engine>(std::move(model), std::move(device), options);
 }
 
 class Session {
  public:
   explicit Session(DeviceKind kind)
-      : engine_(small_engine(kind == DeviceKind::cuda ? make_cuda_ops(0, 2) : make_cpu_ops(1), kVocab,
-                             very_short_of_pages())) {
+      : engine_(make_engine(kind == DeviceKind::cuda ? make_cuda_ops(0, 2) : make_cpu_ops(1))) {
     engine_->start();
   }
   Engine& engine() { return *engine_; }
-  const Answers& answers() const { return answers_; }
+  const Outcomes& answers() const { return answers_; }
 
   // Waits for outputs; `after` is called for each.
   template <typename After>
@@ -78,7 +78,7 @@ class Session {
     pollfd event{.fd = engine_->event_fd(), .events = POLLIN, .revents = 0};
     ASSERT_EQ(poll(&event, 1, 60000), 1) << "the engine says nothing";
     for (const RequestOutput& output : engine_->drain()) {
-      Answer& answer = answers_[output.id];
+      Outcome& answer = answers_[output.id];
       ASSERT_NE(output.finish, FinishReason::error) << output.error;
       ASSERT_EQ(answer.finish, FinishReason::none) << "request " << output.id << " goes on after its end";
       answer.tokens.insert(answer.tokens.end(), output.tokens.begin(), output.tokens.end());
@@ -96,7 +96,7 @@ class Session {
 
  private:
   std::unique_ptr<Engine> engine_;
-  Answers answers_;
+  Outcomes answers_;
   std::size_t num_finished_ = 0;
 };
 
@@ -127,7 +127,7 @@ void expect_drawn(const Request& request, const TokenOutput& token, std::size_t 
 }
 
 // The answer is what the request asked for, and nothing follows what ends it.
-void expect_sound(const Request& request, const Answer& answer) {
+void expect_sound(const Request& request, const Outcome& answer) {
   TokenCounts counts{.in_prompt = {}, .in_output = std::vector<std::uint32_t>(kVocab)};
   for (std::size_t i = 0; i < answer.tokens.size(); ++i) {
     ASSERT_NO_FATAL_FAILURE(expect_drawn(request, answer.tokens[i], i, counts));
@@ -160,7 +160,7 @@ struct Distance {
 };
 
 // Whether the request got the same tokens; the end must be the same then.
-bool compare(const Answer& got, const Answer& alone, Distance& distance) {
+bool same_tokens(const Outcome& got, const Outcome& alone, Distance& distance) {
   const std::size_t length = std::min(got.tokens.size(), alone.tokens.size());
   for (std::size_t i = 0; i < length; ++i) {
     distance.add(got.tokens[i], alone.tokens[i]);
@@ -209,11 +209,11 @@ TEST_P(DeviceEngineRandom, EveryRequestGetsWhatItGetsAlone) {
   int whole = 0;
   Distance distance;
   for (const Request& request : requests) {
-    const Answer& got = together.answers().at(request.id);
+    const Outcome& got = together.answers().at(request.id);
     ++ends[got.finish];
     ASSERT_NO_FATAL_FAILURE(expect_sound(request, got));
     ASSERT_NO_FATAL_FAILURE(expect_sound(request, alone.answers().at(request.id)));
-    whole += compare(got, alone.answers().at(request.id), distance);
+    whole += same_tokens(got, alone.answers().at(request.id), distance);
   }
   const EngineStats stats = together.engine().stats();
   const double mean = distance.sum / static_cast<double>(distance.num_tokens);
