@@ -1,7 +1,9 @@
 // Operations of a device beside ceilings measured in this process: GB/s over the read bandwidth, TFLOP/s over an 8192³
 // product; then whole decode steps of models with dummy weights through the engine.
 //
-//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill]      (default: all but prefill)
+//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [profile]
+//
+// Without names: all but prefill and profile. profile: the kernels of a decode step of the models named beside it.
 #include <poll.h>
 
 #include <algorithm>
@@ -10,6 +12,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -18,6 +21,7 @@
 
 #include "engine/defaults.h"
 #include "engine/engine.h"
+#include "kernel_profile.h"
 #include "kernels/cpu_backend.h"
 #include "kernels/cuda_backend.h"
 
@@ -161,7 +165,7 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
   const Matrix2D keys = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
                  values = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
                  qkv = random_rows(device, batch, shape.row_size()), x = random_rows(device, batch, hidden),
-                 delta = random_rows(device, batch, hidden), y = random_rows(device, batch, hidden),
+                 y = random_rows(device, batch, hidden),
                  scratch(device, device.activation_dtype(), batch, 2 * intermediate),
                  activated(device, device.activation_dtype(), batch, intermediate),
                  attended(device, device.activation_dtype(), batch, std::int64_t{shape.num_heads} * shape.head_dim),
@@ -184,12 +188,11 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
   };
   begin(greedy);
   const double gated = time_calls(device, 5, 64, [&](int i) {
-    device.gated_linear(*gate_up[static_cast<std::size_t>(i % copies)], x.view, scratch.view, activated.view);
+    device.norm_gated_linear(*gate_up[static_cast<std::size_t>(i % copies)], x.view, {norm.as<float>(), 1e-6f}, y.view,
+                             scratch.view, activated.view);
   });
-  show("gate, up and SiLU", gated);
-  show("add and norm", time_calls(device, 5, 200, [&](int) {
-         device.add_rms_norm(x.view, delta.view, norm.as<float>(), 1e-6f, y.view);
-       }));
+  show("norm, gate, up and SiLU", gated);
+  show("norm", time_calls(device, 5, 200, [&](int) { device.rms_norm(x.view, norm.as<float>(), 1e-6f, y.view); }));
   show("heads to the cache", time_calls(device, 5, 200, [&](int) {
          device.store_heads(qkv.view, shape, {.rope_table = table.as<float>(), .rotary_dim = shape.head_dim}, cache);
        }));
@@ -206,9 +209,12 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
 void bench_linears(Ops& device, double bandwidth, double gemm_rate) {
   for (const std::int64_t rows : {1, 8, 16, 64, 256}) {
     bench_linear(device, rows, 4096, 1024, bandwidth, gemm_rate);    // Qwen3-0.6B: QKV
+    bench_linear(device, rows, 1024, 2048, bandwidth, gemm_rate);    // attention's output
     bench_linear(device, rows, 1024, 3072, bandwidth, gemm_rate);    // down
     bench_linear(device, rows, 151936, 1024, bandwidth, gemm_rate);  // head
-    bench_linear(device, rows, 28672, 4096, bandwidth, gemm_rate);   // Llama-3.1-8B: gate and up
+    bench_linear(device, rows, 6144, 4096, bandwidth, gemm_rate);    // Llama-3.1-8B: QKV
+    bench_linear(device, rows, 4096, 4096, bandwidth, gemm_rate);    // attention's output
+    bench_linear(device, rows, 28672, 4096, bandwidth, gemm_rate);   // gate and up
     bench_linear(device, rows, 4096, 14336, bandwidth, gemm_rate);   // down
   }
 }
@@ -278,7 +284,57 @@ double run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens
   return new_tokens == 1 ? 0.0 : static_cast<double>(total - at_start) / seconds_since(decode_start);
 }
 
-void bench_model(const Shape& shape, double bandwidth, bool prefill) {
+// The kernels of decode steps of `batch` sequences, those that take longest first. A kernel's own time runs from the
+// end of the kernels before it to its end: idle time before it included, overlap with them left out, so that they add
+// up to the step.
+void profile_steps(Engine& engine, const char* name, int batch) {
+  KernelProfile profile;
+  if (!profile.available()) {
+    std::printf("%s: no profile, CUPTI is not here\n", name);
+    return;
+  }
+  double prefill_seconds = 0;
+  run_requests(engine, batch, 128, 16, &prefill_seconds);
+  profile.start();
+  const double rate = run_requests(engine, batch, 128, 64, &prefill_seconds);
+  const std::vector<KernelRun> runs = profile.stop();
+
+  struct Total {
+    double own_us = 0, span_us = 0, idle_us = 0;
+    int count = 0;
+  };
+  std::map<std::string, Total> totals;
+  int steps = 0;
+  bool ours = false;  // the steps before the last prefill are not
+  for (std::size_t i = runs.size() / 2; i < runs.size(); ++i) {
+    if (ours) {
+      Total& total = totals[runs[i].name];
+      const auto before = static_cast<double>(runs[i - 1].end_ns);
+      const auto start = static_cast<double>(runs[i].start_ns), end = static_cast<double>(runs[i].end_ns);
+      total.own_us += (end - before) / 1e3;
+      total.span_us += (end - start) / 1e3;
+      total.idle_us += std::max(0.0, start - before) / 1e3;
+      ++total.count;
+    }
+    const bool ends_step = runs[i].name.starts_with("sample");
+    if (ours && ends_step) ++steps;
+    ours = ours || ends_step;
+  }
+  if (steps == 0) throw std::runtime_error("the profile holds no step");
+  std::vector<std::pair<std::string, Total>> sorted(totals.begin(), totals.end());
+  std::ranges::sort(sorted, std::greater(), [](const auto& entry) { return entry.second.own_us; });
+  double own = 0, idle = 0;
+  for (const auto& [_, total] : sorted) own += total.own_us / steps, idle += total.idle_us / steps;
+  std::printf("%s decode-b%d by kernel: %.1f us a step, %.1f of them idle, mean of %d steps; %.1f us by the clock\n",
+              name, batch, own, idle, steps, batch / rate * 1e6);
+  std::printf("  %9s %6s %9s %9s %9s\n", "own us", "calls", "own each", "span each", "idle each");
+  for (const auto& [kernel, total] : sorted) {
+    std::printf("  %9.1f %6.1f %9.2f %9.2f %9.2f  %s\n", total.own_us / steps, double(total.count) / steps,
+                total.own_us / total.count, total.span_us / total.count, total.idle_us / total.count, kernel.c_str());
+  }
+}
+
+void bench_model(const Shape& shape, double bandwidth, bool prefill, bool profile) {
   namespace fs = std::filesystem;
   const fs::path folder = fs::temp_directory_path() / (std::string("device_bench-") + shape.name);
   fs::create_directories(folder);
@@ -306,6 +362,9 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill) {
       run_requests(engine, 8, 4096, 1, &seconds);
       std::printf("%s prefill-8x4096  %.0f tok/s\n", shape.name, 8 * 4096 / seconds);
     }
+  }
+  if (profile) {
+    for (const int batch : {1, 16, 64}) profile_steps(engine, shape.name, batch);
   }
   for (const int batch : {1, 16, 64, 256}) {
     double seconds = 0;
@@ -341,7 +400,9 @@ int main(int argc, char** argv) try {
   }
   std::fflush(stdout);
   for (const Shape& shape : shapes)
-    if (wants(shape.name)) bench_model(shape, bandwidth, !chosen.empty() && wants("prefill"));
+    if (wants(shape.name)) {
+      bench_model(shape, bandwidth, !chosen.empty() && wants("prefill"), !chosen.empty() && wants("profile"));
+    }
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "device_bench: %s\n", error.what());

@@ -124,10 +124,6 @@ class CpuOps final : public Ops {
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
     cpu_ops::rms_norm(pool_, x.f32(), weight, eps, x.rows, x.cols, y.f32(), blocks_for(y));
   }
-  void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
-    cpu_ops::add_rms_norm(pool_, residual.f32(), delta.f32(), weight, eps, residual.rows, residual.cols, y.f32(),
-                          blocks_for(y));
-  }
   void linear(const Linear& weights, Tensor x, Tensor y) override {
     MINISGL_CHECK(x.cols == weights.in_features() && y.cols == weights.out_features() && x.rows == y.rows);
     gemm({.parts = static_cast<const CpuLinear&>(weights).parts(),
@@ -138,9 +134,18 @@ class CpuOps final : public Ops {
           .quantized = x.data == quantized_rows_of_ ? quantized_rows_.as<ActivationBlock>() : nullptr},
          gemm_workspace_, pool_);
   }
-  void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override {
-    linear(gate_up, x, scratch);
-    cpu_ops::silu_mul(pool_, scratch.f32(), y.rows, y.cols, y.f32(), blocks_for(y));
+  void norm_linear(const Linear& weights, Tensor x, const Norm& norm, Tensor normed, Tensor y) override {
+    rms_norm(x, norm.weight, norm.eps, normed);
+    linear(weights, normed, y);
+  }
+  void norm_gated_linear(const Linear& gate_up, Tensor x, const Norm& norm, Tensor normed, Tensor z,
+                         Tensor y) override {
+    norm_linear(gate_up, x, norm, normed, z);
+    cpu_ops::silu_mul(pool_, z.f32(), y.rows, y.cols, y.f32(), blocks_for(y));
+  }
+  void add_linear(const Linear& weights, Tensor x, Tensor delta, Tensor residual) override {
+    linear(weights, x, delta);
+    cpu_ops::add(pool_, residual.f32(), delta.f32(), residual.rows, residual.cols);
   }
   void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {

@@ -30,6 +30,12 @@ struct HeadShape {
   constexpr std::int64_t row_size() const { return std::int64_t{num_heads + 2 * num_kv_heads} * head_dim; }
 };
 
+// The RMS norm of a row: x / rms(x) * weight.
+struct Norm {
+  const float* weight;  // [cols]
+  float eps;
+};
+
 // What happens to query and key heads before they meet.
 struct HeadTransform {
   const float* query_norm = nullptr;  // [head_dim] RMS norm of each query head (Qwen3), or null
@@ -94,13 +100,18 @@ class Ops {
   virtual void embed(const Matrix& table, Tensor y) = 0;
   // y[r] = x[r] / rms(x[r]) * weight, with weight [cols]; x == y is allowed.
   virtual void rms_norm(Tensor x, const float* weight, float eps, Tensor y) = 0;
-  // residual += delta, then y = rms_norm(residual).
-  virtual void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) = 0;
   // y [rows, out_features] = x [rows, in_features] through every projection, in order. y may be f32.
   virtual void linear(const Linear& weights, Tensor x, Tensor y) = 0;
-  // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds z
-  // [rows, 2 * cols] where the device needs it.
-  virtual void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) = 0;
+  // The products of a layer with what comes before and after them. `normed` [rows, in_features], `delta` and `z` hold
+  // results in between where the device needs them.
+  //
+  // y = linear(rms_norm(x)). y may be f32.
+  virtual void norm_linear(const Linear& weights, Tensor x, const Norm& norm, Tensor normed, Tensor y) = 0;
+  // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, rms_norm(x)).
+  virtual void norm_gated_linear(const Linear& gate_up, Tensor x, const Norm& norm, Tensor normed, Tensor z,
+                                 Tensor y) = 0;
+  // residual += delta with delta = linear(x), both [rows, out_features].
+  virtual void add_linear(const Linear& weights, Tensor x, Tensor delta, Tensor residual) = 0;
   // Norms and rotates the query and key heads of qkv [num_rows, shape.row_size()] in place, by the batch's positions,
   // and writes keys and values into the cache.
   virtual void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,

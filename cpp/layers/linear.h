@@ -13,8 +13,6 @@ namespace minisgl {
 class MergedLinear {
  public:
   explicit MergedLinear(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
-  // y [num_rows, out_features] = x [num_rows, in_features] through every projection, in order.
-  void forward(Ops& device, Tensor x, Tensor y) const { device.linear(*weights_, x, y); }
   std::int64_t nbytes() const { return weights_->nbytes(); }  // of matrices and biases
 
  protected:
@@ -25,9 +23,10 @@ class MergedLinear {
 class LinearColParallelMerged : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
-  // y [num_rows, out_features / 2]: the first output through SiLU, times the second. `scratch` has room for both.
-  void forward_gated(Ops& device, Tensor x, Tensor scratch, Tensor y) const {
-    device.gated_linear(*weights_, x, scratch, y);
+  // y [num_rows, out_features / 2]: of the norm of x the first output through SiLU, times the second. `z` has room for
+  // both, `normed` for x.
+  void forward_gated(Ops& device, Tensor x, const Norm& norm, Tensor normed, Tensor z, Tensor y) const {
+    device.norm_gated_linear(*weights_, x, norm, normed, z, y);
   }
 };
 
@@ -35,12 +34,21 @@ class LinearColParallelMerged : public MergedLinear {
 class LinearQKVMerged : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
+  // y [num_rows, out_features] = the norm of x through every projection, in order. `normed` has room for x.
+  void forward(Ops& device, Tensor x, const Norm& norm, Tensor normed, Tensor y) const {
+    device.norm_linear(*weights_, x, norm, normed, y);
+  }
 };
 
 // The input cut: a rank multiplies its columns, and what it writes is its share of a sum over ranks.
 class LinearRowParallel : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
+  // residual [num_rows, out_features] += x [num_rows, in_features] through the projection. `delta` has room for the
+  // sum.
+  void forward(Ops& device, Tensor x, Tensor delta, Tensor residual) const {
+    device.add_linear(*weights_, x, delta, residual);
+  }
 };
 
 }  // namespace minisgl

@@ -23,8 +23,10 @@ class VocabParallelHead {
  public:
   // [vocab_size, hidden_size]
   explicit VocabParallelHead(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
-  // logits [num_rows, vocab_size] f32 of x [num_rows, hidden_size].
-  void forward(Ops& device, Tensor x, Tensor logits) const { device.linear(*weights_, x, logits); }
+  // logits [num_rows, vocab_size] f32 of the norm of x [num_rows, hidden_size]; `normed` has room for it.
+  void forward(Ops& device, Tensor x, const Norm& norm, Tensor normed, Tensor logits) const {
+    device.norm_linear(*weights_, x, norm, normed, logits);
+  }
 
  private:
   std::unique_ptr<const Linear> weights_;

@@ -98,14 +98,12 @@ class Decoder final : public Model {
 
     std::int64_t num_rows = std::ssize(batch.tokens);
     Tensor residual = workspace_.residual.rows(num_rows);
-    const Tensor normed = workspace_.normed.rows(num_rows);
     Tensor attended = workspace_.attention.rows(num_rows);
     embedding_.forward(device_, residual);
-    device_.rms_norm(residual, weights_.layers.front().input_norm.as<float>(), eps_, normed);
     for (std::int64_t i = 0; i < spec_.num_layers; ++i) {
       const DecoderLayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
       const bool is_last = i + 1 == spec_.num_layers;
-      attention(layer, i, num_rows, cache, is_last && num_logits == 0);
+      attention(layer, i, residual, cache, is_last && num_logits == 0);
       if (is_last) {
         // From here on only the rows whose logits are wanted matter.
         if (num_logits == 0) return {};
@@ -114,13 +112,11 @@ class Decoder final : public Model {
         num_rows = num_logits;
       }
       // With several ranks, delta is summed over them here and after the MLP: the two all-reduces of a layer.
-      layer.attention_output.forward(device_, attended, workspace_.delta.rows(num_rows));
-      add_norm(residual, layer.post_attention_norm);
-      mlp(layer, num_rows);
-      add_norm(residual, is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
+      layer.attention_output.forward(device_, attended, workspace_.delta.rows(num_rows), residual);
+      mlp(layer, residual);
     }
     const Tensor logits = workspace_.logits.rows(num_logits);
-    head_.forward(device_, workspace_.normed.rows(num_logits), logits);
+    head_.forward(device_, residual, norm_of(weights_.final_norm), workspace_.normed.rows(num_logits), logits);
     return logits;
   }
 
@@ -150,11 +146,12 @@ class Decoder final : public Model {
     return kept.rows(num_logits);
   }
 
-  // normed -> attention, through the cache. `store_only` leaves out the attention itself.
-  void attention(const DecoderLayerWeights& layer, std::int64_t index, std::int64_t num_rows, KvCache& cache,
+  // residual -> attention, through the cache. `store_only` leaves out the attention itself.
+  void attention(const DecoderLayerWeights& layer, std::int64_t index, Tensor residual, KvCache& cache,
                  bool store_only) {
+    const std::int64_t num_rows = residual.rows;
     const Tensor qkv = workspace_.qkv.rows(num_rows);
-    layer.qkv.forward(device_, workspace_.normed.rows(num_rows), qkv);
+    layer.qkv.forward(device_, residual, norm_of(layer.input_norm), workspace_.normed.rows(num_rows), qkv);
     const ops::KvLayer kv = cache.layer(index);
     device_.store_heads(qkv, shape_,
                         {.query_norm = layer.query_norm.as<float>(),
@@ -169,19 +166,16 @@ class Decoder final : public Model {
                             workspace_.attention.rows(num_rows));
   }
 
-  // normed -> delta.
-  void mlp(const DecoderLayerWeights& layer, std::int64_t num_rows) {
+  // residual += MLP of its norm.
+  void mlp(const DecoderLayerWeights& layer, Tensor residual) {
+    const std::int64_t num_rows = residual.rows;
     const Tensor activated = workspace_.activated.rows(num_rows);
-    layer.gate_up.forward_gated(device_, workspace_.normed.rows(num_rows), workspace_.gate_up.rows(num_rows),
-                                activated);
-    layer.down.forward(device_, activated, workspace_.delta.rows(num_rows));
+    layer.gate_up.forward_gated(device_, residual, norm_of(layer.post_attention_norm), workspace_.normed.rows(num_rows),
+                                workspace_.gate_up.rows(num_rows), activated);
+    layer.down.forward(device_, activated, workspace_.delta.rows(num_rows), residual);
   }
 
-  // residual += delta, normed = norm of the residual.
-  void add_norm(Tensor residual, const DeviceBuffer& weight) {
-    device_.add_rms_norm(residual, workspace_.delta.rows(residual.rows), weight.as<float>(), eps_,
-                         workspace_.normed.rows(residual.rows));
-  }
+  Norm norm_of(const DeviceBuffer& weight) const { return {weight.as<float>(), eps_}; }
 
   ModelSpec spec_;
   DecoderWeights weights_;

@@ -104,7 +104,8 @@ class Description {
 }  // namespace
 
 struct DenseGemm::Impl {
-  using Key = std::tuple<std::int64_t, std::int64_t, std::uint64_t, bool>;  // outputs, inputs, bucket of rows, f32
+  using Key =
+      std::tuple<std::int64_t, std::int64_t, std::uint64_t, bool, bool>;  // outputs, inputs, bucket of rows, f32, added
 
   Library library = Library::load();
   cublasLtHandle_t handle = nullptr;
@@ -122,8 +123,8 @@ struct DenseGemm::Impl {
 
   void launch(const Description& description, const DenseArgs& args, const cublasLtMatmulAlgo_t& algorithm,
               cudaStream_t stream) {
-    const float one = 1.0f, zero = 0.0f;
-    check(library.matmul(handle, description.operation, &one, args.weights, description.a, args.x, description.b, &zero,
+    const float one = 1.0f, old = args.added ? 1.0f : 0.0f;
+    check(library.matmul(handle, description.operation, &one, args.weights, description.a, args.x, description.b, &old,
                          args.y, description.d, args.y, description.d, &algorithm, workspace, kWorkspaceBytes, stream),
           "cublasLtMatmul");
   }
@@ -150,7 +151,8 @@ struct DenseGemm::Impl {
   }
 
   // Runs every proposal a few times, and keeps the one whose best run was the shortest.
-  cublasLtMatmulAlgo_t fastest(const Description& description, const DenseArgs& args, cudaStream_t stream) {
+  cublasLtMatmulAlgo_t fastest(const Description& description, DenseArgs args, cudaStream_t stream) {
+    args.y = args.scratch;
     const std::vector<cublasLtMatmulAlgo_t> algorithms = proposals(description);
     cudaEvent_t raw_start, raw_end;
     MINISGL_CUDA_CHECK(cudaEventCreate(&raw_start));
@@ -185,7 +187,8 @@ DenseGemm::~DenseGemm() = default;
 
 void DenseGemm::run(const DenseArgs& args, cudaStream_t stream) {
   const Description description(impl_->library, args);
-  const Impl::Key key{args.outputs, args.inputs, std::bit_ceil(static_cast<std::uint64_t>(args.rows)), args.y_is_f32};
+  const Impl::Key key{args.outputs, args.inputs, std::bit_ceil(static_cast<std::uint64_t>(args.rows)), args.y_is_f32,
+                      args.added};
   const auto known = impl_->choices.find(key);
   if (known != impl_->choices.end()) {
     cublasLtMatmulHeuristicResult_t result{};

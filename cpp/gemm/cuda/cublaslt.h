@@ -12,11 +12,13 @@ struct DenseArgs {
   const void* weights;  // bf16 [outputs, inputs]
   const void* x;        // bf16 [rows, inputs]
   void* y;              // bf16 or f32 [rows, outputs]
+  void* scratch;        // of y's size; what measuring may overwrite: y itself where nothing is added to it
   bool y_is_f32;
+  bool added;  // y += x · Wᵀ
   std::int64_t rows, inputs, outputs;
 };
 
-// y = x · Wᵀ with f32 sums, on one device. Of the algorithms that cuBLASLt proposes for a shape the fastest is kept:
+// y (+)= x · Wᵀ with f32 sums, on one device. Of the algorithms that cuBLASLt proposes for a shape the fastest is kept:
 // they are timed at the shape's first use, unless a graph is being captured. Row counts share a choice by the power of
 // two above them.
 class DenseGemm {

@@ -1,9 +1,16 @@
 // Products of 1 to 16 rows. Bound by reading the weights once: their bytes over the read bandwidth is the floor.
 //
-// A block computes 16 outputs, or 8 pairs of gate and up: its warps cut the input dimension, each multiplies its
-// share on the tensor cores with 16 weight rows as A and the activation rows as B, and shared memory adds the shares
-// up. The order of the input dimension is free within a sum, so a lane takes 8 consecutive elements of a row with one
-// 16-byte load, straight into the registers that the instruction wants; activations use the same order.
+// One block a processor takes a share of the outputs, in passes of up to 4 tiles of 8 weight rows; its warps cut the
+// input dimension. A warp streams its weights through a ring of its own in shared memory, which is filled before the
+// kernel that makes x is done: where a block's share fits the ring, all of the weights are there by then. The tensor
+// cores multiply 16 rows of activations (A) by 8 weight rows (B), and shared memory adds the warps' sums up. The order
+// of the input dimension is free within a sum, so a lane takes 8 consecutive elements of a row, straight into the
+// registers that the instruction wants.
+//
+// The norm of x is one factor a row, applied to the sums: (x * weight) is multiplied, and each warp adds up the squares
+// of the x that it reads anyway.
+#include <algorithm>
+
 #include "core/cuda.h"
 #include "core/cuda_launch.h"
 #include "core/cuda_math.cuh"
@@ -12,141 +19,332 @@
 namespace minisgl::cuda {
 namespace {
 
-constexpr int kTileOutputs = 16;
-constexpr int kStep = 32;  // inputs that a warp takes at once
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
+constexpr int kTileRows = 8;  // of weights
+constexpr int kTiles = 4;     // of a pass
+constexpr int kChunk = 64;    // inputs of a stage
+constexpr int kStageBytes = kTileRows * kChunk * 2;
 
-__device__ __forceinline__ uint4 load_weights(const bf16* p) {
-  return __ldcs(reinterpret_cast<const uint4*>(p));  // read once: not worth a place in the caches
-}
+template <int row_blocks>
+struct SkinnyShape {
+  static constexpr int kRows = 8 * row_blocks;
+  // Two blocks of a processor, one of the next kernel, leave room for each other.
+  static constexpr int kStages = row_blocks == 1 ? 12 : 10;  // of a warp's ring
+  static constexpr int kShareStride = kTiles * kTileRows + 2;
+  static constexpr int kShares = kWarps * kRows * kShareStride;  // sums of a pass
+  static constexpr int kBytes = kWarps * kStages * kStageBytes + 2 * kShares * 4 + kWarps * kRows * 4;
+};
 
-// Steps whose weights are in flight together; twice that, since the next are loaded before these are used.
-constexpr int kUnroll = 4;
+// Where a warp's stream of stages is: for each pass of the block's tiles, for each of the warp's chunks, each tile.
+struct Stream {
+  int warp, num_chunks, end_tile;
+  int tile, tiles, chunk, index;  // first tile and number of tiles of the pass, chunk, tile of the pass
 
-// The weights of kUnroll steps from `step` on; zeros past the last.
-struct WeightRun {
-  uint4 w[kUnroll][2];
+  __device__ Stream(int warp, int num_chunks, int first_tile, int end_tile)
+      : warp(warp),
+        num_chunks(num_chunks),
+        end_tile(warp < num_chunks ? end_tile : first_tile),
+        tile(first_tile),
+        tiles(min(kTiles, end_tile - first_tile)),
+        chunk(warp),
+        index(0) {}
+  __device__ bool done() const { return tile >= end_tile; }
+  __device__ void advance() {
+    if (++index < tiles) return;
+    index = 0;
+    chunk += kWarps;
+    if (chunk < num_chunks) return;
+    chunk = warp;
+    tile += tiles;
+    tiles = min(kTiles, end_tile - tile);
+  }
+};
 
-  __device__ __forceinline__ void load(const bf16* const (&row)[2], int step, int num_steps) {
+struct SkinnyKernelArgs {
+  const bf16* weights;
+  const float* bias;
+  const bf16* x;
+  const float* norm;  // [inputs] or null
+  float eps;
+  void* y;
+  int rows, inputs, outputs;  // outputs of the product: half of the weight rows where gated
+};
+
+// A lane's x of a chunk: rows group and group + 8, for each step of 32 inputs 8 of them.
+template <int row_blocks>
+struct Activations {
+  uint4 v[row_blocks][2];
+
+  __device__ __forceinline__ void load(const bf16* const (&row)[row_blocks], int first, int inputs) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int step = 0; step < 2; ++step) {
+      const int at = first + 32 * step;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        w[u][half] =
-            step + u < num_steps ? load_weights(row[half] + std::int64_t{step + u} * kStep) : make_uint4(0, 0, 0, 0);
+      for (int b = 0; b < row_blocks; ++b)
+        v[b][step] = at < inputs ? *reinterpret_cast<const uint4*>(row[b] + at) : make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  // x * norm in place; the squares of x are added to `squares`.
+  __device__ __forceinline__ void scale(const float* norm, int first, int inputs, float (&squares)[row_blocks]) {
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      const int at = first + 32 * step;
+      if (at >= inputs) continue;
+      const float4 low = *reinterpret_cast<const float4*>(norm + at),
+                   high = *reinterpret_cast<const float4*>(norm + at + 4);
+      const float weight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b) {
+        std::uint32_t word[4] = {v[b][step].x, v[b][step].y, v[b][step].z, v[b][step].w};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float first_value = __uint_as_float(word[k] << 16),
+                      second_value = __uint_as_float(word[k] & 0xffff0000u);
+          squares[b] += first_value * first_value + second_value * second_value;
+          word[k] = pack2<bf16>(first_value * weight[2 * k], second_value * weight[2 * k + 1]);
+        }
+        v[b][step] = make_uint4(word[0], word[1], word[2], word[3]);
       }
     }
   }
 };
 
-// gated: a tile's rows 0 to 7 are gates, 8 to 15 the ups of the same outputs. row_blocks: 1 for up to 8 rows of
-// activations, 2 for up to 16.
-template <int warps, bool gated, int row_blocks, typename Y>
-__global__ void __launch_bounds__(warps * 32)
-    skinny_kernel(const bf16* __restrict__ weights, const float* __restrict__ bias, const bf16* __restrict__ x,
-                  Y* __restrict__ y, int rows, std::int64_t inputs, std::int64_t outputs) {
-  constexpr int kOutputs = gated ? kTileOutputs / 2 : kTileOutputs;
+// row_blocks: 1 for up to 8 rows of activations, 2 for up to 16. SkinnyOutput::gated: of a tile's rows 0 to 3 are
+// gates, 4 to 7 the ups of the same outputs.
+template <SkinnyOutput output, bool normed, int row_blocks>
+__global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelArgs args) {
+  using Shape = SkinnyShape<row_blocks>;
+  constexpr int kTileOutputs = output == SkinnyOutput::gated ? kTileRows / 2 : kTileRows;
+  constexpr int kRows = Shape::kRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int in_group = lane % 4, group = lane / 4;
-  const std::int64_t first_output = std::int64_t{blockIdx.x} * kOutputs;
   let_next_start();
 
-  const bf16* row[2];
+  extern __shared__ __align__(128) unsigned char memory[];
+  unsigned char* ring = memory + warp * Shape::kStages * kStageBytes;
+  float* shares = reinterpret_cast<float*>(memory + kWarps * Shape::kStages * kStageBytes);  // [2][kWarps][kRows][...]
+  float* square_shares = shares + 2 * Shape::kShares;                                        // [kWarps][kRows]
+
+  const int num_tiles = (args.outputs + kTileOutputs - 1) / kTileOutputs;
+  const int num_chunks = (args.inputs + kChunk - 1) / kChunk;
+  const int first_tile = static_cast<int>(std::int64_t{num_tiles} * blockIdx.x / gridDim.x);
+  const int end_tile = static_cast<int>(std::int64_t{num_tiles} * (blockIdx.x + 1) / gridDim.x);
+
+  // A lane copies 16 bytes of rows lane / 8 and lane / 8 + 4 of a stage. Odd rows lie with their halves swapped, so
+  // that the lanes of a load meet in no bank.
+  Stream loads(warp, num_chunks, first_tile, end_tile);
+  int load_slot = 0;
+  const auto load_next = [&] {
+    if (!loads.done()) {
+      const int row = lane / 8, column = lane % 8;
+      const int at = loads.chunk * kChunk + column * 8;
+      const int first_output = (loads.tile + loads.index) * kTileOutputs;
+      unsigned char* slot = ring + load_slot * kStageBytes;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const std::int64_t output = gated ? min(first_output + group, outputs - 1) + half * outputs
-                                      : min(first_output + group + 8 * half, outputs - 1);
-    row[half] = weights + output * inputs + in_group * 8;
-  }
+      for (int half = 0; half < 2; ++half) {
+        const int place = row + 4 * half;
+        std::int64_t weight_row;
+        if constexpr (output == SkinnyOutput::gated) {
+          weight_row = min(first_output + row, args.outputs - 1) + half * args.outputs;
+        } else {
+          weight_row = min(first_output + place, args.outputs - 1);
+        }
+        copy_16_async(slot + place * kChunk * 2 + (column ^ (place % 2 * 4)) * 16,
+                      args.weights + (at < args.inputs ? weight_row * args.inputs + at : 0), at < args.inputs);
+      }
+      loads.advance();
+    }
+    commit_copies();
+    load_slot = load_slot + 1 == Shape::kStages ? 0 : load_slot + 1;
+  };
+#pragma unroll 1
+  for (int i = 0; i < Shape::kStages; ++i) load_next();
+
   const bf16* x_row[row_blocks];
 #pragma unroll
   for (int b = 0; b < row_blocks; ++b)
-    x_row[b] = x + std::int64_t{min(group + 8 * b, rows - 1)} * inputs + in_group * 8;
-
-  // A warp takes every warps-th run of steps, so that a block reads memory in one direction. The first weights are on
-  // their way before the kernel that makes x is done.
-  const int num_steps = static_cast<int>(inputs / kStep);
-  float sum[row_blocks][4] = {};
-  WeightRun now, next;
-  now.load(row, warp * kUnroll, num_steps);
+    x_row[b] = args.x + std::int64_t{min(group + 8 * b, args.rows - 1)} * args.inputs;
   wait_for_previous();
-  for (int run = warp * kUnroll; run < num_steps; run += warps * kUnroll) {
-    next.load(row, run + warps * kUnroll, num_steps);
+
+  float squares[row_blocks] = {};
+  float inverse_norm = 1.0f;
+  Activations<row_blocks> next_x;
+  next_x.load(x_row, warp * kChunk + in_group * 8, args.inputs);
+  int slot_index = 0;
+  int buffer = 0;
+  for (int tile = first_tile; tile < end_tile; tile += kTiles, buffer ^= 1) {
+    const int tiles = min(kTiles, end_tile - tile);
+    // The sums that this thread will finish: what they are added to is on its way.
+    const int first_output = tile * kTileOutputs, num_outputs = min(tiles * kTileOutputs, args.outputs - first_output);
+    constexpr int kFinished = kRows * kTiles * kTileRows / kThreads;
+    float before[kFinished] = {};
+    if constexpr (output == SkinnyOutput::added) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const uint4 first = now.w[u][0], second = now.w[u][1];
-      const std::uint32_t low[4] = {first.x, second.x, first.y, second.y};
-      const std::uint32_t high[4] = {first.z, second.z, first.w, second.w};
-#pragma unroll
-      for (int b = 0; b < row_blocks; ++b) {
-        const uint4 v = run + u < num_steps ? *reinterpret_cast<const uint4*>(x_row[b] + std::int64_t{run + u} * kStep)
-                                            : make_uint4(0, 0, 0, 0);
-        mma_16816<bf16>(sum[b], low, v.x, v.y);
-        mma_16816<bf16>(sum[b], high, v.z, v.w);
+      for (int j = 0; j < kFinished; ++j) {
+        const int i = threadIdx.x + j * kThreads, r = i / (kTiles * kTileRows), o = i % (kTiles * kTileRows);
+        if (r < args.rows && o < num_outputs)
+          before[j] = to_float(static_cast<const bf16*>(args.y)[std::int64_t{r} * args.outputs + first_output + o]);
       }
     }
-    now = next;
-  }
 
-  // A lane holds tile rows group and group + 8 for rows 2 * in_group and 2 * in_group + 1 of each block of 8.
-  constexpr int kRows = 8 * row_blocks;
-  __shared__ float shares[warps][kRows][kTileOutputs + 1];
+    float sum[kTiles][4] = {};
+    for (int chunk = warp; chunk < num_chunks; chunk += kWarps) {
+      Activations<row_blocks> x = next_x;
+      const int first = chunk * kChunk + in_group * 8;
+      const int following = chunk + kWarps < num_chunks ? chunk + kWarps : warp;
+      next_x.load(x_row, following * kChunk + in_group * 8, args.inputs);
+      if constexpr (normed) {
+        float of_chunk[row_blocks] = {};
+        x.scale(args.norm, first, args.inputs, of_chunk);
+        if (tile == first_tile) {
 #pragma unroll
-  for (int b = 0; b < row_blocks; ++b) {
+          for (int b = 0; b < row_blocks; ++b) squares[b] += of_chunk[b];
+        }
+      }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) shares[warp][8 * b + 2 * in_group + i % 2][group + 8 * (i / 2)] = sum[b][i];
-  }
-  __syncthreads();
-  const auto total = [&](int r, int tile_row, std::int64_t weight_row) {
-    float value = bias != nullptr ? bias[weight_row] : 0.0f;
-    for (int k = 0; k < warps; ++k) value += shares[k][r][tile_row];
-    return value;
-  };
-  for (int i = threadIdx.x; i < kRows * kOutputs; i += warps * 32) {
-    const int r = i / kOutputs, o = i % kOutputs;
-    const std::int64_t output = first_output + o;
-    if (r >= rows || output >= outputs) continue;
-    float value = total(r, o, output);
-    if (gated) value = value / (1.0f + __expf(-value)) * total(r, o + 8, output + outputs);
-    y[r * outputs + output] = from_float<Y>(value);
+      for (int t = 0; t < kTiles; ++t) {
+        if (t >= tiles) break;
+        wait_copies<Shape::kStages - 1>();
+        __syncwarp();
+        const unsigned char* slot = ring + slot_index * kStageBytes + group * kChunk * 2;
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+          const uint4 w = *reinterpret_cast<const uint4*>(slot + ((4 * step + in_group) ^ (group % 2 * 4)) * 16);
+          const uint4 low = x.v[0][step], high = row_blocks == 2 ? x.v[row_blocks - 1][step] : make_uint4(0, 0, 0, 0);
+          mma_16816<bf16>(sum[t], {low.x, high.x, low.y, high.y}, w.x, w.y);
+          mma_16816<bf16>(sum[t], {low.z, high.z, low.w, high.w}, w.z, w.w);
+        }
+        __syncwarp();
+        load_next();
+        slot_index = slot_index + 1 == Shape::kStages ? 0 : slot_index + 1;
+      }
+    }
+
+    // A lane holds rows group and group + 8 for weight rows 2 * in_group and the next of each tile.
+    float* pass_shares = shares + buffer * Shape::kShares;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b) {
+        *reinterpret_cast<float2*>(pass_shares + (warp * kRows + group + 8 * b) * Shape::kShareStride + t * kTileRows +
+                                   2 * in_group) = make_float2(sum[t][2 * b], sum[t][2 * b + 1]);
+      }
+    }
+    if (normed && tile == first_tile) {
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b) {
+        float total = squares[b];
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+        if (in_group == 0) square_shares[warp * kRows + group + 8 * b] = total;
+      }
+    }
+    // The other buffer's sums were read before this: their readers are here.
+    __syncthreads();
+    const auto total = [&](int r, int place) {
+      float value = 0.0f;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) value += pass_shares[(w * kRows + r) * Shape::kShareStride + place];
+      if constexpr (normed) value *= inverse_norm;
+      return value;
+    };
+#pragma unroll
+    for (int j = 0; j < kFinished; ++j) {
+      const int i = threadIdx.x + j * kThreads, r = i / (kTiles * kTileRows), o = i % (kTiles * kTileRows);
+      if (r >= args.rows || o >= num_outputs) continue;
+      if constexpr (normed) {
+        float all = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) all += square_shares[w * kRows + r];
+        inverse_norm = rsqrtf(all / static_cast<float>(args.inputs) + args.eps);
+      }
+      const int column = first_output + o;
+      const std::int64_t at = std::int64_t{r} * args.outputs + column;
+      if constexpr (output == SkinnyOutput::gated) {
+        const int place = o / 4 * kTileRows + o % 4;
+        float gate = total(r, place), up = total(r, place + 4);
+        if (args.bias != nullptr) {
+          gate += args.bias[column];
+          up += args.bias[column + args.outputs];
+        }
+        static_cast<bf16*>(args.y)[at] = __float2bfloat16(gate / (1.0f + __expf(-gate)) * up);
+      } else {
+        float value = total(r, o);
+        if (args.bias != nullptr) value += args.bias[column];
+        if constexpr (output == SkinnyOutput::f32) {
+          static_cast<float*>(args.y)[at] = value;
+        } else {
+          static_cast<bf16*>(args.y)[at] = __float2bfloat16(output == SkinnyOutput::added ? before[j] + value : value);
+        }
+      }
+    }
   }
 }
 
-template <bool gated, int row_blocks, typename Y>
+int num_processors() {
+  static const int count = [] {
+    int device = 0, processors = 0;
+    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    return processors;
+  }();
+  return count;
+}
+
+template <SkinnyOutput output, bool normed, int row_blocks>
 void launch(const SkinnyArgs& args, cudaStream_t stream) {
-  constexpr int outputs_per_block = gated ? kTileOutputs / 2 : kTileOutputs;
-  const auto num_blocks = static_cast<unsigned>((args.outputs + outputs_per_block - 1) / outputs_per_block);
-  // Where there are few blocks, more warps share the inputs of each.
-  const bool narrow = num_blocks <= 160 && args.inputs >= 2048;
-  const int warps = narrow ? 16 : 8;
-  const auto kernel = narrow ? skinny_kernel<16, gated, row_blocks, Y> : skinny_kernel<8, gated, row_blocks, Y>;
-  launch_kernel(kernel, dim3(num_blocks), warps * 32, 0, stream, static_cast<const bf16*>(args.weights), args.bias,
-                static_cast<const bf16*>(args.x), static_cast<Y*>(args.y), args.rows, args.inputs, args.outputs);
+  constexpr int tile_outputs = output == SkinnyOutput::gated ? kTileRows / 2 : kTileRows;
+  const auto kernel = skinny_kernel<output, normed, row_blocks>;
+  constexpr int bytes = SkinnyShape<row_blocks>::kBytes;
+  MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  const auto num_tiles = (args.outputs + tile_outputs - 1) / tile_outputs;
+  const auto num_blocks = static_cast<unsigned>(std::min<std::int64_t>(num_tiles, num_processors()));
+  launch_kernel(kernel, dim3(num_blocks), kThreads, bytes, stream,
+                SkinnyKernelArgs{.weights = static_cast<const bf16*>(args.weights),
+                                 .bias = args.bias,
+                                 .x = static_cast<const bf16*>(args.x),
+                                 .norm = args.norm,
+                                 .eps = args.eps,
+                                 .y = args.y,
+                                 .rows = static_cast<int>(args.rows),
+                                 .inputs = static_cast<int>(args.inputs),
+                                 .outputs = static_cast<int>(args.outputs)});
 }
 
-template <bool gated, typename Y>
+template <SkinnyOutput output, bool normed>
 void launch_rows(const SkinnyArgs& args, cudaStream_t stream) {
   if (args.rows <= 8) {
-    launch<gated, 1, Y>(args, stream);
+    launch<output, normed, 1>(args, stream);
   } else {
-    launch<gated, 2, Y>(args, stream);
+    launch<output, normed, 2>(args, stream);
+  }
+}
+
+template <SkinnyOutput output>
+void launch_normed(const SkinnyArgs& args, cudaStream_t stream) {
+  if (args.norm != nullptr) {
+    launch_rows<output, true>(args, stream);
+  } else {
+    launch_rows<output, false>(args, stream);
   }
 }
 
 }  // namespace
 
-bool skinny_gemm_fits(int rows, std::int64_t inputs) {
-  return rows >= 1 && rows <= kMaxSkinnyRows && inputs % kStep == 0;
+bool skinny_gemm_fits(std::int64_t rows, std::int64_t inputs) {
+  return rows >= 1 && rows <= kMaxSkinnyRows && inputs % 8 == 0;
 }
 
 void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream) {
   MINISGL_CHECK(skinny_gemm_fits(args.rows, args.inputs), args.rows, " rows of ", args.inputs);
-  MINISGL_CHECK(!args.gated || !args.y_is_f32, "gated products are bf16");
-  if (args.gated) {
-    launch_rows<true, bf16>(args, stream);
-  } else if (args.y_is_f32) {
-    launch_rows<false, float>(args, stream);
-  } else {
-    launch_rows<false, bf16>(args, stream);
+  MINISGL_CHECK(args.output != SkinnyOutput::added || args.norm == nullptr, "a norm before a sum");
+  switch (args.output) {
+    case SkinnyOutput::bf16: return launch_normed<SkinnyOutput::bf16>(args, stream);
+    case SkinnyOutput::f32: return launch_normed<SkinnyOutput::f32>(args, stream);
+    case SkinnyOutput::gated: return launch_normed<SkinnyOutput::gated>(args, stream);
+    case SkinnyOutput::added: return launch_rows<SkinnyOutput::added, false>(args, stream);
   }
 }
 

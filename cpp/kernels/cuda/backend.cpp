@@ -187,13 +187,29 @@ class CudaOps final : public Ops {
     cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), table.cols(), y.data, stream_.get());
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
-    cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
+    cuda::rms_norm(x.data, {weight, eps}, x.rows, x.cols, y.data, stream_.get());
   }
-  void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
-    cuda::add_rms_norm(residual.data, delta.data, weight, eps, residual.rows, residual.cols, y.data, stream_.get());
+  void linear(const Linear& weights, Tensor x, Tensor y) override {
+    const auto& linear = static_cast<const CudaLinear&>(weights);
+    if (skinny(linear, x, nullptr, y, output_of(y))) return;
+    dense(linear, x, y, y.data, false);
   }
-  void linear(const Linear& weights, Tensor x, Tensor y) override;
-  void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override;
+  void norm_linear(const Linear& weights, Tensor x, const Norm& norm, Tensor normed, Tensor y) override {
+    if (skinny(static_cast<const CudaLinear&>(weights), x, &norm, y, output_of(y))) return;
+    rms_norm(x, norm.weight, norm.eps, normed);
+    linear(weights, normed, y);
+  }
+  void norm_gated_linear(const Linear& gate_up, Tensor x, const Norm& norm, Tensor normed, Tensor z,
+                         Tensor y) override {
+    if (skinny(static_cast<const CudaLinear&>(gate_up), x, &norm, y, cuda::SkinnyOutput::gated)) return;
+    norm_linear(gate_up, x, norm, normed, z);
+    cuda::silu_mul(z.data, y.rows, y.cols, y.data, stream_.get());
+  }
+  void add_linear(const Linear& weights, Tensor x, Tensor delta, Tensor residual) override {
+    const auto& linear = static_cast<const CudaLinear&>(weights);
+    if (skinny(linear, x, nullptr, residual, cuda::SkinnyOutput::added)) return;
+    dense(linear, x, residual, delta.data, true);
+  }
   void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
     cuda::store_heads(step_, qkv.data, shape, transform, cache, stream_.get());
@@ -213,6 +229,13 @@ class CudaOps final : public Ops {
   std::vector<TokenOutput> take_outputs() override;
 
  private:
+  static cuda::SkinnyOutput output_of(Tensor y) {
+    return y.dtype == DType::f32 ? cuda::SkinnyOutput::f32 : cuda::SkinnyOutput::bf16;
+  }
+  // The product of few rows; false where there are more, or the kernel doesn't take the shape.
+  bool skinny(const CudaLinear& weights, Tensor x, const Norm* norm, Tensor y, cuda::SkinnyOutput output);
+  // Any product; with `added` y += x · Wᵀ, and `scratch` has room for y.
+  void dense(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
   // Blocks of decode attention that cutting sequences into parts may lead to.
   std::int64_t num_attention_blocks() const {
     return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
@@ -365,54 +388,38 @@ void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> qu
   graphs_.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
 }
 
-void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
-  const auto& linear = static_cast<const CudaLinear&>(weights);
-  MINISGL_CHECK(x.cols == linear.in_features() && y.cols == linear.out_features() && x.rows == y.rows);
-  if (x.rows == 0) return;
+bool CudaOps::skinny(const CudaLinear& weights, Tensor x, const Norm* norm, Tensor y, cuda::SkinnyOutput output) {
+  const std::int64_t outputs = weights.out_features() / (output == cuda::SkinnyOutput::gated ? 2 : 1);
+  MINISGL_CHECK(x.cols == weights.in_features() && y.cols == outputs && x.rows == y.rows);
+  if (x.rows == 0) return true;
+  if (!cuda::skinny_gemm_fits(x.rows, x.cols)) return false;
+  cuda::skinny_gemm({.weights = weights.weight(),
+                     .bias = weights.bias(),
+                     .x = x.data,
+                     .norm = norm != nullptr ? norm->weight : nullptr,
+                     .eps = norm != nullptr ? norm->eps : 0.0f,
+                     .y = y.data,
+                     .output = output,
+                     .rows = x.rows,
+                     .inputs = x.cols,
+                     .outputs = outputs},
+                    stream_.get());
+  return true;
+}
+
+void CudaOps::dense(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added) {
   const bool y_is_f32 = y.dtype == DType::f32;
-  if (x.rows <= cuda::kMaxSkinnyRows && cuda::skinny_gemm_fits(static_cast<int>(x.rows), x.cols)) {
-    cuda::skinny_gemm({.weights = linear.weight(),
-                       .bias = linear.bias(),
-                       .x = x.data,
-                       .y = y.data,
-                       .y_is_f32 = y_is_f32,
-                       .gated = false,
-                       .rows = static_cast<int>(x.rows),
-                       .inputs = x.cols,
-                       .outputs = y.cols},
-                      stream_.get());
-    return;
-  }
-  dense_.run({.weights = linear.weight(),
+  dense_.run({.weights = weights.weight(),
               .x = x.data,
               .y = y.data,
+              .scratch = scratch,
               .y_is_f32 = y_is_f32,
+              .added = added,
               .rows = x.rows,
               .inputs = x.cols,
               .outputs = y.cols},
              stream_.get());
-  if (linear.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, linear.bias(), y.rows, y.cols, stream_.get());
-}
-
-void CudaOps::gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) {
-  const auto& linear = static_cast<const CudaLinear&>(gate_up);
-  MINISGL_CHECK(x.cols == linear.in_features() && 2 * y.cols == linear.out_features() && x.rows == y.rows);
-  if (x.rows == 0) return;
-  if (x.rows <= cuda::kMaxSkinnyRows && cuda::skinny_gemm_fits(static_cast<int>(x.rows), x.cols)) {
-    cuda::skinny_gemm({.weights = linear.weight(),
-                       .bias = linear.bias(),
-                       .x = x.data,
-                       .y = y.data,
-                       .y_is_f32 = false,
-                       .gated = true,
-                       .rows = static_cast<int>(x.rows),
-                       .inputs = x.cols,
-                       .outputs = y.cols},
-                      stream_.get());
-    return;
-  }
-  this->linear(gate_up, x, scratch);
-  cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
+  if (weights.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_.get());
 }
 
 void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,

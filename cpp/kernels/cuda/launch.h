@@ -15,9 +15,7 @@ namespace minisgl::cuda {
 void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int num_processors, cudaStream_t stream);
 
 void embed(const StepData& step, const void* table, std::int64_t cols, void* y, cudaStream_t stream);
-// delta null: y = norm(x). Else x += delta, y = norm(x).
-void add_rms_norm(void* x, const void* delta, const float* weight, float eps, std::int64_t rows, std::int64_t cols,
-                  void* y, cudaStream_t stream);
+void rms_norm(const void* x, const Norm& norm, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream);
 // y[r, i] = silu(z[r, i]) * z[r, cols + i].
 void silu_mul(const void* z, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream);
 void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y, cudaStream_t stream);

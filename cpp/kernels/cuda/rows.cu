@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
 // One row a block. width: elements of one access. The second pass finds the row in the caches.
 template <int width>
 __global__ void __launch_bounds__(kThreads)
-    add_rms_norm_kernel(bf16* x, const bf16* delta, const float* weight, float eps, std::int64_t cols, bf16* y) {
+    rms_norm_kernel(const bf16* x, const Norm norm, std::int64_t cols, bf16* y) {
   struct alignas(2 * width) Vector {
     bf16 v[width];
   };
@@ -48,21 +48,16 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t first = blockIdx.x * cols;
   float squares = 0;
   for (std::int64_t i = threadIdx.x * width; i < cols; i += kThreads * width) {
-    Vector values = *reinterpret_cast<const Vector*>(x + first + i);
-    if (delta != nullptr) {
-      const Vector added = *reinterpret_cast<const Vector*>(delta + first + i);
-#pragma unroll
-      for (int k = 0; k < width; ++k) values.v[k] = __float2bfloat16(to_float(values.v[k]) + to_float(added.v[k]));
-      *reinterpret_cast<Vector*>(x + first + i) = values;
-    }
+    const Vector values = *reinterpret_cast<const Vector*>(x + first + i);
 #pragma unroll
     for (int k = 0; k < width; ++k) squares += to_float(values.v[k]) * to_float(values.v[k]);
   }
-  const float inverse = rsqrtf(block_sum(squares) / static_cast<float>(cols) + eps);
+  const float inverse = rsqrtf(block_sum(squares) / static_cast<float>(cols) + norm.eps);
   for (std::int64_t i = threadIdx.x * width; i < cols; i += kThreads * width) {
     Vector values = *reinterpret_cast<const Vector*>(x + first + i);
 #pragma unroll
-    for (int k = 0; k < width; ++k) values.v[k] = __float2bfloat16(to_float(values.v[k]) * inverse * weight[i + k]);
+    for (int k = 0; k < width; ++k)
+      values.v[k] = __float2bfloat16(to_float(values.v[k]) * inverse * norm.weight[i + k]);
     *reinterpret_cast<Vector*>(y + first + i) = values;
   }
 }
@@ -216,11 +211,10 @@ void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y
   copy_rows(x, step.logit_rows, step.num_logits, cols, y, stream);
 }
 
-void add_rms_norm(void* x, const void* delta, const float* weight, float eps, std::int64_t rows, std::int64_t cols,
-                  void* y, cudaStream_t stream) {
-  const auto kernel = cols % 8 == 0 ? add_rms_norm_kernel<8> : add_rms_norm_kernel<1>;
-  launch_kernel(kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream, static_cast<bf16*>(x),
-                static_cast<const bf16*>(delta), weight, eps, cols, static_cast<bf16*>(y));
+void rms_norm(const void* x, const Norm& norm, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream) {
+  const auto kernel = cols % 8 == 0 ? rms_norm_kernel<8> : rms_norm_kernel<1>;
+  launch_kernel(kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream, static_cast<const bf16*>(x), norm, cols,
+                static_cast<bf16*>(y));
 }
 
 void silu_mul(const void* z, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream) {

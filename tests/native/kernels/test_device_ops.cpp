@@ -41,6 +41,18 @@ class DeviceOps : public testing::TestWithParam<std::tuple<DeviceKind, int>> {
   }
 };
 
+// Of each row of x, weight.size() long.
+std::vector<float> norm_of(const std::vector<float>& x, const std::vector<float>& weight, double eps) {
+  std::vector<float> y;
+  for (std::size_t first = 0; first < x.size(); first += weight.size()) {
+    double squares = 0;
+    for (std::size_t i = 0; i < weight.size(); ++i) squares += double{x[first + i]} * x[first + i];
+    const double inverse = 1 / std::sqrt(squares / static_cast<double>(weight.size()) + eps);
+    for (std::size_t i = 0; i < weight.size(); ++i) y.push_back(static_cast<float>(x[first + i] * inverse * weight[i]));
+  }
+  return y;
+}
+
 const auto any_device = testing::Values(DeviceKind::cpu, DeviceKind::cuda);
 const auto name_of = [](const auto& info) {
   return device_label(std::get<0>(info.param)) + "_" + std::to_string(std::get<1>(info.param));
@@ -51,29 +63,16 @@ using DeviceRows = DeviceOps;
 INSTANTIATE_TEST_SUITE_P(All, DeviceRows,
                          testing::Combine(any_device, testing::Values(8, 30, 64, 576, 1024, 4096, 5000)), name_of);
 
-TEST_P(DeviceRows, AddRmsNorm) {
+TEST_P(DeviceRows, RmsNorm) {
   const std::int64_t rows = 5, cols = size();
-  const auto x = activations(rows * cols, 1, 3.0f), delta = activations(rows * cols, 2);
-  const auto weight = random_floats(cols, 3);
-  const DeviceMatrix residual = matrix(rows, cols, x), added = matrix(rows, cols, delta), y = matrix(rows, cols);
+  const auto values = activations(rows * cols, 1, 3.0f), weight = random_floats(cols, 3);
+  const DeviceMatrix x = matrix(rows, cols, values), y = matrix(rows, cols);
   const DeviceMatrix weights(device(), DType::f32, 1, cols, weight);
-  device().add_rms_norm(residual.view(), added.view(), weights.f32(), 1e-5f, y.view());
-  std::vector<double> sums, expected;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    double squares = 0;
-    for (std::int64_t i = 0; i < cols; ++i) {
-      sums.push_back(rounded(dtype(), x[row * cols + i] + delta[row * cols + i]));
-      squares += sums.back() * sums.back();
-    }
-    for (std::int64_t i = 0; i < cols; ++i)
-      expected.push_back(sums[row * cols + i] / std::sqrt(squares / static_cast<double>(cols) + 1e-5) * weight[i]);
-  }
-  EXPECT_LE(relative_error(residual.values(), sums), 1e-7);
-  EXPECT_LE(relative_error(y.values(), expected), tolerance(kind()));
-
-  const DeviceMatrix alone = matrix(rows, cols);
-  device().rms_norm(residual.view(), weights.f32(), 1e-5f, alone.view());
-  EXPECT_LE(relative_error(alone.values(), expected), tolerance(kind()));
+  device().rms_norm(x.view(), weights.f32(), 1e-5f, y.view());
+  const auto expected = norm_of(values, weight, 1e-5);
+  EXPECT_LE(relative_error(y.values(), std::vector<double>(expected.begin(), expected.end())), tolerance(kind()));
+  device().rms_norm(x.view(), weights.f32(), 1e-5f, x.view());
+  EXPECT_EQ(x.values(), y.values());
 }
 
 TEST_P(DeviceRows, EmbedAndGatherRows) {
@@ -139,17 +138,69 @@ TEST_P(DeviceLinear, MergedOutputsWithBiases) {
     const DeviceMatrix logits(device(), DType::f32, size(), 75);
     device().linear(*linear, x.view(), logits.view());
     EXPECT_LE(relative_error(logits.values(), expected), 2e-6) << inputs << " inputs, f32";
+
+    const auto before = activations(size() * 75, 10);
+    const DeviceMatrix residual = matrix(size(), 75, before), delta = matrix(size(), 75);
+    device().add_linear(*linear, x.view(), delta.view(), residual.view());
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
+    EXPECT_LE(relative_error(residual.values(), expected), tolerance(kind())) << inputs << " inputs, added";
   }
 }
 
-TEST_P(DeviceLinear, GatedBySilu) {
-  const std::int64_t inputs = 320, outputs = 88;
-  const Product gate{
-      activations(size() * inputs, 11), activations(outputs * inputs, 12, 0.2f), {}, size(), inputs, outputs};
-  const Product up{gate.x, activations(outputs * inputs, 13, 0.2f), {}, size(), inputs, outputs};
+TEST_P(DeviceLinear, OfTheNorm) {
+  for (const std::int64_t inputs : {8, 40, 576, 1000, 4096}) {
+    const std::int64_t outputs = 301;
+    const auto x = activations(size() * inputs, 22, 50.0f), weight = random_floats(inputs, 23);
+    const Product product{norm_of(x, weight, 1e-5), activations(outputs * inputs, 24), {}, size(), inputs, outputs};
+    std::vector<Projection> projections;
+    projections.push_back({device().make_matrix(dtype(), outputs, inputs, stored(dtype(), product.weights)), {}});
+    const auto linear = device().make_linear(std::move(projections));
+    std::vector<double> expected;
+    for (std::int64_t row = 0; row < size(); ++row)
+      for (std::int64_t o = 0; o < outputs; ++o) expected.push_back(product.at(row, o));
+    const DeviceMatrix rows = matrix(size(), inputs, x), normed = matrix(size(), inputs), y = matrix(size(), outputs),
+                       logits(device(), DType::f32, size(), outputs);
+    const DeviceMatrix weights(device(), DType::f32, 1, inputs, weight);
+    const Norm norm{weights.f32(), 1e-5f};
+    device().norm_linear(*linear, rows.view(), norm, normed.view(), y.view());
+    EXPECT_LE(relative_error(y.values(), expected), tolerance(kind())) << inputs << " inputs";
+    device().norm_linear(*linear, rows.view(), norm, normed.view(), logits.view());
+    EXPECT_LE(relative_error(logits.values(), expected), tolerance(kind())) << inputs << " inputs, f32";
+    EXPECT_EQ(rows.values(), x);
+  }
+}
+
+// More outputs than the kernels' blocks take at once, and none of their tiles whole.
+TEST_P(DeviceLinear, ManyOutputs) {
+  const std::int64_t inputs = 72, outputs = 132 * 40 + 5;
+  const Product product{
+      activations(size() * inputs, 25), activations(outputs * inputs, 26), {}, size(), inputs, outputs};
   std::vector<Projection> projections;
-  for (const Product* part : {&gate, &up})
-    projections.push_back({device().make_matrix(dtype(), outputs, inputs, stored(dtype(), part->weights)), {}});
+  projections.push_back({device().make_matrix(dtype(), outputs, inputs, stored(dtype(), product.weights)), {}});
+  const auto linear = device().make_linear(std::move(projections));
+  std::vector<double> expected;
+  for (std::int64_t row = 0; row < size(); ++row)
+    for (std::int64_t o = 0; o < outputs; ++o) expected.push_back(product.at(row, o));
+  const DeviceMatrix x = matrix(size(), inputs, product.x), y(device(), DType::f32, size(), outputs);
+  device().linear(*linear, x.view(), y.view());
+  EXPECT_LE(relative_error(y.values(), expected), 2e-6);
+}
+
+TEST_P(DeviceLinear, GatedBySilu) {
+  const std::int64_t inputs = 320, outputs = 90;
+  const auto rows = activations(size() * inputs, 11, 3.0f), weight = random_floats(inputs, 27);
+  const Product gate{norm_of(rows, weight, 1e-6),
+                     activations(outputs * inputs, 12, 0.2f),
+                     random_floats(outputs, 28),
+                     size(),
+                     inputs,
+                     outputs};
+  const Product up{gate.x, activations(outputs * inputs, 13, 0.2f), random_floats(outputs, 29), size(), inputs,
+                   outputs};
+  std::vector<Projection> projections;
+  for (const Product* part : {&gate, &up}) {
+    projections.push_back({device().make_matrix(dtype(), outputs, inputs, stored(dtype(), part->weights)), part->bias});
+  }
   const auto linear = device().make_linear(std::move(projections));
   std::vector<double> expected;
   for (std::int64_t row = 0; row < size(); ++row) {
@@ -158,9 +209,10 @@ TEST_P(DeviceLinear, GatedBySilu) {
       expected.push_back(g / (1 + std::exp(-g)) * up.at(row, o));
     }
   }
-  const DeviceMatrix x = matrix(size(), inputs, gate.x), scratch = matrix(size(), 2 * outputs),
-                     y = matrix(size(), outputs);
-  device().gated_linear(*linear, x.view(), scratch.view(), y.view());
+  const DeviceMatrix x = matrix(size(), inputs, rows), normed = matrix(size(), inputs),
+                     scratch = matrix(size(), 2 * outputs), y = matrix(size(), outputs);
+  const DeviceMatrix weights(device(), DType::f32, 1, inputs, weight);
+  device().norm_gated_linear(*linear, x.view(), {weights.f32(), 1e-6f}, normed.view(), scratch.view(), y.view());
   EXPECT_LE(relative_error(y.values(), expected), tolerance(kind()));
 }
 
