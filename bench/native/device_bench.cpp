@@ -1,9 +1,10 @@
 // Operations of a device beside ceilings measured in this process: GB/s over the read bandwidth, TFLOP/s over an 8192³
 // product; then whole decode steps of models with dummy weights through the engine.
 //
-//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [profile]
+//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap] [profile]
 //
-// Without names: all but prefill and profile. profile: the kernels of a decode step of the models named beside it.
+// (default: all but the last three). Busy: the time from the start to the end of the steps on the device, over the time
+// that they took in all. profile: the kernels of a decode step of the models named beside it.
 #include <poll.h>
 
 #include <algorithm>
@@ -12,7 +13,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <map>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -251,8 +251,14 @@ const Shape shapes[] = {
          "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "rope_theta": 500000})"},
 };
 
-// Answers of `batch` requests; returns tokens a second from the moment that all have their first.
-double run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens, double* prefill_seconds) {
+struct Speed {
+  double prefill_seconds;
+  double tokens_a_second, busy_share;  // from the moment that all have their first token
+};
+
+// Answers of `batch` requests.
+Speed run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens) {
+  Speed speed{};
   const auto start = Clock::now();
   for (int i = 0; i < batch; ++i) {
     Request request;
@@ -265,6 +271,7 @@ double run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens
   }
   std::unordered_map<std::uint64_t, int> counts;
   std::int64_t total = 0, at_start = 0;
+  double busy_at_start = 0;
   Clock::time_point decode_start{};
   for (int finished = 0; finished < batch;) {
     pollfd event{.fd = engine.event_fd(), .events = POLLIN, .revents = 0};
@@ -278,63 +285,33 @@ double run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens
     if (at_start == 0 && std::ssize(counts) == batch) {
       at_start = total;
       decode_start = Clock::now();
-      *prefill_seconds = seconds_since(start);
+      busy_at_start = engine.stats().device_busy_seconds;
+      speed.prefill_seconds = seconds_since(start);
     }
   }
-  return new_tokens == 1 ? 0.0 : static_cast<double>(total - at_start) / seconds_since(decode_start);
+  const double seconds = seconds_since(decode_start);
+  speed.tokens_a_second = static_cast<double>(total - at_start) / seconds;
+  speed.busy_share = (engine.stats().device_busy_seconds - busy_at_start) / seconds;
+  return speed;
 }
 
-// The kernels of decode steps of `batch` sequences, those that take longest first. A kernel's own time runs from the
-// end of the kernels before it to its end: idle time before it included, overlap with them left out, so that they add
-// up to the step.
+// The kernels of decode steps of `batch` sequences.
 void profile_steps(Engine& engine, const char* name, int batch) {
   KernelProfile profile;
   if (!profile.available()) {
     std::printf("%s: no profile, CUPTI is not here\n", name);
     return;
   }
-  double prefill_seconds = 0;
-  run_requests(engine, batch, 128, 16, &prefill_seconds);
+  run_requests(engine, batch, 128, 16);
   profile.start();
-  const double rate = run_requests(engine, batch, 128, 64, &prefill_seconds);
-  const std::vector<KernelRun> runs = profile.stop();
-
-  struct Total {
-    double own_us = 0, span_us = 0, idle_us = 0;
-    int count = 0;
-  };
-  std::map<std::string, Total> totals;
-  int steps = 0;
-  bool ours = false;  // the steps before the last prefill are not
-  for (std::size_t i = runs.size() / 2; i < runs.size(); ++i) {
-    if (ours) {
-      Total& total = totals[runs[i].name];
-      const auto before = static_cast<double>(runs[i - 1].end_ns);
-      const auto start = static_cast<double>(runs[i].start_ns), end = static_cast<double>(runs[i].end_ns);
-      total.own_us += (end - before) / 1e3;
-      total.span_us += (end - start) / 1e3;
-      total.idle_us += std::max(0.0, start - before) / 1e3;
-      ++total.count;
-    }
-    const bool ends_step = runs[i].name.starts_with("sample");
-    if (ours && ends_step) ++steps;
-    ours = ours || ends_step;
-  }
-  if (steps == 0) throw std::runtime_error("the profile holds no step");
-  std::vector<std::pair<std::string, Total>> sorted(totals.begin(), totals.end());
-  std::ranges::sort(sorted, std::greater(), [](const auto& entry) { return entry.second.own_us; });
-  double own = 0, idle = 0;
-  for (const auto& [_, total] : sorted) own += total.own_us / steps, idle += total.idle_us / steps;
-  std::printf("%s decode-b%d by kernel: %.1f us a step, %.1f of them idle, mean of %d steps; %.1f us by the clock\n",
-              name, batch, own, idle, steps, batch / rate * 1e6);
-  std::printf("  %9s %6s %9s %9s %9s\n", "own us", "calls", "own each", "span each", "idle each");
-  for (const auto& [kernel, total] : sorted) {
-    std::printf("  %9.1f %6.1f %9.2f %9.2f %9.2f  %s\n", total.own_us / steps, double(total.count) / steps,
-                total.own_us / total.count, total.span_us / total.count, total.idle_us / total.count, kernel.c_str());
-  }
+  const double rate = run_requests(engine, batch, 128, 64).tokens_a_second;
+  std::vector<KernelRun> runs = profile.stop();
+  runs.erase(runs.begin(), runs.begin() + std::ssize(runs) / 2);  // the prefill is in the first half
+  std::printf("%s decode-b%d: %.1f us a step by the clock\n", name, batch, batch / rate * 1e6);
+  print_profile(runs, "sample_kernel");
 }
 
-void bench_model(const Shape& shape, double bandwidth, bool prefill, bool profile) {
+void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overlap, bool profile) {
   namespace fs = std::filesystem;
   const fs::path folder = fs::temp_directory_path() / (std::string("device_bench-") + shape.name);
   fs::create_directories(folder);
@@ -350,16 +327,16 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool profil
   settings.max_batch_tokens = 8192;
   settings.kv_cache_tokens = 256 * 512;
   settings.max_seq_len = 8192;
-  const EngineOptions options = choose_options(settings, {model->spec(), model->weight_dtype(), weight_bytes, *device},
-                                               device->available_memory());
+  EngineOptions options = choose_options(settings, {model->spec(), model->weight_dtype(), weight_bytes, *device},
+                                         device->available_memory());
+  options.overlap = overlap;
   Engine engine(std::move(model), std::move(device), options);
   engine.start();
   std::printf("%s: weights %.2f GB a step, loaded in %.1f s, ready after %.1f s\n", shape.name, weight_bytes / 1e9,
               load_seconds, seconds_since(start));
   if (prefill) {
     for (int run = 0; run < 2; ++run) {
-      double seconds = 0;
-      run_requests(engine, 8, 4096, 1, &seconds);
+      const double seconds = run_requests(engine, 8, 4096, 1).prefill_seconds;
       std::printf("%s prefill-8x4096  %.0f tok/s\n", shape.name, 8 * 4096 / seconds);
     }
   }
@@ -367,12 +344,12 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool profil
     for (const int batch : {1, 16, 64}) profile_steps(engine, shape.name, batch);
   }
   for (const int batch : {1, 16, 64, 256}) {
-    double seconds = 0;
-    run_requests(engine, batch, 128, 16, &seconds);
-    const double rate = run_requests(engine, batch, 128, 256, &seconds);
+    run_requests(engine, batch, 128, 16);
+    const Speed speed = run_requests(engine, batch, 128, 256);
+    const double rate = speed.tokens_a_second;
     const double weights = rate / batch * static_cast<double>(weight_bytes);
-    std::printf("%s decode-b%-3d  %8.1f tok/s  %6.3f ms a step  weights %.0f GB/s = %.2f of read\n", shape.name, batch,
-                rate, batch / rate * 1e3, weights / 1e9, weights / bandwidth);
+    std::printf("%s decode-b%-3d  %8.1f tok/s  %6.3f ms a step  busy %.4f  weights %.0f GB/s = %.2f of read\n",
+                shape.name, batch, rate, batch / rate * 1e3, speed.busy_share, weights / 1e9, weights / bandwidth);
     std::fflush(stdout);
   }
   engine.stop();
@@ -383,9 +360,8 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool profil
 
 int main(int argc, char** argv) try {
   const std::vector<std::string> chosen(argv + 1, argv + argc);
-  const auto wants = [&](const char* name) {
-    return chosen.empty() || std::ranges::find(chosen, name) != chosen.end();
-  };
+  const auto asked = [&](const char* name) { return std::ranges::find(chosen, name) != chosen.end(); };
+  const auto wants = [&](const char* name) { return chosen.empty() || asked(name); };
   double bandwidth = 0;
   {
     const std::unique_ptr<Ops> device =
@@ -400,9 +376,7 @@ int main(int argc, char** argv) try {
   }
   std::fflush(stdout);
   for (const Shape& shape : shapes)
-    if (wants(shape.name)) {
-      bench_model(shape, bandwidth, !chosen.empty() && wants("prefill"), !chosen.empty() && wants("profile"));
-    }
+    if (wants(shape.name)) bench_model(shape, bandwidth, asked("prefill"), !asked("disable-overlap"), asked("profile"));
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "device_bench: %s\n", error.what());

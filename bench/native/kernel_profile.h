@@ -2,8 +2,15 @@
 // library can't be loaded, there is no profile and available() says so.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <stdexcept>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #if __has_include(<cupti.h>)
@@ -11,11 +18,7 @@
 #include <cxxabi.h>
 #include <dlfcn.h>
 
-#include <algorithm>
 #include <cstdlib>
-#include <stdexcept>
-#include <string_view>
-#include <utility>
 #define MINISGL_HAS_CUPTI
 #endif
 
@@ -90,7 +93,7 @@ class KernelProfile {
     char* demangled = abi::__cxa_demangle(kernel.name, nullptr, nullptr, &status);
     std::string name = status == 0 ? demangled : kernel.name;
     std::free(demangled);
-    for (const std::string_view noise : {"void ", "minisgl::", "cuda::", "(anonymous namespace)::", "__nv_"}) {
+    for (const std::string_view noise : {"void ", "minisgl::", "cuda::", "(anonymous namespace)::", "(SkinnyOutput)"}) {
       for (std::size_t at; (at = name.find(noise)) != std::string::npos;) name.erase(at, noise.size());
     }
     name = name.substr(0, std::min(name.find('('), std::size_t{56}));
@@ -111,5 +114,44 @@ class KernelProfile {
 };
 
 #endif
+
+// The mean of the steps in `runs` by kernel, those that take longest first. A kernel whose name begins with `last` ends
+// a step; what lies before the first end and after the last is left out. A kernel's own time runs from the end of the
+// kernels before it to its end: idle time before it included, overlap with them left out, so that own times add up to
+// the step.
+inline void print_profile(const std::vector<KernelRun>& runs, std::string_view last) {
+  const auto ends_step = [&](const KernelRun& run) { return run.name.starts_with(last); };
+  const auto begin = std::ranges::find_if(runs, ends_step);
+  const auto end = std::find_if(runs.rbegin(), runs.rend(), ends_step).base();
+  struct Total {
+    double own_us = 0, span_us = 0, idle_us = 0;
+    int count = 0;
+  };
+  std::map<std::string, Total> totals;
+  int steps = 0;
+  double own_us = 0, idle_us = 0;
+  for (auto run = begin; run != runs.end() && ++run < end;) {
+    const auto before = static_cast<double>(std::prev(run)->end_ns);
+    const auto started = static_cast<double>(run->start_ns), ended = static_cast<double>(run->end_ns);
+    Total& total = totals[run->name];
+    const double idle = std::max(0.0, started - before) / 1e3;
+    total.own_us += (ended - before) / 1e3;
+    total.span_us += (ended - started) / 1e3;
+    total.idle_us += idle;
+    ++total.count;
+    own_us += (ended - before) / 1e3;
+    idle_us += idle;
+    steps += ends_step(*run);
+  }
+  if (steps == 0) throw std::runtime_error("the profile holds no step");
+  std::vector<std::pair<std::string, Total>> sorted(totals.begin(), totals.end());
+  std::ranges::sort(sorted, std::greater(), [](const auto& entry) { return entry.second.own_us; });
+  std::printf("%.1f us a step, %.1f of them idle; mean of %d steps, us:\n", own_us / steps, idle_us / steps, steps);
+  std::printf("  %9s %6s %9s %9s %9s\n", "own", "calls", "own each", "span each", "idle each");
+  for (const auto& [name, total] : sorted) {
+    std::printf("  %9.1f %6.1f %9.2f %9.2f %9.2f  %s\n", total.own_us / steps, double(total.count) / steps,
+                total.own_us / total.count, total.span_us / total.count, total.idle_us / total.count, name.c_str());
+  }
+}
 
 }  // namespace minisgl

@@ -9,7 +9,7 @@
 
 #include "bind/bind.h"
 #include "bind/dlpack.h"
-#include "comm/communicator.h"
+#include "comm/nccl.h"
 #include "core/error.h"
 
 namespace py = pybind11;

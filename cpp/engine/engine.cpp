@@ -1,10 +1,11 @@
-// The engine thread: take commands, plan, execute, deliver, once a step.
+// The engine thread: take commands, plan and launch a step, take the results of the oldest, deliver.
 #include "engine/engine.h"
 
 #include <pthread.h>
 
 #include <algorithm>
 #include <csignal>
+#include <cstdio>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -75,13 +76,16 @@ std::thread start_thread_without_signals(Body body) {
 
 struct Engine::Impl {
   Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
+  ~Impl();
 
   void run() noexcept;
   void take_commands(bool wait);
   void admit(Submission submission);
-  void abort(std::uint64_t id);
+  void abort(SequenceId id);
   void step();
-  void release(std::uint64_t id);
+  bool launch_step();
+  void finish_step();
+  void release(SequenceId id);
   void deliver();
   void end_all(const std::string& failure);
 
@@ -106,7 +110,7 @@ struct Engine::Impl {
   LiveRequests live;
   std::vector<Command> commands;
   std::vector<RequestOutput> outputs;  // of this turn
-  std::vector<std::uint64_t> ended;    // of this turn
+  std::vector<std::uint64_t> ended;    // ids of the requests whose last output is among them
   std::uint64_t num_steps = 0;
   bool running = true;
 };
@@ -123,12 +127,22 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, 
   deliver();  // the first statistics
 }
 
+// Whatever happened, the device may still work on a step.
+Engine::Impl::~Impl() {
+  try {
+    device->synchronize();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+  }
+}
+
 void Engine::Impl::run() noexcept {
   std::string what;
   try {
     while (running) {
-      take_commands(!scheduler.has_work());
+      take_commands(!scheduler.has_work() && scheduler.num_in_flight() == 0);
       if (running) step();
+      while (!running && scheduler.num_in_flight() > 0) finish_step();
       deliver();
     }
   } catch (const std::exception& error) {
@@ -146,62 +160,75 @@ void Engine::Impl::take_commands(bool wait) {
     if (auto* submission = std::get_if<Submission>(&command)) {
       admit(std::move(*submission));
     } else {
-      abort(std::get<Abort>(command).id);
+      const std::optional<SequenceId> sequence = live.find(std::get<Abort>(command).id);
+      if (sequence) abort(*sequence);  // else finished since
     }
   }
   if (running) return;
-  for (const std::uint64_t id : live.ids()) abort(id);
+  for (const SequenceId id : live.sequences()) abort(id);
 }
 
 void Engine::Impl::admit(Submission submission) {
   Request& request = submission.request;
   std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
-  live.add(request, stop_tokens, submission.time);
-  executor.add(request.id, {.params = std::move(request.sampling),
-                            .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
-                            .min_tokens = request.min_tokens,
-                            .stop_tokens = std::move(stop_tokens),
-                            .logprobs = request.logprobs,
-                            .prompt_logprobs = request.prompt_logprobs});
-  scheduler.add({.id = request.id,
+  const SequenceId id = live.add(request, stop_tokens, submission.time);
+  executor.add(id, {.params = std::move(request.sampling),
+                    .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
+                    .min_tokens = request.min_tokens,
+                    .stop_tokens = std::move(stop_tokens),
+                    .logprobs = request.logprobs,
+                    .prompt_logprobs = request.prompt_logprobs});
+  scheduler.add({.id = id,
                  .prompt = std::move(request.prompt),
                  .max_tokens = request.max_tokens,
                  .score_prompt = request.prompt_logprobs >= 0});
 }
 
-void Engine::Impl::abort(std::uint64_t id) {
-  if (!live.contains(id)) return;  // finished since
+void Engine::Impl::abort(SequenceId id) {
   outputs.push_back(live.end(id, FinishReason::abort, Clock::now()));
+  ended.push_back(outputs.back().id);
   release(id);
 }
 
+// Launches the next step and, once as many are in flight as may be, takes what the oldest made. A device that runs
+// ahead has the next step before it ends the last; with another, each step's results are taken at once.
 void Engine::Impl::step() {
-  const StepPlan& plan = scheduler.plan();
-  if (plan.empty()) return;
-  live.mark_started(plan, Clock::now());
-  std::vector<TokenOutput> results = executor.execute(plan);
-  ++num_steps;
+  const std::size_t depth = options.overlap ? executor.depth() : 0;
+  const bool launched = launch_step();
+  if (scheduler.num_in_flight() > (launched ? depth : 0)) finish_step();
+}
 
+// False where there is nothing to do, or nothing before the steps in flight are done.
+bool Engine::Impl::launch_step() {
+  const StepPlan& plan = scheduler.plan();
+  if (plan.empty()) return false;
+  live.mark_started(plan, Clock::now());
+  executor.launch(plan);
+  return true;
+}
+
+void Engine::Impl::finish_step() {
+  std::vector<TokenOutput> results = executor.take();
+  ++num_steps;
+  const StepPlan& plan = scheduler.oldest();
   std::vector<std::int32_t> sampled;
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (plan.targets[i].token == LogitTarget::kSample) sampled.push_back(results[i].token);
   }
   scheduler.complete(sampled);
-  for (RequestOutput& output : live.collect(plan, results, Clock::now())) {
-    if (output.finish != FinishReason::none) {
-      live.erase(output.id);
-      release(output.id);
-    }
+  LiveRequests::Collected collected = live.collect(plan, results, Clock::now());
+  for (const SequenceId id : collected.ended) release(id);
+  for (RequestOutput& output : collected.outputs) {
+    if (output.finish != FinishReason::none) ended.push_back(output.id);
     outputs.push_back(std::move(output));
   }
   if (options.check_invariants) scheduler.check();
 }
 
 // The one way out for a sequence: its pages and its place on the ranks.
-void Engine::Impl::release(std::uint64_t id) {
+void Engine::Impl::release(SequenceId id) {
   scheduler.remove(id);
   executor.remove(id);
-  ended.push_back(id);
 }
 
 // Whoever sees an output finds statistics that contain it, and may use an ended id again.
@@ -215,7 +242,8 @@ void Engine::Impl::deliver() {
              .num_preemptions = scheduler.num_preemptions(),
              .num_steps = num_steps,
              .prompt_tokens = live.counts().prompt_tokens,
-             .generated_tokens = live.counts().generated_tokens};
+             .generated_tokens = live.counts().generated_tokens,
+             .device_busy_seconds = device->busy_seconds()};
   }
   inbox.forget(ended);
   ended.clear();

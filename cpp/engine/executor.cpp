@@ -62,7 +62,7 @@ void Executor::remove(SequenceId id) {
   MINISGL_CHECK(sequences_.erase(id) == 1, "sequence ", id, " is not live");
 }
 
-std::vector<TokenOutput> Executor::execute(const StepPlan& plan) {
+void Executor::launch(const StepPlan& plan) {
   build_batch(plan);
   const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size()};
   device_.begin_step(batch, queries_);
@@ -70,7 +70,6 @@ std::vector<TokenOutput> Executor::execute(const StepPlan& plan) {
     const Tensor logits = model_.forward(batch, cache_);
     if (!queries_.empty()) device_.sample(logits);
   });
-  return queries_.empty() ? std::vector<TokenOutput>{} : device_.take_outputs();
 }
 
 void Executor::build_batch(const StepPlan& plan) {

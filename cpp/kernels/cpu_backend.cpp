@@ -106,6 +106,7 @@ class CpuOps final : public Ops {
   void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
     batch_ = batch;
     queries_ = queries;
+    outputs_.clear();
   }
   void run_step(const std::function<void()>& body) override { body(); }
 
@@ -177,7 +178,7 @@ class CpuOps final : public Ops {
       answer(row, queries_[i], scratch_[static_cast<std::size_t>(thread)], outputs_[i]);
     });
   }
-  std::vector<TokenOutput> take_outputs() override { return std::move(outputs_); }
+  std::vector<TokenOutput> take_outputs() override { return std::exchange(outputs_, {}); }
 
  private:
   // Buffers of one thread of the pool.

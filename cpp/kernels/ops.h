@@ -86,11 +86,14 @@ class Ops {
   // For the penalties of a sequence over a vocabulary; `in_prompt`: the prompt's tokens count, too.
   virtual std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) = 0;
 
+  // Whether a step may begin before the outputs of the one before it are taken: the device works while the host goes
+  // on, and finds the tokens that it drew itself. Others compute everything within the calls.
+  virtual bool runs_ahead() const { return false; }
   // The step at hand: what the operations below read beside their arguments. `queries`: what is wanted of each row of
-  // logits; empty where nobody samples. What both point to must stay until take_outputs(), or the next step.
+  // logits; empty where nobody samples. What both point to must stay until run_step() returns.
   virtual void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) = 0;
   // Runs `body`, which makes the calls of the step. A device may replay what it recorded of a step of this form
-  // instead.
+  // instead. Each such step's outputs are taken, in order.
   virtual void run_step(const std::function<void()>& body) = 0;
   // Begins the step of `batch`, which has one row and one query for each sequence, and records `body` for it and for
   // steps of this form with fewer sequences, down to the next that is recorded.
@@ -127,8 +130,11 @@ class Ops {
 
   // Answers the step's queries from logits [num_logits, vocab_size] f32, which it may change.
   virtual void sample(Tensor logits) = 0;
-  // The answers, in the order of the queries.
+  // Waits for the oldest step whose outputs were not taken, and for no later one. Its answers, in the order of the
+  // queries; none where there were none.
   virtual std::vector<TokenOutput> take_outputs() = 0;
+  // Seconds that the device worked on the steps whose outputs were taken; 0 where it is the host that works.
+  virtual double busy_seconds() const { return 0.0; }
 };
 
 }  // namespace minisgl

@@ -51,10 +51,13 @@ struct Workspace {
   RowBuffer logits;                         // [num_logits, vocab_size]
 };
 
-void check_batch(const StepBatch& batch, const ModelSpec& spec) {
+// The device has checked the tokens that it alone knows.
+void check_batch(const StepBatch& batch, const ModelSpec& spec, bool runs_ahead) {
   const auto num_rows = std::ssize(batch.tokens);
   MINISGL_CHECK(num_rows > 0 && std::ssize(batch.positions) == num_rows);
-  for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= 0 && token < spec.vocab_size, "token ", token);
+  for (const std::int32_t token : batch.tokens) {
+    MINISGL_CHECK((token >= 0 || runs_ahead) && token < spec.vocab_size, "token ", token);
+  }
   for (const std::int32_t position : batch.positions) MINISGL_CHECK(position >= 0, "position ", position);
   std::int64_t covered = 0;
   for (const ops::SequenceRows& sequence : batch.sequences) {
@@ -90,7 +93,7 @@ class Decoder final : public Model {
   void reserve(const StepLimits& limits) override { reserve_workspace(limits.rows, limits.logits, limits.positions); }
 
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
-    check_batch(batch, spec_);
+    check_batch(batch, spec_, device_.runs_ahead());
     MINISGL_CHECK(batch.page_size == cache.page_size(), "page tables of ", batch.page_size);
     const std::int64_t num_logits = std::ssize(batch.logit_rows);
     reserve_workspace(std::ssize(batch.tokens), std::ssize(batch.logit_rows),

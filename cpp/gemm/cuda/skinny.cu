@@ -10,6 +10,7 @@
 // The norm of x is one factor a row, applied to the sums: (x * weight) is multiplied, and each warp adds up the squares
 // of the x that it reads anyway.
 #include <algorithm>
+#include <type_traits>
 
 #include "core/cuda.h"
 #include "core/cuda_launch.h"
@@ -36,26 +37,30 @@ struct SkinnyShape {
   static constexpr int kBytes = kWarps * kStages * kStageBytes + 2 * kShares * 4 + kWarps * kRows * 4;
 };
 
+// A warp's chunks: two neighbours of every 16, so that a block reads memory in long pieces. Indices from num_chunks on
+// lie past the input.
+__device__ __forceinline__ int chunk_of(int warp, int index) {
+  return index / 2 * 2 * kWarps + 2 * warp + index % 2;
+}
+
 // Where a warp's stream of stages is: for each pass of the block's tiles, for each of the warp's chunks, each tile.
 struct Stream {
-  int warp, num_chunks, end_tile;
-  int tile, tiles, chunk, index;  // first tile and number of tiles of the pass, chunk, tile of the pass
+  int chunks, end_tile;           // the warp's chunks; of the block
+  int tile, tiles, chunk, index;  // first tile and number of tiles of the pass; indices of chunk and tile in it
 
-  __device__ Stream(int warp, int num_chunks, int first_tile, int end_tile)
-      : warp(warp),
-        num_chunks(num_chunks),
-        end_tile(warp < num_chunks ? end_tile : first_tile),
+  __device__ Stream(int chunks, int first_tile, int end_tile)
+      : chunks(chunks),
+        end_tile(chunks > 0 ? end_tile : first_tile),
         tile(first_tile),
         tiles(min(kTiles, end_tile - first_tile)),
-        chunk(warp),
+        chunk(0),
         index(0) {}
   __device__ bool done() const { return tile >= end_tile; }
   __device__ void advance() {
     if (++index < tiles) return;
     index = 0;
-    chunk += kWarps;
-    if (chunk < num_chunks) return;
-    chunk = warp;
+    if (++chunk < chunks) return;
+    chunk = 0;
     tile += tiles;
     tiles = min(kTiles, end_tile - tile);
   }
@@ -71,10 +76,12 @@ struct SkinnyKernelArgs {
   int rows, inputs, outputs;  // outputs of the product: half of the weight rows where gated
 };
 
-// A lane's x of a chunk: rows group and group + 8, for each step of 32 inputs 8 of them.
-template <int row_blocks>
+// A lane's x of a chunk: rows group and group + 8, for each step of 32 inputs 8 of them; and where x is to be normed,
+// the norm's weights.
+template <int row_blocks, bool normed>
 struct Activations {
   uint4 v[row_blocks][2];
+  float4 weight[normed ? 2 : 1][2];
 
   __device__ __forceinline__ void load(const bf16* const (&row)[row_blocks], int first, int inputs) {
 #pragma unroll
@@ -85,25 +92,31 @@ struct Activations {
         v[b][step] = at < inputs ? *reinterpret_cast<const uint4*>(row[b] + at) : make_uint4(0, 0, 0, 0);
     }
   }
-
-  // x * norm in place; the squares of x are added to `squares`.
-  __device__ __forceinline__ void scale(const float* norm, int first, int inputs, float (&squares)[row_blocks]) {
+  __device__ __forceinline__ void load_norm(const float* norm, int first, int inputs) {
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-      const int at = first + 32 * step;
-      if (at >= inputs) continue;
-      const float4 low = *reinterpret_cast<const float4*>(norm + at),
-                   high = *reinterpret_cast<const float4*>(norm + at + 4);
-      const float weight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int at = first + 32 * step + 4 * half;
+        weight[step][half] = at < inputs ? __ldg(reinterpret_cast<const float4*>(norm + at)) : make_float4(0, 0, 0, 0);
+      }
+    }
+  }
+
+  // x * weight in place; the squares of x are added to `squares`.
+  __device__ __forceinline__ void scale(float (&squares)[row_blocks]) {
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      const float4 low = weight[step][0], high = weight[step][1];
+      const float factor[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
       for (int b = 0; b < row_blocks; ++b) {
         std::uint32_t word[4] = {v[b][step].x, v[b][step].y, v[b][step].z, v[b][step].w};
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          const float first_value = __uint_as_float(word[k] << 16),
-                      second_value = __uint_as_float(word[k] & 0xffff0000u);
-          squares[b] += first_value * first_value + second_value * second_value;
-          word[k] = pack2<bf16>(first_value * weight[2 * k], second_value * weight[2 * k + 1]);
+          const float even = __uint_as_float(word[k] << 16), odd = __uint_as_float(word[k] & 0xffff0000u);
+          squares[b] += even * even + odd * odd;
+          word[k] = pack2<bf16>(even * factor[2 * k], odd * factor[2 * k + 1]);
         }
         v[b][step] = make_uint4(word[0], word[1], word[2], word[3]);
       }
@@ -120,7 +133,6 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
   constexpr int kRows = Shape::kRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int in_group = lane % 4, group = lane / 4;
-  let_next_start();
 
   extern __shared__ __align__(128) unsigned char memory[];
   unsigned char* ring = memory + warp * Shape::kStages * kStageBytes;
@@ -132,14 +144,17 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
   const int first_tile = static_cast<int>(std::int64_t{num_tiles} * blockIdx.x / gridDim.x);
   const int end_tile = static_cast<int>(std::int64_t{num_tiles} * (blockIdx.x + 1) / gridDim.x);
 
+  // The warp's chunks below num_chunks: both of each pair but perhaps the last.
+  const int rest = num_chunks % (2 * kWarps) - 2 * warp;
+  const int chunks = num_chunks / (2 * kWarps) * 2 + min(max(rest, 0), 2);
   // A lane copies 16 bytes of rows lane / 8 and lane / 8 + 4 of a stage. Odd rows lie with their halves swapped, so
   // that the lanes of a load meet in no bank.
-  Stream loads(warp, num_chunks, first_tile, end_tile);
+  Stream loads(chunks, first_tile, end_tile);
   int load_slot = 0;
   const auto load_next = [&] {
     if (!loads.done()) {
       const int row = lane / 8, column = lane % 8;
-      const int at = loads.chunk * kChunk + column * 8;
+      const int at = chunk_of(warp, loads.chunk) * kChunk + column * 8;
       const int first_output = (loads.tile + loads.index) * kTileOutputs;
       unsigned char* slot = ring + load_slot * kStageBytes;
 #pragma unroll
@@ -155,6 +170,8 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
                       args.weights + (at < args.inputs ? weight_row * args.inputs + at : 0), at < args.inputs);
       }
       loads.advance();
+      // The next kernel's weights queue up behind the last of these.
+      if (loads.done()) let_next_start();
     }
     commit_copies();
     load_slot = load_slot + 1 == Shape::kStages ? 0 : load_slot + 1;
@@ -166,60 +183,94 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
 #pragma unroll
   for (int b = 0; b < row_blocks; ++b)
     x_row[b] = args.x + std::int64_t{min(group + 8 * b, args.rows - 1)} * args.inputs;
-  wait_for_previous();
+  const auto input_of = [&](int index) { return chunk_of(warp, index) * kChunk + in_group * 8; };
 
+  // Of each pass a thread finishes the sums of output `lane` for rows warp and warp + 8.
+  static_assert(kTiles * kTileRows == 32 && kWarps == 8);
+  float before[row_blocks] = {};  // what they are added to
+  float inverse_norm[row_blocks];
   float squares[row_blocks] = {};
-  float inverse_norm = 1.0f;
-  Activations<row_blocks> next_x;
-  next_x.load(x_row, warp * kChunk + in_group * 8, args.inputs);
   int slot_index = 0;
+  // The sums of the pass of `tiles` tiles. x is loaded kAhead chunks before it is needed: the fewer tiles, the sooner a
+  // chunk is done.
+  const auto multiply = [&]<int tiles>(std::integral_constant<int, tiles>, bool first_pass, int first_output,
+                                       int num_outputs, float (&sum)[kTiles][4]) {
+    constexpr int kAhead = normed || tiles > 2 ? 1 : row_blocks == 1 && tiles == 1 ? 4 : 2;
+    constexpr int kChains = tiles == 1 ? 2 : 1;  // of sums that don't wait for each other
+    float chain[tiles][kChains][4] = {};
+    Activations<row_blocks, normed> next[kAhead], now[kAhead];
+    if constexpr (normed) next[0].load_norm(args.norm, input_of(0), args.inputs);
+    if (first_pass) wait_for_previous();
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) next[i].load(x_row, input_of(i), args.inputs);
+    if constexpr (output == SkinnyOutput::added) {
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b) {
+        const int r = warp + 8 * b;
+        if (r < args.rows && lane < num_outputs)
+          before[b] = to_float(static_cast<const bf16*>(args.y)[std::int64_t{r} * args.outputs + first_output + lane]);
+      }
+    }
+    for (int first = 0; first < chunks; first += kAhead) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        now[i] = next[i];
+        next[i].load(x_row, input_of(first + kAhead + i), args.inputs);
+        if constexpr (normed) next[i].load_norm(args.norm, input_of(first + kAhead + i), args.inputs);
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (first + i >= chunks) break;
+        if constexpr (normed) {
+          float of_chunk[row_blocks] = {};
+          now[i].scale(of_chunk);
+#pragma unroll
+          for (int b = 0; b < row_blocks; ++b) squares[b] += first_pass ? of_chunk[b] : 0.0f;
+        }
+        wait_copies<Shape::kStages - tiles>();
+        __syncwarp();
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+          const uint4 low = now[i].v[0][step];
+          const uint4 high = row_blocks == 2 ? now[i].v[row_blocks - 1][step] : make_uint4(0, 0, 0, 0);
+          uint4 w[tiles];
+#pragma unroll
+          for (int t = 0; t < tiles; ++t) {
+            const int slot = slot_index + t < Shape::kStages ? slot_index + t : slot_index + t - Shape::kStages;
+            w[t] = *reinterpret_cast<const uint4*>(ring + slot * kStageBytes + group * kChunk * 2 +
+                                                   ((4 * step + in_group) ^ (group % 2 * 4)) * 16);
+          }
+#pragma unroll
+          for (int t = 0; t < tiles; ++t) mma_16816<bf16>(chain[t][0], {low.x, high.x, low.y, high.y}, w[t].x, w[t].y);
+#pragma unroll
+          for (int t = 0; t < tiles; ++t)
+            mma_16816<bf16>(chain[t][kChains - 1], {low.z, high.z, low.w, high.w}, w[t].z, w[t].w);
+        }
+        __syncwarp();
+#pragma unroll
+        for (int t = 0; t < tiles; ++t) load_next();
+        slot_index = slot_index + tiles < Shape::kStages ? slot_index + tiles : slot_index + tiles - Shape::kStages;
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[t][i] = kChains == 1 ? chain[t][0][i] : chain[t][0][i] + chain[t][kChains - 1][i];
+    }
+  };
+
   int buffer = 0;
   for (int tile = first_tile; tile < end_tile; tile += kTiles, buffer ^= 1) {
     const int tiles = min(kTiles, end_tile - tile);
-    // The sums that this thread will finish: what they are added to is on its way.
-    const int first_output = tile * kTileOutputs, num_outputs = min(tiles * kTileOutputs, args.outputs - first_output);
-    constexpr int kFinished = kRows * kTiles * kTileRows / kThreads;
-    float before[kFinished] = {};
-    if constexpr (output == SkinnyOutput::added) {
-#pragma unroll
-      for (int j = 0; j < kFinished; ++j) {
-        const int i = threadIdx.x + j * kThreads, r = i / (kTiles * kTileRows), o = i % (kTiles * kTileRows);
-        if (r < args.rows && o < num_outputs)
-          before[j] = to_float(static_cast<const bf16*>(args.y)[std::int64_t{r} * args.outputs + first_output + o]);
-      }
-    }
-
+    const bool first_pass = tile == first_tile;
+    const int first_output = tile * kTileOutputs;
+    const int num_outputs = min(tiles * kTileOutputs, args.outputs - first_output);
     float sum[kTiles][4] = {};
-    for (int chunk = warp; chunk < num_chunks; chunk += kWarps) {
-      Activations<row_blocks> x = next_x;
-      const int first = chunk * kChunk + in_group * 8;
-      const int following = chunk + kWarps < num_chunks ? chunk + kWarps : warp;
-      next_x.load(x_row, following * kChunk + in_group * 8, args.inputs);
-      if constexpr (normed) {
-        float of_chunk[row_blocks] = {};
-        x.scale(args.norm, first, args.inputs, of_chunk);
-        if (tile == first_tile) {
-#pragma unroll
-          for (int b = 0; b < row_blocks; ++b) squares[b] += of_chunk[b];
-        }
-      }
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        if (t >= tiles) break;
-        wait_copies<Shape::kStages - 1>();
-        __syncwarp();
-        const unsigned char* slot = ring + slot_index * kStageBytes + group * kChunk * 2;
-#pragma unroll
-        for (int step = 0; step < 2; ++step) {
-          const uint4 w = *reinterpret_cast<const uint4*>(slot + ((4 * step + in_group) ^ (group % 2 * 4)) * 16);
-          const uint4 low = x.v[0][step], high = row_blocks == 2 ? x.v[row_blocks - 1][step] : make_uint4(0, 0, 0, 0);
-          mma_16816<bf16>(sum[t], {low.x, high.x, low.y, high.y}, w.x, w.y);
-          mma_16816<bf16>(sum[t], {low.z, high.z, low.w, high.w}, w.z, w.w);
-        }
-        __syncwarp();
-        load_next();
-        slot_index = slot_index + 1 == Shape::kStages ? 0 : slot_index + 1;
-      }
+    switch (tiles) {
+      case 1: multiply(std::integral_constant<int, 1>{}, first_pass, first_output, num_outputs, sum); break;
+      case 2: multiply(std::integral_constant<int, 2>{}, first_pass, first_output, num_outputs, sum); break;
+      case 3: multiply(std::integral_constant<int, 3>{}, first_pass, first_output, num_outputs, sum); break;
+      default: multiply(std::integral_constant<int, kTiles>{}, first_pass, first_output, num_outputs, sum);
     }
 
     // A lane holds rows group and group + 8 for weight rows 2 * in_group and the next of each tile.
@@ -232,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
                                    2 * in_group) = make_float2(sum[t][2 * b], sum[t][2 * b + 1]);
       }
     }
-    if (normed && tile == first_tile) {
+    if (normed && first_pass) {
 #pragma unroll
       for (int b = 0; b < row_blocks; ++b) {
         float total = squares[b];
@@ -243,41 +294,39 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
     }
     // The other buffer's sums were read before this: their readers are here.
     __syncthreads();
-    const auto total = [&](int r, int place) {
-      float value = 0.0f;
+    if (normed && first_pass) {
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) value += pass_shares[(w * kRows + r) * Shape::kShareStride + place];
-      if constexpr (normed) value *= inverse_norm;
-      return value;
-    };
+      for (int b = 0; b < row_blocks; ++b) {
+        float total = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kFinished; ++j) {
-      const int i = threadIdx.x + j * kThreads, r = i / (kTiles * kTileRows), o = i % (kTiles * kTileRows);
-      if (r >= args.rows || o >= num_outputs) continue;
-      if constexpr (normed) {
-        float all = 0.0f;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) all += square_shares[w * kRows + r];
-        inverse_norm = rsqrtf(all / static_cast<float>(args.inputs) + args.eps);
+        for (int w = 0; w < kWarps; ++w) total += square_shares[w * kRows + warp + 8 * b];
+        inverse_norm[b] = rsqrtf(total / static_cast<float>(args.inputs) + args.eps);
       }
-      const int column = first_output + o;
+    }
+    if (lane >= num_outputs) continue;
+    const int column = first_output + lane;
+#pragma unroll
+    for (int b = 0; b < row_blocks; ++b) {
+      const int r = warp + 8 * b;
+      if (r >= args.rows) break;
+      const auto total = [&](int place, int weight_row) {
+        float value = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) value += pass_shares[(w * kRows + r) * Shape::kShareStride + place];
+        if constexpr (normed) value *= inverse_norm[b];
+        return args.bias != nullptr ? value + args.bias[weight_row] : value;
+      };
       const std::int64_t at = std::int64_t{r} * args.outputs + column;
       if constexpr (output == SkinnyOutput::gated) {
-        const int place = o / 4 * kTileRows + o % 4;
-        float gate = total(r, place), up = total(r, place + 4);
-        if (args.bias != nullptr) {
-          gate += args.bias[column];
-          up += args.bias[column + args.outputs];
-        }
+        const int place = lane / 4 * kTileRows + lane % 4;
+        const float gate = total(place, column), up = total(place + 4, column + args.outputs);
         static_cast<bf16*>(args.y)[at] = __float2bfloat16(gate / (1.0f + __expf(-gate)) * up);
+      } else if constexpr (output == SkinnyOutput::f32) {
+        static_cast<float*>(args.y)[at] = total(lane, column);
+      } else if constexpr (output == SkinnyOutput::added) {
+        static_cast<bf16*>(args.y)[at] = __float2bfloat16(before[b] + total(lane, column));
       } else {
-        float value = total(r, o);
-        if (args.bias != nullptr) value += args.bias[column];
-        if constexpr (output == SkinnyOutput::f32) {
-          static_cast<float*>(args.y)[at] = value;
-        } else {
-          static_cast<bf16*>(args.y)[at] = __float2bfloat16(output == SkinnyOutput::added ? before[j] + value : value);
-        }
+        static_cast<bf16*>(args.y)[at] = __float2bfloat16(total(lane, column));
       }
     }
   }

@@ -1,4 +1,5 @@
-// Ops on one GPU: everything is queued on one stream; captured decode steps are replayed as graphs.
+// Ops on one GPU: everything is queued on one stream; captured decode steps are replayed as graphs. Two slots take
+// turns, so that a step can be taken to the device while another runs.
 #include <algorithm>
 #include <map>
 #include <utility>
@@ -89,6 +90,23 @@ class CudaSeenTokens final : public SeenTokens {
   DeviceBuffer tokens_;
 };
 
+// What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
+struct StepSlot {
+  cuda::StepBlock block;
+  DeviceBuffer drawn;    // [logits] tokens, for the next step
+  PinnedMemory outputs;  // [logits] OutputEntry, written by the device
+  std::int64_t num_outputs = 0, num_queries = 0;
+  CudaEvent begun, done;                         // on the device
+  std::map<std::int64_t, CudaGraphExec> graphs;  // by number of sequences
+
+  void reserve_outputs(std::int64_t count) {
+    if (count <= num_outputs) return;
+    num_outputs = count;
+    drawn = allocate_on_device(static_cast<std::size_t>(count) * sizeof(std::int32_t));
+    outputs = cuda::allocate_pinned(static_cast<std::size_t>(count) * sizeof(cuda::OutputEntry));
+  }
+};
+
 CudaStream make_stream() {
   cudaStream_t stream = nullptr;
   MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -102,10 +120,12 @@ class CudaOps final : public Ops {
         properties_(properties),
         pool_(num_threads),
         stream_(make_stream()),
+        upload_stream_(make_stream()),
         uploader_(pool_, stream_.get()) {
     const std::int64_t blocks = num_attention_blocks();
     partials_ = allocate_on_device(static_cast<std::size_t>(blocks * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
+    for (StepSlot& slot : slots_) slot.begun = cuda::make_timed_event(), slot.done = cuda::make_timed_event();
   }
 
   std::string device_name() const override { return properties_.name; }
@@ -142,13 +162,15 @@ class CudaOps final : public Ops {
 
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
-    return static_cast<std::int64_t>(cuda::StepBlock::bytes_for(limits)) +
-           (limits.logits + limits.sequences) * limits.vocab_size * 4 +
-           limits.logits * static_cast<std::int64_t>(sizeof(cuda::OutputEntry));
+    return 2 * static_cast<std::int64_t>(cuda::StepBlock::bytes_for(limits)) +
+           (limits.logits + limits.sequences) * limits.vocab_size * 4;
   }
   void reserve(const StepLimits& limits) override {
-    step_block_.reserve(cuda::StepBlock::bytes_for(limits));
-    reserve_logits(limits.logits, limits.vocab_size);
+    for (StepSlot& slot : slots_) {
+      slot.block.reserve(cuda::StepBlock::bytes_for(limits));
+      slot.reserve_outputs(limits.logits);
+    }
+    reserve_adjusted(limits.logits, limits.vocab_size);
     reserve_seen(limits.sequences, limits.vocab_size);
   }
 
@@ -178,6 +200,7 @@ class CudaOps final : public Ops {
     return std::make_unique<CudaSeenTokens>(seen_, in_prompt, stream_.get());
   }
 
+  bool runs_ahead() const override { return true; }
   void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override;
   void run_step(const std::function<void()>& body) override;
   void record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
@@ -222,11 +245,12 @@ class CudaOps final : public Ops {
 
   void sample(Tensor logits) override {
     MINISGL_CHECK(logits.rows == step_.num_logits, logits.rows, " rows of logits, ", step_.num_logits, " wanted");
-    reserve_logits(logits.rows, logits.cols);
+    reserve_adjusted(logits.rows, logits.cols);
     cuda::sample(step_, logits.f32(), adjusted_.as<float>(), logits.cols, seen_.counts.as<std::uint32_t>(),
-                 outputs_.as<cuda::OutputEntry>(), stream_.get());
+                 static_cast<cuda::OutputEntry*>(slot().outputs.get()), stream_.get());
   }
   std::vector<TokenOutput> take_outputs() override;
+  double busy_seconds() const override { return busy_seconds_; }
 
  private:
   static cuda::SkinnyOutput output_of(Tensor y) {
@@ -240,31 +264,32 @@ class CudaOps final : public Ops {
   std::int64_t num_attention_blocks() const {
     return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
   }
+  StepSlot& slot() { return slots_[current_]; }
   void upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
-  void reserve_logits(std::int64_t rows, std::int64_t vocab_size);
+  void open_slot();
+  void close_slot();
+  void reserve_adjusted(std::int64_t rows, std::int64_t vocab_size);
   void reserve_seen(std::int64_t slots, std::int64_t vocab_size);
 
   int device_index_;
   cudaDeviceProp properties_;
   ThreadPool pool_;
-  CudaStream stream_;
+  CudaStream stream_, upload_stream_;  // of steps; of what they read
   cuda::Uploader uploader_;
   cuda::DenseGemm dense_;
   std::uint64_t random_seed_ = 0;
 
   DeviceBuffer partials_, arrived_;  // of decode attention
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
-  DeviceBuffer outputs_;             // [logits] OutputEntry
-  PinnedMemory host_outputs_;
-  std::int64_t num_host_outputs_ = 0;
   SeenPool seen_;
 
-  // Of the step at hand.
-  cuda::StepBlock step_block_;
-  cuda::StepData step_{};
-  std::int64_t num_queries_ = 0;
-  std::map<std::int64_t, CudaGraphExec> graphs_;  // by number of sequences
-  CudaGraphExec* replayed_ = nullptr;             // what this step replays
+  StepSlot slots_[2];
+  int current_ = 0;  // the step at hand's; the other one's step came before it
+  double busy_seconds_ = 0;
+  bool is_open_ = false;               // the step at hand may make more calls
+  int num_untaken_ = 0;                // steps that ran, or run
+  cuda::StepData step_{};              // the step at hand
+  CudaGraphExec* replayed_ = nullptr;  // what it replays
 };
 
 double CudaOps::measure_read_bandwidth() {
@@ -272,20 +297,17 @@ double CudaOps::measure_read_bandwidth() {
   constexpr int runs = 7;
   const DeviceBuffer data = allocate(bytes);
   const DeviceBuffer sink = allocate(sizeof(std::uint32_t));
-  cudaEvent_t raw[runs + 1];
   std::vector<CudaEvent> events;
-  for (cudaEvent_t& event : raw) {
-    MINISGL_CUDA_CHECK(cudaEventCreate(&event));
-    events.emplace_back(event);
-  }
-  MINISGL_CUDA_CHECK(cudaEventRecord(raw[0], stream_.get()));
+  for (int i = 0; i <= runs; ++i) events.push_back(cuda::make_timed_event());
+  MINISGL_CUDA_CHECK(cudaEventRecord(events[0].get(), stream_.get()));
   for (int run = 0; run < runs; ++run) {
     cuda::read_all(data.data(), bytes, sink.as<std::uint32_t>(), properties_.multiProcessorCount, stream_.get());
-    MINISGL_CUDA_CHECK(cudaEventRecord(raw[run + 1], stream_.get()));
+    MINISGL_CUDA_CHECK(cudaEventRecord(events[run + 1].get(), stream_.get()));
   }
   synchronize();
   std::vector<float> times(runs);
-  for (int run = 0; run < runs; ++run) MINISGL_CUDA_CHECK(cudaEventElapsedTime(&times[run], raw[run], raw[run + 1]));
+  for (int run = 0; run < runs; ++run)
+    MINISGL_CUDA_CHECK(cudaEventElapsedTime(&times[run], events[run].get(), events[run + 1].get()));
   std::ranges::nth_element(times, times.begin() + runs / 2);
   return static_cast<double>(bytes) / (times[runs / 2] * 1e-3);
 }
@@ -323,15 +345,9 @@ std::unique_ptr<const Linear> CudaOps::make_linear(std::vector<Projection> outpu
   return std::make_unique<const CudaLinear>(std::move(merged), std::move(bias));
 }
 
-void CudaOps::reserve_logits(std::int64_t rows, std::int64_t vocab_size) {
+void CudaOps::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
   const auto bytes = static_cast<std::size_t>(rows * vocab_size) * sizeof(float);
   if (bytes > adjusted_.size()) adjusted_ = allocate_on_device(bytes);
-  if (rows > num_host_outputs_) {
-    const auto output_bytes = static_cast<std::size_t>(rows) * sizeof(cuda::OutputEntry);
-    outputs_ = allocate_on_device(output_bytes);
-    host_outputs_ = cuda::allocate_pinned(output_bytes);
-    num_host_outputs_ = rows;
-  }
 }
 
 void CudaOps::reserve_seen(std::int64_t slots, std::int64_t vocab_size) {
@@ -341,27 +357,49 @@ void CudaOps::reserve_seen(std::int64_t slots, std::int64_t vocab_size) {
   for (std::int64_t slot = slots - 1; slot >= 0; --slot) seen_.free.push_back(static_cast<std::int32_t>(slot));
 }
 
-void CudaOps::begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) {
+// The slots take turns. What the device still does in the next one comes before what it is filled with.
+void CudaOps::open_slot() {
   MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // whichever thread calls
+  MINISGL_CHECK(num_untaken_ < 2, "two steps are in flight");
+  if (is_open_) close_slot();
+  current_ ^= 1;
+  is_open_ = true;
+  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(upload_stream_.get(), slot().done.get()));
+}
+
+void CudaOps::close_slot() {
+  MINISGL_CUDA_CHECK(cudaEventRecord(slot().done.get(), stream_.get()));
+  is_open_ = false;
+}
+
+void CudaOps::begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) {
+  open_slot();
   const std::int64_t num_sequences = std::ssize(batch.sequences);
   const bool decodes = std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences;
-  const auto graph = decodes ? graphs_.lower_bound(num_sequences) : graphs_.end();
-  replayed_ = graph != graphs_.end() ? &graph->second : nullptr;
-  const std::size_t room = step_block_.size();
+  auto& graphs = slot().graphs;
+  const auto graph = decodes ? graphs.lower_bound(num_sequences) : graphs.end();
+  replayed_ = graph != graphs.end() ? &graph->second : nullptr;
+  const std::size_t room = slot().block.size();
   upload_step(batch, queries, replayed_ != nullptr ? graph->first : 0);
-  if (step_block_.size() == room || graphs_.empty()) return;
+  if (slot().block.size() == room || graphs.empty()) return;
   // The block has moved from where the graphs read it. It was reserved for more than steps should ever bring.
-  MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
-  graphs_.clear();
+  graphs.clear();
   replayed_ = nullptr;
   upload_step(batch, queries, 0);
 }
 
 void CudaOps::upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences) {
-  num_queries_ = std::ssize(queries);
-  step_ = step_block_.upload(
+  const std::int64_t num_before = slots_[current_ ^ 1].num_queries;
+  for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= -num_before, "token ", token);
+  slot().num_queries = std::ssize(queries);
+  slot().reserve_outputs(std::max(std::ssize(queries), padded_sequences));
+  step_ = slot().block.upload(
       batch, queries, padded_sequences,
-      [](const SeenTokens* seen) { return static_cast<const CudaSeenTokens*>(seen)->slot(); }, stream_.get());
+      [](const SeenTokens* seen) { return static_cast<const CudaSeenTokens*>(seen)->slot(); }, upload_stream_.get());
+  step_.drawn = slot().drawn.as<std::int32_t>();
+  step_.drawn_before = slots_[current_ ^ 1].drawn.as<std::int32_t>();
+  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), slot().block.sent()));
+  MINISGL_CUDA_CHECK(cudaEventRecord(slot().begun.get(), stream_.get()));
 }
 
 void CudaOps::run_step(const std::function<void()>& body) {
@@ -370,22 +408,29 @@ void CudaOps::run_step(const std::function<void()>& body) {
   } else {
     body();
   }
+  close_slot();
+  ++num_untaken_;
 }
 
 void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
                           const std::function<void()>& body) {
-  upload_step(batch, queries, 0);
-  MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences, "not a decode step");
-  body();  // what is chosen or allocated at a first use must not happen while recording
-  MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
-  MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
-  body();
-  cudaGraph_t captured = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &captured));
-  const CudaGraph graph(captured);
-  cudaGraphExec_t executable = nullptr;
-  MINISGL_CUDA_CHECK(cudaGraphInstantiate(&executable, graph.get(), 0));
-  graphs_.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
+  for (int i = 0; i < 2; ++i) {
+    open_slot();
+    upload_step(batch, queries, 0);
+    MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences,
+                  "not a decode step");
+    if (i == 0) body();  // what is chosen or allocated at a first use must not happen while recording
+    MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
+    MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+    body();
+    cudaGraph_t captured = nullptr;
+    MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &captured));
+    const CudaGraph graph(captured);
+    cudaGraphExec_t executable = nullptr;
+    MINISGL_CUDA_CHECK(cudaGraphInstantiate(&executable, graph.get(), 0));
+    slot().graphs.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
+    close_slot();
+  }
 }
 
 bool CudaOps::skinny(const CudaLinear& weights, Tensor x, const Norm* norm, Tensor y, cuda::SkinnyOutput output) {
@@ -443,10 +488,19 @@ void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvL
 }
 
 std::vector<TokenOutput> CudaOps::take_outputs() {
-  const auto* entries = static_cast<const cuda::OutputEntry*>(host_outputs_.get());
-  download(outputs_.data(), {static_cast<std::byte*>(host_outputs_.get()),
-                             static_cast<std::size_t>(num_queries_) * sizeof(cuda::OutputEntry)});
-  std::vector<TokenOutput> outputs(static_cast<std::size_t>(num_queries_));
+  if (is_open_) {  // its calls were made without run_step()
+    close_slot();
+    ++num_untaken_;
+  }
+  MINISGL_CHECK(num_untaken_ > 0, "no step is in flight");
+  StepSlot& taken = slots_[num_untaken_ == 1 ? current_ : current_ ^ 1];
+  --num_untaken_;
+  MINISGL_CUDA_CHECK(cudaEventSynchronize(taken.done.get()));
+  float milliseconds = 0;
+  MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.begun.get(), taken.done.get()));
+  busy_seconds_ += milliseconds * 1e-3;
+  const auto* entries = static_cast<const cuda::OutputEntry*>(taken.outputs.get());
+  std::vector<TokenOutput> outputs(static_cast<std::size_t>(taken.num_queries));
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     outputs[i].token = entries[i].token;
     outputs[i].logprob = entries[i].logprob;

@@ -33,10 +33,7 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const int first_head = kv_head * group + first_in_group;
   const int head_dim = args.shape.head_dim;
   const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
-  if (sequence.num_rows == 0) {
-    wait_for_previous();
-    return;
-  }
+  if (sequence.num_rows == 0) return;
 
   // Positions of this part: whole tiles for every warp.
   const std::int32_t end = sequence.start_position + 1;
@@ -45,10 +42,7 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const int rounds = (end - begin + kRound - 1) / kRound;
   const int rounds_per_part = (rounds + args.num_splits - 1) / args.num_splits;
   const int num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
-  if (static_cast<int>(blockIdx.x) >= num_parts) {
-    wait_for_previous();
-    return;
-  }
+  if (static_cast<int>(blockIdx.x) >= num_parts) return;
   const std::int32_t part_begin = begin + static_cast<int>(blockIdx.x) * rounds_per_part * kRound;
   const std::int32_t part_end = min(end, part_begin + rounds_per_part * kRound);
 

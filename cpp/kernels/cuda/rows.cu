@@ -21,12 +21,14 @@ __device__ float block_sum(float x) {
   return total;
 }
 
-// One row a block, copied from source(row).
-__global__ void __launch_bounds__(kThreads)
-    copy_rows_kernel(const bf16* from, const std::int32_t* source, std::int64_t cols, bf16* to) {
+// One row a block, copied from row source[block], or drawn[-1 - source[block]] where that is below 0.
+__global__ void __launch_bounds__(kThreads) copy_rows_kernel(const bf16* from, const std::int32_t* source,
+                                                             const std::int32_t* drawn, std::int64_t cols, bf16* to) {
   let_next_start();
   wait_for_previous();
-  const bf16* x = from + source[blockIdx.x] * cols;
+  std::int32_t row = source[blockIdx.x];
+  if (row < 0) row = drawn[-1 - row];
+  const bf16* x = from + row * cols;
   bf16* y = to + blockIdx.x * cols;
   if (cols % 8 == 0) {
     for (std::int64_t i = threadIdx.x; i < cols / 8; i += kThreads)
@@ -189,10 +191,10 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
     if (lane + 32 * j < dim) out[lane + 32 * j] = from_float<T>(value[j]);
 }
 
-void copy_rows(const void* from, const std::int32_t* source, std::int64_t rows, std::int64_t cols, void* to,
-               cudaStream_t stream) {
+void copy_rows(const void* from, const std::int32_t* source, const std::int32_t* drawn, std::int64_t rows,
+               std::int64_t cols, void* to, cudaStream_t stream) {
   launch_kernel(copy_rows_kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream,
-                static_cast<const bf16*>(from), source, cols, static_cast<bf16*>(to));
+                static_cast<const bf16*>(from), source, drawn, cols, static_cast<bf16*>(to));
 }
 
 }  // namespace
@@ -204,11 +206,11 @@ void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int
 }
 
 void embed(const StepData& step, const void* table, std::int64_t cols, void* y, cudaStream_t stream) {
-  copy_rows(table, step.tokens, step.num_rows, cols, y, stream);
+  copy_rows(table, step.tokens, step.drawn_before, step.num_rows, cols, y, stream);
 }
 
 void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y, cudaStream_t stream) {
-  copy_rows(x, step.logit_rows, step.num_logits, cols, y, stream);
+  copy_rows(x, step.logit_rows, nullptr, step.num_logits, cols, y, stream);
 }
 
 void rms_norm(const void* x, const Norm& norm, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream) {

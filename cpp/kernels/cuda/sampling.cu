@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(kThreads)
     if (seen != nullptr && threadIdx.x == 0) ++seen[token];
   }
   if (threadIdx.x == 0) {
-    output.token = token;
+    output.token = step.drawn[blockIdx.x] = token;
     output.logprob = 0.0f;
     output.num_top = 0;
   }

@@ -1,4 +1,6 @@
 // Collectives through NCCL on the caller's stream.
+#include "comm/nccl.h"
+
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -6,8 +8,7 @@
 #include <memory>
 #include <string>
 
-#include "comm/communicator.h"
-#include "comm/nccl_library.h"
+#include "comm/cuda/nccl_library.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -102,8 +103,10 @@ class NcclCommunicator final : public Communicator {
       : nccl_(nccl),
         options_(options),
         comm_(nccl, id, options.rank, options.size),
-        buffer_(nccl, comm_, static_cast<std::size_t>(options.max_buffer_bytes)) {}
+        buffer_(nccl, comm_, static_cast<std::size_t>(options.max_buffer_bytes)),
+        barrier_(nccl, comm_, sizeof(float)) {}
 
+  std::string name() const override { return "NCCL"; }
   int rank() const override { return options_.rank; }
   int size() const override { return options_.size; }
   int device() const override { return options_.device; }
@@ -128,6 +131,23 @@ class NcclCommunicator final : public Communicator {
                 "ncclAllGather");
   }
 
+  void reduce_scatter_sum(const void* input, void* output, std::int64_t count, DType dtype,
+                          StreamHandle stream) override {
+    const DeviceGuard guard(options_.device);
+    nccl_.check(nccl_.reduce_scatter(input, output, static_cast<std::size_t>(count), nccl_type(dtype), ncclSum,
+                                     comm_.get(), reinterpret_cast<cudaStream_t>(stream)),
+                "ncclReduceScatter");
+  }
+
+  void broadcast(void* data, std::int64_t num_bytes, int root, StreamHandle stream) override {
+    const DeviceGuard guard(options_.device);
+    nccl_.check(nccl_.broadcast(data, data, static_cast<std::size_t>(num_bytes), ncclInt8, root, comm_.get(),
+                                reinterpret_cast<cudaStream_t>(stream)),
+                "ncclBroadcast");
+  }
+
+  void barrier(StreamHandle stream) override { all_reduce_sum(barrier_.data(), 1, DType::f32, stream); }
+
  private:
   static void copy(void* to, const void* from, std::size_t num_bytes, cudaStream_t stream) {
     check_cuda(cudaMemcpyAsync(to, from, num_bytes, cudaMemcpyDeviceToDevice, stream), "cudaMemcpyAsync");
@@ -137,6 +157,7 @@ class NcclCommunicator final : public Communicator {
   NcclOptions options_;
   CommHandle comm_;
   RegisteredBuffer buffer_;
+  RegisteredBuffer barrier_;  // f32 that nobody reads
 };
 
 }  // namespace
@@ -151,8 +172,7 @@ NcclUniqueId make_nccl_unique_id(const std::string& library) {
 }
 
 std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId& id, const NcclOptions& options) {
-  if (options.size < 1 || options.rank < 0 || options.rank >= options.size)
-    throw InputError(concat("rank must be in [0, ", options.size, "), got ", options.rank));
+  check_rank(options.rank, options.size);
   if (options.max_buffer_bytes < 0)
     throw InputError(concat("max_buffer_bytes must not be negative, got ", options.max_buffer_bytes));
   const NcclLibrary nccl = NcclLibrary::load(options.library);

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "comm/communicator.h"
+#include "comm/nccl.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -22,16 +22,16 @@ std::string input_error(Call call) {
   return "";
 }
 
-TEST(Communicator, UniqueIdNeedsTheLibrary) {
+TEST(Nccl, UniqueIdNeedsTheLibrary) {
   EXPECT_THAT(input_error([] { make_nccl_unique_id(kNowhere); }), testing::HasSubstr("NCCL"));
 }
 
-TEST(Communicator, CreationNeedsTheLibrary) {
+TEST(Nccl, CreationNeedsTheLibrary) {
   EXPECT_THAT(input_error([] { make_nccl_communicator(NcclUniqueId{}, {.library = kNowhere}); }),
               testing::HasSubstr("NCCL"));
 }
 
-TEST(Communicator, CountsGpusWithoutADriver) {
+TEST(Nccl, CountsGpusWithoutADriver) {
   EXPECT_GE(num_gpus(), 0);
 }
 

@@ -1,5 +1,5 @@
 // Loads libnccl.so.2 and looks its functions up.
-#include "comm/nccl_library.h"
+#include "comm/cuda/nccl_library.h"
 
 #include <dlfcn.h>
 
@@ -25,6 +25,8 @@ NcclLibrary NcclLibrary::load(const std::string& path) {
   look_up(library, "ncclCommDestroy", nccl.comm_destroy);
   look_up(library, "ncclAllReduce", nccl.all_reduce);
   look_up(library, "ncclAllGather", nccl.all_gather);
+  look_up(library, "ncclReduceScatter", nccl.reduce_scatter);
+  look_up(library, "ncclBroadcast", nccl.broadcast);
   look_up(library, "ncclMemAlloc", nccl.mem_alloc);
   look_up(library, "ncclMemFree", nccl.mem_free);
   look_up(library, "ncclCommRegister", nccl.comm_register);

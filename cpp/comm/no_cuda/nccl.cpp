@@ -1,5 +1,6 @@
 // The NCCL communicator of a build without CUDA: the same symbols, one clear error.
-#include "comm/communicator.h"
+#include "comm/nccl.h"
+
 #include "core/error.h"
 
 namespace minisgl {
