@@ -1,10 +1,11 @@
 // Operations of a device beside ceilings measured in this process: GB/s over the read bandwidth, TFLOP/s over an 8192³
 // product; then whole decode steps of models with dummy weights through the engine.
 //
-//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap] [profile]
+//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap]
+//   [profile]
 //
-// (default: all but the last three). Busy: the time from the start to the end of the steps on the device, over the time
-// that they took in all. profile: the kernels of a decode step of the models named beside it.
+// (default: all but the last three). profile: the kernels of a decode step of the models named beside it. Busy: the
+// time from the start to the end of the steps on the device, over the time that they took in all.
 #include <poll.h>
 
 #include <algorithm>
@@ -66,7 +67,7 @@ Matrix2D random_rows(Ops& device, std::int64_t rows, std::int64_t cols) {
   std::iota(tokens.begin(), tokens.end(), 0);
   const ops::SequenceRows sequence{0, static_cast<std::int32_t>(rows), 0, pages.data()};
   device.begin_step({tokens, tokens, {&sequence, 1}, {}, 1 << 30}, {});
-  device.embed(*table, matrix.view);
+  device.embed(*table, 0, matrix.view);
   device.synchronize();
   return matrix;
 }
@@ -165,7 +166,7 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
   const Matrix2D keys = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
                  values = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
                  qkv = random_rows(device, batch, shape.row_size()), x = random_rows(device, batch, hidden),
-                 y = random_rows(device, batch, hidden),
+                 delta = random_rows(device, batch, hidden), y = random_rows(device, batch, hidden),
                  scratch(device, device.activation_dtype(), batch, 2 * intermediate),
                  activated(device, device.activation_dtype(), batch, intermediate),
                  attended(device, device.activation_dtype(), batch, std::int64_t{shape.num_heads} * shape.head_dim),
@@ -188,11 +189,12 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
   };
   begin(greedy);
   const double gated = time_calls(device, 5, 64, [&](int i) {
-    device.norm_gated_linear(*gate_up[static_cast<std::size_t>(i % copies)], x.view, {norm.as<float>(), 1e-6f}, y.view,
-                             scratch.view, activated.view);
+    device.gated_linear(*gate_up[static_cast<std::size_t>(i % copies)], x.view, scratch.view, activated.view);
   });
-  show("norm, gate, up and SiLU", gated);
-  show("norm", time_calls(device, 5, 200, [&](int) { device.rms_norm(x.view, norm.as<float>(), 1e-6f, y.view); }));
+  show("gate, up and SiLU", gated);
+  show("add and norm", time_calls(device, 5, 200, [&](int) {
+         device.reduce_add_rms_norm(x.view, delta.view, norm.as<float>(), 1e-6f, y.view);
+       }));
   show("heads to the cache", time_calls(device, 5, 200, [&](int) {
          device.store_heads(qkv.view, shape, {.rope_table = table.as<float>(), .rotary_dim = shape.head_dim}, cache);
        }));

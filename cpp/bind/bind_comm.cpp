@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <memory>
 #include <string>
-#include <utility>
 
 #include "bind/bind.h"
-#include "bind/dlpack.h"
+#include "bind/borrowed_tensor.h"
 #include "comm/nccl.h"
 #include "core/error.h"
 
@@ -16,46 +15,6 @@ namespace py = pybind11;
 
 namespace minisgl {
 namespace {
-
-// A dense GPU tensor, borrowed from Python for as long as this object lives.
-class BorrowedTensor {
- public:
-  BorrowedTensor(const py::object& tensor, const char* name, int device) : name_(name) {
-    // Asked before the export: a stream is a wrong argument to it for a tensor on the host.
-    const auto [type, ordinal] = tensor.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>();
-    if (type != dlpack::kCuda || ordinal != device) throw InputError(concat(name_, " must be on CUDA device ", device));
-    // -1: no synchronisation with the exporter's stream; the caller passes the stream that it works on.
-    capsule_ = py::capsule(tensor.attr("__dlpack__")(py::arg("stream") = -1));
-    auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
-    if (!managed) throw py::error_already_set();
-    tensor_ = &managed->tensor;
-    std::int64_t stride = 1;
-    for (int dim = tensor_->num_dims - 1; dim >= 0; --dim) {
-      if (tensor_->strides && tensor_->shape[dim] > 1 && tensor_->strides[dim] != stride)
-        throw InputError(concat(name_, " must be contiguous"));
-      stride *= tensor_->shape[dim];
-    }
-    count_ = stride;
-  }
-
-  void* data() const { return static_cast<char*>(tensor_->data) + tensor_->byte_offset; }
-  std::int64_t count() const { return count_; }
-  std::int64_t num_bytes() const { return count_ * tensor_->dtype.bits * tensor_->dtype.lanes / 8; }
-
-  DType dtype() const {
-    const auto [code, bits, lanes] = tensor_->dtype;
-    if (lanes == 1 && code == dlpack::kFloat && bits == 32) return DType::f32;
-    if (lanes == 1 && code == dlpack::kFloat && bits == 16) return DType::f16;
-    if (lanes == 1 && code == dlpack::kBfloat && bits == 16) return DType::bf16;
-    throw InputError(concat(name_, " must be float32, float16 or bfloat16"));
-  }
-
- private:
-  const char* name_;
-  py::capsule capsule_;  // never renamed, so its own destructor gives the tensor back
-  const dlpack::Tensor* tensor_;
-  std::int64_t count_;
-};
 
 std::unique_ptr<Communicator> make_communicator(const std::string& unique_id, int rank, int size, int device,
                                                 std::int64_t max_buffer_bytes, const std::string& library) {

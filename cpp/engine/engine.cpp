@@ -4,17 +4,17 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <csignal>
 #include <cstdio>
 #include <mutex>
-#include <thread>
 #include <utility>
 
 #include "core/error.h"
+#include "core/quiet_thread.h"
 #include "engine/completion_queue.h"
 #include "engine/executor.h"
 #include "engine/inbox.h"
 #include "engine/live_requests.h"
+#include "engine/plan_publisher.h"
 #include "engine/validation.h"
 #include "sched/scheduler.h"
 
@@ -38,16 +38,6 @@ SchedulerOptions scheduler_options(const EngineOptions& options) {
           .max_batch_tokens = options.max_batch_tokens};
 }
 
-StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
-  const std::int64_t sequences = std::min(options.max_running, options.max_batch_tokens);
-  return {.rows = options.max_batch_tokens,
-          .sequences = sequences,
-          .logits = sequences + SchedulerOptions{}.max_prompt_logits,
-          .positions = options.max_seq_len,
-          .pages = options.num_pages,
-          .vocab_size = spec.vocab_size};
-}
-
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
 std::vector<std::int32_t> stop_tokens_of(const Request& request, const ModelSpec& spec) {
   std::vector<std::int32_t> tokens = request.stop_token_ids;
@@ -61,21 +51,10 @@ RequestOutput error_output(std::uint64_t id, ErrorCode code, std::string message
   return {.id = id, .finish = FinishReason::error, .error_code = code, .error = std::move(message)};
 }
 
-// A thread that leaves every signal to the others.
-template <typename Body>
-std::thread start_thread_without_signals(Body body) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread thread(std::move(body));
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return thread;
-}
-
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
+  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options, Followers followers);
   ~Impl();
 
   void run() noexcept;
@@ -107,6 +86,7 @@ struct Engine::Impl {
   // Of the engine thread alone.
   Scheduler scheduler;
   Executor executor;
+  PlanPublisher publisher;
   LiveRequests live;
   std::vector<Command> commands;
   std::vector<RequestOutput> outputs;  // of this turn
@@ -115,14 +95,16 @@ struct Engine::Impl {
   bool running = true;
 };
 
-Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_)
+Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_,
+                   Followers followers)
     : options(checked(options_, model_->spec())),
       device(std::move(device_)),
       model(std::move(model_)),
       inbox(options.max_running + options.max_waiting),
       scheduler(scheduler_options(options)),
       executor(*model, *device,
-               KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)) {
+               KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
+      publisher(std::move(followers)) {
   executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
   deliver();  // the first statistics
 }
@@ -145,6 +127,7 @@ void Engine::Impl::run() noexcept {
       while (!running && scheduler.num_in_flight() > 0) finish_step();
       deliver();
     }
+    publisher.shut_down();
   } catch (const std::exception& error) {
     what = error.what();
     if (what.empty()) what = "an exception without a message";
@@ -172,12 +155,14 @@ void Engine::Impl::admit(Submission submission) {
   Request& request = submission.request;
   std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
   const SequenceId id = live.add(request, stop_tokens, submission.time);
-  executor.add(id, {.params = std::move(request.sampling),
-                    .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
-                    .min_tokens = request.min_tokens,
-                    .stop_tokens = std::move(stop_tokens),
-                    .logprobs = request.logprobs,
-                    .prompt_logprobs = request.prompt_logprobs});
+  SequenceSampling sampling{.params = std::move(request.sampling),
+                            .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
+                            .min_tokens = request.min_tokens,
+                            .stop_tokens = std::move(stop_tokens),
+                            .logprobs = request.logprobs,
+                            .prompt_logprobs = request.prompt_logprobs};
+  publisher.add(id, sampling);
+  executor.add(id, std::move(sampling));
   scheduler.add({.id = id,
                  .prompt = std::move(request.prompt),
                  .max_tokens = request.max_tokens,
@@ -203,6 +188,7 @@ bool Engine::Impl::launch_step() {
   const StepPlan& plan = scheduler.plan();
   if (plan.empty()) return false;
   live.mark_started(plan, Clock::now());
+  publisher.step(plan);
   executor.launch(plan);
   return true;
 }
@@ -228,6 +214,7 @@ void Engine::Impl::finish_step() {
 // The one way out for a sequence: its pages and its place on the ranks.
 void Engine::Impl::release(SequenceId id) {
   scheduler.remove(id);
+  publisher.remove(id);
   executor.remove(id);
 }
 
@@ -268,8 +255,9 @@ void Engine::Impl::end_all(const std::string& what) {
   completions.publish(std::move(last));
 }
 
-Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options)) {}
+Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+               Followers followers)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options, std::move(followers))) {}
 
 Engine::~Engine() {
   stop();
@@ -278,7 +266,7 @@ Engine::~Engine() {
 void Engine::start() {
   const std::lock_guard lock(impl_->lifecycle_mutex);
   MINISGL_CHECK(!impl_->thread.joinable() && !impl_->stopped, "an engine starts once");
-  impl_->thread = start_thread_without_signals([impl = impl_.get()] {
+  impl_->thread = start_quiet_thread([impl = impl_.get()] {
     pthread_setname_np(pthread_self(), "minisgl-engine");
     impl->run();
   });

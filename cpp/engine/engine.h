@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/plan_channel.h"
 #include "kernels/ops.h"
 #include "models/decoder.h"
 
@@ -66,10 +67,14 @@ struct EngineStats {
   double device_busy_seconds = 0;  // of these steps; see Ops::busy_seconds
 };
 
+// The way to the other ranks of a group; none for a single rank.
+using Followers = std::vector<std::unique_ptr<PlanSender>>;
+
 class Engine {
  public:
   // `device` is the one that `model` was loaded on.
-  Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
+  Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+         Followers followers = {});
   ~Engine();  // stops
 
   // Starts the engine thread; once. Requests submitted before wait.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "sched/scheduler.h"
 
 namespace minisgl {
 namespace {
@@ -28,6 +29,16 @@ std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
 }
 
 }  // namespace
+
+StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
+  const std::int64_t sequences = std::min(options.max_running, options.max_batch_tokens);
+  return {.rows = options.max_batch_tokens,
+          .sequences = sequences,
+          .logits = sequences + SchedulerOptions{}.max_prompt_logits,
+          .positions = options.max_seq_len,
+          .pages = options.num_pages,
+          .vocab_size = spec.vocab_size};
+}
 
 Executor::Executor(Model& model, Ops& device, KvCache cache)
     : model_(model), device_(device), cache_(std::move(cache)) {}

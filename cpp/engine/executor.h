@@ -25,6 +25,9 @@ struct SequenceSampling {
   std::int32_t prompt_logprobs = -1;      // as in Request
 };
 
+// The largest step of an engine with these options.
+StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec);
+
 class Executor {
  public:
   // `model` and `device` outlive the executor.

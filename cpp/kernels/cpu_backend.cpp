@@ -52,10 +52,13 @@ struct CpuSeenTokens final : SeenTokens {
 
 class CpuOps final : public Ops {
  public:
-  explicit CpuOps(int num_threads) : pool_(num_threads), scratch_(static_cast<std::size_t>(num_threads)) {}
+  CpuOps(int num_threads, std::shared_ptr<Communicator> comm)
+      : pool_(num_threads), comm_(std::move(comm)), scratch_(static_cast<std::size_t>(num_threads)) {}
 
   std::string device_name() const override { return concat("CPU (", cpu_isa_name(), ")"); }
   ThreadPool& pool() override { return pool_; }
+  int rank() const override { return comm_ ? comm_->rank() : 0; }
+  int num_ranks() const override { return comm_ ? comm_->size() : 1; }
   DType activation_dtype() const override { return DType::f32; }
   DType kv_dtype_for(DType weight_dtype) const override {
     return weight_dtype == DType::f32 || weight_dtype == DType::bf16 ? weight_dtype : DType::f16;
@@ -110,7 +113,7 @@ class CpuOps final : public Ops {
   }
   void run_step(const std::function<void()>& body) override { body(); }
 
-  void embed(const Matrix& table, Tensor y) override {
+  void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
     const auto& packed = static_cast<const PackedMatrix&>(table);
     const std::int64_t num_rows = std::ssize(batch_.tokens);
     MINISGL_CHECK(y.rows == num_rows && y.cols == packed.cols());
@@ -118,12 +121,23 @@ class CpuOps final : public Ops {
     pool_.parallel_for((num_rows + rows_per_task - 1) / rows_per_task, [&](std::int64_t task, int) {
       const std::int64_t end = std::min(num_rows, (task + 1) * rows_per_task);
       for (std::int64_t row = task * rows_per_task; row < end; ++row) {
-        packed.dequantize_row(batch_.tokens[static_cast<std::size_t>(row)], y.f32() + row * y.cols);
+        const std::int64_t index = batch_.tokens[static_cast<std::size_t>(row)] - first_token;
+        float* out = y.f32() + row * y.cols;
+        if (index >= 0 && index < packed.rows()) {
+          packed.dequantize_row(index, out);
+        } else {
+          std::fill_n(out, y.cols, 0.0f);
+        }
       }
     });
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
     cpu_ops::rms_norm(pool_, x.f32(), weight, eps, x.rows, x.cols, y.f32(), blocks_for(y));
+  }
+  void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    sum_over_ranks(delta);
+    cpu_ops::add_rms_norm(pool_, residual.f32(), delta.f32(), weight, eps, residual.rows, residual.cols, y.f32(),
+                          blocks_for(y));
   }
   void linear(const Linear& weights, Tensor x, Tensor y) override {
     MINISGL_CHECK(x.cols == weights.in_features() && y.cols == weights.out_features() && x.rows == y.rows);
@@ -135,18 +149,9 @@ class CpuOps final : public Ops {
           .quantized = x.data == quantized_rows_of_ ? quantized_rows_.as<ActivationBlock>() : nullptr},
          gemm_workspace_, pool_);
   }
-  void norm_linear(const Linear& weights, Tensor x, const Norm& norm, Tensor normed, Tensor y) override {
-    rms_norm(x, norm.weight, norm.eps, normed);
-    linear(weights, normed, y);
-  }
-  void norm_gated_linear(const Linear& gate_up, Tensor x, const Norm& norm, Tensor normed, Tensor z,
-                         Tensor y) override {
-    norm_linear(gate_up, x, norm, normed, z);
-    cpu_ops::silu_mul(pool_, z.f32(), y.rows, y.cols, y.f32(), blocks_for(y));
-  }
-  void add_linear(const Linear& weights, Tensor x, Tensor delta, Tensor residual) override {
-    linear(weights, x, delta);
-    cpu_ops::add(pool_, residual.f32(), delta.f32(), residual.rows, residual.cols);
+  void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override {
+    linear(gate_up, x, scratch);
+    cpu_ops::silu_mul(pool_, scratch.f32(), y.rows, y.cols, y.f32(), blocks_for(y));
   }
   void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
@@ -166,6 +171,22 @@ class CpuOps final : public Ops {
     for (std::size_t i = 0; i < batch_.logit_rows.size(); ++i) {
       copy(x.data + static_cast<std::size_t>(batch_.logit_rows[i]) * bytes, bytes, y.data + i * bytes);
     }
+  }
+  void sum_over_ranks(Tensor x) override {
+    if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, 0);
+  }
+  void gather_columns(Tensor part, Tensor scratch, Tensor y) override {
+    MINISGL_CHECK(part.rows == y.rows && y.cols <= num_ranks() * part.cols, y.cols, " columns of ", part.cols);
+    if (comm_) {
+      MINISGL_CHECK(scratch.nbytes() == num_ranks() * part.nbytes(), scratch.rows, " rows of scratch");
+      comm_->all_gather(part.data, scratch.data, part.nbytes(), 0);
+    }
+    const float* parts = comm_ ? scratch.f32() : part.f32();
+    pool_.parallel_for(part.rows, [&](std::int64_t row, int) {
+      for (std::int64_t first = 0, index = row; first < y.cols; first += part.cols, index += part.rows) {
+        std::copy_n(parts + index * part.cols, std::min(part.cols, y.cols - first), y.f32() + row * y.cols + first);
+      }
+    });
   }
 
   void sample(Tensor logits) override {
@@ -223,6 +244,7 @@ class CpuOps final : public Ops {
   }
 
   ThreadPool pool_;
+  std::shared_ptr<Communicator> comm_;
   GemmWorkspace gemm_workspace_;
   bool has_quantized_weights_ = false;
   const std::byte* quantized_rows_of_ = nullptr;  // the tensor that quantized_rows_ belong to
@@ -237,8 +259,8 @@ class CpuOps final : public Ops {
 
 }  // namespace
 
-std::unique_ptr<Ops> make_cpu_ops(int num_threads) {
-  return std::make_unique<CpuOps>(num_threads);
+std::unique_ptr<Ops> make_cpu_ops(int num_threads, std::shared_ptr<Communicator> comm) {
+  return std::make_unique<CpuOps>(num_threads, std::move(comm));
 }
 
 }  // namespace minisgl

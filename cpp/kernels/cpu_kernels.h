@@ -48,7 +48,7 @@ struct AttentionState {
 struct CpuKernels {
   // ops.h on one row of `dim`.
   void (*rms_norm)(const float* x, const float* weight, float eps, std::int64_t dim, float* y);
-  void (*add)(float* residual, const float* delta, std::int64_t dim);
+  void (*add_rms_norm)(float* residual, const float* delta, const float* weight, float eps, std::int64_t dim, float* y);
   void (*silu_mul)(const float* gate, const float* up, std::int64_t dim, float* y);
   void (*rope)(float* head, const float* cos_sin, int rotary_dim);
   void (*convert)(const float* x, std::int64_t size, DType dtype, std::byte* out);  // f32 to f32, f16 or bf16

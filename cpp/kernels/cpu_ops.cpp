@@ -38,9 +38,13 @@ void rms_norm(ThreadPool& pool, const float* x, const float* weight, float eps, 
   });
 }
 
-void add(ThreadPool& pool, float* residual, const float* delta, std::int64_t num_rows, std::int64_t dim) {
-  const auto kernel = cpu_kernels().add;
-  for_each_row(pool, num_rows, dim, [&](std::int64_t row) { kernel(residual + row * dim, delta + row * dim, dim); });
+void add_rms_norm(ThreadPool& pool, float* residual, const float* delta, const float* weight, float eps,
+                  std::int64_t num_rows, std::int64_t dim, float* y, ActivationBlock* blocks) {
+  const auto kernel = cpu_kernels().add_rms_norm;
+  for_each_row(pool, num_rows, dim, [&](std::int64_t row) {
+    kernel(residual + row * dim, delta + row * dim, weight, eps, dim, y + row * dim);
+    quantize(y, dim, row, blocks);
+  });
 }
 
 void silu_mul(ThreadPool& pool, const float* gate_up, std::int64_t num_rows, std::int64_t dim, float* y,

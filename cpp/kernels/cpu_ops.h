@@ -14,19 +14,20 @@ namespace minisgl::cpu_ops {
 using ops::KvLayer;
 using ops::SequenceRows;
 
-// The two operations below write what a linear reads next: with `blocks` [num_rows, dim / 32] each row of y is also
+// The three operations below write what a linear reads next: with `blocks` [num_rows, dim / 32] each row of y is also
 // quantised for it while it is in the cache; null leaves that out.
 
 // y[r] = x[r] / rms(x[r]) * weight, x and y [num_rows, dim]; x == y is allowed.
 void rms_norm(ThreadPool& pool, const float* x, const float* weight, float eps, std::int64_t num_rows, std::int64_t dim,
               float* y, ActivationBlock* blocks = nullptr);
 
+// residual += delta, then y = rms_norm(residual). All [num_rows, dim].
+void add_rms_norm(ThreadPool& pool, float* residual, const float* delta, const float* weight, float eps,
+                  std::int64_t num_rows, std::int64_t dim, float* y, ActivationBlock* blocks = nullptr);
+
 // y[r, i] = silu(gate_up[r, i]) * gate_up[r, dim + i]; gate_up [num_rows, 2 * dim], y [num_rows, dim].
 void silu_mul(ThreadPool& pool, const float* gate_up, std::int64_t num_rows, std::int64_t dim, float* y,
               ActivationBlock* blocks = nullptr);
-
-// residual += delta, both [num_rows, dim].
-void add(ThreadPool& pool, float* residual, const float* delta, std::int64_t num_rows, std::int64_t dim);
 
 // Merged projections of each token, [num_rows, (num_heads + 2 * num_kv_heads) * head_dim]: queries, keys, values.
 struct QkvView {

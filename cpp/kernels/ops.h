@@ -1,6 +1,9 @@
 // One device: its memory, its weights and every operation of a step. The CPU (cpu_backend.h) and CUDA (cuda_backend.h)
 // implement it; whoever calls it knows neither. One thread at a time.
 //
+// Devices that were given a communicator compute one model together, each a rank of it: all of them make the same calls
+// in the same order, with the same steps.
+//
 // Operations are queued in the order of the calls; what they wrote is there for the next operation, and for the host
 // after download() or take_outputs(). Every op treats a row (a token, or a token's head) on its own. Activations have
 // activation_dtype(), sums are f32. What an op writes for a linear to read next may be in whatever form the device's
@@ -53,6 +56,8 @@ class Ops {
 
   virtual std::string device_name() const = 0;  // for people
   virtual ThreadPool& pool() = 0;               // the host's threads
+  virtual int rank() const = 0;                 // among num_ranks() devices
+  virtual int num_ranks() const = 0;            // 1 without a communicator
   virtual DType activation_dtype() const = 0;
   virtual DType kv_dtype_for(DType weight_dtype) const = 0;  // of the cache, where nobody chose
   virtual bool supports_kv_dtype(DType dtype) const = 0;
@@ -99,22 +104,25 @@ class Ops {
   // steps of this form with fewer sequences, down to the next that is recorded.
   virtual void record_step(const StepBatch&, std::span<const LogitQuery>, const std::function<void()>&) {}
 
-  // y[r] = the table's row of token r. y [num_rows, hidden].
-  virtual void embed(const Matrix& table, Tensor y) = 0;
+  // y[r] = the table's row of token r; zeros for tokens that it doesn't hold. y [num_rows, hidden]; the table's rows
+  // are the tokens from first_token on.
+  virtual void embed(const Matrix& table, std::int64_t first_token, Tensor y) = 0;
   // y[r] = x[r] / rms(x[r]) * weight, with weight [cols]; x == y is allowed.
   virtual void rms_norm(Tensor x, const float* weight, float eps, Tensor y) = 0;
+  // delta = the sum of the ranks' deltas, residual += delta, then y = rms_norm(residual).
+  virtual void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) = 0;
   // y [rows, out_features] = x [rows, in_features] through every projection, in order. y may be f32.
   virtual void linear(const Linear& weights, Tensor x, Tensor y) = 0;
-  // The products of a layer with what comes before and after them. `normed` [rows, in_features], `delta` and `z` hold
-  // results in between where the device needs them.
-  //
-  // y = linear(rms_norm(x)). y may be f32.
-  virtual void norm_linear(const Linear& weights, Tensor x, const Norm& norm, Tensor normed, Tensor y) = 0;
-  // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, rms_norm(x)).
-  virtual void norm_gated_linear(const Linear& gate_up, Tensor x, const Norm& norm, Tensor normed, Tensor z,
-                                 Tensor y) = 0;
-  // residual += delta with delta = linear(x), both [rows, out_features].
-  virtual void add_linear(const Linear& weights, Tensor x, Tensor delta, Tensor residual) = 0;
+  // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds z
+  // [rows, 2 * cols] where the device needs it.
+  virtual void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) = 0;
+  // residual += the sum over ranks of linear(x), and normed = its RMS norm, for linears to read while the residual
+  // stays as it is. All [rows, out_features]; `delta` holds the product where the device needs it.
+  virtual void linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
+                               Tensor normed) {
+    linear(weights, x, delta);
+    reduce_add_rms_norm(residual, delta, norm.weight, norm.eps, normed);
+  }
   // Norms and rotates the query and key heads of qkv [num_rows, shape.row_size()] in place, by the batch's positions,
   // and writes keys and values into the cache.
   virtual void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
@@ -127,6 +135,12 @@ class Ops {
                                std::int32_t window, Tensor out) = 0;
   // y[i] = x[logit_rows[i]]. y [num_logits, cols].
   virtual void gather_logit_rows(Tensor x, Tensor y) = 0;
+
+  // x = the sum of the ranks' x: the same bits on every rank.
+  virtual void sum_over_ranks(Tensor x) = 0;
+  // y = the ranks' columns side by side, as far as y has columns. part [rows, n], scratch [num_ranks * rows, n],
+  // y [rows, up to num_ranks * n]; all f32.
+  virtual void gather_columns(Tensor part, Tensor scratch, Tensor y) = 0;
 
   // Answers the step's queries from logits [num_logits, vocab_size] f32, which it may change.
   virtual void sample(Tensor logits) = 0;

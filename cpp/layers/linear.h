@@ -1,5 +1,5 @@
 // Linear layers named by how they are cut over tensor-parallel ranks. A layer holds its rank's part of the matrices
-// and knows nothing of ranks: the loader cuts the weights (models/weight_loader.h), the decoder sums over ranks.
+// and knows nothing of ranks: the table in sharding.h says what its part is, and the decoder sums over ranks.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,10 @@ namespace minisgl {
 class MergedLinear {
  public:
   explicit MergedLinear(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
+  // y [num_rows, out_features] = x [num_rows, in_features] through every projection, in order.
+  void forward(Ops& device, Tensor x, Tensor y) const { device.linear(*weights_, x, y); }
+  std::int64_t in_features() const { return weights_->in_features(); }
+  std::int64_t out_features() const { return weights_->out_features(); }
   std::int64_t nbytes() const { return weights_->nbytes(); }  // of matrices and biases
 
  protected:
@@ -23,10 +27,9 @@ class MergedLinear {
 class LinearColParallelMerged : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
-  // y [num_rows, out_features / 2]: of the norm of x the first output through SiLU, times the second. `z` has room for
-  // both, `normed` for x.
-  void forward_gated(Ops& device, Tensor x, const Norm& norm, Tensor normed, Tensor z, Tensor y) const {
-    device.norm_gated_linear(*weights_, x, norm, normed, z, y);
+  // y [num_rows, out_features / 2]: the first output through SiLU, times the second. `scratch` has room for both.
+  void forward_gated(Ops& device, Tensor x, Tensor scratch, Tensor y) const {
+    device.gated_linear(*weights_, x, scratch, y);
   }
 };
 
@@ -34,20 +37,16 @@ class LinearColParallelMerged : public MergedLinear {
 class LinearQKVMerged : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
-  // y [num_rows, out_features] = the norm of x through every projection, in order. `normed` has room for x.
-  void forward(Ops& device, Tensor x, const Norm& norm, Tensor normed, Tensor y) const {
-    device.norm_linear(*weights_, x, norm, normed, y);
-  }
 };
 
 // The input cut: a rank multiplies its columns, and what it writes is its share of a sum over ranks.
 class LinearRowParallel : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
-  // residual [num_rows, out_features] += x [num_rows, in_features] through the projection. `delta` has room for the
-  // sum.
-  void forward(Ops& device, Tensor x, Tensor delta, Tensor residual) const {
-    device.add_linear(*weights_, x, delta, residual);
+  // residual [num_rows, out_features] += the sum over ranks of x [num_rows, in_features] through the projection, and
+  // normed = its norm. `delta` has room for the product.
+  void forward_add_norm(Ops& device, Tensor x, Tensor delta, Tensor residual, const Norm& norm, Tensor normed) const {
+    device.linear_add_norm(*weights_, x, delta, residual, norm, normed);
   }
 };
 

@@ -1,6 +1,6 @@
 """The native module, built from cpp/ by CMake. What it promises stands in cpp/README.md."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy
@@ -120,6 +120,54 @@ class Model:
     ) -> NDArray[numpy.float32]:
         """Logits of every position, [len(token_ids), vocab_size], with a fresh cache."""
 
+class LayerDevice:
+    """Threads that layers compute on. One call at a time."""
+
+    def __init__(self, *, num_threads: int = 0) -> None:
+        """0: every processor that this process may use."""
+
+class _LinearLayer:
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    def forward(self, input: Any, output: Any) -> None:
+        """Writes the rank's part of the product into output; both float32 on the host."""
+
+class LinearColParallelMerged(_LinearLayer):
+    """Output features cut over the ranks."""
+
+    def __init__(
+        self,
+        weights: Sequence[Any],
+        biases: Sequence[Any],
+        *,
+        rank: int,
+        size: int,
+        device: LayerDevice,
+    ) -> None: ...
+
+class LinearRowParallel(_LinearLayer):
+    """Input features cut over the ranks, which sum."""
+
+    def __init__(
+        self, weight: Any, bias: Any, *, rank: int, size: int, device: LayerDevice
+    ) -> None: ...
+
+class LinearQKVMerged(_LinearLayer):
+    """Heads cut over the ranks."""
+
+    def __init__(
+        self,
+        weights: Sequence[Any],
+        biases: Sequence[Any],
+        *,
+        head_dim: int,
+        rank: int,
+        size: int,
+        device: LayerDevice,
+    ) -> None: ...
+
 class PyNCCLCommunicator:
     """Sums and gathers GPU tensors over the ranks through NCCL, on the stream that it is given."""
 
@@ -141,6 +189,9 @@ class PyNCCLCommunicator:
     def device(self) -> int: ...
     def all_reduce(self, tensor: Any, stream: int = 0) -> None: ...
     def all_gather(self, output: Any, input: Any, stream: int = 0) -> None: ...
+
+def divide_even(a: int, b: int) -> int:
+    """a / b. Raises InputError where b does not divide a."""
 
 def num_gpus() -> int: ...
 def nccl_unique_id(library: str = "") -> bytes: ...

@@ -41,10 +41,19 @@ void rms_norm(const float* x, const float* weight, float eps, std::int64_t dim, 
   normalize(x, weight, sum, eps, dim, y);
 }
 
-void add(float* residual, const float* delta, std::int64_t dim) {
-  std::int64_t i = 0;
-  for (; i + 8 <= dim; i += 8) (F32x8::load(residual + i) + F32x8::load(delta + i)).store(residual + i);
-  for (; i < dim; ++i) residual[i] += delta[i];
+void add_rms_norm(float* residual, const float* delta, const float* weight, float eps, std::int64_t dim, float* y) {
+  const float sum = sum_of_squares(
+      dim,
+      [&](std::int64_t i, F32x8 total) {
+        const F32x8 value = F32x8::load(residual + i) + F32x8::load(delta + i);
+        value.store(residual + i);
+        return fma(value, value, total);
+      },
+      [&](std::int64_t i) {
+        residual[i] += delta[i];
+        return residual[i] * residual[i];
+      });
+  normalize(residual, weight, sum, eps, dim, y);
 }
 
 void silu_mul(const float* gate, const float* up, std::int64_t dim, float* y) {

@@ -6,7 +6,7 @@ namespace minisgl::MINISGL_ISA {
 extern const CpuKernels kernels;
 const CpuKernels kernels = {
     .rms_norm = rms_norm,
-    .add = add,
+    .add_rms_norm = add_rms_norm,
     .silu_mul = silu_mul,
     .rope = rope,
     .convert = convert,

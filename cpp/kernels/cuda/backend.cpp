@@ -115,8 +115,9 @@ CudaStream make_stream() {
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads)
-      : device_index_(device_index),
+  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm)
+      : comm_(std::move(comm)),
+        device_index_(device_index),
         properties_(properties),
         pool_(num_threads),
         stream_(make_stream()),
@@ -130,6 +131,8 @@ class CudaOps final : public Ops {
 
   std::string device_name() const override { return properties_.name; }
   ThreadPool& pool() override { return pool_; }
+  int rank() const override { return comm_ ? comm_->rank() : 0; }
+  int num_ranks() const override { return comm_ ? comm_->size() : 1; }
   DType activation_dtype() const override { return DType::bf16; }
   DType kv_dtype_for(DType) const override { return DType::bf16; }
   bool supports_kv_dtype(DType dtype) const override { return dtype == DType::bf16 || dtype == DType::f16; }
@@ -206,33 +209,32 @@ class CudaOps final : public Ops {
   void record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
                    const std::function<void()>& body) override;
 
-  void embed(const Matrix& table, Tensor y) override {
-    cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), table.cols(), y.data, stream_.get());
+  void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
+    cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), first_token, table.rows(), table.cols(), y.data,
+                stream_.get());
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
-    cuda::rms_norm(x.data, {weight, eps}, x.rows, x.cols, y.data, stream_.get());
+    unnormed_ = {};
+    cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
   }
-  void linear(const Linear& weights, Tensor x, Tensor y) override {
-    const auto& linear = static_cast<const CudaLinear&>(weights);
-    if (skinny(linear, x, nullptr, y, output_of(y))) return;
-    dense(linear, x, y, y.data, false);
+  void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    unnormed_ = {};
+    const SumAddRmsNorm sum{.residual = residual.data,
+                            .delta = delta.data,
+                            .weight = weight,
+                            .eps = eps,
+                            .y = y.data,
+                            .rows = residual.rows,
+                            .cols = residual.cols,
+                            .dtype = residual.dtype};
+    if (comm_ && comm_->all_reduce_add_rms_norm(sum, stream_handle())) return;
+    sum_over_ranks(delta);
+    cuda::add_rms_norm(residual.data, delta.data, weight, eps, residual.rows, residual.cols, y.data, stream_.get());
   }
-  void norm_linear(const Linear& weights, Tensor x, const Norm& norm, Tensor normed, Tensor y) override {
-    if (skinny(static_cast<const CudaLinear&>(weights), x, &norm, y, output_of(y))) return;
-    rms_norm(x, norm.weight, norm.eps, normed);
-    linear(weights, normed, y);
-  }
-  void norm_gated_linear(const Linear& gate_up, Tensor x, const Norm& norm, Tensor normed, Tensor z,
-                         Tensor y) override {
-    if (skinny(static_cast<const CudaLinear&>(gate_up), x, &norm, y, cuda::SkinnyOutput::gated)) return;
-    norm_linear(gate_up, x, norm, normed, z);
-    cuda::silu_mul(z.data, y.rows, y.cols, y.data, stream_.get());
-  }
-  void add_linear(const Linear& weights, Tensor x, Tensor delta, Tensor residual) override {
-    const auto& linear = static_cast<const CudaLinear&>(weights);
-    if (skinny(linear, x, nullptr, residual, cuda::SkinnyOutput::added)) return;
-    dense(linear, x, residual, delta.data, true);
-  }
+  void linear(const Linear& weights, Tensor x, Tensor y) override;
+  void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override;
+  void linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
+                       Tensor normed) override;
   void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
     cuda::store_heads(step_, qkv.data, shape, transform, cache, stream_.get());
@@ -242,6 +244,10 @@ class CudaOps final : public Ops {
   void gather_logit_rows(Tensor x, Tensor y) override {
     cuda::gather_rows(step_, x.data, x.cols, y.data, stream_.get());
   }
+  void sum_over_ranks(Tensor x) override {
+    if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, stream_handle());
+  }
+  void gather_columns(Tensor part, Tensor scratch, Tensor y) override;
 
   void sample(Tensor logits) override {
     MINISGL_CHECK(logits.rows == step_.num_logits, logits.rows, " rows of logits, ", step_.num_logits, " wanted");
@@ -253,17 +259,16 @@ class CudaOps final : public Ops {
   double busy_seconds() const override { return busy_seconds_; }
 
  private:
-  static cuda::SkinnyOutput output_of(Tensor y) {
-    return y.dtype == DType::f32 ? cuda::SkinnyOutput::f32 : cuda::SkinnyOutput::bf16;
-  }
-  // The product of few rows; false where there are more, or the kernel doesn't take the shape.
-  bool skinny(const CudaLinear& weights, Tensor x, const Norm* norm, Tensor y, cuda::SkinnyOutput output);
-  // Any product; with `added` y += x · Wᵀ, and `scratch` has room for y.
-  void dense(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
+  // y = x · Wᵀ by the kernels for few rows, or by their norm of x where that is what they are to read. False where they
+  // don't take the shape.
+  bool few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output);
+  // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
+  void many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
   // Blocks of decode attention that cutting sequences into parts may lead to.
   std::int64_t num_attention_blocks() const {
     return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
   }
+  StreamHandle stream_handle() const { return reinterpret_cast<StreamHandle>(stream_.get()); }
   StepSlot& slot() { return slots_[current_]; }
   void upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
   void open_slot();
@@ -271,6 +276,7 @@ class CudaOps final : public Ops {
   void reserve_adjusted(std::int64_t rows, std::int64_t vocab_size);
   void reserve_seen(std::int64_t slots, std::int64_t vocab_size);
 
+  std::shared_ptr<Communicator> comm_;  // outlives the graphs that its calls were captured in
   int device_index_;
   cudaDeviceProp properties_;
   ThreadPool pool_;
@@ -278,6 +284,12 @@ class CudaOps final : public Ops {
   cuda::Uploader uploader_;
   cuda::DenseGemm dense_;
   std::uint64_t random_seed_ = 0;
+  // Rows that were asked for but not written: the products of few rows that read `normed` take the norm on their way.
+  struct {
+    const std::byte* normed = nullptr;
+    const std::byte* residual = nullptr;
+    Norm norm{};
+  } unnormed_;
 
   DeviceBuffer partials_, arrived_;  // of decode attention
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
@@ -433,16 +445,17 @@ void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> qu
   }
 }
 
-bool CudaOps::skinny(const CudaLinear& weights, Tensor x, const Norm* norm, Tensor y, cuda::SkinnyOutput output) {
+bool CudaOps::few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output) {
   const std::int64_t outputs = weights.out_features() / (output == cuda::SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols == weights.in_features() && y.cols == outputs && x.rows == y.rows);
   if (x.rows == 0) return true;
   if (!cuda::skinny_gemm_fits(x.rows, x.cols)) return false;
+  const bool normed = x.data == unnormed_.normed;
   cuda::skinny_gemm({.weights = weights.weight(),
                      .bias = weights.bias(),
-                     .x = x.data,
-                     .norm = norm != nullptr ? norm->weight : nullptr,
-                     .eps = norm != nullptr ? norm->eps : 0.0f,
+                     .x = normed ? unnormed_.residual : x.data,
+                     .norm = normed ? unnormed_.norm.weight : nullptr,
+                     .eps = unnormed_.norm.eps,
                      .y = y.data,
                      .output = output,
                      .rows = x.rows,
@@ -452,7 +465,7 @@ bool CudaOps::skinny(const CudaLinear& weights, Tensor x, const Norm* norm, Tens
   return true;
 }
 
-void CudaOps::dense(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added) {
+void CudaOps::many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added) {
   const bool y_is_f32 = y.dtype == DType::f32;
   dense_.run({.weights = weights.weight(),
               .x = x.data,
@@ -465,6 +478,30 @@ void CudaOps::dense(const CudaLinear& weights, Tensor x, Tensor y, std::byte* sc
               .outputs = y.cols},
              stream_.get());
   if (weights.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_.get());
+}
+
+void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
+  const auto& linear = static_cast<const CudaLinear&>(weights);
+  const auto output = y.dtype == DType::f32 ? cuda::SkinnyOutput::f32 : cuda::SkinnyOutput::bf16;
+  if (!few_rows(linear, x, y, output)) many_rows(linear, x, y, y.data, false);
+}
+
+void CudaOps::gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) {
+  if (few_rows(static_cast<const CudaLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) return;
+  linear(gate_up, x, scratch);
+  cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
+}
+
+void CudaOps::linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
+                              Tensor normed) {
+  if (num_ranks() > 1) return Ops::linear_add_norm(weights, x, delta, residual, norm, normed);
+  const auto& linear = static_cast<const CudaLinear&>(weights);
+  if (!few_rows(linear, x, residual, cuda::SkinnyOutput::added)) many_rows(linear, x, residual, delta.data, true);
+  if (cuda::skinny_gemm_fits(residual.rows, residual.cols)) {
+    unnormed_ = {.normed = normed.data, .residual = residual.data, .norm = norm};
+  } else {
+    rms_norm(residual, norm.weight, norm.eps, normed);
+  }
 }
 
 void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
@@ -485,6 +522,15 @@ void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvL
        .partials = partials_.as<float>(),
        .arrived = arrived_.as<std::uint32_t>()},
       stream_.get());
+}
+
+void CudaOps::gather_columns(Tensor part, Tensor scratch, Tensor y) {
+  MINISGL_CHECK(part.rows == y.rows && y.cols <= num_ranks() * part.cols, y.cols, " columns of ", part.cols);
+  if (comm_) {
+    MINISGL_CHECK(scratch.nbytes() == num_ranks() * part.nbytes(), scratch.rows, " rows of scratch");
+    comm_->all_gather(part.data, scratch.data, part.nbytes(), stream_handle());
+  }
+  cuda::join_columns(comm_ ? scratch.f32() : part.f32(), part.rows, part.cols, y.cols, y.f32(), stream_.get());
 }
 
 std::vector<TokenOutput> CudaOps::take_outputs() {
@@ -517,7 +563,7 @@ int num_cuda_devices() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads) {
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm) {
   const int count = num_cuda_devices();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
@@ -529,7 +575,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads) {
     throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
                             "; 8.0 is needed"));
   }
-  return std::make_unique<CudaOps>(device_index, properties, num_threads);
+  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm));
 }
 
 }  // namespace minisgl

@@ -21,14 +21,12 @@ __device__ float block_sum(float x) {
   return total;
 }
 
-// One row a block, copied from row source[block], or drawn[-1 - source[block]] where that is below 0.
-__global__ void __launch_bounds__(kThreads) copy_rows_kernel(const bf16* from, const std::int32_t* source,
-                                                             const std::int32_t* drawn, std::int64_t cols, bf16* to) {
+// One row a block, copied from source(row).
+__global__ void __launch_bounds__(kThreads)
+    copy_rows_kernel(const bf16* from, const std::int32_t* source, std::int64_t cols, bf16* to) {
   let_next_start();
   wait_for_previous();
-  std::int32_t row = source[blockIdx.x];
-  if (row < 0) row = drawn[-1 - row];
-  const bf16* x = from + row * cols;
+  const bf16* x = from + source[blockIdx.x] * cols;
   bf16* y = to + blockIdx.x * cols;
   if (cols % 8 == 0) {
     for (std::int64_t i = threadIdx.x; i < cols / 8; i += kThreads)
@@ -41,7 +39,7 @@ __global__ void __launch_bounds__(kThreads) copy_rows_kernel(const bf16* from, c
 // One row a block. width: elements of one access. The second pass finds the row in the caches.
 template <int width>
 __global__ void __launch_bounds__(kThreads)
-    rms_norm_kernel(const bf16* x, const Norm norm, std::int64_t cols, bf16* y) {
+    add_rms_norm_kernel(bf16* x, const bf16* delta, const float* weight, float eps, std::int64_t cols, bf16* y) {
   struct alignas(2 * width) Vector {
     bf16 v[width];
   };
@@ -50,16 +48,21 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t first = blockIdx.x * cols;
   float squares = 0;
   for (std::int64_t i = threadIdx.x * width; i < cols; i += kThreads * width) {
-    const Vector values = *reinterpret_cast<const Vector*>(x + first + i);
+    Vector values = *reinterpret_cast<const Vector*>(x + first + i);
+    if (delta != nullptr) {
+      const Vector added = *reinterpret_cast<const Vector*>(delta + first + i);
+#pragma unroll
+      for (int k = 0; k < width; ++k) values.v[k] = __float2bfloat16(to_float(values.v[k]) + to_float(added.v[k]));
+      *reinterpret_cast<Vector*>(x + first + i) = values;
+    }
 #pragma unroll
     for (int k = 0; k < width; ++k) squares += to_float(values.v[k]) * to_float(values.v[k]);
   }
-  const float inverse = rsqrtf(block_sum(squares) / static_cast<float>(cols) + norm.eps);
+  const float inverse = rsqrtf(block_sum(squares) / static_cast<float>(cols) + eps);
   for (std::int64_t i = threadIdx.x * width; i < cols; i += kThreads * width) {
     Vector values = *reinterpret_cast<const Vector*>(x + first + i);
 #pragma unroll
-    for (int k = 0; k < width; ++k)
-      values.v[k] = __float2bfloat16(to_float(values.v[k]) * inverse * norm.weight[i + k]);
+    for (int k = 0; k < width; ++k) values.v[k] = __float2bfloat16(to_float(values.v[k]) * inverse * weight[i + k]);
     *reinterpret_cast<Vector*>(y + first + i) = values;
   }
 }
@@ -191,12 +194,6 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
     if (lane + 32 * j < dim) out[lane + 32 * j] = from_float<T>(value[j]);
 }
 
-void copy_rows(const void* from, const std::int32_t* source, const std::int32_t* drawn, std::int64_t rows,
-               std::int64_t cols, void* to, cudaStream_t stream) {
-  launch_kernel(copy_rows_kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream,
-                static_cast<const bf16*>(from), source, drawn, cols, static_cast<bf16*>(to));
-}
-
 }  // namespace
 
 void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int num_processors, cudaStream_t stream) {
@@ -205,18 +202,16 @@ void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int
   MINISGL_CUDA_CHECK(cudaGetLastError());
 }
 
-void embed(const StepData& step, const void* table, std::int64_t cols, void* y, cudaStream_t stream) {
-  copy_rows(table, step.tokens, step.drawn_before, step.num_rows, cols, y, stream);
-}
-
 void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y, cudaStream_t stream) {
-  copy_rows(x, step.logit_rows, nullptr, step.num_logits, cols, y, stream);
+  launch_kernel(copy_rows_kernel, dim3(static_cast<unsigned>(step.num_logits)), kThreads, 0, stream,
+                static_cast<const bf16*>(x), step.logit_rows, cols, static_cast<bf16*>(y));
 }
 
-void rms_norm(const void* x, const Norm& norm, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream) {
-  const auto kernel = cols % 8 == 0 ? rms_norm_kernel<8> : rms_norm_kernel<1>;
-  launch_kernel(kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream, static_cast<const bf16*>(x), norm, cols,
-                static_cast<bf16*>(y));
+void add_rms_norm(void* x, const void* delta, const float* weight, float eps, std::int64_t rows, std::int64_t cols,
+                  void* y, cudaStream_t stream) {
+  const auto kernel = cols % 8 == 0 ? add_rms_norm_kernel<8> : add_rms_norm_kernel<1>;
+  launch_kernel(kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream, static_cast<bf16*>(x),
+                static_cast<const bf16*>(delta), weight, eps, cols, static_cast<bf16*>(y));
 }
 
 void silu_mul(const void* z, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream) {

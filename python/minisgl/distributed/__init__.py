@@ -3,6 +3,7 @@
 Nothing here imports torch until a collective runs.
 """
 
+from minisgl._native import divide_even
 from minisgl.distributed.communicator import DistributedCommunicator, enable_pynccl_distributed
 from minisgl.distributed.impl import (
     DistributedImpl,
@@ -11,7 +12,6 @@ from minisgl.distributed.impl import (
 )
 from minisgl.distributed.info import (
     DistributedInfo,
-    divide_even,
     get_tp_info,
     set_tp_info,
 )

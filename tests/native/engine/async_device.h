@@ -86,6 +86,8 @@ class AsyncDevice : public Ops {
 
   std::string device_name() const override { return "a thread"; }
   ThreadPool& pool() override { return inner_->pool(); }
+  int rank() const override { return inner_->rank(); }
+  int num_ranks() const override { return inner_->num_ranks(); }
   DType activation_dtype() const override { return inner_->activation_dtype(); }
   DType kv_dtype_for(DType weight_dtype) const override { return inner_->kv_dtype_for(weight_dtype); }
   bool supports_kv_dtype(DType dtype) const override { return inner_->supports_kv_dtype(dtype); }
@@ -111,17 +113,18 @@ class AsyncDevice : public Ops {
   }
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t, std::int64_t) override { unwanted(); }
   std::unique_ptr<const Linear> make_linear(std::vector<Projection>) override { unwanted(); }
-  void embed(const Matrix&, Tensor) override { unwanted(); }
+  void embed(const Matrix&, std::int64_t, Tensor) override { unwanted(); }
   void rms_norm(Tensor, const float*, float, Tensor) override { unwanted(); }
+  void reduce_add_rms_norm(Tensor, Tensor, const float*, float, Tensor) override { unwanted(); }
   void linear(const Linear&, Tensor, Tensor) override { unwanted(); }
-  void norm_linear(const Linear&, Tensor, const Norm&, Tensor, Tensor) override { unwanted(); }
-  void norm_gated_linear(const Linear&, Tensor, const Norm&, Tensor, Tensor, Tensor) override { unwanted(); }
-  void add_linear(const Linear&, Tensor, Tensor, Tensor) override { unwanted(); }
+  void gated_linear(const Linear&, Tensor, Tensor, Tensor) override { unwanted(); }
   void store_heads(Tensor, const HeadShape&, const HeadTransform&, const ops::KvLayer&) override { unwanted(); }
   void paged_attention(Tensor, const HeadShape&, const ops::KvLayer&, float, std::int32_t, Tensor) override {
     unwanted();
   }
   void gather_logit_rows(Tensor, Tensor) override { unwanted(); }
+  void sum_over_ranks(Tensor) override { unwanted(); }
+  void gather_columns(Tensor, Tensor, Tensor) override { unwanted(); }
 
  private:
   // Copies of all that the caller may change or destroy once it was handed over.

@@ -31,16 +31,23 @@ inline EngineOptions small_options() {
   return options;
 }
 
+inline std::unique_ptr<Model> make_model_on(AsyncDevice& device, std::function<void(const StepBatch&)> on_forward) {
+  return std::make_unique<FakeModel>(fake_spec(), std::move(on_forward),
+                                     [&device](FakeModel::Compute compute) { device.enqueue(std::move(compute)); });
+}
+
 class TestEngine {
  public:
   explicit TestEngine(const EngineOptions& options = small_options(), int num_threads = 2,
-                      std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec())
-      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_ops(num_threads), options) {}
+                      std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec(),
+                      Followers followers = {})
+      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_ops(num_threads), options,
+               std::move(followers)) {}
 
   // On a device that runs ahead.
   explicit TestEngine(std::unique_ptr<AsyncDevice> device, const EngineOptions& options = small_options(),
-                      std::function<void(const StepBatch&)> on_forward = {})
-      : TestEngine(device.release(), options, std::move(on_forward)) {}
+                      std::function<void(const StepBatch&)> on_forward = {}, Followers followers = {})
+      : TestEngine(device.release(), options, std::move(on_forward), std::move(followers)) {}
 
   struct Result {
     std::vector<TokenOutput> tokens;
@@ -99,13 +106,10 @@ class TestEngine {
   Engine engine;
 
  private:
-  TestEngine(AsyncDevice* device, const EngineOptions& options, std::function<void(const StepBatch&)> on_forward)
-      : engine(make_model(*device, std::move(on_forward)), std::unique_ptr<Ops>(device), options) {}
-
-  static std::unique_ptr<Model> make_model(AsyncDevice& device, std::function<void(const StepBatch&)> on_forward) {
-    return std::make_unique<FakeModel>(fake_spec(), std::move(on_forward),
-                                       [&device](FakeModel::Compute compute) { device.enqueue(std::move(compute)); });
-  }
+  TestEngine(AsyncDevice* device, const EngineOptions& options, std::function<void(const StepBatch&)> on_forward,
+             Followers followers)
+      : engine(make_model_on(*device, std::move(on_forward)), std::unique_ptr<Ops>(device), options,
+               std::move(followers)) {}
 };
 
 // The request got what it must, whatever happened around it.

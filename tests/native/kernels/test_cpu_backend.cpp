@@ -46,8 +46,10 @@ class CpuBackend : public testing::Test {
 
 TEST_F(CpuBackend, NormsLeaveTheRowsThatALinearWouldQuantize) {
   const std::vector<float> weight = random_floats(kCols, 1);
-  const Tensor x = tensor(kCols, 2), y = tensor(kCols, 4);
+  const Tensor x = tensor(kCols, 2), delta = tensor(kCols, 3), y = tensor(kCols, 4);
   device->rms_norm(x, weight.data(), 1e-5f, y);
+  EXPECT_EQ(product(y), product(copy_of(y)));
+  device->reduce_add_rms_norm(x, delta, weight.data(), 1e-5f, y);
   EXPECT_EQ(product(y), product(copy_of(y)));
 }
 

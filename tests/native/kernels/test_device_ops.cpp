@@ -42,7 +42,7 @@ class DeviceOps : public testing::TestWithParam<std::tuple<DeviceKind, int>> {
 };
 
 // Of each row of x, weight.size() long.
-std::vector<float> norm_of(const std::vector<float>& x, const std::vector<float>& weight, double eps) {
+std::vector<float> norm_of(std::span<const float> x, const std::vector<float>& weight, double eps) {
   std::vector<float> y;
   for (std::size_t first = 0; first < x.size(); first += weight.size()) {
     double squares = 0;
@@ -63,16 +63,29 @@ using DeviceRows = DeviceOps;
 INSTANTIATE_TEST_SUITE_P(All, DeviceRows,
                          testing::Combine(any_device, testing::Values(8, 30, 64, 576, 1024, 4096, 5000)), name_of);
 
-TEST_P(DeviceRows, RmsNorm) {
+TEST_P(DeviceRows, AddRmsNorm) {
   const std::int64_t rows = 5, cols = size();
-  const auto values = activations(rows * cols, 1, 3.0f), weight = random_floats(cols, 3);
-  const DeviceMatrix x = matrix(rows, cols, values), y = matrix(rows, cols);
+  const auto x = activations(rows * cols, 1, 3.0f), delta = activations(rows * cols, 2);
+  const auto weight = random_floats(cols, 3);
+  const DeviceMatrix residual = matrix(rows, cols, x), added = matrix(rows, cols, delta), y = matrix(rows, cols);
   const DeviceMatrix weights(device(), DType::f32, 1, cols, weight);
-  device().rms_norm(x.view(), weights.f32(), 1e-5f, y.view());
-  const auto expected = norm_of(values, weight, 1e-5);
-  EXPECT_LE(relative_error(y.values(), std::vector<double>(expected.begin(), expected.end())), tolerance(kind()));
-  device().rms_norm(x.view(), weights.f32(), 1e-5f, x.view());
-  EXPECT_EQ(x.values(), y.values());
+  device().reduce_add_rms_norm(residual.view(), added.view(), weights.f32(), 1e-5f, y.view());
+  std::vector<double> sums, expected;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    double squares = 0;
+    for (std::int64_t i = 0; i < cols; ++i) {
+      sums.push_back(rounded(dtype(), x[row * cols + i] + delta[row * cols + i]));
+      squares += sums.back() * sums.back();
+    }
+    for (std::int64_t i = 0; i < cols; ++i)
+      expected.push_back(sums[row * cols + i] / std::sqrt(squares / static_cast<double>(cols) + 1e-5) * weight[i]);
+  }
+  EXPECT_LE(relative_error(residual.values(), sums), 1e-7);
+  EXPECT_LE(relative_error(y.values(), expected), tolerance(kind()));
+
+  const DeviceMatrix alone = matrix(rows, cols);
+  device().rms_norm(residual.view(), weights.f32(), 1e-5f, alone.view());
+  EXPECT_LE(relative_error(alone.values(), expected), tolerance(kind()));
 }
 
 TEST_P(DeviceRows, EmbedAndGatherRows) {
@@ -83,7 +96,7 @@ TEST_P(DeviceRows, EmbedAndGatherRows) {
   const ops::SequenceRows sequence{0, 4, 0, pages.data()};
   device().begin_step({tokens, positions, {&sequence, 1}, logit_rows, 16}, {});
   const DeviceMatrix all = matrix(4, cols), some = matrix(2, cols);
-  device().embed(*embedding, all.view());
+  device().embed(*embedding, 0, all.view());
   device().gather_logit_rows(all.view(), some.view());
   std::vector<float> expected;
   for (const std::int32_t token : tokens)
@@ -94,11 +107,6 @@ TEST_P(DeviceRows, EmbedAndGatherRows) {
   EXPECT_EQ(some.values(), kept);
 }
 
-// The parameter is the number of rows of activations.
-using DeviceLinear = DeviceOps;
-INSTANTIATE_TEST_SUITE_P(All, DeviceLinear,
-                         testing::Combine(any_device, testing::Values(1, 2, 7, 8, 9, 16, 17, 64, 200)), name_of);
-
 struct Product {
   std::vector<float> x, weights, bias;
   std::int64_t rows, inputs, outputs;
@@ -107,7 +115,28 @@ struct Product {
     for (std::int64_t i = 0; i < inputs; ++i) sum += double{x[row * inputs + i]} * weights[output * inputs + i];
     return sum;
   }
+  std::vector<double> all() const {
+    std::vector<double> sums;
+    for (std::int64_t row = 0; row < rows; ++row)
+      for (std::int64_t o = 0; o < outputs; ++o) sums.push_back(at(row, o));
+    return sums;
+  }
 };
+
+// The parameter is the number of rows of activations.
+class DeviceLinear : public DeviceOps {
+ protected:
+  std::unique_ptr<const Linear> linear_of(std::span<const Product> products) const {
+    std::vector<Projection> projections;
+    for (const Product& part : products) {
+      projections.push_back(
+          {device().make_matrix(dtype(), part.outputs, part.inputs, stored(dtype(), part.weights)), part.bias});
+    }
+    return device().make_linear(std::move(projections));
+  }
+};
+INSTANTIATE_TEST_SUITE_P(All, DeviceLinear,
+                         testing::Combine(any_device, testing::Values(1, 2, 7, 8, 9, 16, 17, 64, 200)), name_of);
 
 TEST_P(DeviceLinear, MergedOutputsWithBiases) {
   for (const std::int64_t inputs : {32, 96, 576, 1000, 2048}) {
@@ -138,35 +167,6 @@ TEST_P(DeviceLinear, MergedOutputsWithBiases) {
     const DeviceMatrix logits(device(), DType::f32, size(), 75);
     device().linear(*linear, x.view(), logits.view());
     EXPECT_LE(relative_error(logits.values(), expected), 2e-6) << inputs << " inputs, f32";
-
-    const auto before = activations(size() * 75, 10);
-    const DeviceMatrix residual = matrix(size(), 75, before), delta = matrix(size(), 75);
-    device().add_linear(*linear, x.view(), delta.view(), residual.view());
-    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
-    EXPECT_LE(relative_error(residual.values(), expected), tolerance(kind())) << inputs << " inputs, added";
-  }
-}
-
-TEST_P(DeviceLinear, OfTheNorm) {
-  for (const std::int64_t inputs : {8, 40, 576, 1000, 4096}) {
-    const std::int64_t outputs = 301;
-    const auto x = activations(size() * inputs, 22, 50.0f), weight = random_floats(inputs, 23);
-    const Product product{norm_of(x, weight, 1e-5), activations(outputs * inputs, 24), {}, size(), inputs, outputs};
-    std::vector<Projection> projections;
-    projections.push_back({device().make_matrix(dtype(), outputs, inputs, stored(dtype(), product.weights)), {}});
-    const auto linear = device().make_linear(std::move(projections));
-    std::vector<double> expected;
-    for (std::int64_t row = 0; row < size(); ++row)
-      for (std::int64_t o = 0; o < outputs; ++o) expected.push_back(product.at(row, o));
-    const DeviceMatrix rows = matrix(size(), inputs, x), normed = matrix(size(), inputs), y = matrix(size(), outputs),
-                       logits(device(), DType::f32, size(), outputs);
-    const DeviceMatrix weights(device(), DType::f32, 1, inputs, weight);
-    const Norm norm{weights.f32(), 1e-5f};
-    device().norm_linear(*linear, rows.view(), norm, normed.view(), y.view());
-    EXPECT_LE(relative_error(y.values(), expected), tolerance(kind())) << inputs << " inputs";
-    device().norm_linear(*linear, rows.view(), norm, normed.view(), logits.view());
-    EXPECT_LE(relative_error(logits.values(), expected), tolerance(kind())) << inputs << " inputs, f32";
-    EXPECT_EQ(rows.values(), x);
   }
 }
 
@@ -175,32 +175,76 @@ TEST_P(DeviceLinear, ManyOutputs) {
   const std::int64_t inputs = 72, outputs = 132 * 40 + 5;
   const Product product{
       activations(size() * inputs, 25), activations(outputs * inputs, 26), {}, size(), inputs, outputs};
-  std::vector<Projection> projections;
-  projections.push_back({device().make_matrix(dtype(), outputs, inputs, stored(dtype(), product.weights)), {}});
-  const auto linear = device().make_linear(std::move(projections));
-  std::vector<double> expected;
-  for (std::int64_t row = 0; row < size(); ++row)
-    for (std::int64_t o = 0; o < outputs; ++o) expected.push_back(product.at(row, o));
+  const auto linear = linear_of({&product, 1});
   const DeviceMatrix x = matrix(size(), inputs, product.x), y(device(), DType::f32, size(), outputs);
   device().linear(*linear, x.view(), y.view());
-  EXPECT_LE(relative_error(y.values(), expected), 2e-6);
+  EXPECT_LE(relative_error(y.values(), product.all()), 2e-6);
+}
+
+// A sum of products becomes the residual, and its norm is read by every kind of product.
+TEST_P(DeviceLinear, AddedAndNormed) {
+  for (const std::int64_t width : {8, 40, 576, 1000, 1004, 4096}) {
+    const std::int64_t inputs = 136, outputs = 90;
+    const Product down{activations(size() * inputs, 21),
+                       activations(width * inputs, 22),
+                       random_floats(width, 23),
+                       size(),
+                       inputs,
+                       width};
+    const auto before = activations(size() * width, 24, 50.0f), weight = random_floats(width, 27);
+    const auto down_linear = linear_of({&down, 1});
+    const DeviceMatrix x = matrix(size(), inputs, down.x), delta = matrix(size(), width),
+                       residual = matrix(size(), width, before), normed = matrix(size(), width),
+                       weights(device(), DType::f32, 1, width, weight);
+    device().linear_add_norm(*down_linear, x.view(), delta.view(), residual.view(), {weights.f32(), 1e-5f},
+                             normed.view());
+    std::vector<double> sums = down.all();
+    for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += before[i];
+    const auto actual = residual.values();
+    EXPECT_LE(relative_error(actual, sums), tolerance(kind())) << width;
+
+    const auto normed_rows = norm_of(actual, weight, 1e-5);
+    const Product gate{normed_rows, activations(outputs * width, 12, 0.1f), {}, size(), width, outputs};
+    const Product up{normed_rows, activations(outputs * width, 13, 0.1f), random_floats(outputs, 28), size(), width,
+                     outputs};
+    const Product both[2] = {gate, up};
+    const auto linear = linear_of(both);
+    std::vector<double> side_by_side, gated;
+    for (std::int64_t row = 0; row < size(); ++row) {
+      for (const Product& part : both)
+        for (std::int64_t o = 0; o < outputs; ++o) side_by_side.push_back(part.at(row, o));
+      for (std::int64_t o = 0; o < outputs; ++o) {
+        const double g = gate.at(row, o);
+        gated.push_back(g / (1 + std::exp(-g)) * up.at(row, o));
+      }
+    }
+    const DeviceMatrix y = matrix(size(), 2 * outputs), logits(device(), DType::f32, size(), 2 * outputs),
+                       scratch = matrix(size(), 2 * outputs), activated = matrix(size(), outputs);
+    device().linear(*linear, normed.view(), y.view());
+    EXPECT_LE(relative_error(y.values(), side_by_side), tolerance(kind())) << width;
+    device().linear(*linear, normed.view(), logits.view());
+    EXPECT_LE(relative_error(logits.values(), side_by_side), tolerance(kind())) << width << ", f32";
+    device().gated_linear(*linear, normed.view(), scratch.view(), activated.view());
+    EXPECT_LE(relative_error(activated.values(), gated), 2 * tolerance(kind())) << width << ", gated";
+
+    // The tensor's next content is read as it is.
+    device().rms_norm(residual.view(), weights.f32(), 1e-2f, normed.view());
+    Product other = gate;
+    other.x = norm_of(actual, weight, 1e-2);
+    const auto other_linear = linear_of({&other, 1});
+    device().linear(*other_linear, normed.view(), activated.view());
+    EXPECT_LE(relative_error(activated.values(), other.all()), tolerance(kind())) << width;
+  }
 }
 
 TEST_P(DeviceLinear, GatedBySilu) {
-  const std::int64_t inputs = 320, outputs = 90;
-  const auto rows = activations(size() * inputs, 11, 3.0f), weight = random_floats(inputs, 27);
-  const Product gate{norm_of(rows, weight, 1e-6),
-                     activations(outputs * inputs, 12, 0.2f),
-                     random_floats(outputs, 28),
-                     size(),
-                     inputs,
-                     outputs};
-  const Product up{gate.x, activations(outputs * inputs, 13, 0.2f), random_floats(outputs, 29), size(), inputs,
-                   outputs};
+  const std::int64_t inputs = 320, outputs = 88;
+  const Product gate{
+      activations(size() * inputs, 11), activations(outputs * inputs, 12, 0.2f), {}, size(), inputs, outputs};
+  const Product up{gate.x, activations(outputs * inputs, 13, 0.2f), {}, size(), inputs, outputs};
   std::vector<Projection> projections;
-  for (const Product* part : {&gate, &up}) {
-    projections.push_back({device().make_matrix(dtype(), outputs, inputs, stored(dtype(), part->weights)), part->bias});
-  }
+  for (const Product* part : {&gate, &up})
+    projections.push_back({device().make_matrix(dtype(), outputs, inputs, stored(dtype(), part->weights)), {}});
   const auto linear = device().make_linear(std::move(projections));
   std::vector<double> expected;
   for (std::int64_t row = 0; row < size(); ++row) {
@@ -209,10 +253,9 @@ TEST_P(DeviceLinear, GatedBySilu) {
       expected.push_back(g / (1 + std::exp(-g)) * up.at(row, o));
     }
   }
-  const DeviceMatrix x = matrix(size(), inputs, rows), normed = matrix(size(), inputs),
-                     scratch = matrix(size(), 2 * outputs), y = matrix(size(), outputs);
-  const DeviceMatrix weights(device(), DType::f32, 1, inputs, weight);
-  device().norm_gated_linear(*linear, x.view(), {weights.f32(), 1e-6f}, normed.view(), scratch.view(), y.view());
+  const DeviceMatrix x = matrix(size(), inputs, gate.x), scratch = matrix(size(), 2 * outputs),
+                     y = matrix(size(), outputs);
+  device().gated_linear(*linear, x.view(), scratch.view(), y.view());
   EXPECT_LE(relative_error(y.values(), expected), tolerance(kind()));
 }
 
@@ -299,7 +342,7 @@ TEST(DeviceMatrices, EveryFloatFormatIsLoaded) {
     const ops::SequenceRows sequence{0, 2, 0, pages.data()};
     device.begin_step({tokens, positions, {&sequence, 1}, {}, 16}, {});
     const DeviceMatrix y(device, DType::bf16, 2, cols);
-    device.embed(*matrix, y.view());
+    device.embed(*matrix, 0, y.view());
     for (std::int64_t i = 0; i < cols; ++i) {
       EXPECT_EQ(y.values()[i], rounded(DType::bf16, rounded(dtype, weights[6 * cols + i])));
       EXPECT_EQ(y.values()[cols + i], rounded(DType::bf16, rounded(dtype, weights[i])));
@@ -323,7 +366,7 @@ TEST(DeviceMatrices, BlocksAreDequantizedAsOnTheCpu) {
       const auto matrix = device.make_matrix(dtype, rows, cols, raw);
       device.begin_step({tokens, positions, {&sequence, 1}, {}, 16}, {});
       const DeviceMatrix y(device, device.activation_dtype(), 3, cols);
-      device.embed(*matrix, y.view());
+      device.embed(*matrix, 0, y.view());
       results.push_back(y.values());
     }
     for (std::size_t i = 0; i < results[0].size(); ++i)

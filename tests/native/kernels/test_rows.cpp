@@ -54,11 +54,12 @@ TEST_P(Rows, RmsNorm) {
   EXPECT_EQ(in_place, y);
 }
 
-TEST_P(Rows, Add) {
+TEST_P(Rows, AddRmsNorm) {
   std::vector<float> residual = x, sum(dim);
   for (int i = 0; i < dim; ++i) sum[i] = x[i] + other[i];
-  kernels.add(residual.data(), other.data(), dim);
+  kernels.add_rms_norm(residual.data(), other.data(), weight.data(), 1e-6f, dim, y.data());
   EXPECT_EQ(residual, sum);
+  expect_close(y, reference_rms_norm(sum, weight, 1e-6), 1e-6);
 }
 
 TEST_P(Rows, SiluMul) {
@@ -143,8 +144,8 @@ TEST(Ops, GiveTheSameBitsForAnyNumberOfRowsAndThreads) {
     std::vector<float> residual = data, y(rows * dim), gated(rows * dim / 2);
     for (int row = 0; row < rows; row += step) {
       const int count = std::min(step, rows - row);
-      cpu_ops::add(pool, &residual[row * dim], &delta[row * dim], count, dim);
-      cpu_ops::rms_norm(pool, &residual[row * dim], weight.data(), 1e-5f, count, dim, &y[row * dim]);
+      cpu_ops::add_rms_norm(pool, &residual[row * dim], &delta[row * dim], weight.data(), 1e-5f, count, dim,
+                            &y[row * dim]);
       cpu_ops::rms_norm(pool, &y[row * dim], weight.data(), 1e-5f, count, dim, &y[row * dim]);
       const cpu_ops::QkvView qkv = {&y[row * dim], count, heads, kv_heads, head_dim};
       cpu_ops::qk_norm(pool, qkv, weight.data(), weight.data() + head_dim, 1e-5f);
