@@ -75,10 +75,12 @@ class Engine:
         num_pages: int = 0,
         disable_cuda_graph: bool = False,
         load_format: str = "auto",
+        cache_dir: str = "",
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Loads the weights, calling progress(phase, done, total) on this thread. 0 and "auto" are
-        chosen. Raises InputError.
+        chosen. What a GPU measures of itself is kept in cache_dir, if one is given. Raises
+        InputError.
         """
 
     @property

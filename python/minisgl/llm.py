@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from minisgl.config import default_cache_dir
 from minisgl.ipc.messages import (
     Alternative,
     EngineInfo,
@@ -103,6 +104,7 @@ class LLM:
                 num_pages=num_pages,
                 disable_cuda_graph=disable_cuda_graph,
                 load_format=load_format,
+                cache_dir=str(cache_dir or default_cache_dir()),
             )
 
         self._engine = open_local_engine(

@@ -48,6 +48,7 @@ def run_shell(args: ServerArgs) -> int:
             num_pages=args.num_pages,
             disable_cuda_graph=args.disable_cuda_graph,
             load_format=args.load_format,
+            cache_dir=str(default_cache_dir()),
             max_waiting=args.max_waiting,
         )
 

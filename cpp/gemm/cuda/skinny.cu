@@ -34,13 +34,19 @@ struct SkinnyShape {
   static constexpr int kStages = row_blocks == 1 ? 12 : 10;  // of a warp's ring
   static constexpr int kShareStride = kTiles * kTileRows + 2;
   static constexpr int kShares = kWarps * kRows * kShareStride;  // sums of a pass
-  static constexpr int kBytes = kWarps * kStages * kStageBytes + 2 * kShares * 4 + kWarps * kRows * 4;
+  static constexpr int bytes(int stages, int passes) {
+    return kWarps * (stages * kStageBytes + kRows * 4) + (passes > 1 ? 2 : 1) * kShares * 4;
+  }
 };
 
-// A warp's chunks: two neighbours of every 16, so that a block reads memory in long pieces. Indices from num_chunks on
-// lie past the input.
+// A warp's chunks: two neighbours of every 16, so that a block reads memory in long pieces.
 __device__ __forceinline__ int chunk_of(int warp, int index) {
   return index / 2 * 2 * kWarps + 2 * warp + index % 2;
+}
+// How many of them lie below num_chunks.
+__host__ __device__ __forceinline__ int chunks_of(int warp, int num_chunks) {
+  const int rest = num_chunks % (2 * kWarps) - 2 * warp;
+  return num_chunks / (2 * kWarps) * 2 + (rest < 0 ? 0 : rest > 2 ? 2 : rest);
 }
 
 // Where a warp's stream of stages is: for each pass of the block's tiles, for each of the warp's chunks, each tile.
@@ -73,6 +79,7 @@ struct SkinnyKernelArgs {
   const float* norm;  // [inputs] or null
   float eps;
   void* y;
+  int stages;                 // that a warp's ring has room for: all that it has, or kStages
   int rows, inputs, outputs;  // outputs of the product: half of the weight rows where gated
 };
 
@@ -135,18 +142,16 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
   const int in_group = lane % 4, group = lane / 4;
 
   extern __shared__ __align__(128) unsigned char memory[];
-  unsigned char* ring = memory + warp * Shape::kStages * kStageBytes;
-  float* shares = reinterpret_cast<float*>(memory + kWarps * Shape::kStages * kStageBytes);  // [2][kWarps][kRows][...]
-  float* square_shares = shares + 2 * Shape::kShares;                                        // [kWarps][kRows]
+  unsigned char* ring = memory + warp * args.stages * kStageBytes;
+  float* square_shares = reinterpret_cast<float*>(memory + kWarps * args.stages * kStageBytes);  // [kWarps][kRows]
+  float* shares = square_shares + kWarps * kRows;  // [2][kWarps][kRows][kShareStride]; [1] for a single pass
 
   const int num_tiles = (args.outputs + kTileOutputs - 1) / kTileOutputs;
   const int num_chunks = (args.inputs + kChunk - 1) / kChunk;
   const int first_tile = static_cast<int>(std::int64_t{num_tiles} * blockIdx.x / gridDim.x);
   const int end_tile = static_cast<int>(std::int64_t{num_tiles} * (blockIdx.x + 1) / gridDim.x);
 
-  // The warp's chunks below num_chunks: both of each pair but perhaps the last.
-  const int rest = num_chunks % (2 * kWarps) - 2 * warp;
-  const int chunks = num_chunks / (2 * kWarps) * 2 + min(max(rest, 0), 2);
+  const int chunks = chunks_of(warp, num_chunks);
   // A lane copies 16 bytes of rows lane / 8 and lane / 8 + 4 of a stage. Odd rows lie with their halves swapped, so
   // that the lanes of a load meet in no bank.
   Stream loads(chunks, first_tile, end_tile);
@@ -346,17 +351,24 @@ template <SkinnyOutput output, bool normed, int row_blocks>
 void launch(const SkinnyArgs& args, cudaStream_t stream) {
   constexpr int tile_outputs = output == SkinnyOutput::gated ? kTileRows / 2 : kTileRows;
   const auto kernel = skinny_kernel<output, normed, row_blocks>;
-  constexpr int bytes = SkinnyShape<row_blocks>::kBytes;
-  MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  const auto num_tiles = (args.outputs + tile_outputs - 1) / tile_outputs;
-  const auto num_blocks = static_cast<unsigned>(std::min<std::int64_t>(num_tiles, num_processors()));
-  launch_kernel(kernel, dim3(num_blocks), kThreads, bytes, stream,
+  using Shape = SkinnyShape<row_blocks>;
+  MINISGL_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::bytes(Shape::kStages, 2)));
+  const auto num_tiles = static_cast<int>((args.outputs + tile_outputs - 1) / tile_outputs);
+  const int num_blocks = std::min(num_tiles, num_processors());
+  // Memory that it doesn't need may hold the weights of kernels after the next.
+  const int tiles = (num_tiles + num_blocks - 1) / num_blocks;
+  const int chunks = chunks_of(0, static_cast<int>((args.inputs + kChunk - 1) / kChunk));
+  const int stages = std::min(Shape::kStages, tiles * chunks);
+  const int bytes = Shape::bytes(stages, (tiles + kTiles - 1) / kTiles);
+  launch_kernel(kernel, dim3(static_cast<unsigned>(num_blocks)), kThreads, bytes, stream,
                 SkinnyKernelArgs{.weights = static_cast<const bf16*>(args.weights),
                                  .bias = args.bias,
                                  .x = static_cast<const bf16*>(args.x),
                                  .norm = args.norm,
                                  .eps = args.eps,
                                  .y = args.y,
+                                 .stages = stages,
                                  .rows = static_cast<int>(args.rows),
                                  .inputs = static_cast<int>(args.inputs),
                                  .outputs = static_cast<int>(args.outputs)});

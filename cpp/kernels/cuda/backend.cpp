@@ -115,14 +115,16 @@ CudaStream make_stream() {
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm)
+  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm,
+          const std::string& cache_folder)
       : comm_(std::move(comm)),
         device_index_(device_index),
         properties_(properties),
         pool_(num_threads),
         stream_(make_stream()),
         upload_stream_(make_stream()),
-        uploader_(pool_, stream_.get()) {
+        uploader_(pool_, stream_.get()),
+        dense_(properties.name, cache_folder) {
     const std::int64_t blocks = num_attention_blocks();
     partials_ = allocate_on_device(static_cast<std::size_t>(blocks * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
@@ -563,7 +565,8 @@ int num_cuda_devices() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm) {
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
+                                   const std::string& cache_folder) {
   const int count = num_cuda_devices();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
@@ -575,7 +578,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::share
     throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
                             "; 8.0 is needed"));
   }
-  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm));
+  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm), cache_folder);
 }
 
 }  // namespace minisgl

@@ -196,6 +196,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     num_pages: int = 0
     disable_cuda_graph: bool = False
     load_format: str = "auto"
+    cache_dir: str = ""  # for what a GPU measures of itself; "": nowhere
 
 
 ToRank = Submit | Abort | Shutdown | EngineOptions
