@@ -87,18 +87,19 @@ class PyEngine {
     device_name_ = device->device_name();
     num_threads_ = device->pool().num_threads();
     num_ranks_ = device->num_ranks();
-    std::unique_ptr<Model> model = load_model(
-        model_path, *device,
-        [&](std::int64_t done, std::int64_t total) {
-          if (!progress) return;
-          const py::gil_scoped_acquire acquire;
-          progress("weights", done, total);
-        },
-        format);
+    const auto report_of = [&progress](const char* phase) {
+      return [&progress, phase](std::int64_t done, std::int64_t total) {
+        if (!progress) return;
+        const py::gil_scoped_acquire acquire;
+        progress(phase, done, total);
+      };
+    };
+    std::unique_ptr<Model> model = load_model(model_path, *device, report_of("weights"), format);
     weight_bytes_ = model->weight_bytes();
     weight_dtype_ = model->weight_dtype();
-    const EngineOptions options =
+    EngineOptions options =
         choose_options(settings, {model->spec(), weight_dtype_, weight_bytes_, *device}, device->available_memory());
+    options.warmup_progress = report_of("warmup");
     engine_ = std::make_shared<Engine>(std::move(model), std::move(device), options);
   }
 

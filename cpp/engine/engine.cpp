@@ -105,7 +105,7 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, 
       executor(*model, *device,
                KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
       publisher(std::move(followers)) {
-  executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
+  executor.prepare(step_limits(options, model->spec()), options.cuda_graphs, options.warmup_progress);
   deliver();  // the first statistics
 }
 

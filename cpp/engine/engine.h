@@ -30,6 +30,8 @@ struct EngineOptions {
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
+  // Called while the engine is made, as often as one of `total` pieces of its warm-up is done; may be empty.
+  std::function<void(std::int64_t done, std::int64_t total)> warmup_progress = {};
 };
 
 struct Request {

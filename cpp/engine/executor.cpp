@@ -43,7 +43,8 @@ StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
 Executor::Executor(Model& model, Ops& device, KvCache cache)
     : model_(model), device_(device), cache_(std::move(cache)) {}
 
-void Executor::prepare(const StepLimits& limits, bool record_decodes) {
+void Executor::prepare(const StepLimits& limits, bool record_decodes,
+                       const std::function<void(std::int64_t done, std::int64_t total)>& progress) {
   if (!device_.records_steps()) return;
   device_.reserve(limits);
   model_.reserve(limits);
@@ -51,7 +52,9 @@ void Executor::prepare(const StepLimits& limits, bool record_decodes) {
   SamplingParams greedy;
   greedy.temperature = 0.0f;
   const std::int32_t first_page = 0;  // written to before anybody uses it
-  for (const std::int64_t size : recorded_sizes(limits.sequences)) {
+  const std::vector<std::int64_t> sizes = recorded_sizes(limits.sequences);
+  std::int64_t done = 0;
+  for (const std::int64_t size : sizes) {
     const auto count = static_cast<std::size_t>(size);
     const std::vector<std::int32_t> zeros(count, 0);
     std::vector<std::int32_t> rows(count);
@@ -61,6 +64,7 @@ void Executor::prepare(const StepLimits& limits, bool record_decodes) {
     const std::vector<LogitQuery> queries(count, LogitQuery{.params = &greedy});
     const StepBatch batch{zeros, zeros, sequences, rows, cache_.page_size()};
     device_.record_step(batch, queries, [&] { device_.sample(model_.forward(batch, cache_)); });
+    if (progress) progress(++done, std::ssize(sizes));
   }
 }
 

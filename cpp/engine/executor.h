@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -34,8 +35,10 @@ class Executor {
   Executor(Model& model, Ops& device, KvCache cache);
 
   // Where the device records steps: reserves what the largest need, and with `record_decodes` records decode steps for
-  // a ladder of numbers of sequences, the largest first. Before the first add().
-  void prepare(const StepLimits& limits, bool record_decodes);
+  // a ladder of numbers of sequences, the largest first; `progress` is called after each, unless it is empty. Before
+  // the first add().
+  void prepare(const StepLimits& limits, bool record_decodes,
+               const std::function<void(std::int64_t done, std::int64_t total)>& progress);
 
   // A sequence exists from add() to remove(), across preemptions. Plans name no others. It may be removed while a step
   // that computes it is in flight.

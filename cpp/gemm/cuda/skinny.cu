@@ -39,14 +39,13 @@ struct SkinnyShape {
   }
 };
 
-// A warp's chunks: two neighbours of every 16, so that a block reads memory in long pieces.
+// A warp takes every kWarps-th chunk, so that a block reads memory in long pieces.
 __device__ __forceinline__ int chunk_of(int warp, int index) {
-  return index / 2 * 2 * kWarps + 2 * warp + index % 2;
+  return warp + index * kWarps;
 }
 // How many of them lie below num_chunks.
 __host__ __device__ __forceinline__ int chunks_of(int warp, int num_chunks) {
-  const int rest = num_chunks % (2 * kWarps) - 2 * warp;
-  return num_chunks / (2 * kWarps) * 2 + (rest < 0 ? 0 : rest > 2 ? 2 : rest);
+  return (num_chunks - warp + kWarps - 1) / kWarps;
 }
 
 // Where a warp's stream of stages is: for each pass of the block's tiles, for each of the warp's chunks, each tile.
@@ -175,14 +174,13 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
                       args.weights + (at < args.inputs ? weight_row * args.inputs + at : 0), at < args.inputs);
       }
       loads.advance();
-      // The next kernel's weights queue up behind the last of these.
-      if (loads.done()) let_next_start();
     }
     commit_copies();
     load_slot = load_slot + 1 == Shape::kStages ? 0 : load_slot + 1;
   };
 #pragma unroll 1
   for (int i = 0; i < Shape::kStages; ++i) load_next();
+  let_next_start();  // whose weights queue up behind these
 
   const bf16* x_row[row_blocks];
 #pragma unroll
