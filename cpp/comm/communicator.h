@@ -67,6 +67,11 @@ class Communicator {
   // The reduction and what follows it in a layer, in one. False where this communicator has no such thing, or not for
   // this size: then nothing was done, on any rank.
   virtual bool all_reduce_add_rms_norm(const SumAddRmsNorm&, StreamHandle) { return false; }
+
+  // Before and after this thread waits for a stream that collectives are queued on, with a time limit: if another rank
+  // keeps them from ending, the communicator gives them up so that the wait ends, and end_wait() says who is to blame.
+  virtual void begin_wait() {}
+  virtual void end_wait() {}
 };
 
 // For those who make communicators.

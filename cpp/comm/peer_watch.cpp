@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <utility>
 
@@ -16,10 +17,19 @@
 
 namespace minisgl {
 
+bool is_stopped(pid_t pid) {
+  std::FILE* file = std::fopen(concat("/proc/", pid, "/stat").c_str(), "re");
+  if (!file) return false;
+  char state = 0;
+  const int found = std::fscanf(file, "%*d (%*[^)]) %c", &state);
+  std::fclose(file);
+  return found == 1 && (state == 'T' || state == 't');
+}
+
 PeerWatch::PeerWatch(const std::vector<pid_t>& pids, std::function<void(int rank)> on_death)
     : on_death_(std::move(on_death)) {
   for (std::size_t rank = 0; rank < pids.size(); ++rank) {
-    if (pids[rank] == getpid()) continue;
+    if (pids[rank] == 0 || pids[rank] == getpid()) continue;
     const auto process = static_cast<int>(syscall(SYS_pidfd_open, pids[rank], 0));
     if (process >= 0 || errno == ESRCH) peers_.push_back({static_cast<int>(rank), FileDescriptor(process)});
   }

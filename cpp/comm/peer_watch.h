@@ -11,12 +11,15 @@
 
 namespace minisgl {
 
+// Whether the process exists and is stopped (SIGSTOP, a debugger).
+bool is_stopped(pid_t pid);
+
 // A thread that sleeps until a process ends (pidfd). Linux before 5.3 has no such thing: then nothing is noticed, and
 // only time limits speak.
 class PeerWatch {
  public:
-  // pids: rank by rank; this process's own is left out. on_death(rank) runs on the watch's thread, once for each rank
-  // whose process ends.
+  // pids: rank by rank; this process's own and 0 are left out. on_death(rank) runs on the watch's thread, once for each
+  // rank whose process ends.
   PeerWatch(const std::vector<pid_t>& pids, std::function<void(int rank)> on_death);
   ~PeerWatch();
   PeerWatch(const PeerWatch&) = delete;

@@ -9,12 +9,12 @@
 #include <atomic>
 #include <cerrno>
 #include <climits>
-#include <cstdio>
 #include <ctime>
 #include <string>
 #include <utility>
 
 #include "comm/communicator.h"
+#include "comm/peer_watch.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -22,8 +22,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;  // CLOCK_MONOTONIC
 
-// About as long as waking a sleeper takes (10 to 20 us on x86).
-constexpr int kSpins = 300;
+// Some 50 us on x86: longer than waking a sleeper takes, short enough to leave the core to others after it.
+constexpr int kSpins = 800;
 
 // The word that a rank's epochs are counted in: two an epoch, and one when there is a failure to look at. Wraps.
 constexpr std::uint32_t kLook = 1;
@@ -49,16 +49,6 @@ bool sleep_on(std::atomic<std::uint32_t>& word, std::uint32_t value, Clock::time
 
 void wake_all(std::atomic<std::uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-}
-
-// " and is stopped", where the process exists and is.
-std::string describe_state(pid_t pid) {
-  std::FILE* file = std::fopen(concat("/proc/", pid, "/stat").c_str(), "re");
-  if (!file) return "";
-  char state = 0;
-  const int found = std::fscanf(file, "%*d (%*[^)]) %c", &state);
-  std::fclose(file);
-  return found == 1 && (state == 'T' || state == 't') ? " and is stopped" : "";
 }
 
 }  // namespace
@@ -161,8 +151,9 @@ void ShmGroup::throw_failure() const {
     case Reason::left: throw RankFailure(rank, who + " has left the group");
     case Reason::late: break;
   }
-  throw RankFailure(rank, concat(who, " didn't come to a collective within ",
-                                 static_cast<double>(timeout_.count()) / 1000.0, " s", describe_state(pid)));
+  throw RankFailure(
+      rank, concat(who, " didn't come to a collective within ", static_cast<double>(timeout_.count()) / 1000.0, " s",
+                   is_stopped(pid) ? " and is stopped" : ""));
 }
 
 }  // namespace minisgl

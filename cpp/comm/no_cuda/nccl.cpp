@@ -1,4 +1,4 @@
-// The NCCL communicator of a build without CUDA: the same symbols, one clear error.
+// The GPU communicators of a build without CUDA: the same symbols, one clear error.
 #include "comm/nccl.h"
 
 #include "core/error.h"
@@ -18,6 +18,9 @@ NcclUniqueId make_nccl_unique_id(const std::string&) {
   refuse();
 }
 std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId&, const NcclOptions&) {
+  refuse();
+}
+std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions&, Communicator&, PeerSums) {
   refuse();
 }
 int num_gpus() {

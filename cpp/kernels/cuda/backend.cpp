@@ -147,7 +147,9 @@ class CudaOps final : public Ops {
   }
 
   double measure_read_bandwidth() override;
-  void synchronize() override { MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
+  void synchronize() override {
+    wait([&] { return cudaStreamSynchronize(stream_.get()); });
+  }
 
   DeviceBuffer allocate(std::size_t bytes) override {
     DeviceBuffer buffer = allocate_on_device(bytes);
@@ -162,7 +164,7 @@ class CudaOps final : public Ops {
     if (!to.empty()) {
       MINISGL_CUDA_CHECK(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, stream_.get()));
     }
-    MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
+    synchronize();
   }
 
   bool records_steps() const override { return true; }
@@ -269,6 +271,14 @@ class CudaOps final : public Ops {
   // Blocks of decode attention that cutting sequences into parts may lead to.
   std::int64_t num_attention_blocks() const {
     return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
+  }
+  // For something that other ranks may keep from coming.
+  template <typename Wait>
+  void wait(const Wait& until) {
+    if (comm_) comm_->begin_wait();
+    const cudaError_t error = until();
+    if (comm_) comm_->end_wait();
+    MINISGL_CUDA_CHECK(error);
   }
   StreamHandle stream_handle() const { return reinterpret_cast<StreamHandle>(stream_.get()); }
   StepSlot& slot() { return slots_[current_]; }
@@ -434,7 +444,7 @@ void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> qu
     MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences,
                   "not a decode step");
     if (i == 0) body();  // what is chosen or allocated at a first use must not happen while recording
-    MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
+    synchronize();
     MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
     body();
     cudaGraph_t captured = nullptr;
@@ -543,7 +553,7 @@ std::vector<TokenOutput> CudaOps::take_outputs() {
   MINISGL_CHECK(num_untaken_ > 0, "no step is in flight");
   StepSlot& taken = slots_[num_untaken_ == 1 ? current_ : current_ ^ 1];
   --num_untaken_;
-  MINISGL_CUDA_CHECK(cudaEventSynchronize(taken.done.get()));
+  wait([&] { return cudaEventSynchronize(taken.done.get()); });
   float milliseconds = 0;
   MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.begun.get(), taken.done.get()));
   busy_seconds_ += milliseconds * 1e-3;

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <utility>
 
 #include "comm/nccl.h"
+#include "comm/shm.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -27,8 +29,11 @@ TEST(Nccl, UniqueIdNeedsTheLibrary) {
 }
 
 TEST(Nccl, CreationNeedsTheLibrary) {
-  EXPECT_THAT(input_error([] { make_nccl_communicator(NcclUniqueId{}, {.library = kNowhere}); }),
-              testing::HasSubstr("NCCL"));
+  NcclOptions options;
+  options.library = kNowhere;
+  EXPECT_THAT(input_error([&] { make_nccl_communicator(NcclUniqueId{}, options); }), testing::HasSubstr("NCCL"));
+  const auto host = std::move(make_shm_communicators(1).front());
+  EXPECT_THAT(input_error([&] { make_gpu_communicator(options, *host); }), testing::HasSubstr("NCCL"));
 }
 
 TEST(Nccl, CountsGpusWithoutADriver) {

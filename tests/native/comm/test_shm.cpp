@@ -1,5 +1,4 @@
-// The shared-memory communicator between threads and between processes: sums in the order of ranks, any size, and what
-// happens when a rank dies, stops, leaves or never comes.
+// What happens to ranks that share memory when one of them dies, stops, leaves or never comes.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -10,165 +9,16 @@
 #include <string>
 #include <vector>
 
+#include "comm/random_parts.h"
 #include "comm/ranks.h"
 #include "comm/shm.h"
 #include "comm/sum.h"
-#include "core/half.h"
 
 namespace minisgl {
 namespace {
 
 using std::chrono::milliseconds;
 using testing::HasSubstr;
-
-// [count] random numbers of a rank in dtype.
-std::vector<std::byte> random_part(int rank, std::int64_t count, DType dtype) {
-  std::mt19937 random(static_cast<unsigned>(rank * 7919 + count));
-  std::normal_distribution<float> normal;
-  std::vector<std::byte> part(static_cast<std::size_t>(row_bytes(dtype, count)));
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float value = normal(random);
-    const std::uint16_t half = dtype == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
-    const void* source = dtype == DType::f32 ? static_cast<const void*>(&value) : &half;
-    std::memcpy(part.data() + row_bytes(dtype, i), source, static_cast<std::size_t>(row_bytes(dtype, 1)));
-  }
-  return part;
-}
-
-float element(const std::vector<std::byte>& part, std::int64_t i, DType dtype) {
-  float value;
-  std::uint16_t half;
-  std::memcpy(dtype == DType::f32 ? static_cast<void*>(&value) : &half, part.data() + row_bytes(dtype, i),
-              static_cast<std::size_t>(row_bytes(dtype, 1)));
-  return dtype == DType::f32 ? value : dtype == DType::f16 ? f16_to_f32(half) : bf16_to_f32(half);
-}
-
-// The sum over ranks of random_part, in the order of ranks, rounded once.
-std::vector<std::byte> expected_sum(int size, std::int64_t count, DType dtype) {
-  std::vector<float> sums(static_cast<std::size_t>(count));
-  for (int rank = 0; rank < size; ++rank) {
-    const auto part = random_part(rank, count, dtype);
-    for (std::int64_t i = 0; i < count; ++i) {
-      float& sum = sums[static_cast<std::size_t>(i)];
-      sum = rank == 0 ? element(part, i, dtype) : sum + element(part, i, dtype);
-    }
-  }
-  std::vector<std::byte> expected(static_cast<std::size_t>(row_bytes(dtype, count)));
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float sum = sums[static_cast<std::size_t>(i)];
-    const std::uint16_t half = dtype == DType::f16 ? f32_to_f16(sum) : f32_to_bf16(sum);
-    const void* source = dtype == DType::f32 ? static_cast<const void*>(&sum) : &half;
-    std::memcpy(expected.data() + row_bytes(dtype, i), source, static_cast<std::size_t>(row_bytes(dtype, 1)));
-  }
-  return expected;
-}
-
-constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16};
-// Nothing, less than a vector, summed by all, in shares, in several chunks.
-constexpr std::int64_t kCounts[] = {0, 1, 7, 1024, 1000 * 9 + 5, 300'001};
-
-class Shm : public testing::TestWithParam<int> {};
-
-TEST_P(Shm, AllReduceIsTheSumInTheOrderOfRanks) {
-  for (const DType dtype : kDTypes) {
-    for (const std::int64_t count : kCounts) {
-      const auto expected = expected_sum(GetParam(), count, dtype);
-      run_threads(GetParam(), [&](Communicator& comm) {
-        auto data = random_part(comm.rank(), count, dtype);
-        comm.all_reduce_sum(data.data(), count, dtype, 0);
-        EXPECT_TRUE(data == expected) << "rank " << comm.rank() << ", " << count << " of " << dtype_info(dtype).name;
-      });
-    }
-  }
-}
-
-TEST_P(Shm, ReduceScatterIsOnePartOfTheSum) {
-  const int size = GetParam();
-  for (const DType dtype : kDTypes) {
-    for (const std::int64_t count : {1, 100, 70'001}) {
-      const auto expected = expected_sum(size, count * size, dtype);
-      run_threads(size, [&](Communicator& comm) {
-        const auto input = random_part(comm.rank(), count * size, dtype);
-        std::vector<std::byte> output(static_cast<std::size_t>(row_bytes(dtype, count)));
-        comm.reduce_scatter_sum(input.data(), output.data(), count, dtype, 0);
-        EXPECT_EQ(std::memcmp(output.data(), expected.data() + comm.rank() * row_bytes(dtype, count), output.size()),
-                  0);
-      });
-    }
-  }
-}
-
-TEST_P(Shm, AllGatherPutsPartsInTheOrderOfRanks) {
-  const int size = GetParam();
-  for (const std::int64_t count : {1, 333, 200'000}) {
-    run_threads(size, [&](Communicator& comm) {
-      const std::vector<std::int32_t> input(static_cast<std::size_t>(count), comm.rank());
-      std::vector<std::int32_t> output(static_cast<std::size_t>(count * size), -1);
-      comm.all_gather(input.data(), output.data(), count * 4, 0);
-      std::vector<std::int32_t> in_place(output.size(), -1);
-      std::copy(input.begin(), input.end(), in_place.begin() + comm.rank() * count);
-      comm.all_gather(in_place.data() + comm.rank() * count, in_place.data(), count * 4, 0);
-      for (std::size_t i = 0; i < output.size(); ++i) ASSERT_EQ(output[i], static_cast<std::int32_t>(i) / count) << i;
-      EXPECT_EQ(in_place, output);
-    });
-  }
-}
-
-TEST_P(Shm, BroadcastReachesEveryRankFromEveryRoot) {
-  run_threads(GetParam(), [&](Communicator& comm) {
-    for (int root = 0; root < comm.size(); ++root) {
-      std::vector<std::int32_t> data(100'001, comm.rank());
-      comm.broadcast(data.data(), static_cast<std::int64_t>(data.size()) * 4, root, 0);
-      EXPECT_EQ(data, std::vector<std::int32_t>(100'001, root));
-    }
-  });
-}
-
-TEST_P(Shm, NobodyPassesABarrierBeforeAllHaveCome) {
-  std::atomic<int> come{0};
-  run_threads(GetParam(), [&](Communicator& comm) {
-    for (int round = 1; round <= 200; ++round) {
-      ++come;
-      comm.barrier(0);
-      EXPECT_GE(come.load(), round * comm.size());
-      comm.barrier(0);
-    }
-  });
-}
-
-TEST_P(Shm, ManyMixedCollectivesStayInStep) {
-  run_threads(GetParam(), [&](Communicator& comm) {
-    std::mt19937 random(1);  // the same on every rank
-    for (int round = 0; round < 300; ++round) {
-      const std::int64_t count = 1 + random() % (round % 10 == 0 ? 100'000 : 100);
-      std::vector<float> data(static_cast<std::size_t>(count), static_cast<float>(comm.rank() + round));
-      comm.all_reduce_sum(data.data(), count, DType::f32, 0);
-      const int size = comm.size();
-      ASSERT_EQ(data.front(), static_cast<float>(size * round + size * (size - 1) / 2));
-      ASSERT_EQ(data.back(), data.front());
-      std::int32_t root = comm.rank();
-      comm.broadcast(&root, 4, round % size, 0);
-      ASSERT_EQ(root, round % size);
-    }
-  });
-}
-
-INSTANTIATE_TEST_SUITE_P(Sizes, Shm, testing::Values(1, 2, 3, 4, 8));
-
-TEST(ShmSum, InstructionSetsAgree) {
-  for (const DType dtype : kDTypes) {
-    const std::int64_t count = 1003;
-    std::vector<std::vector<std::byte>> parts;
-    std::vector<const void*> inputs;
-    for (int rank = 0; rank < 5; ++rank) parts.push_back(random_part(rank, count, dtype));
-    for (const auto& part : parts) inputs.push_back(part.data());
-    for (const CpuIsa isa : supported_cpu_isas()) {
-      std::vector<std::byte> out(parts[0].size());
-      sum_kernel(isa)(inputs.data(), 5, count, dtype, out.data());
-      EXPECT_TRUE(out == expected_sum(5, count, dtype)) << cpu_isa_label(isa);
-    }
-  }
-}
 
 // The message of the RankFailure that repeated sums end with; "" if they don't within a minute.
 std::string failure_of(Communicator& comm, int* culprit = nullptr) {

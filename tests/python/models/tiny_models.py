@@ -107,8 +107,10 @@ def assert_chunks_agree(model: Model, ids: list[int], prefill: np.ndarray) -> No
             np.testing.assert_array_equal(model.forward(ids, chunk_sizes=chunks), prefill)
 
 
-def check_against_transformers(folder: Path, ids: list[int], tolerance: float) -> None:
-    model = Model(str(folder), page_size=4, max_tokens=len(ids))
+def check_against_transformers(
+    folder: Path, ids: list[int], tolerance: float, num_ranks: int = 1
+) -> None:
+    model = Model(str(folder), page_size=4, max_tokens=len(ids), num_ranks=num_ranks)
     ours = model.forward(ids)
     assert relative_error(ours, transformers_logits(folder, ids)) < tolerance
     assert_chunks_agree(model, ids, ours)
