@@ -91,8 +91,8 @@ std::function<void(std::int64_t, std::int64_t)> reporter(const Progress& progres
 class PyEngine {
  public:
   PyEngine(const std::string& model_path, const std::string& device_name, std::int64_t num_threads, LoadFormat format,
-           const EngineSettings& settings, const Progress& progress) {
-    std::unique_ptr<Ops> device = make_device(device_name, num_threads);
+           const EngineSettings& settings, const std::string& cache_dir, const Progress& progress) {
+    std::unique_ptr<Ops> device = make_device(device_name, num_threads, nullptr, cache_dir);
     device_name_ = device->device_name();
     num_threads_ = device->pool().num_threads();
     num_ranks_ = device->num_ranks();
@@ -171,7 +171,7 @@ PyEngineHolder make_engine(const std::string& model_path, std::int64_t num_threa
                            std::int64_t max_running, std::int64_t max_batch_tokens, std::int64_t max_waiting,
                            const std::string& device, double memory_fraction, std::int64_t num_pages,
                            bool disable_cuda_graph, bool disable_overlap, const std::string& load_format,
-                           const Progress& progress) {
+                           const std::string& cache_dir, const Progress& progress) {
   if (load_format != "auto" && load_format != "dummy") {
     throw InputError("--load-format must be auto or dummy, got " + load_format);
   }
@@ -190,7 +190,7 @@ PyEngineHolder make_engine(const std::string& model_path, std::int64_t num_threa
   PyEngineHolder engine;
   {
     const py::gil_scoped_release release;
-    engine.reset(new PyEngine(model_path, device, num_threads, format, settings, progress));
+    engine.reset(new PyEngine(model_path, device, num_threads, format, settings, cache_dir, progress));
   }
   stop_at_exit(engine->weak_engine());
   return engine;
@@ -226,9 +226,9 @@ void bind_engine(py::module_& module) {
            py::arg("max_seq_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 0,
            py::arg("max_waiting") = 4096, py::arg("device") = "auto", py::arg("memory_fraction") = 0.9,
            py::arg("num_pages") = 0, py::arg("disable_cuda_graph") = false, py::arg("disable_overlap") = false,
-           py::arg("load_format") = "auto", py::arg("progress") = py::none(),
-           "Loads the weights, calling progress(phase, done, total) on this thread. 0 and 'auto' are chosen. Raises "
-           "InputError.")
+           py::arg("load_format") = "auto", py::arg("cache_dir") = "", py::arg("progress") = py::none(),
+           "Loads the weights, calling progress(phase, done, total) on this thread. 0 and 'auto' are chosen. What a "
+           "GPU measures of itself is kept in cache_dir, if one is given. Raises InputError.")
       .def_property_readonly("info", &PyEngine::info, "What was loaded and chosen.")
       .def(
           "start", [](const PyEngine& self) { self.engine().start(); }, "Starts the engine thread; once.")

@@ -79,10 +79,12 @@ class Engine:
         disable_cuda_graph: bool = False,
         disable_overlap: bool = False,
         load_format: str = "auto",
+        cache_dir: str = "",
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Loads the weights, calling progress(phase, done, total) on this thread. 0 and "auto" are
-        chosen. Raises InputError.
+        chosen. What a GPU measures of itself is kept in cache_dir, if one is given. Raises
+        InputError.
         """
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 
 import uvloop
 
-from minisgl.config import ServerArgs, parse_args
+from minisgl.config import ServerArgs, default_cache_dir, parse_args
 from minisgl.engine.client import EngineClient, EngineStartError, RestartPolicy
 from minisgl.ipc.messages import EngineOptions
 from minisgl.model_source import ModelError, ModelFiles, resolve_model
@@ -245,6 +245,7 @@ def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
         disable_cuda_graph=args.disable_cuda_graph,
         disable_overlap=args.disable_overlap,
         load_format=args.load_format,
+        cache_dir=str(default_cache_dir()),
         # The client refuses what is too much; the engine's own limit only has to lie above that.
         max_waiting=args.max_running + args.max_waiting,
     )

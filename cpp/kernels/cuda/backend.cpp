@@ -118,14 +118,16 @@ CudaStream make_stream() {
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm)
+  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm,
+          const std::string& cache_folder)
       : comm_(std::move(comm)),
         device_index_(device_index),
         properties_(properties),
         pool_(num_threads),
         stream_(make_stream()),
         upload_stream_(make_stream()),
-        uploader_(pool_, stream_.get()) {
+        uploader_(pool_, stream_.get()),
+        dense_(properties.name, cache_folder) {
     const std::int64_t blocks = num_attention_blocks();
     partials_ = allocate_on_device(static_cast<std::size_t>(blocks * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
@@ -219,9 +221,11 @@ class CudaOps final : public Ops {
                 stream_.get());
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
+    unnormed_ = {};
     cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
   }
   void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    unnormed_ = {};
     const SumAddRmsNorm sum{.residual = residual.data,
                             .delta = delta.data,
                             .weight = weight,
@@ -236,6 +240,8 @@ class CudaOps final : public Ops {
   }
   void linear(const Linear& weights, Tensor x, Tensor y) override;
   void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override;
+  void linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
+                       Tensor normed) override;
   void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
     cuda::store_heads(step_, qkv.data, shape, transform, cache, stream_.get());
@@ -260,6 +266,11 @@ class CudaOps final : public Ops {
   double busy_seconds() const override { return busy_seconds_; }
 
  private:
+  // y = x · Wᵀ by the kernels for few rows, or by their norm of x where that is what they are to read. False where they
+  // don't take the shape.
+  bool few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output);
+  // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
+  void many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
   // Blocks of decode attention that cutting sequences into parts may lead to.
   std::int64_t num_attention_blocks() const {
     return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
@@ -288,6 +299,12 @@ class CudaOps final : public Ops {
   cuda::Uploader uploader_;
   cuda::DenseGemm dense_;
   std::uint64_t random_seed_ = 0;
+  // Rows that were asked for but not written: the products of few rows that read `normed` take the norm on their way.
+  struct {
+    const std::byte* normed = nullptr;
+    const std::byte* residual = nullptr;
+    Norm norm{};
+  } unnormed_;
 
   DeviceBuffer partials_, arrived_;  // of decode attention
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
@@ -448,54 +465,63 @@ void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> qu
   }
 }
 
-void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
-  const auto& linear = static_cast<const CudaLinear&>(weights);
-  MINISGL_CHECK(x.cols == linear.in_features() && y.cols == linear.out_features() && x.rows == y.rows);
-  if (x.rows == 0) return;
+bool CudaOps::few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output) {
+  const std::int64_t outputs = weights.out_features() / (output == cuda::SkinnyOutput::gated ? 2 : 1);
+  MINISGL_CHECK(x.cols == weights.in_features() && y.cols == outputs && x.rows == y.rows);
+  if (x.rows == 0) return true;
+  if (!cuda::skinny_gemm_fits(x.rows, x.cols)) return false;
+  const bool normed = x.data == unnormed_.normed;
+  cuda::skinny_gemm({.weights = weights.weight(),
+                     .bias = weights.bias(),
+                     .x = normed ? unnormed_.residual : x.data,
+                     .norm = normed ? unnormed_.norm.weight : nullptr,
+                     .eps = unnormed_.norm.eps,
+                     .y = y.data,
+                     .output = output,
+                     .rows = x.rows,
+                     .inputs = x.cols,
+                     .outputs = outputs},
+                    stream_.get());
+  return true;
+}
+
+void CudaOps::many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added) {
   const bool y_is_f32 = y.dtype == DType::f32;
-  if (x.rows <= cuda::kMaxSkinnyRows && cuda::skinny_gemm_fits(static_cast<int>(x.rows), x.cols)) {
-    cuda::skinny_gemm({.weights = linear.weight(),
-                       .bias = linear.bias(),
-                       .x = x.data,
-                       .y = y.data,
-                       .y_is_f32 = y_is_f32,
-                       .gated = false,
-                       .rows = static_cast<int>(x.rows),
-                       .inputs = x.cols,
-                       .outputs = y.cols},
-                      stream_.get());
-    return;
-  }
-  dense_.run({.weights = linear.weight(),
+  dense_.run({.weights = weights.weight(),
               .x = x.data,
               .y = y.data,
+              .scratch = scratch,
               .y_is_f32 = y_is_f32,
+              .added = added,
               .rows = x.rows,
               .inputs = x.cols,
               .outputs = y.cols},
              stream_.get());
-  if (linear.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, linear.bias(), y.rows, y.cols, stream_.get());
+  if (weights.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_.get());
+}
+
+void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
+  const auto& linear = static_cast<const CudaLinear&>(weights);
+  const auto output = y.dtype == DType::f32 ? cuda::SkinnyOutput::f32 : cuda::SkinnyOutput::bf16;
+  if (!few_rows(linear, x, y, output)) many_rows(linear, x, y, y.data, false);
 }
 
 void CudaOps::gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) {
-  const auto& linear = static_cast<const CudaLinear&>(gate_up);
-  MINISGL_CHECK(x.cols == linear.in_features() && 2 * y.cols == linear.out_features() && x.rows == y.rows);
-  if (x.rows == 0) return;
-  if (x.rows <= cuda::kMaxSkinnyRows && cuda::skinny_gemm_fits(static_cast<int>(x.rows), x.cols)) {
-    cuda::skinny_gemm({.weights = linear.weight(),
-                       .bias = linear.bias(),
-                       .x = x.data,
-                       .y = y.data,
-                       .y_is_f32 = false,
-                       .gated = true,
-                       .rows = static_cast<int>(x.rows),
-                       .inputs = x.cols,
-                       .outputs = y.cols},
-                      stream_.get());
-    return;
-  }
-  this->linear(gate_up, x, scratch);
+  if (few_rows(static_cast<const CudaLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) return;
+  linear(gate_up, x, scratch);
   cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
+}
+
+void CudaOps::linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
+                              Tensor normed) {
+  if (num_ranks() > 1) return Ops::linear_add_norm(weights, x, delta, residual, norm, normed);
+  const auto& linear = static_cast<const CudaLinear&>(weights);
+  if (!few_rows(linear, x, residual, cuda::SkinnyOutput::added)) many_rows(linear, x, residual, delta.data, true);
+  if (cuda::skinny_gemm_fits(residual.rows, residual.cols)) {
+    unnormed_ = {.normed = normed.data, .residual = residual.data, .norm = norm};
+  } else {
+    rms_norm(residual, norm.weight, norm.eps, normed);
+  }
 }
 
 void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
@@ -557,7 +583,8 @@ int num_cuda_devices() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm) {
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
+                                   const std::string& cache_folder) {
   const int count = num_cuda_devices();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
@@ -569,7 +596,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::share
     throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
                             "; 8.0 is needed"));
   }
-  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm));
+  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm), cache_folder);
 }
 
 }  // namespace minisgl

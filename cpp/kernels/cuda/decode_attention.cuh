@@ -7,6 +7,8 @@
 
 namespace minisgl::cuda {
 
+constexpr int kLeastRounds = 4;  // of a part: merging smaller ones takes longer than they save
+
 template <int dim>
 struct DecodeShape {
   static constexpr int kWarps = 4;
@@ -33,22 +35,16 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const int first_head = kv_head * group + first_in_group;
   const int head_dim = args.shape.head_dim;
   const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
-  if (sequence.num_rows == 0) {
-    wait_for_previous();
-    return;
-  }
+  if (sequence.num_rows == 0) return;
 
   // Positions of this part: whole tiles for every warp.
   const std::int32_t end = sequence.start_position + 1;
   const std::int32_t begin = args.window > 0 ? max(0, end - args.window) : 0;
   constexpr int kRound = Shape::kWarps * Shape::kPositions;
   const int rounds = (end - begin + kRound - 1) / kRound;
-  const int rounds_per_part = (rounds + args.num_splits - 1) / args.num_splits;
+  const int rounds_per_part = max(kLeastRounds, (rounds + args.num_splits - 1) / args.num_splits);
   const int num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
-  if (static_cast<int>(blockIdx.x) >= num_parts) {
-    wait_for_previous();
-    return;
-  }
+  if (static_cast<int>(blockIdx.x) >= num_parts) return;
   const std::int32_t part_begin = begin + static_cast<int>(blockIdx.x) * rounds_per_part * kRound;
   const std::int32_t part_end = min(end, part_begin + rounds_per_part * kRound);
 

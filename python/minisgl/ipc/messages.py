@@ -201,6 +201,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     disable_cuda_graph: bool = False
     disable_overlap: bool = False
     load_format: str = "auto"
+    cache_dir: str = ""  # for what a GPU measures of itself; "": nowhere
 
 
 ToRank = Submit | Abort | Shutdown | EngineOptions
