@@ -17,8 +17,7 @@ namespace {
 
 using cuda::allocate_on_device;
 
-constexpr int kMostSplits = 64;          // parts that decode attention cuts a sequence into
-constexpr int kBlocksPerProcessor = 4;   // of decode attention, to keep the memory busy
+constexpr int kPartsPerProcessor = 12;   // of decode attention, so that the last of them to run don't run alone
 constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
 
 class CudaMatrix final : public Matrix {
@@ -103,9 +102,9 @@ class CudaOps final : public Ops {
         pool_(num_threads),
         stream_(make_stream()),
         uploader_(pool_, stream_.get()) {
-    const std::int64_t blocks = num_attention_blocks();
-    partials_ = allocate_on_device(static_cast<std::size_t>(blocks * cuda::partial_floats(256)) * sizeof(float));
-    arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
+    const std::int64_t parts = most_attention_parts();
+    partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
+    arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
   }
 
   std::string device_name() const override { return properties_.name; }
@@ -213,9 +212,9 @@ class CudaOps final : public Ops {
   std::vector<TokenOutput> take_outputs() override;
 
  private:
-  // Blocks of decode attention that cutting sequences into parts may lead to.
-  std::int64_t num_attention_blocks() const {
-    return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
+  // That decode attention may cut sequences into.
+  std::int64_t most_attention_parts() const {
+    return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
   }
   void upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
   void reserve_logits(std::int64_t rows, std::int64_t vocab_size);
@@ -419,20 +418,17 @@ void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvL
                               std::int32_t window, Tensor out) {
   MINISGL_CHECK(qkv.cols == shape.row_size() && shape.num_heads % shape.num_kv_heads == 0, shape.num_heads,
                 " heads for ", shape.num_kv_heads, " KV heads");
-  const std::int64_t blocks =
-      std::max<std::int64_t>(1, std::int64_t{step_.num_decodes} * cuda::decode_head_blocks(shape));
-  cuda::paged_attention(
-      {.step = step_,
-       .qkv = qkv.data,
-       .out = out.data,
-       .shape = shape,
-       .cache = cache,
-       .scale = scale,
-       .window = window,
-       .num_splits = static_cast<int>(std::clamp<std::int64_t>(num_attention_blocks() / blocks, 1, kMostSplits)),
-       .partials = partials_.as<float>(),
-       .arrived = arrived_.as<std::uint32_t>()},
-      stream_.get());
+  cuda::paged_attention({.step = step_,
+                         .qkv = qkv.data,
+                         .out = out.data,
+                         .shape = shape,
+                         .cache = cache,
+                         .scale = scale,
+                         .window = window,
+                         .most_parts = most_attention_parts(),
+                         .partials = partials_.as<float>(),
+                         .arrived = arrived_.as<std::uint32_t>()},
+                        stream_.get());
 }
 
 std::vector<TokenOutput> CudaOps::take_outputs() {

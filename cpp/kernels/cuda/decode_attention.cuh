@@ -7,6 +7,8 @@
 
 namespace minisgl::cuda {
 
+constexpr int kMostSplits = 64;  // parts of a sequence
+
 template <int dim>
 struct DecodeShape {
   static constexpr int kWarps = 4;
@@ -160,14 +162,38 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   }
 }
 
+// Into how many parts to cut each of `blocks` such that the last of the waves in which `resident` parts run at a time
+// is full, or nearly.
+inline int choose_splits(std::int64_t blocks, std::int64_t resident, std::int64_t most_parts) {
+  int best = 1;
+  const auto waves_per_split = [&](int splits) {
+    return static_cast<double>((blocks * splits + resident - 1) / resident) / splits;
+  };
+  for (int splits = 2; splits <= kMostSplits && blocks * splits <= most_parts; ++splits)
+    if (waves_per_split(splits) < 0.95 * waves_per_split(best)) best = splits;
+  return best;
+}
+
 template <typename T, int dim>
 void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
   using Shape = DecodeShape<dim>;
+  constexpr int kThreads = Shape::kWarps * 32;
   MINISGL_CUDA_CHECK(
       cudaFuncSetAttribute(decode_kernel<T, dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes));
-  const dim3 grid(static_cast<unsigned>(args.num_splits), static_cast<unsigned>(decode_head_blocks(args.shape)),
+  static const std::int64_t resident = [] {
+    int device = 0, processors = 0, blocks = 0;
+    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    MINISGL_CUDA_CHECK(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_kernel<T, dim>, kThreads, Shape::kBytes));
+    return std::int64_t{processors} * blocks;
+  }();
+  const int blocks = decode_head_blocks(args.shape);
+  AttentionArgs cut = args;
+  cut.num_splits = choose_splits(std::int64_t{args.step.num_decodes} * blocks, resident, args.most_parts);
+  const dim3 grid(static_cast<unsigned>(cut.num_splits), static_cast<unsigned>(blocks),
                   static_cast<unsigned>(args.step.num_decodes));
-  launch_kernel(decode_kernel<T, dim>, grid, Shape::kWarps * 32, Shape::kBytes, stream, args);
+  launch_kernel(decode_kernel<T, dim>, grid, kThreads, Shape::kBytes, stream, cut);
 }
 
 }  // namespace minisgl::cuda
