@@ -56,21 +56,19 @@ inline dim3 prefill_grid(const AttentionArgs& args, int most_queries) {
 }
 
 // Eight columns of a query from `column` on, in the cache's type; zeros past the head's size and past the queries.
+// Loads in any case, so that several may be under way.
 template <typename T>
 __device__ __forceinline__ uint4 query_chunk(const AttentionArgs& args, const PrefillTile& tile, int query,
                                              int column) {
+  const bool valid = query < tile.num_queries && column < args.shape.head_dim;
+  const int known = valid ? query : 0;
+  alignas(16) bf16 from[8];
+  *reinterpret_cast<uint4*>(from) =
+      *reinterpret_cast<const uint4*>(static_cast<const bf16*>(args.qkv) + tile.row_of(known) * args.shape.row_size() +
+                                      tile.head_of(known) * args.shape.head_dim + (valid ? column : 0));
   alignas(16) T chunk[8];
-  if (query < tile.num_queries && column < args.shape.head_dim) {
-    alignas(16) bf16 from[8];
-    *reinterpret_cast<uint4*>(from) = *reinterpret_cast<const uint4*>(
-        static_cast<const bf16*>(args.qkv) + tile.row_of(query) * args.shape.row_size() +
-        tile.head_of(query) * args.shape.head_dim + column);
 #pragma unroll
-    for (int k = 0; k < 8; ++k) chunk[k] = from_float<T>(to_float(from[k]));
-  } else {
-#pragma unroll
-    for (int k = 0; k < 8; ++k) chunk[k] = from_float<T>(0.0f);
-  }
+  for (int k = 0; k < 8; ++k) chunk[k] = from_float<T>(valid ? to_float(from[k]) : 0.0f);
   return *reinterpret_cast<const uint4*>(chunk);
 }
 

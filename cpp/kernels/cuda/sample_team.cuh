@@ -104,6 +104,7 @@ class Team {
     for (int i = threadIdx.x; i < 2 * kBins; i += kSampleThreads) memory_.bins[i / kBins][i % kBins] = 0;
     __syncthreads();
   }
+  __device__ __forceinline__ void count_in_bin(int bin) const { atomicAdd(&memory_.bins[0][bin], 1u); }
   __device__ __forceinline__ void add_to_bin(int bin, Mass mass) const {
     const auto low = static_cast<std::uint32_t>(mass);
     const std::uint32_t carry = atomicAdd(&memory_.bins[0][bin], low) + low < low ? 1 : 0;

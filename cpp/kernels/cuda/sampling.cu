@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::uint32_t kPromptBit = 0x80000000u;
 constexpr float kWeightUnit = 0x1p40f;
-constexpr float kFurthest = 28.0f;  // a weight of exp(-28) is less than 2^-40
+constexpr float kFurthest = 27.7f;  // exp(-27.7) is just above the unit of weights; what is further has no weight
 
 // Grows with the logit; NaN is the least, with -inf.
 __device__ __forceinline__ std::uint32_t order_of(float logit) {
@@ -73,13 +73,16 @@ struct Scale {
   float inverse;  // 1 / temperature
 
   __device__ float finite(float x) const { return infinite ? (x == INFINITY ? 0.0f : -INFINITY) : x; }
+  __device__ float distance(float logit) const { return (max - logit) * inverse; }  // from the largest
+  __device__ bool has_weight(float logit) const { return distance(logit) <= kFurthest; }
   // In units of 2^-40 of the largest.
   __device__ Mass weight(float logit) const {
-    const float distance = (logit - max) * inverse;
-    return distance >= -kFurthest ? static_cast<Mass>(expf(distance) * kWeightUnit) : 0;
+    return has_weight(logit) ? static_cast<Mass>(expf(-distance(logit)) * kWeightUnit) : 0;
   }
   // Of a logit with a weight.
-  __device__ int bin(float logit) const { return static_cast<int>((max - logit) * inverse * (kBins / kFurthest)); }
+  __device__ int bin(float logit) const {
+    return min(static_cast<int>(distance(logit) * (kBins / kFurthest)), kBins - 1);
+  }
 };
 
 // A row of logits, and what of it survived.
@@ -88,20 +91,17 @@ struct Row {
   Scale scale;
   Key cut;  // the smallest key that survives
 
-  // visit(key, logit, mass) for what survived and has a weight.
+  // visit(token, logit) for what survived and has a weight.
   template <typename Visit>
   __device__ __forceinline__ void for_each(const Visit& visit) const {
     for_each_logit(slice, [&](std::int32_t token, float x) {
       const float logit = scale.finite(x);
-      const Mass mass = scale.weight(logit);
-      if (mass == 0) return;
-      const Key key = key_of(logit, token);
-      if (key >= cut) visit(key, logit, mass);
+      if (scale.has_weight(logit) && (cut == 0 || key_of(logit, token) >= cut)) visit(token, logit);
     });
   }
   __device__ Mass mass() const {
     Mass sum = 0;
-    for_each([&](Key, float, Mass mass) { sum += mass; });
+    for_each([&](std::int32_t, float logit) { sum += scale.weight(logit); });
     return sum;
   }
 };
@@ -111,9 +111,11 @@ enum class Measure { number, mass };
 // The distance at which the survivors, from the greatest on, reach `target`.
 __device__ Crossing cross(const Row& row, Measure measure, Mass target, Team& team) {
   team.clear_bins();
-  row.for_each([&](Key, float logit, Mass mass) {
-    team.add_to_bin(min(row.scale.bin(logit), kBins - 1), measure == Measure::number ? 1 : mass);
-  });
+  if (measure == Measure::number) {
+    row.for_each([&](std::int32_t, float logit) { team.count_in_bin(row.scale.bin(logit)); });
+  } else {
+    row.for_each([&](std::int32_t, float logit) { team.add_to_bin(row.scale.bin(logit), row.scale.weight(logit)); });
+  }
   return team.cross(target);
 }
 
@@ -126,10 +128,13 @@ __device__ Key find_key(const Row& row, Measure measure, Mass target, const Cros
     const int bits = digit % 3 == 2 ? 10 : 11, above = rest;
     rest -= bits;
     team.clear_bins();
-    row.for_each([&](Key key, float logit, Mass mass) {
-      if (min(row.scale.bin(logit), kBins - 1) != crossing.bin || (above < 64 && key >> above != prefix)) return;
+    row.for_each([&](std::int32_t token, float logit) {
+      if (row.scale.bin(logit) != crossing.bin) return;
+      const Key key = key_of(logit, token);
+      if (above < 64 && key >> above != prefix) return;
       const int greatest = (1 << bits) - 1;
-      team.add_to_bin(greatest - static_cast<int>(key >> rest & greatest), measure == Measure::number ? 1 : mass);
+      team.add_to_bin(greatest - static_cast<int>(key >> rest & greatest),
+                      measure == Measure::number ? 1 : row.scale.weight(logit));
     });
     const Crossing here = team.cross(target);
     target -= here.before;
@@ -192,9 +197,10 @@ __device__ std::int32_t walk(const Row& row, Mass target, TeamMemory& memory) {
   return row.slice.first + token;
 }
 
-// All filters and the draw among `count` tokens, which hold all that can survive. One block; each token is compared
-// with all others.
-__device__ std::int32_t draw_among_candidates(const QueryEntry& query, const Scale& scale, int count, Team& team) {
+// All filters and the draw among `count` tokens, which hold all that can survive. `top_p_mass`: what of the row top_p
+// wants, or 0: it is a share of what top_k leaves. One block; each token is compared with all others.
+__device__ std::int32_t draw_among_candidates(const QueryEntry& query, const Scale& scale, int count, Mass top_p_mass,
+                                              Team& team) {
   TeamMemory& memory = team.memory();
   const Key* keys = memory.candidates.key;
   Mass* masses = memory.candidates.mass;
@@ -242,7 +248,7 @@ __device__ std::int32_t draw_among_candidates(const QueryEntry& query, const Sca
   });
   if (query.top_k > 0) keep([&](int e) { return rank[e] < query.top_k; });
   if (query.top_p < 1.0f) {
-    const Mass target = nucleus(query.top_p, total());
+    const Mass target = top_p_mass != 0 ? top_p_mass : nucleus(query.top_p, total());
     keep([&](int e) { return above[e] < target; });
   }
   if (query.min_p > 0.0f) {
@@ -265,14 +271,15 @@ __device__ std::int32_t draw_among_candidates(const QueryEntry& query, const Sca
 // or more than kMostCandidates and no candidates.
 __device__ int gather(const Row& row, int bin, Team& team) {
   Mass number = 0;
-  row.for_each([&](Key, float logit, Mass) { number += min(row.scale.bin(logit), kBins - 1) <= bin ? 1 : 0; });
+  row.for_each([&](std::int32_t, float logit) { number += row.scale.bin(logit) <= bin ? 1 : 0; });
   if (threadIdx.x == 0) team.memory().num_candidates = 0;
   const Team::Sums sums = team.sum(number);
   if (sums.all > kMostCandidates) return kMostCandidates + 1;
   auto* candidates = in_block(&team.memory().candidates, 0);
-  row.for_each([&](Key key, float logit, Mass) {
-    if (min(row.scale.bin(logit), kBins - 1) <= bin)
-      candidates->key[static_cast<int>(sums.before) + atomicAdd(&team.memory().num_candidates, 1)] = key;
+  row.for_each([&](std::int32_t token, float logit) {
+    if (row.scale.bin(logit) > bin) return;
+    const int place = static_cast<int>(sums.before) + atomicAdd(&team.memory().num_candidates, 1);
+    candidates->key[place] = key_of(logit, token);
   });
   cluster_sync();
   return static_cast<int>(sums.all);
@@ -292,6 +299,7 @@ __device__ std::int32_t first_allowed(const StepData& step, const QueryEntry& qu
 __device__ Key greatest_key(const Slice& slice, Key below, Team& team) {
   Key best = 0;
   for_each_logit(slice, [&](std::int32_t token, float logit) {
+    if (order_of(logit) < static_cast<std::uint32_t>(best >> 32)) return;
     const Key key = key_of(logit, token);
     if (key < below && key > best) best = key;
   });
@@ -318,7 +326,8 @@ __device__ std::int32_t draw(const StepData& step, const QueryEntry& query, cons
     Mass target = top_k ? static_cast<Mass>(query.top_k) : nucleus(query.top_p, team.sum(row.mass()).all);
     Crossing crossing = cross(row, measure, target, team);
     const int count = gather(row, crossing.bin < 0 ? kBins - 1 : crossing.bin, team);
-    if (count <= kMostCandidates) return leads ? draw_among_candidates(query, row.scale, count, team) : -1;
+    if (count <= kMostCandidates)
+      return leads ? draw_among_candidates(query, row.scale, count, top_k ? 0 : target, team) : -1;
     if (crossing.bin >= 0) row.cut = find_key(row, measure, target, crossing, team);
     if (top_k && top_p) {
       target = nucleus(query.top_p, team.sum(row.mass()).all);
@@ -333,14 +342,19 @@ __device__ std::int32_t draw(const StepData& step, const QueryEntry& query, cons
   return walk(row, target - sums.before, team.memory());
 }
 
-// Copies a slice of a row, `from` its first logit, to `to`.
-__device__ void copy_slice(const Slice& slice, const float* from, float* to) {
-  if (reinterpret_cast<std::uintptr_t>(from) % 16 == 0 && slice.size % 4 == 0) {
-    for (std::int32_t i = 4 * static_cast<std::int32_t>(threadIdx.x); i < slice.size; i += 4 * kSampleThreads)
-      *reinterpret_cast<float4*>(to + i) = *reinterpret_cast<const float4*>(from + i);
-  } else {
-    for (std::int32_t i = threadIdx.x; i < slice.size; i += kSampleThreads) to[i] = from[i];
+// Copies a slice of a row to `to`.
+__device__ void copy_slice(const Slice& slice, float* to) {
+  const float* from = slice.logits;
+  std::int32_t copied = 0;
+  if (reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
+    copied = slice.size / 4 * 4;
+    for (std::int32_t i = 4 * static_cast<std::int32_t>(threadIdx.x); i < copied; i += 4 * kSampleThreads)
+      copy_16_async(to + i, from + i, true);
+    commit_copies();
+    wait_copies<0>();
   }
+  for (std::int32_t i = copied + static_cast<std::int32_t>(threadIdx.x); i < slice.size; i += kSampleThreads)
+    to[i] = from[i];
   __syncthreads();
 }
 
@@ -419,8 +433,14 @@ __global__ void __launch_bounds__(kSampleThreads)
     const bool changes = seen != nullptr || query.num_bias > 0 || query.num_banned > 0;
     Slice slice = own;
     if (is_shared || changes) {
-      float* target = is_shared ? shared_slice : all_adjusted + static_cast<std::int64_t>(blockIdx.y) * vocab + first;
-      copy_slice(own, own.logits, target);
+      float* target = all_adjusted + static_cast<std::int64_t>(blockIdx.y) * vocab + first;
+      if (is_shared) {
+        target = shared_slice;
+        copy_slice(own, target);
+      } else {
+        for (std::int32_t i = threadIdx.x; i < own.size; i += kSampleThreads) target[i] = own.logits[i];
+        __syncthreads();
+      }
       if (changes) adjust(step, query, own, seen, target);
       slice.logits = target;
     }

@@ -10,20 +10,18 @@
 #include "kernels/cuda/hopper/wgmma.cuh"
 #include "kernels/cuda/prefill_tile.cuh"
 
-#ifndef MINISGL_STAGES
-#define MINISGL_STAGES 3
-#endif
 namespace minisgl::cuda::hopper {
 
 constexpr int kGroup = 128;  // threads of a warpgroup
 constexpr int kConsumers = 2;
 constexpr int kGroupQueries = 64;
 constexpr int kQueries = kConsumers * kGroupQueries;
+constexpr int kMostStages = 3;
 
 template <int dim>
 struct Shape {
   static constexpr int kPositions = dim > 128 ? 64 : 128;
-  static constexpr int kStages = dim > 128 ? 2 : MINISGL_STAGES;
+  static constexpr int kStages = dim > 128 ? 2 : kMostStages;
   static constexpr int kTiles = (dim + kTileColumns - 1) / kTileColumns;  // that lie beside each other
   static constexpr int kColumnStride = kPositions * kTileRowBytes;        // from one of them to the next
   static constexpr int kStageBytes = kTiles * kColumnStride;              // keys or values
@@ -32,7 +30,6 @@ struct Shape {
   static constexpr int kBytes = kConsumers * kQueryBytes + 2 * kStages * kStageBytes + 1024;
 };
 
-constexpr int kMostStages = 3;
 struct Barriers {
   Barrier full_keys[kMostStages], full_values[kMostStages];    // a stage holds a tile
   Barrier empty_keys[kMostStages], empty_values[kMostStages];  // nobody reads it any more
@@ -53,48 +50,52 @@ struct Turn {
   }
 };
 
-// The producer: its threads copy 16 bytes each, eight of them 64 columns of a row.
+// The producer: each warp fetches a quarter of a tile's positions, a lane looks up one of them for the others. Eight
+// lanes copy 64 columns of a row.
 template <typename T, int dim>
 __device__ __forceinline__ void fetch_tiles(const Pages<T>& pages, const PrefillTile& tile, unsigned char* keys,
                                             unsigned char* values, Barriers& barriers) {
   using S = Shape<dim>;
-  constexpr int kRowsAtOnce = kGroup / 8;
-  const int thread = threadIdx.x % kGroup, chunk = thread % 8, row = thread / 8;
-  const int place = row * kTileRowBytes + (chunk ^ row % 8) * 16;
-  constexpr int kOwnRows = S::kPositions / kRowsAtOnce;
-  std::int32_t rows[kOwnRows], next_rows[kOwnRows];  // -1: none
-  const auto look_up = [&](std::int32_t first, std::int32_t (&found)[kOwnRows]) {
+  constexpr int kShare = S::kPositions / (kGroup / 32), kRowsAtOnce = 32 / 8;
+  const int warp = threadIdx.x % kGroup / 32, lane = threadIdx.x % 32, chunk = lane % 8;
+  const auto look_up = [&](std::int32_t first) {  // -1: none
+    const std::int32_t position = first + warp * kShare + lane % kShare;
+    const std::int32_t found = pages.row_of(min(position, tile.end - 1));
+    return position < tile.end ? found : -1;
+  };
+  // visit(place in the tile, place in the cache or -1) for each 16 bytes of this thread.
+  const auto for_each_chunk = [&](std::int32_t own_row, const auto& visit) {
 #pragma unroll
-    for (int i = 0; i < kOwnRows; ++i) {
-      const std::int32_t position = first + kRowsAtOnce * i + row;
-      found[i] = position < tile.end ? pages.row_of(position) : -1;
+    for (int i = 0; i < kShare / kRowsAtOnce; ++i) {
+      const int share_row = kRowsAtOnce * i + lane / 8, row = warp * kShare + share_row;
+      const std::int32_t cache_row = __shfl_sync(0xffffffffu, own_row, share_row);
+#pragma unroll
+      for (int c = 0; c < S::kTiles; ++c) {
+        const int column = c * kTileColumns + chunk * 8;
+        if (column >= dim) continue;
+        const bool valid = cache_row >= 0 && column < pages.head_dim;
+        visit(c * S::kColumnStride + row * kTileRowBytes + (chunk ^ row % 8) * 16,
+              valid ? std::int64_t{cache_row} * pages.head_dim + column : -1);
+      }
     }
   };
+  const auto copy = [&](std::int32_t own_row, const T* from, unsigned char* to) {
+    for_each_chunk(own_row, [&](int place, std::int64_t offset) {
+      copy_16_async(to + place, from + (offset >= 0 ? offset : 0), offset >= 0);
+    });
+  };
   Turn<S::kStages> turn;
-  look_up(tile.begin, rows);
+  std::int32_t next_row = look_up(tile.begin);
   for (std::int32_t first = tile.begin; first < tile.end; first += S::kPositions, turn.advance()) {
     const int stage = turn.stage;
-    look_up(first + S::kPositions, next_rows);
-    const auto copy = [&](const T* from, unsigned char* to) {
-#pragma unroll
-      for (int i = 0; i < kOwnRows; ++i) {
-#pragma unroll
-        for (int c = 0; c < S::kTiles; ++c) {
-          const int column = c * kTileColumns + chunk * 8;
-          if (column >= dim) continue;
-          const bool valid = rows[i] >= 0 && column < pages.head_dim;
-          const std::int64_t offset = valid ? std::int64_t{rows[i]} * pages.head_dim + column : 0;
-          copy_16_async(to + place + i * kRowsAtOnce * kTileRowBytes + c * S::kColumnStride, from + offset, valid);
-        }
-      }
-    };
+    const std::int32_t own_row = next_row;
+    next_row = look_up(first + S::kPositions);
     barriers.empty_keys[stage].wait(turn.parity ^ 1);
-    copy(pages.keys, keys + stage * S::kStageBytes);
+    copy(own_row, pages.keys, keys + stage * S::kStageBytes);
     barriers.full_keys[stage].arrive_after_copies();
     barriers.empty_values[stage].wait(turn.parity ^ 1);
-    copy(pages.values, values + stage * S::kStageBytes);
-#pragma unroll
-    for (int i = 0; i < kOwnRows; ++i) rows[i] = next_rows[i];
+    unsigned char* stage_values = values + stage * S::kStageBytes;
+    copy(own_row, pages.values, stage_values);
     if (!tile.masks(first, S::kPositions)) {
       barriers.full_values[stage].arrive_after_copies();
       continue;
@@ -102,16 +103,7 @@ __device__ __forceinline__ void fetch_tiles(const Pages<T>& pages, const Prefill
     commit_copies();
     wait_copies<0>();
     bool any = false;
-#pragma unroll
-    for (int i = 0; i < kOwnRows; ++i) {
-#pragma unroll
-      for (int c = 0; c < S::kTiles; ++c) {
-        if (c * kTileColumns + chunk * 8 >= dim) continue;
-        any = clear_non_finite<T>(values + stage * S::kStageBytes + place + i * kRowsAtOnce * kTileRowBytes +
-                                  c * S::kColumnStride) ||
-              any;
-      }
-    }
+    for_each_chunk(own_row, [&](int place, std::int64_t) { any = clear_non_finite<T>(stage_values + place) || any; });
     if (any) barriers.has_non_finite = true;
     barriers.full_values[stage].arrive();
   }
@@ -125,10 +117,20 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, const Pages<T>
   using S = Shape<dim>;
   const int thread = threadIdx.x % kGroup, lane = thread % 32;
   const int group_query = consumer * kGroupQueries;
-  for (int i = thread; i < kGroupQueries * (dim / 8); i += kGroup) {
-    const int row = i / (dim / 8), chunk = i % (dim / 8);
-    *reinterpret_cast<uint4*>(queries + chunk / 8 * S::kQueryStride + row * kTileRowBytes +
-                              (chunk % 8 ^ row % 8) * 16) = query_chunk<T>(args, tile, group_query + row, chunk * 8);
+  constexpr int kOwnChunks = kGroupQueries * (dim / 8) / kGroup, kAtOnce = kOwnChunks > 8 ? 8 : kOwnChunks;
+  for (int from = 0; from < kOwnChunks; from += kAtOnce) {  // several loads before the first store
+    uint4 loaded[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = (from + k) * kGroup + thread;
+      loaded[k] = query_chunk<T>(args, tile, group_query + i / (dim / 8), i % (dim / 8) * 8);
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = (from + k) * kGroup + thread, row = i / (dim / 8), chunk = i % (dim / 8);
+      *reinterpret_cast<uint4*>(queries + chunk / 8 * S::kQueryStride + row * kTileRowBytes +
+                                (chunk % 8 ^ row % 8) * 16) = loaded[k];
+    }
   }
   publish_to_products();
   constexpr int kOwnBarrier = 1;  // 1 and 2: a warpgroup's turn; 3 and 4: within a warpgroup
