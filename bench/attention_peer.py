@@ -77,59 +77,62 @@ def random_values(*sizes: int) -> torch.Tensor:
     return torch.randn(sizes, dtype=torch.bfloat16, device="cuda")
 
 
-def flashinfer_calls(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
+Call = Callable[[], object]
+Peer = tuple[str, Callable[[], Call]]  # its name, and what prepares a call of its kernels
+
+
+def flashinfer_peers(shape: Shape) -> Iterator[Peer]:
     import flashinfer
 
-    pages_each = (shape.context + PAGE_SIZE - 1) // PAGE_SIZE
-    num_pages = shape.batch * pages_each
-    cache = tuple(
-        random_values(num_pages, shape.kv_heads, PAGE_SIZE, shape.head_dim) for _ in range(2)
-    )
-    queries = random_values(shape.batch * shape.rows, shape.heads, shape.head_dim)
-    indices = (
-        torch.arange(num_pages, dtype=torch.int32).reshape(pages_each, shape.batch).T.flatten()
-    )
-    page_starts = torch.arange(0, num_pages + 1, pages_each, dtype=torch.int32)
-    row_starts = torch.arange(0, len(queries) + 1, shape.rows, dtype=torch.int32)
-    last = (shape.context - 1) % PAGE_SIZE + 1
-    last_page_len = torch.full((shape.batch,), last, dtype=torch.int32)
-    workspace = torch.zeros(256 << 20, dtype=torch.uint8, device="cuda")
-    sizes = (shape.heads, shape.kv_heads, shape.head_dim, PAGE_SIZE)
-    if shape.rows == 1:
-        decode = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "HND")
-        decode.plan(page_starts, indices.cuda(), last_page_len, *sizes, q_data_type=torch.bfloat16)
-        yield f"flashinfer {flashinfer.__version__}", lambda: decode.run(queries, cache)
-    else:
-        prefill = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "HND")
-        prefill.plan(
-            row_starts,
-            page_starts,
-            indices.cuda(),
-            last_page_len,
-            *sizes,
-            causal=True,
-            q_data_type=torch.bfloat16,
+    def prepare() -> Call:
+        pages_each = (shape.context + PAGE_SIZE - 1) // PAGE_SIZE
+        num_pages = shape.batch * pages_each
+        cache = tuple(
+            random_values(num_pages, shape.kv_heads, PAGE_SIZE, shape.head_dim) for _ in range(2)
         )
-        yield f"flashinfer {flashinfer.__version__}", lambda: prefill.run(queries, cache)
+        queries = random_values(shape.batch * shape.rows, shape.heads, shape.head_dim)
+        pages = torch.arange(num_pages, dtype=torch.int32).reshape(pages_each, shape.batch)
+        tables = (
+            torch.arange(0, num_pages + 1, pages_each, dtype=torch.int32),
+            pages.T.flatten().cuda(),
+            torch.full((shape.batch,), (shape.context - 1) % PAGE_SIZE + 1, dtype=torch.int32),
+        )
+        sizes = (shape.heads, shape.kv_heads, shape.head_dim, PAGE_SIZE)
+        workspace = torch.zeros(256 << 20, dtype=torch.uint8, device="cuda")
+        if shape.rows == 1:
+            decode = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "HND")
+            decode.plan(*tables, *sizes, q_data_type=torch.bfloat16)
+            return lambda: decode.run(queries, cache)
+        row_starts = torch.arange(0, len(queries) + 1, shape.rows, dtype=torch.int32)
+        prefill = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "HND")
+        prefill.plan(row_starts, *tables, *sizes, causal=True, q_data_type=torch.bfloat16)
+        return lambda: prefill.run(queries, cache)
+
+    yield f"flashinfer {flashinfer.__version__}", prepare
 
 
-def torch_calls(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
-    queries = random_values(shape.batch, shape.heads, shape.rows, shape.head_dim)
-    keys, values = (
-        random_values(shape.batch, shape.kv_heads, shape.context, shape.head_dim) for _ in range(2)
-    )
+def torch_peers(shape: Shape) -> Iterator[Peer]:
     for name, backend in (
         ("flash", SDPBackend.FLASH_ATTENTION),
         ("cuDNN", SDPBackend.CUDNN_ATTENTION),
     ):
 
-        def call(backend: SDPBackend = backend) -> torch.Tensor:
-            with sdpa_kernel(backend):
-                return torch.nn.functional.scaled_dot_product_attention(
-                    queries, keys, values, is_causal=shape.rows > 1, enable_gqa=True
-                )
+        def prepare(backend: SDPBackend = backend) -> Call:
+            queries = random_values(shape.batch, shape.heads, shape.rows, shape.head_dim)
+            keys, values = (
+                random_values(shape.batch, shape.kv_heads, shape.context, shape.head_dim)
+                for _ in range(2)
+            )
 
-        yield f"torch {torch.__version__}, {name}", call
+            def call() -> torch.Tensor:
+                with sdpa_kernel(backend):
+                    return torch.nn.functional.scaled_dot_product_attention(
+                        queries, keys, values, is_causal=shape.rows > 1, enable_gqa=True
+                    )
+
+            return call
+
+        yield f"torch {torch.__version__}, {name}", prepare
 
 
 def device_bench_rates(program: str) -> dict[str, tuple[float, str]]:
@@ -161,13 +164,11 @@ def main() -> int:
         print(shape.label)
         own_seconds, words = ours[shape.label]
         print(f"  {'minisgl':28} {own_seconds * 1e6:9.1f} us  {words}")
-        peers = list(torch_calls(shape))
-        if has_flashinfer:
-            peers = [*flashinfer_calls(shape), *peers]
-        for name, call in peers:
+        peers = [*flashinfer_peers(shape)] if has_flashinfer else []
+        for name, prepare in [*peers, *torch_peers(shape)]:
             try:
-                seconds = time_calls(call, 3 if shape.rows > 1 else 20)
-            except RuntimeError as error:  # a backend of torch that doesn't do this shape
+                seconds = time_calls(prepare(), 3 if shape.rows > 1 else 20)
+            except RuntimeError as error:  # doesn't do this shape here
                 print(f"  {name:28} refused: {str(error).splitlines()[0][:80]}")
                 continue
             print(
