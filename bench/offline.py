@@ -1,6 +1,7 @@
 """Runs a named workload through `LLM`, the engine without HTTP, and prints its token rates.
 
     python bench/offline.py decode-b16 [--model MODEL] [--threads N] [--json]
+    python bench/offline.py offline-256 --shape qwen3-0.6b          dummy weights, see shapes.py
 
 Decoding stands beside its ceiling: the weight bytes that a step must read over the read bandwidth
 measured in the same process. (A processor whose cache holds the weights can pass it.)
@@ -13,6 +14,7 @@ import json
 from collections.abc import Sequence
 
 from measure import measure
+from shapes import add_model_arguments, model_options
 from workloads import make_workload
 
 from minisgl import LLM, SamplingParams, _native
@@ -23,8 +25,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("workload", help="decode-bN, prefill-PxL or offline-256")
-    parser.add_argument("--model")
+    add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print the rates as JSON only")
     args = parser.parse_args()
@@ -34,8 +37,14 @@ def main() -> int:
         len(prompt) + count
         for prompt, count in zip(workload.prompts, workload.max_tokens, strict=True)
     )
+    model, load_format = model_options(args)
     with LLM(
-        args.model, num_threads=args.threads, max_seq_len=longest, show_progress=not args.json
+        model,
+        load_format=load_format,
+        device=args.device,
+        num_threads=args.threads,
+        max_seq_len=longest,
+        show_progress=not args.json,
     ) as llm:
 
         def complete(counts: Sequence[int]) -> None:
@@ -49,7 +58,7 @@ def main() -> int:
             assert [len(r.outputs[0].token_ids) for r in results] == list(counts)
 
         info = llm.info
-        bandwidth = _native.measure_read_bandwidth(info.num_threads)
+        bandwidth = _native.measure_read_bandwidth(info.num_threads, args.device)
         rates = measure(workload, complete, args.runs)
     if args.json:
         print(json.dumps(rates))

@@ -2,6 +2,7 @@
 
     python bench/serving.py serve-16                           starts minisgl-serve for it
     python bench/serving.py serve-16 --over-engine             and compares with the engine alone
+    python bench/serving.py serve-64 --shape qwen3-0.6b        dummy weights, see shapes.py
     python bench/serving.py serve-16 --url http://HOST:PORT    a server that runs already
 
 TTFT counts from the moment the request is sent, inter-token latency from the arrival of each event.
@@ -28,6 +29,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from server_process import serving
+from shapes import add_model_arguments, model_options
 from sse_client import Received, StreamError, post, run_streams
 from workloads import Workload, make_workload
 
@@ -99,11 +101,12 @@ def served_model(url: str) -> str:
     return model
 
 
-def run_engine(workload: str, model: str | None, threads: int) -> float:
+def run_engine(args: argparse.Namespace) -> float:
     """Tokens/s of the workload through `LLM`, by offline.py."""
-    command = [sys.executable, str(Path(__file__).with_name("offline.py")), workload]
-    command += ["--json", "--runs=1", f"--threads={threads}"]
-    command += [f"--model={model}"] if model else []
+    command = [sys.executable, str(Path(__file__).with_name("offline.py")), args.workload]
+    command += ["--json", "--runs=1", f"--threads={args.threads}"]
+    command += [f"--model={args.model}"] if args.model else []
+    command += [f"--shape={args.shape}"] if args.shape else []
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     rate: float = json.loads(done.stdout)["output"]
     return rate
@@ -115,7 +118,7 @@ def main() -> int:
     )
     parser.add_argument("workload", help="serve-N, or another of workloads.py")
     parser.add_argument("--url", help="default: a server is started")
-    parser.add_argument("--model", help="default: the default model")
+    add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--over-engine", action="store_true")
@@ -123,13 +126,15 @@ def main() -> int:
 
     workload = make_workload(args.workload)
     command = [sys.executable, "-m", "minisgl", f"--threads={args.threads}"]
-    command += [f"--model={args.model}"] if args.model else []
+    model, load_format = model_options(args)
+    command += [f"--model={model}"] if model else []
+    command += [f"--load-format={load_format}"]
     runs: list[Timings] = []
     alone: list[float] = []
     spent: Counter[str] = Counter()  # seconds of processor time
     for _ in range(args.runs):
         if args.over_engine:
-            alone.append(run_engine(args.workload, args.model, args.threads))
+            alone.append(run_engine(args))
         if args.url:
             runs.append(run_http(args.url, served_model(args.url), workload))
         else:
@@ -142,7 +147,7 @@ def main() -> int:
                 after = {**server.cpu_seconds(), "client": time.process_time()}
                 spent.update({part: after[part] - before[part] for part in after})
     if args.over_engine:
-        alone.append(run_engine(args.workload, args.model, args.threads))
+        alone.append(run_engine(args))
 
     rates = [timings.rate for timings in runs]
     failed = [error for timings in runs for error in timings.failed]

@@ -1,7 +1,10 @@
 // Operations of a device beside ceilings measured in this process: GB/s over the read bandwidth, TFLOP/s over an 8192³
 // product; then whole decode steps of models with dummy weights through the engine.
 //
-//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill]      (default: all but prefill)
+//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap]
+//
+// (default: all but the last two). Busy: the time from the start to the end of the steps on the device, over the time
+// that they took in all.
 #include <poll.h>
 
 #include <algorithm>
@@ -62,7 +65,7 @@ Matrix2D random_rows(Ops& device, std::int64_t rows, std::int64_t cols) {
   std::iota(tokens.begin(), tokens.end(), 0);
   const ops::SequenceRows sequence{0, static_cast<std::int32_t>(rows), 0, pages.data()};
   device.begin_step({tokens, tokens, {&sequence, 1}, {}, 1 << 30}, {});
-  device.embed(*table, matrix.view);
+  device.embed(*table, 0, matrix.view);
   device.synchronize();
   return matrix;
 }
@@ -188,7 +191,7 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
   });
   show("gate, up and SiLU", gated);
   show("add and norm", time_calls(device, 5, 200, [&](int) {
-         device.add_rms_norm(x.view, delta.view, norm.as<float>(), 1e-6f, y.view);
+         device.reduce_add_rms_norm(x.view, delta.view, norm.as<float>(), 1e-6f, y.view);
        }));
   show("heads to the cache", time_calls(device, 5, 200, [&](int) {
          device.store_heads(qkv.view, shape, {.rope_table = table.as<float>(), .rotary_dim = shape.head_dim}, cache);
@@ -245,8 +248,14 @@ const Shape shapes[] = {
          "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "rope_theta": 500000})"},
 };
 
-// Answers of `batch` requests; returns tokens a second from the moment that all have their first.
-double run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens, double* prefill_seconds) {
+struct Speed {
+  double prefill_seconds;
+  double tokens_a_second, busy_share;  // from the moment that all have their first token
+};
+
+// Answers of `batch` requests.
+Speed run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens) {
+  Speed speed{};
   const auto start = Clock::now();
   for (int i = 0; i < batch; ++i) {
     Request request;
@@ -259,6 +268,7 @@ double run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens
   }
   std::unordered_map<std::uint64_t, int> counts;
   std::int64_t total = 0, at_start = 0;
+  double busy_at_start = 0;
   Clock::time_point decode_start{};
   for (int finished = 0; finished < batch;) {
     pollfd event{.fd = engine.event_fd(), .events = POLLIN, .revents = 0};
@@ -272,13 +282,17 @@ double run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens
     if (at_start == 0 && std::ssize(counts) == batch) {
       at_start = total;
       decode_start = Clock::now();
-      *prefill_seconds = seconds_since(start);
+      busy_at_start = engine.stats().device_busy_seconds;
+      speed.prefill_seconds = seconds_since(start);
     }
   }
-  return new_tokens == 1 ? 0.0 : static_cast<double>(total - at_start) / seconds_since(decode_start);
+  const double seconds = seconds_since(decode_start);
+  speed.tokens_a_second = static_cast<double>(total - at_start) / seconds;
+  speed.busy_share = (engine.stats().device_busy_seconds - busy_at_start) / seconds;
+  return speed;
 }
 
-void bench_model(const Shape& shape, double bandwidth, bool prefill) {
+void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overlap) {
   namespace fs = std::filesystem;
   const fs::path folder = fs::temp_directory_path() / (std::string("device_bench-") + shape.name);
   fs::create_directories(folder);
@@ -294,26 +308,26 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill) {
   settings.max_batch_tokens = 8192;
   settings.kv_cache_tokens = 256 * 512;
   settings.max_seq_len = 8192;
-  const EngineOptions options = choose_options(settings, {model->spec(), model->weight_dtype(), weight_bytes, *device},
-                                               device->available_memory());
+  EngineOptions options = choose_options(settings, {model->spec(), model->weight_dtype(), weight_bytes, *device},
+                                         device->available_memory());
+  options.overlap = overlap;
   Engine engine(std::move(model), std::move(device), options);
   engine.start();
   std::printf("%s: weights %.2f GB a step, loaded in %.1f s, ready after %.1f s\n", shape.name, weight_bytes / 1e9,
               load_seconds, seconds_since(start));
   if (prefill) {
     for (int run = 0; run < 2; ++run) {
-      double seconds = 0;
-      run_requests(engine, 8, 4096, 1, &seconds);
+      const double seconds = run_requests(engine, 8, 4096, 1).prefill_seconds;
       std::printf("%s prefill-8x4096  %.0f tok/s\n", shape.name, 8 * 4096 / seconds);
     }
   }
   for (const int batch : {1, 16, 64, 256}) {
-    double seconds = 0;
-    run_requests(engine, batch, 128, 16, &seconds);
-    const double rate = run_requests(engine, batch, 128, 256, &seconds);
+    run_requests(engine, batch, 128, 16);
+    const Speed speed = run_requests(engine, batch, 128, 256);
+    const double rate = speed.tokens_a_second;
     const double weights = rate / batch * static_cast<double>(weight_bytes);
-    std::printf("%s decode-b%-3d  %8.1f tok/s  %6.3f ms a step  weights %.0f GB/s = %.2f of read\n", shape.name, batch,
-                rate, batch / rate * 1e3, weights / 1e9, weights / bandwidth);
+    std::printf("%s decode-b%-3d  %8.1f tok/s  %6.3f ms a step  busy %.4f  weights %.0f GB/s = %.2f of read\n",
+                shape.name, batch, rate, batch / rate * 1e3, speed.busy_share, weights / 1e9, weights / bandwidth);
     std::fflush(stdout);
   }
   engine.stop();
@@ -324,9 +338,8 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill) {
 
 int main(int argc, char** argv) try {
   const std::vector<std::string> chosen(argv + 1, argv + argc);
-  const auto wants = [&](const char* name) {
-    return chosen.empty() || std::ranges::find(chosen, name) != chosen.end();
-  };
+  const auto asked = [&](const char* name) { return std::ranges::find(chosen, name) != chosen.end(); };
+  const auto wants = [&](const char* name) { return chosen.empty() || asked(name); };
   double bandwidth = 0;
   {
     const std::unique_ptr<Ops> device =
@@ -341,7 +354,7 @@ int main(int argc, char** argv) try {
   }
   std::fflush(stdout);
   for (const Shape& shape : shapes)
-    if (wants(shape.name)) bench_model(shape, bandwidth, !chosen.empty() && wants("prefill"));
+    if (wants(shape.name)) bench_model(shape, bandwidth, asked("prefill"), !asked("disable-overlap"));
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "device_bench: %s\n", error.what());

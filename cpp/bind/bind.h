@@ -7,6 +7,7 @@ namespace minisgl {
 
 void bind_comm(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
+void bind_layers(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
 
 }  // namespace minisgl

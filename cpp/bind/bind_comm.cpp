@@ -3,13 +3,20 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bind/bind.h"
-#include "bind/dlpack.h"
-#include "comm/communicator.h"
+#include "bind/borrowed_tensor.h"
+#include "bind/communicator_handle.h"
+#include "bind/plugin_communicator.h"
+#include "comm/nccl.h"
+#include "comm/shm.h"
+#include "comm/tcp.h"
 #include "core/error.h"
 
 namespace py = pybind11;
@@ -17,77 +24,96 @@ namespace py = pybind11;
 namespace minisgl {
 namespace {
 
-// A dense GPU tensor, borrowed from Python for as long as this object lives.
-class BorrowedTensor {
- public:
-  BorrowedTensor(const py::object& tensor, const char* name, int device) : name_(name) {
-    // Asked before the export: a stream is a wrong argument to it for a tensor on the host.
-    const auto [type, ordinal] = tensor.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>();
-    if (type != dlpack::kCuda || ordinal != device) throw InputError(concat(name_, " must be on CUDA device ", device));
-    // -1: no synchronisation with the exporter's stream; the caller passes the stream that it works on.
-    capsule_ = py::capsule(tensor.attr("__dlpack__")(py::arg("stream") = -1));
-    auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
-    if (!managed) throw py::error_already_set();
-    tensor_ = &managed->tensor;
-    std::int64_t stride = 1;
-    for (int dim = tensor_->num_dims - 1; dim >= 0; --dim) {
-      if (tensor_->strides && tensor_->shape[dim] > 1 && tensor_->strides[dim] != stride)
-        throw InputError(concat(name_, " must be contiguous"));
-      stride *= tensor_->shape[dim];
-    }
-    count_ = stride;
-  }
+// Python's classes, which are made differently.
+struct ShmHandle : CommunicatorHandle {};
+struct TcpHandle : CommunicatorHandle {};
+struct NcclHandle : CommunicatorHandle {};
+struct GpuHandle : CommunicatorHandle {};
+struct PluginHandle : CommunicatorHandle {};
 
-  void* data() const { return static_cast<char*>(tensor_->data) + tensor_->byte_offset; }
-  std::int64_t count() const { return count_; }
-  std::int64_t num_bytes() const { return count_ * tensor_->dtype.bits * tensor_->dtype.lanes / 8; }
+std::chrono::milliseconds to_milliseconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+}
 
-  DType dtype() const {
-    const auto [code, bits, lanes] = tensor_->dtype;
-    if (lanes == 1 && code == dlpack::kFloat && bits == 32) return DType::f32;
-    if (lanes == 1 && code == dlpack::kFloat && bits == 16) return DType::f16;
-    if (lanes == 1 && code == dlpack::kBfloat && bits == 16) return DType::bf16;
-    throw InputError(concat(name_, " must be float32, float16 or bfloat16"));
-  }
+ShmHandle make_shm(const std::string& name, int rank, int size, double timeout) {
+  const py::gil_scoped_release release;
+  return {make_shm_communicator({name, rank, size, to_milliseconds(timeout)})};
+}
 
- private:
-  const char* name_;
-  py::capsule capsule_;  // never renamed, so its own destructor gives the tensor back
-  const dlpack::Tensor* tensor_;
-  std::int64_t count_;
-};
+TcpHandle make_tcp(const std::string& address, const std::string& secret, int rank, int size, double timeout) {
+  const py::gil_scoped_release release;
+  return {make_tcp_communicator({address, secret, rank, size, to_milliseconds(timeout)})};
+}
 
-std::unique_ptr<Communicator> make_communicator(const std::string& unique_id, int rank, int size, int device,
-                                                std::int64_t max_buffer_bytes, const std::string& library) {
+NcclHandle make_nccl(const std::string& unique_id, int rank, int size, int device, std::int64_t max_buffer_bytes,
+                     const std::string& library, const std::vector<pid_t>& pids, double timeout) {
   NcclUniqueId id;
   if (unique_id.size() != id.size())
     throw InputError(concat("an NCCL unique id has ", id.size(), " bytes, got ", unique_id.size()));
   std::copy(unique_id.begin(), unique_id.end(), id.begin());
-  py::gil_scoped_release release;
-  return make_nccl_communicator(
-      id, {.library = library, .rank = rank, .size = size, .device = device, .max_buffer_bytes = max_buffer_bytes});
+  const py::gil_scoped_release release;
+  return {make_nccl_communicator(id, {library, rank, size, device, max_buffer_bytes, pids, to_milliseconds(timeout)})};
 }
 
-void all_reduce(Communicator& self, const py::object& tensor, StreamHandle stream) {
-  const BorrowedTensor data(tensor, "tensor", self.device());
+GpuHandle make_gpu(CommunicatorHandle& host, int device, const std::string& peer_sums, std::int64_t max_buffer_bytes,
+                   const std::string& library, double timeout) {
+  const std::map<std::string, PeerSums> choices = {
+      {"never", PeerSums::never}, {"where_faster", PeerSums::where_faster}, {"always", PeerSums::always}};
+  const auto choice = choices.find(peer_sums);
+  if (choice == choices.end())
+    throw InputError(concat("peer_sums must be never, where_faster or always, got ", peer_sums));
+  const py::gil_scoped_release release;
+  Communicator& ranks = *host.communicator;
+  return {make_gpu_communicator(
+      {library, ranks.rank(), ranks.size(), device, max_buffer_bytes, {}, to_milliseconds(timeout)}, ranks,
+      choice->second)};
+}
+
+void all_reduce(CommunicatorHandle& self, const py::object& tensor, StreamHandle stream) {
+  const BorrowedTensor data(tensor, "tensor", self.communicator->device());
   const DType dtype = data.dtype();
-  py::gil_scoped_release release;
-  self.all_reduce_sum(data.data(), data.count(), dtype, stream);
+  const py::gil_scoped_release release;
+  self.communicator->all_reduce_sum(data.data(), data.count(), dtype, stream);
 }
 
-void all_gather(Communicator& self, const py::object& output_tensor, const py::object& input_tensor,
+void check_bytes(const BorrowedTensor& tensor, const char* name, std::int64_t num_bytes) {
+  if (tensor.num_bytes() != num_bytes)
+    throw InputError(concat(name, " must have ", num_bytes, " bytes, got ", tensor.num_bytes()));
+}
+
+void all_gather(CommunicatorHandle& self, const py::object& output_tensor, const py::object& input_tensor,
                 StreamHandle stream) {
-  const BorrowedTensor output(output_tensor, "output", self.device());
-  const BorrowedTensor input(input_tensor, "input", self.device());
-  if (output.num_bytes() != input.num_bytes() * self.size())
-    throw InputError(concat("output must have ", input.num_bytes() * self.size(), " bytes, got ", output.num_bytes()));
-  py::gil_scoped_release release;
-  self.all_gather(input.data(), output.data(), input.num_bytes(), stream);
+  Communicator& comm = *self.communicator;
+  const BorrowedTensor output(output_tensor, "output", comm.device()), input(input_tensor, "input", comm.device());
+  check_bytes(output, "output", input.num_bytes() * comm.size());
+  const py::gil_scoped_release release;
+  comm.all_gather(input.data(), output.data(), input.num_bytes(), stream);
+}
+
+void reduce_scatter(CommunicatorHandle& self, const py::object& output_tensor, const py::object& input_tensor,
+                    StreamHandle stream) {
+  Communicator& comm = *self.communicator;
+  const BorrowedTensor output(output_tensor, "output", comm.device()), input(input_tensor, "input", comm.device());
+  const DType dtype = output.dtype();
+  if (input.dtype() != dtype) throw InputError("output and input must have one dtype");
+  check_bytes(input, "input", output.num_bytes() * comm.size());
+  const py::gil_scoped_release release;
+  comm.reduce_scatter_sum(input.data(), output.data(), output.count(), dtype, stream);
+}
+
+void broadcast(CommunicatorHandle& self, const py::object& tensor, int root, StreamHandle stream) {
+  Communicator& comm = *self.communicator;
+  const BorrowedTensor data(tensor, "tensor", comm.device());
+  if (root < 0 || root >= comm.size()) throw InputError(concat("root must be in [0, ", comm.size(), "), got ", root));
+  const py::gil_scoped_release release;
+  comm.broadcast(data.data(), data.num_bytes(), root, stream);
 }
 
 }  // namespace
 
 void bind_comm(py::module_& module) {
+  py::register_exception<RankFailure>(module, "RankFailure", PyExc_RuntimeError).doc() =
+      "A collective that could not end because another rank died, left or didn't come; the message names it.";
   module.def("num_gpus", &num_gpus, "GPUs that this process sees; 0 without a driver and in a CPU-only build.");
   module.def(
       "nccl_unique_id",
@@ -96,17 +122,42 @@ void bind_comm(py::module_& module) {
         return py::bytes(id.data(), id.size());
       },
       py::arg("library") = "", "128 bytes that all ranks of one communicator need; made by rank 0.");
-  py::class_<Communicator>(module, "PyNCCLCommunicator")
-      .def(py::init(&make_communicator), py::arg("unique_id"), py::kw_only(), py::arg("rank"), py::arg("size"),
+
+  py::class_<CommunicatorHandle>(module, "Communicator", "Collectives between ranks; every rank makes the same calls.")
+      .def_property_readonly("name", [](const CommunicatorHandle& self) { return self.communicator->name(); })
+      .def_property_readonly("rank", [](const CommunicatorHandle& self) { return self.communicator->rank(); })
+      .def_property_readonly("size", [](const CommunicatorHandle& self) { return self.communicator->size(); })
+      .def_property_readonly("device", [](const CommunicatorHandle& self) { return self.communicator->device(); })
+      .def("all_reduce", &all_reduce, py::arg("tensor"), py::arg("stream") = 0)
+      .def("all_gather", &all_gather, py::arg("output"), py::arg("input"), py::arg("stream") = 0)
+      .def("reduce_scatter", &reduce_scatter, py::arg("output"), py::arg("input"), py::arg("stream") = 0)
+      .def("broadcast", &broadcast, py::arg("tensor"), py::arg("root") = 0, py::arg("stream") = 0)
+      .def(
+          "barrier", [](CommunicatorHandle& self, StreamHandle stream) { self.communicator->barrier(stream); },
+          py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>())
+      .def("begin_wait", [](CommunicatorHandle& self) { self.communicator->begin_wait(); })
+      .def("end_wait", [](CommunicatorHandle& self) { self.communicator->end_wait(); });
+
+  py::class_<ShmHandle, CommunicatorHandle>(module, "ShmCommunicator", "CPU ranks of one host.")
+      .def(py::init(&make_shm), py::arg("name"), py::kw_only(), py::arg("rank"), py::arg("size"),
+           py::arg("timeout") = 30.0);
+  py::class_<TcpHandle, CommunicatorHandle>(module, "TcpCommunicator", "CPU ranks of several hosts.")
+      .def(py::init(&make_tcp), py::arg("address"), py::kw_only(), py::arg("secret"), py::arg("rank"), py::arg("size"),
+           py::arg("timeout") = 30.0);
+  py::class_<NcclHandle, CommunicatorHandle>(module, "PyNCCLCommunicator", "GPU ranks, through NCCL alone.")
+      .def(py::init(&make_nccl), py::arg("unique_id"), py::kw_only(), py::arg("rank"), py::arg("size"),
            py::arg("device"), py::arg("max_buffer_bytes") = 0, py::arg("library") = "",
-           "Waits until every rank has called it with the same id.")
-      .def_property_readonly("rank", &Communicator::rank)
-      .def_property_readonly("size", &Communicator::size)
-      .def_property_readonly("device", &Communicator::device)
-      .def("all_reduce", &all_reduce, py::arg("tensor"), py::arg("stream") = 0,
-           "Sums the tensor over the ranks, in place, on the CUDA stream with that handle.")
-      .def("all_gather", &all_gather, py::arg("output"), py::arg("input"), py::arg("stream") = 0,
-           "Puts every rank's input into output, rank by rank, on the CUDA stream with that handle.");
+           py::arg("pids") = std::vector<pid_t>(), py::arg("timeout") = 30.0);
+  py::class_<GpuHandle, CommunicatorHandle>(module, "GpuCommunicator",
+                                            "GPU ranks, through peer memory where that is faster, else NCCL.")
+      .def(py::init(&make_gpu), py::arg("host"), py::kw_only(), py::arg("device"),
+           py::arg("peer_sums") = "where_faster", py::arg("max_buffer_bytes") = 0, py::arg("library") = "",
+           py::arg("timeout") = 30.0);
+  py::class_<PluginHandle, CommunicatorHandle>(module, "PluginCommunicator", "A communicator written in Python.")
+      .def(py::init([](py::object target, int rank, int size, int device) {
+             return PluginHandle{make_plugin_communicator(std::move(target), rank, size, device)};
+           }),
+           py::arg("target"), py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("device") = -1);
 }
 
 }  // namespace minisgl

@@ -86,6 +86,7 @@ class PyEngine {
     std::unique_ptr<Ops> device = make_device(device_name, num_threads);
     device_name_ = device->device_name();
     num_threads_ = device->pool().num_threads();
+    num_ranks_ = device->num_ranks();
     std::unique_ptr<Model> model = load_model(
         model_path, *device,
         [&](std::int64_t done, std::int64_t total) {
@@ -120,7 +121,8 @@ class PyEngine {
     info["num_pages"] = options.num_pages;
     info["page_size"] = options.page_size;
     info["kv_cache_tokens"] = options.num_pages * options.page_size;
-    info["kv_cache_bytes"] = options.num_pages * KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size);
+    info["kv_cache_bytes"] =
+        options.num_pages * KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size, num_ranks_);
     info["max_seq_len"] = options.max_seq_len;
     info["num_threads"] = num_threads_;
     info["device"] = device_name_;
@@ -135,6 +137,7 @@ class PyEngine {
   std::shared_ptr<Engine> engine_;  // shared with nobody; the exit handler looks whether it is still there
   std::string device_name_;
   int num_threads_ = 0;
+  int num_ranks_ = 1;
   std::int64_t weight_bytes_ = 0;
   DType weight_dtype_ = DType::f32;
 };

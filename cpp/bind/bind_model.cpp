@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <future>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "bind/bind.h"
+#include "comm/shm.h"
 #include "core/error.h"
 #include "engine/defaults.h"
 #include "engine/device.h"
@@ -30,66 +32,88 @@ struct ModelOptions {
   int page_size;
   std::int64_t max_tokens;
   std::string device;
+  int num_ranks;
+};
+
+KvCache make_cache(const Model& model, Ops& device, const ModelOptions& options) {
+  EngineSettings settings;
+  settings.kv_dtype = options.kv_dtype;
+  settings.page_size = options.page_size;
+  settings.kv_cache_tokens = options.max_tokens;
+  const ModelFacts facts{model.spec(), model.weight_dtype(), model.weight_bytes(), device};
+  const EngineOptions chosen = choose_options(settings, facts, std::numeric_limits<std::int64_t>::max() / 2);
+  return KvCache(device, model.spec(), chosen.kv_dtype, chosen.num_pages, chosen.page_size);
+}
+
+// A model, or one rank's part of it.
+struct LoadedModel {
+  LoadedModel(const std::string& path, const ModelOptions& options, std::unique_ptr<Ops> on)
+      : device(std::move(on)), model(load_model(path, *device, {})), cache(make_cache(*model, *device, options)) {}
+  std::unique_ptr<Ops> device;
+  std::unique_ptr<Model> model;
+  KvCache cache;
 };
 
 class PyModel {
  public:
-  PyModel(const std::string& path, const ModelOptions& options)
-      : device_(make_device(options.device, options.num_threads)),
-        model_(load_model(path, *device_, {})),
-        cache_(make_cache(*model_, *device_, options)),
-        max_tokens_(cache_.num_pages() * cache_.page_size()) {
+  PyModel(const std::string& path, const ModelOptions& options) {
+    if (options.num_ranks < 1) throw InputError(concat("num_ranks must be positive, got ", options.num_ranks));
+    if (options.num_ranks == 1) {
+      ranks_.emplace_back(path, options, make_device(options.device, options.num_threads));
+    } else {
+      const int num_threads = std::max(1, choose_num_threads(options.num_threads) / options.num_ranks);
+      for (auto& communicator : make_shm_communicators(options.num_ranks)) {
+        ranks_.emplace_back(path, options, make_device(options.device, num_threads, std::move(communicator)));
+      }
+    }
+    const KvCache& cache = ranks_.front().cache;
+    max_tokens_ = cache.num_pages() * cache.page_size();
     // Pages in reverse, so that a position is never its own place in memory.
-    page_table_.resize(static_cast<std::size_t>(cache_.num_pages()));
+    page_table_.resize(static_cast<std::size_t>(cache.num_pages()));
     std::iota(page_table_.rbegin(), page_table_.rend(), 0);
   }
 
   py::array_t<float> forward(const std::vector<std::int32_t>& tokens,
                              const std::optional<std::vector<std::int64_t>>& chunk_sizes) {
     const std::vector<std::int64_t> chunks = checked_chunks(tokens, chunk_sizes);
-    py::array_t<float> logits({std::ssize(tokens), model_->spec().vocab_size});
-    float* out = logits.mutable_data();
+    const std::int64_t vocab_size = spec().vocab_size;
+    py::array_t<float> logits({std::ssize(tokens), vocab_size});
+    const std::span out(logits.mutable_data(), static_cast<std::size_t>(logits.size()));
     const py::gil_scoped_release release;
     std::int64_t start = 0;
     for (const std::int64_t size : chunks) {
-      const Tensor part = step(std::span(tokens).subspan(static_cast<std::size_t>(start)), start, size);
-      device_->download(part.data, std::as_writable_bytes(std::span(out + start * part.cols, part.rows * part.cols)));
+      const auto first = static_cast<std::size_t>(start * vocab_size),
+                 count = static_cast<std::size_t>(size * vocab_size);
+      step(std::span(tokens).subspan(static_cast<std::size_t>(start)), start, size, out.subspan(first, count));
       start += size;
     }
     return logits;
   }
 
   py::dict info() const {
-    const ModelSpec& spec = model_->spec();
+    const ModelSpec& spec = this->spec();
+    const LoadedModel& first = ranks_.front();
     py::dict info;
     info["family"] = spec.family;
-    info["weight_dtype"] = std::string(dtype_info(model_->weight_dtype()).name);
-    info["weight_bytes"] = model_->weight_bytes();
+    info["weight_dtype"] = std::string(dtype_info(first.model->weight_dtype()).name);
+    info["weight_bytes"] = first.model->weight_bytes();
     info["vocab_size"] = spec.vocab_size;
     info["num_layers"] = spec.num_layers;
     info["hidden_size"] = spec.hidden_size;
     info["max_position"] = spec.max_position;
     info["window"] = spec.window;
     info["eos_token_ids"] = spec.eos_token_ids;
-    info["kv_dtype"] = std::string(dtype_info(cache_.dtype()).name);
+    info["kv_dtype"] = std::string(dtype_info(first.cache.dtype()).name);
     return info;
   }
 
  private:
-  static KvCache make_cache(const Model& model, Ops& device, const ModelOptions& options) {
-    EngineSettings settings;
-    settings.kv_dtype = options.kv_dtype;
-    settings.page_size = options.page_size;
-    settings.kv_cache_tokens = options.max_tokens;
-    const ModelFacts facts{model.spec(), model.weight_dtype(), model.weight_bytes(), device};
-    const EngineOptions chosen = choose_options(settings, facts, std::numeric_limits<std::int64_t>::max() / 2);
-    return KvCache(device, model.spec(), chosen.kv_dtype, chosen.num_pages, chosen.page_size);
-  }
+  const ModelSpec& spec() const { return ranks_.front().model->spec(); }
 
   std::vector<std::int64_t> checked_chunks(const std::vector<std::int32_t>& tokens,
                                            const std::optional<std::vector<std::int64_t>>& chunk_sizes) const {
     const std::int64_t num_tokens = std::ssize(tokens);
-    const std::int64_t vocab_size = model_->spec().vocab_size;
+    const std::int64_t vocab_size = spec().vocab_size;
     if (num_tokens < 1 || num_tokens > max_tokens_) {
       throw InputError(concat("token_ids must have 1 to ", max_tokens_, " ids, got ", num_tokens));
     }
@@ -114,8 +138,8 @@ class PyModel {
     return *chunk_sizes;
   }
 
-  // Logits of all rows, on the device.
-  Tensor step(std::span<const std::int32_t> rest, std::int64_t start, std::int64_t size) {
+  // Logits of all rows; where there are ranks, rank 0's.
+  void step(std::span<const std::int32_t> rest, std::int64_t start, std::int64_t size, std::span<float> out) {
     std::vector<std::int32_t> positions(static_cast<std::size_t>(size));
     std::vector<std::int32_t> rows(static_cast<std::size_t>(size));
     std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(start));
@@ -128,22 +152,29 @@ class PyModel {
                           .positions = positions,
                           .sequences = {&sequence, 1},
                           .logit_rows = rows,
-                          .page_size = cache_.page_size()};
-    device_->begin_step(batch, {});
-    return model_->forward(batch, cache_);
+                          .page_size = ranks_.front().cache.page_size()};
+    const auto forward = [&](LoadedModel& rank) {
+      rank.device->begin_step(batch, {});
+      return rank.model->forward(batch, rank.cache);
+    };
+    std::vector<std::future<Tensor>> others;
+    for (std::size_t i = 1; i < ranks_.size(); ++i) {
+      others.push_back(std::async(std::launch::async, [&, i] { return forward(ranks_[i]); }));
+    }
+    const Tensor logits = forward(ranks_.front());
+    ranks_.front().device->download(logits.data, std::as_writable_bytes(out));
+    for (std::future<Tensor>& other : others) other.get();
   }
 
-  std::unique_ptr<Ops> device_;
-  std::unique_ptr<Model> model_;
-  KvCache cache_;
-  std::int64_t max_tokens_;
+  std::vector<LoadedModel> ranks_;
+  std::int64_t max_tokens_ = 0;
   std::vector<std::int32_t> page_table_;
 };
 
 std::unique_ptr<PyModel> make_model(const std::string& path, int num_threads, const std::string& kv_dtype,
-                                    int page_size, std::int64_t max_tokens, const std::string& device) {
+                                    int page_size, std::int64_t max_tokens, const std::string& device, int num_ranks) {
   const py::gil_scoped_release release;
-  return std::make_unique<PyModel>(path, ModelOptions{num_threads, kv_dtype, page_size, max_tokens, device});
+  return std::make_unique<PyModel>(path, ModelOptions{num_threads, kv_dtype, page_size, max_tokens, device, num_ranks});
 }
 
 }  // namespace
@@ -152,7 +183,8 @@ void bind_model(py::module_& module) {
   py::class_<PyModel>(module, "Model", "A model without a scheduler. One thread at a time.")
       .def(py::init(&make_model), py::arg("path"), py::kw_only(), py::arg("num_threads") = 0,
            py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("max_tokens") = 4096,
-           py::arg("device") = "cpu")
+           py::arg("device") = "cpu", py::arg("num_ranks") = 1,
+           "num_ranks: the model is cut over so many ranks, threads of this process that share num_threads.")
       .def("forward", &PyModel::forward, py::arg("token_ids"), py::kw_only(), py::arg("chunk_sizes") = py::none(),
            "Logits of every position, f32 [len(token_ids), vocab_size], with a fresh cache. chunk_sizes: how the ids "
            "are cut into steps, e.g. [1] * len(token_ids) to decode one by one; by default steps of 512.")

@@ -9,7 +9,8 @@ namespace minisgl::dlpack {
 inline constexpr std::int32_t kCpu = 1;  // device types
 inline constexpr std::int32_t kCuda = 2;
 
-inline constexpr std::uint8_t kFloat = 2;  // type codes
+inline constexpr std::uint8_t kUnsigned = 1;  // type codes
+inline constexpr std::uint8_t kFloat = 2;
 inline constexpr std::uint8_t kBfloat = 4;
 
 struct Device {

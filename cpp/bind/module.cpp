@@ -2,9 +2,8 @@
 #include <pybind11/pybind11.h>
 
 #include "bind/bind.h"
-#include "core/bandwidth.h"
 #include "core/error.h"
-#include "core/thread_pool.h"
+#include "engine/device.h"
 #include "gemm/gemm.h"
 
 namespace py = pybind11;
@@ -28,14 +27,15 @@ PYBIND11_MODULE(_native, module) {
       "Versions that the module was built with: cuda and nccl (empty in a CPU-only build), compiler, version.");
   module.def(
       "measure_read_bandwidth",
-      [](int num_threads) {
-        minisgl::ThreadPool pool(num_threads);
-        return minisgl::measure_read_bandwidth(pool);
+      [](int num_threads, const std::string& device) {
+        return minisgl::make_device(device, num_threads)->measure_read_bandwidth();
       },
-      py::arg("num_threads"), py::call_guard<py::gil_scoped_release>(),
-      "Bytes per second that so many threads read from memory, here and now: the ceiling for benchmarks.");
+      py::arg("num_threads"), py::arg("device") = "cpu", py::call_guard<py::gil_scoped_release>(),
+      "Bytes per second that a device (on a CPU: so many threads) reads from its memory, here and now: the ceiling for "
+      "benchmarks.");
 
   minisgl::bind_engine(module);
   minisgl::bind_model(module);
+  minisgl::bind_layers(module);
   minisgl::bind_comm(module);
 }

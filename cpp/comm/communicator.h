@@ -1,52 +1,82 @@
-// Collectives between the ranks of one model. The backend is the file that was compiled: nccl.cpp in a CUDA build,
-// no_nccl.cpp otherwise, where every function throws InputError.
+// Collectives between the ranks of one model: the interface that every communicator implements. nccl.h and shm.h make
+// them.
 #pragma once
 
-#include <array>
-#include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <stdexcept>
 #include <string>
 
 #include "core/dtype.h"
+#include "core/error.h"
 
 namespace minisgl {
 
 using StreamHandle = std::uintptr_t;  // a cudaStream_t; 0 is the default stream
 
-// All calls enqueue on `stream` and return; they can be captured in a CUDA graph. Every rank makes the same calls in
-// the same order, all on one stream or on streams that wait for each other. One thread at a time. Errors of the library
-// throw InputError with its own words.
+// A collective that could not end because of another rank: it died, left, or didn't come within the time limit. The
+// communicator is of no use afterwards: every later call throws the same.
+class RankFailure : public std::runtime_error {
+ public:
+  // `rank`: the rank that is to blame; -1 where it isn't known.
+  RankFailure(int rank, const std::string& message) : std::runtime_error(message), rank_(rank) {}
+  int rank() const { return rank_; }
+
+ private:
+  int rank_;
+};
+
+// residual += the sum of delta over the ranks, then y = residual / rms(residual) * weight, row by row.
+struct SumAddRmsNorm {
+  void* residual;       // [rows, cols], the same on every rank
+  const void* delta;    // [rows, cols], this rank's part; it may be overwritten
+  const float* weight;  // [cols]
+  float eps;
+  void* y;  // [rows, cols]
+  std::int64_t rows;
+  std::int64_t cols;
+  DType dtype;  // of residual, delta and y
+};
+
+// Every rank makes the same calls in the same order, with the same sizes. One thread at a time.
+//
+// With a device (device() >= 0), a call enqueues on `stream` and returns, and can be captured in a CUDA graph; all
+// calls are on one stream or on streams that wait for each other. Without one (device() is -1), pointers are on the
+// host, `stream` is ignored, and the call returns when it is done. f32, f16 and bf16 can be summed; every rank gets the
+// same bits. Throws RankFailure.
 class Communicator {
  public:
   virtual ~Communicator() = default;
 
+  virtual std::string name() const = 0;  // for people: how the ranks talk
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  virtual int device() const = 0;  // ordinal of the GPU that all pointers are on
+  virtual int device() const = 0;  // ordinal of the GPU that all pointers are on; -1: the host
 
-  // data: [count] f32, f16 or bf16, in place: the sum over the ranks.
+  // data: [count], in place: the sum over the ranks.
   virtual void all_reduce_sum(void* data, std::int64_t count, DType dtype, StreamHandle stream) = 0;
-  // input: [num_bytes]; output: [size, num_bytes], rank by rank.
+  // input: [num_bytes]; output: [size, num_bytes], rank by rank. The input may be this rank's part of the output.
   virtual void all_gather(const void* input, void* output, std::int64_t num_bytes, StreamHandle stream) = 0;
+  // input: [size, count]; output: [count], the sum over the ranks of the inputs' rank-th part. They don't overlap.
+  virtual void reduce_scatter_sum(const void* input, void* output, std::int64_t count, DType dtype,
+                                  StreamHandle stream) = 0;
+  // data: [num_bytes]: root's, on every rank.
+  virtual void broadcast(void* data, std::int64_t num_bytes, int root, StreamHandle stream) = 0;
+  // No rank (its stream, where there is one) goes on before all have come here.
+  virtual void barrier(StreamHandle stream) = 0;
+
+  // The reduction and what follows it in a layer, in one. False where this communicator has no such thing, or not for
+  // this size: then nothing was done, on any rank.
+  virtual bool all_reduce_add_rms_norm(const SumAddRmsNorm&, StreamHandle) { return false; }
+
+  // Before and after this thread waits for a stream that collectives are queued on, with a time limit: if another rank
+  // keeps them from ending, the communicator gives them up so that the wait ends, and end_wait() says who is to blame.
+  virtual void begin_wait() {}
+  virtual void end_wait() {}
 };
 
-using NcclUniqueId = std::array<char, 128>;
-
-struct NcclOptions {
-  std::string library;  // path of libnccl.so.2; empty: what the dynamic linker finds
-  int rank = 0;
-  int size = 1;
-  int device = 0;  // ordinal
-  // Sums of up to this many bytes go through a buffer registered with NCCL; 0: no buffer, all sums in place.
-  std::int64_t max_buffer_bytes = 0;
-};
-
-// Rank 0 makes the id and hands it to the other ranks.
-NcclUniqueId make_nccl_unique_id(const std::string& library);
-// Waits until every rank has called it with the same id.
-std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId& id, const NcclOptions& options);
-// GPUs that this process sees; 0 where there is no driver, and in a build without CUDA.
-int num_gpus();
+// For those who make communicators.
+inline void check_rank(int rank, int size) {
+  if (size < 1 || rank < 0 || rank >= size) throw InputError(concat("rank must be in [0, ", size, "), got ", rank));
+}
 
 }  // namespace minisgl

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/host_limits.h"
+#include "models/model_shard.h"
 #include "sched/scheduler.h"
 
 namespace minisgl {
@@ -60,16 +61,20 @@ struct Budget {
 
 }  // namespace
 
-std::int64_t workspace_bytes(const ModelSpec& spec, std::int64_t max_batch_tokens, std::int64_t max_running) {
-  const std::int64_t qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim;
-  const std::int64_t row = 4 * spec.hidden_size + qkv + spec.num_heads * spec.head_dim + 4 * spec.intermediate_size;
+std::int64_t workspace_bytes(const ModelSpec& spec, std::int64_t max_batch_tokens, std::int64_t max_running,
+                             int num_ranks) {
+  const ModelShard shard = shard_of(spec, num_ranks);
+  const std::int64_t qkv = (shard.num_heads + 2 * shard.num_kv_heads) * spec.head_dim;
+  const std::int64_t row = 4 * spec.hidden_size + qkv + shard.num_heads * spec.head_dim + 4 * shard.intermediate_size;
   const std::int64_t num_logits = std::min(max_running, max_batch_tokens) + SchedulerOptions{}.max_prompt_logits;
-  return 4 * (max_batch_tokens * row + num_logits * spec.vocab_size);
+  const std::int64_t gathered = num_ranks > 1 ? (num_ranks + 1) * shard.vocab_size : 0;
+  return 4 * (max_batch_tokens * row + num_logits * (spec.vocab_size + gathered));
 }
 
 EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& model, std::int64_t available_bytes) {
   constexpr std::int64_t many = std::numeric_limits<std::int32_t>::max();
   const ModelSpec& spec = model.spec;
+  const int num_ranks = model.device.num_ranks();
   require_range("--page-size", settings.page_size, 1, 1024);
   require_range("--kv-cache-tokens", settings.kv_cache_tokens, 0, many);
   require_range("--max-running", settings.max_running, 1, 65536);
@@ -111,10 +116,10 @@ EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& m
                                 .pages = settings.num_pages,
                                 .vocab_size = spec.vocab_size};
   const Budget budget{.weights = model.weight_bytes,
-                      .workspace = workspace_bytes(spec, options.max_batch_tokens, options.max_running) +
+                      .workspace = workspace_bytes(spec, options.max_batch_tokens, options.max_running, num_ranks) +
                                    model.device.step_bytes(largest_step),
                       .available = available_bytes,
-                      .bytes_per_page = KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size),
+                      .bytes_per_page = KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size, num_ranks),
                       .usable_share = settings.memory_fraction,
                       .page_size = options.page_size};
   const auto pages_for = [&](std::int64_t tokens) { return (tokens + options.page_size - 1) / options.page_size; };

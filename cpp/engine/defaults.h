@@ -41,8 +41,9 @@ EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& m
 // 0 is every processor that this process may use. Throws InputError.
 int choose_num_threads(std::int64_t num_threads);
 
-// Upper estimate of what a step needs beside weights and cache: activations of all rows, logits of the rows that want
-// them.
-std::int64_t workspace_bytes(const ModelSpec& spec, std::int64_t max_batch_tokens, std::int64_t max_running);
+// Upper estimate of what a step needs on each rank beside weights and cache: activations of all rows, logits of the
+// rows that want them.
+std::int64_t workspace_bytes(const ModelSpec& spec, std::int64_t max_batch_tokens, std::int64_t max_running,
+                             int num_ranks = 1);
 
 }  // namespace minisgl

@@ -1,6 +1,8 @@
 // Chooses among the devices that this build and this machine have.
 #include "engine/device.h"
 
+#include <utility>
+
 #include "core/error.h"
 #include "engine/defaults.h"
 #include "kernels/cpu_backend.h"
@@ -8,13 +10,19 @@
 
 namespace minisgl {
 
-std::unique_ptr<Ops> make_device(const std::string& name, std::int64_t num_threads) {
+std::unique_ptr<Ops> make_device(const std::string& name, std::int64_t num_threads,
+                                 std::shared_ptr<Communicator> comm) {
   if (name != "auto" && name != "cpu" && name != "cuda") {
     throw InputError("--device must be auto, cpu or cuda, got " + name);
   }
   const int threads = choose_num_threads(num_threads);
-  if (name == "cuda" || (name == "auto" && num_cuda_devices() > 0)) return make_cuda_ops(0, threads);
-  return make_cpu_ops(threads);
+  const bool on_host = comm && comm->device() < 0;
+  if (name == "cuda" && on_host) throw InputError(concat("--device cuda can't use ", comm->name(), " between ranks"));
+  if (name == "cuda" || (name == "auto" && !on_host && num_cuda_devices() > 0)) {
+    const int gpu = comm ? comm->device() : 0;
+    return make_cuda_ops(gpu, threads, std::move(comm));
+  }
+  return make_cpu_ops(threads, std::move(comm));
 }
 
 }  // namespace minisgl

@@ -5,12 +5,14 @@
 #include <memory>
 #include <string>
 
+#include "comm/communicator.h"
 #include "kernels/ops.h"
 
 namespace minisgl {
 
 // "cpu", "cuda", or "auto": the first GPU where there is one. num_threads of the host; 0: all that this process may
-// use. Throws InputError.
-std::unique_ptr<Ops> make_device(const std::string& name, std::int64_t num_threads);
+// use. With `comm` it is one of several ranks, on the GPU that the communicator is on. Throws InputError.
+std::unique_ptr<Ops> make_device(const std::string& name, std::int64_t num_threads,
+                                 std::shared_ptr<Communicator> comm = nullptr);
 
 }  // namespace minisgl

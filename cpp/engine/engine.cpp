@@ -1,19 +1,20 @@
-// The engine thread: take commands, plan, execute, deliver, once a step.
+// The engine thread: take commands, plan and launch a step, take the results of the oldest, deliver.
 #include "engine/engine.h"
 
 #include <pthread.h>
 
 #include <algorithm>
-#include <csignal>
+#include <cstdio>
 #include <mutex>
-#include <thread>
 #include <utility>
 
 #include "core/error.h"
+#include "core/quiet_thread.h"
 #include "engine/completion_queue.h"
 #include "engine/executor.h"
 #include "engine/inbox.h"
 #include "engine/live_requests.h"
+#include "engine/plan_publisher.h"
 #include "engine/validation.h"
 #include "sched/scheduler.h"
 
@@ -37,16 +38,6 @@ SchedulerOptions scheduler_options(const EngineOptions& options) {
           .max_batch_tokens = options.max_batch_tokens};
 }
 
-StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
-  const std::int64_t sequences = std::min(options.max_running, options.max_batch_tokens);
-  return {.rows = options.max_batch_tokens,
-          .sequences = sequences,
-          .logits = sequences + SchedulerOptions{}.max_prompt_logits,
-          .positions = options.max_seq_len,
-          .pages = options.num_pages,
-          .vocab_size = spec.vocab_size};
-}
-
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
 std::vector<std::int32_t> stop_tokens_of(const Request& request, const ModelSpec& spec) {
   std::vector<std::int32_t> tokens = request.stop_token_ids;
@@ -60,28 +51,20 @@ RequestOutput error_output(std::uint64_t id, ErrorCode code, std::string message
   return {.id = id, .finish = FinishReason::error, .error_code = code, .error = std::move(message)};
 }
 
-// A thread that leaves every signal to the others.
-template <typename Body>
-std::thread start_thread_without_signals(Body body) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread thread(std::move(body));
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return thread;
-}
-
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
+  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options, Followers followers);
+  ~Impl();
 
   void run() noexcept;
   void take_commands(bool wait);
   void admit(Submission submission);
-  void abort(std::uint64_t id);
+  void abort(SequenceId id);
   void step();
-  void release(std::uint64_t id);
+  bool launch_step();
+  void finish_step();
+  void release(SequenceId id);
   void deliver();
   void end_all(const std::string& failure);
 
@@ -103,34 +86,48 @@ struct Engine::Impl {
   // Of the engine thread alone.
   Scheduler scheduler;
   Executor executor;
+  PlanPublisher publisher;
   LiveRequests live;
   std::vector<Command> commands;
   std::vector<RequestOutput> outputs;  // of this turn
-  std::vector<std::uint64_t> ended;    // of this turn
+  std::vector<std::uint64_t> ended;    // ids of the requests whose last output is among them
   std::uint64_t num_steps = 0;
   bool running = true;
 };
 
-Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_)
+Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_,
+                   Followers followers)
     : options(checked(options_, model_->spec())),
       device(std::move(device_)),
       model(std::move(model_)),
       inbox(options.max_running + options.max_waiting),
       scheduler(scheduler_options(options)),
       executor(*model, *device,
-               KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)) {
+               KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
+      publisher(std::move(followers)) {
   executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
   deliver();  // the first statistics
+}
+
+// Whatever happened, the device may still work on a step.
+Engine::Impl::~Impl() {
+  try {
+    device->synchronize();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+  }
 }
 
 void Engine::Impl::run() noexcept {
   std::string what;
   try {
     while (running) {
-      take_commands(!scheduler.has_work());
+      take_commands(!scheduler.has_work() && scheduler.num_in_flight() == 0);
       if (running) step();
+      while (!running && scheduler.num_in_flight() > 0) finish_step();
       deliver();
     }
+    publisher.shut_down();
   } catch (const std::exception& error) {
     what = error.what();
     if (what.empty()) what = "an exception without a message";
@@ -146,62 +143,79 @@ void Engine::Impl::take_commands(bool wait) {
     if (auto* submission = std::get_if<Submission>(&command)) {
       admit(std::move(*submission));
     } else {
-      abort(std::get<Abort>(command).id);
+      const std::optional<SequenceId> sequence = live.find(std::get<Abort>(command).id);
+      if (sequence) abort(*sequence);  // else finished since
     }
   }
   if (running) return;
-  for (const std::uint64_t id : live.ids()) abort(id);
+  for (const SequenceId id : live.sequences()) abort(id);
 }
 
 void Engine::Impl::admit(Submission submission) {
   Request& request = submission.request;
   std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
-  live.add(request, stop_tokens, submission.time);
-  executor.add(request.id, {.params = std::move(request.sampling),
+  const SequenceId id = live.add(request, stop_tokens, submission.time);
+  SequenceSampling sampling{.params = std::move(request.sampling),
                             .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
                             .min_tokens = request.min_tokens,
                             .stop_tokens = std::move(stop_tokens),
                             .logprobs = request.logprobs,
-                            .prompt_logprobs = request.prompt_logprobs});
-  scheduler.add({.id = request.id,
+                            .prompt_logprobs = request.prompt_logprobs};
+  publisher.add(id, sampling);
+  executor.add(id, std::move(sampling));
+  scheduler.add({.id = id,
                  .prompt = std::move(request.prompt),
                  .max_tokens = request.max_tokens,
                  .score_prompt = request.prompt_logprobs >= 0});
 }
 
-void Engine::Impl::abort(std::uint64_t id) {
-  if (!live.contains(id)) return;  // finished since
+void Engine::Impl::abort(SequenceId id) {
   outputs.push_back(live.end(id, FinishReason::abort, Clock::now()));
+  ended.push_back(outputs.back().id);
   release(id);
 }
 
+// Launches the next step and, once as many are in flight as may be, takes what the oldest made. A device that runs
+// ahead has the next step before it ends the last; with another, each step's results are taken at once.
 void Engine::Impl::step() {
-  const StepPlan& plan = scheduler.plan();
-  if (plan.empty()) return;
-  live.mark_started(plan, Clock::now());
-  std::vector<TokenOutput> results = executor.execute(plan);
-  ++num_steps;
+  const std::size_t depth = options.overlap ? executor.depth() : 0;
+  const bool launched = launch_step();
+  if (scheduler.num_in_flight() > (launched ? depth : 0)) finish_step();
+}
 
+// False where there is nothing to do, or nothing before the steps in flight are done.
+bool Engine::Impl::launch_step() {
+  const StepPlan& plan = scheduler.plan();
+  if (plan.empty()) return false;
+  live.mark_started(plan, Clock::now());
+  publisher.step(plan);
+  executor.launch(plan);
+  return true;
+}
+
+void Engine::Impl::finish_step() {
+  std::vector<TokenOutput> results = executor.take();
+  ++num_steps;
+  const StepPlan& plan = scheduler.oldest();
   std::vector<std::int32_t> sampled;
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (plan.targets[i].token == LogitTarget::kSample) sampled.push_back(results[i].token);
   }
   scheduler.complete(sampled);
-  for (RequestOutput& output : live.collect(plan, results, Clock::now())) {
-    if (output.finish != FinishReason::none) {
-      live.erase(output.id);
-      release(output.id);
-    }
+  LiveRequests::Collected collected = live.collect(plan, results, Clock::now());
+  for (const SequenceId id : collected.ended) release(id);
+  for (RequestOutput& output : collected.outputs) {
+    if (output.finish != FinishReason::none) ended.push_back(output.id);
     outputs.push_back(std::move(output));
   }
   if (options.check_invariants) scheduler.check();
 }
 
 // The one way out for a sequence: its pages and its place on the ranks.
-void Engine::Impl::release(std::uint64_t id) {
+void Engine::Impl::release(SequenceId id) {
   scheduler.remove(id);
+  publisher.remove(id);
   executor.remove(id);
-  ended.push_back(id);
 }
 
 // Whoever sees an output finds statistics that contain it, and may use an ended id again.
@@ -215,7 +229,8 @@ void Engine::Impl::deliver() {
              .num_preemptions = scheduler.num_preemptions(),
              .num_steps = num_steps,
              .prompt_tokens = live.counts().prompt_tokens,
-             .generated_tokens = live.counts().generated_tokens};
+             .generated_tokens = live.counts().generated_tokens,
+             .device_busy_seconds = device->busy_seconds()};
   }
   inbox.forget(ended);
   ended.clear();
@@ -240,8 +255,9 @@ void Engine::Impl::end_all(const std::string& what) {
   completions.publish(std::move(last));
 }
 
-Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options)) {}
+Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+               Followers followers)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options, std::move(followers))) {}
 
 Engine::~Engine() {
   stop();
@@ -250,7 +266,7 @@ Engine::~Engine() {
 void Engine::start() {
   const std::lock_guard lock(impl_->lifecycle_mutex);
   MINISGL_CHECK(!impl_->thread.joinable() && !impl_->stopped, "an engine starts once");
-  impl_->thread = start_thread_without_signals([impl = impl_.get()] {
+  impl_->thread = start_quiet_thread([impl = impl_.get()] {
     pthread_setname_np(pthread_self(), "minisgl-engine");
     impl->run();
   });

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/plan_channel.h"
 #include "kernels/ops.h"
 #include "models/decoder.h"
 
@@ -27,6 +28,7 @@ struct EngineOptions {
   std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
+  bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
 };
 
@@ -62,12 +64,17 @@ struct EngineStats {
   std::int64_t num_running = 0, num_waiting = 0;
   std::int64_t pages_total = 0, pages_free = 0;
   std::uint64_t num_preemptions = 0, num_steps = 0, prompt_tokens = 0, generated_tokens = 0;
+  double device_busy_seconds = 0;  // of these steps; see Ops::busy_seconds
 };
+
+// The way to the other ranks of a group; none for a single rank.
+using Followers = std::vector<std::unique_ptr<PlanSender>>;
 
 class Engine {
  public:
   // `device` is the one that `model` was loaded on.
-  Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options);
+  Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+         Followers followers = {});
   ~Engine();  // stops
 
   // Starts the engine thread; once. Requests submitted before wait.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "sched/scheduler.h"
 
 namespace minisgl {
 namespace {
@@ -28,6 +29,16 @@ std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
 }
 
 }  // namespace
+
+StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
+  const std::int64_t sequences = std::min(options.max_running, options.max_batch_tokens);
+  return {.rows = options.max_batch_tokens,
+          .sequences = sequences,
+          .logits = sequences + SchedulerOptions{}.max_prompt_logits,
+          .positions = options.max_seq_len,
+          .pages = options.num_pages,
+          .vocab_size = spec.vocab_size};
+}
 
 Executor::Executor(Model& model, Ops& device, KvCache cache)
     : model_(model), device_(device), cache_(std::move(cache)) {}
@@ -62,7 +73,7 @@ void Executor::remove(SequenceId id) {
   MINISGL_CHECK(sequences_.erase(id) == 1, "sequence ", id, " is not live");
 }
 
-std::vector<TokenOutput> Executor::execute(const StepPlan& plan) {
+void Executor::launch(const StepPlan& plan) {
   build_batch(plan);
   const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size()};
   device_.begin_step(batch, queries_);
@@ -70,7 +81,6 @@ std::vector<TokenOutput> Executor::execute(const StepPlan& plan) {
     const Tensor logits = model_.forward(batch, cache_);
     if (!queries_.empty()) device_.sample(logits);
   });
-  return queries_.empty() ? std::vector<TokenOutput>{} : device_.take_outputs();
 }
 
 void Executor::build_batch(const StepPlan& plan) {

@@ -1,5 +1,6 @@
 // Runs step plans on one rank: cache, page tables, forward pass, sampling. Decides nothing: what to compute is in the
-// plan, what a token means for its request is the engine's business.
+// plan, what a token means for its request is the engine's business. Every rank makes the same calls of add(), remove()
+// and launch(), in the same order.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,9 @@ struct SequenceSampling {
   std::int32_t prompt_logprobs = -1;      // as in Request
 };
 
+// The largest step of an engine with these options.
+StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec);
+
 class Executor {
  public:
   // `model` and `device` outlive the executor.
@@ -33,13 +37,18 @@ class Executor {
   // a ladder of numbers of sequences, the largest first. Before the first add().
   void prepare(const StepLimits& limits, bool record_decodes);
 
-  // A sequence exists from add() to remove(), across preemptions. Plans name no others.
+  // A sequence exists from add() to remove(), across preemptions. Plans name no others. It may be removed while a step
+  // that computes it is in flight.
   void add(SequenceId id, SequenceSampling sampling);
   void remove(SequenceId id);
 
-  // Computes the plan's rows and returns one entry for each of its logit rows, in order: the token drawn, or the prompt
+  // Steps that may be in flight when one more is launched: 1 where the device runs ahead, else 0.
+  std::size_t depth() const { return device_.runs_ahead() ? 1 : 0; }
+  // Hands the plan's rows to the device. The plan isn't needed afterwards.
+  void launch(const StepPlan& plan);
+  // Waits for the oldest step in flight. One entry for each of its logit rows, in order: the token drawn, or the prompt
   // token that was scored. Log probabilities are filled in where the sequence asked for them.
-  std::vector<TokenOutput> execute(const StepPlan& plan);
+  std::vector<TokenOutput> take() { return device_.take_outputs(); }
 
  private:
   struct LiveSequence {

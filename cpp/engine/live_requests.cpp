@@ -16,8 +16,10 @@ double seconds(Clock::duration duration) {
 
 }  // namespace
 
-void LiveRequests::add(const Request& request, std::vector<std::int32_t> stop_tokens, Clock::time_point submitted) {
-  LiveRequest live{.prompt_len = static_cast<std::int64_t>(request.prompt.size()),
+SequenceId LiveRequests::add(const Request& request, std::vector<std::int32_t> stop_tokens,
+                             Clock::time_point submitted) {
+  LiveRequest live{.id = request.id,
+                   .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
                    .max_tokens = request.max_tokens,
                    .stop_tokens = std::move(stop_tokens),
                    .has_logprobs = request.logprobs >= 0,
@@ -27,12 +29,19 @@ void LiveRequests::add(const Request& request, std::vector<std::int32_t> stop_to
     // Nothing comes before the first token, so nothing could have predicted it.
     live.prompt_logprobs.push_back({request.prompt[0], std::numeric_limits<float>::quiet_NaN(), {}});
   }
-  const bool inserted = requests_.try_emplace(request.id, std::move(live)).second;
+  const bool inserted = sequence_of_.try_emplace(request.id, next_sequence_).second;
   MINISGL_CHECK(inserted, "request ", request.id, " is live");
+  requests_.emplace(next_sequence_, std::move(live));
+  return next_sequence_++;
 }
 
-std::vector<std::uint64_t> LiveRequests::ids() const {
-  std::vector<std::uint64_t> ids;
+std::optional<SequenceId> LiveRequests::find(std::uint64_t request_id) const {
+  const auto place = sequence_of_.find(request_id);
+  return place == sequence_of_.end() ? std::nullopt : std::optional(place->second);
+}
+
+std::vector<SequenceId> LiveRequests::sequences() const {
+  std::vector<SequenceId> ids;
   for (const auto& [id, request] : requests_) ids.push_back(id);
   return ids;
 }
@@ -44,20 +53,25 @@ void LiveRequests::mark_started(const StepPlan& plan, Clock::time_point now) {
   }
 }
 
-std::vector<RequestOutput> LiveRequests::collect(const StepPlan& plan, std::span<TokenOutput> results,
-                                                 Clock::time_point now) {
-  std::vector<RequestOutput> outputs;
+LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, std::span<TokenOutput> results,
+                                              Clock::time_point now) {
+  Collected collected;
   std::size_t next = 0;
   for (std::size_t index = 0; index < plan.sequences.size(); ++index) {
     const SequenceStep& step = plan.sequences[index];
-    LiveRequest& request = requests_.at(step.id);
     const auto belongs = [&] {
       return next < results.size() && plan.targets[next].sequence == static_cast<std::int32_t>(index);
     };
+    const auto place = requests_.find(step.id);
+    if (place == requests_.end()) {
+      while (belongs()) ++next;
+      continue;
+    }
+    LiveRequest& request = place->second;
     while (belongs() && plan.targets[next].token != LogitTarget::kSample) {
       request.prompt_logprobs.push_back(std::move(results[next++]));
     }
-    RequestOutput output{.id = step.id};
+    RequestOutput output{.id = request.id};
     if (step.samples) {
       MINISGL_CHECK(belongs(), "no token for request ", step.id);
       if (request.num_generated == 0) end_prefill(request, output, now);
@@ -77,11 +91,20 @@ std::vector<RequestOutput> LiveRequests::collect(const StepPlan& plan, std::span
     } else {
       continue;  // in the middle of its prefill
     }
-    if (output.finish != FinishReason::none) set_times(output, request, now);
-    outputs.push_back(std::move(output));
+    if (output.finish != FinishReason::none) {
+      set_times(output, request, now);
+      collected.ended.push_back(step.id);
+      forget(place);
+    }
+    collected.outputs.push_back(std::move(output));
   }
   MINISGL_CHECK(next == results.size(), results.size() - next, " results belong to nobody");
-  return outputs;
+  return collected;
+}
+
+void LiveRequests::forget(Place place) {
+  sequence_of_.erase(place->second.id);
+  requests_.erase(place);
 }
 
 void LiveRequests::end_prefill(LiveRequest& request, RequestOutput& output, Clock::time_point now) {
@@ -90,12 +113,12 @@ void LiveRequests::end_prefill(LiveRequest& request, RequestOutput& output, Cloc
   output.prompt_logprobs = std::exchange(request.prompt_logprobs, {});
 }
 
-RequestOutput LiveRequests::end(std::uint64_t id, FinishReason reason, Clock::time_point now) {
+RequestOutput LiveRequests::end(SequenceId id, FinishReason reason, Clock::time_point now) {
   const auto place = requests_.find(id);
-  MINISGL_CHECK(place != requests_.end(), "request ", id, " is not live");
-  RequestOutput output{.id = id, .finish = reason};
+  MINISGL_CHECK(place != requests_.end(), "sequence ", id, " is not live");
+  RequestOutput output{.id = place->second.id, .finish = reason};
   set_times(output, place->second, now);
-  requests_.erase(place);
+  forget(place);
   return output;
 }
 

@@ -21,24 +21,29 @@ class LiveRequests {
     std::uint64_t prompt_tokens = 0, generated_tokens = 0;
   };
 
-  // `stop_tokens`: what ends this request, sorted.
-  void add(const Request& request, std::vector<std::int32_t> stop_tokens, Clock::time_point submitted);
-  bool contains(std::uint64_t id) const { return requests_.contains(id); }
-  std::size_t size() const { return requests_.size(); }
-  std::vector<std::uint64_t> ids() const;
+  // `stop_tokens`: what ends this request, sorted. Its sequence's id is no other's, ever: the id of a request may be
+  // used again while a step in flight still computes the sequence.
+  SequenceId add(const Request& request, std::vector<std::int32_t> stop_tokens, Clock::time_point submitted);
+  // The live request's sequence, if there is one.
+  std::optional<SequenceId> find(std::uint64_t request_id) const;
+  std::vector<SequenceId> sequences() const;
   const Counts& counts() const { return counts_; }  // since the engine's start
 
   // A step of these sequences begins.
   void mark_started(const StepPlan& plan, Clock::time_point now);
-  // Turns the step's results, one a logit row, into one output for each request that has something to say.
-  std::vector<RequestOutput> collect(const StepPlan& plan, std::span<TokenOutput> results, Clock::time_point now);
+  struct Collected {
+    std::vector<RequestOutput> outputs;
+    std::vector<SequenceId> ended;  // of those whose last output is among them; they are forgotten
+  };
+  // Turns the step's results, one a logit row, into one output for each request that has something to say. What the
+  // step made for sequences that ended since it was planned is dropped.
+  Collected collect(const StepPlan& plan, std::span<TokenOutput> results, Clock::time_point now);
   // The last output of a request; forgets it.
-  RequestOutput end(std::uint64_t id, FinishReason reason, Clock::time_point now);
-  // Forgets a request whose last output collect() made.
-  void erase(std::uint64_t id) { requests_.erase(id); }
+  RequestOutput end(SequenceId id, FinishReason reason, Clock::time_point now);
 
  private:
   struct LiveRequest {
+    std::uint64_t id;
     std::int64_t prompt_len, max_tokens;
     std::vector<std::int32_t> stop_tokens;
     bool has_logprobs, has_prompt_logprobs;
@@ -48,10 +53,15 @@ class LiveRequests {
     std::vector<TokenOutput> prompt_logprobs = {};
   };
 
+  using Place = std::unordered_map<SequenceId, LiveRequest>::iterator;
+
+  void forget(Place place);
   static void set_times(RequestOutput& output, const LiveRequest& request, Clock::time_point now);
   void end_prefill(LiveRequest& request, RequestOutput& output, Clock::time_point now);
 
-  std::unordered_map<std::uint64_t, LiveRequest> requests_;
+  std::unordered_map<SequenceId, LiveRequest> requests_;
+  std::unordered_map<std::uint64_t, SequenceId> sequence_of_;  // by the request's id
+  SequenceId next_sequence_ = 0;
   Counts counts_;
 };
 

@@ -52,10 +52,13 @@ struct CpuSeenTokens final : SeenTokens {
 
 class CpuOps final : public Ops {
  public:
-  explicit CpuOps(int num_threads) : pool_(num_threads), scratch_(static_cast<std::size_t>(num_threads)) {}
+  CpuOps(int num_threads, std::shared_ptr<Communicator> comm)
+      : pool_(num_threads), comm_(std::move(comm)), scratch_(static_cast<std::size_t>(num_threads)) {}
 
   std::string device_name() const override { return concat("CPU (", cpu_isa_name(), ")"); }
   ThreadPool& pool() override { return pool_; }
+  int rank() const override { return comm_ ? comm_->rank() : 0; }
+  int num_ranks() const override { return comm_ ? comm_->size() : 1; }
   DType activation_dtype() const override { return DType::f32; }
   DType kv_dtype_for(DType weight_dtype) const override {
     return weight_dtype == DType::f32 || weight_dtype == DType::bf16 ? weight_dtype : DType::f16;
@@ -106,10 +109,11 @@ class CpuOps final : public Ops {
   void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
     batch_ = batch;
     queries_ = queries;
+    outputs_.clear();
   }
   void run_step(const std::function<void()>& body) override { body(); }
 
-  void embed(const Matrix& table, Tensor y) override {
+  void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
     const auto& packed = static_cast<const PackedMatrix&>(table);
     const std::int64_t num_rows = std::ssize(batch_.tokens);
     MINISGL_CHECK(y.rows == num_rows && y.cols == packed.cols());
@@ -117,14 +121,21 @@ class CpuOps final : public Ops {
     pool_.parallel_for((num_rows + rows_per_task - 1) / rows_per_task, [&](std::int64_t task, int) {
       const std::int64_t end = std::min(num_rows, (task + 1) * rows_per_task);
       for (std::int64_t row = task * rows_per_task; row < end; ++row) {
-        packed.dequantize_row(batch_.tokens[static_cast<std::size_t>(row)], y.f32() + row * y.cols);
+        const std::int64_t index = batch_.tokens[static_cast<std::size_t>(row)] - first_token;
+        float* out = y.f32() + row * y.cols;
+        if (index >= 0 && index < packed.rows()) {
+          packed.dequantize_row(index, out);
+        } else {
+          std::fill_n(out, y.cols, 0.0f);
+        }
       }
     });
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
     cpu_ops::rms_norm(pool_, x.f32(), weight, eps, x.rows, x.cols, y.f32(), blocks_for(y));
   }
-  void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+  void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    sum_over_ranks(delta);
     cpu_ops::add_rms_norm(pool_, residual.f32(), delta.f32(), weight, eps, residual.rows, residual.cols, y.f32(),
                           blocks_for(y));
   }
@@ -161,6 +172,22 @@ class CpuOps final : public Ops {
       copy(x.data + static_cast<std::size_t>(batch_.logit_rows[i]) * bytes, bytes, y.data + i * bytes);
     }
   }
+  void sum_over_ranks(Tensor x) override {
+    if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, 0);
+  }
+  void gather_columns(Tensor part, Tensor scratch, Tensor y) override {
+    MINISGL_CHECK(part.rows == y.rows && y.cols <= num_ranks() * part.cols, y.cols, " columns of ", part.cols);
+    if (comm_) {
+      MINISGL_CHECK(scratch.nbytes() == num_ranks() * part.nbytes(), scratch.rows, " rows of scratch");
+      comm_->all_gather(part.data, scratch.data, part.nbytes(), 0);
+    }
+    const float* parts = comm_ ? scratch.f32() : part.f32();
+    pool_.parallel_for(part.rows, [&](std::int64_t row, int) {
+      for (std::int64_t first = 0, index = row; first < y.cols; first += part.cols, index += part.rows) {
+        std::copy_n(parts + index * part.cols, std::min(part.cols, y.cols - first), y.f32() + row * y.cols + first);
+      }
+    });
+  }
 
   void sample(Tensor logits) override {
     const std::int64_t num_logits = std::ssize(queries_);
@@ -172,7 +199,7 @@ class CpuOps final : public Ops {
       answer(row, queries_[i], scratch_[static_cast<std::size_t>(thread)], outputs_[i]);
     });
   }
-  std::vector<TokenOutput> take_outputs() override { return std::move(outputs_); }
+  std::vector<TokenOutput> take_outputs() override { return std::exchange(outputs_, {}); }
 
  private:
   // Buffers of one thread of the pool.
@@ -217,6 +244,7 @@ class CpuOps final : public Ops {
   }
 
   ThreadPool pool_;
+  std::shared_ptr<Communicator> comm_;
   GemmWorkspace gemm_workspace_;
   bool has_quantized_weights_ = false;
   const std::byte* quantized_rows_of_ = nullptr;  // the tensor that quantized_rows_ belong to
@@ -231,8 +259,8 @@ class CpuOps final : public Ops {
 
 }  // namespace
 
-std::unique_ptr<Ops> make_cpu_ops(int num_threads) {
-  return std::make_unique<CpuOps>(num_threads);
+std::unique_ptr<Ops> make_cpu_ops(int num_threads, std::shared_ptr<Communicator> comm) {
+  return std::make_unique<CpuOps>(num_threads, std::move(comm));
 }
 
 }  // namespace minisgl

@@ -3,11 +3,13 @@
 
 #include <memory>
 
+#include "comm/communicator.h"
 #include "kernels/ops.h"
 
 namespace minisgl {
 
 // f32 activations; products with quantised weights quantise their input (gemm/gemm.h).
-std::unique_ptr<Ops> make_cpu_ops(int num_threads);
+// `comm` makes it one of several ranks; null: it is alone.
+std::unique_ptr<Ops> make_cpu_ops(int num_threads, std::shared_ptr<Communicator> comm = nullptr);
 
 }  // namespace minisgl

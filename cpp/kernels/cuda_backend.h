@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "comm/communicator.h"
 #include "kernels/ops.h"
 
 namespace minisgl {
@@ -13,6 +14,7 @@ int num_cuda_devices();
 
 // bf16 activations and weights (what files hold in other formats is converted when it is loaded), f32 sums and logits,
 // a cache of bf16 or f16. Needs compute capability 8.0. Throws InputError where that GPU or cuBLAS can't be used.
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads);
+// `comm`, on the same GPU, makes it one of several ranks; null: it is alone.
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm = nullptr);
 
 }  // namespace minisgl

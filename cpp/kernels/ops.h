@@ -1,6 +1,9 @@
 // One device: its memory, its weights and every operation of a step. The CPU (cpu_backend.h) and CUDA (cuda_backend.h)
 // implement it; whoever calls it knows neither. One thread at a time.
 //
+// Devices that were given a communicator compute one model together, each a rank of it: all of them make the same calls
+// in the same order, with the same steps.
+//
 // Operations are queued in the order of the calls; what they wrote is there for the next operation, and for the host
 // after download() or take_outputs(). Every op treats a row (a token, or a token's head) on its own. Activations have
 // activation_dtype(), sums are f32. What an op writes for a linear to read next may be in whatever form the device's
@@ -47,6 +50,8 @@ class Ops {
 
   virtual std::string device_name() const = 0;  // for people
   virtual ThreadPool& pool() = 0;               // the host's threads
+  virtual int rank() const = 0;                 // among num_ranks() devices
+  virtual int num_ranks() const = 0;            // 1 without a communicator
   virtual DType activation_dtype() const = 0;
   virtual DType kv_dtype_for(DType weight_dtype) const = 0;  // of the cache, where nobody chose
   virtual bool supports_kv_dtype(DType dtype) const = 0;
@@ -80,22 +85,26 @@ class Ops {
   // For the penalties of a sequence over a vocabulary; `in_prompt`: the prompt's tokens count, too.
   virtual std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) = 0;
 
+  // Whether a step may begin before the outputs of the one before it are taken: the device works while the host goes
+  // on, and finds the tokens that it drew itself. Others compute everything within the calls.
+  virtual bool runs_ahead() const { return false; }
   // The step at hand: what the operations below read beside their arguments. `queries`: what is wanted of each row of
-  // logits; empty where nobody samples. What both point to must stay until take_outputs(), or the next step.
+  // logits; empty where nobody samples. What both point to must stay until run_step() returns.
   virtual void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) = 0;
   // Runs `body`, which makes the calls of the step. A device may replay what it recorded of a step of this form
-  // instead.
+  // instead. Each such step's outputs are taken, in order.
   virtual void run_step(const std::function<void()>& body) = 0;
   // Begins the step of `batch`, which has one row and one query for each sequence, and records `body` for it and for
   // steps of this form with fewer sequences, down to the next that is recorded.
   virtual void record_step(const StepBatch&, std::span<const LogitQuery>, const std::function<void()>&) {}
 
-  // y[r] = the table's row of token r. y [num_rows, hidden].
-  virtual void embed(const Matrix& table, Tensor y) = 0;
+  // y[r] = the table's row of token r; zeros for tokens that it doesn't hold. y [num_rows, hidden]; the table's rows
+  // are the tokens from first_token on.
+  virtual void embed(const Matrix& table, std::int64_t first_token, Tensor y) = 0;
   // y[r] = x[r] / rms(x[r]) * weight, with weight [cols]; x == y is allowed.
   virtual void rms_norm(Tensor x, const float* weight, float eps, Tensor y) = 0;
-  // residual += delta, then y = rms_norm(residual).
-  virtual void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) = 0;
+  // delta = the sum of the ranks' deltas, residual += delta, then y = rms_norm(residual).
+  virtual void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) = 0;
   // y [rows, out_features] = x [rows, in_features] through every projection, in order. y may be f32.
   virtual void linear(const Linear& weights, Tensor x, Tensor y) = 0;
   // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds z
@@ -114,10 +123,19 @@ class Ops {
   // y[i] = x[logit_rows[i]]. y [num_logits, cols].
   virtual void gather_logit_rows(Tensor x, Tensor y) = 0;
 
+  // x = the sum of the ranks' x: the same bits on every rank.
+  virtual void sum_over_ranks(Tensor x) = 0;
+  // y = the ranks' columns side by side, as far as y has columns. part [rows, n], scratch [num_ranks * rows, n],
+  // y [rows, up to num_ranks * n]; all f32.
+  virtual void gather_columns(Tensor part, Tensor scratch, Tensor y) = 0;
+
   // Answers the step's queries from logits [num_logits, vocab_size] f32, which it may change.
   virtual void sample(Tensor logits) = 0;
-  // The answers, in the order of the queries.
+  // Waits for the oldest step whose outputs were not taken, and for no later one. Its answers, in the order of the
+  // queries; none where there were none.
   virtual std::vector<TokenOutput> take_outputs() = 0;
+  // Seconds that the device worked on the steps whose outputs were taken; 0 where it is the host that works.
+  virtual double busy_seconds() const { return 0.0; }
 };
 
 }  // namespace minisgl

@@ -1,5 +1,5 @@
 // Linear layers named by how they are cut over tensor-parallel ranks. A layer holds its rank's part of the matrices
-// and knows nothing of ranks: the loader cuts the weights (models/weight_loader.h), the decoder sums over ranks.
+// and knows nothing of ranks: the table in sharding.h says what its part is, and the decoder sums over ranks.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,8 @@ class MergedLinear {
   explicit MergedLinear(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
   // y [num_rows, out_features] = x [num_rows, in_features] through every projection, in order.
   void forward(Ops& device, Tensor x, Tensor y) const { device.linear(*weights_, x, y); }
+  std::int64_t in_features() const { return weights_->in_features(); }
+  std::int64_t out_features() const { return weights_->out_features(); }
   std::int64_t nbytes() const { return weights_->nbytes(); }  // of matrices and biases
 
  protected:

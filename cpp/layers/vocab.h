@@ -2,7 +2,9 @@
 // there are several ranks, and may share one matrix.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "kernels/ops.h"
 
@@ -10,20 +12,23 @@ namespace minisgl {
 
 class VocabParallelEmbedding {
  public:
-  // [vocab_size, hidden_size]
-  explicit VocabParallelEmbedding(std::shared_ptr<const Matrix> table) : table_(std::move(table)) {}
-  // out [num_rows, hidden_size]: the vectors of the step's tokens, which are in [0, vocab_size).
-  void forward(Ops& device, Tensor out) const { device.embed(*table_, out); }
+  // [part of the vocabulary, hidden_size], of the tokens from first_token on
+  VocabParallelEmbedding(std::shared_ptr<const Matrix> table, std::int64_t first_token)
+      : table_(std::move(table)), first_token_(first_token) {}
+  // out [num_rows, hidden_size]: the rank's share of a sum over ranks. One of them has a token's vector, the others
+  // zeros.
+  void forward(Ops& device, Tensor out) const { device.embed(*table_, first_token_, out); }
 
  private:
   std::shared_ptr<const Matrix> table_;
+  std::int64_t first_token_;
 };
 
 class VocabParallelHead {
  public:
-  // [vocab_size, hidden_size]
+  // [part of the vocabulary, hidden_size]
   explicit VocabParallelHead(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
-  // logits [num_rows, vocab_size] f32 of x [num_rows, hidden_size].
+  // logits [num_rows, part of the vocabulary] f32 of x [num_rows, hidden_size].
   void forward(Ops& device, Tensor x, Tensor logits) const { device.linear(*weights_, x, logits); }
 
  private:

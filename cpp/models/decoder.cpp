@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "models/decoder_weights.h"
+#include "models/model_shard.h"
 #include "models/rope_table.h"
 
 namespace minisgl {
@@ -32,29 +33,35 @@ class RowBuffer {
 
 // Activations of a step, kept between steps. A step of n rows writes the first n rows of each.
 struct Workspace {
-  Workspace(const ModelSpec& spec, DType dtype)
+  Workspace(const ModelSpec& spec, const ModelShard& shard, int num_ranks, DType dtype)
       : residual(dtype, spec.hidden_size),
         normed(dtype, spec.hidden_size),
         delta(dtype, spec.hidden_size),
-        qkv(dtype, (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim),
-        attention(dtype, spec.num_heads * spec.head_dim),
-        gate_up(dtype, 2 * spec.intermediate_size),
-        activated(dtype, spec.intermediate_size),
+        qkv(dtype, (shard.num_heads + 2 * shard.num_kv_heads) * spec.head_dim),
+        attention(dtype, shard.num_heads * spec.head_dim),
+        gate_up(dtype, 2 * shard.intermediate_size),
+        activated(dtype, shard.intermediate_size),
         last_residual(dtype, spec.hidden_size),
-        last_attention(dtype, spec.num_heads * spec.head_dim),
-        logits(DType::f32, spec.vocab_size) {}
+        last_attention(dtype, shard.num_heads * spec.head_dim),
+        logits(DType::f32, spec.vocab_size),
+        logits_part(DType::f32, shard.vocab_size),
+        logits_parts(DType::f32, num_ranks * shard.vocab_size) {}
 
   RowBuffer residual, normed;
   RowBuffer delta;  // what attention or MLP adds to the residual
   RowBuffer qkv, attention, gate_up, activated;
   RowBuffer last_residual, last_attention;  // of the rows whose logits are wanted
   RowBuffer logits;                         // [num_logits, vocab_size]
+  RowBuffer logits_part, logits_parts;      // with several ranks: this one's, and all of them as they are gathered
 };
 
-void check_batch(const StepBatch& batch, const ModelSpec& spec) {
+// The device has checked the tokens that it alone knows.
+void check_batch(const StepBatch& batch, const ModelSpec& spec, bool runs_ahead) {
   const auto num_rows = std::ssize(batch.tokens);
   MINISGL_CHECK(num_rows > 0 && std::ssize(batch.positions) == num_rows);
-  for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= 0 && token < spec.vocab_size, "token ", token);
+  for (const std::int32_t token : batch.tokens) {
+    MINISGL_CHECK((token >= 0 || runs_ahead) && token < spec.vocab_size, "token ", token);
+  }
   for (const std::int32_t position : batch.positions) MINISGL_CHECK(position >= 0, "position ", position);
   std::int64_t covered = 0;
   for (const ops::SequenceRows& sequence : batch.sequences) {
@@ -73,15 +80,16 @@ class Decoder final : public Model {
  public:
   Decoder(ModelSpec spec, DecoderWeights weights, Ops& device)
       : spec_(std::move(spec)),
+        shard_(shard_of(spec_, device.num_ranks())),
         weights_(std::move(weights)),
-        embedding_(weights_.embedding),
+        embedding_(weights_.embedding, device.rank() * shard_.vocab_size),
         head_(head_of(weights_, device)),
         rope_(spec_.rope, device),
         eps_(static_cast<float>(spec_.rms_norm_eps)),
-        shape_{static_cast<int>(spec_.num_heads), static_cast<int>(spec_.num_kv_heads),
+        shape_{static_cast<int>(shard_.num_heads), static_cast<int>(shard_.num_kv_heads),
                static_cast<int>(spec_.head_dim)},
         device_(device),
-        workspace_(spec_, device.activation_dtype()) {}
+        workspace_(spec_, shard_, device.num_ranks(), device.activation_dtype()) {}
 
   const ModelSpec& spec() const override { return spec_; }
   std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
@@ -90,7 +98,7 @@ class Decoder final : public Model {
   void reserve(const StepLimits& limits) override { reserve_workspace(limits.rows, limits.logits, limits.positions); }
 
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
-    check_batch(batch, spec_);
+    check_batch(batch, spec_, device_.runs_ahead());
     MINISGL_CHECK(batch.page_size == cache.page_size(), "page tables of ", batch.page_size);
     const std::int64_t num_logits = std::ssize(batch.logit_rows);
     reserve_workspace(std::ssize(batch.tokens), std::ssize(batch.logit_rows),
@@ -101,6 +109,7 @@ class Decoder final : public Model {
     const Tensor normed = workspace_.normed.rows(num_rows);
     Tensor attended = workspace_.attention.rows(num_rows);
     embedding_.forward(device_, residual);
+    device_.sum_over_ranks(residual);
     device_.rms_norm(residual, weights_.layers.front().input_norm.as<float>(), eps_, normed);
     for (std::int64_t i = 0; i < spec_.num_layers; ++i) {
       const DecoderLayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
@@ -113,15 +122,14 @@ class Decoder final : public Model {
         attended = keep_logit_rows(attended, workspace_.last_attention, num_logits);
         num_rows = num_logits;
       }
-      // With several ranks, delta is summed over them here and after the MLP: the two all-reduces of a layer.
+      // The two sums over ranks of a layer: of what attention adds, and of what the MLP adds.
       layer.attention_output.forward(device_, attended, workspace_.delta.rows(num_rows));
-      add_norm(residual, layer.post_attention_norm);
+      reduce_add_norm(residual, layer.post_attention_norm);
       mlp(layer, num_rows);
-      add_norm(residual, is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
+      reduce_add_norm(residual,
+                      is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
     }
-    const Tensor logits = workspace_.logits.rows(num_logits);
-    head_.forward(device_, workspace_.normed.rows(num_logits), logits);
-    return logits;
+    return logits(num_logits);
   }
 
  private:
@@ -139,6 +147,10 @@ class Decoder final : public Model {
     if (num_logits > 0) {
       for (RowBuffer* buffer : {&workspace_.last_residual, &workspace_.last_attention, &workspace_.logits}) {
         buffer->reserve(device_, num_logits);
+      }
+      if (device_.num_ranks() > 1) {
+        workspace_.logits_part.reserve(device_, num_logits);
+        workspace_.logits_parts.reserve(device_, num_logits);
       }
     }
     rope_.reserve(num_positions);
@@ -177,13 +189,29 @@ class Decoder final : public Model {
     layer.down.forward(device_, activated, workspace_.delta.rows(num_rows));
   }
 
-  // residual += delta, normed = norm of the residual.
-  void add_norm(Tensor residual, const DeviceBuffer& weight) {
-    device_.add_rms_norm(residual, workspace_.delta.rows(residual.rows), weight.as<float>(), eps_,
-                         workspace_.normed.rows(residual.rows));
+  // residual += the ranks' deltas, normed = norm of the residual.
+  void reduce_add_norm(Tensor residual, const DeviceBuffer& weight) {
+    device_.reduce_add_rms_norm(residual, workspace_.delta.rows(residual.rows), weight.as<float>(), eps_,
+                                workspace_.normed.rows(residual.rows));
+  }
+
+  // normed -> logits of the whole vocabulary, on every rank.
+  Tensor logits(std::int64_t num_rows) {
+    const Tensor normed = workspace_.normed.rows(num_rows), logits = workspace_.logits.rows(num_rows);
+    if (device_.num_ranks() == 1) {
+      head_.forward(device_, normed, logits);
+      return logits;
+    }
+    const Tensor part = workspace_.logits_part.rows(num_rows);
+    Tensor parts = workspace_.logits_parts.rows(num_rows);
+    head_.forward(device_, normed, part);
+    parts = {parts.data, parts.dtype, device_.num_ranks() * num_rows, part.cols};
+    device_.gather_columns(part, parts, logits);
+    return logits;
   }
 
   ModelSpec spec_;
+  ModelShard shard_;
   DecoderWeights weights_;
   VocabParallelEmbedding embedding_;
   VocabParallelHead head_;

@@ -11,8 +11,9 @@
 
 namespace minisgl {
 
-// Keys and values of all layers, [num_layers][2][num_pages, num_kv_heads, page_size, head_dim] of dtype.
-// On the CPU memory is mapped and untouched until written, so an idle cache costs no resident memory.
+// Keys and values of all layers, [num_layers][2][num_pages, num_kv_heads, page_size, head_dim] of dtype: of the KV
+// heads that the device's rank has. On the CPU memory is mapped and untouched until written, so an idle cache costs no
+// resident memory.
 class KvCache {
  public:
   KvCache(Ops& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size);
@@ -20,7 +21,8 @@ class KvCache {
   DType dtype() const { return dtype_; }
   std::int64_t num_pages() const { return num_pages_; }
   int page_size() const { return page_size_; }
-  static std::int64_t bytes_per_page(const ModelSpec& spec, DType dtype, int page_size);
+  // On each of so many ranks.
+  static std::int64_t bytes_per_page(const ModelSpec& spec, DType dtype, int page_size, int num_ranks = 1);
 
  private:
   DType dtype_;
@@ -31,12 +33,12 @@ class KvCache {
   DeviceBuffer data_;
 };
 
-// What the engine needs of a model. The decoder below is the one real implementation; native tests of the engine
-// bring a tiny one of their own.
+// What the engine needs of a model, or of a rank's part of it. The decoder below is the one real implementation; native
+// tests of the engine bring a tiny one of their own.
 class Model {
  public:
   virtual ~Model() = default;
-  virtual const ModelSpec& spec() const = 0;
+  virtual const ModelSpec& spec() const = 0;  // of the whole model
   // Computes `batch`, for which the device's step was begun, against `cache`. Returns logits [num_logits, vocab_size]
   // f32 in the device's memory, valid until the next call.
   virtual Tensor forward(const StepBatch& batch, KvCache& cache) = 0;
@@ -53,7 +55,8 @@ enum class LoadFormat : std::uint8_t { files, dummy };
 using LoadProgress = std::function<void(std::int64_t, std::int64_t)>;
 
 // Loads a folder (config.json + *.safetensors) or a .gguf file; of a folder, dummy weights need config.json alone.
-// Throws InputError with one clear sentence. `device` outlives the model.
+// Of a model over several ranks, each loads the part that its device's rank computes. Throws InputError with one clear
+// sentence. `device` outlives the model.
 std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress,
                                   LoadFormat format = LoadFormat::files);
 

@@ -20,19 +20,21 @@ DecoderLayerWeights load_layer(const ModelSpec& spec, std::int64_t index, Weight
   const std::int64_t intermediate = spec.intermediate_size;
 
   DeviceBuffer input_norm = loader.norm(prefix + "input_layernorm.weight", hidden);
-  LinearQKVMerged qkv(loader.linear({{attention + "q_proj", query_size, hidden, spec.qkv_bias, spec.head_dim},
-                                     {attention + "k_proj", key_size, hidden, spec.qkv_bias, spec.head_dim},
-                                     {attention + "v_proj", key_size, hidden, spec.qkv_bias}}));
+  LinearQKVMerged qkv(
+      loader.linear({{attention + "q_proj", Role::query, query_size, hidden, spec.qkv_bias, spec.head_dim},
+                     {attention + "k_proj", Role::key, key_size, hidden, spec.qkv_bias, spec.head_dim},
+                     {attention + "v_proj", Role::value, key_size, hidden, spec.qkv_bias, spec.head_dim}}));
   DeviceBuffer query_norm, key_norm;
   if (spec.qk_norm) {
     query_norm = loader.norm(attention + "q_norm.weight", spec.head_dim);
     key_norm = loader.norm(attention + "k_norm.weight", spec.head_dim);
   }
-  LinearRowParallel output(loader.linear({{attention + "o_proj", hidden, query_size, spec.output_bias}}));
+  LinearRowParallel output(loader.linear(
+      {{attention + "o_proj", Role::attention_output, hidden, query_size, spec.output_bias, spec.head_dim}}));
   DeviceBuffer post_attention_norm = loader.norm(prefix + "post_attention_layernorm.weight", hidden);
-  LinearColParallelMerged gate_up(loader.linear({{mlp + "gate_proj", intermediate, hidden, spec.mlp_bias},
-                                                 {mlp + "up_proj", intermediate, hidden, spec.mlp_bias}}));
-  LinearRowParallel down(loader.linear({{mlp + "down_proj", hidden, intermediate, spec.mlp_bias}}));
+  LinearColParallelMerged gate_up(loader.linear({{mlp + "gate_proj", Role::gate, intermediate, hidden, spec.mlp_bias},
+                                                 {mlp + "up_proj", Role::up, intermediate, hidden, spec.mlp_bias}}));
+  LinearRowParallel down(loader.linear({{mlp + "down_proj", Role::down, hidden, intermediate, spec.mlp_bias}}));
   return {.input_norm = std::move(input_norm),
           .qkv = std::move(qkv),
           .query_norm = std::move(query_norm),
@@ -47,9 +49,9 @@ DecoderLayerWeights load_layer(const ModelSpec& spec, std::int64_t index, Weight
 
 DecoderWeights load_decoder_weights(const ModelSpec& spec, WeightLoader& loader) {
   DecoderWeights weights;
-  weights.embedding = loader.matrix("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size);
+  weights.embedding = loader.vocabulary("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size);
   weights.head =
-      spec.tied_embeddings ? weights.embedding : loader.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size);
+      spec.tied_embeddings ? weights.embedding : loader.vocabulary("lm_head.weight", spec.vocab_size, spec.hidden_size);
   weights.final_norm = loader.norm("model.norm.weight", spec.hidden_size);
   for (std::int64_t i = 0; i < spec.num_layers; ++i) weights.layers.push_back(load_layer(spec, i, loader));
   const auto& bytes = loader.bytes_by_dtype();

@@ -1,4 +1,5 @@
-// A decoder's weights, packed, in the order that the forward pass reads them.
+// A rank's part of a decoder's weights, packed, in the order that the forward pass reads them. Sizes are those of the
+// part (models/model_shard.h), but for hidden.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,7 @@ struct DecoderLayerWeights {
 
 struct DecoderWeights {
   std::shared_ptr<const Matrix> embedding;  // [vocab_size, hidden_size]
-  std::shared_ptr<const Matrix> head;       // [vocab_size, hidden_size]; the embedding itself when tied
+  std::shared_ptr<const Matrix> head;       // the same; the embedding itself when tied
   DeviceBuffer final_norm;                  // [hidden_size]
   std::vector<DecoderLayerWeights> layers;
   DType dtype = DType::f32;  // format of most of the matrices' bytes

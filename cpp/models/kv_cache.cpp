@@ -1,6 +1,7 @@
 // Memory of the paged key/value cache.
 #include "core/error.h"
 #include "models/decoder.h"
+#include "models/model_shard.h"
 
 namespace minisgl {
 namespace {
@@ -12,8 +13,9 @@ std::int64_t plane_bytes_per_page(std::int64_t num_kv_heads, std::int64_t head_d
 
 }  // namespace
 
-std::int64_t KvCache::bytes_per_page(const ModelSpec& spec, DType dtype, int page_size) {
-  return spec.num_layers * 2 * plane_bytes_per_page(spec.num_kv_heads, spec.head_dim, dtype, page_size);
+std::int64_t KvCache::bytes_per_page(const ModelSpec& spec, DType dtype, int page_size, int num_ranks) {
+  const std::int64_t num_kv_heads = shard_of(spec, num_ranks).num_kv_heads;
+  return spec.num_layers * 2 * plane_bytes_per_page(num_kv_heads, spec.head_dim, dtype, page_size);
 }
 
 KvCache::KvCache(Ops& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size)
@@ -21,12 +23,12 @@ KvCache::KvCache(Ops& device, const ModelSpec& spec, DType dtype, std::int64_t n
       num_pages_(num_pages),
       page_size_(page_size),
       num_layers_(spec.num_layers),
-      num_kv_heads_(static_cast<int>(spec.num_kv_heads)),
+      num_kv_heads_(static_cast<int>(shard_of(spec, device.num_ranks()).num_kv_heads)),
       head_dim_(static_cast<int>(spec.head_dim)) {
   MINISGL_CHECK(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16, "dtype ", dtype_info(dtype).name);
   MINISGL_CHECK(num_pages > 0 && page_size > 0);
   std::int64_t bytes = 0;
-  if (__builtin_mul_overflow(bytes_per_page(spec, dtype, page_size), num_pages, &bytes)) {
+  if (__builtin_mul_overflow(bytes_per_page(spec, dtype, page_size, device.num_ranks()), num_pages, &bytes)) {
     throw InputError(concat("a KV cache of ", num_pages, " pages of ", page_size, " tokens is too large"));
   }
   data_ = device.allocate(static_cast<std::size_t>(bytes));

@@ -7,6 +7,7 @@
 #include "io/weight_source.h"
 #include "models/decoder.h"
 #include "models/decoder_weights.h"
+#include "models/model_shard.h"
 #include "models/registry.h"
 #include "models/weight_loader.h"
 
@@ -26,6 +27,22 @@ void read_frequency_factors(const WeightSource& source, WeightLoader& loader, Ro
   }
 }
 
+std::int64_t block_size_of(const WeightSource& source, const std::string& name) {
+  return source.contains(name) ? dtype_info(source.tensor(name).dtype).block_size : 1;
+}
+
+// The largest of all layers: files mix formats.
+ColumnBlocks column_blocks(const ModelSpec& spec, const WeightSource& source) {
+  ColumnBlocks blocks;
+  for (std::int64_t i = 0; i < spec.num_layers; ++i) {
+    const std::string layer = concat("model.layers.", i, ".");
+    blocks.attention_output =
+        std::max(blocks.attention_output, block_size_of(source, layer + "self_attn.o_proj.weight"));
+    blocks.down = std::max(blocks.down, block_size_of(source, layer + "mlp.down_proj.weight"));
+  }
+  return blocks;
+}
+
 }  // namespace
 
 std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress,
@@ -33,6 +50,7 @@ std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const Lo
   const bool dummy = format == LoadFormat::dummy;
   const std::unique_ptr<WeightSource> source = open_weights(path, !dummy);
   ModelSpec spec = read_model_spec(*source);
+  shard_of(spec, device.num_ranks(), dummy ? ColumnBlocks{} : column_blocks(spec, *source));  // refuses what can't be
 
   std::int64_t total = 0;
   if (!dummy) {

@@ -1,15 +1,17 @@
-// Takes tensors out of a weight source, checks them against what the configuration promised, and packs them.
+// Takes a rank's parts of tensors out of a weight source, checks them against what the configuration promised, and
+// packs them.
 #include "models/weight_loader.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
-#include "core/aligned_buffer.h"
 #include "core/error.h"
 #include "core/half.h"
 #include "io/mapped_file.h"
 #include "io/quote.h"
 #include "io/tensor_layout.h"
+#include "layers/matrix_part.h"
 
 namespace minisgl {
 namespace {
@@ -56,8 +58,13 @@ TensorData WeightLoader::checked(const std::string& name, const std::vector<std:
 }
 
 std::vector<float> WeightLoader::vector(const std::string& name, std::int64_t size) {
+  return elements(name, size, {0, size});
+}
+
+// `wanted` of a tensor [size]. In the check only its bytes are counted.
+std::vector<float> WeightLoader::elements(const std::string& name, std::int64_t size, const Slice& wanted) {
   if (pass_ == Pass::dummy)
-    return std::vector<float>(static_cast<std::size_t>(size), name.ends_with(".bias") ? 0.0f : 1.0f);
+    return std::vector<float>(static_cast<std::size_t>(wanted.count), name.ends_with(".bias") ? 0.0f : 1.0f);
   const TensorData tensor = checked(name, {size});
   if (is_quantized(tensor.dtype)) {
     throw InputError(concat("'", source_.path(), "': tensor ", quote_name(name), " has type ",
@@ -65,17 +72,17 @@ std::vector<float> WeightLoader::vector(const std::string& name, std::int64_t si
   }
   std::vector<float> values;
   if (pass_ == Pass::load) {
-    values.resize(static_cast<std::size_t>(size));
-    for (std::int64_t i = 0; i < size; ++i) {
+    values.resize(static_cast<std::size_t>(wanted.count));
+    for (std::int64_t i = 0; i < wanted.count; ++i) {
       float& value = values[static_cast<std::size_t>(i)];
       switch (tensor.dtype) {
-        case DType::f16: value = f16_to_f32(element<std::uint16_t>(tensor.bytes, i)); break;
-        case DType::bf16: value = bf16_to_f32(element<std::uint16_t>(tensor.bytes, i)); break;
-        default: value = element<float>(tensor.bytes, i); break;
+        case DType::f16: value = f16_to_f32(element<std::uint16_t>(tensor.bytes, wanted.first + i)); break;
+        case DType::bf16: value = bf16_to_f32(element<std::uint16_t>(tensor.bytes, wanted.first + i)); break;
+        default: value = element<float>(tensor.bytes, wanted.first + i); break;
       }
     }
   }
-  on_bytes_(static_cast<std::int64_t>(tensor.bytes.size()));
+  on_bytes_(row_bytes(tensor.dtype, wanted.count));
   return values;
 }
 
@@ -88,46 +95,70 @@ DeviceBuffer WeightLoader::norm(const std::string& name, std::int64_t size) {
   return buffer;
 }
 
-std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
-                                                   std::int64_t rotary_head_dim) {
+std::shared_ptr<const Matrix> WeightLoader::vocabulary(const std::string& name, std::int64_t vocab_size,
+                                                       std::int64_t hidden_size) {
+  return matrix(name, {.name = name, .role = Role::vocabulary, .out_features = vocab_size, .in_features = hidden_size});
+}
+
+// Features of the rank: rows or columns, as the role is cut.
+Slice WeightLoader::slice_of(const ProjectionRequest& request) const {
+  const ShardRule rule = shard_rule(request.role);
+  const std::int64_t features = rule.cut == Cut::rows ? request.out_features : request.in_features;
+  return rank_slice(rule.split, features / request.head_dim, device_.rank(), device_.num_ranks()) * request.head_dim;
+}
+
+bool WeightLoader::reorders(const ProjectionRequest& request) const {
+  return source_.interleaved_rope() && (request.role == Role::query || request.role == Role::key);
+}
+
+std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, const ProjectionRequest& request) {
+  const Slice slice = slice_of(request);
+  const bool by_rows = shard_rule(request.role).cut == Cut::rows;
+  const std::int64_t rows = by_rows ? slice.count : request.out_features;
+  const std::int64_t cols = by_rows ? request.in_features : slice.count;
   if (pass_ == Pass::dummy) {
     bytes_by_dtype_[static_cast<std::size_t>(DType::bf16)] += row_bytes(DType::bf16, rows * cols);
     on_bytes_(row_bytes(DType::bf16, rows * cols));
     return device_.make_random_matrix(rows, cols);
   }
-  const TensorData tensor = checked(name, {rows, cols});
-  const auto num_bytes = static_cast<std::int64_t>(tensor.bytes.size());
+  const TensorData tensor = checked(name, {request.out_features, request.in_features});
+  const std::int64_t num_bytes = rows * row_bytes(tensor.dtype, cols);
   bytes_by_dtype_[static_cast<std::size_t>(tensor.dtype)] += num_bytes;
   std::shared_ptr<const Matrix> matrix;
   if (pass_ == Pass::load) {
-    AlignedBuffer staging;
-    std::span<const std::byte> raw = tensor.bytes;
-    if (rotary_head_dim != 0 && source_.interleaved_rope()) {
-      staging = halves_order(raw, rows, rotary_head_dim, device_.pool());
-      raw = {staging.data(), raw.size()};
-    } else if (reinterpret_cast<std::uintptr_t>(raw.data()) % sizeof(float) != 0) {
-      staging = AlignedBuffer(raw.size());
-      std::memcpy(staging.data(), raw.data(), raw.size());
-      raw = {staging.data(), raw.size()};
+    MatrixPart part = take_part({tensor.dtype, request.out_features, request.in_features, tensor.bytes},
+                                shard_rule(request.role).cut, slice, device_.pool());
+    if (reorders(request)) {
+      part.staging = halves_order(part.bytes, rows, request.head_dim, device_.pool());
+      part.bytes = {part.staging.data(), part.staging.size()};
+    } else if (reinterpret_cast<std::uintptr_t>(part.bytes.data()) % sizeof(float) != 0) {
+      part.staging = AlignedBuffer(part.bytes.size());
+      std::memcpy(part.staging.data(), part.bytes.data(), part.bytes.size());
+      part.bytes = {part.staging.data(), part.staging.size()};
     }
-    matrix = device_.make_matrix(tensor.dtype, rows, cols, raw);
-    release_pages(tensor.bytes);
+    matrix = device_.make_matrix(tensor.dtype, rows, cols, part.bytes);
+    release_pages(part.read);
   }
   on_bytes_(num_bytes);
   return matrix;
 }
 
+std::vector<float> WeightLoader::bias(const std::string& name, const ProjectionRequest& request) {
+  if (shard_rule(request.role).cut == Cut::columns) {
+    return elements(name, request.out_features, {0, device_.rank() == 0 ? request.out_features : 0});
+  }
+  std::vector<float> values = elements(name, request.out_features, slice_of(request));
+  if (!reorders(request) || values.empty()) return values;
+  const AlignedBuffer ordered =
+      halves_order(std::as_bytes(std::span(values)), std::ssize(values), request.head_dim, device_.pool());
+  std::memcpy(values.data(), ordered.data(), values.size() * sizeof(float));
+  return values;
+}
+
 Projection WeightLoader::projection(const ProjectionRequest& request) {
   Projection projection;
-  projection.weight =
-      matrix(request.name + ".weight", request.out_features, request.in_features, request.rotary_head_dim);
-  if (!request.bias) return projection;
-  projection.bias = vector(request.name + ".bias", request.out_features);
-  if (request.rotary_head_dim != 0 && source_.interleaved_rope() && pass_ == Pass::load) {
-    const AlignedBuffer ordered = halves_order(std::as_bytes(std::span(projection.bias)), request.out_features,
-                                               request.rotary_head_dim, device_.pool());
-    std::memcpy(projection.bias.data(), ordered.data(), projection.bias.size() * sizeof(float));
-  }
+  projection.weight = matrix(request.name + ".weight", request);
+  if (request.bias) projection.bias = bias(request.name + ".bias", request);
   return projection;
 }
 

@@ -1,4 +1,5 @@
-// Takes tensors out of a weight source, checks them against what the configuration promised, and packs them.
+// Takes a rank's parts of tensors out of a weight source, checks them against what the configuration promised, and
+// packs them.
 #pragma once
 
 #include <cstdint>
@@ -9,24 +10,25 @@
 
 #include "io/weight_source.h"
 #include "kernels/ops.h"
+#include "layers/sharding.h"
 
 namespace minisgl {
 
-// A projection's name ("model.layers.0.self_attn.q_proj", without ".weight") and what is expected of it.
+// A projection's name ("model.layers.0.self_attn.q_proj", without ".weight") and what is expected of the whole of it.
 struct ProjectionRequest {
   std::string name;
+  Role role;
   std::int64_t out_features;
   std::int64_t in_features;
-  bool bias;
-  // Rows of each head are put from interleaved rotation order into halves order when the source has them so; 0: no.
-  std::int64_t rotary_head_dim = 0;
+  bool bias = false;
+  std::int64_t head_dim = 1;  // of a cut by heads: features of one
 };
 
 // Passes over the same requests: a check, which reads headers only and finds a missing or misshapen tensor before
 // anything is loaded, then the load. In the check, what comes back is null or empty.
 //
-// Ranks: each request is for a whole tensor. With several ranks this is the one place that cuts: output features for
-// column-parallel, heads for QKV, input features for row-parallel projections.
+// Ranks: each request is for a whole tensor; what comes back, and what is read of the file, is the part of the device's
+// rank (layers/sharding.h). Queries and keys come in halves order whichever order the source has.
 class WeightLoader {
  public:
   enum class Pass { check, load, dummy };  // dummy: nothing is read; matrices are random, norms 1, biases 0
@@ -34,17 +36,22 @@ class WeightLoader {
 
   std::vector<float> vector(const std::string& name, std::int64_t size);
   DeviceBuffer norm(const std::string& name, std::int64_t size);  // the same, on the device
-  std::shared_ptr<const Matrix> matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
-                                       std::int64_t rotary_head_dim = 0);
+  // Of embedding or head.
+  std::shared_ptr<const Matrix> vocabulary(const std::string& name, std::int64_t vocab_size, std::int64_t hidden_size);
   // Projections of one input, merged.
   std::unique_ptr<const Linear> linear(const std::vector<ProjectionRequest>& requests);
 
   bool contains(const std::string& name) const { return source_.contains(name); }
-  // File bytes of each format, of all matrices so far.
+  // File bytes of each format, of the rank's parts of all matrices so far.
   const std::vector<std::int64_t>& bytes_by_dtype() const { return bytes_by_dtype_; }
 
  private:
   Projection projection(const ProjectionRequest& request);
+  std::shared_ptr<const Matrix> matrix(const std::string& name, const ProjectionRequest& request);
+  std::vector<float> bias(const std::string& name, const ProjectionRequest& request);
+  Slice slice_of(const ProjectionRequest& request) const;
+  bool reorders(const ProjectionRequest& request) const;
+  std::vector<float> elements(const std::string& name, std::int64_t size, const Slice& wanted);
   TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape) const;
 
   const WeightSource& source_;

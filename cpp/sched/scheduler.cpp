@@ -16,7 +16,8 @@ void StepPlan::clear() {
   targets.clear();
 }
 
-Scheduler::Scheduler(const SchedulerOptions& options) : options_(options), pages_(options.num_pages) {
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options), pages_(options.num_pages), spare_(kMostInFlight + 1) {
   MINISGL_CHECK(options.page_size >= 1, "page_size is ", options.page_size);
   MINISGL_CHECK(options.max_running >= 1, "max_running is ", options.max_running);
   MINISGL_CHECK(options.max_batch_tokens >= 1, "max_batch_tokens is ", options.max_batch_tokens);
@@ -42,13 +43,17 @@ void Scheduler::add(NewSequence sequence) {
 }
 
 void Scheduler::remove(SequenceId id) {
-  MINISGL_CHECK(!in_step_, "sequence ", id, " removed during a step");
   const auto entry = index_.find(id);
   MINISGL_CHECK(entry != index_.end(), "sequence ", id, " is not live");
   const auto [state, place] = entry->second;
-  pages_.release(place->pages);
-  (state == State::running ? running_ : waiting_).erase(place);
+  std::list<Sequence>& list = state == State::running ? running_ : waiting_;
   index_.erase(entry);
+  if (place->num_in_flight > 0) {
+    leaving_.splice(leaving_.end(), list, place);
+  } else {
+    pages_.release(place->pages);
+    list.erase(place);
+  }
 }
 
 const Sequence& Scheduler::sequence(SequenceId id) const {
@@ -58,17 +63,42 @@ const Sequence& Scheduler::sequence(SequenceId id) const {
 }
 
 const StepPlan& Scheduler::plan() {
-  MINISGL_CHECK(!in_step_, "plan() during a step");
-  plan_.clear();
+  MINISGL_CHECK(num_in_flight() < kMostInFlight, "plan() with ", num_in_flight(), " steps in flight");
+  Step& step = spare_.front();
+  step.plan.clear();
+  step.places.clear();
+  step.new_tokens.clear();
   rows_left_ = options_.max_batch_tokens;
   prompt_logits_left_ = options_.max_prompt_logits;
-  const bool preempted = plan_decodes();
-  plan_prefills();
-  if (!preempted) admit();
-  in_step_ = !plan_.empty();
-  MINISGL_CHECK(in_step_ || !has_work(), "nothing planned for ", num_running(), " running and ", num_waiting(),
-                " waiting sequences");
-  return plan_;
+  if (in_flight_.empty() || !must_preempt()) {
+    const bool preempted = plan_decodes();
+    plan_prefills();
+    if (!preempted) admit();
+  }
+  if (!step.plan.empty()) {
+    in_flight_.splice(in_flight_.end(), spare_, spare_.begin());
+  } else {
+    MINISGL_CHECK(!in_flight_.empty() || !has_work(), "nothing planned for ", num_running(), " running and ",
+                  num_waiting(), " waiting sequences");
+  }
+  return step.plan;
+}
+
+const StepPlan& Scheduler::oldest() const {
+  MINISGL_CHECK(!in_flight_.empty(), "no step is in flight");
+  return in_flight_.front().plan;
+}
+
+// Whether the decodes of this step want more pages than are free.
+bool Scheduler::must_preempt() const {
+  std::int64_t missing = 0, rows = 0;
+  for (const Sequence& sequence : running_) {
+    if (rows == rows_left_) break;
+    if (!sequence.decoding()) continue;
+    ++rows;
+    missing += pages_for(sequence.len()) - static_cast<std::int64_t>(sequence.pages.size());
+  }
+  return missing > pages_.num_free();
 }
 
 bool Scheduler::plan_decodes() {
@@ -78,7 +108,7 @@ bool Scheduler::plan_decodes() {
   for (auto place = running_.begin(); place != running_.end() && rows_left_ > 0; ++place) {
     if (!place->decoding()) continue;
     if (!grow(*place)) break;
-    plan_rows(*place);
+    plan_rows(place);
   }
   return num_preemptions_ != before;
 }
@@ -106,9 +136,8 @@ void Scheduler::preempt_latest() {
 }
 
 void Scheduler::plan_prefills() {
-  for (Sequence& sequence : running_) {
-    if (rows_left_ == 0) return;
-    if (!sequence.decoding()) plan_rows(sequence);
+  for (auto place = running_.begin(); place != running_.end() && rows_left_ > 0; ++place) {
+    if (place->num_uncomputed() > 1) plan_rows(place);
   }
 }
 
@@ -120,12 +149,10 @@ void Scheduler::admit() {
     // thrown away as soon as they need it.
     const std::int64_t needed = pages_for(next->len());
     const std::int64_t spare = std::min(num_running(), pages_.num_total() / 16 + 1);
-    if (num_running() > 0 && pages_.num_free() < needed + spare) return;
-    const bool fits = pages_.allocate(needed, next->pages);
-    MINISGL_CHECK(fits, needed, " pages needed, ", pages_.num_free(), " free");
+    if (pages_.num_free() < needed + spare || !pages_.allocate(needed, next->pages)) return;
     running_.splice(running_.end(), waiting_, next);
     index_.at(next->id).state = State::running;
-    plan_rows(*next);
+    plan_rows(next);
   }
 }
 
@@ -141,56 +168,76 @@ std::int64_t Scheduler::chunk_size(const Sequence& sequence) const {
   return rows;
 }
 
-void Scheduler::plan_rows(Sequence& sequence) {
+void Scheduler::plan_rows(Place place) {
+  Sequence& sequence = *place;
+  Step& step = spare_.front();
+  StepPlan& plan = step.plan;
   const std::int64_t rows = chunk_size(sequence);
   if (rows == 0) return;
   const std::int64_t start = sequence.num_computed, end = start + rows;
-  const auto index = static_cast<std::int32_t>(plan_.sequences.size());
-  const auto first_row = static_cast<std::int32_t>(plan_.num_rows());
-  const auto first_new_page = static_cast<std::int32_t>(plan_.new_pages.size());
+  const auto index = static_cast<std::int32_t>(plan.sequences.size());
+  const auto first_row = static_cast<std::int32_t>(plan.num_rows());
+  const auto first_new_page = static_cast<std::int32_t>(plan.new_pages.size());
   const bool samples = end == sequence.len() && sequence.len() < sequence.max_len;
-  plan_.new_pages.insert(plan_.new_pages.end(), sequence.pages.begin() + sequence.num_planned_pages,
-                         sequence.pages.end());
-  plan_.tokens.insert(plan_.tokens.end(), sequence.tokens.begin() + start, sequence.tokens.begin() + end);
-  plan_.sequences.push_back({.id = sequence.id,
-                             .first_row = first_row,
-                             .num_rows = static_cast<std::int32_t>(rows),
-                             .start_position = static_cast<std::int32_t>(start),
-                             .num_kept_pages = static_cast<std::int32_t>(sequence.num_planned_pages),
-                             .first_new_page = first_new_page,
-                             .num_new_pages = static_cast<std::int32_t>(plan_.new_pages.size()) - first_new_page,
-                             .samples = samples});
+  plan.new_pages.insert(plan.new_pages.end(), sequence.pages.begin() + sequence.num_planned_pages,
+                        sequence.pages.end());
+  plan.tokens.insert(plan.tokens.end(), sequence.tokens.begin() + start, sequence.tokens.begin() + end);
+  plan.sequences.push_back({.id = sequence.id,
+                            .first_row = first_row,
+                            .num_rows = static_cast<std::int32_t>(rows),
+                            .start_position = static_cast<std::int32_t>(start),
+                            .num_kept_pages = static_cast<std::int32_t>(sequence.num_planned_pages),
+                            .first_new_page = first_new_page,
+                            .num_new_pages = static_cast<std::int32_t>(plan.new_pages.size()) - first_new_page,
+                            .samples = samples});
+  if (sequence.tokens[static_cast<std::size_t>(end - 1)] == Sequence::kPending) {
+    plan.tokens.back() = -1 - sequence.pending_target;
+  }
+  step.places.push_back(place);
+  step.new_tokens.push_back(end);
   sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
   if (sequence.score_prompt) {
     const std::int64_t scored_end = std::min(end, sequence.prompt_len - 1);
     for (std::int64_t p = std::max(start, sequence.num_scored); p < scored_end; ++p) {
-      plan_.logit_rows.push_back(static_cast<std::int32_t>(first_row + p - start));
-      plan_.targets.push_back({index, sequence.tokens[p + 1]});
+      plan.logit_rows.push_back(static_cast<std::int32_t>(first_row + p - start));
+      plan.targets.push_back({index, sequence.tokens[p + 1]});
       --prompt_logits_left_;
     }
+    sequence.num_scored = std::max(sequence.num_scored, scored_end);
   }
   if (samples) {
-    plan_.logit_rows.push_back(static_cast<std::int32_t>(first_row + rows - 1));
-    plan_.targets.push_back({index, LogitTarget::kSample});
+    sequence.pending_target = static_cast<std::int32_t>(plan.targets.size());
+    sequence.tokens.push_back(Sequence::kPending);
+    plan.logit_rows.push_back(static_cast<std::int32_t>(first_row + rows - 1));
+    plan.targets.push_back({index, LogitTarget::kSample});
   }
+  sequence.num_computed = end;
+  ++sequence.num_in_flight;
   rows_left_ -= rows;
 }
 
 void Scheduler::complete(std::span<const std::int32_t> sampled) {
-  MINISGL_CHECK(in_step_, "complete() without a step");
-  in_step_ = false;
+  MINISGL_CHECK(!in_flight_.empty(), "complete() without a step");
+  Step& step = in_flight_.front();
   std::size_t next = 0;
-  for (const SequenceStep& step : plan_.sequences) {
-    Sequence& sequence = *index_.at(step.id).place;
-    sequence.num_computed += step.num_rows;
-    if (sequence.score_prompt) {
-      sequence.num_scored = std::max(sequence.num_scored, std::min(sequence.num_computed, sequence.prompt_len - 1));
+  for (std::size_t i = 0; i < step.places.size(); ++i) {
+    const Place place = step.places[i];
+    --place->num_in_flight;
+    if (step.plan.sequences[i].samples) {
+      MINISGL_CHECK(next < sampled.size(), "too few sampled tokens");
+      place->tokens[static_cast<std::size_t>(step.new_tokens[i])] = sampled[next++];
     }
-    if (!step.samples) continue;
-    MINISGL_CHECK(next < sampled.size(), "too few sampled tokens");
-    sequence.tokens.push_back(sampled[next++]);
   }
   MINISGL_CHECK(next == sampled.size(), "too many sampled tokens");
+  for (auto place = leaving_.begin(); place != leaving_.end();) {
+    if (place->num_in_flight > 0) {
+      ++place;
+      continue;
+    }
+    pages_.release(place->pages);
+    place = leaving_.erase(place);
+  }
+  spare_.splice(spare_.end(), in_flight_, in_flight_.begin());
 }
 
 void Scheduler::check() const {
@@ -199,14 +246,23 @@ void Scheduler::check() const {
   MINISGL_CHECK(num_running() <= options_.max_running, num_running(), " running");
   std::vector<std::uint8_t> held(pages_.num_total(), 0);
   std::int64_t num_held = 0;
-  for (const Sequence& sequence : running_) {
-    MINISGL_CHECK(index_.at(sequence.id).state == State::running && &*index_.at(sequence.id).place == &sequence);
+  const auto hold = [&](const Sequence& sequence) {
     MINISGL_CHECK(pages_for(sequence.num_computed) <= static_cast<std::int64_t>(sequence.pages.size()));
+    MINISGL_CHECK(sequence.tokens.back() != Sequence::kPending || sequence.num_in_flight > 0, "sequence ", sequence.id,
+                  " waits for a token that nobody draws");
     for (const PageId page : sequence.pages) {
       MINISGL_CHECK(!held[page], "page ", page, " belongs to two sequences");
       held[page] = 1;
       ++num_held;
     }
+  };
+  for (const Sequence& sequence : running_) {
+    MINISGL_CHECK(index_.at(sequence.id).state == State::running && &*index_.at(sequence.id).place == &sequence);
+    hold(sequence);
+  }
+  for (const Sequence& sequence : leaving_) {
+    MINISGL_CHECK(!index_.contains(sequence.id) && sequence.num_in_flight > 0, "sequence ", sequence.id, " stays");
+    hold(sequence);
   }
   MINISGL_CHECK(num_held == pages_.num_in_use(), num_held, " pages held, ", pages_.num_in_use(), " in use");
   for (const Sequence& sequence : waiting_) {

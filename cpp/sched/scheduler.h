@@ -31,24 +31,34 @@ struct SchedulerOptions {
 // arrived gives up its pages and goes to the head of the queue; its prompt and output are computed again later. The
 // earliest is therefore never preempted, and what fits the cache alone always finishes.
 //
-// plan() and complete() alternate. add() may be called at any time, remove() only between steps, because during one the
-// device still writes to the pages.
+// A step is in flight from plan() to complete(). Up to kMostInFlight may be: the second is planned as if the first were
+// done, with a token that isn't known yet in place of each that the first draws. Nobody is preempted while a step is in
+// flight. What the device may still write to belongs to its sequence until the steps that write it are complete, also
+// if the sequence is removed before.
 class Scheduler {
  public:
+  static constexpr std::size_t kMostInFlight = 2;
+
   explicit Scheduler(const SchedulerOptions& options);
 
-  // To the tail of the queue. CheckError for an empty prompt, a live id, or what would not fit the cache alone.
+  // To the tail of the queue. CheckError for an empty prompt, an id in use, or what would not fit the cache alone.
   void add(NewSequence sequence);
-  // Ends a live sequence, finished or aborted, wherever it is, and releases its pages. CheckError for an unknown id.
+  // Ends a live sequence, finished or aborted, wherever it is; it is planned no more. Its pages are released at once,
+  // or with the completion of the last step in flight that computes it. CheckError for an unknown id.
   void remove(SequenceId id);
 
-  // The next step; empty when there is nothing to do. Valid until the next call.
+  // The next step, in flight from now on. Empty (and not in flight) when there is nothing to do, or nothing before the
+  // steps in flight are complete.
   const StepPlan& plan();
-  // The step ran: `sampled` has the new token of each sequence that samples, in the plan's order. A sequence that
-  // reached its max_tokens (or has nothing to generate) must then be removed.
+  // The oldest step in flight. CheckError if there is none.
+  const StepPlan& oldest() const;
+  // The oldest step in flight ran: `sampled` has the new token of each sequence that samples, in the plan's order. A
+  // sequence that reached its max_tokens (or has nothing to generate) must then be removed. The plan stays valid until
+  // the next plan().
   void complete(std::span<const std::int32_t> sampled);
 
   bool has_work() const { return !index_.empty(); }
+  std::size_t num_in_flight() const { return in_flight_.size(); }
   std::int64_t num_running() const { return static_cast<std::int64_t>(running_.size()); }
   std::int64_t num_waiting() const { return static_cast<std::int64_t>(waiting_.size()); }
   std::uint64_t num_preemptions() const { return num_preemptions_; }
@@ -64,6 +74,11 @@ class Scheduler {
  private:
   using Place = std::list<Sequence>::iterator;
   enum class State : std::uint8_t { waiting, running };
+  struct Step {
+    StepPlan plan;
+    std::vector<Place> places;             // [plan.sequences]
+    std::vector<std::int64_t> new_tokens;  // [plan.sequences] index of the token drawn for it, where it samples
+  };
   struct Entry {
     State state;
     Place place;
@@ -71,22 +86,24 @@ class Scheduler {
 
   std::int64_t pages_for(std::int64_t num_tokens) const;
   bool plan_decodes();  // whether it preempted
+  bool must_preempt() const;
   void plan_prefills();
   void admit();
   bool grow(Sequence& sequence);  // false when the sequence itself was preempted
   void preempt_latest();
-  void plan_rows(Sequence& sequence);
+  void plan_rows(Place place);
   std::int64_t chunk_size(const Sequence& sequence) const;
 
   SchedulerOptions options_;
   PageAllocator pages_;
   std::list<Sequence> running_;
   std::list<Sequence> waiting_;
+  std::list<Sequence> leaving_;  // removed, but a step in flight computes them
   std::unordered_map<SequenceId, Entry> index_;
   std::uint64_t num_preemptions_ = 0;
 
-  StepPlan plan_;
-  bool in_step_ = false;
+  std::list<Step> in_flight_;            // oldest first
+  std::list<Step> spare_;                // keep their memory; the first is the one planned now
   std::int64_t rows_left_ = 0;           // of max_batch_tokens, while planning
   std::int64_t prompt_logits_left_ = 0;  // of max_prompt_logits, while planning
 };

@@ -31,7 +31,9 @@ struct LogitTarget {
 };
 
 struct StepPlan {
-  std::vector<std::int32_t> tokens;      // [num_rows]
+  // [num_rows] A token below 0 is drawn by the step before this one and not known yet: -1 - i stands for what comes of
+  // that plan's target i.
+  std::vector<std::int32_t> tokens;
   std::vector<SequenceStep> sequences;   // cover all rows
   std::vector<PageId> new_pages;         // see SequenceStep
   std::vector<std::int32_t> logit_rows;  // [num_logits] ascending

@@ -1,6 +1,6 @@
 """The native module, built from cpp/ by CMake. What it promises stands in cpp/README.md."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy
@@ -112,7 +112,12 @@ class Model:
         page_size: int = 16,
         max_tokens: int = 4096,
         device: str = "cpu",
-    ) -> None: ...
+        num_ranks: int = 1,
+    ) -> None:
+        """num_ranks: the model is cut over so many ranks, threads of this process that share
+        num_threads.
+        """
+
     @property
     def info(self) -> dict[str, Any]: ...
     def forward(
@@ -120,8 +125,104 @@ class Model:
     ) -> NDArray[numpy.float32]:
         """Logits of every position, [len(token_ids), vocab_size], with a fresh cache."""
 
-class PyNCCLCommunicator:
-    """Sums and gathers GPU tensors over the ranks through NCCL, on the stream that it is given."""
+class LayerDevice:
+    """Threads that layers compute on. One call at a time."""
+
+    def __init__(self, *, num_threads: int = 0) -> None:
+        """0: every processor that this process may use."""
+
+class _LinearLayer:
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    def forward(self, input: Any, output: Any) -> None:
+        """Writes the rank's part of the product into output; both float32 on the host."""
+
+class LinearColParallelMerged(_LinearLayer):
+    """Output features cut over the ranks."""
+
+    def __init__(
+        self,
+        weights: Sequence[Any],
+        biases: Sequence[Any],
+        *,
+        rank: int,
+        size: int,
+        device: LayerDevice,
+    ) -> None: ...
+
+class LinearRowParallel(_LinearLayer):
+    """Input features cut over the ranks, which sum."""
+
+    def __init__(
+        self, weight: Any, bias: Any, *, rank: int, size: int, device: LayerDevice
+    ) -> None: ...
+
+class LinearQKVMerged(_LinearLayer):
+    """Heads cut over the ranks."""
+
+    def __init__(
+        self,
+        weights: Sequence[Any],
+        biases: Sequence[Any],
+        *,
+        head_dim: int,
+        rank: int,
+        size: int,
+        device: LayerDevice,
+    ) -> None: ...
+
+class RankFailure(RuntimeError):  # noqa: N818
+    """A collective that could not end because another rank died, left or didn't come; the message
+    names it.
+    """
+
+class Communicator:
+    """Collectives between ranks; every rank makes the same calls in the same order. Tensors are
+    contiguous and on `device`. With a GPU, calls queue on the CUDA stream of that handle and
+    return; between CPU ranks they return when they are done. Raises RankFailure, and InputError for
+    a tensor that does not fit.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def device(self) -> int:
+        """Ordinal of the GPU; -1 for CPU ranks."""
+
+    def all_reduce(self, tensor: Any, stream: int = 0) -> None:
+        """The sum over ranks, in place; float32, float16 or bfloat16."""
+
+    def all_gather(self, output: Any, input: Any, stream: int = 0) -> None:
+        """Every rank's input, in the order of ranks; any dtype."""
+
+    def reduce_scatter(self, output: Any, input: Any, stream: int = 0) -> None:
+        """This rank's part, of `size` equal ones, of the sum over ranks of the inputs."""
+
+    def broadcast(self, tensor: Any, root: int = 0, stream: int = 0) -> None: ...
+    def barrier(self, stream: int = 0) -> None: ...
+    def begin_wait(self) -> None:
+        """Before this thread waits for the device; end_wait() after. Puts a time limit on it."""
+
+    def end_wait(self) -> None: ...
+
+class ShmCommunicator(Communicator):
+    def __init__(self, name: str, *, rank: int, size: int, timeout: float = 30.0) -> None:
+        """Waits until every rank has come to the group of that name on this host."""
+
+class TcpCommunicator(Communicator):
+    def __init__(
+        self, address: str, *, secret: str, rank: int, size: int, timeout: float = 30.0
+    ) -> None:
+        """Waits until every rank has come to rank 0's address, "host:port"."""
+
+class PyNCCLCommunicator(Communicator):
+    """NCCL alone."""
 
     def __init__(
         self,
@@ -132,18 +233,37 @@ class PyNCCLCommunicator:
         device: int,
         max_buffer_bytes: int = 0,
         library: str = "",
-    ) -> None: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def device(self) -> int: ...
-    def all_reduce(self, tensor: Any, stream: int = 0) -> None: ...
-    def all_gather(self, output: Any, input: Any, stream: int = 0) -> None: ...
+        pids: list[int] = [],
+        timeout: float = 30.0,
+    ) -> None:
+        """Waits until every rank has called it with the same id. `pids`: the ranks' processes,
+        which are watched; 0 for one on another host.
+        """
+
+class GpuCommunicator(Communicator):
+    """NCCL, and for small sums kernels that write into the other GPUs' memory."""
+
+    def __init__(
+        self,
+        host: Communicator,
+        *,
+        device: int,
+        peer_sums: Literal["never", "where_faster", "always"] = "where_faster",
+        max_buffer_bytes: int = 0,
+        library: str = "",
+        timeout: float = 30.0,
+    ) -> None:
+        """`host` joins the same ranks on their CPUs."""
+
+class PluginCommunicator(Communicator):
+    def __init__(self, target: Any, *, rank: int, size: int, device: int = -1) -> None:
+        """`target` is a minisgl.distributed.plugin.PluginTarget, or something like it."""
+
+def divide_even(a: int, b: int) -> int:
+    """a / b. Raises InputError where b does not divide a."""
 
 def num_gpus() -> int: ...
 def nccl_unique_id(library: str = "") -> bytes: ...
 def cpu_isa() -> str: ...
-def measure_read_bandwidth(num_threads: int) -> float: ...
+def measure_read_bandwidth(num_threads: int, device: str = "cpu") -> float: ...
 def build_info() -> dict[str, str]: ...

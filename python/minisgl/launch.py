@@ -67,7 +67,9 @@ def launch_server(
     _allow_connections()
     try:
         with contextlib.closing(bind_socket(args.host, args.port)) as listener:
-            files = resolve_model(args.model, revision=args.revision)
+            files = resolve_model(
+                args.model, revision=args.revision, weights=args.load_format != "dummy"
+            )
             start_listening(listener)
             logger.info("model: %s, found after %.2f s", files.path, time.monotonic() - began)
             client = EngineClient(

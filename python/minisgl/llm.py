@@ -112,6 +112,7 @@ class LLM:
             chat_template=chat_template,
             cache_dir=None if cache_dir is None else Path(cache_dir),
             show_progress=show_progress,
+            weights=load_format != "dummy",
         )
 
     @property

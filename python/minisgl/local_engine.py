@@ -166,14 +166,19 @@ def open_local_engine(
     chat_template: str | None = None,
     cache_dir: Path | None = None,
     show_progress: bool = True,
+    weights: bool = True,
 ) -> LocalEngine:
     """Finds the model, loads its tokenizer and weights, starts the engine.
 
     `options` makes the engine's options from the model's path; `chat_template` is the path of a
-    Jinja file. ModelError with one sentence.
+    Jinja file; `weights` is resolve_model's. ModelError with one sentence.
     """
     files = resolve_model(
-        model, show_progress=show_progress, revision=revision, cache_dir=cache_dir
+        model,
+        show_progress=show_progress,
+        revision=revision,
+        cache_dir=cache_dir,
+        weights=weights,
     )
     template = None if chat_template is None else read_chat_template(chat_template)
     tokenizer = load_tokenizer(files.path, chat_template=template)

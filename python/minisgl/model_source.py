@@ -47,12 +47,14 @@ def resolve_model(
     show_progress: bool = True,
     revision: str | None = None,
     cache_dir: Path | None = None,
+    weights: bool = True,
 ) -> ModelFiles:
     """Finds or downloads `model`: a folder, a .gguf file, a Hugging Face id (org/name), or one
     .gguf file of a repository (org/name/file.gguf); None is the default model.
 
     `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its
-    own. `revision` is for Hugging Face ids only.
+    own. `revision` is for Hugging Face ids only. Without `weights` (--load-format dummy) a folder
+    needs none, and none are downloaded for an id.
     ModelError, with one sentence, when there is no such model, a file is missing, or it can't be
     downloaded.
     """
@@ -65,13 +67,13 @@ def resolve_model(
         path = Path(model).expanduser()
         if model and (path.is_dir() or path.is_file()):
             _refuse_revision(revision, f"the model at {model!r}")
-            return _folder(path) if path.is_dir() else _gguf_file(path)
+            return _folder(path, weights=weights) if path.is_dir() else _gguf_file(path)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no home folder
         raise ModelError(f"there is no model at {model[:200]!r}: {error}.") from error
     if hub_file := _HUB_FILE.fullmatch(model):
         return _hub_file(hub_file[1], hub_file[2], revision)
     if _HUB_ID.fullmatch(model) and not model.endswith(".gguf"):
-        return _hub_snapshot(model, revision, show_progress)
+        return _hub_snapshot(model, revision, show_progress, weights)
     raise ModelError(
         f"there is no model at {model!r}: no such folder or .gguf file, and it is not a Hugging "
         "Face id like org/name."
@@ -86,8 +88,9 @@ def _refuse_revision(revision: str | None, model: str) -> None:
         )
 
 
-def _folder(path: Path, name: str | None = None) -> ModelFiles:
+def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> ModelFiles:
     """A folder with config.json and every weight file that its index names, or one .gguf file."""
+    files = ModelFiles(str(path), name or path.resolve().name)
     shown = name or str(path)
     if not (path / "config.json").is_file():
         gguf_files = sorted(path.glob("*.gguf"))
@@ -97,6 +100,8 @@ def _folder(path: Path, name: str | None = None) -> ModelFiles:
             names = ", ".join(file.name for file in gguf_files[:5])
             raise ModelError(f"{shown} has several .gguf files ({names}): name one of them.")
         raise ModelError(f"{shown} has no config.json: it is not a model.")
+    if not weights:
+        return files
     index = path / "model.safetensors.index.json"
     if index.is_file():
         for file in _indexed_files(index):
@@ -104,7 +109,7 @@ def _folder(path: Path, name: str | None = None) -> ModelFiles:
                 raise ModelError(f"{shown} lacks {file}, which {index.name} names.")
     elif not any(path.glob("*.safetensors")):
         raise ModelError(f"{shown} has no *.safetensors weights.")
-    return ModelFiles(str(path), name or path.resolve().name)
+    return files
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -130,7 +135,9 @@ def _gguf_file(path: Path) -> ModelFiles:
     return ModelFiles(str(path), path.stem)
 
 
-def _hub_snapshot(repo: str, revision: str | None, show_progress: bool) -> ModelFiles:
+def _hub_snapshot(
+    repo: str, revision: str | None, show_progress: bool, weights: bool
+) -> ModelFiles:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -145,7 +152,7 @@ def _hub_snapshot(repo: str, revision: str | None, show_progress: bool) -> Model
         path = snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=list(_WANTED_FILES),
+            allow_patterns=[name for name in _WANTED_FILES if weights or "safetensors" not in name],
             ignore_patterns=list(_UNWANTED_FILES),
         )
     except Exception as error:  # the library lets its HTTP client's exceptions through
@@ -153,7 +160,7 @@ def _hub_snapshot(repo: str, revision: str | None, show_progress: bool) -> Model
     finally:
         if hide:
             enable_progress_bars()
-    return _folder(Path(path), repo)
+    return _folder(Path(path), repo, weights=weights)
 
 
 def _hub_file(repo: str, file: str, revision: str | None) -> ModelFiles:

@@ -53,7 +53,11 @@ def run_shell(args: ServerArgs) -> int:
 
     try:
         engine = open_local_engine(
-            args.model, options, revision=args.revision, chat_template=args.chat_template
+            args.model,
+            options,
+            revision=args.revision,
+            chat_template=args.chat_template,
+            weights=args.load_format != "dummy",
         )
     except ModelError as error:
         print(f"minisgl-serve: error: {error}", file=sys.stderr)

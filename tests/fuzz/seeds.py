@@ -86,6 +86,19 @@ def _config(_: Path) -> list[bytes]:
     ]
 
 
+def _plan(_: Path) -> list[bytes]:
+    # Messages of cpp/engine/plan_codec.cpp: a sequence, a step of it, its end.
+    params = struct.pack("<fifffffQ", 0.5, 5, 0.9, 0.1, 1.1, 0.5, 0.5, 7)
+    bias, stops = struct.pack("<Iif", 1, 4, 0.5), struct.pack("<Ii", 1, 2)
+    add = struct.pack("<BQ", 1, 7) + params + bias + struct.pack("<qq", 3, 1) + stops
+    add += struct.pack("<ii", 2, 2)
+    step = struct.pack("<B", 3) + struct.pack("<I3i", 3, 1, 2, 3)
+    step += struct.pack("<IIIiiiiI", 1, 7, 0, 3, 0, 0, 1, 1) + struct.pack("<Ii", 1, 5)
+    step += struct.pack("<I2i", 2, 1, 2) + struct.pack("<I4i", 2, 0, 3, 0, -1)
+    remove, shut_down = struct.pack("<BQ", 2, 7), b"\x04"
+    return [add, step, remove, add + step + remove + shut_down]
+
+
 def _wire(_: Path) -> list[bytes]:
     output = messages.Output(
         3, [5], "length", "", "", [(-0.5, [(5, -0.5)])], [(3, None, [])], (0.0, 1.0, 2.0)
@@ -147,6 +160,7 @@ SEEDS = {
     "safetensors": _safetensors,
     "config": _config,
     "gguf_metadata": _gguf,
+    "plan": _plan,
     "wire": _wire,
     "bodies": _bodies,
 }
@@ -157,6 +171,7 @@ _GGUF_WORDS = ["general.architecture", "general.alignment", "llama.block_count",
 WORDS = {
     "gguf": _GGUF_WORDS,
     "gguf_metadata": _GGUF_WORDS,
+    "plan": ["\\x01", "\\x02", "\\x03", "\\x04", "\\xff\\xff\\xff\\xff"],
     "wire": ["type", "submit", "abort", "step", "outputs", "stats", "chat", "push", "refused"],
     "config": [*CONFIG, "rope_scaling", "rope_theta", "head_dim", "factor", "1e308", "-1", "null"],
     "safetensors": ["dtype", "shape", "data_offsets", "__metadata__", "BF16", "I64", "F8_E4M3"],

@@ -1,4 +1,5 @@
-// Ops on one GPU: everything is queued on one stream; captured decode steps are replayed as graphs.
+// Ops on one GPU: everything is queued on one stream; captured decode steps are replayed as graphs. Two slots take
+// turns, so that a step can be taken to the device while another runs.
 #include <algorithm>
 #include <map>
 #include <utility>
@@ -88,6 +89,23 @@ class CudaSeenTokens final : public SeenTokens {
   DeviceBuffer tokens_;
 };
 
+// What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
+struct StepSlot {
+  cuda::StepBlock block;
+  DeviceBuffer drawn;    // [logits] tokens, for the next step
+  PinnedMemory outputs;  // [logits] OutputEntry, written by the device
+  std::int64_t num_outputs = 0, num_queries = 0;
+  CudaEvent begun, done;                         // on the device
+  std::map<std::int64_t, CudaGraphExec> graphs;  // by number of sequences
+
+  void reserve_outputs(std::int64_t count) {
+    if (count <= num_outputs) return;
+    num_outputs = count;
+    drawn = allocate_on_device(static_cast<std::size_t>(count) * sizeof(std::int32_t));
+    outputs = cuda::allocate_pinned(static_cast<std::size_t>(count) * sizeof(cuda::OutputEntry));
+  }
+};
+
 CudaStream make_stream() {
   cudaStream_t stream = nullptr;
   MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -96,19 +114,24 @@ CudaStream make_stream() {
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads)
-      : device_index_(device_index),
+  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm)
+      : comm_(std::move(comm)),
+        device_index_(device_index),
         properties_(properties),
         pool_(num_threads),
         stream_(make_stream()),
+        upload_stream_(make_stream()),
         uploader_(pool_, stream_.get()) {
     const std::int64_t parts = most_attention_parts();
     partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
+    for (StepSlot& slot : slots_) slot.begun = cuda::make_timed_event(), slot.done = cuda::make_timed_event();
   }
 
   std::string device_name() const override { return properties_.name; }
   ThreadPool& pool() override { return pool_; }
+  int rank() const override { return comm_ ? comm_->rank() : 0; }
+  int num_ranks() const override { return comm_ ? comm_->size() : 1; }
   DType activation_dtype() const override { return DType::bf16; }
   DType kv_dtype_for(DType) const override { return DType::bf16; }
   bool supports_kv_dtype(DType dtype) const override { return dtype == DType::bf16 || dtype == DType::f16; }
@@ -121,7 +144,9 @@ class CudaOps final : public Ops {
   }
 
   double measure_read_bandwidth() override;
-  void synchronize() override { MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
+  void synchronize() override {
+    wait([&] { return cudaStreamSynchronize(stream_.get()); });
+  }
 
   DeviceBuffer allocate(std::size_t bytes) override {
     DeviceBuffer buffer = allocate_on_device(bytes);
@@ -136,18 +161,20 @@ class CudaOps final : public Ops {
     if (!to.empty()) {
       MINISGL_CUDA_CHECK(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, stream_.get()));
     }
-    MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
+    synchronize();
   }
 
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
-    return static_cast<std::int64_t>(cuda::StepBlock::bytes_for(limits)) +
-           (limits.logits + limits.sequences) * limits.vocab_size * 4 +
-           limits.logits * static_cast<std::int64_t>(sizeof(cuda::OutputEntry));
+    return 2 * static_cast<std::int64_t>(cuda::StepBlock::bytes_for(limits)) +
+           (limits.logits + limits.sequences) * limits.vocab_size * 4;
   }
   void reserve(const StepLimits& limits) override {
-    step_block_.reserve(cuda::StepBlock::bytes_for(limits));
-    reserve_logits(limits.logits, limits.vocab_size);
+    for (StepSlot& slot : slots_) {
+      slot.block.reserve(cuda::StepBlock::bytes_for(limits));
+      slot.reserve_outputs(limits.logits);
+    }
+    reserve_adjusted(limits.logits, limits.vocab_size);
     reserve_seen(limits.sequences, limits.vocab_size);
   }
 
@@ -177,18 +204,30 @@ class CudaOps final : public Ops {
     return std::make_unique<CudaSeenTokens>(seen_, in_prompt, stream_.get());
   }
 
+  bool runs_ahead() const override { return true; }
   void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override;
   void run_step(const std::function<void()>& body) override;
   void record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
                    const std::function<void()>& body) override;
 
-  void embed(const Matrix& table, Tensor y) override {
-    cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), table.cols(), y.data, stream_.get());
+  void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
+    cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), first_token, table.rows(), table.cols(), y.data,
+                stream_.get());
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
     cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
   }
-  void add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+  void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    const SumAddRmsNorm sum{.residual = residual.data,
+                            .delta = delta.data,
+                            .weight = weight,
+                            .eps = eps,
+                            .y = y.data,
+                            .rows = residual.rows,
+                            .cols = residual.cols,
+                            .dtype = residual.dtype};
+    if (comm_ && comm_->all_reduce_add_rms_norm(sum, stream_handle())) return;
+    sum_over_ranks(delta);
     cuda::add_rms_norm(residual.data, delta.data, weight, eps, residual.rows, residual.cols, y.data, stream_.get());
   }
   void linear(const Linear& weights, Tensor x, Tensor y) override;
@@ -202,45 +241,61 @@ class CudaOps final : public Ops {
   void gather_logit_rows(Tensor x, Tensor y) override {
     cuda::gather_rows(step_, x.data, x.cols, y.data, stream_.get());
   }
+  void sum_over_ranks(Tensor x) override {
+    if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, stream_handle());
+  }
+  void gather_columns(Tensor part, Tensor scratch, Tensor y) override;
 
   void sample(Tensor logits) override {
     MINISGL_CHECK(logits.rows == step_.num_logits, logits.rows, " rows of logits, ", step_.num_logits, " wanted");
-    reserve_logits(logits.rows, logits.cols);
+    reserve_adjusted(logits.rows, logits.cols);
     cuda::sample(step_, logits.f32(), adjusted_.as<float>(), logits.cols, seen_.counts.as<std::uint32_t>(),
-                 outputs_.as<cuda::OutputEntry>(), stream_.get());
+                 static_cast<cuda::OutputEntry*>(slot().outputs.get()), stream_.get());
   }
   std::vector<TokenOutput> take_outputs() override;
+  double busy_seconds() const override { return busy_seconds_; }
 
  private:
   // That decode attention may cut sequences into.
   std::int64_t most_attention_parts() const {
     return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
   }
+  // For something that other ranks may keep from coming.
+  template <typename Wait>
+  void wait(const Wait& until) {
+    if (comm_) comm_->begin_wait();
+    const cudaError_t error = until();
+    if (comm_) comm_->end_wait();
+    MINISGL_CUDA_CHECK(error);
+  }
+  StreamHandle stream_handle() const { return reinterpret_cast<StreamHandle>(stream_.get()); }
+  StepSlot& slot() { return slots_[current_]; }
   void upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
-  void reserve_logits(std::int64_t rows, std::int64_t vocab_size);
+  void open_slot();
+  void close_slot();
+  void reserve_adjusted(std::int64_t rows, std::int64_t vocab_size);
   void reserve_seen(std::int64_t slots, std::int64_t vocab_size);
 
+  std::shared_ptr<Communicator> comm_;  // outlives the graphs that its calls were captured in
   int device_index_;
   cudaDeviceProp properties_;
   ThreadPool pool_;
-  CudaStream stream_;
+  CudaStream stream_, upload_stream_;  // of steps; of what they read
   cuda::Uploader uploader_;
   cuda::DenseGemm dense_;
   std::uint64_t random_seed_ = 0;
 
   DeviceBuffer partials_, arrived_;  // of decode attention
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
-  DeviceBuffer outputs_;             // [logits] OutputEntry
-  PinnedMemory host_outputs_;
-  std::int64_t num_host_outputs_ = 0;
   SeenPool seen_;
 
-  // Of the step at hand.
-  cuda::StepBlock step_block_;
-  cuda::StepData step_{};
-  std::int64_t num_queries_ = 0;
-  std::map<std::int64_t, CudaGraphExec> graphs_;  // by number of sequences
-  CudaGraphExec* replayed_ = nullptr;             // what this step replays
+  StepSlot slots_[2];
+  int current_ = 0;  // the step at hand's; the other one's step came before it
+  double busy_seconds_ = 0;
+  bool is_open_ = false;               // the step at hand may make more calls
+  int num_untaken_ = 0;                // steps that ran, or run
+  cuda::StepData step_{};              // the step at hand
+  CudaGraphExec* replayed_ = nullptr;  // what it replays
 };
 
 double CudaOps::measure_read_bandwidth() {
@@ -248,20 +303,17 @@ double CudaOps::measure_read_bandwidth() {
   constexpr int runs = 7;
   const DeviceBuffer data = allocate(bytes);
   const DeviceBuffer sink = allocate(sizeof(std::uint32_t));
-  cudaEvent_t raw[runs + 1];
   std::vector<CudaEvent> events;
-  for (cudaEvent_t& event : raw) {
-    MINISGL_CUDA_CHECK(cudaEventCreate(&event));
-    events.emplace_back(event);
-  }
-  MINISGL_CUDA_CHECK(cudaEventRecord(raw[0], stream_.get()));
+  for (int i = 0; i <= runs; ++i) events.push_back(cuda::make_timed_event());
+  MINISGL_CUDA_CHECK(cudaEventRecord(events[0].get(), stream_.get()));
   for (int run = 0; run < runs; ++run) {
     cuda::read_all(data.data(), bytes, sink.as<std::uint32_t>(), properties_.multiProcessorCount, stream_.get());
-    MINISGL_CUDA_CHECK(cudaEventRecord(raw[run + 1], stream_.get()));
+    MINISGL_CUDA_CHECK(cudaEventRecord(events[run + 1].get(), stream_.get()));
   }
   synchronize();
   std::vector<float> times(runs);
-  for (int run = 0; run < runs; ++run) MINISGL_CUDA_CHECK(cudaEventElapsedTime(&times[run], raw[run], raw[run + 1]));
+  for (int run = 0; run < runs; ++run)
+    MINISGL_CUDA_CHECK(cudaEventElapsedTime(&times[run], events[run].get(), events[run + 1].get()));
   std::ranges::nth_element(times, times.begin() + runs / 2);
   return static_cast<double>(bytes) / (times[runs / 2] * 1e-3);
 }
@@ -299,15 +351,9 @@ std::unique_ptr<const Linear> CudaOps::make_linear(std::vector<Projection> outpu
   return std::make_unique<const CudaLinear>(std::move(merged), std::move(bias));
 }
 
-void CudaOps::reserve_logits(std::int64_t rows, std::int64_t vocab_size) {
+void CudaOps::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
   const auto bytes = static_cast<std::size_t>(rows * vocab_size) * sizeof(float);
   if (bytes > adjusted_.size()) adjusted_ = allocate_on_device(bytes);
-  if (rows > num_host_outputs_) {
-    const auto output_bytes = static_cast<std::size_t>(rows) * sizeof(cuda::OutputEntry);
-    outputs_ = allocate_on_device(output_bytes);
-    host_outputs_ = cuda::allocate_pinned(output_bytes);
-    num_host_outputs_ = rows;
-  }
 }
 
 void CudaOps::reserve_seen(std::int64_t slots, std::int64_t vocab_size) {
@@ -317,27 +363,49 @@ void CudaOps::reserve_seen(std::int64_t slots, std::int64_t vocab_size) {
   for (std::int64_t slot = slots - 1; slot >= 0; --slot) seen_.free.push_back(static_cast<std::int32_t>(slot));
 }
 
-void CudaOps::begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) {
+// The slots take turns. What the device still does in the next one comes before what it is filled with.
+void CudaOps::open_slot() {
   MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // whichever thread calls
+  MINISGL_CHECK(num_untaken_ < 2, "two steps are in flight");
+  if (is_open_) close_slot();
+  current_ ^= 1;
+  is_open_ = true;
+  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(upload_stream_.get(), slot().done.get()));
+}
+
+void CudaOps::close_slot() {
+  MINISGL_CUDA_CHECK(cudaEventRecord(slot().done.get(), stream_.get()));
+  is_open_ = false;
+}
+
+void CudaOps::begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) {
+  open_slot();
   const std::int64_t num_sequences = std::ssize(batch.sequences);
   const bool decodes = std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences;
-  const auto graph = decodes ? graphs_.lower_bound(num_sequences) : graphs_.end();
-  replayed_ = graph != graphs_.end() ? &graph->second : nullptr;
-  const std::size_t room = step_block_.size();
+  auto& graphs = slot().graphs;
+  const auto graph = decodes ? graphs.lower_bound(num_sequences) : graphs.end();
+  replayed_ = graph != graphs.end() ? &graph->second : nullptr;
+  const std::size_t room = slot().block.size();
   upload_step(batch, queries, replayed_ != nullptr ? graph->first : 0);
-  if (step_block_.size() == room || graphs_.empty()) return;
+  if (slot().block.size() == room || graphs.empty()) return;
   // The block has moved from where the graphs read it. It was reserved for more than steps should ever bring.
-  MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
-  graphs_.clear();
+  graphs.clear();
   replayed_ = nullptr;
   upload_step(batch, queries, 0);
 }
 
 void CudaOps::upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences) {
-  num_queries_ = std::ssize(queries);
-  step_ = step_block_.upload(
+  const std::int64_t num_before = slots_[current_ ^ 1].num_queries;
+  for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= -num_before, "token ", token);
+  slot().num_queries = std::ssize(queries);
+  slot().reserve_outputs(std::max(std::ssize(queries), padded_sequences));
+  step_ = slot().block.upload(
       batch, queries, padded_sequences,
-      [](const SeenTokens* seen) { return static_cast<const CudaSeenTokens*>(seen)->slot(); }, stream_.get());
+      [](const SeenTokens* seen) { return static_cast<const CudaSeenTokens*>(seen)->slot(); }, upload_stream_.get());
+  step_.drawn = slot().drawn.as<std::int32_t>();
+  step_.drawn_before = slots_[current_ ^ 1].drawn.as<std::int32_t>();
+  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), slot().block.sent()));
+  MINISGL_CUDA_CHECK(cudaEventRecord(slot().begun.get(), stream_.get()));
 }
 
 void CudaOps::run_step(const std::function<void()>& body) {
@@ -346,22 +414,29 @@ void CudaOps::run_step(const std::function<void()>& body) {
   } else {
     body();
   }
+  close_slot();
+  ++num_untaken_;
 }
 
 void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
                           const std::function<void()>& body) {
-  upload_step(batch, queries, 0);
-  MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences, "not a decode step");
-  body();  // what is chosen or allocated at a first use must not happen while recording
-  MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream_.get()));
-  MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
-  body();
-  cudaGraph_t captured = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &captured));
-  const CudaGraph graph(captured);
-  cudaGraphExec_t executable = nullptr;
-  MINISGL_CUDA_CHECK(cudaGraphInstantiate(&executable, graph.get(), 0));
-  graphs_.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
+  for (int i = 0; i < 2; ++i) {
+    open_slot();
+    upload_step(batch, queries, 0);
+    MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences,
+                  "not a decode step");
+    if (i == 0) body();  // what is chosen or allocated at a first use must not happen while recording
+    synchronize();
+    MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+    body();
+    cudaGraph_t captured = nullptr;
+    MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &captured));
+    const CudaGraph graph(captured);
+    cudaGraphExec_t executable = nullptr;
+    MINISGL_CUDA_CHECK(cudaGraphInstantiate(&executable, graph.get(), 0));
+    slot().graphs.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
+    close_slot();
+  }
 }
 
 void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
@@ -431,11 +506,29 @@ void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvL
                         stream_.get());
 }
 
+void CudaOps::gather_columns(Tensor part, Tensor scratch, Tensor y) {
+  MINISGL_CHECK(part.rows == y.rows && y.cols <= num_ranks() * part.cols, y.cols, " columns of ", part.cols);
+  if (comm_) {
+    MINISGL_CHECK(scratch.nbytes() == num_ranks() * part.nbytes(), scratch.rows, " rows of scratch");
+    comm_->all_gather(part.data, scratch.data, part.nbytes(), stream_handle());
+  }
+  cuda::join_columns(comm_ ? scratch.f32() : part.f32(), part.rows, part.cols, y.cols, y.f32(), stream_.get());
+}
+
 std::vector<TokenOutput> CudaOps::take_outputs() {
-  const auto* entries = static_cast<const cuda::OutputEntry*>(host_outputs_.get());
-  download(outputs_.data(), {static_cast<std::byte*>(host_outputs_.get()),
-                             static_cast<std::size_t>(num_queries_) * sizeof(cuda::OutputEntry)});
-  std::vector<TokenOutput> outputs(static_cast<std::size_t>(num_queries_));
+  if (is_open_) {  // its calls were made without run_step()
+    close_slot();
+    ++num_untaken_;
+  }
+  MINISGL_CHECK(num_untaken_ > 0, "no step is in flight");
+  StepSlot& taken = slots_[num_untaken_ == 1 ? current_ : current_ ^ 1];
+  --num_untaken_;
+  wait([&] { return cudaEventSynchronize(taken.done.get()); });
+  float milliseconds = 0;
+  MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.begun.get(), taken.done.get()));
+  busy_seconds_ += milliseconds * 1e-3;
+  const auto* entries = static_cast<const cuda::OutputEntry*>(taken.outputs.get());
+  std::vector<TokenOutput> outputs(static_cast<std::size_t>(taken.num_queries));
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     outputs[i].token = entries[i].token;
     outputs[i].logprob = entries[i].logprob;
@@ -452,7 +545,7 @@ int num_cuda_devices() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads) {
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm) {
   const int count = num_cuda_devices();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
@@ -464,7 +557,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads) {
     throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
                             "; 8.0 is needed"));
   }
-  return std::make_unique<CudaOps>(device_index, properties, num_threads);
+  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm));
 }
 
 }  // namespace minisgl

@@ -14,7 +14,9 @@ namespace minisgl::cuda {
 // Reads everything and keeps nothing: the read bandwidth. `sink` is one word.
 void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int num_processors, cudaStream_t stream);
 
-void embed(const StepData& step, const void* table, std::int64_t cols, void* y, cudaStream_t stream);
+// table [num_tokens, cols], of the tokens from first_token on; other tokens' rows of y become zeros.
+void embed(const StepData& step, const void* table, std::int64_t first_token, std::int64_t num_tokens,
+           std::int64_t cols, void* y, cudaStream_t stream);
 // delta null: y = norm(x). Else x += delta, y = norm(x).
 void add_rms_norm(void* x, const void* delta, const float* weight, float eps, std::int64_t rows, std::int64_t cols,
                   void* y, cudaStream_t stream);
@@ -63,6 +65,9 @@ void paged_attention(const AttentionArgs& args, cudaStream_t stream);
 
 // Marks tokens as seen in a prompt: seen [vocab], bit 31 the prompt, below it the count in the output.
 void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream);
+// y [rows, cols]: the first columns of parts [any number, rows, part_cols] side by side.
+void join_columns(const float* parts, std::int64_t rows, std::int64_t part_cols, std::int64_t cols, float* y,
+                  cudaStream_t stream);
 // Answers the step's queries. logits and adjusted [num_logits, vocab]; seen [slots, vocab]; outputs [num_logits].
 void sample(const StepData& step, const float* logits, float* adjusted, std::int64_t vocab, std::uint32_t* seen,
             OutputEntry* outputs, cudaStream_t stream);

@@ -39,6 +39,12 @@ CudaEvent make_event() {
   return CudaEvent(event);
 }
 
+CudaEvent make_timed_event() {
+  cudaEvent_t event = nullptr;
+  MINISGL_CUDA_CHECK(cudaEventCreate(&event));
+  return CudaEvent(event);
+}
+
 void Uploader::upload(std::span<const std::byte> from, std::byte* to) {
   while (!from.empty()) {
     if (!staging_[next_]) {

@@ -13,7 +13,8 @@ namespace minisgl::cuda {
 // Not zeroed. Throws InputError where the GPU has no room.
 DeviceBuffer allocate_on_device(std::size_t bytes);
 PinnedMemory allocate_pinned(std::size_t bytes);
-CudaEvent make_event();  // without timing
+CudaEvent make_event();        // without timing
+CudaEvent make_timed_event();  // for cudaEventElapsedTime
 
 // Carries pageable memory (mapped files) to the device: threads copy it into one of two pinned buffers while the other
 // is on its way.

@@ -194,12 +194,6 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
     if (lane + 32 * j < dim) out[lane + 32 * j] = from_float<T>(value[j]);
 }
 
-void copy_rows(const void* from, const std::int32_t* source, std::int64_t rows, std::int64_t cols, void* to,
-               cudaStream_t stream) {
-  launch_kernel(copy_rows_kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream,
-                static_cast<const bf16*>(from), source, cols, static_cast<bf16*>(to));
-}
-
 }  // namespace
 
 void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int num_processors, cudaStream_t stream) {
@@ -208,12 +202,9 @@ void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int
   MINISGL_CUDA_CHECK(cudaGetLastError());
 }
 
-void embed(const StepData& step, const void* table, std::int64_t cols, void* y, cudaStream_t stream) {
-  copy_rows(table, step.tokens, step.num_rows, cols, y, stream);
-}
-
 void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y, cudaStream_t stream) {
-  copy_rows(x, step.logit_rows, step.num_logits, cols, y, stream);
+  launch_kernel(copy_rows_kernel, dim3(static_cast<unsigned>(step.num_logits)), kThreads, 0, stream,
+                static_cast<const bf16*>(x), step.logit_rows, cols, static_cast<bf16*>(y));
 }
 
 void add_rms_norm(void* x, const void* delta, const float* weight, float eps, std::int64_t rows, std::int64_t cols,

@@ -449,7 +449,7 @@ __global__ void __launch_bounds__(kSampleThreads)
   }
   const bool answers = token >= 0 && threadIdx.x == 0;
   if (answers) {
-    output.token = token;
+    output.token = step.drawn[blockIdx.y] = token;
     output.logprob = 0.0f;
     output.num_top = 0;
   }

@@ -58,11 +58,12 @@ std::size_t StepBlock::bytes_for(const StepLimits& limits) {
 void StepBlock::reserve(std::size_t bytes) {
   if (bytes <= device_.size()) return;
   bytes = std::bit_ceil(bytes);
-  for (int i = 0; i < 2; ++i) {
-    if (sent_[i]) MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_[i].get()));
-    staging_[i] = allocate_pinned(bytes);
-    if (!sent_[i]) sent_[i] = make_event();
+  if (sent_) {
+    MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
+  } else {
+    sent_ = make_event();
   }
+  staging_ = allocate_pinned(bytes);
   device_ = allocate_on_device(bytes);
 }
 
@@ -81,9 +82,8 @@ const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQ
   }
   reserve(block_bytes(rows, sequences, logits, pages, biases, banned));
 
-  next_ ^= 1;
-  MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_[next_].get()));
-  auto* host = static_cast<std::byte*>(staging_[next_].get());
+  MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
+  auto* host = static_cast<std::byte*>(staging_.get());
   Layout layout(host, device_.data());
   data_ = {};
   data_.num_rows = static_cast<std::int32_t>(rows);
@@ -161,7 +161,7 @@ const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQ
     for (const std::int32_t token : query.banned) banned_tokens[next_banned++] = token;
   }
   MINISGL_CUDA_CHECK(cudaMemcpyAsync(device_.data(), host, layout.used(), cudaMemcpyHostToDevice, stream));
-  MINISGL_CUDA_CHECK(cudaEventRecord(sent_[next_].get(), stream));
+  MINISGL_CUDA_CHECK(cudaEventRecord(sent_.get(), stream));
   return data_;
 }
 

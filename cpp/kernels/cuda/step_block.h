@@ -18,17 +18,18 @@ class StepBlock {
   // Room for `bytes`; what the device holds is lost.
   void reserve(std::size_t bytes);
   std::size_t size() const { return device_.size(); }
+  cudaEvent_t sent() const { return sent_.get(); }
 
-  // A batch filled up to `padded_sequences` sequences of no row, one row and one query each, where that is more than it
-  // has. Slots of the sampled tokens are found by slot_of(query.seen).
+  // Queues the copy of a batch filled up to `padded_sequences` sequences of no row, one row and one query each, where
+  // that is more than it has; sent() follows it on `stream`. Slots of the sampled tokens are found by
+  // slot_of(query.seen).
   const StepData& upload(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences,
                          const std::function<std::int32_t(const SeenTokens*)>& slot_of, cudaStream_t stream);
 
  private:
   DeviceBuffer device_;
-  PinnedMemory staging_[2];  // one is filled while the other is on its way
-  CudaEvent sent_[2];
-  int next_ = 0;
+  PinnedMemory staging_;
+  CudaEvent sent_;
   StepData data_{};
 };
 

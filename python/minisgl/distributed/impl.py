@@ -1,4 +1,4 @@
-"""Two ways to sum and gather tensors over ranks: torch.distributed, and native NCCL."""
+"""Ways to sum and gather tensors over ranks: torch.distributed, and native communicators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from minisgl._native import PyNCCLCommunicator
+    from minisgl._native import Communicator, PyNCCLCommunicator
 
 
 class DistributedImpl(ABC):
@@ -44,14 +44,15 @@ class TorchDistributedImpl(DistributedImpl):
         return gathered
 
 
-class PyNCCLDistributedImpl(DistributedImpl):
-    """Through the native NCCL communicator, on torch's current stream, so a CUDA graph captures it.
+class NativeDistributedImpl(DistributedImpl):
+    """Through a native communicator: between CPU ranks, or on torch's current stream, so that a
+    CUDA graph captures it.
 
     Takes contiguous float32, float16 and bfloat16 tensors on the communicator's device; all_gather
-    takes every dtype.
+    takes every dtype. Raises minisgl._native.RankFailure where another rank fails.
     """
 
-    def __init__(self, comm: PyNCCLCommunicator) -> None:
+    def __init__(self, comm: Communicator) -> None:
         self.comm = comm
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,6 +65,15 @@ class PyNCCLDistributedImpl(DistributedImpl):
         return gathered
 
     def _stream(self) -> int:
+        if self.comm.device < 0:
+            return 0
         import torch
 
         return int(torch.cuda.current_stream(self.comm.device).cuda_stream)
+
+
+class PyNCCLDistributedImpl(NativeDistributedImpl):
+    """Through the native NCCL communicator."""
+
+    def __init__(self, comm: PyNCCLCommunicator) -> None:
+        super().__init__(comm)

@@ -1,4 +1,4 @@
-"""Which tensor-parallel rank this process is, and how sizes are split over ranks."""
+"""Which tensor-parallel rank this process is."""
 
 from __future__ import annotations
 
@@ -37,10 +37,3 @@ def get_tp_info() -> DistributedInfo:
     if _tp_info is None:
         raise RuntimeError("the tensor-parallel rank is not set; call set_tp_info first")
     return _tp_info
-
-
-def divide_even(a: int, b: int) -> int:
-    """a / b. Raises ValueError where b does not divide a."""
-    if b <= 0 or a % b:
-        raise ValueError(f"{a} can't be divided evenly by {b}")
-    return a // b

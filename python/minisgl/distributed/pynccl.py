@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,14 +31,16 @@ def init_pynccl(
     current device. Sums of up to max_size_bytes go through a registered buffer of that size, which
     MINISGL_PYNCCL_MAX_BUFFER_SIZE clamps; 0 means no buffer.
 
-    Raises minisgl._native.InputError where the build has no CUDA, NCCL can't be loaded or fails.
+    Ranks on this host are watched: when one dies, collectives of the others raise
+    minisgl._native.RankFailure. Raises minisgl._native.InputError where the build has no CUDA, NCCL
+    can't be loaded or fails.
     """
     import torch
     import torch.distributed as dist
 
     from minisgl import _native
 
-    limit = pynccl_buffer_limit()
+    buffer_bytes = clamp_buffer(max_size_bytes)
     library = find_nccl_library()
     # One flag, then the id: every rank hears of a failure on rank 0 instead of waiting for ever.
     message = torch.zeros(1 + UNIQUE_ID_BYTES, dtype=torch.uint8)
@@ -53,14 +57,24 @@ def init_pynccl(
         raise failure or _native.InputError(
             "rank 0 could not make an NCCL unique id; its own error says why"
         )
+    processes: list[tuple[str, int]] = [("", 0)] * tp_size
+    here = socket.gethostname()
+    dist.all_gather_object(processes, (here, os.getpid()), group=tp_cpu_group)
     return _native.PyNCCLCommunicator(
         bytes(received),
         rank=tp_rank,
         size=tp_size,
         device=torch.cuda.current_device(),
-        max_buffer_bytes=max_size_bytes if limit is None else min(max_size_bytes, limit),
+        max_buffer_bytes=buffer_bytes,
         library=library,
+        pids=[pid if host == here else 0 for host, pid in processes],
     )
+
+
+def clamp_buffer(max_size_bytes: int) -> int:
+    """At most MINISGL_PYNCCL_MAX_BUFFER_SIZE, where that is set."""
+    limit = pynccl_buffer_limit()
+    return max_size_bytes if limit is None else min(max_size_bytes, limit)
 
 
 def find_nccl_library() -> str:

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/async_device.h"
 #include "engine/fake_model.h"
 #include "kernels/cpu_backend.h"
 
@@ -30,11 +31,23 @@ inline EngineOptions small_options() {
   return options;
 }
 
+inline std::unique_ptr<Model> make_model_on(AsyncDevice& device, std::function<void(const StepBatch&)> on_forward) {
+  return std::make_unique<FakeModel>(fake_spec(), std::move(on_forward),
+                                     [&device](FakeModel::Compute compute) { device.enqueue(std::move(compute)); });
+}
+
 class TestEngine {
  public:
   explicit TestEngine(const EngineOptions& options = small_options(), int num_threads = 2,
-                      std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec())
-      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_ops(num_threads), options) {}
+                      std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec(),
+                      Followers followers = {})
+      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_ops(num_threads), options,
+               std::move(followers)) {}
+
+  // On a device that runs ahead.
+  explicit TestEngine(std::unique_ptr<AsyncDevice> device, const EngineOptions& options = small_options(),
+                      std::function<void(const StepBatch&)> on_forward = {}, Followers followers = {})
+      : TestEngine(device.release(), options, std::move(on_forward), std::move(followers)) {}
 
   struct Result {
     std::vector<TokenOutput> tokens;
@@ -91,7 +104,26 @@ class TestEngine {
   std::map<std::uint64_t, Result> results;
   std::size_t num_finished = 0;
   Engine engine;
+
+ private:
+  TestEngine(AsyncDevice* device, const EngineOptions& options, std::function<void(const StepBatch&)> on_forward,
+             Followers followers)
+      : engine(make_model_on(*device, std::move(on_forward)), std::unique_ptr<Ops>(device), options,
+               std::move(followers)) {}
 };
+
+// The request got what it must, whatever happened around it.
+inline void expect_reference(const TestEngine::Result& result, const Request& request) {
+  const ReferenceOutput expected = reference_generate(request, fake_spec());
+  ASSERT_EQ(result.token_ids(), expected.tokens) << "request " << request.id;
+  ASSERT_EQ(result.finish, expected.finish) << "request " << request.id;
+  ASSERT_EQ(result.prompt_logprobs.size(), request.prompt_logprobs >= 0 ? request.prompt.size() : 0);
+  for (std::size_t p = 1; p < result.prompt_logprobs.size(); ++p) {
+    std::vector<TokenLogprob> top;
+    const std::vector<float> logits = reference_logits(std::span(request.prompt).first(p), fake_spec().vocab_size);
+    ASSERT_EQ(result.prompt_logprobs[p].logprob, token_logprob(logits, request.prompt[p], 0, top));
+  }
+}
 
 inline Request make_request(std::uint64_t id, std::vector<std::int32_t> prompt, std::int64_t max_tokens) {
   Request request;
@@ -124,6 +156,13 @@ inline Request random_request(std::uint64_t id, std::int64_t max_seq_len, std::m
   if (below(4) == 0) sampling.frequency_penalty = 0.25f;
   if (below(4) == 0) sampling.logit_bias = {{static_cast<std::int32_t>(below(vocab_size)), 2.0f}};
   return request;
+}
+
+inline std::vector<Request> random_requests(std::uint64_t count, std::int64_t max_seq_len, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<Request> requests;
+  for (std::uint64_t id = 1; id <= count; ++id) requests.push_back(random_request(id, max_seq_len, random));
+  return requests;
 }
 
 }  // namespace minisgl::testing_support

@@ -44,9 +44,14 @@ inline ModelSpec fake_spec(std::int64_t vocab_size = 50) {
 
 class FakeModel : public Model {
  public:
-  // `on_forward` is called at the start of each step, on the engine thread.
-  explicit FakeModel(ModelSpec spec = fake_spec(), std::function<void(const StepBatch&)> on_forward = {})
-      : spec_(std::move(spec)), on_forward_(std::move(on_forward)) {}
+  // What a step computes, given the batch with every token known.
+  using Compute = std::function<void(const StepBatch&)>;
+
+  // `on_forward` is called at the start of each step, on the engine thread. `enqueue` hands the step's work to a device
+  // that runs ahead.
+  explicit FakeModel(ModelSpec spec = fake_spec(), std::function<void(const StepBatch&)> on_forward = {},
+                     std::function<void(Compute)> enqueue = {})
+      : spec_(std::move(spec)), on_forward_(std::move(on_forward)), enqueue_(std::move(enqueue)) {}
 
   const ModelSpec& spec() const override { return spec_; }
   std::int64_t weight_bytes() const override { return 0; }
@@ -54,6 +59,19 @@ class FakeModel : public Model {
 
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
     if (on_forward_) on_forward_(batch);
+    turn_ ^= 1;
+    std::vector<float>& logits = logits_[turn_];
+    logits.resize(batch.logit_rows.size() * spec_.vocab_size);
+    if (enqueue_) {
+      enqueue_([this, &cache, &logits](const StepBatch& known) { compute(known, cache, logits); });
+    } else {
+      compute(batch, cache, logits);
+    }
+    return {reinterpret_cast<std::byte*>(logits.data()), DType::f32, std::ssize(batch.logit_rows), spec_.vocab_size};
+  }
+
+ private:
+  void compute(const StepBatch& batch, KvCache& cache, std::span<float> logits) const {
     for (const ops::SequenceRows& rows : batch.sequences) {
       for (std::int32_t i = 0; i < rows.num_rows; ++i) {
         const std::int32_t row = rows.first_row + i;
@@ -63,7 +81,6 @@ class FakeModel : public Model {
         key[1] = static_cast<float>(batch.positions[row]);
       }
     }
-    logits_.resize(batch.logit_rows.size() * spec_.vocab_size);
     std::size_t next = 0;
     for (const ops::SequenceRows& rows : batch.sequences) {
       for (; next < batch.logit_rows.size() && batch.logit_rows[next] < rows.first_row + rows.num_rows; ++next) {
@@ -73,13 +90,11 @@ class FakeModel : public Model {
           const float* key = slot(cache, rows, p);
           hash = mix(mix(hash, static_cast<std::uint64_t>(key[0])), static_cast<std::uint64_t>(key[1]));
         }
-        hashed_logits(hash, std::span(logits_).subspan(next * spec_.vocab_size, spec_.vocab_size));
+        hashed_logits(hash, logits.subspan(next * spec_.vocab_size, spec_.vocab_size));
       }
     }
-    return {reinterpret_cast<std::byte*>(logits_.data()), DType::f32, std::ssize(batch.logit_rows), spec_.vocab_size};
   }
 
- private:
   static float* slot(KvCache& cache, const ops::SequenceRows& rows, std::int32_t position) {
     const ops::KvLayer layer = cache.layer(0);
     const std::int64_t page = rows.page_table[position / layer.page_size];
@@ -89,7 +104,9 @@ class FakeModel : public Model {
 
   ModelSpec spec_;
   std::function<void(const StepBatch&)> on_forward_;
-  std::vector<float> logits_;
+  std::function<void(Compute)> enqueue_;
+  std::vector<float> logits_[2];  // of the step at hand and the one before
+  int turn_ = 0;
 };
 
 inline std::vector<float> reference_logits(std::span<const std::int32_t> tokens, std::int64_t vocab_size) {

@@ -7,25 +7,6 @@
 namespace minisgl::testing_support {
 namespace {
 
-std::vector<Request> random_requests(std::uint64_t count, std::int64_t max_seq_len, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<Request> requests;
-  for (std::uint64_t id = 1; id <= count; ++id) requests.push_back(random_request(id, max_seq_len, random));
-  return requests;
-}
-
-void expect_reference(const TestEngine::Result& result, const Request& request) {
-  const ReferenceOutput expected = reference_generate(request, fake_spec());
-  ASSERT_EQ(result.token_ids(), expected.tokens) << "request " << request.id;
-  ASSERT_EQ(result.finish, expected.finish) << "request " << request.id;
-  ASSERT_EQ(result.prompt_logprobs.size(), request.prompt_logprobs >= 0 ? request.prompt.size() : 0);
-  for (std::size_t p = 1; p < result.prompt_logprobs.size(); ++p) {
-    std::vector<TokenLogprob> top;
-    const std::vector<float> logits = reference_logits(std::span(request.prompt).first(p), fake_spec().vocab_size);
-    ASSERT_EQ(result.prompt_logprobs[p].logprob, token_logprob(logits, request.prompt[p], 0, top));
-  }
-}
-
 struct Circumstances {
   const char* name;
   std::int64_t num_pages;

@@ -49,7 +49,7 @@ TEST_F(CpuBackend, NormsLeaveTheRowsThatALinearWouldQuantize) {
   const Tensor x = tensor(kCols, 2), delta = tensor(kCols, 3), y = tensor(kCols, 4);
   device->rms_norm(x, weight.data(), 1e-5f, y);
   EXPECT_EQ(product(y), product(copy_of(y)));
-  device->add_rms_norm(x, delta, weight.data(), 1e-5f, y);
+  device->reduce_add_rms_norm(x, delta, weight.data(), 1e-5f, y);
   EXPECT_EQ(product(y), product(copy_of(y)));
 }
 

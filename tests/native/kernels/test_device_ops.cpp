@@ -57,7 +57,7 @@ TEST_P(DeviceRows, AddRmsNorm) {
   const auto weight = random_floats(cols, 3);
   const DeviceMatrix residual = matrix(rows, cols, x), added = matrix(rows, cols, delta), y = matrix(rows, cols);
   const DeviceMatrix weights(device(), DType::f32, 1, cols, weight);
-  device().add_rms_norm(residual.view(), added.view(), weights.f32(), 1e-5f, y.view());
+  device().reduce_add_rms_norm(residual.view(), added.view(), weights.f32(), 1e-5f, y.view());
   std::vector<double> sums, expected;
   for (std::int64_t row = 0; row < rows; ++row) {
     double squares = 0;
@@ -84,7 +84,7 @@ TEST_P(DeviceRows, EmbedAndGatherRows) {
   const ops::SequenceRows sequence{0, 4, 0, pages.data()};
   device().begin_step({tokens, positions, {&sequence, 1}, logit_rows, 16}, {});
   const DeviceMatrix all = matrix(4, cols), some = matrix(2, cols);
-  device().embed(*embedding, all.view());
+  device().embed(*embedding, 0, all.view());
   device().gather_logit_rows(all.view(), some.view());
   std::vector<float> expected;
   for (const std::int32_t token : tokens)
@@ -247,7 +247,7 @@ TEST(DeviceMatrices, EveryFloatFormatIsLoaded) {
     const ops::SequenceRows sequence{0, 2, 0, pages.data()};
     device.begin_step({tokens, positions, {&sequence, 1}, {}, 16}, {});
     const DeviceMatrix y(device, DType::bf16, 2, cols);
-    device.embed(*matrix, y.view());
+    device.embed(*matrix, 0, y.view());
     for (std::int64_t i = 0; i < cols; ++i) {
       EXPECT_EQ(y.values()[i], rounded(DType::bf16, rounded(dtype, weights[6 * cols + i])));
       EXPECT_EQ(y.values()[cols + i], rounded(DType::bf16, rounded(dtype, weights[i])));
@@ -271,7 +271,7 @@ TEST(DeviceMatrices, BlocksAreDequantizedAsOnTheCpu) {
       const auto matrix = device.make_matrix(dtype, rows, cols, raw);
       device.begin_step({tokens, positions, {&sequence, 1}, {}, 16}, {});
       const DeviceMatrix y(device, device.activation_dtype(), 3, cols);
-      device.embed(*matrix, y.view());
+      device.embed(*matrix, 0, y.view());
       results.push_back(y.values());
     }
     for (std::size_t i = 0; i < results[0].size(); ++i)

@@ -1,14 +1,17 @@
 // A model that lives in memory: a weight source whose tensors and configuration tests change at will.
 #pragma once
 
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
 #include "io/weight_source.h"
+#include "models/registry.h"
 
 namespace minisgl::testing {
 
@@ -52,6 +55,39 @@ class MemorySource : public WeightSource {
   std::map<std::string, Tensor> tensors_;
   std::mt19937 random_{7};
 };
+
+// Random tensors of every name and shape that a configuration asks for. `values` as in config.json.
+inline MemorySource random_model(nlohmann::json values) {
+  MemorySource source;
+  source.values = std::move(values);
+  const ModelSpec spec = read_model_spec(source);
+  const std::int64_t hidden = spec.hidden_size, queries = spec.num_heads * spec.head_dim;
+  const std::int64_t keys = spec.num_kv_heads * spec.head_dim, intermediate = spec.intermediate_size;
+  const auto projection = [&](const std::string& name, std::int64_t outputs, std::int64_t inputs, bool bias) {
+    source.add(name + ".weight", {outputs, inputs}, 1.5f / std::sqrt(static_cast<float>(inputs)));
+    if (bias) source.add(name + ".bias", {outputs}, 0.3f);
+  };
+  source.add("model.embed_tokens.weight", {spec.vocab_size, hidden}, 1.0f);
+  if (!spec.tied_embeddings) projection("lm_head", spec.vocab_size, hidden, false);
+  source.add("model.norm.weight", {hidden}, 1.0f);
+  for (std::int64_t i = 0; i < spec.num_layers; ++i) {
+    const std::string layer = "model.layers." + std::to_string(i) + ".";
+    source.add(layer + "input_layernorm.weight", {hidden}, 1.0f);
+    source.add(layer + "post_attention_layernorm.weight", {hidden}, 1.0f);
+    projection(layer + "self_attn.q_proj", queries, hidden, spec.qkv_bias);
+    projection(layer + "self_attn.k_proj", keys, hidden, spec.qkv_bias);
+    projection(layer + "self_attn.v_proj", keys, hidden, spec.qkv_bias);
+    projection(layer + "self_attn.o_proj", hidden, queries, spec.output_bias);
+    if (spec.qk_norm) {
+      source.add(layer + "self_attn.q_norm.weight", {spec.head_dim}, 1.0f);
+      source.add(layer + "self_attn.k_norm.weight", {spec.head_dim}, 1.0f);
+    }
+    projection(layer + "mlp.gate_proj", intermediate, hidden, spec.mlp_bias);
+    projection(layer + "mlp.up_proj", intermediate, hidden, spec.mlp_bias);
+    projection(layer + "mlp.down_proj", hidden, intermediate, spec.mlp_bias);
+  }
+  return source;
+}
 
 // A llama of two layers with tied embeddings.
 inline MemorySource tiny_llama() {

@@ -1,69 +1,23 @@
 // The decoder over mixed batches: a sequence's logits are the same bits whatever shares its step.
 #include <gtest/gtest.h>
 
-#include <numeric>
-
 #include "io/expect_input_error.h"
 #include "kernels/cpu_backend.h"
 #include "models/decoder.h"
 #include "models/decoder_weights.h"
 #include "models/memory_source.h"
 #include "models/registry.h"
+#include "models/stepper.h"
 #include "models/weight_loader.h"
 
 namespace minisgl {
 namespace {
 
 using testing::expect_input_error;
+using testing::load;
 using testing::MemorySource;
+using testing::Stepper;
 using testing::tiny_llama;
-
-std::unique_ptr<Model> load(const MemorySource& source, Ops& device) {
-  ModelSpec spec = read_model_spec(source);
-  WeightLoader loader(source, device, WeightLoader::Pass::load, [](std::int64_t) {});
-  DecoderWeights weights = load_decoder_weights(spec, loader);
-  return make_decoder(std::move(spec), std::move(weights), device);
-}
-
-// One sequence's part of a step.
-struct Part {
-  std::vector<std::int32_t> tokens;
-  std::int32_t start;
-  const std::vector<std::int32_t>* pages;
-};
-
-class Stepper {
- public:
-  Stepper(Ops& device, Model& model, std::int64_t num_pages)
-      : device_(device), model_(model), cache_(device, model.spec(), DType::f32, num_pages, 4) {}
-
-  // Logits [rows, vocab] of the last token of each part.
-  std::vector<float> step(const std::vector<Part>& parts, bool wants_logits = true) {
-    std::vector<std::int32_t> tokens, positions, logit_rows;
-    std::vector<ops::SequenceRows> sequences;
-    for (const Part& part : parts) {
-      sequences.push_back({static_cast<std::int32_t>(tokens.size()), static_cast<std::int32_t>(part.tokens.size()),
-                           part.start, part.pages->data()});
-      for (std::size_t i = 0; i < part.tokens.size(); ++i) {
-        tokens.push_back(part.tokens[i]);
-        positions.push_back(part.start + static_cast<std::int32_t>(i));
-      }
-      if (wants_logits) logit_rows.push_back(static_cast<std::int32_t>(tokens.size()) - 1);
-    }
-    const StepBatch batch{
-        .tokens = tokens, .positions = positions, .sequences = sequences, .logit_rows = logit_rows, .page_size = 4};
-    device_.begin_step(batch, {});
-    const Tensor logits = model_.forward(batch, cache_);
-    std::vector<float> values(static_cast<std::size_t>(logits.rows * logits.cols));
-    device_.download(logits.data, std::as_writable_bytes(std::span(values)));
-    return values;
-  }
-
- private:
-  Ops& device_;
-  Model& model_;
-  KvCache cache_;
-};
 
 const std::vector<std::int32_t> prompt{3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 3};
 

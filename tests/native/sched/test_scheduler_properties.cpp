@@ -1,7 +1,9 @@
-// The scheduler under random submits, finishes and aborts with tiny caches, watched through its plans alone.
+// The scheduler under random submits, finishes and aborts with tiny caches, watched through its plans alone; with each
+// step complete before the next is planned, and with a second step planned while the first is in flight.
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <random>
 #include <set>
@@ -11,10 +13,12 @@
 namespace minisgl {
 namespace {
 
-// Plays a rank: follows the plans, keeps the page tables, and verifies what every plan promises.
+// Plays a rank: follows the plans, keeps the page tables, and verifies what every plan promises. Up to `depth` steps
+// are in flight when one more is planned.
 class Rank {
  public:
-  Rank(const SchedulerOptions& options, std::mt19937& random) : options_(options), random_(random) {}
+  Rank(const SchedulerOptions& options, std::mt19937& random, std::size_t depth = 0)
+      : options_(options), random_(random), depth_(depth) {}
 
   void submit(Scheduler& scheduler, SequenceId id) {
     const std::int64_t capacity = options_.num_pages * options_.page_size;
@@ -33,20 +37,27 @@ class Rank {
     return ids;
   }
 
-  // Runs one step and ends the sequences that are complete.
+  // A turn of the engine: plans a step, and once as many are in flight as may be, completes the oldest and ends the
+  // sequences that are done.
   void step(Scheduler& scheduler) {
+    const std::uint64_t preemptions = scheduler.num_preemptions();
     const StepPlan& plan = scheduler.plan();
-    if (live_.empty()) {
-      EXPECT_TRUE(plan.empty());
-      return;
+    if (!plan.empty()) {
+      ASSERT_TRUE(in_flight_.empty() || scheduler.num_preemptions() == preemptions);
+      ASSERT_LE(plan.num_rows(), options_.max_batch_tokens);
+      verify_rows(plan);
+      verify_logits(plan);
+      verify_order(scheduler, plan);
+      num_ahead_ += in_flight_.empty() ? 0 : 1;
+      launch(plan);
+    } else {
+      ASSERT_TRUE(live_.empty() || !in_flight_.empty());  // progress: some row is computed
     }
-    ASSERT_FALSE(plan.empty());  // progress: some row is computed in every step
-    ASSERT_LE(plan.num_rows(), options_.max_batch_tokens);
-    verify_rows(plan);
-    verify_logits(plan);
-    verify_order(scheduler, plan);
-    finish_step(scheduler, plan);
+    scheduler.check();
+    if (in_flight_.size() > (plan.empty() ? 0 : depth_)) finish_step(scheduler);
   }
+
+  std::int64_t num_ahead() const { return num_ahead_; }  // steps planned while another was in flight
 
  private:
   struct Known {
@@ -55,6 +66,16 @@ class Rank {
     std::int64_t num_computed = 0, max_len, prompt_len;
     std::int64_t num_scored = 0;
     bool score_prompt, started = false;
+
+    std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
+  };
+  static constexpr std::int32_t kUnknown = -1000000;  // a token that a step in flight draws
+
+  // A step as a device keeps it.
+  struct Flight {
+    StepPlan plan;
+    std::vector<std::int64_t> new_tokens;  // [plan.sequences] where the drawn token goes
+    std::set<PageId> pages;                // that it may write to
   };
 
   void verify_rows(const StepPlan& plan) {
@@ -73,12 +94,23 @@ class Rank {
       ASSERT_EQ(step.num_kept_pages, static_cast<std::int32_t>(known.table.size()));
       for (int i = 0; i < step.num_new_pages; ++i) known.table.push_back(plan.new_pages[step.first_new_page + i]);
       for (int i = 0; i < step.num_rows; ++i) {
-        ASSERT_EQ(plan.tokens[step.first_row + i], known.tokens[step.start_position + i]);
+        const std::int32_t token = known.tokens[step.start_position + i];
+        if (token != kUnknown) {
+          ASSERT_EQ(plan.tokens[step.first_row + i], token);
+          continue;
+        }
+        // What the step before this one draws for the same sequence.
+        ASSERT_EQ(in_flight_.size(), 1u);
+        const StepPlan& before = in_flight_.front().plan;
+        const LogitTarget& target = before.targets.at(-1 - plan.tokens[step.first_row + i]);
+        ASSERT_EQ(target.token, LogitTarget::kSample);
+        ASSERT_EQ(before.sequences[target.sequence].id, step.id);
       }
       known.num_computed += step.num_rows;
       ASSERT_GE(static_cast<std::int64_t>(known.table.size()) * options_.page_size, known.num_computed);
-      const bool complete = known.num_computed == static_cast<std::int64_t>(known.tokens.size());
-      ASSERT_EQ(step.samples, complete && known.num_computed < known.max_len);
+      ASSERT_EQ(step.samples, known.num_computed == known.len() && known.len() < known.max_len);
+      // Nobody is planned past its end.
+      ASSERT_LT(step.start_position, std::max(known.prompt_len, known.max_len - 1));
     }
     ASSERT_EQ(next_row, plan.num_rows());
   }
@@ -127,13 +159,16 @@ class Rank {
       count += table.size();
     }
     ASSERT_EQ(pages.size(), count);
+    // No page is given away while a step in flight may write to it.
+    for (const Flight& flight : in_flight_) {
+      for (const PageId page : plan.new_pages) ASSERT_FALSE(flight.pages.contains(page)) << "page " << page;
+    }
     // First those that lack only their latest token, then the rest; earlier arrivals first in both.
     bool first_group = true, chunk_before = false;
     last = 0;
     for (const SequenceStep& step : plan.sequences) {
       const Known& known = live_.at(step.id);
-      const bool latest_only =
-          step.num_rows == 1 && known.num_computed == static_cast<std::int64_t>(known.tokens.size());
+      const bool latest_only = step.num_rows == 1 && known.num_computed == known.len();
       ASSERT_FALSE(chunk_before && latest_only && step.start_position >= known.prompt_len);  // decode after prefill
       chunk_before = chunk_before || step.num_rows > 1;
       if (step.id < last) {
@@ -144,24 +179,40 @@ class Rank {
     }
   }
 
-  void finish_step(Scheduler& scheduler, const StepPlan& plan) {
-    std::vector<std::int32_t> sampled;
-    std::vector<SequenceId> complete;
+  void launch(const StepPlan& plan) {
+    Flight& flight = in_flight_.emplace_back();
+    flight.plan = plan;
     for (const SequenceStep& step : plan.sequences) {
       Known& known = live_.at(step.id);
-      if (step.samples) {
-        sampled.push_back(static_cast<std::int32_t>(random_() % 1000));
-        known.tokens.push_back(sampled.back());
-      }
-      const auto length = static_cast<std::int64_t>(known.tokens.size());
+      flight.new_tokens.push_back(known.len());
+      if (step.samples) known.tokens.push_back(kUnknown);
+      flight.pages.insert(known.table.begin(), known.table.end());
+    }
+  }
+
+  void finish_step(Scheduler& scheduler) {
+    const Flight flight = std::move(in_flight_.front());
+    in_flight_.pop_front();
+    ASSERT_EQ(scheduler.oldest().tokens, flight.plan.tokens);
+    std::vector<std::int32_t> sampled;
+    std::vector<SequenceId> ended;
+    for (std::size_t i = 0; i < flight.plan.sequences.size(); ++i) {
+      const SequenceStep& step = flight.plan.sequences[i];
+      if (step.samples) sampled.push_back(static_cast<std::int32_t>(random_() % 1000));
+      const auto place = live_.find(step.id);
+      if (place == live_.end()) continue;  // it ended since
+      Known& known = place->second;
+      const std::int64_t length = flight.new_tokens[i] + (step.samples ? 1 : 0);
+      if (step.samples) known.tokens[flight.new_tokens[i]] = sampled.back();
       const bool stopped = step.samples && random_() % 50 == 0;
-      if (stopped || (known.num_computed >= known.prompt_len && length == known.max_len)) {
+      if (stopped || (step.start_position + step.num_rows >= known.prompt_len && length == known.max_len)) {
         ASSERT_EQ(known.num_scored, known.score_prompt ? known.prompt_len - 1 : 0);
-        complete.push_back(step.id);
+        ended.push_back(step.id);
       }
     }
     scheduler.complete(sampled);
-    for (const SequenceId id : complete) {
+    scheduler.check();
+    for (const SequenceId id : ended) {
       scheduler.remove(id);
       live_.erase(id);
     }
@@ -170,7 +221,10 @@ class Rank {
 
   SchedulerOptions options_;
   std::mt19937& random_;
+  std::size_t depth_;
   std::map<SequenceId, Known> live_;
+  std::deque<Flight> in_flight_;
+  std::int64_t num_ahead_ = 0;
 };
 
 class SchedulerProperties : public testing::TestWithParam<unsigned> {};
@@ -186,7 +240,7 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
                                  .max_batch_tokens = between(1, 32),
                                  .max_prompt_logits = between(1, 8)};
   Scheduler scheduler(options);
-  Rank rank(options, random);
+  Rank rank(options, random, GetParam() % 2);
   SequenceId next_id = 1;
   for (int round = 0; round < 1500; ++round) {
     if (random() % 4 == 0 && scheduler.num_waiting() < 20) rank.submit(scheduler, next_id++);
@@ -203,31 +257,32 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
     if (HasFatalFailure()) return;
   }
   // Everything left finishes: no livelock.
-  for (int round = 0; scheduler.has_work(); ++round) {
+  for (int round = 0; scheduler.has_work() || scheduler.num_in_flight() > 0; ++round) {
     ASSERT_LT(round, 100000);
     rank.step(scheduler);
     if (HasFatalFailure()) return;
   }
   EXPECT_EQ(scheduler.pages().num_free(), options.num_pages);
   EXPECT_TRUE(rank.ids().empty());
+  if (GetParam() % 2 == 1) EXPECT_GT(rank.num_ahead(), 100);
 }
 
-INSTANTIATE_TEST_SUITE_P(Seeds, SchedulerProperties, testing::Range(0u, 40u));
+INSTANTIATE_TEST_SUITE_P(Seeds, SchedulerProperties, testing::Range(0u, 80u));
 
 TEST(SchedulerProperties, PreemptionHappensInThem) {
   // The property would be idle if these caches never ran out.
-  std::uint64_t preemptions = 0;
-  std::mt19937 random(5);
-  const SchedulerOptions options{.num_pages = 12, .page_size = 4, .max_running = 8, .max_batch_tokens = 32};
-  Scheduler scheduler(options);
-  Rank rank(options, random);
-  for (SequenceId id = 1; id <= 100; ++id) rank.submit(scheduler, id);
-  while (scheduler.has_work()) {
-    rank.step(scheduler);
-    ASSERT_FALSE(HasFatalFailure());
-    preemptions = scheduler.num_preemptions();
+  for (const std::size_t depth : {0, 1}) {
+    std::mt19937 random(5);
+    const SchedulerOptions options{.num_pages = 12, .page_size = 4, .max_running = 8, .max_batch_tokens = 32};
+    Scheduler scheduler(options);
+    Rank rank(options, random, depth);
+    for (SequenceId id = 1; id <= 100; ++id) rank.submit(scheduler, id);
+    while (scheduler.has_work()) {
+      rank.step(scheduler);
+      ASSERT_FALSE(HasFatalFailure());
+    }
+    EXPECT_GT(scheduler.num_preemptions(), 10u);
   }
-  EXPECT_GT(preemptions, 10u);
 }
 
 }  // namespace

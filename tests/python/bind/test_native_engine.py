@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[Engine]:
-    engine = Engine(str(folder), num_threads=2, page_size=4, kv_cache_tokens=512)
+    engine = Engine(str(folder), device="cpu", num_threads=2, page_size=4, kv_cache_tokens=512)
     engine.start()
     yield engine
     engine.stop()
@@ -81,7 +81,7 @@ def test_company_preemption_and_chunks_change_no_token(
         for i in range(16)
     ]
     alone = [tokens(run(engine, request)[request["id"]]) for request in requests]
-    crowded = Engine(str(folder), num_threads=2, page_size=4, **options)
+    crowded = Engine(str(folder), device="cpu", num_threads=2, page_size=4, **options)
     crowded.start()
     together = run(crowded, *requests)
     assert [tokens(together[i]) for i in range(16)] == alone

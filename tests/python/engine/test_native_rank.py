@@ -17,7 +17,9 @@ from minisgl.sampling_params import SamplingParams
 
 @pytest_asyncio.fixture
 async def client(default_gguf: Path) -> AsyncIterator[EngineClient]:
-    options = EngineOptions(model_path=str(default_gguf), kv_cache_tokens=512, max_seq_len=512)
+    options = EngineOptions(
+        model_path=str(default_gguf), device="cpu", kv_cache_tokens=512, max_seq_len=512
+    )
     client = EngineClient(options)
     await client.start(120)
     yield client

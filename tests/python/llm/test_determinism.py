@@ -26,7 +26,7 @@ PARAMS = [
 
 
 def generate(model: Path, **options: int) -> tuple[list[list[int]], EngineStats]:
-    with LLM(str(model), show_progress=False, **options) as llm:
+    with LLM(str(model), device="cpu", show_progress=False, **options) as llm:
         results = llm.generate(PROMPTS, PARAMS, use_tqdm=False)
         return [result.outputs[0].token_ids for result in results], llm.stats()
 
@@ -34,7 +34,7 @@ def generate(model: Path, **options: int) -> tuple[list[list[int]], EngineStats]
 @pytest.fixture(scope="module")
 def alone(default_gguf: Path) -> list[list[int]]:
     """Each request by itself, one thread."""
-    with LLM(str(default_gguf), show_progress=False, num_threads=1) as llm:
+    with LLM(str(default_gguf), device="cpu", show_progress=False, num_threads=1) as llm:
         return [
             llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids
             for prompt, params in zip(PROMPTS, PARAMS, strict=True)

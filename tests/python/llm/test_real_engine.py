@@ -13,7 +13,7 @@ from minisgl import LLM, SamplingParams
 @pytest.fixture(scope="module")
 def llm(default_gguf: Path) -> Iterator[LLM]:
     path = str(default_gguf)
-    with LLM(path, show_progress=False, num_threads=2, kv_cache_tokens=4096) as llm:
+    with LLM(path, device="cpu", show_progress=False, num_threads=2, kv_cache_tokens=4096) as llm:
         yield llm
 
 

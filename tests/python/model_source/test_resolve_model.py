@@ -65,6 +65,7 @@ def test_a_gguf_file(tmp_path: Path) -> None:
 def test_files_that_are_missing(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert "has no *.safetensors weights" in refusal(str(folder))
+    assert resolve_model(str(folder), weights=False).path == str(folder)
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-1.safetensors").write_bytes(b"x")
@@ -140,6 +141,10 @@ def test_a_hub_id(hub: dict[str, Any], folder: Path) -> None:
     assert args == ("org/name-1.5",)
     assert options["revision"] == "main"
     assert "*.safetensors" in options["allow_patterns"]
+    resolve_model("org/name-1.5", weights=False)
+    (_, options) = hub["calls"][1]
+    assert "config.json" in options["allow_patterns"]
+    assert not any("safetensors" in pattern for pattern in options["allow_patterns"])
 
 
 def test_a_gguf_file_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:

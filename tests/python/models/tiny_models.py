@@ -68,13 +68,22 @@ def token_ids(count: int, vocab_size: int = VOCAB_SIZE, seed: int = 1) -> list[i
     return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()
 
 
-def transformers_logits(folder: Path, ids: Sequence[int]) -> np.ndarray:
-    """f32 [len(ids), vocab]: the folder's weights, computed in f32 whatever they are stored in."""
+def transformers_logits(
+    folder: Path,
+    ids: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> np.ndarray:
+    """f32 [len(ids), vocab]: the folder's weights, computed in `dtype` whatever they are stored
+    in.
+    """
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+        folder, dtype=dtype, attn_implementation="eager"
+    ).to(device)
     with torch.inference_mode():
-        logits: np.ndarray = model(torch.tensor([list(ids)])).logits[0].float().numpy()
+        tokens = torch.tensor([list(ids)], device=device)
+        logits: np.ndarray = model(tokens).logits[0].float().cpu().numpy()
     return logits
 
 
@@ -98,8 +107,10 @@ def assert_chunks_agree(model: Model, ids: list[int], prefill: np.ndarray) -> No
             np.testing.assert_array_equal(model.forward(ids, chunk_sizes=chunks), prefill)
 
 
-def check_against_transformers(folder: Path, ids: list[int], tolerance: float) -> None:
-    model = Model(str(folder), page_size=4, max_tokens=len(ids))
+def check_against_transformers(
+    folder: Path, ids: list[int], tolerance: float, num_ranks: int = 1
+) -> None:
+    model = Model(str(folder), page_size=4, max_tokens=len(ids), num_ranks=num_ranks)
     ours = model.forward(ids)
     assert relative_error(ours, transformers_logits(folder, ids)) < tolerance
     assert_chunks_agree(model, ids, ours)

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <utility>
 
-#include "comm/communicator.h"
+#include "comm/nccl.h"
+#include "comm/shm.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -22,16 +24,19 @@ std::string input_error(Call call) {
   return "";
 }
 
-TEST(Communicator, UniqueIdNeedsTheLibrary) {
+TEST(Nccl, UniqueIdNeedsTheLibrary) {
   EXPECT_THAT(input_error([] { make_nccl_unique_id(kNowhere); }), testing::HasSubstr("NCCL"));
 }
 
-TEST(Communicator, CreationNeedsTheLibrary) {
-  EXPECT_THAT(input_error([] { make_nccl_communicator(NcclUniqueId{}, {.library = kNowhere}); }),
-              testing::HasSubstr("NCCL"));
+TEST(Nccl, CreationNeedsTheLibrary) {
+  NcclOptions options;
+  options.library = kNowhere;
+  EXPECT_THAT(input_error([&] { make_nccl_communicator(NcclUniqueId{}, options); }), testing::HasSubstr("NCCL"));
+  const auto host = std::move(make_shm_communicators(1).front());
+  EXPECT_THAT(input_error([&] { make_gpu_communicator(options, *host); }), testing::HasSubstr("NCCL"));
 }
 
-TEST(Communicator, CountsGpusWithoutADriver) {
+TEST(Nccl, CountsGpusWithoutADriver) {
   EXPECT_GE(num_gpus(), 0);
 }
 

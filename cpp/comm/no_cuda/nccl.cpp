@@ -1,5 +1,6 @@
-// The NCCL communicator of a build without CUDA: the same symbols, one clear error.
-#include "comm/communicator.h"
+// The GPU communicators of a build without CUDA: the same symbols, one clear error.
+#include "comm/nccl.h"
+
 #include "core/error.h"
 
 namespace minisgl {
@@ -17,6 +18,9 @@ NcclUniqueId make_nccl_unique_id(const std::string&) {
   refuse();
 }
 std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId&, const NcclOptions&) {
+  refuse();
+}
+std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions&, Communicator&, PeerSums) {
   refuse();
 }
 int num_gpus() {

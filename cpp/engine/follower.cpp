@@ -1,0 +1,148 @@
+// The follower's thread: receive, decode, execute.
+#include "engine/follower.h"
+
+#include <pthread.h>
+#include <sys/eventfd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <utility>
+
+#include "comm/file_descriptor.h"
+#include "core/error.h"
+#include "core/quiet_thread.h"
+#include "engine/executor.h"
+#include "engine/plan_codec.h"
+
+namespace minisgl {
+
+struct Follower::Impl final : PlanHandler {
+  Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_,
+       std::unique_ptr<PlanReceiver> plans_)
+      : options(options_),
+        device(std::move(device_)),
+        model(std::move(model_)),
+        plans(std::move(plans_)),
+        executor(*model, *device,
+                 KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
+        decoder({.num_pages = options.num_pages,
+                 .page_size = options.page_size,
+                 .max_seq_len = options.max_seq_len,
+                 .vocab_size = model->spec().vocab_size,
+                 .runs_ahead = executor.depth() > 0}),
+        ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+    if (!ended) throw std::system_error(errno, std::generic_category(), "eventfd");
+    executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
+  }
+
+  // Whatever happened, the device may still work on a step.
+  ~Impl() override {
+    try {
+      device->synchronize();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+    }
+  }
+
+  void add(SequenceId id, SequenceSampling sampling) override { executor.add(id, std::move(sampling)); }
+  void remove(SequenceId id) override { executor.remove(id); }
+  // As rank 0 does: a device that runs ahead has the next step before it ends the last. The tokens are rank 0's to
+  // deliver.
+  void step(const StepPlan& plan) override {
+    executor.launch(plan);
+    if (++num_in_flight > executor.depth()) take();
+  }
+  void shut_down() override { running = false; }
+
+  void take() {
+    executor.take();
+    --num_in_flight;
+  }
+
+  void run() noexcept {
+    std::string what;
+    try {
+      while (running) decoder.decode(plans->receive(), *this);
+      while (num_in_flight > 0) take();
+    } catch (const ChannelInterrupted&) {
+    } catch (const std::exception& error) {
+      what = error.what();
+      if (what.empty()) what = "an exception without a message";
+    } catch (...) {
+      what = "an exception of an unknown type";
+    }
+    {
+      const std::lock_guard lock(mutex);
+      failure = what;
+    }
+    eventfd_write(ended.get(), 1);
+  }
+
+  const EngineOptions options;
+  // The executor's model and device outlive it: members are destroyed from the last to the first.
+  const std::unique_ptr<Ops> device;
+  const std::unique_ptr<Model> model;
+  const std::unique_ptr<PlanReceiver> plans;
+
+  // Of the thread alone.
+  Executor executor;
+  PlanDecoder decoder;
+  std::size_t num_in_flight = 0;  // steps
+  bool running = true;
+
+  FileDescriptor ended;
+  mutable std::mutex mutex;  // guards the rest
+  std::string failure;
+  std::thread thread;
+  bool stopped = false;
+};
+
+Follower::Follower(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+                   std::unique_ptr<PlanReceiver> plans)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options, std::move(plans))) {}
+
+Follower::~Follower() {
+  stop();
+}
+
+void Follower::start() {
+  const std::lock_guard lock(impl_->mutex);
+  MINISGL_CHECK(!impl_->thread.joinable() && !impl_->stopped, "a follower starts once");
+  impl_->thread = start_quiet_thread([impl = impl_.get()] {
+    pthread_setname_np(pthread_self(), "minisgl-follow");
+    impl->run();
+  });
+}
+
+void Follower::stop() {
+  std::thread thread;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    if (std::exchange(impl_->stopped, true)) return;
+    thread = std::move(impl_->thread);
+  }
+  impl_->plans->interrupt();
+  if (thread.joinable()) thread.join();
+}
+
+int Follower::event_fd() const {
+  return impl_->ended.get();
+}
+
+std::string Follower::failure() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->failure;
+}
+
+const ModelSpec& Follower::spec() const {
+  return impl_->model->spec();
+}
+
+const EngineOptions& Follower::options() const {
+  return impl_->options;
+}
+
+}  // namespace minisgl

@@ -1,0 +1,38 @@
+// A rank that decides nothing: it executes what rank 0 plans, on a thread of its own, until rank 0 says that it is
+// over.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "comm/plan_channel.h"
+#include "engine/engine.h"
+
+namespace minisgl {
+
+class Follower {
+ public:
+  // `device` is the one that `model` was loaded on; `options` are rank 0's.
+  Follower(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+           std::unique_ptr<PlanReceiver> plans);
+  ~Follower();  // stops
+
+  // Starts the thread; once.
+  void start();
+  // Ends the thread, in the middle of a wait for rank 0 too. Idempotent, from any thread.
+  void stop();
+
+  // Readable once the thread has ended.
+  int event_fd() const;
+  // Set when it ended because of an exception: what it said.
+  std::string failure() const;
+
+  const ModelSpec& spec() const;
+  const EngineOptions& options() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace minisgl

@@ -1,0 +1,50 @@
+// Tells the other ranks what rank 0 does, a frame a step. Without other ranks it does nothing.
+#pragma once
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "comm/plan_channel.h"
+#include "engine/plan_codec.h"
+
+namespace minisgl {
+
+class PlanPublisher final : public PlanHandler {
+ public:
+  // One sender for the ranks of this host, one for those of others.
+  explicit PlanPublisher(std::vector<std::unique_ptr<PlanSender>> senders) : senders_(std::move(senders)) {}
+
+  // Both wait for the next step.
+  void add(SequenceId id, SequenceSampling sampling) override {
+    if (senders_.empty()) return;
+    encoder_.add(id, std::move(sampling));
+    if (encoder_.frame().size() > max_waiting_bytes) send();
+  }
+  void remove(SequenceId id) override {
+    if (!senders_.empty()) encoder_.remove(id);
+  }
+  void step(const StepPlan& plan) override {
+    if (senders_.empty()) return;
+    encoder_.step(plan);
+    send();
+  }
+  void shut_down() override {
+    if (senders_.empty()) return;
+    encoder_.shut_down();
+    send();
+  }
+
+ private:
+  static constexpr std::size_t max_waiting_bytes = std::size_t{1} << 20;
+
+  void send() {
+    for (const auto& sender : senders_) sender->send(encoder_.frame());
+    encoder_.clear();
+  }
+
+  std::vector<std::unique_ptr<PlanSender>> senders_;
+  PlanEncoder encoder_;
+};
+
+}  // namespace minisgl

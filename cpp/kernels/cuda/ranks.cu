@@ -1,0 +1,59 @@
+// Operations on a vocabulary that is cut over ranks. Bound by the bytes that they read and write once.
+#include "core/cuda.h"
+#include "core/cuda_launch.h"
+#include "core/cuda_math.cuh"
+#include "kernels/cuda/launch.h"
+
+namespace minisgl::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// One token a block: its row of the table, or zeros where the table doesn't hold it. The token is drawn[-1 - token]
+// where it is below 0.
+__global__ void __launch_bounds__(kThreads)
+    embed_kernel(const bf16* table, const std::int32_t* tokens, const std::int32_t* drawn, std::int64_t first_token,
+                 std::int64_t num_tokens, std::int64_t cols, bf16* y) {
+  let_next_start();
+  wait_for_previous();
+  std::int32_t token = tokens[blockIdx.x];
+  if (token < 0) token = drawn[-1 - token];
+  const std::int64_t index = token - first_token;
+  const bool is_here = index >= 0 && index < num_tokens;
+  const bf16* from = table + (is_here ? index * cols : 0);
+  bf16* to = y + blockIdx.x * cols;
+  if (cols % 8 == 0) {
+    for (std::int64_t i = threadIdx.x; i < cols / 8; i += kThreads) {
+      reinterpret_cast<uint4*>(to)[i] = is_here ? reinterpret_cast<const uint4*>(from)[i] : uint4{};
+    }
+  } else {
+    for (std::int64_t i = threadIdx.x; i < cols; i += kThreads) to[i] = is_here ? from[i] : __float2bfloat16(0.0f);
+  }
+}
+
+// One element of y a thread; blockIdx.y is the row.
+__global__ void __launch_bounds__(kThreads)
+    join_columns_kernel(const float* parts, std::int64_t part_cols, std::int64_t cols, float* y) {
+  let_next_start();
+  wait_for_previous();
+  const std::int64_t row = blockIdx.y, col = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (col >= cols) return;
+  y[row * cols + col] = parts[(col / part_cols * gridDim.y + row) * part_cols + col % part_cols];
+}
+
+}  // namespace
+
+void embed(const StepData& step, const void* table, std::int64_t first_token, std::int64_t num_tokens,
+           std::int64_t cols, void* y, cudaStream_t stream) {
+  launch_kernel(embed_kernel, dim3(static_cast<unsigned>(step.num_rows)), kThreads, 0, stream,
+                static_cast<const bf16*>(table), step.tokens, step.drawn_before, first_token, num_tokens, cols,
+                static_cast<bf16*>(y));
+}
+
+void join_columns(const float* parts, std::int64_t rows, std::int64_t part_cols, std::int64_t cols, float* y,
+                  cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((cols + kThreads - 1) / kThreads), static_cast<unsigned>(rows));
+  launch_kernel(join_columns_kernel, grid, kThreads, 0, stream, parts, part_cols, cols, y);
+}
+
+}  // namespace minisgl::cuda

@@ -1,0 +1,103 @@
+"""Which communicator the ranks of a model use, by name and by what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from minisgl import _native
+from minisgl.distributed.impl import TorchDistributedImpl
+from minisgl.distributed.info import DistributedInfo
+from minisgl.distributed.plugin import make_plugin_communicator
+from minisgl.distributed.pynccl import clamp_buffer, find_nccl_library
+
+CommKind = Literal["auto", "nccl", "one-shot", "torch", "shm"]
+COMM_KINDS: tuple[str, ...] = get_args(CommKind)
+# When GPUs sum through each other's memory instead of NCCL.
+_PEER_SUMS: dict[str, Literal["never", "where_faster", "always"]] = {
+    "auto": "where_faster",
+    "nccl": "never",
+    "one-shot": "always",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """How ranks find each other: those of one host by a name that no other group of the host has,
+    those of several by rank 0's address ("host:port") and a secret of 8 to 64 bytes. `timeout`, in
+    seconds, is how long a rank waits for the others at the start and in a collective.
+    """
+
+    name: str
+    address: str | None = None
+    secret: str = ""
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True)
+class ChosenCommunicator:
+    communicator: _native.Communicator
+    sentence: str  # what was chosen and why, for the screen
+    host: _native.Communicator  # the CPU group that was made on the way; may be the same
+
+
+def make_communicator(
+    kind: CommKind,
+    info: DistributedInfo,
+    group: Group,
+    *,
+    device: int | None = None,
+    max_buffer_bytes: int = 0,
+) -> ChosenCommunicator:
+    """Connects this rank to the others; all ranks call it with the same kind and group.
+
+    `device`: the ordinal of this rank's GPU, None for a CPU rank. `max_buffer_bytes`: sums of up to
+    this many bytes that NCCL does go through a buffer registered with it. Kind "torch" needs
+    torch.distributed's default group.
+
+    Raises ValueError for a kind that can't work there, _native.InputError where the build or the
+    machine lacks something, _native.RankFailure where another rank fails.
+    """
+    check_kind(kind, device)
+    host, how = _make_host_communicator(info, group)
+    if kind == "torch":
+        plugin = make_plugin_communicator(
+            TorchDistributedImpl(), info, -1 if device is None else device
+        )
+        return ChosenCommunicator(plugin, "ranks talk through torch.distributed, as asked", host)
+    if device is None:
+        return ChosenCommunicator(host, f"ranks talk through {host.name}: {how}", host)
+    gpu = _native.GpuCommunicator(
+        host,
+        device=device,
+        peer_sums=_PEER_SUMS[kind],
+        max_buffer_bytes=clamp_buffer(max_buffer_bytes),
+        library=find_nccl_library(),
+        timeout=group.timeout,
+    )
+    return ChosenCommunicator(gpu, f"ranks talk through {gpu.name}", host)
+
+
+def check_kind(kind: str, device: int | None) -> None:
+    """Raises ValueError for a kind that doesn't exist, or not for these ranks."""
+    if kind not in COMM_KINDS:
+        raise ValueError(f"a communicator is one of {', '.join(COMM_KINDS)}, got {kind!r}")
+    if device is None and kind in ("nccl", "one-shot"):
+        raise ValueError(f"--comm {kind} joins GPUs; CPU ranks take auto, shm or torch")
+    if device is not None and kind == "shm":
+        raise ValueError("--comm shm joins CPU ranks; GPUs take auto, nccl, one-shot or torch")
+
+
+def _make_host_communicator(
+    info: DistributedInfo, group: Group
+) -> tuple[_native.Communicator, str]:
+    """A communicator between the ranks' CPUs, and why it is this one."""
+    if group.address is None:
+        shm = _native.ShmCommunicator(
+            group.name, rank=info.rank, size=info.size, timeout=group.timeout
+        )
+        return shm, "all are on this host"
+    tcp = _native.TcpCommunicator(
+        group.address, secret=group.secret, rank=info.rank, size=info.size, timeout=group.timeout
+    )
+    return tcp, f"they are on several hosts, and meet at {group.address}"

@@ -1,0 +1,236 @@
+// A device that works as a GPU does: calls queue work on a stream, which a thread of its own goes through in order, and
+// what came of a step is seen when its outputs are taken, not before. The CPU's device does the work.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+#include "kernels/cpu_backend.h"
+
+namespace minisgl::testing_support {
+
+class AsyncDevice : public Ops {
+ public:
+  // When a step's work is done: as soon as the thread comes to it, after a while, or only when somebody waits for it.
+  enum class Pace { at_once, dawdling, when_waited_for };
+
+  explicit AsyncDevice(Pace pace = Pace::at_once) : pace_(pace), worker_([this] { work(); }) {}
+  ~AsyncDevice() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    worker_.join();
+  }
+
+  // Of the step at hand: compute(batch) when the device comes to it, with every token known.
+  void enqueue(std::function<void(const StepBatch&)> compute) {
+    push([step = step_, compute = std::move(compute)] { compute(step->batch); });
+  }
+  // Steps that were in flight at once.
+  int most_in_flight() const { return most_in_flight_; }
+
+  bool runs_ahead() const override { return true; }
+  void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
+    auto previous = std::exchange(step_, std::make_shared<Step>(batch, queries));
+    push([step = step_, previous = std::move(previous)] {
+      for (std::int32_t& token : step->tokens) {
+        if (token < 0) token = previous->outputs.at(static_cast<std::size_t>(-1 - token)).token;
+      }
+    });
+  }
+  void run_step(const std::function<void()>& body) override {
+    body();
+    push([this, step = step_] {
+      const std::lock_guard lock(mutex_);
+      step->is_done = true;
+      changed_.notify_all();
+    });
+    const std::lock_guard lock(mutex_);
+    untaken_.push_back(step_);
+    most_in_flight_ = std::max(most_in_flight_, static_cast<int>(untaken_.size()));
+  }
+  void sample(Tensor logits) override {
+    push([this, step = step_, logits] {
+      inner_->begin_step(step->batch, step->queries);
+      inner_->run_step([&] { inner_->sample(logits); });
+      step->outputs = inner_->take_outputs();
+    });
+  }
+  std::vector<TokenOutput> take_outputs() override {
+    std::unique_lock lock(mutex_);
+    MINISGL_CHECK(!untaken_.empty());
+    const std::shared_ptr<Step> step = untaken_.front();
+    untaken_.pop_front();
+    waited_for_ = step.get();
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return step->is_done || error_; });
+    waited_for_ = nullptr;
+    if (error_) std::rethrow_exception(error_);
+    return step->outputs;  // a copy: the next step reads them, too
+  }
+  std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
+    return std::make_unique<Seen>(*this, inner_->make_seen_tokens(vocab_size, in_prompt));
+  }
+
+  std::string device_name() const override { return "a thread"; }
+  ThreadPool& pool() override { return inner_->pool(); }
+  int rank() const override { return inner_->rank(); }
+  int num_ranks() const override { return inner_->num_ranks(); }
+  DType activation_dtype() const override { return inner_->activation_dtype(); }
+  DType kv_dtype_for(DType weight_dtype) const override { return inner_->kv_dtype_for(weight_dtype); }
+  bool supports_kv_dtype(DType dtype) const override { return inner_->supports_kv_dtype(dtype); }
+  bool has_own_memory() const override { return false; }
+  std::int64_t usual_batch_tokens() const override { return inner_->usual_batch_tokens(); }
+  std::int64_t available_memory() const override { return inner_->available_memory(); }
+  double measure_read_bandwidth() override { return inner_->measure_read_bandwidth(); }
+  void synchronize() override {
+    std::unique_lock lock(mutex_);
+    is_drained_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return tasks_.empty() && !is_busy_; });
+    is_drained_ = false;
+  }
+  DeviceBuffer allocate(std::size_t bytes) override { return inner_->allocate(bytes); }
+
+  // The fake model wants none of these.
+  void upload(std::span<const std::byte>, std::byte*) override { unwanted(); }
+  void copy(const std::byte*, std::size_t, std::byte*) override { unwanted(); }
+  void download(const std::byte*, std::span<std::byte>) override { unwanted(); }
+  std::shared_ptr<const Matrix> make_matrix(DType, std::int64_t, std::int64_t, std::span<const std::byte>) override {
+    unwanted();
+  }
+  std::shared_ptr<const Matrix> make_random_matrix(std::int64_t, std::int64_t) override { unwanted(); }
+  std::unique_ptr<const Linear> make_linear(std::vector<Projection>) override { unwanted(); }
+  void embed(const Matrix&, std::int64_t, Tensor) override { unwanted(); }
+  void rms_norm(Tensor, const float*, float, Tensor) override { unwanted(); }
+  void reduce_add_rms_norm(Tensor, Tensor, const float*, float, Tensor) override { unwanted(); }
+  void linear(const Linear&, Tensor, Tensor) override { unwanted(); }
+  void gated_linear(const Linear&, Tensor, Tensor, Tensor) override { unwanted(); }
+  void store_heads(Tensor, const HeadShape&, const HeadTransform&, const ops::KvLayer&) override { unwanted(); }
+  void paged_attention(Tensor, const HeadShape&, const ops::KvLayer&, float, std::int32_t, Tensor) override {
+    unwanted();
+  }
+  void gather_logit_rows(Tensor, Tensor) override { unwanted(); }
+  void sum_over_ranks(Tensor) override { unwanted(); }
+  void gather_columns(Tensor, Tensor, Tensor) override { unwanted(); }
+
+ private:
+  // Copies of all that the caller may change or destroy once it was handed over.
+  struct Step {
+    Step(const StepBatch& from, std::span<const LogitQuery> asked)
+        : tokens(from.tokens.begin(), from.tokens.end()),
+          positions(from.positions.begin(), from.positions.end()),
+          logit_rows(from.logit_rows.begin(), from.logit_rows.end()),
+          sequences(from.sequences.begin(), from.sequences.end()),
+          queries(asked.begin(), asked.end()) {
+      for (ops::SequenceRows& sequence : sequences) {
+        const std::int32_t end = sequence.start_position + sequence.num_rows;
+        const std::int32_t num_pages = (end + from.page_size - 1) / from.page_size;
+        tables.emplace_back(sequence.page_table, sequence.page_table + num_pages);
+        sequence.page_table = tables.back().data();
+      }
+      for (LogitQuery& query : queries) {
+        query.params = &params.emplace_back(*query.params);
+        const auto& tokens_of_query = banned.emplace_back(query.banned.begin(), query.banned.end());
+        query.banned = tokens_of_query;
+        if (query.seen != nullptr) query.seen = static_cast<Seen*>(query.seen)->inner.get();
+      }
+      batch = {tokens, positions, sequences, logit_rows, from.page_size};
+    }
+    Step(const Step&) = delete;
+
+    std::vector<std::int32_t> tokens, positions, logit_rows;
+    std::vector<ops::SequenceRows> sequences;
+    std::deque<std::vector<std::int32_t>> tables, banned;
+    std::deque<SamplingParams> params;
+    std::vector<LogitQuery> queries;
+    StepBatch batch{};
+    std::vector<TokenOutput> outputs;
+    bool is_done = false;  // guarded by mutex_
+  };
+
+  // Counts that live on the stream, in the order of the calls.
+  struct Seen final : SeenTokens {
+    Seen(AsyncDevice& device_, std::unique_ptr<SeenTokens> inner_) : device(device_), inner(std::move(inner_)) {}
+    ~Seen() override {
+      device.push([inner = inner] {});
+    }
+    void add_prompt(std::span<const std::int32_t> tokens) override {
+      device.push([inner = inner, copy = std::vector(tokens.begin(), tokens.end())] { inner->add_prompt(copy); });
+    }
+    AsyncDevice& device;
+    std::shared_ptr<SeenTokens> inner;
+  };
+
+  [[noreturn]] static void unwanted() { throw CheckError("the fake model makes no such call"); }
+
+  void push(std::function<void()> task) {
+    {
+      const std::lock_guard lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    changed_.notify_all();
+  }
+
+  void work() {
+    std::mt19937 random(7);
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] { return may_go_on() || stopping_; });
+      if (tasks_.empty()) return;
+      std::function<void()> task = std::move(tasks_.front());
+      tasks_.pop_front();
+      is_busy_ = true;
+      const bool failed = error_ != nullptr;
+      lock.unlock();
+      if (pace_ == Pace::dawdling && random() % 8 == 0) {
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));
+      }
+      std::exception_ptr error;
+      try {
+        if (!failed) task();
+      } catch (...) {
+        error = std::current_exception();
+      }
+      task = nullptr;
+      lock.lock();
+      is_busy_ = false;
+      if (error) error_ = error;
+      changed_.notify_all();
+    }
+  }
+  // At the slowest pace, what was queued up to the end of the step that is waited for.
+  bool may_go_on() const {
+    if (tasks_.empty()) return false;
+    if (pace_ != Pace::when_waited_for || is_drained_) return true;
+    return waited_for_ != nullptr && !waited_for_->is_done;
+  }
+
+  const Pace pace_;
+  const std::unique_ptr<Ops> inner_ = make_cpu_ops(1);  // of the worker, but for what allocates
+  std::shared_ptr<Step> step_;                          // the step at hand
+  int most_in_flight_ = 0;
+
+  std::mutex mutex_;  // guards all below
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> tasks_;
+  std::deque<std::shared_ptr<Step>> untaken_;
+  const Step* waited_for_ = nullptr;
+  std::exception_ptr error_;
+  bool is_busy_ = false, is_drained_ = false, stopping_ = false;
+  std::thread worker_;
+};
+
+}  // namespace minisgl::testing_support

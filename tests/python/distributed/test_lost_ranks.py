@@ -1,0 +1,89 @@
+"""Ranks that share memory while one of them is killed or stopped: who is blamed, how soon, and what
+is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+RANK = """
+import sys, torch
+from minisgl import _native
+name, rank, size, timeout = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+comm = _native.ShmCommunicator(name, rank=rank, size=size, timeout=timeout)
+x = torch.zeros(100_000)
+print("ready", flush=True)
+try:
+    while True:
+        comm.all_reduce(x)
+except _native.RankFailure as failure:
+    print(failure, flush=True)
+"""
+
+
+def start(size: int, timeout: float) -> list[subprocess.Popen[str]]:
+    name = f"test-{random.getrandbits(64):x}"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, name, str(rank), str(size), str(timeout)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    for rank in ranks:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "ready\n"
+    time.sleep(0.05)  # into the midst of a sum
+    return ranks
+
+
+def end(ranks: list[subprocess.Popen[str]]) -> None:
+    for rank in ranks:
+        rank.kill()
+        rank.communicate()
+
+
+@pytest.mark.parametrize(
+    ("sent", "timeout", "limit", "message"),
+    [
+        (signal.SIGKILL, 60.0, 10.0, "rank 1 (process {pid}) has died"),
+        (
+            signal.SIGSTOP,
+            1.0,
+            10.0,
+            "rank 1 (process {pid}) didn't come to a collective within 1 s and is stopped",
+        ),
+    ],
+)
+def test_the_others_are_told_who_is_lost(
+    sent: signal.Signals, timeout: float, limit: float, message: str
+) -> None:
+    before = set(os.listdir("/dev/shm"))
+    ranks = start(3, timeout)
+    try:
+        sent_at = time.monotonic()
+        ranks[1].send_signal(sent)
+        for survivor in (ranks[0], ranks[2]):
+            said, _ = survivor.communicate(timeout=limit)
+            assert said == message.format(pid=ranks[1].pid) + "\n"
+            assert survivor.returncode == 0
+        assert time.monotonic() - sent_at < limit
+    finally:
+        end(ranks)
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_nothing_is_left_of_ranks_that_are_all_killed() -> None:
+    before = set(os.listdir("/dev/shm"))
+    end(start(2, 60.0))
+    assert set(os.listdir("/dev/shm")) <= before
+    with open("/proc/net/unix") as sockets:
+        assert "@minisgl-test-" not in sockets.read()
