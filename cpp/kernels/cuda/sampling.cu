@@ -475,6 +475,21 @@ __global__ void mark_prompt_kernel(std::uint32_t* seen, const std::int32_t* toke
   if (i < count) atomicOr(seen + tokens[i], kPromptBit);
 }
 
+// Whether the GPU has clusters and the kernel it runs was compiled for them, not translated from what is older.
+bool has_clusters() {
+  static const bool answer = [] {
+    int device = 0, major = 0, minor = 0;
+    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    const int capability = 100 * major + 10 * minor;
+    for (const int compiled : {__CUDA_ARCH_LIST__})
+      if (compiled >= 900 && compiled <= capability) return true;
+    return false;
+  }();
+  return answer;
+}
+
 }  // namespace
 
 void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream) {
@@ -487,7 +502,7 @@ void sample(const StepData& step, const float* logits, float* adjusted, std::int
             OutputEntry* outputs, cudaStream_t stream) {
   if (step.num_logits == 0) return;
   constexpr std::size_t kMostShared = 96 * 1024;  // of a block, so that two fit a processor
-  const int blocks = has_dependent_launch() ? kMostBlocks : 1;
+  const int blocks = has_clusters() ? kMostBlocks : 1;
   const std::int64_t slice = (vocab + 4 * blocks - 1) / (4 * blocks) * 4;  // whole vectors
   const std::size_t bytes = static_cast<std::size_t>(slice) * sizeof(float);
   const bool is_shared = blocks > 1 && bytes <= kMostShared;
