@@ -32,6 +32,16 @@ struct EngineOptions {
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
 };
 
+// progress(decode steps recorded, to be recorded), called while an engine is made.
+using RecordProgress = std::function<void(std::int64_t, std::int64_t)>;
+
+// Bytes of a device whose memory is the engine's alone, as measured while it was made; elsewhere 0.
+struct EngineMemory {
+  std::int64_t workspace = 0;  // of the largest step
+  std::int64_t graphs = 0;     // recorded steps
+  std::int64_t free = 0;       // what is left
+};
+
 struct Request {
   std::uint64_t id = 0;  // unique among live requests, chosen by the caller
   std::vector<std::int32_t> prompt;
@@ -74,7 +84,7 @@ class Engine {
  public:
   // `device` is the one that `model` was loaded on.
   Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
-         Followers followers = {});
+         Followers followers = {}, const RecordProgress& progress = {});
   ~Engine();  // stops
 
   // Starts the engine thread; once. Requests submitted before wait.
@@ -97,6 +107,7 @@ class Engine {
 
   const ModelSpec& spec() const;
   const EngineOptions& options() const;
+  const EngineMemory& memory() const;
   // Set when the engine thread died of an exception: what it said. Live requests were finished with `error`.
   std::string failure() const;
 

@@ -18,9 +18,9 @@
 namespace minisgl::testing_support {
 
 // Two layers of heads of 16, wide enough for every kernel.
-inline minisgl::testing::MemorySource small_qwen3() {
+inline minisgl::testing::MemorySource small_qwen3(std::int64_t vocab_size = 320) {
   return minisgl::testing::random_model({{"model_type", "qwen3"},
-                                         {"vocab_size", 320},
+                                         {"vocab_size", vocab_size},
                                          {"hidden_size", 64},
                                          {"intermediate_size", 160},
                                          {"num_hidden_layers", 2},
@@ -49,11 +49,17 @@ inline EngineOptions small_device_options(bool graphs = false) {
   return options;
 }
 
+inline std::unique_ptr<Engine> small_engine(std::unique_ptr<Ops> device, const EngineOptions& options,
+                                            std::int64_t vocab_size = 320, Followers followers = {}) {
+  auto model = minisgl::testing::load(small_qwen3(vocab_size), *device);
+  return std::make_unique<Engine>(std::move(model), std::move(device), options, std::move(followers));
+}
+
 // Everything that an engine on `device` says. `followers`: the other ranks of the device's communicator.
 inline Answers answers_of(std::unique_ptr<Ops> device, const std::vector<Request>& requests,
                           const EngineOptions& options, Followers followers = {}) {
-  auto model = minisgl::testing::load(small_qwen3(), *device);
-  Engine engine(std::move(model), std::move(device), options, std::move(followers));
+  const std::unique_ptr<Engine> running = small_engine(std::move(device), options, 320, std::move(followers));
+  Engine& engine = *running;
   engine.start();
   for (const Request& request : requests) engine.submit(request);
   Answers answers;
