@@ -49,17 +49,11 @@ inline EngineOptions small_device_options(bool graphs = false) {
   return options;
 }
 
-inline std::unique_ptr<Engine> small_engine(std::unique_ptr<Ops> device, const EngineOptions& options,
-                                            std::int64_t vocab_size = 320, Followers followers = {}) {
-  auto model = minisgl::testing::load(small_qwen3(vocab_size), *device);
-  return std::make_unique<Engine>(std::move(model), std::move(device), options, std::move(followers));
-}
-
 // Everything that an engine on `device` says. `followers`: the other ranks of the device's communicator.
 inline Answers answers_of(std::unique_ptr<Ops> device, const std::vector<Request>& requests,
                           const EngineOptions& options, Followers followers = {}) {
-  const std::unique_ptr<Engine> running = small_engine(std::move(device), options, 320, std::move(followers));
-  Engine& engine = *running;
+  auto model = minisgl::testing::load(small_qwen3(), *device);
+  Engine engine(std::move(model), std::move(device), options, std::move(followers));
   engine.start();
   for (const Request& request : requests) engine.submit(request);
   Answers answers;
