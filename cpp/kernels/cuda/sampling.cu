@@ -368,11 +368,22 @@ __global__ void mark_prompt_kernel(std::uint32_t* seen, const std::int32_t* toke
   if (i < count) atomicOr(seen + tokens[i], kPromptBit);
 }
 
+__global__ void count_output_kernel(std::uint32_t* seen, const std::int32_t* tokens, int count) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) atomicAdd(seen + tokens[i], 1u);
+}
+
 }  // namespace
 
 void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream) {
   if (count == 0) return;
   mark_prompt_kernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream>>>(seen, tokens, count);
+  MINISGL_CUDA_CHECK(cudaGetLastError());
+}
+
+void count_output(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream) {
+  if (count == 0) return;
+  count_output_kernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream>>>(seen, tokens, count);
   MINISGL_CUDA_CHECK(cudaGetLastError());
 }
 
