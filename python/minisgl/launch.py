@@ -18,7 +18,8 @@ from typing import Any
 import uvloop
 
 from minisgl.config import ServerArgs, parse_args
-from minisgl.engine.client import EngineClient, EngineStartError, RestartPolicy
+from minisgl.engine.client import EngineClient, RestartPolicy
+from minisgl.engine.group import EngineStartError
 from minisgl.ipc.messages import EngineOptions
 from minisgl.model_source import ModelError, ModelFiles, resolve_model
 from minisgl.server.app import create_app
@@ -74,6 +75,8 @@ def launch_server(
             logger.info("model: %s, found after %.2f s", files.path, time.monotonic() - began)
             client = EngineClient(
                 engine_options(args, files.path),
+                size=args.tp,
+                comm=args.comm,
                 max_waiting=args.max_waiting,
                 command=rank_command,
                 restart=restart,
@@ -157,7 +160,8 @@ class Server:
             for task in (engine, text):
                 task.cancel()
             await asyncio.wait({engine, text})
-        for line in describe_engine(self._args, engine.result()):
+        engine.result()
+        for line in describe_engine(self._args, self._client.rank_infos):
             logger.info("%s", line)
 
     async def _start_text(self, timeout: float) -> None:
