@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from minisgl.engine.group import EngineStartError, RankGroup
+from minisgl.engine.nodes import NodeHub
 from minisgl.engine.stream import TokenStream, make_request
 from minisgl.ipc.messages import (
     Abort,
@@ -95,6 +96,7 @@ class EngineClient:
         self._phase = "starting the process"
         self._supervisor: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # set whenever a request or the engine ended
+        self.hub: NodeHub | None = None  # the other hosts, set before start()
         self.failure = ""  # why the state is "failed"
         self.num_restarts = 0
         self.stats = EngineStats()
@@ -241,6 +243,7 @@ class EngineClient:
             command=self._command,
             size=self._size,
             comm=self._comm,
+            hub=self.hub,
             on_phase=self._note_phase,
             on_outputs=self._dispatch,
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minisgl.engine.local_ranks import LAST_WORDS_SECONDS, LocalRanks
+from minisgl.engine.nodes import NodeHub, plan_keys, sum_secret
 from minisgl.engine.placement import divide_cores
 from minisgl.ipc.messages import (
     Alive,
@@ -21,20 +22,14 @@ from minisgl.ipc.messages import (
     Place,
     Ready,
     Shutdown,
-    Start,
     StepOutputs,
-    decode_from_rank,
 )
-from minisgl.ipc.process import ChildProcess, describe_exit
+from minisgl.ipc.node_link import EndRanks, FromNode, RankWord, StartRanks
 
-LAST_WORDS_SECONDS = 0.5  # for messages of a rank that has ended already
 CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its cause
 TICK_SECONDS = 1.0
 SILENT_TICKS = 8  # without a word from a rank that has spoken, and it is lost
 MUTE_TICKS = 60  # without a first word
-RING_BYTES = 4 * 2**20  # of plans that a rank may lag behind
-
-Rank = ChildProcess[FromRank]
 
 
 class EngineStartError(Exception):
@@ -42,11 +37,12 @@ class EngineStartError(Exception):
 
 
 class RankGroup:
-    """`size` ranks on this host. Made, start(), then stop() or kill(), and close() in any case.
+    """`size` ranks, on this host or in equal parts on several. Made, start(), then stop() or
+    kill(), and close() in any case.
 
     The loss of one rank is the loss of all: whoever waits in wait_lost() is told why, and closes
-    the group. A process that ends is noticed at once; one that is stopped or stuck after
-    SILENT_TICKS seconds without a sign of life.
+    the group. A process that ends is noticed at once; one that is stopped or stuck, or out of
+    reach, after SILENT_TICKS seconds without a sign of life.
     """
 
     def __init__(
@@ -56,16 +52,20 @@ class RankGroup:
         command: Sequence[str],
         size: int = 1,
         comm: str = "auto",
+        hub: NodeHub | None = None,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
         on_outputs: Callable[[StepOutputs], None] = lambda outputs: None,
     ) -> None:
+        """`hub`: the other hosts, where there are any."""
         self._options = options
-        self._command = tuple(command)
         self._size = size
+        self._local_size = size // (hub.nnodes if hub else 1)
         self._comm = comm
+        self._hub = hub
         self._on_phase = on_phase
         self._on_outputs = on_outputs
-        self._ranks: dict[int, Rank] = {}
+        self._name = f"minisgl-{secrets.token_hex(16)}"
+        self._ranks = LocalRanks(command, self._handle, self._note_end)
         self._infos: dict[int, EngineInfo] = {}
         self._silence: dict[int, int] = {}  # ticks since the last word
         self._heard: set[int] = set()  # ranks that have spoken
@@ -79,13 +79,16 @@ class RankGroup:
 
     async def start(self) -> list[EngineInfo]:
         """Starts all ranks and waits until each is ready. Raises EngineStartError."""
-        with contextlib.ExitStack() as stack:
-            ring = self._make_ring(stack)
-            try:
-                for place in self._places(ring):
-                    await self._spawn(place, [ring] if ring >= 0 else [])
-            except OSError as error:
-                raise EngineStartError(f"the engine process can't be started: {error}") from error
+        places = self._places()
+        own = places[: self._local_size]
+        try:
+            if self._hub:
+                await self._start_nodes(self._hub, places)
+                own = [self._with_keys(place, self._hub) for place in own]
+            await self._ranks.start(self._options, own, ring=self._local_size > 1)
+        except OSError as error:
+            raise EngineStartError(f"the engine process can't be started: {error}") from error
+        self._silence = {place.rank: 0 for place in places}
         self._tasks.append(asyncio.create_task(self._watch_silence()))
         ready = asyncio.create_task(self._all_ready.wait())
         lost = asyncio.create_task(self.wait_lost())
@@ -106,13 +109,15 @@ class RankGroup:
         """Ends all ranks, in order as far as they listen."""
         self._stopping = True
         farewell = Shutdown() if self._all_ready.is_set() and not self._lost.done() else None
-        await asyncio.gather(*(rank.stop(farewell) for rank in self._ranks.values()))
+        await self._ranks.stop(farewell)
 
     def kill(self) -> None:
         """Ends all ranks at once."""
         self._stopping = True
-        for rank in self._ranks.values():
-            rank.kill()
+        self._ranks.kill()
+        if self._hub:
+            for number in range(1, self._hub.nnodes):
+                self._hub.send(number, EndRanks())
 
     async def close(self) -> None:
         """Ends what still runs, and removes everything."""
@@ -121,70 +126,74 @@ class RankGroup:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for rank in self._ranks.values():
-            await rank.wait()
-            rank.close()
-        self._ranks.clear()
+        await self._ranks.close()
 
     def abandon(self) -> None:
         """kill(), and close as much as can be closed without waiting."""
         self.kill()
-        for rank in self._ranks.values():
-            rank.close()
-
-    # --- messages
+        self._ranks.abandon()
 
     def send(self, message: Any) -> bool:
         """Puts a message to rank 0 without waiting; False when it is gone."""
-        return 0 in self._ranks and self._ranks[0].send(message)
+        return self._ranks.send(0, message)
 
-    def _make_ring(self, stack: contextlib.ExitStack) -> int:
-        # Memory without a name: it is gone with the last rank.
-        if self._size == 1:
-            return -1
-        ring = os.memfd_create("minisgl-plans", os.MFD_CLOEXEC)
-        stack.callback(os.close, ring)
-        os.ftruncate(ring, RING_BYTES)
-        return ring
+    # --- where ranks are
 
-    def _places(self, ring: int) -> list[Place]:
-        name = f"minisgl-{secrets.token_hex(16)}"
-        cores = divide_cores(sorted(os.sched_getaffinity(0)), self._size)
+    def _places(self) -> list[Place]:
+        hub = self._hub
+        cores = divide_cores(sorted(os.sched_getaffinity(0)), self._local_size)
         return [
             Place(
                 rank=rank,
                 size=self._size,
-                local_rank=rank,
-                local_size=self._size,
-                cores=cores[rank],
+                local_rank=rank % self._local_size,
+                local_size=self._local_size,
+                cores=cores[rank] if rank < self._local_size else [],
                 comm=self._comm,
-                name=name,
-                ring_fd=ring,
+                name=self._name,
+                host=hub.host if hub else "",
+                plan_port=hub.port + 1 if hub else 0,
+                sum_port=hub.port + 2 if hub else 0,
             )
             for rank in range(self._size)
         ]
 
-    async def _spawn(self, place: Place, pass_fds: Sequence[int]) -> None:
-        rank: Rank = await ChildProcess.spawn(self._command, decode_from_rank, pass_fds)
-        self._ranks[place.rank] = rank
-        self._silence[place.rank] = 0
-        self._tasks.append(asyncio.create_task(self._listen(place, rank)))
+    async def _start_nodes(self, hub: NodeHub, places: list[Place]) -> None:
+        if missing := hub.missing():
+            self._on_phase(PhaseReport(phase=f"waiting for hosts {missing}"))
+        await hub.wait_all()
+        hub.on_message = self._handle_node
+        hub.on_lost = self._lose_node
+        for number in range(1, hub.nnodes):
+            first = number * self._local_size
+            hub.send(number, StartRanks(self._options, places[first : first + self._local_size]))
 
-    async def _listen(self, place: Place, rank: Rank) -> None:
-        """Hears what a rank says until it ends."""
-        reader = asyncio.create_task(self._read(place, rank))
-        try:
-            status = await rank.wait()
-            await asyncio.wait({reader}, timeout=LAST_WORDS_SECONDS)
-            when = "" if self._all_ready.is_set() else " while starting"
-            self._lose(place.rank, f"{self._name(place.rank)} {describe_exit(status)}{when}")
-        finally:
-            reader.cancel()
+    def _with_keys(self, place: Place, hub: NodeHub) -> Place:
+        others = range(self._local_size, self._size) if place.rank == 0 else ()
+        return place.at(
+            secret=sum_secret(hub.secret, self._name),
+            remotes=[plan_keys(hub.secret, self._name, rank) for rank in others],
+        )
 
-    async def _read(self, place: Place, rank: Rank) -> None:
-        await rank.configure(Start(self._options, place))
-        while True:
-            self._handle(place.rank, await rank.receive())
+    # --- news
+
+    def _handle_node(self, message: FromNode) -> None:
+        if isinstance(message, Alive) or message.group != self._name:
+            return
+        if not self._local_size <= message.rank < self._size:
+            return
+        if isinstance(message, RankWord):
+            self._handle(message.rank, message.message)
+        else:
+            self._note_end(message.rank, message.reason)
+
+    def _lose_node(self, number: int) -> None:
+        first = number * self._local_size
+        self._lose(first, f"host {number} is lost, and with it rank {first}")
+
+    def _note_end(self, rank: int, how: str) -> None:
+        when = "" if self._all_ready.is_set() else " while starting"
+        self._lose(rank, f"{self._describe(rank)} {how}{when}")
 
     def _handle(self, rank: int, message: FromRank) -> None:
         self._silence[rank] = 0
@@ -213,7 +222,7 @@ class RankGroup:
                 self._silence[rank] += 1
                 limit = SILENT_TICKS if rank in self._heard else MUTE_TICKS
                 if self._silence[rank] > limit:
-                    self._lose(rank, f"{self._name(rank)} gave no sign of life for {limit} s")
+                    self._lose(rank, f"{self._describe(rank)} gave no sign of life for {limit} s")
 
     def _lose(self, rank: int, reason: str) -> None:
         if self._stopping or rank in self._reasons:
@@ -237,5 +246,5 @@ class RankGroup:
         mentioned = [int(number) for number in re.findall(r"\brank (\d+)", reason)]
         return any(rank != mentioned[0] and rank in self._reasons for rank in mentioned[1:])
 
-    def _name(self, rank: int) -> str:
+    def _describe(self, rank: int) -> str:
         return "the engine process" if self._size == 1 else f"the process of rank {rank}"

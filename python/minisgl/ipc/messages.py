@@ -240,6 +240,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     # Rank 0: of all ranks of other hosts. A rank of another host: its own.
     remotes: list[PlanKeys] = []
 
+    def at(self, **changes: Any) -> Place:
+        """The same place with other values of some fields."""
+        return msgspec.structs.replace(self, **changes)
+
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
     """A rank's first message."""
