@@ -77,14 +77,23 @@ class CudaSeenTokens final : public SeenTokens {
 
   void add_prompt(std::span<const std::int32_t> tokens) override {
     if (!in_prompt_ || tokens.empty()) return;
+    upload(tokens);
+    cuda::mark_prompt(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
+  }
+  void add_output(std::span<const std::int32_t> tokens) override {
+    if (tokens.empty()) return;
+    upload(tokens);
+    cuda::count_output(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
+  }
+
+ private:
+  void upload(std::span<const std::int32_t> tokens) {
     if (tokens.size_bytes() > tokens_.size()) tokens_ = allocate_on_device(tokens.size_bytes());
     // From pageable memory: the call returns when the tokens are read.
     MINISGL_CUDA_CHECK(
         cudaMemcpyAsync(tokens_.data(), tokens.data(), tokens.size_bytes(), cudaMemcpyHostToDevice, stream_));
-    cuda::mark_prompt(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
   }
 
- private:
   SeenPool& pool_;
   bool in_prompt_;
   cudaStream_t stream_;
@@ -577,6 +586,11 @@ std::vector<TokenOutput> CudaOps::take_outputs() {
 int num_cuda_devices() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+std::string cuda_pci_id(int device_index) {
+  char id[32] = "";
+  return cudaDeviceGetPCIBusId(id, sizeof id, device_index) == cudaSuccess ? id : "";
 }
 
 std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm,

@@ -65,6 +65,8 @@ void paged_attention(const AttentionArgs& args, cudaStream_t stream);
 
 // Marks tokens as seen in a prompt: seen [vocab], bit 31 the prompt, below it the count in the output.
 void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream);
+// The same for tokens of an output; one may stand there several times.
+void count_output(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream);
 // y [rows, cols]: the first columns of parts [any number, rows, part_cols] side by side.
 void join_columns(const float* parts, std::int64_t rows, std::int64_t part_cols, std::int64_t cols, float* y,
                   cudaStream_t stream);

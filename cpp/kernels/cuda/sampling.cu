@@ -475,6 +475,11 @@ __global__ void mark_prompt_kernel(std::uint32_t* seen, const std::int32_t* toke
   if (i < count) atomicOr(seen + tokens[i], kPromptBit);
 }
 
+__global__ void count_output_kernel(std::uint32_t* seen, const std::int32_t* tokens, int count) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) atomicAdd(seen + tokens[i], 1u);
+}
+
 // Whether the GPU has clusters and the kernel it runs was compiled for them, not translated from what is older.
 bool has_clusters() {
   static const bool answer = [] {
@@ -495,6 +500,12 @@ bool has_clusters() {
 void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream) {
   if (count == 0) return;
   mark_prompt_kernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream>>>(seen, tokens, count);
+  MINISGL_CUDA_CHECK(cudaGetLastError());
+}
+
+void count_output(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream) {
+  if (count == 0) return;
+  count_output_kernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream>>>(seen, tokens, count);
   MINISGL_CUDA_CHECK(cudaGetLastError());
 }
 

@@ -148,11 +148,13 @@ TEST_P(DeviceSampling, BiasBansAndPenalties) {
                               .presence_penalty = 0.4f,
                               .frequency_penalty = 0.3f,
                               .logit_bias = {{5, 4.0f}, {9, 6.5f}, {5, 3.0f}}};
-  const std::vector<std::int32_t> prompt{9, 11, 5, 9}, banned{3};
+  const std::vector<std::int32_t> prompt{9, 11, 5, 9}, resumed{40, 9, 40}, banned{3};
   const auto seen = device().make_seen_tokens(vocab, true);
   seen->add_prompt(prompt);
+  seen->add_output(resumed);
   TokenCounts counts{.in_prompt = std::vector<std::uint8_t>(vocab), .in_output = std::vector<std::uint32_t>(vocab)};
   for (const std::int32_t token : prompt) counts.in_prompt[token] = 1;
+  for (const std::int32_t token : resumed) ++counts.in_output[token];
   for (int step = 0; step < 30; ++step) {
     const auto expected = reference::adjusted_logits(logits, params, counts, banned);
     const auto best = static_cast<std::int32_t>(std::ranges::max_element(expected) - expected.begin());
