@@ -74,6 +74,7 @@ class GpuCommunicator final : public Communicator {
     check();
     const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
     const std::int64_t num_bytes = row_bytes(dtype, count);
+    if (num_bytes == 0) return;
     if (num_bytes <= classes_.max_one_shot_bytes)
       return peers_->all_reduce_sum(PeerAlgorithm::one_shot, data, count, dtype, cuda_stream);
     if (num_bytes <= classes_.max_two_shot_bytes)
