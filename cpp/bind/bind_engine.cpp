@@ -99,7 +99,7 @@ std::function<void(std::int64_t, std::int64_t)> reporter(const Progress& progres
 
 // What both kinds of ranks are made from.
 struct RankSettings {
-  std::string model_path, device;
+  std::string model_path, device, cache_dir;
   std::int64_t num_threads = 0;
   LoadFormat format = LoadFormat::files;
   EngineSettings engine;
@@ -110,7 +110,7 @@ struct RankSettings {
 class LoadedRank {
  public:
   LoadedRank(const RankSettings& settings, const Progress& progress) {
-    device = make_device(settings.device, settings.num_threads, settings.place.sums);
+    device = make_device(settings.device, settings.num_threads, settings.place.sums, settings.cache_dir);
     model = load_model(settings.model_path, *device, reporter(progress, "weights"), settings.format);
     // Ranks on one host's processors share its memory.
     const std::int64_t sharers = device->has_own_memory() ? 1 : settings.place.local_size;
@@ -231,7 +231,8 @@ Holder<Rank> make_rank(const std::string& model_path, std::int64_t num_threads, 
                        int page_size, std::int64_t kv_cache_tokens, std::int64_t max_seq_len, std::int64_t max_running,
                        std::int64_t max_batch_tokens, std::int64_t max_waiting, const std::string& device,
                        double memory_fraction, std::int64_t num_pages, bool disable_cuda_graph, bool disable_overlap,
-                       const std::string& load_format, const std::optional<Place>& place, const Progress& progress) {
+                       const std::string& load_format, const std::string& cache_dir, const std::optional<Place>& place,
+                       const Progress& progress) {
   if (load_format != "auto" && load_format != "dummy") {
     throw InputError("--load-format must be auto or dummy, got " + load_format);
   }
@@ -267,10 +268,11 @@ void define_making(Class& type) {
            py::arg("max_seq_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 0,
            py::arg("max_waiting") = 4096, py::arg("device") = "auto", py::arg("memory_fraction") = 0.9,
            py::arg("num_pages") = 0, py::arg("disable_cuda_graph") = false, py::arg("disable_overlap") = false,
-           py::arg("load_format") = "auto", py::arg("place") = py::none(), py::arg("progress") = py::none(),
+           py::arg("load_format") = "auto", py::arg("cache_dir") = "", py::arg("place") = py::none(),
+           py::arg("progress") = py::none(),
            "Takes its `place` among ranks, if there are several, and loads the weights, calling progress(phase, done, "
-           "total) on this "
-           "thread. 0 and 'auto' are chosen. Raises InputError, and RankFailure for another rank's end.");
+           "total) on this thread. 0 and 'auto' are chosen. What a GPU measures of itself is kept in cache_dir, if one "
+           "is given. Raises InputError, and RankFailure for another rank's end.");
   type.def_property_readonly("info", &Rank::info, "What was loaded and chosen.");
 }
 

@@ -100,6 +100,7 @@ class Follower:
         disable_cuda_graph: bool = False,
         disable_overlap: bool = False,
         load_format: str = "auto",
+        cache_dir: str = "",
         place: Place | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
@@ -136,12 +137,14 @@ class Engine:
         disable_cuda_graph: bool = False,
         disable_overlap: bool = False,
         load_format: str = "auto",
+        cache_dir: str = "",
         place: Place | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Takes its `place` among ranks, if there are several, and loads the weights, calling
-        progress(phase, done, total) on this thread. 0 and "auto" are chosen. Raises InputError, and
-        RankFailure for another rank's end.
+        progress(phase, done, total) on this thread. 0 and "auto" are chosen. What a GPU
+        measures of itself is kept in cache_dir, if one is given. Raises InputError, and RankFailure
+        for another rank's end.
         """
 
     @property

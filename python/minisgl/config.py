@@ -380,8 +380,8 @@ def parse_args(
 
 
 def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
-    """Where the default model and the shell's history are kept: minisgl in XDG_CACHE_HOME, where
-    that is set to an absolute path, else in ~/.cache.
+    """Where the default model, the shell's history and measurements of GPUs are kept: minisgl in
+    XDG_CACHE_HOME, where that is set to an absolute path, else in ~/.cache.
     """
     base = (os.environ if environment is None else environment).get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "minisgl"

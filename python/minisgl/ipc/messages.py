@@ -212,6 +212,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     disable_cuda_graph: bool = False
     disable_overlap: bool = False
     load_format: str = "auto"
+    cache_dir: str = ""  # for what a GPU measures of itself; "": nowhere
 
 
 class PlanKeys(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/devices.h"
 #include "kernels/philox.h"
@@ -53,7 +54,11 @@ std::vector<SamplingParams> many_params() {
           {.temperature = 1.5f, .top_k = 200, .top_p = 0.5f},
           {.temperature = 1.0f, .min_p = 0.1f},
           {.temperature = 1.0f, .top_k = 50, .top_p = 0.95f, .min_p = 0.02f},
-          {.temperature = 1.0f, .top_p = 1e-6f}};
+          {.temperature = 1.0f, .top_p = 1e-6f},
+          {.temperature = 3.0f, .top_k = 5000, .top_p = 0.97f},  // many survive
+          {.temperature = 2.0f, .top_k = 3000},
+          {.temperature = 0.05f, .top_k = 20, .top_p = 0.8f},
+          {.temperature = 3.0f, .top_p = 0.999f, .min_p = 1e-4f}};
 }
 
 // Whether the walk over `probability` by id reaches `uniform` within `token`, give or take rounding.
@@ -102,6 +107,20 @@ TEST_P(DeviceSampling, TiesGoToTheLowerId) {
   for (std::uint64_t position = 0; position < 20; ++position) {
     const std::int32_t token = run(logits, vocab, {{.params = &two, .position = position}})[0].token;
     EXPECT_TRUE(token == 7 || token == 2000) << token;
+  }
+}
+
+TEST_P(DeviceSampling, FiltersAmongManyTies) {
+  const std::int64_t vocab = 20000;
+  const std::vector<float> logits(vocab, -3.0f);
+  const SamplingParams few{.temperature = 1.0f, .top_k = 5000, .seed = 1},
+      fewer{.temperature = 1.0f, .top_k = 5000, .top_p = 0.5f, .seed = 2}, share{.temperature = 1.0f, .top_p = 0.1f};
+  for (std::uint64_t position = 0; position < 10; ++position) {
+    for (const auto& [params, survivors] : {std::pair{&few, 5000}, {&fewer, 2500}, {&share, 2000}}) {
+      const std::int32_t token = run(logits, vocab, {{.params = params, .position = position}})[0].token;
+      const double expected = philox_uniform(params->seed, position) * survivors;
+      EXPECT_NEAR(token, std::floor(expected), 1.0) << survivors;
+    }
   }
 }
 
