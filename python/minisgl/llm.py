@@ -62,7 +62,8 @@ class RequestResult:
 
 
 class LLM:
-    """A model loaded into this process. Close it, or use it in a `with`.
+    """A model loaded into this process, or with `tp` over so many processes. Close it, or use it in
+    a `with`.
 
     The arguments are those of `minisgl-serve`; 0 and "auto" are chosen. ModelError, with one
     sentence, when the model can't be had or used. One thread at a time.
@@ -88,6 +89,8 @@ class LLM:
         disable_cuda_graph: bool = False,
         disable_overlap: bool = False,
         load_format: str = "auto",
+        tp: int = 1,
+        comm: str = "auto",
         show_progress: bool = True,
     ) -> None:
         def options(path: str) -> EngineOptions:
@@ -117,6 +120,8 @@ class LLM:
             cache_dir=None if cache_dir is None else Path(cache_dir),
             show_progress=show_progress,
             weights=load_format != "dummy",
+            tp=tp,
+            comm=comm,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""LocalEngine: the native engine in this process, under LLM and the shell."""
+"""LocalEngine: the native engine in this process, or a group of ranks, under LLM and the shell."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from minisgl.engine.cuda_library import load_cublas
+from minisgl.engine.group import EngineStartError
+from minisgl.engine.group_engine import GroupEngine
 from minisgl.engine.stream import make_request
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Output, Submit
 from minisgl.model_source import ModelError, resolve_model
@@ -36,7 +38,7 @@ class LocalEngine:
     """A model, its tokenizer and its engine. Not for several threads at once."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, name: str, *, max_in_flight: int
+        self, engine: Engine | GroupEngine, tokenizer: Tokenizer, name: str, *, max_in_flight: int
     ) -> None:
         self._engine = engine
         self.tokenizer = tokenizer
@@ -167,8 +169,11 @@ def open_local_engine(
     cache_dir: Path | None = None,
     show_progress: bool = True,
     weights: bool = True,
+    tp: int = 1,
+    comm: str = "auto",
 ) -> LocalEngine:
-    """Finds the model, loads its tokenizer and weights, starts the engine.
+    """Finds the model, loads its tokenizer and weights, starts the engine: in this process, or
+    where `tp` is more than 1 as so many processes that sum through `comm`.
 
     `options` makes the engine's options from the model's path; `chat_template` is the path of a
     Jinja file; `weights` is resolve_model's. ModelError with one sentence.
@@ -183,11 +188,13 @@ def open_local_engine(
     template = None if chat_template is None else read_chat_template(chat_template)
     tokenizer = load_tokenizer(files.path, chat_template=template)
     engine_options = options(files.path)
-    engine = _load_engine(engine_options, show_progress)
+    engine = _load_engine(engine_options, show_progress, tp, comm)
     return LocalEngine(engine, tokenizer, files.name, max_in_flight=engine_options.max_waiting)
 
 
-def _load_engine(options: EngineOptions, show_progress: bool) -> Engine:
+def _load_engine(
+    options: EngineOptions, show_progress: bool, tp: int, comm: str
+) -> Engine | GroupEngine:
     try:
         from minisgl._native import Engine, InputError, build_info
     except ImportError as error:
@@ -208,9 +215,11 @@ def _load_engine(options: EngineOptions, show_progress: bool) -> Engine:
             bar.update(done - bar.n)
 
         try:
+            if tp > 1:
+                return GroupEngine(options, tp, comm, progress)
             load_cublas(build_info()["cuda"])
             return Engine(**msgspec.structs.asdict(options), progress=progress)
-        except InputError as error:
+        except (InputError, EngineStartError) as error:
             raise ModelError(str(error)) from error
         except MemoryError as error:
             raise ModelError(

@@ -60,6 +60,8 @@ def run_shell(args: ServerArgs) -> int:
             revision=args.revision,
             chat_template=args.chat_template,
             weights=args.load_format != "dummy",
+            tp=args.tp,
+            comm=args.comm,
         )
     except ModelError as error:
         print(f"minisgl-serve: error: {error}", file=sys.stderr)

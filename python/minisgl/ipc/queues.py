@@ -187,20 +187,25 @@ class ZmqAsyncPushQueue(_AsyncQueue, Generic[T]):
         return not (sent.done() and isinstance(sent.exception(), zmq.Again))
 
 
-class ZmqAsyncPullQueue(_AsyncQueue, Generic[T]):
-    """ZmqPullQueue for the running event loop."""
+class ZmqAsyncPubQueue(_AsyncQueue, Generic[T]):
+    """ZmqPubQueue for the running event loop."""
 
     def __init__(
-        self,
-        addr: str,
-        create: bool,
-        decoder: Decoder[T],
-        *,
-        context: AnyContext | None = None,
-        on_malformed: OnMalformed | None = None,
+        self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
     ) -> None:
-        super().__init__(zmq.PULL, addr, create, context)
-        self._reader = _Reader(addr, decoder, on_malformed)
+        super().__init__(zmq.PUB, addr, create, context)
+        self._encoder = encoder
+
+    async def put(self, message: T) -> None:
+        await self._socket.send(self._encoder(message))
+
+
+class _AsyncReadQueue(_AsyncQueue, Generic[T]):
+    def __init__(
+        self, kind: int, addr: str, create: bool, reader: _Reader[T], context: AnyContext | None
+    ) -> None:
+        super().__init__(kind, addr, create, context)
+        self._reader = reader
 
     async def get(self) -> T:
         """The next well-formed message."""
@@ -214,3 +219,33 @@ class ZmqAsyncPullQueue(_AsyncQueue, Generic[T]):
         same).
         """
         return not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN
+
+
+class ZmqAsyncPullQueue(_AsyncReadQueue[T]):
+    """ZmqPullQueue for the running event loop."""
+
+    def __init__(
+        self,
+        addr: str,
+        create: bool,
+        decoder: Decoder[T],
+        *,
+        context: AnyContext | None = None,
+        on_malformed: OnMalformed | None = None,
+    ) -> None:
+        super().__init__(zmq.PULL, addr, create, _Reader(addr, decoder, on_malformed), context)
+
+
+class ZmqAsyncSubQueue(_AsyncReadQueue[T]):
+    """ZmqSubQueue for the running event loop."""
+
+    def __init__(
+        self,
+        addr: str,
+        create: bool,
+        decoder: Decoder[T],
+        *,
+        context: AnyContext | None = None,
+        on_malformed: OnMalformed | None = None,
+    ) -> None:
+        super().__init__(zmq.SUB, addr, create, _Reader(addr, decoder, on_malformed), context)

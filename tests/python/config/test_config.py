@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from minisgl.config import ServerArgs, default_cache_dir, parse_args
+from minisgl.config import ServerArgs, default_cache_dir, parse_address, parse_args
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str, **environment: str) -> str:
@@ -114,3 +116,29 @@ def test_the_cache_is_where_the_system_wants_it() -> None:
     assert default_cache_dir({"XDG_CACHE_HOME": "/var/cache"}) == Path("/var/cache/minisgl")
     for unusable in ({}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "relative"}):
         assert default_cache_dir(unusable) == Path.home() / ".cache" / "minisgl"
+
+
+def test_several_hosts_need_an_address_and_a_secret() -> None:
+    hosts: dict[str, Any] = {"tp": 4, "nnodes": 2}
+    address = {"dist_init_addr": "10.0.0.1:5000"}
+    for changes, sentence in (
+        ({"tp": 3, "nnodes": 2}, "tp must be a multiple of nnodes (2), got 3"),
+        ({"node_rank": 1}, "node_rank must be below nnodes (1), got 1"),
+        (hosts, "dist_init_addr must be given where nnodes is more than 1"),
+        (
+            {**hosts, "dist_init_addr": "here"},
+            "must be host:port with a port up to 65533, got 'here'",
+        ),
+        ({**hosts, "dist_init_addr": "x:65534"}, "got 'x:65534'"),
+        ({**hosts, **address}, "dist_secret must be given"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            ServerArgs(**changes)
+    args = parse_args(
+        ["--tp", "4", "--nnodes", "2", "--node-rank", "1", "--dist-init-addr", "[fd00::1]:5000"],
+        {"MINISGL_DIST_SECRET": "s3cret"},
+    )
+    assert args.dist_secret == "s3cret"
+    assert "s3cret" not in repr(args)
+    assert args.dist_init_addr is not None
+    assert parse_address(args.dist_init_addr) == ("fd00::1", 5000)

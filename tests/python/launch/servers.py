@@ -88,7 +88,7 @@ class ServerProcess:
         """Ids of its running child processes."""
         own = str(self.process.pid)
         return [
-            pid for pid, (state, parent) in _processes().items() if parent == own and state != "Z"
+            pid for pid, (state, parent) in processes().items() if parent == own and state != "Z"
         ]
 
     def signal(self, number: signal.Signals) -> None:
@@ -109,7 +109,7 @@ class ServerProcess:
         self.process.wait()
 
 
-def _processes() -> dict[int, tuple[str, str]]:
+def processes() -> dict[int, tuple[str, str]]:
     """State and parent's id of each process of this machine."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -120,7 +120,7 @@ def _processes() -> dict[int, tuple[str, str]]:
 
 
 def alive(pid: int) -> bool:
-    return _processes().get(pid, ("Z", ""))[0] != "Z"
+    return processes().get(pid, ("Z", ""))[0] != "Z"
 
 
 def until(condition: Callable[[], Any], message: Callable[[], str] = lambda: "timed out") -> Any:

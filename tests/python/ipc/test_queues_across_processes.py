@@ -1,0 +1,193 @@
+"""The queues between processes: order, high-water marks, slow subscribers, garbage."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+
+from minisgl.ipc.messages import Abort, decode_to_rank
+from minisgl.ipc.messages import encode as encode_message
+from minisgl.ipc.queues import (
+    PUB_HIGH_WATER_MARK,
+    ZmqAsyncPubQueue,
+    ZmqAsyncPullQueue,
+    ZmqAsyncPushQueue,
+    ZmqAsyncSubQueue,
+    ZmqPubQueue,
+    ZmqPullQueue,
+    ZmqPushQueue,
+    ZmqSubQueue,
+)
+
+COUNT = 3 * PUB_HIGH_WATER_MARK  # messages, more than both ends of a publisher hold
+encode = msgspec.msgpack.encode
+decode = msgspec.msgpack.Decoder(list[int]).decode
+
+# A process that gets until it sees [-2], and exits with status 0 if that was 0, 1, 2, ... in order.
+# Kind and pace are arguments; [-1] is not counted.
+READER = """
+import sys, time, zmq, msgspec
+from minisgl.ipc import queues
+kind, address, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
+queue = getattr(queues, kind)(address, False, msgspec.msgpack.Decoder(list[int]).decode)
+print("there", flush=True)
+wanted = 0
+while (number := queue.get()[0]) != -2:
+    if number == -1:
+        continue
+    if number != wanted:
+        sys.exit(f"got {number}, not {wanted}")
+    if wanted == 10:
+        time.sleep(pause)
+    wanted += 1
+print(wanted, flush=True)
+"""
+
+StartReader = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"ipc://{tmp_path_factory.mktemp('q')}/q"
+
+
+@pytest.fixture
+def reader(address: str) -> Iterator[StartReader]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(kind: str, pause: float = 0.0) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", READER, kind, address, str(pause)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def received(process: subprocess.Popen[str]) -> int:
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return int(output)
+
+
+def test_push_and_pull(address: str, reader: StartReader) -> None:
+    push = ZmqPushQueue(address, True, encode)
+    process = reader("ZmqPullQueue", 0.5)
+    for number in [*range(COUNT), -2]:
+        push.put([number])
+    assert received(process) == COUNT
+    push.close()
+
+
+async def test_async_push_waits_for_nobody(address: str, reader: StartReader) -> None:
+    push = ZmqAsyncPushQueue(address, True, encode)
+    process = reader("ZmqPullQueue", 1.0)
+    await push.put([-1])
+    began = time.monotonic()
+    for number in range(20_000):
+        assert push.put_nowait([number])
+    assert time.monotonic() - began < 30
+    await push.put([-2])
+    assert await asyncio.to_thread(received, process) == 20_000
+    push.close()
+
+
+def test_a_slow_subscriber_gets_everything_and_a_dead_one_holds_nobody_up(
+    address: str, reader: StartReader
+) -> None:
+    publish = ZmqPubQueue(address, True, encode)
+    slow, quick, dead = (reader("ZmqSubQueue", pause) for pause in (1.0, 0.0, 0.0))
+    time.sleep(0.5)  # until the subscriptions have arrived
+    publish.put([-1])
+    dead.kill()
+    dead.wait()
+    for number in [*range(COUNT), -2]:
+        publish.put([number])
+    assert received(slow) == COUNT
+    assert received(quick) == COUNT
+    publish.close()
+
+
+async def test_async_publishers_and_subscribers(address: str, reader: StartReader) -> None:
+    publish = ZmqAsyncPubQueue(address, True, encode)
+    process = reader("ZmqSubQueue")
+    subscribe = ZmqAsyncSubQueue(address, False, decode)
+    while subscribe.empty():  # until this subscription has arrived
+        await publish.put([-1])
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    for number in [*range(2000), -2]:
+        await publish.put([number])
+    numbers = []
+    while (number := (await subscribe.get())[0]) != -2:
+        if number != -1:
+            numbers.append(number)
+    assert numbers == list(range(2000))
+    assert await asyncio.to_thread(received, process) == 2000
+    publish.close()
+    subscribe.close()
+
+
+GARBAGE = [
+    (b"\xc1", "MessagePack data is malformed"),
+    (encode({"type": "abort"}), "missing required field `ids`"),
+    (encode({"type": "abort", "ids": [1, "x"]}), r"$.ids[1]"),
+    (
+        encode({"type": "submit", "id": 1, "prompt": [1], "max_tokens": -1, "seed": 0}),
+        "$.max_tokens",
+    ),
+    (encode({"type": "nothing"}), "$.type"),
+]
+
+
+@pytest.mark.parametrize("kinds", [("push", "pull"), ("pub", "sub")])
+async def test_garbage_is_named_and_the_socket_lives_on(
+    address: str, kinds: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    raw, good = bytes, encode_message(Abort([7]))
+    is_push = kinds[0] == "push"
+    put = (ZmqPushQueue if is_push else ZmqPubQueue)(address, True, raw)
+    get = (ZmqPullQueue if is_push else ZmqSubQueue)(address, False, decode_to_rank)
+    await asyncio.sleep(0.3)  # until the subscription has arrived
+    with caplog.at_level(logging.ERROR):
+        for data, _ in GARBAGE:
+            put.put(data)
+            put.put(good)
+            assert get.get() == Abort([7])
+    for record, (_, field) in zip(caplog.records, GARBAGE, strict=True):
+        assert field in record.getMessage()
+    put.close()
+    get.close()
+
+
+async def test_garbage_on_async_queues(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    put = ZmqAsyncPubQueue(address, True, bytes)
+    get = ZmqAsyncSubQueue(address, False, decode_to_rank)
+    pull = ZmqAsyncPullQueue(address + "2", True, decode_to_rank)
+    push = ZmqPushQueue(address + "2", False, bytes)
+    await asyncio.sleep(0.3)
+    with caplog.at_level(logging.ERROR):
+        for data, _ in GARBAGE:
+            await put.put(data)
+            push.put(data)
+        await put.put(encode_message(Abort([7])))
+        push.put(encode_message(Abort([8])))
+        assert await asyncio.wait_for(get.get(), 10) == Abort([7])
+        assert await asyncio.wait_for(pull.get(), 10) == Abort([8])
+    assert len(caplog.records) == 2 * len(GARBAGE)
+    for queue in (put, get, pull, push):
+        queue.close()
