@@ -330,13 +330,14 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overla
   settings.max_batch_tokens = 8192;
   settings.kv_cache_tokens = 256 * 512;
   settings.max_seq_len = 8192;
-  EngineOptions options = choose_options(settings, {model->spec(), model->weight_dtype(), weight_bytes, *device},
-                                         device->available_memory());
-  options.overlap = overlap;
+  settings.overlap = overlap;
+  const EngineOptions options = choose_options(settings, {model->spec(), model->weight_dtype(), weight_bytes, *device},
+                                               device->available_memory());
   Engine engine(std::move(model), std::move(device), options);
   engine.start();
-  std::printf("%s: weights %.2f GB a step, loaded in %.1f s, ready after %.1f s\n", shape.name, weight_bytes / 1e9,
-              load_seconds, seconds_since(start));
+  std::printf("%s: weights %.2f GB a step, loaded in %.1f s, ready after %.1f s; workspace %.2f GB, graphs %.3f GB\n",
+              shape.name, weight_bytes / 1e9, load_seconds, seconds_since(start), engine.memory().workspace / 1e9,
+              engine.memory().graphs / 1e9);
   if (prefill) {
     for (int run = 0; run < 2; ++run) {
       const double seconds = run_requests(engine, 8, 4096, 1).prefill_seconds;

@@ -22,8 +22,8 @@
 #include <thread>
 #include <vector>
 
-#include "comm/plan_ring.h"
 #include "comm/file_descriptor.h"
+#include "comm/plan_ring.h"
 #include "engine/plan_publisher.h"
 #include "sched/scheduler.h"
 

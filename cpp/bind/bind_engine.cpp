@@ -79,6 +79,15 @@ py::tuple output_tuple(const RequestOutput& output) {
 
 using Progress = std::function<void(const std::string& phase, std::int64_t done, std::int64_t total)>;
 
+// Calls Python with a phase, on a thread that doesn't hold the GIL.
+std::function<void(std::int64_t, std::int64_t)> reporter(const Progress& progress, const char* phase) {
+  return [&progress, phase](std::int64_t done, std::int64_t total) {
+    if (!progress) return;
+    const py::gil_scoped_acquire acquire;
+    progress(phase, done, total);
+  };
+}
+
 class PyEngine {
  public:
   PyEngine(const std::string& model_path, const std::string& device_name, std::int64_t num_threads, LoadFormat format,
@@ -87,20 +96,13 @@ class PyEngine {
     device_name_ = device->device_name();
     num_threads_ = device->pool().num_threads();
     num_ranks_ = device->num_ranks();
-    const auto report_of = [&progress](const char* phase) {
-      return [&progress, phase](std::int64_t done, std::int64_t total) {
-        if (!progress) return;
-        const py::gil_scoped_acquire acquire;
-        progress(phase, done, total);
-      };
-    };
-    std::unique_ptr<Model> model = load_model(model_path, *device, report_of("weights"), format);
+    std::unique_ptr<Model> model = load_model(model_path, *device, reporter(progress, "weights"), format);
     weight_bytes_ = model->weight_bytes();
     weight_dtype_ = model->weight_dtype();
-    EngineOptions options =
+    const EngineOptions options =
         choose_options(settings, {model->spec(), weight_dtype_, weight_bytes_, *device}, device->available_memory());
-    options.warmup_progress = report_of("warmup");
-    engine_ = std::make_shared<Engine>(std::move(model), std::move(device), options);
+    engine_ = std::make_shared<Engine>(std::move(model), std::move(device), options, Followers{},
+                                       reporter(progress, "graphs"));
   }
 
   Engine& engine() const { return *engine_; }
@@ -125,6 +127,10 @@ class PyEngine {
     info["kv_cache_bytes"] =
         options.num_pages * KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size, num_ranks_);
     info["max_seq_len"] = options.max_seq_len;
+    const EngineMemory& memory = engine_->memory();
+    info["workspace_bytes"] = memory.workspace;
+    info["graph_bytes"] = memory.graphs;
+    info["free_bytes"] = memory.free;
     info["num_threads"] = num_threads_;
     info["device"] = device_name_;
     info["isa"] = cpu_isa_name();
@@ -164,8 +170,8 @@ PyEngineHolder make_engine(const std::string& model_path, std::int64_t num_threa
                            int page_size, std::int64_t kv_cache_tokens, std::int64_t max_seq_len,
                            std::int64_t max_running, std::int64_t max_batch_tokens, std::int64_t max_waiting,
                            const std::string& device, double memory_fraction, std::int64_t num_pages,
-                           bool disable_cuda_graph, const std::string& load_format, const std::string& cache_dir,
-                           const Progress& progress) {
+                           bool disable_cuda_graph, bool disable_overlap, const std::string& load_format,
+                           const std::string& cache_dir, const Progress& progress) {
   if (load_format != "auto" && load_format != "dummy") {
     throw InputError("--load-format must be auto or dummy, got " + load_format);
   }
@@ -176,6 +182,7 @@ PyEngineHolder make_engine(const std::string& model_path, std::int64_t num_threa
                                 .num_pages = num_pages,
                                 .memory_fraction = memory_fraction,
                                 .cuda_graphs = !disable_cuda_graph,
+                                .overlap = !disable_overlap,
                                 .max_seq_len = max_seq_len,
                                 .max_running = max_running,
                                 .max_batch_tokens = max_batch_tokens,
@@ -218,8 +225,8 @@ void bind_engine(py::module_& module) {
            py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("kv_cache_tokens") = 0,
            py::arg("max_seq_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 0,
            py::arg("max_waiting") = 4096, py::arg("device") = "auto", py::arg("memory_fraction") = 0.9,
-           py::arg("num_pages") = 0, py::arg("disable_cuda_graph") = false, py::arg("load_format") = "auto",
-           py::arg("cache_dir") = "", py::arg("progress") = py::none(),
+           py::arg("num_pages") = 0, py::arg("disable_cuda_graph") = false, py::arg("disable_overlap") = false,
+           py::arg("load_format") = "auto", py::arg("cache_dir") = "", py::arg("progress") = py::none(),
            "Loads the weights, calling progress(phase, done, total) on this thread. 0 and 'auto' are chosen. What a "
            "GPU measures of itself is kept in cache_dir, if one is given. Raises InputError.")
       .def_property_readonly("info", &PyEngine::info, "What was loaded and chosen.")

@@ -107,6 +107,7 @@ EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& m
       settings.max_batch_tokens > 0 ? settings.max_batch_tokens : model.device.usual_batch_tokens();
   options.max_running = std::min(settings.max_running, options.max_batch_tokens);
   options.cuda_graphs = settings.cuda_graphs;
+  options.overlap = settings.overlap;
   options.max_waiting = settings.max_waiting;
 
   const StepLimits largest_step{.rows = options.max_batch_tokens,

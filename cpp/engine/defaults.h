@@ -19,6 +19,7 @@ struct EngineSettings {
   std::int64_t num_pages = 0;         // says the same in pages; at most one of the two
   double memory_fraction = 0.9;       // of the memory that the weights leave, for cache and workspace
   bool cuda_graphs = true;            // as in EngineOptions
+  bool overlap = true;                // as in EngineOptions
   std::int64_t max_seq_len = 0;       // the model's max_position, or what the cache holds if that is less
   std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step
   std::int64_t max_batch_tokens = 0;  // the device's: 512 on the CPU

@@ -54,7 +54,8 @@ RequestOutput error_output(std::uint64_t id, ErrorCode code, std::string message
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options, Followers followers);
+  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options, Followers followers,
+       const RecordProgress& progress);
   ~Impl();
 
   void run() noexcept;
@@ -72,6 +73,7 @@ struct Engine::Impl {
   // The executor's model and device outlive it: members are destroyed from the last to the first.
   const std::unique_ptr<Ops> device;
   const std::unique_ptr<Model> model;
+  EngineMemory memory;  // constant once made
 
   // Shared by all threads; each has its own lock.
   Inbox inbox;
@@ -96,7 +98,7 @@ struct Engine::Impl {
 };
 
 Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_,
-                   Followers followers)
+                   Followers followers, const RecordProgress& progress)
     : options(checked(options_, model_->spec())),
       device(std::move(device_)),
       model(std::move(model_)),
@@ -105,7 +107,12 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, 
       executor(*model, *device,
                KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
       publisher(std::move(followers)) {
-  executor.prepare(step_limits(options, model->spec()), options.cuda_graphs, options.warmup_progress);
+  const Executor::Prepared prepared =
+      executor.prepare(step_limits(options, model->spec()), options.cuda_graphs, progress);
+  if (device->has_own_memory()) {
+    memory = {
+        .workspace = prepared.workspace_bytes, .graphs = prepared.graph_bytes, .free = device->available_memory()};
+  }
   deliver();  // the first statistics
 }
 
@@ -256,8 +263,8 @@ void Engine::Impl::end_all(const std::string& what) {
 }
 
 Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
-               Followers followers)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options, std::move(followers))) {}
+               Followers followers, const RecordProgress& progress)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options, std::move(followers), progress)) {}
 
 Engine::~Engine() {
   stop();
@@ -334,6 +341,10 @@ const ModelSpec& Engine::spec() const {
 
 const EngineOptions& Engine::options() const {
   return impl_->options;
+}
+
+const EngineMemory& Engine::memory() const {
+  return impl_->memory;
 }
 
 std::string Engine::failure() const {

@@ -30,8 +30,16 @@ struct EngineOptions {
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
-  // Called while the engine is made, as often as one of `total` pieces of its warm-up is done; may be empty.
-  std::function<void(std::int64_t done, std::int64_t total)> warmup_progress = {};
+};
+
+// progress(decode steps recorded, to be recorded), called while an engine is made.
+using RecordProgress = std::function<void(std::int64_t, std::int64_t)>;
+
+// Bytes of a device whose memory is the engine's alone, as measured while it was made; elsewhere 0.
+struct EngineMemory {
+  std::int64_t workspace = 0;  // of the largest step
+  std::int64_t graphs = 0;     // recorded steps
+  std::int64_t free = 0;       // what is left
 };
 
 struct Request {
@@ -76,7 +84,7 @@ class Engine {
  public:
   // `device` is the one that `model` was loaded on.
   Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
-         Followers followers = {});
+         Followers followers = {}, const RecordProgress& progress = {});
   ~Engine();  // stops
 
   // Starts the engine thread; once. Requests submitted before wait.
@@ -99,6 +107,7 @@ class Engine {
 
   const ModelSpec& spec() const;
   const EngineOptions& options() const;
+  const EngineMemory& memory() const;
   // Set when the engine thread died of an exception: what it said. Live requests were finished with `error`.
   std::string failure() const;
 

@@ -43,17 +43,21 @@ StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
 Executor::Executor(Model& model, Ops& device, KvCache cache)
     : model_(model), device_(device), cache_(std::move(cache)) {}
 
-void Executor::prepare(const StepLimits& limits, bool record_decodes,
-                       const std::function<void(std::int64_t done, std::int64_t total)>& progress) {
-  if (!device_.records_steps()) return;
+Executor::Prepared Executor::prepare(const StepLimits& limits, bool record_decodes, const RecordProgress& progress) {
+  if (!device_.records_steps()) return {};
+  const std::int64_t at_first = device_.available_memory();
   device_.reserve(limits);
   model_.reserve(limits);
-  if (!record_decodes) return;
+  const std::int64_t reserved = device_.available_memory();
+  if (record_decodes) record(recorded_sizes(limits.sequences), progress);
+  return {.workspace_bytes = at_first - reserved, .graph_bytes = reserved - device_.available_memory()};
+}
+
+void Executor::record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress) {
   SamplingParams greedy;
   greedy.temperature = 0.0f;
   const std::int32_t first_page = 0;  // written to before anybody uses it
-  const std::vector<std::int64_t> sizes = recorded_sizes(limits.sequences);
-  std::int64_t done = 0;
+  std::int64_t recorded = 0;
   for (const std::int64_t size : sizes) {
     const auto count = static_cast<std::size_t>(size);
     const std::vector<std::int32_t> zeros(count, 0);
@@ -64,7 +68,7 @@ void Executor::prepare(const StepLimits& limits, bool record_decodes,
     const std::vector<LogitQuery> queries(count, LogitQuery{.params = &greedy});
     const StepBatch batch{zeros, zeros, sequences, rows, cache_.page_size()};
     device_.record_step(batch, queries, [&] { device_.sample(model_.forward(batch, cache_)); });
-    if (progress) progress(++done, std::ssize(sizes));
+    if (progress) progress(++recorded, std::ssize(sizes));
   }
 }
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -35,10 +34,12 @@ class Executor {
   Executor(Model& model, Ops& device, KvCache cache);
 
   // Where the device records steps: reserves what the largest need, and with `record_decodes` records decode steps for
-  // a ladder of numbers of sequences, the largest first; `progress` is called after each, unless it is empty. Before
-  // the first add().
-  void prepare(const StepLimits& limits, bool record_decodes,
-               const std::function<void(std::int64_t done, std::int64_t total)>& progress);
+  // a ladder of numbers of sequences, the largest first, calling progress(recorded, to be recorded) on this thread.
+  // Before the first add(). Says what of the device's memory that took.
+  struct Prepared {
+    std::int64_t workspace_bytes = 0, graph_bytes = 0;
+  };
+  Prepared prepare(const StepLimits& limits, bool record_decodes, const RecordProgress& progress = {});
 
   // A sequence exists from add() to remove(), across preemptions. Plans name no others. It may be removed while a step
   // that computes it is in flight.
@@ -60,6 +61,7 @@ class Executor {
     std::unique_ptr<SeenTokens> seen = {};  // where a penalty is set, from the first row on
   };
 
+  void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
   void count_prompt(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan);
   LogitQuery query_for(const LogitTarget& target, const StepPlan& plan) const;

@@ -78,7 +78,7 @@ class Ops {
 
   // Devices that record steps want all memory reserved first: nothing may move afterwards. Others need neither.
   virtual bool records_steps() const { return false; }
-  virtual std::int64_t step_bytes(const StepLimits&) const { return 0; }  // what reserve() allocates
+  virtual std::int64_t step_bytes(const StepLimits&) const { return 0; }  // at most, of reserve() and record_step()
   virtual void reserve(const StepLimits&) {}
 
   // `raw` is row-major [rows, cols] in `dtype` as a file stores it, aligned to 4 bytes; it isn't needed afterwards.

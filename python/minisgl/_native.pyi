@@ -23,6 +23,9 @@ class EngineInfo(TypedDict):
     page_size: int
     kv_cache_tokens: int
     kv_cache_bytes: int
+    workspace_bytes: int
+    graph_bytes: int
+    free_bytes: int
     max_seq_len: int
     num_threads: int
     device: str
@@ -74,6 +77,7 @@ class Engine:
         memory_fraction: float = 0.9,
         num_pages: int = 0,
         disable_cuda_graph: bool = False,
+        disable_overlap: bool = False,
         load_format: str = "auto",
         cache_dir: str = "",
         progress: Callable[[str, int, int], None] | None = None,

@@ -51,6 +51,7 @@ class ServerArgs:
     memory_fraction: float = 0.9  # of what the weights leave, for the KV cache and the workspace
     num_pages: int = 0  # KV pages; says the same as kv_cache_tokens
     disable_cuda_graph: bool = False
+    disable_overlap: bool = False
     load_format: str = "auto"  # dummy: random weights, for measuring
     max_waiting: int = 1024  # requests queued beyond the running ones; one more is refused (429)
 
@@ -118,6 +119,14 @@ def parse_count(text: str) -> int:
     return int(number) * _SUFFIXES[suffix]
 
 
+def parse_switch(text: str) -> bool:
+    """A switch in the environment: 1 or true, 0 or false."""
+    answer = {"1": True, "true": True, "0": False, "false": False}.get(text.strip().lower())
+    if answer is None:
+        raise argparse.ArgumentTypeError(f"expected 1 or 0, got {text!r}")
+    return answer
+
+
 def parse_number(text: str) -> float:
     """A finite number, such as a time in seconds or a share."""
     try:
@@ -140,6 +149,7 @@ class _Flag:
     parse: Callable[[str], Any] = str
     metavar: str = "TEXT"
     dest: str = ""  # field of ServerArgs, where it isn't the flag's name
+    is_switch: bool = False  # takes no value on the command line, 1 or 0 in the environment
 
     @property
     def field(self) -> str:
@@ -148,6 +158,10 @@ class _Flag:
     @property
     def variable(self) -> str:
         return ENV_PREFIX + self.name.replace("-", "_").upper()
+
+
+def _switch(name: str, help: str) -> _Flag:
+    return _Flag(name, help, parse_switch, is_switch=True)
 
 
 _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
@@ -213,6 +227,8 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
                 "SHARE",
             ),
             _Flag("num-pages", "KV pages, instead of --kv-cache-tokens", parse_count, "N"),
+            _switch("disable-cuda-graph", "launch the kernels of decode steps one by one"),
+            _switch("disable-overlap", "plan a step when the one before is done, for debugging"),
             _Flag("load-format", "auto, or dummy: random weights, for measuring", metavar="FORMAT"),
             _Flag("max-waiting", "requests queued before new ones get 429", parse_count, "N"),
         ),
@@ -242,8 +258,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="minisgl-serve",
         description="Serve a language model over an OpenAI-compatible HTTP API.",
-        epilog=f"Each flag can be set in the environment: --kv-dtype is {ENV_PREFIX}KV_DTYPE. "
-        "Counts accept K, M and G (powers of 1024).",
+        epilog=f"Each flag can be set in the environment: --kv-dtype is {ENV_PREFIX}KV_DTYPE; one "
+        "without a value is 1 or 0 there. Counts accept K, M and G (powers of 1024).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -251,6 +267,11 @@ def build_parser() -> argparse.ArgumentParser:
     for title, flags in _GROUPS:
         group = parser.add_argument_group(title)
         for flag in flags:
+            if flag.is_switch:
+                group.add_argument(
+                    f"--{flag.name}", dest=flag.field, action="store_true", help=flag.help
+                )
+                continue
             default = defaults[flag.field]
             shown = "" if default in (None, "") else f" (default {default})"
             group.add_argument(
@@ -260,11 +281,6 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar=flag.metavar,
                 help=flag.help + shown,
             )
-    parser.add_argument(
-        "--disable-cuda-graph",
-        action="store_true",
-        help="launch the kernels of decode steps one by one",
-    )
     parser.add_argument("--shell", action="store_true", help="talk to the model in this terminal")
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     return parser

@@ -243,6 +243,7 @@ def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
         memory_fraction=args.memory_fraction,
         num_pages=args.num_pages,
         disable_cuda_graph=args.disable_cuda_graph,
+        disable_overlap=args.disable_overlap,
         load_format=args.load_format,
         cache_dir=str(default_cache_dir()),
         # The client refuses what is too much; the engine's own limit only has to lie above that.

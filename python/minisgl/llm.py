@@ -86,6 +86,7 @@ class LLM:
         memory_fraction: float = 0.9,
         num_pages: int = 0,
         disable_cuda_graph: bool = False,
+        disable_overlap: bool = False,
         load_format: str = "auto",
         show_progress: bool = True,
     ) -> None:
@@ -103,6 +104,7 @@ class LLM:
                 memory_fraction=memory_fraction,
                 num_pages=num_pages,
                 disable_cuda_graph=disable_cuda_graph,
+                disable_overlap=disable_overlap,
                 load_format=load_format,
                 cache_dir=str(cache_dir or default_cache_dir()),
             )

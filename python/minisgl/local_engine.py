@@ -203,6 +203,7 @@ def _load_engine(options: EngineOptions, show_progress: bool) -> Engine:
 
         def progress(phase: str, done: int, total: int) -> None:
             bar.set_description(f"loading {phase}", refresh=False)
+            bar.unit, bar.unit_scale = ("B", True) if phase == "weights" else ("", False)
             bar.total = total
             bar.update(done - bar.n)
 

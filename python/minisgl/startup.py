@@ -40,7 +40,7 @@ def describe_engine(args: ServerArgs, info: EngineInfo) -> list[str]:
     kv_dtype = why(args.kv_dtype != "auto", "follows the weights", "--kv-dtype")
     kv_tokens = why(args.kv_cache_tokens, "default, as far as memory allows", "--kv-cache-tokens")
     length = why(args.max_seq_len, "the model's, as far as the KV cache allows", "--max-seq-len")
-    return [
+    lines = [
         f"weights: {info.family} {info.weight_dtype}, {_size(info.weight_bytes)}",
         f"device: {info.device} ({args.device}; --device)",
         f"processor: {info.num_threads} threads {threads}, {info.isa} kernels (the best it has)",
@@ -50,6 +50,13 @@ def describe_engine(args: ServerArgs, info: EngineInfo) -> list[str]:
         f"batch: up to {info.max_running} requests (--max-running), "
         f"{info.max_batch_tokens} tokens a step (--max-batch-tokens)",
     ]
+    if info.free_bytes:
+        lines.append(
+            f"GPU memory: weights {_size(info.weight_bytes)}, workspace "
+            f"{_size(info.workspace_bytes)}, graphs {_size(info.graph_bytes)}, KV cache "
+            f"{_size(info.kv_cache_bytes)}, {_size(info.free_bytes)} left free (--memory-fraction)"
+        )
+    return lines
 
 
 def _size(num_bytes: int) -> str:

@@ -18,14 +18,17 @@ namespace {
 
 using cuda::allocate_on_device;
 
-constexpr int kMostSplits = 64;          // parts that decode attention cuts a sequence into
-constexpr int kBlocksPerProcessor = 4;   // of decode attention, to keep the memory busy
-constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
+constexpr int kMostSplits = 64;                                // parts that decode attention cuts a sequence into
+constexpr int kBlocksPerProcessor = 4;                         // of decode attention, to keep the memory busy
+constexpr std::int64_t kLazySlots = 64;                        // of penalty counts, where nobody reserved them
+constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // of all recorded steps; seen: 40 MiB for 32 layers
 
 class CudaMatrix final : public Matrix {
  public:
   CudaMatrix(std::int64_t rows, std::int64_t cols)
-      : rows_(rows), cols_(cols), data_(allocate_on_device(static_cast<std::size_t>(rows * cols) * 2)) {}
+      : rows_(rows),
+        cols_(cols),
+        data_(allocate_on_device(static_cast<std::size_t>(rows * cols) * 2, "the model's weights don't fit it")) {}
   DType dtype() const override { return DType::bf16; }
   std::int64_t rows() const override { return rows_; }
   std::int64_t cols() const override { return cols_; }
@@ -170,7 +173,7 @@ class CudaOps final : public Ops {
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
     return 2 * static_cast<std::int64_t>(cuda::StepBlock::bytes_for(limits)) +
-           (limits.logits + limits.sequences) * limits.vocab_size * 4;
+           (limits.logits + limits.sequences) * limits.vocab_size * 4 + kGraphBytes;
   }
   void reserve(const StepLimits& limits) override {
     for (StepSlot& slot : slots_) {
@@ -451,7 +454,12 @@ void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> qu
     MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &captured));
     const CudaGraph graph(captured);
     cudaGraphExec_t executable = nullptr;
-    MINISGL_CUDA_CHECK(cudaGraphInstantiate(&executable, graph.get(), 0));
+    const cudaError_t error = cudaGraphInstantiate(&executable, graph.get(), 0);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // it is dealt with
+      throw InputError("the GPU has no room for recorded steps; lower --memory-fraction or give --disable-cuda-graph");
+    }
+    MINISGL_CUDA_CHECK(error);
     slot().graphs.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
     close_slot();
   }

@@ -12,7 +12,7 @@ constexpr std::size_t kCopyBytes = std::size_t{1} << 20;  // of one task
 
 }  // namespace
 
-DeviceBuffer allocate_on_device(std::size_t bytes) {
+DeviceBuffer allocate_on_device(std::size_t bytes, const char* advice) {
   if (bytes == 0) return {};
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, bytes);
@@ -21,7 +21,7 @@ DeviceBuffer allocate_on_device(std::size_t bytes) {
     std::size_t free = 0, total = 0;
     MINISGL_CUDA_CHECK(cudaMemGetInfo(&free, &total));
     throw InputError(concat("the GPU has no room for ", bytes >> 20, " MiB more: ", free >> 20, " of ", total >> 20,
-                            " MiB are free; lower --memory-fraction, --num-pages or --max-batch-tokens"));
+                            " MiB are free; ", advice));
   }
   MINISGL_CUDA_CHECK(error);
   return {std::shared_ptr<std::byte>(static_cast<std::byte*>(data), [](std::byte* p) { cudaFree(p); }), bytes};

@@ -10,8 +10,9 @@
 
 namespace minisgl::cuda {
 
-// Not zeroed. Throws InputError where the GPU has no room.
-DeviceBuffer allocate_on_device(std::size_t bytes);
+// Not zeroed. Throws InputError where the GPU has no room; it ends with what to do then.
+DeviceBuffer allocate_on_device(std::size_t bytes,
+                                const char* advice = "lower --memory-fraction, --num-pages or --max-batch-tokens");
 PinnedMemory allocate_pinned(std::size_t bytes);
 CudaEvent make_event();        // without timing
 CudaEvent make_timed_event();  // for cudaEventElapsedTime

@@ -100,6 +100,12 @@ const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQ
   std::int32_t* tables = layout.add(pages, data_.pages);
   BiasEntry* bias_entries = layout.add(biases, data_.biases);
   std::int32_t* banned_tokens = layout.add(banned, data_.banned);
+  // Where the last two lie depends on the pages, so graphs know their beginning as that of the page tables.
+  const auto* pages_begin = reinterpret_cast<const BiasEntry*>(data_.pages);
+  const std::int64_t first_bias = data_.biases - pages_begin;
+  const std::int64_t first_banned = data_.banned - data_.pages;
+  data_.biases = pages_begin;
+  data_.banned = data_.pages;
 
   std::ranges::copy(batch.tokens, tokens);
   std::ranges::copy(batch.positions, positions);
@@ -132,7 +138,7 @@ const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQ
     logit_rows[std::ssize(batch.logit_rows) + i] = static_cast<std::int32_t>(row);
   }
 
-  std::int32_t next_bias = 0, next_banned = 0;
+  std::int64_t next_bias = 0, next_banned = 0;
   for (std::int64_t i = 0; i < logits; ++i) {
     QueryEntry& entry = query_entries[i];
     entry = {};
@@ -153,10 +159,10 @@ const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQ
     entry.presence_penalty = params.presence_penalty;
     entry.frequency_penalty = params.frequency_penalty;
     if (query.seen != nullptr) entry.seen_slot = slot_of(query.seen);
-    entry.first_bias = next_bias;
+    entry.first_bias = static_cast<std::int32_t>(first_bias + next_bias);
     entry.num_bias = static_cast<std::int32_t>(params.logit_bias.size());
     for (const auto& [token, bias] : params.logit_bias) bias_entries[next_bias++] = {token, bias};
-    entry.first_banned = next_banned;
+    entry.first_banned = static_cast<std::int32_t>(first_banned + next_banned);
     entry.num_banned = static_cast<std::int32_t>(query.banned.size());
     for (const std::int32_t token : query.banned) banned_tokens[next_banned++] = token;
   }

@@ -55,7 +55,8 @@ struct StepData {
   const std::int32_t* prefills = nullptr;    // [num_prefills] the others
   const std::int32_t* logit_rows = nullptr;  // [num_logits]
   const QueryEntry* queries = nullptr;       // [num_logits]
-  const std::int32_t* pages = nullptr;       // page tables, one after the other
+  // One after the other and of lengths that no kernel knows; all three are indexed from where the page tables begin.
+  const std::int32_t* pages = nullptr;
   const BiasEntry* biases = nullptr;
   const std::int32_t* banned = nullptr;
   std::int32_t* drawn = nullptr;               // [num_logits] the answers' tokens, for the next step

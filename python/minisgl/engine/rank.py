@@ -220,7 +220,10 @@ def _construct(options: EngineOptions, reports: _PhaseReporter) -> Engine:
         raise StartError(f"unexpected error while starting: {error}") from error
 
 
-_PHASE_NAMES: Mapping[str, str] = {"weights": "loading weights", "warmup": "warming up"}
+_PHASE_NAMES: Mapping[str, str] = {
+    "weights": "loading weights",
+    "graphs": "recording decode steps",
+}
 
 
 class _PhaseReporter:

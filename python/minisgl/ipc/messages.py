@@ -143,6 +143,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     page_size: Count = 0
     kv_cache_tokens: Count = 0
     kv_cache_bytes: Count = 0
+    # Of a GPU; 0 where the memory is the host's.
+    workspace_bytes: Count = 0
+    graph_bytes: Count = 0
+    free_bytes: Count = 0
     num_threads: Count = 0
     device: Sentence = ""
     isa: Sentence = ""
@@ -195,6 +199,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     memory_fraction: float = 0.9
     num_pages: int = 0
     disable_cuda_graph: bool = False
+    disable_overlap: bool = False
     load_format: str = "auto"
     cache_dir: str = ""  # for what a GPU measures of itself; "": nowhere
 

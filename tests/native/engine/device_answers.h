@@ -18,9 +18,9 @@
 namespace minisgl::testing_support {
 
 // Two layers of heads of 16, wide enough for every kernel.
-inline minisgl::testing::MemorySource small_qwen3() {
+inline minisgl::testing::MemorySource small_qwen3(std::int64_t vocab_size = 320) {
   return minisgl::testing::random_model({{"model_type", "qwen3"},
-                                         {"vocab_size", 320},
+                                         {"vocab_size", vocab_size},
                                          {"hidden_size", 64},
                                          {"intermediate_size", 160},
                                          {"num_hidden_layers", 2},

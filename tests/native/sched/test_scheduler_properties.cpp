@@ -264,7 +264,9 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
   }
   EXPECT_EQ(scheduler.pages().num_free(), options.num_pages);
   EXPECT_TRUE(rank.ids().empty());
-  if (GetParam() % 2 == 1) EXPECT_GT(rank.num_ahead(), 100);
+  if (GetParam() % 2 == 1) {
+    EXPECT_GT(rank.num_ahead(), 100);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, SchedulerProperties, testing::Range(0u, 80u));

@@ -69,6 +69,16 @@ def test_a_bad_value_is_one_sentence(
     assert sentence in refusal(capsys, *flags)
 
 
+def test_switches_are_1_or_0_in_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_args(["--disable-overlap"], {}) == ServerArgs(disable_overlap=True)
+    for text, value in (("1", True), ("true", True), ("0", False), ("", False)):
+        args = parse_args([], {"MINISGL_DISABLE_CUDA_GRAPH": text})
+        assert args.disable_cuda_graph is value
+    assert parse_args(["--disable-overlap"], {"MINISGL_DISABLE_OVERLAP": "0"}).disable_overlap
+    sentence = refusal(capsys, MINISGL_DISABLE_OVERLAP="maybe")
+    assert "MINISGL_DISABLE_OVERLAP: expected 1 or 0, got 'maybe'" in sentence
+
+
 def test_a_bad_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "MINISGL_PORT: expected a whole number" in refusal(capsys, MINISGL_PORT="http")
 

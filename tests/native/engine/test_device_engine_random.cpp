@@ -1,0 +1,238 @@
+// Random requests with preemption, stop tokens and aborts; on the GPU with recorded steps and steps planned ahead. The
+// vocabulary is so small that every token comes with the model's whole distribution: each must be the one that its
+// request's parameters, counts and seed draw from that, and the distributions must be those of the request alone.
+#include <gtest/gtest.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "engine/device_answers.h"
+#include "engine/validation.h"
+#include "kernels/devices.h"
+#include "kernels/philox.h"
+#include "kernels/sampling_reference.h"
+
+namespace minisgl::testing_support {
+namespace {
+
+constexpr std::int32_t kVocab = max_logprobs;
+
+struct Outcome {
+  std::vector<TokenOutput> tokens;
+  FinishReason finish = FinishReason::none;
+};
+using Outcomes = std::map<std::uint64_t, Outcome>;
+
+std::vector<Request> random_requests(int count) {
+  std::mt19937 random(11);
+  const auto one_in = [&](unsigned n) { return random() % n == 0; };
+  std::vector<Request> requests;
+  for (int id = 0; id < count; ++id) {
+    Request& request = requests.emplace_back();
+    request.id = static_cast<std::uint64_t>(id);
+    const std::size_t length = 1 + random() % (one_in(8) ? 150 : 20);
+    for (std::size_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<std::int32_t>(random() % kVocab));
+    request.max_tokens = 1 + static_cast<std::int64_t>(random() % (one_in(10) ? 200 : 40));
+    request.logprobs = kVocab;
+    for (int i = 0; i < 2 && one_in(2); ++i)
+      request.stop_token_ids.push_back(static_cast<std::int32_t>(random() % kVocab));
+    if (one_in(3))
+      request.min_tokens = static_cast<std::int64_t>(random()) % std::min<std::int64_t>(request.max_tokens, 8);
+    SamplingParams& sampling = request.sampling;
+    sampling.seed = random();
+    sampling.temperature = one_in(3) ? 0.0f : 0.5f + 0.1f * static_cast<float>(random() % 10);
+    if (one_in(4)) sampling.top_k = static_cast<std::int32_t>(1 + random() % kVocab);
+    if (one_in(4)) sampling.top_p = 0.8f;
+    if (one_in(6)) sampling.min_p = 0.05f;
+    if (one_in(4)) sampling.presence_penalty = 0.5f;
+    if (one_in(4)) sampling.frequency_penalty = 0.25f;
+    if (one_in(6)) sampling.logit_bias = {{static_cast<std::int32_t>(random() % kVocab), 1.5f}};
+  }
+  return requests;
+}
+
+std::unique_ptr<Engine> make_engine(std::unique_ptr<Ops> device) {
+  EngineOptions options = small_device_options(true);
+  options.num_pages = 33;  // one more than the longest request takes
+  auto model = minisgl::testing::load(small_qwen3(kVocab), *device);
+  return std::make_unique<Engine>(std::move(model), std::move(device), options);
+}
+
+class Session {
+ public:
+  explicit Session(DeviceKind kind)
+      : engine_(make_engine(kind == DeviceKind::cuda ? make_cuda_ops(0, 2) : make_cpu_ops(1))) {
+    engine_->start();
+  }
+  Engine& engine() { return *engine_; }
+  const Outcomes& answers() const { return answers_; }
+
+  // Waits for outputs; `after` is called for each.
+  template <typename After>
+  void collect(const After& after) {
+    pollfd event{.fd = engine_->event_fd(), .events = POLLIN, .revents = 0};
+    ASSERT_EQ(poll(&event, 1, 60000), 1) << "the engine says nothing";
+    for (const RequestOutput& output : engine_->drain()) {
+      Outcome& answer = answers_[output.id];
+      ASSERT_NE(output.finish, FinishReason::error) << output.error;
+      ASSERT_EQ(answer.finish, FinishReason::none) << "request " << output.id << " goes on after its end";
+      answer.tokens.insert(answer.tokens.end(), output.tokens.begin(), output.tokens.end());
+      answer.finish = output.finish;
+      num_finished_ += output.finish != FinishReason::none;
+      after(output);
+    }
+  }
+  std::size_t num_finished() const { return num_finished_; }
+
+  void expect_all_pages_free() {
+    engine_->stop();
+    EXPECT_EQ(engine_->stats().pages_free, engine_->stats().pages_total);
+  }
+
+ private:
+  std::unique_ptr<Engine> engine_;
+  Outcomes answers_;
+  std::size_t num_finished_ = 0;
+};
+
+std::vector<float> distribution_of(const TokenOutput& token) {
+  std::vector<float> logprobs(kVocab, -INFINITY);
+  for (const TokenLogprob& entry : token.top) logprobs[static_cast<std::size_t>(entry.token)] = entry.logprob;
+  return logprobs;
+}
+
+// Whether the request's parameters draw `token` as its answer's token `index`, up to the rounding of the distribution.
+void expect_drawn(const Request& request, const TokenOutput& token, std::size_t index, const TokenCounts& counts) {
+  ASSERT_EQ(token.top.size(), static_cast<std::size_t>(kVocab));
+  const auto stops = static_cast<std::int64_t>(index) < request.min_tokens ? std::span(request.stop_token_ids)
+                                                                           : std::span<const std::int32_t>();
+  const auto logits = reference::adjusted_logits(distribution_of(token), request.sampling, counts, stops);
+  const auto place = static_cast<std::size_t>(token.token);
+  if (request.sampling.temperature == 0.0f) {
+    ASSERT_GE(logits[place], *std::ranges::max_element(logits) - 1e-4) << "request " << request.id << ", " << index;
+    return;
+  }
+  const auto probability = reference::distribution(logits, request.sampling);
+  const double uniform = philox_uniform(request.sampling.seed, index);
+  double below = 0;
+  for (std::size_t i = 0; i < place; ++i) below += probability[i];
+  ASSERT_GT(probability[place], 0.0) << "request " << request.id << ", " << index;
+  ASSERT_GE(uniform, below - 1e-4) << "request " << request.id << ", " << index;
+  ASSERT_LE(uniform, below + probability[place] + 1e-4) << "request " << request.id << ", " << index;
+}
+
+// The answer is what the request asked for, and nothing follows what ends it.
+void expect_sound(const Request& request, const Outcome& answer) {
+  TokenCounts counts{.in_prompt = {}, .in_output = std::vector<std::uint32_t>(kVocab)};
+  for (std::size_t i = 0; i < answer.tokens.size(); ++i) {
+    ASSERT_NO_FATAL_FAILURE(expect_drawn(request, answer.tokens[i], i, counts));
+    const std::int32_t token = answer.tokens[i].token;
+    ++counts.in_output[static_cast<std::size_t>(token)];
+    const bool stops = std::ranges::find(request.stop_token_ids, token) != request.stop_token_ids.end();
+    ASSERT_TRUE(!stops || (i + 1 == answer.tokens.size() && answer.finish == FinishReason::stop)) << request.id;
+  }
+  const auto count = static_cast<std::int64_t>(answer.tokens.size());
+  ASSERT_LE(count, request.max_tokens);
+  ASSERT_TRUE(answer.finish != FinishReason::length || count == request.max_tokens);
+  ASSERT_TRUE(answer.finish != FinishReason::stop || count > request.min_tokens);
+}
+
+// How far apart the distributions are that two runs drew from, as long as the tokens before were the same. Since every
+// token is the one that its distribution and seed give (expect_sound), the first difference of two runs lies on a
+// border that this distance moved.
+struct Distance {
+  double largest = 0, sum = 0;  // total variation
+  std::int64_t num_tokens = 0;
+
+  void add(const TokenOutput& a, const TokenOutput& b) {
+    const auto p = distribution_of(a), q = distribution_of(b);
+    double distance = 0;
+    for (std::size_t i = 0; i < p.size(); ++i) distance += std::abs(std::exp(p[i]) - std::exp(q[i])) / 2;
+    largest = std::max(largest, distance);
+    sum += distance;
+    ++num_tokens;
+  }
+};
+
+// Whether the request got the same tokens; the end must be the same then.
+bool same_tokens(const Outcome& got, const Outcome& alone, Distance& distance) {
+  const std::size_t length = std::min(got.tokens.size(), alone.tokens.size());
+  for (std::size_t i = 0; i < length; ++i) {
+    distance.add(got.tokens[i], alone.tokens[i]);
+    if (got.tokens[i].token != alone.tokens[i].token) return false;
+  }
+  if (got.finish != FinishReason::abort) {
+    EXPECT_EQ(got.finish, alone.finish);
+    EXPECT_EQ(got.tokens.size(), alone.tokens.size());
+  }
+  return true;
+}
+
+class DeviceEngineRandom : public ::testing::TestWithParam<DeviceKind> {};
+
+TEST_P(DeviceEngineRandom, EveryRequestGetsWhatItGetsAlone) {
+  MINISGL_SKIP_WITHOUT(GetParam());
+  const std::vector<Request> requests = random_requests(GetParam() == DeviceKind::cuda ? 2000 : 400);
+
+  Session together(GetParam());
+  std::mt19937 random(3);
+  std::map<std::uint64_t, std::size_t> abort_after;  // tokens
+  for (const Request& request : requests) {
+    if (random() % 8 == 0) abort_after[request.id] = random() % 20;
+    together.engine().submit(request);
+    if (random() % 40 == 0) together.engine().abort(request.id);  // wherever it is
+  }
+  while (together.num_finished() < requests.size()) {
+    together.collect([&](const RequestOutput& output) {
+      const auto place = abort_after.find(output.id);
+      if (place == abort_after.end()) return;
+      if (together.answers().at(output.id).tokens.size() >= place->second) together.engine().abort(output.id);
+    });
+    ASSERT_FALSE(HasFatalFailure());
+  }
+  together.expect_all_pages_free();
+
+  Session alone(GetParam());
+  for (const Request& request : requests) {
+    alone.engine().submit(request);
+    const std::size_t before = alone.num_finished();
+    while (alone.num_finished() == before && !HasFatalFailure()) alone.collect([](const RequestOutput&) {});
+  }
+  alone.expect_all_pages_free();
+
+  std::map<FinishReason, int> ends;
+  int whole = 0;
+  Distance distance;
+  for (const Request& request : requests) {
+    const Outcome& got = together.answers().at(request.id);
+    ++ends[got.finish];
+    ASSERT_NO_FATAL_FAILURE(expect_sound(request, got));
+    ASSERT_NO_FATAL_FAILURE(expect_sound(request, alone.answers().at(request.id)));
+    whole += same_tokens(got, alone.answers().at(request.id), distance);
+  }
+  const EngineStats stats = together.engine().stats();
+  const double mean = distance.sum / static_cast<double>(distance.num_tokens);
+  std::printf("%d stopped, %d at their length, %d aborted, %llu preemptions; %d of %zu as alone to the last token\n",
+              ends[FinishReason::stop], ends[FinishReason::length], ends[FinishReason::abort],
+              static_cast<unsigned long long>(stats.num_preemptions), whole, requests.size());
+  std::printf("distributions of %lld tokens are %.4f apart in the mean, %.4f at most\n",
+              static_cast<long long>(distance.num_tokens), mean, distance.largest);
+  EXPECT_LT(mean, 0.05);
+  EXPECT_LT(distance.largest, 0.3);
+  for (const FinishReason end : {FinishReason::stop, FinishReason::length, FinishReason::abort}) {
+    EXPECT_GT(ends[end], 30);
+  }
+  EXPECT_GT(stats.num_preemptions, 5u);
+  EXPECT_GT(whole, std::ssize(requests) / 2);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DeviceEngineRandom, ::testing::Values(DeviceKind::cpu, DeviceKind::cuda),
+                         [](const auto& info) { return device_label(info.param); });
+
+}  // namespace
+}  // namespace minisgl::testing_support

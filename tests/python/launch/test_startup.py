@@ -1,0 +1,39 @@
+"""What the screen says while a server starts."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from minisgl.config import ServerArgs
+from minisgl.ipc.messages import EngineInfo, PhaseReport
+from minisgl.startup import PhaseLog, describe_engine
+
+INFO = EngineInfo(vocab_size=10, max_seq_len=20, weight_bytes=10**9, kv_cache_bytes=2 * 10**9)
+
+
+def test_the_memory_of_a_gpu_is_a_budget() -> None:
+    assert not [line for line in describe_engine(ServerArgs(), INFO) if "GPU" in line]
+    info = EngineInfo(
+        vocab_size=10,
+        max_seq_len=20,
+        weight_bytes=10**9,
+        kv_cache_bytes=2 * 10**9,
+        workspace_bytes=3 * 10**8,
+        graph_bytes=4 * 10**7,
+        free_bytes=5 * 10**9,
+    )
+    (line,) = (line for line in describe_engine(ServerArgs(), info) if "GPU" in line)
+    assert line == (
+        "GPU memory: weights 1.00 GB, workspace 300.0 MB, graphs 40.0 MB, KV cache 2.00 GB, "
+        "5.00 GB left free (--memory-fraction)"
+    )
+
+
+def test_a_phase_is_a_line_with_its_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    log = PhaseLog()
+    with caplog.at_level(logging.INFO):
+        log.report(PhaseReport(phase="recording decode steps", done=1, total=2))  # too soon to say
+        log.report(PhaseReport(phase="recording decode steps", seconds=1.5, finished=True))
+    assert [record.message for record in caplog.records] == ["recording decode steps: 1.50 s"]
