@@ -225,7 +225,7 @@ void bench_linears(Ops& device, double bandwidth, double gemm_rate) {
 const HeadShape llama{32, 8, 128}, qwen{16, 8, 128};
 
 void bench_small(Ops& device) {
-  for (const int batch : {1, 16, 256}) {
+  for (const int batch : {1, 16, 64, 256}) {
     bench_small_ops(device, batch, 1024, 3072, 151936, qwen);
     bench_small_ops(device, batch, 4096, 14336, 128256, llama);
   }

@@ -18,9 +18,8 @@ namespace {
 
 using cuda::allocate_on_device;
 
-constexpr int kMostSplits = 64;                                // parts that decode attention cuts a sequence into
-constexpr int kBlocksPerProcessor = 4;                         // of decode attention, to keep the memory busy
-constexpr std::int64_t kLazySlots = 64;                        // of penalty counts, where nobody reserved them
+constexpr int kPartsPerProcessor = 12;   // of decode attention, so that the last of them to run don't run alone
+constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
 constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // of all recorded steps; seen: 40 MiB for 32 layers
 
 class CudaMatrix final : public Matrix {
@@ -78,14 +77,23 @@ class CudaSeenTokens final : public SeenTokens {
 
   void add_prompt(std::span<const std::int32_t> tokens) override {
     if (!in_prompt_ || tokens.empty()) return;
+    upload(tokens);
+    cuda::mark_prompt(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
+  }
+  void add_output(std::span<const std::int32_t> tokens) override {
+    if (tokens.empty()) return;
+    upload(tokens);
+    cuda::count_output(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
+  }
+
+ private:
+  void upload(std::span<const std::int32_t> tokens) {
     if (tokens.size_bytes() > tokens_.size()) tokens_ = allocate_on_device(tokens.size_bytes());
     // From pageable memory: the call returns when the tokens are read.
     MINISGL_CUDA_CHECK(
         cudaMemcpyAsync(tokens_.data(), tokens.data(), tokens.size_bytes(), cudaMemcpyHostToDevice, stream_));
-    cuda::mark_prompt(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
   }
 
- private:
   SeenPool& pool_;
   bool in_prompt_;
   cudaStream_t stream_;
@@ -128,9 +136,9 @@ class CudaOps final : public Ops {
         upload_stream_(make_stream()),
         uploader_(pool_, stream_.get()),
         dense_(properties.name, cache_folder) {
-    const std::int64_t blocks = num_attention_blocks();
-    partials_ = allocate_on_device(static_cast<std::size_t>(blocks * cuda::partial_floats(256)) * sizeof(float));
-    arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
+    const std::int64_t parts = most_attention_parts();
+    partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
+    arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
     for (StepSlot& slot : slots_) slot.begun = cuda::make_timed_event(), slot.done = cuda::make_timed_event();
   }
 
@@ -271,9 +279,9 @@ class CudaOps final : public Ops {
   bool few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output);
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
   void many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
-  // Blocks of decode attention that cutting sequences into parts may lead to.
-  std::int64_t num_attention_blocks() const {
-    return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
+  // That decode attention may cut sequences into.
+  std::int64_t most_attention_parts() const {
+    return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
   }
   // For something that other ranks may keep from coming.
   template <typename Wait>
@@ -528,20 +536,17 @@ void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvL
                               std::int32_t window, Tensor out) {
   MINISGL_CHECK(qkv.cols == shape.row_size() && shape.num_heads % shape.num_kv_heads == 0, shape.num_heads,
                 " heads for ", shape.num_kv_heads, " KV heads");
-  const std::int64_t blocks =
-      std::max<std::int64_t>(1, std::int64_t{step_.num_decodes} * cuda::decode_head_blocks(shape));
-  cuda::paged_attention(
-      {.step = step_,
-       .qkv = qkv.data,
-       .out = out.data,
-       .shape = shape,
-       .cache = cache,
-       .scale = scale,
-       .window = window,
-       .num_splits = static_cast<int>(std::clamp<std::int64_t>(num_attention_blocks() / blocks, 1, kMostSplits)),
-       .partials = partials_.as<float>(),
-       .arrived = arrived_.as<std::uint32_t>()},
-      stream_.get());
+  cuda::paged_attention({.step = step_,
+                         .qkv = qkv.data,
+                         .out = out.data,
+                         .shape = shape,
+                         .cache = cache,
+                         .scale = scale,
+                         .window = window,
+                         .most_parts = most_attention_parts(),
+                         .partials = partials_.as<float>(),
+                         .arrived = arrived_.as<std::uint32_t>()},
+                        stream_.get());
 }
 
 void CudaOps::gather_columns(Tensor part, Tensor scratch, Tensor y) {
@@ -581,6 +586,11 @@ std::vector<TokenOutput> CudaOps::take_outputs() {
 int num_cuda_devices() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+std::string cuda_pci_id(int device_index) {
+  char id[32] = "";
+  return cudaDeviceGetPCIBusId(id, sizeof id, device_index) == cudaSuccess ? id : "";
 }
 
 std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
