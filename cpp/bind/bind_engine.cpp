@@ -126,7 +126,7 @@ class PyEngine {
     info["kv_cache_tokens"] = options.num_pages * options.page_size;
     info["kv_cache_bytes"] =
         options.num_pages * KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size, num_ranks_);
-    info["max_seq_len"] = options.max_seq_len;
+    info["max_model_len"] = options.max_model_len;
     const EngineMemory& memory = engine_->memory();
     info["workspace_bytes"] = memory.workspace;
     info["graph_bytes"] = memory.graphs;
@@ -167,7 +167,7 @@ struct DeleteWithoutGil {
 using PyEngineHolder = std::unique_ptr<PyEngine, DeleteWithoutGil>;
 
 PyEngineHolder make_engine(const std::string& model_path, std::int64_t num_threads, const std::string& kv_dtype,
-                           int page_size, std::int64_t kv_cache_tokens, std::int64_t max_seq_len,
+                           int page_size, std::int64_t kv_cache_tokens, std::int64_t max_model_len,
                            std::int64_t max_running, std::int64_t max_batch_tokens, std::int64_t max_waiting,
                            const std::string& device, double memory_fraction, std::int64_t num_pages,
                            bool disable_cuda_graph, bool disable_overlap, const std::string& load_format,
@@ -183,7 +183,7 @@ PyEngineHolder make_engine(const std::string& model_path, std::int64_t num_threa
                                 .memory_fraction = memory_fraction,
                                 .cuda_graphs = !disable_cuda_graph,
                                 .overlap = !disable_overlap,
-                                .max_seq_len = max_seq_len,
+                                .max_model_len = max_model_len,
                                 .max_running = max_running,
                                 .max_batch_tokens = max_batch_tokens,
                                 .max_waiting = max_waiting};
@@ -223,7 +223,7 @@ void bind_engine(py::module_& module) {
   py::class_<PyEngine, PyEngineHolder>(module, "Engine", "A model behind a scheduler, on a thread of its own.")
       .def(py::init(&make_engine), py::arg("model_path"), py::kw_only(), py::arg("num_threads") = 0,
            py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("kv_cache_tokens") = 0,
-           py::arg("max_seq_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 0,
+           py::arg("max_model_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 0,
            py::arg("max_waiting") = 4096, py::arg("device") = "auto", py::arg("memory_fraction") = 0.9,
            py::arg("num_pages") = 0, py::arg("disable_cuda_graph") = false, py::arg("disable_overlap") = false,
            py::arg("load_format") = "auto", py::arg("progress") = py::none(),

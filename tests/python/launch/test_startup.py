@@ -10,14 +10,14 @@ from minisgl.config import ServerArgs
 from minisgl.ipc.messages import EngineInfo, PhaseReport
 from minisgl.startup import PhaseLog, describe_engine
 
-INFO = EngineInfo(vocab_size=10, max_seq_len=20, weight_bytes=10**9, kv_cache_bytes=2 * 10**9)
+INFO = EngineInfo(vocab_size=10, max_model_len=20, weight_bytes=10**9, kv_cache_bytes=2 * 10**9)
 
 
 def test_the_memory_of_a_gpu_is_a_budget() -> None:
     assert not [line for line in describe_engine(ServerArgs(), INFO) if "GPU" in line]
     info = EngineInfo(
         vocab_size=10,
-        max_seq_len=20,
+        max_model_len=20,
         weight_bytes=10**9,
         kv_cache_bytes=2 * 10**9,
         workspace_bytes=3 * 10**8,
