@@ -3,7 +3,8 @@
 python bench/comm_peer.py [--ranks 2] [--rounds 5]
 
 Prints the median and the range over rounds of the time of one float32 all-reduce, back to back, and
-the ratio of the medians.
+the ratio of the medians. Each rank keeps to a processor of its own where there are enough, as ranks
+of a server do; --free leaves that out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ def seconds_of(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def keep_to_a_processor(rank: int, size: int) -> None:
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) >= size:
+        os.sched_setaffinity(0, {processors[rank]})
+
+
 def rank_main(rank: int, size: int, folder: str, rounds: int) -> None:
     import torch
     import torch.distributed as dist
@@ -45,7 +52,7 @@ def rank_main(rank: int, size: int, folder: str, rounds: int) -> None:
         print(f"{'bytes':>10} {'shared memory':>24} {'TCP':>24} {'gloo':>24}   gloo / shm")
     for num_bytes in SIZES:
         x = torch.zeros(num_bytes // 4)
-        repeats = max(5, min(2000, (32 << 20) // num_bytes))
+        repeats = max(5, min(300, (32 << 20) // num_bytes))
         ways: list[Callable[[], object]] = [
             lambda x=x: shm.all_reduce(x),
             lambda x=x: tcp.all_reduce(x),
@@ -72,10 +79,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--free", action="store_true", help="let ranks run on any processor")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank is not None:
+        if not args.free:
+            keep_to_a_processor(args.rank, args.ranks)
         return rank_main(args.rank, args.ranks, args.folder, args.rounds)
     with tempfile.TemporaryDirectory(prefix="comm-peer-") as folder:
         command = [
@@ -87,7 +97,9 @@ def main() -> None:
             str(args.rounds),
         ]
         ranks = [
-            subprocess.Popen([*command, "--rank", str(rank), "--folder", folder])
+            subprocess.Popen(
+                [*command, "--rank", str(rank), "--folder", folder, *(["--free"] * args.free)]
+            )
             for rank in range(args.ranks)
         ]
         if any([rank.wait() for rank in ranks]):

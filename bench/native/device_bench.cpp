@@ -2,9 +2,10 @@
 // product; then whole decode steps of models with dummy weights through the engine.
 //
 //   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap]
+//   [profile]
 //
-// (default: all but the last two). Busy: the time from the start to the end of the steps on the device, over the time
-// that they took in all.
+// (default: all but the last three). profile: the kernels of a decode step of the models named beside it. Busy: the
+// time from the start to the end of the steps on the device, over the time that they took in all.
 #include <poll.h>
 
 #include <algorithm>
@@ -21,6 +22,7 @@
 
 #include "engine/defaults.h"
 #include "engine/engine.h"
+#include "kernel_profile.h"
 #include "kernels/cpu_backend.h"
 #include "kernels/cuda_backend.h"
 
@@ -207,11 +209,15 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
 }
 
 void bench_linears(Ops& device, double bandwidth, double gemm_rate) {
-  for (const std::int64_t rows : {1, 8, 16, 64, 256}) {
+  // 16 rows are the most that our own kernels take; 17 show what cuBLASLt makes of as much.
+  for (const std::int64_t rows : {1, 8, 16, 17, 64, 256}) {
     bench_linear(device, rows, 4096, 1024, bandwidth, gemm_rate);    // Qwen3-0.6B: QKV
+    bench_linear(device, rows, 1024, 2048, bandwidth, gemm_rate);    // attention's output
     bench_linear(device, rows, 1024, 3072, bandwidth, gemm_rate);    // down
     bench_linear(device, rows, 151936, 1024, bandwidth, gemm_rate);  // head
-    bench_linear(device, rows, 28672, 4096, bandwidth, gemm_rate);   // Llama-3.1-8B: gate and up
+    bench_linear(device, rows, 6144, 4096, bandwidth, gemm_rate);    // Llama-3.1-8B: QKV
+    bench_linear(device, rows, 4096, 4096, bandwidth, gemm_rate);    // attention's output
+    bench_linear(device, rows, 28672, 4096, bandwidth, gemm_rate);   // gate and up
     bench_linear(device, rows, 4096, 14336, bandwidth, gemm_rate);   // down
   }
 }
@@ -219,7 +225,7 @@ void bench_linears(Ops& device, double bandwidth, double gemm_rate) {
 const HeadShape llama{32, 8, 128}, qwen{16, 8, 128};
 
 void bench_small(Ops& device) {
-  for (const int batch : {1, 16, 256}) {
+  for (const int batch : {1, 16, 64, 256}) {
     bench_small_ops(device, batch, 1024, 3072, 151936, qwen);
     bench_small_ops(device, batch, 4096, 14336, 128256, llama);
   }
@@ -292,7 +298,23 @@ Speed run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens)
   return speed;
 }
 
-void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overlap) {
+// The kernels of decode steps of `batch` sequences.
+void profile_steps(Engine& engine, const char* name, int batch) {
+  KernelProfile profile;
+  if (!profile.available()) {
+    std::printf("%s: no profile, CUPTI is not here\n", name);
+    return;
+  }
+  run_requests(engine, batch, 128, 16);
+  profile.start();
+  const double rate = run_requests(engine, batch, 128, 64).tokens_a_second;
+  std::vector<KernelRun> runs = profile.stop();
+  runs.erase(runs.begin(), runs.begin() + std::ssize(runs) / 2);  // the prefill is in the first half
+  std::printf("%s decode-b%d: %.1f us a step by the clock\n", name, batch, batch / rate * 1e6);
+  print_profile(runs, "sample_kernel");
+}
+
+void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overlap, bool profile) {
   namespace fs = std::filesystem;
   const fs::path folder = fs::temp_directory_path() / (std::string("device_bench-") + shape.name);
   fs::create_directories(folder);
@@ -321,6 +343,9 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overla
       const double seconds = run_requests(engine, 8, 4096, 1).prefill_seconds;
       std::printf("%s prefill-8x4096  %.0f tok/s\n", shape.name, 8 * 4096 / seconds);
     }
+  }
+  if (profile) {
+    for (const int batch : {1, 16, 64}) profile_steps(engine, shape.name, batch);
   }
   for (const int batch : {1, 16, 64, 256}) {
     run_requests(engine, batch, 128, 16);
@@ -355,7 +380,7 @@ int main(int argc, char** argv) try {
   }
   std::fflush(stdout);
   for (const Shape& shape : shapes)
-    if (wants(shape.name)) bench_model(shape, bandwidth, asked("prefill"), !asked("disable-overlap"));
+    if (wants(shape.name)) bench_model(shape, bandwidth, asked("prefill"), !asked("disable-overlap"), asked("profile"));
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "device_bench: %s\n", error.what());

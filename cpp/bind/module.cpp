@@ -34,8 +34,8 @@ PYBIND11_MODULE(_native, module) {
       "Bytes per second that a device (on a CPU: so many threads) reads from its memory, here and now: the ceiling for "
       "benchmarks.");
 
+  minisgl::bind_comm(module);  // first: the others take communicators
   minisgl::bind_engine(module);
   minisgl::bind_model(module);
   minisgl::bind_layers(module);
-  minisgl::bind_comm(module);
 }

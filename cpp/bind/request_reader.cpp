@@ -120,6 +120,7 @@ const std::unordered_map<std::string, Read>& readers() {
       {"id", into_request<&Request::id>},
       {"prompt", into_request<&Request::prompt>},
       {"max_tokens", into_request<&Request::max_tokens>},
+      {"num_resumed", into_request<&Request::num_resumed>},
       {"min_tokens", into_request<&Request::min_tokens>},
       {"ignore_eos", into_request<&Request::ignore_eos>},
       {"stop_token_ids", into_request<&Request::stop_token_ids>},

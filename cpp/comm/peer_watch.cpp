@@ -17,13 +17,28 @@
 
 namespace minisgl {
 
-bool is_stopped(pid_t pid) {
+namespace {
+
+// As in /proc/PID/stat; 0: there is no such process.
+char state_of(pid_t pid) {
   std::FILE* file = std::fopen(concat("/proc/", pid, "/stat").c_str(), "re");
-  if (!file) return false;
+  if (!file) return 0;
   char state = 0;
   const int found = std::fscanf(file, "%*d (%*[^)]) %c", &state);
   std::fclose(file);
-  return found == 1 && (state == 'T' || state == 't');
+  return found == 1 ? state : '\0';
+}
+
+}  // namespace
+
+bool is_stopped(pid_t pid) {
+  const char state = state_of(pid);
+  return state == 'T' || state == 't';
+}
+
+bool has_ended(pid_t pid) {
+  const char state = state_of(pid);
+  return state == 0 || state == 'Z' || state == 'X';
 }
 
 PeerWatch::PeerWatch(const std::vector<pid_t>& pids, std::function<void(int rank)> on_death)

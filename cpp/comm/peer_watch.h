@@ -13,6 +13,8 @@ namespace minisgl {
 
 // Whether the process exists and is stopped (SIGSTOP, a debugger).
 bool is_stopped(pid_t pid);
+// Whether it has ended, though its parent may not have noticed yet.
+bool has_ended(pid_t pid);
 
 // A thread that sleeps until a process ends (pidfd). Linux before 5.3 has no such thing: then nothing is noticed, and
 // only time limits speak.

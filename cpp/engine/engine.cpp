@@ -163,7 +163,8 @@ void Engine::Impl::admit(Submission submission) {
   std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
   const SequenceId id = live.add(request, stop_tokens, submission.time);
   SequenceSampling sampling{.params = std::move(request.sampling),
-                            .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
+                            .prompt_len = std::ssize(request.prompt) - request.num_resumed,
+                            .resumed = {request.prompt.end() - request.num_resumed, request.prompt.end()},
                             .min_tokens = request.min_tokens,
                             .stop_tokens = std::move(stop_tokens),
                             .logprobs = request.logprobs,

@@ -117,7 +117,10 @@ void Executor::count_prompt(LiveSequence& sequence, const SequenceStep& step, co
   const SequenceSampling& sampling = sequence.sampling;
   if (!uses_penalties(sampling.params)) return;
   const bool repetition = sampling.params.repetition_penalty != 1.0f;
-  if (!sequence.seen) sequence.seen = device_.make_seen_tokens(model_.spec().vocab_size, repetition);
+  if (!sequence.seen) {
+    sequence.seen = device_.make_seen_tokens(model_.spec().vocab_size, repetition);
+    sequence.seen->add_output(sampling.resumed);
+  }
   if (!repetition || step.start_position >= sampling.prompt_len) return;
   const std::int64_t in_prompt = std::min<std::int64_t>(step.num_rows, sampling.prompt_len - step.start_position);
   sequence.seen->add_prompt(std::span(plan.tokens).subspan(step.first_row, in_prompt));

@@ -35,7 +35,7 @@ struct Follower::Impl final : PlanHandler {
                  .runs_ahead = executor.depth() > 0}),
         ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
     if (!ended) throw std::system_error(errno, std::generic_category(), "eventfd");
-    executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
+    executor.prepare(step_limits(options, model->spec()), options.cuda_graphs, {});
   }
 
   // Whatever happened, the device may still work on a step.

@@ -61,7 +61,10 @@ std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& 
   Findings findings;
   findings.require(!request.prompt.empty(), "the prompt is empty; it must have at least 1 token");
   findings.require(request.max_tokens >= 0, "max_tokens must be at least 0, got ", request.max_tokens);
-  findings.require(request.min_tokens >= 0 && request.min_tokens <= request.max_tokens,
+  findings.require(request.num_resumed >= 0 && request.num_resumed < std::ssize(request.prompt),
+                   "num_resumed must be below the prompt's number of tokens, got ", request.num_resumed);
+  if (findings.any()) return findings.take();
+  findings.require(request.min_tokens >= 0 && request.min_tokens <= request.max_tokens + request.num_resumed,
                    "min_tokens must be between 0 and max_tokens (", request.max_tokens, "), got ", request.min_tokens);
   for (const auto& [field, value] :
        {std::pair("logprobs", request.logprobs), std::pair("prompt_logprobs", request.prompt_logprobs)}) {

@@ -48,6 +48,9 @@ struct CpuSeenTokens final : SeenTokens {
     if (counts.in_prompt.empty()) return;
     for (const std::int32_t token : tokens) counts.in_prompt[static_cast<std::size_t>(token)] = 1;
   }
+  void add_output(std::span<const std::int32_t> tokens) override {
+    for (const std::int32_t token : tokens) ++counts.in_output[static_cast<std::size_t>(token)];
+  }
 };
 
 class CpuOps final : public Ops {

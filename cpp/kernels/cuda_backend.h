@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "comm/communicator.h"
 #include "kernels/ops.h"
@@ -11,10 +12,14 @@ namespace minisgl {
 
 // GPUs that this process can use: 0 without a driver, and in a build without CUDA.
 int num_cuda_devices();
+// The bus address of one of them, as "0000:3b:00.0"; empty where it isn't known.
+std::string cuda_pci_id(int device_index);
 
 // bf16 activations and weights (what files hold in other formats is converted when it is loaded), f32 sums and logits,
 // a cache of bf16 or f16. Needs compute capability 8.0. Throws InputError where that GPU or cuBLAS can't be used.
-// `comm`, on the same GPU, makes it one of several ranks; null: it is alone.
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm = nullptr);
+// `comm`, on the same GPU, makes it one of several ranks; null: it is alone. What is measured of the GPU is kept in
+// `cache_folder`; empty: nowhere.
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm = nullptr,
+                                   const std::string& cache_folder = "");
 
 }  // namespace minisgl

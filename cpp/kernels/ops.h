@@ -33,6 +33,12 @@ struct HeadShape {
   constexpr std::int64_t row_size() const { return std::int64_t{num_heads + 2 * num_kv_heads} * head_dim; }
 };
 
+// The RMS norm of a row: x / rms(x) * weight.
+struct Norm {
+  const float* weight;  // [cols]
+  float eps;
+};
+
 // What happens to query and key heads before they meet.
 struct HeadTransform {
   const float* query_norm = nullptr;  // [head_dim] RMS norm of each query head (Qwen3), or null
@@ -110,6 +116,13 @@ class Ops {
   // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds z
   // [rows, 2 * cols] where the device needs it.
   virtual void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) = 0;
+  // residual += the sum over ranks of linear(x), and normed = its RMS norm, for linears (and nothing else) to read while
+  // the residual stays as it is. All [rows, out_features]; `delta` holds the product where the device needs it.
+  virtual void linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
+                               Tensor normed) {
+    linear(weights, x, delta);
+    reduce_add_rms_norm(residual, delta, norm.weight, norm.eps, normed);
+  }
   // Norms and rotates the query and key heads of qkv [num_rows, shape.row_size()] in place, by the batch's positions,
   // and writes keys and values into the cache.
   virtual void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,

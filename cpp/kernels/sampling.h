@@ -37,6 +37,7 @@ class SeenTokens {
  public:
   virtual ~SeenTokens() = default;
   virtual void add_prompt(std::span<const std::int32_t> tokens) = 0;
+  virtual void add_output(std::span<const std::int32_t> tokens) = 0;  // beside those that are drawn
 };
 
 // What is wanted of one row of logits: a token drawn, or the log probability of a given one.

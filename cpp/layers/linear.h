@@ -43,6 +43,11 @@ class LinearQKVMerged : public MergedLinear {
 class LinearRowParallel : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
+  // residual [num_rows, out_features] += the sum over ranks of x [num_rows, in_features] through the projection, and
+  // normed = its norm. `delta` has room for the product.
+  void forward_add_norm(Ops& device, Tensor x, Tensor delta, Tensor residual, const Norm& norm, Tensor normed) const {
+    device.linear_add_norm(*weights_, x, delta, residual, norm, normed);
+  }
 };
 
 }  // namespace minisgl

@@ -123,11 +123,9 @@ class Decoder final : public Model {
         num_rows = num_logits;
       }
       // The two sums over ranks of a layer: of what attention adds, and of what the MLP adds.
-      layer.attention_output.forward(device_, attended, workspace_.delta.rows(num_rows));
-      reduce_add_norm(residual, layer.post_attention_norm);
-      mlp(layer, num_rows);
-      reduce_add_norm(residual,
-                      is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
+      add_norm(layer.attention_output, attended, residual, layer.post_attention_norm);
+      add_norm(layer.down, activate(layer, num_rows), residual,
+               is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
     }
     return logits(num_logits);
   }
@@ -181,18 +179,18 @@ class Decoder final : public Model {
                             workspace_.attention.rows(num_rows));
   }
 
-  // normed -> delta.
-  void mlp(const DecoderLayerWeights& layer, std::int64_t num_rows) {
+  // The hidden layer of the MLP of normed.
+  Tensor activate(const DecoderLayerWeights& layer, std::int64_t num_rows) {
     const Tensor activated = workspace_.activated.rows(num_rows);
     layer.gate_up.forward_gated(device_, workspace_.normed.rows(num_rows), workspace_.gate_up.rows(num_rows),
                                 activated);
-    layer.down.forward(device_, activated, workspace_.delta.rows(num_rows));
+    return activated;
   }
 
-  // residual += the ranks' deltas, normed = norm of the residual.
-  void reduce_add_norm(Tensor residual, const DeviceBuffer& weight) {
-    device_.reduce_add_rms_norm(residual, workspace_.delta.rows(residual.rows), weight.as<float>(), eps_,
-                                workspace_.normed.rows(residual.rows));
+  // residual += the sum over ranks of x through `weights`, normed = norm of the residual.
+  void add_norm(const LinearRowParallel& weights, Tensor x, Tensor residual, const DeviceBuffer& weight) {
+    weights.forward_add_norm(device_, x, workspace_.delta.rows(x.rows), residual, {weight.as<float>(), eps_},
+                             workspace_.normed.rows(x.rows));
   }
 
   // normed -> logits of the whole vocabulary, on every rank.

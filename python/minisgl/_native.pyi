@@ -58,6 +58,64 @@ _Output: TypeAlias = tuple[
     tuple[float, float, float] | None,  # seconds in queue, prefill, decode; with the finish
 ]
 
+class Place:
+    """Which rank of a group a process is, and how it reaches the others."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        size: int,
+        local_size: int,
+        ring_fd: int,
+        host: str,
+        plan_port: int,
+        remotes: list[tuple[int, bytes, bytes]],
+        spin_microseconds: int,
+        sums: Communicator,
+        numbers: Communicator,
+    ) -> None:
+        """The fields are those of Place in cpp/engine/group.h; `remotes` has (rank, follower's key,
+        rank 0's key).
+        """
+
+class Follower:
+    """A rank that executes what rank 0 plans, on a thread of its own."""
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        num_threads: int = 0,
+        kv_dtype: str = "auto",
+        page_size: int = 16,
+        kv_cache_tokens: int = 0,
+        max_model_len: int = 0,
+        max_running: int = 256,
+        max_batch_tokens: int = 0,
+        max_waiting: int = 4096,
+        device: str = "auto",
+        memory_fraction: float = 0.9,
+        num_pages: int = 0,
+        disable_cuda_graph: bool = False,
+        disable_overlap: bool = False,
+        load_format: str = "auto",
+        cache_dir: str = "",
+        place: Place | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """As Engine's."""
+    @property
+    def info(self) -> EngineInfo: ...
+    def start(self) -> None:
+        """Starts the thread; once."""
+    def stop(self) -> None:
+        """Ends the thread. Idempotent."""
+    def event_fd(self) -> int:
+        """A descriptor that is readable once the thread has ended. It belongs to the follower."""
+    def failure(self) -> str:
+        """What the thread died of, or ""."""
+
 class Engine:
     """A model behind a scheduler, on a thread of its own."""
 
@@ -79,10 +137,14 @@ class Engine:
         disable_cuda_graph: bool = False,
         disable_overlap: bool = False,
         load_format: str = "auto",
+        cache_dir: str = "",
+        place: Place | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """Loads the weights, calling progress(phase, done, total) on this thread. 0 and "auto" are
-        chosen. Raises InputError.
+        """Takes its `place` among ranks, if there are several, and loads the weights, calling
+        progress(phase, done, total) on this thread. 0 and "auto" are chosen. What a GPU
+        measures of itself is kept in cache_dir, if one is given. Raises InputError, and RankFailure
+        for another rank's end.
         """
 
     @property
@@ -267,6 +329,8 @@ def divide_even(a: int, b: int) -> int:
     """a / b. Raises InputError where b does not divide a."""
 
 def num_gpus() -> int: ...
+def gpu_pci_id(device: int) -> str: ...
+def usable_processors() -> int: ...
 def nccl_unique_id(library: str = "") -> bytes: ...
 def cpu_isa() -> str: ...
 def measure_read_bandwidth(num_threads: int, device: str = "cpu") -> float: ...

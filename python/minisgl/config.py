@@ -15,6 +15,7 @@ from typing import Any
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
+COMMS = ("auto", "nccl", "one-shot", "torch", "shm")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENV_PREFIX = "MINISGL_"
 
@@ -55,6 +56,13 @@ class ServerArgs:
     load_format: str = "auto"  # dummy: random weights, for measuring
     max_waiting: int = 1024  # requests queued beyond the running ones; one more is refused (429)
 
+    tp: int = 1  # tensor-parallel ranks, over all hosts
+    comm: str = "auto"  # how they sum; auto: by the devices
+    nnodes: int = 1  # hosts
+    node_rank: int = 0  # which of them this is; the server is on 0
+    dist_init_addr: str | None = None  # host:port of node 0, for several hosts
+    dist_secret: str | None = field(default=None, repr=False)  # that all hosts know
+
     num_tokenizer: int = 0  # tokenizer processes; 0: in the server's own process
     startup_timeout: float = 600.0  # seconds until the engine must be ready
     drain_timeout: float = 30.0  # seconds that live streams have to finish after SIGTERM
@@ -74,6 +82,7 @@ class ServerArgs:
             ("kv_dtype", KV_DTYPES),
             ("device", DEVICES),
             ("load_format", LOAD_FORMATS),
+            ("comm", COMMS),
             ("log_level", LOG_LEVELS),
         ):
             if getattr(self, name) not in choices:
@@ -86,6 +95,25 @@ class ServerArgs:
             raise ValueError(f"page_size must be a power of two, got {self.page_size}")
         if self.api_key is not None and not self.api_key:
             raise ValueError("api_key must not be empty")
+        self._check_hosts()
+
+    def _check_hosts(self) -> None:
+        if self.tp % self.nnodes:
+            raise ValueError(f"tp must be a multiple of nnodes ({self.nnodes}), got {self.tp}")
+        if self.node_rank >= self.nnodes:
+            raise ValueError(
+                f"node_rank must be below nnodes ({self.nnodes}), got {self.node_rank}"
+            )
+        if self.nnodes == 1:
+            return
+        if self.dist_init_addr is None:
+            raise ValueError("dist_init_addr must be given where nnodes is more than 1")
+        parse_address(self.dist_init_addr)
+        if not self.dist_secret:
+            raise ValueError(
+                "dist_secret must be given where nnodes is more than 1 "
+                "(MINISGL_DIST_SECRET keeps it out of the list of processes)"
+            )
 
 
 _BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -101,10 +129,21 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "memory_fraction": (0.01, 1.0),
     "num_pages": (0, 2**31 - 1),
     "max_waiting": (0, 2**20),
+    "tp": (1, 1024),
+    "nnodes": (1, 1024),
+    "node_rank": (0, 1023),
     "num_tokenizer": (0, 256),
     "startup_timeout": (1, 86400),
     "drain_timeout": (0, 86400),
 }
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of "host:port", an IPv6 host in brackets. ValueError for anything else."""
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65533:
+        raise ValueError(f"dist_init_addr must be host:port with a port up to 65533, got {text!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def parse_count(text: str) -> int:
@@ -234,6 +273,25 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
         ),
     ),
     (
+        "tensor parallelism",
+        (
+            _Flag("tp", "ranks that the model is split over, on all hosts", parse_count, "N"),
+            _Flag("comm", "how ranks sum: " + ", ".join(COMMS), metavar="HOW"),
+            _Flag("nnodes", "hosts that the ranks are on", parse_count, "N"),
+            _Flag("node-rank", "which host this is; 0 serves", parse_count, "N"),
+            _Flag(
+                "dist-init-addr",
+                "address of host 0; it also listens at the next two ports",
+                metavar="HOST:PORT",
+            ),
+            _Flag(
+                "dist-secret",
+                "what all hosts know and nobody else (better set in the environment)",
+                metavar="SECRET",
+            ),
+        ),
+    ),
+    (
         "processes",
         (
             _Flag("num-tokenizer", "tokenizer processes; 0: in the server", parse_count, "N"),
@@ -322,8 +380,8 @@ def parse_args(
 
 
 def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
-    """Where the default model and the shell's history are kept: minisgl in XDG_CACHE_HOME, where
-    that is set to an absolute path, else in ~/.cache.
+    """Where the default model, the shell's history and measurements of GPUs are kept: minisgl in
+    XDG_CACHE_HOME, where that is set to an absolute path, else in ~/.cache.
     """
     base = (os.environ if environment is None else environment).get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "minisgl"

@@ -12,14 +12,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import uvloop
 
-from minisgl.config import ServerArgs, parse_args
-from minisgl.engine.client import EngineClient, EngineStartError, RestartPolicy
+from minisgl.config import ServerArgs, default_cache_dir, parse_address, parse_args
+from minisgl.engine.client import EngineClient, RestartPolicy
+from minisgl.engine.group import EngineStartError
+from minisgl.engine.nodes import NodeAgent, NodeHub
 from minisgl.ipc.messages import EngineOptions
+from minisgl.ipc.process import python_command
 from minisgl.model_source import ModelError, ModelFiles, resolve_model
 from minisgl.server.app import create_app
 from minisgl.server.listener import (
@@ -65,6 +68,8 @@ def launch_server(
     began = time.monotonic()
     logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
     _allow_connections()
+    if args.node_rank > 0:
+        return _run_node(args, rank_command or python_command("minisgl.engine.rank"))
     try:
         with contextlib.closing(bind_socket(args.host, args.port)) as listener:
             files = resolve_model(
@@ -74,6 +79,8 @@ def launch_server(
             logger.info("model: %s, found after %.2f s", files.path, time.monotonic() - began)
             client = EngineClient(
                 engine_options(args, files.path),
+                size=args.tp,
+                comm=args.comm,
                 max_waiting=args.max_waiting,
                 command=rank_command,
                 restart=restart,
@@ -85,6 +92,42 @@ def launch_server(
         return 1
     except KeyboardInterrupt:  # before there was anything to end
         return 128 + signal.SIGINT
+
+
+def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
+    """A host other than 0: ranks only, for as long as host 0 wants them."""
+    assert args.dist_init_addr is not None
+    assert args.dist_secret is not None
+    try:
+        weights = args.load_format != "dummy"
+        files = resolve_model(args.model, revision=args.revision, weights=weights)
+        agent = NodeAgent(
+            files.path,
+            parse_address(args.dist_init_addr),
+            args.dist_secret,
+            args.node_rank,
+            command,
+            args.startup_timeout,
+        )
+        failure = uvloop.run(_until_signal(agent.run()))
+    except ModelError as error:
+        failure = str(error)
+    if failure:
+        print(f"minisgl-serve: error: {failure}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+async def _until_signal(work: Coroutine[Any, Any, str]) -> str:
+    """What the work returns, or "" when a signal came first."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return ""
 
 
 class Server:
@@ -146,8 +189,23 @@ class Server:
             stop.cancel()
             await self._close(http)
 
+    async def _open_hub(self) -> None:
+        args = self._args
+        if args.nnodes == 1 or args.dist_init_addr is None or args.dist_secret is None:
+            return
+        host, port = parse_address(args.dist_init_addr)
+        hub = NodeHub(host, port, args.dist_secret, args.nnodes)
+        try:
+            await hub.open()
+        except OSError as error:
+            raise EngineStartError(
+                f"can't listen for other hosts at {args.dist_init_addr}: {error}"
+            ) from error
+        self._client.hub = hub
+
     async def _start(self) -> None:
         """Starts engine and tokenizer side by side, within one deadline."""
+        await self._open_hub()
         timeout = self._args.startup_timeout
         engine = asyncio.create_task(self._client.start(timeout))
         text = asyncio.create_task(self._start_text(timeout))
@@ -157,7 +215,8 @@ class Server:
             for task in (engine, text):
                 task.cancel()
             await asyncio.wait({engine, text})
-        for line in describe_engine(self._args, engine.result()):
+        engine.result()
+        for line in describe_engine(self._args, self._client.rank_infos):
             logger.info("%s", line)
 
     async def _start_text(self, timeout: float) -> None:
@@ -202,6 +261,8 @@ class Server:
         if self._state.text is not None:
             await self._state.text.close()
         await self._client.close()
+        if self._client.hub is not None:
+            await self._client.hub.close()
 
     def _on_signal(self, number: int) -> None:
         if not self._stop.is_set():
@@ -245,6 +306,7 @@ def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
         disable_cuda_graph=args.disable_cuda_graph,
         disable_overlap=args.disable_overlap,
         load_format=args.load_format,
+        cache_dir=str(default_cache_dir()),
         # The client refuses what is too much; the engine's own limit only has to lie above that.
         max_waiting=args.max_running + args.max_waiting,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from minisgl.config import default_cache_dir
 from minisgl.ipc.messages import (
     Alternative,
     EngineInfo,
@@ -105,6 +106,7 @@ class LLM:
                 disable_cuda_graph=disable_cuda_graph,
                 disable_overlap=disable_overlap,
                 load_format=load_format,
+                cache_dir=str(cache_dir or default_cache_dir()),
             )
 
         self._engine = open_local_engine(

@@ -49,6 +49,7 @@ def run_shell(args: ServerArgs) -> int:
             disable_cuda_graph=args.disable_cuda_graph,
             disable_overlap=args.disable_overlap,
             load_format=args.load_format,
+            cache_dir=str(default_cache_dir()),
             max_waiting=args.max_waiting,
         )
 

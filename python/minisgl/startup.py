@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from minisgl.config import ServerArgs
 from minisgl.ipc.messages import EngineInfo, PhaseReport
@@ -30,8 +31,10 @@ class PhaseLog:
         self._spoke = now
 
 
-def describe_engine(args: ServerArgs, info: EngineInfo) -> list[str]:
+def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
     """Lines about what the engine runs with, each with the flag that changes it."""
+
+    info = ranks[0]
 
     def why(asked: object, otherwise: str, flag: str) -> str:
         return f"({'asked for' if asked else otherwise}; {flag})"
@@ -43,6 +46,7 @@ def describe_engine(args: ServerArgs, info: EngineInfo) -> list[str]:
         args.max_model_len, "the model's, as far as the KV cache allows", "--max-model-len"
     )
     lines = [
+        *_describe_ranks(args, ranks),
         f"weights: {info.family} {info.weight_dtype}, {_size(info.weight_bytes)}",
         f"device: {info.device} ({args.device}; --device)",
         f"processor: {info.num_threads} threads {threads}, {info.isa} kernels (the best it has)",
@@ -59,6 +63,18 @@ def describe_engine(args: ServerArgs, info: EngineInfo) -> list[str]:
             f"{_size(info.kv_cache_bytes)}, {_size(info.free_bytes)} left free (--memory-fraction)"
         )
     return lines
+
+
+def _describe_ranks(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
+    if len(ranks) == 1:
+        return []
+    cores = "; ".join(info.cores or "any" for info in ranks)
+    few = "" if ranks[0].cores else " (fewer cores than ranks are allowed to this process)"
+    return [
+        f"ranks: {len(ranks)} (--tp), each with {_size(ranks[0].weight_bytes)} of the weights",
+        f"{ranks[0].comm} (--comm {args.comm})",
+        f"cores by rank: {cores}{few}",
+    ]
 
 
 def _size(num_bytes: int) -> str:

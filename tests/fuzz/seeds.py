@@ -90,7 +90,7 @@ def _plan(_: Path) -> list[bytes]:
     # Messages of cpp/engine/plan_codec.cpp: a sequence, a step of it, its end.
     params = struct.pack("<fifffffQ", 0.5, 5, 0.9, 0.1, 1.1, 0.5, 0.5, 7)
     bias, stops = struct.pack("<Iif", 1, 4, 0.5), struct.pack("<Ii", 1, 2)
-    add = struct.pack("<BQ", 1, 7) + params + bias + struct.pack("<qq", 3, 1) + stops
+    add = struct.pack("<BQ", 1, 7) + params + bias + struct.pack("<qIiq", 3, 1, 5, 1) + stops
     add += struct.pack("<ii", 2, 2)
     step = struct.pack("<B", 3) + struct.pack("<I3i", 3, 1, 2, 3)
     step += struct.pack("<IIIiiiiI", 1, 7, 0, 3, 0, 0, 1, 1) + struct.pack("<Ii", 1, 5)
@@ -111,7 +111,7 @@ def _wire(_: Path) -> list[bytes]:
             submit,
             messages.Abort([1, 2]),
             messages.Shutdown(),
-            messages.EngineOptions(model_path="m"),
+            messages.Start(messages.EngineOptions(model_path="m"), messages.Place()),
             messages.StepOutputs([output, messages.Output(4, [])], messages.EngineStats()),
             messages.PhaseReport(phase="p", done=1, total=2),
             messages.Ready(info),

@@ -2,7 +2,9 @@
 #include "comm/nccl.h"
 
 #include <cuda_runtime_api.h>
+#include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
@@ -48,9 +50,7 @@ class GpuCommunicator final : public Communicator {
     name_ = "NCCL " + nccl.version_text();
     if (buffer_.is_symmetric()) name_ += concat(", symmetric memory up to ", buffer_.size(), " bytes");
     if (peer_sums != PeerSums::never) start_peers(peer_sums, *host);
-    watch_ = std::make_unique<PeerWatch>(options.pids, [this](int rank) {
-      fail(rank, concat("rank ", rank, " (process ", options_.pids[static_cast<std::size_t>(rank)], ") has died"));
-    });
+    watch_ = std::make_unique<PeerWatch>(options.pids, [this](int rank) { fail_dead(rank); });
     patience_ = std::thread([this] { watch_waits(); });
   }
 
@@ -119,7 +119,7 @@ class GpuCommunicator final : public Communicator {
     deadline_.store(kNoDeadline);
     check();
     if (const auto missing = peers_ ? peers_->missing_rank() : std::nullopt) fail_late(*missing);
-    if (const std::string error = group_.asynchronous_error(); !error.empty()) fail(-1, "NCCL: " + error);
+    if (const std::string error = group_.asynchronous_error(); !error.empty()) fail_unknown("NCCL: " + error);
     check();
   }
 
@@ -155,7 +155,7 @@ class GpuCommunicator final : public Communicator {
     try {
       group_.call(name, function);
     } catch (const RankFailure& failure) {
-      fail(failure.rank(), failure.what());
+      fail_unknown(failure.what());
       check();
     }
   }
@@ -193,14 +193,31 @@ class GpuCommunicator final : public Communicator {
     group_.abort();
   }
 
+  void fail_dead(int rank) {
+    fail(rank, concat("rank ", rank, " (process ", options_.pids[static_cast<std::size_t>(rank)], ") has died"));
+  }
+
+  // For a failure of which NCCL doesn't say whose it is.
+  void fail_unknown(const std::string& message) {
+    const int dead = find_peer(has_ended);
+    dead >= 0 ? fail_dead(dead) : fail(-1, message);
+  }
+
   // `rank`: -1 where nobody is known to be late.
   void fail_late(int rank) {
-    const std::vector<pid_t>& pids = options_.pids;
-    for (int other = 0; rank < 0 && other < static_cast<int>(pids.size()); ++other)
-      if (is_stopped(pids[static_cast<std::size_t>(other)])) rank = other;
-    const bool stopped = rank >= 0 && !pids.empty() && is_stopped(pids[static_cast<std::size_t>(rank)]);
-    fail(rank, concat(rank < 0 ? "a rank" : concat("rank ", rank), " didn't come to a collective within ",
+    if (rank < 0) rank = find_peer(is_stopped);
+    const std::string who = rank < 0 ? "a rank" : concat("rank ", rank);
+    const bool stopped =
+        rank >= 0 && !options_.pids.empty() && is_stopped(options_.pids[static_cast<std::size_t>(rank)]);
+    fail(rank, concat(who, " didn't come to a collective within ",
                       static_cast<double>(options_.timeout.count()) / 1000.0, " s", stopped ? " and is stopped" : ""));
+  }
+
+  // The first rank on this host whose process is in that state; -1: none.
+  int find_peer(bool (*is_in_state)(pid_t)) const {
+    for (std::size_t rank = 0; rank < options_.pids.size(); ++rank)
+      if (options_.pids[rank] != 0 && is_in_state(options_.pids[rank])) return static_cast<int>(rank);
+    return -1;
   }
 
   // Wakes at the deadline of the wait that it saw last; a wait that began later is seen then. So a rank that hangs is
@@ -278,10 +295,16 @@ std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, 
   }
   host.broadcast(&message, sizeof(message), 0, 0);
   if (!message.good) throw InputError(reason);
+  struct Process {
+    std::array<char, 64> host;
+    pid_t pid;
+  } own{{}, getpid()};
+  gethostname(own.host.data(), own.host.size() - 1);
+  std::vector<Process> processes(static_cast<std::size_t>(options.size));
+  host.all_gather(&own, processes.data(), sizeof(own), 0);
   NcclOptions watched = options;
-  watched.pids.assign(static_cast<std::size_t>(options.size), 0);
-  const pid_t own = getpid();
-  host.all_gather(&own, watched.pids.data(), sizeof(pid_t), 0);
+  watched.pids.clear();
+  for (const Process& process : processes) watched.pids.push_back(process.host == own.host ? process.pid : 0);
   const NcclLibrary nccl = NcclLibrary::load(options.library);
   const DeviceGuard guard(options.device);
   return std::make_unique<GpuCommunicator>(nccl, message.id, watched, peer_sums, &host);

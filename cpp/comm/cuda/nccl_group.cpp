@@ -1,18 +1,39 @@
-// NCCL in its non-blocking form: calls return at once, and its asynchronous error tells when they are through.
+// Start and end wait for the other ranks, so a thread of their own makes them: it can be left behind. (NCCL's own
+// non-blocking form starts a thread for every collective.)
 #include "comm/cuda/nccl_group.h"
 
 #include <cstdio>
 #include <cstring>
+#include <functional>
+#include <future>
+#include <memory>
 #include <thread>
 
+#include "core/cuda.h"
 #include "core/error.h"
 
 namespace minisgl {
 namespace {
 
-// NCCL can be asked, but it doesn't tell. Only starting, connecting and ending ever take that long.
-constexpr std::chrono::microseconds kAskAgain{100};
 constexpr int kSymmetric = 1;  // NCCL_WIN_COLL_SYMMETRIC, which older headers lack
+// For a call under way to end before the communicator is given up all the same.
+constexpr std::chrono::seconds kAbortPatience{1};
+
+// The function's result. After the time limit it is left to itself, so it owns all that it uses.
+ncclResult_t within(std::chrono::milliseconds timeout, const char* name, std::function<ncclResult_t()> function) {
+  int device = 0;
+  MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+  std::packaged_task<ncclResult_t()> task([device, function = std::move(function)] {
+    MINISGL_CUDA_CHECK(cudaSetDevice(device));
+    return function();
+  });
+  std::future<ncclResult_t> result = task.get_future();
+  std::thread(std::move(task)).detach();
+  if (result.wait_for(timeout) != std::future_status::ready)
+    throw RankFailure(-1, concat("NCCL: ", name, " isn't through after ", static_cast<double>(timeout.count()) / 1000.0,
+                                 " s: a rank is missing"));
+  return result.get();
+}
 
 }  // namespace
 
@@ -22,44 +43,27 @@ NcclGroup::NcclGroup(const NcclLibrary& library, const NcclUniqueId& id, int ran
   ncclUniqueId nccl_id;
   static_assert(sizeof(nccl_id) == sizeof(id));
   std::memcpy(&nccl_id, id.data(), sizeof(nccl_id));
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = 0;
-  const std::lock_guard lock(mutex_);
-  try {
-    settle(library_.comm_init_rank_config(&comm_, size, nccl_id, rank, &config), "ncclCommInitRankConfig");
-  } catch (...) {
-    if (comm_) library_.comm_abort(comm_);
-    throw;
-  }
+  const auto comm = std::make_shared<ncclComm_t>();
+  const auto initialize = [library, comm, size, nccl_id, rank] {
+    return library.comm_init_rank(comm.get(), size, nccl_id, rank);
+  };
+  check(within(timeout, "ncclCommInitRank", initialize), "ncclCommInitRank");
+  comm_ = *comm;
 }
 
 NcclGroup::~NcclGroup() {
   const std::lock_guard lock(mutex_);
   if (!comm_) return;
   try {
-    settle(library_.comm_finalize(comm_), "ncclCommFinalize");
-    library_.comm_destroy(comm_);
+    const auto destroy = [library = library_, comm = comm_] { return library.comm_destroy(comm); };
+    check(within(timeout_, "ncclCommDestroy", destroy), "ncclCommDestroy");
   } catch (const std::exception& error) {
     std::fprintf(stderr, "minisgl: %s\n", error.what());
-    library_.comm_abort(comm_);
   }
 }
 
-void NcclGroup::settle(ncclResult_t result, const char* name) {
-  const auto deadline = std::chrono::steady_clock::now() + timeout_;
-  // Some calls return success and go on in the background all the same.
-  while (result == ncclInProgress || result == ncclSuccess) {
-    ncclResult_t state = ncclSuccess;
-    const ncclResult_t asked = library_.comm_get_async_error(comm_, &state);
-    result = asked == ncclSuccess ? state : asked;
-    if (result != ncclInProgress || aborted_.load(std::memory_order_relaxed)) break;
-    if (std::chrono::steady_clock::now() > deadline)
-      throw RankFailure(-1, concat("NCCL: ", name, " isn't through after ",
-                                   static_cast<double>(timeout_.count()) / 1000.0, " s: a rank is missing"));
-    std::this_thread::sleep_for(kAskAgain);
-  }
-  if (result == ncclRemoteError || result == ncclInProgress)
-    throw RankFailure(-1, concat("NCCL: ", name, ": another rank has failed"));
+void NcclGroup::check(ncclResult_t result, const char* name) const {
+  if (result == ncclRemoteError) throw RankFailure(-1, concat("NCCL: ", name, ": another rank has failed"));
   library_.check(result, name);
 }
 
@@ -71,8 +75,9 @@ std::string NcclGroup::asynchronous_error() {
 }
 
 void NcclGroup::abort() {
-  aborted_.store(true, std::memory_order_relaxed);  // ends a settle() under way
-  const std::lock_guard lock(mutex_);
+  if (aborted_.exchange(true)) return;
+  // A call that connects to a rank that is stopped doesn't come back by itself: then without the lock.
+  const std::unique_lock lock(mutex_, kAbortPatience);
   if (comm_) library_.comm_abort(comm_);
   comm_ = nullptr;
 }

@@ -1,4 +1,4 @@
-// NCCL's communicator: non-blocking, with a time limit, given up from any thread.
+// NCCL's communicator: with a time limit for its start and its end, given up from any thread.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -6,9 +6,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
-#include <cstdint>
-#include <functional>
-#include <memory>
 #include <mutex>
 #include <string>
 
@@ -20,8 +17,6 @@ namespace minisgl {
 // One rank's membership. The calling thread's device is the group's in every call but abort().
 class NcclGroup {
  public:
-  using Call = std::function<ncclResult_t(const NcclLibrary&, ncclComm_t)>;
-
   // Waits until all ranks have come; throws RankFailure after the time limit.
   NcclGroup(const NcclLibrary& library, const NcclUniqueId& id, int rank, int size, std::chrono::milliseconds timeout);
   // Waits for the other ranks' destructors, if nothing has failed.
@@ -31,12 +26,11 @@ class NcclGroup {
 
   const NcclLibrary& library() const { return library_; }
 
-  // Makes the call and waits until NCCL has taken it in (not until the device is through). Throws RankFailure for a
-  // remote error, InputError for any other.
+  // Makes the call. Throws RankFailure for a remote error, InputError for any other.
   template <typename Function>
   void call(const char* name, Function function) {
     const std::lock_guard lock(mutex_);
-    settle(comm_ ? function(library_, comm_) : ncclRemoteError, name);
+    check(comm_ ? function(library_, comm_) : ncclRemoteError, name);
   }
 
   // An error that NCCL met after a call had returned, in NCCL's words; "" where there is none.
@@ -46,12 +40,12 @@ class NcclGroup {
   bool is_aborted() const { return aborted_.load(std::memory_order_relaxed); }
 
  private:
-  void settle(ncclResult_t result, const char* name);
+  void check(ncclResult_t result, const char* name) const;
 
   NcclLibrary library_;
   std::chrono::milliseconds timeout_;
   std::atomic<bool> aborted_{false};
-  std::mutex mutex_;  // of comm_
+  std::timed_mutex mutex_;  // of comm_
   ncclComm_t comm_ = nullptr;
 };
 

@@ -24,9 +24,8 @@ NcclLibrary NcclLibrary::load(const std::string& path) {
   NcclLibrary nccl{};
   look_up(library, "ncclGetVersion", nccl.get_version);
   look_up(library, "ncclGetUniqueId", nccl.get_unique_id);
-  look_up(library, "ncclCommInitRankConfig", nccl.comm_init_rank_config);
+  look_up(library, "ncclCommInitRank", nccl.comm_init_rank);
   look_up(library, "ncclCommGetAsyncError", nccl.comm_get_async_error);
-  look_up(library, "ncclCommFinalize", nccl.comm_finalize);
   look_up(library, "ncclCommDestroy", nccl.comm_destroy);
   look_up(library, "ncclCommAbort", nccl.comm_abort);
   look_up(library, "ncclAllReduce", nccl.all_reduce);

@@ -10,9 +10,8 @@ namespace minisgl {
 struct NcclLibrary {
   decltype(&ncclGetVersion) get_version;
   decltype(&ncclGetUniqueId) get_unique_id;
-  decltype(&ncclCommInitRankConfig) comm_init_rank_config;
+  decltype(&ncclCommInitRank) comm_init_rank;
   decltype(&ncclCommGetAsyncError) comm_get_async_error;
-  decltype(&ncclCommFinalize) comm_finalize;
   decltype(&ncclCommDestroy) comm_destroy;
   decltype(&ncclCommAbort) comm_abort;
   decltype(&ncclAllReduce) all_reduce;

@@ -148,7 +148,7 @@ void PeerAllReduce::all_reduce_sum(PeerAlgorithm algorithm, void* data, std::int
 
 bool PeerAllReduce::all_reduce_add_rms_norm(const SumAddRmsNorm& op, cudaStream_t stream) {
   return op.rows > 0 && fits(PeerAlgorithm::one_shot, op.rows * row_bytes(op.dtype, op.cols)) &&
-         cuda::one_shot_sum_add_rms_norm(group_, op, num_processors_, stream);
+         cuda::one_shot_sum_add_rms_norm(group_, op, stream);
 }
 
 void PeerAllReduce::give_up() {

@@ -118,22 +118,31 @@ __device__ __forceinline__ uint4* region_of(const PeerGroup& group, int rank, st
   return group.memory[rank] + region * group.region_vectors;
 }
 
-__device__ __forceinline__ void mark_last_region(const PeerGroup& group, std::uint32_t region) {
-  uint4* last = region_of(group, group.rank, (region + kNumRegions - 1) % kNumRegions);
-  const std::uint32_t written = group.state->vectors_written;
-  for (std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < written; i += gridDim.x * blockDim.x)
-    last[i] = {kMark, kMark, kMark, kMark};
+// What a call finds: its region, and how much of the last one is to be marked again.
+struct Call {
+  std::uint32_t region;
+  std::uint32_t last_written;
+};
+
+// In every thread of every block, once. The block that comes last sets the state for the next call, which doesn't look
+// before this one has ended: so nobody waits for that.
+__device__ __forceinline__ Call begin_call(const PeerGroup& group, std::int64_t vectors_written) {
+  __shared__ Call call;
+  if (threadIdx.x == 0) call = {group.state->region, group.state->vectors_written};
+  __syncthreads();
+  const Call found = call;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    if (atomicAdd(&group.state->started_blocks, 1u) == gridDim.x - 1)
+      *group.state = {(found.region + 1) % kNumRegions, 0, static_cast<std::uint32_t>(vectors_written)};
+  }
+  return found;
 }
 
-// The block that ends last ends the call.
-__device__ __forceinline__ void end_call(const PeerGroup& group, std::int64_t vectors_written) {
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  __threadfence();
-  if (atomicAdd(&group.state->finished_blocks, 1u) != gridDim.x - 1) return;
-  group.state->finished_blocks = 0;
-  group.state->vectors_written = static_cast<std::uint32_t>(vectors_written);
-  group.state->region = (group.state->region + 1) % kNumRegions;
+__device__ __forceinline__ void mark_last_region(const PeerGroup& group, const Call& call) {
+  uint4* last = region_of(group, group.rank, (call.region + kNumRegions - 1) % kNumRegions);
+  for (std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < call.last_written; i += gridDim.x * blockDim.x)
+    last[i] = {kMark, kMark, kMark, kMark};
 }
 
 __global__ void mark_kernel(uint4* memory, std::int64_t vectors) {
@@ -148,8 +157,8 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) one_shot_kernel(PeerGroup group, T* data, std::int64_t count) {
   let_next_start();
   wait_for_previous();
-  const std::uint32_t region = group.state->region;
   const std::int64_t total = num_vectors(count * static_cast<std::int64_t>(sizeof(T)));
+  const Call call = begin_call(group, group.size * total);
   const bool aligned = reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
   const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
@@ -157,15 +166,15 @@ __global__ void __launch_bounds__(kThreads) one_shot_kernel(PeerGroup group, T* 
     const uint4 own = without_mark(load_vector(data, i, count, aligned));
 #pragma unroll
     for (int to = 0; to < kMaxPeers; ++to)
-      if (to < group.size && to != group.rank) store_peer(region_of(group, to, region) + group.rank * total + i, own);
+      if (to < group.size && to != group.rank)
+        store_peer(region_of(group, to, call.region) + group.rank * total + i, own);
   }
-  mark_last_region(group, region);
-  const uint4* parts = region_of(group, group.rank, region);
+  mark_last_region(group, call);
+  const uint4* parts = region_of(group, group.rank, call.region);
   for (std::int64_t i = first; i < total; i += step) {
     const uint4 own = without_mark(load_vector(data, i, count, aligned));
     store_vector(data, i, count, aligned, sum_vectors<T>(group, parts + i, total, own));
   }
-  end_call(group, one_shot_vectors(count * static_cast<std::int64_t>(sizeof(T)), group.size));
 }
 
 // A region: [size, share] parts of this rank's share, then [size, share] sums.
@@ -173,10 +182,10 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) two_shot_kernel(PeerGroup group, T* data, std::int64_t count) {
   let_next_start();
   wait_for_previous();
-  const std::uint32_t region = group.state->region;
   const std::int64_t total = num_vectors(count * static_cast<std::int64_t>(sizeof(T)));
   const std::int64_t share = (total + group.size - 1) / group.size;
   const std::int64_t sums = group.size * share;  // where they begin
+  const Call call = begin_call(group, 2 * sums);
   const bool aligned = reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
   const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
@@ -185,19 +194,19 @@ __global__ void __launch_bounds__(kThreads) two_shot_kernel(PeerGroup group, T* 
     for (int to = 0; to < kMaxPeers; ++to) {
       const std::int64_t i = to * share + k;
       if (to < group.size && to != group.rank && i < total)
-        store_peer(region_of(group, to, region) + group.rank * share + k,
+        store_peer(region_of(group, to, call.region) + group.rank * share + k,
                    without_mark(load_vector(data, i, count, aligned)));
     }
   }
-  mark_last_region(group, region);
-  const uint4* own_region = region_of(group, group.rank, region);
+  mark_last_region(group, call);
+  const uint4* own_region = region_of(group, group.rank, call.region);
   for (std::int64_t k = first; k < share && group.rank * share + k < total; k += step) {
     const std::int64_t i = group.rank * share + k;
     const uint4 own = without_mark(load_vector(data, i, count, aligned));
     const uint4 sum = without_mark(sum_vectors<T>(group, own_region + k, share, own));
 #pragma unroll
     for (int to = 0; to < kMaxPeers; ++to)
-      if (to < group.size && to != group.rank) store_peer(region_of(group, to, region) + sums + i, sum);
+      if (to < group.size && to != group.rank) store_peer(region_of(group, to, call.region) + sums + i, sum);
     store_vector(data, i, count, aligned, sum);
   }
   for (std::int64_t k = first; k < share; k += step) {
@@ -210,13 +219,12 @@ __global__ void __launch_bounds__(kThreads) two_shot_kernel(PeerGroup group, T* 
       store_vector(data, i, count, aligned, sum);
     }
   }
-  end_call(group, 2 * sums);
 }
 
-// The sum over a block, in every thread; `of_warp` is [32] in shared memory.
-__device__ __forceinline__ float block_sum(float x, float* of_warp) {
+// The sum over a block, in every thread; once a kernel.
+__device__ __forceinline__ float block_sum(float x) {
+  __shared__ float of_warp[32];
   x = warp_sum(x);
-  __syncthreads();
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
   __syncthreads();
   float total = 0;
@@ -224,65 +232,68 @@ __device__ __forceinline__ float block_sum(float x, float* of_warp) {
   return total;
 }
 
-// One row a block at a time. per_thread: vectors of a row in a thread.
+// One row a block. per_thread: vectors of a row in a thread. All that doesn't hang on the other ranks is loaded before
+// the wait for them.
 template <typename T, int per_thread>
-__global__ void __launch_bounds__(1024) fused_kernel(PeerGroup group, T* residual, const T* delta, const float* weight,
-                                                     float eps, std::int64_t rows, std::int64_t cols, T* y) {
+__global__ void __launch_bounds__(1024) fused_kernel(PeerGroup group, uint4* residual, const uint4* delta,
+                                                     const float* weight, float eps, int row_vectors, uint4* y) {
   constexpr int kWidth = 16 / sizeof(T);
-  __shared__ float of_warp[32];
-  const int row_vectors = static_cast<int>(cols / kWidth);
-  const std::int64_t total = rows * row_vectors;
+  const std::int64_t total = std::int64_t{gridDim.x} * row_vectors;
+  const std::int64_t row = std::int64_t{blockIdx.x} * row_vectors;
+  const auto vector_of = [](int j) { return static_cast<int>(threadIdx.x + j * blockDim.x); };
   let_next_start();
+  float weights[per_thread][kWidth];
+#pragma unroll
+  for (int j = 0; j < per_thread; ++j) {
+    if (vector_of(j) >= row_vectors) continue;
+#pragma unroll
+    for (int k = 0; k < kWidth; k += 4)
+      *reinterpret_cast<float4*>(&weights[j][k]) =
+          *reinterpret_cast<const float4*>(weight + std::int64_t{vector_of(j)} * kWidth + k);
+  }
   wait_for_previous();
-  const std::uint32_t region = group.state->region;
-  const auto* deltas = reinterpret_cast<const uint4*>(delta);
-  auto* residuals = reinterpret_cast<uint4*>(residual);
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+  uint4 own[per_thread], kept[per_thread];
 #pragma unroll
-    for (int j = 0; j < per_thread; ++j) {
-      const int v = static_cast<int>(threadIdx.x) + j * static_cast<int>(blockDim.x);
-      if (v >= row_vectors) continue;
-      const uint4 own = without_mark(deltas[row * row_vectors + v]);
-#pragma unroll
-      for (int to = 0; to < kMaxPeers; ++to)
-        if (to < group.size && to != group.rank)
-          store_peer(region_of(group, to, region) + group.rank * total + row * row_vectors + v, own);
-    }
+  for (int j = 0; j < per_thread; ++j) {
+    if (vector_of(j) >= row_vectors) continue;
+    own[j] = delta[row + vector_of(j)];
+    kept[j] = residual[row + vector_of(j)];
   }
-  mark_last_region(group, region);
-  const uint4* parts = region_of(group, group.rank, region);
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    uint4 kept[per_thread];
-    float squares = 0;
+  const Call call = begin_call(group, group.size * total);
 #pragma unroll
-    for (int j = 0; j < per_thread; ++j) {
-      const int v = static_cast<int>(threadIdx.x) + j * static_cast<int>(blockDim.x);
-      if (v >= row_vectors) continue;
-      const std::int64_t i = row * row_vectors + v;
-      kept[j] = residuals[i];
-      const uint4 sum = sum_vectors<T>(group, parts + i, total, without_mark(deltas[i]));
-      T* values = reinterpret_cast<T*>(&kept[j]);
-      const T* added = reinterpret_cast<const T*>(&sum);
+  for (int j = 0; j < per_thread; ++j) {
+    if (vector_of(j) >= row_vectors) continue;
+    own[j] = without_mark(own[j]);
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) {
-        values[k] = from_float<T>(to_float(values[k]) + to_float(added[k]));
-        squares += to_float(values[k]) * to_float(values[k]);
-      }
-      residuals[i] = kept[j];
-    }
-    const float inverse = rsqrtf(block_sum(squares, of_warp) / static_cast<float>(cols) + eps);
-#pragma unroll
-    for (int j = 0; j < per_thread; ++j) {
-      const int v = static_cast<int>(threadIdx.x) + j * static_cast<int>(blockDim.x);
-      if (v >= row_vectors) continue;
-      T* values = reinterpret_cast<T*>(&kept[j]);
-#pragma unroll
-      for (int k = 0; k < kWidth; ++k)
-        values[k] = from_float<T>(to_float(values[k]) * inverse * weight[v * kWidth + k]);
-      reinterpret_cast<uint4*>(y)[row * row_vectors + v] = kept[j];
-    }
+    for (int to = 0; to < kMaxPeers; ++to)
+      if (to < group.size && to != group.rank)
+        store_peer(region_of(group, to, call.region) + group.rank * total + row + vector_of(j), own[j]);
   }
-  end_call(group, group.size * total);
+  mark_last_region(group, call);
+  const uint4* parts = region_of(group, group.rank, call.region) + row;
+  float squares = 0;
+#pragma unroll
+  for (int j = 0; j < per_thread; ++j) {
+    if (vector_of(j) >= row_vectors) continue;
+    const uint4 sum = sum_vectors<T>(group, parts + vector_of(j), total, own[j]);
+    T* values = reinterpret_cast<T*>(&kept[j]);
+    const T* added = reinterpret_cast<const T*>(&sum);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) {
+      values[k] = from_float<T>(to_float(values[k]) + to_float(added[k]));
+      squares += to_float(values[k]) * to_float(values[k]);
+    }
+    residual[row + vector_of(j)] = kept[j];
+  }
+  const float inverse = rsqrtf(block_sum(squares) / static_cast<float>(row_vectors * kWidth) + eps);
+#pragma unroll
+  for (int j = 0; j < per_thread; ++j) {
+    if (vector_of(j) >= row_vectors) continue;
+    T* values = reinterpret_cast<T*>(&kept[j]);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) values[k] = from_float<T>(to_float(values[k]) * inverse * weights[j][k]);
+    y[row + vector_of(j)] = kept[j];
+  }
 }
 
 template <typename Function>
@@ -301,11 +312,10 @@ dim3 blocks_for(std::int64_t threads, int num_processors) {
 }
 
 template <typename T, int per_thread>
-void launch_fused(const PeerGroup& group, const SumAddRmsNorm& op, int threads, int num_processors,
-                  cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(op.rows < num_processors ? op.rows : num_processors);
-  launch_kernel(fused_kernel<T, per_thread>, dim3(blocks), threads, 0, stream, group, static_cast<T*>(op.residual),
-                static_cast<const T*>(op.delta), op.weight, op.eps, op.rows, op.cols, static_cast<T*>(op.y));
+void launch_fused(const PeerGroup& group, const SumAddRmsNorm& op, int row_vectors, int threads, cudaStream_t stream) {
+  launch_kernel(fused_kernel<T, per_thread>, dim3(static_cast<unsigned>(op.rows)), threads, 0, stream, group,
+                static_cast<uint4*>(op.residual), static_cast<const uint4*>(op.delta), op.weight, op.eps, row_vectors,
+                static_cast<uint4*>(op.y));
 }
 
 }  // namespace
@@ -347,21 +357,20 @@ void two_shot_sum(const PeerGroup& group, void* data, std::int64_t count, DType 
   });
 }
 
-bool one_shot_sum_add_rms_norm(const PeerGroup& group, const SumAddRmsNorm& op, int num_processors,
-                               cudaStream_t stream) {
+bool one_shot_sum_add_rms_norm(const PeerGroup& group, const SumAddRmsNorm& op, cudaStream_t stream) {
   const std::int64_t bytes = row_bytes(op.dtype, op.cols);
   const auto is_aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
   if (bytes % 16 != 0 || bytes > kMaxFusedBytes || !is_aligned(op.residual) || !is_aligned(op.delta) ||
-      !is_aligned(op.y))
+      !is_aligned(op.weight) || !is_aligned(op.y))
     return false;
-  const std::int64_t vectors = bytes / 16;
-  const std::int64_t per_thread = (vectors + 1023) / 1024;  // 1 to 4
-  const auto threads = static_cast<int>(((vectors + per_thread - 1) / per_thread + 31) / 32 * 32);
+  const auto vectors = static_cast<int>(bytes / 16);
+  const int per_thread = (vectors + 1023) / 1024;  // 1 to 4
+  const int threads = ((vectors + per_thread - 1) / per_thread + 31) / 32 * 32;
   for_type(op.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (per_thread == 1) return launch_fused<T, 1>(group, op, threads, num_processors, stream);
-    if (per_thread == 2) return launch_fused<T, 2>(group, op, threads, num_processors, stream);
-    return launch_fused<T, 4>(group, op, threads, num_processors, stream);
+    if (per_thread == 1) return launch_fused<T, 1>(group, op, vectors, threads, stream);
+    if (per_thread == 2) return launch_fused<T, 2>(group, op, vectors, threads, stream);
+    return launch_fused<T, 4>(group, op, vectors, threads, stream);
   });
   return true;
 }

@@ -15,7 +15,7 @@ constexpr int kNumRegions = 3;  // that take turns, call by call
 // On the device, for its kernels alone.
 struct PeerState {
   std::uint32_t region;           // of the next call
-  std::uint32_t finished_blocks;  // of the call at hand
+  std::uint32_t started_blocks;   // of the call at hand
   std::uint32_t vectors_written;  // into the region of the last call
 };
 
@@ -63,7 +63,6 @@ void two_shot_sum(const PeerGroup& group, void* data, std::int64_t count, DType 
 // As Communicator::all_reduce_add_rms_norm, in one shot; false where a row has no whole number of vectors, more than
 // kMaxFusedBytes, or a buffer isn't aligned to 16 bytes.
 constexpr std::int64_t kMaxFusedBytes = 65536;
-bool one_shot_sum_add_rms_norm(const PeerGroup& group, const SumAddRmsNorm& op, int num_processors,
-                               cudaStream_t stream);
+bool one_shot_sum_add_rms_norm(const PeerGroup& group, const SumAddRmsNorm& op, cudaStream_t stream);
 
 }  // namespace minisgl::cuda

@@ -7,20 +7,23 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <map>
-#include <optional>
+#include <cctype>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/cuda.h"
+#include "gemm/choice_file.h"
 
 namespace minisgl::cuda {
 namespace {
 
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
-constexpr int kMostAlgorithms = 8;
-constexpr int kTimedRuns = 3;
+// Overwritten before a timed run: more than second-level caches hold. Products use the beginning as their workspace.
+constexpr std::size_t kScrubBytes = std::size_t{128} << 20;
+constexpr int kMostAlgorithms = 24;
+constexpr int kFinalists = 4;
+constexpr int kFinalRuns = 4;
 
 // cuBLASLt's functions; absent on machines without a GPU, where nobody asks for them.
 struct Library {
@@ -37,6 +40,7 @@ struct Library {
   decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
   decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
   decltype(&cublasLtMatmulAlgoCheck) check;
+  decltype(&cublasLtGetVersion) version;
 
   static Library load() {
     const std::string name = concat("libcublasLt.so.", CUBLAS_VER_MAJOR);
@@ -60,6 +64,7 @@ struct Library {
     look_up("cublasLtMatmulPreferenceSetAttribute", library.preference_set);
     look_up("cublasLtMatmulAlgoGetHeuristic", library.heuristic);
     look_up("cublasLtMatmulAlgoCheck", library.check);
+    look_up("cublasLtGetVersion", library.version);
     return library;
   }
 };
@@ -103,17 +108,42 @@ class Description {
 
 }  // namespace
 
-struct DenseGemm::Impl {
-  using Key = std::tuple<std::int64_t, std::int64_t, std::uint64_t, bool>;  // outputs, inputs, bucket of rows, f32
+namespace {
 
+static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(AlgorithmWords));  // it may be stored and restored as it is
+
+std::int64_t bucket_of(std::int64_t rows) {
+  return rows <= 64 ? (rows + 15) / 16 * 16
+                    : static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(rows)));
+}
+
+CudaEvent make_timer() {
+  cudaEvent_t event = nullptr;
+  MINISGL_CUDA_CHECK(cudaEventCreate(&event));
+  return CudaEvent(event);
+}
+
+}  // namespace
+
+struct DenseGemm::Impl {
   Library library = Library::load();
   cublasLtHandle_t handle = nullptr;
+  std::string owner;  // of the choices
+  std::filesystem::path file;
+  GemmChoices choices;
   void* workspace = nullptr;
-  std::map<Key, cublasLtMatmulAlgo_t> choices;
+  CudaEvent start = make_timer(), end = make_timer();
 
-  Impl() {
+  Impl(const std::string& gpu_name, const std::filesystem::path& cache_folder)
+      : owner(concat(gpu_name, ", cuBLASLt ", library.version())) {
+    if (!cache_folder.empty()) {
+      std::string name = concat("gemm ", owner, ".txt");
+      std::ranges::replace_if(name, [](unsigned char c) { return std::isalnum(c) == 0 && c != '.'; }, '-');
+      file = cache_folder / name;
+      choices = read_choices(file, owner);
+    }
     check(library.create(&handle), "cublasLtCreate");
-    MINISGL_CUDA_CHECK(cudaMalloc(&workspace, kWorkspaceBytes));
+    MINISGL_CUDA_CHECK(cudaMalloc(&workspace, kScrubBytes));
   }
   ~Impl() {
     cudaFree(workspace);
@@ -122,8 +152,8 @@ struct DenseGemm::Impl {
 
   void launch(const Description& description, const DenseArgs& args, const cublasLtMatmulAlgo_t& algorithm,
               cudaStream_t stream) {
-    const float one = 1.0f, zero = 0.0f;
-    check(library.matmul(handle, description.operation, &one, args.weights, description.a, args.x, description.b, &zero,
+    const float one = 1.0f, old = args.added ? 1.0f : 0.0f;
+    check(library.matmul(handle, description.operation, &one, args.weights, description.a, args.x, description.b, &old,
                          args.y, description.d, args.y, description.d, &algorithm, workspace, kWorkspaceBytes, stream),
           "cublasLtMatmul");
   }
@@ -149,50 +179,52 @@ struct DenseGemm::Impl {
     return algorithms;
   }
 
-  // Runs every proposal a few times, and keeps the one whose best run was the shortest.
-  cublasLtMatmulAlgo_t fastest(const Description& description, const DenseArgs& args, cudaStream_t stream) {
-    const std::vector<cublasLtMatmulAlgo_t> algorithms = proposals(description);
-    cudaEvent_t raw_start, raw_end;
-    MINISGL_CUDA_CHECK(cudaEventCreate(&raw_start));
-    const CudaEvent start(raw_start);
-    MINISGL_CUDA_CHECK(cudaEventCreate(&raw_end));
-    const CudaEvent end(raw_end);
-    std::size_t best = 0;
-    float best_ms = 0;
-    for (std::size_t i = 0; i < algorithms.size(); ++i) {
-      launch(description, args, algorithms[i], stream);
-      float least_ms = 0;
-      for (int run = 0; run < kTimedRuns; ++run) {
-        MINISGL_CUDA_CHECK(cudaEventRecord(start.get(), stream));
-        launch(description, args, algorithms[i], stream);
-        MINISGL_CUDA_CHECK(cudaEventRecord(end.get(), stream));
-        MINISGL_CUDA_CHECK(cudaEventSynchronize(end.get()));
-        float ms = 0;
-        MINISGL_CUDA_CHECK(cudaEventElapsedTime(&ms, start.get(), end.get()));
-        least_ms = run == 0 ? ms : std::min(least_ms, ms);
-      }
-      if (i == 0 || least_ms < best_ms) {
-        best = i;
-        best_ms = least_ms;
-      }
+  float milliseconds(const Description& description, const DenseArgs& args, const cublasLtMatmulAlgo_t& algorithm,
+                     cudaStream_t stream) {
+    MINISGL_CUDA_CHECK(cudaMemsetAsync(workspace, 0, kScrubBytes, stream));
+    MINISGL_CUDA_CHECK(cudaEventRecord(start.get(), stream));
+    launch(description, args, algorithm, stream);
+    MINISGL_CUDA_CHECK(cudaEventRecord(end.get(), stream));
+    MINISGL_CUDA_CHECK(cudaEventSynchronize(end.get()));
+    float ms = 0;
+    MINISGL_CUDA_CHECK(cudaEventElapsedTime(&ms, start.get(), end.get()));
+    return ms;
+  }
+
+  // Runs every proposal twice, the first time to load it, the best of them a few times more, and gives the one whose
+  // shortest run was the shortest.
+  cublasLtMatmulAlgo_t fastest(const Description& description, DenseArgs args, cudaStream_t stream) {
+    args.y = args.scratch;
+    std::vector<std::pair<float, cublasLtMatmulAlgo_t>> timed;
+    for (const cublasLtMatmulAlgo_t& algorithm : proposals(description)) {
+      launch(description, args, algorithm, stream);
+      timed.emplace_back(milliseconds(description, args, algorithm, stream), algorithm);
     }
-    return algorithms[best];
+    const auto by_time = [](const auto& entry) { return entry.first; };
+    std::ranges::sort(timed, {}, by_time);
+    timed.resize(std::min<std::size_t>(timed.size(), kFinalists));
+    for (auto& [least, algorithm] : timed)
+      for (int run = 0; run < kFinalRuns; ++run)
+        least = std::min(least, milliseconds(description, args, algorithm, stream));
+    return std::ranges::min(timed, {}, by_time).second;
   }
 };
 
-DenseGemm::DenseGemm() : impl_(std::make_unique<Impl>()) {}
+DenseGemm::DenseGemm(const std::string& gpu_name, const std::filesystem::path& cache_folder)
+    : impl_(std::make_unique<Impl>(gpu_name, cache_folder)) {}
 DenseGemm::~DenseGemm() = default;
 
 void DenseGemm::run(const DenseArgs& args, cudaStream_t stream) {
   const Description description(impl_->library, args);
-  const Impl::Key key{args.outputs, args.inputs, std::bit_ceil(static_cast<std::uint64_t>(args.rows)), args.y_is_f32};
-  const auto known = impl_->choices.find(key);
+  const ProductShape shape{args.outputs, args.inputs, bucket_of(args.rows), args.y_is_f32, args.added};
+  const auto known = impl_->choices.find(shape);
   if (known != impl_->choices.end()) {
+    const auto algorithm = std::bit_cast<cublasLtMatmulAlgo_t>(known->second);
     cublasLtMatmulHeuristicResult_t result{};
     const cublasStatus_t fits = impl_->library.check(impl_->handle, description.operation, description.a, description.b,
-                                                     description.d, description.d, &known->second, &result);
+                                                     description.d, description.d, &algorithm, &result);
     if (fits == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= kWorkspaceBytes) {
-      impl_->launch(description, args, known->second, stream);
+      impl_->launch(description, args, algorithm, stream);
       return;
     }
   }
@@ -203,7 +235,8 @@ void DenseGemm::run(const DenseArgs& args, cudaStream_t stream) {
     return;
   }
   const cublasLtMatmulAlgo_t choice = impl_->fastest(description, args, stream);
-  impl_->choices.emplace(key, choice);
+  impl_->choices.emplace(shape, std::bit_cast<AlgorithmWords>(choice));
+  if (!impl_->file.empty()) write_choices(impl_->file, impl_->owner, impl_->choices);
   impl_->launch(description, args, choice, stream);
 }
 

@@ -4,7 +4,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
+#include <string>
 
 namespace minisgl::cuda {
 
@@ -12,17 +14,20 @@ struct DenseArgs {
   const void* weights;  // bf16 [outputs, inputs]
   const void* x;        // bf16 [rows, inputs]
   void* y;              // bf16 or f32 [rows, outputs]
+  void* scratch;        // of y's size; what measuring may overwrite: y itself where nothing is added to it
   bool y_is_f32;
+  bool added;  // y += x · Wᵀ
   std::int64_t rows, inputs, outputs;
 };
 
-// y = x · Wᵀ with f32 sums, on one device. Of the algorithms that cuBLASLt proposes for a shape the fastest is kept:
-// they are timed at the shape's first use, unless a graph is being captured. Row counts share a choice by the power of
-// two above them.
+// y (+)= x · Wᵀ with f32 sums, on one device. Of the algorithms that cuBLASLt proposes for a shape the fastest is kept:
+// they are timed at the shape's first use, with the weights out of the caches, unless a graph is being captured. Row
+// counts share a choice by the multiple of 16 above them up to 64, then by the power of two.
 class DenseGemm {
  public:
-  // Throws InputError where libcublasLt can't be loaded.
-  DenseGemm();
+  // Choices are kept in `cache_folder`, by GPU and cuBLASLt's version; empty: nowhere. Throws InputError where
+  // libcublasLt can't be loaded.
+  DenseGemm(const std::string& gpu_name, const std::filesystem::path& cache_folder);
   ~DenseGemm();
   void run(const DenseArgs& args, cudaStream_t stream);
 

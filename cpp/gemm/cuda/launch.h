@@ -10,22 +10,29 @@
 
 namespace minisgl::cuda {
 
-// A product of few rows, y = x · Wᵀ + bias; or with `gated`, where W is [2 * outputs, inputs],
-// y = silu(x · W[:outputs]ᵀ + bias) * (x · W[outputs:]ᵀ + bias).
+// What becomes of the sums x · Wᵀ + bias.
+enum class SkinnyOutput {
+  bf16,
+  f32,
+  gated,  // W is [2 * outputs, inputs]: y = silu(the first half) * the second half, in bf16
+  added,  // y += the sums, in bf16
+};
+
+// A product of few rows, of x or of its RMS norm.
 struct SkinnyArgs {
-  const void* weights;  // bf16 [outputs (* 2), inputs]
+  const void* weights;  // bf16 [outputs (* 2 where gated), inputs]
   const float* bias;    // [outputs (* 2)] or null
   const void* x;        // bf16 [rows, inputs]
-  void* y;              // bf16 or f32 [rows, outputs]
-  bool y_is_f32;
-  bool gated;
-  int rows;
-  std::int64_t inputs;
-  std::int64_t outputs;
+  const float* norm;    // [inputs]: weights of the norm of x; null: x as it is
+  float eps;            // of the norm
+  void* y;              // [rows, outputs]
+  SkinnyOutput output;
+  std::int64_t rows, inputs, outputs;
 };
-constexpr int kMaxSkinnyRows = 16;
-// Whether the kernel takes this shape: inputs a multiple of 32.
-bool skinny_gemm_fits(int rows, std::int64_t inputs);
+constexpr std::int64_t kMaxSkinnyRows = 16;
+// Whether the kernel takes this shape: inputs a multiple of 8.
+bool skinny_gemm_fits(std::int64_t rows, std::int64_t inputs);
+// `added` takes no norm.
 void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream);
 
 // y [rows, cols] += bias [cols]; y in bf16 or f32.

@@ -1,9 +1,17 @@
 // Products of 1 to 16 rows. Bound by reading the weights once: their bytes over the read bandwidth is the floor.
 //
-// A block computes 16 outputs, or 8 pairs of gate and up: its warps cut the input dimension, each multiplies its
-// share on the tensor cores with 16 weight rows as A and the activation rows as B, and shared memory adds the shares
-// up. The order of the input dimension is free within a sum, so a lane takes 8 consecutive elements of a row with one
-// 16-byte load, straight into the registers that the instruction wants; activations use the same order.
+// One block a processor takes a share of the outputs, in passes of up to 4 tiles of 8 weight rows; its warps cut the
+// input dimension. A warp streams its weights through a ring of its own in shared memory, which is filled before the
+// kernel that makes x is done: where a block's share fits the ring, all of the weights are there by then. The tensor
+// cores multiply 16 rows of activations (A) by 8 weight rows (B), and shared memory adds the warps' sums up. The order
+// of the input dimension is free within a sum, so a lane takes 8 consecutive elements of a row, straight into the
+// registers that the instruction wants.
+//
+// The norm of x is one factor a row, applied to the sums: (x * weight) is multiplied, and each warp adds up the squares
+// of the x that it reads anyway.
+#include <algorithm>
+#include <type_traits>
+
 #include "core/cuda.h"
 #include "core/cuda_launch.h"
 #include "core/cuda_math.cuh"
@@ -12,141 +20,390 @@
 namespace minisgl::cuda {
 namespace {
 
-constexpr int kTileOutputs = 16;
-constexpr int kStep = 32;  // inputs that a warp takes at once
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
+constexpr int kTileRows = 8;  // of weights
+constexpr int kTiles = 4;     // of a pass
+constexpr int kChunk = 64;    // inputs of a stage
+constexpr int kStageBytes = kTileRows * kChunk * 2;
 
-__device__ __forceinline__ uint4 load_weights(const bf16* p) {
-  return __ldcs(reinterpret_cast<const uint4*>(p));  // read once: not worth a place in the caches
+template <int row_blocks>
+struct SkinnyShape {
+  static constexpr int kRows = 8 * row_blocks;
+  // Two blocks of a processor, one of the next kernel, leave room for each other.
+  static constexpr int kStages = row_blocks == 1 ? 12 : 10;  // of a warp's ring
+  static constexpr int kShareStride = kTiles * kTileRows + 2;
+  static constexpr int kShares = kWarps * kRows * kShareStride;  // sums of a pass
+  static constexpr int bytes(int stages, int passes) {
+    return kWarps * (stages * kStageBytes + kRows * 4) + (passes > 1 ? 2 : 1) * kShares * 4;
+  }
+};
+
+// A warp takes every kWarps-th chunk, so that a block reads memory in long pieces.
+__device__ __forceinline__ int chunk_of(int warp, int index) {
+  return warp + index * kWarps;
+}
+// How many of them lie below num_chunks.
+__host__ __device__ __forceinline__ int chunks_of(int warp, int num_chunks) {
+  return (num_chunks - warp + kWarps - 1) / kWarps;
 }
 
-// Steps whose weights are in flight together; twice that, since the next are loaded before these are used.
-constexpr int kUnroll = 4;
+// Where a warp's stream of stages is: for each pass of the block's tiles, for each of the warp's chunks, each tile.
+struct Stream {
+  int chunks, end_tile;           // the warp's chunks; of the block
+  int tile, tiles, chunk, index;  // first tile and number of tiles of the pass; indices of chunk and tile in it
 
-// The weights of kUnroll steps from `step` on; zeros past the last.
-struct WeightRun {
-  uint4 w[kUnroll][2];
+  __device__ Stream(int chunks, int first_tile, int end_tile)
+      : chunks(chunks),
+        end_tile(chunks > 0 ? end_tile : first_tile),
+        tile(first_tile),
+        tiles(min(kTiles, end_tile - first_tile)),
+        chunk(0),
+        index(0) {}
+  __device__ bool done() const { return tile >= end_tile; }
+  __device__ void advance() {
+    if (++index < tiles) return;
+    index = 0;
+    if (++chunk < chunks) return;
+    chunk = 0;
+    tile += tiles;
+    tiles = min(kTiles, end_tile - tile);
+  }
+};
 
-  __device__ __forceinline__ void load(const bf16* const (&row)[2], int step, int num_steps) {
+struct SkinnyKernelArgs {
+  const bf16* weights;
+  const float* bias;
+  const bf16* x;
+  const float* norm;  // [inputs] or null
+  float eps;
+  void* y;
+  int stages;                 // that a warp's ring has room for: all that it has, or kStages
+  int rows, inputs, outputs;  // outputs of the product: half of the weight rows where gated
+};
+
+// A lane's x of a chunk: rows group and group + 8, for each step of 32 inputs 8 of them; and where x is to be normed,
+// the norm's weights.
+template <int row_blocks, bool normed>
+struct Activations {
+  uint4 v[row_blocks][2];
+  float4 weight[normed ? 2 : 1][2];
+
+  __device__ __forceinline__ void load(const bf16* const (&row)[row_blocks], int first, int inputs) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int step = 0; step < 2; ++step) {
+      const int at = first + 32 * step;
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b)
+        v[b][step] = at < inputs ? *reinterpret_cast<const uint4*>(row[b] + at) : make_uint4(0, 0, 0, 0);
+    }
+  }
+  __device__ __forceinline__ void load_norm(const float* norm, int first, int inputs) {
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        w[u][half] =
-            step + u < num_steps ? load_weights(row[half] + std::int64_t{step + u} * kStep) : make_uint4(0, 0, 0, 0);
+        const int at = first + 32 * step + 4 * half;
+        weight[step][half] = at < inputs ? __ldg(reinterpret_cast<const float4*>(norm + at)) : make_float4(0, 0, 0, 0);
+      }
+    }
+  }
+
+  // x * weight in place; the squares of x are added to `squares`.
+  __device__ __forceinline__ void scale(float (&squares)[row_blocks]) {
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      const float4 low = weight[step][0], high = weight[step][1];
+      const float factor[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b) {
+        std::uint32_t word[4] = {v[b][step].x, v[b][step].y, v[b][step].z, v[b][step].w};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float even = __uint_as_float(word[k] << 16), odd = __uint_as_float(word[k] & 0xffff0000u);
+          squares[b] += even * even + odd * odd;
+          word[k] = pack2<bf16>(even * factor[2 * k], odd * factor[2 * k + 1]);
+        }
+        v[b][step] = make_uint4(word[0], word[1], word[2], word[3]);
       }
     }
   }
 };
 
-// gated: a tile's rows 0 to 7 are gates, 8 to 15 the ups of the same outputs. row_blocks: 1 for up to 8 rows of
-// activations, 2 for up to 16.
-template <int warps, bool gated, int row_blocks, typename Y>
-__global__ void __launch_bounds__(warps * 32)
-    skinny_kernel(const bf16* __restrict__ weights, const float* __restrict__ bias, const bf16* __restrict__ x,
-                  Y* __restrict__ y, int rows, std::int64_t inputs, std::int64_t outputs) {
-  constexpr int kOutputs = gated ? kTileOutputs / 2 : kTileOutputs;
+// row_blocks: 1 for up to 8 rows of activations, 2 for up to 16. SkinnyOutput::gated: of a tile's rows 0 to 3 are
+// gates, 4 to 7 the ups of the same outputs.
+template <SkinnyOutput output, bool normed, int row_blocks>
+__global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelArgs args) {
+  using Shape = SkinnyShape<row_blocks>;
+  constexpr int kTileOutputs = output == SkinnyOutput::gated ? kTileRows / 2 : kTileRows;
+  constexpr int kRows = Shape::kRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int in_group = lane % 4, group = lane / 4;
-  const std::int64_t first_output = std::int64_t{blockIdx.x} * kOutputs;
-  let_next_start();
 
-  const bf16* row[2];
+  extern __shared__ __align__(128) unsigned char memory[];
+  unsigned char* ring = memory + warp * args.stages * kStageBytes;
+  float* square_shares = reinterpret_cast<float*>(memory + kWarps * args.stages * kStageBytes);  // [kWarps][kRows]
+  float* shares = square_shares + kWarps * kRows;  // [2][kWarps][kRows][kShareStride]; [1] for a single pass
+
+  const int num_tiles = (args.outputs + kTileOutputs - 1) / kTileOutputs;
+  const int num_chunks = (args.inputs + kChunk - 1) / kChunk;
+  const int first_tile = static_cast<int>(std::int64_t{num_tiles} * blockIdx.x / gridDim.x);
+  const int end_tile = static_cast<int>(std::int64_t{num_tiles} * (blockIdx.x + 1) / gridDim.x);
+
+  const int chunks = chunks_of(warp, num_chunks);
+  // A lane copies 16 bytes of rows lane / 8 and lane / 8 + 4 of a stage. Odd rows lie with their halves swapped, so
+  // that the lanes of a load meet in no bank.
+  Stream loads(chunks, first_tile, end_tile);
+  int load_slot = 0;
+  const auto load_next = [&] {
+    if (!loads.done()) {
+      const int row = lane / 8, column = lane % 8;
+      const int at = chunk_of(warp, loads.chunk) * kChunk + column * 8;
+      const int first_output = (loads.tile + loads.index) * kTileOutputs;
+      unsigned char* slot = ring + load_slot * kStageBytes;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const std::int64_t output = gated ? min(first_output + group, outputs - 1) + half * outputs
-                                      : min(first_output + group + 8 * half, outputs - 1);
-    row[half] = weights + output * inputs + in_group * 8;
-  }
+      for (int half = 0; half < 2; ++half) {
+        const int place = row + 4 * half;
+        std::int64_t weight_row;
+        if constexpr (output == SkinnyOutput::gated) {
+          weight_row = min(first_output + row, args.outputs - 1) + half * args.outputs;
+        } else {
+          weight_row = min(first_output + place, args.outputs - 1);
+        }
+        copy_16_async(slot + place * kChunk * 2 + (column ^ (place % 2 * 4)) * 16,
+                      args.weights + (at < args.inputs ? weight_row * args.inputs + at : 0), at < args.inputs);
+      }
+      loads.advance();
+    }
+    commit_copies();
+    load_slot = load_slot + 1 == Shape::kStages ? 0 : load_slot + 1;
+  };
+#pragma unroll 1
+  for (int i = 0; i < Shape::kStages; ++i) load_next();
+  let_next_start();  // whose weights queue up behind these
+
   const bf16* x_row[row_blocks];
 #pragma unroll
   for (int b = 0; b < row_blocks; ++b)
-    x_row[b] = x + std::int64_t{min(group + 8 * b, rows - 1)} * inputs + in_group * 8;
+    x_row[b] = args.x + std::int64_t{min(group + 8 * b, args.rows - 1)} * args.inputs;
+  const auto input_of = [&](int index) { return chunk_of(warp, index) * kChunk + in_group * 8; };
 
-  // A warp takes every warps-th run of steps, so that a block reads memory in one direction. The first weights are on
-  // their way before the kernel that makes x is done.
-  const int num_steps = static_cast<int>(inputs / kStep);
-  float sum[row_blocks][4] = {};
-  WeightRun now, next;
-  now.load(row, warp * kUnroll, num_steps);
-  wait_for_previous();
-  for (int run = warp * kUnroll; run < num_steps; run += warps * kUnroll) {
-    next.load(row, run + warps * kUnroll, num_steps);
+  // Of each pass a thread finishes the sums of output `lane` for rows warp and warp + 8.
+  static_assert(kTiles * kTileRows == 32 && kWarps == 8);
+  float before[row_blocks] = {};  // what they are added to
+  float inverse_norm[row_blocks];
+  float squares[row_blocks] = {};
+  int slot_index = 0;
+  // The sums of the pass of `tiles` tiles. x is loaded kAhead chunks before it is needed: the fewer tiles, the sooner a
+  // chunk is done.
+  const auto multiply = [&]<int tiles>(std::integral_constant<int, tiles>, bool first_pass, int first_output,
+                                       int num_outputs, float (&sum)[kTiles][4]) {
+    constexpr int kAhead = normed || tiles > 2 ? 1 : row_blocks == 1 && tiles == 1 ? 4 : 2;
+    constexpr int kChains = tiles == 1 ? 2 : 1;  // of sums that don't wait for each other
+    float chain[tiles][kChains][4] = {};
+    Activations<row_blocks, normed> next[kAhead], now[kAhead];
+    if constexpr (normed) next[0].load_norm(args.norm, input_of(0), args.inputs);
+    if (first_pass) wait_for_previous();
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const uint4 first = now.w[u][0], second = now.w[u][1];
-      const std::uint32_t low[4] = {first.x, second.x, first.y, second.y};
-      const std::uint32_t high[4] = {first.z, second.z, first.w, second.w};
+    for (int i = 0; i < kAhead; ++i) next[i].load(x_row, input_of(i), args.inputs);
+    if constexpr (output == SkinnyOutput::added) {
 #pragma unroll
       for (int b = 0; b < row_blocks; ++b) {
-        const uint4 v = run + u < num_steps ? *reinterpret_cast<const uint4*>(x_row[b] + std::int64_t{run + u} * kStep)
-                                            : make_uint4(0, 0, 0, 0);
-        mma_16816<bf16>(sum[b], low, v.x, v.y);
-        mma_16816<bf16>(sum[b], high, v.z, v.w);
+        const int r = warp + 8 * b;
+        if (r < args.rows && lane < num_outputs)
+          before[b] = to_float(static_cast<const bf16*>(args.y)[std::int64_t{r} * args.outputs + first_output + lane]);
       }
     }
-    now = next;
-  }
-
-  // A lane holds tile rows group and group + 8 for rows 2 * in_group and 2 * in_group + 1 of each block of 8.
-  constexpr int kRows = 8 * row_blocks;
-  __shared__ float shares[warps][kRows][kTileOutputs + 1];
+    for (int first = 0; first < chunks; first += kAhead) {
 #pragma unroll
-  for (int b = 0; b < row_blocks; ++b) {
+      for (int i = 0; i < kAhead; ++i) {
+        now[i] = next[i];
+        next[i].load(x_row, input_of(first + kAhead + i), args.inputs);
+        if constexpr (normed) next[i].load_norm(args.norm, input_of(first + kAhead + i), args.inputs);
+      }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) shares[warp][8 * b + 2 * in_group + i % 2][group + 8 * (i / 2)] = sum[b][i];
-  }
-  __syncthreads();
-  const auto total = [&](int r, int tile_row, std::int64_t weight_row) {
-    float value = bias != nullptr ? bias[weight_row] : 0.0f;
-    for (int k = 0; k < warps; ++k) value += shares[k][r][tile_row];
-    return value;
+      for (int i = 0; i < kAhead; ++i) {
+        if (first + i >= chunks) break;
+        if constexpr (normed) {
+          float of_chunk[row_blocks] = {};
+          now[i].scale(of_chunk);
+#pragma unroll
+          for (int b = 0; b < row_blocks; ++b) squares[b] += first_pass ? of_chunk[b] : 0.0f;
+        }
+        wait_copies<Shape::kStages - tiles>();
+        __syncwarp();
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+          const uint4 low = now[i].v[0][step];
+          const uint4 high = row_blocks == 2 ? now[i].v[row_blocks - 1][step] : make_uint4(0, 0, 0, 0);
+          uint4 w[tiles];
+#pragma unroll
+          for (int t = 0; t < tiles; ++t) {
+            const int slot = slot_index + t < Shape::kStages ? slot_index + t : slot_index + t - Shape::kStages;
+            w[t] = *reinterpret_cast<const uint4*>(ring + slot * kStageBytes + group * kChunk * 2 +
+                                                   ((4 * step + in_group) ^ (group % 2 * 4)) * 16);
+          }
+#pragma unroll
+          for (int t = 0; t < tiles; ++t) mma_16816<bf16>(chain[t][0], {low.x, high.x, low.y, high.y}, w[t].x, w[t].y);
+#pragma unroll
+          for (int t = 0; t < tiles; ++t)
+            mma_16816<bf16>(chain[t][kChains - 1], {low.z, high.z, low.w, high.w}, w[t].z, w[t].w);
+        }
+        __syncwarp();
+#pragma unroll
+        for (int t = 0; t < tiles; ++t) load_next();
+        slot_index = slot_index + tiles < Shape::kStages ? slot_index + tiles : slot_index + tiles - Shape::kStages;
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[t][i] = kChains == 1 ? chain[t][0][i] : chain[t][0][i] + chain[t][kChains - 1][i];
+    }
   };
-  for (int i = threadIdx.x; i < kRows * kOutputs; i += warps * 32) {
-    const int r = i / kOutputs, o = i % kOutputs;
-    const std::int64_t output = first_output + o;
-    if (r >= rows || output >= outputs) continue;
-    float value = total(r, o, output);
-    if (gated) value = value / (1.0f + __expf(-value)) * total(r, o + 8, output + outputs);
-    y[r * outputs + output] = from_float<Y>(value);
+
+  int buffer = 0;
+  for (int tile = first_tile; tile < end_tile; tile += kTiles, buffer ^= 1) {
+    const int tiles = min(kTiles, end_tile - tile);
+    const bool first_pass = tile == first_tile;
+    const int first_output = tile * kTileOutputs;
+    const int num_outputs = min(tiles * kTileOutputs, args.outputs - first_output);
+    float sum[kTiles][4] = {};
+    switch (tiles) {
+      case 1: multiply(std::integral_constant<int, 1>{}, first_pass, first_output, num_outputs, sum); break;
+      case 2: multiply(std::integral_constant<int, 2>{}, first_pass, first_output, num_outputs, sum); break;
+      case 3: multiply(std::integral_constant<int, 3>{}, first_pass, first_output, num_outputs, sum); break;
+      default: multiply(std::integral_constant<int, kTiles>{}, first_pass, first_output, num_outputs, sum);
+    }
+
+    // A lane holds rows group and group + 8 for weight rows 2 * in_group and the next of each tile.
+    float* pass_shares = shares + buffer * Shape::kShares;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b) {
+        *reinterpret_cast<float2*>(pass_shares + (warp * kRows + group + 8 * b) * Shape::kShareStride + t * kTileRows +
+                                   2 * in_group) = make_float2(sum[t][2 * b], sum[t][2 * b + 1]);
+      }
+    }
+    if (normed && first_pass) {
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b) {
+        float total = squares[b];
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+        if (in_group == 0) square_shares[warp * kRows + group + 8 * b] = total;
+      }
+    }
+    // The other buffer's sums were read before this: their readers are here.
+    __syncthreads();
+    if (normed && first_pass) {
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b) {
+        float total = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) total += square_shares[w * kRows + warp + 8 * b];
+        inverse_norm[b] = rsqrtf(total / static_cast<float>(args.inputs) + args.eps);
+      }
+    }
+    if (lane >= num_outputs) continue;
+    const int column = first_output + lane;
+#pragma unroll
+    for (int b = 0; b < row_blocks; ++b) {
+      const int r = warp + 8 * b;
+      if (r >= args.rows) break;
+      const auto total = [&](int place, int weight_row) {
+        float value = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) value += pass_shares[(w * kRows + r) * Shape::kShareStride + place];
+        if constexpr (normed) value *= inverse_norm[b];
+        return args.bias != nullptr ? value + args.bias[weight_row] : value;
+      };
+      const std::int64_t at = std::int64_t{r} * args.outputs + column;
+      if constexpr (output == SkinnyOutput::gated) {
+        const int place = lane / 4 * kTileRows + lane % 4;
+        const float gate = total(place, column), up = total(place + 4, column + args.outputs);
+        static_cast<bf16*>(args.y)[at] = __float2bfloat16(gate / (1.0f + __expf(-gate)) * up);
+      } else if constexpr (output == SkinnyOutput::f32) {
+        static_cast<float*>(args.y)[at] = total(lane, column);
+      } else if constexpr (output == SkinnyOutput::added) {
+        static_cast<bf16*>(args.y)[at] = __float2bfloat16(before[b] + total(lane, column));
+      } else {
+        static_cast<bf16*>(args.y)[at] = __float2bfloat16(total(lane, column));
+      }
+    }
   }
 }
 
-template <bool gated, int row_blocks, typename Y>
-void launch(const SkinnyArgs& args, cudaStream_t stream) {
-  constexpr int outputs_per_block = gated ? kTileOutputs / 2 : kTileOutputs;
-  const auto num_blocks = static_cast<unsigned>((args.outputs + outputs_per_block - 1) / outputs_per_block);
-  // Where there are few blocks, more warps share the inputs of each.
-  const bool narrow = num_blocks <= 160 && args.inputs >= 2048;
-  const int warps = narrow ? 16 : 8;
-  const auto kernel = narrow ? skinny_kernel<16, gated, row_blocks, Y> : skinny_kernel<8, gated, row_blocks, Y>;
-  launch_kernel(kernel, dim3(num_blocks), warps * 32, 0, stream, static_cast<const bf16*>(args.weights), args.bias,
-                static_cast<const bf16*>(args.x), static_cast<Y*>(args.y), args.rows, args.inputs, args.outputs);
+int num_processors() {
+  static const int count = [] {
+    int device = 0, processors = 0;
+    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    return processors;
+  }();
+  return count;
 }
 
-template <bool gated, typename Y>
+template <SkinnyOutput output, bool normed, int row_blocks>
+void launch(const SkinnyArgs& args, cudaStream_t stream) {
+  constexpr int tile_outputs = output == SkinnyOutput::gated ? kTileRows / 2 : kTileRows;
+  const auto kernel = skinny_kernel<output, normed, row_blocks>;
+  using Shape = SkinnyShape<row_blocks>;
+  MINISGL_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::bytes(Shape::kStages, 2)));
+  const auto num_tiles = static_cast<int>((args.outputs + tile_outputs - 1) / tile_outputs);
+  const int num_blocks = std::min(num_tiles, num_processors());
+  // Memory that it doesn't need may hold the weights of kernels after the next.
+  const int tiles = (num_tiles + num_blocks - 1) / num_blocks;
+  const int chunks = chunks_of(0, static_cast<int>((args.inputs + kChunk - 1) / kChunk));
+  const int stages = std::min(Shape::kStages, tiles * chunks);
+  const int bytes = Shape::bytes(stages, (tiles + kTiles - 1) / kTiles);
+  launch_kernel(kernel, dim3(static_cast<unsigned>(num_blocks)), kThreads, bytes, stream,
+                SkinnyKernelArgs{.weights = static_cast<const bf16*>(args.weights),
+                                 .bias = args.bias,
+                                 .x = static_cast<const bf16*>(args.x),
+                                 .norm = args.norm,
+                                 .eps = args.eps,
+                                 .y = args.y,
+                                 .stages = stages,
+                                 .rows = static_cast<int>(args.rows),
+                                 .inputs = static_cast<int>(args.inputs),
+                                 .outputs = static_cast<int>(args.outputs)});
+}
+
+template <SkinnyOutput output, bool normed>
 void launch_rows(const SkinnyArgs& args, cudaStream_t stream) {
   if (args.rows <= 8) {
-    launch<gated, 1, Y>(args, stream);
+    launch<output, normed, 1>(args, stream);
   } else {
-    launch<gated, 2, Y>(args, stream);
+    launch<output, normed, 2>(args, stream);
+  }
+}
+
+template <SkinnyOutput output>
+void launch_normed(const SkinnyArgs& args, cudaStream_t stream) {
+  if (args.norm != nullptr) {
+    launch_rows<output, true>(args, stream);
+  } else {
+    launch_rows<output, false>(args, stream);
   }
 }
 
 }  // namespace
 
-bool skinny_gemm_fits(int rows, std::int64_t inputs) {
-  return rows >= 1 && rows <= kMaxSkinnyRows && inputs % kStep == 0;
+bool skinny_gemm_fits(std::int64_t rows, std::int64_t inputs) {
+  return rows >= 1 && rows <= kMaxSkinnyRows && inputs % 8 == 0;
 }
 
 void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream) {
   MINISGL_CHECK(skinny_gemm_fits(args.rows, args.inputs), args.rows, " rows of ", args.inputs);
-  MINISGL_CHECK(!args.gated || !args.y_is_f32, "gated products are bf16");
-  if (args.gated) {
-    launch_rows<true, bf16>(args, stream);
-  } else if (args.y_is_f32) {
-    launch_rows<false, float>(args, stream);
-  } else {
-    launch_rows<false, bf16>(args, stream);
+  MINISGL_CHECK(args.output != SkinnyOutput::added || args.norm == nullptr, "a norm before a sum");
+  switch (args.output) {
+    case SkinnyOutput::bf16: return launch_normed<SkinnyOutput::bf16>(args, stream);
+    case SkinnyOutput::f32: return launch_normed<SkinnyOutput::f32>(args, stream);
+    case SkinnyOutput::gated: return launch_normed<SkinnyOutput::gated>(args, stream);
+    case SkinnyOutput::added: return launch_rows<SkinnyOutput::added, false>(args, stream);
   }
 }
 

@@ -10,7 +10,8 @@ namespace {
 
 template <typename T, int padded_dim>
 void launch(const AttentionArgs& args, cudaStream_t stream) {
-  if (args.step.num_prefills > 0) prefill_attention<T, padded_dim>(args, stream);
+  if (args.step.num_prefills > 0 && !hopper_prefill_attention<T, padded_dim>(args, stream))
+    prefill_attention<T, padded_dim>(args, stream);
   if (args.step.num_decodes > 0) decode_attention<T, padded_dim>(args, stream);
 }
 

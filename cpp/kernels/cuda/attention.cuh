@@ -16,6 +16,13 @@ namespace minisgl::cuda {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
+// One instruction; results below 2^-126 become 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // What a block needs to find one KV head's positions.
 template <typename T>
 struct Pages {
@@ -100,6 +107,13 @@ struct Softmax {
 #pragma unroll
     for (int j = 0; j < dim / 8; ++j) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
   }
+  __device__ __forceinline__ void scale(const float (&by)[2]) {
+#pragma unroll
+    for (int j = 0; j < dim / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[j][i] *= by[i / 2];
+    }
+  }
 };
 
 // Which positions the two queries of a lane see: [low, high).
@@ -110,6 +124,47 @@ struct Visible {
 __device__ __forceinline__ Visible visible_to(std::int32_t position, std::int32_t next_position, std::int32_t window) {
   return {.low = {window > 0 ? position - window + 1 : 0, window > 0 ? next_position - window + 1 : 0},
           .high = {position + 1, next_position + 1}};
+}
+
+// A lane's scores of a tile of `size` positions from `first` on become weights: 2^(score * scale_log2) over the
+// greatest so far. The sums so far, and all that was weighed before, must shrink by `shrink`; `sum` does here.
+template <int size>
+__device__ __forceinline__ void weigh(float (&score)[size / 8][4], std::int32_t first, const Visible& visible,
+                                      bool masked, float scale_log2, float (&max)[2], float (&sum)[2],
+                                      float (&shrink)[2]) {
+  if (masked) {
+    const std::int32_t own = first + 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int j = 0; j < size / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const std::int32_t position = own + 8 * j + i % 2;
+        if (position < visible.low[i / 2] || position >= visible.high[i / 2]) score[j][i] = -INFINITY;
+      }
+    }
+  }
+  float base[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float top = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < size / 8; ++j) top = fmaxf(top, fmaxf(score[j][2 * half], score[j][2 * half + 1]));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+    const float new_max = fmaxf(max[half], top * scale_log2);
+    base[half] = new_max == -INFINITY ? 0.0f : new_max;  // nothing seen yet: every weight becomes 0
+    shrink[half] = exp2_fast(max[half] - base[half]);
+    max[half] = new_max;
+    sum[half] *= shrink[half];
+  }
+#pragma unroll
+  for (int j = 0; j < size / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      score[j][i] = exp2_fast(score[j][i] * scale_log2 - base[i / 2]);
+      sum[i / 2] += score[j][i];
+    }
+  }
 }
 
 // Folds a tile of `size` positions from `first` on into the softmaxes of `blocks` times 16 queries. masked: whether
@@ -140,43 +195,9 @@ __device__ __forceinline__ void fold_tile(const T* queries, const T* keys, const
 
 #pragma unroll
   for (int b = 0; b < blocks; ++b) {
-    if (masked) {
-#pragma unroll
-      for (int j = 0; j < size / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const std::int32_t position = first + 8 * j + 2 * (lane % 4) + i % 2;
-          if (position < visible[b].low[i / 2] || position >= visible[b].high[i / 2]) score[b][j][i] = -INFINITY;
-        }
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float top = -INFINITY;
-#pragma unroll
-      for (int j = 0; j < size / 8; ++j) top = fmaxf(top, fmaxf(score[b][j][2 * half], score[b][j][2 * half + 1]));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-      const float max = fmaxf(softmax[b].max[half], top * scale_log2);
-      const float base = max == -INFINITY ? 0.0f : max;  // nothing seen yet: every weight becomes 0
-      const float shrink = exp2f(softmax[b].max[half] - base);
-      softmax[b].max[half] = max;
-      float sum = 0.0f;
-#pragma unroll
-      for (int j = 0; j < size / 8; ++j) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          score[b][j][i] = exp2f(score[b][j][i] * scale_log2 - base);
-          sum += score[b][j][i];
-        }
-      }
-      softmax[b].sum[half] = softmax[b].sum[half] * shrink + sum;
-#pragma unroll
-      for (int j = 0; j < dim / 8; ++j) {
-        softmax[b].acc[j][2 * half] *= shrink;
-        softmax[b].acc[j][2 * half + 1] *= shrink;
-      }
-    }
+    float shrink[2];
+    weigh<size>(score[b], first, visible[b], masked, scale_log2, softmax[b].max, softmax[b].sum, shrink);
+    softmax[b].scale(shrink);
   }
 
 #pragma unroll

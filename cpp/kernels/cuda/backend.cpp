@@ -18,9 +18,8 @@ namespace {
 
 using cuda::allocate_on_device;
 
-constexpr int kMostSplits = 64;                                // parts that decode attention cuts a sequence into
-constexpr int kBlocksPerProcessor = 4;                         // of decode attention, to keep the memory busy
-constexpr std::int64_t kLazySlots = 64;                        // of penalty counts, where nobody reserved them
+constexpr int kPartsPerProcessor = 12;   // of decode attention, so that the last of them to run don't run alone
+constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
 constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // of all recorded steps; seen: 40 MiB for 32 layers
 
 class CudaMatrix final : public Matrix {
@@ -78,14 +77,23 @@ class CudaSeenTokens final : public SeenTokens {
 
   void add_prompt(std::span<const std::int32_t> tokens) override {
     if (!in_prompt_ || tokens.empty()) return;
+    upload(tokens);
+    cuda::mark_prompt(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
+  }
+  void add_output(std::span<const std::int32_t> tokens) override {
+    if (tokens.empty()) return;
+    upload(tokens);
+    cuda::count_output(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
+  }
+
+ private:
+  void upload(std::span<const std::int32_t> tokens) {
     if (tokens.size_bytes() > tokens_.size()) tokens_ = allocate_on_device(tokens.size_bytes());
     // From pageable memory: the call returns when the tokens are read.
     MINISGL_CUDA_CHECK(
         cudaMemcpyAsync(tokens_.data(), tokens.data(), tokens.size_bytes(), cudaMemcpyHostToDevice, stream_));
-    cuda::mark_prompt(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
   }
 
- private:
   SeenPool& pool_;
   bool in_prompt_;
   cudaStream_t stream_;
@@ -118,17 +126,19 @@ CudaStream make_stream() {
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm)
+  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm,
+          const std::string& cache_folder)
       : comm_(std::move(comm)),
         device_index_(device_index),
         properties_(properties),
         pool_(num_threads),
         stream_(make_stream()),
         upload_stream_(make_stream()),
-        uploader_(pool_, stream_.get()) {
-    const std::int64_t blocks = num_attention_blocks();
-    partials_ = allocate_on_device(static_cast<std::size_t>(blocks * cuda::partial_floats(256)) * sizeof(float));
-    arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
+        uploader_(pool_, stream_.get()),
+        dense_(properties.name, cache_folder) {
+    const std::int64_t parts = most_attention_parts();
+    partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
+    arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
     for (StepSlot& slot : slots_) slot.begun = cuda::make_timed_event(), slot.done = cuda::make_timed_event();
   }
 
@@ -219,9 +229,11 @@ class CudaOps final : public Ops {
                 stream_.get());
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
+    unnormed_ = {};
     cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
   }
   void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    unnormed_ = {};
     const SumAddRmsNorm sum{.residual = residual.data,
                             .delta = delta.data,
                             .weight = weight,
@@ -236,6 +248,8 @@ class CudaOps final : public Ops {
   }
   void linear(const Linear& weights, Tensor x, Tensor y) override;
   void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override;
+  void linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
+                       Tensor normed) override;
   void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
     cuda::store_heads(step_, qkv.data, shape, transform, cache, stream_.get());
@@ -260,9 +274,14 @@ class CudaOps final : public Ops {
   double busy_seconds() const override { return busy_seconds_; }
 
  private:
-  // Blocks of decode attention that cutting sequences into parts may lead to.
-  std::int64_t num_attention_blocks() const {
-    return std::int64_t{properties_.multiProcessorCount} * kBlocksPerProcessor;
+  // y = x · Wᵀ by the kernels for few rows, or by their norm of x where that is what they are to read. False where they
+  // don't take the shape.
+  bool few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output);
+  // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
+  void many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
+  // That decode attention may cut sequences into.
+  std::int64_t most_attention_parts() const {
+    return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
   }
   // For something that other ranks may keep from coming.
   template <typename Wait>
@@ -288,6 +307,12 @@ class CudaOps final : public Ops {
   cuda::Uploader uploader_;
   cuda::DenseGemm dense_;
   std::uint64_t random_seed_ = 0;
+  // Rows that were asked for but not written: the products of few rows that read `normed` take the norm on their way.
+  struct {
+    const std::byte* normed = nullptr;
+    const std::byte* residual = nullptr;
+    Norm norm{};
+  } unnormed_;
 
   DeviceBuffer partials_, arrived_;  // of decode attention
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
@@ -448,74 +473,80 @@ void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> qu
   }
 }
 
-void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
-  const auto& linear = static_cast<const CudaLinear&>(weights);
-  MINISGL_CHECK(x.cols == linear.in_features() && y.cols == linear.out_features() && x.rows == y.rows);
-  if (x.rows == 0) return;
+bool CudaOps::few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output) {
+  const std::int64_t outputs = weights.out_features() / (output == cuda::SkinnyOutput::gated ? 2 : 1);
+  MINISGL_CHECK(x.cols == weights.in_features() && y.cols == outputs && x.rows == y.rows);
+  if (x.rows == 0) return true;
+  if (!cuda::skinny_gemm_fits(x.rows, x.cols)) return false;
+  const bool normed = x.data == unnormed_.normed;
+  cuda::skinny_gemm({.weights = weights.weight(),
+                     .bias = weights.bias(),
+                     .x = normed ? unnormed_.residual : x.data,
+                     .norm = normed ? unnormed_.norm.weight : nullptr,
+                     .eps = unnormed_.norm.eps,
+                     .y = y.data,
+                     .output = output,
+                     .rows = x.rows,
+                     .inputs = x.cols,
+                     .outputs = outputs},
+                    stream_.get());
+  return true;
+}
+
+void CudaOps::many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added) {
   const bool y_is_f32 = y.dtype == DType::f32;
-  if (x.rows <= cuda::kMaxSkinnyRows && cuda::skinny_gemm_fits(static_cast<int>(x.rows), x.cols)) {
-    cuda::skinny_gemm({.weights = linear.weight(),
-                       .bias = linear.bias(),
-                       .x = x.data,
-                       .y = y.data,
-                       .y_is_f32 = y_is_f32,
-                       .gated = false,
-                       .rows = static_cast<int>(x.rows),
-                       .inputs = x.cols,
-                       .outputs = y.cols},
-                      stream_.get());
-    return;
-  }
-  dense_.run({.weights = linear.weight(),
+  dense_.run({.weights = weights.weight(),
               .x = x.data,
               .y = y.data,
+              .scratch = scratch,
               .y_is_f32 = y_is_f32,
+              .added = added,
               .rows = x.rows,
               .inputs = x.cols,
               .outputs = y.cols},
              stream_.get());
-  if (linear.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, linear.bias(), y.rows, y.cols, stream_.get());
+  if (weights.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_.get());
+}
+
+void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
+  const auto& linear = static_cast<const CudaLinear&>(weights);
+  const auto output = y.dtype == DType::f32 ? cuda::SkinnyOutput::f32 : cuda::SkinnyOutput::bf16;
+  if (!few_rows(linear, x, y, output)) many_rows(linear, x, y, y.data, false);
 }
 
 void CudaOps::gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) {
-  const auto& linear = static_cast<const CudaLinear&>(gate_up);
-  MINISGL_CHECK(x.cols == linear.in_features() && 2 * y.cols == linear.out_features() && x.rows == y.rows);
-  if (x.rows == 0) return;
-  if (x.rows <= cuda::kMaxSkinnyRows && cuda::skinny_gemm_fits(static_cast<int>(x.rows), x.cols)) {
-    cuda::skinny_gemm({.weights = linear.weight(),
-                       .bias = linear.bias(),
-                       .x = x.data,
-                       .y = y.data,
-                       .y_is_f32 = false,
-                       .gated = true,
-                       .rows = static_cast<int>(x.rows),
-                       .inputs = x.cols,
-                       .outputs = y.cols},
-                      stream_.get());
-    return;
-  }
-  this->linear(gate_up, x, scratch);
+  if (few_rows(static_cast<const CudaLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) return;
+  linear(gate_up, x, scratch);
   cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
+}
+
+void CudaOps::linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
+                              Tensor normed) {
+  if (num_ranks() > 1) return Ops::linear_add_norm(weights, x, delta, residual, norm, normed);
+  const auto& linear = static_cast<const CudaLinear&>(weights);
+  if (!few_rows(linear, x, residual, cuda::SkinnyOutput::added)) many_rows(linear, x, residual, delta.data, true);
+  if (cuda::skinny_gemm_fits(residual.rows, residual.cols)) {
+    unnormed_ = {.normed = normed.data, .residual = residual.data, .norm = norm};
+  } else {
+    rms_norm(residual, norm.weight, norm.eps, normed);
+  }
 }
 
 void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
                               std::int32_t window, Tensor out) {
   MINISGL_CHECK(qkv.cols == shape.row_size() && shape.num_heads % shape.num_kv_heads == 0, shape.num_heads,
                 " heads for ", shape.num_kv_heads, " KV heads");
-  const std::int64_t blocks =
-      std::max<std::int64_t>(1, std::int64_t{step_.num_decodes} * cuda::decode_head_blocks(shape));
-  cuda::paged_attention(
-      {.step = step_,
-       .qkv = qkv.data,
-       .out = out.data,
-       .shape = shape,
-       .cache = cache,
-       .scale = scale,
-       .window = window,
-       .num_splits = static_cast<int>(std::clamp<std::int64_t>(num_attention_blocks() / blocks, 1, kMostSplits)),
-       .partials = partials_.as<float>(),
-       .arrived = arrived_.as<std::uint32_t>()},
-      stream_.get());
+  cuda::paged_attention({.step = step_,
+                         .qkv = qkv.data,
+                         .out = out.data,
+                         .shape = shape,
+                         .cache = cache,
+                         .scale = scale,
+                         .window = window,
+                         .most_parts = most_attention_parts(),
+                         .partials = partials_.as<float>(),
+                         .arrived = arrived_.as<std::uint32_t>()},
+                        stream_.get());
 }
 
 void CudaOps::gather_columns(Tensor part, Tensor scratch, Tensor y) {
@@ -557,7 +588,13 @@ int num_cuda_devices() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm) {
+std::string cuda_pci_id(int device_index) {
+  char id[32] = "";
+  return cudaDeviceGetPCIBusId(id, sizeof id, device_index) == cudaSuccess ? id : "";
+}
+
+std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
+                                   const std::string& cache_folder) {
   const int count = num_cuda_devices();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
@@ -569,7 +606,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::share
     throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
                             "; 8.0 is needed"));
   }
-  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm));
+  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm), cache_folder);
 }
 
 }  // namespace minisgl

@@ -7,6 +7,9 @@
 
 namespace minisgl::cuda {
 
+constexpr int kMostSplits = 64;  // parts of a sequence
+constexpr int kLeastRounds = 4;  // of a part: merging smaller ones takes longer than they save
+
 template <int dim>
 struct DecodeShape {
   static constexpr int kWarps = 4;
@@ -33,22 +36,16 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const int first_head = kv_head * group + first_in_group;
   const int head_dim = args.shape.head_dim;
   const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
-  if (sequence.num_rows == 0) {
-    wait_for_previous();
-    return;
-  }
+  if (sequence.num_rows == 0) return;
 
   // Positions of this part: whole tiles for every warp.
   const std::int32_t end = sequence.start_position + 1;
   const std::int32_t begin = args.window > 0 ? max(0, end - args.window) : 0;
   constexpr int kRound = Shape::kWarps * Shape::kPositions;
   const int rounds = (end - begin + kRound - 1) / kRound;
-  const int rounds_per_part = (rounds + args.num_splits - 1) / args.num_splits;
+  const int rounds_per_part = max(kLeastRounds, (rounds + args.num_splits - 1) / args.num_splits);
   const int num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
-  if (static_cast<int>(blockIdx.x) >= num_parts) {
-    wait_for_previous();
-    return;
-  }
+  if (static_cast<int>(blockIdx.x) >= num_parts) return;
   const std::int32_t part_begin = begin + static_cast<int>(blockIdx.x) * rounds_per_part * kRound;
   const std::int32_t part_end = min(end, part_begin + rounds_per_part * kRound);
 
@@ -145,29 +142,76 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  for (int i = threadIdx.x; i < num_queries * head_dim; i += kThreads) {
-    const int query = i / head_dim;
-    float max = -INFINITY;
-    for (int p = 0; p < num_parts; ++p) max = fmaxf(max, __ldcg(partials + p * part_floats + query));
-    float sum = 0.0f, acc = 0.0f;
-    for (int p = 0; p < num_parts; ++p) {
-      const float* part = partials + p * part_floats;
-      const float weight = exp2f(__ldcg(part + query) - max);
-      sum += weight * __ldcg(part + kDecodeQueries + query);
-      acc += weight * __ldcg(part + 2 * kDecodeQueries + i);
+  // What each part weighs in each query's answer.
+  float* weights = reinterpret_cast<float*>(memory);  // [kDecodeQueries][kMostSplits]
+  for (int query = warp; query < num_queries; query += Shape::kWarps) {
+    float part_max[kMostSplits / 32], part_sum[kMostSplits / 32], max = -INFINITY, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kMostSplits / 32; ++i) {
+      const int p = 32 * i + lane;
+      part_max[i] = p < num_parts ? __ldcg(partials + p * part_floats + query) : -INFINITY;
+      part_sum[i] = p < num_parts ? __ldcg(partials + p * part_floats + kDecodeQueries + query) : 0.0f;
+      max = fmaxf(max, part_max[i]);
     }
-    out[i] = __float2bfloat16(acc / sum);
+    max = warp_max(max);
+#pragma unroll
+    for (int i = 0; i < kMostSplits / 32; ++i) {
+      part_max[i] = exp2f(part_max[i] - max);
+      sum += part_max[i] * part_sum[i];
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int i = 0; i < kMostSplits / 32; ++i) weights[query * kMostSplits + 32 * i + lane] = part_max[i] / sum;
   }
+  __syncthreads();
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < num_queries * head_dim; i += 4 * kThreads) {
+    const float* weight = weights + i / head_dim * kMostSplits;
+    const float* acc = partials + 2 * kDecodeQueries + i;
+    float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 8
+    for (int p = 0; p < num_parts; ++p) {
+      const float4 part = __ldcg(reinterpret_cast<const float4*>(acc + p * part_floats));
+      total.x += weight[p] * part.x;
+      total.y += weight[p] * part.y;
+      total.z += weight[p] * part.z;
+      total.w += weight[p] * part.w;
+    }
+    *reinterpret_cast<uint2*>(out + i) = {pack2<bf16>(total.x, total.y), pack2<bf16>(total.z, total.w)};
+  }
+}
+
+// Into how many parts to cut each of `blocks` such that the last of the waves in which `resident` parts run at a time
+// is full, or nearly.
+inline int choose_splits(std::int64_t blocks, std::int64_t resident, std::int64_t most_parts) {
+  int best = 1;
+  const auto waves_per_split = [&](int splits) {
+    return static_cast<double>((blocks * splits + resident - 1) / resident) / splits;
+  };
+  for (int splits = 2; splits <= kMostSplits && blocks * splits <= most_parts; ++splits)
+    if (waves_per_split(splits) < 0.95 * waves_per_split(best)) best = splits;
+  return best;
 }
 
 template <typename T, int dim>
 void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
   using Shape = DecodeShape<dim>;
+  constexpr int kThreads = Shape::kWarps * 32;
   MINISGL_CUDA_CHECK(
       cudaFuncSetAttribute(decode_kernel<T, dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes));
-  const dim3 grid(static_cast<unsigned>(args.num_splits), static_cast<unsigned>(decode_head_blocks(args.shape)),
+  static const std::int64_t resident = [] {
+    int device = 0, processors = 0, blocks = 0;
+    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    MINISGL_CUDA_CHECK(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_kernel<T, dim>, kThreads, Shape::kBytes));
+    return std::int64_t{processors} * blocks;
+  }();
+  const int blocks = decode_head_blocks(args.shape);
+  AttentionArgs cut = args;
+  cut.num_splits = choose_splits(std::int64_t{args.step.num_decodes} * blocks, resident, args.most_parts);
+  const dim3 grid(static_cast<unsigned>(cut.num_splits), static_cast<unsigned>(blocks),
                   static_cast<unsigned>(args.step.num_decodes));
-  launch_kernel(decode_kernel<T, dim>, grid, Shape::kWarps * 32, Shape::kBytes, stream, args);
+  launch_kernel(decode_kernel<T, dim>, grid, kThreads, Shape::kBytes, stream, cut);
 }
 
 }  // namespace minisgl::cuda

@@ -34,12 +34,14 @@ struct AttentionArgs {
   ops::KvLayer cache;
   float scale;
   std::int32_t window;
-  // Decode: the positions of a sequence are cut into at most num_splits parts. Partial results lie in `partials`,
-  // [num_decodes, blocks of heads, num_splits] of partial_floats(); `arrived` [num_decodes, blocks of heads] starts and
+  // Decode: the positions of a sequence are cut into at most num_splits parts (which decode_attention() chooses).
+  // Partial results lie in `partials`, [num_decodes, blocks of heads, num_splits] of partial_floats(), at most
+  // most_parts in all where there are splits; `arrived`, one for each of num_decodes and blocks of heads, starts and
   // ends as zeros.
-  int num_splits;
+  std::int64_t most_parts;
   float* partials;
   std::uint32_t* arrived;
+  int num_splits = 1;
 };
 constexpr int kDecodeQueries = 16;  // query heads of one KV head that a block of the decode kernel takes
 inline int decode_head_blocks(const HeadShape& shape) {
@@ -55,11 +57,16 @@ template <typename T, int padded_dim>
 void decode_attention(const AttentionArgs& args, cudaStream_t stream);
 template <typename T, int padded_dim>
 void prefill_attention(const AttentionArgs& args, cudaStream_t stream);
+// The same on compute capability 9.0; false where this build or this GPU can't.
+template <typename T, int padded_dim>
+bool hopper_prefill_attention(const AttentionArgs& args, cudaStream_t stream);
 // Both, as far as the step has such rows.
 void paged_attention(const AttentionArgs& args, cudaStream_t stream);
 
 // Marks tokens as seen in a prompt: seen [vocab], bit 31 the prompt, below it the count in the output.
 void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream);
+// The same for tokens of an output; one may stand there several times.
+void count_output(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream);
 // y [rows, cols]: the first columns of parts [any number, rows, part_cols] side by side.
 void join_columns(const float* parts, std::int64_t rows, std::int64_t part_cols, std::int64_t cols, float* y,
                   cudaStream_t stream);

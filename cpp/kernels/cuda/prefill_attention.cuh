@@ -2,9 +2,7 @@
 // positions that they see. Bound by the tensor cores: 4 * positions * head_dim FLOP for each query.
 #pragma once
 
-#include <algorithm>
-
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/prefill_tile.cuh"
 
 namespace minisgl::cuda {
 
@@ -18,49 +16,25 @@ struct PrefillShape {
   static constexpr int kSharedElements = kQueries * kStride<dim> + 2 * 2 * kTile;
 };
 
-// grid: tiles of the longest sequence, the last rows first because they see the most; KV heads; sequences.
 template <typename T, int dim>
 __global__ void __launch_bounds__(PrefillShape<dim>::kWarps * 32) prefill_kernel(const AttentionArgs args) {
   using Shape = PrefillShape<dim>;
   constexpr int kThreads = Shape::kWarps * 32;
   let_next_start();
   wait_for_previous();
-  const int group = args.shape.num_heads / args.shape.num_kv_heads;
-  const SequenceEntry sequence = args.step.sequences[args.step.prefills[blockIdx.z]];
-  const int total = sequence.num_rows * group;  // queries
-  const int num_tiles = (total + Shape::kQueries - 1) / Shape::kQueries;
-  const int tile = num_tiles - 1 - static_cast<int>(blockIdx.x);
-  if (tile < 0) return;
-  const int kv_head = blockIdx.y;
-  const int first_query = tile * Shape::kQueries;
-  const int num_queries = min(Shape::kQueries, total - first_query);
+  const PrefillTile tile = prefill_tile(args, Shape::kQueries);
+  if (tile.num_queries == 0) return;
 
   extern __shared__ __align__(16) unsigned char memory[];
+  __shared__ bool has_non_finite;
   T* queries = reinterpret_cast<T*>(memory);
   T* keys = queries + Shape::kQueries * kStride<dim>;  // [2][kPositions, dim]
   T* values = keys + 2 * Shape::kTile;
-
-  // Query i of the sequence is head i % group of row i / group.
-  const std::int64_t row_size = args.shape.row_size();
+  if (threadIdx.x == 0) has_non_finite = false;
   for (int i = threadIdx.x; i < Shape::kQueries * (dim / 8); i += kThreads) {
     const int query = i / (dim / 8), column = i % (dim / 8) * 8;
-    alignas(16) T chunk[8];
-    if (query < num_queries && column < args.shape.head_dim) {
-      const std::int64_t row = sequence.first_row + (first_query + query) / group;
-      const int head = kv_head * group + (first_query + query) % group;
-      const auto* from = static_cast<const bf16*>(args.qkv) + row * row_size + head * args.shape.head_dim + column;
-#pragma unroll
-      for (int k = 0; k < 8; ++k) chunk[k] = from_float<T>(to_float(from[k]));
-    } else {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) chunk[k] = from_float<T>(0.0f);
-    }
-    *reinterpret_cast<uint4*>(queries + query * kStride<dim> + column) = *reinterpret_cast<const uint4*>(chunk);
+    *reinterpret_cast<uint4*>(queries + query * kStride<dim> + column) = query_chunk<T>(args, tile, query, column);
   }
-
-  const std::int32_t first_row_position = sequence.start_position + first_query / group;
-  const std::int32_t end = sequence.start_position + (first_query + num_queries - 1) / group + 1;
-  const std::int32_t begin = args.window > 0 ? max(0, first_row_position - args.window + 1) : 0;
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int warp_query = warp * Shape::kBlocks * 16;
@@ -69,28 +43,34 @@ __global__ void __launch_bounds__(PrefillShape<dim>::kWarps * 32) prefill_kernel
 #pragma unroll
   for (int b = 0; b < Shape::kBlocks; ++b) {
     softmax[b].clear();
-    const int query = first_query + warp_query + 16 * b + lane / 4;
-    visible[b] =
-        visible_to(sequence.start_position + query / group, sequence.start_position + (query + 8) / group, args.window);
+    visible[b] = tile.visible_to_lane(warp_query + 16 * b + lane / 4);
   }
 
-  const Pages<T> pages = pages_of<T>(args, sequence, kv_head);
-  const auto load_tile = [&](std::int32_t first, int stage) {  // each warp its share of the positions
-    constexpr int share = Shape::kPositions / Shape::kWarps;
-    const int offset = stage * Shape::kTile + warp * share * kStride<dim>;
-    load_rows<T, dim, share>(pages, first + warp * share, end, keys + offset, values + offset, lane);
+  const Pages<T> pages = pages_of<T>(args, tile.sequence, tile.kv_head);
+  constexpr int kShare = Shape::kPositions / Shape::kWarps;  // of the positions, a warp's
+  const auto load_tile = [&](std::int32_t first, int stage) {
+    const int offset = stage * Shape::kTile + warp * kShare * kStride<dim>;
+    load_rows<T, dim, kShare>(pages, first + warp * kShare, tile.end, keys + offset, values + offset, lane);
   };
-  load_tile(begin, 0);
+  load_tile(tile.begin, 0);
   commit_copies();
   int stage = 0;
-  for (std::int32_t first = begin; first < end; first += Shape::kPositions, stage ^= 1) {
+  for (std::int32_t first = tile.begin; first < tile.end; first += Shape::kPositions, stage ^= 1) {
     const std::int32_t next = first + Shape::kPositions;
-    if (next < end) load_tile(next, stage ^ 1);
+    const bool masked = tile.masks(first, Shape::kPositions);
+    if (next < tile.end) load_tile(next, stage ^ 1);
     commit_copies();
     wait_copies<1>();
     __syncthreads();
-    // All rows see all of a tile that ends before the first row, unless a window cuts it.
-    const bool masked = next > first_row_position + 1 || args.window > 0;
+    if (masked) {
+      bool any = false;
+      for (int i = threadIdx.x; i < Shape::kPositions * (dim / 8); i += kThreads) {
+        T* chunk = values + stage * Shape::kTile + i / (dim / 8) * kStride<dim> + i % (dim / 8) * 8;
+        any = clear_non_finite<T>(chunk) || any;
+      }
+      if (any) has_non_finite = true;
+      __syncthreads();
+    }
     fold_tile<T, dim, Shape::kPositions, Shape::kBlocks>(queries + warp_query * kStride<dim>,
                                                          keys + stage * Shape::kTile, values + stage * Shape::kTile,
                                                          first, visible, masked, args.scale * kLog2E, softmax);
@@ -100,23 +80,8 @@ __global__ void __launch_bounds__(PrefillShape<dim>::kWarps * 32) prefill_kernel
 #pragma unroll
   for (int b = 0; b < Shape::kBlocks; ++b) {
     finish_sums(softmax[b]);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int query = warp_query + 16 * b + lane / 4 + 8 * half;
-      if (query >= num_queries) continue;
-      const std::int64_t row = sequence.first_row + (first_query + query) / group;
-      const int head = kv_head * group + (first_query + query) % group;
-      const float inverse = 1.0f / softmax[b].sum[half];
-      bf16* out = static_cast<bf16*>(args.out) + (row * args.shape.num_heads + head) * args.shape.head_dim;
-#pragma unroll
-      for (int j = 0; j < dim / 8; ++j) {
-        const int column = 8 * j + 2 * (lane % 4);
-        if (column < args.shape.head_dim) {
-          *reinterpret_cast<std::uint32_t*>(out + column) =
-              pack2<bf16>(softmax[b].acc[j][2 * half] * inverse, softmax[b].acc[j][2 * half + 1] * inverse);
-        }
-      }
-    }
+    if (has_non_finite) add_non_finite<T, dim>(pages, tile, visible[b], Shape::kPositions, softmax[b].acc);
+    store_answers(args, tile, warp_query + 16 * b + lane / 4, softmax[b]);
   }
 }
 
@@ -125,11 +90,7 @@ void prefill_attention(const AttentionArgs& args, cudaStream_t stream) {
   using Shape = PrefillShape<dim>;
   constexpr int bytes = Shape::kSharedElements * static_cast<int>(sizeof(T));
   MINISGL_CUDA_CHECK(cudaFuncSetAttribute(prefill_kernel<T, dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  const int group = args.shape.num_heads / args.shape.num_kv_heads;
-  const int most_tiles = (args.step.most_prefill_rows * group + Shape::kQueries - 1) / Shape::kQueries;
-  const dim3 grid(static_cast<unsigned>(most_tiles), static_cast<unsigned>(args.shape.num_kv_heads),
-                  static_cast<unsigned>(args.step.num_prefills));
-  launch_kernel(prefill_kernel<T, dim>, grid, Shape::kWarps * 32, bytes, stream, args);
+  launch_kernel(prefill_kernel<T, dim>, prefill_grid(args, Shape::kQueries), Shape::kWarps * 32, bytes, stream, args);
 }
 
 }  // namespace minisgl::cuda

@@ -1,26 +1,20 @@
-// From logits to tokens on the device: kernels/sampling.h for a whole batch, one row a block, without a sort.
+// From logits to tokens on the device: kernels/sampling.h for a whole batch, without a sort. A cluster of blocks takes
+// a row; each keeps its slice in shared memory, where it fits.
 //
-// Tokens are ordered by a 64-bit key: higher logit first, then lower id. Every filter keeps a prefix of that order, so
-// all of them together are one smallest key that survives. It is found digit by digit from histograms: of tokens for
-// top_k, of weights for top_p. Weights are integers, 2^-40 of the largest: their sums don't depend on the order of the
-// threads, so the same logits always give the same token. Bound by reading the row from the second-level cache, once
-// for each pass: 1 for greedy, 3 for a plain draw, 3 to 6 more for each of top_k and top_p.
-#include "core/cuda.h"
-#include "core/cuda_launch.h"
-#include "core/cuda_math.cuh"
-#include "kernels/cuda/launch.h"
+// Every filter keeps a prefix of the tokens' order (sample_team.cuh), so all of them together are one smallest key that
+// survives. A histogram over the tokens' distances from the greatest logit (of numbers for top_k, of weights for top_p)
+// tells the distance at which that key lies. If few enough tokens are as near, one block goes on with them alone; else
+// the key is found digit by digit among those at that distance. Weights are integers, 2^-40 of the largest: their sums
+// don't depend on the order of the threads, so the same logits always give the same token. Bound by reading the logits
+// once, and by some barriers of the cluster.
+#include "kernels/cuda/sample_team.cuh"
 
 namespace minisgl::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
-constexpr int kWarps = kThreads / 32;
-constexpr int kBins = 2048;
 constexpr std::uint32_t kPromptBit = 0x80000000u;
 constexpr float kWeightUnit = 0x1p40f;
-
-using Key = std::uint64_t;
-using Mass = unsigned long long;
+constexpr float kFurthest = 27.7f;  // exp(-27.7) is just above the unit of weights; what is further has no weight
 
 // Grows with the logit; NaN is the least, with -inf.
 __device__ __forceinline__ std::uint32_t order_of(float logit) {
@@ -35,166 +29,160 @@ __device__ __forceinline__ Key key_of(float logit, std::int32_t token) {
 __device__ __forceinline__ std::int32_t token_of(Key key) {
   return static_cast<std::int32_t>(0xffffffffu - static_cast<std::uint32_t>(key));
 }
+__device__ __forceinline__ float logit_of(Key key) {
+  const auto order = static_cast<std::uint32_t>(key >> 32);
+  return __uint_as_float(order & 0x80000000u ? order ^ 0x80000000u : ~order);
+}
 
-// visit(i, logits[i]) for a block's share of a row; several loads are in flight together.
+// A block's part of a row.
+struct Slice {
+  const float* logits;
+  std::int32_t first, size;  // tokens
+};
+
+// visit(token, logit) for all of a slice; several loads are in flight together.
 template <typename Visit>
-__device__ __forceinline__ void for_each_logit(const float* logits, std::int32_t vocab, const Visit& visit) {
-  constexpr int kUnroll = 4, kWidth = 4;
+__device__ __forceinline__ void for_each_logit(const Slice& slice, const Visit& visit) {
+  constexpr int kUnroll = 4, kWidth = 4, kStride = kSampleThreads * kWidth;
   std::int32_t start = 0;
-  if (vocab % kWidth == 0) {  // then every row is aligned
-    for (; start + kThreads * kWidth * kUnroll <= vocab; start += kThreads * kWidth * kUnroll) {
+  if (reinterpret_cast<std::uintptr_t>(slice.logits) % 16 == 0) {
+    for (; start + kStride * kUnroll <= slice.size; start += kStride * kUnroll) {
       float4 values[kUnroll];
-      const std::int32_t first = start + static_cast<std::int32_t>(threadIdx.x) * kWidth;
+      const std::int32_t own = start + static_cast<std::int32_t>(threadIdx.x) * kWidth;
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
-        values[u] = *reinterpret_cast<const float4*>(logits + first + u * kThreads * kWidth);
+      for (int u = 0; u < kUnroll; ++u) values[u] = *reinterpret_cast<const float4*>(slice.logits + own + u * kStride);
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const std::int32_t i = first + u * kThreads * kWidth;
-        visit(i, values[u].x);
-        visit(i + 1, values[u].y);
-        visit(i + 2, values[u].z);
-        visit(i + 3, values[u].w);
+        const std::int32_t token = slice.first + own + u * kStride;
+        visit(token, values[u].x);
+        visit(token + 1, values[u].y);
+        visit(token + 2, values[u].z);
+        visit(token + 3, values[u].w);
       }
     }
   }
 #pragma unroll 4
-  for (std::int32_t i = start + static_cast<std::int32_t>(threadIdx.x); i < vocab; i += kThreads) visit(i, logits[i]);
+  for (std::int32_t i = start + static_cast<std::int32_t>(threadIdx.x); i < slice.size; i += kSampleThreads)
+    visit(slice.first + i, slice.logits[i]);
 }
 
-// Shared memory of a block; what a function leaves here, the next may overwrite after a barrier.
-struct Shared {
-  Mass bins[kBins];
-  Mass of_warp[kWarps];
-  Key key_of_warp[kWarps];
-  Mass chosen_mass;
-  std::int32_t chosen;
-};
+// How logits become weights.
+struct Scale {
+  float max;
+  bool infinite;  // the largest is +inf: those share all of the probability
+  float inverse;  // 1 / temperature
 
-__device__ Key block_max(Key x, Shared& shared) {
-  for (int mask = 16; mask > 0; mask >>= 1) {
-    const Key other = __shfl_xor_sync(0xffffffffu, x, mask);
-    x = other > x ? other : x;
+  __device__ float finite(float x) const { return infinite ? (x == INFINITY ? 0.0f : -INFINITY) : x; }
+  __device__ float distance(float logit) const { return (max - logit) * inverse; }  // from the largest
+  __device__ bool has_weight(float logit) const { return distance(logit) <= kFurthest; }
+  // In units of 2^-40 of the largest.
+  __device__ Mass weight(float logit) const {
+    return has_weight(logit) ? static_cast<Mass>(expf(-distance(logit)) * kWeightUnit) : 0;
   }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) shared.key_of_warp[threadIdx.x / 32] = x;
-  __syncthreads();
-  for (int i = 0; i < kWarps; ++i) x = shared.key_of_warp[i] > x ? shared.key_of_warp[i] : x;
-  return x;
-}
-
-__device__ __forceinline__ Mass warp_total(Mass x) {
-  for (int mask = 16; mask > 0; mask >>= 1) x += __shfl_xor_sync(0xffffffffu, x, mask);
-  return x;
-}
-
-__device__ Mass block_total(Mass x, Shared& shared) {
-  x = warp_total(x);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) shared.of_warp[threadIdx.x / 32] = x;
-  __syncthreads();
-  Mass total = 0;
-  for (int i = 0; i < kWarps; ++i) total += shared.of_warp[i];
-  return total;
-}
+  // Of a logit with a weight.
+  __device__ int bin(float logit) const {
+    return min(static_cast<int>(distance(logit) * (kBins / kFurthest)), kBins - 1);
+  }
+};
 
 // A row of logits, and what of it survived.
 struct Row {
-  const float* logits;
-  std::int32_t vocab;
-  float max;
-  bool infinite;  // the largest is +inf: those share all of the probability
-  float scale;    // 1 / temperature
-  Key cut;        // the smallest key that survives
+  Slice slice;
+  Scale scale;
+  Key cut;  // the smallest key that survives
 
-  __device__ float finite(float x) const { return infinite ? (x == INFINITY ? 0.0f : -INFINITY) : x; }
-  __device__ float logit(std::int32_t i) const { return finite(logits[i]); }
-  // In units of 2^-40 of the largest.
-  __device__ Mass weight(float logit) const {
-    const float distance = (logit - max) * scale;
-    return distance >= -40.0f ? static_cast<Mass>(expf(distance) * kWeightUnit) : 0;
+  // visit(token, logit) for what survived and has a weight.
+  template <typename Visit>
+  __device__ __forceinline__ void for_each(const Visit& visit) const {
+    for_each_logit(slice, [&](std::int32_t token, float x) {
+      const float logit = scale.finite(x);
+      if (scale.has_weight(logit) && (cut == 0 || key_of(logit, token) >= cut)) visit(token, logit);
+    });
+  }
+  __device__ Mass mass() const {
+    Mass sum = 0;
+    for_each([&](std::int32_t, float logit) { sum += scale.weight(logit); });
+    return sum;
   }
 };
 
-// The smallest key such that the masses of it and all greater ones reach `target`; mass(i, logit) of every token. Keys
-// below row.cut have none. Digits of 11, 11 and 10 bits of the logit's order, then of the id.
-template <typename MassOf>
-__device__ Key select(const Row& row, Mass target, const MassOf& mass_of, Shared& shared) {
+enum class Measure { number, mass };
+
+// The distance at which the survivors, from the greatest on, reach `target`.
+__device__ Crossing cross(const Row& row, Measure measure, Mass target, Team& team) {
+  team.clear_bins();
+  if (measure == Measure::number) {
+    row.for_each([&](std::int32_t, float logit) { team.count_in_bin(row.scale.bin(logit)); });
+  } else {
+    row.for_each([&](std::int32_t, float logit) { team.add_to_bin(row.scale.bin(logit), row.scale.weight(logit)); });
+  }
+  return team.cross(target);
+}
+
+// The key at which they do, given the distance: by digits of 11, 11 and 10 bits of the logit's order, then of the id.
+__device__ Key find_key(const Row& row, Measure measure, Mass target, const Crossing& crossing, Team& team) {
+  target -= crossing.before;
   Key prefix = 0;
   int rest = 64;
   for (int digit = 0; digit < 6; ++digit) {
-    const int bits = digit % 3 == 2 ? 10 : 11;
-    const int above = rest;
+    const int bits = digit % 3 == 2 ? 10 : 11, above = rest;
     rest -= bits;
-    __syncthreads();
-    for (int i = threadIdx.x; i < kBins; i += kThreads) shared.bins[i] = 0;
-    __syncthreads();
-    for_each_logit(row.logits, row.vocab, [&](std::int32_t i, float x) {
-      const float logit = row.finite(x);
-      const Key key = key_of(logit, i);
-      if (key < row.cut || (above < 64 && key >> above != prefix)) return;
-      const Mass mass = mass_of(logit);
-      if (mass > 0) atomicAdd(&shared.bins[key >> rest & (kBins / (bits == 10 ? 2 : 1) - 1)], mass);
+    team.clear_bins();
+    row.for_each([&](std::int32_t token, float logit) {
+      if (row.scale.bin(logit) != crossing.bin) return;
+      const Key key = key_of(logit, token);
+      if (above < 64 && key >> above != prefix) return;
+      const int greatest = (1 << bits) - 1;
+      team.add_to_bin(greatest - static_cast<int>(key >> rest & greatest),
+                      measure == Measure::number ? 1 : row.scale.weight(logit));
     });
-    __syncthreads();
-    // Two bins a thread, from the highest down; the sums of all bins above come from a scan.
-    const int high = kBins - 1 - 2 * static_cast<int>(threadIdx.x);
-    const Mass first = shared.bins[high], second = shared.bins[high - 1];
-    Mass scan = first + second;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (int offset = 1; offset < 32; offset <<= 1) {
-      const Mass before = __shfl_up_sync(0xffffffffu, scan, offset);
-      if (lane >= offset) scan += before;
-    }
-    if (lane == 31) shared.of_warp[warp] = scan;
-    if (threadIdx.x == 0) shared.chosen = -1;
-    __syncthreads();
-    Mass before = scan - first - second;
-    for (int i = 0; i < warp; ++i) before += shared.of_warp[i];
-    if (before < target && before + first >= target) {
-      shared.chosen = high;
-      shared.chosen_mass = before;
-    } else if (before + first < target && before + first + second >= target) {
-      shared.chosen = high - 1;
-      shared.chosen_mass = before + first;
-    }
-    __syncthreads();
-    if (shared.chosen < 0) return row.cut;  // less mass than wanted: everything survives
-    target -= shared.chosen_mass;
-    prefix = prefix << bits | static_cast<Key>(shared.chosen);
-    if (shared.bins[shared.chosen] == target) return prefix << rest;
+    const Crossing here = team.cross(target);
+    target -= here.before;
+    prefix = prefix << bits | static_cast<Key>((1 << bits) - 1 - here.bin);
+    if (here.own == target) return prefix << rest;
   }
   return prefix;
 }
 
-// The token at which the masses of the survivors, added up by id, exceed `target`. Halves the row twice by 32 parts,
-// then one warp walks what is left.
-__device__ std::int32_t walk(const Row& row, Mass target, Shared& shared) {
+__device__ Mass nucleus(float top_p, Mass total) {
+  const double wanted = static_cast<double>(top_p) * (1.0 - 1e-7) * static_cast<double>(total);
+  return max(Mass{1}, static_cast<Mass>(ceil(wanted)));
+}
+__device__ Key least_key(float min_p, const Scale& scale) {
+  const double lowest = scale.max + log(static_cast<double>(min_p)) / static_cast<double>(scale.inverse);
+  return Key{order_of(fminf(static_cast<float>(lowest), scale.max))} << 32;
+}
+__device__ Mass drawn_mass(double uniform, Mass total) {
+  return min(static_cast<Mass>(uniform * static_cast<double>(total)), total - 1);
+}
+
+// The token of the slice at which the masses of the survivors, added up by id, exceed `target`. Cuts the slice into as
+// many parts as there are warps twice, then one warp walks what is left.
+__device__ std::int32_t walk(const Row& row, Mass target, TeamMemory& memory) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto mass_at = [&](std::int32_t i) -> Mass {
-    const float logit = row.logit(i);
-    return key_of(logit, i) >= row.cut ? row.weight(logit) : 0;
+    const float logit = row.scale.finite(row.slice.logits[i]);
+    return key_of(logit, row.slice.first + i) >= row.cut ? row.scale.weight(logit) : 0;
   };
-  std::int32_t first = 0, last = row.vocab;
+  std::int32_t first = 0, last = row.slice.size;
   for (int level = 0; level < 2; ++level) {
-    const std::int32_t size = (last - first + kWarps - 1) / kWarps;
+    const std::int32_t size = (last - first + kSampleWarps - 1) / kSampleWarps;
     const std::int32_t begin = min(last, first + warp * size), end = min(last, begin + size);
     Mass sum = 0;
     for (std::int32_t i = begin + lane; i < end; i += 32) sum += mass_at(i);
-    sum = warp_total(sum);
+    for (int mask = 16; mask > 0; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
     __syncthreads();
-    if (lane == 0) shared.of_warp[warp] = sum;
+    if (lane == 0) memory.of_warp[warp] = sum;
     __syncthreads();
     int part = 0;
-    while (part + 1 < kWarps && target >= shared.of_warp[part]) target -= shared.of_warp[part++];
+    while (part + 1 < kSampleWarps && target >= memory.of_warp[part]) target -= memory.of_warp[part++];
     first = min(last, first + part * size);
     last = min(last, first + size);
   }
   std::int32_t token = first;
   for (std::int32_t start = first; start < last; start += 32) {
     const std::int32_t i = start + lane;
-    const Mass mass = i < last ? mass_at(i) : 0;
-    Mass scan = mass;
+    Mass scan = i < last ? mass_at(i) : 0;
     for (int offset = 1; offset < 32; offset <<= 1) {
       const Mass before = __shfl_up_sync(0xffffffffu, scan, offset);
       if (lane >= offset) scan += before;
@@ -206,36 +194,95 @@ __device__ std::int32_t walk(const Row& row, Mass target, Shared& shared) {
     }
     target -= __shfl_sync(0xffffffffu, scan, 31);
   }
-  return token;
+  return row.slice.first + token;
 }
 
-// logits -> adjusted, with bias, penalties and bans; the caller's logits stay as they are for log probabilities.
-__device__ void adjust(const StepData& step, const QueryEntry& query, const float* logits, std::int32_t vocab,
-                       const std::uint32_t* seen, float* adjusted) {
-  for (std::int32_t i = threadIdx.x; i < vocab; i += kThreads) adjusted[i] = logits[i];
-  __syncthreads();
-  if (threadIdx.x == 0) {  // a token may stand in the list twice
-    for (std::int32_t i = 0; i < query.num_bias; ++i) {
-      const BiasEntry entry = step.biases[query.first_bias + i];
-      adjusted[entry.token] += entry.bias;
-    }
+// All filters and the draw among `count` tokens, which hold all that can survive. `top_p_mass`: what of the row top_p
+// wants, or 0: it is a share of what top_k leaves. One block; each token is compared with all others.
+__device__ std::int32_t draw_among_candidates(const QueryEntry& query, const Scale& scale, int count, Mass top_p_mass,
+                                              Team& team) {
+  TeamMemory& memory = team.memory();
+  const Key* keys = memory.candidates.key;
+  Mass* masses = memory.candidates.mass;
+  constexpr int kEach = kMostCandidates / kSampleThreads;
+  Key key[kEach];
+  Mass mass[kEach], above[kEach] = {};
+  int rank[kEach] = {};
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int own = static_cast<int>(threadIdx.x) + e * kSampleThreads;
+    key[e] = own < count ? keys[own] : 0;
+    mass[e] = own < count ? scale.weight(logit_of(key[e])) : 0;
+    if (own < count) masses[own] = mass[e];
   }
   __syncthreads();
-  if (seen != nullptr) {
-    for (std::int32_t i = threadIdx.x; i < vocab; i += kThreads) {
-      const std::uint32_t entry = seen[i];
-      if (entry == 0) continue;
-      const std::uint32_t count = entry & ~kPromptBit;
-      float x = adjusted[i];
-      if (query.repetition_penalty != 1.0f) x = x > 0 ? x / query.repetition_penalty : x * query.repetition_penalty;
-      if (count != 0) x -= query.frequency_penalty * static_cast<float>(count) + query.presence_penalty;
-      adjusted[i] = x;
+  const auto survivors = [&](const auto& visit) {
+    for (int i = 0; i < count; ++i) {
+      const Key other = keys[i];
+      const Mass other_mass = masses[i];
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) visit(e, other, other_mass);
+    }
+  };
+  const auto keep = [&](const auto& kept) {
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int own = static_cast<int>(threadIdx.x) + e * kSampleThreads;
+      if (own < count && !kept(e)) masses[own] = mass[e] = 0;
     }
     __syncthreads();
+  };
+  const auto total = [&] {
+    Mass sum = 0;
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) sum += mass[e];
+    return team.block_sum(sum);
+  };
+
+  survivors([&](int e, Key other, Mass other_mass) {
+    if (other > key[e]) {
+      ++rank[e];
+      above[e] += other_mass;
+    }
+  });
+  if (query.top_k > 0) keep([&](int e) { return rank[e] < query.top_k; });
+  if (query.top_p < 1.0f) {
+    const Mass target = top_p_mass != 0 ? top_p_mass : nucleus(query.top_p, total());
+    keep([&](int e) { return above[e] < target; });
   }
-  for (std::int32_t i = threadIdx.x; i < query.num_banned; i += kThreads)
-    adjusted[step.banned[query.first_banned + i]] = -INFINITY;
+  if (query.min_p > 0.0f) {
+    const Key least = least_key(query.min_p, scale);
+    keep([&](int e) { return key[e] >= least; });
+  }
+  const Mass target = drawn_mass(query.uniform, total());
+  Mass before[kEach] = {};
+  survivors([&](int e, Key other, Mass other_mass) {
+    if (token_of(other) < token_of(key[e])) before[e] += other_mass;
+  });
+#pragma unroll
+  for (int e = 0; e < kEach; ++e)
+    if (before[e] <= target && before[e] + mass[e] > target) memory.token = token_of(key[e]);
   __syncthreads();
+  return memory.token;
+}
+
+// The survivors that are no further from the greatest logit than `bin`, in the first block's candidates; their number,
+// or more than kMostCandidates and no candidates.
+__device__ int gather(const Row& row, int bin, Team& team) {
+  Mass number = 0;
+  row.for_each([&](std::int32_t, float logit) { number += row.scale.bin(logit) <= bin ? 1 : 0; });
+  if (threadIdx.x == 0) team.memory().num_candidates = 0;
+  const Team::Sums sums = team.sum(number);
+  if (sums.all > kMostCandidates) return kMostCandidates + 1;
+  auto* candidates = in_block(&team.memory().candidates, 0);
+  row.for_each([&](std::int32_t token, float logit) {
+    if (row.scale.bin(logit) > bin) return;
+    const int place = static_cast<int>(sums.before) + atomicAdd(&team.memory().num_candidates, 1);
+    candidates->key[place] = key_of(logit, token);
+  });
+  cluster_sync();
+  return static_cast<int>(sums.all);
 }
 
 // For a row without a single number: the lowest id that is not banned.
@@ -249,51 +296,96 @@ __device__ std::int32_t first_allowed(const StepData& step, const QueryEntry& qu
   return 0;
 }
 
-__device__ Key greatest_key(const float* logits, std::int32_t vocab, Key below, Shared& shared) {
+__device__ Key greatest_key(const Slice& slice, Key below, Team& team) {
   Key best = 0;
-  for_each_logit(logits, vocab, [&](std::int32_t i, float logit) {
-    const Key key = key_of(logit, i);
+  for_each_logit(slice, [&](std::int32_t token, float logit) {
+    if (order_of(logit) < static_cast<std::uint32_t>(best >> 32)) return;
+    const Key key = key_of(logit, token);
     if (key < below && key > best) best = key;
   });
-  return block_max(best, shared);
+  return team.max(best);
 }
 
-__device__ std::int32_t draw(const StepData& step, const QueryEntry& query, const float* logits, std::int32_t vocab,
-                             Shared& shared) {
-  const Key best = greatest_key(logits, vocab, ~Key{0}, shared);
-  Row row{.logits = logits, .vocab = vocab, .max = logits[token_of(best)], .infinite = false, .scale = 1.0f, .cut = 0};
-  if (isnan(row.max) || row.max == -INFINITY) return first_allowed(step, query, vocab);
-  if (query.temperature == 0.0f) return token_of(best);
-  if (row.max == INFINITY) {
-    row.infinite = true;
-    row.max = 0.0f;
+// The token, in one block of the team; -1 in the others.
+__device__ std::int32_t draw(const StepData& step, const QueryEntry& query, const Slice& slice, std::int32_t vocab,
+                             Team& team) {
+  const Key best = greatest_key(slice, ~Key{0}, team);
+  Row row{.slice = slice, .scale = {.max = logit_of(best), .infinite = false, .inverse = 1.0f}, .cut = 0};
+  const bool leads = team.rank() == 0;
+  if (row.scale.max == -INFINITY) return leads ? first_allowed(step, query, vocab) : -1;
+  if (query.temperature == 0.0f) return leads ? token_of(best) : -1;
+  if (row.scale.max == INFINITY) {
+    row.scale.infinite = true;
+    row.scale.max = 0.0f;
   }
-  row.scale = fminf(1.0f / query.temperature, 3.402823466e38f);
+  row.scale.inverse = fminf(1.0f / query.temperature, 3.402823466e38f);
 
-  if (query.top_k > 0 && query.top_k < vocab) {
-    row.cut = select(row, static_cast<Mass>(query.top_k), [](float) -> Mass { return 1; }, shared);
+  const bool top_k = query.top_k > 0 && query.top_k < vocab, top_p = query.top_p < 1.0f;
+  if (top_k || top_p) {
+    const Measure measure = top_k ? Measure::number : Measure::mass;
+    Mass target = top_k ? static_cast<Mass>(query.top_k) : nucleus(query.top_p, team.sum(row.mass()).all);
+    Crossing crossing = cross(row, measure, target, team);
+    const int count = gather(row, crossing.bin < 0 ? kBins - 1 : crossing.bin, team);
+    if (count <= kMostCandidates)
+      return leads ? draw_among_candidates(query, row.scale, count, top_k ? 0 : target, team) : -1;
+    if (crossing.bin >= 0) row.cut = find_key(row, measure, target, crossing, team);
+    if (top_k && top_p) {
+      target = nucleus(query.top_p, team.sum(row.mass()).all);
+      crossing = cross(row, Measure::mass, target, team);
+      row.cut = max(row.cut, find_key(row, Measure::mass, target, crossing, team));
+    }
   }
-  const auto total_mass = [&] {
-    Mass sum = 0;
-    for_each_logit(logits, vocab, [&](std::int32_t i, float x) {
-      const float logit = row.finite(x);
-      if (key_of(logit, i) >= row.cut) sum += row.weight(logit);
-    });
-    return block_total(sum, shared);
+  if (query.min_p > 0.0f) row.cut = max(row.cut, least_key(query.min_p, row.scale));
+  const Team::Sums sums = team.sum(row.mass());
+  const Mass target = drawn_mass(query.uniform, sums.all);
+  if (target < sums.before || target >= sums.before + sums.own) return -1;
+  return walk(row, target - sums.before, team.memory());
+}
+
+// Copies a slice of a row to `to`.
+__device__ void copy_slice(const Slice& slice, float* to) {
+  const float* from = slice.logits;
+  std::int32_t copied = 0;
+  if (reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
+    copied = slice.size / 4 * 4;
+    for (std::int32_t i = 4 * static_cast<std::int32_t>(threadIdx.x); i < copied; i += 4 * kSampleThreads)
+      copy_16_async(to + i, from + i, true);
+    commit_copies();
+    wait_copies<0>();
+  }
+  for (std::int32_t i = copied + static_cast<std::int32_t>(threadIdx.x); i < slice.size; i += kSampleThreads)
+    to[i] = from[i];
+  __syncthreads();
+}
+
+// Applies bias, penalties and bans to a slice.
+__device__ void adjust(const StepData& step, const QueryEntry& query, const Slice& slice, const std::uint32_t* seen,
+                       float* logits) {
+  const auto index_of = [&](std::int32_t token) {  // in the slice, or -1
+    return token >= slice.first && token < slice.first + slice.size ? token - slice.first : -1;
   };
-  if (query.top_p < 1.0f) {
-    const double wanted = static_cast<double>(query.top_p) * (1.0 - 1e-7) * static_cast<double>(total_mass());
-    const Mass target = max(Mass{1}, static_cast<Mass>(ceil(wanted)));
-    row.cut = select(row, target, [&](float logit) { return row.weight(logit); }, shared);
+  if (threadIdx.x == 0) {  // a token may stand in the list twice
+    for (std::int32_t i = 0; i < query.num_bias; ++i) {
+      const BiasEntry entry = step.biases[query.first_bias + i];
+      if (const std::int32_t at = index_of(entry.token); at >= 0) logits[at] += entry.bias;
+    }
   }
-  if (query.min_p > 0.0f) {
-    const double lowest = row.max + log(static_cast<double>(query.min_p)) / static_cast<double>(row.scale);
-    const Key cut = Key{order_of(fminf(static_cast<float>(lowest), row.max))} << 32;
-    if (cut > row.cut) row.cut = cut;
+  __syncthreads();
+  if (seen != nullptr) {
+    for (std::int32_t i = threadIdx.x; i < slice.size; i += kSampleThreads) {
+      const std::uint32_t entry = seen[slice.first + i];
+      if (entry == 0) continue;
+      const std::uint32_t count = entry & ~kPromptBit;
+      float x = logits[i];
+      if (query.repetition_penalty != 1.0f) x = x > 0 ? x / query.repetition_penalty : x * query.repetition_penalty;
+      if (count != 0) x -= query.frequency_penalty * static_cast<float>(count) + query.presence_penalty;
+      logits[i] = x;
+    }
+    __syncthreads();
   }
-  const Mass total = total_mass();
-  const Mass target = min(static_cast<Mass>(query.uniform * static_cast<double>(total)), total - 1);
-  return walk(row, target, shared);
+  for (std::int32_t i = threadIdx.x; i < query.num_banned; i += kSampleThreads)
+    if (const std::int32_t at = index_of(step.banned[query.first_banned + i]); at >= 0) logits[at] = -INFINITY;
+  __syncthreads();
 }
 
 // Log probabilities of the model's own distribution.
@@ -307,57 +399,72 @@ struct LogSoftmax {
   }
 };
 
-__device__ LogSoftmax log_softmax(const float* logits, std::int32_t vocab, Shared& shared) {
-  const float max = logits[token_of(greatest_key(logits, vocab, ~Key{0}, shared))];
-  if (isnan(max) || max == -INFINITY) return {-INFINITY, 0.0};
-  Row row{.logits = logits, .vocab = vocab, .max = max, .infinite = max == INFINITY, .scale = 1.0f, .cut = 0};
-  if (row.infinite) row.max = 0.0f;
+__device__ LogSoftmax log_softmax(const Slice& slice, Team& team) {
+  const float max = logit_of(greatest_key(slice, ~Key{0}, team));
+  if (max == -INFINITY) return {-INFINITY, 0.0};
+  const bool infinite = max == INFINITY;
+  const Row row{
+      .slice = slice, .scale = {.max = infinite ? 0.0f : max, .infinite = infinite, .inverse = 1.0f}, .cut = 0};
   // Doubles would be as good, but their sum would depend on the order of the threads.
-  Mass sum = 0;
-  for_each_logit(logits, vocab, [&](std::int32_t, float x) { sum += row.weight(row.finite(x)); });
-  return {max, log(static_cast<double>(block_total(sum, shared))) - log(static_cast<double>(kWeightUnit))};
+  const Mass total = team.sum(row.mass()).all;
+  return {max, log(static_cast<double>(total)) - log(static_cast<double>(kWeightUnit))};
 }
 
-__global__ void __launch_bounds__(kThreads)
+// grid: blocks of a row, which are a cluster; rows. slice_size: tokens of a block; in shared memory if `is_shared`.
+__global__ void __launch_bounds__(kSampleThreads)
     sample_kernel(const StepData step, const float* all_logits, float* all_adjusted, std::int32_t vocab,
-                  std::uint32_t* all_seen, OutputEntry* outputs) {
-  __shared__ Shared shared;
+                  std::int32_t slice_size, bool is_shared, std::uint32_t* all_seen, OutputEntry* outputs) {
+  __shared__ TeamMemory memory;
+  extern __shared__ __align__(16) float shared_slice[];
   let_next_start();
   wait_for_previous();
-  const QueryEntry query = step.queries[blockIdx.x];
+  const QueryEntry query = step.queries[blockIdx.y];
   if (!query.active) return;
-  const float* logits = all_logits + static_cast<std::int64_t>(blockIdx.x) * vocab;
-  OutputEntry& output = outputs[blockIdx.x];
+  Team team(memory, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+  cluster_sync();  // all blocks have begun: their shared memory may be used
+  const float* logits = all_logits + static_cast<std::int64_t>(blockIdx.y) * vocab;
+  const std::int32_t first = min(vocab, team.rank() * slice_size);
+  const Slice own{.logits = logits + first, .first = first, .size = min(slice_size, vocab - first)};
+  OutputEntry& output = outputs[blockIdx.y];
 
-  std::int32_t token = query.target;
-  if (token < 0) {
+  std::int32_t token = team.rank() == 0 ? query.target : -1;
+  if (query.target < 0) {
     std::uint32_t* seen = query.seen_slot < 0 ? nullptr : all_seen + static_cast<std::int64_t>(query.seen_slot) * vocab;
-    const float* adjusted = logits;
-    if (seen != nullptr || query.num_bias > 0 || query.num_banned > 0) {
-      float* target = all_adjusted + static_cast<std::int64_t>(blockIdx.x) * vocab;
-      adjust(step, query, logits, vocab, seen, target);
-      adjusted = target;
+    const bool changes = seen != nullptr || query.num_bias > 0 || query.num_banned > 0;
+    Slice slice = own;
+    if (is_shared || changes) {
+      float* target = all_adjusted + static_cast<std::int64_t>(blockIdx.y) * vocab + first;
+      if (is_shared) {
+        target = shared_slice;
+        copy_slice(own, target);
+      } else {
+        for (std::int32_t i = threadIdx.x; i < own.size; i += kSampleThreads) target[i] = own.logits[i];
+        __syncthreads();
+      }
+      if (changes) adjust(step, query, own, seen, target);
+      slice.logits = target;
     }
-    token = draw(step, query, adjusted, vocab, shared);
-    if (seen != nullptr && threadIdx.x == 0) ++seen[token];
+    token = draw(step, query, slice, vocab, team);
+    if (seen != nullptr && token >= 0 && threadIdx.x == 0) ++seen[token];
   }
-  if (threadIdx.x == 0) {
-    output.token = step.drawn[blockIdx.x] = token;
+  const bool answers = token >= 0 && threadIdx.x == 0;
+  if (answers) {
+    output.token = step.drawn[blockIdx.y] = token;
     output.logprob = 0.0f;
     output.num_top = 0;
   }
   if (query.num_top < 0) return;
 
-  const LogSoftmax softmax = log_softmax(logits, vocab, shared);
+  const LogSoftmax softmax = log_softmax(own, team);
   Key below = ~Key{0};
   for (std::int32_t i = 0; i < query.num_top && i < vocab; ++i) {
-    below = greatest_key(logits, vocab, below, shared);
-    if (threadIdx.x == 0) {
+    below = greatest_key(own, below, team);
+    if (team.rank() == 0 && threadIdx.x == 0) {
       output.top_token[i] = token_of(below);
-      output.top_logprob[i] = softmax.of(logits[token_of(below)]);
+      output.top_logprob[i] = softmax.of(logit_of(below));
     }
   }
-  if (threadIdx.x == 0) {
+  if (answers) {
     output.logprob = softmax.of(logits[token]);
     output.num_top = min(query.num_top, vocab);
   }
@@ -368,6 +475,26 @@ __global__ void mark_prompt_kernel(std::uint32_t* seen, const std::int32_t* toke
   if (i < count) atomicOr(seen + tokens[i], kPromptBit);
 }
 
+__global__ void count_output_kernel(std::uint32_t* seen, const std::int32_t* tokens, int count) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) atomicAdd(seen + tokens[i], 1u);
+}
+
+// Whether the GPU has clusters and the kernel it runs was compiled for them, not translated from what is older.
+bool has_clusters() {
+  static const bool answer = [] {
+    int device = 0, major = 0, minor = 0;
+    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    const int capability = 100 * major + 10 * minor;
+    for (const int compiled : {__CUDA_ARCH_LIST__})
+      if (compiled >= 900 && compiled <= capability) return true;
+    return false;
+  }();
+  return answer;
+}
+
 }  // namespace
 
 void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream) {
@@ -376,11 +503,24 @@ void mark_prompt(std::uint32_t* seen, const std::int32_t* tokens, int count, cud
   MINISGL_CUDA_CHECK(cudaGetLastError());
 }
 
+void count_output(std::uint32_t* seen, const std::int32_t* tokens, int count, cudaStream_t stream) {
+  if (count == 0) return;
+  count_output_kernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream>>>(seen, tokens, count);
+  MINISGL_CUDA_CHECK(cudaGetLastError());
+}
+
 void sample(const StepData& step, const float* logits, float* adjusted, std::int64_t vocab, std::uint32_t* seen,
             OutputEntry* outputs, cudaStream_t stream) {
   if (step.num_logits == 0) return;
-  launch_kernel(sample_kernel, dim3(static_cast<unsigned>(step.num_logits)), kThreads, 0, stream, step, logits,
-                adjusted, static_cast<std::int32_t>(vocab), seen, outputs);
+  constexpr std::size_t kMostShared = 96 * 1024;  // of a block, so that two fit a processor
+  const int blocks = has_clusters() ? kMostBlocks : 1;
+  const std::int64_t slice = (vocab + 4 * blocks - 1) / (4 * blocks) * 4;  // whole vectors
+  const std::size_t bytes = static_cast<std::size_t>(slice) * sizeof(float);
+  const bool is_shared = blocks > 1 && bytes <= kMostShared;
+  MINISGL_CUDA_CHECK(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared));
+  launch_clusters(sample_kernel, blocks, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(step.num_logits)),
+                  kSampleThreads, is_shared ? bytes : 0, stream, step, logits, adjusted,
+                  static_cast<std::int32_t>(vocab), static_cast<std::int32_t>(slice), is_shared, seen, outputs);
 }
 
 }  // namespace minisgl::cuda

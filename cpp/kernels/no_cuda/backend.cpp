@@ -8,7 +8,11 @@ int num_cuda_devices() {
   return 0;
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int, int, std::shared_ptr<Communicator>) {
+std::string cuda_pci_id(int) {
+  return "";
+}
+
+std::unique_ptr<Ops> make_cuda_ops(int, int, std::shared_ptr<Communicator>, const std::string&) {
   throw InputError("this build of minisgl has no CUDA; build it where the CUDA toolkit is found");
 }
 

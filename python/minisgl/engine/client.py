@@ -1,5 +1,5 @@
-"""The engine as the server's event loop sees it: submit, abort, streams of outputs, and a rank that
-is kept alive.
+"""The engine as the server's event loop sees it: submit, abort, streams of outputs, and ranks that
+are kept alive.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from minisgl.engine.group import EngineStartError, RankGroup
+from minisgl.engine.nodes import NodeHub
 from minisgl.engine.stream import TokenStream, make_request
 from minisgl.ipc.messages import (
     Abort,
@@ -18,27 +20,21 @@ from minisgl.ipc.messages import (
     EngineOptions,
     EngineStats,
     ErrorCode,
-    Failed,
-    FromRank,
     Output,
     PhaseReport,
-    Ready,
-    Shutdown,
     StepOutputs,
-    decode_from_rank,
 )
-from minisgl.ipc.process import ChildProcess, describe_exit, python_command
+from minisgl.ipc.process import python_command
 
 if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
 
 State = Literal["starting", "ready", "restarting", "draining", "failed"]
-LAST_WORDS_SECONDS = 0.5  # for messages of a rank that has ended already
 ABORT_SECONDS = 2.0  # for the engine to confirm the aborts at the end of a drain
 
-logger = logging.getLogger(__name__)
+DIED = "the engine failed while it served this request"
 
-Rank = ChildProcess[FromRank]
+logger = logging.getLogger(__name__)
 
 
 class EngineBusy(Exception):  # noqa: N818
@@ -51,51 +47,56 @@ class EngineUnavailable(Exception):  # noqa: N818
     """
 
 
-class EngineStartError(Exception):
-    """The engine could not be started. The sentence is meant for the screen."""
-
-
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When and how often a rank that died is started again."""
+    """When and how often an engine that died is started again."""
 
     max_failures: int = 5  # in a row; one more and the engine has failed
     first_delay: float = 0.5  # seconds, doubled at each failure
     max_delay: float = 10.0
-    healthy_seconds: float = 60.0  # a rank that was ready that long starts the count anew
+    healthy_seconds: float = 60.0  # an engine that was ready that long starts the count anew
+    max_replays: int = 2  # of a request: what was there at one more death may be its cause
 
 
 class EngineClient:
-    """One engine rank and its live requests. All methods belong to the event loop that called
-    start().
+    """An engine of one rank or several, and its live requests. All methods belong to the event
+    loop that called start().
+
+    When the engine dies, it is started again, and each live request goes on where its stream
+    stopped: the new engine gets the prompt and what was delivered of the answer as one prompt.
     """
 
     def __init__(
         self,
         options: EngineOptions,
         *,
+        size: int = 1,
+        comm: str = "auto",
         max_waiting: int = 1024,
         command: Sequence[str] | None = None,
         restart: RestartPolicy | None = None,
         on_phase: Callable[[PhaseReport], None] | None = None,
     ) -> None:
-        """`max_waiting`: requests taken beyond the running ones. `command`: the rank program (for
-        tests).
+        """`size` ranks that sum through `comm`. `max_waiting`: requests taken beyond the running
+        ones. `command`: the rank program (for tests).
         """
         self._options = options
+        self._size = size
+        self._comm = comm
         self._max_waiting = max_waiting
         self._command = tuple(command or python_command("minisgl.engine.rank"))
         self._restart = restart or RestartPolicy()
         self._on_phase = on_phase or (lambda report: None)
-        self._rank: Rank | None = None
+        self._group: RankGroup | None = None
         self._live: dict[int, TokenStream] = {}
         self._next_id = 0
         self._info: EngineInfo | None = None
+        self._infos: list[EngineInfo] = []  # by rank
         self._state: State = "starting"
         self._phase = "starting the process"
-        self._serving = False  # the rank is ready and reads messages
         self._supervisor: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # set whenever a request or the engine ended
+        self.hub: NodeHub | None = None  # the other hosts, set before start()
         self.failure = ""  # why the state is "failed"
         self.num_restarts = 0
         self.stats = EngineStats()
@@ -114,6 +115,11 @@ class EngineClient:
         return self._info
 
     @property
+    def rank_infos(self) -> list[EngineInfo]:
+        """The same of each rank, in their order."""
+        return self._infos
+
+    @property
     def num_live(self) -> int:
         """Requests in the engine, waiting ones included."""
         return len(self._live)
@@ -125,42 +131,45 @@ class EngineClient:
 
         Raises ValueError for a request that can't be served, EngineBusy, EngineUnavailable.
         """
-        rank = self._require_ready()
+        group = self._require_ready()
         info = self.info
         if len(self._live) >= info.max_running + self._max_waiting:
             raise EngineBusy(f"{len(self._live)} requests are waiting or running; try again later")
         request_id = self._next_id
         request = make_request(request_id, prompt_ids, params, info, end_ids)
         stream = TokenStream(request, params, self._abort)
-        if not rank.send(request):
+        if not group.send(request):
             raise EngineUnavailable("the engine is restarting; try again later")
         self._next_id += 1
         self._live[request_id] = stream
         return stream
 
-    def _require_ready(self) -> Rank:
+    def _require_ready(self) -> RankGroup:
         sentences = {
             "starting": "the model is still loading",
             "restarting": "the engine is restarting; try again later",
             "draining": "the server is shutting down",
             "failed": "the engine has failed",
         }
-        if self._state != "ready" or self._rank is None:
+        if self._state != "ready" or self._group is None:
             raise EngineUnavailable(sentences.get(self._state, sentences["restarting"]))
-        return self._rank
+        return self._group
 
     def _abort(self, request_id: int) -> None:
-        if request_id in self._live and self._rank is not None:
-            self._rank.send(Abort([request_id]))
+        if request_id not in self._live:
+            return
+        if self._group is None or not self._group.send(Abort([request_id])):
+            del self._live[request_id]  # there is no engine that would confirm it
+            self._changed.set()
 
     # --- life
 
     async def start(self, timeout: float) -> EngineInfo:
-        """Starts the rank and waits until it is ready. Raises EngineStartError; close() is due in
-        any case.
+        """Starts the ranks and waits until all are ready. Raises EngineStartError; close() is due
+        in any case.
         """
         try:
-            info = await asyncio.wait_for(self._start_rank(), timeout)
+            info = await asyncio.wait_for(self._start_group(), timeout)
         except asyncio.TimeoutError:
             raise EngineStartError(
                 f"the engine was not ready within {timeout:g} s (it was at: {self._phase}); "
@@ -208,63 +217,54 @@ class EngineClient:
             await self._changed.wait()
 
     async def close(self) -> None:
-        """Ends the rank, in order if it listens; live requests end with an error. Idempotent."""
+        """Ends the ranks, in order if they listen; live requests end with an error. Idempotent."""
         self.begin_drain()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait({self._supervisor})
             self._supervisor = None
         self._end_streams("shutting_down", "the server is shutting down")
-        if self._rank is not None:
-            # A rank that is still loading doesn't read messages.
-            await self._rank.stop(Shutdown() if self._serving else None)
-            self._rank.close()
-            self._rank = None
+        if self._group is not None:
+            await self._group.stop()
+            await self._discard_group()
 
     def kill(self) -> None:
-        """Ends the rank at once, for a process that is about to end itself."""
-        if self._rank is not None:
-            self._rank.kill()
-            self._rank.close()
+        """Ends the ranks at once, for a process that is about to end itself."""
+        if self._group is not None:
+            self._group.abandon()
 
-    # --- the rank
+    # --- the ranks
 
-    async def _start_rank(self) -> EngineInfo:
-        """Spawns a rank and reads its messages up to Ready. Raises EngineStartError."""
+    async def _start_group(self) -> EngineInfo:
+        """Starts ranks and waits until all are ready. Raises EngineStartError."""
         self._phase = "starting the process"
-        try:
-            rank: Rank = await ChildProcess.spawn(self._command, decode_from_rank)
-        except OSError as error:
-            raise EngineStartError(f"the engine process can't be started: {error}") from error
-        self._rank = rank
-        ready = asyncio.create_task(self._until_ready(rank))
-        try:
-            return await _first_words(rank, ready)
-        finally:
-            ready.cancel()
+        self._group = RankGroup(
+            self._options,
+            command=self._command,
+            size=self._size,
+            comm=self._comm,
+            hub=self.hub,
+            on_phase=self._note_phase,
+            on_outputs=self._dispatch,
+        )
+        self._infos = await self._group.start()
+        self._info = self._infos[0]
+        return self._info
 
-    async def _until_ready(self, rank: Rank) -> EngineInfo:
-        await rank.configure(self._options)
-        while True:
-            message = await rank.receive()
-            if isinstance(message, PhaseReport):
-                share = f" {100 * message.done // message.total}%" if message.total else ""
-                self._phase = message.phase + share
-                self._on_phase(message)
-            elif isinstance(message, Failed):
-                raise EngineStartError(message.message)
-            elif isinstance(message, Ready):
-                self._info = message.info
-                return message.info
+    def _note_phase(self, report: PhaseReport) -> None:
+        share = f" {100 * report.done // report.total}%" if report.total else ""
+        self._phase = report.phase + share
+        self._on_phase(report)
 
     async def _supervise(self, timeout: float) -> None:
-        """Serves with one rank after the other until there have been too many failures in a row."""
+        """Serves with one engine after the other until there were too many failures in a row."""
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
             began = loop.time()
             reason = await self._serve_until_death()
             if self._state == "draining":
+                self._end_streams("engine_failure", DIED)
                 return
             if loop.time() - began >= self._restart.healthy_seconds:
                 failures = 0
@@ -273,7 +273,7 @@ class EngineClient:
                 if failures > self._restart.max_failures:
                     self.failure = reason
                     self._state = "failed"
-                    self._changed.set()
+                    self._end_streams("engine_failure", DIED)
                     return
                 delay = min(
                     self._restart.first_delay * 2 ** (failures - 1), self._restart.max_delay
@@ -281,87 +281,62 @@ class EngineClient:
                 logger.error("the engine died: %s; starting it again in %g s", reason, delay)
                 await asyncio.sleep(delay)
                 try:
-                    await asyncio.wait_for(self._start_rank(), timeout)
+                    await asyncio.wait_for(self._start_group(), timeout)
                     break
                 except (EngineStartError, asyncio.TimeoutError) as error:
                     reason = str(error) or f"not ready within {timeout:g} s"
-                    await self._discard_rank()
+                    await self._discard_group()
                     failures += 1
             self.num_restarts += 1
             if self._state == "restarting":
                 self._state = "ready"
-            logger.info("the engine is ready again")
+            logger.info("the engine is ready again; %d requests go on", self._replay())
 
     async def _serve_until_death(self) -> str:
-        """Dispatches the rank's messages until it ends, ends its streams, and returns what it died
-        of.
+        """Waits until the engine is lost, and returns what it died of. Requests that were there at
+        too many deaths end.
         """
-        rank = self._rank
-        assert rank is not None
-        reader = asyncio.create_task(self._dispatch(rank))
-        self._serving = True
-        try:
-            status = await rank.wait()
-            await asyncio.wait({reader}, timeout=LAST_WORDS_SECONDS)
-        finally:
-            reader.cancel()
-        sentence = f"the engine process {describe_exit(status)}"
-        if reader.done() and not reader.cancelled() and reader.exception() is None:
-            sentence = reader.result()
+        assert self._group is not None
+        reason = await self._group.wait_lost()
         if self._state == "ready":
             self._state = "restarting"
-        self._end_streams("engine_failure", "the engine failed while it served this request")
-        await self._discard_rank()
-        return sentence
+        await self._discard_group()
+        for stream in list(self._live.values()):
+            stream.num_deaths += 1
+            if stream.finish or stream.num_deaths > self._restart.max_replays:
+                stream.fail("engine_failure", DIED)
+                del self._live[stream.id]
+        self._changed.set()
+        return reason
 
-    async def _dispatch(self, rank: Rank) -> str:
-        """Hands outputs to their streams. Returns the sentence of a Failed message."""
-        while True:
-            message = await rank.receive()
-            if isinstance(message, StepOutputs):
-                self.stats = message.stats
-                for output in message.outputs:
-                    self._deliver(output)
-            elif isinstance(message, Failed):
-                return message.message
+    def _replay(self) -> int:
+        """Submits what is live to the engine at hand; returns how many requests that are."""
+        assert self._group is not None
+        for stream in self._live.values():
+            self._group.send(stream.resumption())
+        return len(self._live)
+
+    def _dispatch(self, message: StepOutputs) -> None:
+        self.stats = message.stats
+        for output in message.outputs:
+            self._deliver(output)
 
     def _deliver(self, output: Output) -> None:
         stream = self._live.get(output.id)
-        if stream is None:
-            return
+        if stream is None or output.error_code == "engine_failure":
+            return  # in the second case the news of the engine's end follows, and it is replayed
         stream.deliver(output)
         if output.finish:
             del self._live[output.id]
             self._changed.set()
 
     def _end_streams(self, code: ErrorCode, sentence: str) -> None:
-        # Replay begins here: each stream has its request and the tokens received, all that a new
-        # rank needs to go on.
         for stream in self._live.values():
             stream.fail(code, sentence)
         self._live.clear()
         self._changed.set()
 
-    async def _discard_rank(self) -> None:
-        self._serving = False
-        rank, self._rank = self._rank, None
-        if rank is not None:
-            rank.kill()
-            await rank.wait()
-            rank.close()
-
-
-async def _first_words(rank: Rank, ready: asyncio.Task[EngineInfo]) -> EngineInfo:
-    """The result of `ready`, or EngineStartError when the rank ends without a word."""
-    ended = asyncio.create_task(rank.wait())
-    try:
-        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not ready.done():
-            await asyncio.wait({ready}, timeout=LAST_WORDS_SECONDS)
-        if not ready.done():
-            raise EngineStartError(
-                f"the engine process {describe_exit(ended.result())} while starting"
-            )
-        return ready.result()
-    finally:
-        ended.cancel()
+    async def _discard_group(self) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            await group.close()

@@ -1,8 +1,9 @@
 """An engine rank: one process with the native engine and an asyncio loop around it. `python -m
 minisgl.engine.rank`.
 
-The loop hands messages to the engine and, at each wake of the engine's eventfd, everything that the
-engine has made to the server in one message. Nothing here waits for a step or looks into tokens.
+On rank 0 the loop hands messages to the engine and, at each wake of its eventfd, everything
+that the engine has made to the server in one message. The other ranks only follow rank 0, in native
+code. Nothing here waits for a step or looks into tokens.
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from minisgl.engine.cuda_library import load_cublas
+from minisgl.engine.join import CommunicatorError, join_group
+from minisgl.engine.placement import format_core_list
 from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import (
     Abort,
+    Alive,
     EngineInfo,
-    EngineOptions,
     EngineStats,
     Failed,
     Output,
     PhaseReport,
     Ready,
     Shutdown,
+    Start,
     StepOutputs,
     Submit,
     ToRank,
@@ -37,8 +42,9 @@ from minisgl.ipc.messages import (
 from minisgl.ipc.queues import ZmqAsyncPushQueue
 
 if TYPE_CHECKING:
-    from minisgl._native import Engine
+    from minisgl._native import Engine, Follower
 
+ALIVE_SECONDS = 1.0  # between two signs of life
 FAILURE_CHECK_SECONDS = (
     1.0  # an engine thread that dies with nothing to report is noticed after that
 )
@@ -55,20 +61,45 @@ class StartError(Exception):
 
 async def main(link: ParentLink[ToRank]) -> int:
     """Loads, reports ready, serves until told to end. Status 0, or 1 after a Failed message."""
-    options = await link.inbox.get()
-    if not isinstance(options, EngineOptions):
-        raise TypeError(f"expected the engine's options first, got {type(options).__name__}")
+    start = await link.inbox.get()
+    if not isinstance(start, Start):
+        raise TypeError(f"expected the start first, got {type(start).__name__}")
+    pulse = asyncio.create_task(_show_life(link.outbox))
     try:
-        engine = await _load(options, link.outbox)
-        link.outbox.put_nowait(Ready(_info(engine)))
+        loaded = await _load(start, link.outbox)
+        link.outbox.put_nowait(Ready(_info(loaded)))
+        if start.place.rank == 0:
+            failure = await Rank(loaded.engine, link).serve()
+        else:
+            failure = await follow(loaded.engine)
     except StartError as error:
-        link.outbox.put_nowait(Failed(str(error)))
-        return 1
-    failure = await Rank(engine, link).serve()
+        failure = str(error)
+    finally:
+        pulse.cancel()
     if failure:
         link.outbox.put_nowait(Failed(failure))
         return 1
     return 0
+
+
+async def _show_life(outbox: Outbox) -> None:
+    while True:
+        outbox.put_nowait(Alive())
+        await asyncio.sleep(ALIVE_SECONDS)
+
+
+async def follow(follower: Follower) -> str:
+    """Until rank 0 has said that it is over (returns "") or a failure (returns its sentence). The
+    server's Shutdown is for rank 0 to pass on.
+    """
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(follower.event_fd(), ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(follower.event_fd())
+    return follower.failure()
 
 
 class Rank:
@@ -166,49 +197,71 @@ def answer_malformed(outbox: Outbox) -> Callable[[bytes], None]:
     return reply
 
 
-async def _load(options: EngineOptions, outbox: Outbox) -> Engine:
-    """Constructs and starts the engine in a thread of its own and reports phases; StartError."""
+async def _load(start: Start, outbox: Outbox) -> LoadedRank:
+    """Constructs and starts the engine or the follower in a thread of its own and reports phases.
+    StartError.
+    """
     loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[Engine] = loop.create_future()
+    loaded: asyncio.Future[LoadedRank] = loop.create_future()
     reports = _PhaseReporter(lambda report: loop.call_soon_threadsafe(outbox.put_nowait, report))
 
-    def resolve(engine: Engine | None, error: StartError | None) -> None:
+    def resolve(result: LoadedRank | None, error: StartError | None) -> None:
         if loaded.done():
             return
         if error is not None:
             loaded.set_exception(error)
         else:
-            loaded.set_result(cast("Engine", engine))
+            loaded.set_result(cast("LoadedRank", result))
 
     def load() -> None:
-        engine, error = None, None
+        result, error = None, None
         try:
-            engine = _construct(options, reports)
+            result = _construct(start, reports)
         except StartError as caught:
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is gone: the process is ending
-            loop.call_soon_threadsafe(resolve, engine, error)
+            loop.call_soon_threadsafe(resolve, result, error)
 
     threading.Thread(target=load, name="load", daemon=True).start()
     return await loaded
 
 
-def _construct(options: EngineOptions, reports: _PhaseReporter) -> Engine:
+@dataclass(frozen=True)
+class LoadedRank:
+    """An engine (rank 0) or a follower that has started, and what Ready adds to its own info."""
+
+    engine: Any
+    comm: str = ""
+    cores: str = ""
+
+
+def _construct(start: Start, reports: _PhaseReporter) -> LoadedRank:
     reports.begin("loading the native module")
     try:
-        from minisgl._native import Engine, InputError, build_info
+        from minisgl import _native
+        from minisgl.distributed import set_tp_info
     except ImportError as error:
         raise StartError(
             f"the native module can't be imported: {error}; reinstall minisgl"
         ) from error
+    options, place = start.options, start.place
+    set_tp_info(place.rank, place.size)
     try:
-        load_cublas(build_info()["cuda"])
-        engine = Engine(**msgspec.structs.asdict(options), progress=reports.progress)
+        load_cublas(_native.build_info()["cuda"])
+        arguments = msgspec.structs.asdict(options)
+        comm, cores = "", ""
+        if place.size > 1:
+            reports.begin("joining the other ranks")
+            group = join_group(place, options)
+            arguments |= group.arguments
+            comm, cores = group.comm, format_core_list(group.cores)
+        make: Any = _native.Engine if place.rank == 0 else _native.Follower
+        engine = make(**arguments, progress=reports.progress)
         reports.begin("starting the engine")
         engine.start()
         reports.end()
-        return engine
-    except InputError as error:
+        return LoadedRank(engine, comm, cores)
+    except (_native.InputError, _native.RankFailure, CommunicatorError) as error:
         raise StartError(str(error)) from error
     except MemoryError as error:
         raise StartError(
@@ -265,9 +318,10 @@ class _PhaseReporter:
             self._phase = ""
 
 
-def _info(engine: Engine) -> EngineInfo:
+def _info(loaded: LoadedRank) -> EngineInfo:
     try:
-        return msgspec.convert(engine.info, EngineInfo)
+        info = {**loaded.engine.info, "comm": loaded.comm, "cores": loaded.cores}
+        return msgspec.convert(info, EngineInfo)
     except msgspec.ValidationError as error:
         raise StartError(f"the engine's info is not as expected: {error}") from error
 

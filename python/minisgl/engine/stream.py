@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from minisgl.ipc.messages import EngineInfo, ErrorCode, Output, Submit
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class TokenStream:
         self.params = params
         self.received: list[int] = []  # token ids, read or not
         self.finish = ""  # the reason, once the end has arrived
+        self.num_deaths = 0  # of engines that had this request
         self._send_abort = abort
         self._pending: Output | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -45,6 +48,18 @@ class TokenStream:
     def finished(self) -> bool:
         """Whether the last output has arrived (it may not have been read yet)."""
         return bool(self.finish)
+
+    def resumption(self) -> Submit:
+        """The request for an engine that is to go on where the stream stopped."""
+        if not self.received:
+            return self.request
+        return msgspec.structs.replace(
+            self.request,
+            prompt=self.request.prompt + self.received,
+            num_resumed=len(self.received),
+            max_tokens=self.request.max_tokens - len(self.received),
+            prompt_logprobs=-1,  # they came with the first token
+        )
 
     async def next(self) -> Output:
         """Everything that arrived since the last call, in one output; waits when nothing did.

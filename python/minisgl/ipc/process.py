@@ -74,12 +74,12 @@ class ChildProcess(Generic[Inbound]):
 
     @classmethod
     async def spawn(
-        cls, command: Sequence[str], decoder: Decoder[Inbound]
+        cls, command: Sequence[str], decoder: Decoder[Inbound], pass_fds: Sequence[int] = ()
     ) -> ChildProcess[Inbound]:
         """Starts `command DIRECTORY PARENT_PID`. Raises OSError if that isn't possible.
 
         The child has its own session, so that the terminal's Ctrl-C reaches the parent alone, and
-        inherits nothing but standard output and error.
+        inherits nothing but standard output and error and the descriptors in `pass_fds`.
         """
         child = cls(decoder)
         assert child._directory is not None
@@ -90,6 +90,7 @@ class ChildProcess(Generic[Inbound]):
                 str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         except BaseException:
             child.close()

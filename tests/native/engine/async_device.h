@@ -167,6 +167,9 @@ class AsyncDevice : public Ops {
     ~Seen() override {
       device.push([inner = inner] {});
     }
+    void add_output(std::span<const std::int32_t> tokens) override {
+      device.push([inner = inner, copy = std::vector(tokens.begin(), tokens.end())] { inner->add_output(copy); });
+    }
     void add_prompt(std::span<const std::int32_t> tokens) override {
       device.push([inner = inner, copy = std::vector(tokens.begin(), tokens.end())] { inner->add_prompt(copy); });
     }

@@ -42,6 +42,27 @@ TEST(Engine, SamplesWithEveryParameter) {
   test.expect_idle();
 }
 
+TEST(Engine, GoesOnWhereAnotherEngineStopped) {
+  TestEngine test;
+  test.engine.start();
+  std::mt19937 random(4);
+  for (std::uint64_t id = 1; id <= 60; ++id) {
+    Request request = random_request(id, 200, random);
+    const ReferenceOutput expected = reference_generate(request, fake_spec());
+    if (expected.tokens.size() < 2) continue;
+    const auto made = static_cast<std::ptrdiff_t>(1 + random() % (expected.tokens.size() - 1));
+    request.prompt.insert(request.prompt.end(), expected.tokens.begin(), expected.tokens.begin() + made);
+    request.num_resumed = made;
+    request.max_tokens -= made;
+    request.prompt_logprobs = -1;
+    const auto result = test.run(request);
+    ASSERT_EQ(result.token_ids(), std::vector(expected.tokens.begin() + made, expected.tokens.end()))
+        << "request " << id;
+    ASSERT_EQ(result.finish, expected.finish) << "request " << id;
+  }
+  test.expect_idle();
+}
+
 TEST(Engine, StopsAtTheEndOfSequence) {
   TestEngine test;
   test.engine.start();

@@ -25,6 +25,7 @@ SequenceSampling random_sampling(std::mt19937& random) {
   Request request = random_request(1, limits.max_model_len, random);
   return {.params = request.sampling,
           .prompt_len = std::ssize(request.prompt),
+          .resumed = {3, 4, 3},
           .min_tokens = request.min_tokens,
           .stop_tokens = {1, 2},
           .logprobs = request.logprobs,

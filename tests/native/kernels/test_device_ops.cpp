@@ -41,6 +41,18 @@ class DeviceOps : public testing::TestWithParam<std::tuple<DeviceKind, int>> {
   }
 };
 
+// Of each row of x, weight.size() long.
+std::vector<float> norm_of(std::span<const float> x, const std::vector<float>& weight, double eps) {
+  std::vector<float> y;
+  for (std::size_t first = 0; first < x.size(); first += weight.size()) {
+    double squares = 0;
+    for (std::size_t i = 0; i < weight.size(); ++i) squares += double{x[first + i]} * x[first + i];
+    const double inverse = 1 / std::sqrt(squares / static_cast<double>(weight.size()) + eps);
+    for (std::size_t i = 0; i < weight.size(); ++i) y.push_back(static_cast<float>(x[first + i] * inverse * weight[i]));
+  }
+  return y;
+}
+
 const auto any_device = testing::Values(DeviceKind::cpu, DeviceKind::cuda);
 const auto name_of = [](const auto& info) {
   return device_label(std::get<0>(info.param)) + "_" + std::to_string(std::get<1>(info.param));
@@ -95,11 +107,6 @@ TEST_P(DeviceRows, EmbedAndGatherRows) {
   EXPECT_EQ(some.values(), kept);
 }
 
-// The parameter is the number of rows of activations.
-using DeviceLinear = DeviceOps;
-INSTANTIATE_TEST_SUITE_P(All, DeviceLinear,
-                         testing::Combine(any_device, testing::Values(1, 2, 7, 8, 9, 16, 17, 64, 200)), name_of);
-
 struct Product {
   std::vector<float> x, weights, bias;
   std::int64_t rows, inputs, outputs;
@@ -108,7 +115,28 @@ struct Product {
     for (std::int64_t i = 0; i < inputs; ++i) sum += double{x[row * inputs + i]} * weights[output * inputs + i];
     return sum;
   }
+  std::vector<double> all() const {
+    std::vector<double> sums;
+    for (std::int64_t row = 0; row < rows; ++row)
+      for (std::int64_t o = 0; o < outputs; ++o) sums.push_back(at(row, o));
+    return sums;
+  }
 };
+
+// The parameter is the number of rows of activations.
+class DeviceLinear : public DeviceOps {
+ protected:
+  std::unique_ptr<const Linear> linear_of(std::span<const Product> products) const {
+    std::vector<Projection> projections;
+    for (const Product& part : products) {
+      projections.push_back(
+          {device().make_matrix(dtype(), part.outputs, part.inputs, stored(dtype(), part.weights)), part.bias});
+    }
+    return device().make_linear(std::move(projections));
+  }
+};
+INSTANTIATE_TEST_SUITE_P(All, DeviceLinear,
+                         testing::Combine(any_device, testing::Values(1, 2, 7, 8, 9, 16, 17, 64, 200)), name_of);
 
 TEST_P(DeviceLinear, MergedOutputsWithBiases) {
   for (const std::int64_t inputs : {32, 96, 576, 1000, 2048}) {
@@ -139,6 +167,73 @@ TEST_P(DeviceLinear, MergedOutputsWithBiases) {
     const DeviceMatrix logits(device(), DType::f32, size(), 75);
     device().linear(*linear, x.view(), logits.view());
     EXPECT_LE(relative_error(logits.values(), expected), 2e-6) << inputs << " inputs, f32";
+  }
+}
+
+// More outputs than the kernels' blocks take at once, and none of their tiles whole.
+TEST_P(DeviceLinear, ManyOutputs) {
+  const std::int64_t inputs = 72, outputs = 132 * 40 + 5;
+  const Product product{
+      activations(size() * inputs, 25), activations(outputs * inputs, 26), {}, size(), inputs, outputs};
+  const auto linear = linear_of({&product, 1});
+  const DeviceMatrix x = matrix(size(), inputs, product.x), y(device(), DType::f32, size(), outputs);
+  device().linear(*linear, x.view(), y.view());
+  EXPECT_LE(relative_error(y.values(), product.all()), 2e-6);
+}
+
+// A sum of products becomes the residual, and its norm is read by every kind of product.
+TEST_P(DeviceLinear, AddedAndNormed) {
+  for (const std::int64_t width : {8, 40, 576, 1000, 1004, 4096}) {
+    const std::int64_t inputs = 136, outputs = 90;
+    const Product down{activations(size() * inputs, 21),
+                       activations(width * inputs, 22),
+                       random_floats(width, 23),
+                       size(),
+                       inputs,
+                       width};
+    const auto before = activations(size() * width, 24, 50.0f), weight = random_floats(width, 27);
+    const auto down_linear = linear_of({&down, 1});
+    const DeviceMatrix x = matrix(size(), inputs, down.x), delta = matrix(size(), width),
+                       residual = matrix(size(), width, before), normed = matrix(size(), width),
+                       weights(device(), DType::f32, 1, width, weight);
+    device().linear_add_norm(*down_linear, x.view(), delta.view(), residual.view(), {weights.f32(), 1e-5f},
+                             normed.view());
+    std::vector<double> sums = down.all();
+    for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += before[i];
+    const auto actual = residual.values();
+    EXPECT_LE(relative_error(actual, sums), tolerance(kind())) << width;
+
+    const auto normed_rows = norm_of(actual, weight, 1e-5);
+    const Product gate{normed_rows, activations(outputs * width, 12, 0.1f), {}, size(), width, outputs};
+    const Product up{normed_rows, activations(outputs * width, 13, 0.1f), random_floats(outputs, 28), size(), width,
+                     outputs};
+    const Product both[2] = {gate, up};
+    const auto linear = linear_of(both);
+    std::vector<double> side_by_side, gated;
+    for (std::int64_t row = 0; row < size(); ++row) {
+      for (const Product& part : both)
+        for (std::int64_t o = 0; o < outputs; ++o) side_by_side.push_back(part.at(row, o));
+      for (std::int64_t o = 0; o < outputs; ++o) {
+        const double g = gate.at(row, o);
+        gated.push_back(g / (1 + std::exp(-g)) * up.at(row, o));
+      }
+    }
+    const DeviceMatrix y = matrix(size(), 2 * outputs), logits(device(), DType::f32, size(), 2 * outputs),
+                       scratch = matrix(size(), 2 * outputs), activated = matrix(size(), outputs);
+    device().linear(*linear, normed.view(), y.view());
+    EXPECT_LE(relative_error(y.values(), side_by_side), tolerance(kind())) << width;
+    device().linear(*linear, normed.view(), logits.view());
+    EXPECT_LE(relative_error(logits.values(), side_by_side), tolerance(kind())) << width << ", f32";
+    device().gated_linear(*linear, normed.view(), scratch.view(), activated.view());
+    EXPECT_LE(relative_error(activated.values(), gated), 2 * tolerance(kind())) << width << ", gated";
+
+    // The tensor's next content is read as it is.
+    device().rms_norm(residual.view(), weights.f32(), 1e-2f, normed.view());
+    Product other = gate;
+    other.x = norm_of(actual, weight, 1e-2);
+    const auto other_linear = linear_of({&other, 1});
+    device().linear(*other_linear, normed.view(), activated.view());
+    EXPECT_LE(relative_error(activated.values(), other.all()), tolerance(kind())) << width;
   }
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/devices.h"
 #include "kernels/philox.h"
@@ -53,7 +54,11 @@ std::vector<SamplingParams> many_params() {
           {.temperature = 1.5f, .top_k = 200, .top_p = 0.5f},
           {.temperature = 1.0f, .min_p = 0.1f},
           {.temperature = 1.0f, .top_k = 50, .top_p = 0.95f, .min_p = 0.02f},
-          {.temperature = 1.0f, .top_p = 1e-6f}};
+          {.temperature = 1.0f, .top_p = 1e-6f},
+          {.temperature = 3.0f, .top_k = 5000, .top_p = 0.97f},  // many survive
+          {.temperature = 2.0f, .top_k = 3000},
+          {.temperature = 0.05f, .top_k = 20, .top_p = 0.8f},
+          {.temperature = 3.0f, .top_p = 0.999f, .min_p = 1e-4f}};
 }
 
 // Whether the walk over `probability` by id reaches `uniform` within `token`, give or take rounding.
@@ -105,6 +110,20 @@ TEST_P(DeviceSampling, TiesGoToTheLowerId) {
   }
 }
 
+TEST_P(DeviceSampling, FiltersAmongManyTies) {
+  const std::int64_t vocab = 20000;
+  const std::vector<float> logits(vocab, -3.0f);
+  const SamplingParams few{.temperature = 1.0f, .top_k = 5000, .seed = 1},
+      fewer{.temperature = 1.0f, .top_k = 5000, .top_p = 0.5f, .seed = 2}, share{.temperature = 1.0f, .top_p = 0.1f};
+  for (std::uint64_t position = 0; position < 10; ++position) {
+    for (const auto& [params, survivors] : {std::pair{&few, 5000}, {&fewer, 2500}, {&share, 2000}}) {
+      const std::int32_t token = run(logits, vocab, {{.params = params, .position = position}})[0].token;
+      const double expected = philox_uniform(params->seed, position) * survivors;
+      EXPECT_NEAR(token, std::floor(expected), 1.0) << survivors;
+    }
+  }
+}
+
 TEST_P(DeviceSampling, RowsWithoutNumbersAndWithInfinities) {
   const std::int64_t vocab = 500;
   const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
@@ -129,11 +148,13 @@ TEST_P(DeviceSampling, BiasBansAndPenalties) {
                               .presence_penalty = 0.4f,
                               .frequency_penalty = 0.3f,
                               .logit_bias = {{5, 4.0f}, {9, 6.5f}, {5, 3.0f}}};
-  const std::vector<std::int32_t> prompt{9, 11, 5, 9}, banned{3};
+  const std::vector<std::int32_t> prompt{9, 11, 5, 9}, resumed{40, 9, 40}, banned{3};
   const auto seen = device().make_seen_tokens(vocab, true);
   seen->add_prompt(prompt);
+  seen->add_output(resumed);
   TokenCounts counts{.in_prompt = std::vector<std::uint8_t>(vocab), .in_output = std::vector<std::uint32_t>(vocab)};
   for (const std::int32_t token : prompt) counts.in_prompt[token] = 1;
+  for (const std::int32_t token : resumed) ++counts.in_output[token];
   for (int step = 0; step < 30; ++step) {
     const auto expected = reference::adjusted_logits(logits, params, counts, banned);
     const auto best = static_cast<std::int32_t>(std::ranges::max_element(expected) - expected.begin());

@@ -16,10 +16,15 @@ from typing import Any
 
 STEP_SECONDS = 0.005
 KILL, FAIL, REFUSE = 900, 901, 902  # prompts: die mid-stream, engine thread fails mid-stream, bad
+KILL_ONCE, STOP_ONCE = 903, 904  # die or stop mid-stream, unless the request goes on from another
 LAST_STEP = 3  # tokens before KILL and FAIL do what they say
 
 
 class InputError(ValueError):
+    pass
+
+
+class RankFailure(RuntimeError):  # noqa: N818
     pass
 
 
@@ -110,6 +115,11 @@ class Engine:
                 continue
             if step == LAST_STEP and request["prompt"][0] == KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if step == LAST_STEP and not request["num_resumed"]:
+                if request["prompt"][0] == KILL_ONCE:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if request["prompt"][0] == STOP_ONCE:
+                    os.kill(os.getpid(), signal.SIGSTOP)
             if step == LAST_STEP and request["prompt"][0] == FAIL:
                 self._failure = "the fake engine broke"
                 self._finish(request_id, [], "error", "engine_failure", self._failure)
@@ -134,6 +144,8 @@ if __name__ == "__main__":
     native = types.ModuleType("minisgl._native")
     native.Engine = Engine  # type: ignore[attr-defined]
     native.InputError = InputError  # type: ignore[attr-defined]
+    native.RankFailure = RankFailure  # type: ignore[attr-defined]
+    native.divide_even = divmod  # type: ignore[attr-defined]
     native.build_info = lambda: {"cuda": ""}  # type: ignore[attr-defined]
     sys.modules["minisgl._native"] = native
 

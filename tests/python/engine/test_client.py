@@ -17,18 +17,18 @@ import pytest_asyncio
 from minisgl.engine.client import (
     EngineBusy,
     EngineClient,
-    EngineStartError,
     EngineUnavailable,
     RestartPolicy,
 )
+from minisgl.engine.group import EngineStartError
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc import process
 from minisgl.ipc.messages import EngineOptions, Output, PhaseReport
 from minisgl.sampling_params import SamplingParams
-from tests.python.engine.fake_rank import FAIL, KILL, REFUSE
+from tests.python.engine.fake_rank import FAIL, KILL, KILL_ONCE, REFUSE, STOP_ONCE
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_rank.py")))
-FAST = RestartPolicy(max_failures=2, first_delay=0.01)
+FAST = RestartPolicy(max_failures=2, first_delay=0.01, max_replays=1)
 
 
 def make_client(kind: str = "ok", **options: Any) -> EngineClient:
@@ -140,24 +140,41 @@ async def test_a_full_queue_is_busy() -> None:
 
 
 @pytest.mark.parametrize("poison", [KILL, FAIL])
-async def test_a_dead_rank_ends_its_streams_and_comes_back(
+async def test_a_request_that_kills_each_engine_ends_and_the_engine_comes_back(
     client: EngineClient, poison: int
 ) -> None:
-    other = client.submit([1], params(90_000))
     bad = client.submit([poison], params(90_000))
-    for stream in (bad, other):
-        tokens, last = await read(stream)
-        assert (last.finish, last.error_code) == ("error", "engine_failure")
-        assert last.error
-        assert stream.received == tokens
-    assert client.num_live == 0
     await until(lambda: client.state == "restarting")
     with pytest.raises(EngineUnavailable, match="restarting"):
         client.submit([1], params())
+    tokens, last = await read(bad)
+    assert (last.finish, last.error_code) == ("error", "engine_failure")
+    assert last.error
+    assert bad.received == tokens
+    assert client.num_live == 0
     await until(lambda: client.state == "ready")
-    assert client.num_restarts == 1
+    assert client.num_restarts == 2
     tokens, _ = await read(client.submit([1], params(3)))
     assert tokens == [2, 3, 4]
+
+
+@pytest.mark.parametrize("poison", [KILL_ONCE, STOP_ONCE])
+async def test_streams_go_on_where_they_stopped_when_the_engine_died(
+    client: EngineClient, poison: int
+) -> None:
+    streams = [client.submit([10 * i], params(400)) for i in range(20)]
+    streams.append(client.submit([poison], params(50)))
+    aborted = client.submit([7], params(90_000))
+    await until(lambda: client.state == "restarting")
+    aborted.abort()
+    for stream in streams:
+        tokens, last = await read(stream)
+        first, count = stream.request.prompt[0] + 1, stream.request.max_tokens
+        assert tokens == [(first + k) % 1000 for k in range(count)]
+        assert last.finish == "length"
+    assert (await read(aborted))[1].finish == "abort"
+    assert client.num_restarts == 1
+    assert client.num_live == 0
 
 
 async def test_too_many_failures_in_a_row_are_the_end(

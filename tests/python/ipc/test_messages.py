@@ -19,8 +19,10 @@ from minisgl.ipc.messages import (
     Failed,
     Output,
     PhaseReport,
+    Place,
     Ready,
     Shutdown,
+    Start,
     StepOutputs,
     Submit,
     decode_from_rank,
@@ -61,7 +63,13 @@ to_rank = st.one_of(
     ),
     st.builds(Abort, st.lists(ids, max_size=10)),
     st.just(Shutdown()),
-    st.builds(EngineOptions, model_path=st.text(max_size=20)),
+    st.builds(
+        Start,
+        st.builds(EngineOptions, model_path=st.text(max_size=20)),
+        st.builds(
+            Place, rank=counts, name=st.text(max_size=20), cores=st.lists(st.integers(0, 99))
+        ),
+    ),
 )
 from_rank = st.one_of(
     st.builds(

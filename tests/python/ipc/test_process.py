@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from minisgl.ipc.messages import (
+    Alive,
     EngineOptions,
     FromRank,
     PhaseReport,
+    Place,
     Ready,
     Shutdown,
+    Start,
     StepOutputs,
     Submit,
     decode_from_rank,
@@ -31,10 +34,16 @@ Rank = ChildProcess[FromRank]
 
 async def ready_rank() -> Rank:
     child: Rank = await Rank.spawn((sys.executable, str(FAKE_RANK)), decode_from_rank)
-    await child.configure(EngineOptions(model_path="fake:ok"))
+    await child.configure(Start(EngineOptions(model_path="fake:ok"), Place()))
     while not isinstance(message := await child.receive(), Ready):
-        assert isinstance(message, PhaseReport)
+        assert isinstance(message, (PhaseReport, Alive))
     return child
+
+
+async def next_outputs(child: Rank) -> StepOutputs:
+    while not isinstance(message := await child.receive(), StepOutputs):
+        assert isinstance(message, Alive)
+    return message
 
 
 async def test_malformed_requests_are_answered_or_dropped_and_harm_nobody() -> None:
@@ -42,14 +51,12 @@ async def test_malformed_requests_are_answered_or_dropped_and_harm_nobody() -> N
     for malformed in (None, [1, 2], "text", {"type": "unknown"}, {"type": "abort", "ids": [-1]}):
         child.send(malformed)
     child.send({"type": "submit", "id": 5, "prompt": [-1], "max_tokens": 1, "seed": 0})
-    answer = await child.receive()
-    assert isinstance(answer, StepOutputs)
+    answer = await next_outputs(child)
     assert [(o.id, o.finish, o.error_code) for o in answer.outputs] == [
         (5, "error", "invalid_request")
     ]
     child.send(Submit(id=6, prompt=[1], max_tokens=1, seed=0))
-    answer = await child.receive()
-    assert isinstance(answer, StepOutputs)
+    answer = await next_outputs(child)
     assert answer.outputs[0].token_ids == [2]
     assert await child.stop(Shutdown()) == 0
     child.close()
@@ -59,7 +66,7 @@ async def test_a_child_is_deaf_to_sigint_and_ends_at_sigterm() -> None:
     child = await ready_rank()
     os.kill(child.pid, signal.SIGINT)
     child.send(Submit(id=1, prompt=[1], max_tokens=1, seed=0))
-    assert isinstance(await child.receive(), StepOutputs)
+    await next_outputs(child)
     assert await child.stop(None) == 0
     child.close()
 

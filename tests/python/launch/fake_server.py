@@ -12,6 +12,6 @@ if __name__ == "__main__":
     status = launch_server(
         parse_args(),
         rank_command=(sys.executable, str(rank)),
-        restart=RestartPolicy(max_failures=2, first_delay=0.1),
+        restart=RestartPolicy(max_failures=2, first_delay=0.1, max_replays=1),
     )
     sys.exit(status)

@@ -14,7 +14,7 @@ INFO = EngineInfo(vocab_size=10, max_model_len=20, weight_bytes=10**9, kv_cache_
 
 
 def test_the_memory_of_a_gpu_is_a_budget() -> None:
-    assert not [line for line in describe_engine(ServerArgs(), INFO) if "GPU" in line]
+    assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "GPU" in line]
     info = EngineInfo(
         vocab_size=10,
         max_model_len=20,
@@ -24,11 +24,26 @@ def test_the_memory_of_a_gpu_is_a_budget() -> None:
         graph_bytes=4 * 10**7,
         free_bytes=5 * 10**9,
     )
-    (line,) = (line for line in describe_engine(ServerArgs(), info) if "GPU" in line)
+    (line,) = (line for line in describe_engine(ServerArgs(), [info]) if "GPU" in line)
     assert line == (
         "GPU memory: weights 1.00 GB, workspace 300.0 MB, graphs 40.0 MB, KV cache 2.00 GB, "
         "5.00 GB left free (--memory-fraction)"
     )
+
+
+def test_ranks_are_described_where_there_are_several() -> None:
+    assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "rank" in line]
+    ranks = [
+        EngineInfo(
+            vocab_size=10, max_model_len=20, weight_bytes=5 * 10**8, comm="they talk", cores=c
+        )
+        for c in ("0-1", "2-3")
+    ]
+    assert describe_engine(ServerArgs(tp=2), ranks)[:3] == [
+        "ranks: 2 (--tp), each with 500.0 MB of the weights",
+        "they talk (--comm auto)",
+        "cores by rank: 0-1; 2-3",
+    ]
 
 
 def test_a_phase_is_a_line_with_its_seconds(caplog: pytest.LogCaptureFixture) -> None:

@@ -79,7 +79,7 @@ std::unique_ptr<Communicator> join(int rank) {
   options.size = kRanks;
   options.device = rank % num_gpus();
   options.timeout = kTimeout;
-  if (variable("MINISGL_TEST_COMM") == "peers") return make_gpu_communicator(options, *host);
+  if (variable("MINISGL_TEST_COMM") == "peers") return make_gpu_communicator(options, *host, PeerSums::always);
   NcclUniqueId id{};
   if (rank == 0) id = make_nccl_unique_id("");
   host->broadcast(id.data(), id.size(), 0, 0);

@@ -1,0 +1,156 @@
+"""Servers of several ranks: the same text as one rank's, and every way in which a rank can end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.python.launch.servers import ServerProcess, Stream, alive, until
+from tests.python.running.conftest import PROGRAM
+
+KILL, STOP = signal.SIGKILL, signal.SIGSTOP
+LIMIT = 10.0  # seconds within which a group ends once a rank is lost, as README says
+LONG_PROMPT = [1 + number % 200 for number in range(4000)]  # prefill takes a while
+GREEDY_TOKENS = 400
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[list[ServerProcess]]:
+    """Those that a test starts; whatever happened to them, nothing of them may be left."""
+    shared_memory = set(os.listdir("/dev/shm"))
+    started: list[ServerProcess] = []
+    yield started
+    for server in started:
+        children = server.children()
+        if server.process.poll() is None:
+            server.signal(signal.SIGTERM)
+            assert server.wait() == 0, server.output
+        until(lambda children=children: not any(map(alive, children)))
+        assert server.files() == []
+        assert "Traceback" not in server.output
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+
+
+def start(servers: list[ServerProcess], model: Path, folder: Path, *flags: str) -> ServerProcess:
+    directory = folder / f"server-{len(servers)}"
+    server = ServerProcess(model, directory, *flags, program=PROGRAM)
+    servers.append(server)
+    return server
+
+
+def ranks_of(server: ServerProcess) -> list[int]:
+    """Process ids of the ranks, in their order: they are started one after the other."""
+    return sorted(server.children())
+
+
+def text_of(stream: Stream) -> str:
+    """All text of a stream that ended well."""
+    events = stream.join().splitlines()
+    assert events[-1] == "data: [DONE]", events[-3:]
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    return "".join(chunk["choices"][0]["text"] for chunk in chunks)
+
+
+def greedy_texts(port: int, prompts: list[list[int]], max_tokens: int) -> list[str]:
+    return [text_of(stream) for stream in [Stream(port, ids, max_tokens) for ids in prompts]]
+
+
+def test_two_ranks_say_what_one_says(
+    servers: list[ServerProcess], tiny_model: Path, tmp_path: Path
+) -> None:
+    prompts = [[1 + index, 2, 3 + index] for index in range(6)] + [LONG_PROMPT]
+    texts = []
+    for size in ("1", "2"):
+        server = start(servers, tiny_model, tmp_path, "--tp", size)
+        texts.append(greedy_texts(server.wait_ready(), prompts, 64))
+    assert texts[0] == texts[1]
+    assert "ranks: 2 (--tp)" in servers[1].output
+    assert "ranks talk through shared memory: all are on this host" in servers[1].output
+
+
+def test_three_ranks_of_the_default_model_say_what_one_says(
+    servers: list[ServerProcess], default_gguf: Path, tmp_path: Path
+) -> None:
+    # Sums in another order round another way, and blocks of 8 bits make that larger: the texts are
+    # compared as far as there is no near tie ("The capital of France is").
+    prompts = [[504, 3575, 282, 4649, 314]]
+    texts = []
+    for size in ("1", "3"):
+        server = start(servers, default_gguf, tmp_path, "--tp", size)
+        texts.append(greedy_texts(server.wait_ready(), prompts, 10))
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert texts[0] == texts[1]
+
+
+def test_a_size_that_does_not_divide_the_model_ends_the_start_with_a_sentence(
+    servers: list[ServerProcess], tiny_model: Path, tmp_path: Path
+) -> None:
+    server = start(servers, tiny_model, tmp_path, "--tp", "3")
+    assert server.wait() == 1
+    assert server.lines[-1].startswith("minisgl-serve: error: rank ")
+    assert "3" in server.lines[-1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_while_starting_ends_the_start(
+    servers: list[ServerProcess], tiny_model: Path, tmp_path: Path, rank: int
+) -> None:
+    server = start(servers, tiny_model, tmp_path, "--tp", "2")
+    until(lambda: len(server.children()) == 2)
+    os.kill(ranks_of(server)[rank], KILL)
+    assert server.wait() == 1
+    assert f"the process of rank {rank} was killed by SIGKILL" in server.lines[-1]
+    assert "while starting" in server.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("rank", "end", "moment"),
+    [
+        (0, KILL, "idle"),
+        (1, KILL, "idle"),
+        (0, KILL, "prefill"),
+        (1, KILL, "prefill"),
+        (0, KILL, "decode"),
+        (1, KILL, "decode"),
+        (1, STOP, "idle"),
+        (0, STOP, "decode"),
+        (1, STOP, "decode"),
+    ],
+)
+def test_streams_go_on_when_a_rank_is_lost(
+    servers: list[ServerProcess],
+    tiny_model: Path,
+    tmp_path: Path,
+    rank: int,
+    end: signal.Signals,
+    moment: str,
+) -> None:
+    server = start(servers, tiny_model, tmp_path, "--tp", "2", "--max-batch-tokens", "64")
+    port = server.wait_ready()
+    prompt = LONG_PROMPT if moment == "prefill" else [5, 6, 7]
+    expected = text_of(Stream(port, prompt, GREEDY_TOKENS))
+    before = ranks_of(server)
+
+    stream = None if moment == "idle" else Stream(port, prompt, GREEDY_TOKENS)
+    if stream is not None and moment == "decode":
+        stream.wait_events(5)
+    elif stream is not None:
+        time.sleep(0.03)
+    lost_at = time.monotonic()
+    os.kill(before[rank], end)
+
+    until(lambda: not any(map(alive, before)))
+    assert time.monotonic() - lost_at < LIMIT
+    server.wait_for_line("the engine is ready again")
+    reason = "was killed by SIGKILL" if end == KILL else "gave no sign of life for 8 s"
+    assert f"the process of rank {rank} {reason}" in server.output
+    if stream is not None:
+        assert text_of(stream) == expected
+    assert text_of(Stream(port, prompt, GREEDY_TOKENS)) == expected
