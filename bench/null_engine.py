@@ -33,7 +33,7 @@ from minisgl.ipc.messages import (
 )
 
 RATE_UNIT = 100  # tokens a second
-INFO = EngineInfo(vocab_size=49152, max_seq_len=2**20, max_running=1024, num_threads=1)
+INFO = EngineInfo(vocab_size=49152, max_model_len=2**20, max_running=1024, num_threads=1)
 TIMINGS = (0.0, 0.0, 0.0)
 
 

@@ -43,7 +43,7 @@ def main() -> int:
         load_format=load_format,
         device=args.device,
         num_threads=args.threads,
-        max_seq_len=longest,
+        max_model_len=longest,
         show_progress=not args.json,
     ) as llm:
 

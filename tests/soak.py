@@ -34,7 +34,7 @@ from tests.python.running.measures import gauges, process_size, until_idle  # no
 from tests.python.running.tiny_model import make_tiny_model  # noqa: E402
 
 CONCURRENCY = 48  # more than the server may run, so that requests wait and are preempted
-FLAGS = ("--max-seq-len", "2048", "--kv-cache-tokens", "16K", "--max-running", "24")
+FLAGS = ("--max-model-len", "2048", "--kv-cache-tokens", "16K", "--max-running", "24")
 ANSWER_SECONDS = 60.0
 MAX_GROWTH = 16 * 2**20  # bytes of resident memory of each process: 1.6 KB a request of 10,000
 

@@ -329,7 +329,7 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overla
   EngineSettings settings;
   settings.max_batch_tokens = 8192;
   settings.kv_cache_tokens = 256 * 512;
-  settings.max_seq_len = 8192;
+  settings.max_model_len = 8192;
   settings.overlap = overlap;
   const EngineOptions options = choose_options(settings, {model->spec(), model->weight_dtype(), weight_bytes, *device},
                                                device->available_memory());

@@ -143,7 +143,7 @@ class LoadedRank {
     info["kv_cache_tokens"] = options.num_pages * options.page_size;
     info["kv_cache_bytes"] =
         options.num_pages * KvCache::bytes_per_page(spec_, options.kv_dtype, options.page_size, num_ranks_);
-    info["max_seq_len"] = options.max_seq_len;
+    info["max_model_len"] = options.max_model_len;
     info["workspace_bytes"] = memory.workspace;
     info["graph_bytes"] = memory.graphs;
     info["free_bytes"] = memory.free;
@@ -228,11 +228,11 @@ using Holder = std::unique_ptr<T, DeleteWithoutGil>;
 // Engine or follower.
 template <typename Rank>
 Holder<Rank> make_rank(const std::string& model_path, std::int64_t num_threads, const std::string& kv_dtype,
-                       int page_size, std::int64_t kv_cache_tokens, std::int64_t max_seq_len, std::int64_t max_running,
-                       std::int64_t max_batch_tokens, std::int64_t max_waiting, const std::string& device,
-                       double memory_fraction, std::int64_t num_pages, bool disable_cuda_graph, bool disable_overlap,
-                       const std::string& load_format, const std::string& cache_dir, const std::optional<Place>& place,
-                       const Progress& progress) {
+                       int page_size, std::int64_t kv_cache_tokens, std::int64_t max_model_len,
+                       std::int64_t max_running, std::int64_t max_batch_tokens, std::int64_t max_waiting,
+                       const std::string& device, double memory_fraction, std::int64_t num_pages,
+                       bool disable_cuda_graph, bool disable_overlap, const std::string& load_format,
+                       const std::string& cache_dir, const std::optional<Place>& place, const Progress& progress) {
   if (load_format != "auto" && load_format != "dummy") {
     throw InputError("--load-format must be auto or dummy, got " + load_format);
   }
@@ -247,7 +247,7 @@ Holder<Rank> make_rank(const std::string& model_path, std::int64_t num_threads, 
                                          .memory_fraction = memory_fraction,
                                          .cuda_graphs = !disable_cuda_graph,
                                          .overlap = !disable_overlap,
-                                         .max_seq_len = max_seq_len,
+                                         .max_model_len = max_model_len,
                                          .max_running = max_running,
                                          .max_batch_tokens = max_batch_tokens,
                                          .max_waiting = max_waiting},
@@ -265,7 +265,7 @@ template <typename Class, typename Rank>
 void define_making(Class& type) {
   type.def(py::init(&make_rank<Rank>), py::arg("model_path"), py::kw_only(), py::arg("num_threads") = 0,
            py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("kv_cache_tokens") = 0,
-           py::arg("max_seq_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 0,
+           py::arg("max_model_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 0,
            py::arg("max_waiting") = 4096, py::arg("device") = "auto", py::arg("memory_fraction") = 0.9,
            py::arg("num_pages") = 0, py::arg("disable_cuda_graph") = false, py::arg("disable_overlap") = false,
            py::arg("load_format") = "auto", py::arg("cache_dir") = "", py::arg("place") = py::none(),

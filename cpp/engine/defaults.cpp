@@ -87,17 +87,17 @@ EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& m
     throw InputError("--num-pages and --kv-cache-tokens say the same: give one of them");
   }
   require_range("--max-waiting", settings.max_waiting, 0, many);
-  if (settings.max_seq_len < 0 || settings.max_seq_len > spec.max_position) {
-    throw InputError(concat("--max-seq-len must be between 0 and the model's ", spec.max_position, " positions, got ",
-                            settings.max_seq_len));
+  if (settings.max_model_len < 0 || settings.max_model_len > spec.max_position) {
+    throw InputError(concat("--max-model-len must be between 0 and the model's ", spec.max_position, " positions, got ",
+                            settings.max_model_len));
   }
   const std::int64_t asked_tokens =
       settings.num_pages > 0 ? settings.num_pages * settings.page_size : settings.kv_cache_tokens;
-  if (asked_tokens > 0 && settings.max_seq_len > asked_tokens) {
+  if (asked_tokens > 0 && settings.max_model_len > asked_tokens) {
     const std::string cache = settings.num_pages > 0 ? concat("the ", asked_tokens, " tokens of --num-pages")
                                                      : concat("--kv-cache-tokens ", asked_tokens);
-    throw InputError(
-        concat("--max-seq-len ", settings.max_seq_len, " is more than ", cache, ": one request must fit the cache"));
+    throw InputError(concat("--max-model-len ", settings.max_model_len, " is more than ", cache,
+                            ": one request must fit the cache"));
   }
 
   EngineOptions options;
@@ -129,18 +129,19 @@ EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& m
     options.num_pages = pages_for(asked_tokens);
     if (options.num_pages > fit) budget.refuse(options.num_pages, "--kv-cache-tokens");
   } else {
-    const std::int64_t longest = settings.max_seq_len > 0 ? settings.max_seq_len : spec.max_position;
+    const std::int64_t longest = settings.max_model_len > 0 ? settings.max_model_len : spec.max_position;
     const std::int64_t wanted = model.device.has_own_memory()
                                     ? pages_for(longest) * options.max_running
-                                    : pages_for(std::max(usual_cache_tokens, settings.max_seq_len));
-    const std::int64_t least =
-        pages_for(settings.max_seq_len > 0 ? settings.max_seq_len : std::min(least_cache_tokens, spec.max_position));
+                                    : pages_for(std::max(usual_cache_tokens, settings.max_model_len));
+    const std::int64_t least = pages_for(settings.max_model_len > 0 ? settings.max_model_len
+                                                                    : std::min(least_cache_tokens, spec.max_position));
     options.num_pages = std::min(wanted, fit);
     if (options.num_pages < least)
-      budget.refuse(least, settings.max_seq_len > 0 ? "--max-seq-len" : "--kv-cache-tokens");
+      budget.refuse(least, settings.max_model_len > 0 ? "--max-model-len" : "--kv-cache-tokens");
   }
-  options.max_seq_len = settings.max_seq_len > 0 ? settings.max_seq_len
-                                                 : std::min(spec.max_position, options.num_pages * options.page_size);
+  options.max_model_len = settings.max_model_len > 0
+                              ? settings.max_model_len
+                              : std::min(spec.max_position, options.num_pages * options.page_size);
   return options;
 }
 

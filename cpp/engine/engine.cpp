@@ -23,9 +23,9 @@ namespace {
 
 const EngineOptions& checked(const EngineOptions& options, const ModelSpec& spec) {
   MINISGL_CHECK(options.page_size >= 1 && options.num_pages >= 1, options.num_pages, " pages of ", options.page_size);
-  MINISGL_CHECK(options.max_seq_len >= 1 && options.max_seq_len <= spec.max_position, "max_seq_len is ",
-                options.max_seq_len, ", the model's positions are ", spec.max_position);
-  MINISGL_CHECK(options.max_seq_len <= options.num_pages * options.page_size, "max_seq_len ", options.max_seq_len,
+  MINISGL_CHECK(options.max_model_len >= 1 && options.max_model_len <= spec.max_position, "max_model_len is ",
+                options.max_model_len, ", the model's positions are ", spec.max_position);
+  MINISGL_CHECK(options.max_model_len <= options.num_pages * options.page_size, "max_model_len ", options.max_model_len,
                 " does not fit ", options.num_pages, " pages of ", options.page_size);
   MINISGL_CHECK(options.max_waiting >= 0, "max_waiting is ", options.max_waiting);
   return options;

@@ -20,10 +20,10 @@ inline constexpr bool is_debug_build = true;
 #endif
 
 struct EngineOptions {
-  std::int64_t num_pages = 0;  // at least one sequence of max_seq_len must fit
+  std::int64_t num_pages = 0;  // at least one sequence of max_model_len must fit
   int page_size = 16;
   DType kv_dtype = DType::f16;
-  std::int64_t max_seq_len = 0;            // prompt + output tokens of one request
+  std::int64_t max_model_len = 0;          // prompt + output tokens of one request
   std::int64_t max_running = 256;          // sequences in one step
   std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused

@@ -35,7 +35,7 @@ StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
   return {.rows = options.max_batch_tokens,
           .sequences = sequences,
           .logits = sequences + SchedulerOptions{}.max_prompt_logits,
-          .positions = options.max_seq_len,
+          .positions = options.max_model_len,
           .pages = options.num_pages,
           .vocab_size = spec.vocab_size};
 }

@@ -30,7 +30,7 @@ struct Follower::Impl final : PlanHandler {
                  KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
         decoder({.num_pages = options.num_pages,
                  .page_size = options.page_size,
-                 .max_seq_len = options.max_seq_len,
+                 .max_model_len = options.max_model_len,
                  .vocab_size = model->spec().vocab_size,
                  .runs_ahead = executor.depth() > 0}),
         ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {

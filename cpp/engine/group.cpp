@@ -59,11 +59,11 @@ EngineOptions agree_on_options(const EngineOptions& own, const EngineSettings& a
     agreed.num_pages = std::min(agreed.num_pages, all[rank].back());
   }
   const std::int64_t cache_tokens = agreed.num_pages * agreed.page_size;
-  if (agreed.max_seq_len > cache_tokens && asked.max_seq_len > 0) {
-    throw InputError(concat("a rank has memory for a KV cache of ", cache_tokens, " tokens only: --max-seq-len ",
-                            asked.max_seq_len, " is more than that"));
+  if (agreed.max_model_len > cache_tokens && asked.max_model_len > 0) {
+    throw InputError(concat("a rank has memory for a KV cache of ", cache_tokens, " tokens only: --max-model-len ",
+                            asked.max_model_len, " is more than that"));
   }
-  agreed.max_seq_len = std::min(agreed.max_seq_len, cache_tokens);
+  agreed.max_model_len = std::min(agreed.max_model_len, cache_tokens);
   return agreed;
 }
 

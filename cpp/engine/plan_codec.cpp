@@ -217,7 +217,7 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
   const auto check_token = [&](std::int32_t token) {
     require(token >= 0 && token < limits_.vocab_size, "token", token);
   };
-  require(sampling.prompt_len >= 1 && sampling.prompt_len <= limits_.max_seq_len, "prompt_len", sampling.prompt_len);
+  require(sampling.prompt_len >= 1 && sampling.prompt_len <= limits_.max_model_len, "prompt_len", sampling.prompt_len);
   require(sampling.min_tokens >= 0, "min_tokens", sampling.min_tokens);
   for (const std::int32_t token : sampling.resumed) check_token(token);
   for (const std::int32_t token : sampling.stop_tokens) check_token(token);
@@ -232,7 +232,7 @@ void PlanDecoder::check(const StepPlan& plan) const {
   for (const SequenceStep& step : plan.sequences) {
     const std::int64_t end = std::int64_t{step.start_position} + step.num_rows;
     const std::int64_t num_pages = std::int64_t{step.num_kept_pages} + step.num_new_pages;
-    require(step.start_position >= 0 && end <= limits_.max_seq_len, "start_position", step.start_position);
+    require(step.start_position >= 0 && end <= limits_.max_model_len, "start_position", step.start_position);
     require(step.num_kept_pages >= 0 && step.num_new_pages >= 0 && num_pages <= limits_.num_pages &&
                 end <= num_pages * limits_.page_size,
             "num_new_pages", step.num_new_pages);

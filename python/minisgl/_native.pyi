@@ -26,7 +26,7 @@ class EngineInfo(TypedDict):
     workspace_bytes: int
     graph_bytes: int
     free_bytes: int
-    max_seq_len: int
+    max_model_len: int
     num_threads: int
     device: str
     isa: str
@@ -90,7 +90,7 @@ class Follower:
         kv_dtype: str = "auto",
         page_size: int = 16,
         kv_cache_tokens: int = 0,
-        max_seq_len: int = 0,
+        max_model_len: int = 0,
         max_running: int = 256,
         max_batch_tokens: int = 0,
         max_waiting: int = 4096,
@@ -127,7 +127,7 @@ class Engine:
         kv_dtype: str = "auto",
         page_size: int = 16,
         kv_cache_tokens: int = 0,
-        max_seq_len: int = 0,
+        max_model_len: int = 0,
         max_running: int = 256,
         max_batch_tokens: int = 0,
         max_waiting: int = 4096,

@@ -44,7 +44,7 @@ class ServerArgs:
     num_threads: int = 0  # engine threads; 0: the cores allowed to this process
     kv_dtype: str = "auto"
     kv_cache_tokens: int = 0
-    max_seq_len: int = 0  # prompt + output tokens of one request
+    max_model_len: int = 0  # prompt + output tokens of one request
     page_size: int = 16  # tokens a KV page
     max_running: int = 256  # sequences in one step
     max_batch_tokens: int = 0  # rows in one step; 512 on the CPU, 8192 on a GPU
@@ -122,7 +122,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "body_timeout": (0.1, 86400),
     "num_threads": (0, 1024),
     "kv_cache_tokens": (0, 2**31 - 1),
-    "max_seq_len": (0, 2**31 - 1),
+    "max_model_len": (0, 2**31 - 1),
     "page_size": (1, 1024),
     "max_running": (1, 65536),
     "max_batch_tokens": (0, 2**20),
@@ -250,7 +250,7 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
                 "N",
             ),
             _Flag(
-                "max-seq-len",
+                "max-model-len",
                 "prompt + output tokens of a request; 0: the model's",
                 parse_count,
                 "N",

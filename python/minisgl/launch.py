@@ -297,7 +297,7 @@ def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
         kv_dtype=args.kv_dtype,
         page_size=args.page_size,
         kv_cache_tokens=args.kv_cache_tokens,
-        max_seq_len=args.max_seq_len,
+        max_model_len=args.max_model_len,
         max_running=args.max_running,
         max_batch_tokens=args.max_batch_tokens,
         device=args.device,

@@ -79,7 +79,7 @@ class LLM:
         num_threads: int = 0,
         kv_dtype: str = "auto",
         kv_cache_tokens: int = 0,
-        max_seq_len: int = 0,
+        max_model_len: int = 0,
         page_size: int = 16,
         max_running: int = 256,
         max_batch_tokens: int = 0,
@@ -100,7 +100,7 @@ class LLM:
                 kv_dtype=kv_dtype,
                 page_size=page_size,
                 kv_cache_tokens=kv_cache_tokens,
-                max_seq_len=max_seq_len,
+                max_model_len=max_model_len,
                 max_running=max_running,
                 max_batch_tokens=max_batch_tokens,
                 device=device,
@@ -182,7 +182,7 @@ class LLM:
         ]
         ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         if sampling_params is None:
-            limit = self.info.max_seq_len
+            limit = self.info.max_model_len
             params = [SamplingParams(max_tokens=max(1, limit - len(prompt))) for prompt in ids]
         else:
             params = _as_params(sampling_params, len(ids))

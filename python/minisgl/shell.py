@@ -40,7 +40,7 @@ def run_shell(args: ServerArgs) -> int:
             kv_dtype=args.kv_dtype,
             page_size=args.page_size,
             kv_cache_tokens=args.kv_cache_tokens,
-            max_seq_len=args.max_seq_len,
+            max_model_len=args.max_model_len,
             max_running=args.max_running,
             max_batch_tokens=args.max_batch_tokens,
             device=args.device,
@@ -125,7 +125,7 @@ class Shell:
         except ValueError as error:  # the template refuses it, or it isn't Unicode
             _note(str(error))
             return None
-        limit = self._engine.info.max_seq_len
+        limit = self._engine.info.max_model_len
         room = limit - len(prompt_ids)
         if room < 1:
             _note(

@@ -42,7 +42,9 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
     threads = why(args.num_threads, "cores allowed to this process", "--threads")
     kv_dtype = why(args.kv_dtype != "auto", "follows the weights", "--kv-dtype")
     kv_tokens = why(args.kv_cache_tokens, "default, as far as memory allows", "--kv-cache-tokens")
-    length = why(args.max_seq_len, "the model's, as far as the KV cache allows", "--max-seq-len")
+    length = why(
+        args.max_model_len, "the model's, as far as the KV cache allows", "--max-model-len"
+    )
     lines = [
         *_describe_ranks(args, ranks),
         f"weights: {info.family} {info.weight_dtype}, {_size(info.weight_bytes)}",
@@ -50,7 +52,7 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
         f"processor: {info.num_threads} threads {threads}, {info.isa} kernels (the best it has)",
         f"KV cache: {info.kv_cache_tokens} tokens {kv_tokens} in {info.kv_dtype} {kv_dtype}, "
         f"{_size(info.kv_cache_bytes)}",
-        f"longest request: {info.max_seq_len} tokens, prompt and output {length}",
+        f"longest request: {info.max_model_len} tokens, prompt and output {length}",
         f"batch: up to {info.max_running} requests (--max-running), "
         f"{info.max_batch_tokens} tokens a step (--max-batch-tokens)",
     ]

@@ -104,7 +104,7 @@ def _wire(_: Path) -> list[bytes]:
         3, [5], "length", "", "", [(-0.5, [(5, -0.5)])], [(3, None, [])], (0.0, 1.0, 2.0)
     )
     submit = messages.Submit(id=1, prompt=[1, 2], max_tokens=5, seed=7, logit_bias=[(1, 0.5)])
-    info = messages.EngineInfo(vocab_size=10, max_seq_len=20)
+    info = messages.EngineInfo(vocab_size=10, max_model_len=20)
     return [
         encode(message)
         for message in (

@@ -121,10 +121,10 @@ def make_request(
     if min(prompt_ids) < 0 or max(prompt_ids) >= info.vocab_size:
         bad = next(token for token in prompt_ids if not 0 <= token < info.vocab_size)
         raise ValueError(f"prompt token ids must be between 0 and {info.vocab_size - 1}, got {bad}")
-    if len(prompt_ids) + params.max_tokens > info.max_seq_len:
+    if len(prompt_ids) + params.max_tokens > info.max_model_len:
         raise ValueError(
             f"the prompt has {len(prompt_ids)} tokens and max_tokens is {params.max_tokens}, "
-            f"together more than the {info.max_seq_len} tokens that a request may have"
+            f"together more than the {info.max_model_len} tokens that a request may have"
         )
     params.check_tokens(info.vocab_size)
     more_ends = [] if params.ignore_eos else sorted(set(end_ids) - set(info.eos_token_ids))

@@ -133,7 +133,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was loaded and chosen at start: the native engine's `info`."""
 
     vocab_size: Annotated[int, Meta(ge=1, le=MAX_TOKEN_ID)]
-    max_seq_len: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    max_model_len: Annotated[int, Meta(ge=1, le=2**31 - 1)]
     eos_token_ids: Annotated[list[TokenId], Meta(max_length=4096)] = []
     family: Sentence = ""
     weight_dtype: Sentence = ""
@@ -202,7 +202,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_dtype: str = "auto"
     page_size: int = 16
     kv_cache_tokens: int = 0
-    max_seq_len: int = 0
+    max_model_len: int = 0
     max_running: int = 256
     max_batch_tokens: int = 0
     max_waiting: int = 4096

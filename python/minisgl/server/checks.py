@@ -214,18 +214,18 @@ def sampling_params(
     return params
 
 
-def fit(num_prompt: int, wanted: int | None, default: int | None, max_seq_len: int) -> int:
+def fit(num_prompt: int, wanted: int | None, default: int | None, max_model_len: int) -> int:
     """max_tokens for a prompt of `num_prompt` tokens: `wanted`, else `default`, else the rest of
     the context.
 
     Only a default is cut to what fits. ApiError 400 with both numbers when the prompt or what is
     wanted doesn't.
     """
-    room = max_seq_len - num_prompt
+    room = max_model_len - num_prompt
     if room < (0 if wanted == 0 else 1):
-        raise errors.too_long(num_prompt, max_seq_len)
+        raise errors.too_long(num_prompt, max_model_len)
     if wanted is not None:
         if wanted > room:
-            raise errors.too_long(num_prompt, max_seq_len, wanted)
+            raise errors.too_long(num_prompt, max_model_len, wanted)
         return wanted
     return room if default is None else min(default, room)

@@ -37,7 +37,7 @@ class Completions(JsonEndpoint):
             checks.sampling_params(
                 request,
                 max_tokens=checks.fit(
-                    len(prompt.ids), request.max_tokens, default, info.max_seq_len
+                    len(prompt.ids), request.max_tokens, default, info.max_model_len
                 ),
                 logprobs=request.logprobs,
                 prompt_logprobs=request.logprobs if request.echo else None,

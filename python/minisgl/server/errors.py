@@ -70,11 +70,11 @@ def unsupported(param: str, message: str) -> ApiError:
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
-def too_long(num_prompt: int, max_seq_len: int, max_tokens: int | None = None) -> ApiError:
+def too_long(num_prompt: int, max_model_len: int, max_tokens: int | None = None) -> ApiError:
     """The prompt, with the answer asked for if `max_tokens` is given, doesn't fit the context of
-    `max_seq_len`.
+    `max_model_len`.
     """
-    limit = f"This model's maximum context length is {max_seq_len} tokens"
+    limit = f"This model's maximum context length is {max_model_len} tokens"
     if max_tokens is None:
         said = f"the prompt has {num_prompt} tokens, which leaves no room for an answer"
     else:

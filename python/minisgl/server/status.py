@@ -61,15 +61,15 @@ class StatusPages:
     def _card(self) -> dict[str, Any]:
         state = self._state
         try:
-            max_seq_len = state.client.info.max_seq_len
+            max_model_len = state.client.info.max_model_len
         except EngineUnavailable:  # the model is still loading
-            max_seq_len = None
+            max_model_len = None
         return {
             "id": state.model_name,
             "object": "model",
             "created": state.created,
             "owned_by": "minisgl",
-            "max_model_len": max_seq_len,
+            "max_model_len": max_model_len,
         }
 
 

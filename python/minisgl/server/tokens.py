@@ -39,7 +39,7 @@ class Tokenize(JsonEndpoint):
             exchange.send,
             {
                 "count": len(ids),
-                "max_model_len": self.state.client.info.max_seq_len,
+                "max_model_len": self.state.client.info.max_model_len,
                 "tokens": ids,
                 "token_strs": token_strs,
             },

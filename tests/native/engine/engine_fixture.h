@@ -24,7 +24,7 @@ inline EngineOptions small_options() {
   options.num_pages = 64;
   options.page_size = 4;
   options.kv_dtype = DType::f32;
-  options.max_seq_len = 256;
+  options.max_model_len = 256;
   options.max_running = 32;
   options.max_batch_tokens = 64;
   options.max_waiting = 1000;
@@ -139,13 +139,13 @@ inline Request make_request(std::uint64_t id, std::vector<std::int32_t> prompt, 
   return request;
 }
 
-// Any mix of what a request may ask for, such that it fits `max_seq_len`.
-inline Request random_request(std::uint64_t id, std::int64_t max_seq_len, std::mt19937& random) {
+// Any mix of what a request may ask for, such that it fits `max_model_len`.
+inline Request random_request(std::uint64_t id, std::int64_t max_model_len, std::mt19937& random) {
   const auto below = [&](std::int64_t n) { return static_cast<std::int64_t>(random() % n); };
   const std::int64_t vocab_size = fake_spec().vocab_size;
-  std::vector<std::int32_t> prompt(1 + below(max_seq_len / 2));
+  std::vector<std::int32_t> prompt(1 + below(max_model_len / 2));
   for (std::int32_t& token : prompt) token = static_cast<std::int32_t>(below(vocab_size));
-  const std::int64_t room = max_seq_len - static_cast<std::int64_t>(prompt.size());
+  const std::int64_t room = max_model_len - static_cast<std::int64_t>(prompt.size());
   Request request = make_request(id, std::move(prompt), below(std::min<std::int64_t>(room + 1, 60)));
   request.min_tokens = request.max_tokens > 0 ? below(std::min<std::int64_t>(request.max_tokens, 8)) : 0;
   request.ignore_eos = below(2) == 0;
@@ -163,10 +163,10 @@ inline Request random_request(std::uint64_t id, std::int64_t max_seq_len, std::m
   return request;
 }
 
-inline std::vector<Request> random_requests(std::uint64_t count, std::int64_t max_seq_len, unsigned seed) {
+inline std::vector<Request> random_requests(std::uint64_t count, std::int64_t max_model_len, unsigned seed) {
   std::mt19937 random(seed);
   std::vector<Request> requests;
-  for (std::uint64_t id = 1; id <= count; ++id) requests.push_back(random_request(id, max_seq_len, random));
+  for (std::uint64_t id = 1; id <= count; ++id) requests.push_back(random_request(id, max_model_len, random));
   return requests;
 }
 

@@ -47,7 +47,7 @@ TEST(Defaults, WithPlentyOfMemory) {
   const EngineOptions options = choose({});
   EXPECT_EQ(options.num_pages, 1024);  // 16384 tokens
   EXPECT_EQ(options.page_size, 16);
-  EXPECT_EQ(options.max_seq_len, 8192);  // the model's
+  EXPECT_EQ(options.max_model_len, 8192);  // the model's
   EXPECT_EQ(options.max_running, 256);
   EXPECT_EQ(options.max_batch_tokens, 512);
 }
@@ -64,9 +64,9 @@ TEST(Defaults, ALongerSequenceGetsALargerCache) {
   ModelSpec spec = small_spec();
   spec.max_position = 131072;
   const ModelFacts model{spec, DType::q4_1, 90 * mebibyte, cpu()};
-  EXPECT_EQ(choose_options({}, model, 8 * gibibyte).max_seq_len, 16384);  // what the usual cache holds
-  const EngineOptions options = choose_options({.max_seq_len = 32768}, model, 8 * gibibyte);
-  EXPECT_EQ(options.max_seq_len, 32768);
+  EXPECT_EQ(choose_options({}, model, 8 * gibibyte).max_model_len, 16384);  // what the usual cache holds
+  const EngineOptions options = choose_options({.max_model_len = 32768}, model, 8 * gibibyte);
+  EXPECT_EQ(options.max_model_len, 32768);
   EXPECT_EQ(options.num_pages, 2048);
 }
 
@@ -74,7 +74,7 @@ TEST(Defaults, ShortMemoryShrinksTheCache) {
   const EngineOptions options = choose({}, 260 * mebibyte);
   EXPECT_GE(options.num_pages * 16, 1024);
   EXPECT_LT(options.num_pages * 16, 8192);
-  EXPECT_EQ(options.max_seq_len, options.num_pages * 16);
+  EXPECT_EQ(options.max_model_len, options.num_pages * 16);
   const std::int64_t cache = options.num_pages * KvCache::bytes_per_page(small_spec(), DType::f16, 16);
   EXPECT_LT(cache + workspace_bytes(small_spec(), 512, 256), 260 * mebibyte);
 }
@@ -91,7 +91,8 @@ TEST(Defaults, AnImpossibleBudgetIsPrinted) {
   EXPECT_EQ(refusal({.kv_cache_tokens = 100000}, gibibyte),
             "not enough memory for a KV cache of 100000 tokens: weights 90 MiB (already loaded), KV cache 2197 MiB, "
             "workspace 80 MiB, available 1024 MiB of which 90% may be used; set --kv-cache-tokens to at most 38320");
-  EXPECT_NE(refusal({.max_seq_len = 8000}, 200 * mebibyte).find("set --max-seq-len to at most "), std::string::npos);
+  EXPECT_NE(refusal({.max_model_len = 8000}, 200 * mebibyte).find("set --max-model-len to at most "),
+            std::string::npos);
   EXPECT_NE(refusal({}, 10 * mebibyte).find("lower --max-batch-tokens"), std::string::npos);
 }
 
@@ -102,11 +103,12 @@ TEST(Defaults, TheAdviceWorks) {
 
 TEST(Defaults, SettingsOutOfRange) {
   EXPECT_EQ(refusal({.page_size = 0}), "--page-size must be between 1 and 1024, got 0");
-  EXPECT_EQ(refusal({.max_seq_len = 8193}), "--max-seq-len must be between 0 and the model's 8192 positions, got 8193");
-  EXPECT_EQ(refusal({.kv_cache_tokens = 100, .max_seq_len = 200}),
-            "--max-seq-len 200 is more than --kv-cache-tokens 100: one request must fit the cache");
-  EXPECT_EQ(refusal({.num_pages = 10, .max_seq_len = 200}),
-            "--max-seq-len 200 is more than the 160 tokens of --num-pages: one request must fit the cache");
+  EXPECT_EQ(refusal({.max_model_len = 8193}),
+            "--max-model-len must be between 0 and the model's 8192 positions, got 8193");
+  EXPECT_EQ(refusal({.kv_cache_tokens = 100, .max_model_len = 200}),
+            "--max-model-len 200 is more than --kv-cache-tokens 100: one request must fit the cache");
+  EXPECT_EQ(refusal({.num_pages = 10, .max_model_len = 200}),
+            "--max-model-len 200 is more than the 160 tokens of --num-pages: one request must fit the cache");
   EXPECT_EQ(choose({.num_pages = 100}).num_pages, 100);
   EXPECT_EQ(refusal({.kv_dtype = "q8_0"}), "--kv-dtype must be auto, f16, bf16 or f32, got q8_0");
   EXPECT_EQ(refusal({.kv_dtype = "fp8"}), "--kv-dtype must be auto, f16, bf16 or f32, got fp8");

@@ -227,8 +227,8 @@ TEST(Engine, RefusesOptionsThatCannotWork) {
     TestEngine test(options);
   };
   EXPECT_THROW(make([](EngineOptions& o) { o.num_pages = 0; }), CheckError);
-  EXPECT_THROW(make([](EngineOptions& o) { o.max_seq_len = 257; }), CheckError);  // 64 pages of 4 hold 256
-  EXPECT_THROW(make([](EngineOptions& o) { o.max_seq_len = 0; }), CheckError);
+  EXPECT_THROW(make([](EngineOptions& o) { o.max_model_len = 257; }), CheckError);  // 64 pages of 4 hold 256
+  EXPECT_THROW(make([](EngineOptions& o) { o.max_model_len = 0; }), CheckError);
   EXPECT_THROW(make([](EngineOptions& o) { o.max_batch_tokens = 0; }), CheckError);
 }
 

@@ -23,11 +23,11 @@ TEST_P(EngineBatching, DoesNotChangeTokens) {
   EngineOptions options = small_options();
   options.num_pages = with.num_pages;
   options.page_size = with.page_size;
-  options.max_seq_len = 100;
+  options.max_model_len = 100;
   options.max_running = with.max_running;
   options.max_batch_tokens = with.max_batch_tokens;
   TestEngine test(options, with.num_threads);
-  const std::vector<Request> requests = random_requests(80, options.max_seq_len, 11);
+  const std::vector<Request> requests = random_requests(80, options.max_model_len, 11);
   for (const Request& request : requests) test.engine.submit(request);
   test.engine.start();
   test.collect_until_finished(requests.size());
@@ -51,7 +51,7 @@ TEST(EnginePreemption, ARequestPreemptedManyTimesIsUnchanged) {
   EngineOptions options = small_options();
   options.num_pages = 26;
   options.page_size = 4;
-  options.max_seq_len = 100;
+  options.max_model_len = 100;
   TestEngine test(options);
   std::vector<Request> requests;
   for (std::uint64_t id = 1; id <= 12; ++id) {
@@ -78,12 +78,12 @@ TEST(EnginePreemption, ARequestPreemptedManyTimesIsUnchanged) {
 TEST(EngineSoak, AbortsAtAnyMomentLeaveNothingBehind) {
   EngineOptions options = small_options();
   options.num_pages = 40;
-  options.max_seq_len = 100;
+  options.max_model_len = 100;
   options.max_running = 8;
   options.max_batch_tokens = 24;
   TestEngine test(options);
   test.engine.start();
-  const std::vector<Request> requests = random_requests(600, options.max_seq_len, 23);
+  const std::vector<Request> requests = random_requests(600, options.max_model_len, 23);
   // Two threads submit, a third aborts what may or may not be live, this one drains.
   std::atomic<std::uint64_t> submitted = 0;
   std::atomic<bool> done = false;

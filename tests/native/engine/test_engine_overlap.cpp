@@ -28,13 +28,13 @@ TEST_P(EngineOverlap, DoesNotChangeTokens) {
   EngineOptions options = small_options();
   options.num_pages = with.num_pages;
   options.page_size = with.page_size;
-  options.max_seq_len = 100;
+  options.max_model_len = 100;
   options.max_running = with.max_running;
   options.max_batch_tokens = with.max_batch_tokens;
   auto device = std::make_unique<AsyncDevice>(with.pace);
   const AsyncDevice& observed = *device;
   TestEngine test(std::move(device), options);
-  const std::vector<Request> requests = random_requests(120, options.max_seq_len, 11);
+  const std::vector<Request> requests = random_requests(120, options.max_model_len, 11);
   for (const Request& request : requests) test.engine.submit(request);
   test.engine.start();
   test.collect_until_finished(requests.size());
@@ -173,12 +173,12 @@ TEST(EngineOverlapFailure, OfTheDeviceEndsEverybody) {
 TEST(EngineOverlapSoak, AbortsAtAnyMomentLeaveNothingBehind) {
   EngineOptions options = small_options();
   options.num_pages = 40;
-  options.max_seq_len = 100;
+  options.max_model_len = 100;
   options.max_running = 8;
   options.max_batch_tokens = 24;
   TestEngine test(std::make_unique<AsyncDevice>(Pace::dawdling), options);
   test.engine.start();
-  const std::vector<Request> requests = random_requests(600, options.max_seq_len, 23);
+  const std::vector<Request> requests = random_requests(600, options.max_model_len, 23);
   std::atomic<std::uint64_t> submitted = 0;
   std::atomic<bool> done = false;
   std::thread submitter([&] {

@@ -101,7 +101,7 @@ TEST(Follower, AnyInterleavingGivesAllRanksTheSameBatches) {
       callers.emplace_back([&, caller, own = std::mt19937(seed * 100 + static_cast<unsigned>(caller))]() mutable {
         for (int i = 0; i < requests_each; ++i) {
           const auto id = static_cast<std::uint64_t>(i * num_callers + caller + 1);
-          engine.submit(random_request(id, options.max_seq_len, own));
+          engine.submit(random_request(id, options.max_model_len, own));
           if (own() % 3 == 0) engine.abort(1 + own() % (num_callers * requests_each));
           if (own() % 4 == 0) usleep(own() % 3000);
         }

@@ -12,7 +12,7 @@
 namespace minisgl::testing_support {
 namespace {
 
-constexpr PlanLimits limits{.num_pages = 64, .page_size = 4, .max_seq_len = 256, .vocab_size = 50};
+constexpr PlanLimits limits{.num_pages = 64, .page_size = 4, .max_model_len = 256, .vocab_size = 50};
 
 // Says everything again; equal bytes are equal messages.
 std::vector<std::byte> read_again(std::span<const std::byte> frame) {
@@ -22,7 +22,7 @@ std::vector<std::byte> read_again(std::span<const std::byte> frame) {
 }
 
 SequenceSampling random_sampling(std::mt19937& random) {
-  Request request = random_request(1, limits.max_seq_len, random);
+  Request request = random_request(1, limits.max_model_len, random);
   return {.params = request.sampling,
           .prompt_len = std::ssize(request.prompt),
           .resumed = {3, 4, 3},

@@ -194,7 +194,7 @@ def test_info(engine: Engine) -> None:
     assert info["family"] == "llama"
     assert info["weight_dtype"] == info["kv_dtype"] == "f32"
     assert info["kv_cache_tokens"] == info["num_pages"] * info["page_size"] == 512
-    assert info["max_seq_len"] == 256  # the model's positions
+    assert info["max_model_len"] == 256  # the model's positions
     assert info["kv_cache_bytes"] == 512 * 3 * 2 * 2 * 16 * 4
     assert info["num_threads"] == 2
 
@@ -216,7 +216,7 @@ def test_progress_is_reported_and_its_exception_passes(folder: Path) -> None:
     ("options", "message"),
     [
         ({"kv_dtype": "q4_0"}, "--kv-dtype must be auto, f16, bf16 or f32, got q4_0"),
-        ({"max_seq_len": 257}, "--max-seq-len must be between 0 and the model's 256 positions"),
+        ({"max_model_len": 257}, "--max-model-len must be between 0 and the model's 256 positions"),
         ({"kv_cache_tokens": 2**31 - 1, "page_size": 1024}, "not enough memory for a KV cache"),
         ({"num_threads": -1}, "--threads must be between 0 and 1024, got -1"),
     ],

@@ -47,7 +47,7 @@ class Engine:
         progress("weights", 100, 100)
         self.info = {
             "vocab_size": 1000,
-            "max_seq_len": 100_000,
+            "max_model_len": 100_000,
             "max_running": max_running,
             "eos_token_ids": [2],
             "isa": "fake",

@@ -8,7 +8,7 @@ from minisgl.engine.stream import make_request
 from minisgl.ipc.messages import EngineInfo
 from minisgl.sampling_params import SamplingParams
 
-INFO = EngineInfo(vocab_size=100, max_seq_len=32, eos_token_ids=[2])
+INFO = EngineInfo(vocab_size=100, max_model_len=32, eos_token_ids=[2])
 
 
 def test_ends_that_only_the_tokenizer_knows_stop_a_request() -> None:

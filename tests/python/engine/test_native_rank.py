@@ -19,7 +19,7 @@ from minisgl.sampling_params import SamplingParams
 @pytest_asyncio.fixture
 async def client(default_gguf: Path) -> AsyncIterator[EngineClient]:
     options = EngineOptions(
-        model_path=str(default_gguf), device="cpu", kv_cache_tokens=512, max_seq_len=512
+        model_path=str(default_gguf), device="cpu", kv_cache_tokens=512, max_model_len=512
     )
     client = EngineClient(options)
     await client.start(120)
@@ -60,9 +60,9 @@ async def test_aborts_end_every_stream_and_leave_room_for_others(client: EngineC
     while client.num_live:
         await asyncio.sleep(0.01)
     # As long as the KV cache allows: what the others held is free again.
-    everything = SamplingParams(max_tokens=client.info.max_seq_len - 1, ignore_eos=True)
+    everything = SamplingParams(max_tokens=client.info.max_model_len - 1, ignore_eos=True)
     tokens, _ = await read(client.submit([9], everything))
-    assert len(tokens) == client.info.max_seq_len - 1
+    assert len(tokens) == client.info.max_model_len - 1
 
 
 async def test_a_model_that_is_none_is_one_sentence() -> None:

@@ -80,7 +80,7 @@ from_rank = st.one_of(
     st.builds(PhaseReport, phase=st.text(max_size=20), done=counts, total=counts),
     st.builds(
         Ready,
-        st.builds(EngineInfo, vocab_size=st.integers(1, 1000), max_seq_len=st.integers(1, 1000)),
+        st.builds(EngineInfo, vocab_size=st.integers(1, 1000), max_model_len=st.integers(1, 1000)),
     ),
     st.builds(Failed, st.text(max_size=50)),
 )

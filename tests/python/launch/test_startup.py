@@ -10,14 +10,14 @@ from minisgl.config import ServerArgs
 from minisgl.ipc.messages import EngineInfo, PhaseReport
 from minisgl.startup import PhaseLog, describe_engine
 
-INFO = EngineInfo(vocab_size=10, max_seq_len=20, weight_bytes=10**9, kv_cache_bytes=2 * 10**9)
+INFO = EngineInfo(vocab_size=10, max_model_len=20, weight_bytes=10**9, kv_cache_bytes=2 * 10**9)
 
 
 def test_the_memory_of_a_gpu_is_a_budget() -> None:
     assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "GPU" in line]
     info = EngineInfo(
         vocab_size=10,
-        max_seq_len=20,
+        max_model_len=20,
         weight_bytes=10**9,
         kv_cache_bytes=2 * 10**9,
         workspace_bytes=3 * 10**8,
@@ -34,7 +34,9 @@ def test_the_memory_of_a_gpu_is_a_budget() -> None:
 def test_ranks_are_described_where_there_are_several() -> None:
     assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "rank" in line]
     ranks = [
-        EngineInfo(vocab_size=10, max_seq_len=20, weight_bytes=5 * 10**8, comm="they talk", cores=c)
+        EngineInfo(
+            vocab_size=10, max_model_len=20, weight_bytes=5 * 10**8, comm="they talk", cores=c
+        )
         for c in ("0-1", "2-3")
     ]
     assert describe_engine(ServerArgs(tp=2), ranks)[:3] == [

@@ -9,7 +9,7 @@ from typing import Any
 
 EOS = 0
 VOCAB_SIZE = 450
-MAX_SEQ_LEN = 200
+MAX_MODEL_LEN = 200
 
 # From a submitted request to the tokens that the "model" would make.
 Script = Callable[[dict[str, Any]], Sequence[int]]
@@ -31,9 +31,9 @@ class FakeEngine:
             "vocab_size": VOCAB_SIZE,
             "num_layers": 1,
             "hidden_size": 1,
-            "max_position": MAX_SEQ_LEN,
+            "max_position": MAX_MODEL_LEN,
             "eos_token_ids": [EOS],
-            "max_seq_len": options["max_seq_len"] or MAX_SEQ_LEN,
+            "max_model_len": options["max_model_len"] or MAX_MODEL_LEN,
         }
         self.script = script
         self.requests: list[dict[str, Any]] = []  # all that were submitted

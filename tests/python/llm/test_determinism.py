@@ -58,7 +58,7 @@ def test_company_cuts_and_threads_change_no_token(
 
 
 def test_preemption_changes_no_token(default_gguf: Path, alone: list[list[int]]) -> None:
-    tokens, stats = generate(default_gguf, num_threads=2, kv_cache_tokens=512, max_seq_len=256)
+    tokens, stats = generate(default_gguf, num_threads=2, kv_cache_tokens=512, max_model_len=256)
     assert stats.num_preemptions > 0
     assert tokens == alone
     assert stats.pages_free == stats.pages_total

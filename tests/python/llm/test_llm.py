@@ -13,7 +13,7 @@ from minisgl.local_engine import EngineError
 from minisgl.model_source import ModelError
 from tests.python.llm.fake_native import (
     EOS,
-    MAX_SEQ_LEN,
+    MAX_MODEL_LEN,
     VOCAB_SIZE,
     FakeEngine,
     FakeNative,
@@ -150,7 +150,7 @@ def test_thousands_of_prompts_stay_within_the_queue(llm: LLM, native: FakeNative
         ([[3], []], None, "prompt 1: the prompt is empty"),
         ([VOCAB_SIZE], None, f"between 0 and {VOCAB_SIZE - 1}, got {VOCAB_SIZE}"),
         ([-1], None, "got -1"),
-        ([1] * 190, None, f"more than the {MAX_SEQ_LEN} tokens"),
+        ([1] * 190, None, f"more than the {MAX_MODEL_LEN} tokens"),
         ("x", SamplingParams(stop_token_ids=[VOCAB_SIZE]), "stop_token_ids must hold"),
         (["a", "b"], [SamplingParams()], r"one a prompt \(2\), got 1"),
         (["a", 5], None, "prompt 1 must be text or a list of token ids, got 5"),
@@ -175,7 +175,7 @@ def test_chat(llm: LLM, native: FakeNative) -> None:
     results = llm.chat([messages, messages], use_tqdm=False)
     assert len(results) == 2
     request = engine_of(native).requests[-1]
-    assert request["max_tokens"] == MAX_SEQ_LEN - len(request["prompt"])
+    assert request["max_tokens"] == MAX_MODEL_LEN - len(request["prompt"])
     assert llm.chat([], use_tqdm=False) == []
 
 
@@ -223,9 +223,9 @@ def test_a_dead_engine(llm: LLM, native: FakeNative, monkeypatch: pytest.MonkeyP
 
 
 def test_close(native: FakeNative, model: str) -> None:
-    llm = LLM(model, show_progress=False, num_threads=3, max_seq_len=64)
+    llm = LLM(model, show_progress=False, num_threads=3, max_model_len=64)
     assert engine_of(native).options["num_threads"] == 3
-    assert llm.info.max_seq_len == 64
+    assert llm.info.max_model_len == 64
     llm.close()
     llm.close()
     assert engine_of(native).stopped

@@ -53,7 +53,7 @@ def dequantized(default_gguf: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def greedy_by_the_engine(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     """All prompts at once, so they prefill and decode in mixed batches."""
-    engine = Engine(str(folder), device="cpu", max_seq_len=256, kv_cache_tokens=4096)
+    engine = Engine(str(folder), device="cpu", max_model_len=256, kv_cache_tokens=4096)
     engine.start()
     for index, prompt in enumerate(prompts):
         engine.submit(

@@ -13,7 +13,7 @@ from tests.python.launch.servers import ServerProcess
 from tests.python.running.bystanders import Bystanders
 from tests.python.running.tiny_model import make_tiny_model
 
-MAX_SEQ_LEN = 4096
+MAX_MODEL_LEN = 4096
 PROGRAM = ("-m", "minisgl")  # what the command minisgl-serve runs
 
 
@@ -45,7 +45,7 @@ def start_server(
         process = ServerProcess(
             tiny_model,
             tmp_path_factory.mktemp("server"),
-            *("--max-seq-len", str(MAX_SEQ_LEN), "--kv-cache-tokens", "64K", *flags),
+            *("--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-tokens", "64K", *flags),
             program=PROGRAM,
         )
         servers.append(process)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.python.running.conftest import MAX_SEQ_LEN, RunningServer
+from tests.python.running.conftest import MAX_MODEL_LEN, RunningServer
 from tests.python.server.bad_requests import BAD_REQUESTS, CHAT, COMPLETIONS, chat, content_of
 
 JSON = {"content-type": "application/json"}
@@ -40,16 +40,16 @@ def test_each_gets_400_and_its_reason(server: RunningServer, client: httpx.Clien
 @pytest.mark.parametrize(
     ("length", "fields", "status"),
     [
-        (MAX_SEQ_LEN - 1, {"max_tokens": 1}, 200),
-        (MAX_SEQ_LEN - 1, {}, 200),  # a default is cut to what fits
-        (MAX_SEQ_LEN - 1, {"max_tokens": 2}, 400),
-        (MAX_SEQ_LEN, {"max_tokens": 0, "echo": True}, 200),
-        (MAX_SEQ_LEN, {"max_tokens": 1}, 400),
-        (MAX_SEQ_LEN, {}, 400),
-        (MAX_SEQ_LEN + 1, {"max_tokens": 1}, 400),
-        (MAX_SEQ_LEN - 100, {"max_tokens": 101}, 400),
-        (MAX_SEQ_LEN - 100, {"max_tokens": 100}, 200),
-        (MAX_SEQ_LEN, {"max_tokens": 2**31 - 1}, 400),
+        (MAX_MODEL_LEN - 1, {"max_tokens": 1}, 200),
+        (MAX_MODEL_LEN - 1, {}, 200),  # a default is cut to what fits
+        (MAX_MODEL_LEN - 1, {"max_tokens": 2}, 400),
+        (MAX_MODEL_LEN, {"max_tokens": 0, "echo": True}, 200),
+        (MAX_MODEL_LEN, {"max_tokens": 1}, 400),
+        (MAX_MODEL_LEN, {}, 400),
+        (MAX_MODEL_LEN + 1, {"max_tokens": 1}, 400),
+        (MAX_MODEL_LEN - 100, {"max_tokens": 101}, 400),
+        (MAX_MODEL_LEN - 100, {"max_tokens": 100}, 200),
+        (MAX_MODEL_LEN, {"max_tokens": 2**31 - 1}, 400),
     ],
 )
 def test_lengths_at_the_limit(
@@ -60,7 +60,7 @@ def test_lengths_at_the_limit(
     assert answer.status_code == status, answer.text
     if status == 400:
         assert code(answer) == "context_length_exceeded"
-        assert str(MAX_SEQ_LEN) in answer.json()["error"]["message"]
+        assert str(MAX_MODEL_LEN) in answer.json()["error"]["message"]
     else:
         assert answer.json()["usage"]["prompt_tokens"] == length
 

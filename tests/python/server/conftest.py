@@ -57,9 +57,9 @@ StartServer = Callable[..., contextlib.AbstractAsyncContextManager[Server]]
 
 @contextlib.asynccontextmanager
 async def running(
-    script: Script | None = None, *, max_seq_len: int = 256, max_live: int = 1000, **args: Any
+    script: Script | None = None, *, max_model_len: int = 256, max_live: int = 1000, **args: Any
 ) -> AsyncIterator[Server]:
-    engine = FakeClient(script or reply("Hello"), max_seq_len=max_seq_len, max_live=max_live)
+    engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
     state = ServerState(
         args=ServerArgs(**args),
         client=engine,  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ class FakeClient:
     """
 
     script: Script
-    max_seq_len: int = 256
+    max_model_len: int = 256
     max_live: int = 1000
     state: str = "ready"
     aborted: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ class FakeClient:
     def info(self) -> EngineInfo:
         if self.state == "starting":
             raise EngineUnavailable("the model is still loading")
-        return EngineInfo(vocab_size=VOCAB_SIZE, max_seq_len=self.max_seq_len)
+        return EngineInfo(vocab_size=VOCAB_SIZE, max_model_len=self.max_model_len)
 
     @property
     def num_live(self) -> int:

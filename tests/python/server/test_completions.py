@@ -41,14 +41,14 @@ async def test_prompts_times_n(server: Server) -> None:
 async def test_sixteen_tokens_are_the_default_and_cut_to_what_fits(
     start_server: StartServer,
 ) -> None:
-    async with start_server(endless(delay=0), max_seq_len=20) as server:
+    async with start_server(endless(delay=0), max_model_len=20) as server:
         for prompt, expected in (("abcd", 16), ("a" * 10, 10), ("a" * 19, 1)):
             choice = (await server.complete(prompt)).json()["choices"][0]
             assert (choice["text"], choice["finish_reason"]) == ("x" * expected, "length")
 
 
 async def test_the_context_is_full(start_server: StartServer) -> None:
-    async with start_server(endless(delay=0), max_seq_len=20) as server:
+    async with start_server(endless(delay=0), max_model_len=20) as server:
         for prompt, fields, numbers in (
             ("a" * 20, {}, ("20",)),
             ("a" * 500, {}, ("20", "500")),

@@ -99,7 +99,7 @@ async def test_a_client_that_never_reads(start_server: StartServer) -> None:
             if position % 50 == 0:
                 await asyncio.sleep(0)
 
-    async with start_server(flood, max_seq_len=30_000) as server:
+    async with start_server(flood, max_model_len=30_000) as server:
         reader, writer = await server.connect()
         raw = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -129,7 +129,7 @@ async def test_a_slow_reader_gets_everything_once(start_server: StartServer) -> 
             last = position == len(tokens) - 1
             stream.deliver(output(stream, [token], "length" if last else ""))
 
-    async with start_server(steps, max_seq_len=2**16) as server:
+    async with start_server(steps, max_model_len=2**16) as server:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
@@ -164,7 +164,7 @@ async def test_a_client_that_takes_nothing_is_given_up(
             stream.deliver(output(stream, [ord("x")] * 50_000))
             await asyncio.sleep(0.001)
 
-    async with start_server(flood, max_seq_len=2**30) as server:
+    async with start_server(flood, max_model_len=2**30) as server:
         _, writer = await server.connect()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(request(stream=True))

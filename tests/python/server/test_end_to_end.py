@@ -21,7 +21,7 @@ QUESTION: list[Any] = [{"role": "user", "content": "Who wrote Hamlet?"}]
 
 @pytest.fixture(scope="module")
 def url(default_gguf: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "minisgl", "--port", "0", "--max-seq-len", "1024"]
+    command = [sys.executable, "-m", "minisgl", "--port", "0", "--max-model-len", "1024"]
     command.append(str(default_gguf))
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
