@@ -116,8 +116,8 @@ class Ops {
   // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds z
   // [rows, 2 * cols] where the device needs it.
   virtual void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) = 0;
-  // residual += the sum over ranks of linear(x), and normed = its RMS norm, for linears (and nothing else) to read while
-  // the residual stays as it is. All [rows, out_features]; `delta` holds the product where the device needs it.
+  // residual += the sum over ranks of linear(x), and normed = its RMS norm, for linears (and nothing else) to read
+  // while the residual stays as it is. All [rows, out_features]; `delta` holds the product where the device needs it.
   virtual void linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
                                Tensor normed) {
     linear(weights, x, delta);
