@@ -28,6 +28,8 @@ def main() -> int:
     add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--comm", default="auto")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print the rates as JSON only")
     args = parser.parse_args()
@@ -42,6 +44,8 @@ def main() -> int:
         model,
         load_format=load_format,
         device=args.device,
+        tp=args.tp,
+        comm=args.comm,
         num_threads=args.threads,
         max_model_len=longest,
         show_progress=not args.json,
@@ -68,7 +72,7 @@ def main() -> int:
     print(f"{shown} (median of {args.runs})")
     ceiling = len(workload.prompts) * bandwidth / info.weight_bytes
     print(
-        f"read bandwidth {bandwidth / 1e9:.2f} GB/s, weights {info.weight_bytes / 1e6:.1f} MB: "
+        f"read bandwidth {bandwidth / 1e9:.2f} GB/s, weights of a rank {info.weight_bytes / 1e6:.1f} MB: "
         f"a batch of {len(workload.prompts)} that only reads weights would make {ceiling:.0f} tok/s"
     )
     return 0

@@ -104,7 +104,7 @@ def served_model(url: str) -> str:
 def run_engine(args: argparse.Namespace) -> float:
     """Tokens/s of the workload through `LLM`, by offline.py."""
     command = [sys.executable, str(Path(__file__).with_name("offline.py")), args.workload]
-    command += ["--json", "--runs=1", f"--threads={args.threads}"]
+    command += ["--json", "--runs=1", f"--threads={args.threads}", f"--tp={args.tp}"]
     command += [f"--model={args.model}"] if args.model else []
     command += [f"--shape={args.shape}"] if args.shape else []
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -120,12 +120,13 @@ def main() -> int:
     parser.add_argument("--url", help="default: a server is started")
     add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--over-engine", action="store_true")
     args = parser.parse_args()
 
     workload = make_workload(args.workload)
-    command = [sys.executable, "-m", "minisgl", f"--threads={args.threads}"]
+    command = [sys.executable, "-m", "minisgl", f"--threads={args.threads}", f"--tp={args.tp}"]
     model, load_format = model_options(args)
     command += [f"--model={model}"] if model else []
     command += [f"--load-format={load_format}"]
