@@ -72,7 +72,8 @@ def main() -> int:
     print(f"{shown} (median of {args.runs})")
     ceiling = len(workload.prompts) * bandwidth / info.weight_bytes
     print(
-        f"read bandwidth {bandwidth / 1e9:.2f} GB/s, weights of a rank {info.weight_bytes / 1e6:.1f} MB: "
+        f"read bandwidth {bandwidth / 1e9:.2f} GB/s, weights of a rank "
+        f"{info.weight_bytes / 1e6:.1f} MB: "
         f"a batch of {len(workload.prompts)} that only reads weights would make {ceiling:.0f} tok/s"
     )
     return 0
