@@ -238,6 +238,7 @@ Holder<Rank> make_rank(const std::string& model_path, std::int64_t num_threads, 
   }
   const RankSettings settings{.model_path = model_path,
                               .device = device,
+                              .cache_dir = cache_dir,
                               .num_threads = num_threads,
                               .format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files,
                               .engine = {.kv_dtype = kv_dtype,
