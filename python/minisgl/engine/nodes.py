@@ -30,7 +30,7 @@ from minisgl.ipc.node_link import (
 )
 
 ALIVE_SECONDS = 1.0  # between two signs of life of host 0
-SILENT_SECONDS = 8.0  # without one, and host 0 is lost
+SILENT_SECONDS = 7.0  # without one, and host 0 is lost
 RETRY_SECONDS = 0.5  # between two attempts to reach host 0
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from tests.python.running.conftest import PROGRAM
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 LIMIT = 10.0  # seconds within which a group ends once a rank is lost, as README says
 LONG_PROMPT = [1 + number % 200 for number in range(4000)]  # prefill takes a while
-GREEDY_TOKENS = 400
+GREEDY_TOKENS = 1500
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_streams_go_on_when_a_rank_is_lost(
 
     stream = None if moment == "idle" else Stream(port, prompt, GREEDY_TOKENS)
     if stream is not None and moment == "decode":
-        stream.wait_events(5)
+        stream.wait_events(1)  # a message may carry many tokens
     elif stream is not None:
         time.sleep(0.03)
     lost_at = time.monotonic()
@@ -149,7 +149,7 @@ def test_streams_go_on_when_a_rank_is_lost(
     until(lambda: not any(map(alive, before)))
     assert time.monotonic() - lost_at < LIMIT
     server.wait_for_line("the engine is ready again")
-    reason = "was killed by SIGKILL" if end == KILL else "gave no sign of life for 8 s"
+    reason = "was killed by SIGKILL" if end == KILL else "gave no sign of life for 7 s"
     assert f"the process of rank {rank} {reason}" in server.output
     if stream is not None:
         assert text_of(stream) == expected
