@@ -114,11 +114,16 @@ void broadcast(CommunicatorHandle& self, const py::object& tensor, int root, Str
 void bind_comm(py::module_& module) {
   py::register_exception<RankFailure>(module, "RankFailure", PyExc_RuntimeError).doc() =
       "A collective that could not end because another rank died, left or didn't come; the message names it.";
-  module.def("num_gpus", &num_gpus, "GPUs that this process sees; 0 without a driver and in a CPU-only build.");
+  // The first call of a process may take seconds, in which other threads have to go on.
+  module.def("num_gpus", &num_gpus, py::call_guard<py::gil_scoped_release>(),
+             "GPUs that this process sees; 0 without a driver and in a CPU-only build.");
   module.def(
       "nccl_unique_id",
       [](const std::string& library) {
-        const NcclUniqueId id = make_nccl_unique_id(library);
+        const NcclUniqueId id = [&] {
+          const py::gil_scoped_release release;
+          return make_nccl_unique_id(library);
+        }();
         return py::bytes(id.data(), id.size());
       },
       py::arg("library") = "", "128 bytes that all ranks of one communicator need; made by rank 0.");

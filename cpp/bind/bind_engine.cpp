@@ -331,7 +331,7 @@ void bind_engine(py::module_& module) {
   module.def(
       "usable_processors", [] { return usable_processors(); },
       "Processors that this process may use: its affinity, cut by the quota of its control groups.");
-  module.def("gpu_pci_id", &cuda_pci_id, py::arg("device"),
+  module.def("gpu_pci_id", &cuda_pci_id, py::arg("device"), py::call_guard<py::gil_scoped_release>(),
              "The PCI id of a GPU, as /sys/bus/pci/devices has it; '' where there is none.");
   py::class_<Place>(module, "Place", "Which rank of a group a process is, and how it reaches the others.")
       .def(py::init(&make_place), py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("local_size"),

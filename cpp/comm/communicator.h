@@ -1,5 +1,5 @@
-// Collectives between the ranks of one model: the interface that every communicator implements. nccl.h and shm.h make
-// them.
+// Collectives between the ranks of one model: the interface that every communicator implements. nccl.h, shm.h, tcp.h
+// and bind/plugin_communicator.h make them.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // Finding each other, the first bytes of a connection, and frames with a length before them.
 #include "comm/plan_tcp.h"
 
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -78,6 +79,8 @@ FileDescriptor open_socket(const addrinfo& address) {
 FileDescriptor listen_at(const PlanTcpOptions& options) {
   const Addresses addresses = resolve(options, AI_PASSIVE);
   FileDescriptor listener = open_socket(*addresses);
+  // A connection may be gone again between poll() and accept().
+  fcntl(listener.get(), F_SETFL, fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
   set_option(listener.get(), SOL_SOCKET, SO_REUSEADDR, 1);
   if (!listener || bind(listener.get(), addresses->ai_addr, addresses->ai_addrlen) != 0 ||
       listen(listener.get(), 64) != 0) {
@@ -133,8 +136,9 @@ class TcpSender final : public PlanSender {
     std::vector<RemoteRank> missing = ranks;
     while (!missing.empty()) {
       pollfd event{.fd = listener.get(), .events = POLLIN, .revents = 0};
-      if (poll(&event, 1, static_cast<int>(left_until(deadline).count())) == 0)
-        throw RankFailure(missing.front().rank, describe(missing));
+      const int ready = poll(&event, 1, static_cast<int>(left_until(deadline).count()));
+      if (ready == 0) throw RankFailure(missing.front().rank, describe(missing));
+      if (ready < 0) continue;  // a signal
       FileDescriptor connection(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
       if (connection) admit(std::move(connection), missing);
     }

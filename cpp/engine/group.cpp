@@ -40,14 +40,11 @@ std::unique_ptr<PlanReceiver> open_plan_receiver(const Place& place) {
 EngineOptions agree_on_options(const EngineOptions& own, const EngineSettings& asked, const ModelSpec& spec,
                                Communicator& host) {
   // What must be equal, and the pages last.
-  const std::array<std::int64_t, 8> mine{spec.vocab_size,
-                                         spec.hidden_size,
-                                         spec.num_layers,
-                                         spec.num_heads,
-                                         own.max_batch_tokens,
-                                         own.max_running,
-                                         static_cast<std::int64_t>(own.kv_dtype),
-                                         own.num_pages};
+  const std::array<std::int64_t, 13> mine{
+      spec.vocab_size,   spec.hidden_size,     spec.num_layers,        spec.num_heads,
+      spec.num_kv_heads, spec.head_dim,        spec.intermediate_size, spec.max_position,
+      own.page_size,     own.max_batch_tokens, own.max_running,        static_cast<std::int64_t>(own.kv_dtype),
+      own.num_pages};
   std::vector<std::array<std::int64_t, mine.size()>> all(static_cast<std::size_t>(host.size()));
   host.all_gather(mine.data(), all.data(), sizeof mine, 0);
   EngineOptions agreed = own;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
+#include <unordered_set>
 #include <utility>
 
 #include "core/error.h"
@@ -227,9 +228,15 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
   }
 }
 
-// Positions and pages within the cache, targets within the plan.
+// Positions and pages within the cache, targets within the plan, each sequence once; a token that is still to be drawn
+// can only be a sequence's last.
 void PlanDecoder::check(const StepPlan& plan) const {
+  std::unordered_set<SequenceId> seen;
   for (const SequenceStep& step : plan.sequences) {
+    require(seen.insert(step.id).second, "sequence", step.id);
+    for (std::int64_t row = step.first_row; row + 1 < step.first_row + step.num_rows; ++row) {
+      require(plan.tokens[static_cast<std::size_t>(row)] >= 0, "token", plan.tokens[static_cast<std::size_t>(row)]);
+    }
     const std::int64_t end = std::int64_t{step.start_position} + step.num_rows;
     const std::int64_t num_pages = std::int64_t{step.num_kept_pages} + step.num_new_pages;
     require(step.start_position >= 0 && end <= limits_.max_model_len, "start_position", step.start_position);

@@ -18,6 +18,7 @@ LOAD_FORMATS = ("auto", "dummy")
 COMMS = ("auto", "nccl", "one-shot", "torch", "shm")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENV_PREFIX = "MINISGL_"
+MIN_SECRET_LENGTH = 16  # of --dist-secret: a proof of knowing it crosses the network
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -114,6 +115,13 @@ class ServerArgs:
                 "dist_secret must be given where nnodes is more than 1 "
                 "(MINISGL_DIST_SECRET keeps it out of the list of processes)"
             )
+        if len(self.dist_secret) < MIN_SECRET_LENGTH:
+            raise ValueError(
+                f"dist_secret must have at least {MIN_SECRET_LENGTH} characters, got "
+                f"{len(self.dist_secret)}; `openssl rand -hex 16` makes one"
+            )
+        if self.comm == "shm":
+            raise ValueError(f"comm shm joins the ranks of one host, and nnodes is {self.nnodes}")
 
 
 _BOUNDS: Mapping[str, tuple[float, float]] = {

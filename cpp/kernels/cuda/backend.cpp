@@ -214,6 +214,7 @@ class CudaOps final : public Ops {
   std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override;
 
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
+    MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // before its first step, whichever thread calls
     if (seen_.counts.size() == 0) reserve_seen(kLazySlots, vocab_size);
     return std::make_unique<CudaSeenTokens>(seen_, in_prompt, stream_.get());
   }

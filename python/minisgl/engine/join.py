@@ -41,7 +41,12 @@ def join_group(place: Place, options: EngineOptions) -> JoinedGroup:
     if not options.num_threads:
         arguments["num_threads"] = max(1, _native.usable_processors() // place.local_size)
     on_gpu = options.device == "cuda" or (options.device == "auto" and _native.num_gpus() > 0)
-    gpu = place.local_rank % max(1, _native.num_gpus()) if on_gpu else None
+    gpu = place.local_rank if on_gpu else None
+    if on_gpu and place.local_size > _native.num_gpus():
+        raise CommunicatorError(
+            f"{place.local_size} ranks want a GPU each, and there are {_native.num_gpus()}: "
+            "set --tp to at most that, or --device cpu"
+        )
     cores = place.cores
     if gpu is not None:
         allowed = sorted(os.sched_getaffinity(0))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from minisgl.config import default_cache_dir
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.placement import divide_cores
 from minisgl.ipc.messages import Alive, FromRank, Place, PlanKeys, Shutdown
@@ -217,7 +218,9 @@ class NodeAgent:
             )
             for place, own in zip(message.places, cores, strict=True)
         ]
-        options = msgspec.structs.replace(message.options, model_path=self._model_path)
+        options = msgspec.structs.replace(
+            message.options, model_path=self._model_path, cache_dir=str(default_cache_dir())
+        )
         self._ranks = LocalRanks(self._command, on_message, on_end)
         logger.info("starting ranks %d to %d", places[0].rank, places[-1].rank)
         try:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import secrets
+import socket
 import struct
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from msgspec import Meta
 from minisgl.ipc.messages import Alive, EngineOptions, FromRank, Place, Sentence, encode
 
 HANDSHAKE_SECONDS = 5.0
+LOST_AFTER_MS = 7000  # that what was sent stays unconfirmed
 MAX_MESSAGE_BYTES = 64 * 2**20
 _NONCE_BYTES = 32
 _MAC_BYTES = 32
@@ -83,9 +85,15 @@ class NodeLink:
         self.node_rank = node_rank
         self._reader = reader
         self._writer = writer
+        # Host 0 writes every second: a host that is off the network is noticed, and not only lost.
+        writer.get_extra_info("socket").setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_AFTER_MS
+        )
 
     def send(self, message: Any) -> None:
         """Puts a message without waiting; that the other end is gone is receive()'s news."""
+        if self._writer.is_closing():
+            return
         data = encode(message)
         self._writer.write(struct.pack(">I", len(data)) + data)
 

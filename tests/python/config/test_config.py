@@ -131,14 +131,19 @@ def test_several_hosts_need_an_address_and_a_secret() -> None:
         ),
         ({**hosts, "dist_init_addr": "x:65534"}, "got 'x:65534'"),
         ({**hosts, **address}, "dist_secret must be given"),
+        ({**hosts, **address, "dist_secret": "short"}, "at least 16 characters, got 5"),
+        (
+            {**hosts, **address, "dist_secret": "0123456789abcdef", "comm": "shm"},
+            "comm shm joins the ranks of one host, and nnodes is 2",
+        ),
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             ServerArgs(**changes)
     args = parse_args(
         ["--tp", "4", "--nnodes", "2", "--node-rank", "1", "--dist-init-addr", "[fd00::1]:5000"],
-        {"MINISGL_DIST_SECRET": "s3cret"},
+        {"MINISGL_DIST_SECRET": "0123456789abcdef"},
     )
-    assert args.dist_secret == "s3cret"
-    assert "s3cret" not in repr(args)
+    assert args.dist_secret == "0123456789abcdef"
+    assert "0123456789abcdef" not in repr(args)
     assert args.dist_init_addr is not None
     assert parse_address(args.dist_init_addr) == ("fd00::1", 5000)
