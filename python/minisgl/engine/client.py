@@ -264,6 +264,7 @@ class EngineClient:
             began = loop.time()
             reason = await self._serve_until_death()
             if self._state == "draining":
+                logger.error("the engine died: %s; the server is ending", reason)
                 self._end_streams("engine_failure", DIED)
                 return
             if loop.time() - began >= self._restart.healthy_seconds:

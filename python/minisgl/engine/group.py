@@ -29,7 +29,7 @@ from minisgl.ipc.node_link import EndRanks, FromNode, RankWord, StartRanks
 CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its cause
 TICK_SECONDS = 1.0
 SILENT_TICKS = 7  # without a word from a rank that has spoken, and it is lost
-MUTE_TICKS = 60  # without a first word
+MUTE_TICKS = 30  # without a first word
 
 
 class EngineStartError(Exception):

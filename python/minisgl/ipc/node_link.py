@@ -21,7 +21,7 @@ from msgspec import Meta
 from minisgl.ipc.messages import Alive, EngineOptions, FromRank, Place, Sentence, encode
 
 HANDSHAKE_SECONDS = 5.0
-LOST_AFTER_MS = 7000  # that what was sent stays unconfirmed
+LOST_AFTER_MS = 15_000  # that what was sent stays unconfirmed; its ranks are missed before
 MAX_MESSAGE_BYTES = 64 * 2**20
 _NONCE_BYTES = 32
 _MAC_BYTES = 32

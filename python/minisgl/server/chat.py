@@ -51,7 +51,9 @@ class ChatCompletions(JsonEndpoint):
         info = state.client.info
         params = checks.sampling_params(
             request,
-            max_tokens=checks.fit(len(prompt_ids), wanted, None, info.max_model_len),
+            max_tokens=checks.fit(
+                len(prompt_ids), wanted, None, info.max_model_len, param="messages"
+            ),
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             prompt_logprobs=None,
             vocab_size=info.vocab_size,

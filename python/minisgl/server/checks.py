@@ -214,18 +214,20 @@ def sampling_params(
     return params
 
 
-def fit(num_prompt: int, wanted: int | None, default: int | None, max_model_len: int) -> int:
+def fit(
+    num_prompt: int, wanted: int | None, default: int | None, max_model_len: int, *, param: str
+) -> int:
     """max_tokens for a prompt of `num_prompt` tokens: `wanted`, else `default`, else the rest of
     the context.
 
     Only a default is cut to what fits. ApiError 400 with both numbers when the prompt or what is
-    wanted doesn't.
+    wanted doesn't; `param` is where the prompt stands in the request.
     """
     room = max_model_len - num_prompt
     if room < (0 if wanted == 0 else 1):
-        raise errors.too_long(num_prompt, max_model_len)
+        raise errors.too_long(num_prompt, max_model_len, param=param)
     if wanted is not None:
         if wanted > room:
-            raise errors.too_long(num_prompt, max_model_len, wanted)
+            raise errors.too_long(num_prompt, max_model_len, wanted, param=param)
         return wanted
     return room if default is None else min(default, room)

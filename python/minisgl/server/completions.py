@@ -37,7 +37,11 @@ class Completions(JsonEndpoint):
             checks.sampling_params(
                 request,
                 max_tokens=checks.fit(
-                    len(prompt.ids), request.max_tokens, default, info.max_model_len
+                    len(prompt.ids),
+                    request.max_tokens,
+                    default,
+                    info.max_model_len,
+                    param="prompt",
                 ),
                 logprobs=request.logprobs,
                 prompt_logprobs=request.logprobs if request.echo else None,

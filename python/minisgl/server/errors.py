@@ -70,9 +70,11 @@ def unsupported(param: str, message: str) -> ApiError:
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
-def too_long(num_prompt: int, max_model_len: int, max_tokens: int | None = None) -> ApiError:
+def too_long(
+    num_prompt: int, max_model_len: int, max_tokens: int | None = None, *, param: str
+) -> ApiError:
     """The prompt, with the answer asked for if `max_tokens` is given, doesn't fit the context of
-    `max_model_len`.
+    `max_model_len`. `param` is where the prompt stands.
     """
     limit = f"This model's maximum context length is {max_model_len} tokens"
     if max_tokens is None:
@@ -82,7 +84,7 @@ def too_long(num_prompt: int, max_model_len: int, max_tokens: int | None = None)
             f"{num_prompt + max_tokens} tokens were requested "
             f"({num_prompt} in the prompt, {max_tokens} for the answer)"
         )
-    param = "messages" if max_tokens is None else "max_tokens"
+    param = param if max_tokens is None else "max_tokens"
     return bad_request(f"{limit}, but {said}.", param=param, code="context_length_exceeded")
 
 

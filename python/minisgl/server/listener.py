@@ -12,7 +12,7 @@ from typing import Any, cast
 import h11
 import hypercorn.protocol
 from hypercorn.asyncio import serve
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Response
 from hypercorn.protocol.events import Event as StreamEvent
@@ -35,6 +35,13 @@ class HttpConfig(Config):
     """Hypercorn's settings and ours."""
 
     head_timeout = 30.0  # seconds from a request's first byte to the end of its head
+
+    def create_sockets(self) -> Sockets:
+        """Engine processes that are started later must not hold the port."""
+        sockets = super().create_sockets()
+        for listener in sockets.insecure_sockets:
+            listener.set_inheritable(False)
+        return sockets
 
 
 class Http1Protocol(H11Protocol):

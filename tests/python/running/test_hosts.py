@@ -116,8 +116,12 @@ def free_ports() -> int:
 @pytest.fixture
 def hosts(network: Network, tiny_model: Path, tmp_path: Path) -> Iterator[Hosts]:
     hosts = Hosts(network, tiny_model, tmp_path)
-    yield hosts
-    hosts.end()
+    try:
+        yield hosts
+        hosts.end()
+    finally:
+        for node in hosts.nodes:  # a process would keep the namespace, and with it the address
+            node.kill()
 
 
 def listening_addresses(pid: int) -> set[str]:
