@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from minisgl.server.listener import HttpConfig, bind_socket
 from tests.python.server.conftest import MODEL, Server, StartServer, events
 from tests.python.server.fake_engine import endless
 
@@ -25,6 +26,14 @@ async def raw(server: Server, data: bytes) -> bytes:
 def error_of(answer: bytes) -> dict[str, str | None]:
     error: dict[str, str | None] = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     return error
+
+
+def test_a_process_that_is_started_does_not_hold_the_port() -> None:
+    config = HttpConfig()
+    config.bind = [f"fd://{bind_socket('127.0.0.1', 0).detach()}"]
+    (listener,) = config.create_sockets().insecure_sockets
+    assert not listener.get_inheritable()
+    listener.close()
 
 
 async def test_unknown_route(server: Server) -> None:
