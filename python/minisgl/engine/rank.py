@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ import msgspec
 from minisgl.engine.cuda_library import load_cublas
 from minisgl.engine.join import CommunicatorError, join_group
 from minisgl.engine.placement import format_core_list
-from minisgl.ipc.child import ParentLink, run_child
+from minisgl.ipc.child import ParentLink, die_with_parent, run_child
 from minisgl.ipc.messages import (
     Abort,
     Alive,
@@ -68,6 +69,7 @@ async def main(link: ParentLink[ToRank]) -> int:
     try:
         loaded = await _load(start, link.outbox)
         link.outbox.put_nowait(Ready(_info(loaded)))
+        die_with_parent(signal.SIGKILL)  # nothing that it holds is kept outside it
         if start.place.rank == 0:
             failure = await Rank(loaded.engine, link).serve()
         else:

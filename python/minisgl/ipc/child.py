@@ -75,7 +75,7 @@ def run_child(
         task = asyncio.create_task(_talk(context, directory, decoder, main, on_malformed))
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, _end, task)
-        _die_with_parent()
+        die_with_parent(signal.SIGTERM)
         watch = asyncio.create_task(_watch_parent(parent_pid, task))
         try:
             return await task
@@ -129,10 +129,12 @@ def _end(task: asyncio.Task[int]) -> None:
     task.cancel()
 
 
-def _die_with_parent() -> None:
-    """Asks the kernel for SIGTERM at the parent's death."""
+def die_with_parent(sent: signal.Signals) -> None:
+    """Asks the kernel for a signal at the parent's death. SIGKILL also ends a child that is
+    stopped, but leaves it no time: it is for one whose files the parent has removed.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, sent, 0, 0, 0) != 0:
         logger.warning("prctl failed: %s", os.strerror(ctypes.get_errno()))
 
 

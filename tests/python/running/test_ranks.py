@@ -110,6 +110,19 @@ def test_a_rank_that_dies_while_starting_ends_the_start(
     assert "while starting" in server.lines[-1]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_does_not_outlive_its_server(
+    servers: list[ServerProcess], tiny_model: Path, tmp_path: Path, rank: int
+) -> None:
+    server = start(servers, tiny_model, tmp_path, "--tp", "2")
+    server.wait_ready()
+    ranks = ranks_of(server)
+    os.kill(ranks[rank], STOP)
+    server.signal(KILL)
+    assert server.wait() == -KILL
+    until(lambda: not any(map(alive, ranks)))
+
+
 @pytest.mark.parametrize(
     ("rank", "end", "moment"),
     [
