@@ -20,6 +20,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "comm/nccl.h"
 #include "engine/defaults.h"
 #include "engine/engine.h"
 #include "kernel_profile.h"
@@ -320,7 +321,7 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overla
   fs::create_directories(folder);
   std::ofstream(folder / "config.json") << shape.config;
   const auto start = Clock::now();
-  const bool cuda = num_cuda_devices() > 0;
+  const bool cuda = num_gpus() > 0;
   std::unique_ptr<Ops> device = cuda ? make_cuda_ops(0, 4) : make_cpu_ops(choose_num_threads(0));
   std::unique_ptr<Model> model = load_model(folder.string(), *device, {}, LoadFormat::dummy);
   device->synchronize();
@@ -368,8 +369,7 @@ int main(int argc, char** argv) try {
   const auto wants = [&](const char* name) { return chosen.empty() || asked(name); };
   double bandwidth = 0;
   {
-    const std::unique_ptr<Ops> device =
-        num_cuda_devices() > 0 ? make_cuda_ops(0, 4) : make_cpu_ops(choose_num_threads(0));
+    const std::unique_ptr<Ops> device = num_gpus() > 0 ? make_cuda_ops(0, 4) : make_cpu_ops(choose_num_threads(0));
     bandwidth = device->measure_read_bandwidth();
     std::printf("%s: reads %.1f GB/s\n", device->device_name().c_str(), bandwidth / 1e9);
     const double gemm_rate = measure_gemm_rate(*device);

@@ -7,13 +7,13 @@
 #include <sys/syscall.h>
 
 #include <cerrno>
-#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <utility>
 
 #include "core/error.h"
+#include "core/quiet_thread.h"
 
 namespace minisgl {
 
@@ -51,13 +51,8 @@ PeerWatch::PeerWatch(const std::vector<pid_t>& pids, std::function<void(int rank
   if (peers_.empty()) return;
   stop_ = FileDescriptor(eventfd(0, EFD_CLOEXEC));
   MINISGL_CHECK(stop_, "eventfd: ", std::strerror(errno));
-  // Signals are the main thread's: the new thread inherits a mask that blocks them all.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::thread([this] { run(); });
+  thread_ = start_quiet_thread([this] { run(); });
   pthread_setname_np(thread_.native_handle(), "minisgl-watch");
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 PeerWatch::~PeerWatch() {

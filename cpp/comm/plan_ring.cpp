@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "comm/file_descriptor.h"
+#include "comm/futex.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -43,18 +44,6 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free && sizeof(std::ato
 bool wait_on(const std::atomic<std::uint32_t>& word, std::uint32_t seen, std::chrono::milliseconds limit) {
   const timespec timeout{.tv_sec = limit.count() / 1000, .tv_nsec = limit.count() % 1000 * 1'000'000};
   return syscall(SYS_futex, &word, FUTEX_WAIT, seen, &timeout, nullptr, 0) == 0 || errno != ETIMEDOUT;
-}
-
-void wake(const std::atomic<std::uint32_t>& word, int at_most) {
-  syscall(SYS_futex, &word, FUTEX_WAKE, at_most, nullptr, nullptr, 0);
-}
-
-void pause_briefly() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb" ::: "memory");
-#endif
 }
 
 // The shared memory of one end.
@@ -168,7 +157,7 @@ class RingSender final : public PlanSender {
     Header& header = ring_.header();
     seat(0).position.store(written_, std::memory_order_seq_cst);
     header.published.fetch_add(1, std::memory_order_seq_cst);
-    if (header.num_sleepers.load(std::memory_order_seq_cst) > 0) wake(header.published, 1);
+    if (header.num_sleepers.load(std::memory_order_seq_cst) > 0) futex_wake(header.published, 1);
   }
 
   void wait_for_room() {
@@ -223,7 +212,7 @@ class RingReceiver final : public PlanReceiver {
   void interrupt() override {
     interrupted_.store(true, std::memory_order_seq_cst);
     ring_.header().published.fetch_add(1, std::memory_order_seq_cst);  // harmless to the others: they look again
-    wake(ring_.header().published, INT_MAX);
+    futex_wake(ring_.header().published, INT_MAX);
   }
 
  private:
@@ -243,7 +232,7 @@ class RingReceiver final : public PlanReceiver {
     seat_->position.store(read_, std::memory_order_seq_cst);
     if (header.writer_sleeps.load(std::memory_order_seq_cst) != 0) {
       header.freed.fetch_add(1, std::memory_order_seq_cst);
-      wake(header.freed, 1);
+      futex_wake(header.freed, 1);
     }
   }
 
@@ -279,7 +268,7 @@ class RingReceiver final : public PlanReceiver {
       if (!wait_on(header.published, seen, options_.check_interval)) ended = watch_.ended(header.seats[0]);
     }
     // Rank 0 woke one: that one wakes the others.
-    if (header.num_sleepers.fetch_sub(1, std::memory_order_seq_cst) > 1) wake(header.published, INT_MAX);
+    if (header.num_sleepers.fetch_sub(1, std::memory_order_seq_cst) > 1) futex_wake(header.published, INT_MAX);
     if (bytes == 0 && ended) throw RankFailure(0, "rank 0 is dead");
     if (bytes == 0) throw ChannelInterrupted();
     return bytes;

@@ -16,6 +16,7 @@
 #include <thread>
 #include <utility>
 
+#include "comm/constant_time.h"
 #include "comm/file_descriptor.h"
 #include "core/error.h"
 
@@ -110,13 +111,6 @@ bool send_all(int fd, std::span<const std::byte> bytes, int flags = 0) {
   return true;
 }
 
-// In a time that doesn't depend on where they differ.
-bool equal(const PlanKey& a, const PlanKey& b) {
-  std::byte difference{0};
-  for (std::size_t i = 0; i < a.size(); ++i) difference |= a[i] ^ b[i];
-  return difference == std::byte{0};
-}
-
 template <typename T>
 std::span<std::byte> bytes_of(T& value) {
   return std::as_writable_bytes(std::span(&value, 1));
@@ -171,7 +165,7 @@ class TcpSender final : public PlanSender {
       return;
     }
     const auto rank = std::ranges::find(missing, static_cast<int>(greeting.rank), &RemoteRank::rank);
-    if (rank == missing.end() || !equal(greeting.key, rank->keys.follower)) return;
+    if (rank == missing.end() || !equal_in_constant_time(greeting.key, rank->keys.follower)) return;
     Greeting answer{.rank = greeting.rank, .key = rank->keys.primary};
     if (!send_all(fd, bytes_of(answer))) return;
     set_time_limit(fd, SO_SNDTIMEO, options_.stall_limit);
@@ -233,7 +227,8 @@ class TcpReceiver final : public PlanReceiver {
     Greeting greeting{.rank = static_cast<std::uint32_t>(self.rank), .key = self.keys.follower}, answer;
     if (!send_all(connection.get(), bytes_of(greeting)) || !receive_all(connection.get(), bytes_of(answer)))
       return false;
-    if (!equal(answer.key, self.keys.primary)) throw RankFailure(0, "who answers at rank 0's address is not rank 0");
+    if (!equal_in_constant_time(answer.key, self.keys.primary))
+      throw RankFailure(0, "who answers at rank 0's address is not rank 0");
     set_time_limit(connection.get(), SO_RCVTIMEO, milliseconds(0));
     connection_ = std::move(connection);
     return true;

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "comm/communicator.h"
+#include "comm/futex.h"
 #include "comm/peer_watch.h"
 #include "core/error.h"
 
@@ -29,14 +30,6 @@ constexpr int kSpins = 800;
 constexpr std::uint32_t kLook = 1;
 constexpr std::uint32_t kEpoch = 2;
 
-void pause_briefly() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb" ::: "memory");
-#endif
-}
-
 static_assert(sizeof(std::atomic<std::uint32_t>) == 4 && std::atomic<std::uint32_t>::is_always_lock_free);
 
 // Sleeps while the word has this value; false when the deadline has passed.
@@ -45,10 +38,6 @@ bool sleep_on(std::atomic<std::uint32_t>& word, std::uint32_t value, Clock::time
   const timespec until{static_cast<time_t>(since_boot / 1'000'000'000), static_cast<long>(since_boot % 1'000'000'000)};
   return syscall(SYS_futex, &word, FUTEX_WAIT_BITSET, value, &until, nullptr, FUTEX_BITSET_MATCH_ANY) == 0 ||
          errno != ETIMEDOUT;
-}
-
-void wake_all(std::atomic<std::uint32_t>& word) {
-  syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
 }  // namespace
@@ -80,7 +69,7 @@ ShmGroup::ShmGroup(std::shared_ptr<std::byte> memory, int rank, std::vector<pid_
 
 ShmGroup::~ShmGroup() {
   header_.lines[rank_].arrived.fetch_or(kLook);
-  wake_all(header_.lines[rank_].arrived);
+  futex_wake(header_.lines[rank_].arrived, INT_MAX);
 }
 
 std::byte* ShmGroup::slot(int rank, std::uint32_t epoch) const {
@@ -93,7 +82,7 @@ void ShmGroup::exchange() {
   ++epoch_;
   Header::Line& own = header_.lines[rank_];
   own.arrived.fetch_add(kEpoch);  // sequentially consistent, like the look at the sleepers and theirs at this
-  if (own.sleepers.load() != 0) wake_all(own.arrived);
+  if (own.sleepers.load() != 0) futex_wake(own.arrived, INT_MAX);
   const auto deadline = Clock::now() + timeout_;
   for (int rank = 0; rank < size(); ++rank)
     if (rank != rank_) wait_for(rank, deadline);
@@ -137,7 +126,7 @@ void ShmGroup::fail(int rank, Reason reason) {
   if (!header_.failure.compare_exchange_strong(none, failure)) return;
   for (int waited_for = 0; waited_for < size(); ++waited_for) {
     header_.lines[waited_for].arrived.fetch_or(kLook);
-    wake_all(header_.lines[waited_for].arrived);
+    futex_wake(header_.lines[waited_for].arrived, INT_MAX);
   }
 }
 

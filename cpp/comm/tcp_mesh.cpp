@@ -15,6 +15,7 @@
 #include <thread>
 #include <utility>
 
+#include "comm/constant_time.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -121,12 +122,6 @@ bool send_all(const FileDescriptor& socket, const Message& message) {
   return send(socket.get(), &message, sizeof(message), MSG_NOSIGNAL) == sizeof(message);
 }
 
-bool is_equal_in_constant_time(const std::array<char, 64>& a, const std::array<char, 64>& b) {
-  unsigned difference = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
-  return difference == 0;
-}
-
 Hello hello_of(const TcpOptions& options) {
   Hello hello{kMagic, options.rank, options.size, {}};
   std::copy(options.secret.begin(), options.secret.end(), hello.secret.begin());
@@ -147,7 +142,7 @@ FileDescriptor connect_to(const Address& address, int rank, const TcpOptions& op
     Hello hello;
     if (error == 0 && send_all(socket, own) && receive_all(socket, hello, deadline)) {
       if (hello.magic == kMagic && hello.rank == rank && hello.size == options.size &&
-          is_equal_in_constant_time(hello.secret, own.secret))
+          equal_in_constant_time(hello.secret, own.secret))
         return socket;
       throw InputError(concat("what answers in the place of rank ", rank, " is not of this group"));
     }
@@ -172,7 +167,7 @@ void accept_ranks(const FileDescriptor& listener, int first, const TcpOptions& o
     FileDescriptor socket(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     Hello hello;
     if (!socket || !receive_all(socket, hello, std::min(deadline, Clock::now() + kHelloTime)) ||
-        hello.magic != kMagic || !is_equal_in_constant_time(hello.secret, own.secret))
+        hello.magic != kMagic || !equal_in_constant_time(hello.secret, own.secret))
       continue;  // a stranger
     const bool fits = hello.size == options.size && hello.rank >= first && hello.rank < options.size;
     if (!fits || sockets[static_cast<std::size_t>(hello.rank)])

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "comm/nccl.h"
 #include "core/error.h"
 #include "engine/defaults.h"
 #include "kernels/cpu_backend.h"
@@ -18,7 +19,7 @@ std::unique_ptr<Ops> make_device(const std::string& name, std::int64_t num_threa
   const int threads = choose_num_threads(num_threads);
   const bool on_host = comm && comm->device() < 0;
   if (name == "cuda" && on_host) throw InputError(concat("--device cuda can't use ", comm->name(), " between ranks"));
-  if (name == "cuda" || (name == "auto" && !on_host && num_cuda_devices() > 0)) {
+  if (name == "cuda" || (name == "auto" && !on_host && num_gpus() > 0)) {
     const int gpu = comm ? comm->device() : 0;
     return make_cuda_ops(gpu, threads, std::move(comm), cache_folder);
   }

@@ -10,9 +10,7 @@
 
 namespace minisgl {
 
-// GPUs that this process can use: 0 without a driver, and in a build without CUDA.
-int num_cuda_devices();
-// The bus address of one of them, as "0000:3b:00.0"; empty where it isn't known.
+// The bus address of a GPU, as "0000:3b:00.0"; empty where it isn't known.
 std::string cuda_pci_id(int device_index);
 
 // bf16 activations and weights (what files hold in other formats is converted when it is loaded), f32 sums and logits,

@@ -10,12 +10,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
-COMMS = ("auto", "nccl", "one-shot", "torch", "shm")
+CommKind = Literal["auto", "nccl", "one-shot", "torch", "shm"]
+COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENV_PREFIX = "MINISGL_"
 MIN_SECRET_LENGTH = 16  # of --dist-secret: a proof of knowing it crosses the network
@@ -83,7 +84,7 @@ class ServerArgs:
             ("kv_dtype", KV_DTYPES),
             ("device", DEVICES),
             ("load_format", LOAD_FORMATS),
-            ("comm", COMMS),
+            ("comm", COMM_KINDS),
             ("log_level", LOG_LEVELS),
         ):
             if getattr(self, name) not in choices:
@@ -284,7 +285,7 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
         "tensor parallelism",
         (
             _Flag("tp", "ranks that the model is split over, on all hosts", parse_count, "N"),
-            _Flag("comm", "how ranks sum: " + ", ".join(COMMS), metavar="HOW"),
+            _Flag("comm", "how ranks sum: " + ", ".join(COMM_KINDS), metavar="HOW"),
             _Flag("nnodes", "hosts that the ranks are on", parse_count, "N"),
             _Flag("node-rank", "which host this is; 0 serves", parse_count, "N"),
             _Flag(

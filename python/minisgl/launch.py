@@ -15,13 +15,13 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+import msgspec
 import uvloop
 
-from minisgl.config import ServerArgs, default_cache_dir, parse_address, parse_args
+from minisgl.config import ServerArgs, parse_address, parse_args
 from minisgl.engine.client import EngineClient, RestartPolicy
 from minisgl.engine.group import EngineStartError
 from minisgl.engine.nodes import NodeAgent, NodeHub
-from minisgl.ipc.messages import EngineOptions
 from minisgl.ipc.process import python_command
 from minisgl.model_source import ModelError, ModelFiles, resolve_model
 from minisgl.server.app import create_app
@@ -34,7 +34,7 @@ from minisgl.server.listener import (
     url_of,
 )
 from minisgl.server.state import ServerState
-from minisgl.startup import PhaseLog, describe_engine
+from minisgl.startup import PhaseLog, describe_engine, engine_options
 from minisgl.tokenizer.worker import TextFrontend
 
 MAX_OPEN_FILES = 65536  # as far as the hard limit allows
@@ -78,7 +78,11 @@ def launch_server(
             start_listening(listener)
             logger.info("model: %s, found after %.2f s", files.path, time.monotonic() - began)
             client = EngineClient(
-                engine_options(args, files.path),
+                msgspec.structs.replace(
+                    engine_options(args, files.path),
+                    # The client refuses what is too much; the engine only has to take more.
+                    max_waiting=args.max_running + args.max_waiting,
+                ),
                 size=args.tp,
                 comm=args.comm,
                 max_waiting=args.max_waiting,
@@ -287,26 +291,3 @@ def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
     # Connections that are cut at the end: asyncio's streams ask a cancelled task for its exception.
     if not isinstance(context.get("exception"), asyncio.CancelledError):
         loop.default_exception_handler(context)
-
-
-def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
-    """The rank's part of the settings."""
-    return EngineOptions(
-        model_path=model_path,
-        num_threads=args.num_threads,
-        kv_dtype=args.kv_dtype,
-        page_size=args.page_size,
-        kv_cache_tokens=args.kv_cache_tokens,
-        max_model_len=args.max_model_len,
-        max_running=args.max_running,
-        max_batch_tokens=args.max_batch_tokens,
-        device=args.device,
-        memory_fraction=args.memory_fraction,
-        num_pages=args.num_pages,
-        disable_cuda_graph=args.disable_cuda_graph,
-        disable_overlap=args.disable_overlap,
-        load_format=args.load_format,
-        cache_dir=str(default_cache_dir()),
-        # The client refuses what is too much; the engine's own limit only has to lie above that.
-        max_waiting=args.max_running + args.max_waiting,
-    )

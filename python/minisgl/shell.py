@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minisgl.config import default_cache_dir
-from minisgl.ipc.messages import EngineOptions
 from minisgl.local_engine import EngineError, LocalEngine, open_local_engine
 from minisgl.model_source import ModelError
 from minisgl.sampling_params import SamplingParams
+from minisgl.startup import engine_options
 
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
@@ -32,31 +33,10 @@ ReadLine = Callable[[], str]
 
 def run_shell(args: ServerArgs) -> int:
     """The shell with its exit status: 0, or 1 when the model can't be had or the engine died."""
-
-    def options(path: str) -> EngineOptions:
-        return EngineOptions(
-            model_path=path,
-            num_threads=args.num_threads,
-            kv_dtype=args.kv_dtype,
-            page_size=args.page_size,
-            kv_cache_tokens=args.kv_cache_tokens,
-            max_model_len=args.max_model_len,
-            max_running=args.max_running,
-            max_batch_tokens=args.max_batch_tokens,
-            device=args.device,
-            memory_fraction=args.memory_fraction,
-            num_pages=args.num_pages,
-            disable_cuda_graph=args.disable_cuda_graph,
-            disable_overlap=args.disable_overlap,
-            load_format=args.load_format,
-            cache_dir=str(default_cache_dir()),
-            max_waiting=args.max_waiting,
-        )
-
     try:
         engine = open_local_engine(
             args.model,
-            options,
+            functools.partial(engine_options, args),
             revision=args.revision,
             chat_template=args.chat_template,
             weights=args.load_format != "dummy",

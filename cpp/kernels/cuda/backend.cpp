@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/nccl.h"
 #include "core/cuda.h"
 #include "gemm/cuda/cublaslt.h"
 #include "gemm/cuda/launch.h"
@@ -584,11 +585,6 @@ std::vector<TokenOutput> CudaOps::take_outputs() {
 
 }  // namespace
 
-int num_cuda_devices() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-}
-
 std::string cuda_pci_id(int device_index) {
   char id[32] = "";
   return cudaDeviceGetPCIBusId(id, sizeof id, device_index) == cudaSuccess ? id : "";
@@ -596,7 +592,7 @@ std::string cuda_pci_id(int device_index) {
 
 std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
                                    const std::string& cache_folder) {
-  const int count = num_cuda_devices();
+  const int count = num_gpus();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
   }

@@ -4,10 +4,6 @@
 
 namespace minisgl {
 
-int num_cuda_devices() {
-  return 0;
-}
-
 std::string cuda_pci_id(int) {
   return "";
 }

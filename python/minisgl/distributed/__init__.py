@@ -4,10 +4,9 @@ Nothing here imports torch until a collective runs.
 """
 
 from minisgl._native import divide_even
+from minisgl.config import COMM_KINDS, CommKind
 from minisgl.distributed.choose import (
-    COMM_KINDS,
     ChosenCommunicator,
-    CommKind,
     Group,
     check_kind,
     make_communicator,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from minisgl import _native
+from minisgl.config import COMM_KINDS, CommKind
 from minisgl.distributed.impl import TorchDistributedImpl
 from minisgl.distributed.info import DistributedInfo
 from minisgl.distributed.plugin import make_plugin_communicator
 from minisgl.distributed.pynccl import clamp_buffer, find_nccl_library
 
-CommKind = Literal["auto", "nccl", "one-shot", "torch", "shm"]
-COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 # When GPUs sum through each other's memory instead of NCCL.
 _PEER_SUMS: dict[str, Literal["never", "where_faster", "always"]] = {
     "auto": "where_faster",

@@ -178,7 +178,7 @@ class RankGroup:
     # --- news
 
     def _handle_node(self, message: FromNode) -> None:
-        if isinstance(message, Alive) or message.group != self._name:
+        if message.group != self._name:
             return
         if not self._local_size <= message.rank < self._size:
             return

@@ -10,7 +10,8 @@ from minisgl.engine.placement import cores_near_gpu
 from minisgl.ipc.messages import EngineOptions, Place
 
 if TYPE_CHECKING:
-    from minisgl.distributed.choose import ChosenCommunicator, CommKind
+    from minisgl.config import CommKind
+    from minisgl.distributed.choose import ChosenCommunicator
 
 SPIN_MICROSECONDS = 20  # that a rank with cores of its own watches for a plan before it sleeps
 # Ranks come and load at their own pace. The server ends them all as soon as one is dead or stuck,

@@ -61,7 +61,7 @@ class RankEnd(msgspec.Struct, frozen=True, tag="end"):
 
 
 ToNode = StartRanks | EndRanks | Farewell | Alive
-FromNode = RankWord | RankEnd | Alive
+FromNode = RankWord | RankEnd
 _to_node: msgspec.msgpack.Decoder[ToNode] = msgspec.msgpack.Decoder(ToNode)
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 import zmq
@@ -92,38 +92,45 @@ class _Reader(Generic[T]):
             return None
 
 
-class ZmqPushQueue(_SyncQueue, Generic[T]):
+class _SyncWriteQueue(_SyncQueue, Generic[T]):
+    _kind: ClassVar[int]
+
+    def __init__(
+        self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
+    ) -> None:
+        super().__init__(self._kind, addr, create, context)
+        self._encoder = encoder
+
+    def put(self, message: T) -> None:
+        self._socket.send(self._encoder(message))
+
+
+class ZmqPushQueue(_SyncWriteQueue[T]):
     """Puts to one of the pullers connected. put() waits while there is none."""
 
-    def __init__(
-        self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
-    ) -> None:
-        super().__init__(zmq.PUSH, addr, create, context)
-        self._encoder = encoder
-
-    def put(self, message: T) -> None:
-        self._socket.send(self._encoder(message))
+    _kind = zmq.PUSH
 
 
-class ZmqPubQueue(_SyncQueue, Generic[T]):
+class ZmqPubQueue(_SyncWriteQueue[T]):
     """Puts to every subscriber connected; a subscriber that comes later misses what was before."""
 
-    def __init__(
-        self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
-    ) -> None:
-        super().__init__(zmq.PUB, addr, create, context)
-        self._encoder = encoder
-
-    def put(self, message: T) -> None:
-        self._socket.send(self._encoder(message))
+    _kind = zmq.PUB
 
 
 class _SyncReadQueue(_SyncQueue, Generic[T]):
+    _kind: ClassVar[int]
+
     def __init__(
-        self, kind: int, addr: str, create: bool, reader: _Reader[T], context: AnyContext | None
+        self,
+        addr: str,
+        create: bool,
+        decoder: Decoder[T],
+        *,
+        context: AnyContext | None = None,
+        on_malformed: OnMalformed | None = None,
     ) -> None:
-        super().__init__(kind, addr, create, context)
-        self._reader = reader
+        super().__init__(self._kind, addr, create, context)
+        self._reader = _Reader(addr, decoder, on_malformed)
 
     def get(self) -> T:
         """The next well-formed message; waits for it."""
@@ -142,44 +149,32 @@ class _SyncReadQueue(_SyncQueue, Generic[T]):
 class ZmqPullQueue(_SyncReadQueue[T]):
     """Gets what pushers put to it."""
 
-    def __init__(
-        self,
-        addr: str,
-        create: bool,
-        decoder: Decoder[T],
-        *,
-        context: AnyContext | None = None,
-        on_malformed: OnMalformed | None = None,
-    ) -> None:
-        super().__init__(zmq.PULL, addr, create, _Reader(addr, decoder, on_malformed), context)
+    _kind = zmq.PULL
 
 
 class ZmqSubQueue(_SyncReadQueue[T]):
     """Gets everything published since it connected."""
 
-    def __init__(
-        self,
-        addr: str,
-        create: bool,
-        decoder: Decoder[T],
-        *,
-        context: AnyContext | None = None,
-        on_malformed: OnMalformed | None = None,
-    ) -> None:
-        super().__init__(zmq.SUB, addr, create, _Reader(addr, decoder, on_malformed), context)
+    _kind = zmq.SUB
 
 
-class ZmqAsyncPushQueue(_AsyncQueue, Generic[T]):
-    """ZmqPushQueue for the running event loop."""
+class _AsyncWriteQueue(_AsyncQueue, Generic[T]):
+    _kind: ClassVar[int]
 
     def __init__(
         self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
     ) -> None:
-        super().__init__(zmq.PUSH, addr, create, context)
+        super().__init__(self._kind, addr, create, context)
         self._encoder = encoder
 
     async def put(self, message: T) -> None:
         await self._socket.send(self._encoder(message))
+
+
+class ZmqAsyncPushQueue(_AsyncWriteQueue[T]):
+    """ZmqPushQueue for the running event loop."""
+
+    _kind = zmq.PUSH
 
     def put_nowait(self, message: T) -> bool:
         """Puts without waiting; False when no puller is connected (nothing was put then)."""
@@ -187,25 +182,26 @@ class ZmqAsyncPushQueue(_AsyncQueue, Generic[T]):
         return not (sent.done() and isinstance(sent.exception(), zmq.Again))
 
 
-class ZmqAsyncPubQueue(_AsyncQueue, Generic[T]):
+class ZmqAsyncPubQueue(_AsyncWriteQueue[T]):
     """ZmqPubQueue for the running event loop."""
 
-    def __init__(
-        self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
-    ) -> None:
-        super().__init__(zmq.PUB, addr, create, context)
-        self._encoder = encoder
-
-    async def put(self, message: T) -> None:
-        await self._socket.send(self._encoder(message))
+    _kind = zmq.PUB
 
 
 class _AsyncReadQueue(_AsyncQueue, Generic[T]):
+    _kind: ClassVar[int]
+
     def __init__(
-        self, kind: int, addr: str, create: bool, reader: _Reader[T], context: AnyContext | None
+        self,
+        addr: str,
+        create: bool,
+        decoder: Decoder[T],
+        *,
+        context: AnyContext | None = None,
+        on_malformed: OnMalformed | None = None,
     ) -> None:
-        super().__init__(kind, addr, create, context)
-        self._reader = reader
+        super().__init__(self._kind, addr, create, context)
+        self._reader = _Reader(addr, decoder, on_malformed)
 
     async def get(self) -> T:
         """The next well-formed message."""
@@ -224,28 +220,10 @@ class _AsyncReadQueue(_AsyncQueue, Generic[T]):
 class ZmqAsyncPullQueue(_AsyncReadQueue[T]):
     """ZmqPullQueue for the running event loop."""
 
-    def __init__(
-        self,
-        addr: str,
-        create: bool,
-        decoder: Decoder[T],
-        *,
-        context: AnyContext | None = None,
-        on_malformed: OnMalformed | None = None,
-    ) -> None:
-        super().__init__(zmq.PULL, addr, create, _Reader(addr, decoder, on_malformed), context)
+    _kind = zmq.PULL
 
 
 class ZmqAsyncSubQueue(_AsyncReadQueue[T]):
     """ZmqSubQueue for the running event loop."""
 
-    def __init__(
-        self,
-        addr: str,
-        create: bool,
-        decoder: Decoder[T],
-        *,
-        context: AnyContext | None = None,
-        on_malformed: OnMalformed | None = None,
-    ) -> None:
-        super().__init__(zmq.SUB, addr, create, _Reader(addr, decoder, on_malformed), context)
+    _kind = zmq.SUB

@@ -1,6 +1,7 @@
 // Names of devices.
 #include <gtest/gtest.h>
 
+#include "comm/nccl.h"
 #include "engine/device.h"
 #include "io/expect_input_error.h"
 #include "kernels/cuda_backend.h"
@@ -16,12 +17,12 @@ TEST(Device, TheCpuIsAlwaysThere) {
 }
 
 TEST(Device, AutoIsAGpuWhereThereIsOne) {
-  EXPECT_EQ(make_device("auto", 1)->activation_dtype(), num_cuda_devices() > 0 ? DType::bf16 : DType::f32);
+  EXPECT_EQ(make_device("auto", 1)->activation_dtype(), num_gpus() > 0 ? DType::bf16 : DType::f32);
 }
 
 TEST(Device, RefusesWhatIsNotThere) {
   testing::expect_input_error([] { return make_device("gpu", 1); }, "--device must be auto, cpu or cuda, got gpu");
-  if (num_cuda_devices() == 0) {
+  if (num_gpus() == 0) {
     EXPECT_THROW(make_device("cuda", 1), InputError);
   }
 }

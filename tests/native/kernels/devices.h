@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/nccl.h"
 #include "core/half.h"
 #include "kernels/cpu_backend.h"
 #include "kernels/cuda_backend.h"
@@ -26,7 +27,7 @@ inline std::string device_label(DeviceKind kind) {
 // One device of each kind a process: making a CUDA device takes a while. Null where there is none.
 inline Ops* device_of(DeviceKind kind) {
   static const std::unique_ptr<Ops> cpu = make_cpu_ops(2);
-  static const std::unique_ptr<Ops> cuda = num_cuda_devices() > 0 ? make_cuda_ops(0, 2) : nullptr;
+  static const std::unique_ptr<Ops> cuda = num_gpus() > 0 ? make_cuda_ops(0, 2) : nullptr;
   return kind == DeviceKind::cpu ? cpu.get() : cuda.get();
 }
 
