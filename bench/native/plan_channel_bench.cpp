@@ -19,11 +19,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <memory>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "comm/file_descriptor.h"
 #include "comm/plan_ring.h"
+#include "core/error.h"
 #include "engine/plan_publisher.h"
 #include "sched/scheduler.h"
 
@@ -45,44 +49,65 @@ std::int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(SteadyClock::now().time_since_epoch()).count();
 }
 
-// `wait(round)` in each of the other ranks' processes, `tell(round)` here, pauses between rounds so that all sleep;
-// prints microseconds from before tell() to the last rank's return from wait().
-void measure(const char* name, int ranks, int rounds,
-             const std::function<std::function<void(int)>(int rank)>& make_wait, const std::function<void(int)>& tell) {
+// A way to tell the other ranks something: `tell(round)` in rank 0, and in each of the others what `make_wait(rank)`
+// gives, which returns once the rank has been told.
+struct Way {
+  std::string name;
+  std::function<std::function<void(int round)>(int rank)> make_wait;
+  std::function<void(int round)> tell;
+};
+
+double p50(std::vector<double> values) {
+  std::ranges::nth_element(values, values.begin() + std::ssize(values) / 2);
+  return values[values.size() / 2];
+}
+
+// Microseconds from before tell() to the last rank's return from wait(), and rank 0's own, a round of each way in
+// turn, so that whatever changes on the machine changes for all alike; with pauses, so that all ranks sleep. What a way
+// takes beyond the first one is the median of the differences of neighbouring rounds.
+void measure(int ranks, int rounds, const std::vector<Way>& ways) {
   auto* board =
       static_cast<Board*>(mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   std::vector<pid_t> processes;
   for (int rank = 1; rank < ranks; ++rank) {
     processes.push_back(fork());
     if (processes.back() != 0) continue;
-    const std::function<void(int)> wait = make_wait(rank);
+    std::vector<std::function<void(int)>> waits;
+    for (const Way& way : ways) waits.push_back(way.make_wait(rank));
     for (int round = 0; round < rounds; ++round) {
-      wait(round);
-      board->arrivals[rank].time.store(now_ns());
-      board->num_arrived.fetch_add(1);
+      for (const std::function<void(int)>& wait : waits) {
+        wait(round);
+        board->arrivals[rank].time.store(now_ns());
+        board->num_arrived.fetch_add(1);
+      }
     }
     _exit(0);
   }
-  std::vector<double> times;
-  std::vector<double> own;
+  std::vector<std::vector<double>> times(ways.size()), own(ways.size());
+  std::uint32_t expected = 0;
   for (int round = 0; round < rounds; ++round) {
-    std::this_thread::sleep_for(std::chrono::microseconds(300));
-    const std::int64_t began = now_ns();
-    tell(round);
-    own.push_back(static_cast<double>(now_ns() - began) / 1000);
-    while (board->num_arrived.load() < static_cast<std::uint32_t>((round + 1) * (ranks - 1))) {
-      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    for (std::size_t way = 0; way < ways.size(); ++way) {
+      std::this_thread::sleep_for(std::chrono::microseconds(300));
+      const std::int64_t began = now_ns();
+      ways[way].tell(round);
+      own[way].push_back(static_cast<double>(now_ns() - began) / 1000);
+      expected += static_cast<std::uint32_t>(ranks - 1);
+      while (board->num_arrived.load() < expected) std::this_thread::sleep_for(std::chrono::microseconds(100));
+      std::int64_t last = 0;
+      for (int rank = 1; rank < ranks; ++rank) last = std::max(last, board->arrivals[rank].time.load());
+      times[way].push_back(static_cast<double>(last - began) / 1000);
     }
-    std::int64_t last = 0;
-    for (int rank = 1; rank < ranks; ++rank) last = std::max(last, board->arrivals[rank].time.load());
-    times.push_back(static_cast<double>(last - began) / 1000);
   }
   for (const pid_t process : processes) waitpid(process, nullptr, 0);
   munmap(board, sizeof(Board));
-  std::ranges::sort(times);
-  std::ranges::sort(own);
-  std::printf("%-34s all have it: p50 %6.1f us, p90 %6.1f us; rank 0's own time: p50 %5.1f us\n", name,
-              times[times.size() / 2], times[times.size() * 9 / 10], own[own.size() / 2]);
+  for (std::size_t way = 0; way < ways.size(); ++way) {
+    std::vector<double> beyond;
+    for (std::size_t round = 0; round < times[way].size(); ++round) {
+      beyond.push_back(times[way][round] - times[0][round]);
+    }
+    std::printf("%-30s all have it: p50 %6.1f us, %+6.1f beyond the first; rank 0's own time: p50 %5.1f us\n",
+                ways[way].name.c_str(), p50(times[way]), p50(beyond), p50(own[way]));
+  }
 }
 
 FileDescriptor ring_memory() {
@@ -91,22 +116,23 @@ FileDescriptor ring_memory() {
   return memory;
 }
 
-void bare_wake_up(int ranks, int rounds) {
+Way bare_wake_up() {
   auto* word = static_cast<std::atomic<std::uint32_t>*>(
       mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-  measure(
-      "bare futex wake", ranks, rounds,
-      [word](int) {
-        return [word](int round) {
-          while (word->load() <= static_cast<std::uint32_t>(round)) {
-            syscall(SYS_futex, word, FUTEX_WAIT, static_cast<std::uint32_t>(round), nullptr, nullptr, 0);
-          }
-        };
-      },
-      [word](int) {
-        word->fetch_add(1);
-        syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-      });
+  return {.name = "bare futex wake",
+          .make_wait =
+              [word](int) {
+                return [word](int round) {
+                  while (word->load() <= static_cast<std::uint32_t>(round)) {
+                    syscall(SYS_futex, word, FUTEX_WAIT, static_cast<std::uint32_t>(round), nullptr, nullptr, 0);
+                  }
+                };
+              },
+          .tell =
+              [word](int) {
+                word->fetch_add(1);
+                syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+              }};
 }
 
 struct Ignore final : PlanHandler {
@@ -128,27 +154,24 @@ StepPlan decode_plan(std::int64_t num_sequences) {
   return scheduler.plan();
 }
 
-void plan_over_ring(int ranks, int rounds, std::int64_t num_sequences) {
-  const FileDescriptor memory = ring_memory();
+Way plan_over_ring(int ranks, std::int64_t num_sequences) {
+  const auto memory = std::make_shared<FileDescriptor>(ring_memory());
   const PlanRingOptions options{.size = ranks};
   std::vector<std::unique_ptr<PlanSender>> senders;
-  senders.push_back(open_ring_sender(memory.get(), options));
-  PlanPublisher publisher(std::move(senders));
-  const StepPlan plan = decode_plan(num_sequences);
-  char name[64];
-  std::snprintf(name, sizeof name, "plan of %lld decoding sequences", static_cast<long long>(num_sequences));
-  measure(
-      name, ranks, rounds,
-      [&](int rank) {
-        std::shared_ptr<PlanReceiver> receiver = open_ring_receiver(memory.get(), rank, options);
-        auto decoder = std::make_shared<PlanDecoder>(
-            PlanLimits{.num_pages = num_sequences * 4, .page_size = 16, .max_model_len = 64, .vocab_size = 100});
-        return [=](int) {
-          Ignore ignore;
-          decoder->decode(receiver->receive(), ignore);
-        };
-      },
-      [&](int) { publisher.step(plan); });
+  senders.push_back(open_ring_sender(memory->get(), options));
+  const auto publisher = std::make_shared<PlanPublisher>(std::move(senders));
+  return {.name = concat("plan of ", num_sequences, " decoding sequences"),
+          .make_wait =
+              [=](int rank) {
+                std::shared_ptr<PlanReceiver> receiver = open_ring_receiver(memory->get(), rank, options);
+                auto decoder = std::make_shared<PlanDecoder>(PlanLimits{
+                    .num_pages = num_sequences * 4, .page_size = 16, .max_model_len = 64, .vocab_size = 100});
+                return [=](int) {
+                  Ignore ignore;
+                  decoder->decode(receiver->receive(), ignore);
+                };
+              },
+          .tell = [publisher, plan = decode_plan(num_sequences)](int) { publisher->step(plan); }};
 }
 
 }  // namespace
@@ -158,8 +181,9 @@ int main(int argc, char** argv) {
   const int ranks = argc > 1 ? std::atoi(argv[1]) : 4, rounds = argc > 2 ? std::atoi(argv[2]) : 2000;
   std::printf("%d ranks on %u processors, %d rounds\n", ranks, std::thread::hardware_concurrency(), rounds);
   for (int repeat = 0; repeat < 3; ++repeat) {
-    minisgl::bare_wake_up(ranks, rounds);
-    for (const std::int64_t sequences : {1, 64, 256}) minisgl::plan_over_ring(ranks, rounds, sequences);
+    std::vector<minisgl::Way> ways{minisgl::bare_wake_up()};
+    for (const std::int64_t sequences : {1, 64, 256}) ways.push_back(minisgl::plan_over_ring(ranks, sequences));
+    minisgl::measure(ranks, rounds, ways);
   }
   return 0;
 }

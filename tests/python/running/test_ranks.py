@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.python.launch.servers import ServerProcess, Stream, alive, until
+from tests.python.launch.servers import DEADLINE, ServerProcess, Stream, alive, until
 from tests.python.running.conftest import PROGRAM
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
@@ -47,6 +48,12 @@ def start(servers: list[ServerProcess], model: Path, folder: Path, *flags: str) 
 def ranks_of(server: ServerProcess) -> list[int]:
     """Process ids of the ranks, in their order: they are started one after the other."""
     return sorted(server.children())
+
+
+def plan_memory(rank: int) -> Path:
+    """What the process of a rank shares with the others for plans."""
+    descriptors = Path(f"/proc/{rank}/fd").iterdir()
+    return next(fd for fd in descriptors if "minisgl-plans" in os.readlink(fd))
 
 
 def text_of(stream: Stream) -> str:
@@ -110,6 +117,51 @@ def test_a_rank_that_dies_while_starting_ends_the_start(
     assert "while starting" in server.lines[-1]
 
 
+def test_a_rank_that_stops_while_starting_ends_the_start(
+    servers: list[ServerProcess], tiny_model: Path, tmp_path: Path
+) -> None:
+    for rank in (0, 1):
+        server = start(servers, tiny_model, tmp_path, "--tp", "2")
+        until(lambda server=server: len(server.children()) == 2)
+        os.kill(ranks_of(server)[rank], STOP)
+    for rank, server in enumerate(servers):
+        assert server.wait(2 * DEADLINE) == 1
+        assert f"the process of rank {rank} gave no sign of life for 30 s" in server.lines[-1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_without_memory_ends_the_start_with_a_sentence(
+    servers: list[ServerProcess], tiny_model: Path, tmp_path: Path, rank: int
+) -> None:
+    server = start(servers, tiny_model, tmp_path, "--tp", "2", "--kv-cache-tokens", "16M")
+    until(lambda: len(server.children()) == 2)
+    enough_to_begin = 1 << 30  # the cache needs 1.5 GiB more
+    resource.prlimit(ranks_of(server)[rank], resource.RLIMIT_AS, (enough_to_begin, enough_to_begin))
+    assert server.wait() == 1
+    assert f"rank {rank}: not enough memory" in server.lines[-1]
+    assert "--kv-cache-tokens" in server.lines[-1]
+
+
+def test_a_damaged_plan_ends_the_group_and_the_streams_go_on(
+    servers: list[ServerProcess], tiny_model: Path, tmp_path: Path
+) -> None:
+    server = start(servers, tiny_model, tmp_path, "--tp", "2")
+    port = server.wait_ready()
+    prompt = [5, 6, 7]
+    expected = text_of(Stream(port, prompt, GREEDY_TOKENS))
+    before = ranks_of(server)
+
+    stream = Stream(port, prompt, GREEDY_TOKENS)
+    stream.wait_events(1)
+    with plan_memory(before[1]).open("r+b") as memory:
+        memory.write(b"\xff" * os.fstat(memory.fileno()).st_size)
+
+    server.wait_for_line("the engine is ready again")
+    assert "damaged the plan channel" in server.output
+    assert not any(map(alive, before))
+    assert text_of(stream) == expected
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_rank_does_not_outlive_its_server(
     servers: list[ServerProcess], tiny_model: Path, tmp_path: Path, rank: int
@@ -133,6 +185,8 @@ def test_a_stopped_rank_does_not_outlive_its_server(
         (0, KILL, "decode"),
         (1, KILL, "decode"),
         (1, STOP, "idle"),
+        (0, STOP, "prefill"),
+        (1, STOP, "prefill"),
         (0, STOP, "decode"),
         (1, STOP, "decode"),
     ],
