@@ -164,8 +164,11 @@ Way plan_over_ring(int ranks, std::int64_t num_sequences) {
           .make_wait =
               [=](int rank) {
                 std::shared_ptr<PlanReceiver> receiver = open_ring_receiver(memory->get(), rank, options);
-                auto decoder = std::make_shared<PlanDecoder>(PlanLimits{
-                    .num_pages = num_sequences * 4, .page_size = 16, .max_model_len = 64, .vocab_size = 100});
+                auto decoder = std::make_shared<PlanDecoder>(PlanLimits{.num_pages = num_sequences * 4,
+                                                                        .page_size = 16,
+                                                                        .max_model_len = 64,
+                                                                        .max_batch_tokens = num_sequences,
+                                                                        .vocab_size = 100});
                 return [=](int) {
                   Ignore ignore;
                   decoder->decode(receiver->receive(), ignore);

@@ -31,6 +31,7 @@ struct Follower::Impl final : PlanHandler {
         decoder({.num_pages = options.num_pages,
                  .page_size = options.page_size,
                  .max_model_len = options.max_model_len,
+                 .max_batch_tokens = options.max_batch_tokens,
                  .vocab_size = model->spec().vocab_size,
                  .runs_ahead = executor.depth() > 0}),
         ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {

@@ -231,6 +231,7 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
 // Positions and pages within the cache, targets within the plan, each sequence once; a token that is still to be drawn
 // can only be a sequence's last.
 void PlanDecoder::check(const StepPlan& plan) const {
+  require(plan.num_rows() <= limits_.max_batch_tokens, "number of rows", plan.num_rows());
   std::unordered_set<SequenceId> seen;
   for (const SequenceStep& step : plan.sequences) {
     require(seen.insert(step.id).second, "sequence", step.id);

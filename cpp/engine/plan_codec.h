@@ -48,6 +48,7 @@ struct PlanLimits {
   std::int64_t num_pages = 0;
   int page_size = 1;
   std::int64_t max_model_len = 0;
+  std::int64_t max_batch_tokens = 0;  // rows of a step
   std::int64_t vocab_size = 0;
   bool runs_ahead = false;  // a plan's token may be drawn by the step before
 };

@@ -189,7 +189,8 @@ class RankGroup:
 
     def _lose_node(self, number: int) -> None:
         first = number * self._local_size
-        self._lose(first, f"host {number} is lost, and with it rank {first}")
+        for rank in range(first, first + self._local_size):
+            self._lose(rank, f"host {number} is lost")
 
     def _note_end(self, rank: int, how: str) -> None:
         when = "" if self._all_ready.is_set() else " while starting"

@@ -12,7 +12,8 @@
 namespace minisgl::testing_support {
 namespace {
 
-constexpr PlanLimits limits{.num_pages = 64, .page_size = 4, .max_model_len = 256, .vocab_size = 50};
+constexpr PlanLimits limits{
+    .num_pages = 64, .page_size = 4, .max_model_len = 256, .max_batch_tokens = 5, .vocab_size = 50};
 
 // Says everything again; equal bytes are equal messages.
 std::vector<std::byte> read_again(std::span<const std::byte> frame) {
@@ -179,6 +180,11 @@ INSTANTIATE_TEST_SUITE_P(
         Damage{"num_rows 0 is out of range", [](StepPlan& plan) { plan.sequences[0].num_rows = 0; }},
         Damage{"number of rows 4 is out of range", [](StepPlan& plan) { plan.sequences[0].num_rows = 2; }},
         Damage{"number of rows 5 is out of range", [](StepPlan& plan) { plan.tokens.push_back(1); }},
+        Damage{"number of rows 6 is out of range",
+               [](StepPlan& plan) {
+                 plan.tokens = {1, 2, 3, 4, 5, 6};
+                 plan.sequences[0].num_rows = 5;
+               }},
         Damage{"start_position 256 is out of range", [](StepPlan& plan) { plan.sequences[1].start_position = 256; }},
         Damage{"start_position -1 is out of range", [](StepPlan& plan) { plan.sequences[1].start_position = -1; }},
         Damage{"num_new_pages 1 is out of range", [](StepPlan& plan) { plan.sequences[1].start_position = 12; }},
