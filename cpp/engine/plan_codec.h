@@ -62,11 +62,12 @@ class PlanDecoder {
 
  private:
   void check(const SequenceSampling& sampling) const;
-  void check(const StepPlan& plan) const;
+  void check(const StepPlan& plan);
 
   const PlanLimits limits_;
   StepPlan plan_;
-  std::int64_t num_drawn_ = 0;  // targets of the last plan, where this rank runs ahead
+  std::vector<SequenceId> ids_;  // of the plan, sorted
+  std::int64_t num_drawn_ = 0;   // targets of the last plan, where this rank runs ahead
 };
 
 }  // namespace minisgl

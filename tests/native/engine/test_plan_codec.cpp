@@ -177,6 +177,7 @@ INSTANTIATE_TEST_SUITE_P(
         Damage{"token 50 is out of range", [](StepPlan& plan) { plan.tokens[0] = 50; }},
         Damage{"token -7 is out of range", [](StepPlan& plan) { plan.tokens[0] = -7; }},
         Damage{"page 64 is out of range", [](StepPlan& plan) { plan.new_pages[1] = 64; }},
+        Damage{"it has sequence 8 twice", [](StepPlan& plan) { plan.sequences[0].id = 8; }},
         Damage{"num_rows 0 is out of range", [](StepPlan& plan) { plan.sequences[0].num_rows = 0; }},
         Damage{"number of rows 4 is out of range", [](StepPlan& plan) { plan.sequences[0].num_rows = 2; }},
         Damage{"number of rows 5 is out of range", [](StepPlan& plan) { plan.tokens.push_back(1); }},
