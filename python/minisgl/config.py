@@ -41,6 +41,7 @@ class ServerArgs:
     port: int = 8000  # 0: any free port, printed at start
     api_key: str | None = field(default=None, repr=False)
     max_body_bytes: int = 8 * 2**20  # of one request
+    max_all_bodies_bytes: int = 512 * 2**20  # of all that are arriving
     body_timeout: float = 30.0  # seconds for a client to send a head, and the same for a whole body
 
     num_threads: int = 0  # engine threads; 0: the cores allowed to this process
@@ -128,6 +129,7 @@ class ServerArgs:
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "port": (0, 65535),
     "max_body_bytes": (1024, 2**40),
+    "max_all_bodies_bytes": (1024, 2**44),
     "body_timeout": (0.1, 86400),
     "num_threads": (0, 1024),
     "kv_cache_tokens": (0, 2**31 - 1),
@@ -237,6 +239,12 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
                 metavar="KEY",
             ),
             _Flag("max-body-bytes", "largest request body", parse_count, "BYTES"),
+            _Flag(
+                "max-all-bodies-bytes",
+                "memory for all request bodies that are arriving",
+                parse_count,
+                "BYTES",
+            ),
             _Flag(
                 "body-timeout",
                 "time for a client to send a request's head, and again for its body",

@@ -29,7 +29,11 @@ class JsonEndpoint:
         exchange: Exchange = scope["minisgl.exchange"]
         args = self.state.args
         body = await read_body(
-            scope, exchange.receive, max_bytes=args.max_body_bytes, timeout=args.body_timeout
+            scope,
+            exchange.receive,
+            self.state.bodies,
+            max_bytes=args.max_body_bytes,
+            timeout=args.body_timeout,
         )
         request = decode(self.decoder, body)
         self.state.check_model(request.model)

@@ -119,6 +119,17 @@ def busy() -> ApiError:
     )
 
 
+def overloaded(limit: int) -> ApiError:
+    return ApiError(
+        503,
+        f"The request bodies that are arriving have {limit} bytes together, and no more are taken. "
+        "Try again later.",
+        type="service_unavailable",
+        code="overloaded",
+        headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
+    )
+
+
 _UNAVAILABLE = {
     "starting": "The model is still loading. Try again later.",
     "restarting": "The engine is restarting. Try again later.",

@@ -7,12 +7,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from minisgl.server.errors import ApiError, too_large
+from minisgl.server.errors import ApiError, overloaded, too_large
 
 SHORT_BODY_S = 0.05  # how long an unread body is waited for before its connection is given up
 # How long the rest of a refused body is read, so that the client sees the refusal and not a reset.
@@ -115,36 +116,56 @@ class Exchange:
             await self.receive()
 
 
-async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout: float) -> bytes:
-    """The whole body. Raises ApiError 408, 413 or 415, ClientGone."""
+@dataclass
+class BodyRoom:
+    """The memory for all bodies that are arriving."""
+
+    limit: int  # bytes
+    used: int = 0
+
+    def take(self, count: int) -> None:
+        """Raises ApiError 503 where there is no more."""
+        if self.used + count > self.limit:
+            raise overloaded(self.limit)
+        self.used += count
+
+
+async def read_body(
+    scope: Scope, receive: Receive, room: BodyRoom, *, max_bytes: int, timeout: float
+) -> bytes:
+    """The whole body. Raises ApiError 408, 413, 415 or 503, ClientGone."""
     headers = dict(scope["headers"])
     _check_content_type(headers)
     length = headers.get(b"content-length", b"0")
     if len(length) > 18 or int(length) > max_bytes:  # digits only, as the HTTP parser has seen to
         raise _body_too_large(max_bytes)
     try:
-        return await asyncio.wait_for(_collect(receive, max_bytes), timeout)
+        return await asyncio.wait_for(_collect(receive, room, max_bytes), timeout)
     except asyncio.TimeoutError:
         raise ApiError(
             408, f"The request body did not arrive within {timeout:g} seconds.", code="timeout"
         ) from None
 
 
-async def _collect(receive: Receive, max_bytes: int) -> bytes:
+async def _collect(receive: Receive, room: BodyRoom, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        part = message.get("body", b"")
-        size += len(part)
-        if size > max_bytes:
-            raise _body_too_large(max_bytes)
-        if part:
-            parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            if size + len(part) > max_bytes:
+                raise _body_too_large(max_bytes)
+            if part:
+                room.take(len(part))
+                size += len(part)
+                parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+    finally:
+        room.used -= size
 
 
 def _body_too_large(max_bytes: int) -> ApiError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minisgl.server.errors import model_not_found, unavailable
+from minisgl.server.http import BodyRoom
 from minisgl.server.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -28,9 +29,13 @@ class ServerState:
     model_name: str
     text: TextFrontend | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    bodies: BodyRoom = field(init=False)
     created: int = field(
         default_factory=lambda: int(time.time())
     )  # Unix seconds, shown with the model
+
+    def __post_init__(self) -> None:
+        self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
 
     def frontend(self) -> TextFrontend:
         """The tokenizer's side. Raises ApiError 503 unless requests can be served now."""

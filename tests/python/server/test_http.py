@@ -177,6 +177,24 @@ async def test_a_body_that_never_ends(start_server: StartServer) -> None:
         writer.close()
 
 
+async def test_bodies_that_are_too_large_together(start_server: StartServer) -> None:
+    async with start_server(max_body_bytes=2**20, max_all_bodies_bytes=2**20) as server:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+        head += b"Content-Length: 1000000\r\n\r\n"
+        _, patient = await server.connect()
+        patient.write(head + b"[" * 900_000)
+        await patient.drain()
+        await asyncio.sleep(0.2)
+        answer = await raw(server, head + b"[" * 900_000)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after" in answer.lower()
+        assert error_of(answer)["code"] == "overloaded"
+        assert (await server.chat()).status_code == 200  # a small one finds room
+        patient.close()
+        await asyncio.sleep(0.2)
+        assert b"invalid_json" in await raw(server, head + b"x" * 1_000_000)
+
+
 async def test_a_slow_body(start_server: StartServer) -> None:
     async with start_server(body_timeout=0.3) as server:
         reader, writer = await server.connect()
