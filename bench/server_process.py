@@ -25,7 +25,7 @@ class RunningServer:
         several processes share in parts, so that the sum is what all of them take.
         """
         found = {}
-        for pid in (self.pid, *self._children()):
+        for pid in (self.pid, *self.children()):
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
             rss, pss = (
                 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", rollup, re.M)[1])  # type: ignore[index]
@@ -40,7 +40,7 @@ class RunningServer:
         the threads that compute ("engine") and of those that talk ("messages").
         """
         seconds = dict.fromkeys(("server", "messages", "engine"), 0.0)
-        for pid in (self.pid, *self._children()):
+        for pid in (self.pid, *self.children()):
             for task in Path(f"/proc/{pid}/task").iterdir():
                 kind = "server"
                 if pid != self.pid:
@@ -49,7 +49,11 @@ class RunningServer:
                 seconds[kind] += int((task / "schedstat").read_text().split()[0]) / 1e9
         return seconds
 
-    def _children(self) -> list[int]:
+    def is_ready(self) -> bool:
+        """Whether GET /ready answers 200."""
+        return _is_ready(int(self.url.rpartition(":")[2]))
+
+    def children(self) -> list[int]:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 

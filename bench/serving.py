@@ -42,9 +42,9 @@ class Timings:
     gaps: list[float] = field(default_factory=list)  # seconds between events
 
 
-def run_http(url: str, model: str, workload: Workload) -> Timings:
-    """All requests of the workload at once."""
-    requests = [
+def workload_requests(url: str, model: str, workload: Workload) -> list[bytes]:
+    """A streaming completion for each of the workload's prompts."""
+    return [
         post(
             url,
             "/v1/completions",
@@ -63,6 +63,11 @@ def run_http(url: str, model: str, workload: Workload) -> Timings:
             zip(workload.prompts, workload.max_tokens, strict=True)
         )
     ]
+
+
+def run_http(url: str, model: str, workload: Workload) -> Timings:
+    """All requests of the workload at once."""
+    requests = workload_requests(url, model, workload)
     return _timings(run_streams(url, requests, len(requests)))
 
 
