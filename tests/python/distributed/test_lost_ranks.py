@@ -17,6 +17,8 @@ RANK = """
 import sys, torch
 from minisgl import _native
 name, rank, size, timeout = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+print("there", flush=True)
+sys.stdin.readline()  # until all are there: imports take their time
 comm = _native.ShmCommunicator(name, rank=rank, size=size, timeout=timeout)
 x = torch.zeros(100_000)
 print("ready", flush=True)
@@ -28,19 +30,30 @@ except _native.RankFailure as failure:
 """
 
 
+def expect_line(rank: subprocess.Popen[str], line: str) -> None:
+    assert rank.stdout is not None
+    assert rank.stdout.readline() == line + "\n"
+
+
 def start(size: int, timeout: float, name: str = "") -> list[subprocess.Popen[str]]:
     name = name or f"test-{random.getrandbits(64):x}"
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, name, str(rank), str(size), str(timeout)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in range(size)
     ]
     for rank in ranks:
-        assert rank.stdout is not None
-        assert rank.stdout.readline() == "ready\n"
+        expect_line(rank, "there")
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.write("go\n")
+        rank.stdin.flush()
+    for rank in ranks:
+        expect_line(rank, "ready")
     time.sleep(0.05)  # into the midst of a sum
     return ranks
 
@@ -62,9 +75,9 @@ def end(ranks: list[subprocess.Popen[str]]) -> None:
         (signal.SIGKILL, 60.0, 10.0, "rank 1 (process {pid}) has died"),
         (
             signal.SIGSTOP,
-            1.0,
+            2.0,
             10.0,
-            "rank 1 (process {pid}) didn't come to a collective within 1 s and is stopped",
+            "rank 1 (process {pid}) didn't come to a collective within 2 s and is stopped",
         ),
     ],
 )
