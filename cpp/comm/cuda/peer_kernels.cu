@@ -43,7 +43,7 @@ __device__ __forceinline__ void store_peer(uint4* p, const uint4& v) {
 
 __device__ __forceinline__ std::uint64_t now_ns() {
   std::uint64_t now;
-  asm volatile("mov.u64 %0, %globaltimer;\n" : "=l"(now));
+  asm volatile("mov.u64 %0, %%globaltimer;\n" : "=l"(now));
   return now;
 }
 

@@ -11,7 +11,9 @@
 #include "gemm/cuda/launch.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/memory.h"
+#include "kernels/cuda/seen_tokens.h"
 #include "kernels/cuda/step_block.h"
+#include "kernels/cuda/weights.h"
 #include "kernels/cuda_backend.h"
 
 namespace minisgl {
@@ -22,85 +24,6 @@ using cuda::allocate_on_device;
 constexpr int kPartsPerProcessor = 12;   // of decode attention, so that the last of them to run don't run alone
 constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
 constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // of all recorded steps; seen: 40 MiB for 32 layers
-
-class CudaMatrix final : public Matrix {
- public:
-  CudaMatrix(std::int64_t rows, std::int64_t cols)
-      : rows_(rows),
-        cols_(cols),
-        data_(allocate_on_device(static_cast<std::size_t>(rows * cols) * 2, "the model's weights don't fit it")) {}
-  DType dtype() const override { return DType::bf16; }
-  std::int64_t rows() const override { return rows_; }
-  std::int64_t cols() const override { return cols_; }
-  std::size_t nbytes() const override { return data_.size(); }
-  std::byte* data() const { return data_.data(); }  // [rows, cols]
-
- private:
-  std::int64_t rows_, cols_;
-  DeviceBuffer data_;
-};
-
-class CudaLinear final : public Linear {
- public:
-  CudaLinear(std::shared_ptr<const CudaMatrix> weight, DeviceBuffer bias)
-      : weight_(std::move(weight)), bias_(std::move(bias)) {}
-  std::int64_t in_features() const override { return weight_->cols(); }
-  std::int64_t out_features() const override { return weight_->rows(); }
-  std::int64_t nbytes() const override { return static_cast<std::int64_t>(weight_->nbytes() + bias_.size()); }
-  const std::byte* weight() const { return weight_->data(); }
-  const float* bias() const { return bias_.as<float>(); }  // or null
-
- private:
-  std::shared_ptr<const CudaMatrix> weight_;
-  DeviceBuffer bias_;  // [out_features] f32
-};
-
-// Penalty counts [slots, vocab] of all sequences that need them.
-struct SeenPool {
-  DeviceBuffer counts;
-  std::int64_t vocab_size = 0;
-  std::vector<std::int32_t> free;
-
-  std::uint32_t* of(std::int32_t slot) const { return counts.as<std::uint32_t>() + slot * vocab_size; }
-};
-
-class CudaSeenTokens final : public SeenTokens {
- public:
-  CudaSeenTokens(SeenPool& pool, bool in_prompt, cudaStream_t stream)
-      : pool_(pool), in_prompt_(in_prompt), stream_(stream) {
-    MINISGL_CHECK(!pool_.free.empty(), "more sequences with penalties than reserved");
-    slot_ = pool_.free.back();
-    pool_.free.pop_back();
-    MINISGL_CUDA_CHECK(cudaMemsetAsync(pool_.of(slot_), 0, static_cast<std::size_t>(pool_.vocab_size) * 4, stream_));
-  }
-  ~CudaSeenTokens() override { pool_.free.push_back(slot_); }
-  std::int32_t slot() const { return slot_; }
-
-  void add_prompt(std::span<const std::int32_t> tokens) override {
-    if (!in_prompt_ || tokens.empty()) return;
-    upload(tokens);
-    cuda::mark_prompt(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
-  }
-  void add_output(std::span<const std::int32_t> tokens) override {
-    if (tokens.empty()) return;
-    upload(tokens);
-    cuda::count_output(pool_.of(slot_), tokens_.as<std::int32_t>(), static_cast<int>(tokens.size()), stream_);
-  }
-
- private:
-  void upload(std::span<const std::int32_t> tokens) {
-    if (tokens.size_bytes() > tokens_.size()) tokens_ = allocate_on_device(tokens.size_bytes());
-    // From pageable memory: the call returns when the tokens are read.
-    MINISGL_CUDA_CHECK(
-        cudaMemcpyAsync(tokens_.data(), tokens.data(), tokens.size_bytes(), cudaMemcpyHostToDevice, stream_));
-  }
-
-  SeenPool& pool_;
-  bool in_prompt_;
-  cudaStream_t stream_;
-  std::int32_t slot_;
-  DeviceBuffer tokens_;
-};
 
 // What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
 struct StepSlot {
@@ -197,7 +120,7 @@ class CudaOps final : public Ops {
                                             std::span<const std::byte> raw) override {
     MINISGL_CHECK(static_cast<std::int64_t>(raw.size()) == rows * row_bytes(dtype, cols), rows, " x ", cols, " of ",
                   dtype_info(dtype).name, " in ", raw.size(), " bytes");
-    auto matrix = std::make_shared<CudaMatrix>(rows, cols);
+    auto matrix = std::make_shared<cuda::DeviceMatrix>(rows, cols);
     if (dtype == DType::bf16) {
       uploader_.upload(raw, matrix->data());
       return matrix;
@@ -208,16 +131,18 @@ class CudaOps final : public Ops {
     return matrix;
   }
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
-    auto matrix = std::make_shared<CudaMatrix>(rows, cols);
+    auto matrix = std::make_shared<cuda::DeviceMatrix>(rows, cols);
     cuda::fill_random_bf16(matrix->data(), rows * cols, 0.05f, ++random_seed_ << 40, stream_.get());
     return matrix;
   }
-  std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override;
+  std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override {
+    return cuda::join_projections(outputs, uploader_, stream_.get());
+  }
 
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
     MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // before its first step, whichever thread calls
     if (seen_.counts.size() == 0) reserve_seen(kLazySlots, vocab_size);
-    return std::make_unique<CudaSeenTokens>(seen_, in_prompt, stream_.get());
+    return std::make_unique<cuda::DeviceSeenTokens>(seen_, in_prompt, stream_.get());
   }
 
   bool runs_ahead() const override { return true; }
@@ -227,8 +152,8 @@ class CudaOps final : public Ops {
                    const std::function<void()>& body) override;
 
   void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
-    cuda::embed(step_, static_cast<const CudaMatrix&>(table).data(), first_token, table.rows(), table.cols(), y.data,
-                stream_.get());
+    cuda::embed(step_, static_cast<const cuda::DeviceMatrix&>(table).data(), first_token, table.rows(), table.cols(),
+                y.data, stream_.get());
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
     unnormed_ = {};
@@ -278,9 +203,9 @@ class CudaOps final : public Ops {
  private:
   // y = x · Wᵀ by the kernels for few rows, or by their norm of x where that is what they are to read. False where they
   // don't take the shape.
-  bool few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output);
+  bool few_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output);
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
-  void many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
+  void many_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
   // That decode attention may cut sequences into.
   std::int64_t most_attention_parts() const {
     return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
@@ -318,7 +243,7 @@ class CudaOps final : public Ops {
 
   DeviceBuffer partials_, arrived_;  // of decode attention
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
-  SeenPool seen_;
+  cuda::SeenPool seen_;
 
   StepSlot slots_[2];
   int current_ = 0;  // the step at hand's; the other one's step came before it
@@ -347,39 +272,6 @@ double CudaOps::measure_read_bandwidth() {
     MINISGL_CUDA_CHECK(cudaEventElapsedTime(&times[run], events[run].get(), events[run + 1].get()));
   std::ranges::nth_element(times, times.begin() + runs / 2);
   return static_cast<double>(bytes) / (times[runs / 2] * 1e-3);
-}
-
-std::unique_ptr<const Linear> CudaOps::make_linear(std::vector<Projection> outputs) {
-  std::int64_t rows = 0;
-  bool any_bias = false;
-  for (const Projection& output : outputs) {
-    MINISGL_CHECK(output.weight->cols() == outputs.front().weight->cols());
-    MINISGL_CHECK(output.bias.empty() || std::ssize(output.bias) == output.weight->rows());
-    rows += output.weight->rows();
-    any_bias = any_bias || !output.bias.empty();
-  }
-  DeviceBuffer bias;
-  if (any_bias) {
-    std::vector<float> merged;
-    for (const Projection& output : outputs) {
-      merged.insert(merged.end(), output.bias.begin(), output.bias.end());
-      merged.resize(merged.size() + (output.bias.empty() ? static_cast<std::size_t>(output.weight->rows()) : 0), 0.0f);
-    }
-    bias = allocate_on_device(merged.size() * sizeof(float));
-    upload(std::as_bytes(std::span(merged)), bias.data());
-  }
-  if (outputs.size() == 1) {
-    return std::make_unique<const CudaLinear>(std::static_pointer_cast<const CudaMatrix>(outputs.front().weight),
-                                              std::move(bias));
-  }
-  auto merged = std::make_shared<CudaMatrix>(rows, outputs.front().weight->cols());
-  std::byte* next = merged->data();
-  for (const Projection& output : outputs) {
-    const auto& part = static_cast<const CudaMatrix&>(*output.weight);
-    copy(part.data(), part.nbytes(), next);
-    next += part.nbytes();
-  }
-  return std::make_unique<const CudaLinear>(std::move(merged), std::move(bias));
 }
 
 void CudaOps::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
@@ -432,7 +324,8 @@ void CudaOps::upload_step(const StepBatch& batch, std::span<const LogitQuery> qu
   slot().reserve_outputs(std::max(std::ssize(queries), padded_sequences));
   step_ = slot().block.upload(
       batch, queries, padded_sequences,
-      [](const SeenTokens* seen) { return static_cast<const CudaSeenTokens*>(seen)->slot(); }, upload_stream_.get());
+      [](const SeenTokens* seen) { return static_cast<const cuda::DeviceSeenTokens*>(seen)->slot(); },
+      upload_stream_.get());
   step_.drawn = slot().drawn.as<std::int32_t>();
   step_.drawn_before = slots_[current_ ^ 1].drawn.as<std::int32_t>();
   MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), slot().block.sent()));
@@ -475,7 +368,7 @@ void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> qu
   }
 }
 
-bool CudaOps::few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output) {
+bool CudaOps::few_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output) {
   const std::int64_t outputs = weights.out_features() / (output == cuda::SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols == weights.in_features() && y.cols == outputs && x.rows == y.rows);
   if (x.rows == 0) return true;
@@ -495,7 +388,7 @@ bool CudaOps::few_rows(const CudaLinear& weights, Tensor x, Tensor y, cuda::Skin
   return true;
 }
 
-void CudaOps::many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added) {
+void CudaOps::many_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added) {
   const bool y_is_f32 = y.dtype == DType::f32;
   dense_.run({.weights = weights.weight(),
               .x = x.data,
@@ -511,13 +404,13 @@ void CudaOps::many_rows(const CudaLinear& weights, Tensor x, Tensor y, std::byte
 }
 
 void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
-  const auto& linear = static_cast<const CudaLinear&>(weights);
+  const auto& linear = static_cast<const cuda::DeviceLinear&>(weights);
   const auto output = y.dtype == DType::f32 ? cuda::SkinnyOutput::f32 : cuda::SkinnyOutput::bf16;
   if (!few_rows(linear, x, y, output)) many_rows(linear, x, y, y.data, false);
 }
 
 void CudaOps::gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) {
-  if (few_rows(static_cast<const CudaLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) return;
+  if (few_rows(static_cast<const cuda::DeviceLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) return;
   linear(gate_up, x, scratch);
   cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
 }
@@ -525,7 +418,7 @@ void CudaOps::gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tens
 void CudaOps::linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
                               Tensor normed) {
   if (num_ranks() > 1) return Ops::linear_add_norm(weights, x, delta, residual, norm, normed);
-  const auto& linear = static_cast<const CudaLinear&>(weights);
+  const auto& linear = static_cast<const cuda::DeviceLinear&>(weights);
   if (!few_rows(linear, x, residual, cuda::SkinnyOutput::added)) many_rows(linear, x, residual, delta.data, true);
   if (cuda::skinny_gemm_fits(residual.rows, residual.cols)) {
     unnormed_ = {.normed = normed.data, .residual = residual.data, .norm = norm};
