@@ -1,13 +1,7 @@
 // Finding each other, the first bytes of a connection, and frames with a length before them.
 #include "comm/plan_tcp.h"
 
-#include <fcntl.h>
-#include <netdb.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <atomic>
@@ -17,13 +11,12 @@
 #include <utility>
 
 #include "comm/constant_time.h"
-#include "comm/file_descriptor.h"
+#include "comm/tcp_socket.h"
 #include "core/error.h"
 
 namespace minisgl {
 namespace {
 
-using SteadyClock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr milliseconds greeting_limit{2000};  // for the first bytes of a connection: a stranger may send none
@@ -35,106 +28,44 @@ struct Greeting {
   PlanKey key = {};
 };
 
-milliseconds left_until(SteadyClock::time_point deadline) {
-  return std::max(milliseconds(0), std::chrono::duration_cast<milliseconds>(deadline - SteadyClock::now()));
+void set_option(const FileDescriptor& socket, int level, int name, int value) {
+  setsockopt(socket.get(), level, name, &value, sizeof value);
 }
 
-void set_option(int fd, int level, int name, int value) {
-  setsockopt(fd, level, name, &value, sizeof value);
+// An error instead of silence when the other host is gone.
+void watch(const FileDescriptor& socket, milliseconds stall_limit) {
+  const int quarter = std::max(1, static_cast<int>(stall_limit.count() / 4000));  // seconds
+  set_option(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(stall_limit.count()));
+  set_option(socket, SOL_SOCKET, SO_KEEPALIVE, 1);
+  set_option(socket, IPPROTO_TCP, TCP_KEEPIDLE, quarter);
+  set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, quarter);
+  set_option(socket, IPPROTO_TCP, TCP_KEEPCNT, 3);
 }
 
-void set_time_limit(int fd, int name, milliseconds limit) {
-  const timeval time{.tv_sec = limit.count() / 1000, .tv_usec = limit.count() % 1000 * 1000};
-  setsockopt(fd, SOL_SOCKET, name, &time, sizeof time);
-}
-
-// No waiting for more to send, and an error instead of silence when the other host is gone.
-void prepare(int fd, milliseconds stall_limit) {
-  const int seconds = std::max(1, static_cast<int>(stall_limit.count() / 1000));
-  set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-  set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(stall_limit.count()));
-  set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-  set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, std::max(1, seconds / 4));
-  set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, std::max(1, seconds / 4));
-  set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
-}
-
-struct FreeAddresses {
-  void operator()(addrinfo* addresses) const { freeaddrinfo(addresses); }
-};
-using Addresses = std::unique_ptr<addrinfo, FreeAddresses>;
-
-Addresses resolve(const PlanTcpOptions& options, int flags) {
-  addrinfo hints{}, *found = nullptr;
-  hints.ai_flags = flags | AI_NUMERICSERV;
-  hints.ai_socktype = SOCK_STREAM;
-  const int error = getaddrinfo(options.host.c_str(), std::to_string(options.port).c_str(), &hints, &found);
-  if (error != 0) throw InputError(concat("the address '", options.host, "' is not known: ", gai_strerror(error)));
-  return Addresses(found);
-}
-
-FileDescriptor open_socket(const addrinfo& address) {
-  return FileDescriptor(socket(address.ai_family, address.ai_socktype | SOCK_CLOEXEC, address.ai_protocol));
-}
-
-FileDescriptor listen_at(const PlanTcpOptions& options) {
-  const Addresses addresses = resolve(options, AI_PASSIVE);
-  FileDescriptor listener = open_socket(*addresses);
-  // A connection may be gone again between poll() and accept().
-  fcntl(listener.get(), F_SETFL, fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
-  set_option(listener.get(), SOL_SOCKET, SO_REUSEADDR, 1);
-  if (!listener || bind(listener.get(), addresses->ai_addr, addresses->ai_addrlen) != 0 ||
-      listen(listener.get(), 64) != 0) {
-    throw InputError(concat("can't listen at ", options.host, " port ", options.port, ": ", std::strerror(errno)));
-  }
-  return listener;
-}
-
-bool receive_all(int fd, std::span<std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t count = recv(fd, bytes.data(), bytes.size(), 0);
-    if (count < 0 && errno == EINTR) continue;
-    if (count == 0) errno = 0;  // an orderly end
-    if (count <= 0) return false;
-    bytes = bytes.subspan(static_cast<std::size_t>(count));
-  }
-  return true;
-}
-
-bool send_all(int fd, std::span<const std::byte> bytes, int flags = 0) {
-  while (!bytes.empty()) {
-    const ssize_t count = ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | flags);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) return false;
-    bytes = bytes.subspan(static_cast<std::size_t>(count));
-  }
-  return true;
-}
-
-template <typename T>
-std::span<std::byte> bytes_of(T& value) {
-  return std::as_writable_bytes(std::span(&value, 1));
+std::string place_of(const PlanTcpOptions& options) {
+  return concat(options.host, " port ", options.port);
 }
 
 std::string why_gone() {
   if (errno == 0) return "closed its connection";
-  if (errno == EAGAIN || errno == EWOULDBLOCK) return "took no plan for too long";
+  if (errno == EAGAIN) return "took no plan for too long";
   return concat("is out of reach: ", std::strerror(errno));
 }
 
 class TcpSender final : public PlanSender {
  public:
   TcpSender(const PlanTcpOptions& options, const std::vector<RemoteRank>& ranks) : options_(options) {
-    const FileDescriptor listener = listen_at(options);
-    const auto deadline = SteadyClock::now() + options.connect_limit;
+    const FileDescriptor listener =
+        listen_at(resolve_address(options.host, std::to_string(options.port)), place_of(options));
+    const Deadline deadline = deadline_in(options.connect_limit);
     std::vector<RemoteRank> missing = ranks;
     while (!missing.empty()) {
-      pollfd event{.fd = listener.get(), .events = POLLIN, .revents = 0};
-      const int ready = poll(&event, 1, static_cast<int>(left_until(deadline).count()));
-      if (ready == 0) throw RankFailure(missing.front().rank, describe(missing));
-      if (ready < 0) continue;  // a signal
-      FileDescriptor connection(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      if (connection) admit(std::move(connection), missing);
+      FileDescriptor connection = accept_connection(listener, deadline);
+      if (connection) {
+        admit(std::move(connection), missing);
+      } else if (std::chrono::steady_clock::now() >= deadline) {
+        throw RankFailure(missing.front().rank, describe(missing));
+      }
     }
   }
 
@@ -142,7 +73,9 @@ class TcpSender final : public PlanSender {
     MINISGL_CHECK(frame.size() <= max_plan_frame_bytes, "a frame of ", frame.size(), " bytes");
     auto length = static_cast<std::uint32_t>(frame.size());
     for (const Connection& connection : connections_) {
-      if (!send_all(connection.fd.get(), bytes_of(length), MSG_MORE) || !send_all(connection.fd.get(), frame)) {
+      const Deadline deadline = deadline_in(options_.stall_limit);
+      if (!send_all(connection.socket, bytes_of(length), deadline, MSG_MORE) ||
+          !send_all(connection.socket, frame, deadline)) {
         throw RankFailure(connection.rank, concat("rank ", connection.rank, " ", why_gone()));
       }
     }
@@ -151,24 +84,22 @@ class TcpSender final : public PlanSender {
  private:
   struct Connection {
     int rank;
-    FileDescriptor fd;
+    FileDescriptor socket;
   };
 
   // A stranger's connection is closed, and that is all.
   void admit(FileDescriptor connection, std::vector<RemoteRank>& missing) {
-    const int fd = connection.get();
-    prepare(fd, options_.stall_limit);
-    set_time_limit(fd, SO_RCVTIMEO, greeting_limit);
+    const Deadline deadline = deadline_in(greeting_limit);
+    watch(connection, options_.stall_limit);
     Greeting greeting;
-    if (!receive_all(fd, bytes_of(greeting)) ||
+    if (!receive_all(connection, bytes_of(greeting), deadline) ||
         std::memcmp(greeting.magic, Greeting().magic, sizeof greeting.magic) != 0) {
       return;
     }
     const auto rank = std::ranges::find(missing, static_cast<int>(greeting.rank), &RemoteRank::rank);
     if (rank == missing.end() || !equal_in_constant_time(greeting.key, rank->keys.follower)) return;
     Greeting answer{.rank = greeting.rank, .key = rank->keys.primary};
-    if (!send_all(fd, bytes_of(answer))) return;
-    set_time_limit(fd, SO_SNDTIMEO, options_.stall_limit);
+    if (!send_all(connection, bytes_of(answer), deadline)) return;
     connections_.push_back({rank->rank, std::move(connection)});
     missing.erase(rank);
   }
@@ -176,7 +107,7 @@ class TcpSender final : public PlanSender {
   std::string describe(const std::vector<RemoteRank>& missing) const {
     std::string text;
     for (const RemoteRank& rank : missing) text += concat(text.empty() ? "rank " : ", rank ", rank.rank);
-    return concat(text, " did not connect to ", options_.host, " port ", options_.port, " within ",
+    return concat(text, " did not connect to ", place_of(options_), " within ",
                   static_cast<double>(options_.connect_limit.count()) / 1000, " s");
   }
 
@@ -187,10 +118,10 @@ class TcpSender final : public PlanSender {
 class TcpReceiver final : public PlanReceiver {
  public:
   TcpReceiver(const PlanTcpOptions& options, const RemoteRank& self) {
-    const auto deadline = SteadyClock::now() + options.connect_limit;
-    while (!try_to_connect(options, self)) {
-      if (left_until(deadline).count() == 0) {
-        throw RankFailure(0, concat("rank 0 can't be reached at ", options.host, " port ", options.port));
+    const Deadline deadline = deadline_in(options.connect_limit);
+    while (!join(options, self)) {
+      if (std::chrono::steady_clock::now() >= deadline) {
+        throw RankFailure(0, concat("rank 0 can't be reached at ", place_of(options)));
       }
       std::this_thread::sleep_for(retry_interval);
     }
@@ -198,10 +129,10 @@ class TcpReceiver final : public PlanReceiver {
 
   std::span<const std::byte> receive() override {
     std::uint32_t length = 0;
-    if (!receive_all(connection_.get(), bytes_of(length))) fail();
+    if (!receive_all(connection_, bytes_of(length), kNoDeadline)) fail();
     if (length > max_plan_frame_bytes) throw RankFailure(0, concat("rank 0 sent a frame of ", length, " bytes"));
     frame_.resize(length);
-    if (!receive_all(connection_.get(), frame_)) fail();
+    if (!receive_all(connection_, frame_, kNoDeadline)) fail();
     return frame_;
   }
 
@@ -216,20 +147,17 @@ class TcpReceiver final : public PlanReceiver {
     throw RankFailure(0, concat("rank 0 ", why_gone()));
   }
 
-  bool try_to_connect(const PlanTcpOptions& options, const RemoteRank& self) {
-    const Addresses addresses = resolve(options, 0);
-    FileDescriptor connection = open_socket(*addresses);
+  // Whether rank 0 was there.
+  bool join(const PlanTcpOptions& options, const RemoteRank& self) {
+    const Deadline deadline = deadline_in(greeting_limit);
+    FileDescriptor connection = try_to_connect(resolve_address(options.host, std::to_string(options.port)), deadline);
     if (!connection) return false;
-    prepare(connection.get(), options.stall_limit);
-    set_time_limit(connection.get(), SO_SNDTIMEO, greeting_limit);  // connect() too
-    set_time_limit(connection.get(), SO_RCVTIMEO, greeting_limit);
-    if (connect(connection.get(), addresses->ai_addr, addresses->ai_addrlen) != 0) return false;
+    watch(connection, options.stall_limit);
     Greeting greeting{.rank = static_cast<std::uint32_t>(self.rank), .key = self.keys.follower}, answer;
-    if (!send_all(connection.get(), bytes_of(greeting)) || !receive_all(connection.get(), bytes_of(answer)))
+    if (!send_all(connection, bytes_of(greeting), deadline) || !receive_all(connection, bytes_of(answer), deadline))
       return false;
     if (!equal_in_constant_time(answer.key, self.keys.primary))
       throw RankFailure(0, "who answers at rank 0's address is not rank 0");
-    set_time_limit(connection.get(), SO_RCVTIMEO, milliseconds(0));
     connection_ = std::move(connection);
     return true;
   }

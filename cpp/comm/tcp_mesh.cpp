@@ -1,11 +1,7 @@
 // Ranks meet at rank 0, which tells everybody where the others listen; then each connects to those before it.
 #include "comm/tcp_mesh.h"
 
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -16,6 +12,7 @@
 #include <utility>
 
 #include "comm/constant_time.h"
+#include "comm/tcp_socket.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -34,92 +31,24 @@ struct Hello {
   std::array<char, 64> secret;
 };
 
-struct Address {
-  sockaddr_storage storage;
-  socklen_t length;
-  const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
-  sockaddr* get() { return reinterpret_cast<sockaddr*>(&storage); }
-};
-
 std::string seconds(std::chrono::milliseconds time) {
   return concat(static_cast<double>(time.count()) / 1000.0, " s");
 }
 
-Address resolve(const std::string& text) {
+SocketAddress resolve(const std::string& text) {
   const std::size_t colon = text.rfind(':');
   if (colon == std::string::npos || colon == 0 || colon + 1 == text.size())
     throw InputError(concat("an address is host:port, got '", text, "'"));
   std::string host = text.substr(0, colon);
   if (host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  addrinfo hints{}, *found = nullptr;
-  hints.ai_socktype = SOCK_STREAM;
-  const int error = getaddrinfo(host.c_str(), text.c_str() + colon + 1, &hints, &found);
-  if (error != 0) throw InputError(concat("address '", text, "': ", gai_strerror(error)));
-  Address address{};
-  std::memcpy(&address.storage, found->ai_addr, found->ai_addrlen);
-  address.length = found->ai_addrlen;
-  freeaddrinfo(found);
-  return address;
+  return resolve_address(host, text.substr(colon + 1));
 }
 
-FileDescriptor open_socket(const Address& address) {
-  FileDescriptor socket(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket) throw InputError(concat("a TCP socket can't be opened: ", std::strerror(errno)));
-  return socket;
-}
-
-FileDescriptor listen_on(const Address& address, const std::string& text, int backlog) {
-  FileDescriptor socket = open_socket(address);
-  const int on = 1;
-  setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-  if (bind(socket.get(), address.get(), address.length) != 0 || listen(socket.get(), backlog) != 0)
-    throw InputError(concat("can't listen on ", text, ": ", std::strerror(errno)));
-  return socket;
-}
-
-Address local_address(const FileDescriptor& socket) {
-  Address address{};
-  address.length = sizeof(address.storage);
-  getsockname(socket.get(), address.get(), &address.length);
-  return address;
-}
-
-void set_port(Address& address, std::uint16_t network_order) {
+void set_port(SocketAddress& address, std::uint16_t network_order) {
   if (address.storage.ss_family == AF_INET6)
     reinterpret_cast<sockaddr_in6*>(&address.storage)->sin6_port = network_order;
   else
     reinterpret_cast<sockaddr_in*>(&address.storage)->sin_port = network_order;
-}
-
-// Whether the socket is ready before the deadline.
-bool wait_for(const FileDescriptor& socket, short events, Clock::time_point deadline) {
-  pollfd polled{socket.get(), events, 0};
-  while (true) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-    const int ready = poll(&polled, 1, static_cast<int>(std::max<std::int64_t>(left, 0)));
-    if (ready >= 0 || errno != EINTR) return ready > 0;
-  }
-}
-
-// All of it, or false: the deadline has passed or the connection has ended.
-template <typename Message>
-bool receive_all(const FileDescriptor& socket, Message& message, Clock::time_point deadline) {
-  auto* bytes = reinterpret_cast<char*>(&message);
-  std::size_t done = 0;
-  while (done < sizeof(message)) {
-    const ssize_t received = recv(socket.get(), bytes + done, sizeof(message) - done, 0);
-    if (received > 0)
-      done += static_cast<std::size_t>(received);
-    else if (received == 0 || (errno != EAGAIN && errno != EINTR) || !wait_for(socket, POLLIN, deadline))
-      return false;
-  }
-  return true;
-}
-
-// A first message fits any new connection's buffer.
-template <typename Message>
-bool send_all(const FileDescriptor& socket, const Message& message) {
-  return send(socket.get(), &message, sizeof(message), MSG_NOSIGNAL) == sizeof(message);
 }
 
 Hello hello_of(const TcpOptions& options) {
@@ -129,18 +58,12 @@ Hello hello_of(const TcpOptions& options) {
 }
 
 // Connects as soon as somebody listens there, and says who this is; the other side answers in kind.
-FileDescriptor connect_to(const Address& address, int rank, const TcpOptions& options, Clock::time_point deadline) {
-  const Hello own = hello_of(options);
+FileDescriptor connect_to(const SocketAddress& address, int rank, const TcpOptions& options, Deadline deadline) {
+  Hello own = hello_of(options);
   while (true) {
-    FileDescriptor socket = open_socket(address);
-    int error = connect(socket.get(), address.get(), address.length) == 0 ? 0 : errno;
-    if (error == EINPROGRESS) {
-      socklen_t length = sizeof(error);
-      error = ETIMEDOUT;
-      if (wait_for(socket, POLLOUT, deadline)) getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
-    }
+    FileDescriptor socket = try_to_connect(address, deadline);
     Hello hello;
-    if (error == 0 && send_all(socket, own) && receive_all(socket, hello, deadline)) {
+    if (socket && send_all(socket, bytes_of(own), deadline) && receive_all(socket, bytes_of(hello), deadline)) {
       if (hello.magic == kMagic && hello.rank == rank && hello.size == options.size &&
           equal_in_constant_time(hello.secret, own.secret))
         return socket;
@@ -153,27 +76,29 @@ FileDescriptor connect_to(const Address& address, int rank, const TcpOptions& op
 }
 
 // Accepts the ranks from `first` on, in whatever order they come.
-void accept_ranks(const FileDescriptor& listener, int first, const TcpOptions& options, Clock::time_point deadline,
+void accept_ranks(const FileDescriptor& listener, int first, const TcpOptions& options, Deadline deadline,
                   std::vector<FileDescriptor>& sockets) {
-  const Hello own = hello_of(options);
+  Hello own = hello_of(options);
   const auto is_missing = [](const FileDescriptor& socket) { return !socket; };
   while (true) {
     const auto missing = std::find_if(sockets.begin() + first, sockets.end(), is_missing);
     if (missing == sockets.end()) return;
-    if (!wait_for(listener, POLLIN, deadline)) {
+    FileDescriptor socket = accept_connection(listener, deadline);
+    if (!socket && Clock::now() >= deadline) {
       const auto rank = static_cast<int>(missing - sockets.begin());
       throw RankFailure(rank, concat("rank ", rank, " didn't come within ", seconds(options.timeout)));
     }
-    FileDescriptor socket(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    const Deadline hello_deadline = std::min(deadline, deadline_in(kHelloTime));
     Hello hello;
-    if (!socket || !receive_all(socket, hello, std::min(deadline, Clock::now() + kHelloTime)) ||
-        hello.magic != kMagic || !equal_in_constant_time(hello.secret, own.secret))
+    if (!socket || !receive_all(socket, bytes_of(hello), hello_deadline) || hello.magic != kMagic ||
+        !equal_in_constant_time(hello.secret, own.secret))
       continue;  // a stranger
     const bool fits = hello.size == options.size && hello.rank >= first && hello.rank < options.size;
     if (!fits || sockets[static_cast<std::size_t>(hello.rank)])
       throw InputError(concat("rank ", hello.rank, " of ", hello.size, " came to a group of ", options.size,
                               fits ? " that has that rank" : ""));
-    if (send_all(socket, own)) sockets[static_cast<std::size_t>(hello.rank)] = std::move(socket);
+    if (send_all(socket, bytes_of(own), hello_deadline))
+      sockets[static_cast<std::size_t>(hello.rank)] = std::move(socket);
   }
 }
 
@@ -184,33 +109,29 @@ TcpMesh::TcpMesh(const TcpOptions& options) : options_(options), sockets_(static
   if (options.secret.size() < 8 || options.secret.size() > 64)
     throw InputError(concat("a group's secret has 8 to 64 bytes, got ", options.secret.size()));
   if (options.size == 1) return;
-  const Clock::time_point deadline = Clock::now() + options.timeout;
-  const Address meeting_place = resolve(options.address);
-  std::vector<Address> addresses(static_cast<std::size_t>(options.size));  // where ranks listen, by rank
+  const Deadline deadline = deadline_in(options.timeout);
+  const SocketAddress meeting_place = resolve(options.address);
+  std::vector<SocketAddress> addresses(static_cast<std::size_t>(options.size));  // where ranks listen, by rank
   FileDescriptor listener;
   if (options.rank == 0) {
-    listener = listen_on(meeting_place, options.address, options.size);
+    listener = listen_at(meeting_place, options.address);
     accept_ranks(listener, 1, options, deadline, sockets_);
   } else {
     sockets_[0] = connect_to(meeting_place, 0, options, deadline);
-    Address own = local_address(sockets_[0]);
+    SocketAddress own = own_address(sockets_[0]);
     set_port(own, 0);  // any
-    listener = listen_on(own, "the address that rank 0 is reached by", options.size);
-    addresses[static_cast<std::size_t>(options.rank)] = local_address(listener);
-  }
-  for (const FileDescriptor& socket : sockets_) {
-    const int on = 1;
-    if (socket) setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    listener = listen_at(own, "the address that rank 0 is reached by");
+    addresses[static_cast<std::size_t>(options.rank)] = own_address(listener);
   }
   // To rank 0 and back to all.
-  const auto as_bytes = [](Address& address) { return reinterpret_cast<std::byte*>(&address); };
+  const auto as_bytes = [](SocketAddress& address) { return reinterpret_cast<std::byte*>(&address); };
   std::vector<TcpMessages> messages(sockets_.size());
-  Address& own = addresses[static_cast<std::size_t>(options.rank)];
+  SocketAddress& own = addresses[static_cast<std::size_t>(options.rank)];
   for (std::size_t rank = 1; options.rank == 0 && rank < sockets_.size(); ++rank)
-    messages[rank] = {nullptr, as_bytes(addresses[rank]), 0, sizeof(Address)};
-  if (options.rank != 0) messages[0] = {as_bytes(own), nullptr, sizeof(Address), 0};
+    messages[rank] = {nullptr, as_bytes(addresses[rank]), 0, sizeof(SocketAddress)};
+  if (options.rank != 0) messages[0] = {as_bytes(own), nullptr, sizeof(SocketAddress), 0};
   exchange(messages);
-  const std::size_t num_bytes = addresses.size() * sizeof(Address);
+  const std::size_t num_bytes = addresses.size() * sizeof(SocketAddress);
   for (std::size_t rank = 1; options.rank == 0 && rank < sockets_.size(); ++rank)
     messages[rank] = {as_bytes(addresses[0]), nullptr, num_bytes, 0};
   if (options.rank != 0) messages[0] = {nullptr, as_bytes(addresses[0]), 0, num_bytes};
@@ -220,15 +141,11 @@ TcpMesh::TcpMesh(const TcpOptions& options) : options_(options), sockets_(static
     sockets_[static_cast<std::size_t>(rank)] =
         connect_to(addresses[static_cast<std::size_t>(rank)], rank, options, deadline);
   accept_ranks(listener, options.rank + 1, options, deadline, sockets_);
-  for (const FileDescriptor& socket : sockets_) {
-    const int on = 1;
-    if (socket) setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-  }
 }
 
 void TcpMesh::exchange(std::vector<TcpMessages> messages) {
   if (!failure_.empty()) throw RankFailure(culprit_, failure_);
-  const Clock::time_point deadline = Clock::now() + options_.timeout;
+  const Deadline deadline = deadline_in(options_.timeout);
   std::vector<pollfd> polled(sockets_.size(), pollfd{-1, 0, 0});
   while (true) {
     int waiting_for = -1;
@@ -237,7 +154,7 @@ void TcpMesh::exchange(std::vector<TcpMessages> messages) {
       if (!sockets_[rank]) continue;
       const int fd = sockets_[rank].get();
       while (message.num_send > 0) {
-        const ssize_t sent = send(fd, message.send, message.num_send, MSG_NOSIGNAL);
+        const ssize_t sent = send(fd, message.send, message.num_send, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (sent < 0 && errno == EAGAIN) break;
         if (sent < 0 && errno != EINTR) fail(static_cast<int>(rank), "has ended its connection");
         const auto done = static_cast<std::size_t>(std::max<ssize_t>(sent, 0));
@@ -245,7 +162,7 @@ void TcpMesh::exchange(std::vector<TcpMessages> messages) {
         message.num_send -= done;
       }
       while (message.num_receive > 0) {
-        const ssize_t received = recv(fd, message.receive, message.num_receive, 0);
+        const ssize_t received = recv(fd, message.receive, message.num_receive, MSG_DONTWAIT);
         if (received < 0 && errno == EAGAIN) break;
         if (received == 0 || (received < 0 && errno != EINTR)) fail(static_cast<int>(rank), "has ended its connection");
         const auto done = static_cast<std::size_t>(std::max<ssize_t>(received, 0));

@@ -9,6 +9,7 @@
 
 #include "comm/plan_ends.h"
 #include "comm/plan_tcp.h"
+#include "comm/tcp_socket.h"
 #include "core/error.h"
 
 namespace minisgl::testing_support {
@@ -65,6 +66,23 @@ TEST(PlanTcp, StrangersAreTurnedAwayAndTheRankComesInAllTheSame) {
   const auto receiver = connect_to_plans(options, remote_rank(1));
   const auto connected = sender.get();
   connected->send(std::as_bytes(std::span("plan")));
+  EXPECT_EQ(receiver->receive().size(), 5u);
+}
+
+TEST(PlanTcp, AStrangerThatDripsBytesIsCutOff) {
+  const PlanTcpOptions options = local_options();
+  auto sender = listen_in_background(options, {remote_rank(1)});
+  FileDescriptor stranger;
+  while (!stranger) stranger = try_to_connect(resolve_address(options.host, std::to_string(options.port)), kNoDeadline);
+  auto rank = std::async(std::launch::async, [&] { return connect_to_plans(options, remote_rank(1)); });
+  int num_sent = 0;  // a greeting has 44
+  while (num_sent < 40 && send_all(stranger, std::as_bytes(std::span("m", 1)), kNoDeadline)) {
+    ++num_sent;
+    std::this_thread::sleep_for(milliseconds(200));
+  }
+  EXPECT_LT(num_sent, 40);
+  const auto receiver = rank.get();
+  sender.get()->send(std::as_bytes(std::span("plan")));
   EXPECT_EQ(receiver->receive().size(), 5u);
 }
 

@@ -88,7 +88,7 @@ TEST(TcpMeeting, RefusesWhatCantWork) {
   EXPECT_THAT(message_of<InputError>({"127.0.0.1:1", "short", 0, 2}), HasSubstr("8 to 64 bytes, got 5"));
   EXPECT_THAT(message_of<InputError>({"127.0.0.1:1", "a secret", 2, 2}), HasSubstr("rank must be in [0, 2), got 2"));
   // An address for documentation, which no host has.
-  EXPECT_THAT(message_of<InputError>({"192.0.2.1:1", "a secret", 0, 2}), HasSubstr("can't listen on 192.0.2.1:1"));
+  EXPECT_THAT(message_of<InputError>({"192.0.2.1:1", "a secret", 0, 2}), HasSubstr("can't listen at 192.0.2.1:1"));
 }
 
 }  // namespace
