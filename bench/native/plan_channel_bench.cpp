@@ -4,7 +4,8 @@
 // Ranks are processes, as in service. The ceiling stands beside it: a bare word in shared memory and one futex wake for
 // all of them, which is what the scheduling of so many processes on this machine's cores takes.
 //
-//   plan_channel_bench [ranks = 4] [rounds = 2000]
+//   plan_channel_bench [ranks = 4] [rounds = 2000]    everything sleeps between two rounds, processors too
+//   plan_channel_bench RANKS ROUNDS GAP               rank 0 works for GAP us there, as between two decode steps
 #include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -35,6 +36,7 @@ namespace minisgl {
 namespace {
 
 using SteadyClock = std::chrono::steady_clock;
+using namespace std::chrono_literals;
 
 // In memory that all processes share.
 struct Board {
@@ -62,10 +64,18 @@ double p50(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+// Between two rounds; without a gap it sleeps.
+void pause(std::chrono::microseconds gap) {
+  if (gap == 0us) return std::this_thread::sleep_for(300us);
+  const auto end = SteadyClock::now() + gap;
+  while (SteadyClock::now() < end) {
+  }
+}
+
 // Microseconds from before tell() to the last rank's return from wait(), and rank 0's own, a round of each way in
-// turn, so that whatever changes on the machine changes for all alike; with pauses, so that all ranks sleep. What a way
-// takes beyond the first one is the median of the differences of neighbouring rounds.
-void measure(int ranks, int rounds, const std::vector<Way>& ways) {
+// turn, so that whatever changes on the machine changes for all alike. What a way takes beyond the first one is the
+// median of the differences of neighbouring rounds.
+void measure(int ranks, int rounds, std::chrono::microseconds gap, const std::vector<Way>& ways) {
   auto* board =
       static_cast<Board*>(mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   std::vector<pid_t> processes;
@@ -87,12 +97,18 @@ void measure(int ranks, int rounds, const std::vector<Way>& ways) {
   std::uint32_t expected = 0;
   for (int round = 0; round < rounds; ++round) {
     for (std::size_t way = 0; way < ways.size(); ++way) {
-      std::this_thread::sleep_for(std::chrono::microseconds(300));
+      pause(gap);
       const std::int64_t began = now_ns();
       ways[way].tell(round);
       own[way].push_back(static_cast<double>(now_ns() - began) / 1000);
       expected += static_cast<std::uint32_t>(ranks - 1);
-      while (board->num_arrived.load() < expected) std::this_thread::sleep_for(std::chrono::microseconds(100));
+      while (board->num_arrived.load() < expected) {
+        if (gap > 0us) {
+          std::this_thread::yield();
+        } else {
+          std::this_thread::sleep_for(100us);
+        }
+      }
       std::int64_t last = 0;
       for (int rank = 1; rank < ranks; ++rank) last = std::max(last, board->arrivals[rank].time.load());
       times[way].push_back(static_cast<double>(last - began) / 1000);
@@ -182,11 +198,12 @@ Way plan_over_ring(int ranks, std::int64_t num_sequences) {
 
 int main(int argc, char** argv) {
   const int ranks = argc > 1 ? std::atoi(argv[1]) : 4, rounds = argc > 2 ? std::atoi(argv[2]) : 2000;
+  const std::chrono::microseconds gap(argc > 3 ? std::atoi(argv[3]) : 0);
   std::printf("%d ranks on %u processors, %d rounds\n", ranks, std::thread::hardware_concurrency(), rounds);
   for (int repeat = 0; repeat < 3; ++repeat) {
     std::vector<minisgl::Way> ways{minisgl::bare_wake_up()};
     for (const std::int64_t sequences : {1, 64, 256}) ways.push_back(minisgl::plan_over_ring(ranks, sequences));
-    minisgl::measure(ranks, rounds, ways);
+    minisgl::measure(ranks, rounds, gap, ways);
   }
   return 0;
 }

@@ -148,7 +148,7 @@ class RingSender final : public PlanSender {
   std::uint64_t read_by(int rank) {
     const std::uint64_t position = seat(rank).position.load(std::memory_order_seq_cst);
     if (position > written_ || written_ - position > ring_.capacity()) {
-      throw RankFailure(rank, concat("rank ", rank, " damaged the plan channel"));
+      throw RankFailure(rank, "the plan channel is damaged");
     }
     return position;
   }
@@ -203,7 +203,8 @@ class RingReceiver final : public PlanReceiver {
   std::span<const std::byte> receive() override {
     std::uint32_t length = 0;
     get(std::as_writable_bytes(std::span(&length, 1)));
-    if (length > max_plan_frame_bytes) throw RankFailure(0, concat("rank 0 sent a frame of ", length, " bytes"));
+    if (length > max_plan_frame_bytes)
+      throw RankFailure(0, concat("the plan channel is damaged: a frame of ", length, " bytes"));
     frame_.resize(length);
     get(frame_);
     return frame_;
@@ -238,7 +239,7 @@ class RingReceiver final : public PlanReceiver {
 
   std::uint64_t available() const {
     const std::uint64_t written = ring_.header().seats[0].position.load(std::memory_order_seq_cst);
-    if (written < read_ || written - read_ > ring_.capacity()) throw RankFailure(0, "rank 0 damaged the plan channel");
+    if (written < read_ || written - read_ > ring_.capacity()) throw RankFailure(0, "the plan channel is damaged");
     return written - read_;
   }
 

@@ -130,7 +130,8 @@ class TcpReceiver final : public PlanReceiver {
   std::span<const std::byte> receive() override {
     std::uint32_t length = 0;
     if (!receive_all(connection_, bytes_of(length), kNoDeadline)) fail();
-    if (length > max_plan_frame_bytes) throw RankFailure(0, concat("rank 0 sent a frame of ", length, " bytes"));
+    if (length > max_plan_frame_bytes)
+      throw RankFailure(0, concat("the plan channel is damaged: a frame of ", length, " bytes"));
     frame_.resize(length);
     if (!receive_all(connection_, frame_, kNoDeadline)) fail();
     return frame_;

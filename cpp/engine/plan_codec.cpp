@@ -81,7 +81,7 @@ class Fields {
 
   template <typename T>
   [[noreturn]] void refuse(std::string_view what, const T& value) const {
-    throw InputError(concat("a plan from rank 0 is damaged: ", what, " is ", value, " before byte ", position()));
+    throw InputError(concat("a plan is damaged: ", what, " is ", value, " before byte ", position()));
   }
 
  private:
@@ -89,7 +89,7 @@ class Fields {
 };
 
 void require(bool good, std::string_view what, std::int64_t value) {
-  if (!good) throw InputError(concat("a plan from rank 0 is damaged: ", what, " ", value, " is out of range"));
+  if (!good) throw InputError(concat("a plan is damaged: ", what, " ", value, " is out of range"));
 }
 
 SequenceSampling read_sampling(Fields& fields) {
@@ -235,7 +235,7 @@ void PlanDecoder::check(const StepPlan& plan) {
   for (const SequenceStep& step : plan.sequences) ids_.push_back(step.id);
   if (!std::ranges::is_sorted(ids_)) std::ranges::sort(ids_);  // they mostly are
   if (const auto twice = std::ranges::adjacent_find(ids_); twice != ids_.end()) {
-    throw InputError(concat("a plan from rank 0 is damaged: it has sequence ", *twice, " twice"));
+    throw InputError(concat("a plan is damaged: it has sequence ", *twice, " twice"));
   }
   for (const SequenceStep& step : plan.sequences) {
     for (std::int64_t row = step.first_row; row + 1 < step.first_row + step.num_rows; ++row) {

@@ -113,8 +113,8 @@ TEST(PlanRing, GarbageInTheMemoryIsAnError) {
   const auto receiver = open_ring_receiver(memory.get(), 1, options);
   const std::vector<std::byte> noise(plan_ring_bytes(1000), std::byte{0xfe});
   ASSERT_EQ(pwrite(memory.get(), noise.data(), noise.size(), 0), static_cast<ssize_t>(noise.size()));
-  expect_failure([&] { receiver->receive(); }, "rank 0 damaged the plan channel");
-  expect_failure([&] { sender->send({}); }, "rank 1 damaged the plan channel");
+  expect_failure([&] { receiver->receive(); }, "the plan channel is damaged");
+  expect_failure([&] { sender->send({}); }, "the plan channel is damaged");
 }
 
 TEST(PlanRing, WhatIsNoRingIsRefused) {

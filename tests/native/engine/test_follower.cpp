@@ -155,7 +155,7 @@ TEST(Follower, GarbageEndsItWithAnErrorThatSaysWhere) {
   follower.start();
   open_ring_sender(memory.get(), ring_of(2))->send(std::as_bytes(std::span("\x07garbage")));
   wait_for_end(follower);
-  EXPECT_EQ(follower.failure(), "a plan from rank 0 is damaged: a message's kind is 7 before byte 1");
+  EXPECT_EQ(follower.failure(), "a plan is damaged: a message's kind is 7 before byte 1");
 }
 
 TEST(Follower, AStuckRankEndsTheEngineWithItsNumber) {

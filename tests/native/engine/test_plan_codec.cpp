@@ -167,7 +167,7 @@ TEST_P(DamagedPlan, IsRefusedWithTheField) {
     read_again(encoder.frame());
     FAIL();
   } catch (const InputError& error) {
-    EXPECT_EQ(error.what(), std::string("a plan from rank 0 is damaged: ") + GetParam().sentence);
+    EXPECT_EQ(error.what(), std::string("a plan is damaged: ") + GetParam().sentence);
   }
 }
 

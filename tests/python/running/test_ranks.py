@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import time
@@ -152,11 +153,18 @@ def test_a_damaged_plan_ends_the_group_and_the_streams_go_on(
 
     stream = Stream(port, prompt, GREEDY_TOKENS)
     stream.wait_events(1)
-    with plan_memory(before[1]).open("r+b") as memory:
-        memory.write(b"\xff" * os.fstat(memory.fileno()).st_size)
+    with plan_memory(before[1]).open("r+b", buffering=0) as memory:
+        garbage = b"\xff" * os.fstat(memory.fileno()).st_size
+
+        def damage() -> bool:
+            memory.seek(0)
+            memory.write(garbage)
+            return not alive(before[1])
+
+        until(damage)
 
     server.wait_for_line("the engine is ready again")
-    assert "damaged the plan channel" in server.output
+    assert re.search(r"the engine died: rank [01]: .* is damaged", server.output)
     assert not any(map(alive, before))
     assert text_of(stream) == expected
 
