@@ -28,10 +28,6 @@ struct Greeting {
   PlanKey key = {};
 };
 
-void set_option(const FileDescriptor& socket, int level, int name, int value) {
-  setsockopt(socket.get(), level, name, &value, sizeof value);
-}
-
 // An error instead of silence when the other host is gone.
 void watch(const FileDescriptor& socket, milliseconds stall_limit) {
   const int quarter = std::max(1, static_cast<int>(stall_limit.count() / 4000));  // seconds
@@ -46,6 +42,10 @@ std::string place_of(const PlanTcpOptions& options) {
   return concat(options.host, " port ", options.port);
 }
 
+SocketAddress address_of(const PlanTcpOptions& options) {
+  return resolve_address(options.host, std::to_string(options.port));
+}
+
 std::string why_gone() {
   if (errno == 0) return "closed its connection";
   if (errno == EAGAIN) return "took no plan for too long";
@@ -55,15 +55,14 @@ std::string why_gone() {
 class TcpSender final : public PlanSender {
  public:
   TcpSender(const PlanTcpOptions& options, const std::vector<RemoteRank>& ranks) : options_(options) {
-    const FileDescriptor listener =
-        listen_at(resolve_address(options.host, std::to_string(options.port)), place_of(options));
+    const FileDescriptor listener = listen_at(address_of(options), place_of(options));
     const Deadline deadline = deadline_in(options.connect_limit);
     std::vector<RemoteRank> missing = ranks;
     while (!missing.empty()) {
       FileDescriptor connection = accept_connection(listener, deadline);
       if (connection) {
         admit(std::move(connection), missing);
-      } else if (std::chrono::steady_clock::now() >= deadline) {
+      } else if (has_passed(deadline)) {
         throw RankFailure(missing.front().rank, describe(missing));
       }
     }
@@ -120,7 +119,7 @@ class TcpReceiver final : public PlanReceiver {
   TcpReceiver(const PlanTcpOptions& options, const RemoteRank& self) {
     const Deadline deadline = deadline_in(options.connect_limit);
     while (!join(options, self)) {
-      if (std::chrono::steady_clock::now() >= deadline) {
+      if (has_passed(deadline)) {
         throw RankFailure(0, concat("rank 0 can't be reached at ", place_of(options)));
       }
       std::this_thread::sleep_for(retry_interval);
@@ -151,7 +150,7 @@ class TcpReceiver final : public PlanReceiver {
   // Whether rank 0 was there.
   bool join(const PlanTcpOptions& options, const RemoteRank& self) {
     const Deadline deadline = deadline_in(greeting_limit);
-    FileDescriptor connection = try_to_connect(resolve_address(options.host, std::to_string(options.port)), deadline);
+    FileDescriptor connection = try_to_connect(address_of(options), deadline);
     if (!connection) return false;
     watch(connection, options.stall_limit);
     Greeting greeting{.rank = static_cast<std::uint32_t>(self.rank), .key = self.keys.follower}, answer;

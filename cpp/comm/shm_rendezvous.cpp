@@ -15,12 +15,11 @@
 #include <cstring>
 
 #include "comm/communicator.h"
+#include "comm/deadline.h"
 #include "core/error.h"
 
 namespace minisgl {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr std::uint32_t kMagic = 0x6d736731;  // of this version of the messages
 constexpr int kMaxRanks = 64;
@@ -47,7 +46,7 @@ struct Request {
   int size;
   std::size_t num_bytes;
   std::chrono::milliseconds timeout;
-  Clock::time_point deadline;
+  Deadline deadline;
 };
 
 [[noreturn]] void throw_system_error(const char* call) {
@@ -61,11 +60,6 @@ struct Request {
 
 std::string seconds(std::chrono::milliseconds time) {
   return concat(static_cast<double>(time.count()) / 1000.0, " s");
-}
-
-int milliseconds_until(Clock::time_point deadline) {
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
-  return static_cast<int>(std::max<std::int64_t>(left.count(), 0));
 }
 
 sockaddr_un address_of(const std::string& name, socklen_t& length) {
@@ -91,7 +85,7 @@ pid_t process_behind(int socket) {
 
 // A message of that size, or false: the deadline has passed, the peer has ended, or it sent something else.
 template <typename Message>
-bool receive(int socket, Clock::time_point deadline, Message& message, FileDescriptor* passed = nullptr) {
+bool receive(int socket, Deadline deadline, Message& message, FileDescriptor* passed = nullptr) {
   pollfd polled{socket, POLLIN, 0};
   int ready;
   do {
@@ -224,7 +218,7 @@ SharedGroup join(const Request& request, const FileDescriptor& socket) {
   SharedGroup group;
   if (send(socket.get(), &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello) ||
       !receive(socket.get(), request.deadline + kGrace, answer, &group.memory)) {
-    const bool late = Clock::now() >= request.deadline;
+    const bool late = has_passed(request.deadline);
     throw RankFailure(-1, late ? concat("not all ", request.size, " ranks came within ", seconds(request.timeout))
                                : std::string("the rank that gathers the others ended before all had come"));
   }
@@ -240,7 +234,7 @@ SharedGroup gather_ranks(const std::string& name, int rank, int size, std::size_
   if (size > kMaxRanks) throw InputError(concat("a host has at most ", kMaxRanks, " ranks, got ", size));
   if (name.empty() || name.size() > 64)
     throw InputError(concat("a group's name has 1 to 64 characters, got ", name.size()));
-  const Request request{name, rank, size, num_bytes, timeout, Clock::now() + timeout};
+  const Request request{name, rank, size, num_bytes, timeout, deadline_in(timeout)};
   socklen_t length;
   const sockaddr_un address = address_of(name, length);
   while (true) {
@@ -253,7 +247,7 @@ SharedGroup gather_ranks(const std::string& name, int rank, int size, std::size_
     if (errno != EADDRINUSE) throw_system_error("bind");
     if (connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), length) == 0) return join(request, socket);
     // Between the first rank's bind() and its listen(), or after its end.
-    if (errno != ECONNREFUSED || Clock::now() >= request.deadline) throw_system_error("connect");
+    if (errno != ECONNREFUSED || has_passed(request.deadline)) throw_system_error("connect");
     sched_yield();
   }
 }

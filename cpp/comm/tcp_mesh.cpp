@@ -18,8 +18,6 @@
 namespace minisgl {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr std::uint32_t kMagic = 0x6d736731;   // of this version of the messages
 constexpr std::chrono::seconds kHelloTime{2};  // for a stranger to say who it is
 constexpr std::chrono::milliseconds kTryAgain{50};
@@ -69,7 +67,7 @@ FileDescriptor connect_to(const SocketAddress& address, int rank, const TcpOptio
         return socket;
       throw InputError(concat("what answers in the place of rank ", rank, " is not of this group"));
     }
-    if (Clock::now() + kTryAgain >= deadline)
+    if (has_passed(deadline - kTryAgain))
       throw RankFailure(rank, concat("rank ", rank, " didn't come within ", seconds(options.timeout)));
     std::this_thread::sleep_for(kTryAgain);  // TCP can't wait for a listener
   }
@@ -84,7 +82,7 @@ void accept_ranks(const FileDescriptor& listener, int first, const TcpOptions& o
     const auto missing = std::find_if(sockets.begin() + first, sockets.end(), is_missing);
     if (missing == sockets.end()) return;
     FileDescriptor socket = accept_connection(listener, deadline);
-    if (!socket && Clock::now() >= deadline) {
+    if (!socket && has_passed(deadline)) {
       const auto rank = static_cast<int>(missing - sockets.begin());
       throw RankFailure(rank, concat("rank ", rank, " didn't come within ", seconds(options.timeout)));
     }
@@ -174,8 +172,7 @@ void TcpMesh::exchange(std::vector<TcpMessages> messages) {
       if (events != 0 && waiting_for < 0) waiting_for = static_cast<int>(rank);
     }
     if (waiting_for < 0) return;
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-    const int ready = poll(polled.data(), polled.size(), static_cast<int>(std::max<std::int64_t>(left, 0)));
+    const int ready = poll(polled.data(), polled.size(), milliseconds_until(deadline));
     if (ready == 0) fail(waiting_for, concat("didn't come to a collective within ", seconds(options_.timeout)));
   }
 }

@@ -6,10 +6,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <climits>
-#include <cstdint>
 #include <cstring>
 
 #include "core/error.h"
@@ -17,23 +14,38 @@
 namespace minisgl {
 namespace {
 
-void set_blocking(const FileDescriptor& socket, bool blocks) {
-  const int flags = fcntl(socket.get(), F_GETFL);
-  fcntl(socket.get(), F_SETFL, blocks ? flags & ~O_NONBLOCK : flags | O_NONBLOCK);
-}
-
-void set_option(const FileDescriptor& socket, int level, int name) {
-  const int on = 1;
-  setsockopt(socket.get(), level, name, &on, sizeof(on));
-}
-
 FileDescriptor open_socket(const SocketAddress& address) {
   FileDescriptor socket(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) throw InputError(concat("a TCP socket can't be opened: ", std::strerror(errno)));
   return socket;
 }
 
+// `call` takes or fills a first part of what is left of the bytes.
+template <typename Byte, typename Call>
+bool transfer(const FileDescriptor& socket, std::span<Byte> bytes, short event, Deadline deadline, const Call& call) {
+  while (!bytes.empty()) {
+    const ssize_t count = call(bytes);
+    if (count > 0) {
+      bytes = bytes.subspan(static_cast<std::size_t>(count));
+    } else if (count == 0) {
+      errno = 0;
+      return false;
+    } else if (errno == EAGAIN) {
+      if (wait_for(socket, event, deadline)) continue;
+      errno = EAGAIN;
+      return false;
+    } else if (errno != EINTR) {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
+
+void set_option(const FileDescriptor& socket, int level, int name, int value) {
+  setsockopt(socket.get(), level, name, &value, sizeof(value));
+}
 
 SocketAddress resolve_address(const std::string& host, const std::string& port) {
   addrinfo hints{}, *found = nullptr;
@@ -56,7 +68,7 @@ SocketAddress own_address(const FileDescriptor& socket) {
 
 FileDescriptor listen_at(const SocketAddress& address, const std::string& name) {
   FileDescriptor socket = open_socket(address);
-  set_option(socket, SOL_SOCKET, SO_REUSEADDR);
+  set_option(socket, SOL_SOCKET, SO_REUSEADDR, 1);
   if (bind(socket.get(), address.get(), address.length) != 0 || listen(socket.get(), SOMAXCONN) != 0)
     throw InputError(concat("can't listen at ", name, ": ", std::strerror(errno)));
   return socket;
@@ -65,7 +77,7 @@ FileDescriptor listen_at(const SocketAddress& address, const std::string& name) 
 FileDescriptor accept_connection(const FileDescriptor& listener, Deadline deadline) {
   if (!wait_for(listener, POLLIN, deadline)) return {};
   FileDescriptor socket(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-  if (socket) set_option(socket, IPPROTO_TCP, TCP_NODELAY);
+  if (socket) set_option(socket, IPPROTO_TCP, TCP_NODELAY, 1);
   return socket;
 }
 
@@ -78,55 +90,30 @@ FileDescriptor try_to_connect(const SocketAddress& address, Deadline deadline) {
     if (wait_for(socket, POLLOUT, deadline)) getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
   }
   if (error != 0) return {};
-  set_option(socket, IPPROTO_TCP, TCP_NODELAY);
-  set_blocking(socket, true);
+  set_option(socket, IPPROTO_TCP, TCP_NODELAY, 1);
+  fcntl(socket.get(), F_SETFL, fcntl(socket.get(), F_GETFL) & ~O_NONBLOCK);
   return socket;
 }
 
 bool wait_for(const FileDescriptor& socket, short events, Deadline deadline) {
   pollfd polled{socket.get(), events, 0};
   while (true) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
-    const int ready = poll(&polled, 1, static_cast<int>(std::clamp<std::int64_t>(left, 0, INT_MAX)));
+    const int ready = poll(&polled, 1, milliseconds_until(deadline));
     if (ready > 0) return true;
-    if (ready == 0 && left <= INT_MAX) return false;
+    if (ready == 0 && has_passed(deadline)) return false;
   }
 }
 
 bool send_all(const FileDescriptor& socket, std::span<const std::byte> bytes, Deadline deadline, int flags) {
-  while (!bytes.empty()) {
-    const ssize_t count = send(socket.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT | flags);
-    if (count > 0) {
-      bytes = bytes.subspan(static_cast<std::size_t>(count));
-    } else if (errno == EAGAIN) {
-      if (wait_for(socket, POLLOUT, deadline)) continue;
-      errno = EAGAIN;
-      return false;
-    } else if (errno != EINTR) {
-      return false;
-    }
-  }
-  return true;
+  return transfer(socket, bytes, POLLOUT, deadline, [&](auto rest) {
+    return send(socket.get(), rest.data(), rest.size(), MSG_NOSIGNAL | MSG_DONTWAIT | flags);
+  });
 }
 
 bool receive_all(const FileDescriptor& socket, std::span<std::byte> bytes, Deadline deadline) {
   const int flags = deadline == kNoDeadline ? 0 : MSG_DONTWAIT;
-  while (!bytes.empty()) {
-    const ssize_t count = recv(socket.get(), bytes.data(), bytes.size(), flags);
-    if (count > 0) {
-      bytes = bytes.subspan(static_cast<std::size_t>(count));
-    } else if (count == 0) {
-      errno = 0;
-      return false;
-    } else if (errno == EAGAIN) {
-      if (wait_for(socket, POLLIN, deadline)) continue;
-      errno = EAGAIN;
-      return false;
-    } else if (errno != EINTR) {
-      return false;
-    }
-  }
-  return true;
+  return transfer(socket, bytes, POLLIN, deadline,
+                  [&](auto rest) { return recv(socket.get(), rest.data(), rest.size(), flags); });
 }
 
 }  // namespace minisgl

@@ -4,21 +4,14 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-#include <chrono>
 #include <cstddef>
 #include <span>
 #include <string>
 
+#include "comm/deadline.h"
 #include "comm/file_descriptor.h"
 
 namespace minisgl {
-
-using Deadline = std::chrono::steady_clock::time_point;
-inline constexpr Deadline kNoDeadline = Deadline::max();
-
-inline Deadline deadline_in(std::chrono::milliseconds time) {
-  return std::chrono::steady_clock::now() + time;
-}
 
 struct SocketAddress {
   sockaddr_storage storage;
@@ -26,6 +19,8 @@ struct SocketAddress {
   const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
   sockaddr* get() { return reinterpret_cast<sockaddr*>(&storage); }
 };
+
+void set_option(const FileDescriptor& socket, int level, int name, int value);
 
 // InputError for a name that nobody knows.
 SocketAddress resolve_address(const std::string& host, const std::string& port);
