@@ -113,7 +113,7 @@ class CudaOps final : public Ops {
       slot.reserve_outputs(limits.logits);
     }
     reserve_adjusted(limits.logits, limits.vocab_size);
-    reserve_seen(limits.sequences, limits.vocab_size);
+    seen_.reserve(limits.sequences, limits.vocab_size);
   }
 
   std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
@@ -141,7 +141,7 @@ class CudaOps final : public Ops {
 
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
     MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // before its first step, whichever thread calls
-    if (seen_.counts.size() == 0) reserve_seen(kLazySlots, vocab_size);
+    if (seen_.counts.size() == 0) seen_.reserve(kLazySlots, vocab_size);
     return std::make_unique<cuda::DeviceSeenTokens>(seen_, in_prompt, stream_.get());
   }
 
@@ -224,7 +224,6 @@ class CudaOps final : public Ops {
   void open_slot();
   void close_slot();
   void reserve_adjusted(std::int64_t rows, std::int64_t vocab_size);
-  void reserve_seen(std::int64_t slots, std::int64_t vocab_size);
 
   std::shared_ptr<Communicator> comm_;  // outlives the graphs that its calls were captured in
   int device_index_;
@@ -277,13 +276,6 @@ double CudaOps::measure_read_bandwidth() {
 void CudaOps::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
   const auto bytes = static_cast<std::size_t>(rows * vocab_size) * sizeof(float);
   if (bytes > adjusted_.size()) adjusted_ = allocate_on_device(bytes);
-}
-
-void CudaOps::reserve_seen(std::int64_t slots, std::int64_t vocab_size) {
-  seen_.counts = allocate_on_device(static_cast<std::size_t>(slots * vocab_size) * sizeof(std::uint32_t));
-  seen_.vocab_size = vocab_size;
-  seen_.free.clear();
-  for (std::int64_t slot = slots - 1; slot >= 0; --slot) seen_.free.push_back(static_cast<std::int32_t>(slot));
 }
 
 // The slots take turns. What the device still does in the next one comes before what it is filled with.

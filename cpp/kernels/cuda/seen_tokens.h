@@ -21,6 +21,12 @@ struct SeenPool {
   std::int64_t vocab_size = 0;
   std::vector<std::int32_t> free;
 
+  void reserve(std::int64_t slots, std::int64_t vocab) {
+    counts = allocate_on_device(static_cast<std::size_t>(slots * vocab) * sizeof(std::uint32_t));
+    vocab_size = vocab;
+    free.clear();
+    for (std::int64_t slot = slots - 1; slot >= 0; --slot) free.push_back(static_cast<std::int32_t>(slot));
+  }
   std::uint32_t* of(std::int32_t slot) const { return counts.as<std::uint32_t>() + slot * vocab_size; }
 };
 
