@@ -16,13 +16,12 @@ import json
 import os
 import signal
 import statistics
-import sys
 import threading
 import time
 
 from server_process import RunningServer, serving
 from serving import run_http, served_model, workload_requests
-from shapes import add_model_arguments, model_options
+from shapes import add_model_arguments, server_command
 from sse_client import Received, StreamError, run_streams
 from workloads import make_workload
 
@@ -93,10 +92,7 @@ def main() -> int:
         parser.error(f"--rank {args.rank}: there are ranks 0 to {args.tp - 1}")
 
     workload = make_workload(args.workload)
-    model, load_format = model_options(args)
-    command = [sys.executable, "-m", "minisgl", f"--tp={args.tp}", f"--load-format={load_format}"]
-    command += [f"--model={model}"] if model else []
-    with serving(command, quiet=False) as server:
+    with serving(server_command(args), quiet=False) as server:
         name = served_model(server.url)
         alone = run_http(server.url, name, workload)
         requests = workload_requests(server.url, name, workload)

@@ -29,7 +29,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from server_process import serving
-from shapes import add_model_arguments, model_options
+from shapes import add_model_arguments, server_command
 from sse_client import Received, StreamError, post, run_streams
 from workloads import Workload, make_workload
 
@@ -131,10 +131,7 @@ def main() -> int:
     args = parser.parse_args()
 
     workload = make_workload(args.workload)
-    command = [sys.executable, "-m", "minisgl", f"--threads={args.threads}", f"--tp={args.tp}"]
-    model, load_format = model_options(args)
-    command += [f"--model={model}"] if model else []
-    command += [f"--load-format={load_format}"]
+    command = server_command(args, f"--threads={args.threads}")
     runs: list[Timings] = []
     alone: list[float] = []
     spent: Counter[str] = Counter()  # seconds of processor time

@@ -101,5 +101,12 @@ def model_options(args: argparse.Namespace) -> tuple[str | None, str]:
     return str(folder), "dummy"
 
 
+def server_command(args: argparse.Namespace, *flags: str) -> list[str]:
+    """Starts a server of that model with args.tp ranks."""
+    model, load_format = model_options(args)
+    command = [sys.executable, "-m", "minisgl", f"--tp={args.tp}", f"--load-format={load_format}"]
+    return [*command, *([f"--model={model}"] if model else []), *flags]
+
+
 if __name__ == "__main__":
     write_shape(sys.argv[1], Path(sys.argv[2]))
