@@ -185,7 +185,7 @@ TEST_P(DeviceEngineRandom, EveryRequestGetsWhatItGetsAlone) {
   for (const Request& request : requests) {
     if (random() % 8 == 0) abort_after[request.id] = random() % 20;
     together.engine().submit(request);
-    if (random() % 40 == 0) together.engine().abort(request.id);  // wherever it is
+    if (random() % 10 == 0) together.engine().abort(request.id);  // wherever it is
   }
   while (together.num_finished() < requests.size()) {
     together.collect([&](const RequestOutput& output) {
@@ -225,7 +225,7 @@ TEST_P(DeviceEngineRandom, EveryRequestGetsWhatItGetsAlone) {
   EXPECT_LT(mean, 0.05);
   EXPECT_LT(distance.largest, 0.3);
   for (const FinishReason end : {FinishReason::stop, FinishReason::length, FinishReason::abort}) {
-    EXPECT_GT(ends[end], 10);
+    EXPECT_GT(ends[end], 30);
   }
   EXPECT_GT(stats.num_preemptions, 5u);
   EXPECT_GT(whole, std::ssize(requests) / 2);

@@ -4,7 +4,6 @@ is left behind.
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -12,6 +11,8 @@ import sys
 import time
 
 import pytest
+
+from tests.python.launch.servers import named_memory
 
 RANK = """
 import sys, torch
@@ -56,11 +57,6 @@ def start(size: int, timeout: float, name: str = "") -> list[subprocess.Popen[st
         expect_line(rank, "ready")
     time.sleep(0.05)  # into the midst of a sum
     return ranks
-
-
-def named_memory() -> list[str]:
-    """What could stay behind: ranks share memory that has no name."""
-    return [name for name in os.listdir("/dev/shm") if "minisgl" in name]
 
 
 def end(ranks: list[subprocess.Popen[str]]) -> None:

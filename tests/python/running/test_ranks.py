@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.python.launch.servers import DEADLINE, ServerProcess, Stream, alive, until
+from tests.python.launch.servers import DEADLINE, ServerProcess, Stream, alive, named_memory, until
 from tests.python.running.conftest import PROGRAM
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
@@ -35,7 +35,7 @@ def servers(tmp_path: Path) -> Iterator[list[ServerProcess]]:
         until(lambda children=children: not any(map(alive, children)))
         assert server.files() == []
         assert "Traceback" not in server.output
-    assert not [name for name in os.listdir("/dev/shm") if "minisgl" in name]
+    assert named_memory() == []
 
 
 def start(servers: list[ServerProcess], model: Path, folder: Path, *flags: str) -> ServerProcess:
