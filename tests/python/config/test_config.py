@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from minisgl.config import (
-    KV_DTYPES,
-    LOG_LEVELS,
     ServerArgs,
     default_cache_dir,
     parse_address,
