@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["minisgl"]):
     from minisgl.ipc import messages, text_messages
     from minisgl.ipc.messages import encode
     from minisgl.rank import main as rank
-        from minisgl.text import worker_process
+    from minisgl.text import worker_process
 
 DECODERS = (
     messages.decode_to_rank,
