@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from minisgl.ipc.text_messages import (
+from minisgl.model_files.files import ModelError
+from minisgl.text.messages import (
     CloseText,
     Encode,
     EncodeChat,
@@ -24,10 +25,9 @@ from minisgl.ipc.text_messages import (
     Text,
     TextOptions,
 )
-from minisgl.model_files.files import ModelError
 from minisgl.text.worker_pool import WorkerClient, WorkerLost, WorkerStartError
 from minisgl.text.worker_process import encode_message
-from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer, load_tokenizer
 from minisgl.tokenizer.chat_template import read_chat_template
 from minisgl.tokenizer.tokenizer import check_unicode
 
@@ -44,7 +44,6 @@ class Detokenizer:
 
     def __init__(self) -> None:
         self.stopped = False  # a stop string came; the text is cut there
-        self.stop_string: str | None = None
         self.num_tokens = 0  # taken so far, up to the one that completed a stop string
 
     async def push(self, token_ids: Sequence[int], *, final: bool = False) -> str:
@@ -120,7 +119,6 @@ class TextFrontend:
     async def encode_chat(
         self,
         messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
         template_kwargs: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
@@ -129,42 +127,16 @@ class TextFrontend:
         message = EncodeChat(
             id=next(self._ids),
             messages=messages,
-            tools=tools,
             template_kwargs=template_kwargs,
             add_generation_prompt=add_generation_prompt,
         )
-        return await self._encode(message, _num_characters((messages, tools, template_kwargs)))
+        return await self._encode(message, _num_characters((messages, template_kwargs)))
 
-    def detokenizer(
-        self,
-        *,
-        skip_special_tokens: bool = True,
-        stop: Sequence[str] = (),
-        min_tokens: int = 0,
-        include_stop: bool = False,
-        continues_prompt: bool = False,
-    ) -> Detokenizer:
+    def detokenizer(self, options: DetokenizerOptions) -> Detokenizer:
         """A detokenizer for one stream. Raises WorkerLost."""
         if self._detokenizer is None:
-            return _LocalDetokenizer(
-                IncrementalDetokenizer(
-                    self.tokenizer,
-                    skip_special_tokens=skip_special_tokens,
-                    stop=stop,
-                    min_tokens=min_tokens,
-                    include_stop=include_stop,
-                    continues_prompt=continues_prompt,
-                )
-            )
-        opening = OpenText(
-            id=next(self._ids),
-            skip_special_tokens=skip_special_tokens,
-            stop=list(stop),
-            min_tokens=min_tokens,
-            include_stop=include_stop,
-            continues_prompt=continues_prompt,
-        )
-        return _RemoteDetokenizer(self._detokenizer, opening)
+            return _LocalDetokenizer(IncrementalDetokenizer(self.tokenizer, options))
+        return _RemoteDetokenizer(self._detokenizer, OpenText(next(self._ids), options))
 
     async def off_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """What `function` returns, called in one of the threads for long texts."""
@@ -208,7 +180,7 @@ class _LocalDetokenizer(Detokenizer):
             text += detokenizer.finish()
         self.num_tokens = detokenizer.num_tokens
         if detokenizer.stopped:
-            self.stopped, self.stop_string = True, detokenizer.stop_string
+            self.stopped = True
         return text
 
 
@@ -225,7 +197,7 @@ class _RemoteDetokenizer(Detokenizer):
         answer = await self._worker.ask(self._id, message)
         assert isinstance(answer, Text)
         self._open = not final
-        self.stopped, self.stop_string = answer.stopped, answer.stop_string
+        self.stopped = answer.stopped
         self.num_tokens = answer.num_tokens
         return answer.text
 

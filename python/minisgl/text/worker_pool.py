@@ -9,7 +9,7 @@ from typing import Any
 
 from minisgl.ipc.messages import Failed, Shutdown
 from minisgl.ipc.process import ChildProcess, describe_exit, python_command
-from minisgl.ipc.text_messages import (
+from minisgl.text.messages import (
     Encoded,
     FromText,
     Refused,

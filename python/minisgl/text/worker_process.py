@@ -14,7 +14,8 @@ import msgspec
 from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import Failed, Shutdown
 from minisgl.ipc.queues import ZmqAsyncPushQueue
-from minisgl.ipc.text_messages import (
+from minisgl.model_files.files import ModelError
+from minisgl.text.messages import (
     CloseText,
     Encode,
     EncodeChat,
@@ -28,7 +29,6 @@ from minisgl.ipc.text_messages import (
     ToText,
     decode_to_text,
 )
-from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import ChatTemplateError, IncrementalDetokenizer, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -72,14 +72,7 @@ class Worker:
         if isinstance(message, PushTokens):
             return self._push(message)
         if isinstance(message, OpenText):
-            self._open[message.id] = IncrementalDetokenizer(
-                self._tokenizer,
-                skip_special_tokens=message.skip_special_tokens,
-                stop=message.stop,
-                min_tokens=message.min_tokens,
-                include_stop=message.include_stop,
-                continues_prompt=message.continues_prompt,
-            )
+            self._open[message.id] = IncrementalDetokenizer(self._tokenizer, message.options)
         elif isinstance(message, CloseText):
             self._open.pop(message.id, None)
         return None
@@ -103,9 +96,7 @@ class Worker:
         if message.final:
             text += detokenizer.finish()
             del self._open[message.id]
-        return Text(
-            message.id, text, detokenizer.stopped, detokenizer.stop_string, detokenizer.num_tokens
-        )
+        return Text(message.id, text, detokenizer.stopped, detokenizer.num_tokens)
 
 
 def encode_message(tokenizer: Tokenizer, message: Encode | EncodeChat) -> list[int]:
@@ -114,7 +105,6 @@ def encode_message(tokenizer: Tokenizer, message: Encode | EncodeChat) -> list[i
         return tokenizer.encode(message.text, add_special_tokens=message.add_special_tokens)
     prompt = tokenizer.render_chat(
         message.messages,
-        tools=message.tools,
         add_generation_prompt=message.add_generation_prompt,
         template_kwargs=message.template_kwargs,
     )

@@ -1,4 +1,4 @@
-"""Messages between the server and a tokenizer process; see messages.py for the habits."""
+"""Messages between the server and a tokenizer process; see ipc/messages.py for the habits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from minisgl.ipc.messages import Failed, PhaseReport, RequestId, Sentence, Shutdown, TokenIds
+from minisgl.tokenizer import DetokenizerOptions
 
 MAX_TEXT_CHARACTERS = 2**28
 
@@ -32,20 +33,15 @@ class EncodeChat(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
 
     id: RequestId
     messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
 
 
-class OpenText(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+class OpenText(msgspec.Struct, frozen=True, tag="open"):
     """A new incremental detokenizer. No answer."""
 
     id: RequestId
-    skip_special_tokens: bool = True
-    stop: list[str] = []
-    min_tokens: Annotated[int, Meta(ge=0)] = 0
-    include_stop: bool = False
-    continues_prompt: bool = False
+    options: DetokenizerOptions
 
 
 class PushTokens(msgspec.Struct, frozen=True, tag="push"):
@@ -87,7 +83,6 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
     id: RequestId
     text: Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
     stopped: bool = False
-    stop_string: str | None = None
     num_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
