@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
+
+import zmq
 
 from minisgl.ipc.child import inbox_address, outbox_address
 from minisgl.ipc.messages import encode
@@ -66,11 +67,16 @@ class ChildProcess(Generic[Inbound]):
     _process: asyncio.subprocess.Process
 
     def __init__(self, decoder: Decoder[Inbound]) -> None:
-        self._directory: str | None = make_private_directory()
-        self._push = ZmqAsyncPushQueue[Any](inbox_address(self._directory), True, encode)
-        self._pull = ZmqAsyncPullQueue(
-            outbox_address(self._directory), True, decoder, on_malformed=lambda data: self.kill()
-        )
+        directory = make_private_directory()
+        self._directory: str | None = directory
+        with contextlib.ExitStack() as undo:  # of a child that can't be made nothing stays behind
+            undo.callback(self._remove_directory)
+            self._push = ZmqAsyncPushQueue[Any](inbox_address(directory), True, encode)
+            undo.callback(self._push.close, 0)
+            self._pull = ZmqAsyncPullQueue(
+                outbox_address(directory), True, decoder, on_malformed=lambda data: self.kill()
+            )
+            undo.pop_all()
 
     @classmethod
     async def spawn(
@@ -81,7 +87,10 @@ class ChildProcess(Generic[Inbound]):
         The child has its own session, so that the terminal's Ctrl-C reaches the parent alone, and
         inherits nothing but standard output and error and the descriptors in `pass_fds`.
         """
-        child = cls(decoder)
+        try:
+            child = cls(decoder)
+        except zmq.ZMQError as error:  # no file descriptors are left, for one
+            raise OSError(error.errno, f"no sockets for it: {error}") from error
         assert child._directory is not None
         try:
             child._process = await asyncio.create_subprocess_exec(
@@ -158,5 +167,10 @@ class ChildProcess(Generic[Inbound]):
 
     def _remove_directory(self) -> None:
         if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            # By name: a process without file descriptors can't list a directory.
+            for address in (inbox_address(self._directory), outbox_address(self._directory)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(address.removeprefix("ipc://"))
+            with contextlib.suppress(OSError):
+                os.rmdir(self._directory)
             self._directory = None

@@ -34,6 +34,19 @@ AnyContext = zmq.Context[Any]
 
 
 def _configure(socket: zmq.Socket[Any], addr: str, create: bool) -> None:
+    """Closes the socket again when the address can't be had."""
+    try:
+        _set_options(socket)
+        if create:
+            socket.bind(addr)
+        else:
+            socket.connect(addr)
+    except BaseException:
+        socket.close(0)
+        raise
+
+
+def _set_options(socket: zmq.Socket[Any]) -> None:
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     if socket.type == zmq.PUB:
         socket.setsockopt(zmq.SNDHWM, PUB_HIGH_WATER_MARK)
@@ -43,10 +56,6 @@ def _configure(socket: zmq.Socket[Any], addr: str, create: bool) -> None:
         socket.setsockopt(zmq.RCVHWM, 0)
     if socket.type == zmq.SUB:
         socket.setsockopt(zmq.SUBSCRIBE, b"")
-    if create:
-        socket.bind(addr)
-    else:
-        socket.connect(addr)
 
 
 class _SyncQueue:

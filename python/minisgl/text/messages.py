@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from minisgl.ipc.messages import Failed, PhaseReport, RequestId, Sentence, Shutdown, TokenIds
+from minisgl.ipc.messages import Alive, Failed, RequestId, Sentence, Shutdown, TokenIds
 from minisgl.tokenizer import DetokenizerOptions
 
 MAX_TEXT_CHARACTERS = 2**28
+ALIVE_SECONDS = 1.0  # between two Alive messages of a process that has been configured
 
 
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
@@ -87,7 +88,7 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
 
 
 ToText = TextOptions | Encode | EncodeChat | OpenText | PushTokens | CloseText | Shutdown
-FromText = PhaseReport | TextReady | Encoded | Refused | Text | Failed
+FromText = Alive | TextReady | Encoded | Refused | Text | Failed
 
 _to_text: msgspec.msgpack.Decoder[ToText] = msgspec.msgpack.Decoder(ToText)
 _from_text: msgspec.msgpack.Decoder[FromText] = msgspec.msgpack.Decoder(FromText)

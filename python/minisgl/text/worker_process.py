@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 
 from minisgl.ipc.child import ParentLink, run_child
-from minisgl.ipc.messages import Failed, Shutdown
+from minisgl.ipc.messages import Alive, Failed, Shutdown
 from minisgl.ipc.queues import ZmqAsyncPushQueue
 from minisgl.model_files.files import ModelError
 from minisgl.text.messages import (
+    ALIVE_SECONDS,
     CloseText,
     Encode,
     EncodeChat,
@@ -39,6 +40,20 @@ async def main(link: ParentLink[ToText]) -> int:
     options = await link.inbox.get()
     if not isinstance(options, TextOptions):
         raise TypeError(f"expected the options first, got {type(options).__name__}")
+    pulse = asyncio.create_task(_show_life(link.outbox))
+    try:
+        return await _serve(link, options)
+    finally:
+        pulse.cancel()
+
+
+async def _show_life(outbox: ZmqAsyncPushQueue[Any]) -> None:
+    while True:
+        outbox.put_nowait(Alive())
+        await asyncio.sleep(ALIVE_SECONDS)
+
+
+async def _serve(link: ParentLink[ToText], options: TextOptions) -> int:
     try:
         tokenizer = await asyncio.to_thread(
             load_tokenizer, options.path, chat_template=options.chat_template
