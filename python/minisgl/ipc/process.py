@@ -57,6 +57,15 @@ def make_private_directory() -> str:
     return directory
 
 
+def remove_private_directory(directory: str) -> None:
+    """Removes the directory of a child and its sockets. Works without a free file descriptor."""
+    with contextlib.suppress(OSError):
+        for address in (inbox_address(directory), outbox_address(directory)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address.removeprefix("ipc://"))
+        os.rmdir(directory)
+
+
 class ChildProcess(Generic[Inbound]):
     """A running child. Made by spawn(); ended by stop() or kill(), then close().
 
@@ -67,16 +76,20 @@ class ChildProcess(Generic[Inbound]):
     _process: asyncio.subprocess.Process
 
     def __init__(self, decoder: Decoder[Inbound]) -> None:
+        """Raises OSError where there are no sockets to be had."""
         directory = make_private_directory()
-        self._directory: str | None = directory
-        with contextlib.ExitStack() as undo:  # of a child that can't be made nothing stays behind
-            undo.callback(self._remove_directory)
-            self._push = ZmqAsyncPushQueue[Any](inbox_address(directory), True, encode)
-            undo.callback(self._push.close, 0)
-            self._pull = ZmqAsyncPullQueue(
-                outbox_address(directory), True, decoder, on_malformed=lambda data: self.kill()
-            )
+        with contextlib.ExitStack() as undo:
+            undo.callback(remove_private_directory, directory)
+            try:
+                self._push = ZmqAsyncPushQueue[Any](inbox_address(directory), True, encode)
+                undo.callback(self._push.close, 0)
+                self._pull = ZmqAsyncPullQueue(
+                    outbox_address(directory), True, decoder, on_malformed=lambda data: self.kill()
+                )
+            except zmq.ZMQError as error:  # which is no OSError
+                raise OSError(error.errno, str(error)) from error
             undo.pop_all()
+        self._directory: str | None = directory
 
     @classmethod
     async def spawn(
@@ -87,10 +100,7 @@ class ChildProcess(Generic[Inbound]):
         The child has its own session, so that the terminal's Ctrl-C reaches the parent alone, and
         inherits nothing but standard output and error and the descriptors in `pass_fds`.
         """
-        try:
-            child = cls(decoder)
-        except zmq.ZMQError as error:  # no file descriptors are left, for one
-            raise OSError(error.errno, f"no sockets for it: {error}") from error
+        child = cls(decoder)
         assert child._directory is not None
         try:
             child._process = await asyncio.create_subprocess_exec(
@@ -167,10 +177,5 @@ class ChildProcess(Generic[Inbound]):
 
     def _remove_directory(self) -> None:
         if self._directory is not None:
-            # By name: a process without file descriptors can't list a directory.
-            for address in (inbox_address(self._directory), outbox_address(self._directory)):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(address.removeprefix("ipc://"))
-            with contextlib.suppress(OSError):
-                os.rmdir(self._directory)
+            remove_private_directory(self._directory)
             self._directory = None
