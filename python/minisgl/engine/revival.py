@@ -62,7 +62,7 @@ class Revival:
         self._group = self._make_group()
         self.infos = await self._group.start()
 
-    def serve(self, timeout: float) -> None:
+    def serve(self, timeout: float | None) -> None:
         """Requests are served from now on, and deaths noticed. Another engine has `timeout` seconds
         to start.
         """
@@ -100,14 +100,14 @@ class Revival:
             logger.info("the engine is ready again; %d requests go on", num_live)
         self.state = "ready"
 
-    async def _supervise(self, timeout: float) -> None:
+    async def _supervise(self, timeout: float | None) -> None:
         try:
             await self._serve_in_turn(timeout)
         except Exception as error:
             logger.exception("unexpected error in the engine's supervisor")
             self._fail(f"unexpected error in the engine's supervisor: {error!r}")
 
-    async def _serve_in_turn(self, timeout: float) -> None:
+    async def _serve_in_turn(self, timeout: float | None) -> None:
         """Until there were too many failures in a row, or the last engine has died."""
         loop = asyncio.get_running_loop()
         failures = 0
@@ -142,7 +142,7 @@ class Revival:
         await self._discard_group()
         return reason
 
-    async def _start_again(self, timeout: float) -> str:
+    async def _start_again(self, timeout: float | None) -> str:
         """One attempt. Returns why it failed, "" when the engine serves."""
         try:
             await asyncio.wait_for(self.start(), timeout)

@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rank",
         "sampling_params",
         "startup",
+        "text",
         "tokenizer",
     },
     # Programs and the public names.
