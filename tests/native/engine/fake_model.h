@@ -11,7 +11,7 @@
 
 #include "core/error.h"
 #include "engine/engine.h"
-#include "models/decoder.h"
+#include "models/model.h"
 
 namespace minisgl::testing_support {
 
