@@ -25,8 +25,8 @@
 #include "engine/engine.h"
 #include "engine/open_rank.h"
 #include "kernel_profile.h"
-#include "kernels/cpu_backend.h"
-#include "kernels/cuda_backend.h"
+#include "kernels/cpu/backend.h"
+#include "kernels/cuda/backend.h"
 
 namespace {
 

@@ -19,7 +19,7 @@
 #include "core/host_limits.h"
 #include "engine/open_rank.h"
 #include "gemm/gemm.h"
-#include "kernels/cuda_backend.h"
+#include "kernels/cuda/backend.h"
 
 namespace py = pybind11;
 
