@@ -15,7 +15,7 @@ import msgspec
 from minisgl.engine.client import EngineBusy, EngineUnavailable
 from minisgl.server import errors
 from minisgl.server.metrics import Metrics
-from minisgl.tokenizer import IncrementalDetokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
     from minisgl.engine.client import EngineClient
@@ -171,6 +171,9 @@ class Generation:
         what was begun.
         """
         self.num_prompt_tokens += len(prompt_ids)
+        options = DetokenizerOptions.of(
+            params, include_stop=include_stop, continues_prompt=continues_prompt
+        )
         for number in range(n):
             one = params if params.seed is None or number == 0 else _reseed(params, number)
             try:
@@ -184,19 +187,11 @@ class Generation:
             choice = Choice(
                 len(self._choices),
                 stream,
-                self._text.detokenizer(
-                    skip_special_tokens=params.skip_special_tokens,
-                    stop=params.stop,
-                    min_tokens=params.min_tokens,
-                    include_stop=include_stop,
-                    continues_prompt=continues_prompt,
-                ),
+                self._text.detokenizer(options),
                 None
                 if params.logprobs is None
                 else IncrementalDetokenizer(
-                    self._text.tokenizer,
-                    skip_special_tokens=params.skip_special_tokens,
-                    continues_prompt=continues_prompt,
+                    self._text.tokenizer, msgspec.structs.replace(options, stop=[])
                 ),
             )
             self._choices.append(choice)

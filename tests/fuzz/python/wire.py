@@ -16,10 +16,11 @@ with atheris.instrument_imports(include=["minisgl"]):
     import msgspec
 
     from minisgl.engine.stream import TokenStream
-    from minisgl.ipc import messages, text_messages
+    from minisgl.ipc import messages
     from minisgl.ipc.messages import encode
     from minisgl.rank import main as rank
     from minisgl.sampling_params import SamplingParams
+    from minisgl.text import messages as text_messages
     from minisgl.text import worker_process
 
 DECODERS = (
