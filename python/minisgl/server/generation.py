@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.engine.client import EngineBusy, EngineUnavailable
+from minisgl.engine.api import EngineBusy, EngineUnavailable
 from minisgl.server import errors
 from minisgl.server.metrics import Metrics
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
-    from minisgl.engine.client import EngineClient
+    from minisgl.engine.api import EngineApi
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import Output, PromptLogprob
     from minisgl.sampling_params import SamplingParams
@@ -130,7 +130,7 @@ class Generation:
     """
 
     def __init__(
-        self, client: EngineClient, text: TextFrontend, metrics: Metrics, *, arrived: float
+        self, client: EngineApi, text: TextFrontend, metrics: Metrics, *, arrived: float
     ) -> None:
         self._client = client
         self._text = text
