@@ -99,7 +99,7 @@ class EngineClient:
         self._changed = asyncio.Event()  # set whenever a request or the engine ended
         self.hub: NodeHub | None = None  # the other hosts, set before start()
         self.failure = ""  # why the state is "failed"
-        self.num_restarts = 0
+        self.num_restarts = 0  # engines that were started for one that had died
         self.stats = EngineStats()
 
     # --- what the server asks
@@ -124,6 +124,11 @@ class EngineClient:
     def num_live(self) -> int:
         """Requests in the engine, waiting ones included."""
         return len(self._live)
+
+    @property
+    def num_replaying(self) -> int:
+        """Those of them whose engine has died and that no other one has gone on with yet."""
+        return sum(stream.replaying for stream in self._live.values())
 
     def submit(
         self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
@@ -325,7 +330,7 @@ class EngineClient:
             self._state = "restarting"
         await self._discard_group()
         for stream in list(self._live.values()):
-            stream.num_deaths += 1
+            stream.note_death()
             if stream.finish or stream.num_deaths > self._restart.max_replays:
                 stream.fail("engine_failure", DIED)
                 del self._live[stream.id]

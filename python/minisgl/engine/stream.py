@@ -31,6 +31,7 @@ class TokenStream:
         self.received: list[int] = []  # token ids, read or not
         self.finish = ""  # the reason, once the end has arrived
         self.num_deaths = 0  # of engines that had this request
+        self._received_at_death = -1  # tokens; -1: no engine has died under it
         self._send_abort = abort
         self._pending: Output | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -48,6 +49,16 @@ class TokenStream:
     def finished(self) -> bool:
         """Whether the last output has arrived (it may not have been read yet)."""
         return bool(self.finish)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether its engine has died and no other one has gone on with it yet."""
+        return len(self.received) == self._received_at_death
+
+    def note_death(self) -> None:
+        """The engine that had it died."""
+        self.num_deaths += 1
+        self._received_at_death = len(self.received)
 
     def resumption(self) -> Submit:
         """The request for an engine that is to go on where the stream stopped."""
