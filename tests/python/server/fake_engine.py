@@ -43,8 +43,6 @@ class FakeClient:
             step_seconds=2.5,
         )
     )
-    num_restarts: int = 0
-    num_replaying: int = 0
 
     def __post_init__(self) -> None:
         self.live: dict[int, TokenStream] = {}
