@@ -26,6 +26,7 @@ from minisgl.engine.host_ranks import HostRanks
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
 from minisgl.engine.nodes import NodeAgent, NodeHub
 from minisgl.engine.revival import RestartPolicy
+from minisgl.log import start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.source import resolve_model
 from minisgl.server.app import create_app
@@ -43,7 +44,6 @@ from minisgl.startup import PhaseLog, describe_engine, engine_options
 from minisgl.text.frontend import TextFrontend
 
 MAX_OPEN_FILES = 65536  # as far as the hard limit allows
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 logger = logging.getLogger("minisgl")
 
@@ -71,15 +71,13 @@ def launch_server(
     `restart`: what happens when the engine dies.
     """
     began = time.monotonic()
-    logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
+    start_logging(args.log_level, args.log_format)
     _allow_connections()
     if args.node_rank > 0:
         return _run_node(args, rank_command)
     try:
         with contextlib.closing(bind_socket(args.host, args.port)) as listener:
-            files = resolve_model(
-                args.model, revision=args.revision, weights=args.load_format != "dummy"
-            )
+            files = _find_model(args)
             start_listening(listener)
             logger.info("model: %s, found after %.2f s", files.path, time.monotonic() - began)
             hub = _make_hub(args)
@@ -100,7 +98,7 @@ def launch_server(
             )
             return uvloop.run(Server(args, files, listener, client, hub, began).run())
     except (ListenError, ModelError, EngineStartError) as error:
-        print(f"minisgl-serve: error: {error}", file=sys.stderr, flush=True)
+        _say_failure(args, str(error))
         return 1
     except KeyboardInterrupt:  # before there was anything to end
         return 128 + signal.SIGINT
@@ -114,15 +112,31 @@ def _make_hub(args: ServerArgs) -> NodeHub | None:
     return NodeHub(host, port, args.dist_secret, args.nnodes)
 
 
+def _find_model(args: ServerArgs) -> ModelFiles:
+    """Raises ModelError."""
+    return resolve_model(
+        args.model,
+        revision=args.revision,
+        weights=args.load_format != "dummy",
+        show_progress=args.log_format == "text",  # a bar is no line
+    )
+
+
+def _say_failure(args: ServerArgs, sentence: str) -> None:
+    """The last line of a server that can't go on."""
+    if args.log_format == "json":
+        logger.error("%s", sentence)
+    else:
+        print(f"minisgl-serve: error: {sentence}", file=sys.stderr, flush=True)
+
+
 def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
     """A host other than 0: ranks only, for as long as host 0 wants them."""
     assert args.dist_init_addr is not None
     assert args.dist_secret is not None
     try:
-        weights = args.load_format != "dummy"
-        files = resolve_model(args.model, revision=args.revision, weights=weights)
         agent = NodeAgent(
-            files.path,
+            _find_model(args).path,
             parse_address(args.dist_init_addr),
             args.dist_secret,
             args.node_rank,
@@ -133,7 +147,7 @@ def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
     except ModelError as error:
         failure = str(error)
     if failure:
-        print(f"minisgl-serve: error: {failure}", file=sys.stderr, flush=True)
+        _say_failure(args, failure)
         return 1
     return 0
 

@@ -184,6 +184,7 @@ async def test_streams_go_on_where_they_stopped_when_the_engine_died(
     aborted = client.submit([7], params(90_000))
     await until(lambda: client.state == "restarting")
     aborted.abort()
+    await until(lambda: client.num_replaying == len(streams))
     for stream in streams:
         tokens, last = await read(stream)
         first, count = stream.request.prompt[0] + 1, stream.request.max_tokens
@@ -191,7 +192,7 @@ async def test_streams_go_on_where_they_stopped_when_the_engine_died(
         assert last.finish == "length"
     assert (await read(aborted))[1].finish == "abort"
     assert client.num_restarts == 1
-    assert client.num_live == 0
+    assert client.num_live == client.num_replaying == 0
 
 
 async def test_a_request_that_is_aborted_while_the_engine_loads_again_is_over(

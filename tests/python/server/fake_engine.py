@@ -34,7 +34,13 @@ class FakeClient:
     submitted: list[TokenStream] = field(default_factory=list)
     stats: EngineStats = field(
         default_factory=lambda: EngineStats(
-            num_running=3, num_waiting=2, pages_total=100, pages_free=75, num_preemptions=7
+            num_running=3,
+            num_waiting=2,
+            pages_total=100,
+            pages_free=75,
+            num_preemptions=7,
+            num_steps=50,
+            step_seconds=2.5,
         )
     )
 
