@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_native": set(),
     "sampling_params": set(),
     "config": {"version"},
-    "ipc": set(),
+    "tasks": set(),
+    "ipc": {"tasks"},
     "distributed": {"_native", "config"},
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
@@ -31,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A rank's process.
     "rank": {"_native", "config", "distributed", "ipc"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
-    "text": {"ipc", "model_files", "tokenizer"},
+    "text": {"ipc", "model_files", "tasks", "tokenizer"},
     "engine": {"config", "ipc", "sampling_params"},
     "server": {
         "config",
@@ -53,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rank",
         "sampling_params",
         "startup",
+        "tasks",
         "tokenizer",
     },
     # Programs and the public names.
