@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.engine.group import EngineStartError
-from minisgl.engine.stream import make_request
+from minisgl.engine.api import EngineStartError
+from minisgl.engine.request import make_request
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Output, Submit
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.source import resolve_model

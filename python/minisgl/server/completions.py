@@ -56,6 +56,7 @@ class Completions(JsonEndpoint):
             "model": state.model_name,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+            exchange.generation = generation
             for prompt, params in zip(prompts, jobs, strict=True):
                 generation.submit(
                     prompt.ids,

@@ -22,8 +22,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_native": set(),
     "sampling_params": set(),
     "config": {"version"},
+    "log": {"config"},
     "tasks": set(),
-    "ipc": {"tasks"},
+    "ipc": {"log", "tasks"},
     "distributed": {"_native", "config"},
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rank": {"_native", "config", "distributed", "ipc"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
     "text": {"ipc", "model_files", "tasks", "tokenizer"},
-    "engine": {"config", "ipc", "sampling_params"},
+    "engine": {"config", "ipc", "sampling_params", "tasks"},
     "server": {
         "config",
         "engine",
@@ -62,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config",
         "engine",
         "ipc",
+        "log",
         "model_files",
         "offline",
         "server",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.python.engine.fake_rank import FAIL, KILL
+from tests.python.engine.fake_rank import FAIL, KILL, UNSENDABLE_ONCE
 from tests.python.launch.servers import (
     SERVER,
     ServerProcess,
@@ -57,6 +57,29 @@ def test_it_starts_says_what_it_chose_and_ends_with_status_0(start: Start) -> No
     assert server.wait() == 0
     assert "Traceback" not in server.output
     assert server.files() == []
+
+
+def test_json_lines_of_all_processes(start: Start) -> None:
+    server = start("--log-format", "json", "--log-level", "debug")
+    port = int(server.wait_for_line(r"ready after .* http://127\.0\.0\.1:(\d+)")[1])
+    stream = Stream(port, [UNSENDABLE_ONCE], 5)
+    assert "[DONE]" in stream.join()
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    lines = [json.loads(line) for line in server.lines]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    (of_rank,) = [line for line in lines if "exception" in line]
+    assert of_rank["message"] == "unexpected error while forwarding outputs"
+    (request,) = [line for line in lines if line["logger"] == "minisgl.requests"]
+    assert (request["prompt_tokens"], request["generated_tokens"]) == (1, 5)
+    assert (request["reason"], request["status"]) == ("length", 200)
+
+
+def test_a_failed_start_is_a_json_line_too(start: Start) -> None:
+    server = start("--log-format", "json", FAKE_RANK_KIND="refuse")
+    assert server.wait() == 1
+    last = [json.loads(line) for line in server.lines][-1]
+    assert (last["level"], "the model file is no good" in last["message"]) == ("error", True)
 
 
 def test_a_hypercorn_that_passes_our_protocol_by_ends_the_start(
