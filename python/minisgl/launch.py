@@ -225,7 +225,8 @@ class Server:
             await hub.open()
         except OSError as error:
             raise EngineStartError(
-                f"can't listen for other hosts at {args.dist_init_addr}: {error}"
+                f"host 0 can't listen for the others at --dist-init-addr {args.dist_init_addr}: "
+                f"{error}"
             ) from error
         self._client.hub = hub
 
@@ -257,7 +258,10 @@ class Server:
                 timeout,
             )
         except asyncio.TimeoutError:
-            raise ModelError(f"the tokenizer was not ready within {timeout:g} s") from None
+            raise ModelError(
+                f"the tokenizer was not ready within {timeout:g} s; "
+                "a longer --startup-timeout gives it more"
+            ) from None
         where = f"{self._args.num_tokenizer} processes" if self._args.num_tokenizer else "server"
         logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)
 
@@ -272,12 +276,16 @@ class Server:
         """No new requests; the live ones may end."""
         self._client.begin_drain()
         logger.info(
-            "ending: live requests (%d) have up to %g s; a second signal ends at once",
+            "shutting down: %d live requests have up to %g s to end (--drain-timeout); "
+            "a second signal ends them at once",
             self._client.num_live,
             self._args.drain_timeout,
         )
         if not await self._client.drain(self._args.drain_timeout):
-            logger.warning("requests were aborted at the end of the drain timeout")
+            logger.warning(
+                "the requests that were still live after %g s (--drain-timeout) were aborted",
+                self._args.drain_timeout,
+            )
 
     async def _close(self, http: asyncio.Task[None]) -> None:
         self._http_stop.set()

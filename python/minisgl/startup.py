@@ -78,7 +78,7 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
         f"{_size(info.kv_cache_bytes)}",
         f"longest request: {info.max_model_len} tokens, prompt and output {length}",
         f"batch: up to {info.max_running} requests (--max-running), "
-        f"{info.max_batch_tokens} tokens a step (--max-batch-tokens)",
+        f"{info.max_batch_tokens} tokens per step (--max-batch-tokens)",
     ]
     if info.free_bytes:
         lines.append(

@@ -83,7 +83,9 @@ def check_completion(request: CompletionRequest) -> None:
     if request.suffix:
         raise errors.unsupported("suffix", "'suffix' is not supported.")
     if request.best_of is not None and request.best_of != (request.n or 1):
-        raise errors.unsupported("best_of", "'best_of' is only supported where it equals 'n'.")
+        raise errors.unsupported(
+            "best_of", f"'best_of' is only supported where it equals 'n' ({request.n or 1})."
+        )
     if request.max_tokens == 0 and not request.echo:
         raise errors.bad_request(
             "'max_tokens' must be at least 1 unless 'echo' is true.", param="max_tokens"
@@ -111,7 +113,7 @@ def _plain_message(message: Message, index: int) -> dict[str, Any]:
     if content is None and not (message.role == "assistant" and message.tool_calls):
         if message.role != "assistant":
             raise errors.bad_request(
-                f"A message of role '{message.role}' needs a content.",
+                f"A message of role '{message.role}' must have a 'content'.",
                 param=f"messages[{index}].content",
             )
         content = message.refusal or ""

@@ -122,8 +122,8 @@ def busy() -> ApiError:
 def overloaded(limit: int) -> ApiError:
     return ApiError(
         503,
-        f"The request bodies that are arriving have {limit} bytes together, and no more are taken. "
-        "Try again later.",
+        "The server is receiving as many bytes of request bodies as it may "
+        f"(limit {limit}). Try again later.",
         type="service_unavailable",
         code="overloaded",
         headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
@@ -184,7 +184,7 @@ def from_exception(error: Exception, request_id: str) -> ApiError:
     logger.error("request %s failed", request_id, exc_info=error)
     return ApiError(
         500,
-        f"The server had an error. Its log names this request {request_id}.",
+        f"The server had an internal error. Its log has it under the request id {request_id}.",
         type="server_error",
         code="internal_error",
     )
@@ -219,5 +219,5 @@ def undecodable(error: Exception) -> ApiError:
             return bad_request(sentence.format(name), param=name, code=code)
     what = what.replace("`", "'")
     if not path:
-        return bad_request(f"The request body is not what is expected: {what}.")
+        return bad_request(f"The request body has the wrong form: {what}.")
     return bad_request(f"Invalid value for '{path}': {what}.", param=path, code="invalid_value")

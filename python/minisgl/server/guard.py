@@ -76,7 +76,7 @@ def _check_framing(scope: Scope) -> None:
     if scope["http_version"] not in ("1.0", "1.1"):
         raise ApiError(
             505,
-            "This server speaks HTTP/1.1.",
+            "This HTTP version is not supported. The server speaks HTTP/1.0 and HTTP/1.1.",
             code="http_version_not_supported",
             headers={"Connection": "close"},
         )
@@ -85,7 +85,7 @@ def _check_framing(scope: Scope) -> None:
         # Two answers to the question where the body ends: request smuggling lives on that.
         raise ApiError(
             400,
-            "Content-Length and Transfer-Encoding may not come together.",
+            "A request must not have both Content-Length and Transfer-Encoding.",
             headers={"Connection": "close"},
         )
 

@@ -177,7 +177,7 @@ async def _collect(receive: Receive, room: BodyRoom, max_bytes: int) -> bytes:
 
 
 def _body_too_large(max_bytes: int) -> ApiError:
-    return too_large(f"The request body is larger than {max_bytes} bytes.")
+    return too_large(f"The request body is too large (limit {max_bytes} bytes).")
 
 
 def _check_content_type(headers: Mapping[bytes, bytes]) -> None:

@@ -125,7 +125,9 @@ def bind_socket(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise ListenError(f"the host {host!r} is no address and no known name: {error}") from error
+        raise ListenError(
+            f"--host {host!r} is neither an address nor a known name: {error}"
+        ) from error
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -154,10 +156,10 @@ def _listen_error(host: str, port: int, error: OSError) -> ListenError:
             "with --port"
         )
     if error.errno == errno.EACCES:
-        return ListenError(f"port {port} isn't open to this user: choose another with --port")
+        return ListenError(f"this user may not listen on port {port}: choose another with --port")
     if error.errno == errno.EADDRNOTAVAIL:
         return ListenError(f"{host} is not an address of this machine: choose another with --host")
-    return ListenError(f"can't listen on port {port} of {host}: {error.strerror}")
+    return ListenError(f"minisgl can't listen on port {port} of {host}: {error.strerror}")
 
 
 def url_of(listener: socket.socket) -> str:

@@ -25,7 +25,9 @@ class Tokenize(JsonEndpoint):
     async def answer(self, exchange: Exchange, request: TokenizeRequest, arrived: float) -> None:
         text = self.state.frontend()
         if (request.prompt is None) == (request.messages is None):
-            raise bad_request("Either 'prompt' or 'messages' is needed.", param="prompt")
+            raise bad_request(
+                "Exactly one of 'prompt' and 'messages' must be given.", param="prompt"
+            )
         if request.messages is not None:
             ids = await encode_messages(text, request, request.messages)
         else:
