@@ -45,6 +45,7 @@ class PhaseLog:
         self._spoke = time.monotonic()
 
     def report(self, report: PhaseReport) -> None:
+        """Writes the line of a phase that has ended, or of one that goes on for long."""
         now = time.monotonic()
         if report.finished:
             logger.info("%s: %.2f s", report.phase, report.seconds)

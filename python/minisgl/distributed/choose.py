@@ -35,6 +35,8 @@ class Group:
 
 @dataclass(frozen=True)
 class ChosenCommunicator:
+    """A rank's communicators, and why they are these."""
+
     communicator: _native.Communicator
     sentence: str  # what was chosen and why, for the screen
     host: _native.Communicator  # the CPU group that was made on the way; may be the same

@@ -106,6 +106,7 @@ class EngineClient:
 
     @property
     def state(self) -> State:
+        """Where the engine is between its first start and its end."""
         return self._state
 
     @property

@@ -63,6 +63,7 @@ class LocalRanks:
         await asyncio.gather(*(rank.stop(farewell) for rank in self._ranks.values()))
 
     def kill(self) -> None:
+        """Ends all ranks at once."""
         for rank in self._ranks.values():
             rank.kill()
 

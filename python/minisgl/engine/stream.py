@@ -39,10 +39,12 @@ class TokenStream:
 
     @property
     def id(self) -> int:
+        """The request's id in the engine."""
         return self.request.id
 
     @property
     def prompt_ids(self) -> list[int]:
+        """The tokens of the prompt as it was submitted."""
         return self.request.prompt
 
     @property

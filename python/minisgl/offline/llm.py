@@ -126,6 +126,7 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
         return self._engine.tokenizer
 
     @property

@@ -147,6 +147,7 @@ def _note(text: str) -> None:
 
 
 def piped_line() -> str:
+    """A line of the standard input, with its end. Raises EOFError where there is none."""
     line = sys.stdin.readline()
     if not line:
         raise EOFError

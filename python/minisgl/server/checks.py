@@ -28,6 +28,7 @@ def decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
 
 
 def check_common(request: GenerationRequest) -> None:
+    """ApiError 400 for what neither chat nor completions can honour."""
     if request.stream_options is not None and not request.stream:
         raise errors.bad_request(
             "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
@@ -153,6 +154,7 @@ def _arguments(text: str, index: int) -> dict[str, Any]:
 
 
 def stop_strings(request: GenerationRequest) -> list[str]:
+    """The stop strings of a request, as a list."""
     return [request.stop] if isinstance(request.stop, str) else request.stop or []
 
 

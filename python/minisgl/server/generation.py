@@ -159,6 +159,7 @@ class Generation:
 
     @property
     def num_generated_tokens(self) -> int:
+        """Tokens of all choices so far, stop tokens included."""
         return sum(choice.num_tokens for choice in self._choices)
 
     @property

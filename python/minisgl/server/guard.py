@@ -35,6 +35,7 @@ class Guard:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, whatever happens meanwhile, and counts it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -116,6 +117,7 @@ class Protected:
         self._expected = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on. Raises ApiError 401 without the key."""
         if self._expected is not None and not self._allowed(scope, self._expected):
             raise unauthorized()
         await self.app(scope, receive, send)

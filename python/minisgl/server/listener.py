@@ -57,6 +57,7 @@ class Http1Protocol(H11Protocol):
     _chunked = False  # the response under way has a body in chunks
 
     async def handle(self, event: Event) -> None:
+        """Takes what the connection read, or its end."""
         if isinstance(event, Closed):
             self.client_closed = True
             self._stop_head_timer()
@@ -76,6 +77,7 @@ class Http1Protocol(H11Protocol):
             self.stream.scope["extensions"][CHUNK_EXTENSION] = {"send": self._send_chunk}
 
     async def stream_send(self, event: StreamEvent) -> None:
+        """Writes a part of the response."""
         if isinstance(event, Response):
             self._chunked = (
                 isinstance(self.connection, h11.Connection)

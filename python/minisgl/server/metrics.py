@@ -55,6 +55,7 @@ class Histogram:
 
     @property
     def sum(self) -> float:
+        """Of all observations."""
         return self._sum
 
     def buckets(self) -> list[tuple[str, float]]:

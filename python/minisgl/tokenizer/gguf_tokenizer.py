@@ -34,6 +34,9 @@ def load_gguf(path: Path, *, chat_template: str | None = None) -> Tokenizer:
 
 
 def tokenizer_from_metadata(metadata: Metadata, *, chat_template: str | None = None) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata describe. `chat_template` replaces the file's own.
+    Raises ModelError.
+    """
     vocabulary = _Vocabulary(metadata)
     kind = _get(metadata, "tokenizer.ggml.model", str, "")
     if kind == "gpt2":
