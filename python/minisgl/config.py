@@ -20,7 +20,7 @@ COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 ENV_PREFIX = "MINISGL_"
-MIN_SECRET_LENGTH = 16  # of --dist-secret: a proof of knowing it crosses the network
+MIN_SECRET_LENGTH = 16  # the least for --dist-secret: a proof of knowing it crosses the network
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -41,8 +41,8 @@ class ServerArgs:
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free port, printed at start
     api_key: str | None = field(default=None, repr=False)
-    max_body_bytes: int = 8 * 2**20  # of one request
-    max_all_bodies_bytes: int = 512 * 2**20  # of all that are arriving
+    max_body_bytes: int = 8 * 2**20  # the largest body of one request
+    max_all_bodies_bytes: int = 512 * 2**20  # memory for all bodies that are arriving
     body_timeout: float = 30.0  # seconds for a client to send a head, and the same for a whole body
 
     num_threads: int = 0  # engine threads; 0: the cores allowed to this process
@@ -53,7 +53,9 @@ class ServerArgs:
     max_running: int = 256  # sequences in one step
     max_batch_tokens: int = 0  # rows in one step; 512 on the CPU, 8192 on a GPU
     device: str = "auto"  # auto: a GPU where there is one
-    memory_fraction: float = 0.9  # of what the weights leave, for the KV cache and the workspace
+    memory_fraction: float = (
+        0.9  # share of what the weights leave that the KV cache and the workspace may take
+    )
     num_pages: int = 0  # KV pages; says the same as kv_cache_tokens
     disable_cuda_graph: bool = False
     disable_overlap: bool = False
@@ -61,11 +63,11 @@ class ServerArgs:
     max_waiting: int = 1024  # requests queued beyond the running ones; one more is refused (429)
 
     tp: int = 1  # tensor-parallel ranks, over all hosts
-    comm: str = "auto"  # how they sum; auto: by the devices
+    comm: str = "auto"  # how ranks add up their parts; auto: by the devices
     nnodes: int = 1  # hosts
-    node_rank: int = 0  # which of them this is; the server is on 0
+    node_rank: int = 0  # this host's number; the server is on host 0
     dist_init_addr: str | None = None  # host:port of node 0, for several hosts
-    dist_secret: str | None = field(default=None, repr=False)  # that all hosts know
+    dist_secret: str | None = field(default=None, repr=False)  # the secret that all hosts share
 
     num_tokenizer: int = 0  # tokenizer processes; 0: in the server's own process
     startup_timeout: float = 600.0  # seconds until the engine must be ready

@@ -94,8 +94,8 @@ def check_completion(request: CompletionRequest) -> None:
 
 
 def plain_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates want them: text contents, calls with decoded arguments, no absent
-    fields.
+    """Messages in the form that chat templates read: text contents, calls with decoded arguments,
+    no absent fields.
     """
     return [_plain_message(message, index) for index, message in enumerate(messages)]
 

@@ -73,7 +73,7 @@ class Choice:
         self._text_length = 0  # characters given out
         self._detokenizer = detokenizer
         self._offsets = (
-            offsets  # the same text without regard to stop strings; None: no logprobs wanted
+            offsets  # the same text without regard to stop strings; None: without logprobs
         )
         self._offset = 0
         self._held: list[TokenEntry] = []  # their text isn't out yet

@@ -108,7 +108,7 @@ async def routing_error(request: Request, error: Exception) -> NoReturn:
 
 
 class Protected:
-    """An endpoint that wants the API key. It wraps what the router has chosen, so no spelling of a
+    """An endpoint that needs the API key. It wraps what the router has chosen, so no spelling of a
     path gets around it.
     """
 

@@ -1,5 +1,5 @@
-"""Server-sent events of a generation: what stays the same is encoded once a stream, what changes
-once an event.
+"""Server-sent events of a generation: what stays the same is encoded once per stream, what changes
+once per event.
 """
 
 from __future__ import annotations
