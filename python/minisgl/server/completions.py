@@ -15,7 +15,7 @@ from minisgl.server.logprobs import CompletionLogprobs
 from minisgl.server.prompts import CompletionPrompt, encode_prompts
 from minisgl.server.schemas import CompletionRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
-from minisgl.tokenizer import IncrementalDetokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
     from minisgl.text.frontend import TextFrontend
@@ -117,8 +117,9 @@ class ChoiceShaper:
 
     def _offsets(self, ids: list[int], length: int) -> list[int]:
         """Characters before each prompt token; special tokens that were added have none."""
+        skip = self._request.skip_special_tokens is not False
         detokenizer = IncrementalDetokenizer(
-            self._text.tokenizer, skip_special_tokens=self._request.skip_special_tokens is not False
+            self._text.tokenizer, DetokenizerOptions(skip_special_tokens=skip)
         )
         offsets, offset = [], 0
         for token_id in ids:

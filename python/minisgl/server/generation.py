@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.engine.client import EngineBusy, EngineUnavailable
+from minisgl.engine.api import EngineBusy, EngineUnavailable
 from minisgl.server import errors
 from minisgl.server.metrics import Metrics
-from minisgl.tokenizer import IncrementalDetokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
-    from minisgl.engine.client import EngineClient
+    from minisgl.engine.api import EngineApi
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import Output, PromptLogprob
     from minisgl.sampling_params import SamplingParams
@@ -132,7 +132,7 @@ class Generation:
     """
 
     def __init__(
-        self, client: EngineClient, text: TextFrontend, metrics: Metrics, *, arrived: float
+        self, client: EngineApi, text: TextFrontend, metrics: Metrics, *, arrived: float
     ) -> None:
         self._client = client
         self._text = text
@@ -192,6 +192,9 @@ class Generation:
         what was begun.
         """
         self.num_prompt_tokens += len(prompt_ids)
+        options = DetokenizerOptions.of(
+            params, include_stop=include_stop, continues_prompt=continues_prompt
+        )
         for number in range(n):
             one = params if params.seed is None or number == 0 else _reseed(params, number)
             try:
@@ -205,19 +208,11 @@ class Generation:
             choice = Choice(
                 len(self._choices),
                 stream,
-                self._text.detokenizer(
-                    skip_special_tokens=params.skip_special_tokens,
-                    stop=params.stop,
-                    min_tokens=params.min_tokens,
-                    include_stop=include_stop,
-                    continues_prompt=continues_prompt,
-                ),
+                self._text.detokenizer(options),
                 None
                 if params.logprobs is None
                 else IncrementalDetokenizer(
-                    self._text.tokenizer,
-                    skip_special_tokens=params.skip_special_tokens,
-                    continues_prompt=continues_prompt,
+                    self._text.tokenizer, msgspec.structs.replace(options, stop=[])
                 ),
             )
             self._choices.append(choice)

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from minisgl.engine.client import EngineUnavailable
+from minisgl.engine.api import EngineUnavailable
 from minisgl.server.errors import unavailable
 from minisgl.server.metrics import EngineFigures
 from minisgl.server.state import ServerState

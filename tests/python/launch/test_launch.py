@@ -297,5 +297,38 @@ def test_tokenizer_processes_serve_and_are_replaced(start: Start) -> None:
     until(lambda: Stream(port, [1], 5).join().endswith("data: [DONE]"))
 
 
+def test_a_stream_goes_on_when_its_detokenizer_is_killed(start: Start) -> None:
+    server = start("--num-tokenizer", "1")
+    port = server.wait_ready()
+
+    def tokenizers() -> list[int]:
+        return [pid for pid in server.children() if is_tokenizer(pid)]
+
+    whole = text_of(Stream(port, [1], 1200).join())
+    assert len(whole) > 100
+    stream = Stream(port, [1], 1200)
+    stream.wait_events(3)
+    for _ in range(2):
+        until(lambda: len(tokenizers()) == 2)
+        for pid in tokenizers():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not tokenizers())
+    body = stream.join()
+    assert body.endswith("data: [DONE]")
+    assert text_of(body) == whole
+    assert server.output.count("the detokenizer process was killed") >= 1
+
+
+def text_of(body: str) -> str:
+    """The text of all events of a stream."""
+    events = [line.removeprefix("data: ") for line in body.splitlines()]
+    return "".join(
+        choice["text"]
+        for event in events
+        if event != "[DONE]"
+        for choice in json.loads(event)["choices"]
+    )
+
+
 def is_tokenizer(pid: int) -> bool:
     return b"minisgl.text.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
