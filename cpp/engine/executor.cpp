@@ -40,7 +40,7 @@ StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec) {
           .vocab_size = spec.vocab_size};
 }
 
-Executor::Executor(Model& model, Ops& device, KvCache cache)
+Executor::Executor(Model& model, Device& device, KvCache cache)
     : model_(model), device_(device), cache_(std::move(cache)) {}
 
 Executor::Prepared Executor::prepare(const StepLimits& limits, bool record_decodes, const RecordProgress& progress) {

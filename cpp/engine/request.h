@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/sampling.h"
+#include "kernels/query.h"
 
 namespace minisgl {
 
