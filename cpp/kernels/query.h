@@ -26,7 +26,7 @@ struct TokenLogprob {
   float logprob;
 };
 
-// Which tokens a request has seen, for its penalties; kept on the device that samples (Ops::make_seen_tokens).
+// Which tokens a request has seen, for its penalties; kept on the device that samples (StepRunner::make_seen_tokens).
 class SeenTokens {
  public:
   virtual ~SeenTokens() = default;

@@ -1,4 +1,6 @@
-// From a path to a model that can compute.
+// Reads the configuration, checks every tensor, then loads them.
+#include "models/load_model.h"
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -45,7 +47,7 @@ ColumnBlocks column_blocks(const ModelSpec& spec, const WeightSource& source) {
 
 }  // namespace
 
-std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress,
+std::unique_ptr<Model> load_model(const std::string& path, Device& device, const LoadProgress& progress,
                                   LoadFormat format) {
   const bool dummy = format == LoadFormat::dummy;
   const std::unique_ptr<WeightSource> source = open_weights(path, !dummy);

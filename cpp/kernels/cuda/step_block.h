@@ -7,7 +7,8 @@
 
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/step_data.h"
-#include "kernels/ops.h"
+#include "kernels/query.h"
+#include "kernels/step.h"
 
 namespace minisgl::cuda {
 

@@ -22,7 +22,7 @@ using testing_support::DeviceMatrix;
 class DeviceSampling : public testing::TestWithParam<DeviceKind> {
  protected:
   void SetUp() override { MINISGL_SKIP_WITHOUT(GetParam()); }
-  Ops& device() const { return *device_of(GetParam()); }
+  Device& device() const { return *device_of(GetParam()); }
 
   // One step whose only purpose is its logits.
   std::vector<TokenOutput> run(const std::vector<float>& logits, std::int64_t vocab,

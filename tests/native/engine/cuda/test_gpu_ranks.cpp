@@ -86,9 +86,9 @@ std::unique_ptr<Communicator> join(int rank) {
   return make_nccl_communicator(id, options);
 }
 
-void follow(int rank, const EngineOptions& options, int ring) {
+void follow(int rank, const EngineConfig& options, int ring) {
   std::shared_ptr<Communicator> comm = join(rank);
-  auto device = make_cuda_ops(comm->device(), 2, comm);
+  auto device = make_cuda_device(comm->device(), 2, comm);
   auto model = minisgl::testing::load(small_qwen3(), *device);
   Follower follower(std::move(model), std::move(device), options, open_ring_receiver(ring, rank, {.size = kRanks}));
   follower.start();
@@ -99,16 +99,16 @@ void follow(int rank, const EngineOptions& options, int ring) {
 
 TEST(GpuRank, DISABLED_Engine) {
   const int rank = std::stoi(variable("MINISGL_TEST_RANK")), ring = std::stoi(variable("MINISGL_TEST_RING"));
-  const EngineOptions options = small_device_options(true);
+  const EngineConfig options = small_device_options(true);
   if (rank != 0) return follow(rank, options, ring);
 
   std::shared_ptr<Communicator> comm = join(rank);
   std::printf("ranks sum by %s\n", comm->name().c_str());
   const std::vector<Request> requests = many_requests();
-  Followers followers;
+  PlanSenders followers;
   followers.push_back(open_ring_sender(ring, {.size = kRanks}));
-  const Answers got = answers_of(make_cuda_ops(comm->device(), 2, comm), requests, options, std::move(followers));
-  const Answers expected = answers_of(make_cuda_ops(comm->device(), 2), requests, options);
+  const Answers got = answers_of(make_cuda_device(comm->device(), 2, comm), requests, options, std::move(followers));
+  const Answers expected = answers_of(make_cuda_device(comm->device(), 2), requests, options);
   // bf16 sums of another order: a near-tie may go the other way.
   const int whole = compare(got, expected, requests);
   std::printf("of %zu answers equal to one GPU's: %d\n", requests.size(), whole);
