@@ -15,6 +15,7 @@
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/sampling.h"
+#include "kernels/cpu/seen_tokens.h"
 #include "kernels/philox.h"
 
 namespace minisgl {
@@ -42,17 +43,6 @@ class CpuLinear final : public Linear {
   std::vector<GemmPart> parts_;  // point into outputs_
   std::int64_t out_features_ = 0;
   std::int64_t nbytes_ = 0;
-};
-
-struct CpuSeenTokens final : SeenTokens {
-  TokenCounts counts;
-  void add_prompt(std::span<const std::int32_t> tokens) override {
-    if (counts.in_prompt.empty()) return;
-    for (const std::int32_t token : tokens) counts.in_prompt[static_cast<std::size_t>(token)] = 1;
-  }
-  void add_output(std::span<const std::int32_t> tokens) override {
-    for (const std::int32_t token : tokens) ++counts.in_output[static_cast<std::size_t>(token)];
-  }
 };
 
 class CpuDevice final : public Device {
@@ -105,10 +95,7 @@ class CpuDevice final : public Device {
     return std::make_unique<const CpuLinear>(std::move(outputs));
   }
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
-    auto seen = std::make_unique<CpuSeenTokens>();
-    seen->counts.in_output.assign(static_cast<std::size_t>(vocab_size), 0);
-    if (in_prompt) seen->counts.in_prompt.assign(static_cast<std::size_t>(vocab_size), 0);
-    return seen;
+    return std::make_unique<CpuSeenTokens>(vocab_size, in_prompt);
   }
 
   void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
@@ -247,17 +234,14 @@ class CpuDevice final : public Device {
       output.logprob = token_logprob(logits, query.target, query.num_top, output.top);
       return;
     }
-    static const TokenCounts none;
-    auto* seen = static_cast<CpuSeenTokens*>(query.seen);
     std::span<float> changeable = logits;
     if (query.num_top >= 0) {
       scratch.logits.assign(logits.begin(), logits.end());
       changeable = scratch.logits;
     }
-    output.token = minisgl::sample(changeable, *query.params, seen != nullptr ? seen->counts : none, query.banned,
-                                   query.position, scratch.sample);
+    output.token = minisgl::sample(changeable, *query.params, query.processors, query.position, scratch.sample);
     if (query.num_top >= 0) output.logprob = token_logprob(logits, output.token, query.num_top, output.top);
-    if (seen != nullptr) ++seen->counts.in_output[static_cast<std::size_t>(output.token)];
+    if (query.processors.penalties.seen != nullptr) query.processors.penalties.seen->add_output({&output.token, 1});
   }
 
   ThreadPool pool_;

@@ -64,7 +64,8 @@ class StepSlots {
   int device_index_;
   cudaStream_t stream_;
   Communicator* comm_;
-  CudaStream upload_stream_;  // of what steps read
+  std::int64_t vocab_size_ = 0;  // as reserved; 0: unknown
+  CudaStream upload_stream_;     // of what steps read
   Slot slots_[2];
   int current_ = 0;  // the step at hand's; the other one's step came before it
   double busy_seconds_ = 0;

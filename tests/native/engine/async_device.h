@@ -144,9 +144,12 @@ class AsyncDevice : public Device {
       }
       for (LogitQuery& query : queries) {
         query.params = &params.emplace_back(*query.params);
-        const auto& tokens_of_query = banned.emplace_back(query.banned.begin(), query.banned.end());
-        query.banned = tokens_of_query;
-        if (query.seen != nullptr) query.seen = static_cast<Seen*>(query.seen)->inner.get();
+        LogitProcessors& processors = query.processors;
+        processors.bias = biases.emplace_back(processors.bias.begin(), processors.bias.end());
+        processors.banned = banned.emplace_back(processors.banned.begin(), processors.banned.end());
+        processors.mask = masks.emplace_back(processors.mask.begin(), processors.mask.end());
+        SeenTokens*& seen = processors.penalties.seen;
+        if (seen != nullptr) seen = static_cast<Seen*>(seen)->inner.get();
       }
       batch = {tokens, positions, sequences, logit_rows, from.page_size};
     }
@@ -155,6 +158,8 @@ class AsyncDevice : public Device {
     std::vector<std::int32_t> tokens, positions, logit_rows;
     std::vector<ops::SequenceRows> sequences;
     std::deque<std::vector<std::int32_t>> tables, banned;
+    std::deque<std::vector<TokenBias>> biases;
+    std::deque<std::vector<std::uint32_t>> masks;
     std::deque<SamplingParams> params;
     std::vector<LogitQuery> queries;
     StepBatch batch{};
