@@ -17,7 +17,7 @@ from minisgl.config import default_cache_dir
 from minisgl.engine.request import check_request
 from minisgl.ipc.messages import Alternative, EngineInfo, EngineOptions, EngineStats
 from minisgl.offline.local_model import open_local_model
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import ParameterError, SamplingParams
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,7 +48,7 @@ class CompletionResult:
     text: str  # without the stop string or stop token
     token_ids: list[int]  # with the stop token, where one ended it
     finish_reason: str  # "stop" or "length"
-    logprobs: list[TokenLogprob] | None  # one a token id
+    logprobs: list[TokenLogprob] | None  # one per token id
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
         return self._model.tokenizer
 
     @property
@@ -202,9 +203,9 @@ class LLM:
         for number, (prompt_ids, one) in enumerate(zip(ids, params, strict=True)):
             try:
                 check_request(prompt_ids, one, self.info)
-            except ValueError as error:
+            except ParameterError as error:
                 where = f"prompt {number}: " if len(ids) > 1 else ""
-                raise ValueError(f"{where}{error}") from error
+                raise ParameterError(error.parameter, f"{where}{error}") from error
         samples = [_make_samples(prompt, one) for prompt, one in zip(ids, params, strict=True)]
         everything = [sample for group in samples for sample in group]
         self._model.run(self._complete(everything, continues_prompt, use_tqdm))

@@ -12,6 +12,7 @@ import msgspec
 from minisgl.engine.api import EngineBusy, EngineUnavailable, State
 from minisgl.engine.live_requests import SHUTTING_DOWN, LiveRequests
 from minisgl.ipc.messages import Abort, EngineInfo, EngineStats, Output, StepOutputs, Submit
+from minisgl.tasks import background
 
 if TYPE_CHECKING:
     from minisgl._native import Engine
@@ -40,26 +41,30 @@ class NativeEngine:
         engine.start()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(engine.event_fd(), self._take_outputs)
-        self._watch = asyncio.create_task(self._watch_engine())
+        self._watch = background(self._watch_engine(), "the watch of the engine", self._fail)
         self._requests.attach(self._send)
 
     @property
     def state(self) -> State:
+        """As in EngineApi."""
         if self.failure:
             return "failed"
         return "draining" if self._draining else "ready"
 
     @property
     def stats(self) -> EngineStats:
+        """As in EngineApi."""
         return msgspec.convert(self._engine.stats(), EngineStats)
 
     @property
     def num_live(self) -> int:
+        """As in EngineApi."""
         return len(self._requests)
 
     def submit(
         self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
     ) -> TokenStream:
+        """As in EngineApi."""
         if self.state != "ready":
             raise EngineUnavailable(self.failure or SHUTTING_DOWN)
         if len(self._requests) >= self._max_live:
@@ -67,9 +72,11 @@ class NativeEngine:
         return self._requests.submit(prompt_ids, params, self.info, end_ids)
 
     def abort(self, request_id: int) -> None:
+        """As in EngineApi."""
         self._requests.abort(request_id)
 
     async def drain(self, timeout: float) -> bool:
+        """As in EngineApi."""
         self._draining = True
         return await self._requests.drain(timeout)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from minisgl.engine.api import EngineBusy, EngineUnavailable
+from minisgl.sampling_params import ParameterError
 from minisgl.server import errors
 from minisgl.server.metrics import Metrics
 from minisgl.text.answer import AnswerReader, Piece
@@ -154,6 +155,7 @@ class Generation:
 
     @property
     def num_generated_tokens(self) -> int:
+        """Tokens of all choices so far, stop tokens included."""
         return sum(choice.num_tokens for choice in self._choices)
 
     @property
@@ -197,8 +199,8 @@ class Generation:
                 raise errors.busy() from None
             except EngineUnavailable:
                 raise errors.unavailable(self._client.state) from None
-            except ValueError as error:  # says what was wrong with the request
-                raise errors.bad_request(str(error)) from None
+            except ParameterError as error:
+                raise errors.bad_request(str(error), param=error.parameter) from None
             choice = Choice(
                 len(self._choices),
                 stream,

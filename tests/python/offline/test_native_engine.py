@@ -12,7 +12,7 @@ import pytest_asyncio
 from minisgl.engine.api import EngineBusy, EngineUnavailable
 from minisgl.offline.native_engine import NativeEngine
 from minisgl.sampling_params import SamplingParams
-from tests.python.llm.fake_native import MAX_MODEL_LEN, FakeEngine
+from tests.python.offline.fake_native import MAX_MODEL_LEN, FakeEngine
 
 LONG = SamplingParams(max_tokens=100, ignore_eos=True)
 

@@ -14,7 +14,7 @@ from minisgl import LLM, SamplingParams
 from minisgl.model_files.files import ModelError
 from minisgl.offline.llm import TokenLogprob
 from minisgl.offline.local_model import EngineError
-from tests.python.llm.fake_native import (
+from tests.python.offline.fake_native import (
     EOS,
     MAX_MODEL_LEN,
     VOCAB_SIZE,
