@@ -15,13 +15,17 @@
 
 namespace minisgl::cuda {
 
-// Penalty counts [slots, vocab] of all sequences that need them.
+// Penalty counts [num_slots, vocab_size] of all sequences that need them.
 struct SeenPool {
   DeviceBuffer counts;
-  std::int64_t vocab_size = 0;
+  std::int64_t vocab_size = 0, num_slots = 0;
   std::vector<std::int32_t> free;
 
+  // While no slot is taken.
   void reserve(std::int64_t slots, std::int64_t vocab) {
+    MINISGL_CHECK(std::ssize(free) == num_slots, num_slots - std::ssize(free),
+                  " sequences count tokens of a vocabulary of ", vocab_size, "; it can't become ", vocab);
+    num_slots = slots;
     counts = allocate_on_device(static_cast<std::size_t>(slots * vocab) * sizeof(std::uint32_t));
     vocab_size = vocab;
     free.clear();
