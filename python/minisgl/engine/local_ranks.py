@@ -13,6 +13,7 @@ from minisgl.engine.launcher import RankEvents
 from minisgl.engine.placement import divide_cores
 from minisgl.ipc.messages import EngineOptions, FromRank, Place, Start, decode_from_rank
 from minisgl.ipc.process import ChildProcess, describe_exit, python_command
+from minisgl.tasks import background
 
 RANK_COMMAND = python_command("minisgl.rank.main")
 LAST_WORDS_SECONDS = 0.5  # for messages of a rank that has ended already
@@ -56,7 +57,8 @@ class LocalRanks:
                     ring_fd=descriptor,
                 )
                 start = Start(options, placed)
-                self._tasks.append(asyncio.create_task(self._listen(place.rank, rank, start)))
+                listening = self._listen(place.rank, rank, start)
+                self._tasks.append(background(listening, f"the watch of rank {place.rank}"))
 
     def send(self, rank: int, message: Any) -> bool:
         """As in RankLauncher."""

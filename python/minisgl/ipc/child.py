@@ -26,6 +26,7 @@ import zmq
 from minisgl.ipc.messages import encode
 from minisgl.ipc.queues import Decoder, OnMalformed, ZmqAsyncPullQueue, ZmqAsyncPushQueue
 from minisgl.log import start_child_logging
+from minisgl.tasks import background
 
 PARENT_CHECK_SECONDS = 1.0
 FORCED_END_SECONDS = 3
@@ -77,7 +78,9 @@ def run_child(
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, _end, task)
         die_with_parent(signal.SIGTERM)
-        watch = asyncio.create_task(_watch_parent(parent_pid, task))
+        watch = background(
+            _watch_parent(parent_pid, task), "the watch of the parent", lambda reason: _end(task)
+        )
         try:
             return await task
         except asyncio.CancelledError:

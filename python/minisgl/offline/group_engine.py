@@ -24,6 +24,7 @@ from minisgl.ipc.messages import (
     StepOutputs,
     Submit,
 )
+from minisgl.tasks import background
 
 STOP_SECONDS = 15.0  # for the ranks to end
 
@@ -111,11 +112,14 @@ class GroupEngine:
             on_outputs=self._take,
         )
         infos = await self._group.start()
-        self._watch = asyncio.create_task(self._watch_group())
+        self._watch = background(self._watch_group(), "the watch of the ranks", self._fail)
         return msgspec.structs.asdict(infos[0])
 
     async def _watch_group(self) -> None:
-        self._failure = await self._group.wait_lost()
+        self._fail(await self._group.wait_lost())
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
         self._group.kill()
         os.eventfd_write(self._event_fd, 1)
 

@@ -48,6 +48,10 @@ class ChatCompletions(JsonEndpoint):
         state = self.state
         text = state.frontend()
         prompt_ids = await encode_messages(text, request, request.messages)
+        if not prompt_ids:
+            raise errors.bad_request(
+                "The model's chat template makes an empty prompt of the messages.", param="messages"
+            )
         wanted = request.max_completion_tokens or request.max_tokens
         info = state.client.info
         params = checks.sampling_params(

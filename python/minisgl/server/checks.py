@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import ParameterError, SamplingParams
 from minisgl.server import errors
 from minisgl.server.json_values import check_values
 from minisgl.server.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
@@ -195,11 +195,8 @@ def sampling_params(
             **given,
         )
         params.check_tokens(vocab_size)
-    except (
-        ValueError
-    ) as error:  # its sentences name the field, the range and the client's own value
-        sentence = str(error)
-        raise errors.bad_request(sentence, param=sentence.split()[0].split("'")[0]) from None
+    except ParameterError as error:  # its sentence is for the client, whose own value it shows
+        raise errors.bad_request(str(error), param=error.parameter) from None
     return params
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from minisgl.engine.api import EngineBusy, EngineUnavailable
+from minisgl.sampling_params import ParameterError
 from minisgl.server import errors
 from minisgl.server.metrics import Metrics
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
@@ -203,8 +204,8 @@ class Generation:
                 raise errors.busy() from None
             except EngineUnavailable:
                 raise errors.unavailable(self._client.state) from None
-            except ValueError as error:  # says what was wrong with the request
-                raise errors.bad_request(str(error)) from None
+            except ParameterError as error:
+                raise errors.bad_request(str(error), param=error.parameter) from None
             choice = Choice(
                 len(self._choices),
                 stream,
