@@ -68,7 +68,7 @@ def run_child(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start_child_logging()
     if len(sys.argv) != 3 or not sys.argv[2].isdigit():
-        print("this program is started by minisgl-serve", file=sys.stderr)
+        print("this program can't be used alone: minisgl-serve starts it", file=sys.stderr)
         sys.exit(2)
     directory, parent_pid = sys.argv[1], int(sys.argv[2])
     context: zmq.Context[Any] = zmq.Context()
@@ -139,7 +139,10 @@ def die_with_parent(sent: signal.Signals) -> None:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, sent, 0, 0, 0) != 0:
-        logger.warning("prctl failed: %s", os.strerror(ctypes.get_errno()))
+        logger.warning(
+            "the kernel won't end this process with its parent (prctl): %s",
+            os.strerror(ctypes.get_errno()),
+        )
 
 
 async def _watch_parent(parent_pid: int, task: asyncio.Task[int]) -> None:

@@ -73,15 +73,19 @@ class GroupEngine:
         os.close(self._event_fd)
 
     def submit(self, request: dict[str, Any]) -> None:
+        """Queues a request: the fields of Submit."""
         self._loop.call_soon_threadsafe(self._group.send, Submit(**request))
 
     def abort(self, request_id: int) -> None:
+        """Ends a request; unknown and finished ids are ignored."""
         self._loop.call_soon_threadsafe(self._group.send, Abort([request_id]))
 
     def event_fd(self) -> int:
+        """A descriptor that is readable while there are outputs, and after a failure."""
         return self._event_fd
 
     def drain(self) -> list[tuple[Any, ...]]:
+        """The outputs that arrived since the last call, as Output's fields."""
         with self._lock:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._event_fd)
@@ -89,9 +93,11 @@ class GroupEngine:
             return outputs
 
     def stats(self) -> dict[str, Any]:
+        """The fields of EngineStats, as of the latest step."""
         return self._stats
 
     def failure(self) -> str:
+        """What the group died of, or ""."""
         return self._failure
 
     # --- in the loop's thread

@@ -48,7 +48,7 @@ class CompletionResult:
     text: str  # without the stop string or stop token
     token_ids: list[int]  # with the stop token, where one ended it
     finish_reason: str  # "stop" or "length"
-    logprobs: list[TokenLogprob] | None  # one a token id
+    logprobs: list[TokenLogprob] | None  # one per token id
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
         return self._engine.tokenizer
 
     @property

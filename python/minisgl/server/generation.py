@@ -74,7 +74,7 @@ class Choice:
         self._text_length = 0  # characters given out
         self._detokenizer = detokenizer
         self._offsets = (
-            offsets  # the same text without regard to stop strings; None: no logprobs wanted
+            offsets  # the same text without regard to stop strings; None: without logprobs
         )
         self._offset = 0
         self._held: list[TokenEntry] = []  # their text isn't out yet
@@ -160,6 +160,7 @@ class Generation:
 
     @property
     def num_generated_tokens(self) -> int:
+        """Tokens of all choices so far, stop tokens included."""
         return sum(choice.num_tokens for choice in self._choices)
 
     @property
