@@ -56,7 +56,7 @@ class DeviceSeenTokens final : public SeenTokens {
  private:
   void upload(std::span<const std::int32_t> tokens) {
     if (tokens.size_bytes() > tokens_.size()) tokens_ = allocate_on_device(tokens.size_bytes());
-    // From pageable memory: the call returns when the tokens are read.
+    // The memory is pageable, so the call returns when the tokens are read.
     MINISGL_CUDA_CHECK(
         cudaMemcpyAsync(tokens_.data(), tokens.data(), tokens.size_bytes(), cudaMemcpyHostToDevice, stream_));
   }
