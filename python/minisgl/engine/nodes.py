@@ -7,15 +7,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from minisgl.config import default_cache_dir
+from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
-from minisgl.engine.placement import divide_cores
-from minisgl.ipc.messages import Alive, FromRank, Place, PlanKeys, Shutdown
+from minisgl.ipc.messages import Alive, PlanKeys, Shutdown
 from minisgl.ipc.node_link import (
     EndRanks,
     Farewell,
@@ -29,6 +28,7 @@ from minisgl.ipc.node_link import (
     derive_key,
     greet_node,
 )
+from minisgl.tasks import background
 
 ALIVE_SECONDS = 1.0  # between two signs of life of host 0
 SILENT_SECONDS = 7.0  # without one, and host 0 is lost
@@ -61,12 +61,12 @@ class NodeHub:
         self._links: dict[int, NodeLink] = {}
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pulse: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Listens at the address and nowhere else. OSError where that isn't possible."""
         self._server = await asyncio.start_server(self._admit, self.host, self.port)
-        self._keep(self._show_life())
+        self._pulse = background(self._show_life(), "the signs of life for other hosts")
 
     def missing(self) -> list[int]:
         """Hosts that are not connected."""
@@ -91,13 +91,8 @@ class NodeHub:
         self._links.clear()
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
-            task.cancel()
-
-    def _keep(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if self._pulse is not None:
+            self._pulse.cancel()
 
     async def _show_life(self) -> None:
         while True:
@@ -123,11 +118,14 @@ class NodeHub:
             while True:
                 self.on_message(await link.receive_from_node())
         except NodeLinkError:
+            pass
+        except Exception:  # a host that isn't heard any more is a lost one
+            logger.exception("unexpected error while reading from host %d", link.node_rank)
+        finally:
+            writer.close()
             if self._links.get(link.node_rank) is link:
                 del self._links[link.node_rank]
                 self.on_lost(link.node_rank)
-        finally:
-            writer.close()
 
 
 class NodeAgent:
@@ -203,30 +201,26 @@ class NodeAgent:
     async def _start_ranks(self, link: NodeLink, message: StartRanks) -> None:
         group = message.places[0].name
 
-        def on_message(rank: int, word: FromRank) -> None:
-            link.send(RankWord(group, rank, word))
-
-        def on_end(rank: int, how: str) -> None:
-            link.send(RankEnd(group, rank, how))
-
-        cores = divide_cores(sorted(os.sched_getaffinity(0)), len(message.places))
-        places: list[Place] = [
+        events = RankEvents(
+            message=lambda rank, word: link.send(RankWord(group, rank, word)),
+            end=lambda rank, how: link.send(RankEnd(group, rank, how)),
+        )
+        places = [
             place.at(
-                cores=own,
                 secret=sum_secret(self._secret, group),
                 remotes=[plan_keys(self._secret, group, place.rank)],
             )
-            for place, own in zip(message.places, cores, strict=True)
+            for place in message.places
         ]
         options = msgspec.structs.replace(
             message.options, model_path=self._model_path, cache_dir=str(default_cache_dir())
         )
-        self._ranks = LocalRanks(self._command, on_message, on_end)
+        self._ranks = LocalRanks(self._command, events)
         logger.info("starting ranks %d to %d", places[0].rank, places[-1].rank)
         try:
-            await self._ranks.start(options, places, ring=False)
+            await self._ranks.start(options, places)
         except OSError as error:
-            on_end(places[0].rank, f"can't be started: {error}")
+            events.end(places[0].rank, f"can't be started: {error}")
 
     async def _end_ranks(self) -> None:
         ranks, self._ranks = self._ranks, None

@@ -15,7 +15,7 @@ from minisgl.server.logprobs import CompletionLogprobs
 from minisgl.server.prompts import CompletionPrompt, encode_prompts
 from minisgl.server.schemas import CompletionRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
-from minisgl.tokenizer import IncrementalDetokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
     from minisgl.text.frontend import TextFrontend
@@ -27,6 +27,7 @@ class Completions(JsonEndpoint):
     decoder = msgspec.json.Decoder(CompletionRequest)
 
     async def answer(self, exchange: Exchange, request: CompletionRequest, arrived: float) -> None:
+        """Completes each prompt. Raises ApiError 400, 429 or 503."""
         checks.check_completion(request)
         state = self.state
         text = state.frontend()
@@ -56,6 +57,7 @@ class Completions(JsonEndpoint):
             "model": state.model_name,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+            exchange.generation = generation
             for prompt, params in zip(prompts, jobs, strict=True):
                 generation.submit(
                     prompt.ids,
@@ -98,6 +100,7 @@ class ChoiceShaper:
         return shown + delta.text
 
     def logprobs(self) -> CompletionLogprobs | None:
+        """A record for a choice's log probabilities, or None where none were asked for."""
         if self._request.logprobs is None:
             return None
         return CompletionLogprobs(self._text.tokenizer)
@@ -114,8 +117,9 @@ class ChoiceShaper:
 
     def _offsets(self, ids: list[int], length: int) -> list[int]:
         """Characters before each prompt token; special tokens that were added have none."""
+        skip = self._request.skip_special_tokens is not False
         detokenizer = IncrementalDetokenizer(
-            self._text.tokenizer, skip_special_tokens=self._request.skip_special_tokens is not False
+            self._text.tokenizer, DetokenizerOptions(skip_special_tokens=skip)
         )
         offsets, offset = [], 0
         for token_id in ids:
@@ -155,6 +159,7 @@ class CompletionEvents:
         self._shaper = shaper
 
     def event(self, delta: Delta) -> bytes:
+        """The chunk that a delta makes, or b"" where it has nothing to show."""
         into = self._shaper.logprobs()
         text = self._shaper.shape(delta, into)
         if not text and not delta.finish_reason and (into is None or not into.tokens):
@@ -175,4 +180,5 @@ class CompletionEvents:
         )
 
     def last(self) -> bytes:
+        """What follows the choices' last chunks: usage where it was asked for, and [DONE]."""
         return self._frame.last()

@@ -5,8 +5,9 @@ exceptions into answers.
 from __future__ import annotations
 
 import hmac
-import logging
+import time
 import uuid
+from collections.abc import Mapping
 from typing import NoReturn
 
 from starlette.exceptions import HTTPException
@@ -15,42 +16,68 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minisgl.server.errors import ApiError, from_exception, unauthorized
 from minisgl.server.http import ClientGone, Exchange, send_error
+from minisgl.server.metrics import Metrics
+from minisgl.server.request_log import Answered, log_request
 
-logger = logging.getLogger(__name__)
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+OTHER = "other"
 
 
 class Guard:
     """Gives each request an Exchange (scope["minisgl.exchange"]), refuses what is malformed,
-    answers every exception.
+    answers every exception, counts the answers.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, routes: Mapping[object, str], metrics: Metrics) -> None:
+        """`routes`: the template of each endpoint's path."""
         self.app = app
+        self._routes = routes
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, whatever happens meanwhile, and counts it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, uuid.uuid4().hex)
         scope["minisgl.exchange"] = exchange
+        began = time.perf_counter()
+        reason = ""
         try:
             _check_framing(scope)
             await self.app(scope, exchange.receive, exchange.send)
         except ClientGone:
-            logger.debug("request %s: the client is gone", exchange.request_id)
+            reason = "client_gone"
         except Exception as error:
             answer = from_exception(error, exchange.request_id)
+            reason = answer.code or answer.type
             # Once a response has begun there is no way to say more: returning cuts the connection,
             # which the client notices.
             if not exchange.response_started:
                 await send_error(exchange.send, answer)
+        # No path or method of a client's own gets into a label or a line.
+        method = scope["method"] if scope["method"] in METHODS else OTHER
+        route = self._routes.get(scope.get("endpoint"), OTHER)
+        self._metrics.count_answer(route, method, exchange.status)
+        seconds = time.perf_counter() - began
+        log_request(
+            Answered(
+                exchange.request_id,
+                method,
+                route,
+                exchange.status,
+                seconds,
+                reason,
+                exchange.generation,
+            )
+        )
 
 
 def _check_framing(scope: Scope) -> None:
     if scope["http_version"] not in ("1.0", "1.1"):
         raise ApiError(
             505,
-            "This server speaks HTTP/1.1.",
+            "This HTTP version is not supported. The server speaks HTTP/1.0 and HTTP/1.1.",
             code="http_version_not_supported",
             headers={"Connection": "close"},
         )
@@ -59,7 +86,7 @@ def _check_framing(scope: Scope) -> None:
         # Two answers to the question where the body ends: request smuggling lives on that.
         raise ApiError(
             400,
-            "Content-Length and Transfer-Encoding may not come together.",
+            "A request must not have both Content-Length and Transfer-Encoding.",
             headers={"Connection": "close"},
         )
 
@@ -81,7 +108,7 @@ async def routing_error(request: Request, error: Exception) -> NoReturn:
 
 
 class Protected:
-    """An endpoint that wants the API key. It wraps what the router has chosen, so no spelling of a
+    """An endpoint that needs the API key. It wraps what the router has chosen, so no spelling of a
     path gets around it.
     """
 
@@ -90,6 +117,7 @@ class Protected:
         self._expected = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on. Raises ApiError 401 without the key."""
         if self._expected is not None and not self._allowed(scope, self._expected):
             raise unauthorized()
         await self.app(scope, receive, send)
