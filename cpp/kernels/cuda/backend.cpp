@@ -112,7 +112,7 @@ class CudaDevice final : public Device {
 
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
     MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // any thread may call, also before the first step
-    if (seen_.counts.size() == 0) seen_.reserve(kLazySlots, vocab_size);
+    if (seen_.vocab_size != vocab_size) seen_.reserve(kLazySlots, vocab_size);
     return std::make_unique<cuda::DeviceSeenTokens>(seen_, in_prompt, stream_.get());
   }
 
