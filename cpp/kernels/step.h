@@ -37,14 +37,14 @@ struct StepBatch {
   std::span<const std::int32_t> positions;       // [num_rows]
   std::span<const ops::SequenceRows> sequences;  // cover all rows, in order
   std::span<const std::int32_t> logit_rows;      // [num_logits] ascending rows whose logits are wanted
-  int page_size;                                 // of the page tables
+  int page_size;                                 // positions per page of the page tables
 };
 
 // The largest steps that will come.
 struct StepLimits {
   std::int64_t rows, sequences, logits;
-  std::int64_t positions;  // of one sequence
-  std::int64_t pages;      // of all sequences together
+  std::int64_t positions;  // the most of one sequence
+  std::int64_t pages;      // the most of all sequences together
   std::int64_t vocab_size;
 };
 
