@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "comm/plan_channel.h"
+#include "engine/lookahead.h"
 #include "kernels/ops.h"
 #include "models/decoder.h"
 
@@ -26,6 +27,7 @@ struct EngineOptions {
   std::int64_t max_model_len = 0;          // prompt + output tokens of one request
   std::int64_t max_running = 256;          // sequences in one step
   std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
+  std::int64_t max_drafts = 0;             // rows in one step that try drafts
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
@@ -85,9 +87,9 @@ using Followers = std::vector<std::unique_ptr<PlanSender>>;
 
 class Engine {
  public:
-  // `device` is the one that `model` was loaded on.
+  // `device` is the one that `model` was loaded on. Without `make_lookahead` every token is drawn.
   Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
-         Followers followers = {}, const RecordProgress& progress = {});
+         Followers followers = {}, const RecordProgress& progress = {}, MakeLookahead make_lookahead = {});
   ~Engine();  // stops
 
   // Starts the engine thread; once. Requests submitted before wait.
