@@ -23,8 +23,10 @@ from minisgl.engine.client import EngineClient, RestartPolicy
 from minisgl.engine.group import EngineStartError
 from minisgl.engine.nodes import NodeAgent, NodeHub
 from minisgl.ipc.process import python_command
-from minisgl.model_source import ModelError, ModelFiles, resolve_model
+from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.source import resolve_model
 from minisgl.server.app import create_app
+from minisgl.server.hook_check import check_hooks
 from minisgl.server.listener import (
     GRACEFUL_SECONDS,
     ListenError,
@@ -35,7 +37,7 @@ from minisgl.server.listener import (
 )
 from minisgl.server.state import ServerState
 from minisgl.startup import PhaseLog, describe_engine, engine_options
-from minisgl.tokenizer.worker import TextFrontend
+from minisgl.text.frontend import TextFrontend
 
 MAX_OPEN_FILES = 65536  # as far as the hard limit allows
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command minisgl-serve. Returns its exit status."""
     args = parse_args(argv)
     if args.shell:
-        from minisgl.shell import run_shell
+        from minisgl.offline.shell import run_shell
 
         return run_shell(args)
     return launch_server(args)
@@ -69,7 +71,7 @@ def launch_server(
     logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
     _allow_connections()
     if args.node_rank > 0:
-        return _run_node(args, rank_command or python_command("minisgl.engine.rank"))
+        return _run_node(args, rank_command or python_command("minisgl.rank.main"))
     try:
         with contextlib.closing(bind_socket(args.host, args.port)) as listener:
             files = resolve_model(
@@ -155,20 +157,16 @@ class Server:
         self._http_stop = asyncio.Event()
 
     async def run(self) -> int:
-        """Until a signal or the engine's failure. Raises EngineStartError, ModelError."""
+        """Serves until a signal or the engine's failure.
+
+        Raises ListenError, EngineStartError, ModelError.
+        """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_exception)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
         url = url_of(self._listener)
-        http = asyncio.create_task(
-            serve_http(
-                create_app(self._state),
-                self._listener,
-                self._http_stop.wait,
-                head_timeout=self._args.body_timeout,
-            )
-        )
+        http = asyncio.create_task(self._serve_http())
         stop = asyncio.create_task(self._stop.wait())
         try:
             start = asyncio.create_task(self._start())
@@ -192,6 +190,16 @@ class Server:
         finally:
             stop.cancel()
             await self._close(http)
+
+    async def _serve_http(self) -> None:
+        """Until it is told to stop. Raises ListenError."""
+        await check_hooks()
+        await serve_http(
+            create_app(self._state),
+            self._listener,
+            self._http_stop.wait,
+            head_timeout=self._args.body_timeout,
+        )
 
     async def _open_hub(self) -> None:
         args = self._args

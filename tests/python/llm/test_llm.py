@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from minisgl import LLM, SamplingParams
-from minisgl.llm import TokenLogprob
-from minisgl.local_engine import EngineError
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
+from minisgl.offline.llm import TokenLogprob
+from minisgl.offline.local_engine import EngineError
 from tests.python.llm.fake_native import (
     EOS,
     MAX_MODEL_LEN,
@@ -152,7 +152,12 @@ def test_thousands_of_prompts_stay_within_the_queue(llm: LLM, native: FakeNative
         ([-1], None, "got -1"),
         ([1] * 190, None, f"more than the {MAX_MODEL_LEN} tokens"),
         ("x", SamplingParams(stop_token_ids=[VOCAB_SIZE]), "stop_token_ids must hold"),
-        (["a", "b"], [SamplingParams()], r"one a prompt \(2\), got 1"),
+        (["a", "b"], [SamplingParams()], r"one per prompt \(2\), got 1"),
+        (["a", "b"], [], r"one per prompt \(2\), got 0"),
+        ("a", (), r"one per prompt \(1\), got 0"),
+        ("a", {}, "must be SamplingParams or a list, got {}"),
+        ("a", 0, "must be SamplingParams or a list, got 0"),
+        ("a", [{"max_tokens": 3}], "must be SamplingParams or a list, got .{'max_tokens': 3}"),
         (["a", 5], None, "prompt 1 must be text or a list of token ids, got 5"),
         ([[True]], None, "prompt 0 must be text"),
         ([[1.5]], None, "prompt 0 must be text"),
@@ -211,7 +216,7 @@ def test_ctrl_c_aborts_what_lives(llm: LLM, native: FakeNative) -> None:
 
 def test_a_dead_engine(llm: LLM, native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(native)
-    monkeypatch.setattr("minisgl.local_engine._FAILURE_CHECK_MS", 10)
+    monkeypatch.setattr("minisgl.offline.local_engine._FAILURE_CHECK_MS", 10)
 
     def die() -> list[Any]:
         engine.failed = "bad_alloc in step 3"

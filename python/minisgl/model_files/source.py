@@ -1,0 +1,192 @@
+"""resolve_model: from what the user named (or nothing) to a model's files on this machine."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from pathlib import Path
+
+from minisgl.config import default_cache_dir
+from minisgl.model_files.default_model import default_model
+from minisgl.model_files.files import ModelError, ModelFiles
+
+# What is taken from a Hugging Face repository; other formats and training state stay there.
+_WANTED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+)
+_UNWANTED_FILES = ("*/*", "consolidated*")  # copies of the weights in other layouts
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+\.gguf)")
+
+
+def resolve_model(
+    model: str | None,
+    *,
+    show_progress: bool = True,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    weights: bool = True,
+) -> ModelFiles:
+    """Finds or downloads `model`: a folder, a .gguf file, a Hugging Face id (org/name), or one
+    .gguf file of a repository (org/name/file.gguf); None is the default model.
+
+    `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its
+    own. `revision` is for Hugging Face ids only. Without `weights` (--load-format dummy) a folder
+    needs none, and none are downloaded for an id.
+    ModelError, with one sentence, when there is no such model, a file is missing, or it can't be
+    downloaded.
+    """
+    if model is None:
+        _refuse_revision(revision, "the default model")
+        return default_model(cache_dir or default_cache_dir(), show_progress=show_progress)
+    try:
+        path = Path(model).expanduser()
+        if model and (path.is_dir() or path.is_file()):
+            _refuse_revision(revision, f"the model at {model!r}")
+            return _folder(path, weights=weights) if path.is_dir() else _gguf_file(path)
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no home folder
+        raise ModelError(f"there is no model at {model[:200]!r}: {error}.") from error
+    if hub_file := _HUB_FILE.fullmatch(model):
+        return _hub_file(hub_file[1], hub_file[2], revision)
+    if _HUB_ID.fullmatch(model) and not model.endswith(".gguf"):
+        return _hub_snapshot(model, revision, show_progress, weights)
+    raise ModelError(
+        f"there is no model at {model!r}: no such folder or .gguf file, and it is not a Hugging "
+        "Face id like org/name."
+    )
+
+
+def _refuse_revision(revision: str | None, model: str) -> None:
+    if revision is not None:
+        raise ModelError(
+            f"--revision {revision} is for a Hugging Face id, but {model} has no revisions: leave "
+            "it out."
+        )
+
+
+def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> ModelFiles:
+    """A folder with config.json and every weight file that its index names, or one .gguf file."""
+    files = ModelFiles(str(path), name or path.resolve().name)
+    shown = name or str(path)
+    if not (path / "config.json").is_file():
+        gguf_files = sorted(path.glob("*.gguf"))
+        if len(gguf_files) == 1:
+            return _gguf_file(gguf_files[0])
+        if gguf_files:
+            names = ", ".join(file.name for file in gguf_files[:5])
+            raise ModelError(f"{shown} has several .gguf files ({names}): name one of them.")
+        raise ModelError(f"{shown} has no config.json: it is not a model.")
+    if not weights:
+        return files
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        for file in _indexed_files(index):
+            if not (path / file).is_file():
+                raise ModelError(f"{shown} lacks {file}, which {index.name} names.")
+    elif not any(path.glob("*.safetensors")):
+        raise ModelError(f"{shown} has no *.safetensors weights.")
+    return files
+
+
+def _indexed_files(index: Path) -> list[str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} is not an index of safetensors files: {error!r}.") from error
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ModelError(f"{index} names {file!r}, which is not a file beside it.")
+    return files
+
+
+def _gguf_file(path: Path) -> ModelFiles:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}.") from error
+    if magic != b"GGUF":
+        raise ModelError(f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'.")
+    return ModelFiles(str(path), path.stem)
+
+
+def _hub_snapshot(
+    repo: str, revision: str | None, show_progress: bool, weights: bool
+) -> ModelFiles:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    hide = not show_progress and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        path = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=[name for name in _WANTED_FILES if weights or "safetensors" not in name],
+            ignore_patterns=list(_UNWANTED_FILES),
+        )
+    except Exception as error:  # the library lets its HTTP client's exceptions through
+        raise ModelError(_hub_error(repo, revision, error)) from error
+    finally:
+        if hide:
+            enable_progress_bars()
+    return _folder(Path(path), repo, weights=weights)
+
+
+def _hub_file(repo: str, file: str, revision: str | None) -> ModelFiles:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(repo, file, revision=revision)
+    except Exception as error:
+        raise ModelError(_hub_error(repo, revision, error)) from error
+    return _gguf_file(Path(path))
+
+
+def _hub_error(repo: str, revision: str | None, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    match error:
+        case errors.GatedRepoError():
+            return (
+                f"{repo} is gated: accept its terms on its Hugging Face page and log in "
+                "(`hf auth login`, or HF_TOKEN)."
+            )
+        case errors.RevisionNotFoundError():
+            return f"{repo} has no revision {revision!r}."
+        case errors.RepositoryNotFoundError():
+            return (
+                f"there is no model {repo!r}: no such folder here, and Hugging Face has none of "
+                "that name that you may see."
+            )
+        case errors.EntryNotFoundError() if not isinstance(error, errors.LocalEntryNotFoundError):
+            return f"{repo} has no such file."
+        case OSError(errno=errno.ENOSPC):
+            return f"there is no space left on the disk for {repo}."
+        case errors.HFValidationError():
+            return f"{repo!r} is not a Hugging Face id."
+        case errors.HfHubHTTPError() if error.response is not None:
+            return (
+                f"Hugging Face answered {error.response.status_code} for {repo}; try again later."
+            )
+    return (
+        f"{repo} is neither a folder here nor in the Hugging Face cache, and Hugging Face can't be "
+        "reached: download it elsewhere and name its folder with --model."
+    )

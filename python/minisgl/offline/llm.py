@@ -1,0 +1,376 @@
+"""LLM: the engine offline, in this process: a list of prompts in, a list of results out."""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from minisgl.config import default_cache_dir
+from minisgl.ipc.messages import (
+    Alternative,
+    EngineInfo,
+    EngineOptions,
+    EngineStats,
+    Output,
+    Submit,
+)
+from minisgl.offline.local_engine import check_finish, open_local_engine, shown_tokens
+from minisgl.sampling_params import SamplingParams
+from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Prompt = str | Sequence[int]
+Message = dict[str, Any]  # {"role": ..., "content": ...}
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token with its log probability under the model's own distribution (natural logarithm)."""
+
+    token_id: int
+    logprob: float | None  # None for a prompt's first token, which nothing stands before
+    alternatives: list[Alternative]  # (token id, logprob), most likely first
+
+
+@dataclass(frozen=True)
+class CompletionResult:
+    """One completion of a prompt."""
+
+    index: int  # 0 to n - 1
+    text: str  # without the stop string or stop token
+    token_ids: list[int]  # with the stop token, where one ended it
+    finish_reason: str  # "stop" or "length"
+    logprobs: list[TokenLogprob] | None  # one a token id
+
+
+@dataclass(frozen=True)
+class RequestResult:
+    """What became of one prompt."""
+
+    prompt: str | None  # None where the prompt was token ids
+    prompt_token_ids: list[int]
+    outputs: list[CompletionResult]
+    prompt_logprobs: list[TokenLogprob] | None
+
+
+class LLM:
+    """A model loaded into this process, or with `tp` over so many processes. Close it, or use it in
+    a `with`.
+
+    The arguments are those of `minisgl-serve`; 0 and "auto" are chosen. ModelError, with one
+    sentence, when the model can't be had or used. One thread at a time.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        revision: str | None = None,
+        chat_template: str | None = None,
+        cache_dir: str | Path | None = None,
+        num_threads: int = 0,
+        kv_dtype: str = "auto",
+        kv_cache_tokens: int = 0,
+        max_model_len: int = 0,
+        page_size: int = 16,
+        max_running: int = 256,
+        max_batch_tokens: int = 0,
+        device: str = "auto",
+        memory_fraction: float = 0.9,
+        num_pages: int = 0,
+        disable_cuda_graph: bool = False,
+        disable_overlap: bool = False,
+        load_format: str = "auto",
+        tp: int = 1,
+        comm: str = "auto",
+        show_progress: bool = True,
+    ) -> None:
+        def options(path: str) -> EngineOptions:
+            return EngineOptions(
+                model_path=path,
+                num_threads=num_threads,
+                kv_dtype=kv_dtype,
+                page_size=page_size,
+                kv_cache_tokens=kv_cache_tokens,
+                max_model_len=max_model_len,
+                max_running=max_running,
+                max_batch_tokens=max_batch_tokens,
+                device=device,
+                memory_fraction=memory_fraction,
+                num_pages=num_pages,
+                disable_cuda_graph=disable_cuda_graph,
+                disable_overlap=disable_overlap,
+                load_format=load_format,
+                cache_dir=str(default_cache_dir() if cache_dir is None else cache_dir),
+            )
+
+        self._engine = open_local_engine(
+            model,
+            options,
+            revision=revision,
+            chat_template=chat_template,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            show_progress=show_progress,
+            weights=load_format != "dummy",
+            tp=tp,
+            comm=comm,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._engine.tokenizer
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded and chosen."""
+        return self._engine.info
+
+    def stats(self) -> EngineStats:
+        """The engine's counts so far: tokens, steps, preemptions, pages."""
+        return self._engine.stats()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestResult]:
+        """Completes each prompt (text, or token ids): one result per prompt, in their order.
+
+        `sampling_params` is one for all or one per prompt. ValueError, before anything runs, when a
+        prompt or its parameters can't be served; EngineError when the engine dies.
+        """
+        prompt_list = _as_prompts(prompts)
+        params = _as_params(
+            SamplingParams() if sampling_params is None else sampling_params, len(prompt_list)
+        )
+        texts = [prompt if isinstance(prompt, str) else None for prompt in prompt_list]
+        ids = [
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            for prompt in prompt_list
+        ]
+        return self._run(texts, ids, params, continues_prompt=True, use_tqdm=use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestResult]:
+        """Answers one conversation or each of several, through the model's chat template.
+
+        Without `sampling_params` an answer may be as long as fits. Errors as for `generate`, and
+        ChatTemplateError (a ValueError) when the template refuses the messages.
+        """
+        several = bool(messages) and not isinstance(messages[0], dict)
+        conversations = cast(
+            "Sequence[Sequence[Message]]", messages if several else [messages] if messages else []
+        )
+        texts = [
+            self.tokenizer.render_chat(list(chat), tools=tools, template_kwargs=template_kwargs)
+            for chat in conversations
+        ]
+        ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        if sampling_params is None:
+            limit = self.info.max_model_len
+            params = [SamplingParams(max_tokens=max(1, limit - len(prompt))) for prompt in ids]
+        else:
+            params = _as_params(sampling_params, len(ids))
+        return self._run(texts, ids, params, continues_prompt=False, use_tqdm=use_tqdm)
+
+    def _run(
+        self,
+        texts: Sequence[str | None],
+        ids: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        *,
+        continues_prompt: bool,
+        use_tqdm: bool,
+    ) -> list[RequestResult]:
+        samples: list[list[_Sample]] = []
+        for number, (prompt_ids, one) in enumerate(zip(ids, params, strict=True)):
+            try:
+                samples.append(self._samples(prompt_ids, one, continues_prompt))
+            except ValueError as error:
+                where = f"prompt {number}: " if len(ids) > 1 else ""
+                raise ValueError(f"{where}{error}") from error
+        self._complete([sample for group in samples for sample in group], use_tqdm)
+        return [
+            RequestResult(
+                prompt=text,
+                prompt_token_ids=prompt_ids,
+                outputs=[sample.result() for sample in group],
+                prompt_logprobs=group[0].prompt_logprobs,
+            )
+            for text, prompt_ids, group in zip(texts, ids, samples, strict=True)
+        ]
+
+    def _samples(
+        self, prompt_ids: list[int], params: SamplingParams, continues_prompt: bool
+    ) -> list[_Sample]:
+        """The n requests of one prompt. With a seed, sample i is what seed + i gives alone."""
+        samples = []
+        for index in range(params.n):
+            one = params
+            if index > 0:
+                changes: dict[str, Any] = {"prompt_logprobs": None}
+                if params.seed is not None:
+                    changes["seed"] = (params.seed + index) % 2**64
+                one = msgspec.structs.replace(params, **changes)
+            detokenizer = IncrementalDetokenizer(
+                self.tokenizer,
+                skip_special_tokens=params.skip_special_tokens,
+                stop=params.stop,
+                min_tokens=params.min_tokens,
+                continues_prompt=continues_prompt,
+            )
+            samples.append(_Sample(index, self._engine.request(prompt_ids, one), detokenizer))
+        return samples
+
+    def _complete(self, samples: Sequence[_Sample], use_tqdm: bool) -> None:
+        """Runs all samples, as many at once as the engine's queue takes."""
+        from tqdm import tqdm
+
+        engine = self._engine
+        waiting = deque(samples)
+        running: dict[int, _Sample] = {}
+        num_tokens = 0
+        with tqdm(total=len(samples), unit="completion", disable=not use_tqdm) as bar:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < engine.max_in_flight:
+                        sample = waiting.popleft()
+                        running[sample.request.id] = sample
+                        engine.submit(sample.request)
+                    for output in engine.wait():
+                        sample = running[output.id]
+                        was_stopped = sample.stopped
+                        sample.take(output)
+                        if sample.stopped and not was_stopped and not output.finish:
+                            engine.abort(output.id)
+                        num_tokens += len(output.token_ids)
+                        if output.finish:
+                            del running[output.id]
+                            bar.set_postfix(tokens=num_tokens, refresh=False)
+                            bar.update()
+            finally:
+                engine.abort_all()  # on an error or Ctrl-C; else nothing lives
+
+    def close(self) -> None:
+        """Stops the engine. Safe to call again."""
+        self._engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Sample:
+    """One request and what came of it so far."""
+
+    def __init__(self, index: int, request: Submit, detokenizer: IncrementalDetokenizer) -> None:
+        self.index = index
+        self.request = request
+        self.prompt_logprobs: list[TokenLogprob] | None = None
+        self._detokenizer = detokenizer
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._finish_reason = ""
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string came: what the engine still sends is not wanted."""
+        return self._detokenizer.stopped
+
+    def take(self, output: Output) -> None:
+        """Raises what the engine's error stands for."""
+        if self.stopped:
+            return
+        check_finish(output)
+        self._text.append(self._detokenizer.push(shown_tokens(output)))
+        if output.finish and not self.stopped:
+            self._text.append(self._detokenizer.finish())
+        self._token_ids += output.token_ids
+        self._logprobs += [
+            TokenLogprob(token_id, logprob, alternatives)
+            for token_id, (logprob, alternatives) in zip(
+                output.token_ids, output.logprobs or (), strict=False
+            )
+        ]
+        if output.prompt_logprobs is not None:
+            entries = [TokenLogprob(*entry) for entry in output.prompt_logprobs]
+            self.prompt_logprobs = (self.prompt_logprobs or []) + entries
+        self._finish_reason = output.finish
+        if self.stopped:
+            kept = self._detokenizer.num_tokens
+            del self._token_ids[kept:], self._logprobs[kept:]
+            self._finish_reason = "stop"
+
+    def result(self) -> CompletionResult:
+        return CompletionResult(
+            index=self.index,
+            text="".join(self._text),
+            token_ids=self._token_ids,
+            finish_reason=self._finish_reason,
+            logprobs=self._logprobs if self.request.logprobs >= 0 else None,
+        )
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as several. ValueError when they are something else."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items = list(prompts)
+    if items and all(_is_token_id(item) for item in items):
+        return [[operator.index(cast("int", item)) for item in items]]
+    checked: list[Prompt] = []
+    for number, item in enumerate(items):
+        if isinstance(item, str):
+            checked.append(item)
+        elif isinstance(item, Iterable) and all(_is_token_id(token) for token in item):
+            checked.append([operator.index(token) for token in item])
+        else:
+            raise ValueError(
+                f"prompt {number} must be text or a list of token ids, got {item!r:.80}"
+            )
+    return checked
+
+
+def _is_token_id(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _as_params(
+    params: SamplingParams | Sequence[SamplingParams], num_prompts: int
+) -> list[SamplingParams]:
+    """One for each prompt. ValueError when they are something else."""
+    if isinstance(params, SamplingParams):
+        return [params] * num_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
+        raise ValueError(f"sampling_params must be SamplingParams or a list, got {params!r:.80}")
+    if len(params) != num_prompts:
+        raise ValueError(
+            f"there must be one SamplingParams for all prompts or one per prompt ({num_prompts}), "
+            f"got {len(params)}"
+        )
+    return list(params)

@@ -1,0 +1,116 @@
+"""How a rank's process finds its cores and the other ranks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from minisgl.ipc.messages import EngineOptions, Place
+from minisgl.rank.cores import cores_near_gpu
+
+if TYPE_CHECKING:
+    from minisgl.config import CommKind
+    from minisgl.distributed.choose import ChosenCommunicator
+
+SPIN_MICROSECONDS = 20  # that a rank with cores of its own watches for a plan before it sleeps
+# Ranks come and load at their own pace. The server ends them all as soon as one is dead or stuck,
+# so this only bounds what nobody watches.
+PATIENCE_SECONDS = 1800.0
+
+
+class CommunicatorError(Exception):
+    """The ranks can't be joined in the way that was asked for. The sentence is for the screen."""
+
+
+@dataclass(frozen=True)
+class JoinedGroup:
+    """What a rank among several adds to the native engine's arguments, and what was chosen."""
+
+    arguments: dict[str, Any]
+    comm: str  # a sentence
+    cores: list[int]  # that its threads are pinned to
+
+
+def join_group(place: Place, options: EngineOptions) -> JoinedGroup:
+    """Waits until all ranks have called it. Pins the calling thread, and so those that it will
+    start. Raises CommunicatorError, and the native module's InputError and RankFailure.
+    """
+    from minisgl import _native
+
+    arguments: dict[str, Any] = {}
+    if not options.num_threads:
+        arguments["num_threads"] = max(1, _native.usable_processors() // place.local_size)
+    on_gpu = options.device == "cuda" or (options.device == "auto" and _native.num_gpus() > 0)
+    gpu = place.local_rank if on_gpu else None
+    if on_gpu and place.local_size > _native.num_gpus():
+        raise CommunicatorError(
+            f"{place.local_size} ranks want a GPU each, and there are {_native.num_gpus()}: "
+            "set --tp to at most that, or --device cpu"
+        )
+    cores = place.cores
+    if gpu is not None:
+        allowed = sorted(os.sched_getaffinity(0))
+        cores = cores_near_gpu(_native.gpu_pci_id(gpu), allowed)
+    if cores:
+        os.sched_setaffinity(0, cores)
+    chosen = _communicate(place, gpu)
+    arguments["place"] = _native.Place(
+        rank=place.rank,
+        size=place.size,
+        local_size=place.local_size,
+        ring_fd=place.ring_fd,
+        host=place.host,
+        plan_port=place.plan_port,
+        remotes=[(keys.rank, keys.follower, keys.primary) for keys in place.remotes],
+        spin_microseconds=SPIN_MICROSECONDS if cores else 0,
+        sums=chosen.communicator,
+        numbers=chosen.host,
+    )
+    return JoinedGroup(arguments, chosen.sentence, cores)
+
+
+def _communicate(place: Place, gpu: int | None) -> ChosenCommunicator:
+    from minisgl.distributed.choose import Group, make_communicator
+    from minisgl.distributed.info import DistributedInfo
+
+    info = DistributedInfo(place.rank, place.size)
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    group = Group(
+        place.name,
+        address=f"{host}:{place.sum_port}" if place.host else None,
+        secret=place.secret,
+        timeout=PATIENCE_SECONDS,
+    )
+    try:
+        chosen = make_communicator(cast("CommKind", place.comm), info, group, device=gpu)
+    except ValueError as error:
+        raise CommunicatorError(str(error)) from error
+    if place.comm == "torch":
+        _start_torch(place, chosen, gpu)
+    return chosen
+
+
+def _start_torch(place: Place, chosen: ChosenCommunicator, gpu: int | None) -> None:
+    """Starts torch.distributed's default group. Rank 0's port travels over the host's
+    communicator.
+    """
+    try:
+        import torch
+        from torch import distributed as dist
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise CommunicatorError("--comm torch needs torch, which is not installed") from error
+    address = place.host or "127.0.0.1"
+    port = torch.zeros(1, dtype=torch.int32)
+    store = None
+    if place.rank == 0:
+        store = TCPStore(address, 0, place.size, True, wait_for_workers=False)
+        port[0] = store.port
+    chosen.host.broadcast(port)
+    store = store or TCPStore(address, int(port), place.size, False)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    dist.init_process_group(
+        "gloo" if gpu is None else "nccl", store=store, rank=place.rank, world_size=place.size
+    )

@@ -1,0 +1,140 @@
+"""A tokenizer process: encodes prompts, or detokenizes streams. `python -m
+minisgl.text.worker_process`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from minisgl.ipc.child import ParentLink, run_child
+from minisgl.ipc.messages import Failed, Shutdown
+from minisgl.ipc.queues import ZmqAsyncPushQueue
+from minisgl.ipc.text_messages import (
+    CloseText,
+    Encode,
+    EncodeChat,
+    Encoded,
+    OpenText,
+    PushTokens,
+    Refused,
+    Text,
+    TextOptions,
+    TextReady,
+    ToText,
+    decode_to_text,
+)
+from minisgl.model_files.files import ModelError
+from minisgl.tokenizer import ChatTemplateError, IncrementalDetokenizer, Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+async def main(link: ParentLink[ToText]) -> int:
+    """Loads the tokenizer, then answers messages in their order until Shutdown."""
+    options = await link.inbox.get()
+    if not isinstance(options, TextOptions):
+        raise TypeError(f"expected the options first, got {type(options).__name__}")
+    try:
+        tokenizer = await asyncio.to_thread(
+            load_tokenizer, options.path, chat_template=options.chat_template
+        )
+    except ModelError as error:
+        link.outbox.put_nowait(Failed(str(error)))
+        return 1
+    link.outbox.put_nowait(TextReady())
+    worker = Worker(tokenizer)
+    while True:
+        message = await link.inbox.get()
+        if isinstance(message, Shutdown):
+            return 0
+        answer = await worker.answer(message)
+        if answer is not None:
+            link.outbox.put_nowait(answer)
+
+
+class Worker:
+    """A tokenizer and the detokenizers that are open."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._open: dict[int, IncrementalDetokenizer] = {}
+
+    async def answer(self, message: ToText) -> Encoded | Refused | Text | None:
+        """The reply to a message, None where there is none."""
+        if isinstance(message, (Encode, EncodeChat)):
+            # In a thread, so that the loop hears of the parent's end during a long text.
+            return await asyncio.to_thread(self._encode, message)
+        if isinstance(message, PushTokens):
+            return self._push(message)
+        if isinstance(message, OpenText):
+            self._open[message.id] = IncrementalDetokenizer(
+                self._tokenizer,
+                skip_special_tokens=message.skip_special_tokens,
+                stop=message.stop,
+                min_tokens=message.min_tokens,
+                include_stop=message.include_stop,
+                continues_prompt=message.continues_prompt,
+            )
+        elif isinstance(message, CloseText):
+            self._open.pop(message.id, None)
+        return None
+
+    def _encode(self, message: Encode | EncodeChat) -> Encoded | Refused:
+        try:
+            return Encoded(message.id, encode_message(self._tokenizer, message))
+        except ChatTemplateError as error:
+            return Refused(message.id, "template", str(error))
+        except ValueError as error:
+            return Refused(message.id, "value", str(error))
+        except Exception as error:  # one bad prompt must not end the process
+            logger.exception("a prompt could not be encoded")
+            return Refused(message.id, "value", f"the prompt can't be tokenized: {error}")
+
+    def _push(self, message: PushTokens) -> Text | Refused:
+        detokenizer = self._open.get(message.id)
+        if detokenizer is None:
+            return Refused(message.id, "value", "no such stream")
+        text = detokenizer.push(message.token_ids)
+        if message.final:
+            text += detokenizer.finish()
+            del self._open[message.id]
+        return Text(
+            message.id, text, detokenizer.stopped, detokenizer.stop_string, detokenizer.num_tokens
+        )
+
+
+def encode_message(tokenizer: Tokenizer, message: Encode | EncodeChat) -> list[int]:
+    """Token ids of a text or of a conversation. Raises ValueError or ChatTemplateError."""
+    if isinstance(message, Encode):
+        return tokenizer.encode(message.text, add_special_tokens=message.add_special_tokens)
+    prompt = tokenizer.render_chat(
+        message.messages,
+        tools=message.tools,
+        add_generation_prompt=message.add_generation_prompt,
+        template_kwargs=message.template_kwargs,
+    )
+    return tokenizer.encode(prompt, add_special_tokens=False)
+
+
+def refuse_malformed(outbox: ZmqAsyncPushQueue[Any]) -> Callable[[bytes], None]:
+    """Replies to a message that can't be decoded if it can be seen which one it was."""
+
+    def reply(data: bytes) -> None:
+        try:
+            content = msgspec.msgpack.decode(data)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return
+        message_id = content.get("id") if isinstance(content, dict) else None
+        if isinstance(message_id, int) and 0 <= message_id < 2**63:
+            outbox.put_nowait(Refused(message_id, "value", "the message has a value out of range"))
+
+    return reply
+
+
+if __name__ == "__main__":
+    run_child(decode_to_text, main, refuse_malformed)

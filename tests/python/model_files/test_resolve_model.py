@@ -1,0 +1,190 @@
+"""resolve_model: folders, .gguf files, Hugging Face ids, and names that are none of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.source import resolve_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = tmp_path / "some-model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"x")
+    return model
+
+
+def gguf(path: Path) -> Path:
+    path.write_bytes(b"GGUF" + bytes(20))
+    return path
+
+
+def refusal(model: str) -> str:
+    with pytest.raises(ModelError) as error:
+        resolve_model(model)
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+    return sentence
+
+
+def test_a_folder(folder: Path) -> None:
+    assert resolve_model(str(folder)) == ModelFiles(str(folder), "some-model")
+
+
+def test_a_revision_of_what_has_none(folder: Path, tmp_path: Path) -> None:
+    for model in (str(folder), str(gguf(tmp_path / "m.gguf")), None):
+        with pytest.raises(ModelError, match="--revision main is for a Hugging Face id"):
+            resolve_model(model, revision="main")
+
+
+def test_a_relative_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert resolve_model(".").name == "some-model"
+
+
+def test_a_folder_in_the_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert resolve_model("~/some-model").path == str(folder)
+
+
+def test_a_gguf_file(tmp_path: Path) -> None:
+    path = gguf(tmp_path / "tiny.Q4_0.gguf")
+    assert resolve_model(str(path)) == ModelFiles(str(path), "tiny.Q4_0")
+    assert resolve_model(str(tmp_path)) == ModelFiles(str(path), "tiny.Q4_0")
+
+
+def test_files_that_are_missing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "has no *.safetensors weights" in refusal(str(folder))
+    assert resolve_model(str(folder), weights=False).path == str(folder)
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-1.safetensors").write_bytes(b"x")
+    assert "lacks model-2.safetensors" in refusal(str(folder))
+    (folder / "model-2.safetensors").write_bytes(b"x")
+    assert resolve_model(str(folder)).path == str(folder)
+    (folder / "config.json").unlink()
+    assert "has no config.json" in refusal(str(folder))
+
+
+@pytest.mark.parametrize(
+    "index", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../../etc/passwd"}}',
+              '{"weight_map": {"a": 5}}', '{"weight_map": {"a": []}}']
+)  # fmt: skip
+def test_a_damaged_index(folder: Path, index: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert "model.safetensors.index.json" in refusal(str(folder))
+
+
+def test_several_gguf_files(tmp_path: Path) -> None:
+    gguf(tmp_path / "a.gguf")
+    gguf(tmp_path / "b.gguf")
+    assert "several .gguf files (a.gguf, b.gguf)" in refusal(str(tmp_path))
+
+
+def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"PK\x03\x04")
+    assert "is not a GGUF file: it begins with b'PK" in refusal(str(path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/no/such/folder",
+        "./none",
+        "none",
+        "none.gguf",
+        "a/b.gguf",
+        "a/b/c",
+        "~/none",
+        "",
+        "a b/c",
+        "x" * 5000,
+        "a\0b",
+    ],
+)
+def test_names_that_are_nothing(name: str) -> None:
+    assert "there is no model at" in refusal(name)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Hugging Face's downloads, replaced: `result` is returned or raised, `calls` are noted."""
+    state: dict[str, Any] = {"calls": [], "result": None}
+
+    def download(*args: Any, **options: Any) -> Any:
+        state["calls"].append((args, options))
+        if isinstance(state["result"], Exception):
+            raise state["result"]
+        return state["result"]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return state
+
+
+def test_a_hub_id(hub: dict[str, Any], folder: Path) -> None:
+    hub["result"] = str(folder)
+    files = resolve_model("org/name-1.5", revision="main", show_progress=False)
+    assert files == ModelFiles(str(folder), "org/name-1.5")
+    (args, options) = hub["calls"][0]
+    assert args == ("org/name-1.5",)
+    assert options["revision"] == "main"
+    assert "*.safetensors" in options["allow_patterns"]
+    resolve_model("org/name-1.5", weights=False)
+    (_, options) = hub["calls"][1]
+    assert "config.json" in options["allow_patterns"]
+    assert not any("safetensors" in pattern for pattern in options["allow_patterns"])
+
+
+def test_a_gguf_file_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:
+    hub["result"] = str(gguf(tmp_path / "x.Q8_0.gguf"))
+    assert resolve_model("org/repo/x.Q8_0.gguf").name == "x.Q8_0"
+    assert hub["calls"][0][0] == ("org/repo", "x.Q8_0.gguf")
+
+
+def response(status: int) -> Any:
+    import httpx
+
+    return httpx.Response(status, request=httpx.Request("GET", "http://hub"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (lambda: errors.GatedRepoError("no", response=response(403)), "is gated"),
+        (lambda: errors.RepositoryNotFoundError("no", response=response(404)), "there is no model"),
+        (lambda: errors.RevisionNotFoundError("no", response=response(404)), "no revision 'v9'"),
+        (lambda: errors.HfHubHTTPError("no", response=response(500)), "answered 500"),
+        (lambda: errors.LocalEntryNotFoundError("offline"), "can't be reached"),
+        (lambda: errors.OfflineModeIsEnabled("offline"), "can't be reached"),
+        (lambda: ConnectionError("refused"), "can't be reached"),
+        (lambda: RuntimeError("the HTTP client's own"), "can't be reached"),
+        (lambda: errors.EntryNotFoundError("no"), "has no such file"),
+        (lambda: OSError(28, "full"), "no space left on the disk"),
+        (lambda: errors.HFValidationError("bad"), "is not a Hugging Face id"),
+    ],
+)
+def test_hub_errors(hub: dict[str, Any], error: Any, message: str) -> None:
+    hub["result"] = error()
+    with pytest.raises(ModelError, match=message) as raised:
+        resolve_model("org/name", revision="v9")
+    assert "org/name" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_repository_without_weights(hub: dict[str, Any], folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    hub["result"] = str(folder)
+    assert refusal("org/name") == "org/name has no *.safetensors weights."

@@ -1,0 +1,137 @@
+"""TextFrontend, the same in both topologies: in this process and in tokenizer processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import tokenizers
+
+from minisgl.model_files.files import ModelError
+from minisgl.text.frontend import TextFrontend, WorkerLost
+from minisgl.tokenizer import ChatTemplateError, load_tokenizer
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("model")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate(alphabet)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text("{}")
+    (folder / "template.jinja").write_text(TEMPLATE)
+    return str(folder)
+
+
+@pytest_asyncio.fixture(params=[0, 2])
+async def text(model: str, request: pytest.FixtureRequest) -> AsyncIterator[TextFrontend]:
+    frontend = await TextFrontend.start(
+        model, chat_template=str(Path(model, "template.jinja")), num_tokenizer=request.param
+    )
+    yield frontend
+    await frontend.close()
+
+
+async def test_it_encodes_what_the_tokenizer_does(text: TextFrontend, model: str) -> None:
+    tokenizer = load_tokenizer(model)
+    texts = ["", "hello", "häh? 😀", "long " * 5000]
+    encoded = await asyncio.gather(*map(text.encode, texts))
+    assert encoded == [tokenizer.encode(one) for one in texts]
+
+
+async def test_it_renders_conversations(text: TextFrontend) -> None:
+    for content in ("hi", "x" * 20_000):
+        ids = await text.encode_chat([{"role": "user", "content": content}])
+        assert text.tokenizer.decode(ids) == f"<user>{content}"
+
+
+async def test_a_bad_text_is_the_callers_error(text: TextFrontend) -> None:
+    with pytest.raises(ValueError, match="lone surrogate"):
+        await text.encode("\ud800")
+    with pytest.raises(ValueError, match="surrogate"):
+        await text.encode_chat([{"role": "user", "content": "\ud800"}])
+    assert await text.encode("a") == text.tokenizer.encode("a")
+
+
+async def test_a_missing_template_is_the_callers_error(model: str) -> None:
+    for num_tokenizer in (0, 1):
+        frontend = await TextFrontend.start(model, num_tokenizer=num_tokenizer)
+        with pytest.raises(ChatTemplateError):
+            await frontend.encode_chat([{"role": "user", "content": "hi"}])
+        await frontend.close()
+
+
+async def test_it_detokenizes_streams_that_are_interleaved(text: TextFrontend) -> None:
+    texts = ["first", "zweiter Text: ä", "😀😀"]
+    streams = [text.detokenizer() for _ in texts]
+    ids = [text.tokenizer.encode(one) for one in texts]
+    parts: list[list[str]] = [[] for _ in texts]
+    for position in range(max(map(len, ids))):
+        for number, stream in enumerate(streams):
+            parts[number].append(await stream.push(ids[number][position : position + 1]))
+    for number, stream in enumerate(streams):
+        parts[number].append(await stream.finish())
+    assert ["".join(part) for part in parts] == texts
+
+
+async def test_stop_strings_end_a_stream(text: TextFrontend) -> None:
+    stream = text.detokenizer(stop=["END"])
+    shown = await stream.push(text.tokenizer.encode("one EN"))
+    shown += await stream.push(text.tokenizer.encode("D two"), final=True)
+    assert shown == "one "
+    assert (stream.stopped, stream.stop_string, stream.num_tokens) == (True, "END", 7)
+
+
+async def test_stop_strings_before_min_tokens_end_nothing(text: TextFrontend) -> None:
+    early = text.tokenizer.encode("a END b")
+    stream = text.detokenizer(stop=["END"], min_tokens=len(early))
+    shown = await stream.push([*early, *text.tokenizer.encode(" END c")], final=True)
+    assert shown == "a END b "
+    assert (stream.stopped, stream.stop_string) == (True, "END")
+
+
+async def test_a_model_without_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+    for num_tokenizer in (0, 1):
+        with pytest.raises(ModelError):
+            await TextFrontend.start(str(tmp_path), num_tokenizer=num_tokenizer)
+
+
+async def test_a_dead_worker_fails_its_callers_and_is_replaced(model: str) -> None:
+    text = await TextFrontend.start(model, num_tokenizer=1)
+    worker = text._encoders[0]
+    assert worker._process is not None
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    answer = asyncio.create_task(text.encode("abc"))
+    await asyncio.sleep(0.05)
+    os.kill(worker._process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerLost):
+        await answer
+    while not worker.serving:
+        await asyncio.sleep(0.05)
+    assert await text.encode("abc") == text.tokenizer.encode("abc")
+    await text.close()
+
+
+async def test_streams_that_end_early_are_forgotten_by_the_worker(model: str) -> None:
+    text = await TextFrontend.start(model, num_tokenizer=1)
+    stream = text.detokenizer()
+    await stream.push([1])
+    identity = stream._id  # type: ignore[attr-defined]
+    del stream
+    from minisgl.ipc.text_messages import PushTokens
+
+    assert text._detokenizer is not None
+    with pytest.raises(ValueError, match="no such stream"):
+        await text._detokenizer.ask(identity, PushTokens(identity, [1]))
+    await text.close()
