@@ -11,7 +11,8 @@ namespace minisgl {
 
 struct Request;
 
-// One request's. The engine thread asks it whenever the request has new tokens, before the next of its steps is planned.
+// One request's. The engine thread asks it whenever the request has new tokens, before the next of its steps is
+// planned.
 class Lookahead {
  public:
   struct Ahead {
@@ -26,8 +27,8 @@ class Lookahead {
   virtual Ahead look(std::span<const std::int32_t> tokens) = 0;
 };
 
-// Called when a request is admitted; null where nothing is known of it. A request with a lookahead is planned only while
-// its latest token is known.
+// Called when a request is admitted; null where nothing is known of it. A request with a lookahead is planned only
+// while its latest token is known.
 using MakeLookahead = std::function<std::unique_ptr<Lookahead>(const Request&)>;
 
 }  // namespace minisgl

@@ -101,8 +101,10 @@ void Scheduler::complete(const StepTokens& drawn) {
     const std::span<const std::int32_t> tokens = drawn.of(i);
     MINISGL_CHECK(std::ssize(tokens) <= part.num_draws && tokens.empty() == (part.num_draws == 0), tokens.size(),
                   " tokens of ", part.num_draws, " draws for sequence ", part.id);
-    --step.sequences[i]->num_in_flight;
-    if (!tokens.empty()) place_tokens(*step.sequences[i], step.new_tokens[i], tokens, part.num_draws > 1);
+    Sequence& sequence = *step.sequences[i];
+    --sequence.num_in_flight;
+    if (!tokens.empty()) sequence.tokens[static_cast<std::size_t>(step.new_tokens[i])] = tokens.front();
+    if (part.num_drafts() > 0) end_drafts(sequence, tokens.subspan(1));
   }
   pages_.release(step.copied);
   for (auto sequence = leaving_.begin(); sequence != leaving_.end();) {
@@ -116,14 +118,11 @@ void Scheduler::complete(const StepTokens& drawn) {
   spare_.splice(spare_.end(), in_flight_, in_flight_.begin());
 }
 
-// Puts the tokens of a part in their place. What the part reserved for drafts that didn't hold is given back; nothing
-// is in flight for such a sequence.
-void Scheduler::place_tokens(Sequence& sequence, std::int64_t first, std::span<const std::int32_t> tokens,
-                             bool had_drafts) {
-  sequence.tokens[static_cast<std::size_t>(first)] = tokens.front();
-  if (!had_drafts) return;
-  sequence.tokens.insert(sequence.tokens.end(), tokens.begin() + 1, tokens.end());
-  sequence.num_computed += std::ssize(tokens) - 1;
+// Appends what follows the first token of a part with drafts, and gives back what the part reserved for drafts that
+// didn't hold. Nothing else is in flight for such a sequence.
+void Scheduler::end_drafts(Sequence& sequence, std::span<const std::int32_t> tokens) {
+  sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
+  sequence.num_computed += std::ssize(tokens);
   const auto needed = static_cast<std::size_t>(pages_for(sequence.len()));
   if (sequence.pages.size() <= needed) return;
   pages_.release(std::span(sequence.pages).subspan(needed));

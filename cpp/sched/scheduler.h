@@ -119,7 +119,7 @@ class Scheduler {
   std::int64_t chunk_size(const Sequence& sequence) const;
   std::int64_t reserve_drafts(Sequence& sequence, std::int64_t rows);
   void plan_wanted(Sequence& sequence, SequenceStep& part);
-  void place_tokens(Sequence& sequence, std::int64_t first, std::span<const std::int32_t> tokens, bool had_drafts);
+  void end_drafts(Sequence& sequence, std::span<const std::int32_t> tokens);
 
   SchedulerOptions options_;
   PageAllocator pages_;

@@ -91,6 +91,7 @@ bool Scheduler::plan_decodes() {
 
 bool Scheduler::grow(Sequence& sequence) {
   const std::int64_t missing = num_missing_pages(sequence);
+  if (missing == 0) return true;
   while (!pages_.allocate(missing, sequence.pages)) {
     const bool itself = &running_.back() == &sequence;
     preempt_latest();
@@ -220,11 +221,15 @@ void Scheduler::plan_rows(Iterator iterator) {
                                      static_cast<std::int32_t>(sequence.num_planned_pages),
                     .num_draws = draws ? static_cast<std::int32_t>(drafts) + 1 : 0,
                     .adapter = sequence.adapter};
-  plan.new_pages.insert(plan.new_pages.end(), sequence.pages.begin() + sequence.num_planned_pages,
-                        sequence.pages.end());
+  if (part.num_new_pages > 0) {
+    plan.new_pages.insert(plan.new_pages.end(), sequence.pages.begin() + sequence.num_planned_pages,
+                          sequence.pages.end());
+  }
   plan.tokens.insert(plan.tokens.end(), sequence.tokens.begin() + start, sequence.tokens.begin() + end);
   if (plan.tokens.back() == Sequence::kPending) plan.tokens.back() = -1 - sequence.pending_target;
-  plan.tokens.insert(plan.tokens.end(), sequence.drafts.begin(), sequence.drafts.begin() + drafts);
+  if (drafts > 0) {
+    plan.tokens.insert(plan.tokens.end(), sequence.drafts.begin(), sequence.drafts.begin() + drafts);
+  }
   step.sequences.push_back(iterator);
   step.new_tokens.push_back(end);
   sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
