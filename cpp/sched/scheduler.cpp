@@ -27,28 +27,29 @@ void Scheduler::add(NewSequence added) {
   MINISGL_CHECK(added.num_hidden >= 0 && added.num_hidden <= prompt_len, "num_hidden is ", added.num_hidden);
   MINISGL_CHECK(!wants_hidden || (added.max_tokens == 0 && !added.score_prompt), "hidden states of a sequence that ",
                 "draws or scores");
-  waiting_.push_back(Sequence{.id = added.id,
-                              .tokens = std::move(added.prompt),
-                              .prompt_len = prompt_len,
-                              .max_len = prompt_len + added.max_tokens,
-                              .first_wanted = prompt_len - added.num_hidden,
-                              .end_wanted = wants_hidden ? prompt_len : 0,
-                              .wants_hidden = wants_hidden,
-                              .needs_token = added.needs_token,
-                              .adapter = added.adapter,
-                              .prefix = added.prefix});
+  Sequence& sequence = waiting_.emplace_back();
+  sequence.id = added.id;
+  sequence.tokens = std::move(added.prompt);
+  sequence.prompt_len = prompt_len;
+  sequence.max_len = prompt_len + added.max_tokens;
+  sequence.adapter = added.adapter;
+  sequence.needs_token = added.needs_token;
+  sequence.prefix = added.prefix;
   if (added.score_prompt) {
-    waiting_.back().first_wanted = 0;
-    waiting_.back().end_wanted = prompt_len - 1;
+    sequence.end_wanted = prompt_len - 1;
+  } else if (wants_hidden) {
+    sequence.wants_hidden = true;
+    sequence.first_wanted = prompt_len - added.num_hidden;
+    sequence.end_wanted = prompt_len;
   }
-  index_.emplace(added.id, Entry{State::waiting, std::prev(waiting_.end())});
+  index_.emplace(added.id, std::prev(waiting_.end()));
 }
 
 void Scheduler::remove(SequenceId id) {
   const auto entry = index_.find(id);
   MINISGL_CHECK(entry != index_.end(), "sequence ", id, " is not live");
-  const auto [state, sequence] = entry->second;
-  std::list<Sequence>& list = state == State::running ? running_ : waiting_;
+  const Iterator sequence = entry->second;
+  std::list<Sequence>& list = sequence->is_running ? running_ : waiting_;
   index_.erase(entry);
   if (sequence->num_in_flight > 0) {
     leaving_.splice(leaving_.end(), list, sequence);
@@ -58,10 +59,10 @@ void Scheduler::remove(SequenceId id) {
   }
 }
 
-Sequence& Scheduler::live(SequenceId id) {
+Sequence& Scheduler::live(SequenceId id) const {
   const auto entry = index_.find(id);
   MINISGL_CHECK(entry != index_.end(), "sequence ", id, " is not live");
-  return *entry->second.sequence;
+  return *entry->second;
 }
 
 void Scheduler::append(SequenceId id, std::span<const std::int32_t> tokens) {
@@ -78,12 +79,6 @@ void Scheduler::propose(SequenceId id, std::span<const std::int32_t> drafts) {
   MINISGL_CHECK(sequence.needs_token && !sequence.is_pending(), "drafts for sequence ", id,
                 ", which may be planned before its latest token is known");
   sequence.drafts.assign(drafts.begin(), drafts.end());
-}
-
-const Sequence& Scheduler::sequence(SequenceId id) const {
-  const auto entry = index_.find(id);
-  MINISGL_CHECK(entry != index_.end(), "sequence ", id, " is not live");
-  return *entry->second.sequence;
 }
 
 const StepPlan& Scheduler::oldest() const {
@@ -141,7 +136,7 @@ void Scheduler::check() const {
     for (const PageId page : sequence.pages) ++owners[page];
   };
   for (const Sequence& sequence : running_) {
-    MINISGL_CHECK(index_.at(sequence.id).state == State::running && &*index_.at(sequence.id).sequence == &sequence);
+    MINISGL_CHECK(sequence.is_running && &live(sequence.id) == &sequence);
     hold(sequence);
   }
   for (const Sequence& sequence : leaving_) {
@@ -153,7 +148,7 @@ void Scheduler::check() const {
   }
   pages_.check(owners);
   for (const Sequence& sequence : waiting_) {
-    MINISGL_CHECK(index_.at(sequence.id).state == State::waiting && &*index_.at(sequence.id).sequence == &sequence);
+    MINISGL_CHECK(!sequence.is_running && &live(sequence.id) == &sequence);
     MINISGL_CHECK(sequence.pages.empty() && sequence.num_computed == 0, "sequence ", sequence.id, " waits with pages");
   }
 }

@@ -79,7 +79,7 @@ class Scheduler {
   std::int64_t num_waiting() const { return static_cast<std::int64_t>(waiting_.size()); }
   std::uint64_t num_preemptions() const { return num_preemptions_; }
   const PageAllocator& pages() const { return pages_; }
-  const Sequence& sequence(SequenceId id) const;  // CheckError for an unknown id
+  const Sequence& sequence(SequenceId id) const { return live(id); }  // CheckError for an unknown id
   // In order of arrival; all of `running` arrived before all of `waiting`.
   const std::list<Sequence>& running() const { return running_; }
   const std::list<Sequence>& waiting() const { return waiting_; }
@@ -89,7 +89,6 @@ class Scheduler {
 
  private:
   using Iterator = std::list<Sequence>::iterator;
-  enum class State : std::uint8_t { waiting, running };
   struct Step {
     StepPlan plan;
     std::vector<Iterator> sequences;       // [plan.sequences]
@@ -97,17 +96,13 @@ class Scheduler {
     std::vector<PageId> copied;            // sources and destinations: a copy under way owns them
     void clear();
   };
-  struct Entry {
-    State state;
-    Iterator sequence;
-  };
 
   std::int64_t pages_for(std::int64_t num_tokens) const {
     return (num_tokens + options_.page_size - 1) / options_.page_size;
   }
   std::int64_t num_missing_pages(const Sequence& sequence) const;
   std::int64_t num_missing_pages() const;
-  Sequence& live(SequenceId id);
+  Sequence& live(SequenceId id) const;
   bool plan_decodes();  // whether it preempted
   void plan_prefills();
   void admit();
@@ -125,12 +120,14 @@ class Scheduler {
   PageAllocator pages_;
   std::list<Sequence> running_;
   std::list<Sequence> waiting_;
-  std::list<Sequence> leaving_;  // removed, but a step in flight computes them
-  std::unordered_map<SequenceId, Entry> index_;
+  std::list<Sequence> leaving_;                     // removed, but a step in flight computes them
+  std::unordered_map<SequenceId, Iterator> index_;  // running and waiting
   std::uint64_t num_preemptions_ = 0;
 
   std::list<Step> in_flight_;  // oldest first
   std::list<Step> spare_;      // keep their memory; the first is the one planned now
+
+  bool has_chunks_ = false;  // while planning: running sequences lack more than their latest token
 
   // What is left of a step's room while it is planned.
   std::int64_t rows_left_ = 0;           // of max_batch_tokens

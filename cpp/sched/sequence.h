@@ -31,26 +31,28 @@ struct NewSequence {
 struct Sequence {
   static constexpr std::int32_t kPending = -1;  // a token that a step in flight will draw
 
-  SequenceId id;
+  SequenceId id = 0;
   std::vector<std::int32_t> tokens;  // prompt, then what was generated; the last may be pending
-  std::int64_t prompt_len;
-  std::int64_t max_len;  // prompt_len + max_tokens
-  // The prompt's rows that the host gets something of, logits (scores) or hidden states; none where both are 0.
-  std::int64_t first_wanted = 0, end_wanted = 0;
-  bool wants_hidden = false;
-  bool needs_token = false;
-  std::int32_t adapter = 0;
-  SharedPrefix prefix = {};
+  std::int64_t prompt_len = 0;
+  std::int64_t max_len = 0;  // prompt_len + max_tokens
 
   // These say how things stand when all steps in flight are done, as far as that is certain: drafts in flight count as
   // one pending token.
-  std::int64_t num_computed = 0;          // tokens whose keys and values are in the cache
+  std::int64_t num_computed = 0;       // tokens whose keys and values are in the cache
+  std::vector<PageId> pages = {};      // page of position p is pages[p / page_size]
+  std::int64_t num_planned_pages = 0;  // of these, how many a plan has told the ranks
+  std::int32_t pending_target = 0;     // of a pending token: the target of the latest plan that draws it
+  int num_in_flight = 0;               // steps in flight that compute rows of it
+
+  std::int32_t adapter = 0;
+  bool is_running = false;  // else it waits, or has left
+  bool needs_token = false;
+  bool wants_hidden = false;  // of the wanted rows, else their logits
+  // The prompt's rows that the host gets something of; none where end_wanted is 0.
+  std::int64_t end_wanted = 0, first_wanted = 0;
   std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption
-  std::vector<PageId> pages = {};         // page of position p is pages[p / page_size]
-  std::int64_t num_planned_pages = 0;     // of these, how many a plan has told the ranks
-  std::int32_t pending_target = 0;        // of a pending token: the target of the latest plan that draws it
-  int num_in_flight = 0;                  // steps in flight that compute rows of it
   std::vector<std::int32_t> drafts = {};  // proposed to follow the known tokens; the next part that draws tries them
+  SharedPrefix prefix = {};
 
   std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t num_uncomputed() const { return len() - num_computed; }

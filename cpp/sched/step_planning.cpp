@@ -75,6 +75,7 @@ std::int64_t Scheduler::num_missing_pages() const {
 
 bool Scheduler::plan_decodes() {
   const std::uint64_t before = num_preemptions_;
+  has_chunks_ = false;
   // Victims are taken from the back, so what is already in the plan stays, and the next sequence stays valid unless the
   // sequence at hand was the last one.
   for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
@@ -82,8 +83,9 @@ bool Scheduler::plan_decodes() {
     if (sequence->decoding()) {
       if (!grow(*sequence)) break;
       plan_rows(sequence);
-    } else if (sequence->num_uncomputed() > 1 && !grow(*sequence)) {  // tokens were appended to it
-      break;
+    } else if (sequence->num_uncomputed() > 1) {
+      has_chunks_ = true;
+      if (!grow(*sequence)) break;  // tokens were appended to it
     }
   }
   return num_preemptions_ != before;
@@ -108,11 +110,12 @@ void Scheduler::preempt_latest() {
   victim->num_planned_pages = 0;
   victim->num_computed = 0;
   waiting_.splice(waiting_.begin(), running_, victim);
-  index_.at(victim->id).state = State::waiting;
+  victim->is_running = false;
   ++num_preemptions_;
 }
 
 void Scheduler::plan_prefills() {
+  if (!has_chunks_) return;
   for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
     if (sequence->num_uncomputed() > 1) plan_rows(sequence);
   }
@@ -134,7 +137,7 @@ void Scheduler::admit() {
     if (num_shared > 0) share(*next, num_shared);
     MINISGL_CHECK(grow(*next));
     running_.splice(running_.end(), waiting_, next);
-    index_.at(next->id).state = State::running;
+    next->is_running = true;
     plan_rows(next);
   }
 }
@@ -143,8 +146,8 @@ void Scheduler::admit() {
 // that are wanted are computed in any case.
 std::int64_t Scheduler::num_shareable(const Sequence& sequence) const {
   const auto entry = index_.find(sequence.prefix.sequence);
-  if (entry == index_.end() || entry->second.state != State::running) return 0;
-  const Sequence& other = *entry->second.sequence;
+  if (entry == index_.end() || !entry->second->is_running) return 0;
+  const Sequence& other = *entry->second;
   if (other.adapter != sequence.adapter) return 0;
   std::int64_t computed = other.num_computed;
   for (const SequenceStep& part : spare_.front().plan.sequences) {
@@ -160,7 +163,7 @@ std::int64_t Scheduler::num_shareable(const Sequence& sequence) const {
 // Gives a waiting sequence the pages of its prefix: those that are full with the other's, a copy of one that isn't.
 void Scheduler::share(Sequence& sequence, std::int64_t num_tokens) {
   Step& step = spare_.front();
-  const Sequence& other = *index_.at(sequence.prefix.sequence).sequence;
+  const Sequence& other = live(sequence.prefix.sequence);
   const std::int64_t num_full = num_tokens / options_.page_size;
   sequence.pages.assign(other.pages.begin(), other.pages.begin() + num_full);
   pages_.retain(sequence.pages);
