@@ -49,12 +49,12 @@ class Executor {
   struct LiveSequence {
     SequenceSampling sampling;
     std::vector<PageId> page_table = {};
-    std::unique_ptr<SeenTokens> seen = {};  // where a penalty is set, from the first row on
+    std::unique_ptr<SeenTokens> seen = {};  // where a penalty is set, from the first step on
   };
 
   void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
-  void count_prompt(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan);
+  void count_given_tokens(LiveSequence& sequence);
   LogitQuery query_for(const LogitTarget& target, const StepPlan& plan) const;
 
   Model& model_;
