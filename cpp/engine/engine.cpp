@@ -22,22 +22,22 @@
 namespace minisgl {
 namespace {
 
-const EngineOptions& checked(const EngineOptions& options, const ModelSpec& spec) {
-  MINISGL_CHECK(options.page_size >= 1 && options.num_pages >= 1, options.num_pages, " pages of ", options.page_size);
-  MINISGL_CHECK(options.max_model_len >= 1 && options.max_model_len <= spec.max_position, "max_model_len is ",
-                options.max_model_len, ", the model's positions are ", spec.max_position);
-  MINISGL_CHECK(options.max_model_len <= options.num_pages * options.page_size, "max_model_len ", options.max_model_len,
-                " does not fit ", options.num_pages, " pages of ", options.page_size);
-  MINISGL_CHECK(options.max_waiting >= 0, "max_waiting is ", options.max_waiting);
-  return options;
+const EngineConfig& checked(const EngineConfig& config, const ModelSpec& spec) {
+  MINISGL_CHECK(config.page_size >= 1 && config.num_pages >= 1, config.num_pages, " pages of ", config.page_size);
+  MINISGL_CHECK(config.max_model_len >= 1 && config.max_model_len <= spec.max_position, "max_model_len is ",
+                config.max_model_len, ", the model's positions are ", spec.max_position);
+  MINISGL_CHECK(config.max_model_len <= config.num_pages * config.page_size, "max_model_len ", config.max_model_len,
+                " does not fit ", config.num_pages, " pages of ", config.page_size);
+  MINISGL_CHECK(config.max_waiting >= 0, "max_waiting is ", config.max_waiting);
+  return config;
 }
 
-SchedulerOptions scheduler_options(const EngineOptions& options) {
-  return {.num_pages = options.num_pages,
-          .page_size = options.page_size,
-          .max_running = options.max_running,
-          .max_batch_tokens = options.max_batch_tokens,
-          .max_drafts = options.max_drafts};
+SchedulerOptions scheduler_options(const EngineConfig& config) {
+  return {.num_pages = config.num_pages,
+          .page_size = config.page_size,
+          .max_running = config.max_running,
+          .max_batch_tokens = config.max_batch_tokens,
+          .max_drafts = config.max_drafts};
 }
 
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
@@ -61,7 +61,7 @@ struct SequenceLookahead {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options, Followers followers,
+  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config, PlanSenders plan_senders,
        const RecordProgress& progress, MakeLookahead make_lookahead);
   ~Impl();
 
@@ -78,7 +78,7 @@ struct Engine::Impl {
   void deliver();
   void end_all(const std::string& failure);
 
-  const EngineOptions options;
+  const EngineConfig config;
   // The executor's model and device outlive it: members are destroyed from the last to the first.
   const std::unique_ptr<Ops> device;
   const std::unique_ptr<Model> model;
@@ -110,19 +110,18 @@ struct Engine::Impl {
   bool running = true;
 };
 
-Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_,
-                   Followers followers, const RecordProgress& progress, MakeLookahead make_lookahead_)
-    : options(checked(options_, model_->spec())),
+Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineConfig& config_,
+                   PlanSenders plan_senders, const RecordProgress& progress, MakeLookahead make_lookahead_)
+    : config(checked(config_, model_->spec())),
       device(std::move(device_)),
       model(std::move(model_)),
-      inbox(options.max_running + options.max_waiting),
-      scheduler(scheduler_options(options)),
-      executor(*model, *device,
-               KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
-      publisher(std::move(followers)),
+      inbox(config.max_running + config.max_waiting),
+      scheduler(scheduler_options(config)),
+      executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
+      publisher(std::move(plan_senders)),
       make_lookahead(std::move(make_lookahead_)) {
   const Executor::Prepared prepared =
-      executor.prepare(step_limits(options, model->spec()), options.cuda_graphs, progress);
+      executor.prepare(step_limits(config, model->spec()), config.cuda_graphs, progress);
   if (device->has_own_memory()) {
     memory = {
         .workspace = prepared.workspace_bytes, .graphs = prepared.graph_bytes, .free = device->available_memory()};
@@ -207,7 +206,7 @@ void Engine::Impl::abort(SequenceId id) {
 // Launches one step. When the pipeline is full (1 step in flight on a device that runs ahead, elsewhere 0), collects
 // the oldest step's results.
 void Engine::Impl::step() {
-  const std::size_t depth = options.overlap ? executor.depth() : 0;
+  const std::size_t depth = config.overlap ? executor.depth() : 0;
   const bool launched = launch_step();
   if (scheduler.num_in_flight() > (launched ? depth : 0)) finish_step();
 }
@@ -238,7 +237,7 @@ void Engine::Impl::finish_step() {
       if (part.num_draws > 0 && lookaheads.contains(part.id)) look_ahead(part.id);
     }
   }
-  if (options.check_invariants) scheduler.check();
+  if (config.check_invariants) scheduler.check();
 }
 
 // A sequence with a lookahead has new tokens, all known: appends those that are sure to come, and proposes drafts.
@@ -314,9 +313,9 @@ void Engine::Impl::end_all(const std::string& what) {
   completions.publish(std::move(last));
 }
 
-Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
-               Followers followers, const RecordProgress& progress, MakeLookahead make_lookahead)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options, std::move(followers), progress,
+Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config,
+               PlanSenders plan_senders, const RecordProgress& progress, MakeLookahead make_lookahead)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), config, std::move(plan_senders), progress,
                                    std::move(make_lookahead))) {}
 
 Engine::~Engine() {
@@ -345,7 +344,7 @@ void Engine::stop() {
 
 void Engine::submit(Request request) {
   const std::uint64_t id = request.id;
-  if (std::optional<RequestFault> fault = find_fault(request, spec(), options())) {
+  if (std::optional<RequestFault> fault = find_fault(request, spec(), config())) {
     impl_->completions.publish({error_output(id, fault->code, std::move(fault->message))});
     return;
   }
@@ -358,7 +357,7 @@ void Engine::submit(Request request) {
     case Inbox::Answer::full:
       impl_->completions.publish({error_output(
           id, ErrorCode::queue_full,
-          concat("the queue is full: ", options().max_running, " requests run and ", options().max_waiting, " wait"))});
+          concat("the queue is full: ", config().max_running, " requests run and ", config().max_waiting, " wait"))});
       return;
     case Inbox::Answer::closed:
       const std::string what = failure();
@@ -392,8 +391,8 @@ const ModelSpec& Engine::spec() const {
   return impl_->model->spec();
 }
 
-const EngineOptions& Engine::options() const {
-  return impl_->options;
+const EngineConfig& Engine::config() const {
+  return impl_->config;
 }
 
 const EngineMemory& Engine::memory() const {

@@ -30,13 +30,13 @@ bool uses_penalties(const SamplingParams& params) {
   return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f;
 }
 
-StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
-  const std::int64_t sequences = std::min(options.max_running, options.max_batch_tokens);
-  return {.rows = options.max_batch_tokens,
+StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec) {
+  const std::int64_t sequences = std::min(config.max_running, config.max_batch_tokens);
+  return {.rows = config.max_batch_tokens,
           .sequences = sequences,
-          .logits = sequences + SchedulerOptions{}.max_prompt_logits + options.max_drafts,
-          .positions = options.max_model_len,
-          .pages = options.num_pages,
+          .logits = sequences + SchedulerOptions{}.max_prompt_logits + config.max_drafts,
+          .positions = config.max_model_len,
+          .pages = config.num_pages,
           .vocab_size = spec.vocab_size};
 }
 

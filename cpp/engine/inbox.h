@@ -11,7 +11,7 @@
 #include <variant>
 #include <vector>
 
-#include "engine/engine.h"
+#include "engine/request.h"
 
 namespace minisgl {
 

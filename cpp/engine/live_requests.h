@@ -8,7 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "engine/engine.h"
+#include "engine/request.h"
 #include "sched/step_plan.h"
 #include "sched/step_tokens.h"
 

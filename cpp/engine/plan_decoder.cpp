@@ -6,10 +6,10 @@
 #include <unordered_set>
 #include <utility>
 
+#include "core/byte_reader.h"
 #include "core/error.h"
 #include "engine/plan_codec.h"
 #include "engine/plan_wire.h"
-#include "io/byte_reader.h"
 
 namespace minisgl {
 namespace {

@@ -72,8 +72,8 @@ class Place:
         plan_port: int,
         remotes: list[tuple[int, bytes, bytes]],
         spin_microseconds: int,
-        sums: Communicator,
-        numbers: Communicator,
+        device_comm: Communicator,
+        host_comm: Communicator,
     ) -> None:
         """The fields are those of Place in cpp/engine/group.h; `remotes` has (rank, follower's key,
         rank 0's key).

@@ -18,8 +18,8 @@ struct Circumstances {
 
 class EngineLookahead : public testing::TestWithParam<Circumstances> {
  protected:
-  static EngineOptions options() {
-    EngineOptions options = small_options();
+  static EngineConfig options() {
+    EngineConfig options = small_options();
     options.num_pages = GetParam().num_pages;
     options.page_size = GetParam().page_size;
     options.max_model_len = 100;
@@ -87,7 +87,7 @@ MakeLookahead perfect() {
 }
 
 TEST(EngineDrafts, ThatHoldSaveSteps) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.max_drafts = 7;
   TestEngine test(options, 1, {}, fake_spec(), {}, perfect());
   test.engine.start();
@@ -102,7 +102,7 @@ TEST(EngineDrafts, ThatHoldSaveSteps) {
 }
 
 TEST(EngineDrafts, NothingIsDeliveredBehindAStopToken) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.max_drafts = 7;
   TestEngine test(options, 1, {}, fake_spec(), {}, [](const Request&) {
     return std::make_unique<Perfect>(std::vector<std::int32_t>{5, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3});
@@ -124,7 +124,7 @@ TEST(EngineDrafts, NothingIsDeliveredBehindAStopToken) {
 
 // Counts of penalties know one draw per step, so drafts are dropped there.
 TEST(EngineDrafts, AreDroppedWhereThereArePenalties) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.max_drafts = 7;
   TestEngine test(options, 1, {}, fake_spec(), {}, perfect());
   test.engine.start();
