@@ -10,7 +10,7 @@
 #include "engine/lookahead.h"
 #include "engine/options.h"
 #include "engine/request.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/model.h"
 
 namespace minisgl {
@@ -18,7 +18,7 @@ namespace minisgl {
 class Engine {
  public:
   // `device` is the one that `model` was loaded on. Without `make_lookahead` every token is drawn.
-  Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config,
+  Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
          PlanSenders plan_senders = {}, const RecordProgress& progress = {}, MakeLookahead make_lookahead = {});
   ~Engine();  // stops
 

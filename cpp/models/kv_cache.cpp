@@ -19,7 +19,7 @@ std::int64_t KvCache::bytes_per_page(const ModelSpec& spec, DType dtype, int pag
   return spec.num_layers * 2 * plane_bytes_per_page(num_kv_heads, spec.head_dim, dtype, page_size);
 }
 
-KvCache::KvCache(Ops& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size)
+KvCache::KvCache(Device& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size)
     : dtype_(dtype),
       num_pages_(num_pages),
       page_size_(page_size),
@@ -35,7 +35,7 @@ KvCache::KvCache(Ops& device, const ModelSpec& spec, DType dtype, std::int64_t n
   data_ = device.allocate(static_cast<std::size_t>(bytes));
 }
 
-void KvCache::copy_page(Ops& device, std::int32_t source, std::int32_t destination) {
+void KvCache::copy_page(Hardware& device, std::int32_t source, std::int32_t destination) {
   MINISGL_CHECK(source >= 0 && source < num_pages_ && destination >= 0 && destination < num_pages_, "page ", source,
                 " to ", destination);
   const std::int64_t bytes = plane_bytes_per_page(num_kv_heads_, head_dim_, dtype_, page_size_);

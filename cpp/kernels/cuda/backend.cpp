@@ -1,9 +1,7 @@
-// Ops on one GPU: everything is queued on one stream; captured decode steps are replayed as graphs. Two slots take
-// turns, so that a step can be taken to the device while another runs.
+// One GPU as a device: everything is queued on one stream. Steps and their graphs are step_slots.h.
 #include "kernels/cuda/backend.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 #include <vector>
 
@@ -14,7 +12,8 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/seen_tokens.h"
-#include "kernels/cuda/step_block.h"
+#include "kernels/cuda/step_slots.h"
+#include "kernels/cuda/wait.h"
 #include "kernels/cuda/weights.h"
 
 namespace minisgl {
@@ -24,47 +23,22 @@ using cuda::allocate_on_device;
 
 constexpr int kPartsPerProcessor = 12;   // of decode attention, so that the last of them to run don't run alone
 constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
-constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // of all recorded steps; seen: 40 MiB for 32 layers
 
-// What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
-struct StepSlot {
-  cuda::StepBlock block;
-  DeviceBuffer drawn;    // [logits] tokens, for the next step
-  PinnedMemory outputs;  // [logits] OutputEntry, written by the device
-  std::int64_t num_outputs = 0, num_queries = 0;
-  CudaEvent begun, done;                         // on the device
-  std::map<std::int64_t, CudaGraphExec> graphs;  // by number of sequences
-
-  void reserve_outputs(std::int64_t count) {
-    if (count <= num_outputs) return;
-    num_outputs = count;
-    drawn = allocate_on_device(static_cast<std::size_t>(count) * sizeof(std::int32_t));
-    outputs = cuda::allocate_pinned(static_cast<std::size_t>(count) * sizeof(cuda::OutputEntry));
-  }
-};
-
-CudaStream make_stream() {
-  cudaStream_t stream = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return CudaStream(stream);
-}
-
-class CudaOps final : public Ops {
+class CudaDevice final : public Device {
  public:
-  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm,
-          const std::string& cache_folder)
+  CudaDevice(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm,
+             const std::string& cache_folder)
       : comm_(std::move(comm)),
         device_index_(device_index),
         properties_(properties),
         pool_(num_threads),
-        stream_(make_stream()),
-        upload_stream_(make_stream()),
+        stream_(cuda::make_stream()),
         uploader_(pool_, stream_.get()),
-        dense_(properties.name, cache_folder) {
+        dense_(properties.name, cache_folder),
+        slots_(device_index, stream_.get(), comm_.get()) {
     const std::int64_t parts = most_attention_parts();
     partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
-    for (StepSlot& slot : slots_) slot.begun = cuda::make_timed_event(), slot.done = cuda::make_timed_event();
   }
 
   std::string device_name() const override { return properties_.name; }
@@ -84,7 +58,7 @@ class CudaOps final : public Ops {
 
   double measure_read_bandwidth() override;
   void synchronize() override {
-    wait([&] { return cudaStreamSynchronize(stream_.get()); });
+    cuda::wait_for_device(comm_.get(), [&] { return cudaStreamSynchronize(stream_.get()); });
   }
 
   DeviceBuffer allocate(std::size_t bytes) override {
@@ -105,14 +79,10 @@ class CudaOps final : public Ops {
 
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
-    return 2 * static_cast<std::int64_t>(cuda::StepBlock::bytes_for(limits)) +
-           (limits.logits + limits.sequences) * limits.vocab_size * 4 + kGraphBytes;
+    return cuda::StepSlots::bytes_for(limits) + (limits.logits + limits.sequences) * limits.vocab_size * 4;
   }
   void reserve(const StepLimits& limits) override {
-    for (StepSlot& slot : slots_) {
-      slot.block.reserve(cuda::StepBlock::bytes_for(limits));
-      slot.reserve_outputs(limits.logits);
-    }
+    slots_.reserve(limits);
     reserve_adjusted(limits.logits, limits.vocab_size);
     seen_.reserve(limits.sequences, limits.vocab_size);
   }
@@ -147,114 +117,105 @@ class CudaOps final : public Ops {
   }
 
   bool runs_ahead() const override { return true; }
-  void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override;
-  void run_step(const std::function<void()>& body) override;
+  void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
+    slots_.begin(batch, queries);
+  }
+  void run_step(const std::function<void()>& body) override { slots_.run(body); }
   void record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
-                   const std::function<void()>& body) override;
+                   const std::function<void()>& body) override {
+    slots_.record(batch, queries, body);
+  }
 
-  void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
-    cuda::embed(step_, static_cast<const cuda::DeviceMatrix&>(table).data(), first_token, table.rows(), table.cols(),
-                y.data, stream_.get());
+  void embed(const Matrix& table, std::int64_t first_token, OutputTensor y) override {
+    cuda::embed(slots_.step(), static_cast<const cuda::DeviceMatrix&>(table).data(), first_token, table.rows(),
+                table.cols(), y.data, stream_.get());
   }
-  void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
-    unnormed_ = {};
-    cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
+  LinearInput rms_norm(Tensor x, const Norm& norm, OutputTensor y) override {
+    cuda::add_rms_norm(x.data, nullptr, norm.weight, norm.eps, x.rows, x.cols, y.data, stream_.get());
+    return LinearInput::written(y, x);
   }
-  void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
-    unnormed_ = {};
+  LinearInput reduce_add_rms_norm(OutputTensor residual, OutputTensor delta, const Norm& norm,
+                                  OutputTensor y) override {
     const SumAddRmsNorm sum{.residual = residual.data,
                             .delta = delta.data,
-                            .weight = weight,
-                            .eps = eps,
+                            .weight = norm.weight,
+                            .eps = norm.eps,
                             .y = y.data,
                             .rows = residual.rows,
                             .cols = residual.cols,
                             .dtype = residual.dtype};
-    if (comm_ && comm_->all_reduce_add_rms_norm(sum, stream_handle())) return;
-    sum_over_ranks(delta);
-    cuda::add_rms_norm(residual.data, delta.data, weight, eps, residual.rows, residual.cols, y.data, stream_.get());
+    if (!comm_ || !comm_->all_reduce_add_rms_norm(sum, stream_handle())) {
+      sum_over_ranks(delta);
+      cuda::add_rms_norm(residual.data, delta.data, norm.weight, norm.eps, residual.rows, residual.cols, y.data,
+                         stream_.get());
+    }
+    return LinearInput::written(y, residual);
   }
-  void linear(const Linear& weights, Tensor x, Tensor y) override;
-  void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override;
-  void linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
-                       Tensor normed) override;
-  void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
+  void linear(const Linear& weights, const LinearInput& x, OutputTensor y) override;
+  LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y) override;
+  LinearInput linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta, OutputTensor residual,
+                              const Norm& norm, OutputTensor y) override;
+  Tensor plain_rows(LinearInput& x) override {
+    const LinearInput::Form input = x.form();
+    if (input.norm == nullptr) return input.rows;
+    cuda::add_rms_norm(input.source.data, nullptr, input.norm->weight, input.norm->eps, input.rows.rows,
+                       input.rows.cols, input.rows.data, stream_.get());
+    x = LinearInput::written(input.rows, input.source);
+    return input.rows;
+  }
+  void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
-    cuda::store_heads(step_, qkv.data, shape, transform, cache, stream_.get());
+    cuda::store_heads(slots_.step(), qkv.data, shape, transform, cache, stream_.get());
   }
   void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale, std::int32_t window,
-                       Tensor out) override;
-  void gather_logit_rows(Tensor x, Tensor y) override {
-    cuda::gather_rows(step_, x.data, x.cols, y.data, stream_.get());
+                       OutputTensor out) override;
+  void gather_logit_rows(Tensor x, OutputTensor y) override {
+    cuda::gather_rows(slots_.step(), x.data, x.cols, y.data, stream_.get());
   }
-  void sum_over_ranks(Tensor x) override {
+  void sum_over_ranks(OutputTensor x) override {
     if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, stream_handle());
   }
-  void gather_columns(Tensor part, Tensor scratch, Tensor y) override;
+  void gather_columns(Tensor part, OutputTensor scratch, OutputTensor y) override;
 
-  void sample(Tensor logits) override {
-    MINISGL_CHECK(logits.rows == step_.num_logits, logits.rows, " rows of logits, ", step_.num_logits, " wanted");
+  void sample(OutputTensor logits) override {
+    const cuda::StepData& step = slots_.step();
+    MINISGL_CHECK(logits.rows == step.num_logits, logits.rows, " rows of logits, ", step.num_logits, " wanted");
     reserve_adjusted(logits.rows, logits.cols);
-    cuda::sample(step_, logits.f32(), adjusted_.as<float>(), logits.cols, seen_.counts.as<std::uint32_t>(),
-                 static_cast<cuda::OutputEntry*>(slot().outputs.get()), stream_.get());
+    cuda::sample(step, logits.f32(), adjusted_.as<float>(), logits.cols, seen_.counts.as<std::uint32_t>(),
+                 slots_.outputs(), stream_.get());
   }
-  std::vector<TokenOutput> take_outputs() override;
-  double busy_seconds() const override { return busy_seconds_; }
+  std::vector<TokenOutput> take_outputs() override { return slots_.take(); }
+  double busy_seconds() const override { return slots_.busy_seconds(); }
 
  private:
-  // y = x · Wᵀ by the kernels for few rows, or by their norm of x where that is what they are to read. False where they
+  // y = x · Wᵀ by the kernels for few rows, which take a norm that is still to be done on their way. False where they
   // don't take the shape.
-  bool few_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output);
+  bool few_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, cuda::SkinnyOutput output);
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
-  void many_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
+  void many_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added);
   // That decode attention may cut sequences into.
   std::int64_t most_attention_parts() const {
     return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
   }
-  // For something that other ranks may keep from coming.
-  template <typename Wait>
-  void wait(const Wait& until) {
-    if (comm_) comm_->begin_wait();
-    const cudaError_t error = until();
-    if (comm_) comm_->end_wait();
-    MINISGL_CUDA_CHECK(error);
-  }
   StreamHandle stream_handle() const { return reinterpret_cast<StreamHandle>(stream_.get()); }
-  StepSlot& slot() { return slots_[current_]; }
-  void upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
-  void open_slot();
-  void close_slot();
   void reserve_adjusted(std::int64_t rows, std::int64_t vocab_size);
 
   std::shared_ptr<Communicator> comm_;  // outlives the graphs that its calls were captured in
   int device_index_;
   cudaDeviceProp properties_;
   ThreadPool pool_;
-  CudaStream stream_, upload_stream_;  // of steps; of what they read
+  CudaStream stream_;
   cuda::Uploader uploader_;
   cuda::DenseGemm dense_;
   std::uint64_t random_seed_ = 0;
-  // Rows that were asked for but not written: the products of few rows that read `normed` take the norm on their way.
-  struct {
-    const std::byte* normed = nullptr;
-    const std::byte* residual = nullptr;
-    Norm norm{};
-  } unnormed_;
 
   DeviceBuffer partials_, arrived_;  // of decode attention
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
   cuda::SeenPool seen_;
-
-  StepSlot slots_[2];
-  int current_ = 0;  // the step at hand's; the other one's step came before it
-  double busy_seconds_ = 0;
-  bool is_open_ = false;               // the step at hand may make more calls
-  int num_untaken_ = 0;                // steps that ran, or run
-  cuda::StepData step_{};              // the step at hand
-  CudaGraphExec* replayed_ = nullptr;  // what it replays
+  cuda::StepSlots slots_;
 };
 
-double CudaOps::measure_read_bandwidth() {
+double CudaDevice::measure_read_bandwidth() {
   constexpr std::size_t bytes = std::size_t{2} << 30;
   constexpr int runs = 7;
   const DeviceBuffer data = allocate(bytes);
@@ -274,157 +235,86 @@ double CudaOps::measure_read_bandwidth() {
   return static_cast<double>(bytes) / (times[runs / 2] * 1e-3);
 }
 
-void CudaOps::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
+void CudaDevice::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
   const auto bytes = static_cast<std::size_t>(rows * vocab_size) * sizeof(float);
   if (bytes > adjusted_.size()) adjusted_ = allocate_on_device(bytes);
 }
 
-// The slots take turns. What the device still does in the next one comes before what it is filled with.
-void CudaOps::open_slot() {
-  MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // whichever thread calls
-  MINISGL_CHECK(num_untaken_ < 2, "two steps are in flight");
-  if (is_open_) close_slot();
-  current_ ^= 1;
-  is_open_ = true;
-  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(upload_stream_.get(), slot().done.get()));
-}
-
-void CudaOps::close_slot() {
-  MINISGL_CUDA_CHECK(cudaEventRecord(slot().done.get(), stream_.get()));
-  is_open_ = false;
-}
-
-void CudaOps::begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) {
-  open_slot();
-  const std::int64_t num_sequences = std::ssize(batch.sequences);
-  const bool decodes = std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences;
-  auto& graphs = slot().graphs;
-  const auto graph = decodes ? graphs.lower_bound(num_sequences) : graphs.end();
-  replayed_ = graph != graphs.end() ? &graph->second : nullptr;
-  const std::size_t room = slot().block.size();
-  upload_step(batch, queries, replayed_ != nullptr ? graph->first : 0);
-  if (slot().block.size() == room || graphs.empty()) return;
-  // The block has moved from where the graphs read it. It was reserved for more than steps should ever bring.
-  graphs.clear();
-  replayed_ = nullptr;
-  upload_step(batch, queries, 0);
-}
-
-void CudaOps::upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences) {
-  const std::int64_t num_before = slots_[current_ ^ 1].num_queries;
-  for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= -num_before, "token ", token);
-  slot().num_queries = std::ssize(queries);
-  slot().reserve_outputs(std::max(std::ssize(queries), padded_sequences));
-  step_ = slot().block.upload(
-      batch, queries, padded_sequences,
-      [](const SeenTokens* seen) { return static_cast<const cuda::DeviceSeenTokens*>(seen)->slot(); },
-      upload_stream_.get());
-  step_.drawn = slot().drawn.as<std::int32_t>();
-  step_.drawn_before = slots_[current_ ^ 1].drawn.as<std::int32_t>();
-  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), slot().block.sent()));
-  MINISGL_CUDA_CHECK(cudaEventRecord(slot().begun.get(), stream_.get()));
-}
-
-void CudaOps::run_step(const std::function<void()>& body) {
-  if (replayed_ != nullptr) {
-    MINISGL_CUDA_CHECK(cudaGraphLaunch(replayed_->get(), stream_.get()));
-  } else {
-    body();
-  }
-  close_slot();
-  ++num_untaken_;
-}
-
-void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
-                          const std::function<void()>& body) {
-  for (int i = 0; i < 2; ++i) {
-    open_slot();
-    upload_step(batch, queries, 0);
-    MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences,
-                  "not a decode step");
-    if (i == 0) body();  // what is chosen or allocated at a first use must not happen while recording
-    synchronize();
-    MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
-    body();
-    cudaGraph_t captured = nullptr;
-    MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &captured));
-    const CudaGraph graph(captured);
-    cudaGraphExec_t executable = nullptr;
-    const cudaError_t error = cudaGraphInstantiate(&executable, graph.get(), 0);
-    if (error == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // it is dealt with
-      throw InputError("the GPU has no room for recorded steps; lower --memory-fraction or give --disable-cuda-graph");
-    }
-    MINISGL_CUDA_CHECK(error);
-    slot().graphs.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
-    close_slot();
-  }
-}
-
-bool CudaOps::few_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output) {
+bool CudaDevice::few_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y,
+                          cuda::SkinnyOutput output) {
   const std::int64_t outputs = weights.out_features() / (output == cuda::SkinnyOutput::gated ? 2 : 1);
-  MINISGL_CHECK(x.cols == weights.in_features() && y.cols == outputs && x.rows == y.rows);
-  if (x.rows == 0) return true;
-  if (!cuda::skinny_gemm_fits(x.rows, x.cols)) return false;
-  const bool normed = x.data == unnormed_.normed;
+  MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
+  if (x.rows() == 0) return true;
+  if (!cuda::skinny_gemm_fits(x.rows(), x.cols())) return false;
+  const LinearInput::Form input = x.form();
+  const bool norms = input.norm != nullptr;
   cuda::skinny_gemm({.weights = weights.weight(),
                      .bias = weights.bias(),
-                     .x = normed ? unnormed_.residual : x.data,
-                     .norm = normed ? unnormed_.norm.weight : nullptr,
-                     .eps = unnormed_.norm.eps,
+                     .x = norms ? input.source.data : input.rows.data,
+                     .norm = norms ? input.norm->weight : nullptr,
+                     .eps = norms ? input.norm->eps : 0.0f,
                      .y = y.data,
                      .output = output,
-                     .rows = x.rows,
-                     .inputs = x.cols,
+                     .rows = x.rows(),
+                     .inputs = x.cols(),
                      .outputs = outputs},
                     stream_.get());
   return true;
 }
 
-void CudaOps::many_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added) {
+void CudaDevice::many_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch,
+                           bool added) {
+  const LinearInput::Form input = x.form();
+  MINISGL_CHECK(input.norm == nullptr, "a product of many rows is to take a norm");
   const bool y_is_f32 = y.dtype == DType::f32;
   dense_.run({.weights = weights.weight(),
-              .x = x.data,
+              .x = input.rows.data,
               .y = y.data,
               .scratch = scratch,
               .y_is_f32 = y_is_f32,
               .added = added,
-              .rows = x.rows,
-              .inputs = x.cols,
+              .rows = x.rows(),
+              .inputs = x.cols(),
               .outputs = y.cols},
              stream_.get());
   if (weights.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_.get());
 }
 
-void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
+void CudaDevice::linear(const Linear& weights, const LinearInput& x, OutputTensor y) {
   const auto& linear = static_cast<const cuda::DeviceLinear&>(weights);
   const auto output = y.dtype == DType::f32 ? cuda::SkinnyOutput::f32 : cuda::SkinnyOutput::bf16;
   if (!few_rows(linear, x, y, output)) many_rows(linear, x, y, y.data, false);
 }
 
-void CudaOps::gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) {
-  if (few_rows(static_cast<const cuda::DeviceLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) return;
-  linear(gate_up, x, scratch);
-  cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
+LinearInput CudaDevice::gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch,
+                                     OutputTensor y) {
+  if (!few_rows(static_cast<const cuda::DeviceLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) {
+    linear(gate_up, x, scratch);
+    cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
+  }
+  return LinearInput::written(y, {});
 }
 
-void CudaOps::linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
-                              Tensor normed) {
-  if (num_ranks() > 1) return Ops::linear_add_norm(weights, x, delta, residual, norm, normed);
+LinearInput CudaDevice::linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta,
+                                        OutputTensor residual, const Norm& norm, OutputTensor y) {
+  if (num_ranks() > 1) return Ops::linear_add_norm(weights, x, delta, residual, norm, y);
+  if (x.norm_is_deferred()) {  // products that are added take none
+    LinearInput plain = x;
+    plain_rows(plain);
+    return linear_add_norm(weights, plain, delta, residual, norm, y);
+  }
   const auto& linear = static_cast<const cuda::DeviceLinear&>(weights);
   if (!few_rows(linear, x, residual, cuda::SkinnyOutput::added)) many_rows(linear, x, residual, delta.data, true);
-  if (cuda::skinny_gemm_fits(residual.rows, residual.cols)) {
-    unnormed_ = {.normed = normed.data, .residual = residual.data, .norm = norm};
-  } else {
-    rms_norm(residual, norm.weight, norm.eps, normed);
-  }
+  // The product that reads the rows has as many of them: it takes the norm on its way where it is one of few rows.
+  if (cuda::skinny_gemm_fits(residual.rows, residual.cols)) return LinearInput::deferred(y, residual, norm);
+  return rms_norm(residual, norm, y);
 }
 
-void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
-                              std::int32_t window, Tensor out) {
+void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
+                                 std::int32_t window, OutputTensor out) {
   MINISGL_CHECK(qkv.cols == shape.row_size() && shape.num_heads % shape.num_kv_heads == 0, shape.num_heads,
                 " heads for ", shape.num_kv_heads, " KV heads");
-  cuda::paged_attention({.step = step_,
+  cuda::paged_attention({.step = slots_.step(),
                          .qkv = qkv.data,
                          .out = out.data,
                          .shape = shape,
@@ -437,36 +327,13 @@ void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvL
                         stream_.get());
 }
 
-void CudaOps::gather_columns(Tensor part, Tensor scratch, Tensor y) {
+void CudaDevice::gather_columns(Tensor part, OutputTensor scratch, OutputTensor y) {
   MINISGL_CHECK(part.rows == y.rows && y.cols <= num_ranks() * part.cols, y.cols, " columns of ", part.cols);
   if (comm_) {
     MINISGL_CHECK(scratch.nbytes() == num_ranks() * part.nbytes(), scratch.rows, " rows of scratch");
     comm_->all_gather(part.data, scratch.data, part.nbytes(), stream_handle());
   }
   cuda::join_columns(comm_ ? scratch.f32() : part.f32(), part.rows, part.cols, y.cols, y.f32(), stream_.get());
-}
-
-std::vector<TokenOutput> CudaOps::take_outputs() {
-  if (is_open_) {  // its calls were made without run_step()
-    close_slot();
-    ++num_untaken_;
-  }
-  MINISGL_CHECK(num_untaken_ > 0, "no step is in flight");
-  StepSlot& taken = slots_[num_untaken_ == 1 ? current_ : current_ ^ 1];
-  --num_untaken_;
-  wait([&] { return cudaEventSynchronize(taken.done.get()); });
-  float milliseconds = 0;
-  MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.begun.get(), taken.done.get()));
-  busy_seconds_ += milliseconds * 1e-3;
-  const auto* entries = static_cast<const cuda::OutputEntry*>(taken.outputs.get());
-  std::vector<TokenOutput> outputs(static_cast<std::size_t>(taken.num_queries));
-  for (std::size_t i = 0; i < outputs.size(); ++i) {
-    outputs[i].token = entries[i].token;
-    outputs[i].logprob = entries[i].logprob;
-    for (std::int32_t k = 0; k < entries[i].num_top; ++k)
-      outputs[i].top.push_back({entries[i].top_token[k], entries[i].top_logprob[k]});
-  }
-  return outputs;
 }
 
 }  // namespace
@@ -476,8 +343,8 @@ std::string cuda_pci_id(int device_index) {
   return cudaDeviceGetPCIBusId(id, sizeof id, device_index) == cudaSuccess ? id : "";
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
-                                   const std::string& cache_folder) {
+std::unique_ptr<Device> make_cuda_device(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
+                                         const std::string& cache_folder) {
   const int count = num_gpus();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
@@ -489,7 +356,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::share
     throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
                             "; 8.0 is needed"));
   }
-  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm), cache_folder);
+  return std::make_unique<CudaDevice>(device_index, properties, num_threads, std::move(comm), cache_folder);
 }
 
 }  // namespace minisgl

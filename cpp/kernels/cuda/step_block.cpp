@@ -38,10 +38,10 @@ std::int64_t pages_of(const ops::SequenceRows& sequence, int page_size) {
 
 // Upper bound, whatever the arrays' lengths.
 std::size_t block_bytes(std::int64_t rows, std::int64_t sequences, std::int64_t logits, std::int64_t pages,
-                        std::int64_t biases, std::int64_t banned) {
+                        std::int64_t biases, std::int64_t banned, std::int64_t mask_words) {
   const auto bytes = rows * 3 * 4 + sequences * static_cast<std::int64_t>(sizeof(SequenceEntry) + 2 * 4) +
                      logits * static_cast<std::int64_t>(4 + sizeof(QueryEntry)) + pages * 4 +
-                     biases * static_cast<std::int64_t>(sizeof(BiasEntry)) + banned * 4;
+                     biases * static_cast<std::int64_t>(sizeof(BiasEntry)) + banned * 4 + mask_words * 4;
   return static_cast<std::size_t>(bytes) + 16 * kAlignment;
 }
 
@@ -49,10 +49,11 @@ std::size_t block_bytes(std::int64_t rows, std::int64_t sequences, std::int64_t 
 
 std::size_t StepBlock::bytes_for(const StepLimits& limits) {
   // Requests bring up to 300 biases and some stop tokens; what goes beyond this on average makes the block grow, and
-  // graphs are then recorded no more: see CudaOps.
+  // graphs are then recorded no more: see CudaDevice.
   constexpr std::int64_t entries_a_sequence = 512;
   return block_bytes(limits.rows, limits.sequences, limits.logits, limits.pages + limits.sequences,
-                     entries_a_sequence * limits.logits, entries_a_sequence * limits.logits);
+                     entries_a_sequence * limits.logits, entries_a_sequence * limits.logits,
+                     limits.sequences * mask_words(limits.vocab_size));
 }
 
 void StepBlock::reserve(std::size_t bytes) {
@@ -67,80 +68,120 @@ void StepBlock::reserve(std::size_t bytes) {
   device_ = allocate_on_device(bytes);
 }
 
-const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQuery> queries,
-                                  std::int64_t padded_sequences,
-                                  const std::function<std::int32_t(const SeenTokens*)>& slot_of, cudaStream_t stream) {
+// The chains of all queries, one after the other.
+class StepBlock::ProcessorWriter {
+ public:
+  explicit ProcessorWriter(const Arrays& host) : host_(host) {}
+
+  void write(const LogitProcessors& processors, const SlotOf& slot_of, QueryEntry& entry) {
+    const auto at = [](std::int64_t index) { return static_cast<std::int32_t>(index); };
+    entry.first_bias = at(host_.first_bias + next_bias_);
+    entry.num_bias = at(std::ssize(processors.bias));
+    for (const auto& [token, bias] : processors.bias) host_.biases[next_bias_++] = {token, bias};
+    entry.repetition_penalty = processors.penalties.repetition;
+    entry.presence_penalty = processors.penalties.presence;
+    entry.frequency_penalty = processors.penalties.frequency;
+    if (processors.penalties.seen != nullptr) entry.seen_slot = slot_of(processors.penalties.seen);
+    entry.first_banned = at(host_.first_banned + next_banned_);
+    entry.num_banned = at(std::ssize(processors.banned));
+    std::ranges::copy(processors.banned, host_.banned + next_banned_);
+    next_banned_ += entry.num_banned;
+    entry.first_mask = at(host_.first_mask + next_mask_);
+    entry.num_mask_words = at(std::ssize(processors.mask));
+    std::ranges::copy(processors.mask, host_.masks + next_mask_);
+    next_mask_ += entry.num_mask_words;
+  }
+
+ private:
+  const Arrays& host_;
+  std::int64_t next_bias_ = 0, next_banned_ = 0, next_mask_ = 0;
+};
+
+StepBlock::Shape StepBlock::shape_of(const StepBatch& batch, std::span<const LogitQuery> queries,
+                                     std::int64_t padded_sequences) {
   const std::int64_t padding = std::max<std::int64_t>(0, padded_sequences - std::ssize(batch.sequences));
-  const std::int64_t rows = std::ssize(batch.tokens) + padding, sequences = std::ssize(batch.sequences) + padding;
-  const std::int64_t logits = std::ssize(batch.logit_rows) + padding;
-  std::int64_t pages = 0, biases = 0, banned = 0;
-  for (const ops::SequenceRows& sequence : batch.sequences) pages += pages_of(sequence, batch.page_size);
+  Shape shape{.padding = padding,
+              .rows = std::ssize(batch.tokens) + padding,
+              .sequences = std::ssize(batch.sequences) + padding,
+              .logits = std::ssize(batch.logit_rows) + padding};
+  for (const ops::SequenceRows& sequence : batch.sequences) shape.pages += pages_of(sequence, batch.page_size);
   for (const LogitQuery& query : queries) {
     if (query.target != LogitQuery::kSample) continue;
-    biases += std::ssize(query.params->logit_bias);
-    banned += std::ssize(query.banned);
+    shape.biases += std::ssize(query.processors.bias);
+    shape.banned += std::ssize(query.processors.banned);
+    shape.mask_words += std::ssize(query.processors.mask);
   }
-  reserve(block_bytes(rows, sequences, logits, pages, biases, banned));
+  return shape;
+}
 
-  MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
-  auto* host = static_cast<std::byte*>(staging_.get());
-  Layout layout(host, device_.data());
+StepBlock::Arrays StepBlock::lay_out(const Shape& shape) {
+  Layout layout(static_cast<std::byte*>(staging_.get()), device_.data());
   data_ = {};
-  data_.num_rows = static_cast<std::int32_t>(rows);
-  data_.num_sequences = static_cast<std::int32_t>(sequences);
-  data_.num_logits = static_cast<std::int32_t>(logits);
-  std::int32_t* tokens = layout.add(rows, data_.tokens);
-  std::int32_t* positions = layout.add(rows, data_.positions);
-  std::int32_t* slots = layout.add(rows, data_.slots);
-  SequenceEntry* entries = layout.add(sequences, data_.sequences);
-  std::int32_t* decodes = layout.add(sequences, data_.decodes);
-  std::int32_t* prefills = layout.add(sequences, data_.prefills);
-  std::int32_t* logit_rows = layout.add(logits, data_.logit_rows);
-  QueryEntry* query_entries = layout.add(logits, data_.queries);
-  std::int32_t* tables = layout.add(pages, data_.pages);
-  BiasEntry* bias_entries = layout.add(biases, data_.biases);
-  std::int32_t* banned_tokens = layout.add(banned, data_.banned);
-  // Where the last two lie depends on the pages, so graphs know their beginning as that of the page tables.
+  data_.num_rows = static_cast<std::int32_t>(shape.rows);
+  data_.num_sequences = static_cast<std::int32_t>(shape.sequences);
+  data_.num_logits = static_cast<std::int32_t>(shape.logits);
+  Arrays host{};
+  host.tokens = layout.add(shape.rows, data_.tokens);
+  host.positions = layout.add(shape.rows, data_.positions);
+  host.slots = layout.add(shape.rows, data_.slots);
+  host.sequences = layout.add(shape.sequences, data_.sequences);
+  host.decodes = layout.add(shape.sequences, data_.decodes);
+  host.prefills = layout.add(shape.sequences, data_.prefills);
+  host.logit_rows = layout.add(shape.logits, data_.logit_rows);
+  host.queries = layout.add(shape.logits, data_.queries);
+  host.pages = layout.add(shape.pages, data_.pages);
+  host.biases = layout.add(shape.biases, data_.biases);
+  host.banned = layout.add(shape.banned, data_.banned);
+  host.masks = layout.add(shape.mask_words, data_.masks);
+  host.bytes = layout.used();
+  // Where the last three lie depends on the pages, so graphs know their beginning as that of the page tables.
   const auto* pages_begin = reinterpret_cast<const BiasEntry*>(data_.pages);
-  const std::int64_t first_bias = data_.biases - pages_begin;
-  const std::int64_t first_banned = data_.banned - data_.pages;
+  host.first_bias = data_.biases - pages_begin;
+  host.first_banned = data_.banned - data_.pages;
+  host.first_mask = data_.masks - reinterpret_cast<const std::uint32_t*>(data_.pages);
   data_.biases = pages_begin;
   data_.banned = data_.pages;
+  data_.masks = reinterpret_cast<const std::uint32_t*>(data_.pages);
+  return host;
+}
 
-  std::ranges::copy(batch.tokens, tokens);
-  std::ranges::copy(batch.positions, positions);
-  std::ranges::copy(batch.logit_rows, logit_rows);
+void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const Arrays& host) {
+  std::ranges::copy(batch.tokens, host.tokens);
+  std::ranges::copy(batch.positions, host.positions);
+  std::ranges::copy(batch.logit_rows, host.logit_rows);
   std::int32_t first_page = 0;
   for (std::size_t i = 0; i < batch.sequences.size(); ++i) {
     const ops::SequenceRows& sequence = batch.sequences[i];
-    entries[i] = {sequence.first_row, sequence.num_rows, sequence.start_position, first_page};
+    host.sequences[i] = {sequence.first_row, sequence.num_rows, sequence.start_position, first_page};
     for (std::int32_t row = 0; row < sequence.num_rows; ++row) {
       const std::int32_t position = sequence.start_position + row;
-      slots[sequence.first_row + row] =
+      host.slots[sequence.first_row + row] =
           sequence.page_table[position / batch.page_size] * batch.page_size + position % batch.page_size;
     }
     const auto num_pages = static_cast<std::int32_t>(pages_of(sequence, batch.page_size));
-    std::copy_n(sequence.page_table, num_pages, tables + first_page);
+    std::copy_n(sequence.page_table, num_pages, host.pages + first_page);
     first_page += num_pages;
     if (sequence.num_rows > 1) {
-      prefills[data_.num_prefills++] = static_cast<std::int32_t>(i);
+      host.prefills[data_.num_prefills++] = static_cast<std::int32_t>(i);
       data_.most_prefill_rows = std::max(data_.most_prefill_rows, sequence.num_rows);
     } else {
-      decodes[data_.num_decodes++] = static_cast<std::int32_t>(i);
+      host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(i);
     }
   }
   for (std::int64_t i = 0; i < padding; ++i) {
     const std::int64_t row = std::ssize(batch.tokens) + i, sequence = std::ssize(batch.sequences) + i;
-    tokens[row] = positions[row] = 0;
-    slots[row] = -1;
-    entries[sequence] = {static_cast<std::int32_t>(row), 0, 0, 0};
-    decodes[data_.num_decodes++] = static_cast<std::int32_t>(sequence);
-    logit_rows[std::ssize(batch.logit_rows) + i] = static_cast<std::int32_t>(row);
+    host.tokens[row] = host.positions[row] = 0;
+    host.slots[row] = -1;
+    host.sequences[sequence] = {static_cast<std::int32_t>(row), 0, 0, 0};
+    host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(sequence);
+    host.logit_rows[std::ssize(batch.logit_rows) + i] = static_cast<std::int32_t>(row);
   }
+}
 
-  std::int64_t next_bias = 0, next_banned = 0;
-  for (std::int64_t i = 0; i < logits; ++i) {
-    QueryEntry& entry = query_entries[i];
+void StepBlock::write_queries(std::span<const LogitQuery> queries, const SlotOf& slot_of, const Arrays& host) {
+  ProcessorWriter processors(host);
+  for (std::int64_t i = 0; i < data_.num_logits; ++i) {
+    QueryEntry& entry = host.queries[i];
     entry = {};
     entry.active = i < std::ssize(queries);
     if (!entry.active) continue;
@@ -155,18 +196,20 @@ const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQ
     entry.top_k = params.top_k;
     entry.top_p = params.top_p;
     entry.min_p = params.min_p;
-    entry.repetition_penalty = params.repetition_penalty;
-    entry.presence_penalty = params.presence_penalty;
-    entry.frequency_penalty = params.frequency_penalty;
-    if (query.seen != nullptr) entry.seen_slot = slot_of(query.seen);
-    entry.first_bias = static_cast<std::int32_t>(first_bias + next_bias);
-    entry.num_bias = static_cast<std::int32_t>(params.logit_bias.size());
-    for (const auto& [token, bias] : params.logit_bias) bias_entries[next_bias++] = {token, bias};
-    entry.first_banned = static_cast<std::int32_t>(first_banned + next_banned);
-    entry.num_banned = static_cast<std::int32_t>(query.banned.size());
-    for (const std::int32_t token : query.banned) banned_tokens[next_banned++] = token;
+    processors.write(query.processors, slot_of, entry);
   }
-  MINISGL_CUDA_CHECK(cudaMemcpyAsync(device_.data(), host, layout.used(), cudaMemcpyHostToDevice, stream));
+}
+
+const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQuery> queries,
+                                  std::int64_t padded_sequences, const SlotOf& slot_of, cudaStream_t stream) {
+  const Shape shape = shape_of(batch, queries, padded_sequences);
+  reserve(block_bytes(shape.rows, shape.sequences, shape.logits, shape.pages, shape.biases, shape.banned,
+                      shape.mask_words));
+  MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
+  const Arrays host = lay_out(shape);
+  write_rows(batch, shape.padding, host);
+  write_queries(queries, slot_of, host);
+  MINISGL_CUDA_CHECK(cudaMemcpyAsync(device_.data(), staging_.get(), host.bytes, cudaMemcpyHostToDevice, stream));
   MINISGL_CUDA_CHECK(cudaEventRecord(sent_.get(), stream));
   return data_;
 }

@@ -7,12 +7,15 @@
 
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/step_data.h"
-#include "kernels/ops.h"
+#include "kernels/query.h"
+#include "kernels/step.h"
 
 namespace minisgl::cuda {
 
 class StepBlock {
  public:
+  using SlotOf = std::function<std::int32_t(const SeenTokens*)>;
+
   // Bytes of the largest step within `limits`.
   static std::size_t bytes_for(const StepLimits& limits);
   // Room for `bytes`; what the device holds is lost.
@@ -24,9 +27,36 @@ class StepBlock {
   // that is more than it has; sent() follows it on `stream`. Slots of the sampled tokens are found by
   // slot_of(query.seen).
   const StepData& upload(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences,
-                         const std::function<std::int32_t(const SeenTokens*)>& slot_of, cudaStream_t stream);
+                         const SlotOf& slot_of, cudaStream_t stream);
 
  private:
+  // Lengths of the arrays, padding included.
+  struct Shape {
+    std::int64_t padding = 0;
+    std::int64_t rows = 0, sequences = 0, logits = 0;
+    std::int64_t pages = 0, biases = 0, banned = 0, mask_words = 0;
+  };
+  // Where the arrays of StepData are written on the host, and from which index on biases, bans and masks are known.
+  struct Arrays {
+    std::int32_t *tokens, *positions, *slots;
+    SequenceEntry* sequences;
+    std::int32_t *decodes, *prefills, *logit_rows;
+    QueryEntry* queries;
+    std::int32_t* pages;
+    BiasEntry* biases;
+    std::int32_t* banned;
+    std::uint32_t* masks;
+    std::int64_t first_bias, first_banned, first_mask;
+    std::size_t bytes;
+  };
+
+  class ProcessorWriter;
+
+  static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
+  Arrays lay_out(const Shape& shape);
+  void write_rows(const StepBatch& batch, std::int64_t padding, const Arrays& host);
+  void write_queries(std::span<const LogitQuery> queries, const SlotOf& slot_of, const Arrays& host);
+
   DeviceBuffer device_;
   PinnedMemory staging_;
   CudaEvent sent_;
