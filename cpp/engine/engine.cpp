@@ -107,6 +107,8 @@ struct Engine::Impl {
   std::vector<RequestOutput> outputs;  // of this turn
   std::vector<std::uint64_t> ended;    // ids of the requests whose last output is among them
   std::uint64_t num_steps = 0;
+  Clock::time_point busy_since = {};  // the oldest step's launch, or the end of the one before it
+  Clock::duration step_time = {};     // of all steps so far
   bool running = true;
 };
 
@@ -215,7 +217,9 @@ void Engine::Impl::step() {
 bool Engine::Impl::launch_step() {
   const StepPlan& plan = scheduler.plan();
   if (plan.empty()) return false;
-  live.mark_started(plan, Clock::now());
+  const Clock::time_point now = Clock::now();
+  if (scheduler.num_in_flight() == 1) busy_since = now;
+  live.mark_started(plan, now);
   publisher.step(plan);
   executor.launch(plan);
   return true;
@@ -223,7 +227,9 @@ bool Engine::Impl::launch_step() {
 
 void Engine::Impl::finish_step() {
   std::vector<TokenOutput> results = executor.take();
+  const Clock::time_point now = Clock::now();
   ++num_steps;
+  step_time += now - std::exchange(busy_since, now);
   const StepPlan& plan = scheduler.oldest();
   draws.clear();
   for (std::size_t i = 0; i < results.size(); ++i) {
@@ -231,7 +237,7 @@ void Engine::Impl::finish_step() {
   }
   accept_drafts(plan, draws, drawn);
   scheduler.complete(drawn);
-  take_over(live.collect(plan, drawn, results, Clock::now()));
+  take_over(live.collect(plan, drawn, results, now));
   if (!lookaheads.empty()) {
     for (const SequenceStep& part : plan.sequences) {
       if (part.num_draws > 0 && lookaheads.contains(part.id)) look_ahead(part.id);
@@ -287,6 +293,7 @@ void Engine::Impl::deliver() {
              .num_steps = num_steps,
              .prompt_tokens = live.counts().prompt_tokens,
              .generated_tokens = live.counts().generated_tokens,
+             .step_seconds = std::chrono::duration<double>(step_time).count(),
              .device_busy_seconds = device->busy_seconds()};
   }
   inbox.forget(ended);
