@@ -58,7 +58,7 @@ async def main(link: ParentLink[ToRank]) -> int:
 async def answer(link: ParentLink[ToRank], group: list[Submit]) -> list[float]:
     """Returns when each step was sent."""
     tokens = group[0].prompt[2:]
-    num_steps = group[0].max_tokens
+    num_steps = group[0].params.max_tokens
     rate = group[0].prompt[1] * RATE_UNIT
     interval = len(group) / rate if rate else 0.0
     stats = EngineStats(num_running=len(group))

@@ -195,7 +195,7 @@ void Engine::Impl::admit(Submission submission) {
   executor.add(id, std::move(sampling));
   scheduler.add({.id = id,
                  .prompt = std::move(request.prompt),
-                 .max_tokens = request.max_tokens,
+                 .max_tokens = request.num_to_come(),
                  .score_prompt = request.prompt_logprobs >= 0,
                  .needs_token = needs_token});
 }

@@ -20,7 +20,7 @@ SequenceId LiveRequests::add(const Request& request, std::vector<std::int32_t> s
                              Clock::time_point submitted) {
   LiveRequest live{.id = request.id,
                    .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
-                   .max_tokens = request.max_tokens,
+                   .max_tokens = request.num_to_come(),
                    .stop_tokens = std::move(stop_tokens),
                    .has_logprobs = request.logprobs >= 0,
                    .has_prompt_logprobs = request.prompt_logprobs >= 0,

@@ -43,6 +43,7 @@ class PlanEncoder final : public PlanHandler {
  private:
   template <typename T>
   void put(const T& value);
+  void put(const std::vector<TokenBias>& biases);
   template <typename T>
   void put_list(std::span<const T> values);
   void begin(std::uint8_t kind);

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "engine/plan_codec.h"
 #include "engine/plan_wire.h"
+#include "engine/sampling_fields.h"
 
 namespace minisgl {
 namespace {
@@ -33,6 +34,13 @@ class Fields {
     T value;
     read(value, what);
     return value;
+  }
+  void read(std::vector<TokenBias>& biases, std::string_view what) {
+    biases.resize(get_length(8, what));
+    for (auto& [token, bias] : biases) {
+      read(token, what);
+      read(bias, what);
+    }
   }
   // A list's length, of elements that take at least so many bytes each.
   std::size_t get_length(std::size_t element_bytes, std::string_view what) {
@@ -70,12 +78,7 @@ void require(bool good, std::string_view what, std::int64_t value) {
 
 SequenceSampling read_sampling(Fields& fields) {
   SequenceSampling sampling;
-  visit_params(sampling.params, [&](auto& value) { fields.read(value, "a sampling parameter"); });
-  sampling.params.logit_bias.resize(fields.get_length(8, "logit_bias"));
-  for (auto& [token, bias] : sampling.params.logit_bias) {
-    fields.read(token, "logit_bias");
-    fields.read(bias, "logit_bias");
-  }
+  for_each_sampling_field([&](const auto& field) { fields.read(sampling.params.*field.member, field.name); });
   fields.read(sampling.prompt_len, "prompt_len");
   fields.read_list(sampling.prompt, "prompt");
   fields.read_list(sampling.resumed, "resumed");

@@ -4,6 +4,7 @@
 
 #include "engine/plan_codec.h"
 #include "engine/plan_wire.h"
+#include "engine/sampling_fields.h"
 
 namespace minisgl {
 namespace {
@@ -47,6 +48,14 @@ void PlanEncoder::put(const T& value) {
   bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
 }
 
+void PlanEncoder::put(const std::vector<TokenBias>& biases) {
+  put(static_cast<std::uint32_t>(biases.size()));
+  for (const auto& [token, bias] : biases) {
+    put(token);
+    put(bias);
+  }
+}
+
 template <typename T>
 void PlanEncoder::put_list(std::span<const T> values) {
   put(static_cast<std::uint32_t>(values.size()));
@@ -63,12 +72,7 @@ void PlanEncoder::begin(std::uint8_t kind) {
 void PlanEncoder::add(SequenceId id, SequenceSampling sampling) {
   begin(static_cast<std::uint8_t>(Kind::add));
   put(id);
-  visit_params(sampling.params, [&](const auto& value) { put(value); });
-  put(static_cast<std::uint32_t>(sampling.params.logit_bias.size()));
-  for (const auto& [token, bias] : sampling.params.logit_bias) {
-    put(token);
-    put(bias);
-  }
+  for_each_sampling_field([&](const auto& field) { put(sampling.params.*field.member); });
   put(sampling.prompt_len);
   put_list(std::span<const std::int32_t>(sampling.prompt));
   put_list(std::span<const std::int32_t>(sampling.resumed));

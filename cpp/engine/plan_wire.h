@@ -20,19 +20,6 @@ struct FrameHeader {
 // Sections behind a plan's lists, as bits of the byte that says which of them follow. Ordinary plans have none.
 enum Section : std::uint8_t { kScores = 1, kHidden = 2, kAdapters = 4, kCopies = 8, kAllSections = 15 };
 
-// Field by field, so that no padding travels.
-template <typename Visitor, typename Params>
-void visit_params(Params& params, Visitor&& visit) {
-  visit(params.temperature);
-  visit(params.top_k);
-  visit(params.top_p);
-  visit(params.min_p);
-  visit(params.repetition_penalty);
-  visit(params.presence_penalty);
-  visit(params.frequency_penalty);
-  visit(params.seed);
-}
-
 // A SequenceStep. Where its rows and its new pages begin is the sum of those before it, and need not be said. Its draws
 // say which rows' logits are wanted for them.
 struct WireSequence {

@@ -1,11 +1,11 @@
 // One check a field, each said with its value.
 #include "engine/validation.h"
 
-#include <cmath>
 #include <span>
 #include <vector>
 
 #include "core/error.h"
+#include "engine/sampling_fields.h"
 
 namespace minisgl {
 namespace {
@@ -33,26 +33,29 @@ void check_tokens(Findings& findings, const char* field, std::span<const std::in
   }
 }
 
-void check_sampling(Findings& findings, const SamplingParams& params, std::int64_t vocab_size) {
-  findings.require(std::isfinite(params.temperature) && params.temperature >= 0,
-                   "temperature must be a finite number of at least 0, got ", params.temperature);
-  findings.require(params.top_k >= 0, "top_k must be at least 0, got ", params.top_k);
-  findings.require(params.top_p > 0 && params.top_p <= 1, "top_p must be above 0 and at most 1, got ", params.top_p);
-  findings.require(params.min_p >= 0 && params.min_p <= 1, "min_p must be between 0 and 1, got ", params.min_p);
-  findings.require(std::isfinite(params.repetition_penalty) && params.repetition_penalty > 0,
-                   "repetition_penalty must be a finite number above 0, got ", params.repetition_penalty);
-  findings.require(std::isfinite(params.presence_penalty), "presence_penalty must be a finite number, got ",
-                   params.presence_penalty);
-  findings.require(std::isfinite(params.frequency_penalty), "frequency_penalty must be a finite number, got ",
-                   params.frequency_penalty);
-  findings.require(static_cast<std::int64_t>(params.logit_bias.size()) <= vocab_size, "logit_bias has ",
-                   params.logit_bias.size(), " entries, more than the vocabulary of ", vocab_size);
-  if (findings.any()) return;
-  for (const auto& [token, bias] : params.logit_bias) {
-    check_tokens(findings, "logit_bias", std::span(&token, 1), vocab_size);
-    findings.require(std::isfinite(bias), "logit_bias of token ", token, " must be a finite number, got ", bias);
+// A field of SamplingParams, checked as its type asks for.
+template <typename Number>
+void check_value(Findings& findings, const char* field, const Number& value, const Bounds& bounds, std::int64_t) {
+  const char* between = bounds.above_low ? " must be above " : " must be between ";
+  const char* and_ = bounds.above_low ? " and at most " : " and ";
+  findings.require(bounds.contain(static_cast<double>(value)), field, between, bounds.low, and_, bounds.high, ", got ",
+                   value);
+}
+
+void check_value(Findings& findings, const char* field, const std::vector<TokenBias>& biases, const Bounds& bounds,
+                 std::int64_t vocab_size) {
+  findings.require(std::ssize(biases) <= vocab_size, field, " has ", biases.size(),
+                   " entries, more than the vocabulary of ", vocab_size);
+  for (const auto& [token, bias] : biases) {
     if (findings.any()) return;
+    check_tokens(findings, field, std::span(&token, 1), vocab_size);
+    findings.require(bounds.contain(bias), field, " of token ", token, " must be a finite number, got ", bias);
   }
+}
+
+void check_sampling(Findings& findings, const SamplingParams& params, std::int64_t vocab_size) {
+  for_each_sampling_field(
+      [&](const auto& field) { check_value(findings, field.name, params.*field.member, field.bounds, vocab_size); });
 }
 
 }  // namespace
@@ -60,12 +63,12 @@ void check_sampling(Findings& findings, const SamplingParams& params, std::int64
 std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& spec, const EngineConfig& config) {
   Findings findings;
   findings.require(!request.prompt.empty(), "the prompt is empty; it must have at least 1 token");
-  findings.require(request.max_tokens >= 0, "max_tokens must be at least 0, got ", request.max_tokens);
   findings.require(request.num_resumed >= 0 && request.num_resumed < std::ssize(request.prompt),
                    "num_resumed must be below the prompt's number of tokens, got ", request.num_resumed);
+  findings.require(request.max_tokens >= request.num_resumed, "max_tokens must be at least ", request.num_resumed,
+                   ", got ", request.max_tokens);
   if (findings.any()) return findings.take();
-  findings.require(request.min_tokens >= 0 && request.min_tokens <= request.max_tokens + request.num_resumed,
-                   "min_tokens must be between 0 and max_tokens (", request.max_tokens, "), got ", request.min_tokens);
+  findings.require(request.min_tokens >= 0, "min_tokens must be at least 0, got ", request.min_tokens);
   for (const auto& [field, value] :
        {std::pair("logprobs", request.logprobs), std::pair("prompt_logprobs", request.prompt_logprobs)}) {
     findings.require(value >= -1 && value <= max_logprobs, field, " must be between 0 and ", max_logprobs,
@@ -75,10 +78,10 @@ std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& 
 
   // Before the look at each token: a prompt that is far too long is refused at once.
   const auto prompt_len = static_cast<std::int64_t>(request.prompt.size());
-  if (prompt_len > config.max_model_len || request.max_tokens > config.max_model_len - prompt_len) {
+  if (prompt_len > config.max_model_len || request.num_to_come() > config.max_model_len - prompt_len) {
     return RequestFault{ErrorCode::too_long,
-                        concat("the prompt has ", prompt_len, " tokens and max_tokens is ", request.max_tokens,
-                               "; together they may be at most ", config.max_model_len)};
+                        concat("the prompt has ", prompt_len - request.num_resumed, " tokens and max_tokens is ",
+                               request.max_tokens, "; together they may be at most ", config.max_model_len)};
   }
   findings.require(static_cast<std::int64_t>(request.stop_token_ids.size()) <= spec.vocab_size, "stop_token_ids has ",
                    request.stop_token_ids.size(), " entries, more than the vocabulary of ", spec.vocab_size);

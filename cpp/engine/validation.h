@@ -1,4 +1,6 @@
-// What a request must satisfy before the engine takes it: everything that does not depend on the other requests.
+// What a request must satisfy before the engine takes it, whatever the other requests are: lengths and tokens, which
+// guard memory, and numbers that the sampler can calculate with. What an API promises beyond that is SamplingParams'
+// business in Python.
 #pragma once
 
 #include <optional>

@@ -13,7 +13,7 @@ namespace minisgl {
 // What shapes the distribution of one request. Ranges are checked where requests enter the engine.
 struct SamplingParams {
   float temperature = 1.0f;         // 0 is greedy
-  std::int32_t top_k = 0;           // 0 is off
+  std::int32_t top_k = 0;           // 0 and -1 are off
   float top_p = 1.0f;               // 1 is off
   float min_p = 0.0f;               // 0 is off
   float repetition_penalty = 1.0f;  // over prompt and output, as CTRL and transformers define it

@@ -153,9 +153,7 @@ class Engine:
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def submit(self, request: dict[str, Any]) -> None:
-        """Keys: id, prompt (required), max_tokens, min_tokens, ignore_eos, stop_token_ids,
-        logprobs, prompt_logprobs (-1: none), temperature, top_k, top_p, min_p, repetition_penalty,
-        presence_penalty, frequency_penalty, seed, logit_bias (list of (token, bias)).
+        """Keys: those of Submit.engine_fields(); id and prompt are required.
 
         Raises TypeError for a wrong type or an unknown key, ValueError for a missing key or a
         number that its field can't hold. What can't be served comes back as an output.

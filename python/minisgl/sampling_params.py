@@ -1,13 +1,19 @@
-"""SamplingParams: how one request is sampled and when it stops, every range checked."""
+"""SamplingParams: how one request is sampled and when it stops, every range checked.
+
+A parameter is described here, with its default, its range and its limit. HTTP's schemas, the
+messages to the engine and the engine's binding take it from here, by name.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
 MAX_TEMPERATURE = 100.0
 MAX_REPETITION_PENALTY = 100.0
+MAX_PENALTY = 2.0  # presence and frequency, either way
 MAX_LOGIT_BIAS = 100.0
 MAX_LOGPROBS = 20
 MAX_N = 128
@@ -17,6 +23,9 @@ MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIAS_ENTRIES = 1024
 MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**64 - 1
+
+# What the server does with the text or with several choices, and the engine never sees.
+TEXT_FIELDS = frozenset({"stop", "n", "skip_special_tokens"})
 
 
 class ParameterError(ValueError):
@@ -29,8 +38,10 @@ class ParameterError(ValueError):
         self.parameter = parameter
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sampling parameters of one request. Raises ParameterError."""
+class SamplingParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Sampling parameters of one request. Raises ParameterError; a decoder, ValidationError."""
 
     max_tokens: int = 16  # tokens generated at most; 0: only the prompt is computed
     min_tokens: int = 0  # stop tokens are banned, stop strings passed over before that many
@@ -68,8 +79,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _check_float(
             "repetition_penalty", self.repetition_penalty, 0, MAX_REPETITION_PENALTY, above_low=True
         )
-        _check_float("presence_penalty", self.presence_penalty, -2, 2)
-        _check_float("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check_float("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _check_float("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
         _check_logit_bias(self.logit_bias)
         if self.seed is not None:
             _check_int("seed", self.seed, 0, MAX_SEED)
@@ -84,6 +95,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.prompt_logprobs is not None:
             _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         _check_bool("skip_special_tokens", self.skip_special_tokens)
+
+    def engine_fields(self) -> dict[str, Any]:
+        """What the engine is told, by name; what is None is left out."""
+        return {
+            name: value
+            for name in self.__struct_fields__
+            if name not in TEXT_FIELDS and (value := getattr(self, name)) is not None
+        }
 
     def check_tokens(self, vocab_size: int) -> None:
         """ParameterError when logit_bias or stop_token_ids name a token that isn't the model's."""

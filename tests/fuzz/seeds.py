@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from minisgl.ipc import messages
 from minisgl.ipc.messages import encode
+from minisgl.sampling_params import SamplingParams
 from minisgl.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Message
 from minisgl.text import messages as text_messages
 from minisgl.tokenizer import DetokenizerOptions
@@ -117,7 +118,9 @@ def _wire(_: Path) -> list[bytes]:
     output = messages.Output(
         3, [5], "length", "", "", [(-0.5, [(5, -0.5)])], [(3, None, [])], (0.0, 1.0, 2.0)
     )
-    submit = messages.Submit(id=1, prompt=[1, 2], max_tokens=5, seed=7, logit_bias=[(1, 0.5)])
+    submit = messages.Submit(
+        id=1, prompt=[1, 2], params=SamplingParams(max_tokens=5, seed=7, logit_bias={1: 0.5})
+    )
     info = messages.EngineInfo(vocab_size=10, max_model_len=20)
     return [
         encode(message)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import msgspec
+
 from minisgl.ipc.messages import EngineInfo, Submit
 from minisgl.sampling_params import ParameterError, SamplingParams
 
@@ -40,22 +42,6 @@ def make_request(
     """
     check_request(prompt_ids, params, info)
     more_ends = [] if params.ignore_eos else sorted(set(end_ids) - set(info.eos_token_ids))
-    return Submit(
-        id=request_id,
-        prompt=prompt_ids,
-        max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens,
-        ignore_eos=params.ignore_eos,
-        stop_token_ids=[*params.stop_token_ids, *more_ends],
-        logprobs=-1 if params.logprobs is None else params.logprobs,
-        prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
-        temperature=params.temperature,
-        top_k=max(params.top_k, 0),
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        seed=random.getrandbits(64) if params.seed is None else params.seed,
-        logit_bias=sorted(params.logit_bias.items()),
-    )
+    if params.seed is None:
+        params = msgspec.structs.replace(params, seed=random.getrandbits(64))
+    return Submit(id=request_id, prompt=prompt_ids, params=params, end_token_ids=more_ends)

@@ -44,12 +44,13 @@ class TokenStream:
         """The request for an engine that is to go on where the stream stopped."""
         if not self.received:
             return self.request
+        # A prompt's log probabilities came with the first token.
+        params = msgspec.structs.replace(self.request.params, prompt_logprobs=None)
         return msgspec.structs.replace(
             self.request,
             prompt=self.request.prompt + self.received,
+            params=params,
             num_resumed=len(self.received),
-            max_tokens=self.request.max_tokens - len(self.received),
-            prompt_logprobs=-1,  # they came with the first token
         )
 
     async def next(self, *, whole: bool = False) -> Output:

@@ -90,7 +90,7 @@ class NativeEngine:
 
     def _send(self, message: Submit | Abort) -> bool:
         if isinstance(message, Submit):
-            self._engine.submit(msgspec.structs.asdict(message))
+            self._engine.submit(message.engine_fields())
         else:
             for request_id in message.ids:
                 self._engine.abort(request_id)

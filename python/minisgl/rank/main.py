@@ -151,7 +151,7 @@ class Rank:
 
     def _submit(self, request: Submit) -> None:
         try:
-            self._engine.submit(msgspec.structs.asdict(request))
+            self._engine.submit(request.engine_fields())
         except Exception as error:  # whatever is wrong with one request must not end the others
             logger.exception("request %d was refused by the engine's binding", request.id)
             self._link.outbox.put_nowait(

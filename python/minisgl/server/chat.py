@@ -61,7 +61,6 @@ class ChatCompletions(JsonEndpoint):
             ),
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             prompt_logprobs=None,
-            vocab_size=info.vocab_size,
         )
         fields = {
             "id": f"chatcmpl-{exchange.request_id}",

@@ -164,40 +164,28 @@ def sampling_params(
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
-    vocab_size: int,
 ) -> SamplingParams:
-    """What one choice is sampled with (n is 1: the caller submits each choice). ApiError 400."""
-    given = {
+    """What one choice is sampled with (n is 1: the caller submits each choice). ApiError 400.
+
+    A field that has the same name in the request and in SamplingParams is passed on as it is.
+    """
+    fields: dict[str, Any] = {
         name: value
-        for name in (
-            "temperature",
-            "top_p",
-            "top_k",
-            "min_p",
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-            "logit_bias",
-            "stop_token_ids",
-            "min_tokens",
-            "ignore_eos",
-            "skip_special_tokens",
-        )
-        if (value := getattr(request, name)) is not None
+        for name in SamplingParams.__struct_fields__
+        if (value := getattr(request, name, None)) is not None
+    }
+    fields |= {
+        "max_tokens": max_tokens,
+        "n": 1,
+        "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
+        "seed": None if request.seed is None else request.seed % 2**64,
+        "stop": stop_strings(request),
     }
     try:
-        params = SamplingParams(
-            max_tokens=max_tokens,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-            seed=None if request.seed is None else request.seed % 2**64,
-            stop=stop_strings(request),
-            **given,
-        )
-        params.check_tokens(vocab_size)
+        return SamplingParams(**fields)
     except ParameterError as error:  # its sentence is for the client, whose own value it shows
         raise errors.bad_request(str(error), param=error.parameter) from None
-    return params
 
 
 def fit(

@@ -46,7 +46,6 @@ class Completions(JsonEndpoint):
                 ),
                 logprobs=request.logprobs,
                 prompt_logprobs=request.logprobs if request.echo else None,
-                vocab_size=info.vocab_size,
             )
             for prompt in prompts
         ]

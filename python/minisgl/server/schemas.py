@@ -14,23 +14,29 @@ import msgspec
 from msgspec import Meta
 
 from minisgl.sampling_params import (
+    MAX_LOGIT_BIAS,
     MAX_LOGIT_BIAS_ENTRIES,
     MAX_LOGPROBS,
     MAX_N,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_STRING_CHARS,
+    MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
+    MAX_TEMPERATURE,
+    MAX_TOKEN_ID,
 )
 
-MAX_STOP_STRINGS = 16
 MAX_MESSAGES = 16384
 MAX_CHOICES = 256  # prompts times n in one request
 
 Name = Annotated[str, Meta(max_length=1024)]
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-StopString = Annotated[str, Meta(min_length=1, max_length=1000)]
-Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
-Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+Count = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+Positive = Annotated[int, Meta(ge=1, le=MAX_TOKEN_ID)]
+StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
+Penalty = Annotated[float, Meta(ge=-MAX_PENALTY, le=MAX_PENALTY)]
+Bias = Annotated[float, Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
 Object = Annotated[dict[str, Any], Meta(max_length=256)]
 TemplateArguments = Annotated[dict[Name, Any], Meta(max_length=64)]
 
@@ -44,17 +50,21 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What chat and completions have in common."""
+    """What chat and completions have in common.
+
+    Sampling parameters have SamplingParams' names and ranges. OpenAI's API is narrower in places (a
+    temperature up to 2, four stop strings); no client depends on being refused, so this one isn't.
+    """
 
     model: Name | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
-    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
+    temperature: Annotated[float, Meta(ge=0.0, le=MAX_TEMPERATURE)] | None = None
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # 0 and -1 are off
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None  # 0 and -1 are off
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=MAX_REPETITION_PENALTY)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=MAX_LOGIT_BIAS_ENTRIES)] | None = (
@@ -63,11 +73,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     # -2**63 to 2**64-1. A negative seed stands for its two's complement: every int64 and uint64 is
     # a seed.
     seed: int | None = None
-    stop: (
-        Annotated[str, Meta(min_length=1, max_length=1000)]
-        | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
-        | None
-    ) = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     include_stop_str_in_output: bool | None = None
     min_tokens: Count | None = None

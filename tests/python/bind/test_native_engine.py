@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from minisgl._native import Engine, InputError, Model
+from minisgl.ipc.messages import Submit
+from minisgl.sampling_params import SamplingParams
 from tests.python.models.tiny_models import save_random_model, tiny_config, token_ids
 
 
@@ -128,9 +130,13 @@ def test_logprobs(engine: Engine, folder: Path) -> None:
         ({"temperature": True}, TypeError, "temperature must be a number, got bool"),
         ({"temperature": 10**400}, ValueError, "temperature is too large"),
         ({"ignore_eos": 1}, TypeError, "ignore_eos must be a bool, got int"),
-        ({"logit_bias": [[1, 2]]}, TypeError, r"logit_bias must be a list of \(token, bias\)"),
-        ({"logit_bias": [(1, 2, 3)]}, TypeError, r"logit_bias must be a list of \(token, bias\)"),
-        ({"logit_bias": {1: 2.0}}, TypeError, "logit_bias must be a list, got dict"),
+        (
+            {"logit_bias": [(1, 2)]},
+            TypeError,
+            "logit_bias must be a dict",
+        ),
+        ({"logit_bias": {"1": 2}}, TypeError, "logit_bias must be an integer, got str"),
+        ({"logit_bias": {1: "2"}}, TypeError, "logit_bias must be a number, got str"),
         ({"tempreature": 1.0}, TypeError, "unknown field 'tempreature'"),
         ({3: 1.0}, TypeError, "a key of the request must be a str, got int"),
     ],
@@ -141,6 +147,22 @@ def test_malformed_requests_raise(
     with pytest.raises(error, match=message):
         engine.submit({"id": 1, "prompt": [1]} | change)
     assert engine.take_outputs() == []
+
+
+def test_every_sampling_parameter_is_read(engine: Engine) -> None:
+    params = SamplingParams(
+        max_tokens=3, min_tokens=1, temperature=0.5, top_k=-1, top_p=0.9, min_p=0.01,
+        repetition_penalty=1.1, presence_penalty=0.1, frequency_penalty=0.1, logit_bias={3: 1.0},
+        seed=2**64 - 1, stop=["x"], stop_token_ids=[4], ignore_eos=True, logprobs=1,
+        prompt_logprobs=1, skip_special_tokens=False,
+    )  # fmt: skip
+    defaults = SamplingParams()
+    fields = params.__struct_fields__
+    same = [name for name in fields if getattr(params, name) == getattr(defaults, name)]
+    assert same == ["n"]
+    outputs = run(engine, Submit(id=1, prompt=[1, 2], params=params).engine_fields())[1]
+    assert outputs[-1][2:5] in (("length", "", ""), ("stop", "", ""))
+    assert outputs[0][5] is not None
 
 
 @pytest.mark.parametrize("missing", ["id", "prompt"])

@@ -134,7 +134,7 @@ class Engine:
                 self._finish(request_id, [], "error", "engine_failure", self._failure)
                 break
             token = (request["prompt"][-1] + 1 + step) % 1000
-            if step + 1 == request["max_tokens"]:
+            if request["num_resumed"] + step + 1 == request["max_tokens"]:
                 self._finish(request_id, [token], "length")
             else:
                 self._outputs.append((request_id, [token], "", "", "", None, None, None))

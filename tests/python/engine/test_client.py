@@ -187,7 +187,7 @@ async def test_streams_go_on_where_they_stopped_when_the_engine_died(
     await until(lambda: client.num_replaying == len(streams))
     for stream in streams:
         tokens, last = await read(stream)
-        first, count = stream.request.prompt[0] + 1, stream.request.max_tokens
+        first, count = stream.request.prompt[0] + 1, stream.request.params.max_tokens
         assert tokens == [(first + k) % 1000 for k in range(count)]
         assert last.finish == "length"
     assert (await read(aborted))[1].finish == "abort"

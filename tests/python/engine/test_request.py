@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from minisgl.engine.request import make_request
-from minisgl.ipc.messages import EngineInfo
+from minisgl.engine.stream import TokenStream
+from minisgl.ipc.messages import EngineInfo, Output
 from minisgl.sampling_params import ParameterError, SamplingParams
 
 INFO = EngineInfo(vocab_size=100, max_model_len=32, eos_token_ids=[2])
 
 
 def test_ends_that_only_the_tokenizer_knows_stop_a_request() -> None:
-    params = SamplingParams(stop_token_ids=[7])
-    assert make_request(1, [5], params, INFO, end_ids=[2, 9]).stop_token_ids == [7, 9]
+    request = make_request(1, [5], SamplingParams(stop_token_ids=[7]), INFO, end_ids=[2, 9])
+    assert request.engine_fields()["stop_token_ids"] == [7, 9]
 
 
 def test_ignore_eos_leaves_only_the_requests_own_stop_tokens() -> None:
     params = SamplingParams(stop_token_ids=[7], ignore_eos=True)
-    assert make_request(1, [5], params, INFO, end_ids=[2, 9]).stop_token_ids == [7]
+    request = make_request(1, [5], params, INFO, end_ids=[2, 9])
+    assert request.engine_fields()["stop_token_ids"] == [7]
+
+
+def test_a_request_has_a_seed() -> None:
+    seeds = {make_request(1, [5], SamplingParams(), INFO).params.seed for _ in range(3)}
+    assert None not in seeds
+    assert len(seeds) == 3
+    assert make_request(1, [5], SamplingParams(seed=7), INFO).params.seed == 7
+
+
+def test_a_stream_is_resumed_with_the_same_parameters() -> None:
+    params = SamplingParams(max_tokens=10, min_tokens=8, seed=7, prompt_logprobs=2, logprobs=1)
+    stream = TokenStream(make_request(1, [5, 6], params, INFO), lambda request_id: None)
+    assert stream.resumption() == stream.request
+    stream.deliver(Output(1, [11, 12, 13, 14, 15]))
+    resumed = stream.resumption()
+    assert (resumed.prompt, resumed.num_resumed) == ([5, 6, 11, 12, 13, 14, 15], 5)
+    assert resumed.params == msgspec.structs.replace(params, prompt_logprobs=None)
 
 
 @pytest.mark.parametrize(

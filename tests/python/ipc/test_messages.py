@@ -29,12 +29,12 @@ from minisgl.ipc.messages import (
     decode_to_rank,
     encode,
 )
+from minisgl.sampling_params import SamplingParams
 from minisgl.text import messages as text_messages
 
 ids = st.integers(0, 2**63 - 1)
 tokens = st.integers(0, 2**31 - 1)
 floats = st.floats(allow_nan=False)
-finite = st.floats(-1e30, 1e30)
 counts = st.integers(0, 2**62)
 alternatives = st.lists(st.tuples(tokens, floats), max_size=3)
 
@@ -54,13 +54,17 @@ to_rank = st.one_of(
         Submit,
         id=ids,
         prompt=st.lists(tokens, max_size=20),
-        max_tokens=st.integers(0, 2**31 - 1),
-        seed=st.integers(0, 2**64 - 1),
-        temperature=st.floats(0, 1e6),
-        top_p=st.floats(0, 1),
-        presence_penalty=finite,
-        logit_bias=st.lists(st.tuples(tokens, finite), max_size=5),
-        ignore_eos=st.booleans(),
+        params=st.builds(
+            SamplingParams,
+            max_tokens=st.integers(0, 2**31 - 1),
+            seed=st.integers(0, 2**64 - 1),
+            temperature=st.floats(0, 100),
+            top_p=st.floats(0, 1, exclude_min=True),
+            presence_penalty=st.floats(-2, 2),
+            logit_bias=st.dictionaries(tokens, st.floats(-100, 100), max_size=5),
+            stop=st.lists(st.text(min_size=1, max_size=9), max_size=3),
+            ignore_eos=st.booleans(),
+        ),
     ),
     st.builds(Abort, st.lists(ids, max_size=10)),
     st.just(Shutdown()),
@@ -153,20 +157,27 @@ def test_deep_nesting_is_refused() -> None:
         {"prompt": [-1]},
         {"prompt": [2**31]},
         {"prompt": ["a"]},
-        {"max_tokens": -1},
-        {"seed": -1},
-        {"temperature": math.nan},
-        {"temperature": math.inf},
-        {"temperature": -0.5},
-        {"temperature": "0.5"},
-        {"top_k": True},
-        {"top_p": 1.5},
-        {"logit_bias": [[1, math.nan]]},
-        {"stop_token_ids": [0] * 5000},
+        {"params": None},
+        {"params": {"max_tokens": -1}},
+        {"params": {"seed": -1}},
+        {"params": {"temperature": math.nan}},
+        {"params": {"temperature": math.inf}},
+        {"params": {"temperature": 100.5}},
+        {"params": {"temperature": -0.5}},
+        {"params": {"temperature": "0.5"}},
+        {"params": {"top_k": True}},
+        {"params": {"top_p": 1.5}},
+        {"params": {"max_tokens": 1, "min_tokens": 2}},
+        {"params": {"logit_bias": {1: math.nan}}},
+        {"params": {"stop_token_ids": [0] * 5000}},
+        {"params": {"stop": [""]}},
+        {"params": {"tempreature": 1.0}},
+        {"end_token_ids": [-1]},
+        {"num_resumed": -1},
     ],
 )
 def test_values_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    good = {"type": "submit", "id": 1, "prompt": [1], "max_tokens": 1, "seed": 0}
+    good = {"type": "submit", "id": 1, "prompt": [1], "params": {"max_tokens": 1, "seed": 0}}
     assert isinstance(decode_to_rank(encode(good)), Submit)
     with pytest.raises(msgspec.ValidationError):
         decode_to_rank(encode({**good, **change}))

@@ -26,6 +26,7 @@ from minisgl.ipc.messages import (
     decode_from_rank,
 )
 from minisgl.ipc.process import ChildProcess, describe_exit, make_private_directory
+from minisgl.sampling_params import SamplingParams
 
 FAKE_RANK = Path(__file__).parents[1] / "engine" / "fake_rank.py"
 
@@ -55,7 +56,7 @@ async def test_malformed_requests_are_answered_or_dropped_and_harm_nobody() -> N
     assert [(o.id, o.finish, o.error_code) for o in answer.outputs] == [
         (5, "error", "invalid_request")
     ]
-    child.send(Submit(id=6, prompt=[1], max_tokens=1, seed=0))
+    child.send(Submit(id=6, prompt=[1], params=SamplingParams(max_tokens=1, seed=0)))
     answer = await next_outputs(child)
     assert answer.outputs[0].token_ids == [2]
     assert await child.stop(Shutdown()) == 0
@@ -65,7 +66,7 @@ async def test_malformed_requests_are_answered_or_dropped_and_harm_nobody() -> N
 async def test_a_child_is_deaf_to_sigint_and_ends_at_sigterm() -> None:
     child = await ready_rank()
     os.kill(child.pid, signal.SIGINT)
-    child.send(Submit(id=1, prompt=[1], max_tokens=1, seed=0))
+    child.send(Submit(id=1, prompt=[1], params=SamplingParams(max_tokens=1, seed=0)))
     await next_outputs(child)
     assert await child.stop(None) == 0
     child.close()

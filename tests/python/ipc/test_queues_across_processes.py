@@ -147,8 +147,8 @@ GARBAGE = [
     (encode({"type": "abort"}), "missing required field `ids`"),
     (encode({"type": "abort", "ids": [1, "x"]}), r"$.ids[1]"),
     (
-        encode({"type": "submit", "id": 1, "prompt": [1], "max_tokens": -1, "seed": 0}),
-        "$.max_tokens",
+        encode({"type": "submit", "id": 1, "prompt": [1], "params": {"max_tokens": -1}}),
+        "max_tokens must be between 0 and 2147483647, got -1 - at `$.params`",
     ),
     (encode({"type": "nothing"}), "$.type"),
 ]

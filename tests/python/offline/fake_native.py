@@ -97,9 +97,9 @@ class FakeEngine:
         else:
             self._live[request_id] = (request, tokens, made)
         logprobs = prompt_logprobs = None
-        if request["logprobs"] >= 0:
+        if request.get("logprobs") is not None:
             logprobs = [(-0.5, [(token, -0.5)] * request["logprobs"])]
-        if request["prompt_logprobs"] >= 0 and made == 1:
+        if request.get("prompt_logprobs") is not None and made == 1:
             prompt_logprobs = [
                 (token, None if index == 0 else -1.0, [])
                 for index, token in enumerate(request["prompt"])

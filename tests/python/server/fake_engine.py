@@ -107,11 +107,14 @@ def output(stream: TokenStream, token_ids: list[int], finish: Finish = "") -> Ou
     """An output with the log probabilities that the request asked for: token t has -t/100, its top
     are t, t+1 ...
     """
-    request = stream.request
+    num_top = stream.request.params.logprobs
     logprobs: list[TokenLogprob] | None = None
-    if request.logprobs >= 0:
+    if num_top is not None:
         logprobs = [
-            (-token / 100, [(token + k, -(token + k) / 100) for k in range(request.logprobs)])
+            (
+                -token / 100,
+                [(token + k, -(token + k) / 100) for k in range(num_top)],
+            )
             for token in token_ids
         ]
     timings = (0.001, 0.002, 0.003) if finish else None
@@ -125,8 +128,8 @@ def reply(text: str, *, delay: float = 0.0) -> Script:
         request = stream.request
         tokens = [*text.encode(), END]
         finish: Finish = "stop"
-        if len(tokens) > request.max_tokens:
-            tokens, finish = tokens[: request.max_tokens], "length"
+        if len(tokens) > request.params.max_tokens:
+            tokens, finish = tokens[: request.params.max_tokens], "length"
         steps = [[token] for token in tokens] or [[]]  # of the prompt alone, one without a token
         for position, step in enumerate(steps):
             if delay:
@@ -135,7 +138,7 @@ def reply(text: str, *, delay: float = 0.0) -> Script:
                 return
             last = position == len(steps) - 1
             made = output(stream, step, finish if last else "")
-            if position == 0 and request.prompt_logprobs >= 0:
+            if position == 0 and request.params.prompt_logprobs is not None:
                 made.prompt_logprobs = [
                     (token, None if k == 0 else -math.log(2), [(token, -math.log(2))])
                     for k, token in enumerate(request.prompt)
@@ -149,11 +152,11 @@ def endless(*, delay: float = 0.005) -> Script:
     """A script that says "x" until it is aborted or max_tokens are reached."""
 
     async def script(client: FakeClient, stream: TokenStream) -> None:
-        for position in range(stream.request.max_tokens):
+        for position in range(stream.request.params.max_tokens):
             await asyncio.sleep(delay)
             if stream.finished:
                 return
-            last = position == stream.request.max_tokens - 1
+            last = position == stream.request.params.max_tokens - 1
             stream.deliver(output(stream, [ord("x")], "length" if last else ""))
 
     return script

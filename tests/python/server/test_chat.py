@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from minisgl.sampling_params import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS, MAX_TEMPERATURE
 from tests.python.server.conftest import MODEL, Server, StartServer, events
 from tests.python.server.fake_engine import reply
 
@@ -34,7 +35,7 @@ async def test_answer(server: Server) -> None:
 async def test_the_default_is_the_rest_of_the_context(server: Server) -> None:
     await server.chat("hi")
     stream = server.engine.submitted[0]
-    assert stream.request.max_tokens == 256 - len(stream.request.prompt)
+    assert stream.request.params.max_tokens == 256 - len(stream.request.prompt)
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
@@ -58,10 +59,18 @@ async def test_sampling_fields_reach_the_engine(server: Server) -> None:
     }
     answer = await server.chat(**fields, logit_bias={"3": -2.5}, seed=-1)
     assert answer.status_code == 200
-    request = server.engine.submitted[0].request
-    assert {name: getattr(request, name) for name in fields} == fields
-    assert request.logit_bias == [(3, -2.5)]
-    assert request.seed == 2**64 - 1
+    params = server.engine.submitted[0].request.params
+    assert {name: getattr(params, name) for name in fields} == fields
+    assert params.logit_bias == {3: -2.5}
+    assert params.seed == 2**64 - 1
+
+
+async def test_ranges_are_those_of_sampling_params(server: Server) -> None:
+    stop = ["x" * MAX_STOP_STRING_CHARS] * MAX_STOP_STRINGS
+    answer = await server.chat(temperature=MAX_TEMPERATURE, stop=stop, top_k=-1)
+    assert answer.status_code == 200
+    params = server.engine.submitted[0].request.params
+    assert (params.temperature, params.stop, params.top_k) == (MAX_TEMPERATURE, stop, -1)
 
 
 async def test_fields_without_effect_are_accepted(server: Server) -> None:
@@ -177,7 +186,7 @@ async def test_n_choices_with_a_seed(server: Server) -> None:
     answer = (await server.chat(n=3, seed=10)).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert [choice["message"]["content"] for choice in answer["choices"]] == ["Hello"] * 3
-    assert [stream.request.seed for stream in server.engine.submitted] == [10, 11, 12]
+    assert [stream.request.params.seed for stream in server.engine.submitted] == [10, 11, 12]
     assert answer["usage"]["completion_tokens"] == 18
 
 
