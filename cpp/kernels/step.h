@@ -26,6 +26,7 @@ struct SequenceRows {
   std::int32_t num_rows;
   std::int32_t start_position;     // position of the first row; rows follow one another
   const std::int32_t* page_table;  // page of position p is page_table[p / page_size]
+  std::int32_t adapter = 0;        // 0: none
 };
 
 }  // namespace ops
