@@ -102,7 +102,8 @@ void accept_ranks(const FileDescriptor& listener, int first, const TcpOptions& o
 
 }  // namespace
 
-TcpMesh::TcpMesh(const TcpOptions& options) : options_(options), sockets_(static_cast<std::size_t>(options.size)) {
+TcpMesh::TcpMesh(const TcpOptions& options)
+    : options_(options), limit_{options.timeout}, sockets_(static_cast<std::size_t>(options.size)) {
   check_rank(options.rank, options.size);
   if (options.secret.size() < 8 || options.secret.size() > 64)
     throw InputError(concat("a group's secret has 8 to 64 bytes, got ", options.secret.size()));
@@ -143,7 +144,7 @@ TcpMesh::TcpMesh(const TcpOptions& options) : options_(options), sockets_(static
 
 void TcpMesh::exchange(std::vector<TcpMessages> messages) {
   if (!failure_.empty()) throw RankFailure(culprit_, failure_);
-  const Deadline deadline = deadline_in(options_.timeout);
+  const Deadline deadline = deadline_in(limit_.time);
   std::vector<pollfd> polled(sockets_.size(), pollfd{-1, 0, 0});
   while (true) {
     int waiting_for = -1;
@@ -173,7 +174,7 @@ void TcpMesh::exchange(std::vector<TcpMessages> messages) {
     }
     if (waiting_for < 0) return;
     const int ready = poll(polled.data(), polled.size(), milliseconds_until(deadline));
-    if (ready == 0) fail(waiting_for, concat("didn't come to a collective within ", seconds(options_.timeout)));
+    if (ready == 0) fail(waiting_for, concat("didn't come to a collective within ", text_of(limit_)));
   }
 }
 

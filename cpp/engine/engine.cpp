@@ -102,7 +102,7 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, 
     : options(checked(options_, model_->spec())),
       device(std::move(device_)),
       model(std::move(model_)),
-      inbox(options.max_running + options.max_waiting),
+      inbox(options.max_running + options.max_waiting, device->pool().progress()),
       scheduler(scheduler_options(options)),
       executor(*model, *device,
                KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
@@ -274,6 +274,7 @@ Engine::~Engine() {
 void Engine::start() {
   const std::lock_guard lock(impl_->lifecycle_mutex);
   MINISGL_CHECK(!impl_->thread.joinable() && !impl_->stopped, "an engine starts once");
+  impl_->inbox.show_work();
   impl_->thread = start_quiet_thread([impl = impl_.get()] {
     pthread_setname_np(pthread_self(), "minisgl-engine");
     impl->run();

@@ -58,6 +58,15 @@ struct Follower::Impl final : PlanHandler {
   }
   void shut_down() override { running = false; }
 
+  // Waiting for rank 0 is no work.
+  std::span<const std::byte> next_frame() {
+    Progress& progress = device->pool().progress();
+    progress.set_working(false);
+    const std::span<const std::byte> frame = plans->receive();
+    progress.set_working(true);
+    return frame;
+  }
+
   void take() {
     executor.take();
     --num_in_flight;
@@ -66,7 +75,7 @@ struct Follower::Impl final : PlanHandler {
   void run() noexcept {
     std::string what;
     try {
-      while (running) decoder.decode(plans->receive(), *this);
+      while (running) decoder.decode(next_frame(), *this);
       while (num_in_flight > 0) take();
     } catch (const ChannelInterrupted&) {
     } catch (const std::exception& error) {
@@ -75,6 +84,7 @@ struct Follower::Impl final : PlanHandler {
     } catch (...) {
       what = "an exception of an unknown type";
     }
+    device->pool().progress().set_working(false);
     {
       const std::lock_guard lock(mutex);
       failure = what;

@@ -26,11 +26,15 @@ struct Place {
   std::chrono::microseconds spin{0};      // that a follower watches for a plan before it sleeps
   std::shared_ptr<Communicator> sums;     // for the device; null for a single rank
   std::shared_ptr<Communicator> numbers;  // for the host's memory; may be the same
+  std::chrono::milliseconds step_timeout{30'000};  // of a collective once all ranks have loaded
 };
 
 // Rank 0's end of the plan channel, and the others'.
 Followers open_plan_senders(const Place& place);
 std::unique_ptr<PlanReceiver> open_plan_receiver(const Place& place);
+
+// Ranks have loaded, and work in step from here on: collectives wait no longer than a step may take.
+void set_running_limit(const Place& place);
 
 // The options that all ranks can keep to: the cache is as large as the rank with the least room has it. `asked` is what
 // the user gave. Throws InputError where ranks have loaded different models.

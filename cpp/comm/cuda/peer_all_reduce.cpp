@@ -75,7 +75,7 @@ std::unique_ptr<PeerAllReduce> PeerAllReduce::make(Communicator& host, int devic
     self->max_two_shot_bytes_ = max_two_shot_bytes;
     group.rank = host.rank();
     group.size = host.size();
-    group.limit_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(timeout).count());
+    self->set_time_limit(timeout);
     group.region_vectors = std::max(cuda::one_shot_vectors(max_one_shot_bytes, host.size()),
                                     cuda::two_shot_vectors(max_two_shot_bytes, host.size()));
     const std::int64_t vectors = cuda::kNumRegions * group.region_vectors;
@@ -149,6 +149,10 @@ void PeerAllReduce::all_reduce_sum(PeerAlgorithm algorithm, void* data, std::int
 bool PeerAllReduce::all_reduce_add_rms_norm(const SumAddRmsNorm& op, cudaStream_t stream) {
   return op.rows > 0 && fits(PeerAlgorithm::one_shot, op.rows * row_bytes(op.dtype, op.cols)) &&
          cuda::one_shot_sum_add_rms_norm(group_, op, stream);
+}
+
+void PeerAllReduce::set_time_limit(std::chrono::milliseconds limit) {
+  group_.limit_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(limit).count());
 }
 
 void PeerAllReduce::give_up() {

@@ -59,7 +59,7 @@ class CudaOps final : public Ops {
         stream_(make_stream()),
         upload_stream_(make_stream()),
         uploader_(pool_, stream_.get()),
-        dense_(properties.name, cache_folder) {
+        dense_(properties.name, cache_folder, pool_) {
     const std::int64_t parts = most_attention_parts();
     partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
