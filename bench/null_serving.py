@@ -26,7 +26,7 @@ from null_engine import RATE_UNIT
 from server_process import RunningServer, cores, pinned, serving
 from sse_client import Received, post, run_streams
 
-from minisgl.model_source import resolve_model
+from minisgl.model_files.source import resolve_model
 from minisgl.tokenizer import load_tokenizer
 
 KEPT_UP = 0.98  # of the offered rate

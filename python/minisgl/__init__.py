@@ -6,20 +6,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minisgl.version import __version__
+
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
     from minisgl.launch import launch_server
-    from minisgl.llm import LLM
+    from minisgl.offline.llm import LLM
     from minisgl.sampling_params import SamplingParams
-
-__version__ = "0.1.0"
 
 __all__ = ["LLM", "SamplingParams", "ServerArgs", "__version__", "launch_server"]
 
 
 def __getattr__(name: str) -> Any:
     homes = {
-        "LLM": "minisgl.llm",
+        "LLM": "minisgl.offline.llm",
         "SamplingParams": "minisgl.sampling_params",
         "ServerArgs": "minisgl.config",
         "launch_server": "minisgl.launch",

@@ -373,7 +373,7 @@ def parse_args(
     parser = build_parser()
     given = vars(parser.parse_args(argv))
     if given.pop("version", False):
-        from minisgl import __version__
+        from minisgl.version import __version__
 
         print(f"minisgl {__version__}")
         parser.exit(0)

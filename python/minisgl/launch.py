@@ -23,7 +23,8 @@ from minisgl.engine.client import EngineClient, RestartPolicy
 from minisgl.engine.group import EngineStartError
 from minisgl.engine.nodes import NodeAgent, NodeHub
 from minisgl.ipc.process import python_command
-from minisgl.model_source import ModelError, ModelFiles, resolve_model
+from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.source import resolve_model
 from minisgl.server.app import create_app
 from minisgl.server.listener import (
     GRACEFUL_SECONDS,
@@ -35,7 +36,7 @@ from minisgl.server.listener import (
 )
 from minisgl.server.state import ServerState
 from minisgl.startup import PhaseLog, describe_engine, engine_options
-from minisgl.tokenizer.worker import TextFrontend
+from minisgl.text.frontend import TextFrontend
 
 MAX_OPEN_FILES = 65536  # as far as the hard limit allows
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command minisgl-serve. Returns its exit status."""
     args = parse_args(argv)
     if args.shell:
-        from minisgl.shell import run_shell
+        from minisgl.offline.shell import run_shell
 
         return run_shell(args)
     return launch_server(args)
@@ -69,7 +70,7 @@ def launch_server(
     logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
     _allow_connections()
     if args.node_rank > 0:
-        return _run_node(args, rank_command or python_command("minisgl.engine.rank"))
+        return _run_node(args, rank_command or python_command("minisgl.rank.main"))
     try:
         with contextlib.closing(bind_socket(args.host, args.port)) as listener:
             files = resolve_model(

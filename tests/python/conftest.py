@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minisgl.model_source import ModelError, resolve_model
+from minisgl.model_files.files import ModelError
+from minisgl.model_files.source import resolve_model
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The communicator that layers use: the last of a list of plug-ins, torch.distributed at first."""
+"""The communicator of layers/, not on the server's path: the last of a list of plug-ins."""
 
 from __future__ import annotations
 

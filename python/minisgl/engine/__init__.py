@@ -1,1 +1,1 @@
-"""The engine's process (rank) and its asynchronous face in the server (client)."""
+"""Ranks as the server sees them: a client of their group, its life, and where they run."""

@@ -84,7 +84,7 @@ class EngineClient:
         self._size = size
         self._comm = comm
         self._max_waiting = max_waiting
-        self._command = tuple(command or python_command("minisgl.engine.rank"))
+        self._command = tuple(command or python_command("minisgl.rank.main"))
         self._restart = restart or RestartPolicy()
         self._on_phase = on_phase or (lambda report: None)
         self._group: RankGroup | None = None

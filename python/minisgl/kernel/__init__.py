@@ -1,4 +1,4 @@
-"""Native building blocks under the names that readers of this field know."""
+"""Native building blocks under the field's usual names; not on the server's path."""
 
 from minisgl._native import PyNCCLCommunicator
 from minisgl.distributed.pynccl import init_pynccl

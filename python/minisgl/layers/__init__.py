@@ -1,4 +1,4 @@
-"""Sharded linear layers on torch tensors: the engine's own, for models that are built in Python.
+"""Sharded linear layers on torch tensors, not on the server's path: for models built in Python.
 
 Every rank makes the same layers from the same whole weights and keeps its part of them; which rank
 this process is says minisgl.distributed.get_tp_info(). The cuts are those of the engine's models.

@@ -1,4 +1,4 @@
-"""Linear layers cut over tensor-parallel ranks.
+"""Linear layers cut over tensor-parallel ranks; not on the server's path.
 
 Weights are float32, float16 or bfloat16 [out_features, in_features] and biases float32
 [out_features], of the whole model, contiguous and in the host's memory. A layer reads its rank's

@@ -17,8 +17,8 @@ from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
 from minisgl.tokenizer import ChatTemplateError
 
 if TYPE_CHECKING:
+    from minisgl.text.frontend import TextFrontend
     from minisgl.tokenizer import Tokenizer
-    from minisgl.tokenizer.worker import TextFrontend
 
 MAX_TEMPLATE_ERROR = 500  # characters
 

@@ -18,7 +18,7 @@ from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
 from minisgl.tokenizer import IncrementalDetokenizer
 
 if TYPE_CHECKING:
-    from minisgl.tokenizer.worker import TextFrontend
+    from minisgl.text.frontend import TextFrontend
 
 
 class Completions(JsonEndpoint):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.tokenizer.worker_pool import WorkerLost
+from minisgl.text.worker_pool import WorkerLost
 
 if TYPE_CHECKING:
     from minisgl.ipc.messages import Output

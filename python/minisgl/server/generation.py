@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import Output, PromptLogprob
     from minisgl.sampling_params import SamplingParams
-    from minisgl.tokenizer.worker import Detokenizer, TextFrontend
+    from minisgl.text.frontend import Detokenizer, TextFrontend
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from minisgl.server.errors import bad_request
 from minisgl.server.schemas import MAX_CHOICES, CompletionRequest
 
 if TYPE_CHECKING:
-    from minisgl.tokenizer.worker import TextFrontend
+    from minisgl.text.frontend import TextFrontend
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from minisgl.server.metrics import Metrics
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
     from minisgl.engine.client import EngineClient
-    from minisgl.tokenizer.worker import TextFrontend
+    from minisgl.text.frontend import TextFrontend
 
 
 @dataclass

@@ -9,10 +9,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from minisgl import __version__
 from minisgl.engine.client import EngineUnavailable
 from minisgl.server.errors import unavailable
 from minisgl.server.state import ServerState
+from minisgl.version import __version__
 
 
 class StatusPages:

@@ -14,7 +14,7 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "chat_template"})
 

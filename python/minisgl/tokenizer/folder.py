@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 from minisgl.tokenizer.chat_template import ChatTemplate
 from minisgl.tokenizer.tokenizer import Tokenizer
 

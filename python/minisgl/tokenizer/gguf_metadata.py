@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 
 _MAX_KEYS = 1 << 16
 _MAX_KEY_BYTES = 1 << 16

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 from minisgl.tokenizer.chat_template import ChatTemplate
 from minisgl.tokenizer.gguf_metadata import Metadata, read_gguf_metadata
 from minisgl.tokenizer.pre_tokenizers import pre_tokenization

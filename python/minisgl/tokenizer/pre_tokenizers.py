@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer

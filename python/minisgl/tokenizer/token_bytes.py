@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 
 if TYPE_CHECKING:
     import tokenizers

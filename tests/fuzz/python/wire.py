@@ -15,12 +15,12 @@ import atheris
 with atheris.instrument_imports(include=["minisgl"]):
     import msgspec
 
-    from minisgl.engine import rank
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc import messages, text_messages
     from minisgl.ipc.messages import encode
+    from minisgl.rank import main as rank
     from minisgl.sampling_params import SamplingParams
-    from minisgl.tokenizer import worker_process
+    from minisgl.text import worker_process
 
 DECODERS = (
     messages.decode_to_rank,

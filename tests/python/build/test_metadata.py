@@ -94,7 +94,7 @@ def test_the_native_module_links_neither_torch_nor_nccl() -> None:
 
 def test_serving_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, minisgl, minisgl.launch, minisgl.server, minisgl.llm, minisgl.tokenizer\n"
+        "import sys, minisgl.launch, minisgl.server, minisgl.offline.llm, minisgl.tokenizer\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     result = subprocess.run(

@@ -149,8 +149,8 @@ if __name__ == "__main__":
     native.build_info = lambda: {"cuda": ""}  # type: ignore[attr-defined]
     sys.modules["minisgl._native"] = native
 
-    from minisgl.engine.rank import answer_malformed, main
     from minisgl.ipc.child import run_child
     from minisgl.ipc.messages import decode_to_rank
+    from minisgl.rank.main import answer_malformed, main
 
     run_child(decode_to_rank, main, answer_malformed)

@@ -28,7 +28,7 @@ def test_the_server_imports_nothing_heavy(module: str) -> None:
 
 
 def test_a_rank_imports_neither_server_nor_tokenizer() -> None:
-    modules = imported("import minisgl.engine.rank")
+    modules = imported("import minisgl.rank.main")
     unwanted = HEAVY | {"starlette", "hypercorn", "jinja2", "tokenizers", "minisgl.server"}
     assert modules & unwanted == set()
 

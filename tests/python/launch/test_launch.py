@@ -244,4 +244,4 @@ def test_tokenizer_processes_serve_and_are_replaced(start: Start) -> None:
 
 
 def is_tokenizer(pid: int) -> bool:
-    return b"minisgl.tokenizer.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"minisgl.text.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from minisgl import LLM, SamplingParams
-from minisgl.llm import TokenLogprob
-from minisgl.local_engine import EngineError
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
+from minisgl.offline.llm import TokenLogprob
+from minisgl.offline.local_engine import EngineError
 from tests.python.llm.fake_native import (
     EOS,
     MAX_MODEL_LEN,
@@ -211,7 +211,7 @@ def test_ctrl_c_aborts_what_lives(llm: LLM, native: FakeNative) -> None:
 
 def test_a_dead_engine(llm: LLM, native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(native)
-    monkeypatch.setattr("minisgl.local_engine._FAILURE_CHECK_MS", 10)
+    monkeypatch.setattr("minisgl.offline.local_engine._FAILURE_CHECK_MS", 10)
 
     def die() -> list[Any]:
         engine.failed = "bad_alloc in step 3"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from minisgl import LLM, SamplingParams
-from minisgl.local_engine import EngineError
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
+from minisgl.offline.local_engine import EngineError
 from tests.python.launch.servers import alive, processes, until
 from tests.python.running.tiny_model import make_tiny_model
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minisgl import LLM, SamplingParams, _native
-from minisgl.engine.cuda_library import load_cublas
+from minisgl.rank.cuda_library import load_cublas
 from tests.python.models.test_default_model import NEW_TOKENS, PROMPTS
 from tests.python.models.tiny_models import (
     FAMILIES,

@@ -17,7 +17,7 @@ from minisgl.config import ServerArgs
 from minisgl.server.app import create_app
 from minisgl.server.listener import bind_socket, serve_http, start_listening
 from minisgl.server.state import ServerState
-from minisgl.tokenizer.worker import TextFrontend
+from minisgl.text.frontend import TextFrontend
 from tests.python.server.byte_tokenizer import make_tokenizer
 from tests.python.server.fake_engine import FakeClient, Script, reply
 

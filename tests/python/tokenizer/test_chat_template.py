@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import ChatTemplate, ChatTemplateError
 
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

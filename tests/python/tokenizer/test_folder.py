@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import Tokenizer, load_tokenizer
 from tests.python.tokenizer.vocabularies import byte_level_bpe, sentencepiece_model
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import pre_tokenizers
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import load_tokenizer
 from minisgl.tokenizer.pre_tokenizers import PRE_TOKENIZATIONS, pre_tokenization
 from tests.python.tokenizer.vocabularies import (

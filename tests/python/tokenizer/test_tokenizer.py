@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import ChatTemplateError, Tokenizer
 
 

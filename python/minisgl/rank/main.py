@@ -1,5 +1,5 @@
 """An engine rank: one process with the native engine and an asyncio loop around it. `python -m
-minisgl.engine.rank`.
+minisgl.rank.main`.
 
 On rank 0 the loop hands messages to the engine and, at each wake of its eventfd, everything
 that the engine has made to the server in one message. The other ranks only follow rank 0, in native
@@ -20,9 +20,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from minisgl.engine.cuda_library import load_cublas
-from minisgl.engine.join import CommunicatorError, join_group
-from minisgl.engine.placement import format_core_list
 from minisgl.ipc.child import ParentLink, die_with_parent, run_child
 from minisgl.ipc.messages import (
     Abort,
@@ -41,6 +38,9 @@ from minisgl.ipc.messages import (
     decode_to_rank,
 )
 from minisgl.ipc.queues import ZmqAsyncPushQueue
+from minisgl.rank.cores import format_core_list
+from minisgl.rank.cuda_library import load_cublas
+from minisgl.rank.join import CommunicatorError, join_group
 
 if TYPE_CHECKING:
     from minisgl._native import Engine, Follower

@@ -12,8 +12,8 @@ import pytest
 
 from minisgl.config import ServerArgs
 from minisgl.ipc.messages import EngineOptions
-from minisgl.local_engine import LocalEngine, open_local_engine
-from minisgl.shell import Shell, run_shell, terminal_reader
+from minisgl.offline.local_engine import LocalEngine, open_local_engine
+from minisgl.offline.shell import Shell, run_shell, terminal_reader
 from minisgl.tokenizer import load_tokenizer
 from tests.python.llm.fake_native import EOS, FakeNative
 

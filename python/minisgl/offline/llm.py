@@ -20,7 +20,7 @@ from minisgl.ipc.messages import (
     Output,
     Submit,
 )
-from minisgl.local_engine import check_finish, open_local_engine, shown_tokens
+from minisgl.offline.local_engine import check_finish, open_local_engine, shown_tokens
 from minisgl.sampling_params import SamplingParams
 from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer
 

@@ -97,7 +97,7 @@ class GroupEngine:
     async def _start(self, options: EngineOptions, size: int, comm: str) -> dict[str, Any]:
         self._group = RankGroup(
             options,
-            command=python_command("minisgl.engine.rank"),
+            command=python_command("minisgl.rank.main"),
             size=size,
             comm=comm,
             on_phase=self._show_phase,

@@ -41,7 +41,7 @@ class WorkerClient:
     ) -> None:
         self._name = name
         self._options = options
-        self._command = command or python_command("minisgl.tokenizer.worker_process")
+        self._command = command or python_command("minisgl.text.worker_process")
         self._process: ChildProcess[FromText] | None = None
         self._waiting: dict[int, asyncio.Future[Encoded | Text]] = {}
         self._serving = False

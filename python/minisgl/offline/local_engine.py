@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.engine.cuda_library import load_cublas
 from minisgl.engine.group import EngineStartError
-from minisgl.engine.group_engine import GroupEngine
 from minisgl.engine.stream import make_request
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Output, Submit
-from minisgl.model_source import ModelError, resolve_model
+from minisgl.model_files.files import ModelError
+from minisgl.model_files.source import resolve_model
+from minisgl.offline.group_engine import GroupEngine
+from minisgl.rank.cuda_library import load_cublas
 from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
 from minisgl.tokenizer.chat_template import read_chat_template
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from minisgl.config import default_cache_dir
+from minisgl.model_files.default_model import default_model
+from minisgl.model_files.files import ModelError, ModelFiles
 
 # What is taken from a Hugging Face repository; other formats and training state stay there.
 _WANTED_FILES = (
@@ -29,18 +30,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+\.gguf)")
 
 
-class ModelError(Exception):
-    """The model can't be had or used. The message is one sentence for whoever named it."""
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A model on this machine."""
-
-    path: str  # folder with config.json and *.safetensors, or a .gguf file
-    name: str  # what /v1/models says
-
-
 def resolve_model(
     model: str | None,
     *,
@@ -59,8 +48,6 @@ def resolve_model(
     downloaded.
     """
     if model is None:
-        from minisgl.default_model import default_model
-
         _refuse_revision(revision, "the default model")
         return default_model(cache_dir or default_cache_dir(), show_progress=show_progress)
     try:

@@ -24,12 +24,12 @@ from minisgl.ipc.text_messages import (
     Text,
     TextOptions,
 )
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
+from minisgl.text.worker_pool import WorkerClient, WorkerLost, WorkerStartError
+from minisgl.text.worker_process import encode_message
 from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
 from minisgl.tokenizer.chat_template import read_chat_template
 from minisgl.tokenizer.tokenizer import check_unicode
-from minisgl.tokenizer.worker_pool import WorkerClient, WorkerLost, WorkerStartError
-from minisgl.tokenizer.worker_process import encode_message
 
 LONG_TEXT = 8192  # characters; a longer text would hold up the event loop
 NUM_ENCODE_THREADS = 2

@@ -1,5 +1,5 @@
 """A tokenizer process: encodes prompts, or detokenizes streams. `python -m
-minisgl.tokenizer.worker_process`.
+minisgl.text.worker_process`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minisgl.ipc.text_messages import (
     ToText,
     decode_to_text,
 )
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import ChatTemplateError, IncrementalDetokenizer, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)

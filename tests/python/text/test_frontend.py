@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 import tokenizers
 
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
+from minisgl.text.frontend import TextFrontend, WorkerLost
 from minisgl.tokenizer import ChatTemplateError, load_tokenizer
-from minisgl.tokenizer.worker import TextFrontend, WorkerLost
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from minisgl import default_model as subject
-from minisgl.model_source import ModelError, resolve_model
+from minisgl.model_files import default_model as subject
+from minisgl.model_files.files import ModelError
+from minisgl.model_files.source import resolve_model
 
 CONTENT = b"GGUF" + bytes(range(256)) * 50
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minisgl.config import default_cache_dir
-from minisgl.local_engine import EngineError, LocalEngine, open_local_engine
-from minisgl.model_source import ModelError
+from minisgl.model_files.files import ModelError
+from minisgl.offline.local_engine import EngineError, LocalEngine, open_local_engine
 from minisgl.sampling_params import SamplingParams
 from minisgl.startup import engine_options
 

@@ -10,7 +10,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from minisgl.model_source import ModelError, ModelFiles, resolve_model
+from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.source import resolve_model
 
 
 @pytest.fixture

