@@ -88,6 +88,7 @@ class EngineClient:
         self._restart = restart or RestartPolicy()
         self._on_phase = on_phase or (lambda report: None)
         self._group: RankGroup | None = None
+        self._serving = False  # the group has the live requests, and answers
         self._live: dict[int, TokenStream] = {}
         self._next_id = 0
         self._info: EngineInfo | None = None
@@ -158,8 +159,8 @@ class EngineClient:
     def _abort(self, request_id: int) -> None:
         if request_id not in self._live:
             return
-        if self._group is None or not self._group.send(Abort([request_id])):
-            del self._live[request_id]  # there is no engine that would confirm it
+        if not (self._serving and self._group and self._group.send(Abort([request_id]))):
+            del self._live[request_id]  # no engine has it, so none would confirm the abort
             self._changed.set()
 
     # --- life
@@ -176,6 +177,7 @@ class EngineClient:
                 "a longer --startup-timeout gives it more"
             ) from None
         self._state = "ready"
+        self._serving = True
         self._supervisor = asyncio.create_task(self._supervise(timeout))
         return info
 
@@ -258,6 +260,13 @@ class EngineClient:
 
     async def _supervise(self, timeout: float) -> None:
         """Serves with one engine after the other until there were too many failures in a row."""
+        try:
+            await self._keep_serving(timeout)
+        except Exception as error:
+            logger.exception("unexpected error in the engine's supervisor")
+            self._fail(f"unexpected error in the engine's supervisor: {error!r}")
+
+    async def _keep_serving(self, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
@@ -272,9 +281,7 @@ class EngineClient:
             failures += 1
             while True:
                 if failures > self._restart.max_failures:
-                    self.failure = reason
-                    self._state = "failed"
-                    self._end_streams("engine_failure", DIED)
+                    self._fail(reason)
                     return
                 delay = min(
                     self._restart.first_delay * 2 ** (failures - 1), self._restart.max_delay
@@ -283,15 +290,29 @@ class EngineClient:
                 await asyncio.sleep(delay)
                 try:
                     await asyncio.wait_for(self._start_group(), timeout)
+                    num_replayed = self._replay()
                     break
-                except (EngineStartError, asyncio.TimeoutError) as error:
-                    reason = str(error) or f"not ready within {timeout:g} s"
-                    await self._discard_group()
-                    failures += 1
+                except asyncio.TimeoutError:
+                    reason = f"not ready within {timeout:g} s"
+                except EngineStartError as error:
+                    reason = str(error)
+                except Exception as error:
+                    logger.exception("unexpected error while starting the engine")
+                    reason = f"unexpected error while starting: {error!r}"
+                await self._discard_group()
+                failures += 1
             self.num_restarts += 1
             if self._state == "restarting":
                 self._state = "ready"
-            logger.info("the engine is ready again; %d requests go on", self._replay())
+            self._serving = True
+            logger.info("the engine is ready again; %d requests go on", num_replayed)
+
+    def _fail(self, reason: str) -> None:
+        """The end: no engine is started any more."""
+        self.failure = reason
+        self._state = "failed"
+        self._serving = False
+        self._end_streams("engine_failure", DIED)
 
     async def _serve_until_death(self) -> str:
         """Waits until the engine is lost, and returns what it died of. Requests that were there at
@@ -299,6 +320,7 @@ class EngineClient:
         """
         assert self._group is not None
         reason = await self._group.wait_lost()
+        self._serving = False
         if self._state == "ready":
             self._state = "restarting"
         await self._discard_group()
@@ -340,4 +362,7 @@ class EngineClient:
     async def _discard_group(self) -> None:
         group, self._group = self._group, None
         if group is not None:
-            await group.close()
+            try:
+                await group.close()
+            except Exception:  # the ranks were killed, whatever is left of them
+                logger.exception("unexpected error while the engine was closed")

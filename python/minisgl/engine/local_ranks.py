@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from minisgl.ipc.process import ChildProcess, describe_exit
 
 LAST_WORDS_SECONDS = 0.5  # for messages of a rank that has ended already
 RING_BYTES = 4 * 2**20  # of plans that a rank may lag behind
+
+logger = logging.getLogger(__name__)
 
 Rank = ChildProcess[FromRank]
 
@@ -80,16 +83,25 @@ class LocalRanks:
         self.kill()
         for rank in self._ranks.values():
             rank.close()
+        self._ranks.clear()
 
     async def _listen(self, number: int, rank: Rank, start: Start) -> None:
-        """Hears what a rank says until it ends."""
+        """Hears what a rank says until it ends. A rank that can't be heard any more is killed."""
         reader = asyncio.create_task(self._read(number, rank, start))
+        ended = asyncio.create_task(rank.wait())
         try:
-            status = await rank.wait()
-            await asyncio.wait({reader}, timeout=LAST_WORDS_SECONDS)
-            self._on_end(number, describe_exit(status))
+            await asyncio.wait({reader, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not reader.done():
+                await asyncio.wait({reader}, timeout=LAST_WORDS_SECONDS)
+            if reader.done() and (error := reader.exception()):
+                logger.error("unexpected error while reading from rank %d", number, exc_info=error)
+                rank.kill()
+                self._on_end(number, f"can't be heard: {error!r}")
+            else:
+                self._on_end(number, describe_exit(ended.result()))
         finally:
             reader.cancel()
+            ended.cancel()
 
     async def _read(self, number: int, rank: Rank, start: Start) -> None:
         await rank.configure(start)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
+
+import zmq
 
 from minisgl.ipc.child import inbox_address, outbox_address
 from minisgl.ipc.messages import encode
@@ -56,6 +57,15 @@ def make_private_directory() -> str:
     return directory
 
 
+def remove_private_directory(directory: str) -> None:
+    """Removes the directory of a child and its sockets. Works without a free file descriptor."""
+    with contextlib.suppress(OSError):
+        for address in (inbox_address(directory), outbox_address(directory)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address.removeprefix("ipc://"))
+        os.rmdir(directory)
+
+
 class ChildProcess(Generic[Inbound]):
     """A running child. Made by spawn(); ended by stop() or kill(), then close().
 
@@ -66,11 +76,20 @@ class ChildProcess(Generic[Inbound]):
     _process: asyncio.subprocess.Process
 
     def __init__(self, decoder: Decoder[Inbound]) -> None:
-        self._directory: str | None = make_private_directory()
-        self._push = ZmqAsyncPushQueue[Any](inbox_address(self._directory), True, encode)
-        self._pull = ZmqAsyncPullQueue(
-            outbox_address(self._directory), True, decoder, on_malformed=lambda data: self.kill()
-        )
+        """Raises OSError where there are no sockets to be had."""
+        directory = make_private_directory()
+        with contextlib.ExitStack() as undo:
+            undo.callback(remove_private_directory, directory)
+            try:
+                self._push = ZmqAsyncPushQueue[Any](inbox_address(directory), True, encode)
+                undo.callback(self._push.close, 0)
+                self._pull = ZmqAsyncPullQueue(
+                    outbox_address(directory), True, decoder, on_malformed=lambda data: self.kill()
+                )
+            except zmq.ZMQError as error:  # which is no OSError
+                raise OSError(error.errno, str(error)) from error
+            undo.pop_all()
+        self._directory: str | None = directory
 
     @classmethod
     async def spawn(
@@ -158,5 +177,5 @@ class ChildProcess(Generic[Inbound]):
 
     def _remove_directory(self) -> None:
         if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            remove_private_directory(self._directory)
             self._directory = None

@@ -34,6 +34,14 @@ AnyContext = zmq.Context[Any]
 
 
 def _configure(socket: zmq.Socket[Any], addr: str, create: bool) -> None:
+    try:
+        _set_up(socket, addr, create)
+    except BaseException:
+        socket.close(0)
+        raise
+
+
+def _set_up(socket: zmq.Socket[Any], addr: str, create: bool) -> None:
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     if socket.type == zmq.PUB:
         socket.setsockopt(zmq.SNDHWM, PUB_HIGH_WATER_MARK)
@@ -177,9 +185,14 @@ class ZmqAsyncPushQueue(_AsyncWriteQueue[T]):
     _kind = zmq.PUSH
 
     def put_nowait(self, message: T) -> bool:
-        """Puts without waiting; False when no puller is connected (nothing was put then)."""
+        """Puts without waiting; False when no puller is connected (nothing was put then). Raises
+        zmq.ZMQError when the socket fails, and what the encoder raises.
+        """
         sent: Any = self._socket.send(self._encoder(message), flags=zmq.NOBLOCK)
-        return not (sent.done() and isinstance(sent.exception(), zmq.Again))
+        error = sent.exception() if sent.done() else None
+        if error is not None and not isinstance(error, zmq.Again):
+            raise error
+        return error is None
 
 
 class ZmqAsyncPubQueue(_AsyncWriteQueue[T]):

@@ -111,6 +111,7 @@ class Rank:
         self._engine = engine
         self._link = link
         self._failed = asyncio.Event()
+        self._broken = ""  # why outputs can't be forwarded any more
 
     async def serve(self) -> str:
         """Until Shutdown (returns "") or the engine's failure (returns its sentence)."""
@@ -131,7 +132,7 @@ class Rank:
                 task.cancel()
             loop.remove_reader(event_fd)
         self._forward_outputs()
-        failure: str = self._engine.failure()
+        failure: str = self._broken or self._engine.failure()
         self._engine.stop()
         return failure
 
@@ -157,13 +158,21 @@ class Rank:
             )
 
     def _forward_outputs(self) -> None:
-        outputs = self._engine.drain()
-        if outputs:
-            # Encoded as they are: the tuples have the layout of Output.
-            self._link.outbox.put_nowait(
-                StepOutputs(outputs=cast("list[Output]", outputs), stats=self._stats())
-            )
-        if self._engine.failure():
+        if self._broken:
+            return
+        try:
+            outputs = self._engine.drain()
+            if outputs:
+                # Encoded as they are: the tuples have the layout of Output.
+                self._link.outbox.put_nowait(
+                    StepOutputs(outputs=cast("list[Output]", outputs), stats=self._stats())
+                )
+        except Exception as error:
+            # The tokens are gone: later ones must not follow the gap. The server replays.
+            logger.exception("unexpected error while forwarding outputs")
+            self._broken = f"unexpected error while forwarding outputs: {error!r}"[:1000]
+            asyncio.get_running_loop().remove_reader(self._engine.event_fd())
+        if self._broken or self._engine.failure():
             self._failed.set()
 
     def _stats(self) -> EngineStats:

@@ -16,7 +16,8 @@ from typing import Any
 
 STEP_SECONDS = 0.005
 KILL, FAIL, REFUSE = 900, 901, 902  # prompts: die mid-stream, engine thread fails mid-stream, bad
-KILL_ONCE, STOP_ONCE = 903, 904  # die or stop mid-stream, unless the request goes on from another
+# Die, stop or make what can't be sent mid-stream, unless the request goes on from another engine.
+KILL_ONCE, STOP_ONCE, UNSENDABLE_ONCE = 903, 904, 905
 LAST_STEP = 3  # tokens before KILL and FAIL do what they say
 
 
@@ -44,6 +45,11 @@ class Engine:
                 raise InputError("it started once already")
             with open(marker, "w") as file:
                 file.write("x")
+        if kind == "gated":  # from the second start on, loading waits for a file
+            if os.path.exists(os.environ["FAKE_RANK_MARKER"]):
+                while not os.path.exists(os.environ["FAKE_RANK_GATE"]):
+                    time.sleep(0.01)
+            open(os.environ["FAKE_RANK_MARKER"], "w").close()
         progress("weights", 100, 100)
         self.info = {
             "vocab_size": 1000,
@@ -120,6 +126,9 @@ class Engine:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if request["prompt"][0] == STOP_ONCE:
                     os.kill(os.getpid(), signal.SIGSTOP)
+                if request["prompt"][0] == UNSENDABLE_ONCE:
+                    self._outputs.append((request_id, [object()], "", "", "", None, None, None))
+                    continue
             if step == LAST_STEP and request["prompt"][0] == FAIL:
                 self._failure = "the fake engine broke"
                 self._finish(request_id, [], "error", "engine_failure", self._failure)

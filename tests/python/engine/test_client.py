@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import os
+import resource
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,12 +23,19 @@ from minisgl.engine.client import (
     EngineUnavailable,
     RestartPolicy,
 )
-from minisgl.engine.group import EngineStartError
+from minisgl.engine.group import EngineStartError, RankGroup
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc import process
-from minisgl.ipc.messages import EngineOptions, Output, PhaseReport
+from minisgl.ipc.messages import EngineInfo, EngineOptions, Output, PhaseReport
 from minisgl.sampling_params import SamplingParams
-from tests.python.engine.fake_rank import FAIL, KILL, KILL_ONCE, REFUSE, STOP_ONCE
+from tests.python.engine.fake_rank import (
+    FAIL,
+    KILL,
+    KILL_ONCE,
+    REFUSE,
+    STOP_ONCE,
+    UNSENDABLE_ONCE,
+)
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_rank.py")))
 FAST = RestartPolicy(max_failures=2, first_delay=0.01, max_replays=1)
@@ -34,7 +44,7 @@ FAST = RestartPolicy(max_failures=2, first_delay=0.01, max_replays=1)
 def make_client(kind: str = "ok", **options: Any) -> EngineClient:
     max_running = options.pop("max_running", 256)
     engine = EngineOptions(model_path=f"fake:{kind}", max_running=max_running)
-    return EngineClient(engine, command=COMMAND, restart=FAST, **options)
+    return EngineClient(engine, command=COMMAND, **{"restart": FAST, **options})
 
 
 @pytest_asyncio.fixture
@@ -158,7 +168,7 @@ async def test_a_request_that_kills_each_engine_ends_and_the_engine_comes_back(
     assert tokens == [2, 3, 4]
 
 
-@pytest.mark.parametrize("poison", [KILL_ONCE, STOP_ONCE])
+@pytest.mark.parametrize("poison", [KILL_ONCE, STOP_ONCE, UNSENDABLE_ONCE])
 async def test_streams_go_on_where_they_stopped_when_the_engine_died(
     client: EngineClient, poison: int
 ) -> None:
@@ -175,6 +185,120 @@ async def test_streams_go_on_where_they_stopped_when_the_engine_died(
     assert (await read(aborted))[1].finish == "abort"
     assert client.num_restarts == 1
     assert client.num_live == 0
+
+
+async def test_a_request_that_is_aborted_while_the_engine_loads_again_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    monkeypatch.setenv("FAKE_RANK_MARKER", str(tmp_path / "started"))
+    monkeypatch.setenv("FAKE_RANK_GATE", str(gate))
+    reports: list[PhaseReport] = []
+    client = make_client("gated", on_phase=reports.append)
+    try:
+        await client.start(30)
+        aborted = client.submit([7], params(90_000))
+        stays = client.submit([KILL_ONCE], params(400))
+        reports.clear()
+        await until(lambda: "loading the native module" in [report.phase for report in reports])
+        aborted.abort()
+        assert client.num_live == 1
+        gate.touch()
+        tokens, last = await read(stays)
+        assert (len(tokens), last.finish) == (400, "length")
+        assert client.stats.num_running == 0  # in the engine, too
+    finally:
+        await client.close()
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """Whoever opens a file or a socket is refused: EMFILE."""
+    limit = 16
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = []
+    while not fillers or fillers[-1] < limit:
+        fillers.append(os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in fillers:
+            os.close(descriptor)
+
+
+async def test_streams_go_on_when_restarts_had_no_files_for_a_while(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = make_client(restart=RestartPolicy(max_failures=1000, first_delay=0.01, max_delay=0.1))
+    try:
+        await client.start(30)
+        stream = client.submit([KILL_ONCE], params(400))
+        with no_more_files():
+            await until(lambda: caplog.text.count("Too many open files") > 2)
+            assert client.state == "restarting"
+        tokens, last = await read(stream)
+        assert tokens == [(KILL_ONCE + 1 + k) % 1000 for k in range(400)]
+        assert last.finish == "length"
+        assert files(directory) == []
+    finally:
+        await client.close()
+
+
+async def test_restarts_that_never_have_files_are_the_end(
+    client: EngineClient, directory: Path
+) -> None:
+    stream = client.submit([KILL_ONCE], params(400))
+    with no_more_files():
+        reason = await asyncio.wait_for(client.wait_failed(), 20)
+        _, last = await read(stream)
+    assert "Too many open files" in reason
+    assert (last.finish, last.error_code) == ("error", "engine_failure")
+    assert client.state == "failed"
+    assert files(directory) == []
+
+
+async def test_an_unforeseen_error_while_starting_again_is_a_failure_like_others(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(group: RankGroup) -> list[EngineInfo]:
+        raise RuntimeError("nobody thought of this")
+
+    stream = client.submit([KILL_ONCE], params(400))
+    monkeypatch.setattr(RankGroup, "start", start)
+    assert "nobody thought of this" in await asyncio.wait_for(client.wait_failed(), 20)
+    assert (await read(stream))[1].error_code == "engine_failure"
+
+
+async def test_an_unforeseen_error_in_the_supervisor_is_the_end(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resumption(stream: TokenStream) -> Any:
+        raise RuntimeError("nobody thought of this")
+
+    stream = client.submit([KILL_ONCE], params(400))
+    monkeypatch.setattr(TokenStream, "resumption", resumption)
+    assert "nobody thought of this" in await asyncio.wait_for(client.wait_failed(), 20)
+    assert (await read(stream))[1].error_code == "engine_failure"
+
+
+async def test_an_error_while_outputs_are_handed_out_loses_no_token(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    deliver = TokenStream.deliver
+    steps = iter(range(10**6))
+
+    def fails_once(stream: TokenStream, output: Output) -> None:
+        if next(steps) == 3:
+            raise RuntimeError("nobody thought of this")
+        deliver(stream, output)
+
+    monkeypatch.setattr(TokenStream, "deliver", fails_once)
+    tokens, last = await read(client.submit([7], params(50)))
+    assert tokens == list(range(8, 58))
+    assert (last.finish, client.num_restarts) == ("length", 1)
+    assert "the engine died: the engine process can't be heard" in caplog.text
 
 
 async def test_too_many_failures_in_a_row_are_the_end(
