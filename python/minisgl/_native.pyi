@@ -58,6 +58,22 @@ _Output: TypeAlias = tuple[
     tuple[float, float, float] | None,  # seconds in queue, prefill, decode; with the finish
 ]
 
+class Progress:
+    """How far a rank has come. Reading it waits for no lock and no thread, whatever the rank is
+    doing.
+    """
+
+    def __init__(self) -> None: ...
+    @property
+    def done(self) -> int:
+        """Grows with every task of an operation, step, and piece of the weights that is done."""
+
+    @property
+    def working(self) -> bool:
+        """Whether there is something to do that doesn't depend on other ranks' coming: then `done`
+        grows, or the rank is stuck.
+        """
+
 class Place:
     """Which rank of a group a process is, and how it reaches the others."""
 
@@ -74,9 +90,10 @@ class Place:
         spin_microseconds: int,
         sums: Communicator,
         numbers: Communicator,
+        step_timeout: float,
     ) -> None:
         """The fields are those of Place in cpp/engine/group.h; `remotes` has (rank, follower's key,
-        rank 0's key).
+        rank 0's key); step_timeout: seconds that a collective may take once all have loaded.
         """
 
 class Follower:
@@ -103,6 +120,7 @@ class Follower:
         cache_dir: str = "",
         place: Place | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        counter: Progress | None = None,
     ) -> None:
         """As Engine's."""
     @property
@@ -140,11 +158,12 @@ class Engine:
         cache_dir: str = "",
         place: Place | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        counter: Progress | None = None,
     ) -> None:
         """Takes its `place` among ranks, if there are several, and loads the weights, calling
         progress(phase, done, total) on this thread. 0 and "auto" are chosen. What a GPU
-        measures of itself is kept in cache_dir, if one is given. Raises InputError, and RankFailure
-        for another rank's end.
+        measures of itself is kept in cache_dir, if one is given. `counter` shows how far it is,
+        from now to its end. Raises InputError, and RankFailure for another rank's end.
         """
 
     @property

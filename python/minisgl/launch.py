@@ -86,6 +86,7 @@ def launch_server(
                 ),
                 size=args.tp,
                 comm=args.comm,
+                step_timeout=args.step_timeout,
                 max_waiting=args.max_waiting,
                 command=rank_command,
                 restart=restart,

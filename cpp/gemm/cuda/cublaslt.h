@@ -8,6 +8,8 @@
 #include <memory>
 #include <string>
 
+#include "core/thread_pool.h"
+
 namespace minisgl::cuda {
 
 struct DenseArgs {

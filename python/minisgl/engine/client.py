@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from minisgl.config import STEP_TIMEOUT
 from minisgl.engine.group import EngineStartError, RankGroup
 from minisgl.engine.nodes import NodeHub
 from minisgl.engine.stream import TokenStream, make_request
@@ -72,17 +73,20 @@ class EngineClient:
         *,
         size: int = 1,
         comm: str = "auto",
+        step_timeout: float = STEP_TIMEOUT,
         max_waiting: int = 1024,
         command: Sequence[str] | None = None,
         restart: RestartPolicy | None = None,
         on_phase: Callable[[PhaseReport], None] | None = None,
     ) -> None:
-        """`size` ranks that sum through `comm`. `max_waiting`: requests taken beyond the running
-        ones. `command`: the rank program (for tests).
+        """`size` ranks that sum through `comm`. `step_timeout`: seconds that one may work without
+        progress. `max_waiting`: requests taken beyond the running ones. `command`: the rank program
+        (for tests).
         """
         self._options = options
         self._size = size
         self._comm = comm
+        self._step_timeout = step_timeout
         self._max_waiting = max_waiting
         self._command = tuple(command or python_command("minisgl.rank.main"))
         self._restart = restart or RestartPolicy()
@@ -245,6 +249,7 @@ class EngineClient:
             command=self._command,
             size=self._size,
             comm=self._comm,
+            step_timeout=self._step_timeout,
             hub=self.hub,
             on_phase=self._note_phase,
             on_outputs=self._dispatch,

@@ -9,11 +9,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minisgl.config import STEP_TIMEOUT
 from minisgl.engine.local_ranks import LAST_WORDS_SECONDS, LocalRanks
 from minisgl.engine.nodes import NodeHub, plan_keys, sum_secret
 from minisgl.engine.placement import divide_cores
+from minisgl.engine.watch import RankWatch
 from minisgl.ipc.messages import (
-    Alive,
     EngineInfo,
     EngineOptions,
     Failed,
@@ -27,9 +28,6 @@ from minisgl.ipc.messages import (
 from minisgl.ipc.node_link import EndRanks, FromNode, RankWord, StartRanks
 
 CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its cause
-TICK_SECONDS = 1.0
-SILENT_TICKS = 7  # without a word from a rank that has spoken, and it is lost
-MUTE_TICKS = 30  # without a first word
 
 
 class EngineStartError(Exception):
@@ -41,8 +39,8 @@ class RankGroup:
     kill(), and close() in any case.
 
     The loss of one rank is the loss of all: whoever waits in wait_lost() is told why, and closes
-    the group. A process that ends is noticed at once; one that is stopped or stuck, or out of
-    reach, after SILENT_TICKS seconds without a sign of life.
+    the group. A process that ends is noticed at once; one that is stopped, stuck or out of reach
+    by the watch.
     """
 
     def __init__(
@@ -52,23 +50,26 @@ class RankGroup:
         command: Sequence[str],
         size: int = 1,
         comm: str = "auto",
+        step_timeout: float = STEP_TIMEOUT,
         hub: NodeHub | None = None,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
         on_outputs: Callable[[StepOutputs], None] = lambda outputs: None,
     ) -> None:
-        """`hub`: the other hosts, where there are any."""
+        """`step_timeout`: seconds that a rank with work may go on without progress, and a running
+        collective may take. `hub`: the other hosts, where there are any.
+        """
         self._options = options
         self._size = size
         self._local_size = size // (hub.nnodes if hub else 1)
         self._comm = comm
+        self._step_timeout = step_timeout
         self._hub = hub
         self._on_phase = on_phase
         self._on_outputs = on_outputs
         self._name = f"minisgl-{secrets.token_hex(16)}"
         self._ranks = LocalRanks(command, self._handle, self._note_end)
         self._infos: dict[int, EngineInfo] = {}
-        self._silence: dict[int, int] = {}  # ticks since the last word
-        self._heard: set[int] = set()  # ranks that have spoken
+        self._watch = RankWatch(range(size), step_timeout, self._note_end)
         self._reasons: dict[int, str] = {}  # what lost ranks died of, in the order of the news
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._all_ready = asyncio.Event()
@@ -88,8 +89,7 @@ class RankGroup:
             await self._ranks.start(self._options, own, ring=self._local_size > 1)
         except OSError as error:
             raise EngineStartError(f"the engine process can't be started: {error}") from error
-        self._silence = {place.rank: 0 for place in places}
-        self._tasks.append(asyncio.create_task(self._watch_silence()))
+        self._tasks.append(asyncio.create_task(self._watch.run()))
         ready = asyncio.create_task(self._all_ready.wait())
         lost = asyncio.create_task(self.wait_lost())
         try:
@@ -150,6 +150,7 @@ class RankGroup:
                 local_size=self._local_size,
                 cores=cores[rank] if rank < self._local_size else [],
                 comm=self._comm,
+                step_timeout=self._step_timeout,
                 name=self._name,
                 host=hub.host if hub else "",
                 plan_port=hub.port + 1 if hub else 0,
@@ -197,8 +198,7 @@ class RankGroup:
         self._lose(rank, f"{self._describe(rank)} {how}{when}")
 
     def _handle(self, rank: int, message: FromRank) -> None:
-        self._silence[rank] = 0
-        self._heard.add(rank)
+        self._watch.hear(rank, message)
         if isinstance(message, StepOutputs):
             self._on_outputs(message)
         elif isinstance(message, PhaseReport):
@@ -212,18 +212,6 @@ class RankGroup:
             self._infos[rank] = message.info
             if len(self._infos) == self._size:
                 self._all_ready.set()
-        else:
-            assert isinstance(message, Alive)
-
-    async def _watch_silence(self) -> None:
-        # Counts its own ticks, not the time: where this process was stopped, too, nobody is late.
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            for rank in self._silence:
-                self._silence[rank] += 1
-                limit = SILENT_TICKS if rank in self._heard else MUTE_TICKS
-                if self._silence[rank] > limit:
-                    self._lose(rank, f"{self._describe(rank)} gave no sign of life for {limit} s")
 
     def _lose(self, rank: int, reason: str) -> None:
         if self._stopping or rank in self._reasons:

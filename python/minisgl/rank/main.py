@@ -22,6 +22,7 @@ import msgspec
 
 from minisgl.ipc.child import ParentLink, die_with_parent, run_child
 from minisgl.ipc.messages import (
+    ALIVE_SECONDS,
     Abort,
     Alive,
     EngineInfo,
@@ -43,9 +44,8 @@ from minisgl.rank.cuda_library import load_cublas
 from minisgl.rank.join import CommunicatorError, join_group
 
 if TYPE_CHECKING:
-    from minisgl._native import Engine, Follower
+    from minisgl._native import Engine, Follower, Progress
 
-ALIVE_SECONDS = 1.0  # between two signs of life
 FAILURE_CHECK_SECONDS = (
     1.0  # an engine thread that dies with nothing to report is noticed after that
 )
@@ -65,9 +65,10 @@ async def main(link: ParentLink[ToRank]) -> int:
     start = await link.inbox.get()
     if not isinstance(start, Start):
         raise TypeError(f"expected the start first, got {type(start).__name__}")
-    pulse = asyncio.create_task(_show_life(link.outbox))
+    life = Life()
+    pulse = asyncio.create_task(_show_life(link.outbox, life))
     try:
-        loaded = await _load(start, link.outbox)
+        loaded = await _load(start, link.outbox, life)
         link.outbox.put_nowait(Ready(_info(loaded)))
         die_with_parent(signal.SIGKILL)  # nothing that it holds is kept outside it
         if start.place.rank == 0:
@@ -84,9 +85,22 @@ async def main(link: ParentLink[ToRank]) -> int:
     return 0
 
 
-async def _show_life(outbox: Outbox) -> None:
+@dataclass
+class Life:
+    """What signs of life say of the native engine, once it is being made."""
+
+    progress: Progress | None = None
+
+    def sign(self) -> Alive:
+        """Waits for no lock and no thread, whatever the engine is doing."""
+        if self.progress is None:
+            return Alive()
+        return Alive(done=self.progress.done, working=self.progress.working)
+
+
+async def _show_life(outbox: Outbox, life: Life) -> None:
     while True:
-        outbox.put_nowait(Alive())
+        outbox.put_nowait(life.sign())
         await asyncio.sleep(ALIVE_SECONDS)
 
 
@@ -208,7 +222,7 @@ def answer_malformed(outbox: Outbox) -> Callable[[bytes], None]:
     return reply
 
 
-async def _load(start: Start, outbox: Outbox) -> LoadedRank:
+async def _load(start: Start, outbox: Outbox, life: Life) -> LoadedRank:
     """Constructs and starts the engine or the follower in a thread of its own and reports phases.
     StartError.
     """
@@ -227,7 +241,7 @@ async def _load(start: Start, outbox: Outbox) -> LoadedRank:
     def load() -> None:
         result, error = None, None
         try:
-            result = _construct(start, reports)
+            result = _construct(start, reports, life)
         except StartError as caught:
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is gone: the process is ending
@@ -246,7 +260,7 @@ class LoadedRank:
     cores: str = ""
 
 
-def _construct(start: Start, reports: _PhaseReporter) -> LoadedRank:
+def _construct(start: Start, reports: _PhaseReporter, life: Life) -> LoadedRank:
     reports.begin("loading the native module")
     try:
         from minisgl import _native
@@ -267,7 +281,8 @@ def _construct(start: Start, reports: _PhaseReporter) -> LoadedRank:
             arguments |= group.arguments
             comm, cores = group.comm, format_core_list(group.cores)
         make: Any = _native.Engine if place.rank == 0 else _native.Follower
-        engine = make(**arguments, progress=reports.progress)
+        life.progress = _native.Progress()
+        engine = make(**arguments, progress=reports.progress, counter=life.progress)
         reports.begin("starting the engine")
         engine.start()
         reports.end()
