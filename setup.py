@@ -26,7 +26,7 @@ BUILD_DIR = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
 BASE_DEPENDENCIES = [
     "h11>=0.14",
     "huggingface-hub>=0.25",
-    "hypercorn>=0.18",
+    "hypercorn>=0.18,<0.19",  # server/listener.py overrides private methods of its classes
     "jinja2>=3.1.6",
     "msgspec>=0.18",  # JSON and msgpack with checked types
     "numpy",

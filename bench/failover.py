@@ -5,8 +5,8 @@
 
 N concurrent streams run; after a while (--after) the process of a rank (--rank) gets SIGKILL. The
 server starts its ranks again and goes on with the streams. Shown is how each stream ended, whether
-it has all its tokens, how long after the kill its next one came, and how long it took until the
-server was ready for new requests.
+it has all its tokens, the longest time that it waited for one since the kill, and how long it took
+until the server was ready for new requests.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 
 from server_process import RunningServer, serving
 from serving import run_http, served_model, workload_requests
@@ -49,6 +50,16 @@ class Killer(threading.Thread):
         self.seconds_to_ready = time.monotonic() - self.killed_at
 
 
+def longest_gap(sent: float, arrivals: Sequence[float], killed_at: float) -> float:
+    """The longest time between two events of a stream, in seconds, of those that the kill ended or
+    that came later. Tokens on their way at the kill arrive at once; the gap is behind them.
+
+    `sent` is when the request was sent, which the wait for the first event begins with.
+    """
+    gaps = zip([sent, *arrivals], arrivals, strict=False)
+    return max(arrived - before for before, arrived in gaps if arrived > killed_at)
+
+
 def report(streams: list[Received], expected: list[int], killer: Killer) -> int:
     """Prints what became of the streams; the number of those that lost something."""
     ended_before, pauses, faults = 0, [], []
@@ -65,13 +76,12 @@ def report(streams: list[Received], expected: list[int], killer: Killer) -> int:
         if arrivals[-1] < killer.killed_at:
             ended_before += 1
         else:
-            following = next(arrived for arrived in arrivals if arrived > killer.killed_at)
-            pauses.append(following - killer.killed_at)
+            pauses.append(longest_gap(stream.sent, arrivals, killer.killed_at))
     print(f"streams            {len(streams)}, {ended_before} of them over before the kill")
     print(f"lost something     {len(faults)}")
     if pauses:
         shown = f"median {statistics.median(pauses):.2f} s, max {max(pauses):.2f} s"
-        print(f"next token after   {shown}")
+        print(f"longest gap        {shown} (per stream)")
     print(f"ready again after  {killer.seconds_to_ready:.2f} s")
     for fault in sorted(set(faults)):
         print(f"fault: {fault}")

@@ -15,7 +15,7 @@
 #include "core/bandwidth.h"
 #include "core/thread_pool.h"
 #include "gemm/gemm.h"
-#include "kernels/cpu_ops.h"
+#include "kernels/cpu/ops.h"
 
 namespace {
 

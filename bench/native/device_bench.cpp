@@ -24,8 +24,8 @@
 #include "engine/defaults.h"
 #include "engine/engine.h"
 #include "kernel_profile.h"
-#include "kernels/cpu_backend.h"
-#include "kernels/cuda_backend.h"
+#include "kernels/cpu/backend.h"
+#include "kernels/cuda/backend.h"
 
 namespace {
 

@@ -13,7 +13,7 @@
 
 #include "core/bandwidth.h"
 #include "gemm/gemm.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 #include "models/decoder.h"
 
 namespace {

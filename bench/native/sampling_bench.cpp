@@ -11,7 +11,8 @@
 #include <vector>
 
 #include "core/bandwidth.h"
-#include "kernels/sampling.h"
+#include "kernels/cpu/logprob.h"
+#include "kernels/cpu/sampling.h"
 
 namespace {
 

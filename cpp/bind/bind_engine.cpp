@@ -23,7 +23,7 @@
 #include "engine/follower.h"
 #include "engine/group.h"
 #include "gemm/gemm.h"
-#include "kernels/cuda_backend.h"
+#include "kernels/cuda/backend.h"
 
 namespace py = pybind11;
 

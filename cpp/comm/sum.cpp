@@ -1,4 +1,4 @@
-// Chooses among the kernels that cpu/sum.cpp makes, one an instruction set.
+// Chooses among the kernels that cpu/isa/sum.cpp makes, one per instruction set.
 #include "comm/sum.h"
 
 #include "core/error.h"

@@ -1,7 +1,7 @@
 // Eight lanes of arithmetic in one vocabulary, for kernels that are compiled once per instruction set.
 //
-// A kernel file in <room>/cpu/ is compiled for each instruction set with that set's flags and MINISGL_ISA as the name
-// of the namespace its code lives in (minisgl_isa_sources in cpp/CMakeLists.txt):
+// A kernel file in <room>/cpu/isa/ is compiled for each instruction set with that set's flags and MINISGL_ISA as the
+// name of the namespace its code lives in (minisgl_isa_sources in cpp/CMakeLists.txt):
 //
 //     #include "core/simd.h"
 //     namespace minisgl::MINISGL_ISA {

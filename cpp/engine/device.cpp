@@ -6,8 +6,8 @@
 #include "comm/nccl.h"
 #include "core/error.h"
 #include "engine/defaults.h"
-#include "kernels/cpu_backend.h"
-#include "kernels/cuda_backend.h"
+#include "kernels/cpu/backend.h"
+#include "kernels/cuda/backend.h"
 
 namespace minisgl {
 

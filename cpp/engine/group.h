@@ -18,14 +18,14 @@ namespace minisgl {
 // Which rank this process is. The first local_size ranks are on rank 0's host, the next on the next.
 struct Place {
   int rank = 0, size = 1;
-  int local_size = 1;                     // ranks on this host
-  int ring_fd = -1;                       // plans on this host; the ranks of rank 0's host have it
-  std::string host;                       // rank 0's address, where there are several hosts,
-  int plan_port = 0;                      // and where it hands out plans
-  std::vector<RemoteRank> remotes;        // rank 0: ranks of other hosts; a rank of another host: itself
-  std::chrono::microseconds spin{0};      // that a follower watches for a plan before it sleeps
-  std::shared_ptr<Communicator> sums;     // for the device; null for a single rank
-  std::shared_ptr<Communicator> numbers;  // for the host's memory; may be the same
+  int local_size = 1;                              // ranks on this host
+  int ring_fd = -1;                                // plans on this host; the ranks of rank 0's host have it
+  std::string host;                                // rank 0's address, where there are several hosts,
+  int plan_port = 0;                               // and where it hands out plans
+  std::vector<RemoteRank> remotes;                 // rank 0: ranks of other hosts; a rank of another host: itself
+  std::chrono::microseconds spin{0};               // that a follower watches for a plan before it sleeps
+  std::shared_ptr<Communicator> sums;              // for the device; null for a single rank
+  std::shared_ptr<Communicator> numbers;           // for the host's memory; may be the same
   std::chrono::milliseconds step_timeout{30'000};  // of a collective once all ranks have loaded
 };
 

@@ -1,4 +1,4 @@
-// One device: its memory, its weights and every operation of a step. The CPU (cpu_backend.h) and CUDA (cuda_backend.h)
+// One device: its memory, its weights and every operation of a step. The CPU (cpu/backend.h) and CUDA (cuda/backend.h)
 // implement it; whoever calls it knows neither. One thread at a time.
 //
 // Devices that were given a communicator compute one model together, each a rank of it: all of them make the same calls
@@ -20,7 +20,7 @@
 #include "core/tensor.h"
 #include "core/thread_pool.h"
 #include "gemm/weights.h"
-#include "kernels/sampling.h"
+#include "kernels/query.h"
 #include "kernels/step.h"
 
 namespace minisgl {

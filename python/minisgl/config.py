@@ -174,6 +174,16 @@ def parse_count(text: str) -> int:
     return int(number) * _SUFFIXES[suffix]
 
 
+def parse_optional(text: str) -> str | None:
+    """A text, or None where it is empty: the option is as if it weren't given."""
+    return text or None
+
+
+def parse_choice(text: str) -> str:
+    """One of several words; ServerArgs says which."""
+    return text
+
+
 def parse_switch(text: str) -> bool:
     """A switch in the environment: 1 or true, 0 or false."""
     answer = {"1": True, "true": True, "0": False, "false": False}.get(text.strip().lower())
@@ -201,7 +211,7 @@ class _Flag:
 
     name: str
     help: str
-    parse: Callable[[str], Any] = str
+    parse: Callable[[str], Any] = parse_optional
     metavar: str = "TEXT"
     dest: str = ""  # field of ServerArgs, where it isn't the flag's name
     is_switch: bool = False  # takes no value on the command line, 1 or 0 in the environment
@@ -213,6 +223,14 @@ class _Flag:
     @property
     def variable(self) -> str:
         return ENV_PREFIX + self.name.replace("-", "_").upper()
+
+    def is_set(self, environment: Mapping[str, str]) -> bool:
+        """Whether the environment has a value for it. An empty one is a value of a text; there is
+        no empty number, switch or choice, and an empty variable leaves them unset.
+        """
+        if self.parse in (str, parse_optional):
+            return self.variable in environment
+        return bool(environment.get(self.variable))
 
 
 def _switch(name: str, help: str) -> _Flag:
@@ -236,12 +254,13 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
     (
         "HTTP",
         (
-            _Flag("host", "address to listen on; 0.0.0.0 for every interface", metavar="HOST"),
+            _Flag("host", "address to listen on; 0.0.0.0 for every interface", str, "HOST"),
             _Flag("port", "port to listen on; 0 takes any free one", parse_count, "PORT"),
             _Flag(
                 "api-key",
                 "key that clients must send (better set in the environment)",
-                metavar="KEY",
+                str,
+                "KEY",
             ),
             _Flag("max-body-bytes", "largest request body", parse_count, "BYTES"),
             _Flag(
@@ -264,7 +283,7 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag(
                 "threads", "engine threads; 0: every core allowed", parse_count, "N", "num_threads"
             ),
-            _Flag("kv-dtype", "KV cache type: " + ", ".join(KV_DTYPES), metavar="TYPE"),
+            _Flag("kv-dtype", "KV cache type: " + ", ".join(KV_DTYPES), parse_choice, "TYPE"),
             _Flag(
                 "kv-cache-tokens",
                 "tokens the KV cache holds; 0: chosen by memory",
@@ -280,7 +299,12 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag("page-size", "tokens a KV page", parse_count, "N"),
             _Flag("max-running", "sequences in one step", parse_count, "N"),
             _Flag("max-batch-tokens", "token rows in one step; 0: the device's", parse_count, "N"),
-            _Flag("device", ", ".join(DEVICES) + "; auto: a GPU where there is one"),
+            _Flag(
+                "device",
+                ", ".join(DEVICES) + "; auto: a GPU where there is one",
+                parse_choice,
+                "DEVICE",
+            ),
             _Flag(
                 "memory-fraction",
                 "share for KV cache and workspace of the memory that the weights leave",
@@ -290,7 +314,12 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag("num-pages", "KV pages, instead of --kv-cache-tokens", parse_count, "N"),
             _switch("disable-cuda-graph", "launch the kernels of decode steps one by one"),
             _switch("disable-overlap", "plan a step when the one before is done, for debugging"),
-            _Flag("load-format", "auto, or dummy: random weights, for measuring", metavar="FORMAT"),
+            _Flag(
+                "load-format",
+                "auto, or dummy: random weights, for measuring",
+                parse_choice,
+                "FORMAT",
+            ),
             _Flag("max-waiting", "requests queued before new ones get 429", parse_count, "N"),
         ),
     ),
@@ -298,7 +327,7 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
         "tensor parallelism",
         (
             _Flag("tp", "ranks that the model is split over, on all hosts", parse_count, "N"),
-            _Flag("comm", "how ranks sum: " + ", ".join(COMM_KINDS), metavar="HOW"),
+            _Flag("comm", "how ranks sum: " + ", ".join(COMM_KINDS), parse_choice, "HOW"),
             _Flag("nnodes", "hosts that the ranks are on", parse_count, "N"),
             _Flag("node-rank", "which host this is; 0 serves", parse_count, "N"),
             _Flag(
@@ -309,7 +338,8 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag(
                 "dist-secret",
                 "what all hosts know and nobody else (better set in the environment)",
-                metavar="SECRET",
+                str,
+                "SECRET",
             ),
         ),
     ),
@@ -330,9 +360,10 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag(
                 "metrics-alias-prefix",
                 "second prefix for metrics; empty for none",
-                metavar="PREFIX",
+                str,
+                "PREFIX",
             ),
-            _Flag("log-level", ", ".join(LOG_LEVELS), metavar="LEVEL"),
+            _Flag("log-level", ", ".join(LOG_LEVELS), parse_choice, "LEVEL"),
         ),
     ),
 )
@@ -345,11 +376,19 @@ def build_parser() -> argparse.ArgumentParser:
         prog="minisgl-serve",
         description="Serve a language model over an OpenAI-compatible HTTP API.",
         epilog=f"Each flag can be set in the environment: --kv-dtype is {ENV_PREFIX}KV_DTYPE; one "
-        "without a value is 1 or 0 there. Counts accept K, M and G (powers of 1024).",
+        "without a value is 1 or 0 there. An empty variable is the empty text where the option "
+        f"is a text ({ENV_PREFIX}METRICS_ALIAS_PREFIX= switches the second prefix off), and leaves "
+        "a number, a switch or a choice unset. Counts accept K, M and G (powers of 1024).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="the same as --model")
+    parser.add_argument(
+        "positional_model",
+        nargs="?",
+        type=parse_optional,
+        metavar="MODEL",
+        help="the same as --model",
+    )
     for title, flags in _GROUPS:
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -395,10 +434,9 @@ def parse_args(
         given["model"] = positional
     for _, flags in _GROUPS:
         for flag in flags:
-            text = environment.get(flag.variable, "")
-            if text and flag.field not in given:
+            if flag.field not in given and flag.is_set(environment):
                 try:
-                    given[flag.field] = flag.parse(text)
+                    given[flag.field] = flag.parse(environment[flag.variable])
                 except argparse.ArgumentTypeError as error:
                     parser.error(f"environment variable {flag.variable}: {error}")
     try:

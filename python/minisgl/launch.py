@@ -26,6 +26,7 @@ from minisgl.ipc.process import python_command
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.source import resolve_model
 from minisgl.server.app import create_app
+from minisgl.server.hook_check import check_hooks
 from minisgl.server.listener import (
     GRACEFUL_SECONDS,
     ListenError,
@@ -157,20 +158,16 @@ class Server:
         self._http_stop = asyncio.Event()
 
     async def run(self) -> int:
-        """Until a signal or the engine's failure. Raises EngineStartError, ModelError."""
+        """Serves until a signal or the engine's failure.
+
+        Raises ListenError, EngineStartError, ModelError.
+        """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_exception)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
         url = url_of(self._listener)
-        http = asyncio.create_task(
-            serve_http(
-                create_app(self._state),
-                self._listener,
-                self._http_stop.wait,
-                head_timeout=self._args.body_timeout,
-            )
-        )
+        http = asyncio.create_task(self._serve_http())
         stop = asyncio.create_task(self._stop.wait())
         try:
             start = asyncio.create_task(self._start())
@@ -194,6 +191,16 @@ class Server:
         finally:
             stop.cancel()
             await self._close(http)
+
+    async def _serve_http(self) -> None:
+        """Until it is told to stop. Raises ListenError."""
+        await check_hooks()
+        await serve_http(
+            create_app(self._state),
+            self._listener,
+            self._http_stop.wait,
+            head_timeout=self._args.body_timeout,
+        )
 
     async def _open_hub(self) -> None:
         args = self._args

@@ -23,7 +23,7 @@
 #include "comm/cuda/peer_all_reduce.h"
 #include "comm/nccl.h"
 #include "comm/shm.h"
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 #include "kernels/cuda/launch.h"
 
 namespace minisgl {

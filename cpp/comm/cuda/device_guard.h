@@ -1,7 +1,7 @@
 // The calling thread's device while a communicator of another one works.
 #pragma once
 
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 
 namespace minisgl {
 

@@ -9,7 +9,7 @@
 #include <memory>
 #include <thread>
 
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 #include "core/error.h"
 
 namespace minisgl {

@@ -9,7 +9,7 @@
 
 #include "comm/communicator.h"
 #include "comm/cuda/peer_kernels.h"
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 
 namespace minisgl {
 

@@ -9,8 +9,8 @@
 // Every element is summed in the order of ranks, in f32, and rounded once, so all ranks get the same bits. A wait ends
 // after limit_ns, or when the host gives up; what is written then is garbage.
 #include "comm/cuda/peer_kernels.h"
-#include "core/cuda_launch.h"
-#include "core/cuda_math.cuh"
+#include "core/cuda/launch.h"
+#include "core/cuda/math.cuh"
 
 namespace minisgl::cuda {
 namespace {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 
 namespace minisgl {
 namespace {

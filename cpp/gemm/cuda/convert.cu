@@ -1,7 +1,7 @@
 // What is done to weights when they are loaded: every stored format to bf16, biases, random weights for measuring.
 // Bound by reading the file's bytes and writing 2 bytes an element.
-#include "core/cuda.h"
-#include "core/cuda_math.cuh"
+#include "core/cuda/math.cuh"
+#include "core/cuda/runtime.h"
 #include "gemm/cuda/launch.h"
 
 namespace minisgl::cuda {

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 #include "gemm/choice_file.h"
 
 namespace minisgl::cuda {

@@ -12,9 +12,9 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "core/cuda.h"
-#include "core/cuda_launch.h"
-#include "core/cuda_math.cuh"
+#include "core/cuda/launch.h"
+#include "core/cuda/math.cuh"
+#include "core/cuda/runtime.h"
 #include "gemm/cuda/launch.h"
 
 namespace minisgl::cuda {

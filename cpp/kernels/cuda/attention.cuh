@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
-#include "core/cuda.h"
-#include "core/cuda_launch.h"
-#include "core/cuda_math.cuh"
+#include "core/cuda/launch.h"
+#include "core/cuda/math.cuh"
+#include "core/cuda/runtime.h"
 #include "kernels/cuda/launch.h"
 
 namespace minisgl::cuda {

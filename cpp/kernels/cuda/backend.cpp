@@ -1,12 +1,14 @@
 // Ops on one GPU: everything is queued on one stream; captured decode steps are replayed as graphs. Two slots take
 // turns, so that a step can be taken to the device while another runs.
+#include "kernels/cuda/backend.h"
+
 #include <algorithm>
 #include <map>
 #include <utility>
 #include <vector>
 
 #include "comm/nccl.h"
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 #include "gemm/cuda/cublaslt.h"
 #include "gemm/cuda/launch.h"
 #include "kernels/cuda/launch.h"
@@ -14,7 +16,6 @@
 #include "kernels/cuda/seen_tokens.h"
 #include "kernels/cuda/step_block.h"
 #include "kernels/cuda/weights.h"
-#include "kernels/cuda_backend.h"
 
 namespace minisgl {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <span>
 
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 #include "core/tensor.h"
 #include "core/thread_pool.h"
 

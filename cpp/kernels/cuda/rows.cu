@@ -1,7 +1,7 @@
 // Operations on rows and heads. All are bound by the bytes of the rows that they read and write once.
-#include "core/cuda.h"
-#include "core/cuda_launch.h"
-#include "core/cuda_math.cuh"
+#include "core/cuda/launch.h"
+#include "core/cuda/math.cuh"
+#include "core/cuda/runtime.h"
 #include "kernels/cuda/launch.h"
 
 namespace minisgl::cuda {

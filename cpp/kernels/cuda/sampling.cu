@@ -1,4 +1,4 @@
-// From logits to tokens on the device: kernels/sampling.h for a whole batch. A cluster of blocks takes a row; each
+// From logits to tokens on the device: kernels/cpu/sampling.h for a whole batch. A cluster of blocks takes a row; each
 // keeps its slice in shared memory, where it fits. Bias, penalties and bans, the draw (draw.cuh), log probabilities.
 #include "kernels/cuda/draw.cuh"
 

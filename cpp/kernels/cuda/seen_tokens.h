@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 #include "core/error.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/memory.h"

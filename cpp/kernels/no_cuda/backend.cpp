@@ -1,6 +1,7 @@
 // A build without CUDA has no GPUs.
+#include "kernels/cuda/backend.h"
+
 #include "core/error.h"
-#include "kernels/cuda_backend.h"
 
 namespace minisgl {
 

@@ -109,7 +109,7 @@ class LLM:
                 disable_cuda_graph=disable_cuda_graph,
                 disable_overlap=disable_overlap,
                 load_format=load_format,
-                cache_dir=str(cache_dir or default_cache_dir()),
+                cache_dir=str(default_cache_dir() if cache_dir is None else cache_dir),
             )
 
         self._engine = open_local_engine(
@@ -144,13 +144,15 @@ class LLM:
         *,
         use_tqdm: bool = True,
     ) -> list[RequestResult]:
-        """Completes each prompt (text, or token ids): one result a prompt, in their order.
+        """Completes each prompt (text, or token ids): one result per prompt, in their order.
 
-        `sampling_params` is one for all or one a prompt. ValueError, before anything runs, when a
+        `sampling_params` is one for all or one per prompt. ValueError, before anything runs, when a
         prompt or its parameters can't be served; EngineError when the engine dies.
         """
         prompt_list = _as_prompts(prompts)
-        params = _as_params(sampling_params or SamplingParams(), len(prompt_list))
+        params = _as_params(
+            SamplingParams() if sampling_params is None else sampling_params, len(prompt_list)
+        )
         texts = [prompt if isinstance(prompt, str) else None for prompt in prompt_list]
         ids = [
             self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -361,10 +363,14 @@ def _is_token_id(value: object) -> bool:
 def _as_params(
     params: SamplingParams | Sequence[SamplingParams], num_prompts: int
 ) -> list[SamplingParams]:
+    """One for each prompt. ValueError when they are something else."""
     if isinstance(params, SamplingParams):
         return [params] * num_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
+        raise ValueError(f"sampling_params must be SamplingParams or a list, got {params!r:.80}")
     if len(params) != num_prompts:
         raise ValueError(
-            f"there must be one SamplingParams or one a prompt ({num_prompts}), got {len(params)}"
+            f"there must be one SamplingParams for all prompts or one per prompt ({num_prompts}), "
+            f"got {len(params)}"
         )
     return list(params)

@@ -172,13 +172,16 @@ async def serve_http(
     until: Callable[[], Awaitable[Any]],
     *,
     head_timeout: float = HttpConfig.head_timeout,
+    protocol: type[Http1Protocol] = Http1Protocol,
 ) -> None:
     """Serves until `until()` returns and responses had GRACEFUL_SECONDS to end. Owns the socket.
 
     A head that isn't complete `head_timeout` seconds after its first byte is answered with 408.
+    All connections of the process that begin from now on have the `protocol`.
     """
-    # The class is looked up there for each connection, and there is no setting for it.
-    hypercorn.protocol.H11Protocol = Http1Protocol  # type: ignore[attr-defined]
+    # The class is looked up there for each connection, and there is no setting for it: hook_check
+    # proves at start that it is.
+    hypercorn.protocol.H11Protocol = protocol  # type: ignore[attr-defined]
     config = HttpConfig()
     config.head_timeout = head_timeout
     config.bind = [f"fd://{listener.detach()}"]

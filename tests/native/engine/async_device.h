@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 
 namespace minisgl::testing_support {
 

@@ -14,7 +14,7 @@
 
 #include "engine/async_device.h"
 #include "engine/fake_model.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 
 namespace minisgl::testing_support {
 

@@ -11,6 +11,8 @@
 
 #include "core/error.h"
 #include "engine/engine.h"
+#include "kernels/cpu/logprob.h"
+#include "kernels/cpu/sampling.h"
 #include "models/decoder.h"
 
 namespace minisgl::testing_support {

@@ -3,7 +3,7 @@
 
 #include "core/error.h"
 #include "engine/defaults.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 
 namespace minisgl {
 namespace {

@@ -4,7 +4,7 @@
 #include "comm/nccl.h"
 #include "engine/device.h"
 #include "io/expect_input_error.h"
-#include "kernels/cuda_backend.h"
+#include "kernels/cuda/backend.h"
 
 namespace minisgl {
 namespace {

@@ -58,9 +58,9 @@ TEST(EngineProgress, WorkBeginsWithASubmissionThatNobodyTook) {
 
 TEST(EngineProgress, EndsWithTheEnginesFailure) {
   const auto progress = std::make_shared<Progress>();
-  Engine engine(
-      std::make_unique<FakeModel>(fake_spec(), [](const StepBatch&) { throw std::runtime_error("the device is gone"); }),
-      watched_device(progress), small_options());
+  Engine engine(std::make_unique<FakeModel>(fake_spec(),
+                                            [](const StepBatch&) { throw std::runtime_error("the device is gone"); }),
+                watched_device(progress), small_options());
   engine.start();
   engine.submit(make_request(1, {5, 6, 7}, 5));
   wait_until_idle(*progress);

@@ -10,7 +10,7 @@
 #include "comm/shm.h"
 #include "engine/device_answers.h"
 #include "engine/follower.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 
 namespace minisgl::testing_support {
 namespace {

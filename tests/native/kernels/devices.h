@@ -12,8 +12,8 @@
 
 #include "comm/nccl.h"
 #include "core/half.h"
-#include "kernels/cpu_backend.h"
-#include "kernels/cuda_backend.h"
+#include "kernels/cpu/backend.h"
+#include "kernels/cuda/backend.h"
 #include "kernels/ops.h"
 
 namespace minisgl::testing_support {

@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/sampling.h"
+#include "kernels/cpu/sampling.h"
 
 namespace minisgl::reference {
 

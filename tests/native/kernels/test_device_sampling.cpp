@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/logprob.h"
 #include "kernels/devices.h"
 #include "kernels/philox.h"
 #include "kernels/random_floats.h"

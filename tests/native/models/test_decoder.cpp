@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "io/expect_input_error.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 #include "models/decoder.h"
 #include "models/decoder_weights.h"
 #include "models/memory_source.h"

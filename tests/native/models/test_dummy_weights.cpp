@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "io/temporary_folder.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 #include "models/decoder.h"
 
 namespace minisgl {

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "comm/shm.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 #include "models/memory_source.h"
 #include "models/stepper.h"
 

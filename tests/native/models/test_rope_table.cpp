@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 #include "models/rope_table.h"
 
 namespace minisgl {

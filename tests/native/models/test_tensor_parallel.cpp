@@ -11,7 +11,7 @@
 
 #include "comm/shm.h"
 #include "io/expect_input_error.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/backend.h"
 #include "models/memory_source.h"
 #include "models/model_shard.h"
 #include "models/stepper.h"

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from minisgl.config import ServerArgs, default_cache_dir, parse_address, parse_args
+from minisgl.config import (
+    ServerArgs,
+    default_cache_dir,
+    parse_address,
+    parse_args,
+)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str, **environment: str) -> str:
@@ -69,6 +74,30 @@ def test_a_bad_value_is_one_sentence(
     capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], sentence: str
 ) -> None:
     assert sentence in refusal(capsys, *flags)
+
+
+def test_an_empty_variable_is_an_empty_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_args([], {"MINISGL_METRICS_ALIAS_PREFIX": ""}).metrics_alias_prefix == ""
+    assert parse_args([], {"MINISGL_METRICS_ALIAS_PREFIX": "x"}).metrics_alias_prefix == "x"
+    assert "api_key must not be empty" in refusal(capsys, MINISGL_API_KEY="")
+    assert "host must not be empty" in refusal(capsys, MINISGL_HOST="")
+
+
+def test_an_empty_variable_is_no_number_switch_or_choice() -> None:
+    for name in ("PORT", "BODY_TIMEOUT", "DISABLE_OVERLAP", "KV_DTYPE", "LOG_LEVEL"):
+        assert parse_args([], {f"MINISGL_{name}": ""}) == ServerArgs()
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "revision", "served-model-name", "chat-template", "dist-init-addr"]
+)
+def test_an_empty_name_is_none(name: str) -> None:
+    assert parse_args([f"--{name}", ""], {}) == ServerArgs()
+    variable = "MINISGL_" + name.replace("-", "_").upper()
+    assert parse_args([], {variable: ""}) == ServerArgs()
+    field = name.replace("-", "_")
+    assert getattr(parse_args([f"--{name}", ""], {variable: "x"}), field) is None
+    assert parse_args([""], {}) == ServerArgs()
 
 
 def test_switches_are_1_or_0_in_the_environment(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.python.engine.fake_rank import FAIL, KILL
-from tests.python.launch.servers import ServerProcess, Stream, alive, get, make_model, until
+from tests.python.launch.servers import (
+    SERVER,
+    ServerProcess,
+    Stream,
+    alive,
+    get,
+    make_model,
+    until,
+)
 
 Start = Callable[..., ServerProcess]
 
@@ -48,6 +56,28 @@ def test_it_starts_says_what_it_chose_and_ends_with_status_0(start: Start) -> No
     assert server.wait() == 0
     assert "Traceback" not in server.output
     assert server.files() == []
+
+
+def test_a_hypercorn_that_passes_our_protocol_by_ends_the_start(
+    model: Path, tmp_path: Path
+) -> None:
+    """The wrapper keeps the class that it was made with, as another version's might."""
+    program = f"""
+import hypercorn.protocol
+from hypercorn.protocol.h11 import H11Protocol
+names = dict(vars(hypercorn.protocol), H11Protocol=H11Protocol)
+made = hypercorn.protocol.ProtocolWrapper.__init__
+copy = type(made)(made.__code__, names, "__init__", made.__defaults__, made.__closure__)
+hypercorn.protocol.ProtocolWrapper.__init__ = copy
+import runpy
+runpy.run_path({str(SERVER)!r}, run_name="__main__")
+"""
+    server = ServerProcess(model, tmp_path / "tmp", program=("-c", program))
+    assert server.wait() == 1
+    assert "Traceback" not in server.output
+    (line,) = [line for line in server.lines if "error:" in line]
+    assert "doesn't run this server's HTTP protocol" in line
+    assert "pip install 'hypercorn>=0.18,<0.19'" in line
 
 
 def test_health_answers_while_the_model_loads(start: Start) -> None:

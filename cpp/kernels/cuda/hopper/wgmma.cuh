@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "core/cuda_math.cuh"
+#include "core/cuda/math.cuh"
 
 namespace minisgl::cuda::hopper {
 

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/cuda.h"
+#include "core/cuda/runtime.h"
 
 namespace minisgl {
 

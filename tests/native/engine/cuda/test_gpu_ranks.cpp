@@ -19,7 +19,7 @@
 #include "comm/ranks.h"
 #include "engine/device_answers.h"
 #include "engine/follower.h"
-#include "kernels/cuda_backend.h"
+#include "kernels/cuda/backend.h"
 
 extern char** environ;
 

@@ -1,0 +1,271 @@
+// Ops on the CPU: the operations of cpu_ops.h, the products of gemm.h and the sampler, over one pool of threads. Every
+// call is done when it returns.
+#include "kernels/cpu/backend.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "core/aligned_buffer.h"
+#include "core/bandwidth.h"
+#include "core/error.h"
+#include "core/half.h"
+#include "core/host_limits.h"
+#include "gemm/gemm.h"
+#include "kernels/cpu/logprob.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/sampling.h"
+#include "kernels/philox.h"
+
+namespace minisgl {
+namespace {
+
+class CpuLinear final : public Linear {
+ public:
+  explicit CpuLinear(std::vector<Projection> outputs) : outputs_(std::move(outputs)) {
+    for (const Projection& output : outputs_) {
+      const auto& weight = static_cast<const PackedMatrix&>(*output.weight);
+      MINISGL_CHECK(weight.cols() == outputs_.front().weight->cols());
+      MINISGL_CHECK(output.bias.empty() || std::ssize(output.bias) == weight.rows());
+      parts_.push_back({&weight, output.bias.empty() ? nullptr : output.bias.data(), out_features_});
+      out_features_ += weight.rows();
+      nbytes_ += static_cast<std::int64_t>(weight.nbytes() + output.bias.size() * sizeof(float));
+    }
+  }
+  std::int64_t in_features() const override { return outputs_.front().weight->cols(); }
+  std::int64_t out_features() const override { return out_features_; }
+  std::int64_t nbytes() const override { return nbytes_; }
+  std::span<const GemmPart> parts() const { return parts_; }
+
+ private:
+  std::vector<Projection> outputs_;
+  std::vector<GemmPart> parts_;  // point into outputs_
+  std::int64_t out_features_ = 0;
+  std::int64_t nbytes_ = 0;
+};
+
+struct CpuSeenTokens final : SeenTokens {
+  TokenCounts counts;
+  void add_prompt(std::span<const std::int32_t> tokens) override {
+    if (counts.in_prompt.empty()) return;
+    for (const std::int32_t token : tokens) counts.in_prompt[static_cast<std::size_t>(token)] = 1;
+  }
+  void add_output(std::span<const std::int32_t> tokens) override {
+    for (const std::int32_t token : tokens) ++counts.in_output[static_cast<std::size_t>(token)];
+  }
+};
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(int num_threads, std::shared_ptr<Communicator> comm)
+      : pool_(num_threads), comm_(std::move(comm)), scratch_(static_cast<std::size_t>(num_threads)) {}
+
+  std::string device_name() const override { return concat("CPU (", cpu_isa_name(), ")"); }
+  ThreadPool& pool() override { return pool_; }
+  int rank() const override { return comm_ ? comm_->rank() : 0; }
+  int num_ranks() const override { return comm_ ? comm_->size() : 1; }
+  DType activation_dtype() const override { return DType::f32; }
+  DType kv_dtype_for(DType weight_dtype) const override {
+    return weight_dtype == DType::f32 || weight_dtype == DType::bf16 ? weight_dtype : DType::f16;
+  }
+  bool supports_kv_dtype(DType dtype) const override { return !is_quantized(dtype); }
+  bool has_own_memory() const override { return false; }
+  std::int64_t usual_batch_tokens() const override { return 512; }
+  std::int64_t available_memory() const override { return minisgl::available_memory(); }
+
+  double measure_read_bandwidth() override { return minisgl::measure_read_bandwidth(pool_); }
+  void synchronize() override {}
+
+  DeviceBuffer allocate(std::size_t bytes) override {
+    const auto memory = std::make_shared<AlignedBuffer>(bytes);
+    return {std::shared_ptr<std::byte>(memory, memory->data()), bytes};
+  }
+  void upload(std::span<const std::byte> from, std::byte* to) override { copy(from.data(), from.size(), to); }
+  void copy(const std::byte* from, std::size_t bytes, std::byte* to) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  void download(const std::byte* from, std::span<std::byte> to) override { copy(from, to.size(), to.data()); }
+
+  std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
+                                            std::span<const std::byte> raw) override {
+    has_quantized_weights_ = has_quantized_weights_ || is_quantized(dtype);
+    return std::make_shared<const PackedMatrix>(PackedMatrix::pack(dtype, rows, cols, raw, pool_));
+  }
+  std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
+    std::vector<std::uint16_t> values(static_cast<std::size_t>(rows * cols));
+    pool_.parallel_for(rows, [&](std::int64_t row, int) {
+      for (std::int64_t i = 0; i < cols; ++i) {
+        const double uniform = philox_uniform(static_cast<std::uint64_t>(row), static_cast<std::uint64_t>(i));
+        values[static_cast<std::size_t>(row * cols + i)] = f32_to_bf16(static_cast<float>(uniform - 0.5) * 0.1f);
+      }
+    });
+    return make_matrix(DType::bf16, rows, cols, std::as_bytes(std::span(values)));
+  }
+  std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override {
+    return std::make_unique<const CpuLinear>(std::move(outputs));
+  }
+  std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
+    auto seen = std::make_unique<CpuSeenTokens>();
+    seen->counts.in_output.assign(static_cast<std::size_t>(vocab_size), 0);
+    if (in_prompt) seen->counts.in_prompt.assign(static_cast<std::size_t>(vocab_size), 0);
+    return seen;
+  }
+
+  void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
+    batch_ = batch;
+    queries_ = queries;
+    outputs_.clear();
+  }
+  void run_step(const std::function<void()>& body) override { body(); }
+
+  void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
+    const auto& packed = static_cast<const PackedMatrix&>(table);
+    const std::int64_t num_rows = std::ssize(batch_.tokens);
+    MINISGL_CHECK(y.rows == num_rows && y.cols == packed.cols());
+    constexpr std::int64_t rows_per_task = 16;  // a decode step's few rows aren't worth waking threads
+    pool_.parallel_for((num_rows + rows_per_task - 1) / rows_per_task, [&](std::int64_t task, int) {
+      const std::int64_t end = std::min(num_rows, (task + 1) * rows_per_task);
+      for (std::int64_t row = task * rows_per_task; row < end; ++row) {
+        const std::int64_t index = batch_.tokens[static_cast<std::size_t>(row)] - first_token;
+        float* out = y.f32() + row * y.cols;
+        if (index >= 0 && index < packed.rows()) {
+          packed.dequantize_row(index, out);
+        } else {
+          std::fill_n(out, y.cols, 0.0f);
+        }
+      }
+    });
+  }
+  void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
+    cpu_ops::rms_norm(pool_, x.f32(), weight, eps, x.rows, x.cols, y.f32(), blocks_for(y));
+  }
+  void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+    sum_over_ranks(delta);
+    cpu_ops::add_rms_norm(pool_, residual.f32(), delta.f32(), weight, eps, residual.rows, residual.cols, y.f32(),
+                          blocks_for(y));
+  }
+  void linear(const Linear& weights, Tensor x, Tensor y) override {
+    MINISGL_CHECK(x.cols == weights.in_features() && y.cols == weights.out_features() && x.rows == y.rows);
+    gemm({.parts = static_cast<const CpuLinear&>(weights).parts(),
+          .x = x.f32(),
+          .num_rows = x.rows,
+          .y = y.f32(),
+          .y_stride = y.cols,
+          .quantized = x.data == quantized_rows_of_ ? quantized_rows_.as<ActivationBlock>() : nullptr},
+         gemm_workspace_, pool_);
+  }
+  void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override {
+    linear(gate_up, x, scratch);
+    cpu_ops::silu_mul(pool_, scratch.f32(), y.rows, y.cols, y.f32(), blocks_for(y));
+  }
+  void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
+                   const ops::KvLayer& cache) override {
+    const cpu_ops::QkvView view = view_of(qkv, shape);
+    if (transform.query_norm != nullptr) {
+      cpu_ops::qk_norm(pool_, view, transform.query_norm, transform.key_norm, transform.eps);
+    }
+    cpu_ops::rope(pool_, view, batch_.positions.data(), transform.rope_table, transform.rotary_dim);
+    cpu_ops::store_kv(pool_, view, batch_.sequences, cache);
+  }
+  void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale, std::int32_t window,
+                       Tensor out) override {
+    cpu_ops::paged_attention(pool_, view_of(qkv, shape), batch_.sequences, cache, scale, window, out.f32());
+  }
+  void gather_logit_rows(Tensor x, Tensor y) override {
+    const auto bytes = static_cast<std::size_t>(row_bytes(x.dtype, x.cols));
+    for (std::size_t i = 0; i < batch_.logit_rows.size(); ++i) {
+      copy(x.data + static_cast<std::size_t>(batch_.logit_rows[i]) * bytes, bytes, y.data + i * bytes);
+    }
+  }
+  void sum_over_ranks(Tensor x) override {
+    if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, 0);
+  }
+  void gather_columns(Tensor part, Tensor scratch, Tensor y) override {
+    MINISGL_CHECK(part.rows == y.rows && y.cols <= num_ranks() * part.cols, y.cols, " columns of ", part.cols);
+    if (comm_) {
+      MINISGL_CHECK(scratch.nbytes() == num_ranks() * part.nbytes(), scratch.rows, " rows of scratch");
+      comm_->all_gather(part.data, scratch.data, part.nbytes(), 0);
+    }
+    const float* parts = comm_ ? scratch.f32() : part.f32();
+    pool_.parallel_for(part.rows, [&](std::int64_t row, int) {
+      for (std::int64_t first = 0, index = row; first < y.cols; first += part.cols, index += part.rows) {
+        std::copy_n(parts + index * part.cols, std::min(part.cols, y.cols - first), y.f32() + row * y.cols + first);
+      }
+    });
+  }
+
+  void sample(Tensor logits) override {
+    const std::int64_t num_logits = std::ssize(queries_);
+    MINISGL_CHECK(logits.rows == num_logits, logits.rows, " rows of logits, ", num_logits, " wanted");
+    outputs_.assign(static_cast<std::size_t>(num_logits), TokenOutput{});
+    pool_.parallel_for(num_logits, [&](std::int64_t index, int thread) {
+      const auto i = static_cast<std::size_t>(index);
+      const std::span row(logits.f32() + index * logits.cols, static_cast<std::size_t>(logits.cols));
+      answer(row, queries_[i], scratch_[static_cast<std::size_t>(thread)], outputs_[i]);
+    });
+  }
+  std::vector<TokenOutput> take_outputs() override { return std::exchange(outputs_, {}); }
+
+ private:
+  // Buffers of one thread of the pool.
+  struct Scratch {
+    SampleScratch sample;
+    std::vector<float> logits;  // [vocab] what the sampler may change while the original is still needed
+  };
+
+  // Where the operation at hand, which writes y for a linear, also puts its quantised rows; null where no linear wants
+  // them. They hold until the next such operation.
+  ActivationBlock* blocks_for(Tensor y) {
+    quantized_rows_of_ = nullptr;
+    if (!has_quantized_weights_ || y.cols % 32 != 0) return nullptr;
+    quantized_rows_.reserve(static_cast<std::size_t>(y.rows * y.cols / 32) * sizeof(ActivationBlock));
+    quantized_rows_of_ = y.data;
+    return quantized_rows_.as<ActivationBlock>();
+  }
+
+  static cpu_ops::QkvView view_of(Tensor qkv, const HeadShape& shape) {
+    MINISGL_CHECK(qkv.cols == shape.row_size());
+    return {qkv.f32(), qkv.rows, shape.num_heads, shape.num_kv_heads, shape.head_dim};
+  }
+
+  // One row of logits [vocab]; a sequence has at most one sampling row a step, so its counts have one writer.
+  static void answer(std::span<float> logits, const LogitQuery& query, Scratch& scratch, TokenOutput& output) {
+    if (query.target != LogitQuery::kSample) {
+      output.token = query.target;
+      output.logprob = token_logprob(logits, query.target, query.num_top, output.top);
+      return;
+    }
+    static const TokenCounts none;
+    auto* seen = static_cast<CpuSeenTokens*>(query.seen);
+    std::span<float> changeable = logits;
+    if (query.num_top >= 0) {
+      scratch.logits.assign(logits.begin(), logits.end());
+      changeable = scratch.logits;
+    }
+    output.token = minisgl::sample(changeable, *query.params, seen != nullptr ? seen->counts : none, query.banned,
+                                   query.position, scratch.sample);
+    if (query.num_top >= 0) output.logprob = token_logprob(logits, output.token, query.num_top, output.top);
+    if (seen != nullptr) ++seen->counts.in_output[static_cast<std::size_t>(output.token)];
+  }
+
+  ThreadPool pool_;
+  std::shared_ptr<Communicator> comm_;
+  GemmWorkspace gemm_workspace_;
+  bool has_quantized_weights_ = false;
+  const std::byte* quantized_rows_of_ = nullptr;  // the tensor that quantized_rows_ belong to
+  AlignedBuffer quantized_rows_;                  // [rows, cols / 32] ActivationBlocks
+  std::vector<Scratch> scratch_;                  // [num_threads]
+
+  // Of the step at hand.
+  StepBatch batch_{};
+  std::span<const LogitQuery> queries_;
+  std::vector<TokenOutput> outputs_;
+};
+
+}  // namespace
+
+std::unique_ptr<Ops> make_cpu_ops(int num_threads, std::shared_ptr<Communicator> comm) {
+  return std::make_unique<CpuOps>(num_threads, std::move(comm));
+}
+
+}  // namespace minisgl

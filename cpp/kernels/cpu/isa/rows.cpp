@@ -1,0 +1,116 @@
+// Operations on one row or one head: norms, SiLU, rotation, conversion. Bound by reading and writing the row.
+#include "core/half.h"
+#include "kernels/cpu/isa/kernels.h"
+#include "kernels/cpu/isa/vector_math.h"
+
+namespace minisgl::MINISGL_ISA {
+namespace {
+
+// The sum of four chains of eight lanes, then the rest one by one: one order for every row.
+// square(i) gives the squares of elements i .. i+7, square_one(i) that of element i.
+template <typename Square, typename SquareOne>
+float sum_of_squares(std::int64_t dim, Square square, SquareOne square_one) {
+  F32x8 sums[4] = {F32x8::zero(), F32x8::zero(), F32x8::zero(), F32x8::zero()};
+  std::int64_t i = 0;
+  for (; i + 32 <= dim; i += 32)
+    for (int chain = 0; chain < 4; ++chain) sums[chain] = square(i + 8 * chain, sums[chain]);
+  for (; i + 8 <= dim; i += 8) sums[0] = square(i, sums[0]);
+  float sum = reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < dim; ++i) sum += square_one(i);
+  return sum;
+}
+
+void normalize(const float* x, const float* weight, float sum, float eps, std::int64_t dim, float* y) {
+  const float inverse = 1.0f / __builtin_sqrtf(sum / static_cast<float>(dim) + eps);
+  const F32x8 inverses = F32x8::splat(inverse);
+  std::int64_t i = 0;
+  for (; i + 8 <= dim; i += 8) (F32x8::load(x + i) * inverses * F32x8::load(weight + i)).store(y + i);
+  for (; i < dim; ++i) y[i] = x[i] * inverse * weight[i];
+}
+
+}  // namespace
+
+void rms_norm(const float* x, const float* weight, float eps, std::int64_t dim, float* y) {
+  const float sum = sum_of_squares(
+      dim,
+      [&](std::int64_t i, F32x8 total) {
+        const F32x8 value = F32x8::load(x + i);
+        return fma(value, value, total);
+      },
+      [&](std::int64_t i) { return x[i] * x[i]; });
+  normalize(x, weight, sum, eps, dim, y);
+}
+
+void add_rms_norm(float* residual, const float* delta, const float* weight, float eps, std::int64_t dim, float* y) {
+  const float sum = sum_of_squares(
+      dim,
+      [&](std::int64_t i, F32x8 total) {
+        const F32x8 value = F32x8::load(residual + i) + F32x8::load(delta + i);
+        value.store(residual + i);
+        return fma(value, value, total);
+      },
+      [&](std::int64_t i) {
+        residual[i] += delta[i];
+        return residual[i] * residual[i];
+      });
+  normalize(residual, weight, sum, eps, dim, y);
+}
+
+void silu_mul(const float* gate, const float* up, std::int64_t dim, float* y) {
+  const F32x8 one = F32x8::splat(1.0f);
+  const auto silu_8 = [&](const float* g, const float* u, float* out) {
+    const F32x8 value = F32x8::load(g);
+    (div(value, one + exp(F32x8::zero() - value)) * F32x8::load(u)).store(out);
+  };
+  std::int64_t i = 0;
+  for (; i + 8 <= dim; i += 8) silu_8(gate + i, up + i, y + i);
+  if (i == dim) return;
+  float last_gate[8] = {}, last_up[8] = {}, last_y[8];
+  memcpy(last_gate, gate + i, (dim - i) * sizeof(float));
+  memcpy(last_up, up + i, (dim - i) * sizeof(float));
+  silu_8(last_gate, last_up, last_y);
+  memcpy(y + i, last_y, (dim - i) * sizeof(float));
+}
+
+void rope(float* head, const float* cos_sin, int rotary_dim) {
+  const int half = rotary_dim / 2;
+  float* low = head;
+  float* high = head + half;
+  const float* cosine = cos_sin;
+  const float* sine = cos_sin + half;
+  int i = 0;
+  for (; i + 8 <= half; i += 8) {
+    const F32x8 a = F32x8::load(low + i), b = F32x8::load(high + i);
+    const F32x8 c = F32x8::load(cosine + i), s = F32x8::load(sine + i);
+    (a * c - b * s).store(low + i);
+    (b * c + a * s).store(high + i);
+  }
+  for (; i < half; ++i) {
+    const float a = low[i], b = high[i];
+    low[i] = a * cosine[i] - b * sine[i];
+    high[i] = b * cosine[i] + a * sine[i];
+  }
+}
+
+void convert(const float* x, std::int64_t size, DType dtype, std::byte* out) {
+  if (dtype == DType::f32) {
+    memcpy(out, x, size * sizeof(float));
+    return;
+  }
+  const bool f16 = dtype == DType::f16;
+  std::int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const F32x8 values = F32x8::load(x + i);
+    if (f16) {
+      values.store_f16(out + 2 * i);
+    } else {
+      values.store_bf16(out + 2 * i);
+    }
+  }
+  for (; i < size; ++i) {
+    const std::uint16_t half = f16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]);
+    memcpy(out + 2 * i, &half, sizeof(half));
+  }
+}
+
+}  // namespace minisgl::MINISGL_ISA

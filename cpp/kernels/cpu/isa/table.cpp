@@ -1,0 +1,20 @@
+// This instruction set's row of function pointers.
+#include "kernels/cpu/isa/kernels.h"
+
+namespace minisgl::MINISGL_ISA {
+
+extern const CpuKernels kernels;
+const CpuKernels kernels = {
+    .rms_norm = rms_norm,
+    .add_rms_norm = add_rms_norm,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .convert = convert,
+    .attention_range = attention_range,
+    .attention_merge = attention_merge,
+    .attention_finish = attention_finish,
+    .logit_block_max = logit_block_max,
+    .logit_weights = logit_weights,
+};
+
+}  // namespace minisgl::MINISGL_ISA

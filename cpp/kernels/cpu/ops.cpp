@@ -1,0 +1,100 @@
+// The CPU's operations on rows: cuts them over the threads where that is worth it.
+#include "kernels/cpu/ops.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "gemm/gemm.h"
+#include "kernels/cpu/kernel_table.h"
+
+namespace minisgl::cpu_ops {
+namespace {
+
+constexpr std::int64_t kElementsPerTask = 8192;  // takes some microseconds, several times what handing it over costs
+
+// body(row) for every row, of `elements` elements each.
+template <typename Body>
+void for_each_row(ThreadPool& pool, std::int64_t num_rows, std::int64_t elements, const Body& body) {
+  const std::int64_t rows_per_task = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, elements));
+  const std::int64_t num_tasks = (num_rows + rows_per_task - 1) / rows_per_task;
+  pool.parallel_for(num_tasks, [&](std::int64_t task, int) {
+    const std::int64_t end = std::min(num_rows, (task + 1) * rows_per_task);
+    for (std::int64_t row = task * rows_per_task; row < end; ++row) body(row);
+  });
+}
+
+void quantize(const float* y, std::int64_t dim, std::int64_t row, ActivationBlock* blocks) {
+  if (blocks != nullptr) quantize_row(y + row * dim, dim, blocks + row * (dim / 32));
+}
+
+}  // namespace
+
+void rms_norm(ThreadPool& pool, const float* x, const float* weight, float eps, std::int64_t num_rows, std::int64_t dim,
+              float* y, ActivationBlock* blocks) {
+  const auto kernel = cpu_kernels().rms_norm;
+  for_each_row(pool, num_rows, dim, [&](std::int64_t row) {
+    kernel(x + row * dim, weight, eps, dim, y + row * dim);
+    quantize(y, dim, row, blocks);
+  });
+}
+
+void add_rms_norm(ThreadPool& pool, float* residual, const float* delta, const float* weight, float eps,
+                  std::int64_t num_rows, std::int64_t dim, float* y, ActivationBlock* blocks) {
+  const auto kernel = cpu_kernels().add_rms_norm;
+  for_each_row(pool, num_rows, dim, [&](std::int64_t row) {
+    kernel(residual + row * dim, delta + row * dim, weight, eps, dim, y + row * dim);
+    quantize(y, dim, row, blocks);
+  });
+}
+
+void silu_mul(ThreadPool& pool, const float* gate_up, std::int64_t num_rows, std::int64_t dim, float* y,
+              ActivationBlock* blocks) {
+  const auto kernel = cpu_kernels().silu_mul;
+  for_each_row(pool, num_rows, 2 * dim, [&](std::int64_t row) {
+    kernel(gate_up + row * 2 * dim, gate_up + row * 2 * dim + dim, dim, y + row * dim);
+    quantize(y, dim, row, blocks);
+  });
+}
+
+void qk_norm(ThreadPool& pool, QkvView qkv, const float* q_weight, const float* k_weight, float eps) {
+  const auto kernel = cpu_kernels().rms_norm;
+  for_each_row(pool, qkv.num_rows, qkv.row_stride(), [&](std::int64_t row) {
+    float* head = qkv.data + row * qkv.row_stride();
+    for (int i = 0; i < qkv.num_heads + qkv.num_kv_heads; ++i, head += qkv.head_dim)
+      kernel(head, i < qkv.num_heads ? q_weight : k_weight, eps, qkv.head_dim, head);
+  });
+}
+
+void rope(ThreadPool& pool, QkvView qkv, const std::int32_t* positions, const float* table, int rotary_dim) {
+  MINISGL_CHECK(rotary_dim % 2 == 0 && rotary_dim <= qkv.head_dim, "rotary_dim ", rotary_dim, ", head_dim ",
+                qkv.head_dim);
+  const auto kernel = cpu_kernels().rope;
+  for_each_row(pool, qkv.num_rows, qkv.row_stride(), [&](std::int64_t row) {
+    float* head = qkv.data + row * qkv.row_stride();
+    const float* cos_sin = table + std::int64_t{positions[row]} * rotary_dim;
+    for (int i = 0; i < qkv.num_heads + qkv.num_kv_heads; ++i, head += qkv.head_dim) kernel(head, cos_sin, rotary_dim);
+  });
+}
+
+void store_kv(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache) {
+  MINISGL_CHECK(qkv.num_kv_heads == cache.num_kv_heads && qkv.head_dim == cache.head_dim, "heads of the cache differ");
+  MINISGL_CHECK(!is_quantized(cache.dtype), "cache of ", dtype_info(cache.dtype).name);
+  const auto kernel = cpu_kernels().convert;
+  const std::int64_t head_bytes = row_bytes(cache.dtype, cache.head_dim);
+  for (const SequenceRows& sequence : sequences) {
+    for_each_row(pool, sequence.num_rows, 2 * cache.num_kv_heads * cache.head_dim, [&](std::int64_t i) {
+      const std::int64_t position = sequence.start_position + i;
+      const std::int64_t page = sequence.page_table[position / cache.page_size];
+      const std::int64_t slot = position % cache.page_size;
+      const float* keys = qkv.data + (sequence.first_row + i) * qkv.row_stride() + qkv.num_heads * qkv.head_dim;
+      const float* values = keys + qkv.num_kv_heads * qkv.head_dim;
+      for (std::int64_t head = 0; head < cache.num_kv_heads; ++head) {
+        const std::int64_t offset = ((page * cache.num_kv_heads + head) * cache.page_size + slot) * head_bytes;
+        kernel(keys + head * cache.head_dim, cache.head_dim, cache.dtype, cache.keys + offset);
+        kernel(values + head * cache.head_dim, cache.head_dim, cache.dtype, cache.values + offset);
+      }
+    });
+  }
+}
+
+}  // namespace minisgl::cpu_ops

@@ -1,0 +1,54 @@
+// What is asked of a row of logits, and what comes of it: the same for every device.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace minisgl {
+
+// What shapes the distribution of one request. Ranges are checked where requests enter the engine.
+struct SamplingParams {
+  float temperature = 1.0f;         // 0 is greedy
+  std::int32_t top_k = 0;           // 0 is off
+  float top_p = 1.0f;               // 1 is off
+  float min_p = 0.0f;               // 0 is off
+  float repetition_penalty = 1.0f;  // over prompt and output, as CTRL and transformers define it
+  float presence_penalty = 0.0f;    // over output, as OpenAI defines it
+  float frequency_penalty = 0.0f;   // over output
+  std::uint64_t seed = 0;
+  std::vector<std::pair<std::int32_t, float>> logit_bias = {};
+};
+
+struct TokenLogprob {
+  std::int32_t token;
+  float logprob;
+};
+
+// Which tokens a request has seen, for its penalties; kept on the device that samples (Ops::make_seen_tokens).
+class SeenTokens {
+ public:
+  virtual ~SeenTokens() = default;
+  virtual void add_prompt(std::span<const std::int32_t> tokens) = 0;
+  virtual void add_output(std::span<const std::int32_t> tokens) = 0;  // beside those that are drawn
+};
+
+// What is wanted of one row of logits: a token drawn, or the log probability of a given one.
+struct LogitQuery {
+  static constexpr std::int32_t kSample = -1;
+  std::int32_t target = kSample;              // or the token to be scored
+  std::int32_t num_top = -1;                  // alternatives reported beside it; -1: no log probabilities
+  const SamplingParams* params = nullptr;     // with kSample, as are all below
+  SeenTokens* seen = nullptr;                 // null where no penalty is set; a drawn token is added
+  std::span<const std::int32_t> banned = {};  // tokens that must not be drawn
+  std::uint64_t position = 0;                 // index of the token among those generated
+};
+
+struct TokenOutput {
+  std::int32_t token;
+  float logprob = 0.0f;                // of the model's own distribution, before temperature and penalties
+  std::vector<TokenLogprob> top = {};  // most likely first
+};
+
+}  // namespace minisgl
