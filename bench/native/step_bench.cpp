@@ -1,4 +1,5 @@
-// What a step costs the host beside the model: planning it, and handing its tokens to who waits for them.
+// What a step costs the host beside the model: planning it, telling it to other ranks, and handing its tokens to who
+// waits for them.
 //
 // Argument: sequences. What is measured here is lost of a step of the model, which takes milliseconds. The ceilings are
 // measured beside it: a list of tokens copied, for the scheduler; two bare descriptors between the threads, for the
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "engine/completion_queue.h"
+#include "engine/plan_codec.h"
 #include "sched/scheduler.h"
 
 namespace minisgl {
@@ -31,6 +33,14 @@ std::unique_ptr<Scheduler> decoding_scheduler(std::int64_t num_sequences, std::i
                     .max_tokens = max_tokens});
   }
   return scheduler;
+}
+
+// The first decode step, once the prefill is done.
+const StepPlan& second_plan(Scheduler& scheduler, std::int64_t num_sequences) {
+  const std::vector<std::int32_t> sampled(static_cast<std::size_t>(num_sequences), 11);
+  scheduler.plan();
+  scheduler.complete(sampled);
+  return scheduler.plan();
 }
 
 // One decode step of all sequences: plan() and complete().
@@ -69,6 +79,40 @@ void scheduler_admission(benchmark::State& state) {
     scheduler->complete(sampled);
   }
   state.SetItemsProcessed(state.iterations() * state.range(0));
+}
+
+struct Ignore final : PlanHandler {
+  void add(SequenceId, SequenceSampling) override {}
+  void remove(SequenceId) override {}
+  void step(const StepPlan&) override {}
+  void shut_down() override {}
+};
+
+// A decode step of all sequences as a frame: written by rank 0, read and checked by another.
+void plan_encoding(benchmark::State& state) {
+  const auto scheduler = decoding_scheduler(state.range(0), 16);
+  const StepPlan& plan = second_plan(*scheduler, state.range(0));
+  PlanEncoder encoder;
+  for (auto _ : state) {
+    encoder.clear();
+    encoder.step(plan);
+    benchmark::DoNotOptimize(encoder.frame().data());
+    benchmark::ClobberMemory();
+  }
+  state.counters["frame_bytes"] = static_cast<double>(encoder.frame().size());
+}
+
+void plan_decoding(benchmark::State& state) {
+  const auto scheduler = decoding_scheduler(state.range(0), 16);
+  PlanEncoder encoder;
+  encoder.step(second_plan(*scheduler, state.range(0)));
+  PlanDecoder decoder({.num_pages = scheduler->pages().num_total(),
+                       .page_size = 16,
+                       .max_model_len = 4096,
+                       .max_batch_tokens = state.range(0),
+                       .vocab_size = 1000});
+  Ignore ignore;
+  for (auto _ : state) decoder.decode(encoder.frame(), ignore);
 }
 
 // Ceiling of scheduler_step: only the tokens of a step, written to a plan and read back.
@@ -156,6 +200,8 @@ void sequences(benchmark::internal::Benchmark* benchmark) {
 BENCHMARK(scheduler_step)->Apply(sequences);
 BENCHMARK(token_copy)->Apply(sequences);
 BENCHMARK(scheduler_admission)->Apply(sequences);
+BENCHMARK(plan_encoding)->Apply(sequences);
+BENCHMARK(plan_decoding)->Apply(sequences);
 BENCHMARK(queue_step)->Apply(sequences);
 BENCHMARK(queue_round_trip)->Apply(sequences);
 BENCHMARK(descriptor_round_trip)->UseRealTime()->Unit(benchmark::kMicrosecond);

@@ -162,9 +162,12 @@ void Engine::Impl::admit(Submission submission) {
   Request& request = submission.request;
   std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
   const SequenceId id = live.add(request, stop_tokens, submission.time);
+  const auto prompt_end = request.prompt.end() - request.num_resumed;
+  const bool counts_prompt = request.sampling.repetition_penalty != 1.0f;
   SequenceSampling sampling{.params = std::move(request.sampling),
-                            .prompt_len = std::ssize(request.prompt) - request.num_resumed,
-                            .resumed = {request.prompt.end() - request.num_resumed, request.prompt.end()},
+                            .prompt_len = prompt_end - request.prompt.begin(),
+                            .prompt = {counts_prompt ? request.prompt.begin() : prompt_end, prompt_end},
+                            .resumed = {prompt_end, request.prompt.end()},
                             .min_tokens = request.min_tokens,
                             .stop_tokens = std::move(stop_tokens),
                             .logprobs = request.logprobs,

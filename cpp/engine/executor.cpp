@@ -114,23 +114,19 @@ void Executor::build_batch(const StepPlan& plan) {
                      .start_position = step.start_position,
                      .page_table = table.data()});
     live_.push_back(&sequence);
-    count_prompt(sequence, step, plan);
+    if (!sequence.seen && uses_penalties(sequence.sampling.params)) count_given_tokens(sequence);
   }
   queries_.clear();
   for (const LogitTarget& target : plan.targets) queries_.push_back(query_for(target, plan));
 }
 
-void Executor::count_prompt(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan) {
-  const SequenceSampling& sampling = sequence.sampling;
-  if (!uses_penalties(sampling.params)) return;
-  const bool repetition = sampling.params.repetition_penalty != 1.0f;
-  if (!sequence.seen) {
-    sequence.seen = device_.make_seen_tokens(model_.spec().vocab_size, repetition);
-    sequence.seen->add_output(sampling.resumed);
-  }
-  if (!repetition || step.start_position >= sampling.prompt_len) return;
-  const std::int64_t in_prompt = std::min<std::int64_t>(step.num_rows, sampling.prompt_len - step.start_position);
-  sequence.seen->add_prompt(std::span(plan.tokens).subspan(step.first_row, in_prompt));
+// Makes the counts of a sequence whose first step this is. Those that wait in the queue take no room on the device.
+void Executor::count_given_tokens(LiveSequence& sequence) {
+  SequenceSampling& sampling = sequence.sampling;
+  sequence.seen = device_.make_seen_tokens(model_.spec().vocab_size, sampling.params.repetition_penalty != 1.0f);
+  sequence.seen->add_output(sampling.resumed);
+  sequence.seen->add_prompt(sampling.prompt);
+  sampling.resumed = sampling.prompt = {};
 }
 
 LogitQuery Executor::query_for(const LogitTarget& target, const StepPlan& plan) const {

@@ -101,6 +101,7 @@ SequenceSampling read_sampling(Fields& fields) {
     fields.read(bias, "logit_bias");
   }
   fields.read(sampling.prompt_len, "prompt_len");
+  fields.read_list(sampling.prompt, "prompt");
   fields.read_list(sampling.resumed, "resumed");
   fields.read(sampling.min_tokens, "min_tokens");
   fields.read_list(sampling.stop_tokens, "stop_tokens");
@@ -162,6 +163,7 @@ void PlanEncoder::add(SequenceId id, SequenceSampling sampling) {
     put(bias);
   }
   put(sampling.prompt_len);
+  put_list(sampling.prompt);
   put_list(sampling.resumed);
   put(sampling.min_tokens);
   put_list(sampling.stop_tokens);
@@ -219,6 +221,9 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
   };
   require(sampling.prompt_len >= 1 && sampling.prompt_len <= limits_.max_model_len, "prompt_len", sampling.prompt_len);
   require(sampling.min_tokens >= 0, "min_tokens", sampling.min_tokens);
+  require(sampling.prompt.empty() || std::ssize(sampling.prompt) == sampling.prompt_len, "number of prompt tokens",
+          std::ssize(sampling.prompt));
+  for (const std::int32_t token : sampling.prompt) check_token(token);
   for (const std::int32_t token : sampling.resumed) check_token(token);
   for (const std::int32_t token : sampling.stop_tokens) check_token(token);
   for (const auto& [token, bias] : sampling.params.logit_bias) check_token(token);

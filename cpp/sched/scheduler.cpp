@@ -241,20 +241,14 @@ void Scheduler::complete(std::span<const std::int32_t> sampled) {
 }
 
 void Scheduler::check() const {
-  pages_.check();
   MINISGL_CHECK(index_.size() == running_.size() + waiting_.size());
   MINISGL_CHECK(num_running() <= options_.max_running, num_running(), " running");
-  std::vector<std::uint8_t> held(pages_.num_total(), 0);
-  std::int64_t num_held = 0;
+  std::vector<std::uint32_t> owners(pages_.num_total(), 0);
   const auto hold = [&](const Sequence& sequence) {
     MINISGL_CHECK(pages_for(sequence.num_computed) <= static_cast<std::int64_t>(sequence.pages.size()));
     MINISGL_CHECK(sequence.tokens.back() != Sequence::kPending || sequence.num_in_flight > 0, "sequence ", sequence.id,
                   " waits for a token that nobody draws");
-    for (const PageId page : sequence.pages) {
-      MINISGL_CHECK(!held[page], "page ", page, " belongs to two sequences");
-      held[page] = 1;
-      ++num_held;
-    }
+    for (const PageId page : sequence.pages) ++owners[page];
   };
   for (const Sequence& sequence : running_) {
     MINISGL_CHECK(index_.at(sequence.id).state == State::running && &*index_.at(sequence.id).place == &sequence);
@@ -264,7 +258,7 @@ void Scheduler::check() const {
     MINISGL_CHECK(!index_.contains(sequence.id) && sequence.num_in_flight > 0, "sequence ", sequence.id, " stays");
     hold(sequence);
   }
-  MINISGL_CHECK(num_held == pages_.num_in_use(), num_held, " pages held, ", pages_.num_in_use(), " in use");
+  pages_.check(owners);
   for (const Sequence& sequence : waiting_) {
     MINISGL_CHECK(index_.at(sequence.id).state == State::waiting && &*index_.at(sequence.id).place == &sequence);
     MINISGL_CHECK(sequence.pages.empty() && sequence.num_computed == 0, "sequence ", sequence.id, " waits with pages");

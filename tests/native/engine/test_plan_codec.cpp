@@ -26,6 +26,7 @@ SequenceSampling random_sampling(std::mt19937& random) {
   Request request = random_request(1, limits.max_model_len, random);
   return {.params = request.sampling,
           .prompt_len = std::ssize(request.prompt),
+          .prompt = request.prompt,
           .resumed = {3, 4, 3},
           .min_tokens = request.min_tokens,
           .stop_tokens = {1, 2},
@@ -93,7 +94,9 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
   PlanDecoder(limits).decode(sample_frame().frame(), recorder);
   ASSERT_EQ(recorder.added.size(), 2u);
   EXPECT_EQ(recorder.added[0].first, ~SequenceId{0});
+  EXPECT_EQ(std::ssize(recorder.added[0].second.prompt), recorder.added[0].second.prompt_len);
   EXPECT_EQ(recorder.added[1].second.prompt_len, 9);
+  EXPECT_TRUE(recorder.added[1].second.prompt.empty());
   EXPECT_EQ(recorder.added[1].second.params.logit_bias,
             (std::vector<std::pair<std::int32_t, float>>{{4, 0.5f}, {49, -2.0f}}));
   EXPECT_EQ(recorder.last.tokens, small_plan().tokens);
