@@ -368,7 +368,10 @@ void bind_engine(py::module_& module) {
           "A descriptor that is readable once the thread has ended. It belongs to the follower.")
       .def(
           "failure", [](const PyFollower& self) { return self.follower().failure(); },
-          "What the thread died of, or ''.");
+          "What the thread died of, or ''.")
+      .def(
+          "blamed_rank", [](const PyFollower& self) { return self.follower().blamed_rank(); },
+          "The rank that the failure blames; -1 for none.");
 
   auto engine =
       py::class_<PyEngine, Holder<PyEngine>>(module, "Engine", "A model behind a scheduler, on a thread of its own.");
@@ -394,7 +397,10 @@ void bind_engine(py::module_& module) {
       .def("stats", &stats)
       .def(
           "failure", [](const PyEngine& self) { return self.engine().failure(); },
-          "What the engine thread died of, or ''.");
+          "What the engine thread died of, or ''.")
+      .def(
+          "blamed_rank", [](const PyEngine& self) { return self.engine().blamed_rank(); },
+          "The rank that the failure blames; -1 for none.");
 }
 
 }  // namespace minisgl

@@ -78,9 +78,10 @@ struct Engine::Impl {
   // Shared by all threads; each has its own lock.
   Inbox inbox;
   CompletionQueue completions;
-  mutable std::mutex status_mutex;  // guards the next two
+  mutable std::mutex status_mutex;  // guards the next three
   EngineStats stats;
   std::string failure;
+  int blamed_rank = -1;
   std::mutex lifecycle_mutex;  // start and stop, one at a time; guards the next two
   std::thread thread;
   bool stopped = false;
@@ -135,6 +136,10 @@ void Engine::Impl::run() noexcept {
       deliver();
     }
     publisher.shut_down();
+  } catch (const RankFailure& error) {
+    what = error.what();
+    const std::lock_guard lock(status_mutex);
+    blamed_rank = error.rank();
   } catch (const std::exception& error) {
     what = error.what();
     if (what.empty()) what = "an exception without a message";
@@ -355,6 +360,11 @@ const EngineMemory& Engine::memory() const {
 std::string Engine::failure() const {
   const std::lock_guard lock(impl_->status_mutex);
   return impl_->failure;
+}
+
+int Engine::blamed_rank() const {
+  const std::lock_guard lock(impl_->status_mutex);
+  return impl_->blamed_rank;
 }
 
 }  // namespace minisgl

@@ -74,10 +74,14 @@ struct Follower::Impl final : PlanHandler {
 
   void run() noexcept {
     std::string what;
+    int blamed = -1;
     try {
       while (running) decoder.decode(next_frame(), *this);
       while (num_in_flight > 0) take();
     } catch (const ChannelInterrupted&) {
+    } catch (const RankFailure& error) {
+      what = error.what();
+      blamed = error.rank();
     } catch (const std::exception& error) {
       what = error.what();
       if (what.empty()) what = "an exception without a message";
@@ -88,6 +92,7 @@ struct Follower::Impl final : PlanHandler {
     {
       const std::lock_guard lock(mutex);
       failure = what;
+      blamed_rank = blamed;
     }
     eventfd_write(ended.get(), 1);
   }
@@ -107,6 +112,7 @@ struct Follower::Impl final : PlanHandler {
   FileDescriptor ended;
   mutable std::mutex mutex;  // guards the rest
   std::string failure;
+  int blamed_rank = -1;
   std::thread thread;
   bool stopped = false;
 };
@@ -146,6 +152,11 @@ int Follower::event_fd() const {
 std::string Follower::failure() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->failure;
+}
+
+int Follower::blamed_rank() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->blamed_rank;
 }
 
 const ModelSpec& Follower::spec() const {

@@ -133,6 +133,8 @@ class Follower:
         """A descriptor that is readable once the thread has ended. It belongs to the follower."""
     def failure(self) -> str:
         """What the thread died of, or ""."""
+    def blamed_rank(self) -> int:
+        """The rank that the failure blames; -1 for none."""
 
 class Engine:
     """A model behind a scheduler, on a thread of its own."""
@@ -184,6 +186,8 @@ class Engine:
     def drain(self) -> list[_Output]: ...
     def stats(self) -> EngineStats: ...
     def failure(self) -> str: ...
+    def blamed_rank(self) -> int:
+        """The rank that the failure blames; -1 for none."""
 
 class Model:
     """A model without a scheduler. One thread at a time."""
@@ -262,6 +266,9 @@ class RankFailure(RuntimeError):  # noqa: N818
     """A collective that could not end because another rank died, left or didn't come; the message
     names it.
     """
+
+    rank: int
+    """The rank that is to blame; -1 where it isn't known."""
 
 class Communicator:
     """Collectives between ranks; every rank makes the same calls in the same order. Tensors are

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from minisgl.config import STEP_TIMEOUT
@@ -32,6 +32,14 @@ CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its
 
 class EngineStartError(Exception):
     """The engine could not be started. The sentence is meant for the screen."""
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Why a rank is lost, and the rank that caused it, if it was another; else -1."""
+
+    reason: str
+    blamed_rank: int
 
 
 class RankGroup:
@@ -70,7 +78,7 @@ class RankGroup:
         self._ranks = LocalRanks(command, self._handle, self._note_end)
         self._infos: dict[int, EngineInfo] = {}
         self._watch = RankWatch(range(size), step_timeout, self._note_end)
-        self._reasons: dict[int, str] = {}  # what lost ranks died of, in the order of the news
+        self._losses: dict[int, _Loss] = {}  # by rank, in the order of the news
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._all_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -205,19 +213,18 @@ class RankGroup:
             if rank == 0:  # the others do the same at the same time
                 self._on_phase(message)
         elif isinstance(message, Failed):
-            self._lose(
-                rank, f"rank {rank}: {message.message}" if self._size > 1 else message.message
-            )
+            sentence = f"rank {rank}: {message.message}" if self._size > 1 else message.message
+            self._lose(rank, sentence, message.blamed_rank)
         elif isinstance(message, Ready):
             self._infos[rank] = message.info
             if len(self._infos) == self._size:
                 self._all_ready.set()
 
-    def _lose(self, rank: int, reason: str) -> None:
-        if self._stopping or rank in self._reasons:
+    def _lose(self, rank: int, reason: str, blamed_rank: int = -1) -> None:
+        if self._stopping or rank in self._losses:
             return
-        self._reasons[rank] = reason
-        if len(self._reasons) == 1:
+        self._losses[rank] = _Loss(reason, blamed_rank)
+        if len(self._losses) == 1:
             self._tasks.append(asyncio.create_task(self._explain()))
 
     async def _explain(self) -> None:
@@ -226,14 +233,10 @@ class RankGroup:
         """
         if self._size > 1:
             await asyncio.sleep(CAUSE_SECONDS)
-        reasons = list(self._reasons.values())
-        causes = [reason for reason in reasons if not self._blames_another(reason)]
-        self._lost.set_result((causes or reasons)[0])
-
-    def _blames_another(self, reason: str) -> bool:
-        """Whether "rank 0: rank 1 has died" is all that it says."""
-        mentioned = [int(number) for number in re.findall(r"\brank (\d+)", reason)]
-        return any(rank != mentioned[0] and rank in self._reasons for rank in mentioned[1:])
+        losses = list(self._losses.values())
+        # "Rank 0: rank 1 has died" says less than what rank 1 died of.
+        causes = [loss for loss in losses if loss.blamed_rank not in self._losses]
+        self._lost.set_result((causes or losses)[0].reason)
 
     def _describe(self, rank: int) -> str:
         return "the engine process" if self._size == 1 else f"the process of rank {rank}"

@@ -184,6 +184,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The process is about to end with status 1, and why."""
 
     message: Sentence
+    blamed_rank: Annotated[int, Meta(ge=-1, le=1023)] = -1  # another rank that caused it; -1: none
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):

@@ -59,6 +59,11 @@ Outbox = ZmqAsyncPushQueue[Any]
 class StartError(Exception):
     """The engine can't start. The sentence is meant for the screen."""
 
+    def __init__(self, sentence: str, blamed_rank: int = -1) -> None:
+        """`blamed_rank`: another rank that caused it; -1 for none."""
+        super().__init__(sentence)
+        self.blamed_rank = blamed_rank
+
 
 async def main(link: ParentLink[ToRank]) -> int:
     """Loads, reports ready, serves until told to end. Status 0, or 1 after a Failed message."""
@@ -76,11 +81,11 @@ async def main(link: ParentLink[ToRank]) -> int:
         else:
             failure = await follow(loaded.engine)
     except StartError as error:
-        failure = str(error)
+        failure = Failed(str(error), error.blamed_rank)
     finally:
         pulse.cancel()
-    if failure:
-        link.outbox.put_nowait(Failed(failure))
+    if failure is not None:
+        link.outbox.put_nowait(failure)
         return 1
     return 0
 
@@ -104,9 +109,9 @@ async def _show_life(outbox: Outbox, life: Life) -> None:
         await asyncio.sleep(ALIVE_SECONDS)
 
 
-async def follow(follower: Follower) -> str:
-    """Until rank 0 has said that it is over (returns "") or a failure (returns its sentence). The
-    server's Shutdown is for rank 0 to pass on.
+async def follow(follower: Follower) -> Failed | None:
+    """Until rank 0 has said that it is over (returns None) or a failure. The server's Shutdown is
+    for rank 0 to pass on.
     """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -115,7 +120,13 @@ async def follow(follower: Follower) -> str:
         await ended.wait()
     finally:
         loop.remove_reader(follower.event_fd())
-    return follower.failure()
+    return failure_of(follower)
+
+
+def failure_of(rank: Engine | Follower) -> Failed | None:
+    """What the native thread died of, if it did."""
+    sentence = rank.failure()
+    return Failed(sentence, rank.blamed_rank()) if sentence else None
 
 
 class Rank:
@@ -127,8 +138,8 @@ class Rank:
         self._failed = asyncio.Event()
         self._broken = ""  # why outputs can't be forwarded any more
 
-    async def serve(self) -> str:
-        """Until Shutdown (returns "") or the engine's failure (returns its sentence)."""
+    async def serve(self) -> Failed | None:
+        """Until Shutdown (returns None) or a failure."""
         loop = asyncio.get_running_loop()
         event_fd = self._engine.event_fd()
         loop.add_reader(event_fd, self._forward_outputs)
@@ -146,7 +157,7 @@ class Rank:
                 task.cancel()
             loop.remove_reader(event_fd)
         self._forward_outputs()
-        failure: str = self._broken or self._engine.failure()
+        failure = Failed(self._broken) if self._broken else failure_of(self._engine)
         self._engine.stop()
         return failure
 
@@ -287,7 +298,9 @@ def _construct(start: Start, reports: _PhaseReporter, life: Life) -> LoadedRank:
         engine.start()
         reports.end()
         return LoadedRank(engine, comm, cores)
-    except (_native.InputError, _native.RankFailure, CommunicatorError) as error:
+    except _native.RankFailure as error:
+        raise StartError(str(error), error.rank) from error
+    except (_native.InputError, CommunicatorError) as error:
         raise StartError(str(error)) from error
     except MemoryError as error:
         raise StartError(

@@ -171,6 +171,7 @@ TEST(Follower, AStuckRankEndsTheEngineWithItsNumber) {
   const auto result = primary.run(request);
   EXPECT_EQ(result.finish, FinishReason::error);
   EXPECT_EQ(primary.engine.failure(), "rank 1 did not read its step plans for 0.2 s");
+  EXPECT_EQ(primary.engine.blamed_rank(), 1);
 }
 
 }  // namespace

@@ -125,6 +125,9 @@ class Engine:
     def failure(self) -> str:
         return self._failure
 
+    def blamed_rank(self) -> int:
+        return -1
+
     def _run(self) -> None:
         while not self._stopping:
             time.sleep(STEP_SECONDS)
