@@ -38,4 +38,5 @@ PYBIND11_MODULE(_native, module) {
   minisgl::bind_engine(module);
   minisgl::bind_model(module);
   minisgl::bind_layers(module);
+  minisgl::bind_log(module);
 }

@@ -4,11 +4,11 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <mutex>
 #include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "core/quiet_thread.h"
 #include "engine/completion_queue.h"
 #include "engine/executor.h"
@@ -122,7 +122,7 @@ Engine::Impl::~Impl() {
   try {
     device->synchronize();
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+    log_line(LogLevel::error, concat("the device ended with: ", error.what()));
   }
 }
 

@@ -3,12 +3,14 @@
 
 #include <unistd.h>
 
-#include <cstdio>
 #include <fstream>
 #include <ios>
 #include <optional>
 #include <sstream>
 #include <system_error>
+
+#include "core/error.h"
+#include "core/log.h"
 
 namespace minisgl {
 namespace {
@@ -45,7 +47,7 @@ GemmChoices read_choices(const fs::path& file, const std::string& owner) {
   std::string title;
   if (!std::getline(in, title) || title != kTitle + owner) return {};
   std::optional<GemmChoices> choices = parse(in);
-  if (!choices) std::fprintf(stderr, "minisgl: %s is damaged; measuring again\n", file.c_str());
+  if (!choices) log_line(LogLevel::warning, concat(file.string(), " is damaged; products are timed again"));
   return choices.value_or(GemmChoices{});
 }
 
@@ -68,7 +70,7 @@ void write_choices(const fs::path& file, const std::string& owner, const GemmCho
   out.close();
   if (out) fs::rename(draft, file, error);
   if (out && !error) return;
-  std::fprintf(stderr, "minisgl: %s can't be written\n", file.c_str());
+  log_line(LogLevel::warning, concat(file.string(), " can't be written; products are timed again at the next start"));
   fs::remove(draft, error);
 }
 

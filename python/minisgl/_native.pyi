@@ -189,6 +189,17 @@ class Engine:
     def blamed_rank(self) -> int:
         """The rank that the failure blames; -1 for none."""
 
+class Log:
+    """What native code has to say, from the construction to the destruction of this object. While
+    there is none, lines from info up go to stderr. Raises InputError for a second.
+    """
+
+    def __init__(self) -> None: ...
+    def event_fd(self) -> int:
+        """A descriptor that is readable while lines wait. It belongs to the log."""
+    def take(self) -> list[tuple[int, str]]:
+        """All lines that wait: level as in logging, text."""
+
 class Model:
     """A model without a scheduler. One thread at a time."""
 

@@ -3,10 +3,10 @@
 
 #include <cuda_runtime.h>
 
-#include <cstdio>
 #include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 
 namespace minisgl {
 
@@ -29,7 +29,8 @@ class CudaHandle {
   ~CudaHandle() {
     if (handle_ == nullptr) return;
     const cudaError_t error = destroy(handle_);
-    if (error != cudaSuccess) std::fprintf(stderr, "minisgl: a CUDA object: %s\n", cudaGetErrorString(error));
+    if (error != cudaSuccess)
+      log_line(LogLevel::error, concat("a CUDA object could not be released: ", cudaGetErrorString(error)));
   }
   Handle get() const { return handle_; }
   explicit operator bool() const { return handle_ != nullptr; }
