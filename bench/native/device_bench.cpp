@@ -23,6 +23,7 @@
 #include "comm/nccl.h"
 #include "engine/defaults.h"
 #include "engine/engine.h"
+#include "engine/open_rank.h"
 #include "kernel_profile.h"
 #include "kernels/cpu/backend.h"
 #include "kernels/cuda/backend.h"
@@ -321,20 +322,15 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overla
   fs::create_directories(folder);
   std::ofstream(folder / "config.json") << shape.config;
   const auto start = Clock::now();
-  const bool cuda = num_gpus() > 0;
-  std::unique_ptr<Ops> device = cuda ? make_cuda_ops(0, 4) : make_cpu_ops(choose_num_threads(0));
-  std::unique_ptr<Model> model = load_model(folder.string(), *device, {}, LoadFormat::dummy);
-  device->synchronize();
+  LoadedRank rank = load_rank(
+      {.model_path = folder.string(),
+       .num_threads = num_gpus() > 0 ? 4 : 0,
+       .format = LoadFormat::dummy,
+       .engine = {.kv_cache_tokens = 256 * 512, .overlap = overlap, .max_model_len = 8192, .max_batch_tokens = 8192}});
+  rank.device->synchronize();
   const double load_seconds = seconds_since(start);
-  const std::int64_t weight_bytes = model->weight_bytes();
-  EngineSettings settings;
-  settings.max_batch_tokens = 8192;
-  settings.kv_cache_tokens = 256 * 512;
-  settings.max_model_len = 8192;
-  settings.overlap = overlap;
-  const EngineOptions options = choose_options(settings, {model->spec(), model->weight_dtype(), weight_bytes, *device},
-                                               device->available_memory());
-  Engine engine(std::move(model), std::move(device), options);
+  const std::int64_t weight_bytes = rank.info.weight_bytes;
+  Engine engine(std::move(rank.model), std::move(rank.device), rank.info.config);
   engine.start();
   std::printf("%s: weights %.2f GB a step, loaded in %.1f s, ready after %.1f s; workspace %.2f GB, graphs %.3f GB\n",
               shape.name, weight_bytes / 1e9, load_seconds, seconds_since(start), engine.memory().workspace / 1e9,

@@ -14,7 +14,7 @@
 #include "core/bandwidth.h"
 #include "gemm/gemm.h"
 #include "kernels/cpu/backend.h"
-#include "models/decoder.h"
+#include "models/load_model.h"
 
 namespace {
 

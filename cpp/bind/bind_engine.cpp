@@ -17,11 +17,7 @@
 #include "bind/request_reader.h"
 #include "core/error.h"
 #include "core/host_limits.h"
-#include "engine/defaults.h"
-#include "engine/device.h"
-#include "engine/engine.h"
-#include "engine/follower.h"
-#include "engine/group.h"
+#include "engine/open_rank.h"
 #include "gemm/gemm.h"
 #include "kernels/cuda/backend.h"
 
@@ -97,118 +93,70 @@ std::function<void(std::int64_t, std::int64_t)> reporter(const PhaseReport& repo
   };
 }
 
-// What both kinds of ranks are made from.
-struct RankSettings {
-  std::string model_path, device, cache_dir;
-  std::int64_t num_threads = 0;
-  LoadFormat format = LoadFormat::files;
-  EngineSettings engine;
-  Place place;
-  std::shared_ptr<Progress> progress;
-};
+py::dict info_dict(const RankInfo& info) {
+  const ModelSpec& spec = info.spec;
+  const EngineConfig& config = info.config;
+  py::dict dict;
+  dict["family"] = spec.family;
+  dict["weight_dtype"] = std::string(dtype_info(info.weight_dtype).name);
+  dict["weight_bytes"] = info.weight_bytes;
+  dict["vocab_size"] = spec.vocab_size;
+  dict["num_layers"] = spec.num_layers;
+  dict["hidden_size"] = spec.hidden_size;
+  dict["max_position"] = spec.max_position;
+  dict["eos_token_ids"] = spec.eos_token_ids;
+  dict["kv_dtype"] = std::string(dtype_info(config.kv_dtype).name);
+  dict["num_pages"] = config.num_pages;
+  dict["page_size"] = config.page_size;
+  dict["kv_cache_tokens"] = config.num_pages * config.page_size;
+  dict["kv_cache_bytes"] = info.kv_cache_bytes;
+  dict["max_model_len"] = config.max_model_len;
+  dict["workspace_bytes"] = info.memory.workspace;
+  dict["graph_bytes"] = info.memory.graphs;
+  dict["free_bytes"] = info.memory.free;
+  dict["num_threads"] = info.num_threads;
+  dict["device"] = info.device_name;
+  dict["isa"] = cpu_isa_name();
+  dict["max_running"] = config.max_running;
+  dict["max_batch_tokens"] = config.max_batch_tokens;
+  dict["max_waiting"] = config.max_waiting;
+  return dict;
+}
 
-// A model on its device, and the options that all ranks agreed on.
-class LoadedRank {
- public:
-  LoadedRank(const RankSettings& settings, const PhaseReport& report) {
-    device = make_device(settings.device, settings.num_threads, settings.place.sums, settings.cache_dir);
-    device->pool().report_to(settings.progress);
-    settings.progress->set_working(true);
-    model = load_model(settings.model_path, *device, reporter(report, "weights"), settings.format);
-    // Ranks on one host's processors share its memory.
-    const std::int64_t sharers = device->has_own_memory() ? 1 : settings.place.local_size;
-    options = choose_options(settings.engine, {model->spec(), model->weight_dtype(), model->weight_bytes(), *device},
-                             device->available_memory() / sharers);
-    if (settings.place.numbers) {
-      settings.progress->set_working(false);  // while it waits for ranks that load more slowly
-      options = agree_on_options(options, settings.engine, model->spec(), *settings.place.numbers);
-      set_running_limit(settings.place);
-      settings.progress->set_working(true);
-    }
-    device_name_ = device->device_name();
-    num_threads_ = device->pool().num_threads();
-    num_ranks_ = device->num_ranks();
-    weight_bytes_ = model->weight_bytes();
-    weight_dtype_ = model->weight_dtype();
-    spec_ = model->spec();
-  }
-
-  py::dict info(const EngineMemory& memory) const {
-    py::dict info;
-    info["family"] = spec_.family;
-    info["weight_dtype"] = std::string(dtype_info(weight_dtype_).name);
-    info["weight_bytes"] = weight_bytes_;
-    info["vocab_size"] = spec_.vocab_size;
-    info["num_layers"] = spec_.num_layers;
-    info["hidden_size"] = spec_.hidden_size;
-    info["max_position"] = spec_.max_position;
-    info["eos_token_ids"] = spec_.eos_token_ids;
-    info["kv_dtype"] = std::string(dtype_info(options.kv_dtype).name);
-    info["num_pages"] = options.num_pages;
-    info["page_size"] = options.page_size;
-    info["kv_cache_tokens"] = options.num_pages * options.page_size;
-    info["kv_cache_bytes"] =
-        options.num_pages * KvCache::bytes_per_page(spec_, options.kv_dtype, options.page_size, num_ranks_);
-    info["max_model_len"] = options.max_model_len;
-    info["workspace_bytes"] = memory.workspace;
-    info["graph_bytes"] = memory.graphs;
-    info["free_bytes"] = memory.free;
-    info["num_threads"] = num_threads_;
-    info["device"] = device_name_;
-    info["isa"] = cpu_isa_name();
-    info["max_running"] = options.max_running;
-    info["max_batch_tokens"] = options.max_batch_tokens;
-    info["max_waiting"] = options.max_waiting;
-    return info;
-  }
-
-  // Handed on to the engine or the follower.
-  std::unique_ptr<Ops> device;
-  std::unique_ptr<Model> model;
-  EngineOptions options;
-
- private:
-  ModelSpec spec_;
-  std::string device_name_;
-  int num_threads_ = 0, num_ranks_ = 1;
-  std::int64_t weight_bytes_ = 0;
-  DType weight_dtype_ = DType::f32;
-};
-
+// Shared with nobody; the exit handler looks whether the engine is still there.
 class PyEngine {
  public:
-  PyEngine(const RankSettings& settings, const PhaseReport& report)
-      : followers_(open_plan_senders(settings.place)),
-        loaded_(settings, report),
-        engine_(std::make_shared<Engine>(std::move(loaded_.model), std::move(loaded_.device), loaded_.options,
-                                         std::move(followers_), reporter(report, "graphs"))) {}
+  PyEngine(const RankOptions& options, const RankProgress& progress) {
+    OpenedEngine opened = open_engine(options, progress);
+    engine_ = std::move(opened.engine);
+    info_ = std::move(opened.info);
+  }
 
   Engine& engine() const { return *engine_; }
   std::weak_ptr<Engine> weak_engine() const { return engine_; }
-  py::dict info() const { return loaded_.info(engine_->memory()); }
+  py::dict info() const { return info_dict(info_); }
 
  private:
-  Followers followers_;  // until the engine has them
-  LoadedRank loaded_;
-  std::shared_ptr<Engine> engine_;  // shared with nobody; the exit handler looks whether it is still there
+  std::shared_ptr<Engine> engine_;
+  RankInfo info_;
 };
 
+// As PyEngine.
 class PyFollower {
  public:
-  PyFollower(const RankSettings& settings, const PhaseReport& report)
-      : plans_(open_plan_receiver(settings.place)),
-        loaded_(settings, report),
-        follower_(std::make_shared<Follower>(std::move(loaded_.model), std::move(loaded_.device), loaded_.options,
-                                             std::move(plans_))) {}
+  PyFollower(const RankOptions& options, const RankProgress& progress) {
+    OpenedFollower opened = open_follower(options, progress);
+    follower_ = std::move(opened.follower);
+    info_ = std::move(opened.info);
+  }
 
   Follower& follower() const { return *follower_; }
   std::weak_ptr<Follower> weak_engine() const { return follower_; }
-  py::dict info() const { return loaded_.info({}); }  // rank 0 speaks for all
+  py::dict info() const { return info_dict(info_); }
 
  private:
-  std::unique_ptr<PlanReceiver> plans_;  // until the follower has it
-  LoadedRank loaded_;
-  std::shared_ptr<Follower> follower_;  // as in PyEngine
+  std::shared_ptr<Follower> follower_;
+  RankInfo info_;
 };
 
 // The interpreter's end may come before the object's: the engine thread must not run into the destruction of statics.
@@ -243,28 +191,28 @@ Holder<Rank> make_rank(const std::string& model_path, std::int64_t num_threads, 
   if (load_format != "auto" && load_format != "dummy") {
     throw InputError("--load-format must be auto or dummy, got " + load_format);
   }
-  const RankSettings settings{.model_path = model_path,
-                              .device = device,
-                              .cache_dir = cache_dir,
-                              .num_threads = num_threads,
-                              .format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files,
-                              .engine = {.kv_dtype = kv_dtype,
-                                         .page_size = page_size,
-                                         .kv_cache_tokens = kv_cache_tokens,
-                                         .num_pages = num_pages,
-                                         .memory_fraction = memory_fraction,
-                                         .cuda_graphs = !disable_cuda_graph,
-                                         .overlap = !disable_overlap,
-                                         .max_model_len = max_model_len,
-                                         .max_running = max_running,
-                                         .max_batch_tokens = max_batch_tokens,
-                                         .max_waiting = max_waiting},
-                              .place = place.value_or(Place{}),
-                              .progress = counter ? counter : std::make_shared<Progress>()};
+  const RankOptions options{.model_path = model_path,
+                            .device = device,
+                            .cache_dir = cache_dir,
+                            .num_threads = num_threads,
+                            .format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files,
+                            .engine = {.kv_dtype = kv_dtype,
+                                       .page_size = page_size,
+                                       .kv_cache_tokens = kv_cache_tokens,
+                                       .num_pages = num_pages,
+                                       .memory_fraction = memory_fraction,
+                                       .cuda_graphs = !disable_cuda_graph,
+                                       .overlap = !disable_overlap,
+                                       .max_model_len = max_model_len,
+                                       .max_running = max_running,
+                                       .max_batch_tokens = max_batch_tokens,
+                                       .max_waiting = max_waiting},
+                            .place = place.value_or(Place{}),
+                            .progress = counter ? counter : std::make_shared<Progress>()};
   Holder<Rank> rank;
   {
     const py::gil_scoped_release release;
-    rank.reset(new Rank(settings, report));
+    rank.reset(new Rank(options, {.weights = reporter(report, "weights"), .graphs = reporter(report, "graphs")}));
   }
   stop_at_exit(rank->weak_engine());
   return rank;
@@ -295,7 +243,7 @@ PlanKey read_key(const std::string& bytes) {
 
 Place make_place(int rank, int size, int local_size, int ring_fd, const std::string& host, int plan_port,
                  const std::vector<std::tuple<int, py::bytes, py::bytes>>& remotes, std::int64_t spin_microseconds,
-                 const CommunicatorHandle& sums, const CommunicatorHandle& numbers, double step_timeout) {
+                 const CommunicatorHandle& device_comm, const CommunicatorHandle& host_comm, double step_timeout) {
   check_rank(rank, size);
   Place place{.rank = rank,
               .size = size,
@@ -305,8 +253,8 @@ Place make_place(int rank, int size, int local_size, int ring_fd, const std::str
               .plan_port = plan_port,
               .remotes = {},
               .spin = std::chrono::microseconds(spin_microseconds),
-              .sums = sums.communicator,
-              .numbers = numbers.communicator,
+              .device_comm = device_comm.communicator,
+              .host_comm = host_comm.communicator,
               .step_timeout = std::chrono::milliseconds(static_cast<std::int64_t>(step_timeout * 1000))};
   for (const auto& [remote, follower, primary] : remotes) {
     place.remotes.push_back({.rank = remote, .keys = {read_key(follower), read_key(primary)}});
@@ -332,6 +280,7 @@ py::dict stats(const PyEngine& self) {
   dict["num_steps"] = stats.num_steps;
   dict["prompt_tokens"] = stats.prompt_tokens;
   dict["generated_tokens"] = stats.generated_tokens;
+  dict["step_seconds"] = stats.step_seconds;
   return dict;
 }
 
@@ -352,7 +301,7 @@ void bind_engine(py::module_& module) {
   py::class_<Place>(module, "Place", "Which rank of a group a process is, and how it reaches the others.")
       .def(py::init(&make_place), py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("local_size"),
            py::arg("ring_fd"), py::arg("host"), py::arg("plan_port"), py::arg("remotes"), py::arg("spin_microseconds"),
-           py::arg("sums"), py::arg("numbers"), py::arg("step_timeout"),
+           py::arg("device_comm"), py::arg("host_comm"), py::arg("step_timeout"),
            "The fields are those of Place in cpp/engine/group.h; `remotes` has (rank, follower's key, rank 0's key).");
 
   auto follower = py::class_<PyFollower, Holder<PyFollower>>(

@@ -17,7 +17,8 @@
 #include "core/error.h"
 #include "engine/defaults.h"
 #include "engine/device.h"
-#include "models/decoder.h"
+#include "models/kv_cache.h"
+#include "models/load_model.h"
 
 namespace py = pybind11;
 
@@ -36,12 +37,10 @@ struct ModelOptions {
 };
 
 KvCache make_cache(const Model& model, Ops& device, const ModelOptions& options) {
-  EngineSettings settings;
-  settings.kv_dtype = options.kv_dtype;
-  settings.page_size = options.page_size;
-  settings.kv_cache_tokens = options.max_tokens;
+  const EngineOptions asked{
+      .kv_dtype = options.kv_dtype, .page_size = options.page_size, .kv_cache_tokens = options.max_tokens};
   const ModelFacts facts{model.spec(), model.weight_dtype(), model.weight_bytes(), device};
-  const EngineOptions chosen = choose_options(settings, facts, std::numeric_limits<std::int64_t>::max() / 2);
+  const EngineConfig chosen = choose_config(asked, facts, std::numeric_limits<std::int64_t>::max() / 2);
   return KvCache(device, model.spec(), chosen.kv_dtype, chosen.num_pages, chosen.page_size);
 }
 

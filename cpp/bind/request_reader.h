@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "engine/engine.h"
+#include "engine/request.h"
 
 namespace minisgl {
 

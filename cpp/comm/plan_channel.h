@@ -5,8 +5,10 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <stdexcept>
+#include <vector>
 
 #include "comm/communicator.h"
 
@@ -31,6 +33,9 @@ class PlanSender {
   // Throws RankFailure: that rank is dead, stuck or out of reach.
   virtual void send(std::span<const std::byte> frame) = 0;
 };
+
+// Rank 0's way to the other ranks; none for a single rank.
+using PlanSenders = std::vector<std::unique_ptr<PlanSender>>;
 
 class PlanReceiver {
  public:

@@ -1,7 +1,6 @@
 // The ring's layout, its two waits, and the look at whether the other end lives.
 #include "comm/plan_ring.h"
 
-#include <linux/futex.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -18,6 +17,7 @@
 #include "comm/file_descriptor.h"
 #include "comm/futex.h"
 #include "core/error.h"
+#include "core/pause.h"
 
 namespace minisgl {
 namespace {
@@ -38,13 +38,7 @@ struct Header {
   std::atomic<std::uint32_t> writer_sleeps;  // 0 or 1
   Seat seats[max_ring_ranks];                // by rank
 };
-static_assert(std::atomic<std::uint64_t>::is_always_lock_free && sizeof(std::atomic<std::uint32_t>) == 4);
-
-// Sleeps until the word is no longer `seen`; false when that took too long.
-bool wait_on(const std::atomic<std::uint32_t>& word, std::uint32_t seen, std::chrono::milliseconds limit) {
-  const timespec timeout{.tv_sec = limit.count() / 1000, .tv_nsec = limit.count() % 1000 * 1'000'000};
-  return syscall(SYS_futex, &word, FUTEX_WAIT, seen, &timeout, nullptr, 0) == 0 || errno != ETIMEDOUT;
-}
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
 // The shared memory of one end.
 class Mapping {
@@ -168,7 +162,8 @@ class RingSender final : public PlanSender {
       const std::uint32_t seen = header.freed.load(std::memory_order_seq_cst);
       if (room() > 0) break;
       if (SteadyClock::now() >= deadline) fail_late();
-      if (wait_on(header.freed, seen, std::min(options_.check_interval, options_.stall_limit))) continue;
+      if (futex_wait(header.freed, seen, SteadyClock::now() + std::min(options_.check_interval, options_.stall_limit)))
+        continue;
       for (int rank = 1; rank < options_.size; ++rank) {
         if (watches_[static_cast<std::size_t>(rank)].ended(seat(rank)))
           throw RankFailure(rank, concat("rank ", rank, " is dead"));
@@ -270,7 +265,8 @@ class RingReceiver final : public PlanReceiver {
       bytes = available();
       if (bytes > 0 || ended || interrupted_.load(std::memory_order_seq_cst)) break;
       // What rank 0 wrote before its end is still read.
-      if (!wait_on(header.published, seen, options_.check_interval)) ended = watch_.ended(header.seats[0]);
+      if (!futex_wait(header.published, seen, SteadyClock::now() + options_.check_interval))
+        ended = watch_.ended(header.seats[0]);
     }
     // Rank 0 woke one: that one wakes the others.
     if (header.num_sleepers.fetch_sub(1, std::memory_order_seq_cst) > 1) futex_wake(header.published, INT_MAX);

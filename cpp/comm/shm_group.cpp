@@ -1,26 +1,23 @@
 // Epochs over futexes in shared memory.
 #include "comm/shm_group.h"
 
-#include <linux/futex.h>
 #include <sched.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <cerrno>
 #include <climits>
-#include <ctime>
 #include <string>
 #include <utility>
 
 #include "comm/futex.h"
 #include "comm/peer_watch.h"
 #include "core/error.h"
+#include "core/pause.h"
 
 namespace minisgl {
 namespace {
 
-using Clock = std::chrono::steady_clock;  // CLOCK_MONOTONIC
+using Clock = std::chrono::steady_clock;
 
 // Some 50 us on x86: longer than waking a sleeper takes, short enough to leave the core to others after it.
 constexpr int kSpins = 800;
@@ -28,16 +25,6 @@ constexpr int kSpins = 800;
 // The word that a rank's epochs are counted in: two an epoch, and one when there is a failure to look at. Wraps.
 constexpr std::uint32_t kLook = 1;
 constexpr std::uint32_t kEpoch = 2;
-
-static_assert(sizeof(std::atomic<std::uint32_t>) == 4 && std::atomic<std::uint32_t>::is_always_lock_free);
-
-// Sleeps while the word has this value; false when the deadline has passed.
-bool sleep_on(std::atomic<std::uint32_t>& word, std::uint32_t value, Clock::time_point deadline) {
-  const auto since_boot = std::chrono::duration_cast<std::chrono::nanoseconds>(deadline.time_since_epoch()).count();
-  const timespec until{static_cast<time_t>(since_boot / 1'000'000'000), static_cast<long>(since_boot % 1'000'000'000)};
-  return syscall(SYS_futex, &word, FUTEX_WAIT_BITSET, value, &until, nullptr, FUTEX_BITSET_MATCH_ANY) == 0 ||
-         errno != ETIMEDOUT;
-}
 
 }  // namespace
 
@@ -99,7 +86,7 @@ void ShmGroup::wait_for(int rank, Clock::time_point deadline) {
   line.sleepers.fetch_add(1);
   std::uint32_t arrived = line.arrived.load();
   while (!has_come(arrived) && (arrived & kLook) == 0) {
-    if (!sleep_on(line.arrived, arrived, deadline)) fail(rank, Reason::late);
+    if (!futex_wait(line.arrived, arrived, deadline)) fail(rank, Reason::late);
     arrived = line.arrived.load();
   }
   line.sleepers.fetch_sub(1);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/pause.h"
 
 namespace minisgl {
 namespace {
@@ -22,21 +23,13 @@ constexpr std::chrono::microseconds spin_time{50};
 
 constexpr std::int32_t stop_signal = -1;
 
-void pause_briefly() {
-#if defined(__x86_64__)
-  for (int i = 0; i < 2; ++i) __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb" ::: "memory");
-#endif
-}
-
 // Returns once `done(value)` holds: spins for spin_time, then sleeps between changes of the value.
 template <typename Done>
 std::int32_t wait_until(const std::atomic<std::int32_t>& atomic, Done done) {
   const auto deadline = std::chrono::steady_clock::now() + spin_time;
   std::int32_t value = atomic.load(std::memory_order_acquire);
   while (!done(value) && std::chrono::steady_clock::now() < deadline) {
-    pause_briefly();
+    for (int i = 0; i < 2; ++i) pause_briefly();
     value = atomic.load(std::memory_order_acquire);
   }
   while (!done(value)) {

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <vector>
 
-#include "engine/engine.h"
+#include "engine/request.h"
 
 namespace minisgl {
 

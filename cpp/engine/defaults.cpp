@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/host_limits.h"
+#include "models/kv_cache.h"
 #include "models/model_shard.h"
 #include "sched/scheduler.h"
 
@@ -71,78 +72,76 @@ std::int64_t workspace_bytes(const ModelSpec& spec, std::int64_t max_batch_token
   return 4 * (max_batch_tokens * row + num_logits * (spec.vocab_size + gathered));
 }
 
-EngineOptions choose_options(const EngineSettings& settings, const ModelFacts& model, std::int64_t available_bytes) {
+EngineConfig choose_config(const EngineOptions& options, const ModelFacts& model, std::int64_t available_bytes) {
   constexpr std::int64_t many = std::numeric_limits<std::int32_t>::max();
   const ModelSpec& spec = model.spec;
   const int num_ranks = model.device.num_ranks();
-  require_range("--page-size", settings.page_size, 1, 1024);
-  require_range("--kv-cache-tokens", settings.kv_cache_tokens, 0, many);
-  require_range("--max-running", settings.max_running, 1, 65536);
-  require_range("--max-batch-tokens", settings.max_batch_tokens, 0, 65536);
-  require_range("--num-pages", settings.num_pages, 0, many);
-  if (!(settings.memory_fraction > 0 && settings.memory_fraction <= 1)) {
-    throw InputError(concat("--memory-fraction must be above 0 and at most 1, got ", settings.memory_fraction));
+  require_range("--page-size", options.page_size, 1, 1024);
+  require_range("--kv-cache-tokens", options.kv_cache_tokens, 0, many);
+  require_range("--max-running", options.max_running, 1, 65536);
+  require_range("--max-batch-tokens", options.max_batch_tokens, 0, 65536);
+  require_range("--num-pages", options.num_pages, 0, many);
+  if (!(options.memory_fraction > 0 && options.memory_fraction <= 1)) {
+    throw InputError(concat("--memory-fraction must be above 0 and at most 1, got ", options.memory_fraction));
   }
-  if (settings.num_pages > 0 && settings.kv_cache_tokens > 0) {
+  if (options.num_pages > 0 && options.kv_cache_tokens > 0) {
     throw InputError("--num-pages and --kv-cache-tokens say the same: give one of them");
   }
-  require_range("--max-waiting", settings.max_waiting, 0, many);
-  if (settings.max_model_len < 0 || settings.max_model_len > spec.max_position) {
+  require_range("--max-waiting", options.max_waiting, 0, many);
+  if (options.max_model_len < 0 || options.max_model_len > spec.max_position) {
     throw InputError(concat("--max-model-len must be between 0 and the model's ", spec.max_position, " positions, got ",
-                            settings.max_model_len));
+                            options.max_model_len));
   }
   const std::int64_t asked_tokens =
-      settings.num_pages > 0 ? settings.num_pages * settings.page_size : settings.kv_cache_tokens;
-  if (asked_tokens > 0 && settings.max_model_len > asked_tokens) {
-    const std::string cache = settings.num_pages > 0 ? concat("the ", asked_tokens, " tokens of --num-pages")
-                                                     : concat("--kv-cache-tokens ", asked_tokens);
-    throw InputError(concat("--max-model-len ", settings.max_model_len, " is more than ", cache,
-                            ": one request must fit the cache"));
+      options.num_pages > 0 ? options.num_pages * options.page_size : options.kv_cache_tokens;
+  if (asked_tokens > 0 && options.max_model_len > asked_tokens) {
+    const std::string cache = options.num_pages > 0 ? concat("the ", asked_tokens, " tokens of --num-pages")
+                                                    : concat("--kv-cache-tokens ", asked_tokens);
+    throw InputError(
+        concat("--max-model-len ", options.max_model_len, " is more than ", cache, ": one request must fit the cache"));
   }
 
-  EngineOptions options;
-  options.page_size = settings.page_size;
-  options.kv_dtype = choose_kv_dtype(settings.kv_dtype, model.weight_dtype, model.device);
-  options.max_batch_tokens =
-      settings.max_batch_tokens > 0 ? settings.max_batch_tokens : model.device.usual_batch_tokens();
-  options.max_running = std::min(settings.max_running, options.max_batch_tokens);
-  options.cuda_graphs = settings.cuda_graphs;
-  options.overlap = settings.overlap;
-  options.max_waiting = settings.max_waiting;
+  EngineConfig config;
+  config.page_size = options.page_size;
+  config.kv_dtype = choose_kv_dtype(options.kv_dtype, model.weight_dtype, model.device);
+  config.max_batch_tokens = options.max_batch_tokens > 0 ? options.max_batch_tokens : model.device.usual_batch_tokens();
+  config.max_running = std::min(options.max_running, config.max_batch_tokens);
+  config.cuda_graphs = options.cuda_graphs;
+  config.overlap = options.overlap;
+  config.max_waiting = options.max_waiting;
 
-  const StepLimits largest_step{.rows = options.max_batch_tokens,
-                                .sequences = options.max_running,
-                                .logits = options.max_running + SchedulerOptions{}.max_prompt_logits,
+  const StepLimits largest_step{.rows = config.max_batch_tokens,
+                                .sequences = config.max_running,
+                                .logits = config.max_running + SchedulerOptions{}.max_prompt_logits,
                                 .positions = spec.max_position,
-                                .pages = settings.num_pages,
+                                .pages = options.num_pages,
                                 .vocab_size = spec.vocab_size};
   const Budget budget{.weights = model.weight_bytes,
-                      .workspace = workspace_bytes(spec, options.max_batch_tokens, options.max_running, num_ranks) +
+                      .workspace = workspace_bytes(spec, config.max_batch_tokens, config.max_running, num_ranks) +
                                    model.device.step_bytes(largest_step),
                       .available = available_bytes,
-                      .bytes_per_page = KvCache::bytes_per_page(spec, options.kv_dtype, options.page_size, num_ranks),
-                      .usable_share = settings.memory_fraction,
-                      .page_size = options.page_size};
-  const auto pages_for = [&](std::int64_t tokens) { return (tokens + options.page_size - 1) / options.page_size; };
+                      .bytes_per_page = KvCache::bytes_per_page(spec, config.kv_dtype, config.page_size, num_ranks),
+                      .usable_share = options.memory_fraction,
+                      .page_size = config.page_size};
+  const auto pages_for = [&](std::int64_t tokens) { return (tokens + config.page_size - 1) / config.page_size; };
   const std::int64_t fit = budget.pages_that_fit();
   if (asked_tokens > 0) {
-    options.num_pages = pages_for(asked_tokens);
-    if (options.num_pages > fit) budget.refuse(options.num_pages, "--kv-cache-tokens");
+    config.num_pages = pages_for(asked_tokens);
+    if (config.num_pages > fit) budget.refuse(config.num_pages, "--kv-cache-tokens");
   } else {
-    const std::int64_t longest = settings.max_model_len > 0 ? settings.max_model_len : spec.max_position;
+    const std::int64_t longest = options.max_model_len > 0 ? options.max_model_len : spec.max_position;
     const std::int64_t wanted = model.device.has_own_memory()
-                                    ? pages_for(longest) * options.max_running
-                                    : pages_for(std::max(usual_cache_tokens, settings.max_model_len));
-    const std::int64_t least = pages_for(settings.max_model_len > 0 ? settings.max_model_len
-                                                                    : std::min(least_cache_tokens, spec.max_position));
-    options.num_pages = std::min(wanted, fit);
-    if (options.num_pages < least)
-      budget.refuse(least, settings.max_model_len > 0 ? "--max-model-len" : "--kv-cache-tokens");
+                                    ? pages_for(longest) * config.max_running
+                                    : pages_for(std::max(usual_cache_tokens, options.max_model_len));
+    const std::int64_t least =
+        pages_for(options.max_model_len > 0 ? options.max_model_len : std::min(least_cache_tokens, spec.max_position));
+    config.num_pages = std::min(wanted, fit);
+    if (config.num_pages < least)
+      budget.refuse(least, options.max_model_len > 0 ? "--max-model-len" : "--kv-cache-tokens");
   }
-  options.max_model_len = settings.max_model_len > 0
-                              ? settings.max_model_len
-                              : std::min(spec.max_position, options.num_pages * options.page_size);
-  return options;
+  config.max_model_len = options.max_model_len > 0 ? options.max_model_len
+                                                   : std::min(spec.max_position, config.num_pages * config.page_size);
+  return config;
 }
 
 int choose_num_threads(std::int64_t num_threads) {

@@ -21,21 +21,21 @@
 namespace minisgl {
 namespace {
 
-const EngineOptions& checked(const EngineOptions& options, const ModelSpec& spec) {
-  MINISGL_CHECK(options.page_size >= 1 && options.num_pages >= 1, options.num_pages, " pages of ", options.page_size);
-  MINISGL_CHECK(options.max_model_len >= 1 && options.max_model_len <= spec.max_position, "max_model_len is ",
-                options.max_model_len, ", the model's positions are ", spec.max_position);
-  MINISGL_CHECK(options.max_model_len <= options.num_pages * options.page_size, "max_model_len ", options.max_model_len,
-                " does not fit ", options.num_pages, " pages of ", options.page_size);
-  MINISGL_CHECK(options.max_waiting >= 0, "max_waiting is ", options.max_waiting);
-  return options;
+const EngineConfig& checked(const EngineConfig& config, const ModelSpec& spec) {
+  MINISGL_CHECK(config.page_size >= 1 && config.num_pages >= 1, config.num_pages, " pages of ", config.page_size);
+  MINISGL_CHECK(config.max_model_len >= 1 && config.max_model_len <= spec.max_position, "max_model_len is ",
+                config.max_model_len, ", the model's positions are ", spec.max_position);
+  MINISGL_CHECK(config.max_model_len <= config.num_pages * config.page_size, "max_model_len ", config.max_model_len,
+                " does not fit ", config.num_pages, " pages of ", config.page_size);
+  MINISGL_CHECK(config.max_waiting >= 0, "max_waiting is ", config.max_waiting);
+  return config;
 }
 
-SchedulerOptions scheduler_options(const EngineOptions& options) {
-  return {.num_pages = options.num_pages,
-          .page_size = options.page_size,
-          .max_running = options.max_running,
-          .max_batch_tokens = options.max_batch_tokens};
+SchedulerOptions scheduler_options(const EngineConfig& config) {
+  return {.num_pages = config.num_pages,
+          .page_size = config.page_size,
+          .max_running = config.max_running,
+          .max_batch_tokens = config.max_batch_tokens};
 }
 
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
@@ -54,7 +54,7 @@ RequestOutput error_output(std::uint64_t id, ErrorCode code, std::string message
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options, Followers followers,
+  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config, PlanSenders plan_senders,
        const RecordProgress& progress);
   ~Impl();
 
@@ -69,7 +69,7 @@ struct Engine::Impl {
   void deliver();
   void end_all(const std::string& failure);
 
-  const EngineOptions options;
+  const EngineConfig config;
   // The executor's model and device outlive it: members are destroyed from the last to the first.
   const std::unique_ptr<Ops> device;
   const std::unique_ptr<Model> model;
@@ -95,21 +95,22 @@ struct Engine::Impl {
   std::vector<RequestOutput> outputs;  // of this turn
   std::vector<std::uint64_t> ended;    // ids of the requests whose last output is among them
   std::uint64_t num_steps = 0;
+  Clock::time_point busy_since = {};  // the oldest step's launch, or the end of the one before it
+  Clock::duration step_time = {};     // of all steps so far
   bool running = true;
 };
 
-Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_,
-                   Followers followers, const RecordProgress& progress)
-    : options(checked(options_, model_->spec())),
+Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineConfig& config_,
+                   PlanSenders plan_senders, const RecordProgress& progress)
+    : config(checked(config_, model_->spec())),
       device(std::move(device_)),
       model(std::move(model_)),
-      inbox(options.max_running + options.max_waiting, device->pool().progress()),
-      scheduler(scheduler_options(options)),
-      executor(*model, *device,
-               KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
-      publisher(std::move(followers)) {
+      inbox(config.max_running + config.max_waiting, device->pool().progress()),
+      scheduler(scheduler_options(config)),
+      executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
+      publisher(std::move(plan_senders)) {
   const Executor::Prepared prepared =
-      executor.prepare(step_limits(options, model->spec()), options.cuda_graphs, progress);
+      executor.prepare(step_limits(config, model->spec()), config.cuda_graphs, progress);
   if (device->has_own_memory()) {
     memory = {
         .workspace = prepared.workspace_bytes, .graphs = prepared.graph_bytes, .free = device->available_memory()};
@@ -194,7 +195,7 @@ void Engine::Impl::abort(SequenceId id) {
 // Launches the next step and, once as many are in flight as may be, takes what the oldest made. A device that runs
 // ahead has the next step before it ends the last; with another, each step's results are taken at once.
 void Engine::Impl::step() {
-  const std::size_t depth = options.overlap ? executor.depth() : 0;
+  const std::size_t depth = config.overlap ? executor.depth() : 0;
   const bool launched = launch_step();
   if (scheduler.num_in_flight() > (launched ? depth : 0)) finish_step();
 }
@@ -203,7 +204,9 @@ void Engine::Impl::step() {
 bool Engine::Impl::launch_step() {
   const StepPlan& plan = scheduler.plan();
   if (plan.empty()) return false;
-  live.mark_started(plan, Clock::now());
+  const Clock::time_point now = Clock::now();
+  if (scheduler.num_in_flight() == 1) busy_since = now;
+  live.mark_started(plan, now);
   publisher.step(plan);
   executor.launch(plan);
   return true;
@@ -211,20 +214,22 @@ bool Engine::Impl::launch_step() {
 
 void Engine::Impl::finish_step() {
   std::vector<TokenOutput> results = executor.take();
+  const Clock::time_point now = Clock::now();
   ++num_steps;
+  step_time += now - std::exchange(busy_since, now);
   const StepPlan& plan = scheduler.oldest();
   std::vector<std::int32_t> sampled;
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (plan.targets[i].token == LogitTarget::kSample) sampled.push_back(results[i].token);
   }
   scheduler.complete(sampled);
-  LiveRequests::Collected collected = live.collect(plan, results, Clock::now());
+  LiveRequests::Collected collected = live.collect(plan, results, now);
   for (const SequenceId id : collected.ended) release(id);
   for (RequestOutput& output : collected.outputs) {
     if (output.finish != FinishReason::none) ended.push_back(output.id);
     outputs.push_back(std::move(output));
   }
-  if (options.check_invariants) scheduler.check();
+  if (config.check_invariants) scheduler.check();
 }
 
 // The one way out for a sequence: its pages and its place on the ranks.
@@ -246,6 +251,7 @@ void Engine::Impl::deliver() {
              .num_steps = num_steps,
              .prompt_tokens = live.counts().prompt_tokens,
              .generated_tokens = live.counts().generated_tokens,
+             .step_seconds = std::chrono::duration<double>(step_time).count(),
              .device_busy_seconds = device->busy_seconds()};
   }
   inbox.forget(ended);
@@ -271,9 +277,9 @@ void Engine::Impl::end_all(const std::string& what) {
   completions.publish(std::move(last));
 }
 
-Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
-               Followers followers, const RecordProgress& progress)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options, std::move(followers), progress)) {}
+Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config,
+               PlanSenders plan_senders, const RecordProgress& progress)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), config, std::move(plan_senders), progress)) {}
 
 Engine::~Engine() {
   stop();
@@ -302,7 +308,7 @@ void Engine::stop() {
 
 void Engine::submit(Request request) {
   const std::uint64_t id = request.id;
-  if (std::optional<RequestFault> fault = find_fault(request, spec(), options())) {
+  if (std::optional<RequestFault> fault = find_fault(request, spec(), config())) {
     impl_->completions.publish({error_output(id, fault->code, std::move(fault->message))});
     return;
   }
@@ -315,7 +321,7 @@ void Engine::submit(Request request) {
     case Inbox::Answer::full:
       impl_->completions.publish({error_output(
           id, ErrorCode::queue_full,
-          concat("the queue is full: ", options().max_running, " requests run and ", options().max_waiting, " wait"))});
+          concat("the queue is full: ", config().max_running, " requests run and ", config().max_waiting, " wait"))});
       return;
     case Inbox::Answer::closed:
       const std::string what = failure();
@@ -349,8 +355,8 @@ const ModelSpec& Engine::spec() const {
   return impl_->model->spec();
 }
 
-const EngineOptions& Engine::options() const {
-  return impl_->options;
+const EngineConfig& Engine::config() const {
+  return impl_->config;
 }
 
 const EngineMemory& Engine::memory() const {

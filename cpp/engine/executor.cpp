@@ -30,13 +30,13 @@ std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
 
 }  // namespace
 
-StepLimits step_limits(const EngineOptions& options, const ModelSpec& spec) {
-  const std::int64_t sequences = std::min(options.max_running, options.max_batch_tokens);
-  return {.rows = options.max_batch_tokens,
+StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec) {
+  const std::int64_t sequences = std::min(config.max_running, config.max_batch_tokens);
+  return {.rows = config.max_batch_tokens,
           .sequences = sequences,
           .logits = sequences + SchedulerOptions{}.max_prompt_logits,
-          .positions = options.max_model_len,
-          .pages = options.num_pages,
+          .positions = config.max_model_len,
+          .pages = config.num_pages,
           .vocab_size = spec.vocab_size};
 }
 

@@ -20,23 +20,22 @@
 namespace minisgl {
 
 struct Follower::Impl final : PlanHandler {
-  Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineOptions& options_,
+  Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineConfig& config_,
        std::unique_ptr<PlanReceiver> plans_)
-      : options(options_),
+      : config(config_),
         device(std::move(device_)),
         model(std::move(model_)),
         plans(std::move(plans_)),
-        executor(*model, *device,
-                 KvCache(*device, model->spec(), options.kv_dtype, options.num_pages, options.page_size)),
-        decoder({.num_pages = options.num_pages,
-                 .page_size = options.page_size,
-                 .max_model_len = options.max_model_len,
-                 .max_batch_tokens = options.max_batch_tokens,
+        executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
+        decoder({.num_pages = config.num_pages,
+                 .page_size = config.page_size,
+                 .max_model_len = config.max_model_len,
+                 .max_batch_tokens = config.max_batch_tokens,
                  .vocab_size = model->spec().vocab_size,
                  .runs_ahead = executor.depth() > 0}),
         ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
     if (!ended) throw std::system_error(errno, std::generic_category(), "eventfd");
-    executor.prepare(step_limits(options, model->spec()), options.cuda_graphs);
+    executor.prepare(step_limits(config, model->spec()), config.cuda_graphs);
   }
 
   // Whatever happened, the device may still work on a step.
@@ -97,7 +96,7 @@ struct Follower::Impl final : PlanHandler {
     eventfd_write(ended.get(), 1);
   }
 
-  const EngineOptions options;
+  const EngineConfig config;
   // The executor's model and device outlive it: members are destroyed from the last to the first.
   const std::unique_ptr<Ops> device;
   const std::unique_ptr<Model> model;
@@ -117,9 +116,9 @@ struct Follower::Impl final : PlanHandler {
   bool stopped = false;
 };
 
-Follower::Follower(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+Follower::Follower(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config,
                    std::unique_ptr<PlanReceiver> plans)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), options, std::move(plans))) {}
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), config, std::move(plans))) {}
 
 Follower::~Follower() {
   stop();
@@ -163,8 +162,8 @@ const ModelSpec& Follower::spec() const {
   return impl_->model->spec();
 }
 
-const EngineOptions& Follower::options() const {
-  return impl_->options;
+const EngineConfig& Follower::config() const {
+  return impl_->config;
 }
 
 }  // namespace minisgl

@@ -6,14 +6,16 @@
 #include <string>
 
 #include "comm/plan_channel.h"
-#include "engine/engine.h"
+#include "engine/options.h"
+#include "kernels/ops.h"
+#include "models/model.h"
 
 namespace minisgl {
 
 class Follower {
  public:
-  // `device` is the one that `model` was loaded on; `options` are rank 0's.
-  Follower(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineOptions& options,
+  // `device` is the one that `model` was loaded on; `config` is rank 0's.
+  Follower(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config,
            std::unique_ptr<PlanReceiver> plans);
   ~Follower();  // stops
 
@@ -30,7 +32,7 @@ class Follower {
   int blamed_rank() const;
 
   const ModelSpec& spec() const;
-  const EngineOptions& options() const;
+  const EngineConfig& config() const;
 
  private:
   struct Impl;

@@ -25,8 +25,8 @@ PlanRingOptions ring_options(const Place& place) {
 
 }  // namespace
 
-Followers open_plan_senders(const Place& place) {
-  Followers senders;
+PlanSenders open_plan_senders(const Place& place) {
+  PlanSenders senders;
   if (place.local_size > 1) senders.push_back(open_ring_sender(place.ring_fd, ring_options(place)));
   if (!place.remotes.empty()) senders.push_back(accept_plan_readers(tcp_options(place), place.remotes));
   return senders;
@@ -38,13 +38,13 @@ std::unique_ptr<PlanReceiver> open_plan_receiver(const Place& place) {
 }
 
 void set_running_limit(const Place& place) {
-  for (const auto& comm : {place.sums, place.numbers}) {
+  for (const auto& comm : {place.device_comm, place.host_comm}) {
     if (comm) comm->set_time_limit({place.step_timeout, "--step-timeout"});
   }
 }
 
-EngineOptions agree_on_options(const EngineOptions& own, const EngineSettings& asked, const ModelSpec& spec,
-                               Communicator& host) {
+EngineConfig agree_on_config(const EngineConfig& own, const EngineOptions& asked, const ModelSpec& spec,
+                             Communicator& host) {
   // What must be equal, and the pages last.
   const std::array<std::int64_t, 13> mine{
       spec.vocab_size,   spec.hidden_size,     spec.num_layers,        spec.num_heads,
@@ -53,7 +53,7 @@ EngineOptions agree_on_options(const EngineOptions& own, const EngineSettings& a
       own.num_pages};
   std::vector<std::array<std::int64_t, mine.size()>> all(static_cast<std::size_t>(host.size()));
   host.all_gather(mine.data(), all.data(), sizeof mine, 0);
-  EngineOptions agreed = own;
+  EngineConfig agreed = own;
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
     if (!std::equal(mine.begin(), mine.end() - 1, all[rank].begin())) {
       throw InputError(concat("rank ", rank, " has another model or another device than rank ", host.rank(),

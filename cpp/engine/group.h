@@ -10,8 +10,8 @@
 #include "comm/communicator.h"
 #include "comm/plan_channel.h"
 #include "comm/plan_tcp.h"
-#include "engine/defaults.h"
-#include "engine/engine.h"
+#include "engine/options.h"
+#include "models/model_spec.h"
 
 namespace minisgl {
 
@@ -24,13 +24,13 @@ struct Place {
   int plan_port = 0;                               // and where it hands out plans
   std::vector<RemoteRank> remotes;                 // rank 0: ranks of other hosts; a rank of another host: itself
   std::chrono::microseconds spin{0};               // that a follower watches for a plan before it sleeps
-  std::shared_ptr<Communicator> sums;              // for the device; null for a single rank
-  std::shared_ptr<Communicator> numbers;           // for the host's memory; may be the same
+  std::shared_ptr<Communicator> device_comm;       // for the device's memory; null for a single rank
+  std::shared_ptr<Communicator> host_comm;         // for the host's memory; may be the same
   std::chrono::milliseconds step_timeout{30'000};  // of a collective once all ranks have loaded
 };
 
 // Rank 0's end of the plan channel, and the others'.
-Followers open_plan_senders(const Place& place);
+PlanSenders open_plan_senders(const Place& place);
 std::unique_ptr<PlanReceiver> open_plan_receiver(const Place& place);
 
 // Ranks have loaded, and work in step from here on: collectives wait no longer than a step may take.
@@ -38,7 +38,7 @@ void set_running_limit(const Place& place);
 
 // The options that all ranks can keep to: the cache is as large as the rank with the least room has it. `asked` is what
 // the user gave. Throws InputError where ranks have loaded different models.
-EngineOptions agree_on_options(const EngineOptions& own, const EngineSettings& asked, const ModelSpec& spec,
-                               Communicator& host);
+EngineConfig agree_on_config(const EngineConfig& own, const EngineOptions& asked, const ModelSpec& spec,
+                             Communicator& host);
 
 }  // namespace minisgl

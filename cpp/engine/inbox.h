@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "core/progress.h"
-#include "engine/engine.h"
+#include "engine/request.h"
 
 namespace minisgl {
 

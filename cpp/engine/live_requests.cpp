@@ -102,9 +102,9 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, std::span<To
   return collected;
 }
 
-void LiveRequests::forget(Place place) {
-  sequence_of_.erase(place->second.id);
-  requests_.erase(place);
+void LiveRequests::forget(std::unordered_map<SequenceId, LiveRequest>::iterator entry) {
+  sequence_of_.erase(entry->second.id);
+  requests_.erase(entry);
 }
 
 void LiveRequests::end_prefill(LiveRequest& request, RequestOutput& output, Clock::time_point now) {

@@ -8,7 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "engine/engine.h"
+#include "engine/request.h"
 #include "sched/step_plan.h"
 
 namespace minisgl {
@@ -53,9 +53,7 @@ class LiveRequests {
     std::vector<TokenOutput> prompt_logprobs = {};
   };
 
-  using Place = std::unordered_map<SequenceId, LiveRequest>::iterator;
-
-  void forget(Place place);
+  void forget(std::unordered_map<SequenceId, LiveRequest>::iterator entry);
   static void set_times(RequestOutput& output, const LiveRequest& request, Clock::time_point now);
   void end_prefill(LiveRequest& request, RequestOutput& output, Clock::time_point now);
 

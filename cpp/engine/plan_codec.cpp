@@ -6,8 +6,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/byte_reader.h"
 #include "core/error.h"
-#include "io/byte_reader.h"
 
 namespace minisgl {
 namespace {

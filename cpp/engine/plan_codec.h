@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/executor.h"
+#include "engine/request.h"
 #include "sched/step_plan.h"
 
 namespace minisgl {

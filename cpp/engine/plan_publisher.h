@@ -1,9 +1,7 @@
 // Tells the other ranks what rank 0 does, a frame a step. Without other ranks it does nothing.
 #pragma once
 
-#include <memory>
 #include <utility>
-#include <vector>
 
 #include "comm/plan_channel.h"
 #include "engine/plan_codec.h"
@@ -13,7 +11,7 @@ namespace minisgl {
 class PlanPublisher final : public PlanHandler {
  public:
   // One sender for the ranks of this host, one for those of others.
-  explicit PlanPublisher(std::vector<std::unique_ptr<PlanSender>> senders) : senders_(std::move(senders)) {}
+  explicit PlanPublisher(PlanSenders senders) : senders_(std::move(senders)) {}
 
   // Both wait for the next step.
   void add(SequenceId id, SequenceSampling sampling) override {
@@ -43,7 +41,7 @@ class PlanPublisher final : public PlanHandler {
     encoder_.clear();
   }
 
-  std::vector<std::unique_ptr<PlanSender>> senders_;
+  PlanSenders senders_;
   PlanEncoder encoder_;
 };
 

@@ -57,7 +57,7 @@ void check_sampling(Findings& findings, const SamplingParams& params, std::int64
 
 }  // namespace
 
-std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& spec, const EngineOptions& options) {
+std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& spec, const EngineConfig& config) {
   Findings findings;
   findings.require(!request.prompt.empty(), "the prompt is empty; it must have at least 1 token");
   findings.require(request.max_tokens >= 0, "max_tokens must be at least 0, got ", request.max_tokens);
@@ -75,10 +75,10 @@ std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& 
 
   // Before the look at each token: a prompt that is far too long is refused at once.
   const auto prompt_len = static_cast<std::int64_t>(request.prompt.size());
-  if (prompt_len > options.max_model_len || request.max_tokens > options.max_model_len - prompt_len) {
+  if (prompt_len > config.max_model_len || request.max_tokens > config.max_model_len - prompt_len) {
     return RequestFault{ErrorCode::too_long,
                         concat("the prompt has ", prompt_len, " tokens and max_tokens is ", request.max_tokens,
-                               "; together they may be at most ", options.max_model_len)};
+                               "; together they may be at most ", config.max_model_len)};
   }
   findings.require(static_cast<std::int64_t>(request.stop_token_ids.size()) <= spec.vocab_size, "stop_token_ids has ",
                    request.stop_token_ids.size(), " entries, more than the vocabulary of ", spec.vocab_size);

@@ -4,7 +4,9 @@
 #include <optional>
 #include <string>
 
-#include "engine/engine.h"
+#include "engine/options.h"
+#include "engine/request.h"
+#include "models/model_spec.h"
 
 namespace minisgl {
 
@@ -15,7 +17,7 @@ struct RequestFault {
   std::string message;  // a sentence for the client: the field, its value, what is allowed
 };
 
-// Nothing when the request can be served. `options` as the engine holds them.
-std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& spec, const EngineOptions& options);
+// Nothing when the request can be served. `config` is the engine's.
+std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& spec, const EngineConfig& config);
 
 }  // namespace minisgl

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/byte_reader.h"
 #include "core/error.h"
-#include "io/byte_reader.h"
 #include "io/quote.h"
 #include "io/tensor_layout.h"
 

@@ -6,8 +6,8 @@
 #include <optional>
 #include <utility>
 
+#include "core/byte_reader.h"
 #include "core/error.h"
-#include "io/byte_reader.h"
 #include "io/json_text.h"
 #include "io/quote.h"
 #include "io/tensor_layout.h"

@@ -1,4 +1,4 @@
-// The forward pass of a dense decoder (Llama's form) over one step.
+// One step of a dense decoder, and the activations that it needs.
 #include "models/decoder.h"
 
 #include <algorithm>
@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "core/error.h"
-#include "models/decoder_weights.h"
 #include "models/model_shard.h"
 #include "models/rope_table.h"
 

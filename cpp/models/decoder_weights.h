@@ -8,7 +8,6 @@
 
 #include "layers/linear.h"
 #include "layers/vocab.h"
-#include "models/decoder.h"
 #include "models/model_spec.h"
 #include "models/weight_loader.h"
 
@@ -37,8 +36,5 @@ struct DecoderWeights {
 
 // In the loader's check, everything comes back empty.
 DecoderWeights load_decoder_weights(const ModelSpec& spec, WeightLoader& loader);
-
-// The forward pass over `weights`, which `device` made; it outlives the model.
-std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, Ops& device);
 
 }  // namespace minisgl

@@ -1,6 +1,7 @@
-// Memory of the paged key/value cache.
+// One allocation, and where the layers lie in it.
+#include "models/kv_cache.h"
+
 #include "core/error.h"
-#include "models/decoder.h"
 #include "models/model_shard.h"
 
 namespace minisgl {

@@ -1,4 +1,6 @@
-// From a path to a model that can compute.
+// Reads the configuration, checks every tensor, then loads them.
+#include "models/load_model.h"
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>

@@ -43,6 +43,7 @@ class EngineStats(TypedDict):
     num_steps: int
     prompt_tokens: int
     generated_tokens: int
+    step_seconds: float
 
 _TopTokens: TypeAlias = list[tuple[int, float]]  # token, log probability; the likeliest first
 _Finish: TypeAlias = Literal["", "stop", "length", "abort", "error"]
@@ -88,8 +89,8 @@ class Place:
         plan_port: int,
         remotes: list[tuple[int, bytes, bytes]],
         spin_microseconds: int,
-        sums: Communicator,
-        numbers: Communicator,
+        device_comm: Communicator,
+        host_comm: Communicator,
         step_timeout: float,
     ) -> None:
         """The fields are those of Place in cpp/engine/group.h; `remotes` has (rank, follower's key,

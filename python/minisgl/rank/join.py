@@ -65,8 +65,8 @@ def join_group(place: Place, options: EngineOptions) -> JoinedGroup:
         plan_port=place.plan_port,
         remotes=[(keys.rank, keys.follower, keys.primary) for keys in place.remotes],
         spin_microseconds=SPIN_MICROSECONDS if cores else 0,
-        sums=chosen.communicator,
-        numbers=chosen.host,
+        device_comm=chosen.communicator,
+        host_comm=chosen.host,
         step_timeout=place.step_timeout,
     )
     return JoinedGroup(arguments, chosen.sentence, cores)

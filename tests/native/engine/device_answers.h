@@ -37,8 +37,8 @@ struct Answer {
 };
 using Answers = std::map<std::uint64_t, Answer>;  // by request
 
-inline EngineOptions small_device_options(bool graphs = false) {
-  EngineOptions options;
+inline EngineConfig small_device_options(bool graphs = false) {
+  EngineConfig options;
   options.num_pages = 96;  // too few for all at once: some are preempted
   options.page_size = 16;
   options.kv_dtype = DType::bf16;
@@ -52,7 +52,7 @@ inline EngineOptions small_device_options(bool graphs = false) {
 
 // Everything that an engine on `device` says. `followers`: the other ranks of the device's communicator.
 inline Answers answers_of(std::unique_ptr<Ops> device, const std::vector<Request>& requests,
-                          const EngineOptions& options, Followers followers = {}) {
+                          const EngineConfig& options, PlanSenders followers = {}) {
   auto model = minisgl::testing::load(small_qwen3(), *device);
   Engine engine(std::move(model), std::move(device), options, std::move(followers));
   engine.start();

@@ -19,8 +19,8 @@
 namespace minisgl::testing_support {
 
 // Small pages and a verified scheduler.
-inline EngineOptions small_options() {
-  EngineOptions options;
+inline EngineConfig small_options() {
+  EngineConfig options;
   options.num_pages = 64;
   options.page_size = 4;
   options.kv_dtype = DType::f32;
@@ -39,15 +39,15 @@ inline std::unique_ptr<Model> make_model_on(AsyncDevice& device, std::function<v
 
 class TestEngine {
  public:
-  explicit TestEngine(const EngineOptions& options = small_options(), int num_threads = 2,
+  explicit TestEngine(const EngineConfig& options = small_options(), int num_threads = 2,
                       std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec(),
-                      Followers followers = {})
+                      PlanSenders followers = {})
       : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_ops(num_threads), options,
                std::move(followers)) {}
 
   // On a device that runs ahead.
-  explicit TestEngine(std::unique_ptr<AsyncDevice> device, const EngineOptions& options = small_options(),
-                      std::function<void(const StepBatch&)> on_forward = {}, Followers followers = {})
+  explicit TestEngine(std::unique_ptr<AsyncDevice> device, const EngineConfig& options = small_options(),
+                      std::function<void(const StepBatch&)> on_forward = {}, PlanSenders followers = {})
       : TestEngine(device.release(), options, std::move(on_forward), std::move(followers)) {}
 
   struct Result {
@@ -111,8 +111,8 @@ class TestEngine {
   Engine engine;
 
  private:
-  TestEngine(AsyncDevice* device, const EngineOptions& options, std::function<void(const StepBatch&)> on_forward,
-             Followers followers)
+  TestEngine(AsyncDevice* device, const EngineConfig& options, std::function<void(const StepBatch&)> on_forward,
+             PlanSenders followers)
       : engine(make_model_on(*device, std::move(on_forward)), std::unique_ptr<Ops>(device), options,
                std::move(followers)) {}
 };

@@ -13,7 +13,7 @@
 #include "engine/engine.h"
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/sampling.h"
-#include "models/decoder.h"
+#include "models/model.h"
 
 namespace minisgl::testing_support {
 

@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "engine/defaults.h"
 #include "kernels/cpu/backend.h"
+#include "models/kv_cache.h"
 
 namespace minisgl {
 namespace {
@@ -29,12 +30,12 @@ const Ops& cpu() {
   return *device;
 }
 
-EngineOptions choose(const EngineSettings& settings, std::int64_t available = 8 * gibibyte,
-                     DType weight_dtype = DType::q4_1) {
-  return choose_options(settings, {small_spec(), weight_dtype, 90 * mebibyte, cpu()}, available);
+EngineConfig choose(const EngineOptions& settings, std::int64_t available = 8 * gibibyte,
+                    DType weight_dtype = DType::q4_1) {
+  return choose_config(settings, {small_spec(), weight_dtype, 90 * mebibyte, cpu()}, available);
 }
 
-std::string refusal(const EngineSettings& settings, std::int64_t available = 8 * gibibyte) {
+std::string refusal(const EngineOptions& settings, std::int64_t available = 8 * gibibyte) {
   try {
     choose(settings, available);
   } catch (const InputError& error) {
@@ -44,7 +45,7 @@ std::string refusal(const EngineSettings& settings, std::int64_t available = 8 *
 }
 
 TEST(Defaults, WithPlentyOfMemory) {
-  const EngineOptions options = choose({});
+  const EngineConfig options = choose({});
   EXPECT_EQ(options.num_pages, 1024);  // 16384 tokens
   EXPECT_EQ(options.page_size, 16);
   EXPECT_EQ(options.max_model_len, 8192);  // the model's
@@ -64,14 +65,14 @@ TEST(Defaults, ALongerSequenceGetsALargerCache) {
   ModelSpec spec = small_spec();
   spec.max_position = 131072;
   const ModelFacts model{spec, DType::q4_1, 90 * mebibyte, cpu()};
-  EXPECT_EQ(choose_options({}, model, 8 * gibibyte).max_model_len, 16384);  // what the usual cache holds
-  const EngineOptions options = choose_options({.max_model_len = 32768}, model, 8 * gibibyte);
+  EXPECT_EQ(choose_config({}, model, 8 * gibibyte).max_model_len, 16384);  // what the usual cache holds
+  const EngineConfig options = choose_config({.max_model_len = 32768}, model, 8 * gibibyte);
   EXPECT_EQ(options.max_model_len, 32768);
   EXPECT_EQ(options.num_pages, 2048);
 }
 
 TEST(Defaults, ShortMemoryShrinksTheCache) {
-  const EngineOptions options = choose({}, 260 * mebibyte);
+  const EngineConfig options = choose({}, 260 * mebibyte);
   EXPECT_GE(options.num_pages * 16, 1024);
   EXPECT_LT(options.num_pages * 16, 8192);
   EXPECT_EQ(options.max_model_len, options.num_pages * 16);

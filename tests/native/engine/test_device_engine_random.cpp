@@ -57,7 +57,7 @@ std::vector<Request> random_requests(int count) {
 }
 
 std::unique_ptr<Engine> make_engine(std::unique_ptr<Ops> device) {
-  EngineOptions options = small_device_options(true);
+  EngineConfig options = small_device_options(true);
   options.num_pages = 33;  // one more than the longest request takes
   auto model = minisgl::testing::load(small_qwen3(kVocab), *device);
   return std::make_unique<Engine>(std::move(model), std::move(device), options);

@@ -139,7 +139,7 @@ TEST(Engine, ZeroAlternativesStillGiveTheTokensLogprob) {
 }
 
 TEST(Engine, ScoresAPromptWithoutGenerating) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.num_pages = 100;
   options.max_batch_tokens = 512;
   TestEngine test(options);
@@ -204,6 +204,8 @@ TEST(Engine, CountsAndTimes) {
   EXPECT_EQ(stats.num_steps, 6u);
   EXPECT_EQ(stats.prompt_tokens, 100u);
   EXPECT_EQ(stats.generated_tokens, 5u);
+  EXPECT_GE(stats.step_seconds, 0.012);
+  EXPECT_LE(stats.step_seconds, last.prefill_seconds + last.decode_seconds + 0.1);
 }
 
 TEST(Engine, TheEventIsReadableOnlyWhileOutputsWait) {
@@ -222,14 +224,14 @@ TEST(Engine, TheEventIsReadableOnlyWhileOutputsWait) {
 
 TEST(Engine, RefusesOptionsThatCannotWork) {
   const auto make = [](auto change) {
-    EngineOptions options = small_options();
+    EngineConfig options = small_options();
     change(options);
     TestEngine test(options);
   };
-  EXPECT_THROW(make([](EngineOptions& o) { o.num_pages = 0; }), CheckError);
-  EXPECT_THROW(make([](EngineOptions& o) { o.max_model_len = 257; }), CheckError);  // 64 pages of 4 hold 256
-  EXPECT_THROW(make([](EngineOptions& o) { o.max_model_len = 0; }), CheckError);
-  EXPECT_THROW(make([](EngineOptions& o) { o.max_batch_tokens = 0; }), CheckError);
+  EXPECT_THROW(make([](EngineConfig& o) { o.num_pages = 0; }), CheckError);
+  EXPECT_THROW(make([](EngineConfig& o) { o.max_model_len = 257; }), CheckError);  // 64 pages of 4 hold 256
+  EXPECT_THROW(make([](EngineConfig& o) { o.max_model_len = 0; }), CheckError);
+  EXPECT_THROW(make([](EngineConfig& o) { o.max_batch_tokens = 0; }), CheckError);
 }
 
 }  // namespace

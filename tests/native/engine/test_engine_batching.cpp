@@ -20,7 +20,7 @@ class EngineBatching : public testing::TestWithParam<Circumstances> {};
 
 TEST_P(EngineBatching, DoesNotChangeTokens) {
   const Circumstances& with = GetParam();
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.num_pages = with.num_pages;
   options.page_size = with.page_size;
   options.max_model_len = 100;
@@ -48,7 +48,7 @@ INSTANTIATE_TEST_SUITE_P(Circumstances, EngineBatching,
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(EnginePreemption, ARequestPreemptedManyTimesIsUnchanged) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.num_pages = 26;
   options.page_size = 4;
   options.max_model_len = 100;
@@ -76,7 +76,7 @@ TEST(EnginePreemption, ARequestPreemptedManyTimesIsUnchanged) {
 }
 
 TEST(EngineSoak, AbortsAtAnyMomentLeaveNothingBehind) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.num_pages = 40;
   options.max_model_len = 100;
   options.max_running = 8;

@@ -39,7 +39,7 @@ TEST(EngineDoor, AcceptsTheLargestAndRefusesOneMore) {
 }
 
 TEST(EngineDoor, RefusesOneMoreThanItHolds) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.max_running = 1;
   options.max_waiting = 2;
   TestEngine test(options);
@@ -86,7 +86,7 @@ TEST(EngineAbort, EndsARequestInTheMiddleOfAStep) {
 }
 
 TEST(EngineAbort, EndsARequestThatWaits) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.max_running = 1;
   TestEngine test(options);
   for (std::uint64_t id = 1; id <= 3; ++id) test.engine.submit(long_request(id));

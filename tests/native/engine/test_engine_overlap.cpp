@@ -25,7 +25,7 @@ class EngineOverlap : public testing::TestWithParam<Circumstances> {};
 
 TEST_P(EngineOverlap, DoesNotChangeTokens) {
   const Circumstances& with = GetParam();
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.num_pages = with.num_pages;
   options.page_size = with.page_size;
   options.max_model_len = 100;
@@ -134,7 +134,7 @@ TEST(EngineOverlapEnds, ANewcomerWaitsForTheStepsInFlightAlone) {
 }
 
 TEST(EngineOverlapOption, OffMeansOneStepAtATime) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.overlap = false;
   auto device = std::make_unique<AsyncDevice>(Pace::dawdling);
   const AsyncDevice& observed = *device;
@@ -171,7 +171,7 @@ TEST(EngineOverlapFailure, OfTheDeviceEndsEverybody) {
 }
 
 TEST(EngineOverlapSoak, AbortsAtAnyMomentLeaveNothingBehind) {
-  EngineOptions options = small_options();
+  EngineConfig options = small_options();
   options.num_pages = 40;
   options.max_model_len = 100;
   options.max_running = 8;

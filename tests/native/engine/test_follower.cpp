@@ -45,7 +45,7 @@ PlanRingOptions ring_of(int size) {
 // Ranks in threads of this process.
 class Group {
  public:
-  Group(int size, const EngineOptions& options, std::size_t ring_bytes, bool runs_ahead)
+  Group(int size, const EngineConfig& options, std::size_t ring_bytes, bool runs_ahead)
       : logs(static_cast<std::size_t>(size)), memory_(ring_memory(ring_bytes)) {
     for (int rank = 1; rank < size; ++rank) {
       auto recorder = logs[static_cast<std::size_t>(rank)].recorder();
@@ -60,7 +60,7 @@ class Group {
       }
       followers.back()->start();
     }
-    Followers senders;
+    PlanSenders senders;
     senders.push_back(open_ring_sender(memory_.get(), ring_of(size)));
     primary = runs_ahead
                   ? std::make_unique<TestEngine>(std::make_unique<AsyncDevice>(), options, logs[0].recorder(),
@@ -85,7 +85,7 @@ TEST(Follower, AnyInterleavingGivesAllRanksTheSameBatches) {
   for (unsigned seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
-    EngineOptions options = small_options();
+    EngineConfig options = small_options();
     options.num_pages = 64 + static_cast<std::int64_t>(random() % 32);  // scarce: sequences are preempted
     options.max_running = 4 + static_cast<std::int64_t>(random() % 28);
     options.max_batch_tokens = 16 + static_cast<std::int64_t>(random() % 64);
@@ -139,7 +139,7 @@ TEST(Follower, SaysWhatItDiedOf) {
   Follower follower(std::make_unique<FakeModel>(fake_spec(), fail), make_cpu_ops(1), small_options(),
                     open_ring_receiver(memory.get(), 1, ring_of(2)));
   follower.start();
-  Followers senders;
+  PlanSenders senders;
   senders.push_back(open_ring_sender(memory.get(), ring_of(2)));
   TestEngine primary(small_options(), 1, {}, fake_spec(), std::move(senders));
   primary.engine.start();
@@ -162,7 +162,7 @@ TEST(Follower, AStuckRankEndsTheEngineWithItsNumber) {
   const FileDescriptor memory = ring_memory(500);
   PlanRingOptions hasty = ring_of(2);
   hasty.stall_limit = std::chrono::milliseconds(200);
-  Followers senders;
+  PlanSenders senders;
   senders.push_back(open_ring_sender(memory.get(), hasty));  // nobody reads
   TestEngine primary(small_options(), 1, {}, fake_spec(), std::move(senders));
   primary.engine.start();

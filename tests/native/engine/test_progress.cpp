@@ -77,7 +77,7 @@ TEST(FollowerProgress, WaitingForRankZeroIsNoWorkAndAStuckStepIs) {
   progress->set_working(true);  // as while it loaded
   follower.start();
   wait_until_idle(*progress);
-  Followers senders;
+  PlanSenders senders;
   senders.push_back(open_ring_sender(memory.get(), ring));
   TestEngine primary(small_options(), 1, {}, fake_spec(), std::move(senders));
   primary.engine.start();

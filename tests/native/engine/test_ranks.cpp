@@ -21,7 +21,7 @@ INSTANTIATE_TEST_SUITE_P(All, Ranks, ::testing::Values(2, 4));
 TEST_P(Ranks, AnswerAsOneDeviceDoes) {
   const int size = GetParam();
   const std::vector<Request> requests = many_requests();
-  EngineOptions options = small_device_options();
+  EngineConfig options = small_device_options();
   options.kv_dtype = DType::f32;
   const Answers expected = answers_of(make_cpu_ops(2), requests, options);
 
@@ -35,7 +35,7 @@ TEST_P(Ranks, AnswerAsOneDeviceDoes) {
                                                 open_ring_receiver(memory.get(), rank, {.size = size})));
     others.back()->start();
   }
-  Followers followers;
+  PlanSenders followers;
   followers.push_back(open_ring_sender(memory.get(), {.size = size}));
   const Answers got = answers_of(make_cpu_ops(1, std::move(communicators[0])), requests, options, std::move(followers));
   EXPECT_EQ(compare(got, expected, requests), std::ssize(requests)) << "every answer, drawn ones too";

@@ -4,7 +4,6 @@
 #include "io/expect_input_error.h"
 #include "kernels/cpu/backend.h"
 #include "models/decoder.h"
-#include "models/decoder_weights.h"
 #include "models/memory_source.h"
 #include "models/registry.h"
 #include "models/stepper.h"

@@ -6,7 +6,7 @@
 
 #include "io/temporary_folder.h"
 #include "kernels/cpu/backend.h"
-#include "models/decoder.h"
+#include "models/load_model.h"
 
 namespace minisgl {
 namespace {

@@ -86,7 +86,7 @@ std::unique_ptr<Communicator> join(int rank) {
   return make_nccl_communicator(id, options);
 }
 
-void follow(int rank, const EngineOptions& options, int ring) {
+void follow(int rank, const EngineConfig& options, int ring) {
   std::shared_ptr<Communicator> comm = join(rank);
   auto device = make_cuda_ops(comm->device(), 2, comm);
   auto model = minisgl::testing::load(small_qwen3(), *device);
@@ -99,13 +99,13 @@ void follow(int rank, const EngineOptions& options, int ring) {
 
 TEST(GpuRank, DISABLED_Engine) {
   const int rank = std::stoi(variable("MINISGL_TEST_RANK")), ring = std::stoi(variable("MINISGL_TEST_RING"));
-  const EngineOptions options = small_device_options(true);
+  const EngineConfig options = small_device_options(true);
   if (rank != 0) return follow(rank, options, ring);
 
   std::shared_ptr<Communicator> comm = join(rank);
   std::printf("ranks sum by %s\n", comm->name().c_str());
   const std::vector<Request> requests = many_requests();
-  Followers followers;
+  PlanSenders followers;
   followers.push_back(open_ring_sender(ring, {.size = kRanks}));
   const Answers got = answers_of(make_cuda_ops(comm->device(), 2, comm), requests, options, std::move(followers));
   const Answers expected = answers_of(make_cuda_ops(comm->device(), 2), requests, options);

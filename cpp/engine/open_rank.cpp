@@ -1,0 +1,58 @@
+// The order in which a rank comes to be: its place in the group, device, weights, agreement.
+#include "engine/open_rank.h"
+
+#include <utility>
+
+#include "engine/defaults.h"
+#include "engine/device.h"
+#include "models/kv_cache.h"
+
+namespace minisgl {
+
+LoadedRank load_rank(const RankOptions& options, const LoadProgress& progress) {
+  const Place& place = options.place;
+  std::unique_ptr<Ops> device = make_device(options.device, options.num_threads, place.device_comm, options.cache_dir);
+  device->pool().report_to(options.progress);
+  options.progress->set_working(true);
+  std::unique_ptr<Model> model = load_model(options.model_path, *device, progress, options.format);
+  // Ranks on one host's processors share its memory.
+  const std::int64_t sharers = device->has_own_memory() ? 1 : place.local_size;
+  EngineConfig config =
+      choose_config(options.engine, {model->spec(), model->weight_dtype(), model->weight_bytes(), *device},
+                    device->available_memory() / sharers);
+  if (place.host_comm) {
+    options.progress->set_working(false);  // while it waits for ranks that load more slowly
+    config = agree_on_config(config, options.engine, model->spec(), *place.host_comm);
+    set_running_limit(place);
+    options.progress->set_working(true);
+  }
+  RankInfo info{.spec = model->spec(),
+                .config = config,
+                .memory = {},
+                .weight_dtype = model->weight_dtype(),
+                .weight_bytes = model->weight_bytes(),
+                .kv_cache_bytes = config.num_pages * KvCache::bytes_per_page(model->spec(), config.kv_dtype,
+                                                                             config.page_size, device->num_ranks()),
+                .device_name = device->device_name(),
+                .num_threads = device->pool().num_threads()};
+  return {std::move(device), std::move(model), std::move(info)};
+}
+
+OpenedEngine open_engine(const RankOptions& options, const RankProgress& progress) {
+  PlanSenders plan_senders = open_plan_senders(options.place);
+  LoadedRank loaded = load_rank(options, progress.weights);
+  auto engine = std::make_unique<Engine>(std::move(loaded.model), std::move(loaded.device), loaded.info.config,
+                                         std::move(plan_senders), progress.graphs);
+  loaded.info.memory = engine->memory();
+  return {std::move(engine), std::move(loaded.info)};
+}
+
+OpenedFollower open_follower(const RankOptions& options, const RankProgress& progress) {
+  std::unique_ptr<PlanReceiver> plans = open_plan_receiver(options.place);
+  LoadedRank loaded = load_rank(options, progress.weights);
+  auto follower = std::make_unique<Follower>(std::move(loaded.model), std::move(loaded.device), loaded.info.config,
+                                             std::move(plans));
+  return {std::move(follower), std::move(loaded.info)};
+}
+
+}  // namespace minisgl

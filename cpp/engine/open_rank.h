@@ -1,0 +1,74 @@
+// The assembly of a rank: device, weights, memory budget, agreement with the other ranks, and the engine or follower
+// made of them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "core/progress.h"
+#include "engine/engine.h"
+#include "engine/follower.h"
+#include "engine/group.h"
+#include "engine/options.h"
+#include "kernels/ops.h"
+#include "models/load_model.h"
+#include "models/model.h"
+
+namespace minisgl {
+
+// What a rank is made from.
+struct RankOptions {
+  std::string model_path;
+  std::string device = "auto";   // see make_device()
+  std::string cache_dir;         // for what a GPU measures of itself; empty: not kept
+  std::int64_t num_threads = 0;  // of the host; 0: all that this process may use
+  LoadFormat format = LoadFormat::files;
+  EngineOptions engine;
+  Place place;
+  std::shared_ptr<Progress> progress = std::make_shared<Progress>();  // where the rank's shows, for its whole life
+};
+
+// Called on the thread that opens the rank.
+struct RankProgress {
+  LoadProgress weights;
+  RecordProgress graphs;
+};
+
+// What was loaded and chosen.
+struct RankInfo {
+  ModelSpec spec;
+  EngineConfig config;
+  EngineMemory memory;
+  DType weight_dtype = DType::f32;
+  std::int64_t weight_bytes = 0;
+  std::int64_t kv_cache_bytes = 0;
+  std::string device_name;
+  int num_threads = 0;
+};
+
+// A model on its device, and the configuration that all ranks agreed on.
+struct LoadedRank {
+  std::unique_ptr<Ops> device;
+  std::unique_ptr<Model> model;
+  RankInfo info;
+};
+
+// Throws InputError, and RankFailure for another rank's end.
+LoadedRank load_rank(const RankOptions& options, const LoadProgress& progress = {});
+
+// Rank 0: takes its place, loads, and makes the engine, which isn't started. Throws as load_rank() does.
+struct OpenedEngine {
+  std::unique_ptr<Engine> engine;
+  RankInfo info;
+};
+OpenedEngine open_engine(const RankOptions& options, const RankProgress& progress = {});
+
+// The same for another rank. The memory of its info is empty: rank 0 speaks for all.
+struct OpenedFollower {
+  std::unique_ptr<Follower> follower;
+  RankInfo info;
+};
+OpenedFollower open_follower(const RankOptions& options, const RankProgress& progress = {});
+
+}  // namespace minisgl

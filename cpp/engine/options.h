@@ -1,0 +1,69 @@
+// An engine's options as the user asks for them, the configuration chosen from them, and what the engine says of
+// itself.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "core/dtype.h"
+
+namespace minisgl {
+
+// As the user gives them. 0 and "auto" leave the choice to choose_config() (engine/defaults.h).
+struct EngineOptions {
+  std::string kv_dtype =
+      "auto";  // the device's choice; on the CPU f16 for quantised and f16 weights, bf16 for bf16, f32 for f32
+  int page_size = 16;
+  // 16384, or max_model_len if that is more; less when memory is short. On a device whose memory is all the engine's:
+  // what memory_fraction leaves, if all running sequences together can use that much.
+  std::int64_t kv_cache_tokens = 0;
+  std::int64_t num_pages = 0;         // says the same in pages; at most one of the two
+  double memory_fraction = 0.9;       // of the memory that the weights leave, for cache and workspace
+  bool cuda_graphs = true;            // as in EngineConfig
+  bool overlap = true;                // as in EngineConfig
+  std::int64_t max_model_len = 0;     // the model's max_position, or what the cache holds if that is less
+  std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step
+  std::int64_t max_batch_tokens = 0;  // the device's: 512 on the CPU
+  std::int64_t max_waiting = 4096;
+};
+
+#ifdef NDEBUG
+inline constexpr bool is_debug_build = false;
+#else
+inline constexpr bool is_debug_build = true;
+#endif
+
+// As an engine runs with them: everything chosen, and the same on all ranks.
+struct EngineConfig {
+  std::int64_t num_pages = 0;  // at least one sequence of max_model_len must fit
+  int page_size = 16;
+  DType kv_dtype = DType::f16;
+  std::int64_t max_model_len = 0;          // prompt + output tokens of one request
+  std::int64_t max_running = 256;          // sequences in one step
+  std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
+  std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
+  bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
+  bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
+  bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
+};
+
+// progress(decode steps recorded, to be recorded), called while an engine is made.
+using RecordProgress = std::function<void(std::int64_t, std::int64_t)>;
+
+// Bytes of a device whose memory is the engine's alone, as measured while it was made; elsewhere 0.
+struct EngineMemory {
+  std::int64_t workspace = 0;  // of the largest step
+  std::int64_t graphs = 0;     // recorded steps
+  std::int64_t free = 0;       // what is left
+};
+
+struct EngineStats {
+  std::int64_t num_running = 0, num_waiting = 0;
+  std::int64_t pages_total = 0, pages_free = 0;
+  std::uint64_t num_preemptions = 0, num_steps = 0, prompt_tokens = 0, generated_tokens = 0;
+  double step_seconds = 0;         // in which steps were under way; overlapping ones count once
+  double device_busy_seconds = 0;  // of these steps; see Ops::busy_seconds
+};
+
+}  // namespace minisgl

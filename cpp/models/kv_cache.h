@@ -1,0 +1,33 @@
+// Memory of the paged key/value cache.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/ops.h"
+#include "models/model_spec.h"
+
+namespace minisgl {
+
+// Keys and values of all layers, [num_layers][2][num_pages, num_kv_heads, page_size, head_dim] of dtype: of the KV
+// heads that the device's rank has. On the CPU memory is mapped and untouched until written, so an idle cache costs no
+// resident memory.
+class KvCache {
+ public:
+  KvCache(Ops& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size);
+  ops::KvLayer layer(std::int64_t index) const;
+  DType dtype() const { return dtype_; }
+  std::int64_t num_pages() const { return num_pages_; }
+  int page_size() const { return page_size_; }
+  // On each of so many ranks.
+  static std::int64_t bytes_per_page(const ModelSpec& spec, DType dtype, int page_size, int num_ranks = 1);
+
+ private:
+  DType dtype_;
+  std::int64_t num_pages_;
+  int page_size_;
+  std::int64_t num_layers_;
+  int num_kv_heads_, head_dim_;
+  DeviceBuffer data_;
+};
+
+}  // namespace minisgl

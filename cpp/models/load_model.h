@@ -1,0 +1,26 @@
+// From a path to a model that can compute.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "kernels/ops.h"
+#include "models/model.h"
+
+namespace minisgl {
+
+// Where weights come from: the files, or for measuring a random stream of the shapes that the configuration names.
+enum class LoadFormat : std::uint8_t { files, dummy };
+
+// progress(done_bytes, total_bytes), called on the loading thread.
+using LoadProgress = std::function<void(std::int64_t, std::int64_t)>;
+
+// Loads a folder (config.json + *.safetensors) or a .gguf file; of a folder, dummy weights need config.json alone.
+// Of a model over several ranks, each loads the part that its device's rank computes. Throws InputError with one clear
+// sentence. `device` outlives the model.
+std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress,
+                                  LoadFormat format = LoadFormat::files);
+
+}  // namespace minisgl

@@ -1,0 +1,27 @@
+// A model as the engine sees it: a forward pass over one step, a mixed batch of prefill chunks and decode tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/ops.h"
+#include "models/kv_cache.h"
+#include "models/model_spec.h"
+
+namespace minisgl {
+
+// What the engine needs of a model, or of a rank's part of it. The decoder (decoder.h) is the one real
+// implementation; native tests of the engine bring a tiny one of their own.
+class Model {
+ public:
+  virtual ~Model() = default;
+  virtual const ModelSpec& spec() const = 0;  // of the whole model
+  // Computes `batch`, for which the device's step was begun, against `cache`. Returns logits [num_logits, vocab_size]
+  // f32 in the device's memory, valid until the next call.
+  virtual Tensor forward(const StepBatch& batch, KvCache& cache) = 0;
+  // Makes room for the largest steps, where the device must not move anything later (Ops::records_steps).
+  virtual void reserve(const StepLimits&) {}
+  virtual std::int64_t weight_bytes() const = 0;  // bytes that a decode step at batch 1 must read
+  virtual DType weight_dtype() const = 0;         // format of most of the weights
+};
+
+}  // namespace minisgl
