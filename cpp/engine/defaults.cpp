@@ -23,7 +23,7 @@ void require_range(const char* flag, std::int64_t value, std::int64_t low, std::
   }
 }
 
-DType choose_kv_dtype(const std::string& name, DType weight_dtype, const Ops& device) {
+DType choose_kv_dtype(const std::string& name, DType weight_dtype, const Hardware& device) {
   if (name == "auto") return device.kv_dtype_for(weight_dtype);
   const std::optional<DType> dtype = dtype_from_name(name);
   if (!dtype || is_quantized(*dtype)) throw InputError("--kv-dtype must be auto, f16, bf16 or f32, got " + name);

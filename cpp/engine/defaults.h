@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "engine/options.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/model_spec.h"
 
 namespace minisgl {
@@ -14,7 +14,7 @@ struct ModelFacts {
   const ModelSpec& spec;
   DType weight_dtype;
   std::int64_t weight_bytes;
-  const Ops& device;
+  const Device& device;
 };
 
 // `available_bytes`: memory left after the weights were loaded. Throws InputError with one sentence for a setting out

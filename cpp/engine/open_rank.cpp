@@ -11,7 +11,8 @@ namespace minisgl {
 
 LoadedRank load_rank(const RankOptions& options, const LoadProgress& progress) {
   const Place& place = options.place;
-  std::unique_ptr<Ops> device = make_device(options.device, options.num_threads, place.device_comm, options.cache_dir);
+  std::unique_ptr<Device> device =
+      make_device(options.device, options.num_threads, place.device_comm, options.cache_dir);
   device->pool().report_to(options.progress);
   options.progress->set_working(true);
   std::unique_ptr<Model> model = load_model(options.model_path, *device, progress, options.format);

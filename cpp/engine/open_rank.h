@@ -11,7 +11,7 @@
 #include "engine/follower.h"
 #include "engine/group.h"
 #include "engine/options.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/load_model.h"
 #include "models/model.h"
 
@@ -49,7 +49,7 @@ struct RankInfo {
 
 // A model on its device, and the configuration that all ranks agreed on.
 struct LoadedRank {
-  std::unique_ptr<Ops> device;
+  std::unique_ptr<Device> device;
   std::unique_ptr<Model> model;
   RankInfo info;
 };

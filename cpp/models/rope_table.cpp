@@ -74,7 +74,7 @@ double rope_attention_factor(const RopeSpec& spec) {
   return spec.factor <= 1.0 ? 1.0 : 0.1 * std::log(spec.factor) + 1.0;
 }
 
-RopeTable::RopeTable(const RopeSpec& spec, Ops& device)
+RopeTable::RopeTable(const RopeSpec& spec, Hardware& device)
     : inverse_frequencies_(rope_inverse_frequencies(spec)),
       attention_factor_(static_cast<float>(rope_attention_factor(spec))),
       device_(device) {}

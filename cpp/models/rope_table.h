@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/ops.h"
+#include "kernels/hardware.h"
 #include "models/model_spec.h"
 
 namespace minisgl {
@@ -17,7 +17,7 @@ double rope_attention_factor(const RopeSpec& spec);
 
 class RopeTable {
  public:
-  RopeTable(const RopeSpec& spec, Ops& device);
+  RopeTable(const RopeSpec& spec, Hardware& device);
   // Makes the table cover positions [0, num_positions). Grows by doubling, so a long context that nobody uses costs
   // neither time nor memory.
   void reserve(std::int64_t num_positions);
@@ -29,7 +29,7 @@ class RopeTable {
   std::vector<float> inverse_frequencies_;
   float attention_factor_;
   std::int64_t num_positions_ = 0;
-  Ops& device_;
+  Hardware& device_;
   DeviceBuffer table_;
 };
 

@@ -128,14 +128,14 @@ class NodeLink:
         try:
             return decoder.decode(data)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise NodeLinkError(f"the peer sent a malformed message: {error}") from error
+            raise NodeLinkError(f"a message is malformed: {error}") from error
 
     async def _read_message(self) -> bytes:
         try:
             (length,) = struct.unpack(">I", await self._reader.readexactly(4))
             if length > MAX_MESSAGE_BYTES:
                 raise NodeLinkError(
-                    f"the peer sent a message of {length} bytes (limit {MAX_MESSAGE_BYTES})"
+                    f"a message is too long ({length} bytes; limit {MAX_MESSAGE_BYTES})"
                 )
             return await self._reader.readexactly(length)
         except (OSError, asyncio.IncompleteReadError) as error:
@@ -192,7 +192,7 @@ async def greet_node(
     answer = await _read_exactly(reader, _NONCE_BYTES + 4 + _MAC_BYTES)
     other, number, mac = struct.unpack(f">{_NONCE_BYTES}sI{_MAC_BYTES}s", answer)
     if not hmac.compare_digest(mac, _proof(secret, "node", own, other, number)):
-        raise NodeLinkError("authentication failed: MINISGL_DIST_SECRET (--dist-secret) differs")
+        raise NodeLinkError("authentication failed: its MINISGL_DIST_SECRET differs")
     if not 1 <= number < nnodes:
         raise NodeLinkError(
             f"its --node-rank is {number}; with --nnodes {nnodes} it must be 1 to {nnodes - 1}"
@@ -213,10 +213,7 @@ async def connect_to_server(host: str, port: int, secret: str, node_rank: int) -
         writer.write(own + struct.pack(">I", node_rank) + proof)
         answer = await _read_exactly(reader, _MAC_BYTES)
         if not hmac.compare_digest(answer, _proof(secret, "server", other, own, node_rank)):
-            raise NodeLinkError(
-                "authentication failed: the peer at host 0's address has another "
-                "MINISGL_DIST_SECRET (--dist-secret)"
-            )
+            raise NodeLinkError("authentication failed: MINISGL_DIST_SECRET differs there")
     except BaseException:
         writer.close()
         raise

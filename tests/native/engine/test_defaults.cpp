@@ -25,8 +25,8 @@ ModelSpec small_spec() {
   return spec;
 }
 
-const Ops& cpu() {
-  static const std::unique_ptr<Ops> device = make_cpu_ops(1);
+const Device& cpu() {
+  static const std::unique_ptr<Device> device = make_cpu_device(1);
   return *device;
 }
 

@@ -11,8 +11,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-std::unique_ptr<Ops> watched_device(const std::shared_ptr<Progress>& progress) {
-  auto device = make_cpu_ops(1);
+std::unique_ptr<Device> watched_device(const std::shared_ptr<Progress>& progress) {
+  auto device = make_cpu_device(1);
   device->pool().report_to(progress);
   return device;
 }

@@ -117,9 +117,7 @@ async def test_another_secret_is_named_at_host_0_and_hinted_at_on_the_other() ->
     async with host_0() as host:
         with pytest.raises(NodeLinkError, match=r"its log says why \(MINISGL_DIST_SECRET"):
             await connect_to_server("127.0.0.1", host.port, "what somebody else knows", 1)
-        assert await host.refusal() == (
-            "authentication failed: MINISGL_DIST_SECRET (--dist-secret) differs"
-        )
+        assert await host.refusal() == ("authentication failed: its MINISGL_DIST_SECRET differs")
 
 
 async def test_a_node_rank_out_of_range_is_said_with_the_range() -> None:
