@@ -8,7 +8,6 @@ namespace minisgl {
 void bind_comm(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_layers(pybind11::module_& module);
-void bind_log(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
 
 }  // namespace minisgl

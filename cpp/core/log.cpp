@@ -1,90 +1,77 @@
-// One vector under a lock, and an eventfd that is written when the vector stops being empty.
 #include "core/log.h"
 
-#include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <array>
+#include <atomic>
 #include <cstdio>
-#include <cstring>
-#include <mutex>
-#include <utility>
-
-#include "core/error.h"
+#include <ctime>
 
 namespace minisgl {
 namespace {
 
-struct Log {
-  std::mutex mutex;   // guards the rest
-  int event_fd = -1;  // of whoever took it over; -1: nobody
-  std::vector<LogLine> lines;
-  std::size_t num_left_out = 0;
+struct LevelName {
+  const char* text;
+  const char* json;
 };
+constexpr std::array<LevelName, 4> kNames = {
+    LevelName{"DEBUG", "debug"}, {"INFO", "info"}, {"WARNING", "warning"}, {"ERROR", "error"}};
 
-// Never destroyed: threads may have something to say while the process ends.
-Log& the_log() {
-  static Log& log = *new Log;
-  return log;
-}
+std::atomic<LogLevel> least_level = LogLevel::warning;
+std::atomic<bool> as_json = false;
 
-void print(const LogLine& line) {
-  if (line.level >= LogLevel::info) std::fprintf(stderr, "minisgl: %s\n", line.text.c_str());
+// Other than ASCII is escaped byte by byte: a file's name need not be text, and the line has to be JSON all the same.
+std::string quoted(std::string_view text) {
+  std::string result = "\"";
+  for (const char character : text) {
+    const auto byte = static_cast<unsigned char>(character);
+    if (byte < 0x20 || byte >= 0x7f) {
+      std::array<char, 8> escaped{};
+      std::snprintf(escaped.data(), escaped.size(), "\\u%04x", byte);
+      result += escaped.data();
+    } else {
+      if (byte == '"' || byte == '\\') result += '\\';
+      result += character;
+    }
+  }
+  return result += '"';
 }
 
 }  // namespace
 
-void log_line(LogLevel level, std::string text) noexcept {
-  try {
-    Log& log = the_log();
-    LogLine line{level, std::move(text)};
-    const std::lock_guard lock(log.mutex);
-    if (log.event_fd < 0) return print(line);
-    if (log.lines.size() == LogTaker::max_waiting_lines) {
-      ++log.num_left_out;
-      return;
-    }
-    log.lines.push_back(std::move(line));
-    if (log.lines.size() == 1) eventfd_write(log.event_fd, 1);
-  } catch (...) {  // no memory for a line
+std::string format_log_line(LogLevel level, std::string_view message, bool json, long seconds, int milliseconds) {
+  const LevelName& name = kNames[static_cast<std::size_t>(level)];
+  const std::time_t time = seconds;
+  std::tm parts{};
+  std::array<char, 32> shown{};
+  if (!json) {
+    localtime_r(&time, &parts);
+    std::strftime(shown.data(), shown.size(), "%H:%M:%S", &parts);
+    return std::string(shown.data()) + ' ' + name.text + ' ' + std::string(message);
   }
+  gmtime_r(&time, &parts);
+  const std::size_t length = std::strftime(shown.data(), shown.size(), "%Y-%m-%dT%H:%M:%S", &parts);
+  std::snprintf(shown.data() + length, shown.size() - length, ".%03dZ", milliseconds);
+  return std::string(R"({"time":")") + shown.data() + R"(","level":")" + name.json +
+         R"(","logger":"minisgl._native","message":)" + quoted(message) + '}';
 }
 
-LogTaker::LogTaker() {
-  Log& log = the_log();
-  const std::lock_guard lock(log.mutex);
-  if (log.event_fd >= 0) throw InputError("the native log is taken over already");
-  log.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (log.event_fd < 0) throw InputError(concat("the native log can't be taken over: eventfd: ", std::strerror(errno)));
+void set_log(LogLevel least, bool json) {
+  least_level = least;
+  as_json = json;
 }
 
-LogTaker::~LogTaker() {
-  std::vector<LogLine> rest;
+void log_line(LogLevel level, std::string_view message) noexcept {
+  if (level < least_level) return;
   try {
-    rest = take();
-  } catch (...) {  // no memory for them
+    std::timespec now{};
+    std::timespec_get(&now, TIME_UTC);
+    const std::string line =
+        format_log_line(level, message, as_json, now.tv_sec, static_cast<int>(now.tv_nsec / 1'000'000)) + '\n';
+    // In one piece, so that lines of other threads and processes don't get into it.
+    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
+  } catch (...) {  // no memory for the line
   }
-  Log& log = the_log();
-  const std::lock_guard lock(log.mutex);
-  for (const LogLine& line : rest) print(line);
-  close(std::exchange(log.event_fd, -1));
-}
-
-int LogTaker::event_fd() const {
-  Log& log = the_log();
-  const std::lock_guard lock(log.mutex);
-  return log.event_fd;
-}
-
-std::vector<LogLine> LogTaker::take() {
-  Log& log = the_log();
-  const std::lock_guard lock(log.mutex);
-  eventfd_t count = 0;
-  if (!log.lines.empty()) eventfd_read(log.event_fd, &count);
-  std::vector<LogLine> lines = std::exchange(log.lines, {});
-  if (log.num_left_out > 0)
-    lines.push_back({LogLevel::warning, concat(std::exchange(log.num_left_out, 0), " lines of the log were left out")});
-  return lines;
 }
 
 }  // namespace minisgl

@@ -9,7 +9,6 @@
 #include <sstream>
 #include <system_error>
 
-#include "core/error.h"
 #include "core/log.h"
 
 namespace minisgl {
@@ -47,7 +46,7 @@ GemmChoices read_choices(const fs::path& file, const std::string& owner) {
   std::string title;
   if (!std::getline(in, title) || title != kTitle + owner) return {};
   std::optional<GemmChoices> choices = parse(in);
-  if (!choices) log_line(LogLevel::warning, concat(file.string(), " is damaged; products are timed again"));
+  if (!choices) log_line(LogLevel::warning, file.string() + " is damaged; the kernels are measured again");
   return choices.value_or(GemmChoices{});
 }
 
@@ -70,7 +69,7 @@ void write_choices(const fs::path& file, const std::string& owner, const GemmCho
   out.close();
   if (out) fs::rename(draft, file, error);
   if (out && !error) return;
-  log_line(LogLevel::warning, concat(file.string(), " can't be written; products are timed again at the next start"));
+  log_line(LogLevel::warning, file.string() + " can't be written; the kernels are measured again at each start");
   fs::remove(draft, error);
 }
 

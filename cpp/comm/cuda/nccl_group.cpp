@@ -58,7 +58,7 @@ NcclGroup::~NcclGroup() {
     const auto destroy = [library = library_, comm = comm_] { return library.comm_destroy(comm); };
     check(within(timeout_, "ncclCommDestroy", destroy), "ncclCommDestroy");
   } catch (const std::exception& error) {
-    log_line(LogLevel::error, error.what());
+    log_line(LogLevel::warning, error.what());
   }
 }
 
@@ -114,7 +114,7 @@ NcclBuffer::~NcclBuffer() {
       });
     group_.library().check(group_.library().mem_free(data_), "ncclMemFree");
   } catch (const std::exception& error) {
-    log_line(LogLevel::error, error.what());
+    log_line(LogLevel::warning, error.what());
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <string>
 #include <utility>
 
 #include "core/error.h"
@@ -30,7 +31,7 @@ class CudaHandle {
     if (handle_ == nullptr) return;
     const cudaError_t error = destroy(handle_);
     if (error != cudaSuccess)
-      log_line(LogLevel::error, concat("a CUDA object could not be released: ", cudaGetErrorString(error)));
+      log_line(LogLevel::warning, std::string("a CUDA object can't be freed: ") + cudaGetErrorString(error));
   }
   Handle get() const { return handle_; }
   explicit operator bool() const { return handle_ != nullptr; }

@@ -41,7 +41,8 @@ class StepBlock {
                          const SlotOf& slot_of, cudaStream_t stream);
 
  private:
-  // Where the arrays of StepData are written on the host, and from which index on biases, bans and masks are known.
+  // The places where the arrays of StepData are written on the host, and the indices from which on kernels know biases,
+  // bans and masks.
   struct Arrays {
     std::int32_t *tokens, *positions, *slots;
     SequenceEntry* sequences;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from minisgl.ipc.messages import (
     Shutdown,
     StepOutputs,
 )
+from minisgl.tasks import background
 
 CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its cause
 
@@ -93,7 +94,7 @@ class RankGroup:
             await self._ranks.start(self._options, places)
         except OSError as error:
             raise EngineStartError(f"the engine process can't be started: {error}") from error
-        self._tasks.append(asyncio.create_task(self._watch.run()))
+        self._keep(self._watch.run(), "the watch of silent and stuck ranks")
         ready = asyncio.create_task(self._all_ready.wait())
         lost = asyncio.create_task(self.wait_lost())
         try:
@@ -159,7 +160,15 @@ class RankGroup:
             return
         self._losses[rank] = _Loss(reason, blamed_rank)
         if len(self._losses) == 1:
-            self._tasks.append(asyncio.create_task(self._explain()))
+            self._keep(self._explain(), "the search for a loss's cause")
+
+    def _keep(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Runs a task without which the group can't be: its failure is the group's loss."""
+        self._tasks.append(background(work, what, self._end))
+
+    def _end(self, reason: str) -> None:
+        if not self._lost.done():
+            self._lost.set_result(reason)
 
     async def _explain(self) -> None:
         """Waits a moment for the cause: the first news may come from a rank that only missed
@@ -170,7 +179,7 @@ class RankGroup:
         losses = list(self._losses.values())
         # "Rank 0: rank 1 has died" says less than what rank 1 died of.
         causes = [loss for loss in losses if loss.blamed_rank not in self._losses]
-        self._lost.set_result((causes or losses)[0].reason)
+        self._end((causes or losses)[0].reason)
 
     def _describe(self, rank: int) -> str:
         return "the engine process" if self._size == 1 else f"the process of rank {rank}"

@@ -39,10 +39,10 @@ from minisgl.ipc.messages import (
     decode_to_rank,
 )
 from minisgl.ipc.queues import ZmqAsyncPushQueue
+from minisgl.log import start_native_logging
 from minisgl.rank.cores import format_core_list
 from minisgl.rank.cuda_library import load_cublas
 from minisgl.rank.join import CommunicatorError, join_group
-from minisgl.rank.native_log import NativeLog
 
 if TYPE_CHECKING:
     from minisgl._native import Engine, Follower, Progress
@@ -72,10 +72,9 @@ async def main(link: ParentLink[ToRank]) -> int:
     if not isinstance(start, Start):
         raise TypeError(f"expected the start first, got {type(start).__name__}")
     life = Life()
-    native_log = NativeLog(asyncio.get_running_loop())
     pulse = asyncio.create_task(_show_life(link.outbox, life))
     try:
-        loaded = await _load(start, link.outbox, life, native_log)
+        loaded = await _load(start, link.outbox, life)
         link.outbox.put_nowait(Ready(_info(loaded)))
         die_with_parent(signal.SIGKILL)  # nothing that it holds is kept outside it
         if start.place.rank == 0:
@@ -86,7 +85,6 @@ async def main(link: ParentLink[ToRank]) -> int:
         failure = Failed(str(error), error.blamed_rank)
     finally:
         pulse.cancel()
-        native_log.close()
     if failure is not None:
         link.outbox.put_nowait(failure)
         return 1
@@ -236,7 +234,7 @@ def answer_malformed(outbox: Outbox) -> Callable[[bytes], None]:
     return reply
 
 
-async def _load(start: Start, outbox: Outbox, life: Life, native_log: NativeLog) -> LoadedRank:
+async def _load(start: Start, outbox: Outbox, life: Life) -> LoadedRank:
     """Constructs and starts the engine or the follower in a thread of its own and reports phases.
     StartError.
     """
@@ -255,7 +253,7 @@ async def _load(start: Start, outbox: Outbox, life: Life, native_log: NativeLog)
     def load() -> None:
         result, error = None, None
         try:
-            result = _construct(start, reports, life, native_log)
+            result = _construct(start, reports, life)
         except StartError as caught:
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is gone: the process is ending
@@ -274,9 +272,7 @@ class LoadedRank:
     cores: str = ""
 
 
-def _construct(
-    start: Start, reports: _PhaseReporter, life: Life, native_log: NativeLog
-) -> LoadedRank:
+def _construct(start: Start, reports: _PhaseReporter, life: Life) -> LoadedRank:
     reports.begin("loading the native module")
     try:
         from minisgl import _native
@@ -285,9 +281,9 @@ def _construct(
         raise StartError(
             f"the native module can't be imported: {error}; reinstall minisgl"
         ) from error
-    native_log.open(_native)
     options, place = start.options, start.place
     set_tp_info(place.rank, place.size)
+    start_native_logging(_native.set_log)
     try:
         load_cublas(_native.build_info()["cuda"])
         arguments = msgspec.structs.asdict(options)

@@ -24,14 +24,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"version"},
     "log": {"config"},
     "tasks": set(),
-    "ipc": {"log", "tasks"},
+    "ipc": {"config", "log", "tasks", "version"},
     "distributed": {"_native", "config"},
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
     "model_files": {"config"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "config", "distributed", "ipc"},
+    "rank": {"_native", "config", "distributed", "ipc", "log"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
     "text": {"ipc", "model_files", "tasks", "tokenizer"},
     "engine": {"config", "ipc", "sampling_params", "tasks"},

@@ -38,23 +38,6 @@ class Progress:
         self.working = False
 
 
-class Log:
-    """Says one line at each level."""
-
-    def __init__(self) -> None:
-        self._event_fd = os.eventfd(1)
-        self._lines = [(10, "a native detail"), (30, "a native warning"), (40, "a native error")]
-
-    def event_fd(self) -> int:
-        return self._event_fd
-
-    def take(self) -> list[tuple[int, str]]:
-        lines, self._lines = self._lines, []
-        if lines:
-            os.eventfd_read(self._event_fd)
-        return lines
-
-
 class Engine:
     def __init__(
         self,
@@ -213,8 +196,8 @@ if __name__ == "__main__":
     native = types.ModuleType("minisgl._native")
     native.Engine = Engine  # type: ignore[attr-defined]
     native.InputError = InputError  # type: ignore[attr-defined]
-    native.Log = Log  # type: ignore[attr-defined]
     native.Progress = Progress  # type: ignore[attr-defined]
+    native.set_log = lambda least, json: None  # type: ignore[attr-defined]
     native.RankFailure = RankFailure  # type: ignore[attr-defined]
     native.divide_even = divmod  # type: ignore[attr-defined]
     native.build_info = lambda: {"cuda": ""}  # type: ignore[attr-defined]

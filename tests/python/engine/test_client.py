@@ -407,18 +407,6 @@ async def test_phases_are_reported_with_their_seconds() -> None:
     assert finished == ["loading the native module", "loading weights", "starting the engine"]
 
 
-async def test_what_native_code_says_goes_through_pythons_levels(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    client = make_client()
-    await client.start(30)
-    await client.close()
-    said = capfd.readouterr().err
-    assert "WARNING a native warning" in said
-    assert "ERROR a native error" in said
-    assert "a native detail" not in said
-
-
 async def test_a_drain_lets_streams_end(client: EngineClient) -> None:
     stream = client.submit([1], params(50))
     drained = asyncio.create_task(client.drain(20))
