@@ -34,7 +34,7 @@ class CudaDevice final : public Device {
         pool_(num_threads),
         stream_(cuda::make_stream()),
         uploader_(pool_, stream_.get()),
-        products_(properties.name, cache_folder, stream_.get()),
+        products_(properties.name, cache_folder, pool_, stream_.get()),
         slots_(device_index, stream_.get(), comm_.get()) {
     const std::int64_t parts = most_attention_parts();
     partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));

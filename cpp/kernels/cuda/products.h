@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/tensor.h"
+#include "core/thread_pool.h"
 #include "gemm/cuda/cublaslt.h"
 #include "gemm/cuda/launch.h"
 #include "kernels/cuda/weights.h"
@@ -17,9 +18,10 @@ namespace minisgl::cuda {
 
 class Products {
  public:
-  // Choices for `gpu_name` are kept in `cache_folder`; empty: nowhere. Everything is queued on `stream`.
-  Products(const std::string& gpu_name, const std::string& cache_folder, cudaStream_t stream)
-      : dense_(gpu_name, cache_folder), stream_(stream) {}
+  // Choices for `gpu_name` are kept in `cache_folder`; empty: nowhere. The pool's progress counts what is measured.
+  // Everything is queued on `stream`.
+  Products(const std::string& gpu_name, const std::string& cache_folder, const ThreadPool& pool, cudaStream_t stream)
+      : dense_(gpu_name, cache_folder, pool), stream_(stream) {}
 
   // y = x · Wᵀ, in y's format.
   void write(const DeviceLinear& weights, const LinearInput& x, Tensor y);
