@@ -20,7 +20,7 @@ class Products {
  public:
   // Choices for `gpu_name` are kept in `cache_folder`; empty: nowhere. The pool's progress counts what is measured.
   // Everything is queued on `stream`.
-  Products(const std::string& gpu_name, const std::string& cache_folder, const ThreadPool& pool, cudaStream_t stream)
+  Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, cudaStream_t stream)
       : dense_(gpu_name, cache_folder, pool), stream_(stream) {}
 
   // y = x · Wᵀ, in y's format.
