@@ -1,4 +1,5 @@
 // Python's view of the communicators. Tensors cross by DLPack.
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -109,11 +110,32 @@ void broadcast(CommunicatorHandle& self, const py::object& tensor, int root, Str
   comm.broadcast(data.data(), data.num_bytes(), root, stream);
 }
 
+// The exception, with the rank as a field.
+void bind_rank_failure(py::module_& module) {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> type;
+  type.call_once_and_store_result([&] {
+    py::exception<RankFailure> made(module, "RankFailure", PyExc_RuntimeError);
+    made.doc() =
+        "A collective that could not end because another rank died, left or didn't come; the message names it, and "
+        "`rank` is its number, or -1 where it isn't known.";
+    made.attr("rank") = -1;
+    return py::object(made);
+  });
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const RankFailure& failure) {
+      const py::object error = type.get_stored()(failure.what());
+      error.attr("rank") = failure.rank();
+      PyErr_SetObject(type.get_stored().ptr(), error.ptr());
+    }
+  });
+}
+
 }  // namespace
 
 void bind_comm(py::module_& module) {
-  py::register_exception<RankFailure>(module, "RankFailure", PyExc_RuntimeError).doc() =
-      "A collective that could not end because another rank died, left or didn't come; the message names it.";
+  bind_rank_failure(module);
   // The first call of a process may take seconds, in which other threads have to go on.
   module.def("num_gpus", &num_gpus, py::call_guard<py::gil_scoped_release>(),
              "GPUs that this process sees; 0 without a driver and in a CPU-only build.");

@@ -82,14 +82,14 @@ py::tuple output_tuple(const RequestOutput& output) {
                         logprobs, prompt_logprobs, timings);
 }
 
-using Progress = std::function<void(const std::string& phase, std::int64_t done, std::int64_t total)>;
+using PhaseReport = std::function<void(const std::string& phase, std::int64_t done, std::int64_t total)>;
 
 // Calls Python with a phase, on a thread that doesn't hold the GIL.
-std::function<void(std::int64_t, std::int64_t)> reporter(const Progress& progress, const char* phase) {
-  return [&progress, phase](std::int64_t done, std::int64_t total) {
-    if (!progress) return;
+std::function<void(std::int64_t, std::int64_t)> reporter(const PhaseReport& report, const char* phase) {
+  return [&report, phase](std::int64_t done, std::int64_t total) {
+    if (!report) return;
     const py::gil_scoped_acquire acquire;
-    progress(phase, done, total);
+    report(phase, done, total);
   };
 }
 
@@ -186,7 +186,8 @@ Holder<Rank> make_rank(const std::string& model_path, std::int64_t num_threads, 
                        std::int64_t max_running, std::int64_t max_batch_tokens, std::int64_t max_waiting,
                        const std::string& device, double memory_fraction, std::int64_t num_pages,
                        bool disable_cuda_graph, bool disable_overlap, const std::string& load_format,
-                       const std::string& cache_dir, const std::optional<Place>& place, const Progress& progress) {
+                       const std::string& cache_dir, const std::optional<Place>& place, const PhaseReport& report,
+                       const std::shared_ptr<Progress>& counter) {
   if (load_format != "auto" && load_format != "dummy") {
     throw InputError("--load-format must be auto or dummy, got " + load_format);
   }
@@ -206,11 +207,12 @@ Holder<Rank> make_rank(const std::string& model_path, std::int64_t num_threads, 
                                        .max_running = max_running,
                                        .max_batch_tokens = max_batch_tokens,
                                        .max_waiting = max_waiting},
-                            .place = place.value_or(Place{})};
+                            .place = place.value_or(Place{}),
+                            .progress = counter ? counter : std::make_shared<Progress>()};
   Holder<Rank> rank;
   {
     const py::gil_scoped_release release;
-    rank.reset(new Rank(options, {.weights = reporter(progress, "weights"), .graphs = reporter(progress, "graphs")}));
+    rank.reset(new Rank(options, {.weights = reporter(report, "weights"), .graphs = reporter(report, "graphs")}));
   }
   stop_at_exit(rank->weak_engine());
   return rank;
@@ -224,10 +226,11 @@ void define_making(Class& type) {
            py::arg("max_waiting") = 4096, py::arg("device") = "auto", py::arg("memory_fraction") = 0.9,
            py::arg("num_pages") = 0, py::arg("disable_cuda_graph") = false, py::arg("disable_overlap") = false,
            py::arg("load_format") = "auto", py::arg("cache_dir") = "", py::arg("place") = py::none(),
-           py::arg("progress") = py::none(),
+           py::arg("progress") = py::none(), py::arg("counter") = py::none(),
            "Takes its `place` among ranks, if there are several, and loads the weights, calling progress(phase, done, "
            "total) on this thread. 0 and 'auto' are chosen. What a GPU measures of itself is kept in cache_dir, if one "
-           "is given. Raises InputError, and RankFailure for another rank's end.");
+           "is given. What it does from then on shows in `counter`. Raises InputError, and RankFailure for another "
+           "rank's end.");
   type.def_property_readonly("info", &Rank::info, "What was loaded and chosen.");
 }
 
@@ -240,7 +243,7 @@ PlanKey read_key(const std::string& bytes) {
 
 Place make_place(int rank, int size, int local_size, int ring_fd, const std::string& host, int plan_port,
                  const std::vector<std::tuple<int, py::bytes, py::bytes>>& remotes, std::int64_t spin_microseconds,
-                 const CommunicatorHandle& device_comm, const CommunicatorHandle& host_comm) {
+                 const CommunicatorHandle& device_comm, const CommunicatorHandle& host_comm, double step_timeout) {
   check_rank(rank, size);
   Place place{.rank = rank,
               .size = size,
@@ -251,7 +254,8 @@ Place make_place(int rank, int size, int local_size, int ring_fd, const std::str
               .remotes = {},
               .spin = std::chrono::microseconds(spin_microseconds),
               .device_comm = device_comm.communicator,
-              .host_comm = host_comm.communicator};
+              .host_comm = host_comm.communicator,
+              .step_timeout = std::chrono::milliseconds(static_cast<std::int64_t>(step_timeout * 1000))};
   for (const auto& [remote, follower, primary] : remotes) {
     place.remotes.push_back({.rank = remote, .keys = {read_key(follower), read_key(primary)}});
   }
@@ -288,10 +292,16 @@ void bind_engine(py::module_& module) {
       "Processors that this process may use: its affinity, cut by the quota of its control groups.");
   module.def("gpu_pci_id", &cuda_pci_id, py::arg("device"), py::call_guard<py::gil_scoped_release>(),
              "The PCI id of a GPU, as /sys/bus/pci/devices has it; '' where there is none.");
+  py::class_<Progress, std::shared_ptr<Progress>>(
+      module, "Progress", "How far a rank has come: read without a lock, whatever the rank is doing.")
+      .def(py::init<>())
+      .def_property_readonly("done", &Progress::done, "Grows with every task, step and piece of weights that is done.")
+      .def_property_readonly("working", &Progress::working,
+                             "Whether there is something to do: then it advances, or is stuck.");
   py::class_<Place>(module, "Place", "Which rank of a group a process is, and how it reaches the others.")
       .def(py::init(&make_place), py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("local_size"),
            py::arg("ring_fd"), py::arg("host"), py::arg("plan_port"), py::arg("remotes"), py::arg("spin_microseconds"),
-           py::arg("device_comm"), py::arg("host_comm"),
+           py::arg("device_comm"), py::arg("host_comm"), py::arg("step_timeout"),
            "The fields are those of Place in cpp/engine/group.h; `remotes` has (rank, follower's key, rank 0's key).");
 
   auto follower = py::class_<PyFollower, Holder<PyFollower>>(
@@ -307,7 +317,10 @@ void bind_engine(py::module_& module) {
           "A descriptor that is readable once the thread has ended. It belongs to the follower.")
       .def(
           "failure", [](const PyFollower& self) { return self.follower().failure(); },
-          "What the thread died of, or ''.");
+          "What the thread died of, or ''.")
+      .def(
+          "blamed_rank", [](const PyFollower& self) { return self.follower().blamed_rank(); },
+          "The rank that the failure blames; -1 for none.");
 
   auto engine =
       py::class_<PyEngine, Holder<PyEngine>>(module, "Engine", "A model behind a scheduler, on a thread of its own.");
@@ -333,7 +346,10 @@ void bind_engine(py::module_& module) {
       .def("stats", &stats)
       .def(
           "failure", [](const PyEngine& self) { return self.engine().failure(); },
-          "What the engine thread died of, or ''.");
+          "What the engine thread died of, or ''.")
+      .def(
+          "blamed_rank", [](const PyEngine& self) { return self.engine().blamed_rank(); },
+          "The rank that the failure blames; -1 for none.");
 }
 
 }  // namespace minisgl

@@ -2,6 +2,7 @@
 // and bind/plugin_communicator.h make them.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -24,6 +25,17 @@ class RankFailure : public std::runtime_error {
  private:
   int rank_;
 };
+
+// How long a rank waits for the others.
+struct TimeLimit {
+  std::chrono::milliseconds time{30'000};
+  std::string option = {};  // the flag that sets it, for messages; may be empty
+};
+// "30 s", or "30 s (--step-timeout)".
+inline std::string text_of(const TimeLimit& limit) {
+  const std::string seconds = concat(static_cast<double>(limit.time.count()) / 1000.0, " s");
+  return limit.option.empty() ? seconds : concat(seconds, " (", limit.option, ")");
+}
 
 // residual += the sum of delta over the ranks, then y = residual / rms(residual) * weight, row by row.
 struct SumAddRmsNorm {
@@ -67,6 +79,10 @@ class Communicator {
   // The reduction and what follows it in a layer, in one. False where this communicator has no such thing, or not for
   // this size: then nothing was done, on any rank.
   virtual bool all_reduce_add_rms_norm(const SumAddRmsNorm&, StreamHandle) { return false; }
+
+  // How long a collective waits for the other ranks from now on; at first it is the limit of the start. Not while a
+  // call is under way. A communicator that waits in somebody else's code has limits of its own.
+  virtual void set_time_limit(const TimeLimit&) {}
 
   // Before and after this thread waits for a stream that collectives are queued on, with a time limit: if another rank
   // keeps them from ending, the communicator gives them up so that the wait ends, and end_wait() says who is to blame.

@@ -34,7 +34,7 @@ struct NcclOptions {
   // Processes of the ranks, rank by rank; 0: on another host. Those that are known are watched: a death ends the
   // others' collectives at once. Empty: nobody is watched, and only the time limit speaks.
   std::vector<pid_t> pids;
-  // Of the start, of a wait (Communicator::begin_wait) and of a sum through peer memory.
+  // Of the start; and until set_time_limit() of a wait (Communicator::begin_wait) and of a sum through peer memory.
   std::chrono::milliseconds timeout{30'000};
 };
 

@@ -161,7 +161,7 @@ class RingSender final : public PlanSender {
     while (true) {
       const std::uint32_t seen = header.freed.load(std::memory_order_seq_cst);
       if (room() > 0) break;
-      if (SteadyClock::now() >= deadline) throw RankFailure(-1, concat(laggards(), " took no plan for ", limit_text()));
+      if (SteadyClock::now() >= deadline) fail_late();
       if (futex_wait(header.freed, seen, SteadyClock::now() + std::min(options_.check_interval, options_.stall_limit)))
         continue;
       for (int rank = 1; rank < options_.size; ++rank) {
@@ -172,12 +172,16 @@ class RingSender final : public PlanSender {
     header.writer_sleeps.store(0, std::memory_order_seq_cst);
   }
 
-  std::string laggards() {
+  // The first laggard is to blame, and all are named.
+  [[noreturn]] void fail_late() {
+    int first = -1;
     std::string text;
     for (int rank = 1; rank < options_.size; ++rank) {
-      if (written_ - read_by(rank) == ring_.capacity()) text += concat(text.empty() ? "rank " : ", rank ", rank);
+      if (written_ - read_by(rank) != ring_.capacity()) continue;
+      if (first < 0) first = rank;
+      text += concat(text.empty() ? "rank " : ", rank ", rank);
     }
-    return text;
+    throw RankFailure(first, concat(text, " did not read its step plans for ", limit_text()));
   }
   std::string limit_text() const { return concat(static_cast<double>(options_.stall_limit.count()) / 1000, " s"); }
 

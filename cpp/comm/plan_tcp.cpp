@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "comm/constant_time.h"
+#include "comm/greetings.h"
 #include "comm/tcp_socket.h"
 #include "core/error.h"
 
@@ -19,7 +20,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds greeting_limit{2000};  // for the first bytes of a connection: a stranger may send none
+constexpr milliseconds greeting_limit{2000};  // for the first bytes of a connection, and for their answer
 constexpr milliseconds retry_interval{100};   // between two attempts to connect
 
 struct Greeting {
@@ -48,23 +49,19 @@ SocketAddress address_of(const PlanTcpOptions& options) {
 
 std::string why_gone() {
   if (errno == 0) return "closed its connection";
-  if (errno == EAGAIN) return "took no plan for too long";
   return concat("is out of reach: ", std::strerror(errno));
 }
 
 class TcpSender final : public PlanSender {
  public:
   TcpSender(const PlanTcpOptions& options, const std::vector<RemoteRank>& ranks) : options_(options) {
-    const FileDescriptor listener = listen_at(address_of(options), place_of(options));
+    Greetings greetings(listen_at(address_of(options), place_of(options)), sizeof(Greeting), greeting_limit);
     const Deadline deadline = deadline_in(options.connect_limit);
     std::vector<RemoteRank> missing = ranks;
     while (!missing.empty()) {
-      FileDescriptor connection = accept_connection(listener, deadline);
-      if (connection) {
-        admit(std::move(connection), missing);
-      } else if (has_passed(deadline)) {
-        throw RankFailure(missing.front().rank, describe(missing));
-      }
+      std::optional<Greetings::Caller> caller = greetings.next(deadline);
+      if (!caller) throw RankFailure(missing.front().rank, describe(missing));
+      admit(std::move(*caller), missing);
     }
   }
 
@@ -75,7 +72,9 @@ class TcpSender final : public PlanSender {
       const Deadline deadline = deadline_in(options_.stall_limit);
       if (!send_all(connection.socket, bytes_of(length), deadline, MSG_MORE) ||
           !send_all(connection.socket, frame, deadline)) {
-        throw RankFailure(connection.rank, concat("rank ", connection.rank, " ", why_gone()));
+        const std::string what =
+            errno == EAGAIN ? concat("did not read its step plans for ", limit_text()) : why_gone();
+        throw RankFailure(connection.rank, concat("rank ", connection.rank, " ", what));
       }
     }
   }
@@ -87,19 +86,16 @@ class TcpSender final : public PlanSender {
   };
 
   // A stranger's connection is closed, and that is all.
-  void admit(FileDescriptor connection, std::vector<RemoteRank>& missing) {
-    const Deadline deadline = deadline_in(greeting_limit);
-    watch(connection, options_.stall_limit);
+  void admit(Greetings::Caller caller, std::vector<RemoteRank>& missing) {
     Greeting greeting;
-    if (!receive_all(connection, bytes_of(greeting), deadline) ||
-        std::memcmp(greeting.magic, Greeting().magic, sizeof greeting.magic) != 0) {
-      return;
-    }
+    std::memcpy(&greeting, caller.bytes.data(), sizeof greeting);
+    if (std::memcmp(greeting.magic, Greeting().magic, sizeof greeting.magic) != 0) return;
     const auto rank = std::ranges::find(missing, static_cast<int>(greeting.rank), &RemoteRank::rank);
     if (rank == missing.end() || !equal_in_constant_time(greeting.key, rank->keys.follower)) return;
     Greeting answer{.rank = greeting.rank, .key = rank->keys.primary};
-    if (!send_all(connection, bytes_of(answer), deadline)) return;
-    connections_.push_back({rank->rank, std::move(connection)});
+    watch(caller.socket, options_.stall_limit);
+    if (!send_all(caller.socket, bytes_of(answer), deadline_in(greeting_limit))) return;
+    connections_.push_back({rank->rank, std::move(caller.socket)});
     missing.erase(rank);
   }
 
@@ -109,6 +105,8 @@ class TcpSender final : public PlanSender {
     return concat(text, " did not connect to ", place_of(options_), " within ",
                   static_cast<double>(options_.connect_limit.count()) / 1000, " s");
   }
+
+  std::string limit_text() const { return concat(static_cast<double>(options_.stall_limit.count()) / 1000, " s"); }
 
   const PlanTcpOptions options_;
   std::vector<Connection> connections_;
@@ -120,7 +118,8 @@ class TcpReceiver final : public PlanReceiver {
     const Deadline deadline = deadline_in(options.connect_limit);
     while (!join(options, self)) {
       if (has_passed(deadline)) {
-        throw RankFailure(0, concat("rank 0 can't be reached at ", place_of(options)));
+        throw RankFailure(0, concat(refused_ ? "rank 0 turned this rank away at " : "rank 0 can't be reached at ",
+                                    place_of(options)));
       }
       std::this_thread::sleep_for(retry_interval);
     }
@@ -149,20 +148,25 @@ class TcpReceiver final : public PlanReceiver {
 
   // Whether rank 0 was there.
   bool join(const PlanTcpOptions& options, const RemoteRank& self) {
+    refused_ = false;
     const Deadline deadline = deadline_in(greeting_limit);
     FileDescriptor connection = try_to_connect(address_of(options), deadline);
     if (!connection) return false;
     watch(connection, options.stall_limit);
     Greeting greeting{.rank = static_cast<std::uint32_t>(self.rank), .key = self.keys.follower}, answer;
-    if (!send_all(connection, bytes_of(greeting), deadline) || !receive_all(connection, bytes_of(answer), deadline))
+    if (!send_all(connection, bytes_of(greeting), deadline) || !receive_all(connection, bytes_of(answer), deadline)) {
+      refused_ = errno == 0;  // the connection was closed in order
       return false;
+    }
     if (!equal_in_constant_time(answer.key, self.keys.primary))
-      throw RankFailure(0, "who answers at rank 0's address is not rank 0");
+      throw RankFailure(
+          0, concat("authentication failed: the peer at ", place_of(options), " is not rank 0 of this group"));
     connection_ = std::move(connection);
     return true;
   }
 
   FileDescriptor connection_;
+  bool refused_ = false;  // at the last attempt
   std::atomic<bool> interrupted_ = false;
   std::vector<std::byte> frame_;
 };

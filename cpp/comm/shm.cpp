@@ -99,6 +99,8 @@ class ShmCommunicator final : public Communicator {
     });
   }
 
+  void set_time_limit(const TimeLimit& limit) override { group_.set_time_limit(limit); }
+
   void barrier(StreamHandle) override {
     if (size() > 1) group_.exchange();
   }

@@ -14,7 +14,7 @@ struct ShmOptions {
   std::string name;  // the same on every rank, unlike every other group's on this host; at most 64 characters
   int rank = 0;
   int size = 1;
-  // How long a rank waits for the others, at the start and in a collective.
+  // How long a rank waits for the others at the start, and in a collective until set_time_limit().
   std::chrono::milliseconds timeout{30'000};
 };
 

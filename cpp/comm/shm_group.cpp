@@ -9,7 +9,6 @@
 #include <string>
 #include <utility>
 
-#include "comm/communicator.h"
 #include "comm/futex.h"
 #include "comm/peer_watch.h"
 #include "core/error.h"
@@ -50,7 +49,7 @@ ShmGroup::ShmGroup(std::shared_ptr<std::byte> memory, int rank, std::vector<pid_
       header_(*reinterpret_cast<Header*>(memory_.get())),
       rank_(rank),
       pids_(std::move(pids)),
-      timeout_(timeout) {
+      limit_{timeout} {
   sched_getaffinity(0, sizeof(cpu_set_t), &header_.lines[rank_].processors);
 }
 
@@ -70,7 +69,7 @@ void ShmGroup::exchange() {
   Header::Line& own = header_.lines[rank_];
   own.arrived.fetch_add(kEpoch);  // sequentially consistent, like the look at the sleepers and theirs at this
   if (own.sleepers.load() != 0) futex_wake(own.arrived, INT_MAX);
-  const auto deadline = Clock::now() + timeout_;
+  const auto deadline = Clock::now() + limit_.time;
   for (int rank = 0; rank < size(); ++rank)
     if (rank != rank_) wait_for(rank, deadline);
 }
@@ -127,9 +126,8 @@ void ShmGroup::throw_failure() const {
     case Reason::left: throw RankFailure(rank, who + " has left the group");
     case Reason::late: break;
   }
-  throw RankFailure(
-      rank, concat(who, " didn't come to a collective within ", static_cast<double>(timeout_.count()) / 1000.0, " s",
-                   is_stopped(pid) ? " and is stopped" : ""));
+  throw RankFailure(rank, concat(who, " didn't come to a collective within ", text_of(limit_),
+                                 is_stopped(pid) ? " and is stopped" : ""));
 }
 
 }  // namespace minisgl

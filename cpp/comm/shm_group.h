@@ -9,6 +9,8 @@
 #include <memory>
 #include <vector>
 
+#include "comm/communicator.h"
+
 namespace minisgl {
 
 // Time goes in epochs. In each, every rank writes into its slot and calls exchange(); then it may read all ranks' slots
@@ -38,6 +40,9 @@ class ShmGroup {
   // Whether to spin before sleeping: where every rank can have a processor to itself. After a first exchange().
   void choose_waiting();
 
+  // Of exchanges from now on.
+  void set_time_limit(const TimeLimit& limit) { limit_ = limit; }
+
   // From any thread: the process of that rank has ended.
   void report_death(int rank);
 
@@ -54,7 +59,7 @@ class ShmGroup {
   Header& header_;
   int rank_;
   std::vector<pid_t> pids_;
-  std::chrono::milliseconds timeout_;
+  TimeLimit limit_;
   std::uint32_t epoch_ = 0;
   int num_spins_ = 0;
 };

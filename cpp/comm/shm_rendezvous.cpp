@@ -23,6 +23,8 @@ namespace {
 
 constexpr std::uint32_t kMagic = 0x6d736731;  // of this version of the messages
 constexpr int kMaxRanks = 64;
+// Of connections that have said nothing. One more, and the oldest is closed: a rank speaks at once.
+constexpr std::size_t kMostCallers = 256;
 
 struct Hello {
   std::uint32_t magic;
@@ -160,10 +162,12 @@ class Host {
     return ranks;
   }
 
-  // Waits for a rank to come, and for one that came to end.
+  // Waits for a rank to come, and for one that came to end. Connections are heard side by side: one that says nothing
+  // keeps nobody waiting.
   void admit_next() {
     std::vector<pollfd> polled = {{listener_.get(), POLLIN, 0}};
     for (const FileDescriptor& socket : sockets_) polled.push_back({socket.get(), POLLIN, 0});
+    for (const FileDescriptor& socket : callers_) polled.push_back({socket.get(), POLLIN, 0});
     const int ready = poll(polled.data(), polled.size(), milliseconds_until(request_.deadline));
     if (ready < 0 && errno != EINTR) throw_system_error("poll");
     if (ready < 0) return;
@@ -176,9 +180,25 @@ class Host {
     for (int rank = 0; rank < request_.size; ++rank)
       if (polled[static_cast<std::size_t>(rank) + 1].revents != 0)
         refuse_all(Outcome::missing, rank, concat("rank ", rank, " ended before all ranks had come"));
+    std::vector<FileDescriptor> silent;
+    for (std::size_t i = 0; i < callers_.size(); ++i) {
+      if (polled[1 + sockets_.size() + i].revents == 0) {
+        silent.push_back(std::move(callers_[i]));
+        continue;
+      }
+      Hello hello;
+      if (receive(callers_[i].get(), deadline_in(std::chrono::milliseconds(0)), hello))
+        admit(std::move(callers_[i]), hello);
+    }
+    callers_ = std::move(silent);
+    if (polled[0].revents == 0) return;
     FileDescriptor socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    Hello hello;
-    if (!socket || !is_same_user(socket.get()) || !receive(socket.get(), request_.deadline, hello)) return;
+    if (!socket || !is_same_user(socket.get())) return;
+    if (callers_.size() == kMostCallers) callers_.erase(callers_.begin());
+    callers_.push_back(std::move(socket));
+  }
+
+  void admit(FileDescriptor socket, const Hello& hello) {
     const pid_t pid = process_behind(socket.get());
     const bool in_range = hello.rank >= 0 && hello.rank < request_.size;
     const bool fits = hello.size == request_.size && in_range && pids_[static_cast<std::size_t>(hello.rank)] == 0;
@@ -204,6 +224,7 @@ class Host {
   FileDescriptor listener_;
   std::vector<FileDescriptor> sockets_;  // of the other ranks that have come; behind them one that doesn't fit
   std::vector<pid_t> pids_;              // 0: hasn't come yet
+  std::vector<FileDescriptor> callers_;  // that have not said yet who they are, in the order in which they came
 };
 
 // So much longer than the host does a rank wait that came later: the host knows who is missing.

@@ -67,6 +67,8 @@ class TcpCommunicator final : public Communicator {
     });
   }
 
+  void set_time_limit(const TimeLimit& limit) override { mesh_.set_time_limit(limit); }
+
   void barrier(StreamHandle) override {
     make_room(1);
     const std::byte token{1};

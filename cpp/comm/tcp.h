@@ -14,7 +14,7 @@ struct TcpOptions {
   std::string secret;   // 8 to 64 bytes that all ranks know and nobody else
   int rank = 0;
   int size = 1;
-  // How long a rank waits for the others, at the start and in a collective.
+  // How long a rank waits for the others at the start, and in a collective until set_time_limit().
   std::chrono::milliseconds timeout{30'000};
 };
 

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "comm/constant_time.h"
+#include "comm/greetings.h"
 #include "comm/tcp_socket.h"
 #include "core/error.h"
 
@@ -65,7 +66,8 @@ FileDescriptor connect_to(const SocketAddress& address, int rank, const TcpOptio
       if (hello.magic == kMagic && hello.rank == rank && hello.size == options.size &&
           equal_in_constant_time(hello.secret, own.secret))
         return socket;
-      throw InputError(concat("what answers in the place of rank ", rank, " is not of this group"));
+      throw InputError(concat("authentication failed: the peer at the address of rank ", rank,
+                              " has another secret, size or release of minisgl"));
     }
     if (has_passed(deadline - kTryAgain))
       throw RankFailure(rank, concat("rank ", rank, " didn't come within ", seconds(options.timeout)));
@@ -74,35 +76,35 @@ FileDescriptor connect_to(const SocketAddress& address, int rank, const TcpOptio
 }
 
 // Accepts the ranks from `first` on, in whatever order they come.
-void accept_ranks(const FileDescriptor& listener, int first, const TcpOptions& options, Deadline deadline,
+void accept_ranks(FileDescriptor listener, int first, const TcpOptions& options, Deadline deadline,
                   std::vector<FileDescriptor>& sockets) {
   Hello own = hello_of(options);
+  Greetings greetings(std::move(listener), sizeof(Hello), kHelloTime);
   const auto is_missing = [](const FileDescriptor& socket) { return !socket; };
   while (true) {
     const auto missing = std::find_if(sockets.begin() + first, sockets.end(), is_missing);
     if (missing == sockets.end()) return;
-    FileDescriptor socket = accept_connection(listener, deadline);
-    if (!socket && has_passed(deadline)) {
+    std::optional<Greetings::Caller> caller = greetings.next(deadline);
+    if (!caller) {
       const auto rank = static_cast<int>(missing - sockets.begin());
       throw RankFailure(rank, concat("rank ", rank, " didn't come within ", seconds(options.timeout)));
     }
-    const Deadline hello_deadline = std::min(deadline, deadline_in(kHelloTime));
     Hello hello;
-    if (!socket || !receive_all(socket, bytes_of(hello), hello_deadline) || hello.magic != kMagic ||
-        !equal_in_constant_time(hello.secret, own.secret))
-      continue;  // a stranger
+    std::memcpy(&hello, caller->bytes.data(), sizeof(hello));
+    if (hello.magic != kMagic || !equal_in_constant_time(hello.secret, own.secret)) continue;  // a stranger
     const bool fits = hello.size == options.size && hello.rank >= first && hello.rank < options.size;
     if (!fits || sockets[static_cast<std::size_t>(hello.rank)])
       throw InputError(concat("rank ", hello.rank, " of ", hello.size, " came to a group of ", options.size,
                               fits ? " that has that rank" : ""));
-    if (send_all(socket, bytes_of(own), hello_deadline))
-      sockets[static_cast<std::size_t>(hello.rank)] = std::move(socket);
+    if (send_all(caller->socket, bytes_of(own), std::min(deadline, deadline_in(kHelloTime))))
+      sockets[static_cast<std::size_t>(hello.rank)] = std::move(caller->socket);
   }
 }
 
 }  // namespace
 
-TcpMesh::TcpMesh(const TcpOptions& options) : options_(options), sockets_(static_cast<std::size_t>(options.size)) {
+TcpMesh::TcpMesh(const TcpOptions& options)
+    : options_(options), limit_{options.timeout}, sockets_(static_cast<std::size_t>(options.size)) {
   check_rank(options.rank, options.size);
   if (options.secret.size() < 8 || options.secret.size() > 64)
     throw InputError(concat("a group's secret has 8 to 64 bytes, got ", options.secret.size()));
@@ -113,7 +115,7 @@ TcpMesh::TcpMesh(const TcpOptions& options) : options_(options), sockets_(static
   FileDescriptor listener;
   if (options.rank == 0) {
     listener = listen_at(meeting_place, options.address);
-    accept_ranks(listener, 1, options, deadline, sockets_);
+    accept_ranks(std::move(listener), 1, options, deadline, sockets_);
   } else {
     sockets_[0] = connect_to(meeting_place, 0, options, deadline);
     SocketAddress own = own_address(sockets_[0]);
@@ -138,12 +140,12 @@ TcpMesh::TcpMesh(const TcpOptions& options) : options_(options), sockets_(static
   for (int rank = 1; rank < options.rank; ++rank)
     sockets_[static_cast<std::size_t>(rank)] =
         connect_to(addresses[static_cast<std::size_t>(rank)], rank, options, deadline);
-  accept_ranks(listener, options.rank + 1, options, deadline, sockets_);
+  accept_ranks(std::move(listener), options.rank + 1, options, deadline, sockets_);
 }
 
 void TcpMesh::exchange(std::vector<TcpMessages> messages) {
   if (!failure_.empty()) throw RankFailure(culprit_, failure_);
-  const Deadline deadline = deadline_in(options_.timeout);
+  const Deadline deadline = deadline_in(limit_.time);
   std::vector<pollfd> polled(sockets_.size(), pollfd{-1, 0, 0});
   while (true) {
     int waiting_for = -1;
@@ -173,7 +175,7 @@ void TcpMesh::exchange(std::vector<TcpMessages> messages) {
     }
     if (waiting_for < 0) return;
     const int ready = poll(polled.data(), polled.size(), milliseconds_until(deadline));
-    if (ready == 0) fail(waiting_for, concat("didn't come to a collective within ", seconds(options_.timeout)));
+    if (ready == 0) fail(waiting_for, concat("didn't come to a collective within ", text_of(limit_)));
   }
 }
 

@@ -30,11 +30,14 @@ class TcpMesh {
   // sends is what the other expects. Throws RankFailure where a connection ends or the time limit passes, and from then
   // on.
   void exchange(std::vector<TcpMessages> messages);
+  // Of exchanges from now on.
+  void set_time_limit(const TimeLimit& limit) { limit_ = limit; }
 
  private:
   [[noreturn]] void fail(int rank, const std::string& message);
 
   TcpOptions options_;
+  TimeLimit limit_;
   std::vector<FileDescriptor> sockets_;  // by rank; none for this one
   std::string failure_;
   int culprit_ = -1;

@@ -53,6 +53,7 @@ struct ThreadPool::State {
   void* context = nullptr;
   std::int32_t num_tasks = 0;
   std::vector<std::thread> workers;
+  std::shared_ptr<Progress> progress = std::make_shared<Progress>();
 
   ~State() {
     unclaimed.store(stop_signal, std::memory_order_release);
@@ -77,6 +78,7 @@ struct ThreadPool::State {
       if (!unclaimed.compare_exchange_weak(left, left - 1, std::memory_order_acquire, std::memory_order_relaxed))
         continue;
       run_one(num_tasks - left, thread);
+      if (thread == 0) progress->advance();
       ++num_done;
       left = unclaimed.load(std::memory_order_relaxed);
     }
@@ -113,10 +115,21 @@ int ThreadPool::num_threads() const {
   return static_cast<int>(state_->workers.size()) + 1;
 }
 
+void ThreadPool::report_to(std::shared_ptr<Progress> progress) {
+  state_->progress = std::move(progress);
+}
+
+Progress& ThreadPool::progress() const {
+  return *state_->progress;
+}
+
 void ThreadPool::run(std::int64_t num_tasks, TaskFunction function, void* context) {
   State& state = *state_;
   if (num_tasks <= 1 || state.workers.empty()) {
-    for (std::int64_t task = 0; task < num_tasks; ++task) function(context, task, 0);
+    for (std::int64_t task = 0; task < num_tasks; ++task) {
+      function(context, task, 0);
+      state.progress->advance();
+    }
     return;
   }
   MINISGL_CHECK(num_tasks <= std::numeric_limits<std::int32_t>::max(), "got ", num_tasks, " tasks");

@@ -5,6 +5,8 @@
 #include <memory>
 #include <type_traits>
 
+#include "core/progress.h"
+
 namespace minisgl {
 
 class ThreadPool {
@@ -16,6 +18,11 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const;
+
+  // Where the pool reports: each task that the caller runs itself is an advance. A rank's other work advances it, too.
+  // Before the first run.
+  void report_to(std::shared_ptr<Progress> progress);
+  Progress& progress() const;
 
   // Calls body(task, thread) once for each task in [0, num_tasks), spread over the threads in no fixed order, and
   // returns when all are done; thread is in [0, num_threads). An exception thrown by a task is rethrown here.

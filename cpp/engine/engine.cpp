@@ -88,9 +88,10 @@ struct Engine::Impl {
   // Shared by all threads; each has its own lock.
   Inbox inbox;
   CompletionQueue completions;
-  mutable std::mutex status_mutex;  // guards the next two
+  mutable std::mutex status_mutex;  // guards the next three
   EngineStats stats;
   std::string failure;
+  int blamed_rank = -1;
   std::mutex lifecycle_mutex;  // start and stop, one at a time; guards the next two
   std::thread thread;
   bool stopped = false;
@@ -118,7 +119,7 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device
     : config(checked(config_, model_->spec())),
       device(std::move(device_)),
       model(std::move(model_)),
-      inbox(config.max_running + config.max_waiting),
+      inbox(config.max_running + config.max_waiting, device->pool().progress()),
       scheduler(scheduler_options(config)),
       executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
       publisher(std::move(plan_senders)),
@@ -151,6 +152,10 @@ void Engine::Impl::run() noexcept {
       deliver();
     }
     publisher.shut_down();
+  } catch (const RankFailure& error) {
+    what = error.what();
+    const std::lock_guard lock(status_mutex);
+    blamed_rank = error.rank();
   } catch (const std::exception& error) {
     what = error.what();
     if (what.empty()) what = "an exception without a message";
@@ -333,6 +338,7 @@ Engine::~Engine() {
 void Engine::start() {
   const std::lock_guard lock(impl_->lifecycle_mutex);
   MINISGL_CHECK(!impl_->thread.joinable() && !impl_->stopped, "an engine starts once");
+  impl_->inbox.show_work();
   impl_->thread = start_quiet_thread([impl = impl_.get()] {
     pthread_setname_np(pthread_self(), "minisgl-engine");
     impl->run();
@@ -410,6 +416,11 @@ const EngineMemory& Engine::memory() const {
 std::string Engine::failure() const {
   const std::lock_guard lock(impl_->status_mutex);
   return impl_->failure;
+}
+
+int Engine::blamed_rank() const {
+  const std::lock_guard lock(impl_->status_mutex);
+  return impl_->blamed_rank;
 }
 
 }  // namespace minisgl

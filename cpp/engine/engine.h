@@ -45,6 +45,8 @@ class Engine {
   const EngineMemory& memory() const;
   // Set when the engine thread died of an exception: what it said. Live requests were finished with `error`.
   std::string failure() const;
+  // The rank that the failure blames; -1 for none.
+  int blamed_rank() const;
 
  private:
   struct Impl;

@@ -68,6 +68,7 @@ void Executor::record(const std::vector<std::int64_t>& sizes, const RecordProgre
     const std::vector<LogitQuery> queries(count, LogitQuery{.params = &greedy});
     const StepBatch batch{zeros, zeros, sequences, rows, cache_.page_size()};
     device_.record_step(batch, queries, [&] { device_.sample(model_.forward(batch, cache_)); });
+    device_.pool().progress().advance();
     if (progress) progress(++recorded, std::ssize(sizes));
   }
 }
@@ -99,6 +100,12 @@ void Executor::launch(const StepPlan& plan) {
     const Tensor logits = model_.forward(batch, cache_);
     if (!queries_.empty()) device_.sample(logits);
   });
+}
+
+std::vector<TokenOutput> Executor::take() {
+  std::vector<TokenOutput> outputs = device_.take_outputs();
+  device_.pool().progress().advance();
+  return outputs;
 }
 
 void Executor::build_batch(const StepPlan& plan) {

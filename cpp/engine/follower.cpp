@@ -60,6 +60,15 @@ struct Follower::Impl final : PlanHandler {
   }
   void shut_down() override { running = false; }
 
+  // Waiting for rank 0 is no work.
+  std::span<const std::byte> next_frame() {
+    Progress& progress = device->pool().progress();
+    progress.set_working(false);
+    const std::span<const std::byte> frame = plans->receive();
+    progress.set_working(true);
+    return frame;
+  }
+
   void take() {
     executor.take();
     --num_in_flight;
@@ -67,19 +76,25 @@ struct Follower::Impl final : PlanHandler {
 
   void run() noexcept {
     std::string what;
+    int blamed = -1;
     try {
-      while (running) decoder.decode(plans->receive(), *this);
+      while (running) decoder.decode(next_frame(), *this);
       while (num_in_flight > 0) take();
     } catch (const ChannelInterrupted&) {
+    } catch (const RankFailure& error) {
+      what = error.what();
+      blamed = error.rank();
     } catch (const std::exception& error) {
       what = error.what();
       if (what.empty()) what = "an exception without a message";
     } catch (...) {
       what = "an exception of an unknown type";
     }
+    device->pool().progress().set_working(false);
     {
       const std::lock_guard lock(mutex);
       failure = what;
+      blamed_rank = blamed;
     }
     eventfd_write(ended.get(), 1);
   }
@@ -99,6 +114,7 @@ struct Follower::Impl final : PlanHandler {
   FileDescriptor ended;
   mutable std::mutex mutex;  // guards the rest
   std::string failure;
+  int blamed_rank = -1;
   std::thread thread;
   bool stopped = false;
 };
@@ -138,6 +154,11 @@ int Follower::event_fd() const {
 std::string Follower::failure() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->failure;
+}
+
+int Follower::blamed_rank() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->blamed_rank;
 }
 
 const ModelSpec& Follower::spec() const {

@@ -28,6 +28,8 @@ class Follower {
   int event_fd() const;
   // Set when it ended because of an exception: what it said.
   std::string failure() const;
+  // The rank that the failure blames; -1 for none.
+  int blamed_rank() const;
 
   const ModelSpec& spec() const;
   const EngineConfig& config() const;

@@ -37,6 +37,12 @@ std::unique_ptr<PlanReceiver> open_plan_receiver(const Place& place) {
   return connect_to_plans(tcp_options(place), place.remotes.front());
 }
 
+void set_running_limit(const Place& place) {
+  for (const auto& comm : {place.device_comm, place.host_comm}) {
+    if (comm) comm->set_time_limit({place.step_timeout, "--step-timeout"});
+  }
+}
+
 EngineConfig agree_on_config(const EngineConfig& own, const EngineOptions& asked, const ModelSpec& spec,
                              Communicator& host) {
   // What must be equal, and the pages last.

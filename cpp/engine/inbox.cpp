@@ -15,6 +15,7 @@ Inbox::Answer Inbox::submit(Request request) {
     live_.insert(submission.request.id);
     commands_.emplace_back(std::move(submission));
     ++num_submissions_;
+    progress_.set_working(true);
   }
   changed_.notify_one();
   return Answer::accepted;
@@ -55,6 +56,7 @@ void Inbox::forget(std::span<const std::uint64_t> ids) {
   if (ids.empty()) return;
   const std::lock_guard lock(mutex_);
   for (const std::uint64_t id : ids) live_.erase(id);
+  progress_.set_working(!live_.empty());
 }
 
 std::vector<std::uint64_t> Inbox::close() {
@@ -64,7 +66,13 @@ std::vector<std::uint64_t> Inbox::close() {
   num_submissions_ = 0;
   const std::vector<std::uint64_t> ids(live_.begin(), live_.end());
   live_.clear();
+  progress_.set_working(false);
   return ids;
+}
+
+void Inbox::show_work() {
+  const std::lock_guard lock(mutex_);
+  progress_.set_working(!live_.empty());
 }
 
 }  // namespace minisgl

@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/progress.h"
 #include "engine/request.h"
 
 namespace minisgl {
@@ -28,8 +29,9 @@ class Inbox {
  public:
   enum class Answer : std::uint8_t { accepted, duplicate, full, closed };
 
-  // Accepts at most `max_live` requests that are not forgotten yet.
-  explicit Inbox(std::int64_t max_live) : max_live_(max_live) {}
+  // Accepts at most `max_live` requests that are not forgotten yet. `progress` (which outlives it) hears whether there
+  // are any.
+  Inbox(std::int64_t max_live, Progress& progress) : max_live_(max_live), progress_(progress) {}
 
   Answer submit(Request request);
   void abort(std::uint64_t id);  // nothing for ids that are not live
@@ -42,6 +44,8 @@ class Inbox {
   void forget(std::span<const std::uint64_t> ids);
   // Refuses everything from now on and returns the ids that are still live.
   std::vector<std::uint64_t> close();
+  // Tells `progress` now, too.
+  void show_work();
 
  private:
   mutable std::mutex mutex_;
@@ -49,6 +53,7 @@ class Inbox {
   std::vector<Command> commands_;
   std::unordered_set<std::uint64_t> live_;
   std::int64_t max_live_;
+  Progress& progress_;
   std::int64_t num_submissions_ = 0;
   bool stopping_ = false;
   bool closed_ = false;

@@ -13,13 +13,20 @@ LoadedRank load_rank(const RankOptions& options, const LoadProgress& progress) {
   const Place& place = options.place;
   std::unique_ptr<Device> device =
       make_device(options.device, options.num_threads, place.device_comm, options.cache_dir);
+  device->pool().report_to(options.progress);
+  options.progress->set_working(true);
   std::unique_ptr<Model> model = load_model(options.model_path, *device, progress, options.format);
   // Ranks on one host's processors share its memory.
   const std::int64_t sharers = device->has_own_memory() ? 1 : place.local_size;
   EngineConfig config =
       choose_config(options.engine, {model->spec(), model->weight_dtype(), model->weight_bytes(), *device},
                     device->available_memory() / sharers);
-  if (place.host_comm) config = agree_on_config(config, options.engine, model->spec(), *place.host_comm);
+  if (place.host_comm) {
+    options.progress->set_working(false);  // while it waits for ranks that load more slowly
+    config = agree_on_config(config, options.engine, model->spec(), *place.host_comm);
+    set_running_limit(place);
+    options.progress->set_working(true);
+  }
   RankInfo info{.spec = model->spec(),
                 .config = config,
                 .memory = {},

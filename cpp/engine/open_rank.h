@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "core/progress.h"
 #include "engine/engine.h"
 #include "engine/follower.h"
 #include "engine/group.h"
@@ -25,6 +26,7 @@ struct RankOptions {
   LoadFormat format = LoadFormat::files;
   EngineOptions engine;
   Place place;
+  std::shared_ptr<Progress> progress = std::make_shared<Progress>();  // where the rank's shows, for its whole life
 };
 
 // Called on the thread that opens the rank.

@@ -64,6 +64,7 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
   WeightLoader load(*source, device, dummy ? WeightLoader::Pass::dummy : WeightLoader::Pass::load,
                     [&](std::int64_t bytes) {
                       done += bytes;
+                      device.pool().progress().advance();
                       if (progress && !dummy) progress(std::min(done, total), total);
                     });
   DecoderWeights weights = load_decoder_weights(spec, load);

@@ -59,6 +59,22 @@ _Output: TypeAlias = tuple[
     tuple[float, float, float] | None,  # seconds in queue, prefill, decode; with the finish
 ]
 
+class Progress:
+    """How far a rank has come. Reading it waits for no lock and no thread, whatever the rank is
+    doing.
+    """
+
+    def __init__(self) -> None: ...
+    @property
+    def done(self) -> int:
+        """Grows with every task of an operation, step, and piece of the weights that is done."""
+
+    @property
+    def working(self) -> bool:
+        """Whether there is something to do that doesn't depend on other ranks' coming: then `done`
+        grows, or the rank is stuck.
+        """
+
 class Place:
     """Which rank of a group a process is, and how it reaches the others."""
 
@@ -75,9 +91,10 @@ class Place:
         spin_microseconds: int,
         device_comm: Communicator,
         host_comm: Communicator,
+        step_timeout: float,
     ) -> None:
         """The fields are those of Place in cpp/engine/group.h; `remotes` has (rank, follower's key,
-        rank 0's key).
+        rank 0's key); step_timeout: seconds that a collective may take once all have loaded.
         """
 
 class Follower:
@@ -104,6 +121,7 @@ class Follower:
         cache_dir: str = "",
         place: Place | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        counter: Progress | None = None,
     ) -> None:
         """As Engine's."""
     @property
@@ -116,6 +134,8 @@ class Follower:
         """A descriptor that is readable once the thread has ended. It belongs to the follower."""
     def failure(self) -> str:
         """What the thread died of, or ""."""
+    def blamed_rank(self) -> int:
+        """The rank that the failure blames; -1 for none."""
 
 class Engine:
     """A model behind a scheduler, on a thread of its own."""
@@ -141,11 +161,12 @@ class Engine:
         cache_dir: str = "",
         place: Place | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        counter: Progress | None = None,
     ) -> None:
         """Takes its `place` among ranks, if there are several, and loads the weights, calling
         progress(phase, done, total) on this thread. 0 and "auto" are chosen. What a GPU
-        measures of itself is kept in cache_dir, if one is given. Raises InputError, and RankFailure
-        for another rank's end.
+        measures of itself is kept in cache_dir, if one is given. `counter` shows how far it is,
+        from now to its end. Raises InputError, and RankFailure for another rank's end.
         """
 
     @property
@@ -164,6 +185,8 @@ class Engine:
     def take_outputs(self) -> list[_Output]: ...
     def stats(self) -> EngineStats: ...
     def failure(self) -> str: ...
+    def blamed_rank(self) -> int:
+        """The rank that the failure blames; -1 for none."""
 
 class Model:
     """A model without a scheduler. One thread at a time."""
@@ -242,6 +265,9 @@ class RankFailure(RuntimeError):  # noqa: N818
     """A collective that could not end because another rank died, left or didn't come; the message
     names it.
     """
+
+    rank: int
+    """The rank that is to blame; -1 where it isn't known."""
 
 class Communicator:
     """Collectives between ranks; every rank makes the same calls in the same order. Tensors are

@@ -20,6 +20,7 @@ COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 ENV_PREFIX = "MINISGL_"
+STEP_TIMEOUT = 30.0  # seconds
 MIN_SECRET_LENGTH = 16  # the least for --dist-secret: a proof of knowing it crosses the network
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -71,6 +72,9 @@ class ServerArgs:
 
     num_tokenizer: int = 0  # tokenizer processes; 0: in the server's own process
     startup_timeout: float = 600.0  # seconds until the engine must be ready
+    # Seconds that a rank may work without any progress, and that a collective may take: then it is
+    # lost, and the engine is started again.
+    step_timeout: float = STEP_TIMEOUT
     drain_timeout: float = 30.0  # seconds that live streams have to finish after SIGTERM
     metrics_alias_prefix: str = "vllm"  # metrics are also shown under this prefix; "" for none
     log_level: str = "info"  # debug: one line per request, too
@@ -150,6 +154,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "node_rank": (0, 1023),
     "num_tokenizer": (0, 256),
     "startup_timeout": (1, 86400),
+    "step_timeout": (1, 86400),
     "drain_timeout": (0, 86400),
 }
 
@@ -389,6 +394,12 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             _Flag(
                 "drain-timeout",
                 "time that live streams have to end after SIGTERM",
+                parse_number,
+                "SECONDS",
+            ),
+            _Flag(
+                "step-timeout",
+                "time without progress after which a rank that has work is lost",
                 parse_number,
                 "SECONDS",
             ),

@@ -95,6 +95,7 @@ def launch_server(
                 ),
                 size=args.tp,
                 comm=args.comm,
+                step_timeout=args.step_timeout,
                 max_waiting=args.max_waiting,
                 launcher=functools.partial(HostRanks, hub, rank_command)
                 if hub

@@ -26,6 +26,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::milliseconds kLook{500};
 constexpr std::int64_t kMaxOneShotBytes = 512 << 10;
 constexpr std::int64_t kMaxTwoShotBytes = 4 << 20;
 
@@ -46,7 +47,8 @@ class GpuCommunicator final : public Communicator {
       : options_(options),
         group_(nccl, id, options.rank, options.size, options.timeout),
         buffer_(group_, static_cast<std::size_t>(options.max_buffer_bytes)),
-        barrier_(group_, sizeof(float)) {
+        barrier_(group_, sizeof(float)),
+        limit_{options.timeout} {
     name_ = "NCCL " + nccl.version_text();
     if (buffer_.is_symmetric()) name_ += concat(", symmetric memory up to ", buffer_.size(), " bytes");
     if (peer_sums != PeerSums::never) start_peers(peer_sums, *host);
@@ -114,7 +116,15 @@ class GpuCommunicator final : public Communicator {
     return peers_->all_reduce_add_rms_norm(op, reinterpret_cast<cudaStream_t>(stream));
   }
 
-  void begin_wait() override { deadline_.store((Clock::now() + options_.timeout).time_since_epoch().count()); }
+  // Sums that are recorded afterwards keep this limit when they are replayed.
+  void set_time_limit(const TimeLimit& limit) override {
+    const std::lock_guard lock(mutex_);
+    limit_ = limit;
+    if (peers_) peers_->set_time_limit(limit.time);
+    group_.set_time_limit(limit.time);
+  }
+
+  void begin_wait() override { deadline_.store((Clock::now() + limit_.time).time_since_epoch().count()); }
 
   void end_wait() override {
     deadline_.store(kNoDeadline);
@@ -210,8 +220,11 @@ class GpuCommunicator final : public Communicator {
     const std::string who = rank < 0 ? "a rank" : concat("rank ", rank);
     const bool stopped =
         rank >= 0 && !options_.pids.empty() && is_stopped(options_.pids[static_cast<std::size_t>(rank)]);
-    fail(rank, concat(who, " didn't come to a collective within ",
-                      static_cast<double>(options_.timeout.count()) / 1000.0, " s", stopped ? " and is stopped" : ""));
+    const std::string limit = [&] {
+      const std::lock_guard lock(mutex_);
+      return text_of(limit_);
+    }();
+    fail(rank, concat(who, " didn't come to a collective within ", limit, stopped ? " and is stopped" : ""));
   }
 
   // The first rank on this host whose process is in that state; -1: none.
@@ -221,13 +234,13 @@ class GpuCommunicator final : public Communicator {
     return -1;
   }
 
-  // Wakes at the deadline of the wait that it saw last; a wait that began later is seen then. So a rank that hangs is
-  // noticed after one to two time limits, and a wait costs two stores.
+  // Wakes at the deadline of the wait that it saw last, and every kLook to see one that began since. So a rank that
+  // hangs is noticed at most kLook after the time limit, and a wait costs two stores.
   void watch_waits() {
     std::unique_lock lock(mutex_);
     while (!ending_ && !failure_) {
       const Clock::time_point seen{Clock::duration(deadline_.load())};
-      changed_.wait_until(lock, std::min(seen, Clock::now() + options_.timeout), [this] { return ending_; });
+      changed_.wait_until(lock, std::min(seen, Clock::now() + kLook), [this] { return ending_; });
       if (ending_ || failure_ || Clock::now() < seen || deadline_.load() != seen.time_since_epoch().count()) continue;
       lock.unlock();
       fail_late(peers_ ? peers_->missing_rank().value_or(-1) : -1);
@@ -235,7 +248,7 @@ class GpuCommunicator final : public Communicator {
     }
   }
 
-  NcclOptions options_;
+  const NcclOptions options_;
   std::string name_;
   NcclGroup group_;
   NcclBuffer buffer_;
@@ -247,6 +260,7 @@ class GpuCommunicator final : public Communicator {
   std::atomic<bool> failed_{false};                // there is a failure_
   std::mutex mutex_;                               // of the following
   std::optional<RankFailure> failure_;
+  TimeLimit limit_;  // of waits; written by the thread that makes the calls
   bool ending_ = false;
   std::condition_variable changed_;
   std::unique_ptr<PeerWatch> watch_;

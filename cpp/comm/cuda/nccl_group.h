@@ -37,6 +37,8 @@ class NcclGroup {
   std::string asynchronous_error();
   // From any thread: ends what is queued on the device. Later calls fail.
   void abort();
+  // Of the end.
+  void set_time_limit(std::chrono::milliseconds limit) { timeout_ = limit; }
   bool is_aborted() const { return aborted_.load(std::memory_order_relaxed); }
 
  private:

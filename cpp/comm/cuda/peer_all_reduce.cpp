@@ -110,6 +110,7 @@ std::unique_ptr<PeerAllReduce> PeerAllReduce::make(Communicator& host, int devic
   Offer own{};
   std::string own_reason;
   try {
+    self->set_time_limit(timeout);
     self->allocate(host, device, max_one_shot_bytes, max_two_shot_bytes);
     own = self->offer(device);
   } catch (const CheckError& error) {
@@ -148,6 +149,10 @@ void PeerAllReduce::all_reduce_sum(PeerAlgorithm algorithm, void* data, std::int
 bool PeerAllReduce::all_reduce_add_rms_norm(const SumAddRmsNorm& op, cudaStream_t stream) {
   return op.rows > 0 && fits(PeerAlgorithm::one_shot, op.rows * row_bytes(op.dtype, op.cols)) &&
          cuda::one_shot_sum_add_rms_norm(group_, op, stream);
+}
+
+void PeerAllReduce::set_time_limit(std::chrono::milliseconds limit) {
+  group_.limit_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(limit).count());
 }
 
 void PeerAllReduce::give_up() {

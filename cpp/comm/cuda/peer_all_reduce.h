@@ -36,6 +36,8 @@ class PeerAllReduce {
   // False, with nothing done, for what doesn't fit and what the kernel can't do.
   bool all_reduce_add_rms_norm(const SumAddRmsNorm& op, cudaStream_t stream);
 
+  // How long kernels that are launched or recorded from now on wait for the other ranks.
+  void set_time_limit(std::chrono::milliseconds limit);
   // From any thread: ends all waiting on the device, now and later.
   void give_up();
   // The rank whose data didn't come within the time limit.

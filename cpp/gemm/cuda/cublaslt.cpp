@@ -132,11 +132,12 @@ struct DenseGemm::Impl {
   std::string owner;  // what the choices were measured with
   std::filesystem::path file;
   GemmChoices choices;
+  ThreadPool& pool;
   void* workspace = nullptr;
   CudaEvent start = make_timer(), end = make_timer();
 
-  Impl(const std::string& gpu_name, const std::filesystem::path& cache_folder)
-      : owner(concat(gpu_name, ", cuBLASLt ", library.version())) {
+  Impl(const std::string& gpu_name, const std::filesystem::path& cache_folder, ThreadPool& pool_)
+      : owner(concat(gpu_name, ", cuBLASLt ", library.version())), pool(pool_) {
     if (!cache_folder.empty()) {
       std::string name = concat("gemm ", owner, ".txt");
       std::ranges::replace_if(name, [](unsigned char c) { return std::isalnum(c) == 0 && c != '.'; }, '-');
@@ -189,6 +190,7 @@ struct DenseGemm::Impl {
     MINISGL_CUDA_CHECK(cudaEventSynchronize(end.get()));
     float ms = 0;
     MINISGL_CUDA_CHECK(cudaEventElapsedTime(&ms, start.get(), end.get()));
+    pool.progress().advance();
     return ms;
   }
 
@@ -211,8 +213,8 @@ struct DenseGemm::Impl {
   }
 };
 
-DenseGemm::DenseGemm(const std::string& gpu_name, const std::filesystem::path& cache_folder)
-    : impl_(std::make_unique<Impl>(gpu_name, cache_folder)) {}
+DenseGemm::DenseGemm(const std::string& gpu_name, const std::filesystem::path& cache_folder, ThreadPool& pool)
+    : impl_(std::make_unique<Impl>(gpu_name, cache_folder, pool)) {}
 DenseGemm::~DenseGemm() = default;
 
 void DenseGemm::run(const DenseArgs& args, cudaStream_t stream) {

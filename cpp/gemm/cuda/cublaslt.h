@@ -8,6 +8,8 @@
 #include <memory>
 #include <string>
 
+#include "core/thread_pool.h"
+
 namespace minisgl::cuda {
 
 struct DenseArgs {
@@ -26,8 +28,8 @@ struct DenseArgs {
 class DenseGemm {
  public:
   // Choices are kept in `cache_folder`, by GPU and cuBLASLt's version; empty: nowhere. Throws InputError where
-  // libcublasLt can't be loaded.
-  DenseGemm(const std::string& gpu_name, const std::filesystem::path& cache_folder);
+  // libcublasLt can't be loaded. What is timed advances the progress of `pool`, which outlives it.
+  DenseGemm(const std::string& gpu_name, const std::filesystem::path& cache_folder, ThreadPool& pool);
   ~DenseGemm();
   void run(const DenseArgs& args, cudaStream_t stream);
 

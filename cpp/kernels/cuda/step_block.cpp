@@ -48,13 +48,17 @@ std::size_t block_bytes(std::int64_t rows, std::int64_t sequences, std::int64_t 
 }  // namespace
 
 std::size_t StepBlock::bytes_for(const StepLimits& limits) {
-  // Requests bring up to 300 biases and some stop tokens; what goes beyond this on average makes the block grow, and
-  // recorded steps are lost then: see StepSlots::begin.
+  // Requests bring up to 300 biases and some stop tokens; a step that goes beyond this on average is not replayed: see
+  // StepSlots::begin().
   constexpr std::int64_t entries_a_sequence = 512;
   const std::size_t bytes = block_bytes(limits.rows, limits.sequences, limits.logits, limits.pages + limits.sequences,
                                         entries_a_sequence * limits.logits, entries_a_sequence * limits.logits,
                                         limits.sequences * mask_words(limits.vocab_size));
   return std::bit_ceil(bytes);  // as reserve() rounds it
+}
+
+std::size_t StepBlock::Shape::bytes() const {
+  return block_bytes(rows, sequences, logits, pages, biases, banned, mask_words);
 }
 
 void StepBlock::reserve(std::size_t bytes) {
@@ -201,11 +205,9 @@ void StepBlock::write_queries(std::span<const LogitQuery> queries, const SlotOf&
   }
 }
 
-const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQuery> queries,
-                                  std::int64_t padded_sequences, const SlotOf& slot_of, cudaStream_t stream) {
-  const Shape shape = shape_of(batch, queries, padded_sequences);
-  reserve(block_bytes(shape.rows, shape.sequences, shape.logits, shape.pages, shape.biases, shape.banned,
-                      shape.mask_words));
+const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQuery> queries, const Shape& shape,
+                                  const SlotOf& slot_of, cudaStream_t stream) {
+  reserve(shape.bytes());
   MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
   const Arrays host = lay_out(shape);
   write_rows(batch, shape.padding, host);

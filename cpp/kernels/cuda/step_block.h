@@ -20,22 +20,27 @@ class StepBlock {
   static std::size_t bytes_for(const StepLimits& limits);
   // Room for `bytes`; what the device holds is lost.
   void reserve(std::size_t bytes);
-  std::size_t size() const { return device_.size(); }
   cudaEvent_t sent() const { return sent_.get(); }
 
-  // Queues the copy of a batch filled up to `padded_sequences` sequences of no row, one row and one query each, where
-  // that is more than it has; sent() follows it on `stream`. Slots of the sampled tokens are found by
-  // slot_of(query.seen).
-  const StepData& upload(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences,
-                         const SlotOf& slot_of, cudaStream_t stream);
-
- private:
   // Lengths of the arrays, padding included.
   struct Shape {
     std::int64_t padding = 0;
     std::int64_t rows = 0, sequences = 0, logits = 0;
     std::int64_t pages = 0, biases = 0, banned = 0, mask_words = 0;
+    std::size_t bytes() const;  // at most
   };
+  // Of a batch filled up to `padded_sequences` sequences of no row, one row and one query each, where that is more than
+  // it has.
+  static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
+  // Whether it goes where the last one was. Else upload() makes room somewhere else.
+  bool fits(const Shape& shape) const { return shape.bytes() <= device_.size(); }
+
+  // Queues the copy of a batch of that shape; sent() follows it on `stream`. Slots of the sampled tokens are found by
+  // slot_of(query.seen).
+  const StepData& upload(const StepBatch& batch, std::span<const LogitQuery> queries, const Shape& shape,
+                         const SlotOf& slot_of, cudaStream_t stream);
+
+ private:
   // The places where the arrays of StepData are written on the host, and the indices from which on kernels know biases,
   // bans and masks.
   struct Arrays {
@@ -53,7 +58,6 @@ class StepBlock {
 
   class ProcessorWriter;
 
-  static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
   Arrays lay_out(const Shape& shape);
   void write_rows(const StepBatch& batch, std::int64_t padding, const Arrays& host);
   void write_queries(std::span<const LogitQuery> queries, const SlotOf& slot_of, const Arrays& host);

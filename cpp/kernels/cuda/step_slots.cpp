@@ -2,8 +2,10 @@
 #include "kernels/cuda/step_slots.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "kernels/cuda/seen_tokens.h"
 #include "kernels/cuda/wait.h"
 
@@ -83,16 +85,23 @@ void StepSlots::begin(const StepBatch& batch, std::span<const LogitQuery> querie
   auto& graphs = current().graphs;
   const auto graph = decodes ? graphs.lower_bound(num_sequences) : graphs.end();
   replayed_ = graph != graphs.end() ? &graph->second : nullptr;
-  const std::size_t room = current().block.size();
-  upload(batch, queries, replayed_ != nullptr ? graph->first : 0);
-  if (current().block.size() == room || graphs.empty()) return;
-  // The block has moved from where the graphs read it. It was reserved for more than steps should ever bring.
-  graphs.clear();
+  const StepBlock::Shape shape = StepBlock::shape_of(batch, queries, replayed_ != nullptr ? graph->first : 0);
+  if (graphs.empty() || current().block.fits(shape)) {
+    upload(batch, queries, shape, current().block);
+    return;
+  }
+  // Graphs read the block where it lay when they were captured, so it stays there, and this step runs beside them.
   replayed_ = nullptr;
-  upload(batch, queries, 0);
+  if (!std::exchange(said_too_large_, true)) {
+    log_line(LogLevel::warning,
+             concat("a step of ", num_sequences, " sequences brings so many biases, bans or masks (", shape.bytes(),
+                    " bytes) that it is not replayed from a recording; such steps are slower"));
+  }
+  upload(batch, queries, StepBlock::shape_of(batch, queries, 0), current().large_block);
 }
 
-void StepSlots::upload(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences) {
+void StepSlots::upload(const StepBatch& batch, std::span<const LogitQuery> queries, const StepBlock::Shape& shape,
+                       StepBlock& block) {
   const std::int64_t num_before = previous().num_queries;
   for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= -num_before, "token ", token);
   for (const LogitQuery& query : queries) {
@@ -102,13 +111,13 @@ void StepSlots::upload(const StepBatch& batch, std::span<const LogitQuery> queri
   }
   Slot& slot = current();
   slot.num_queries = std::ssize(queries);
-  slot.reserve_outputs(std::max(std::ssize(queries), padded_sequences));
-  step_ = slot.block.upload(
-      batch, queries, padded_sequences,
-      [](const SeenTokens* seen) { return static_cast<const DeviceSeenTokens*>(seen)->slot(); }, upload_stream_.get());
+  slot.reserve_outputs(shape.logits);
+  step_ = block.upload(
+      batch, queries, shape, [](const SeenTokens* seen) { return static_cast<const DeviceSeenTokens*>(seen)->slot(); },
+      upload_stream_.get());
   step_.drawn = slot.drawn.as<std::int32_t>();
   step_.drawn_before = previous().drawn.as<std::int32_t>();
-  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_, slot.block.sent()));
+  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_, block.sent()));
   MINISGL_CUDA_CHECK(cudaEventRecord(slot.begun.get(), stream_));
 }
 
@@ -125,7 +134,7 @@ void StepSlots::run(const std::function<void()>& body) {
 void StepSlots::record(const StepBatch& batch, std::span<const LogitQuery> queries, const std::function<void()>& body) {
   for (int i = 0; i < 2; ++i) {
     open();
-    upload(batch, queries, 0);
+    upload(batch, queries, StepBlock::shape_of(batch, queries, 0), current().block);
     MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences,
                   "not a decode step");
     if (i == 0) body();  // what is chosen or allocated at a first use must not happen while recording

@@ -46,8 +46,9 @@ class StepSlots {
   // What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
   struct Slot {
     StepBlock block;
-    DeviceBuffer drawn;    // [logits] tokens, for the next step
-    PinnedMemory outputs;  // [logits] OutputEntry, written by the device
+    StepBlock large_block;  // of steps that don't fit the one that graphs read
+    DeviceBuffer drawn;     // [logits] tokens, for the next step
+    PinnedMemory outputs;   // [logits] OutputEntry, written by the device
     std::int64_t num_outputs = 0, num_queries = 0;
     CudaEvent begun, done;                         // on the device
     std::map<std::int64_t, CudaGraphExec> graphs;  // by number of sequences
@@ -59,7 +60,8 @@ class StepSlots {
   Slot& previous() { return slots_[current_ ^ 1]; }
   void open();
   void close();
-  void upload(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
+  void upload(const StepBatch& batch, std::span<const LogitQuery> queries, const StepBlock::Shape& shape,
+              StepBlock& block);
 
   int device_index_;
   cudaStream_t stream_;
@@ -70,6 +72,7 @@ class StepSlots {
   int current_ = 0;  // the step at hand's; the other one's step came before it
   double busy_seconds_ = 0;
   bool is_open_ = false;               // the step at hand may make more calls
+  bool said_too_large_ = false;        // that a step was not replayed because it didn't fit
   int num_untaken_ = 0;                // steps that ran, or run
   StepData step_{};                    // the step at hand
   CudaGraphExec* replayed_ = nullptr;  // what it replays

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from minisgl.config import STEP_TIMEOUT
 from minisgl.engine.api import EngineBusy, EngineStartError, EngineUnavailable, State
 from minisgl.engine.group import RankGroup
 from minisgl.engine.launcher import MakeLauncher
@@ -41,13 +42,15 @@ class EngineClient:
         *,
         size: int = 1,
         comm: str = "auto",
+        step_timeout: float = STEP_TIMEOUT,
         max_waiting: int = 1024,
         launcher: MakeLauncher | None = None,
         restart: RestartPolicy | None = None,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
     ) -> None:
         """`size` ranks that sum through `comm`, started by a `launcher` (processes of this host).
-        `max_waiting`: requests taken beyond the running ones. `on_phase` hears how a start goes.
+        `step_timeout`: seconds that one may work without progress. `max_waiting`: requests taken
+        beyond the running ones. `on_phase` hears how a start goes.
         """
         self._max_waiting = max_waiting
         self._on_phase = on_phase
@@ -60,6 +63,7 @@ class EngineClient:
             launcher=launcher or functools.partial(LocalRanks, RANK_COMMAND),
             size=size,
             comm=comm,
+            step_timeout=step_timeout,
             on_phase=self._note_phase,
             on_outputs=self._requests.dispatch,
         )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
+from minisgl.config import STEP_TIMEOUT
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.launcher import MakeLauncher, RankEvents
 from minisgl.engine.local_ranks import LAST_WORDS_SECONDS
+from minisgl.engine.watch import RankWatch
 from minisgl.ipc.messages import (
-    Alive,
     EngineInfo,
     EngineOptions,
     Failed,
@@ -26,9 +27,14 @@ from minisgl.ipc.messages import (
 from minisgl.tasks import background
 
 CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its cause
-TICK_SECONDS = 1.0
-SILENT_TICKS = 7  # without a word from a rank that has spoken, and it is lost
-MUTE_TICKS = 30  # without a first word
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Why a rank is lost, and the rank that caused it, if it was another; else -1."""
+
+    reason: str
+    blamed_rank: int
 
 
 class RankGroup:
@@ -36,8 +42,8 @@ class RankGroup:
     close() in any case.
 
     The loss of one rank is the loss of all: whoever waits in wait_lost() is told why, and closes
-    the group. A process that ends is noticed at once; one that is stopped or stuck, or out of
-    reach, after SILENT_TICKS seconds without a sign of life.
+    the group. A process that ends is noticed at once; one that is stopped, stuck or out of reach
+    by the watch.
     """
 
     def __init__(
@@ -47,20 +53,24 @@ class RankGroup:
         launcher: MakeLauncher,
         size: int = 1,
         comm: str = "auto",
+        step_timeout: float = STEP_TIMEOUT,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
         on_outputs: Callable[[StepOutputs], None] = lambda outputs: None,
     ) -> None:
+        """`step_timeout`: seconds that a rank with work may go on without progress, and a running
+        collective may take.
+        """
         self._options = options
         self._size = size
         self._comm = comm
+        self._step_timeout = step_timeout
         self._on_phase = on_phase
         self._on_outputs = on_outputs
         self._name = f"minisgl-{secrets.token_hex(16)}"
         self._ranks = launcher(RankEvents(self._handle, self._note_end, on_phase))
         self._infos: dict[int, EngineInfo] = {}
-        self._silence: dict[int, int] = {}  # ticks since the last word
-        self._heard: set[int] = set()  # ranks that have spoken
-        self._reasons: dict[int, str] = {}  # what lost ranks died of, in the order of the news
+        self._watch = RankWatch(range(size), step_timeout, self._note_end)
+        self._losses: dict[int, _Loss] = {}  # by rank, in the order of the news
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._all_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -71,15 +81,20 @@ class RankGroup:
     async def start(self) -> list[EngineInfo]:
         """Starts all ranks and waits until each is ready. Raises EngineStartError."""
         places = [
-            Place(rank=rank, size=self._size, comm=self._comm, name=self._name)
+            Place(
+                rank=rank,
+                size=self._size,
+                comm=self._comm,
+                step_timeout=self._step_timeout,
+                name=self._name,
+            )
             for rank in range(self._size)
         ]
         try:
             await self._ranks.start(self._options, places)
         except OSError as error:
             raise EngineStartError(f"the engine process can't be started: {error}") from error
-        self._silence = {place.rank: 0 for place in places}
-        self._keep(self._watch_silence(), "the watch of silent ranks")
+        self._keep(self._watch.run(), "the watch of silent and stuck ranks")
         ready = asyncio.create_task(self._all_ready.wait())
         lost = asyncio.create_task(self.wait_lost())
         try:
@@ -126,39 +141,25 @@ class RankGroup:
         self._lose(rank, f"{self._describe(rank)} {how}{when}")
 
     def _handle(self, rank: int, message: FromRank) -> None:
-        self._silence[rank] = 0
-        self._heard.add(rank)
+        self._watch.hear(rank, message)
         if isinstance(message, StepOutputs):
             self._on_outputs(message)
         elif isinstance(message, PhaseReport):
             if rank == 0:  # the others do the same at the same time
                 self._on_phase(message)
         elif isinstance(message, Failed):
-            self._lose(
-                rank, f"rank {rank}: {message.message}" if self._size > 1 else message.message
-            )
+            sentence = f"rank {rank}: {message.message}" if self._size > 1 else message.message
+            self._lose(rank, sentence, message.blamed_rank)
         elif isinstance(message, Ready):
             self._infos[rank] = message.info
             if len(self._infos) == self._size:
                 self._all_ready.set()
-        else:
-            assert isinstance(message, Alive)
 
-    async def _watch_silence(self) -> None:
-        # Counts its own ticks, not the time: where this process was stopped, too, nobody is late.
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            for rank in self._silence:
-                self._silence[rank] += 1
-                limit = SILENT_TICKS if rank in self._heard else MUTE_TICKS
-                if self._silence[rank] > limit:
-                    self._lose(rank, f"{self._describe(rank)} gave no sign of life for {limit} s")
-
-    def _lose(self, rank: int, reason: str) -> None:
-        if self._stopping or rank in self._reasons:
+    def _lose(self, rank: int, reason: str, blamed_rank: int = -1) -> None:
+        if self._stopping or rank in self._losses:
             return
-        self._reasons[rank] = reason
-        if len(self._reasons) == 1:
+        self._losses[rank] = _Loss(reason, blamed_rank)
+        if len(self._losses) == 1:
             self._keep(self._explain(), "the search for a loss's cause")
 
     def _keep(self, work: Coroutine[Any, Any, None], what: str) -> None:
@@ -175,14 +176,10 @@ class RankGroup:
         """
         if self._size > 1:
             await asyncio.sleep(CAUSE_SECONDS)
-        reasons = list(self._reasons.values())
-        causes = [reason for reason in reasons if not self._blames_another(reason)]
-        self._end((causes or reasons)[0])
-
-    def _blames_another(self, reason: str) -> bool:
-        """Whether "rank 0: rank 1 has died" is all that it says."""
-        mentioned = [int(number) for number in re.findall(r"\brank (\d+)", reason)]
-        return any(rank != mentioned[0] and rank in self._reasons for rank in mentioned[1:])
+        losses = list(self._losses.values())
+        # "Rank 0: rank 1 has died" says less than what rank 1 died of.
+        causes = [loss for loss in losses if loss.blamed_rank not in self._losses]
+        self._end((causes or losses)[0].reason)
 
     def _describe(self, rank: int) -> str:
         return "the engine process" if self._size == 1 else f"the process of rank {rank}"

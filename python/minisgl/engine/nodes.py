@@ -23,6 +23,7 @@ from minisgl.ipc.node_link import (
     NodeLinkError,
     RankEnd,
     RankWord,
+    ReleaseMismatch,
     StartRanks,
     connect_to_server,
     derive_key,
@@ -150,7 +151,9 @@ class NodeAgent:
         self._ranks: LocalRanks | None = None
 
     async def run(self) -> str:
-        """Until host 0 says farewell (returns "") or has been gone for too long (says so)."""
+        """Until host 0 says farewell (returns ""). Returns a sentence where host 0 has been gone
+        for too long, or has another release.
+        """
         try:
             while link := await self._connect():
                 try:
@@ -161,6 +164,8 @@ class NodeAgent:
                 finally:
                     link.close()
                     await self._end_ranks()
+        except ReleaseMismatch as error:
+            return str(error)
         finally:
             await self._end_ranks()
         host, port = self._address
@@ -173,6 +178,8 @@ class NodeAgent:
         while loop.time() < deadline:
             try:
                 link = await connect_to_server(*self._address, self._secret, self._node_rank)
+            except ReleaseMismatch:
+                raise
             except (OSError, NodeLinkError) as error:
                 if str(error) != said:
                     said = str(error)
@@ -188,7 +195,7 @@ class NodeAgent:
             try:
                 message = await asyncio.wait_for(link.receive_from_server(), SILENT_SECONDS)
             except asyncio.TimeoutError as error:
-                raise NodeLinkError(f"no sign of life for {SILENT_SECONDS:g} s") from error
+                raise NodeLinkError(f"it gave no sign of life for {SILENT_SECONDS:g} s") from error
             if isinstance(message, Farewell):
                 if self._ranks is not None:
                     await self._ranks.stop(Shutdown())

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from minisgl.config import STEP_TIMEOUT
 from minisgl.sampling_params import MAX_TOKEN_ID, SamplingParams
 
+ALIVE_SECONDS = 1.0  # between two signs of life
 MAX_TEXT = 64 * 2**10  # characters of an error sentence
 MAX_TOKENS_OF_MESSAGE = 2**24
 
@@ -179,12 +181,16 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The process is about to end with status 1, and why."""
 
     message: Sentence
+    blamed_rank: Annotated[int, Meta(ge=-1, le=1023)] = -1  # another rank that caused it; -1: none
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
     """Said every ALIVE_SECONDS from the first message on: a rank that is silent is stuck or
-    stopped.
+    stopped, and so is one that works without getting further.
     """
+
+    done: Count = 0  # grows with what the native engine does
+    working: bool = False  # whether the engine has something to do that doesn't depend on others
 
 
 FromRank = StepOutputs | PhaseReport | Ready | Failed | Alive
@@ -230,6 +236,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     local_size: Annotated[int, Meta(ge=1, le=1024)] = 1
     cores: list[int] = []  # of this rank alone; empty: there are not enough
     comm: str = "auto"
+    step_timeout: Annotated[float, Meta(gt=0, le=86400)] = STEP_TIMEOUT  # of a collective, seconds
     name: str = ""  # of the group, unlike any other's on its hosts
     ring_fd: int = -1  # plans among ranks of one host, inherited; -1: none
     host: str = ""  # rank 0's address, where ranks are on several hosts

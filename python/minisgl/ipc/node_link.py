@@ -1,5 +1,5 @@
-"""The connection between host 0, which serves, and another host of the same model: TCP, both ends
-proven to know the same secret, then msgpack messages.
+"""The connection between host 0, which serves, and another host of the same model: TCP. Both ends
+say their release and prove that they know the secret; msgpack messages follow.
 
 Nothing is encrypted; the network is trusted with what the ranks compute. The secret itself never
 crosses it, and what ranks need for their own connections is derived from it at both ends.
@@ -10,19 +10,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import re
 import secrets
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from minisgl.ipc.messages import Alive, EngineOptions, FromRank, Place, Sentence, encode
+from minisgl.version import __version__
 
 HANDSHAKE_SECONDS = 5.0
 LOST_AFTER_MS = 15_000  # that what was sent stays unconfirmed; its ranks are missed before
 MAX_MESSAGE_BYTES = 64 * 2**20
+# Of these messages, of those to and from a rank, and of what ranks of several hosts say to each
+# other: it grows with every change, also between releases.
+WIRE_VERSION = 1
+_MAGIC = b"minisgl\0"
+_RELEASE_BYTES = 32
+_HELLO = struct.Struct(f">8sI{_RELEASE_BYTES}s")
+_RELEASE = re.compile(r"[0-9A-Za-z.+!-]{1,32}")
 _NONCE_BYTES = 32
 _MAC_BYTES = 32
 
@@ -67,7 +77,13 @@ _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode
 
 
 class NodeLinkError(Exception):
-    """The other end is gone, says what it must not say, or doesn't know the secret."""
+    """The peer is gone, says what it must not say, or doesn't know the secret. The sentence is for
+    operators.
+    """
+
+
+class ReleaseMismatch(NodeLinkError):  # noqa: N818
+    """The peer has another release of minisgl: trying again is of no use."""
 
 
 def derive_key(secret: str, *words: object) -> bytes:
@@ -123,11 +139,46 @@ class NodeLink:
                 )
             return await self._reader.readexactly(length)
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise NodeLinkError("the connection ended") from error
+            raise NodeLinkError("the peer closed the connection") from error
 
     def close(self) -> None:
         """Sends what was put last as far as the kernel takes it, and closes."""
         self._writer.close()
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What each end says first: which minisgl it is."""
+
+    release: str = __version__
+    wire: int = WIRE_VERSION
+
+    def pack(self) -> bytes:
+        """The first bytes of a connection."""
+        return _HELLO.pack(_MAGIC, self.wire, self.release.encode()[:_RELEASE_BYTES])
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Hello:
+        """Raises NodeLinkError for anything that is no hello."""
+        magic, wire, release = _HELLO.unpack(data)
+        text = release.rstrip(b"\0").decode("ascii", "replace")
+        if magic != _MAGIC or not _RELEASE.fullmatch(text):
+            raise NodeLinkError(
+                "the peer is not minisgl, or a release before versions were compared "
+                f"(this is {Hello()}); every host needs the same release"
+            )
+        return cls(text, wire)
+
+    def check(self, own_place: str, peer_place: str) -> None:
+        """Raises ReleaseMismatch where this peer can't work with this host."""
+        if self != Hello():
+            raise ReleaseMismatch(
+                f"{peer_place} runs {self} and {own_place} runs {Hello()}; "
+                "install the same release on every host"
+            )
+
+    def __str__(self) -> str:
+        return f"minisgl {self.release} (wire version {self.wire})"
 
 
 async def greet_node(
@@ -135,13 +186,17 @@ async def greet_node(
 ) -> NodeLink:
     """Host 0's part of the handshake. Raises NodeLinkError."""
     own = secrets.token_bytes(_NONCE_BYTES)
-    writer.write(own)
+    writer.write(Hello().pack() + own)
+    hello = Hello.unpack(await _read_exactly(reader, _HELLO.size))
+    hello.check("host 0", "the peer")
     answer = await _read_exactly(reader, _NONCE_BYTES + 4 + _MAC_BYTES)
     other, number, mac = struct.unpack(f">{_NONCE_BYTES}sI{_MAC_BYTES}s", answer)
     if not hmac.compare_digest(mac, _proof(secret, "node", own, other, number)):
         raise NodeLinkError("authentication failed: its MINISGL_DIST_SECRET differs")
     if not 1 <= number < nnodes:
-        raise NodeLinkError(f"its --node-rank is {number}, but --nnodes is {nnodes} here")
+        raise NodeLinkError(
+            f"its --node-rank is {number}; with --nnodes {nnodes} it must be 1 to {nnodes - 1}"
+        )
     writer.write(_proof(secret, "server", own, other, number))
     return NodeLink(reader, writer, number)
 
@@ -150,6 +205,8 @@ async def connect_to_server(host: str, port: int, secret: str, node_rank: int) -
     """The other host's part. Raises OSError where nobody listens, NodeLinkError."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
+        writer.write(Hello().pack())  # before the other's is read: both ends can name both
+        Hello.unpack(await _read_exactly(reader, _HELLO.size)).check("this host", "host 0")
         other = await _read_exactly(reader, _NONCE_BYTES)
         own = secrets.token_bytes(_NONCE_BYTES)
         proof = _proof(secret, "node", other, own, node_rank)
@@ -171,8 +228,9 @@ async def _read_exactly(reader: asyncio.StreamReader, count: int) -> bytes:
     try:
         return await asyncio.wait_for(reader.readexactly(count), HANDSHAKE_SECONDS)
     except asyncio.TimeoutError as error:
-        raise NodeLinkError(f"the handshake took longer than {HANDSHAKE_SECONDS:g} s") from error
+        raise NodeLinkError(f"the handshake timed out after {HANDSHAKE_SECONDS:g} s") from error
     except (OSError, asyncio.IncompleteReadError) as error:
         raise NodeLinkError(
-            "the other host closed the connection (has it the same MINISGL_DIST_SECRET?)"
+            "the peer ended the handshake; where it is host 0, its log says why "
+            "(MINISGL_DIST_SECRET, --node-rank)"
         ) from error

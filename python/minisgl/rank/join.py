@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from minisgl.distributed.choose import ChosenCommunicator
 
 SPIN_MICROSECONDS = 20  # that a rank with cores of its own watches for a plan before it sleeps
-# Ranks come and load at their own pace. The server ends them all as soon as one is dead or stuck,
-# so this only bounds what nobody watches.
+# While they start, ranks come and load at their own pace. The server ends them all as soon as one
+# is dead or stuck, so this only bounds what nobody watches. Ranks that have loaded wait for each
+# other no longer than the place's step_timeout.
 PATIENCE_SECONDS = 1800.0
 
 
@@ -66,6 +67,7 @@ def join_group(place: Place, options: EngineOptions) -> JoinedGroup:
         spin_microseconds=SPIN_MICROSECONDS if cores else 0,
         device_comm=chosen.communicator,
         host_comm=chosen.host,
+        step_timeout=place.step_timeout,
     )
     return JoinedGroup(arguments, chosen.sentence, cores)
 

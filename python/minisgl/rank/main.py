@@ -22,6 +22,7 @@ import msgspec
 
 from minisgl.ipc.child import ParentLink, die_with_parent, run_child
 from minisgl.ipc.messages import (
+    ALIVE_SECONDS,
     Abort,
     Alive,
     EngineInfo,
@@ -44,9 +45,8 @@ from minisgl.rank.cuda_library import load_cublas
 from minisgl.rank.join import CommunicatorError, join_group
 
 if TYPE_CHECKING:
-    from minisgl._native import Engine, Follower
+    from minisgl._native import Engine, Follower, Progress
 
-ALIVE_SECONDS = 1.0  # between two signs of life
 FAILURE_CHECK_SECONDS = (
     1.0  # an engine thread that dies with nothing to report is noticed after that
 )
@@ -60,15 +60,21 @@ Outbox = ZmqAsyncPushQueue[Any]
 class StartError(Exception):
     """The engine can't start. The sentence is meant for the screen."""
 
+    def __init__(self, sentence: str, blamed_rank: int = -1) -> None:
+        """`blamed_rank`: another rank that caused it; -1 for none."""
+        super().__init__(sentence)
+        self.blamed_rank = blamed_rank
+
 
 async def main(link: ParentLink[ToRank]) -> int:
     """Loads, reports ready, serves until told to end. Status 0, or 1 after a Failed message."""
     start = await link.inbox.get()
     if not isinstance(start, Start):
         raise TypeError(f"expected the start first, got {type(start).__name__}")
-    pulse = asyncio.create_task(_show_life(link.outbox))
+    life = Life()
+    pulse = asyncio.create_task(_show_life(link.outbox, life))
     try:
-        loaded = await _load(start, link.outbox)
+        loaded = await _load(start, link.outbox, life)
         link.outbox.put_nowait(Ready(_info(loaded)))
         die_with_parent(signal.SIGKILL)  # nothing that it holds is kept outside it
         if start.place.rank == 0:
@@ -76,24 +82,37 @@ async def main(link: ParentLink[ToRank]) -> int:
         else:
             failure = await follow(loaded.engine)
     except StartError as error:
-        failure = str(error)
+        failure = Failed(str(error), error.blamed_rank)
     finally:
         pulse.cancel()
-    if failure:
-        link.outbox.put_nowait(Failed(failure))
+    if failure is not None:
+        link.outbox.put_nowait(failure)
         return 1
     return 0
 
 
-async def _show_life(outbox: Outbox) -> None:
+@dataclass
+class Life:
+    """What signs of life say of the native engine, once it is being made."""
+
+    progress: Progress | None = None
+
+    def sign(self) -> Alive:
+        """Waits for no lock and no thread, whatever the engine is doing."""
+        if self.progress is None:
+            return Alive()
+        return Alive(done=self.progress.done, working=self.progress.working)
+
+
+async def _show_life(outbox: Outbox, life: Life) -> None:
     while True:
-        outbox.put_nowait(Alive())
+        outbox.put_nowait(life.sign())
         await asyncio.sleep(ALIVE_SECONDS)
 
 
-async def follow(follower: Follower) -> str:
-    """Until rank 0 has said that it is over (returns "") or a failure (returns its sentence). The
-    server's Shutdown is for rank 0 to pass on.
+async def follow(follower: Follower) -> Failed | None:
+    """Until rank 0 has said that it is over (returns None) or a failure. The server's Shutdown is
+    for rank 0 to pass on.
     """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -102,7 +121,13 @@ async def follow(follower: Follower) -> str:
         await ended.wait()
     finally:
         loop.remove_reader(follower.event_fd())
-    return follower.failure()
+    return failure_of(follower)
+
+
+def failure_of(rank: Engine | Follower) -> Failed | None:
+    """What the native thread died of, if it did."""
+    sentence = rank.failure()
+    return Failed(sentence, rank.blamed_rank()) if sentence else None
 
 
 class Rank:
@@ -114,8 +139,8 @@ class Rank:
         self._failed = asyncio.Event()
         self._broken = ""  # why outputs can't be forwarded any more
 
-    async def serve(self) -> str:
-        """Until Shutdown (returns "") or the engine's failure (returns its sentence)."""
+    async def serve(self) -> Failed | None:
+        """Until Shutdown (returns None) or a failure."""
         loop = asyncio.get_running_loop()
         event_fd = self._engine.event_fd()
         loop.add_reader(event_fd, self._forward_outputs)
@@ -133,7 +158,7 @@ class Rank:
                 task.cancel()
             loop.remove_reader(event_fd)
         self._forward_outputs()
-        failure: str = self._broken or self._engine.failure()
+        failure = Failed(self._broken) if self._broken else failure_of(self._engine)
         self._engine.stop()
         return failure
 
@@ -209,7 +234,7 @@ def answer_malformed(outbox: Outbox) -> Callable[[bytes], None]:
     return reply
 
 
-async def _load(start: Start, outbox: Outbox) -> LoadedRank:
+async def _load(start: Start, outbox: Outbox, life: Life) -> LoadedRank:
     """Constructs and starts the engine or the follower in a thread of its own and reports phases.
     StartError.
     """
@@ -228,7 +253,7 @@ async def _load(start: Start, outbox: Outbox) -> LoadedRank:
     def load() -> None:
         result, error = None, None
         try:
-            result = _construct(start, reports)
+            result = _construct(start, reports, life)
         except StartError as caught:
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is gone: the process is ending
@@ -247,7 +272,7 @@ class LoadedRank:
     cores: str = ""
 
 
-def _construct(start: Start, reports: _PhaseReporter) -> LoadedRank:
+def _construct(start: Start, reports: _PhaseReporter, life: Life) -> LoadedRank:
     reports.begin("loading the native module")
     try:
         from minisgl import _native
@@ -269,12 +294,15 @@ def _construct(start: Start, reports: _PhaseReporter) -> LoadedRank:
             arguments |= group.arguments
             comm, cores = group.comm, format_core_list(group.cores)
         make: Any = _native.Engine if place.rank == 0 else _native.Follower
-        engine = make(**arguments, progress=reports.progress)
+        life.progress = _native.Progress()
+        engine = make(**arguments, progress=reports.progress, counter=life.progress)
         reports.begin("starting the engine")
         engine.start()
         reports.end()
         return LoadedRank(engine, comm, cores)
-    except (_native.InputError, _native.RankFailure, CommunicatorError) as error:
+    except _native.RankFailure as error:
+        raise StartError(str(error), error.rank) from error
+    except (_native.InputError, CommunicatorError) as error:
         raise StartError(str(error)) from error
     except MemoryError as error:
         raise StartError(

@@ -114,6 +114,25 @@ TEST_P(HostCommunicator, ManyMixedCollectivesStayInStep) {
   });
 }
 
+TEST_P(HostCommunicator, ARankThatIsLateIsNamedWithTheLimitOfTheRunningGroup) {
+  if (size() == 1) return;
+  std::atomic<bool> is_over = false;
+  run([&](Communicator& comm) {
+    comm.barrier(0);
+    comm.set_time_limit({std::chrono::milliseconds(150), "--step-timeout"});
+    if (comm.rank() > 0) return is_over.wait(false);
+    try {
+      comm.barrier(0);
+      ADD_FAILURE() << "nobody was late";
+    } catch (const RankFailure& failure) {
+      EXPECT_EQ(failure.rank(), 1);
+      EXPECT_THAT(failure.what(), testing::HasSubstr("didn't come to a collective within 0.15 s (--step-timeout)"));
+    }
+    is_over = true;
+    is_over.notify_all();
+  });
+}
+
 std::string group_label(const testing::TestParamInfo<Group>& info) {
   return concat(info.param.kind == RankKind::shm ? "shm" : "tcp", info.param.size);
 }

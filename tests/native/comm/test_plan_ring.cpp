@@ -100,7 +100,7 @@ TEST(PlanRing, AReaderThatTakesNothingIsNamedAfterTheLimit) {
   });
   const auto sender = open_ring_sender(memory.get(), options);
   const auto began = std::chrono::steady_clock::now();
-  expect_failure([&] { send_frames(*sender, 1000, 100, 3); }, "rank 1 took no plan for 0.3 s");
+  expect_failure([&] { send_frames(*sender, 1000, 100, 3); }, "rank 1 did not read its step plans for 0.3 s");
   EXPECT_GE(std::chrono::steady_clock::now() - began, milliseconds(300));
   kill(reader, SIGKILL);
   waitpid(reader, nullptr, 0);

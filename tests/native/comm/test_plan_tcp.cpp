@@ -60,13 +60,28 @@ TEST(PlanTcp, StrangersAreTurnedAwayAndTheRankComesInAllTheSame) {
   auto sender = listen_in_background(options, {remote_rank(1)});
   PlanTcpOptions hurried = options;
   hurried.connect_limit = milliseconds(500);
-  const std::string sentence = concat("rank 0 can't be reached at 127.0.0.1 port ", options.port);
+  const std::string sentence = concat("rank 0 turned this rank away at 127.0.0.1 port ", options.port);
   expect_failure([&] { connect_to_plans(hurried, remote_rank(1, 2)); }, sentence);  // a wrong key
   expect_failure([&] { connect_to_plans(hurried, remote_rank(2)); }, sentence);     // not asked for
   const auto receiver = connect_to_plans(options, remote_rank(1));
   const auto connected = sender.get();
   connected->send(std::as_bytes(std::span("plan")));
   EXPECT_EQ(receiver->receive().size(), 5u);
+}
+
+TEST(PlanTcp, SilentStrangersKeepNobodyWaiting) {
+  const PlanTcpOptions options = local_options();
+  auto sender = listen_in_background(options, {remote_rank(1)});
+  const SocketAddress address = resolve_address(options.host, std::to_string(options.port));
+  std::vector<FileDescriptor> strangers;
+  while (strangers.size() < 20) {
+    strangers.push_back(try_to_connect(address, kNoDeadline));
+    if (!strangers.back()) strangers.pop_back();  // nobody listens yet
+  }
+  const auto began = std::chrono::steady_clock::now();
+  const auto receiver = connect_to_plans(options, remote_rank(1));
+  sender.get();
+  EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(10'000));  // one after the other: 40 s
 }
 
 TEST(PlanTcp, AStrangerThatDripsBytesIsCutOff) {
@@ -91,7 +106,9 @@ TEST(PlanTcp, WhoPretendsToBeRank0IsRefused) {
   RemoteRank deceived = remote_rank(1);
   deceived.keys.primary.fill(std::byte{0});
   auto sender = listen_in_background(options, {deceived});
-  expect_failure([&] { connect_to_plans(options, remote_rank(1)); }, "who answers at rank 0's address is not rank 0");
+  expect_failure(
+      [&] { connect_to_plans(options, remote_rank(1)); },
+      concat("authentication failed: the peer at 127.0.0.1 port ", options.port, " is not rank 0 of this group"));
   sender.get();
 }
 

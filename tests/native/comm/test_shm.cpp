@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/un.h>
 
 #include <chrono>
 #include <cstring>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/file_descriptor.h"
 #include "comm/random_parts.h"
 #include "comm/ranks.h"
 #include "comm/shm.h"
@@ -118,6 +120,22 @@ TEST(ShmRendezvous, NamesTheRanksThatDontCome) {
   std::thread other(expect_names, 1);
   expect_names(3);
   other.join();
+}
+
+TEST(ShmRendezvous, ASilentConnectionKeepsNobodyWaiting) {
+  const std::string name = unique_group_name();
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string path = "minisgl-" + name;
+  std::memcpy(address.sun_path + 1, path.data(), path.size());
+  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + path.size());
+  const auto began = std::chrono::steady_clock::now();
+  std::thread first([&] { make_shm_communicator({name, 0, 2, milliseconds(20'000)}); });
+  const FileDescriptor stranger(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  while (connect(stranger.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0) usleep(1000);
+  make_shm_communicator({name, 1, 2, milliseconds(20'000)});
+  first.join();
+  EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(10'000));
 }
 
 TEST(ShmRendezvous, NamesARankThatDiesMeanwhile) {

@@ -6,9 +6,11 @@
 #include <chrono>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "comm/ranks.h"
 #include "comm/tcp.h"
+#include "comm/tcp_socket.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -81,6 +83,23 @@ TEST(TcpMeeting, TurnsAwayWhoDoesntKnowTheSecret) {
   comm->barrier(0);
   member.join();
   stranger.join();
+}
+
+TEST(TcpMeeting, SilentStrangersKeepNobodyWaiting) {
+  const std::string address = free_address();
+  const SocketAddress place = resolve_address("127.0.0.1", address.substr(address.find(':') + 1));
+  const auto began = std::chrono::steady_clock::now();
+  std::thread member([&] {
+    std::vector<FileDescriptor> strangers;
+    while (strangers.size() < 20) {
+      strangers.push_back(try_to_connect(place, kNoDeadline));
+      if (!strangers.back()) strangers.pop_back();  // nobody listens yet
+    }
+    make_tcp_communicator({address, "a secret", 1, 2, milliseconds(60'000)})->barrier(0);
+  });
+  make_tcp_communicator({address, "a secret", 0, 2, milliseconds(60'000)})->barrier(0);
+  member.join();
+  EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(20'000));  // one after the other: 40 s
 }
 
 TEST(TcpMeeting, RefusesWhatCantWork) {

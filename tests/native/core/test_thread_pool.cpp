@@ -29,6 +29,20 @@ TEST_P(ThreadPoolTest, RunsEveryTaskOnceAndSeesPlainWrites) {
   }
 }
 
+TEST_P(ThreadPoolTest, AWatchSeesTasksThatEndWithinARun) {
+  ThreadPool pool(GetParam());
+  const auto progress = std::make_shared<Progress>();
+  pool.report_to(progress);
+  std::vector<std::uint64_t> seen;
+  pool.parallel_for(200, [&](std::int64_t, int thread) {
+    if (thread == 0) seen.push_back(progress->done());
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  });
+  for (std::size_t i = 0; i < seen.size(); ++i) EXPECT_EQ(seen[i], i);
+  EXPECT_EQ(progress->done(), seen.size());
+  EXPECT_EQ(seen.size() == 200, GetParam() == 1);
+}
+
 TEST_P(ThreadPoolTest, ManySmallRunsInARow) {
   ThreadPool pool(GetParam());
   std::vector<std::int64_t> partial(64);

@@ -1,38 +1,12 @@
 // The door, aborts, stop and failure: every request gets exactly one end.
 #include <atomic>
-#include <condition_variable>
-#include <mutex>
 #include <thread>
 
 #include "engine/engine_fixture.h"
+#include "engine/gate.h"
 
 namespace minisgl::testing_support {
 namespace {
-
-// Holds the engine in the middle of a step until it is opened.
-class Gate {
- public:
-  void pass() {
-    std::unique_lock lock(mutex_);
-    arrived_ = true;
-    changed_.notify_all();
-    changed_.wait(lock, [this] { return open_; });
-  }
-  void wait_for_arrival() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return arrived_; });
-  }
-  void open() {
-    const std::lock_guard lock(mutex_);
-    open_ = true;
-    changed_.notify_all();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool arrived_ = false, open_ = false;
-};
 
 Request long_request(std::uint64_t id) {
   Request request = make_request(id, {5, 6, 7}, 200);

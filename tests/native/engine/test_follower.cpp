@@ -172,7 +172,8 @@ TEST(Follower, AStuckRankEndsTheEngineWithItsNumber) {
   request.ignore_eos = true;
   const auto result = primary.run(request);
   EXPECT_EQ(result.finish, FinishReason::error);
-  EXPECT_EQ(primary.engine.failure(), "rank 1 took no plan for 0.2 s");
+  EXPECT_EQ(primary.engine.failure(), "rank 1 did not read its step plans for 0.2 s");
+  EXPECT_EQ(primary.engine.blamed_rank(), 1);
 }
 
 }  // namespace

@@ -303,6 +303,43 @@ TEST_P(DeviceSampling, MasksInAReplayedStep) {
   }
 }
 
+// A step with more bans than were reserved for is not replayed; the next one is, as before.
+TEST_P(DeviceSampling, AStepThatIsTooLargeForItsRecordingLeavesItValid) {
+  const std::int64_t vocab = 5000, most = 2;
+  const auto device = GetParam() == DeviceKind::cpu ? make_cpu_device(1) : make_cuda_device(0, 1);
+  device->reserve({.rows = 64, .sequences = most, .logits = most, .positions = 64, .pages = 64, .vocab_size = vocab});
+  const auto logits = random_floats(most * vocab, 71, 3.0f);
+  const DeviceMatrix matrix(*device, DType::f32, most, vocab, logits);
+  const std::vector<std::int32_t> zeros(most, 0), rows{0, 1}, pages{0};
+  const std::vector<ops::SequenceRows> sequences{{0, 1, 0, pages.data()}, {1, 1, 0, pages.data()}};
+  const SamplingParams greedy{.temperature = 0.0f};
+  int num_bodies = 0;
+  const auto body = [&] {
+    ++num_bodies;
+    device->sample(matrix.view());
+  };
+  device->record_step({zeros, zeros, sequences, rows, 16}, std::vector<LogitQuery>(2, {.params = &greedy}), body);
+  std::vector<std::int32_t> few{1, 2, 3}, all_but_one;
+  for (std::int32_t i = 0; i < 60'000; ++i)
+    if (i % vocab != 42) all_but_one.push_back(static_cast<std::int32_t>(i % vocab));
+  for (int step = 0; step < 8; ++step) {
+    const bool is_large = step % 4 == 1;  // in one slot; the next ones are in both
+    const std::vector<std::int32_t>& banned = is_large ? all_but_one : few;
+    num_bodies = 0;
+    device->upload(std::as_bytes(std::span(logits)), matrix.data());  // sampling may have changed them
+    const std::vector<LogitQuery> queries(2, {.params = &greedy, .processors = {.banned = banned}});
+    device->begin_step({zeros, zeros, sequences, rows, 16}, queries);
+    device->run_step(body);
+    const auto outputs = device->take_outputs();
+    EXPECT_EQ(num_bodies, is_large || !device->records_steps() ? 1 : 0) << "step " << step;
+    for (std::size_t i = 0; i < 2; ++i) {
+      std::vector<float> row(&logits[i * vocab], &logits[(i + 1) * vocab]);
+      for (const std::int32_t token : banned) row[static_cast<std::size_t>(token)] = -1e30f;
+      EXPECT_EQ(outputs[i].token, std::ranges::max_element(row) - row.begin()) << "step " << step << ", row " << i;
+    }
+  }
+}
+
 TEST_P(DeviceSampling, LogProbabilities) {
   const std::int64_t vocab = 49152;
   const auto logits = random_floats(2 * vocab, 60, 4.0f);

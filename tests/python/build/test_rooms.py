@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"version"},
     "log": {"config"},
     "tasks": set(),
-    "ipc": {"log", "sampling_params", "tasks"},
+    "ipc": {"config", "log", "sampling_params", "tasks", "version"},
     "distributed": {"_native", "config"},
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},

@@ -27,7 +27,7 @@ try:
     while True:
         comm.all_reduce(x)
 except _native.RankFailure as failure:
-    print(failure, flush=True)
+    print(failure.rank, failure, flush=True)
 """
 
 
@@ -68,12 +68,12 @@ def end(ranks: list[subprocess.Popen[str]]) -> None:
 @pytest.mark.parametrize(
     ("sent", "timeout", "limit", "message"),
     [
-        (signal.SIGKILL, 60.0, 10.0, "rank 1 (process {pid}) has died"),
+        (signal.SIGKILL, 60.0, 10.0, "1 rank 1 (process {pid}) has died"),
         (
             signal.SIGSTOP,
             2.0,
             10.0,
-            "rank 1 (process {pid}) didn't come to a collective within 2 s and is stopped",
+            "1 rank 1 (process {pid}) didn't come to a collective within 2 s and is stopped",
         ),
     ],
 )

@@ -18,6 +18,9 @@ STEP_SECONDS = 0.005
 KILL, FAIL, REFUSE = 900, 901, 902  # prompts: die mid-stream, engine thread fails mid-stream, bad
 # Die, stop or make what can't be sent mid-stream, unless the request goes on from another engine.
 KILL_ONCE, STOP_ONCE, UNSENDABLE_ONCE = 903, 904, 905
+STUCK_ONCE = 906  # the same: a step that never ends
+SLOW = 907  # a step mid-stream of SLOW_SECONDS, with progress all the time
+SLOW_SECONDS = 4.0
 LAST_STEP = 3  # tokens before KILL and FAIL do what they say
 
 
@@ -29,9 +32,25 @@ class RankFailure(RuntimeError):  # noqa: N818
     pass
 
 
+class Progress:
+    def __init__(self) -> None:
+        self.done = 0
+        self.working = False
+
+
 class Engine:
-    def __init__(self, model_path: str, *, progress: Any, max_running: int, **options: Any) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        progress: Any,
+        counter: Progress,
+        max_running: int,
+        **options: Any,
+    ) -> None:
         kind = os.environ.get("FAKE_RANK_KIND") or model_path.removeprefix("fake:")
+        self._counter = counter
+        counter.working = True
         progress("weights", 0, 100)
         if kind == "refuse":
             raise InputError("the model file is no good")
@@ -39,6 +58,8 @@ class Engine:
             os._exit(7)
         if kind == "hang":
             time.sleep(3600)
+        if kind == "slow":
+            self._dawdle()
         if kind == "once":  # starts the first time only
             marker = os.environ["FAKE_RANK_MARKER"]
             if os.path.exists(marker):
@@ -67,6 +88,8 @@ class Engine:
         self._failure = ""
         self._stopping = False
         self._steps = 0
+        self._pause = ""  # what the step at hand does when it holds no lock
+        counter.working = False
 
     def start(self) -> None:
         threading.Thread(target=self._run, daemon=True).start()
@@ -79,6 +102,7 @@ class Engine:
             raise TypeError("the fake engine doesn't like this one")
         with self._lock:
             self._live[request["id"]] = dict(request, step=0)
+            self._counter.working = True
 
     def abort(self, request_id: int) -> None:
         with self._lock:
@@ -101,6 +125,9 @@ class Engine:
     def failure(self) -> str:
         return self._failure
 
+    def blamed_rank(self) -> int:
+        return -1
+
     def _run(self) -> None:
         while not self._stopping:
             time.sleep(STEP_SECONDS)
@@ -108,9 +135,21 @@ class Engine:
                 self._step()
                 if self._failure:
                     return
+            if self._pause == "stuck":
+                time.sleep(3600)
+            if self._pause == "slow":
+                self._dawdle()
+            self._pause = ""
+
+    def _dawdle(self) -> None:
+        for _ in range(20):
+            time.sleep(SLOW_SECONDS / 20)
+            self._counter.done += 1
 
     def _step(self) -> None:
         self._steps += 1
+        self._counter.done += 1
+        self._counter.working = bool(self._live)
         before = len(self._outputs)
         for request_id in list(self._live):
             request = self._live[request_id]
@@ -126,6 +165,10 @@ class Engine:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if request["prompt"][0] == STOP_ONCE:
                     os.kill(os.getpid(), signal.SIGSTOP)
+                if request["prompt"][0] == STUCK_ONCE:
+                    self._pause = "stuck"
+                if request["prompt"][0] == SLOW:
+                    self._pause = "slow"
                 if request["prompt"][0] == UNSENDABLE_ONCE:
                     self._outputs.append((request_id, [object()], "", "", "", None, None, None))
                     continue
@@ -153,6 +196,7 @@ if __name__ == "__main__":
     native = types.ModuleType("minisgl._native")
     native.Engine = Engine  # type: ignore[attr-defined]
     native.InputError = InputError  # type: ignore[attr-defined]
+    native.Progress = Progress  # type: ignore[attr-defined]
     native.set_log = lambda least, json: None  # type: ignore[attr-defined]
     native.RankFailure = RankFailure  # type: ignore[attr-defined]
     native.divide_even = divmod  # type: ignore[attr-defined]

@@ -31,7 +31,10 @@ from tests.python.engine.fake_rank import (
     KILL,
     KILL_ONCE,
     REFUSE,
+    SLOW,
+    SLOW_SECONDS,
     STOP_ONCE,
+    STUCK_ONCE,
     UNSENDABLE_ONCE,
 )
 
@@ -309,6 +312,52 @@ async def test_an_error_while_outputs_are_handed_out_loses_no_token(
     assert tokens == list(range(8, 58))
     assert (last.finish, client.num_restarts) == ("length", 1)
     assert "the engine died: the engine process can't be heard" in caplog.text
+
+
+async def test_a_step_that_never_ends_is_a_lost_rank_and_is_replayed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = make_client(step_timeout=2)
+    try:
+        await client.start(30)
+        await asyncio.sleep(4)  # an idle engine makes no progress and isn't lost
+        assert client.num_restarts == 0
+        streams = [client.submit([prompt], params(50)) for prompt in (10, STUCK_ONCE)]
+        await until(lambda: client.state == "restarting")
+        for stream in streams:
+            tokens, last = await read(stream)
+            assert tokens == [stream.request.prompt[0] + 1 + k for k in range(50)]
+            assert last.finish == "length"
+        assert client.num_restarts == 1
+    finally:
+        await client.close()
+    assert (
+        "the engine process made no progress for 2 s with work to do (--step-timeout)"
+        in caplog.text
+    )
+
+
+async def test_a_slow_step_that_progresses_is_left_alone() -> None:
+    client = make_client(step_timeout=2)
+    try:
+        await client.start(30)
+        began = asyncio.get_running_loop().time()
+        tokens, _ = await read(client.submit([SLOW], params(10)))
+        assert asyncio.get_running_loop().time() - began >= SLOW_SECONDS
+        assert tokens == [(SLOW + 1 + k) % 1000 for k in range(10)]
+        assert client.num_restarts == 0
+    finally:
+        await client.close()
+
+
+async def test_a_load_that_stands_still_ends_the_start_and_a_slow_one_does_not() -> None:
+    client = make_client("hang", step_timeout=1)
+    with pytest.raises(EngineStartError, match=r"no progress for 1 s .* while starting"):
+        await client.start(30)
+    await client.close()
+    client = make_client("slow", step_timeout=1)
+    await client.start(30)
+    await client.close()
 
 
 async def test_too_many_failures_in_a_row_are_the_end(

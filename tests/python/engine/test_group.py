@@ -16,6 +16,7 @@ from minisgl.ipc.messages import (
     EngineInfo,
     EngineOptions,
     EngineStats,
+    Failed,
     Output,
     PhaseReport,
     Place,
@@ -133,4 +134,34 @@ async def test_a_group_whose_own_tasks_fail_is_lost(monkeypatch: pytest.MonkeyPa
     made[0].events.end(1, "ended with status 3")
     reason = await asyncio.wait_for(group.wait_lost(), 20)
     assert "nobody foresaw this" in reason
+    await group.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "cause"),
+    [
+        # It only missed the other: what that one died of is the cause.
+        (
+            Failed("rank 1 has died", 1),
+            "the process of rank 1 was killed by SIGKILL while starting",
+        ),
+        # It names the other, and blames nobody: this is the cause.
+        (Failed("rank 1 has another model"), "rank 0: rank 1 has another model"),
+        # It blames one that says nothing: then this is all that is known.
+        (Failed("rank 2 has died", 2), "rank 0: rank 2 has died"),
+    ],
+)
+async def test_a_loss_that_blames_another_lost_rank_is_not_the_cause(
+    first: Failed, cause: str
+) -> None:
+    made: list[PaperRanks] = []
+
+    def launcher(events: RankEvents) -> RankLauncher:
+        made.append(PaperRanks(events))
+        return made[0]
+
+    group = RankGroup(OPTIONS, launcher=launcher, size=3)
+    made[0].events.message(0, first)
+    made[0].events.end(1, "was killed by SIGKILL")
+    assert await group.wait_lost() == cause
     await group.close()

@@ -15,6 +15,7 @@ import pytest
 
 from tests.python.launch.servers import DEADLINE, ServerProcess, Stream, alive, named_memory, until
 from tests.python.running.conftest import PROGRAM
+from tests.python.running.stalled_thread import stall_thread
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 LIMIT = 10.0  # seconds within which a group ends once a rank is lost, as README says
@@ -228,3 +229,38 @@ def test_streams_go_on_when_a_rank_is_lost(
     if stream is not None:
         assert text_of(stream) == expected
     assert text_of(Stream(port, prompt, GREEDY_TOKENS)) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "thread", "reason"),
+    [
+        (1, 0, "minisgl-engine", "the engine process made no progress for 2 s"),
+        (2, 0, "minisgl-engine", "rank 0 .* 2 s"),
+        (2, 1, "minisgl-follow", "rank 0: rank 1 .* didn't come to a collective within 2 s"),
+    ],
+)
+def test_streams_go_on_when_a_thread_of_a_rank_is_stuck(
+    servers: list[ServerProcess],
+    tiny_model: Path,
+    tmp_path: Path,
+    size: int,
+    rank: int,
+    thread: str,
+    reason: str,
+) -> None:
+    server = start(servers, tiny_model, tmp_path, "--tp", str(size), "--step-timeout", "2")
+    port = server.wait_ready()
+    prompt = [5, 6, 7]
+    expected = text_of(Stream(port, prompt, GREEDY_TOKENS))
+    before = ranks_of(server)
+
+    stream = Stream(port, prompt, GREEDY_TOKENS)
+    stream.wait_events(1)
+    stalled_at = time.monotonic()
+    stall_thread(before[rank], thread)
+
+    until(lambda: not any(map(alive, before)))
+    assert time.monotonic() - stalled_at < LIMIT
+    server.wait_for_line("the engine is ready again")
+    assert re.search(f"the engine died: .*{reason} .*--step-timeout", server.output), server.output
+    assert text_of(stream) == expected
