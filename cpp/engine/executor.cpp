@@ -126,6 +126,7 @@ void Executor::build_batch(const StepPlan& plan) {
                      .adapter = step.adapter});
     live_.push_back(&sequence);
     if (!sequence.seen && uses_penalties(sequence.sampling.params)) count_given_tokens(sequence);
+    if (sequence.mask.empty() && !sequence.sampling.params.allowed_token_ids.empty()) make_mask(sequence);
   }
   queries_.clear();
   for (std::size_t i = 0; i < plan.targets.size(); ++i) {
@@ -140,6 +141,13 @@ void Executor::count_given_tokens(LiveSequence& sequence) {
   sequence.seen->add_output(sampling.resumed);
   sequence.seen->add_prompt(sampling.prompt);
   sampling.resumed = sampling.prompt = {};
+}
+
+void Executor::make_mask(LiveSequence& sequence) const {
+  sequence.mask.resize(static_cast<std::size_t>(mask_words(model_.spec().vocab_size)));
+  for (const std::int32_t token : sequence.sampling.params.allowed_token_ids) {
+    sequence.mask[static_cast<std::size_t>(token) / 32] |= 1u << (static_cast<unsigned>(token) % 32);
+  }
 }
 
 LogitQuery Executor::query_for(std::int32_t row, const LogitTarget& target, const StepPlan& plan) const {
@@ -161,7 +169,8 @@ LogitQuery Executor::query_for(std::int32_t row, const LogitTarget& target, cons
                                        .frequency = params.frequency_penalty,
                                        .seen = sequence.seen.get()},
                          .banned = index < sampling.min_tokens ? std::span(sampling.stop_tokens)
-                                                               : std::span<const std::int32_t>()},
+                                                               : std::span<const std::int32_t>(),
+                         .mask = sequence.mask},
           .position = static_cast<std::uint64_t>(index)};
 }
 

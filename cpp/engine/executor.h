@@ -56,11 +56,13 @@ class Executor {
     SequenceSampling sampling;
     std::vector<PageId> page_table = {};
     std::unique_ptr<SeenTokens> seen = {};  // where a penalty is set, from the first step on
+    std::vector<std::uint32_t> mask = {};   // [mask_words] of params.allowed_token_ids, from the first step on
   };
 
   void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
   void count_given_tokens(LiveSequence& sequence);
+  void make_mask(LiveSequence& sequence) const;
   LogitQuery query_for(std::int32_t row, const LogitTarget& target, const StepPlan& plan) const;
 
   Model& model_;

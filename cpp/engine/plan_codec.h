@@ -14,7 +14,7 @@
 namespace minisgl {
 
 // Goes up with every change to what frames hold: ranks of two releases refuse each other.
-inline constexpr std::uint8_t kPlanVersion = 2;
+inline constexpr std::uint8_t kPlanVersion = 3;
 
 // Receives the messages, in order.
 class PlanHandler {
@@ -44,6 +44,7 @@ class PlanEncoder final : public PlanHandler {
   template <typename T>
   void put(const T& value);
   void put(const std::vector<TokenBias>& biases);
+  void put(const std::vector<std::int32_t>& tokens);
   template <typename T>
   void put_list(std::span<const T> values);
   void begin(std::uint8_t kind);

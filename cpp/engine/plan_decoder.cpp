@@ -42,6 +42,7 @@ class Fields {
       read(bias, what);
     }
   }
+  void read(std::vector<std::int32_t>& tokens, std::string_view what) { read_list(tokens, what); }
   // A list's length, of elements that take at least so many bytes each.
   std::size_t get_length(std::size_t element_bytes, std::string_view what) {
     const auto length = get<std::uint32_t>(what);
@@ -231,6 +232,7 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
   for (const std::int32_t token : sampling.resumed) check_token(token);
   for (const std::int32_t token : sampling.stop_tokens) check_token(token);
   for (const auto& [token, bias] : sampling.params.logit_bias) check_token(token);
+  for (const std::int32_t token : sampling.params.allowed_token_ids) check_token(token);
   for (const std::int32_t count : {sampling.logprobs, sampling.prompt_logprobs}) {
     require(count >= -1 && count <= limits_.vocab_size, "number of log probabilities", count);
   }

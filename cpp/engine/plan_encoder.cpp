@@ -56,6 +56,10 @@ void PlanEncoder::put(const std::vector<TokenBias>& biases) {
   }
 }
 
+void PlanEncoder::put(const std::vector<std::int32_t>& tokens) {
+  put_list(std::span(tokens));
+}
+
 template <typename T>
 void PlanEncoder::put_list(std::span<const T> values) {
   put(static_cast<std::uint32_t>(values.size()));

@@ -53,6 +53,13 @@ void check_value(Findings& findings, const char* field, const std::vector<TokenB
   }
 }
 
+void check_value(Findings& findings, const char* field, const std::vector<std::int32_t>& tokens, const Bounds&,
+                 std::int64_t vocab_size) {
+  findings.require(std::ssize(tokens) <= vocab_size, field, " has ", tokens.size(),
+                   " entries, more than the vocabulary of ", vocab_size);
+  if (!findings.any()) check_tokens(findings, field, tokens, vocab_size);
+}
+
 void check_sampling(Findings& findings, const SamplingParams& params, std::int64_t vocab_size) {
   for_each_sampling_field(
       [&](const auto& field) { check_value(findings, field.name, params.*field.member, field.bounds, vocab_size); });

@@ -21,6 +21,7 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIAS_ENTRIES = 1024
+MAX_ALLOWED_TOKEN_IDS = 4096
 MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**64 - 1
 
@@ -53,6 +54,7 @@ class SamplingParams(
     presence_penalty: float = 0.0  # over output
     frequency_penalty: float = 0.0  # over output
     logit_bias: dict[int, float] = {}  # token id -> added to its logit
+    allowed_token_ids: list[int] | None = None  # no other token is drawn; None: any may be
     seed: int | None = None  # None: drawn anew for each request
     stop: list[str] = []  # generation ends before the first of these
     stop_token_ids: list[int] = []  # besides the model's own end tokens
@@ -85,9 +87,14 @@ class SamplingParams(
         if self.seed is not None:
             _check_int("seed", self.seed, 0, MAX_SEED)
         _check_stop(self.stop)
-        _check_list("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
-        for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, 0, MAX_TOKEN_ID, "stop_token_ids' entries")
+        _check_token_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
+        if self.allowed_token_ids is not None:
+            _check_token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
+            if not self.allowed_token_ids:
+                raise ParameterError(
+                    "allowed_token_ids",
+                    "allowed_token_ids must have at least 1 entry where it is given, got []",
+                )
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
@@ -105,10 +112,11 @@ class SamplingParams(
         }
 
     def check_tokens(self, vocab_size: int) -> None:
-        """ParameterError when logit_bias or stop_token_ids name a token that isn't the model's."""
+        """ParameterError for a token id that isn't the model's."""
         for field, ids in (
             ("logit_bias", self.logit_bias),
             ("stop_token_ids", self.stop_token_ids),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
         ):
             for token_id in ids:
                 if token_id >= vocab_size:
@@ -165,6 +173,12 @@ def _check_list(field: str, value: object, max_length: int) -> None:
         raise ParameterError(
             field, f"{field} must have at most {max_length} entries, got {len(value)}"
         )
+
+
+def _check_token_ids(field: str, value: list[int], max_length: int) -> None:
+    _check_list(field, value, max_length)
+    for token_id in value:
+        _check_int(field, token_id, 0, MAX_TOKEN_ID, f"{field}' entries")
 
 
 def _check_logit_bias(value: object) -> None:

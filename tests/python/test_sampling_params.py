@@ -42,6 +42,9 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("stop_token_ids", [-5], "stop_token_ids' entries must be between 0 and 2147483647, got -5"),
     ("ignore_eos", 1, "ignore_eos must be true or false, got 1"),
     ("n", 129, "n must be between 1 and 128, got 129"),
+    ("allowed_token_ids", [], "allowed_token_ids must have at least 1 entry"),
+    ("allowed_token_ids", [-5], "allowed_token_ids' entries must be between 0 and 2147483647"),
+    ("allowed_token_ids", [1] * 4097, "allowed_token_ids must have at most 4096 entries"),
     ("logprobs", 21, "logprobs must be between 0 and 20, got 21"),
     ("prompt_logprobs", -1, "prompt_logprobs must be between 0 and 20, got -1"),
 ]
@@ -87,4 +90,6 @@ def test_token_ids_are_checked_against_the_vocabulary() -> None:
         SamplingParams(logit_bias={100: 1.0}).check_tokens(100)
     with pytest.raises(ParameterError, match="stop_token_ids must hold .* got 100") as stop:
         SamplingParams(stop_token_ids=[100]).check_tokens(100)
+    with pytest.raises(ParameterError, match="allowed_token_ids must hold .* got 100"):
+        SamplingParams(allowed_token_ids=[99, 100]).check_tokens(100)
     assert (bias.value.parameter, stop.value.parameter) == ("logit_bias", "stop_token_ids")

@@ -161,6 +161,11 @@ inline Request random_request(std::uint64_t id, std::int64_t max_model_len, std:
   if (below(4) == 0) sampling.presence_penalty = 0.5f;
   if (below(4) == 0) sampling.frequency_penalty = 0.25f;
   if (below(4) == 0) sampling.logit_bias = {{static_cast<std::int32_t>(below(vocab_size)), 2.0f}};
+  if (below(4) == 0) {
+    for (int i = 0; i < 8; ++i) {
+      sampling.allowed_token_ids.push_back(static_cast<std::int32_t>(below(vocab_size)));
+    }
+  }
   return request;
 }
 

@@ -140,6 +140,9 @@ inline ReferenceOutput reference_generate(const Request& request, const ModelSpe
   LogitProcessors processors{
       .bias = params.logit_bias,
       .penalties = {params.repetition_penalty, params.presence_penalty, params.frequency_penalty, &seen}};
+  std::vector<std::uint32_t> allowed(mask_words(spec.vocab_size));
+  for (const std::int32_t token : params.allowed_token_ids) allowed[token / 32] |= 1u << (token % 32);
+  if (!params.allowed_token_ids.empty()) processors.mask = allowed;
   SampleScratch scratch;
   std::vector<std::int32_t> forced;  // those that come next, in reverse
   for (std::int64_t i = 0; i < request.max_tokens; ++i) {

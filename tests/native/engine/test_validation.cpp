@@ -76,6 +76,9 @@ TEST(Validation, NamesTheFieldAndTheValue) {
   EXPECT_NE(fault_after([](Request& r) { r.sampling.frequency_penalty = not_a_number; }), "");
   EXPECT_NE(fault_after([](Request& r) { r.sampling.logit_bias.assign(51, {1, 1.0f}); }), "");
   EXPECT_NE(fault_after([](Request& r) { r.stop_token_ids.assign(51, 1); }), "");
+  EXPECT_EQ(fault_after([](Request& r) { r.sampling.allowed_token_ids = {3, 50}; }),
+            "allowed_token_ids has token id 50, outside the vocabulary of 50");
+  EXPECT_NE(fault_after([](Request& r) { r.sampling.allowed_token_ids.assign(51, 1); }), "");
 }
 
 TEST(Validation, TooLongSaysBothNumbers) {

@@ -153,6 +153,7 @@ def test_every_sampling_parameter_is_read(engine: Engine) -> None:
     params = SamplingParams(
         max_tokens=3, min_tokens=1, temperature=0.5, top_k=-1, top_p=0.9, min_p=0.01,
         repetition_penalty=1.1, presence_penalty=0.1, frequency_penalty=0.1, logit_bias={3: 1.0},
+        allowed_token_ids=[3, 4],
         seed=2**64 - 1, stop=["x"], stop_token_ids=[4], ignore_eos=True, logprobs=1,
         prompt_logprobs=1, skip_special_tokens=False,
     )  # fmt: skip
@@ -163,6 +164,14 @@ def test_every_sampling_parameter_is_read(engine: Engine) -> None:
     outputs = run(engine, Submit(id=1, prompt=[1, 2], params=params).engine_fields())[1]
     assert outputs[-1][2:5] in (("length", "", ""), ("stop", "", ""))
     assert outputs[0][5] is not None
+
+
+def test_only_allowed_tokens_are_drawn(engine: Engine) -> None:
+    params = SamplingParams(
+        max_tokens=60, seed=1, temperature=2, allowed_token_ids=[9, 40, 33], ignore_eos=True
+    )
+    outputs = run(engine, Submit(id=1, prompt=[1, 2], params=params).engine_fields())[1]
+    assert set(tokens(outputs)) == {9, 33, 40}
 
 
 @pytest.mark.parametrize("missing", ["id", "prompt"])

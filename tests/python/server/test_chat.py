@@ -56,6 +56,7 @@ async def test_sampling_fields_reach_the_engine(server: Server) -> None:
         "min_tokens": 2,
         "ignore_eos": True,
         "stop_token_ids": [5],
+        "allowed_token_ids": [5, 7],
     }
     answer = await server.chat(**fields, logit_bias={"3": -2.5}, seed=-1)
     assert answer.status_code == 200
