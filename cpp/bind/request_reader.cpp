@@ -25,6 +25,10 @@ void read_field(const char* field, py::handle value, std::vector<TokenBias>& bia
   }
 }
 
+void read_field(const char* field, py::handle value, std::vector<std::vector<std::int32_t>>& lists) {
+  read_items(field, value, [&](py::handle item) { lists.push_back(read_tokens(field, item)); });
+}
+
 template <auto Member>
 void into_request(const char* field, py::handle value, Request& request) {
   read_field(field, value, request.*Member);

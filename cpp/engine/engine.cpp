@@ -182,10 +182,10 @@ void Engine::Impl::take_commands(bool wait) {
 void Engine::Impl::admit(Submission submission) {
   Request& request = submission.request;
   std::unique_ptr<Lookahead> lookahead = make_lookahead ? make_lookahead(request) : nullptr;
-  const bool needs_token = lookahead != nullptr;
+  const bool needs_token = lookahead != nullptr || needs_latest_token(request.sampling);
   std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
   const SequenceId id = live.add(request, stop_tokens, submission.time);
-  if (lookahead) lookaheads.emplace(id, SequenceLookahead{std::move(lookahead), !uses_penalties(request.sampling)});
+  if (lookahead) lookaheads.emplace(id, SequenceLookahead{std::move(lookahead), !depends_on_output(request.sampling)});
   const auto prompt_end = request.prompt.end() - request.num_resumed;
   const bool counts_prompt = request.sampling.repetition_penalty != 1.0f;
   SequenceSampling sampling{.params = std::move(request.sampling),

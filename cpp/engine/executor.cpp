@@ -24,10 +24,18 @@ std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
   return sizes;
 }
 
-}  // namespace
-
 bool uses_penalties(const SamplingParams& params) {
   return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f;
+}
+
+}  // namespace
+
+bool depends_on_output(const SamplingParams& params) {
+  return uses_penalties(params) || !params.bad_words.empty();
+}
+
+bool needs_latest_token(const SamplingParams& params) {
+  return std::ranges::any_of(params.bad_words, [](const auto& word) { return word.size() > 1; });
 }
 
 StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec) {
@@ -74,8 +82,10 @@ void Executor::record(const std::vector<std::int64_t>& sizes, const RecordProgre
 }
 
 void Executor::add(SequenceId id, SequenceSampling sampling) {
-  const bool inserted = sequences_.try_emplace(id, LiveSequence{.sampling = std::move(sampling)}).second;
+  const auto [iterator, inserted] = sequences_.try_emplace(id, LiveSequence{.sampling = std::move(sampling)});
   MINISGL_CHECK(inserted, "sequence ", id, " is live");
+  LiveSequence& sequence = iterator->second;
+  if (needs_latest_token(sequence.sampling.params)) sequence.generated = sequence.sampling.resumed;
 }
 
 void Executor::remove(SequenceId id) {
@@ -126,6 +136,7 @@ void Executor::build_batch(const StepPlan& plan) {
                      .adapter = step.adapter});
     live_.push_back(&sequence);
     if (!sequence.seen && uses_penalties(sequence.sampling.params)) count_given_tokens(sequence);
+    if (needs_latest_token(sequence.sampling.params)) note_generated(sequence, step, plan);
     if (sequence.mask.empty() && !sequence.sampling.params.allowed_token_ids.empty()) make_mask(sequence);
   }
   queries_.clear();
@@ -143,6 +154,36 @@ void Executor::count_given_tokens(LiveSequence& sequence) {
   sampling.resumed = sampling.prompt = {};
 }
 
+// Every row of a generated token says which token it is: a sequence that needs its latest token is planned only with
+// tokens that are known.
+void Executor::note_generated(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan) {
+  std::vector<std::int32_t>& generated = sequence.generated;
+  for (std::int32_t i = 0; i < step.num_rows; ++i) {
+    const std::int64_t index = step.start_position + i - sequence.sampling.prompt_len;
+    if (index < 0) continue;
+    if (index >= std::ssize(generated)) generated.resize(static_cast<std::size_t>(index) + 1);
+    generated[static_cast<std::size_t>(index)] = plan.tokens[static_cast<std::size_t>(step.first_row + i)];
+  }
+}
+
+// Tokens that may not follow the `num_generated` ones.
+std::span<const std::int32_t> Executor::bans_of(LiveSequence& sequence, std::int64_t num_generated) {
+  const SequenceSampling& sampling = sequence.sampling;
+  const bool bans_stops = num_generated < sampling.min_tokens;
+  if (sampling.params.bad_words.empty()) {
+    return bans_stops ? std::span(sampling.stop_tokens) : std::span<const std::int32_t>();
+  }
+  std::vector<std::int32_t>& banned = sequence.banned;
+  banned.clear();
+  if (bans_stops) banned = sampling.stop_tokens;
+  for (const std::vector<std::int32_t>& word : sampling.params.bad_words) {
+    const std::span before(word.data(), word.size() - 1);
+    if (before.size() > sequence.generated.size()) continue;
+    if (std::ranges::equal(before, std::span(sequence.generated).last(before.size()))) banned.push_back(word.back());
+  }
+  return banned;
+}
+
 void Executor::make_mask(LiveSequence& sequence) const {
   sequence.mask.resize(static_cast<std::size_t>(mask_words(model_.spec().vocab_size)));
   for (const std::int32_t token : sequence.sampling.params.allowed_token_ids) {
@@ -152,12 +193,13 @@ void Executor::make_mask(LiveSequence& sequence) const {
 
 LogitQuery Executor::query_for(std::int32_t row, const LogitTarget& target, const StepPlan& plan) const {
   const SequenceStep& step = plan.sequences[target.sequence];
-  const LiveSequence& sequence = *live_[target.sequence];
+  LiveSequence& sequence = *live_[target.sequence];
   const SequenceSampling& sampling = sequence.sampling;
   if (target.token != LogitTarget::kSample) {
     return {.target = target.token, .num_top = sampling.prompt_logprobs, .params = &sampling.params};
   }
-  MINISGL_CHECK(step.num_drafts() == 0 || !sequence.seen, "drafts for sequence ", step.id, ", which has penalties");
+  MINISGL_CHECK(step.num_drafts() == 0 || !depends_on_output(sampling.params), "drafts for sequence ", step.id,
+                ", whose distribution depends on its output");
   // The index of the new token among the generated ones: the same however the sequence got here.
   const std::int64_t index = step.start_position + row - step.first_row + 1 - sampling.prompt_len;
   const SamplingParams& params = sampling.params;
@@ -168,8 +210,7 @@ LogitQuery Executor::query_for(std::int32_t row, const LogitTarget& target, cons
                                        .presence = params.presence_penalty,
                                        .frequency = params.frequency_penalty,
                                        .seen = sequence.seen.get()},
-                         .banned = index < sampling.min_tokens ? std::span(sampling.stop_tokens)
-                                                               : std::span<const std::int32_t>(),
+                         .banned = bans_of(sequence, index),
                          .mask = sequence.mask},
           .position = static_cast<std::uint64_t>(index)};
 }

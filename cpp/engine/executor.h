@@ -18,7 +18,9 @@
 namespace minisgl {
 
 // Whether the distribution depends on the tokens before. Such a sequence draws one token per step.
-bool uses_penalties(const SamplingParams& params);
+bool depends_on_output(const SamplingParams& params);
+// Whether what may be drawn depends on the latest token, which must be known when the sequence is planned.
+bool needs_latest_token(const SamplingParams& params);
 
 // The largest step of an engine with this configuration.
 StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec);
@@ -55,13 +57,17 @@ class Executor {
   struct LiveSequence {
     SequenceSampling sampling;
     std::vector<PageId> page_table = {};
-    std::unique_ptr<SeenTokens> seen = {};  // where a penalty is set, from the first step on
-    std::vector<std::uint32_t> mask = {};   // [mask_words] of params.allowed_token_ids, from the first step on
+    std::unique_ptr<SeenTokens> seen = {};     // where a penalty is set, from the first step on
+    std::vector<std::int32_t> generated = {};  // where needs_latest_token: all that the steps' rows named so far
+    std::vector<std::int32_t> banned = {};     // by bad words and min_tokens in the step at hand
+    std::vector<std::uint32_t> mask = {};      // [mask_words] of params.allowed_token_ids, from the first step on
   };
 
   void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
   void count_given_tokens(LiveSequence& sequence);
+  static void note_generated(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan);
+  static std::span<const std::int32_t> bans_of(LiveSequence& sequence, std::int64_t num_generated);
   void make_mask(LiveSequence& sequence) const;
   LogitQuery query_for(std::int32_t row, const LogitTarget& target, const StepPlan& plan) const;
 

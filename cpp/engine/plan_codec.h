@@ -45,6 +45,7 @@ class PlanEncoder final : public PlanHandler {
   void put(const T& value);
   void put(const std::vector<TokenBias>& biases);
   void put(const std::vector<std::int32_t>& tokens);
+  void put(const std::vector<std::vector<std::int32_t>>& words);
   template <typename T>
   void put_list(std::span<const T> values);
   void begin(std::uint8_t kind);

@@ -43,6 +43,10 @@ class Fields {
     }
   }
   void read(std::vector<std::int32_t>& tokens, std::string_view what) { read_list(tokens, what); }
+  void read(std::vector<std::vector<std::int32_t>>& words, std::string_view what) {
+    words.resize(get_length(sizeof(std::uint32_t), what));
+    for (std::vector<std::int32_t>& word : words) read(word, what);
+  }
   // A list's length, of elements that take at least so many bytes each.
   std::size_t get_length(std::size_t element_bytes, std::string_view what) {
     const auto length = get<std::uint32_t>(what);
@@ -233,6 +237,10 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
   for (const std::int32_t token : sampling.stop_tokens) check_token(token);
   for (const auto& [token, bias] : sampling.params.logit_bias) check_token(token);
   for (const std::int32_t token : sampling.params.allowed_token_ids) check_token(token);
+  for (const std::vector<std::int32_t>& word : sampling.params.bad_words) {
+    require(!word.empty(), "length of a bad word", 0);
+    for (const std::int32_t token : word) check_token(token);
+  }
   for (const std::int32_t count : {sampling.logprobs, sampling.prompt_logprobs}) {
     require(count >= -1 && count <= limits_.vocab_size, "number of log probabilities", count);
   }

@@ -60,6 +60,11 @@ void PlanEncoder::put(const std::vector<std::int32_t>& tokens) {
   put_list(std::span(tokens));
 }
 
+void PlanEncoder::put(const std::vector<std::vector<std::int32_t>>& words) {
+  put(static_cast<std::uint32_t>(words.size()));
+  for (const std::vector<std::int32_t>& word : words) put(word);
+}
+
 template <typename T>
 void PlanEncoder::put_list(std::span<const T> values) {
   put(static_cast<std::uint32_t>(values.size()));

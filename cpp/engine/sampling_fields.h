@@ -43,6 +43,7 @@ inline constexpr std::tuple sampling_fields{
     SamplingField{"frequency_penalty", &SamplingParams::frequency_penalty},
     SamplingField{"seed", &SamplingParams::seed},
     SamplingField{"logit_bias", &SamplingParams::logit_bias},
+    SamplingField{"bad_words", &SamplingParams::bad_words},
     SamplingField{"allowed_token_ids", &SamplingParams::allowed_token_ids},
 };
 

@@ -60,6 +60,15 @@ void check_value(Findings& findings, const char* field, const std::vector<std::i
   if (!findings.any()) check_tokens(findings, field, tokens, vocab_size);
 }
 
+void check_value(Findings& findings, const char* field, const std::vector<std::vector<std::int32_t>>& words,
+                 const Bounds& bounds, std::int64_t vocab_size) {
+  for (const std::vector<std::int32_t>& word : words) {
+    findings.require(!word.empty(), field, " has a word without a token");
+    check_value(findings, field, word, bounds, vocab_size);
+    if (findings.any()) return;
+  }
+}
+
 void check_sampling(Findings& findings, const SamplingParams& params, std::int64_t vocab_size) {
   for_each_sampling_field(
       [&](const auto& field) { check_value(findings, field.name, params.*field.member, field.bounds, vocab_size); });

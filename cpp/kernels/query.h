@@ -21,6 +21,8 @@ struct SamplingParams {
   float frequency_penalty = 0.0f;   // over output
   std::uint64_t seed = 0;
   std::vector<std::pair<std::int32_t, float>> logit_bias = {};
+  // A word's last token is not drawn where the tokens before it are the latest that were generated.
+  std::vector<std::vector<std::int32_t>> bad_words = {};
   std::vector<std::int32_t> allowed_token_ids = {};  // nothing else is drawn; empty: everything may be
 };
 

@@ -22,11 +22,14 @@ MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIAS_ENTRIES = 1024
 MAX_ALLOWED_TOKEN_IDS = 4096
+MAX_BAD_WORDS = 64
+MAX_BAD_WORD_CHARS = 256
 MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**64 - 1
 
-# What the server does with the text or with several choices, and the engine never sees.
-TEXT_FIELDS = frozenset({"stop", "n", "skip_special_tokens"})
+# What the server does with text or with several choices, and the engine never sees. Bad words reach
+# it as tokens.
+TEXT_FIELDS = frozenset({"stop", "bad_words", "n", "skip_special_tokens"})
 
 
 class ParameterError(ValueError):
@@ -54,6 +57,7 @@ class SamplingParams(
     presence_penalty: float = 0.0  # over output
     frequency_penalty: float = 0.0  # over output
     logit_bias: dict[int, float] = {}  # token id -> added to its logit
+    bad_words: list[str] = []  # texts that are not generated, each with and without a space before
     allowed_token_ids: list[int] | None = None  # no other token is drawn; None: any may be
     seed: int | None = None  # None: drawn anew for each request
     stop: list[str] = []  # generation ends before the first of these
@@ -86,7 +90,8 @@ class SamplingParams(
         _check_logit_bias(self.logit_bias)
         if self.seed is not None:
             _check_int("seed", self.seed, 0, MAX_SEED)
-        _check_stop(self.stop)
+        _check_texts("stop", self.stop, MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS)
+        _check_texts("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARS)
         _check_token_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         if self.allowed_token_ids is not None:
             _check_token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
@@ -195,21 +200,19 @@ def _check_logit_bias(value: object) -> None:
         _check_float(field, bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS, what=what)
 
 
-def _check_stop(value: object) -> None:
-    field = "stop"
-    _check_list(field, value, MAX_STOP_STRINGS)
+def _check_texts(field: str, value: object, max_length: int, max_chars: int) -> None:
+    _check_list(field, value, max_length)
     assert isinstance(value, list)
     for text in value:
-        if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
+        if not isinstance(text, str) or not 1 <= len(text) <= max_chars:
             raise ParameterError(
                 field,
-                f"stop must hold strings of 1 to {MAX_STOP_STRING_CHARS} characters, "
-                f"got {_shown(text)}",
+                f"{field} must hold strings of 1 to {max_chars} characters, got {_shown(text)}",
             )
         if not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError:
                 raise ParameterError(
-                    field, f"stop must hold valid Unicode text, got a lone surrogate in {text!a}"
+                    field, f"{field} must hold valid Unicode text, got a lone surrogate in {text!a}"
                 ) from None

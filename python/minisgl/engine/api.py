@@ -59,9 +59,14 @@ class EngineApi(Protocol):
         """Live requests of an engine that died that have got nothing from the next one yet."""
 
     def submit(
-        self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        end_ids: Sequence[int] = (),
+        bad_words: Sequence[list[int]] = (),
     ) -> TokenStream:
-        """Queues one request (params.n is the caller's matter); make_request explains `end_ids`.
+        """Queues one request (params.n is the caller's matter); make_request explains `end_ids`
+        and `bad_words`.
 
         Raises ValueError for a request that can't be served, EngineBusy, EngineUnavailable.
         """

@@ -117,7 +117,11 @@ class EngineClient:
         return self._requests.num_replaying
 
     def submit(
-        self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        end_ids: Sequence[int] = (),
+        bad_words: Sequence[list[int]] = (),
     ) -> TokenStream:
         """As in EngineApi."""
         if self.state != "ready":
@@ -127,7 +131,7 @@ class EngineClient:
             raise EngineBusy(
                 f"{len(self._requests)} requests are waiting or running; try again later"
             )
-        return self._requests.submit(prompt_ids, params, info, end_ids)
+        return self._requests.submit(prompt_ids, params, info, end_ids, bad_words)
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""

@@ -54,9 +54,10 @@ class LiveRequests:
         params: SamplingParams,
         info: EngineInfo,
         end_ids: Sequence[int],
+        bad_words: Sequence[list[int]],
     ) -> TokenStream:
         """EngineApi.submit() but for its limits on the number of requests."""
-        request = make_request(self._next_id, prompt_ids, params, info, end_ids)
+        request = make_request(self._next_id, prompt_ids, params, info, end_ids, bad_words)
         stream = TokenStream(request, self.abort)
         if self._send is None or not self._send(request):
             raise EngineUnavailable("the engine is restarting; try again later")

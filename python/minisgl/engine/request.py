@@ -35,13 +35,21 @@ def make_request(
     params: SamplingParams,
     info: EngineInfo,
     end_ids: Sequence[int] = (),
+    bad_words: Sequence[list[int]] = (),
 ) -> Submit:
     """The engine's request. ParameterError when it asks for what this model can't do.
 
     `end_ids` are the ends that the tokenizer's files name; the engine may not know them all.
+    `bad_words` is what params.bad_words is in tokens (TextFrontend.encode_words).
     """
     check_request(prompt_ids, params, info)
     more_ends = [] if params.ignore_eos else sorted(set(end_ids) - set(info.eos_token_ids))
     if params.seed is None:
         params = msgspec.structs.replace(params, seed=random.getrandbits(64))
-    return Submit(id=request_id, prompt=prompt_ids, params=params, end_token_ids=more_ends)
+    return Submit(
+        id=request_id,
+        prompt=prompt_ids,
+        params=params,
+        end_token_ids=more_ends,
+        bad_words=list(bad_words),
+    )

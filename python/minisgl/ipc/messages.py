@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from minisgl.config import STEP_TIMEOUT
-from minisgl.sampling_params import MAX_TOKEN_ID, SamplingParams
+from minisgl.sampling_params import MAX_BAD_WORDS, MAX_TOKEN_ID, SamplingParams
 
 ALIVE_SECONDS = 1.0  # between two signs of life
 MAX_TEXT = 64 * 2**10  # characters of an error sentence
@@ -21,6 +21,7 @@ TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 TokenIds = Annotated[list[TokenId], Meta(max_length=MAX_TOKENS_OF_MESSAGE)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=3.0e38)]
+Word = Annotated[list[TokenId], Meta(min_length=1, max_length=4096)]
 Sentence = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 # The reason a request ended. "" is not yet.
@@ -55,6 +56,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit", omit_defau
     num_resumed: Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)] = 0
     # Tokens that end the request besides those that params and the model's files name.
     end_token_ids: Annotated[list[TokenId], Meta(max_length=4096)] = []
+    # What params.bad_words is in the model's tokens.
+    bad_words: Annotated[list[Word], Meta(max_length=2 * MAX_BAD_WORDS)] = []
 
     def engine_fields(self) -> dict[str, Any]:
         """The keys of the native engine's submit(), flat."""
@@ -63,6 +66,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit", omit_defau
             "id": self.id,
             "prompt": self.prompt,
             "num_resumed": self.num_resumed,
+            "bad_words": self.bad_words,
             "stop_token_ids": [*self.params.stop_token_ids, *self.end_token_ids],
         }
 

@@ -97,9 +97,10 @@ class LocalModel:
 
     async def _submit(self, prompt_ids: list[int], params: SamplingParams) -> TokenStream:
         engine = self.engine
+        bad_words = await self._text.encode_words(params.bad_words)
         while True:
             try:
-                return engine.submit(prompt_ids, params, self.tokenizer.eos_token_ids)
+                return engine.submit(prompt_ids, params, self.tokenizer.eos_token_ids, bad_words)
             except EngineBusy:  # aborted requests may stay for a step
                 pass
             except EngineUnavailable as error:

@@ -62,14 +62,18 @@ class NativeEngine:
         return len(self._requests)
 
     def submit(
-        self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        end_ids: Sequence[int] = (),
+        bad_words: Sequence[list[int]] = (),
     ) -> TokenStream:
         """As in EngineApi."""
         if self.state != "ready":
             raise EngineUnavailable(self.failure or SHUTTING_DOWN)
         if len(self._requests) >= self._max_live:
             raise EngineBusy(f"{len(self._requests)} requests are in the engine; try again later")
-        return self._requests.submit(prompt_ids, params, self.info, end_ids)
+        return self._requests.submit(prompt_ids, params, self.info, end_ids, bad_words)
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""

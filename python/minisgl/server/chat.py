@@ -62,6 +62,7 @@ class ChatCompletions(JsonEndpoint):
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             prompt_logprobs=None,
         )
+        bad_words = await text.encode_words(params.bad_words)
         fields = {
             "id": f"chatcmpl-{exchange.request_id}",
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
@@ -75,6 +76,7 @@ class ChatCompletions(JsonEndpoint):
                 params,
                 n=request.n or 1,
                 include_stop=bool(request.include_stop_str_in_output),
+                bad_words=bad_words,
             )
             if request.stream:
                 tokenizer = text.tokenizer if request.logprobs else None

@@ -49,6 +49,7 @@ class Completions(JsonEndpoint):
             )
             for prompt in prompts
         ]
+        bad_words = await text.encode_words(request.bad_words or [])
         fields = {
             "id": f"cmpl-{exchange.request_id}",
             "object": "text_completion",
@@ -64,6 +65,7 @@ class Completions(JsonEndpoint):
                     n=request.n or 1,
                     include_stop=bool(request.include_stop_str_in_output),
                     continues_prompt=True,
+                    bad_words=bad_words,
                 )
             shaper = ChoiceShaper(text, request, prompts)
             if request.stream:

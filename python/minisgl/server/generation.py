@@ -19,6 +19,8 @@ from minisgl.text.answer import AnswerReader, Piece
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from minisgl.engine.api import EngineApi
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import Output, PromptLogprob
@@ -183,9 +185,11 @@ class Generation:
         n: int = 1,
         include_stop: bool = False,
         continues_prompt: bool = False,
+        bad_words: Sequence[list[int]] = (),
     ) -> None:
-        """Adds `n` choices for a prompt. Raises ApiError 400, 429 or 503; the context manager ends
-        what was begun.
+        """Adds `n` choices for a prompt; `bad_words` is what params.bad_words is in tokens.
+
+        Raises ApiError 400, 429 or 503; the context manager ends what was begun.
         """
         self.num_prompt_tokens += len(prompt_ids)
         options = DetokenizerOptions.of(
@@ -194,7 +198,9 @@ class Generation:
         for number in range(n):
             one = params if params.seed is None or number == 0 else _reseed(params, number)
             try:
-                stream = self._client.submit(prompt_ids, one, self._text.tokenizer.eos_token_ids)
+                stream = self._client.submit(
+                    prompt_ids, one, self._text.tokenizer.eos_token_ids, bad_words
+                )
             except EngineBusy:
                 raise errors.busy() from None
             except EngineUnavailable:

@@ -118,6 +118,14 @@ class TextFrontend:
         message = Encode(next(self._ids), text, add_special_tokens)
         return await self._encode(message, len(text))
 
+    async def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token ids of each word as a text may begin with it and as it stands behind a space; each
+        list once. ValueError for what is no Unicode text; WorkerLost.
+        """
+        texts = [before + word for word in words for before in ("", " ")]
+        lists = await asyncio.gather(*(self.encode(text, False) for text in texts))
+        return [list(ids) for ids in dict.fromkeys(map(tuple, lists)) if ids]
+
     async def encode_chat(
         self,
         messages: list[dict[str, Any]],

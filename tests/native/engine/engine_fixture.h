@@ -162,6 +162,12 @@ inline Request random_request(std::uint64_t id, std::int64_t max_model_len, std:
   if (below(4) == 0) sampling.frequency_penalty = 0.25f;
   if (below(4) == 0) sampling.logit_bias = {{static_cast<std::int32_t>(below(vocab_size)), 2.0f}};
   if (below(4) == 0) {
+    for (int i = 0; i < 100; ++i) {
+      sampling.bad_words.emplace_back(1 + (i % 20 == 0 ? 0 : below(2)));
+      for (std::int32_t& token : sampling.bad_words.back()) token = static_cast<std::int32_t>(below(vocab_size));
+    }
+  }
+  if (below(4) == 0) {
     for (int i = 0; i < 8; ++i) {
       sampling.allowed_token_ids.push_back(static_cast<std::int32_t>(below(vocab_size)));
     }

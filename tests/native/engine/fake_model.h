@@ -152,7 +152,15 @@ inline ReferenceOutput reference_generate(const Request& request, const ModelSpe
       forced.pop_back();
     } else {
       std::vector<float> logits = reference_logits(tokens, spec.vocab_size);
-      processors.banned = i < request.min_tokens ? std::span(std::as_const(stops)) : std::span<const std::int32_t>();
+      std::vector<std::int32_t> banned;
+      if (i < request.min_tokens) banned = stops;
+      for (std::vector<std::int32_t> word : params.bad_words) {
+        const std::int32_t last = word.back();
+        word.pop_back();
+        const auto size = static_cast<std::ptrdiff_t>(word.size());
+        if (size <= i && std::equal(word.begin(), word.end(), output.tokens.end() - size)) banned.push_back(last);
+      }
+      processors.banned = banned;
       token = sample(logits, params, processors, i, scratch);
       if (force) {
         tokens.push_back(token);

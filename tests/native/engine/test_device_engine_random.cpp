@@ -52,6 +52,14 @@ std::vector<Request> random_requests(int count) {
     if (one_in(4)) sampling.presence_penalty = 0.5f;
     if (one_in(4)) sampling.frequency_penalty = 0.25f;
     if (one_in(6)) sampling.logit_bias = {{static_cast<std::int32_t>(random() % kVocab), 1.5f}};
+    const auto add_tokens = [&](std::vector<std::int32_t>& tokens, int count) {
+      while (count-- > 0) tokens.push_back(static_cast<std::int32_t>(random() % kVocab));
+    };
+    if (one_in(6)) add_tokens(sampling.allowed_token_ids, 8);
+    if (one_in(6)) {
+      sampling.bad_words.resize(100);
+      for (std::vector<std::int32_t>& word : sampling.bad_words) add_tokens(word, one_in(20) ? 1 : 2);
+    }
   }
   return requests;
 }

@@ -62,6 +62,26 @@ TEST(Engine, GoesOnWhereAnotherEngineStopped) {
   test.expect_idle();
 }
 
+// The bias makes it 9 wherever 9 may be drawn, else 8, else 7.
+TEST(Engine, BadWordsEndWithATokenThatIsNotDrawnBehindTheOthers) {
+  TestEngine test;
+  test.engine.start();
+  const auto tokens_without = [&](std::uint64_t id, std::vector<std::vector<std::int32_t>> words) {
+    Request request = make_request(id, {9, 9, 9}, 6);
+    request.ignore_eos = true;
+    request.sampling.temperature = 0.0f;
+    request.sampling.logit_bias = {{9, 300.0f}, {8, 200.0f}, {7, 100.0f}};
+    request.sampling.bad_words = std::move(words);
+    return test.run(request).token_ids();
+  };
+  using Tokens = std::vector<std::int32_t>;
+  EXPECT_EQ(tokens_without(1, {{9}}), (Tokens{8, 8, 8, 8, 8, 8}));
+  EXPECT_EQ(tokens_without(2, {{9, 9}}), (Tokens{9, 8, 9, 8, 9, 8}));  // what stands in the prompt doesn't count
+  EXPECT_EQ(tokens_without(3, {{9, 9}, {9, 8, 9}}), (Tokens{9, 8, 8, 9, 8, 8}));
+  EXPECT_EQ(tokens_without(4, {{9, 9}, {8}}), (Tokens{9, 7, 9, 7, 9, 7}));
+  test.expect_idle();
+}
+
 TEST(Engine, StopsAtTheEndOfSequence) {
   TestEngine test;
   test.engine.start();

@@ -106,6 +106,7 @@ PlanEncoder sample_frame() {
   SequenceSampling biased;
   biased.params.logit_bias = {{4, 0.5f}, {49, -2.0f}};
   biased.params.allowed_token_ids = {49, 3};
+  biased.params.bad_words = {{7}, {1, 2, 49}};
   biased.prompt_len = 9;
   encoder.add(7, biased);
   encoder.append(7, std::vector<std::int32_t>{49, 0, 1});
@@ -170,6 +171,7 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
   EXPECT_TRUE(recorder.added[1].second.prompt.empty());
   EXPECT_EQ(recorder.added[1].second.params.logit_bias,
             (std::vector<std::pair<std::int32_t, float>>{{4, 0.5f}, {49, -2.0f}}));
+  EXPECT_EQ(recorder.added[1].second.params.bad_words, (std::vector<std::vector<std::int32_t>>{{7}, {1, 2, 49}}));
   EXPECT_EQ(recorder.added[1].second.params.allowed_token_ids, (std::vector<std::int32_t>{49, 3}));
   ASSERT_EQ(recorder.appended.size(), 1u);
   EXPECT_EQ(recorder.appended[0], std::pair(SequenceId{7}, std::vector<std::int32_t>{49, 0, 1}));

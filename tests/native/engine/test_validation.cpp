@@ -79,6 +79,9 @@ TEST(Validation, NamesTheFieldAndTheValue) {
   EXPECT_EQ(fault_after([](Request& r) { r.sampling.allowed_token_ids = {3, 50}; }),
             "allowed_token_ids has token id 50, outside the vocabulary of 50");
   EXPECT_NE(fault_after([](Request& r) { r.sampling.allowed_token_ids.assign(51, 1); }), "");
+  EXPECT_EQ(fault_after([](Request& r) { r.sampling.bad_words = {{3}, {3, 50}}; }),
+            "bad_words has token id 50, outside the vocabulary of 50");
+  EXPECT_EQ(fault_after([](Request& r) { r.sampling.bad_words = {{}}; }), "bad_words has a word without a token");
 }
 
 TEST(Validation, TooLongSaysBothNumbers) {

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -159,11 +160,24 @@ def test_every_sampling_parameter_is_read(engine: Engine) -> None:
     )  # fmt: skip
     defaults = SamplingParams()
     fields = params.__struct_fields__
+    params = msgspec.structs.replace(params, bad_words=["x"])
     same = [name for name in fields if getattr(params, name) == getattr(defaults, name)]
     assert same == ["n"]
     outputs = run(engine, Submit(id=1, prompt=[1, 2], params=params).engine_fields())[1]
     assert outputs[-1][2:5] in (("length", "", ""), ("stop", "", ""))
     assert outputs[0][5] is not None
+
+
+def test_a_bad_word_of_two_tokens_is_not_generated(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
+    request = Submit(id=1, prompt=[1, 2], params=params)
+    free = tokens(run(engine, request.engine_fields())[1])
+    for _ in range(5):
+        pair = free[3:5]
+        request = msgspec.structs.replace(request, bad_words=[*request.bad_words, pair])
+        without = tokens(run(engine, request.engine_fields())[1])
+        assert not any(without[i : i + 2] in request.bad_words for i in range(59))
+        free = without
 
 
 def test_only_allowed_tokens_are_drawn(engine: Engine) -> None:

@@ -33,11 +33,13 @@ def test_a_request_has_a_seed() -> None:
 
 def test_a_stream_is_resumed_with_the_same_parameters() -> None:
     params = SamplingParams(max_tokens=10, min_tokens=8, seed=7, prompt_logprobs=2, logprobs=1)
-    stream = TokenStream(make_request(1, [5, 6], params, INFO), lambda request_id: None)
+    request = make_request(1, [5, 6], params, INFO, end_ids=[9], bad_words=[[3, 4]])
+    stream = TokenStream(request, lambda request_id: None)
     assert stream.resumption() == stream.request
     stream.deliver(Output(1, [11, 12, 13, 14, 15]))
     resumed = stream.resumption()
     assert (resumed.prompt, resumed.num_resumed) == ([5, 6, 11, 12, 13, 14, 15], 5)
+    assert (resumed.end_token_ids, resumed.bad_words) == ([9], [[3, 4]])
     assert resumed.params == msgspec.structs.replace(params, prompt_logprobs=None)
 
 

@@ -173,6 +173,9 @@ def test_deep_nesting_is_refused() -> None:
         {"params": {"stop": [""]}},
         {"params": {"tempreature": 1.0}},
         {"end_token_ids": [-1]},
+        {"bad_words": [[]]},
+        {"bad_words": [[1, -1]]},
+        {"bad_words": [[1]] * 1000},
         {"num_resumed": -1},
     ],
 )

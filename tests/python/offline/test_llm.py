@@ -134,6 +134,14 @@ def test_logprobs(llm: LLM) -> None:
         assert output.logprobs[0].alternatives == [(40, -0.5)] * 2
 
 
+def test_bad_words_reach_the_engine_as_tokens(llm: LLM, native: FakeNative) -> None:
+    generate(llm, "x", SamplingParams(bad_words=["ab"], allowed_token_ids=[5, 6], n=2))
+    words = [llm.tokenizer.encode(text, add_special_tokens=False) for text in ("ab", " ab")]
+    requests = engine_of(native).requests
+    assert [request["bad_words"] for request in requests] == [words] * 2
+    assert [request["allowed_token_ids"] for request in requests] == [[5, 6]] * 2
+
+
 def test_n_completions_have_seeds_of_their_own(llm: LLM, native: FakeNative) -> None:
     (result,) = generate(llm, "x", SamplingParams(n=3, seed=2**64 - 1))
     assert [output.index for output in result.outputs] == [0, 1, 2]

@@ -59,13 +59,19 @@ class FakeClient:
         return len(self.live)
 
     def submit(
-        self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        end_ids: Sequence[int] = (),
+        bad_words: Sequence[list[int]] = (),
     ) -> TokenStream:
         if self.state != "ready":
             raise EngineUnavailable(self.state)
         if len(self.live) >= self.max_live:
             raise EngineBusy("full")
-        request = make_request(len(self.submitted), prompt_ids, params, self.info, end_ids)
+        request = make_request(
+            len(self.submitted), prompt_ids, params, self.info, end_ids, bad_words
+        )
         stream = TokenStream(request, self.abort)
         self.submitted.append(stream)
         self.live[stream.id] = stream

@@ -66,6 +66,15 @@ async def test_sampling_fields_reach_the_engine(server: Server) -> None:
     assert params.seed == 2**64 - 1
 
 
+async def test_bad_words_reach_the_engine_as_tokens(server: Server) -> None:
+    await server.chat(bad_words=["ab", "c"])
+    await server.complete(["x", "y"], bad_words=["c"])
+    chat, *completions = (stream.request for stream in server.engine.submitted)
+    assert chat.bad_words == [[97, 98], [32, 97, 98], [99], [32, 99]]
+    assert chat.params.bad_words == ["ab", "c"]
+    assert [request.bad_words for request in completions] == [[[99], [32, 99]]] * 2
+
+
 async def test_ranges_are_those_of_sampling_params(server: Server) -> None:
     stop = ["x" * MAX_STOP_STRING_CHARS] * MAX_STOP_STRINGS
     answer = await server.chat(temperature=MAX_TEMPERATURE, stop=stop, top_k=-1)

@@ -30,6 +30,14 @@ async def test_it_encodes_what_the_tokenizer_does(text: TextFrontend, model: str
     assert encoded == [tokenizer.encode(one) for one in texts]
 
 
+async def test_words_are_encoded_with_and_without_a_space_before(text: TextFrontend) -> None:
+    tokenizer = text.tokenizer
+    texts = ("hello", " hello", "ä b", " ä b")
+    expected = [tokenizer.encode(one, add_special_tokens=False) for one in texts]
+    assert await text.encode_words(["hello", "ä b", "hello"]) == expected
+    assert await text.encode_words([]) == []
+
+
 async def test_it_renders_conversations(text: TextFrontend) -> None:
     for content in ("hi", "x" * 20_000):
         ids = await text.encode_chat([{"role": "user", "content": content}])
