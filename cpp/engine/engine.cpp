@@ -226,7 +226,7 @@ bool Engine::Impl::launch_step() {
 }
 
 void Engine::Impl::finish_step() {
-  std::vector<TokenOutput> results = executor.take();
+  std::vector<TokenOutput> results = executor.take().tokens;
   const Clock::time_point now = Clock::now();
   ++num_steps;
   step_time += now - std::exchange(busy_since, now);

@@ -92,7 +92,7 @@ void Executor::append(SequenceId id, std::span<const std::int32_t> tokens) {
 
 void Executor::launch(const StepPlan& plan) {
   build_batch(plan);
-  const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size()};
+  const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size(), plan.hidden_rows};
   device_.begin_step(batch, queries_);
   for (const PageCopy& copy : plan.copies) cache_.copy_page(device_, copy.source, copy.destination);
   device_.run_step([&] {

@@ -49,7 +49,7 @@ class Executor {
   void launch(const StepPlan& plan);
   // Waits for the oldest step in flight. One entry for each of its logit rows, in order: the token drawn, or the prompt
   // token that was scored. Log probabilities are filled in where the sequence asked for them.
-  std::vector<TokenOutput> take() { return device_.take_outputs(); }
+  StepOutputs take() { return device_.take_outputs(); }
 
  private:
   struct LiveSequence {

@@ -33,7 +33,7 @@ class StepBlock {
   // Lengths of the arrays, padding included.
   struct Shape {
     std::int64_t padding = 0;
-    std::int64_t rows = 0, sequences = 0, logits = 0;
+    std::int64_t rows = 0, sequences = 0, logits = 0, hidden = 0;
     std::int64_t pages = 0, biases = 0, banned = 0, mask_words = 0;
   };
   // Where the arrays of StepData are written on the host, and from which index on biases, bans and masks are known.
