@@ -4,12 +4,13 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <mutex>
+#include <string>
 #include <unordered_map>
 #include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "core/quiet_thread.h"
 #include "engine/completion_queue.h"
 #include "engine/executor.h"
@@ -136,7 +137,7 @@ Engine::Impl::~Impl() {
   try {
     device->synchronize();
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+    log_line(LogLevel::error, std::string("the device's last step failed: ") + error.what());
   }
 }
 

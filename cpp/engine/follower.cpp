@@ -5,14 +5,15 @@
 #include <sys/eventfd.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <exception>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <utility>
 
 #include "comm/file_descriptor.h"
 #include "core/error.h"
+#include "core/log.h"
 #include "core/quiet_thread.h"
 #include "engine/executor.h"
 #include "engine/plan_codec.h"
@@ -44,7 +45,7 @@ struct Follower::Impl final : PlanHandler {
     try {
       device->synchronize();
     } catch (const std::exception& error) {
-      std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+      log_line(LogLevel::error, std::string("the device's last step failed: ") + error.what());
     }
   }
 

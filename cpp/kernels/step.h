@@ -38,7 +38,7 @@ struct StepBatch {
   std::span<const std::int32_t> positions;       // [num_rows]
   std::span<const ops::SequenceRows> sequences;  // cover all rows, in order
   std::span<const std::int32_t> logit_rows;      // [num_logits] ascending rows whose logits are wanted
-  int page_size;                                 // of the page tables
+  int page_size;                                 // positions per page of the page tables
   // [num_hidden] ascending rows whose hidden states are wanted
   std::span<const std::int32_t> hidden_rows = {};
 };
@@ -47,8 +47,8 @@ struct StepBatch {
 struct StepLimits {
   std::int64_t rows, sequences;
   std::int64_t logits;     // rows of logits and of hidden states
-  std::int64_t positions;  // of one sequence
-  std::int64_t pages;      // of all sequences together
+  std::int64_t positions;  // the most of one sequence
+  std::int64_t pages;      // the most of all sequences together
   std::int64_t vocab_size;
 };
 
