@@ -1,4 +1,4 @@
-// From a plan to the model's batch, and from its logits to tokens.
+// Makes a plan into the model's batch and into queries, and runs them.
 #include "engine/executor.h"
 
 #include <algorithm>
