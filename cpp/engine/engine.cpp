@@ -96,17 +96,17 @@ struct Engine::Impl {
   std::thread thread;
   bool stopped = false;
 
-  // Of the engine thread alone.
+  // The rest belongs to the engine thread alone.
   Scheduler scheduler;
   Executor executor;
   PlanPublisher publisher;
   LiveRequests live;
   const MakeLookahead make_lookahead;  // may be empty
   std::unordered_map<SequenceId, SequenceLookahead> lookaheads;
-  std::vector<std::int32_t> draws;  // of the step at hand
+  std::vector<std::int32_t> draws;  // drawn by the step at hand, one per draw
   StepTokens drawn;
   std::vector<Command> commands;
-  std::vector<RequestOutput> outputs;  // of this turn
+  std::vector<RequestOutput> outputs;  // those of this turn
   std::vector<std::uint64_t> ended;    // ids of the requests whose last output is among them
   std::uint64_t num_steps = 0;
   Clock::time_point busy_since = {};  // the oldest step's launch, or the end of the one before it
@@ -232,7 +232,7 @@ bool Engine::Impl::launch_step() {
 }
 
 void Engine::Impl::finish_step() {
-  std::vector<TokenOutput> results = executor.take();
+  std::vector<TokenOutput> results = executor.take().tokens;
   const Clock::time_point now = Clock::now();
   ++num_steps;
   step_time += now - std::exchange(busy_since, now);
@@ -287,7 +287,7 @@ void Engine::Impl::release(SequenceId id) {
   if (!lookaheads.empty()) lookaheads.erase(id);
 }
 
-// Whoever sees an output finds statistics that contain it, and may use an ended id again.
+// Publishes the outputs of this turn. The statistics already contain them then, and ended ids may be used again.
 void Engine::Impl::deliver() {
   {
     const std::lock_guard lock(status_mutex);

@@ -28,9 +28,10 @@ class Executor {
   // `model` and `device` outlive the executor.
   Executor(Model& model, Device& device, KvCache cache);
 
-  // Where the device records steps: reserves what the largest need, and with `record_decodes` records decode steps for
-  // a ladder of numbers of sequences, the largest first, calling progress(recorded, to be recorded) on this thread.
-  // Before the first add(). Says what of the device's memory that took.
+  // Prepares a device that records steps (others need nothing): reserves what the largest need, and with
+  // `record_decodes` records decode steps for a ladder of numbers of sequences, the largest first, calling
+  // progress(recorded, to be recorded) on this thread. Before the first add(). Says what of the device's memory that
+  // took.
   struct Prepared {
     std::int64_t workspace_bytes = 0, graph_bytes = 0;
   };
@@ -49,7 +50,7 @@ class Executor {
   void launch(const StepPlan& plan);
   // Waits for the oldest step in flight. One entry for each of its logit rows, in order: the token drawn, or the prompt
   // token that was scored. Log probabilities are filled in where the sequence asked for them.
-  std::vector<TokenOutput> take();
+  StepOutputs take();
 
  private:
   struct LiveSequence {
@@ -68,7 +69,7 @@ class Executor {
   KvCache cache_;
   std::unordered_map<SequenceId, LiveSequence> sequences_;
 
-  // Of the step at hand.
+  // These belong to the step at hand.
   std::vector<LiveSequence*> live_;      // [plan.sequences]
   std::vector<std::int32_t> positions_;  // [num_rows]
   std::vector<ops::SequenceRows> rows_;  // [plan.sequences]

@@ -52,7 +52,7 @@ struct Follower::Impl final : PlanHandler {
   void add(SequenceId id, SequenceSampling sampling) override { executor.add(id, std::move(sampling)); }
   void remove(SequenceId id) override { executor.remove(id); }
   void append(SequenceId id, std::span<const std::int32_t> tokens) override { executor.append(id, tokens); }
-  // As rank 0 does: a device that runs ahead has the next step before it ends the last. The tokens are rank 0's to
+  // Does as rank 0 does: a device that runs ahead has the next step before it ends the last. The tokens are rank 0's to
   // deliver.
   void step(const StepPlan& plan) override {
     executor.launch(plan);
@@ -105,7 +105,7 @@ struct Follower::Impl final : PlanHandler {
   const std::unique_ptr<Model> model;
   const std::unique_ptr<PlanReceiver> plans;
 
-  // Of the thread alone.
+  // These belong to the thread alone.
   Executor executor;
   PlanDecoder decoder;
   std::size_t num_in_flight = 0;  // steps

@@ -53,7 +53,7 @@ struct Workspace {
   RowBuffer residual, normed;
   RowBuffer delta;  // what attention or MLP adds to the residual
   RowBuffer qkv, attention, gate_up, activated;
-  RowBuffer last_residual, last_attention;  // of the rows whose logits are wanted
+  RowBuffer last_residual, last_attention;  // of the rows whose logits or hidden states are wanted
   RowBuffer logits;                         // [num_logits, vocab_size]
   RowBuffer logits_part, logits_parts;      // with several ranks: this one's, and all of them as they are gathered
 };
@@ -72,10 +72,12 @@ void check_batch(const StepBatch& batch, const ModelSpec& spec, bool runs_ahead)
     covered += sequence.num_rows;
   }
   MINISGL_CHECK(covered == num_rows, covered, " rows in sequences, ", num_rows, " tokens");
-  std::int32_t previous = -1;
-  for (const std::int32_t row : batch.logit_rows) {
-    MINISGL_CHECK(row > previous && row < num_rows, "logit row ", row);
-    previous = row;
+  for (const std::span<const std::int32_t> wanted : {batch.logit_rows, batch.hidden_rows}) {
+    std::int32_t previous = -1;
+    for (const std::int32_t row : wanted) {
+      MINISGL_CHECK(row > previous && row < num_rows, "wanted row ", row);
+      previous = row;
+    }
   }
 }
 
@@ -103,8 +105,9 @@ class Decoder final : public Model {
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
     check_batch(batch, spec_, device_.runs_ahead());
     MINISGL_CHECK(batch.page_size == cache.page_size(), "page tables of ", batch.page_size);
-    const std::int64_t num_logits = std::ssize(batch.logit_rows);
-    reserve_workspace(std::ssize(batch.tokens), std::ssize(batch.logit_rows),
+    const std::int64_t num_logits = std::ssize(batch.logit_rows), num_hidden = std::ssize(batch.hidden_rows);
+    const std::int64_t num_wanted = num_logits + num_hidden;
+    reserve_workspace(std::max(std::ssize(batch.tokens), num_wanted), num_wanted,
                       std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
 
     std::int64_t num_rows = std::ssize(batch.tokens);
@@ -117,20 +120,27 @@ class Decoder final : public Model {
     for (std::int64_t i = 0; i < spec_.num_layers; ++i) {
       const DecoderLayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
       const bool is_last = i + 1 == spec_.num_layers;
-      attention(layer, i, normed, cache, is_last && num_logits == 0);
+      attention(layer, i, normed, cache, is_last && num_wanted == 0);
       if (is_last) {
-        // From here on only the rows whose logits are wanted matter.
-        if (num_logits == 0) return {};
-        residual = keep_logit_rows(residual, workspace_.last_residual, num_logits);
-        attended = keep_logit_rows(attended, workspace_.last_attention, num_logits);
-        num_rows = num_logits;
+        // From here on only the rows matter that something is wanted of.
+        if (num_wanted == 0) return {};
+        if (num_hidden > 0 || num_logits < num_rows) {
+          residual = keep_wanted_rows(residual, workspace_.last_residual, num_wanted);
+          attended = keep_wanted_rows(attended, workspace_.last_attention, num_wanted);
+          num_rows = num_wanted;
+        }
       }
       // The two sums over ranks of a layer: of what attention adds, and of what the MLP adds.
       normed = add_norm(layer.attention_output, attended, residual, layer.post_attention_norm);
       normed = add_norm(layer.down, activate(layer, normed), residual,
                         is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
     }
-    return logits(normed);
+    if (num_hidden == 0) return logits(normed);
+    // The rows of logits come first.
+    const Tensor rows = device_.plain_rows(normed);
+    const Tensor logit_rows{rows.data, rows.dtype, num_logits, rows.cols, rows.writes};
+    device_.keep_hidden({rows.data + logit_rows.nbytes(), rows.dtype, num_hidden, rows.cols, rows.writes});
+    return num_logits > 0 ? logits(logit_rows) : Tensor{};
   }
 
  private:
@@ -157,10 +167,9 @@ class Decoder final : public Model {
     rope_.reserve(num_positions);
   }
 
-  Tensor keep_logit_rows(Tensor all, RowBuffer& kept, std::int64_t num_logits) {
-    if (num_logits == all.rows) return all;
-    device_.gather_logit_rows(all, kept.rows(num_logits));
-    return kept.rows(num_logits);
+  Tensor keep_wanted_rows(Tensor all, RowBuffer& kept, std::int64_t num_wanted) {
+    device_.gather_wanted_rows(all, kept.rows(num_wanted));
+    return kept.rows(num_wanted);
   }
 
   // normed -> attention, through the cache. `store_only` leaves out the attention itself.

@@ -16,7 +16,8 @@ class Model {
   virtual ~Model() = default;
   virtual const ModelSpec& spec() const = 0;  // of the whole model
   // Computes `batch`, for which the device's step was begun, against `cache`. Returns logits [num_logits, vocab_size]
-  // f32 in the device's memory, valid until the next call.
+  // f32 in the device's memory, valid until the next call, and gives the device the hidden states of the batch's
+  // hidden_rows (Ops::keep_hidden).
   virtual Tensor forward(const StepBatch& batch, KvCache& cache) = 0;
   // Makes room for the largest steps, where the device must not move anything later (StepRunner::records_steps).
   virtual void reserve(const StepLimits&) {}

@@ -39,7 +39,7 @@ class DeviceSampling : public testing::TestWithParam<DeviceKind> {
     const DeviceMatrix matrix(device(), DType::f32, std::ssize(queries), vocab, logits);
     device().begin_step({zeros, zeros, sequences, rows, 16}, queries);
     device().sample(matrix.view());
-    return device().take_outputs();
+    return device().take_outputs().tokens;
   }
 };
 
@@ -296,7 +296,7 @@ TEST_P(DeviceSampling, MasksInAReplayedStep) {
     device->upload(std::as_bytes(std::span(logits)), matrix.data());  // sampling may have changed them
     device->begin_step({tokens, tokens, {sequences.data(), count}, logit_rows, 16}, queries);
     device->run_step(body);
-    const auto outputs = device->take_outputs();
+    const auto outputs = device->take_outputs().tokens;
     ASSERT_EQ(outputs.size(), count);
     for (std::size_t i = 0; i < count; ++i)
       EXPECT_EQ(outputs[i].token, expected[i]) << "step " << step << ", row " << i;
