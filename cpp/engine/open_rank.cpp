@@ -15,9 +15,7 @@ LoadedRank load_rank(const RankOptions& options, const LoadProgress& progress) {
   std::unique_ptr<Model> model = load_model(options.model_path, *device, progress, options.format);
   // Ranks on one host's processors share its memory.
   const std::int64_t sharers = device->has_own_memory() ? 1 : place.local_size;
-  EngineConfig config =
-      choose_config(options.engine, {model->spec(), model->weight_dtype(), model->weight_bytes(), *device},
-                    device->available_memory() / sharers);
+  EngineConfig config = choose_config(options.engine, *model, *device, device->available_memory() / sharers);
   if (place.host_comm) config = agree_on_config(config, options.engine, model->spec(), *place.host_comm);
   RankInfo info{.spec = model->spec(),
                 .config = config,
