@@ -16,7 +16,7 @@ LoadedRank load_rank(const RankOptions& options, const LoadProgress& progress) {
   // Ranks on one host's processors share its memory.
   const std::int64_t sharers = device->has_own_memory() ? 1 : place.local_size;
   EngineConfig config = choose_config(options.engine, *model, *device, device->available_memory() / sharers);
-  if (place.host_comm) config = agree_on_config(config, options.engine, model->spec(), *place.host_comm);
+  if (place.host_comm) config = agree_on_config(config, options.engine, *model, place);
   RankInfo info{.spec = model->spec(),
                 .config = config,
                 .memory = {},

@@ -18,13 +18,13 @@ namespace minisgl {
 
 // What a rank is made from.
 struct RankOptions {
-  std::string model_path;
+  std::string model_path = {};
   std::string device = "auto";   // see make_device()
-  std::string cache_dir;         // for what a GPU measures of itself; empty: not kept
+  std::string cache_dir = {};    // for what a GPU measures of itself; empty: not kept
   std::int64_t num_threads = 0;  // of the host; 0: all that this process may use
   LoadFormat format = LoadFormat::files;
-  EngineOptions engine;
-  Place place;
+  EngineOptions engine = {};
+  Place place = {};
 };
 
 // Called on the thread that opens the rank.

@@ -52,6 +52,7 @@ class Decoder final : public Model {
   const ModelSpec& spec() const override { return spec_; }
   std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
   DType weight_dtype() const override { return weights_.dtype; }
+  std::uint64_t fingerprint() const override { return weights_.fingerprint; }
 
   void reserve(const StepLimits& limits) override {
     workspace_.reserve(device_, limits.rows, limits.logits);
