@@ -276,6 +276,7 @@ py::dict stats(const PyEngine& self) {
   dict["num_steps"] = stats.num_steps;
   dict["prompt_tokens"] = stats.prompt_tokens;
   dict["generated_tokens"] = stats.generated_tokens;
+  dict["step_seconds"] = stats.step_seconds;
   return dict;
 }
 

@@ -94,6 +94,8 @@ struct Engine::Impl {
   std::vector<RequestOutput> outputs;  // of this turn
   std::vector<std::uint64_t> ended;    // ids of the requests whose last output is among them
   std::uint64_t num_steps = 0;
+  Clock::time_point busy_since = {};  // the oldest step's launch, or the end of the one before it
+  Clock::duration step_time = {};     // of all steps so far
   bool running = true;
 };
 
@@ -197,7 +199,9 @@ void Engine::Impl::step() {
 bool Engine::Impl::launch_step() {
   const StepPlan& plan = scheduler.plan();
   if (plan.empty()) return false;
-  live.mark_started(plan, Clock::now());
+  const Clock::time_point now = Clock::now();
+  if (scheduler.num_in_flight() == 1) busy_since = now;
+  live.mark_started(plan, now);
   publisher.step(plan);
   executor.launch(plan);
   return true;
@@ -205,14 +209,16 @@ bool Engine::Impl::launch_step() {
 
 void Engine::Impl::finish_step() {
   std::vector<TokenOutput> results = executor.take();
+  const Clock::time_point now = Clock::now();
   ++num_steps;
+  step_time += now - std::exchange(busy_since, now);
   const StepPlan& plan = scheduler.oldest();
   std::vector<std::int32_t> sampled;
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (plan.targets[i].token == LogitTarget::kSample) sampled.push_back(results[i].token);
   }
   scheduler.complete(sampled);
-  LiveRequests::Collected collected = live.collect(plan, results, Clock::now());
+  LiveRequests::Collected collected = live.collect(plan, results, now);
   for (const SequenceId id : collected.ended) release(id);
   for (RequestOutput& output : collected.outputs) {
     if (output.finish != FinishReason::none) ended.push_back(output.id);
@@ -240,6 +246,7 @@ void Engine::Impl::deliver() {
              .num_steps = num_steps,
              .prompt_tokens = live.counts().prompt_tokens,
              .generated_tokens = live.counts().generated_tokens,
+             .step_seconds = std::chrono::duration<double>(step_time).count(),
              .device_busy_seconds = device->busy_seconds()};
   }
   inbox.forget(ended);

@@ -43,6 +43,7 @@ class EngineStats(TypedDict):
     num_steps: int
     prompt_tokens: int
     generated_tokens: int
+    step_seconds: float
 
 _TopTokens: TypeAlias = list[tuple[int, float]]  # token, log probability; the likeliest first
 _Finish: TypeAlias = Literal["", "stop", "length", "abort", "error"]

@@ -18,6 +18,7 @@ LOAD_FORMATS = ("auto", "dummy")
 CommKind = Literal["auto", "nccl", "one-shot", "torch", "shm"]
 COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 ENV_PREFIX = "MINISGL_"
 MIN_SECRET_LENGTH = 16  # of --dist-secret: a proof of knowing it crosses the network
 
@@ -70,7 +71,8 @@ class ServerArgs:
     startup_timeout: float = 600.0  # seconds until the engine must be ready
     drain_timeout: float = 30.0  # seconds that live streams have to finish after SIGTERM
     metrics_alias_prefix: str = "vllm"  # metrics are also shown under this prefix; "" for none
-    log_level: str = "info"
+    log_level: str = "info"  # debug: one line per request, too
+    log_format: str = "text"  # json: one object per line, of all processes
     shell: bool = False
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class ServerArgs:
             ("load_format", LOAD_FORMATS),
             ("comm", COMM_KINDS),
             ("log_level", LOG_LEVELS),
+            ("log_format", LOG_FORMATS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -352,7 +355,20 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
                 str,
                 "PREFIX",
             ),
-            _Flag("log-level", ", ".join(LOG_LEVELS), parse_choice, "LEVEL"),
+            _Flag(
+                "log-level",
+                "least level of log lines: "
+                + ", ".join(LOG_LEVELS)
+                + "; debug has a line per request (id, prompt tokens, queued, first token, end)",
+                parse_choice,
+                "LEVEL",
+            ),
+            _Flag(
+                "log-format",
+                "log lines of all processes: text, or json: one object per line",
+                parse_choice,
+                "FORMAT",
+            ),
         ),
     ),
 )
@@ -440,6 +456,23 @@ def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
     """
     base = (os.environ if environment is None else environment).get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "minisgl"
+
+
+def child_log_variables(level: str, log_format: str) -> dict[str, str]:
+    """The environment that tells child processes how to log."""
+    return {ENV_PREFIX + "LOG_LEVEL": level, ENV_PREFIX + "LOG_FORMAT": log_format}
+
+
+def child_log_settings(environment: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Level and format of a child process's log lines: its parent's, who is a server; under an LLM
+    warnings, as text.
+    """
+    environment = os.environ if environment is None else environment
+    level, log_format = (environment.get(name, "") for name in child_log_variables("", ""))
+    return (
+        level if level in LOG_LEVELS else "warning",
+        log_format if log_format in LOG_FORMATS else "text",
+    )
 
 
 def pynccl_buffer_limit(environment: Mapping[str, str] | None = None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -19,10 +20,13 @@ import msgspec
 import uvloop
 
 from minisgl.config import ServerArgs, parse_address, parse_args
-from minisgl.engine.client import EngineClient, RestartPolicy
-from minisgl.engine.group import EngineStartError
+from minisgl.engine.api import EngineStartError
+from minisgl.engine.client import EngineClient
+from minisgl.engine.host_ranks import HostRanks
+from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
 from minisgl.engine.nodes import NodeAgent, NodeHub
-from minisgl.ipc.process import python_command
+from minisgl.engine.revival import RestartPolicy
+from minisgl.log import start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.source import resolve_model
 from minisgl.server.app import create_app
@@ -40,7 +44,6 @@ from minisgl.startup import PhaseLog, describe_engine, engine_options
 from minisgl.text.frontend import TextFrontend
 
 MAX_OPEN_FILES = 65536  # as far as the hard limit allows
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 logger = logging.getLogger("minisgl")
 
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def launch_server(
     args: ServerArgs,
     *,
-    rank_command: Sequence[str] | None = None,
+    rank_command: Sequence[str] = RANK_COMMAND,
     restart: RestartPolicy | None = None,
 ) -> int:
     """Serves until a signal. Returns the exit status: 0 after a clean end, 1 with a sentence on the
@@ -68,17 +71,16 @@ def launch_server(
     `restart`: what happens when the engine dies.
     """
     began = time.monotonic()
-    logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
+    start_logging(args.log_level, args.log_format)
     _allow_connections()
     if args.node_rank > 0:
-        return _run_node(args, rank_command or python_command("minisgl.rank.main"))
+        return _run_node(args, rank_command)
     try:
         with contextlib.closing(bind_socket(args.host, args.port)) as listener:
-            files = resolve_model(
-                args.model, revision=args.revision, weights=args.load_format != "dummy"
-            )
+            files = _find_model(args)
             start_listening(listener)
             logger.info("model: %s, found after %.2f s", files.path, time.monotonic() - began)
+            hub = _make_hub(args)
             client = EngineClient(
                 msgspec.structs.replace(
                     engine_options(args, files.path),
@@ -88,16 +90,44 @@ def launch_server(
                 size=args.tp,
                 comm=args.comm,
                 max_waiting=args.max_waiting,
-                command=rank_command,
+                launcher=functools.partial(HostRanks, hub, rank_command)
+                if hub
+                else functools.partial(LocalRanks, rank_command),
                 restart=restart,
                 on_phase=PhaseLog().report,
             )
-            return uvloop.run(Server(args, files, listener, client, began).run())
+            return uvloop.run(Server(args, files, listener, client, hub, began).run())
     except (ListenError, ModelError, EngineStartError) as error:
-        print(f"minisgl-serve: error: {error}", file=sys.stderr, flush=True)
+        _say_failure(args, str(error))
         return 1
     except KeyboardInterrupt:  # before there was anything to end
         return 128 + signal.SIGINT
+
+
+def _make_hub(args: ServerArgs) -> NodeHub | None:
+    """The other hosts, where there are any."""
+    if args.nnodes == 1 or args.dist_init_addr is None or args.dist_secret is None:
+        return None
+    host, port = parse_address(args.dist_init_addr)
+    return NodeHub(host, port, args.dist_secret, args.nnodes)
+
+
+def _find_model(args: ServerArgs) -> ModelFiles:
+    """Raises ModelError."""
+    return resolve_model(
+        args.model,
+        revision=args.revision,
+        weights=args.load_format != "dummy",
+        show_progress=args.log_format == "text",  # a bar is no line
+    )
+
+
+def _say_failure(args: ServerArgs, sentence: str) -> None:
+    """The last line of a server that can't go on."""
+    if args.log_format == "json":
+        logger.error("%s", sentence)
+    else:
+        print(f"minisgl-serve: error: {sentence}", file=sys.stderr, flush=True)
 
 
 def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
@@ -105,10 +135,8 @@ def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
     assert args.dist_init_addr is not None
     assert args.dist_secret is not None
     try:
-        weights = args.load_format != "dummy"
-        files = resolve_model(args.model, revision=args.revision, weights=weights)
         agent = NodeAgent(
-            files.path,
+            _find_model(args).path,
             parse_address(args.dist_init_addr),
             args.dist_secret,
             args.node_rank,
@@ -119,7 +147,7 @@ def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
     except ModelError as error:
         failure = str(error)
     if failure:
-        print(f"minisgl-serve: error: {failure}", file=sys.stderr, flush=True)
+        _say_failure(args, failure)
         return 1
     return 0
 
@@ -145,6 +173,7 @@ class Server:
         files: ModelFiles,
         listener: socket.socket,
         client: EngineClient,
+        hub: NodeHub | None,
         began: float,
     ) -> None:
         self._args = args
@@ -152,6 +181,7 @@ class Server:
         self._listener = listener
         self._began = began
         self._client = client
+        self._hub = hub
         self._state = ServerState(args, self._client, args.served_model_name or files.name)
         self._stop = asyncio.Event()  # a signal came
         self._http_stop = asyncio.Event()
@@ -202,18 +232,14 @@ class Server:
         )
 
     async def _open_hub(self) -> None:
-        args = self._args
-        if args.nnodes == 1 or args.dist_init_addr is None or args.dist_secret is None:
+        if self._hub is None:
             return
-        host, port = parse_address(args.dist_init_addr)
-        hub = NodeHub(host, port, args.dist_secret, args.nnodes)
         try:
-            await hub.open()
+            await self._hub.open()
         except OSError as error:
             raise EngineStartError(
-                f"can't listen for other hosts at {args.dist_init_addr}: {error}"
+                f"can't listen for other hosts at {self._args.dist_init_addr}: {error}"
             ) from error
-        self._client.hub = hub
 
     async def _start(self) -> None:
         """Starts engine and tokenizer side by side, within one deadline."""
@@ -256,7 +282,6 @@ class Server:
 
     async def _drain(self) -> None:
         """No new requests; the live ones may end."""
-        self._client.begin_drain()
         logger.info(
             "ending: live requests (%d) have up to %g s; a second signal ends at once",
             self._client.num_live,
@@ -273,8 +298,8 @@ class Server:
         if self._state.text is not None:
             await self._state.text.close()
         await self._client.close()
-        if self._client.hub is not None:
-            await self._client.hub.close()
+        if self._hub is not None:
+            await self._hub.close()
 
     def _on_signal(self, number: int) -> None:
         if not self._stop.is_set():

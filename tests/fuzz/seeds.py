@@ -12,9 +12,11 @@ import msgspec
 import numpy as np
 from safetensors.numpy import save
 
-from minisgl.ipc import messages, text_messages
+from minisgl.ipc import messages
 from minisgl.ipc.messages import encode
 from minisgl.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Message
+from minisgl.text import messages as text_messages
+from minisgl.tokenizer import DetokenizerOptions
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -119,13 +121,13 @@ def _wire(_: Path) -> list[bytes]:
             text_messages.TextOptions(path="p"),
             text_messages.Encode(1, "text"),
             text_messages.EncodeChat(id=2, messages=[{"role": "user", "content": "hi"}]),
-            text_messages.OpenText(id=3, stop=["a", "b"]),
+            text_messages.OpenText(3, DetokenizerOptions(stop=["a", "b"])),
             text_messages.PushTokens(3, [1, 2], True),
             text_messages.CloseText(3),
             text_messages.TextReady(),
             text_messages.Encoded(1, [1, 2]),
             text_messages.Refused(1, "template", "no"),
-            text_messages.Text(3, "text", True, "x", 4),
+            text_messages.Text(3, "text", True, 4),
         )
     ]
 

@@ -13,26 +13,10 @@
 namespace minisgl {
 namespace {
 
-// What a rank tells the others of its memory.
-struct Offer {
-  std::array<char, 64> host;
-  pid_t pid;
-  int device;
-  void* address;  // for ranks that are threads of the same process
-  cudaIpcMemHandle_t handle;
-  std::int32_t good;
-};
-
 struct Verdict {
   std::int32_t good;
   std::array<char, 200> reason;
 };
-
-std::vector<Offer> exchange(Communicator& host, const Offer& own) {
-  std::vector<Offer> offers(static_cast<std::size_t>(host.size()));
-  host.all_gather(&own, offers.data(), sizeof(Offer), 0);
-  return offers;
-}
 
 // The first reason that a rank has against it, the same on all ranks.
 std::string agreed_reason(Communicator& host, const std::string& own_reason) {
@@ -62,65 +46,80 @@ void enable_access(int device, int peer) {
 
 }  // namespace
 
+void PeerAllReduce::allocate(const Communicator& host, int device, std::int64_t max_one_shot_bytes,
+                             std::int64_t max_two_shot_bytes) {
+  if (host.size() > cuda::kMaxPeers) throw CheckError(concat("more than ", cuda::kMaxPeers, " ranks"));
+  max_one_shot_bytes_ = max_one_shot_bytes;
+  max_two_shot_bytes_ = max_two_shot_bytes;
+  group_.rank = host.rank();
+  group_.size = host.size();
+  group_.region_vectors = std::max(cuda::one_shot_vectors(max_one_shot_bytes, host.size()),
+                                   cuda::two_shot_vectors(max_two_shot_bytes, host.size()));
+  const std::int64_t vectors = cuda::kNumRegions * group_.region_vectors;
+  void* memory = nullptr;
+  MINISGL_CUDA_CHECK(cudaMalloc(&memory, static_cast<std::size_t>(vectors) * sizeof(uint4)));
+  memory_ = CudaHandle<void*, cudaFree>(memory);
+  void* state = nullptr;
+  MINISGL_CUDA_CHECK(cudaMalloc(&state, sizeof(cuda::PeerState)));
+  state_ = CudaHandle<void*, cudaFree>(state);
+  void* signal = nullptr;
+  MINISGL_CUDA_CHECK(cudaHostAlloc(&signal, sizeof(cuda::PeerSignal), cudaHostAllocMapped | cudaHostAllocPortable));
+  signal_ = PinnedMemory(signal);
+  std::memset(signal, 0, sizeof(cuda::PeerSignal));
+  cuda::load_peer_kernels();
+  MINISGL_CUDA_CHECK(cudaMemset(state, 0, sizeof(cuda::PeerState)));
+  cuda::mark_unwritten(static_cast<uint4*>(memory), vectors, nullptr);
+  MINISGL_CUDA_CHECK(cudaDeviceSynchronize());
+  group_.state = static_cast<cuda::PeerState*>(state);
+  void* mapped = nullptr;
+  MINISGL_CUDA_CHECK(cudaHostGetDevicePointer(&mapped, signal, 0));
+  group_.signal = static_cast<cuda::PeerSignal*>(mapped);
+  MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&num_processors_, cudaDevAttrMultiProcessorCount, device));
+}
+
+PeerAllReduce::Offer PeerAllReduce::offer(int device) const {
+  Offer own{};
+  gethostname(own.host.data(), own.host.size() - 1);
+  own.pid = getpid();
+  own.device = device;
+  own.address = memory_.get();
+  MINISGL_CUDA_CHECK(cudaIpcGetMemHandle(&own.handle, memory_.get()));
+  return own;
+}
+
+void PeerAllReduce::open(const std::vector<Offer>& offers, const Offer& own) {
+  for (std::size_t rank = 0; rank < offers.size(); ++rank) {
+    const Offer& offer = offers[rank];
+    if (offer.host != own.host) throw CheckError(concat("rank ", rank, " is on another host"));
+    void* address = offer.address;
+    if (offer.pid == own.pid) {
+      enable_access(own.device, offer.device);
+    } else {
+      MINISGL_CUDA_CHECK(cudaIpcOpenMemHandle(&address, offer.handle, cudaIpcMemLazyEnablePeerAccess));
+      opened_.emplace_back(address);
+    }
+    group_.memory[rank] = static_cast<uint4*>(address);
+  }
+}
+
 std::unique_ptr<PeerAllReduce> PeerAllReduce::make(Communicator& host, int device, std::int64_t max_one_shot_bytes,
                                                    std::int64_t max_two_shot_bytes, std::chrono::milliseconds timeout,
                                                    std::string& reason) {
   std::unique_ptr<PeerAllReduce> self(new PeerAllReduce);
-  cuda::PeerGroup& group = self->group_;
+  self->group_.limit_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(timeout).count());
   Offer own{};
   std::string own_reason;
   try {
-    if (host.size() > cuda::kMaxPeers) throw CheckError(concat("more than ", cuda::kMaxPeers, " ranks"));
-    self->max_one_shot_bytes_ = max_one_shot_bytes;
-    self->max_two_shot_bytes_ = max_two_shot_bytes;
-    group.rank = host.rank();
-    group.size = host.size();
-    group.limit_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(timeout).count());
-    group.region_vectors = std::max(cuda::one_shot_vectors(max_one_shot_bytes, host.size()),
-                                    cuda::two_shot_vectors(max_two_shot_bytes, host.size()));
-    const std::int64_t vectors = cuda::kNumRegions * group.region_vectors;
-    void* memory = nullptr;
-    MINISGL_CUDA_CHECK(cudaMalloc(&memory, static_cast<std::size_t>(vectors) * sizeof(uint4)));
-    self->memory_ = CudaHandle<void*, cudaFree>(memory);
-    void* state = nullptr;
-    MINISGL_CUDA_CHECK(cudaMalloc(&state, sizeof(cuda::PeerState)));
-    self->state_ = CudaHandle<void*, cudaFree>(state);
-    void* signal = nullptr;
-    MINISGL_CUDA_CHECK(cudaHostAlloc(&signal, sizeof(cuda::PeerSignal), cudaHostAllocMapped | cudaHostAllocPortable));
-    self->signal_ = PinnedMemory(signal);
-    std::memset(signal, 0, sizeof(cuda::PeerSignal));
-    cuda::load_peer_kernels();
-    MINISGL_CUDA_CHECK(cudaMemset(state, 0, sizeof(cuda::PeerState)));
-    cuda::mark_unwritten(static_cast<uint4*>(memory), vectors, nullptr);
-    MINISGL_CUDA_CHECK(cudaDeviceSynchronize());
-    group.state = static_cast<cuda::PeerState*>(state);
-    void* mapped = nullptr;
-    MINISGL_CUDA_CHECK(cudaHostGetDevicePointer(&mapped, signal, 0));
-    group.signal = static_cast<cuda::PeerSignal*>(mapped);
-    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&self->num_processors_, cudaDevAttrMultiProcessorCount, device));
-
-    gethostname(own.host.data(), own.host.size() - 1);
-    own.pid = getpid();
-    own.device = device;
-    own.address = memory;
-    MINISGL_CUDA_CHECK(cudaIpcGetMemHandle(&own.handle, memory));
+    self->allocate(host, device, max_one_shot_bytes, max_two_shot_bytes);
+    own = self->offer(device);
   } catch (const CheckError& error) {
     own_reason = error.what();
   }
-  const std::vector<Offer> offers = exchange(host, own);
+  // Every rank makes both exchanges, also one that can't take part.
+  std::vector<Offer> offers(static_cast<std::size_t>(host.size()));
+  host.all_gather(&own, offers.data(), sizeof(Offer), 0);
   try {
-    for (int rank = 0; own_reason.empty() && rank < host.size(); ++rank) {
-      const Offer& offer = offers[static_cast<std::size_t>(rank)];
-      if (offer.host != own.host) throw CheckError(concat("rank ", rank, " is on another host"));
-      void* address = offer.address;
-      if (offer.pid == own.pid) {
-        enable_access(device, offer.device);
-      } else {
-        MINISGL_CUDA_CHECK(cudaIpcOpenMemHandle(&address, offer.handle, cudaIpcMemLazyEnablePeerAccess));
-        self->opened_.emplace_back(address);
-      }
-      group.memory[rank] = static_cast<uint4*>(address);
-    }
+    if (own_reason.empty()) self->open(offers, own);
   } catch (const CheckError& error) {
     own_reason = error.what();
     cudaGetLastError();  // nothing to report later

@@ -1,6 +1,9 @@
 // Sums over GPUs of one host through memory that each can write in the others'.
 #pragma once
 
+#include <sys/types.h>
+
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -39,7 +42,20 @@ class PeerAllReduce {
   std::optional<int> missing_rank() const;
 
  private:
+  // What a rank tells the others of its memory.
+  struct Offer {
+    std::array<char, 64> host;
+    pid_t pid;
+    int device;
+    void* address;  // for ranks that are threads of the same process
+    cudaIpcMemHandle_t handle;
+  };
+
   PeerAllReduce() = default;
+  // The three steps of make(): this rank's memory, what the others must know of it, and theirs. They throw CheckError.
+  void allocate(const Communicator& host, int device, std::int64_t max_one_shot_bytes, std::int64_t max_two_shot_bytes);
+  Offer offer(int device) const;
+  void open(const std::vector<Offer>& offers, const Offer& own);
 
   cuda::PeerGroup group_{};
   CudaHandle<void*, cudaFree> memory_;

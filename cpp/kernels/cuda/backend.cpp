@@ -1,9 +1,7 @@
-// Ops on one GPU: everything is queued on one stream; captured decode steps are replayed as graphs. Two slots take
-// turns, so that a step can be taken to the device while another runs.
+// Ops on one GPU: everything is queued on one stream. Steps and their graphs are step_slots.h.
 #include "kernels/cuda/backend.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 #include <vector>
 
@@ -14,7 +12,8 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/seen_tokens.h"
-#include "kernels/cuda/step_block.h"
+#include "kernels/cuda/step_slots.h"
+#include "kernels/cuda/wait.h"
 #include "kernels/cuda/weights.h"
 
 namespace minisgl {
@@ -24,30 +23,6 @@ using cuda::allocate_on_device;
 
 constexpr int kPartsPerProcessor = 12;   // of decode attention, so that the last of them to run don't run alone
 constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
-constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // of all recorded steps; seen: 40 MiB for 32 layers
-
-// What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
-struct StepSlot {
-  cuda::StepBlock block;
-  DeviceBuffer drawn;    // [logits] tokens, for the next step
-  PinnedMemory outputs;  // [logits] OutputEntry, written by the device
-  std::int64_t num_outputs = 0, num_queries = 0;
-  CudaEvent begun, done;                         // on the device
-  std::map<std::int64_t, CudaGraphExec> graphs;  // by number of sequences
-
-  void reserve_outputs(std::int64_t count) {
-    if (count <= num_outputs) return;
-    num_outputs = count;
-    drawn = allocate_on_device(static_cast<std::size_t>(count) * sizeof(std::int32_t));
-    outputs = cuda::allocate_pinned(static_cast<std::size_t>(count) * sizeof(cuda::OutputEntry));
-  }
-};
-
-CudaStream make_stream() {
-  cudaStream_t stream = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return CudaStream(stream);
-}
 
 class CudaOps final : public Ops {
  public:
@@ -57,14 +32,13 @@ class CudaOps final : public Ops {
         device_index_(device_index),
         properties_(properties),
         pool_(num_threads),
-        stream_(make_stream()),
-        upload_stream_(make_stream()),
+        stream_(cuda::make_stream()),
         uploader_(pool_, stream_.get()),
-        dense_(properties.name, cache_folder) {
+        dense_(properties.name, cache_folder),
+        slots_(device_index, stream_.get(), comm_.get()) {
     const std::int64_t parts = most_attention_parts();
     partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
-    for (StepSlot& slot : slots_) slot.begun = cuda::make_timed_event(), slot.done = cuda::make_timed_event();
   }
 
   std::string device_name() const override { return properties_.name; }
@@ -84,7 +58,7 @@ class CudaOps final : public Ops {
 
   double measure_read_bandwidth() override;
   void synchronize() override {
-    wait([&] { return cudaStreamSynchronize(stream_.get()); });
+    cuda::wait_for_device(comm_.get(), [&] { return cudaStreamSynchronize(stream_.get()); });
   }
 
   DeviceBuffer allocate(std::size_t bytes) override {
@@ -105,14 +79,10 @@ class CudaOps final : public Ops {
 
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
-    return 2 * static_cast<std::int64_t>(cuda::StepBlock::bytes_for(limits)) +
-           (limits.logits + limits.sequences) * limits.vocab_size * 4 + kGraphBytes;
+    return cuda::StepSlots::bytes_for(limits) + (limits.logits + limits.sequences) * limits.vocab_size * 4;
   }
   void reserve(const StepLimits& limits) override {
-    for (StepSlot& slot : slots_) {
-      slot.block.reserve(cuda::StepBlock::bytes_for(limits));
-      slot.reserve_outputs(limits.logits);
-    }
+    slots_.reserve(limits);
     reserve_adjusted(limits.logits, limits.vocab_size);
     seen_.reserve(limits.sequences, limits.vocab_size);
   }
@@ -147,14 +117,18 @@ class CudaOps final : public Ops {
   }
 
   bool runs_ahead() const override { return true; }
-  void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override;
-  void run_step(const std::function<void()>& body) override;
+  void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
+    slots_.begin(batch, queries);
+  }
+  void run_step(const std::function<void()>& body) override { slots_.run(body); }
   void record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
-                   const std::function<void()>& body) override;
+                   const std::function<void()>& body) override {
+    slots_.record(batch, queries, body);
+  }
 
   void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
-    cuda::embed(step_, static_cast<const cuda::DeviceMatrix&>(table).data(), first_token, table.rows(), table.cols(),
-                y.data, stream_.get());
+    cuda::embed(slots_.step(), static_cast<const cuda::DeviceMatrix&>(table).data(), first_token, table.rows(),
+                table.cols(), y.data, stream_.get());
   }
   void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
     unnormed_ = {};
@@ -180,12 +154,12 @@ class CudaOps final : public Ops {
                        Tensor normed) override;
   void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
-    cuda::store_heads(step_, qkv.data, shape, transform, cache, stream_.get());
+    cuda::store_heads(slots_.step(), qkv.data, shape, transform, cache, stream_.get());
   }
   void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale, std::int32_t window,
                        Tensor out) override;
   void gather_logit_rows(Tensor x, Tensor y) override {
-    cuda::gather_rows(step_, x.data, x.cols, y.data, stream_.get());
+    cuda::gather_rows(slots_.step(), x.data, x.cols, y.data, stream_.get());
   }
   void sum_over_ranks(Tensor x) override {
     if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, stream_handle());
@@ -193,13 +167,14 @@ class CudaOps final : public Ops {
   void gather_columns(Tensor part, Tensor scratch, Tensor y) override;
 
   void sample(Tensor logits) override {
-    MINISGL_CHECK(logits.rows == step_.num_logits, logits.rows, " rows of logits, ", step_.num_logits, " wanted");
+    const cuda::StepData& step = slots_.step();
+    MINISGL_CHECK(logits.rows == step.num_logits, logits.rows, " rows of logits, ", step.num_logits, " wanted");
     reserve_adjusted(logits.rows, logits.cols);
-    cuda::sample(step_, logits.f32(), adjusted_.as<float>(), logits.cols, seen_.counts.as<std::uint32_t>(),
-                 static_cast<cuda::OutputEntry*>(slot().outputs.get()), stream_.get());
+    cuda::sample(step, logits.f32(), adjusted_.as<float>(), logits.cols, seen_.counts.as<std::uint32_t>(),
+                 slots_.outputs(), stream_.get());
   }
-  std::vector<TokenOutput> take_outputs() override;
-  double busy_seconds() const override { return busy_seconds_; }
+  std::vector<TokenOutput> take_outputs() override { return slots_.take(); }
+  double busy_seconds() const override { return slots_.busy_seconds(); }
 
  private:
   // y = x · Wᵀ by the kernels for few rows, or by their norm of x where that is what they are to read. False where they
@@ -211,26 +186,14 @@ class CudaOps final : public Ops {
   std::int64_t most_attention_parts() const {
     return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
   }
-  // For something that other ranks may keep from coming.
-  template <typename Wait>
-  void wait(const Wait& until) {
-    if (comm_) comm_->begin_wait();
-    const cudaError_t error = until();
-    if (comm_) comm_->end_wait();
-    MINISGL_CUDA_CHECK(error);
-  }
   StreamHandle stream_handle() const { return reinterpret_cast<StreamHandle>(stream_.get()); }
-  StepSlot& slot() { return slots_[current_]; }
-  void upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
-  void open_slot();
-  void close_slot();
   void reserve_adjusted(std::int64_t rows, std::int64_t vocab_size);
 
   std::shared_ptr<Communicator> comm_;  // outlives the graphs that its calls were captured in
   int device_index_;
   cudaDeviceProp properties_;
   ThreadPool pool_;
-  CudaStream stream_, upload_stream_;  // of steps; of what they read
+  CudaStream stream_;
   cuda::Uploader uploader_;
   cuda::DenseGemm dense_;
   std::uint64_t random_seed_ = 0;
@@ -244,14 +207,7 @@ class CudaOps final : public Ops {
   DeviceBuffer partials_, arrived_;  // of decode attention
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
   cuda::SeenPool seen_;
-
-  StepSlot slots_[2];
-  int current_ = 0;  // the step at hand's; the other one's step came before it
-  double busy_seconds_ = 0;
-  bool is_open_ = false;               // the step at hand may make more calls
-  int num_untaken_ = 0;                // steps that ran, or run
-  cuda::StepData step_{};              // the step at hand
-  CudaGraphExec* replayed_ = nullptr;  // what it replays
+  cuda::StepSlots slots_;
 };
 
 double CudaOps::measure_read_bandwidth() {
@@ -277,88 +233,6 @@ double CudaOps::measure_read_bandwidth() {
 void CudaOps::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
   const auto bytes = static_cast<std::size_t>(rows * vocab_size) * sizeof(float);
   if (bytes > adjusted_.size()) adjusted_ = allocate_on_device(bytes);
-}
-
-// The slots take turns. What the device still does in the next one comes before what it is filled with.
-void CudaOps::open_slot() {
-  MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // whichever thread calls
-  MINISGL_CHECK(num_untaken_ < 2, "two steps are in flight");
-  if (is_open_) close_slot();
-  current_ ^= 1;
-  is_open_ = true;
-  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(upload_stream_.get(), slot().done.get()));
-}
-
-void CudaOps::close_slot() {
-  MINISGL_CUDA_CHECK(cudaEventRecord(slot().done.get(), stream_.get()));
-  is_open_ = false;
-}
-
-void CudaOps::begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) {
-  open_slot();
-  const std::int64_t num_sequences = std::ssize(batch.sequences);
-  const bool decodes = std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences;
-  auto& graphs = slot().graphs;
-  const auto graph = decodes ? graphs.lower_bound(num_sequences) : graphs.end();
-  replayed_ = graph != graphs.end() ? &graph->second : nullptr;
-  const std::size_t room = slot().block.size();
-  upload_step(batch, queries, replayed_ != nullptr ? graph->first : 0);
-  if (slot().block.size() == room || graphs.empty()) return;
-  // The block has moved from where the graphs read it. It was reserved for more than steps should ever bring.
-  graphs.clear();
-  replayed_ = nullptr;
-  upload_step(batch, queries, 0);
-}
-
-void CudaOps::upload_step(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences) {
-  const std::int64_t num_before = slots_[current_ ^ 1].num_queries;
-  for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= -num_before, "token ", token);
-  slot().num_queries = std::ssize(queries);
-  slot().reserve_outputs(std::max(std::ssize(queries), padded_sequences));
-  step_ = slot().block.upload(
-      batch, queries, padded_sequences,
-      [](const SeenTokens* seen) { return static_cast<const cuda::DeviceSeenTokens*>(seen)->slot(); },
-      upload_stream_.get());
-  step_.drawn = slot().drawn.as<std::int32_t>();
-  step_.drawn_before = slots_[current_ ^ 1].drawn.as<std::int32_t>();
-  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), slot().block.sent()));
-  MINISGL_CUDA_CHECK(cudaEventRecord(slot().begun.get(), stream_.get()));
-}
-
-void CudaOps::run_step(const std::function<void()>& body) {
-  if (replayed_ != nullptr) {
-    MINISGL_CUDA_CHECK(cudaGraphLaunch(replayed_->get(), stream_.get()));
-  } else {
-    body();
-  }
-  close_slot();
-  ++num_untaken_;
-}
-
-void CudaOps::record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
-                          const std::function<void()>& body) {
-  for (int i = 0; i < 2; ++i) {
-    open_slot();
-    upload_step(batch, queries, 0);
-    MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences,
-                  "not a decode step");
-    if (i == 0) body();  // what is chosen or allocated at a first use must not happen while recording
-    synchronize();
-    MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
-    body();
-    cudaGraph_t captured = nullptr;
-    MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &captured));
-    const CudaGraph graph(captured);
-    cudaGraphExec_t executable = nullptr;
-    const cudaError_t error = cudaGraphInstantiate(&executable, graph.get(), 0);
-    if (error == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // it is dealt with
-      throw InputError("the GPU has no room for recorded steps; lower --memory-fraction or give --disable-cuda-graph");
-    }
-    MINISGL_CUDA_CHECK(error);
-    slot().graphs.insert_or_assign(step_.num_sequences, CudaGraphExec(executable));
-    close_slot();
-  }
 }
 
 bool CudaOps::few_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output) {
@@ -424,7 +298,7 @@ void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvL
                               std::int32_t window, Tensor out) {
   MINISGL_CHECK(qkv.cols == shape.row_size() && shape.num_heads % shape.num_kv_heads == 0, shape.num_heads,
                 " heads for ", shape.num_kv_heads, " KV heads");
-  cuda::paged_attention({.step = step_,
+  cuda::paged_attention({.step = slots_.step(),
                          .qkv = qkv.data,
                          .out = out.data,
                          .shape = shape,
@@ -444,29 +318,6 @@ void CudaOps::gather_columns(Tensor part, Tensor scratch, Tensor y) {
     comm_->all_gather(part.data, scratch.data, part.nbytes(), stream_handle());
   }
   cuda::join_columns(comm_ ? scratch.f32() : part.f32(), part.rows, part.cols, y.cols, y.f32(), stream_.get());
-}
-
-std::vector<TokenOutput> CudaOps::take_outputs() {
-  if (is_open_) {  // its calls were made without run_step()
-    close_slot();
-    ++num_untaken_;
-  }
-  MINISGL_CHECK(num_untaken_ > 0, "no step is in flight");
-  StepSlot& taken = slots_[num_untaken_ == 1 ? current_ : current_ ^ 1];
-  --num_untaken_;
-  wait([&] { return cudaEventSynchronize(taken.done.get()); });
-  float milliseconds = 0;
-  MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.begun.get(), taken.done.get()));
-  busy_seconds_ += milliseconds * 1e-3;
-  const auto* entries = static_cast<const cuda::OutputEntry*>(taken.outputs.get());
-  std::vector<TokenOutput> outputs(static_cast<std::size_t>(taken.num_queries));
-  for (std::size_t i = 0; i < outputs.size(); ++i) {
-    outputs[i].token = entries[i].token;
-    outputs[i].logprob = entries[i].logprob;
-    for (std::int32_t k = 0; k < entries[i].num_top; ++k)
-      outputs[i].top.push_back({entries[i].top_token[k], entries[i].top_logprob[k]});
-  }
-  return outputs;
 }
 
 }  // namespace

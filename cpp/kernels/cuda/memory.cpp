@@ -33,6 +33,12 @@ PinnedMemory allocate_pinned(std::size_t bytes) {
   return PinnedMemory(data);
 }
 
+CudaStream make_stream() {
+  cudaStream_t stream = nullptr;
+  MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return CudaStream(stream);
+}
+
 CudaEvent make_event() {
   cudaEvent_t event = nullptr;
   MINISGL_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));

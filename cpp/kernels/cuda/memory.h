@@ -14,6 +14,7 @@ namespace minisgl::cuda {
 DeviceBuffer allocate_on_device(std::size_t bytes,
                                 const char* advice = "lower --memory-fraction, --num-pages or --max-batch-tokens");
 PinnedMemory allocate_pinned(std::size_t bytes);
+CudaStream make_stream();
 CudaEvent make_event();        // without timing
 CudaEvent make_timed_event();  // for cudaEventElapsedTime
 

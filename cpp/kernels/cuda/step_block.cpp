@@ -67,80 +67,87 @@ void StepBlock::reserve(std::size_t bytes) {
   device_ = allocate_on_device(bytes);
 }
 
-const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQuery> queries,
-                                  std::int64_t padded_sequences,
-                                  const std::function<std::int32_t(const SeenTokens*)>& slot_of, cudaStream_t stream) {
+StepBlock::Shape StepBlock::shape_of(const StepBatch& batch, std::span<const LogitQuery> queries,
+                                     std::int64_t padded_sequences) {
   const std::int64_t padding = std::max<std::int64_t>(0, padded_sequences - std::ssize(batch.sequences));
-  const std::int64_t rows = std::ssize(batch.tokens) + padding, sequences = std::ssize(batch.sequences) + padding;
-  const std::int64_t logits = std::ssize(batch.logit_rows) + padding;
-  std::int64_t pages = 0, biases = 0, banned = 0;
-  for (const ops::SequenceRows& sequence : batch.sequences) pages += pages_of(sequence, batch.page_size);
+  Shape shape{.padding = padding,
+              .rows = std::ssize(batch.tokens) + padding,
+              .sequences = std::ssize(batch.sequences) + padding,
+              .logits = std::ssize(batch.logit_rows) + padding};
+  for (const ops::SequenceRows& sequence : batch.sequences) shape.pages += pages_of(sequence, batch.page_size);
   for (const LogitQuery& query : queries) {
     if (query.target != LogitQuery::kSample) continue;
-    biases += std::ssize(query.params->logit_bias);
-    banned += std::ssize(query.banned);
+    shape.biases += std::ssize(query.params->logit_bias);
+    shape.banned += std::ssize(query.banned);
   }
-  reserve(block_bytes(rows, sequences, logits, pages, biases, banned));
+  return shape;
+}
 
-  MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
-  auto* host = static_cast<std::byte*>(staging_.get());
-  Layout layout(host, device_.data());
+StepBlock::Arrays StepBlock::lay_out(const Shape& shape) {
+  Layout layout(static_cast<std::byte*>(staging_.get()), device_.data());
   data_ = {};
-  data_.num_rows = static_cast<std::int32_t>(rows);
-  data_.num_sequences = static_cast<std::int32_t>(sequences);
-  data_.num_logits = static_cast<std::int32_t>(logits);
-  std::int32_t* tokens = layout.add(rows, data_.tokens);
-  std::int32_t* positions = layout.add(rows, data_.positions);
-  std::int32_t* slots = layout.add(rows, data_.slots);
-  SequenceEntry* entries = layout.add(sequences, data_.sequences);
-  std::int32_t* decodes = layout.add(sequences, data_.decodes);
-  std::int32_t* prefills = layout.add(sequences, data_.prefills);
-  std::int32_t* logit_rows = layout.add(logits, data_.logit_rows);
-  QueryEntry* query_entries = layout.add(logits, data_.queries);
-  std::int32_t* tables = layout.add(pages, data_.pages);
-  BiasEntry* bias_entries = layout.add(biases, data_.biases);
-  std::int32_t* banned_tokens = layout.add(banned, data_.banned);
+  data_.num_rows = static_cast<std::int32_t>(shape.rows);
+  data_.num_sequences = static_cast<std::int32_t>(shape.sequences);
+  data_.num_logits = static_cast<std::int32_t>(shape.logits);
+  Arrays host{};
+  host.tokens = layout.add(shape.rows, data_.tokens);
+  host.positions = layout.add(shape.rows, data_.positions);
+  host.slots = layout.add(shape.rows, data_.slots);
+  host.sequences = layout.add(shape.sequences, data_.sequences);
+  host.decodes = layout.add(shape.sequences, data_.decodes);
+  host.prefills = layout.add(shape.sequences, data_.prefills);
+  host.logit_rows = layout.add(shape.logits, data_.logit_rows);
+  host.queries = layout.add(shape.logits, data_.queries);
+  host.pages = layout.add(shape.pages, data_.pages);
+  host.biases = layout.add(shape.biases, data_.biases);
+  host.banned = layout.add(shape.banned, data_.banned);
+  host.bytes = layout.used();
   // Where the last two lie depends on the pages, so graphs know their beginning as that of the page tables.
   const auto* pages_begin = reinterpret_cast<const BiasEntry*>(data_.pages);
-  const std::int64_t first_bias = data_.biases - pages_begin;
-  const std::int64_t first_banned = data_.banned - data_.pages;
+  host.first_bias = data_.biases - pages_begin;
+  host.first_banned = data_.banned - data_.pages;
   data_.biases = pages_begin;
   data_.banned = data_.pages;
+  return host;
+}
 
-  std::ranges::copy(batch.tokens, tokens);
-  std::ranges::copy(batch.positions, positions);
-  std::ranges::copy(batch.logit_rows, logit_rows);
+void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const Arrays& host) {
+  std::ranges::copy(batch.tokens, host.tokens);
+  std::ranges::copy(batch.positions, host.positions);
+  std::ranges::copy(batch.logit_rows, host.logit_rows);
   std::int32_t first_page = 0;
   for (std::size_t i = 0; i < batch.sequences.size(); ++i) {
     const ops::SequenceRows& sequence = batch.sequences[i];
-    entries[i] = {sequence.first_row, sequence.num_rows, sequence.start_position, first_page};
+    host.sequences[i] = {sequence.first_row, sequence.num_rows, sequence.start_position, first_page};
     for (std::int32_t row = 0; row < sequence.num_rows; ++row) {
       const std::int32_t position = sequence.start_position + row;
-      slots[sequence.first_row + row] =
+      host.slots[sequence.first_row + row] =
           sequence.page_table[position / batch.page_size] * batch.page_size + position % batch.page_size;
     }
     const auto num_pages = static_cast<std::int32_t>(pages_of(sequence, batch.page_size));
-    std::copy_n(sequence.page_table, num_pages, tables + first_page);
+    std::copy_n(sequence.page_table, num_pages, host.pages + first_page);
     first_page += num_pages;
     if (sequence.num_rows > 1) {
-      prefills[data_.num_prefills++] = static_cast<std::int32_t>(i);
+      host.prefills[data_.num_prefills++] = static_cast<std::int32_t>(i);
       data_.most_prefill_rows = std::max(data_.most_prefill_rows, sequence.num_rows);
     } else {
-      decodes[data_.num_decodes++] = static_cast<std::int32_t>(i);
+      host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(i);
     }
   }
   for (std::int64_t i = 0; i < padding; ++i) {
     const std::int64_t row = std::ssize(batch.tokens) + i, sequence = std::ssize(batch.sequences) + i;
-    tokens[row] = positions[row] = 0;
-    slots[row] = -1;
-    entries[sequence] = {static_cast<std::int32_t>(row), 0, 0, 0};
-    decodes[data_.num_decodes++] = static_cast<std::int32_t>(sequence);
-    logit_rows[std::ssize(batch.logit_rows) + i] = static_cast<std::int32_t>(row);
+    host.tokens[row] = host.positions[row] = 0;
+    host.slots[row] = -1;
+    host.sequences[sequence] = {static_cast<std::int32_t>(row), 0, 0, 0};
+    host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(sequence);
+    host.logit_rows[std::ssize(batch.logit_rows) + i] = static_cast<std::int32_t>(row);
   }
+}
 
+void StepBlock::write_queries(std::span<const LogitQuery> queries, const SlotOf& slot_of, const Arrays& host) {
   std::int64_t next_bias = 0, next_banned = 0;
-  for (std::int64_t i = 0; i < logits; ++i) {
-    QueryEntry& entry = query_entries[i];
+  for (std::int64_t i = 0; i < data_.num_logits; ++i) {
+    QueryEntry& entry = host.queries[i];
     entry = {};
     entry.active = i < std::ssize(queries);
     if (!entry.active) continue;
@@ -159,14 +166,24 @@ const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQ
     entry.presence_penalty = params.presence_penalty;
     entry.frequency_penalty = params.frequency_penalty;
     if (query.seen != nullptr) entry.seen_slot = slot_of(query.seen);
-    entry.first_bias = static_cast<std::int32_t>(first_bias + next_bias);
+    entry.first_bias = static_cast<std::int32_t>(host.first_bias + next_bias);
     entry.num_bias = static_cast<std::int32_t>(params.logit_bias.size());
-    for (const auto& [token, bias] : params.logit_bias) bias_entries[next_bias++] = {token, bias};
-    entry.first_banned = static_cast<std::int32_t>(first_banned + next_banned);
+    for (const auto& [token, bias] : params.logit_bias) host.biases[next_bias++] = {token, bias};
+    entry.first_banned = static_cast<std::int32_t>(host.first_banned + next_banned);
     entry.num_banned = static_cast<std::int32_t>(query.banned.size());
-    for (const std::int32_t token : query.banned) banned_tokens[next_banned++] = token;
+    for (const std::int32_t token : query.banned) host.banned[next_banned++] = token;
   }
-  MINISGL_CUDA_CHECK(cudaMemcpyAsync(device_.data(), host, layout.used(), cudaMemcpyHostToDevice, stream));
+}
+
+const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQuery> queries,
+                                  std::int64_t padded_sequences, const SlotOf& slot_of, cudaStream_t stream) {
+  const Shape shape = shape_of(batch, queries, padded_sequences);
+  reserve(block_bytes(shape.rows, shape.sequences, shape.logits, shape.pages, shape.biases, shape.banned));
+  MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
+  const Arrays host = lay_out(shape);
+  write_rows(batch, shape.padding, host);
+  write_queries(queries, slot_of, host);
+  MINISGL_CUDA_CHECK(cudaMemcpyAsync(device_.data(), staging_.get(), host.bytes, cudaMemcpyHostToDevice, stream));
   MINISGL_CUDA_CHECK(cudaEventRecord(sent_.get(), stream));
   return data_;
 }

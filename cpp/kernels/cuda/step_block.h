@@ -13,6 +13,8 @@ namespace minisgl::cuda {
 
 class StepBlock {
  public:
+  using SlotOf = std::function<std::int32_t(const SeenTokens*)>;
+
   // Bytes of the largest step within `limits`.
   static std::size_t bytes_for(const StepLimits& limits);
   // Room for `bytes`; what the device holds is lost.
@@ -24,9 +26,33 @@ class StepBlock {
   // that is more than it has; sent() follows it on `stream`. Slots of the sampled tokens are found by
   // slot_of(query.seen).
   const StepData& upload(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences,
-                         const std::function<std::int32_t(const SeenTokens*)>& slot_of, cudaStream_t stream);
+                         const SlotOf& slot_of, cudaStream_t stream);
 
  private:
+  // Lengths of the arrays, padding included.
+  struct Shape {
+    std::int64_t padding = 0;
+    std::int64_t rows = 0, sequences = 0, logits = 0;
+    std::int64_t pages = 0, biases = 0, banned = 0;
+  };
+  // Where the arrays of StepData are written on the host, and from which index on biases and bans are known.
+  struct Arrays {
+    std::int32_t *tokens, *positions, *slots;
+    SequenceEntry* sequences;
+    std::int32_t *decodes, *prefills, *logit_rows;
+    QueryEntry* queries;
+    std::int32_t* pages;
+    BiasEntry* biases;
+    std::int32_t* banned;
+    std::int64_t first_bias, first_banned;
+    std::size_t bytes;
+  };
+
+  static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
+  Arrays lay_out(const Shape& shape);
+  void write_rows(const StepBatch& batch, std::int64_t padding, const Arrays& host);
+  void write_queries(std::span<const LogitQuery> queries, const SlotOf& slot_of, const Arrays& host);
+
   DeviceBuffer device_;
   PinnedMemory staging_;
   CudaEvent sent_;

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from minisgl.engine.local_ranks import LAST_WORDS_SECONDS, LocalRanks
-from minisgl.engine.nodes import NodeHub, plan_keys, sum_secret
-from minisgl.engine.placement import divide_cores
+from minisgl.engine.api import EngineStartError
+from minisgl.engine.launcher import MakeLauncher, RankEvents
+from minisgl.engine.local_ranks import LAST_WORDS_SECONDS
 from minisgl.ipc.messages import (
     Alive,
     EngineInfo,
@@ -24,7 +23,6 @@ from minisgl.ipc.messages import (
     Shutdown,
     StepOutputs,
 )
-from minisgl.ipc.node_link import EndRanks, FromNode, RankWord, StartRanks
 
 CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its cause
 TICK_SECONDS = 1.0
@@ -32,13 +30,9 @@ SILENT_TICKS = 7  # without a word from a rank that has spoken, and it is lost
 MUTE_TICKS = 30  # without a first word
 
 
-class EngineStartError(Exception):
-    """The engine could not be started. The sentence is meant for the screen."""
-
-
 class RankGroup:
-    """`size` ranks, on this host or in equal parts on several. Made, start(), then stop() or
-    kill(), and close() in any case.
+    """`size` ranks, wherever the launcher starts them. Made, start(), then stop() or kill(), and
+    close() in any case.
 
     The loss of one rank is the loss of all: whoever waits in wait_lost() is told why, and closes
     the group. A process that ends is noticed at once; one that is stopped or stuck, or out of
@@ -49,23 +43,19 @@ class RankGroup:
         self,
         options: EngineOptions,
         *,
-        command: Sequence[str],
+        launcher: MakeLauncher,
         size: int = 1,
         comm: str = "auto",
-        hub: NodeHub | None = None,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
         on_outputs: Callable[[StepOutputs], None] = lambda outputs: None,
     ) -> None:
-        """`hub`: the other hosts, where there are any."""
         self._options = options
         self._size = size
-        self._local_size = size // (hub.nnodes if hub else 1)
         self._comm = comm
-        self._hub = hub
         self._on_phase = on_phase
         self._on_outputs = on_outputs
         self._name = f"minisgl-{secrets.token_hex(16)}"
-        self._ranks = LocalRanks(command, self._handle, self._note_end)
+        self._ranks = launcher(RankEvents(self._handle, self._note_end, on_phase))
         self._infos: dict[int, EngineInfo] = {}
         self._silence: dict[int, int] = {}  # ticks since the last word
         self._heard: set[int] = set()  # ranks that have spoken
@@ -79,13 +69,12 @@ class RankGroup:
 
     async def start(self) -> list[EngineInfo]:
         """Starts all ranks and waits until each is ready. Raises EngineStartError."""
-        places = self._places()
-        own = places[: self._local_size]
+        places = [
+            Place(rank=rank, size=self._size, comm=self._comm, name=self._name)
+            for rank in range(self._size)
+        ]
         try:
-            if self._hub:
-                await self._start_nodes(self._hub, places)
-                own = [self._with_keys(place, self._hub) for place in own]
-            await self._ranks.start(self._options, own, ring=self._local_size > 1)
+            await self._ranks.start(self._options, places)
         except OSError as error:
             raise EngineStartError(f"the engine process can't be started: {error}") from error
         self._silence = {place.rank: 0 for place in places}
@@ -115,9 +104,6 @@ class RankGroup:
         """Ends all ranks at once."""
         self._stopping = True
         self._ranks.kill()
-        if self._hub:
-            for number in range(1, self._hub.nnodes):
-                self._hub.send(number, EndRanks())
 
     async def close(self) -> None:
         """Ends what still runs, and removes everything."""
@@ -128,69 +114,11 @@ class RankGroup:
             await asyncio.wait(self._tasks)
         await self._ranks.close()
 
-    def abandon(self) -> None:
-        """kill(), and close as much as can be closed without waiting."""
-        self.kill()
-        self._ranks.abandon()
-
     def send(self, message: Any) -> bool:
         """Puts a message to rank 0 without waiting; False when it is gone."""
         return self._ranks.send(0, message)
 
-    # --- where ranks are
-
-    def _places(self) -> list[Place]:
-        hub = self._hub
-        cores = divide_cores(sorted(os.sched_getaffinity(0)), self._local_size)
-        return [
-            Place(
-                rank=rank,
-                size=self._size,
-                local_rank=rank % self._local_size,
-                local_size=self._local_size,
-                cores=cores[rank] if rank < self._local_size else [],
-                comm=self._comm,
-                name=self._name,
-                host=hub.host if hub else "",
-                plan_port=hub.port + 1 if hub else 0,
-                sum_port=hub.port + 2 if hub else 0,
-            )
-            for rank in range(self._size)
-        ]
-
-    async def _start_nodes(self, hub: NodeHub, places: list[Place]) -> None:
-        if missing := hub.missing():
-            self._on_phase(PhaseReport(phase=f"waiting for hosts {missing}"))
-        await hub.wait_all()
-        hub.on_message = self._handle_node
-        hub.on_lost = self._lose_node
-        for number in range(1, hub.nnodes):
-            first = number * self._local_size
-            hub.send(number, StartRanks(self._options, places[first : first + self._local_size]))
-
-    def _with_keys(self, place: Place, hub: NodeHub) -> Place:
-        others = range(self._local_size, self._size) if place.rank == 0 else ()
-        return place.at(
-            secret=sum_secret(hub.secret, self._name),
-            remotes=[plan_keys(hub.secret, self._name, rank) for rank in others],
-        )
-
     # --- news
-
-    def _handle_node(self, message: FromNode) -> None:
-        if message.group != self._name:
-            return
-        if not self._local_size <= message.rank < self._size:
-            return
-        if isinstance(message, RankWord):
-            self._handle(message.rank, message.message)
-        else:
-            self._note_end(message.rank, message.reason)
-
-    def _lose_node(self, number: int) -> None:
-        first = number * self._local_size
-        for rank in range(first, first + self._local_size):
-            self._lose(rank, f"host {number} is lost")
 
     def _note_end(self, rank: int, how: str) -> None:
         when = "" if self._all_ready.is_set() else " while starting"

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from minisgl.engine.launcher import RankEvents
+from minisgl.engine.placement import divide_cores
 from minisgl.ipc.messages import EngineOptions, FromRank, Place, Start, decode_from_rank
-from minisgl.ipc.process import ChildProcess, describe_exit
+from minisgl.ipc.process import ChildProcess, describe_exit, python_command
 
+RANK_COMMAND = python_command("minisgl.rank.main")
 LAST_WORDS_SECONDS = 0.5  # for messages of a rank that has ended already
 RING_BYTES = 4 * 2**20  # of plans that a rank may lag behind
 
@@ -21,25 +24,19 @@ Rank = ChildProcess[FromRank]
 
 
 class LocalRanks:
-    """Processes that are started once and ended together. close() is due in any case."""
+    """The RankLauncher of this host: a process for each rank."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        on_message: Callable[[int, FromRank], None],
-        on_end: Callable[[int, str], None],
-    ) -> None:
-        """`on_message` gets what a rank says, `on_end` how its process ended ("was killed by
-        SIGKILL"), after its last message.
-        """
+    def __init__(self, command: Sequence[str], events: RankEvents) -> None:
+        """`command` is the rank program."""
         self._command = tuple(command)
-        self._on_message = on_message
-        self._on_end = on_end
+        self._events = events
         self._ranks: dict[int, Rank] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, options: EngineOptions, places: Sequence[Place], ring: bool) -> None:
-        """A process for each place; with `ring`, they share memory for plans. OSError."""
+    async def start(self, options: EngineOptions, places: Sequence[Place]) -> None:
+        cores = divide_cores(sorted(os.sched_getaffinity(0)), len(places))
+        # Rank 0's plans reach the others of its host through memory that they share.
+        ring = len(places) > 1 and places[0].rank == 0
         with contextlib.ExitStack() as stack:
             descriptor = -1
             if ring:
@@ -47,19 +44,23 @@ class LocalRanks:
                 descriptor = os.memfd_create("minisgl-plans", os.MFD_CLOEXEC)
                 stack.callback(os.close, descriptor)
                 os.ftruncate(descriptor, RING_BYTES)
-            for place in places:
+            for number, (place, own_cores) in enumerate(zip(places, cores, strict=True)):
                 inherited = [descriptor] if ring else []
                 rank: Rank = await ChildProcess.spawn(self._command, decode_from_rank, inherited)
                 self._ranks[place.rank] = rank
-                start = Start(options, place.at(ring_fd=descriptor))
+                placed = place.at(
+                    local_rank=number,
+                    local_size=len(places),
+                    cores=own_cores,
+                    ring_fd=descriptor,
+                )
+                start = Start(options, placed)
                 self._tasks.append(asyncio.create_task(self._listen(place.rank, rank, start)))
 
     def send(self, rank: int, message: Any) -> bool:
-        """Puts a message without waiting; False when the rank is gone."""
         return rank in self._ranks and self._ranks[rank].send(message)
 
     async def stop(self, farewell: Any | None) -> None:
-        """Ends all, in order as far as they listen to the farewell."""
         await asyncio.gather(*(rank.stop(farewell) for rank in self._ranks.values()))
 
     def kill(self) -> None:
@@ -67,7 +68,6 @@ class LocalRanks:
             rank.kill()
 
     async def close(self) -> None:
-        """Ends what still runs, and removes everything."""
         self.kill()
         for task in self._tasks:
             task.cancel()
@@ -75,13 +75,6 @@ class LocalRanks:
             await asyncio.wait(self._tasks)
         for rank in self._ranks.values():
             await rank.wait()
-            rank.close()
-        self._ranks.clear()
-
-    def abandon(self) -> None:
-        """kill(), and close as much as can be closed without waiting."""
-        self.kill()
-        for rank in self._ranks.values():
             rank.close()
         self._ranks.clear()
 
@@ -96,9 +89,9 @@ class LocalRanks:
             if reader.done() and (error := reader.exception()):
                 logger.error("unexpected error while reading from rank %d", number, exc_info=error)
                 rank.kill()
-                self._on_end(number, f"can't be heard: {error!r}")
+                self._events.end(number, f"can't be heard: {error!r}")
             else:
-                self._on_end(number, describe_exit(ended.result()))
+                self._events.end(number, describe_exit(ended.result()))
         finally:
             reader.cancel()
             ended.cancel()
@@ -106,4 +99,4 @@ class LocalRanks:
     async def _read(self, number: int, rank: Rank, start: Start) -> None:
         await rank.configure(start)
         while True:
-            self._on_message(number, await rank.receive())
+            self._events.message(number, await rank.receive())

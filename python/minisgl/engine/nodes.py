@@ -7,15 +7,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from minisgl.config import default_cache_dir
+from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
-from minisgl.engine.placement import divide_cores
-from minisgl.ipc.messages import Alive, FromRank, Place, PlanKeys, Shutdown
+from minisgl.ipc.messages import Alive, PlanKeys, Shutdown
 from minisgl.ipc.node_link import (
     EndRanks,
     Farewell,
@@ -203,30 +202,26 @@ class NodeAgent:
     async def _start_ranks(self, link: NodeLink, message: StartRanks) -> None:
         group = message.places[0].name
 
-        def on_message(rank: int, word: FromRank) -> None:
-            link.send(RankWord(group, rank, word))
-
-        def on_end(rank: int, how: str) -> None:
-            link.send(RankEnd(group, rank, how))
-
-        cores = divide_cores(sorted(os.sched_getaffinity(0)), len(message.places))
-        places: list[Place] = [
+        events = RankEvents(
+            message=lambda rank, word: link.send(RankWord(group, rank, word)),
+            end=lambda rank, how: link.send(RankEnd(group, rank, how)),
+        )
+        places = [
             place.at(
-                cores=own,
                 secret=sum_secret(self._secret, group),
                 remotes=[plan_keys(self._secret, group, place.rank)],
             )
-            for place, own in zip(message.places, cores, strict=True)
+            for place in message.places
         ]
         options = msgspec.structs.replace(
             message.options, model_path=self._model_path, cache_dir=str(default_cache_dir())
         )
-        self._ranks = LocalRanks(self._command, on_message, on_end)
+        self._ranks = LocalRanks(self._command, events)
         logger.info("starting ranks %d to %d", places[0].rank, places[-1].rank)
         try:
-            await self._ranks.start(options, places, ring=False)
+            await self._ranks.start(options, places)
         except OSError as error:
-            on_end(places[0].rank, f"can't be started: {error}")
+            events.end(places[0].rank, f"can't be started: {error}")
 
     async def _end_ranks(self) -> None:
         ranks, self._ranks = self._ranks, None

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import msgspec
 
-from minisgl.ipc.messages import EngineInfo, ErrorCode, Output, Submit
-
-if TYPE_CHECKING:
-    from minisgl.sampling_params import SamplingParams
+from minisgl.ipc.messages import ErrorCode, Output, Submit
 
 
 class TokenStream:
@@ -23,15 +18,13 @@ class TokenStream:
     reader is.
     """
 
-    def __init__(
-        self, request: Submit, params: SamplingParams, abort: Callable[[int], None]
-    ) -> None:
+    def __init__(self, request: Submit, abort: Callable[[int], None]) -> None:
+        """`abort` is the engine's: it ends the request with this id."""
         self.request = request
-        self.params = params
         self.received: list[int] = []  # token ids, read or not
         self.finish = ""  # the reason, once the end has arrived
         self.num_deaths = 0  # of engines that had this request
-        self._send_abort = abort
+        self._abort = abort
         self._pending: Output | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._exhausted = False
@@ -39,10 +32,6 @@ class TokenStream:
     @property
     def id(self) -> int:
         return self.request.id
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        return self.request.prompt
 
     @property
     def finished(self) -> bool:
@@ -83,8 +72,7 @@ class TokenStream:
         already.
         """
         if not self.finish:
-            self._send_abort(self.id)
-            self.deliver(Output(self.id, [], "abort"))
+            self._abort(self.id)
 
     def fail(self, code: ErrorCode, sentence: str) -> None:
         """Ends the stream with an error. Does nothing when it has ended already."""
@@ -103,47 +91,3 @@ class TokenStream:
             self._pending.merge(output)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def make_request(
-    request_id: int,
-    prompt_ids: list[int],
-    params: SamplingParams,
-    info: EngineInfo,
-    end_ids: Sequence[int] = (),
-) -> Submit:
-    """The engine's request. ValueError when it asks for what this model can't do.
-
-    `end_ids` are the ends that the tokenizer's files name; the engine may not know them all.
-    """
-    if not prompt_ids:
-        raise ValueError("the prompt is empty")
-    if min(prompt_ids) < 0 or max(prompt_ids) >= info.vocab_size:
-        bad = next(token for token in prompt_ids if not 0 <= token < info.vocab_size)
-        raise ValueError(f"prompt token ids must be between 0 and {info.vocab_size - 1}, got {bad}")
-    if len(prompt_ids) + params.max_tokens > info.max_model_len:
-        raise ValueError(
-            f"the prompt has {len(prompt_ids)} tokens and max_tokens is {params.max_tokens}, "
-            f"together more than the {info.max_model_len} tokens that a request may have"
-        )
-    params.check_tokens(info.vocab_size)
-    more_ends = [] if params.ignore_eos else sorted(set(end_ids) - set(info.eos_token_ids))
-    return Submit(
-        id=request_id,
-        prompt=prompt_ids,
-        max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens,
-        ignore_eos=params.ignore_eos,
-        stop_token_ids=[*params.stop_token_ids, *more_ends],
-        logprobs=-1 if params.logprobs is None else params.logprobs,
-        prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
-        temperature=params.temperature,
-        top_k=max(params.top_k, 0),
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        seed=random.getrandbits(64) if params.seed is None else params.seed,
-        logit_bias=sorted(params.logit_bias.items()),
-    )

@@ -25,6 +25,7 @@ import zmq
 
 from minisgl.ipc.messages import encode
 from minisgl.ipc.queues import Decoder, OnMalformed, ZmqAsyncPullQueue, ZmqAsyncPushQueue
+from minisgl.log import start_child_logging
 
 PARENT_CHECK_SECONDS = 1.0
 FORCED_END_SECONDS = 3
@@ -64,7 +65,7 @@ def run_child(
     decoded.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    start_child_logging()
     if len(sys.argv) != 3 or not sys.argv[2].isdigit():
         print("this program is started by minisgl-serve", file=sys.stderr)
         sys.exit(2)

@@ -120,6 +120,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: Count = 0
     prompt_tokens: Count = 0
     generated_tokens: Count = 0
+    step_seconds: NonNegative = 0.0  # in which steps were under way
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag="step"):

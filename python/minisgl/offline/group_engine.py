@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 
 from minisgl.engine.group import RankGroup
+from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
 from minisgl.ipc.messages import (
     Abort,
     EngineOptions,
@@ -22,7 +24,6 @@ from minisgl.ipc.messages import (
     StepOutputs,
     Submit,
 )
-from minisgl.ipc.process import python_command
 
 STOP_SECONDS = 15.0  # for the ranks to end
 
@@ -97,7 +98,7 @@ class GroupEngine:
     async def _start(self, options: EngineOptions, size: int, comm: str) -> dict[str, Any]:
         self._group = RankGroup(
             options,
-            command=python_command("minisgl.rank.main"),
+            launcher=functools.partial(LocalRanks, RANK_COMMAND),
             size=size,
             comm=comm,
             on_phase=self._show_phase,

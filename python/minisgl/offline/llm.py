@@ -22,7 +22,7 @@ from minisgl.ipc.messages import (
 )
 from minisgl.offline.local_engine import check_finish, open_local_engine, shown_tokens
 from minisgl.sampling_params import SamplingParams
-from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -231,10 +231,7 @@ class LLM:
                 one = msgspec.structs.replace(params, **changes)
             detokenizer = IncrementalDetokenizer(
                 self.tokenizer,
-                skip_special_tokens=params.skip_special_tokens,
-                stop=params.stop,
-                min_tokens=params.min_tokens,
-                continues_prompt=continues_prompt,
+                DetokenizerOptions.of(params, continues_prompt=continues_prompt),
             )
             samples.append(_Sample(index, self._engine.request(prompt_ids, one), detokenizer))
         return samples

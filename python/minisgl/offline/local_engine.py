@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.engine.group import EngineStartError
-from minisgl.engine.stream import make_request
+from minisgl.engine.api import EngineStartError
+from minisgl.engine.request import make_request
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Output, Submit
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.source import resolve_model
 from minisgl.offline.group_engine import GroupEngine
 from minisgl.rank.cuda_library import load_cublas
-from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer, load_tokenizer
 from minisgl.tokenizer.chat_template import read_chat_template
 
 if TYPE_CHECKING:
@@ -110,10 +110,7 @@ class LocalEngine:
         """
         detokenizer = IncrementalDetokenizer(
             self.tokenizer,
-            skip_special_tokens=params.skip_special_tokens,
-            stop=params.stop,
-            min_tokens=params.min_tokens,
-            continues_prompt=continues_prompt,
+            DetokenizerOptions.of(params, continues_prompt=continues_prompt),
         )
         self.submit(self.request(prompt_ids, params))
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -11,6 +13,7 @@ from starlette.types import ASGIApp
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
 from minisgl.server.guard import Guard, Protected, routing_error
+from minisgl.server.metrics import Metrics
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
@@ -21,12 +24,22 @@ class _App(Starlette):
     for each event of a stream.
     """
 
+    def __init__(self, routes: Sequence[Route], metrics: Metrics) -> None:
+        super().__init__(routes=routes)
+        self._templates: dict[object, str] = {route.endpoint: route.path_format for route in routes}
+        self._metrics = metrics
+
     def build_middleware_stack(self) -> ASGIApp:
-        return Guard(ExceptionMiddleware(self.router, handlers={HTTPException: routing_error}))
+        """The router within Guard."""
+        return Guard(
+            ExceptionMiddleware(self.router, handlers={HTTPException: routing_error}),
+            self._templates,
+            self._metrics,
+        )
 
 
 def create_app(state: ServerState) -> Starlette:
-    """The application over `state`. All that works for a client wants the API key, where one is
+    """The application over `state`. All that works for a client needs the API key, where one is
     set.
     """
     pages = StatusPages(state)
@@ -52,6 +65,6 @@ def create_app(state: ServerState) -> Starlette:
     post_routes = [
         Route(path, Protected(endpoint, api_key), methods=["POST"]) for path, endpoint in posts
     ]
-    app = _App(routes=[*open_routes, *model_routes, *post_routes])
+    app = _App([*open_routes, *model_routes, *post_routes], state.metrics)
     app.router.redirect_slashes = False
     return app

@@ -65,6 +65,7 @@ class ChatCompletions(JsonEndpoint):
             "model": state.model_name,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+            exchange.generation = generation
             generation.submit(
                 prompt_ids,
                 params,

@@ -15,7 +15,7 @@ from minisgl.server.logprobs import CompletionLogprobs
 from minisgl.server.prompts import CompletionPrompt, encode_prompts
 from minisgl.server.schemas import CompletionRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
-from minisgl.tokenizer import IncrementalDetokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
     from minisgl.text.frontend import TextFrontend
@@ -56,6 +56,7 @@ class Completions(JsonEndpoint):
             "model": state.model_name,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+            exchange.generation = generation
             for prompt, params in zip(prompts, jobs, strict=True):
                 generation.submit(
                     prompt.ids,
@@ -114,8 +115,9 @@ class ChoiceShaper:
 
     def _offsets(self, ids: list[int], length: int) -> list[int]:
         """Characters before each prompt token; special tokens that were added have none."""
+        skip = self._request.skip_special_tokens is not False
         detokenizer = IncrementalDetokenizer(
-            self._text.tokenizer, skip_special_tokens=self._request.skip_special_tokens is not False
+            self._text.tokenizer, DetokenizerOptions(skip_special_tokens=skip)
         )
         offsets, offset = [], 0
         for token_id in ids:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.engine.client import EngineBusy, EngineUnavailable
+from minisgl.engine.api import EngineBusy, EngineUnavailable
 from minisgl.server import errors
 from minisgl.server.metrics import Metrics
-from minisgl.tokenizer import IncrementalDetokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
-    from minisgl.engine.client import EngineClient
+    from minisgl.engine.api import EngineApi
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import Output, PromptLogprob
     from minisgl.sampling_params import SamplingParams
@@ -66,6 +66,8 @@ class Choice:
         self.stream = stream
         self.num_tokens = 0  # generated, a stop token included
         self.finished = False
+        self.finish_reason = ""  # with `finished`: "stop", "length", "abort" or "error"
+        self.queued_seconds: float | None = None  # before its first step, once it has ended
         self.first_token_at = 0.0  # time.perf_counter(); 0: none yet
         self.last_token_at = 0.0
         self._text_length = 0  # characters given out
@@ -130,7 +132,7 @@ class Generation:
     """
 
     def __init__(
-        self, client: EngineClient, text: TextFrontend, metrics: Metrics, *, arrived: float
+        self, client: EngineApi, text: TextFrontend, metrics: Metrics, *, arrived: float
     ) -> None:
         self._client = client
         self._text = text
@@ -150,6 +152,7 @@ class Generation:
         for choice in self._choices:
             if not choice.finished:
                 choice.finished = True
+                choice.finish_reason = "abort"
                 choice.stream.abort()
                 self._metrics.finished["abort"] += 1
         self.num_live = 0
@@ -157,6 +160,23 @@ class Generation:
     @property
     def num_generated_tokens(self) -> int:
         return sum(choice.num_tokens for choice in self._choices)
+
+    @property
+    def queued_seconds(self) -> float | None:
+        """The longest time that a choice waited for its first step; None where none says so."""
+        waits = (choice.queued_seconds for choice in self._choices)
+        return max((wait for wait in waits if wait is not None), default=None)
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From the request's arrival to its first token; None where none came."""
+        times = [choice.first_token_at for choice in self._choices if choice.first_token_at]
+        return min(times) - self._arrived if times else None
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Why the choices ended: each reason once, in the order of the choices."""
+        return list(dict.fromkeys(choice.finish_reason for choice in self._choices))
 
     def submit(
         self,
@@ -171,6 +191,9 @@ class Generation:
         what was begun.
         """
         self.num_prompt_tokens += len(prompt_ids)
+        options = DetokenizerOptions.of(
+            params, include_stop=include_stop, continues_prompt=continues_prompt
+        )
         for number in range(n):
             one = params if params.seed is None or number == 0 else _reseed(params, number)
             try:
@@ -184,19 +207,11 @@ class Generation:
             choice = Choice(
                 len(self._choices),
                 stream,
-                self._text.detokenizer(
-                    skip_special_tokens=params.skip_special_tokens,
-                    stop=params.stop,
-                    min_tokens=params.min_tokens,
-                    include_stop=include_stop,
-                    continues_prompt=continues_prompt,
-                ),
+                self._text.detokenizer(options),
                 None
                 if params.logprobs is None
                 else IncrementalDetokenizer(
-                    self._text.tokenizer,
-                    skip_special_tokens=params.skip_special_tokens,
-                    continues_prompt=continues_prompt,
+                    self._text.tokenizer, msgspec.structs.replace(options, stop=[])
                 ),
             )
             self._choices.append(choice)
@@ -248,11 +263,13 @@ class Generation:
 
     def _count_finished(self, choice: Choice, output: Output) -> None:
         metrics = self._metrics
-        metrics.finished[output.finish or "stop"] += 1  # without a finish, a stop string ended it
+        choice.finish_reason = output.finish or "stop"  # without one, a stop string ended it
+        metrics.finished[choice.finish_reason] += 1
         metrics.e2e_request_latency.observe(time.perf_counter() - self._arrived)
         metrics.request_generation_tokens.observe(choice.num_tokens)
         if output.timings is not None:
             queue, prefill, decode = output.timings
+            choice.queued_seconds = queue
             metrics.request_queue_time.observe(queue)
             metrics.request_prefill_time.observe(prefill)
             metrics.request_decode_time.observe(decode)

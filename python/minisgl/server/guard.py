@@ -5,8 +5,9 @@ exceptions into answers.
 from __future__ import annotations
 
 import hmac
-import logging
+import time
 import uuid
+from collections.abc import Mapping
 from typing import NoReturn
 
 from starlette.exceptions import HTTPException
@@ -15,17 +16,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minisgl.server.errors import ApiError, from_exception, unauthorized
 from minisgl.server.http import ClientGone, Exchange, send_error
+from minisgl.server.metrics import Metrics
+from minisgl.server.request_log import Answered, log_request
 
-logger = logging.getLogger(__name__)
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+OTHER = "other"
 
 
 class Guard:
     """Gives each request an Exchange (scope["minisgl.exchange"]), refuses what is malformed,
-    answers every exception.
+    answers every exception, counts the answers.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, routes: Mapping[object, str], metrics: Metrics) -> None:
+        """`routes`: the template of each endpoint's path."""
         self.app = app
+        self._routes = routes
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,17 +40,36 @@ class Guard:
             return
         exchange = Exchange(scope, receive, send, uuid.uuid4().hex)
         scope["minisgl.exchange"] = exchange
+        began = time.perf_counter()
+        reason = ""
         try:
             _check_framing(scope)
             await self.app(scope, exchange.receive, exchange.send)
         except ClientGone:
-            logger.debug("request %s: the client is gone", exchange.request_id)
+            reason = "client_gone"
         except Exception as error:
             answer = from_exception(error, exchange.request_id)
+            reason = answer.code or answer.type
             # Once a response has begun there is no way to say more: returning cuts the connection,
             # which the client notices.
             if not exchange.response_started:
                 await send_error(exchange.send, answer)
+        # No path or method of a client's own gets into a label or a line.
+        method = scope["method"] if scope["method"] in METHODS else OTHER
+        route = self._routes.get(scope.get("endpoint"), OTHER)
+        self._metrics.count_answer(route, method, exchange.status)
+        seconds = time.perf_counter() - began
+        log_request(
+            Answered(
+                exchange.request_id,
+                method,
+                route,
+                exchange.status,
+                seconds,
+                reason,
+                exchange.generation,
+            )
+        )
 
 
 def _check_framing(scope: Scope) -> None:

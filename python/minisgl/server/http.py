@@ -8,12 +8,15 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from minisgl.server.errors import ApiError, overloaded, too_large
+
+if TYPE_CHECKING:
+    from minisgl.server.generation import Generation
 
 SHORT_BODY_S = 0.05  # how long an unread body is waited for before its connection is given up
 # How long the rest of a refused body is read, so that the client sees the refusal and not a reset.
@@ -22,6 +25,8 @@ STALL_CHECK_S = 10.0
 # An ASGI extension of the listener: {"send": sends bytes as a part of a body that has begun}.
 CHUNK_EXTENSION = "minisgl.chunk"
 WRITE_TIMEOUT_S = 120.0  # a client that takes no byte for that long is given up
+
+CLIENT_GONE = 499  # the status that logs and metrics have for a request that nobody waited for
 
 EVENT_STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -44,6 +49,8 @@ class Exchange:
         self.request_id = request_id
         self.body_complete = False
         self.response_started = False
+        self.status = CLIENT_GONE  # of the answer, once it has begun
+        self.generation: Generation | None = None  # what the request makes, for its line in the log
         self.gone = False
         self._waiting_since: float | None = None  # when the send that is under way began
         self._loop = asyncio.get_running_loop()
@@ -60,6 +67,7 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.response_started = True
+            self.status = message["status"]
             headers = list(message.get("headers", ())) + self._headers
             if not self.body_complete and not self.gone:
                 await self._finish_body(headers)

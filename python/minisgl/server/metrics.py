@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -15,6 +16,7 @@ from prometheus_client.core import (
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
+    SummaryMetricFamily,
 )
 from prometheus_client.registry import Collector
 
@@ -66,13 +68,24 @@ class Histogram:
         return rows
 
 
+@dataclass(frozen=True)
+class EngineFigures:
+    """What the engine's client knows when the metrics are read."""
+
+    stats: EngineStats  # of the latest step
+    num_streams: int
+    num_replaying: int
+    num_restarts: int
+
+
 class Metrics:
-    """What the HTTP side counts. Gauges come from the engine's last stats when somebody scrapes."""
+    """What the HTTP side counts. Gauges come from the engine's latest stats when they are read."""
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
+        self.answers: dict[tuple[str, str, int], int] = {}  # by route, method and status
         self.time_to_first_token = Histogram(_FIRST_TOKEN_S)
         self.inter_token_latency = Histogram(_TOKEN_S)
         self.e2e_request_latency = Histogram(_REQUEST_S)
@@ -82,45 +95,45 @@ class Metrics:
         self.request_prompt_tokens = Histogram(_TOKENS)
         self.request_generation_tokens = Histogram(_TOKENS)
 
-    def render(
-        self, model_name: str, stats: EngineStats, *, num_streams: int, alias: str = ""
-    ) -> bytes:
-        """The text format of Prometheus. `alias` is a second prefix under which everything appears
-        again ("vllm" serves existing dashboards). Belongs to the server's event loop, whose tasks
-        it counts.
+    def count_answer(self, route: str, method: str, status: int) -> None:
+        """An answer that is over. `route` is a path's template and `method` one that is known:
+        labels that clients choose would grow without bounds.
         """
-        held = {"streams": num_streams, "tasks": len(asyncio.all_tasks())}
+        key = (route, method, status)
+        self.answers[key] = self.answers.get(key, 0) + 1
+
+    def render(self, model_name: str, figures: EngineFigures, *, alias: str = "") -> bytes:
+        """The text format of Prometheus. `alias` is a second prefix, under which what vLLM has too
+        appears again ("vllm" serves existing dashboards). Belongs to the server's event loop, whose
+        tasks it counts.
+        """
         registry = CollectorRegistry()
         for prefix in dict.fromkeys((PREFIX, alias) if alias else (PREFIX,)):
-            registry.register(_Families(self, prefix, model_name, stats, held))
+            registry.register(_Families(self, prefix, model_name, figures))
+        registry.register(_OwnFamilies(self, model_name, figures))
         ProcessCollector(registry=registry)
         return generate_latest(registry)
 
 
 class _Families(Collector):
-    """All samples under one prefix."""
+    """What vLLM has too, under one prefix."""
 
     def __init__(
-        self,
-        metrics: Metrics,
-        prefix: str,
-        model_name: str,
-        stats: EngineStats,
-        held: Mapping[str, int],
+        self, metrics: Metrics, prefix: str, model_name: str, figures: EngineFigures
     ) -> None:
-        self._held = held
         self._metrics = metrics
         self._prefix = prefix
         self._model_name = model_name
-        self._stats = stats
+        self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
+        """Each family with its samples."""
         yield from self._gauges()
         yield from self._counters()
         yield from self._histograms()
 
     def _gauges(self) -> Iterator[Metric]:
-        stats = self._stats
+        stats = self._figures.stats
         used = stats.pages_total - stats.pages_free
         for name, text, value in (
             ("num_requests_running", "Requests in the engine's batch.", stats.num_running),
@@ -130,15 +143,13 @@ class _Families(Collector):
                 "Used part of the KV cache, 1 is all.",
                 used / (stats.pages_total or 1),
             ),
-            ("num_streams", "Choices that the server waits for.", self._held["streams"]),
-            ("num_tasks", "Tasks of the server's event loop.", self._held["tasks"]),
         ):
             gauge = GaugeMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
             gauge.add_metric([self._model_name], value)
             yield gauge
 
     def _counters(self) -> Iterator[Metric]:
-        metrics, preemptions = self._metrics, self._stats.num_preemptions
+        metrics, preemptions = self._metrics, self._figures.stats.num_preemptions
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens of requests that were served.", metrics.prompt_tokens),
             ("generation_tokens", "Tokens generated.", metrics.generation_tokens),
@@ -195,3 +206,59 @@ class _Families(Collector):
             family = HistogramMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
             family.add_metric([self._model_name], histogram.buckets(), histogram.sum)
             yield family
+
+
+class _OwnFamilies(Collector):
+    """What this server has and vLLM hasn't: under its own prefix alone."""
+
+    def __init__(self, metrics: Metrics, model_name: str, figures: EngineFigures) -> None:
+        self._metrics = metrics
+        self._model_name = model_name
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        """Each family with its samples."""
+        figures, labels, values = self._figures, ["model_name"], [self._model_name]
+        for name, text, value in (
+            ("num_streams", "Choices that the server waits for.", figures.num_streams),
+            (
+                "num_requests_replaying",
+                "Choices whose engine has died and that no other one has gone on with yet.",
+                figures.num_replaying,
+            ),
+            ("num_tasks", "Tasks of the server's event loop.", len(asyncio.all_tasks())),
+        ):
+            gauge = GaugeMetricFamily(f"{PREFIX}:{name}", text, labels=labels)
+            gauge.add_metric(values, value)
+            yield gauge
+        for name, text, value in (
+            (
+                "engine_restarts",
+                "Engines that were started for one that had died.",
+                figures.num_restarts,
+            ),
+            (
+                "engine_steps",
+                "Steps of the engine, since it was started last.",
+                figures.stats.num_steps,
+            ),
+        ):
+            counter = CounterMetricFamily(f"{PREFIX}:{name}", text, labels=labels)
+            counter.add_metric(values, value)
+            yield counter
+        step = SummaryMetricFamily(
+            f"{PREFIX}:engine_step_seconds",
+            "Time of a step, since the engine was started last; overlapping ones count once.",
+            labels=labels,
+        )
+        step.add_metric(values, figures.stats.num_steps, figures.stats.step_seconds)
+        yield step
+        answers = CounterMetricFamily(
+            f"{PREFIX}:http_requests",
+            "HTTP requests that were answered, by the template of their path, method and status; "
+            "499: the client had gone.",
+            labels=["route", "method", "status"],
+        )
+        for (route, method, status), count in self._metrics.answers.items():
+            answers.add_metric([route, method, str(status)], count)
+        yield answers

@@ -14,7 +14,7 @@ from minisgl.server.metrics import Metrics
 
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
-    from minisgl.engine.client import EngineClient
+    from minisgl.engine.api import EngineApi
     from minisgl.text.frontend import TextFrontend
 
 
@@ -25,7 +25,7 @@ class ServerState:
     """
 
     args: ServerArgs
-    client: EngineClient
+    client: EngineApi
     model_name: str
     text: TextFrontend | None = None
     metrics: Metrics = field(default_factory=Metrics)

@@ -9,8 +9,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from minisgl.engine.client import EngineUnavailable
+from minisgl.engine.api import EngineUnavailable
 from minisgl.server.errors import unavailable
+from minisgl.server.metrics import EngineFigures
 from minisgl.server.state import ServerState
 from minisgl.version import __version__
 
@@ -52,8 +53,12 @@ class StatusPages:
         state = self._state
         body = state.metrics.render(
             state.model_name,
-            state.client.stats,
-            num_streams=state.client.num_live,
+            EngineFigures(
+                stats=state.client.stats,
+                num_streams=state.client.num_live,
+                num_replaying=state.client.num_replaying,
+                num_restarts=state.client.num_restarts,
+            ),
             alias=state.args.metrics_alias_prefix,
         )
         return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})

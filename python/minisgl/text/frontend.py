@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from minisgl.ipc.text_messages import (
+from minisgl.model_files.files import ModelError
+from minisgl.text.messages import (
     CloseText,
     Encode,
     EncodeChat,
@@ -24,10 +25,9 @@ from minisgl.ipc.text_messages import (
     Text,
     TextOptions,
 )
-from minisgl.model_files.files import ModelError
-from minisgl.text.worker_pool import WorkerClient, WorkerLost, WorkerStartError
+from minisgl.text.worker_pool import WorkerClient, WorkerLost, WorkerPolicy, WorkerStartError
 from minisgl.text.worker_process import encode_message
-from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer, load_tokenizer
 from minisgl.tokenizer.chat_template import read_chat_template
 from minisgl.tokenizer.tokenizer import check_unicode
 
@@ -36,7 +36,7 @@ NUM_ENCODE_THREADS = 2
 
 Result = TypeVar("Result")
 
-__all__ = ["Detokenizer", "TextFrontend", "WorkerLost"]
+__all__ = ["Detokenizer", "TextFrontend", "WorkerLost", "WorkerPolicy"]
 
 
 class Detokenizer:
@@ -44,13 +44,12 @@ class Detokenizer:
 
     def __init__(self) -> None:
         self.stopped = False  # a stop string came; the text is cut there
-        self.stop_string: str | None = None
         self.num_tokens = 0  # taken so far, up to the one that completed a stop string
 
     async def push(self, token_ids: Sequence[int], *, final: bool = False) -> str:
         """Text that may be shown now; with `final` the rest too, and then nothing more may come.
 
-        Raises WorkerLost when the process that has the stream's text died.
+        Raises WorkerLost when the process that has the stream's text died and none came in time.
         """
         raise NotImplementedError
 
@@ -79,23 +78,25 @@ class TextFrontend:
         chat_template: str | None = None,
         num_tokenizer: int = 0,
         command: Sequence[str] | None = None,
+        policy: WorkerPolicy | None = None,
     ) -> TextFrontend:
         """Loads the tokenizer of a model. ModelError, with one sentence, when that isn't possible.
 
-        `chat_template`: path of a Jinja file. `command`: the worker program (for tests).
+        `chat_template`: path of a Jinja file. `command` and `policy` of the worker processes.
         """
         template = None
         if chat_template is not None:
             template = await asyncio.to_thread(read_chat_template, chat_template)
         options = TextOptions(path=path, chat_template=template)
         encoders = [
-            WorkerClient(f"tokenizer process {number}", options, command=command)
+            WorkerClient(f"tokenizer process {number}", options, command=command, policy=policy)
             for number in range(num_tokenizer)
         ]
         workers = list(encoders)
         detokenizer = None
         if num_tokenizer:
-            detokenizer = WorkerClient("the detokenizer process", options, command=command)
+            name = "the detokenizer process"
+            detokenizer = WorkerClient(name, options, command=command, policy=policy)
             workers.append(detokenizer)
         load = asyncio.create_task(asyncio.to_thread(load_tokenizer, path, chat_template=template))
         starts = [asyncio.create_task(worker.start()) for worker in workers]
@@ -120,7 +121,6 @@ class TextFrontend:
     async def encode_chat(
         self,
         messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
         template_kwargs: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
@@ -129,42 +129,16 @@ class TextFrontend:
         message = EncodeChat(
             id=next(self._ids),
             messages=messages,
-            tools=tools,
             template_kwargs=template_kwargs,
             add_generation_prompt=add_generation_prompt,
         )
-        return await self._encode(message, _num_characters((messages, tools, template_kwargs)))
+        return await self._encode(message, _num_characters((messages, template_kwargs)))
 
-    def detokenizer(
-        self,
-        *,
-        skip_special_tokens: bool = True,
-        stop: Sequence[str] = (),
-        min_tokens: int = 0,
-        include_stop: bool = False,
-        continues_prompt: bool = False,
-    ) -> Detokenizer:
-        """A detokenizer for one stream. Raises WorkerLost."""
+    def detokenizer(self, options: DetokenizerOptions) -> Detokenizer:
+        """A detokenizer for one stream."""
         if self._detokenizer is None:
-            return _LocalDetokenizer(
-                IncrementalDetokenizer(
-                    self.tokenizer,
-                    skip_special_tokens=skip_special_tokens,
-                    stop=stop,
-                    min_tokens=min_tokens,
-                    include_stop=include_stop,
-                    continues_prompt=continues_prompt,
-                )
-            )
-        opening = OpenText(
-            id=next(self._ids),
-            skip_special_tokens=skip_special_tokens,
-            stop=list(stop),
-            min_tokens=min_tokens,
-            include_stop=include_stop,
-            continues_prompt=continues_prompt,
-        )
-        return _RemoteDetokenizer(self._detokenizer, opening)
+            return _LocalDetokenizer(IncrementalDetokenizer(self.tokenizer, options))
+        return _RemoteDetokenizer(self._detokenizer, OpenText(next(self._ids), options))
 
     async def off_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """What `function` returns, called in one of the threads for long texts."""
@@ -208,32 +182,67 @@ class _LocalDetokenizer(Detokenizer):
             text += detokenizer.finish()
         self.num_tokens = detokenizer.num_tokens
         if detokenizer.stopped:
-            self.stopped, self.stop_string = True, detokenizer.stop_string
+            self.stopped = True
         return text
 
 
 class _RemoteDetokenizer(Detokenizer):
+    """A stream's text in the detokenizer process. When that dies, the next one makes the text anew
+    from all ids so far, and what was given out before is cut off: text doesn't depend on how its
+    ids are divided into pushes.
+    """
+
     def __init__(self, worker: WorkerClient, opening: OpenText) -> None:
         super().__init__()
         self._worker = worker
-        self._id = opening.id
-        worker.tell(opening)
-        self._open = True
+        self._opening = opening
+        self._token_ids: list[int] = []  # all so far
+        self._num_characters = 0  # given out so far
+        self._life = 0  # of the process that has the stream; 0: none
+        with contextlib.suppress(WorkerLost):  # push() waits for the next one
+            self._open(worker.life)
 
     async def push(self, token_ids: Sequence[int], *, final: bool = False) -> str:
-        message = PushTokens(self._id, list(token_ids), final)
-        answer = await self._worker.ask(self._id, message)
+        self._token_ids += token_ids
+        if self._life == self._worker.life:
+            message = PushTokens(self._opening.id, list(token_ids), final)
+            with contextlib.suppress(WorkerLost):
+                answer = await self._worker.ask(message.id, message)
+                return self._take(answer, 0, final)
+        seconds = self._worker.policy.reopen_seconds
+        try:
+            answer = await asyncio.wait_for(self._push_all(final), seconds)
+        except asyncio.TimeoutError:
+            raise WorkerLost(f"no detokenizer process came back within {seconds:g} s") from None
+        return self._take(answer, self._num_characters, final)
+
+    async def _push_all(self, final: bool) -> Encoded | Text:
+        """The answer of the first process from now on that lives long enough to give it."""
+        message = PushTokens(self._opening.id, self._token_ids, final)
+        while True:
+            life = await self._worker.next_life(self._life)
+            with contextlib.suppress(WorkerLost):
+                self._open(life)
+                return await self._worker.ask(message.id, message)
+
+    def _open(self, life: int) -> None:
+        self._life = life
+        self._worker.tell(self._opening)
+
+    def _take(self, answer: Encoded | Text, num_known: int, final: bool) -> str:
         assert isinstance(answer, Text)
-        self._open = not final
-        self.stopped, self.stop_string = answer.stopped, answer.stop_string
-        self.num_tokens = answer.num_tokens
-        return answer.text
+        if final:
+            self._life = 0
+        self.stopped, self.num_tokens = answer.stopped, answer.num_tokens
+        text = answer.text[num_known:]
+        self._num_characters += len(text)
+        return text
 
     def __del__(self) -> None:
         # A stream that ends early: the other process need not keep its text.
-        if getattr(self, "_open", False):
+        if self._life == self._worker.life:
             with contextlib.suppress(Exception):
-                self._worker.tell(CloseText(self._id))
+                self._worker.tell(CloseText(self._opening.id))
 
 
 def _num_characters(value: Any) -> int:

@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 
 from minisgl.ipc.child import ParentLink, run_child
-from minisgl.ipc.messages import Failed, Shutdown
+from minisgl.ipc.messages import Alive, Failed, Shutdown
 from minisgl.ipc.queues import ZmqAsyncPushQueue
-from minisgl.ipc.text_messages import (
+from minisgl.model_files.files import ModelError
+from minisgl.text.messages import (
+    ALIVE_SECONDS,
     CloseText,
     Encode,
     EncodeChat,
@@ -28,7 +30,6 @@ from minisgl.ipc.text_messages import (
     ToText,
     decode_to_text,
 )
-from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import ChatTemplateError, IncrementalDetokenizer, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,20 @@ async def main(link: ParentLink[ToText]) -> int:
     options = await link.inbox.get()
     if not isinstance(options, TextOptions):
         raise TypeError(f"expected the options first, got {type(options).__name__}")
+    pulse = asyncio.create_task(_show_life(link.outbox))
+    try:
+        return await _serve(link, options)
+    finally:
+        pulse.cancel()
+
+
+async def _show_life(outbox: ZmqAsyncPushQueue[Any]) -> None:
+    while True:
+        outbox.put_nowait(Alive())
+        await asyncio.sleep(ALIVE_SECONDS)
+
+
+async def _serve(link: ParentLink[ToText], options: TextOptions) -> int:
     try:
         tokenizer = await asyncio.to_thread(
             load_tokenizer, options.path, chat_template=options.chat_template
@@ -72,14 +87,7 @@ class Worker:
         if isinstance(message, PushTokens):
             return self._push(message)
         if isinstance(message, OpenText):
-            self._open[message.id] = IncrementalDetokenizer(
-                self._tokenizer,
-                skip_special_tokens=message.skip_special_tokens,
-                stop=message.stop,
-                min_tokens=message.min_tokens,
-                include_stop=message.include_stop,
-                continues_prompt=message.continues_prompt,
-            )
+            self._open[message.id] = IncrementalDetokenizer(self._tokenizer, message.options)
         elif isinstance(message, CloseText):
             self._open.pop(message.id, None)
         return None
@@ -103,9 +111,7 @@ class Worker:
         if message.final:
             text += detokenizer.finish()
             del self._open[message.id]
-        return Text(
-            message.id, text, detokenizer.stopped, detokenizer.stop_string, detokenizer.num_tokens
-        )
+        return Text(message.id, text, detokenizer.stopped, detokenizer.num_tokens)
 
 
 def encode_message(tokenizer: Tokenizer, message: Encode | EncodeChat) -> list[int]:
@@ -114,7 +120,6 @@ def encode_message(tokenizer: Tokenizer, message: Encode | EncodeChat) -> list[i
         return tokenizer.encode(message.text, add_special_tokens=message.add_special_tokens)
     prompt = tokenizer.render_chat(
         message.messages,
-        tools=message.tools,
         add_generation_prompt=message.add_generation_prompt,
         template_kwargs=message.template_kwargs,
     )

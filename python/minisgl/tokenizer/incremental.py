@@ -4,45 +4,63 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from msgspec import Meta
 
 from minisgl.tokenizer.stop_strings import StopMatcher
 
 if TYPE_CHECKING:
+    from minisgl.sampling_params import SamplingParams
     from minisgl.tokenizer.tokenizer import Tokenizer
 
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
+class DetokenizerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a stream's text is made of its token ids."""
+
+    skip_special_tokens: bool = True
+    stop: list[str] = []  # the text is cut at the first of these
+    # The text of so many ids is shown whatever stands in it; stop strings are looked for behind it.
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    include_stop: bool = False  # the stop string belongs to the text
+    # The text stands behind a prompt, so that the first space of a SentencePiece vocabulary belongs
+    # to it.
+    continues_prompt: bool = False
+
+    @classmethod
+    def of(
+        cls, params: SamplingParams, *, include_stop: bool = False, continues_prompt: bool = False
+    ) -> DetokenizerOptions:
+        """The options of a request's answer."""
+        return cls(
+            skip_special_tokens=params.skip_special_tokens,
+            stop=params.stop,
+            min_tokens=params.min_tokens,
+            include_stop=include_stop,
+            continues_prompt=continues_prompt,
+        )
+
+
 class IncrementalDetokenizer:
     """What `push` and `finish` return, put together, is `tokenizer.decode` of all ids, cut at the
-    first stop string.
+    first stop string, however the ids are divided into pushes.
 
     Incomplete characters and text that may begin a stop string are held; a token costs O(1)
-    amortised. `continues_prompt`: the text stands behind a prompt, so that the first space of a
-    SentencePiece vocabulary belongs to it. `min_tokens`: the text of that many ids is shown
-    whatever stands in it; stop strings are looked for behind it.
+    amortised.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        skip_special_tokens: bool = True,
-        stop: Sequence[str] = (),
-        min_tokens: int = 0,
-        include_stop: bool = False,
-        continues_prompt: bool = False,
-    ) -> None:
-        self._table = tokenizer.byte_table(skip_special_tokens)
+    def __init__(self, tokenizer: Tokenizer, options: DetokenizerOptions) -> None:
+        self._table = tokenizer.byte_table(options.skip_special_tokens)
         self._utf8 = _Utf8Decoder("replace")
-        self._strip_space = tokenizer.strips_first_space and not continues_prompt
-        self._matcher = StopMatcher(stop) if stop else None
-        self._min_tokens = min_tokens
-        self._include_stop = include_stop
+        self._strip_space = tokenizer.strips_first_space and not options.continues_prompt
+        self._matcher = StopMatcher(options.stop) if options.stop else None
+        self._min_tokens = options.min_tokens
+        self._include_stop = options.include_stop
         # A stop string came: the text is cut before it, and everything later is ignored.
         self.stopped = False
-        self.stop_string: str | None = None  # which one
         self.num_tokens = 0  # ids taken so far, up to and with the one that completed a stop string
 
     def push(self, token_ids: Sequence[int]) -> str:
@@ -84,7 +102,6 @@ class IncrementalDetokenizer:
         text = matcher.push(text) if text else ""
         if matcher.match is not None:
             self.stopped = True
-            self.stop_string = matcher.match
             if self._include_stop:
                 text += matcher.match
         return text

@@ -16,10 +16,10 @@ with atheris.instrument_imports(include=["minisgl"]):
     import msgspec
 
     from minisgl.engine.stream import TokenStream
-    from minisgl.ipc import messages, text_messages
+    from minisgl.ipc import messages
     from minisgl.ipc.messages import encode
     from minisgl.rank import main as rank
-    from minisgl.sampling_params import SamplingParams
+    from minisgl.text import messages as text_messages
     from minisgl.text import worker_process
 
 DECODERS = (
@@ -60,7 +60,7 @@ def check(data: bytes) -> None:
 def deliver(step: messages.StepOutputs) -> None:
     """All outputs to one stream, as if they had one id."""
     request = messages.Submit(id=0, prompt=[1], max_tokens=1, seed=0)
-    stream = TokenStream(request, SamplingParams(), lambda request_id: None)
+    stream = TokenStream(request, lambda request_id: None)
     expected: list[int] = []
     for output in step.outputs:
         if not stream.finished:

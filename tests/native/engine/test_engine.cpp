@@ -204,6 +204,8 @@ TEST(Engine, CountsAndTimes) {
   EXPECT_EQ(stats.num_steps, 6u);
   EXPECT_EQ(stats.prompt_tokens, 100u);
   EXPECT_EQ(stats.generated_tokens, 5u);
+  EXPECT_GE(stats.step_seconds, 0.012);
+  EXPECT_LE(stats.step_seconds, last.prefill_seconds + last.decode_seconds + 0.1);
 }
 
 TEST(Engine, TheEventIsReadableOnlyWhileOutputsWait) {

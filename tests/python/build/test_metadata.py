@@ -80,6 +80,19 @@ def test_the_package_carries_its_types(name: str) -> None:
     assert files("minisgl").joinpath(name).is_file()
 
 
+def test_the_wheel_holds_the_package_alone() -> None:
+    tops = {Path(file.parts[0]) for file in importlib.metadata.files("minisgl") or []}
+    others = [
+        str(top)
+        for top in tops
+        if str(top) not in ("minisgl", "..")  # ..: the command's script
+        and top.suffix != ".dist-info"
+        and not top.name.startswith("__editable__")
+    ]
+    assert tops
+    assert others == []
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     assert _native.build_info()["version"] == importlib.metadata.version("minisgl")
 

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
     "model_files": {"config"},
-    "tokenizer": {"model_files"},
+    "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
     "rank": {"_native", "config", "distributed", "ipc"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.

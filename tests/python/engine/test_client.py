@@ -17,13 +17,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from minisgl.engine.client import (
-    EngineBusy,
-    EngineClient,
-    EngineUnavailable,
-    RestartPolicy,
-)
-from minisgl.engine.group import EngineStartError, RankGroup
+from minisgl.engine.api import EngineBusy, EngineStartError, EngineUnavailable
+from minisgl.engine.client import EngineClient
+from minisgl.engine.group import RankGroup
+from minisgl.engine.local_ranks import LocalRanks
+from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc import process
 from minisgl.ipc.messages import EngineInfo, EngineOptions, Output, PhaseReport
@@ -37,14 +35,15 @@ from tests.python.engine.fake_rank import (
     UNSENDABLE_ONCE,
 )
 
-COMMAND = (sys.executable, str(Path(__file__).with_name("fake_rank.py")))
+FAKE_RANK = (sys.executable, str(Path(__file__).with_name("fake_rank.py")))
+FAKE_RANKS = functools.partial(LocalRanks, FAKE_RANK)
 FAST = RestartPolicy(max_failures=2, first_delay=0.01, max_replays=1)
 
 
 def make_client(kind: str = "ok", **options: Any) -> EngineClient:
     max_running = options.pop("max_running", 256)
     engine = EngineOptions(model_path=f"fake:{kind}", max_running=max_running)
-    return EngineClient(engine, command=COMMAND, **{"restart": FAST, **options})
+    return EngineClient(engine, launcher=FAKE_RANKS, **{"restart": FAST, **options})
 
 
 @pytest_asyncio.fixture
@@ -177,6 +176,7 @@ async def test_streams_go_on_where_they_stopped_when_the_engine_died(
     aborted = client.submit([7], params(90_000))
     await until(lambda: client.state == "restarting")
     aborted.abort()
+    await until(lambda: client.num_replaying == len(streams))
     for stream in streams:
         tokens, last = await read(stream)
         first, count = stream.request.prompt[0] + 1, stream.request.max_tokens
@@ -184,7 +184,7 @@ async def test_streams_go_on_where_they_stopped_when_the_engine_died(
         assert last.finish == "length"
     assert (await read(aborted))[1].finish == "abort"
     assert client.num_restarts == 1
-    assert client.num_live == 0
+    assert client.num_live == client.num_replaying == 0
 
 
 async def test_a_request_that_is_aborted_while_the_engine_loads_again_is_over(
@@ -201,12 +201,14 @@ async def test_a_request_that_is_aborted_while_the_engine_loads_again_is_over(
         stays = client.submit([KILL_ONCE], params(400))
         reports.clear()
         await until(lambda: "loading the native module" in [report.phase for report in reports])
+        assert client.num_replaying == 2
         aborted.abort()
-        assert client.num_live == 1
+        assert client.num_live == client.num_replaying == 1
         gate.touch()
         tokens, last = await read(stays)
         assert (len(tokens), last.finish) == (400, "length")
         assert client.stats.num_running == 0  # in the engine, too
+        assert client.num_replaying == 0
     finally:
         await client.close()
 
@@ -340,7 +342,8 @@ async def test_a_start_has_a_deadline_and_says_where_it_was() -> None:
 
 
 async def test_a_program_that_is_not_there() -> None:
-    client = EngineClient(EngineOptions(model_path="x"), command=("/no/such/program",))
+    launcher = functools.partial(LocalRanks, ("/no/such/program",))
+    client = EngineClient(EngineOptions(model_path="x"), launcher=launcher)
     with pytest.raises(EngineStartError, match="can't be started"):
         await client.start(5)
     await client.close()

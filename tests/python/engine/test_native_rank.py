@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from minisgl.engine.api import EngineStartError
 from minisgl.engine.client import EngineClient
-from minisgl.engine.group import EngineStartError
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineOptions, Output
 from minisgl.sampling_params import SamplingParams

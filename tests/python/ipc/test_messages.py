@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisgl.ipc import messages, text_messages
+from minisgl.ipc import messages
 from minisgl.ipc.messages import (
     Abort,
     EngineInfo,
@@ -29,6 +29,7 @@ from minisgl.ipc.messages import (
     decode_to_rank,
     encode,
 )
+from minisgl.text import messages as text_messages
 
 ids = st.integers(0, 2**63 - 1)
 tokens = st.integers(0, 2**31 - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.python.engine.fake_rank import FAIL, KILL
+from tests.python.engine.fake_rank import FAIL, KILL, UNSENDABLE_ONCE
 from tests.python.launch.servers import (
     SERVER,
     ServerProcess,
@@ -56,6 +57,29 @@ def test_it_starts_says_what_it_chose_and_ends_with_status_0(start: Start) -> No
     assert server.wait() == 0
     assert "Traceback" not in server.output
     assert server.files() == []
+
+
+def test_json_lines_of_all_processes(start: Start) -> None:
+    server = start("--log-format", "json", "--log-level", "debug")
+    port = int(server.wait_for_line(r"ready after .* http://127\.0\.0\.1:(\d+)")[1])
+    stream = Stream(port, [UNSENDABLE_ONCE], 5)
+    assert "[DONE]" in stream.join()
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    lines = [json.loads(line) for line in server.lines]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    (of_rank,) = [line for line in lines if "exception" in line]
+    assert of_rank["message"] == "unexpected error while forwarding outputs"
+    (request,) = [line for line in lines if line["logger"] == "minisgl.requests"]
+    assert (request["prompt_tokens"], request["generated_tokens"]) == (1, 5)
+    assert (request["reason"], request["status"]) == ("length", 200)
+
+
+def test_a_failed_start_is_a_json_line_too(start: Start) -> None:
+    server = start("--log-format", "json", FAKE_RANK_KIND="refuse")
+    assert server.wait() == 1
+    last = [json.loads(line) for line in server.lines][-1]
+    assert (last["level"], "the model file is no good" in last["message"]) == ("error", True)
 
 
 def test_a_hypercorn_that_passes_our_protocol_by_ends_the_start(
@@ -271,6 +295,39 @@ def test_tokenizer_processes_serve_and_are_replaced(start: Start) -> None:
         os.kill(pid, signal.SIGKILL)
     until(lambda: not any(map(alive, workers)) and len(server.children()) == 3)
     until(lambda: Stream(port, [1], 5).join().endswith("data: [DONE]"))
+
+
+def test_a_stream_goes_on_when_its_detokenizer_is_killed(start: Start) -> None:
+    server = start("--num-tokenizer", "1")
+    port = server.wait_ready()
+
+    def tokenizers() -> list[int]:
+        return [pid for pid in server.children() if is_tokenizer(pid)]
+
+    whole = text_of(Stream(port, [1], 1200).join())
+    assert len(whole) > 100
+    stream = Stream(port, [1], 1200)
+    stream.wait_events(3)
+    for _ in range(2):
+        until(lambda: len(tokenizers()) == 2)
+        for pid in tokenizers():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not tokenizers())
+    body = stream.join()
+    assert body.endswith("data: [DONE]")
+    assert text_of(body) == whole
+    assert server.output.count("the detokenizer process was killed") >= 1
+
+
+def text_of(body: str) -> str:
+    """The text of all events of a stream."""
+    events = [line.removeprefix("data: ") for line in body.splitlines()]
+    return "".join(
+        choice["text"]
+        for event in events
+        if event != "[DONE]"
+        for choice in json.loads(event)["choices"]
+    )
 
 
 def is_tokenizer(pid: int) -> bool:

@@ -153,7 +153,7 @@ def test_a_model_over_two_hosts_survives_the_loss_of_one(hosts: Hosts, network: 
     stream = Stream(port, [5, 6, 7], 1500)
     stream.wait_events(1)
     hosts.nodes[1].kill()
-    hosts.server.wait_for_line("the engine died: host 1 is lost")
+    hosts.server.wait_for_line("the engine died: the process of rank [23] was lost with host 1")
     hosts.start_node()
     assert text_of(stream) == expected
 

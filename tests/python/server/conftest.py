@@ -62,7 +62,7 @@ async def running(
     engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
     state = ServerState(
         args=ServerArgs(**args),
-        client=engine,  # type: ignore[arg-type]
+        client=engine,
         model_name=MODEL,
         text=TextFrontend(make_tokenizer(), [], None),
     )

@@ -1,6 +1,4 @@
-"""A scripted engine behind the HTTP application: EngineClient's contract without a process or a
-model.
-"""
+"""A scripted EngineApi behind the HTTP application, without a process or a model."""
 
 from __future__ import annotations
 
@@ -9,9 +7,10 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from minisgl.engine.client import EngineBusy, EngineUnavailable
-from minisgl.engine.stream import TokenStream, make_request
-from minisgl.ipc.messages import EngineInfo, EngineStats, Output
+from minisgl.engine.api import EngineApi, EngineBusy, EngineUnavailable, State
+from minisgl.engine.request import make_request
+from minisgl.engine.stream import TokenStream
+from minisgl.ipc.messages import EngineInfo, EngineStats, Finish, Output, TokenLogprob
 from minisgl.sampling_params import SamplingParams
 from tests.python.server.byte_tokenizer import END, VOCAB_SIZE
 
@@ -27,12 +26,21 @@ class FakeClient:
     script: Script
     max_model_len: int = 256
     max_live: int = 1000
-    state: str = "ready"
+    state: State = "ready"
+    failure: str = ""
+    num_restarts: int = 0
+    num_replaying: int = 0
     aborted: list[int] = field(default_factory=list)
     submitted: list[TokenStream] = field(default_factory=list)
     stats: EngineStats = field(
         default_factory=lambda: EngineStats(
-            num_running=3, num_waiting=2, pages_total=100, pages_free=75, num_preemptions=7
+            num_running=3,
+            num_waiting=2,
+            pages_total=100,
+            pages_free=75,
+            num_preemptions=7,
+            num_steps=50,
+            step_seconds=2.5,
         )
     )
 
@@ -58,7 +66,7 @@ class FakeClient:
         if len(self.live) >= self.max_live:
             raise EngineBusy("full")
         request = make_request(len(self.submitted), prompt_ids, params, self.info, end_ids)
-        stream = TokenStream(request, params, self._abort)
+        stream = TokenStream(request, self.abort)
         self.submitted.append(stream)
         self.live[stream.id] = stream
         task = asyncio.create_task(self._run(stream))
@@ -66,9 +74,19 @@ class FakeClient:
         task.add_done_callback(self._tasks.discard)
         return stream
 
-    def _abort(self, request_id: int) -> None:
-        self.aborted.append(request_id)
-        self.live.pop(request_id, None)
+    def abort(self, request_id: int) -> None:
+        if stream := self.live.pop(request_id, None):
+            self.aborted.append(request_id)
+            stream.deliver(Output(request_id, [], "abort"))
+
+    async def drain(self, timeout: float) -> bool:
+        self.state = "draining"
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=timeout)
+        in_time = not self.live
+        for request_id in list(self.live):
+            self.abort(request_id)
+        return in_time
 
     async def _run(self, stream: TokenStream) -> None:
         await asyncio.sleep(0)
@@ -81,12 +99,16 @@ class FakeClient:
             await asyncio.wait(set(self._tasks))
 
 
-def output(stream: TokenStream, token_ids: list[int], finish: str = "") -> Output:
+# The fake can do what the server expects of an engine: mypy says so.
+_check: type[EngineApi] = FakeClient
+
+
+def output(stream: TokenStream, token_ids: list[int], finish: Finish = "") -> Output:
     """An output with the log probabilities that the request asked for: token t has -t/100, its top
     are t, t+1 ...
     """
     request = stream.request
-    logprobs = None
+    logprobs: list[TokenLogprob] | None = None
     if request.logprobs >= 0:
         logprobs = [
             (-token / 100, [(token + k, -(token + k) / 100) for k in range(request.logprobs)])
@@ -102,7 +124,7 @@ def reply(text: str, *, delay: float = 0.0) -> Script:
     async def script(client: FakeClient, stream: TokenStream) -> None:
         request = stream.request
         tokens = [*text.encode(), END]
-        finish = "stop"
+        finish: Finish = "stop"
         if len(tokens) > request.max_tokens:
             tokens, finish = tokens[: request.max_tokens], "length"
         steps = [[token] for token in tokens] or [[]]  # of the prompt alone, one without a token

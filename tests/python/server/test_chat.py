@@ -21,7 +21,7 @@ async def test_answer(server: Server) -> None:
     choice = answer["choices"][0]
     assert choice["message"] == {"role": "assistant", "content": "Hello", "refusal": None}
     assert choice["finish_reason"] == "stop"
-    prompt = server.engine.submitted[0].prompt_ids
+    prompt = server.engine.submitted[0].request.prompt
     assert bytes(token for token in prompt if token < 256) == b"u:hi\na:"
     # The stop token is generated too.
     assert answer["usage"] == {
@@ -34,7 +34,7 @@ async def test_answer(server: Server) -> None:
 async def test_the_default_is_the_rest_of_the_context(server: Server) -> None:
     await server.chat("hi")
     stream = server.engine.submitted[0]
-    assert stream.params.max_tokens == 256 - len(stream.prompt_ids)
+    assert stream.request.max_tokens == 256 - len(stream.request.prompt)
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
@@ -90,7 +90,7 @@ async def test_messages_of_all_roles(server: Server) -> None:
     ]
     answer = await server.http.post("/v1/chat/completions", json={"messages": messages})
     assert answer.status_code == 200, answer.text
-    prompt = server.engine.submitted[0].prompt_ids
+    prompt = server.engine.submitted[0].request.prompt
     assert bytes(token for token in prompt if token < 256) == b"s:S\nu:A\nB\na:C\nu:D\na:"
 
 

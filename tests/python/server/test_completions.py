@@ -24,7 +24,7 @@ from tests.python.server.fake_engine import endless, reply
 )
 async def test_forms_of_a_prompt(server: Server, prompt: Any, expected: list[list[int]]) -> None:
     answer = (await server.complete(prompt)).json()
-    assert [stream.prompt_ids for stream in server.engine.submitted] == expected
+    assert [stream.request.prompt for stream in server.engine.submitted] == expected
     assert answer["object"] == "text_completion"
     assert [choice["index"] for choice in answer["choices"]] == list(range(len(expected)))
     assert {choice["text"] for choice in answer["choices"]} == {"Hello"}
@@ -34,7 +34,7 @@ async def test_forms_of_a_prompt(server: Server, prompt: Any, expected: list[lis
 async def test_prompts_times_n(server: Server) -> None:
     answer = (await server.complete(["a", "b"], n=2)).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
-    assert [s.prompt_ids for s in server.engine.submitted] == [[97], [97], [98], [98]]
+    assert [s.request.prompt for s in server.engine.submitted] == [[97], [97], [98], [98]]
     assert answer["usage"]["prompt_tokens"] == 2
 
 

@@ -77,15 +77,15 @@ async def test_tokenize_and_back(server: Server) -> None:
 
 
 async def samples(server: Server) -> dict[tuple[str, str], float]:
-    """(sample name, finished_reason or le or "") to value."""
+    """(sample name, values of the labels but model_name, with spaces between) to value."""
     text = (await server.http.get("/metrics")).text
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = dict(sample.labels)
-            if not sample.name.startswith("process_"):
+            if not sample.name.startswith(("process_", "minisgl:http_requests")):
                 assert labels.pop("model_name") == MODEL
-            found[sample.name, "".join(labels.values())] = sample.value
+            found[sample.name, " ".join(labels.values())] = sample.value
     return found
 
 
@@ -117,6 +117,49 @@ async def test_metrics(start_server: StartServer, prefix: str) -> None:
         assert found[f"{prefix}:request_success_total", "length"] == 1
         assert found[f"{prefix}:request_generation_tokens_bucket", "4.0"] == 1
         assert found[f"{prefix}:request_generation_tokens_bucket", "+Inf"] == 3
+
+
+async def test_metrics_of_the_engine(server: Server) -> None:
+    server.engine.num_restarts, server.engine.num_replaying = 4, 3
+    found = await samples(server)
+    for name, value in (
+        ("engine_restarts_total", 4),
+        ("num_requests_replaying", 3),
+        ("engine_steps_total", 50),
+        ("engine_step_seconds_count", 50),
+        ("engine_step_seconds_sum", 2.5),
+        ("num_streams", 0),
+    ):
+        assert found[f"minisgl:{name}", ""] == value
+        assert (f"vllm:{name}", "") not in found
+
+
+async def test_metrics_of_http(start_server: StartServer) -> None:
+    async with start_server(reply("Hello"), api_key="key") as server:
+        key = {"authorization": "Bearer key"}
+        for path in ("/v1/models/a", "/v1/models/b/c", "/v1/models/" + MODEL):
+            await server.http.get(path, headers=key)
+        await server.chat()
+        await server.http.post("/v1/chat/completions", headers=key, json={"messages": []})
+        await server.http.get("/v1/chat/completions")
+        await server.http.head("/health")
+        for path in ("/a", "/b", "/v1/chat/completions/x"):
+            await server.http.request("BREW", path)
+        found = await samples(server)
+    counts = {
+        labels: value
+        for (name, labels), value in found.items()
+        if name == "minisgl:http_requests_total"
+    }
+    assert counts == {
+        "GET /v1/models/{name} 404": 2,
+        "GET /v1/models/{name} 200": 1,
+        "POST /v1/chat/completions 401": 1,
+        "POST /v1/chat/completions 400": 1,
+        "GET /v1/chat/completions 405": 1,
+        "HEAD /health 200": 1,
+        "other other 404": 3,
+    }
 
 
 async def test_metrics_without_an_alias(start_server: StartServer) -> None:

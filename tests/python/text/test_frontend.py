@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import tokenizers
 
 from minisgl.model_files.files import ModelError
-from minisgl.text.frontend import TextFrontend, WorkerLost
-from minisgl.tokenizer import ChatTemplateError, load_tokenizer
-
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a tokenizer of bytes."""
-    folder = tmp_path_factory.mktemp("model")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate(alphabet)}
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text("{}")
-    (folder / "template.jinja").write_text(TEMPLATE)
-    return str(folder)
+from minisgl.text.frontend import TextFrontend
+from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions, load_tokenizer
 
 
 @pytest_asyncio.fixture(params=[0, 2])
@@ -74,7 +54,7 @@ async def test_a_missing_template_is_the_callers_error(model: str) -> None:
 
 async def test_it_detokenizes_streams_that_are_interleaved(text: TextFrontend) -> None:
     texts = ["first", "zweiter Text: ä", "😀😀"]
-    streams = [text.detokenizer() for _ in texts]
+    streams = [text.detokenizer(DetokenizerOptions()) for _ in texts]
     ids = [text.tokenizer.encode(one) for one in texts]
     parts: list[list[str]] = [[] for _ in texts]
     for position in range(max(map(len, ids))):
@@ -86,19 +66,19 @@ async def test_it_detokenizes_streams_that_are_interleaved(text: TextFrontend) -
 
 
 async def test_stop_strings_end_a_stream(text: TextFrontend) -> None:
-    stream = text.detokenizer(stop=["END"])
+    stream = text.detokenizer(DetokenizerOptions(stop=["END"]))
     shown = await stream.push(text.tokenizer.encode("one EN"))
     shown += await stream.push(text.tokenizer.encode("D two"), final=True)
     assert shown == "one "
-    assert (stream.stopped, stream.stop_string, stream.num_tokens) == (True, "END", 7)
+    assert (stream.stopped, stream.num_tokens) == (True, 7)
 
 
 async def test_stop_strings_before_min_tokens_end_nothing(text: TextFrontend) -> None:
     early = text.tokenizer.encode("a END b")
-    stream = text.detokenizer(stop=["END"], min_tokens=len(early))
+    stream = text.detokenizer(DetokenizerOptions(stop=["END"], min_tokens=len(early)))
     shown = await stream.push([*early, *text.tokenizer.encode(" END c")], final=True)
     assert shown == "a END b "
-    assert (stream.stopped, stream.stop_string) == (True, "END")
+    assert stream.stopped
 
 
 async def test_a_model_without_tokenizer_is_one_sentence(tmp_path: Path) -> None:
@@ -107,29 +87,13 @@ async def test_a_model_without_tokenizer_is_one_sentence(tmp_path: Path) -> None
             await TextFrontend.start(str(tmp_path), num_tokenizer=num_tokenizer)
 
 
-async def test_a_dead_worker_fails_its_callers_and_is_replaced(model: str) -> None:
-    text = await TextFrontend.start(model, num_tokenizer=1)
-    worker = text._encoders[0]
-    assert worker._process is not None
-    os.kill(worker._process.pid, signal.SIGSTOP)
-    answer = asyncio.create_task(text.encode("abc"))
-    await asyncio.sleep(0.05)
-    os.kill(worker._process.pid, signal.SIGKILL)
-    with pytest.raises(WorkerLost):
-        await answer
-    while not worker.serving:
-        await asyncio.sleep(0.05)
-    assert await text.encode("abc") == text.tokenizer.encode("abc")
-    await text.close()
-
-
 async def test_streams_that_end_early_are_forgotten_by_the_worker(model: str) -> None:
     text = await TextFrontend.start(model, num_tokenizer=1)
-    stream = text.detokenizer()
+    stream = text.detokenizer(DetokenizerOptions())
     await stream.push([1])
-    identity = stream._id  # type: ignore[attr-defined]
+    identity = stream._opening.id  # type: ignore[attr-defined]
     del stream
-    from minisgl.ipc.text_messages import PushTokens
+    from minisgl.text.messages import PushTokens
 
     assert text._detokenizer is not None
     with pytest.raises(ValueError, match="no such stream"):

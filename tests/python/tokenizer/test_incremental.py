@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer
 from tests.python.tokenizer.test_stop_strings import reference
 from tests.python.tokenizer.vocabularies import byte_level_bpe
 
@@ -28,7 +28,9 @@ def test_equals_decode(
     request: pytest.FixtureRequest, kind: str, pushes: list[list[int]], skip: bool
 ) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(kind)
-    text = run(IncrementalDetokenizer(tokenizer, skip_special_tokens=skip), pushes)
+    text = run(
+        IncrementalDetokenizer(tokenizer, DetokenizerOptions(skip_special_tokens=skip)), pushes
+    )
     assert text == tokenizer.decode(sum(pushes, []), skip_special_tokens=skip)
 
 
@@ -51,7 +53,7 @@ def test_text_survives_the_round(request: pytest.FixtureRequest, kind: str, text
     if "\u2581" in text and kind == "sentencepiece_style":
         text = text.replace("\u2581", " ")  # SentencePiece can't tell it from a space
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
-    detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=False)
+    detokenizer = IncrementalDetokenizer(tokenizer, DetokenizerOptions(skip_special_tokens=False))
     shown = ""
     for token_id in ids:
         shown += detokenizer.push([token_id])
@@ -65,19 +67,20 @@ def test_text_survives_the_round(request: pytest.FixtureRequest, kind: str, text
 def test_stop_strings(
     byte_level: Tokenizer, include: bool, pushes: list[list[int]], stops: list[str]
 ) -> None:
-    detokenizer = IncrementalDetokenizer(byte_level, stop=stops, include_stop=include)
+    detokenizer = IncrementalDetokenizer(
+        byte_level, DetokenizerOptions(stop=stops, include_stop=include)
+    )
     text = run(detokenizer, pushes)
     expected, match = reference(byte_level.decode(sum(pushes, [])), stops)
     if match is not None and include:
         expected += match
     assert text == expected
     assert detokenizer.stopped == (match is not None)
-    assert detokenizer.stop_string == match
 
 
 def test_counts_the_tokens_up_to_the_stop(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("one\ntwo END three")
-    detokenizer = IncrementalDetokenizer(byte_level, stop=["END"])
+    detokenizer = IncrementalDetokenizer(byte_level, DetokenizerOptions(stop=["END"]))
     assert detokenizer.push(ids) == "one\ntwo "
     assert detokenizer.stopped
     kept = byte_level.decode(ids[: detokenizer.num_tokens])
@@ -98,10 +101,10 @@ def test_stop_strings_count_behind_min_tokens(
     byte_level: Tokenizer, include: bool, pushes: list[list[int]], stops: list[str], min_tokens: int
 ) -> None:
     detokenizer = IncrementalDetokenizer(
-        byte_level, stop=stops, min_tokens=min_tokens, include_stop=include
+        byte_level, DetokenizerOptions(stop=stops, min_tokens=min_tokens, include_stop=include)
     )
     text = run(detokenizer, pushes)
-    plain = IncrementalDetokenizer(byte_level)
+    plain = IncrementalDetokenizer(byte_level, DetokenizerOptions())
     ids = sum(pushes, [])
     early = plain.push(ids[:min_tokens])
     late = plain.push(ids[min_tokens:]) + plain.finish()
@@ -109,20 +112,22 @@ def test_stop_strings_count_behind_min_tokens(
     if match is not None and include:
         expected += match
     assert text == early + expected
-    assert detokenizer.stop_string == match
+    assert detokenizer.stopped == (match is not None)
 
 
 def test_first_space_belongs_to_text_behind_a_prompt(sentencepiece_style: Tokenizer) -> None:
     ids = sentencepiece_style.encode("the dog", add_special_tokens=False)
-    assert run(IncrementalDetokenizer(sentencepiece_style), [ids]) == "the dog"
-    behind = IncrementalDetokenizer(sentencepiece_style, continues_prompt=True)
+    assert (
+        run(IncrementalDetokenizer(sentencepiece_style, DetokenizerOptions()), [ids]) == "the dog"
+    )
+    behind = IncrementalDetokenizer(sentencepiece_style, DetokenizerOptions(continues_prompt=True))
     assert run(behind, [ids]) == " the dog"
 
 
 def test_a_character_that_never_ends(byte_level: Tokenizer) -> None:
     lead = byte_level.encode("😀"[:1])[:1]  # the first byte or more of four
     assert byte_level.token_bytes(lead[0])[0] == 0xF0
-    detokenizer = IncrementalDetokenizer(byte_level)
+    detokenizer = IncrementalDetokenizer(byte_level, DetokenizerOptions())
     assert detokenizer.push(lead) == ""
     assert detokenizer.push(byte_level.encode("a")) == "\ufffda"
     assert detokenizer.push(lead) == ""

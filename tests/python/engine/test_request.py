@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minisgl.engine.stream import make_request
+from minisgl.engine.request import make_request
 from minisgl.ipc.messages import EngineInfo
 from minisgl.sampling_params import SamplingParams
 

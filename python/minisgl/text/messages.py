@@ -1,4 +1,4 @@
-"""Messages between the server and a tokenizer process; see messages.py for the habits."""
+"""Messages between the server and a tokenizer process; see ipc/messages.py for the habits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from minisgl.ipc.messages import Failed, PhaseReport, RequestId, Sentence, Shutdown, TokenIds
+from minisgl.ipc.messages import Alive, Failed, RequestId, Sentence, Shutdown, TokenIds
+from minisgl.tokenizer import DetokenizerOptions
 
 MAX_TEXT_CHARACTERS = 2**28
+ALIVE_SECONDS = 1.0  # between two Alive messages of a process that has been configured
 
 
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
@@ -32,20 +34,15 @@ class EncodeChat(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
 
     id: RequestId
     messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
 
 
-class OpenText(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+class OpenText(msgspec.Struct, frozen=True, tag="open"):
     """A new incremental detokenizer. No answer."""
 
     id: RequestId
-    skip_special_tokens: bool = True
-    stop: list[str] = []
-    min_tokens: Annotated[int, Meta(ge=0)] = 0
-    include_stop: bool = False
-    continues_prompt: bool = False
+    options: DetokenizerOptions
 
 
 class PushTokens(msgspec.Struct, frozen=True, tag="push"):
@@ -87,12 +84,11 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
     id: RequestId
     text: Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
     stopped: bool = False
-    stop_string: str | None = None
     num_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
 ToText = TextOptions | Encode | EncodeChat | OpenText | PushTokens | CloseText | Shutdown
-FromText = PhaseReport | TextReady | Encoded | Refused | Text | Failed
+FromText = Alive | TextReady | Encoded | Refused | Text | Failed
 
 _to_text: msgspec.msgpack.Decoder[ToText] = msgspec.msgpack.Decoder(ToText)
 _from_text: msgspec.msgpack.Decoder[FromText] = msgspec.msgpack.Decoder(FromText)

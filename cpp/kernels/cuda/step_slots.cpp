@@ -1,0 +1,151 @@
+// Steps take turns in two slots; decode steps are captured once and replayed.
+#include "kernels/cuda/step_slots.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "kernels/cuda/seen_tokens.h"
+#include "kernels/cuda/wait.h"
+
+namespace minisgl::cuda {
+namespace {
+
+constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // of all recorded steps; seen: 40 MiB for 32 layers
+
+CudaGraphExec instantiate(cudaGraph_t captured) {
+  const CudaGraph graph(captured);
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&executable, graph.get(), 0);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // it is dealt with
+    throw InputError("the GPU has no room for recorded steps; lower --memory-fraction or give --disable-cuda-graph");
+  }
+  MINISGL_CUDA_CHECK(error);
+  return CudaGraphExec(executable);
+}
+
+std::vector<TokenOutput> read_outputs(const OutputEntry* entries, std::int64_t count) {
+  std::vector<TokenOutput> outputs(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].token = entries[i].token;
+    outputs[i].logprob = entries[i].logprob;
+    for (std::int32_t k = 0; k < entries[i].num_top; ++k)
+      outputs[i].top.push_back({entries[i].top_token[k], entries[i].top_logprob[k]});
+  }
+  return outputs;
+}
+
+}  // namespace
+
+void StepSlots::Slot::reserve_outputs(std::int64_t count) {
+  if (count <= num_outputs) return;
+  num_outputs = count;
+  drawn = allocate_on_device(static_cast<std::size_t>(count) * sizeof(std::int32_t));
+  outputs = allocate_pinned(static_cast<std::size_t>(count) * sizeof(OutputEntry));
+}
+
+StepSlots::StepSlots(int device_index, cudaStream_t stream, Communicator* comm)
+    : device_index_(device_index), stream_(stream), comm_(comm), upload_stream_(make_stream()) {
+  for (Slot& slot : slots_) slot.begun = make_timed_event(), slot.done = make_timed_event();
+}
+
+std::int64_t StepSlots::bytes_for(const StepLimits& limits) {
+  return 2 * static_cast<std::int64_t>(StepBlock::bytes_for(limits)) + kGraphBytes;
+}
+
+void StepSlots::reserve(const StepLimits& limits) {
+  for (Slot& slot : slots_) {
+    slot.block.reserve(StepBlock::bytes_for(limits));
+    slot.reserve_outputs(limits.logits);
+  }
+}
+
+// The slots take turns. What the device still does in the next one comes before what it is filled with.
+void StepSlots::open() {
+  MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // whichever thread calls
+  MINISGL_CHECK(num_untaken_ < 2, "two steps are in flight");
+  if (is_open_) close();
+  current_ ^= 1;
+  is_open_ = true;
+  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(upload_stream_.get(), current().done.get()));
+}
+
+void StepSlots::close() {
+  MINISGL_CUDA_CHECK(cudaEventRecord(current().done.get(), stream_));
+  is_open_ = false;
+}
+
+void StepSlots::begin(const StepBatch& batch, std::span<const LogitQuery> queries) {
+  open();
+  const std::int64_t num_sequences = std::ssize(batch.sequences);
+  const bool decodes = std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences;
+  auto& graphs = current().graphs;
+  const auto graph = decodes ? graphs.lower_bound(num_sequences) : graphs.end();
+  replayed_ = graph != graphs.end() ? &graph->second : nullptr;
+  const std::size_t room = current().block.size();
+  upload(batch, queries, replayed_ != nullptr ? graph->first : 0);
+  if (current().block.size() == room || graphs.empty()) return;
+  // The block has moved from where the graphs read it. It was reserved for more than steps should ever bring.
+  graphs.clear();
+  replayed_ = nullptr;
+  upload(batch, queries, 0);
+}
+
+void StepSlots::upload(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences) {
+  const std::int64_t num_before = previous().num_queries;
+  for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= -num_before, "token ", token);
+  Slot& slot = current();
+  slot.num_queries = std::ssize(queries);
+  slot.reserve_outputs(std::max(std::ssize(queries), padded_sequences));
+  step_ = slot.block.upload(
+      batch, queries, padded_sequences,
+      [](const SeenTokens* seen) { return static_cast<const DeviceSeenTokens*>(seen)->slot(); }, upload_stream_.get());
+  step_.drawn = slot.drawn.as<std::int32_t>();
+  step_.drawn_before = previous().drawn.as<std::int32_t>();
+  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_, slot.block.sent()));
+  MINISGL_CUDA_CHECK(cudaEventRecord(slot.begun.get(), stream_));
+}
+
+void StepSlots::run(const std::function<void()>& body) {
+  if (replayed_ != nullptr) {
+    MINISGL_CUDA_CHECK(cudaGraphLaunch(replayed_->get(), stream_));
+  } else {
+    body();
+  }
+  close();
+  ++num_untaken_;
+}
+
+void StepSlots::record(const StepBatch& batch, std::span<const LogitQuery> queries, const std::function<void()>& body) {
+  for (int i = 0; i < 2; ++i) {
+    open();
+    upload(batch, queries, 0);
+    MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences,
+                  "not a decode step");
+    if (i == 0) body();  // what is chosen or allocated at a first use must not happen while recording
+    wait_for_device(comm_, [&] { return cudaStreamSynchronize(stream_); });
+    MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    body();
+    cudaGraph_t captured = nullptr;
+    MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_, &captured));
+    current().graphs.insert_or_assign(step_.num_sequences, instantiate(captured));
+    close();
+  }
+}
+
+std::vector<TokenOutput> StepSlots::take() {
+  if (is_open_) {  // its calls were made without run()
+    close();
+    ++num_untaken_;
+  }
+  MINISGL_CHECK(num_untaken_ > 0, "no step is in flight");
+  Slot& taken = num_untaken_ == 1 ? current() : previous();
+  --num_untaken_;
+  wait_for_device(comm_, [&] { return cudaEventSynchronize(taken.done.get()); });
+  float milliseconds = 0;
+  MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.begun.get(), taken.done.get()));
+  busy_seconds_ += milliseconds * 1e-3;
+  return read_outputs(static_cast<const OutputEntry*>(taken.outputs.get()), taken.num_queries);
+}
+
+}  // namespace minisgl::cuda

@@ -1,0 +1,76 @@
+// The steps of one GPU, from the host's batch to the host's answers, and the graphs that were recorded of them. Two
+// slots take turns, so that a step can be taken to the device while another runs.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "core/cuda/runtime.h"
+#include "kernels/cuda/memory.h"
+#include "kernels/cuda/step_block.h"
+#include "kernels/cuda/step_data.h"
+#include "kernels/ops.h"
+
+namespace minisgl::cuda {
+
+class StepSlots {
+ public:
+  // Steps are queued on `stream`. `comm` (or null) and `stream` outlive the slots.
+  StepSlots(int device_index, cudaStream_t stream, Communicator* comm);
+
+  // Bytes of the device's memory that reserve() and record() take at most.
+  static std::int64_t bytes_for(const StepLimits& limits);
+  void reserve(const StepLimits& limits);
+
+  // The three of Ops.
+  void begin(const StepBatch& batch, std::span<const LogitQuery> queries);
+  void run(const std::function<void()>& body);
+  void record(const StepBatch& batch, std::span<const LogitQuery> queries, const std::function<void()>& body);
+
+  // The step at hand, and where its answers go: [num_logits] OutputEntry.
+  const StepData& step() const { return step_; }
+  OutputEntry* outputs() { return static_cast<OutputEntry*>(current().outputs.get()); }
+
+  // Waits for the oldest step whose outputs were not taken.
+  std::vector<TokenOutput> take();
+  double busy_seconds() const { return busy_seconds_; }  // of the device, in the steps that were taken
+
+ private:
+  // What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
+  struct Slot {
+    StepBlock block;
+    DeviceBuffer drawn;    // [logits] tokens, for the next step
+    PinnedMemory outputs;  // [logits] OutputEntry, written by the device
+    std::int64_t num_outputs = 0, num_queries = 0;
+    CudaEvent begun, done;                         // on the device
+    std::map<std::int64_t, CudaGraphExec> graphs;  // by number of sequences
+
+    void reserve_outputs(std::int64_t count);
+  };
+
+  Slot& current() { return slots_[current_]; }
+  Slot& previous() { return slots_[current_ ^ 1]; }
+  void open();
+  void close();
+  void upload(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
+
+  int device_index_;
+  cudaStream_t stream_;
+  Communicator* comm_;
+  CudaStream upload_stream_;  // of what steps read
+  Slot slots_[2];
+  int current_ = 0;  // the step at hand's; the other one's step came before it
+  double busy_seconds_ = 0;
+  bool is_open_ = false;               // the step at hand may make more calls
+  int num_untaken_ = 0;                // steps that ran, or run
+  StepData step_{};                    // the step at hand
+  CudaGraphExec* replayed_ = nullptr;  // what it replays
+};
+
+}  // namespace minisgl::cuda

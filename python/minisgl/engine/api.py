@@ -1,0 +1,76 @@
+"""EngineApi: what those who submit requests know of an engine, whatever stands behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from minisgl.engine.stream import TokenStream
+    from minisgl.ipc.messages import EngineInfo, EngineStats
+    from minisgl.sampling_params import SamplingParams
+
+State = Literal["starting", "ready", "restarting", "draining", "failed"]
+
+
+class EngineBusy(Exception):  # noqa: N818
+    """The queue is full: try again later (HTTP 429). The sentence is meant for the client."""
+
+
+class EngineUnavailable(Exception):  # noqa: N818
+    """No engine now: starting, restarting, draining or failed (HTTP 503). The sentence is meant for
+    the client.
+    """
+
+
+class EngineStartError(Exception):
+    """The engine could not be started. The sentence is meant for the screen."""
+
+
+class EngineApi(Protocol):
+    """An engine that serves requests. All of it belongs to one event loop; only drain() waits."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def failure(self) -> str:
+        """Why the state is "failed", in one sentence; "" in other states."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded and chosen. Raises EngineUnavailable before the first start has ended."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's counters as of the outputs that came last."""
+
+    @property
+    def num_live(self) -> int:
+        """Requests in the engine, waiting ones included."""
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine was started again after it had died."""
+
+    @property
+    def num_replaying(self) -> int:
+        """Live requests of an engine that died that have got nothing from the next one yet."""
+
+    def submit(
+        self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
+    ) -> TokenStream:
+        """Queues one request (params.n is the caller's matter); make_request explains `end_ids`.
+
+        Raises ValueError for a request that can't be served, EngineBusy, EngineUnavailable.
+        """
+
+    def abort(self, request_id: int) -> None:
+        """Ends a request now: its reader gets finish "abort". Ids that aren't live are ignored."""
+
+    async def drain(self, timeout: float) -> bool:
+        """Refuses new requests from the first moment on and lets the live ones end. Those that are
+        still there after `timeout` seconds are aborted with an error.
+
+        Returns whether none had to be.
+        """

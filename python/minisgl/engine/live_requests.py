@@ -1,0 +1,143 @@
+"""The live requests of an engine: who gets its outputs, and what goes on at another engine when it
+dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from minisgl.engine.api import EngineUnavailable
+from minisgl.engine.request import make_request
+from minisgl.engine.stream import TokenStream
+from minisgl.ipc.messages import Abort, EngineStats, ErrorCode, Output, StepOutputs, Submit
+
+if TYPE_CHECKING:
+    from minisgl.ipc.messages import EngineInfo
+    from minisgl.sampling_params import SamplingParams
+
+ABORT_SECONDS = 2.0  # for the engine to confirm the aborts at the end of a drain
+
+DIED = "the engine failed while it served this request"
+SHUTTING_DOWN = "the server is shutting down"
+
+# Puts a message to the engine without waiting; False when it is gone.
+Send = Callable[[Submit | Abort], bool]
+
+
+class LiveRequests:
+    """Streams by request id. A stream is live until the engine has confirmed its end; where no
+    engine is attached, until its end.
+    """
+
+    def __init__(self) -> None:
+        self.stats = EngineStats()
+        self._live: dict[int, TokenStream] = {}
+        self._replaying: set[int] = set()
+        self._next_id = 0
+        self._send: Send | None = None  # None: no engine has the live requests
+        self._changed = asyncio.Event()  # set whenever a request ended
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def num_replaying(self) -> int:
+        """Requests that have got nothing since their engine died."""
+        return len(self._replaying)
+
+    def submit(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        info: EngineInfo,
+        end_ids: Sequence[int],
+    ) -> TokenStream:
+        """EngineApi.submit() but for its limits on the number of requests."""
+        request = make_request(self._next_id, prompt_ids, params, info, end_ids)
+        stream = TokenStream(request, self.abort)
+        if self._send is None or not self._send(request):
+            raise EngineUnavailable("the engine is restarting; try again later")
+        self._next_id += 1
+        self._live[stream.id] = stream
+        return stream
+
+    def abort(self, request_id: int) -> None:
+        """EngineApi.abort()."""
+        stream = self._live.get(request_id)
+        if stream is None:
+            return
+        stream.deliver(Output(request_id, [], "abort"))
+        if self._send is None or not self._send(Abort([request_id])):
+            self._forget(request_id)  # no engine has it, so none would confirm the abort
+
+    def dispatch(self, message: StepOutputs) -> None:
+        """Hands out what the engine made."""
+        self.stats = message.stats
+        for output in message.outputs:
+            stream = self._live.get(output.id)
+            if stream is None or output.error_code == "engine_failure":
+                continue  # in the second case the news of the engine's end follows
+            stream.deliver(output)
+            if self._replaying:
+                self._replaying.discard(output.id)
+            if output.finish:
+                self._forget(output.id)
+
+    # --- one engine after the other
+
+    def attach(self, send: Send) -> int:
+        """From now on an engine serves: it gets all that is live. Returns how many requests that
+        are.
+        """
+        for stream in self._live.values():
+            send(stream.resumption())
+        self._send = send
+        return len(self._live)
+
+    def detach(self, max_deaths: int) -> None:
+        """The engine died. A request that has seen more than `max_deaths` engines die may be the
+        cause: it ends.
+        """
+        self._send = None
+        for stream in list(self._live.values()):
+            stream.num_deaths += 1
+            if stream.num_deaths > max_deaths:
+                stream.fail("engine_failure", DIED)
+            if stream.finished:
+                self._forget(stream.id)
+        self._replaying = set(self._live)
+
+    def end_all(self, code: ErrorCode, sentence: str) -> None:
+        """Ends every stream with an error; no engine serves any more."""
+        self._send = None
+        for stream in list(self._live.values()):
+            stream.fail(code, sentence)
+            self._forget(stream.id)
+
+    async def drain(self, timeout: float) -> bool:
+        """EngineApi.drain(), for an engine that takes no new requests."""
+        if await self._wait_idle(timeout):
+            return True
+        for stream in list(self._live.values()):
+            stream.fail("shutting_down", SHUTTING_DOWN)
+            self.abort(stream.id)
+        await self._wait_idle(ABORT_SECONDS)
+        return False
+
+    async def _wait_idle(self, timeout: float) -> bool:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._until_idle(), timeout)
+        return not self._live
+
+    async def _until_idle(self) -> None:
+        while self._live:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _forget(self, request_id: int) -> None:
+        del self._live[request_id]
+        self._replaying.discard(request_id)
+        self._changed.set()

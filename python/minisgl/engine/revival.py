@@ -1,0 +1,177 @@
+"""Revival: one group of ranks after the other serves the live requests, for as long as it makes
+sense.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from minisgl.engine.api import EngineStartError
+from minisgl.engine.group import RankGroup
+from minisgl.engine.live_requests import DIED, LiveRequests
+from minisgl.ipc.messages import EngineInfo
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When and how often an engine that died is started again."""
+
+    max_failures: int = 5  # in a row; one more and the engine has failed
+    first_delay: float = 0.5  # seconds, doubled at each failure
+    max_delay: float = 10.0
+    healthy_seconds: float = 60.0  # an engine that was ready that long starts the count anew
+    max_replays: int = 2  # of a request: what was there at one more death may be its cause
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row."""
+        return min(self.first_delay * 2.0 ** min(failures - 1, 60), self.max_delay)
+
+
+class Revival:
+    """Starts a group, notices its death, and starts another one, which gets the live requests.
+
+    Whatever goes wrong while an engine is started again counts as a failure and is tried again;
+    after too many failures in a row the state is "failed" and the live requests end.
+    """
+
+    def __init__(
+        self, make_group: Callable[[], RankGroup], requests: LiveRequests, policy: RestartPolicy
+    ) -> None:
+        self.state: Literal["starting", "ready", "restarting", "failed"] = "starting"
+        self.failure = ""  # why the state is "failed"
+        self.num_restarts = 0
+        self.infos: list[EngineInfo] = []  # by rank
+        self._make_group = make_group
+        self._requests = requests
+        self._policy = policy
+        self._group: RankGroup | None = None
+        self._is_last = False
+        self._supervisor: asyncio.Task[None] | None = None
+        self._failed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Starts a group and waits until it is ready. Raises EngineStartError; close() is
+        due in any case.
+        """
+        self._group = self._make_group()
+        self.infos = await self._group.start()
+
+    def serve(self, timeout: float) -> None:
+        """Requests are served from now on, and deaths noticed. Another engine has `timeout` seconds
+        to start.
+        """
+        self._attach()
+        self._supervisor = asyncio.create_task(self._supervise(timeout))
+
+    def end_with_this_one(self) -> None:
+        """An engine that dies from now on has no successor."""
+        self._is_last = True
+
+    async def wait_failed(self) -> str:
+        """Returns why, once the engine has died too often to be started again."""
+        await self._failed.wait()
+        return self.failure
+
+    async def close(self) -> None:
+        """Ends the ranks, in order if they listen. Idempotent."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait({self._supervisor})
+            self._supervisor = None
+        if self._group is not None:
+            await self._group.stop()
+            await self._discard_group()
+
+    def kill(self) -> None:
+        """Ends the ranks at once, for a process that is about to end itself."""
+        if self._group is not None:
+            self._group.kill()
+
+    def _attach(self) -> None:
+        assert self._group is not None
+        num_live = self._requests.attach(self._group.send)
+        if self.state == "restarting":
+            logger.info("the engine is ready again; %d requests go on", num_live)
+        self.state = "ready"
+
+    async def _supervise(self, timeout: float) -> None:
+        try:
+            await self._serve_in_turn(timeout)
+        except Exception as error:
+            logger.exception("unexpected error in the engine's supervisor")
+            self._fail(f"unexpected error in the engine's supervisor: {error!r}")
+
+    async def _serve_in_turn(self, timeout: float) -> None:
+        """Until there were too many failures in a row, or the last engine has died."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            began = loop.time()
+            reason = await self._wait_death()
+            if self._is_last:
+                logger.error("the engine died: %s; the server is ending", reason)
+                self._requests.end_all("engine_failure", DIED)
+                return
+            if loop.time() - began >= self._policy.healthy_seconds:
+                failures = 0
+            failures += 1
+            while failures <= self._policy.max_failures:
+                delay = self._policy.delay(failures)
+                logger.error("the engine died: %s; starting it again in %g s", reason, delay)
+                await asyncio.sleep(delay)
+                reason = await self._start_again(timeout)
+                if not reason:
+                    break
+                failures += 1
+            else:
+                self._fail(reason)
+                return
+
+    async def _wait_death(self) -> str:
+        """Waits until the engine is lost, and returns what it died of."""
+        assert self._group is not None
+        reason = await self._group.wait_lost()
+        self.state = "restarting"
+        self._requests.detach(self._policy.max_replays)
+        await self._discard_group()
+        return reason
+
+    async def _start_again(self, timeout: float) -> str:
+        """One attempt. Returns why it failed, "" when the engine serves."""
+        try:
+            await asyncio.wait_for(self.start(), timeout)
+            self._attach()
+        except asyncio.TimeoutError:
+            reason = f"not ready within {timeout:g} s"
+        except EngineStartError as error:
+            reason = str(error)
+        except Exception as error:
+            logger.exception("unexpected error while starting the engine")
+            reason = f"unexpected error while starting: {error!r}"
+        else:
+            self.num_restarts += 1
+            return ""
+        await self._discard_group()
+        return reason or "it could not be started"
+
+    def _fail(self, reason: str) -> None:
+        """The end: no engine is started any more."""
+        self.failure = reason
+        self.state = "failed"
+        self._failed.set()
+        self._requests.end_all("engine_failure", DIED)
+
+    async def _discard_group(self) -> None:
+        if self._group is None:
+            return
+        try:
+            await self._group.close()
+        except Exception:  # its ranks were killed, whatever is left of them
+            logger.exception("unexpected error while the engine was closed")
+        self._group = None

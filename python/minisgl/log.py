@@ -1,0 +1,61 @@
+"""Log lines of all of a server's processes: one format, text or JSON, on the standard error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import msgspec
+
+from minisgl.config import child_log_settings, child_log_variables
+
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: "time" (UTC), "level", "logger", "message", where there was an
+    exception "exception", and the fields that the line was given (extra={"fields": {...}}).
+    """
+
+    _encode = staticmethod(msgspec.json.Encoder(enc_hook=str).encode)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        line |= getattr(record, "fields", {})
+        try:
+            return self._encode(line).decode()
+        except (UnicodeEncodeError, ValueError):  # a lone surrogate
+            return self._encode({key: ascii(value) for key, value in line.items()}).decode()
+
+
+def start_logging(level: str, log_format: str) -> None:
+    """Sends lines of `level` ("debug" to "error") and above to the standard error, as "text" or
+    "json". Child processes that are started from now on do the same.
+    """
+    os.environ.update(child_log_variables(level, log_format))
+    _configure(level, log_format)
+
+
+def start_child_logging() -> None:
+    """The same in a child process, as its parent does it."""
+    _configure(*child_log_settings())
+
+
+def _configure(level: str, log_format: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT, "%H:%M:%S")
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    if log_format == "json":
+        logging.captureWarnings(True)
