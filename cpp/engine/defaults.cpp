@@ -101,8 +101,8 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.max_batch_tokens = options.max_batch_tokens > 0 ? options.max_batch_tokens : device.usual_batch_tokens();
   config.max_running = std::min(options.max_running, config.max_batch_tokens);
   config.max_waiting = options.max_waiting;
-  config.cuda_graphs = options.cuda_graphs;
-  config.overlap = options.overlap;
+  config.cuda_graphs = !options.disable_cuda_graph;
+  config.overlap = !options.disable_overlap;
   return config;
 }
 

@@ -1,5 +1,4 @@
 // Two ranks that were given what they were given: they load and agree, or both end with the same sentence.
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <array>
@@ -10,6 +9,7 @@
 
 #include "comm/shm.h"
 #include "engine/open_rank.h"
+#include "io/expect_input_error.h"
 #include "io/temporary_folder.h"
 #include "models/memory_source.h"
 #include "models/safetensors_folder.h"
@@ -17,8 +17,6 @@
 namespace minisgl {
 namespace {
 
-using ::testing::AllOf;
-using ::testing::HasSubstr;
 using testing::MemorySource;
 using testing::TemporaryFolder;
 using testing::tiny_llama;
@@ -44,16 +42,12 @@ std::array<Outcome, 2> open_both(const std::function<void(MemorySource&)>& chang
     threads.emplace_back([&, rank] {
       const std::shared_ptr<Communicator> communicator = std::move(communicators[rank]);
       try {
-        outcomes[rank].config = load_rank({.model_path = folders[rank].path(),
-                                           .device = "cpu",
-                                           .num_threads = 1,
-                                           .engine = options[rank],
-                                           .place = {.rank = rank,
-                                                     .size = 2,
-                                                     .local_size = 1,
-                                                     .device_comm = communicator,
-                                                     .host_comm = communicator}})
-                                    .info.config;
+        options[rank].model_path = folders[rank].path();
+        options[rank].device = "cpu";
+        options[rank].num_threads = 1;
+        const Place place{
+            .rank = rank, .size = 2, .local_size = 1, .device_comm = communicator, .host_comm = communicator};
+        outcomes[rank].config = load_rank(options[rank], place).info.config;
       } catch (const std::exception& error) {
         outcomes[rank].error = error.what();
       }
@@ -91,6 +85,11 @@ TEST(OpenRank, AnotherShapeIsRefusedByName) {
   expect_refusal(open_both([](MemorySource& model) { model.values["max_position_embeddings"] = 64; }),
                  "rank 1 (host 1) has max_position 64, rank 0 (host 0) has 128; every host needs the same --model and "
                  "--revision");
+}
+
+TEST(OpenRank, AnUnknownLoadFormatIsRefused) {
+  testing::expect_input_error([] { load_rank({.model_path = "m", .load_format = "gguf"}); },
+                              "--load-format must be auto or dummy, got gguf");
 }
 
 TEST(OpenRank, OtherLimitsAreRefusedByName) {
