@@ -39,7 +39,7 @@ double seconds_since(Clock::time_point start) {
 
 // Median seconds of one call among `runs` timed groups of `calls` queued calls.
 template <typename Body>
-double time_calls(Ops& device, int runs, int calls, const Body& body) {
+double time_calls(Device& device, int runs, int calls, const Body& body) {
   for (int i = 0; i < calls; ++i) body(i);
   device.synchronize();
   std::vector<double> seconds;
@@ -54,7 +54,7 @@ double time_calls(Ops& device, int runs, int calls, const Body& body) {
 }
 
 struct Matrix2D {
-  Matrix2D(Ops& device, DType dtype, std::int64_t rows, std::int64_t cols)
+  Matrix2D(Device& device, DType dtype, std::int64_t rows, std::int64_t cols)
       : buffer(device.allocate(static_cast<std::size_t>(rows * row_bytes(dtype, cols)))),
         view{buffer.data(), dtype, rows, cols} {}
   DeviceBuffer buffer;
@@ -62,7 +62,7 @@ struct Matrix2D {
 };
 
 // Random activations: the rows of a random matrix, which has the device's own type.
-Matrix2D random_rows(Ops& device, std::int64_t rows, std::int64_t cols) {
+Matrix2D random_rows(Device& device, std::int64_t rows, std::int64_t cols) {
   Matrix2D matrix(device, device.activation_dtype(), rows, cols);
   const auto table = device.make_random_matrix(rows, cols);
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows)), pages(1, 0);
@@ -74,7 +74,7 @@ Matrix2D random_rows(Ops& device, std::int64_t rows, std::int64_t cols) {
   return matrix;
 }
 
-std::vector<std::unique_ptr<const Linear>> random_linears(Ops& device, int count, std::int64_t outputs,
+std::vector<std::unique_ptr<const Linear>> random_linears(Device& device, int count, std::int64_t outputs,
                                                           std::int64_t inputs) {
   std::vector<std::unique_ptr<const Linear>> linears;
   for (int i = 0; i < count; ++i) {
@@ -85,7 +85,7 @@ std::vector<std::unique_ptr<const Linear>> random_linears(Ops& device, int count
   return linears;
 }
 
-double measure_gemm_rate(Ops& device) {
+double measure_gemm_rate(Device& device) {
   constexpr std::int64_t n = 8192;
   const auto linears = random_linears(device, 1, n, n);
   const Matrix2D x = random_rows(device, n, n), y(device, device.activation_dtype(), n, n);
@@ -94,7 +94,7 @@ double measure_gemm_rate(Ops& device) {
 }
 
 // Weights that together exceed the caches, in turn.
-void bench_linear(Ops& device, std::int64_t rows, std::int64_t outputs, std::int64_t inputs, double bandwidth,
+void bench_linear(Device& device, std::int64_t rows, std::int64_t outputs, std::int64_t inputs, double bandwidth,
                   double gemm_rate) {
   const std::int64_t bytes = outputs * inputs * 2;
   const int copies = static_cast<int>(std::clamp<std::int64_t>((std::int64_t{256} << 20) / bytes + 1, 2, 64));
@@ -110,7 +110,7 @@ void bench_linear(Ops& device, std::int64_t rows, std::int64_t outputs, std::int
 }
 
 // `batch` sequences of `context` positions, of which a step computes the last `rows`.
-void bench_attention(Ops& device, int batch, int context, int rows, const HeadShape& shape, double bandwidth,
+void bench_attention(Device& device, int batch, int context, int rows, const HeadShape& shape, double bandwidth,
                      double gemm_rate) {
   constexpr int page_size = 16;
   const std::int64_t pages_each = (context + page_size - 1) / page_size, num_pages = batch * pages_each;
@@ -148,7 +148,7 @@ void bench_attention(Ops& device, int batch, int context, int rows, const HeadSh
 }
 
 // The operations of one layer that move little, and the sampler: what a decode step of `batch` rows spends on each.
-void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t intermediate, std::int64_t vocab,
+void bench_small_ops(Device& device, int batch, std::int64_t hidden, std::int64_t intermediate, std::int64_t vocab,
                      const HeadShape& shape) {
   constexpr int page_size = 16, context = 256;
   const std::int64_t pages_each = context / page_size;
@@ -195,7 +195,7 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
   });
   show("gate, up and SiLU", gated);
   show("add and norm", time_calls(device, 5, 200, [&](int) {
-         device.reduce_add_rms_norm(x.view, delta.view, norm.as<float>(), 1e-6f, y.view);
+         device.reduce_add_rms_norm(x.view, delta.view, {norm.as<float>(), 1e-6f}, y.view);
        }));
   show("heads to the cache", time_calls(device, 5, 200, [&](int) {
          device.store_heads(qkv.view, shape, {.rope_table = table.as<float>(), .rotary_dim = shape.head_dim}, cache);
@@ -210,7 +210,7 @@ void bench_small_ops(Ops& device, int batch, std::int64_t hidden, std::int64_t i
   show("sampling, top_k and top_p", time_calls(device, 5, 20, [&](int) { device.sample(logits.view); }));
 }
 
-void bench_linears(Ops& device, double bandwidth, double gemm_rate) {
+void bench_linears(Device& device, double bandwidth, double gemm_rate) {
   // 16 rows are the most that our own kernels take; 17 show what cuBLASLt makes of as much.
   for (const std::int64_t rows : {1, 8, 16, 17, 64, 256}) {
     bench_linear(device, rows, 4096, 1024, bandwidth, gemm_rate);    // Qwen3-0.6B: QKV
@@ -226,14 +226,14 @@ void bench_linears(Ops& device, double bandwidth, double gemm_rate) {
 
 const HeadShape llama{32, 8, 128}, qwen{16, 8, 128};
 
-void bench_small(Ops& device) {
+void bench_small(Device& device) {
   for (const int batch : {1, 16, 64, 256}) {
     bench_small_ops(device, batch, 1024, 3072, 151936, qwen);
     bench_small_ops(device, batch, 4096, 14336, 128256, llama);
   }
 }
 
-void bench_attentions(Ops& device, double bandwidth, double gemm_rate) {
+void bench_attentions(Device& device, double bandwidth, double gemm_rate) {
   bench_attention(device, 64, 2048, 1, llama, bandwidth, gemm_rate);
   bench_attention(device, 1, 32768, 1, llama, bandwidth, gemm_rate);
   bench_attention(device, 256, 512, 1, qwen, bandwidth, gemm_rate);
@@ -367,7 +367,8 @@ int main(int argc, char** argv) try {
   const auto wants = [&](const char* name) { return chosen.empty() || asked(name); };
   double bandwidth = 0;
   {
-    const std::unique_ptr<Ops> device = num_gpus() > 0 ? make_cuda_ops(0, 4) : make_cpu_ops(choose_num_threads(0));
+    const std::unique_ptr<Device> device =
+        num_gpus() > 0 ? make_cuda_device(0, 4) : make_cpu_device(choose_num_threads(0));
     bandwidth = device->measure_read_bandwidth();
     std::printf("%s: reads %.1f GB/s\n", device->device_name().c_str(), bandwidth / 1e9);
     const double gemm_rate = measure_gemm_rate(*device);

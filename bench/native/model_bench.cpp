@@ -33,7 +33,7 @@ double seconds_since(Clock::time_point start) {
 // `batch` sequences that advance in step, each on pages of its own.
 class Sequences {
  public:
-  Sequences(minisgl::Ops& device, Model& model, int batch, int max_tokens)
+  Sequences(minisgl::Device& device, Model& model, int batch, int max_tokens)
       : device_(device),
         model_(model),
         pages_per_sequence_((max_tokens + kPageSize - 1) / kPageSize),
@@ -62,7 +62,7 @@ class Sequences {
   }
 
  private:
-  minisgl::Ops& device_;
+  minisgl::Device& device_;
   Model& model_;
   int pages_per_sequence_;
   KvCache cache_;
@@ -86,7 +86,7 @@ Bandwidth measure_bandwidth(const Model& model, minisgl::ThreadPool& pool) {
           minisgl::measure_read_bandwidth(pool, static_cast<std::size_t>(model.weight_bytes()))};
 }
 
-void bench_decode(minisgl::Ops& device, Model& model, int batch) {
+void bench_decode(minisgl::Device& device, Model& model, int batch) {
   Sequences sequences(device, model, batch, kPromptTokens + kDecodeSteps + 1);
   for (int i = 0; i < kPromptTokens; i += 32) sequences.step(32);
   // The ceiling moves with the machine's other load: the better of one measurement before and one after.
@@ -107,7 +107,7 @@ void bench_decode(minisgl::Ops& device, Model& model, int batch) {
       batch, batch / step, step * 1e3, rate / 1e9, rate / memory, memory / 1e9, rate / same_size, same_size / 1e9);
 }
 
-void bench_prefill(minisgl::Ops& device, Model& model, int num_tokens) {
+void bench_prefill(minisgl::Device& device, Model& model, int num_tokens) {
   std::vector<double> seconds;
   for (int run = 0; run < 3; ++run) {
     Sequences sequences(device, model, 1, num_tokens);
@@ -126,7 +126,7 @@ int main(int argc, char** argv) try {
     std::fprintf(stderr, "usage: model_bench MODEL [THREADS [BATCH...]]\n");
     return 2;
   }
-  const auto device = minisgl::make_cpu_ops(argc > 2 ? std::atoi(argv[2]) : 2);
+  const auto device = minisgl::make_cpu_device(argc > 2 ? std::atoi(argv[2]) : 2);
   const auto model = minisgl::load_model(argv[1], *device, {});
   std::printf("%s  %s  %d threads  weights %.1f MB a step\n", argv[1], minisgl::cpu_isa_name(),
               device->pool().num_threads(), static_cast<double>(model->weight_bytes()) / 1e6);

@@ -13,6 +13,7 @@
 #include "core/bandwidth.h"
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/sampling.h"
+#include "kernels/cpu/seen_tokens.h"
 
 namespace {
 
@@ -49,19 +50,18 @@ void sample(benchmark::State& state, SamplingParams params, float spread) {
   auto logits = make_logits(state.range(0), spread);
   minisgl::SampleScratch scratch;
   std::uint64_t position = 0;
-  for (auto _ : state) benchmark::DoNotOptimize(minisgl::sample(logits, params, {}, {}, position++, scratch));
+  for (auto _ : state) benchmark::DoNotOptimize(minisgl::sample(logits, params, {}, position++, scratch));
   report_bytes(state);
 }
 
 void penalties(benchmark::State& state) {
   auto logits = make_logits(state.range(0), 3.0f);
-  const minisgl::TokenCounts counts = {std::vector<std::uint8_t>(logits.size()),
-                                       std::vector<std::uint32_t>(logits.size())};
+  minisgl::CpuSeenTokens seen(std::ssize(logits), true);
   minisgl::SampleScratch scratch;
   std::uint64_t position = 0;
-  SamplingParams params = filters(0.7f, 0, 0.9f, 0);
-  params.repetition_penalty = 1.1f;
-  for (auto _ : state) benchmark::DoNotOptimize(minisgl::sample(logits, params, counts, {}, position++, scratch));
+  const SamplingParams params = filters(0.7f, 0, 0.9f, 0);
+  const minisgl::LogitProcessors processors{.penalties = {.repetition = 1.1f, .seen = &seen}};
+  for (auto _ : state) benchmark::DoNotOptimize(minisgl::sample(logits, params, processors, position++, scratch));
   report_bytes(state);
 }
 

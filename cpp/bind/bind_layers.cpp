@@ -23,8 +23,8 @@ namespace {
 
 // Threads and buffers that layers share. One thread at a time.
 struct LayerDevice {
-  explicit LayerDevice(std::int64_t num_threads) : ops(make_device("cpu", num_threads)) {}
-  std::unique_ptr<Ops> ops;
+  explicit LayerDevice(std::int64_t num_threads) : device(make_device("cpu", num_threads)) {}
+  std::unique_ptr<Device> device;
 };
 
 struct Rank {
@@ -57,7 +57,7 @@ std::vector<float> bias_of(const NamedProjection& projection, std::int64_t out_f
   return rank.rank == 0 ? std::vector<float>(values, values + out_features) : std::vector<float>();
 }
 
-Projection shard(const NamedProjection& projection, Rank rank, Ops& device) {
+Projection shard(const NamedProjection& projection, Rank rank, Device& device) {
   const BorrowedTensor weight(projection.weight, concat(projection.name, "'s weight"), BorrowedTensor::kHost);
   require_shape(weight, 2);
   const MatrixBytes whole{
@@ -82,7 +82,7 @@ template <typename Layer>
 class PyLayer {
  public:
   PyLayer(std::shared_ptr<LayerDevice> device, const std::vector<NamedProjection>& projections, Rank rank)
-      : device_(std::move(device)), layer_(make(*device_->ops, projections, rank)) {}
+      : device_(std::move(device)), layer_(make(*device_->device, projections, rank)) {}
 
   std::int64_t in_features() const { return layer_.in_features(); }
   std::int64_t out_features() const { return layer_.out_features(); }
@@ -92,11 +92,11 @@ class PyLayer {
     const Tensor from = rows_of(x, in_features()), to = rows_of(y, out_features());
     if (from.rows != to.rows) throw InputError(concat("output has ", to.rows, " rows, input ", from.rows));
     const py::gil_scoped_release release;
-    layer_.forward(*device_->ops, from, to);
+    layer_.forward(*device_->device, from, to);
   }
 
  private:
-  static Layer make(Ops& device, const std::vector<NamedProjection>& projections, Rank rank) {
+  static Layer make(Device& device, const std::vector<NamedProjection>& projections, Rank rank) {
     if (rank.size < 1 || rank.rank < 0 || rank.rank >= rank.size)
       throw InputError(concat("rank must be in [0, ", rank.size, "), got ", rank.rank));
     if (projections.empty()) throw InputError("a layer needs at least one weight");

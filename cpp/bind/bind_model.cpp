@@ -36,7 +36,7 @@ struct ModelOptions {
   int num_ranks;
 };
 
-KvCache make_cache(const Model& model, Ops& device, const ModelOptions& options) {
+KvCache make_cache(const Model& model, Device& device, const ModelOptions& options) {
   const EngineOptions asked{
       .kv_dtype = options.kv_dtype, .page_size = options.page_size, .kv_cache_tokens = options.max_tokens};
   const EngineConfig chosen = choose_config(asked, model, device, std::numeric_limits<std::int64_t>::max() / 2);
@@ -45,9 +45,9 @@ KvCache make_cache(const Model& model, Ops& device, const ModelOptions& options)
 
 // A model, or one rank's part of it.
 struct LoadedModel {
-  LoadedModel(const std::string& path, const ModelOptions& options, std::unique_ptr<Ops> on)
+  LoadedModel(const std::string& path, const ModelOptions& options, std::unique_ptr<Device> on)
       : device(std::move(on)), model(load_model(path, *device, {})), cache(make_cache(*model, *device, options)) {}
-  std::unique_ptr<Ops> device;
+  std::unique_ptr<Device> device;
   std::unique_ptr<Model> model;
   KvCache cache;
 };

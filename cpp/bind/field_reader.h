@@ -104,7 +104,7 @@ template <typename Struct>
 using FieldTable = std::unordered_map<std::string, void (*)(const char* field, pybind11::handle value, Struct& target)>;
 
 // Throws TypeError for a wrong type or a key that the table doesn't name, ValueError for a number that doesn't fit.
-// `whose` begins the sentence about a key: "the request".
+// `whose` ends the sentence about a key: "the request".
 template <typename Struct>
 void read_fields(const char* whose, const pybind11::dict& fields, const FieldTable<Struct>& table, Struct& target) {
   // A copy: reading a value may run Python code that changes the dict.
@@ -112,7 +112,7 @@ void read_fields(const char* whose, const pybind11::dict& fields, const FieldTab
     if (!PyUnicode_Check(key.ptr())) wrong_type(concat("a key of ", whose).c_str(), "a str", key);
     const auto reader = table.find(key.template cast<std::string>());
     if (reader == table.end()) {
-      throw pybind11::type_error(concat(whose, " has an unknown field ", std::string(pybind11::repr(key))));
+      throw pybind11::type_error(concat("unknown field ", std::string(pybind11::repr(key)), " in ", whose));
     }
     reader->second(reader->first.c_str(), value, target);
   }

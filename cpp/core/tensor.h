@@ -11,8 +11,8 @@
 
 namespace minisgl {
 
-// Move-only memory of whatever device allocated it (Ops::allocate), aligned to at least 64 bytes. On the CPU it can be
-// read and written through data().
+// Move-only memory of whatever device allocated it (Hardware::allocate), aligned to at least 64 bytes. On the CPU it
+// can be read and written through data().
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
@@ -37,17 +37,28 @@ class DeviceBuffer {
   std::size_t size_ = 0;
 };
 
+// How often a buffer was written to, for those who must notice that it changed. Whoever owns the buffer keeps it.
+using WriteCount = std::uint64_t;
+
 // A row-major matrix without gaps, somewhere in a device's memory. A view: it owns nothing.
 struct Tensor {
   std::byte* data = nullptr;
   DType dtype = DType::f32;  // f32, f16 or bf16
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  WriteCount* writes = nullptr;  // of the buffer that it lies in; null where nobody counts them
 
   std::int64_t nbytes() const { return rows * row_bytes(dtype, cols); }
   float* f32() const {
     MINISGL_CHECK(dtype == DType::f32, "a tensor of ", dtype_info(dtype).name);
     return reinterpret_cast<float*>(data);
+  }
+};
+
+// A tensor that an operation writes. Passing one as such counts the write.
+struct OutputTensor : Tensor {
+  OutputTensor(Tensor tensor) : Tensor(tensor) {  // NOLINT: callers pass tensors
+    if (writes != nullptr) ++*writes;
   }
 };
 

@@ -27,7 +27,7 @@ std::int64_t asked_cache_tokens(const EngineOptions& options) {
   return options.num_pages > 0 ? options.num_pages * options.page_size : options.kv_cache_tokens;
 }
 
-DType choose_kv_dtype(const std::string& name, DType weight_dtype, const Ops& device) {
+DType choose_kv_dtype(const std::string& name, DType weight_dtype, const Hardware& device) {
   if (name == "auto") return device.kv_dtype_for(weight_dtype);
   const std::optional<DType> dtype = dtype_from_name(name);
   if (!dtype || is_quantized(*dtype)) throw InputError("--kv-dtype must be auto, f16, bf16 or f32, got " + name);
@@ -94,7 +94,7 @@ void check_options(const EngineOptions& options, const ModelSpec& spec) {
 }
 
 // What doesn't depend on the memory.
-EngineConfig choose_steps(const EngineOptions& options, const Model& model, const Ops& device) {
+EngineConfig choose_steps(const EngineOptions& options, const Model& model, const Device& device) {
   EngineConfig config;
   config.page_size = options.page_size;
   config.kv_dtype = choose_kv_dtype(options.kv_dtype, model.weight_dtype(), device);
@@ -112,7 +112,7 @@ std::int64_t pages_for(std::int64_t tokens, int page_size) {
 
 // Pages of the cache that was asked for, or that is useful where there is memory enough.
 std::int64_t wanted_pages(const EngineOptions& options, const EngineConfig& config, const ModelSpec& spec,
-                          const Ops& device) {
+                          const Device& device) {
   if (const std::int64_t asked = asked_cache_tokens(options); asked > 0) return pages_for(asked, config.page_size);
   if (device.has_own_memory()) {
     const std::int64_t longest = options.max_model_len > 0 ? options.max_model_len : spec.max_position;
@@ -121,7 +121,7 @@ std::int64_t wanted_pages(const EngineOptions& options, const EngineConfig& conf
   return pages_for(std::max(usual_cache_tokens, options.max_model_len), config.page_size);
 }
 
-Budget make_budget(const EngineOptions& options, const EngineConfig& config, const Model& model, const Ops& device,
+Budget make_budget(const EngineOptions& options, const EngineConfig& config, const Model& model, const Device& device,
                    std::int64_t available_bytes) {
   const StepLimits largest_step = step_limits(config, model.spec());
   return {
@@ -151,7 +151,7 @@ std::int64_t choose_num_pages(const EngineOptions& options, const ModelSpec& spe
 
 }  // namespace
 
-EngineConfig choose_config(const EngineOptions& options, const Model& model, const Ops& device,
+EngineConfig choose_config(const EngineOptions& options, const Model& model, const Device& device,
                            std::int64_t available_bytes) {
   const ModelSpec& spec = model.spec();
   check_options(options, spec);

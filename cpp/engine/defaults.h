@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "engine/options.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/model.h"
 
 namespace minisgl {
@@ -12,7 +12,7 @@ namespace minisgl {
 // `model` is loaded on `device`; `available_bytes`: memory left after the weights were loaded. Throws InputError with
 // one sentence for a setting out of its range and for a budget that can't be met: it names weights, cache, workspace,
 // what is available and the one flag to change.
-EngineConfig choose_config(const EngineOptions& options, const Model& model, const Ops& device,
+EngineConfig choose_config(const EngineOptions& options, const Model& model, const Device& device,
                            std::int64_t available_bytes);
 
 // 0 is every processor that this process may use. Throws InputError.

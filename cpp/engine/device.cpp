@@ -11,8 +11,8 @@
 
 namespace minisgl {
 
-std::unique_ptr<Ops> make_device(const std::string& name, std::int64_t num_threads, std::shared_ptr<Communicator> comm,
-                                 const std::string& cache_folder) {
+std::unique_ptr<Device> make_device(const std::string& name, std::int64_t num_threads,
+                                    std::shared_ptr<Communicator> comm, const std::string& cache_folder) {
   if (name != "auto" && name != "cpu" && name != "cuda") {
     throw InputError("--device must be auto, cpu or cuda, got " + name);
   }
@@ -21,9 +21,9 @@ std::unique_ptr<Ops> make_device(const std::string& name, std::int64_t num_threa
   if (name == "cuda" && on_host) throw InputError(concat("--device cuda can't use ", comm->name(), " between ranks"));
   if (name == "cuda" || (name == "auto" && !on_host && num_gpus() > 0)) {
     const int gpu = comm ? comm->device() : 0;
-    return make_cuda_ops(gpu, threads, std::move(comm), cache_folder);
+    return make_cuda_device(gpu, threads, std::move(comm), cache_folder);
   }
-  return make_cpu_ops(threads, std::move(comm));
+  return make_cpu_device(threads, std::move(comm));
 }
 
 }  // namespace minisgl

@@ -54,8 +54,8 @@ RequestOutput error_output(std::uint64_t id, ErrorCode code, std::string message
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config, PlanSenders plan_senders,
-       const RecordProgress& progress);
+  Impl(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
+       PlanSenders plan_senders, const RecordProgress& progress);
   ~Impl();
 
   void run() noexcept;
@@ -71,7 +71,7 @@ struct Engine::Impl {
 
   const EngineConfig config;
   // The executor's model and device outlive it: members are destroyed from the last to the first.
-  const std::unique_ptr<Ops> device;
+  const std::unique_ptr<Device> device;
   const std::unique_ptr<Model> model;
   EngineMemory memory;  // constant once made
 
@@ -99,7 +99,7 @@ struct Engine::Impl {
   bool running = true;
 };
 
-Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineConfig& config_,
+Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device_, const EngineConfig& config_,
                    PlanSenders plan_senders, const RecordProgress& progress)
     : config(checked(config_, model_->spec())),
       device(std::move(device_)),
@@ -272,7 +272,7 @@ void Engine::Impl::end_all(const std::string& what) {
   completions.publish(std::move(last));
 }
 
-Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config,
+Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
                PlanSenders plan_senders, const RecordProgress& progress)
     : impl_(std::make_unique<Impl>(std::move(model), std::move(device), config, std::move(plan_senders), progress)) {}
 

@@ -9,7 +9,7 @@
 #include "comm/plan_channel.h"
 #include "engine/options.h"
 #include "engine/request.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/model.h"
 
 namespace minisgl {
@@ -17,7 +17,7 @@ namespace minisgl {
 class Engine {
  public:
   // `device` is the one that `model` was loaded on.
-  Engine(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config,
+  Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
          PlanSenders plan_senders = {}, const RecordProgress& progress = {});
   ~Engine();  // stops
 

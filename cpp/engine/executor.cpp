@@ -40,7 +40,7 @@ StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec) {
           .vocab_size = spec.vocab_size};
 }
 
-Executor::Executor(Model& model, Ops& device, KvCache cache)
+Executor::Executor(Model& model, Device& device, KvCache cache)
     : model_(model), device_(device), cache_(std::move(cache)) {}
 
 Executor::Prepared Executor::prepare(const StepLimits& limits, bool record_decodes, const RecordProgress& progress) {
@@ -131,10 +131,16 @@ LogitQuery Executor::query_for(const LogitTarget& target, const StepPlan& plan) 
   }
   // The index of the new token among the generated ones: the same however the sequence got here.
   const std::int64_t index = step.start_position + step.num_rows - sampling.prompt_len;
+  const SamplingParams& params = sampling.params;
   return {.num_top = sampling.logprobs,
-          .params = &sampling.params,
-          .seen = sequence.seen.get(),
-          .banned = index < sampling.min_tokens ? std::span(sampling.stop_tokens) : std::span<const std::int32_t>(),
+          .params = &params,
+          .processors = {.bias = params.logit_bias,
+                         .penalties = {.repetition = params.repetition_penalty,
+                                       .presence = params.presence_penalty,
+                                       .frequency = params.frequency_penalty,
+                                       .seen = sequence.seen.get()},
+                         .banned = index < sampling.min_tokens ? std::span(sampling.stop_tokens)
+                                                               : std::span<const std::int32_t>()},
           .position = static_cast<std::uint64_t>(index)};
 }
 

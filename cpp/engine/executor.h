@@ -10,7 +10,7 @@
 
 #include "engine/options.h"
 #include "engine/request.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/model.h"
 #include "sched/step_plan.h"
 
@@ -22,7 +22,7 @@ StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec);
 class Executor {
  public:
   // `model` and `device` outlive the executor.
-  Executor(Model& model, Ops& device, KvCache cache);
+  Executor(Model& model, Device& device, KvCache cache);
 
   // Where the device records steps: reserves what the largest need, and with `record_decodes` records decode steps for
   // a ladder of numbers of sequences, the largest first, calling progress(recorded, to be recorded) on this thread.
@@ -58,7 +58,7 @@ class Executor {
   LogitQuery query_for(const LogitTarget& target, const StepPlan& plan) const;
 
   Model& model_;
-  Ops& device_;
+  Device& device_;
   KvCache cache_;
   std::unordered_map<SequenceId, LiveSequence> sequences_;
 

@@ -20,7 +20,7 @@
 namespace minisgl {
 
 struct Follower::Impl final : PlanHandler {
-  Impl(std::unique_ptr<Model> model_, std::unique_ptr<Ops> device_, const EngineConfig& config_,
+  Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device_, const EngineConfig& config_,
        std::unique_ptr<PlanReceiver> plans_)
       : config(config_),
         device(std::move(device_)),
@@ -83,7 +83,7 @@ struct Follower::Impl final : PlanHandler {
 
   const EngineConfig config;
   // The executor's model and device outlive it: members are destroyed from the last to the first.
-  const std::unique_ptr<Ops> device;
+  const std::unique_ptr<Device> device;
   const std::unique_ptr<Model> model;
   const std::unique_ptr<PlanReceiver> plans;
 
@@ -100,7 +100,7 @@ struct Follower::Impl final : PlanHandler {
   bool stopped = false;
 };
 
-Follower::Follower(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config,
+Follower::Follower(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
                    std::unique_ptr<PlanReceiver> plans)
     : impl_(std::make_unique<Impl>(std::move(model), std::move(device), config, std::move(plans))) {}
 

@@ -7,7 +7,7 @@
 
 #include "comm/plan_channel.h"
 #include "engine/options.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/model.h"
 
 namespace minisgl {
@@ -15,7 +15,7 @@ namespace minisgl {
 class Follower {
  public:
   // `device` is the one that `model` was loaded on; `config` is rank 0's.
-  Follower(std::unique_ptr<Model> model, std::unique_ptr<Ops> device, const EngineConfig& config,
+  Follower(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
            std::unique_ptr<PlanReceiver> plans);
   ~Follower();  // stops
 

@@ -15,7 +15,8 @@ LoadedRank load_rank(const EngineOptions& options, const Place& place, const Loa
     throw InputError("--load-format must be auto or dummy, got " + options.load_format);
   }
   const LoadFormat format = options.load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files;
-  std::unique_ptr<Ops> device = make_device(options.device, options.num_threads, place.device_comm, options.cache_dir);
+  std::unique_ptr<Device> device =
+      make_device(options.device, options.num_threads, place.device_comm, options.cache_dir);
   std::unique_ptr<Model> model = load_model(options.model_path, *device, progress, format);
   // Ranks on one host's processors share its memory.
   const std::int64_t sharers = device->has_own_memory() ? 1 : place.local_size;

@@ -10,7 +10,7 @@
 #include "engine/follower.h"
 #include "engine/group.h"
 #include "engine/options.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/load_model.h"
 #include "models/model.h"
 
@@ -36,7 +36,7 @@ struct RankInfo {
 
 // A model on its device, and the configuration that all ranks agreed on.
 struct LoadedRank {
-  std::unique_ptr<Ops> device;
+  std::unique_ptr<Device> device;
   std::unique_ptr<Model> model;
   RankInfo info;
 };

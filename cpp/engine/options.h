@@ -69,7 +69,7 @@ struct EngineStats {
   std::int64_t pages_total = 0, pages_free = 0;
   std::uint64_t num_preemptions = 0, num_steps = 0, prompt_tokens = 0, generated_tokens = 0;
   double step_seconds = 0;         // in which steps were under way; overlapping ones count once
-  double device_busy_seconds = 0;  // of these steps; see Ops::busy_seconds
+  double device_busy_seconds = 0;  // of these steps; see StepRunner::busy_seconds
 };
 
 }  // namespace minisgl

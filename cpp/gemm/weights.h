@@ -1,4 +1,5 @@
-// Weights as a device keeps them: what Ops makes at load and multiplies by. The layout is the device's own business.
+// Weights as a device keeps them: what a WeightMaker makes at load and multiplies by. The layout is the device's own
+// business.
 #pragma once
 
 #include <cstdint>

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/processors.h"
+
 namespace minisgl {
 
 // What shapes the distribution of one request. Ranges are checked where requests enter the engine.
@@ -26,7 +28,7 @@ struct TokenLogprob {
   float logprob;
 };
 
-// Which tokens a request has seen, for its penalties; kept on the device that samples (Ops::make_seen_tokens).
+// Which tokens a request has seen, for its penalties; kept on the device that samples (StepRunner::make_seen_tokens).
 class SeenTokens {
  public:
   virtual ~SeenTokens() = default;
@@ -37,12 +39,11 @@ class SeenTokens {
 // What is wanted of one row of logits: a token drawn, or the log probability of a given one.
 struct LogitQuery {
   static constexpr std::int32_t kSample = -1;
-  std::int32_t target = kSample;              // or the token to be scored
-  std::int32_t num_top = -1;                  // alternatives reported beside it; -1: no log probabilities
-  const SamplingParams* params = nullptr;     // with kSample, as are all below
-  SeenTokens* seen = nullptr;                 // null where no penalty is set; a drawn token is added
-  std::span<const std::int32_t> banned = {};  // tokens that must not be drawn
-  std::uint64_t position = 0;                 // index of the token among those generated
+  std::int32_t target = kSample;           // or the token to be scored
+  std::int32_t num_top = -1;               // alternatives reported beside it; -1: no log probabilities
+  const SamplingParams* params = nullptr;  // with kSample, as are all below: temperature, top_k, top_p, min_p and seed
+  LogitProcessors processors = {};
+  std::uint64_t position = 0;  // index of the token among those generated
 };
 
 struct TokenOutput {

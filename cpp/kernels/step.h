@@ -31,7 +31,7 @@ struct SequenceRows {
 }  // namespace ops
 
 // Rows of many sequences, each one token. The spans are the host's memory. A token below 0 is known to the device
-// alone: -1 - i is what the step before this one drew from its logits i (Ops::runs_ahead).
+// alone: -1 - i is what the step before this one drew from its logits i (StepRunner::runs_ahead).
 struct StepBatch {
   std::span<const std::int32_t> tokens;          // [num_rows]
   std::span<const std::int32_t> positions;       // [num_rows]

@@ -14,7 +14,7 @@ class MergedLinear {
  public:
   explicit MergedLinear(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
   // y [num_rows, out_features] = x [num_rows, in_features] through every projection, in order.
-  void forward(Ops& device, Tensor x, Tensor y) const { device.linear(*weights_, x, y); }
+  void forward(Ops& ops, const LinearInput& x, Tensor y) const { ops.linear(*weights_, x, y); }
   std::int64_t in_features() const { return weights_->in_features(); }
   std::int64_t out_features() const { return weights_->out_features(); }
   std::int64_t nbytes() const { return weights_->nbytes(); }  // of matrices and biases
@@ -28,8 +28,8 @@ class LinearColParallelMerged : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
   // y [num_rows, out_features / 2]: the first output through SiLU, times the second. `scratch` has room for both.
-  void forward_gated(Ops& device, Tensor x, Tensor scratch, Tensor y) const {
-    device.gated_linear(*weights_, x, scratch, y);
+  LinearInput forward_gated(Ops& ops, const LinearInput& x, Tensor scratch, Tensor y) const {
+    return ops.gated_linear(*weights_, x, scratch, y);
   }
 };
 
@@ -43,10 +43,11 @@ class LinearQKVMerged : public MergedLinear {
 class LinearRowParallel : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
-  // residual [num_rows, out_features] += the sum over ranks of x [num_rows, in_features] through the projection, and
-  // normed = its norm. `delta` has room for the product.
-  void forward_add_norm(Ops& device, Tensor x, Tensor delta, Tensor residual, const Norm& norm, Tensor normed) const {
-    device.linear_add_norm(*weights_, x, delta, residual, norm, normed);
+  // residual [num_rows, out_features] += the sum over ranks of x [num_rows, in_features] through the projection.
+  // Returns the residual's norm. `delta` and `normed` have room for the product and for the norm.
+  LinearInput forward_add_norm(Ops& ops, const LinearInput& x, Tensor delta, Tensor residual, const Norm& norm,
+                               Tensor normed) const {
+    return ops.linear_add_norm(*weights_, x, delta, residual, norm, normed);
   }
 };
 

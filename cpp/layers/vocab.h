@@ -17,7 +17,7 @@ class VocabParallelEmbedding {
       : table_(std::move(table)), first_token_(first_token) {}
   // out [num_rows, hidden_size]: the rank's share of a sum over ranks. One of them has a token's vector, the others
   // zeros.
-  void forward(Ops& device, Tensor out) const { device.embed(*table_, first_token_, out); }
+  void forward(Ops& ops, Tensor out) const { ops.embed(*table_, first_token_, out); }
 
  private:
   std::shared_ptr<const Matrix> table_;
@@ -29,7 +29,7 @@ class VocabParallelHead {
   // [part of the vocabulary, hidden_size]
   explicit VocabParallelHead(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
   // logits [num_rows, part of the vocabulary] f32 of x [num_rows, hidden_size].
-  void forward(Ops& device, Tensor x, Tensor logits) const { device.linear(*weights_, x, logits); }
+  void forward(Ops& ops, const LinearInput& x, Tensor logits) const { ops.linear(*weights_, x, logits); }
 
  private:
   std::unique_ptr<const Linear> weights_;

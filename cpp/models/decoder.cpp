@@ -36,7 +36,7 @@ void check_batch(const StepBatch& batch, const ModelSpec& spec, bool runs_ahead)
 
 class Decoder final : public Model {
  public:
-  Decoder(ModelSpec spec, DecoderWeights weights, Ops& device)
+  Decoder(ModelSpec spec, DecoderWeights weights, Device& device)
       : spec_(std::move(spec)),
         shard_(shard_of(spec_, device.num_ranks())),
         weights_(std::move(weights)),
@@ -71,15 +71,15 @@ class Decoder final : public Model {
     rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
 
     Tensor residual = workspace_.residual.rows(num_rows);
-    const Tensor normed = workspace_.normed.rows(num_rows);
     Tensor attended = workspace_.attention.rows(num_rows);
     embedding_.forward(device_, residual);
     device_.sum_over_ranks(residual);
-    device_.rms_norm(residual, weights_.layers.front().input_norm.as<float>(), eps_, normed);
+    const Norm first_norm{weights_.layers.front().input_norm.as<float>(), eps_};
+    LinearInput normed = device_.rms_norm(residual, first_norm, workspace_.normed.rows(num_rows));
     for (std::int64_t i = 0; i < spec_.num_layers; ++i) {
       const DecoderLayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
       const bool is_last = i + 1 == spec_.num_layers;
-      attention(layer, i, num_rows, cache, is_last && num_logits == 0);
+      attention(layer, i, normed, cache, is_last && num_logits == 0);
       if (is_last) {
         // From here on only the rows whose logits are wanted matter.
         if (num_logits == 0) return {};
@@ -88,31 +88,32 @@ class Decoder final : public Model {
         num_rows = num_logits;
       }
       // The two sums over ranks of a layer: of what attention adds, and of what the MLP adds.
-      add_norm(layer.attention_output, attended, residual, layer.post_attention_norm);
-      add_norm(layer.down, activate(layer, num_rows), residual,
-               is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
+      normed = add_norm(layer.attention_output, attended, residual, layer.post_attention_norm);
+      normed = add_norm(layer.down, activate(layer, normed), residual,
+                        is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
     }
-    return logits(num_logits);
+    return logits(normed);
   }
 
  private:
-  static VocabParallelHead head_of(const DecoderWeights& weights, Ops& device) {
+  static VocabParallelHead head_of(const DecoderWeights& weights, Device& device) {
     std::vector<Projection> outputs;
     outputs.push_back({weights.head, {}});
     return VocabParallelHead(device.make_linear(std::move(outputs)));
   }
 
-  Tensor keep_logit_rows(Tensor all, const RowBuffer& kept, std::int64_t num_logits) {
+  Tensor keep_logit_rows(Tensor all, RowBuffer& kept, std::int64_t num_logits) {
     if (num_logits == all.rows) return all;
     device_.gather_logit_rows(all, kept.rows(num_logits));
     return kept.rows(num_logits);
   }
 
   // normed -> attention, through the cache. `store_only` leaves out the attention itself.
-  void attention(const DecoderLayerWeights& layer, std::int64_t index, std::int64_t num_rows, KvCache& cache,
+  void attention(const DecoderLayerWeights& layer, std::int64_t index, const LinearInput& normed, KvCache& cache,
                  bool store_only) {
+    const std::int64_t num_rows = normed.rows();
     const Tensor qkv = workspace_.qkv.rows(num_rows);
-    layer.qkv.forward(device_, workspace_.normed.rows(num_rows), qkv);
+    layer.qkv.forward(device_, normed, qkv);
     const ops::KvLayer kv = cache.layer(index);
     device_.store_heads(qkv, shape_,
                         {.query_norm = layer.query_norm.as<float>(),
@@ -128,22 +129,22 @@ class Decoder final : public Model {
   }
 
   // The hidden layer of the MLP of normed.
-  Tensor activate(const DecoderLayerWeights& layer, std::int64_t num_rows) {
-    const Tensor activated = workspace_.activated.rows(num_rows);
-    layer.gate_up.forward_gated(device_, workspace_.normed.rows(num_rows), workspace_.gate_up.rows(num_rows),
-                                activated);
-    return activated;
+  LinearInput activate(const DecoderLayerWeights& layer, const LinearInput& normed) {
+    return layer.gate_up.forward_gated(device_, normed, workspace_.gate_up.rows(normed.rows()),
+                                       workspace_.activated.rows(normed.rows()));
   }
 
-  // residual += the sum over ranks of x through `weights`, normed = norm of the residual.
-  void add_norm(const LinearRowParallel& weights, Tensor x, Tensor residual, const DeviceBuffer& weight) {
-    weights.forward_add_norm(device_, x, workspace_.delta.rows(x.rows), residual, {weight.as<float>(), eps_},
-                             workspace_.normed.rows(x.rows));
+  // residual += the sum over ranks of x through `weights`. Returns the norm of the residual.
+  LinearInput add_norm(const LinearRowParallel& weights, const LinearInput& x, Tensor residual,
+                       const DeviceBuffer& weight) {
+    return weights.forward_add_norm(device_, x, workspace_.delta.rows(x.rows()), residual, {weight.as<float>(), eps_},
+                                    workspace_.normed.rows(x.rows()));
   }
 
   // normed -> logits of the whole vocabulary, on every rank.
-  Tensor logits(std::int64_t num_rows) {
-    const Tensor normed = workspace_.normed.rows(num_rows), logits = workspace_.logits.rows(num_rows);
+  Tensor logits(const LinearInput& normed) {
+    const std::int64_t num_rows = normed.rows();
+    const Tensor logits = workspace_.logits.rows(num_rows);
     if (device_.num_ranks() == 1) {
       head_.forward(device_, normed, logits);
       return logits;
@@ -164,13 +165,13 @@ class Decoder final : public Model {
   RopeTable rope_;
   float eps_;
   HeadShape shape_;
-  Ops& device_;
+  Device& device_;
   Workspace workspace_;
 };
 
 }  // namespace
 
-std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, Ops& device) {
+std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, Device& device) {
   return std::make_unique<Decoder>(std::move(spec), std::move(weights), device);
 }
 

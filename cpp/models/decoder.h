@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/decoder_weights.h"
 #include "models/model.h"
 #include "models/model_spec.h"
@@ -11,6 +11,6 @@
 namespace minisgl {
 
 // A decoder over `weights`, which `device` made; it outlives the model.
-std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, Ops& device);
+std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, Device& device);
 
 }  // namespace minisgl

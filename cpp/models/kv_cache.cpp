@@ -19,7 +19,7 @@ std::int64_t KvCache::bytes_per_page(const ModelSpec& spec, DType dtype, int pag
   return spec.num_layers * 2 * plane_bytes_per_page(num_kv_heads, spec.head_dim, dtype, page_size);
 }
 
-KvCache::KvCache(Ops& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size)
+KvCache::KvCache(Device& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size)
     : dtype_(dtype),
       num_pages_(num_pages),
       page_size_(page_size),

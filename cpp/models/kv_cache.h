@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/model_spec.h"
 
 namespace minisgl {
@@ -13,7 +13,7 @@ namespace minisgl {
 // resident memory.
 class KvCache {
  public:
-  KvCache(Ops& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size);
+  KvCache(Device& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size);
   ops::KvLayer layer(std::int64_t index) const;
   DType dtype() const { return dtype_; }
   std::int64_t num_pages() const { return num_pages_; }

@@ -48,7 +48,7 @@ ColumnBlocks column_blocks(const ModelSpec& spec, const WeightSource& source) {
 
 }  // namespace
 
-std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress,
+std::unique_ptr<Model> load_model(const std::string& path, Device& device, const LoadProgress& progress,
                                   LoadFormat format) {
   const bool dummy = format == LoadFormat::dummy;
   const std::unique_ptr<WeightSource> source = open_weights(path, !dummy);

@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/model.h"
 
 namespace minisgl {
@@ -20,7 +20,7 @@ using LoadProgress = std::function<void(std::int64_t, std::int64_t)>;
 // Loads a folder (config.json + *.safetensors) or a .gguf file; of a folder, dummy weights need config.json alone.
 // Of a model over several ranks, each loads the part that its device's rank computes. Throws InputError with one clear
 // sentence. `device` outlives the model.
-std::unique_ptr<Model> load_model(const std::string& path, Ops& device, const LoadProgress& progress,
+std::unique_ptr<Model> load_model(const std::string& path, Device& device, const LoadProgress& progress,
                                   LoadFormat format = LoadFormat::files);
 
 }  // namespace minisgl

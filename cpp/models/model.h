@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "models/kv_cache.h"
 #include "models/model_spec.h"
 
@@ -18,7 +18,7 @@ class Model {
   // Computes `batch`, for which the device's step was begun, against `cache`. Returns logits [num_logits, vocab_size]
   // f32 in the device's memory, valid until the next call.
   virtual Tensor forward(const StepBatch& batch, KvCache& cache) = 0;
-  // Makes room for the largest steps, where the device must not move anything later (Ops::records_steps).
+  // Makes room for the largest steps, where the device must not move anything later (StepRunner::records_steps).
   virtual void reserve(const StepLimits&) {}
   // Bytes of the device that steps within the limits take beside weights and cache: all that forward() and reserve()
   // allocate.

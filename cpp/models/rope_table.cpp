@@ -80,7 +80,7 @@ double rope_attention_factor(const RopeSpec& spec) {
   return spec.factor <= 1.0 ? 1.0 : 0.1 * std::log(spec.factor) + 1.0;
 }
 
-RopeTable::RopeTable(const RopeSpec& spec, std::int64_t max_positions, Ops& device)
+RopeTable::RopeTable(const RopeSpec& spec, std::int64_t max_positions, Hardware& device)
     : inverse_frequencies_(rope_inverse_frequencies(spec)),
       attention_factor_(static_cast<float>(rope_attention_factor(spec))),
       max_positions_(max_positions),

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/ops.h"
+#include "kernels/hardware.h"
 #include "models/model_spec.h"
 
 namespace minisgl {
@@ -18,9 +18,9 @@ double rope_attention_factor(const RopeSpec& spec);
 class RopeTable {
  public:
   // `max_positions` is the most that anybody will use.
-  RopeTable(const RopeSpec& spec, std::int64_t max_positions, Ops& device);
-  // Makes the table cover positions [0, num_positions). Grows by doubling up to
-  // max_positions, so a long context that nobody uses costs
+  RopeTable(const RopeSpec& spec, std::int64_t max_positions, Hardware& device);
+  // Makes the table cover positions [0, num_positions). Grows by doubling up to max_positions, so a long context
+  // that nobody uses costs
   // neither time nor memory.
   void reserve(std::int64_t num_positions);
   // The most bytes that the table takes while it covers so many positions, however it grew.
@@ -34,7 +34,7 @@ class RopeTable {
   float attention_factor_;
   std::int64_t max_positions_;
   std::int64_t num_positions_ = 0;
-  Ops& device_;
+  Hardware& device_;
   DeviceBuffer table_;
 };
 

@@ -44,7 +44,7 @@ AlignedBuffer halves_order(std::span<const std::byte> raw, std::int64_t rows, st
 
 }  // namespace
 
-WeightLoader::WeightLoader(const WeightSource& source, Ops& device, Pass pass,
+WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass,
                            std::function<void(std::int64_t)> on_bytes)
     : source_(source), device_(device), pass_(pass), on_bytes_(std::move(on_bytes)), bytes_by_dtype_(num_dtypes, 0) {}
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "io/weight_source.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "layers/sharding.h"
 
 namespace minisgl {
@@ -32,7 +32,7 @@ struct ProjectionRequest {
 class WeightLoader {
  public:
   enum class Pass { check, load, dummy };  // dummy: nothing is read; matrices are random, norms 1, biases 0
-  WeightLoader(const WeightSource& source, Ops& device, Pass pass, std::function<void(std::int64_t)> on_bytes);
+  WeightLoader(const WeightSource& source, Device& device, Pass pass, std::function<void(std::int64_t)> on_bytes);
 
   std::vector<float> vector(const std::string& name, std::int64_t size);
   DeviceBuffer norm(const std::string& name, std::int64_t size);  // the same, on the device
@@ -55,7 +55,7 @@ class WeightLoader {
   TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape) const;
 
   const WeightSource& source_;
-  Ops& device_;
+  Device& device_;
   Pass pass_;
   std::function<void(std::int64_t)> on_bytes_;  // called with the bytes of each tensor that is done
   std::vector<std::int64_t> bytes_by_dtype_;    // [number of DTypes]

@@ -10,9 +10,11 @@ std::int64_t RowBuffer::bytes_for(std::int64_t num_rows) const {
   return capacity * row_bytes(dtype_, width_);
 }
 
-void RowBuffer::reserve(Ops& device, std::int64_t num_rows) {
+void RowBuffer::reserve(Hardware& device, std::int64_t num_rows) {
   const auto bytes = static_cast<std::size_t>(bytes_for(num_rows));
-  if (bytes > data_.size()) data_ = device.allocate(bytes);
+  if (bytes <= data_.size()) return;
+  data_ = device.allocate(bytes);
+  ++writes_;
 }
 
 Workspace::Workspace(const ModelSpec& spec, const ModelShard& shard, int num_ranks, DType act)
@@ -43,7 +45,7 @@ void Workspace::visit(Self& self, std::int64_t num_rows, std::int64_t num_logits
   for (auto* buffer : {&self.logits_part, &self.logits_parts}) visit(*buffer, num_logits);
 }
 
-void Workspace::reserve(Ops& device, std::int64_t num_rows, std::int64_t num_logits) {
+void Workspace::reserve(Hardware& device, std::int64_t num_rows, std::int64_t num_logits) {
   visit(*this, num_rows, num_logits, [&](RowBuffer& buffer, std::int64_t rows) { buffer.reserve(device, rows); });
 }
 

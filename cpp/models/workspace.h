@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/ops.h"
+#include "kernels/hardware.h"
 #include "models/model_shard.h"
 #include "models/model_spec.h"
 
@@ -13,13 +13,14 @@ namespace minisgl {
 class RowBuffer {
  public:
   RowBuffer(DType dtype, std::int64_t width) : dtype_(dtype), width_(width) {}
-  void reserve(Ops& device, std::int64_t num_rows);
+  void reserve(Hardware& device, std::int64_t num_rows);
   std::int64_t bytes_for(std::int64_t num_rows) const;  // what a buffer takes that was reserved for so many rows
-  Tensor rows(std::int64_t num_rows) const { return {data_.data(), dtype_, num_rows, width_}; }
+  Tensor rows(std::int64_t num_rows) { return {data_.data(), dtype_, num_rows, width_, &writes_}; }
 
  private:
   DType dtype_;
   std::int64_t width_;
+  WriteCount writes_ = 0;
   DeviceBuffer data_;
 };
 
@@ -28,7 +29,7 @@ struct Workspace {
   Workspace(const ModelSpec& spec, const ModelShard& shard, int num_ranks, DType activation_dtype);
 
   // Makes room for steps of so many rows, of which num_logits rows reach the head.
-  void reserve(Ops& device, std::int64_t num_rows, std::int64_t num_logits);
+  void reserve(Hardware& device, std::int64_t num_rows, std::int64_t num_logits);
   // Bytes that reserve() allocates in all.
   std::int64_t bytes_for(std::int64_t num_rows, std::int64_t num_logits) const;
 

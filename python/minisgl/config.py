@@ -20,7 +20,7 @@ COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 ENV_PREFIX = "MINISGL_"
-MIN_SECRET_LENGTH = 16  # of --dist-secret: a proof of knowing it crosses the network
+MIN_SECRET_LENGTH = 16  # the least for --dist-secret: a proof of knowing it crosses the network
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -41,19 +41,21 @@ class ServerArgs:
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free port, printed at start
     api_key: str | None = field(default=None, repr=False)
-    max_body_bytes: int = 8 * 2**20  # of one request
-    max_all_bodies_bytes: int = 512 * 2**20  # of all that are arriving
+    max_body_bytes: int = 8 * 2**20  # the largest body of one request
+    max_all_bodies_bytes: int = 512 * 2**20  # memory for all bodies that are arriving
     body_timeout: float = 30.0  # seconds for a client to send a head, and the same for a whole body
 
     num_threads: int = 0  # engine threads; 0: the cores allowed to this process
     kv_dtype: str = "auto"
     kv_cache_tokens: int = 0
     max_model_len: int = 0  # prompt + output tokens of one request
-    page_size: int = 16  # tokens a KV page
+    page_size: int = 16  # tokens per KV page
     max_running: int = 256  # sequences in one step
     max_batch_tokens: int = 0  # rows in one step; 512 on the CPU, 8192 on a GPU
     device: str = "auto"  # auto: a GPU where there is one
-    memory_fraction: float = 0.9  # of what the weights leave, for the KV cache and the workspace
+    memory_fraction: float = (
+        0.9  # share of what the weights leave that the KV cache and the workspace may take
+    )
     num_pages: int = 0  # KV pages; says the same as kv_cache_tokens
     disable_cuda_graph: bool = False
     disable_overlap: bool = False
@@ -61,11 +63,11 @@ class ServerArgs:
     max_waiting: int = 1024  # requests queued beyond the running ones; one more is refused (429)
 
     tp: int = 1  # tensor-parallel ranks, over all hosts
-    comm: str = "auto"  # how they sum; auto: by the devices
+    comm: str = "auto"  # how ranks add up their parts; auto: by the devices
     nnodes: int = 1  # hosts
-    node_rank: int = 0  # which of them this is; the server is on 0
+    node_rank: int = 0  # this host's number; the server is on host 0
     dist_init_addr: str | None = None  # host:port of node 0, for several hosts
-    dist_secret: str | None = field(default=None, repr=False)  # that all hosts know
+    dist_secret: str | None = field(default=None, repr=False)  # the secret that all hosts share
 
     num_tokenizer: int = 0  # tokenizer processes; 0: in the server's own process
     startup_timeout: float = 600.0  # seconds until the engine must be ready
@@ -139,7 +141,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_model_len": (0, 2**31 - 1),
     "page_size": (1, 1024),
     "max_running": (1, 65536),
-    "max_batch_tokens": (0, 2**20),
+    "max_batch_tokens": (0, 65536),
     "memory_fraction": (0.01, 1.0),
     "num_pages": (0, 2**31 - 1),
     "max_waiting": (0, 2**20),
@@ -240,8 +242,8 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
         "model",
         (
             _Flag("model", "Hugging Face id, folder (config.json + safetensors) or .gguf file"),
-            _Flag("revision", "branch, tag or commit of a Hugging Face id"),
-            _Flag("served-model-name", "model name in /v1/models and in answers"),
+            _Flag("revision", "branch, tag or commit of the Hugging Face id"),
+            _Flag("served-model-name", "name of the model in /v1/models and in answers"),
             _Flag(
                 "chat-template",
                 "Jinja file that replaces the model's chat template",
@@ -260,10 +262,10 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
                 str,
                 "KEY",
             ),
-            _Flag("max-body-bytes", "largest request body", parse_count, "BYTES"),
+            _Flag("max-body-bytes", "largest body of one request", parse_count, "BYTES"),
             _Flag(
                 "max-all-bodies-bytes",
-                "memory for all request bodies that are arriving",
+                "memory for all request bodies that are arriving at once",
                 parse_count,
                 "BYTES",
             ),
@@ -279,24 +281,33 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
         "engine",
         (
             _Flag(
-                "threads", "engine threads; 0: every core allowed", parse_count, "N", "num_threads"
+                "threads",
+                "engine threads; 0: one for each core that this process may use",
+                parse_count,
+                "N",
+                "num_threads",
             ),
             _Flag("kv-dtype", "KV cache type: " + ", ".join(KV_DTYPES), parse_choice, "TYPE"),
             _Flag(
                 "kv-cache-tokens",
-                "tokens the KV cache holds; 0: chosen by memory",
+                "tokens that the KV cache holds; 0: as many as memory allows",
                 parse_count,
                 "N",
             ),
             _Flag(
                 "max-model-len",
-                "prompt + output tokens of a request; 0: the model's",
+                "most tokens of a request, prompt and output; 0: the model's limit",
                 parse_count,
                 "N",
             ),
-            _Flag("page-size", "tokens a KV page", parse_count, "N"),
-            _Flag("max-running", "sequences in one step", parse_count, "N"),
-            _Flag("max-batch-tokens", "token rows in one step; 0: the device's", parse_count, "N"),
+            _Flag("page-size", "tokens per KV page", parse_count, "N"),
+            _Flag("max-running", "most sequences in one step", parse_count, "N"),
+            _Flag(
+                "max-batch-tokens",
+                "most tokens in one step; 0: 512 on a CPU, 8192 on a GPU",
+                parse_count,
+                "N",
+            ),
             _Flag(
                 "device",
                 ", ".join(DEVICES) + "; auto: a GPU where there is one",
@@ -305,37 +316,56 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             ),
             _Flag(
                 "memory-fraction",
-                "share for KV cache and workspace of the memory that the weights leave",
+                "share of the memory left by the weights that KV cache and workspace may take",
                 parse_number,
                 "SHARE",
             ),
-            _Flag("num-pages", "KV pages, instead of --kv-cache-tokens", parse_count, "N"),
-            _switch("disable-cuda-graph", "launch the kernels of decode steps one by one"),
-            _switch("disable-overlap", "plan a step when the one before is done, for debugging"),
+            _Flag(
+                "num-pages",
+                "pages of the KV cache, in place of --kv-cache-tokens",
+                parse_count,
+                "N",
+            ),
+            _switch("disable-cuda-graph", "don't record decode steps as CUDA graphs"),
+            _switch(
+                "disable-overlap", "plan each step after the end of the one before (for debugging)"
+            ),
             _Flag(
                 "load-format",
-                "auto, or dummy: random weights, for measuring",
+                "auto, or dummy: random weights (for measuring)",
                 parse_choice,
                 "FORMAT",
             ),
-            _Flag("max-waiting", "requests queued before new ones get 429", parse_count, "N"),
+            _Flag(
+                "max-waiting",
+                "requests that may wait; one more is refused with 429",
+                parse_count,
+                "N",
+            ),
         ),
     ),
     (
         "tensor parallelism",
         (
-            _Flag("tp", "ranks that the model is split over, on all hosts", parse_count, "N"),
-            _Flag("comm", "how ranks sum: " + ", ".join(COMM_KINDS), parse_choice, "HOW"),
+            _Flag(
+                "tp", "ranks that the model is split over, on all hosts together", parse_count, "N"
+            ),
+            _Flag(
+                "comm",
+                "how ranks add up their parts: " + ", ".join(COMM_KINDS),
+                parse_choice,
+                "HOW",
+            ),
             _Flag("nnodes", "hosts that the ranks are on", parse_count, "N"),
-            _Flag("node-rank", "which host this is; 0 serves", parse_count, "N"),
+            _Flag("node-rank", "number of this host; 0 is the one that serves", parse_count, "N"),
             _Flag(
                 "dist-init-addr",
-                "address of host 0; it also listens at the next two ports",
+                "address of host 0, which also listens at the next two ports",
                 metavar="HOST:PORT",
             ),
             _Flag(
                 "dist-secret",
-                "what all hosts know and nobody else (better set in the environment)",
+                "secret that all hosts share (better set in the environment)",
                 str,
                 "SECRET",
             ),
@@ -344,14 +374,27 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
     (
         "processes",
         (
-            _Flag("num-tokenizer", "tokenizer processes; 0: in the server", parse_count, "N"),
             _Flag(
-                "startup-timeout", "time until the engine must be ready", parse_number, "SECONDS"
+                "num-tokenizer",
+                "tokenizer processes; 0: the server tokenizes itself",
+                parse_count,
+                "N",
             ),
-            _Flag("drain-timeout", "time for live streams after SIGTERM", parse_number, "SECONDS"),
+            _Flag(
+                "startup-timeout",
+                "time within which the engine must be ready",
+                parse_number,
+                "SECONDS",
+            ),
+            _Flag(
+                "drain-timeout",
+                "time that live streams have to end after SIGTERM",
+                parse_number,
+                "SECONDS",
+            ),
             _Flag(
                 "metrics-alias-prefix",
-                "second prefix for metrics; empty for none",
+                "second prefix of metrics; empty: none",
                 str,
                 "PREFIX",
             ),
@@ -412,7 +455,7 @@ def build_parser() -> argparse.ArgumentParser:
                 help=flag.help + shown,
             )
     parser.add_argument("--shell", action="store_true", help="talk to the model in this terminal")
-    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     return parser
 
 

@@ -79,7 +79,13 @@ def launch_server(
         with contextlib.closing(bind_socket(args.host, args.port)) as listener:
             files = _find_model(args)
             start_listening(listener)
-            logger.info("model: %s, found after %.2f s", files.path, time.monotonic() - began)
+            logger.info(
+                "model: %s (%s; --model) at %s, found after %.2f s",
+                files.name,
+                "the default, because none was named" if args.model is None else "asked for",
+                files.path,
+                time.monotonic() - began,
+            )
             hub = _make_hub(args)
             client = EngineClient(
                 msgspec.structs.replace(
@@ -131,7 +137,7 @@ def _say_failure(args: ServerArgs, sentence: str) -> None:
 
 
 def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
-    """A host other than 0: ranks only, for as long as host 0 wants them."""
+    """A host other than 0: it has ranks only, for as long as host 0 needs them."""
     assert args.dist_init_addr is not None
     assert args.dist_secret is not None
     try:
@@ -238,7 +244,8 @@ class Server:
             await self._hub.open()
         except OSError as error:
             raise EngineStartError(
-                f"can't listen for other hosts at {self._args.dist_init_addr}: {error}"
+                "host 0 can't listen for the others at --dist-init-addr "
+                f"{self._args.dist_init_addr}: {error}"
             ) from error
 
     async def _start(self) -> None:
@@ -269,7 +276,10 @@ class Server:
                 timeout,
             )
         except asyncio.TimeoutError:
-            raise ModelError(f"the tokenizer was not ready within {timeout:g} s") from None
+            raise ModelError(
+                f"the tokenizer was not ready within {timeout:g} s; "
+                "a longer --startup-timeout gives it more"
+            ) from None
         where = f"{self._args.num_tokenizer} processes" if self._args.num_tokenizer else "server"
         logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)
 
@@ -282,13 +292,20 @@ class Server:
 
     async def _drain(self) -> None:
         """No new requests; the live ones may end."""
-        logger.info(
-            "ending: live requests (%d) have up to %g s; a second signal ends at once",
-            self._client.num_live,
-            self._args.drain_timeout,
-        )
+        if not self._client.num_live:
+            logger.info("shutting down: there are no live requests")
+        else:
+            logger.info(
+                "shutting down: live requests (%d) have up to %g s to end (--drain-timeout); "
+                "a second signal ends them at once",
+                self._client.num_live,
+                self._args.drain_timeout,
+            )
         if not await self._client.drain(self._args.drain_timeout):
-            logger.warning("requests were aborted at the end of the drain timeout")
+            logger.warning(
+                "the requests that were still live after %g s (--drain-timeout) were aborted",
+                self._args.drain_timeout,
+            )
 
     async def _close(self, http: asyncio.Task[None]) -> None:
         self._http_stop.set()
@@ -315,9 +332,9 @@ class Server:
 def _allow_connections() -> None:
     # A connection is a file, and the usual soft limit of 1024 is soon reached.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -19,8 +19,18 @@ MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**64 - 1
 
 
+class ParameterError(ValueError):
+    """A parameter of a request has a value that can't be served. The sentence is for whoever set
+    it: it names the parameter, the range and the value.
+    """
+
+    def __init__(self, parameter: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.parameter = parameter
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sampling parameters of one request. ValueError names the field, its range and the value."""
+    """Sampling parameters of one request. Raises ParameterError."""
 
     max_tokens: int = 16  # tokens generated at most; 0: only the prompt is computed
     min_tokens: int = 0  # stop tokens are banned, stop strings passed over before that many
@@ -47,8 +57,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _check_int("max_tokens", self.max_tokens, 0, MAX_TOKEN_ID)
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKEN_ID)
         if self.min_tokens > self.max_tokens:
-            raise ValueError(
-                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}"
+            raise ParameterError(
+                "min_tokens",
+                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}",
             )
         _check_float("temperature", self.temperature, 0, MAX_TEMPERATURE)
         _check_int("top_k", self.top_k, -1, MAX_TOKEN_ID)
@@ -65,7 +76,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _check_stop(self.stop)
         _check_list("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids' entries", token_id, 0, MAX_TOKEN_ID)
+            _check_int("stop_token_ids", token_id, 0, MAX_TOKEN_ID, "stop_token_ids' entries")
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
@@ -75,16 +86,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _check_bool("skip_special_tokens", self.skip_special_tokens)
 
     def check_tokens(self, vocab_size: int) -> None:
-        """ValueError when logit_bias or stop_token_ids name a token that the model doesn't have."""
+        """ParameterError when logit_bias or stop_token_ids name a token that isn't the model's."""
         for field, ids in (
             ("logit_bias", self.logit_bias),
             ("stop_token_ids", self.stop_token_ids),
         ):
             for token_id in ids:
                 if token_id >= vocab_size:
-                    raise ValueError(
+                    raise ParameterError(
+                        field,
                         f"{field} must hold token ids between 0 and {vocab_size - 1}, "
-                        f"got {token_id}"
+                        f"got {token_id}",
                     )
 
 
@@ -99,64 +111,72 @@ def _int_text(value: int) -> str:
     return repr(value) if value.bit_length() <= 256 else f"a number of {value.bit_length()} bits"
 
 
-def _check_int(field: str, value: object, low: int, high: int) -> None:
+def _check_int(field: str, value: object, low: int, high: int, what: str = "") -> None:
+    """`what` of the field it is; by default all of it."""
+    what = what or field
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(
-            f"{field} must be an integer between {low} and {high}, got {_shown(value)}"
+        raise ParameterError(
+            field, f"{what} must be an integer between {low} and {high}, got {_shown(value)}"
         )
     if not low <= value <= high:
-        raise ValueError(f"{field} must be between {low} and {high}, got {_shown(value)}")
+        raise ParameterError(field, f"{what} must be between {low} and {high}, got {_shown(value)}")
 
 
 def _check_float(
-    field: str, value: object, low: float, high: float, *, above_low: bool = False
+    field: str, value: object, low: float, high: float, *, above_low: bool = False, what: str = ""
 ) -> None:
+    what = what or field
     span = f"above {low:g} and at most {high:g}" if above_low else f"between {low:g} and {high:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{field} must be a number {span}, got {_shown(value)}")
+        raise ParameterError(field, f"{what} must be a number {span}, got {_shown(value)}")
     inside = low < value <= high if above_low else low <= value <= high
     if not inside or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{field} must be {span}, got {_shown(value)}")
+        raise ParameterError(field, f"{what} must be {span}, got {_shown(value)}")
 
 
 def _check_bool(field: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise ValueError(f"{field} must be true or false, got {_shown(value)}")
+        raise ParameterError(field, f"{field} must be true or false, got {_shown(value)}")
 
 
 def _check_list(field: str, value: object, max_length: int) -> None:
     if not isinstance(value, list):
-        raise ValueError(f"{field} must be a list, got {_shown(value)}")
+        raise ParameterError(field, f"{field} must be a list, got {_shown(value)}")
     if len(value) > max_length:
-        raise ValueError(f"{field} must have at most {max_length} entries, got {len(value)}")
+        raise ParameterError(
+            field, f"{field} must have at most {max_length} entries, got {len(value)}"
+        )
 
 
 def _check_logit_bias(value: object) -> None:
     field = "logit_bias"
     if not isinstance(value, dict):
-        raise ValueError(f"{field} must map token ids to numbers, got {_shown(value)}")
+        raise ParameterError(field, f"{field} must map token ids to numbers, got {_shown(value)}")
     if len(value) > MAX_LOGIT_BIAS_ENTRIES:
-        raise ValueError(
-            f"{field} must have at most {MAX_LOGIT_BIAS_ENTRIES} entries, got {len(value)}"
+        raise ParameterError(
+            field, f"{field} must have at most {MAX_LOGIT_BIAS_ENTRIES} entries, got {len(value)}"
         )
     for token_id, bias in value.items():
-        _check_int(f"{field}'s token ids", token_id, 0, MAX_TOKEN_ID)
-        _check_float(f"{field} of token {token_id}", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+        _check_int(field, token_id, 0, MAX_TOKEN_ID, f"{field}'s token ids")
+        what = f"{field} of token {token_id}"
+        _check_float(field, bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS, what=what)
 
 
 def _check_stop(value: object) -> None:
-    _check_list("stop", value, MAX_STOP_STRINGS)
+    field = "stop"
+    _check_list(field, value, MAX_STOP_STRINGS)
     assert isinstance(value, list)
     for text in value:
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
-            raise ValueError(
+            raise ParameterError(
+                field,
                 f"stop must hold strings of 1 to {MAX_STOP_STRING_CHARS} characters, "
-                f"got {_shown(text)}"
+                f"got {_shown(text)}",
             )
         if not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError:
-                raise ValueError(
-                    f"stop must hold valid Unicode text, got a lone surrogate in {text!a}"
+                raise ParameterError(
+                    field, f"stop must hold valid Unicode text, got a lone surrogate in {text!a}"
                 ) from None

@@ -45,6 +45,7 @@ class PhaseLog:
         self._spoke = time.monotonic()
 
     def report(self, report: PhaseReport) -> None:
+        """Writes the line of a phase that has ended, or of one that goes on for long."""
         now = time.monotonic()
         if report.finished:
             logger.info("%s: %.2f s", report.phase, report.seconds)
@@ -72,13 +73,13 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
     lines = [
         *_describe_ranks(args, ranks),
         f"weights: {info.family} {info.weight_dtype}, {_size(info.weight_bytes)}",
-        f"device: {info.device} ({args.device}; --device)",
+        f"device: {info.device} ({_why_device(args, info)}; --device)",
         f"processor: {info.num_threads} threads {threads}, {info.isa} kernels (the best it has)",
         f"KV cache: {info.kv_cache_tokens} tokens {kv_tokens} in {info.kv_dtype} {kv_dtype}, "
         f"{_size(info.kv_cache_bytes)}",
         f"longest request: {info.max_model_len} tokens, prompt and output {length}",
         f"batch: up to {info.max_running} requests (--max-running), "
-        f"{info.max_batch_tokens} tokens a step (--max-batch-tokens)",
+        f"{info.max_batch_tokens} tokens per step (--max-batch-tokens)",
     ]
     if info.free_bytes:
         lines.append(
@@ -87,6 +88,14 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
             f"{_size(info.kv_cache_bytes)}, {_size(info.free_bytes)} left free (--memory-fraction)"
         )
     return lines
+
+
+def _why_device(args: ServerArgs, info: EngineInfo) -> str:
+    if args.device != "auto":
+        return "asked for"
+    if info.device.startswith("CPU"):
+        return "auto, and there is no GPU that this build can use"
+    return "auto, and there is a GPU"
 
 
 def _describe_ranks(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import ParameterError, SamplingParams
 
 BAD_VALUES: list[tuple[str, Any, str]] = [
     ("max_tokens", -1, "max_tokens must be between 0 and 2147483647, got -1"),
@@ -51,8 +51,9 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
 def test_a_bad_value_is_named_with_its_field_and_range(
     field: str, value: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+    with pytest.raises(ParameterError) as error:
         SamplingParams(**{field: value})
+    assert error.value.parameter == field
     assert message in str(error.value)
     assert len(str(error.value)) < 300
 
@@ -82,7 +83,8 @@ def test_decoding_checks_the_same_ranges() -> None:
 
 def test_token_ids_are_checked_against_the_vocabulary() -> None:
     SamplingParams(logit_bias={99: 1.0}, stop_token_ids=[99]).check_tokens(100)
-    with pytest.raises(ValueError, match="logit_bias must hold token ids between 0 and 99"):
+    with pytest.raises(ParameterError, match="must hold token ids between 0 and 99") as bias:
         SamplingParams(logit_bias={100: 1.0}).check_tokens(100)
-    with pytest.raises(ValueError, match="stop_token_ids must hold .* got 100"):
+    with pytest.raises(ParameterError, match="stop_token_ids must hold .* got 100") as stop:
         SamplingParams(stop_token_ids=[100]).check_tokens(100)
+    assert (bias.value.parameter, stop.value.parameter) == ("logit_bias", "stop_token_ids")

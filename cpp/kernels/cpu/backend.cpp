@@ -1,4 +1,4 @@
-// Ops on the CPU: the operations of cpu_ops.h, the products of gemm.h and the sampler, over one pool of threads. Every
+// The CPU as a device: the operations of ops.h, the products of gemm.h and the sampler, over one pool of threads. Every
 // call is done when it returns.
 #include "kernels/cpu/backend.h"
 
@@ -15,6 +15,7 @@
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/sampling.h"
+#include "kernels/cpu/seen_tokens.h"
 #include "kernels/philox.h"
 
 namespace minisgl {
@@ -44,20 +45,9 @@ class CpuLinear final : public Linear {
   std::int64_t nbytes_ = 0;
 };
 
-struct CpuSeenTokens final : SeenTokens {
-  TokenCounts counts;
-  void add_prompt(std::span<const std::int32_t> tokens) override {
-    if (counts.in_prompt.empty()) return;
-    for (const std::int32_t token : tokens) counts.in_prompt[static_cast<std::size_t>(token)] = 1;
-  }
-  void add_output(std::span<const std::int32_t> tokens) override {
-    for (const std::int32_t token : tokens) ++counts.in_output[static_cast<std::size_t>(token)];
-  }
-};
-
-class CpuOps final : public Ops {
+class CpuDevice final : public Device {
  public:
-  CpuOps(int num_threads, std::shared_ptr<Communicator> comm)
+  CpuDevice(int num_threads, std::shared_ptr<Communicator> comm)
       : pool_(num_threads), comm_(std::move(comm)), scratch_(static_cast<std::size_t>(num_threads)) {}
 
   std::string device_name() const override { return concat("CPU (", cpu_isa_name(), ")"); }
@@ -105,10 +95,7 @@ class CpuOps final : public Ops {
     return std::make_unique<const CpuLinear>(std::move(outputs));
   }
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
-    auto seen = std::make_unique<CpuSeenTokens>();
-    seen->counts.in_output.assign(static_cast<std::size_t>(vocab_size), 0);
-    if (in_prompt) seen->counts.in_prompt.assign(static_cast<std::size_t>(vocab_size), 0);
-    return seen;
+    return std::make_unique<CpuSeenTokens>(vocab_size, in_prompt);
   }
 
   void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
@@ -118,7 +105,7 @@ class CpuOps final : public Ops {
   }
   void run_step(const std::function<void()>& body) override { body(); }
 
-  void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
+  void embed(const Matrix& table, std::int64_t first_token, OutputTensor y) override {
     const auto& packed = static_cast<const PackedMatrix&>(table);
     const std::int64_t num_rows = std::ssize(batch_.tokens);
     MINISGL_CHECK(y.rows == num_rows && y.cols == packed.cols());
@@ -136,29 +123,38 @@ class CpuOps final : public Ops {
       }
     });
   }
-  void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
-    cpu_ops::rms_norm(pool_, x.f32(), weight, eps, x.rows, x.cols, y.f32(), blocks_for(y));
+  LinearInput rms_norm(Tensor x, const Norm& norm, OutputTensor y) override {
+    ActivationBlock* const blocks = blocks_for(y);
+    cpu_ops::rms_norm(pool_, x.f32(), norm.weight, norm.eps, x.rows, x.cols, y.f32(), blocks);
+    return with_blocks(LinearInput::written(y, x), blocks);
   }
-  void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
+  LinearInput reduce_add_rms_norm(OutputTensor residual, OutputTensor delta, const Norm& norm,
+                                  OutputTensor y) override {
     sum_over_ranks(delta);
-    cpu_ops::add_rms_norm(pool_, residual.f32(), delta.f32(), weight, eps, residual.rows, residual.cols, y.f32(),
-                          blocks_for(y));
+    ActivationBlock* const blocks = blocks_for(y);
+    cpu_ops::add_rms_norm(pool_, residual.f32(), delta.f32(), norm.weight, norm.eps, residual.rows, residual.cols,
+                          y.f32(), blocks);
+    return with_blocks(LinearInput::written(y, residual), blocks);
   }
-  void linear(const Linear& weights, Tensor x, Tensor y) override {
-    MINISGL_CHECK(x.cols == weights.in_features() && y.cols == weights.out_features() && x.rows == y.rows);
+  void linear(const Linear& weights, const LinearInput& x, OutputTensor y) override {
+    const LinearInput::Form input = x.form();
+    MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == weights.out_features() && x.rows() == y.rows);
     gemm({.parts = static_cast<const CpuLinear&>(weights).parts(),
-          .x = x.f32(),
-          .num_rows = x.rows,
+          .x = input.rows.f32(),
+          .num_rows = y.rows,
           .y = y.f32(),
           .y_stride = y.cols,
-          .quantized = x.data == quantized_rows_of_ ? quantized_rows_.as<ActivationBlock>() : nullptr},
+          .quantized = static_cast<const ActivationBlock*>(input.beside)},
          gemm_workspace_, pool_);
   }
-  void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override {
+  LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y) override {
     linear(gate_up, x, scratch);
-    cpu_ops::silu_mul(pool_, scratch.f32(), y.rows, y.cols, y.f32(), blocks_for(y));
+    ActivationBlock* const blocks = blocks_for(y);
+    cpu_ops::silu_mul(pool_, scratch.f32(), y.rows, y.cols, y.f32(), blocks);
+    return with_blocks(LinearInput::written(y, {}), blocks);
   }
-  void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
+  Tensor plain_rows(LinearInput& x) override { return x.form().rows; }
+  void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
     const cpu_ops::QkvView view = view_of(qkv, shape);
     if (transform.query_norm != nullptr) {
@@ -168,19 +164,19 @@ class CpuOps final : public Ops {
     cpu_ops::store_kv(pool_, view, batch_.sequences, cache);
   }
   void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale, std::int32_t window,
-                       Tensor out) override {
+                       OutputTensor out) override {
     cpu_ops::paged_attention(pool_, view_of(qkv, shape), batch_.sequences, cache, scale, window, out.f32());
   }
-  void gather_logit_rows(Tensor x, Tensor y) override {
+  void gather_logit_rows(Tensor x, OutputTensor y) override {
     const auto bytes = static_cast<std::size_t>(row_bytes(x.dtype, x.cols));
     for (std::size_t i = 0; i < batch_.logit_rows.size(); ++i) {
       copy(x.data + static_cast<std::size_t>(batch_.logit_rows[i]) * bytes, bytes, y.data + i * bytes);
     }
   }
-  void sum_over_ranks(Tensor x) override {
+  void sum_over_ranks(OutputTensor x) override {
     if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, 0);
   }
-  void gather_columns(Tensor part, Tensor scratch, Tensor y) override {
+  void gather_columns(Tensor part, OutputTensor scratch, OutputTensor y) override {
     MINISGL_CHECK(part.rows == y.rows && y.cols <= num_ranks() * part.cols, y.cols, " columns of ", part.cols);
     if (comm_) {
       MINISGL_CHECK(scratch.nbytes() == num_ranks() * part.nbytes(), scratch.rows, " rows of scratch");
@@ -194,7 +190,7 @@ class CpuOps final : public Ops {
     });
   }
 
-  void sample(Tensor logits) override {
+  void sample(OutputTensor logits) override {
     const std::int64_t num_logits = std::ssize(queries_);
     MINISGL_CHECK(logits.rows == num_logits, logits.rows, " rows of logits, ", num_logits, " wanted");
     outputs_.assign(static_cast<std::size_t>(num_logits), TokenOutput{});
@@ -213,14 +209,17 @@ class CpuOps final : public Ops {
     std::vector<float> logits;  // [vocab] what the sampler may change while the original is still needed
   };
 
-  // Where the operation at hand, which writes y for a linear, also puts its quantised rows; null where no linear wants
-  // them. They hold until the next such operation.
+  // Where the operation at hand, which writes y for a linear, also puts its quantised rows; null where no linear needs
+  // them. They hold until the next such operation; a linear that finds them gone makes the same ones again.
   ActivationBlock* blocks_for(Tensor y) {
-    quantized_rows_of_ = nullptr;
+    ++block_writes_;
     if (!has_quantized_weights_ || y.cols % 32 != 0) return nullptr;
-    quantized_rows_.reserve(static_cast<std::size_t>(y.rows * y.cols / 32) * sizeof(ActivationBlock));
-    quantized_rows_of_ = y.data;
-    return quantized_rows_.as<ActivationBlock>();
+    blocks_.reserve(static_cast<std::size_t>(y.rows * y.cols / 32) * sizeof(ActivationBlock));
+    return blocks_.as<ActivationBlock>();
+  }
+  LinearInput with_blocks(LinearInput rows, const ActivationBlock* blocks) const {
+    if (blocks != nullptr) rows.keep_beside(blocks, &block_writes_);
+    return rows;
   }
 
   static cpu_ops::QkvView view_of(Tensor qkv, const HeadShape& shape) {
@@ -235,26 +234,23 @@ class CpuOps final : public Ops {
       output.logprob = token_logprob(logits, query.target, query.num_top, output.top);
       return;
     }
-    static const TokenCounts none;
-    auto* seen = static_cast<CpuSeenTokens*>(query.seen);
     std::span<float> changeable = logits;
     if (query.num_top >= 0) {
       scratch.logits.assign(logits.begin(), logits.end());
       changeable = scratch.logits;
     }
-    output.token = minisgl::sample(changeable, *query.params, seen != nullptr ? seen->counts : none, query.banned,
-                                   query.position, scratch.sample);
+    output.token = minisgl::sample(changeable, *query.params, query.processors, query.position, scratch.sample);
     if (query.num_top >= 0) output.logprob = token_logprob(logits, output.token, query.num_top, output.top);
-    if (seen != nullptr) ++seen->counts.in_output[static_cast<std::size_t>(output.token)];
+    if (query.processors.penalties.seen != nullptr) query.processors.penalties.seen->add_output({&output.token, 1});
   }
 
   ThreadPool pool_;
   std::shared_ptr<Communicator> comm_;
   GemmWorkspace gemm_workspace_;
   bool has_quantized_weights_ = false;
-  const std::byte* quantized_rows_of_ = nullptr;  // the tensor that quantized_rows_ belong to
-  AlignedBuffer quantized_rows_;                  // [rows, cols / 32] ActivationBlocks
-  std::vector<Scratch> scratch_;                  // [num_threads]
+  AlignedBuffer blocks_;          // [rows, cols / 32] ActivationBlocks of the last rows made for a linear
+  WriteCount block_writes_ = 0;   // of blocks_
+  std::vector<Scratch> scratch_;  // [num_threads]
 
   // Of the step at hand.
   StepBatch batch_{};
@@ -264,8 +260,8 @@ class CpuOps final : public Ops {
 
 }  // namespace
 
-std::unique_ptr<Ops> make_cpu_ops(int num_threads, std::shared_ptr<Communicator> comm) {
-  return std::make_unique<CpuOps>(num_threads, std::move(comm));
+std::unique_ptr<Device> make_cpu_device(int num_threads, std::shared_ptr<Communicator> comm) {
+  return std::make_unique<CpuDevice>(num_threads, std::move(comm));
 }
 
 }  // namespace minisgl

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "core/error.h"
+#include "kernels/cpu/processors.h"
 #include "kernels/cpu/row_math.h"
 #include "kernels/philox.h"
 
@@ -29,26 +30,6 @@ struct Cut {
 
 bool more_likely(const SampleCandidate& a, const SampleCandidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
-}
-
-std::size_t checked_token(std::int32_t token, std::span<const float> logits) {
-  MINISGL_CHECK(token >= 0 && static_cast<std::size_t>(token) < logits.size(), "token ", token, " of a vocabulary of ",
-                logits.size());
-  return static_cast<std::size_t>(token);
-}
-
-void apply_penalties(std::span<float> logits, const SamplingParams& params, const TokenCounts& counts) {
-  const bool repetition = params.repetition_penalty != 1.0f;
-  const bool output_penalty = params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f;
-  if (!repetition && !output_penalty) return;
-  MINISGL_CHECK(counts.in_output.size() == logits.size(), "output counts missing");
-  MINISGL_CHECK(!repetition || counts.in_prompt.size() == logits.size(), "prompt counts missing");
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    const std::uint32_t count = counts.in_output[i];
-    if (repetition && (count != 0 || counts.in_prompt[i] != 0))
-      logits[i] = logits[i] > 0 ? logits[i] / params.repetition_penalty : logits[i] * params.repetition_penalty;
-    if (count != 0) logits[i] -= params.frequency_penalty * static_cast<float>(count) + params.presence_penalty;
-  }
 }
 
 // One row on its way to a token.
@@ -229,25 +210,14 @@ class RowSampler {
   Cut cut_;
 };
 
-// For a row without a single number: the lowest id that is not banned.
-std::int32_t first_allowed(std::size_t vocab, std::span<const std::int32_t> banned) {
-  for (std::size_t i = 0; i < vocab; ++i)
-    if (std::find(banned.begin(), banned.end(), static_cast<std::int32_t>(i)) == banned.end())
-      return static_cast<std::int32_t>(i);
-  return 0;
-}
-
 }  // namespace
 
-std::int32_t sample(std::span<float> logits, const SamplingParams& params, const TokenCounts& counts,
-                    std::span<const std::int32_t> banned, std::uint64_t position, SampleScratch& scratch) {
+std::int32_t sample(std::span<float> logits, const SamplingParams& params, const LogitProcessors& processors,
+                    std::uint64_t position, SampleScratch& scratch) {
   MINISGL_CHECK(!logits.empty(), "no logits");
-  for (const auto& [token, bias] : params.logit_bias) logits[checked_token(token, logits)] += bias;
-  apply_penalties(logits, params, counts);
-  for (const std::int32_t token : banned) logits[checked_token(token, logits)] = -kInfinity;
-
+  apply_processors(logits, processors);
   RowSampler row(logits, scratch);
-  if (row.max() == -kInfinity) return first_allowed(logits.size(), banned);
+  if (row.max() == -kInfinity) return first_allowed(logits.size(), processors);
   if (params.temperature == 0.0f) return row.argmax();
   return row.sample(params, philox_uniform(params.seed, position));
 }

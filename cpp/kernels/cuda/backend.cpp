@@ -1,4 +1,4 @@
-// Ops on one GPU: everything is queued on one stream. Steps and their graphs are step_slots.h.
+// One GPU as a device: everything is queued on one stream. Steps and their graphs are step_slots.h.
 #include "kernels/cuda/backend.h"
 
 #include <algorithm>
@@ -24,10 +24,10 @@ using cuda::allocate_on_device;
 constexpr int kPartsPerProcessor = 12;   // of decode attention, so that the last of them to run don't run alone
 constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
 
-class CudaOps final : public Ops {
+class CudaDevice final : public Device {
  public:
-  CudaOps(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm,
-          const std::string& cache_folder)
+  CudaDevice(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm,
+             const std::string& cache_folder)
       : comm_(std::move(comm)),
         device_index_(device_index),
         properties_(properties),
@@ -126,47 +126,58 @@ class CudaOps final : public Ops {
     slots_.record(batch, queries, body);
   }
 
-  void embed(const Matrix& table, std::int64_t first_token, Tensor y) override {
+  void embed(const Matrix& table, std::int64_t first_token, OutputTensor y) override {
     cuda::embed(slots_.step(), static_cast<const cuda::DeviceMatrix&>(table).data(), first_token, table.rows(),
                 table.cols(), y.data, stream_.get());
   }
-  void rms_norm(Tensor x, const float* weight, float eps, Tensor y) override {
-    unnormed_ = {};
-    cuda::add_rms_norm(x.data, nullptr, weight, eps, x.rows, x.cols, y.data, stream_.get());
+  LinearInput rms_norm(Tensor x, const Norm& norm, OutputTensor y) override {
+    cuda::add_rms_norm(x.data, nullptr, norm.weight, norm.eps, x.rows, x.cols, y.data, stream_.get());
+    return LinearInput::written(y, x);
   }
-  void reduce_add_rms_norm(Tensor residual, Tensor delta, const float* weight, float eps, Tensor y) override {
-    unnormed_ = {};
+  LinearInput reduce_add_rms_norm(OutputTensor residual, OutputTensor delta, const Norm& norm,
+                                  OutputTensor y) override {
     const SumAddRmsNorm sum{.residual = residual.data,
                             .delta = delta.data,
-                            .weight = weight,
-                            .eps = eps,
+                            .weight = norm.weight,
+                            .eps = norm.eps,
                             .y = y.data,
                             .rows = residual.rows,
                             .cols = residual.cols,
                             .dtype = residual.dtype};
-    if (comm_ && comm_->all_reduce_add_rms_norm(sum, stream_handle())) return;
-    sum_over_ranks(delta);
-    cuda::add_rms_norm(residual.data, delta.data, weight, eps, residual.rows, residual.cols, y.data, stream_.get());
+    if (!comm_ || !comm_->all_reduce_add_rms_norm(sum, stream_handle())) {
+      sum_over_ranks(delta);
+      cuda::add_rms_norm(residual.data, delta.data, norm.weight, norm.eps, residual.rows, residual.cols, y.data,
+                         stream_.get());
+    }
+    return LinearInput::written(y, residual);
   }
-  void linear(const Linear& weights, Tensor x, Tensor y) override;
-  void gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) override;
-  void linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
-                       Tensor normed) override;
-  void store_heads(Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
+  void linear(const Linear& weights, const LinearInput& x, OutputTensor y) override;
+  LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y) override;
+  LinearInput linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta, OutputTensor residual,
+                              const Norm& norm, OutputTensor y) override;
+  Tensor plain_rows(LinearInput& x) override {
+    const LinearInput::Form input = x.form();
+    if (input.norm == nullptr) return input.rows;
+    cuda::add_rms_norm(input.source.data, nullptr, input.norm->weight, input.norm->eps, input.rows.rows,
+                       input.rows.cols, input.rows.data, stream_.get());
+    x = LinearInput::written(input.rows, input.source);
+    return input.rows;
+  }
+  void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
     cuda::store_heads(slots_.step(), qkv.data, shape, transform, cache, stream_.get());
   }
   void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale, std::int32_t window,
-                       Tensor out) override;
-  void gather_logit_rows(Tensor x, Tensor y) override {
+                       OutputTensor out) override;
+  void gather_logit_rows(Tensor x, OutputTensor y) override {
     cuda::gather_rows(slots_.step(), x.data, x.cols, y.data, stream_.get());
   }
-  void sum_over_ranks(Tensor x) override {
+  void sum_over_ranks(OutputTensor x) override {
     if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, stream_handle());
   }
-  void gather_columns(Tensor part, Tensor scratch, Tensor y) override;
+  void gather_columns(Tensor part, OutputTensor scratch, OutputTensor y) override;
 
-  void sample(Tensor logits) override {
+  void sample(OutputTensor logits) override {
     const cuda::StepData& step = slots_.step();
     MINISGL_CHECK(logits.rows == step.num_logits, logits.rows, " rows of logits, ", step.num_logits, " wanted");
     reserve_adjusted(logits.rows, logits.cols);
@@ -177,11 +188,11 @@ class CudaOps final : public Ops {
   double busy_seconds() const override { return slots_.busy_seconds(); }
 
  private:
-  // y = x · Wᵀ by the kernels for few rows, or by their norm of x where that is what they are to read. False where they
+  // y = x · Wᵀ by the kernels for few rows, which take a norm that is still to be done on their way. False where they
   // don't take the shape.
-  bool few_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output);
+  bool few_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, cuda::SkinnyOutput output);
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
-  void many_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added);
+  void many_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added);
   // That decode attention may cut sequences into.
   std::int64_t most_attention_parts() const {
     return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
@@ -197,12 +208,6 @@ class CudaOps final : public Ops {
   cuda::Uploader uploader_;
   cuda::DenseGemm dense_;
   std::uint64_t random_seed_ = 0;
-  // Rows that were asked for but not written: the products of few rows that read `normed` take the norm on their way.
-  struct {
-    const std::byte* normed = nullptr;
-    const std::byte* residual = nullptr;
-    Norm norm{};
-  } unnormed_;
 
   DeviceBuffer partials_, arrived_;  // of decode attention
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
@@ -210,7 +215,7 @@ class CudaOps final : public Ops {
   cuda::StepSlots slots_;
 };
 
-double CudaOps::measure_read_bandwidth() {
+double CudaDevice::measure_read_bandwidth() {
   constexpr std::size_t bytes = std::size_t{2} << 30;
   constexpr int runs = 7;
   const DeviceBuffer data = allocate(bytes);
@@ -230,72 +235,83 @@ double CudaOps::measure_read_bandwidth() {
   return static_cast<double>(bytes) / (times[runs / 2] * 1e-3);
 }
 
-void CudaOps::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
+void CudaDevice::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
   const auto bytes = static_cast<std::size_t>(rows * vocab_size) * sizeof(float);
   if (bytes > adjusted_.size()) adjusted_ = allocate_on_device(bytes);
 }
 
-bool CudaOps::few_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, cuda::SkinnyOutput output) {
+bool CudaDevice::few_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y,
+                          cuda::SkinnyOutput output) {
   const std::int64_t outputs = weights.out_features() / (output == cuda::SkinnyOutput::gated ? 2 : 1);
-  MINISGL_CHECK(x.cols == weights.in_features() && y.cols == outputs && x.rows == y.rows);
-  if (x.rows == 0) return true;
-  if (!cuda::skinny_gemm_fits(x.rows, x.cols)) return false;
-  const bool normed = x.data == unnormed_.normed;
+  MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
+  if (x.rows() == 0) return true;
+  if (!cuda::skinny_gemm_fits(x.rows(), x.cols())) return false;
+  const LinearInput::Form input = x.form();
+  const bool norms = input.norm != nullptr;
   cuda::skinny_gemm({.weights = weights.weight(),
                      .bias = weights.bias(),
-                     .x = normed ? unnormed_.residual : x.data,
-                     .norm = normed ? unnormed_.norm.weight : nullptr,
-                     .eps = unnormed_.norm.eps,
+                     .x = norms ? input.source.data : input.rows.data,
+                     .norm = norms ? input.norm->weight : nullptr,
+                     .eps = norms ? input.norm->eps : 0.0f,
                      .y = y.data,
                      .output = output,
-                     .rows = x.rows,
-                     .inputs = x.cols,
+                     .rows = x.rows(),
+                     .inputs = x.cols(),
                      .outputs = outputs},
                     stream_.get());
   return true;
 }
 
-void CudaOps::many_rows(const cuda::DeviceLinear& weights, Tensor x, Tensor y, std::byte* scratch, bool added) {
+void CudaDevice::many_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch,
+                           bool added) {
+  const LinearInput::Form input = x.form();
+  MINISGL_CHECK(input.norm == nullptr, "a product of many rows is to take a norm");
   const bool y_is_f32 = y.dtype == DType::f32;
   dense_.run({.weights = weights.weight(),
-              .x = x.data,
+              .x = input.rows.data,
               .y = y.data,
               .scratch = scratch,
               .y_is_f32 = y_is_f32,
               .added = added,
-              .rows = x.rows,
-              .inputs = x.cols,
+              .rows = x.rows(),
+              .inputs = x.cols(),
               .outputs = y.cols},
              stream_.get());
   if (weights.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_.get());
 }
 
-void CudaOps::linear(const Linear& weights, Tensor x, Tensor y) {
+void CudaDevice::linear(const Linear& weights, const LinearInput& x, OutputTensor y) {
   const auto& linear = static_cast<const cuda::DeviceLinear&>(weights);
   const auto output = y.dtype == DType::f32 ? cuda::SkinnyOutput::f32 : cuda::SkinnyOutput::bf16;
   if (!few_rows(linear, x, y, output)) many_rows(linear, x, y, y.data, false);
 }
 
-void CudaOps::gated_linear(const Linear& gate_up, Tensor x, Tensor scratch, Tensor y) {
-  if (few_rows(static_cast<const cuda::DeviceLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) return;
-  linear(gate_up, x, scratch);
-  cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
+LinearInput CudaDevice::gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch,
+                                     OutputTensor y) {
+  if (!few_rows(static_cast<const cuda::DeviceLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) {
+    linear(gate_up, x, scratch);
+    cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
+  }
+  return LinearInput::written(y, {});
 }
 
-void CudaOps::linear_add_norm(const Linear& weights, Tensor x, Tensor delta, Tensor residual, const Norm& norm,
-                              Tensor normed) {
-  if (num_ranks() > 1) return Ops::linear_add_norm(weights, x, delta, residual, norm, normed);
+LinearInput CudaDevice::linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta,
+                                        OutputTensor residual, const Norm& norm, OutputTensor y) {
+  if (num_ranks() > 1) return Ops::linear_add_norm(weights, x, delta, residual, norm, y);
+  if (x.norm_is_deferred()) {  // products that are added take none
+    LinearInput plain = x;
+    plain_rows(plain);
+    return linear_add_norm(weights, plain, delta, residual, norm, y);
+  }
   const auto& linear = static_cast<const cuda::DeviceLinear&>(weights);
   if (!few_rows(linear, x, residual, cuda::SkinnyOutput::added)) many_rows(linear, x, residual, delta.data, true);
-  if (cuda::skinny_gemm_fits(residual.rows, residual.cols)) {
-    unnormed_ = {.normed = normed.data, .residual = residual.data, .norm = norm};
-  } else {
-    rms_norm(residual, norm.weight, norm.eps, normed);
-  }
+  // The product that reads the rows has as many of them: it takes the norm on its way where it is one of few rows.
+  if (cuda::skinny_gemm_fits(residual.rows, residual.cols)) return LinearInput::deferred(y, residual, norm);
+  return rms_norm(residual, norm, y);
 }
 
-void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
-                              std::int32_t window, Tensor out) {
+void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
+                                 std::int32_t window, OutputTensor out) {
   MINISGL_CHECK(qkv.cols == shape.row_size() && shape.num_heads % shape.num_kv_heads == 0, shape.num_heads,
                 " heads for ", shape.num_kv_heads, " KV heads");
   cuda::paged_attention({.step = slots_.step(),
@@ -311,7 +327,7 @@ void CudaOps::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvL
                         stream_.get());
 }
 
-void CudaOps::gather_columns(Tensor part, Tensor scratch, Tensor y) {
+void CudaDevice::gather_columns(Tensor part, OutputTensor scratch, OutputTensor y) {
   MINISGL_CHECK(part.rows == y.rows && y.cols <= num_ranks() * part.cols, y.cols, " columns of ", part.cols);
   if (comm_) {
     MINISGL_CHECK(scratch.nbytes() == num_ranks() * part.nbytes(), scratch.rows, " rows of scratch");
@@ -327,8 +343,8 @@ std::string cuda_pci_id(int device_index) {
   return cudaDeviceGetPCIBusId(id, sizeof id, device_index) == cudaSuccess ? id : "";
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
-                                   const std::string& cache_folder) {
+std::unique_ptr<Device> make_cuda_device(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
+                                         const std::string& cache_folder) {
   const int count = num_gpus();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
@@ -340,7 +356,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::share
     throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
                             "; 8.0 is needed"));
   }
-  return std::make_unique<CudaOps>(device_index, properties, num_threads, std::move(comm), cache_folder);
+  return std::make_unique<CudaDevice>(device_index, properties, num_threads, std::move(comm), cache_folder);
 }
 
 }  // namespace minisgl

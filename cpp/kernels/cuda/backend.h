@@ -6,7 +6,7 @@
 #include <string>
 
 #include "comm/communicator.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 
 namespace minisgl {
 
@@ -17,7 +17,8 @@ std::string cuda_pci_id(int device_index);
 // a cache of bf16 or f16. Needs compute capability 8.0. Throws InputError where that GPU or cuBLAS can't be used.
 // `comm`, on the same GPU, makes it one of several ranks; null: it is alone. What is measured of the GPU is kept in
 // `cache_folder`; empty: nowhere.
-std::unique_ptr<Ops> make_cuda_ops(int device_index, int num_threads, std::shared_ptr<Communicator> comm = nullptr,
-                                   const std::string& cache_folder = "");
+std::unique_ptr<Device> make_cuda_device(int device_index, int num_threads,
+                                         std::shared_ptr<Communicator> comm = nullptr,
+                                         const std::string& cache_folder = "");
 
 }  // namespace minisgl

@@ -8,6 +8,9 @@
 // once, and by some barriers of the cluster.
 #pragma once
 
+#include "kernels/cuda/logit_slice.cuh"
+#include "kernels/cuda/processors/bans.cuh"
+#include "kernels/cuda/processors/mask.cuh"
 #include "kernels/cuda/sample_team.cuh"
 
 namespace minisgl::cuda {
@@ -31,38 +34,6 @@ __device__ __forceinline__ std::int32_t token_of(Key key) {
 __device__ __forceinline__ float logit_of(Key key) {
   const auto order = static_cast<std::uint32_t>(key >> 32);
   return __uint_as_float(order & 0x80000000u ? order ^ 0x80000000u : ~order);
-}
-
-// A block's part of a row.
-struct Slice {
-  const float* logits;
-  std::int32_t first, size;  // tokens
-};
-
-// visit(token, logit) for all of a slice; several loads are in flight together.
-template <typename Visit>
-__device__ __forceinline__ void for_each_logit(const Slice& slice, const Visit& visit) {
-  constexpr int kUnroll = 4, kWidth = 4, kStride = kSampleThreads * kWidth;
-  std::int32_t start = 0;
-  if (reinterpret_cast<std::uintptr_t>(slice.logits) % 16 == 0) {
-    for (; start + kStride * kUnroll <= slice.size; start += kStride * kUnroll) {
-      float4 values[kUnroll];
-      const std::int32_t own = start + static_cast<std::int32_t>(threadIdx.x) * kWidth;
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) values[u] = *reinterpret_cast<const float4*>(slice.logits + own + u * kStride);
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        const std::int32_t token = slice.first + own + u * kStride;
-        visit(token, values[u].x);
-        visit(token + 1, values[u].y);
-        visit(token + 2, values[u].z);
-        visit(token + 3, values[u].w);
-      }
-    }
-  }
-#pragma unroll 4
-  for (std::int32_t i = start + static_cast<std::int32_t>(threadIdx.x); i < slice.size; i += kSampleThreads)
-    visit(slice.first + i, slice.logits[i]);
 }
 
 // How logits become weights.
@@ -284,15 +255,16 @@ __device__ inline int gather(const Row& row, int bin, Team& team) {
   return static_cast<int>(sums.all);
 }
 
-// For a row without a single number: the lowest id that is not banned.
+// For a row without a single number: the lowest token that is neither banned nor masked; where there is none, the
+// lowest that the mask allows, else 0.
 __device__ inline std::int32_t first_allowed(const StepData& step, const QueryEntry& query, std::int32_t vocab) {
+  std::int32_t masked_in = -1;
   for (std::int32_t token = 0; token < vocab; ++token) {
-    bool banned = false;
-    for (std::int32_t i = 0; i < query.num_banned && !banned; ++i)
-      banned = step.banned[query.first_banned + i] == token;
-    if (!banned) return token;
+    if (!mask_allows(step, query, token)) continue;
+    if (!is_banned(step, query, token)) return token;
+    if (masked_in < 0) masked_in = token;
   }
-  return 0;
+  return max(masked_in, 0);
 }
 
 __device__ inline Key greatest_key(const Slice& slice, Key below, Team& team) {

@@ -1,11 +1,11 @@
 // From logits to tokens on the device: kernels/cpu/sampling.h for a whole batch. A cluster of blocks takes a row; each
-// keeps its slice in shared memory, where it fits. Bias, penalties and bans, the draw (draw.cuh), log probabilities.
+// keeps its slice in shared memory, where it fits. The chain of logit processors (processors.cuh), the draw (draw.cuh),
+// log probabilities.
 #include "kernels/cuda/draw.cuh"
+#include "kernels/cuda/processors.cuh"
 
 namespace minisgl::cuda {
 namespace {
-
-constexpr std::uint32_t kPromptBit = 0x80000000u;
 
 // Copies a slice of a row to `to`.
 __device__ void copy_slice(const Slice& slice, float* to) {
@@ -20,36 +20,6 @@ __device__ void copy_slice(const Slice& slice, float* to) {
   }
   for (std::int32_t i = copied + static_cast<std::int32_t>(threadIdx.x); i < slice.size; i += kSampleThreads)
     to[i] = from[i];
-  __syncthreads();
-}
-
-// Applies bias, penalties and bans to a slice.
-__device__ void adjust(const StepData& step, const QueryEntry& query, const Slice& slice, const std::uint32_t* seen,
-                       float* logits) {
-  const auto index_of = [&](std::int32_t token) {  // in the slice, or -1
-    return token >= slice.first && token < slice.first + slice.size ? token - slice.first : -1;
-  };
-  if (threadIdx.x == 0) {  // a token may stand in the list twice
-    for (std::int32_t i = 0; i < query.num_bias; ++i) {
-      const BiasEntry entry = step.biases[query.first_bias + i];
-      if (const std::int32_t at = index_of(entry.token); at >= 0) logits[at] += entry.bias;
-    }
-  }
-  __syncthreads();
-  if (seen != nullptr) {
-    for (std::int32_t i = threadIdx.x; i < slice.size; i += kSampleThreads) {
-      const std::uint32_t entry = seen[slice.first + i];
-      if (entry == 0) continue;
-      const std::uint32_t count = entry & ~kPromptBit;
-      float x = logits[i];
-      if (query.repetition_penalty != 1.0f) x = x > 0 ? x / query.repetition_penalty : x * query.repetition_penalty;
-      if (count != 0) x -= query.frequency_penalty * static_cast<float>(count) + query.presence_penalty;
-      logits[i] = x;
-    }
-    __syncthreads();
-  }
-  for (std::int32_t i = threadIdx.x; i < query.num_banned; i += kSampleThreads)
-    if (const std::int32_t at = index_of(step.banned[query.first_banned + i]); at >= 0) logits[at] = -INFINITY;
   __syncthreads();
 }
 
@@ -95,7 +65,7 @@ __global__ void __launch_bounds__(kSampleThreads)
   std::int32_t token = team.rank() == 0 ? query.target : -1;
   if (query.target < 0) {
     std::uint32_t* seen = query.seen_slot < 0 ? nullptr : all_seen + static_cast<std::int64_t>(query.seen_slot) * vocab;
-    const bool changes = seen != nullptr || query.num_bias > 0 || query.num_banned > 0;
+    const bool changes = has_processors(query, seen);
     Slice slice = own;
     if (is_shared || changes) {
       float* target = all_adjusted + static_cast<std::int64_t>(blockIdx.y) * vocab + first;
@@ -106,7 +76,7 @@ __global__ void __launch_bounds__(kSampleThreads)
         for (std::int32_t i = threadIdx.x; i < own.size; i += kSampleThreads) target[i] = own.logits[i];
         __syncthreads();
       }
-      if (changes) adjust(step, query, own, seen, target);
+      if (changes) apply_processors(step, query, own, seen, target);
       slice.logits = target;
     }
     token = draw(step, query, slice, vocab, team);

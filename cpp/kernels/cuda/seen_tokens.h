@@ -11,7 +11,7 @@
 #include "core/error.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/memory.h"
-#include "kernels/ops.h"
+#include "kernels/query.h"
 
 namespace minisgl::cuda {
 

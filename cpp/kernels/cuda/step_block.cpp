@@ -38,10 +38,10 @@ std::int64_t pages_of(const ops::SequenceRows& sequence, int page_size) {
 
 // Upper bound, whatever the arrays' lengths.
 std::size_t block_bytes(std::int64_t rows, std::int64_t sequences, std::int64_t logits, std::int64_t pages,
-                        std::int64_t biases, std::int64_t banned) {
+                        std::int64_t biases, std::int64_t banned, std::int64_t mask_words) {
   const auto bytes = rows * 3 * 4 + sequences * static_cast<std::int64_t>(sizeof(SequenceEntry) + 2 * 4) +
                      logits * static_cast<std::int64_t>(4 + sizeof(QueryEntry)) + pages * 4 +
-                     biases * static_cast<std::int64_t>(sizeof(BiasEntry)) + banned * 4;
+                     biases * static_cast<std::int64_t>(sizeof(BiasEntry)) + banned * 4 + mask_words * 4;
   return static_cast<std::size_t>(bytes) + 16 * kAlignment;
 }
 
@@ -49,10 +49,11 @@ std::size_t block_bytes(std::int64_t rows, std::int64_t sequences, std::int64_t 
 
 std::size_t StepBlock::bytes_for(const StepLimits& limits) {
   // Requests bring up to 300 biases and some stop tokens; what goes beyond this on average makes the block grow, and
-  // graphs are then recorded no more: see CudaOps.
+  // graphs are then recorded no more: see CudaDevice.
   constexpr std::int64_t entries_a_sequence = 512;
   return block_bytes(limits.rows, limits.sequences, limits.logits, limits.pages + limits.sequences,
-                     entries_a_sequence * limits.logits, entries_a_sequence * limits.logits);
+                     entries_a_sequence * limits.logits, entries_a_sequence * limits.logits,
+                     limits.sequences * mask_words(limits.vocab_size));
 }
 
 void StepBlock::reserve(std::size_t bytes) {
@@ -67,6 +68,35 @@ void StepBlock::reserve(std::size_t bytes) {
   device_ = allocate_on_device(bytes);
 }
 
+// The chains of all queries, one after the other.
+class StepBlock::ProcessorWriter {
+ public:
+  explicit ProcessorWriter(const Arrays& host) : host_(host) {}
+
+  void write(const LogitProcessors& processors, const SlotOf& slot_of, QueryEntry& entry) {
+    const auto at = [](std::int64_t index) { return static_cast<std::int32_t>(index); };
+    entry.first_bias = at(host_.first_bias + next_bias_);
+    entry.num_bias = at(std::ssize(processors.bias));
+    for (const auto& [token, bias] : processors.bias) host_.biases[next_bias_++] = {token, bias};
+    entry.repetition_penalty = processors.penalties.repetition;
+    entry.presence_penalty = processors.penalties.presence;
+    entry.frequency_penalty = processors.penalties.frequency;
+    if (processors.penalties.seen != nullptr) entry.seen_slot = slot_of(processors.penalties.seen);
+    entry.first_banned = at(host_.first_banned + next_banned_);
+    entry.num_banned = at(std::ssize(processors.banned));
+    std::ranges::copy(processors.banned, host_.banned + next_banned_);
+    next_banned_ += entry.num_banned;
+    entry.first_mask = at(host_.first_mask + next_mask_);
+    entry.num_mask_words = at(std::ssize(processors.mask));
+    std::ranges::copy(processors.mask, host_.masks + next_mask_);
+    next_mask_ += entry.num_mask_words;
+  }
+
+ private:
+  const Arrays& host_;
+  std::int64_t next_bias_ = 0, next_banned_ = 0, next_mask_ = 0;
+};
+
 StepBlock::Shape StepBlock::shape_of(const StepBatch& batch, std::span<const LogitQuery> queries,
                                      std::int64_t padded_sequences) {
   const std::int64_t padding = std::max<std::int64_t>(0, padded_sequences - std::ssize(batch.sequences));
@@ -77,8 +107,9 @@ StepBlock::Shape StepBlock::shape_of(const StepBatch& batch, std::span<const Log
   for (const ops::SequenceRows& sequence : batch.sequences) shape.pages += pages_of(sequence, batch.page_size);
   for (const LogitQuery& query : queries) {
     if (query.target != LogitQuery::kSample) continue;
-    shape.biases += std::ssize(query.params->logit_bias);
-    shape.banned += std::ssize(query.banned);
+    shape.biases += std::ssize(query.processors.bias);
+    shape.banned += std::ssize(query.processors.banned);
+    shape.mask_words += std::ssize(query.processors.mask);
   }
   return shape;
 }
@@ -101,13 +132,16 @@ StepBlock::Arrays StepBlock::lay_out(const Shape& shape) {
   host.pages = layout.add(shape.pages, data_.pages);
   host.biases = layout.add(shape.biases, data_.biases);
   host.banned = layout.add(shape.banned, data_.banned);
+  host.masks = layout.add(shape.mask_words, data_.masks);
   host.bytes = layout.used();
-  // Where the last two lie depends on the pages, so graphs know their beginning as that of the page tables.
+  // Where the last three lie depends on the pages, so graphs know their beginning as that of the page tables.
   const auto* pages_begin = reinterpret_cast<const BiasEntry*>(data_.pages);
   host.first_bias = data_.biases - pages_begin;
   host.first_banned = data_.banned - data_.pages;
+  host.first_mask = data_.masks - reinterpret_cast<const std::uint32_t*>(data_.pages);
   data_.biases = pages_begin;
   data_.banned = data_.pages;
+  data_.masks = reinterpret_cast<const std::uint32_t*>(data_.pages);
   return host;
 }
 
@@ -145,7 +179,7 @@ void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const A
 }
 
 void StepBlock::write_queries(std::span<const LogitQuery> queries, const SlotOf& slot_of, const Arrays& host) {
-  std::int64_t next_bias = 0, next_banned = 0;
+  ProcessorWriter processors(host);
   for (std::int64_t i = 0; i < data_.num_logits; ++i) {
     QueryEntry& entry = host.queries[i];
     entry = {};
@@ -162,23 +196,15 @@ void StepBlock::write_queries(std::span<const LogitQuery> queries, const SlotOf&
     entry.top_k = params.top_k;
     entry.top_p = params.top_p;
     entry.min_p = params.min_p;
-    entry.repetition_penalty = params.repetition_penalty;
-    entry.presence_penalty = params.presence_penalty;
-    entry.frequency_penalty = params.frequency_penalty;
-    if (query.seen != nullptr) entry.seen_slot = slot_of(query.seen);
-    entry.first_bias = static_cast<std::int32_t>(host.first_bias + next_bias);
-    entry.num_bias = static_cast<std::int32_t>(params.logit_bias.size());
-    for (const auto& [token, bias] : params.logit_bias) host.biases[next_bias++] = {token, bias};
-    entry.first_banned = static_cast<std::int32_t>(host.first_banned + next_banned);
-    entry.num_banned = static_cast<std::int32_t>(query.banned.size());
-    for (const std::int32_t token : query.banned) host.banned[next_banned++] = token;
+    processors.write(query.processors, slot_of, entry);
   }
 }
 
 const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQuery> queries,
                                   std::int64_t padded_sequences, const SlotOf& slot_of, cudaStream_t stream) {
   const Shape shape = shape_of(batch, queries, padded_sequences);
-  reserve(block_bytes(shape.rows, shape.sequences, shape.logits, shape.pages, shape.biases, shape.banned));
+  reserve(block_bytes(shape.rows, shape.sequences, shape.logits, shape.pages, shape.biases, shape.banned,
+                      shape.mask_words));
   MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
   const Arrays host = lay_out(shape);
   write_rows(batch, shape.padding, host);

@@ -7,7 +7,8 @@
 
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/step_data.h"
-#include "kernels/ops.h"
+#include "kernels/query.h"
+#include "kernels/step.h"
 
 namespace minisgl::cuda {
 
@@ -33,9 +34,9 @@ class StepBlock {
   struct Shape {
     std::int64_t padding = 0;
     std::int64_t rows = 0, sequences = 0, logits = 0;
-    std::int64_t pages = 0, biases = 0, banned = 0;
+    std::int64_t pages = 0, biases = 0, banned = 0, mask_words = 0;
   };
-  // Where the arrays of StepData are written on the host, and from which index on biases and bans are known.
+  // Where the arrays of StepData are written on the host, and from which index on biases, bans and masks are known.
   struct Arrays {
     std::int32_t *tokens, *positions, *slots;
     SequenceEntry* sequences;
@@ -44,9 +45,12 @@ class StepBlock {
     std::int32_t* pages;
     BiasEntry* biases;
     std::int32_t* banned;
-    std::int64_t first_bias, first_banned;
+    std::uint32_t* masks;
+    std::int64_t first_bias, first_banned, first_mask;
     std::size_t bytes;
   };
+
+  class ProcessorWriter;
 
   static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
   Arrays lay_out(const Shape& shape);

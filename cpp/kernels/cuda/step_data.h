@@ -29,6 +29,7 @@ struct QueryEntry {
   std::int32_t seen_slot;  // -1: no penalty
   std::int32_t first_bias, num_bias;
   std::int32_t first_banned, num_banned;
+  std::int32_t first_mask, num_mask_words;  // 0 words: every token is allowed
 };
 
 struct BiasEntry {
@@ -55,10 +56,11 @@ struct StepData {
   const std::int32_t* prefills = nullptr;    // [num_prefills] the others
   const std::int32_t* logit_rows = nullptr;  // [num_logits]
   const QueryEntry* queries = nullptr;       // [num_logits]
-  // One after the other and of lengths that no kernel knows; all three are indexed from where the page tables begin.
+  // One after the other and of lengths that no kernel knows; all of them are indexed from where the page tables begin.
   const std::int32_t* pages = nullptr;
   const BiasEntry* biases = nullptr;
   const std::int32_t* banned = nullptr;
+  const std::uint32_t* masks = nullptr;        // one bit per token
   std::int32_t* drawn = nullptr;               // [num_logits] the answers' tokens, for the next step
   const std::int32_t* drawn_before = nullptr;  // those of the step before
 };

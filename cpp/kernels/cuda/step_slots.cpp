@@ -54,6 +54,7 @@ std::int64_t StepSlots::bytes_for(const StepLimits& limits) {
 }
 
 void StepSlots::reserve(const StepLimits& limits) {
+  vocab_size_ = limits.vocab_size;
   for (Slot& slot : slots_) {
     slot.block.reserve(StepBlock::bytes_for(limits));
     slot.reserve_outputs(limits.logits);
@@ -94,6 +95,11 @@ void StepSlots::begin(const StepBatch& batch, std::span<const LogitQuery> querie
 void StepSlots::upload(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences) {
   const std::int64_t num_before = previous().num_queries;
   for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= -num_before, "token ", token);
+  for (const LogitQuery& query : queries) {
+    const std::int64_t words = std::ssize(query.processors.mask);
+    MINISGL_CHECK(words == 0 || vocab_size_ == 0 || words == mask_words(vocab_size_), "a mask of ", words,
+                  " words for a vocabulary of ", vocab_size_);
+  }
   Slot& slot = current();
   slot.num_queries = std::ssize(queries);
   slot.reserve_outputs(std::max(std::ssize(queries), padded_sequences));

@@ -15,7 +15,8 @@
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/step_block.h"
 #include "kernels/cuda/step_data.h"
-#include "kernels/ops.h"
+#include "kernels/query.h"
+#include "kernels/step.h"
 
 namespace minisgl::cuda {
 
@@ -28,7 +29,7 @@ class StepSlots {
   static std::int64_t bytes_for(const StepLimits& limits);
   void reserve(const StepLimits& limits);
 
-  // The three of Ops.
+  // As StepRunner has them.
   void begin(const StepBatch& batch, std::span<const LogitQuery> queries);
   void run(const std::function<void()>& body);
   void record(const StepBatch& batch, std::span<const LogitQuery> queries, const std::function<void()>& body);
@@ -63,7 +64,8 @@ class StepSlots {
   int device_index_;
   cudaStream_t stream_;
   Communicator* comm_;
-  CudaStream upload_stream_;  // of what steps read
+  std::int64_t vocab_size_ = 0;  // as reserved; 0: unknown
+  CudaStream upload_stream_;     // of what steps read
   Slot slots_[2];
   int current_ = 0;  // the step at hand's; the other one's step came before it
   double busy_seconds_ = 0;

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "gemm/weights.h"
 #include "kernels/cuda/memory.h"
-#include "kernels/ops.h"
 
 namespace minisgl::cuda {
 

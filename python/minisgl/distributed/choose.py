@@ -35,6 +35,8 @@ class Group:
 
 @dataclass(frozen=True)
 class ChosenCommunicator:
+    """A rank's communicators, and why they are these."""
+
     communicator: _native.Communicator
     sentence: str  # what was chosen and why, for the screen
     host: _native.Communicator  # the CPU group that was made on the way; may be the same
@@ -80,11 +82,11 @@ def make_communicator(
 def check_kind(kind: str, device: int | None) -> None:
     """Raises ValueError for a kind that doesn't exist, or not for these ranks."""
     if kind not in COMM_KINDS:
-        raise ValueError(f"a communicator is one of {', '.join(COMM_KINDS)}, got {kind!r}")
+        raise ValueError(f"comm must be one of {', '.join(COMM_KINDS)}, got {kind!r}")
     if device is None and kind in ("nccl", "one-shot"):
-        raise ValueError(f"--comm {kind} joins GPUs; CPU ranks take auto, shm or torch")
+        raise ValueError(f"--comm {kind} is for GPUs; CPU ranks need auto, shm or torch")
     if device is not None and kind == "shm":
-        raise ValueError("--comm shm joins CPU ranks; GPUs take auto, nccl, one-shot or torch")
+        raise ValueError("--comm shm is for CPU ranks; GPUs need auto, nccl, one-shot or torch")
 
 
 def _make_host_communicator(

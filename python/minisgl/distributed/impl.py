@@ -27,6 +27,7 @@ class TorchDistributedImpl(DistributedImpl):
     """Through torch.distributed's default group: gloo on CPUs, NCCL on GPUs. The reference."""
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Sums x over the ranks, in place, and returns it."""
         import torch.distributed as dist
 
         if dist.get_world_size() > 1:
@@ -34,6 +35,7 @@ class TorchDistributedImpl(DistributedImpl):
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """As in DistributedImpl; x need not be contiguous."""
         import torch.distributed as dist
 
         size = dist.get_world_size()
@@ -56,10 +58,12 @@ class NativeDistributedImpl(DistributedImpl):
         self.comm = comm
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Sums x over the ranks, in place, and returns it."""
         self.comm.all_reduce(x, self._stream())
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """As in DistributedImpl; x need not be contiguous."""
         gathered = x.new_empty((self.comm.size * x.shape[0], *x.shape[1:]))
         self.comm.all_gather(gathered, x.contiguous(), self._stream())
         return gathered

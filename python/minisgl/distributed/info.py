@@ -17,6 +17,7 @@ class DistributedInfo:
             raise ValueError(f"rank must be in [0, size), got rank {self.rank} of size {self.size}")
 
     def is_primary(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
 

@@ -26,6 +26,7 @@ class PluginTarget:
         self._device = device
 
     def all_reduce(self, data: Any, stream: int) -> None:
+        """Sums `data` over the ranks, in place."""
         with self._on_stream(stream):
             x = _tensor(data)
             reduced = self._impl.all_reduce(x)
@@ -33,20 +34,24 @@ class PluginTarget:
                 x.copy_(reduced)
 
     def all_gather(self, data: Any, output: Any, stream: int) -> None:
+        """Writes every rank's `data`, in the order of ranks, to `output` (size times as long)."""
         with self._on_stream(stream):
             _tensor(output).copy_(self._impl.all_gather(_tensor(data)))
 
     def reduce_scatter(self, data: Any, output: Any, stream: int) -> None:
+        """Writes this rank's part of the sum of all `data` to `output` (1/size as long)."""
         with self._on_stream(stream):
             reduced = self._impl.all_reduce(_tensor(data).clone())
             _tensor(output).copy_(reduced.chunk(self._info.size)[self._info.rank])
 
     def broadcast(self, data: Any, root: int, stream: int) -> None:
+        """Overwrites `data` with that of rank `root`."""
         with self._on_stream(stream):
             x = _tensor(data)
             x.copy_(self._impl.all_gather(x).chunk(self._info.size)[root])
 
     def barrier(self, stream: int) -> None:
+        """Returns, or on a GPU lets the stream go on, once every rank has called it."""
         import torch
 
         with self._on_stream(stream):

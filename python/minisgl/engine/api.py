@@ -31,7 +31,8 @@ class EngineApi(Protocol):
     """An engine that serves requests. All of it belongs to one event loop; only drain() waits."""
 
     @property
-    def state(self) -> State: ...
+    def state(self) -> State:
+        """Where the engine is between its first start and its end."""
 
     @property
     def failure(self) -> str:

@@ -69,16 +69,19 @@ class EngineClient:
 
     @property
     def state(self) -> State:
+        """Where the engine is between its first start and its end."""
         if self._draining and self._revival.state != "failed":
             return "draining"
         return self._revival.state
 
     @property
     def failure(self) -> str:
+        """Why the state is "failed"."""
         return self._revival.failure
 
     @property
     def info(self) -> EngineInfo:
+        """As in EngineApi."""
         infos = self._revival.infos
         if not infos:
             raise EngineUnavailable(_UNAVAILABLE["starting"])
@@ -91,23 +94,28 @@ class EngineClient:
 
     @property
     def stats(self) -> EngineStats:
+        """As in EngineApi."""
         return self._requests.stats
 
     @property
     def num_live(self) -> int:
+        """As in EngineApi."""
         return len(self._requests)
 
     @property
     def num_restarts(self) -> int:
+        """As in EngineApi."""
         return self._revival.num_restarts
 
     @property
     def num_replaying(self) -> int:
+        """As in EngineApi."""
         return self._requests.num_replaying
 
     def submit(
         self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
     ) -> TokenStream:
+        """As in EngineApi."""
         if self.state != "ready":
             raise EngineUnavailable(_UNAVAILABLE[self.state])
         info = self.info
@@ -118,6 +126,7 @@ class EngineClient:
         return self._requests.submit(prompt_ids, params, info, end_ids)
 
     def abort(self, request_id: int) -> None:
+        """As in EngineApi."""
         self._requests.abort(request_id)
 
     # --- life
@@ -141,6 +150,7 @@ class EngineClient:
         return await self._revival.wait_failed()
 
     async def drain(self, timeout: float) -> bool:
+        """As in EngineApi."""
         self._begin_end()
         return await self._requests.drain(timeout)
 

@@ -27,6 +27,7 @@ class HostRanks:
         self._local_size = 0
 
     async def start(self, options: EngineOptions, places: Sequence[Place]) -> None:
+        """As in RankLauncher."""
         hub = self._hub
         if missing := hub.missing():
             self._events.phase(PhaseReport(phase=f"waiting for hosts {missing}"))
@@ -43,17 +44,21 @@ class HostRanks:
         await self._local.start(options, [self._with_keys(placed[r]) for r in self._ranks_of(0)])
 
     def send(self, rank: int, message: Any) -> bool:
+        """As in RankLauncher."""
         return self._local.send(rank, message)
 
     async def stop(self, farewell: Any | None) -> None:
+        """As in RankLauncher."""
         await self._local.stop(farewell)  # rank 0 tells the others
 
     def kill(self) -> None:
+        """As in RankLauncher."""
         self._local.kill()
         for number in range(1, self._hub.nnodes):
             self._hub.send(number, EndRanks())
 
     async def close(self) -> None:
+        """As in RankLauncher."""
         self.kill()
         await self._local.close()
 

@@ -13,6 +13,7 @@ from minisgl.engine.launcher import RankEvents
 from minisgl.engine.placement import divide_cores
 from minisgl.ipc.messages import EngineOptions, FromRank, Place, Start, decode_from_rank
 from minisgl.ipc.process import ChildProcess, describe_exit, python_command
+from minisgl.tasks import background
 
 RANK_COMMAND = python_command("minisgl.rank.main")
 LAST_WORDS_SECONDS = 0.5  # for messages of a rank that has ended already
@@ -34,6 +35,7 @@ class LocalRanks:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, options: EngineOptions, places: Sequence[Place]) -> None:
+        """As in RankLauncher."""
         cores = divide_cores(sorted(os.sched_getaffinity(0)), len(places))
         # Rank 0's plans reach the others of its host through memory that they share.
         ring = len(places) > 1 and places[0].rank == 0
@@ -55,19 +57,24 @@ class LocalRanks:
                     ring_fd=descriptor,
                 )
                 start = Start(options, placed)
-                self._tasks.append(asyncio.create_task(self._listen(place.rank, rank, start)))
+                listening = self._listen(place.rank, rank, start)
+                self._tasks.append(background(listening, f"the watch of rank {place.rank}"))
 
     def send(self, rank: int, message: Any) -> bool:
+        """As in RankLauncher."""
         return rank in self._ranks and self._ranks[rank].send(message)
 
     async def stop(self, farewell: Any | None) -> None:
+        """As in RankLauncher."""
         await asyncio.gather(*(rank.stop(farewell) for rank in self._ranks.values()))
 
     def kill(self) -> None:
+        """Ends all ranks at once."""
         for rank in self._ranks.values():
             rank.kill()
 
     async def close(self) -> None:
+        """As in RankLauncher."""
         self.kill()
         for task in self._tasks:
             task.cancel()

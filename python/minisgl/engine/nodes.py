@@ -28,6 +28,7 @@ from minisgl.ipc.node_link import (
     derive_key,
     greet_node,
 )
+from minisgl.tasks import background
 
 ALIVE_SECONDS = 1.0  # between two signs of life of host 0
 SILENT_SECONDS = 7.0  # without one, and host 0 is lost
@@ -60,12 +61,12 @@ class NodeHub:
         self._links: dict[int, NodeLink] = {}
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pulse: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Listens at the address and nowhere else. OSError where that isn't possible."""
         self._server = await asyncio.start_server(self._admit, self.host, self.port)
-        self._keep(self._show_life())
+        self._pulse = background(self._show_life(), "the signs of life for other hosts")
 
     def missing(self) -> list[int]:
         """Hosts that are not connected."""
@@ -90,13 +91,8 @@ class NodeHub:
         self._links.clear()
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
-            task.cancel()
-
-    def _keep(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if self._pulse is not None:
+            self._pulse.cancel()
 
     async def _show_life(self) -> None:
         while True:
@@ -122,11 +118,14 @@ class NodeHub:
             while True:
                 self.on_message(await link.receive_from_node())
         except NodeLinkError:
+            pass
+        except Exception:  # a host that isn't heard any more is a lost one
+            logger.exception("unexpected error while reading from host %d", link.node_rank)
+        finally:
+            writer.close()
             if self._links.get(link.node_rank) is link:
                 del self._links[link.node_rank]
                 self.on_lost(link.node_rank)
-        finally:
-            writer.close()
 
 
 class NodeAgent:

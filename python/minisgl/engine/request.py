@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from minisgl.ipc.messages import EngineInfo, Submit
-
-if TYPE_CHECKING:
-    from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import ParameterError, SamplingParams
 
 
 def make_request(
@@ -19,19 +16,22 @@ def make_request(
     info: EngineInfo,
     end_ids: Sequence[int] = (),
 ) -> Submit:
-    """The engine's request. ValueError when it asks for what this model can't do.
+    """The engine's request. ParameterError when it asks for what this model can't do.
 
     `end_ids` are the ends that the tokenizer's files name; the engine may not know them all.
     """
     if not prompt_ids:
-        raise ValueError("the prompt is empty")
+        raise ParameterError("prompt", "the prompt is empty")
     if min(prompt_ids) < 0 or max(prompt_ids) >= info.vocab_size:
         bad = next(token for token in prompt_ids if not 0 <= token < info.vocab_size)
-        raise ValueError(f"prompt token ids must be between 0 and {info.vocab_size - 1}, got {bad}")
+        raise ParameterError(
+            "prompt", f"prompt token ids must be between 0 and {info.vocab_size - 1}, got {bad}"
+        )
     if len(prompt_ids) + params.max_tokens > info.max_model_len:
-        raise ValueError(
+        raise ParameterError(
+            "max_tokens",
             f"the prompt has {len(prompt_ids)} tokens and max_tokens is {params.max_tokens}, "
-            f"together more than the {info.max_model_len} tokens that a request may have"
+            f"together more than the {info.max_model_len} tokens that a request may have",
         )
     params.check_tokens(info.vocab_size)
     more_ends = [] if params.ignore_eos else sorted(set(end_ids) - set(info.eos_token_ids))

@@ -14,6 +14,7 @@ from minisgl.engine.api import EngineStartError
 from minisgl.engine.group import RankGroup
 from minisgl.engine.live_requests import DIED, LiveRequests
 from minisgl.ipc.messages import EngineInfo
+from minisgl.tasks import background
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,9 @@ class Revival:
         to start.
         """
         self._attach()
-        self._supervisor = asyncio.create_task(self._supervise(timeout))
+        self._supervisor = background(
+            self._serve_in_turn(timeout), "the engine's supervisor", self._fail
+        )
 
     def end_with_this_one(self) -> None:
         """An engine that dies from now on has no successor."""
@@ -99,13 +102,6 @@ class Revival:
         if self.state == "restarting":
             logger.info("the engine is ready again; %d requests go on", num_live)
         self.state = "ready"
-
-    async def _supervise(self, timeout: float) -> None:
-        try:
-            await self._serve_in_turn(timeout)
-        except Exception as error:
-            logger.exception("unexpected error in the engine's supervisor")
-            self._fail(f"unexpected error in the engine's supervisor: {error!r}")
 
     async def _serve_in_turn(self, timeout: float) -> None:
         """Until there were too many failures in a row, or the last engine has died."""

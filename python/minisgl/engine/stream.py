@@ -31,6 +31,7 @@ class TokenStream:
 
     @property
     def id(self) -> int:
+        """The request's id in the engine."""
         return self.request.id
 
     @property

@@ -26,6 +26,7 @@ import zmq
 from minisgl.ipc.messages import encode
 from minisgl.ipc.queues import Decoder, OnMalformed, ZmqAsyncPullQueue, ZmqAsyncPushQueue
 from minisgl.log import start_child_logging
+from minisgl.tasks import background
 
 PARENT_CHECK_SECONDS = 1.0
 FORCED_END_SECONDS = 3
@@ -67,7 +68,7 @@ def run_child(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start_child_logging()
     if len(sys.argv) != 3 or not sys.argv[2].isdigit():
-        print("this program is started by minisgl-serve", file=sys.stderr)
+        print("this program can't be used alone: minisgl-serve starts it", file=sys.stderr)
         sys.exit(2)
     directory, parent_pid = sys.argv[1], int(sys.argv[2])
     context: zmq.Context[Any] = zmq.Context()
@@ -77,7 +78,9 @@ def run_child(
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, _end, task)
         die_with_parent(signal.SIGTERM)
-        watch = asyncio.create_task(_watch_parent(parent_pid, task))
+        watch = background(
+            _watch_parent(parent_pid, task), "the watch of the parent", lambda reason: _end(task)
+        )
         try:
             return await task
         except asyncio.CancelledError:
@@ -136,7 +139,10 @@ def die_with_parent(sent: signal.Signals) -> None:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, sent, 0, 0, 0) != 0:
-        logger.warning("prctl failed: %s", os.strerror(ctypes.get_errno()))
+        logger.warning(
+            "the kernel won't end this process with its parent (prctl): %s",
+            os.strerror(ctypes.get_errno()),
+        )
 
 
 async def _watch_parent(parent_pid: int, task: asyncio.Task[int]) -> None:

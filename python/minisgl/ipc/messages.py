@@ -32,9 +32,9 @@ ErrorCode = Literal[
 
 # (token id, log probability)
 Alternative = tuple[TokenId, float]
-# (log probability of the chosen token, most likely alternatives first); one a token
+# (log probability of the chosen token, most likely alternatives first); one per token
 TokenLogprob = tuple[float, list[Alternative]]
-# (token id, log probability or None for the first token, alternatives); one a prompt token
+# (token id, log probability or None for the first token, alternatives); one per prompt token
 PromptLogprob = tuple[TokenId, float | None, list[Alternative]]
 # Seconds (waiting, from first step to first token, from there to the end)
 Timings = tuple[float, float, float]

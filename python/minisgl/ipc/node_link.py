@@ -112,13 +112,15 @@ class NodeLink:
         try:
             return decoder.decode(data)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise NodeLinkError(f"a malformed message: {error}") from error
+            raise NodeLinkError(f"a message is malformed: {error}") from error
 
     async def _read_message(self) -> bytes:
         try:
             (length,) = struct.unpack(">I", await self._reader.readexactly(4))
             if length > MAX_MESSAGE_BYTES:
-                raise NodeLinkError(f"a message of {length} bytes")
+                raise NodeLinkError(
+                    f"a message is too long ({length} bytes; limit {MAX_MESSAGE_BYTES})"
+                )
             return await self._reader.readexactly(length)
         except (OSError, asyncio.IncompleteReadError) as error:
             raise NodeLinkError("the connection ended") from error
@@ -137,9 +139,9 @@ async def greet_node(
     answer = await _read_exactly(reader, _NONCE_BYTES + 4 + _MAC_BYTES)
     other, number, mac = struct.unpack(f">{_NONCE_BYTES}sI{_MAC_BYTES}s", answer)
     if not hmac.compare_digest(mac, _proof(secret, "node", own, other, number)):
-        raise NodeLinkError("it doesn't know the secret")
+        raise NodeLinkError("authentication failed: its MINISGL_DIST_SECRET differs")
     if not 1 <= number < nnodes:
-        raise NodeLinkError(f"its --node-rank is {number}, with --nnodes {nnodes} here")
+        raise NodeLinkError(f"its --node-rank is {number}, but --nnodes is {nnodes} here")
     writer.write(_proof(secret, "server", own, other, number))
     return NodeLink(reader, writer, number)
 
@@ -154,7 +156,7 @@ async def connect_to_server(host: str, port: int, secret: str, node_rank: int) -
         writer.write(own + struct.pack(">I", node_rank) + proof)
         answer = await _read_exactly(reader, _MAC_BYTES)
         if not hmac.compare_digest(answer, _proof(secret, "server", other, own, node_rank)):
-            raise NodeLinkError("who answers there doesn't know the secret")
+            raise NodeLinkError("authentication failed: MINISGL_DIST_SECRET differs there")
     except BaseException:
         writer.close()
         raise
@@ -169,6 +171,8 @@ async def _read_exactly(reader: asyncio.StreamReader, count: int) -> bytes:
     try:
         return await asyncio.wait_for(reader.readexactly(count), HANDSHAKE_SECONDS)
     except asyncio.TimeoutError as error:
-        raise NodeLinkError("it said too little for too long") from error
+        raise NodeLinkError(f"the handshake took longer than {HANDSHAKE_SECONDS:g} s") from error
     except (OSError, asyncio.IncompleteReadError) as error:
-        raise NodeLinkError("the other end refused the secret or left") from error
+        raise NodeLinkError(
+            "the other host closed the connection (has it the same MINISGL_DIST_SECRET?)"
+        ) from error

@@ -118,6 +118,7 @@ class ChildProcess(Generic[Inbound]):
 
     @property
     def pid(self) -> int:
+        """The process's id."""
         return self._process.pid
 
     @property

@@ -2,7 +2,7 @@
 
 Weights are float32, float16 or bfloat16 [out_features, in_features] and biases float32
 [out_features], of the whole model, contiguous and in the host's memory. A layer reads its rank's
-part of them once, packs it as the kernels want it and doesn't need them afterwards. Inputs are
+part of them once, packs it as the kernels need it and doesn't need them afterwards. Inputs are
 float32 [num_rows, in_features], contiguous; they and the outputs cross to the native module by
 DLPack, without a copy. What doesn't fit raises minisgl._native.InputError, a ValueError.
 """

@@ -90,7 +90,9 @@ def _locked(folder: Path, show_progress: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if show_progress:
-                print("waiting for another process that fetches the default model", file=sys.stderr)
+                print(
+                    "another process is fetching the default model; waiting for it", file=sys.stderr
+                )
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -168,7 +170,7 @@ def _last_error(output: str) -> str:
 
 def _damaged(path: Path) -> str:
     return (
-        f"the default model's {path.name} is not what it should be (wrong size or SHA-256): "
+        f"the default model's file {path} is damaged (its size or its SHA-256 is wrong): "
         "remove it if you put it there, and start again to fetch it anew."
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 class ModelError(Exception):
-    """The model can't be had or used. The message is one sentence for whoever named it."""
+    """The model can't be had or used. The message is one sentence for the person who named it."""
 
 
 @dataclass(frozen=True)

@@ -156,11 +156,11 @@ def _hub_file(repo: str, file: str, revision: str | None) -> ModelFiles:
     try:
         path = hf_hub_download(repo, file, revision=revision)
     except Exception as error:
-        raise ModelError(_hub_error(repo, revision, error)) from error
+        raise ModelError(_hub_error(repo, revision, error, file)) from error
     return _gguf_file(Path(path))
 
 
-def _hub_error(repo: str, revision: str | None, error: Exception) -> str:
+def _hub_error(repo: str, revision: str | None, error: Exception, file: str = "") -> str:
     from huggingface_hub import errors
 
     match error:
@@ -173,11 +173,11 @@ def _hub_error(repo: str, revision: str | None, error: Exception) -> str:
             return f"{repo} has no revision {revision!r}."
         case errors.RepositoryNotFoundError():
             return (
-                f"there is no model {repo!r}: no such folder here, and Hugging Face has none of "
-                "that name that you may see."
+                f"there is no model {repo!r}: no folder here has that name, and Hugging Face has "
+                "no such repository that you may read."
             )
         case errors.EntryNotFoundError() if not isinstance(error, errors.LocalEntryNotFoundError):
-            return f"{repo} has no such file."
+            return f"{repo} has no file {file!r}." if file else f"{repo} lacks a file of a model."
         case OSError(errno=errno.ENOSPC):
             return f"there is no space left on the disk for {repo}."
         case errors.HFValidationError():

@@ -24,6 +24,7 @@ from minisgl.ipc.messages import (
     StepOutputs,
     Submit,
 )
+from minisgl.tasks import background
 
 STOP_SECONDS = 15.0  # for the ranks to end
 
@@ -72,15 +73,19 @@ class GroupEngine:
         os.close(self._event_fd)
 
     def submit(self, request: dict[str, Any]) -> None:
+        """Queues a request: the fields of Submit."""
         self._loop.call_soon_threadsafe(self._group.send, Submit(**request))
 
     def abort(self, request_id: int) -> None:
+        """Ends a request; unknown and finished ids are ignored."""
         self._loop.call_soon_threadsafe(self._group.send, Abort([request_id]))
 
     def event_fd(self) -> int:
+        """A descriptor that is readable while there are outputs, and after a failure."""
         return self._event_fd
 
     def drain(self) -> list[tuple[Any, ...]]:
+        """The outputs that arrived since the last call, as Output's fields."""
         with self._lock:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._event_fd)
@@ -88,9 +93,11 @@ class GroupEngine:
             return outputs
 
     def stats(self) -> dict[str, Any]:
+        """The fields of EngineStats, as of the latest step."""
         return self._stats
 
     def failure(self) -> str:
+        """What the group died of, or ""."""
         return self._failure
 
     # --- in the loop's thread
@@ -105,11 +112,14 @@ class GroupEngine:
             on_outputs=self._take,
         )
         infos = await self._group.start()
-        self._watch = asyncio.create_task(self._watch_group())
+        self._watch = background(self._watch_group(), "the watch of the ranks", self._fail)
         return msgspec.structs.asdict(infos[0])
 
     async def _watch_group(self) -> None:
-        self._failure = await self._group.wait_lost()
+        self._fail(await self._group.wait_lost())
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
         self._group.kill()
         os.eventfd_write(self._event_fd, 1)
 

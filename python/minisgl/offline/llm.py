@@ -21,7 +21,7 @@ from minisgl.ipc.messages import (
     Submit,
 )
 from minisgl.offline.local_engine import check_finish, open_local_engine, shown_tokens
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import ParameterError, SamplingParams
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class CompletionResult:
     text: str  # without the stop string or stop token
     token_ids: list[int]  # with the stop token, where one ended it
     finish_reason: str  # "stop" or "length"
-    logprobs: list[TokenLogprob] | None  # one a token id
+    logprobs: list[TokenLogprob] | None  # one per token id
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
         return self._engine.tokenizer
 
     @property
@@ -203,9 +204,9 @@ class LLM:
         for number, (prompt_ids, one) in enumerate(zip(ids, params, strict=True)):
             try:
                 samples.append(self._samples(prompt_ids, one, continues_prompt))
-            except ValueError as error:
+            except ParameterError as error:
                 where = f"prompt {number}: " if len(ids) > 1 else ""
-                raise ValueError(f"{where}{error}") from error
+                raise ParameterError(error.parameter, f"{where}{error}") from error
         self._complete([sample for group in samples for sample in group], use_tqdm)
         return [
             RequestResult(

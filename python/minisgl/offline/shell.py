@@ -147,6 +147,7 @@ def _note(text: str) -> None:
 
 
 def piped_line() -> str:
+    """A line of the standard input, with its end. Raises EOFError where there is none."""
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -168,6 +169,6 @@ def terminal_reader(history_dir: Path) -> ReadLine:
             history=FileHistory(str(history)), reserve_space_for_menu=0
         )
     except OSError as error:
-        _note(f"no history: {error}")
+        _note(f"the history can't be kept: {error}")
         session = PromptSession(reserve_space_for_menu=0)
     return lambda: session.prompt("> ")

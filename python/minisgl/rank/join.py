@@ -45,8 +45,8 @@ def join_group(place: Place, options: EngineOptions) -> JoinedGroup:
     gpu = place.local_rank if on_gpu else None
     if on_gpu and place.local_size > _native.num_gpus():
         raise CommunicatorError(
-            f"{place.local_size} ranks want a GPU each, and there are {_native.num_gpus()}: "
-            "set --tp to at most that, or --device cpu"
+            f"{place.local_size} ranks need a GPU each, but this host has {_native.num_gpus()}: "
+            "set a smaller --tp, or --device cpu"
         )
     cores = place.cores
     if gpu is not None:

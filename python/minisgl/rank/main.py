@@ -276,7 +276,7 @@ def _construct(start: Start, reports: _PhaseReporter) -> LoadedRank:
         raise StartError(str(error)) from error
     except MemoryError as error:
         raise StartError(
-            "not enough memory for the model and its KV cache; "
+            "there is not enough memory for the model and its KV cache; "
             "a smaller --kv-cache-tokens needs less"
         ) from error
     except Exception as error:

@@ -43,10 +43,15 @@ class ChatCompletions(JsonEndpoint):
     decoder = msgspec.json.Decoder(ChatRequest)
 
     async def answer(self, exchange: Exchange, request: ChatRequest, arrived: float) -> None:
+        """Answers a conversation. Raises ApiError 400, 429 or 503."""
         checks.check_chat(request)
         state = self.state
         text = state.frontend()
         prompt_ids = await encode_messages(text, request, request.messages)
+        if not prompt_ids:
+            raise errors.bad_request(
+                "The model's chat template makes an empty prompt of the messages.", param="messages"
+            )
         wanted = request.max_completion_tokens or request.max_tokens
         info = state.client.info
         params = checks.sampling_params(
@@ -121,6 +126,7 @@ class ChatEvents:
         self._begun: set[int] = set()
 
     def event(self, delta: Delta) -> bytes:
+        """The chunks that a delta makes, or b"" where it has nothing to show."""
         frame = self._frame
         head = frame.head + b"%d" % delta.index
         data = b""
@@ -152,4 +158,5 @@ class ChatEvents:
         return data
 
     def last(self) -> bytes:
+        """What follows the choices' last chunks: usage where it was asked for, and [DONE]."""
         return self._frame.last()

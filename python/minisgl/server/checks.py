@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import ParameterError, SamplingParams
 from minisgl.server import errors
 from minisgl.server.json_values import check_values
 from minisgl.server.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
@@ -28,6 +28,7 @@ def decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
 
 
 def check_common(request: GenerationRequest) -> None:
+    """ApiError 400 for what neither chat nor completions can honour."""
     if request.stream_options is not None and not request.stream:
         raise errors.bad_request(
             "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
@@ -83,7 +84,9 @@ def check_completion(request: CompletionRequest) -> None:
     if request.suffix:
         raise errors.unsupported("suffix", "'suffix' is not supported.")
     if request.best_of is not None and request.best_of != (request.n or 1):
-        raise errors.unsupported("best_of", "'best_of' is only supported where it equals 'n'.")
+        raise errors.unsupported(
+            "best_of", f"'best_of' is only supported where it equals 'n' ({request.n or 1})."
+        )
     if request.max_tokens == 0 and not request.echo:
         raise errors.bad_request(
             "'max_tokens' must be at least 1 unless 'echo' is true.", param="max_tokens"
@@ -91,8 +94,8 @@ def check_completion(request: CompletionRequest) -> None:
 
 
 def plain_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates want them: text contents, calls with decoded arguments, no absent
-    fields.
+    """Messages in the form that chat templates read: text contents, calls with decoded arguments,
+    no absent fields.
     """
     return [_plain_message(message, index) for index, message in enumerate(messages)]
 
@@ -111,7 +114,7 @@ def _plain_message(message: Message, index: int) -> dict[str, Any]:
     if content is None and not (message.role == "assistant" and message.tool_calls):
         if message.role != "assistant":
             raise errors.bad_request(
-                f"A message of role '{message.role}' needs a content.",
+                f"A message of role '{message.role}' must have a 'content'.",
                 param=f"messages[{index}].content",
             )
         content = message.refusal or ""
@@ -151,6 +154,7 @@ def _arguments(text: str, index: int) -> dict[str, Any]:
 
 
 def stop_strings(request: GenerationRequest) -> list[str]:
+    """The stop strings of a request, as a list."""
     return [request.stop] if isinstance(request.stop, str) else request.stop or []
 
 
@@ -191,11 +195,8 @@ def sampling_params(
             **given,
         )
         params.check_tokens(vocab_size)
-    except (
-        ValueError
-    ) as error:  # its sentences name the field, the range and the client's own value
-        sentence = str(error)
-        raise errors.bad_request(sentence, param=sentence.split()[0].split("'")[0]) from None
+    except ParameterError as error:  # its sentence is for the client, whose own value it shows
+        raise errors.bad_request(str(error), param=error.parameter) from None
     return params
 
 

@@ -27,6 +27,7 @@ class Completions(JsonEndpoint):
     decoder = msgspec.json.Decoder(CompletionRequest)
 
     async def answer(self, exchange: Exchange, request: CompletionRequest, arrived: float) -> None:
+        """Completes each prompt. Raises ApiError 400, 429 or 503."""
         checks.check_completion(request)
         state = self.state
         text = state.frontend()
@@ -99,6 +100,7 @@ class ChoiceShaper:
         return shown + delta.text
 
     def logprobs(self) -> CompletionLogprobs | None:
+        """A record for a choice's log probabilities, or None where none were asked for."""
         if self._request.logprobs is None:
             return None
         return CompletionLogprobs(self._text.tokenizer)
@@ -157,6 +159,7 @@ class CompletionEvents:
         self._shaper = shaper
 
     def event(self, delta: Delta) -> bytes:
+        """The chunk that a delta makes, or b"" where it has nothing to show."""
         into = self._shaper.logprobs()
         text = self._shaper.shape(delta, into)
         if not text and not delta.finish_reason and (into is None or not into.tokens):
@@ -177,4 +180,5 @@ class CompletionEvents:
         )
 
     def last(self) -> bytes:
+        """What follows the choices' last chunks: usage where it was asked for, and [DONE]."""
         return self._frame.last()

@@ -25,6 +25,9 @@ class JsonEndpoint:
         self.state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads and decodes the body, then answers until the client is gone. Raises ApiError,
+        ClientGone.
+        """
         arrived = time.perf_counter()
         exchange: Exchange = scope["minisgl.exchange"]
         args = self.state.args

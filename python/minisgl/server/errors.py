@@ -62,6 +62,7 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: a request that no repetition makes acceptable. `param` is the field at fault."""
     return ApiError(400, message, param=param, code=code)
 
 
@@ -89,10 +90,12 @@ def too_long(
 
 
 def too_large(message: str) -> ApiError:
+    """413: a body of too many bytes or values."""
     return ApiError(413, message, code="request_too_large")
 
 
 def unauthorized() -> ApiError:
+    """401: the API key is missing or another one."""
     return ApiError(
         401,
         "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY'.",
@@ -103,6 +106,7 @@ def unauthorized() -> ApiError:
 
 
 def model_not_found(name: str) -> ApiError:
+    """404: the request names a model that isn't served."""
     shown = name if len(name) <= 200 else name[:200] + "..."
     return ApiError(
         404, f"The model {shown!r} does not exist.", param="model", code="model_not_found"
@@ -110,6 +114,7 @@ def model_not_found(name: str) -> ApiError:
 
 
 def busy() -> ApiError:
+    """429, when as many requests are live as may run and wait (--max-running, --max-waiting)."""
     return ApiError(
         429,
         "The request queue is full. Try again later.",
@@ -120,10 +125,13 @@ def busy() -> ApiError:
 
 
 def overloaded(limit: int) -> ApiError:
+    """503, when the bodies that are arriving have `limit` bytes together
+    (--max-all-bodies-bytes).
+    """
     return ApiError(
         503,
-        f"The request bodies that are arriving have {limit} bytes together, and no more are taken. "
-        "Try again later.",
+        "The server is receiving as many bytes of request bodies as it may "
+        f"(limit {limit}). Try again later.",
         type="service_unavailable",
         code="overloaded",
         headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
@@ -139,6 +147,7 @@ _UNAVAILABLE = {
 
 
 def unavailable(state: str) -> ApiError:
+    """503, when the client's `state` isn't "ready", or the tokenizer isn't loaded."""
     return ApiError(
         503,
         _UNAVAILABLE.get(state, "The server is not ready. Try again later."),
@@ -184,7 +193,7 @@ def from_exception(error: Exception, request_id: str) -> ApiError:
     logger.error("request %s failed", request_id, exc_info=error)
     return ApiError(
         500,
-        f"The server had an error. Its log names this request {request_id}.",
+        f"The server had an internal error. Its log has it under the request id {request_id}.",
         type="server_error",
         code="internal_error",
     )
@@ -219,5 +228,5 @@ def undecodable(error: Exception) -> ApiError:
             return bad_request(sentence.format(name), param=name, code=code)
     what = what.replace("`", "'")
     if not path:
-        return bad_request(f"The request body is not what is expected: {what}.")
+        return bad_request(f"The request body has the wrong form: {what}.")
     return bad_request(f"Invalid value for '{path}': {what}.", param=path, code="invalid_value")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from minisgl.engine.api import EngineBusy, EngineUnavailable
+from minisgl.sampling_params import ParameterError
 from minisgl.server import errors
 from minisgl.server.metrics import Metrics
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
@@ -73,7 +74,7 @@ class Choice:
         self._text_length = 0  # characters given out
         self._detokenizer = detokenizer
         self._offsets = (
-            offsets  # the same text without regard to stop strings; None: no logprobs wanted
+            offsets  # the same text without regard to stop strings; None: without logprobs
         )
         self._offset = 0
         self._held: list[TokenEntry] = []  # their text isn't out yet
@@ -159,6 +160,7 @@ class Generation:
 
     @property
     def num_generated_tokens(self) -> int:
+        """Tokens of all choices so far, stop tokens included."""
         return sum(choice.num_tokens for choice in self._choices)
 
     @property
@@ -202,8 +204,8 @@ class Generation:
                 raise errors.busy() from None
             except EngineUnavailable:
                 raise errors.unavailable(self._client.state) from None
-            except ValueError as error:  # says what was wrong with the request
-                raise errors.bad_request(str(error)) from None
+            except ParameterError as error:
+                raise errors.bad_request(str(error), param=error.parameter) from None
             choice = Choice(
                 len(self._choices),
                 stream,

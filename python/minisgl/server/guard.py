@@ -35,6 +35,7 @@ class Guard:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, whatever happens meanwhile, and counts it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -76,7 +77,7 @@ def _check_framing(scope: Scope) -> None:
     if scope["http_version"] not in ("1.0", "1.1"):
         raise ApiError(
             505,
-            "This server speaks HTTP/1.1.",
+            "This HTTP version is not supported. The server speaks HTTP/1.0 and HTTP/1.1.",
             code="http_version_not_supported",
             headers={"Connection": "close"},
         )
@@ -85,7 +86,7 @@ def _check_framing(scope: Scope) -> None:
         # Two answers to the question where the body ends: request smuggling lives on that.
         raise ApiError(
             400,
-            "Content-Length and Transfer-Encoding may not come together.",
+            "A request must not have both Content-Length and Transfer-Encoding.",
             headers={"Connection": "close"},
         )
 
@@ -107,7 +108,7 @@ async def routing_error(request: Request, error: Exception) -> NoReturn:
 
 
 class Protected:
-    """An endpoint that wants the API key. It wraps what the router has chosen, so no spelling of a
+    """An endpoint that needs the API key. It wraps what the router has chosen, so no spelling of a
     path gets around it.
     """
 
@@ -116,6 +117,7 @@ class Protected:
         self._expected = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on. Raises ApiError 401 without the key."""
         if self._expected is not None and not self._allowed(scope, self._expected):
             raise unauthorized()
         await self.app(scope, receive, send)

@@ -57,6 +57,7 @@ class Exchange:
         self._headers = [(b"x-request-id", request_id.encode())]
 
     async def receive(self) -> Message:
+        """The next ASGI message of the client's; notes the body's end and the client's."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self.gone = True
@@ -65,6 +66,7 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        """Sends an ASGI message of the answer, whose head gets the request's id."""
         if message["type"] == "http.response.start":
             self.response_started = True
             self.status = message["status"]
@@ -177,7 +179,7 @@ async def _collect(receive: Receive, room: BodyRoom, max_bytes: int) -> bytes:
 
 
 def _body_too_large(max_bytes: int) -> ApiError:
-    return too_large(f"The request body is larger than {max_bytes} bytes.")
+    return too_large(f"The request body is too large (limit {max_bytes} bytes).")
 
 
 def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
@@ -208,10 +210,12 @@ async def send_json(
 
 
 async def send_error(send: Send, error: ApiError) -> None:
+    """A whole response with the error's status and body."""
     await send_json(send, error.body(), status=error.status, headers=error.headers)
 
 
 async def start_events(send: Send) -> None:
+    """The head of an event stream."""
     await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
 
 

@@ -57,6 +57,7 @@ class Http1Protocol(H11Protocol):
     _chunked = False  # the response under way has a body in chunks
 
     async def handle(self, event: Event) -> None:
+        """Takes what the connection read, or its end."""
         if isinstance(event, Closed):
             self.client_closed = True
             self._stop_head_timer()
@@ -76,6 +77,7 @@ class Http1Protocol(H11Protocol):
             self.stream.scope["extensions"][CHUNK_EXTENSION] = {"send": self._send_chunk}
 
     async def stream_send(self, event: StreamEvent) -> None:
+        """Writes a part of the response."""
         if isinstance(event, Response):
             self._chunked = (
                 isinstance(self.connection, h11.Connection)
@@ -125,7 +127,9 @@ def bind_socket(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise ListenError(f"the host {host!r} is no address and no known name: {error}") from error
+        raise ListenError(
+            f"--host {host!r} is neither an address nor a known name: {error}"
+        ) from error
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -154,10 +158,10 @@ def _listen_error(host: str, port: int, error: OSError) -> ListenError:
             "with --port"
         )
     if error.errno == errno.EACCES:
-        return ListenError(f"port {port} isn't open to this user: choose another with --port")
+        return ListenError(f"this user may not listen on port {port}: choose another with --port")
     if error.errno == errno.EADDRNOTAVAIL:
         return ListenError(f"{host} is not an address of this machine: choose another with --host")
-    return ListenError(f"can't listen on port {port} of {host}: {error.strerror}")
+    return ListenError(f"minisgl can't listen on port {port} of {host}: {error.strerror}")
 
 
 def url_of(listener: socket.socket) -> str:

@@ -15,6 +15,7 @@ LOWEST = -9999.0  # JSON has no -Infinity
 
 
 def finite(logprob: float) -> float:
+    """The log probability, or LOWEST where it is less: JSON has no -Infinity."""
     return max(logprob, LOWEST)
 
 
@@ -32,6 +33,7 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenEntry]) -> dict[s
     """{"content": [{token, logprob, bytes, top_logprobs}]}"""
 
     def shown(token_id: int, logprob: float) -> dict[str, Any]:
+        """The object of the answer: OpenAI's lists, one entry per token."""
         data = tokenizer.token_bytes(token_id)
         return {"token": token_text(data), "logprob": finite(logprob), "bytes": list(data)}
 
@@ -91,6 +93,7 @@ class CompletionLogprobs:
         self.top_logprobs.append(alternatives)
 
     def shown(self) -> dict[str, Any]:
+        """The object of the answer: OpenAI's lists, one entry per token."""
         return {
             "tokens": self.tokens,
             "token_logprobs": self.token_logprobs,

@@ -55,6 +55,7 @@ class Histogram:
 
     @property
     def sum(self) -> float:
+        """Of all observations."""
         return self._sum
 
     def buckets(self) -> list[tuple[str, float]]:
@@ -137,10 +138,14 @@ class _Families(Collector):
         used = stats.pages_total - stats.pages_free
         for name, text, value in (
             ("num_requests_running", "Requests in the engine's batch.", stats.num_running),
-            ("num_requests_waiting", "Requests that wait for the batch.", stats.num_waiting),
+            (
+                "num_requests_waiting",
+                "Requests that wait to get into the batch.",
+                stats.num_waiting,
+            ),
             (
                 "kv_cache_usage_perc",
-                "Used part of the KV cache, 1 is all.",
+                "Share of the KV cache that is in use, 0 to 1.",
                 used / (stats.pages_total or 1),
             ),
         ):
@@ -152,8 +157,12 @@ class _Families(Collector):
         metrics, preemptions = self._metrics, self._figures.stats.num_preemptions
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens of requests that were served.", metrics.prompt_tokens),
-            ("generation_tokens", "Tokens generated.", metrics.generation_tokens),
-            ("num_preemptions", "Requests put back for want of KV pages.", preemptions),
+            ("generation_tokens", "Tokens that were generated.", metrics.generation_tokens),
+            (
+                "num_preemptions",
+                "Times that a request was put back because there were no free KV pages.",
+                preemptions,
+            ),
         ):
             counter = CounterMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
             counter.add_metric([self._model_name], value)
@@ -172,34 +181,38 @@ class _Families(Collector):
         for name, text, histogram in (
             (
                 "time_to_first_token_seconds",
-                "From the request's arrival.",
+                "Time from a request's arrival to its first token.",
                 metrics.time_to_first_token,
             ),
             (
                 "inter_token_latency_seconds",
-                "Between tokens of a request.",
+                "Time between two tokens of a request.",
                 metrics.inter_token_latency,
             ),
             (
                 "e2e_request_latency_seconds",
-                "From arrival to the end.",
+                "Time from a request's arrival to its end.",
                 metrics.e2e_request_latency,
             ),
             (
                 "request_queue_time_seconds",
-                "Waiting for the first step.",
+                "Time that a request waited for its first step.",
                 metrics.request_queue_time,
             ),
             (
                 "request_prefill_time_seconds",
-                "First step to first token.",
+                "Time from a request's first step to its first token.",
                 metrics.request_prefill_time,
             ),
-            ("request_decode_time_seconds", "First token to the end.", metrics.request_decode_time),
+            (
+                "request_decode_time_seconds",
+                "Time from a request's first token to its end.",
+                metrics.request_decode_time,
+            ),
             ("request_prompt_tokens", "Prompt tokens of a request.", metrics.request_prompt_tokens),
             (
                 "request_generation_tokens",
-                "Tokens made for a request.",
+                "Tokens that were generated for a request.",
                 metrics.request_generation_tokens,
             ),
         ):

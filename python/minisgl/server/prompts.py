@@ -27,10 +27,11 @@ async def encode_prompts(
     ApiError 400.
     """
     given = separate_prompts(request)
-    if len(given) * (request.n or 1) > MAX_CHOICES:
+    num_choices = len(given) * (request.n or 1)
+    if num_choices > MAX_CHOICES:
         raise bad_request(
-            f"At most {MAX_CHOICES} choices (prompts times n) are possible in a request, "
-            f"got {len(given) * (request.n or 1)}.",
+            f"The request has too many choices, prompts times n ({num_choices}; "
+            f"limit {MAX_CHOICES}).",
             param="prompt",
         )
     add_special_tokens = request.add_special_tokens is not False

@@ -42,7 +42,7 @@ def log_request(answered: Answered) -> None:
     if (generation := answered.generation) is not None:
         fields["prompt_tokens"] = generation.num_prompt_tokens
         fields["generated_tokens"] = generation.num_generated_tokens
-        parts.append(f"{generation.num_prompt_tokens} prompt tokens")
+        parts.append(_count(generation.num_prompt_tokens, "prompt token"))
         for name, text, seconds in (
             ("queued_s", "queued {} s", generation.queued_seconds),
             ("first_token_s", "first token after {} s", generation.first_token_seconds),
@@ -50,9 +50,13 @@ def log_request(answered: Answered) -> None:
             if seconds is not None:
                 fields[name] = round(seconds, 6)
                 parts.append(text.format(f"{seconds:.4f}"))
-        parts.append(f"{generation.num_generated_tokens} tokens")
+        parts.append(_count(generation.num_generated_tokens, "token"))
         reason = reason or ", ".join(generation.finish_reasons)
     fields["end_s"] = round(answered.seconds, 6)
     fields["reason"] = reason or "answered"
     parts.append(f"ended after {answered.seconds:.4f} s: {fields['reason']}")
     logger.debug("request %s: %s", answered.request_id, ", ".join(parts), extra={"fields": fields})
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

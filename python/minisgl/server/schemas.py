@@ -36,6 +36,8 @@ TemplateArguments = Annotated[dict[Name, Any], Meta(max_length=64)]
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the events of a stream carry."""
+
     include_usage: bool | None = None  # one more event with the whole request's usage
     continuous_usage_stats: bool | None = None  # usage so far in every event
     include_obfuscation: bool | None = None  # OpenAI's padding; has no effect here
@@ -84,6 +86,8 @@ class TextPart(msgspec.Struct):
 
 
 class FunctionCall(msgspec.Struct, forbid_unknown_fields=True):
+    """The function that a call of the history names, with its arguments."""
+
     name: Name
     arguments: str  # JSON
 
@@ -98,6 +102,8 @@ class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A message of the conversation."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Meta(max_length=1024)] | None = None
     name: Name | None = None
@@ -113,10 +119,14 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
+    """The form of the answer; only "text" is supported."""
+
     type: Name
 
 
 class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/chat/completions."""
+
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
@@ -151,6 +161,8 @@ Prompt = str | list[str | TokenId | list[TokenId]]
 
 
 class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/completions."""
+
     prompt: Prompt
     max_tokens: Count | None = None
     echo: bool | None = None
@@ -173,6 +185,8 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /detokenize."""
+
     tokens: list[TokenId]
     model: Name | None = None
     skip_special_tokens: bool | None = None

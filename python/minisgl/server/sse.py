@@ -1,5 +1,5 @@
-"""Server-sent events of a generation: what stays the same is encoded once a stream, what changes
-once an event.
+"""Server-sent events of a generation: what stays the same is encoded once per stream, what changes
+once per event.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ encode_json = msgspec.json.Encoder().encode
 class Events(Protocol):
     """Makes the events of one kind of stream."""
 
-    def event(self, delta: Delta) -> bytes: ...
+    def event(self, delta: Delta) -> bytes:
+        """The events that a delta makes, or b"" where it has nothing to show."""
+        ...
 
-    def last(self) -> bytes: ...
+    def last(self) -> bytes:
+        """What follows the last delta's events: usage where it was asked for, and [DONE]."""
+        ...
 
 
 class EventFrame:
@@ -46,6 +50,7 @@ class EventFrame:
 
     @property
     def tail(self) -> bytes:
+        """What stands after a choice in each event."""
         if not self._continuous:
             return self._tail
         return b'}],"usage":' + encode_json(usage(self._generation)) + b"}\n\n"

@@ -23,9 +23,12 @@ class Tokenize(JsonEndpoint):
     decoder = msgspec.json.Decoder(TokenizeRequest)
 
     async def answer(self, exchange: Exchange, request: TokenizeRequest, arrived: float) -> None:
+        """Raises ApiError 400 or 503."""
         text = self.state.frontend()
         if (request.prompt is None) == (request.messages is None):
-            raise bad_request("Either 'prompt' or 'messages' is needed.", param="prompt")
+            raise bad_request(
+                "Exactly one of 'prompt' and 'messages' must be given.", param="prompt"
+            )
         if request.messages is not None:
             ids = await encode_messages(text, request, request.messages)
         else:
@@ -52,6 +55,7 @@ class Detokenize(JsonEndpoint):
     decoder = msgspec.json.Decoder(DetokenizeRequest)
 
     async def answer(self, exchange: Exchange, request: DetokenizeRequest, arrived: float) -> None:
+        """Raises ApiError 400 or 503."""
         text = self.state.frontend()
         vocab_size = self.state.client.info.vocab_size
         highest = max(request.tokens, default=0)

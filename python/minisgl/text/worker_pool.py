@@ -11,6 +11,7 @@ from typing import Any
 
 from minisgl.ipc.messages import Failed, Shutdown
 from minisgl.ipc.process import ChildProcess, describe_exit, python_command
+from minisgl.tasks import background
 from minisgl.text.messages import (
     Encoded,
     FromText,
@@ -122,7 +123,9 @@ class WorkerClient:
     async def start(self) -> None:
         """Starts the process and waits until it has loaded. Raises WorkerStartError."""
         await self._start_process()
-        self._supervisor = asyncio.create_task(self._supervise())
+        self._supervisor = background(
+            self._supervise(), f"the supervisor of {self._name}", lambda reason: self._end()
+        )
 
     async def close(self) -> None:
         """Ends the process. Idempotent."""

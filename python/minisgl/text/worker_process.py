@@ -15,6 +15,7 @@ from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import Alive, Failed, Shutdown
 from minisgl.ipc.queues import ZmqAsyncPushQueue
 from minisgl.model_files.files import ModelError
+from minisgl.tasks import background
 from minisgl.text.messages import (
     ALIVE_SECONDS,
     CloseText,
@@ -40,7 +41,7 @@ async def main(link: ParentLink[ToText]) -> int:
     options = await link.inbox.get()
     if not isinstance(options, TextOptions):
         raise TypeError(f"expected the options first, got {type(options).__name__}")
-    pulse = asyncio.create_task(_show_life(link.outbox))
+    pulse = background(_show_life(link.outbox), "the signs of life")
     try:
         return await _serve(link, options)
     finally:

@@ -50,7 +50,7 @@ class ChatTemplate:
     """`sources`: template text by name; "default" is used, or "tool_use" for tools where it exists.
 
     `special_tokens` are what templates call bos_token, eos_token and so on. Templates come from the
-    model or whoever runs the server, never from a request. ModelError when one doesn't compile.
+    model or the server's operator, never from a request. ModelError when one doesn't compile.
     """
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:

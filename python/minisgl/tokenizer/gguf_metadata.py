@@ -54,16 +54,16 @@ class _Reader:
             raise ValueError("it doesn't begin with GGUF")
         version = self._u32()
         if version not in (2, 3):
-            raise ValueError(f"version {version} is not supported, 2 and 3 are")
+            raise ValueError(f"version {version} is not supported (2 and 3 are)")
         self._u64()  # number of tensors
         num_keys = self._u64()
         if num_keys > _MAX_KEYS:
-            raise ValueError(f"it claims {num_keys} metadata keys, at most {_MAX_KEYS} are allowed")
+            raise ValueError(f"it has too many metadata keys ({num_keys}; limit {_MAX_KEYS})")
         metadata: Metadata = {}
         for _ in range(num_keys):
             key = self._string(_MAX_KEY_BYTES)
             if key in metadata:
-                raise ValueError(f"the metadata key {key!r} stands twice")
+                raise ValueError(f"the metadata key {key!r} appears twice")
             metadata[key] = self._value(self._u32(), 0)
         return metadata
 
@@ -87,7 +87,7 @@ class _Reader:
     def _string(self, max_bytes: int | None = None) -> str:
         length = self._u64()
         if max_bytes is not None and length > max_bytes:
-            raise ValueError(f"a key of {length} bytes is longer than {max_bytes}")
+            raise ValueError(f"a key is too long ({length} bytes; limit {max_bytes})")
         return self._take(length).decode()
 
     def _value(self, type_id: int, depth: int) -> Any:
@@ -104,7 +104,8 @@ class _Reader:
         item_type, count = self._u32(), self._u64()
         if count > _MAX_ARRAY_ITEMS or depth >= _MAX_DEPTH:
             raise ValueError(
-                f"an array of {count} items, {depth + 1} deep, is past what is allowed"
+                f"an array is too large ({count} items, {depth + 1} deep; limits "
+                f"{_MAX_ARRAY_ITEMS} and {_MAX_DEPTH})"
             )
         if item_type == _STRING:
             return self._strings(count)

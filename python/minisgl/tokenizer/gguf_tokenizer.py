@@ -34,6 +34,9 @@ def load_gguf(path: Path, *, chat_template: str | None = None) -> Tokenizer:
 
 
 def tokenizer_from_metadata(metadata: Metadata, *, chat_template: str | None = None) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata describe. `chat_template` replaces the file's own.
+    Raises ModelError.
+    """
     vocabulary = _Vocabulary(metadata)
     kind = _get(metadata, "tokenizer.ggml.model", str, "")
     if kind == "gpt2":
@@ -41,7 +44,9 @@ def tokenizer_from_metadata(metadata: Metadata, *, chat_template: str | None = N
     elif kind == "llama":
         backend = _sentencepiece_bpe(metadata, vocabulary)
     else:
-        raise ModelError(f"tokenizer model {kind[:80]!r} is not supported, 'gpt2' and 'llama' are.")
+        raise ModelError(
+            f"tokenizer model {kind[:80]!r} is not supported ('gpt2' and 'llama' are)."
+        )
     _mark_added_tokens(backend, vocabulary)
     template = chat_template or _get(metadata, "tokenizer.chat_template", str, "")
     return Tokenizer(
@@ -77,7 +82,9 @@ class _Vocabulary:
         if token_id == -1 or token_id == 2**32 - 1:
             return None
         if not 0 <= token_id < len(self.tokens):
-            raise ModelError(f"{key} is {token_id}, the vocabulary has {len(self.tokens)} tokens.")
+            raise ModelError(
+                f"{key} is {token_id}, but the vocabulary has {len(self.tokens)} tokens."
+            )
         return token_id
 
     def named_tokens(self) -> dict[str, str]:
@@ -216,7 +223,7 @@ def _add_template(
 def _get(metadata: Metadata, key: str, kind: type[T], default: T) -> T:
     value = metadata.get(key, default)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ModelError(f"{key} must be of type {kind.__name__}, the file has {value!r:.80}.")
+        raise ModelError(f"{key} must be of type {kind.__name__}, got {value!r:.80}.")
     return value
 
 

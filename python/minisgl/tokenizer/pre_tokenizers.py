@@ -35,6 +35,7 @@ class PreTokenization:
     add_bos: bool = False  # where the file doesn't say
 
     def build(self, *, add_prefix_space: bool) -> PreTokenizer:
+        """The pre-tokenizer of the `tokenizers` library."""
         from tokenizers import Regex, pre_tokenizers
 
         if self.pattern is None:

@@ -34,6 +34,7 @@ class DecoderKind:
     strips_first_space: bool = False  # the text's first space was put there by the encoder
 
     def bytes_of(self, token: str) -> bytes:
+        """The bytes of a token as the vocabulary writes it."""
         if self.byte_level:
             try:
                 return bytes([_BYTE_LEVEL[character] for character in token])

@@ -63,10 +63,12 @@ class Tokenizer:
         return self._all_bytes[token_id]
 
     def byte_table(self, skip_special_tokens: bool) -> TokenBytes:
+        """The bytes of each token id; special tokens have none with `skip_special_tokens`."""
         return self._text_bytes if skip_special_tokens else self._all_bytes
 
     @property
     def has_chat_template(self) -> bool:
+        """Whether render_chat() can be called."""
         return self.chat_template is not None
 
     def render_chat(

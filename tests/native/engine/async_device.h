@@ -19,7 +19,7 @@
 
 namespace minisgl::testing_support {
 
-class AsyncDevice : public Ops {
+class AsyncDevice : public Device {
  public:
   // When a step's work is done: as soon as the thread comes to it, after a while, or only when somebody waits for it.
   enum class Pace { at_once, dawdling, when_waited_for };
@@ -61,7 +61,7 @@ class AsyncDevice : public Ops {
     untaken_.push_back(step_);
     most_in_flight_ = std::max(most_in_flight_, static_cast<int>(untaken_.size()));
   }
-  void sample(Tensor logits) override {
+  void sample(OutputTensor logits) override {
     push([this, step = step_, logits] {
       inner_->begin_step(step->batch, step->queries);
       inner_->run_step([&] { inner_->sample(logits); });
@@ -104,7 +104,7 @@ class AsyncDevice : public Ops {
   }
   DeviceBuffer allocate(std::size_t bytes) override { return inner_->allocate(bytes); }
 
-  // The fake model wants none of these.
+  // The fake model needs none of these.
   void upload(std::span<const std::byte>, std::byte*) override { unwanted(); }
   void copy(const std::byte*, std::size_t, std::byte*) override { unwanted(); }
   void download(const std::byte*, std::span<std::byte>) override { unwanted(); }
@@ -113,18 +113,19 @@ class AsyncDevice : public Ops {
   }
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t, std::int64_t) override { unwanted(); }
   std::unique_ptr<const Linear> make_linear(std::vector<Projection>) override { unwanted(); }
-  void embed(const Matrix&, std::int64_t, Tensor) override { unwanted(); }
-  void rms_norm(Tensor, const float*, float, Tensor) override { unwanted(); }
-  void reduce_add_rms_norm(Tensor, Tensor, const float*, float, Tensor) override { unwanted(); }
-  void linear(const Linear&, Tensor, Tensor) override { unwanted(); }
-  void gated_linear(const Linear&, Tensor, Tensor, Tensor) override { unwanted(); }
-  void store_heads(Tensor, const HeadShape&, const HeadTransform&, const ops::KvLayer&) override { unwanted(); }
-  void paged_attention(Tensor, const HeadShape&, const ops::KvLayer&, float, std::int32_t, Tensor) override {
+  void embed(const Matrix&, std::int64_t, OutputTensor) override { unwanted(); }
+  LinearInput rms_norm(Tensor, const Norm&, OutputTensor) override { unwanted(); }
+  LinearInput reduce_add_rms_norm(OutputTensor, OutputTensor, const Norm&, OutputTensor) override { unwanted(); }
+  void linear(const Linear&, const LinearInput&, OutputTensor) override { unwanted(); }
+  LinearInput gated_linear(const Linear&, const LinearInput&, OutputTensor, OutputTensor) override { unwanted(); }
+  Tensor plain_rows(LinearInput&) override { unwanted(); }
+  void store_heads(OutputTensor, const HeadShape&, const HeadTransform&, const ops::KvLayer&) override { unwanted(); }
+  void paged_attention(Tensor, const HeadShape&, const ops::KvLayer&, float, std::int32_t, OutputTensor) override {
     unwanted();
   }
-  void gather_logit_rows(Tensor, Tensor) override { unwanted(); }
-  void sum_over_ranks(Tensor) override { unwanted(); }
-  void gather_columns(Tensor, Tensor, Tensor) override { unwanted(); }
+  void gather_logit_rows(Tensor, OutputTensor) override { unwanted(); }
+  void sum_over_ranks(OutputTensor) override { unwanted(); }
+  void gather_columns(Tensor, OutputTensor, OutputTensor) override { unwanted(); }
 
  private:
   // Copies of all that the caller may change or destroy once it was handed over.
@@ -143,9 +144,12 @@ class AsyncDevice : public Ops {
       }
       for (LogitQuery& query : queries) {
         query.params = &params.emplace_back(*query.params);
-        const auto& tokens_of_query = banned.emplace_back(query.banned.begin(), query.banned.end());
-        query.banned = tokens_of_query;
-        if (query.seen != nullptr) query.seen = static_cast<Seen*>(query.seen)->inner.get();
+        LogitProcessors& processors = query.processors;
+        processors.bias = biases.emplace_back(processors.bias.begin(), processors.bias.end());
+        processors.banned = banned.emplace_back(processors.banned.begin(), processors.banned.end());
+        processors.mask = masks.emplace_back(processors.mask.begin(), processors.mask.end());
+        SeenTokens*& seen = processors.penalties.seen;
+        if (seen != nullptr) seen = static_cast<Seen*>(seen)->inner.get();
       }
       batch = {tokens, positions, sequences, logit_rows, from.page_size};
     }
@@ -154,6 +158,8 @@ class AsyncDevice : public Ops {
     std::vector<std::int32_t> tokens, positions, logit_rows;
     std::vector<ops::SequenceRows> sequences;
     std::deque<std::vector<std::int32_t>> tables, banned;
+    std::deque<std::vector<TokenBias>> biases;
+    std::deque<std::vector<std::uint32_t>> masks;
     std::deque<SamplingParams> params;
     std::vector<LogitQuery> queries;
     StepBatch batch{};
@@ -222,8 +228,8 @@ class AsyncDevice : public Ops {
   }
 
   const Pace pace_;
-  const std::unique_ptr<Ops> inner_ = make_cpu_ops(1);  // of the worker, but for what allocates
-  std::shared_ptr<Step> step_;                          // the step at hand
+  const std::unique_ptr<Device> inner_ = make_cpu_device(1);  // of the worker, but for what allocates
+  std::shared_ptr<Step> step_;                                // the step at hand
   int most_in_flight_ = 0;
 
   std::mutex mutex_;  // guards all below

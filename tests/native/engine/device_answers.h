@@ -51,7 +51,7 @@ inline EngineConfig small_device_options(bool graphs = false) {
 }
 
 // Everything that an engine on `device` says. `followers`: the other ranks of the device's communicator.
-inline Answers answers_of(std::unique_ptr<Ops> device, const std::vector<Request>& requests,
+inline Answers answers_of(std::unique_ptr<Device> device, const std::vector<Request>& requests,
                           const EngineConfig& options, PlanSenders followers = {}) {
   auto model = minisgl::testing::load(small_qwen3(), *device);
   Engine engine(std::move(model), std::move(device), options, std::move(followers));

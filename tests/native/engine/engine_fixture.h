@@ -42,7 +42,7 @@ class TestEngine {
   explicit TestEngine(const EngineConfig& options = small_options(), int num_threads = 2,
                       std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec(),
                       PlanSenders followers = {})
-      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_ops(num_threads), options,
+      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_device(num_threads), options,
                std::move(followers)) {}
 
   // On a device that runs ahead.
@@ -113,7 +113,7 @@ class TestEngine {
  private:
   TestEngine(AsyncDevice* device, const EngineConfig& options, std::function<void(const StepBatch&)> on_forward,
              PlanSenders followers)
-      : engine(make_model_on(*device, std::move(on_forward)), std::unique_ptr<Ops>(device), options,
+      : engine(make_model_on(*device, std::move(on_forward)), std::unique_ptr<Device>(device), options,
                std::move(followers)) {}
 };
 

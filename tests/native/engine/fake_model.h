@@ -13,6 +13,7 @@
 #include "engine/engine.h"
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/sampling.h"
+#include "kernels/cpu/seen_tokens.h"
 #include "models/model.h"
 
 namespace minisgl::testing_support {
@@ -130,15 +131,18 @@ inline ReferenceOutput reference_generate(const Request& request, const ModelSpe
   ReferenceOutput output;
   std::vector<std::int32_t> tokens = request.prompt, stops = request.stop_token_ids;
   if (!request.ignore_eos) stops.insert(stops.end(), spec.eos_token_ids.begin(), spec.eos_token_ids.end());
-  TokenCounts counts{.in_prompt = std::vector<std::uint8_t>(spec.vocab_size),
-                     .in_output = std::vector<std::uint32_t>(spec.vocab_size)};
-  for (const std::int32_t token : request.prompt) counts.in_prompt[token] = 1;
+  CpuSeenTokens seen(spec.vocab_size, true);
+  seen.add_prompt(request.prompt);
+  const SamplingParams& params = request.sampling;
+  LogitProcessors processors{
+      .bias = params.logit_bias,
+      .penalties = {params.repetition_penalty, params.presence_penalty, params.frequency_penalty, &seen}};
   SampleScratch scratch;
   for (std::int64_t i = 0; i < request.max_tokens; ++i) {
     std::vector<float> logits = reference_logits(tokens, spec.vocab_size);
-    const auto banned = i < request.min_tokens ? std::span<const std::int32_t>(stops) : std::span<const std::int32_t>();
-    const std::int32_t token = sample(logits, request.sampling, counts, banned, i, scratch);
-    ++counts.in_output[token];
+    processors.banned = i < request.min_tokens ? std::span(std::as_const(stops)) : std::span<const std::int32_t>();
+    const std::int32_t token = sample(logits, params, processors, i, scratch);
+    seen.add_output({&token, 1});
     tokens.push_back(token);
     output.tokens.push_back(token);
     if (std::find(stops.begin(), stops.end(), token) != stops.end()) {

@@ -27,15 +27,15 @@ ModelSpec small_spec() {
   return spec;
 }
 
-const Ops& cpu() {
-  static const std::unique_ptr<Ops> device = make_cpu_ops(1);
+const Device& cpu() {
+  static const std::unique_ptr<Device> device = make_cpu_device(1);
   return *device;
 }
 
 // A decoder as far as memory goes.
 class SizedModel final : public Model {
  public:
-  SizedModel(ModelSpec spec, DType weight_dtype, const Ops& device)
+  SizedModel(ModelSpec spec, DType weight_dtype, const Device& device)
       : spec_(std::move(spec)),
         weight_dtype_(weight_dtype),
         workspace_(spec_, shard_of(spec_, device.num_ranks()), device.num_ranks(), device.activation_dtype()) {}

@@ -13,9 +13,9 @@ namespace {
 TEST(DeviceEngine, TheGpuSaysWhatTheCpuSays) {
   MINISGL_SKIP_WITHOUT(DeviceKind::cuda);
   const auto requests = many_requests();
-  const auto expected = answers_of(make_cpu_ops(2), requests, small_device_options());
-  const auto eager = answers_of(make_cuda_ops(0, 2), requests, small_device_options());
-  const auto replayed = answers_of(make_cuda_ops(0, 2), requests, small_device_options(true));
+  const auto expected = answers_of(make_cpu_device(2), requests, small_device_options());
+  const auto eager = answers_of(make_cuda_device(0, 2), requests, small_device_options());
+  const auto replayed = answers_of(make_cuda_device(0, 2), requests, small_device_options(true));
   const int eager_whole = compare(eager, expected, requests), replayed_whole = compare(replayed, expected, requests);
   std::printf("of %zu answers equal to the CPU's: %d without graphs, %d with\n", requests.size(), eager_whole,
               replayed_whole);

@@ -56,7 +56,7 @@ std::vector<Request> random_requests(int count) {
   return requests;
 }
 
-std::unique_ptr<Engine> make_engine(std::unique_ptr<Ops> device) {
+std::unique_ptr<Engine> make_engine(std::unique_ptr<Device> device) {
   EngineConfig options = small_device_options(true);
   options.num_pages = 33;  // one more than the longest request takes
   auto model = minisgl::testing::load(small_qwen3(kVocab), *device);
@@ -66,7 +66,7 @@ std::unique_ptr<Engine> make_engine(std::unique_ptr<Ops> device) {
 class Session {
  public:
   explicit Session(DeviceKind kind)
-      : engine_(make_engine(kind == DeviceKind::cuda ? make_cuda_ops(0, 2) : make_cpu_ops(1))) {
+      : engine_(make_engine(kind == DeviceKind::cuda ? make_cuda_device(0, 2) : make_cpu_device(1))) {
     engine_->start();
   }
   Engine& engine() { return *engine_; }

@@ -12,7 +12,7 @@ namespace {
 // A rank with a fake model and pages of 4.
 struct FakeRank {
   FakeModel model;
-  std::unique_ptr<Ops> device = make_cpu_ops(1);
+  std::unique_ptr<Device> device = make_cpu_device(1);
   Executor executor{model, *device, KvCache(*device, fake_spec(), DType::f32, 8, 4)};
 
   std::vector<TokenOutput> run(const StepPlan& plan) {

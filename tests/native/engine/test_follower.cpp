@@ -56,7 +56,7 @@ class Group {
         followers.push_back(std::make_unique<Follower>(std::move(model), std::move(device), options, std::move(plans)));
       } else {
         followers.push_back(std::make_unique<Follower>(std::make_unique<FakeModel>(fake_spec(), std::move(recorder)),
-                                                       make_cpu_ops(1), options, std::move(plans)));
+                                                       make_cpu_device(1), options, std::move(plans)));
       }
       followers.back()->start();
     }
@@ -125,7 +125,7 @@ TEST(Follower, AnyInterleavingGivesAllRanksTheSameBatches) {
 TEST(Follower, StopsWhileItWaits) {
   Log log;
   const FileDescriptor memory = ring_memory(1000);
-  Follower follower(std::make_unique<FakeModel>(fake_spec(), log.recorder()), make_cpu_ops(1), small_options(),
+  Follower follower(std::make_unique<FakeModel>(fake_spec(), log.recorder()), make_cpu_device(1), small_options(),
                     open_ring_receiver(memory.get(), 1, ring_of(2)));
   follower.start();
   follower.stop();
@@ -136,7 +136,7 @@ TEST(Follower, StopsWhileItWaits) {
 TEST(Follower, SaysWhatItDiedOf) {
   const FileDescriptor memory = ring_memory(1 << 16);
   const auto fail = [](const StepBatch&) { throw std::runtime_error("the device is gone"); };
-  Follower follower(std::make_unique<FakeModel>(fake_spec(), fail), make_cpu_ops(1), small_options(),
+  Follower follower(std::make_unique<FakeModel>(fake_spec(), fail), make_cpu_device(1), small_options(),
                     open_ring_receiver(memory.get(), 1, ring_of(2)));
   follower.start();
   PlanSenders senders;
@@ -150,7 +150,7 @@ TEST(Follower, SaysWhatItDiedOf) {
 
 TEST(Follower, GarbageEndsItWithAnErrorThatSaysWhere) {
   const FileDescriptor memory = ring_memory(1 << 16);
-  Follower follower(std::make_unique<FakeModel>(), make_cpu_ops(1), small_options(),
+  Follower follower(std::make_unique<FakeModel>(), make_cpu_device(1), small_options(),
                     open_ring_receiver(memory.get(), 1, ring_of(2)));
   follower.start();
   open_ring_sender(memory.get(), ring_of(2))->send(std::as_bytes(std::span("\x07garbage")));

@@ -14,7 +14,7 @@
 #include "core/half.h"
 #include "kernels/cpu/backend.h"
 #include "kernels/cuda/backend.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
 
 namespace minisgl::testing_support {
 
@@ -25,9 +25,9 @@ inline std::string device_label(DeviceKind kind) {
 }
 
 // One device of each kind a process: making a CUDA device takes a while. Null where there is none.
-inline Ops* device_of(DeviceKind kind) {
-  static const std::unique_ptr<Ops> cpu = make_cpu_ops(2);
-  static const std::unique_ptr<Ops> cuda = num_gpus() > 0 ? make_cuda_ops(0, 2) : nullptr;
+inline Device* device_of(DeviceKind kind) {
+  static const std::unique_ptr<Device> cpu = make_cpu_device(2);
+  static const std::unique_ptr<Device> cuda = num_gpus() > 0 ? make_cuda_device(0, 2) : nullptr;
   return kind == DeviceKind::cpu ? cpu.get() : cuda.get();
 }
 
@@ -76,14 +76,14 @@ inline std::vector<float> loaded(DType dtype, std::span<const std::byte> bytes) 
 // A matrix in a device's memory. One without values is poisoned: NaN in every format.
 class DeviceMatrix {
  public:
-  DeviceMatrix(Ops& device, DType dtype, std::int64_t rows, std::int64_t cols, std::span<const float> values = {})
+  DeviceMatrix(Device& device, DType dtype, std::int64_t rows, std::int64_t cols, std::span<const float> values = {})
       : device_(device), dtype_(dtype), rows_(rows), cols_(cols) {
     const auto size = static_cast<std::size_t>(rows * row_bytes(dtype, cols));
     buffer_ = device.allocate(size);
     device.upload(values.empty() ? std::vector<std::byte>(size, std::byte{0xff}) : stored(dtype, values),
                   buffer_.data());
   }
-  Tensor view() const { return {buffer_.data(), dtype_, rows_, cols_}; }
+  Tensor view() const { return {buffer_.data(), dtype_, rows_, cols_, writes_.get()}; }
   const float* f32() const { return buffer_.as<float>(); }
   std::byte* data() const { return buffer_.data(); }
   std::vector<float> values() const {
@@ -93,9 +93,10 @@ class DeviceMatrix {
   }
 
  private:
-  Ops& device_;
+  Device& device_;
   DType dtype_;
   std::int64_t rows_, cols_;
+  std::unique_ptr<WriteCount> writes_ = std::make_unique<WriteCount>(0);
   DeviceBuffer buffer_;
 };
 

@@ -8,12 +8,14 @@
 #include <span>
 #include <vector>
 
-#include "kernels/cpu/sampling.h"
+#include "kernels/cpu/seen_tokens.h"
+#include "kernels/query.h"
 
 namespace minisgl::reference {
 
 inline std::vector<double> adjusted_logits(std::span<const float> logits, const SamplingParams& params,
-                                           const TokenCounts& counts, std::span<const std::int32_t> banned) {
+                                           const TokenCounts& counts, std::span<const std::int32_t> banned,
+                                           std::span<const std::uint32_t> mask = {}) {
   std::vector<double> out(logits.begin(), logits.end());
   for (const auto& [token, bias] : params.logit_bias) out[token] += bias;
   for (std::size_t i = 0; i < out.size(); ++i) {
@@ -24,6 +26,10 @@ inline std::vector<double> adjusted_logits(std::span<const float> logits, const 
     if (count > 0) out[i] -= params.presence_penalty;
   }
   for (const std::int32_t token : banned) out[token] = -std::numeric_limits<double>::infinity();
+  for (std::size_t i = 0; i < out.size() && !mask.empty(); ++i) {
+    const bool allowed = (mask[i / 32] >> (i % 32)) % 2 == 1;
+    if (!allowed) out[i] = -std::numeric_limits<double>::infinity();
+  }
   return out;
 }
 

@@ -65,7 +65,7 @@ struct Poison {
   float value;
 };
 
-void expect_attention(Ops& device, const Case& c, const std::vector<Part>& parts, double tolerance,
+void expect_attention(Device& device, const Case& c, const std::vector<Part>& parts, double tolerance,
                       const std::vector<Poison>& poisons = {}) {
   const HeadShape shape{c.num_heads, c.num_kv_heads, c.head_dim};
   const std::int64_t width = shape.row_size(), dim = c.head_dim;
@@ -167,7 +167,7 @@ void expect_attention(Ops& device, const Case& c, const std::vector<Part>& parts
 TEST_P(DeviceAttention, AgreesWithItsDefinition) {
   const auto& [kind, shape] = GetParam();
   MINISGL_SKIP_WITHOUT(kind);
-  Ops& device = *device_of(kind);
+  Device& device = *device_of(kind);
   const double tolerance = kind == DeviceKind::cpu ? 1e-5 : 1.2e-2;
   const std::int32_t page = shape.page_size;
   expect_attention(device, shape, {{0, 1}}, tolerance);

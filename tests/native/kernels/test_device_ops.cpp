@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <type_traits>
 
+#include "core/error.h"
 #include "kernels/devices.h"
 #include "kernels/random_floats.h"
 
@@ -29,7 +31,7 @@ class DeviceOps : public testing::TestWithParam<std::tuple<DeviceKind, int>> {
   void SetUp() override { MINISGL_SKIP_WITHOUT(kind()); }
   DeviceKind kind() const { return std::get<0>(GetParam()); }
   int size() const { return std::get<1>(GetParam()); }
-  Ops& device() const { return *device_of(kind()); }
+  Device& device() const { return *device_of(kind()); }
   DType dtype() const { return device().activation_dtype(); }
 
   // Random activations as the device holds them.
@@ -69,7 +71,8 @@ TEST_P(DeviceRows, AddRmsNorm) {
   const auto weight = random_floats(cols, 3);
   const DeviceMatrix residual = matrix(rows, cols, x), added = matrix(rows, cols, delta), y = matrix(rows, cols);
   const DeviceMatrix weights(device(), DType::f32, 1, cols, weight);
-  device().reduce_add_rms_norm(residual.view(), added.view(), weights.f32(), 1e-5f, y.view());
+  LinearInput normed = device().reduce_add_rms_norm(residual.view(), added.view(), {weights.f32(), 1e-5f}, y.view());
+  device().plain_rows(normed);
   std::vector<double> sums, expected;
   for (std::int64_t row = 0; row < rows; ++row) {
     double squares = 0;
@@ -84,7 +87,8 @@ TEST_P(DeviceRows, AddRmsNorm) {
   EXPECT_LE(relative_error(y.values(), expected), tolerance(kind()));
 
   const DeviceMatrix alone = matrix(rows, cols);
-  device().rms_norm(residual.view(), weights.f32(), 1e-5f, alone.view());
+  normed = device().rms_norm(residual.view(), {weights.f32(), 1e-5f}, alone.view());
+  device().plain_rows(normed);
   EXPECT_LE(relative_error(alone.values(), expected), tolerance(kind()));
 }
 
@@ -196,8 +200,8 @@ TEST_P(DeviceLinear, AddedAndNormed) {
     const DeviceMatrix x = matrix(size(), inputs, down.x), delta = matrix(size(), width),
                        residual = matrix(size(), width, before), normed = matrix(size(), width),
                        weights(device(), DType::f32, 1, width, weight);
-    device().linear_add_norm(*down_linear, x.view(), delta.view(), residual.view(), {weights.f32(), 1e-5f},
-                             normed.view());
+    LinearInput input = device().linear_add_norm(*down_linear, x.view(), delta.view(), residual.view(),
+                                                 {weights.f32(), 1e-5f}, normed.view());
     std::vector<double> sums = down.all();
     for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += before[i];
     const auto actual = residual.values();
@@ -220,22 +224,100 @@ TEST_P(DeviceLinear, AddedAndNormed) {
     }
     const DeviceMatrix y = matrix(size(), 2 * outputs), logits(device(), DType::f32, size(), 2 * outputs),
                        scratch = matrix(size(), 2 * outputs), activated = matrix(size(), outputs);
-    device().linear(*linear, normed.view(), y.view());
+    device().linear(*linear, input, y.view());
     EXPECT_LE(relative_error(y.values(), side_by_side), tolerance(kind())) << width;
-    device().linear(*linear, normed.view(), logits.view());
+    device().linear(*linear, input, logits.view());
     EXPECT_LE(relative_error(logits.values(), side_by_side), tolerance(kind())) << width << ", f32";
-    device().gated_linear(*linear, normed.view(), scratch.view(), activated.view());
+    device().gated_linear(*linear, input, scratch.view(), activated.view());
     EXPECT_LE(relative_error(activated.values(), gated), 2 * tolerance(kind())) << width << ", gated";
 
-    // The tensor's next content is read as it is.
-    device().rms_norm(residual.view(), weights.f32(), 1e-2f, normed.view());
+    // What isn't a linear gets the rows themselves, and linears go on with them.
+    const Tensor rows = device().plain_rows(input);
+    ASSERT_EQ(rows.data, normed.data());
+    EXPECT_FALSE(input.norm_is_deferred());
+    std::vector<double> expected_rows(normed_rows.begin(), normed_rows.end());
+    EXPECT_LE(relative_error(normed.values(), expected_rows), tolerance(kind())) << width << ", plain";
+    device().linear(*linear, input, y.view());
+    EXPECT_LE(relative_error(y.values(), side_by_side), tolerance(kind())) << width << ", plain";
+
+    // The buffer's next content is read as it is.
+    input = device().rms_norm(residual.view(), {weights.f32(), 1e-2f}, normed.view());
     Product other = gate;
     other.x = norm_of(actual, weight, 1e-2);
     const auto other_linear = linear_of({&other, 1});
-    device().linear(*other_linear, normed.view(), activated.view());
+    device().linear(*other_linear, input, activated.view());
     EXPECT_LE(relative_error(activated.values(), other.all()), tolerance(kind())) << width;
   }
 }
+
+// A norm that is read by another sum, and one that is stale, on every device whether or not it left the norm undone.
+TEST_P(DeviceLinear, StaleInputsAreRefused) {
+  const std::int64_t width = 64;
+  const Product square{activations(size() * width, 31), activations(width * width, 32, 0.1f), {}, size(), width, width};
+  const auto linear = linear_of({&square, 1});
+  const auto weight = random_floats(width, 33);
+  const DeviceMatrix weights(device(), DType::f32, 1, width, weight);
+  const Norm norm{weights.f32(), 1e-5f};
+  const DeviceMatrix x = matrix(size(), width, square.x), delta = matrix(size(), width), y = matrix(size(), width),
+                     residual = matrix(size(), width, square.x), normed = matrix(size(), width),
+                     other = matrix(size(), width, square.x), other_normed = matrix(size(), width);
+  const auto make = [&] {
+    return device().linear_add_norm(*linear, x.view(), delta.view(), residual.view(), norm, normed.view());
+  };
+  LinearInput input = make();
+  EXPECT_NO_THROW(device().linear(*linear, input, y.view()));
+  EXPECT_NO_THROW(device().linear_add_norm(*linear, input, delta.view(), other.view(), norm, other_normed.view()));
+  EXPECT_NO_THROW(device().linear(*linear, input, y.view()));
+
+  LinearInput later = make();  // writes to the residual that `input` is the norm of
+  EXPECT_THROW(device().linear(*linear, input, y.view()), CheckError);
+  EXPECT_THROW(device().gated_linear(*linear, input, y.view(), other.view()), CheckError);
+  EXPECT_THROW(device().plain_rows(input), CheckError);
+  EXPECT_NO_THROW(device().linear(*linear, later, y.view()));
+  device().sum_over_ranks(residual.view());
+  EXPECT_THROW(device().linear(*linear, later, y.view()), CheckError);
+
+  later = make();
+  device().linear(*linear, x.view(), normed.view());  // another product lands where its rows are
+  EXPECT_THROW(device().linear(*linear, later, y.view()), CheckError);
+  later = make();
+  EXPECT_THROW(device().linear_add_norm(*linear, later, delta.view(), residual.view(), norm, normed.view()),
+               CheckError);
+}
+
+// Another sum reads a norm: where it was left undone, it is done first.
+TEST_P(DeviceLinear, ANormIsReadByAnotherSum) {
+  const std::int64_t width = 72;
+  const Product square{activations(size() * width, 34), activations(width * width, 35, 0.1f), {}, size(), width, width};
+  const auto linear = linear_of({&square, 1});
+  const auto weight = random_floats(width, 36);
+  const DeviceMatrix weights(device(), DType::f32, 1, width, weight);
+  const Norm norm{weights.f32(), 1e-5f};
+  const auto before = activations(size() * width, 37);
+  const DeviceMatrix x = matrix(size(), width, square.x), delta = matrix(size(), width),
+                     residual = matrix(size(), width, square.x), normed = matrix(size(), width),
+                     other = matrix(size(), width, before), other_normed = matrix(size(), width);
+  const LinearInput input =
+      device().linear_add_norm(*linear, x.view(), delta.view(), residual.view(), norm, normed.view());
+  device().linear_add_norm(*linear, input, delta.view(), other.view(), norm, other_normed.view());
+  Product second = square;
+  second.x = rounded(dtype(), norm_of(residual.values(), weight, 1e-5));
+  std::vector<double> sums = second.all();
+  for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += before[i];
+  EXPECT_LE(relative_error(other.values(), sums), tolerance(kind()));
+}
+
+// What only linears read is no tensor: no other operation takes it.
+template <typename Rows>
+concept GatherableRows = requires(Ops& ops, Rows rows, Tensor y) { ops.gather_logit_rows(rows, y); };
+template <typename Rows>
+concept AttendableRows = requires(Ops& ops, Rows rows, const HeadShape& shape, const ops::KvLayer& cache, Tensor y) {
+  ops.paged_attention(rows, shape, cache, 1.0f, 0, y);
+};
+static_assert(GatherableRows<Tensor> && AttendableRows<Tensor>);
+static_assert(!GatherableRows<LinearInput> && !AttendableRows<LinearInput>);
+static_assert(std::is_convertible_v<Tensor, LinearInput> && !std::is_convertible_v<LinearInput, Tensor> &&
+              !std::is_constructible_v<Tensor, LinearInput>);
 
 TEST_P(DeviceLinear, GatedBySilu) {
   const std::int64_t inputs = 320, outputs = 88;
@@ -333,7 +415,7 @@ TEST_P(DeviceHeads, NormRotationAndCache) {
 
 TEST(DeviceMatrices, EveryFloatFormatIsLoaded) {
   MINISGL_SKIP_WITHOUT(DeviceKind::cuda);
-  Ops& device = *device_of(DeviceKind::cuda);
+  Device& device = *device_of(DeviceKind::cuda);
   const std::int64_t rows = 7, cols = 64;
   const auto weights = random_floats(rows * cols, 20);
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
@@ -362,7 +444,7 @@ TEST(DeviceMatrices, BlocksAreDequantizedAsOnTheCpu) {
     const ops::SequenceRows sequence{0, 3, 0, pages.data()};
     std::vector<std::vector<float>> results;
     for (const DeviceKind kind : {DeviceKind::cpu, DeviceKind::cuda}) {
-      Ops& device = *device_of(kind);
+      Device& device = *device_of(kind);
       const auto matrix = device.make_matrix(dtype, rows, cols, raw);
       device.begin_step({tokens, positions, {&sequence, 1}, {}, 16}, {});
       const DeviceMatrix y(device, device.activation_dtype(), 3, cols);

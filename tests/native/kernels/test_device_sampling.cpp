@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 
 #include "kernels/cpu/logprob.h"
 #include "kernels/devices.h"
@@ -22,7 +23,7 @@ using testing_support::DeviceMatrix;
 class DeviceSampling : public testing::TestWithParam<DeviceKind> {
  protected:
   void SetUp() override { MINISGL_SKIP_WITHOUT(GetParam()); }
-  Ops& device() const { return *device_of(GetParam()); }
+  Device& device() const { return *device_of(GetParam()); }
 
   // One step whose only purpose is its logits.
   std::vector<TokenOutput> run(const std::vector<float>& logits, std::int64_t vocab,
@@ -130,7 +131,8 @@ TEST_P(DeviceSampling, RowsWithoutNumbersAndWithInfinities) {
   const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
   const SamplingParams params{.temperature = 1.0f, .seed = 3};
   const std::vector<std::int32_t> banned{0, 1};
-  EXPECT_EQ(run(std::vector<float>(vocab, nan), vocab, {{.params = &params, .banned = banned}})[0].token, 2);
+  EXPECT_EQ(
+      run(std::vector<float>(vocab, nan), vocab, {{.params = &params, .processors = {.banned = banned}}})[0].token, 2);
   EXPECT_EQ(run(std::vector<float>(vocab, -infinity), vocab, {{.params = &params}})[0].token, 0);
   std::vector<float> some(vocab, nan);
   some[123] = -1e30f;
@@ -159,9 +161,145 @@ TEST_P(DeviceSampling, BiasBansAndPenalties) {
   for (int step = 0; step < 30; ++step) {
     const auto expected = reference::adjusted_logits(logits, params, counts, banned);
     const auto best = static_cast<std::int32_t>(std::ranges::max_element(expected) - expected.begin());
-    const auto output = run(logits, vocab, {{.params = &params, .seen = seen.get(), .banned = banned}});
+    const LogitProcessors processors{
+        .bias = params.logit_bias, .penalties = {1.7f, 0.4f, 0.3f, seen.get()}, .banned = banned};
+    const auto output = run(logits, vocab, {{.params = &params, .processors = processors}});
     ASSERT_NEAR(expected[output[0].token], expected[best], 1e-5) << "step " << step;
     ++counts.in_output[output[0].token];
+  }
+}
+
+// A mask with these tokens.
+std::vector<std::uint32_t> mask_of(std::int64_t vocab, const std::vector<std::int32_t>& allowed) {
+  std::vector<std::uint32_t> mask(static_cast<std::size_t>(mask_words(vocab)), 0);
+  for (const std::int32_t token : allowed) mask[static_cast<std::size_t>(token) / 32] |= 1u << (token % 32);
+  return mask;
+}
+
+// Random chains of processors, each with some of the parts, several in one step: the token is one that the reference's
+// distribution of the adjusted row draws.
+TEST_P(DeviceSampling, AnyChainOfProcessors) {
+  std::mt19937 random(20);
+  const auto chance = [&](int in) { return random() % static_cast<unsigned>(in) == 0; };
+  for (const std::int64_t vocab : {1, 31, 32, 33, 700, 4097, 49152}) {
+    constexpr std::size_t kRows = 12;
+    const auto any_token = [&] { return static_cast<std::int32_t>(random() % static_cast<unsigned>(vocab)); };
+    const auto logits = random_floats(static_cast<std::int64_t>(kRows) * vocab, static_cast<int>(vocab), 3.0f);
+    std::vector<SamplingParams> params(kRows);
+    std::vector<TokenCounts> counts(kRows);
+    std::vector<std::unique_ptr<SeenTokens>> seen(kRows);
+    std::vector<std::vector<std::int32_t>> banned(kRows);
+    std::vector<std::vector<std::uint32_t>> masks(kRows);
+    std::vector<LogitQuery> queries(kRows);
+    for (std::size_t i = 0; i < kRows; ++i) {
+      params[i] = many_params()[random() % many_params().size()];
+      params[i].seed = random();
+      counts[i] = {std::vector<std::uint8_t>(vocab), std::vector<std::uint32_t>(vocab)};
+      queries[i] = {.params = &params[i], .position = random() % 100};
+      LogitProcessors& processors = queries[i].processors;
+      if (chance(2)) {
+        for (int n = 0; n < 20; ++n) params[i].logit_bias.emplace_back(any_token(), 0.5f * static_cast<float>(n % 7));
+        processors.bias = params[i].logit_bias;
+      }
+      if (chance(2)) {
+        params[i].repetition_penalty = 1.3f, params[i].presence_penalty = 0.5f, params[i].frequency_penalty = 0.25f;
+        seen[i] = device().make_seen_tokens(vocab, true);
+        std::vector<std::int32_t> prompt, output;
+        for (int n = 0; n < 50; ++n) prompt.push_back(any_token()), output.push_back(any_token());
+        seen[i]->add_prompt(prompt), seen[i]->add_output(output);
+        for (const std::int32_t token : prompt) counts[i].in_prompt[token] = 1;
+        for (const std::int32_t token : output) ++counts[i].in_output[token];
+        processors.penalties = {1.3f, 0.5f, 0.25f, seen[i].get()};
+      }
+      const std::int32_t spared = any_token();  // so that something is left
+      if (chance(2)) {
+        for (int n = 0; n < 10; ++n) banned[i].push_back(any_token());
+        std::erase(banned[i], spared);
+        processors.banned = banned[i];
+      }
+      if (chance(2)) {
+        std::vector<std::int32_t> allowed{spared};
+        const int share = chance(2) ? 2 : 50;
+        for (std::int32_t token = 0; token < vocab; ++token)
+          if (chance(share)) allowed.push_back(token);
+        masks[i] = mask_of(vocab, allowed);
+        if (vocab % 32 != 0) masks[i].back() |= ~std::uint32_t{0} << (vocab % 32);  // what is past the vocabulary
+        processors.mask = masks[i];
+      }
+    }
+    const auto outputs = run(logits, vocab, queries);
+    for (std::size_t i = 0; i < kRows; ++i) {
+      const std::span row(&logits[i * vocab], static_cast<std::size_t>(vocab));
+      const auto adjusted = reference::adjusted_logits(row, params[i], counts[i], banned[i], masks[i]);
+      const std::int32_t token = outputs[i].token;
+      ASSERT_TRUE(token >= 0 && token < vocab) << token;
+      if (params[i].temperature == 0.0f) {
+        EXPECT_NEAR(adjusted[token], *std::ranges::max_element(adjusted), 1e-5) << "vocabulary " << vocab;
+        continue;
+      }
+      EXPECT_TRUE(is_drawn(reference::distribution(adjusted, params[i]), token,
+                           philox_uniform(params[i].seed, queries[i].position)))
+          << "vocabulary " << vocab << ", row " << i << ", token " << token;
+    }
+  }
+}
+
+TEST_P(DeviceSampling, MasksAndBansThatLeaveNothing) {
+  const std::int64_t vocab = 100;
+  const std::vector<float> logits(vocab, 1.0f);
+  const SamplingParams params{.temperature = 1.0f};
+  const std::vector<std::int32_t> banned{40};
+  const auto one = mask_of(vocab, {40}), two = mask_of(vocab, {40, 90}), none = mask_of(vocab, {});
+  EXPECT_EQ(run(logits, vocab, {{.params = &params, .processors = {.banned = banned, .mask = two}}})[0].token, 90);
+  // A mask outweighs a ban: what a grammar needs is drawn.
+  EXPECT_EQ(run(logits, vocab, {{.params = &params, .processors = {.banned = banned, .mask = one}}})[0].token, 40);
+  EXPECT_EQ(run(logits, vocab, {{.params = &params, .processors = {.mask = none}}})[0].token, 0);
+  std::vector<float> only = logits;  // allowed, and impossible
+  only[40] = only[90] = -std::numeric_limits<float>::infinity();
+  EXPECT_EQ(run(only, vocab, {{.params = &params, .processors = {.mask = two}}})[0].token, 40);
+}
+
+// Steps are recorded without masks; when they are replayed, some sequences have one.
+TEST_P(DeviceSampling, MasksInAReplayedStep) {
+  const std::int64_t vocab = 5000, most = 4;
+  const auto device = GetParam() == DeviceKind::cpu ? make_cpu_device(1) : make_cuda_device(0, 1);
+  device->reserve({.rows = 64, .sequences = most, .logits = most, .positions = 64, .pages = 64, .vocab_size = vocab});
+  const auto logits = random_floats(most * vocab, 70, 3.0f);
+  const DeviceMatrix matrix(*device, DType::f32, most, vocab, logits);
+  const std::vector<std::int32_t> zeros(most, 0), rows{0, 1, 2, 3}, pages{0};
+  std::vector<ops::SequenceRows> sequences;
+  for (const std::int32_t row : rows) sequences.push_back({row, 1, 0, pages.data()});
+  const SamplingParams greedy{.temperature = 0.0f};
+  const std::vector<LogitQuery> plain(most, LogitQuery{.params = &greedy});
+  std::int64_t rows_at_hand = most;
+  const auto body = [&] {
+    Tensor all = matrix.view();
+    all.rows = device->records_steps() ? most : rows_at_hand;
+    device->sample(all);
+  };
+  device->record_step({zeros, zeros, sequences, rows, 16}, plain, body);
+  for (int step = 0; step < 6; ++step) {
+    rows_at_hand = most - step % 2;  // fewer are filled up
+    const auto count = static_cast<std::size_t>(rows_at_hand);
+    std::vector<std::vector<std::uint32_t>> masks(count);
+    std::vector<LogitQuery> queries(count, LogitQuery{.params = &greedy});
+    std::vector<std::int32_t> expected(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::span row(&logits[i * vocab], static_cast<std::size_t>(vocab));
+      expected[i] = static_cast<std::int32_t>(std::ranges::max_element(row) - row.begin());
+      if ((i + static_cast<std::size_t>(step)) % 2 == 0) continue;
+      expected[i] = static_cast<std::int32_t>(17 * i + static_cast<std::size_t>(step));
+      masks[i] = mask_of(vocab, {expected[i]});
+      queries[i].processors.mask = masks[i];
+    }
+    const std::span tokens(zeros.data(), count), logit_rows(rows.data(), count);
+    device->upload(std::as_bytes(std::span(logits)), matrix.data());  // sampling may have changed them
+    device->begin_step({tokens, tokens, {sequences.data(), count}, logit_rows, 16}, queries);
+    device->run_step(body);
+    const auto outputs = device->take_outputs();
+    ASSERT_EQ(outputs.size(), count);
+    for (std::size_t i = 0; i < count; ++i)
+      EXPECT_EQ(outputs[i].token, expected[i]) << "step " << step << ", row " << i;
   }
 }
 
@@ -169,8 +307,9 @@ TEST_P(DeviceSampling, LogProbabilities) {
   const std::int64_t vocab = 49152;
   const auto logits = random_floats(2 * vocab, 60, 4.0f);
   const SamplingParams params{.temperature = 0.5f, .seed = 9, .logit_bias = {{77, 50.0f}}};
-  const auto outputs =
-      run(logits, vocab, {{.num_top = 20, .params = &params}, {.target = 1234, .num_top = 0, .params = &params}});
+  const auto outputs = run(logits, vocab,
+                           {{.num_top = 20, .params = &params, .processors = {.bias = params.logit_bias}},
+                            {.target = 1234, .num_top = 0, .params = &params}});
   EXPECT_EQ(outputs[0].token, 77);
   EXPECT_EQ(outputs[1].token, 1234);
   for (std::size_t i = 0; i < 2; ++i) {

@@ -20,11 +20,11 @@ using testing_support::DeviceMatrix;
 using testing_support::rounded;
 using testing_support::stored;
 
-void on_ranks(int num_ranks, const std::function<void(Ops&)>& function) {
+void on_ranks(int num_ranks, const std::function<void(Device&)>& function) {
   std::vector<std::thread> threads;
   for (auto& communicator : make_shm_communicators(num_ranks)) {
     threads.emplace_back([&function, communicator = std::move(communicator)]() mutable {
-      const auto device = make_cpu_ops(1, std::move(communicator));
+      const auto device = make_cpu_device(1, std::move(communicator));
       function(*device);
     });
   }
@@ -43,17 +43,17 @@ TEST_P(Ranks, DeltasAreSummedBeforeTheyAreAdded) {
     const std::vector<float> delta = random_floats(rows * cols, 10 + rank);
     for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += delta[i];
   }
-  const auto alone = make_cpu_ops(1);
+  const auto alone = make_cpu_device(1);
   const DeviceMatrix x(*alone, DType::f32, rows, cols, residual), added(*alone, DType::f32, rows, cols, sum);
   const DeviceMatrix expected(*alone, DType::f32, rows, cols);
-  alone->reduce_add_rms_norm(x.view(), added.view(), weight.data(), 1e-5f, expected.view());
+  alone->reduce_add_rms_norm(x.view(), added.view(), {weight.data(), 1e-5f}, expected.view());
 
   std::vector<std::vector<float>> residuals(num_ranks), results(num_ranks);
-  on_ranks(num_ranks, [&](Ops& device) {
+  on_ranks(num_ranks, [&](Device& device) {
     const DeviceMatrix mine(device, DType::f32, rows, cols, residual);
     const DeviceMatrix delta(device, DType::f32, rows, cols, random_floats(rows * cols, 10 + device.rank()));
     const DeviceMatrix y(device, DType::f32, rows, cols);
-    device.reduce_add_rms_norm(mine.view(), delta.view(), weight.data(), 1e-5f, y.view());
+    device.reduce_add_rms_norm(mine.view(), delta.view(), {weight.data(), 1e-5f}, y.view());
     residuals[device.rank()] = mine.values();
     results[device.rank()] = y.values();
   });
@@ -74,7 +74,7 @@ TEST_P(Ranks, ColumnsAreGatheredInTheOrderOfRanks) {
   std::vector<float> expected(rows * cols);
   std::iota(expected.begin(), expected.end(), 1.0f);
   std::vector<std::vector<float>> results(num_ranks);
-  on_ranks(num_ranks, [&](Ops& device) {
+  on_ranks(num_ranks, [&](Device& device) {
     std::vector<float> mine(rows * part_cols, -1.0f);
     for (std::int64_t row = 0; row < rows; ++row) {
       for (std::int64_t i = 0; i < part_cols; ++i) {
@@ -98,7 +98,7 @@ INSTANTIATE_TEST_SUITE_P(All, EveryDevice, testing::Values(DeviceKind::cpu, Devi
                          [](const auto& info) { return device_label(info.param); });
 
 TEST_P(EveryDevice, TokensOfOtherRanksBecomeZeros) {
-  Ops& device = *device_of(GetParam());
+  Device& device = *device_of(GetParam());
   const DType dtype = device.activation_dtype();
   for (const std::int64_t cols : {7, 64}) {
     const std::vector<float> table = rounded(dtype, random_floats(4 * cols, 3));
@@ -116,10 +116,10 @@ TEST_P(EveryDevice, TokensOfOtherRanksBecomeZeros) {
 }
 
 TEST_P(EveryDevice, OneRankGathersItsOwnColumns) {
-  Ops& device = *device_of(GetParam());
+  Device& device = *device_of(GetParam());
   const std::vector<float> values = random_floats(3 * 600, 4);
   const DeviceMatrix part(device, DType::f32, 3, 600, values), y(device, DType::f32, 3, 599);
-  device.gather_columns(part.view(), {}, y.view());
+  device.gather_columns(part.view(), Tensor{}, y.view());
   std::vector<float> expected;
   for (int row = 0; row < 3; ++row) {
     expected.insert(expected.end(), values.begin() + row * 600, values.begin() + row * 600 + 599);

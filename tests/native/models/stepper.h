@@ -15,7 +15,7 @@
 
 namespace minisgl::testing {
 
-inline std::unique_ptr<Model> load(const WeightSource& source, Ops& device) {
+inline std::unique_ptr<Model> load(const WeightSource& source, Device& device) {
   ModelSpec spec = read_model_spec(source);
   WeightLoader loader(source, device, WeightLoader::Pass::load, [](std::int64_t) {});
   DecoderWeights weights = load_decoder_weights(spec, loader);
@@ -31,7 +31,7 @@ struct Part {
 
 class Stepper {
  public:
-  Stepper(Ops& device, Model& model, std::int64_t num_pages)
+  Stepper(Device& device, Model& model, std::int64_t num_pages)
       : device_(device), model_(model), cache_(device, model.spec(), DType::f32, num_pages, 4) {}
 
   // Logits [rows, vocab] of the last token of each part.
@@ -79,7 +79,7 @@ class Stepper {
   }
 
  private:
-  Ops& device_;
+  Device& device_;
   Model& model_;
   KvCache cache_;
 };

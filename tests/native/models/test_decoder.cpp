@@ -21,7 +21,7 @@ using testing::tiny_llama;
 const std::vector<std::int32_t> prompt{3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 3};
 
 TEST(Decoder, AnyCutAndAnyCompanyGiveTheSameBits) {
-  const auto device = make_cpu_ops(2);
+  const auto device = make_cpu_device(2);
   const auto model = load(tiny_llama(), *device);
   const std::vector<std::int32_t> pages{0, 1, 2}, other_pages{5, 3, 4};
 
@@ -39,7 +39,7 @@ TEST(Decoder, AnyCutAndAnyCompanyGiveTheSameBits) {
 }
 
 TEST(Decoder, WorkspaceShrinksAndGrowsWithoutHarm) {
-  const auto device = make_cpu_ops(1);
+  const auto device = make_cpu_device(1);
   const auto model = load(tiny_llama(), *device);
   const std::vector<std::int32_t> pages{0, 1, 2};
   Stepper stepper(*device, *model, 3);
@@ -49,7 +49,7 @@ TEST(Decoder, WorkspaceShrinksAndGrowsWithoutHarm) {
 }
 
 TEST(Decoder, RefusesBrokenBatches) {
-  const auto device = make_cpu_ops(1);
+  const auto device = make_cpu_device(1);
   const auto model = load(tiny_llama(), *device);
   const std::vector<std::int32_t> pages{0, 1, 2};
   Stepper stepper(*device, *model, 3);
@@ -59,7 +59,7 @@ TEST(Decoder, RefusesBrokenBatches) {
 }
 
 TEST(Decoder, CountsTheBytesOfAStep) {
-  const auto device = make_cpu_ops(1);
+  const auto device = make_cpu_device(1);
   const auto model = load(tiny_llama(), *device);
   const std::int64_t layer = 32 * 32 * 2 + 16 * 32 * 2 + 40 * 32 * 3 + 32 * 2;
   const std::int64_t least = 4 * (50 * 32 + 32 + 2 * layer);
@@ -69,7 +69,7 @@ TEST(Decoder, CountsTheBytesOfAStep) {
 }
 
 TEST(Decoder, InterleavedRowsAreReordered) {
-  const auto device = make_cpu_ops(1);
+  const auto device = make_cpu_device(1);
   MemorySource halves = tiny_llama();
   MemorySource interleaved = tiny_llama();
   interleaved.interleaved = true;
@@ -94,7 +94,7 @@ TEST(Decoder, InterleavedRowsAreReordered) {
 }
 
 TEST(WeightLoader, CheckFindsFaultsWithoutLoading) {
-  const auto device = make_cpu_ops(1);
+  const auto device = make_cpu_device(1);
   MemorySource source = tiny_llama();
   std::int64_t bytes = 0;
   const auto check = [&] {
@@ -112,7 +112,7 @@ TEST(WeightLoader, CheckFindsFaultsWithoutLoading) {
 
 TEST(KvCache, LayersDoNotOverlap) {
   const ModelSpec spec = read_model_spec(tiny_llama());
-  const auto device = make_cpu_ops(1);
+  const auto device = make_cpu_device(1);
   const KvCache cache(*device, spec, DType::f16, 5, 4);
   const std::int64_t plane = 5 * 2 * 4 * 8 * 2;  // pages, heads, tokens, head size, bytes
   EXPECT_EQ(cache.layer(0).values - cache.layer(0).keys, plane);

@@ -17,7 +17,7 @@ constexpr const char* kConfig = R"({"model_type": "qwen2", "vocab_size": 96, "hi
 TEST(DummyWeights, ComputeWithoutFiles) {
   const testing::TemporaryFolder folder;
   folder.write("config.json", kConfig);
-  const auto device = make_cpu_ops(1);
+  const auto device = make_cpu_device(1);
   const auto model = load_model(folder.path(), *device, {}, LoadFormat::dummy);
   EXPECT_EQ(model->weight_dtype(), DType::bf16);
 
@@ -40,7 +40,7 @@ TEST(DummyWeights, ComputeWithoutFiles) {
 TEST(DummyWeights, FilesAreWantedOtherwise) {
   const testing::TemporaryFolder folder;
   folder.write("config.json", kConfig);
-  const auto device = make_cpu_ops(1);
+  const auto device = make_cpu_device(1);
   EXPECT_THROW(load_model(folder.path(), *device, {}), InputError);
 }
 

@@ -91,7 +91,7 @@ TEST(OwnPart, NothingElseIsRead) {
   if (::sysconf(_SC_PAGESIZE) != kPage) GTEST_SKIP() << "pages of another size";
   auto communicators = make_shm_communicators(kRanks);
   for (int rank = 0; rank < kRanks; ++rank) {
-    const auto device = make_cpu_ops(2, std::move(communicators[static_cast<std::size_t>(rank)]));
+    const auto device = make_cpu_device(2, std::move(communicators[static_cast<std::size_t>(rank)]));
     const GuardedSource source(wide_model(), rank);
     EXPECT_GT(testing::load(source, *device)->weight_bytes(), 0);
   }
@@ -102,7 +102,7 @@ TEST(OwnPartDeathTest, AWholeModelReadsAll) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(
       {
-        const auto device = make_cpu_ops(1);
+        const auto device = make_cpu_device(1);
         testing::load(GuardedSource(wide_model(), 0), *device);
       },
       "");

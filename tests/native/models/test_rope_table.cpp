@@ -51,7 +51,7 @@ TEST(RopeTable, FrequencyFactorsDivide) {
 }
 
 TEST(RopeTable, GrowsWithoutChangingWhatIsThere) {
-  const auto device = make_cpu_ops(2);
+  const auto device = make_cpu_device(2);
   RopeTable table(spec_of(RopeSpec::Type::standard), 100000, *device);
   table.reserve(3);
   const std::vector<float> before(table.data(), table.data() + 3 * 8);

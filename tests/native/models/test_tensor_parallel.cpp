@@ -35,7 +35,7 @@ struct Answer {
 };
 
 // What `device` says of the model: logits, and continuations that its own sampler draws.
-Answer answer(const WeightSource& source, Ops& device) {
+Answer answer(const WeightSource& source, Device& device) {
   const auto model = load(source, device);
   Answer result;
   const std::vector<std::int32_t> head(prompt.begin(), prompt.begin() + 7), rest(prompt.begin() + 7, prompt.end());
@@ -60,7 +60,7 @@ std::vector<Answer> answers(const json& config, int num_ranks) {
   for (std::size_t rank = 0; rank < communicators.size(); ++rank) {
     threads.emplace_back([&, rank] {
       try {
-        const auto device = make_cpu_ops(1, std::move(communicators[rank]));
+        const auto device = make_cpu_device(1, std::move(communicators[rank]));
         results[rank] = answer(random_model(config), *device);
       } catch (const std::exception& error) {
         failures[rank] = error.what();
@@ -73,7 +73,7 @@ std::vector<Answer> answers(const json& config, int num_ranks) {
 }
 
 void expect_the_answers_of_one(const json& config, int num_ranks) {
-  const auto alone = make_cpu_ops(1);
+  const auto alone = make_cpu_device(1);
   const Answer expected = answer(random_model(config), *alone);
   float largest = 0;
   for (const float logit : expected.prompt_logits) largest = std::max(largest, std::abs(logit));
@@ -137,11 +137,11 @@ TEST(TensorParallel, ThreeRanksOfNineHeads) {
 }
 
 TEST(TensorParallel, EveryRankHoldsItsShareOfWeightsAndCache) {
-  const auto alone = make_cpu_ops(1);
+  const auto alone = make_cpu_device(1);
   const std::int64_t whole = load(random_model(config_of("qwen2")), *alone)->weight_bytes();
   auto communicators = make_shm_communicators(4);
   for (auto& communicator : communicators) {
-    const auto device = make_cpu_ops(1, std::move(communicator));
+    const auto device = make_cpu_device(1, std::move(communicator));
     const auto model = load(random_model(config_of("qwen2")), *device);
     EXPECT_NEAR(static_cast<double>(model->weight_bytes()) / static_cast<double>(whole), 0.25, 0.03);
     const KvCache cache(*device, model->spec(), DType::f32, 2, 4);

@@ -59,7 +59,7 @@ StepLimits limits_of(std::int64_t rows, std::int64_t logits, std::int64_t positi
           .vocab_size = 128256};
 }
 
-std::unique_ptr<Model> model_on(Ops& device) {
+std::unique_ptr<Model> model_on(Device& device) {
   return make_decoder(wide_spec(), {}, device);
 }
 

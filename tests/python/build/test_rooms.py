@@ -22,7 +22,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_native": set(),
     "sampling_params": set(),
     "config": {"version"},
-    "ipc": set(),
+    "log": {"config"},
+    "tasks": set(),
+    "ipc": {"log", "tasks"},
     "distributed": {"_native", "config"},
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
@@ -31,8 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A rank's process.
     "rank": {"_native", "config", "distributed", "ipc"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
-    "text": {"ipc", "model_files", "tokenizer"},
-    "engine": {"config", "ipc", "sampling_params"},
+    "text": {"ipc", "model_files", "tasks", "tokenizer"},
+    "engine": {"config", "ipc", "sampling_params", "tasks"},
     "server": {
         "config",
         "engine",
@@ -53,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rank",
         "sampling_params",
         "startup",
+        "tasks",
         "tokenizer",
     },
     # Programs and the public names.
@@ -60,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config",
         "engine",
         "ipc",
+        "log",
         "model_files",
         "offline",
         "server",

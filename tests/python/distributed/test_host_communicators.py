@@ -146,9 +146,9 @@ def test_a_plugins_exception_ends_the_collective_with_its_words() -> None:
 @pytest.mark.parametrize(
     ("kind", "device", "message"),
     [
-        ("nccl", None, "--comm nccl joins GPUs; CPU ranks take auto, shm or torch"),
-        ("one-shot", None, "--comm one-shot joins GPUs"),
-        ("shm", 0, "--comm shm joins CPU ranks; GPUs take auto, nccl, one-shot or torch"),
+        ("nccl", None, "--comm nccl is for GPUs; CPU ranks need auto, shm or torch"),
+        ("one-shot", None, "--comm one-shot is for GPUs"),
+        ("shm", 0, "--comm shm is for CPU ranks; GPUs need auto, nccl, one-shot or torch"),
         ("smoke", None, "one of auto, nccl, one-shot, torch, shm, got 'smoke'"),
     ],
 )

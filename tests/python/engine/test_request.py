@@ -6,7 +6,7 @@ import pytest
 
 from minisgl.engine.request import make_request
 from minisgl.ipc.messages import EngineInfo
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import ParameterError, SamplingParams
 
 INFO = EngineInfo(vocab_size=100, max_model_len=32, eos_token_ids=[2])
 
@@ -22,9 +22,17 @@ def test_ignore_eos_leaves_only_the_requests_own_stop_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "sentence"),
-    [([], "the prompt is empty"), ([5, 100], "got 100"), ([-1], "got -1"), ([5] * 20, "20 tokens")],
+    ("prompt", "parameter", "sentence"),
+    [
+        ([], "prompt", "the prompt is empty"),
+        ([5, 100], "prompt", "got 100"),
+        ([-1], "prompt", "got -1"),
+        ([5] * 20, "max_tokens", "20 tokens"),
+    ],
 )
-def test_what_the_model_cannot_serve_is_refused(prompt: list[int], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_what_the_model_cannot_serve_is_refused(
+    prompt: list[int], parameter: str, sentence: str
+) -> None:
+    with pytest.raises(ParameterError, match=sentence) as error:
         make_request(1, prompt, SamplingParams(max_tokens=16), INFO)
+    assert error.value.parameter == parameter

@@ -193,7 +193,7 @@ def test_a_signal_lets_live_streams_end(start: Start, number: signal.Signals) ->
     stream = Stream(port, [1], 200)
     stream.wait_events(3)
     server.signal(number)
-    server.wait_for_line(r"ending: live requests \(1\)")
+    server.wait_for_line(r"shutting down: live requests \(1\) have up to")
     assert get(port, "/ready")[0] == 503
     assert get(port, "/health")[0] == 200
     refused = Stream(port, [1], 5)
@@ -222,7 +222,7 @@ def test_a_second_signal_ends_at_once(start: Start) -> None:
     stream.wait_events(3)
     children = server.children()
     server.signal(signal.SIGINT)
-    server.wait_for_line("a second signal ends at once")
+    server.wait_for_line("a second signal ends them at once")
     server.signal(signal.SIGINT)
     assert server.wait(5) == 128 + signal.SIGINT
     until(lambda: not any(map(alive, children)))

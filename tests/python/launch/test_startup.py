@@ -14,7 +14,7 @@ INFO = EngineInfo(vocab_size=10, max_model_len=20, weight_bytes=10**9, kv_cache_
 
 
 def test_the_memory_of_a_gpu_is_a_budget() -> None:
-    assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "GPU" in line]
+    assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "GPU memory" in line]
     info = EngineInfo(
         vocab_size=10,
         max_model_len=20,
@@ -24,11 +24,24 @@ def test_the_memory_of_a_gpu_is_a_budget() -> None:
         graph_bytes=4 * 10**7,
         free_bytes=5 * 10**9,
     )
-    (line,) = (line for line in describe_engine(ServerArgs(), [info]) if "GPU" in line)
+    (line,) = (line for line in describe_engine(ServerArgs(), [info]) if "GPU memory" in line)
     assert line == (
         "GPU memory: weights 1.00 GB, workspace 300.0 MB, graphs 40.0 MB, KV cache 2.00 GB, "
         "5.00 GB left free (--memory-fraction)"
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "why"),
+    [
+        ("auto", "CPU (avx2)", "auto, and there is no GPU that this build can use; --device"),
+        ("auto", "NVIDIA H200", "auto, and there is a GPU; --device"),
+        ("cpu", "CPU (avx2)", "asked for; --device"),
+    ],
+)
+def test_the_device_is_explained(asked: str, device: str, why: str) -> None:
+    info = EngineInfo(vocab_size=10, max_model_len=20, device=device)
+    assert f"device: {device} ({why})" in describe_engine(ServerArgs(device=asked), [info])
 
 
 def test_ranks_are_described_where_there_are_several() -> None:

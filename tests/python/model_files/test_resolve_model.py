@@ -171,7 +171,7 @@ def response(status: int) -> Any:
         (lambda: errors.OfflineModeIsEnabled("offline"), "can't be reached"),
         (lambda: ConnectionError("refused"), "can't be reached"),
         (lambda: RuntimeError("the HTTP client's own"), "can't be reached"),
-        (lambda: errors.EntryNotFoundError("no"), "has no such file"),
+        (lambda: errors.EntryNotFoundError("no"), "lacks a file of a model"),
         (lambda: OSError(28, "full"), "no space left on the disk"),
         (lambda: errors.HFValidationError("bad"), "is not a Hugging Face id"),
     ],

@@ -15,7 +15,7 @@ from minisgl.ipc.messages import EngineOptions
 from minisgl.offline.local_engine import LocalEngine, open_local_engine
 from minisgl.offline.shell import Shell, run_shell, terminal_reader
 from minisgl.tokenizer import load_tokenizer
-from tests.python.llm.fake_native import EOS, FakeNative
+from tests.python.offline.fake_native import EOS, FakeNative
 
 
 @pytest.fixture

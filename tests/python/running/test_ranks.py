@@ -138,7 +138,7 @@ def test_a_rank_without_memory_ends_the_start_with_a_sentence(
     enough_to_begin = 1 << 30  # the cache needs 1.5 GiB more
     resource.prlimit(ranks_of(server)[rank], resource.RLIMIT_AS, (enough_to_begin, enough_to_begin))
     assert server.wait() == 1
-    assert f"rank {rank}: not enough memory" in server.lines[-1]
+    assert f"rank {rank}: there is not enough memory" in server.lines[-1]
     assert "--kv-cache-tokens" in server.lines[-1]
 
 

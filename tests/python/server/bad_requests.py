@@ -65,6 +65,11 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
     "min_tokens above max_tokens": (CHAT, chat(max_tokens=1, min_tokens=2), "min_tokens"),
     "no messages": (CHAT, {}, "messages"),
     "empty messages": (CHAT, {"messages": []}, "messages"),
+    "messages of which nothing is left": (
+        CHAT,
+        chat(chat_template_kwargs={"nothing": True}),
+        "messages",
+    ),
     "messages a string": (CHAT, {"messages": "hi"}, "messages"),
     "message a string": (CHAT, {"messages": ["hi"]}, "messages[0]"),
     "unknown role": (CHAT, {"messages": [{"role": "king", "content": ""}]}, "messages[0].role"),

@@ -14,11 +14,13 @@ TURN = 257
 VOCAB_SIZE = 258
 
 TEMPLATE = (
+    "{% if not nothing %}"
     "{% for message in messages %}"
     "{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "{{ '<turn>' + message.role[0] + ':' + message.content + '\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<turn>a:' }}{% endif %}"
+    "{% endif %}"
 )
 
 

@@ -197,7 +197,7 @@ def test_chat_template_of_the_file_and_of_the_user(tmp_path: Path) -> None:
         ({"ggml__tokens": "abc"}, "tokens must be a list of str"),
         ({"ggml__tokens": [1, 2]}, "tokens must be a list of str"),
         ({"ggml__token_type": [1]}, "450 tokens but 1 token types"),
-        ({"ggml__eos_token_id": 450}, "eos_token_id is 450, the vocabulary has 450 tokens"),
+        ({"ggml__eos_token_id": 450}, "eos_token_id is 450, but the vocabulary has 450 tokens"),
         ({"ggml__eos_token_id": "x"}, "eos_token_id must be of type int"),
         ({"ggml__merges": ["zz yy"]}, "merges don't fit together"),
         ({"ggml__model": "llama"}, "450 tokens but 0 scores"),

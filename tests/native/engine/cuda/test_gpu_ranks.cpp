@@ -88,7 +88,7 @@ std::unique_ptr<Communicator> join(int rank) {
 
 void follow(int rank, const EngineConfig& options, int ring) {
   std::shared_ptr<Communicator> comm = join(rank);
-  auto device = make_cuda_ops(comm->device(), 2, comm);
+  auto device = make_cuda_device(comm->device(), 2, comm);
   auto model = minisgl::testing::load(small_qwen3(), *device);
   Follower follower(std::move(model), std::move(device), options, open_ring_receiver(ring, rank, {.size = kRanks}));
   follower.start();
@@ -107,8 +107,8 @@ TEST(GpuRank, DISABLED_Engine) {
   const std::vector<Request> requests = many_requests();
   PlanSenders followers;
   followers.push_back(open_ring_sender(ring, {.size = kRanks}));
-  const Answers got = answers_of(make_cuda_ops(comm->device(), 2, comm), requests, options, std::move(followers));
-  const Answers expected = answers_of(make_cuda_ops(comm->device(), 2), requests, options);
+  const Answers got = answers_of(make_cuda_device(comm->device(), 2, comm), requests, options, std::move(followers));
+  const Answers expected = answers_of(make_cuda_device(comm->device(), 2), requests, options);
   // bf16 sums of another order: a near-tie may go the other way.
   const int whole = compare(got, expected, requests);
   std::printf("of %zu answers equal to one GPU's: %d\n", requests.size(), whole);

@@ -20,18 +20,13 @@ class CpuBackend : public testing::Test {
     device->upload(std::as_bytes(std::span(values)), buffers_.back().data());
     return {buffers_.back().data(), DType::f32, kRows, cols};
   }
-  Tensor copy_of(Tensor x) {
-    Tensor copy = tensor(x.cols, 99);
-    device->copy(x.data, static_cast<std::size_t>(x.nbytes()), copy.data);
-    return copy;
-  }
-  std::vector<float> product(Tensor x) {
+  std::vector<float> product(const LinearInput& x) {
     const Tensor y = tensor(kOutputs, 98);
     device->linear(*linear, x, y);
     return {y.f32(), y.f32() + kRows * kOutputs};
   }
 
-  const std::unique_ptr<Ops> device = make_cpu_ops(2);
+  const std::unique_ptr<Device> device = make_cpu_device(2);
   // Bytes of 0x11 are small scales and small weights in Q8_0.
   const std::vector<std::byte> file = std::vector<std::byte>(kOutputs * (kCols / 32) * 34, std::byte{0x11});
   const std::unique_ptr<const Linear> linear = [this] {
@@ -47,19 +42,30 @@ class CpuBackend : public testing::Test {
 TEST_F(CpuBackend, NormsLeaveTheRowsThatALinearWouldQuantize) {
   const std::vector<float> weight = random_floats(kCols, 1);
   const Tensor x = tensor(kCols, 2), delta = tensor(kCols, 3), y = tensor(kCols, 4);
-  device->rms_norm(x, weight.data(), 1e-5f, y);
-  EXPECT_EQ(product(y), product(copy_of(y)));
-  device->reduce_add_rms_norm(x, delta, weight.data(), 1e-5f, y);
-  EXPECT_EQ(product(y), product(copy_of(y)));
+  const Norm norm{weight.data(), 1e-5f};
+  LinearInput normed = device->rms_norm(x, norm, y);
+  EXPECT_EQ(product(normed), product(y));
+  normed = device->reduce_add_rms_norm(x, delta, norm, y);
+  EXPECT_EQ(product(normed), product(y));
+}
+
+TEST_F(CpuBackend, ALinearQuantizesAgainWhatAnotherOperationReplaced) {
+  const std::vector<float> weight = random_floats(kCols, 1);
+  const Norm norm{weight.data(), 1e-5f};
+  const Tensor x = tensor(kCols, 2), y = tensor(kCols, 3), z = tensor(kCols, 4);
+  const LinearInput first = device->rms_norm(x, norm, y);
+  const std::vector<float> expected = product(first);
+  device->rms_norm(tensor(kCols, 5), norm, z);
+  EXPECT_EQ(product(first), expected);
 }
 
 TEST_F(CpuBackend, ALinearOfAnotherTensorReadsThatOne) {
   const std::vector<float> weight = random_floats(kCols, 1);
   const Tensor x = tensor(kCols, 2), y = tensor(kCols, 3), other = tensor(kCols, 4);
   const std::vector<float> before = product(other);
-  device->rms_norm(x, weight.data(), 1e-5f, y);
+  const LinearInput normed = device->rms_norm(x, {weight.data(), 1e-5f}, y);
   EXPECT_EQ(product(other), before);
-  EXPECT_NE(product(y), before);
+  EXPECT_NE(product(normed), before);
 }
 
 }  // namespace

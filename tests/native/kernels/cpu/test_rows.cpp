@@ -131,7 +131,7 @@ TEST_P(LogitPasses, SkipWhatIsNotANumber) {
   EXPECT_EQ(sums[2], 1.0f);
 }
 
-TEST(Ops, GiveTheSameBitsForAnyNumberOfRowsAndThreads) {
+TEST(Device, GiveTheSameBitsForAnyNumberOfRowsAndThreads) {
   const int rows = 61, heads = 5, kv_heads = 2, head_dim = 40, dim = (heads + 2 * kv_heads) * head_dim;
   const auto weight = random_floats(dim, 5), data = random_floats(rows * dim, 6), delta = random_floats(rows * dim, 7);
   std::vector<std::int32_t> positions;
@@ -162,7 +162,7 @@ TEST(Ops, GiveTheSameBitsForAnyNumberOfRowsAndThreads) {
   EXPECT_EQ(run(3, 50), expected);
 }
 
-TEST(Ops, QkNormAndRopeLeaveValuesAlone) {
+TEST(Device, QkNormAndRopeLeaveValuesAlone) {
   ThreadPool pool(1);
   const int dim = 4 * 16;
   const auto original = random_floats(dim, 9), weight = random_floats(16, 10), table = random_floats(16, 11);
@@ -174,7 +174,7 @@ TEST(Ops, QkNormAndRopeLeaveValuesAlone) {
   for (int i = 48; i < 64; ++i) EXPECT_EQ(data[i], original[i]) << i;
 }
 
-TEST(Ops, RopeRefusesARotationWiderThanTheHead) {
+TEST(Device, RopeRefusesARotationWiderThanTheHead) {
   ThreadPool pool(1);
   std::vector<float> data(3 * 16), table(32);
   const std::int32_t position = 0;

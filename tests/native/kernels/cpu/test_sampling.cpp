@@ -20,22 +20,30 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 std::int32_t sample_copy(std::vector<float> logits, const SamplingParams& params, std::uint64_t position = 0,
-                         const TokenCounts& counts = {}, std::span<const std::int32_t> banned = {}) {
+                         LogitProcessors processors = {}) {
   SampleScratch scratch;
-  return sample(logits, params, counts, banned, position, scratch);
+  processors.bias = params.logit_bias;
+  return sample(logits, params, processors, position, scratch);
+}
+
+Penalties penalties_of(const SamplingParams& params, SeenTokens& seen) {
+  return {params.repetition_penalty, params.presence_penalty, params.frequency_penalty, &seen};
 }
 
 // Draws for many positions and holds each against the reference's walk through the distribution in id order.
 void expect_reference_tokens(const std::vector<float>& logits, const SamplingParams& params,
                              const TokenCounts& counts = {}, std::span<const std::int32_t> banned = {}) {
   const auto adjusted = reference::adjusted_logits(logits, params, counts, banned);
+  CpuSeenTokens seen(counts);
+  LogitProcessors processors{.bias = params.logit_bias, .banned = banned};
+  if (!counts.in_output.empty()) processors.penalties = penalties_of(params, seen);
   const auto probability = reference::distribution(adjusted, params);
   SampleScratch scratch;
   int on_the_border = 0;
   const int kDraws = logits.size() > 10000 ? 40 : 200;
   for (int position = 0; position < kDraws; ++position) {
     std::vector<float> row = logits;
-    const std::int32_t token = sample(row, params, counts, banned, position, scratch);
+    const std::int32_t token = sample(row, params, processors, position, scratch);
     ASSERT_GE(token, 0);
     ASSERT_LT(token, std::ssize(logits));
     ASSERT_GT(probability[token], 0.0) << "token " << token << " was filtered out";
@@ -191,12 +199,10 @@ TEST(Sample, BiasPenaltiesAndBansComeBeforeTheFilters) {
 TEST(Sample, EachPenaltyMovesTheLogitsAsDefined) {
   SamplingParams params;
   params.temperature = 0;
-  TokenCounts counts;
-  counts.in_prompt = {1, 0, 0};
-  counts.in_output = {0, 2, 0};
+  CpuSeenTokens seen(TokenCounts{.in_prompt = {1, 0, 0}, .in_output = {0, 2, 0}});
   const auto after = [&](std::vector<float> logits) {
     SampleScratch scratch;
-    sample(logits, params, counts, {}, 0, scratch);
+    sample(logits, params, {.penalties = penalties_of(params, seen)}, 0, scratch);
     return logits;
   };
   params.repetition_penalty = 2.0f;
@@ -219,9 +225,9 @@ TEST(Sample, RowsWithoutANumberGiveTheLowestAllowedToken) {
   for (const auto& params : {greedy, random}) {
     for (const float value : {kNaN, -kInfinity}) {
       EXPECT_EQ(sample_copy(std::vector<float>(70, value), params), 0);
-      EXPECT_EQ(sample_copy(std::vector<float>(70, value), params, 0, {}, banned), 2);
+      EXPECT_EQ(sample_copy(std::vector<float>(70, value), params, 0, {.banned = banned}), 2);
     }
-    EXPECT_EQ(sample_copy(std::vector<float>(2, 1.0f), params, 0, {}, banned), 0);
+    EXPECT_EQ(sample_copy(std::vector<float>(2, 1.0f), params, 0, {.banned = banned}), 0);
   }
 }
 
@@ -248,7 +254,7 @@ TEST(Sample, RefusesTokensOutsideTheVocabulary) {
   params.logit_bias = {{10, 1.0f}};
   EXPECT_THROW(sample_copy(std::vector<float>(10), params), CheckError);
   const std::vector<std::int32_t> banned = {-1};
-  EXPECT_THROW(sample_copy(std::vector<float>(10), {}, 0, {}, banned), CheckError);
+  EXPECT_THROW(sample_copy(std::vector<float>(10), {}, 0, {.banned = banned}), CheckError);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ from minisgl import LLM, SamplingParams
 from minisgl.model_files.files import ModelError
 from minisgl.offline.llm import TokenLogprob
 from minisgl.offline.local_engine import EngineError
-from tests.python.llm.fake_native import (
+from tests.python.offline.fake_native import (
     EOS,
     MAX_MODEL_LEN,
     VOCAB_SIZE,
