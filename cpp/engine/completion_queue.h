@@ -1,5 +1,4 @@
-// What the engine has to say, until somebody drains it. Thread-safe; its descriptor is readable exactly while something
-// waits.
+// The engine's outputs until they are taken. Thread-safe; its descriptor is readable exactly while outputs wait.
 #pragma once
 
 #include <mutex>
@@ -16,7 +15,7 @@ class CompletionQueue {
   CompletionQueue(const CompletionQueue&) = delete;
   CompletionQueue& operator=(const CompletionQueue&) = delete;
 
-  // Appends all of `outputs`; whoever drains sees all of them or none.
+  // Appends all of `outputs`; a drain sees all of them or none.
   void publish(std::vector<RequestOutput> outputs);
   // Takes everything, in the order in which it was published.
   std::vector<RequestOutput> drain();

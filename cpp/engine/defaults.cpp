@@ -82,7 +82,7 @@ void check_options(const EngineOptions& options, const ModelSpec& spec) {
                             options.max_model_len));
   }
   if (options.num_pages > 0 && options.kv_cache_tokens > 0) {
-    throw InputError("--num-pages and --kv-cache-tokens say the same: give one of them");
+    throw InputError("--num-pages and --kv-cache-tokens say the same: give only one of them");
   }
   const std::int64_t asked = asked_cache_tokens(options);
   if (asked > 0 && options.max_model_len > asked) {
@@ -133,7 +133,7 @@ Budget make_budget(const EngineOptions& options, const EngineConfig& config, con
       .page_size = config.page_size};
 }
 
-// As many of the `wanted` pages as the budget has; all of them where the user asked for them.
+// The `wanted` pages, or as many of them as the budget has where the user did not ask for a number.
 std::int64_t choose_num_pages(const EngineOptions& options, const ModelSpec& spec, const Budget& budget,
                               std::int64_t wanted) {
   const std::int64_t fit = budget.pages_that_fit();

@@ -85,7 +85,7 @@ struct Engine::Impl {
   std::thread thread;
   bool stopped = false;
 
-  // Of the engine thread alone.
+  // The engine thread alone uses these.
   Scheduler scheduler;
   Executor executor;
   PlanPublisher publisher;
@@ -187,15 +187,15 @@ void Engine::Impl::abort(SequenceId id) {
   release(id);
 }
 
-// Launches the next step and, once as many are in flight as may be, takes what the oldest made. A device that runs
-// ahead has the next step before it ends the last; with another, each step's results are taken at once.
+// Launches the next step; when the pipeline is full (a device that runs ahead: 1 step in flight, another: 0), takes the
+// oldest step's results.
 void Engine::Impl::step() {
   const std::size_t depth = config.overlap ? executor.depth() : 0;
   const bool launched = launch_step();
   if (scheduler.num_in_flight() > (launched ? depth : 0)) finish_step();
 }
 
-// False where there is nothing to do, or nothing before the steps in flight are done.
+// Returns false when no sequence can be computed, or none before the steps in flight are done.
 bool Engine::Impl::launch_step() {
   const StepPlan& plan = scheduler.plan();
   if (plan.empty()) return false;
@@ -234,7 +234,7 @@ void Engine::Impl::release(SequenceId id) {
   executor.remove(id);
 }
 
-// Whoever sees an output finds statistics that contain it, and may use an ended id again.
+// The statistics contain what the outputs say, and ended ids are free again, before anybody can see the outputs.
 void Engine::Impl::deliver() {
   {
     const std::lock_guard lock(status_mutex);
@@ -254,7 +254,7 @@ void Engine::Impl::deliver() {
   completions.publish(std::exchange(outputs, {}));
 }
 
-// Closes the door and ends whoever is still inside. After a failure nothing of the scheduler is touched any more.
+// Refuses new requests, and aborts or fails all live ones. After a failure the scheduler isn't touched any more.
 void Engine::Impl::end_all(const std::string& what) {
   const bool failed = !what.empty();
   const std::string message = "the engine failed: " + what;

@@ -1,4 +1,4 @@
-// The engine: one thread that owns scheduler, cache and model. Everybody else submits, aborts and drains.
+// The engine: one thread that owns scheduler, cache and model. Other threads submit, abort and take outputs.
 #pragma once
 
 #include <cstdint>

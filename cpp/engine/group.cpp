@@ -12,8 +12,8 @@
 namespace minisgl {
 namespace {
 
-// Until all ranks have come, at their own pace. Whoever started them ends them as soon as one is dead or stuck, so this
-// only bounds what nobody watches.
+// How long a rank waits until all have come, each at its own pace. The process that started them ends them all as soon
+// as one is dead or stuck, so this only bounds a wait that is not watched.
 constexpr std::chrono::minutes patience{30};
 
 PlanTcpOptions tcp_options(const Place& place) {
@@ -96,8 +96,9 @@ EngineConfig agree_on_config(const EngineConfig& own, const EngineOptions& asked
   }
   const std::int64_t cache_tokens = agreed.num_pages * agreed.page_size;
   if (agreed.max_model_len > cache_tokens && asked.max_model_len > 0) {
-    throw InputError(concat("a rank has memory for a KV cache of ", cache_tokens, " tokens only: --max-model-len ",
-                            asked.max_model_len, " is more than that"));
+    throw InputError(concat("--max-model-len ", asked.max_model_len,
+                            " is more than the KV cache that every rank has memory for (", cache_tokens,
+                            " tokens); set --max-model-len to at most ", cache_tokens));
   }
   agreed.max_model_len = std::min(agreed.max_model_len, cache_tokens);
   return agreed;

@@ -1,4 +1,4 @@
-// Counts what each request got, and says when it has had enough.
+// Bookkeeping per request: token counts, stop conditions, timings.
 #include "engine/live_requests.h"
 
 #include <algorithm>
@@ -98,7 +98,7 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, std::span<To
     }
     collected.outputs.push_back(std::move(output));
   }
-  MINISGL_CHECK(next == results.size(), results.size() - next, " results belong to nobody");
+  MINISGL_CHECK(next == results.size(), results.size() - next, " results belong to no sequence");
   return collected;
 }
 

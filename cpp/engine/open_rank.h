@@ -51,7 +51,7 @@ struct OpenedEngine {
 };
 OpenedEngine open_engine(const EngineOptions& options, const Place& place = {}, const RankProgress& progress = {});
 
-// The same for another rank. The memory of its info is empty: rank 0 speaks for all.
+// Any other rank, opened in the same way. The memory of its info is empty: rank 0 speaks for all.
 struct OpenedFollower {
   std::unique_ptr<Follower> follower;
   RankInfo info;

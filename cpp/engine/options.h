@@ -10,8 +10,8 @@
 
 namespace minisgl {
 
-// As the user gives them; the names are those of Python's EngineOptions. 0 and "auto" leave the choice to the engine
-// (make_device(), choose_config()).
+// The options as the user gives them; the names are those of Python's EngineOptions. 0 and "auto" leave the choice to
+// the engine (make_device(), choose_config()).
 struct EngineOptions {
   std::string model_path = {};
   std::string device = "auto";
@@ -40,7 +40,7 @@ inline constexpr bool is_debug_build = false;
 inline constexpr bool is_debug_build = true;
 #endif
 
-// As an engine runs with them: everything chosen, and the same on all ranks.
+// What an engine runs with: everything chosen, and the same on all ranks.
 struct EngineConfig {
   std::int64_t num_pages = 0;  // at least one sequence of max_model_len must fit
   int page_size = 16;

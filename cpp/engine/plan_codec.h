@@ -13,7 +13,7 @@
 
 namespace minisgl {
 
-// Whoever obeys.
+// Receives the decoded messages.
 class PlanHandler {
  public:
   virtual ~PlanHandler() = default;

@@ -13,7 +13,7 @@ class PlanPublisher final : public PlanHandler {
   // One sender for the ranks of this host, one for those of others.
   explicit PlanPublisher(PlanSenders senders) : senders_(std::move(senders)) {}
 
-  // Both wait for the next step.
+  // These two are buffered and sent with the next step.
   void add(SequenceId id, SequenceSampling sampling) override {
     if (senders_.empty()) return;
     encoder_.add(id, std::move(sampling));

@@ -25,7 +25,7 @@ class Model {
   virtual std::int64_t workspace_bytes(const StepLimits&) const = 0;
   virtual std::int64_t weight_bytes() const = 0;  // bytes that a decode step at batch 1 must read
   virtual DType weight_dtype() const = 0;         // format of most of the weights
-  // With several ranks, what they compare to know that all have the same model (models/fingerprint.h); else 0.
+  // The number that several ranks compare to know that they have the same model (models/fingerprint.h); 0 for one rank.
   virtual std::uint64_t fingerprint() const { return 0; }
 };
 

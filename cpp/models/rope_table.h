@@ -17,11 +17,10 @@ double rope_attention_factor(const RopeSpec& spec);
 
 class RopeTable {
  public:
-  // `max_positions` is the most that anybody will use.
+  // No step uses more than `max_positions`.
   RopeTable(const RopeSpec& spec, std::int64_t max_positions, Hardware& device);
-  // Makes the table cover positions [0, num_positions). Grows by doubling up to max_positions, so a long context
-  // that nobody uses costs
-  // neither time nor memory.
+  // Makes the table cover positions [0, num_positions). Grows by doubling up to max_positions, so an unused
+  // long context costs neither time nor memory.
   void reserve(std::int64_t num_positions);
   // The most bytes that the table takes while it covers so many positions, however it grew.
   std::int64_t bytes_for(std::int64_t num_positions) const;
