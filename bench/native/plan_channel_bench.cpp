@@ -154,6 +154,7 @@ Way bare_wake_up() {
 struct Ignore final : PlanHandler {
   void add(SequenceId, SequenceSampling) override {}
   void remove(SequenceId) override {}
+  void append(SequenceId, std::span<const std::int32_t>) override {}
   void step(const StepPlan&) override {}
   void shut_down() override {}
 };
@@ -165,8 +166,9 @@ StepPlan decode_plan(std::int64_t num_sequences) {
   for (std::int64_t id = 0; id < num_sequences; ++id) {
     scheduler.add({.id = static_cast<SequenceId>(id), .prompt = {1, 2, 3}, .max_tokens = 10});
   }
-  scheduler.plan();
-  scheduler.complete(std::vector<std::int32_t>(static_cast<std::size_t>(num_sequences), 5));
+  StepTokens drawn;
+  accept_drafts(scheduler.plan(), std::vector<std::int32_t>(static_cast<std::size_t>(num_sequences), 5), drawn);
+  scheduler.complete(drawn);
   return scheduler.plan();
 }
 
@@ -184,6 +186,7 @@ Way plan_over_ring(int ranks, std::int64_t num_sequences) {
                                                                         .page_size = 16,
                                                                         .max_model_len = 64,
                                                                         .max_batch_tokens = num_sequences,
+                                                                        .max_logits = num_sequences,
                                                                         .vocab_size = 100});
                 return [=](int) {
                   Ignore ignore;

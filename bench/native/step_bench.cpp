@@ -38,28 +38,30 @@ std::unique_ptr<Scheduler> decoding_scheduler(std::int64_t num_sequences, std::i
 // The first decode step, once the prefill is done.
 const StepPlan& second_plan(Scheduler& scheduler, std::int64_t num_sequences) {
   const std::vector<std::int32_t> sampled(static_cast<std::size_t>(num_sequences), 11);
-  scheduler.plan();
-  scheduler.complete(sampled);
+  StepTokens drawn;
+  accept_drafts(scheduler.plan(), sampled, drawn);
+  scheduler.complete(drawn);
   return scheduler.plan();
 }
 
-// One decode step of all sequences: plan() and complete().
+// One decode step of all sequences: plan(), the lists of their tokens, and complete().
 void scheduler_step(benchmark::State& state) {
   constexpr std::int64_t max_tokens = 1 << 10;
   const std::vector<std::int32_t> sampled(static_cast<std::size_t>(state.range(0)), 11);
+  StepTokens drawn;
   std::unique_ptr<Scheduler> scheduler;
   std::int64_t steps_left = 0;
   for (auto _ : state) {
     if (steps_left == 0) {
       state.PauseTiming();
       scheduler = decoding_scheduler(state.range(0), max_tokens);
-      scheduler->plan();  // the prefill
-      scheduler->complete(sampled);
+      accept_drafts(scheduler->plan(), sampled, drawn);  // the prefill
+      scheduler->complete(drawn);
       steps_left = max_tokens - 1;
       state.ResumeTiming();
     }
-    benchmark::DoNotOptimize(scheduler->plan().num_rows());
-    scheduler->complete(sampled);
+    accept_drafts(scheduler->plan(), sampled, drawn);
+    scheduler->complete(drawn);
     --steps_left;
   }
 }
@@ -68,15 +70,16 @@ void scheduler_step(benchmark::State& state) {
 void scheduler_admission(benchmark::State& state) {
   const auto scheduler = decoding_scheduler(state.range(0), 1);
   const std::vector<std::int32_t> sampled(static_cast<std::size_t>(state.range(0)), 11);
-  scheduler->plan();
-  scheduler->complete(sampled);
+  StepTokens drawn;
+  accept_drafts(scheduler->plan(), sampled, drawn);
+  scheduler->complete(drawn);
   SequenceId next = static_cast<SequenceId>(state.range(0));
   for (auto _ : state) {
     for (std::int64_t i = state.range(0); i > 0; --i) scheduler->remove(next - static_cast<SequenceId>(i));
     for (std::int64_t i = 0; i < state.range(0); ++i)
       scheduler->add({.id = next++, .prompt = std::vector<std::int32_t>(kPromptTokens, 7), .max_tokens = 1});
-    benchmark::DoNotOptimize(scheduler->plan().num_rows());
-    scheduler->complete(sampled);
+    accept_drafts(scheduler->plan(), sampled, drawn);
+    scheduler->complete(drawn);
   }
   state.SetItemsProcessed(state.iterations() * state.range(0));
 }
@@ -84,6 +87,7 @@ void scheduler_admission(benchmark::State& state) {
 struct Ignore final : PlanHandler {
   void add(SequenceId, SequenceSampling) override {}
   void remove(SequenceId) override {}
+  void append(SequenceId, std::span<const std::int32_t>) override {}
   void step(const StepPlan&) override {}
   void shut_down() override {}
 };
@@ -110,6 +114,7 @@ void plan_decoding(benchmark::State& state) {
                        .page_size = 16,
                        .max_model_len = 4096,
                        .max_batch_tokens = state.range(0),
+                       .max_logits = state.range(0),
                        .vocab_size = 1000});
   Ignore ignore;
   for (auto _ : state) decoder.decode(encoder.frame(), ignore);

@@ -3,6 +3,7 @@
 
 #include "bind/bind.h"
 #include "core/error.h"
+#include "core/log.h"
 #include "engine/device.h"
 #include "gemm/gemm.h"
 
@@ -13,6 +14,11 @@ PYBIND11_MODULE(_native, module) {
   py::register_exception<minisgl::InputError>(module, "InputError", PyExc_ValueError).doc() =
       "What the user gave cannot work; the message is one sentence to be shown as it is.";
 
+  module.def(
+      "set_log", [](int least, bool json) { minisgl::set_log(static_cast<minisgl::LogLevel>(least), json); },
+      py::arg("least"), py::arg("json"),
+      "What the native code writes to the standard error: lines of the level 0 (debug) to 3 (error) and above, as text "
+      "or as JSON objects.");
   module.def("cpu_isa", &minisgl::cpu_isa_name, "Instruction set that the CPU kernels were chosen for.");
   module.def(
       "build_info",

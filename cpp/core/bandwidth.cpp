@@ -36,7 +36,7 @@ double measure_read_bandwidth(ThreadPool& pool, std::size_t bytes) {
   AlignedBuffer buffer(num_chunks * kChunk);
   std::vector<std::uint64_t> sums(num_chunks);
   const auto chunks = static_cast<std::int64_t>(num_chunks);
-  // Written first: untouched pages would all be the kernel's one zero page.
+  // The buffer is written first: untouched pages would all be the kernel's one zero page.
   pool.parallel_for(chunks, [&](std::int64_t chunk, int) { std::memset(buffer.data() + chunk * kChunk, 1, kChunk); });
 
   std::vector<double> seconds;
@@ -47,7 +47,7 @@ double measure_read_bandwidth(ThreadPool& pool, std::size_t bytes) {
     });
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
-  // Used, so that the reads cannot be optimised away.
+  // The sum is used, so that the reads cannot be optimised away.
   volatile std::uint64_t sink = sums[0];
   (void)sink;
   std::nth_element(seconds.begin(), seconds.begin() + kSweeps / 2, seconds.end());

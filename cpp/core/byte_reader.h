@@ -1,4 +1,4 @@
-// A cursor over bytes that nobody has checked: every read says what it wants and throws InputError beyond the end.
+// A cursor over unchecked bytes: every read names what it needs and throws InputError beyond the end.
 #pragma once
 
 #include <bit>

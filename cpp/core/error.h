@@ -20,7 +20,7 @@ class CheckError : public std::logic_error {
   using std::logic_error::logic_error;
 };
 
-// Text, numbers and characters put together. Without streams: those depend on the process's locale, and break where
+// Puts text, numbers and characters together. It uses no streams: those depend on the process's locale, and break where
 // several copies of the C++ library share a process.
 template <typename Part>
 void append_part(std::string& out, const Part& part) {

@@ -1,5 +1,5 @@
 // f16 and bf16 to f32 and back, one value at a time, in integer arithmetic: round to nearest, ties to even.
-// `static`: kernel files of every instruction set have their own copy (see core/simd.h).
+// The functions are `static`: kernel files of every instruction set have copies of their own (see core/simd.h).
 #pragma once
 
 #include <cstdint>

@@ -45,7 +45,7 @@
 namespace minisgl::MINISGL_ISA {
 
 struct Narrow {
-  static constexpr int groups = 1;  // of 8 lanes
+  static constexpr int groups = 1;  // a group has 8 lanes
   using F32 = F32x8;
   using U8 = U8x32;
   using DotU4 = MINISGL_ISA::DotU4;

@@ -37,7 +37,7 @@ class DeviceBuffer {
   std::size_t size_ = 0;
 };
 
-// How often a buffer was written to, for those who must notice that it changed. Whoever owns the buffer keeps it.
+// How often a buffer was written to, for readers that must notice a change. The buffer's owner keeps the count.
 using WriteCount = std::uint64_t;
 
 // A row-major matrix without gaps, somewhere in a device's memory. A view: it owns nothing.
@@ -46,7 +46,7 @@ struct Tensor {
   DType dtype = DType::f32;  // f32, f16 or bf16
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  WriteCount* writes = nullptr;  // of the buffer that it lies in; null where nobody counts them
+  WriteCount* writes = nullptr;  // the count of its buffer; null: writes are not counted
 
   std::int64_t nbytes() const { return rows * row_bytes(dtype, cols); }
   float* f32() const {

@@ -41,8 +41,9 @@ std::int32_t wait_until(const std::atomic<std::int32_t>& atomic, Done done) {
 
 }  // namespace
 
-// The description of a run is written before `unclaimed` grows and read only by who holds a claimed task. The caller
-// waits for every claimed task, but for no thread: a worker that wakes late finds nothing to claim and delays nobody.
+// The description of a run is written before `unclaimed` grows and read only by threads that hold a claimed task. The
+// caller waits for every claimed task, but for no thread: a worker that wakes late finds nothing to claim and delays
+// nobody.
 struct ThreadPool::State {
   alignas(64) std::atomic<std::int32_t> unclaimed{0};   // tasks that no thread took yet, or stop_signal
   alignas(64) std::atomic<std::int32_t> unfinished{0};  // tasks of the current run that are not done

@@ -4,11 +4,13 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <mutex>
+#include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "core/quiet_thread.h"
 #include "engine/completion_queue.h"
 #include "engine/executor.h"
@@ -35,7 +37,8 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
   return {.num_pages = config.num_pages,
           .page_size = config.page_size,
           .max_running = config.max_running,
-          .max_batch_tokens = config.max_batch_tokens};
+          .max_batch_tokens = config.max_batch_tokens,
+          .max_drafts = config.max_drafts};
 }
 
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
@@ -51,11 +54,16 @@ RequestOutput error_output(std::uint64_t id, ErrorCode code, std::string message
   return {.id = id, .finish = FinishReason::error, .error_code = code, .error = std::move(message)};
 }
 
+struct SequenceLookahead {
+  std::unique_ptr<Lookahead> lookahead;
+  bool may_draft;
+};
+
 }  // namespace
 
 struct Engine::Impl {
   Impl(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
-       PlanSenders plan_senders, const RecordProgress& progress);
+       PlanSenders plan_senders, const RecordProgress& progress, MakeLookahead make_lookahead);
   ~Impl();
 
   void run() noexcept;
@@ -65,6 +73,8 @@ struct Engine::Impl {
   void step();
   bool launch_step();
   void finish_step();
+  void look_ahead(SequenceId id);
+  void take_over(LiveRequests::Collected collected);
   void release(SequenceId id);
   void deliver();
   void end_all(const std::string& failure);
@@ -90,6 +100,10 @@ struct Engine::Impl {
   Executor executor;
   PlanPublisher publisher;
   LiveRequests live;
+  const MakeLookahead make_lookahead;  // may be empty
+  std::unordered_map<SequenceId, SequenceLookahead> lookaheads;
+  std::vector<std::int32_t> draws;  // of the step at hand
+  StepTokens drawn;
   std::vector<Command> commands;
   std::vector<RequestOutput> outputs;  // of this turn
   std::vector<std::uint64_t> ended;    // ids of the requests whose last output is among them
@@ -100,14 +114,15 @@ struct Engine::Impl {
 };
 
 Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device_, const EngineConfig& config_,
-                   PlanSenders plan_senders, const RecordProgress& progress)
+                   PlanSenders plan_senders, const RecordProgress& progress, MakeLookahead make_lookahead_)
     : config(checked(config_, model_->spec())),
       device(std::move(device_)),
       model(std::move(model_)),
       inbox(config.max_running + config.max_waiting),
       scheduler(scheduler_options(config)),
       executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
-      publisher(std::move(plan_senders)) {
+      publisher(std::move(plan_senders)),
+      make_lookahead(std::move(make_lookahead_)) {
   const Executor::Prepared prepared =
       executor.prepare(step_limits(config, model->spec()), config.cuda_graphs, progress);
   if (device->has_own_memory()) {
@@ -122,7 +137,7 @@ Engine::Impl::~Impl() {
   try {
     device->synchronize();
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+    log_line(LogLevel::error, std::string("the device's last step failed: ") + error.what());
   }
 }
 
@@ -161,8 +176,11 @@ void Engine::Impl::take_commands(bool wait) {
 
 void Engine::Impl::admit(Submission submission) {
   Request& request = submission.request;
+  std::unique_ptr<Lookahead> lookahead = make_lookahead ? make_lookahead(request) : nullptr;
+  const bool needs_token = lookahead != nullptr;
   std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
   const SequenceId id = live.add(request, stop_tokens, submission.time);
+  if (lookahead) lookaheads.emplace(id, SequenceLookahead{std::move(lookahead), !uses_penalties(request.sampling)});
   const auto prompt_end = request.prompt.end() - request.num_resumed;
   const bool counts_prompt = request.sampling.repetition_penalty != 1.0f;
   SequenceSampling sampling{.params = std::move(request.sampling),
@@ -178,7 +196,8 @@ void Engine::Impl::admit(Submission submission) {
   scheduler.add({.id = id,
                  .prompt = std::move(request.prompt),
                  .max_tokens = request.max_tokens,
-                 .score_prompt = request.prompt_logprobs >= 0});
+                 .score_prompt = request.prompt_logprobs >= 0,
+                 .needs_token = needs_token});
 }
 
 void Engine::Impl::abort(SequenceId id) {
@@ -187,8 +206,8 @@ void Engine::Impl::abort(SequenceId id) {
   release(id);
 }
 
-// Launches the next step; when the pipeline is full (a device that runs ahead: 1 step in flight, another: 0), takes the
-// oldest step's results.
+// Launches one step. When the pipeline is full (1 step in flight on a device that runs ahead, elsewhere 0), collects
+// the oldest step's results.
 void Engine::Impl::step() {
   const std::size_t depth = config.overlap ? executor.depth() : 0;
   const bool launched = launch_step();
@@ -213,18 +232,46 @@ void Engine::Impl::finish_step() {
   ++num_steps;
   step_time += now - std::exchange(busy_since, now);
   const StepPlan& plan = scheduler.oldest();
-  std::vector<std::int32_t> sampled;
+  draws.clear();
   for (std::size_t i = 0; i < results.size(); ++i) {
-    if (plan.targets[i].token == LogitTarget::kSample) sampled.push_back(results[i].token);
+    if (plan.targets[i].token == LogitTarget::kSample) draws.push_back(results[i].token);
   }
-  scheduler.complete(sampled);
-  LiveRequests::Collected collected = live.collect(plan, results, now);
+  accept_drafts(plan, draws, drawn);
+  scheduler.complete(drawn);
+  take_over(live.collect(plan, drawn, results, now));
+  if (!lookaheads.empty()) {
+    for (const SequenceStep& part : plan.sequences) {
+      if (part.num_draws > 0 && lookaheads.contains(part.id)) look_ahead(part.id);
+    }
+  }
+  if (config.check_invariants) scheduler.check();
+}
+
+// A sequence with a lookahead has new tokens, all known: appends those that are sure to come, and proposes drafts.
+void Engine::Impl::look_ahead(SequenceId id) {
+  const auto& [lookahead, may_draft] = lookaheads.at(id);
+  const Sequence& sequence = scheduler.sequence(id);
+  Lookahead::Ahead ahead = lookahead->look(sequence.tokens);
+  const auto room = static_cast<std::size_t>(sequence.max_len - sequence.len());
+  if (ahead.forced.size() > room) ahead.forced.resize(room);
+  if (!ahead.forced.empty()) {
+    scheduler.append(id, ahead.forced);
+    publisher.append(id, ahead.forced);
+    executor.append(id, ahead.forced);
+    LiveRequests::Collected collected = live.append(id, ahead.forced, Clock::now());
+    const bool has_ended = !collected.ended.empty();
+    take_over(std::move(collected));
+    if (has_ended) return;
+  }
+  if (may_draft) scheduler.propose(id, ahead.drafts);
+}
+
+void Engine::Impl::take_over(LiveRequests::Collected collected) {
   for (const SequenceId id : collected.ended) release(id);
   for (RequestOutput& output : collected.outputs) {
     if (output.finish != FinishReason::none) ended.push_back(output.id);
     outputs.push_back(std::move(output));
   }
-  if (config.check_invariants) scheduler.check();
 }
 
 // The one way out for a sequence: its pages and its place on the ranks.
@@ -232,6 +279,7 @@ void Engine::Impl::release(SequenceId id) {
   scheduler.remove(id);
   publisher.remove(id);
   executor.remove(id);
+  if (!lookaheads.empty()) lookaheads.erase(id);
 }
 
 // The statistics contain what the outputs say, and ended ids are free again, before anybody can see the outputs.
@@ -254,7 +302,8 @@ void Engine::Impl::deliver() {
   completions.publish(std::exchange(outputs, {}));
 }
 
-// Refuses new requests, and aborts or fails all live ones. After a failure the scheduler isn't touched any more.
+// Refuses new requests and ends all live ones: with an error after a failure, which leaves the scheduler as it is, else
+// as aborted.
 void Engine::Impl::end_all(const std::string& what) {
   const bool failed = !what.empty();
   const std::string message = "the engine failed: " + what;
@@ -273,8 +322,9 @@ void Engine::Impl::end_all(const std::string& what) {
 }
 
 Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
-               PlanSenders plan_senders, const RecordProgress& progress)
-    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), config, std::move(plan_senders), progress)) {}
+               PlanSenders plan_senders, const RecordProgress& progress, MakeLookahead make_lookahead)
+    : impl_(std::make_unique<Impl>(std::move(model), std::move(device), config, std::move(plan_senders), progress,
+                                   std::move(make_lookahead))) {}
 
 Engine::~Engine() {
   stop();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/plan_channel.h"
+#include "engine/lookahead.h"
 #include "engine/options.h"
 #include "engine/request.h"
 #include "kernels/device.h"
@@ -16,9 +17,9 @@ namespace minisgl {
 
 class Engine {
  public:
-  // `device` is the one that `model` was loaded on.
+  // `device` is the one that `model` was loaded on. Without `make_lookahead` every token is drawn.
   Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
-         PlanSenders plan_senders = {}, const RecordProgress& progress = {});
+         PlanSenders plan_senders = {}, const RecordProgress& progress = {}, MakeLookahead make_lookahead = {});
   ~Engine();  // stops
 
   // Starts the engine thread; once. Requests submitted before wait.

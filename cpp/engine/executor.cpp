@@ -11,10 +11,6 @@
 namespace minisgl {
 namespace {
 
-bool uses_penalties(const SamplingParams& params) {
-  return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f;
-}
-
 // Steps of other sizes are filled up to the next of these.
 std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
   constexpr std::int64_t largest = 512;
@@ -30,11 +26,15 @@ std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
 
 }  // namespace
 
+bool uses_penalties(const SamplingParams& params) {
+  return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f;
+}
+
 StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec) {
   const std::int64_t sequences = std::min(config.max_running, config.max_batch_tokens);
   return {.rows = config.max_batch_tokens,
           .sequences = sequences,
-          .logits = sequences + SchedulerOptions{}.max_prompt_logits,
+          .logits = sequences + SchedulerOptions{}.max_prompt_logits + config.max_drafts,
           .positions = config.max_model_len,
           .pages = config.num_pages,
           .vocab_size = spec.vocab_size};
@@ -81,10 +81,20 @@ void Executor::remove(SequenceId id) {
   MINISGL_CHECK(sequences_.erase(id) == 1, "sequence ", id, " is not live");
 }
 
+void Executor::append(SequenceId id, std::span<const std::int32_t> tokens) {
+  LiveSequence& sequence = sequences_.at(id);
+  if (sequence.seen) {
+    sequence.seen->add_output(tokens);
+  } else {
+    sequence.sampling.resumed.insert(sequence.sampling.resumed.end(), tokens.begin(), tokens.end());
+  }
+}
+
 void Executor::launch(const StepPlan& plan) {
   build_batch(plan);
   const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size()};
   device_.begin_step(batch, queries_);
+  for (const PageCopy& copy : plan.copies) cache_.copy_page(device_, copy.source, copy.destination);
   device_.run_step([&] {
     const Tensor logits = model_.forward(batch, cache_);
     if (!queries_.empty()) device_.sample(logits);
@@ -105,12 +115,15 @@ void Executor::build_batch(const StepPlan& plan) {
     rows_.push_back({.first_row = step.first_row,
                      .num_rows = step.num_rows,
                      .start_position = step.start_position,
-                     .page_table = table.data()});
+                     .page_table = table.data(),
+                     .adapter = step.adapter});
     live_.push_back(&sequence);
     if (!sequence.seen && uses_penalties(sequence.sampling.params)) count_given_tokens(sequence);
   }
   queries_.clear();
-  for (const LogitTarget& target : plan.targets) queries_.push_back(query_for(target, plan));
+  for (std::size_t i = 0; i < plan.targets.size(); ++i) {
+    queries_.push_back(query_for(plan.logit_rows[i], plan.targets[i], plan));
+  }
 }
 
 // Makes the counts of a sequence whose first step this is. Those that wait in the queue take no room on the device.
@@ -122,15 +135,16 @@ void Executor::count_given_tokens(LiveSequence& sequence) {
   sampling.resumed = sampling.prompt = {};
 }
 
-LogitQuery Executor::query_for(const LogitTarget& target, const StepPlan& plan) const {
+LogitQuery Executor::query_for(std::int32_t row, const LogitTarget& target, const StepPlan& plan) const {
   const SequenceStep& step = plan.sequences[target.sequence];
   const LiveSequence& sequence = *live_[target.sequence];
   const SequenceSampling& sampling = sequence.sampling;
   if (target.token != LogitTarget::kSample) {
     return {.target = target.token, .num_top = sampling.prompt_logprobs, .params = &sampling.params};
   }
+  MINISGL_CHECK(step.num_drafts() == 0 || !sequence.seen, "drafts for sequence ", step.id, ", which has penalties");
   // The index of the new token among the generated ones: the same however the sequence got here.
-  const std::int64_t index = step.start_position + step.num_rows - sampling.prompt_len;
+  const std::int64_t index = step.start_position + row - step.first_row + 1 - sampling.prompt_len;
   const SamplingParams& params = sampling.params;
   return {.num_top = sampling.logprobs,
           .params = &params,

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -15,6 +16,9 @@
 #include "sched/step_plan.h"
 
 namespace minisgl {
+
+// Whether the distribution depends on the tokens before. Such a sequence draws one token per step.
+bool uses_penalties(const SamplingParams& params);
 
 // The largest step of an engine with this configuration.
 StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec);
@@ -39,7 +43,9 @@ class Executor {
 
   // Steps that may be in flight when one more is launched: 1 where the device runs ahead, else 0.
   std::size_t depth() const { return device_.runs_ahead() ? 1 : 0; }
-  // Hands the plan's rows to the device. The plan isn't needed afterwards.
+  // The host gave the sequence these tokens, which nobody draws: the penalties count them as output.
+  void append(SequenceId id, std::span<const std::int32_t> tokens);
+  // Copies the plan's pages and hands its rows to the device. The plan isn't needed afterwards.
   void launch(const StepPlan& plan);
   // Waits for the oldest step in flight. One entry for each of its logit rows, in order: the token drawn, or the prompt
   // token that was scored. Log probabilities are filled in where the sequence asked for them.
@@ -55,7 +61,7 @@ class Executor {
   void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
   void count_given_tokens(LiveSequence& sequence);
-  LogitQuery query_for(const LogitTarget& target, const StepPlan& plan) const;
+  LogitQuery query_for(std::int32_t row, const LogitTarget& target, const StepPlan& plan) const;
 
   Model& model_;
   Device& device_;

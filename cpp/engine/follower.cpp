@@ -5,14 +5,15 @@
 #include <sys/eventfd.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <exception>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <utility>
 
 #include "comm/file_descriptor.h"
 #include "core/error.h"
+#include "core/log.h"
 #include "core/quiet_thread.h"
 #include "engine/executor.h"
 #include "engine/plan_codec.h"
@@ -31,6 +32,7 @@ struct Follower::Impl final : PlanHandler {
                  .page_size = config.page_size,
                  .max_model_len = config.max_model_len,
                  .max_batch_tokens = config.max_batch_tokens,
+                 .max_logits = step_limits(config, model->spec()).logits,
                  .vocab_size = model->spec().vocab_size,
                  .runs_ahead = executor.depth() > 0}),
         ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
@@ -43,12 +45,13 @@ struct Follower::Impl final : PlanHandler {
     try {
       device->synchronize();
     } catch (const std::exception& error) {
-      std::fprintf(stderr, "minisgl: the device ended with: %s\n", error.what());
+      log_line(LogLevel::error, std::string("the device's last step failed: ") + error.what());
     }
   }
 
   void add(SequenceId id, SequenceSampling sampling) override { executor.add(id, std::move(sampling)); }
   void remove(SequenceId id) override { executor.remove(id); }
+  void append(SequenceId id, std::span<const std::int32_t> tokens) override { executor.append(id, tokens); }
   // Keeps as many steps in flight as rank 0 does: a device that runs ahead has the next step before it ends the last.
   // Rank 0 delivers the tokens.
   void step(const StepPlan& plan) override {

@@ -1,4 +1,4 @@
-// Bookkeeping per request: token counts, stop conditions, timings.
+// Counts the tokens of each request, and ends it at a stop token or at its limit.
 #include "engine/live_requests.h"
 
 #include <algorithm>
@@ -36,8 +36,8 @@ SequenceId LiveRequests::add(const Request& request, std::vector<std::int32_t> s
 }
 
 std::optional<SequenceId> LiveRequests::find(std::uint64_t request_id) const {
-  const auto place = sequence_of_.find(request_id);
-  return place == sequence_of_.end() ? std::nullopt : std::optional(place->second);
+  const auto iterator = sequence_of_.find(request_id);
+  return iterator == sequence_of_.end() ? std::nullopt : std::optional(iterator->second);
 }
 
 std::vector<SequenceId> LiveRequests::sequences() const {
@@ -53,37 +53,32 @@ void LiveRequests::mark_started(const StepPlan& plan, Clock::time_point now) {
   }
 }
 
-LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, std::span<TokenOutput> results,
-                                              Clock::time_point now) {
+LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTokens& drawn,
+                                              std::span<TokenOutput> results, Clock::time_point now) {
   Collected collected;
-  std::size_t next = 0;
+  std::size_t next = 0;  // of `results`
   for (std::size_t index = 0; index < plan.sequences.size(); ++index) {
     const SequenceStep& step = plan.sequences[index];
-    const auto belongs = [&] {
-      return next < results.size() && plan.targets[next].sequence == static_cast<std::int32_t>(index);
+    const auto scores = [&] {
+      return next < results.size() && plan.targets[next].sequence == static_cast<std::int32_t>(index) &&
+             plan.targets[next].token != LogitTarget::kSample;
     };
-    const auto place = requests_.find(step.id);
-    if (place == requests_.end()) {
-      while (belongs()) ++next;
-      continue;
+    const auto iterator = requests_.find(step.id);
+    const bool is_live = iterator != requests_.end();
+    for (; scores(); ++next) {
+      if (is_live) iterator->second.prompt_logprobs.push_back(std::move(results[next]));
     }
-    LiveRequest& request = place->second;
-    while (belongs() && plan.targets[next].token != LogitTarget::kSample) {
-      request.prompt_logprobs.push_back(std::move(results[next++]));
-    }
+    const std::size_t first = next;
+    next += static_cast<std::size_t>(step.num_draws);
+    MINISGL_CHECK(next <= results.size(), "no token for sequence ", step.id);
+    if (!is_live) continue;
+    LiveRequest& request = iterator->second;
     RequestOutput output{.id = request.id};
-    if (step.samples) {
-      MINISGL_CHECK(belongs(), "no token for request ", step.id);
+    if (step.num_draws > 0) {
       if (request.num_generated == 0) end_prefill(request, output, now);
-      const std::int32_t token = results[next].token;
-      output.tokens.push_back(std::move(results[next++]));
-      output.has_logprobs = request.has_logprobs;
-      ++request.num_generated;
-      ++counts_.generated_tokens;
-      if (std::binary_search(request.stop_tokens.begin(), request.stop_tokens.end(), token)) {
-        output.finish = FinishReason::stop;
-      } else if (request.num_generated == request.max_tokens) {
-        output.finish = FinishReason::length;
+      const std::size_t end = first + drawn.of(index).size();
+      for (std::size_t i = first; i < end && output.finish == FinishReason::none; ++i) {
+        add_token(request, std::move(results[i]), output);
       }
     } else if (request.max_tokens == 0 && step.start_position + step.num_rows == request.prompt_len) {
       end_prefill(request, output, now);
@@ -91,20 +86,50 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, std::span<To
     } else {
       continue;  // in the middle of its prefill
     }
-    if (output.finish != FinishReason::none) {
-      set_times(output, request, now);
-      collected.ended.push_back(step.id);
-      forget(place);
-    }
-    collected.outputs.push_back(std::move(output));
+    deliver(iterator, std::move(output), collected, now);
   }
   MINISGL_CHECK(next == results.size(), results.size() - next, " results belong to no sequence");
   return collected;
 }
 
-void LiveRequests::forget(std::unordered_map<SequenceId, LiveRequest>::iterator entry) {
-  sequence_of_.erase(entry->second.id);
-  requests_.erase(entry);
+LiveRequests::Collected LiveRequests::append(SequenceId id, std::span<const std::int32_t> tokens,
+                                             Clock::time_point now) {
+  const auto iterator = requests_.find(id);
+  MINISGL_CHECK(iterator != requests_.end(), "sequence ", id, " is not live");
+  RequestOutput output{.id = iterator->second.id};
+  for (const std::int32_t token : tokens) {
+    if (output.finish != FinishReason::none) break;
+    add_token(iterator->second, {.token = token, .logprob = std::numeric_limits<float>::quiet_NaN()}, output);
+  }
+  Collected collected;
+  deliver(iterator, std::move(output), collected, now);
+  return collected;
+}
+
+void LiveRequests::add_token(LiveRequest& request, TokenOutput token, RequestOutput& output) {
+  ++request.num_generated;
+  ++counts_.generated_tokens;
+  if (std::binary_search(request.stop_tokens.begin(), request.stop_tokens.end(), token.token)) {
+    output.finish = FinishReason::stop;
+  } else if (request.num_generated == request.max_tokens) {
+    output.finish = FinishReason::length;
+  }
+  output.has_logprobs = request.has_logprobs;
+  output.tokens.push_back(std::move(token));
+}
+
+void LiveRequests::deliver(Iterator request, RequestOutput output, Collected& collected, Clock::time_point now) {
+  if (output.finish != FinishReason::none) {
+    set_times(output, request->second, now);
+    collected.ended.push_back(request->first);
+    forget(request);
+  }
+  collected.outputs.push_back(std::move(output));
+}
+
+void LiveRequests::forget(Iterator request) {
+  sequence_of_.erase(request->second.id);
+  requests_.erase(request);
 }
 
 void LiveRequests::end_prefill(LiveRequest& request, RequestOutput& output, Clock::time_point now) {
@@ -114,11 +139,11 @@ void LiveRequests::end_prefill(LiveRequest& request, RequestOutput& output, Cloc
 }
 
 RequestOutput LiveRequests::end(SequenceId id, FinishReason reason, Clock::time_point now) {
-  const auto place = requests_.find(id);
-  MINISGL_CHECK(place != requests_.end(), "sequence ", id, " is not live");
-  RequestOutput output{.id = place->second.id, .finish = reason};
-  set_times(output, place->second, now);
-  forget(place);
+  const auto iterator = requests_.find(id);
+  MINISGL_CHECK(iterator != requests_.end(), "sequence ", id, " is not live");
+  RequestOutput output{.id = iterator->second.id, .finish = reason};
+  set_times(output, iterator->second, now);
+  forget(iterator);
   return output;
 }
 

@@ -10,6 +10,7 @@
 
 #include "engine/request.h"
 #include "sched/step_plan.h"
+#include "sched/step_tokens.h"
 
 namespace minisgl {
 
@@ -35,9 +36,13 @@ class LiveRequests {
     std::vector<RequestOutput> outputs;
     std::vector<SequenceId> ended;  // of those whose last output is among them; they are forgotten
   };
-  // Turns the step's results, one a logit row, into one output for each request that has something to say. What the
-  // step made for sequences that ended since it was planned is dropped.
-  Collected collect(const StepPlan& plan, std::span<TokenOutput> results, Clock::time_point now);
+  // Turns the step's results, one per logit row, into one output for each request that has something to say. Of a
+  // sequence's draws as many are tokens as its list in `drawn` has, up to the one that ends it. What the step made for
+  // sequences that ended since it was planned is dropped.
+  Collected collect(const StepPlan& plan, const StepTokens& drawn, std::span<TokenOutput> results,
+                    Clock::time_point now);
+  // The same for tokens that the host gave a sequence; they have no log probability (NaN).
+  Collected append(SequenceId id, std::span<const std::int32_t> tokens, Clock::time_point now);
   // The last output of a request; forgets it.
   RequestOutput end(SequenceId id, FinishReason reason, Clock::time_point now);
 
@@ -53,7 +58,11 @@ class LiveRequests {
     std::vector<TokenOutput> prompt_logprobs = {};
   };
 
-  void forget(std::unordered_map<SequenceId, LiveRequest>::iterator entry);
+  using Iterator = std::unordered_map<SequenceId, LiveRequest>::iterator;
+
+  void forget(Iterator request);
+  void add_token(LiveRequest& request, TokenOutput token, RequestOutput& output);
+  void deliver(Iterator request, RequestOutput output, Collected& collected, Clock::time_point now);
   static void set_times(RequestOutput& output, const LiveRequest& request, Clock::time_point now);
   void end_prefill(LiveRequest& request, RequestOutput& output, Clock::time_point now);
 

@@ -48,6 +48,7 @@ struct EngineConfig {
   std::int64_t max_model_len = 0;          // prompt + output tokens of one request
   std::int64_t max_running = 256;          // sequences in one step
   std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
+  std::int64_t max_drafts = 0;             // rows in one step that try drafts
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs

@@ -1,6 +1,6 @@
-// What rank 0 says to the other ranks, as bytes: sequences that come and go, and step plans. A frame holds any number
-// of messages, each a byte that says its kind and its fields, little-endian, as the structs name them; lists have their
-// length before them.
+// What rank 0 says to the other ranks, as bytes: sequences that come and go, and step plans. A frame begins with its
+// version and holds any number of messages, each a byte that says its kind and its fields, little-endian, as the
+// structs name them; lists have their length before them. What few plans have stands in sections behind a plan's lists.
 #pragma once
 
 #include <cstddef>
@@ -13,12 +13,17 @@
 
 namespace minisgl {
 
-// Receives the decoded messages.
+// Goes up with every change to what frames hold: ranks of two releases refuse each other.
+inline constexpr std::uint8_t kPlanVersion = 2;
+
+// Receives the messages, in order.
 class PlanHandler {
  public:
   virtual ~PlanHandler() = default;
   virtual void add(SequenceId id, SequenceSampling sampling) = 0;
   virtual void remove(SequenceId id) = 0;
+  // The host gave the sequence these tokens; nobody draws them.
+  virtual void append(SequenceId id, std::span<const std::int32_t> tokens) = 0;
   virtual void step(const StepPlan& plan) = 0;
   virtual void shut_down() = 0;  // nothing follows
 };
@@ -28,6 +33,7 @@ class PlanEncoder final : public PlanHandler {
  public:
   void add(SequenceId id, SequenceSampling sampling) override;
   void remove(SequenceId id) override;
+  void append(SequenceId id, std::span<const std::int32_t> tokens) override;
   void step(const StepPlan& plan) override;
   void shut_down() override;
 
@@ -38,7 +44,8 @@ class PlanEncoder final : public PlanHandler {
   template <typename T>
   void put(const T& value);
   template <typename T>
-  void put_list(const std::vector<T>& values);
+  void put_list(std::span<const T> values);
+  void begin(std::uint8_t kind);
 
   std::vector<std::byte> bytes_;
 };
@@ -49,18 +56,23 @@ struct PlanLimits {
   int page_size = 1;
   std::int64_t max_model_len = 0;
   std::int64_t max_batch_tokens = 0;  // rows of a step
+  std::int64_t max_logits = 0;        // rows of a step that logits or hidden states are wanted of
   std::int64_t vocab_size = 0;
+  std::int32_t num_adapters = 0;
   bool runs_ahead = false;  // a plan's token may be drawn by the step before
 };
 
-// Reads frames and hands their messages on. InputError for bytes that are no frame, or a plan that would touch what
-// isn't there; the messages before it were handed on then.
+// Reads frames and hands their messages on. InputError for bytes that are no frame, for one of another version, which
+// the sentence names, and for a plan that would touch what isn't there; the messages before it were handed on then.
 class PlanDecoder {
  public:
   explicit PlanDecoder(const PlanLimits& limits) : limits_(limits) {}
   void decode(std::span<const std::byte> frame, PlanHandler& handler);
 
  private:
+  void check_token(std::int32_t token) const;
+  void check_page(PageId page) const;
+  void check_copies(const StepPlan& plan) const;
   void check(const SequenceSampling& sampling) const;
   void check(const StepPlan& plan);
 

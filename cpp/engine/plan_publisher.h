@@ -1,4 +1,4 @@
-// Tells the other ranks what rank 0 does, a frame a step. Without other ranks it does nothing.
+// Tells the other ranks what rank 0 does, one frame per step. Without other ranks it does nothing.
 #pragma once
 
 #include <utility>
@@ -13,7 +13,7 @@ class PlanPublisher final : public PlanHandler {
   // One sender for the ranks of this host, one for those of others.
   explicit PlanPublisher(PlanSenders senders) : senders_(std::move(senders)) {}
 
-  // These two are buffered and sent with the next step.
+  // These are sent with the next step.
   void add(SequenceId id, SequenceSampling sampling) override {
     if (senders_.empty()) return;
     encoder_.add(id, std::move(sampling));
@@ -21,6 +21,9 @@ class PlanPublisher final : public PlanHandler {
   }
   void remove(SequenceId id) override {
     if (!senders_.empty()) encoder_.remove(id);
+  }
+  void append(SequenceId id, std::span<const std::int32_t> tokens) override {
+    if (!senders_.empty()) encoder_.append(id, tokens);
   }
   void step(const StepPlan& plan) override {
     if (senders_.empty()) return;

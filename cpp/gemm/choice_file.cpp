@@ -3,12 +3,13 @@
 
 #include <unistd.h>
 
-#include <cstdio>
 #include <fstream>
 #include <ios>
 #include <optional>
 #include <sstream>
 #include <system_error>
+
+#include "core/log.h"
 
 namespace minisgl {
 namespace {
@@ -45,7 +46,7 @@ GemmChoices read_choices(const fs::path& file, const std::string& owner) {
   std::string title;
   if (!std::getline(in, title) || title != kTitle + owner) return {};
   std::optional<GemmChoices> choices = parse(in);
-  if (!choices) std::fprintf(stderr, "minisgl: %s is damaged; measuring again\n", file.c_str());
+  if (!choices) log_line(LogLevel::warning, file.string() + " is damaged; the kernels are measured again");
   return choices.value_or(GemmChoices{});
 }
 
@@ -68,7 +69,7 @@ void write_choices(const fs::path& file, const std::string& owner, const GemmCho
   out.close();
   if (out) fs::rename(draft, file, error);
   if (out && !error) return;
-  std::fprintf(stderr, "minisgl: %s can't be written\n", file.c_str());
+  log_line(LogLevel::warning, file.string() + " can't be written; the kernels are measured again at each start");
   fs::remove(draft, error);
 }
 

@@ -19,7 +19,7 @@ struct ProductShape {
   auto operator<=>(const ProductShape&) const = default;
 };
 
-// As the library describes it; nobody else can read that.
+// The library's own description of an algorithm, which only it can read.
 using AlgorithmWords = std::array<std::uint64_t, 8>;
 using GemmChoices = std::map<ProductShape, AlgorithmWords>;
 

@@ -16,7 +16,7 @@ constexpr std::size_t max_parts = 8;
 constexpr std::int64_t rows_per_task = 64;                // their activations stay in the second-level cache
 constexpr std::int64_t weight_bytes_per_task = 64 << 10;  // as do these, read again for each tile of rows
 constexpr std::int64_t tasks_per_thread = 4;              // enough to even out threads that are late
-constexpr std::int64_t inline_quantize_values = 8 << 10;  // fewer activations are not worth waking anybody
+constexpr std::int64_t inline_quantize_values = 8 << 10;  // fewer activations are not worth waking a thread
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -51,7 +51,7 @@ void quantize_rows(QuantizeFunction quantize, const GemmArgs& args, std::int64_t
   });
 }
 
-// Fills in the activations of every part: quantised once for all that want them so, or x itself.
+// Fills in the activations of every part: quantised once for all parts that need them so, or x itself.
 void prepare_activations(const KernelTable& table, const GemmArgs& args, std::int64_t cols, Plan& plan,
                          GemmWorkspace& workspace, ThreadPool& pool) {
   const auto row_bytes = cols / 32 * static_cast<std::int64_t>(sizeof(ActivationBlock));

@@ -39,8 +39,8 @@ struct GemmArgs {
 // Activations are quantised to int8 in blocks of 32 for the quantised formats and stay f32 for the others.
 void gemm(const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool);
 
-// What gemm() makes of a row of `cols` (a multiple of 32) values for the quantised formats. For an operation that has
-// the row at hand.
+// What gemm() makes of a row of `cols` (a multiple of 32) values for the quantised formats. An
+// operation that has the row at hand calls it.
 void quantize_row(const float* x, std::int64_t cols, ActivationBlock* blocks);
 
 // Name of the instruction set that the kernels were chosen for: "avx512vnni", "avx2", "portable".

@@ -25,7 +25,7 @@ struct KernelArgs {
 
 struct Kernel {
   DType dtype;
-  std::int64_t min_rows;  // of the kernels of a format the one with the greatest min_rows <= num_rows runs
+  std::int64_t min_rows;  // the kernel of a format with the greatest min_rows <= num_rows runs
   void (*run)(const KernelArgs& args);
 };
 

@@ -38,8 +38,8 @@ struct ActivationBlock {
   std::int8_t q[32];
   float scale;
   float scaled_sum;        // scale * sum
-  std::int16_t sums16[2];  // of q[0, 16) and q[16, 32)
-  std::int32_t sum;        // of all
+  std::int16_t sums16[2];  // the sums of q[0, 16) and q[16, 32)
+  std::int32_t sum;        // the sum of all q
 };
 
 }  // namespace minisgl

@@ -1,4 +1,4 @@
-// Packing: groups of 8 rows, one group a task, each block taken apart and written to its lane.
+// Packing: groups of 8 rows, one group per task, each block taken apart and written to its lane.
 #include "gemm/packed_matrix.h"
 
 #include <cstring>

@@ -16,7 +16,7 @@ class PackedMatrix final : public Matrix {
  public:
   PackedMatrix() = default;
 
-  // `raw` is row-major [rows, cols] in `dtype` as a file stores it (row_bytes(dtype, cols) bytes a row).
+  // `raw` is row-major [rows, cols] in `dtype` as a file stores it (row_bytes(dtype, cols) bytes per row).
   // The format stays what it was; only the order of blocks and fields changes. Any `rows`; `cols` a multiple of
   // the block size. Throws CheckError when `raw` has another size.
   static PackedMatrix pack(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,

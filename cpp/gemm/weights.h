@@ -17,7 +17,7 @@ class Matrix {
   Matrix(Matrix&&) = default;
   Matrix& operator=(Matrix&&) = default;
   virtual ~Matrix() = default;
-  virtual DType dtype() const = 0;         // of its elements now
+  virtual DType dtype() const = 0;         // the format of its elements now
   virtual std::int64_t rows() const = 0;   // output features
   virtual std::int64_t cols() const = 0;   // input features
   virtual std::size_t nbytes() const = 0;  // what one full read of the matrix moves
@@ -35,7 +35,7 @@ class Linear {
   virtual ~Linear() = default;
   virtual std::int64_t in_features() const = 0;
   virtual std::int64_t out_features() const = 0;
-  virtual std::int64_t nbytes() const = 0;  // of matrices and biases
+  virtual std::int64_t nbytes() const = 0;  // matrices and biases
 };
 
 }  // namespace minisgl

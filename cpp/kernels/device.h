@@ -1,5 +1,5 @@
-// One device, whole: for whoever makes one, owns one or needs several of its sides. Everybody else takes the side that
-// it uses. The CPU (cpu/backend.h) and CUDA (cuda/backend.h) implement it; callers know neither. One thread at a time.
+// One device, whole: for code that makes one, owns one or needs several of its sides. Other code takes the side that it
+// uses. The CPU (cpu/backend.h) and CUDA (cuda/backend.h) implement it; callers know neither. One thread at a time.
 #pragma once
 
 #include "kernels/collectives.h"

@@ -18,9 +18,9 @@ class Hardware {
   virtual std::string device_name() const = 0;  // for people
   virtual ThreadPool& pool() = 0;               // the host's threads
   virtual DType activation_dtype() const = 0;
-  virtual DType kv_dtype_for(DType weight_dtype) const = 0;  // of the cache, where nobody chose
+  virtual DType kv_dtype_for(DType weight_dtype) const = 0;  // the cache's, where no flag chooses
   virtual bool supports_kv_dtype(DType dtype) const = 0;
-  virtual bool has_own_memory() const = 0;              // that nobody else needs: the cache may take what is left
+  virtual bool has_own_memory() const = 0;              // memory of its own, so the cache may take what is left
   virtual std::int64_t usual_batch_tokens() const = 0;  // rows of a step that keep the device busy
   // Bytes that can be allocated for weights, cache and workspace.
   virtual std::int64_t available_memory() const = 0;

@@ -14,7 +14,7 @@ class SeenTokens;
 
 using TokenBias = std::pair<std::int32_t, float>;
 
-// Over the tokens that `seen` has counted. `repetition`, over prompt and output, divides a positive logit and
+// What tokens that `seen` has counted pay. `repetition`, over prompt and output, divides a positive logit and
 // multiplies another; `presence` and, once per occurrence, `frequency` are subtracted for tokens of the output.
 struct Penalties {
   float repetition = 1.0f;  // 1 is off
@@ -38,7 +38,7 @@ constexpr bool mask_allows(TokenMask mask, std::int32_t token) {
 // The parts, in the order in which they are applied.
 struct LogitProcessors {
   std::span<const TokenBias> bias = {};       // added to a token's logit; a token may stand there several times
-  Penalties penalties = {};                   // of what bias left
+  Penalties penalties = {};                   // applied to what bias left
   std::span<const std::int32_t> banned = {};  // tokens whose logit becomes -inf
   TokenMask mask = {};                        // [mask_words(vocab)]: the logits of all other tokens become -inf
 };

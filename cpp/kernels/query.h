@@ -48,7 +48,7 @@ struct LogitQuery {
 
 struct TokenOutput {
   std::int32_t token;
-  float logprob = 0.0f;                // of the model's own distribution, before temperature and penalties
+  float logprob = 0.0f;                // under the model's own distribution, before temperature and penalties
   std::vector<TokenLogprob> top = {};  // most likely first
 };
 

@@ -26,6 +26,7 @@ struct SequenceRows {
   std::int32_t num_rows;
   std::int32_t start_position;     // position of the first row; rows follow one another
   const std::int32_t* page_table;  // page of position p is page_table[p / page_size]
+  std::int32_t adapter = 0;        // 0: none
 };
 
 }  // namespace ops
@@ -37,14 +38,14 @@ struct StepBatch {
   std::span<const std::int32_t> positions;       // [num_rows]
   std::span<const ops::SequenceRows> sequences;  // cover all rows, in order
   std::span<const std::int32_t> logit_rows;      // [num_logits] ascending rows whose logits are wanted
-  int page_size;                                 // of the page tables
+  int page_size;                                 // positions per page of the page tables
 };
 
 // The largest steps that will come.
 struct StepLimits {
   std::int64_t rows, sequences, logits;
-  std::int64_t positions;  // of one sequence
-  std::int64_t pages;      // of all sequences together
+  std::int64_t positions;  // the most of one sequence
+  std::int64_t pages;      // the most of all sequences together
   std::int64_t vocab_size;
 };
 

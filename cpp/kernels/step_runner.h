@@ -21,7 +21,7 @@ class StepRunner {
   virtual std::int64_t step_bytes(const StepLimits&) const { return 0; }  // at most, of reserve() and record_step()
   virtual void reserve(const StepLimits&) {}
 
-  // For the penalties of a sequence over a vocabulary; `in_prompt`: the prompt's tokens count, too.
+  // What the penalties of a sequence count, over a vocabulary; `in_prompt`: the prompt's tokens count, too.
   virtual std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) = 0;
 
   // Whether a step may begin before the outputs of the one before it are taken: the device works while the host goes

@@ -17,9 +17,9 @@ class WeightMaker {
   // `raw` is row-major [rows, cols] in `dtype` as a file stores it, aligned to 4 bytes; it isn't needed afterwards.
   virtual std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
                                                     std::span<const std::byte> raw) = 0;
-  // For measuring: small numbers of a fixed random stream.
+  // A matrix for measuring: small numbers of a fixed random stream.
   virtual std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) = 0;
-  // All with the same number of input features.
+  // The projections as one layer; all have the same number of input features.
   virtual std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) = 0;
 };
 

@@ -17,7 +17,7 @@ class MergedLinear {
   void forward(Ops& ops, const LinearInput& x, Tensor y) const { ops.linear(*weights_, x, y); }
   std::int64_t in_features() const { return weights_->in_features(); }
   std::int64_t out_features() const { return weights_->out_features(); }
-  std::int64_t nbytes() const { return weights_->nbytes(); }  // of matrices and biases
+  std::int64_t nbytes() const { return weights_->nbytes(); }  // matrices and biases
 
  protected:
   std::unique_ptr<const Linear> weights_;

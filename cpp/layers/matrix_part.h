@@ -24,7 +24,7 @@ struct MatrixPart {
   std::int64_t rows;
   std::int64_t cols;
   std::span<const std::byte> bytes;  // [rows, cols], in the whole or in `staging`
-  std::span<const std::byte> read;   // of the whole: what was read lies in it
+  std::span<const std::byte> read;   // the piece of the whole that holds what was read
   AlignedBuffer staging = {};
 };
 

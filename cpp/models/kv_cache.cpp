@@ -36,6 +36,16 @@ KvCache::KvCache(Device& device, const ModelSpec& spec, DType dtype, std::int64_
   data_ = device.allocate(static_cast<std::size_t>(bytes));
 }
 
+void KvCache::copy_page(Hardware& device, std::int32_t source, std::int32_t destination) {
+  MINISGL_CHECK(source >= 0 && source < num_pages_ && destination >= 0 && destination < num_pages_, "page ", source,
+                " to ", destination);
+  const std::int64_t bytes = plane_bytes_per_page(num_kv_heads_, head_dim_, dtype_, page_size_);
+  for (std::int64_t plane = 0; plane < 2 * num_layers_; ++plane) {
+    std::byte* base = data_.data() + plane * num_pages_ * bytes;
+    device.copy(base + source * bytes, static_cast<std::size_t>(bytes), base + destination * bytes);
+  }
+}
+
 ops::KvLayer KvCache::layer(std::int64_t index) const {
   MINISGL_CHECK(index >= 0 && index < num_layers_);
   const std::int64_t plane = num_pages_ * plane_bytes_per_page(num_kv_heads_, head_dim_, dtype_, page_size_);

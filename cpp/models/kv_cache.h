@@ -15,6 +15,8 @@ class KvCache {
  public:
   KvCache(Device& device, const ModelSpec& spec, DType dtype, std::int64_t num_pages, int page_size);
   ops::KvLayer layer(std::int64_t index) const;
+  // Queues the copy of a page in all layers, before what is queued later.
+  void copy_page(Hardware& device, std::int32_t source, std::int32_t destination);
   DType dtype() const { return dtype_; }
   std::int64_t num_pages() const { return num_pages_; }
   int page_size() const { return page_size_; }

@@ -11,6 +11,7 @@
 #include "cache/page_allocator.h"
 #include "sched/sequence.h"
 #include "sched/step_plan.h"
+#include "sched/step_tokens.h"
 
 namespace minisgl {
 
@@ -19,17 +20,26 @@ struct SchedulerOptions {
   int page_size = 16;
   std::int64_t max_running = 256;       // sequences that hold pages
   std::int64_t max_batch_tokens = 512;  // rows of a step
-  std::int64_t max_prompt_logits =
-      64;  // prompt rows of a step whose logits are wanted: bounds the [rows, vocab] buffer
+  // Prompt rows of a step whose logits or hidden states are wanted: bounds the [rows, vocab] buffer.
+  std::int64_t max_prompt_logits = 64;
+  std::int64_t max_drafts = 0;  // rows of a step that try drafts
 };
 
 // First come, first served. A step takes the decoding sequences first, then chunks of prefills that were begun, then
-// admits from the queue while budget, places and pages last.
+// admits from the queue while budget, places and pages last. A sequence that needs its token is passed over while a
+// step in flight draws it, and keeps its place in the order.
 //
 // Pages: a sequence is admitted when pages for all its present tokens are free, and takes them at once, so a
 // prefill never stops halfway for want of pages. Decoding takes page by page. When none is free, the latest to have
 // arrived gives up its pages and goes to the head of the queue; its prompt and output are computed again later. The
 // earliest is therefore never preempted, and what fits the cache alone always finishes.
+//
+// Drafts take only rows, pages and room that nobody else of the step needs; no sequence is preempted for them. A part
+// with drafts reserves pages for the case that all hold. When its tokens are known, the places of those that didn't are
+// given back: the next part begins at the first token that isn't computed, and keeps fewer pages.
+//
+// A sequence that begins like another shares the pages that the other has filled, and gets a copy of the one that it
+// has begun. Nobody writes to a shared page: both go on behind it.
 //
 // A step is in flight from plan() to complete(). Up to kMostInFlight may be: the second is planned as if the first were
 // done, with a token that isn't known yet in place of each that the first draws. Nobody is preempted while a step is in
@@ -52,10 +62,16 @@ class Scheduler {
   const StepPlan& plan();
   // The oldest step in flight. CheckError if there is none.
   const StepPlan& oldest() const;
-  // The oldest step in flight ran: `sampled` has the new token of each sequence that samples, in the plan's order. A
-  // sequence that reached its max_tokens (or has nothing to generate) must then be removed. The plan stays valid until
-  // the next plan().
-  void complete(std::span<const std::int32_t> sampled);
+  // The oldest step in flight ran and brought these tokens. A sequence that reached its max_tokens (or has nothing to
+  // generate) must then be removed. The plan stays valid until the next plan().
+  void complete(const StepTokens& drawn);
+
+  // Appends tokens that nobody draws: the sequence's next part computes them all and draws what follows. Drafts that
+  // were proposed are dropped. CheckError for an unknown id, past max_tokens, and while the latest token isn't known.
+  void append(SequenceId id, std::span<const std::int32_t> tokens);
+  // Tokens that may follow the known ones; the next part that draws tries the first of them, as many as there is room
+  // for. CheckError for an unknown id and unless the sequence needs its token and that is known.
+  void propose(SequenceId id, std::span<const std::int32_t> drafts);
 
   bool has_work() const { return !index_.empty(); }
   std::size_t num_in_flight() const { return in_flight_.size(); }
@@ -63,7 +79,7 @@ class Scheduler {
   std::int64_t num_waiting() const { return static_cast<std::int64_t>(waiting_.size()); }
   std::uint64_t num_preemptions() const { return num_preemptions_; }
   const PageAllocator& pages() const { return pages_; }
-  const Sequence& sequence(SequenceId id) const;  // CheckError for an unknown id
+  const Sequence& sequence(SequenceId id) const { return live(id); }  // CheckError for an unknown id
   // In order of arrival; all of `running` arrived before all of `waiting`.
   const std::list<Sequence>& running() const { return running_; }
   const std::list<Sequence>& waiting() const { return waiting_; }
@@ -72,40 +88,52 @@ class Scheduler {
   void check() const;
 
  private:
-  using Place = std::list<Sequence>::iterator;
-  enum class State : std::uint8_t { waiting, running };
+  using Iterator = std::list<Sequence>::iterator;
   struct Step {
     StepPlan plan;
-    std::vector<Place> places;             // [plan.sequences]
-    std::vector<std::int64_t> new_tokens;  // [plan.sequences] index of the token drawn for it, where it samples
-  };
-  struct Entry {
-    State state;
-    Place place;
+    std::vector<Iterator> sequences;       // [plan.sequences]
+    std::vector<std::int64_t> new_tokens;  // [plan.sequences] index of the first token drawn for it
+    std::vector<PageId> copied;            // sources and destinations: a copy under way owns them
+    void clear();
   };
 
-  std::int64_t pages_for(std::int64_t num_tokens) const;
+  std::int64_t pages_for(std::int64_t num_tokens) const {
+    return (num_tokens + options_.page_size - 1) / options_.page_size;
+  }
+  std::int64_t num_missing_pages(const Sequence& sequence) const;
+  std::int64_t num_missing_pages() const;
+  Sequence& live(SequenceId id) const;
   bool plan_decodes();  // whether it preempted
-  bool must_preempt() const;
   void plan_prefills();
   void admit();
+  std::int64_t num_shareable(const Sequence& sequence) const;
+  void share(Sequence& sequence, std::int64_t num_tokens);
   bool grow(Sequence& sequence);  // false when the sequence itself was preempted
   void preempt_latest();
-  void plan_rows(Place place);
+  void plan_rows(Iterator iterator);
   std::int64_t chunk_size(const Sequence& sequence) const;
+  std::int64_t reserve_drafts(Sequence& sequence, std::int64_t rows);
+  void plan_wanted(Sequence& sequence, SequenceStep& part);
+  void end_drafts(Sequence& sequence, std::span<const std::int32_t> tokens);
 
   SchedulerOptions options_;
   PageAllocator pages_;
   std::list<Sequence> running_;
   std::list<Sequence> waiting_;
-  std::list<Sequence> leaving_;  // removed, but a step in flight computes them
-  std::unordered_map<SequenceId, Entry> index_;
+  std::list<Sequence> leaving_;                     // removed, but a step in flight computes them
+  std::unordered_map<SequenceId, Iterator> index_;  // running and waiting
   std::uint64_t num_preemptions_ = 0;
 
-  std::list<Step> in_flight_;            // oldest first
-  std::list<Step> spare_;                // keep their memory; the first is the one planned now
-  std::int64_t rows_left_ = 0;           // of max_batch_tokens, while planning
-  std::int64_t prompt_logits_left_ = 0;  // of max_prompt_logits, while planning
+  std::list<Step> in_flight_;  // oldest first
+  std::list<Step> spare_;      // keep their memory; the first is the one planned now
+
+  bool has_chunks_ = false;  // while planning: running sequences lack more than their latest token
+
+  // What is left of a step's room while it is planned.
+  std::int64_t rows_left_ = 0;           // of max_batch_tokens
+  std::int64_t prompt_logits_left_ = 0;  // of max_prompt_logits
+  std::int64_t draft_rows_left_ = 0;     // of max_drafts; every running sequence can have a row beside them
+  std::int64_t draft_pages_left_ = 0;    // that no known token of a running sequence needs
 };
 
 }  // namespace minisgl

@@ -11,32 +11,56 @@ namespace minisgl {
 
 using SequenceId = std::uint64_t;
 
+// Another sequence that begins with the same tokens: its pages are shared where it has computed them.
+struct SharedPrefix {
+  SequenceId sequence = 0;
+  std::int64_t num_tokens = 0;  // 0: nothing is shared
+};
+
 struct NewSequence {
   SequenceId id = 0;                 // never used before
   std::vector<std::int32_t> prompt;  // at least one token
-  std::int64_t max_tokens = 0;       // how many to generate at most
+  std::int64_t max_tokens = 0;       // the most to generate
   bool score_prompt = false;         // logits of every prompt row are wanted (prompt logprobs)
+  bool needs_token = false;          // planned only while its latest token is known
+  std::int64_t num_hidden = 0;       // the prompt's last rows whose hidden states are wanted; nothing is drawn then
+  std::int32_t adapter = 0;          // 0: none
+  SharedPrefix prefix = {};
 };
 
 struct Sequence {
   static constexpr std::int32_t kPending = -1;  // a token that a step in flight will draw
 
-  SequenceId id;
+  SequenceId id = 0;
   std::vector<std::int32_t> tokens;  // prompt, then what was generated; the last may be pending
-  std::int64_t prompt_len;
-  std::int64_t max_len;  // prompt_len + max_tokens
-  bool score_prompt;
+  std::int64_t prompt_len = 0;
+  std::int64_t max_len = 0;  // prompt_len + max_tokens
 
-  // These say how things stand when all steps in flight are done.
+  // These say how things stand when all steps in flight are done, as far as that is certain: drafts in flight count as
+  // one pending token.
   std::int64_t num_computed = 0;       // tokens whose keys and values are in the cache
-  std::int64_t num_scored = 0;         // prompt rows whose logits were delivered; survives preemption
   std::vector<PageId> pages = {};      // page of position p is pages[p / page_size]
   std::int64_t num_planned_pages = 0;  // of these, how many a plan has told the ranks
   std::int32_t pending_target = 0;     // of a pending token: the target of the latest plan that draws it
   int num_in_flight = 0;               // steps in flight that compute rows of it
 
+  std::int32_t adapter = 0;
+  bool is_running = false;  // else it waits, or has left
+  bool needs_token = false;
+  bool wants_hidden = false;  // of the wanted rows, else their logits
+  // The prompt's rows that the host gets something of; none where end_wanted is 0.
+  std::int64_t end_wanted = 0, first_wanted = 0;
+  std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption
+  std::vector<std::int32_t> drafts = {};  // proposed to follow the known tokens; the next part that draws tries them
+  SharedPrefix prefix = {};
+
   std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t num_uncomputed() const { return len() - num_computed; }
+  bool is_pending() const { return tokens.back() == kPending; }
+  // Whether it may be in the next step, as far as its tokens are concerned.
+  bool is_ready() const { return !needs_token || !is_pending(); }
+  // The first row from num_computed on that the host gets something of.
+  std::int64_t next_wanted() const { return std::max({num_computed, num_delivered, first_wanted}); }
   // Nothing is left to compute: the prompt of a sequence that generates nothing, or all but the last token of another.
   bool complete() const { return len() == max_len && num_computed >= std::max(prompt_len, len() - 1); }
   // Only its latest token waits to be computed. A prompt of one token counts as decode, too.

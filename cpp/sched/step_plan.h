@@ -2,6 +2,7 @@
 // plan can travel to other ranks. The scheduler writes it, the executor reads it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -9,7 +10,8 @@
 
 namespace minisgl {
 
-// The rows of one sequence. Rows of a plan stand in the order of `sequences`, each sequence's in order of position.
+// One sequence's part of a step. Rows of a plan stand in the order of `sequences`, each sequence's in order of
+// position.
 struct SequenceStep {
   SequenceId id;
   std::int32_t first_row;
@@ -20,7 +22,14 @@ struct SequenceStep {
   std::int32_t num_kept_pages;
   std::int32_t first_new_page;
   std::int32_t num_new_pages;
-  bool samples;  // its last row's logits become its next token
+  // Tokens drawn, one from the logits of each of the last num_draws rows: 0 in the middle of a prompt, as a rule 1.
+  // With k drafts, which are the tokens of the last k rows, k + 1.
+  std::int32_t num_draws = 0;
+  std::int32_t num_hidden = 0;  // last rows whose hidden states come back; 0 beside draws
+  std::int32_t adapter = 0;     // 0: none
+
+  std::int32_t first_draw() const { return first_row + num_rows - num_draws; }  // its row
+  std::int32_t num_drafts() const { return std::max(0, num_draws - 1); }
 };
 
 // What the logits of one row are for.
@@ -30,14 +39,27 @@ struct LogitTarget {
   std::int32_t token;     // kSample, or the prompt token that follows and whose log probability is wanted
 };
 
+// Which memory the source of a copied page lies in.
+enum class PageTier : std::int32_t { device };
+
+// A page's keys and values in all layers, copied before anything of the step is computed. No page is the destination of
+// two copies, or the source of one and the destination of another.
+struct PageCopy {
+  PageId source;
+  PageId destination;  // on the device
+  PageTier tier;
+};
+
 struct StepPlan {
   // [num_rows] A token below 0 is drawn by the step before this one and not known yet: -1 - i stands for what comes of
   // that plan's target i.
   std::vector<std::int32_t> tokens;
-  std::vector<SequenceStep> sequences;   // cover all rows
-  std::vector<PageId> new_pages;         // see SequenceStep
-  std::vector<std::int32_t> logit_rows;  // [num_logits] ascending
-  std::vector<LogitTarget> targets;      // [num_logits]
+  std::vector<SequenceStep> sequences;    // cover all rows
+  std::vector<PageId> new_pages;          // see SequenceStep
+  std::vector<std::int32_t> logit_rows;   // [num_logits] ascending
+  std::vector<LogitTarget> targets;       // [num_logits]
+  std::vector<std::int32_t> hidden_rows;  // [sum of num_hidden] ascending
+  std::vector<PageCopy> copies;
 
   bool empty() const { return sequences.empty(); }
   std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens.size()); }

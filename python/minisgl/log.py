@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 
 import msgspec
 
-from minisgl.config import child_log_settings, child_log_variables
+from minisgl.config import LOG_LEVELS, child_log_settings, child_log_variables
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -49,6 +50,12 @@ def start_logging(level: str, log_format: str) -> None:
 def start_child_logging() -> None:
     """The same in a child process, as its parent does it."""
     _configure(*child_log_settings())
+
+
+def start_native_logging(set_log: Callable[[int, bool], None]) -> None:
+    """Makes the native module of this child process do the same; `set_log` is the module's."""
+    level, log_format = child_log_settings()
+    set_log(LOG_LEVELS.index(level), log_format == "json")
 
 
 def _configure(level: str, log_format: str) -> None:

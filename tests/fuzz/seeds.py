@@ -89,16 +89,28 @@ def _config(_: Path) -> list[bytes]:
 
 
 def _plan(_: Path) -> list[bytes]:
-    # Messages of cpp/engine/plan_codec.cpp: a sequence, a step of it, its end.
+    # Frames of cpp/engine/plan_encoder.cpp: a sequence, tokens for it, steps of it, its end.
+    header = b"MSP\x02"
     params = struct.pack("<fifffffQ", 0.5, 5, 0.9, 0.1, 1.1, 0.5, 0.5, 7)
     bias, stops = struct.pack("<Iif", 1, 4, 0.5), struct.pack("<Ii", 1, 2)
-    add = struct.pack("<BQ", 1, 7) + params + bias + struct.pack("<qIiq", 3, 1, 5, 1) + stops
-    add += struct.pack("<ii", 2, 2)
-    step = struct.pack("<B", 3) + struct.pack("<I3i", 3, 1, 2, 3)
-    step += struct.pack("<IIIiiiiI", 1, 7, 0, 3, 0, 0, 1, 1) + struct.pack("<Ii", 1, 5)
-    step += struct.pack("<I2i", 2, 1, 2) + struct.pack("<I4i", 2, 0, 3, 0, -1)
+    add = struct.pack("<BQ", 1, 7) + params + bias
+    add += struct.pack("<qI3iIiq", 3, 3, 1, 2, 3, 1, 5, 1) + stops + struct.pack("<ii", 2, 2)
+    append = struct.pack("<BQI2i", 5, 7, 2, 4, 5)
+    rows = struct.pack("<B", 3) + struct.pack("<I3i", 3, 1, 2, 3)
+    pages = struct.pack("<Ii", 1, 5)
+    # A score, an adapter and a copied page; two drafts; hidden states.
+    step = rows + struct.pack("<IIIiiiii", 1, 7, 0, 3, 0, 0, 1, 1) + pages
+    step += struct.pack("<B", 1 | 4 | 8) + struct.pack("<I2i", 1, 1, 3)
+    step += struct.pack("<I2i", 1, 0, 2) + struct.pack("<I3i", 1, 3, 5, 0)
+    drafts = rows + struct.pack("<IIIiiiii", 1, 7, 0, 3, 0, 0, 1, 3) + pages + b"\x00"
+    hidden = rows + struct.pack("<IIIiiiii", 1, 7, 0, 3, 0, 0, 1, 0) + pages
+    hidden += b"\x02" + struct.pack("<I2i", 1, 0, 2)
     remove, shut_down = struct.pack("<BQ", 2, 7), b"\x04"
-    return [add, step, remove, add + step + remove + shut_down]
+    messages_ = (add, append, step, drafts, hidden, remove)
+    return [
+        *(header + message for message in messages_),
+        header + b"".join((*messages_, shut_down)),
+    ]
 
 
 def _wire(_: Path) -> list[bytes]:
@@ -173,7 +185,7 @@ _GGUF_WORDS = ["general.architecture", "general.alignment", "llama.block_count",
 WORDS = {
     "gguf": _GGUF_WORDS,
     "gguf_metadata": _GGUF_WORDS,
-    "plan": ["\\x01", "\\x02", "\\x03", "\\x04", "\\xff\\xff\\xff\\xff"],
+    "plan": ["MSP\\x02", "\\x01", "\\x02", "\\x03", "\\x04", "\\x05", "\\xff\\xff\\xff\\xff"],
     "wire": ["type", "submit", "abort", "step", "outputs", "stats", "chat", "push", "refused"],
     "config": [*CONFIG, "rope_scaling", "rope_theta", "head_dim", "factor", "1e308", "-1", "null"],
     "safetensors": ["dtype", "shape", "data_offsets", "__metadata__", "BF16", "I64", "F8_E4M3"],

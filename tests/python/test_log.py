@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from minisgl.config import child_log_settings, child_log_variables
-from minisgl.log import JsonFormatter
+from minisgl.log import JsonFormatter, start_native_logging
 
 
 def record(message: str, *args: object, **extra: object) -> logging.LogRecord:
@@ -60,3 +60,11 @@ def test_a_child_logs_as_its_parent_says(
     environment: dict[str, str], settings: tuple[str, str]
 ) -> None:
     assert child_log_settings(environment) == settings
+
+
+def test_the_native_module_logs_as_the_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in child_log_variables("info", "json").items():
+        monkeypatch.setenv(name, value)
+    calls: list[tuple[int, bool]] = []
+    start_native_logging(lambda least, json: calls.append((least, json)))
+    assert calls == [(1, True)]

@@ -2,7 +2,6 @@
 // non-blocking form starts a thread for every collective.)
 #include "comm/cuda/nccl_group.h"
 
-#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <future>
@@ -11,6 +10,7 @@
 
 #include "core/cuda/runtime.h"
 #include "core/error.h"
+#include "core/log.h"
 
 namespace minisgl {
 namespace {
@@ -58,7 +58,7 @@ NcclGroup::~NcclGroup() {
     const auto destroy = [library = library_, comm = comm_] { return library.comm_destroy(comm); };
     check(within(timeout_, "ncclCommDestroy", destroy), "ncclCommDestroy");
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "minisgl: %s\n", error.what());
+    log_line(LogLevel::warning, error.what());
   }
 }
 
@@ -114,7 +114,7 @@ NcclBuffer::~NcclBuffer() {
       });
     group_.library().check(group_.library().mem_free(data_), "ncclMemFree");
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "minisgl: %s\n", error.what());
+    log_line(LogLevel::warning, error.what());
   }
 }
 

@@ -9,7 +9,7 @@
 
 namespace minisgl {
 
-// Of the current device; every GPU of a process is taken to be of one generation.
+// Whether the current device can launch so; all GPUs of a process are taken to be of one generation.
 inline bool has_dependent_launch() {
   static const bool answer = [] {
     int device = 0, major = 0;
@@ -20,7 +20,7 @@ inline bool has_dependent_launch() {
   return answer;
 }
 
-// Of the grid's x, `cluster` blocks in a row form a cluster (1 before compute capability 9.0).
+// `cluster` neighbours along the grid's x form a cluster (one block each before compute capability 9.0).
 template <typename... Parameters, typename... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, int threads, std::size_t shared_bytes,
                      cudaStream_t stream, Arguments... arguments) {

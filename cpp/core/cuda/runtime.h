@@ -3,10 +3,11 @@
 
 #include <cuda_runtime.h>
 
-#include <cstdio>
+#include <string>
 #include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 
 namespace minisgl {
 
@@ -29,7 +30,8 @@ class CudaHandle {
   ~CudaHandle() {
     if (handle_ == nullptr) return;
     const cudaError_t error = destroy(handle_);
-    if (error != cudaSuccess) std::fprintf(stderr, "minisgl: a CUDA object: %s\n", cudaGetErrorString(error));
+    if (error != cudaSuccess)
+      log_line(LogLevel::warning, std::string("a CUDA object can't be freed: ") + cudaGetErrorString(error));
   }
   Handle get() const { return handle_; }
   explicit operator bool() const { return handle_ != nullptr; }

@@ -1,5 +1,5 @@
 // What is done to weights when they are loaded: every stored format to bf16, biases, random weights for measuring.
-// Bound by reading the file's bytes and writing 2 bytes an element.
+// Bound by reading the file's bytes and writing 2 bytes per element.
 #include "core/cuda/math.cuh"
 #include "core/cuda/runtime.h"
 #include "gemm/cuda/launch.h"

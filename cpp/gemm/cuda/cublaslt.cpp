@@ -19,13 +19,14 @@ namespace minisgl::cuda {
 namespace {
 
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
-// Overwritten before a timed run: more than second-level caches hold. Products use the beginning as their workspace.
+// This much is overwritten before a timed run: more than second-level caches hold. Products use its beginning as their
+// workspace.
 constexpr std::size_t kScrubBytes = std::size_t{128} << 20;
 constexpr int kMostAlgorithms = 24;
 constexpr int kFinalists = 4;
 constexpr int kFinalRuns = 4;
 
-// cuBLASLt's functions; absent on machines without a GPU, where nobody asks for them.
+// cuBLASLt's functions; absent on machines without a GPU, which never need them.
 struct Library {
   decltype(&cublasLtCreate) create;
   decltype(&cublasLtDestroy) destroy;
@@ -128,7 +129,7 @@ CudaEvent make_timer() {
 struct DenseGemm::Impl {
   Library library = Library::load();
   cublasLtHandle_t handle = nullptr;
-  std::string owner;  // of the choices
+  std::string owner;  // what the choices were measured with
   std::filesystem::path file;
   GemmChoices choices;
   void* workspace = nullptr;

@@ -14,7 +14,7 @@ struct DenseArgs {
   const void* weights;  // bf16 [outputs, inputs]
   const void* x;        // bf16 [rows, inputs]
   void* y;              // bf16 or f32 [rows, outputs]
-  void* scratch;        // of y's size; what measuring may overwrite: y itself where nothing is added to it
+  void* scratch;        // as large as y; measuring overwrites it. It may be y where nothing is added
   bool y_is_f32;
   bool added;  // y += x · Wᵀ
   std::int64_t rows, inputs, outputs;

@@ -24,7 +24,7 @@ struct SkinnyArgs {
   const float* bias;    // [outputs (* 2)] or null
   const void* x;        // bf16 [rows, inputs]
   const float* norm;    // [inputs]: weights of the norm of x; null: x as it is
-  float eps;            // of the norm
+  float eps;            // the epsilon of the norm
   void* y;              // [rows, outputs]
   SkinnyOutput output;
   std::int64_t rows, inputs, outputs;

@@ -1,14 +1,14 @@
 // Products of 1 to 16 rows. Bound by reading the weights once: their bytes over the read bandwidth is the floor.
 //
-// One block a processor takes a share of the outputs, in passes of up to 4 tiles of 8 weight rows; its warps cut the
+// One block per processor takes a share of the outputs, in passes of up to 4 tiles of 8 weight rows; its warps cut the
 // input dimension. A warp streams its weights through a ring of its own in shared memory, which is filled before the
 // kernel that makes x is done: where a block's share fits the ring, all of the weights are there by then. The tensor
 // cores multiply 16 rows of activations (A) by 8 weight rows (B), and shared memory adds the warps' sums up. The order
 // of the input dimension is free within a sum, so a lane takes 8 consecutive elements of a row, straight into the
-// registers that the instruction wants.
+// registers that the instruction reads.
 //
-// The norm of x is one factor a row, applied to the sums: (x * weight) is multiplied, and each warp adds up the squares
-// of the x that it reads anyway.
+// The norm of x is one factor per row, applied to the sums: (x * weight) is multiplied, and each warp adds up the
+// squares of the x that it reads anyway.
 #include <algorithm>
 #include <type_traits>
 
@@ -22,8 +22,8 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
-constexpr int kTileRows = 8;  // of weights
-constexpr int kTiles = 4;     // of a pass
+constexpr int kTileRows = 8;  // rows of weights
+constexpr int kTiles = 4;     // tiles of a pass
 constexpr int kChunk = 64;    // inputs of a stage
 constexpr int kStageBytes = kTileRows * kChunk * 2;
 
@@ -31,7 +31,7 @@ template <int row_blocks>
 struct SkinnyShape {
   static constexpr int kRows = 8 * row_blocks;
   // Two blocks of a processor, one of the next kernel, leave room for each other.
-  static constexpr int kStages = row_blocks == 1 ? 12 : 10;  // of a warp's ring
+  static constexpr int kStages = row_blocks == 1 ? 12 : 10;  // stages of a warp's ring
   static constexpr int kShareStride = kTiles * kTileRows + 2;
   static constexpr int kShares = kWarps * kRows * kShareStride;  // sums of a pass
   static constexpr int bytes(int stages, int passes) {
@@ -78,7 +78,7 @@ struct SkinnyKernelArgs {
   const float* norm;  // [inputs] or null
   float eps;
   void* y;
-  int stages;                 // that a warp's ring has room for: all that it has, or kStages
+  int stages;                 // what a warp's ring has room for: all of the warp's stages, or kStages
   int rows, inputs, outputs;  // outputs of the product: half of the weight rows where gated
 };
 
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
   };
 #pragma unroll 1
   for (int i = 0; i < Shape::kStages; ++i) load_next();
-  let_next_start();  // whose weights queue up behind these
+  let_next_start();  // the next kernel's weights queue up behind these
 
   const bf16* x_row[row_blocks];
 #pragma unroll
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
     x_row[b] = args.x + std::int64_t{min(group + 8 * b, args.rows - 1)} * args.inputs;
   const auto input_of = [&](int index) { return chunk_of(warp, index) * kChunk + in_group * 8; };
 
-  // Of each pass a thread finishes the sums of output `lane` for rows warp and warp + 8.
+  // In each pass a thread finishes the sums of output `lane` for rows warp and warp + 8.
   static_assert(kTiles * kTileRows == 32 && kWarps == 8);
   float before[row_blocks] = {};  // what they are added to
   float inverse_norm[row_blocks];
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 2) skinny_kernel(const SkinnyKernelA
   const auto multiply = [&]<int tiles>(std::integral_constant<int, tiles>, bool first_pass, int first_output,
                                        int num_outputs, float (&sum)[kTiles][4]) {
     constexpr int kAhead = normed || tiles > 2 ? 1 : row_blocks == 1 && tiles == 1 ? 4 : 2;
-    constexpr int kChains = tiles == 1 ? 2 : 1;  // of sums that don't wait for each other
+    constexpr int kChains = tiles == 1 ? 2 : 1;  // chains of sums that don't wait for each other
     float chain[tiles][kChains][4] = {};
     Activations<row_blocks, normed> next[kAhead], now[kAhead];
     if constexpr (normed) next[0].load_norm(args.norm, input_of(0), args.inputs);

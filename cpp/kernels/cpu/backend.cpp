@@ -109,7 +109,7 @@ class CpuDevice final : public Device {
     const auto& packed = static_cast<const PackedMatrix&>(table);
     const std::int64_t num_rows = std::ssize(batch_.tokens);
     MINISGL_CHECK(y.rows == num_rows && y.cols == packed.cols());
-    constexpr std::int64_t rows_per_task = 16;  // a decode step's few rows aren't worth waking threads
+    constexpr std::int64_t rows_per_task = 16;  // a decode step's few rows are not worth waking threads
     pool_.parallel_for((num_rows + rows_per_task - 1) / rows_per_task, [&](std::int64_t task, int) {
       const std::int64_t end = std::min(num_rows, (task + 1) * rows_per_task);
       for (std::int64_t row = task * rows_per_task; row < end; ++row) {
@@ -209,8 +209,9 @@ class CpuDevice final : public Device {
     std::vector<float> logits;  // [vocab] what the sampler may change while the original is still needed
   };
 
-  // Where the operation at hand, which writes y for a linear, also puts its quantised rows; null where no linear needs
-  // them. They hold until the next such operation; a linear that finds them gone makes the same ones again.
+  // The place where the operation at hand, which writes y for a linear, also puts its quantised rows; null where no
+  // linear needs them. They hold until the next such operation; a linear that finds them gone makes the same ones
+  // again.
   ActivationBlock* blocks_for(Tensor y) {
     ++block_writes_;
     if (!has_quantized_weights_ || y.cols % 32 != 0) return nullptr;
@@ -249,10 +250,10 @@ class CpuDevice final : public Device {
   GemmWorkspace gemm_workspace_;
   bool has_quantized_weights_ = false;
   AlignedBuffer blocks_;          // [rows, cols / 32] ActivationBlocks of the last rows made for a linear
-  WriteCount block_writes_ = 0;   // of blocks_
+  WriteCount block_writes_ = 0;   // how often blocks_ were written
   std::vector<Scratch> scratch_;  // [num_threads]
 
-  // Of the step at hand.
+  // The step at hand.
   StepBatch batch_{};
   std::span<const LogitQuery> queries_;
   std::vector<TokenOutput> outputs_;

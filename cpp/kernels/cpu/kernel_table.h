@@ -20,11 +20,11 @@ constexpr int kMaxBlockQueries = 48;
 
 // Query heads of consecutive rows that share one KV head, and that head's pages.
 struct AttentionBlock {
-  const float* query;         // of the first row and head; the heads of a row lie side by side
+  const float* query;         // the first row and head; the heads of a row lie side by side
   std::int64_t query_stride;  // between rows
   int num_rows;               // num_rows * num_heads <= kMaxBlockQueries
   int num_heads;
-  std::int32_t first_position;  // of the first row
+  std::int32_t first_position;  // the first row's
   const std::byte* keys;        // this KV head in page 0: [page_size, head_dim] of dtype
   const std::byte* values;
   std::int64_t page_stride;  // bytes between pages

@@ -20,7 +20,7 @@ using ops::SequenceRows;
 // A block of queries, where its result goes and which ranges of positions it sees.
 struct Work {
   AttentionBlock block;
-  float* out;  // of the first row and head
+  float* out;  // the first row and head
   std::int32_t first_range, num_ranges;
   std::int64_t first_partial;  // index of its first range among all
 };

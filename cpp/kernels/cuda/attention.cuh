@@ -26,7 +26,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 // What a block needs to find one KV head's positions.
 template <typename T>
 struct Pages {
-  const T* keys;  // of page 0 and head 0
+  const T* keys;  // page 0, head 0
   const T* values;
   const std::int32_t* table;
   int num_kv_heads, kv_head;
@@ -56,7 +56,7 @@ template <int dim>
 constexpr int kStride = dim + 8;
 
 // A warp loads positions [first, first + size) of keys and values into shared memory, in the background; what lies at
-// or past `end` and past the head's size becomes zeros. size: at most 32, a lane looks up a position each.
+// or past `end` and past the head's size becomes zeros. size: at most 32, each lane looks up one position.
 template <typename T, int dim, int size>
 __device__ __forceinline__ void load_rows(const Pages<T>& pages, std::int32_t first, std::int32_t end, T* keys,
                                           T* values, int lane) {
@@ -97,7 +97,7 @@ __device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int
 // lane / 4 + 8, and of each 8 columns 2 * (lane % 4) and the next.
 template <int dim>
 struct Softmax {
-  float max[2];  // of scores in units of log 2; -inf before the first
+  float max[2];  // the greatest scores, in units of log 2; -inf before the first
   float sum[2];  // this lane's share
   float acc[dim / 8][4];
 

@@ -21,8 +21,8 @@ namespace {
 
 using cuda::allocate_on_device;
 
-constexpr int kPartsPerProcessor = 12;   // of decode attention, so that the last of them to run don't run alone
-constexpr std::int64_t kLazySlots = 64;  // of penalty counts, where nobody reserved them
+constexpr int kPartsPerProcessor = 12;   // parts of decode attention: enough that the last don't run alone
+constexpr std::int64_t kLazySlots = 64;  // slots of penalty counts, where none were reserved
 
 class CudaDevice final : public Device {
  public:
@@ -111,8 +111,8 @@ class CudaDevice final : public Device {
   }
 
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
-    MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // before its first step, whichever thread calls
-    if (seen_.counts.size() == 0) seen_.reserve(kLazySlots, vocab_size);
+    MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // any thread may call, also before the first step
+    if (seen_.vocab_size != vocab_size) seen_.reserve(kLazySlots, vocab_size);
     return std::make_unique<cuda::DeviceSeenTokens>(seen_, in_prompt, stream_.get());
   }
 
@@ -193,7 +193,7 @@ class CudaDevice final : public Device {
   bool few_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, cuda::SkinnyOutput output);
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
   void many_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added);
-  // That decode attention may cut sequences into.
+  // The most parts that decode attention cuts sequences into.
   std::int64_t most_attention_parts() const {
     return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
   }
@@ -209,7 +209,7 @@ class CudaDevice final : public Device {
   cuda::DenseGemm dense_;
   std::uint64_t random_seed_ = 0;
 
-  DeviceBuffer partials_, arrived_;  // of decode attention
+  DeviceBuffer partials_, arrived_;  // what decode attention keeps between its blocks
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
   cuda::SeenPool seen_;
   cuda::StepSlots slots_;

@@ -8,12 +8,12 @@
 namespace minisgl::cuda {
 
 constexpr int kMostSplits = 64;  // parts of a sequence
-constexpr int kLeastRounds = 4;  // of a part: merging smaller ones takes longer than they save
+constexpr int kLeastRounds = 4;  // rounds of a part: merging smaller ones takes longer than they save
 
 template <int dim>
 struct DecodeShape {
   static constexpr int kWarps = 4;
-  static constexpr int kPositions = dim > 64 ? 16 : 32;  // of a tile
+  static constexpr int kPositions = dim > 64 ? 16 : 32;  // positions of a tile
   static constexpr int kTile = kPositions * kStride<dim>;
   static constexpr int kQueryElements = kDecodeQueries * kStride<dim>;
   static constexpr int kWarpElements = 2 * 2 * kTile;  // two stages of keys and values
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   }
   finish_sums(softmax[0]);
   wait_copies<0>();
-  __syncthreads();  // everybody is done with the tiles; the memory serves the merge now
+  __syncthreads();  // all warps are done with the tiles; the memory serves the merge now
 
   float* shared_max = reinterpret_cast<float*>(memory);             // [kWarps][kDecodeQueries]
   float* shared_sum = shared_max + Shape::kWarps * kDecodeQueries;  // the same

@@ -45,11 +45,11 @@ struct Scale {
   __device__ float finite(float x) const { return infinite ? (x == INFINITY ? 0.0f : -INFINITY) : x; }
   __device__ float distance(float logit) const { return (max - logit) * inverse; }  // from the largest
   __device__ bool has_weight(float logit) const { return distance(logit) <= kFurthest; }
-  // In units of 2^-40 of the largest.
+  // The weight in units of 2^-40 of the largest.
   __device__ Mass weight(float logit) const {
     return has_weight(logit) ? static_cast<Mass>(expf(-distance(logit)) * kWeightUnit) : 0;
   }
-  // Of a logit with a weight.
+  // The bin of a logit that has a weight.
   __device__ int bin(float logit) const {
     return min(static_cast<int>(distance(logit) * (kBins / kFurthest)), kBins - 1);
   }
@@ -168,7 +168,7 @@ __device__ inline std::int32_t walk(const Row& row, Mass target, TeamMemory& mem
 }
 
 // All filters and the draw among `count` tokens, which hold all that can survive. `top_p_mass`: what of the row top_p
-// wants, or 0: it is a share of what top_k leaves. One block; each token is compared with all others.
+// keeps, or 0: it is a share of what top_k leaves. One block; each token is compared with all others.
 __device__ inline std::int32_t draw_among_candidates(const QueryEntry& query, const Scale& scale, int count,
                                                      Mass top_p_mass, Team& team) {
   TeamMemory& memory = team.memory();

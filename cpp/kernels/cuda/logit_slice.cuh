@@ -12,7 +12,7 @@ struct Slice {
   const float* logits;
   std::int32_t first, size;  // tokens
 
-  // Of a token in the slice, or -1.
+  // The index of a token in the slice, or -1.
   __device__ __forceinline__ std::int32_t index_of(std::int32_t token) const {
     return token >= first && token < first + size ? token - first : -1;
   }

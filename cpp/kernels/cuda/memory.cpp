@@ -8,7 +8,7 @@ namespace minisgl::cuda {
 namespace {
 
 constexpr std::size_t kStagingBytes = std::size_t{32} << 20;
-constexpr std::size_t kCopyBytes = std::size_t{1} << 20;  // of one task
+constexpr std::size_t kCopyBytes = std::size_t{1} << 20;  // bytes of one task
 
 }  // namespace
 

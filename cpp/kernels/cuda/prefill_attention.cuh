@@ -9,7 +9,7 @@ namespace minisgl::cuda {
 template <int dim>
 struct PrefillShape {
   static constexpr int kWarps = 4;
-  static constexpr int kBlocks = dim > 128 ? 1 : 2;  // of 16 queries, a warp
+  static constexpr int kBlocks = dim > 128 ? 1 : 2;  // a warp's blocks of 16 queries
   static constexpr int kQueries = kWarps * kBlocks * 16;
   static constexpr int kPositions = dim > 128 ? 32 : 64;
   static constexpr int kTile = kPositions * kStride<dim>;
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(PrefillShape<dim>::kWarps * 32) prefill_kernel
   }
 
   const Pages<T> pages = pages_of<T>(args, tile.sequence, tile.kv_head);
-  constexpr int kShare = Shape::kPositions / Shape::kWarps;  // of the positions, a warp's
+  constexpr int kShare = Shape::kPositions / Shape::kWarps;  // a warp's share of the positions
   const auto load_tile = [&](std::int32_t first, int stage) {
     const int offset = stage * Shape::kTile + warp * kShare * kStride<dim>;
     load_rows<T, dim, kShare>(pages, first + warp * kShare, tile.end, keys + offset, values + offset, lane);

@@ -14,8 +14,8 @@ struct PrefillTile {
   int kv_head, group;
   int first_query, num_queries;  // none: this block has nothing to do
   std::int32_t window;
-  std::int32_t first_position;  // of the first row
-  std::int32_t begin, end;      // what any row sees
+  std::int32_t first_position;  // the first row's
+  std::int32_t begin, end;      // all that any row sees
 
   __device__ std::int32_t position_of(int query) const {
     return sequence.start_position + (first_query + query) / group;

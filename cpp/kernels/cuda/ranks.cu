@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One token a block: its row of the table, or zeros where the table doesn't hold it. The token is drawn[-1 - token]
+// One token per block: its row of the table, or zeros where the table doesn't hold it. The token is drawn[-1 - token]
 // where it is below 0.
 __global__ void __launch_bounds__(kThreads)
     embed_kernel(const bf16* table, const std::int32_t* tokens, const std::int32_t* drawn, std::int64_t first_token,
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One element of y a thread; blockIdx.y is the row.
+// One element of y per thread; blockIdx.y is the row.
 __global__ void __launch_bounds__(kThreads)
     join_columns_kernel(const float* parts, std::int64_t part_cols, std::int64_t cols, float* y) {
   let_next_start();

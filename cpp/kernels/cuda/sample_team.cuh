@@ -16,7 +16,7 @@ namespace minisgl::cuda {
 
 constexpr int kSampleThreads = 512;
 constexpr int kSampleWarps = kSampleThreads / 32;
-constexpr int kMostBlocks = 8;  // of a row: what every GPU with clusters can do
+constexpr int kMostBlocks = 8;  // blocks of a row: as many as every GPU with clusters can run
 constexpr int kBins = 2048;
 constexpr int kMostCandidates = 1024;
 

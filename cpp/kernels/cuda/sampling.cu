@@ -147,7 +147,7 @@ void count_output(std::uint32_t* seen, const std::int32_t* tokens, int count, cu
 void sample(const StepData& step, const float* logits, float* adjusted, std::int64_t vocab, std::uint32_t* seen,
             OutputEntry* outputs, cudaStream_t stream) {
   if (step.num_logits == 0) return;
-  constexpr std::size_t kMostShared = 96 * 1024;  // of a block, so that two fit a processor
+  constexpr std::size_t kMostShared = 96 * 1024;  // bytes of a block, so that two fit a processor
   const int blocks = has_clusters() ? kMostBlocks : 1;
   const std::int64_t slice = (vocab + 4 * blocks - 1) / (4 * blocks) * 4;  // whole vectors
   const std::size_t bytes = static_cast<std::size_t>(slice) * sizeof(float);

@@ -15,14 +15,17 @@
 
 namespace minisgl::cuda {
 
-// Penalty counts [slots, vocab] of all sequences that need them.
+// Penalty counts of all sequences that need them.
 struct SeenPool {
-  DeviceBuffer counts;
-  std::int64_t vocab_size = 0;
+  DeviceBuffer counts;  // [slots, vocab_size]
+  std::int64_t num_slots = 0, vocab_size = 0;
   std::vector<std::int32_t> free;
 
+  // No slot may be taken.
   void reserve(std::int64_t slots, std::int64_t vocab) {
+    MINISGL_CHECK(std::ssize(free) == num_slots, num_slots - std::ssize(free), " sequences have counts");
     counts = allocate_on_device(static_cast<std::size_t>(slots * vocab) * sizeof(std::uint32_t));
+    num_slots = slots;
     vocab_size = vocab;
     free.clear();
     for (std::int64_t slot = slots - 1; slot >= 0; --slot) free.push_back(static_cast<std::int32_t>(slot));
@@ -56,7 +59,7 @@ class DeviceSeenTokens final : public SeenTokens {
  private:
   void upload(std::span<const std::int32_t> tokens) {
     if (tokens.size_bytes() > tokens_.size()) tokens_ = allocate_on_device(tokens.size_bytes());
-    // From pageable memory: the call returns when the tokens are read.
+    // The memory is pageable, so the call returns when the tokens are read.
     MINISGL_CUDA_CHECK(
         cudaMemcpyAsync(tokens_.data(), tokens.data(), tokens.size_bytes(), cudaMemcpyHostToDevice, stream_));
   }

@@ -49,11 +49,12 @@ std::size_t block_bytes(std::int64_t rows, std::int64_t sequences, std::int64_t 
 
 std::size_t StepBlock::bytes_for(const StepLimits& limits) {
   // Requests bring up to 300 biases and some stop tokens; what goes beyond this on average makes the block grow, and
-  // graphs are then recorded no more: see CudaDevice.
+  // recorded steps are lost then: see StepSlots::begin.
   constexpr std::int64_t entries_a_sequence = 512;
-  return block_bytes(limits.rows, limits.sequences, limits.logits, limits.pages + limits.sequences,
-                     entries_a_sequence * limits.logits, entries_a_sequence * limits.logits,
-                     limits.sequences * mask_words(limits.vocab_size));
+  const std::size_t bytes = block_bytes(limits.rows, limits.sequences, limits.logits, limits.pages + limits.sequences,
+                                        entries_a_sequence * limits.logits, entries_a_sequence * limits.logits,
+                                        limits.sequences * mask_words(limits.vocab_size));
+  return std::bit_ceil(bytes);  // as reserve() rounds it
 }
 
 void StepBlock::reserve(std::size_t bytes) {

@@ -36,7 +36,8 @@ class StepBlock {
     std::int64_t rows = 0, sequences = 0, logits = 0;
     std::int64_t pages = 0, biases = 0, banned = 0, mask_words = 0;
   };
-  // Where the arrays of StepData are written on the host, and from which index on biases, bans and masks are known.
+  // The places where the arrays of StepData are written on the host, and the indices from which on kernels know biases,
+  // bans and masks.
   struct Arrays {
     std::int32_t *tokens, *positions, *slots;
     SequenceEntry* sequences;

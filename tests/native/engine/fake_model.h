@@ -89,7 +89,7 @@ class FakeModel : public Model {
     for (const ops::SequenceRows& rows : batch.sequences) {
       for (; next < batch.logit_rows.size() && batch.logit_rows[next] < rows.first_row + rows.num_rows; ++next) {
         const std::int32_t position = batch.positions[batch.logit_rows[next]];
-        std::uint64_t hash = 0;
+        auto hash = static_cast<std::uint64_t>(rows.adapter);
         for (std::int32_t p = 0; p <= position; ++p) {
           const float* key = slot(cache, rows, p);
           hash = mix(mix(hash, static_cast<std::uint64_t>(key[0])), static_cast<std::uint64_t>(key[1]));
@@ -113,8 +113,9 @@ class FakeModel : public Model {
   int turn_ = 0;
 };
 
-inline std::vector<float> reference_logits(std::span<const std::int32_t> tokens, std::int64_t vocab_size) {
-  std::uint64_t hash = 0;
+inline std::vector<float> reference_logits(std::span<const std::int32_t> tokens, std::int64_t vocab_size,
+                                           std::int32_t adapter = 0) {
+  auto hash = static_cast<std::uint64_t>(adapter);
   for (std::size_t p = 0; p < tokens.size(); ++p) hash = mix(mix(hash, tokens[p]), p);
   std::vector<float> logits(vocab_size);
   hashed_logits(hash, logits);
@@ -126,8 +127,11 @@ struct ReferenceOutput {
   FinishReason finish = FinishReason::length;
 };
 
+// Tokens that come after these without a draw.
+using Force = std::function<std::vector<std::int32_t>(std::span<const std::int32_t> tokens)>;
+
 // What a request must get, whatever happens around it.
-inline ReferenceOutput reference_generate(const Request& request, const ModelSpec& spec) {
+inline ReferenceOutput reference_generate(const Request& request, const ModelSpec& spec, const Force& force = {}) {
   ReferenceOutput output;
   std::vector<std::int32_t> tokens = request.prompt, stops = request.stop_token_ids;
   if (!request.ignore_eos) stops.insert(stops.end(), spec.eos_token_ids.begin(), spec.eos_token_ids.end());
@@ -138,10 +142,23 @@ inline ReferenceOutput reference_generate(const Request& request, const ModelSpe
       .bias = params.logit_bias,
       .penalties = {params.repetition_penalty, params.presence_penalty, params.frequency_penalty, &seen}};
   SampleScratch scratch;
+  std::vector<std::int32_t> forced;  // those that come next, in reverse
   for (std::int64_t i = 0; i < request.max_tokens; ++i) {
-    std::vector<float> logits = reference_logits(tokens, spec.vocab_size);
-    processors.banned = i < request.min_tokens ? std::span(std::as_const(stops)) : std::span<const std::int32_t>();
-    const std::int32_t token = sample(logits, params, processors, i, scratch);
+    std::int32_t token = 0;
+    if (!forced.empty()) {
+      token = forced.back();
+      forced.pop_back();
+    } else {
+      std::vector<float> logits = reference_logits(tokens, spec.vocab_size);
+      processors.banned = i < request.min_tokens ? std::span(std::as_const(stops)) : std::span<const std::int32_t>();
+      token = sample(logits, params, processors, i, scratch);
+      if (force) {
+        tokens.push_back(token);
+        forced = force(tokens);
+        std::ranges::reverse(forced);
+        tokens.pop_back();
+      }
+    }
     seen.add_output({&token, 1});
     tokens.push_back(token);
     output.tokens.push_back(token);

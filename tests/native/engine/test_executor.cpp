@@ -32,7 +32,7 @@ StepPlan plan_of(SequenceId id, std::vector<std::int32_t> tokens, std::int32_t s
                      .num_kept_pages = 0,
                      .first_new_page = 0,
                      .num_new_pages = static_cast<std::int32_t>(pages.size()),
-                     .samples = true}};
+                     .num_draws = 1}};
   plan.new_pages = std::move(pages);
   plan.logit_rows = {num_rows - 1};
   plan.targets = {{0, LogitTarget::kSample}};

@@ -8,6 +8,7 @@
 #include "comm/plan_ends.h"
 #include "engine/engine_fixture.h"
 #include "engine/follower.h"
+#include "engine/lookaheads.h"
 
 namespace minisgl::testing_support {
 namespace {
@@ -62,10 +63,10 @@ class Group {
     }
     PlanSenders senders;
     senders.push_back(open_ring_sender(memory_.get(), ring_of(size)));
-    primary = runs_ahead
-                  ? std::make_unique<TestEngine>(std::make_unique<AsyncDevice>(), options, logs[0].recorder(),
-                                                 std::move(senders))
-                  : std::make_unique<TestEngine>(options, 1, logs[0].recorder(), fake_spec(), std::move(senders));
+    primary = runs_ahead ? std::make_unique<TestEngine>(std::make_unique<AsyncDevice>(), options, logs[0].recorder(),
+                                                        std::move(senders), make_test_lookahead)
+                         : std::make_unique<TestEngine>(options, 1, logs[0].recorder(), fake_spec(), std::move(senders),
+                                                        make_test_lookahead);
   }
 
   std::vector<Log> logs;  // by rank
@@ -89,6 +90,7 @@ TEST(Follower, AnyInterleavingGivesAllRanksTheSameBatches) {
     options.num_pages = 64 + static_cast<std::int64_t>(random() % 32);  // scarce: sequences are preempted
     options.max_running = 4 + static_cast<std::int64_t>(random() % 28);
     options.max_batch_tokens = 16 + static_cast<std::int64_t>(random() % 64);
+    options.max_drafts = static_cast<std::int64_t>(random() % 32);
     const int size = 2 + static_cast<int>(random() % 3);
     Group group(size, options, 200 + random() % 20'000, seed % 2 == 0);
     Engine& engine = group.primary->engine;
@@ -155,7 +157,7 @@ TEST(Follower, GarbageEndsItWithAnErrorThatSaysWhere) {
   follower.start();
   open_ring_sender(memory.get(), ring_of(2))->send(std::as_bytes(std::span("\x07garbage")));
   wait_for_end(follower);
-  EXPECT_EQ(follower.failure(), "a plan is damaged: a message's kind is 7 before byte 1");
+  EXPECT_EQ(follower.failure(), "a plan is damaged: it doesn't begin with MSP");
 }
 
 TEST(Follower, AStuckRankEndsTheEngineWithItsNumber) {

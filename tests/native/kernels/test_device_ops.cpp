@@ -271,7 +271,6 @@ TEST_P(DeviceLinear, StaleInputsAreRefused) {
 
   LinearInput later = make();  // writes to the residual that `input` is the norm of
   EXPECT_THROW(device().linear(*linear, input, y.view()), CheckError);
-  EXPECT_THROW(device().gated_linear(*linear, input, y.view(), other.view()), CheckError);
   EXPECT_THROW(device().plain_rows(input), CheckError);
   EXPECT_NO_THROW(device().linear(*linear, later, y.view()));
   device().sum_over_ranks(residual.view());

@@ -26,14 +26,19 @@ std::vector<std::pair<SequenceId, int>> shape(const StepPlan& plan) {
   return result;
 }
 
-// Answers every sampling sequence with token 7.
-void complete(Scheduler& scheduler, const StepPlan& plan) {
-  std::vector<std::int32_t> sampled;
-  for (const SequenceStep& step : plan.sequences) {
-    if (step.samples) sampled.push_back(7);
-  }
-  scheduler.complete(sampled);
+// `drawn`: the token of each draw, in the plan's order.
+void complete(Scheduler& scheduler, const StepPlan& plan, std::vector<std::int32_t> drawn) {
+  StepTokens tokens;
+  accept_drafts(plan, drawn, tokens);
+  scheduler.complete(tokens);
   scheduler.check();
+}
+
+// Answers every draw with token 7.
+void complete(Scheduler& scheduler, const StepPlan& plan) {
+  std::size_t num_draws = 0;
+  for (const SequenceStep& step : plan.sequences) num_draws += static_cast<std::size_t>(step.num_draws);
+  complete(scheduler, plan, std::vector<std::int32_t>(num_draws, 7));
 }
 
 using Shape = std::vector<std::pair<SequenceId, int>>;
@@ -78,14 +83,14 @@ TEST(Scheduler, DecodesFirstAndFillsUpWithChunks) {
 
   const StepPlan& first = scheduler.plan();
   EXPECT_EQ(shape(first), (Shape{{1, 1}, {2, 7}}));
-  EXPECT_TRUE(first.sequences[0].samples);
-  EXPECT_FALSE(first.sequences[1].samples);  // its prompt is not complete
+  EXPECT_EQ(first.sequences[0].num_draws, 1);
+  EXPECT_EQ(first.sequences[1].num_draws, 0);  // its prompt is not complete
   complete(scheduler, first);
 
   const StepPlan& second = scheduler.plan();
   EXPECT_EQ(shape(second), (Shape{{1, 1}, {2, 3}, {3, 4}}));
   EXPECT_EQ(second.sequences[1].start_position, 7);
-  EXPECT_TRUE(second.sequences[1].samples);
+  EXPECT_EQ(second.sequences[1].num_draws, 1);
   complete(scheduler, second);
 
   EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}, {2, 1}, {3, 6}}));
@@ -134,7 +139,7 @@ TEST(Scheduler, PreemptsTheLatestAndComputesItAgain) {
   EXPECT_EQ(again.sequences[0].start_position, 0);
   EXPECT_EQ(again.sequences[0].num_kept_pages, 0);
   EXPECT_EQ(again.tokens.back(), 7);
-  EXPECT_TRUE(again.sequences[0].samples);
+  EXPECT_EQ(again.sequences[0].num_draws, 1);
 }
 
 TEST(Scheduler, ASequenceThatFillsTheCacheFinishesAlone) {
@@ -150,7 +155,7 @@ TEST(Scheduler, WantsNoLogitsWhereNothingIsGenerated) {
   scheduler.add(make(1, 3, 0));
   const StepPlan& plan = scheduler.plan();
   EXPECT_TRUE(plan.logit_rows.empty());
-  EXPECT_FALSE(plan.sequences[0].samples);
+  EXPECT_EQ(plan.sequences[0].num_draws, 0);
   complete(scheduler, plan);
   EXPECT_EQ(scheduler.sequence(1).num_uncomputed(), 0);
   scheduler.remove(1);
@@ -190,7 +195,9 @@ TEST(Scheduler, RefusesWhatItsCallerMustNotDo) {
   EXPECT_THROW(scheduler.complete({}), CheckError);
   EXPECT_THROW(scheduler.oldest(), CheckError);
   scheduler.plan();
-  EXPECT_THROW(scheduler.complete({}), CheckError);  // one token is missing
+  EXPECT_THROW(scheduler.complete({}), CheckError);                               // one list is missing
+  EXPECT_THROW(scheduler.complete({.tokens = {}, .ends = {0}}), CheckError);      // one token is missing
+  EXPECT_THROW(scheduler.complete({.tokens = {1, 2}, .ends = {2}}), CheckError);  // one is too many
   scheduler.remove(1);
   EXPECT_THROW(scheduler.remove(1), CheckError);
 }
@@ -202,6 +209,227 @@ TEST(Scheduler, RemovesFromTheQueue) {
   scheduler.remove(2);
   scheduler.remove(1);
   EXPECT_EQ(shape(scheduler.plan()), (Shape{{3, 2}}));
+}
+
+NewSequence needy(SequenceId id, std::int64_t prompt_len, std::int64_t max_tokens) {
+  NewSequence sequence = make(id, prompt_len, max_tokens);
+  sequence.needs_token = true;
+  return sequence;
+}
+
+using Tokens = std::vector<std::int32_t>;
+
+TEST(SchedulerDrafts, AreRowsWithALogitRowEach) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 4, .max_drafts = 8});
+  scheduler.add(needy(1, 3, 20));
+  complete(scheduler, scheduler.plan());
+  scheduler.propose(1, Tokens{7, 8, 9});
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(shape(plan), (Shape{{1, 4}}));
+  EXPECT_EQ(plan.tokens, (Tokens{7, 7, 8, 9}));
+  EXPECT_EQ(plan.sequences[0].num_draws, 4);
+  EXPECT_EQ(plan.sequences[0].start_position, 3);
+  EXPECT_EQ(plan.logit_rows, (Tokens{0, 1, 2, 3}));
+  EXPECT_EQ(plan.new_pages, (std::vector<PageId>{1}));  // positions 3 to 6
+  for (const LogitTarget& target : plan.targets) EXPECT_EQ(target.token, LogitTarget::kSample);
+
+  complete(scheduler, plan, {7, 8, 5, 6});  // the third doesn't hold
+  EXPECT_EQ(scheduler.sequence(1).tokens, (Tokens{100, 101, 102, 7, 7, 8, 5}));
+  EXPECT_EQ(scheduler.sequence(1).num_computed, 6);
+  const StepPlan& next = scheduler.plan();
+  EXPECT_EQ(next.tokens, (Tokens{5}));  // the drafts were tried
+  EXPECT_EQ(next.sequences[0].start_position, 6);
+  EXPECT_EQ(next.sequences[0].num_kept_pages, 2);
+}
+
+TEST(SchedulerDrafts, RejectedOnesGiveTheirPagesBack) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 2, .max_drafts = 8});
+  scheduler.add(needy(1, 3, 10));
+  complete(scheduler, scheduler.plan());
+  scheduler.propose(1, Tokens{1, 2, 3, 4, 5});
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(plan.sequences[0].num_rows, 6);  // positions 3 to 8
+  EXPECT_EQ(scheduler.pages().num_in_use(), 5);
+  complete(scheduler, plan, {9, 2, 3, 4, 5, 6});
+  EXPECT_EQ(scheduler.pages().num_in_use(), 3);  // 5 tokens
+  const StepPlan& next = scheduler.plan();
+  EXPECT_EQ(next.sequences[0].start_position, 4);
+  EXPECT_EQ(next.sequences[0].num_kept_pages, 3);
+}
+
+TEST(SchedulerDrafts, AreCutToWhatIsLeft) {
+  // By max_drafts, by rows beside a row for everybody, and by max_tokens.
+  Scheduler scheduler({.num_pages = 64, .page_size = 4, .max_batch_tokens = 6, .max_drafts = 3});
+  scheduler.add(needy(1, 1, 30));
+  scheduler.add(needy(2, 1, 3));
+  scheduler.add(make(3, 1, 30));
+  complete(scheduler, scheduler.plan());
+  for (const SequenceId id : {1, 2}) scheduler.propose(id, Tokens{1, 2, 3, 4, 5});
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 4}, {2, 1}, {3, 1}}));
+  complete(scheduler, scheduler.oldest(), {8, 8, 8, 8, 8, 8});
+  scheduler.propose(2, Tokens{1, 2, 3, 4, 5});
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}, {2, 1}, {3, 1}}));  // one token is left to it
+}
+
+TEST(SchedulerDrafts, PreemptNobody) {
+  Scheduler scheduler({.num_pages = 4, .page_size = 2, .max_drafts = 8});
+  scheduler.add(needy(1, 2, 6));
+  scheduler.add(make(2, 2, 2));
+  complete(scheduler, scheduler.plan());
+  scheduler.propose(1, Tokens{1, 2, 3, 4});
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(shape(plan), (Shape{{1, 2}, {2, 1}}));  // each takes a page; what is free of the first one's is tried
+  complete(scheduler, plan);
+  EXPECT_EQ(scheduler.num_preemptions(), 0u);
+}
+
+TEST(SchedulerDrafts, AreForSequencesWhoseTokensAreKnown) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 2, .max_drafts = 8});
+  scheduler.add(make(1, 2, 6));
+  scheduler.add(needy(2, 2, 6));
+  EXPECT_THROW(scheduler.propose(1, Tokens{1}), CheckError);
+  scheduler.plan();
+  EXPECT_THROW(scheduler.propose(2, Tokens{1}), CheckError);
+  EXPECT_THROW(scheduler.propose(3, Tokens{1}), CheckError);
+}
+
+TEST(SchedulerNeedsToken, OthersRunAheadAndItHasItsTurns) {
+  Scheduler scheduler({.num_pages = 64, .page_size = 4});
+  for (SequenceId id : {1, 3}) scheduler.add(make(id, 2, 20));
+  scheduler.add(needy(2, 2, 20));
+  scheduler.plan();
+  std::vector<std::size_t> sizes;
+  int turns = 0;
+  for (int step = 0; step < 12; ++step) {
+    const StepPlan& plan = scheduler.plan();  // the one before it is in flight
+    sizes.push_back(plan.sequences.size());
+    for (const SequenceStep& part : plan.sequences) {
+      turns += part.id == 2;
+      if (part.id == 2) {
+        EXPECT_GE(plan.tokens[static_cast<std::size_t>(part.first_row)], 0);
+      }
+    }
+    complete(scheduler, scheduler.oldest());
+  }
+  EXPECT_EQ(sizes, (std::vector<std::size_t>{2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3}));
+  EXPECT_EQ(turns, 6);
+}
+
+TEST(SchedulerNeedsToken, AloneItWaitsForItsToken) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 4});
+  scheduler.add(needy(1, 2, 3));
+  scheduler.plan();
+  EXPECT_TRUE(scheduler.plan().empty());
+  complete(scheduler, scheduler.oldest());
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}}));
+}
+
+TEST(SchedulerAppend, OneStepComputesAllOfTheTokens) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 2});
+  scheduler.add(needy(1, 3, 6));
+  complete(scheduler, scheduler.plan());
+  scheduler.append(1, Tokens{8, 9, 10});
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(plan.tokens, (Tokens{7, 8, 9, 10}));
+  EXPECT_EQ(plan.sequences[0].num_draws, 1);
+  EXPECT_EQ(plan.logit_rows, (Tokens{3}));
+  EXPECT_EQ(scheduler.pages().num_in_use(), 4);
+  EXPECT_THROW(scheduler.append(1, Tokens{1}), CheckError);  // its latest token isn't known
+  complete(scheduler, plan);
+  EXPECT_EQ(scheduler.sequence(1).tokens, (Tokens{100, 101, 102, 7, 8, 9, 10, 7}));
+  EXPECT_THROW(scheduler.append(1, Tokens{1, 2}), CheckError);  // past max_tokens
+  EXPECT_THROW(scheduler.append(2, Tokens{1}), CheckError);
+}
+
+TEST(SchedulerAppend, MayPreempt) {
+  Scheduler scheduler({.num_pages = 5, .page_size = 2});
+  scheduler.add(needy(1, 2, 8));
+  scheduler.add(make(2, 3, 2));
+  complete(scheduler, scheduler.plan());
+  scheduler.append(1, Tokens{8, 9, 10, 11});  // 4 pages
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 5}}));
+  EXPECT_EQ(scheduler.num_preemptions(), 1u);
+}
+
+TEST(SchedulerPrefix, SharesFullPagesAndCopiesTheLast) {
+  Scheduler scheduler({.num_pages = 16, .page_size = 4});
+  scheduler.add(make(1, 10, 6));
+  complete(scheduler, scheduler.plan());
+  NewSequence sequence = make(2, 12, 3);
+  sequence.prefix = {.sequence = 1, .num_tokens = 10};
+  scheduler.add(sequence);
+  const StepPlan& plan = scheduler.plan();
+  ASSERT_EQ(shape(plan), (Shape{{1, 1}, {2, 2}}));
+  EXPECT_EQ(plan.sequences[1].start_position, 10);
+  EXPECT_EQ(plan.sequences[1].num_kept_pages, 0);
+  const PageId own = scheduler.sequence(2).pages[2];
+  EXPECT_EQ(plan.new_pages, (std::vector<PageId>{0, 1, own}));
+  ASSERT_EQ(plan.copies.size(), 1u);
+  EXPECT_EQ(plan.copies[0].source, 2);
+  EXPECT_EQ(plan.copies[0].destination, own);
+  EXPECT_EQ(scheduler.pages().num_owners(0), 2u);
+  EXPECT_EQ(scheduler.pages().num_owners(2), 2u);  // the copy is under way
+  scheduler.remove(1);
+  complete(scheduler, plan);
+  EXPECT_EQ(scheduler.pages().num_owners(0), 1u);
+  EXPECT_EQ(scheduler.pages().num_owners(2), 0u);
+  EXPECT_TRUE(scheduler.plan().copies.empty());
+}
+
+TEST(SchedulerPrefix, IsComputedWhereTheOtherHasLeft) {
+  Scheduler scheduler({.num_pages = 16, .page_size = 4});
+  scheduler.add(make(1, 10, 6));
+  complete(scheduler, scheduler.plan());
+  scheduler.remove(1);
+  NewSequence sequence = make(2, 12, 3);
+  sequence.prefix = {.sequence = 1, .num_tokens = 10};
+  scheduler.add(sequence);
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{2, 12}}));
+}
+
+TEST(SchedulerPrefix, RowsThatAreWantedAreComputed) {
+  Scheduler scheduler({.num_pages = 32, .page_size = 4});
+  scheduler.add(make(1, 10, 6));
+  complete(scheduler, scheduler.plan());
+  NewSequence scored = make(2, 10, 3, true), hidden = make(3, 10, 0);
+  hidden.num_hidden = 4;
+  scored.prefix = hidden.prefix = {.sequence = 1, .num_tokens = 10};
+  scheduler.add(scored);
+  scheduler.add(hidden);
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}, {2, 10}, {3, 4}}));
+}
+
+TEST(SchedulerHidden, RowsInsteadOfDraws) {
+  Scheduler scheduler({.num_pages = 32, .page_size = 4, .max_prompt_logits = 4});
+  NewSequence sequence = make(1, 10, 0);
+  sequence.num_hidden = 7;
+  scheduler.add(sequence);
+  const StepPlan& first = scheduler.plan();
+  EXPECT_EQ(shape(first), (Shape{{1, 7}}));
+  EXPECT_EQ(first.hidden_rows, (Tokens{3, 4, 5, 6}));
+  EXPECT_EQ(first.sequences[0].num_hidden, 4);
+  EXPECT_TRUE(first.logit_rows.empty());
+  complete(scheduler, first);
+  const StepPlan& second = scheduler.plan();
+  EXPECT_EQ(second.hidden_rows, (Tokens{0, 1, 2}));
+  complete(scheduler, second);
+  scheduler.remove(1);
+  sequence.id = 2;
+  sequence.num_hidden = 11;
+  EXPECT_THROW(scheduler.add(sequence), CheckError);
+  sequence.num_hidden = 1;
+  sequence.max_tokens = 1;
+  EXPECT_THROW(scheduler.add(sequence), CheckError);
+}
+
+TEST(SchedulerAdapter, ComesWithEveryPart) {
+  Scheduler scheduler({.num_pages = 32, .page_size = 4});
+  NewSequence sequence = make(1, 10, 2);
+  sequence.adapter = 3;
+  scheduler.add(sequence);
+  EXPECT_EQ(scheduler.plan().sequences[0].adapter, 3);
+  complete(scheduler, scheduler.oldest());
+  EXPECT_EQ(scheduler.plan().sequences[0].adapter, 3);
 }
 
 }  // namespace

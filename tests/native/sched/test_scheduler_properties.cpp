@@ -7,26 +7,41 @@
 #include <map>
 #include <random>
 #include <set>
+#include <utility>
+#include <vector>
 
 #include "sched/scheduler.h"
 
 namespace minisgl {
 namespace {
 
-// Plays a rank: follows the plans, keeps the page tables, and verifies what every plan promises. Up to `depth` steps
-// are in flight when one more is planned.
+// Plays a rank: follows the plans, keeps the page tables and the pages' contents, and verifies what every plan
+// promises. Up to `depth` steps are in flight when one more is planned.
 class Rank {
  public:
   Rank(const SchedulerOptions& options, std::mt19937& random, std::size_t depth = 0)
       : options_(options), random_(random), depth_(depth) {}
 
+  // A sequence of any kind; some begin like one that is there already.
   void submit(Scheduler& scheduler, SequenceId id) {
     const std::int64_t capacity = options_.num_pages * options_.page_size;
-    const std::int64_t prompt_len = 1 + random_() % std::min<std::int64_t>(capacity, 40);
-    const std::int64_t max_tokens = random_() % std::min<std::int64_t>(capacity - prompt_len + 1, 60);
-    Known known{.max_len = prompt_len + max_tokens, .prompt_len = prompt_len, .score_prompt = random_() % 4 == 0};
-    for (std::int64_t i = 0; i < prompt_len; ++i) known.tokens.push_back(static_cast<std::int32_t>(random_() % 1000));
-    scheduler.add({id, known.tokens, max_tokens, known.score_prompt});
+    const std::int64_t prompt_len = 1 + below(std::min<std::int64_t>(capacity, 40));
+    const std::int64_t max_tokens = below(std::min<std::int64_t>(capacity - prompt_len + 1, 60));
+    Known known{.max_len = prompt_len + max_tokens, .prompt_len = prompt_len};
+    known.score_prompt = one_in(4);
+    known.needs_token = one_in(3);
+    known.adapter = one_in(5) ? 1 : 0;
+    if (max_tokens == 0 && !known.score_prompt && one_in(2)) known.num_hidden = 1 + below(prompt_len);
+    if (!live_.empty() && one_in(2)) share_prefix(known);
+    while (known.len() < prompt_len) known.tokens.push_back(any_token());
+    scheduler.add({.id = id,
+                   .prompt = known.tokens,
+                   .max_tokens = max_tokens,
+                   .score_prompt = known.score_prompt,
+                   .needs_token = known.needs_token,
+                   .num_hidden = known.num_hidden,
+                   .adapter = known.adapter,
+                   .prefix = known.prefix});
     live_.emplace(id, known);
   }
 
@@ -46,9 +61,11 @@ class Rank {
       ASSERT_TRUE(in_flight_.empty() || scheduler.num_preemptions() == preemptions);
       ASSERT_LE(plan.num_rows(), options_.max_batch_tokens);
       verify_rows(plan);
-      verify_logits(plan);
+      verify_wanted(plan);
       verify_order(scheduler, plan);
-      num_ahead_ += in_flight_.empty() ? 0 : 1;
+      verify_writers(scheduler, plan);
+      if (testing::Test::HasFatalFailure()) return;
+      counts.ahead += in_flight_.empty() ? 0 : 1;
       launch(plan);
     } else {
       ASSERT_TRUE(live_.empty() || !in_flight_.empty());  // progress: some row is computed
@@ -57,15 +74,23 @@ class Rank {
     if (in_flight_.size() > (plan.empty() ? 0 : depth_)) finish_step(scheduler);
   }
 
-  std::int64_t num_ahead() const { return num_ahead_; }  // steps planned while another was in flight
+  // How often what these tests are about happened.
+  struct Counts {
+    std::int64_t ahead = 0;  // steps planned while another was in flight
+    std::int64_t accepted = 0, rejected = 0, appended = 0, shared = 0, copied = 0, hidden = 0;
+  } counts;
 
  private:
   struct Known {
-    std::vector<std::int32_t> tokens = {};
+    std::vector<std::int32_t> tokens = {}, drafts = {};
     std::vector<PageId> table = {};
     std::int64_t num_computed = 0, max_len, prompt_len;
-    std::int64_t num_scored = 0;
-    bool score_prompt, started = false;
+    std::int64_t num_delivered = 0;  // prompt rows that were scored, or whose hidden states came
+    std::int64_t num_hidden = 0;
+    bool score_prompt = false, needs_token = false;
+    std::int32_t adapter = 0;
+    SharedPrefix prefix = {};
+    bool had_drafts = false;  // since the last plan
 
     std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
   };
@@ -74,71 +99,118 @@ class Rank {
   // A step as a device keeps it.
   struct Flight {
     StepPlan plan;
-    std::vector<std::int64_t> new_tokens;  // [plan.sequences] where the drawn token goes
-    std::set<PageId> pages;                // that it may write to
+    std::vector<std::int64_t> new_tokens;     // [plan.sequences] where the first drawn token goes
+    std::vector<std::vector<PageId>> tables;  // [plan.sequences]
   };
+
+  std::int64_t below(std::int64_t n) { return static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(n)); }
+  bool one_in(unsigned n) { return random_() % n == 0; }
+  std::int32_t any_token() { return static_cast<std::int32_t>(random_() % 1000); }
+
+  void share_prefix(Known& known) {
+    auto other = live_.begin();
+    std::advance(other, below(std::ssize(live_)));
+    const std::vector<std::int32_t>& tokens = other->second.tokens;
+    const auto unknown = std::ranges::find(tokens, kUnknown);
+    const std::int64_t length = std::min<std::int64_t>(known.prompt_len, unknown - tokens.begin());
+    known.prefix = {.sequence = other->first, .num_tokens = 1 + below(length)};
+    known.tokens.assign(tokens.begin(), tokens.begin() + known.prefix.num_tokens);
+    if (!one_in(4)) known.adapter = other->second.adapter;
+  }
 
   void verify_rows(const StepPlan& plan) {
     std::int32_t next_row = 0;
+    std::int64_t num_drafts = 0;
     std::set<SequenceId> seen;
     for (const SequenceStep& step : plan.sequences) {
       ASSERT_TRUE(live_.contains(step.id));
       ASSERT_TRUE(seen.insert(step.id).second);
       Known& known = live_.at(step.id);
       ASSERT_EQ(step.first_row, next_row);
-      ASSERT_GE(step.num_rows, 1);
+      ASSERT_GE(step.num_rows - step.num_drafts(), 1);
+      ASSERT_EQ(step.adapter, known.adapter);
       next_row += step.num_rows;
-      if (step.num_kept_pages == 0) known.table.clear(), known.num_computed = 0;  // new, or preempted since
-      // Each token exactly once between preemptions.
-      ASSERT_EQ(step.start_position, known.num_computed);
-      ASSERT_EQ(step.num_kept_pages, static_cast<std::int32_t>(known.table.size()));
-      for (int i = 0; i < step.num_new_pages; ++i) known.table.push_back(plan.new_pages[step.first_new_page + i]);
+      num_drafts += step.num_drafts();
+      verify_table(plan, step, known);
       for (int i = 0; i < step.num_rows; ++i) {
-        const std::int32_t token = known.tokens[step.start_position + i];
+        const std::int64_t position = std::int64_t{step.start_position} + i;
+        const std::int32_t token =
+            position < known.len() ? known.tokens[position] : known.drafts.at(position - known.len());
         if (token != kUnknown) {
           ASSERT_EQ(plan.tokens[step.first_row + i], token);
           continue;
         }
         // What the step before this one draws for the same sequence.
+        ASSERT_FALSE(known.needs_token);
         ASSERT_EQ(in_flight_.size(), 1u);
         const StepPlan& before = in_flight_.front().plan;
         const LogitTarget& target = before.targets.at(-1 - plan.tokens[step.first_row + i]);
         ASSERT_EQ(target.token, LogitTarget::kSample);
         ASSERT_EQ(before.sequences[target.sequence].id, step.id);
       }
-      known.num_computed += step.num_rows;
-      ASSERT_GE(static_cast<std::int64_t>(known.table.size()) * options_.page_size, known.num_computed);
-      ASSERT_EQ(step.samples, known.num_computed == known.len() && known.len() < known.max_len);
+      known.num_computed += step.num_rows - step.num_drafts();
+      ASSERT_GE(std::ssize(known.table) * options_.page_size, known.num_computed + step.num_drafts());
+      ASSERT_EQ(step.num_draws > 0, known.num_computed == known.len() && known.len() < known.max_len);
+      ASSERT_LE(known.len() + step.num_draws, known.max_len);
       // Nobody is planned past its end.
       ASSERT_LT(step.start_position, std::max(known.prompt_len, known.max_len - 1));
     }
     ASSERT_EQ(next_row, plan.num_rows());
+    ASSERT_LE(num_drafts, options_.max_drafts);
   }
 
-  void verify_logits(const StepPlan& plan) {
+  // Each token is computed exactly once between preemptions, but for those that another sequence has computed.
+  void verify_table(const StepPlan& plan, const SequenceStep& step, Known& known) {
+    if (step.num_kept_pages == 0) {  // new, or preempted since
+      known.table.clear();
+      known.num_computed = step.start_position;
+      ASSERT_LE(step.start_position, std::min(known.prefix.num_tokens, known.len() - 1));
+      counts.shared += step.start_position > 0;
+    }
+    ASSERT_EQ(step.start_position, known.num_computed);
+    const std::int32_t num_pages = static_cast<std::int32_t>(known.table.size());
+    if (std::exchange(known.had_drafts, false)) {
+      ASSERT_LE(step.num_kept_pages, num_pages);
+      known.table.resize(step.num_kept_pages);
+    } else {
+      ASSERT_EQ(step.num_kept_pages, num_pages);
+    }
+    for (int i = 0; i < step.num_new_pages; ++i) known.table.push_back(plan.new_pages[step.first_new_page + i]);
+  }
+
+  void verify_wanted(const StepPlan& plan) {
     ASSERT_EQ(plan.logit_rows.size(), plan.targets.size());
     ASSERT_TRUE(std::is_sorted(plan.logit_rows.begin(), plan.logit_rows.end()));
     std::int64_t prompt_rows = 0;
-    std::set<std::int32_t> sampling;
+    std::map<std::int32_t, std::int32_t> draws;  // by sequence
     for (std::size_t i = 0; i < plan.targets.size(); ++i) {
       const SequenceStep& step = plan.sequences[plan.targets[i].sequence];
       Known& known = live_.at(step.id);
       const std::int32_t offset = plan.logit_rows[i] - step.first_row;
-      ASSERT_TRUE(offset >= 0 && offset < step.num_rows);
       if (plan.targets[i].token == LogitTarget::kSample) {
-        ASSERT_TRUE(step.samples && offset == step.num_rows - 1);
-        sampling.insert(plan.targets[i].sequence);
+        // One row per draw, the part's last.
+        ASSERT_EQ(offset, step.num_rows - step.num_draws + draws[plan.targets[i].sequence]++);
         continue;
       }
+      ASSERT_TRUE(offset >= 0 && offset < step.num_rows);
       ASSERT_TRUE(known.score_prompt);
-      ASSERT_EQ(step.start_position + offset, known.num_scored);  // each prompt row once, preempted or not
-      ASSERT_EQ(plan.targets[i].token, known.tokens[++known.num_scored]);
+      ASSERT_EQ(step.start_position + offset, known.num_delivered);  // each prompt row once, preempted or not
+      ASSERT_EQ(plan.targets[i].token, known.tokens[++known.num_delivered]);
       ++prompt_rows;
     }
+    std::size_t next_hidden = 0;
+    for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
+      const SequenceStep& step = plan.sequences[i];
+      ASSERT_EQ(draws[static_cast<std::int32_t>(i)], step.num_draws);
+      Known& known = live_.at(step.id);
+      for (std::int32_t row = step.num_rows - step.num_hidden; row < step.num_rows; ++row) {
+        ASSERT_EQ(plan.hidden_rows.at(next_hidden++), step.first_row + row);
+        ASSERT_EQ(step.start_position + row, known.prompt_len - known.num_hidden + known.num_delivered++);
+        ++prompt_rows, ++counts.hidden;
+      }
+    }
+    ASSERT_EQ(next_hidden, plan.hidden_rows.size());
     ASSERT_LE(prompt_rows, options_.max_prompt_logits);
-    const auto samples = [](const SequenceStep& step) { return step.samples; };
-    ASSERT_EQ(static_cast<std::ptrdiff_t>(sampling.size()),
-              std::count_if(plan.sequences.begin(), plan.sequences.end(), samples));
   }
 
   void verify_order(const Scheduler& scheduler, const StepPlan& plan) {
@@ -150,32 +222,48 @@ class Rank {
         last = sequence.id;
       }
     }
-    // No page is in two tables of running sequences.
-    std::set<PageId> pages;
-    std::size_t count = 0;
-    for (const Sequence& sequence : scheduler.running()) {
-      const auto& table = live_.at(sequence.id).table;
-      pages.insert(table.begin(), table.end());
-      count += table.size();
-    }
-    ASSERT_EQ(pages.size(), count);
-    // No page is given away while a step in flight may write to it.
-    for (const Flight& flight : in_flight_) {
-      for (const PageId page : plan.new_pages) ASSERT_FALSE(flight.pages.contains(page)) << "page " << page;
-    }
     // First those that lack only their latest token, then the rest; earlier arrivals first in both.
     bool first_group = true, chunk_before = false;
+    std::int64_t num_drafts = 0;
+    std::set<SequenceId> planned;
     last = 0;
     for (const SequenceStep& step : plan.sequences) {
       const Known& known = live_.at(step.id);
-      const bool latest_only = step.num_rows == 1 && known.num_computed == known.len();
+      const std::int32_t num_rows = step.num_rows - step.num_drafts();
+      const bool latest_only = num_rows == 1 && known.num_computed == known.len();
       ASSERT_FALSE(chunk_before && latest_only && step.start_position >= known.prompt_len);  // decode after prefill
-      chunk_before = chunk_before || step.num_rows > 1;
+      chunk_before = chunk_before || num_rows > 1;
       if (step.id < last) {
         ASSERT_TRUE(first_group);
         first_group = false;
       }
       last = step.id;
+      num_drafts += step.num_drafts();
+      planned.insert(step.id);
+    }
+    // Drafts take nobody's row.
+    for (const Sequence& sequence : scheduler.running()) {
+      ASSERT_TRUE(num_drafts == 0 || planned.contains(sequence.id) || !sequence.decoding() || !sequence.is_ready());
+    }
+  }
+
+  // What a step writes to, or is given, belongs to one sequence; what it shares was computed before.
+  void verify_writers(const Scheduler& scheduler, const StepPlan& plan) {
+    std::map<PageId, int> tables;  // running sequences whose table has the page
+    for (const Sequence& sequence : scheduler.running()) {
+      for (const PageId page : live_.at(sequence.id).table) ++tables[page];
+    }
+    for (const SequenceStep& step : plan.sequences) {
+      const std::vector<PageId>& table = live_.at(step.id).table;
+      const auto first = static_cast<std::size_t>(step.start_position / options_.page_size);
+      for (std::size_t i = first; i < table.size(); ++i) ASSERT_EQ(tables[table[i]], 1) << "page " << table[i];
+      for (std::size_t i = std::max<std::size_t>(first, step.num_kept_pages); i < table.size(); ++i) {
+        // No page is given away while a step in flight may read or write it.
+        for (const Flight& flight : in_flight_) {
+          for (const auto& other : flight.tables) ASSERT_EQ(std::ranges::count(other, table[i]), 0);
+          for (const PageCopy& copy : flight.plan.copies) ASSERT_NE(copy.source, table[i]);
+        }
+      }
     }
   }
 
@@ -185,38 +273,130 @@ class Rank {
     for (const SequenceStep& step : plan.sequences) {
       Known& known = live_.at(step.id);
       flight.new_tokens.push_back(known.len());
-      if (step.samples) known.tokens.push_back(kUnknown);
-      flight.pages.insert(known.table.begin(), known.table.end());
+      if (step.num_draws > 0) {
+        known.tokens.push_back(kUnknown);
+        known.drafts.clear();
+      }
+      known.had_drafts = step.num_drafts() > 0;
+      flight.tables.push_back(known.table);
     }
+  }
+
+  // Copies pages and writes rows as the device does, and reads back what every row attends to.
+  void compute(const Flight& flight) {
+    for (const PageCopy& copy : flight.plan.copies) {
+      for (int i = 0; i < options_.page_size; ++i) {
+        memory_[{copy.destination, i}] = memory_[{copy.source, i}];
+      }
+      ++counts.copied;
+    }
+    const auto place = [&](std::size_t sequence, std::int64_t position) -> std::int32_t& {
+      return memory_[{flight.tables[sequence][position / options_.page_size], position % options_.page_size}];
+    };
+    for (std::size_t i = 0; i < flight.plan.sequences.size(); ++i) {
+      const SequenceStep& step = flight.plan.sequences[i];
+      for (int row = 0; row < step.num_rows; ++row) {
+        const std::int32_t token = flight.plan.tokens[step.first_row + row];
+        place(i, step.start_position + row) = token >= 0 ? token : drawn_before_.at(-1 - token);
+      }
+    }
+    for (std::size_t i = 0; i < flight.plan.sequences.size(); ++i) {
+      const SequenceStep& step = flight.plan.sequences[i];
+      if (!live_.contains(step.id)) continue;  // it ended since
+      for (std::int64_t p = 0; p < step.start_position + step.num_rows - step.num_drafts(); ++p) {
+        ASSERT_EQ(place(i, p), live_.at(step.id).tokens[p]) << "sequence " << step.id << " at " << p;
+      }
+    }
+  }
+
+  // The tokens of a part's draws: drafts mostly hold. As many of them as do are accepted.
+  std::vector<std::int32_t> draw(const StepPlan& plan, const SequenceStep& step) {
+    std::vector<std::int32_t> accepted;
+    bool holds = step.num_draws > 0;
+    for (std::int32_t i = 0; i < step.num_draws; ++i) {
+      const bool last = i + 1 == step.num_draws;
+      const std::int32_t draft = last ? -1 : plan.tokens[step.first_draw() + 1 + i];
+      const std::int32_t token = !last && !one_in(4) ? draft : any_token();
+      drawn_now_.push_back(token);
+      if (holds) accepted.push_back(token);
+      holds = holds && token == draft;
+    }
+    return accepted;
   }
 
   void finish_step(Scheduler& scheduler) {
     const Flight flight = std::move(in_flight_.front());
     in_flight_.pop_front();
     ASSERT_EQ(scheduler.oldest().tokens, flight.plan.tokens);
-    std::vector<std::int32_t> sampled;
-    std::vector<SequenceId> ended;
+    compute(flight);
+    if (testing::Test::HasFatalFailure()) return;
+    StepTokens drawn;
+    std::vector<SequenceId> ended, asked;
+    std::size_t target = 0;
+    drawn_now_.clear();
     for (std::size_t i = 0; i < flight.plan.sequences.size(); ++i) {
       const SequenceStep& step = flight.plan.sequences[i];
-      if (step.samples) sampled.push_back(static_cast<std::int32_t>(random_() % 1000));
-      const auto place = live_.find(step.id);
-      if (place == live_.end()) continue;  // it ended since
-      Known& known = place->second;
-      const std::int64_t length = flight.new_tokens[i] + (step.samples ? 1 : 0);
-      if (step.samples) known.tokens[flight.new_tokens[i]] = sampled.back();
-      const bool stopped = step.samples && random_() % 50 == 0;
+      for (; target < flight.plan.targets.size() && flight.plan.targets[target].sequence == static_cast<int>(i) &&
+             flight.plan.targets[target].token != LogitTarget::kSample;
+           ++target) {
+        drawn_now_.push_back(-1);  // scored
+      }
+      const std::vector<std::int32_t> tokens = draw(flight.plan, step);
+      target += tokens.empty() ? 0 : static_cast<std::size_t>(step.num_draws);
+      drawn.tokens.insert(drawn.tokens.end(), tokens.begin(), tokens.end());
+      drawn.ends.push_back(static_cast<std::int32_t>(drawn.tokens.size()));
+      ASSERT_EQ(drawn.num_accepted(i), std::max<std::ptrdiff_t>(0, std::ssize(tokens) - 1));
+      const auto iterator = live_.find(step.id);
+      if (iterator == live_.end()) continue;  // it ended since
+      Known& known = iterator->second;
+      const std::int64_t length = flight.new_tokens[i] + std::ssize(tokens);
+      if (!tokens.empty()) {
+        known.tokens[flight.new_tokens[i]] = tokens.front();
+        known.tokens.insert(known.tokens.end(), tokens.begin() + 1, tokens.end());
+        known.num_computed += std::ssize(tokens) - 1;
+        counts.accepted += drawn.num_accepted(i);
+        counts.rejected += step.num_drafts() - drawn.num_accepted(i);
+      }
+      const bool stopped = !tokens.empty() && one_in(50);
       if (stopped || (step.start_position + step.num_rows >= known.prompt_len && length == known.max_len)) {
-        ASSERT_EQ(known.num_scored, known.score_prompt ? known.prompt_len - 1 : 0);
+        const std::int64_t wanted = known.score_prompt ? known.prompt_len - 1 : known.num_hidden;
+        ASSERT_EQ(known.num_delivered, wanted);
         ended.push_back(step.id);
+      } else if (!tokens.empty() && known.needs_token) {
+        asked.push_back(step.id);
       }
     }
-    scheduler.complete(sampled);
+    drawn_before_ = drawn_now_;
+    scheduler.complete(drawn);
     scheduler.check();
     for (const SequenceId id : ended) {
       scheduler.remove(id);
       live_.erase(id);
     }
+    for (const SequenceId id : asked) look_ahead(scheduler, id);
     scheduler.check();
+  }
+
+  // A sequence whose tokens are all known: what was reserved for drafts is given back; some go on with tokens of the
+  // host's, or with drafts.
+  void look_ahead(Scheduler& scheduler, SequenceId id) {
+    Known& known = live_.at(id);
+    ASSERT_EQ(scheduler.sequence(id).tokens, known.tokens);
+    ASSERT_EQ(scheduler.sequence(id).num_computed, known.num_computed);
+    ASSERT_LE((std::ssize(scheduler.sequence(id).pages) - 1) * options_.page_size, known.len() - 1);
+    const std::int64_t room = known.max_len - known.len() - 1;
+    if (room > 0 && one_in(4)) {
+      std::vector<std::int32_t> tokens(static_cast<std::size_t>(1 + below(std::min<std::int64_t>(room, 6))));
+      for (std::int32_t& token : tokens) token = any_token();
+      scheduler.append(id, tokens);
+      known.tokens.insert(known.tokens.end(), tokens.begin(), tokens.end());
+      counts.appended += std::ssize(tokens);
+    }
+    if (one_in(2)) {
+      known.drafts.resize(static_cast<std::size_t>(below(8)));
+      for (std::int32_t& draft : known.drafts) draft = any_token();
+      scheduler.propose(id, known.drafts);
+    }
   }
 
   SchedulerOptions options_;
@@ -224,7 +404,8 @@ class Rank {
   std::size_t depth_;
   std::map<SequenceId, Known> live_;
   std::deque<Flight> in_flight_;
-  std::int64_t num_ahead_ = 0;
+  std::map<std::pair<PageId, std::int64_t>, std::int32_t> memory_;  // the token at a place of a page
+  std::vector<std::int32_t> drawn_before_, drawn_now_;              // by target, of the last two steps
 };
 
 class SchedulerProperties : public testing::TestWithParam<unsigned> {};
@@ -238,7 +419,8 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
                                  .page_size = static_cast<int>(between(1, 8)),
                                  .max_running = between(1, 10),
                                  .max_batch_tokens = between(1, 32),
-                                 .max_prompt_logits = between(1, 8)};
+                                 .max_prompt_logits = between(1, 8),
+                                 .max_drafts = between(0, 12)};
   Scheduler scheduler(options);
   Rank rank(options, random, GetParam() % 2);
   SequenceId next_id = 1;
@@ -265,25 +447,31 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
   EXPECT_EQ(scheduler.pages().num_free(), options.num_pages);
   EXPECT_TRUE(rank.ids().empty());
   if (GetParam() % 2 == 1) {
-    EXPECT_GT(rank.num_ahead(), 100);
+    EXPECT_GT(rank.counts.ahead, 100);
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, SchedulerProperties, testing::Range(0u, 80u));
 
-TEST(SchedulerProperties, PreemptionHappensInThem) {
-  // The property would be idle if these caches never ran out.
+TEST(SchedulerProperties, EverythingHappensInThem) {
+  // The property would be idle if these caches never ran out, or nothing were shared, drafted or appended.
   for (const std::size_t depth : {0, 1}) {
     std::mt19937 random(5);
-    const SchedulerOptions options{.num_pages = 12, .page_size = 4, .max_running = 8, .max_batch_tokens = 32};
+    const SchedulerOptions options{
+        .num_pages = 24, .page_size = 4, .max_running = 8, .max_batch_tokens = 32, .max_drafts = 8};
     Scheduler scheduler(options);
     Rank rank(options, random, depth);
-    for (SequenceId id = 1; id <= 100; ++id) rank.submit(scheduler, id);
-    while (scheduler.has_work()) {
+    SequenceId next_id = 1;
+    while (next_id <= 1000 || scheduler.has_work()) {
+      if (next_id <= 1000 && scheduler.num_waiting() < 4) rank.submit(scheduler, next_id++);
       rank.step(scheduler);
       ASSERT_FALSE(HasFatalFailure());
     }
     EXPECT_GT(scheduler.num_preemptions(), 10u);
+    for (const std::int64_t count : {rank.counts.accepted, rank.counts.rejected, rank.counts.appended,
+                                     rank.counts.shared, rank.counts.copied, rank.counts.hidden}) {
+      EXPECT_GT(count, 20) << "depth " << depth;
+    }
   }
 }
 

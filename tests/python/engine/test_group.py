@@ -115,3 +115,22 @@ async def test_a_launcher_that_has_no_room_is_one_sentence() -> None:
     with pytest.raises(EngineStartError, match="can't be started: no host is free"):
         await group.start()
     await group.close()
+
+
+async def test_a_group_whose_own_tasks_fail_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(group: RankGroup) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    made: list[PaperRanks] = []
+
+    def launcher(events: RankEvents) -> RankLauncher:
+        made.append(PaperRanks(events))
+        return made[0]
+
+    monkeypatch.setattr(RankGroup, "_explain", fail)
+    group = RankGroup(OPTIONS, launcher=launcher, size=2)
+    await group.start()
+    made[0].events.end(1, "ended with status 3")
+    reason = await asyncio.wait_for(group.wait_lost(), 20)
+    assert "nobody foresaw this" in reason
+    await group.close()

@@ -304,9 +304,9 @@ def test_a_stream_goes_on_when_its_detokenizer_is_killed(start: Start) -> None:
     def tokenizers() -> list[int]:
         return [pid for pid in server.children() if is_tokenizer(pid)]
 
-    whole = text_of(Stream(port, [1], 1200).join())
+    whole = text_of(Stream(port, [1], 600).join())
     assert len(whole) > 100
-    stream = Stream(port, [1], 1200)
+    stream = Stream(port, [1], 600)
     stream.wait_events(3)
     for _ in range(2):
         until(lambda: len(tokenizers()) == 2)

@@ -44,6 +44,17 @@ def test_the_device_is_explained(asked: str, device: str, why: str) -> None:
     assert f"device: {device} ({why})" in describe_engine(ServerArgs(device=asked), [info])
 
 
+def test_the_threads_are_explained() -> None:
+    ranks = [EngineInfo(vocab_size=10, max_model_len=20, num_threads=1, isa="avx2")] * 2
+    for args, shown, why in (
+        (ServerArgs(), ranks[:1], "cores allowed to this process; --threads"),
+        (ServerArgs(tp=2), ranks, "cores allowed to this process, divided by ranks; --threads"),
+        (ServerArgs(num_threads=1), ranks[:1], "asked for; --threads"),
+    ):
+        line = f"processor: 1 thread ({why}), avx2 kernels (the best it has)"
+        assert line in describe_engine(args, shown)
+
+
 def test_ranks_are_described_where_there_are_several() -> None:
     assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "rank" in line]
     ranks = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 import threading
 import time
@@ -199,6 +200,18 @@ def test_a_starting_process_says_what_it_does(
         "fetching the default model SmolLM2-135M-Instruct (93 MB, once)" in capfd.readouterr().err
     )
     resolve_model(None, cache_dir=cache)
+    assert capfd.readouterr().err == ""
+
+
+def test_where_only_log_lines_go_it_is_one(
+    links: Path,
+    cache: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.INFO)
+    resolve(cache)
+    assert any("fetching the default model" in line for line in caplog.messages)
     assert capfd.readouterr().err == ""
 
 

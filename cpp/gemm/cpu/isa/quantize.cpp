@@ -1,5 +1,5 @@
 // Activations to int8 in blocks of 32: scale = max |x| / 127, q = round(x / scale).
-// Reads 128 bytes and writes 48 a block.
+// Reads 128 bytes and writes 48 per block.
 #include "gemm/cpu/isa/kernels.h"
 
 namespace minisgl::MINISGL_ISA {

@@ -22,22 +22,22 @@ template <int dim>
 struct Shape {
   static constexpr int kPositions = dim > 128 ? 64 : 128;
   static constexpr int kStages = dim > 128 ? 2 : kMostStages;
-  static constexpr int kTiles = (dim + kTileColumns - 1) / kTileColumns;  // that lie beside each other
+  static constexpr int kTiles = (dim + kTileColumns - 1) / kTileColumns;  // tiles that lie beside each other
   static constexpr int kColumnStride = kPositions * kTileRowBytes;        // from one of them to the next
   static constexpr int kStageBytes = kTiles * kColumnStride;              // keys or values
-  static constexpr int kQueryStride = kGroupQueries * kTileRowBytes;      // of queries, likewise
+  static constexpr int kQueryStride = kGroupQueries * kTileRowBytes;      // the same for queries
   static constexpr int kQueryBytes = kTiles * kQueryStride;               // a warpgroup's
   static constexpr int kBytes = kConsumers * kQueryBytes + 2 * kStages * kStageBytes + 1024;
 };
 
 struct Barriers {
   Barrier full_keys[kMostStages], full_values[kMostStages];    // a stage holds a tile
-  Barrier empty_keys[kMostStages], empty_values[kMostStages];  // nobody reads it any more
+  Barrier empty_keys[kMostStages], empty_values[kMostStages];  // a stage is read no more
   bool has_non_finite;
   float never_written;
 };
 
-// Whose turn it is of the stages, and the parity of the phase in which its barriers are.
+// The stage whose turn it is, and the parity of the phase in which its barriers are.
 template <int stages>
 struct Turn {
   int stage = 0;
@@ -188,7 +188,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, const Pages<T>
   };
 
   if (consumer == 1) arrive_at(kOwnBarrier, kConsumers * kGroup);  // the first turn is the first warpgroup's
-  Turn<S::kStages> turn, before;                                   // of this tile and of the one before
+  Turn<S::kStages> turn, before;                                   // this tile's and the one before's
   barriers.full_keys[turn.stage].wait(turn.parity);
   publish_to_products();
   begin_scores(turn.stage);

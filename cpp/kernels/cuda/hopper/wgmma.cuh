@@ -2,8 +2,8 @@
 // memory, registers moved between warpgroups. Semantics: PTX ISA 8.x, "Asynchronous warpgroup level matrix
 // instructions" and "mbarrier".
 //
-// Tiles are [rows][64] of 2-byte elements, 128 bytes a row, at a multiple of 1024 bytes, swizzled: the 16-byte chunk c
-// of row r lies at chunk c ^ (r % 8). A wider matrix is a sequence of such tiles, 64 columns each.
+// Tiles are [rows][64] of 2-byte elements, 128 bytes per row, at a multiple of 1024 bytes, swizzled: the 16-byte chunk
+// c of row r lies at chunk c ^ (r % 8). A wider matrix is a sequence of such tiles, 64 columns each.
 #pragma once
 
 #include <cstdint>
@@ -27,14 +27,14 @@ __device__ __forceinline__ std::uint64_t tile_descriptor(std::uint32_t address, 
          ((address & 0x3ffff) >> 4);
 }
 
-// Before the first product of a batch, and after registers that products read or write were touched.
+// Called before the first product of a batch, and after registers that products read or write were touched.
 __device__ __forceinline__ void begin_products() {
   asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
 }
 __device__ __forceinline__ void commit_products() {
   asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
 }
-// Until at most `pending` committed batches are under way.
+// Waits until at most `pending` committed batches are under way.
 template <int pending>
 __device__ __forceinline__ void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(pending) : "memory");
@@ -47,7 +47,7 @@ __device__ __forceinline__ void touch(float (&d)[size][4]) {
     asm volatile("" : "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])::"memory");
 }
 
-// What x is made of is computed before the waits that follow, while products are under way: the assembler would move it
+// Has x computed before the waits that follow, while products are under way: the assembler would move it
 // behind them, but it doesn't move a store over them, even one that never happens. x is not negative.
 __device__ __forceinline__ void compute_before_next_wait(float x, float* shared) {
   asm volatile(
@@ -134,7 +134,7 @@ struct Barrier {
   __device__ __forceinline__ void arrive_after_copies() {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(&state)) : "memory");
   }
-  // Until the phase of this parity is complete; of a new barrier the phase of parity 1 is.
+  // Waits until the phase of this parity is complete; the phase of parity 1 is, for a new barrier.
   __device__ __forceinline__ void wait(std::uint32_t parity) {
     asm volatile(
         "{\n.reg .pred done;\nagain:\n"

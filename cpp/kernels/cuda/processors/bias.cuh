@@ -6,7 +6,7 @@
 
 namespace minisgl::cuda {
 
-// By one thread, as a token may stand in the list twice.
+// One thread adds them all, as a token may stand in the list twice.
 __device__ __forceinline__ void apply_bias(const StepData& step, const QueryEntry& query, const Slice& slice,
                                            float* logits) {
   if (threadIdx.x != 0) return;

@@ -6,7 +6,7 @@
 
 namespace minisgl::cuda {
 
-constexpr std::uint32_t kPromptBit = 0x80000000u;  // of a count: the token stands in the prompt
+constexpr std::uint32_t kPromptBit = 0x80000000u;  // the bit of a count that says: the token stands in the prompt
 
 // seen [vocab]: a count per token, kPromptBit beside it.
 __device__ __forceinline__ void apply_penalties(const QueryEntry& query, const Slice& slice, const std::uint32_t* seen,

@@ -7,6 +7,7 @@
 #include <spawn.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>

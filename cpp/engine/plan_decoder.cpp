@@ -1,50 +1,20 @@
-// Writing is copying; reading checks every length, and every index before anybody uses it.
-#include "engine/plan_codec.h"
-
+// Reading frames checks every length, and every index before anybody uses it.
 #include <algorithm>
 #include <cstring>
+#include <string_view>
 #include <type_traits>
+#include <unordered_set>
 #include <utility>
 
 #include "core/byte_reader.h"
 #include "core/error.h"
+#include "engine/plan_codec.h"
+#include "engine/plan_wire.h"
 
 namespace minisgl {
 namespace {
 
-enum class Kind : std::uint8_t { add = 1, remove, step, shut_down };
-
-// Field by field, so that no padding travels.
-template <typename Visitor, typename Params>
-void visit_params(Params& params, Visitor&& visit) {
-  visit(params.temperature);
-  visit(params.top_k);
-  visit(params.top_p);
-  visit(params.min_p);
-  visit(params.repetition_penalty);
-  visit(params.presence_penalty);
-  visit(params.frequency_penalty);
-  visit(params.seed);
-}
-
-// A SequenceStep. Where its rows and its new pages begin is the sum of those before it, and need not be said.
-struct WireSequence {
-  std::uint32_t id_low, id_high;
-  std::int32_t num_rows, start_position, num_kept_pages, num_new_pages;
-  std::uint32_t samples;
-};
-static_assert(std::has_unique_object_representations_v<WireSequence> &&
-              std::has_unique_object_representations_v<LogitTarget>);
-
-WireSequence to_wire(const SequenceStep& step) {
-  return {.id_low = static_cast<std::uint32_t>(step.id),
-          .id_high = static_cast<std::uint32_t>(step.id >> 32),
-          .num_rows = step.num_rows,
-          .start_position = step.start_position,
-          .num_kept_pages = step.num_kept_pages,
-          .num_new_pages = step.num_new_pages,
-          .samples = step.samples};
-}
+using namespace plan_wire;
 
 class Fields {
  public:
@@ -78,6 +48,12 @@ class Fields {
     values.resize(length);
     if (length > 0) std::memcpy(values.data(), bytes.data(), bytes.size());
   }
+  template <typename T>
+  std::vector<T> get_list(std::string_view what) {
+    std::vector<T> values;
+    read_list(values, what);
+    return values;
+  }
 
   template <typename T>
   [[noreturn]] void refuse(std::string_view what, const T& value) const {
@@ -110,10 +86,19 @@ SequenceSampling read_sampling(Fields& fields) {
   return sampling;
 }
 
-void read_plan(Fields& fields, StepPlan& plan) {
-  plan.clear();
-  fields.read_list(plan.tokens, "tokens");
-  plan.sequences.resize(fields.get_length(sizeof(WireSequence), "sequences"));
+// Reads a frame's first bytes. Another release may say everything after them in another way.
+void check_header(Fields& fields) {
+  const auto header = fields.get<FrameHeader>("the header");
+  if (header.magic != FrameHeader().magic) throw InputError("a plan is damaged: it doesn't begin with MSP");
+  if (header.version == kPlanVersion) return;
+  throw InputError(concat("rank 0 sends step plans of version ", static_cast<int>(header.version),
+                          ", this rank reads version ", static_cast<int>(kPlanVersion),
+                          ": every host must run the same release of minisgl"));
+}
+
+void read_sequences(Fields& fields, StepPlan& plan) {
+  const std::size_t length = fields.get_length(sizeof(WireSequence), "sequences");
+  plan.sequences.resize(length);
   std::int64_t row = 0, new_page = 0;
   for (SequenceStep& step : plan.sequences) {
     const auto wire = fields.get<WireSequence>("a sequence");
@@ -124,74 +109,82 @@ void read_plan(Fields& fields, StepPlan& plan) {
             .num_kept_pages = wire.num_kept_pages,
             .first_new_page = static_cast<std::int32_t>(new_page),
             .num_new_pages = wire.num_new_pages,
-            .samples = wire.samples != 0};
+            .num_draws = wire.num_draws};
     require(wire.num_rows >= 1, "num_rows", wire.num_rows);
+    require(wire.num_draws >= 0 && wire.num_draws <= wire.num_rows, "num_draws", wire.num_draws);
     row += wire.num_rows;
     new_page += wire.num_new_pages;
+    require(row <= plan.num_rows(), "number of rows", plan.num_rows());
   }
-  fields.read_list(plan.new_pages, "new_pages");
-  fields.read_list(plan.logit_rows, "logit_rows");
-  fields.read_list(plan.targets, "targets");
   require(row == plan.num_rows(), "number of rows", plan.num_rows());
+  fields.read_list(plan.new_pages, "new_pages");
   require(new_page == std::ssize(plan.new_pages), "number of new pages", std::ssize(plan.new_pages));
-  require(plan.targets.size() == plan.logit_rows.size(), "number of targets", std::ssize(plan.targets));
+}
+
+// The rows whose logits are wanted: those that are scored, and each part's last for its draws.
+void place_targets(std::span<const WireScore> scores, StepPlan& plan) {
+  std::size_t next = 0;
+  std::int32_t index = 0, last = -1;
+  for (const SequenceStep& step : plan.sequences) {
+    const std::int32_t first_draw = step.first_draw();
+    for (; next < scores.size() && scores[next].row < first_draw; ++next) {
+      require(scores[next].row >= step.first_row && scores[next].row > last, "scored row", scores[next].row);
+      last = scores[next].row;
+      plan.logit_rows.push_back(last);
+      require(scores[next].token >= 0, "scored token", scores[next].token);
+      plan.targets.push_back({index, scores[next].token});
+    }
+    for (std::int32_t row = first_draw; row < step.first_row + step.num_rows; ++row) {
+      plan.logit_rows.push_back(row);
+      plan.targets.push_back({index, LogitTarget::kSample});
+    }
+    ++index;
+  }
+  require(next == scores.size(), "scored row", next < scores.size() ? scores[next].row : 0);
+}
+
+// A field of some sequences, in their order.
+void read_fields(Fields& fields, StepPlan& plan, std::int32_t SequenceStep::* member, std::string_view what) {
+  std::int64_t last = -1;
+  for (const auto& [sequence, value] : fields.get_list<WireField>(what)) {
+    require(sequence > last && sequence < std::ssize(plan.sequences), "sequence", sequence);
+    require(value > 0, what, value);
+    plan.sequences[static_cast<std::size_t>(sequence)].*member = value;
+    last = sequence;
+  }
+}
+
+void place_hidden_rows(StepPlan& plan) {
+  for (const SequenceStep& step : plan.sequences) {
+    require(step.num_hidden <= step.num_rows && (step.num_hidden == 0 || step.num_draws == 0), "num_hidden",
+            step.num_hidden);
+    const std::int32_t end = step.first_row + step.num_rows;
+    for (std::int32_t row = end - step.num_hidden; row < end; ++row) plan.hidden_rows.push_back(row);
+  }
+}
+
+void read_plan(Fields& fields, StepPlan& plan) {
+  plan.clear();
+  fields.read_list(plan.tokens, "tokens");
+  read_sequences(fields, plan);
+  const auto sections = fields.get<std::uint8_t>("sections");
+  require((sections & ~kAllSections) == 0, "sections", sections);
+  std::vector<WireScore> scores;
+  if (sections & kScores) fields.read_list(scores, "scores");
+  place_targets(scores, plan);
+  if (sections & kHidden) {
+    read_fields(fields, plan, &SequenceStep::num_hidden, "num_hidden");
+    place_hidden_rows(plan);
+  }
+  if (sections & kAdapters) read_fields(fields, plan, &SequenceStep::adapter, "adapter");
+  if (sections & kCopies) fields.read_list(plan.copies, "copies");
 }
 
 }  // namespace
 
-template <typename T>
-void PlanEncoder::put(const T& value) {
-  static_assert(std::is_arithmetic_v<T> || std::has_unique_object_representations_v<T>);
-  const auto bytes = std::as_bytes(std::span(&value, 1));
-  bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
-}
-
-template <typename T>
-void PlanEncoder::put_list(const std::vector<T>& values) {
-  put(static_cast<std::uint32_t>(values.size()));
-  const auto bytes = std::as_bytes(std::span(values));
-  bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
-}
-
-void PlanEncoder::add(SequenceId id, SequenceSampling sampling) {
-  put(static_cast<std::uint8_t>(Kind::add));
-  put(id);
-  visit_params(sampling.params, [&](const auto& value) { put(value); });
-  put(static_cast<std::uint32_t>(sampling.params.logit_bias.size()));
-  for (const auto& [token, bias] : sampling.params.logit_bias) {
-    put(token);
-    put(bias);
-  }
-  put(sampling.prompt_len);
-  put_list(sampling.prompt);
-  put_list(sampling.resumed);
-  put(sampling.min_tokens);
-  put_list(sampling.stop_tokens);
-  put(sampling.logprobs);
-  put(sampling.prompt_logprobs);
-}
-
-void PlanEncoder::remove(SequenceId id) {
-  put(static_cast<std::uint8_t>(Kind::remove));
-  put(id);
-}
-
-void PlanEncoder::step(const StepPlan& plan) {
-  put(static_cast<std::uint8_t>(Kind::step));
-  put_list(plan.tokens);
-  put(static_cast<std::uint32_t>(plan.sequences.size()));
-  for (const SequenceStep& step : plan.sequences) put(to_wire(step));
-  put_list(plan.new_pages);
-  put_list(plan.logit_rows);
-  put_list(plan.targets);
-}
-
-void PlanEncoder::shut_down() {
-  put(static_cast<std::uint8_t>(Kind::shut_down));
-}
-
 void PlanDecoder::decode(std::span<const std::byte> frame, PlanHandler& handler) {
   Fields fields(frame);
+  if (!fields.done()) check_header(fields);
   while (!fields.done()) {
     const auto kind = fields.get<std::uint8_t>("a message");
     switch (static_cast<Kind>(kind)) {
@@ -203,6 +196,13 @@ void PlanDecoder::decode(std::span<const std::byte> frame, PlanHandler& handler)
         break;
       }
       case Kind::remove: handler.remove(fields.get<SequenceId>("an id")); break;
+      case Kind::append: {
+        const auto id = fields.get<SequenceId>("an id");
+        const auto tokens = fields.get_list<std::int32_t>("appended tokens");
+        for (const std::int32_t token : tokens) check_token(token);
+        handler.append(id, tokens);
+        break;
+      }
       case Kind::step:
         read_plan(fields, plan_);
         check(plan_);
@@ -215,10 +215,11 @@ void PlanDecoder::decode(std::span<const std::byte> frame, PlanHandler& handler)
   }
 }
 
+void PlanDecoder::check_token(std::int32_t token) const {
+  require(token >= 0 && token < limits_.vocab_size, "token", token);
+}
+
 void PlanDecoder::check(const SequenceSampling& sampling) const {
-  const auto check_token = [&](std::int32_t token) {
-    require(token >= 0 && token < limits_.vocab_size, "token", token);
-  };
   require(sampling.prompt_len >= 1 && sampling.prompt_len <= limits_.max_model_len, "prompt_len", sampling.prompt_len);
   require(sampling.min_tokens >= 0, "min_tokens", sampling.min_tokens);
   require(sampling.prompt.empty() || std::ssize(sampling.prompt) == sampling.prompt_len, "number of prompt tokens",
@@ -232,10 +233,12 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
   }
 }
 
-// Positions and pages within the cache, targets within the plan, each sequence once; a token that is still to be drawn
-// can only be a sequence's last.
+// Positions and pages within the cache, each sequence once; a token that is still to be drawn can only be the last of a
+// sequence that tries no drafts.
 void PlanDecoder::check(const StepPlan& plan) {
   require(plan.num_rows() <= limits_.max_batch_tokens, "number of rows", plan.num_rows());
+  const std::int64_t num_logits = std::ssize(plan.logit_rows) + std::ssize(plan.hidden_rows);
+  require(num_logits <= limits_.max_logits, "number of rows of logits and hidden states", num_logits);
   ids_.clear();
   for (const SequenceStep& step : plan.sequences) ids_.push_back(step.id);
   if (!std::ranges::is_sorted(ids_)) std::ranges::sort(ids_);  // they mostly are
@@ -243,7 +246,8 @@ void PlanDecoder::check(const StepPlan& plan) {
     throw InputError(concat("a plan is damaged: it has sequence ", *twice, " twice"));
   }
   for (const SequenceStep& step : plan.sequences) {
-    for (std::int64_t row = step.first_row; row + 1 < step.first_row + step.num_rows; ++row) {
+    const std::int64_t num_known = step.num_rows - (step.num_drafts() > 0 ? 0 : 1);
+    for (std::int64_t row = step.first_row; row < step.first_row + num_known; ++row) {
       require(plan.tokens[static_cast<std::size_t>(row)] >= 0, "token", plan.tokens[static_cast<std::size_t>(row)]);
     }
     const std::int64_t end = std::int64_t{step.start_position} + step.num_rows;
@@ -252,21 +256,32 @@ void PlanDecoder::check(const StepPlan& plan) {
     require(step.num_kept_pages >= 0 && step.num_new_pages >= 0 && num_pages <= limits_.num_pages &&
                 end <= num_pages * limits_.page_size,
             "num_new_pages", step.num_new_pages);
+    require(step.adapter <= limits_.num_adapters, "adapter", step.adapter);
   }
-  for (const PageId page : plan.new_pages) require(page >= 0 && page < limits_.num_pages, "page", page);
+  for (const PageId page : plan.new_pages) check_page(page);
   for (const std::int32_t token : plan.tokens) {
     require(token >= -num_drawn_ && token < limits_.vocab_size, "token", token);
   }
-  std::int64_t last = -1;
-  for (std::size_t i = 0; i < plan.targets.size(); ++i) {
-    const LogitTarget& target = plan.targets[i];
-    require(plan.logit_rows[i] > last && plan.logit_rows[i] < plan.num_rows(), "logit row", plan.logit_rows[i]);
-    last = plan.logit_rows[i];
-    require(target.sequence >= 0 && target.sequence < std::ssize(plan.sequences), "target", target.sequence);
-    const SequenceStep& step = plan.sequences[static_cast<std::size_t>(target.sequence)];
-    require(last >= step.first_row && last - step.first_row < step.num_rows, "target", target.sequence);
-    require(target.token >= LogitTarget::kSample && target.token < limits_.vocab_size, "target token", target.token);
+  for (const LogitTarget& target : plan.targets) {
+    require(target.token < limits_.vocab_size, "scored token", target.token);
   }
+  if (!plan.copies.empty()) check_copies(plan);
+}
+
+void PlanDecoder::check_page(PageId page) const {
+  require(page >= 0 && page < limits_.num_pages, "page", page);
+}
+
+// Copies may be made in any order.
+void PlanDecoder::check_copies(const StepPlan& plan) const {
+  std::unordered_set<PageId> destinations;
+  for (const PageCopy& copy : plan.copies) {
+    require(copy.tier == PageTier::device, "tier", static_cast<std::int64_t>(copy.tier));
+    check_page(copy.source);
+    check_page(copy.destination);
+    require(destinations.insert(copy.destination).second, "destination", copy.destination);
+  }
+  for (const PageCopy& copy : plan.copies) require(!destinations.contains(copy.source), "source", copy.source);
 }
 
 }  // namespace minisgl

@@ -1,0 +1,277 @@
+// How a step is planned: who computes what, who gives way, and what of the room is left for drafts.
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+#include "sched/scheduler.h"
+
+namespace minisgl {
+
+void StepPlan::clear() {
+  tokens.clear();
+  sequences.clear();
+  new_pages.clear();
+  logit_rows.clear();
+  targets.clear();
+  hidden_rows.clear();
+  copies.clear();
+}
+
+void Scheduler::Step::clear() {
+  plan.clear();
+  sequences.clear();
+  new_tokens.clear();
+  copied.clear();
+}
+
+const StepPlan& Scheduler::plan() {
+  MINISGL_CHECK(num_in_flight() < kMostInFlight, "plan() with ", num_in_flight(), " steps in flight");
+  Step& step = spare_.front();
+  step.clear();
+  rows_left_ = options_.max_batch_tokens;
+  prompt_logits_left_ = options_.max_prompt_logits;
+  const bool has_drafts = options_.max_drafts > 0;
+  const std::int64_t pages_left =
+      has_drafts || !in_flight_.empty() ? pages_.num_free() - num_missing_pages() : pages_.num_free();
+  if (has_drafts) {
+    draft_rows_left_ = std::clamp<std::int64_t>(rows_left_ - num_running(), 0, options_.max_drafts);
+    draft_pages_left_ = std::max<std::int64_t>(0, pages_left);
+  }
+  // Where pages are missing, somebody must be preempted.
+  if (in_flight_.empty() || pages_left >= 0) {
+    const bool preempted = plan_decodes();
+    plan_prefills();
+    if (!preempted) admit();
+  }
+  if (!step.plan.empty()) {
+    in_flight_.splice(in_flight_.end(), spare_, spare_.begin());
+  } else {
+    MINISGL_CHECK(!in_flight_.empty() || !has_work(), "nothing planned for ", num_running(), " running and ",
+                  num_waiting(), " waiting sequences");
+  }
+  return step.plan;
+}
+
+// Pages that the sequence lacks for its present tokens.
+std::int64_t Scheduler::num_missing_pages(const Sequence& sequence) const {
+  return pages_for(sequence.len()) - static_cast<std::int64_t>(sequence.pages.size());
+}
+
+// Pages that plan_decodes() will take.
+std::int64_t Scheduler::num_missing_pages() const {
+  std::int64_t missing = 0, rows = 0;
+  for (const Sequence& sequence : running_) {
+    if (rows == rows_left_) break;
+    if (!sequence.is_ready()) continue;
+    if (sequence.decoding()) {
+      ++rows;
+    } else if (sequence.num_uncomputed() <= 1) {
+      continue;
+    }
+    missing += num_missing_pages(sequence);
+  }
+  return missing;
+}
+
+bool Scheduler::plan_decodes() {
+  const std::uint64_t before = num_preemptions_;
+  has_chunks_ = false;
+  // Victims are taken from the back, so what is already in the plan stays, and the next sequence stays valid unless the
+  // sequence at hand was the last one.
+  for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
+    if (!sequence->is_ready()) continue;
+    if (sequence->decoding()) {
+      if (!grow(*sequence)) break;
+      plan_rows(sequence);
+    } else if (sequence->num_uncomputed() > 1) {
+      has_chunks_ = true;
+      if (!grow(*sequence)) break;  // tokens were appended to it
+    }
+  }
+  return num_preemptions_ != before;
+}
+
+bool Scheduler::grow(Sequence& sequence) {
+  const std::int64_t missing = num_missing_pages(sequence);
+  if (missing == 0) return true;
+  while (!pages_.allocate(missing, sequence.pages)) {
+    const bool itself = &running_.back() == &sequence;
+    preempt_latest();
+    if (itself) return false;
+  }
+  return true;
+}
+
+void Scheduler::preempt_latest() {
+  MINISGL_CHECK(running_.size() > 1, "a sequence alone ran out of pages");
+  const Iterator victim = std::prev(running_.end());
+  pages_.release(victim->pages);
+  victim->pages.clear();
+  victim->num_planned_pages = 0;
+  victim->num_computed = 0;
+  waiting_.splice(waiting_.begin(), running_, victim);
+  victim->is_running = false;
+  ++num_preemptions_;
+}
+
+void Scheduler::plan_prefills() {
+  if (!has_chunks_) return;
+  for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
+    if (sequence->num_uncomputed() > 1) plan_rows(sequence);
+  }
+}
+
+void Scheduler::admit() {
+  while (!waiting_.empty() && rows_left_ > 0 && num_running() < options_.max_running) {
+    const Iterator next = waiting_.begin();
+    const std::int64_t num_shared = next->prefix.num_tokens > 0 ? num_shareable(*next) : 0;
+    next->num_computed = num_shared;
+    const bool fits = chunk_size(*next) > 0;
+    next->num_computed = 0;
+    if (!fits) return;
+    // Beside others, a page for each of them stays free (up to a part of the cache), or the newcomer's prefill would be
+    // thrown away as soon as they need it.
+    const std::int64_t needed = pages_for(next->len()) - num_shared / options_.page_size;
+    const std::int64_t spare = std::min(num_running(), pages_.num_total() / 16 + 1);
+    if (pages_.num_free() < needed + spare) return;
+    if (num_shared > 0) share(*next, num_shared);
+    MINISGL_CHECK(grow(*next));
+    running_.splice(running_.end(), waiting_, next);
+    next->is_running = true;
+    plan_rows(next);
+  }
+}
+
+// How many tokens of a waiting sequence another has computed in the steps before this one. The last token and the rows
+// that are wanted are computed in any case.
+std::int64_t Scheduler::num_shareable(const Sequence& sequence) const {
+  const auto entry = index_.find(sequence.prefix.sequence);
+  if (entry == index_.end() || !entry->second->is_running) return 0;
+  const Sequence& other = *entry->second;
+  if (other.adapter != sequence.adapter) return 0;
+  std::int64_t computed = other.num_computed;
+  for (const SequenceStep& part : spare_.front().plan.sequences) {
+    if (part.id == other.id) computed = part.start_position;
+  }
+  std::int64_t count = std::min({sequence.prefix.num_tokens, computed, sequence.len() - 1});
+  if (sequence.num_delivered < sequence.end_wanted) count = std::min(count, sequence.next_wanted());
+  MINISGL_CHECK(std::equal(sequence.tokens.begin(), sequence.tokens.begin() + count, other.tokens.begin()), "sequence ",
+                sequence.id, " does not begin like sequence ", other.id);
+  return count;
+}
+
+// Gives a waiting sequence the pages of its prefix: those that are full with the other's, a copy of one that isn't.
+void Scheduler::share(Sequence& sequence, std::int64_t num_tokens) {
+  Step& step = spare_.front();
+  const Sequence& other = live(sequence.prefix.sequence);
+  const std::int64_t num_full = num_tokens / options_.page_size;
+  sequence.pages.assign(other.pages.begin(), other.pages.begin() + num_full);
+  pages_.retain(sequence.pages);
+  sequence.num_computed = num_tokens;
+  if (num_tokens % options_.page_size == 0) return;
+  MINISGL_CHECK(pages_.allocate(1, sequence.pages));
+  const PageCopy copy{.source = other.pages[static_cast<std::size_t>(num_full)],
+                      .destination = sequence.pages.back(),
+                      .tier = PageTier::device};
+  step.plan.copies.push_back(copy);
+  step.copied.insert(step.copied.end(), {copy.source, copy.destination});
+  pages_.retain(std::span(step.copied).last(2));
+}
+
+// Rows that the sequence may have of what is left in this step.
+std::int64_t Scheduler::chunk_size(const Sequence& sequence) const {
+  std::int64_t rows = std::min(sequence.num_uncomputed(), rows_left_);
+  if (sequence.end_wanted > 0) {
+    // Rows before next_wanted() (computed again after a preemption) and those from end_wanted on cost nothing.
+    const std::int64_t end = sequence.next_wanted() + prompt_logits_left_;
+    if (end < sequence.end_wanted) rows = std::min(rows, end - sequence.num_computed);
+  }
+  return rows;
+}
+
+// How many of its drafts a sequence may try behind `rows` other rows. It has the pages for them afterwards.
+std::int64_t Scheduler::reserve_drafts(Sequence& sequence, std::int64_t rows) {
+  const auto num_pages = static_cast<std::int64_t>(sequence.pages.size());
+  const std::int64_t free = std::min(draft_pages_left_, pages_.num_free());
+  const std::int64_t count =
+      std::min({std::ssize(sequence.drafts), draft_rows_left_, rows_left_ - rows, sequence.max_len - sequence.len() - 1,
+                (num_pages + free) * options_.page_size - sequence.len()});
+  if (count <= 0) return 0;
+  const std::int64_t missing = std::max<std::int64_t>(0, pages_for(sequence.len() + count) - num_pages);
+  MINISGL_CHECK(pages_.allocate(missing, sequence.pages));
+  draft_pages_left_ -= missing;
+  draft_rows_left_ -= count;
+  return count;
+}
+
+void Scheduler::plan_rows(Iterator iterator) {
+  Sequence& sequence = *iterator;
+  Step& step = spare_.front();
+  StepPlan& plan = step.plan;
+  const std::int64_t rows = chunk_size(sequence);
+  if (rows == 0) return;
+  const std::int64_t start = sequence.num_computed, end = start + rows;
+  const bool draws = end == sequence.len() && sequence.len() < sequence.max_len;
+  const std::int64_t drafts = draws && !sequence.drafts.empty() ? reserve_drafts(sequence, rows) : 0;
+  const auto first_new_page = static_cast<std::int32_t>(plan.new_pages.size());
+  SequenceStep part{.id = sequence.id,
+                    .first_row = static_cast<std::int32_t>(plan.num_rows()),
+                    .num_rows = static_cast<std::int32_t>(rows + drafts),
+                    .start_position = static_cast<std::int32_t>(start),
+                    .num_kept_pages = static_cast<std::int32_t>(sequence.num_planned_pages),
+                    .first_new_page = first_new_page,
+                    .num_new_pages = static_cast<std::int32_t>(sequence.pages.size()) -
+                                     static_cast<std::int32_t>(sequence.num_planned_pages),
+                    .num_draws = draws ? static_cast<std::int32_t>(drafts) + 1 : 0,
+                    .adapter = sequence.adapter};
+  if (part.num_new_pages > 0) {
+    plan.new_pages.insert(plan.new_pages.end(), sequence.pages.begin() + sequence.num_planned_pages,
+                          sequence.pages.end());
+  }
+  plan.tokens.insert(plan.tokens.end(), sequence.tokens.begin() + start, sequence.tokens.begin() + end);
+  if (plan.tokens.back() == Sequence::kPending) plan.tokens.back() = -1 - sequence.pending_target;
+  if (drafts > 0) {
+    plan.tokens.insert(plan.tokens.end(), sequence.drafts.begin(), sequence.drafts.begin() + drafts);
+  }
+  step.sequences.push_back(iterator);
+  step.new_tokens.push_back(end);
+  sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
+  sequence.num_computed = end;
+  if (sequence.end_wanted > 0) plan_wanted(sequence, part);
+  if (draws) {
+    sequence.pending_target = static_cast<std::int32_t>(plan.targets.size());
+    sequence.tokens.push_back(Sequence::kPending);
+    sequence.drafts.clear();
+    const auto index = static_cast<std::int32_t>(plan.sequences.size());
+    for (std::int32_t row = part.first_draw(); row < part.first_row + part.num_rows; ++row) {
+      plan.logit_rows.push_back(row);
+      plan.targets.push_back({index, LogitTarget::kSample});
+    }
+  }
+  plan.sequences.push_back(part);
+  ++sequence.num_in_flight;
+  rows_left_ -= rows + drafts;
+}
+
+// The rows of the part that the host gets something of.
+void Scheduler::plan_wanted(Sequence& sequence, SequenceStep& part) {
+  StepPlan& plan = spare_.front().plan;
+  const std::int64_t start = part.start_position;
+  const std::int64_t first = std::max({start, sequence.num_delivered, sequence.first_wanted});
+  const std::int64_t end = std::min(sequence.num_computed, sequence.end_wanted);
+  for (std::int64_t p = first; p < end; ++p) {
+    const auto row = static_cast<std::int32_t>(part.first_row + p - start);
+    if (sequence.wants_hidden) {
+      plan.hidden_rows.push_back(row);
+      ++part.num_hidden;
+    } else {
+      plan.logit_rows.push_back(row);
+      plan.targets.push_back(
+          {static_cast<std::int32_t>(plan.sequences.size()), sequence.tokens[static_cast<std::size_t>(p) + 1]});
+    }
+    --prompt_logits_left_;
+  }
+  sequence.num_delivered = std::max(sequence.num_delivered, end);
+}
+
+}  // namespace minisgl
