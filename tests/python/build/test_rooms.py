@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_files": {"config"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "config", "distributed", "ipc"},
+    "rank": {"_native", "config", "distributed", "ipc", "log"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
     "text": {"ipc", "model_files", "tasks", "tokenizer"},
     "engine": {"config", "ipc", "sampling_params", "tasks"},
@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sampling_params",
         "startup",
         "tasks",
+        "text",
         "tokenizer",
     },
     # Programs and the public names.
