@@ -96,7 +96,7 @@ struct Engine::Impl {
   std::thread thread;
   bool stopped = false;
 
-  // The rest belongs to the engine thread alone.
+  // The engine thread alone uses these.
   Scheduler scheduler;
   Executor executor;
   PlanPublisher publisher;
@@ -219,7 +219,7 @@ void Engine::Impl::step() {
   if (scheduler.num_in_flight() > (launched ? depth : 0)) finish_step();
 }
 
-// False where there is nothing to do, or nothing before the steps in flight are done.
+// Returns false when no sequence can be computed, or none before the steps in flight are done.
 bool Engine::Impl::launch_step() {
   const StepPlan& plan = scheduler.plan();
   if (plan.empty()) return false;
@@ -287,7 +287,7 @@ void Engine::Impl::release(SequenceId id) {
   if (!lookaheads.empty()) lookaheads.erase(id);
 }
 
-// Publishes the outputs of this turn. The statistics already contain them then, and ended ids may be used again.
+// The statistics contain what the outputs say, and ended ids are free again, before anybody can see the outputs.
 void Engine::Impl::deliver() {
   {
     const std::lock_guard lock(status_mutex);

@@ -28,10 +28,9 @@ class Executor {
   // `model` and `device` outlive the executor.
   Executor(Model& model, Device& device, KvCache cache);
 
-  // Prepares a device that records steps (others need nothing): reserves what the largest need, and with
-  // `record_decodes` records decode steps for a ladder of numbers of sequences, the largest first, calling
-  // progress(recorded, to be recorded) on this thread. Before the first add(). Says what of the device's memory that
-  // took.
+  // On a device that records steps, reserves what the largest need, and with `record_decodes` records decode steps for
+  // a ladder of numbers of sequences, the largest first, calling progress(recorded, to be recorded) on this thread.
+  // Before the first add(). Says what of the device's memory that took.
   struct Prepared {
     std::int64_t workspace_bytes = 0, graph_bytes = 0;
   };
@@ -69,7 +68,7 @@ class Executor {
   KvCache cache_;
   std::unordered_map<SequenceId, LiveSequence> sequences_;
 
-  // These belong to the step at hand.
+  // The step at hand.
   std::vector<LiveSequence*> live_;      // [plan.sequences]
   std::vector<std::int32_t> positions_;  // [num_rows]
   std::vector<ops::SequenceRows> rows_;  // [plan.sequences]

@@ -88,7 +88,7 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTo
     }
     deliver(iterator, std::move(output), collected, now);
   }
-  MINISGL_CHECK(next == results.size(), results.size() - next, " results belong to nobody");
+  MINISGL_CHECK(next == results.size(), results.size() - next, " results belong to no sequence");
   return collected;
 }
 

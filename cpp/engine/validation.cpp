@@ -34,8 +34,8 @@ void check_tokens(Findings& findings, const char* field, std::span<const std::in
 }
 
 void check_sampling(Findings& findings, const SamplingParams& params, std::int64_t vocab_size) {
-  findings.require(std::isfinite(params.temperature) && params.temperature >= 0,
-                   "temperature must be a finite number of at least 0, got ", params.temperature);
+  findings.require(params.temperature >= 0 && params.temperature <= max_temperature,
+                   "temperature must be between 0 and ", max_temperature, ", got ", params.temperature);
   findings.require(params.top_k >= 0, "top_k must be at least 0, got ", params.top_k);
   findings.require(params.top_p > 0 && params.top_p <= 1, "top_p must be above 0 and at most 1, got ", params.top_p);
   findings.require(params.min_p >= 0 && params.min_p <= 1, "min_p must be between 0 and 1, got ", params.min_p);
@@ -64,8 +64,7 @@ std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& 
   findings.require(request.num_resumed >= 0 && request.num_resumed < std::ssize(request.prompt),
                    "num_resumed must be below the prompt's number of tokens, got ", request.num_resumed);
   if (findings.any()) return findings.take();
-  findings.require(request.min_tokens >= 0 && request.min_tokens <= request.max_tokens + request.num_resumed,
-                   "min_tokens must be between 0 and max_tokens (", request.max_tokens, "), got ", request.min_tokens);
+  findings.require(request.min_tokens >= 0, "min_tokens must be at least 0, got ", request.min_tokens);
   for (const auto& [field, value] :
        {std::pair("logprobs", request.logprobs), std::pair("prompt_logprobs", request.prompt_logprobs)}) {
     findings.require(value >= -1 && value <= max_logprobs, field, " must be between 0 and ", max_logprobs,

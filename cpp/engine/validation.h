@@ -1,4 +1,6 @@
-// What a request must satisfy before the engine takes it: everything that does not depend on the other requests.
+// What a request must satisfy before the engine takes it, whatever the other requests are: lengths and tokens, which
+// guard memory, and numbers that the sampler can calculate with. What an API promises beyond that is SamplingParams'
+// business in Python.
 #pragma once
 
 #include <optional>
@@ -11,6 +13,7 @@
 namespace minisgl {
 
 inline constexpr std::int32_t max_logprobs = 20;  // alternatives that a request may ask for
+inline constexpr float max_temperature = 100.0f;
 
 struct RequestFault {
   ErrorCode code;

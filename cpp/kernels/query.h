@@ -55,8 +55,8 @@ struct TokenOutput {
 // What comes of a step.
 struct StepOutputs {
   std::vector<TokenOutput> tokens;  // one per query
-  std::vector<float> hidden =
-      {};  // [num_hidden, hidden_size] what the model's head would read of the batch's hidden_rows
+  // [num_hidden, hidden_size] what the model's head would read of the batch's hidden_rows
+  std::vector<float> hidden = {};
 };
 
 }  // namespace minisgl

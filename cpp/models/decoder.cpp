@@ -1,62 +1,17 @@
-// One step of a dense decoder, and the activations that it needs.
+// One step of a dense decoder.
 #include "models/decoder.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <utility>
 
 #include "core/error.h"
 #include "models/model_shard.h"
 #include "models/rope_table.h"
+#include "models/workspace.h"
 
 namespace minisgl {
 namespace {
-
-// A device's buffer that grows to powers of two rows, so steps of changing size soon stop allocating.
-class RowBuffer {
- public:
-  RowBuffer(DType dtype, std::int64_t width) : dtype_(dtype), width_(width) {}
-  void reserve(Hardware& device, std::int64_t num_rows) {
-    const auto capacity = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(num_rows)));
-    const auto bytes = static_cast<std::size_t>(capacity * row_bytes(dtype_, width_));
-    if (bytes > data_.size()) {
-      data_ = device.allocate(bytes);
-      ++writes_;
-    }
-  }
-  Tensor rows(std::int64_t num_rows) { return {data_.data(), dtype_, num_rows, width_, &writes_}; }
-
- private:
-  DType dtype_;
-  std::int64_t width_;
-  WriteCount writes_ = 0;
-  DeviceBuffer data_;
-};
-
-// Activations of a step, kept between steps. A step of n rows writes the first n rows of each.
-struct Workspace {
-  Workspace(const ModelSpec& spec, const ModelShard& shard, int num_ranks, DType dtype)
-      : residual(dtype, spec.hidden_size),
-        normed(dtype, spec.hidden_size),
-        delta(dtype, spec.hidden_size),
-        qkv(dtype, (shard.num_heads + 2 * shard.num_kv_heads) * spec.head_dim),
-        attention(dtype, shard.num_heads * spec.head_dim),
-        gate_up(dtype, 2 * shard.intermediate_size),
-        activated(dtype, shard.intermediate_size),
-        last_residual(dtype, spec.hidden_size),
-        last_attention(dtype, shard.num_heads * spec.head_dim),
-        logits(DType::f32, spec.vocab_size),
-        logits_part(DType::f32, shard.vocab_size),
-        logits_parts(DType::f32, num_ranks * shard.vocab_size) {}
-
-  RowBuffer residual, normed;
-  RowBuffer delta;  // what attention or MLP adds to the residual
-  RowBuffer qkv, attention, gate_up, activated;
-  RowBuffer last_residual, last_attention;  // of the rows whose logits or hidden states are wanted
-  RowBuffer logits;                         // [num_logits, vocab_size]
-  RowBuffer logits_part, logits_parts;      // with several ranks: this one's, and all of them as they are gathered
-};
 
 // The device has checked the tokens that it alone knows.
 void check_batch(const StepBatch& batch, const ModelSpec& spec, bool runs_ahead) {
@@ -89,7 +44,7 @@ class Decoder final : public Model {
         weights_(std::move(weights)),
         embedding_(weights_.embedding, device.rank() * shard_.vocab_size),
         head_(head_of(weights_, device)),
-        rope_(spec_.rope, device),
+        rope_(spec_.rope, spec_.max_position, device),
         eps_(static_cast<float>(spec_.rms_norm_eps)),
         shape_{static_cast<int>(shard_.num_heads), static_cast<int>(shard_.num_kv_heads),
                static_cast<int>(spec_.head_dim)},
@@ -99,18 +54,25 @@ class Decoder final : public Model {
   const ModelSpec& spec() const override { return spec_; }
   std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
   DType weight_dtype() const override { return weights_.dtype; }
+  std::uint64_t fingerprint() const override { return weights_.fingerprint; }
 
-  void reserve(const StepLimits& limits) override { reserve_workspace(limits.rows, limits.logits, limits.positions); }
+  void reserve(const StepLimits& limits) override {
+    workspace_.reserve(device_, limits.rows, limits.logits);
+    rope_.reserve(limits.positions);
+  }
+  std::int64_t workspace_bytes(const StepLimits& limits) const override {
+    return workspace_.bytes_for(limits.rows, limits.logits) + rope_.bytes_for(limits.positions);
+  }
 
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
     check_batch(batch, spec_, device_.runs_ahead());
     MINISGL_CHECK(batch.page_size == cache.page_size(), "page tables of ", batch.page_size);
     const std::int64_t num_logits = std::ssize(batch.logit_rows), num_hidden = std::ssize(batch.hidden_rows);
     const std::int64_t num_wanted = num_logits + num_hidden;
-    reserve_workspace(std::max(std::ssize(batch.tokens), num_wanted), num_wanted,
-                      std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
-
     std::int64_t num_rows = std::ssize(batch.tokens);
+    workspace_.reserve(device_, std::max(num_rows, num_wanted), num_wanted);
+    rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
+
     Tensor residual = workspace_.residual.rows(num_rows);
     Tensor attended = workspace_.attention.rows(num_rows);
     embedding_.forward(device_, residual);
@@ -148,23 +110,6 @@ class Decoder final : public Model {
     std::vector<Projection> outputs;
     outputs.push_back({weights.head, {}});
     return VocabParallelHead(device.make_linear(std::move(outputs)));
-  }
-
-  void reserve_workspace(std::int64_t num_rows, std::int64_t num_logits, std::int64_t num_positions) {
-    for (RowBuffer* buffer : {&workspace_.residual, &workspace_.normed, &workspace_.delta, &workspace_.qkv,
-                              &workspace_.attention, &workspace_.gate_up, &workspace_.activated}) {
-      buffer->reserve(device_, num_rows);
-    }
-    if (num_logits > 0) {
-      for (RowBuffer* buffer : {&workspace_.last_residual, &workspace_.last_attention, &workspace_.logits}) {
-        buffer->reserve(device_, num_logits);
-      }
-      if (device_.num_ranks() > 1) {
-        workspace_.logits_part.reserve(device_, num_logits);
-        workspace_.logits_parts.reserve(device_, num_logits);
-      }
-    }
-    rope_.reserve(num_positions);
   }
 
   Tensor keep_wanted_rows(Tensor all, RowBuffer& kept, std::int64_t num_wanted) {

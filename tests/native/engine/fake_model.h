@@ -59,6 +59,7 @@ class FakeModel : public Model {
   const ModelSpec& spec() const override { return spec_; }
   std::int64_t weight_bytes() const override { return 0; }
   DType weight_dtype() const override { return DType::f32; }
+  std::int64_t workspace_bytes(const StepLimits& limits) const override { return limits.logits * spec_.vocab_size * 8; }
 
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
     if (on_forward_) on_forward_(batch);

@@ -30,6 +30,7 @@ TEST(Validation, AcceptsTheLimits) {
   EXPECT_EQ(fault_after([](Request& r) { r.min_tokens = 10; }), "");
   EXPECT_EQ(fault_after([](Request& r) { r.logprobs = r.prompt_logprobs = 20; }), "");
   EXPECT_EQ(fault_after([](Request& r) { r.sampling.temperature = 0; }), "");
+  EXPECT_EQ(fault_after([](Request& r) { r.sampling.temperature = 100; }), "");
   EXPECT_EQ(fault_after([](Request& r) { r.sampling.min_p = 1; }), "");
   EXPECT_EQ(fault_after([](Request& r) { r.sampling.logit_bias = {{0, -100.0f}, {49, 100.0f}}; }), "");
 }
@@ -44,14 +45,15 @@ TEST(Validation, NamesTheFieldAndTheValue) {
   EXPECT_EQ(fault_after([](Request& r) { r.sampling.logit_bias = {{4, not_a_number}}; }),
             "logit_bias of token 4 must be a finite number, got nan");
   EXPECT_EQ(fault_after([](Request& r) { r.max_tokens = -1; }), "max_tokens must be at least 0, got -1");
-  EXPECT_EQ(fault_after([](Request& r) { r.min_tokens = 11; }),
-            "min_tokens must be between 0 and max_tokens (10), got 11");
+  EXPECT_EQ(fault_after([](Request& r) { r.min_tokens = -1; }), "min_tokens must be at least 0, got -1");
   EXPECT_EQ(fault_after([](Request& r) { r.logprobs = 21; }),
             "logprobs must be between 0 and 20, or -1 for none, got 21");
   EXPECT_EQ(fault_after([](Request& r) { r.prompt_logprobs = -2; }),
             "prompt_logprobs must be between 0 and 20, or -1 for none, got -2");
   EXPECT_EQ(fault_after([](Request& r) { r.sampling.temperature = not_a_number; }),
-            "temperature must be a finite number of at least 0, got nan");
+            "temperature must be between 0 and 100, got nan");
+  EXPECT_EQ(fault_after([](Request& r) { r.sampling.temperature = 101; }),
+            "temperature must be between 0 and 100, got 101");
   EXPECT_NE(fault_after([](Request& r) { r.sampling.temperature = infinity; }), "");
   EXPECT_NE(fault_after([](Request& r) { r.sampling.temperature = -0.1f; }), "");
   EXPECT_NE(fault_after([](Request& r) { r.sampling.top_k = -1; }), "");

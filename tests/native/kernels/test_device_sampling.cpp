@@ -330,7 +330,7 @@ TEST_P(DeviceSampling, AStepThatIsTooLargeForItsRecordingLeavesItValid) {
     const std::vector<LogitQuery> queries(2, {.params = &greedy, .processors = {.banned = banned}});
     device->begin_step({zeros, zeros, sequences, rows, 16}, queries);
     device->run_step(body);
-    const auto outputs = device->take_outputs();
+    const auto outputs = device->take_outputs().tokens;
     EXPECT_EQ(num_bodies, is_large || !device->records_steps() ? 1 : 0) << "step " << step;
     for (std::size_t i = 0; i < 2; ++i) {
       std::vector<float> row(&logits[i * vocab], &logits[(i + 1) * vocab]);
