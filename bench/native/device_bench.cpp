@@ -281,7 +281,7 @@ Speed run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens)
   for (int finished = 0; finished < batch;) {
     pollfd event{.fd = engine.event_fd(), .events = POLLIN, .revents = 0};
     poll(&event, 1, 60000);
-    for (const RequestOutput& output : engine.drain()) {
+    for (const RequestOutput& output : engine.take_outputs()) {
       if (output.finish == FinishReason::error) throw std::runtime_error(output.error);
       counts[output.id] += static_cast<int>(output.tokens.size());
       total += std::ssize(output.tokens);

@@ -137,12 +137,12 @@ std::vector<RequestOutput> one_token_each(std::int64_t num_sequences) {
   return outputs;
 }
 
-// publish() and drain() of a step's outputs on one thread: what the queue itself costs.
+// publish() and take() of a step's outputs on one thread: what the queue itself costs.
 void queue_step(benchmark::State& state) {
   CompletionQueue queue;
   for (auto _ : state) {
     queue.publish(one_token_each(state.range(0)));
-    benchmark::DoNotOptimize(queue.drain().size());
+    benchmark::DoNotOptimize(queue.take().size());
   }
 }
 
@@ -151,13 +151,13 @@ void wait_for(int descriptor) {
   poll(&wanted, 1, -1);
 }
 
-// From publish() on one thread to the other's drain() and back: two wake-ups through descriptors, as a loop waits.
+// From publish() on one thread to the other's take() and back: two wake-ups through descriptors, as a loop waits.
 void queue_round_trip(benchmark::State& state) {
   CompletionQueue there, back;
   std::thread echo([&] {
     for (bool last = false; !last;) {
       wait_for(there.event_fd());
-      std::vector<RequestOutput> outputs = there.drain();
+      std::vector<RequestOutput> outputs = there.take();
       last = !outputs.empty() && outputs.front().finish != FinishReason::none;
       back.publish(std::move(outputs));
     }
@@ -165,7 +165,7 @@ void queue_round_trip(benchmark::State& state) {
   for (auto _ : state) {
     there.publish(one_token_each(state.range(0)));
     wait_for(back.event_fd());
-    benchmark::DoNotOptimize(back.drain().size());
+    benchmark::DoNotOptimize(back.take().size());
   }
   std::vector<RequestOutput> last = one_token_each(1);
   last.front().finish = FinishReason::stop;

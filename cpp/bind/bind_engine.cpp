@@ -1,5 +1,5 @@
-// Python's view of the engine. Everything that can wait releases the GIL; drain() builds all outputs under one hold of
-// it.
+// Python's view of the engine. Everything that can wait releases the GIL; take_outputs() builds all outputs under one
+// hold of it.
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -262,8 +262,8 @@ Place make_place(int rank, int size, int local_size, int ring_fd, const std::str
   return place;
 }
 
-py::list drain(const PyEngine& self) {
-  const std::vector<RequestOutput> outputs = self.engine().drain();
+py::list take_outputs(const PyEngine& self) {
+  const std::vector<RequestOutput> outputs = self.engine().take_outputs();
   py::list list(outputs.size());
   for (std::size_t i = 0; i < outputs.size(); ++i) list[i] = output_tuple(outputs[i]);
   return list;
@@ -341,7 +341,7 @@ void bind_engine(py::module_& module) {
       .def(
           "event_fd", [](const PyEngine& self) { return self.engine().event_fd(); },
           "A descriptor that is readable while outputs wait. It belongs to the engine.")
-      .def("drain", &drain,
+      .def("take_outputs", &take_outputs,
            "Takes all outputs: (id, token ids, finish reason, error code, error, logprobs, prompt logprobs, timings).")
       .def("stats", &stats)
       .def(

@@ -33,7 +33,7 @@ void CompletionQueue::publish(std::vector<RequestOutput> outputs) {
   if (was_empty) MINISGL_CHECK(eventfd_write(event_fd_, 1) == 0, "errno ", errno);
 }
 
-std::vector<RequestOutput> CompletionQueue::drain() {
+std::vector<RequestOutput> CompletionQueue::take() {
   const std::lock_guard lock(mutex_);
   if (!outputs_.empty()) {
     eventfd_t count;

@@ -1,4 +1,4 @@
-// What the engine has to say, until somebody drains it. Thread-safe; its descriptor is readable exactly while something
+// What the engine has to say, until it is taken. Thread-safe; its descriptor is readable exactly while something
 // waits.
 #pragma once
 
@@ -16,10 +16,10 @@ class CompletionQueue {
   CompletionQueue(const CompletionQueue&) = delete;
   CompletionQueue& operator=(const CompletionQueue&) = delete;
 
-  // Appends all of `outputs`; whoever drains sees all of them or none.
+  // Appends all of `outputs`; take() returns all of them or none.
   void publish(std::vector<RequestOutput> outputs);
   // Takes everything, in the order in which it was published.
-  std::vector<RequestOutput> drain();
+  std::vector<RequestOutput> take();
   int event_fd() const { return event_fd_; }
 
  private:

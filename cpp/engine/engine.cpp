@@ -389,8 +389,8 @@ int Engine::event_fd() const {
   return impl_->completions.event_fd();
 }
 
-std::vector<RequestOutput> Engine::drain() {
-  return impl_->completions.drain();
+std::vector<RequestOutput> Engine::take_outputs() {
+  return impl_->completions.take();
 }
 
 EngineStats Engine::stats() const {

@@ -1,4 +1,4 @@
-// The engine: one thread that owns scheduler, cache and model. Everybody else submits, aborts and drains.
+// The engine: one thread that owns scheduler, cache and model. Everybody else submits, aborts and takes outputs.
 #pragma once
 
 #include <cstdint>
@@ -35,9 +35,9 @@ class Engine {
   // request. Unknown and finished ids are ignored.
   void abort(std::uint64_t id);
 
-  // Readable when outputs wait. drain() takes them all and resets it.
+  // Readable when outputs wait. take_outputs() takes them all and resets it.
   int event_fd() const;
-  std::vector<RequestOutput> drain();
+  std::vector<RequestOutput> take_outputs();
   EngineStats stats() const;
 
   const ModelSpec& spec() const;

@@ -7,10 +7,10 @@
 
 #include "comm/nccl.h"
 #include "core/cuda/runtime.h"
-#include "gemm/cuda/cublaslt.h"
 #include "gemm/cuda/launch.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/memory.h"
+#include "kernels/cuda/products.h"
 #include "kernels/cuda/seen_tokens.h"
 #include "kernels/cuda/step_slots.h"
 #include "kernels/cuda/wait.h"
@@ -34,7 +34,7 @@ class CudaDevice final : public Device {
         pool_(num_threads),
         stream_(cuda::make_stream()),
         uploader_(pool_, stream_.get()),
-        dense_(properties.name, cache_folder, pool_),
+        products_(properties.name, cache_folder, pool_, stream_.get()),
         slots_(device_index, stream_.get(), comm_.get()) {
     const std::int64_t parts = most_attention_parts();
     partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
@@ -151,8 +151,13 @@ class CudaDevice final : public Device {
     }
     return LinearInput::written(y, residual);
   }
-  void linear(const Linear& weights, const LinearInput& x, OutputTensor y) override;
-  LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y) override;
+  void linear(const Linear& weights, const LinearInput& x, OutputTensor y) override {
+    products_.write(static_cast<const cuda::DeviceLinear&>(weights), x, y);
+  }
+  LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y) override {
+    products_.write_gated(static_cast<const cuda::DeviceLinear&>(gate_up), x, scratch, y);
+    return LinearInput::written(y, {});
+  }
   LinearInput linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta, OutputTensor residual,
                               const Norm& norm, OutputTensor y) override;
   Tensor plain_rows(LinearInput& x) override {
@@ -188,11 +193,6 @@ class CudaDevice final : public Device {
   double busy_seconds() const override { return slots_.busy_seconds(); }
 
  private:
-  // y = x · Wᵀ by the kernels for few rows, which take a norm that is still to be done on their way. False where they
-  // don't take the shape.
-  bool few_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, cuda::SkinnyOutput output);
-  // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
-  void many_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added);
   // The most parts that decode attention cuts sequences into.
   std::int64_t most_attention_parts() const {
     return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
@@ -206,7 +206,7 @@ class CudaDevice final : public Device {
   ThreadPool pool_;
   CudaStream stream_;
   cuda::Uploader uploader_;
-  cuda::DenseGemm dense_;
+  cuda::Products products_;
   std::uint64_t random_seed_ = 0;
 
   DeviceBuffer partials_, arrived_;  // what decode attention keeps between its blocks
@@ -240,61 +240,6 @@ void CudaDevice::reserve_adjusted(std::int64_t rows, std::int64_t vocab_size) {
   if (bytes > adjusted_.size()) adjusted_ = allocate_on_device(bytes);
 }
 
-bool CudaDevice::few_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y,
-                          cuda::SkinnyOutput output) {
-  const std::int64_t outputs = weights.out_features() / (output == cuda::SkinnyOutput::gated ? 2 : 1);
-  MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
-  if (x.rows() == 0) return true;
-  if (!cuda::skinny_gemm_fits(x.rows(), x.cols())) return false;
-  const LinearInput::Form input = x.form();
-  const bool norms = input.norm != nullptr;
-  cuda::skinny_gemm({.weights = weights.weight(),
-                     .bias = weights.bias(),
-                     .x = norms ? input.source.data : input.rows.data,
-                     .norm = norms ? input.norm->weight : nullptr,
-                     .eps = norms ? input.norm->eps : 0.0f,
-                     .y = y.data,
-                     .output = output,
-                     .rows = x.rows(),
-                     .inputs = x.cols(),
-                     .outputs = outputs},
-                    stream_.get());
-  return true;
-}
-
-void CudaDevice::many_rows(const cuda::DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch,
-                           bool added) {
-  const LinearInput::Form input = x.form();
-  MINISGL_CHECK(input.norm == nullptr, "a product of many rows is to take a norm");
-  const bool y_is_f32 = y.dtype == DType::f32;
-  dense_.run({.weights = weights.weight(),
-              .x = input.rows.data,
-              .y = y.data,
-              .scratch = scratch,
-              .y_is_f32 = y_is_f32,
-              .added = added,
-              .rows = x.rows(),
-              .inputs = x.cols(),
-              .outputs = y.cols},
-             stream_.get());
-  if (weights.bias() != nullptr) cuda::add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_.get());
-}
-
-void CudaDevice::linear(const Linear& weights, const LinearInput& x, OutputTensor y) {
-  const auto& linear = static_cast<const cuda::DeviceLinear&>(weights);
-  const auto output = y.dtype == DType::f32 ? cuda::SkinnyOutput::f32 : cuda::SkinnyOutput::bf16;
-  if (!few_rows(linear, x, y, output)) many_rows(linear, x, y, y.data, false);
-}
-
-LinearInput CudaDevice::gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch,
-                                     OutputTensor y) {
-  if (!few_rows(static_cast<const cuda::DeviceLinear&>(gate_up), x, y, cuda::SkinnyOutput::gated)) {
-    linear(gate_up, x, scratch);
-    cuda::silu_mul(scratch.data, y.rows, y.cols, y.data, stream_.get());
-  }
-  return LinearInput::written(y, {});
-}
-
 LinearInput CudaDevice::linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta,
                                         OutputTensor residual, const Norm& norm, OutputTensor y) {
   if (num_ranks() > 1) return Ops::linear_add_norm(weights, x, delta, residual, norm, y);
@@ -303,10 +248,9 @@ LinearInput CudaDevice::linear_add_norm(const Linear& weights, const LinearInput
     plain_rows(plain);
     return linear_add_norm(weights, plain, delta, residual, norm, y);
   }
-  const auto& linear = static_cast<const cuda::DeviceLinear&>(weights);
-  if (!few_rows(linear, x, residual, cuda::SkinnyOutput::added)) many_rows(linear, x, residual, delta.data, true);
+  products_.add(static_cast<const cuda::DeviceLinear&>(weights), x, delta, residual);
   // The product that reads the rows has as many of them: it takes the norm on its way where it is one of few rows.
-  if (cuda::skinny_gemm_fits(residual.rows, residual.cols)) return LinearInput::deferred(y, residual, norm);
+  if (cuda::Products::take_norm(residual.rows, residual.cols)) return LinearInput::deferred(y, residual, norm);
   return rms_norm(residual, norm, y);
 }
 

@@ -135,9 +135,9 @@ class EngineClient:
 
     # --- life
 
-    async def start(self, timeout: float) -> EngineInfo:
-        """Starts the ranks and waits until all are ready. Raises EngineStartError; close() is due
-        in any case.
+    async def start(self, timeout: float | None) -> EngineInfo:
+        """Starts the ranks and waits until all are ready, for up to `timeout` seconds (None: as
+        long as it takes). Raises EngineStartError; close() is due in any case.
         """
         try:
             await asyncio.wait_for(self._revival.start(), timeout)

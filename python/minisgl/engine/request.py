@@ -9,17 +9,8 @@ from minisgl.ipc.messages import EngineInfo, Submit
 from minisgl.sampling_params import ParameterError, SamplingParams
 
 
-def make_request(
-    request_id: int,
-    prompt_ids: list[int],
-    params: SamplingParams,
-    info: EngineInfo,
-    end_ids: Sequence[int] = (),
-) -> Submit:
-    """The engine's request. ParameterError when it asks for what this model can't do.
-
-    `end_ids` are the ends that the tokenizer's files name; the engine may not know them all.
-    """
+def check_request(prompt_ids: list[int], params: SamplingParams, info: EngineInfo) -> None:
+    """Raises ParameterError for a request that asks for what this model can't do."""
     if not prompt_ids:
         raise ParameterError("prompt", "the prompt is empty")
     if min(prompt_ids) < 0 or max(prompt_ids) >= info.vocab_size:
@@ -34,6 +25,20 @@ def make_request(
             f"together more than the {info.max_model_len} tokens that a request may have",
         )
     params.check_tokens(info.vocab_size)
+
+
+def make_request(
+    request_id: int,
+    prompt_ids: list[int],
+    params: SamplingParams,
+    info: EngineInfo,
+    end_ids: Sequence[int] = (),
+) -> Submit:
+    """The engine's request. ParameterError when it asks for what this model can't do.
+
+    `end_ids` are the ends that the tokenizer's files name; the engine may not know them all.
+    """
+    check_request(prompt_ids, params, info)
     more_ends = [] if params.ignore_eos else sorted(set(end_ids) - set(info.eos_token_ids))
     return Submit(
         id=request_id,

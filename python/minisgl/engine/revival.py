@@ -63,7 +63,7 @@ class Revival:
         self._group = self._make_group()
         self.infos = await self._group.start()
 
-    def serve(self, timeout: float) -> None:
+    def serve(self, timeout: float | None) -> None:
         """Requests are served from now on, and deaths noticed. Another engine has `timeout` seconds
         to start.
         """
@@ -103,7 +103,7 @@ class Revival:
             logger.info("the engine is ready again; %d requests go on", num_live)
         self.state = "ready"
 
-    async def _serve_in_turn(self, timeout: float) -> None:
+    async def _serve_in_turn(self, timeout: float | None) -> None:
         """Until there were too many failures in a row, or the last engine has died."""
         loop = asyncio.get_running_loop()
         failures = 0
@@ -138,7 +138,7 @@ class Revival:
         await self._discard_group()
         return reason
 
-    async def _start_again(self, timeout: float) -> str:
+    async def _start_again(self, timeout: float | None) -> str:
         """One attempt. Returns why it failed, "" when the engine serves."""
         try:
             await asyncio.wait_for(self.start(), timeout)

@@ -27,6 +27,7 @@ class TokenStream:
         self._abort = abort
         self._pending: Output | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._waits_for_end = False
         self._exhausted = False
 
     @property
@@ -51,14 +52,16 @@ class TokenStream:
             prompt_logprobs=-1,  # they came with the first token
         )
 
-    async def next(self) -> Output:
-        """Everything that arrived since the last call, in one output; waits when nothing did.
+    async def next(self, *, whole: bool = False) -> Output:
+        """Everything that arrived since the last call, in one output; waits when nothing did, or
+        with `whole` until the end has arrived.
 
         The last one has a `finish`; after it StopAsyncIteration is raised.
         """
         if self._exhausted:
             raise StopAsyncIteration
-        while self._pending is None:
+        self._waits_for_end = whole
+        while self._pending is None or (whole and not self.finish):
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -90,5 +93,7 @@ class TokenStream:
             self._pending = output
         else:
             self._pending.merge(output)
+        if self._waits_for_end and not output.finish:
+            return
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

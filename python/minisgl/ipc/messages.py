@@ -86,7 +86,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 
 class Output(msgspec.Struct, array_like=True, omit_defaults=True):
     """What a request got in a step, or in several merged ones. The layout is that of the native
-    engine's drain().
+    engine's take_outputs().
     """
 
     id: RequestId

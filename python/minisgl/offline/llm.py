@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import operator
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -12,20 +14,18 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from minisgl.config import default_cache_dir
-from minisgl.ipc.messages import (
-    Alternative,
-    EngineInfo,
-    EngineOptions,
-    EngineStats,
-    Output,
-    Submit,
-)
-from minisgl.offline.local_engine import check_finish, open_local_engine, shown_tokens
+from minisgl.engine.request import check_request
+from minisgl.ipc.messages import Alternative, EngineInfo, EngineOptions, EngineStats
+from minisgl.offline.local_model import open_local_model
 from minisgl.sampling_params import ParameterError, SamplingParams
-from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from minisgl.text.answer import Piece
+    from minisgl.tokenizer import Tokenizer
+
+MAX_IN_FLIGHT = 4096  # requests in the engine at once
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]  # {"role": ..., "content": ...}
@@ -112,7 +112,7 @@ class LLM:
                 cache_dir=str(default_cache_dir() if cache_dir is None else cache_dir),
             )
 
-        self._engine = open_local_engine(
+        self._model = open_local_model(
             model,
             options,
             revision=revision,
@@ -127,16 +127,16 @@ class LLM:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        return self._engine.tokenizer
+        return self._model.tokenizer
 
     @property
     def info(self) -> EngineInfo:
         """What was loaded and chosen."""
-        return self._engine.info
+        return self._model.engine.info
 
     def stats(self) -> EngineStats:
         """The engine's counts so far: tokens, steps, preemptions, pages."""
-        return self._engine.stats()
+        return self._model.engine.stats
 
     def generate(
         self,
@@ -200,14 +200,15 @@ class LLM:
         continues_prompt: bool,
         use_tqdm: bool,
     ) -> list[RequestResult]:
-        samples: list[list[_Sample]] = []
         for number, (prompt_ids, one) in enumerate(zip(ids, params, strict=True)):
             try:
-                samples.append(self._samples(prompt_ids, one, continues_prompt))
+                check_request(prompt_ids, one, self.info)
             except ParameterError as error:
                 where = f"prompt {number}: " if len(ids) > 1 else ""
                 raise ParameterError(error.parameter, f"{where}{error}") from error
-        self._complete([sample for group in samples for sample in group], use_tqdm)
+        samples = [_make_samples(prompt, one) for prompt, one in zip(ids, params, strict=True)]
+        everything = [sample for group in samples for sample in group]
+        self._model.run(self._complete(everything, continues_prompt, use_tqdm))
         return [
             RequestResult(
                 prompt=text,
@@ -218,57 +219,46 @@ class LLM:
             for text, prompt_ids, group in zip(texts, ids, samples, strict=True)
         ]
 
-    def _samples(
-        self, prompt_ids: list[int], params: SamplingParams, continues_prompt: bool
-    ) -> list[_Sample]:
-        """The n requests of one prompt. With a seed, sample i is what seed + i gives alone."""
-        samples = []
-        for index in range(params.n):
-            one = params
-            if index > 0:
-                changes: dict[str, Any] = {"prompt_logprobs": None}
-                if params.seed is not None:
-                    changes["seed"] = (params.seed + index) % 2**64
-                one = msgspec.structs.replace(params, **changes)
-            detokenizer = IncrementalDetokenizer(
-                self.tokenizer,
-                DetokenizerOptions.of(params, continues_prompt=continues_prompt),
-            )
-            samples.append(_Sample(index, self._engine.request(prompt_ids, one), detokenizer))
-        return samples
-
-    def _complete(self, samples: Sequence[_Sample], use_tqdm: bool) -> None:
-        """Runs all samples, as many at once as the engine's queue takes."""
+    async def _complete(
+        self, samples: Sequence[_Sample], continues_prompt: bool, use_tqdm: bool
+    ) -> None:
+        """Runs all samples, as many at once as the engine takes."""
         from tqdm import tqdm
 
-        engine = self._engine
         waiting = deque(samples)
-        running: dict[int, _Sample] = {}
         num_tokens = 0
         with tqdm(total=len(samples), unit="completion", disable=not use_tqdm) as bar:
+
+            async def work() -> None:
+                nonlocal num_tokens
+                while waiting:
+                    sample = waiting.popleft()
+                    await self._complete_one(sample, continues_prompt)
+                    num_tokens += len(sample.token_ids)
+                    bar.set_postfix(tokens=num_tokens, refresh=False)
+                    bar.update()
+
+            num_tasks = min(len(samples), MAX_IN_FLIGHT)
+            tasks = [asyncio.create_task(work()) for _ in range(num_tasks)]
             try:
-                while waiting or running:
-                    while waiting and len(running) < engine.max_in_flight:
-                        sample = waiting.popleft()
-                        running[sample.request.id] = sample
-                        engine.submit(sample.request)
-                    for output in engine.wait():
-                        sample = running[output.id]
-                        was_stopped = sample.stopped
-                        sample.take(output)
-                        if sample.stopped and not was_stopped and not output.finish:
-                            engine.abort(output.id)
-                        num_tokens += len(output.token_ids)
-                        if output.finish:
-                            del running[output.id]
-                            bar.set_postfix(tokens=num_tokens, refresh=False)
-                            bar.update()
+                await asyncio.gather(*tasks)
             finally:
-                engine.abort_all()  # on an error or Ctrl-C; else nothing lives
+                for task in tasks:
+                    task.cancel()
+                if tasks:
+                    await asyncio.wait(tasks)
+
+    async def _complete_one(self, sample: _Sample, continues_prompt: bool) -> None:
+        pieces = self._model.answer(
+            sample.prompt_ids, sample.params, continues_prompt=continues_prompt, whole=True
+        )
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                sample.add(piece)
 
     def close(self) -> None:
         """Stops the engine. Safe to call again."""
-        self._engine.close()
+        self._model.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -283,55 +273,51 @@ class LLM:
 
 
 class _Sample:
-    """One request and what came of it so far."""
+    """One completion and what came of it so far."""
 
-    def __init__(self, index: int, request: Submit, detokenizer: IncrementalDetokenizer) -> None:
+    def __init__(self, index: int, prompt_ids: list[int], params: SamplingParams) -> None:
         self.index = index
-        self.request = request
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.token_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] | None = None
-        self._detokenizer = detokenizer
         self._text: list[str] = []
-        self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._finish_reason = ""
+        self._finish = ""
 
-    @property
-    def stopped(self) -> bool:
-        """A stop string came: what the engine still sends is not wanted."""
-        return self._detokenizer.stopped
-
-    def take(self, output: Output) -> None:
-        """Raises what the engine's error stands for."""
-        if self.stopped:
-            return
-        check_finish(output)
-        self._text.append(self._detokenizer.push(shown_tokens(output)))
-        if output.finish and not self.stopped:
-            self._text.append(self._detokenizer.finish())
-        self._token_ids += output.token_ids
+    def add(self, piece: Piece) -> None:
+        self._text.append(piece.text)
+        self.token_ids += piece.token_ids
         self._logprobs += [
             TokenLogprob(token_id, logprob, alternatives)
             for token_id, (logprob, alternatives) in zip(
-                output.token_ids, output.logprobs or (), strict=False
+                piece.token_ids, piece.logprobs, strict=False
             )
         ]
-        if output.prompt_logprobs is not None:
-            entries = [TokenLogprob(*entry) for entry in output.prompt_logprobs]
+        if piece.prompt_logprobs is not None:
+            entries = [TokenLogprob(*entry) for entry in piece.prompt_logprobs]
             self.prompt_logprobs = (self.prompt_logprobs or []) + entries
-        self._finish_reason = output.finish
-        if self.stopped:
-            kept = self._detokenizer.num_tokens
-            del self._token_ids[kept:], self._logprobs[kept:]
-            self._finish_reason = "stop"
+        self._finish = piece.finish
 
     def result(self) -> CompletionResult:
         return CompletionResult(
             index=self.index,
             text="".join(self._text),
-            token_ids=self._token_ids,
-            finish_reason=self._finish_reason,
-            logprobs=self._logprobs if self.request.logprobs >= 0 else None,
+            token_ids=self.token_ids,
+            finish_reason=self._finish,
+            logprobs=None if self.params.logprobs is None else self._logprobs,
         )
+
+
+def _make_samples(prompt_ids: list[int], params: SamplingParams) -> list[_Sample]:
+    """The n completions of one prompt. With a seed, sample i is what seed + i gives alone."""
+    samples = [_Sample(0, prompt_ids, params)]
+    for index in range(1, params.n):
+        changes: dict[str, Any] = {"prompt_logprobs": None}
+        if params.seed is not None:
+            changes["seed"] = (params.seed + index) % 2**64
+        samples.append(_Sample(index, prompt_ids, msgspec.structs.replace(params, **changes)))
+    return samples
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minisgl.config import default_cache_dir
 from minisgl.model_files.files import ModelError
-from minisgl.offline.local_engine import EngineError, LocalEngine, open_local_engine
+from minisgl.offline.local_model import EngineError, LocalModel, open_local_model
 from minisgl.sampling_params import SamplingParams
 from minisgl.startup import engine_options
 
@@ -34,7 +35,7 @@ ReadLine = Callable[[], str]
 def run_shell(args: ServerArgs) -> int:
     """The shell with its exit status: 0, or 1 when the model can't be had or the engine died."""
     try:
-        engine = open_local_engine(
+        model = open_local_model(
             args.model,
             functools.partial(engine_options, args),
             revision=args.revision,
@@ -49,19 +50,19 @@ def run_shell(args: ServerArgs) -> int:
     except KeyboardInterrupt:
         return 130
     interactive = sys.stdin.isatty()
-    with engine:
+    with model:
         if interactive:
-            print(f"{engine.model_name}: /help lists the commands.")
+            print(f"{model.name}: /help lists the commands.")
             print("Ctrl-C stops an answer, Ctrl-D leaves.")
         read_line = terminal_reader(default_cache_dir()) if interactive else piped_line
-        return Shell(engine, read_line).run()
+        return Shell(model, read_line).run()
 
 
 class Shell:
     """The conversation and the commands."""
 
-    def __init__(self, engine: LocalEngine, read_line: ReadLine) -> None:
-        self._engine = engine
+    def __init__(self, model: LocalModel, read_line: ReadLine) -> None:
+        self._model = model
         self._read_line = read_line
         self._messages: list[dict[str, Any]] = []
 
@@ -105,7 +106,7 @@ class Shell:
         except ValueError as error:  # the template refuses it, or it isn't Unicode
             _note(str(error))
             return None
-        limit = self._engine.info.max_model_len
+        limit = self._model.engine.info.max_model_len
         room = limit - len(prompt_ids)
         if room < 1:
             _note(
@@ -115,13 +116,10 @@ class Shell:
             return None
         params = SamplingParams(max_tokens=room, temperature=TEMPERATURE, top_p=TOP_P)
         pieces: list[str] = []
-        stream = self._engine.stream(prompt_ids, params)
         try:
-            for text in stream:
-                pieces.append(text)
-                print(text, end="", flush=True)
+            finish = self._model.run(self._write_answer(prompt_ids, params, pieces))
             print()
-            if self._engine.finish_reason == "length":
+            if finish == "length":
                 _note(f"the context of {limit} tokens is full: /reset begins a new one")
         except KeyboardInterrupt:
             print()
@@ -129,13 +127,24 @@ class Shell:
         except ValueError as error:
             _note(str(error))
             return None
-        finally:
-            stream.close()
         return "".join(pieces)
+
+    async def _write_answer(
+        self, prompt_ids: list[int], params: SamplingParams, pieces: list[str]
+    ) -> str:
+        """Writes the pieces of the answer as they come; why it ended."""
+        finish = ""
+        answer = self._model.answer(prompt_ids, params)
+        async with contextlib.aclosing(answer):
+            async for piece in answer:
+                pieces.append(piece.text)
+                print(piece.text, end="", flush=True)
+                finish = piece.finish
+        return finish
 
     def _prompt_ids(self) -> list[int]:
         """The conversation as the template has it; without a template, the last line alone."""
-        tokenizer = self._engine.tokenizer
+        tokenizer = self._model.tokenizer
         if not tokenizer.has_chat_template:
             return tokenizer.encode(self._messages[-1]["content"])
         return tokenizer.encode(tokenizer.render_chat(self._messages), add_special_tokens=False)

@@ -187,7 +187,7 @@ class Rank:
         if self._broken:
             return
         try:
-            outputs = self._engine.drain()
+            outputs = self._engine.take_outputs()
             if outputs:
                 # Encoded as they are: the tuples have the layout of Output.
                 self._link.outbox.put_nowait(

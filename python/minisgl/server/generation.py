@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from minisgl.engine.api import EngineBusy, EngineUnavailable
 from minisgl.sampling_params import ParameterError
 from minisgl.server import errors
 from minisgl.server.metrics import Metrics
+from minisgl.text.answer import AnswerReader, Piece
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
@@ -65,59 +65,54 @@ class Choice:
     ) -> None:
         self.index = index
         self.stream = stream
-        self.num_tokens = 0  # generated, a stop token included
         self.finished = False
         self.finish_reason = ""  # with `finished`: "stop", "length", "abort" or "error"
         self.queued_seconds: float | None = None  # before its first step, once it has ended
         self.first_token_at = 0.0  # time.perf_counter(); 0: none yet
         self.last_token_at = 0.0
         self._text_length = 0  # characters given out
-        self._detokenizer = detokenizer
-        self._offsets = (
-            offsets  # the same text without regard to stop strings; None: without logprobs
-        )
+        self._reader = AnswerReader(detokenizer)
+        # The same text without regard to stop strings; None: no logprobs were asked for.
+        self._offsets = offsets
         self._offset = 0
         self._held: list[TokenEntry] = []  # their text isn't out yet
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated so far, a stop token included."""
+        return self._reader.num_tokens
 
     async def take(self, output: Output) -> Delta:
         """Raises ApiError when the engine ended the request with an error, or aborted it."""
         if output.finish in ("error", "abort"):
             self.finished = True
             raise errors.engine_error(output)
-        delta = Delta(self.index, "", prompt_logprobs=output.prompt_logprobs)
-        if output.finish:
+        self.finished = bool(output.finish)
+        piece = await self._reader.read(output)
+        if self._reader.stopped and not self.finished:
             self.finished = True
-            delta.finish_reason = output.finish
-        token_ids = output.token_ids
-        # A stop token ends the text and isn't part of it.
-        shown = token_ids[:-1] if output.finish == "stop" else token_ids
-        detokenizer = self._detokenizer
-        text = await detokenizer.push(shown, final=self.finished)
-        if detokenizer.stopped:
-            self.num_tokens = detokenizer.num_tokens
-            delta.finish_reason = "stop"
-            if not self.finished:
-                self.finished = True
-                self.stream.abort()
-        else:
-            self.num_tokens += len(token_ids)
-        delta.text = text
-        self._text_length += len(text)
+            self.stream.abort()
+        delta = Delta(
+            self.index,
+            piece.text,
+            finish_reason=piece.finish or None,
+            prompt_logprobs=piece.prompt_logprobs,
+        )
+        self._text_length += len(piece.text)
         if self._offsets is not None:
-            self._hold(shown, output)
+            self._hold(piece, self._offsets)
             delta.entries = self._release()
         return delta
 
-    def _hold(self, shown: Sequence[int], output: Output) -> None:
-        assert self._offsets is not None
-        for token_id, (logprob, top) in zip(shown, output.logprobs or (), strict=False):
+    def _hold(self, piece: Piece, offsets: IncrementalDetokenizer) -> None:
+        for token_id, (logprob, top) in zip(piece.shown_ids, piece.logprobs, strict=False):
             self._held.append(TokenEntry(token_id, logprob, top, self._offset))
-            self._offset += len(self._offsets.push([token_id]))
+            self._offset += len(offsets.push([token_id]))
 
     def _release(self) -> list[TokenEntry]:
         # A token goes out with its text. At the end the rest goes too, but for the tokens of a stop
         # string, whose text was cut off.
-        if self.finished and not self._detokenizer.stopped:
+        if self.finished and not self._reader.stopped:
             released, self._held = self._held, []
             return released
         count = 0

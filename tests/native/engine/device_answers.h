@@ -64,7 +64,7 @@ inline Answers answers_of(std::unique_ptr<Device> device, const std::vector<Requ
       ADD_FAILURE() << "the engine says nothing";
       break;
     }
-    for (RequestOutput& output : engine.drain()) {
+    for (RequestOutput& output : engine.take_outputs()) {
       EXPECT_NE(output.finish, FinishReason::error) << output.error;
       auto& tokens = answers[output.id].tokens;
       tokens.insert(tokens.end(), output.tokens.begin(), output.tokens.end());

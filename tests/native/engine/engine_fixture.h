@@ -69,7 +69,7 @@ class TestEngine {
   void collect() {
     pollfd event{.fd = engine.event_fd(), .events = POLLIN, .revents = 0};
     ASSERT_EQ(poll(&event, 1, 60000), 1) << "the engine says nothing";
-    const std::vector<RequestOutput> outputs = engine.drain();
+    const std::vector<RequestOutput> outputs = engine.take_outputs();
     ASSERT_FALSE(outputs.empty());
     for (const RequestOutput& output : outputs) {
       Result& result = results[output.id];

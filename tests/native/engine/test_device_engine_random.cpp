@@ -77,7 +77,7 @@ class Session {
   void collect(const After& after) {
     pollfd event{.fd = engine_->event_fd(), .events = POLLIN, .revents = 0};
     ASSERT_EQ(poll(&event, 1, 60000), 1) << "the engine says nothing";
-    for (const RequestOutput& output : engine_->drain()) {
+    for (const RequestOutput& output : engine_->take_outputs()) {
       Outcome& answer = answers_[output.id];
       ASSERT_NE(output.finish, FinishReason::error) << output.error;
       ASSERT_EQ(answer.finish, FinishReason::none) << "request " << output.id << " goes on after its end";

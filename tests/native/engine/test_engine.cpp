@@ -217,9 +217,9 @@ TEST(Engine, TheEventIsReadableOnlyWhileOutputsWait) {
   EXPECT_FALSE(readable());
   test.engine.submit(make_request(1, {}, 1));  // refused at the door
   EXPECT_TRUE(readable());
-  EXPECT_EQ(test.engine.drain().size(), 1u);
+  EXPECT_EQ(test.engine.take_outputs().size(), 1u);
   EXPECT_FALSE(readable());
-  EXPECT_TRUE(test.engine.drain().empty());
+  EXPECT_TRUE(test.engine.take_outputs().empty());
 }
 
 TEST(Engine, RefusesOptionsThatCannotWork) {

@@ -84,7 +84,7 @@ TEST(EngineSoak, AbortsAtAnyMomentLeaveNothingBehind) {
   TestEngine test(options);
   test.engine.start();
   const std::vector<Request> requests = random_requests(600, options.max_model_len, 23);
-  // Two threads submit, a third aborts what may or may not be live, this one drains.
+  // Two threads submit, a third aborts what may or may not be live, this one takes outputs.
   std::atomic<std::uint64_t> submitted = 0;
   std::atomic<bool> done = false;
   const auto submit = [&](std::size_t first) {

@@ -57,7 +57,7 @@ TEST(EngineDoor, RefusesADuplicateAndLeavesTheFirstAlone) {
   TestEngine test;
   test.engine.submit(long_request(1));
   test.engine.submit(long_request(1));
-  const std::vector<RequestOutput> refused = test.engine.drain();
+  const std::vector<RequestOutput> refused = test.engine.take_outputs();
   ASSERT_EQ(refused.size(), 1u);
   EXPECT_EQ(refused[0].error, "a request with id 1 is live");
   test.engine.start();
@@ -75,7 +75,7 @@ TEST(EngineAbort, EndsARequestInTheMiddleOfAStep) {
   gate.wait_for_arrival();
   test.engine.abort(1);
   test.engine.abort(1);
-  EXPECT_TRUE(test.engine.drain().empty());  // not before the step's end
+  EXPECT_TRUE(test.engine.take_outputs().empty());  // not before the step's end
   gate.open();
   test.collect_until_finished(1);
   EXPECT_EQ(test.results[1].finish, FinishReason::abort);

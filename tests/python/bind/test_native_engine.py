@@ -38,7 +38,7 @@ def run(engine: Engine, *requests: dict[str, Any]) -> dict[int, list[Any]]:
     while num_ended < len(requests):
         readable, _, _ = select.select([engine.event_fd()], [], [], 60)
         assert readable
-        for output in engine.drain():
+        for output in engine.take_outputs():
             outputs[output[0]].append(output)
             num_ended += output[2] != ""
     return outputs
@@ -140,7 +140,7 @@ def test_malformed_requests_raise(
 ) -> None:
     with pytest.raises(error, match=message):
         engine.submit({"id": 1, "prompt": [1]} | change)
-    assert engine.drain() == []
+    assert engine.take_outputs() == []
 
 
 @pytest.mark.parametrize("missing", ["id", "prompt"])
@@ -181,11 +181,11 @@ def test_abort_and_stop(engine: Engine) -> None:
     engine.abort(7)
     engine.abort(10**6)
     engine.stop()
-    ends = {output[0]: output[2] for output in engine.drain() if output[2]}
+    ends = {output[0]: output[2] for output in engine.take_outputs() if output[2]}
     assert set(ends) == set(range(40))
     assert ends[7] == "abort"
     engine.submit(request | {"id": 99})
-    assert engine.drain()[0][2:5] == ("error", "engine_failure", "the engine is stopped")
+    assert engine.take_outputs()[0][2:5] == ("error", "engine_failure", "the engine is stopped")
     assert engine.failure() == ""
 
 

@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sampling_params",
         "startup",
         "tasks",
+        "text",
         "tokenizer",
     },
     # Programs and the public names.

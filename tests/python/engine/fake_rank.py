@@ -112,7 +112,7 @@ class Engine:
     def event_fd(self) -> int:
         return self._event_fd
 
-    def drain(self) -> list[tuple[Any, ...]]:
+    def take_outputs(self) -> list[tuple[Any, ...]]:
         with self._lock:
             if self._outputs:
                 os.eventfd_read(self._event_fd)

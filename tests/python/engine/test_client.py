@@ -99,6 +99,14 @@ async def test_a_slow_reader_gets_everything_in_one_output(client: EngineClient)
     assert output.timings == (0.0, 0.0, 0.0)
 
 
+async def test_a_reader_may_wait_for_the_whole(client: EngineClient) -> None:
+    stream = client.submit([7], params(6))
+    output = await stream.next(whole=True)
+    assert (output.token_ids, output.finish) == ([8, 9, 10, 11, 12, 13], "length")
+    with pytest.raises(StopAsyncIteration):
+        await stream.next(whole=True)
+
+
 async def test_two_hundred_aborts_leave_nothing(client: EngineClient) -> None:
     streams = [client.submit([1], params(90_000)) for _ in range(200)]
     for number, stream in enumerate(streams):

@@ -70,7 +70,7 @@ def greedy_by_the_engine(folder: Path, prompts: list[list[int]]) -> list[list[in
     while live:
         ready, _, _ = select.select([engine.event_fd()], [], [], 300)
         assert ready, "the engine stopped answering"
-        for index, tokens, finish, _, error, *_ in engine.drain():
+        for index, tokens, finish, _, error, *_ in engine.take_outputs():
             assert finish in ("", "length"), error
             continuations[index] += tokens
             live -= finish == "length"

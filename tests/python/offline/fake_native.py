@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 class FakeEngine:
-    """Each drain() is a step in which every live request gets one token."""
+    """Each take_outputs() is a step in which every live request gets one token."""
 
     def __init__(self, script: Script, options: dict[str, Any]) -> None:
         self.options = options
@@ -41,7 +41,7 @@ class FakeEngine:
         self.most_live = 0
         self.started = self.stopped = False
         self.failed = ""
-        self.on_drain: Callable[[], None] = lambda: None
+        self.on_take: Callable[[], None] = lambda: None
         self._event = os.eventfd(0, os.EFD_NONBLOCK)
         self._live: dict[int, tuple[dict[str, Any], list[int], int]] = {}
         self._ends: list[tuple[Any, ...]] = []
@@ -74,8 +74,8 @@ class FakeEngine:
     def event_fd(self) -> int:
         return self._event
 
-    def drain(self) -> list[tuple[Any, ...]]:
-        self.on_drain()
+    def take_outputs(self) -> list[tuple[Any, ...]]:
+        self.on_take()
         os.eventfd_read(self._event)
         outputs, self._ends = self._ends, []
         for request_id, (request, tokens, made) in list(self._live.items()):

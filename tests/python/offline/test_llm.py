@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from minisgl import LLM, SamplingParams
 from minisgl.model_files.files import ModelError
 from minisgl.offline.llm import TokenLogprob
-from minisgl.offline.local_engine import EngineError
+from minisgl.offline.local_model import EngineError
 from tests.python.offline.fake_native import (
     EOS,
     MAX_MODEL_LEN,
@@ -188,10 +191,10 @@ def test_an_error_of_one_request_ends_the_others(llm: LLM, native: FakeNative) -
     engine = engine_of(native)
 
     def refuse_once() -> None:
-        engine.on_drain = lambda: None
-        engine.refuse(engine.requests[1]["id"], "engine_failure", "out of pages")
+        engine.on_take = lambda: None
+        engine.refuse(engine.requests[1]["id"], "queue_full", "out of pages")
 
-    engine.on_drain = refuse_once
+    engine.on_take = refuse_once
     with pytest.raises(EngineError, match="out of pages"):
         generate(llm, ["a", "b", "c"], SamplingParams(max_tokens=100))
     assert len(engine.aborted) == 2
@@ -204,27 +207,34 @@ def test_ctrl_c_aborts_what_lives(llm: LLM, native: FakeNative) -> None:
 
     def interrupt() -> None:
         if next(steps) == 2:
-            engine.on_drain = lambda: None
-            raise KeyboardInterrupt
+            engine.on_take = lambda: time.sleep(0.01)  # the signal has time to arrive
+            os.kill(os.getpid(), signal.SIGINT)
 
-    engine.on_drain = interrupt
+    engine.on_take = interrupt
     with pytest.raises(KeyboardInterrupt):
         generate(llm, ["a", "b"], SamplingParams(max_tokens=100))
     assert len(engine.aborted) == 2
     assert generate(llm, "x", SamplingParams(max_tokens=2))[0].outputs[0].finish_reason == "length"
 
 
-def test_a_dead_engine(llm: LLM, native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("speaks", [True, False])
+def test_a_dead_engine(
+    llm: LLM, native: FakeNative, monkeypatch: pytest.MonkeyPatch, speaks: bool
+) -> None:
     engine = engine_of(native)
-    monkeypatch.setattr("minisgl.offline.local_engine._FAILURE_CHECK_MS", 10)
 
     def die() -> list[Any]:
         engine.failed = "bad_alloc in step 3"
         return []
 
-    monkeypatch.setattr(engine, "drain", die)
-    with pytest.raises(EngineError, match="bad_alloc in step 3"):
-        generate(llm, "a")
+    if speaks:
+        monkeypatch.setattr(engine, "take_outputs", die)
+    else:  # it dies without a word, and the loop looks after it in its own time
+        time.sleep(1.1)
+        monkeypatch.setattr(engine, "submit", lambda request: die())
+    for _ in range(2):
+        with pytest.raises(EngineError, match="bad_alloc in step 3"):
+            generate(llm, "a")
 
 
 def test_close(native: FakeNative, model: str) -> None:
@@ -236,6 +246,13 @@ def test_close(native: FakeNative, model: str) -> None:
     assert engine_of(native).stopped
     with pytest.raises(RuntimeError, match="closed"):
         generate(llm, "x")
+
+
+def test_an_engine_that_nobody_has_any_more_ends(native: FakeNative, model: str) -> None:
+    llm = LLM(model, show_progress=False)
+    generate(llm, "x")
+    del llm
+    assert engine_of(native).stopped
 
 
 @pytest.mark.parametrize(

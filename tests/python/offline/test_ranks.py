@@ -10,7 +10,7 @@ import pytest
 
 from minisgl import LLM, SamplingParams
 from minisgl.model_files.files import ModelError
-from minisgl.offline.local_engine import EngineError
+from minisgl.offline.local_model import EngineError
 from tests.python.launch.servers import alive, processes, until
 from tests.python.running.tiny_model import make_tiny_model
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 
 from minisgl.config import ServerArgs
 from minisgl.ipc.messages import EngineOptions
-from minisgl.offline.local_engine import LocalEngine, open_local_engine
+from minisgl.offline.local_model import LocalModel, open_local_model
 from minisgl.offline.shell import Shell, run_shell, terminal_reader
 from minisgl.tokenizer import load_tokenizer
 from tests.python.offline.fake_native import EOS, FakeNative
@@ -102,8 +105,8 @@ def test_a_model_that_cannot_be_had(talk: Any, model: str, capsys: Any) -> None:
 def test_an_engine_that_fails(talk: Any, native: FakeNative) -> None:
     def script(request: dict[str, Any]) -> list[int]:
         assert native.engine is not None
-        native.engine.on_drain = lambda: native.engine.refuse(  # type: ignore[union-attr]
-            request["id"], "engine_failure", "out of pages"
+        native.engine.on_take = lambda: native.engine.refuse(  # type: ignore[union-attr]
+            request["id"], "queue_full", "out of pages"
         )
         return [50]
 
@@ -114,11 +117,11 @@ def test_an_engine_that_fails(talk: Any, native: FakeNative) -> None:
 
 
 @pytest.fixture
-def engine(native: FakeNative, model: str) -> Iterator[LocalEngine]:
-    with open_local_engine(
+def opened(native: FakeNative, model: str) -> Iterator[LocalModel]:
+    with open_local_model(
         model, lambda path: EngineOptions(model_path=path), show_progress=False
-    ) as engine:
-        yield engine
+    ) as opened:
+        yield opened
 
 
 def lines(*script: Any) -> Any:
@@ -136,34 +139,36 @@ def lines(*script: Any) -> Any:
 
 
 def test_ctrl_c_stops_the_answer_only(
-    engine: LocalEngine, native: FakeNative, capsys: pytest.CaptureFixture[str]
+    opened: LocalModel, native: FakeNative, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = native.engine
     assert fake is not None
-    fake.script = lambda request: engine.tokenizer.encode("word ")
+    fake.script = lambda request: opened.tokenizer.encode("word ")
     steps = iter(range(10**6))
 
     def interrupt() -> None:
         if next(steps) == 5:
-            raise KeyboardInterrupt
+            fake.on_take = lambda: time.sleep(0.01)  # the signal has time to arrive
+            os.kill(os.getpid(), signal.SIGINT)
 
-    fake.on_drain = interrupt
-    assert Shell(engine, lines("hi", KeyboardInterrupt(), "/exit")).run() == 0
+    fake.on_take = interrupt
+    assert Shell(opened, lines("hi", KeyboardInterrupt(), "/exit")).run() == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("word")
     assert "[stopped]" in captured.err
     assert len(fake.aborted) == 1
-    assert engine.live == set()
+    while opened.engine.num_live:  # the engine confirms the abort
+        time.sleep(0.01)
 
 
 def test_without_a_chat_template_the_line_is_continued(
     native: FakeNative, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (Path(model) / "tokenizer_config.json").unlink()
-    with open_local_engine(
+    with open_local_model(
         model, lambda path: EngineOptions(model_path=path), show_progress=False
-    ) as engine:
-        Shell(engine, lines("Once upon")).run()
+    ) as opened:
+        Shell(opened, lines("Once upon")).run()
     assert prompts(native, model) == ["Once upon"]
 
 

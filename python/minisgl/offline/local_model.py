@@ -1,0 +1,252 @@
+"""LocalModel: a model, its tokenizer and an engine on an event loop of its own, under LLM and the
+shell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from minisgl.engine.api import EngineApi, EngineBusy, EngineStartError, EngineUnavailable
+from minisgl.engine.client import EngineClient
+from minisgl.engine.revival import RestartPolicy
+from minisgl.ipc.messages import EngineOptions, Output, PhaseReport
+from minisgl.model_files.files import ModelError
+from minisgl.model_files.source import resolve_model
+from minisgl.offline.loop_thread import LoopThread
+from minisgl.offline.native_engine import NativeEngine
+from minisgl.rank.cuda_library import load_cublas
+from minisgl.text.answer import AnswerReader, Piece
+from minisgl.text.frontend import TextFrontend
+from minisgl.tokenizer import DetokenizerOptions, Tokenizer, load_tokenizer
+from minisgl.tokenizer.chat_template import read_chat_template
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from minisgl._native import Engine
+    from minisgl.engine.stream import TokenStream
+    from minisgl.sampling_params import SamplingParams
+
+RETRY_SECONDS = (
+    0.01  # until an engine that has no room, or whose end isn't clear yet, is asked again
+)
+
+OfflineEngine = NativeEngine | EngineClient
+Progress = Callable[[str, int, int], None]  # phase, done, total
+T = TypeVar("T")
+
+
+class EngineError(RuntimeError):
+    """The engine died or ended a request by its own fault; the message says why."""
+
+
+class LocalModel:
+    """Made by open_local_model(). Coroutines here belong to its loop, on which run() runs them; the
+    rest to one thread at a time.
+    """
+
+    def __init__(
+        self, loop: LoopThread, engine: OfflineEngine, tokenizer: Tokenizer, name: str
+    ) -> None:
+        self.engine: EngineApi = engine
+        self.tokenizer = tokenizer
+        self.name = name
+        self._loop = loop
+        self._text = TextFrontend(tokenizer, [], None)
+        self._close = weakref.finalize(self, _end, loop, engine)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the loop and waits for it. KeyboardInterrupt cancels it."""
+        if not self._close.alive:
+            work.close()
+            raise RuntimeError("the engine is closed")
+        return self._loop.run(work)
+
+    async def answer(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        continues_prompt: bool = False,
+        whole: bool = False,
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer to one request as it is made, or with `whole`, which costs less, in one piece;
+        a stop string ends it early either way. The request ends when the generator is closed.
+
+        Raises ValueError for the request's own fault, EngineError when the engine ends it.
+        """
+        options = DetokenizerOptions.of(params, continues_prompt=continues_prompt)
+        whole = whole and not params.stop  # else tokens behind a stop string would be made
+        reader = AnswerReader(self._text.detokenizer(options))
+        stream = await self._submit(prompt_ids, params)
+        try:
+            while not reader.finish:
+                output = await stream.next(whole=whole)
+                self._check(output)
+                yield await reader.read(output)
+        finally:
+            stream.abort()
+
+    async def _submit(self, prompt_ids: list[int], params: SamplingParams) -> TokenStream:
+        engine = self.engine
+        while True:
+            try:
+                return engine.submit(prompt_ids, params, self.tokenizer.eos_token_ids)
+            except EngineBusy:  # aborted requests may stay for a step
+                pass
+            except EngineUnavailable as error:
+                if engine.state != "restarting":
+                    raise EngineError(engine.failure or str(error)) from error
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _check(self, output: Output) -> None:
+        if output.finish == "error":
+            if output.error_code in ("invalid_request", "too_long"):
+                raise ValueError(output.error)
+            raise EngineError(self.engine.failure or output.error or "the engine ended the request")
+        if output.finish == "abort":
+            raise EngineError("the engine was closed")
+
+    def close(self) -> None:
+        """Ends what lives, and the engine. Safe to call again."""
+        self._close()
+
+    def __enter__(self) -> LocalModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _end(loop: LoopThread, engine: OfflineEngine) -> None:
+    if loop.is_current():  # the garbage collector may call from there
+        threading.Thread(target=_end, args=(loop, engine)).start()
+        return
+    with contextlib.suppress(Exception):
+        loop.run(engine.close())
+    loop.close()
+
+
+def open_local_model(
+    model: str | None,
+    options: Callable[[str], EngineOptions],
+    *,
+    revision: str | None = None,
+    chat_template: str | None = None,
+    cache_dir: Path | None = None,
+    show_progress: bool = True,
+    weights: bool = True,
+    tp: int = 1,
+    comm: str = "auto",
+) -> LocalModel:
+    """Finds the model, loads its tokenizer and weights, starts the engine: in this process, or
+    where `tp` is more than 1 as so many processes that sum through `comm`.
+
+    `options` makes the engine's options from the model's path; `chat_template` is the path of a
+    Jinja file; `weights` is resolve_model's. ModelError with one sentence.
+    """
+    files = resolve_model(
+        model,
+        show_progress=show_progress,
+        revision=revision,
+        cache_dir=cache_dir,
+        weights=weights,
+    )
+    template = None if chat_template is None else read_chat_template(chat_template)
+    tokenizer = load_tokenizer(files.path, chat_template=template)
+    engine_options = options(files.path)
+    loop = LoopThread("minisgl-loop")
+    try:
+        with _loading_bar(show_progress) as progress:
+            engine: OfflineEngine
+            if tp > 1:
+                engine = loop.run(_start_ranks(engine_options, progress, size=tp, comm=comm))
+            else:
+                native = _load_native(engine_options, progress)
+                engine = loop.run(_start_native(native, engine_options.max_waiting))
+    except BaseException as error:
+        loop.close()
+        if isinstance(error, EngineStartError):
+            raise ModelError(str(error)) from error
+        raise
+    return LocalModel(loop, engine, tokenizer, files.name)
+
+
+@contextlib.contextmanager
+def _loading_bar(show_progress: bool) -> Iterator[Progress]:
+    from tqdm import tqdm
+
+    # Shown only when loading takes longer than one waits without asking.
+    with tqdm(
+        desc="loading", unit="B", unit_scale=True, delay=1.0, disable=not show_progress
+    ) as bar:
+
+        def progress(phase: str, done: int, total: int) -> None:
+            bar.set_description(f"loading {phase}", refresh=False)
+            bar.unit, bar.unit_scale = ("B", True) if phase == "weights" else ("", False)
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _load_native(options: EngineOptions, progress: Progress) -> Engine:
+    """Loads an engine into this process, on this thread: Ctrl-C is noticed by `progress`."""
+    try:
+        from minisgl._native import Engine, InputError, build_info
+    except ImportError as error:
+        raise EngineStartError(
+            f"the native module can't be imported ({error}): reinstall minisgl."
+        ) from error
+    load_cublas(build_info()["cuda"])
+    try:
+        return Engine(**msgspec.structs.asdict(options), progress=progress)
+    except InputError as error:
+        raise EngineStartError(str(error)) from error
+    except MemoryError as error:
+        raise EngineStartError(
+            "there is not enough memory for the model and its KV cache: "
+            "a smaller kv_cache_tokens needs less."
+        ) from error
+
+
+async def _start_native(engine: Engine, max_live: int) -> NativeEngine:
+    return NativeEngine(engine, max_live)
+
+
+async def _start_ranks(
+    options: EngineOptions, progress: Progress, *, size: int, comm: str
+) -> EngineClient:
+    """Starts `size` ranks. When one is lost, the engine is."""
+
+    def on_phase(report: PhaseReport) -> None:
+        if report.total:
+            progress(report.phase.removeprefix("loading "), report.done, report.total)
+
+    client = EngineClient(
+        options,
+        size=size,
+        comm=comm,
+        max_waiting=max(0, options.max_waiting - options.max_running),
+        restart=RestartPolicy(max_failures=0),
+        on_phase=on_phase,
+    )
+    try:
+        await client.start(None)
+    except BaseException:
+        await client.close()
+        raise
+    return client

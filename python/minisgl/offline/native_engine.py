@@ -1,0 +1,123 @@
+"""NativeEngine: the EngineApi of an engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from minisgl.engine.api import EngineBusy, EngineUnavailable, State
+from minisgl.engine.live_requests import SHUTTING_DOWN, LiveRequests
+from minisgl.ipc.messages import Abort, EngineInfo, EngineStats, Output, StepOutputs, Submit
+from minisgl.tasks import background
+
+if TYPE_CHECKING:
+    from minisgl._native import Engine
+    from minisgl.engine.stream import TokenStream
+    from minisgl.sampling_params import SamplingParams
+
+# The engine wakes the loop for every output; this only bounds how late a dead engine is noticed.
+FAILURE_CHECK_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class NativeEngine:
+    """A loaded native engine. It belongs to the event loop that it is made on; close() is due."""
+
+    num_restarts = num_replaying = 0  # the loss of an engine in this process is final
+
+    def __init__(self, engine: Engine, max_live: int) -> None:
+        """Starts the engine. `max_live`: requests that it takes at once."""
+        self.info = msgspec.convert(engine.info, EngineInfo)
+        self.failure = ""
+        self._engine = engine
+        self._max_live = max_live
+        self._requests = LiveRequests()
+        self._draining = False
+        engine.start()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(engine.event_fd(), self._take_outputs)
+        self._watch = background(self._watch_engine(), "the watch of the engine", self._fail)
+        self._requests.attach(self._send)
+
+    @property
+    def state(self) -> State:
+        """As in EngineApi."""
+        if self.failure:
+            return "failed"
+        return "draining" if self._draining else "ready"
+
+    @property
+    def stats(self) -> EngineStats:
+        """As in EngineApi."""
+        return msgspec.convert(self._engine.stats(), EngineStats)
+
+    @property
+    def num_live(self) -> int:
+        """As in EngineApi."""
+        return len(self._requests)
+
+    def submit(
+        self, prompt_ids: list[int], params: SamplingParams, end_ids: Sequence[int] = ()
+    ) -> TokenStream:
+        """As in EngineApi."""
+        if self.state != "ready":
+            raise EngineUnavailable(self.failure or SHUTTING_DOWN)
+        if len(self._requests) >= self._max_live:
+            raise EngineBusy(f"{len(self._requests)} requests are in the engine; try again later")
+        return self._requests.submit(prompt_ids, params, self.info, end_ids)
+
+    def abort(self, request_id: int) -> None:
+        """As in EngineApi."""
+        self._requests.abort(request_id)
+
+    async def drain(self, timeout: float) -> bool:
+        """As in EngineApi."""
+        self._draining = True
+        return await self._requests.drain(timeout)
+
+    async def close(self) -> None:
+        """Ends what lives and stops the engine's thread. Idempotent."""
+        self._draining = True
+        self._requests.end_all("shutting_down", SHUTTING_DOWN)
+        self._stop_listening()
+        await asyncio.wait({self._watch})
+        self._engine.stop()
+
+    def _send(self, message: Submit | Abort) -> bool:
+        if isinstance(message, Submit):
+            self._engine.submit(msgspec.structs.asdict(message))
+        else:
+            for request_id in message.ids:
+                self._engine.abort(request_id)
+        return True
+
+    def _take_outputs(self) -> None:
+        try:
+            outputs = [Output(*fields) for fields in self._engine.take_outputs()]
+            self._requests.dispatch(StepOutputs(outputs, self._requests.stats))
+        except Exception as error:  # its outputs are lost
+            logger.exception("unexpected error while taking outputs")
+            self._fail(f"unexpected error while taking outputs: {error!r}")
+            return
+        if failure := self._engine.failure():
+            self._fail(failure)
+
+    async def _watch_engine(self) -> None:
+        while not (failure := self._engine.failure()):  # noqa: ASYNC110 - a native thread's
+            await asyncio.sleep(FAILURE_CHECK_SECONDS)
+        self._fail(failure)
+
+    def _fail(self, failure: str) -> None:
+        if not self.failure:
+            self.failure = failure
+            self._requests.end_all("engine_failure", failure)
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        self._watch.cancel()
+        self._loop.remove_reader(self._engine.event_fd())
