@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/tensor.h"
+#include "core/thread_pool.h"
 #include "gemm/cuda/cublaslt.h"
 #include "gemm/cuda/launch.h"
 #include "kernels/cuda/weights.h"
@@ -17,7 +18,7 @@ namespace minisgl::cuda {
 
 class Products {
  public:
-  // Choices for `gpu_name` are kept in `cache_folder`; empty: nowhere. What is timed advances the progress of `pool`.
+  // Choices for `gpu_name` are kept in `cache_folder`; empty: nowhere. The pool's progress counts what is measured.
   // Everything is queued on `stream`.
   Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, cudaStream_t stream)
       : dense_(gpu_name, cache_folder, pool), stream_(stream) {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -331,4 +332,6 @@ def text_of(body: str) -> str:
 
 
 def is_tokenizer(pid: int) -> bool:
-    return b"minisgl.text.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    with contextlib.suppress(OSError):  # a process that has just ended
+        return b"minisgl.text.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
