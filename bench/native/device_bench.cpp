@@ -322,11 +322,13 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overla
   fs::create_directories(folder);
   std::ofstream(folder / "config.json") << shape.config;
   const auto start = Clock::now();
-  LoadedRank rank = load_rank(
-      {.model_path = folder.string(),
-       .num_threads = num_gpus() > 0 ? 4 : 0,
-       .format = LoadFormat::dummy,
-       .engine = {.kv_cache_tokens = 256 * 512, .overlap = overlap, .max_model_len = 8192, .max_batch_tokens = 8192}});
+  LoadedRank rank = load_rank({.model_path = folder.string(),
+                               .load_format = "dummy",
+                               .num_threads = num_gpus() > 0 ? 4 : 0,
+                               .kv_cache_tokens = 256 * 512,
+                               .max_model_len = 8192,
+                               .max_batch_tokens = 8192,
+                               .disable_overlap = !overlap});
   rank.device->synchronize();
   const double load_seconds = seconds_since(start);
   const std::int64_t weight_bytes = rank.info.weight_bytes;

@@ -14,6 +14,7 @@
 
 #include "bind/bind.h"
 #include "bind/communicator_handle.h"
+#include "bind/options_reader.h"
 #include "bind/request_reader.h"
 #include "core/error.h"
 #include "core/host_limits.h"
@@ -126,8 +127,8 @@ py::dict info_dict(const RankInfo& info) {
 // Shared with nobody; the exit handler looks whether the engine is still there.
 class PyEngine {
  public:
-  PyEngine(const RankOptions& options, const RankProgress& progress) {
-    OpenedEngine opened = open_engine(options, progress);
+  PyEngine(const EngineOptions& options, const Place& place, const RankProgress& progress) {
+    OpenedEngine opened = open_engine(options, place, progress);
     engine_ = std::move(opened.engine);
     info_ = std::move(opened.info);
   }
@@ -144,8 +145,8 @@ class PyEngine {
 // As PyEngine.
 class PyFollower {
  public:
-  PyFollower(const RankOptions& options, const RankProgress& progress) {
-    OpenedFollower opened = open_follower(options, progress);
+  PyFollower(const EngineOptions& options, const Place& place, const RankProgress& progress) {
+    OpenedFollower opened = open_follower(options, place, progress);
     follower_ = std::move(opened.follower);
     info_ = std::move(opened.info);
   }
@@ -179,40 +180,19 @@ struct DeleteWithoutGil {
 template <typename T>
 using Holder = std::unique_ptr<T, DeleteWithoutGil>;
 
-// Engine or follower.
+// Engine or follower. `model_path` is one of the options.
 template <typename Rank>
-Holder<Rank> make_rank(const std::string& model_path, std::int64_t num_threads, const std::string& kv_dtype,
-                       int page_size, std::int64_t kv_cache_tokens, std::int64_t max_model_len,
-                       std::int64_t max_running, std::int64_t max_batch_tokens, std::int64_t max_waiting,
-                       const std::string& device, double memory_fraction, std::int64_t num_pages,
-                       bool disable_cuda_graph, bool disable_overlap, const std::string& load_format,
-                       const std::string& cache_dir, const std::optional<Place>& place, const PhaseReport& report,
-                       const std::shared_ptr<Progress>& counter) {
-  if (load_format != "auto" && load_format != "dummy") {
-    throw InputError("--load-format must be auto or dummy, got " + load_format);
-  }
-  const RankOptions options{.model_path = model_path,
-                            .device = device,
-                            .cache_dir = cache_dir,
-                            .num_threads = num_threads,
-                            .format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files,
-                            .engine = {.kv_dtype = kv_dtype,
-                                       .page_size = page_size,
-                                       .kv_cache_tokens = kv_cache_tokens,
-                                       .num_pages = num_pages,
-                                       .memory_fraction = memory_fraction,
-                                       .cuda_graphs = !disable_cuda_graph,
-                                       .overlap = !disable_overlap,
-                                       .max_model_len = max_model_len,
-                                       .max_running = max_running,
-                                       .max_batch_tokens = max_batch_tokens,
-                                       .max_waiting = max_waiting},
-                            .place = place.value_or(Place{}),
-                            .progress = counter ? counter : std::make_shared<Progress>()};
+Holder<Rank> make_rank(const py::object& model_path, const std::optional<Place>& place, const PhaseReport& report,
+                       const std::shared_ptr<Progress>& counter, const py::kwargs& fields) {
+  fields["model_path"] = model_path;
+  const EngineOptions options = read_options(fields);
   Holder<Rank> rank;
   {
     const py::gil_scoped_release release;
-    rank.reset(new Rank(options, {.weights = reporter(report, "weights"), .graphs = reporter(report, "graphs")}));
+    rank.reset(new Rank(options, place.value_or(Place{}),
+                        {.weights = reporter(report, "weights"),
+                         .graphs = reporter(report, "graphs"),
+                         .counter = counter ? counter : std::make_shared<Progress>()}));
   }
   stop_at_exit(rank->weak_engine());
   return rank;
@@ -220,17 +200,12 @@ Holder<Rank> make_rank(const std::string& model_path, std::int64_t num_threads, 
 
 template <typename Class, typename Rank>
 void define_making(Class& type) {
-  type.def(py::init(&make_rank<Rank>), py::arg("model_path"), py::kw_only(), py::arg("num_threads") = 0,
-           py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("kv_cache_tokens") = 0,
-           py::arg("max_model_len") = 0, py::arg("max_running") = 256, py::arg("max_batch_tokens") = 0,
-           py::arg("max_waiting") = 4096, py::arg("device") = "auto", py::arg("memory_fraction") = 0.9,
-           py::arg("num_pages") = 0, py::arg("disable_cuda_graph") = false, py::arg("disable_overlap") = false,
-           py::arg("load_format") = "auto", py::arg("cache_dir") = "", py::arg("place") = py::none(),
+  type.def(py::init(&make_rank<Rank>), py::arg("model_path"), py::kw_only(), py::arg("place") = py::none(),
            py::arg("progress") = py::none(), py::arg("counter") = py::none(),
            "Takes its `place` among ranks, if there are several, and loads the weights, calling progress(phase, done, "
-           "total) on this thread. 0 and 'auto' are chosen. What a GPU measures of itself is kept in cache_dir, if one "
-           "is given. What it does from then on shows in `counter`. Raises InputError, and RankFailure for another "
-           "rank's end.");
+           "total) on this thread. What it does from then on shows in `counter`. Keywords besides these are the fields "
+           "of EngineOptions in cpp/engine/options.h. Raises TypeError and ValueError that name a wrong option, "
+           "InputError, and RankFailure for another rank's end.");
   type.def_property_readonly("info", &Rank::info, "What was loaded and chosen.");
 }
 

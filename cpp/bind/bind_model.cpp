@@ -39,8 +39,7 @@ struct ModelOptions {
 KvCache make_cache(const Model& model, Device& device, const ModelOptions& options) {
   const EngineOptions asked{
       .kv_dtype = options.kv_dtype, .page_size = options.page_size, .kv_cache_tokens = options.max_tokens};
-  const ModelFacts facts{model.spec(), model.weight_dtype(), model.weight_bytes(), device};
-  const EngineConfig chosen = choose_config(asked, facts, std::numeric_limits<std::int64_t>::max() / 2);
+  const EngineConfig chosen = choose_config(asked, model, device, std::numeric_limits<std::int64_t>::max() / 2);
   return KvCache(device, model.spec(), chosen.kv_dtype, chosen.num_pages, chosen.page_size);
 }
 

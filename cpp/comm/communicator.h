@@ -90,7 +90,7 @@ class Communicator {
   virtual void end_wait() {}
 };
 
-// For those who make communicators.
+// Throws InputError for a rank outside [0, size). Every communicator's maker calls it.
 inline void check_rank(int rank, int size) {
   if (size < 1 || rank < 0 || rank >= size) throw InputError(concat("rank must be in [0, ", size, "), got ", rank));
 }

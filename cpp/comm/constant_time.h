@@ -6,7 +6,7 @@
 
 namespace minisgl {
 
-// In a time that doesn't depend on where they differ.
+// Whether they are equal, in a time that doesn't depend on where they differ.
 template <typename Byte, std::size_t size>
 bool equal_in_constant_time(const std::array<Byte, size>& a, const std::array<Byte, size>& b) {
   static_assert(sizeof(Byte) == 1);

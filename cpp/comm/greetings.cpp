@@ -13,7 +13,7 @@
 namespace minisgl {
 namespace {
 
-// Of connections that have said too little. One more, and the oldest is closed: a rank speaks at once.
+// This many connections may have said too little. One more, and the oldest is closed: a rank speaks at once.
 constexpr std::size_t kMostArrivals = 256;
 
 }  // namespace

@@ -1,5 +1,4 @@
-// The first bytes of TCP connections, read side by side: whoever reaches a port may say nothing, and that must cost
-// nobody else anything.
+// The first bytes of TCP connections, read side by side: a stranger that says nothing keeps no rank waiting.
 #pragma once
 
 #include <chrono>

@@ -32,9 +32,10 @@ struct NcclOptions {
   // Sums of up to this many bytes go through a buffer registered with NCCL; 0: no buffer, all sums in place.
   std::int64_t max_buffer_bytes = 0;
   // Processes of the ranks, rank by rank; 0: on another host. Those that are known are watched: a death ends the
-  // others' collectives at once. Empty: nobody is watched, and only the time limit speaks.
+  // others' collectives at once. Empty: no process is watched, and only the time limit speaks.
   std::vector<pid_t> pids;
-  // Of the start; and until set_time_limit() of a wait (Communicator::begin_wait) and of a sum through peer memory.
+  // The limit of the start; until set_time_limit() also of a wait (Communicator::begin_wait) and of a sum through peer
+  // memory.
   std::chrono::milliseconds timeout{30'000};
 };
 

@@ -19,7 +19,7 @@ namespace minisgl {
 
 namespace {
 
-// As in /proc/PID/stat; 0: there is no such process.
+// A process's state, a letter of /proc/PID/stat; 0: there is no such process.
 char state_of(pid_t pid) {
   std::FILE* file = std::fopen(concat("/proc/", pid, "/stat").c_str(), "re");
   if (!file) return 0;

@@ -81,7 +81,7 @@ class Mapping {
   std::size_t bytes_ = 0;
 };
 
-// Whether the process in a seat has ended. Where the kernel has no pidfd, nobody ever has: the parent of the ranks ends
+// Whether the process in a seat has ended. Where the kernel has no pidfd, none ever has: the parent of the ranks ends
 // them in any case.
 class Watch {
  public:

@@ -1,9 +1,9 @@
 // The plan channel within a host: one ring of bytes in shared memory, written by rank 0, read by every other rank at
-// its own pace. Nobody polls: who has nothing to read or no room to write sleeps on a futex, and while there is
-// somebody to wake, that is one call for all.
+// its own pace. Nothing polls: an end that has nothing to read or no room to write sleeps on a futex, and while there
+// is somebody to wake, that is one call for all.
 //
 // The memory is a file without a name (memfd_create) that the ranks inherit, so nothing is left when they are gone,
-// however they end. Fresh from the kernel, all zeros, it is an empty ring: nobody has to prepare it.
+// however they end. Fresh from the kernel, all zeros, it is an empty ring, which needs no preparation.
 #pragma once
 
 #include <atomic>

@@ -1,7 +1,7 @@
 // The plan channel between hosts: a TCP connection from each rank of another host to rank 0.
 //
 // Both ends prove who they are with a key that was agreed on for this start and this rank (a connection's first bytes),
-// so that nobody else who reaches the port gets or gives plans. Nothing is encrypted: the network is trusted with what
+// so that no stranger who reaches the port gets or gives plans. Nothing is encrypted: the network is trusted with what
 // the ranks compute.
 #pragma once
 
@@ -16,7 +16,7 @@ namespace minisgl {
 
 using PlanKey = std::array<std::byte, 32>;
 
-// What one rank says first, and what it wants to hear. Random bytes, good for one connection.
+// What one rank says first, and what it must hear. Random bytes, good for one connection.
 struct PlanKeys {
   PlanKey follower, primary;
 };

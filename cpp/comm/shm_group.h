@@ -14,8 +14,8 @@
 namespace minisgl {
 
 // Time goes in epochs. In each, every rank writes into its slot and calls exchange(); then it may read all ranks' slots
-// of that epoch until it calls exchange() again. A rank has two slots that take turns: whoever is through exchange()
-// knows that all have read what was written an epoch before, so nobody ever waits for readers.
+// of that epoch until it calls exchange() again. A rank has two slots that take turns: a rank that is through
+// exchange() knows that all have read what was written an epoch before, so no rank ever waits for readers.
 class ShmGroup {
  public:
   static constexpr std::size_t kSlotBytes = std::size_t{256} << 10;
@@ -40,10 +40,10 @@ class ShmGroup {
   // Whether to spin before sleeping: where every rank can have a processor to itself. After a first exchange().
   void choose_waiting();
 
-  // Of exchanges from now on.
+  // The limit of exchanges from now on.
   void set_time_limit(const TimeLimit& limit) { limit_ = limit; }
 
-  // From any thread: the process of that rank has ended.
+  // Notes, from any thread, that the process of that rank has ended.
   void report_death(int rank);
 
  private:

@@ -21,9 +21,9 @@
 namespace minisgl {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x6d736731;  // of this version of the messages
+constexpr std::uint32_t kMagic = 0x6d736731;  // names this version of the messages
 constexpr int kMaxRanks = 64;
-// Of connections that have said nothing. One more, and the oldest is closed: a rank speaks at once.
+// This many connections may have said nothing. One more, and the oldest is closed: a rank speaks at once.
 constexpr std::size_t kMostCallers = 256;
 
 struct Hello {
@@ -163,7 +163,7 @@ class Host {
   }
 
   // Waits for a rank to come, and for one that came to end. Connections are heard side by side: one that says nothing
-  // keeps nobody waiting.
+  // keeps no rank waiting.
   void admit_next() {
     std::vector<pollfd> polled = {{listener_.get(), POLLIN, 0}};
     for (const FileDescriptor& socket : sockets_) polled.push_back({socket.get(), POLLIN, 0});
@@ -227,7 +227,7 @@ class Host {
   std::vector<FileDescriptor> callers_;  // that have not said yet who they are, in the order in which they came
 };
 
-// So much longer than the host does a rank wait that came later: the host knows who is missing.
+// A rank that came later waits this much longer than the host, which knows who is missing.
 constexpr std::chrono::seconds kGrace{1};
 
 // A rank that came later, connected.

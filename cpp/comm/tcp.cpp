@@ -12,9 +12,9 @@
 namespace minisgl {
 namespace {
 
-// Up to this many bytes everything goes to everybody, who sums it; above, everybody sums a share.
+// Up to this many bytes each rank sends everything to every other, and all sum everything; above, each sums a share.
 constexpr std::int64_t kSumAllBytes = 16 << 10;
-constexpr std::int64_t kChunkBytes = 4 << 20;  // of what is received before it is summed
+constexpr std::int64_t kChunkBytes = 4 << 20;  // so much is received before it is summed
 
 class TcpCommunicator final : public Communicator {
  public:
@@ -91,7 +91,7 @@ class TcpCommunicator final : public Communicator {
     mesh_.exchange(std::move(messages));
   }
 
-  // For what every rank sends to be summed here.
+  // Makes room for what every rank sends to be summed here.
   void make_room(std::int64_t bytes_a_rank) {
     received_.resize(std::max(received_.size(), static_cast<std::size_t>(size() * bytes_a_rank)));
   }

@@ -11,7 +11,7 @@ namespace minisgl {
 
 struct TcpOptions {
   std::string address;  // "host:port" (IPv6: "[host]:port") that rank 0 listens on, as every rank can reach it
-  std::string secret;   // 8 to 64 bytes that all ranks know and nobody else
+  std::string secret;   // 8 to 64 bytes that the ranks alone know
   int rank = 0;
   int size = 1;
   // How long a rank waits for the others at the start, and in a collective until set_time_limit().

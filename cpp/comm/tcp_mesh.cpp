@@ -1,4 +1,4 @@
-// Ranks meet at rank 0, which tells everybody where the others listen; then each connects to those before it.
+// Ranks meet at rank 0, which tells all of them where the others listen; then each connects to those before it.
 #include "comm/tcp_mesh.h"
 
 #include <poll.h>
@@ -19,7 +19,7 @@
 namespace minisgl {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x6d736731;   // of this version of the messages
+constexpr std::uint32_t kMagic = 0x6d736731;   // names this version of the messages
 constexpr std::chrono::seconds kHelloTime{2};  // for a stranger to say who it is
 constexpr std::chrono::milliseconds kTryAgain{50};
 

@@ -30,7 +30,7 @@ class TcpMesh {
   // sends is what the other expects. Throws RankFailure where a connection ends or the time limit passes, and from then
   // on.
   void exchange(std::vector<TcpMessages> messages);
-  // Of exchanges from now on.
+  // The limit of exchanges from now on.
   void set_time_limit(const TimeLimit& limit) { limit_ = limit; }
 
  private:

@@ -22,15 +22,15 @@ struct SocketAddress {
 
 void set_option(const FileDescriptor& socket, int level, int name, int value);
 
-// InputError for a name that nobody knows.
+// Throws InputError for a name that can't be resolved.
 SocketAddress resolve_address(const std::string& host, const std::string& port);
 SocketAddress own_address(const FileDescriptor& socket);
 
 // Listens there and nowhere else. InputError, with the address as `name`, where that isn't possible.
 FileDescriptor listen_at(const SocketAddress& address, const std::string& name);
-// The next connection, or none: the deadline has passed, or who came is gone again.
+// The next connection, or none where the deadline has passed or the peer is gone again.
 FileDescriptor accept_connection(const FileDescriptor& listener, Deadline deadline);
-// A connection, or none: nobody listens there, or doesn't answer before the deadline.
+// A connection, or none where no process listens there or answers before the deadline.
 FileDescriptor try_to_connect(const SocketAddress& address, Deadline deadline);
 
 // Whether one of the events is there before the deadline.

@@ -7,9 +7,8 @@
 
 #include "core/error.h"
 #include "core/host_limits.h"
+#include "engine/executor.h"
 #include "models/kv_cache.h"
-#include "models/model_shard.h"
-#include "sched/scheduler.h"
 
 namespace minisgl {
 namespace {
@@ -23,12 +22,18 @@ void require_range(const char* flag, std::int64_t value, std::int64_t low, std::
   }
 }
 
+// Tokens of the cache that the user asked for, in either way; 0: none.
+std::int64_t asked_cache_tokens(const EngineOptions& options) {
+  return options.num_pages > 0 ? options.num_pages * options.page_size : options.kv_cache_tokens;
+}
+
 DType choose_kv_dtype(const std::string& name, DType weight_dtype, const Hardware& device) {
   if (name == "auto") return device.kv_dtype_for(weight_dtype);
   const std::optional<DType> dtype = dtype_from_name(name);
   if (!dtype || is_quantized(*dtype)) throw InputError("--kv-dtype must be auto, f16, bf16 or f32, got " + name);
   if (!device.supports_kv_dtype(*dtype)) {
-    throw InputError(concat("--kv-dtype ", name, " is not for ", device.device_name(), "; take f16, bf16 or auto"));
+    throw InputError(
+        concat("--kv-dtype ", name, " is not supported on ", device.device_name(), "; use f16, bf16 or auto"));
   }
   return *dtype;
 }
@@ -60,87 +65,108 @@ struct Budget {
   }
 };
 
-}  // namespace
-
-std::int64_t workspace_bytes(const ModelSpec& spec, std::int64_t max_batch_tokens, std::int64_t max_running,
-                             int num_ranks) {
-  const ModelShard shard = shard_of(spec, num_ranks);
-  const std::int64_t qkv = (shard.num_heads + 2 * shard.num_kv_heads) * spec.head_dim;
-  const std::int64_t row = 4 * spec.hidden_size + qkv + shard.num_heads * spec.head_dim + 4 * shard.intermediate_size;
-  const std::int64_t num_logits = std::min(max_running, max_batch_tokens) + SchedulerOptions{}.max_prompt_logits;
-  const std::int64_t gathered = num_ranks > 1 ? (num_ranks + 1) * shard.vocab_size : 0;
-  return 4 * (max_batch_tokens * row + num_logits * (spec.vocab_size + gathered));
-}
-
-EngineConfig choose_config(const EngineOptions& options, const ModelFacts& model, std::int64_t available_bytes) {
+// Each option by itself, then those that must fit together.
+void check_options(const EngineOptions& options, const ModelSpec& spec) {
   constexpr std::int64_t many = std::numeric_limits<std::int32_t>::max();
-  const ModelSpec& spec = model.spec;
-  const int num_ranks = model.device.num_ranks();
   require_range("--page-size", options.page_size, 1, 1024);
   require_range("--kv-cache-tokens", options.kv_cache_tokens, 0, many);
+  require_range("--num-pages", options.num_pages, 0, many);
   require_range("--max-running", options.max_running, 1, 65536);
   require_range("--max-batch-tokens", options.max_batch_tokens, 0, 65536);
-  require_range("--num-pages", options.num_pages, 0, many);
+  require_range("--max-waiting", options.max_waiting, 0, many);
   if (!(options.memory_fraction > 0 && options.memory_fraction <= 1)) {
     throw InputError(concat("--memory-fraction must be above 0 and at most 1, got ", options.memory_fraction));
   }
-  if (options.num_pages > 0 && options.kv_cache_tokens > 0) {
-    throw InputError("--num-pages and --kv-cache-tokens say the same: give one of them");
-  }
-  require_range("--max-waiting", options.max_waiting, 0, many);
   if (options.max_model_len < 0 || options.max_model_len > spec.max_position) {
     throw InputError(concat("--max-model-len must be between 0 and the model's ", spec.max_position, " positions, got ",
                             options.max_model_len));
   }
-  const std::int64_t asked_tokens =
-      options.num_pages > 0 ? options.num_pages * options.page_size : options.kv_cache_tokens;
-  if (asked_tokens > 0 && options.max_model_len > asked_tokens) {
-    const std::string cache = options.num_pages > 0 ? concat("the ", asked_tokens, " tokens of --num-pages")
-                                                    : concat("--kv-cache-tokens ", asked_tokens);
+  if (options.num_pages > 0 && options.kv_cache_tokens > 0) {
+    throw InputError("--num-pages and --kv-cache-tokens say the same: give only one of them");
+  }
+  const std::int64_t asked = asked_cache_tokens(options);
+  if (asked > 0 && options.max_model_len > asked) {
+    const std::string cache =
+        options.num_pages > 0 ? concat("the ", asked, " tokens of --num-pages") : concat("--kv-cache-tokens ", asked);
     throw InputError(
         concat("--max-model-len ", options.max_model_len, " is more than ", cache, ": one request must fit the cache"));
   }
+}
 
+// What doesn't depend on the memory.
+EngineConfig choose_steps(const EngineOptions& options, const Model& model, const Device& device) {
   EngineConfig config;
   config.page_size = options.page_size;
-  config.kv_dtype = choose_kv_dtype(options.kv_dtype, model.weight_dtype, model.device);
-  config.max_batch_tokens = options.max_batch_tokens > 0 ? options.max_batch_tokens : model.device.usual_batch_tokens();
+  config.kv_dtype = choose_kv_dtype(options.kv_dtype, model.weight_dtype(), device);
+  config.max_batch_tokens = options.max_batch_tokens > 0 ? options.max_batch_tokens : device.usual_batch_tokens();
   config.max_running = std::min(options.max_running, config.max_batch_tokens);
-  config.cuda_graphs = options.cuda_graphs;
-  config.overlap = options.overlap;
   config.max_waiting = options.max_waiting;
+  config.cuda_graphs = !options.disable_cuda_graph;
+  config.overlap = !options.disable_overlap;
+  return config;
+}
 
-  const StepLimits largest_step{.rows = config.max_batch_tokens,
-                                .sequences = config.max_running,
-                                .logits = config.max_running + SchedulerOptions{}.max_prompt_logits,
-                                .positions = spec.max_position,
-                                .pages = options.num_pages,
-                                .vocab_size = spec.vocab_size};
-  const Budget budget{.weights = model.weight_bytes,
-                      .workspace = workspace_bytes(spec, config.max_batch_tokens, config.max_running, num_ranks) +
-                                   model.device.step_bytes(largest_step),
-                      .available = available_bytes,
-                      .bytes_per_page = KvCache::bytes_per_page(spec, config.kv_dtype, config.page_size, num_ranks),
-                      .usable_share = options.memory_fraction,
-                      .page_size = config.page_size};
-  const auto pages_for = [&](std::int64_t tokens) { return (tokens + config.page_size - 1) / config.page_size; };
-  const std::int64_t fit = budget.pages_that_fit();
-  if (asked_tokens > 0) {
-    config.num_pages = pages_for(asked_tokens);
-    if (config.num_pages > fit) budget.refuse(config.num_pages, "--kv-cache-tokens");
-  } else {
+std::int64_t pages_for(std::int64_t tokens, int page_size) {
+  return (tokens + page_size - 1) / page_size;
+}
+
+// Pages of the cache that was asked for, or that is useful where there is memory enough.
+std::int64_t wanted_pages(const EngineOptions& options, const EngineConfig& config, const ModelSpec& spec,
+                          const Device& device) {
+  if (const std::int64_t asked = asked_cache_tokens(options); asked > 0) return pages_for(asked, config.page_size);
+  if (device.has_own_memory()) {
     const std::int64_t longest = options.max_model_len > 0 ? options.max_model_len : spec.max_position;
-    const std::int64_t wanted = model.device.has_own_memory()
-                                    ? pages_for(longest) * config.max_running
-                                    : pages_for(std::max(usual_cache_tokens, options.max_model_len));
-    const std::int64_t least =
-        pages_for(options.max_model_len > 0 ? options.max_model_len : std::min(least_cache_tokens, spec.max_position));
-    config.num_pages = std::min(wanted, fit);
-    if (config.num_pages < least)
-      budget.refuse(least, options.max_model_len > 0 ? "--max-model-len" : "--kv-cache-tokens");
+    return pages_for(longest, config.page_size) * config.max_running;
   }
-  config.max_model_len = options.max_model_len > 0 ? options.max_model_len
-                                                   : std::min(spec.max_position, config.num_pages * config.page_size);
+  return pages_for(std::max(usual_cache_tokens, options.max_model_len), config.page_size);
+}
+
+Budget make_budget(const EngineOptions& options, const EngineConfig& config, const Model& model, const Device& device,
+                   std::int64_t available_bytes) {
+  const StepLimits largest_step = step_limits(config, model.spec());
+  return {
+      .weights = model.weight_bytes(),
+      .workspace = model.workspace_bytes(largest_step) + device.step_bytes(largest_step),
+      .available = available_bytes,
+      .bytes_per_page = KvCache::bytes_per_page(model.spec(), config.kv_dtype, config.page_size, device.num_ranks()),
+      .usable_share = options.memory_fraction,
+      .page_size = config.page_size};
+}
+
+// The `wanted` pages, or as many of them as the budget has where the user did not ask for a number.
+std::int64_t choose_num_pages(const EngineOptions& options, const ModelSpec& spec, const Budget& budget,
+                              std::int64_t wanted) {
+  const std::int64_t fit = budget.pages_that_fit();
+  if (asked_cache_tokens(options) > 0) {
+    if (wanted > fit) budget.refuse(wanted, "--kv-cache-tokens");
+    return wanted;
+  }
+  const bool has_length = options.max_model_len > 0;
+  const std::int64_t least =
+      pages_for(has_length ? options.max_model_len : std::min(least_cache_tokens, spec.max_position), budget.page_size);
+  const std::int64_t num_pages = std::min(wanted, fit);
+  if (num_pages < least) budget.refuse(least, has_length ? "--max-model-len" : "--kv-cache-tokens");
+  return num_pages;
+}
+
+}  // namespace
+
+EngineConfig choose_config(const EngineOptions& options, const Model& model, const Device& device,
+                           std::int64_t available_bytes) {
+  const ModelSpec& spec = model.spec();
+  check_options(options, spec);
+  EngineConfig config = choose_steps(options, model, device);
+  // A request has at most so many positions. The cache may turn out smaller and shorten it, but the budget comes first.
+  const auto longest = [&] {
+    return options.max_model_len > 0 ? options.max_model_len
+                                     : std::min(spec.max_position, config.num_pages * config.page_size);
+  };
+  const std::int64_t wanted = wanted_pages(options, config, spec, device);
+  config.num_pages = wanted;
+  config.max_model_len = longest();
+  const Budget budget = make_budget(options, config, model, device, available_bytes);
+  config.num_pages = choose_num_pages(options, spec, budget, wanted);
+  config.max_model_len = longest();
   return config;
 }
 

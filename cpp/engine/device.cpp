@@ -18,7 +18,9 @@ std::unique_ptr<Device> make_device(const std::string& name, std::int64_t num_th
   }
   const int threads = choose_num_threads(num_threads);
   const bool on_host = comm && comm->device() < 0;
-  if (name == "cuda" && on_host) throw InputError(concat("--device cuda can't use ", comm->name(), " between ranks"));
+  if (name == "cuda" && on_host)
+    throw InputError(
+        concat("--device cuda does not support ", comm->name(), " between ranks; use --comm auto, nccl or one-shot"));
   if (name == "cuda" || (name == "auto" && !on_host && num_gpus() > 0)) {
     const int gpu = comm ? comm->device() : 0;
     return make_cuda_device(gpu, threads, std::move(comm), cache_folder);

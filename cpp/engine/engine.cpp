@@ -96,17 +96,17 @@ struct Engine::Impl {
   std::thread thread;
   bool stopped = false;
 
-  // Of the engine thread alone.
+  // The engine thread alone uses these.
   Scheduler scheduler;
   Executor executor;
   PlanPublisher publisher;
   LiveRequests live;
   const MakeLookahead make_lookahead;  // may be empty
   std::unordered_map<SequenceId, SequenceLookahead> lookaheads;
-  std::vector<std::int32_t> draws;  // of the step at hand
+  std::vector<std::int32_t> draws;  // drawn by the step at hand, one per draw
   StepTokens drawn;
   std::vector<Command> commands;
-  std::vector<RequestOutput> outputs;  // of this turn
+  std::vector<RequestOutput> outputs;  // those of this turn
   std::vector<std::uint64_t> ended;    // ids of the requests whose last output is among them
   std::uint64_t num_steps = 0;
   Clock::time_point busy_since = {};  // the oldest step's launch, or the end of the one before it
@@ -219,7 +219,7 @@ void Engine::Impl::step() {
   if (scheduler.num_in_flight() > (launched ? depth : 0)) finish_step();
 }
 
-// False where there is nothing to do, or nothing before the steps in flight are done.
+// Returns false when no sequence can be computed, or none before the steps in flight are done.
 bool Engine::Impl::launch_step() {
   const StepPlan& plan = scheduler.plan();
   if (plan.empty()) return false;
@@ -232,7 +232,7 @@ bool Engine::Impl::launch_step() {
 }
 
 void Engine::Impl::finish_step() {
-  std::vector<TokenOutput> results = executor.take();
+  std::vector<TokenOutput> results = executor.take().tokens;
   const Clock::time_point now = Clock::now();
   ++num_steps;
   step_time += now - std::exchange(busy_since, now);
@@ -287,7 +287,7 @@ void Engine::Impl::release(SequenceId id) {
   if (!lookaheads.empty()) lookaheads.erase(id);
 }
 
-// Whoever sees an output finds statistics that contain it, and may use an ended id again.
+// The statistics contain what the outputs say, and ended ids are free again, before anybody can see the outputs.
 void Engine::Impl::deliver() {
   {
     const std::lock_guard lock(status_mutex);

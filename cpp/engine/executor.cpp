@@ -1,4 +1,4 @@
-// From a plan to the model's batch, and from its logits to tokens.
+// Makes a plan into the model's batch and into queries, and runs them.
 #include "engine/executor.h"
 
 #include <algorithm>
@@ -103,7 +103,7 @@ void Executor::append(SequenceId id, std::span<const std::int32_t> tokens) {
 
 void Executor::launch(const StepPlan& plan) {
   build_batch(plan);
-  const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size()};
+  const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size(), plan.hidden_rows};
   device_.begin_step(batch, queries_);
   for (const PageCopy& copy : plan.copies) cache_.copy_page(device_, copy.source, copy.destination);
   device_.run_step([&] {
@@ -112,8 +112,8 @@ void Executor::launch(const StepPlan& plan) {
   });
 }
 
-std::vector<TokenOutput> Executor::take() {
-  std::vector<TokenOutput> outputs = device_.take_outputs();
+StepOutputs Executor::take() {
+  StepOutputs outputs = device_.take_outputs();
   device_.pool().progress().advance();
   return outputs;
 }

@@ -30,7 +30,7 @@ class Executor {
   // `model` and `device` outlive the executor.
   Executor(Model& model, Device& device, KvCache cache);
 
-  // Where the device records steps: reserves what the largest need, and with `record_decodes` records decode steps for
+  // On a device that records steps, reserves what the largest need, and with `record_decodes` records decode steps for
   // a ladder of numbers of sequences, the largest first, calling progress(recorded, to be recorded) on this thread.
   // Before the first add(). Says what of the device's memory that took.
   struct Prepared {
@@ -51,7 +51,7 @@ class Executor {
   void launch(const StepPlan& plan);
   // Waits for the oldest step in flight. One entry for each of its logit rows, in order: the token drawn, or the prompt
   // token that was scored. Log probabilities are filled in where the sequence asked for them.
-  std::vector<TokenOutput> take();
+  StepOutputs take();
 
  private:
   struct LiveSequence {
@@ -76,7 +76,7 @@ class Executor {
   KvCache cache_;
   std::unordered_map<SequenceId, LiveSequence> sequences_;
 
-  // Of the step at hand.
+  // The step at hand.
   std::vector<LiveSequence*> live_;      // [plan.sequences]
   std::vector<std::int32_t> positions_;  // [num_rows]
   std::vector<ops::SequenceRows> rows_;  // [plan.sequences]

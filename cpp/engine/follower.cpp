@@ -52,8 +52,8 @@ struct Follower::Impl final : PlanHandler {
   void add(SequenceId id, SequenceSampling sampling) override { executor.add(id, std::move(sampling)); }
   void remove(SequenceId id) override { executor.remove(id); }
   void append(SequenceId id, std::span<const std::int32_t> tokens) override { executor.append(id, tokens); }
-  // As rank 0 does: a device that runs ahead has the next step before it ends the last. The tokens are rank 0's to
-  // deliver.
+  // Keeps as many steps in flight as rank 0 does: a device that runs ahead has the next step before it ends the last.
+  // Rank 0 delivers the tokens.
   void step(const StepPlan& plan) override {
     executor.launch(plan);
     if (++num_in_flight > executor.depth()) take();
@@ -105,7 +105,7 @@ struct Follower::Impl final : PlanHandler {
   const std::unique_ptr<Model> model;
   const std::unique_ptr<PlanReceiver> plans;
 
-  // Of the thread alone.
+  // The follower's thread alone uses these.
   Executor executor;
   PlanDecoder decoder;
   std::size_t num_in_flight = 0;  // steps

@@ -11,7 +11,7 @@
 #include "comm/plan_channel.h"
 #include "comm/plan_tcp.h"
 #include "engine/options.h"
-#include "models/model_spec.h"
+#include "models/model.h"
 
 namespace minisgl {
 
@@ -20,12 +20,12 @@ struct Place {
   int rank = 0, size = 1;
   int local_size = 1;                              // ranks on this host
   int ring_fd = -1;                                // plans on this host; the ranks of rank 0's host have it
-  std::string host;                                // rank 0's address, where there are several hosts,
+  std::string host = {};                           // rank 0's address, where there are several hosts,
   int plan_port = 0;                               // and where it hands out plans
-  std::vector<RemoteRank> remotes;                 // rank 0: ranks of other hosts; a rank of another host: itself
+  std::vector<RemoteRank> remotes = {};            // rank 0: ranks of other hosts; a rank of another host: itself
   std::chrono::microseconds spin{0};               // that a follower watches for a plan before it sleeps
-  std::shared_ptr<Communicator> device_comm;       // for the device's memory; null for a single rank
-  std::shared_ptr<Communicator> host_comm;         // for the host's memory; may be the same
+  std::shared_ptr<Communicator> device_comm = {};  // for the device's memory; null for a single rank
+  std::shared_ptr<Communicator> host_comm = {};    // for the host's memory; may be the same
   std::chrono::milliseconds step_timeout{30'000};  // of a collective once all ranks have loaded
 };
 
@@ -36,9 +36,10 @@ std::unique_ptr<PlanReceiver> open_plan_receiver(const Place& place);
 // Ranks have loaded, and work in step from here on: collectives wait no longer than a step may take.
 void set_running_limit(const Place& place);
 
-// The options that all ranks can keep to: the cache is as large as the rank with the least room has it. `asked` is what
-// the user gave. Throws InputError where ranks have loaded different models.
-EngineConfig agree_on_config(const EngineConfig& own, const EngineOptions& asked, const ModelSpec& spec,
-                             Communicator& host);
+// The configuration that all ranks can keep to: the cache is as large as the rank with the least room has it. `asked`
+// is what the user gave. Collective over place.host_comm. Throws InputError, the same sentence on every rank, where
+// ranks have loaded different models or differ in what must be equal.
+EngineConfig agree_on_config(const EngineConfig& own, const EngineOptions& asked, const Model& model,
+                             const Place& place);
 
 }  // namespace minisgl

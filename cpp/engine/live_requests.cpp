@@ -56,7 +56,7 @@ void LiveRequests::mark_started(const StepPlan& plan, Clock::time_point now) {
 LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTokens& drawn,
                                               std::span<TokenOutput> results, Clock::time_point now) {
   Collected collected;
-  std::size_t next = 0;  // of `results`
+  std::size_t next = 0;  // index into `results`
   for (std::size_t index = 0; index < plan.sequences.size(); ++index) {
     const SequenceStep& step = plan.sequences[index];
     const auto scores = [&] {
@@ -88,7 +88,7 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTo
     }
     deliver(iterator, std::move(output), collected, now);
   }
-  MINISGL_CHECK(next == results.size(), results.size() - next, " results belong to nobody");
+  MINISGL_CHECK(next == results.size(), results.size() - next, " results belong to no sequence");
   return collected;
 }
 

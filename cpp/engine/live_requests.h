@@ -34,7 +34,7 @@ class LiveRequests {
   void mark_started(const StepPlan& plan, Clock::time_point now);
   struct Collected {
     std::vector<RequestOutput> outputs;
-    std::vector<SequenceId> ended;  // of those whose last output is among them; they are forgotten
+    std::vector<SequenceId> ended;  // sequences whose last output is among them; they are forgotten
   };
   // Turns the step's results, one per logit row, into one output for each request that has something to say. Of a
   // sequence's draws as many are tokens as its list in `drawn` has, up to the one that ends it. What the step made for

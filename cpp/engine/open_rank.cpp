@@ -3,29 +3,31 @@
 
 #include <utility>
 
+#include "core/error.h"
 #include "engine/defaults.h"
 #include "engine/device.h"
 #include "models/kv_cache.h"
 
 namespace minisgl {
 
-LoadedRank load_rank(const RankOptions& options, const LoadProgress& progress) {
-  const Place& place = options.place;
+LoadedRank load_rank(const EngineOptions& options, const Place& place, const RankProgress& progress) {
+  if (options.load_format != "auto" && options.load_format != "dummy") {
+    throw InputError("--load-format must be auto or dummy, got " + options.load_format);
+  }
+  const LoadFormat format = options.load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files;
   std::unique_ptr<Device> device =
       make_device(options.device, options.num_threads, place.device_comm, options.cache_dir);
-  device->pool().report_to(options.progress);
-  options.progress->set_working(true);
-  std::unique_ptr<Model> model = load_model(options.model_path, *device, progress, options.format);
+  device->pool().report_to(progress.counter);
+  progress.counter->set_working(true);
+  std::unique_ptr<Model> model = load_model(options.model_path, *device, progress.weights, format);
   // Ranks on one host's processors share its memory.
   const std::int64_t sharers = device->has_own_memory() ? 1 : place.local_size;
-  EngineConfig config =
-      choose_config(options.engine, {model->spec(), model->weight_dtype(), model->weight_bytes(), *device},
-                    device->available_memory() / sharers);
+  EngineConfig config = choose_config(options, *model, *device, device->available_memory() / sharers);
   if (place.host_comm) {
-    options.progress->set_working(false);  // while it waits for ranks that load more slowly
-    config = agree_on_config(config, options.engine, model->spec(), *place.host_comm);
+    progress.counter->set_working(false);  // while it waits for ranks that load more slowly
+    config = agree_on_config(config, options, *model, place);
     set_running_limit(place);
-    options.progress->set_working(true);
+    progress.counter->set_working(true);
   }
   RankInfo info{.spec = model->spec(),
                 .config = config,
@@ -39,18 +41,18 @@ LoadedRank load_rank(const RankOptions& options, const LoadProgress& progress) {
   return {std::move(device), std::move(model), std::move(info)};
 }
 
-OpenedEngine open_engine(const RankOptions& options, const RankProgress& progress) {
-  PlanSenders plan_senders = open_plan_senders(options.place);
-  LoadedRank loaded = load_rank(options, progress.weights);
+OpenedEngine open_engine(const EngineOptions& options, const Place& place, const RankProgress& progress) {
+  PlanSenders plan_senders = open_plan_senders(place);
+  LoadedRank loaded = load_rank(options, place, progress);
   auto engine = std::make_unique<Engine>(std::move(loaded.model), std::move(loaded.device), loaded.info.config,
                                          std::move(plan_senders), progress.graphs);
   loaded.info.memory = engine->memory();
   return {std::move(engine), std::move(loaded.info)};
 }
 
-OpenedFollower open_follower(const RankOptions& options, const RankProgress& progress) {
-  std::unique_ptr<PlanReceiver> plans = open_plan_receiver(options.place);
-  LoadedRank loaded = load_rank(options, progress.weights);
+OpenedFollower open_follower(const EngineOptions& options, const Place& place, const RankProgress& progress) {
+  std::unique_ptr<PlanReceiver> plans = open_plan_receiver(place);
+  LoadedRank loaded = load_rank(options, place, progress);
   auto follower = std::make_unique<Follower>(std::move(loaded.model), std::move(loaded.device), loaded.info.config,
                                              std::move(plans));
   return {std::move(follower), std::move(loaded.info)};

@@ -17,22 +17,12 @@
 
 namespace minisgl {
 
-// What a rank is made from.
-struct RankOptions {
-  std::string model_path;
-  std::string device = "auto";   // see make_device()
-  std::string cache_dir;         // for what a GPU measures of itself; empty: not kept
-  std::int64_t num_threads = 0;  // of the host; 0: all that this process may use
-  LoadFormat format = LoadFormat::files;
-  EngineOptions engine;
-  Place place;
-  std::shared_ptr<Progress> progress = std::make_shared<Progress>();  // where the rank's shows, for its whole life
-};
-
 // Called on the thread that opens the rank.
 struct RankProgress {
   LoadProgress weights;
   RecordProgress graphs;
+  // Counts what the rank does, for its whole life; any thread may read it.
+  std::shared_ptr<Progress> counter = std::make_shared<Progress>();
 };
 
 // What was loaded and chosen.
@@ -55,20 +45,20 @@ struct LoadedRank {
 };
 
 // Throws InputError, and RankFailure for another rank's end.
-LoadedRank load_rank(const RankOptions& options, const LoadProgress& progress = {});
+LoadedRank load_rank(const EngineOptions& options, const Place& place = {}, const RankProgress& progress = {});
 
 // Rank 0: takes its place, loads, and makes the engine, which isn't started. Throws as load_rank() does.
 struct OpenedEngine {
   std::unique_ptr<Engine> engine;
   RankInfo info;
 };
-OpenedEngine open_engine(const RankOptions& options, const RankProgress& progress = {});
+OpenedEngine open_engine(const EngineOptions& options, const Place& place = {}, const RankProgress& progress = {});
 
-// The same for another rank. The memory of its info is empty: rank 0 speaks for all.
+// Any other rank, opened in the same way. The memory of its info is empty: rank 0 speaks for all.
 struct OpenedFollower {
   std::unique_ptr<Follower> follower;
   RankInfo info;
 };
-OpenedFollower open_follower(const RankOptions& options, const RankProgress& progress = {});
+OpenedFollower open_follower(const EngineOptions& options, const Place& place = {}, const RankProgress& progress = {});
 
 }  // namespace minisgl

@@ -10,22 +10,28 @@
 
 namespace minisgl {
 
-// As the user gives them. 0 and "auto" leave the choice to choose_config() (engine/defaults.h).
+// The options as the user gives them; the names are those of Python's EngineOptions. 0 and "auto" leave the choice to
+// the engine (make_device(), choose_config()).
 struct EngineOptions {
-  std::string kv_dtype =
-      "auto";  // the device's choice; on the CPU f16 for quantised and f16 weights, bf16 for bf16, f32 for f32
+  std::string model_path = {};
+  std::string device = "auto";
+  std::string load_format = "auto";  // "dummy": random weights of the model's shapes, for measuring
+  std::string cache_dir = {};        // for what a GPU measures of itself; empty: not kept
+  std::int64_t num_threads = 0;      // of the host; 0: all that this process may use
+  // auto: the device's choice; on the CPU f16 for quantised and f16 weights, bf16 for bf16, f32 for f32
+  std::string kv_dtype = "auto";
   int page_size = 16;
   // 16384, or max_model_len if that is more; less when memory is short. On a device whose memory is all the engine's:
   // what memory_fraction leaves, if all running sequences together can use that much.
   std::int64_t kv_cache_tokens = 0;
   std::int64_t num_pages = 0;         // says the same in pages; at most one of the two
   double memory_fraction = 0.9;       // of the memory that the weights leave, for cache and workspace
-  bool cuda_graphs = true;            // as in EngineConfig
-  bool overlap = true;                // as in EngineConfig
   std::int64_t max_model_len = 0;     // the model's max_position, or what the cache holds if that is less
   std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step
   std::int64_t max_batch_tokens = 0;  // the device's: 512 on the CPU
   std::int64_t max_waiting = 4096;
+  bool disable_cuda_graph = false;  // see EngineConfig
+  bool disable_overlap = false;     // see EngineConfig
 };
 
 #ifdef NDEBUG
@@ -34,7 +40,7 @@ inline constexpr bool is_debug_build = false;
 inline constexpr bool is_debug_build = true;
 #endif
 
-// As an engine runs with them: everything chosen, and the same on all ranks.
+// What an engine runs with: everything chosen, and the same on all ranks.
 struct EngineConfig {
   std::int64_t num_pages = 0;  // at least one sequence of max_model_len must fit
   int page_size = 16;

@@ -81,7 +81,7 @@ class PlanDecoder {
 
   const PlanLimits limits_;
   StepPlan plan_;
-  std::vector<SequenceId> ids_;  // of the plan, sorted
+  std::vector<SequenceId> ids_;  // those of the plan at hand, sorted
   std::int64_t num_drawn_ = 0;   // targets of the last plan, where this rank runs ahead
 };
 

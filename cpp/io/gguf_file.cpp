@@ -185,7 +185,7 @@ TensorClaim read_tensor_claim(ByteReader& reader, std::uint64_t index, std::uint
   const auto num_dims = reader.read<std::uint32_t>(what);
   if (num_dims < 1 || num_dims > 4) {
     throw InputError(concat("'", reader.file(), "': tensor ", quote_name(claim.name), " has ", num_dims,
-                            " dimensions, 1 to 4 are possible"));
+                            " dimensions; 1 to 4 are supported"));
   }
   claim.shape.resize(num_dims);
   for (std::uint32_t i = 0; i < num_dims; ++i) {
@@ -242,7 +242,7 @@ GgufFile parse_gguf(std::span<const std::byte> bytes, const std::string& name) {
     throw InputError(concat("'", name, "' is a big-endian GGUF file, which is not supported"));
   }
   if (version != 2 && version != 3) {
-    throw InputError(concat("'", name, "' is GGUF version ", version, ", versions 2 and 3 are supported"));
+    throw InputError(concat("'", name, "' is of GGUF version ", version, "; versions 2 and 3 are supported"));
   }
   const auto num_tensors = reader.read<std::uint64_t>("the number of tensors");
   const auto num_metadata = reader.read<std::uint64_t>("the number of metadata entries");

@@ -13,7 +13,7 @@ namespace minisgl {
 nlohmann::json parse_json(std::span<const std::byte> text, const std::string& what, const JsonLimits& limits) {
   using Json = nlohmann::json;
   if (text.size() > limits.max_bytes) {
-    throw InputError(concat(what, " has ", text.size(), " bytes of JSON, at most ", limits.max_bytes, " are read"));
+    throw InputError(concat(what, " has ", text.size(), " bytes of JSON; the limit is ", limits.max_bytes));
   }
   std::unordered_set<std::string> seen;
   const auto check = [&](int depth, Json::parse_event_t event, Json& value) {

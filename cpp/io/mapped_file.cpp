@@ -52,4 +52,12 @@ void release_pages(std::span<const std::byte> bytes) {
   if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
+void expect_sparse_reads(std::span<const std::byte> bytes) {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
+  const std::uintptr_t begin = address / page * page;
+  // Advice only, as above.
+  ::madvise(reinterpret_cast<void*>(begin), address + bytes.size() - begin, MADV_RANDOM);
+}
+
 }  // namespace minisgl

@@ -36,4 +36,7 @@ class MappedFile {
 // when touched. Lets a loader keep one copy of the weights in memory, not two.
 void release_pages(std::span<const std::byte> bytes);
 
+// Few of these bytes will be read, here and there: the kernel needn't read ahead.
+void expect_sparse_reads(std::span<const std::byte> bytes);
+
 }  // namespace minisgl

@@ -76,9 +76,12 @@ class Ops {
   // CheckError for shapes that are not allowed (head_dim: a multiple of 8 up to 256).
   virtual void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
                                std::int32_t window, OutputTensor out) = 0;
-  // y[i] = x[logit_rows[i]]. y [num_logits, cols].
-  virtual void gather_logit_rows(Tensor x, OutputTensor y) = 0;
+  // The rows of x that something is wanted of: y[i] = x[logit_rows[i]], then those of hidden_rows. y [num_logits +
+  // num_hidden, cols].
+  virtual void gather_wanted_rows(Tensor x, OutputTensor y) = 0;
 
+  // Gives the host the hidden states [num_hidden, hidden_size] with the step's outputs, as f32.
+  virtual void keep_hidden(Tensor hidden) = 0;
   // Answers the step's queries from logits [num_logits, vocab_size] f32, which it may change.
   virtual void sample(OutputTensor logits) = 0;
 };

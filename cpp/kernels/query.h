@@ -55,4 +55,11 @@ struct TokenOutput {
   std::vector<TokenLogprob> top = {};  // most likely first
 };
 
+// What comes of a step.
+struct StepOutputs {
+  std::vector<TokenOutput> tokens;  // one per query
+  // [num_hidden, hidden_size] what the model's head would read of the batch's hidden_rows
+  std::vector<float> hidden = {};
+};
+
 }  // namespace minisgl

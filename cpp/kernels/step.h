@@ -39,11 +39,14 @@ struct StepBatch {
   std::span<const ops::SequenceRows> sequences;  // cover all rows, in order
   std::span<const std::int32_t> logit_rows;      // [num_logits] ascending rows whose logits are wanted
   int page_size;                                 // positions per page of the page tables
+  // [num_hidden] ascending rows whose hidden states are wanted
+  std::span<const std::int32_t> hidden_rows = {};
 };
 
 // The largest steps that will come.
 struct StepLimits {
-  std::int64_t rows, sequences, logits;
+  std::int64_t rows, sequences;
+  std::int64_t logits;     // rows of logits and of hidden states
   std::int64_t positions;  // the most of one sequence
   std::int64_t pages;      // the most of all sequences together
   std::int64_t vocab_size;

@@ -37,9 +37,9 @@ class StepRunner {
   // Begins the step of `batch`, which has one row and one query for each sequence, and records `body` for it and for
   // steps of this form with fewer sequences, down to the next that is recorded.
   virtual void record_step(const StepBatch&, std::span<const LogitQuery>, const std::function<void()>&) {}
-  // Waits for the oldest step whose outputs were not taken, and for no later one. Returns its answers, in the order of
-  // the queries; none where there were none.
-  virtual std::vector<TokenOutput> take_outputs() = 0;
+  // Waits for the oldest step whose outputs were not taken, and for no later one. Its answers are in the order of the
+  // queries; none where there were none.
+  virtual StepOutputs take_outputs() = 0;
   // Seconds that the device worked on the steps whose outputs were taken; 0 where it is the host that works.
   virtual double busy_seconds() const { return 0.0; }
 };

@@ -1,62 +1,17 @@
-// One step of a dense decoder, and the activations that it needs.
+// One step of a dense decoder.
 #include "models/decoder.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <utility>
 
 #include "core/error.h"
 #include "models/model_shard.h"
 #include "models/rope_table.h"
+#include "models/workspace.h"
 
 namespace minisgl {
 namespace {
-
-// A device's buffer that grows to powers of two rows, so steps of changing size soon stop allocating.
-class RowBuffer {
- public:
-  RowBuffer(DType dtype, std::int64_t width) : dtype_(dtype), width_(width) {}
-  void reserve(Hardware& device, std::int64_t num_rows) {
-    const auto capacity = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(num_rows)));
-    const auto bytes = static_cast<std::size_t>(capacity * row_bytes(dtype_, width_));
-    if (bytes > data_.size()) {
-      data_ = device.allocate(bytes);
-      ++writes_;
-    }
-  }
-  Tensor rows(std::int64_t num_rows) { return {data_.data(), dtype_, num_rows, width_, &writes_}; }
-
- private:
-  DType dtype_;
-  std::int64_t width_;
-  WriteCount writes_ = 0;
-  DeviceBuffer data_;
-};
-
-// Activations of a step, kept between steps. A step of n rows writes the first n rows of each.
-struct Workspace {
-  Workspace(const ModelSpec& spec, const ModelShard& shard, int num_ranks, DType dtype)
-      : residual(dtype, spec.hidden_size),
-        normed(dtype, spec.hidden_size),
-        delta(dtype, spec.hidden_size),
-        qkv(dtype, (shard.num_heads + 2 * shard.num_kv_heads) * spec.head_dim),
-        attention(dtype, shard.num_heads * spec.head_dim),
-        gate_up(dtype, 2 * shard.intermediate_size),
-        activated(dtype, shard.intermediate_size),
-        last_residual(dtype, spec.hidden_size),
-        last_attention(dtype, shard.num_heads * spec.head_dim),
-        logits(DType::f32, spec.vocab_size),
-        logits_part(DType::f32, shard.vocab_size),
-        logits_parts(DType::f32, num_ranks * shard.vocab_size) {}
-
-  RowBuffer residual, normed;
-  RowBuffer delta;  // what attention or MLP adds to the residual
-  RowBuffer qkv, attention, gate_up, activated;
-  RowBuffer last_residual, last_attention;  // of the rows whose logits are wanted
-  RowBuffer logits;                         // [num_logits, vocab_size]
-  RowBuffer logits_part, logits_parts;      // with several ranks: this one's, and all of them as they are gathered
-};
 
 // The device has checked the tokens that it alone knows.
 void check_batch(const StepBatch& batch, const ModelSpec& spec, bool runs_ahead) {
@@ -72,10 +27,12 @@ void check_batch(const StepBatch& batch, const ModelSpec& spec, bool runs_ahead)
     covered += sequence.num_rows;
   }
   MINISGL_CHECK(covered == num_rows, covered, " rows in sequences, ", num_rows, " tokens");
-  std::int32_t previous = -1;
-  for (const std::int32_t row : batch.logit_rows) {
-    MINISGL_CHECK(row > previous && row < num_rows, "logit row ", row);
-    previous = row;
+  for (const std::span<const std::int32_t> wanted : {batch.logit_rows, batch.hidden_rows}) {
+    std::int32_t previous = -1;
+    for (const std::int32_t row : wanted) {
+      MINISGL_CHECK(row > previous && row < num_rows, "wanted row ", row);
+      previous = row;
+    }
   }
 }
 
@@ -87,7 +44,7 @@ class Decoder final : public Model {
         weights_(std::move(weights)),
         embedding_(weights_.embedding, device.rank() * shard_.vocab_size),
         head_(head_of(weights_, device)),
-        rope_(spec_.rope, device),
+        rope_(spec_.rope, spec_.max_position, device),
         eps_(static_cast<float>(spec_.rms_norm_eps)),
         shape_{static_cast<int>(shard_.num_heads), static_cast<int>(shard_.num_kv_heads),
                static_cast<int>(spec_.head_dim)},
@@ -97,17 +54,25 @@ class Decoder final : public Model {
   const ModelSpec& spec() const override { return spec_; }
   std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
   DType weight_dtype() const override { return weights_.dtype; }
+  std::uint64_t fingerprint() const override { return weights_.fingerprint; }
 
-  void reserve(const StepLimits& limits) override { reserve_workspace(limits.rows, limits.logits, limits.positions); }
+  void reserve(const StepLimits& limits) override {
+    workspace_.reserve(device_, limits.rows, limits.logits);
+    rope_.reserve(limits.positions);
+  }
+  std::int64_t workspace_bytes(const StepLimits& limits) const override {
+    return workspace_.bytes_for(limits.rows, limits.logits) + rope_.bytes_for(limits.positions);
+  }
 
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
     check_batch(batch, spec_, device_.runs_ahead());
     MINISGL_CHECK(batch.page_size == cache.page_size(), "page tables of ", batch.page_size);
-    const std::int64_t num_logits = std::ssize(batch.logit_rows);
-    reserve_workspace(std::ssize(batch.tokens), std::ssize(batch.logit_rows),
-                      std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
-
+    const std::int64_t num_logits = std::ssize(batch.logit_rows), num_hidden = std::ssize(batch.hidden_rows);
+    const std::int64_t num_wanted = num_logits + num_hidden;
     std::int64_t num_rows = std::ssize(batch.tokens);
+    workspace_.reserve(device_, std::max(num_rows, num_wanted), num_wanted);
+    rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
+
     Tensor residual = workspace_.residual.rows(num_rows);
     Tensor attended = workspace_.attention.rows(num_rows);
     embedding_.forward(device_, residual);
@@ -117,20 +82,27 @@ class Decoder final : public Model {
     for (std::int64_t i = 0; i < spec_.num_layers; ++i) {
       const DecoderLayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
       const bool is_last = i + 1 == spec_.num_layers;
-      attention(layer, i, normed, cache, is_last && num_logits == 0);
+      attention(layer, i, normed, cache, is_last && num_wanted == 0);
       if (is_last) {
-        // From here on only the rows whose logits are wanted matter.
-        if (num_logits == 0) return {};
-        residual = keep_logit_rows(residual, workspace_.last_residual, num_logits);
-        attended = keep_logit_rows(attended, workspace_.last_attention, num_logits);
-        num_rows = num_logits;
+        // From here on only the rows matter that something is wanted of.
+        if (num_wanted == 0) return {};
+        if (num_hidden > 0 || num_logits < num_rows) {
+          residual = keep_wanted_rows(residual, workspace_.last_residual, num_wanted);
+          attended = keep_wanted_rows(attended, workspace_.last_attention, num_wanted);
+          num_rows = num_wanted;
+        }
       }
       // The two sums over ranks of a layer: of what attention adds, and of what the MLP adds.
       normed = add_norm(layer.attention_output, attended, residual, layer.post_attention_norm);
       normed = add_norm(layer.down, activate(layer, normed), residual,
                         is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
     }
-    return logits(normed);
+    if (num_hidden == 0) return logits(normed);
+    // The rows of logits come first.
+    const Tensor rows = device_.plain_rows(normed);
+    const Tensor logit_rows{rows.data, rows.dtype, num_logits, rows.cols, rows.writes};
+    device_.keep_hidden({rows.data + logit_rows.nbytes(), rows.dtype, num_hidden, rows.cols, rows.writes});
+    return num_logits > 0 ? logits(logit_rows) : Tensor{};
   }
 
  private:
@@ -140,27 +112,9 @@ class Decoder final : public Model {
     return VocabParallelHead(device.make_linear(std::move(outputs)));
   }
 
-  void reserve_workspace(std::int64_t num_rows, std::int64_t num_logits, std::int64_t num_positions) {
-    for (RowBuffer* buffer : {&workspace_.residual, &workspace_.normed, &workspace_.delta, &workspace_.qkv,
-                              &workspace_.attention, &workspace_.gate_up, &workspace_.activated}) {
-      buffer->reserve(device_, num_rows);
-    }
-    if (num_logits > 0) {
-      for (RowBuffer* buffer : {&workspace_.last_residual, &workspace_.last_attention, &workspace_.logits}) {
-        buffer->reserve(device_, num_logits);
-      }
-      if (device_.num_ranks() > 1) {
-        workspace_.logits_part.reserve(device_, num_logits);
-        workspace_.logits_parts.reserve(device_, num_logits);
-      }
-    }
-    rope_.reserve(num_positions);
-  }
-
-  Tensor keep_logit_rows(Tensor all, RowBuffer& kept, std::int64_t num_logits) {
-    if (num_logits == all.rows) return all;
-    device_.gather_logit_rows(all, kept.rows(num_logits));
-    return kept.rows(num_logits);
+  Tensor keep_wanted_rows(Tensor all, RowBuffer& kept, std::int64_t num_wanted) {
+    device_.gather_wanted_rows(all, kept.rows(num_wanted));
+    return kept.rows(num_wanted);
   }
 
   // normed -> attention, through the cache. `store_only` leaves out the attention itself.

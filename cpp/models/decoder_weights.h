@@ -29,7 +29,8 @@ struct DecoderWeights {
   std::shared_ptr<const Matrix> head;       // the same; the embedding itself when tied
   DeviceBuffer final_norm;                  // [hidden_size]
   std::vector<DecoderLayerWeights> layers;
-  DType dtype = DType::f32;  // format of most of the matrices' bytes
+  DType dtype = DType::f32;       // format of most of the matrices' bytes
+  std::uint64_t fingerprint = 0;  // see Model::fingerprint
   // Bytes that a decode step of one token reads: everything but the embedding's other rows.
   std::int64_t bytes_per_step() const;
 };

@@ -30,7 +30,8 @@ KvCache::KvCache(Device& device, const ModelSpec& spec, DType dtype, std::int64_
   MINISGL_CHECK(num_pages > 0 && page_size > 0);
   std::int64_t bytes = 0;
   if (__builtin_mul_overflow(bytes_per_page(spec, dtype, page_size, device.num_ranks()), num_pages, &bytes)) {
-    throw InputError(concat("a KV cache of ", num_pages, " pages of ", page_size, " tokens is too large"));
+    throw InputError(concat("a KV cache of ", num_pages, " pages of ", page_size,
+                            " tokens is too large to count its bytes; lower --kv-cache-tokens"));
   }
   data_ = device.allocate(static_cast<std::size_t>(bytes));
 }

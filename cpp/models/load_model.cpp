@@ -9,6 +9,7 @@
 #include "io/weight_source.h"
 #include "models/decoder.h"
 #include "models/decoder_weights.h"
+#include "models/fingerprint.h"
 #include "models/model_shard.h"
 #include "models/registry.h"
 #include "models/weight_loader.h"
@@ -69,6 +70,8 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
                     });
   DecoderWeights weights = load_decoder_weights(spec, load);
   if (!dummy) read_frequency_factors(*source, load, spec.rope);
+  // Now that the file's pages are in memory, most of it costs no reading.
+  if (!dummy && device.num_ranks() > 1) weights.fingerprint = fingerprint(spec, *source, device.pool());
   return make_decoder(std::move(spec), std::move(weights), device);
 }
 

@@ -18,7 +18,7 @@ enum class LoadFormat : std::uint8_t { files, dummy };
 using LoadProgress = std::function<void(std::int64_t, std::int64_t)>;
 
 // Loads a folder (config.json + *.safetensors) or a .gguf file; of a folder, dummy weights need config.json alone.
-// Of a model over several ranks, each loads the part that its device's rank computes. Throws InputError with one clear
+// Each of several ranks loads the part that its device's rank computes. Throws InputError with one clear
 // sentence. `device` outlives the model.
 std::unique_ptr<Model> load_model(const std::string& path, Device& device, const LoadProgress& progress,
                                   LoadFormat format = LoadFormat::files);

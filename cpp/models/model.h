@@ -16,12 +16,18 @@ class Model {
   virtual ~Model() = default;
   virtual const ModelSpec& spec() const = 0;  // of the whole model
   // Computes `batch`, for which the device's step was begun, against `cache`. Returns logits [num_logits, vocab_size]
-  // f32 in the device's memory, valid until the next call.
+  // f32 in the device's memory, valid until the next call, and gives the device the hidden states of the batch's
+  // hidden_rows (Ops::keep_hidden).
   virtual Tensor forward(const StepBatch& batch, KvCache& cache) = 0;
   // Makes room for the largest steps, where the device must not move anything later (StepRunner::records_steps).
   virtual void reserve(const StepLimits&) {}
+  // Bytes of the device that steps within the limits take beside weights and cache: all that forward() and reserve()
+  // allocate.
+  virtual std::int64_t workspace_bytes(const StepLimits&) const = 0;
   virtual std::int64_t weight_bytes() const = 0;  // bytes that a decode step at batch 1 must read
   virtual DType weight_dtype() const = 0;         // format of most of the weights
+  // The number that several ranks compare to know that they have the same model (models/fingerprint.h); 0 for one rank.
+  virtual std::uint64_t fingerprint() const { return 0; }
 };
 
 }  // namespace minisgl

@@ -47,6 +47,12 @@ double yarn_frequency(const RopeSpec& spec, const YarnRange& range, std::int64_t
   return frequency / spec.factor * ramp + frequency * (1.0 - ramp);
 }
 
+constexpr std::int64_t block = 256;  // positions that a task computes
+
+std::int64_t whole_blocks(std::int64_t num_positions) {
+  return (num_positions + block - 1) / block * block;
+}
+
 }  // namespace
 
 std::vector<float> rope_inverse_frequencies(const RopeSpec& spec) {
@@ -74,16 +80,21 @@ double rope_attention_factor(const RopeSpec& spec) {
   return spec.factor <= 1.0 ? 1.0 : 0.1 * std::log(spec.factor) + 1.0;
 }
 
-RopeTable::RopeTable(const RopeSpec& spec, Hardware& device)
+RopeTable::RopeTable(const RopeSpec& spec, std::int64_t max_positions, Hardware& device)
     : inverse_frequencies_(rope_inverse_frequencies(spec)),
       attention_factor_(static_cast<float>(rope_attention_factor(spec))),
+      max_positions_(max_positions),
       device_(device) {}
+
+std::int64_t RopeTable::bytes_for(std::int64_t num_positions) const {
+  const std::int64_t grown = std::max(num_positions, std::min(2 * num_positions, max_positions_));
+  return whole_blocks(grown) * 2 * std::ssize(inverse_frequencies_) * std::int64_t{sizeof(float)};
+}
 
 void RopeTable::reserve(std::int64_t num_positions) {
   if (num_positions <= num_positions_) return;
-  constexpr std::int64_t block = 256;
   const std::int64_t first = num_positions_;
-  const std::int64_t last = std::max(2 * first, (num_positions + block - 1) / block * block);
+  const std::int64_t last = whole_blocks(std::max(num_positions, std::min(2 * first, max_positions_)));
   const std::int64_t half = std::ssize(inverse_frequencies_);
   std::vector<float> added(static_cast<std::size_t>((last - first) * 2 * half));
   device_.pool().parallel_for((last - first + block - 1) / block, [&](std::int64_t task, int) {

@@ -17,10 +17,13 @@ double rope_attention_factor(const RopeSpec& spec);
 
 class RopeTable {
  public:
-  RopeTable(const RopeSpec& spec, Hardware& device);
-  // Makes the table cover positions [0, num_positions). Grows by doubling, so a long context that nobody uses costs
-  // neither time nor memory.
+  // No step uses more than `max_positions`.
+  RopeTable(const RopeSpec& spec, std::int64_t max_positions, Hardware& device);
+  // Makes the table cover positions [0, num_positions). Grows by doubling up to max_positions, so an unused
+  // long context costs neither time nor memory.
   void reserve(std::int64_t num_positions);
+  // The most bytes that the table takes while it covers so many positions, however it grew.
+  std::int64_t bytes_for(std::int64_t num_positions) const;
   // [reserved positions, rotary_dim]: the first half of a row is cos, the second sin, attention factor included.
   // In the device's memory.
   const float* data() const { return table_.as<float>(); }
@@ -28,6 +31,7 @@ class RopeTable {
  private:
   std::vector<float> inverse_frequencies_;
   float attention_factor_;
+  std::int64_t max_positions_;
   std::int64_t num_positions_ = 0;
   Hardware& device_;
   DeviceBuffer table_;

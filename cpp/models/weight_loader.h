@@ -36,7 +36,7 @@ class WeightLoader {
 
   std::vector<float> vector(const std::string& name, std::int64_t size);
   DeviceBuffer norm(const std::string& name, std::int64_t size);  // the same, on the device
-  // Of embedding or head.
+  // The rank's rows of the embedding or the head.
   std::shared_ptr<const Matrix> vocabulary(const std::string& name, std::int64_t vocab_size, std::int64_t hidden_size);
   // Projections of one input, merged.
   std::unique_ptr<const Linear> linear(const std::vector<ProjectionRequest>& requests);

@@ -30,9 +30,9 @@ struct SchedulerOptions {
 // step in flight draws it, and keeps its place in the order.
 //
 // Pages: a sequence is admitted when pages for all its present tokens are free, and takes them at once, so a
-// prefill never stops halfway for want of pages. Decoding takes page by page. When none is free, the latest to have
-// arrived gives up its pages and goes to the head of the queue; its prompt and output are computed again later. The
-// earliest is therefore never preempted, and what fits the cache alone always finishes.
+// prefill never stops halfway because pages are missing. Decoding takes page by page. When none is free, the latest to
+// have arrived gives up its pages and goes to the head of the queue; its prompt and output are computed again later.
+// The earliest is therefore never preempted, and what fits the cache alone always finishes.
 //
 // Drafts take only rows, pages and room that nobody else of the step needs; no sequence is preempted for them. A part
 // with drafts reserves pages for the case that all hold. When its tokens are known, the places of those that didn't are
@@ -51,7 +51,8 @@ class Scheduler {
 
   explicit Scheduler(const SchedulerOptions& options);
 
-  // To the tail of the queue. CheckError for an empty prompt, an id in use, or what would not fit the cache alone.
+  // Puts a sequence at the tail of the queue. CheckError for an empty prompt, an id in use, or what would not fit the
+  // cache alone.
   void add(NewSequence sequence);
   // Ends a live sequence, finished or aborted, wherever it is; it is planned no more. Its pages are released at once,
   // or with the completion of the last step in flight that computes it. CheckError for an unknown id.
@@ -80,7 +81,7 @@ class Scheduler {
   std::uint64_t num_preemptions() const { return num_preemptions_; }
   const PageAllocator& pages() const { return pages_; }
   const Sequence& sequence(SequenceId id) const { return live(id); }  // CheckError for an unknown id
-  // In order of arrival; all of `running` arrived before all of `waiting`.
+  // Both are in order of arrival; all of `running` arrived before all of `waiting`.
   const std::list<Sequence>& running() const { return running_; }
   const std::list<Sequence>& waiting() const { return waiting_; }
 
@@ -130,10 +131,11 @@ class Scheduler {
   bool has_chunks_ = false;  // while planning: running sequences lack more than their latest token
 
   // What is left of a step's room while it is planned.
-  std::int64_t rows_left_ = 0;           // of max_batch_tokens
-  std::int64_t prompt_logits_left_ = 0;  // of max_prompt_logits
-  std::int64_t draft_rows_left_ = 0;     // of max_drafts; every running sequence can have a row beside them
-  std::int64_t draft_pages_left_ = 0;    // that no known token of a running sequence needs
+  std::int64_t rows_left_ = 0;           // rows, within max_batch_tokens
+  std::int64_t prompt_logits_left_ = 0;  // wanted rows, within max_prompt_logits
+  std::int64_t draft_rows_left_ =
+      0;  // draft rows, within max_drafts; every running sequence can have a row beside them
+  std::int64_t draft_pages_left_ = 0;  // free pages that no known token of a running sequence needs
 };
 
 }  // namespace minisgl

@@ -40,14 +40,14 @@ struct Sequence {
   // one pending token.
   std::int64_t num_computed = 0;       // tokens whose keys and values are in the cache
   std::vector<PageId> pages = {};      // page of position p is pages[p / page_size]
-  std::int64_t num_planned_pages = 0;  // of these, how many a plan has told the ranks
-  std::int32_t pending_target = 0;     // of a pending token: the target of the latest plan that draws it
+  std::int64_t num_planned_pages = 0;  // how many of them a plan has told the ranks
+  std::int32_t pending_target = 0;     // the target of the latest plan that draws the pending token
   int num_in_flight = 0;               // steps in flight that compute rows of it
 
   std::int32_t adapter = 0;
   bool is_running = false;  // else it waits, or has left
   bool needs_token = false;
-  bool wants_hidden = false;  // of the wanted rows, else their logits
+  bool wants_hidden = false;  // the wanted rows give hidden states, else logits
   // The prompt's rows that the host gets something of; none where end_wanted is 0.
   std::int64_t end_wanted = 0, first_wanted = 0;
   std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption

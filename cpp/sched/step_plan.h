@@ -16,7 +16,7 @@ struct SequenceStep {
   SequenceId id;
   std::int32_t first_row;
   std::int32_t num_rows;        // >= 1
-  std::int32_t start_position;  // of the first row
+  std::int32_t start_position;  // position of the first row
   // The sequence's page table from this step on: the first `num_kept_pages` entries of the table that the rank has,
   // then `num_new_pages` of StepPlan::new_pages from `first_new_page`. A preempted sequence comes back with 0 kept.
   std::int32_t num_kept_pages;
@@ -39,7 +39,7 @@ struct LogitTarget {
   std::int32_t token;     // kSample, or the prompt token that follows and whose log probability is wanted
 };
 
-// Which memory the source of a copied page lies in.
+// The memory that the source of a copied page lies in.
 enum class PageTier : std::int32_t { device };
 
 // A page's keys and values in all layers, copied before anything of the step is computed. No page is the destination of

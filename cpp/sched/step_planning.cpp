@@ -1,4 +1,4 @@
-// How a step is planned: who computes what, who gives way, and what of the room is left for drafts.
+// Planning one step: who computes what, who gives way, and how much room is left for drafts.
 #include <algorithm>
 #include <utility>
 
@@ -37,7 +37,7 @@ const StepPlan& Scheduler::plan() {
     draft_rows_left_ = std::clamp<std::int64_t>(rows_left_ - num_running(), 0, options_.max_drafts);
     draft_pages_left_ = std::max<std::int64_t>(0, pages_left);
   }
-  // Where pages are missing, somebody must be preempted.
+  // A sequence must be preempted where pages are missing.
   if (in_flight_.empty() || pages_left >= 0) {
     const bool preempted = plan_decodes();
     plan_prefills();
@@ -142,8 +142,8 @@ void Scheduler::admit() {
   }
 }
 
-// How many tokens of a waiting sequence another has computed in the steps before this one. The last token and the rows
-// that are wanted are computed in any case.
+// Returns how many tokens of a waiting sequence another has computed in the steps before this one. The last token and
+// the rows that are wanted are computed in any case.
 std::int64_t Scheduler::num_shareable(const Sequence& sequence) const {
   const auto entry = index_.find(sequence.prefix.sequence);
   if (entry == index_.end() || !entry->second->is_running) return 0;
@@ -189,7 +189,7 @@ std::int64_t Scheduler::chunk_size(const Sequence& sequence) const {
   return rows;
 }
 
-// How many of its drafts a sequence may try behind `rows` other rows. It has the pages for them afterwards.
+// Returns how many of its drafts a sequence may try behind `rows` other rows. It has the pages for them afterwards.
 std::int64_t Scheduler::reserve_drafts(Sequence& sequence, std::int64_t rows) {
   const auto num_pages = static_cast<std::int64_t>(sequence.pages.size());
   const std::int64_t free = std::min(draft_pages_left_, pages_.num_free());

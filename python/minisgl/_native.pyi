@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 class InputError(ValueError):
     """What the user gave cannot work; the message is one sentence to be shown as it is."""
@@ -75,6 +76,27 @@ class Progress:
         grows, or the rank is stuck.
         """
 
+class EngineOptions(TypedDict, total=False):
+    """The options besides model_path, as cpp/engine/options.h declares them. 0 and "auto" are
+    chosen.
+    """
+
+    num_threads: int
+    kv_dtype: str
+    page_size: int
+    kv_cache_tokens: int
+    max_model_len: int
+    max_running: int
+    max_batch_tokens: int
+    max_waiting: int
+    device: str
+    memory_fraction: float
+    num_pages: int
+    disable_cuda_graph: bool
+    disable_overlap: bool
+    load_format: str
+    cache_dir: str
+
 class Place:
     """Which rank of a group a process is, and how it reaches the others."""
 
@@ -104,24 +126,10 @@ class Follower:
         self,
         model_path: str,
         *,
-        num_threads: int = 0,
-        kv_dtype: str = "auto",
-        page_size: int = 16,
-        kv_cache_tokens: int = 0,
-        max_model_len: int = 0,
-        max_running: int = 256,
-        max_batch_tokens: int = 0,
-        max_waiting: int = 4096,
-        device: str = "auto",
-        memory_fraction: float = 0.9,
-        num_pages: int = 0,
-        disable_cuda_graph: bool = False,
-        disable_overlap: bool = False,
-        load_format: str = "auto",
-        cache_dir: str = "",
         place: Place | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         counter: Progress | None = None,
+        **options: Unpack[EngineOptions],
     ) -> None:
         """As Engine's."""
     @property
@@ -144,29 +152,16 @@ class Engine:
         self,
         model_path: str,
         *,
-        num_threads: int = 0,
-        kv_dtype: str = "auto",
-        page_size: int = 16,
-        kv_cache_tokens: int = 0,
-        max_model_len: int = 0,
-        max_running: int = 256,
-        max_batch_tokens: int = 0,
-        max_waiting: int = 4096,
-        device: str = "auto",
-        memory_fraction: float = 0.9,
-        num_pages: int = 0,
-        disable_cuda_graph: bool = False,
-        disable_overlap: bool = False,
-        load_format: str = "auto",
-        cache_dir: str = "",
         place: Place | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         counter: Progress | None = None,
+        **options: Unpack[EngineOptions],
     ) -> None:
         """Takes its `place` among ranks, if there are several, and loads the weights, calling
         progress(phase, done, total) on this thread. 0 and "auto" are chosen. What a GPU
         measures of itself is kept in cache_dir, if one is given. `counter` shows how far it is,
-        from now to its end. Raises InputError, and RankFailure for another rank's end.
+        from now to its end. Raises TypeError and ValueError that name a wrong option, InputError,
+        and RankFailure for another rank's end.
         """
 
     @property

@@ -145,7 +145,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_model_len": (0, 2**31 - 1),
     "page_size": (1, 1024),
     "max_running": (1, 65536),
-    "max_batch_tokens": (0, 2**20),
+    "max_batch_tokens": (0, 65536),
     "memory_fraction": (0.01, 1.0),
     "num_pages": (0, 2**31 - 1),
     "max_waiting": (0, 2**20),

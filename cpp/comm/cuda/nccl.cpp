@@ -41,7 +41,7 @@ ncclDataType_t nccl_type(DType dtype) {
 
 class GpuCommunicator final : public Communicator {
  public:
-  // With options.device as the calling thread's device. host: not read for PeerSums::never.
+  // options.device must be the calling thread's device. `host` is not read for PeerSums::never.
   GpuCommunicator(const NcclLibrary& nccl, const NcclUniqueId& id, const NcclOptions& options, PeerSums peer_sums,
                   Communicator* host)
       : options_(options),
@@ -192,7 +192,7 @@ class GpuCommunicator final : public Communicator {
     throw *failure_;
   }
 
-  // From any thread: keeps the first failure and ends what the device waits for.
+  // Keeps the first failure and ends what the device waits for; from any thread.
   void fail(int rank, const std::string& message) {
     {
       const std::lock_guard lock(mutex_);
@@ -208,13 +208,13 @@ class GpuCommunicator final : public Communicator {
     fail(rank, concat("rank ", rank, " (process ", options_.pids[static_cast<std::size_t>(rank)], ") has died"));
   }
 
-  // For a failure of which NCCL doesn't say whose it is.
+  // A failure of which NCCL doesn't say whose it is.
   void fail_unknown(const std::string& message) {
     const int dead = find_peer(has_ended);
     dead >= 0 ? fail_dead(dead) : fail(-1, message);
   }
 
-  // `rank`: -1 where nobody is known to be late.
+  // `rank`: the late one; -1 where none is known to be late.
   void fail_late(int rank) {
     if (rank < 0) rank = find_peer(is_stopped);
     const std::string who = rank < 0 ? "a rank" : concat("rank ", rank);
@@ -252,7 +252,7 @@ class GpuCommunicator final : public Communicator {
   std::string name_;
   NcclGroup group_;
   NcclBuffer buffer_;
-  NcclBuffer barrier_;  // f32 that nobody reads
+  NcclBuffer barrier_;  // an f32 without meaning, which a barrier sums
   std::unique_ptr<PeerAllReduce> peers_;
   SizeClasses classes_;
 

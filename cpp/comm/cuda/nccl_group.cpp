@@ -16,7 +16,7 @@ namespace minisgl {
 namespace {
 
 constexpr int kSymmetric = 1;  // NCCL_WIN_COLL_SYMMETRIC, which older headers lack
-// For a call under way to end before the communicator is given up all the same.
+// A call under way has this long to end before the communicator is given up all the same.
 constexpr std::chrono::seconds kAbortPatience{1};
 
 // The function's result. After the time limit it is left to itself, so it owns all that it uses.

@@ -35,9 +35,9 @@ class NcclGroup {
 
   // An error that NCCL met after a call had returned, in NCCL's words; "" where there is none.
   std::string asynchronous_error();
-  // From any thread: ends what is queued on the device. Later calls fail.
+  // Ends, from any thread, what is queued on the device. Later calls fail.
   void abort();
-  // Of the end.
+  // How long the destructor waits for the other ranks.
   void set_time_limit(std::chrono::milliseconds limit) { timeout_ = limit; }
   bool is_aborted() const { return aborted_.load(std::memory_order_relaxed); }
 

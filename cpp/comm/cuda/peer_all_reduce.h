@@ -25,7 +25,7 @@ class PeerAllReduce {
   static std::unique_ptr<PeerAllReduce> make(Communicator& host, int device, std::int64_t max_one_shot_bytes,
                                              std::int64_t max_two_shot_bytes, std::chrono::milliseconds timeout,
                                              std::string& reason);
-  // Waits for nobody: no rank may be in a sum.
+  // Doesn't wait for other ranks: none may be in a sum.
   ~PeerAllReduce();
   PeerAllReduce(const PeerAllReduce&) = delete;
   PeerAllReduce& operator=(const PeerAllReduce&) = delete;
@@ -38,7 +38,7 @@ class PeerAllReduce {
 
   // How long kernels that are launched or recorded from now on wait for the other ranks.
   void set_time_limit(std::chrono::milliseconds limit);
-  // From any thread: ends all waiting on the device, now and later.
+  // Ends all waiting on the device, now and later; from any thread.
   void give_up();
   // The rank whose data didn't come within the time limit.
   std::optional<int> missing_rank() const;

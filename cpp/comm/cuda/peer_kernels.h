@@ -12,14 +12,14 @@ namespace minisgl::cuda {
 constexpr int kMaxPeers = 8;
 constexpr int kNumRegions = 3;  // that take turns, call by call
 
-// On the device, for its kernels alone.
+// State on the device, for its kernels alone.
 struct PeerState {
   std::uint32_t region;           // of the next call
   std::uint32_t started_blocks;   // of the call at hand
   std::uint32_t vectors_written;  // into the region of the last call
 };
 
-// On the host, mapped: what kernels and host have to say to each other.
+// Mapped memory of the host: what kernels and host say to each other.
 struct PeerSignal {
   std::uint32_t give_up;  // host: stop waiting, now and later
   std::uint32_t missing;  // kernels: 1 + the rank whose data didn't come within the time limit
@@ -54,14 +54,14 @@ void load_peer_kernels();
 // Fills memory with the mark of what has not been written yet.
 void mark_unwritten(uint4* memory, std::int64_t vectors, cudaStream_t stream);
 
-// data: [count], in place. Everything to everybody, everybody sums.
+// data: [count], in place. Each rank sends everything to all, and all sum everything.
 void one_shot_sum(const PeerGroup& group, void* data, std::int64_t count, DType dtype, int num_processors,
                   cudaStream_t stream);
-// Each rank's share to that rank, which sums it and sends the sum to everybody.
+// Each rank gets its share from all, sums it and sends the sum to all.
 void two_shot_sum(const PeerGroup& group, void* data, std::int64_t count, DType dtype, int num_processors,
                   cudaStream_t stream);
-// As Communicator::all_reduce_add_rms_norm, in one shot; false where a row has no whole number of vectors, more than
-// kMaxFusedBytes, or a buffer isn't aligned to 16 bytes.
+// Does what Communicator::all_reduce_add_rms_norm does, in one shot; false where a row has no whole number of vectors,
+// more than kMaxFusedBytes, or a buffer isn't aligned to 16 bytes.
 constexpr std::int64_t kMaxFusedBytes = 65536;
 bool one_shot_sum_add_rms_norm(const PeerGroup& group, const SumAddRmsNorm& op, cudaStream_t stream);
 

@@ -101,7 +101,7 @@ class CpuDevice final : public Device {
   void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
     batch_ = batch;
     queries_ = queries;
-    outputs_.clear();
+    outputs_ = {};
   }
   void run_step(const std::function<void()>& body) override { body(); }
 
@@ -167,10 +167,14 @@ class CpuDevice final : public Device {
                        OutputTensor out) override {
     cpu_ops::paged_attention(pool_, view_of(qkv, shape), batch_.sequences, cache, scale, window, out.f32());
   }
-  void gather_logit_rows(Tensor x, OutputTensor y) override {
+  void gather_wanted_rows(Tensor x, OutputTensor y) override {
     const auto bytes = static_cast<std::size_t>(row_bytes(x.dtype, x.cols));
-    for (std::size_t i = 0; i < batch_.logit_rows.size(); ++i) {
-      copy(x.data + static_cast<std::size_t>(batch_.logit_rows[i]) * bytes, bytes, y.data + i * bytes);
+    std::byte* to = y.data;
+    for (const std::span<const std::int32_t> rows : {batch_.logit_rows, batch_.hidden_rows}) {
+      for (const std::int32_t row : rows) {
+        copy(x.data + static_cast<std::size_t>(row) * bytes, bytes, to);
+        to += bytes;
+      }
     }
   }
   void sum_over_ranks(OutputTensor x) override {
@@ -193,14 +197,17 @@ class CpuDevice final : public Device {
   void sample(OutputTensor logits) override {
     const std::int64_t num_logits = std::ssize(queries_);
     MINISGL_CHECK(logits.rows == num_logits, logits.rows, " rows of logits, ", num_logits, " wanted");
-    outputs_.assign(static_cast<std::size_t>(num_logits), TokenOutput{});
+    outputs_.tokens.assign(static_cast<std::size_t>(num_logits), TokenOutput{});
     pool_.parallel_for(num_logits, [&](std::int64_t index, int thread) {
       const auto i = static_cast<std::size_t>(index);
       const std::span row(logits.f32() + index * logits.cols, static_cast<std::size_t>(logits.cols));
-      answer(row, queries_[i], scratch_[static_cast<std::size_t>(thread)], outputs_[i]);
+      answer(row, queries_[i], scratch_[static_cast<std::size_t>(thread)], outputs_.tokens[i]);
     });
   }
-  std::vector<TokenOutput> take_outputs() override { return std::exchange(outputs_, {}); }
+  void keep_hidden(Tensor hidden) override {
+    outputs_.hidden.assign(hidden.f32(), hidden.f32() + hidden.rows * hidden.cols);
+  }
+  StepOutputs take_outputs() override { return std::exchange(outputs_, {}); }
 
  private:
   // Buffers of one thread of the pool.
@@ -256,7 +263,7 @@ class CpuDevice final : public Device {
   // The step at hand.
   StepBatch batch_{};
   std::span<const LogitQuery> queries_;
-  std::vector<TokenOutput> outputs_;
+  StepOutputs outputs_;
 };
 
 }  // namespace

@@ -174,7 +174,7 @@ class CudaDevice final : public Device {
   }
   void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale, std::int32_t window,
                        OutputTensor out) override;
-  void gather_logit_rows(Tensor x, OutputTensor y) override {
+  void gather_wanted_rows(Tensor x, OutputTensor y) override {
     cuda::gather_rows(slots_.step(), x.data, x.cols, y.data, stream_.get());
   }
   void sum_over_ranks(OutputTensor x) override {
@@ -189,7 +189,8 @@ class CudaDevice final : public Device {
     cuda::sample(step, logits.f32(), adjusted_.as<float>(), logits.cols, seen_.counts.as<std::uint32_t>(),
                  slots_.outputs(), stream_.get());
   }
-  std::vector<TokenOutput> take_outputs() override { return slots_.take(); }
+  void keep_hidden(Tensor hidden) override { slots_.keep_hidden(hidden); }
+  StepOutputs take_outputs() override { return slots_.take(); }
   double busy_seconds() const override { return slots_.busy_seconds(); }
 
  private:

@@ -203,7 +203,7 @@ void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int
 }
 
 void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y, cudaStream_t stream) {
-  launch_kernel(copy_rows_kernel, dim3(static_cast<unsigned>(step.num_logits)), kThreads, 0, stream,
+  launch_kernel(copy_rows_kernel, dim3(static_cast<unsigned>(step.num_logits + step.num_hidden)), kThreads, 0, stream,
                 static_cast<const bf16*>(x), step.logit_rows, cols, static_cast<bf16*>(y));
 }
 

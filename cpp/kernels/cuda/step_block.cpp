@@ -58,7 +58,7 @@ std::size_t StepBlock::bytes_for(const StepLimits& limits) {
 }
 
 std::size_t StepBlock::Shape::bytes() const {
-  return block_bytes(rows, sequences, logits, pages, biases, banned, mask_words);
+  return block_bytes(rows, sequences, logits + hidden, pages, biases, banned, mask_words);
 }
 
 void StepBlock::reserve(std::size_t bytes) {
@@ -108,7 +108,8 @@ StepBlock::Shape StepBlock::shape_of(const StepBatch& batch, std::span<const Log
   Shape shape{.padding = padding,
               .rows = std::ssize(batch.tokens) + padding,
               .sequences = std::ssize(batch.sequences) + padding,
-              .logits = std::ssize(batch.logit_rows) + padding};
+              .logits = std::ssize(batch.logit_rows) + padding,
+              .hidden = std::ssize(batch.hidden_rows)};
   for (const ops::SequenceRows& sequence : batch.sequences) shape.pages += pages_of(sequence, batch.page_size);
   for (const LogitQuery& query : queries) {
     if (query.target != LogitQuery::kSample) continue;
@@ -125,6 +126,7 @@ StepBlock::Arrays StepBlock::lay_out(const Shape& shape) {
   data_.num_rows = static_cast<std::int32_t>(shape.rows);
   data_.num_sequences = static_cast<std::int32_t>(shape.sequences);
   data_.num_logits = static_cast<std::int32_t>(shape.logits);
+  data_.num_hidden = static_cast<std::int32_t>(shape.hidden);
   Arrays host{};
   host.tokens = layout.add(shape.rows, data_.tokens);
   host.positions = layout.add(shape.rows, data_.positions);
@@ -132,7 +134,7 @@ StepBlock::Arrays StepBlock::lay_out(const Shape& shape) {
   host.sequences = layout.add(shape.sequences, data_.sequences);
   host.decodes = layout.add(shape.sequences, data_.decodes);
   host.prefills = layout.add(shape.sequences, data_.prefills);
-  host.logit_rows = layout.add(shape.logits, data_.logit_rows);
+  host.logit_rows = layout.add(shape.logits + shape.hidden, data_.logit_rows);
   host.queries = layout.add(shape.logits, data_.queries);
   host.pages = layout.add(shape.pages, data_.pages);
   host.biases = layout.add(shape.biases, data_.biases);
@@ -154,6 +156,7 @@ void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const A
   std::ranges::copy(batch.tokens, host.tokens);
   std::ranges::copy(batch.positions, host.positions);
   std::ranges::copy(batch.logit_rows, host.logit_rows);
+  std::ranges::copy(batch.hidden_rows, host.logit_rows + data_.num_logits);
   std::int32_t first_page = 0;
   for (std::size_t i = 0; i < batch.sequences.size(); ++i) {
     const ops::SequenceRows& sequence = batch.sequences[i];

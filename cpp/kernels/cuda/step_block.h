@@ -25,7 +25,7 @@ class StepBlock {
   // Lengths of the arrays, padding included.
   struct Shape {
     std::int64_t padding = 0;
-    std::int64_t rows = 0, sequences = 0, logits = 0;
+    std::int64_t rows = 0, sequences = 0, logits = 0, hidden = 0;
     std::int64_t pages = 0, biases = 0, banned = 0, mask_words = 0;
     std::size_t bytes() const;  // at most
   };

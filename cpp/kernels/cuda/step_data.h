@@ -47,6 +47,7 @@ struct OutputEntry {
 
 struct StepData {
   std::int32_t num_rows = 0, num_sequences = 0, num_decodes = 0, num_prefills = 0, num_logits = 0;
+  std::int32_t num_hidden = 0;
   std::int32_t most_prefill_rows = 0;        // the most of one sequence
   const std::int32_t* tokens = nullptr;      // [num_rows] -1 - i: drawn_before[i]
   const std::int32_t* positions = nullptr;   // [num_rows]
@@ -54,8 +55,9 @@ struct StepData {
   const SequenceEntry* sequences = nullptr;  // [num_sequences]
   const std::int32_t* decodes = nullptr;     // [num_decodes] sequences of at most one row
   const std::int32_t* prefills = nullptr;    // [num_prefills] the others
-  const std::int32_t* logit_rows = nullptr;  // [num_logits]
-  const QueryEntry* queries = nullptr;       // [num_logits]
+  const std::int32_t* logit_rows =
+      nullptr;                          // [num_logits + num_hidden] the latter: rows whose hidden states are wanted
+  const QueryEntry* queries = nullptr;  // [num_logits]
   // One after the other and of lengths that no kernel knows; all of them are indexed from where the page tables begin.
   const std::int32_t* pages = nullptr;
   const BiasEntry* biases = nullptr;

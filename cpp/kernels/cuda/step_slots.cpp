@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/half.h"
 #include "core/log.h"
 #include "kernels/cuda/seen_tokens.h"
 #include "kernels/cuda/wait.h"
@@ -81,7 +82,8 @@ void StepSlots::close() {
 void StepSlots::begin(const StepBatch& batch, std::span<const LogitQuery> queries) {
   open();
   const std::int64_t num_sequences = std::ssize(batch.sequences);
-  const bool decodes = std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences;
+  const bool decodes =
+      std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences && batch.hidden_rows.empty();
   auto& graphs = current().graphs;
   const auto graph = decodes ? graphs.lower_bound(num_sequences) : graphs.end();
   replayed_ = graph != graphs.end() ? &graph->second : nullptr;
@@ -111,6 +113,7 @@ void StepSlots::upload(const StepBatch& batch, std::span<const LogitQuery> queri
   }
   Slot& slot = current();
   slot.num_queries = std::ssize(queries);
+  slot.num_hidden = 0;
   slot.reserve_outputs(shape.logits);
   step_ = block.upload(
       batch, queries, shape, [](const SeenTokens* seen) { return static_cast<const DeviceSeenTokens*>(seen)->slot(); },
@@ -148,7 +151,19 @@ void StepSlots::record(const StepBatch& batch, std::span<const LogitQuery> queri
   }
 }
 
-std::vector<TokenOutput> StepSlots::take() {
+void StepSlots::keep_hidden(Tensor hidden) {
+  MINISGL_CHECK(hidden.dtype == DType::bf16, "hidden states of ", dtype_info(hidden.dtype).name);
+  Slot& slot = current();
+  slot.num_hidden = hidden.rows * hidden.cols;
+  if (slot.num_hidden > slot.most_hidden) {
+    slot.most_hidden = slot.num_hidden;
+    slot.hidden = allocate_pinned(static_cast<std::size_t>(hidden.nbytes()));
+  }
+  MINISGL_CUDA_CHECK(cudaMemcpyAsync(slot.hidden.get(), hidden.data, static_cast<std::size_t>(hidden.nbytes()),
+                                     cudaMemcpyDeviceToHost, stream_));
+}
+
+StepOutputs StepSlots::take() {
   if (is_open_) {  // its calls were made without run()
     close();
     ++num_untaken_;
@@ -160,7 +175,10 @@ std::vector<TokenOutput> StepSlots::take() {
   float milliseconds = 0;
   MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.begun.get(), taken.done.get()));
   busy_seconds_ += milliseconds * 1e-3;
-  return read_outputs(static_cast<const OutputEntry*>(taken.outputs.get()), taken.num_queries);
+  StepOutputs outputs{read_outputs(static_cast<const OutputEntry*>(taken.outputs.get()), taken.num_queries)};
+  const auto* hidden = static_cast<const std::uint16_t*>(taken.hidden.get());
+  for (std::int64_t i = 0; i < taken.num_hidden; ++i) outputs.hidden.push_back(bf16_to_f32(hidden[i]));
+  return outputs;
 }
 
 }  // namespace minisgl::cuda

@@ -38,8 +38,10 @@ class StepSlots {
   const StepData& step() const { return step_; }
   OutputEntry* outputs() { return static_cast<OutputEntry*>(current().outputs.get()); }
 
+  // Queues the copy of bf16 rows to the host, for the outputs of the step at hand.
+  void keep_hidden(Tensor hidden);
   // Waits for the oldest step whose outputs were not taken.
-  std::vector<TokenOutput> take();
+  StepOutputs take();
   double busy_seconds() const { return busy_seconds_; }  // the device's, in the steps that were taken
 
  private:
@@ -49,7 +51,8 @@ class StepSlots {
     StepBlock large_block;  // of steps that don't fit the one that graphs read
     DeviceBuffer drawn;     // [logits] tokens, for the next step
     PinnedMemory outputs;   // [logits] OutputEntry, written by the device
-    std::int64_t num_outputs = 0, num_queries = 0;
+    PinnedMemory hidden;    // [num_hidden] bf16, a step's hidden states in a row
+    std::int64_t num_outputs = 0, num_queries = 0, num_hidden = 0, most_hidden = 0;
     CudaEvent begun, done;                         // on the device
     std::map<std::int64_t, CudaGraphExec> graphs;  // by number of sequences
 

@@ -46,7 +46,7 @@ class AsyncDevice : public Device {
     auto previous = std::exchange(step_, std::make_shared<Step>(batch, queries));
     push([step = step_, previous = std::move(previous)] {
       for (std::int32_t& token : step->tokens) {
-        if (token < 0) token = previous->outputs.at(static_cast<std::size_t>(-1 - token)).token;
+        if (token < 0) token = previous->outputs.tokens.at(static_cast<std::size_t>(-1 - token)).token;
       }
     });
   }
@@ -65,10 +65,15 @@ class AsyncDevice : public Device {
     push([this, step = step_, logits] {
       inner_->begin_step(step->batch, step->queries);
       inner_->run_step([&] { inner_->sample(logits); });
-      step->outputs = inner_->take_outputs();
+      step->outputs.tokens = inner_->take_outputs().tokens;
     });
   }
-  std::vector<TokenOutput> take_outputs() override {
+  void keep_hidden(Tensor hidden) override {
+    push([step = step_, hidden] {
+      step->outputs.hidden.assign(hidden.f32(), hidden.f32() + hidden.rows * hidden.cols);
+    });
+  }
+  StepOutputs take_outputs() override {
     std::unique_lock lock(mutex_);
     MINISGL_CHECK(!untaken_.empty());
     const std::shared_ptr<Step> step = untaken_.front();
@@ -125,7 +130,7 @@ class AsyncDevice : public Device {
   void paged_attention(Tensor, const HeadShape&, const ops::KvLayer&, float, std::int32_t, OutputTensor) override {
     unwanted();
   }
-  void gather_logit_rows(Tensor, OutputTensor) override { unwanted(); }
+  void gather_wanted_rows(Tensor, OutputTensor) override { unwanted(); }
   void sum_over_ranks(OutputTensor) override { unwanted(); }
   void gather_columns(Tensor, OutputTensor, OutputTensor) override { unwanted(); }
 
@@ -136,6 +141,7 @@ class AsyncDevice : public Device {
         : tokens(from.tokens.begin(), from.tokens.end()),
           positions(from.positions.begin(), from.positions.end()),
           logit_rows(from.logit_rows.begin(), from.logit_rows.end()),
+          hidden_rows(from.hidden_rows.begin(), from.hidden_rows.end()),
           sequences(from.sequences.begin(), from.sequences.end()),
           queries(asked.begin(), asked.end()) {
       for (ops::SequenceRows& sequence : sequences) {
@@ -153,11 +159,11 @@ class AsyncDevice : public Device {
         SeenTokens*& seen = processors.penalties.seen;
         if (seen != nullptr) seen = static_cast<Seen*>(seen)->inner.get();
       }
-      batch = {tokens, positions, sequences, logit_rows, from.page_size};
+      batch = {tokens, positions, sequences, logit_rows, from.page_size, hidden_rows};
     }
     Step(const Step&) = delete;
 
-    std::vector<std::int32_t> tokens, positions, logit_rows;
+    std::vector<std::int32_t> tokens, positions, logit_rows, hidden_rows;
     std::vector<ops::SequenceRows> sequences;
     std::deque<std::vector<std::int32_t>> tables, banned;
     std::deque<std::vector<TokenBias>> biases;
@@ -165,7 +171,7 @@ class AsyncDevice : public Device {
     std::deque<SamplingParams> params;
     std::vector<LogitQuery> queries;
     StepBatch batch{};
-    std::vector<TokenOutput> outputs;
+    StepOutputs outputs;
     bool is_done = false;  // guarded by mutex_
   };
 

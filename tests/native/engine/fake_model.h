@@ -51,30 +51,36 @@ class FakeModel : public Model {
   using Compute = std::function<void(const StepBatch&)>;
 
   // `on_forward` is called at the start of each step, on the engine thread. `enqueue` hands the step's work to a device
-  // that runs ahead.
+  // that runs ahead. Hidden states go to `device`.
   explicit FakeModel(ModelSpec spec = fake_spec(), std::function<void(const StepBatch&)> on_forward = {},
-                     std::function<void(Compute)> enqueue = {})
-      : spec_(std::move(spec)), on_forward_(std::move(on_forward)), enqueue_(std::move(enqueue)) {}
+                     std::function<void(Compute)> enqueue = {}, Ops* device = nullptr)
+      : spec_(std::move(spec)), on_forward_(std::move(on_forward)), enqueue_(std::move(enqueue)), device_(device) {}
 
   const ModelSpec& spec() const override { return spec_; }
   std::int64_t weight_bytes() const override { return 0; }
   DType weight_dtype() const override { return DType::f32; }
+  std::int64_t workspace_bytes(const StepLimits& limits) const override { return limits.logits * spec_.vocab_size * 8; }
 
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
     if (on_forward_) on_forward_(batch);
     turn_ ^= 1;
     std::vector<float>& logits = logits_[turn_];
     logits.resize(batch.logit_rows.size() * spec_.vocab_size);
+    std::vector<float>& hidden = hidden_[turn_];
+    hidden.resize(batch.hidden_rows.size() * 2);
     if (enqueue_) {
-      enqueue_([this, &cache, &logits](const StepBatch& known) { compute(known, cache, logits); });
+      enqueue_([this, &cache, &logits, &hidden](const StepBatch& known) { compute(known, cache, logits, hidden); });
     } else {
-      compute(batch, cache, logits);
+      compute(batch, cache, logits, hidden);
+    }
+    if (!hidden.empty()) {
+      device_->keep_hidden({reinterpret_cast<std::byte*>(hidden.data()), DType::f32, std::ssize(hidden) / 2, 2});
     }
     return {reinterpret_cast<std::byte*>(logits.data()), DType::f32, std::ssize(batch.logit_rows), spec_.vocab_size};
   }
 
  private:
-  void compute(const StepBatch& batch, KvCache& cache, std::span<float> logits) const {
+  void compute(const StepBatch& batch, KvCache& cache, std::span<float> logits, std::span<float> hidden) const {
     for (const ops::SequenceRows& rows : batch.sequences) {
       for (std::int32_t i = 0; i < rows.num_rows; ++i) {
         const std::int32_t row = rows.first_row + i;
@@ -87,15 +93,26 @@ class FakeModel : public Model {
     std::size_t next = 0;
     for (const ops::SequenceRows& rows : batch.sequences) {
       for (; next < batch.logit_rows.size() && batch.logit_rows[next] < rows.first_row + rows.num_rows; ++next) {
-        const std::int32_t position = batch.positions[batch.logit_rows[next]];
-        auto hash = static_cast<std::uint64_t>(rows.adapter);
-        for (std::int32_t p = 0; p <= position; ++p) {
-          const float* key = slot(cache, rows, p);
-          hash = mix(mix(hash, static_cast<std::uint64_t>(key[0])), static_cast<std::uint64_t>(key[1]));
-        }
-        hashed_logits(hash, logits.subspan(next * spec_.vocab_size, spec_.vocab_size));
+        hashed_logits(hash_at(cache, rows, batch.positions[batch.logit_rows[next]]),
+                      logits.subspan(next * spec_.vocab_size, spec_.vocab_size));
       }
     }
+    next = 0;
+    for (const ops::SequenceRows& rows : batch.sequences) {
+      for (; next < batch.hidden_rows.size() && batch.hidden_rows[next] < rows.first_row + rows.num_rows; ++next) {
+        hashed_logits(hash_at(cache, rows, batch.positions[batch.hidden_rows[next]]), hidden.subspan(next * 2, 2));
+      }
+    }
+  }
+
+  // Of everything that a row at this position attends to.
+  static std::uint64_t hash_at(KvCache& cache, const ops::SequenceRows& rows, std::int32_t position) {
+    auto hash = static_cast<std::uint64_t>(rows.adapter);
+    for (std::int32_t p = 0; p <= position; ++p) {
+      const float* key = slot(cache, rows, p);
+      hash = mix(mix(hash, static_cast<std::uint64_t>(key[0])), static_cast<std::uint64_t>(key[1]));
+    }
+    return hash;
   }
 
   static float* slot(KvCache& cache, const ops::SequenceRows& rows, std::int32_t position) {
@@ -108,7 +125,8 @@ class FakeModel : public Model {
   ModelSpec spec_;
   std::function<void(const StepBatch&)> on_forward_;
   std::function<void(Compute)> enqueue_;
-  std::vector<float> logits_[2];  // of the step at hand and the one before
+  Ops* device_;
+  std::vector<float> logits_[2], hidden_[2];  // of the step at hand and the one before
   int turn_ = 0;
 };
 

@@ -5,6 +5,8 @@
 #include "engine/defaults.h"
 #include "kernels/cpu/backend.h"
 #include "models/kv_cache.h"
+#include "models/model_shard.h"
+#include "models/workspace.h"
 
 namespace minisgl {
 namespace {
@@ -30,9 +32,30 @@ const Device& cpu() {
   return *device;
 }
 
+// A decoder as far as memory goes.
+class SizedModel final : public Model {
+ public:
+  SizedModel(ModelSpec spec, DType weight_dtype, const Device& device)
+      : spec_(std::move(spec)),
+        weight_dtype_(weight_dtype),
+        workspace_(spec_, shard_of(spec_, device.num_ranks()), device.num_ranks(), device.activation_dtype()) {}
+  const ModelSpec& spec() const override { return spec_; }
+  Tensor forward(const StepBatch&, KvCache&) override { throw CheckError("it has no weights"); }
+  std::int64_t workspace_bytes(const StepLimits& limits) const override {
+    return workspace_.bytes_for(limits.rows, limits.logits);
+  }
+  std::int64_t weight_bytes() const override { return 90 * mebibyte; }
+  DType weight_dtype() const override { return weight_dtype_; }
+
+ private:
+  ModelSpec spec_;
+  DType weight_dtype_;
+  Workspace workspace_;
+};
+
 EngineConfig choose(const EngineOptions& settings, std::int64_t available = 8 * gibibyte,
                     DType weight_dtype = DType::q4_1) {
-  return choose_config(settings, {small_spec(), weight_dtype, 90 * mebibyte, cpu()}, available);
+  return choose_config(settings, SizedModel(small_spec(), weight_dtype, cpu()), cpu(), available);
 }
 
 std::string refusal(const EngineOptions& settings, std::int64_t available = 8 * gibibyte) {
@@ -64,9 +87,9 @@ TEST(Defaults, CacheTypeFollowsTheWeights) {
 TEST(Defaults, ALongerSequenceGetsALargerCache) {
   ModelSpec spec = small_spec();
   spec.max_position = 131072;
-  const ModelFacts model{spec, DType::q4_1, 90 * mebibyte, cpu()};
-  EXPECT_EQ(choose_config({}, model, 8 * gibibyte).max_model_len, 16384);  // what the usual cache holds
-  const EngineConfig options = choose_config({.max_model_len = 32768}, model, 8 * gibibyte);
+  const SizedModel model(spec, DType::q4_1, cpu());
+  EXPECT_EQ(choose_config({}, model, cpu(), 8 * gibibyte).max_model_len, 16384);  // what the usual cache holds
+  const EngineConfig options = choose_config({.max_model_len = 32768}, model, cpu(), 8 * gibibyte);
   EXPECT_EQ(options.max_model_len, 32768);
   EXPECT_EQ(options.num_pages, 2048);
 }
@@ -77,7 +100,10 @@ TEST(Defaults, ShortMemoryShrinksTheCache) {
   EXPECT_LT(options.num_pages * 16, 8192);
   EXPECT_EQ(options.max_model_len, options.num_pages * 16);
   const std::int64_t cache = options.num_pages * KvCache::bytes_per_page(small_spec(), DType::f16, 16);
-  EXPECT_LT(cache + workspace_bytes(small_spec(), 512, 256), 260 * mebibyte);
+  const SizedModel model(small_spec(), DType::q4_1, cpu());
+  const StepLimits largest{
+      .rows = 512, .sequences = 256, .logits = 256 + 64, .positions = 8192, .pages = 1024, .vocab_size = 49152};
+  EXPECT_LT(cache + model.workspace_bytes(largest), 260 * mebibyte);
 }
 
 TEST(Defaults, RoundsTheCacheUpToPages) {
@@ -91,15 +117,15 @@ TEST(Defaults, RunsNoMoreThanAStepHasRowsFor) {
 TEST(Defaults, AnImpossibleBudgetIsPrinted) {
   EXPECT_EQ(refusal({.kv_cache_tokens = 100000}, gibibyte),
             "not enough memory for a KV cache of 100000 tokens: weights 90 MiB (already loaded), KV cache 2197 MiB, "
-            "workspace 80 MiB, available 1024 MiB of which 90% may be used; set --kv-cache-tokens to at most 38320");
+            "workspace 114 MiB, available 1024 MiB of which 90% may be used; set --kv-cache-tokens to at most 36768");
   EXPECT_NE(refusal({.max_model_len = 8000}, 200 * mebibyte).find("set --max-model-len to at most "),
             std::string::npos);
   EXPECT_NE(refusal({}, 10 * mebibyte).find("lower --max-batch-tokens"), std::string::npos);
 }
 
 TEST(Defaults, TheAdviceWorks) {
-  EXPECT_EQ(refusal({.kv_cache_tokens = 38320}, gibibyte), "");
-  EXPECT_NE(refusal({.kv_cache_tokens = 38321}, gibibyte), "");
+  EXPECT_EQ(refusal({.kv_cache_tokens = 36768}, gibibyte), "");
+  EXPECT_NE(refusal({.kv_cache_tokens = 36769}, gibibyte), "");
 }
 
 TEST(Defaults, SettingsOutOfRange) {

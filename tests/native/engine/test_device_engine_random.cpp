@@ -114,12 +114,32 @@ std::vector<float> distribution_of(const TokenOutput& token) {
   return logprobs;
 }
 
-// Whether the request's parameters draw `token` as its answer's token `index`, up to the rounding of the distribution.
-void expect_drawn(const Request& request, const TokenOutput& token, std::size_t index, const TokenCounts& counts) {
+// What may not be drawn after `tokens`.
+std::vector<std::int32_t> banned_after(const Request& request, std::span<const TokenOutput> tokens) {
+  std::vector<std::int32_t> banned;
+  if (std::ssize(tokens) < request.min_tokens) banned = request.stop_token_ids;
+  for (const std::vector<std::int32_t>& word : request.sampling.bad_words) {
+    const std::span before(word.data(), word.size() - 1);
+    if (before.size() > tokens.size()) continue;
+    if (std::ranges::equal(before, tokens.last(before.size()), {}, {}, &TokenOutput::token)) {
+      banned.push_back(word.back());
+    }
+  }
+  const std::vector<std::int32_t>& allowed = request.sampling.allowed_token_ids;
+  for (std::int32_t token = 0; token < kVocab && !allowed.empty(); ++token) {
+    if (std::ranges::find(allowed, token) == allowed.end()) banned.push_back(token);
+  }
+  return banned;
+}
+
+// Whether the request's parameters draw token `index` of `tokens`, up to the rounding of the distribution.
+void expect_drawn(const Request& request, std::span<const TokenOutput> tokens, std::size_t index,
+                  const TokenCounts& counts) {
+  const TokenOutput& token = tokens[index];
   ASSERT_EQ(token.top.size(), static_cast<std::size_t>(kVocab));
-  const auto stops = static_cast<std::int64_t>(index) < request.min_tokens ? std::span(request.stop_token_ids)
-                                                                           : std::span<const std::int32_t>();
-  const auto logits = reference::adjusted_logits(distribution_of(token), request.sampling, counts, stops);
+  const std::vector<std::int32_t> banned = banned_after(request, tokens.first(index));
+  const auto logits = reference::adjusted_logits(distribution_of(token), request.sampling, counts, banned);
+  if (std::ranges::max(logits) == -INFINITY) return;  // nothing is left
   const auto place = static_cast<std::size_t>(token.token);
   if (request.sampling.temperature == 0.0f) {
     ASSERT_GE(logits[place], *std::ranges::max_element(logits) - 1e-4) << "request " << request.id << ", " << index;
@@ -138,7 +158,7 @@ void expect_drawn(const Request& request, const TokenOutput& token, std::size_t 
 void expect_sound(const Request& request, const Outcome& answer) {
   TokenCounts counts{.in_prompt = {}, .in_output = std::vector<std::uint32_t>(kVocab)};
   for (std::size_t i = 0; i < answer.tokens.size(); ++i) {
-    ASSERT_NO_FATAL_FAILURE(expect_drawn(request, answer.tokens[i], i, counts));
+    ASSERT_NO_FATAL_FAILURE(expect_drawn(request, answer.tokens, i, counts));
     const std::int32_t token = answer.tokens[i].token;
     ++counts.in_output[static_cast<std::size_t>(token)];
     const bool stops = std::ranges::find(request.stop_token_ids, token) != request.stop_token_ids.end();

@@ -3,6 +3,7 @@
 
 #include "engine/engine_fixture.h"
 #include "engine/lookaheads.h"
+#include "engine/plan_codec.h"
 
 namespace minisgl::testing_support {
 namespace {
@@ -161,6 +162,48 @@ TEST(EngineForcedTokens, ComeWithoutAStepOfTheirOwn) {
   EXPECT_EQ(test.run(request).tokens.size(), 11u);
   EXPECT_EQ(test.results[2].finish, FinishReason::length);
   test.expect_idle();
+}
+
+// Other ranks hear of them before the step that computes them, for their penalties.
+TEST(EngineForcedTokens, AreToldToEveryRank) {
+  struct Recorder final : PlanSender, PlanHandler {
+    using Told = std::vector<std::vector<std::int32_t>>;
+    explicit Recorder(Told& told_) : told(told_) {}
+    void send(std::span<const std::byte> frame) override { decoder.decode(frame, *this); }
+    void add(SequenceId, SequenceSampling) override {}
+    void remove(SequenceId) override {}
+    void append(SequenceId, std::span<const std::int32_t> tokens) override {
+      told.emplace_back(tokens.begin(), tokens.end());
+    }
+    void step(const StepPlan& plan) override { told.push_back(plan.tokens); }
+    void shut_down() override {}
+    Told& told;
+    PlanDecoder decoder{{.num_pages = 64,
+                         .page_size = 4,
+                         .max_model_len = 256,
+                         .max_batch_tokens = 64,
+                         .max_logits = 100,
+                         .vocab_size = 50}};
+  };
+  class Once final : public Lookahead {
+   public:
+    Ahead look(std::span<const std::int32_t> tokens) override {
+      if (tokens.size() == 4) return {.forced = {9, 8}, .drafts = {}};
+      return {};
+    }
+  };
+  Recorder::Told told;
+  PlanSenders senders;
+  senders.push_back(std::make_unique<Recorder>(told));
+  TestEngine test(small_options(), 1, {}, fake_spec(), std::move(senders),
+                  [](const Request&) { return std::make_unique<Once>(); });
+  test.engine.start();
+  Request request = make_request(1, {5, 6, 7}, 4);
+  request.ignore_eos = true;
+  const auto tokens = test.run(request).token_ids();
+  ASSERT_EQ(tokens.size(), 4u);
+  test.engine.stop();
+  EXPECT_EQ(told, (Recorder::Told{{5, 6, 7}, {9, 8}, {tokens[0], 9, 8}}));
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ TEST(GgufFile, RefusesOtherFilesAndVersions) {
   expect_refused("PK\x03\x04 something", "'m.gguf' is not a GGUF file");
   GgufBuilder builder = small_gguf();
   builder.version = 1;
-  expect_refused(builder.build(), "GGUF version 1, versions 2 and 3 are supported");
+  expect_refused(builder.build(), "GGUF version 1; versions 2 and 3 are supported");
   builder.version = 0x03000000;
   expect_refused(builder.build(), "big-endian");
 }

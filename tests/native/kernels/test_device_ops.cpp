@@ -96,19 +96,26 @@ TEST_P(DeviceRows, EmbedAndGatherRows) {
   const std::int64_t vocab = 11, cols = size();
   const auto table = activations(vocab * cols, 4);
   const auto embedding = device().make_matrix(dtype(), vocab, cols, stored(dtype(), table));
-  const std::vector<std::int32_t> tokens{10, 0, 3, 3}, positions{0, 1, 2, 3}, logit_rows{1, 3}, pages{0};
+  const std::vector<std::int32_t> tokens{10, 0, 3, 3}, positions{0, 1, 2, 3}, pages{0};
+  const std::vector<std::int32_t> logit_rows{1, 3}, hidden_rows{0, 1};
   const ops::SequenceRows sequence{0, 4, 0, pages.data()};
-  device().begin_step({tokens, positions, {&sequence, 1}, logit_rows, 16}, {});
-  const DeviceMatrix all = matrix(4, cols), some = matrix(2, cols);
+  device().begin_step({tokens, positions, {&sequence, 1}, logit_rows, 16, hidden_rows}, {});
+  const DeviceMatrix all = matrix(4, cols), some = matrix(4, cols);
   device().embed(*embedding, 0, all.view());
-  device().gather_logit_rows(all.view(), some.view());
+  device().gather_wanted_rows(all.view(), some.view());
   std::vector<float> expected;
   for (const std::int32_t token : tokens)
     expected.insert(expected.end(), table.begin() + token * cols, table.begin() + (token + 1) * cols);
   EXPECT_EQ(all.values(), expected);
   std::vector<float> kept(expected.begin() + cols, expected.begin() + 2 * cols);
   kept.insert(kept.end(), expected.begin() + 3 * cols, expected.end());
+  kept.insert(kept.end(), expected.begin(), expected.begin() + 2 * cols);
   EXPECT_EQ(some.values(), kept);
+
+  device().keep_hidden(all.view());
+  EXPECT_EQ(device().take_outputs().hidden, expected);
+  device().begin_step({tokens, positions, {&sequence, 1}, logit_rows, 16}, {});
+  EXPECT_TRUE(device().take_outputs().hidden.empty());  // nothing of the step before
 }
 
 struct Product {
@@ -308,7 +315,7 @@ TEST_P(DeviceLinear, ANormIsReadByAnotherSum) {
 
 // What only linears read is no tensor: no other operation takes it.
 template <typename Rows>
-concept GatherableRows = requires(Ops& ops, Rows rows, Tensor y) { ops.gather_logit_rows(rows, y); };
+concept GatherableRows = requires(Ops& ops, Rows rows, Tensor y) { ops.gather_wanted_rows(rows, y); };
 template <typename Rows>
 concept AttendableRows = requires(Ops& ops, Rows rows, const HeadShape& shape, const ops::KvLayer& cache, Tensor y) {
   ops.paged_attention(rows, shape, cache, 1.0f, 0, y);

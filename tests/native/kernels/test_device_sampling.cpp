@@ -39,7 +39,7 @@ class DeviceSampling : public testing::TestWithParam<DeviceKind> {
     const DeviceMatrix matrix(device(), DType::f32, std::ssize(queries), vocab, logits);
     device().begin_step({zeros, zeros, sequences, rows, 16}, queries);
     device().sample(matrix.view());
-    return device().take_outputs();
+    return device().take_outputs().tokens;
   }
 };
 
@@ -296,7 +296,7 @@ TEST_P(DeviceSampling, MasksInAReplayedStep) {
     device->upload(std::as_bytes(std::span(logits)), matrix.data());  // sampling may have changed them
     device->begin_step({tokens, tokens, {sequences.data(), count}, logit_rows, 16}, queries);
     device->run_step(body);
-    const auto outputs = device->take_outputs();
+    const auto outputs = device->take_outputs().tokens;
     ASSERT_EQ(outputs.size(), count);
     for (std::size_t i = 0; i < count; ++i)
       EXPECT_EQ(outputs[i].token, expected[i]) << "step " << step << ", row " << i;
@@ -330,7 +330,7 @@ TEST_P(DeviceSampling, AStepThatIsTooLargeForItsRecordingLeavesItValid) {
     const std::vector<LogitQuery> queries(2, {.params = &greedy, .processors = {.banned = banned}});
     device->begin_step({zeros, zeros, sequences, rows, 16}, queries);
     device->run_step(body);
-    const auto outputs = device->take_outputs();
+    const auto outputs = device->take_outputs().tokens;
     EXPECT_EQ(num_bodies, is_large || !device->records_steps() ? 1 : 0) << "step " << step;
     for (std::size_t i = 0; i < 2; ++i) {
       std::vector<float> row(&logits[i * vocab], &logits[(i + 1) * vocab]);

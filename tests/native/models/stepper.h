@@ -71,7 +71,7 @@ class Stepper {
       const StepBatch batch{next, positions, {&rows, 1}, logit_rows, 4};
       device_.begin_step(batch, {&query, 1});
       device_.sample(model_.forward(batch, cache_));
-      generated.push_back(device_.take_outputs().front().token);
+      generated.push_back(device_.take_outputs().tokens.front().token);
       start += num_rows;
       next = {generated.back()};
     }

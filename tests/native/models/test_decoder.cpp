@@ -38,6 +38,46 @@ TEST(Decoder, AnyCutAndAnyCompanyGiveTheSameBits) {
   EXPECT_EQ(std::vector<float>(both.begin() + 50, both.end()), expected);
 }
 
+// What the host gets of a row is what the head reads of it.
+TEST(Decoder, HiddenStatesTimesTheHeadAreTheLogits) {
+  const auto device = make_cpu_device(2);
+  MemorySource source = tiny_llama();
+  const std::vector<float> head = source.data("model.embed_tokens.weight");  // loading gives the source's pages back
+  const auto model = load(source, *device);
+  KvCache cache(*device, model->spec(), DType::f32, 3, 4);
+  const std::vector<std::int32_t> positions{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, pages{2, 0, 1};
+  const ops::SequenceRows rows{0, 12, 0, pages.data()};
+  const std::vector<std::int32_t> all = positions, some{1, 4, 11};
+  const auto forward = [&](std::span<const std::int32_t> logit_rows, std::span<const std::int32_t> hidden_rows) {
+    const StepBatch batch{prompt, positions, {&rows, 1}, logit_rows, 4, hidden_rows};
+    device->begin_step(batch, {});
+    const Tensor logits = model->forward(batch, cache);
+    return std::vector<float>(logits.rows > 0 ? logits.f32() : nullptr,
+                              logits.rows > 0 ? logits.f32() + logits.rows * logits.cols : nullptr);
+  };
+  const std::vector<float> expected = forward(all, {});
+  EXPECT_TRUE(device->take_outputs().hidden.empty());
+  EXPECT_EQ(forward(all, all), expected);  // the logits are the same bits
+  const std::vector<float> hidden = device->take_outputs().hidden;
+  ASSERT_EQ(hidden.size(), 12u * 32);
+  for (std::size_t row = 0; row < 12; ++row) {
+    for (std::size_t token = 0; token < 50; ++token) {
+      double sum = 0;
+      for (std::size_t i = 0; i < 32; ++i) sum += double{hidden[row * 32 + i]} * head[token * 32 + i];
+      EXPECT_NEAR(sum, expected[row * 50 + token], 1e-5) << "row " << row << ", token " << token;
+    }
+  }
+  // Without logits, and of some rows only.
+  EXPECT_TRUE(forward({}, some).empty());
+  const std::vector<float> kept = device->take_outputs().hidden;
+  ASSERT_EQ(kept.size(), 3u * 32);
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto row = hidden.begin() + some[i] * 32;
+    EXPECT_EQ(std::vector(kept.begin() + static_cast<long>(i) * 32, kept.begin() + static_cast<long>(i + 1) * 32),
+              std::vector(row, row + 32));
+  }
+}
+
 TEST(Decoder, WorkspaceShrinksAndGrowsWithoutHarm) {
   const auto device = make_cpu_device(1);
   const auto model = load(tiny_llama(), *device);

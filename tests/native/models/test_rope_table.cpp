@@ -52,7 +52,7 @@ TEST(RopeTable, FrequencyFactorsDivide) {
 
 TEST(RopeTable, GrowsWithoutChangingWhatIsThere) {
   const auto device = make_cpu_device(2);
-  RopeTable table(spec_of(RopeSpec::Type::standard), *device);
+  RopeTable table(spec_of(RopeSpec::Type::standard), 100000, *device);
   table.reserve(3);
   const std::vector<float> before(table.data(), table.data() + 3 * 8);
   EXPECT_FLOAT_EQ(before[2 * 8 + 1], std::cos(0.2f));

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from minisgl._native import Engine, InputError, Model
-from minisgl.ipc.messages import Submit
+from minisgl.ipc.messages import EngineOptions, Submit
 from minisgl.sampling_params import SamplingParams
 from tests.python.models.tiny_models import save_random_model, tiny_config, token_ids
 
@@ -270,6 +270,34 @@ def test_impossible_options(folder: Path, options: dict[str, Any], message: str)
     with pytest.raises(InputError, match=message):
         Engine(str(folder), **options)
     assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_runing": 4}, TypeError, "unknown field 'max_runing' in the engine's options"),
+        ({"page_size": "16"}, TypeError, "page_size must be an integer, got str"),
+        ({"page_size": True}, TypeError, "page_size must be an integer, got bool"),
+        ({"disable_overlap": 1}, TypeError, "disable_overlap must be a bool, got int"),
+        ({"page_size": 2**31}, ValueError, "page_size must be between"),
+        ({"memory_fraction": 0.0}, InputError, "--memory-fraction must be above 0"),
+        ({"memory_fraction": float("nan")}, InputError, "--memory-fraction must be above 0"),
+        ({"max_batch_tokens": 65537}, InputError, "--max-batch-tokens must be between 0 and 65536"),
+        ({"load_format": "gguf"}, InputError, "--load-format must be auto or dummy, got gguf"),
+    ],
+)
+def test_options_are_read_by_name(
+    folder: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Engine(str(folder), **options)
+
+
+def test_the_options_of_the_ipc_are_those_of_the_engine(folder: Path) -> None:
+    asked = EngineOptions(
+        model_path=str(folder), device="cpu", num_threads=1, kv_cache_tokens=512, max_running=7
+    )
+    assert Engine(**msgspec.structs.asdict(asked)).info["max_running"] == 7
 
 
 @pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)", "del engine"])

@@ -1,0 +1,91 @@
+// Multiplies and shifts, eight bytes at a time.
+#include "models/fingerprint.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "io/mapped_file.h"
+
+namespace minisgl {
+namespace {
+
+constexpr std::size_t kBlockBytes = 4096;
+constexpr std::size_t kMostBlocks = 64;
+
+class Hash {
+ public:
+  void add(std::uint64_t value) {
+    state_ = (state_ ^ value) * 0x9e3779b97f4a7c15u;
+    state_ ^= state_ >> 32;
+  }
+  void add(double value) { add(std::bit_cast<std::uint64_t>(value)); }
+  void add(std::span<const std::byte> bytes) {
+    add(std::uint64_t{bytes.size()});
+    for (std::size_t i = 0; i < bytes.size(); i += sizeof(std::uint64_t)) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, bytes.data() + i, std::min(sizeof word, bytes.size() - i));
+      add(word);
+    }
+  }
+  std::uint64_t value() const { return state_; }
+
+ private:
+  std::uint64_t state_ = 0x243f6a8885a308d3u;
+};
+
+// What isn't among the shapes, which ranks compare by name (engine/group.h).
+void add_spec(Hash& hash, const ModelSpec& spec) {
+  const RopeSpec& rope = spec.rope;
+  for (const double value :
+       {spec.rms_norm_eps, rope.theta, rope.factor, rope.original_max_position, rope.low_freq_factor,
+        rope.high_freq_factor, rope.beta_fast, rope.beta_slow, rope.attention_factor}) {
+    hash.add(value);
+  }
+  for (const std::uint64_t value : {static_cast<std::uint64_t>(rope.type), static_cast<std::uint64_t>(rope.rotary_dim),
+                                    std::uint64_t{rope.truncate}, std::uint64_t{spec.tied_embeddings}}) {
+    hash.add(value);
+  }
+  hash.add(std::as_bytes(std::span(spec.window)));
+  hash.add(std::as_bytes(std::span(spec.eos_token_ids)));
+}
+
+std::uint64_t hash_tensor(const std::string& name, const TensorData& tensor) {
+  Hash hash;
+  hash.add(std::as_bytes(std::span(name)));
+  hash.add(static_cast<std::uint64_t>(tensor.dtype));
+  hash.add(std::as_bytes(std::span(tensor.shape)));
+  const std::span<const std::byte> bytes = tensor.bytes;
+  if (bytes.size() <= kMostBlocks * kBlockBytes) {
+    hash.add(bytes);
+    return hash.value();
+  }
+  expect_sparse_reads(bytes);
+  const std::size_t last = bytes.size() - kBlockBytes;
+  for (std::size_t i = 0; i < kMostBlocks; ++i) {
+    hash.add(
+        bytes.subspan(last / (kMostBlocks - 1) * i + last % (kMostBlocks - 1) * i / (kMostBlocks - 1), kBlockBytes));
+  }
+  return hash.value();
+}
+
+}  // namespace
+
+std::uint64_t fingerprint(const ModelSpec& spec, const WeightSource& source, ThreadPool& pool) {
+  std::vector<std::string> names = source.names();
+  std::ranges::sort(names);
+  std::vector<std::uint64_t> tensors(names.size());
+  pool.parallel_for(std::ssize(names), [&](std::int64_t index, int) {
+    const auto i = static_cast<std::size_t>(index);
+    tensors[i] = hash_tensor(names[i], source.tensor(names[i]));
+  });
+  Hash hash;
+  add_spec(hash, spec);
+  for (const std::uint64_t tensor : tensors) hash.add(tensor);
+  return std::max<std::uint64_t>(hash.value(), 1);
+}
+
+}  // namespace minisgl
