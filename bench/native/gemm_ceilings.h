@@ -101,7 +101,7 @@ double measure_ops(ThreadPool& pool, Spin spin, double ops_per_step) {
   return rates[2];
 }
 
-// Of the instruction set that the kernels were chosen for.
+// The ceilings of the instruction set that the kernels were chosen for.
 inline Ceilings measure_ceilings(ThreadPool& pool) {
   if (cpu_isa() == CpuIsa::avx512vnni)
     return {measure_ops(pool, spin_int8_avx512, int8_ops_per_step_avx512),

@@ -46,7 +46,7 @@ struct SumAddRmsNorm {
   void* y;  // [rows, cols]
   std::int64_t rows;
   std::int64_t cols;
-  DType dtype;  // of residual, delta and y
+  DType dtype;  // the type of residual, delta and y
 };
 
 // Every rank makes the same calls in the same order, with the same sizes. One thread at a time.

@@ -21,7 +21,7 @@ using NcclUniqueId = std::array<char, 128>;
 enum class PeerSums {
   never,
   where_faster,  // than NCCL, as measured here and now; never, where they can't reach each other's memory
-  always,        // that is, up to the sizes that there is memory for
+  always,        // up to the sizes that there is memory for
 };
 
 struct NcclOptions {

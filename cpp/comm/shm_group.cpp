@@ -32,7 +32,7 @@ struct ShmGroup::Header {
   struct alignas(64) Line {
     std::atomic<std::uint32_t> arrived;   // the rank's epochs, see kEpoch
     std::atomic<std::uint32_t> sleepers;  // ranks that may sleep on `arrived`
-    cpu_set_t processors;                 // that the rank may run on
+    cpu_set_t processors;                 // those that the rank may run on
   };
   alignas(64) std::atomic<std::uint32_t> failure;  // the first: rank | reason << 16; 0: none
   Line lines[];                                    // [size]

@@ -32,8 +32,8 @@ class ShmGroup {
   int rank() const { return rank_; }
   int size() const { return static_cast<int>(pids_.size()); }
 
-  std::byte* own_slot() { return slot(rank_, epoch_ + 1); }                // of the next epoch
-  const std::byte* slot_of(int rank) const { return slot(rank, epoch_); }  // of this one
+  std::byte* own_slot() { return slot(rank_, epoch_ + 1); }                // the next epoch's
+  const std::byte* slot_of(int rank) const { return slot(rank, epoch_); }  // this epoch's
   // Ends an epoch. Throws RankFailure where a rank has died, has left, or doesn't come within the time limit, and from
   // then on.
   void exchange();

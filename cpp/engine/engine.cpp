@@ -110,7 +110,7 @@ struct Engine::Impl {
   std::vector<std::uint64_t> ended;    // ids of the requests whose last output is among them
   std::uint64_t num_steps = 0;
   Clock::time_point busy_since = {};  // the oldest step's launch, or the end of the one before it
-  Clock::duration step_time = {};     // of all steps so far
+  Clock::duration step_time = {};     // all steps so far
   bool running = true;
 };
 

@@ -23,10 +23,10 @@ struct Place {
   std::string host = {};                           // rank 0's address, where there are several hosts,
   int plan_port = 0;                               // and where it hands out plans
   std::vector<RemoteRank> remotes = {};            // rank 0: ranks of other hosts; a rank of another host: itself
-  std::chrono::microseconds spin{0};               // that a follower watches for a plan before it sleeps
+  std::chrono::microseconds spin{0};               // how long a follower watches for a plan before it sleeps
   std::shared_ptr<Communicator> device_comm = {};  // for the device's memory; null for a single rank
   std::shared_ptr<Communicator> host_comm = {};    // for the host's memory; may be the same
-  std::chrono::milliseconds step_timeout{30'000};  // of a collective once all ranks have loaded
+  std::chrono::milliseconds step_timeout{30'000};  // limit of a collective once all ranks have loaded
 };
 
 // Rank 0's end of the plan channel, and the others'.

@@ -36,7 +36,7 @@ class Inbox {
   Answer submit(Request request);
   void abort(std::uint64_t id);  // nothing for ids that are not live
   void request_stop();
-  std::int64_t num_submissions() const;  // that the engine thread did not take yet
+  std::int64_t num_submissions() const;  // those that the engine thread did not take yet
 
   // Takes all commands in order, first waiting for one (or for the stop) when `wait`. False when the engine is to stop.
   bool take(bool wait, std::vector<Command>& commands);

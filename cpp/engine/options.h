@@ -17,7 +17,7 @@ struct EngineOptions {
   std::string device = "auto";
   std::string load_format = "auto";  // "dummy": random weights of the model's shapes, for measuring
   std::string cache_dir = {};        // for what a GPU measures of itself; empty: not kept
-  std::int64_t num_threads = 0;      // of the host; 0: all that this process may use
+  std::int64_t num_threads = 0;      // on the host; 0: all that this process may use
   // auto: the device's choice; on the CPU f16 for quantised and f16 weights, bf16 for bf16, f32 for f32
   std::string kv_dtype = "auto";
   int page_size = 16;
@@ -25,7 +25,7 @@ struct EngineOptions {
   // what memory_fraction leaves, if all running sequences together can use that much.
   std::int64_t kv_cache_tokens = 0;
   std::int64_t num_pages = 0;         // says the same in pages; at most one of the two
-  double memory_fraction = 0.9;       // of the memory that the weights leave, for cache and workspace
+  double memory_fraction = 0.9;       // share of the memory that the weights leave, for cache and workspace
   std::int64_t max_model_len = 0;     // the model's max_position, or what the cache holds if that is less
   std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step
   std::int64_t max_batch_tokens = 0;  // the device's: 512 on the CPU
@@ -60,7 +60,7 @@ using RecordProgress = std::function<void(std::int64_t, std::int64_t)>;
 
 // Bytes of a device whose memory is the engine's alone, as measured while it was made; elsewhere 0.
 struct EngineMemory {
-  std::int64_t workspace = 0;  // of the largest step
+  std::int64_t workspace = 0;  // for the largest step
   std::int64_t graphs = 0;     // recorded steps
   std::int64_t free = 0;       // what is left
 };
@@ -70,7 +70,7 @@ struct EngineStats {
   std::int64_t pages_total = 0, pages_free = 0;
   std::uint64_t num_preemptions = 0, num_steps = 0, prompt_tokens = 0, generated_tokens = 0;
   double step_seconds = 0;         // in which steps were under way; overlapping ones count once
-  double device_busy_seconds = 0;  // of these steps; see StepRunner::busy_seconds
+  double device_busy_seconds = 0;  // for these steps; see StepRunner::busy_seconds
 };
 
 }  // namespace minisgl

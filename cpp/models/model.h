@@ -14,7 +14,7 @@ namespace minisgl {
 class Model {
  public:
   virtual ~Model() = default;
-  virtual const ModelSpec& spec() const = 0;  // of the whole model
+  virtual const ModelSpec& spec() const = 0;  // the whole model's
   // Computes `batch`, for which the device's step was begun, against `cache`. Returns logits [num_logits, vocab_size]
   // f32 in the device's memory, valid until the next call, and gives the device the hidden states of the batch's
   // hidden_rows (Ops::keep_hidden).

@@ -9,7 +9,7 @@
 namespace minisgl {
 namespace {
 
-constexpr int kMostRanks = 64;  // that a message lists
+constexpr int kMostRanks = 64;  // the most that a message lists
 
 // Why `spec` can't be split over so many ranks; empty where it can.
 std::string obstacle(const ModelSpec& spec, const ColumnBlocks& blocks, int num_ranks) {

@@ -35,7 +35,7 @@ struct ModelSpec {
   RopeSpec rope;
   std::vector<std::int32_t> window;  // [num_layers] sliding window of each layer, 0 for full attention
   bool qkv_bias = false;
-  bool output_bias = false;  // of the attention's output projection
+  bool output_bias = false;  // whether the attention's output projection has one
   bool mlp_bias = false;
   bool qk_norm = false;
   bool tied_embeddings = false;

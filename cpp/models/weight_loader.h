@@ -21,7 +21,7 @@ struct ProjectionRequest {
   std::int64_t out_features;
   std::int64_t in_features;
   bool bias = false;
-  std::int64_t head_dim = 1;  // of a cut by heads: features of one
+  std::int64_t head_dim = 1;  // features of one head, where the cut is by heads
 };
 
 // Passes over the same requests: a check, which reads headers only and finds a missing or misshapen tensor before

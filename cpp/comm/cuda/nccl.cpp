@@ -256,11 +256,11 @@ class GpuCommunicator final : public Communicator {
   std::unique_ptr<PeerAllReduce> peers_;
   SizeClasses classes_;
 
-  std::atomic<Clock::rep> deadline_{kNoDeadline};  // of the wait under way
+  std::atomic<Clock::rep> deadline_{kNoDeadline};  // the end of the wait under way
   std::atomic<bool> failed_{false};                // there is a failure_
-  std::mutex mutex_;                               // of the following
+  std::mutex mutex_;                               // guards the following
   std::optional<RankFailure> failure_;
-  TimeLimit limit_;  // of waits; written by the thread that makes the calls
+  TimeLimit limit_;  // limit of a wait; written by the thread that makes the calls
   bool ending_ = false;
   std::condition_variable changed_;
   std::unique_ptr<PeerWatch> watch_;

@@ -47,7 +47,7 @@ class NcclGroup {
   NcclLibrary library_;
   std::chrono::milliseconds timeout_;
   std::atomic<bool> aborted_{false};
-  std::timed_mutex mutex_;  // of comm_
+  std::timed_mutex mutex_;  // guards comm_
   ncclComm_t comm_ = nullptr;
 };
 

@@ -10,12 +10,12 @@
 namespace minisgl::cuda {
 
 constexpr int kMaxPeers = 8;
-constexpr int kNumRegions = 3;  // that take turns, call by call
+constexpr int kNumRegions = 3;  // they take turns, call by call
 
 // State on the device, for its kernels alone.
 struct PeerState {
-  std::uint32_t region;           // of the next call
-  std::uint32_t started_blocks;   // of the call at hand
+  std::uint32_t region;           // the next call's
+  std::uint32_t started_blocks;   // in the call at hand
   std::uint32_t vectors_written;  // into the region of the last call
 };
 

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::int64_t kFirstBytes = 4 << 10;
 constexpr int kCalls = 20;  // between two looks at the clock
-constexpr int kRounds = 3;  // of which the fastest counts
+constexpr int kRounds = 3;  // the fastest of them counts
 
 class Stopwatch {
  public:

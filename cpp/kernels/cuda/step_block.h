@@ -29,8 +29,8 @@ class StepBlock {
     std::int64_t pages = 0, biases = 0, banned = 0, mask_words = 0;
     std::size_t bytes() const;  // at most
   };
-  // Of a batch filled up to `padded_sequences` sequences of no row, one row and one query each, where that is more than
-  // it has.
+  // The shape of a batch that is filled up to `padded_sequences` sequences of no row, one row and one query each, where
+  // that is more than it has.
   static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
   // Whether it goes where the last one was. Else upload() makes room somewhere else.
   bool fits(const Shape& shape) const { return shape.bytes() <= device_.size(); }

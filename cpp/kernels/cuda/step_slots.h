@@ -48,7 +48,7 @@ class StepSlots {
   // What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
   struct Slot {
     StepBlock block;
-    StepBlock large_block;  // of steps that don't fit the one that graphs read
+    StepBlock large_block;  // for steps that don't fit the one that graphs read
     DeviceBuffer drawn;     // [logits] tokens, for the next step
     PinnedMemory outputs;   // [logits] OutputEntry, written by the device
     PinnedMemory hidden;    // [num_hidden] bf16, a step's hidden states in a row
@@ -75,7 +75,7 @@ class StepSlots {
   int current_ = 0;  // the step at hand's; the other one's step came before it
   double busy_seconds_ = 0;
   bool is_open_ = false;               // the step at hand may make more calls
-  bool said_too_large_ = false;        // that a step was not replayed because it didn't fit
+  bool said_too_large_ = false;        // the log has a line on steps that don't fit their recording
   int num_untaken_ = 0;                // steps that ran, or run
   StepData step_{};                    // the step at hand
   CudaGraphExec* replayed_ = nullptr;  // what it replays

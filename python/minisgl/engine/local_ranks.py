@@ -17,7 +17,7 @@ from minisgl.tasks import background
 
 RANK_COMMAND = python_command("minisgl.rank.main")
 LAST_WORDS_SECONDS = 0.5  # for messages of a rank that has ended already
-RING_BYTES = 4 * 2**20  # of plans that a rank may lag behind
+RING_BYTES = 4 * 2**20  # the plans that a rank may lag behind
 
 logger = logging.getLogger(__name__)
 

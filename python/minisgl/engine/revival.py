@@ -27,7 +27,7 @@ class RestartPolicy:
     first_delay: float = 0.5  # seconds, doubled at each failure
     max_delay: float = 10.0
     healthy_seconds: float = 60.0  # an engine that was ready that long starts the count anew
-    max_replays: int = 2  # of a request: what was there at one more death may be its cause
+    max_replays: int = 2  # per request: what was there at one more death may be its cause
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""

@@ -23,7 +23,7 @@ class TokenStream:
         self.request = request
         self.received: list[int] = []  # token ids, read or not
         self.finish = ""  # the reason, once the end has arrived
-        self.num_deaths = 0  # of engines that had this request
+        self.num_deaths = 0  # engines that died with this request
         self._abort = abort
         self._pending: Output | None = None
         self._waiter: asyncio.Future[None] | None = None

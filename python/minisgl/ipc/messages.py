@@ -150,7 +150,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     page_size: Count = 0
     kv_cache_tokens: Count = 0
     kv_cache_bytes: Count = 0
-    # Of a GPU; 0 where the memory is the host's.
+    # Bytes on a GPU; 0 where the memory is the host's.
     workspace_bytes: Count = 0
     graph_bytes: Count = 0
     free_bytes: Count = 0
@@ -160,7 +160,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_running: Count = 0
     max_batch_tokens: Count = 0
     comm: Sentence = ""  # how the ranks sum; "" for a single rank
-    cores: Sentence = ""  # that the rank is pinned to; "" for none in particular
+    cores: Sentence = ""  # those that the rank is pinned to; "" for none in particular
 
 
 class PhaseReport(msgspec.Struct, frozen=True, kw_only=True, tag="phase"):
@@ -238,15 +238,15 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     size: Annotated[int, Meta(ge=1, le=1024)] = 1
     local_rank: Count = 0  # among those of its host
     local_size: Annotated[int, Meta(ge=1, le=1024)] = 1
-    cores: list[int] = []  # of this rank alone; empty: there are not enough
+    cores: list[int] = []  # those that this rank alone has; empty: there are not enough
     comm: str = "auto"
-    step_timeout: Annotated[float, Meta(gt=0, le=86400)] = STEP_TIMEOUT  # of a collective, seconds
-    name: str = ""  # of the group, unlike any other's on its hosts
+    step_timeout: Annotated[float, Meta(gt=0, le=86400)] = STEP_TIMEOUT  # limit of a collective, s
+    name: str = ""  # the group's, unlike any other's on its hosts
     ring_fd: int = -1  # plans among ranks of one host, inherited; -1: none
     host: str = ""  # rank 0's address, where ranks are on several hosts
     plan_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     sum_port: Annotated[int, Meta(ge=0, le=65535)] = 0
-    secret: str = ""  # that the ranks know and nobody else, new at every start
+    secret: str = ""  # known to the ranks alone, new at every start
     # Rank 0: of all ranks of other hosts. A rank of another host: its own.
     remotes: list[PlanKeys] = []
 

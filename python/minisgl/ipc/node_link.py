@@ -24,10 +24,10 @@ from minisgl.ipc.messages import Alive, EngineOptions, FromRank, Place, Sentence
 from minisgl.version import __version__
 
 HANDSHAKE_SECONDS = 5.0
-LOST_AFTER_MS = 15_000  # that what was sent stays unconfirmed; its ranks are missed before
+LOST_AFTER_MS = 15_000  # limit for what was sent to stay unconfirmed; its ranks are missed before
 MAX_MESSAGE_BYTES = 64 * 2**20
-# Of these messages, of those to and from a rank, and of what ranks of several hosts say to each
-# other: it grows with every change, also between releases.
+# The version of these messages, of those to and from a rank, and of what ranks of several hosts say
+# to each other: it grows with every change, also between releases.
 WIRE_VERSION = 1
 _MAGIC = b"minisgl\0"
 _RELEASE_BYTES = 32

@@ -106,7 +106,7 @@ def _say(text: str, show_progress: bool) -> None:
 
 
 def _fetch(folder: Path, gguf: Path, show_progress: bool) -> None:
-    for leftover in folder.glob("fetch-*"):  # of a process that was killed: we hold the lock
+    for leftover in folder.glob("fetch-*"):  # left by a process that was killed: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as scratch_name:
         scratch = Path(scratch_name)

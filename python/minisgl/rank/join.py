@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from minisgl.config import CommKind
     from minisgl.distributed.choose import ChosenCommunicator
 
-SPIN_MICROSECONDS = 20  # that a rank with cores of its own watches for a plan before it sleeps
+SPIN_MICROSECONDS = 20  # a rank with cores of its own watches so long for a plan
 # While they start, ranks come and load at their own pace. The server ends them all as soon as one
 # is dead or stuck, so this only bounds what nobody watches. Ranks that have loaded wait for each
 # other no longer than the place's step_timeout.
@@ -30,7 +30,7 @@ class JoinedGroup:
 
     arguments: dict[str, Any]
     comm: str  # a sentence
-    cores: list[int]  # that its threads are pinned to
+    cores: list[int]  # those that its threads are pinned to
 
 
 def join_group(place: Place, options: EngineOptions) -> JoinedGroup:

@@ -49,7 +49,7 @@ class Exchange:
         self.request_id = request_id
         self.body_complete = False
         self.response_started = False
-        self.status = CLIENT_GONE  # of the answer, once it has begun
+        self.status = CLIENT_GONE  # the answer's, once it has begun
         self.generation: Generation | None = None  # what the request makes, for its line in the log
         self.gone = False
         self._waiting_since: float | None = None  # when the send that is under way began

@@ -73,7 +73,7 @@ class Histogram:
 class EngineFigures:
     """What the engine's client knows when the metrics are read."""
 
-    stats: EngineStats  # of the latest step
+    stats: EngineStats  # after the latest step
     num_streams: int
     num_replaying: int
     num_restarts: int

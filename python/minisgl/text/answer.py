@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Piece:
     """What an answer has got since its last piece."""
 
-    text: str  # that may be shown now, without a stop token or stop string
+    text: str  # what may be shown now, without a stop token or stop string
     # With the stop token, where one ended the answer; without what came behind a stop string.
     token_ids: list[int]
     logprobs: list[TokenLogprob]  # one per token id, where they were asked for
@@ -34,7 +34,7 @@ class AnswerReader:
     """Reads one request's outputs in their order."""
 
     def __init__(self, detokenizer: Detokenizer) -> None:
-        self.num_tokens = 0  # of the answer; a stop token is one
+        self.num_tokens = 0  # in the answer; a stop token is one
         self.finish = ""  # once the last piece was read
         self._detokenizer = detokenizer
 

@@ -204,7 +204,7 @@ class _RemoteDetokenizer(Detokenizer):
         self._opening = opening
         self._token_ids: list[int] = []  # all so far
         self._num_characters = 0  # given out so far
-        self._life = 0  # of the process that has the stream; 0: none
+        self._life = 0  # the number of the process that has the stream; 0: none
         with contextlib.suppress(WorkerLost):  # push() waits for the next one
             self._open(worker.life)
 

@@ -49,7 +49,7 @@ class WorkerPolicy:
     tick_seconds: float = 1.0
     silent_ticks: int = 7  # without a word from a process that has spoken, and it is lost
     mute_ticks: int = 30  # without a first word
-    reopen_seconds: float = 30.0  # that a stream waits for the next process
+    reopen_seconds: float = 30.0  # how long a stream waits for the next process
 
 
 class WorkerClient:
@@ -76,7 +76,7 @@ class WorkerClient:
         self._waiting: dict[int, asyncio.Future[Encoded | Text]] = {}
         self._serving = False
         self._closed = False
-        self._news = asyncio.Event()  # of the next process, or that there will be none
+        self._news = asyncio.Event()  # set for the next process, or when there will be none
         self._silence = 0  # ticks since the last word
         self._delay = self.policy.first_delay
         self._supervisor: asyncio.Task[None] | None = None

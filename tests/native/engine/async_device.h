@@ -34,7 +34,7 @@ class AsyncDevice : public Device {
     worker_.join();
   }
 
-  // Of the step at hand: compute(batch) when the device comes to it, with every token known.
+  // For the step at hand: compute(batch) runs when the device comes to it, with every token known.
   void enqueue(std::function<void(const StepBatch&)> compute) {
     push([step = step_, compute = std::move(compute)] { compute(step->batch); });
   }

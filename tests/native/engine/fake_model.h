@@ -105,7 +105,7 @@ class FakeModel : public Model {
     }
   }
 
-  // Of everything that a row at this position attends to.
+  // A hash of everything that a row at this position attends to.
   static std::uint64_t hash_at(KvCache& cache, const ops::SequenceRows& rows, std::int32_t position) {
     auto hash = static_cast<std::uint64_t>(rows.adapter);
     for (std::int32_t p = 0; p <= position; ++p) {

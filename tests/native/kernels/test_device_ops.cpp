@@ -21,7 +21,7 @@ using testing_support::relative_error;
 using testing_support::rounded;
 using testing_support::stored;
 
-// Of the norm: f32 on the CPU, whose quantised formats are not tested here, and bf16 on the GPU.
+// The tolerance for a norm: f32 on the CPU, whose quantised formats are not tested here, and bf16 on the GPU.
 double tolerance(DeviceKind kind) {
   return kind == DeviceKind::cpu ? 2e-6 : 6e-3;
 }
@@ -43,7 +43,7 @@ class DeviceOps : public testing::TestWithParam<std::tuple<DeviceKind, int>> {
   }
 };
 
-// Of each row of x, weight.size() long.
+// The norm of each row of x, weight.size() long.
 std::vector<float> norm_of(std::span<const float> x, const std::vector<float>& weight, double eps) {
   std::vector<float> y;
   for (std::size_t first = 0; first < x.size(); first += weight.size()) {

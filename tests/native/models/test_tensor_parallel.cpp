@@ -90,7 +90,7 @@ void expect_the_answers_of_one(const json& config, int num_ranks) {
   }
 }
 
-// Of 50 tokens, 160 features, 8 query and 4 KV heads.
+// A model of 50 tokens, 160 features, 8 query and 4 KV heads.
 json config_of(const std::string& family, const json& changes = {}) {
   json config{{"model_type", family},
               {"vocab_size", 50},
