@@ -8,7 +8,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,16 +20,116 @@ COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 ENV_PREFIX = "MINISGL_"
+MAX_WAITING = 2**20
 STEP_TIMEOUT = 30.0  # seconds
 MIN_SECRET_LENGTH = 16  # the least for --dist-secret: a proof of knowing it crosses the network
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float = 0,
+    high: float = 2**31 - 1,
+    choices: Sequence[str] = (),
+    metavar: str = "N",
+    flag: str = "",
+) -> Any:
+    """A field that describes itself: its default, its flag and help, its bounds or choices. `flag`
+    where it isn't the field's name.
+    """
+    described: dict[str, Any] = {"help": help, "metavar": metavar, "flag": flag}
+    if choices:
+        described["choices"] = choices
+    elif not isinstance(default, bool):
+        described["bounds"] = (low, high)
+    return field(default=default, metadata=described)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What may be set of the engine, described once: the flags of `minisgl-serve`, the arguments of
+    LLM and the messages to the ranks are these fields. 0 and "auto" are chosen at start.
+
+    Raises ValueError with the field, its range and the value when something is out of bounds.
+    """
+
+    num_threads: int = option(
+        0,
+        "engine threads; 0: one for each core that this process may use",
+        high=1024,
+        flag="threads",
+    )
+    kv_dtype: str = option(
+        "auto", "KV cache type: " + ", ".join(KV_DTYPES), choices=KV_DTYPES, metavar="TYPE"
+    )
+    kv_cache_tokens: int = option(0, "tokens that the KV cache holds; 0: as many as memory allows")
+    max_model_len: int = option(
+        0, "most tokens of a request, prompt and output; 0: the model's limit"
+    )
+    page_size: int = option(16, "tokens per KV page", low=1, high=1024)
+    max_running: int = option(256, "most sequences in one step", low=1, high=65536)
+    max_batch_tokens: int = option(
+        0, "most tokens in one step; 0: 512 on a CPU, 8192 on a GPU", high=65536
+    )
+    device: str = option(
+        "auto",
+        ", ".join(DEVICES) + "; auto: a GPU where there is one",
+        choices=DEVICES,
+        metavar="DEVICE",
+    )
+    memory_fraction: float = option(
+        0.9,
+        "share of the memory left by the weights that KV cache and workspace may take",
+        low=0.01,
+        high=1.0,
+        metavar="SHARE",
+    )
+    num_pages: int = option(0, "pages of the KV cache, in place of --kv-cache-tokens")
+    disable_cuda_graph: bool = option(False, "don't record decode steps as CUDA graphs")
+    disable_overlap: bool = option(
+        False, "plan each step after the end of the one before (for debugging)"
+    )
+    load_format: str = option(
+        "auto",
+        "auto, or dummy: random weights (for measuring)",
+        choices=LOAD_FORMATS,
+        metavar="FORMAT",
+    )
+    max_waiting: int = option(
+        1024, "requests that may wait; one more is refused with 429", high=MAX_WAITING
+    )
+
+    def __post_init__(self) -> None:
+        for described in fields(EngineSettings):
+            metadata = described.metadata
+            if "bounds" in metadata:
+                _check_bounds(described.name, getattr(self, described.name), *metadata["bounds"])
+            elif "choices" in metadata:
+                _check_choice(described.name, getattr(self, described.name), metadata["choices"])
+        if self.page_size & (self.page_size - 1):
+            raise ValueError(f"page_size must be a power of two, got {self.page_size}")
+
+
+def _check_bounds(name: str, value: object, low: float, high: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not (low <= value <= high):  # also refuses NaN
+        limit = f"between {low} and {high}" if high != math.inf else f"at least {low}"
+        raise ValueError(f"{name} must be {limit}, got {value}")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 @dataclass(frozen=True)
-class ServerArgs:
-    """Everything that can be set about a server. 0 means "chosen at start", and the start says what
-    was chosen.
+class ServerArgs(EngineSettings):
+    """Everything that can be set about a server, the engine's settings among it. 0 means "chosen at
+    start", and the start says what was chosen.
 
     Raises ValueError with the field, its range and the value when something is out of bounds.
     """
@@ -45,23 +145,6 @@ class ServerArgs:
     max_body_bytes: int = 8 * 2**20  # the largest body of one request
     max_all_bodies_bytes: int = 512 * 2**20  # memory for all bodies that are arriving
     body_timeout: float = 30.0  # seconds for a client to send a head, and the same for a whole body
-
-    num_threads: int = 0  # engine threads; 0: the cores allowed to this process
-    kv_dtype: str = "auto"
-    kv_cache_tokens: int = 0
-    max_model_len: int = 0  # prompt + output tokens of one request
-    page_size: int = 16  # tokens per KV page
-    max_running: int = 256  # sequences in one step
-    max_batch_tokens: int = 0  # rows in one step; 512 on the CPU, 8192 on a GPU
-    device: str = "auto"  # auto: a GPU where there is one
-    memory_fraction: float = (
-        0.9  # share of what the weights leave that the KV cache and the workspace may take
-    )
-    num_pages: int = 0  # KV pages; says the same as kv_cache_tokens
-    disable_cuda_graph: bool = False
-    disable_overlap: bool = False
-    load_format: str = "auto"  # dummy: random weights, for measuring
-    max_waiting: int = 1024  # requests queued beyond the running ones; one more is refused (429)
 
     tp: int = 1  # tensor-parallel ranks, over all hosts
     comm: str = "auto"  # how ranks add up their parts; auto: by the devices
@@ -82,29 +165,17 @@ class ServerArgs:
     shell: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, (low, high) in _BOUNDS.items():
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-            if not (low <= value <= high):  # also refuses NaN
-                limit = f"between {low} and {high}" if high != math.inf else f"at least {low}"
-                raise ValueError(f"{name} must be {limit}, got {value}")
+            _check_bounds(name, getattr(self, name), low, high)
         for name, choices in (
-            ("kv_dtype", KV_DTYPES),
-            ("device", DEVICES),
-            ("load_format", LOAD_FORMATS),
             ("comm", COMM_KINDS),
             ("log_level", LOG_LEVELS),
             ("log_format", LOG_FORMATS),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+            _check_choice(name, getattr(self, name), choices)
         if not self.host:
             raise ValueError("host must not be empty; use 0.0.0.0 to listen on every interface")
-        if self.page_size & (self.page_size - 1):
-            raise ValueError(f"page_size must be a power of two, got {self.page_size}")
         if self.api_key is not None and not self.api_key:
             raise ValueError("api_key must not be empty")
         self._check_hosts()
@@ -140,15 +211,6 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_body_bytes": (1024, 2**40),
     "max_all_bodies_bytes": (1024, 2**44),
     "body_timeout": (0.1, 86400),
-    "num_threads": (0, 1024),
-    "kv_cache_tokens": (0, 2**31 - 1),
-    "max_model_len": (0, 2**31 - 1),
-    "page_size": (1, 1024),
-    "max_running": (1, 65536),
-    "max_batch_tokens": (0, 65536),
-    "memory_fraction": (0.01, 1.0),
-    "num_pages": (0, 2**31 - 1),
-    "max_waiting": (0, 2**20),
     "tp": (1, 1024),
     "nnodes": (1, 1024),
     "node_rank": (0, 1023),
@@ -242,6 +304,16 @@ def _switch(name: str, help: str) -> _Flag:
     return _Flag(name, help, parse_switch, is_switch=True)
 
 
+def _engine_flag(described: Field[Any]) -> _Flag:
+    metadata, default = described.metadata, described.default
+    name = metadata["flag"] or described.name.replace("_", "-")
+    if isinstance(default, bool):
+        return _switch(name, metadata["help"])
+    parsers = {int: parse_count, float: parse_number, str: parse_choice}
+    parse = parsers[type(default)]
+    return _Flag(name, metadata["help"], parse, metadata["metavar"], described.name)
+
+
 _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
     (
         "model",
@@ -282,73 +354,7 @@ _GROUPS: Sequence[tuple[str, Sequence[_Flag]]] = (
             ),
         ),
     ),
-    (
-        "engine",
-        (
-            _Flag(
-                "threads",
-                "engine threads; 0: one for each core that this process may use",
-                parse_count,
-                "N",
-                "num_threads",
-            ),
-            _Flag("kv-dtype", "KV cache type: " + ", ".join(KV_DTYPES), parse_choice, "TYPE"),
-            _Flag(
-                "kv-cache-tokens",
-                "tokens that the KV cache holds; 0: as many as memory allows",
-                parse_count,
-                "N",
-            ),
-            _Flag(
-                "max-model-len",
-                "most tokens of a request, prompt and output; 0: the model's limit",
-                parse_count,
-                "N",
-            ),
-            _Flag("page-size", "tokens per KV page", parse_count, "N"),
-            _Flag("max-running", "most sequences in one step", parse_count, "N"),
-            _Flag(
-                "max-batch-tokens",
-                "most tokens in one step; 0: 512 on a CPU, 8192 on a GPU",
-                parse_count,
-                "N",
-            ),
-            _Flag(
-                "device",
-                ", ".join(DEVICES) + "; auto: a GPU where there is one",
-                parse_choice,
-                "DEVICE",
-            ),
-            _Flag(
-                "memory-fraction",
-                "share of the memory left by the weights that KV cache and workspace may take",
-                parse_number,
-                "SHARE",
-            ),
-            _Flag(
-                "num-pages",
-                "pages of the KV cache, in place of --kv-cache-tokens",
-                parse_count,
-                "N",
-            ),
-            _switch("disable-cuda-graph", "don't record decode steps as CUDA graphs"),
-            _switch(
-                "disable-overlap", "plan each step after the end of the one before (for debugging)"
-            ),
-            _Flag(
-                "load-format",
-                "auto, or dummy: random weights (for measuring)",
-                parse_choice,
-                "FORMAT",
-            ),
-            _Flag(
-                "max-waiting",
-                "requests that may wait; one more is refused with 429",
-                parse_count,
-                "N",
-            ),
-        ),
-    ),
+    ("engine", [_engine_flag(described) for described in fields(EngineSettings)]),
     (
         "tensor parallelism",
         (

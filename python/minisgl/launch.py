@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import gc
 import logging
@@ -16,10 +17,9 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-import msgspec
 import uvloop
 
-from minisgl.config import ServerArgs, parse_address, parse_args
+from minisgl.config import MAX_WAITING, ServerArgs, parse_address, parse_args
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.client import EngineClient
 from minisgl.engine.host_ranks import HostRanks
@@ -88,10 +88,10 @@ def launch_server(
             )
             hub = _make_hub(args)
             client = EngineClient(
-                msgspec.structs.replace(
+                dataclasses.replace(
                     engine_options(args, files.path),
                     # The client refuses what is too much; the engine only has to take more.
-                    max_waiting=args.max_running + args.max_waiting,
+                    max_waiting=min(args.max_running + args.max_waiting, MAX_WAITING),
                 ),
                 size=args.tp,
                 comm=args.comm,

@@ -4,11 +4,12 @@ was chosen and why.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
 
-from minisgl.config import ServerArgs, default_cache_dir
+from minisgl.config import EngineSettings, ServerArgs, default_cache_dir
 from minisgl.ipc.messages import EngineInfo, EngineOptions, PhaseReport
 
 PROGRESS_SECONDS = 2.0  # between two lines about the same phase
@@ -18,24 +19,8 @@ logger = logging.getLogger(__name__)
 
 def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
     """The engine's part of the settings."""
-    return EngineOptions(
-        model_path=model_path,
-        num_threads=args.num_threads,
-        kv_dtype=args.kv_dtype,
-        page_size=args.page_size,
-        kv_cache_tokens=args.kv_cache_tokens,
-        max_model_len=args.max_model_len,
-        max_running=args.max_running,
-        max_batch_tokens=args.max_batch_tokens,
-        device=args.device,
-        memory_fraction=args.memory_fraction,
-        num_pages=args.num_pages,
-        disable_cuda_graph=args.disable_cuda_graph,
-        disable_overlap=args.disable_overlap,
-        load_format=args.load_format,
-        cache_dir=str(default_cache_dir()),
-        max_waiting=args.max_waiting,
-    )
+    settings = {one.name: getattr(args, one.name) for one in dataclasses.fields(EngineSettings)}
+    return EngineOptions(model_path=model_path, cache_dir=str(default_cache_dir()), **settings)
 
 
 class PhaseLog:

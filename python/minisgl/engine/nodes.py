@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-
-import msgspec
 
 from minisgl.config import default_cache_dir
 from minisgl.engine.launcher import RankEvents
@@ -219,7 +218,7 @@ class NodeAgent:
             )
             for place in message.places
         ]
-        options = msgspec.structs.replace(
+        options = dataclasses.replace(
             message.options, model_path=self._model_path, cache_dir=str(default_cache_dir())
         )
         self._ranks = LocalRanks(self._command, events)

@@ -4,12 +4,13 @@ the decoders.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from minisgl.config import STEP_TIMEOUT
+from minisgl.config import STEP_TIMEOUT, EngineSettings
 from minisgl.sampling_params import MAX_BAD_WORDS, MAX_TOKEN_ID, SamplingParams
 
 ALIVE_SECONDS = 1.0  # between two signs of life
@@ -202,24 +203,13 @@ FromRank = StepOutputs | PhaseReport | Ready | Failed | Alive
 # --- the rank's configuration, server to rank
 
 
-class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The native engine's arguments, the same for all ranks. 0 and "auto" are chosen there."""
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(EngineSettings):
+    """The native engine's arguments, the same for all ranks. They check themselves when they are
+    decoded.
+    """
 
     model_path: str
-    num_threads: int = 0
-    kv_dtype: str = "auto"
-    page_size: int = 16
-    kv_cache_tokens: int = 0
-    max_model_len: int = 0
-    max_running: int = 256
-    max_batch_tokens: int = 0
-    max_waiting: int = 4096
-    device: str = "auto"
-    memory_fraction: float = 0.9
-    num_pages: int = 0
-    disable_cuda_graph: bool = False
-    disable_overlap: bool = False
-    load_format: str = "auto"
     cache_dir: str = ""  # for what a GPU measures of itself; "": nowhere
 
 

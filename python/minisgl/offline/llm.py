@@ -7,13 +7,13 @@ import contextlib
 import operator
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from minisgl.config import default_cache_dir
+from minisgl.config import EngineSettings, default_cache_dir
 from minisgl.engine.request import check_request
 from minisgl.ipc.messages import Alternative, EngineInfo, EngineOptions, EngineStats
 from minisgl.offline.local_model import open_local_model
@@ -76,50 +76,33 @@ class LLM:
         revision: str | None = None,
         chat_template: str | None = None,
         cache_dir: str | Path | None = None,
-        num_threads: int = 0,
-        kv_dtype: str = "auto",
-        kv_cache_tokens: int = 0,
-        max_model_len: int = 0,
-        page_size: int = 16,
-        max_running: int = 256,
-        max_batch_tokens: int = 0,
-        device: str = "auto",
-        memory_fraction: float = 0.9,
-        num_pages: int = 0,
-        disable_cuda_graph: bool = False,
-        disable_overlap: bool = False,
-        load_format: str = "auto",
         tp: int = 1,
         comm: str = "auto",
         show_progress: bool = True,
+        **options: Any,
     ) -> None:
-        def options(path: str) -> EngineOptions:
-            return EngineOptions(
-                model_path=path,
-                num_threads=num_threads,
-                kv_dtype=kv_dtype,
-                page_size=page_size,
-                kv_cache_tokens=kv_cache_tokens,
-                max_model_len=max_model_len,
-                max_running=max_running,
-                max_batch_tokens=max_batch_tokens,
-                device=device,
-                memory_fraction=memory_fraction,
-                num_pages=num_pages,
-                disable_cuda_graph=disable_cuda_graph,
-                disable_overlap=disable_overlap,
-                load_format=load_format,
-                cache_dir=str(default_cache_dir() if cache_dir is None else cache_dir),
-            )
+        """`options` are the fields of EngineSettings (minisgl/config.py). TypeError for another
+        name, ValueError for a value out of its range.
+        """
+        known = [one.name for one in fields(EngineSettings)]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"LLM has no option {name!r}; it has {', '.join(known)}")
+        settings = {"max_waiting": MAX_IN_FLIGHT, **options}
+        EngineSettings(**settings)  # out of range is said before the model is looked for
+        measured = str(default_cache_dir() if cache_dir is None else cache_dir)
+
+        def engine_options(path: str) -> EngineOptions:
+            return EngineOptions(model_path=path, cache_dir=measured, **settings)
 
         self._model = open_local_model(
             model,
-            options,
+            engine_options,
             revision=revision,
             chat_template=chat_template,
             cache_dir=None if cache_dir is None else Path(cache_dir),
             show_progress=show_progress,
-            weights=load_format != "dummy",
+            weights=settings.get("load_format") != "dummy",
             tp=tp,
             comm=comm,
         )

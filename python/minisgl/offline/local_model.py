@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import msgspec
 
 from minisgl.engine.api import EngineApi, EngineBusy, EngineStartError, EngineUnavailable
 from minisgl.engine.client import EngineClient
@@ -214,7 +213,7 @@ def _load_native(options: EngineOptions, progress: Progress) -> Engine:
         ) from error
     load_cublas(build_info()["cuda"])
     try:
-        return Engine(**msgspec.structs.asdict(options), progress=progress)
+        return Engine(**dataclasses.asdict(options), progress=progress)
     except InputError as error:
         raise EngineStartError(str(error)) from error
     except MemoryError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import threading
@@ -286,7 +287,7 @@ def _construct(start: Start, reports: _PhaseReporter, life: Life) -> LoadedRank:
     start_native_logging(_native.set_log)
     try:
         load_cublas(_native.build_info()["cuda"])
-        arguments = msgspec.structs.asdict(options)
+        arguments = dataclasses.asdict(options)
         comm, cores = "", ""
         if place.size > 1:
             reports.begin("joining the other ranks")

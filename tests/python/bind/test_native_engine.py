@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import select
 import subprocess
 import sys
@@ -297,7 +298,7 @@ def test_the_options_of_the_ipc_are_those_of_the_engine(folder: Path) -> None:
     asked = EngineOptions(
         model_path=str(folder), device="cpu", num_threads=1, kv_cache_tokens=512, max_running=7
     )
-    assert Engine(**msgspec.structs.asdict(asked)).info["max_running"] == 7
+    assert Engine(**dataclasses.asdict(asked)).info["max_running"] == 7
 
 
 @pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)", "del engine"])

@@ -186,6 +186,17 @@ def test_values_out_of_range_are_refused(change: dict[str, Any]) -> None:
         decode_to_rank(encode({**good, **change}))
 
 
+@pytest.mark.parametrize(
+    "change", [{"page_size": 12}, {"max_running": 0}, {"device": "tpu"}, {"num_threads": "1"}]
+)
+def test_engine_options_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    options = {"model_path": "m"}
+    good = {"type": "start", "options": options, "place": {}}
+    assert isinstance(decode_to_rank(encode(good)), Start)
+    with pytest.raises(msgspec.ValidationError):
+        decode_to_rank(encode({**good, "options": {**options, **change}}))
+
+
 def test_the_native_engines_tuples_have_the_layout_of_outputs() -> None:
     drained: Any = [
         (1, [5, 6], "", "", "", [(-0.5, [(5, -0.5)]), (-1.0, [])], None, None),

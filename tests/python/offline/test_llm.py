@@ -134,6 +134,15 @@ def test_logprobs(llm: LLM) -> None:
         assert output.logprobs[0].alternatives == [(40, -0.5)] * 2
 
 
+def test_an_unknown_option_is_a_type_error_and_a_bad_one_a_value_error(model: str) -> None:
+    with pytest.raises(TypeError, match="LLM has no option 'max_runing'; it has num_threads, "):
+        LLM(model, max_runing=4)
+    with pytest.raises(ValueError, match="page_size must be a power of two, got 12"):
+        LLM(model, page_size=12)
+    with pytest.raises(ValueError, match="memory_fraction must be between 0.01 and 1.0, got 2"):
+        LLM(model, memory_fraction=2)
+
+
 def test_bad_words_reach_the_engine_as_tokens(llm: LLM, native: FakeNative) -> None:
     generate(llm, "x", SamplingParams(bad_words=["ab"], allowed_token_ids=[5, 6], n=2))
     words = [llm.tokenizer.encode(text, add_special_tokens=False) for text in ("ab", " ab")]
