@@ -351,11 +351,11 @@ async def test_a_slow_step_that_progresses_is_left_alone() -> None:
 
 
 async def test_a_load_that_stands_still_ends_the_start_and_a_slow_one_does_not() -> None:
-    client = make_client("hang", step_timeout=1)
-    with pytest.raises(EngineStartError, match=r"no progress for 1 s .* while starting"):
+    client = make_client("hang", step_timeout=2)
+    with pytest.raises(EngineStartError, match=r"no progress for 2 s .* while starting"):
         await client.start(30)
     await client.close()
-    client = make_client("slow", step_timeout=1)
+    client = make_client("slow", step_timeout=2)
     await client.start(30)
     await client.close()
 
