@@ -254,10 +254,9 @@ def test_streams_go_on_when_a_thread_of_a_rank_is_stuck(
     expected = text_of(Stream(port, prompt, GREEDY_TOKENS))
     before = ranks_of(server)
 
-    stream = Stream(port, prompt, GREEDY_TOKENS)
-    stream.wait_events(1)
+    stall_thread(before[rank], thread)  # before the stream, which might end too soon
     stalled_at = time.monotonic()
-    stall_thread(before[rank], thread)
+    stream = Stream(port, prompt, GREEDY_TOKENS)
 
     until(lambda: not any(map(alive, before)))
     assert time.monotonic() - stalled_at < LIMIT
