@@ -223,8 +223,8 @@ def _load_native(options: EngineOptions, progress: Progress) -> Engine:
         ) from error
 
 
-async def _start_native(engine: Engine, max_live: int) -> NativeEngine:
-    return NativeEngine(engine, max_live)
+async def _start_native(engine: Engine, max_waiting: int) -> NativeEngine:
+    return NativeEngine(engine, engine.info["max_running"] + max_waiting)
 
 
 async def _start_ranks(
@@ -240,7 +240,7 @@ async def _start_ranks(
         options,
         size=size,
         comm=comm,
-        max_waiting=max(0, options.max_waiting - options.max_running),
+        max_waiting=options.max_waiting,
         restart=RestartPolicy(max_failures=0),
         on_phase=on_phase,
     )
