@@ -22,8 +22,9 @@ class _Seen:
 
     has_spoken: bool = False
     silent_ticks: int = 0  # since its last word
+    working: bool = False  # whether its latest sign of life says so
     done: int = 0  # its progress
-    still_signs: int = 0  # signs of life in a row that say "working" with no more done
+    still_signs: int = 0  # signs of life in a row that tell of no progress since the one before
 
 
 class RankWatch:
@@ -51,10 +52,10 @@ class RankWatch:
         seen.silent_ticks = 0
         if not isinstance(message, Alive):
             return
-        if not message.working or message.done != seen.done:
-            seen.done, seen.still_signs = message.done, 0
-            return
-        seen.still_signs += 1
+        # What was idle at the sign before may have begun just now.
+        is_still = message.working and seen.working and message.done == seen.done
+        seen.working, seen.done = message.working, message.done
+        seen.still_signs = seen.still_signs + 1 if is_still else 0
         if seen.still_signs * ALIVE_SECONDS >= self._step_timeout + self._grace:
             self._lose(
                 rank,

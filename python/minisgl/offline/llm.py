@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from minisgl.config import EngineSettings, default_cache_dir
+from minisgl.config import STEP_TIMEOUT, EngineSettings, default_cache_dir
 from minisgl.engine.request import check_request
 from minisgl.ipc.messages import Alternative, EngineInfo, EngineOptions, EngineStats
 from minisgl.offline.local_model import open_local_model
@@ -78,6 +78,7 @@ class LLM:
         cache_dir: str | Path | None = None,
         tp: int = 1,
         comm: str = "auto",
+        step_timeout: float = STEP_TIMEOUT,
         show_progress: bool = True,
         **options: Any,
     ) -> None:
@@ -89,6 +90,8 @@ class LLM:
             if name not in known:
                 raise TypeError(f"LLM has no option {name!r}; it has {', '.join(known)}")
         settings = {"max_waiting": MAX_IN_FLIGHT, **options}
+        if not 1 <= step_timeout <= 86400:
+            raise ValueError(f"step_timeout must be between 1 and 86400, got {step_timeout}")
         EngineSettings(**settings)  # out of range is said before the model is looked for
         measured = str(default_cache_dir() if cache_dir is None else cache_dir)
 
@@ -105,6 +108,7 @@ class LLM:
             weights=settings.get("load_format") != "dummy",
             tp=tp,
             comm=comm,
+            step_timeout=step_timeout,
         )
 
     @property

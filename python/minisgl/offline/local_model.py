@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from minisgl.config import STEP_TIMEOUT
 from minisgl.engine.api import EngineApi, EngineBusy, EngineStartError, EngineUnavailable
 from minisgl.engine.client import EngineClient
 from minisgl.engine.revival import RestartPolicy
@@ -151,9 +152,11 @@ def open_local_model(
     weights: bool = True,
     tp: int = 1,
     comm: str = "auto",
+    step_timeout: float = STEP_TIMEOUT,
 ) -> LocalModel:
     """Finds the model, loads its tokenizer and weights, starts the engine: in this process, or
-    where `tp` is more than 1 as so many processes that sum through `comm`.
+    where `tp` is more than 1 as so many processes that sum through `comm`, each of which is lost
+    when it works for `step_timeout` seconds without progress.
 
     `options` makes the engine's options from the model's path; `chat_template` is the path of a
     Jinja file; `weights` is resolve_model's. ModelError with one sentence.
@@ -173,7 +176,10 @@ def open_local_model(
         with _loading_bar(show_progress) as progress:
             engine: OfflineEngine
             if tp > 1:
-                engine = loop.run(_start_ranks(engine_options, progress, size=tp, comm=comm))
+                ranks = _start_ranks(
+                    engine_options, progress, size=tp, comm=comm, step_timeout=step_timeout
+                )
+                engine = loop.run(ranks)
             else:
                 native = _load_native(engine_options, progress)
                 engine = loop.run(_start_native(native, engine_options.max_waiting))
@@ -223,12 +229,12 @@ def _load_native(options: EngineOptions, progress: Progress) -> Engine:
         ) from error
 
 
-async def _start_native(engine: Engine, max_live: int) -> NativeEngine:
-    return NativeEngine(engine, max_live)
+async def _start_native(engine: Engine, max_waiting: int) -> NativeEngine:
+    return NativeEngine(engine, engine.info["max_running"] + max_waiting)
 
 
 async def _start_ranks(
-    options: EngineOptions, progress: Progress, *, size: int, comm: str
+    options: EngineOptions, progress: Progress, *, size: int, comm: str, step_timeout: float
 ) -> EngineClient:
     """Starts `size` ranks. When one is lost, the engine is."""
 
@@ -240,7 +246,8 @@ async def _start_ranks(
         options,
         size=size,
         comm=comm,
-        max_waiting=max(0, options.max_waiting - options.max_running),
+        step_timeout=step_timeout,
+        max_waiting=options.max_waiting,
         restart=RestartPolicy(max_failures=0),
         on_phase=on_phase,
     )

@@ -43,6 +43,7 @@ def run_shell(args: ServerArgs) -> int:
             weights=args.load_format != "dummy",
             tp=args.tp,
             comm=args.comm,
+            step_timeout=args.step_timeout,
         )
     except ModelError as error:
         print(f"minisgl-serve: error: {error}", file=sys.stderr)

@@ -34,6 +34,7 @@ class FakeEngine:
             "max_position": MAX_MODEL_LEN,
             "eos_token_ids": [EOS],
             "max_model_len": options["max_model_len"] or MAX_MODEL_LEN,
+            "max_running": options.get("max_running", 256),
         }
         self.script = script
         self.requests: list[dict[str, Any]] = []  # all that were submitted

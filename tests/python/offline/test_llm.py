@@ -163,6 +163,13 @@ def test_thousands_of_prompts_stay_within_the_queue(llm: LLM, native: FakeNative
     assert engine_of(native).most_live == engine_of(native).options["max_waiting"]
 
 
+def test_requests_that_run_do_not_count_as_waiting(native: FakeNative, model: str) -> None:
+    with LLM(model, show_progress=False, max_running=3, max_waiting=0) as llm:
+        results = generate(llm, [[1 + i] for i in range(20)], SamplingParams(max_tokens=2))
+    assert len(results) == 20
+    assert engine_of(native).most_live == 3
+
+
 @pytest.mark.parametrize(
     ("prompts", "params", "message"),
     [

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from minisgl import LLM
 from minisgl.config import ServerArgs
+from minisgl.engine.api import EngineStartError
 from minisgl.ipc.messages import EngineOptions
+from minisgl.model_files.files import ModelError
 from minisgl.offline.local_model import LocalModel, open_local_model
 from minisgl.offline.shell import Shell, run_shell, terminal_reader
 from minisgl.tokenizer import load_tokenizer
@@ -191,3 +194,29 @@ def test_history_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         read_line = terminal_reader(tmp_path / "state")
         keys.send_text("\x1b[A\n")  # the arrow up brings the line of the last session
         assert read_line() == "hello"
+
+
+@pytest.mark.parametrize("entry", ["shell", "LLM"])
+def test_ranks_have_the_step_timeout_that_was_asked_for(
+    model: str, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    asked: list[float] = []
+
+    class Client:
+        def __init__(self, *_: Any, step_timeout: float, **__: Any) -> None:
+            asked.append(step_timeout)
+
+        async def start(self, timeout: float | None) -> None:
+            raise EngineStartError("enough is known")
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr("minisgl.offline.local_model.EngineClient", Client)
+    if entry == "shell":
+        assert run_shell(ServerArgs(model=model, shell=True, tp=2, step_timeout=90)) == 1
+    else:
+        with pytest.raises(ModelError, match="enough is known"):
+            LLM(model, tp=2, step_timeout=90, show_progress=False)
+        with pytest.raises(ValueError, match="step_timeout must be between 1 and 86400, got 0"):
+            LLM(model, tp=2, step_timeout=0)
+    assert asked == [90]
