@@ -20,14 +20,12 @@ constexpr std::size_t kMostArrivals = 256;
 
 std::optional<Greetings::Caller> Greetings::next(Deadline deadline) {
   while (true) {
+    if (has_passed(deadline)) return std::nullopt;  // also while something happens at every look
     while (!arrivals_.empty() && has_passed(arrivals_.front().deadline)) arrivals_.pop_front();
     std::vector<pollfd> polled = {{listener_.get(), POLLIN, 0}};
     for (const Arrival& arrival : arrivals_) polled.push_back({arrival.socket.get(), POLLIN, 0});
     const Deadline first = arrivals_.empty() ? deadline : std::min(deadline, arrivals_.front().deadline);
-    if (poll(polled.data(), polled.size(), milliseconds_until(first)) <= 0) {
-      if (has_passed(deadline)) return std::nullopt;
-      continue;
-    }
+    if (poll(polled.data(), polled.size(), milliseconds_until(first)) <= 0) continue;
     auto arrival = arrivals_.begin();
     for (std::size_t i = 1; i < polled.size(); ++i) {
       const auto current = arrival++;

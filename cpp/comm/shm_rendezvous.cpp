@@ -171,7 +171,7 @@ class Host {
     const int ready = poll(polled.data(), polled.size(), milliseconds_until(request_.deadline));
     if (ready < 0 && errno != EINTR) throw_system_error("poll");
     if (ready < 0) return;
-    if (ready == 0) {
+    if (ready == 0 || has_passed(request_.deadline)) {
       std::string names;
       for (const int rank : missing())
         names += concat(!names.empty() ? ", " : missing().size() > 1 ? "ranks " : "rank ", rank);

@@ -57,14 +57,15 @@ std::int64_t Scheduler::num_missing_pages(const Sequence& sequence) const {
   return pages_for(sequence.len()) - static_cast<std::int64_t>(sequence.pages.size());
 }
 
-// Pages that plan_decodes() will take.
+// Pages that plan_decodes() will take, at most.
 std::int64_t Scheduler::num_missing_pages() const {
   std::int64_t missing = 0, rows = 0;
   for (const Sequence& sequence : running_) {
     if (rows == rows_left_) break;
     if (!sequence.is_ready()) continue;
     if (sequence.decoding()) {
-      ++rows;
+      // Where its last prompt row is wanted there may be no room left for it, and the row goes to another.
+      if (sequence.num_computed >= sequence.end_wanted) ++rows;
     } else if (sequence.num_uncomputed() <= 1) {
       continue;
     }
@@ -103,6 +104,7 @@ bool Scheduler::grow(Sequence& sequence) {
 }
 
 void Scheduler::preempt_latest() {
+  MINISGL_CHECK(in_flight_.empty(), "preemption with ", num_in_flight(), " steps in flight");
   MINISGL_CHECK(running_.size() > 1, "a sequence alone ran out of pages");
   const Iterator victim = std::prev(running_.end());
   pages_.release(victim->pages);
@@ -143,7 +145,7 @@ void Scheduler::admit() {
 }
 
 // Returns how many tokens of a waiting sequence another has computed in the steps before this one. The last token and
-// the rows that are wanted are computed in any case.
+// the rows that are wanted are computed in any case. A page that this step copies to is not copied from.
 std::int64_t Scheduler::num_shareable(const Sequence& sequence) const {
   const auto entry = index_.find(sequence.prefix.sequence);
   if (entry == index_.end() || !entry->second->is_running) return 0;
@@ -155,6 +157,12 @@ std::int64_t Scheduler::num_shareable(const Sequence& sequence) const {
   }
   std::int64_t count = std::min({sequence.prefix.num_tokens, computed, sequence.len() - 1});
   if (sequence.num_delivered < sequence.end_wanted) count = std::min(count, sequence.next_wanted());
+  const std::int64_t num_full = count / options_.page_size;
+  if (count % options_.page_size > 0) {
+    const PageId last = other.pages[static_cast<std::size_t>(num_full)];
+    const auto& copies = spare_.front().plan.copies;
+    if (std::ranges::find(copies, last, &PageCopy::destination) != copies.end()) count = num_full * options_.page_size;
+  }
   MINISGL_CHECK(std::equal(sequence.tokens.begin(), sequence.tokens.begin() + count, other.tokens.begin()), "sequence ",
                 sequence.id, " does not begin like sequence ", other.id);
   return count;

@@ -351,6 +351,28 @@ TEST(SchedulerAppend, MayPreempt) {
   EXPECT_EQ(scheduler.num_preemptions(), 1u);
 }
 
+// Sequences 4 to 10 lack one row each whose hidden state is wanted; a step has room for one of them.
+TEST(Scheduler, RowsThatFindNoRoomLeaveTheirPagesToOthers) {
+  Scheduler scheduler({.num_pages = 25, .page_size = 1, .max_batch_tokens = 6, .max_prompt_logits = 1});
+  for (SequenceId id = 1; id <= 10; ++id) {
+    NewSequence sequence = make(id, 2, 0);
+    sequence.num_hidden = 1;
+    scheduler.add(sequence);
+  }
+  for (SequenceId id = 11; id <= 15; ++id) scheduler.add(make(id, 1, 4));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 2}, {2, 1}, {3, 1}, {4, 1}, {5, 1}}));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{2, 1}, {6, 1}, {7, 1}, {8, 1}, {9, 1}, {10, 1}}));
+  complete(scheduler, scheduler.oldest());
+  scheduler.remove(1);
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{3, 1}, {11, 1}, {12, 1}, {13, 1}, {14, 1}, {15, 1}}));
+  complete(scheduler, scheduler.oldest());
+  scheduler.remove(2);
+  ASSERT_EQ(scheduler.pages().num_free(), 4);  // for five decoding sequences
+  EXPECT_TRUE(scheduler.plan().empty());
+  EXPECT_EQ(scheduler.num_preemptions(), 0u);  // a step in flight writes to the pages
+  complete(scheduler, scheduler.oldest());
+}
+
 TEST(SchedulerPrefix, SharesFullPagesAndCopiesTheLast) {
   Scheduler scheduler({.num_pages = 16, .page_size = 4});
   scheduler.add(make(1, 10, 6));
@@ -374,6 +396,21 @@ TEST(SchedulerPrefix, SharesFullPagesAndCopiesTheLast) {
   EXPECT_EQ(scheduler.pages().num_owners(0), 1u);
   EXPECT_EQ(scheduler.pages().num_owners(2), 0u);
   EXPECT_TRUE(scheduler.plan().copies.empty());
+}
+
+TEST(SchedulerPrefix, NothingIsCopiedFromAPageThatTheStepCopiesTo) {
+  Scheduler scheduler({.num_pages = 16, .page_size = 4});
+  scheduler.add(make(1, 10, 6));
+  complete(scheduler, scheduler.plan());
+  for (const SequenceId id : {2, 3}) {
+    NewSequence sequence = make(id, 12, 1);
+    sequence.prefix = {.sequence = id - 1, .num_tokens = 10};
+    scheduler.add(sequence);
+  }
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(shape(plan), (Shape{{1, 1}, {2, 2}, {3, 4}}));
+  EXPECT_EQ(plan.copies.size(), 1u);
+  scheduler.check();
 }
 
 TEST(SchedulerPrefix, IsComputedWhereTheOtherHasLeft) {
