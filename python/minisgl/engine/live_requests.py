@@ -76,7 +76,8 @@ class LiveRequests:
 
     def dispatch(self, message: StepOutputs) -> None:
         """Hands out what the engine made."""
-        self.stats = message.stats
+        if self._send is not None:  # else these are the last words of an engine that died
+            self.stats = message.stats
         for output in message.outputs:
             stream = self._live.get(output.id)
             if stream is None or output.error_code == "engine_failure":
@@ -103,6 +104,7 @@ class LiveRequests:
         cause: it ends.
         """
         self._send = None
+        self.stats = EngineStats()  # nothing runs any more, and the next engine counts anew
         for stream in list(self._live.values()):
             stream.num_deaths += 1
             if stream.num_deaths > max_deaths:

@@ -84,6 +84,11 @@ class Choice:
         """Generated so far, a stop token included."""
         return self._reader.num_tokens
 
+    @property
+    def answer_finish(self) -> str:
+        """Either "stop" or "length", once the answer is complete; "" before."""
+        return self._reader.finish
+
     async def take(self, output: Output) -> Delta:
         """Raises ApiError when the engine ended the request with an error, or aborted it."""
         if output.finish in ("error", "abort"):
@@ -266,7 +271,8 @@ class Generation:
 
     def _count_finished(self, choice: Choice, output: Output) -> None:
         metrics = self._metrics
-        choice.finish_reason = output.finish or "stop"  # without one, a stop string ended it
+        # The answer's, where it has one: a stop string may end it with the engine's last output.
+        choice.finish_reason = choice.answer_finish or output.finish
         metrics.finished[choice.finish_reason] += 1
         metrics.e2e_request_latency.observe(time.perf_counter() - self._arrived)
         metrics.request_generation_tokens.observe(choice.num_tokens)

@@ -119,12 +119,18 @@ class TextFrontend:
         return await self._encode(message, len(text))
 
     async def encode_words(self, words: Sequence[str]) -> list[list[int]]:
-        """Token ids of each word as a text may begin with it and as it stands behind a space; each
-        list once. ValueError for what is no Unicode text; WorkerLost.
+        """Token ids of each word without and with a space before it; each list once. ValueError for
+        what is no Unicode text; WorkerLost.
         """
-        texts = [before + word for word in words for before in ("", " ")]
-        lists = await asyncio.gather(*(self.encode(text, False) for text in texts))
-        return [list(ids) for ids in dict.fromkeys(map(tuple, lists)) if ids]
+        if not words:
+            return []
+        # A SentencePiece vocabulary puts a space before a text: not where a line begins in it.
+        line = "\n" if self.tokenizer.strips_first_space else ""
+        texts = [line] + [line + before + word for word in words for before in ("", " ")]
+        head, *lists = await asyncio.gather(*(self.encode(text, False) for text in texts))
+        size = len(head)
+        cut = (tuple(ids[size:] if ids[:size] == head else ids) for ids in lists)
+        return [list(ids) for ids in dict.fromkeys(cut) if ids]
 
     async def encode_chat(
         self,

@@ -24,7 +24,7 @@ from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc import process
-from minisgl.ipc.messages import EngineInfo, EngineOptions, Output, PhaseReport
+from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Output, PhaseReport
 from minisgl.sampling_params import SamplingParams
 from tests.python.engine.fake_rank import (
     FAIL,
@@ -186,6 +186,7 @@ async def test_streams_go_on_where_they_stopped_when_the_engine_died(
     streams.append(client.submit([poison], params(50)))
     aborted = client.submit([7], params(90_000))
     await until(lambda: client.state == "restarting")
+    assert client.stats == EngineStats()  # nothing runs in an engine that died
     aborted.abort()
     await until(lambda: client.num_replaying == len(streams))
     for stream in streams:

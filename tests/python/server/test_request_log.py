@@ -64,6 +64,17 @@ async def test_why_requests_end(start_server: StartServer, log: pytest.LogCaptur
         assert "nothing" not in log.messages[-1]
 
 
+async def test_a_stop_string_in_the_last_token_is_the_reason(
+    start_server: StartServer, log: pytest.LogCaptureFixture
+) -> None:
+    async with start_server(reply("Hello")) as server:
+        answer = await server.complete("a", max_tokens=2, stop="e")
+        assert answer.json()["choices"][0]["finish_reason"] == "stop"
+        await until(lambda: fields(log))
+        assert fields(log)[0]["reason"] == "stop"
+        assert server.state.metrics.finished["stop"] == 1
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves(
     start_server: StartServer, log: pytest.LogCaptureFixture, stream: bool

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import tokenizers
+from tokenizers import decoders, models, normalizers
 
 from minisgl.model_files.files import ModelError
 from minisgl.text.frontend import TextFrontend
-from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions, load_tokenizer
+from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions, Tokenizer, load_tokenizer
 
 
 @pytest_asyncio.fixture(params=[0, 2])
@@ -36,6 +38,28 @@ async def test_words_are_encoded_with_and_without_a_space_before(text: TextFront
     expected = [tokenizer.encode(one, add_special_tokens=False) for one in texts]
     assert await text.encode_words(["hello", "ä b", "hello"]) == expected
     assert await text.encode_words([]) == []
+
+
+async def test_words_of_a_vocabulary_that_puts_a_space_before_a_text() -> None:
+    names = ["<unk>", "▁", "f", "o", "▁f", "▁fo", "▁foo", "fo", "foo"]
+    merges = [("▁", "f"), ("f", "o"), ("▁f", "o"), ("fo", "o"), ("▁fo", "o")]
+    vocab = {name: number for number, name in enumerate(names)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    text = TextFrontend(Tokenizer(backend), [], None)
+    # "foo" also where a line or a quotation begins, and not only behind a space.
+    assert await text.encode_words(["foo"]) == [[vocab["foo"]], [vocab["▁foo"]]]
+    await text.close()
 
 
 async def test_it_renders_conversations(text: TextFrontend) -> None:
