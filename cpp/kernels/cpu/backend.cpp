@@ -235,7 +235,7 @@ class CpuDevice final : public Device {
     return {qkv.f32(), qkv.rows, shape.num_heads, shape.num_kv_heads, shape.head_dim};
   }
 
-  // One row of logits [vocab]; a sequence has at most one sampling row a step, so its counts have one writer.
+  // One row of logits [vocab]. A sequence with penalties draws one token per step, so its counts have one writer.
   static void answer(std::span<float> logits, const LogitQuery& query, Scratch& scratch, TokenOutput& output) {
     if (query.target != LogitQuery::kSample) {
       output.token = query.target;

@@ -45,6 +45,16 @@ __device__ LogSoftmax log_softmax(const Slice& slice, Team& team) {
   return {max, log(static_cast<double>(total)) - log(static_cast<double>(kWeightUnit))};
 }
 
+// All threads of a block copy a query to shared memory.
+__device__ __forceinline__ void load_query(const QueryEntry& from, QueryEntry& to) {
+  constexpr int kWords = sizeof(QueryEntry) / sizeof(std::uint32_t);
+  static_assert(sizeof(QueryEntry) % sizeof(std::uint32_t) == 0 && kWords <= kSampleThreads);
+  if (threadIdx.x < kWords) {
+    reinterpret_cast<std::uint32_t*>(&to)[threadIdx.x] = reinterpret_cast<const std::uint32_t*>(&from)[threadIdx.x];
+  }
+  __syncthreads();
+}
+
 // grid: blocks of a row, which are a cluster; rows. slice_size: tokens of a block; in shared memory if `is_shared`.
 __global__ void __launch_bounds__(kSampleThreads)
     sample_kernel(const StepData step, const float* all_logits, float* all_adjusted, std::int32_t vocab,
@@ -53,7 +63,9 @@ __global__ void __launch_bounds__(kSampleThreads)
   extern __shared__ __align__(16) float shared_slice[];
   let_next_start();
   wait_for_previous();
-  const QueryEntry query = step.queries[blockIdx.y];
+  // In registers it would drive what the loops need out of them.
+  __shared__ QueryEntry query;
+  load_query(step.queries[blockIdx.y], query);
   if (!query.active) return;
   Team team(memory, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
   cluster_sync();  // all blocks have begun: their shared memory may be used
