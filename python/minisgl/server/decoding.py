@@ -7,7 +7,6 @@ the body is decoded once more, by a schema that passes over such fields.
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import typing
 from collections.abc import Iterable, Iterator
@@ -71,24 +70,16 @@ def decode(
             raise errors.undecodable(error) from None
     try:
         fields: dict[str, msgspec.Raw] = _fields_decoder.decode(body)
-        surplus = fields.keys() - set(decoder.type.__struct_fields__)
-        for name in surplus & KNOWN_FIELDS.keys():
-            known, value = KNOWN_FIELDS[name], msgspec.json.decode(fields[name])
-            if known.advice and not known.is_neutral(value):
-                raise errors.unsupported(name, f"'{name}' is not supported: {known.advice}.")
-            if known.advice or known.is_neutral(value):
-                surplus.discard(name)
+        names = _ignored_names(fields, decoder.type, strict)
         if strict:
-            for name in surplus - KNOWN_FIELDS.keys():
-                raise errors.unknown_field(name)
             own = {name: fields[name] for name in decoder.type.__struct_fields__ if name in fields}
             request = decoder.decode(msgspec.json.encode(own))
         else:
             request = typing.cast("Request", _lenient_decoder(decoder.type).decode(body))
-            ignored.add(_nested_names(fields, decoder.type))
-        ignored.add(itertools.islice(surplus, MAX_NAMED))
+            names |= _nested_names(fields, decoder.type)
     except (ValueError, RecursionError) as error:
         raise errors.undecodable(error) from None
+    ignored.add(names)
     return request
 
 
@@ -96,6 +87,26 @@ _fields_decoder = msgspec.json.Decoder(
     Annotated[dict[str, msgspec.Raw], Meta(max_length=MAX_FIELDS)]
 )
 _items_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _ignored_names(
+    fields: dict[str, msgspec.Raw], schema: type[msgspec.Struct], strict: bool
+) -> set[str]:
+    """The fields beside those of the schema whose values mean something and have no effect.
+
+    ApiError 400 for one that is refused.
+    """
+    names = fields.keys() - set(schema.__struct_fields__)
+    for name in list(names):
+        known = KNOWN_FIELDS.get(name)
+        if known is None:
+            if strict:
+                raise errors.unknown_field(name)
+        elif known.is_neutral(msgspec.json.decode(fields[name])):
+            names.discard(name)
+        elif known.advice:
+            raise errors.unsupported(name, f"'{name}' is not supported: {known.advice}.")
+    return names
 
 
 def _nested_names(fields: dict[str, msgspec.Raw], schema: type[msgspec.Struct]) -> set[str]:
