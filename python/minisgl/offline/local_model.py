@@ -89,7 +89,8 @@ class LocalModel:
             while not reader.finish:
                 output = await stream.next(whole=whole)
                 self._check(output)
-                yield await reader.read(output)
+                piece = reader.read(output)
+                yield piece if isinstance(piece, Piece) else await piece
         finally:
             stream.abort()
 
