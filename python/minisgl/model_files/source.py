@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from minisgl.config import default_cache_dir
+from minisgl.environment import default_cache_dir
 from minisgl.model_files.default_model import default_model
 from minisgl.model_files.files import ModelError, ModelFiles
 
