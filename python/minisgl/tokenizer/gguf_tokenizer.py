@@ -18,6 +18,7 @@ from minisgl.tokenizer.gguf_vocabulary import (
     list_field,
 )
 from minisgl.tokenizer.pre_tokenizers import pre_tokenization
+from minisgl.tokenizer.text_ends import TextEnd, set_text_ends
 from minisgl.tokenizer.token_bytes import WORD_MARK
 from minisgl.tokenizer.tokenizer import Tokenizer
 
@@ -78,7 +79,7 @@ def _byte_level_bpe(metadata: Metadata, vocabulary: Vocabulary) -> tokenizers.To
     prefix_space = field(metadata, "tokenizer.ggml.add_space_prefix", bool, False)
     backend.pre_tokenizer = pre.build(add_prefix_space=prefix_space)
     backend.decoder = decoders.ByteLevel()
-    _add_template(backend, metadata, vocabulary, add_bos=pre.add_bos)
+    _set_text_ends(backend, metadata, vocabulary, add_bos=pre.add_bos)
     return backend
 
 
@@ -108,7 +109,7 @@ def _sentencepiece_bpe(metadata: Metadata, vocabulary: Vocabulary) -> tokenizers
     else:
         backend.normalizer = spaces
     backend.decoder = decoders.Sequence(steps)
-    _add_template(backend, metadata, vocabulary, add_bos=True)
+    _set_text_ends(backend, metadata, vocabulary, add_bos=True)
     return backend
 
 
@@ -149,27 +150,18 @@ def _mark_added_tokens(backend: tokenizers.Tokenizer, vocabulary: Vocabulary) ->
     )
 
 
-def _add_template(
+def _set_text_ends(
     backend: tokenizers.Tokenizer, metadata: Metadata, vocabulary: Vocabulary, *, add_bos: bool
 ) -> None:
     """Encoded text begins with BOS and ends with EOS where the file says so."""
-    from tokenizers import processors
-
-    wanted = {
-        "bos": field(metadata, "tokenizer.ggml.add_bos_token", bool, add_bos),
-        "eos": field(metadata, "tokenizer.ggml.add_eos_token", bool, False),
-    }
-    parts = {}
-    for name, add in wanted.items():
-        token_id = vocabulary.special_id(name)
-        if add and token_id is not None:
-            parts[name] = (vocabulary.tokens[token_id], token_id)
-    if not parts:
-        return
-    single = [f"{parts['bos'][0]}:0"] if "bos" in parts else []
-    single.append("$A:0")
-    if "eos" in parts:
-        single.append(f"{parts['eos'][0]}:0")
-    backend.post_processor = processors.TemplateProcessing(
-        single=single, pair=[*single, "$B:1"], special_tokens=list(parts.values())
+    set_text_ends(
+        backend,
+        bos=TextEnd(
+            vocabulary.special_id("bos"),
+            field(metadata, "tokenizer.ggml.add_bos_token", bool, add_bos),
+        ),
+        eos=TextEnd(
+            vocabulary.special_id("eos"),
+            field(metadata, "tokenizer.ggml.add_eos_token", bool, False),
+        ),
     )
