@@ -53,6 +53,12 @@ class Detokenizer:
         """
         raise NotImplementedError
 
+    def push_here(self, token_ids: Sequence[int], *, final: bool = False) -> str | None:
+        """push() without waiting, where the text is made in this process. None, and nothing was
+        pushed, where it is made in another.
+        """
+        return None
+
     async def finish(self) -> str:
         """The rest of the text."""
         return await self.push((), final=True)
@@ -190,6 +196,9 @@ class _LocalDetokenizer(Detokenizer):
         self._detokenizer = detokenizer
 
     async def push(self, token_ids: Sequence[int], *, final: bool = False) -> str:
+        return self.push_here(token_ids, final=final)
+
+    def push_here(self, token_ids: Sequence[int], *, final: bool = False) -> str:
         detokenizer = self._detokenizer
         text = detokenizer.push(token_ids)
         if final:
