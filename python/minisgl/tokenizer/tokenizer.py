@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from minisgl.tokenizer.chat_template import ChatTemplate, ChatTemplateError
+from minisgl.tokenizer.stop_strings import StopStrings
 from minisgl.tokenizer.token_bytes import TokenBytes, decoder_kind
 
 if TYPE_CHECKING:
     import tokenizers
+
+NUM_STOP_STRINGS_KEPT = 16  # requests' lists of them, each at most 64 kB of text
 
 
 class Tokenizer:
@@ -35,6 +39,8 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids: list[int] = sorted(set(eos_token_ids))
         self.chat_template = chat_template
+        # The stop strings of a request are made ready once for all its choices.
+        self.stop_strings = lru_cache(NUM_STOP_STRINGS_KEPT)(self._make_stop_strings)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. A rendered chat already has its special tokens: encode it without.
@@ -61,6 +67,10 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The raw bytes of one token, special or not: maybe part of a character; spaces kept."""
         return self._all_bytes[token_id]
+
+    def _make_stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
+        special = (self._all_bytes[token_id] for token_id in self.special_token_ids)
+        return StopStrings(stop, [data.decode("utf-8", "replace") for data in special])
 
     def byte_table(self, skip_special_tokens: bool) -> TokenBytes:
         """The bytes of each token id; special tokens have none with `skip_special_tokens`."""
