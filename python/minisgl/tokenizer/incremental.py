@@ -70,13 +70,13 @@ class IncrementalDetokenizer:
                 self._all_bytes = tokenizer.byte_table(skip_special_tokens=False)
         self._min_tokens = options.min_tokens
         self._include_stop = options.include_stop
-        # A stop string came: the text is cut before it, and everything later is ignored.
-        self.stopped = False
+        # The stop string that came: the text is cut before it, and everything later is ignored.
+        self.match: str | None = None
         self.num_tokens = 0  # ids taken so far, up to and with the one that completed a stop string
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Text that may be shown now."""
-        if self.stopped:
+        if self.match is not None:
             return ""
         table = self._table
         if self._matcher is None:
@@ -93,7 +93,7 @@ class IncrementalDetokenizer:
                 else:
                     text = self._match_hidden(self._matcher, self._all_bytes[token_id])
             pieces.append(text)
-            if self.stopped:
+            if self.match is not None:
                 break
         return "".join(pieces)
 
@@ -103,7 +103,7 @@ class IncrementalDetokenizer:
         `stop_token` ended the stream and has no part in its text, but may complete a stop string;
         it is counted then.
         """
-        if self.stopped or self._matcher is None:
+        if self.match is not None or self._matcher is None:
             return ""
         text = ""
         if (
@@ -112,7 +112,7 @@ class IncrementalDetokenizer:
             and self.num_tokens >= self._min_tokens
         ):
             text = self._match_hidden(self._matcher, self._all_bytes[stop_token])
-            if self.stopped:
+            if self.match is not None:
                 self.num_tokens += 1
                 return text
         return text + self._matcher.finish()
@@ -132,7 +132,7 @@ class IncrementalDetokenizer:
 
     def _matched(self, matcher: StopMatcher, text: str) -> str:
         if matcher.match is not None:
-            self.stopped = True
+            self.match = matcher.match
             if self._include_stop:
                 text += matcher.match
         return text

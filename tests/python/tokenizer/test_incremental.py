@@ -107,14 +107,14 @@ def test_stop_strings(
     if match is not None and include:
         expected += match
     assert text == expected
-    assert detokenizer.stopped == (match is not None)
+    assert detokenizer.match == match
 
 
 def test_counts_the_tokens_up_to_the_stop(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("one\ntwo END three")
     detokenizer = IncrementalDetokenizer(byte_level, DetokenizerOptions(stop=["END"]))
     assert detokenizer.push(ids) == "one\ntwo "
-    assert detokenizer.stopped
+    assert detokenizer.match == "END"
     kept = byte_level.decode(ids[: detokenizer.num_tokens])
     assert "END" in kept
     assert "END" not in byte_level.decode(ids[: detokenizer.num_tokens - 1])
@@ -142,7 +142,7 @@ def test_stop_strings_count_behind_min_tokens(
     if match is not None and include:
         expected += match
     assert text == early + expected
-    assert detokenizer.stopped == (match is not None)
+    assert detokenizer.match == match
 
 
 def test_first_space_belongs_to_text_behind_a_prompt(sentencepiece_style: Tokenizer) -> None:
@@ -182,8 +182,8 @@ def test_the_token_that_ended_a_stream_may_complete_a_stop_string(
     detokenizer = IncrementalDetokenizer(byte_level, options)
     assert detokenizer.push(ids) == "Yes"
     assert detokenizer.finish(end) == ""
-    assert (detokenizer.stopped, detokenizer.num_tokens) == (True, len(ids) + 1)
+    assert (detokenizer.match, detokenizer.num_tokens) == ("\n<|im_end|>", len(ids) + 1)
     detokenizer = IncrementalDetokenizer(byte_level, options)
     assert detokenizer.push(byte_level.encode("Yes")) == "Yes"
     assert detokenizer.finish(end) == ""
-    assert not detokenizer.stopped
+    assert detokenizer.match is None
