@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Completions(JsonEndpoint):
     """Completions, streaming or not, of one prompt or several. Choice i is of prompt i // n."""
 
-    decoder = msgspec.json.Decoder(CompletionRequest)
+    decoder = msgspec.json.Decoder(CompletionRequest, strict=False)
 
     async def answer(self, exchange: Exchange, request: CompletionRequest, arrived: float) -> None:
         """Completes each prompt. Raises ApiError 400, 429 or 503."""
@@ -33,13 +33,11 @@ class Completions(JsonEndpoint):
         state = self.state
         text = state.frontend()
         info = state.client.info
-        prompts = await encode_prompts(
-            text,
-            request,
-            info.vocab_size,
-            checks.room_for_prompt(request.max_tokens, info.max_model_len),
-        )
-        default = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
+        wanted = request.max_tokens
+        if wanted is msgspec.UNSET:
+            wanted = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
+        max_prompt = checks.room_for_prompt(wanted, info.max_model_len)
+        prompts = await encode_prompts(text, request, info.vocab_size, max_prompt)
         scores = checks.prompt_scores(request)
         if scores is not None:
             num_tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -47,19 +45,13 @@ class Completions(JsonEndpoint):
         jobs = [
             checks.sampling_params(
                 request,
-                max_tokens=checks.fit(
-                    len(prompt.ids),
-                    request.max_tokens,
-                    default,
-                    info.max_model_len,
-                    param="prompt",
-                ),
+                max_tokens=checks.fit(len(prompt.ids), wanted, info.max_model_len, param="prompt"),
                 logprobs=request.logprobs,
                 prompt_logprobs=scores,
             )
             for prompt in prompts
         ]
-        bad_words = await text.encode_words(request.bad_words or [])
+        bad_words = await text.encode_words(jobs[0].bad_words)
         echoed = await echoes(text, request, prompts) if request.echo else None
         fields = {
             "id": f"cmpl-{exchange.request_id}",
