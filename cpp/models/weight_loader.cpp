@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "core/error.h"
@@ -16,7 +17,7 @@
 namespace minisgl {
 namespace {
 
-constexpr std::size_t num_dtypes = static_cast<std::size_t>(DType::q6_k) + 1;
+constexpr std::size_t num_dtypes = std::size(all_dtypes);
 
 // Files don't promise alignment, so elements are copied out.
 template <typename T>
