@@ -49,7 +49,7 @@ double peak_ops(DType dtype) {
 PackedMatrix random_matrix(DType dtype, Shape shape) {
   std::mt19937 random(1);
   std::vector<std::byte> file(static_cast<std::size_t>(shape.outputs * row_bytes(dtype, shape.inputs)));
-  for (std::byte& byte : file) byte = static_cast<std::byte>(random() & 0x33);
+  for (std::byte& byte : file) byte = static_cast<std::byte>((random() & 0x33) | 0x10);
   return PackedMatrix::pack(dtype, shape.outputs, shape.inputs, file, pool());
 }
 
