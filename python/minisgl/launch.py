@@ -19,13 +19,14 @@ from typing import Any
 
 import uvloop
 
-from minisgl.config import MAX_WAITING, ServerArgs, parse_address, parse_args
+from minisgl.config import MAX_WAITING, ServerArgs, parse_address
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.client import EngineClient
 from minisgl.engine.host_ranks import HostRanks
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
 from minisgl.engine.nodes import NodeAgent, NodeHub
 from minisgl.engine.revival import RestartPolicy
+from minisgl.flags import parse_args
 from minisgl.log import start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.source import resolve_model

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from minisgl.config import LOG_LEVELS, child_log_settings, child_log_variables
+from minisgl.config import LOG_LEVELS
+from minisgl.environment import child_log_settings, child_log_variables
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 

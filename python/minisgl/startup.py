@@ -9,7 +9,8 @@ import logging
 import time
 from collections.abc import Sequence
 
-from minisgl.config import EngineSettings, ServerArgs, default_cache_dir
+from minisgl.config import EngineSettings, ServerArgs
+from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import EngineInfo, EngineOptions, PhaseReport
 
 PROGRESS_SECONDS = 2.0  # between two lines about the same phase

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from minisgl.config import child_log_settings, child_log_variables
+from minisgl.environment import child_log_settings, child_log_variables
 from minisgl.log import JsonFormatter, start_native_logging
 
 

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minisgl.config import pynccl_buffer_limit
+from minisgl.environment import pynccl_buffer_limit
 
 if TYPE_CHECKING:
     import torch.distributed

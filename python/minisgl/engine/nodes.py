@@ -10,9 +10,9 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 
-from minisgl.config import default_cache_dir
 from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
+from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import Alive, PlanKeys, Shutdown
 from minisgl.ipc.node_link import (
     EndRanks,

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from minisgl.config import STEP_TIMEOUT, EngineSettings, default_cache_dir
+from minisgl.config import STEP_TIMEOUT, EngineSettings
 from minisgl.engine.request import check_request
+from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import Alternative, EngineInfo, EngineOptions, EngineStats
 from minisgl.offline.local_model import open_local_model
 from minisgl.sampling_params import ParameterError, SamplingParams

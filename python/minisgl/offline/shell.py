@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minisgl.config import default_cache_dir
+from minisgl.environment import default_cache_dir
 from minisgl.model_files.files import ModelError
 from minisgl.offline.local_model import EngineError, LocalModel, open_local_model
 from minisgl.sampling_params import SamplingParams

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 
-from minisgl.config import (
-    ServerArgs,
-    default_cache_dir,
-    parse_address,
-    parse_args,
-)
+from minisgl.config import ServerArgs, parse_address
+from minisgl.environment import default_cache_dir
+from minisgl.flags import parse_args
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str, **environment: str) -> str:
@@ -58,16 +55,16 @@ def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: s
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--port", "70000"), "port must be between 0 and 65535, got 70000"),
-        (("--threads", "5000"), "num_threads must be between 0 and 1024, got 5000"),
-        (("--kv-dtype", "int3"), "kv_dtype must be one of auto, f32, f16, bf16, got 'int3'"),
-        (("--log-level", "loud"), "log_level must be one of"),
-        (("--drain-timeout", "-1"), "drain_timeout must be between 0 and 86400, got -1.0"),
+        (("--port", "70000"), "--port must be between 0 and 65535, got 70000"),
+        (("--threads", "5000"), "--threads must be between 0 and 1024, got 5000"),
+        (("--kv-dtype", "int3"), "--kv-dtype must be one of auto, f32, f16, bf16, got 'int3'"),
+        (("--log-level", "loud"), "--log-level must be one of"),
+        (("--drain-timeout", "-1"), "--drain-timeout must be between 0 and 86400, got -1.0"),
         (("--startup-timeout", "nan"), "expected a number, got 'nan'"),
-        (("--page-size", "12"), "page_size must be a power of two, got 12"),
-        (("--max-running", "0"), "max_running must be between 1 and 65536, got 0"),
+        (("--page-size", "12"), "--page-size must be a power of two, got 12"),
+        (("--max-running", "0"), "--max-running must be between 1 and 65536, got 0"),
         (("--max-body", "1K"), "unrecognized arguments"),
-        (("--host", ""), "host must not be empty"),
+        (("--host", ""), "--host must not be empty"),
     ],
 )
 def test_a_bad_value_is_one_sentence(
@@ -79,8 +76,8 @@ def test_a_bad_value_is_one_sentence(
 def test_an_empty_variable_is_an_empty_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse_args([], {"MINISGL_METRICS_ALIAS_PREFIX": ""}).metrics_alias_prefix == ""
     assert parse_args([], {"MINISGL_METRICS_ALIAS_PREFIX": "x"}).metrics_alias_prefix == "x"
-    assert "api_key must not be empty" in refusal(capsys, MINISGL_API_KEY="")
-    assert "host must not be empty" in refusal(capsys, MINISGL_HOST="")
+    assert "MINISGL_API_KEY: must not be empty" in refusal(capsys, MINISGL_API_KEY="")
+    assert "MINISGL_HOST: must not be empty" in refusal(capsys, MINISGL_HOST="")
 
 
 def test_an_empty_variable_is_no_number_switch_or_choice() -> None:

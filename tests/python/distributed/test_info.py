@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from minisgl.config import pynccl_buffer_limit
 from minisgl.distributed import DistributedInfo, divide_even
+from minisgl.environment import pynccl_buffer_limit
 
 
 def test_rank_0_is_primary() -> None:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from minisgl.config import parse_args
 from minisgl.engine.client import RestartPolicy
+from minisgl.flags import parse_args
 from minisgl.launch import launch_server
 
 if __name__ == "__main__":

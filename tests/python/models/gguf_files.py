@@ -64,7 +64,7 @@ def write_gguf(
     metadata: dict[str, float | int | str] | None = None,
     rope_freqs: np.ndarray | None = None,
 ) -> None:
-    """`folder`'s model with its matrices in `quantization` (random blocks for those in UNWRITTEN)."""
+    """`folder`'s model with its matrices in `quantization` (UNWRITTEN: random blocks)."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = model.config
     architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
