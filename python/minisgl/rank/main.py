@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from minisgl.children import die_with_parent
 from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import (
     ALIVE_SECONDS,
@@ -77,7 +75,6 @@ async def main(link: ParentLink[ToRank]) -> int:
     try:
         loaded = await _load(start, link.outbox, life)
         link.outbox.put_nowait(Ready(_info(loaded)))
-        die_with_parent(signal.SIGKILL)  # nothing that it holds is kept outside it
         if start.place.rank == 0:
             failure = await Rank(loaded.engine, link).serve()
         else:
