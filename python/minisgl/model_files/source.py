@@ -49,7 +49,13 @@ def resolve_model(
     """
     if model is None:
         _refuse_revision(revision, "the default model")
-        return default_model(cache_dir or default_cache_dir(), show_progress=show_progress)
+        cache_dir = cache_dir or default_cache_dir()
+        if cache_dir is None:
+            raise ModelError(
+                "there is no home folder to keep the default model in: set HOME or XDG_CACHE_HOME, "
+                "or name a model with --model."
+            )
+        return default_model(cache_dir, show_progress=show_progress)
     try:
         path = Path(model).expanduser()
         if model and (path.is_dir() or path.is_file()):
