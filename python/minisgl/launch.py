@@ -46,6 +46,7 @@ from minisgl.system import (
     check_threads,
     connection_limit,
     open_standard_streams,
+    raise_file_limit,
 )
 from minisgl.text.frontend import TextFrontend
 
@@ -80,6 +81,7 @@ def launch_server(
     start_logging(args.log_level, args.log_format)
     try:
         children = _count_children(args)
+        raise_file_limit()
         connection_limit(children)
         check_threads(children)
         if args.node_rank > 0:

@@ -40,15 +40,21 @@ def open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def connection_limit(children: int) -> int:
-    """Raises the limit of open files as far as it may be raised, and returns how many of them are
-    for connections. SystemLimitError where that are too few for a server with so many children.
+def raise_file_limit() -> None:
+    """Raises the limit of open files as far as it may be raised: a connection is a file, and the
+    usual limit of 1024 is soon reached.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-        soft = limit
+
+
+def connection_limit(children: int) -> int:
+    """How many files this process may open for connections beside what it needs for itself and so
+    many children. SystemLimitError where it may hardly open any.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_OPEN_FILES if soft == resource.RLIM_INFINITY else soft
     own = OWN_FILES + FILES_PER_CHILD * max(0, children - 1)
     if files < own + MIN_CONNECTIONS:

@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rank",
         "sampling_params",
         "startup",
+        "system",
         "tasks",
         "text",
         "tokenizer",

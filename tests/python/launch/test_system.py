@@ -19,11 +19,13 @@ from minisgl.model_files.files import ModelError
 from minisgl.model_files.source import resolve_model
 from minisgl.system import (
     FILES_PER_CHILD,
+    MAX_OPEN_FILES,
     MIN_CONNECTIONS,
     OWN_FILES,
     SystemLimitError,
     check_threads,
     connection_limit,
+    raise_file_limit,
 )
 from tests.python.launch.servers import (
     DEADLINE,
@@ -102,16 +104,25 @@ def test_files_that_are_just_enough(model: Path, tmp_path: Path) -> None:
             server.end()
 
 
-def test_the_files_for_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = [(1024, 1024), (1024, 4096), (1024, resource.RLIM_INFINITY)]
-    limits += [(resource.RLIM_INFINITY, resource.RLIM_INFINITY)]
-    set_limits: list[tuple[int, int]] = []
-    monkeypatch.setattr(resource, "setrlimit", lambda kind, values: set_limits.append(values))
-    for own, expected in zip(limits, [1024, 4096, 65536, 65536], strict=True):
-        monkeypatch.setattr(resource, "getrlimit", lambda kind, own=own: own)
-        assert connection_limit(1) == expected - OWN_FILES
-        assert connection_limit(3) == expected - OWN_FILES - 2 * FILES_PER_CHILD
-    assert set(set_limits) == {(4096, 4096), (65536, resource.RLIM_INFINITY)}
+@pytest.mark.parametrize(
+    ("soft", "hard", "files"),
+    [
+        (1024, 1024, 1024),
+        (1024, 4096, 4096),
+        (1024, resource.RLIM_INFINITY, MAX_OPEN_FILES),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, MAX_OPEN_FILES),
+    ],
+)
+def test_the_files_for_connections(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, files: int
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, values: limits.append(values))
+    raise_file_limit()
+    assert limits[-1][1] == hard
+    assert connection_limit(1) == files - OWN_FILES
+    assert connection_limit(3) == files - OWN_FILES - 2 * FILES_PER_CHILD
 
 
 @pytest.mark.parametrize("count", [0, 5])
