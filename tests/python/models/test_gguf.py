@@ -33,7 +33,11 @@ INT8_TOLERANCE = 5e-2  # rms: activations are rounded to 8 bits in blocks of 32
 
 @pytest.mark.parametrize(
     "quantization",
-    [*FLOATS, Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q4_K, Type.Q6_K],
+    [
+        *FLOATS,
+        *(Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.IQ4_NL, Type.MXFP4),
+        *(Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS),
+    ],
     ids=lambda quantization: quantization.name,
 )
 def test_block_formats(quantization: Type, tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_llama3_scaling_as_frequency_factors(tmp_path: Path) -> None:
     assert relative_error(Model(str(file)).forward(ids), expected) < 1e-4
 
 
-@pytest.mark.parametrize("quantization", [Type.Q5_0, Type.IQ4_NL])
+@pytest.mark.parametrize("quantization", [Type.IQ3_S, Type.TQ2_0])
 def test_unsupported_block_format(quantization: Type, tmp_path: Path) -> None:
     original, file = tmp_path / "hf", tmp_path / "m.gguf"
     save_random_model(tiny_config("llama"), original)

@@ -153,6 +153,15 @@ def test_the_search_for_names_is_bounded(named: Any) -> None:
     assert "last" not in named()
 
 
+@pytest.mark.parametrize("text", ["\\ud83d", "a\\udc00", "\\uD83D\\u0041", "\\ud83d\\ud83d\\udc00"])
+def test_half_a_character_is_named(text: str) -> None:
+    with pytest.raises(ApiError, match=r"half of a character: the lone surrogate \\u[dD]"):
+        decode(Completions.decoder, f'{{"prompt": "{text}"}}'.encode(), IgnoredFields())
+    decode(Completions.decoder, b'{"prompt": "\\ud83d\\ude00"}', IgnoredFields())
+    with pytest.raises(ApiError, match="not valid JSON"):
+        decode(Completions.decoder, b'{"prompt": "\\ud83d\\ude00', IgnoredFields())
+
+
 def test_a_lenient_schema_checks_as_the_strict_one_does() -> None:
     for decoder, body, path in (
         (ChatCompletions.decoder, {"messages": [], "x": 1}, "messages"),
