@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from minisgl.sampling_params import MAX_LOGPROBS
+from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from tests.python.server.byte_tokenizer import END, TURN
 from tests.python.server.conftest import Server, StartServer, events
 from tests.python.server.fake_engine import FakeClient, Script, output, reply
@@ -260,3 +261,19 @@ async def test_a_suffix_needs_a_model_that_knows_it(server: Server) -> None:
     assert answer.json()["error"]["param"] == "suffix"
     assert "no fill-in-the-middle tokens" in answer.json()["error"]["message"]
     assert (await server.complete("hi", suffix="")).status_code == 200
+
+
+async def test_a_text_with_a_gap(server: Server) -> None:
+    assert server.state.text is not None
+    server.state.text.tokenizer.fill_in_middle = FillInMiddle("<turn>", "<end>", "<turn>")
+    assert (await server.complete("ab", suffix="cd")).status_code == 200
+    assert (await server.complete([98, 97], suffix="cd")).status_code == 200
+    prompts = [stream.request.prompt for stream in server.engine.submitted]
+    assert prompts == [
+        [TURN, *b"ab", END, *b"cd", TURN],
+        [TURN, *b"ba", END, *b"cd", TURN],
+    ]
+    for fields in ({"echo": True}, {"truncate_prompt_tokens": 2}):
+        answer = await server.complete("ab", suffix="cd", **fields)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "suffix"
