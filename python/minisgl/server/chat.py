@@ -175,6 +175,7 @@ class ChatEvents:
         self._frame = frame
         self._shape = shape
         self._has_logprobs = shape.has_logprobs
+        self._has_token_ids = shape.has_token_ids
         self._begun: set[int] = set()
 
     def event(self, delta: Delta) -> bytes:
@@ -185,11 +186,10 @@ class ChatEvents:
         if delta.index not in self._begun:
             data = self._first(head)
             self._begun.add(delta.index)
-        ids = b""
-        if self._shape.has_token_ids and delta.token_ids:
-            ids = b',"token_ids":' + encode_json(delta.token_ids)
-        if delta.text or delta.entries or ids:
-            logprobs = b"null"
+        if delta.text or delta.entries or (self._has_token_ids and delta.token_ids):
+            tail, logprobs = frame.tail, b"null"
+            if self._has_token_ids:
+                tail = b',"token_ids":' + encode_json(delta.token_ids) + tail
             if self._has_logprobs:
                 logprobs = encode_json(self._shape.logprobs(delta.entries))
             data += b"".join(
@@ -200,8 +200,7 @@ class ChatEvents:
                     b'},"logprobs":',
                     logprobs,
                     b',"finish_reason":null',
-                    ids,
-                    frame.tail,
+                    tail,
                 )
             )
         if delta.finish_reason is not None:

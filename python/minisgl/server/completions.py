@@ -67,7 +67,12 @@ class Completions(JsonEndpoint):
                 generation.submit(
                     prompt.ids,
                     params,
-                    DetokenizerOptions.of(params, include_stop=include_stop, continues_prompt=True),
+                    DetokenizerOptions.of(
+                        params,
+                        include_stop=include_stop,
+                        continues_prompt=True,
+                        begun=prompt.begun,
+                    ),
                     n=request.n or 1,
                     bad_words=bad_words,
                     score_each=True,
@@ -109,6 +114,8 @@ class ChoiceShaper:
         self._request = request
         self._prompts = prompts
         self._echoed = echoed
+        self.has_logprobs = request.logprobs is not None
+        self.has_token_ids = bool(request.return_token_ids)
 
     def choices(self, answers: list[Answer]) -> list[dict[str, Any]]:
         """The choices of a whole answer."""
@@ -128,7 +135,7 @@ class ChoiceShaper:
                 "stop_reason": answer.stop_reason,
             }
             choice |= self.about_prompt(index, answer.prompt_logprobs)
-            if self._request.return_token_ids:
+            if self.has_token_ids:
                 choice["token_ids"] = answer.token_ids
             choices.append(choice)
         return choices
@@ -158,18 +165,13 @@ class ChoiceShaper:
         each where it was.
         """
         about: dict[str, Any] = {}
-        if self._request.return_token_ids:
+        if self.has_token_ids:
             about["prompt_token_ids"] = self._prompts[index // (self._request.n or 1)].ids
         if self._request.prompt_logprobs is not None:
             about["prompt_logprobs"] = prompt_logprobs(
                 self._tokenizer, scores or [], self._request.prompt_logprobs
             )
         return about
-
-    @property
-    def returns_token_ids(self) -> bool:
-        """Whether choices carry their token ids."""
-        return bool(self._request.return_token_ids)
 
 
 class CompletionEvents:
@@ -178,19 +180,20 @@ class CompletionEvents:
     def __init__(self, frame: EventFrame, shaper: ChoiceShaper) -> None:
         self._frame = frame
         self._shaper = shaper
+        self._has_logprobs = shaper.has_logprobs
+        self._has_token_ids = shaper.has_token_ids
         self._starts: dict[int, int] = {}  # choice -> characters of its echoed prompt
 
     def event(self, delta: Delta) -> bytes:
         """The chunk that a delta makes, or b"" where it has nothing to show."""
-        shaper = self._shaper
         text = delta.text
-        into = shaper.logprobs()
+        into = self._shaper.logprobs() if self._has_logprobs else None
         more = b""
         if delta.index not in self._starts:
             text, more = self._begin(delta, into)
         if into is not None:
             into.add(delta.entries, self._starts[delta.index])
-        if shaper.returns_token_ids and delta.token_ids:
+        if self._has_token_ids and delta.token_ids:
             more += b',"token_ids":' + encode_json(delta.token_ids)
         if delta.finish_reason is not None:
             more += b',"stop_reason":' + encode_json(delta.stop_reason)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from minisgl.server import errors
 from minisgl.server.errors import bad_request
 from minisgl.server.schemas import MAX_CHOICES, CompletionRequest, GenerationRequest
-from minisgl.tokenizer.offsets import offsets_in_text, offsets_of_ids
+from minisgl.tokenizer.offsets import offsets_in_text, text_of_ids, unfinished_bytes
 
 if TYPE_CHECKING:
     from minisgl.text.frontend import TextFrontend
@@ -22,6 +22,7 @@ class CompletionPrompt:
 
     ids: list[int]
     text: str | None
+    begun: bytes = b""  # the last bytes of ids, where they begin a character that isn't complete
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,13 @@ async def encode_prompts(
                 param="prompt",
             )
         kept = truncate(ids, request, max_prompt)
-        whole = isinstance(prompt, str) and kept is ids
-        prompts.append(CompletionPrompt(kept, cast("str", prompt) if whole else None))
+        if isinstance(prompt, str) and kept is ids:
+            prompts.append(CompletionPrompt(kept, prompt))
+        else:
+            begun = unfinished_bytes(
+                text.tokenizer, kept, skip_special_tokens=request.skip_special_tokens is not False
+            )
+            prompts.append(CompletionPrompt(kept, None, begun))
     return prompts
 
 
@@ -116,7 +122,9 @@ def truncate(ids: list[int], request: GenerationRequest, max_prompt: int) -> lis
 async def echoes(
     text: TextFrontend, request: CompletionRequest, prompts: list[CompletionPrompt]
 ) -> list[Echo]:
-    """How the answer shows each prompt: as it was sent, or what its ids say."""
+    """How the answer shows each prompt: as it was sent, or what its ids say. A character that they
+    begin is shown with the rest of it, which the answer has.
+    """
     return await text.off_loop(_echoes, text.tokenizer, request, prompts)
 
 
@@ -127,16 +135,13 @@ def _echoes(
     add_special_tokens = request.add_special_tokens is not False
     made = []
     for prompt in prompts:
-        shown, offsets = prompt.text, None
-        if shown is None:
-            shown = tokenizer.decode(prompt.ids, skip_special_tokens=skip)
-        if request.logprobs is not None:
-            if prompt.text is None:
-                offsets = offsets_of_ids(tokenizer, prompt.ids, skip_special_tokens=skip)
-            else:
-                offsets = offsets_in_text(
-                    tokenizer, prompt.text, add_special_tokens=add_special_tokens
-                )
+        offsets: list[int] | None = None
+        if prompt.text is None:
+            shown, offsets = text_of_ids(tokenizer, prompt.ids, skip_special_tokens=skip)
+        else:
+            shown = prompt.text
+            if request.logprobs is not None:
+                offsets = offsets_in_text(tokenizer, shown, add_special_tokens=add_special_tokens)
         made.append(Echo(shown, offsets))
     return made
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 # What stands before the text before the gap, before the text behind it, and where the answer
 # begins: the names that vocabularies have for these tokens.
-_NAMES = (
+NAMES = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
@@ -38,7 +38,7 @@ def find_fill_in_middle(
 
     `named` are those that the model's file names itself.
     """
-    candidates = _NAMES if named is None else (named, *_NAMES)
+    candidates = NAMES if named is None else (named, *NAMES)
     for names in candidates:
         if all(name in added for name in names):
             return FillInMiddle(*names)

@@ -32,10 +32,16 @@ class DetokenizerOptions(msgspec.Struct, frozen=True, kw_only=True):
     # The text stands behind a prompt, so that the first space of a SentencePiece vocabulary belongs
     # to it.
     continues_prompt: bool = False
+    begun: bytes = b""  # the prompt's last bytes, where they begin a character that isn't complete
 
     @classmethod
     def of(
-        cls, params: SamplingParams, *, include_stop: bool = False, continues_prompt: bool = False
+        cls,
+        params: SamplingParams,
+        *,
+        include_stop: bool = False,
+        continues_prompt: bool = False,
+        begun: bytes = b"",
     ) -> DetokenizerOptions:
         """The options of a request's answer."""
         return cls(
@@ -44,6 +50,7 @@ class DetokenizerOptions(msgspec.Struct, frozen=True, kw_only=True):
             min_tokens=params.min_tokens,
             include_stop=include_stop,
             continues_prompt=continues_prompt,
+            begun=begun,
         )
 
 
@@ -59,6 +66,7 @@ class IncrementalDetokenizer:
     def __init__(self, tokenizer: Tokenizer, options: DetokenizerOptions) -> None:
         self._table = tokenizer.byte_table(options.skip_special_tokens)
         self._utf8 = _Utf8Decoder("replace")
+        self._utf8.decode(options.begun)
         self._strip_space = tokenizer.strips_first_space and not options.continues_prompt
         self._matcher: StopMatcher | None = None
         # The bytes of all tokens, where a stop string has a special token in it.

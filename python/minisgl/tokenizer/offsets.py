@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from minisgl.tokenizer.incremental import DetokenizerOptions, IncrementalDetoken
 
 if TYPE_CHECKING:
     from minisgl.tokenizer.tokenizer import Tokenizer
+
+MAX_UNFINISHED = 3  # bytes of a character that lacks one
 
 
 def offsets_in_text(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -44,14 +47,33 @@ def _start(text: str, token: bytes, start: int, end: int) -> int:
     return start
 
 
-def offsets_of_ids(
+def text_of_ids(
     tokenizer: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool
-) -> list[int]:
-    """Characters that stand before each token in the text which these ids are decoded to."""
+) -> tuple[str, list[int]]:
+    """The text of these ids, without a character that isn't complete at its end, and the characters
+    that stand before each of them.
+    """
     options = DetokenizerOptions(skip_special_tokens=skip_special_tokens)
     detokenizer = IncrementalDetokenizer(tokenizer, options)
+    pieces: list[str] = []
     offsets, offset = [], 0
     for token_id in token_ids:
         offsets.append(offset)
-        offset += len(detokenizer.push([token_id]))
-    return offsets
+        pieces.append(detokenizer.push([token_id]))
+        offset += len(pieces[-1])
+    return "".join(pieces), offsets
+
+
+def unfinished_bytes(
+    tokenizer: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool
+) -> bytes:
+    """The bytes of a character that isn't complete at the end of these ids."""
+    table = tokenizer.byte_table(skip_special_tokens)
+    data = b""
+    for token_id in reversed(token_ids):
+        if len(data) >= MAX_UNFINISHED:
+            break
+        data = table[token_id] + data
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return decoder.getstate()[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,11 @@ class Tokenizer:
         eos_token_ids: Iterable[int] = (),
         chat_template: ChatTemplate | None = None,
         fill_in_middle: tuple[str, str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
-        """`fill_in_middle`: the tokens that the model's file names for that, where it does."""
+        """`fill_in_middle`: the tokens that the model's file names for that, where it does.
+        `config`: what its files say of the tokenizer, under tokenizer_config.json's names.
+        """
         # Some tokenizer.json files still have what a training run cut and padded to.
         backend.no_truncation()
         backend.no_padding()
@@ -45,6 +48,7 @@ class Tokenizer:
         self.fill_in_middle = find_fill_in_middle(
             {token.content for token in added.values()}, fill_in_middle
         )
+        self.config = {"tokenizer_class": "PreTrainedTokenizerFast", **(config or {})}
         # The stop strings of a request are made ready once for all its choices.
         self.stop_strings = lru_cache(NUM_STOP_STRINGS_KEPT)(self._make_stop_strings)
 

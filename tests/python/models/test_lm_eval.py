@@ -148,7 +148,7 @@ def test_log_likelihoods_are_those_of_transformers(default_gguf: Path, tmp_path:
     try:
         url = f"http://127.0.0.1:{server.wait_ready()}/v1/completions"
         # Its tokenizer is the server's, by /tokenizer_info, /tokenize and /detokenize.
-        arguments = f"base_url={url},model={default_gguf.stem},num_concurrent=2"
+        arguments = f"base_url={url},model={default_gguf.stem},tokenizer_backend=remote"
         found = evaluate(python, tasks, tmp_path / "http", "local-completions", arguments)
     finally:
         server.signal(signal.SIGTERM)

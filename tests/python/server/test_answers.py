@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from minisgl.sampling_params import MAX_LOGPROBS
+from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from tests.python.server.byte_tokenizer import END, TURN
 from tests.python.server.conftest import Server, StartServer, events
 from tests.python.server.fake_engine import FakeClient, Script, output, reply
@@ -48,6 +49,14 @@ def text_of(part: dict[str, Any]) -> str:
     return text
 
 
+def joined_logprobs(parts: list[dict[str, Any]]) -> list[Any]:
+    """What parts of a choice say of its tokens."""
+    said = [part["logprobs"] for part in parts if part["logprobs"] is not None]
+    if "content" in said[0]:
+        return [entry for one in said for entry in one["content"]]
+    return [[value for one in said for value in one[name]] for name in said[0]]
+
+
 # --- how an answer ends
 
 
@@ -79,6 +88,7 @@ async def test_a_stop_string_with_a_special_token(
         said = [*tokens, TURN] if stopped and "?" not in stop[0] else [*tokens, TURN, ord("?")]
         assert whole["token_ids"] == said
         assert [token for part in parts for token in part.get("token_ids", [])] == said
+        assert joined_logprobs(parts) == joined_logprobs([whole])
 
 
 @pytest.mark.parametrize("path", ["chat", "completions"])
@@ -117,6 +127,21 @@ async def test_an_answer_cut_within_a_character(start_server: StartServer, path:
         else:
             assert logprobs["tokens"][-1] == "bytes:\\xc3"
             assert logprobs["text_offset"][-1] == len("a😀\ufffd ")
+
+
+@pytest.mark.parametrize("echo", [False, True])
+async def test_an_answer_that_ends_a_character_of_its_prompt(
+    start_server: StartServer, echo: bool
+) -> None:
+    prompt = list("aé😀".encode())
+    async with start_server(says(*prompt[-2:], *b"b")) as server:
+        fields = {"prompt": prompt[:-2], "echo": echo, "logprobs": 0}
+        choice = (await server.complete(**fields)).json()["choices"][0]
+        *chunks, _ = events((await server.complete(**fields, stream=True)).text)
+        parts = [json.loads(chunk)["choices"][0] for chunk in chunks]
+        assert choice["text"] == "".join(map(text_of, parts)) == ("aé😀b" if echo else "😀b")
+        # The script has no log probabilities of the prompt.
+        assert choice["logprobs"]["text_offset"] == ([2, 2, 3] if echo else [0, 0, 1])
 
 
 # --- token ids
@@ -260,3 +285,19 @@ async def test_a_suffix_needs_a_model_that_knows_it(server: Server) -> None:
     assert answer.json()["error"]["param"] == "suffix"
     assert "no fill-in-the-middle tokens" in answer.json()["error"]["message"]
     assert (await server.complete("hi", suffix="")).status_code == 200
+
+
+async def test_a_text_with_a_gap(server: Server) -> None:
+    assert server.state.text is not None
+    server.state.text.tokenizer.fill_in_middle = FillInMiddle("<turn>", "<end>", "<turn>")
+    assert (await server.complete("ab", suffix="cd")).status_code == 200
+    assert (await server.complete([98, 97], suffix="cd")).status_code == 200
+    prompts = [stream.request.prompt for stream in server.engine.submitted]
+    assert prompts == [
+        [TURN, *b"ab", END, *b"cd", TURN],
+        [TURN, *b"ba", END, *b"cd", TURN],
+    ]
+    for fields in ({"echo": True}, {"truncate_prompt_tokens": 2}):
+        answer = await server.complete("ab", suffix="cd", **fields)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "suffix"

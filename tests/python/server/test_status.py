@@ -96,6 +96,25 @@ async def test_tokenize_and_back(server: Server) -> None:
     assert answer.json()["tokens"] == [TURN, *b"u:hi\n"]
 
 
+async def test_tokenizer_info(server: Server) -> None:
+    assert server.state.text is not None
+    config = {"eos_token": "<end>", "chat_template": "x", "vocab_file": "/home/me/vocab.json"}
+    server.state.text.tokenizer.config.update(config)
+    info = (await server.http.get("/tokenizer_info")).json()
+    assert info == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<end>",
+        "pad_token": None,
+        "chat_template": "x",
+    }
+
+
+async def test_tokenizer_info_needs_the_key(start_server: StartServer) -> None:
+    async with start_server(api_key="secret") as server:
+        assert (await server.http.get("/tokenizer_info")).status_code == 401
+
+
 async def samples(server: Server) -> dict[tuple[str, str], float]:
     """(sample name, values of the labels but model_name, with spaces between) to value."""
     text = (await server.http.get("/metrics")).text

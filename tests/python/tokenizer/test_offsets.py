@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers, processors
 
 from minisgl.tokenizer import Tokenizer
-from minisgl.tokenizer.offsets import offsets_in_text, offsets_of_ids
+from minisgl.tokenizer.offsets import offsets_in_text, text_of_ids, unfinished_bytes
 from tests.python.tokenizer.vocabularies import byte_level_bpe
 
 WORDS = [
@@ -110,11 +110,19 @@ def test_halves_of_a_character_stand_where_it_begins() -> None:
     assert len(ids) > 3
     inner = [1] * (len(ids) - 2)
     assert offsets_in_text(tokenizer, text, add_special_tokens=True) == [0, *inner, 2]
-    assert offsets_of_ids(tokenizer, ids, skip_special_tokens=True) == [0, *inner, 2]
+    assert text_of_ids(tokenizer, ids, skip_special_tokens=True) == (text, [0, *inner, 2])
+    for cut in range(len(ids)):
+        shown = unfinished_bytes(tokenizer, ids[:cut], skip_special_tokens=True)
+        said = b"".join(map(tokenizer.token_bytes, ids[1:cut]))
+        assert shown == (said if said != "🜁".encode() else b"")
+        if shown:
+            cut_text = text_of_ids(tokenizer, ids[:cut], skip_special_tokens=True)
+            assert cut_text == ("a", [0, *inner][:cut])
 
 
 def test_ids_count_special_tokens_where_they_are_shown() -> None:
     tokenizer = KINDS["plain"]
     ids = tokenizer.encode("<|im_start|>x<|im_end|>y")
-    assert offsets_of_ids(tokenizer, ids, skip_special_tokens=True) == [0, 0, 1, 1]
-    assert offsets_of_ids(tokenizer, ids, skip_special_tokens=False) == [0, 12, 13, 23]
+    assert text_of_ids(tokenizer, ids, skip_special_tokens=True) == ("xy", [0, 0, 1, 1])
+    shown = ("<|im_start|>x<|im_end|>y", [0, 12, 13, 23])
+    assert text_of_ids(tokenizer, ids, skip_special_tokens=False) == shown
