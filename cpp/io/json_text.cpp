@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "io/mapped_file.h"
 #include "io/quote.h"
+#include "io/stand_in.h"
 
 namespace minisgl {
 
@@ -37,6 +38,7 @@ nlohmann::json parse_json(std::span<const std::byte> text, const std::string& wh
 
 nlohmann::json read_json_object(const std::string& path, const JsonLimits& limits) {
   const MappedFile file(path);
+  refuse_stand_in(file.bytes(), path);
   nlohmann::json value = parse_json(file.bytes(), concat("'", path, "'"), limits);
   if (!value.is_object()) throw InputError(concat("'", path, "' is not a JSON object"));
   return value;
