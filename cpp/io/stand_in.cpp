@@ -28,12 +28,6 @@ void refuse_stand_in(std::span<const std::byte> bytes, const std::string& name) 
   constexpr std::size_t enough = 1024;
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), std::min(bytes.size(), enough));
   if (text.starts_with("version https://git-lfs.github.com/spec/")) {
-    throw InputError(
-        concat("'", name,
-               "' is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download "
-               "the file again"));
-  }
-  if (is_html(text)) {
     throw InputError(concat("'", name, "' is a Git LFS pointer, not the file itself: `git lfs pull` fetches that"));
   }
   if (is_html(text)) {

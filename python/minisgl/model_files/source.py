@@ -9,6 +9,7 @@ from pathlib import Path
 from minisgl.environment import default_cache_dir
 from minisgl.model_files.default_model import default_model
 from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.gguf_parts import first_part, model_name, part_names
 from minisgl.model_files.side_files import INDEX_BYTES, open_file, read_json, stands_in
 
 # What is taken from a Hugging Face repository; other formats and training state stay there.
@@ -39,7 +40,8 @@ def resolve_model(
     weights: bool = True,
 ) -> ModelFiles:
     """Finds or downloads `model`: a folder, a .gguf file, a Hugging Face id (org/name), or one
-    .gguf file of a repository (org/name/file.gguf); None is the default model.
+    .gguf file of a repository (org/name/file.gguf); None is the default model. Of a GGUF model in
+    several files, any of them names it.
 
     `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its
     own. `revision` is for Hugging Face ids only. Without `weights` (--load-format dummy) a folder
@@ -81,7 +83,7 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
     shown = name or str(path)
     if not (path / "config.json").is_file():
         gguf_files = sorted(path.glob("*.gguf"))
-        if len(gguf_files) == 1:
+        if gguf_files and {file.name for file in gguf_files} <= set(part_names(gguf_files[0].name)):
             return _gguf_file(gguf_files[0])
         if gguf_files:
             names = ", ".join(file.name for file in gguf_files[:5])
@@ -93,9 +95,10 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
     if (path / "model.safetensors").is_file():  # as transformers has it, whatever an index says
         return files
     if index.is_file():
-        for file in _indexed_files(index):
-            if not (path / file).is_file():
-                raise ModelError(f"{shown} lacks {file}, which {index.name} names.")
+        missing = [file for file in _indexed_files(index) if not (path / file).is_file()]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ModelError(f"{shown} lacks {missing[0]}{more}, which {index.name} names.")
     elif not any(path.glob("*.safetensors")):
         raise ModelError(f"{shown} has no *.safetensors weights.")
     return files
@@ -125,7 +128,7 @@ def _gguf_file(path: Path) -> ModelFiles:
         raise ModelError(
             f"{path} is not a GGUF file: it begins with {beginning[:4]!r}, not b'GGUF'."
         )
-    return ModelFiles(str(path), path.stem)
+    return ModelFiles(str(first_part(path)), model_name(path.name))
 
 
 def _hub_snapshot(
@@ -160,7 +163,9 @@ def _hub_file(repo: str, file: str, revision: str | None) -> ModelFiles:
     from huggingface_hub import hf_hub_download
 
     try:
-        path = hf_hub_download(repo, file, revision=revision)
+        folder, _, name = file.rpartition("/")
+        for part in part_names(name):
+            path = hf_hub_download(repo, f"{folder}/{part}".lstrip("/"), revision=revision)
     except Exception as error:
         raise ModelError(_hub_error(repo, revision, error, file)) from error
     return _gguf_file(Path(path))
