@@ -70,7 +70,9 @@ async def running(
     start_listening(listener)
     port = listener.getsockname()[1]
     stop = asyncio.Event()
-    task = asyncio.create_task(serve_http(create_app(state), listener, stop.wait))
+    task = asyncio.create_task(
+        serve_http(create_app(state), listener, stop.wait, head_timeout=state.args.body_timeout)
+    )
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
             yield Server(state, engine, port, http)
