@@ -149,8 +149,11 @@ class ServerArgs(EngineSettings):
     revision: str | None = option(
         None, "branch, tag or commit of the Hugging Face id", group="model"
     )
-    served_model_name: str | None = option(
-        None, "name of the model in /v1/models and in answers", group="model"
+    served_model_name: tuple[str, ...] = option(
+        (),
+        "names of the model in /v1/models; requests may say any of them, answers say the first",
+        group="model",
+        metavar="NAME",
     )
     chat_template: str | None = option(
         None,

@@ -5,9 +5,10 @@ option of config.py.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
@@ -35,6 +36,15 @@ def parse_count(text: str) -> int:
 def parse_optional(text: str) -> str | None:
     """A text, or None where it is empty: the option is as if it weren't given."""
     return text or None
+
+
+def parse_list(text: str) -> tuple[str, ...]:
+    """An option with several values in the environment: they have commas between them."""
+    return _without_empty(text.split(","))
+
+
+def _without_empty(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for text in texts if text))
 
 
 def parse_switch(text: str) -> bool:
@@ -78,16 +88,26 @@ class _Flag:
         return isinstance(self.field.default, bool)
 
     @property
+    def is_list(self) -> bool:
+        """Whether it may have several values: behind one flag, or behind several of them."""
+        return isinstance(self.field.default, tuple)
+
+    @property
     def is_text(self) -> bool:
         """Whether it is a text of any kind, and the empty text a value."""
-        is_string = isinstance(self.field.default, (str, type(None)))
+        is_string = isinstance(self.field.default, (str, tuple, type(None)))
         return is_string and "choices" not in self.field.metadata
 
     @property
     def parse(self) -> Callable[[str], Any]:
         if self.field.metadata["empty_is_none"]:
             return parse_optional
-        parsers = {bool: parse_switch, int: parse_count, float: parse_number}
+        parsers: dict[type, Callable[[str], Any]] = {
+            bool: parse_switch,
+            int: parse_count,
+            float: parse_number,
+            tuple: parse_list,
+        }
         return parsers.get(type(self.field.default), str)
 
     @property
@@ -108,6 +128,16 @@ class _Flag:
         name, help, default = f"--{self.name}", self.field.metadata["help"], self.field.default
         if self.is_switch:
             group.add_argument(name, dest=self.field.name, action="store_true", help=help)
+            return
+        if self.is_list:
+            group.add_argument(
+                name,
+                dest=self.field.name,
+                action="append",
+                nargs="+",
+                metavar=self.metavar,
+                help=help,
+            )
             return
         shown = "" if default in (None, "") else f" (default {default})"
         group.add_argument(
@@ -132,7 +162,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"Each flag can be set in the environment: --kv-dtype is {ENV_PREFIX}KV_DTYPE; one "
         "without a value is 1 or 0 there. An empty variable is the empty text where the option "
         f"is a text ({ENV_PREFIX}METRICS_ALIAS_PREFIX= switches the second prefix off), and leaves "
-        "a number, a switch or a choice unset. Counts accept K, M and G (powers of 1024).",
+        "a number, a switch or a choice unset. Several values have commas between them there. "
+        "Counts accept K, M and G (powers of 1024).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -170,6 +201,12 @@ def parse_args(
         if "model" in given:
             parser.error(f"the model is given twice: {positional!r} and --model {given['model']!r}")
         given["model"] = positional
+    lists = {
+        flag.field.name: given[flag.field.name]
+        for flag in _flags()
+        if flag.is_list and flag.field.name in given
+    }
+    given |= {name: _without_empty(itertools.chain(*uses)) for name, uses in lists.items()}
     sources = {flag.field.name: f"--{flag.name}" for flag in _flags()}
     for flag in _flags():
         name = flag.field.name
@@ -179,6 +216,13 @@ def parse_args(
                 given[name] = flag.parse(environment[flag.variable])
             except argparse.ArgumentTypeError as error:
                 parser.error(f"{sources[name]} {error}")
+    for name, uses in lists.items():
+        several = max(uses, key=len)
+        if len(several) > 1 and "model" not in given:
+            parser.error(
+                f"{sources[name]} has several values, and no model is given: if {several[-1]!r} is "
+                f"the model, put it first; if not, repeat {sources[name]} before each value"
+            )
     try:
         return ServerArgs(**given)
     except OptionError as error:

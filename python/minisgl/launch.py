@@ -190,7 +190,7 @@ class Server:
         self._began = began
         self._client = client
         self._hub = hub
-        self._state = ServerState(args, self._client, args.served_model_name or files.name)
+        self._state = ServerState(args, self._client, args.served_model_name or (files.name,))
         self._stop = asyncio.Event()  # a signal came
         self._http_stop = asyncio.Event()
 

@@ -67,7 +67,7 @@ def decode(
         return decoder.decode(body)
     except (ValueError, RecursionError) as error:
         if not errors.is_unknown_field(error):
-            raise errors.undecodable(error) from None
+            raise errors.undecodable(error, body) from None
     try:
         fields: dict[str, msgspec.Raw] = _fields_decoder.decode(body)
         names = _ignored_names(fields, decoder.type, strict)
@@ -78,7 +78,7 @@ def decode(
             request = typing.cast("Request", _lenient_decoder(decoder.type).decode(body))
             names |= _nested_names(fields, decoder.type)
     except (ValueError, RecursionError) as error:
-        raise errors.undecodable(error) from None
+        raise errors.undecodable(error, body) from None
     ignored.add(names)
     return request
 

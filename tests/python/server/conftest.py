@@ -63,7 +63,7 @@ async def running(
     state = ServerState(
         args=ServerArgs(**args),
         client=engine,
-        model_name=MODEL,
+        model_names=(MODEL, "alias"),
         text=TextFrontend(make_tokenizer(), [], None),
     )
     listener = bind_socket("127.0.0.1", 0)

@@ -48,6 +48,26 @@ async def test_models(server: Server) -> None:
     card = answer["data"][0]
     assert (card["id"], card["object"], card["max_model_len"]) == (MODEL, "model", 256)
     assert card["created"] == server.state.created
+    assert (card["root"], card["parent"]) == (MODEL, None)
+    assert card["permission"][0]["object"] == "model_permission"
+    assert card["permission"][0]["allow_sampling"]
+
+
+async def test_a_model_has_several_names(server: Server) -> None:
+    cards = (await server.http.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in cards] == [MODEL, "alias"]
+    assert (await server.http.get("/v1/models/alias")).json()["id"] == "alias"
+    for name in ("alias", MODEL, "", None):
+        answer = await server.chat(model=name)
+        assert (answer.status_code, answer.json()["model"]) == (200, MODEL)
+    answer = await server.chat(model="other")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_the_root_is_what_the_command_said(start_server: StartServer) -> None:
+    async with start_server(model="/models/x") as server:
+        card = (await server.http.get("/v1/models")).json()["data"][0]
+        assert (card["id"], card["root"]) == (MODEL, "/models/x")
 
 
 async def test_version_and_head(server: Server) -> None:
