@@ -101,10 +101,13 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
 def _check_weights(path: Path, shown: str) -> None:
     """Sees to it that every weight file of a folder is there, and a file."""
     index = path / "model.safetensors.index.json"
-    try:
-        names = _indexed_files(index)
-    except FileNotFoundError:
-        names = [file.name for file in path.glob("*.safetensors")]
+    if (path / "model.safetensors").exists():  # as transformers has it, whatever an index says
+        names = ["model.safetensors"]
+    else:
+        try:
+            names = _indexed_files(index)
+        except FileNotFoundError:
+            names = [file.name for file in path.glob("*.safetensors")]
     if not names:
         raise ModelError(f"{shown} has no *.safetensors weights.")
     for name in names:
