@@ -98,7 +98,7 @@ def test_weights_and_indices_too(tmp_path: Path, kind: str) -> None:
             resolve_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["sparse", "pointer", "page"])
+@pytest.mark.parametrize("kind", ["sparse", "pointer", "page", "fifo", "zero", "folder"])
 def test_an_index_that_is_none(tmp_path: Path, kind: str) -> None:
     (tmp_path / "config.json").write_text("{}")
     IMPOSTORS[kind][0](tmp_path / "model.safetensors.index.json")
@@ -106,11 +106,17 @@ def test_an_index_that_is_none(tmp_path: Path, kind: str) -> None:
         resolve_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["pointer", "page"])
-def test_a_gguf_file_that_is_none(tmp_path: Path, kind: str) -> None:
-    IMPOSTORS[kind][0](tmp_path / "model.gguf")
-    with pytest.raises(ModelError, match=IMPOSTORS[kind][1]):
-        resolve_model(str(tmp_path / "model.gguf"))
+@pytest.mark.parametrize("name", ["model.safetensors", "model-1.safetensors", "model.gguf"])
+@pytest.mark.parametrize("kind", ["pointer", "page", "fifo", "folder"])
+def test_weights_that_are_none(tmp_path: Path, kind: str, name: str) -> None:
+    if name != "model.gguf":
+        (tmp_path / "config.json").write_text("{}")
+    if name == "model-1.safetensors":
+        index = {"weight_map": {"a": name}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    IMPOSTORS[kind][0](tmp_path / name)
+    with pytest.raises(ModelError, match=f"{name} {IMPOSTORS[kind][1]}"):
+        resolve_model(str(tmp_path))
 
 
 def test_what_nests_deeply(whole: Path, tmp_path: Path) -> None:
