@@ -63,7 +63,7 @@ async def test_unknown_model(server: Server) -> None:
 
 
 async def test_api_key(start_server: StartServer) -> None:
-    async with start_server(api_key="schlüssel") as server:
+    async with start_server(api_key=("other", "schlüssel")) as server:
         key = "schlüssel".encode()
         for header in (b"", b"schl", key, b"Bearer", b"Bearer x", b"Basic " + key, b"\xff"):
             headers = {b"authorization": header} if header else {}
@@ -209,7 +209,7 @@ async def test_a_body_that_nobody_reads(start_server: StartServer, path: str) ->
     """Many small chunks fill the server's queue; the answer and the end of the connection come
     anyway.
     """
-    async with start_server(max_body_bytes=1024, api_key="k") as server:
+    async with start_server(max_body_bytes=1024, api_key=("k",)) as server:
         reader, writer = await server.connect()
         writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\n".encode())
         writer.write(b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 5000)
