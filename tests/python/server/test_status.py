@@ -174,7 +174,7 @@ async def test_metrics_of_the_engine(server: Server) -> None:
 
 
 async def test_metrics_of_http(start_server: StartServer) -> None:
-    async with start_server(reply("Hello"), api_key="key") as server:
+    async with start_server(reply("Hello"), api_key=("key",)) as server:
         key = {"authorization": "Bearer key"}
         for path in ("/v1/models/a", "/v1/models/b/c", "/v1/models/" + MODEL):
             await server.http.get(path, headers=key)
