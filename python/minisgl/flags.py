@@ -84,6 +84,13 @@ class _Flag:
         return isinstance(self.field.default, tuple)
 
     @property
+    def is_secret(self) -> bool:
+        """Whether its value isn't shown. A secret list has one value per flag, and an empty one
+        isn't passed over: it may be a variable that the shell didn't know.
+        """
+        return not self.field.repr
+
+    @property
     def is_text(self) -> bool:
         """Whether it is a text of any kind, and the empty text a value."""
         is_string = isinstance(self.field.default, (str, tuple, type(None)))
@@ -92,7 +99,7 @@ class _Flag:
     @property
     def parse(self) -> Callable[[str], Any]:
         if self.is_list:
-            return lambda text: self.join([text.split(",")])
+            return lambda text: self.join([[text] if self.is_secret else text.split(",")])
         if self.field.metadata["empty_is_none"]:
             return parse_optional
         parsers = {bool: parse_switch, int: parse_count, float: parse_number}
@@ -129,7 +136,7 @@ class _Flag:
                 name,
                 dest=self.field.name,
                 action="append",
-                nargs="+",
+                nargs=1 if self.is_secret else "+",
                 metavar=self.metavar,
                 help=help,
             )
@@ -146,7 +153,7 @@ def _flags() -> Iterator[_Flag]:
 
 def secret_variables() -> frozenset[str]:
     """Names of the variables whose values only the server may know."""
-    return frozenset(flag.variable for flag in _flags() if not flag.field.repr)
+    return frozenset(flag.variable for flag in _flags() if flag.is_secret)
 
 
 def build_parser() -> argparse.ArgumentParser:

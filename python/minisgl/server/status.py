@@ -13,6 +13,7 @@ from minisgl.engine.api import EngineUnavailable
 from minisgl.server.errors import unavailable
 from minisgl.server.metrics import EngineFigures
 from minisgl.server.state import ServerState
+from minisgl.server.tokens import tokenizer_info
 from minisgl.version import __version__
 
 
@@ -32,6 +33,10 @@ class StatusPages:
         name = request.path_params["name"]
         self._state.check_model(name)
         return _json(self._card(name or self._state.model_name))
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info. ApiError 503 while nothing is served."""
+        return _json(tokenizer_info(self._state.frontend().tokenizer))
 
     async def health(self, request: Request) -> Response:
         """GET /health: whether the server lives. An engine that is busy, loading or being restarted

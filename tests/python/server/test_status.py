@@ -96,6 +96,25 @@ async def test_tokenize_and_back(server: Server) -> None:
     assert answer.json()["tokens"] == [TURN, *b"u:hi\n"]
 
 
+async def test_tokenizer_info(server: Server) -> None:
+    assert server.state.text is not None
+    config = {"eos_token": "<end>", "chat_template": "x", "vocab_file": "/home/me/vocab.json"}
+    server.state.text.tokenizer.config.update(config)
+    info = (await server.http.get("/tokenizer_info")).json()
+    assert info == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<end>",
+        "pad_token": None,
+        "chat_template": "x",
+    }
+
+
+async def test_tokenizer_info_needs_the_key(start_server: StartServer) -> None:
+    async with start_server(api_key=("secret",)) as server:
+        assert (await server.http.get("/tokenizer_info")).status_code == 401
+
+
 async def samples(server: Server) -> dict[tuple[str, str], float]:
     """(sample name, values of the labels but model_name, with spaces between) to value."""
     text = (await server.http.get("/metrics")).text
@@ -103,7 +122,7 @@ async def samples(server: Server) -> dict[tuple[str, str], float]:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = dict(sample.labels)
-            if not sample.name.startswith(("process_", "minisgl:http_requests")):
+            if not sample.name.startswith("process_") and "http_request" not in sample.name:
                 assert labels.pop("model_name") == MODEL
             found[sample.name, " ".join(labels.values())] = sample.value
     return found
@@ -155,7 +174,7 @@ async def test_metrics_of_the_engine(server: Server) -> None:
 
 
 async def test_metrics_of_http(start_server: StartServer) -> None:
-    async with start_server(reply("Hello"), api_key="key") as server:
+    async with start_server(reply("Hello"), api_key=("key",)) as server:
         key = {"authorization": "Bearer key"}
         for path in ("/v1/models/a", "/v1/models/b/c", "/v1/models/" + MODEL):
             await server.http.get(path, headers=key)
