@@ -12,19 +12,33 @@ if TYPE_CHECKING:
 
 State = Literal["starting", "ready", "restarting", "draining", "failed"]
 
+SHUTTING_DOWN = "the server is shutting down"
+_UNAVAILABLE: dict[State, str] = {
+    "starting": "the model is still loading",
+    "restarting": "the engine is restarting; try again later",
+    "draining": SHUTTING_DOWN,
+    "failed": "the engine has failed",
+}
+
 
 class EngineBusy(Exception):  # noqa: N818
     """The queue is full: try again later (HTTP 429). The sentence is meant for the client."""
 
 
 class EngineUnavailable(Exception):  # noqa: N818
-    """No engine now: starting, restarting, draining or failed (HTTP 503). The sentence is meant for
-    the client.
-    """
+    """No engine now; the state says why (HTTP 503). The sentence is meant for the client."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(_UNAVAILABLE[state])
+        self.state = state
 
 
 class EngineStartError(Exception):
     """The engine could not be started. The sentence is meant for the screen."""
+
+
+class HostLost(EngineStartError):  # noqa: N818
+    """A host of the engine was lost while it started: nothing that was tried is at fault."""
 
 
 class EngineApi(Protocol):
@@ -33,6 +47,12 @@ class EngineApi(Protocol):
     @property
     def state(self) -> State:
         """Where the engine is between its first start and its end."""
+
+    @property
+    def phase(self) -> str:
+        """What a start is at ("loading weights 40%", "waiting for hosts [1]"); "" where none is
+        under way.
+        """
 
     @property
     def failure(self) -> str:

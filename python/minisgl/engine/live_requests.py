@@ -9,25 +9,18 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from minisgl.engine.api import EngineBusy, EngineUnavailable
+from minisgl.engine.api import SHUTTING_DOWN, EngineBusy, EngineUnavailable
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import Abort, EngineStats, ErrorCode, Output, StepOutputs, Submit
 
 if TYPE_CHECKING:
-    from minisgl.engine.api import EngineApi, State
+    from minisgl.engine.api import EngineApi
     from minisgl.sampling_params import SamplingParams
 
 ABORT_SECONDS = 2.0  # for the engine to confirm the aborts at the end of a drain
 
 DIED = "the engine failed while it served this request"
-SHUTTING_DOWN = "the server is shutting down"
-UNAVAILABLE: dict[State, str] = {  # why an engine in this state takes no requests
-    "starting": "the model is still loading",
-    "restarting": "the engine is restarting; try again later",
-    "draining": SHUTTING_DOWN,
-    "failed": "the engine has failed",
-}
 
 # Puts a message to the engine without waiting; False when it is gone.
 Send = Callable[[Submit | Abort], bool]
@@ -66,14 +59,14 @@ class LiveRequests:
     ) -> TokenStream:
         """EngineApi.submit() of the engine whose requests these are."""
         if engine.state != "ready":
-            raise EngineUnavailable(UNAVAILABLE[engine.state])
+            raise EngineUnavailable(engine.state)
         info = engine.info
         if len(self._live) >= info.max_running + self._max_waiting:
             raise EngineBusy(f"{len(self._live)} requests are waiting or running; try again later")
         request = make_request(self._next_id, prompt_ids, params, info, end_ids, bad_words)
         stream = TokenStream(request, self.abort)
         if self._send is None or not self._send(request):
-            raise EngineUnavailable(UNAVAILABLE["restarting"])
+            raise EngineUnavailable("restarting")
         self._next_id += 1
         self._live[stream.id] = stream
         return stream
@@ -112,15 +105,16 @@ class LiveRequests:
         self._send = send
         return len(self._live)
 
-    def detach(self, max_deaths: int) -> None:
+    def detach(self, max_deaths: int | None) -> None:
         """The engine died. A request that has seen more than `max_deaths` engines die may be the
-        cause: it ends.
+        cause: it ends. None: no request caused this death.
         """
         self._send = None
         self.stats = EngineStats()  # nothing runs any more, and the next engine counts anew
         for stream in list(self._live.values()):
-            stream.num_deaths += 1
-            if stream.num_deaths > max_deaths:
+            if max_deaths is not None:
+                stream.num_deaths += 1
+            if max_deaths is not None and stream.num_deaths > max_deaths:
                 stream.fail("engine_failure", DIED)
             if stream.finished:
                 self._forget(stream.id)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.engine.api import State
-from minisgl.engine.live_requests import SHUTTING_DOWN, LiveRequests
+from minisgl.engine.api import SHUTTING_DOWN, State
+from minisgl.engine.live_requests import LiveRequests
 from minisgl.ipc.messages import Abort, EngineInfo, EngineStats, Output, StepOutputs, Submit
 from minisgl.tasks import background
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 class NativeEngine:
     """A loaded native engine. It belongs to the event loop that it is made on; close() is due."""
 
+    phase = ""  # it was loaded before
     num_restarts = num_replaying = 0  # the loss of an engine in this process is final
 
     def __init__(self, engine: Engine, max_waiting: int) -> None:

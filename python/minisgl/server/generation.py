@@ -207,8 +207,8 @@ class Generation:
                 )
             except EngineBusy:
                 raise errors.busy() from None
-            except EngineUnavailable:
-                raise errors.unavailable(self._client.state) from None
+            except EngineUnavailable as error:
+                raise errors.unavailable(error.state) from None
             except ParameterError as error:
                 raise errors.bad_request(str(error), param=error.parameter) from None
             choice = Choice(

@@ -32,12 +32,14 @@ class StatusPages:
         return _json(self._card())
 
     async def health(self, request: Request) -> Response:
-        """GET /health: whether the server lives. An engine that is busy, loading or being restarted
-        isn't dead.
+        """GET /health: whether the server lives, and its engine's state. An engine that is busy,
+        loading or being restarted isn't dead; "phase" says what it is at.
         """
-        if self._state.client.state == "failed":
+        client = self._state.client
+        if client.state == "failed":
             raise unavailable("failed")
-        return _json({"status": "ok"})
+        phase = {"phase": client.phase} if client.phase else {}
+        return _json({"status": "ok", "engine": client.state, **phase})
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: whether a request would be served now."""

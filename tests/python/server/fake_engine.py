@@ -27,6 +27,7 @@ class FakeClient:
     max_model_len: int = 256
     max_live: int = 1000
     state: State = "ready"
+    phase: str = ""
     failure: str = ""
     num_restarts: int = 0
     num_replaying: int = 0
@@ -51,7 +52,7 @@ class FakeClient:
     @property
     def info(self) -> EngineInfo:
         if self.state == "starting":
-            raise EngineUnavailable("the model is still loading")
+            raise EngineUnavailable("starting")
         return EngineInfo(vocab_size=VOCAB_SIZE, max_model_len=self.max_model_len)
 
     @property
