@@ -90,6 +90,8 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
     if not weights:
         return files
     index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").is_file():  # as transformers has it, whatever an index says
+        return files
     if index.is_file():
         for file in _indexed_files(index):
             if not (path / file).is_file():

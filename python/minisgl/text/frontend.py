@@ -144,6 +144,8 @@ class TextFrontend:
         template_kwargs: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
     ) -> list[int]:
         """Token ids of a conversation. ChatTemplateError, ValueError or WorkerLost."""
         message = EncodeChat(
@@ -151,6 +153,8 @@ class TextFrontend:
             messages=messages,
             template_kwargs=template_kwargs,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            add_special_tokens=add_special_tokens,
         )
         return await self._encode(message, _num_characters((messages, template_kwargs)))
 

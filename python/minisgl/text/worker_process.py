@@ -53,6 +53,8 @@ async def _show_life(outbox: ZmqAsyncPushQueue[Any]) -> None:
 
 
 async def _serve(link: ParentLink[ToText], options: TextOptions) -> int:
+    # What is to be said of the model's tokenizer, the server says once.
+    logging.getLogger("minisgl.tokenizer").setLevel(logging.ERROR)
     try:
         tokenizer = await asyncio.to_thread(
             load_tokenizer, options.path, chat_template=options.chat_template
@@ -120,9 +122,10 @@ def encode_message(tokenizer: Tokenizer, message: Encode | EncodeChat) -> list[i
     prompt = tokenizer.render_chat(
         message.messages,
         add_generation_prompt=message.add_generation_prompt,
+        continue_final_message=message.continue_final_message,
         template_kwargs=message.template_kwargs,
     )
-    return tokenizer.encode(prompt, add_special_tokens=False)
+    return tokenizer.encode(prompt, add_special_tokens=message.add_special_tokens)
 
 
 def refuse_malformed(outbox: ZmqAsyncPushQueue[Any]) -> Callable[[bytes], None]:

@@ -16,6 +16,7 @@ from minisgl.model_files.side_files import (
     read_text,
 )
 from minisgl.tokenizer.chat_template import ChatTemplate
+from minisgl.tokenizer.text_ends import TextEnd, set_text_ends
 from minisgl.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token"
 
 def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
     """Raises ModelError when the folder has no tokenizer or a file of it is damaged."""
-    config = _read_json(path / "tokenizer_config.json")
-    named = _named_tokens(config) | _named_tokens(_read_json(path / "special_tokens_map.json"))
+    config = _tokenizer_config(path)
+    named = _named_tokens(config)
     backend = _backend(path)
     _add_configured_tokens(backend, config, named.values())
+    set_text_ends(
+        backend, bos=_text_end(config, backend, "bos"), eos=_text_end(config, backend, "eos")
+    )
     sources = {"default": chat_template} if chat_template else _chat_templates(path, config)
     return Tokenizer(
         backend,
@@ -44,6 +48,26 @@ def _read_json(path: Path) -> dict[str, Any]:
         return read_json(path)
     except FileNotFoundError:
         return {}
+
+
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json. As transformers has it, the older special_tokens_map.json counts more,
+    but not at all beside added_tokens_decoder, whose writers left the map as it was.
+    """
+    config = _read_json(path / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        return config
+    return config | _read_json(path / "special_tokens_map.json")
+
+
+def _text_end(config: dict[str, Any], backend: tokenizers.Tokenizer, name: str) -> TextEnd:
+    """BOS or EOS around each text, as tokenizer_config.json says, else as tokenizer.json does."""
+    add = config.get(f"add_{name}_token")
+    token = _named_tokens(config).get(f"{name}_token")
+    return TextEnd(
+        None if token is None else backend.token_to_id(token),
+        add if isinstance(add, bool) else None,
+    )
 
 
 def _backend(path: Path) -> tokenizers.Tokenizer:
@@ -127,8 +151,11 @@ def _add_configured_tokens(
                 f"tokenizer_config.json gives {content!r} the id {token_id}, but tokenizer.json "
                 f"makes it {backend.token_to_id(content)}."
             )
-    extra = config.get("additional_special_tokens")
-    contents = [*named, *(extra if isinstance(extra, list) else [])]
+    contents: list[Any] = list(named)
+    for name in ("additional_special_tokens", "extra_special_tokens"):  # the old name and the new
+        extra = config.get(name) or []
+        for token in extra.values() if isinstance(extra, dict) else extra:
+            contents.append(token.get("content") if isinstance(token, dict) else token)
     backend.add_special_tokens(
         [
             AddedToken(content, special=True, normalized=False)

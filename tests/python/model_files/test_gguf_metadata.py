@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minisgl.model_files.files import ModelError
-from minisgl.tokenizer.gguf_metadata import read_gguf_metadata
+from minisgl.model_files.gguf_metadata import read_gguf_metadata
 
 
 def sample(path: Path) -> Path:
