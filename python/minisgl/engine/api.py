@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ class HostLost(EngineStartError):  # noqa: N818
 
 class EngineApi(Protocol):
     """An engine that serves requests. All of it belongs to one event loop; only drain() waits."""
+
+    # Called when steps have ended, with the tokens of one (its new ones, and the prompts that it
+    # completed) and the number of steps that this is the mean of.
+    on_steps: Callable[[float, int], None]
 
     @property
     def state(self) -> State:

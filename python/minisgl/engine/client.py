@@ -100,6 +100,15 @@ class EngineClient:
         return self._requests.stats
 
     @property
+    def on_steps(self) -> Callable[[float, int], None]:
+        """As in EngineApi."""
+        return self._requests.on_steps
+
+    @on_steps.setter
+    def on_steps(self, hear: Callable[[float, int], None]) -> None:
+        self._requests.on_steps = hear
+
+    @property
     def num_live(self) -> int:
         """As in EngineApi."""
         return len(self._requests)

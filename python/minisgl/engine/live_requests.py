@@ -33,6 +33,7 @@ class LiveRequests:
 
     def __init__(self, max_waiting: int) -> None:
         """`max_waiting`: requests taken beyond those that the engine runs at once."""
+        self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # EngineApi's
         self.stats = EngineStats()
         self._max_waiting = max_waiting
         self._live: dict[int, TokenStream] = {}
@@ -83,6 +84,7 @@ class LiveRequests:
     def dispatch(self, message: StepOutputs) -> None:
         """Hands out what the engine made."""
         if self._send is not None:  # else these are the last words of an engine that died
+            self._note_steps(self.stats, message.stats)
             self.stats = message.stats
         for output in message.outputs:
             stream = self._live.get(output.id)
@@ -93,6 +95,13 @@ class LiveRequests:
                 self._replaying.discard(output.id)
             if output.finish:
                 self._forget(output.id)
+
+    def _note_steps(self, before: EngineStats, now: EngineStats) -> None:
+        steps = now.num_steps - before.num_steps
+        if steps > 0:
+            tokens = now.prompt_tokens - before.prompt_tokens
+            tokens += now.generated_tokens - before.generated_tokens
+            self.on_steps(tokens / steps, steps)
 
     # --- one engine after the other
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -35,6 +35,7 @@ class NativeEngine:
         """Starts the engine. `max_waiting`: requests taken beyond those that it runs at once."""
         self.info = msgspec.convert(engine.info, EngineInfo)
         self.failure = ""
+        self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # for a server
         self._engine = engine
         self._requests = LiveRequests(max_waiting)
         self._draining = False

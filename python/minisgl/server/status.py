@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from minisgl.engine.api import EngineUnavailable
+from minisgl.ipc.messages import EngineInfo
 from minisgl.server.errors import unavailable
 from minisgl.server.metrics import EngineFigures
 from minisgl.server.state import ServerState
@@ -60,23 +61,29 @@ class StatusPages:
                 num_streams=state.client.num_live,
                 num_replaying=state.client.num_replaying,
                 num_restarts=state.client.num_restarts,
+                info=self._info(),
+                memory_fraction=state.args.memory_fraction,
             ),
             alias=state.args.metrics_alias_prefix,
         )
         return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
 
+    def _info(self) -> EngineInfo | None:
+        """None while the model is still loading."""
+        try:
+            return self._state.client.info
+        except EngineUnavailable:
+            return None
+
     def _card(self) -> dict[str, Any]:
         state = self._state
-        try:
-            max_model_len = state.client.info.max_model_len
-        except EngineUnavailable:  # the model is still loading
-            max_model_len = None
+        info = self._info()
         return {
             "id": state.model_name,
             "object": "model",
             "created": state.created,
             "owned_by": "minisgl",
-            "max_model_len": max_model_len,
+            "max_model_len": info and info.max_model_len,
         }
 
 

@@ -91,6 +91,14 @@ async def test_streams_deliver_their_tokens_once_and_end(client: EngineClient) -
     assert client.num_live == 0
 
 
+async def test_tokens_of_steps_are_told(client: EngineClient) -> None:
+    heard: list[tuple[float, int]] = []
+    client.on_steps = lambda tokens, steps: heard.append((tokens, steps))
+    await asyncio.gather(*(read(client.submit([10 * i], params(20))) for i in range(3)))
+    await until(lambda: sum(tokens * steps for tokens, steps in heard) == pytest.approx(60))
+    assert sum(steps for _, steps in heard) == client.stats.num_steps
+
+
 async def test_a_slow_reader_gets_everything_in_one_output(client: EngineClient) -> None:
     stream = client.submit([7], params(6))
     await until(lambda: stream.finished)
