@@ -43,6 +43,11 @@ def parse_list(text: str) -> tuple[str, ...]:
     return _without_empty(text.split(","))
 
 
+def parse_one(text: str) -> tuple[str, ...]:
+    """The same of secrets: one, which may have commas in it."""
+    return (text,)
+
+
 def _without_empty(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text))
 
@@ -93,6 +98,13 @@ class _Flag:
         return isinstance(self.field.default, tuple)
 
     @property
+    def is_secret(self) -> bool:
+        """Whether its value isn't shown. A secret list has one value per flag, and an empty one
+        isn't passed over: it may be a variable that the shell didn't know.
+        """
+        return not self.field.repr
+
+    @property
     def is_text(self) -> bool:
         """Whether it is a text of any kind, and the empty text a value."""
         is_string = isinstance(self.field.default, (str, tuple, type(None)))
@@ -106,7 +118,7 @@ class _Flag:
             bool: parse_switch,
             int: parse_count,
             float: parse_number,
-            tuple: parse_list,
+            tuple: parse_one if self.is_secret else parse_list,
         }
         return parsers.get(type(self.field.default), str)
 
@@ -123,6 +135,11 @@ class _Flag:
             return self.variable in environment
         return bool(environment.get(self.variable))
 
+    def join(self, uses: Sequence[Sequence[str]]) -> tuple[str, ...]:
+        """The values of a list, of all places where the flag is."""
+        values = tuple(itertools.chain(*uses))
+        return values if self.is_secret else _without_empty(values)
+
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Adds it to the parser. A default is shown where it says something."""
         name, help, default = f"--{self.name}", self.field.metadata["help"], self.field.default
@@ -134,7 +151,7 @@ class _Flag:
                 name,
                 dest=self.field.name,
                 action="append",
-                nargs="+",
+                nargs=1 if self.is_secret else "+",
                 metavar=self.metavar,
                 help=help,
             )
@@ -151,7 +168,7 @@ def _flags() -> Iterator[_Flag]:
 
 def secret_variables() -> frozenset[str]:
     """Names of the variables whose values only the server may know."""
-    return frozenset(flag.variable for flag in _flags() if not flag.field.repr)
+    return frozenset(flag.variable for flag in _flags() if flag.is_secret)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -201,12 +218,11 @@ def parse_args(
         if "model" in given:
             parser.error(f"the model is given twice: {positional!r} and --model {given['model']!r}")
         given["model"] = positional
-    lists = {
-        flag.field.name: given[flag.field.name]
-        for flag in _flags()
-        if flag.is_list and flag.field.name in given
-    }
-    given |= {name: _without_empty(itertools.chain(*uses)) for name, uses in lists.items()}
+    lists = {}
+    for flag in _flags():
+        if flag.is_list and flag.field.name in given:
+            lists[flag.field.name] = given[flag.field.name]
+            given[flag.field.name] = flag.join(given[flag.field.name])
     sources = {flag.field.name: f"--{flag.name}" for flag in _flags()}
     for flag in _flags():
         name = flag.field.name

@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import math
 import socket
+import ssl
 import struct
 import sys
 import termios
@@ -23,6 +25,7 @@ from minisgl.server.http1 import Http1, HttpSettings
 READ_BYTES = 2**16
 WRITE_TIMEOUT_S = 120.0  # a client that takes no byte for that long is given up
 STALL_CHECK_S = 10.0
+REFUSALS_SAID_S = 60.0  # between two lines about connections that were refused
 # How long the rest of a refused body is read, so that the client sees the refusal and not a reset.
 LINGER_S = 1.0
 
@@ -32,13 +35,29 @@ logger = logging.getLogger("minisgl.http")
 class Connections:
     """All connections of a server."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._all: set[Connection] = set()
+        self._num_refused = 0
+        self._said_at = -math.inf
         self.ending = False  # no connection has a next request any more
 
-    def add(self, connection: Connection) -> None:
-        """A connection has begun."""
-        self._all.add(connection)
+    def admit(self, connection: Connection) -> bool:
+        """A connection has begun. False where it is one too many."""
+        if len(self._all) < self._limit:
+            self._all.add(connection)
+            return True
+        self._num_refused += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._said_at > REFUSALS_SAID_S:
+            logger.warning(
+                "all %d connections (--max-connections) are taken: further ones are answered with "
+                "503 (%d until now)",
+                self._limit,
+                self._num_refused,
+            )
+            self._said_at = now
+        return False
 
     def remove(self, connection: Connection) -> None:
         """A connection has ended."""
@@ -64,10 +83,22 @@ class Connections:
 class HttpConfig(Config):
     """Hypercorn's settings and ours: all that it hands on to a connection."""
 
-    def __init__(self, settings: HttpSettings) -> None:
+    def __init__(
+        self, settings: HttpSettings, connections: Connections, tls: ssl.SSLContext | None
+    ) -> None:
         super().__init__()
         self.settings = settings
-        self.connections = Connections()
+        self.connections = connections
+        self._tls = tls
+
+    @property
+    def ssl_enabled(self) -> bool:
+        """Whether connections are encrypted."""
+        return self._tls is not None
+
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        """What they are encrypted with."""
+        return self._tls
 
 
 class Connection:
@@ -108,7 +139,9 @@ class Connection:
         return self._connections.ending
 
     async def _run(self) -> None:
-        self._connections.add(self)
+        if not self._connections.admit(self):
+            self._http.refuse_connection()
+            return
         try:
             async with TaskGroup(self._loop) as self._tasks:
                 if self.ending:

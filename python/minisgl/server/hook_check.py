@@ -13,8 +13,9 @@ from importlib.metadata import version
 
 from starlette.types import Receive, Scope, Send
 
+from minisgl.server.addresses import Listener, ListenError
 from minisgl.server.http import CHUNK_EXTENSION
-from minisgl.server.listener import ListenError, bind_socket, serve_http, start_listening
+from minisgl.server.listener import serve_http
 
 CHECK_SECONDS = 10.0
 
@@ -40,9 +41,9 @@ async def check_hooks() -> None:
 
 async def _ask(request: bytes, head_timeout: float) -> bytes:
     """The whole answer to a request over a connection of its own."""
-    listener = bind_socket("127.0.0.1", 0)
-    start_listening(listener)
-    port = listener.getsockname()[1]
+    listener = Listener.bind("127.0.0.1", 0)
+    listener.listen()
+    port = listener.port
     done = asyncio.Event()
     server = asyncio.create_task(
         serve_http(_answer, listener, done.wait, head_timeout=head_timeout)

@@ -5,8 +5,9 @@ disappearance.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,15 @@ class ClientGone(Exception):  # noqa: N818
 class Exchange:
     """Wraps an ASGI connection's receive and send, and knows how far both have come."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """`headers`: further ones of the answer, whatever it is."""
         self._receive = receive
         self._send = send
         self._send_chunk = scope.get("extensions", {}).get(CHUNK_EXTENSION, {}).get("send")
@@ -52,7 +61,7 @@ class Exchange:
         self.gone = False
         # A client that waits for "100 Continue" sends no body until somebody reads it.
         self._body_waits = (b"expect", b"100-continue") in scope["headers"]
-        self._headers = [(b"x-request-id", request_id.encode())]
+        self._headers = [(b"x-request-id", request_id.encode()), *headers]
 
     async def receive(self) -> Message:
         """The next ASGI message of the client's; notes the body's end and the client's."""
@@ -120,7 +129,9 @@ class BodyRoom:
 async def read_body(
     scope: Scope, receive: Receive, room: BodyRoom, *, max_bytes: int, timeout: float
 ) -> bytes:
-    """The whole body. Raises ApiError 408, 413, 415 or 503, ClientGone."""
+    """The whole body, without a byte order mark. Raises ApiError 408, 413, 415 or 503,
+    ClientGone.
+    """
     headers = dict(scope["headers"])
     _check_content_type(headers)
     length = headers.get(b"content-length", b"0")
@@ -147,7 +158,7 @@ async def _collect(receive: Receive, room: BodyRoom, max_bytes: int) -> bytes:
             room.take(len(part))
             body += part
             if not message.get("more_body", False):
-                return bytes(body)
+                return bytes(body.removeprefix(codecs.BOM_UTF8))
     finally:
         room.used -= len(body)
 

@@ -38,6 +38,8 @@ EVENTS_PER_TURN = 256
 _NO_MORE_REQUESTS = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
 _ABSOLUTE_FORM = re.compile(rb"(?i)[a-z][a-z0-9+.-]*://([^/?#]*)")
 _REFUSALS = {
+    500: ("The server had an internal error.", "internal_error"),
+    503: ("The server has as many connections as it may. Try again later.", "too_many_connections"),
     408: ("The head of the request did not arrive in time.", "timeout"),
     431: ("The head of the request is too large.", "request_too_large"),
     501: ("This transfer coding is not supported.", "unsupported_transfer_coding"),
@@ -128,6 +130,11 @@ class Http1:
             self.close()
         else:
             self._call.disconnect()
+
+    def refuse_connection(self) -> None:
+        """Answers before there is a request, and ends the connection."""
+        self._refuse(503)
+        self.close()
 
     def close(self) -> None:
         """Ends the connection, as soon as what was written has gone out."""
@@ -261,17 +268,15 @@ class Http1:
         if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         sentence, code = _REFUSALS.get(status, ("The request is not valid HTTP/1.1.", "bad_http"))
-        if status == 500:
-            sentence, code = "The server had an internal error.", "internal_error"
         body = ApiError(status, sentence, code=code).body()
-        head = self.response(
-            status,
-            [
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"connection", b"close"),
-            ],
-        )
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        if status == 503:
+            headers.append((b"retry-after", b"1"))
+        head = self.response(status, headers)
         self._connection.write_soon(
             self.encode(head) + self.encode(h11.Data(data=body)) + self.encode(h11.EndOfMessage())
         )

@@ -21,10 +21,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minisgl.server import connection as server_connection
 from minisgl.server import http1
+from minisgl.server.addresses import Listener
 from minisgl.server.connection import Connection
 from minisgl.server.http import Exchange
 from minisgl.server.http1 import Call, Http1
-from minisgl.server.listener import bind_socket, serve_http, start_listening
+from minisgl.server.listener import serve_http
 from tests.python.server.conftest import Server, StartServer, running
 from tests.python.server.fake_engine import FakeClient, TokenStream, endless, output
 
@@ -267,9 +268,9 @@ async def test_an_application_that_reads_nothing(application: ASGIApp, stays: bo
         if scope["type"] == "http":
             await application(scope, receive, send)
 
-    listener = bind_socket("127.0.0.1", 0)
-    start_listening(listener)
-    port = listener.getsockname()[1]
+    listener = Listener.bind("127.0.0.1", 0)
+    listener.listen()
+    port = listener.port
     stop = asyncio.Event()
     server = asyncio.create_task(serve_http(app, listener, stop.wait))
     await asyncio.sleep(0.05)

@@ -9,9 +9,9 @@ import hypercorn.asyncio.run
 import pytest
 
 from minisgl.server import hook_check, listener
+from minisgl.server.addresses import ListenError
 from minisgl.server.connection import Connection
 from minisgl.server.hook_check import check_hooks
-from minisgl.server.listener import ListenError
 
 
 async def test_the_installed_one_does() -> None:
