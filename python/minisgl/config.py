@@ -49,15 +49,16 @@ def option(
     secret: bool = False,
 ) -> Any:
     """A field that describes itself: its default, its help, its group on the command line, the
-    bounds of a number or the choices of a word. `flag` where it isn't the field's name. The empty
-    text is None where the default is None, unless `empty_is_none` is false. A secret isn't shown.
+    bounds of a number or the choices of a word. `flag` where it isn't the field's name. The default
+    () stands for any number of texts. The empty text is None where the default is None, and none of
+    several texts, unless `empty_is_none` is false. A secret isn't shown.
     """
     described: dict[str, Any] = {"help": help, "group": group, "metavar": metavar, "flag": flag}
     if choices:
         described["choices"] = choices
     elif isinstance(default, (int, float)) and not isinstance(default, bool):
         described["bounds"] = bounds
-    described["empty_is_none"] = default is None and empty_is_none
+    described["empty_is_none"] = default in (None, ()) and empty_is_none
     return field(default=default, metadata=described, repr=not secret)
 
 
@@ -205,6 +206,7 @@ class ServerArgs(EngineSettings):
         "keys of which clients must send one (better in the environment or a file)",
         group="HTTP",
         metavar="KEY",
+        empty_is_none=False,
         secret=True,
     )
     api_key_file: str | None = option(

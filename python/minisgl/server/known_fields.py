@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class KnownField(NamedTuple):
-    """A field outside the schemas, or in another endpoint's. null is always neutral, and so is each value of `neutral`.
+    """A field that a schema lacks. null is always neutral, and so is each value of `neutral`.
 
     Any other value is refused with `advice`. Where there is none, the field has no effect on the
     answer, and the log names it once.
