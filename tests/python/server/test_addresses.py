@@ -187,6 +187,9 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ListenError, match=r"--api-key-file '.*keys' can't be read"):
         read_api_keys(args)
+    file.write_text("k" * 2**20)
+    with pytest.raises(ListenError, match=r"--api-key-file '.*keys' is too large"):
+        read_api_keys(args)
     with pytest.raises(ListenError, match="can't be read: No such file or directory"):
         read_api_keys(ServerArgs(api_key_file=str(tmp_path / "none")))
 
