@@ -280,6 +280,26 @@ async def test_metrics_of_http(start_server: StartServer) -> None:
     }
 
 
+async def test_metrics_of_http_as_vllm_has_them(start_server: StartServer) -> None:
+    async with start_server(reply("Hello"), api_key=("a", "b")) as server:
+        for key in ("b", "b", "a", "x"):
+            await server.http.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+        await server.http.head("/health")
+        found = await samples(server)
+        text = (await server.http.get("/metrics")).text
+    assert found["http_requests_total", "/v1/models GET 2xx"] == 3
+    assert found["http_requests_total", "/v1/models GET 4xx"] == 1
+    assert found["http_request_duration_seconds_count", "/v1/models GET"] == 4
+    assert found["http_request_duration_seconds_bucket", "/v1/models +Inf GET"] == 4
+    assert 0 < found["http_request_duration_seconds_sum", "/health HEAD"] < 5
+    # Keys by their number alone.
+    keys = {
+        labels: n for (name, labels), n in found.items() if "api_key" in name and "_total" in name
+    }
+    assert keys == {"0": 1, "1": 2}
+    assert 'handler="/v1/models"' in text
+
+
 async def test_metrics_without_an_alias(start_server: StartServer) -> None:
     async with start_server(endless(), metrics_alias_prefix="") as server:
         assert not [name for name, _ in await samples(server) if name.startswith("vllm")]
