@@ -1,5 +1,4 @@
-"""An engine rank: one process with the native engine and an asyncio loop around it. `python -m
-minisgl.rank.main`.
+"""The program of an engine rank: one process with the native engine and an asyncio loop around it.
 
 On rank 0 the loop hands messages to the engine and, at each wake of its eventfd, everything
 that the engine has made to the server in one message. The other ranks only follow rank 0, in native
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from minisgl.ipc.child import ParentLink, die_with_parent, run_child
+from minisgl.children import die_with_parent
+from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import (
     ALIVE_SECONDS,
     Abort,

@@ -1,6 +1,4 @@
-"""A tokenizer process: encodes prompts, or detokenizes streams. `python -m
-minisgl.text.worker_process`.
-"""
+"""The program of a tokenizer process: encodes prompts, or detokenizes streams."""
 
 from __future__ import annotations
 

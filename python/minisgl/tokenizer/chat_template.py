@@ -15,6 +15,7 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.side_files import TEMPLATE_BYTES, read_text
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "chat_template"})
 
@@ -29,7 +30,7 @@ def read_chat_template(path: str) -> str:
     """
     what = f"the chat template {path!r}"
     try:
-        source = Path(path).read_text(encoding="utf-8")
+        source = read_text(Path(path), TEMPLATE_BYTES)
     except (OSError, ValueError) as error:
         raise ModelError(f"{what} can't be read: {error}.") from error
     if not source:
@@ -39,11 +40,18 @@ def read_chat_template(path: str) -> str:
 
 
 def _compile(environment: ImmutableSandboxedEnvironment, source: str, what: str) -> jinja2.Template:
+    if len(source) > TEMPLATE_BYTES:
+        raise ModelError(
+            f"{what} has {len(source)} characters; the limit for a template is {TEMPLATE_BYTES}."
+        )
     try:
         return environment.from_string(source)
     except jinja2.TemplateError as error:
         sentence = str(error).rstrip(".")
         raise ModelError(f"{what} has an error: {sentence}.") from error
+    except (RecursionError, SyntaxError, MemoryError) as error:
+        # What Jinja compiles it to has a depth, too, that Python bounds.
+        raise ModelError(f"{what} nests too deeply.") from error
 
 
 class ChatTemplate:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.side_files import (
+    TEMPLATE_BYTES,
+    TOKENIZER_BYTES,
+    read_file,
+    read_json,
+    read_text,
+)
 from minisgl.tokenizer.chat_template import ChatTemplate
 from minisgl.tokenizer.text_ends import TextEnd, set_text_ends
 from minisgl.tokenizer.tokenizer import Tokenizer
@@ -38,14 +45,9 @@ def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
 def _read_json(path: Path) -> dict[str, Any]:
     """An object, empty where there is no such file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} can't be read as JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return value
 
 
 def _tokenizer_config(path: Path) -> dict[str, Any]:
@@ -72,9 +74,10 @@ def _backend(path: Path) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     file = path / "tokenizer.json"
-    if file.is_file():
+    with contextlib.suppress(FileNotFoundError):
+        content = read_file(file, TOKENIZER_BYTES)
         try:
-            return Backend.from_file(str(file))
+            return Backend.from_buffer(content)
         except Exception as error:  # the library's own exception type is plain Exception
             raise ModelError(f"{file} is not a tokenizer: {error}.") from error
     if not any(
@@ -93,8 +96,13 @@ def _converted(path: Path) -> tokenizers.Tokenizer:
             f"{path} has no tokenizer.json, and converting its tokenizer needs "
             "`pip install transformers sentencepiece protobuf`."
         ) from None
+    for pattern in ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"):
+        for file in path.glob(pattern):
+            read_file(file, TOKENIZER_BYTES)  # only for what it refuses: the library looks at none
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
         backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
     except Exception as error:  # whatever goes wrong here is the model's fault or the install's
         raise ModelError(
@@ -179,11 +187,8 @@ def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
         file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))
     }
     for name, file in files.items():
-        if file.is_file():
-            try:
-                sources[name] = file.read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise ModelError(f"{file} can't be read: {error}.") from error
+        with contextlib.suppress(FileNotFoundError):
+            sources[name] = read_text(file, TEMPLATE_BYTES)
     return sources
 
 
