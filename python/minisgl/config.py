@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
+GENERATION_CONFIGS = ("auto", "none", "vllm")
 CommKind = Literal["auto", "nccl", "one-shot", "torch", "shm"]
 COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -157,6 +158,14 @@ class ServerArgs(EngineSettings):
         "Jinja file that replaces the model's chat template",
         group="model",
         metavar="FILE",
+    )
+    generation_config: str = option(
+        "auto",
+        "auto: temperature, top_p, top_k, min_p and repetition_penalty that the model publishes "
+        "(generation_config.json) are a request's defaults; none (or vllm): they are not",
+        group="model",
+        choices=GENERATION_CONFIGS,
+        metavar="WHICH",
     )
 
     host: str = option(

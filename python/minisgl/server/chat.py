@@ -56,6 +56,7 @@ class ChatCompletions(JsonEndpoint):
         info = state.client.info
         params = checks.sampling_params(
             request,
+            state.sampling_defaults,
             max_tokens=checks.fit(
                 len(prompt_ids), wanted, None, info.max_model_len, param="messages"
             ),

@@ -37,6 +37,7 @@ class Completions(JsonEndpoint):
         jobs = [
             checks.sampling_params(
                 request,
+                state.sampling_defaults,
                 max_tokens=checks.fit(
                     len(prompt.ids),
                     request.max_tokens,

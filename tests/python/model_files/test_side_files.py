@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from minisgl.tokenizer.gguf_metadata import read_gguf_metadata
 
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.side_files import (
@@ -25,7 +26,6 @@ from minisgl.model_files.side_files import (
 from minisgl.model_files.source import resolve_model
 from minisgl.tokenizer import load_tokenizer
 from minisgl.tokenizer.chat_template import read_chat_template
-from minisgl.tokenizer.gguf_metadata import read_gguf_metadata
 from tests.python.tokenizer.vocabularies import byte_level_bpe
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4984\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,12 @@ StartServer = Callable[..., contextlib.AbstractAsyncContextManager[Server]]
 
 @contextlib.asynccontextmanager
 async def running(
-    script: Script | None = None, *, max_model_len: int = 256, max_live: int = 1000, **args: Any
+    script: Script | None = None,
+    *,
+    max_model_len: int = 256,
+    max_live: int = 1000,
+    sampling_defaults: Mapping[str, float] | None = None,
+    **args: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
     state = ServerState(
@@ -65,6 +70,7 @@ async def running(
         client=engine,
         model_name=MODEL,
         text=TextFrontend(make_tokenizer(), [], None),
+        sampling_defaults=sampling_defaults or {},
     )
     listener = bind_socket("127.0.0.1", 0)
     start_listening(listener)

@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,8 @@ ALPHABETS = [
     "नमस्ते दुनिया में भाषा",
     "தமிழ்நாடுகணினிவளர்ச்சி", "กขคงจฉชซญดตถทธนบปผฝพฟภมยรลวศสหอ", "สวัสดีชาวโลกที่นี่มีน้ำ",
     "的一是不了人在有我他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去",
-    "あいうえおかきくけこさしすせそアイウエオカキクケコー々", "가나다라마바사아자차카타파하한국어말은이다",
+    "あいうえおかきくけこさしすせそアイウエオカキクケコー々",
+    "가나다라마바사아자차카타파하한국어말은이다",
     "ႠႡႢაბգდԱԲԳաբգꓐꓑᏣᎳᎩ", "0123456789", "٠١٢٣٤٥٦٧٨٩०१२३Ⅷ½²",
     "!?.,;:'\"()[]{}<>/\\|@#$%^&*-_=+~`",
     "€£¥©®™°±÷≤≥≠∞∑√→⇒•…—“”«»",
@@ -83,12 +85,16 @@ def texts(seed: int = 0) -> list[str]:
         if kind == 0:
             return source.choice(CODE)
         if kind == 1:
-            return "".join(chr(one_of_all()) for _ in range(source.randrange(1, 6)))
+            return "".join(one_of_all() for _ in range(source.randrange(1, 6)))
         alphabet = source.choice(ALPHABETS)
         return "".join(source.choice(alphabet) for _ in range(source.randrange(1, 12)))
 
-    def one_of_all() -> int:
-        return source.choice([source.randrange(0xD800), source.randrange(0xE000, 0x110000)])
+    def one_of_all() -> str:
+        # What isn't assigned yet is a letter to some libraries, by their version of Unicode.
+        while True:
+            code = source.choice([source.randrange(0xD800), source.randrange(0xE000, 0x110000)])
+            if unicodedata.category(chr(code)) != "Cn":
+                return chr(code)
 
     while len(found) < NUM_TEXTS:
         parts = [piece() for _ in range(source.randrange(1, 12))]
