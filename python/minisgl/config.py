@@ -145,7 +145,10 @@ class ServerArgs(EngineSettings):
     """
 
     model: str | None = option(
-        None, "Hugging Face id, folder (config.json + safetensors) or .gguf file", group="model"
+        None,
+        "Hugging Face id (with :Q4_K_M for one GGUF file of several), folder (config.json + "
+        "safetensors) or .gguf file",
+        group="model",
     )
     revision: str | None = option(
         None, "branch, tag or commit of the Hugging Face id", group="model"

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from minisgl.tokenizer.gguf_metadata import read_gguf_metadata
 
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.gguf_metadata import read_gguf_metadata
 from minisgl.model_files.side_files import (
     JSON_BYTES,
     TEMPLATE_BYTES,
