@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from minisgl.server.checks import decode
+from minisgl.server.decoding import decode
 from minisgl.server.http import Exchange, read_body, while_connected
 from minisgl.server.state import ServerState
 
@@ -38,7 +38,7 @@ class JsonEndpoint:
             max_bytes=args.max_body_bytes,
             timeout=args.body_timeout,
         )
-        request = decode(self.decoder, body)
+        request = decode(self.decoder, body, self.state.ignored_fields, strict=args.strict_requests)
         self.state.check_model(request.model)
         del body
         await while_connected(exchange, self.answer(exchange, request, arrived))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minisgl.server.decoding import IgnoredFields
 from minisgl.server.errors import model_not_found, unavailable
 from minisgl.server.http import BodyRoom
 from minisgl.server.metrics import Metrics
@@ -31,6 +32,7 @@ class ServerState:
     text: TextFrontend | None = None
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # SamplingParams' fields
     metrics: Metrics = field(default_factory=Metrics)
+    ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
     bodies: BodyRoom = field(init=False)
     created: int = field(
         default_factory=lambda: int(time.time())
@@ -49,5 +51,5 @@ class ServerState:
         """ApiError 404 unless `name` is the served model's; a request that names none gets what is
         there.
         """
-        if name is not None and name != self.model_name:
+        if name and name != self.model_name:
             raise model_not_found(name)

@@ -53,6 +53,12 @@ class Detokenizer:
         """
         raise NotImplementedError
 
+    def push_here(self, token_ids: Sequence[int], *, final: bool = False) -> str | None:
+        """push() without waiting, where the text is made in this process. None, and nothing was
+        pushed, where it is made in another.
+        """
+        return None
+
     async def finish(self) -> str:
         """The rest of the text."""
         return await self.push((), final=True)
@@ -138,6 +144,8 @@ class TextFrontend:
         template_kwargs: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
     ) -> list[int]:
         """Token ids of a conversation. ChatTemplateError, ValueError or WorkerLost."""
         message = EncodeChat(
@@ -145,6 +153,8 @@ class TextFrontend:
             messages=messages,
             template_kwargs=template_kwargs,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            add_special_tokens=add_special_tokens,
         )
         return await self._encode(message, _num_characters((messages, template_kwargs)))
 
@@ -190,6 +200,9 @@ class _LocalDetokenizer(Detokenizer):
         self._detokenizer = detokenizer
 
     async def push(self, token_ids: Sequence[int], *, final: bool = False) -> str:
+        return self.push_here(token_ids, final=final)
+
+    def push_here(self, token_ids: Sequence[int], *, final: bool = False) -> str:
         detokenizer = self._detokenizer
         text = detokenizer.push(token_ids)
         if final:

@@ -36,6 +36,8 @@ class EncodeChat(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     messages: list[dict[str, Any]]
     template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False  # beside those that the template writes
 
 
 class OpenText(msgspec.Struct, frozen=True, tag="open"):

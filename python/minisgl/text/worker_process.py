@@ -122,9 +122,10 @@ def encode_message(tokenizer: Tokenizer, message: Encode | EncodeChat) -> list[i
     prompt = tokenizer.render_chat(
         message.messages,
         add_generation_prompt=message.add_generation_prompt,
+        continue_final_message=message.continue_final_message,
         template_kwargs=message.template_kwargs,
     )
-    return tokenizer.encode(prompt, add_special_tokens=False)
+    return tokenizer.encode(prompt, add_special_tokens=message.add_special_tokens)
 
 
 def refuse_malformed(outbox: ZmqAsyncPushQueue[Any]) -> Callable[[bytes], None]:

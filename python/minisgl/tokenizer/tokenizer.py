@@ -77,6 +77,7 @@ class Tokenizer:
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         template_kwargs: dict[str, Any] | None = None,
     ) -> str:
         """The prompt of a conversation: encode it with add_special_tokens=False.
@@ -89,6 +90,7 @@ class Tokenizer:
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             template_kwargs=template_kwargs,
         )
 

@@ -15,8 +15,8 @@ import pytest
 
 from minisgl import LLM, SamplingParams
 from minisgl.model_files.files import ModelError
-from minisgl.offline.llm import TokenLogprob
 from minisgl.offline.local_model import EngineError
+from minisgl.offline.results import TokenLogprob
 from tests.python.offline.fake_native import (
     EOS,
     MAX_MODEL_LEN,
