@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.gguf_parts import model_name
 
 MAX_SHOWN = 40  # models in a message
 
-_PART = re.compile(r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.IGNORECASE)
 # The types that llama.cpp writes and others write into names: Q4_K_M, IQ2_XXS, UD-Q4_K_XL, BF16.
 _TYPE = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|B?F16|FP16|F32|FP32))(?=[-./]|$)",
@@ -52,27 +52,8 @@ def gguf_models(files: Iterable[str]) -> list[GgufModel]:
         if path.suffix.lower() == ".gguf" and not any(
             word in path.name.lower() for word in _OTHERS
         ):
-            models.setdefault(str(path.with_name(model_name(file))), []).append(file)
+            models.setdefault(str(path.with_name(model_name(path.name))), []).append(file)
     return [GgufModel(name, tuple(parts)) for name, parts in models.items()]
-
-
-def model_name(file: str) -> str:
-    """The name of the model that a .gguf file holds or is a part of."""
-    stem = PurePath(file).stem
-    part = _PART.fullmatch(stem)
-    return part["model"] if part else stem
-
-
-def parts_of(file: str) -> list[str]:
-    """The paths of all files of the model that a .gguf file holds or is a part of, in order."""
-    path = PurePath(file)
-    part = _PART.fullmatch(path.stem)
-    if part is None:
-        return [file]
-    return [
-        str(path.with_name(f"{part['model']}-{number:05}-of-{part['count']}{path.suffix}"))
-        for number in range(1, int(part["count"]) + 1)
-    ] or [file]
 
 
 def choose_gguf(models: list[GgufModel], where: str, tag: str, *, tags: bool) -> GgufModel:

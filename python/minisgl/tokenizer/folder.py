@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")  # of an added token
+_ID = re.compile("[0-9]{1,10}")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
@@ -40,6 +42,11 @@ def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
         backend,
         eos_token_ids=_eos_token_ids(path, backend, named.get("eos_token")),
         chat_template=ChatTemplate(sources, named) if sources else None,
+        config={
+            **config,
+            **named,
+            "chat_template": sources.get("default") or next(iter(sources.values()), None),
+        },
     )
 
 
@@ -171,17 +178,19 @@ def _numbered(tokens: object) -> list[tuple[int, Any]]:
     """The entries of an object whose keys are token ids, by these."""
     if not isinstance(tokens, dict):
         return []
-    return sorted((int(key), value) for key, value in tokens.items() if key.isdecimal())
+    numbered = [(int(key), value) for key, value in tokens.items() if _ID.fullmatch(key)]
+    return sorted(numbered, key=lambda entry: entry[0])
 
 
 def _extra_special_tokens(config: dict[str, Any]) -> list[str]:
     """Special tokens without a name of their own, under the key's old name and its new one."""
     found: list[Any] = []
     for name in ("additional_special_tokens", "extra_special_tokens"):
-        extra = config.get(name) or []
-        for token in extra.values() if isinstance(extra, dict) else extra:
-            found.append(token.get("content") if isinstance(token, dict) else token)
-    return [content for content in found if isinstance(content, str)]
+        extra = config.get(name)
+        extra = list(extra.values()) if isinstance(extra, dict) else extra
+        found += extra if isinstance(extra, list) else []
+    contents = (token.get("content") if isinstance(token, dict) else token for token in found)
+    return [content for content in contents if isinstance(content, str)]
 
 
 def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -70,7 +70,10 @@ def test_files_that_are_missing(folder: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-1.safetensors").write_bytes(b"x")
-    assert "lacks model-2.safetensors" in refusal(str(folder))
+    assert "lacks model-2.safetensors, which" in refusal(str(folder))
+    (folder / "model-1.safetensors").unlink()
+    assert "lacks model-1.safetensors and 1 more, which" in refusal(str(folder))
+    (folder / "model-1.safetensors").write_bytes(b"x")
     (folder / "model.safetensors").write_bytes(b"x")  # has all, whatever the index says
     assert resolve_model(str(folder)).path == str(folder)
     (folder / "model.safetensors").unlink()
@@ -91,6 +94,29 @@ def test_a_damaged_index(folder: Path, index: str) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(index)
     assert "model.safetensors.index.json" in refusal(str(folder))
+
+
+def test_a_gguf_model_in_parts(tmp_path: Path) -> None:
+    """Any part and a folder of nothing else name the model; its path is the first part's."""
+    parts = [gguf(tmp_path / f"tiny-Q4_K_M-0000{i}-of-00003.gguf") for i in (1, 2, 3)]
+    model = ModelFiles(str(parts[0]), "tiny-Q4_K_M")
+    for named in (*parts, tmp_path):
+        assert resolve_model(str(named)) == model
+    parts[1].unlink()
+    for named in (parts[0], parts[2], tmp_path):
+        assert f"is one of 3 files of a model, and {parts[1].name} is missing" in refusal(
+            str(named)
+        )
+    parts[0].unlink()
+    assert f"{parts[0].name} and 1 more are missing" in refusal(str(tmp_path))
+    gguf(tmp_path / "other.gguf")
+    assert f"{tmp_path}/other.gguf, {parts[2]}." in refusal(str(tmp_path))
+
+
+def test_names_that_are_like_those_of_parts(tmp_path: Path) -> None:
+    for name in ("m-00003-of-00002.gguf", "m-00000-of-00002.gguf", "m-1-of-2.gguf"):
+        path = gguf(tmp_path / name)
+        assert resolve_model(str(path)).path == str(path)
 
 
 def test_several_gguf_files(tmp_path: Path) -> None:
@@ -118,14 +144,11 @@ def test_a_gguf_file_of_a_folder_by_its_quantisation(tmp_path: Path) -> None:
         resolve_model(f"{tmp_path}:Q8_0", revision="main")
 
 
-def test_parts_of_one_gguf_model(tmp_path: Path) -> None:
+def test_parts_beside_another_gguf_model(tmp_path: Path) -> None:
     parts = [gguf(tmp_path / f"m-Q8_0-0000{number}-of-00002.gguf") for number in (1, 2)]
-    for model in (*map(str, parts), str(tmp_path), f"{tmp_path}:Q8_0"):
-        assert resolve_model(model) == ModelFiles(str(parts[0]), "m-Q8_0")
     gguf(tmp_path / "m-Q4_0.gguf")
-    assert f"{tmp_path}/m-Q4_0.gguf, {tmp_path}/{parts[0].name}." in refusal(str(tmp_path))
-    parts[0].unlink()
-    assert "00001-of-00002.gguf can't be read" in refusal(str(parts[1]))
+    assert resolve_model(f"{tmp_path}:Q8_0") == ModelFiles(str(parts[0]), "m-Q8_0")
+    assert f"{tmp_path}/m-Q4_0.gguf, {parts[0]}." in refusal(str(tmp_path))
 
 
 def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
@@ -238,12 +261,15 @@ def test_a_repository_of_gguf_files(hub: dict[str, Any], tmp_path: Path) -> None
 
 def test_parts_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:
     names = [f"x-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
-    hub["result"] = str(gguf(tmp_path / names[0]))
+    for name in names:
+        gguf(tmp_path / name)
+    hub["result"] = str(tmp_path / names[0])
     hub["files"] = [*reversed(names), "x-Q4_0.gguf"]
-    for model in (f"org/repo/{names[1]}", "org/repo:Q8_0"):
+    model = ModelFiles(hub["result"], "x-Q8_0")
+    for named, folder in ((f"/{names[1]}", ""), (f"/q8/{names[1]}", "q8/"), (":Q8_0", "")):
         hub["calls"].clear()
-        assert resolve_model(model).name == "x-Q8_0"
-        assert [args for args, _ in hub["calls"]] == [("org/repo", name) for name in names]
+        assert resolve_model("org/repo" + named) == model
+        assert [args for args, _ in hub["calls"]] == [("org/repo", folder + name) for name in names]
 
 
 def test_a_gguf_repository_without_a_network(hub: dict[str, Any], tmp_path: Path) -> None:
