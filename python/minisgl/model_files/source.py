@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def _refuse_revision(revision: str | None, model: str) -> None:
         raise ModelError(
             f"--revision {revision} is for a Hugging Face id, but {model} has no revisions: leave "
             "it out."
+        )
+
+
+def _refuse_homeless_hub(model: str) -> None:
+    """Without a home Hugging Face's library would make a folder of the name ~ here."""
+    named = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    if default_cache_dir() is None and not any(os.environ.get(name) for name in named):
+        raise ModelError(
+            f"there is no folder here of the name {model!r}, and no home folder to keep a model of "
+            "Hugging Face in: set HOME or HF_HOME."
         )
 
 
@@ -157,6 +168,7 @@ def _gguf_file(path: Path) -> ModelFiles:
 def _hub_snapshot(
     repo: str, revision: str | None, show_progress: bool, weights: bool
 ) -> ModelFiles:
+    _refuse_homeless_hub(repo)
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -183,6 +195,7 @@ def _hub_snapshot(
 
 
 def _hub_file(repo: str, file: str, revision: str | None) -> ModelFiles:
+    _refuse_homeless_hub(repo)
     from huggingface_hub import hf_hub_download
 
     try:

@@ -179,6 +179,11 @@ def test_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_cache_dir() is None
     with pytest.raises(ModelError, match="there is no home folder .* XDG_CACHE_HOME"):
         resolve_model(None)
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(ModelError, match="no home folder to keep a model of Hugging Face in"):
+        resolve_model("org/name")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / "minisgl"
 
@@ -217,3 +222,42 @@ def test_nohup_is_respected(model: Path, tmp_path: Path) -> None:
     finally:
         if server.process.poll() is None:
             server.end()
+
+
+def test_a_start_that_hangs_ends_at_one_signal(model: Path, tmp_path: Path) -> None:
+    """The tokenizer's file is on a disk that doesn't answer."""
+    program = f"""
+import runpy, time
+from minisgl.text import frontend
+frontend.load_tokenizer = lambda *args, **options: time.sleep(60)
+runpy.run_path({str(SERVER)!r}, run_name="__main__")
+"""
+    server = ServerProcess(model, tmp_path / "tmp", program=("-c", program))
+    server.wait_for_line("loading weights")
+    server.signal(signal.SIGTERM)
+    assert server.wait(10) == 0
+    assert "Traceback" not in server.output
+    assert server.files() == []
+
+
+def test_clients_leave_the_files_that_a_dead_engine_needs(model: Path, tmp_path: Path) -> None:
+    """They hold all that they can have when it dies, and go on asking for more."""
+    files = OWN_FILES + 40
+    server = ServerProcess(model, tmp_path / "tmp", limit=limit_files(files))
+    port = server.wait_ready()
+    clients = []
+    try:
+        for _ in range(files + 20):
+            clients.append(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE))
+        (rank,) = server.children()
+        os.kill(rank, signal.SIGKILL)
+        server.wait_for_line("the engine is ready again")
+        assert "starting it again" in server.output
+        assert server.output.count("the engine died") == 1
+        assert server.files() == []
+    finally:
+        for client in clients:
+            client.close()
+    until(lambda: Stream(port, [1], 5).join().endswith("data: [DONE]"))
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
