@@ -112,11 +112,12 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
 def _check_weights(path: Path, shown: str) -> None:
     """Sees to it that every weight file of a folder is there, and a file."""
     index = path / "model.safetensors.index.json"
+    where = ""
     if (path / "model.safetensors").exists():  # as transformers has it, whatever an index says
         names = ["model.safetensors"]
     else:
         try:
-            names = _indexed_files(index)
+            names, where = _indexed_files(index), f", which {index.name} names"
         except FileNotFoundError:
             names = [file.name for file in path.glob("*.safetensors")]
     if not names:
@@ -125,7 +126,7 @@ def _check_weights(path: Path, shown: str) -> None:
         try:
             _beginning(path / name)
         except FileNotFoundError:
-            raise ModelError(f"{shown} lacks {name}, which {index.name} names.") from None
+            raise ModelError(f"{shown} lacks {name}{where}.") from None
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -146,7 +147,7 @@ def _beginning(path: Path) -> bytes:
     """
     try:
         with open_file(path) as file:
-            beginning = file.read(200)
+            beginning = file.read(200) or b""
     except FileNotFoundError:
         raise
     except OSError as error:
