@@ -89,7 +89,7 @@ class LocalModel:
         """
         options = DetokenizerOptions.of(params, continues_prompt=continues_prompt)
         whole = whole and not params.stop  # else tokens behind a stop string would be made
-        reader = AnswerReader(self._text.detokenizer(options))
+        reader = AnswerReader(self._text.detokenizer(options), params.stop_token_ids)
         stream = await self._submit(prompt_ids, params)
         try:
             while not reader.finish:

@@ -41,6 +41,11 @@ def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
         backend,
         eos_token_ids=_eos_token_ids(path, backend, named.get("eos_token")),
         chat_template=ChatTemplate(sources, named) if sources else None,
+        config={
+            **config,
+            **named,
+            "chat_template": sources.get("default") or next(iter(sources.values()), None),
+        },
     )
 
 

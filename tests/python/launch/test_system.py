@@ -224,22 +224,6 @@ def test_nohup_is_respected(model: Path, tmp_path: Path) -> None:
             server.end()
 
 
-def test_a_start_that_hangs_ends_at_one_signal(model: Path, tmp_path: Path) -> None:
-    """The tokenizer's file is on a disk that doesn't answer."""
-    program = f"""
-import runpy, time
-from minisgl.text import frontend
-frontend.load_tokenizer = lambda *args, **options: time.sleep(60)
-runpy.run_path({str(SERVER)!r}, run_name="__main__")
-"""
-    server = ServerProcess(model, tmp_path / "tmp", program=("-c", program))
-    server.wait_for_line("loading weights")
-    server.signal(signal.SIGTERM)
-    assert server.wait(10) == 0
-    assert "Traceback" not in server.output
-    assert server.files() == []
-
-
 def test_clients_leave_the_files_that_a_dead_engine_needs(model: Path, tmp_path: Path) -> None:
     """They hold all that they can have when it dies, and go on asking for more."""
     files = OWN_FILES + 40

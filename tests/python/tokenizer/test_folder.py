@@ -15,6 +15,7 @@ from tokenizers import processors
 
 from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import Tokenizer, load_tokenizer
+from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from tests.python.tokenizer.vocabularies import (
     byte_level_bpe,
     byte_level_fields,
@@ -46,6 +47,14 @@ def test_tokenizer_json_alone(folder: Path) -> None:
     assert tokenizer.encode("hello") == byte_level_bpe().encode("hello").ids
     assert tokenizer.eos_token_ids == []
     assert not tokenizer.has_chat_template
+
+
+def test_fill_in_the_middle_tokens(tmp_path: Path) -> None:
+    names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+    backend = byte_level_bpe()
+    backend.add_tokens(names)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert load(tmp_path).fill_in_middle == FillInMiddle(*names)
 
 
 def test_leftovers_of_training_cut_nothing(tmp_path: Path) -> None:
