@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -51,7 +52,13 @@ def resolve_model(
     """
     if model is None:
         _refuse_revision(revision, "the default model")
-        return default_model(cache_dir or default_cache_dir(), show_progress=show_progress)
+        cache_dir = cache_dir or default_cache_dir()
+        if cache_dir is None:
+            raise ModelError(
+                "there is no home folder to keep the default model in: set HOME or XDG_CACHE_HOME, "
+                "or name a model with --model."
+            )
+        return default_model(cache_dir, show_progress=show_progress)
     try:
         path = Path(model).expanduser()
         if model and (path.is_dir() or path.is_file()):
@@ -89,19 +96,32 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
             names = ", ".join(file.name for file in gguf_files[:5])
             raise ModelError(f"{shown} has several .gguf files ({names}): name one of them.")
         raise ModelError(f"{shown} has no config.json: it is not a model.")
-    if not weights:
-        return files
-    index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").is_file():  # as transformers has it, whatever an index says
-        return files
-    if index.is_file():
-        missing = [file for file in _indexed_files(index) if not (path / file).is_file()]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ModelError(f"{shown} lacks {missing[0]}{more}, which {index.name} names.")
-    elif not any(path.glob("*.safetensors")):
-        raise ModelError(f"{shown} has no *.safetensors weights.")
+    if weights:
+        _check_weights(path, shown)
     return files
+
+
+def _check_weights(path: Path, shown: str) -> None:
+    """Sees to it that every weight file of a folder is there, and a file. As in transformers,
+    model.safetensors counts before an index, and without both any files of that kind.
+    """
+    index = path / "model.safetensors.index.json"
+    try:
+        whole = path / "model.safetensors"
+        names = [whole.name] if os.path.lexists(whole) else _indexed_files(index)
+    except FileNotFoundError:
+        names = [file.name for file in path.glob("*.safetensors")]
+    if not names:
+        raise ModelError(f"{shown} has no *.safetensors weights.")
+    missing = []
+    for name in names:
+        try:
+            _beginning(path / name)
+        except FileNotFoundError:
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"{shown} lacks {missing[0]}{more}, which {index.name} names.")
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -116,14 +136,24 @@ def _indexed_files(index: Path) -> list[str]:
     return sorted(files)
 
 
-def _gguf_file(path: Path) -> ModelFiles:
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a weight file. FileNotFoundError; else ModelError, where it can't be read
+    or something else lies there.
+    """
     try:
         with open_file(path) as file:
             beginning = file.read(200)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror}.") from error
     if other := stands_in(beginning):
         raise ModelError(f"{path} is {other}.")
+    return beginning
+
+
+def _gguf_file(path: Path) -> ModelFiles:
+    beginning = _beginning(path)
     if not beginning.startswith(b"GGUF"):
         raise ModelError(
             f"{path} is not a GGUF file: it begins with {beginning[:4]!r}, not b'GGUF'."
