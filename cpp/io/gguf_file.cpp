@@ -12,6 +12,7 @@
 #include "core/byte_reader.h"
 #include "core/error.h"
 #include "io/quote.h"
+#include "io/stand_in.h"
 #include "io/tensor_layout.h"
 
 namespace minisgl {
@@ -235,6 +236,7 @@ TensorData resolve(const TensorClaim& claim, std::span<const std::byte> data, co
 GgufFile parse_gguf(std::span<const std::byte> bytes, const std::string& name) {
   ByteReader reader(bytes, name);
   if (reader.read<std::array<char, 4>>("the magic number") != std::array{'G', 'G', 'U', 'F'}) {
+    refuse_stand_in(bytes, name);
     throw InputError(concat("'", name, "' is not a GGUF file"));
   }
   const auto version = reader.read<std::uint32_t>("the version");

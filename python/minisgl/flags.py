@@ -8,7 +8,7 @@ import argparse
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
@@ -36,15 +36,6 @@ def parse_count(text: str) -> int:
 def parse_optional(text: str) -> str | None:
     """A text, or None where it is empty: the option is as if it weren't given."""
     return text or None
-
-
-def parse_list(text: str) -> tuple[str, ...]:
-    """An option with several values in the environment: they have commas between them."""
-    return _without_empty(text.split(","))
-
-
-def _without_empty(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(text for text in texts if text))
 
 
 def parse_switch(text: str) -> bool:
@@ -93,6 +84,13 @@ class _Flag:
         return isinstance(self.field.default, tuple)
 
     @property
+    def is_secret(self) -> bool:
+        """Whether its value isn't shown. A secret list has one value per flag, and an empty one
+        isn't passed over: it may be a variable that the shell didn't know.
+        """
+        return not self.field.repr
+
+    @property
     def is_text(self) -> bool:
         """Whether it is a text of any kind, and the empty text a value."""
         is_string = isinstance(self.field.default, (str, tuple, type(None)))
@@ -100,15 +98,19 @@ class _Flag:
 
     @property
     def parse(self) -> Callable[[str], Any]:
+        if self.is_list:
+            return lambda text: self.join([[text] if self.is_secret else text.split(",")])
         if self.field.metadata["empty_is_none"]:
             return parse_optional
-        parsers: dict[type, Callable[[str], Any]] = {
-            bool: parse_switch,
-            int: parse_count,
-            float: parse_number,
-            tuple: parse_list,
-        }
+        parsers = {bool: parse_switch, int: parse_count, float: parse_number}
         return parsers.get(type(self.field.default), str)
+
+    def join(self, uses: list[list[str]]) -> tuple[str, ...]:
+        """The values of an option that may have several, from all uses of its flag; each once."""
+        texts = dict.fromkeys(itertools.chain(*uses))
+        if self.field.metadata["empty_is_none"]:
+            texts.pop("", None)
+        return tuple(texts)
 
     @property
     def metavar(self) -> str:
@@ -134,7 +136,7 @@ class _Flag:
                 name,
                 dest=self.field.name,
                 action="append",
-                nargs="+",
+                nargs=1 if self.is_secret else "+",
                 metavar=self.metavar,
                 help=help,
             )
@@ -151,7 +153,7 @@ def _flags() -> Iterator[_Flag]:
 
 def secret_variables() -> frozenset[str]:
     """Names of the variables whose values only the server may know."""
-    return frozenset(flag.variable for flag in _flags() if not flag.field.repr)
+    return frozenset(flag.variable for flag in _flags() if flag.is_secret)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -201,28 +203,24 @@ def parse_args(
         if "model" in given:
             parser.error(f"the model is given twice: {positional!r} and --model {given['model']!r}")
         given["model"] = positional
-    lists = {
-        flag.field.name: given[flag.field.name]
-        for flag in _flags()
-        if flag.is_list and flag.field.name in given
-    }
-    given |= {name: _without_empty(itertools.chain(*uses)) for name, uses in lists.items()}
     sources = {flag.field.name: f"--{flag.name}" for flag in _flags()}
+    swallowed = ""  # a flag with several values: the last one may be meant as the model
     for flag in _flags():
         name = flag.field.name
+        if flag.is_list and name in given:
+            swallowed = f"--{flag.name}" if max(map(len, given[name])) > 1 else swallowed
+            given[name] = flag.join(given[name])
         if name not in given and flag.is_set(environment):
             sources[name] = f"environment variable {flag.variable}:"
             try:
                 given[name] = flag.parse(environment[flag.variable])
             except argparse.ArgumentTypeError as error:
                 parser.error(f"{sources[name]} {error}")
-    for name, uses in lists.items():
-        several = max(uses, key=len)
-        if len(several) > 1 and "model" not in given:
-            parser.error(
-                f"{sources[name]} has several values, and no model is given: if {several[-1]!r} is "
-                f"the model, put it first; if not, repeat {sources[name]} before each value"
-            )
+    if swallowed and "model" not in given:
+        parser.error(
+            f"{swallowed} has several values, and no model is given: if the last one is the model, "
+            f"put it first; if not, repeat {swallowed} before each value"
+        )
     try:
         return ServerArgs(**given)
     except OptionError as error:

@@ -10,7 +10,7 @@ import gc
 import logging
 import os
 import signal
-import socket
+import ssl
 import sys
 import time
 from collections.abc import Coroutine, Sequence
@@ -29,15 +29,12 @@ from minisgl.flags import parse_args
 from minisgl.log import start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.source import resolve_model
+from minisgl.server.addresses import Listener, ListenError, open_listener, read_api_keys
 from minisgl.server.app import create_app
 from minisgl.server.hook_check import check_hooks
 from minisgl.server.listener import (
     GRACEFUL_SECONDS,
-    ListenError,
-    bind_socket,
     serve_http,
-    start_listening,
-    url_of,
 )
 from minisgl.server.state import ServerState
 from minisgl.startup import PhaseLog, describe_engine, engine_options
@@ -82,13 +79,14 @@ def launch_server(
     try:
         children = _count_children(args)
         raise_file_limit()
-        connection_limit(children)
+        room = connection_limit(children)
         check_threads(children)
         if args.node_rank > 0:
             return _run_node(args, rank_command)
-        with contextlib.closing(bind_socket(args.host, args.port)) as listener:
+        args = dataclasses.replace(args, api_key=read_api_keys(args), api_key_file=None)
+        with contextlib.closing(open_listener(args, room)) as listener:
             files = _find_model(args)
-            start_listening(listener)
+            listener.listen()
             logger.info(
                 "model: %s (%s; --model) at %s, found after %.2f s",
                 files.name,
@@ -194,7 +192,7 @@ class Server:
         self,
         args: ServerArgs,
         files: ModelFiles,
-        listener: socket.socket,
+        listener: Listener,
         client: EngineClient,
         hub: NodeHub | None,
         began: float,
@@ -218,7 +216,6 @@ class Server:
         loop.set_exception_handler(_on_loop_exception)
         for number in _end_signals():
             loop.add_signal_handler(number, self._on_signal, number)
-        url = url_of(self._listener)
         http = asyncio.create_task(self._serve_http())
         stop = asyncio.create_task(self._stop.wait())
         try:
@@ -232,7 +229,8 @@ class Server:
             # What lives from here on to the end need not be gone through at each collection.
             gc.collect()
             gc.freeze()
-            logger.info("ready after %.2f s: %s", time.monotonic() - self._began, url)
+            seconds = time.monotonic() - self._began
+            logger.info("ready after %.2f s: %s", seconds, self._listener.urls)
             failed = asyncio.create_task(self._client.wait_failed())
             await self._first_of(failed, stop, http)
             failed.cancel()
@@ -361,5 +359,6 @@ def _end_signals() -> tuple[signal.Signals, ...]:
 
 def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     # Connections that are cut at the end: asyncio's streams ask a cancelled task for its exception.
-    if not isinstance(context.get("exception"), asyncio.CancelledError):
+    # Clients that speak no TLS where it is spoken are nobody's fault here.
+    if not isinstance(context.get("exception"), (asyncio.CancelledError, ssl.SSLError)):
         loop.default_exception_handler(context)

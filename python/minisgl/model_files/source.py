@@ -10,6 +10,7 @@ from pathlib import Path
 from minisgl.environment import default_cache_dir
 from minisgl.model_files.default_model import default_model
 from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.gguf_parts import first_part, model_name, part_names
 from minisgl.model_files.side_files import INDEX_BYTES, open_file, read_json, stands_in
 
 # What is taken from a Hugging Face repository; other formats and training state stay there.
@@ -40,7 +41,8 @@ def resolve_model(
     weights: bool = True,
 ) -> ModelFiles:
     """Finds or downloads `model`: a folder, a .gguf file, a Hugging Face id (org/name), or one
-    .gguf file of a repository (org/name/file.gguf); None is the default model.
+    .gguf file of a repository (org/name/file.gguf); None is the default model. Of a GGUF model in
+    several files, any of them names it.
 
     `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its
     own. `revision` is for Hugging Face ids only. Without `weights` (--load-format dummy) a folder
@@ -88,7 +90,7 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
     shown = name or str(path)
     if not (path / "config.json").is_file():
         gguf_files = sorted(path.glob("*.gguf"))
-        if len(gguf_files) == 1:
+        if gguf_files and {file.name for file in gguf_files} <= set(part_names(gguf_files[0].name)):
             return _gguf_file(gguf_files[0])
         if gguf_files:
             names = ", ".join(file.name for file in gguf_files[:5])
@@ -111,11 +113,15 @@ def _check_weights(path: Path, shown: str) -> None:
         names = [file.name for file in path.glob("*.safetensors")]
     if not names:
         raise ModelError(f"{shown} has no *.safetensors weights.")
+    missing = []
     for name in names:
         try:
             _beginning(path / name)
         except FileNotFoundError:
-            raise ModelError(f"{shown} lacks {name}, which {index.name} names.") from None
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"{shown} lacks {missing[0]}{more}, which {index.name} names.")
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -152,7 +158,7 @@ def _gguf_file(path: Path) -> ModelFiles:
         raise ModelError(
             f"{path} is not a GGUF file: it begins with {beginning[:4]!r}, not b'GGUF'."
         )
-    return ModelFiles(str(path), path.stem)
+    return ModelFiles(str(first_part(path)), model_name(path.name))
 
 
 def _hub_snapshot(
@@ -187,7 +193,9 @@ def _hub_file(repo: str, file: str, revision: str | None) -> ModelFiles:
     from huggingface_hub import hf_hub_download
 
     try:
-        path = hf_hub_download(repo, file, revision=revision)
+        folder, _, name = file.rpartition("/")
+        for part in part_names(name):
+            path = hf_hub_download(repo, f"{folder}/{part}".lstrip("/"), revision=revision)
     except Exception as error:
         raise ModelError(_hub_error(repo, revision, error, file)) from error
     return _gguf_file(Path(path))

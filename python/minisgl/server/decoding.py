@@ -38,7 +38,7 @@ class IgnoredFields:
     def add(self, names: Iterable[str]) -> None:
         """A request has had these fields, each with its place, and they were ignored."""
         new = []
-        for name in names:
+        for name in sorted(names):
             shown = ascii(name[:MAX_SHOWN])
             if shown not in self._named and len(self._named) < MAX_NAMED:
                 self._named.add(shown)

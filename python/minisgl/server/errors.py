@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_BUSY_S = 1  # the queue is full: room comes with the next finished request
+# Codes of refusals that end with the backlog: Guard says in Retry-After when that may be.
+BACKLOG_CODES = frozenset(("queue_full", "overloaded"))
 RETRY_AFTER_UNAVAILABLE_S = 5  # loading, restarting or draining
 
 
@@ -114,7 +115,6 @@ def busy() -> ApiError:
         "The request queue is full. Try again later.",
         type="rate_limit_error",
         code="queue_full",
-        headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
     )
 
 
@@ -128,7 +128,6 @@ def overloaded(limit: int) -> ApiError:
         f"(limit {limit}). Try again later.",
         type="service_unavailable",
         code="overloaded",
-        headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
     )
 
 

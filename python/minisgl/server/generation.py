@@ -315,6 +315,7 @@ class Generation:
         # The answer's, where it has one: a stop string may end it with the engine's last output.
         choice.finish_reason = choice.answer_finish or output.finish
         metrics.finished[choice.finish_reason] += 1
+        metrics.pace.ended()
         metrics.e2e_request_latency.observe(time.perf_counter() - self._arrived)
         metrics.request_generation_tokens.observe(choice.num_tokens)
         if output.timings is not None:

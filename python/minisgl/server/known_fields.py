@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class KnownField(NamedTuple):
-    """A field outside the schemas. null is always neutral, and so is each value of `neutral`.
+    """A field that a schema lacks. null is always neutral, and so is each value of `neutral`.
 
     Any other value is refused with `advice`. Where there is none, the field has no effect on the
     answer, and the log names it once.
@@ -55,6 +55,9 @@ KNOWN_FIELDS: dict[str, KnownField] = {
     "include_reasoning": KnownField(
         (True,), "an answer's reasoning isn't told from the rest; cut it off where it ends"
     ),
+    "suffix": KnownField(("",), "a conversation has none; use /v1/completions"),
+    "max_completion_tokens": KnownField((), "a completion's field is 'max_tokens'"),
+    "top_logprobs": KnownField((0,), "a completion's field is 'logprobs'"),
     "thinking_token_budget": KnownField((-1,), "limit the whole answer with 'max_tokens'"),
     "repetition_detection": KnownField((), "use 'frequency_penalty' or 'repetition_penalty'"),
     "return_tokens_as_token_ids": KnownField((False,), "use /tokenize for the ids of a text"),

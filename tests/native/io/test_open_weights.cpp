@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "core/error.h"
 #include "io/expect_input_error.h"
@@ -149,7 +150,10 @@ TEST(OpenWeights, FolderWithShards) {
   write_index(R"({"a": "model-2.safetensors"})");
   expect_input_error(open, "model-2.safetensors' has no tensor 'a', which");
   write_index(R"({"a": "model-3.safetensors"})");
-  expect_input_error(open, "cannot open '");
+  expect_input_error(
+      open, "index.json' names files of weights that are missing: '" + folder.path() + "/model-3.safetensors'");
+  write_index(R"({"a": "model-1.safetensors", "b": "model-4.safetensors", "c": "model-5.safetensors"})");
+  expect_input_error(open, "'" + folder.path() + "/model-4.safetensors' and 1 more");
   for (const char* bad : {R"({"a": "../model-1.safetensors"})", R"({"a": "/etc/x.safetensors"})", R"({"a": "passwd"})",
                           R"({"a": 3})", R"({"a": ".."})"}) {
     write_index(bad);
@@ -157,6 +161,28 @@ TEST(OpenWeights, FolderWithShards) {
   }
   write_index("[]");
   expect_input_error(open, "has no weight_map");
+}
+
+// Every file that is read, in the place of which something else was downloaded.
+TEST(OpenWeights, StandInsAreNamed) {
+  const std::string pointer =
+      "version https://git-lfs.github.com/spec/v1\noid sha256:" + std::string(64, '0') + "\nsize 4984\n";
+  for (const auto& [content, message] :
+       {std::pair{pointer, "is a Git LFS pointer, not the file itself: `git lfs pull` fetches that"},
+        std::pair{std::string("<!DOCTYPE html>\n<html><head>"), "is an HTML page, not the file itself"},
+        std::pair{std::string("\xef\xbb\xbf \n<HTML lang=en>"), "is an HTML page, not the file itself"}}) {
+    const TemporaryFolder folder;
+    const auto open = [&] { open_weights(folder.path()); };
+    const std::string gguf = folder.write("m.gguf", content);
+    expect_input_error([&] { open_weights(gguf); }, "'" + gguf + "' " + message);
+    for (const char* name :
+         {"config.json", "generation_config.json", "model.safetensors.index.json", "model.safetensors"}) {
+      folder.write("config.json", "{}");
+      const std::string file = folder.write(name, content);
+      expect_input_error(open, "'" + file + "' " + message);
+      std::filesystem::remove(file);
+    }
+  }
 }
 
 TEST(OpenWeights, AFileThatHasAllCountsMoreThanAnIndex) {
@@ -218,6 +244,8 @@ TEST(OpenWeights, FoldersThatCantBeUsed) {
   expect_input_error([&] { open_weights(folder.path() + "/none"); }, "does not exist");
   expect_input_error([&] { open_weights("/dev/null"); }, "'/dev/null' is not a regular file");
   expect_input_error([&] { open_weights(folder.write("m.safetensors", "")); }, "is only weights");
+  expect_input_error([&] { open_weights(folder.write("m.safetensors.index.json", "{}")); },
+                     "is only an index of weights: give the folder");
   expect_input_error([&] { open_weights(folder.write("empty.gguf", "")); }, "truncated or damaged");
 }
 

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_files": {"children", "environment"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "config", "distributed", "ipc", "log"},
+    "rank": {"_native", "config", "distributed", "ipc", "log", "tasks"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
     "text": {"children", "ipc", "model_files", "tasks", "tokenizer"},
     "engine": {"children", "config", "environment", "ipc", "sampling_params", "tasks"},

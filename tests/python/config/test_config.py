@@ -121,7 +121,10 @@ def test_a_model_behind_several_values_is_no_silent_value(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sentence = refusal(capsys, "--served-model-name", "a", "m")
-    assert "--served-model-name has several values, and no model is given: if 'm' is" in sentence
+    assert (
+        "--served-model-name has several values, and no model is given: if the last one is"
+        in sentence
+    )
 
 
 def test_switches_are_1_or_0_in_the_environment(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,9 +62,11 @@ def write_gguf(
     quantization: Type,
     *,
     metadata: dict[str, float | int | str] | None = None,
-    rope_freqs: np.ndarray | None = None,
+    extra: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """`folder`'s model with its matrices in `quantization` (UNWRITTEN: random blocks)."""
+    """`folder`'s model with its matrices in `quantization` (UNWRITTEN: random blocks), and `extra`
+    tensors.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = model.config
     architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
@@ -101,8 +103,8 @@ def write_gguf(
         else:
             data = gguf.quants.quantize(values, quantization)
             writer.add_tensor(gguf_name(name), data, raw_dtype=quantization)
-    if rope_freqs is not None:
-        writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

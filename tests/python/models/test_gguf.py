@@ -121,7 +121,8 @@ def test_llama3_scaling_as_frequency_factors(tmp_path: Path) -> None:
     save_random_model(tiny_config("llama", rope_parameters=llama3), original)
     rotary = AutoModelForCausalLM.from_pretrained(original).model.rotary_emb
     plain = 1.0 / 10000.0 ** (torch.arange(0, 16, 2) / 16)
-    write_gguf(original, file, Type.F32, rope_freqs=(plain / rotary.inv_freq).numpy())
+    factors = (plain / rotary.inv_freq).numpy().astype(np.float32)
+    write_gguf(original, file, Type.F32, extra={"rope_freqs.weight": factors})
     ids = token_ids(100)
     expected = transformers_logits(original, ids)
     assert relative_error(Model(str(file)).forward(ids), expected) < 1e-4

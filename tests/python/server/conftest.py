@@ -14,8 +14,9 @@ import pytest
 import uvloop
 
 from minisgl.config import ServerArgs
+from minisgl.server.addresses import Listener
 from minisgl.server.app import create_app
-from minisgl.server.listener import bind_socket, serve_http, start_listening
+from minisgl.server.listener import serve_http
 from minisgl.server.state import ServerState
 from minisgl.text.frontend import TextFrontend
 from tests.python.server.byte_tokenizer import make_tokenizer
@@ -57,7 +58,11 @@ StartServer = Callable[..., contextlib.AbstractAsyncContextManager[Server]]
 
 @contextlib.asynccontextmanager
 async def running(
-    script: Script | None = None, *, max_model_len: int = 256, max_live: int = 1000, **args: Any
+    script: Script | None = None,
+    *,
+    max_model_len: int = 256,
+    max_live: int = 1000,
+    **args: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
     state = ServerState(
@@ -66,11 +71,13 @@ async def running(
         model_names=(MODEL, "alias"),
         text=TextFrontend(make_tokenizer(), [], None),
     )
-    listener = bind_socket("127.0.0.1", 0)
-    start_listening(listener)
-    port = listener.getsockname()[1]
+    listener = Listener.bind("127.0.0.1", 0)
+    listener.listen()
+    port = listener.port
     stop = asyncio.Event()
-    task = asyncio.create_task(serve_http(create_app(state), listener, stop.wait))
+    task = asyncio.create_task(
+        serve_http(create_app(state), listener, stop.wait, head_timeout=state.args.body_timeout)
+    )
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
             yield Server(state, engine, port, http)
