@@ -97,6 +97,16 @@ def _refuse_revision(revision: str | None, model: str) -> None:
         )
 
 
+def _refuse_homeless_hub(model: str) -> None:
+    """Without a home Hugging Face's library would make a folder of the name ~ here."""
+    named = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    if default_cache_dir() is None and not any(os.environ.get(name) for name in named):
+        raise ModelError(
+            f"there is no folder here of the name {model!r}, and no home folder to keep a model of "
+            "Hugging Face in: set HOME or HF_HOME."
+        )
+
+
 def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> ModelFiles:
     """A folder with config.json and every weight file that its index names, or one .gguf model."""
     files = ModelFiles(str(path), name or path.resolve().name)
@@ -115,9 +125,13 @@ def _check_weights(path: Path, shown: str) -> None:
     model.safetensors counts before an index, and without both any files of that kind.
     """
     index = path / "model.safetensors.index.json"
+    whole = path / "model.safetensors"
+    where = ""
     try:
-        whole = path / "model.safetensors"
-        names = [whole.name] if os.path.lexists(whole) else _indexed_files(index)
+        if os.path.lexists(whole):
+            names = [whole.name]
+        else:
+            names, where = _indexed_files(index), f", which {index.name} names"
     except FileNotFoundError:
         names = [file.name for file in path.glob("*.safetensors")]
     if not names:
@@ -130,7 +144,7 @@ def _check_weights(path: Path, shown: str) -> None:
             missing.append(name)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(f"{shown} lacks {missing[0]}{more}, which {index.name} names.")
+        raise ModelError(f"{shown} lacks {missing[0]}{more}{where}.")
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -157,7 +171,7 @@ def _beginning(path: Path) -> bytes:
     """
     try:
         with open_file(path) as file:
-            beginning = file.read(200)
+            beginning = file.read(200) or b""
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -179,6 +193,7 @@ def _gguf_file(path: Path) -> ModelFiles:
 def _hub_snapshot(
     repo: str, revision: str | None, show_progress: bool, weights: bool
 ) -> ModelFiles:
+    _refuse_homeless_hub(repo)
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -219,6 +234,7 @@ def _hub_gguf(repo: str, tag: str, revision: str | None) -> ModelFiles:
 
 def _hub_files(repo: str, revision: str | None) -> list[str]:
     """The paths of a repository's files; without a network, of those that lie in the cache."""
+    _refuse_homeless_hub(repo)
     from huggingface_hub import list_repo_files, snapshot_download
 
     try:

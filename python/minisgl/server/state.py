@@ -39,6 +39,7 @@ class ServerState:
     )  # Unix seconds, shown with the model
 
     def __post_init__(self) -> None:
+        self.client.on_steps = self.metrics.iteration_tokens.observe
         self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
 
     @property
