@@ -291,8 +291,8 @@ STRANGE: list[Any] = [
 
 def test_values_of_any_shape_are_taken_or_refused_in_a_sentence(folder: Path) -> None:
     for name, content in SIDE_FILES.items():
-        for path in paths(content):
-            for value in STRANGE:
+        for number, path in enumerate(paths(content)):
+            for value in STRANGE[number % 3 :: 3]:  # each somewhere, and each place gets several
                 (folder / name).write_text(json.dumps(put(content, path, value)))
                 with contextlib.suppress(ModelError):  # any other exception is a traceback
                     tokenizer = load(folder)
