@@ -191,7 +191,8 @@ class Server:
         self._client = client
         self._hub = hub
         self._state = ServerState(args, self._client, args.served_model_name or files.name)
-        self._stop = asyncio.Event()  # a signal came
+        self._stopping = False  # a signal came
+        self._stop = asyncio.Event()  # the loop knows of it
         self._http_stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -201,8 +202,9 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_exception)
+        # Not the loop's own handlers: a second signal ends the server whatever holds up the loop.
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, number)
+            signal.signal(number, lambda number, frame: self._on_signal(number, loop))
         url = url_of(self._listener)
         http = asyncio.create_task(self._serve_http())
         stop = asyncio.create_task(self._stop.wait())
@@ -320,15 +322,20 @@ class Server:
         if self._hub is not None:
             await self._hub.close()
 
-    def _on_signal(self, number: int) -> None:
-        if not self._stop.is_set():
-            self._stop.set()
+    def _on_signal(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs between any two steps of the main thread."""
+        if not self._stopping:
+            self._stopping = True
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(self._stop.set)
             return
-        self._client.kill()
-        if self._state.text is not None:
-            self._state.text.kill()
-        sys.stderr.flush()
-        os._exit(128 + number)
+        try:
+            self._client.kill()
+            if self._state.text is not None:
+                self._state.text.kill()
+            sys.stderr.flush()
+        finally:
+            os._exit(128 + number)
 
 
 def _allow_connections() -> None:

@@ -10,7 +10,6 @@ when the parent dies) ends it, by force after FORCED_END_SECONDS.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import shutil
@@ -24,13 +23,13 @@ import uvloop
 import zmq
 
 from minisgl.ipc.messages import encode
+from minisgl.ipc.parent_death import die_with_parent
 from minisgl.ipc.queues import Decoder, OnMalformed, ZmqAsyncPullQueue, ZmqAsyncPushQueue
 from minisgl.log import start_child_logging
 from minisgl.tasks import background
 
 PARENT_CHECK_SECONDS = 1.0
 FORCED_END_SECONDS = 3
-_PR_SET_PDEATHSIG = 1
 
 logger = logging.getLogger(__name__)
 
@@ -131,18 +130,6 @@ def _end(task: asyncio.Task[int]) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(FORCED_END_SECONDS)
     task.cancel()
-
-
-def die_with_parent(sent: signal.Signals) -> None:
-    """Asks the kernel for a signal at the parent's death. SIGKILL also ends a child that is
-    stopped, but leaves it no time: it is for one whose files the parent has removed.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, sent, 0, 0, 0) != 0:
-        logger.warning(
-            "the kernel won't end this process with its parent (prctl): %s",
-            os.strerror(ctypes.get_errno()),
-        )
 
 
 async def _watch_parent(parent_pid: int, task: asyncio.Task[int]) -> None:

@@ -25,8 +25,7 @@ from minisgl.offline.native_engine import NativeEngine
 from minisgl.rank.cuda_library import load_cublas
 from minisgl.text.answer import AnswerReader, Piece
 from minisgl.text.frontend import TextFrontend
-from minisgl.tokenizer import DetokenizerOptions, Tokenizer, load_tokenizer
-from minisgl.tokenizer.chat_template import read_chat_template
+from minisgl.tokenizer import DetokenizerOptions
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -54,14 +53,13 @@ class LocalModel:
     """
 
     def __init__(
-        self, loop: LoopThread, engine: OfflineEngine, tokenizer: Tokenizer, name: str
+        self, loop: LoopThread, engine: OfflineEngine, text: TextFrontend, name: str
     ) -> None:
         self.engine: EngineApi = engine
-        self.tokenizer = tokenizer
+        self.text = text
         self.name = name
         self._loop = loop
-        self._text = TextFrontend(tokenizer, [], None)
-        self._close = weakref.finalize(self, _end, loop, engine)
+        self._close = weakref.finalize(self, _end, loop, engine, text)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and waits for it. KeyboardInterrupt cancels it."""
@@ -85,7 +83,7 @@ class LocalModel:
         """
         options = DetokenizerOptions.of(params, continues_prompt=continues_prompt)
         whole = whole and not params.stop  # else tokens behind a stop string would be made
-        reader = AnswerReader(self._text.detokenizer(options))
+        reader = AnswerReader(self.text.detokenizer(options))
         stream = await self._submit(prompt_ids, params)
         try:
             while not reader.finish:
@@ -97,10 +95,11 @@ class LocalModel:
 
     async def _submit(self, prompt_ids: list[int], params: SamplingParams) -> TokenStream:
         engine = self.engine
-        bad_words = await self._text.encode_words(params.bad_words)
+        bad_words = await self.text.encode_words(params.bad_words)
+        eos_token_ids = self.text.tokenizer.eos_token_ids
         while True:
             try:
-                return engine.submit(prompt_ids, params, self.tokenizer.eos_token_ids, bad_words)
+                return engine.submit(prompt_ids, params, eos_token_ids, bad_words)
             except EngineBusy:  # aborted requests may stay for a step
                 pass
             except EngineUnavailable as error:
@@ -132,12 +131,13 @@ class LocalModel:
         self.close()
 
 
-def _end(loop: LoopThread, engine: OfflineEngine) -> None:
+def _end(loop: LoopThread, engine: OfflineEngine, text: TextFrontend) -> None:
     if loop.is_current():  # the garbage collector may call from there
-        threading.Thread(target=_end, args=(loop, engine)).start()
+        threading.Thread(target=_end, args=(loop, engine, text)).start()
         return
-    with contextlib.suppress(Exception):
-        loop.run(engine.close())
+    for work in (text.close(), engine.close()):
+        with contextlib.suppress(Exception):
+            loop.run(work)
     loop.close()
 
 
@@ -168,8 +168,7 @@ def open_local_model(
         cache_dir=cache_dir,
         weights=weights,
     )
-    template = None if chat_template is None else read_chat_template(chat_template)
-    tokenizer = load_tokenizer(files.path, chat_template=template)
+    text = TextFrontend.local(files.path, chat_template)
     engine_options = options(files.path)
     loop = LoopThread("minisgl-loop")
     try:
@@ -188,7 +187,7 @@ def open_local_model(
         if isinstance(error, EngineStartError):
             raise ModelError(str(error)) from error
         raise
-    return LocalModel(loop, engine, tokenizer, files.name)
+    return LocalModel(loop, engine, text, files.name)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from minisgl.ipc.child import ParentLink, die_with_parent, run_child
+from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import (
     ALIVE_SECONDS,
     Abort,
@@ -39,6 +39,7 @@ from minisgl.ipc.messages import (
     ToRank,
     decode_to_rank,
 )
+from minisgl.ipc.parent_death import die_with_parent
 from minisgl.ipc.queues import ZmqAsyncPushQueue
 from minisgl.log import start_native_logging
 from minisgl.rank.cores import format_core_list

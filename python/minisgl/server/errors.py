@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.text.worker_pool import WorkerLost
+from minisgl.text.errors import TextQueueFull, WorkerLost
 
 if TYPE_CHECKING:
     from minisgl.ipc.messages import Output
@@ -124,6 +124,17 @@ def busy() -> ApiError:
     )
 
 
+def texts_waiting() -> ApiError:
+    """429, when the texts of other requests would be in front of this one's for too long."""
+    return ApiError(
+        429,
+        "Other long prompts are waiting to be read. Try again later.",
+        type="rate_limit_error",
+        code="queue_full",
+        headers={"Retry-After": str(RETRY_AFTER_UNAVAILABLE_S)},
+    )
+
+
 def overloaded(limit: int) -> ApiError:
     """503, when the bodies that are arriving have `limit` bytes together
     (--max-all-bodies-bytes).
@@ -182,6 +193,8 @@ def from_exception(error: Exception, request_id: str) -> ApiError:
     """The answer to any exception. One that nobody foresaw is logged, and its text stays here."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, TextQueueFull):
+        return texts_waiting()
     if isinstance(error, WorkerLost):
         return ApiError(
             503,

@@ -12,6 +12,7 @@ from typing import Any
 from minisgl.ipc.messages import Failed, Shutdown
 from minisgl.ipc.process import ChildProcess, describe_exit, python_command
 from minisgl.tasks import background
+from minisgl.text.errors import WorkerLost
 from minisgl.text.messages import (
     Encoded,
     FromText,
@@ -21,17 +22,12 @@ from minisgl.text.messages import (
     TextReady,
     decode_from_text,
 )
-from minisgl.tokenizer.chat_template import ChatTemplateError
 
 LAST_WORDS_SECONDS = 0.5  # for the reason that a process gave before it ended
 
 logger = logging.getLogger(__name__)
 
 Process = ChildProcess[FromText]
-
-
-class WorkerLost(Exception):  # noqa: N818
-    """The process died before it answered, or isn't there now (HTTP 503)."""
 
 
 class WorkerStartError(Exception):
@@ -94,7 +90,7 @@ class WorkerClient:
         return self._serving
 
     async def ask(self, message_id: int, message: Any) -> Encoded | Text:
-        """Sends a message and waits for its answer. ValueError, ChatTemplateError or WorkerLost."""
+        """Sends a message and waits for its answer. ValueError or WorkerLost."""
         answer: asyncio.Future[Encoded | Text] = asyncio.get_running_loop().create_future()
         self._waiting[message_id] = answer
         try:
@@ -261,8 +257,7 @@ class WorkerClient:
                 if answer is None or answer.done():
                     continue
                 if isinstance(message, Refused):
-                    kind = ChatTemplateError if message.kind == "template" else ValueError
-                    answer.set_exception(kind(message.message))
+                    answer.set_exception(ValueError(message.message))
                 else:
                     answer.set_result(message)
 

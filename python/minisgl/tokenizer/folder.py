@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minisgl.model_files.files import ModelError
-from minisgl.tokenizer.chat_template import ChatTemplate
+from minisgl.tokenizer.template_source import TemplateSource
 from minisgl.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
     return Tokenizer(
         backend,
         eos_token_ids=_eos_token_ids(path, backend, named.get("eos_token")),
-        chat_template=ChatTemplate(sources, named) if sources else None,
+        chat_template=TemplateSource(sources, named) if sources else None,
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minisgl.model_files.files import ModelError
-from minisgl.tokenizer.chat_template import ChatTemplate
 from minisgl.tokenizer.gguf_metadata import Metadata, read_gguf_metadata
 from minisgl.tokenizer.pre_tokenizers import pre_tokenization
+from minisgl.tokenizer.template_source import TemplateSource
 from minisgl.tokenizer.token_bytes import WORD_MARK
 from minisgl.tokenizer.tokenizer import Tokenizer
 
@@ -52,7 +52,7 @@ def tokenizer_from_metadata(metadata: Metadata, *, chat_template: str | None = N
     return Tokenizer(
         backend,
         eos_token_ids=vocabulary.end_ids(),
-        chat_template=ChatTemplate({"default": template}, vocabulary.named_tokens())
+        chat_template=TemplateSource({"default": template}, vocabulary.named_tokens())
         if template
         else None,
     )

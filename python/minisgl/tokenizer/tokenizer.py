@@ -1,15 +1,16 @@
-"""Tokenizer: encode, decode, the bytes of a token, chat rendering."""
+"""Tokenizer: encode, decode, the bytes of a token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from minisgl.tokenizer.chat_template import ChatTemplate, ChatTemplateError
 from minisgl.tokenizer.token_bytes import TokenBytes, decoder_kind
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from minisgl.tokenizer.template_source import TemplateSource
 
 
 class Tokenizer:
@@ -20,7 +21,7 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         *,
         eos_token_ids: Iterable[int] = (),
-        chat_template: ChatTemplate | None = None,
+        chat_template: TemplateSource | None = None,
     ) -> None:
         # Some tokenizer.json files still have what a training run cut and padded to.
         backend.no_truncation()
@@ -34,7 +35,7 @@ class Tokenizer:
         self.strips_first_space = kind.strips_first_space
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids: list[int] = sorted(set(eos_token_ids))
-        self.chat_template = chat_template
+        self.chat_template = chat_template  # rendered elsewhere: text/template_client.py
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. A rendered chat already has its special tokens: encode it without.
@@ -65,32 +66,6 @@ class Tokenizer:
     def byte_table(self, skip_special_tokens: bool) -> TokenBytes:
         """The bytes of each token id; special tokens have none with `skip_special_tokens`."""
         return self._text_bytes if skip_special_tokens else self._all_bytes
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether render_chat() can be called."""
-        return self.chat_template is not None
-
-    def render_chat(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        tools: list[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        template_kwargs: dict[str, Any] | None = None,
-    ) -> str:
-        """The prompt of a conversation: encode it with add_special_tokens=False.
-
-        ChatTemplateError when the model has no template or the template refuses the messages.
-        """
-        if self.chat_template is None:
-            raise ChatTemplateError("this model has no chat template")
-        return self.chat_template.render(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            template_kwargs=template_kwargs,
-        )
 
 
 def check_unicode(text: str) -> None:

@@ -60,12 +60,8 @@ async def running(
     script: Script | None = None, *, max_model_len: int = 256, max_live: int = 1000, **args: Any
 ) -> AsyncIterator[Server]:
     engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
-    state = ServerState(
-        args=ServerArgs(**args),
-        client=engine,
-        model_name=MODEL,
-        text=TextFrontend(make_tokenizer(), [], None),
-    )
+    text = TextFrontend(make_tokenizer(), [], None)
+    state = ServerState(args=ServerArgs(**args), client=engine, model_name=MODEL, text=text)
     listener = bind_socket("127.0.0.1", 0)
     start_listening(listener)
     port = listener.getsockname()[1]
@@ -77,6 +73,7 @@ async def running(
     finally:
         stop.set()
         await task
+        await text.close()
 
 
 @pytest.hookimpl(optionalhook=True)

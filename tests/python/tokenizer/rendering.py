@@ -1,0 +1,13 @@
+"""Chat templates rendered in the test's own process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minisgl.tokenizer import Tokenizer
+from minisgl.tokenizer.chat_template import ChatTemplate
+
+
+def render(tokenizer: Tokenizer, messages: list[dict[str, Any]], **options: Any) -> str:
+    assert tokenizer.chat_template is not None
+    return ChatTemplate(tokenizer.chat_template).render(messages, **options)
