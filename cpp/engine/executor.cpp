@@ -85,7 +85,8 @@ void Executor::add(SequenceId id, SequenceSampling sampling) {
   const auto [iterator, inserted] = sequences_.try_emplace(id, LiveSequence{.sampling = std::move(sampling)});
   MINISGL_CHECK(inserted, "sequence ", id, " is live");
   LiveSequence& sequence = iterator->second;
-  if (needs_latest_token(sequence.sampling.params)) sequence.generated = sequence.sampling.resumed;
+  sequence.needs_latest_token = needs_latest_token(sequence.sampling.params);
+  if (sequence.needs_latest_token) sequence.generated = sequence.sampling.resumed;
 }
 
 void Executor::remove(SequenceId id) {
@@ -93,7 +94,9 @@ void Executor::remove(SequenceId id) {
 }
 
 void Executor::append(SequenceId id, std::span<const std::int32_t> tokens) {
-  LiveSequence& sequence = sequences_.at(id);
+  const auto live = sequences_.find(id);
+  MINISGL_CHECK(live != sequences_.end(), "sequence ", id, " is not live");
+  LiveSequence& sequence = live->second;
   if (sequence.seen) {
     sequence.seen->add_output(tokens);
   } else {
@@ -123,7 +126,9 @@ void Executor::build_batch(const StepPlan& plan) {
   positions_.clear();
   rows_.clear();
   for (const SequenceStep& step : plan.sequences) {
-    LiveSequence& sequence = sequences_.at(step.id);
+    const auto live = sequences_.find(step.id);
+    MINISGL_CHECK(live != sequences_.end(), "sequence ", step.id, " is not live");
+    LiveSequence& sequence = live->second;
     std::vector<PageId>& table = sequence.page_table;
     table.resize(step.num_kept_pages);
     const auto new_pages = plan.new_pages.begin() + step.first_new_page;
@@ -135,9 +140,8 @@ void Executor::build_batch(const StepPlan& plan) {
                      .page_table = table.data(),
                      .adapter = step.adapter});
     live_.push_back(&sequence);
-    if (!sequence.seen && uses_penalties(sequence.sampling.params)) count_given_tokens(sequence);
-    if (needs_latest_token(sequence.sampling.params)) note_generated(sequence, step, plan);
-    if (sequence.mask.empty() && !sequence.sampling.params.allowed_token_ids.empty()) make_mask(sequence);
+    if (!sequence.has_started) start(sequence);
+    if (sequence.needs_latest_token) note_generated(sequence, step, plan);
   }
   queries_.clear();
   for (std::size_t i = 0; i < plan.targets.size(); ++i) {
@@ -145,13 +149,24 @@ void Executor::build_batch(const StepPlan& plan) {
   }
 }
 
-// Makes the counts of a sequence whose first step this is. Those that wait in the queue take no room on the device.
-void Executor::count_given_tokens(LiveSequence& sequence) {
+// Makes what the sampling of a sequence needs on the device, at its first step: those that wait in the queue take no
+// room there.
+void Executor::start(LiveSequence& sequence) const {
+  sequence.has_started = true;
   SequenceSampling& sampling = sequence.sampling;
-  sequence.seen = device_.make_seen_tokens(model_.spec().vocab_size, sampling.params.repetition_penalty != 1.0f);
-  sequence.seen->add_output(sampling.resumed);
-  sequence.seen->add_prompt(sampling.prompt);
-  sampling.resumed = sampling.prompt = {};
+  const std::int64_t vocab_size = model_.spec().vocab_size;
+  if (uses_penalties(sampling.params)) {
+    sequence.seen = device_.make_seen_tokens(vocab_size, sampling.params.repetition_penalty != 1.0f);
+    sequence.seen->add_output(sampling.resumed);
+    sequence.seen->add_prompt(sampling.prompt);
+    sampling.resumed = sampling.prompt = {};
+  }
+  if (!sampling.params.allowed_token_ids.empty()) {
+    sequence.mask.resize(static_cast<std::size_t>(mask_words(vocab_size)));
+    for (const std::int32_t token : sampling.params.allowed_token_ids) {
+      sequence.mask[static_cast<std::size_t>(token) / 32] |= 1u << (static_cast<unsigned>(token) % 32);
+    }
+  }
 }
 
 // Every row of a generated token says which token it is: a sequence that needs its latest token is planned only with
@@ -182,13 +197,6 @@ std::span<const std::int32_t> Executor::bans_of(LiveSequence& sequence, std::int
     if (std::ranges::equal(before, std::span(sequence.generated).last(before.size()))) banned.push_back(word.back());
   }
   return banned;
-}
-
-void Executor::make_mask(LiveSequence& sequence) const {
-  sequence.mask.resize(static_cast<std::size_t>(mask_words(model_.spec().vocab_size)));
-  for (const std::int32_t token : sequence.sampling.params.allowed_token_ids) {
-    sequence.mask[static_cast<std::size_t>(token) / 32] |= 1u << (static_cast<unsigned>(token) % 32);
-  }
 }
 
 LogitQuery Executor::query_for(std::int32_t row, const LogitTarget& target, const StepPlan& plan) const {

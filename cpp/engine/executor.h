@@ -57,18 +57,19 @@ class Executor {
   struct LiveSequence {
     SequenceSampling sampling;
     std::vector<PageId> page_table = {};
-    std::unique_ptr<SeenTokens> seen = {};     // where a penalty is set, from the first step on
+    bool needs_latest_token = false;
+    bool has_started = false;                  // a step has computed rows of it: `seen` and `mask` are made
+    std::unique_ptr<SeenTokens> seen = {};     // where a penalty is set
+    std::vector<std::uint32_t> mask = {};      // [mask_words] of params.allowed_token_ids, where there are any
     std::vector<std::int32_t> generated = {};  // where needs_latest_token: all that the steps' rows named so far
     std::vector<std::int32_t> banned = {};     // by bad words and min_tokens in the step at hand
-    std::vector<std::uint32_t> mask = {};      // [mask_words] of params.allowed_token_ids, from the first step on
   };
 
   void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
-  void count_given_tokens(LiveSequence& sequence);
+  void start(LiveSequence& sequence) const;
   static void note_generated(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan);
   static std::span<const std::int32_t> bans_of(LiveSequence& sequence, std::int64_t num_generated);
-  void make_mask(LiveSequence& sequence) const;
   LogitQuery query_for(std::int32_t row, const LogitTarget& target, const StepPlan& plan) const;
 
   Model& model_;

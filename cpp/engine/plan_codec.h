@@ -74,6 +74,8 @@ class PlanDecoder {
 
  private:
   void check_token(std::int32_t token) const;
+  template <typename Value>
+  void check_tokens(const Value& value) const;
   void check_page(PageId page) const;
   void check_copies(const StepPlan& plan) const;
   void check(const SequenceSampling& sampling) const;

@@ -227,6 +227,23 @@ void PlanDecoder::check_token(std::int32_t token) const {
   require(token >= 0 && token < limits_.vocab_size, "token", token);
 }
 
+// Tokens in a field of the sampling parameters, by the field's type.
+template <typename Value>
+void PlanDecoder::check_tokens(const Value& value) const {
+  if constexpr (std::is_same_v<Value, std::vector<std::pair<std::int32_t, float>>>) {
+    for (const auto& [token, bias] : value) check_token(token);
+  } else if constexpr (std::is_same_v<Value, std::vector<std::int32_t>>) {
+    for (const std::int32_t token : value) check_token(token);
+  } else if constexpr (std::is_same_v<Value, std::vector<std::vector<std::int32_t>>>) {
+    for (const std::vector<std::int32_t>& tokens : value) {
+      require(!tokens.empty(), "length of a list of tokens", 0);
+      check_tokens(tokens);
+    }
+  } else {
+    static_assert(std::is_arithmetic_v<Value>);
+  }
+}
+
 void PlanDecoder::check(const SequenceSampling& sampling) const {
   require(sampling.prompt_len >= 1 && sampling.prompt_len <= limits_.max_model_len, "prompt_len", sampling.prompt_len);
   require(sampling.min_tokens >= 0, "min_tokens", sampling.min_tokens);
@@ -235,12 +252,7 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
   for (const std::int32_t token : sampling.prompt) check_token(token);
   for (const std::int32_t token : sampling.resumed) check_token(token);
   for (const std::int32_t token : sampling.stop_tokens) check_token(token);
-  for (const auto& [token, bias] : sampling.params.logit_bias) check_token(token);
-  for (const std::int32_t token : sampling.params.allowed_token_ids) check_token(token);
-  for (const std::vector<std::int32_t>& word : sampling.params.bad_words) {
-    require(!word.empty(), "length of a bad word", 0);
-    for (const std::int32_t token : word) check_token(token);
-  }
+  for_each_sampling_field([&](const auto& field) { check_tokens(sampling.params.*field.member); });
   for (const std::int32_t count : {sampling.logprobs, sampling.prompt_logprobs}) {
     require(count >= -1 && count <= limits_.vocab_size, "number of log probabilities", count);
   }

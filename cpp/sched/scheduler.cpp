@@ -27,22 +27,9 @@ void Scheduler::add(NewSequence added) {
   MINISGL_CHECK(added.num_hidden >= 0 && added.num_hidden <= prompt_len, "num_hidden is ", added.num_hidden);
   MINISGL_CHECK(!wants_hidden || (added.max_tokens == 0 && !added.score_prompt), "hidden states of a sequence that ",
                 "draws or scores");
-  Sequence& sequence = waiting_.emplace_back();
-  sequence.id = added.id;
-  sequence.tokens = std::move(added.prompt);
-  sequence.prompt_len = prompt_len;
-  sequence.max_len = prompt_len + added.max_tokens;
-  sequence.adapter = added.adapter;
-  sequence.needs_token = added.needs_token;
-  sequence.prefix = added.prefix;
-  if (added.score_prompt) {
-    sequence.end_wanted = prompt_len - 1;
-  } else if (wants_hidden) {
-    sequence.wants_hidden = true;
-    sequence.first_wanted = prompt_len - added.num_hidden;
-    sequence.end_wanted = prompt_len;
-  }
-  index_.emplace(added.id, std::prev(waiting_.end()));
+  const SequenceId id = added.id;
+  waiting_.emplace_back(std::move(added));
+  index_.emplace(id, std::prev(waiting_.end()));
 }
 
 void Scheduler::remove(SequenceId id) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "cache/page_allocator.h"
@@ -31,10 +32,24 @@ struct NewSequence {
 struct Sequence {
   static constexpr std::int32_t kPending = -1;  // a token that a step in flight will draw
 
-  SequenceId id = 0;
+  explicit Sequence(NewSequence&& added)
+      : id(added.id),
+        tokens(std::move(added.prompt)),
+        prompt_len(len()),
+        max_len(prompt_len + added.max_tokens),
+        adapter(added.adapter),
+        needs_token(added.needs_token),
+        wants_hidden(added.num_hidden > 0),
+        end_wanted(wants_hidden         ? prompt_len
+                   : added.score_prompt ? prompt_len - 1
+                                        : 0),
+        first_wanted(wants_hidden ? prompt_len - added.num_hidden : 0),
+        prefix(added.prefix) {}
+
+  SequenceId id;
   std::vector<std::int32_t> tokens;  // prompt, then what was generated; the last may be pending
-  std::int64_t prompt_len = 0;
-  std::int64_t max_len = 0;  // prompt_len + max_tokens
+  std::int64_t prompt_len;
+  std::int64_t max_len;  // prompt_len + max_tokens
 
   // These say how things stand when all steps in flight are done, as far as that is certain: drafts in flight count as
   // one pending token.
@@ -44,15 +59,15 @@ struct Sequence {
   std::int32_t pending_target = 0;     // the target of the latest plan that draws the pending token
   int num_in_flight = 0;               // steps in flight that compute rows of it
 
-  std::int32_t adapter = 0;
+  std::int32_t adapter;
   bool is_running = false;  // else it waits, or has left
-  bool needs_token = false;
-  bool wants_hidden = false;  // the wanted rows give hidden states, else logits
+  bool needs_token;
+  bool wants_hidden;  // the wanted rows give hidden states, else logits
   // The prompt's rows that the host gets something of; none where end_wanted is 0.
-  std::int64_t end_wanted = 0, first_wanted = 0;
+  std::int64_t end_wanted, first_wanted;
   std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption
   std::vector<std::int32_t> drafts = {};  // proposed to follow the known tokens; the next part that draws tries them
-  SharedPrefix prefix = {};
+  SharedPrefix prefix;
 
   std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t num_uncomputed() const { return len() - num_computed; }

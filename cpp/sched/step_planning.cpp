@@ -237,7 +237,9 @@ void Scheduler::plan_rows(Iterator iterator) {
                           sequence.pages.end());
   }
   plan.tokens.insert(plan.tokens.end(), sequence.tokens.begin() + start, sequence.tokens.begin() + end);
-  if (plan.tokens.back() == Sequence::kPending) plan.tokens.back() = -1 - sequence.pending_target;
+  if (sequence.tokens[static_cast<std::size_t>(end) - 1] == Sequence::kPending) {
+    plan.tokens.back() = -1 - sequence.pending_target;
+  }
   if (drafts > 0) {
     plan.tokens.insert(plan.tokens.end(), sequence.drafts.begin(), sequence.drafts.begin() + drafts);
   }
