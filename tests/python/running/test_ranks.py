@@ -170,8 +170,8 @@ def test_a_damaged_plan_ends_the_group_and_the_streams_go_on(
         until(damage)
 
     server.wait_for_line("the engine is ready again")
-    # What a rank reads of a plan that is overwritten meanwhile is wrong in one way or another, and the other rank may
-    # miss it before its reason is known.
+    # What a rank reads of a plan that is overwritten meanwhile is wrong in one way or another, and
+    # the other rank may miss it before its reason is known.
     died = re.search(r"the engine died: rank [01]: (.*);", server.output)
     assert died, server.output
     reasons = (
