@@ -43,6 +43,7 @@ from minisgl.server.listener import (
 from minisgl.server.state import ServerState
 from minisgl.startup import PhaseLog, describe_engine, engine_options
 from minisgl.text.frontend import TextFrontend
+from minisgl.text.heap import return_large_blocks
 
 MAX_OPEN_FILES = 65536  # as far as the hard limit allows
 
@@ -74,6 +75,7 @@ def launch_server(
     began = time.monotonic()
     start_logging(args.log_level, args.log_format)
     _allow_connections()
+    return_large_blocks()
     if args.node_rank > 0:
         return _run_node(args, rank_command)
     try:

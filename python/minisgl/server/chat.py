@@ -14,6 +14,7 @@ from minisgl.server.http import Exchange, send_json
 from minisgl.server.logprobs import chat_logprobs
 from minisgl.server.schemas import ChatRequest, Message, StreamOptions, TokenizeRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
+from minisgl.text.errors import PromptTooLong
 from minisgl.tokenizer import ChatTemplateError
 
 if TYPE_CHECKING:
@@ -24,17 +25,25 @@ MAX_TEMPLATE_ERROR = 500  # characters
 
 
 async def encode_messages(
-    text: TextFrontend, request: ChatRequest | TokenizeRequest, messages: list[Message]
+    text: TextFrontend,
+    request: ChatRequest | TokenizeRequest,
+    messages: list[Message],
+    max_tokens: int,
 ) -> list[int]:
-    """The token ids of a conversation, up to where the answer begins. ApiError 400."""
+    """The token ids of a conversation, up to where the answer begins. ApiError 400, also when
+    there are surely more than `max_tokens`.
+    """
     try:
         return await text.encode_chat(
             checks.plain_messages(messages),
             template_kwargs=request.chat_template_kwargs,
             add_generation_prompt=request.add_generation_prompt is not False,
+            max_tokens=max_tokens,
         )
     except ChatTemplateError as error:  # says what the template has against the messages
         raise errors.bad_request(str(error)[:MAX_TEMPLATE_ERROR], param="messages") from None
+    except PromptTooLong as error:
+        raise errors.surely_too_long(error, "messages") from None
 
 
 class ChatCompletions(JsonEndpoint):
@@ -47,13 +56,13 @@ class ChatCompletions(JsonEndpoint):
         checks.check_chat(request)
         state = self.state
         text = state.frontend()
-        prompt_ids = await encode_messages(text, request, request.messages)
+        info = state.client.info
+        prompt_ids = await encode_messages(text, request, request.messages, info.max_model_len)
         if not prompt_ids:
             raise errors.bad_request(
                 "The model's chat template makes an empty prompt of the messages.", param="messages"
             )
         wanted = request.max_completion_tokens or request.max_tokens
-        info = state.client.info
         params = checks.sampling_params(
             request,
             max_tokens=checks.fit(
@@ -70,7 +79,7 @@ class ChatCompletions(JsonEndpoint):
             "model": state.model_name,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
-            exchange.generation = generation
+            exchange.begin(generation)
             generation.submit(
                 prompt_ids,
                 params,

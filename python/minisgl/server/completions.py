@@ -32,7 +32,7 @@ class Completions(JsonEndpoint):
         state = self.state
         text = state.frontend()
         info = state.client.info
-        prompts = await encode_prompts(text, request, info.vocab_size)
+        prompts = await encode_prompts(text, request, info)
         default = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
         jobs = [
             checks.sampling_params(
@@ -57,7 +57,7 @@ class Completions(JsonEndpoint):
             "model": state.model_name,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
-            exchange.generation = generation
+            exchange.begin(generation)
             for prompt, params in zip(prompts, jobs, strict=True):
                 generation.submit(
                     prompt.ids,

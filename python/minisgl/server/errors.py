@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.text.errors import TextQueueFull, WorkerLost
+from minisgl.text.errors import PromptTooLong, TextQueueFull, WorkerLost
 
 if TYPE_CHECKING:
     from minisgl.ipc.messages import Output
@@ -87,6 +87,16 @@ def too_long(
         )
     param = param if max_tokens is None else "max_tokens"
     return bad_request(f"{limit}, but {said}.", param=param, code="context_length_exceeded")
+
+
+def surely_too_long(prompt: PromptTooLong, param: str = "prompt") -> ApiError:
+    """The prompt doesn't fit the context, which was seen before it was tokenized."""
+    return bad_request(
+        f"This model's maximum context length is {prompt.max_tokens} tokens, but the prompt has at "
+        f"least {prompt.at_least} tokens.",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def too_large(message: str) -> ApiError:
@@ -193,6 +203,8 @@ def from_exception(error: Exception, request_id: str) -> ApiError:
     """The answer to any exception. One that nobody foresaw is logged, and its text stays here."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, PromptTooLong):
+        return surely_too_long(error)
     if isinstance(error, TextQueueFull):
         return texts_waiting()
     if isinstance(error, WorkerLost):

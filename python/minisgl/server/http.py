@@ -51,6 +51,7 @@ class Exchange:
         self.response_started = False
         self.status = CLIENT_GONE  # the answer's, once it has begun
         self.generation: Generation | None = None  # what the request makes, for its line in the log
+        self.body_hold: BodyHold | None = None  # until the body's text has been tokenized
         self.gone = False
         self._waiting_since: float | None = None  # when the send that is under way began
         self._loop = asyncio.get_running_loop()
@@ -80,6 +81,16 @@ class Exchange:
         self._waiting_since = self._loop.time()
         await self._send(message)
         self._waiting_since = None
+
+    def begin(self, generation: Generation) -> None:
+        """The request has been tokenized, and `generation` makes what it asks for."""
+        self.generation = generation
+        self.release_body()
+
+    def release_body(self) -> None:
+        """The body's memory counts no longer. Idempotent."""
+        if self.body_hold is not None:
+            self.body_hold.release()
 
     async def send_events(self, events: bytes) -> None:
         """A part of an event stream that start_events() began. Waits while the client is slow: the
@@ -128,7 +139,7 @@ class Exchange:
 
 @dataclass
 class BodyRoom:
-    """The memory for all bodies that are arriving."""
+    """The memory for all bodies that are arriving or wait to be tokenized."""
 
     limit: int  # bytes
     used: int = 0
@@ -138,6 +149,24 @@ class BodyRoom:
         if self.used + count > self.limit:
             raise overloaded(self.limit)
         self.used += count
+
+    def hold(self, count: int) -> BodyHold:
+        """Counts a body that has arrived until it is let go."""
+        return BodyHold(self, count)
+
+
+class BodyHold:
+    """The memory of one body, until release()."""
+
+    def __init__(self, room: BodyRoom, count: int) -> None:
+        self._room = room
+        self._count = count
+        room.used += count
+
+    def release(self) -> None:
+        """Idempotent."""
+        self._room.used -= self._count
+        self._count = 0
 
 
 async def read_body(

@@ -9,6 +9,7 @@ from minisgl.server.errors import bad_request
 from minisgl.server.schemas import MAX_CHOICES, CompletionRequest
 
 if TYPE_CHECKING:
+    from minisgl.ipc.messages import EngineInfo
     from minisgl.text.frontend import TextFrontend
 
 
@@ -21,10 +22,10 @@ class CompletionPrompt:
 
 
 async def encode_prompts(
-    text: TextFrontend, request: CompletionRequest, vocab_size: int
+    text: TextFrontend, request: CompletionRequest, info: EngineInfo
 ) -> list[CompletionPrompt]:
     """The prompts of a request: one for a string or a list of ids, several for a list of either.
-    ApiError 400.
+    ApiError 400. PromptTooLong when one surely has more tokens than the context.
     """
     given = separate_prompts(request)
     num_choices = len(given) * (request.n or 1)
@@ -38,16 +39,18 @@ async def encode_prompts(
     prompts = []
     for prompt in given:
         if isinstance(prompt, str):
-            ids = await text.encode(prompt, add_special_tokens=add_special_tokens)
+            ids = await text.encode(
+                prompt, add_special_tokens=add_special_tokens, max_tokens=info.max_model_len
+            )
             prompts.append(CompletionPrompt(ids, prompt))
         else:
             prompts.append(CompletionPrompt(prompt, None))
         ids = prompts[-1].ids
         if not ids:
             raise bad_request("The prompt is empty.", param="prompt")
-        if max(ids) >= vocab_size:
+        if max(ids) >= info.vocab_size:
             raise bad_request(
-                f"Prompt token ids must be between 0 and {vocab_size - 1}, got {max(ids)}.",
+                f"Prompt token ids must be between 0 and {info.vocab_size - 1}, got {max(ids)}.",
                 param="prompt",
             )
     return prompts

@@ -4,6 +4,7 @@ endpoint.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ class ServerState:
     text: TextFrontend | None = None
     metrics: Metrics = field(default_factory=Metrics)
     bodies: BodyRoom = field(init=False)
+    decoding: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies
     created: int = field(
         default_factory=lambda: int(time.time())
     )  # Unix seconds, shown with the model

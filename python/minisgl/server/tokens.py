@@ -29,20 +29,25 @@ class Tokenize(JsonEndpoint):
             raise bad_request(
                 "Exactly one of 'prompt' and 'messages' must be given.", param="prompt"
             )
+        max_tokens = self.state.client.info.max_model_len
         if request.messages is not None:
-            ids = await encode_messages(text, request, request.messages)
+            ids = await encode_messages(text, request, request.messages, max_tokens)
         else:
             ids = await text.encode(
-                request.prompt or "", add_special_tokens=request.add_special_tokens is not False
+                request.prompt or "",
+                add_special_tokens=request.add_special_tokens is not False,
+                max_tokens=max_tokens,
             )
         token_strs = None
         if request.return_token_strs:
-            token_strs = await text.off_loop(_token_strs, text.tokenizer, ids)
+            token_strs = await text.off_loop(
+                lambda: _token_strs(text.tokenizer, ids), size=len(ids)
+            )
         await send_json(
             exchange.send,
             {
                 "count": len(ids),
-                "max_model_len": self.state.client.info.max_model_len,
+                "max_model_len": max_tokens,
                 "tokens": ids,
                 "token_strs": token_strs,
             },
@@ -66,13 +71,12 @@ class Detokenize(JsonEndpoint):
         # A client that asks for the text of special tokens gets it; so does one that says nothing,
         # as in vLLM.
         skip = bool(request.skip_special_tokens)
-        prompt = await text.off_loop(_decode, text.tokenizer, request.tokens, skip)
+        tokenizer, ids = text.tokenizer, request.tokens
+        prompt = await text.off_loop(
+            lambda: tokenizer.decode(ids, skip_special_tokens=skip), size=len(ids)
+        )
         await send_json(exchange.send, {"prompt": prompt})
 
 
 def _token_strs(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [token_text(tokenizer.token_bytes(token_id)) for token_id in ids]
-
-
-def _decode(tokenizer: Tokenizer, ids: list[int], skip_special_tokens: bool) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

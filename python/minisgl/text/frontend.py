@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from minisgl.model_files.files import ModelError
-from minisgl.text.errors import WorkerLost
+from minisgl.text.errors import PromptTooLong, TextQueueFull, WorkerLost
+from minisgl.text.heap import give_back_memory
 from minisgl.text.messages import (
     CloseText,
     Encode,
@@ -27,6 +28,7 @@ from minisgl.text.messages import (
     TextOptions,
 )
 from minisgl.text.template_client import TemplateClient
+from minisgl.text.waiting_line import WaitingLine
 from minisgl.text.worker_pool import WorkerClient, WorkerPolicy, WorkerStartError
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer, load_tokenizer
 from minisgl.tokenizer.template_source import (
@@ -80,6 +82,7 @@ class TextFrontend:
         self._encoders = encoders
         self._detokenizer = detokenizer
         self._threads = ThreadPoolExecutor(NUM_ENCODE_THREADS, thread_name_prefix="encode")
+        self._line = WaitingLine()
         self._ids = itertools.count()
 
     @classmethod
@@ -134,21 +137,66 @@ class TextFrontend:
         has_template = tokenizer.chat_template is not None
         return cls(tokenizer, encoders, detokenizer, templates if has_template else None)
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. ValueError for what is no Unicode text; WorkerLost."""
+    async def encode(
+        self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None
+    ) -> list[int]:
+        """Token ids of a text. ValueError for what is no Unicode text; WorkerLost, TextQueueFull.
+
+        PromptTooLong, at little cost, for most texts that have more than `max_tokens` tokens; ids
+        that are too many, for the others.
+        """
         check_unicode(text)
+        if max_tokens is not None and len(text) > max(max_tokens, LONG_TEXT):
+            await self._check_length(text, max_tokens)
         if self._encoders:
-            worker = min(
-                self._encoders, key=lambda worker: (not worker.serving, worker.num_waiting)
-            )
+            return await self._encode_elsewhere(text, add_special_tokens)
+        encode = functools.partial(_encode, self.tokenizer, text, add_special_tokens)
+        if len(text) < LONG_TEXT:
+            return encode()
+        return await self.off_loop(encode, size=len(text))
+
+    async def _encode_elsewhere(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids from the least busy of the tokenizer processes."""
+        work = self._ask_encoders(text, add_special_tokens)
+        if len(text) < LONG_TEXT:
+            return await work
+        try:
+            place = self._line.place(len(text))
+        except TextQueueFull:
+            work.close()
+            raise
+        task = asyncio.ensure_future(work)
+        # Also when nobody waits for it any more, it is in the line until it is done.
+        task.add_done_callback(lambda _: place.leave())
+        return await asyncio.shield(task)
+
+    async def _ask_encoders(self, text: str, add_special_tokens: bool) -> list[int]:
+        """What a process that died was asked, another one is asked: once, as the text may be what
+        it died of.
+        """
+        lost = WorkerLost("there is no tokenizer process")
+        for _ in range(2):
+            worker = min(self._encoders, key=lambda one: (not one.serving, one.num_waiting))
+            await worker.until_serving()
             message = Encode(next(self._ids), text, add_special_tokens)
-            answer = await worker.ask(message.id, message)
+            try:
+                answer = await worker.ask(message.id, message)
+            except WorkerLost as error:
+                lost = error
+                continue
             assert isinstance(answer, Encoded)
             return answer.token_ids
-        encode = functools.partial(self.tokenizer.encode, add_special_tokens=add_special_tokens)
-        if len(text) < LONG_TEXT:
-            return encode(text)
-        return await self.off_loop(encode, text)
+        raise lost
+
+    async def _check_length(self, text: str, max_tokens: int) -> None:
+        """PromptTooLong. Between slices others have their turn."""
+        floor = await asyncio.to_thread(lambda: self.tokenizer.floor)
+        least = 0.0
+        for part in floor.parts(text):
+            least += part
+            if least > max_tokens:
+                raise PromptTooLong(int(least), max_tokens)
+            await asyncio.sleep(0)
 
     async def encode_words(self, words: Sequence[str]) -> list[list[int]]:
         """Token ids of each word without and with a space before it; each list once. ValueError for
@@ -190,12 +238,13 @@ class TextFrontend:
         template_kwargs: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """Token ids of a conversation. Raises what render_chat() and encode() do."""
         prompt = await self.render_chat(
             messages, template_kwargs, add_generation_prompt=add_generation_prompt
         )
-        return await self.encode(prompt, add_special_tokens=False)
+        return await self.encode(prompt, add_special_tokens=False, max_tokens=max_tokens)
 
     def detokenizer(self, options: DetokenizerOptions) -> Detokenizer:
         """A detokenizer for one stream."""
@@ -203,9 +252,16 @@ class TextFrontend:
             return _LocalDetokenizer(IncrementalDetokenizer(self.tokenizer, options))
         return _RemoteDetokenizer(self._detokenizer, OpenText(next(self._ids), options))
 
-    async def off_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """What `function` returns, called in one of the threads for long texts."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+    async def off_loop(self, work: Callable[[], Result], *, size: int) -> Result:
+        """What `work` returns, called in one of the threads for long texts. `size` is the number of
+        characters or tokens that it goes through. TextQueueFull.
+        """
+        loop = asyncio.get_running_loop()
+        place = self._line.place(size)
+        future = self._threads.submit(work)
+        # Also when nobody waits for it any more, it is in the line until it is done.
+        future.add_done_callback(lambda _: _on_loop(loop, place.leave))
+        return await asyncio.wrap_future(future)
 
     async def close(self) -> None:
         """Ends the processes and lets go of the threads. Idempotent."""
@@ -223,6 +279,17 @@ class TextFrontend:
 
     def _workers(self) -> list[WorkerClient]:
         return self._encoders + ([self._detokenizer] if self._detokenizer is not None else [])
+
+
+def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    give_back_memory(len(text))
+    return ids
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(call)
 
 
 class _LocalDetokenizer(Detokenizer):

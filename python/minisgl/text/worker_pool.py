@@ -45,7 +45,8 @@ class WorkerPolicy:
     tick_seconds: float = 1.0
     silent_ticks: int = 7  # without a word from a process that has spoken, and it is lost
     mute_ticks: int = 30  # without a first word
-    reopen_seconds: float = 30.0  # how long a stream waits for the next process
+    stuck_ticks: int = 120  # without an answer, though there is something to answer
+    reopen_seconds: float = 30.0  # how long a stream or a text waits for the next process
 
 
 class WorkerClient:
@@ -74,6 +75,7 @@ class WorkerClient:
         self._closed = False
         self._news = asyncio.Event()  # set for the next process, or when there will be none
         self._silence = 0  # ticks since the last word
+        self._unanswered = 0  # ticks since the last answer, while there is something to answer
         self._delay = self.policy.first_delay
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -113,6 +115,15 @@ class WorkerClient:
                 raise WorkerLost(f"{self._name} has been closed")
             await self._news.wait()
         return self.life
+
+    async def until_serving(self) -> None:
+        """Until it is there to be asked. WorkerLost when that takes too long, or never comes."""
+        if not self._serving:
+            seconds = self.policy.reopen_seconds
+            try:
+                await asyncio.wait_for(self.next_life(self.life), seconds)
+            except asyncio.TimeoutError:
+                raise WorkerLost(f"{self._name} didn't come back within {seconds:g} s") from None
 
     # --- life
 
@@ -235,14 +246,19 @@ class WorkerClient:
                 task.cancel()
 
     async def _until_silent(self, limit: int) -> str:
-        """Until nothing has been heard for so many ticks; a sentence about it. Ticks of this
-        process are counted, not the time: where it was stopped, too, nobody is late.
+        """Until nothing has been heard for so many ticks, or nothing was answered for even longer;
+        a sentence about it. Ticks of this process are counted, not the time: where it was stopped,
+        too, nobody is late.
         """
-        self._silence = 0
+        tick, stuck = self.policy.tick_seconds, self.policy.stuck_ticks
+        self._silence = self._unanswered = 0
         while self._silence <= limit:
-            await asyncio.sleep(self.policy.tick_seconds)
+            await asyncio.sleep(tick)
             self._silence += 1
-        return f"{self._name} gave no sign of life for {limit * self.policy.tick_seconds:g} s"
+            self._unanswered = self._unanswered + 1 if self._waiting else 0
+            if self._unanswered > stuck:
+                return f"{self._name} answered nothing for {stuck * tick:g} s"
+        return f"{self._name} gave no sign of life for {limit * tick:g} s"
 
     async def _receive(self, process: Process) -> FromText:
         message = await process.receive()
@@ -253,6 +269,7 @@ class WorkerClient:
         while True:
             message = await self._receive(process)
             if isinstance(message, (Encoded, Text, Refused)):
+                self._unanswered = 0
                 answer = self._waiting.get(message.id)
                 if answer is None or answer.done():
                     continue

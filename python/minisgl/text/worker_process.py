@@ -16,6 +16,7 @@ from minisgl.ipc.messages import Alive, Failed, Shutdown
 from minisgl.ipc.queues import ZmqAsyncPushQueue
 from minisgl.model_files.files import ModelError
 from minisgl.tasks import background
+from minisgl.text.heap import give_back_memory, return_large_blocks
 from minisgl.text.messages import (
     ALIVE_SECONDS,
     CloseText,
@@ -92,10 +93,11 @@ class Worker:
 
     def _encode(self, message: Encode) -> Encoded | Refused:
         try:
-            return Encoded(
-                message.id,
-                self._tokenizer.encode(message.text, add_special_tokens=message.add_special_tokens),
+            token_ids = self._tokenizer.encode(
+                message.text, add_special_tokens=message.add_special_tokens
             )
+            give_back_memory(len(message.text))
+            return Encoded(message.id, token_ids)
         except ValueError as error:
             return Refused(message.id, str(error))
         except Exception as error:  # one bad prompt must not end the process
@@ -129,4 +131,5 @@ def refuse_malformed(outbox: ZmqAsyncPushQueue[Any]) -> Callable[[bytes], None]:
 
 
 if __name__ == "__main__":
+    return_large_blocks()
     run_child(decode_to_text, main, refuse_malformed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from minisgl.tokenizer.token_bytes import TokenBytes, decoder_kind
+from minisgl.tokenizer.token_floor import TokenFloor
 
 if TYPE_CHECKING:
     import tokenizers
@@ -33,6 +35,7 @@ class Tokenizer:
         self._all_bytes = TokenBytes(backend, kind)
         self._text_bytes = TokenBytes(backend, kind, hidden=self.special_token_ids)
         self.strips_first_space = kind.strips_first_space
+        self._kind = kind
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids: list[int] = sorted(set(eos_token_ids))
         self.chat_template = chat_template  # rendered elsewhere: text/template_client.py
@@ -50,6 +53,11 @@ class Tokenizer:
         encoding = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         ids: list[int] = encoding.ids
         return ids
+
+    @cached_property
+    def floor(self) -> TokenFloor:
+        """How many tokens a text has at least. Takes a moment when it is asked for first."""
+        return TokenFloor(self._backend, self._kind)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""
