@@ -11,7 +11,7 @@ from typing import Any
 LONG = 2**17  # characters
 # Bytes, from which on an allocation is a mapping of its own, which goes back when it is freed.
 # glibc begins with 128 K, but raises it to the size of what is freed: up to 32 MB.
-MAPPING_BYTES = 2**16
+MAPPING_BYTES = 2**15
 _M_MMAP_THRESHOLD = -3
 
 
