@@ -2,6 +2,7 @@
 #include "io/json_text.h"
 
 #include <nlohmann/json.hpp>
+#include <string_view>
 #include <unordered_set>
 
 #include "core/error.h"
@@ -35,9 +36,45 @@ nlohmann::json parse_json(std::span<const std::byte> text, const std::string& wh
   }
 }
 
+namespace {
+
+// Python writes numbers that JSON doesn't have as NaN, Infinity and -Infinity. Outside of strings they become strings
+// of that text, which only a reader of that very key refuses.
+std::string with_quoted_constants(std::string_view text) {
+  std::string result;
+  bool in_string = false;
+  for (std::size_t at = 0; at < text.size();) {
+    std::size_t length = 1;
+    if (in_string) {
+      if (text[at] == '\\') length = 2;
+      if (text[at] == '"') in_string = false;
+    } else if (text[at] == '"') {
+      in_string = true;
+    } else {
+      for (const std::string_view constant : {"NaN", "Infinity", "-Infinity"}) {
+        if (text.substr(at, constant.size()) == constant) length = constant.size();
+      }
+    }
+    const bool quoted = length > 2;
+    if (quoted) result += '"';
+    result += text.substr(at, length);
+    if (quoted) result += '"';
+    at += length;
+  }
+  return result;
+}
+
+}  // namespace
+
 nlohmann::json read_json_object(const std::string& path, const JsonLimits& limits) {
   const MappedFile file(path);
-  nlohmann::json value = parse_json(file.bytes(), concat("'", path, "'"), limits);
+  const auto bytes = file.bytes();
+  const std::string_view text{reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  const bool has_constants =
+      bytes.size() <= limits.max_bytes && (text.find("NaN") != text.npos || text.find("Infinity") != text.npos);
+  const std::string quoted = has_constants ? with_quoted_constants(text) : std::string();
+  nlohmann::json value =
+      parse_json(has_constants ? std::as_bytes(std::span(quoted)) : bytes, concat("'", path, "'"), limits);
   if (!value.is_object()) throw InputError(concat("'", path, "' is not a JSON object"));
   return value;
 }

@@ -18,7 +18,8 @@ struct JsonLimits {
 // JSON.
 nlohmann::json parse_json(std::span<const std::byte> text, const std::string& what, const JsonLimits& limits = {});
 
-// The same for a whole file; the outermost value must be an object.
+// The same for a whole file, in which Python may have written NaN and Infinity: they become strings of that text. The
+// outermost value must be an object.
 nlohmann::json read_json_object(const std::string& path, const JsonLimits& limits = {});
 
 }  // namespace minisgl

@@ -1,4 +1,5 @@
 // A folder in the layout of the Hugging Face hub as a source of weights.
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -50,12 +51,12 @@ class SafetensorsSource : public WeightSource {
     if (!with_tensors) return;
     const fs::path whole = fs::path(folder_) / "model.safetensors";
     const fs::path index = fs::path(folder_) / "model.safetensors.index.json";
-    if (file_exists(index)) {
+    if (file_exists(whole)) {
+      open_whole(whole.string());
+    } else if (file_exists(index)) {
       open_shards(index.string());
-    } else if (file_exists(whole)) {
-      for (auto& [name, entry] : open_file(whole.string())) tensors_.emplace(name, Located{whole.string(), entry});
     } else {
-      fail_without_weights();
+      open_whole(only_weights());
     }
   }
 
@@ -101,12 +102,35 @@ class SafetensorsSource : public WeightSource {
     if (file_exists(generation)) config_["generation_config"] = read_json_object(generation.string());
   }
 
+  // The folder's one file of weights, whatever its name is.
+  std::string only_weights() const {
+    std::vector<std::string> files;
+    std::error_code error;
+    for (auto entry = fs::directory_iterator(folder_, error); !error && entry != fs::directory_iterator();
+         entry.increment(error)) {
+      if (entry->path().extension() == ".safetensors") files.push_back(entry->path().filename().string());
+    }
+    if (files.empty()) fail_without_weights();
+    if (files.size() > 1) {
+      std::ranges::sort(files);
+      throw InputError(concat("'", folder_, "' has several .safetensors files (", quote_name(files[0]), ", ",
+                              quote_name(files[1]), files.size() > 2 ? ", ..." : "",
+                              ") and neither model.safetensors nor model.safetensors.index.json, which says what is "
+                              "in which"));
+    }
+    return (fs::path(folder_) / files[0]).string();
+  }
+
+  void open_whole(const std::string& file) {
+    for (auto& [name, entry] : open_file(file)) tensors_.emplace(name, Located{file, entry});
+  }
+
   [[noreturn]] void fail_without_weights() const {
     if (const auto other = file_ending_with(folder_, {".bin", ".pt", ".pth"})) {
       throw InputError(concat("'", folder_, "' has its weights in PyTorch's format (", quote_name(*other),
                               "), which is not supported: convert them to safetensors"));
     }
-    throw InputError(concat("'", folder_, "' has neither model.safetensors nor model.safetensors.index.json"));
+    throw InputError(concat("'", folder_, "' has no .safetensors file"));
   }
 
   std::map<std::string, SafetensorsEntry> open_file(const std::string& path) {

@@ -23,6 +23,11 @@ std::string shown(const nlohmann::json& value) {
 ConfigReader::ConfigReader(const nlohmann::json& object, std::string where)
     : object_(object), where_(std::move(where)) {}
 
+bool ConfigReader::has_entries(const char* key) const {
+  const nlohmann::json* value = find(key);
+  return value != nullptr && !(value->is_structured() && value->empty());
+}
+
 bool ConfigReader::is_null(const char* key) const {
   const auto entry = object_.find(key);
   return entry != object_.end() && entry->is_null();

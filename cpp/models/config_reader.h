@@ -16,6 +16,7 @@ class ConfigReader {
   ConfigReader(const nlohmann::json& object, std::string where);
 
   bool has(const char* key) const { return find(key) != nullptr; }
+  bool has_entries(const char* key) const;            // false for an empty object or list, too
   bool is_null(const char* key) const;                // there, and null
   const nlohmann::json* find(const char* key) const;  // null when absent or null
 

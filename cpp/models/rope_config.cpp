@@ -11,6 +11,7 @@ namespace {
 
 constexpr double max_theta = 1e15;
 constexpr double max_factor = 1e6;
+constexpr std::int64_t max_positions = std::int64_t{1} << 30;
 
 RopeSpec::Type parse_type(const ConfigReader& rope) {
   const std::string name = rope.text("rope_type", rope.text("type", "default"));
@@ -36,17 +37,19 @@ double number_or_zero_is_default(const ConfigReader& rope, const char* key, doub
   return value == 0.0 ? fallback : value;
 }
 
-void parse_scaling(const ConfigReader& rope, std::int64_t max_position, RopeSpec& spec) {
-  const auto original_max_position = [&] {
-    return static_cast<double>(
-        rope.integer("original_max_position_embeddings", 1, std::int64_t{1} << 30, max_position));
-  };
+// The context before stretching. At the outer level it counts more than beside the scaling, as in transformers.
+double parse_original_max_position(const ConfigReader& config, const ConfigReader& rope, std::int64_t max_position) {
+  const char* key = "original_max_position_embeddings";
+  return static_cast<double>((config.has(key) ? config : rope).integer(key, 1, max_positions, max_position));
+}
+
+void parse_scaling(const ConfigReader& config, const ConfigReader& rope, std::int64_t max_position, RopeSpec& spec) {
   switch (spec.type) {
     case RopeSpec::Type::standard: return;
     case RopeSpec::Type::linear: spec.factor = rope.number("factor", 1e-3, max_factor); return;
     case RopeSpec::Type::llama3:
       spec.factor = rope.number("factor", 1e-3, max_factor);
-      spec.original_max_position = original_max_position();
+      spec.original_max_position = parse_original_max_position(config, rope, max_position);
       spec.low_freq_factor = rope.number("low_freq_factor", 1e-3, max_factor);
       spec.high_freq_factor = rope.number("high_freq_factor", 1e-3, max_factor);
       if (spec.high_freq_factor <= spec.low_freq_factor) {
@@ -55,7 +58,7 @@ void parse_scaling(const ConfigReader& rope, std::int64_t max_position, RopeSpec
       }
       return;
     case RopeSpec::Type::yarn:
-      spec.original_max_position = original_max_position();
+      spec.original_max_position = parse_original_max_position(config, rope, max_position);
       spec.factor =
           rope.number("factor", 1e-3, max_factor, static_cast<double>(max_position) / spec.original_max_position);
       spec.attention_factor = parse_yarn_attention_factor(rope, spec.factor);
@@ -73,21 +76,21 @@ RopeSpec parse_rope(const ConfigReader& config, std::int64_t head_dim, std::int6
   RopeSpec spec;
   spec.rotary_dim = config.integer("rotary_dim", 2, 1 << 16, head_dim);
   spec.theta = config.number("rope_theta", 1.0, max_theta, 10000.0);
-  if (spec.rotary_dim != head_dim || config.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0) {
+  double rotated_part = config.number("partial_rotary_factor", 0.0, 1.0, 1.0);
+  const char* key = config.has_entries("rope_scaling") ? "rope_scaling" : "rope_parameters";
+  if (config.has_entries(key)) {
+    const ConfigReader rope = config.object(key);
+    if (rope.has("full_attention") || rope.has("sliding_attention")) {
+      rope.fail("rope parameters that differ by layer are not supported");
+    }
+    spec.theta = rope.number("rope_theta", 1.0, max_theta, spec.theta);
+    rotated_part = rope.number("partial_rotary_factor", 0.0, 1.0, rotated_part);
+    spec.type = parse_type(rope);
+    parse_scaling(config, rope, max_position, spec);
+  }
+  if (spec.rotary_dim != head_dim || rotated_part != 1.0) {
     config.fail("rotating only a part of each head is not supported");
   }
-  const char* key = config.has("rope_scaling") ? "rope_scaling" : "rope_parameters";
-  if (!config.has(key)) return spec;
-  const ConfigReader rope = config.object(key);
-  if (rope.has("full_attention") || rope.has("sliding_attention")) {
-    rope.fail("rope parameters that differ by layer are not supported");
-  }
-  if (rope.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0) {
-    rope.fail("rotating only a part of each head is not supported");
-  }
-  spec.theta = rope.number("rope_theta", 1.0, max_theta, spec.theta);
-  spec.type = parse_type(rope);
-  parse_scaling(rope, max_position, spec);
   return spec;
 }
 

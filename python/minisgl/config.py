@@ -177,6 +177,12 @@ class ServerArgs(EngineSettings):
         empty_is_none=False,
         secret=True,
     )
+    strict_requests: bool = option(
+        False,
+        "refuse requests with fields that neither OpenAI's nor vLLM's API has, in place of "
+        "ignoring them",
+        group="HTTP",
+    )
     max_body_bytes: int = option(
         8 * 2**20,
         "largest body of one request",

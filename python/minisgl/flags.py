@@ -119,6 +119,11 @@ def _flags() -> Iterator[_Flag]:
     return (_Flag(field) for field in fields(ServerArgs) if field.metadata)
 
 
+def secret_variables() -> frozenset[str]:
+    """Names of the variables whose values only the server may know."""
+    return frozenset(flag.variable for flag in _flags() if not flag.field.repr)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser behind minisgl-serve. Flags that aren't given are absent from its result."""
     parser = argparse.ArgumentParser(

@@ -227,7 +227,9 @@ class Server:
             failed.cancel()
             if failed.done():
                 raise EngineStartError(f"the engine failed for good: {failed.result()}")
-            await self._drain()
+            drain = asyncio.create_task(self._drain())
+            await self._first_of(drain, http)
+            await drain
             return 0
         finally:
             stop.cancel()

@@ -85,11 +85,11 @@ void store_kv(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> seque
     for_each_row(pool, sequence.num_rows, 2 * cache.num_kv_heads * cache.head_dim, [&](std::int64_t i) {
       const std::int64_t position = sequence.start_position + i;
       const std::int64_t page = sequence.page_table[position / cache.page_size];
-      const std::int64_t slot = position % cache.page_size;
+      const std::int64_t place = position % cache.page_size;
       const float* keys = qkv.data + (sequence.first_row + i) * qkv.row_stride() + qkv.num_heads * qkv.head_dim;
       const float* values = keys + qkv.num_kv_heads * qkv.head_dim;
       for (std::int64_t head = 0; head < cache.num_kv_heads; ++head) {
-        const std::int64_t offset = ((page * cache.num_kv_heads + head) * cache.page_size + slot) * head_bytes;
+        const std::int64_t offset = ((page * cache.num_kv_heads + head) * cache.page_size + place) * head_bytes;
         kernel(keys + head * cache.head_dim, cache.head_dim, cache.dtype, cache.keys + offset);
         kernel(values + head * cache.head_dim, cache.head_dim, cache.dtype, cache.values + offset);
       }

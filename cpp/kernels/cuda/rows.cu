@@ -113,7 +113,7 @@ struct HeadArgs {
   int rotary_dim;
   void *keys, *values;
   int page_size;
-  const std::int32_t *positions, *slots;
+  const std::int32_t *positions, *cache_rows;
 };
 
 constexpr int kMaxHeadDim = 256;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
   const bool is_query = head < args.num_heads, is_value = head >= args.num_heads + args.num_kv_heads;
 
   // What earlier kernels of the step don't make is read before they end.
-  const std::int32_t slot = args.slots[row];
+  const std::int32_t cache_row = args.cache_rows[row];
   const float* norm = is_value ? nullptr : is_query ? args.query_norm : args.key_norm;
   const int half = args.rotary_dim / 2;
   const float* cos_sin = args.table + std::int64_t{args.positions[row]} * args.rotary_dim;
@@ -184,9 +184,9 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
       if (lane + 32 * j < dim) x[lane + 32 * j] = __float2bfloat16(value[j]);
     return;
   }
-  if (slot < 0) return;
+  if (cache_row < 0) return;
   const int kv_head = (head - args.num_heads) % args.num_kv_heads;
-  const std::int64_t page = slot / args.page_size, place = slot % args.page_size;
+  const std::int64_t page = cache_row / args.page_size, place = cache_row % args.page_size;
   T* out = static_cast<T*>(is_value ? args.values : args.keys) +
            ((page * args.num_kv_heads + kv_head) * args.page_size + place) * dim;
 #pragma unroll
@@ -240,7 +240,7 @@ void store_heads(const StepData& step, void* qkv, const HeadShape& shape, const 
                       .values = cache.values,
                       .page_size = cache.page_size,
                       .positions = step.positions,
-                      .slots = step.slots};
+                      .cache_rows = step.cache_rows};
   const int num_all = shape.num_heads + 2 * shape.num_kv_heads;
   const dim3 grid(static_cast<unsigned>(step.num_rows), static_cast<unsigned>((num_all + kWarps - 1) / kWarps));
   const auto kernel = cache.dtype == DType::bf16 ? store_heads_kernel<bf16> : store_heads_kernel<half>;

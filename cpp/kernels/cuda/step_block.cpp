@@ -130,7 +130,7 @@ StepBlock::Arrays StepBlock::lay_out(const Shape& shape) {
   Arrays host{};
   host.tokens = layout.add(shape.rows, data_.tokens);
   host.positions = layout.add(shape.rows, data_.positions);
-  host.slots = layout.add(shape.rows, data_.slots);
+  host.cache_rows = layout.add(shape.rows, data_.cache_rows);
   host.sequences = layout.add(shape.sequences, data_.sequences);
   host.decodes = layout.add(shape.sequences, data_.decodes);
   host.prefills = layout.add(shape.sequences, data_.prefills);
@@ -163,7 +163,7 @@ void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const A
     host.sequences[i] = {sequence.first_row, sequence.num_rows, sequence.start_position, first_page};
     for (std::int32_t row = 0; row < sequence.num_rows; ++row) {
       const std::int32_t position = sequence.start_position + row;
-      host.slots[sequence.first_row + row] =
+      host.cache_rows[sequence.first_row + row] =
           sequence.page_table[position / batch.page_size] * batch.page_size + position % batch.page_size;
     }
     const auto num_pages = static_cast<std::int32_t>(pages_of(sequence, batch.page_size));
@@ -179,7 +179,7 @@ void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const A
   for (std::int64_t i = 0; i < padding; ++i) {
     const std::int64_t row = std::ssize(batch.tokens) + i, sequence = std::ssize(batch.sequences) + i;
     host.tokens[row] = host.positions[row] = 0;
-    host.slots[row] = -1;
+    host.cache_rows[row] = -1;
     host.sequences[sequence] = {static_cast<std::int32_t>(row), 0, 0, 0};
     host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(sequence);
     host.logit_rows[std::ssize(batch.logit_rows) + i] = static_cast<std::int32_t>(row);

@@ -44,7 +44,7 @@ class StepBlock {
   // The places where the arrays of StepData are written on the host, and the indices from which on kernels know biases,
   // bans and masks.
   struct Arrays {
-    std::int32_t *tokens, *positions, *slots;
+    std::int32_t *tokens, *positions, *cache_rows;
     SequenceEntry* sequences;
     std::int32_t *decodes, *prefills, *logit_rows;
     QueryEntry* queries;

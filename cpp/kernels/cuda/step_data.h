@@ -51,7 +51,7 @@ struct StepData {
   std::int32_t most_prefill_rows = 0;        // the most of one sequence
   const std::int32_t* tokens = nullptr;      // [num_rows] -1 - i: drawn_before[i]
   const std::int32_t* positions = nullptr;   // [num_rows]
-  const std::int32_t* slots = nullptr;       // [num_rows] page * page_size + place in it; -1: nowhere
+  const std::int32_t* cache_rows = nullptr;  // [num_rows] page * page_size + place in it; -1: nowhere
   const SequenceEntry* sequences = nullptr;  // [num_sequences]
   const std::int32_t* decodes = nullptr;     // [num_decodes] sequences of at most one row
   const std::int32_t* prefills = nullptr;    // [num_prefills] the others

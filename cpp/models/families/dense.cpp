@@ -64,8 +64,10 @@ ModelSpec read_dense(const ConfigReader& config, const DenseDefaults& defaults) 
   spec.intermediate_size = config.integer("intermediate_size", 1, 1 << 22);
   spec.num_layers = config.integer("num_hidden_layers", 1, 4096);
   spec.num_heads = config.integer("num_attention_heads", 1, 4096);
-  spec.num_kv_heads = config.integer("num_key_value_heads", 1, 4096,
-                                     defaults.num_kv_heads != 0 ? defaults.num_kv_heads : spec.num_heads);
+  // Null means one for each head of the queries; absent means the family's default, as in transformers.
+  const bool family_default = defaults.num_kv_heads != 0 && !config.is_null("num_key_value_heads");
+  spec.num_kv_heads =
+      config.integer("num_key_value_heads", 1, 4096, family_default ? defaults.num_kv_heads : spec.num_heads);
   if (spec.num_heads % spec.num_kv_heads != 0) {
     config.fail(concat("num_attention_heads ", spec.num_heads, " is not a multiple of num_key_value_heads ",
                        spec.num_kv_heads));

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minisgl.config import STEP_TIMEOUT
-from minisgl.engine.api import EngineBusy, EngineStartError, EngineUnavailable, State
+from minisgl.engine.api import EngineStartError, EngineUnavailable, State
 from minisgl.engine.group import RankGroup
 from minisgl.engine.launcher import MakeLauncher
-from minisgl.engine.live_requests import SHUTTING_DOWN, LiveRequests
+from minisgl.engine.live_requests import SHUTTING_DOWN, UNAVAILABLE, LiveRequests
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
 from minisgl.engine.revival import RestartPolicy, Revival
 from minisgl.engine.stream import TokenStream
@@ -20,16 +20,9 @@ from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, PhaseRe
 if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
 
-_UNAVAILABLE = {
-    "starting": "the model is still loading",
-    "restarting": "the engine is restarting; try again later",
-    "draining": SHUTTING_DOWN,
-    "failed": "the engine has failed",
-}
-
 
 class EngineClient:
-    """The EngineApi of a group of ranks: who is let in (here), what is live (LiveRequests) and what
+    """The EngineApi of a group of ranks: what is live, and who is let in (LiveRequests), and what
     serves (Revival). All methods belong to the event loop that called start().
 
     When the engine dies, it is started again, and each live request goes on where its stream
@@ -52,11 +45,10 @@ class EngineClient:
         `step_timeout`: seconds that one may work without progress. `max_waiting`: requests taken
         beyond the running ones. `on_phase` hears how a start goes.
         """
-        self._max_waiting = max_waiting
         self._on_phase = on_phase
         self._phase = "starting the process"
         self._draining = False
-        self._requests = LiveRequests()
+        self._requests = LiveRequests(max_waiting)
         make_group = functools.partial(
             RankGroup,
             options,
@@ -88,7 +80,7 @@ class EngineClient:
         """As in EngineApi."""
         infos = self._revival.infos
         if not infos:
-            raise EngineUnavailable(_UNAVAILABLE["starting"])
+            raise EngineUnavailable(UNAVAILABLE["starting"])
         return infos[0]
 
     @property
@@ -124,14 +116,7 @@ class EngineClient:
         bad_words: Sequence[list[int]] = (),
     ) -> TokenStream:
         """As in EngineApi."""
-        if self.state != "ready":
-            raise EngineUnavailable(_UNAVAILABLE[self.state])
-        info = self.info
-        if len(self._requests) >= info.max_running + self._max_waiting:
-            raise EngineBusy(
-                f"{len(self._requests)} requests are waiting or running; try again later"
-            )
-        return self._requests.submit(prompt_ids, params, info, end_ids, bad_words)
+        return self._requests.submit(self, prompt_ids, params, end_ids, bad_words)
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""

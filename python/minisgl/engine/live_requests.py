@@ -9,31 +9,39 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from minisgl.engine.api import EngineUnavailable
+from minisgl.engine.api import EngineBusy, EngineUnavailable
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import Abort, EngineStats, ErrorCode, Output, StepOutputs, Submit
 
 if TYPE_CHECKING:
-    from minisgl.ipc.messages import EngineInfo
+    from minisgl.engine.api import EngineApi, State
     from minisgl.sampling_params import SamplingParams
 
 ABORT_SECONDS = 2.0  # for the engine to confirm the aborts at the end of a drain
 
 DIED = "the engine failed while it served this request"
 SHUTTING_DOWN = "the server is shutting down"
+UNAVAILABLE: dict[State, str] = {  # why an engine in this state takes no requests
+    "starting": "the model is still loading",
+    "restarting": "the engine is restarting; try again later",
+    "draining": SHUTTING_DOWN,
+    "failed": "the engine has failed",
+}
 
 # Puts a message to the engine without waiting; False when it is gone.
 Send = Callable[[Submit | Abort], bool]
 
 
 class LiveRequests:
-    """Streams by request id. A stream is live until the engine has confirmed its end; where no
-    engine is attached, until its end.
+    """Who is let in, and streams by request id. A stream is live until the engine has confirmed its
+    end; where no engine is attached, until its end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_waiting: int) -> None:
+        """`max_waiting`: requests taken beyond those that the engine runs at once."""
         self.stats = EngineStats()
+        self._max_waiting = max_waiting
         self._live: dict[int, TokenStream] = {}
         self._replaying: set[int] = set()
         self._next_id = 0
@@ -50,17 +58,22 @@ class LiveRequests:
 
     def submit(
         self,
+        engine: EngineApi,
         prompt_ids: list[int],
         params: SamplingParams,
-        info: EngineInfo,
         end_ids: Sequence[int],
         bad_words: Sequence[list[int]],
     ) -> TokenStream:
-        """EngineApi.submit() but for its limits on the number of requests."""
+        """EngineApi.submit() of the engine whose requests these are."""
+        if engine.state != "ready":
+            raise EngineUnavailable(UNAVAILABLE[engine.state])
+        info = engine.info
+        if len(self._live) >= info.max_running + self._max_waiting:
+            raise EngineBusy(f"{len(self._live)} requests are waiting or running; try again later")
         request = make_request(self._next_id, prompt_ids, params, info, end_ids, bad_words)
         stream = TokenStream(request, self.abort)
         if self._send is None or not self._send(request):
-            raise EngineUnavailable("the engine is restarting; try again later")
+            raise EngineUnavailable(UNAVAILABLE["restarting"])
         self._next_id += 1
         self._live[stream.id] = stream
         return stream

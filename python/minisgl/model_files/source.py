@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 from pathlib import Path
 
 from minisgl.environment import default_cache_dir
 from minisgl.model_files.default_model import default_model
 from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.side_files import INDEX_BYTES, open_file, read_json, stands_in
 
 # What is taken from a Hugging Face repository; other formats and training state stay there.
 _WANTED_FILES = (
@@ -90,6 +90,8 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
     if not weights:
         return files
     index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").is_file():  # as transformers has it, whatever an index says
+        return files
     if index.is_file():
         for file in _indexed_files(index):
             if not (path / file).is_file():
@@ -100,25 +102,29 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
 
 
 def _indexed_files(index: Path) -> list[str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index} is not an index of safetensors files: {error!r}.") from error
-    for file in files:
+    weight_map = read_json(index, INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ModelError(f"{index} is not an index of safetensors files: it has no weight_map.")
+    files = set()
+    for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file:
             raise ModelError(f"{index} names {file!r}, which is not a file beside it.")
-    return files
+        files.add(file)
+    return sorted(files)
 
 
 def _gguf_file(path: Path) -> ModelFiles:
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
+        with open_file(path) as file:
+            beginning = file.read(200)
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror}.") from error
-    if magic != b"GGUF":
-        raise ModelError(f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'.")
+    if other := stands_in(beginning):
+        raise ModelError(f"{path} is {other}.")
+    if not beginning.startswith(b"GGUF"):
+        raise ModelError(
+            f"{path} is not a GGUF file: it begins with {beginning[:4]!r}, not b'GGUF'."
+        )
     return ModelFiles(str(path), path.stem)
 
 

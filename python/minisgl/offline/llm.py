@@ -7,59 +7,27 @@ import contextlib
 import operator
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-
-import msgspec
 
 from minisgl.config import STEP_TIMEOUT, EngineSettings
 from minisgl.engine.request import check_request
 from minisgl.environment import default_cache_dir
-from minisgl.ipc.messages import Alternative, EngineInfo, EngineOptions, EngineStats
+from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats
 from minisgl.offline.local_model import open_local_model
+from minisgl.offline.results import RequestResult, Sample, make_samples
 from minisgl.sampling_params import ParameterError, SamplingParams
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from minisgl.text.answer import Piece
     from minisgl.tokenizer import Tokenizer
 
 MAX_IN_FLIGHT = 4096  # requests in the engine at once
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]  # {"role": ..., "content": ...}
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token with its log probability under the model's own distribution (natural logarithm)."""
-
-    token_id: int
-    logprob: float | None  # None for a prompt's first token, which nothing stands before
-    alternatives: list[Alternative]  # (token id, logprob), most likely first
-
-
-@dataclass(frozen=True)
-class CompletionResult:
-    """One completion of a prompt."""
-
-    index: int  # 0 to n - 1
-    text: str  # without the stop string or stop token
-    token_ids: list[int]  # with the stop token, where one ended it
-    finish_reason: str  # "stop" or "length"
-    logprobs: list[TokenLogprob] | None  # one per token id
-
-
-@dataclass(frozen=True)
-class RequestResult:
-    """What became of one prompt."""
-
-    prompt: str | None  # None where the prompt was token ids
-    prompt_token_ids: list[int]
-    outputs: list[CompletionResult]
-    prompt_logprobs: list[TokenLogprob] | None
 
 
 class LLM:
@@ -200,7 +168,7 @@ class LLM:
             except ParameterError as error:
                 where = f"prompt {number}: " if len(ids) > 1 else ""
                 raise ParameterError(error.parameter, f"{where}{error}") from error
-        samples = [_make_samples(prompt, one) for prompt, one in zip(ids, params, strict=True)]
+        samples = [make_samples(prompt, one) for prompt, one in zip(ids, params, strict=True)]
         everything = [sample for group in samples for sample in group]
         self._model.run(self._complete(everything, continues_prompt, use_tqdm))
         return [
@@ -214,7 +182,7 @@ class LLM:
         ]
 
     async def _complete(
-        self, samples: Sequence[_Sample], continues_prompt: bool, use_tqdm: bool
+        self, samples: Sequence[Sample], continues_prompt: bool, use_tqdm: bool
     ) -> None:
         """Runs all samples, as many at once as the engine takes."""
         from tqdm import tqdm
@@ -242,7 +210,7 @@ class LLM:
                 if tasks:
                     await asyncio.wait(tasks)
 
-    async def _complete_one(self, sample: _Sample, continues_prompt: bool) -> None:
+    async def _complete_one(self, sample: Sample, continues_prompt: bool) -> None:
         pieces = self._model.answer(
             sample.prompt_ids, sample.params, continues_prompt=continues_prompt, whole=True
         )
@@ -264,54 +232,6 @@ class LLM:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class _Sample:
-    """One completion and what came of it so far."""
-
-    def __init__(self, index: int, prompt_ids: list[int], params: SamplingParams) -> None:
-        self.index = index
-        self.prompt_ids = prompt_ids
-        self.params = params
-        self.token_ids: list[int] = []
-        self.prompt_logprobs: list[TokenLogprob] | None = None
-        self._text: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._finish = ""
-
-    def add(self, piece: Piece) -> None:
-        self._text.append(piece.text)
-        self.token_ids += piece.token_ids
-        self._logprobs += [
-            TokenLogprob(token_id, logprob, alternatives)
-            for token_id, (logprob, alternatives) in zip(
-                piece.token_ids, piece.logprobs, strict=False
-            )
-        ]
-        if piece.prompt_logprobs is not None:
-            entries = [TokenLogprob(*entry) for entry in piece.prompt_logprobs]
-            self.prompt_logprobs = (self.prompt_logprobs or []) + entries
-        self._finish = piece.finish
-
-    def result(self) -> CompletionResult:
-        return CompletionResult(
-            index=self.index,
-            text="".join(self._text),
-            token_ids=self.token_ids,
-            finish_reason=self._finish,
-            logprobs=None if self.params.logprobs is None else self._logprobs,
-        )
-
-
-def _make_samples(prompt_ids: list[int], params: SamplingParams) -> list[_Sample]:
-    """The n completions of one prompt. With a seed, sample i is what seed + i gives alone."""
-    samples = [_Sample(0, prompt_ids, params)]
-    for index in range(1, params.n):
-        changes: dict[str, Any] = {"prompt_logprobs": None}
-        if params.seed is not None:
-            changes["seed"] = (params.seed + index) % 2**64
-        samples.append(_Sample(index, prompt_ids, msgspec.structs.replace(params, **changes)))
-    return samples
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -28,8 +28,6 @@ from minisgl.text.frontend import TextFrontend
 from minisgl.tokenizer import DetokenizerOptions
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from minisgl._native import Engine
     from minisgl.engine.stream import TokenStream
     from minisgl.sampling_params import SamplingParams
@@ -48,8 +46,8 @@ class EngineError(RuntimeError):
 
 
 class LocalModel:
-    """Made by open_local_model(). Coroutines here belong to its loop, on which run() runs them; the
-    rest to one thread at a time.
+    """Made by open_local_model(); close() is due. Coroutines here belong to its loop, on which
+    run() runs them; the rest to one thread at a time.
     """
 
     def __init__(
@@ -89,7 +87,8 @@ class LocalModel:
             while not reader.finish:
                 output = await stream.next(whole=whole)
                 self._check(output)
-                yield await reader.read(output)
+                piece = reader.read(output)
+                yield piece if isinstance(piece, Piece) else await piece
         finally:
             stream.abort()
 
@@ -118,17 +117,6 @@ class LocalModel:
     def close(self) -> None:
         """Ends what lives, and the engine. Safe to call again."""
         self._close()
-
-    def __enter__(self) -> LocalModel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _end(loop: LoopThread, engine: OfflineEngine, text: TextFrontend) -> None:
@@ -229,7 +217,7 @@ def _load_native(options: EngineOptions, progress: Progress) -> Engine:
 
 
 async def _start_native(engine: Engine, max_waiting: int) -> NativeEngine:
-    return NativeEngine(engine, engine.info["max_running"] + max_waiting)
+    return NativeEngine(engine, max_waiting)
 
 
 async def _start_ranks(

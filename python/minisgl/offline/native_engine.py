@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.engine.api import EngineBusy, EngineUnavailable, State
+from minisgl.engine.api import State
 from minisgl.engine.live_requests import SHUTTING_DOWN, LiveRequests
 from minisgl.ipc.messages import Abort, EngineInfo, EngineStats, Output, StepOutputs, Submit
 from minisgl.tasks import background
@@ -30,13 +30,12 @@ class NativeEngine:
 
     num_restarts = num_replaying = 0  # the loss of an engine in this process is final
 
-    def __init__(self, engine: Engine, max_live: int) -> None:
-        """Starts the engine. `max_live`: requests that it takes at once."""
+    def __init__(self, engine: Engine, max_waiting: int) -> None:
+        """Starts the engine. `max_waiting`: requests taken beyond those that it runs at once."""
         self.info = msgspec.convert(engine.info, EngineInfo)
         self.failure = ""
         self._engine = engine
-        self._max_live = max_live
-        self._requests = LiveRequests()
+        self._requests = LiveRequests(max_waiting)
         self._draining = False
         engine.start()
         self._loop = asyncio.get_running_loop()
@@ -69,11 +68,7 @@ class NativeEngine:
         bad_words: Sequence[list[int]] = (),
     ) -> TokenStream:
         """As in EngineApi."""
-        if self.state != "ready":
-            raise EngineUnavailable(self.failure or SHUTTING_DOWN)
-        if len(self._requests) >= self._max_live:
-            raise EngineBusy(f"{len(self._requests)} requests are in the engine; try again later")
-        return self._requests.submit(prompt_ids, params, self.info, end_ids, bad_words)
+        return self._requests.submit(self, prompt_ids, params, end_ids, bad_words)
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""

@@ -51,7 +51,7 @@ def run_shell(args: ServerArgs) -> int:
     except KeyboardInterrupt:
         return 130
     interactive = sys.stdin.isatty()
-    with model:
+    with contextlib.closing(model):
         if interactive:
             print(f"{model.name}: /help lists the commands.")
             print("Ctrl-C stops an answer, Ctrl-D leaves.")

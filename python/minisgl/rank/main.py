@@ -1,5 +1,4 @@
-"""An engine rank: one process with the native engine and an asyncio loop around it. `python -m
-minisgl.rank.main`.
+"""The program of an engine rank: one process with the native engine and an asyncio loop around it.
 
 On rank 0 the loop hands messages to the engine and, at each wake of its eventfd, everything
 that the engine has made to the server in one message. The other ranks only follow rank 0, in native
@@ -9,28 +8,21 @@ code. Nothing here waits for a step or looks into tokens.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import logging
 import signal
-import threading
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from minisgl.children import die_with_parent
 from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import (
     ALIVE_SECONDS,
     Abort,
-    Alive,
-    EngineInfo,
     EngineStats,
     Failed,
     Output,
-    PhaseReport,
     Ready,
     Shutdown,
     Start,
@@ -39,33 +31,15 @@ from minisgl.ipc.messages import (
     ToRank,
     decode_to_rank,
 )
-from minisgl.ipc.parent_death import die_with_parent
-from minisgl.ipc.queues import ZmqAsyncPushQueue
-from minisgl.log import start_native_logging
-from minisgl.rank.cores import format_core_list
-from minisgl.rank.cuda_library import load_cublas
-from minisgl.rank.join import CommunicatorError, join_group
+from minisgl.rank.load import Life, Outbox, StartError, load_rank
 
 if TYPE_CHECKING:
-    from minisgl._native import Engine, Follower, Progress
+    from minisgl._native import Engine, Follower
 
-FAILURE_CHECK_SECONDS = (
-    1.0  # an engine thread that dies with nothing to report is noticed after that
-)
-PROGRESS_SECONDS = 0.2  # between two reports of a phase
+# An engine thread that dies with nothing to report is noticed after that.
+FAILURE_CHECK_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
-
-Outbox = ZmqAsyncPushQueue[Any]
-
-
-class StartError(Exception):
-    """The engine can't start. The sentence is meant for the screen."""
-
-    def __init__(self, sentence: str, blamed_rank: int = -1) -> None:
-        """`blamed_rank`: another rank that caused it; -1 for none."""
-        super().__init__(sentence)
-        self.blamed_rank = blamed_rank
 
 
 async def main(link: ParentLink[ToRank]) -> int:
@@ -76,8 +50,8 @@ async def main(link: ParentLink[ToRank]) -> int:
     life = Life()
     pulse = asyncio.create_task(_show_life(link.outbox, life))
     try:
-        loaded = await _load(start, link.outbox, life)
-        link.outbox.put_nowait(Ready(_info(loaded)))
+        loaded = await load_rank(start, link.outbox, life)
+        link.outbox.put_nowait(Ready(loaded.info()))
         die_with_parent(signal.SIGKILL)  # nothing that it holds is kept outside it
         if start.place.rank == 0:
             failure = await Rank(loaded.engine, link).serve()
@@ -91,19 +65,6 @@ async def main(link: ParentLink[ToRank]) -> int:
         link.outbox.put_nowait(failure)
         return 1
     return 0
-
-
-@dataclass
-class Life:
-    """What signs of life say of the native engine, once it is being made."""
-
-    progress: Progress | None = None
-
-    def sign(self) -> Alive:
-        """Waits for no lock and no thread, whatever the engine is doing."""
-        if self.progress is None:
-            return Alive()
-        return Alive(done=self.progress.done, working=self.progress.working)
 
 
 async def _show_life(outbox: Outbox, life: Life) -> None:
@@ -234,139 +195,6 @@ def answer_malformed(outbox: Outbox) -> Callable[[bytes], None]:
             outbox.put_nowait(StepOutputs(outputs=[output], stats=EngineStats()))
 
     return reply
-
-
-async def _load(start: Start, outbox: Outbox, life: Life) -> LoadedRank:
-    """Constructs and starts the engine or the follower in a thread of its own and reports phases.
-    StartError.
-    """
-    loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[LoadedRank] = loop.create_future()
-    reports = _PhaseReporter(lambda report: loop.call_soon_threadsafe(outbox.put_nowait, report))
-
-    def resolve(result: LoadedRank | None, error: StartError | None) -> None:
-        if loaded.done():
-            return
-        if error is not None:
-            loaded.set_exception(error)
-        else:
-            loaded.set_result(cast("LoadedRank", result))
-
-    def load() -> None:
-        result, error = None, None
-        try:
-            result = _construct(start, reports, life)
-        except StartError as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is gone: the process is ending
-            loop.call_soon_threadsafe(resolve, result, error)
-
-    threading.Thread(target=load, name="load", daemon=True).start()
-    return await loaded
-
-
-@dataclass(frozen=True)
-class LoadedRank:
-    """An engine (rank 0) or a follower that has started, and what Ready adds to its own info."""
-
-    engine: Any
-    comm: str = ""
-    cores: str = ""
-
-
-def _construct(start: Start, reports: _PhaseReporter, life: Life) -> LoadedRank:
-    reports.begin("loading the native module")
-    try:
-        from minisgl import _native
-        from minisgl.distributed import set_tp_info
-    except ImportError as error:
-        raise StartError(
-            f"the native module can't be imported: {error}; reinstall minisgl"
-        ) from error
-    options, place = start.options, start.place
-    set_tp_info(place.rank, place.size)
-    start_native_logging(_native.set_log)
-    try:
-        load_cublas(_native.build_info()["cuda"])
-        arguments = dataclasses.asdict(options)
-        comm, cores = "", ""
-        if place.size > 1:
-            reports.begin("joining the other ranks")
-            group = join_group(place, options)
-            arguments |= group.arguments
-            comm, cores = group.comm, format_core_list(group.cores)
-        make: Any = _native.Engine if place.rank == 0 else _native.Follower
-        life.progress = _native.Progress()
-        engine = make(**arguments, progress=reports.progress, counter=life.progress)
-        reports.begin("starting the engine")
-        engine.start()
-        reports.end()
-        return LoadedRank(engine, comm, cores)
-    except _native.RankFailure as error:
-        raise StartError(str(error), error.rank) from error
-    except (_native.InputError, CommunicatorError) as error:
-        raise StartError(str(error)) from error
-    except MemoryError as error:
-        raise StartError(
-            "there is not enough memory for the model and its KV cache; "
-            "a smaller --kv-cache-tokens needs less"
-        ) from error
-    except Exception as error:
-        logger.exception("unexpected error while starting")
-        raise StartError(f"unexpected error while starting: {error}") from error
-
-
-_PHASE_NAMES: Mapping[str, str] = {
-    "weights": "loading weights",
-    "graphs": "recording decode steps",
-}
-
-
-class _PhaseReporter:
-    """Turns the native engine's progress calls into reports of phases with their seconds."""
-
-    def __init__(self, send: Callable[[PhaseReport], object]) -> None:
-        self._send = send
-        self._phase = ""
-        self._began = self._reported = 0.0
-        self._total = 0
-
-    def begin(self, phase: str) -> None:
-        self.end()
-        self._phase, self._total = phase, 0
-        self._began = self._reported = time.monotonic()
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        """The engine's callback."""
-        phase = _PHASE_NAMES.get(phase, phase)
-        if phase != self._phase:
-            self.begin(phase)
-        self._total = max(total, 0)
-        now = time.monotonic()
-        if now - self._reported >= PROGRESS_SECONDS:
-            self._reported = now
-            self._send(PhaseReport(phase=phase, done=max(done, 0), total=self._total))
-
-    def end(self) -> None:
-        if self._phase:
-            self._send(
-                PhaseReport(
-                    phase=self._phase,
-                    done=self._total,
-                    total=self._total,
-                    seconds=time.monotonic() - self._began,
-                    finished=True,
-                )
-            )
-            self._phase = ""
-
-
-def _info(loaded: LoadedRank) -> EngineInfo:
-    try:
-        info = {**loaded.engine.info, "comm": loaded.comm, "cores": loaded.cores}
-        return msgspec.convert(info, EngineInfo)
-    except msgspec.ValidationError as error:
-        raise StartError(f"the engine's info is not as expected: {error}") from error
 
 
 if __name__ == "__main__":

@@ -33,11 +33,20 @@ async def encode_messages(
     """The token ids of a conversation, up to where the answer begins. ApiError 400, also when
     there are surely more than `max_tokens`.
     """
+    continued = bool(request.continue_final_message)
+    if continued and request.add_generation_prompt:
+        raise errors.bad_request(
+            "'continue_final_message' and 'add_generation_prompt' can't both be true: "
+            "the answer goes on with the last message, or begins another one.",
+            param="continue_final_message",
+        )
     try:
         return await text.encode_chat(
             checks.plain_messages(messages),
-            template_kwargs=request.chat_template_kwargs,
-            add_generation_prompt=request.add_generation_prompt is not False,
+            template_kwargs=checks.template_variables(request),
+            add_generation_prompt=request.add_generation_prompt is not False and not continued,
+            continue_final_message=continued,
+            add_special_tokens=bool(request.add_special_tokens),
             max_tokens=max_tokens,
         )
     except ChatTemplateError as error:  # says what the template has against the messages
@@ -49,7 +58,7 @@ async def encode_messages(
 class ChatCompletions(JsonEndpoint):
     """Chat, streaming and not."""
 
-    decoder = msgspec.json.Decoder(ChatRequest)
+    decoder = msgspec.json.Decoder(ChatRequest, strict=False)
 
     async def answer(self, exchange: Exchange, request: ChatRequest, arrived: float) -> None:
         """Answers a conversation. Raises ApiError 400, 429 or 503."""
@@ -62,12 +71,12 @@ class ChatCompletions(JsonEndpoint):
             raise errors.bad_request(
                 "The model's chat template makes an empty prompt of the messages.", param="messages"
             )
-        wanted = request.max_completion_tokens or request.max_tokens
+        wanted = request.max_completion_tokens
+        if wanted is None:
+            wanted = request.max_tokens
         params = checks.sampling_params(
             request,
-            max_tokens=checks.fit(
-                len(prompt_ids), wanted, None, info.max_model_len, param="messages"
-            ),
+            max_tokens=checks.fit(len(prompt_ids), wanted, info.max_model_len, param="messages"),
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             prompt_logprobs=None,
         )
@@ -85,6 +94,7 @@ class ChatCompletions(JsonEndpoint):
                 params,
                 n=request.n or 1,
                 include_stop=bool(request.include_stop_str_in_output),
+                continues_prompt=bool(request.continue_final_message),
                 bad_words=bad_words,
             )
             if request.stream:

@@ -1,53 +1,66 @@
 """From a decoded request to what the engine is asked for: refusals of what can't be honoured,
-SamplingParams, lengths.
+messages for the chat template, SamplingParams, lengths.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
-import msgspec
+from typing import Any
 
 from minisgl.sampling_params import ParameterError, SamplingParams
 from minisgl.server import errors
-from minisgl.server.json_values import check_values
-from minisgl.server.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
-
-Request = TypeVar("Request")
+from minisgl.server.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    FunctionCall,
+    GenerationRequest,
+    Message,
+    Part,
+    TokenizeRequest,
+    ToolCall,
+)
 
 DEFAULT_COMPLETION_TOKENS = 16
 
-
-def decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
-    """ApiError 400 for anything that isn't JSON of the decoder's type, 413 for too much of it."""
-    check_values(body)
-    try:
-        return decoder.decode(body)
-    except (ValueError, RecursionError) as error:
-        raise errors.undecodable(error) from None
+# A part's type -> its field with the text.
+_TEXT_FIELDS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
 
 
 def check_common(request: GenerationRequest) -> None:
     """ApiError 400 for what neither chat nor completions can honour."""
-    if request.stream_options is not None and not request.stream:
+    options = request.stream_options
+    if (
+        options is not None
+        and not request.stream
+        and (options.include_usage or options.continuous_usage_stats)
+    ):
         raise errors.bad_request(
             "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
         )
     if request.seed is not None and not -(2**63) <= request.seed < 2**64:
         raise errors.bad_request(
-            "Invalid value for 'seed': it must be between -2**63 and 2**64 - 1.",
-            param="seed",
-            code="invalid_value",
+            "Invalid value for 'seed': it must be between -2**63 and 2**64 - 1.", param="seed"
+        )
+    if request.response_format is not None and request.response_format.type != "text":
+        raise errors.unsupported(
+            "response_format",
+            "Only the response_format {'type': 'text'} is supported: describe the form in the "
+            "prompt, and check the answer.",
+        )
+    if request.best_of not in (None, 1, request.n or 1):
+        raise errors.unsupported(
+            "best_of", f"'best_of' is only supported where it equals 'n' ({request.n or 1}) or 1."
         )
 
 
 def check_chat(request: ChatRequest) -> None:
     """ApiError 400 for fields that would change the answer in a way this server can't."""
     check_common(request)
-    if request.response_format is not None and request.response_format.type != "text":
-        raise errors.unsupported(
-            "response_format", "Only the response_format {'type': 'text'} is supported."
-        )
     if request.tools and request.tool_choice != "none":
         raise errors.unsupported(
             "tools", "Tool calls are not supported; tools are accepted with tool_choice 'none'."
@@ -55,27 +68,21 @@ def check_chat(request: ChatRequest) -> None:
     if request.tool_choice not in (None, "none", "auto"):
         raise errors.unsupported("tool_choice", "Only tool_choice 'none' is supported.")
     if request.functions and request.function_call != "none":
-        raise errors.unsupported("functions", "Function calls are not supported.")
+        raise errors.unsupported(
+            "functions",
+            "Function calls are not supported; functions are accepted with function_call 'none'.",
+        )
     if request.function_call not in (None, "none", "auto"):
-        raise errors.unsupported("function_call", "Function calls are not supported.")
-    if request.modalities is not None and request.modalities != ["text"]:
-        raise errors.unsupported("modalities", "Only the modality 'text' is supported.")
-    for name in ("audio", "web_search_options"):
-        if getattr(request, name) is not None:
-            raise errors.unsupported(name, f"'{name}' is not supported.")
-    for name, neutral in (("reasoning_effort", "none"), ("verbosity", "medium")):
-        if getattr(request, name) not in (None, neutral):
-            raise errors.unsupported(name, f"'{name}' is not supported.")
-    if request.top_logprobs is not None and not request.logprobs:
+        raise errors.unsupported("function_call", "Only function_call 'none' is supported.")
+    if request.top_logprobs and not request.logprobs:
         raise errors.bad_request(
             "'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs"
         )
-    both = {request.max_tokens, request.max_completion_tokens} - {None}
-    if len(both) > 1:
-        raise errors.bad_request(
-            "'max_tokens' and 'max_completion_tokens' are the same thing: set one of them.",
-            param="max_tokens",
-        )
+    for name in ("max_completion_tokens", "max_tokens"):
+        if getattr(request, name) == 0:
+            raise errors.bad_request(
+                f"'{name}' must be at least 1, or -1 for as many tokens as fit, got 0.", param=name
+            )
 
 
 def check_completion(request: CompletionRequest) -> None:
@@ -83,10 +90,6 @@ def check_completion(request: CompletionRequest) -> None:
     check_common(request)
     if request.suffix:
         raise errors.unsupported("suffix", "'suffix' is not supported.")
-    if request.best_of is not None and request.best_of != (request.n or 1):
-        raise errors.unsupported(
-            "best_of", f"'best_of' is only supported where it equals 'n' ({request.n or 1})."
-        )
     if request.max_tokens == 0 and not request.echo:
         raise errors.bad_request(
             "'max_tokens' must be at least 1 unless 'echo' is true.", param="max_tokens"
@@ -94,68 +97,104 @@ def check_completion(request: CompletionRequest) -> None:
 
 
 def plain_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages in the form that chat templates read: text contents, calls with decoded arguments,
-    no absent fields.
+    """Messages as dicts: contents are text, or None where there is none; what is absent or has no
+    meaning for a template is left out. ApiError 400.
     """
     return [_plain_message(message, index) for index, message in enumerate(messages)]
 
 
 def _plain_message(message: Message, index: int) -> dict[str, Any]:
+    for name in ("audio", "tools"):
+        if getattr(message, name):
+            path = f"messages[{index}].{name}"
+            raise errors.unsupported(path, f"'{path}' is not supported: leave it out.")
     content = message.content
     if isinstance(content, list):
-        for position, part in enumerate(content):
-            if part.type != "text" or part.text is None:
-                raise errors.bad_request(
-                    f"Content parts of type '{part.type[:64]}' are not supported: "
-                    "the model reads text, as {'type': 'text', 'text': ...}.",
-                    param=f"messages[{index}].content[{position}].type",
-                )
-        content = "\n".join(part.text or "" for part in content)
-    if content is None and not (message.role == "assistant" and message.tool_calls):
-        if message.role != "assistant":
-            raise errors.bad_request(
-                f"A message of role '{message.role}' must have a 'content'.",
-                param=f"messages[{index}].content",
-            )
-        content = message.refusal or ""
+        content = "\n".join(
+            _part_text(part, f"messages[{index}].content[{position}]")
+            for position, part in enumerate(content)
+        )
+    calls = [_plain_call(call, index) for call in message.tool_calls or ()]
+    if message.function_call is not None and not calls:
+        calls = [_function_call("", message.function_call)]
+    if content is None and message.refusal and not calls:
+        content = message.refusal
+    if content is None and message.role in ("system", "developer", "user"):
+        raise errors.bad_request(
+            f"A message of role '{message.role}' must have a 'content'.",
+            param=f"messages[{index}].content",
+        )
     plain: dict[str, Any] = {
         "role": "system" if message.role == "developer" else message.role,
-        "content": "" if content is None else content,
+        "content": content,
     }
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        if (value := getattr(message, name)) is not None:
+    reasoning = message.reasoning_content or message.reasoning
+    for name, value in (
+        ("name", message.name),
+        ("tool_call_id", message.tool_call_id),
+        ("reasoning_content", reasoning),
+        ("reasoning", reasoning),
+    ):
+        if value is not None:
             plain[name] = value
-    if message.tool_calls:
-        plain["tool_calls"] = [
-            {
-                "type": "function",
-                "id": call.id or "",
-                "function": {
-                    "name": call.function.name,
-                    "arguments": _arguments(call.function.arguments, index),
-                },
-            }
-            for call in message.tool_calls
-        ]
+    if calls:
+        plain["tool_calls"] = calls
     return plain
 
 
-_object_decoder = msgspec.json.Decoder(dict[str, Any])
-
-
-def _arguments(text: str, index: int) -> dict[str, Any]:
-    try:
-        return _object_decoder.decode(text) if text else {}
-    except (ValueError, RecursionError):
+def _part_text(part: Part | str, path: str) -> str:
+    if isinstance(part, str):
+        return part
+    name = _TEXT_FIELDS.get(part.type)
+    if name is None:
+        raise errors.unsupported(
+            f"{path}.type",
+            f"Content parts of type '{part.type[:64]}' are not supported: "
+            "the model reads text, as {'type': 'text', 'text': ...}.",
+        )
+    text: str | None = getattr(part, name)
+    if text is None:
         raise errors.bad_request(
-            "The arguments of a tool call must be a JSON object.",
-            param=f"messages[{index}].tool_calls",
-        ) from None
+            f"A content part of type '{part.type}' must have a '{name}'.", param=f"{path}.{name}"
+        )
+    return text
+
+
+def _plain_call(call: ToolCall, index: int) -> dict[str, Any]:
+    if call.function is not None:
+        return _function_call(call.id or "", call.function)
+    if call.custom is not None:
+        arguments = {"input": call.custom.input or ""}
+        return _function_call(call.id or "", FunctionCall(call.custom.name, arguments))
+    raise errors.bad_request(
+        "A tool call must have a 'function'.", param=f"messages[{index}].tool_calls"
+    )
+
+
+def _function_call(call_id: str, function: FunctionCall) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "id": call_id,
+        "function": {"name": function.name, "arguments": function.arguments or {}},
+    }
+
+
+def template_variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
+    """What the chat template reads beside the messages."""
+    variables = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        # Most templates know reasoning as something that is on or off.
+        variables.setdefault("enable_thinking", request.reasoning_effort != "none")
+    for name in ("reasoning_effort", "verbosity", "documents"):
+        if (value := getattr(request, name)) is not None:
+            variables[name] = value
+    return variables
 
 
 def stop_strings(request: GenerationRequest) -> list[str]:
-    """The stop strings of a request, as a list."""
-    return [request.stop] if isinstance(request.stop, str) else request.stop or []
+    """The stop strings of a request, as a list without empty ones."""
+    given = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return [text for text in given if text]
 
 
 def sampling_params(
@@ -179,29 +218,26 @@ def sampling_params(
         "n": 1,
         "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
-        "seed": None if request.seed is None else request.seed % 2**64,
+        "seed": None if request.seed in (None, -1) else request.seed % 2**64,
         "stop": stop_strings(request),
+        "bad_words": [word for word in request.bad_words or [] if word],
     }
+    if request.top_p == 0:  # the one most likely token is left
+        fields |= {"temperature": 0.0, "top_p": 1.0}
     try:
         return SamplingParams(**fields)
     except ParameterError as error:  # its sentence is for the client, whose own value it shows
         raise errors.bad_request(str(error), param=error.parameter) from None
 
 
-def fit(
-    num_prompt: int, wanted: int | None, default: int | None, max_model_len: int, *, param: str
-) -> int:
-    """max_tokens for a prompt of `num_prompt` tokens: `wanted`, else `default`, else the rest of
-    the context.
+def fit(num_prompt: int, wanted: int | None, max_model_len: int, *, param: str) -> int:
+    """max_tokens for a prompt of `num_prompt` tokens: `wanted`, cut to the rest of the context.
+    None and -1 stand for that rest.
 
-    Only a default is cut to what fits. ApiError 400 with both numbers when the prompt or what is
-    wanted doesn't; `param` is where the prompt stands in the request.
+    ApiError 400 with both numbers when the prompt doesn't fit; `param` is where it stands in the
+    request.
     """
     room = max_model_len - num_prompt
     if room < (0 if wanted == 0 else 1):
         raise errors.too_long(num_prompt, max_model_len, param=param)
-    if wanted is not None:
-        if wanted > room:
-            raise errors.too_long(num_prompt, max_model_len, wanted, param=param)
-        return wanted
-    return room if default is None else min(default, room)
+    return room if wanted is None or wanted < 0 else min(wanted, room)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Completions(JsonEndpoint):
     """Completions, streaming or not, of one prompt or several. Choice i is of prompt i // n."""
 
-    decoder = msgspec.json.Decoder(CompletionRequest)
+    decoder = msgspec.json.Decoder(CompletionRequest, strict=False)
 
     async def answer(self, exchange: Exchange, request: CompletionRequest, arrived: float) -> None:
         """Completes each prompt. Raises ApiError 400, 429 or 503."""
@@ -33,23 +33,19 @@ class Completions(JsonEndpoint):
         text = state.frontend()
         info = state.client.info
         prompts = await encode_prompts(text, request, info)
-        default = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
+        wanted = request.max_tokens
+        if wanted is msgspec.UNSET:
+            wanted = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
         jobs = [
             checks.sampling_params(
                 request,
-                max_tokens=checks.fit(
-                    len(prompt.ids),
-                    request.max_tokens,
-                    default,
-                    info.max_model_len,
-                    param="prompt",
-                ),
+                max_tokens=checks.fit(len(prompt.ids), wanted, info.max_model_len, param="prompt"),
                 logprobs=request.logprobs,
                 prompt_logprobs=request.logprobs if request.echo else None,
             )
             for prompt in prompts
         ]
-        bad_words = await text.encode_words(request.bad_words or [])
+        bad_words = await text.encode_words(jobs[0].bad_words)
         fields = {
             "id": f"cmpl-{exchange.request_id}",
             "object": "text_completion",

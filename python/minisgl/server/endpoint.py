@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from minisgl.server.checks import decode
+from minisgl.server.decoding import decode
 from minisgl.server.http import Exchange, read_body, while_connected
 from minisgl.server.state import ServerState
 
@@ -54,10 +54,14 @@ class JsonEndpoint:
     async def _decode(self, body: bytes) -> Any:
         """A large one takes some hundredths of a second: one of them in each turn of the loop."""
         if len(body) < LARGE_BODY:
-            return decode(self.decoder, body)
+            return self._decode_now(body)
         async with self.state.decoding:
             await asyncio.sleep(0)
-            return decode(self.decoder, body)
+            return self._decode_now(body)
+
+    def _decode_now(self, body: bytes) -> Any:
+        state = self.state
+        return decode(self.decoder, body, state.ignored_fields, strict=state.args.strict_requests)
 
     async def answer(self, exchange: Exchange, request: Any, arrived: float) -> None:
         """`arrived` is the time.perf_counter() of the request's arrival."""

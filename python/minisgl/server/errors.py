@@ -61,32 +61,26 @@ class ApiError(Exception):
         return b"data: " + self.body() + b"\n\n"
 
 
-def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+def bad_request(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """400: a request that no repetition makes acceptable. `param` is the field at fault."""
     return ApiError(400, message, param=param, code=code)
 
 
 def unsupported(param: str, message: str) -> ApiError:
-    """A field that OpenAI knows and this server can't honour."""
+    """400: a value that OpenAI's or vLLM's API knows and this server can't honour."""
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
-def too_long(
-    num_prompt: int, max_model_len: int, max_tokens: int | None = None, *, param: str
-) -> ApiError:
-    """The prompt, with the answer asked for if `max_tokens` is given, doesn't fit the context of
-    `max_model_len`. `param` is where the prompt stands.
+def too_long(num_prompt: int, max_model_len: int, *, param: str) -> ApiError:
+    """400: the prompt leaves no room for an answer in the context of `max_model_len` tokens.
+    `param` is where the prompt stands.
     """
-    limit = f"This model's maximum context length is {max_model_len} tokens"
-    if max_tokens is None:
-        said = f"the prompt has {num_prompt} tokens, which leaves no room for an answer"
-    else:
-        said = (
-            f"{num_prompt + max_tokens} tokens were requested "
-            f"({num_prompt} in the prompt, {max_tokens} for the answer)"
-        )
-    param = param if max_tokens is None else "max_tokens"
-    return bad_request(f"{limit}, but {said}.", param=param, code="context_length_exceeded")
+    return bad_request(
+        f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
+        f"{num_prompt} tokens, which leaves no room for an answer.",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def surely_too_long(prompt: PromptTooLong, param: str = "prompt") -> ApiError:
@@ -229,6 +223,30 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTA
 _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
 
 
+def unknown_field(path: str) -> ApiError:
+    """400: a field that neither the schema nor OpenAI's or vLLM's API has."""
+    shown = path[:200]
+    return ApiError(
+        400,
+        f"Unrecognized request argument supplied: {shown}",
+        param=shown,
+        code="unknown_parameter",
+    )
+
+
+def is_unknown_field(error: Exception) -> bool:
+    """Whether the JSON decoder raised it for a field that its type doesn't have."""
+    return isinstance(error, msgspec.ValidationError) and bool(_UNKNOWN.match(_placed(error)[0]))
+
+
+def _placed(error: msgspec.ValidationError) -> tuple[str, str]:
+    """What is wrong, and the path of what it is about: "" for the whole body."""
+    place = _PLACE.match(str(error))
+    if place is None:
+        return str(error), ""
+    return ("key: " if place["key"] else "") + place["what"], place["path"]
+
+
 def undecodable(error: Exception) -> ApiError:
     """From what the JSON decoder raised: ValidationError names the field, the others say that it
     isn't JSON.
@@ -239,19 +257,15 @@ def undecodable(error: Exception) -> ApiError:
         return bad_request("The request body is not valid UTF-8.", code="invalid_json")
     if not isinstance(error, msgspec.ValidationError):
         return bad_request("The request body is not valid JSON.", code="invalid_json")
-    what, path = str(error), ""
-    if place := _PLACE.match(what):
-        what, path = place["what"], place["path"]
-        if place["key"]:
-            what = f"key: {what}"
-    for pattern, sentence, code in (
-        (_UNKNOWN, "Unrecognized request argument supplied: {}", "unknown_parameter"),
-        (_MISSING, "Missing required parameter: {}", "missing_required_parameter"),
-    ):
-        if found := pattern.match(what):
-            name = f"{path}.{found['name'][:200]}" if path else found["name"][:200]
-            return bad_request(sentence.format(name), param=name, code=code)
+    what, path = _placed(error)
+    if found := _UNKNOWN.match(what):
+        return unknown_field(f"{path}.{found['name']}" if path else found["name"])
+    if found := _MISSING.match(what):
+        name = f"{path}.{found['name']}" if path else found["name"]
+        return bad_request(
+            f"Missing required parameter: {name}", param=name, code="missing_required_parameter"
+        )
     what = what.replace("`", "'")
     if not path:
         return bad_request(f"The request body has the wrong form: {what}.")
-    return bad_request(f"Invalid value for '{path}': {what}.", param=path, code="invalid_value")
+    return bad_request(f"Invalid value for '{path}': {what}.", param=path)

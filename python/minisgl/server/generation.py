@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,7 +19,7 @@ from minisgl.text.answer import AnswerReader, Piece
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from minisgl.engine.api import EngineApi
     from minisgl.engine.stream import TokenStream
@@ -40,19 +40,17 @@ class TokenEntry:
     offset: int
 
 
-@dataclass(slots=True)
-class Delta:
+class Delta(msgspec.Struct):
     """What a choice has got since its last delta. `finish_reason` with its last: "stop" or
-    "length".
+    "length". A struct, as one is made for every output.
     """
 
     index: int
     text: str
-    entries: list[TokenEntry] = field(default_factory=list)
+    entries: list[TokenEntry] = []
     finish_reason: str | None = None
-    prompt_logprobs: list[PromptLogprob] | None = (
-        None  # with the first delta, where they were asked for
-    )
+    # With the first delta, where they were asked for.
+    prompt_logprobs: list[PromptLogprob] | None = None
 
 
 class Choice:
@@ -89,24 +87,25 @@ class Choice:
         """Either "stop" or "length", once the answer is complete; "" before."""
         return self._reader.finish
 
-    async def take(self, output: Output) -> Delta:
-        """Raises ApiError when the engine ended the request with an error, or aborted it."""
+    def read(self, output: Output) -> Piece | Awaitable[Piece]:
+        """What the engine's next output adds to the answer, as AnswerReader.read() has it. Raises
+        ApiError when the engine ended the request with an error, or aborted it.
+        """
         if output.finish in ("error", "abort"):
             self.finished = True
             raise errors.engine_error(output)
         self.finished = bool(output.finish)
-        piece = await self._reader.read(output)
+        return self._reader.read(output)
+
+    def take(self, piece: Piece) -> Delta:
+        """What clients see of a piece."""
         if self._reader.stopped and not self.finished:
             self.finished = True
             self.stream.abort()
-        delta = Delta(
-            self.index,
-            piece.text,
-            finish_reason=piece.finish or None,
-            prompt_logprobs=piece.prompt_logprobs,
-        )
-        self._text_length += len(piece.text)
+        text = piece.text
+        delta = Delta(self.index, text, [], piece.finish or None, piece.prompt_logprobs)
         if self._offsets is not None:
+            self._text_length += len(text)
             self._hold(piece, self._offsets)
             delta.entries = self._release()
         return delta
@@ -262,7 +261,8 @@ class Generation:
             choice.last_token_at = now
             metrics.generation_tokens += count
         try:
-            delta = await choice.take(output)
+            piece = choice.read(output)
+            delta = choice.take(piece if isinstance(piece, Piece) else await piece)
         finally:
             if choice.finished:
                 self.num_live -= 1

@@ -1,9 +1,9 @@
-"""Requests as msgspec structs: every field typed and bounded, decoded strictly ("0.5" and true are
-not numbers).
+"""Requests as msgspec structs: every field typed and bounded, and null wherever it may be left out.
 
-A field that no client of OpenAI's API knows is refused by name. Fields that change nothing about
-the answer (user, store, metadata ...) are accepted; fields that this server can't honour are
-refused in checks.py, never ignored.
+They are decoded as their senders mean them: 16.0 and "16" are integers, 1 and "true" are flags.
+Fields that are not here are decoding.py's business. Fields that change nothing about the answer
+(user, store, metadata ...) are accepted; values that this server can't honour are refused in
+checks.py, never ignored.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from minisgl.sampling_params import (
     MAX_ALLOWED_TOKEN_IDS,
@@ -36,8 +36,9 @@ MAX_CHOICES = 256  # prompts times n in one request
 Name = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
-Positive = Annotated[int, Meta(ge=1, le=MAX_TOKEN_ID)]
-StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
+# Tokens of an answer at most; -1 is as many as fit. No number is too large for that.
+Length = Annotated[int, Meta(ge=-1)]
+StopString = Annotated[str, Meta(max_length=MAX_STOP_STRING_CHARS)]  # an empty one stops nothing
 Penalty = Annotated[float, Meta(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Bias = Annotated[float, Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
 Object = Annotated[dict[str, Any], Meta(max_length=256)]
@@ -52,6 +53,12 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None  # OpenAI's padding; has no effect here
 
 
+class ResponseFormat(msgspec.Struct, kw_only=True):
+    """The form of the answer; only "text" is supported."""
+
+    type: Name
+
+
 class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What chat and completions have in common.
 
@@ -63,8 +70,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    best_of: Count | None = None  # see checks.py
     temperature: Annotated[float, Meta(ge=0.0, le=MAX_TEMPERATURE)] | None = None
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    top_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None  # 0 is greedy
     top_k: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None  # 0 and -1 are off
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=MAX_REPETITION_PENALTY)] | None = None
@@ -73,14 +81,14 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=MAX_LOGIT_BIAS_ENTRIES)] | None = (
         None
     )
-    # -2**63 to 2**64-1. A negative seed stands for its two's complement: every int64 and uint64 is
-    # a seed.
+    # -2**63 to 2**64-1; -1 is none. Another negative seed stands for its two's complement: every
+    # int64 and uint64 is a seed.
     seed: int | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     bad_words: (
         Annotated[
-            list[Annotated[str, Meta(min_length=1, max_length=MAX_BAD_WORD_CHARS)]],
+            list[Annotated[str, Meta(max_length=MAX_BAD_WORD_CHARS)]],  # empty ones ban nothing
             Meta(max_length=MAX_BAD_WORDS),
         ]
         | None
@@ -92,87 +100,101 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    user: str | None = None  # no effect
+    response_format: ResponseFormat | None = None
+    # No effect on the answer.
+    user: str | None = None
+    store: bool | None = None
+    metadata: Object | None = None
+    service_tier: Name | None = None
+    prompt_cache_key: Name | None = None
+    prompt_cache_retention: Name | None = None
+    safety_identifier: Name | None = None
 
 
-class TextPart(msgspec.Struct):
-    """A part of a message's content. Unknown fields are for checks.py: the kind of the part is what
-    was wrong.
-    """
+class Part(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A part of a message's content: what stands in the field that the type names."""
 
     type: Name
     text: str | None = None
+    refusal: str | None = None
+    thinking: str | None = None
+    # No text part has these.
+    image_url: Any = None
+    input_audio: Any = None
+    file: Any = None
+    prompt_cache_breakpoint: Any = None  # no effect
 
 
 class FunctionCall(msgspec.Struct, forbid_unknown_fields=True):
     """The function that a call of the history names, with its arguments."""
 
     name: Name
-    arguments: str  # JSON
+    arguments: str | dict[str, Any] | None = None  # a text should be a JSON object
+
+
+class CustomCall(msgspec.Struct, forbid_unknown_fields=True):
+    """A call of a tool that takes text."""
+
+    name: Name
+    input: str | None = None
 
 
 class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A call that an earlier answer made, as it stands in the history."""
 
-    function: FunctionCall
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
     id: Name | None = None
-    type: Literal["function"] = "function"
+    type: Name | None = None
     index: Count | None = None
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A message of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Meta(max_length=1024)] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[Part | str], Meta(max_length=1024)] | None = None
     name: Name | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
     tool_call_id: Name | None = None
+    function_call: FunctionCall | None = None  # how calls were made before tool_calls
     reasoning_content: str | None = None
+    reasoning: str | None = None  # another name for it
     refusal: str | None = None
-    # Parts of an OpenAI answer that clients send back as they got it; null in all that this server
-    # makes.
-    audio: None = None
-    function_call: None = None
-    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
+    annotations: Any = None  # of an OpenAI answer; no effect
+    # Honoured only where that means to do nothing: see checks.py.
+    audio: Any = None
+    tools: Any = None
 
 
-class ResponseFormat(msgspec.Struct, kw_only=True):
-    """The form of the answer; only "text" is supported."""
-
-    type: Name
+# Documents that the answer may draw on, for the chat template.
+Documents = Annotated[list[Object], Meta(max_length=1024)]
 
 
 class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Positive | None = None
-    max_completion_tokens: Positive | None = None
+    max_tokens: Length | None = None
+    max_completion_tokens: Length | None = None  # comes before max_tokens
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    # What the chat template makes of the messages.
+    add_generation_prompt: bool | None = None  # by default, unless the last message is continued
+    continue_final_message: bool | None = None  # the prompt ends with the last message's words
+    add_special_tokens: bool | None = None  # beside those that the template writes
     chat_template_kwargs: TemplateArguments | None = None
-    add_generation_prompt: bool | None = None
+    reasoning_effort: Name | None = None  # a variable of the template, as are the next two
+    verbosity: Name | None = None
+    documents: Documents | None = None
     # Honoured only where that means to do nothing: see checks.py.
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[Object], Meta(max_length=1024)] | None = None
     tool_choice: Name | Object | None = None
     functions: Annotated[list[Object], Meta(max_length=1024)] | None = None
     function_call: Name | Object | None = None
-    modalities: Annotated[list[Name], Meta(max_length=8)] | None = None
-    audio: Object | None = None
-    web_search_options: Object | None = None
-    reasoning_effort: Name | None = None
-    verbosity: Name | None = None
     # No effect on the answer.
     parallel_tool_calls: bool | None = None
-    store: bool | None = None
-    metadata: Object | None = None
-    service_tier: Name | None = None
     prediction: Object | None = None
-    prompt_cache_key: Name | None = None
-    prompt_cache_retention: Name | None = None
-    safety_identifier: Name | None = None
 
 
 # A list is all strings, all ids or all lists of ids: prompts.py sees to that.
@@ -183,24 +205,32 @@ class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=T
     """The body of POST /v1/completions."""
 
     prompt: Prompt
-    max_tokens: Count | None = None
+    max_tokens: Length | UnsetType | None = UNSET  # null is -1
     echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    # true is 1, false is none.
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | bool | None = None
     add_special_tokens: bool | None = None
-    best_of: Count | None = None
     suffix: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.logprobs, bool):
+            self.logprobs = 1 if self.logprobs else None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A prompt, or messages."""
+    """A prompt, or messages with what belongs to them in a ChatRequest."""
 
     model: Name | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    add_special_tokens: bool | None = None
-    chat_template_kwargs: TemplateArguments | None = None
-    add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None  # by default, unless the last message is continued
+    continue_final_message: bool | None = None  # the prompt ends with the last message's words
+    add_special_tokens: bool | None = None  # by default to a prompt, and not to messages
+    chat_template_kwargs: TemplateArguments | None = None
+    reasoning_effort: Name | None = None  # a variable of the template, as are the next two
+    verbosity: Name | None = None
+    documents: Documents | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minisgl.server.decoding import IgnoredFields
 from minisgl.server.errors import model_not_found, unavailable
 from minisgl.server.http import BodyRoom
 from minisgl.server.metrics import Metrics
@@ -30,6 +31,7 @@ class ServerState:
     model_name: str
     text: TextFrontend | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
     bodies: BodyRoom = field(init=False)
     decoding: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies
     created: int = field(
@@ -49,5 +51,5 @@ class ServerState:
         """ApiError 404 unless `name` is the served model's; a request that names none gets what is
         there.
         """
-        if name is not None and name != self.model_name:
+        if name and name != self.model_name:
             raise model_not_found(name)

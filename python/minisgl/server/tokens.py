@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Tokenize(JsonEndpoint):
     """A prompt or messages to token ids: {count, max_model_len, tokens, token_strs}"""
 
-    decoder = msgspec.json.Decoder(TokenizeRequest)
+    decoder = msgspec.json.Decoder(TokenizeRequest, strict=False)
 
     async def answer(self, exchange: Exchange, request: TokenizeRequest, arrived: float) -> None:
         """Raises ApiError 400 or 503."""
@@ -57,7 +57,7 @@ class Tokenize(JsonEndpoint):
 class Detokenize(JsonEndpoint):
     """Token ids to text: {prompt}"""
 
-    decoder = msgspec.json.Decoder(DetokenizeRequest)
+    decoder = msgspec.json.Decoder(DetokenizeRequest, strict=False)
 
     async def answer(self, exchange: Exchange, request: DetokenizeRequest, arrived: float) -> None:
         """Raises ApiError 400 or 503."""

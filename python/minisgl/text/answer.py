@@ -4,17 +4,19 @@ read through it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from minisgl.ipc.messages import Output, PromptLogprob, TokenLogprob
     from minisgl.text.frontend import Detokenizer
 
 
-@dataclass(slots=True)
-class Piece:
-    """What an answer has got since its last piece."""
+class Piece(msgspec.Struct):
+    """What an answer has got since its last piece. A struct, as one is made for every output."""
 
     text: str  # what may be shown now, without a stop token or stop string
     # With the stop token, where one ended the answer; without what came behind a stop string.
@@ -45,17 +47,26 @@ class AnswerReader:
         """
         return self._detokenizer.stopped
 
-    async def read(self, output: Output) -> Piece:
-        """The next piece, of an output that has no error. Raises what the detokenizer raises."""
-        token_ids, logprobs = output.token_ids, output.logprobs or []
-        by_token = output.finish == "stop"
-        shown = token_ids[:-1] if by_token else token_ids
+    def read(self, output: Output) -> Piece | Awaitable[Piece]:
+        """The next piece, of an output that has no error: at once where the text is made in this
+        process, else to be awaited. Raises what the detokenizer raises.
+        """
+        token_ids = output.token_ids
+        shown = token_ids[:-1] if output.finish == "stop" else token_ids
+        text = self._detokenizer.push_here(shown, final=bool(output.finish))
+        return self._read_elsewhere(output, shown) if text is None else self._piece(output, text)
+
+    async def _read_elsewhere(self, output: Output, shown: list[int]) -> Piece:
+        return self._piece(output, await self._detokenizer.push(shown, final=bool(output.finish)))
+
+    def _piece(self, output: Output, text: str) -> Piece:
+        token_ids, logprobs, finish = output.token_ids, output.logprobs or [], output.finish
+        by_token = finish == "stop"
         detokenizer = self._detokenizer
-        text = await detokenizer.push(shown, final=bool(output.finish))
-        self.finish = output.finish
         if detokenizer.stopped:
             kept = detokenizer.num_tokens - self.num_tokens
             token_ids, logprobs = token_ids[:kept], logprobs[:kept]
-            self.finish, by_token = "stop", False
+            finish, by_token = "stop", False
+        self.finish = finish
         self.num_tokens += len(token_ids)
-        return Piece(text, token_ids, logprobs, self.finish, output.prompt_logprobs, by_token)
+        return Piece(text, token_ids, logprobs, finish, output.prompt_logprobs, by_token)

@@ -60,6 +60,12 @@ class Detokenizer:
         """
         raise NotImplementedError
 
+    def push_here(self, token_ids: Sequence[int], *, final: bool = False) -> str | None:
+        """push() without waiting, where the text is made in this process. None, and nothing was
+        pushed, where it is made in another.
+        """
+        return None
+
     async def finish(self) -> str:
         """The rest of the text."""
         return await self.push((), final=True)
@@ -219,6 +225,7 @@ class TextFrontend:
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> str:
         """The prompt of a conversation: encode it without adding special tokens. Raises what
         TemplateClient.render() does, ChatTemplateError also for a model without a template.
@@ -229,6 +236,7 @@ class TextFrontend:
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             template_kwargs=template_kwargs,
         )
 
@@ -238,13 +246,22 @@ class TextFrontend:
         template_kwargs: dict[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
         max_tokens: int | None = None,
     ) -> list[int]:
-        """Token ids of a conversation. Raises what render_chat() and encode() do."""
+        """Token ids of a conversation. `add_special_tokens`: beside those that the template writes.
+        Raises what render_chat() and encode() do.
+        """
         prompt = await self.render_chat(
-            messages, template_kwargs, add_generation_prompt=add_generation_prompt
+            messages,
+            template_kwargs,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
         )
-        return await self.encode(prompt, add_special_tokens=False, max_tokens=max_tokens)
+        return await self.encode(
+            prompt, add_special_tokens=add_special_tokens, max_tokens=max_tokens
+        )
 
     def detokenizer(self, options: DetokenizerOptions) -> Detokenizer:
         """A detokenizer for one stream."""
@@ -298,6 +315,9 @@ class _LocalDetokenizer(Detokenizer):
         self._detokenizer = detokenizer
 
     async def push(self, token_ids: Sequence[int], *, final: bool = False) -> str:
+        return self.push_here(token_ids, final=final)
+
+    def push_here(self, token_ids: Sequence[int], *, final: bool = False) -> str:
         detokenizer = self._detokenizer
         text = detokenizer.push(token_ids)
         if final:

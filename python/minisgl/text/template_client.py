@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from minisgl.ipc.process import describe_exit, python_command
+from minisgl.children import child_environment, python_command
+from minisgl.ipc.process import describe_exit
 from minisgl.tasks import background
 from minisgl.text.errors import TextQueueFull, WorkerLost
 from minisgl.text.template_messages import (
@@ -124,6 +125,7 @@ class TemplateClient:
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         template_kwargs: dict[str, Any] | None = None,
     ) -> str:
         """The prompt of a conversation: encode it without adding special tokens.
@@ -135,6 +137,7 @@ class TemplateClient:
             messages=messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             template_kwargs=template_kwargs,
         )
         try:
@@ -268,6 +271,7 @@ class _Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
+            env=child_environment(),
             limit=_BUFFER_BYTES,
         )
         return cls(process)

@@ -33,6 +33,7 @@ class Render(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
     template_kwargs: dict[str, Any] | None = None
 
 

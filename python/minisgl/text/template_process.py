@@ -13,7 +13,7 @@ import resource
 import signal
 from typing import BinaryIO
 
-from minisgl.ipc.parent_death import die_with_parent
+from minisgl.children import die_with_parent
 from minisgl.text.template_messages import (
     LENGTH_BYTES,
     MAX_PROMPT_CHARACTERS,
@@ -88,6 +88,7 @@ class _Worker:
             message.messages,
             tools=message.tools,
             add_generation_prompt=message.add_generation_prompt,
+            continue_final_message=message.continue_final_message,
             template_kwargs=message.template_kwargs,
         )
         if len(text) > MAX_PROMPT_CHARACTERS:

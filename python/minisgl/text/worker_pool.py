@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minisgl.children import python_command
 from minisgl.ipc.messages import Failed, Shutdown
-from minisgl.ipc.process import ChildProcess, describe_exit, python_command
+from minisgl.ipc.process import ChildProcess, describe_exit
 from minisgl.tasks import background
 from minisgl.text.errors import WorkerLost
 from minisgl.text.messages import (

@@ -1,6 +1,4 @@
-"""A tokenizer process: encodes prompts, or detokenizes streams. `python -m
-minisgl.text.worker_process`.
-"""
+"""The program of a tokenizer process: encodes prompts, or detokenizes streams."""
 
 from __future__ import annotations
 
@@ -55,6 +53,8 @@ async def _show_life(outbox: ZmqAsyncPushQueue[Any]) -> None:
 
 
 async def _serve(link: ParentLink[ToText], options: TextOptions) -> int:
+    # What is to be said of the model's tokenizer, the server says once.
+    logging.getLogger("minisgl.tokenizer").setLevel(logging.ERROR)
     try:
         tokenizer = await asyncio.to_thread(load_tokenizer, options.path)
     except ModelError as error:

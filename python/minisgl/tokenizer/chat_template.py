@@ -16,6 +16,8 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from minisgl.model_files.side_files import TEMPLATE_BYTES
+from minisgl.tokenizer.chat_messages import OpenMessage, with_arguments, without_nulls
 from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "chat_template"})
@@ -28,13 +30,19 @@ class ChatTemplate:
 
     def __init__(self, source: TemplateSource) -> None:
         environment = _environment()
+        for text in source.texts.values():
+            if len(text) > TEMPLATE_BYTES:
+                raise ChatTemplateError(
+                    f"has {len(text)} characters; the limit for a template is {TEMPLATE_BYTES}"
+                )
         try:
             self._templates = {
                 name: environment.from_string(text) for name, text in source.texts.items()
             }
-        except MemoryError:
-            raise
-        except Exception as error:  # of Jinja, or of Python's compiler, which it calls
+        except (RecursionError, SyntaxError, MemoryError) as error:
+            # What Jinja compiles it to has a depth, too, that Python bounds.
+            raise ChatTemplateError("is too large or nests too deeply") from error
+        except jinja2.TemplateError as error:
             raise ChatTemplateError(f"has an error: {str(error).rstrip('.')}") from error
         self._default = self._templates.get("default") or next(iter(self._templates.values()))
         self._special_tokens = source.special_tokens
@@ -45,9 +53,12 @@ class ChatTemplate:
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt as text. ChatTemplateError says what the template had against the messages."""
+        """The prompt as text, which ends with the words of the last message if that is to be
+        continued. ChatTemplateError says what the template had against the messages.
+        """
         extra = dict(template_kwargs or {})
         for name in extra:
             if name in _RESERVED:
@@ -56,13 +67,16 @@ class ChatTemplate:
         variables = {
             **self._special_tokens,
             **extra,
-            "messages": [_with_text_content(message) for message in messages],
             "tools": tools or None,
             "documents": extra.get("documents"),
             "add_generation_prompt": add_generation_prompt,
         }
+        messages = [with_arguments(_with_text_content(message)) for message in messages]
         try:
-            return template.render(variables)
+            if not continue_final_message:
+                return _render(template, variables, messages)
+            final = OpenMessage(messages)
+            return final.cut(_render(template, variables, final.messages))
         except (ChatTemplateError, MemoryError):
             raise
         except Exception as error:
@@ -70,6 +84,25 @@ class ChatTemplate:
             raise ChatTemplateError(
                 f"the chat template could not render these messages: {error}"
             ) from error
+
+
+def _render(
+    template: jinja2.Template, variables: dict[str, Any], messages: list[dict[str, Any]]
+) -> str:
+    """The prompt. A content that is None is None to the template if that asks for it, and the empty
+    text to one that takes every content for a text.
+    """
+    if all(message.get("content") is not None for message in messages):
+        return template.render({**variables, "messages": messages})
+    filled = {**variables, "messages": without_nulls(messages)}
+    try:
+        prompt = template.render({**variables, "messages": messages})
+    except Exception:
+        return template.render(filled)
+    if "None" not in prompt:
+        return prompt
+    without_none = template.render(filled)
+    return prompt if prompt.count("None") == without_none.count("None") else without_none
 
 
 def _with_text_content(message: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +132,9 @@ class _GenerationTag(jinja2.ext.Extension):
 
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationTag, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception

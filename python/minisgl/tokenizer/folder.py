@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.side_files import (
+    TEMPLATE_BYTES,
+    TOKENIZER_BYTES,
+    read_file,
+    read_json,
+    read_text,
+)
 from minisgl.tokenizer.template_source import TemplateSource
+from minisgl.tokenizer.text_ends import TextEnd, set_text_ends
 from minisgl.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -19,10 +27,13 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token"
 
 def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
     """Raises ModelError when the folder has no tokenizer or a file of it is damaged."""
-    config = _read_json(path / "tokenizer_config.json")
-    named = _named_tokens(config) | _named_tokens(_read_json(path / "special_tokens_map.json"))
+    config = _tokenizer_config(path)
+    named = _named_tokens(config)
     backend = _backend(path)
     _add_configured_tokens(backend, config, named.values())
+    set_text_ends(
+        backend, bos=_text_end(config, backend, "bos"), eos=_text_end(config, backend, "eos")
+    )
     sources = {"default": chat_template} if chat_template else _chat_templates(path, config)
     return Tokenizer(
         backend,
@@ -34,23 +45,39 @@ def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
 def _read_json(path: Path) -> dict[str, Any]:
     """An object, empty where there is no such file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} can't be read as JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return value
+
+
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json. As transformers has it, the older special_tokens_map.json counts more,
+    but not at all beside added_tokens_decoder, whose writers left the map as it was.
+    """
+    config = _read_json(path / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        return config
+    return config | _read_json(path / "special_tokens_map.json")
+
+
+def _text_end(config: dict[str, Any], backend: tokenizers.Tokenizer, name: str) -> TextEnd:
+    """BOS or EOS around each text, as tokenizer_config.json says, else as tokenizer.json does."""
+    add = config.get(f"add_{name}_token")
+    token = _named_tokens(config).get(f"{name}_token")
+    return TextEnd(
+        None if token is None else backend.token_to_id(token),
+        add if isinstance(add, bool) else None,
+    )
 
 
 def _backend(path: Path) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     file = path / "tokenizer.json"
-    if file.is_file():
+    with contextlib.suppress(FileNotFoundError):
+        content = read_file(file, TOKENIZER_BYTES)
         try:
-            return Backend.from_file(str(file))
+            return Backend.from_buffer(content)
         except Exception as error:  # the library's own exception type is plain Exception
             raise ModelError(f"{file} is not a tokenizer: {error}.") from error
     if not any(
@@ -69,8 +96,13 @@ def _converted(path: Path) -> tokenizers.Tokenizer:
             f"{path} has no tokenizer.json, and converting its tokenizer needs "
             "`pip install transformers sentencepiece protobuf`."
         ) from None
+    for pattern in ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"):
+        for file in path.glob(pattern):
+            read_file(file, TOKENIZER_BYTES)  # only for what it refuses: the library looks at none
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
         backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
     except Exception as error:  # whatever goes wrong here is the model's fault or the install's
         raise ModelError(
@@ -119,8 +151,11 @@ def _add_configured_tokens(
                 f"tokenizer_config.json gives {content!r} the id {token_id}, but tokenizer.json "
                 f"makes it {backend.token_to_id(content)}."
             )
-    extra = config.get("additional_special_tokens")
-    contents = [*named, *(extra if isinstance(extra, list) else [])]
+    contents: list[Any] = list(named)
+    for name in ("additional_special_tokens", "extra_special_tokens"):  # the old name and the new
+        extra = config.get(name) or []
+        for token in extra.values() if isinstance(extra, dict) else extra:
+            contents.append(token.get("content") if isinstance(token, dict) else token)
     backend.add_special_tokens(
         [
             AddedToken(content, special=True, normalized=False)
@@ -152,11 +187,8 @@ def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
         file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))
     }
     for name, file in files.items():
-        if file.is_file():
-            try:
-                sources[name] = file.read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise ModelError(f"{file} can't be read: {error}.") from error
+        with contextlib.suppress(FileNotFoundError):
+            sources[name] = read_text(file, TEMPLATE_BYTES)
     return sources
 
 

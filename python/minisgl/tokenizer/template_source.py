@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.side_files import TEMPLATE_BYTES, read_text
 
 
 class ChatTemplateError(ValueError):
@@ -32,8 +33,8 @@ def read_chat_template(path: str) -> str:
     """
     what = f"the chat template {path!r}"
     try:
-        source = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        source = read_text(Path(path), TEMPLATE_BYTES)
+    except OSError as error:
         raise ModelError(f"{what} can't be read: {error}.") from error
     if not source:
         raise ModelError(f"{what} is empty.")

@@ -13,6 +13,7 @@ with atheris.instrument_imports(include=["minisgl"]):
     from minisgl.server import checks
     from minisgl.server.chat import ChatCompletions
     from minisgl.server.completions import Completions
+    from minisgl.server.decoding import IgnoredFields, decode
     from minisgl.server.errors import ApiError
     from minisgl.server.prompts import separate_prompts
     from minisgl.server.schemas import ChatRequest, CompletionRequest
@@ -24,7 +25,7 @@ DECODERS = [endpoint.decoder for endpoint in (ChatCompletions, Completions, Toke
 def check(data: bytes) -> None:
     for decoder in DECODERS:
         try:
-            use(checks.decode(decoder, data))
+            use(decode(decoder, data, IgnoredFields()))
         except ApiError as error:
             check_refusal(error)
 
@@ -43,13 +44,13 @@ def use(request: msgspec.Struct) -> None:
     elif isinstance(request, CompletionRequest):
         checks.check_completion(request)
         assert all(isinstance(prompt, str | list) for prompt in separate_prompts(request))
-        sampling(request, request.max_tokens)
+        sampling(request, 16 if request.max_tokens is msgspec.UNSET else request.max_tokens)
 
 
 def sampling(request: ChatRequest | CompletionRequest, wanted: int | None) -> None:
     params = checks.sampling_params(
         request,
-        max_tokens=checks.fit(1, wanted, 16, 2**20, param="prompt"),
+        max_tokens=checks.fit(1, wanted, 2**20, param="prompt"),
         logprobs=None,
         prompt_logprobs=None,
     )

@@ -7,7 +7,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["minisgl"]):
-    from minisgl.tokenizer.gguf_metadata import parse_gguf_metadata
+    from minisgl.model_files.gguf_metadata import parse_gguf_metadata
 
 
 def check(data: bytes) -> None:

@@ -95,6 +95,41 @@ TEST(OpenWeights, FolderWithShards) {
   expect_input_error(open, "has no weight_map");
 }
 
+TEST(OpenWeights, AFileThatHasAllCountsMoreThanAnIndex) {
+  const TemporaryFolder folder;
+  folder.write("config.json", "{}");
+  folder.write("model.safetensors", safetensors("w"));
+  folder.write("model.safetensors.index.json", R"({"weight_map": {"a": "model-1.safetensors"}})");
+  EXPECT_EQ(open_weights(folder.path())->names(), std::vector<std::string>{"w"});
+}
+
+TEST(OpenWeights, OneFileOfAnotherName) {
+  const TemporaryFolder folder;
+  folder.write("config.json", "{}");
+  folder.write("merged.safetensors", safetensors("w"));
+  EXPECT_EQ(open_weights(folder.path())->names(), std::vector<std::string>{"w"});
+  folder.write("other.safetensors", safetensors("v"));
+  expect_input_error([&] { open_weights(folder.path()); },
+                     "has several .safetensors files ('merged.safetensors', 'other.safetensors') and neither");
+}
+
+TEST(OpenWeights, NumbersThatOnlyPythonWrites) {
+  const TemporaryFolder folder;
+  folder.write("config.json",
+               R"({"a": [NaN, -Infinity], "b": Infinity, "NaN": "\"Infinity", "c": "\\", "d": 1, "NaN ": "NaN"})");
+  folder.write("model.safetensors", safetensors("w"));
+  const nlohmann::json config = open_weights(folder.path())->config();
+  const nlohmann::json expected = {
+      {"a", {"NaN", "-Infinity"}}, {"b", "Infinity"}, {"NaN", "\"Infinity"}, {"c", "\\"}, {"d", 1}, {"NaN ", "NaN"}};
+  EXPECT_EQ(config, expected);
+  folder.write("config.json", R"({"a": NaNa})");
+  expect_input_error([&] { open_weights(folder.path()); }, "is not valid JSON");
+  folder.write("config.json", R"({"a": "\)");
+  expect_input_error([&] { open_weights(folder.path()); }, "is not valid JSON");
+  folder.write("config.json", R"({"a": NaN, "\)");
+  expect_input_error([&] { open_weights(folder.path()); }, "is not valid JSON");
+}
+
 TEST(OpenWeights, UnsupportedDtypeIsNamedWhenAskedFor) {
   const TemporaryFolder folder;
   folder.write("config.json", "{}");
@@ -113,7 +148,7 @@ TEST(OpenWeights, FoldersThatCantBeUsed) {
   folder.write("config.json", "[1]");
   expect_input_error(open, "is not a JSON object");
   folder.write("config.json", "{}");
-  expect_input_error(open, "has neither model.safetensors nor");
+  expect_input_error(open, "has no .safetensors file");
   folder.write("pytorch_model.bin", "");
   expect_input_error(open, "weights in PyTorch's format ('pytorch_model.bin')");
   expect_input_error([&] { open_weights(folder.path() + "/none"); }, "does not exist");

@@ -26,17 +26,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "environment": {"config", "flags"},
     "log": {"config", "environment"},
     "tasks": set(),
-    "ipc": {"config", "log", "sampling_params", "tasks", "version"},
+    "children": {"flags"},
+    "ipc": {"children", "config", "log", "sampling_params", "tasks", "version"},
     "distributed": {"_native", "config", "environment"},
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
-    "model_files": {"environment"},
+    "model_files": {"children", "environment"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "config", "distributed", "ipc", "log"},
+    "rank": {"_native", "children", "config", "distributed", "ipc", "log"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
-    "text": {"ipc", "model_files", "tasks", "tokenizer"},
-    "engine": {"config", "environment", "ipc", "sampling_params", "tasks"},
+    "text": {"children", "ipc", "model_files", "tasks", "tokenizer"},
+    "engine": {"children", "config", "environment", "ipc", "sampling_params", "tasks"},
     "server": {
         "config",
         "engine",

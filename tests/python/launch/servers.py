@@ -49,13 +49,16 @@ class ServerProcess:
         *flags: str,
         environment: dict[str, str] | None = None,
         program: Sequence[str] = (str(SERVER),),
+        folder: Path | None = None,
     ) -> None:
+        """`folder`: the working folder, where it isn't this process's."""
         self.directory = directory
         directory.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, *program, "--port", "0", *flags, str(model)],
             stderr=subprocess.PIPE,
             text=True,
+            cwd=folder,
             env={**os.environ, "TMPDIR": str(directory), **(environment or {})},
         )
         self.lines: list[str] = []

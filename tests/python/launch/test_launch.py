@@ -217,6 +217,34 @@ def test_streams_are_aborted_at_the_drain_deadline(start: Start) -> None:
     assert "Traceback" not in server.output
 
 
+def test_a_listener_that_dies_in_the_drain_ends_the_server_with_its_error(
+    model: Path, tmp_path: Path
+) -> None:
+    program = f"""
+import asyncio, runpy, signal
+import minisgl.launch
+serve = minisgl.launch.serve_http
+async def serve_until_signal(*arguments, **options):
+    served = asyncio.create_task(serve(*arguments, **options))
+    broken = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, broken.set)
+    await broken.wait()
+    served.cancel()
+    raise RuntimeError("nobody thought of this")
+minisgl.launch.serve_http = serve_until_signal
+runpy.run_path({str(SERVER)!r}, run_name="__main__")
+"""
+    server = ServerProcess(model, tmp_path / "tmp", program=("-c", program))
+    stream = Stream(server.wait_ready(), [1], 90_000)
+    stream.wait_events(3)
+    server.signal(signal.SIGTERM)
+    server.wait_for_line("shutting down")
+    server.signal(signal.SIGUSR1)
+    assert server.wait(15) == 1  # and not at --drain-timeout
+    assert "RuntimeError: nobody thought of this" in server.output
+    assert server.files() == []
+
+
 def test_a_second_signal_ends_at_once(start: Start) -> None:
     server = start()
     stream = Stream(server.wait_ready(), [1], 90_000)

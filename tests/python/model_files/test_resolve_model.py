@@ -71,8 +71,14 @@ def test_files_that_are_missing(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-1.safetensors").write_bytes(b"x")
     assert "lacks model-2.safetensors" in refusal(str(folder))
+    (folder / "model.safetensors").write_bytes(b"x")  # has all, whatever the index says
+    assert resolve_model(str(folder)).path == str(folder)
+    (folder / "model.safetensors").unlink()
     (folder / "model-2.safetensors").write_bytes(b"x")
     assert resolve_model(str(folder)).path == str(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model-1.safetensors").unlink()
+    assert resolve_model(str(folder)).path == str(folder)  # one file of another name
     (folder / "config.json").unlink()
     assert "has no config.json" in refusal(str(folder))
 
@@ -82,6 +88,7 @@ def test_files_that_are_missing(folder: Path) -> None:
               '{"weight_map": {"a": 5}}', '{"weight_map": {"a": []}}']
 )  # fmt: skip
 def test_a_damaged_index(folder: Path, index: str) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(index)
     assert "model.safetensors.index.json" in refusal(str(folder))
 

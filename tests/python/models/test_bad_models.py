@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def refusal(folder: Path) -> str:
             {"head_dim": None, "num_attention_heads": 6},
             "is not a multiple of num_attention_heads 6",
         ),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a number from 0 to 1, got 'NaN'"),
+        ({"rope_theta": math.inf, "rope_parameters": None}, "1e+15, got 'Infinity'"),
         ({"num_hidden_layers": 4}, "has no tensor 'model.layers.3.input_layernorm.weight'"),
         ({"vocab_size": 161}, "has shape [160, 64], the configuration asks for [161, 64]"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps must be a number"),
@@ -113,6 +116,28 @@ def test_missing_tensor_and_odd_dtype(folder: Path) -> None:
 def test_missing_path() -> None:
     with pytest.raises(InputError, match="'/nowhere/model' does not exist"):
         Model("/nowhere/model")
+
+
+def test_odd_values_of_keys_that_nobody_reads(folder: Path) -> None:
+    logits = Model(str(folder)).forward([1, 2, 3])
+    limits = [0.0, math.inf]
+    change_config(folder, time_step_limit=limits, x=math.nan, y=-math.inf, quantization_config=None)
+    (folder / "generation_config.json").write_text('{"x": NaN, "eos_token_id": null}')
+    assert (Model(str(folder)).forward([1, 2, 3]) == logits).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_null_means_a_head_of_keys_for_each_of_the_queries(family: str, tmp_path: Path) -> None:
+    folder = save_random_model(tiny_config(family, num_key_value_heads=4), tmp_path)
+    logits = Model(str(folder)).forward([1, 2, 3])
+    change_config(folder, num_key_value_heads=None)
+    assert (Model(str(folder)).forward([1, 2, 3]) == logits).all()
+
+
+def test_one_file_of_another_name(folder: Path) -> None:
+    logits = Model(str(folder)).forward([1, 2, 3])
+    (folder / "model.safetensors").rename(folder / "merged.safetensors")
+    assert (Model(str(folder)).forward([1, 2, 3]) == logits).all()
 
 
 def test_stop_tokens_of_both_files(folder: Path) -> None:

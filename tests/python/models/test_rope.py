@@ -73,6 +73,39 @@ def test_old_spelling(type_key: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}, "rope_theta": 100.0},
+        {"rope_parameters": {**LLAMA3}, "rope_theta": 5e5},
+        {"rope_scaling": {**LLAMA3}, "rope_theta": 5e5},
+        {"rope_scaling": {}, "rope_parameters": {**LLAMA3, "rope_theta": 5e5}},
+        {"rope_scaling": None, "rope_parameters": {**LLAMA3, "rope_theta": 5e5}},
+        {
+            "rope_scaling": {**LLAMA3},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 9.0},
+        },
+        {"rope_parameters": {**YARN, "rope_theta": 5e5}, "original_max_position_embeddings": 64},
+        {"rope_scaling": {**YARN}, "original_max_position_embeddings": 64, "rope_theta": 5e5},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 64},
+        {"rope_scaling": {"rope_type": "default"}, "rope_theta": 5e5},
+        {
+            "rope_parameters": {**YARN, "partial_rotary_factor": 1.0, "rope_theta": 5e5},
+            "partial_rotary_factor": 0.5,
+        },
+    ],
+)
+def test_keys_at_either_level(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Beside the scaling and outside of it, where transformers reads them."""
+    save_random_model(tiny_config("llama"), tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    del config["rope_parameters"]
+    file.write_text(json.dumps({**config, **changes}))
+    expected = transformers_logits(tmp_path, token_ids(90))
+    assert relative_error(Model(str(tmp_path)).forward(token_ids(90)), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(
     ("rope", "message"),
     [
         ({"rope_type": "longrope"}, "rope type 'longrope' is not supported; supported: default"),

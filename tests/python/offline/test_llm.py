@@ -12,8 +12,8 @@ import pytest
 
 from minisgl import LLM, SamplingParams
 from minisgl.model_files.files import ModelError
-from minisgl.offline.llm import TokenLogprob
 from minisgl.offline.local_model import EngineError
+from minisgl.offline.results import TokenLogprob
 from tests.python.offline.fake_native import (
     EOS,
     MAX_MODEL_LEN,
@@ -139,7 +139,7 @@ def test_an_unknown_option_is_a_type_error_and_a_bad_one_a_value_error(model: st
         LLM(model, max_runing=4)
     with pytest.raises(ValueError, match="page_size must be a power of two, got 12"):
         LLM(model, page_size=12)
-    with pytest.raises(ValueError, match="memory_fraction must be between 0.01 and 1.0, got 2"):
+    with pytest.raises(ValueError, match="memory_fraction must be between 0.01 and 1, got 2"):
         LLM(model, memory_fraction=2)
 
 

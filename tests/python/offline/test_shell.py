@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -121,8 +122,8 @@ def test_an_engine_that_fails(talk: Any, native: FakeNative) -> None:
 
 @pytest.fixture
 def opened(native: FakeNative, model: str) -> Iterator[LocalModel]:
-    with open_local_model(
-        model, lambda path: EngineOptions(model_path=path), show_progress=False
+    with contextlib.closing(
+        open_local_model(model, lambda path: EngineOptions(model_path=path), show_progress=False)
     ) as opened:
         yield opened
 
@@ -168,8 +169,8 @@ def test_without_a_chat_template_the_line_is_continued(
     native: FakeNative, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (Path(model) / "tokenizer_config.json").unlink()
-    with open_local_model(
-        model, lambda path: EngineOptions(model_path=path), show_progress=False
+    with contextlib.closing(
+        open_local_model(model, lambda path: EngineOptions(model_path=path), show_progress=False)
     ) as opened:
         Shell(opened, lines("Once upon")).run()
     assert prompts(native, model) == ["Once upon"]

@@ -34,6 +34,8 @@ numbers = (
     | st.sampled_from([2**31 - 1, 2**31, 2**63, 2**64, -(2**63), 2**70, 1e308, -0.0])
     | st.floats(allow_nan=False, allow_infinity=False)
 )
+# Lengths of answers: none that means "as many as fit", which would take long.
+lengths = st.integers(0, 20) | st.sampled_from([-2, 16.0, 1.5, 1e308, 2**70, -0.0, "8", True])
 texts = st.text(max_size=20)
 values = st.recursive(
     st.none() | st.booleans() | numbers | texts,
@@ -44,14 +46,25 @@ parts = st.fixed_dictionaries(
     {"type": st.just("text") | texts}, optional={"text": texts | values, "image_url": values}
 )
 calls = st.fixed_dictionaries(
-    {"function": st.fixed_dictionaries({"name": texts, "arguments": texts | st.just("{}")})}
+    {
+        "function": st.fixed_dictionaries(
+            {"name": texts, "arguments": texts | st.just("{}") | values}
+        )
+    },
+    optional={"colour": values},
 )
 messages = st.fixed_dictionaries(
-    {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]) | texts},
+    {
+        "role": st.sampled_from(["system", "developer", "user", "assistant", "tool", "function"])
+        | texts
+    },
     optional={
         "content": texts | st.lists(parts, max_size=3) | values,
         "name": texts,
         "tool_calls": st.lists(calls, max_size=2) | values,
+        "function_call": values,
+        "reasoning": texts,
+        "colour": values,
         "tool_call_id": texts,
     },
 )
@@ -60,8 +73,8 @@ fields: dict[str, Any] = {
     "prompt": texts | st.lists(texts | ids, max_size=5) | st.lists(st.lists(ids, max_size=5)),
     "messages": st.lists(messages, max_size=4) | values,
     "tokens": st.lists(ids, max_size=9) | values,
-    "max_tokens": st.integers(0, 20) | numbers,
-    "max_completion_tokens": st.integers(0, 20) | numbers,
+    "max_tokens": lengths,
+    "max_completion_tokens": lengths,
     "min_tokens": st.integers(0, 5) | numbers,
     "n": st.integers(1, 3) | numbers,
     "best_of": st.integers(1, 3) | numbers,
@@ -96,6 +109,13 @@ fields: dict[str, Any] = {
     "chat_template_kwargs": st.dictionaries(texts, values, max_size=3) | values,
     "user": texts,
     "metadata": values,
+    "use_beam_search": st.just(False) | values,
+    "priority": values,
+    "continue_final_message": st.booleans() | values,
+    "add_generation_prompt": st.booleans() | values,
+    "reasoning_effort": texts | values,
+    "documents": values,
+    "colour": values,
 }
 # Few fields at a time, so that many requests get as far as the engine.
 bodies = st.lists(st.sampled_from(sorted(fields)), max_size=5, unique=True).flatmap(

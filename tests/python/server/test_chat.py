@@ -58,12 +58,60 @@ async def test_sampling_fields_reach_the_engine(server: Server) -> None:
         "stop_token_ids": [5],
         "allowed_token_ids": [5, 7],
     }
-    answer = await server.chat(**fields, logit_bias={"3": -2.5}, seed=-1)
+    answer = await server.chat(**fields, logit_bias={"3": -2.5}, seed=-2)
     assert answer.status_code == 200
     params = server.engine.submitted[0].request.params
     assert {name: getattr(params, name) for name in fields} == fields
     assert params.logit_bias == {3: -2.5}
-    assert params.seed == 2**64 - 1
+    assert params.seed == 2**64 - 2
+
+
+async def test_numbers_as_clients_write_them(server: Server) -> None:
+    answer = await server.chat(
+        max_tokens=16.0,
+        n=1e0,
+        seed="7",
+        top_k=40.0,
+        temperature="0.5",
+        logprobs=1,
+        stop_token_ids=[5.0],
+    )
+    assert answer.status_code == 200, answer.text
+    params = server.engine.submitted[0].request.params
+    assert (params.max_tokens, params.seed, params.top_k) == (16, 7, 40)
+    assert (params.temperature, params.logprobs, params.stop_token_ids) == (0.5, 0, [5])
+
+
+async def test_top_p_0_is_greedy(server: Server) -> None:
+    await server.chat(top_p=0, temperature=1.5)
+    params = server.engine.submitted[0].request.params
+    assert (params.temperature, params.top_p) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("stop", ["", [""], [], None, ["", "lo"]])
+async def test_empty_stop_strings_stop_nothing(server: Server, stop: Any) -> None:
+    choice = (await server.chat(stop=stop, bad_words=[""])).json()["choices"][0]
+    assert choice["message"]["content"] == ("Hel" if stop and "lo" in stop else "Hello")
+
+
+@pytest.mark.parametrize("seed", [-1, None])
+async def test_no_seed_is_another_for_each_choice(server: Server, seed: int | None) -> None:
+    await server.chat(seed=seed, n=3)
+    seeds = {stream.request.params.seed for stream in server.engine.submitted}
+    assert len(seeds) == 3
+    assert 2**64 - 1 not in seeds
+
+
+async def test_the_newer_limit_wins_and_is_cut_to_what_fits(server: Server) -> None:
+    for fields, expected in (
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "He"),
+        ({"max_tokens": 2, "max_completion_tokens": None}, "He"),
+        ({"max_tokens": 1, "max_completion_tokens": -1}, "Hello"),
+        ({"max_tokens": 32000}, "Hello"),
+    ):
+        choice = (await server.chat(**fields)).json()["choices"][0]
+        assert choice["message"]["content"] == expected, fields
+    assert (await server.chat("a" * 300, max_tokens=-1)).status_code == 400
 
 
 async def test_bad_words_reach_the_engine_as_tokens(server: Server) -> None:

@@ -52,14 +52,35 @@ async def test_the_context_is_full(start_server: StartServer) -> None:
         for prompt, fields, numbers in (
             ("a" * 20, {}, ("20",)),
             ("a" * 500, {}, ("20", "500")),
-            ("a" * 15, {"max_tokens": 6}, ("20", "21", "15", "6")),
+            ("a" * 21, {"max_tokens": 0, "echo": True}, ("20", "21")),
         ):
             answer = await server.complete(prompt, **fields)
             error = answer.json()["error"]
             assert answer.status_code == 400
             assert error["code"] == "context_length_exceeded"
             assert all(number in error["message"] for number in numbers)
-        assert (await server.complete("a" * 15, max_tokens=5)).status_code == 200
+
+
+async def test_what_is_wanted_is_cut_to_what_fits(start_server: StartServer) -> None:
+    async with start_server(endless(delay=0), max_model_len=20) as server:
+        for wanted in (5, 6, 32000, 2**63, -1, None):
+            choice = (await server.complete("a" * 15, max_tokens=wanted)).json()["choices"][0]
+            assert (choice["text"], choice["finish_reason"]) == ("x" * 5, "length"), wanted
+
+
+@pytest.mark.parametrize(("given", "alternatives"), [(True, 1), (False, None), (3.0, 3)])
+async def test_logprobs_as_clients_write_them(
+    server: Server, given: Any, alternatives: int | None
+) -> None:
+    choice = (await server.complete("ab", logprobs=given)).json()["choices"][0]
+    assert (choice["logprobs"] is None) == (alternatives is None)
+    assert server.engine.submitted[0].request.params.logprobs == alternatives
+
+
+async def test_token_ids_may_be_floats(server: Server) -> None:
+    await server.complete([[104.0, 105], [1e1]], logit_bias={"3.0": 1})
+    assert [s.request.prompt for s in server.engine.submitted] == [[104, 105], [10]]
+    assert server.engine.submitted[0].request.params.logit_bias == {3: 1.0}
 
 
 async def test_echo(server: Server) -> None:

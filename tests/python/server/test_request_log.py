@@ -47,8 +47,8 @@ async def test_a_request_has_one_line(
 async def test_why_requests_end(start_server: StartServer, log: pytest.LogCaptureFixture) -> None:
     async with start_server(reply("Hello")) as server:
         await server.complete(["a", "b"], max_tokens=2, n=2)
-        await server.complete("a", max_tokens=1000)
-        await server.complete("a", max_tokens=-1)
+        await server.complete("a" * 1000)
+        await server.complete("a", max_tokens=-2)
         await server.http.get("/version")
         await server.http.get("/nothing/here")
         await until(lambda: len(fields(log)) == 5)

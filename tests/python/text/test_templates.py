@@ -162,8 +162,7 @@ async def test_arguments_that_are_no_json_are_refused(value: Any) -> None:
     ("template", "sentence"),
     [
         ("{% for x in %}", r"template '.*' has an error: Expected an expression, got"),
-        ("{{ " + "(" * 50_000, r"template '.*' has an error: "),
-        ("{% for a in b %}" * 30 + "{% endfor %}" * 30, "has an error: too many statically nested"),
+        ("{{ " + "(" * 50_000, r"template '.*' is too large or nests too deeply\.$"),
         ("{{ 3**(10**8) }}", r"' took longer than 2 s to load\.$"),
     ],
 )

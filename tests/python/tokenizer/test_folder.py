@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
 from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import Tokenizer, load_tokenizer
 from tests.python.tokenizer.rendering import render
-from tests.python.tokenizer.vocabularies import byte_level_bpe, sentencepiece_model
+from tests.python.tokenizer.vocabularies import (
+    byte_level_bpe,
+    byte_level_fields,
+    sentencepiece_model,
+    write_gguf,
+)
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -109,6 +115,99 @@ def test_named_tokens_of_the_vocabulary_become_special(folder: Path) -> None:
     word = load(folder).token_bytes(300).decode()
     write(folder, "tokenizer_config.json", {"additional_special_tokens": [word, "not there"]})
     assert load(folder).special_token_ids == {0, 1, 2, 300}
+
+
+DECODER = {"added_tokens_decoder": {"1": {"content": "<|im_start|>", "special": True}}}
+
+
+@pytest.mark.parametrize(
+    ("config", "older", "right"),
+    [
+        ({"eos_token": "<|im_end|>", **DECODER}, {"eos_token": "<|im_start|>"}, "<|im_end|>"),
+        ({"eos_token": None, **DECODER}, {"eos_token": "<|im_start|>"}, None),
+        (DECODER, {"eos_token": "<|im_start|>"}, None),
+        ({"eos_token": "<|im_end|>"}, {"eos_token": "<|im_start|>"}, "<|im_start|>"),
+        ({"eos_token": "<|im_end|>"}, {"eos_token": {"content": "<|im_start|>"}}, "<|im_start|>"),
+        ({"eos_token": "<|im_end|>"}, {}, "<|im_end|>"),
+        ({}, {"eos_token": "<|im_start|>"}, "<|im_start|>"),
+    ],
+)
+def test_names_of_special_tokens_as_transformers_takes_them(
+    folder: Path, config: dict[str, Any], older: dict[str, Any], right: str | None
+) -> None:
+    write(folder, "tokenizer_config.json", {"chat_template": "{{ eos_token }}", **config})
+    write(folder, "special_tokens_map.json", older)
+    tokenizer = load(folder)
+    assert [tokenizer.token_bytes(i).decode() for i in tokenizer.eos_token_ids] == (
+        [] if right is None else [right]
+    )
+    assert render(tokenizer, USER) == (right or "")
+    transformers = pytest.importorskip("transformers")
+    write(folder, "config.json", {"model_type": "llama"})
+    theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
+    assert theirs.eos_token == right
+
+
+@pytest.mark.parametrize("in_tokenizer_json", [[], [1], [1, 0], [0]])
+@pytest.mark.parametrize("bos", [True, False, None])
+@pytest.mark.parametrize("eos", [True, False, None])
+def test_bos_and_eos_follow_the_configuration(
+    tmp_path: Path, in_tokenizer_json: list[int], bos: bool | None, eos: bool | None
+) -> None:
+    """1 is BOS, 0 is EOS."""
+    backend = byte_level_bpe()
+    parts = {1: "<|im_start|>", 0: "<|endoftext|>"}
+    backend.post_processor = processors.TemplateProcessing(
+        single=[
+            *(parts[i] for i in in_tokenizer_json if i == 1),
+            "$A",
+            *(parts[i] for i in in_tokenizer_json if i == 0),
+        ],
+        special_tokens=[(text, token_id) for token_id, text in parts.items()],
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": parts[1], "eos_token": parts[0]}
+    write(tmp_path, "tokenizer_config.json", {**config, "add_bos_token": bos, "add_eos_token": eos})
+    tokenizer = load(tmp_path)
+    has_bos = bos if bos is not None else 1 in in_tokenizer_json
+    has_eos = eos if eos is not None else 0 in in_tokenizer_json
+    text = tokenizer.encode("hi", add_special_tokens=False)
+    assert tokenizer.encode("hi") == [1] * has_bos + text + [0] * has_eos
+    assert tokenizer.encode("") == [1] * has_bos + [0] * has_eos
+
+
+def test_a_folder_and_a_gguf_file_begin_alike(folder: Path) -> None:
+    for add in (True, False):
+        config = {"add_bos_token": add, "bos_token": "<|im_start|>"}
+        write(folder, "tokenizer_config.json", config)
+        fields = byte_level_fields(ggml__bos_token_id=1, ggml__add_bos_token=add)
+        gguf = load_tokenizer(str(write_gguf(folder / "m.gguf", fields)))
+        assert load(folder).encode("hi") == gguf.encode("hi")
+        assert (load(folder).encode("hi")[0] == 1) == add
+
+
+def test_bos_that_the_vocabulary_lacks(folder: Path) -> None:
+    write(folder, "tokenizer_config.json", {"add_bos_token": True, "bos_token": "<none>"})
+    assert load(folder).encode("hi") == byte_level_bpe().encode("hi").ids
+    write(folder, "tokenizer_config.json", {"add_bos_token": True, "bos_token": None})
+    assert load(folder).encode("hi") == byte_level_bpe().encode("hi").ids
+
+
+@pytest.mark.parametrize(
+    "form", [["word", "not there"], {"image_token": "word"}, [{"content": "word"}]]
+)
+def test_extra_special_tokens(folder: Path, form: Any) -> None:
+    word = load(folder).token_bytes(300).decode()
+    text = json.dumps({"extra_special_tokens": form}).replace("word", word)
+    write(folder, "tokenizer_config.json", text)
+    assert load(folder).special_token_ids == {0, 1, 2, 300}
+
+
+@pytest.mark.parametrize("text", ['{"x": NaN, "y": [Infinity, -Infinity]}', '{"eos_token": null}'])
+def test_odd_values_of_unused_keys(folder: Path, text: str) -> None:
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        write(folder, name, text)
+    assert load(folder).eos_token_ids == []
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import load_tokenizer
+from minisgl.tokenizer.gguf_tokenizer import merges_from_scores
 from minisgl.tokenizer.pre_tokenizers import PRE_TOKENIZATIONS, pre_tokenization
 from tests.python.tokenizer.rendering import render
 from tests.python.tokenizer.vocabularies import (
@@ -78,7 +83,7 @@ def test_default_model_equals_transformers(default_gguf: Path) -> None:
         messages, tokenize=False, add_generation_prompt=True
     )
     assert ours.vocab_size == 49152
-    assert ours.eos_token_ids == [2]
+    assert ours.eos_token_ids == [0, 2, 4]  # <|endoftext|>, <|im_end|>, <reponame>
 
 
 def test_byte_level_equals_the_tokenizer_it_was_written_from(tmp_path: Path) -> None:
@@ -113,6 +118,28 @@ def test_sentencepiece_equals_sentencepiece(tmp_path: Path, prefix: bool) -> Non
     assert ours.eos_token_ids == [processor.eos_id()]
 
 
+# Runs of spaces in the order of their ids in Mistral 7B and Llama 2, which all have one score.
+RUNS = [2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11, 1]
+
+
+def test_merges_of_one_score_go_leftmost() -> None:
+    """Against SentencePiece's rule, written out: the best pair, and the leftmost of the best."""
+    tokens = ["\u2581" * length for length in RUNS] + ["x"]
+    ids = {token: index for index, token in enumerate(tokens)}
+    scores = [-1e9] * len(RUNS) + [-28000.0]
+    backend = Backend(models.BPE(ids, merges_from_scores(ids, scores)))
+    for length in range(1, 100):
+        parts = list("\u2581" * length + "x")
+        while pairs := [
+            (-scores[ids[left + right]], at)
+            for at, (left, right) in enumerate(itertools.pairwise(parts))
+            if left + right in ids
+        ]:
+            at = min(pairs)[1]
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        assert backend.encode("\u2581" * length + "x").tokens == parts
+
+
 # Text and its words, which "|" parts.
 SPLITS = {
     "gpt-2": ("I'LL it's 1234 a\n\n  b!?\n", "I|'|LL| it|'s| 1234| a|\n\n | b|!?|\n"),
@@ -122,6 +149,15 @@ SPLITS = {
         "I|'LL| it|'s| |123|456|7| a|\n\n| | b|!?\n|c| (|x|)",
     ),
     "qwen2": ("I'LL 123\tx\r\n  y", "I|'LL| |1|2|3|\tx|\r\n| | y"),
+    "deepseek-v3": (
+        "it's (x) 12345 中文abc Größe\n\n  b",
+        "it|'s| (|x|)| |123|45| |中文|abc| Größe|\n\n| | b",
+    ),
+    "gpt-4o": ("HelloWorld's HTTPServer 1234/\nb", "Hello|World's| HTTPServer| |123|4|/\n|b"),
+    "qwen35": ("नमस्ते 12 a\n", "नमस्ते| |1|2| a|\n"),
+    "seed-coder": ("a!\n\nb", "a|!|\n\n|b"),
+    "deepseek-coder": ("x = f(12)\n\ny 中文", "x| =| f|(|1|2|)|\n|\n|y| |中文"),
+    "falcon": ("a==b 12345 c`d", "a|==|b| |123|45| c|`|d"),
     "tekken": ("HelloWorld HTTPServer's 12 a/\nb", "Hello|World| HTTPServer|'s| |1|2| a|/\n|b"),
 }
 
@@ -129,8 +165,74 @@ SPLITS = {
 @pytest.mark.parametrize("name", SPLITS)
 def test_words_are_cut_as_the_vocabulary_was_trained(name: str) -> None:
     text, words = SPLITS[name]
-    cut = pre_tokenization(name).build(add_prefix_space=False).pre_tokenize_str(text)
-    assert [text[begin:end] for _, (begin, end) in cut] == words.split("|")
+    assert words_of(pre_tokenization(name).build(add_prefix_space=False), text) == words
+
+
+def words_of(cutter: PreTokenizer, text: str) -> str:
+    return "|".join(text[begin:end] for _, (begin, end) in cutter.pre_tokenize_str(text))
+
+
+@pytest.mark.parametrize(
+    ("names", "like"),
+    [
+        (["llama3", "llama-v3", "falcon3", "pixtral", "lfm2"], "llama-bpe"),
+        (["megrez", "deepseek-r1-qwen", "stablelm2", "grok-2"], "qwen2"),
+        (["starcoder", "refact", "command-r", "codeshell", "minerva-7b"], "smollm"),
+        (["phi-2", "mpt", "olmo", "jais", "exaone4", "trillion"], "gpt-2"),
+        (["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"], "llama-bpe"),
+        (["llama4", "kanana2"], "gpt-4o"),
+        (["hunyuan-dense"], "deepseek-v3"),
+    ],
+)
+def test_names_of_one_pattern(names: list[str], like: str) -> None:
+    for name in names:
+        assert pre_tokenization(name).cuts == pre_tokenization(like).cuts
+
+
+# llama.cpp's default pattern cuts off punctuation and some signs first, then words as GPT-2's does,
+# then numbers in threes.
+DEFAULT_TEXT, DEFAULT_WORDS = "it's 12345, a<=b\n\nc €5", "it|'|s| |123|45|,| a|<=|b|\n|\n|c| €|5"
+
+
+@pytest.mark.parametrize(
+    ("fields", "like", "warning"),
+    [
+        ({}, None, "names no pre-tokenizer .* by llama.cpp's default"),
+        ({"ggml__pre": "default"}, None, "names no pre-tokenizer .* by llama.cpp's default"),
+        ({"ggml__pre": "who-knows"}, None, "pre-tokenizer 'who-knows' is not known.* default"),
+        ({"architecture": "qwen2"}, "qwen2", "as 'qwen2' does, by the architecture"),
+        ({"architecture": "qwen3", "ggml__pre": "default"}, "qwen2", "as 'qwen2' does"),
+        ({"architecture": "qwen2", "ggml__pre": "who-knows"}, None, "llama.cpp's default"),
+        ({"ggml__pre": "qwen2"}, "qwen2", None),
+    ],
+)
+def test_no_or_unknown_pre_tokenizer(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    fields: dict[str, Any],
+    like: str | None,
+    warning: str | None,
+) -> None:
+    fields = {"ggml__pre": None, **fields}
+    architecture = fields.pop("architecture", "llama")
+    path = tmp_path / "model.gguf"
+    write_gguf(path, byte_level_fields(**fields), architecture=architecture)
+    tokenizer = load_tokenizer(str(path))
+    assert len(caplog.records) == (warning is not None)
+    if warning is not None:
+        assert re.search(warning, caplog.text)
+    cutter = tokenizer._backend.pre_tokenizer
+    if like is None:
+        assert words_of(cutter, DEFAULT_TEXT) == DEFAULT_WORDS
+    else:
+        build = pre_tokenization(like).build(add_prefix_space=False)
+        assert words_of(cutter, DEFAULT_TEXT) == words_of(build, DEFAULT_TEXT) != DEFAULT_WORDS
+
+
+def test_a_llama_file_without_name_and_with_the_size_of_llama_3() -> None:
+    named = pre_tokenization("llama-bpe")
+    assert pre_tokenization("", architecture="llama", num_tokens=128256) == named
+    assert pre_tokenization("", architecture="llama", num_tokens=32000) != named
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZATIONS)
@@ -160,22 +262,18 @@ def test_bos_and_eos_are_added_where_the_file_says_so(tmp_path: Path) -> None:
     assert tokenizer.encode("hi")[0] == 0
 
 
-def test_end_ids(tmp_path: Path) -> None:
-    fields = byte_level_fields(ggml__eos_token_id=0, ggml__eot_token_id=5)
-    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "model.gguf", fields)))
-    assert tokenizer.eos_token_ids == [0, 2, 5]
-
-
 def test_token_types(tmp_path: Path) -> None:
     fields = byte_level_fields()
     types = fields["ggml.token_type"]
-    types[1], types[2] = USER_DEFINED, NORMAL
+    fields["ggml.tokens"] += ["<|spoken|>"]
+    types[1] = USER_DEFINED
+    types.append(NORMAL)
     tokenizer = load_tokenizer(str(write_gguf(tmp_path / "model.gguf", fields)))
-    ids = tokenizer.encode("<|endoftext|><|im_start|><|im_end|>")
+    ids = tokenizer.encode("<|endoftext|><|im_start|><|spoken|>")
     assert ids[:2] == [0, 1]
-    assert 2 not in ids  # a normal token that no merge makes
-    assert tokenizer.decode(ids) == "<|im_start|><|im_end|>"
-    assert tokenizer.special_token_ids == {0}
+    assert len(types) - 1 not in ids  # a normal token that no merge makes
+    assert tokenizer.decode(ids) == "<|im_start|><|spoken|>"
+    assert tokenizer.special_token_ids == {0, 2}
     assert {BYTE, CONTROL, UNKNOWN} == {6, 3, 2}
 
 
@@ -190,7 +288,6 @@ def test_chat_template_of_the_file_and_of_the_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ggml__pre": "who-knows"}, "pre-tokenizer 'who-knows' is not supported"),
         ({"ggml__model": "rwkv"}, "tokenizer model 'rwkv' is not supported"),
         ({"ggml__model": None}, "tokenizer model '' is not supported"),
         ({"ggml__tokens": None}, "has no vocabulary"),
@@ -198,7 +295,6 @@ def test_chat_template_of_the_file_and_of_the_user(tmp_path: Path) -> None:
         ({"ggml__tokens": "abc"}, "tokens must be a list of str"),
         ({"ggml__tokens": [1, 2]}, "tokens must be a list of str"),
         ({"ggml__token_type": [1]}, "450 tokens but 1 token types"),
-        ({"ggml__eos_token_id": 450}, "eos_token_id is 450, but the vocabulary has 450 tokens"),
         ({"ggml__eos_token_id": "x"}, "eos_token_id must be of type int"),
         ({"ggml__merges": ["zz yy"]}, "merges don't fit together"),
         ({"ggml__model": "llama"}, "450 tokens but 0 scores"),

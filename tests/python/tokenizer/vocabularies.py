@@ -49,11 +49,11 @@ def tokens_of(tokenizer: tokenizers.Tokenizer) -> list[str]:
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def write_gguf(path: Path, fields: dict[str, Any]) -> Path:
+def write_gguf(path: Path, fields: dict[str, Any], *, architecture: str = "llama") -> Path:
     """A .gguf file with metadata and no tensors. Keys stand behind "tokenizer."; lists are typed
     by their first entry.
     """
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     for key, value in fields.items():
         key = "tokenizer." + key
         if isinstance(value, bool):

@@ -86,10 +86,10 @@ void load_tile(const AttentionBlock& block, std::int32_t start, Positions wanted
   std::int64_t rows[kTile];  // byte offset of each position in the cache, -1 where not wanted
   for (int i = 0; i < kTile; ++i) rows[i] = -1;
   for (std::int32_t position = wanted.begin; position < wanted.end;) {
-    const std::int32_t slot = position % block.page_size;
+    const std::int32_t place = position % block.page_size;
     std::int64_t offset = block.page_table[position / block.page_size] * block.page_stride +
-                          std::int64_t{slot} * block.head_dim * Load::size;
-    for (std::int32_t left = block.page_size - slot; left > 0 && position < wanted.end; --left, ++position) {
+                          std::int64_t{place} * block.head_dim * Load::size;
+    for (std::int32_t left = block.page_size - place; left > 0 && position < wanted.end; --left, ++position) {
       rows[position - start] = offset;
       offset += block.head_dim * Load::size;
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minisgl.model_files.files import ModelError
-from minisgl.tokenizer.gguf_metadata import read_gguf_metadata
+from minisgl.model_files.gguf_metadata import read_gguf_metadata
 
 
 def sample(path: Path) -> Path:
@@ -87,6 +88,19 @@ def test_damage_ends_in_an_error_or_other_values(
         assert isinstance(read(tmp_path, bytes(data)), dict)
 
 
+def test_metadata_has_a_size(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    for value, message in (
+        (struct.pack("<IQ", 8, 100 << 20), "its metadata has more than 67108864 bytes: 104857600"),
+        (struct.pack("<IIQ", 9, 8, 10) + struct.pack("<Q", 100 << 20), "an array of 10 strings"),
+        (struct.pack("<IIQ", 9, 7, 90 << 20), "its arrays are too large .94371840 items"),
+    ):
+        path.write_bytes(header(1) + string(b"k") + value)
+        os.truncate(path, 1 << 30)  # a sparse file: the bytes are there
+        with pytest.raises(ModelError, match=message):
+            read_gguf_metadata(path)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -97,7 +111,7 @@ def test_damage_ends_in_an_error_or_other_values(
         (header(1) + struct.pack("<Q", 2**60), "a key is too long .1152921504606846976 bytes"),
         (header(1) + string(b"k") + struct.pack("<I", 99), "metadata type 99"),
         (header(1) + string(b"k") + struct.pack("<IQ", 8, 2**63), "it ends at byte"),
-        (header(1) + string(b"k") + struct.pack("<IIQ", 9, 8, 2**60), "an array is too large"),
+        (header(1) + string(b"k") + struct.pack("<IIQ", 9, 8, 2**60), "its arrays are too large"),
         (header(1) + string(b"k") + struct.pack("<IIQ", 9, 8, 2**20), "it ends at byte"),
         (header(1) + string(b"k") + struct.pack("<IIQ", 9, 4, 2**20), "it ends at byte"),
         (header(1) + string(b"k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9, "deep"),

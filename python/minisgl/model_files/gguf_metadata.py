@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.side_files import open_file
 
 _MAX_KEYS = 1 << 16
 _MAX_KEY_BYTES = 1 << 16
-_MAX_ARRAY_ITEMS = 1 << 24
+# In all: a vocabulary of 262,144 tokens has 1.3 million strings and numbers in some 15 MB.
+_MAX_BYTES = 64 << 20
+_MAX_ITEMS = 1 << 23
 _MAX_DEPTH = 4  # arrays of arrays
 
 _STRING, _ARRAY = 8, 9
@@ -30,7 +33,7 @@ Metadata = dict[str, Any]
 def read_gguf_metadata(path: Path) -> Metadata:
     """Key -> value; arrays are lists. ModelError names the file and what is wrong in it."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return parse_gguf_metadata(data)
     except (OSError, ValueError) as error:  # mmap of an empty file is a ValueError
         raise ModelError(f"{path} can't be read as GGUF: {error}.") from error
@@ -47,7 +50,9 @@ class _Reader:
     def __init__(self, data: bytes | mmap.mmap) -> None:
         self._data = data
         self._size = len(data)
+        self._end = min(self._size, _MAX_BYTES)
         self._position = 0
+        self._items = 0
 
     def read(self) -> Metadata:
         if self._take(4) != b"GGUF":
@@ -69,12 +74,15 @@ class _Reader:
 
     def _take(self, count: int) -> bytes:
         start = self._position
-        if count > self._size - start:
-            raise ValueError(
-                f"it ends at byte {self._size}, but {count} bytes should follow byte {start}"
-            )
+        if count > self._end - start:
+            raise self._past_end(f"{count} bytes should follow byte {start}")
         self._position = start + count
         return self._data[start : start + count]
+
+    def _past_end(self, what: str) -> ValueError:
+        if self._end < self._size:
+            return ValueError(f"its metadata has more than {_MAX_BYTES} bytes: {what}")
+        return ValueError(f"it ends at byte {self._size}, but {what}")
 
     def _u32(self) -> int:
         value: int = _U32.unpack(self._take(4))[0]
@@ -102,10 +110,11 @@ class _Reader:
 
     def _array(self, depth: int) -> list[Any]:
         item_type, count = self._u32(), self._u64()
-        if count > _MAX_ARRAY_ITEMS or depth >= _MAX_DEPTH:
+        self._items += count
+        if self._items > _MAX_ITEMS or depth >= _MAX_DEPTH:
             raise ValueError(
-                f"an array is too large ({count} items, {depth + 1} deep; limits "
-                f"{_MAX_ARRAY_ITEMS} and {_MAX_DEPTH})"
+                f"its arrays are too large ({self._items} items, {depth + 1} deep; limits "
+                f"{_MAX_ITEMS} and {_MAX_DEPTH})"
             )
         if item_type == _STRING:
             return self._strings(count)
@@ -116,15 +125,15 @@ class _Reader:
 
     def _strings(self, count: int) -> list[str]:
         # The vocabulary and the merges: 100,000 strings and more, so the loop calls little.
-        data, size, position = self._data, self._size, self._position
+        data, last, position = self._data, self._end, self._position
         unpack = _U64.unpack_from
         strings: list[str] = []
         for _ in range(count):
-            if position + 8 > size:
-                raise ValueError(f"it ends at byte {size}, in an array of {count} strings")
+            if position + 8 > last:
+                raise self._past_end(f"an array of {count} strings goes on")
             end = position + 8 + unpack(data, position)[0]
-            if end > size:
-                raise ValueError(f"it ends at byte {size}, in an array of {count} strings")
+            if end > last:
+                raise self._past_end(f"an array of {count} strings goes on")
             strings.append(data[position + 8 : end].decode())
             position = end
         self._position = position

@@ -1,0 +1,94 @@
+"""What LLM makes of prompts: results, and the samples that they are collected in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from minisgl.ipc.messages import Alternative
+from minisgl.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from minisgl.text.answer import Piece
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token with its log probability under the model's own distribution (natural logarithm)."""
+
+    token_id: int
+    logprob: float | None  # None for a prompt's first token, which nothing stands before
+    alternatives: list[Alternative]  # (token id, logprob), most likely first
+
+
+@dataclass(frozen=True)
+class CompletionResult:
+    """One completion of a prompt."""
+
+    index: int  # 0 to n - 1
+    text: str  # without the stop string or stop token
+    token_ids: list[int]  # with the stop token, where one ended it
+    finish_reason: str  # "stop" or "length"
+    logprobs: list[TokenLogprob] | None  # one per token id
+
+
+@dataclass(frozen=True)
+class RequestResult:
+    """What became of one prompt."""
+
+    prompt: str | None  # None where the prompt was token ids
+    prompt_token_ids: list[int]
+    outputs: list[CompletionResult]
+    prompt_logprobs: list[TokenLogprob] | None
+
+
+class Sample:
+    """One completion and what came of it so far."""
+
+    def __init__(self, index: int, prompt_ids: list[int], params: SamplingParams) -> None:
+        self.index = index
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.token_ids: list[int] = []
+        self.prompt_logprobs: list[TokenLogprob] | None = None
+        self._text: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._finish = ""
+
+    def add(self, piece: Piece) -> None:
+        """Takes what the sample's answer has got."""
+        self._text.append(piece.text)
+        self.token_ids += piece.token_ids
+        self._logprobs += [
+            TokenLogprob(token_id, logprob, alternatives)
+            for token_id, (logprob, alternatives) in zip(
+                piece.token_ids, piece.logprobs, strict=False
+            )
+        ]
+        if piece.prompt_logprobs is not None:
+            entries = [TokenLogprob(*entry) for entry in piece.prompt_logprobs]
+            self.prompt_logprobs = (self.prompt_logprobs or []) + entries
+        self._finish = piece.finish
+
+    def result(self) -> CompletionResult:
+        """What LLM returns of it, once it has ended."""
+        return CompletionResult(
+            index=self.index,
+            text="".join(self._text),
+            token_ids=self.token_ids,
+            finish_reason=self._finish,
+            logprobs=None if self.params.logprobs is None else self._logprobs,
+        )
+
+
+def make_samples(prompt_ids: list[int], params: SamplingParams) -> list[Sample]:
+    """The n completions of one prompt. With a seed, sample i is what seed + i gives alone."""
+    samples = [Sample(0, prompt_ids, params)]
+    for index in range(1, params.n):
+        changes: dict[str, Any] = {"prompt_logprobs": None}
+        if params.seed is not None:
+            changes["seed"] = (params.seed + index) % 2**64
+        samples.append(Sample(index, prompt_ids, msgspec.structs.replace(params, **changes)))
+    return samples
