@@ -60,10 +60,8 @@ async def until_replaced(worker: WorkerClient, life: int) -> None:
     await asyncio.wait_for(worker.next_life(life), WAIT_SECONDS)
 
 
-def program(path: Path, second_start: str) -> tuple[str, str]:
-    """A worker program that does something else at its second start, and from the third on nothing
-    else.
-    """
+def program(path: Path, second_start: str, *, every_start: bool = False) -> tuple[str, str]:
+    """A worker program that does something else at its second start, or at every one."""
     body = f"""
         import os, signal, sys, threading, time
         from pathlib import Path
@@ -74,7 +72,8 @@ def program(path: Path, second_start: str) -> tuple[str, str]:
         starts = Path({str(path)!r} + ".starts")
         with starts.open("a") as file:
             file.write("x")
-        if len(starts.read_text()) == 3:  # the encoder and the detokenizer have been before
+        # At the third start, the encoder and the detokenizer have been before.
+        if {every_start} or len(starts.read_text()) == 3:
             {second_start}
         run_child(decode_to_text, worker_process.main, worker_process.refuse_malformed)
     """
@@ -85,17 +84,27 @@ def program(path: Path, second_start: str) -> tuple[str, str]:
 # --- callers
 
 
-async def test_a_dead_worker_fails_its_callers_and_is_replaced(model: str) -> None:
+async def test_what_a_dead_worker_was_asked_is_asked_again(model: str) -> None:
     async with started(model) as text:
         worker = text._encoders[0]
-        os.kill(pid_of(worker), signal.SIGSTOP)
-        answer = asyncio.create_task(text.encode("abc"))
-        await asyncio.sleep(0.05)
-        os.kill(pid_of(worker), signal.SIGKILL)
+        for content in ("abc", "abc" * 5000):
+            os.kill(pid_of(worker), signal.SIGSTOP)
+            answer = asyncio.create_task(text.encode(content))
+            await asyncio.sleep(0.05)
+            os.kill(pid_of(worker), signal.SIGKILL)
+            assert await asyncio.wait_for(answer, WAIT_SECONDS) == text.tokenizer.encode(content)
+        assert worker.life == 3
+
+
+async def test_a_text_that_ends_two_workers_is_refused(model: str, tmp_path: Path) -> None:
+    deadly = "worker_process.Worker._encode = lambda *_: os.kill(os.getpid(), 9)"
+    command = program(tmp_path / "worker.py", deadly, every_start=True)
+    async with started(model, command=command) as text:
+        worker = text._encoders[0]
         with pytest.raises(WorkerLost):
-            await answer
-        await until_replaced(worker, 1)
-        assert await text.encode("abc") == text.tokenizer.encode("abc")
+            await text.encode("abc")
+        await until_replaced(worker, 2)
+        assert worker.life == 3
 
 
 # --- streams
