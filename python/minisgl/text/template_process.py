@@ -81,7 +81,7 @@ class _Worker:
 
     def _obey(self, message: ToTemplate) -> FromTemplate:
         if isinstance(message, LoadTemplate):
-            self._template = ChatTemplate(message.source)
+            self._template = ChatTemplate(message.source.texts, message.source.special_tokens)
             return Loaded()
         assert self._template is not None, "the template comes first"
         text = self._template.render(

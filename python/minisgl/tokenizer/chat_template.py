@@ -18,34 +18,32 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minisgl.model_files.side_files import TEMPLATE_BYTES
 from minisgl.tokenizer.chat_messages import OpenMessage, with_arguments, without_nulls
-from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
+from minisgl.tokenizer.template_source import ChatTemplateError
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "chat_template"})
 
 
 class ChatTemplate:
-    """A source that has been compiled. ChatTemplateError when it can't be: a sentence without its
-    subject, as the caller knows where the template comes from.
+    """The texts and special tokens of a TemplateSource, compiled. ChatTemplateError when they can't
+    be: a sentence without its subject, as the caller knows where the template comes from.
     """
 
-    def __init__(self, source: TemplateSource) -> None:
+    def __init__(self, texts: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         environment = _environment()
-        for text in source.texts.values():
+        for text in texts.values():
             if len(text) > TEMPLATE_BYTES:
                 raise ChatTemplateError(
                     f"has {len(text)} characters; the limit for a template is {TEMPLATE_BYTES}"
                 )
         try:
-            self._templates = {
-                name: environment.from_string(text) for name, text in source.texts.items()
-            }
+            self._templates = {name: environment.from_string(text) for name, text in texts.items()}
         except (RecursionError, SyntaxError, MemoryError) as error:
             # What Jinja compiles it to has a depth, too, that Python bounds.
             raise ChatTemplateError("is too large or nests too deeply") from error
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"has an error: {str(error).rstrip('.')}") from error
         self._default = self._templates.get("default") or next(iter(self._templates.values()))
-        self._special_tokens = source.special_tokens
+        self._special_tokens = dict(special_tokens)
 
     def render(
         self,

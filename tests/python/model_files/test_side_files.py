@@ -24,7 +24,7 @@ from minisgl.model_files.side_files import (
     read_text,
 )
 from minisgl.model_files.source import resolve_model
-from minisgl.tokenizer import ChatTemplateError, TemplateSource, load_tokenizer
+from minisgl.tokenizer import ChatTemplateError, load_tokenizer
 from minisgl.tokenizer.chat_template import ChatTemplate
 from minisgl.tokenizer.template_source import read_chat_template
 from tests.python.tokenizer.vocabularies import byte_level_bpe
@@ -124,7 +124,7 @@ def test_what_nests_deeply(whole: Path, tmp_path: Path) -> None:
         "{% if x %}" * 200 + "{% endif %}" * 200,
     ):
         with pytest.raises(ChatTemplateError, match="^is too large or nests too deeply$"):
-            ChatTemplate(TemplateSource({"default": source}))
+            ChatTemplate({"default": source}, {})
     for text in ("[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000):
         (tmp_path / "tokenizer_config.json").write_text(text)
         with pytest.raises(ModelError, match="can't be read as JSON: it nests too deeply"):
@@ -138,7 +138,7 @@ def test_a_template_inside_json_has_the_limit_of_a_file(whole: Path, tmp_path: P
     source = load_tokenizer(str(tmp_path)).chat_template
     assert source is not None
     with pytest.raises(ChatTemplateError, match="has 1048577 characters; the limit for a template"):
-        ChatTemplate(source)
+        ChatTemplate(source.texts, source.special_tokens)
 
 
 def test_what_is_read(tmp_path: Path) -> None:

@@ -9,5 +9,6 @@ from minisgl.tokenizer.chat_template import ChatTemplate
 
 
 def render(tokenizer: Tokenizer, messages: list[dict[str, Any]], **options: Any) -> str:
-    assert tokenizer.chat_template is not None
-    return ChatTemplate(tokenizer.chat_template).render(messages, **options)
+    source = tokenizer.chat_template
+    assert source is not None
+    return ChatTemplate(source.texts, source.special_tokens).render(messages, **options)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minisgl.tokenizer import ChatTemplateError, TemplateSource
+from minisgl.tokenizer import ChatTemplateError
 from minisgl.tokenizer.chat_template import ChatTemplate
 from tests.python.tokenizer.test_chat_template import (
     ASSISTANT,
@@ -23,7 +23,7 @@ CALLED = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
 
 
 def render(source: str, messages: list[dict[str, Any]], **options: Any) -> str:
-    return ChatTemplate(TemplateSource({"default": source}, NAMED)).render(messages, **options)
+    return ChatTemplate({"default": source}, NAMED).render(messages, **options)
 
 
 @pytest.mark.parametrize(
