@@ -104,8 +104,12 @@ class WorkerClient:
 
     def tell(self, message: Any) -> None:
         """Sends a message that has no answer. WorkerLost when the process isn't there."""
-        if not self._serving or self._process is None or not self._process.send(message):
-            raise WorkerLost(f"{self._name} is restarting; try again later")
+        if self._serving and self._process is not None:
+            if self._process.send(message):
+                return
+            self._serving = False  # it takes nothing any more: the supervisor sees its end
+            self._process.kill()
+        raise WorkerLost(f"{self._name} is restarting; try again later")
 
     async def next_life(self, after: int) -> int:
         """The `life` of the process that serves, once it is later than `after`. WorkerLost when

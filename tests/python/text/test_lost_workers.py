@@ -203,6 +203,18 @@ async def test_a_stopped_worker_is_killed_and_replaced(
     assert "the detokenizer process gave no sign of life for 2 s" in caplog.text
 
 
+async def test_a_worker_that_lives_but_answers_nothing_is_replaced(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = "worker_process.Worker._encode = lambda *_: time.sleep(1000)"
+    command = program(tmp_path / "worker.py", stuck, every_start=True)
+    policy = WorkerPolicy(first_delay=0.01, tick_seconds=0.1, silent_ticks=100, stuck_ticks=5)
+    async with started(model, policy, command) as text:
+        with pytest.raises(WorkerLost):
+            await asyncio.wait_for(text.encode("abc"), WAIT_SECONDS)
+    assert caplog.text.count("tokenizer process 0 answered nothing for 0.5 s") == 2
+
+
 async def test_an_idle_worker_is_no_silent_one(model: str) -> None:
     async with started(model, HANG) as text:
         await asyncio.sleep(3)
