@@ -140,12 +140,12 @@ def texts_waiting() -> ApiError:
 
 
 def overloaded(limit: int) -> ApiError:
-    """503, when the bodies that are arriving have `limit` bytes together
+    """503, when the bodies that are arriving or wait to be tokenized have `limit` bytes together
     (--max-all-bodies-bytes).
     """
     return ApiError(
         503,
-        "The server is receiving as many bytes of request bodies as it may "
+        "The server has as many bytes of request bodies to read as it may "
         f"(limit {limit}). Try again later.",
         type="service_unavailable",
         code="overloaded",

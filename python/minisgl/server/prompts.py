@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -38,6 +39,8 @@ async def encode_prompts(
     add_special_tokens = request.add_special_tokens is not False
     prompts = []
     for prompt in given:
+        if len(given) > 1:
+            await asyncio.sleep(0)  # others have their turn between two of them
         if isinstance(prompt, str):
             ids = await text.encode(
                 prompt, add_special_tokens=add_special_tokens, max_tokens=info.max_model_len
