@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <csignal>
 #include <exception>
 #include <limits>
 #include <thread>
@@ -14,6 +13,7 @@
 
 #include "core/error.h"
 #include "core/pause.h"
+#include "core/quiet_thread.h"
 
 namespace minisgl {
 namespace {
@@ -92,21 +92,11 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>()) {
   MINISGL_CHECK(num_threads >= 1, "got ", num_threads, " threads");
-  // Signals are the main thread's: new threads inherit a mask that blocks them all.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  try {
-    state_->workers.reserve(static_cast<std::size_t>(num_threads - 1));
-    for (int thread = 1; thread < num_threads; ++thread) {
-      state_->workers.emplace_back([state = state_.get(), thread] { state->worker_main(thread); });
-      pthread_setname_np(state_->workers.back().native_handle(), "minisgl-compute");
-    }
-  } catch (...) {
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    throw;
+  state_->workers.reserve(static_cast<std::size_t>(num_threads - 1));
+  for (int thread = 1; thread < num_threads; ++thread) {
+    state_->workers.push_back(start_quiet_thread([state = state_.get(), thread] { state->worker_main(thread); }));
+    pthread_setname_np(state_->workers.back().native_handle(), "minisgl-compute");
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 ThreadPool::~ThreadPool() = default;

@@ -5,6 +5,7 @@ from the command line and the environment.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -20,6 +21,8 @@ MAX_WAITING = 2**20
 STEP_TIMEOUT = 30.0  # seconds
 MIN_SECRET_LENGTH = 16  # the least for --dist-secret: a proof of knowing it crosses the network
 DAY = 86400.0  # seconds
+_ROOT_PATH = re.compile(r"(/[^/?#\s]+)+")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
 
 class OptionError(ValueError):
@@ -46,15 +49,16 @@ def option(
     secret: bool = False,
 ) -> Any:
     """A field that describes itself: its default, its help, its group on the command line, the
-    bounds of a number or the choices of a word. `flag` where it isn't the field's name. The empty
-    text is None where the default is None, unless `empty_is_none` is false. A secret isn't shown.
+    bounds of a number or the choices of a word. `flag` where it isn't the field's name. The default
+    () stands for any number of texts. The empty text is None where the default is None, and none of
+    several texts, unless `empty_is_none` is false. A secret isn't shown.
     """
     described: dict[str, Any] = {"help": help, "group": group, "metavar": metavar, "flag": flag}
     if choices:
         described["choices"] = choices
     elif isinstance(default, (int, float)) and not isinstance(default, bool):
         described["bounds"] = bounds
-    described["empty_is_none"] = default is None and empty_is_none
+    described["empty_is_none"] = default in (None, ()) and empty_is_none
     return field(default=default, metadata=described, repr=not secret)
 
 
@@ -149,8 +153,11 @@ class ServerArgs(EngineSettings):
     revision: str | None = option(
         None, "branch, tag or commit of the Hugging Face id", group="model"
     )
-    served_model_name: str | None = option(
-        None, "name of the model in /v1/models and in answers", group="model"
+    served_model_name: tuple[str, ...] = option(
+        (),
+        "names of the model in /v1/models; requests may say any of them, answers say the first",
+        group="model",
+        metavar="NAME",
     )
     chat_template: str | None = option(
         None,
@@ -169,13 +176,47 @@ class ServerArgs(EngineSettings):
         bounds=(0, 65535),
         metavar="PORT",
     )
-    api_key: str | None = option(
+    uds: str | None = option(
         None,
-        "key that clients must send (better set in the environment)",
+        "Unix socket to listen on, in place of --host and --port",
+        group="HTTP",
+        metavar="PATH",
+    )
+    ssl_keyfile: str | None = option(
+        None, "private key (PEM); with --ssl-certfile: HTTPS", group="HTTP", metavar="FILE"
+    )
+    ssl_certfile: str | None = option(
+        None, "certificate, and those that lead to it (PEM)", group="HTTP", metavar="FILE"
+    )
+    root_path: str = option(
+        "",
+        "prefix of all paths that a proxy in front of the server leaves there",
+        group="HTTP",
+        metavar="PATH",
+    )
+    allowed_origins: tuple[str, ...] = option(
+        (),
+        "origins of pages whose scripts may use the server (CORS), such as https://example.org; "
+        "* for all; none by default",
+        group="HTTP",
+        metavar="ORIGIN",
+    )
+    api_key: tuple[str, ...] = option(
+        (),
+        "keys of which clients must send one (better in the environment or a file)",
         group="HTTP",
         metavar="KEY",
         empty_is_none=False,
         secret=True,
+    )
+    api_key_file: str | None = option(
+        None, "file with further keys, one per line", group="HTTP", metavar="FILE"
+    )
+    max_connections: int = option(
+        0,
+        "most connections of clients; 0: as many as the limit of open files allows",
+        group="HTTP",
+        bounds=(0, 2**20),
     )
     strict_requests: bool = option(
         False,
@@ -287,9 +328,29 @@ class ServerArgs(EngineSettings):
         super().__post_init__()
         if not self.host:
             raise OptionError("host", "must not be empty; 0.0.0.0 listens on every interface")
-        if self.api_key is not None and not self.api_key:
-            raise OptionError("api_key", "must not be empty")
+        self._check_http()
         self._check_hosts()
+
+    def _check_http(self) -> None:
+        if "" in self.api_key:
+            raise OptionError("api_key", "must not be empty")
+        for given, missing in (
+            ("ssl_keyfile", "ssl_certfile"),
+            ("ssl_certfile", "ssl_keyfile"),
+        ):
+            if getattr(self, given) is not None and getattr(self, missing) is None:
+                raise OptionError(given, f"needs --{missing.replace('_', '-')}, too")
+        if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
+            raise OptionError(
+                "root_path",
+                f"must be a path such as /model without / at its end, got {self.root_path!r}",
+            )
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise OptionError(
+                    "allowed_origins",
+                    f"must be * or origins such as https://example.org, got {origin!r}",
+                )
 
     def _check_hosts(self) -> None:
         if self.tp % self.nnodes:

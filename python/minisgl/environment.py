@@ -11,12 +11,17 @@ from minisgl.config import LOG_FORMATS, LOG_LEVELS
 from minisgl.flags import ENV_PREFIX, parse_count
 
 
-def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
+def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path | None:
     """Where the default model, the shell's history and measurements of GPUs are kept: minisgl in
-    XDG_CACHE_HOME, where that is set to an absolute path, else in ~/.cache.
+    XDG_CACHE_HOME, where that is set to an absolute path, else in ~/.cache. None without a home.
     """
     base = (os.environ if environment is None else environment).get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "minisgl"
+    if os.path.isabs(base):
+        return Path(base) / "minisgl"
+    try:
+        return Path.home() / ".cache" / "minisgl"
+    except RuntimeError:  # HOME isn't set, and this user is in no list of users
+        return None
 
 
 def child_log_variables(level: str, log_format: str) -> dict[str, str]:

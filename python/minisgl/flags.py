@@ -5,6 +5,7 @@ option of config.py.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,17 +79,38 @@ class _Flag:
         return isinstance(self.field.default, bool)
 
     @property
+    def is_list(self) -> bool:
+        """Whether it may have several values: behind one flag, or behind several of them."""
+        return isinstance(self.field.default, tuple)
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether its value isn't shown. A secret list has one value per flag, and an empty one
+        isn't passed over: it may be a variable that the shell didn't know.
+        """
+        return not self.field.repr
+
+    @property
     def is_text(self) -> bool:
         """Whether it is a text of any kind, and the empty text a value."""
-        is_string = isinstance(self.field.default, (str, type(None)))
+        is_string = isinstance(self.field.default, (str, tuple, type(None)))
         return is_string and "choices" not in self.field.metadata
 
     @property
     def parse(self) -> Callable[[str], Any]:
+        if self.is_list:
+            return lambda text: self.join([[text] if self.is_secret else text.split(",")])
         if self.field.metadata["empty_is_none"]:
             return parse_optional
         parsers = {bool: parse_switch, int: parse_count, float: parse_number}
         return parsers.get(type(self.field.default), str)
+
+    def join(self, uses: list[list[str]]) -> tuple[str, ...]:
+        """The values of an option that may have several, from all uses of its flag; each once."""
+        texts = dict.fromkeys(itertools.chain(*uses))
+        if self.field.metadata["empty_is_none"]:
+            texts.pop("", None)
+        return tuple(texts)
 
     @property
     def metavar(self) -> str:
@@ -109,6 +131,16 @@ class _Flag:
         if self.is_switch:
             group.add_argument(name, dest=self.field.name, action="store_true", help=help)
             return
+        if self.is_list:
+            group.add_argument(
+                name,
+                dest=self.field.name,
+                action="append",
+                nargs=1 if self.is_secret else "+",
+                metavar=self.metavar,
+                help=help,
+            )
+            return
         shown = "" if default in (None, "") else f" (default {default})"
         group.add_argument(
             name, dest=self.field.name, type=self.parse, metavar=self.metavar, help=help + shown
@@ -121,7 +153,7 @@ def _flags() -> Iterator[_Flag]:
 
 def secret_variables() -> frozenset[str]:
     """Names of the variables whose values only the server may know."""
-    return frozenset(flag.variable for flag in _flags() if not flag.field.repr)
+    return frozenset(flag.variable for flag in _flags() if flag.is_secret)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -132,7 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"Each flag can be set in the environment: --kv-dtype is {ENV_PREFIX}KV_DTYPE; one "
         "without a value is 1 or 0 there. An empty variable is the empty text where the option "
         f"is a text ({ENV_PREFIX}METRICS_ALIAS_PREFIX= switches the second prefix off), and leaves "
-        "a number, a switch or a choice unset. Counts accept K, M and G (powers of 1024).",
+        "a number, a switch or a choice unset. Several values have commas between them there. "
+        "Counts accept K, M and G (powers of 1024).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -171,14 +204,23 @@ def parse_args(
             parser.error(f"the model is given twice: {positional!r} and --model {given['model']!r}")
         given["model"] = positional
     sources = {flag.field.name: f"--{flag.name}" for flag in _flags()}
+    swallowed = ""  # a flag with several values: the last one may be meant as the model
     for flag in _flags():
         name = flag.field.name
+        if flag.is_list and name in given:
+            swallowed = f"--{flag.name}" if max(map(len, given[name])) > 1 else swallowed
+            given[name] = flag.join(given[name])
         if name not in given and flag.is_set(environment):
             sources[name] = f"environment variable {flag.variable}:"
             try:
                 given[name] = flag.parse(environment[flag.variable])
             except argparse.ArgumentTypeError as error:
                 parser.error(f"{sources[name]} {error}")
+    if swallowed and "model" not in given:
+        parser.error(
+            f"{swallowed} has several values, and no model is given: if the last one is the model, "
+            f"put it first; if not, repeat {swallowed} before each value"
+        )
     try:
         return ServerArgs(**given)
     except OptionError as error:

@@ -9,9 +9,8 @@ import functools
 import gc
 import logging
 import os
-import resource
 import signal
-import socket
+import ssl
 import sys
 import time
 from collections.abc import Coroutine, Sequence
@@ -30,28 +29,31 @@ from minisgl.flags import parse_args
 from minisgl.log import start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.source import resolve_model
+from minisgl.server.addresses import Listener, ListenError, open_listener, read_api_keys
 from minisgl.server.app import create_app
 from minisgl.server.hook_check import check_hooks
 from minisgl.server.listener import (
     GRACEFUL_SECONDS,
-    ListenError,
-    bind_socket,
     serve_http,
-    start_listening,
-    url_of,
 )
 from minisgl.server.state import ServerState
 from minisgl.startup import PhaseLog, describe_engine, engine_options
+from minisgl.system import (
+    SystemLimitError,
+    check_threads,
+    connection_limit,
+    open_standard_streams,
+    raise_file_limit,
+)
 from minisgl.text.frontend import TextFrontend
 from minisgl.text.heap import return_large_blocks
-
-MAX_OPEN_FILES = 65536  # as far as the hard limit allows
 
 logger = logging.getLogger("minisgl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command minisgl-serve. Returns its exit status."""
+    open_standard_streams()
     args = parse_args(argv)
     if args.shell:
         from minisgl.offline.shell import run_shell
@@ -73,15 +75,20 @@ def launch_server(
     `restart`: what happens when the engine dies.
     """
     began = time.monotonic()
-    start_logging(args.log_level, args.log_format)
-    _allow_connections()
+    open_standard_streams()
     return_large_blocks()
-    if args.node_rank > 0:
-        return _run_node(args, rank_command)
+    start_logging(args.log_level, args.log_format)
     try:
-        with contextlib.closing(bind_socket(args.host, args.port)) as listener:
+        children = _count_children(args)
+        raise_file_limit()
+        room = connection_limit(children)
+        check_threads(children)
+        if args.node_rank > 0:
+            return _run_node(args, rank_command)
+        args = dataclasses.replace(args, api_key=read_api_keys(args), api_key_file=None)
+        with contextlib.closing(open_listener(args, room)) as listener:
             files = _find_model(args)
-            start_listening(listener)
+            listener.listen()
             logger.info(
                 "model: %s (%s; --model) at %s, found after %.2f s",
                 files.name,
@@ -107,11 +114,17 @@ def launch_server(
                 on_phase=PhaseLog().report,
             )
             return uvloop.run(Server(args, files, listener, client, hub, began).run())
-    except (ListenError, ModelError, EngineStartError) as error:
+    except (ListenError, ModelError, EngineStartError, SystemLimitError) as error:
         _say_failure(args, str(error))
         return 1
     except KeyboardInterrupt:  # before there was anything to end
         return 128 + signal.SIGINT
+
+
+def _count_children(args: ServerArgs) -> int:
+    """The processes that this host's server has: its ranks, tokenizers and their detokenizer."""
+    tokenizers = args.num_tokenizer + 1 if args.num_tokenizer else 0
+    return args.tp // args.nnodes + tokenizers
 
 
 def _make_hub(args: ServerArgs) -> NodeHub | None:
@@ -166,7 +179,7 @@ async def _until_signal(work: Coroutine[Any, Any, str]) -> str:
     """What the work returns, or "" when a signal came first."""
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _end_signals():
         loop.add_signal_handler(number, task.cancel)
     try:
         return await task
@@ -181,7 +194,7 @@ class Server:
         self,
         args: ServerArgs,
         files: ModelFiles,
-        listener: socket.socket,
+        listener: Listener,
         client: EngineClient,
         hub: NodeHub | None,
         began: float,
@@ -192,7 +205,7 @@ class Server:
         self._began = began
         self._client = client
         self._hub = hub
-        self._state = ServerState(args, self._client, args.served_model_name or files.name)
+        self._state = ServerState(args, self._client, args.served_model_name or (files.name,))
         self._stopping = False  # a signal came
         self._stop = asyncio.Event()  # the loop knows of it
         self._http_stop = asyncio.Event()
@@ -205,9 +218,8 @@ class Server:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_exception)
         # Not the loop's own handlers: a second signal ends the server whatever holds up the loop.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _end_signals():
             signal.signal(number, lambda number, frame: self._on_signal(number, loop))
-        url = url_of(self._listener)
         http = asyncio.create_task(self._serve_http())
         stop = asyncio.create_task(self._stop.wait())
         try:
@@ -221,7 +233,8 @@ class Server:
             # What lives from here on to the end need not be gone through at each collection.
             gc.collect()
             gc.freeze()
-            logger.info("ready after %.2f s: %s", time.monotonic() - self._began, url)
+            seconds = time.monotonic() - self._began
+            logger.info("ready after %.2f s: %s", seconds, self._listener.urls)
             failed = asyncio.create_task(self._client.wait_failed())
             await self._first_of(failed, stop, http)
             failed.cancel()
@@ -333,6 +346,8 @@ class Server:
             with contextlib.suppress(RuntimeError):  # the loop has been closed
                 loop.call_soon_threadsafe(self._stop.set)
             return
+        if number == signal.SIGHUP:  # a terminal that ends sends several; they say one thing
+            return
         try:
             self._client.kill()
             if self._state.text is not None:
@@ -342,15 +357,17 @@ class Server:
             os._exit(128 + number)
 
 
-def _allow_connections() -> None:
-    # A connection is a file, and the usual soft limit of 1024 is soon reached.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+def _end_signals() -> tuple[signal.Signals, ...]:
+    """Signals at which a server ends in order. SIGHUP, which tells that the terminal has gone, is
+    one of them unless it was ignored from the beginning, as nohup does it.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return (signal.SIGINT, signal.SIGTERM)
+    return (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     # Connections that are cut at the end: asyncio's streams ask a cancelled task for its exception.
-    if not isinstance(context.get("exception"), asyncio.CancelledError):
+    # Clients that speak no TLS where it is spoken are nobody's fault here.
+    if not isinstance(context.get("exception"), (asyncio.CancelledError, ssl.SSLError)):
         loop.default_exception_handler(context)

@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
     """The engine's part of the settings."""
     settings = {one.name: getattr(args, one.name) for one in dataclasses.fields(EngineSettings)}
-    return EngineOptions(model_path=model_path, cache_dir=str(default_cache_dir()), **settings)
+    return EngineOptions(
+        model_path=model_path, cache_dir=str(default_cache_dir() or ""), **settings
+    )
 
 
 class PhaseLog:

@@ -219,7 +219,7 @@ class NodeAgent:
             for place in message.places
         ]
         options = dataclasses.replace(
-            message.options, model_path=self._model_path, cache_dir=str(default_cache_dir())
+            message.options, model_path=self._model_path, cache_dir=str(default_cache_dir() or "")
         )
         self._ranks = LocalRanks(self._command, events)
         logger.info("starting ranks %d to %d", places[0].rank, places[-1].rank)

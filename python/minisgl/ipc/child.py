@@ -1,10 +1,11 @@
-"""The child's end of a child process: connect to the parent, end with it, leave no files. See
-process.py for the other end.
+"""The child's end of a child process: connect to the parent, end with it. See process.py for the
+other end.
 
-A child is started with the arguments DIRECTORY PARENT_PID. It connects to the two sockets in the
-directory, waits for the parent's first message, which configures it, and talks. Its terminal
-signals are the parent's business: SIGINT is ignored, SIGTERM (from the parent, or from the kernel
-when the parent dies) ends it, by force after FORCED_END_SECONDS.
+A child is started with the arguments TO FROM PARENT_PID. It connects to the two sockets of which it
+has inherited the descriptors TO and FROM, waits for the parent's first message, which configures
+it, and talks. Its terminal signals are the parent's business: SIGINT is ignored, SIGTERM from the
+parent ends it, by force after FORCED_END_SECONDS, and the kernel kills it when the parent dies:
+nothing that it holds is kept outside it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -44,14 +44,9 @@ class ParentLink(Generic[Inbound]):
     outbox: ZmqAsyncPushQueue[Any]
 
 
-def inbox_address(directory: str) -> str:
-    """Parent to child."""
-    return f"ipc://{directory}/to"
-
-
-def outbox_address(directory: str) -> str:
-    """Child to parent."""
-    return f"ipc://{directory}/from"
+def socket_address(descriptor: str) -> str:
+    """The address, for this process, of a socket of which it has a descriptor (O_PATH)."""
+    return f"ipc:///proc/self/fd/{descriptor}"
 
 
 def run_child(
@@ -66,17 +61,17 @@ def run_child(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start_child_logging()
-    if len(sys.argv) != 3 or not sys.argv[2].isdigit():
+    if len(sys.argv) != 4 or not all(word.isdigit() for word in sys.argv[1:]):
         print("this program can't be used alone: minisgl-serve starts it", file=sys.stderr)
         sys.exit(2)
-    directory, parent_pid = sys.argv[1], int(sys.argv[2])
+    parent_pid = int(sys.argv[3])
     context: zmq.Context[Any] = zmq.Context()
 
     async def run() -> int:
-        task = asyncio.create_task(_talk(context, directory, decoder, main, on_malformed))
+        task = asyncio.create_task(_talk(context, decoder, main, on_malformed))
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, _end, task)
-        die_with_parent(signal.SIGTERM)
+        die_with_parent(signal.SIGKILL)
         watch = background(
             _watch_parent(parent_pid, task), "the watch of the parent", lambda reason: _end(task)
         )
@@ -86,8 +81,6 @@ def run_child(
             return 0
         finally:
             watch.cancel()
-            if os.getppid() != parent_pid:
-                shutil.rmtree(directory, ignore_errors=True)
 
     status = 1
     try:
@@ -105,14 +98,13 @@ def run_child(
 
 async def _talk(
     context: zmq.Context[Any],
-    directory: str,
     decoder: Decoder[Inbound],
     main: Callable[[ParentLink[Inbound]], Coroutine[Any, Any, int]],
     on_malformed: Callable[[ZmqAsyncPushQueue[Any]], OnMalformed] | None,
 ) -> int:
-    outbox = ZmqAsyncPushQueue[Any](outbox_address(directory), False, encode, context=context)
+    outbox = ZmqAsyncPushQueue[Any](socket_address(sys.argv[2]), False, encode, context=context)
     inbox = ZmqAsyncPullQueue(
-        inbox_address(directory),
+        socket_address(sys.argv[1]),
         False,
         decoder,
         context=context,

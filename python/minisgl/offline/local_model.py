@@ -23,6 +23,12 @@ from minisgl.model_files.source import resolve_model
 from minisgl.offline.loop_thread import LoopThread
 from minisgl.offline.native_engine import NativeEngine
 from minisgl.rank.cuda_library import load_cublas
+from minisgl.system import (
+    SystemLimitError,
+    check_threads,
+    connection_limit,
+    open_standard_streams,
+)
 from minisgl.text.answer import AnswerReader, Piece
 from minisgl.text.frontend import TextFrontend
 from minisgl.tokenizer import DetokenizerOptions
@@ -81,7 +87,7 @@ class LocalModel:
         """
         options = DetokenizerOptions.of(params, continues_prompt=continues_prompt)
         whole = whole and not params.stop  # else tokens behind a stop string would be made
-        reader = AnswerReader(self.text.detokenizer(options))
+        reader = AnswerReader(self.text.detokenizer(options), params.stop_token_ids)
         stream = await self._submit(prompt_ids, params)
         try:
             while not reader.finish:
@@ -158,11 +164,14 @@ def open_local_model(
     )
     text = TextFrontend.local(files.path, chat_template)
     engine_options = options(files.path)
+    open_standard_streams()
     loop = LoopThread("minisgl-loop")
     try:
         with _loading_bar(show_progress) as progress:
             engine: OfflineEngine
             if tp > 1:
+                connection_limit(tp)
+                check_threads(tp)
                 ranks = _start_ranks(
                     engine_options, progress, size=tp, comm=comm, step_timeout=step_timeout
                 )
@@ -172,7 +181,7 @@ def open_local_model(
                 engine = loop.run(_start_native(native, engine_options.max_waiting))
     except BaseException as error:
         loop.close()
-        if isinstance(error, EngineStartError):
+        if isinstance(error, (EngineStartError, SystemLimitError)):
             raise ModelError(str(error)) from error
         raise
     return LocalModel(loop, engine, text, files.name)

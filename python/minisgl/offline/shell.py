@@ -164,15 +164,17 @@ def piped_line() -> str:
     return line
 
 
-def terminal_reader(history_dir: Path) -> ReadLine:
+def terminal_reader(history_dir: Path | None) -> ReadLine:
     """Line editing with a history that outlives the shell; plain input where it can't be had."""
     try:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import FileHistory
     except ImportError:
         return lambda: input("> ")
-    history = history_dir / "shell_history"
     try:
+        if history_dir is None:
+            raise FileNotFoundError("there is no home folder")
+        history = history_dir / "shell_history"
         history_dir.mkdir(parents=True, exist_ok=True)
         history.touch(mode=0o600)
         session: PromptSession[str] = PromptSession(

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from minisgl.children import die_with_parent
 from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import (
     ALIVE_SECONDS,
@@ -52,7 +50,6 @@ async def main(link: ParentLink[ToRank]) -> int:
     try:
         loaded = await load_rank(start, link.outbox, life)
         link.outbox.put_nowait(Ready(loaded.info()))
-        die_with_parent(signal.SIGKILL)  # nothing that it holds is kept outside it
         if start.place.rank == 0:
             failure = await Rank(loaded.engine, link).serve()
         else:

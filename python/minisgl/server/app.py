@@ -13,7 +13,6 @@ from starlette.types import ASGIApp
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
 from minisgl.server.guard import Guard, Protected, routing_error
-from minisgl.server.metrics import Metrics
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
@@ -24,17 +23,17 @@ class _App(Starlette):
     for each event of a stream.
     """
 
-    def __init__(self, routes: Sequence[Route], metrics: Metrics) -> None:
+    def __init__(self, routes: Sequence[Route], state: ServerState) -> None:
         super().__init__(routes=routes)
         self._templates: dict[object, str] = {route.endpoint: route.path_format for route in routes}
-        self._metrics = metrics
+        self._served = state
 
     def build_middleware_stack(self) -> ASGIApp:
         """The router within Guard."""
         return Guard(
             ExceptionMiddleware(self.router, handlers={HTTPException: routing_error}),
             self._templates,
-            self._metrics,
+            self._served,
         )
 
 
@@ -52,6 +51,7 @@ def create_app(state: ServerState) -> Starlette:
     model_routes = [
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),
+        Route("/tokenizer_info", pages.tokenizer_info),
     ]
     posts: list[tuple[str, ASGIApp]] = [
         ("/v1/chat/completions", ChatCompletions(state)),
@@ -59,12 +59,12 @@ def create_app(state: ServerState) -> Starlette:
         ("/tokenize", Tokenize(state)),
         ("/detokenize", Detokenize(state)),
     ]
-    api_key = state.args.api_key
     for route in model_routes:
-        route.app = Protected(route.app, api_key)
+        route.app = Protected(route.app, state.args.api_key)
     post_routes = [
-        Route(path, Protected(endpoint, api_key), methods=["POST"]) for path, endpoint in posts
+        Route(path, Protected(endpoint, state.args.api_key), methods=["POST"])
+        for path, endpoint in posts
     ]
-    app = _App([*open_routes, *model_routes, *post_routes], state.metrics)
+    app = _App([*open_routes, *model_routes, *post_routes], state)
     app.router.redirect_slashes = False
     return app

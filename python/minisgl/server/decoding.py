@@ -38,7 +38,7 @@ class IgnoredFields:
     def add(self, names: Iterable[str]) -> None:
         """A request has had these fields, each with its place, and they were ignored."""
         new = []
-        for name in names:
+        for name in sorted(names):
             shown = ascii(name[:MAX_SHOWN])
             if shown not in self._named and len(self._named) < MAX_NAMED:
                 self._named.add(shown)
@@ -67,7 +67,7 @@ def decode(
         return decoder.decode(body)
     except (ValueError, RecursionError) as error:
         if not errors.is_unknown_field(error):
-            raise errors.undecodable(error) from None
+            raise errors.undecodable(error, body) from None
     try:
         fields: dict[str, msgspec.Raw] = _fields_decoder.decode(body)
         names = _ignored_names(fields, decoder.type, strict)
@@ -78,7 +78,7 @@ def decode(
             request = typing.cast("Request", _lenient_decoder(decoder.type).decode(body))
             names |= _nested_names(fields, decoder.type)
     except (ValueError, RecursionError) as error:
-        raise errors.undecodable(error) from None
+        raise errors.undecodable(error, body) from None
     ignored.add(names)
     return request
 

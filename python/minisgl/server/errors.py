@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_BUSY_S = 1  # the queue is full: room comes with the next finished request
+# Codes of refusals that end with the backlog: Guard says in Retry-After when that may be.
+BACKLOG_CODES = frozenset(("queue_full", "overloaded"))
 RETRY_AFTER_UNAVAILABLE_S = 5  # loading, restarting or draining
 
 
@@ -124,7 +125,6 @@ def busy() -> ApiError:
         "The request queue is full. Try again later.",
         type="rate_limit_error",
         code="queue_full",
-        headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
     )
 
 
@@ -149,7 +149,6 @@ def overloaded(limit: int) -> ApiError:
         f"(limit {limit}). Try again later.",
         type="service_unavailable",
         code="overloaded",
-        headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
     )
 
 
@@ -247,15 +246,27 @@ def _placed(error: msgspec.ValidationError) -> tuple[str, str]:
     return ("key: " if place["key"] else "") + place["what"], place["path"]
 
 
-def undecodable(error: Exception) -> ApiError:
-    """From what the JSON decoder raised: ValidationError names the field, the others say that it
-    isn't JSON.
+# Half of a pair of surrogates without the other: JSON's grammar allows it, and no text has it.
+_HALF_CHARACTER = re.compile(
+    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F].."
+)
+
+
+def undecodable(error: Exception, body: bytes) -> ApiError:
+    """From what the JSON decoder raised of a body: ValidationError names the field, the others say
+    that it isn't JSON.
     """
     if isinstance(error, RecursionError):
         return bad_request("The request body is nested too deeply.", code="invalid_json")
     if isinstance(error, UnicodeDecodeError):
         return bad_request("The request body is not valid UTF-8.", code="invalid_json")
     if not isinstance(error, msgspec.ValidationError):
+        if half := _HALF_CHARACTER.search(body):
+            return bad_request(
+                "A text in the request body has half of a character: the lone surrogate "
+                f"{half[0][:6].decode(errors='replace')}.",
+                code="invalid_json",
+            )
         return bad_request("The request body is not valid JSON.", code="invalid_json")
     what, path = _placed(error)
     if found := _UNKNOWN.match(what):

@@ -5,22 +5,25 @@ exceptions into answers.
 from __future__ import annotations
 
 import hmac
+import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from minisgl.server.errors import ApiError, from_exception, unauthorized
+from minisgl.server.cors import Cors
+from minisgl.server.errors import BACKLOG_CODES, ApiError, from_exception, unauthorized
 from minisgl.server.http import ClientGone, Exchange, send_error
-from minisgl.server.metrics import Metrics
 from minisgl.server.request_log import Answered, log_request
+from minisgl.server.state import ServerState
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 OTHER = "other"
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
 
 class Guard:
@@ -28,49 +31,84 @@ class Guard:
     answers every exception, counts the answers.
     """
 
-    def __init__(self, app: ASGIApp, routes: Mapping[object, str], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, routes: Mapping[object, str], state: ServerState) -> None:
         """`routes`: the template of each endpoint's path."""
         self.app = app
         self._routes = routes
-        self._metrics = metrics
+        self._state = state
+        self._cors = Cors(state.args.allowed_origins)
+        self._root = state.args.root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, whatever happens meanwhile, and counts it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, uuid.uuid4().hex)
+        headers = self._cors.headers(scope)
+        exchange = Exchange(scope, receive, send, _request_id(scope), headers)
         scope["minisgl.exchange"] = exchange
         began = time.perf_counter()
         reason = ""
         try:
             _check_framing(scope)
-            await self.app(scope, exchange.receive, exchange.send)
+            scope["path"] = _plain_path(scope["path"], self._root)
+            if (preflight := self._cors.preflight(scope)) is not None:
+                await _send_empty(exchange.send, preflight)
+            else:
+                await self.app(scope, exchange.receive, exchange.send)
         except ClientGone:
             reason = "client_gone"
         except Exception as error:
             answer = from_exception(error, exchange.request_id)
             reason = answer.code or answer.type
+            if reason in BACKLOG_CODES:
+                answer.headers["Retry-After"] = str(self._state.retry_after())
             # Once a response has begun there is no way to say more: returning cuts the connection,
             # which the client notices.
             if not exchange.response_started:
                 await send_error(exchange.send, answer)
+        self._note(scope, exchange, time.perf_counter() - began, reason)
+
+    def _note(self, scope: Scope, exchange: Exchange, seconds: float, reason: str) -> None:
         # No path or method of a client's own gets into a label or a line.
         method = scope["method"] if scope["method"] in METHODS else OTHER
         route = self._routes.get(scope.get("endpoint"), OTHER)
-        self._metrics.count_answer(route, method, exchange.status)
-        seconds = time.perf_counter() - began
+        status, key = exchange.status, scope.get("minisgl.key")
+        self._state.metrics.http.count(route, method, status, seconds=seconds, api_key=key)
         log_request(
             Answered(
                 exchange.request_id,
                 method,
                 route,
-                exchange.status,
+                status,
                 seconds,
                 reason,
+                key,
                 exchange.generation,
             )
         )
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own where it is a short word of printable characters, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return uuid.uuid4().hex
+
+
+def _plain_path(path: str, root: str) -> str:
+    """The path without the prefix that a proxy may leave there (--root-path), and without a slash
+    at its end.
+    """
+    if root and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :] or "/"
+    return path[:-1] if len(path) > 1 and path.endswith("/") else path
+
+
+async def _send_empty(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _check_framing(scope: Scope) -> None:
@@ -108,23 +146,31 @@ async def routing_error(request: Request, error: Exception) -> NoReturn:
 
 
 class Protected:
-    """An endpoint that needs the API key. It wraps what the router has chosen, so no spelling of a
-    path gets around it.
+    """An endpoint that needs one of the API keys, where there are any. It wraps what the router has
+    chosen, so no spelling of a path gets around it.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
         self.app = app
-        self._expected = None if api_key is None else api_key.encode()
+        self._keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on. Raises ApiError 401 without the key."""
-        if self._expected is not None and not self._allowed(scope, self._expected):
-            raise unauthorized()
+        """Passes the request on, with the key's number in scope["minisgl.key"]. Raises ApiError 401
+        without a key.
+        """
+        if self._keys:
+            number = self._number_of(scope)
+            if number is None:
+                raise unauthorized()
+            scope["minisgl.key"] = number
         await self.app(scope, receive, send)
 
-    def _allowed(self, scope: Scope, expected: bytes) -> bool:
+    def _number_of(self, scope: Scope) -> int | None:
         for name, value in scope["headers"]:
             if name == b"authorization":
                 scheme, _, key = value.partition(b" ")
-                return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), expected)
-        return False
+                key = key.strip()
+                # Each is compared, so that the time tells nothing.
+                same = [hmac.compare_digest(key, expected) for expected in self._keys]
+                return same.index(True) if scheme.lower() == b"bearer" and True in same else None
+        return None

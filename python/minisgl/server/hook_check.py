@@ -1,31 +1,22 @@
-"""A proof at start that Hypercorn runs this server's protocol: one request to a server of its own.
+"""A proof at start that Hypercorn's connections are this server's: two requests to a server of its
+own.
 
-Http1Protocol overrides methods that are private to Hypercorn, and takes the place of a class that
-Hypercorn looks up by name. Without it nothing would fail: slow heads, closed connections and long
-streams would merely be treated worse.
+Connection takes the place of a class that Hypercorn looks up by name. Without it nothing would
+fail: slow heads, closed connections and clients that read nothing would merely be treated worse.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from minisgl.server.addresses import Listener, ListenError
 from minisgl.server.http import CHUNK_EXTENSION
-from minisgl.server.listener import (
-    Http1Protocol,
-    ListenError,
-    bind_socket,
-    serve_http,
-    start_listening,
-)
+from minisgl.server.listener import serve_http
 
-# Methods of Http1Protocol that Hypercorn has to call during a request.
-HOOKS = ("handle", "stream_send", "_create_stream", "_check_protocol", "_maybe_recycle")
 CHECK_SECONDS = 10.0
 
 _HEAD = b"GET / HTTP/1.1\r\nHost: check\r\nConnection: close\r\n"
@@ -33,45 +24,29 @@ _HALF_HEAD = b"GET / HTTP/1.1\r\n"
 
 
 async def check_hooks() -> None:
-    """Raises ListenError, with one sentence, unless the installed Hypercorn calls each of the hooks
-    and they have their effects: a chunk that the application sends by the short way arrives, and
-    half a head is answered with 408.
+    """Raises ListenError, with one sentence, unless a chunk that the application sends by the short
+    way arrives, and half a head is answered with 408.
     """
-    called: set[str] = set()
-    observed = type("Observed", (Http1Protocol,), {name: _observed(name, called) for name in HOOKS})
     answers = []
     for request, head_timeout in ((_HEAD + b"\r\n", CHECK_SECONDS), (_HALF_HEAD, 0.0)):
         with contextlib.suppress(OSError, asyncio.TimeoutError):
-            answers.append(
-                await asyncio.wait_for(_ask(observed, request, head_timeout), CHECK_SECONDS)
-            )
-    missing = [name for name in HOOKS if name not in called]
-    if missing or len(answers) < 2 or b"short way" not in answers[0] or b" 408" not in answers[1]:
-        what = f"{', '.join(missing)} not called" if missing else f"answers {answers!r:.200}"
+            answers.append(await asyncio.wait_for(_ask(request, head_timeout), CHECK_SECONDS))
+    if len(answers) < 2 or b"short way" not in answers[0] or b" 408" not in answers[1]:
         raise ListenError(
-            f"Hypercorn {version('hypercorn')} doesn't run this server's HTTP protocol ({what}): "
-            "install the version that minisgl needs with pip install 'hypercorn>=0.18,<0.19'"
+            f"Hypercorn {version('hypercorn')} doesn't run this server's HTTP protocol (answers "
+            f"{answers!r:.200}): install the version that minisgl needs with "
+            "pip install 'hypercorn>=0.18,<0.19'"
         )
 
 
-def _observed(name: str, called: set[str]) -> Callable[..., Awaitable[Any]]:
-    method: Callable[..., Awaitable[Any]] = getattr(Http1Protocol, name)
-
-    async def call(self: Http1Protocol, *args: Any) -> Any:
-        called.add(name)
-        return await method(self, *args)
-
-    return call
-
-
-async def _ask(protocol: type[Http1Protocol], request: bytes, head_timeout: float) -> bytes:
+async def _ask(request: bytes, head_timeout: float) -> bytes:
     """The whole answer to a request over a connection of its own."""
-    listener = bind_socket("127.0.0.1", 0)
-    start_listening(listener)
-    port = listener.getsockname()[1]
+    listener = Listener.bind("127.0.0.1", 0)
+    listener.listen()
+    port = listener.port
     done = asyncio.Event()
     server = asyncio.create_task(
-        serve_http(_answer, listener, done.wait, head_timeout=head_timeout, protocol=protocol)
+        serve_http(_answer, listener, done.wait, head_timeout=head_timeout)
     )
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -5,8 +5,9 @@ disappearance.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,8 @@ if TYPE_CHECKING:
     from minisgl.server.generation import Generation
 
 SHORT_BODY_S = 0.05  # how long an unread body is waited for before its connection is given up
-# How long the rest of a refused body is read, so that the client sees the refusal and not a reset.
-LINGER_S = 1.0
-STALL_CHECK_S = 10.0
 # An ASGI extension of the listener: {"send": sends bytes as a part of a body that has begun}.
 CHUNK_EXTENSION = "minisgl.chunk"
-WRITE_TIMEOUT_S = 120.0  # a client that takes no byte for that long is given up
 
 CLIENT_GONE = 499  # the status that logs and metrics have for a request that nobody waited for
 
@@ -36,13 +33,23 @@ EVENT_STREAM_HEADERS = [
 
 
 class ClientGone(Exception):  # noqa: N818
-    """The client closed its connection, or reads nothing any more: there is nobody to answer."""
+    """The client closed its connection, or was cut off because it read nothing any more: there is
+    nobody to answer.
+    """
 
 
 class Exchange:
     """Wraps an ASGI connection's receive and send, and knows how far both have come."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """`headers`: further ones of the answer, whatever it is."""
         self._receive = receive
         self._send = send
         self._send_chunk = scope.get("extensions", {}).get(CHUNK_EXTENSION, {}).get("send")
@@ -53,12 +60,13 @@ class Exchange:
         self.generation: Generation | None = None  # what the request makes, for its line in the log
         self.body_hold: BodyHold | None = None  # until the body's text has been tokenized
         self.gone = False
-        self._waiting_since: float | None = None  # when the send that is under way began
-        self._loop = asyncio.get_running_loop()
-        self._headers = [(b"x-request-id", request_id.encode())]
+        # A client that waits for "100 Continue" sends no body until somebody reads it.
+        self._body_waits = (b"expect", b"100-continue") in scope["headers"]
+        self._headers = [(b"x-request-id", request_id.encode()), *headers]
 
     async def receive(self) -> Message:
         """The next ASGI message of the client's; notes the body's end and the client's."""
+        self._body_waits = False
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self.gone = True
@@ -75,12 +83,7 @@ class Exchange:
             if not self.body_complete and not self.gone:
                 await self._finish_body(headers)
             message = {**message, "headers": headers}
-        elif not message.get("more_body", False) and not self.body_complete and not self.gone:
-            await self._send_last(message)
-            return
-        self._waiting_since = self._loop.time()
         await self._send(message)
-        self._waiting_since = None
 
     def begin(self, generation: Generation) -> None:
         """The request has been tokenized, and `generation` makes what it asks for."""
@@ -96,40 +99,23 @@ class Exchange:
         """A part of an event stream that start_events() began. Waits while the client is slow: the
         memory of a stream is bounded by the socket's buffers.
         """
-        self._waiting_since = self._loop.time()
         if self._send_chunk is not None:
             await self._send_chunk(events)
         else:
             await self._send({"type": "http.response.body", "body": events, "more_body": True})
-        self._waiting_since = None
 
     async def _finish_body(self, headers: list[tuple[bytes, bytes]]) -> None:
         # A request without a body, or with a small one, has its end in the queue already. Where a
         # body is still coming, the connection can't be used again.
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._discard(), SHORT_BODY_S)
+        if not self._body_waits:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._discard(), SHORT_BODY_S)
         if not self.body_complete and not self.gone:
             headers.append((b"connection", b"close"))
-
-    async def _send_last(self, message: Message) -> None:
-        # The server's queue of body parts is bounded and nobody reads it any more: without a
-        # reader, the end of the response would wait for ever.
-        await self._send({**message, "more_body": True})
-        reader = asyncio.ensure_future(self._discard())
-        try:
-            await asyncio.wait({reader}, timeout=LINGER_S)
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            reader.cancel()
 
     async def _discard(self) -> None:
         while not self.body_complete and not self.gone:
             await self.receive()
-
-    def stalled(self) -> bool:
-        """The client has taken nothing for WRITE_TIMEOUT_S."""
-        began = self._waiting_since
-        return began is not None and self._loop.time() - began > WRITE_TIMEOUT_S
 
     async def until_gone(self) -> None:
         """Returns when the client has closed its connection."""
@@ -172,7 +158,9 @@ class BodyHold:
 async def read_body(
     scope: Scope, receive: Receive, room: BodyRoom, *, max_bytes: int, timeout: float
 ) -> bytes:
-    """The whole body. Raises ApiError 408, 413, 415 or 503, ClientGone."""
+    """The whole body, without a byte order mark. Raises ApiError 408, 413, 415 or 503,
+    ClientGone.
+    """
     headers = dict(scope["headers"])
     _check_content_type(headers)
     length = headers.get(b"content-length", b"0")
@@ -187,24 +175,21 @@ async def read_body(
 
 
 async def _collect(receive: Receive, room: BodyRoom, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
+    body = bytearray()
     try:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             part = message.get("body", b"")
-            if size + len(part) > max_bytes:
+            if len(body) + len(part) > max_bytes:
                 raise _body_too_large(max_bytes)
-            if part:
-                room.take(len(part))
-                size += len(part)
-                parts.append(part)
+            room.take(len(part))
+            body += part
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return bytes(body.removeprefix(codecs.BOM_UTF8))
     finally:
-        room.used -= size
+        room.used -= len(body)
 
 
 def _body_too_large(max_bytes: int) -> ApiError:
@@ -260,12 +245,9 @@ async def while_connected(exchange: Exchange, work: Coroutine[Any, Any, None]) -
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(exchange.until_gone())
     try:
-        while not task.done():
-            await asyncio.wait(
-                {task, watcher}, timeout=STALL_CHECK_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not task.done() and (watcher.done() or exchange.stalled()):
-                raise ClientGone
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
     finally:
         watcher.cancel()
         if not task.done():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class KnownField(NamedTuple):
-    """A field outside the schemas. null is always neutral, and so is each value of `neutral`.
+    """A field that a schema lacks. null is always neutral, and so is each value of `neutral`.
 
     Any other value is refused with `advice`. Where there is none, the field has no effect on the
     answer, and the log names it once.
@@ -26,7 +26,7 @@ class KnownField(NamedTuple):
         )
 
 
-_NO_BEAMS = "beam search is not supported; leave it out, or ask for several answers with 'n'"
+_NO_BEAMS = "leave it out, or ask for several answers with 'n'"
 _NO_GRAMMAR = (
     "the form of an answer can't be constrained; describe the form in the prompt, "
     "and check the answer"
@@ -47,7 +47,7 @@ KNOWN_FIELDS: dict[str, KnownField] = {
     "grammar": KnownField(("",), _NO_GRAMMAR),
     "guided_decoding_backend": KnownField(),
     "guided_whitespace_pattern": KnownField(),
-    "tools": KnownField(([],), "tool calls are not supported; leave it out"),
+    "tools": KnownField(([],), "leave it out"),
     "chat_template": KnownField((), _OPERATORS + " (--chat-template)"),
     "echo": KnownField(
         (False,), "put the last message before the answer yourself, or use /v1/completions"
@@ -55,14 +55,11 @@ KNOWN_FIELDS: dict[str, KnownField] = {
     "include_reasoning": KnownField(
         (True,), "an answer's reasoning isn't told from the rest; cut it off where it ends"
     ),
+    "suffix": KnownField(("",), "a conversation has none; use /v1/completions"),
+    "max_completion_tokens": KnownField((), "a completion's field is 'max_tokens'"),
+    "top_logprobs": KnownField((0,), "a completion's field is 'logprobs'"),
     "thinking_token_budget": KnownField((-1,), "limit the whole answer with 'max_tokens'"),
     "repetition_detection": KnownField((), "use 'frequency_penalty' or 'repetition_penalty'"),
-    "truncate_prompt_tokens": KnownField((-1,), "cut the prompt before it is sent"),
-    "truncation_side": KnownField((), "cut the prompt before it is sent"),
-    "prompt_logprobs": KnownField(
-        (), "ask /v1/completions for 'logprobs' with 'echo'; leave it out here"
-    ),
-    "return_token_ids": KnownField((False,), "use /tokenize for the ids of a text"),
     "return_tokens_as_token_ids": KnownField((False,), "use /tokenize for the ids of a text"),
     "return_token_offsets": KnownField((False,), "use 'text_offset' of a completion's 'logprobs'"),
     "return_prompt_text": KnownField(
@@ -73,16 +70,16 @@ KNOWN_FIELDS: dict[str, KnownField] = {
         ([],), "use 'logit_bias', 'bad_words' or 'allowed_token_ids' in its place"
     ),
     "vllm_xargs": KnownField(({},), "it is for extensions of vLLM; leave it out"),
-    "watermarking": KnownField((False,), "watermarks are not supported; leave it out"),
+    "watermarking": KnownField((False,), "leave it out"),
     "prompt_embeds": KnownField((), "send the prompt as text or as token ids"),
-    "kv_transfer_params": KnownField(({},), "caches are not transferred; leave it out"),
-    "ec_transfer_params": KnownField(({},), "caches are not transferred; leave it out"),
+    "kv_transfer_params": KnownField(({},), "leave it out"),
+    "ec_transfer_params": KnownField(({},), "leave it out"),
     "mm_processor_kwargs": KnownField(({},), _TEXT_ONLY),
     "media_io_kwargs": KnownField(({},), _TEXT_ONLY),
     "modalities": KnownField(([], ["text"]), _TEXT_ONLY),
     "audio": KnownField((), _TEXT_ONLY),
     "web_search_options": KnownField((), "nothing is searched; put what is known into the prompt"),
-    "moderation": KnownField((), "answers are not moderated; leave it out"),
+    "moderation": KnownField((), "leave it out"),
     "routed_experts_prompt_start": KnownField((0,), "the choice of experts isn't returned"),
     # No effect on the answer.
     "priority": KnownField((0,)),

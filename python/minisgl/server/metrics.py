@@ -5,8 +5,7 @@ when scraped.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from minisgl.server.histogram import REQUEST_S, Histogram, bounds
+from minisgl.server.http_metrics import HttpMetrics
+from minisgl.server.pace import Pace
+
 if TYPE_CHECKING:
     from minisgl.ipc.messages import EngineStats
 
@@ -27,46 +30,10 @@ PREFIX = "minisgl"
 FINISH_REASONS = ("stop", "length", "abort", "error")
 
 
-def _bounds(milliseconds: str) -> tuple[float, ...]:
-    return tuple(float(text) / 1000 for text in milliseconds.split())
-
-
 # Upper bounds, in seconds and in tokens.
-_FIRST_TOKEN_S = _bounds("1 5 10 20 40 60 80 100 250 500 750 1000 2500 5000 7500 10000 20000 40000")
-_TOKEN_S = _bounds("1 2.5 5 10 25 50 75 100 150 200 300 400 500 750 1000 2500 5000")
-_REQUEST_S = _bounds(
-    "10 50 100 300 500 800 1000 1500 2000 2500 5000 10000 20000 40000 60000 120000"
-)
+_FIRST_TOKEN_S = bounds("1 5 10 20 40 60 80 100 250 500 750 1000 2500 5000 7500 10000 20000 40000")
+_TOKEN_S = bounds("1 2.5 5 10 25 50 75 100 150 200 300 400 500 750 1000 2500 5000")
 _TOKENS = tuple(2**k for k in range(18))
-
-
-class Histogram:
-    """Counts by bucket. Much cheaper than the library's: it is fed on the path of every token."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float, count: int = 1) -> None:
-        """Adds `value`, `count` times."""
-        self._counts[bisect_left(self._bounds, value)] += count
-        self._sum += value * count
-
-    @property
-    def sum(self) -> float:
-        """Of all observations."""
-        return self._sum
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """(upper bound, observations up to it), ending with +Inf."""
-        cumulative, rows = 0, []
-        for bound, count in zip(
-            (*map(str, map(float, self._bounds)), "+Inf"), self._counts, strict=True
-        ):
-            cumulative += count
-            rows.append((bound, float(cumulative)))
-        return rows
 
 
 @dataclass(frozen=True)
@@ -86,22 +53,16 @@ class Metrics:
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
-        self.answers: dict[tuple[str, str, int], int] = {}  # by route, method and status
+        self.http = HttpMetrics()
+        self.pace = Pace()
         self.time_to_first_token = Histogram(_FIRST_TOKEN_S)
         self.inter_token_latency = Histogram(_TOKEN_S)
-        self.e2e_request_latency = Histogram(_REQUEST_S)
-        self.request_queue_time = Histogram(_REQUEST_S)
-        self.request_prefill_time = Histogram(_REQUEST_S)
-        self.request_decode_time = Histogram(_REQUEST_S)
+        self.e2e_request_latency = Histogram(REQUEST_S)
+        self.request_queue_time = Histogram(REQUEST_S)
+        self.request_prefill_time = Histogram(REQUEST_S)
+        self.request_decode_time = Histogram(REQUEST_S)
         self.request_prompt_tokens = Histogram(_TOKENS)
         self.request_generation_tokens = Histogram(_TOKENS)
-
-    def count_answer(self, route: str, method: str, status: int) -> None:
-        """An answer that is over. `route` is a path's template and `method` one that is known:
-        labels that clients choose would grow without bounds.
-        """
-        key = (route, method, status)
-        self.answers[key] = self.answers.get(key, 0) + 1
 
     def render(self, model_name: str, figures: EngineFigures, *, alias: str = "") -> bytes:
         """The text format of Prometheus. `alias` is a second prefix, under which what vLLM has too
@@ -111,7 +72,8 @@ class Metrics:
         registry = CollectorRegistry()
         for prefix in dict.fromkeys((PREFIX, alias) if alias else (PREFIX,)):
             registry.register(_Families(self, prefix, model_name, figures))
-        registry.register(_OwnFamilies(self, model_name, figures))
+        registry.register(_OwnFamilies(model_name, figures))
+        registry.register(self.http)
         ProcessCollector(registry=registry)
         return generate_latest(registry)
 
@@ -224,8 +186,7 @@ class _Families(Collector):
 class _OwnFamilies(Collector):
     """What this server has and vLLM hasn't: under its own prefix alone."""
 
-    def __init__(self, metrics: Metrics, model_name: str, figures: EngineFigures) -> None:
-        self._metrics = metrics
+    def __init__(self, model_name: str, figures: EngineFigures) -> None:
         self._model_name = model_name
         self._figures = figures
 
@@ -266,12 +227,3 @@ class _OwnFamilies(Collector):
         )
         step.add_metric(values, figures.stats.num_steps, figures.stats.step_seconds)
         yield step
-        answers = CounterMetricFamily(
-            f"{PREFIX}:http_requests",
-            "HTTP requests that were answered, by the template of their path, method and status; "
-            "499: the client had gone.",
-            labels=["route", "method", "status"],
-        )
-        for (route, method, status), count in self._metrics.answers.items():
-            answers.add_metric([route, method, str(status)], count)
-        yield answers

@@ -24,6 +24,7 @@ class Answered:
     status: int
     seconds: float  # from its head's arrival to the end
     reason: str  # why there was no full answer; "" where there was one
+    api_key: int | None  # its number, from 0; None where none was asked for, or a wrong one sent
     generation: Generation | None
 
 
@@ -37,6 +38,8 @@ def log_request(answered: Answered) -> None:
         "route": answered.route,
         "status": answered.status,
     }
+    if answered.api_key is not None:
+        fields["api_key"] = answered.api_key
     parts = [f"{answered.method} {answered.route} {answered.status}"]
     reason = answered.reason
     if (generation := answered.generation) is not None:

@@ -28,7 +28,7 @@ class ServerState:
 
     args: ServerArgs
     client: EngineApi
-    model_name: str
+    model_names: tuple[str, ...]  # answers say the first
     text: TextFrontend | None = None
     metrics: Metrics = field(default_factory=Metrics)
     ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
@@ -41,6 +41,16 @@ class ServerState:
     def __post_init__(self) -> None:
         self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
 
+    @property
+    def model_name(self) -> str:
+        """What answers and metrics call the model."""
+        return self.model_names[0]
+
+    def retry_after(self) -> int:
+        """Seconds until those that wait now will have been served, as requests ended lately."""
+        waiting = max(0, self.client.num_live - self.client.stats.num_running)
+        return self.metrics.pace.seconds_for(waiting)
+
     def frontend(self) -> TextFrontend:
         """The tokenizer's side. Raises ApiError 503 unless requests can be served now."""
         if self.client.state != "ready" or self.text is None:
@@ -48,8 +58,8 @@ class ServerState:
         return self.text
 
     def check_model(self, name: str | None) -> None:
-        """ApiError 404 unless `name` is the served model's; a request that names none gets what is
-        there.
+        """ApiError 404 unless `name` is one of the served model's; a request that names none gets
+        what is there.
         """
-        if name and name != self.model_name:
+        if name and name not in self.model_names:
             raise model_not_found(name)

@@ -13,6 +13,7 @@ from minisgl.engine.api import EngineUnavailable
 from minisgl.server.errors import unavailable
 from minisgl.server.metrics import EngineFigures
 from minisgl.server.state import ServerState
+from minisgl.server.tokens import tokenizer_info
 from minisgl.version import __version__
 
 
@@ -24,12 +25,18 @@ class StatusPages:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models"""
-        return _json({"object": "list", "data": [self._card()]})
+        cards = [self._card(name) for name in self._state.model_names]
+        return _json({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}. ApiError 404."""
-        self._state.check_model(request.path_params["name"])
-        return _json(self._card())
+        name = request.path_params["name"]
+        self._state.check_model(name)
+        return _json(self._card(name or self._state.model_name))
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info. ApiError 503 while nothing is served."""
+        return _json(tokenizer_info(self._state.frontend().tokenizer))
 
     async def health(self, request: Request) -> Response:
         """GET /health: whether the server lives. An engine that is busy, loading or being restarted
@@ -63,18 +70,37 @@ class StatusPages:
         )
         return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
         state = self._state
         try:
             max_model_len = state.client.info.max_model_len
         except EngineUnavailable:  # the model is still loading
             max_model_len = None
         return {
-            "id": state.model_name,
+            "id": name,
             "object": "model",
             "created": state.created,
             "owned_by": "minisgl",
+            # Benchmarks look for the tokenizer there.
+            "root": state.args.model or state.model_name,
+            "parent": None,
             "max_model_len": max_model_len,
+            "permission": [
+                {
+                    "id": f"modelperm-{name}",
+                    "object": "model_permission",
+                    "created": state.created,
+                    "allow_create_engine": False,
+                    "allow_sampling": True,
+                    "allow_logprobs": True,
+                    "allow_search_indices": False,
+                    "allow_view": True,
+                    "allow_fine_tuning": False,
+                    "organization": "*",
+                    "group": None,
+                    "is_blocking": False,
+                }
+            ],
         }
 
 

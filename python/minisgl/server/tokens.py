@@ -1,8 +1,8 @@
-"""POST /tokenize and /detokenize, as vLLM has them."""
+"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -40,9 +40,7 @@ class Tokenize(JsonEndpoint):
             )
         token_strs = None
         if request.return_token_strs:
-            token_strs = await text.off_loop(
-                lambda: _token_strs(text.tokenizer, ids), size=len(ids)
-            )
+            token_strs = await text.off_loop(_token_strs, text.tokenizer, ids, size=len(ids))
         await send_json(
             exchange.send,
             {
@@ -71,12 +69,23 @@ class Detokenize(JsonEndpoint):
         # A client that asks for the text of special tokens gets it; so does one that says nothing,
         # as in vLLM.
         skip = bool(request.skip_special_tokens)
-        tokenizer, ids = text.tokenizer, request.tokens
-        prompt = await text.off_loop(
-            lambda: tokenizer.decode(ids, skip_special_tokens=skip), size=len(ids)
-        )
+        ids = request.tokens
+        prompt = await text.off_loop(_decode, text.tokenizer, ids, skip, size=len(ids))
         await send_json(exchange.send, {"prompt": prompt})
+
+
+def tokenizer_info(tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer_config.json, as far as the model's files say what stands there: the class, special
+    tokens by name and by id, the chat template.
+    """
+    hidden = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
+    info = {name: value for name, value in tokenizer.config.items() if name not in hidden}
+    return {"bos_token": None, "eos_token": None, "pad_token": None, **info}
 
 
 def _token_strs(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [token_text(tokenizer.token_bytes(token_id)) for token_id in ids]
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int], skip_special_tokens: bool) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

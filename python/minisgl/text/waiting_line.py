@@ -17,8 +17,10 @@ class WaitingLine:
         self._waiting = 0  # characters
 
     def place(self, size: int) -> Place:
-        """A place for so many characters, to be left. TextQueueFull, unless the line is empty."""
-        if self._waiting and self._waiting + size > self._limit:
+        """A place for so many characters, to be left. TextQueueFull, unless the line is empty or
+        there are none.
+        """
+        if size and self._waiting and self._waiting + size > self._limit:
             raise TextQueueFull(
                 f"{self._waiting} characters of other texts wait (limit {self._limit})"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from minisgl.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
+_ID = re.compile("[0-9]{1,10}")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
@@ -39,6 +41,11 @@ def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
         backend,
         eos_token_ids=_eos_token_ids(path, backend, named.get("eos_token")),
         chat_template=TemplateSource(sources, named) if sources else None,
+        config={
+            **config,
+            **named,
+            "chat_template": sources.get("default") or next(iter(sources.values()), None),
+        },
     )
 
 
@@ -132,20 +139,23 @@ def _add_configured_tokens(
 
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     configured = config.get("added_tokens_decoder")
-    for token_id, token in (
-        sorted((int(key), value) for key, value in configured.items() if key.isdigit())
-        if isinstance(configured, dict)
-        else ()
+    added: dict[str, tuple[int, AddedToken]] = {}
+    if not isinstance(configured, dict):
+        configured = {}
+    for token_id, token in sorted(
+        ((int(key), token) for key, token in configured.items() if _ID.fullmatch(key)),
+        key=lambda item: item[0],
     ):
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise ModelError(f"tokenizer_config.json's added token {token_id} has no content.")
         flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
         options = {flag: token[flag] for flag in flags if isinstance(token.get(flag), bool)}
         content = token["content"]
-        if content in known:
-            continue
-        backend.add_tokens([AddedToken(content, **options)])
-        known.add(content)
+        if content not in known:
+            known.add(content)
+            added[content] = token_id, AddedToken(content, **options)
+    backend.add_tokens([token for _, token in added.values()])  # at once: each call takes long
+    for content, (token_id, _) in added.items():
         if backend.token_to_id(content) != token_id:
             raise ModelError(
                 f"tokenizer_config.json gives {content!r} the id {token_id}, but tokenizer.json "
@@ -153,8 +163,9 @@ def _add_configured_tokens(
             )
     contents: list[Any] = list(named)
     for name in ("additional_special_tokens", "extra_special_tokens"):  # the old name and the new
-        extra = config.get(name) or []
-        for token in extra.values() if isinstance(extra, dict) else extra:
+        extra = config.get(name)
+        tokens = list(extra.values()) if isinstance(extra, dict) else extra
+        for token in tokens if isinstance(tokens, list) else ():
             contents.append(token.get("content") if isinstance(token, dict) else token)
     backend.add_special_tokens(
         [

@@ -1,9 +1,12 @@
 // The thread pool: every task once, errors rethrown, many small runs, more threads than cores.
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <atomic>
+#include <csignal>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -99,6 +102,25 @@ TEST(ThreadPool, TasksRunOnDifferentThreads) {
 
 TEST(ThreadPool, NeedsAtLeastOneThread) {
   EXPECT_THROW(ThreadPool(0), CheckError);
+}
+
+TEST(ThreadPool, ASystemWithoutThreadsIsSaidInASentence) {
+  pthread_attr_t before, attributes;
+  ASSERT_EQ(pthread_getattr_default_np(&before), 0);
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, std::size_t{1} << 46);  // no process has room for such a stack
+  ASSERT_EQ(pthread_setattr_default_np(&attributes), 0);
+  try {
+    ThreadPool pool(2);
+    ADD_FAILURE() << "a thread was started";
+  } catch (const InputError& error) {
+    EXPECT_NE(std::string(error.what()).find("no more threads can be started"), std::string::npos);
+  }
+  pthread_setattr_default_np(&before);
+  sigset_t mask;
+  pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+  EXPECT_EQ(sigismember(&mask, SIGTERM), 0);
+  EXPECT_EQ(ThreadPool(2).num_threads(), 2);
 }
 
 }  // namespace

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "environment": {"config", "flags"},
     "log": {"config", "environment"},
     "tasks": set(),
+    "system": set(),
     "children": {"flags"},
     "ipc": {"children", "config", "log", "sampling_params", "tasks", "version"},
     "distributed": {"_native", "config", "environment"},
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_files": {"children", "environment"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "children", "config", "distributed", "ipc", "log"},
+    "rank": {"_native", "config", "distributed", "ipc", "log", "tasks"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
     "text": {"children", "ipc", "model_files", "tasks", "tokenizer"},
     "engine": {"children", "config", "environment", "ipc", "sampling_params", "tasks"},
@@ -59,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rank",
         "sampling_params",
         "startup",
+        "system",
         "tasks",
         "text",
         "tokenizer",
@@ -74,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "offline",
         "server",
         "startup",
+        "system",
         "text",
     },
     "__main__": {"launch"},

@@ -85,9 +85,7 @@ def test_an_empty_variable_is_no_number_switch_or_choice() -> None:
         assert parse_args([], {f"MINISGL_{name}": ""}) == ServerArgs()
 
 
-@pytest.mark.parametrize(
-    "name", ["model", "revision", "served-model-name", "chat-template", "dist-init-addr"]
-)
+@pytest.mark.parametrize("name", ["model", "revision", "chat-template", "dist-init-addr"])
 def test_an_empty_name_is_none(name: str) -> None:
     assert parse_args([f"--{name}", ""], {}) == ServerArgs()
     variable = "MINISGL_" + name.replace("-", "_").upper()
@@ -95,6 +93,38 @@ def test_an_empty_name_is_none(name: str) -> None:
     field = name.replace("-", "_")
     assert getattr(parse_args([f"--{name}", ""], {variable: "x"}), field) is None
     assert parse_args([""], {}) == ServerArgs()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--model m --served-model-name a b",
+        "m --served-model-name a b",
+        "m --served-model-name a --served-model-name b",
+        "--served-model-name a --served-model-name b -- m",
+        "m --served-model-name a b --served-model-name a",
+    ],
+)
+def test_an_option_may_have_several_values(argv: str) -> None:
+    args = parse_args(argv.split(), {})
+    assert (args.model, args.served_model_name) == ("m", ("a", "b"))
+
+
+def test_an_option_with_one_value_or_none() -> None:
+    assert parse_args(["--served-model-name", "a"], {}).served_model_name == ("a",)
+    for argv in ([], ["--served-model-name", ""]):
+        assert parse_args(argv, {"MINISGL_SERVED_MODEL_NAME": ""}).served_model_name == ()
+    assert parse_args([], {"MINISGL_SERVED_MODEL_NAME": "a,b"}).served_model_name == ("a", "b")
+
+
+def test_a_model_behind_several_values_is_no_silent_value(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sentence = refusal(capsys, "--served-model-name", "a", "m")
+    assert (
+        "--served-model-name has several values, and no model is given: if the last one is"
+        in sentence
+    )
 
 
 def test_switches_are_1_or_0_in_the_environment(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from minisgl.ipc.messages import (
     Submit,
     decode_from_rank,
 )
-from minisgl.ipc.process import ChildProcess, describe_exit, make_private_directory
+from minisgl.ipc.process import ChildProcess, describe_exit, private_directory
 from minisgl.sampling_params import SamplingParams
 
 FAKE_RANK = Path(__file__).parents[1] / "engine" / "fake_rank.py"
@@ -85,9 +85,9 @@ async def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             import sys, time, zmq
-            from minisgl.ipc.child import outbox_address
+            from minisgl.ipc.child import socket_address
             socket = zmq.Context().socket(zmq.PUSH)
-            socket.connect(outbox_address(sys.argv[1]))
+            socket.connect(socket_address(sys.argv[2]))
             socket.send(b"nonsense")
             time.sleep(60)
             """
@@ -100,18 +100,36 @@ async def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path) -> None:
     child.close()
 
 
+async def test_nothing_has_a_name_once_a_child_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So whoever is killed, and whenever, leaves nothing."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    child: Rank = await Rank.spawn(("sleep", "60"), decode_from_rank)
+    assert os.listdir(tmp_path) == []
+    await child.stop(None)
+    child.close()
+    child = await ready_rank()  # that one connects
+    assert os.listdir(tmp_path) == []
+    assert await child.stop(Shutdown()) == 0
+    child.close()
+    with pytest.raises(FileNotFoundError):
+        await Rank.spawn(("/nowhere",), decode_from_rank)
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_directory_is_private_and_short_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = tmp_path / ("x" * 120)
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))
-    directory = Path(make_private_directory())
-    try:
+    with private_directory("one") as name:
+        directory = Path(name)
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         assert len(str(directory)) < 100
-    finally:
-        directory.rmdir()
+        (directory / "one").touch()
+    assert not directory.exists()
 
 
 @pytest.mark.parametrize(

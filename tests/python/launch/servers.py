@@ -50,8 +50,11 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
         program: Sequence[str] = (str(SERVER),),
         folder: Path | None = None,
+        limit: Callable[[], None] | None = None,
     ) -> None:
-        """`folder`: the working folder, where it isn't this process's."""
+        """`folder`: the working folder, where it isn't this process's; `limit` runs in the process
+        before the program does.
+        """
         self.directory = directory
         directory.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
@@ -59,6 +62,7 @@ class ServerProcess:
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,
+            preexec_fn=limit,
             env={**os.environ, "TMPDIR": str(directory), **(environment or {})},
         )
         self.lines: list[str] = []

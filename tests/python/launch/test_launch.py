@@ -86,14 +86,14 @@ def test_a_failed_start_is_a_json_line_too(start: Start) -> None:
 def test_a_hypercorn_that_passes_our_protocol_by_ends_the_start(
     model: Path, tmp_path: Path
 ) -> None:
-    """The wrapper keeps the class that it was made with, as another version's might."""
+    """Its worker keeps the class that it was made with, as another version's might."""
     program = f"""
-import hypercorn.protocol
-from hypercorn.protocol.h11 import H11Protocol
-names = dict(vars(hypercorn.protocol), H11Protocol=H11Protocol)
-made = hypercorn.protocol.ProtocolWrapper.__init__
-copy = type(made)(made.__code__, names, "__init__", made.__defaults__, made.__closure__)
-hypercorn.protocol.ProtocolWrapper.__init__ = copy
+import types
+import hypercorn.asyncio.run as run
+made = run.worker_serve
+copy = types.FunctionType(made.__code__, dict(vars(run)), "worker_serve", made.__defaults__)
+copy.__kwdefaults__ = made.__kwdefaults__
+run.worker_serve = copy
 import runpy
 runpy.run_path({str(SERVER)!r}, run_name="__main__")
 """

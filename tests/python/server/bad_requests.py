@@ -151,6 +151,8 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
     "suffix": (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix"),
     "best_of": (COMPLETIONS, {"prompt": "a", "best_of": 3}, "best_of"),
     "no tokens": (COMPLETIONS, {"prompt": "a", "max_tokens": 0}, "max_tokens"),
+    "tools to tokenize": ("/tokenize", chat(tools=[{"type": "function"}]), "tools"),
+    "a template to tokenize": ("/tokenize", chat(chat_template="x"), "chat_template"),
     "nothing to tokenize": ("/tokenize", {}, "prompt"),
     "both to tokenize": ("/tokenize", {"prompt": "a", **chat()}, "prompt"),
     "detokenize beyond": ("/detokenize", {"tokens": [1, 258]}, "tokens"),

@@ -14,8 +14,9 @@ import pytest
 import uvloop
 
 from minisgl.config import ServerArgs
+from minisgl.server.addresses import Listener
 from minisgl.server.app import create_app
-from minisgl.server.listener import bind_socket, serve_http, start_listening
+from minisgl.server.listener import serve_http
 from minisgl.server.state import ServerState
 from minisgl.text.frontend import TextFrontend
 from tests.python.server.byte_tokenizer import make_tokenizer
@@ -57,16 +58,24 @@ StartServer = Callable[..., contextlib.AbstractAsyncContextManager[Server]]
 
 @contextlib.asynccontextmanager
 async def running(
-    script: Script | None = None, *, max_model_len: int = 256, max_live: int = 1000, **args: Any
+    script: Script | None = None,
+    *,
+    max_model_len: int = 256,
+    max_live: int = 1000,
+    **args: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
     text = TextFrontend(make_tokenizer(), [], None)
-    state = ServerState(args=ServerArgs(**args), client=engine, model_name=MODEL, text=text)
-    listener = bind_socket("127.0.0.1", 0)
-    start_listening(listener)
-    port = listener.getsockname()[1]
+    state = ServerState(
+        args=ServerArgs(**args), client=engine, model_names=(MODEL, "alias"), text=text
+    )
+    listener = Listener.bind("127.0.0.1", 0)
+    listener.listen()
+    port = listener.port
     stop = asyncio.Event()
-    task = asyncio.create_task(serve_http(create_app(state), listener, stop.wait))
+    task = asyncio.create_task(
+        serve_http(create_app(state), listener, stop.wait, head_timeout=state.args.body_timeout)
+    )
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
             yield Server(state, engine, port, http)

@@ -20,7 +20,8 @@ async def test_answer(server: Server) -> None:
     assert answer["model"] == MODEL
     assert answer["id"].startswith("chatcmpl-")
     choice = answer["choices"][0]
-    assert choice["message"] == {"role": "assistant", "content": "Hello", "refusal": None}
+    message = {"role": "assistant", "content": "Hello", "refusal": None, "tool_calls": []}
+    assert choice["message"] == message
     assert choice["finish_reason"] == "stop"
     prompt = server.engine.submitted[0].request.prompt
     assert bytes(token for token in prompt if token < 256) == b"u:hi\na:"

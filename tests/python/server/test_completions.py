@@ -158,4 +158,4 @@ async def test_openai_sdk(server: Server) -> None:
         assert answer.usage.completion_tokens == 6
         stream = await client.completions.create(model=MODEL, prompt="hi", stream=True)
         assert "".join([chunk.choices[0].text async for chunk in stream]) == "Hello"
-        assert [model.id async for model in client.models.list()] == [MODEL]
+        assert [model.id async for model in client.models.list()] == [MODEL, "alias"]

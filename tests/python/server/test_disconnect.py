@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from minisgl.engine.stream import TokenStream
-from minisgl.server import http as server_http
+from minisgl.server import connection as server_connection
 from tests.python.server.conftest import MODEL, StartServer, events
 from tests.python.server.fake_engine import FakeClient, endless, output, reply
 
@@ -156,8 +156,8 @@ async def test_a_slow_reader_gets_everything_once(start_server: StartServer) -> 
 async def test_a_client_that_takes_nothing_is_given_up(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_http, "WRITE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(server_http, "STALL_CHECK_S", 0.05)
+    monkeypatch.setattr(server_connection, "WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server_connection, "STALL_CHECK_S", 0.05)
 
     async def flood(client: FakeClient, stream: TokenStream) -> None:
         while not stream.finished:

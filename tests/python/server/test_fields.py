@@ -51,10 +51,10 @@ def test_null_and_neutral_values_pass(name: str, strict: bool, named: Any) -> No
 
 @pytest.mark.parametrize("name", [name for name in KNOWN_FIELDS if KNOWN_FIELDS[name].advice])
 def test_what_would_change_the_answer_is_refused(name: str) -> None:
-    if name in ChatRequest.__struct_fields__:
-        return
+    body = json.dumps({"messages": [USER], "prompt": "a", name: "surprise"}).encode()
+    endpoint = Completions if name in ChatRequest.__struct_fields__ else ChatCompletions
     with pytest.raises(ApiError) as refused:
-        read({name: "surprise"})
+        decode(endpoint.decoder, body, IgnoredFields())
     assert (refused.value.status, refused.value.param) == (400, name)
     assert refused.value.code == "unsupported_parameter"
     assert name in refused.value.message
@@ -69,8 +69,9 @@ def test_a_flag_is_no_number() -> None:
 
 @pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest])
 def test_a_schema_leaves_nothing_to_the_table_that_it_has(schema: type[msgspec.Struct]) -> None:
-    # "tools" is of a conversation, "echo" of a completion.
-    assert KNOWN_FIELDS.keys() & set(schema.__struct_fields__) <= {"tools", "echo"}
+    # What one of them has and the other hasn't.
+    others = {"tools", "echo", "suffix", "max_completion_tokens", "top_logprobs"}
+    assert KNOWN_FIELDS.keys() & set(schema.__struct_fields__) <= others
 
 
 def test_null_passes_wherever_a_field_may_be_left_out() -> None:
@@ -151,6 +152,15 @@ def test_the_search_for_names_is_bounded(named: Any) -> None:
     read({"messages": [{**USER, "first": 1}, filler, {**USER, "last": 1}]})
     assert "first" in named()
     assert "last" not in named()
+
+
+@pytest.mark.parametrize("text", ["\\ud83d", "a\\udc00", "\\uD83D\\u0041", "\\ud83d\\ud83d\\udc00"])
+def test_half_a_character_is_named(text: str) -> None:
+    with pytest.raises(ApiError, match=r"half of a character: the lone surrogate \\u[dD]"):
+        decode(Completions.decoder, f'{{"prompt": "{text}"}}'.encode(), IgnoredFields())
+    decode(Completions.decoder, b'{"prompt": "\\ud83d\\ude00"}', IgnoredFields())
+    with pytest.raises(ApiError, match="not valid JSON"):
+        decode(Completions.decoder, b'{"prompt": "\\ud83d\\ude00', IgnoredFields())
 
 
 def test_a_lenient_schema_checks_as_the_strict_one_does() -> None:

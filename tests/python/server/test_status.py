@@ -48,6 +48,26 @@ async def test_models(server: Server) -> None:
     card = answer["data"][0]
     assert (card["id"], card["object"], card["max_model_len"]) == (MODEL, "model", 256)
     assert card["created"] == server.state.created
+    assert (card["root"], card["parent"]) == (MODEL, None)
+    assert card["permission"][0]["object"] == "model_permission"
+    assert card["permission"][0]["allow_sampling"]
+
+
+async def test_a_model_has_several_names(server: Server) -> None:
+    cards = (await server.http.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in cards] == [MODEL, "alias"]
+    assert (await server.http.get("/v1/models/alias")).json()["id"] == "alias"
+    for name in ("alias", MODEL, "", None):
+        answer = await server.chat(model=name)
+        assert (answer.status_code, answer.json()["model"]) == (200, MODEL)
+    answer = await server.chat(model="other")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_the_root_is_what_the_command_said(start_server: StartServer) -> None:
+    async with start_server(model="/models/x") as server:
+        card = (await server.http.get("/v1/models")).json()["data"][0]
+        assert (card["id"], card["root"]) == (MODEL, "/models/x")
 
 
 async def test_version_and_head(server: Server) -> None:
@@ -76,6 +96,25 @@ async def test_tokenize_and_back(server: Server) -> None:
     assert answer.json()["tokens"] == [TURN, *b"u:hi\n"]
 
 
+async def test_tokenizer_info(server: Server) -> None:
+    assert server.state.text is not None
+    config = {"eos_token": "<end>", "chat_template": "x", "vocab_file": "/home/me/vocab.json"}
+    server.state.text.tokenizer.config.update(config)
+    info = (await server.http.get("/tokenizer_info")).json()
+    assert info == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<end>",
+        "pad_token": None,
+        "chat_template": "x",
+    }
+
+
+async def test_tokenizer_info_needs_the_key(start_server: StartServer) -> None:
+    async with start_server(api_key=("secret",)) as server:
+        assert (await server.http.get("/tokenizer_info")).status_code == 401
+
+
 async def samples(server: Server) -> dict[tuple[str, str], float]:
     """(sample name, values of the labels but model_name, with spaces between) to value."""
     text = (await server.http.get("/metrics")).text
@@ -83,7 +122,7 @@ async def samples(server: Server) -> dict[tuple[str, str], float]:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = dict(sample.labels)
-            if not sample.name.startswith(("process_", "minisgl:http_requests")):
+            if not sample.name.startswith("process_") and "http_request" not in sample.name:
                 assert labels.pop("model_name") == MODEL
             found[sample.name, " ".join(labels.values())] = sample.value
     return found
@@ -135,7 +174,7 @@ async def test_metrics_of_the_engine(server: Server) -> None:
 
 
 async def test_metrics_of_http(start_server: StartServer) -> None:
-    async with start_server(reply("Hello"), api_key="key") as server:
+    async with start_server(reply("Hello"), api_key=("key",)) as server:
         key = {"authorization": "Bearer key"}
         for path in ("/v1/models/a", "/v1/models/b/c", "/v1/models/" + MODEL):
             await server.http.get(path, headers=key)

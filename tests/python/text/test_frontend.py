@@ -102,7 +102,7 @@ async def test_stop_strings_end_a_stream(text: TextFrontend) -> None:
     shown = await stream.push(text.tokenizer.encode("one EN"))
     shown += await stream.push(text.tokenizer.encode("D two"), final=True)
     assert shown == "one "
-    assert (stream.stopped, stream.num_tokens) == (True, 7)
+    assert (stream.match, stream.num_tokens) == ("END", 7)
 
 
 async def test_stop_strings_before_min_tokens_end_nothing(text: TextFrontend) -> None:
@@ -110,7 +110,7 @@ async def test_stop_strings_before_min_tokens_end_nothing(text: TextFrontend) ->
     stream = text.detokenizer(DetokenizerOptions(stop=["END"], min_tokens=len(early)))
     shown = await stream.push([*early, *text.tokenizer.encode(" END c")], final=True)
     assert shown == "a END b "
-    assert stream.stopped
+    assert stream.match is not None
 
 
 async def test_a_model_without_tokenizer_is_one_sentence(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tokenizers import processors
 
 from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import Tokenizer, load_tokenizer
+from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from tests.python.tokenizer.rendering import render
 from tests.python.tokenizer.vocabularies import (
     byte_level_bpe,
@@ -45,6 +48,14 @@ def test_tokenizer_json_alone(folder: Path) -> None:
     assert tokenizer.encode("hello") == byte_level_bpe().encode("hello").ids
     assert tokenizer.eos_token_ids == []
     assert tokenizer.chat_template is None
+
+
+def test_fill_in_the_middle_tokens(tmp_path: Path) -> None:
+    names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+    backend = byte_level_bpe()
+    backend.add_tokens(names)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert load(tmp_path).fill_in_middle == FillInMiddle(*names)
 
 
 def test_leftovers_of_training_cut_nothing(tmp_path: Path) -> None:
@@ -208,6 +219,70 @@ def test_odd_values_of_unused_keys(folder: Path, text: str) -> None:
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         write(folder, name, text)
     assert load(folder).eos_token_ids == []
+
+
+SIDE_FILES: dict[str, dict[str, Any]] = {
+    "tokenizer_config.json": {
+        "bos_token": "<|im_start|>",
+        "eos_token": {"content": "<|endoftext|>"},
+        "add_bos_token": True,
+        "added_tokens_decoder": {"0": {"content": "<|endoftext|>", "special": True}},
+        "additional_special_tokens": ["a", {"content": "b"}],
+        "extra_special_tokens": {"x": "a"},
+        "chat_template": [{"name": "default", "template": "x"}],
+    },
+    "special_tokens_map.json": {"eos_token": "<|endoftext|>"},
+    "generation_config.json": {"eos_token_id": [1, 2], "temperature": 0.5},
+    "config.json": {"eos_token_id": 1, "bos_token_id": 0},
+    "chat_template.json": {"chat_template": "x"},
+}
+STRANGE: list[Any] = [
+    *(None, True, -1, 0, 2**31, 2**64, 10**30, 1.5, float("nan"), float("inf")),
+    *("", "x", "\ud800", "a\0b", "{{ x", [], [[]], ["a", None, 1, {"content": "q"}]),
+    *({}, {"content": 1}, {"content": "\udfff"}, {"content": None}, {"-1": {"content": "z"}}),
+    *({"\u00b2": {"content": "x"}}, {"9" * 5000: {"content": "y"}}),
+    {"1": {"content": "p"}, "01": {"content": "q"}},
+]
+
+
+def test_values_of_any_shape_are_taken_or_refused_in_a_sentence(folder: Path) -> None:
+    for name, content in SIDE_FILES.items():
+        for path in paths(content):
+            for value in STRANGE:
+                (folder / name).write_text(json.dumps(put(content, path, value)))
+                with contextlib.suppress(ModelError):  # any other exception is a traceback
+                    tokenizer = load(folder)
+                    assert tokenizer.encode("hello")
+        (folder / name).unlink()
+
+
+def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where there is something in a JSON value."""
+    yield above
+    keys = (
+        list(value)
+        if isinstance(value, dict)
+        else range(len(value) if isinstance(value, list) else 0)
+    )
+    for key in keys:
+        yield from paths(value[key], (*above, key))
+
+
+def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """A copy of a JSON value with another one at a place of it."""
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = put(value[path[0]], path[1:], new)
+    return copy
+
+
+def test_many_added_tokens_take_no_longer_than_they_must(folder: Path) -> None:
+    """One call for each of them took hours for as many as a file may have."""
+    size = load(folder).vocab_size
+    added = {str(size + n): {"content": f"<{n}>"} for n in range(20_000)}
+    write(folder, "tokenizer_config.json", {"added_tokens_decoder": added})
+    assert load(folder).encode("<19999>") == [size + 19_999]
 
 
 @pytest.mark.parametrize(

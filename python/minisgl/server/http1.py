@@ -1,0 +1,400 @@
+"""HTTP/1.1 on one connection: what h11 reads becomes ASGI messages, and the application's messages
+what h11 writes.
+
+At each moment the connection is between two requests, has part of a head, has one request under way
+(whose body and answer may be anywhere), or is closed. It leaves each of these states also when the
+client is gone: nothing here waits for a client, or for the application, alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Protocol
+from urllib.parse import unquote
+from wsgiref.handlers import format_date_time
+
+import h11
+from starlette.types import ASGIApp, Message, Scope
+
+from minisgl.server.errors import ApiError
+from minisgl.server.http import CHUNK_EXTENSION
+
+KEEP_ALIVE_S = 75.0  # longer than the pools of common clients keep a connection
+MAX_HEAD = 2**14  # bytes
+# Bytes of a body that the application hasn't taken yet, and of requests that follow the one under
+# way: the client waits where there are more.
+MAX_UNREAD = 2**16
+MAX_AHEAD = 2**16
+# Events of h11 that are handled before other connections have their turn: one-byte chunks make
+# ten thousand of what one read brings.
+EVENTS_PER_TURN = 256
+
+_NO_MORE_REQUESTS = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
+_ABSOLUTE_FORM = re.compile(rb"(?i)[a-z][a-z0-9+.-]*://([^/?#]*)")
+_REFUSALS = {
+    500: ("The server had an internal error.", "internal_error"),
+    503: ("The server has as many connections as it may. Try again later.", "too_many_connections"),
+    408: ("The head of the request did not arrive in time.", "timeout"),
+    431: ("The head of the request is too large.", "request_too_large"),
+    501: ("This transfer coding is not supported.", "unsupported_transfer_coding"),
+}
+
+logger = logging.getLogger("minisgl.http")
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """What is the same for all connections."""
+
+    app: ASGIApp
+    head_timeout: float = 30.0  # seconds from a request's first byte to the end of its head
+
+
+class Wire(Protocol):
+    """The connection below. An address is (host, port), or None for a Unix socket's."""
+
+    settings: HttpSettings
+    scheme: str
+    client: tuple[str, int] | None
+    server: tuple[str, int] | None
+
+    @property
+    def ending(self) -> bool:
+        """There is no next request."""
+        ...
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs `work` in a task that the connection waits for."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Sends `data`. Waits while the client takes less than it is sent."""
+        ...
+
+    def write_soon(self, data: bytes) -> None:
+        """Sends `data`, which is little, without waiting."""
+        ...
+
+    def close(self, *, linger: bool) -> None:
+        """Ends it once all is sent. `linger`: what the client sends is read for a while."""
+        ...
+
+
+class Http1:
+    """The protocol of one connection. An upgrade that is offered is ignored, as the standard
+    allows.
+    """
+
+    def __init__(self, connection: Wire) -> None:
+        self._connection = connection
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._call: Call | None = None  # the request under way
+        self._client_gone = False
+        self._closed = False
+        self._parsing = asyncio.Lock()
+        self._freed = asyncio.Event()  # the request under way has ended
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_head = False  # the timer is that of a head that has begun
+        self._become_idle()
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way."""
+        return self._call is None
+
+    async def received(self, data: bytes) -> None:
+        """Takes what the client sent. Returns when more may be read."""
+        if self._closed or self._h11.their_state in _NO_MORE_REQUESTS:
+            return
+        self._h11.receive_data(data)
+        await self._advance()
+        while not self._closed and self._num_ahead() > MAX_AHEAD:
+            if self._call is None:
+                await self._advance()
+            else:
+                self._freed.clear()
+                await self._freed.wait()
+
+    def client_gone(self) -> None:
+        """The client has closed its connection, or only its own direction: the request under way is
+        told so and may answer all the same, and there is no next one.
+        """
+        self._client_gone = True
+        if self._call is None:
+            self.close()
+        else:
+            self._call.disconnect()
+
+    def refuse_connection(self) -> None:
+        """Answers before there is a request, and ends the connection."""
+        self._refuse(503)
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection, as soon as what was written has gone out."""
+        if self._closed:
+            return
+        # A client that is still sending would see a reset, and not the answer, were the connection
+        # closed at once.
+        linger = not self._client_gone and (
+            self._in_head or self._h11.their_state in (h11.SEND_BODY, h11.ERROR)
+        )
+        self._closed = True
+        self._stop_timer()
+        call, self._call = self._call, None
+        if call is not None:
+            call.end()
+        self._freed.set()
+        self._connection.close(linger=linger)
+
+    def encode(self, event: h11.Event) -> bytes:
+        """What goes over the wire for an event of the answer's."""
+        return self._h11.send(event) or b""
+
+    def response(self, status: int, headers: list[tuple[bytes, bytes]]) -> h11.Response:
+        """An answer's head."""
+        return h11.Response(
+            status_code=status,
+            headers=[*headers, (b"date", format_date_time(time.time()).encode())],
+            reason=HTTPStatus(status).phrase.encode(),
+        )
+
+    async def continue_body(self) -> None:
+        """Tells a client that waits for it that its body is expected."""
+        if self._h11.they_are_waiting_for_100_continue and not self._closed:
+            head = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            await self._connection.write(self.encode(head))
+
+    def finished(self, call: Call) -> None:
+        """The call's answer is complete."""
+        if self._call is not call:
+            return
+        if (
+            self._client_gone
+            or self._connection.ending
+            or self._h11.our_state is not h11.DONE
+            or self._h11.their_state is not h11.DONE
+        ):
+            self.close()
+            return
+        call.end()
+        self._call = None
+        self._h11.start_next_cycle()
+        self._become_idle()
+        if self._has_more():
+            self._connection.spawn(self._advance)
+        self._freed.set()
+
+    def abandoned(self, call: Call) -> None:
+        """The application has ended: an answer that isn't complete stays so, which the client sees
+        by the connection's end.
+        """
+        if self._call is call:
+            if not self._client_gone:
+                self._refuse(500)
+            self.close()
+
+    async def _advance(self) -> None:
+        async with self._parsing:
+            count = 0
+            while not self._closed and self._h11.their_state not in _NO_MORE_REQUESTS:
+                try:
+                    event = self._h11.next_event()
+                except h11.RemoteProtocolError as error:
+                    self._refuse(error.error_status_hint)
+                    self.close()
+                    return
+                if isinstance(event, h11.Request):
+                    self._begin(event)
+                elif isinstance(event, h11.Data) and self._call is not None:
+                    await self._call.add_body(event.data)
+                elif isinstance(event, h11.EndOfMessage) and self._call is not None:
+                    self._call.complete_body()
+                else:  # more has to be read, or the request under way has to end
+                    break
+                count += 1
+                if count % EVENTS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+            if self._call is None and not (self._closed or self._in_head) and self._has_more():
+                self._set_timer(self._connection.settings.head_timeout, self._refuse_slow_head)
+                self._in_head = True
+
+    def _has_more(self) -> bool:
+        """The next request has begun, or something else is there."""
+        return bool(self._h11.trailing_data[0])
+
+    def _num_ahead(self) -> int:
+        """Bytes that were received after the request under way."""
+        if self._h11.their_state is h11.SEND_BODY:
+            return 0
+        return len(self._h11.trailing_data[0])
+
+    def _begin(self, request: h11.Request) -> None:
+        self._stop_timer()
+        target, headers = request.target, list(request.headers)
+        if absolute := _ABSOLUTE_FORM.match(target):  # its authority stands above the Host line
+            target = target[absolute.end() :]
+            target = target if target.startswith(b"/") else b"/" + target
+            headers = [(name, value) for name, value in headers if name != b"host"]
+            headers.append((b"host", absolute[1]))
+        path, _, query = target.partition(b"?")
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": request.http_version.decode(),
+            "method": request.method.decode().upper(),
+            "scheme": self._connection.scheme,
+            "path": unquote(path.decode()),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": headers,
+            "client": self._connection.client,
+            "server": self._connection.server,
+        }
+        self._call = Call(self, self._connection, scope)
+        if self._client_gone:
+            self._call.disconnect()
+        self._connection.spawn(self._call.run)
+
+    def _refuse(self, status: int) -> None:
+        """Answers what has no answer yet, without the application."""
+        if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        sentence, code = _REFUSALS.get(status, ("The request is not valid HTTP/1.1.", "bad_http"))
+        body = ApiError(status, sentence, code=code).body()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        if status == 503:
+            headers.append((b"retry-after", b"1"))
+        head = self.response(status, headers)
+        self._connection.write_soon(
+            self.encode(head) + self.encode(h11.Data(data=body)) + self.encode(h11.EndOfMessage())
+        )
+
+    def _refuse_slow_head(self) -> None:
+        self._refuse(408)
+        self.close()
+
+    def _become_idle(self) -> None:
+        self._set_timer(KEEP_ALIVE_S, self.close)
+
+    def _set_timer(self, seconds: float, action: Callable[[], None]) -> None:
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(seconds, action)
+
+    def _stop_timer(self) -> None:
+        self._in_head = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Call:
+    """A request and its answer: one run of the application."""
+
+    def __init__(self, http: Http1, connection: Wire, scope: Scope) -> None:
+        self._http = http
+        self._connection = connection
+        self._scope = scope
+        scope["extensions"] = {CHUNK_EXTENSION: {"send": self._send_chunk}}
+        self._has_no_body = scope["method"] == "HEAD"  # the answer
+        self._chunked = False  # the answer's body goes out in chunks
+        self._unsent = b""  # the answer's head, which goes out with what follows
+        self._started = False
+        self._ended = False  # nothing is sent any more
+        self._gone = False  # the client is
+        self._body = bytearray()  # what the application hasn't taken yet
+        self._complete = False  # all of the body is there
+        self._told_complete = False  # and the application knows
+        self._news = asyncio.Event()  # for the application
+        self._room = asyncio.Event()  # for the next part of the body
+
+    async def run(self) -> None:
+        """The application, whose failures end here."""
+        try:
+            await self._connection.settings.app(self._scope, self._receive, self._send)
+        except Exception:
+            logger.exception("the application failed")
+        self._http.abandoned(self)
+
+    async def add_body(self, data: bytes) -> None:
+        """A part of the body. Waits while the application has enough to read."""
+        if self._gone or self._ended:
+            return
+        self._body += data
+        self._news.set()
+        if len(self._body) >= MAX_UNREAD:
+            self._room.clear()
+            await self._room.wait()
+
+    def complete_body(self) -> None:
+        """The body has had its last part."""
+        self._complete = True
+        self._news.set()
+
+    def disconnect(self) -> None:
+        """The client is gone: what it sent is nobody's, what it is sent may arrive or not."""
+        self._gone = True
+        self._body.clear()
+        self._news.set()
+        self._room.set()
+
+    def end(self) -> None:
+        """The answer is complete, or the connection has ended."""
+        self._ended = True
+        self.disconnect()
+
+    async def _receive(self) -> Message:
+        await self._http.continue_body()
+        while not self._gone:
+            if self._body or (self._complete and not self._told_complete):
+                body = bytes(self._body)
+                self._body.clear()
+                self._told_complete = self._complete
+                self._room.set()
+                return {"type": "http.request", "body": body, "more_body": not self._complete}
+            self._news.clear()
+            await self._news.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if self._ended:
+            return
+        if message["type"] == "http.response.start":
+            assert not self._started, "the answer has begun already"
+            self._started = True
+            status, headers = message["status"], list(message.get("headers", ()))
+            self._has_no_body = self._has_no_body or status in (204, 304)
+            head = self._http.response(status, headers)
+            self._unsent = self._http.encode(head)
+            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in self._unsent.lower()
+            return
+        data, self._unsent = self._unsent, b""
+        if (body := message.get("body", b"")) and not self._has_no_body:
+            data += self._http.encode(h11.Data(data=body))
+        last = not message.get("more_body", False)
+        if last:
+            data += self._http.encode(h11.EndOfMessage())
+        if data:
+            await self._connection.write(data)
+        if last:
+            self._http.finished(self)
+
+    async def _send_chunk(self, data: bytes) -> None:
+        """Sends a part of the body, which isn't empty and not the last, as its message would be:
+        h11's state stays as it is while a body is being sent, and a chunk's frame is its length.
+        """
+        if self._chunked and not self._unsent and not self._ended:
+            await self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})

@@ -1,0 +1,219 @@
+"""minisgl-serve where the system gives it little: streams, files, threads, a home."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minisgl.environment import default_cache_dir
+from minisgl.model_files.files import ModelError
+from minisgl.model_files.source import resolve_model
+from minisgl.system import (
+    FILES_PER_CHILD,
+    MAX_OPEN_FILES,
+    MIN_CONNECTIONS,
+    OWN_FILES,
+    connection_limit,
+    raise_file_limit,
+)
+from tests.python.launch.servers import (
+    DEADLINE,
+    SERVER,
+    ServerProcess,
+    Stream,
+    get,
+    make_model,
+    until,
+)
+
+STACK = 2 << 30
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("system") / "tiny")
+
+
+def run(model: Path, folder: Path, limit: Callable[[], None], *flags: str) -> tuple[int, str]:
+    """Status and standard error of a server that ends by itself; it must leave nothing."""
+    folder.mkdir(exist_ok=True)
+    result = subprocess.run(
+        [sys.executable, str(SERVER), "--port", "0", *flags, str(model)],
+        preexec_fn=limit,
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert os.listdir(folder) == []
+    return result.returncode, result.stderr
+
+
+def limit_files(count: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+
+
+def limit_threads(count: int) -> Callable[[], None]:
+    """Room for the stacks of so many threads: who may do everything has no limit of processes."""
+
+    def limit() -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+        resource.setrlimit(resource.RLIMIT_STACK, (STACK, hard))
+        resource.setrlimit(resource.RLIMIT_AS, ((count + 1) * STACK - STACK // 16,) * 2)
+
+    return limit
+
+
+def test_too_few_files(model: Path, tmp_path: Path) -> None:
+    assert run(model, tmp_path / "tmp", limit_files(8)) == (
+        1,
+        "minisgl-serve: error: this process may open 8 files, and needs 64: raise the limit "
+        "(ulimit -n)\n",
+    )
+
+
+def test_files_that_are_just_enough(model: Path, tmp_path: Path) -> None:
+    count = OWN_FILES + MIN_CONNECTIONS + 3 * FILES_PER_CHILD
+    flags = ("--num-tokenizer", "2")
+    server = ServerProcess(model, tmp_path / "tmp", *flags, limit=limit_files(count))
+    try:
+        assert Stream(server.wait_ready(), [1], 5).join().endswith("data: [DONE]")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert "Traceback" not in server.output
+    finally:
+        if server.process.poll() is None:
+            server.end()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "files"),
+    [
+        (1024, 1024, 1024),
+        (1024, 4096, 4096),
+        (1024, resource.RLIM_INFINITY, MAX_OPEN_FILES),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, MAX_OPEN_FILES),
+    ],
+)
+def test_the_files_for_connections(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, files: int
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, values: limits.append(values))
+    raise_file_limit()
+    assert limits[-1][1] == hard
+    assert connection_limit(1) == files - OWN_FILES
+    assert connection_limit(3) == files - OWN_FILES - 2 * FILES_PER_CHILD
+
+
+def test_too_few_threads(model: Path, tmp_path: Path) -> None:
+    status, output = run(model, tmp_path / "tmp", limit_threads(5))
+    assert status == 1
+    (line,) = output.splitlines()
+    assert "this process can start 5 threads, and needs 10 for itself" in line
+
+
+def test_closed_streams(model: Path, tmp_path: Path) -> None:
+    server = ServerProcess(
+        model, tmp_path / "tmp", "--num-tokenizer", "1", limit=lambda: close_all((0, 1))
+    )
+    try:
+        port = server.wait_ready()
+        assert Stream(port, [1], 5).join().endswith("data: [DONE]")
+        for process in (server.process.pid, *server.children()):
+            for number in (0, 1, 2):
+                assert os.path.exists(f"/proc/{process}/fd/{number}")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert server.files() == []
+    finally:
+        if server.process.poll() is None:
+            server.end()
+
+
+def test_no_stream_at_all(model: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ServerProcess(
+        model, tmp_path / "tmp", "--port", str(port), limit=lambda: close_all((0, 1, 2))
+    )
+
+    def ready() -> bool:
+        try:
+            return get(port, "/ready")[0] == 200
+        except ConnectionError:
+            return False
+
+    try:
+        until(ready)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    finally:
+        if server.process.poll() is None:
+            server.end()
+
+
+def close_all(descriptors: tuple[int, ...]) -> None:
+    for number in descriptors:
+        os.close(number)
+
+
+def test_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert default_cache_dir() is None
+    with pytest.raises(ModelError, match="there is no home folder .* XDG_CACHE_HOME"):
+        resolve_model(None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "minisgl"
+
+
+@pytest.mark.parametrize("again", [signal.SIGHUP, signal.SIGTERM])
+def test_the_terminals_end_lets_streams_end(
+    model: Path, tmp_path: Path, again: signal.Signals
+) -> None:
+    server = ServerProcess(model, tmp_path / "tmp")
+    stream = Stream(server.wait_ready(), [1], 200 if again == signal.SIGHUP else 90_000)
+    stream.wait_events(3)
+    server.signal(signal.SIGHUP)
+    server.wait_for_line(r"shutting down: live requests \(1\) have up to")
+    server.signal(again)
+    if again == signal.SIGHUP:  # it is told several times
+        assert stream.join().endswith("data: [DONE]")
+        assert server.wait() == 0
+    else:
+        assert server.wait(5) == 128 + signal.SIGTERM
+    assert server.files() == []
+
+
+def test_nohup_is_respected(model: Path, tmp_path: Path) -> None:
+    server = ServerProcess(
+        model,
+        tmp_path / "tmp",
+        limit=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None,
+    )
+    try:
+        port = server.wait_ready()
+        server.signal(signal.SIGHUP)
+        assert Stream(port, [1], 100).join().endswith("data: [DONE]")
+        assert "shutting down" not in server.output
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    finally:
+        if server.process.poll() is None:
+            server.end()

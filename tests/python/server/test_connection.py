@@ -1,0 +1,290 @@
+"""Every way in which a connection can end, at every state of its parser and of its answer: the
+server has what it had before, no task, connection, request or byte more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import socket
+import struct
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from minisgl.server import connection as server_connection
+from minisgl.server import http1
+from minisgl.server.addresses import Listener
+from minisgl.server.connection import Connection
+from minisgl.server.http import Exchange
+from minisgl.server.http1 import Call, Http1
+from minisgl.server.listener import serve_http
+from tests.python.server.conftest import Server, StartServer, running
+from tests.python.server.fake_engine import FakeClient, TokenStream, endless, output
+
+GET = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+LAST_GET = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+CHUNKED = b" HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def post(path: str = "/v1/completions", *, expect: bool = False, **fields: object) -> bytes:
+    body = json.dumps({"prompt": "hi", **fields}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    head += "Expect: 100-continue\r\n" if expect else ""
+    return head.encode() + b"\r\n" + body
+
+
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+# What a client sends next: whole requests and parts of them, so that what one begins another goes
+# on with, or breaks.
+PIECES = {
+    "get": GET,
+    "two gets": GET * 2,
+    "many gets": GET * 50,
+    "many large pages": LAST_GET.replace(b"Connection: close\r\n", b"") * 20,
+    "the last get": LAST_GET,
+    "half a head": half(GET),
+    "a line's end": b"\r\n\r\n",
+    "a completion": post(max_tokens=3),
+    "a stream": post(max_tokens=20, stream=True),
+    "a long stream": post(max_tokens=200, stream=True),
+    "two streams": post(max_tokens=5, stream=True) * 2,
+    "half a body": half(post(max_tokens=2, user="x" * 300)),
+    "a body that is waited for": post(expect=True, max_tokens=2),
+    "chunks begin": b"POST /v1/completions" + CHUNKED,
+    "chunks for a page": b"GET /health" + CHUNKED,
+    "chunks for nobody": b"POST /nowhere" + CHUNKED,
+    "a chunk": b"5\r\n     \r\n",
+    "tiny chunks": b"1\r\na\r\n" * 3000,
+    "the last chunk": b"0\r\n\r\n",
+    "garbage": b"\x00\xff garbage\r\n\r\n",
+    "a lot": b"x" * 100_000,
+}
+ENDS = ("close", "reset", "half-close", "stay")
+STEPS = st.lists(
+    st.one_of(
+        st.sampled_from(sorted(PIECES)),
+        st.sampled_from(["pause", "read"]),
+    ),
+    max_size=6,
+)
+
+
+@dataclass
+class Walks:
+    """A server, and the loop that it runs on."""
+
+    loop: asyncio.AbstractEventLoop
+    server: Server
+    tasks: int  # of the server alone
+
+    async def walk(self, steps: list[str], end: str) -> None:
+        """One client's life."""
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.setblocking(False)
+        try:
+            await self.loop.sock_connect(raw, ("127.0.0.1", self.server.port))
+            for step in steps:
+                await self._step(raw, step)
+            if end == "half-close":
+                with contextlib.suppress(OSError):
+                    raw.shutdown(socket.SHUT_WR)
+            elif end != "stay":
+                if end == "reset":
+                    linger = struct.pack("ii", 1, 0)
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                raw.close()
+            await self.settle()
+        finally:
+            raw.close()
+
+    async def _step(self, raw: socket.socket, step: str) -> None:
+        if step == "pause":
+            await asyncio.sleep(0.005)
+            return
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            work: Awaitable[object] = (
+                self.loop.sock_recv(raw, 10_000)
+                if step == "read"
+                else self.loop.sock_sendall(raw, PIECES[step])
+            )
+            await asyncio.wait_for(work, 0.05)
+
+    async def settle(self) -> None:
+        """Waits until the server has what it had before."""
+        end = self.loop.time() + 8
+        state = self.server.state
+        while (
+            len(asyncio.all_tasks()) > self.tasks + 1
+            or self.server.engine.num_live
+            or state.bodies.used
+        ):
+            assert self.loop.time() < end, asyncio.all_tasks()
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture(params=["long", "short"])
+def walks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Walks]:
+    """With long time limits, which nobody's end may need, or short ones."""
+    monkeypatch.setattr(server_connection, "WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server_connection, "STALL_CHECK_S", 0.02)
+    monkeypatch.setattr(server_connection, "LINGER_S", 0.1)
+    monkeypatch.setattr(http1, "MAX_UNREAD", 1000)
+    monkeypatch.setattr(http1, "MAX_AHEAD", 1000)
+    timeout = 100.0
+    if request.param == "short":
+        timeout = 0.1
+        monkeypatch.setattr(http1, "KEEP_ALIVE_S", timeout)
+    loop = uvloop.new_event_loop()
+    context = running(endless(delay=0.0005), body_timeout=timeout)
+    server = loop.run_until_complete(context.__aenter__())
+    loop.run_until_complete(asyncio.sleep(0.1))  # its own tasks have begun
+    walks = Walks(loop, server, len(asyncio.all_tasks(loop)))
+    yield walks
+    loop.run_until_complete(context.__aexit__(None, None, None))
+    loop.close()
+
+
+def test_nothing_is_left_of_any_connection(walks: Walks, request: pytest.FixtureRequest) -> None:
+    # A client that merely stays is ended by the short limits alone.
+    ends = ENDS if request.node.callspec.params["walks"] == "short" else ENDS[:-1]
+
+    @settings(
+        max_examples=60,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(steps=STEPS, end=st.sampled_from(ends))
+    def walk(steps: list[str], end: str) -> None:
+        walks.loop.run_until_complete(walks.walk(steps, end))
+
+    walk()
+    answer = walks.loop.run_until_complete(walks.server.http.get("/health"))
+    assert answer.status_code == 200
+    walks.loop.run_until_complete(walks.server.http.aclose())
+    walks.loop.run_until_complete(walks.settle())
+    walks.loop.run_until_complete(asyncio.sleep(0.2))  # the last one may linger
+    gc.collect()
+    left = [o for o in gc.get_objects() if type(o) in (Connection, Http1, Call, Exchange)]
+    assert left == []
+
+
+async def flood(client: FakeClient, stream: TokenStream) -> None:
+    while not stream.finished:
+        stream.deliver(output(stream, [ord("x")] * 50_000))
+        await asyncio.sleep(0.001)
+
+
+DEAF: dict[str, bytes] = {
+    "a stream": post(stream=True),
+    "metrics": LAST_GET.replace(b"Connection: close\r\n", b"") * 5000,
+    "one large answer": post("/tokenize", prompt="ab" * 500_000, return_token_strs=True),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(DEAF))
+async def test_a_client_that_takes_nothing_is_cut(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(server_connection, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(server_connection, "STALL_CHECK_S", 0.05)
+    loop = asyncio.get_running_loop()
+    async with start_server(flood, max_model_len=2**30) as server:
+        await asyncio.sleep(0.1)  # its own tasks have begun
+        before = len(asyncio.all_tasks())
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.setblocking(False)
+        await loop.sock_connect(raw, ("127.0.0.1", server.port))
+        with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
+            await asyncio.wait_for(loop.sock_sendall(raw, DEAF[kind]), 1)
+        end = loop.time() + 10
+        while len(asyncio.all_tasks()) > before or server.engine.num_live:
+            assert loop.time() < end, asyncio.all_tasks()
+            await asyncio.sleep(0.01)
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            while await loop.sock_recv(raw, 2**16):
+                pass
+        raw.close()
+
+
+async def test_a_slow_reader_is_not_cut(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a little, more often than the limit."""
+    monkeypatch.setattr(server_connection, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(server_connection, "STALL_CHECK_S", 0.02)
+    loop = asyncio.get_running_loop()
+    async with start_server() as server:
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.setblocking(False)
+        await loop.sock_connect(raw, ("127.0.0.1", server.port))
+        text = post("/tokenize", prompt="ab" * 1_000_000, return_token_strs=True)
+        await loop.sock_sendall(raw, text.replace(b"Host: a", b"Host: a\r\nConnection: close"))
+        began, received = loop.time(), b""
+        while part := await loop.sock_recv(raw, 2**17):
+            received += part
+            if loop.time() - began < 1.2:
+                await asyncio.sleep(0.1)
+        _, _, body = received.partition(b"\r\n\r\n")
+        assert json.loads(body)["count"] == 2_000_000
+        raw.close()
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.sleep(0.05)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await asyncio.sleep(0.05)
+    await send({"type": "http.response.body", "body": b"done", "more_body": False})
+
+
+async def give_up(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.sleep(0.05)
+
+
+async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.sleep(0.05)
+    raise ValueError("a fault of the application's")
+
+
+@pytest.mark.parametrize("application", [answer, give_up, fail])
+@pytest.mark.parametrize("stays", [True, False])
+async def test_an_application_that_reads_nothing(application: ASGIApp, stays: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await application(scope, receive, send)
+
+    listener = Listener.bind("127.0.0.1", 0)
+    listener.listen()
+    port = listener.port
+    stop = asyncio.Event()
+    server = asyncio.create_task(serve_http(app, listener, stop.wait))
+    await asyncio.sleep(0.05)
+    before = len(asyncio.all_tasks())
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    large = b"20000\r\n" + b"a" * 0x20000 + b"\r\n"
+    writer.write(b"POST /" + CHUNKED + large + PIECES["tiny chunks"])
+    if stays:
+        status = b"200" if application is answer else b"500"
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 " + status)
+    writer.close()
+    end = asyncio.get_running_loop().time() + 5
+    while len(asyncio.all_tasks()) > before:
+        assert asyncio.get_running_loop().time() < end, asyncio.all_tasks()
+        await asyncio.sleep(0.01)
+    stop.set()
+    await server
