@@ -16,6 +16,10 @@ from minisgl.server.schemas import DetokenizeRequest, TokenizeRequest
 if TYPE_CHECKING:
     from minisgl.tokenizer import Tokenizer
 
+# A text may have more tokens than the context, to be counted. One that surely has more than so many
+# is refused: each takes up to half a kB while they are made.
+MAX_COUNTED = 2**18
+
 
 class Tokenize(JsonEndpoint):
     """A prompt or messages to token ids: {count, max_model_len, tokens, token_strs}"""
@@ -29,7 +33,8 @@ class Tokenize(JsonEndpoint):
             raise bad_request(
                 "Exactly one of 'prompt' and 'messages' must be given.", param="prompt"
             )
-        max_tokens = self.state.client.info.max_model_len
+        max_model_len = self.state.client.info.max_model_len
+        max_tokens = max(max_model_len, MAX_COUNTED)
         if request.messages is not None:
             ids = await encode_messages(text, request, request.messages, max_tokens)
         else:
@@ -45,7 +50,7 @@ class Tokenize(JsonEndpoint):
             exchange.send,
             {
                 "count": len(ids),
-                "max_model_len": max_tokens,
+                "max_model_len": max_model_len,
                 "tokens": ids,
                 "token_strs": token_strs,
             },

@@ -88,4 +88,4 @@ asyncio.run(main())
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert int(result.stdout) < 60
+    assert int(result.stdout) < 120  # it was 250
