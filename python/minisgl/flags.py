@@ -85,9 +85,7 @@ class _Flag:
 
     @property
     def is_secret(self) -> bool:
-        """Whether its value isn't shown. A secret list has one value per flag, and an empty one
-        isn't passed over: it may be a variable that the shell didn't know.
-        """
+        """Whether its value isn't shown."""
         return not self.field.repr
 
     @property
@@ -99,6 +97,7 @@ class _Flag:
     @property
     def parse(self) -> Callable[[str], Any]:
         if self.is_list:
+            # A secret may have commas in it: there is one in a variable, and one per flag.
             return lambda text: self.join([[text] if self.is_secret else text.split(",")])
         if self.field.metadata["empty_is_none"]:
             return parse_optional

@@ -11,7 +11,6 @@ import socket
 import ssl
 import stat
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 2048
 MAX_CONNECTIONS = 2**16
+MAX_KEY_CHARACTERS = 2**20  # of --api-key-file
 ATTEMPTS = 20  # at a port that is free at all addresses of a name
 
 
@@ -111,11 +111,17 @@ def read_api_keys(args: ServerArgs) -> tuple[str, ...]:
     if args.api_key_file is None:
         return args.api_key
     try:
-        text = Path(args.api_key_file).read_text("utf-8")
+        with open(args.api_key_file, encoding="utf-8") as file:
+            text = file.read(MAX_KEY_CHARACTERS)
     except (OSError, UnicodeDecodeError) as error:
         raise ListenError(
             f"--api-key-file {args.api_key_file!r} can't be read: {_reason(error)}"
         ) from error
+    if len(text) == MAX_KEY_CHARACTERS:
+        raise ListenError(
+            f"--api-key-file {args.api_key_file!r} is too large: it has {MAX_KEY_CHARACTERS} "
+            "characters or more"
+        )
     keys = tuple(key for line in text.splitlines() if (key := line.strip()))
     if not keys:
         raise ListenError(f"--api-key-file {args.api_key_file!r} has no key: one per line")

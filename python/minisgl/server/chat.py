@@ -81,6 +81,7 @@ class ChatCompletions(JsonEndpoint):
             )
         params = checks.sampling_params(
             request,
+            state.sampling_defaults,
             max_tokens=checks.fit(len(prompt_ids), wanted, info.max_model_len, param="messages"),
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             prompt_logprobs=request.prompt_logprobs,

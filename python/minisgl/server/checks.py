@@ -4,6 +4,7 @@ messages for the chat template, SamplingParams, lengths.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from minisgl.sampling_params import ParameterError, SamplingParams
@@ -204,6 +205,7 @@ def stop_strings(request: GenerationRequest) -> list[str]:
 
 def sampling_params(
     request: GenerationRequest,
+    defaults: Mapping[str, float],
     *,
     max_tokens: int,
     logprobs: int | None,
@@ -211,9 +213,11 @@ def sampling_params(
 ) -> SamplingParams:
     """What one choice is sampled with (n is 1: the caller submits each choice). ApiError 400.
 
-    A field that has the same name in the request and in SamplingParams is passed on as it is.
+    A field that has the same name in the request and in SamplingParams is passed on as it is; where
+    the request has none, or null, `defaults` counts: what the model publishes.
     """
-    fields: dict[str, Any] = {
+    fields: dict[str, Any] = dict(defaults)
+    fields |= {
         name: value
         for name in SamplingParams.__struct_fields__
         if (value := getattr(request, name, None)) is not None

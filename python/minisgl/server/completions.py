@@ -45,6 +45,7 @@ class Completions(JsonEndpoint):
         jobs = [
             checks.sampling_params(
                 request,
+                state.sampling_defaults,
                 max_tokens=checks.fit(len(prompt.ids), wanted, info.max_model_len, param="prompt"),
                 logprobs=request.logprobs,
                 prompt_logprobs=scores,

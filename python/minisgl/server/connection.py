@@ -124,8 +124,9 @@ class Connection:
         self._written = 0  # bytes
         self._taken = 0  # of them by the client, at the last check
         self._taken_at = loop.time()
-        encrypted = writer.get_extra_info("ssl_object") is not None
-        self.scheme = "https" if encrypted else "http"
+        self._cut = False
+        self._encrypted = writer.get_extra_info("ssl_object") is not None
+        self.scheme = "https" if self._encrypted else "http"
         self.client = _address(writer.get_extra_info("peername"))
         self.server = _address(writer.get_extra_info("sockname"))
         self._http = Http1(self)
@@ -199,6 +200,8 @@ class Connection:
     def check_progress(self, now: float) -> None:
         """Cuts it when the client has taken none of what waits for it for WRITE_TIMEOUT_S."""
         transport = self._writer.transport
+        if self._cut or (self._encrypted and transport.is_closing()):
+            return  # TLS has its own time limit for an end, and tells of no socket after it
         if not (waiting := transport.get_write_buffer_size()):
             self._taken_at = now
             return
@@ -208,6 +211,7 @@ class Connection:
         if taken != self._taken:
             self._taken, self._taken_at = taken, now
         elif now - self._taken_at > WRITE_TIMEOUT_S:
+            self._cut = True
             # The kernel forgets at once what it holds for the client.
             linger = struct.pack("ii", 1, 0)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

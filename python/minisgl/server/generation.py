@@ -79,17 +79,28 @@ class Answer:
             self.prompt_logprobs = delta.prompt_logprobs
 
 
+@dataclass(slots=True)
+class _Prompt:
+    """What the choices of one prompt have come to."""
+
+    n: int
+    num_finished: int = 0
+    longest: int = 0  # tokens of those that finished
+
+
 class Choice:
     """One of the engine's requests: makes deltas of its outputs."""
 
     def __init__(
         self,
         index: int,
+        prompt: _Prompt,
         stream: TokenStream,
         detokenizer: Detokenizer,
         offsets: IncrementalDetokenizer | None,
     ) -> None:
         self.index = index
+        self.prompt = prompt
         self.stream = stream
         self.finished = False
         self.finish_reason = ""  # with `finished`: "stop", "length", "abort" or "error"
@@ -232,6 +243,7 @@ class Generation:
         Raises ApiError 400, 429 or 503; the context manager ends what was begun.
         """
         self.num_prompt_tokens += len(prompt_ids)
+        prompt = _Prompt(n)
         for number in range(n):
             one = params if number == 0 else _variant(params, number, score_prompt=score_each)
             try:
@@ -240,12 +252,13 @@ class Generation:
                 )
             except EngineBusy:
                 raise errors.busy() from None
-            except EngineUnavailable:
-                raise errors.unavailable(self._client.state) from None
+            except EngineUnavailable as error:
+                raise errors.unavailable(error.state) from None
             except ParameterError as error:
                 raise errors.bad_request(str(error), param=error.parameter) from None
             choice = Choice(
                 len(self._choices),
+                prompt,
                 stream,
                 self._text.detokenizer(options),
                 None
@@ -318,12 +331,20 @@ class Generation:
         metrics.pace.ended()
         metrics.e2e_request_latency.observe(time.perf_counter() - self._arrived)
         metrics.request_generation_tokens.observe(choice.num_tokens)
+        metrics.request_params_max_tokens.observe(choice.stream.request.params.max_tokens)
+        prompt = choice.prompt
+        prompt.num_finished += 1
+        prompt.longest = max(prompt.longest, choice.num_tokens)
+        if prompt.num_finished == prompt.n:
+            metrics.request_params_n.observe(prompt.n)
+            metrics.request_max_num_generation_tokens.observe(prompt.longest)
         if output.timings is not None:
             queue, prefill, decode = output.timings
             choice.queued_seconds = queue
             metrics.request_queue_time.observe(queue)
             metrics.request_prefill_time.observe(prefill)
             metrics.request_decode_time.observe(decode)
+            metrics.request_inference_time.observe(prefill + decode)
 
 
 def _variant(params: SamplingParams, number: int, *, score_prompt: bool) -> SamplingParams:

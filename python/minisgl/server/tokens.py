@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # A text may have more tokens than the context, to be counted. One that surely has more than so many
 # is refused: each takes up to half a kB while they are made.
-MAX_COUNTED = 2**18
+MAX_COUNTED = 2**20
 
 
 class Tokenize(JsonEndpoint):

@@ -86,8 +86,8 @@ class IncrementalDetokenizer:
         """Text that may be shown now."""
         if self.match is not None:
             return ""
-        table = self._table
-        if self._matcher is None:
+        table, matcher = self._table, self._matcher
+        if matcher is None:
             self.num_tokens += len(token_ids)
             return self._decode(b"".join([table[token_id] for token_id in token_ids]))
         pieces: list[str] = []
@@ -97,12 +97,13 @@ class IncrementalDetokenizer:
             text = self._decode(data)
             if self.num_tokens > self._min_tokens:
                 if data or self._all_bytes is None:
-                    text = self._match(self._matcher, text)
+                    text = matcher.push(text) if text else ""
                 else:
-                    text = self._match_hidden(self._matcher, self._all_bytes[token_id])
+                    text = matcher.push(_text(self._all_bytes[token_id]), shown=False)
+                if matcher.match is not None:
+                    pieces.append(text + self._take_match(matcher.match))
+                    break
             pieces.append(text)
-            if self.match is not None:
-                break
         return "".join(pieces)
 
     def finish(self, stop_token: int | None = None) -> str:
@@ -111,7 +112,8 @@ class IncrementalDetokenizer:
         `stop_token` ended the stream and has no part in its text, but may complete a stop string;
         it is counted then.
         """
-        if self.match is not None or self._matcher is None:
+        matcher = self._matcher
+        if self.match is not None or matcher is None:
             return ""
         text = ""
         if (
@@ -119,11 +121,11 @@ class IncrementalDetokenizer:
             and self._all_bytes is not None
             and self.num_tokens >= self._min_tokens
         ):
-            text = self._match_hidden(self._matcher, self._all_bytes[stop_token])
-            if self.match is not None:
+            text = matcher.push(_text(self._all_bytes[stop_token]), shown=False)
+            if matcher.match is not None:
                 self.num_tokens += 1
-                return text
-        return text + self._matcher.finish()
+                return text + self._take_match(matcher.match)
+        return text + matcher.finish()
 
     def _decode(self, data: bytes) -> str:
         if self._strip_space and data:
@@ -131,16 +133,11 @@ class IncrementalDetokenizer:
             data = data.removeprefix(b" ")
         return self._utf8.decode(data)
 
-    def _match(self, matcher: StopMatcher, text: str) -> str:
-        return self._matched(matcher, matcher.push(text) if text else "")
+    def _take_match(self, match: str) -> str:
+        """Ends the text with a stop string; what is shown of it."""
+        self.match = match
+        return match if self._include_stop else ""
 
-    def _match_hidden(self, matcher: StopMatcher, data: bytes) -> str:
-        """What may be shown once a token with these bytes, which isn't shown, has come."""
-        return self._matched(matcher, matcher.push(data.decode("utf-8", "replace"), shown=False))
 
-    def _matched(self, matcher: StopMatcher, text: str) -> str:
-        if matcher.match is not None:
-            self.match = matcher.match
-            if self._include_stop:
-                text += matcher.match
-        return text
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")

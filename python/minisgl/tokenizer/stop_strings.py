@@ -38,6 +38,7 @@ class StopMatcher:
         self._stop = stop
         # Characters of each stop string that the text in which it is looked for ends with.
         self._matched = [0] * len(stop.texts)
+        self._begun = False  # whether that is anything
         self._held = ""  # shown text that may begin a stop string
         # 1 for each of the last characters that is shown, 0 for each hidden one; as many as the
         # longest stop string with a hidden token has.
@@ -50,7 +51,7 @@ class StopMatcher:
         Without `shown`, `text` is that of a hidden token: only earlier text may come back.
         """
         stop = self._stop
-        if stop.first.isdisjoint(text) and not any(self._matched):
+        if not self._begun and stop.first.isdisjoint(text):
             return text if shown else ""
         held = self._held
         for index, character in enumerate(text):
@@ -63,6 +64,7 @@ class StopMatcher:
         if shown:
             held += text
         num_held = max(self._matched)
+        self._begun = num_held > 0
         if num_held and stop.longest_seeing:
             num_held = max(map(self._num_shown, range(len(self._matched))))
             del self._marks[: -stop.longest_seeing]

@@ -203,3 +203,21 @@ def test_several_hosts_need_an_address_and_a_secret() -> None:
     assert "0123456789abcdef" not in repr(args)
     assert args.dist_init_addr is not None
     assert parse_address(args.dist_init_addr) == ("fd00::1", 5000)
+
+
+def test_api_keys() -> None:
+    """One per flag, whole; one in the environment, commas and all; an empty one is refused."""
+    assert parse_args(["--api-key", "a,b", "--api-key", "c", "model"], {}).api_key == ("a,b", "c")
+    assert parse_args(["--api-key", "a", "model"], {}).model == "model"
+    assert parse_args([], {"MINISGL_API_KEY": "a,b"}).api_key == ("a,b",)
+    for argv, environment in ((["--api-key", ""], {}), ([], {"MINISGL_API_KEY": ""})):
+        with pytest.raises(SystemExit):
+            parse_args(argv, environment)
+
+
+def test_allowed_origins() -> None:
+    origins = ("https://a.example", "http://localhost:5173")
+    flags = [f"--allowed-origins={origin}" for origin in origins]
+    assert parse_args(flags, {}).allowed_origins == origins
+    assert parse_args([], {"MINISGL_ALLOWED_ORIGINS": ",".join(origins)}).allowed_origins == origins
+    assert parse_args(["--allowed-origins", "*"], {}).allowed_origins == ("*",)

@@ -86,14 +86,12 @@ def test_a_failed_start_is_a_json_line_too(start: Start) -> None:
 def test_a_hypercorn_that_passes_our_protocol_by_ends_the_start(
     model: Path, tmp_path: Path
 ) -> None:
-    """Its worker keeps the class that it was made with, as another version's might."""
+    """It keeps the class that it was made with, as another version's might."""
     program = f"""
-import types
 import hypercorn.asyncio.run as run
 made = run.worker_serve
-copy = types.FunctionType(made.__code__, dict(vars(run)), "worker_serve", made.__defaults__)
-copy.__kwdefaults__ = made.__kwdefaults__
-run.worker_serve = copy
+run.worker_serve = type(made)(made.__code__, dict(vars(run)))
+run.worker_serve.__kwdefaults__ = made.__kwdefaults__
 import runpy
 runpy.run_path({str(SERVER)!r}, run_name="__main__")
 """

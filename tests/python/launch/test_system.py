@@ -75,7 +75,7 @@ def limit_threads(count: int) -> Callable[[], None]:
 def test_too_few_files(model: Path, tmp_path: Path) -> None:
     assert run(model, tmp_path / "tmp", limit_files(8)) == (
         1,
-        "minisgl-serve: error: this process may open 8 files, and needs 64: raise the limit "
+        "minisgl-serve: error: this process may open 8 files, and needs 68: raise the limit "
         "(ulimit -n)\n",
     )
 
@@ -179,6 +179,11 @@ def test_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_cache_dir() is None
     with pytest.raises(ModelError, match="there is no home folder .* XDG_CACHE_HOME"):
         resolve_model(None)
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(ModelError, match="no home folder to keep a model of Hugging Face in"):
+        resolve_model("org/name")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / "minisgl"
 
@@ -217,3 +222,26 @@ def test_nohup_is_respected(model: Path, tmp_path: Path) -> None:
     finally:
         if server.process.poll() is None:
             server.end()
+
+
+def test_clients_leave_the_files_that_a_dead_engine_needs(model: Path, tmp_path: Path) -> None:
+    """They hold all that they can have when it dies, and go on asking for more."""
+    files = OWN_FILES + 40
+    server = ServerProcess(model, tmp_path / "tmp", limit=limit_files(files))
+    port = server.wait_ready()
+    clients = []
+    try:
+        for _ in range(files + 20):
+            clients.append(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE))
+        (rank,) = server.children()
+        os.kill(rank, signal.SIGKILL)
+        server.wait_for_line("the engine is ready again")
+        assert "starting it again" in server.output
+        assert server.output.count("the engine died") == 1
+        assert server.files() == []
+    finally:
+        for client in clients:
+            client.close()
+    until(lambda: Stream(port, [1], 5).join().endswith("data: [DONE]"))
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0

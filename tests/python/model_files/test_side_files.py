@@ -165,7 +165,7 @@ def test_nobody_else_reads_files_of_a_model() -> None:
                 assert readers.findall(file.read_text()) == [], file
 
 
-def test_what_is_read(tmp_path: Path) -> None:
+def test_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"\xef\xbb\xbf" + '{"a": "é"}'.encode())
     assert read_json(file) == {"a": "é"}
@@ -179,6 +179,12 @@ def test_what_is_read(tmp_path: Path) -> None:
         read_json(tmp_path / "absent")
     with pytest.raises(ModelError, match=r"/status has 11 bytes; the limit"):
         read_file(Path("/proc/self/status"), 10)  # its size is 0, they say
+    descriptor, silent = os.pipe2(os.O_NONBLOCK)
+    with monkeypatch.context() as patch:  # /proc/kmsg, which not everybody may open, is such a file
+        patch.setattr("stat.S_ISREG", lambda mode: True)
+        assert read_file(Path(f"/proc/self/fd/{descriptor}"), 100) == b""
+    os.close(descriptor)
+    os.close(silent)
     file.write_bytes(b"\xff{}")
     with pytest.raises(ModelError, match=r"file is no UTF-8 text"):
         read_json(file)

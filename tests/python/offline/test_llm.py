@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from minisgl import LLM, SamplingParams
@@ -163,6 +166,32 @@ def test_an_unknown_option_is_a_type_error_and_a_bad_one_a_value_error(model: st
         LLM(model, page_size=12)
     with pytest.raises(ValueError, match="memory_fraction must be between 0.01 and 1, got 2"):
         LLM(model, memory_fraction=2)
+
+
+def test_sampling_that_the_model_publishes(native: FakeNative, model: str) -> None:
+    published = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    (Path(model) / "generation_config.json").write_text(json.dumps(published))
+    names = ["temperature", "top_k", "top_p", "max_tokens"]
+
+    def run(**options: Any) -> list[list[float]]:
+        with LLM(model, show_progress=False, **options) as llm:
+            generate(llm, "x")
+            llm.chat([{"role": "user", "content": "hi"}], use_tqdm=False)
+            generate(llm, "x", SamplingParams(top_k=3))
+            changed = msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=2)
+            generate(llm, "x", changed)
+        return [[request[name] for name in names] for request in engine_of(native).requests]
+
+    first, chat, explicit, changed = run()
+    assert first == [0.6, 20, 0.95, 16]
+    assert chat[:3] == [0.6, 20, 0.95]
+    assert chat[3] > 16
+    assert explicit == [1.0, 3, 1.0, 16]
+    assert changed == [0.6, 20, 0.95, 2]
+    for off in ("none", "vllm"):
+        assert run(generation_config=off)[0] == [1.0, 0, 1.0, 16]
+    with pytest.raises(ValueError, match="generation_config must be one of auto, none, vllm, got"):
+        LLM(model, generation_config="mine")
 
 
 def test_bad_words_reach_the_engine_as_tokens(llm: LLM, native: FakeNative) -> None:

@@ -161,7 +161,7 @@ def test_nothing_is_left_of_any_connection(walks: Walks, request: pytest.Fixture
     ends = ENDS if request.node.callspec.params["walks"] == "short" else ENDS[:-1]
 
     @settings(
-        max_examples=60,
+        max_examples=40,
         deadline=None,
         derandomize=True,
         database=None,

@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from minisgl.ipc.messages import EngineStats
+from minisgl.server.pace import Pace
 from tests.python.server.conftest import MODEL, Server, StartServer, events
 from tests.python.server.fake_engine import endless
 
@@ -28,7 +30,7 @@ def error_of(answer: bytes) -> dict[str, str | None]:
 
 
 async def test_unknown_route(server: Server) -> None:
-    for path in ("/", "/v1", "/v2/chat/completions", "/v1/chat/completions/x", "//health", "/%00"):
+    for path in ("/", "/v1", "/v2/chat/completions", "/health//", "//health", "/%00"):
         answer = await server.http.post(path, content=BODY)
         assert answer.status_code == 404, path
         assert answer.json()["error"]["code"] == "unknown_url"
@@ -292,3 +294,117 @@ async def test_a_fault_of_ours_is_not_explained_to_the_client(server: Server) ->
         assert answer.status_code == 500
         assert "secret" not in answer.text
         assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
+
+
+async def test_a_slash_at_the_end(server: Server) -> None:
+    assert (await server.http.get("/v1/models/")).json()["object"] == "list"
+    assert (await server.http.get("/metrics/")).status_code == 200
+    assert (await server.http.post("/v1/chat/completions/", content=BODY)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "target", [b"http://else.where:81/version", b"HTTP://a/version?x=1", b"https://a/version/"]
+)
+async def test_the_absolute_form_of_a_target(server: Server, target: bytes) -> None:
+    answer = await raw(
+        server, b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b'"version"' in answer
+
+
+async def test_a_target_without_a_path(server: Server) -> None:
+    answer = await raw(server, b"GET http://a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 404 Not Found\r\n")
+    assert error_of(answer)["message"] == "Unknown request URL: GET /."
+
+
+async def test_root_path(start_server: StartServer) -> None:
+    async with start_server(root_path="/some/model") as server:
+        for prefix in ("", "/some/model"):
+            assert (await server.http.get(prefix + "/v1/models")).status_code == 200
+            assert (await server.http.get(prefix + "/v1/models/" + MODEL)).json()["id"] == MODEL
+            assert (await server.http.post(prefix + "/tokenize/", json={"prompt": "a"})).is_success
+        for path in ("/some/modelv1/models", "/some/v1/models", "/some/model/some/model/version"):
+            assert (await server.http.get(path)).status_code == 404
+
+
+async def test_status_lines_have_a_reason(server: Server) -> None:
+    for line, reason in (
+        (b"GET /health", b"200 OK"),
+        (b"GET /nowhere", b"404 Not Found"),
+        (b"PUT /health", b"405 Method Not Allowed"),
+        (b"garbage", b"400 Bad Request"),
+    ):
+        answer = await raw(server, line + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 " + reason + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "length", "status"), [("k", 1_000_000, b"413"), ("x", 10, b"401"), ("k", 14, b"100")]
+)
+async def test_a_body_that_waits_to_be_asked_for(
+    start_server: StartServer, key: str, length: int, status: bytes
+) -> None:
+    async with start_server(max_body_bytes=1024, api_key=("k",)) as server:
+        reader, writer = await server.connect()
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
+            b"Authorization: Bearer %b\r\nContent-Length: %d\r\n\r\n" % (key.encode(), length)
+        )
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert head.startswith(b"HTTP/1.1 " + status)
+        if status == b"100":
+            writer.write(b'{"prompt":"a"}')
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert head.startswith(b"HTTP/1.1 200 OK")
+        else:
+            assert b"connection: close" in head.lower()
+        writer.close()
+
+
+async def test_request_ids(server: Server) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        prefix = "chatcmpl" if "chat" in path else "cmpl"
+        body = {"prompt": "a"} if prefix == "cmpl" else json.loads(BODY)
+        for given in ("my-id_1/2:3", "x" * 128):
+            answer = await server.http.post(path, json=body, headers={"X-Request-Id": given})
+            assert answer.headers["x-request-id"] == given
+            assert answer.json()["id"] == f"{prefix}-{given}"
+        for given in ("", "x" * 129, "a b", "a\tb", "é"):
+            headers = {"X-Request-Id": given.encode()}
+            answer = await server.http.post(path, json=body, headers=headers)  # type: ignore[arg-type]
+            own = answer.headers["x-request-id"]
+            assert len(own) == 32
+            assert answer.json()["id"] == f"{prefix}-{own}"
+
+
+async def test_a_byte_order_mark(server: Server) -> None:
+    answer = await server.http.post("/v1/chat/completions", content=b"\xef\xbb\xbf" + BODY)
+    assert answer.status_code == 200
+    answer = await server.http.post("/v1/chat/completions", content=b"\xef\xbb\xbf" * 2 + BODY)
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("waiting", "ends", "seconds"),
+    [(10, 1, 5), (40, 20, 4), (1, 20, 1), (0, 20, 1), (9999, 20, 60)],
+)
+async def test_when_to_come_again(
+    start_server: StartServer, waiting: int, ends: int, seconds: int
+) -> None:
+    """Twenty requests have ended in two seconds, and so many wait."""
+    times = iter([0.0] * ends + [2.0])
+    async with start_server(endless(), max_live=2) as server:
+        running = [asyncio.create_task(server.complete(max_tokens=200)) for _ in range(2)]
+        while server.engine.num_live < 2:
+            await asyncio.sleep(0.001)
+        server.engine.stats = EngineStats(num_running=2 - waiting)
+        server.state.metrics.pace = pace = Pace(lambda: next(times))
+        for _ in range(ends):
+            pace.ended()
+        answer = await server.complete()
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == str(seconds)
+        server.state.metrics.pace = Pace()
+        await asyncio.gather(*running)

@@ -97,3 +97,15 @@ async def test_no_line_at_other_levels(server: Server, caplog: pytest.LogCapture
     await server.chat()
     await asyncio.sleep(0.05)
     assert not fields(caplog)
+
+
+async def test_a_key_is_named_by_its_number(
+    start_server: StartServer, log: pytest.LogCaptureFixture
+) -> None:
+    async with start_server(reply("Hello"), api_key=("first-key", "second-key")) as server:
+        for key in ("second-key", "wrong-key"):
+            await server.http.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+        await server.http.get("/health")
+        await until(lambda: len(fields(log)) == 3)
+        assert [line.get("api_key") for line in fields(log)] == [1, None, None]
+        assert "-key" not in str([*fields(log), *log.messages])

@@ -105,6 +105,22 @@ async def test_stop_strings_end_a_stream(text: TextFrontend) -> None:
     assert (stream.match, stream.num_tokens) == ("END", 7)
 
 
+async def test_a_special_token_ends_a_stream_or_completes_a_stop_string(text: TextFrontend) -> None:
+    *ids, end = text.tokenizer.encode("one\n<end>")
+    options = DetokenizerOptions(stop=["\n<end>"])
+    said = text.detokenizer(options)
+    assert await said.push([*ids, end, *ids], final=True) == "one"
+    assert (said.match, said.num_tokens) == ("\n<end>", 5)
+    ended = text.detokenizer(options)
+    assert await ended.push(ids, final=True, stop_token=end) == "one"
+    assert (ended.match, ended.num_tokens) == ("\n<end>", 5)
+
+
+async def test_a_character_that_the_prompt_begins(text: TextFrontend) -> None:
+    stream = text.detokenizer(DetokenizerOptions(begun=b"\xc3"))
+    assert await stream.push(text.tokenizer.encode("äa")[1:], final=True) == "äa"
+
+
 async def test_stop_strings_before_min_tokens_end_nothing(text: TextFrontend) -> None:
     early = text.tokenizer.encode("a END b")
     stream = text.detokenizer(DetokenizerOptions(stop=["END"], min_tokens=len(early)))

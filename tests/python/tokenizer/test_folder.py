@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import processors
+from tokenizers import AddedToken, processors
 
 from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import Tokenizer, load_tokenizer
@@ -212,6 +212,51 @@ def test_extra_special_tokens(folder: Path, form: Any) -> None:
     text = json.dumps({"extra_special_tokens": form}).replace("word", word)
     write(folder, "tokenizer_config.json", text)
     assert load(folder).special_token_ids == {0, 1, 2, 300}
+
+
+FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"special": True},
+        {"special": False},
+        {"special": True, "lstrip": True},
+        {"special": False, "rstrip": True},
+        {"special": True, "lstrip": True, "rstrip": True},
+        {"eos_token": "<tool>"},
+        {"special": False, "rstrip": True, "eos_token": "<tool>"},
+        {"extra_special_tokens": ["<tool>"]},
+    ],
+)
+def test_descriptions_of_added_tokens_as_transformers_takes_them(
+    tmp_path: Path, special: bool, config: dict[str, Any]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    backend = byte_level_bpe()
+    backend.add_tokens([AddedToken("<tool>", special=special, normalized=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    described = {
+        key: value for key, value in config.items() if not key.endswith(("token", "tokens"))
+    }
+    others = {key: value for key, value in config.items() if key not in described}
+    if described:
+        token_id = str(backend.token_to_id("<tool>"))
+        others["added_tokens_decoder"] = {token_id: {"content": "<tool>", **FLAGS, **described}}
+    write(tmp_path, "tokenizer_config.json", others)
+    write(tmp_path, "config.json", {"model_type": "llama"})
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    ours = load(tmp_path)
+    for text in ("a <tool> b", "<tool>", "a<tool>b  <tool>\n c"):
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text, add_special_tokens=False) == ids
+        for skip in (True, False):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(
+                ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            )
 
 
 @pytest.mark.parametrize("text", ['{"x": NaN, "y": [Infinity, -Infinity]}', '{"eos_token": null}'])
