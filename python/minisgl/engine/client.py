@@ -80,7 +80,9 @@ class EngineClient:
     @property
     def phase(self) -> str:
         """As in EngineApi."""
-        return self._phase if self._revival.state in ("starting", "restarting") else ""
+        if self._revival.state not in ("starting", "restarting"):
+            return ""
+        return self._phase if self._revival.is_starting else "ending the engine that died"
 
     @property
     def failure(self) -> str:
