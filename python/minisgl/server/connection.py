@@ -29,6 +29,8 @@ REFUSALS_SAID_S = 60.0  # between two lines about connections that were refused
 # How long the rest of a refused body is read, so that the client sees the refusal and not a reset.
 LINGER_S = 1.0
 
+_HUNG_UP = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT
+
 logger = logging.getLogger("minisgl.http")
 
 
@@ -38,6 +40,7 @@ class Connections:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._all: set[Connection] = set()
+        self.long_turns = asyncio.Lock()
         self._num_refused = 0
         self._said_at = -math.inf
         self.ending = False  # no connection has a next request any more
@@ -116,6 +119,7 @@ class Connection:
     ) -> None:
         self.settings = config.settings
         self._connections = config.connections
+        self.long_turns = config.connections.long_turns
         self._loop = loop
         self._reader = reader
         self._writer = writer
@@ -181,6 +185,13 @@ class Connection:
         if not self._writer.transport.is_closing():
             self._written += len(data)
             self._writer.write(data)
+
+    def hung_up(self) -> bool:
+        """Whether the client has closed it, though not all that it sent has been read."""
+        with contextlib.suppress(OSError):  # a Unix socket, which doesn't tell
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            return bool(info[0] in _HUNG_UP)
+        return False
 
     def close(self, *, linger: bool) -> None:
         """Ends it once all is sent. `linger`: goes on reading for a while."""
