@@ -3,8 +3,7 @@
 namespace minisgl {
 
 std::optional<DType> dtype_from_name(std::string_view name) {
-  for (DType dtype :
-       {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1, DType::q4_k, DType::q6_k}) {
+  for (const DType dtype : all_dtypes) {
     if (dtype_info(dtype).name == name) return dtype;
   }
   return std::nullopt;

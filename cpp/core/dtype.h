@@ -7,7 +7,30 @@
 
 namespace minisgl {
 
-enum class DType : std::uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1, q4_k, q6_k };
+enum class DType : std::uint8_t {
+  f32,
+  f16,
+  bf16,
+  q8_0,
+  q4_0,
+  q4_1,
+  q4_k,
+  q6_k,
+  q5_0,
+  q5_1,
+  q5_k,
+  q2_k,
+  q3_k,
+  iq4_nl,
+  iq4_xs,
+  mxfp4,
+};
+
+// Every format, in the order of the enumeration: all_dtypes[i] is DType(i).
+constexpr DType all_dtypes[] = {
+    DType::f32,  DType::f16,  DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1,   DType::q4_k,   DType::q6_k,
+    DType::q5_0, DType::q5_1, DType::q5_k, DType::q2_k, DType::q3_k, DType::iq4_nl, DType::iq4_xs, DType::mxfp4,
+};
 
 struct DTypeInfo {
   std::string_view name;
@@ -25,6 +48,14 @@ constexpr DTypeInfo dtype_info(DType dtype) {
     case DType::q4_1: return {"q4_1", 32, 20};
     case DType::q4_k: return {"q4_k", 256, 144};
     case DType::q6_k: return {"q6_k", 256, 210};
+    case DType::q5_0: return {"q5_0", 32, 22};
+    case DType::q5_1: return {"q5_1", 32, 24};
+    case DType::q5_k: return {"q5_k", 256, 176};
+    case DType::q2_k: return {"q2_k", 256, 84};
+    case DType::q3_k: return {"q3_k", 256, 110};
+    case DType::iq4_nl: return {"iq4_nl", 32, 18};
+    case DType::iq4_xs: return {"iq4_xs", 256, 136};
+    case DType::mxfp4: return {"mxfp4", 32, 17};
   }
   return {"?", 1, 0};
 }

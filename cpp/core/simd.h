@@ -18,9 +18,9 @@
 //                    pow2 (2^n, integral n in [-126, 127]); reduce_add, reduce_max (one fixed order)
 //   I32x8            + -; zero, splat, load, store; to_f32; to_i32 (nearest, ties to even); load_u8, load_i8 (widen 8
 //                    bytes); shift_left<n>; reduce_add; store_i8 (four to 32 bytes, values in [-128, 127])
-//   U8x32            32 bytes, 8 lanes of 4: |; load; low_nibbles, high_nibbles; two_bits_to_4<from>
-//   DotU4, DotU8, DotScaledU6, ScalePairs   exact integer dot products; each lane holds 4 weights and meets the same
-//                    4 activations in [-128, 127]
+//   U8x32            32 bytes, 8 lanes of 4: |; load; low_nibbles, high_nibbles; move_bits<from, count, to>; look_up
+//   DotU4, DotU5, DotU8, DotScaledU6, ScalePairs   exact integer dot products; each lane holds 4 weights and meets the
+//                    same 4 activations in [-127, 127]
 //   Narrow, Wide     names for the types of 8 lanes, and for the widest that the set has (Narrow again, or 16 lanes
 //   with
 //                    the same operations, core/simd_avx512.h); their load functions take two addresses, of lanes 0 to 7
@@ -49,6 +49,7 @@ struct Narrow {
   using F32 = F32x8;
   using U8 = U8x32;
   using DotU4 = MINISGL_ISA::DotU4;
+  using DotU5 = MINISGL_ISA::DotU5;
   using DotU8 = MINISGL_ISA::DotU8;
   using DotScaledU6 = MINISGL_ISA::DotScaledU6;
   using ScalePairs = MINISGL_ISA::ScalePairs;
@@ -57,6 +58,7 @@ struct Narrow {
   static F32 load_f16(const void* p, const void*) { return F32::load_f16(p); }
   static F32 load_bf16(const void* p, const void*) { return F32::load_bf16(p); }
   static F32 load_u8(const void* p, const void*) { return to_f32(I32x8::load_u8(p)); }
+  static F32 load_i8(const void* p, const void*) { return to_f32(I32x8::load_i8(p)); }
   static U8 load_quads(const void* p, const void*) { return U8::load(p); }
   static ScalePairs load_scales(const void* p, const void*) { return ScalePairs::load(p); }
 };

@@ -17,6 +17,10 @@ inline __m256i load_2x128(const void* low, const void* high) {
   return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(low))),
                                  _mm_loadu_si128(static_cast<const __m128i*>(high)), 1);
 }
+inline __m128i load_2x64(const void* low, const void* high) {
+  return _mm_unpacklo_epi64(_mm_loadl_epi64(static_cast<const __m128i*>(low)),
+                            _mm_loadl_epi64(static_cast<const __m128i*>(high)));
+}
 inline __m512i splat_4_bytes_wide(const void* p) {
   std::int32_t quad;
   std::memcpy(&quad, p, sizeof(quad));
@@ -54,6 +58,10 @@ struct I32x16 {
 inline I32x16 operator-(I32x16 a, I32x16 b) {
   return {_mm512_sub_epi32(a.v, b.v)};
 }
+template <int bits>
+inline I32x16 shift_left(I32x16 a) {
+  return {_mm512_slli_epi32(a.v, bits)};
+}
 inline F32x16 to_f32(I32x16 a) {
   return {_mm512_cvtepi32_ps(a.v)};
 }
@@ -71,10 +79,14 @@ inline U8x64 low_nibbles(U8x64 a) {
 inline U8x64 high_nibbles(U8x64 a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(0x0f))};
 }
-template <int from>
-inline U8x64 two_bits_to_4(U8x64 a) {
-  const __m512i moved = from <= 4 ? _mm512_slli_epi16(a.v, 4 - from) : _mm512_srli_epi16(a.v, from - 4);
-  return {_mm512_and_si512(moved, _mm512_set1_epi8(0x30))};
+template <int from, int count, int to>
+inline U8x64 move_bits(U8x64 a) {
+  const __m512i moved = from <= to ? _mm512_slli_epi16(a.v, to - from) : _mm512_srli_epi16(a.v, from - to);
+  return {_mm512_and_si512(moved, _mm512_set1_epi8(((1 << count) - 1) << to))};
+}
+inline U8x64 look_up(const std::uint8_t (&table)[16], U8x64 places) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), places.v)};
 }
 
 struct Wide {
@@ -90,6 +102,7 @@ struct Wide {
       constexpr int order = index == 0 ? 0xa0 : 0xf5;
       return _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(v, order), order);
     }
+    I32x16 times(const std::int16_t* sums) const { return {_mm512_madd_epi16(v, splat_4_bytes_wide(sums))}; }
   };
 
   struct DotU4 {
@@ -97,6 +110,16 @@ struct Wide {
 
     void add(U8x64 weights, const std::int8_t* x) { v = _mm512_dpbusd_epi32(v, weights.v, splat_4_bytes_wide(x)); }
     I32x16 sum() const { return {v}; }
+  };
+
+  struct DotU5 {
+    DotU4 all;
+
+    template <int run>
+    void add(U8x64 weights, const std::int8_t* x) {
+      all.add(weights, x);
+    }
+    I32x16 sum() const { return all.sum(); }
   };
 
   struct DotU8 {
@@ -116,10 +139,7 @@ struct Wide {
         dot = _mm512_dpbusd_epi32(dot, weights[quad].v, splat_4_bytes_wide(x + 4 * quad));
       v = _mm512_add_epi32(v, _mm512_mullo_epi32(dot, _mm512_srai_epi32(scales.twice<run>(), 16)));
     }
-    I32x16 sum(ScalePairs scales, const std::int16_t* sums_of_x) const {
-      const __m512i minus_32 = _mm512_madd_epi16(scales.v, splat_4_bytes_wide(sums_of_x));
-      return {_mm512_sub_epi32(v, _mm512_slli_epi32(minus_32, 5))};
-    }
+    I32x16 sum() const { return {v}; }
   };
 
   static F32 load_f32(const void* low, const void* high) {
@@ -130,15 +150,23 @@ struct Wide {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_2x128(low, high)), 16))};
   }
   static F32 load_u8(const void* low, const void* high) {
-    const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(static_cast<const __m128i*>(low)),
-                                             _mm_loadl_epi64(static_cast<const __m128i*>(high)));
-    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))};
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_2x64(low, high)))};
+  }
+  static F32 load_i8(const void* low, const void* high) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_2x64(low, high)))};
   }
   static U8 load_quads(const void* low, const void* high) { return {join(load_256(low), load_256(high))}; }
   static ScalePairs load_scales(const void* low, const void* high) {
     return {_mm512_cvtepi8_epi16(load_2x128(low, high))};
   }
 };
+
+inline Wide::ScalePairs low_nibbles(Wide::ScalePairs a) {
+  return {_mm512_and_si512(a.v, _mm512_set1_epi16(0x0f))};
+}
+inline Wide::ScalePairs high_nibbles(Wide::ScalePairs a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi16(0x0f))};
+}
 
 constexpr int tile_rows = 8;
 

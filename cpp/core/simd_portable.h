@@ -183,10 +183,14 @@ inline U8x32 low_nibbles(U8x32 a) {
 inline U8x32 high_nibbles(U8x32 a) {
   return U8x32::each([&](int i) { return a.v[i] >> 4; });
 }
-// Bits [from, from + 2) of each byte, moved to [4, 6).
-template <int from>
-inline U8x32 two_bits_to_4(U8x32 a) {
-  return U8x32::each([&](int i) { return (a.v[i] >> from & 3) << 4; });
+// Bits [from, from + count) of each byte, moved to [to, to + count); the others are 0.
+template <int from, int count, int to>
+inline U8x32 move_bits(U8x32 a) {
+  return U8x32::each([&](int i) { return (a.v[i] >> from & ((1 << count) - 1)) << to; });
+}
+// table[i] for each byte i, all below 16.
+inline U8x32 look_up(const std::uint8_t (&table)[16], U8x32 places) {
+  return U8x32::each([&](int i) { return table[places.v[i]]; });
 }
 
 // ---- dot products: each of 8 lanes holds 4 weights and meets the same 4 activations. All sums are exact. ----
@@ -205,7 +209,20 @@ struct ScalePairs {
     memcpy(&scales, p, sizeof(scales));
     return scales;
   }
+  // scale[0] * sums[0] + scale[1] * sums[1]
+  I32x8 times(const std::int16_t* sums) const {
+    return I32x8::each([&](int lane) { return v[2 * lane] * sums[0] + v[2 * lane + 1] * sums[1]; });
+  }
 };
+
+inline ScalePairs low_nibbles(ScalePairs a) {
+  for (std::int8_t& scale : a.v) scale = static_cast<std::int8_t>(scale & 0x0f);
+  return a;
+}
+inline ScalePairs high_nibbles(ScalePairs a) {
+  for (std::int8_t& scale : a.v) scale = static_cast<std::int8_t>(scale >> 4 & 0x0f);
+  return a;
+}
 
 // Up to 8 products of weights of 4 bits; DotU4() is 0.
 struct DotU4 {
@@ -213,6 +230,17 @@ struct DotU4 {
 
   void add(const U8x32& weights, const std::int8_t* x) { add_products(v, weights.v, x); }
   I32x8 sum() const { return I32x8::load(v); }
+};
+
+// Up to 4 products of weights of 5 bits in each of two runs.
+struct DotU5 {
+  DotU4 all;
+
+  template <int run>
+  void add(const U8x32& weights, const std::int8_t* x) {
+    all.add(weights, x);
+  }
+  I32x8 sum() const { return all.sum(); }
 };
 
 // Up to 8 products of weights of 8 bits less 128.
@@ -223,7 +251,7 @@ struct DotU8 {
   I32x8 sum(std::int32_t sum_of_x) const { return I32x8::load(v) - I32x8::splat(128 * sum_of_x); }
 };
 
-// scale * products of weights of 6 bits less 32, over two runs of 16.
+// scale * products of weights of 6 bits, over two runs of 16.
 struct DotScaledU6 {
   std::int32_t v[8] = {};
 
@@ -233,11 +261,7 @@ struct DotScaledU6 {
     for (int quad = 0; quad < 4; ++quad) add_products(dot, weights[quad].v, x + 4 * quad);
     for (int lane = 0; lane < 8; ++lane) v[lane] += dot[lane] * scales.v[2 * lane + run];
   }
-  I32x8 sum(const ScalePairs& scales, const std::int16_t* sums_of_x) const {
-    return I32x8::each([&](int lane) {
-      return v[lane] - 32 * (scales.v[2 * lane] * sums_of_x[0] + scales.v[2 * lane + 1] * sums_of_x[1]);
-    });
-  }
+  I32x8 sum() const { return I32x8::load(v); }
 };
 
 }  // namespace minisgl::MINISGL_ISA

@@ -135,11 +135,16 @@ inline U8x32 low_nibbles(U8x32 a) {
 inline U8x32 high_nibbles(U8x32 a) {
   return {_mm256_and_si256(_mm256_srli_epi16(a.v, 4), _mm256_set1_epi8(0x0f))};
 }
-// Bits [from, from + 2) of each byte, moved to [4, 6).
-template <int from>
-inline U8x32 two_bits_to_4(U8x32 a) {
-  const __m256i moved = from <= 4 ? _mm256_slli_epi16(a.v, 4 - from) : _mm256_srli_epi16(a.v, from - 4);
-  return {_mm256_and_si256(moved, _mm256_set1_epi8(0x30))};
+// Bits [from, from + count) of each byte, moved to [to, to + count); the others are 0.
+template <int from, int count, int to>
+inline U8x32 move_bits(U8x32 a) {
+  const __m256i moved = from <= to ? _mm256_slli_epi16(a.v, to - from) : _mm256_srli_epi16(a.v, from - to);
+  return {_mm256_and_si256(moved, _mm256_set1_epi8(((1 << count) - 1) << to))};
+}
+// table[i] for each byte i, all below 16.
+inline U8x32 look_up(const std::uint8_t (&table)[16], U8x32 places) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), places.v)};
 }
 
 // ---- dot products: each of 8 lanes holds 4 weights and meets the same 4 activations. All sums are exact. ----
@@ -164,8 +169,15 @@ struct ScalePairs {
     return _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(v, order), order);
   }
   // scale[0] * sums[0] + scale[1] * sums[1]
-  __m256i times(const std::int16_t* sums) const { return _mm256_madd_epi16(v, splat_4_bytes(sums)); }
+  I32x8 times(const std::int16_t* sums) const { return {_mm256_madd_epi16(v, splat_4_bytes(sums))}; }
 };
+
+inline ScalePairs low_nibbles(ScalePairs a) {
+  return {_mm256_and_si256(a.v, _mm256_set1_epi16(0x0f))};
+}
+inline ScalePairs high_nibbles(ScalePairs a) {
+  return {_mm256_and_si256(_mm256_srli_epi16(a.v, 4), _mm256_set1_epi16(0x0f))};
+}
 
 // Compilers put such additions off until the end of a block, keep every product until then, and run out of registers.
 // This makes a sum exist where it is written.
@@ -183,6 +195,17 @@ struct DotU4 {
   I32x8 sum() const { return {v}; }
 };
 
+// Up to 4 products of weights of 5 bits in each of two runs.
+struct DotU5 {
+  DotU4 all;
+
+  template <int run>
+  void add(U8x32 weights, const std::int8_t* x) {
+    all.add(weights, x);
+  }
+  I32x8 sum() const { return all.sum(); }
+};
+
 // Up to 8 products of weights of 8 bits less 128.
 struct DotU8 {
   __m256i v = _mm256_setzero_si256();
@@ -191,7 +214,7 @@ struct DotU8 {
   I32x8 sum(std::int32_t sum_of_x) const { return I32x8{v} - I32x8::splat(128 * sum_of_x); }
 };
 
-// scale * products of weights of 6 bits less 32, over two runs of 16.
+// scale * products of weights of 6 bits, over two runs of 16.
 struct DotScaledU6 {
   __m256i v = _mm256_setzero_si256();
 
@@ -201,9 +224,7 @@ struct DotScaledU6 {
     for (int quad = 0; quad < 4; ++quad) dot = _mm256_dpbusd_epi32(dot, weights[quad].v, splat_4_bytes(x + 4 * quad));
     v = _mm256_add_epi32(v, _mm256_mullo_epi32(dot, _mm256_srai_epi32(scales.twice<run>(), 16)));
   }
-  I32x8 sum(ScalePairs scales, const std::int16_t* sums_of_x) const {
-    return {_mm256_sub_epi32(v, _mm256_slli_epi32(scales.times(sums_of_x), 5))};
-  }
+  I32x8 sum() const { return {v}; }
 };
 
 #else
@@ -217,6 +238,17 @@ struct DotU4 {
     keep_in_register(v);
   }
   I32x8 sum() const { return {_mm256_madd_epi16(v, _mm256_set1_epi16(1))}; }
+};
+
+// Up to 4 products of weights of 5 bits in each of two runs: 4 add up to at most 4 * 2 * 31 * 127 = 31,496.
+struct DotU5 {
+  DotU4 runs[2];
+
+  template <int run>
+  void add(U8x32 weights, const std::int8_t* x) {
+    runs[run].add(weights, x);
+  }
+  I32x8 sum() const { return runs[0].sum() + runs[1].sum(); }
 };
 
 // Up to 8 products of weights of 8 bits less 128. Two products of 8 bits overflow the 16 bits of maddubs; their
@@ -233,7 +265,7 @@ struct DotU8 {
   }
 };
 
-// scale * products of weights of 6 bits less 32, over two runs of 16. Two products of maddubs add up to at most
+// scale * products of weights of 6 bits, over two runs of 16. Two products of maddubs add up to at most
 // 2 * 2 * 63 * 128 = 32,256; the scale is applied where 16 bits become 32.
 struct DotScaledU6 {
   __m256i v = _mm256_setzero_si256();
@@ -248,9 +280,7 @@ struct DotScaledU6 {
     v = _mm256_add_epi32(v, _mm256_add_epi32(_mm256_madd_epi16(first, scale), _mm256_madd_epi16(second, scale)));
     keep_in_register(v);
   }
-  I32x8 sum(ScalePairs scales, const std::int16_t* sums_of_x) const {
-    return {_mm256_sub_epi32(v, _mm256_slli_epi32(scales.times(sums_of_x), 5))};
-  }
+  I32x8 sum() const { return {v}; }
 };
 
 #endif

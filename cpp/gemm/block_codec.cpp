@@ -1,4 +1,5 @@
-// GGUF blocks to integers and scales, these to packed blocks (gemm/layout.h) and back.
+// Integers and scales to packed blocks (gemm/layout.h) and back, and to values. What distinguishes the formats is data:
+// one description of each, and code compiled for it.
 #include "gemm/block_codec.h"
 
 #include <cstring>
@@ -9,226 +10,214 @@
 namespace minisgl {
 namespace {
 
-std::uint16_t load_u16(const std::byte* p) {
-  std::uint16_t value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
+// How a packed block looks and what its integers mean.
+struct Format {
+  int low_bits, high_bits = 0;             // of q
+  int scale_bytes = 0, minimum_bytes = 0;  // per row and part, behind the bits
+  bool has_m = false;
+  int zero = 0;                        // the q that stands for 0
+  const std::int8_t* table = nullptr;  // the value of each q instead
+};
+
+constexpr Format format_of(DType dtype) {
+  switch (dtype) {
+    case DType::q8_0: return {.low_bits = 8, .zero = 128};
+    case DType::q4_0: return {.low_bits = 4, .zero = 8};
+    case DType::q4_1: return {.low_bits = 4, .has_m = true};
+    case DType::q5_0: return {.low_bits = 4, .high_bits = 1, .zero = 16};
+    case DType::q5_1: return {.low_bits = 4, .high_bits = 1, .has_m = true};
+    case DType::iq4_nl: return {.low_bits = 4, .table = iq4_values};
+    case DType::mxfp4: return {.low_bits = 4, .table = mxfp4_values};
+    case DType::q2_k: return {.low_bits = 2, .scale_bytes = 2, .has_m = true};
+    case DType::q3_k: return {.low_bits = 2, .high_bits = 1, .scale_bytes = 2, .zero = 4};
+    case DType::q4_k: return {.low_bits = 4, .scale_bytes = 1, .minimum_bytes = 1, .has_m = true};
+    case DType::q5_k: return {.low_bits = 4, .high_bits = 1, .scale_bytes = 1, .minimum_bytes = 1, .has_m = true};
+    case DType::q6_k: return {.low_bits = 4, .high_bits = 2, .scale_bytes = 2, .zero = 32};
+    case DType::iq4_xs: return {.low_bits = 4, .scale_bytes = 1, .table = iq4_values};
+    case DType::f32:
+    case DType::f16:
+    case DType::bf16: break;
+  }
+  return {.low_bits = 0};
 }
 
-std::uint8_t byte_at(const std::byte* p, int i) {
-  return static_cast<std::uint8_t>(p[i]);
+constexpr int header_bytes(const Format& format) {
+  return format.has_m ? 32 : 16;
+}
+constexpr int part_bytes(const Format& format) {
+  return bit_bytes * (format.low_bits + format.high_bits) + group_rows * (format.scale_bytes + format.minimum_bytes);
+}
+constexpr int num_parts(DType dtype) {
+  return static_cast<int>(dtype_info(dtype).block_size) / 32;
+}
+constexpr int block_bytes(DType dtype) {
+  return header_bytes(format_of(dtype)) + num_parts(dtype) * part_bytes(format_of(dtype));
 }
 
-// 16 bytes: elements 0 to 15 in the low nibbles, 16 to 31 in the high ones.
-void unpack_nibbles(const std::byte* p, std::int16_t* q) {
-  for (int i = 0; i < 16; ++i) {
-    q[i] = byte_at(p, i) & 0x0f;
-    q[i + 16] = byte_at(p, i) >> 4;
+static_assert(block_bytes(DType::q8_0) == q8_0_block_bytes);
+static_assert(block_bytes(DType::q4_0) == q4_0_block_bytes);
+static_assert(block_bytes(DType::q4_1) == q4_1_block_bytes);
+static_assert(block_bytes(DType::q5_0) == q5_0_block_bytes);
+static_assert(block_bytes(DType::q5_1) == q5_1_block_bytes);
+static_assert(block_bytes(DType::iq4_nl) == iq4_nl_block_bytes);
+static_assert(block_bytes(DType::mxfp4) == mxfp4_block_bytes);
+static_assert(block_bytes(DType::q2_k) == q2_k_block_bytes);
+static_assert(block_bytes(DType::q3_k) == q3_k_block_bytes);
+static_assert(block_bytes(DType::q4_k) == q4_k_block_bytes);
+static_assert(block_bytes(DType::q5_k) == q5_k_block_bytes);
+static_assert(block_bytes(DType::q6_k) == q6_k_block_bytes);
+static_assert(block_bytes(DType::iq4_xs) == iq4_xs_block_bytes);
+
+// Calls function.operator()<dtype>(); nothing for formats that have no blocks.
+template <typename Function>
+void with_format(DType dtype, const Function& function) {
+  switch (dtype) {
+    case DType::q8_0: return function.template operator()<DType::q8_0>();
+    case DType::q4_0: return function.template operator()<DType::q4_0>();
+    case DType::q4_1: return function.template operator()<DType::q4_1>();
+    case DType::q5_0: return function.template operator()<DType::q5_0>();
+    case DType::q5_1: return function.template operator()<DType::q5_1>();
+    case DType::iq4_nl: return function.template operator()<DType::iq4_nl>();
+    case DType::mxfp4: return function.template operator()<DType::mxfp4>();
+    case DType::q2_k: return function.template operator()<DType::q2_k>();
+    case DType::q3_k: return function.template operator()<DType::q3_k>();
+    case DType::q4_k: return function.template operator()<DType::q4_k>();
+    case DType::q5_k: return function.template operator()<DType::q5_k>();
+    case DType::q6_k: return function.template operator()<DType::q6_k>();
+    case DType::iq4_xs: return function.template operator()<DType::iq4_xs>();
+    case DType::f32:
+    case DType::f16:
+    case DType::bf16: break;
   }
 }
 
-// d, dmin, 12 bytes of 6-bit scales and minimums, 128 bytes of nibbles: each 32 bytes hold two runs of 32 columns.
-void unpack_q4_k(const std::byte* p, QuantBlock& block) {
-  block.d = load_u16(p);
-  block.m = load_u16(p + 2);
-  const std::byte* packed = p + 4;
-  for (int i = 0; i < 4; ++i) {
-    const std::uint8_t low = byte_at(packed, i), mid = byte_at(packed, i + 4), high = byte_at(packed, i + 8);
-    block.scales[i] = low & 63;
-    block.minimums[i] = mid & 63;
-    block.scales[i + 4] = static_cast<std::uint8_t>((high & 0x0f) | (low >> 6 << 4));
-    block.minimums[i + 4] = static_cast<std::uint8_t>((high >> 4) | (mid >> 6 << 4));
-  }
-  const std::byte* nibbles = p + 16;
-  for (int pair = 0; pair < 4; ++pair) {
-    for (int i = 0; i < 32; ++i) {
-      block.q[64 * pair + i] = byte_at(nibbles, 32 * pair + i) & 0x0f;
-      block.q[64 * pair + 32 + i] = byte_at(nibbles, 32 * pair + i) >> 4;
+// The quad in field `slot` of quad vector `vector`, for fields of `bits` bits.
+template <int bits>
+constexpr int quad_of(int vector, int slot) {
+  return bits == 4 ? vector + 4 * slot : vector * (8 / bits) + slot;
+}
+
+// Writes bits [from, from + bits) of 32 elements: `bits` quad vectors.
+template <int bits, int from>
+void write_bits(const std::uint8_t* q, int lane, std::byte* packed) {
+  for (int vector = 0; vector < bits; ++vector) {
+    for (int i = 0; i < 4; ++i) {
+      int byte = 0;
+      for (int slot = 0; slot < 8 / bits; ++slot)
+        byte |= (q[4 * quad_of<bits>(vector, slot) + i] >> from & ((1 << bits) - 1)) << (bits * slot);
+      packed[32 * vector + 4 * lane + i] = static_cast<std::byte>(byte);
     }
   }
 }
 
-// 128 bytes of low nibbles, 64 of high bit pairs, 16 scales, d. Each half of 128 columns has 64 + 32 bytes: byte l of
-// the latter holds the high bits of columns l, l + 32, l + 64 and l + 96.
-void unpack_q6_k(const std::byte* p, QuantBlock& block) {
-  for (int half = 0; half < 2; ++half) {
-    const std::byte* low = p + 64 * half;
-    const std::byte* high = p + 128 + 32 * half;
-    for (int i = 0; i < 128; ++i) {
-      const int nibble = byte_at(low, i % 64) >> (i < 64 ? 0 : 4) & 0x0f;
-      const int pair = byte_at(high, i % 32) >> (i / 32 * 2) & 3;
-      block.q[128 * half + i] = static_cast<std::int16_t>(nibble | pair << 4);
+// Ors them into q.
+template <int bits, int from>
+void read_bits(const std::byte* packed, int lane, std::uint8_t* q) {
+  for (int vector = 0; vector < bits; ++vector) {
+    for (int i = 0; i < 4; ++i) {
+      const int byte = static_cast<std::uint8_t>(packed[32 * vector + 4 * lane + i]);
+      for (int slot = 0; slot < 8 / bits; ++slot) {
+        std::uint8_t& value = q[4 * quad_of<bits>(vector, slot) + i];
+        value = static_cast<std::uint8_t>(value | (byte >> (bits * slot) & ((1 << bits) - 1)) << from);
+      }
     }
   }
-  std::memcpy(block.scales, p + 192, 16);
-  block.d = load_u16(p + 208);
 }
 
-// Where columns of a row are within the 128 bytes of nibbles of 32 columns: quads 0 to 3 low, 4 to 7 high.
-void write_nibbles(const std::int16_t* q, int lane, std::byte* packed) {
-  for (int i = 0; i < 16; ++i)
-    packed[32 * (i / 4) + 4 * lane + i % 4] = static_cast<std::byte>((q[i] & 0x0f) | (q[i + 16] & 0x0f) << 4);
-}
+// Where the parts of a packed block begin, and its scales: before the parts of several, behind the only one.
+template <DType dtype>
+constexpr int first_part = num_parts(dtype) > 1 ? header_bytes(format_of(dtype)) : 0;
+template <DType dtype>
+constexpr int header_at = num_parts(dtype) > 1 ? 0 : part_bytes(format_of(dtype));
 
-void read_nibbles(const std::byte* packed, int lane, std::int16_t* q) {
-  for (int i = 0; i < 16; ++i) {
-    const std::uint8_t both = byte_at(packed, 32 * (i / 4) + 4 * lane + i % 4);
-    q[i] = both & 0x0f;
-    q[i + 16] = both >> 4;
+template <DType dtype>
+void write_block(const QuantBlock& block, int lane, std::byte* packed) {
+  constexpr Format format = format_of(dtype);
+  std::memcpy(packed + header_at<dtype> + 2 * lane, &block.d, 2);
+  if constexpr (format.has_m) std::memcpy(packed + header_at<dtype> + 16 + 2 * lane, &block.m, 2);
+  std::byte* p = packed + first_part<dtype>;
+  for (int part = 0; part < num_parts(dtype); ++part, p += part_bytes(format)) {
+    const std::uint8_t* q = block.q + 32 * part;
+    write_bits<format.low_bits, 0>(q, lane, p);
+    if constexpr (format.high_bits > 0)
+      write_bits<format.high_bits, format.low_bits>(q, lane, p + bit_bytes * format.low_bits);
+    std::byte* scales = p + bit_bytes * (format.low_bits + format.high_bits);
+    std::memcpy(scales + format.scale_bytes * lane, block.scales + format.scale_bytes * part, format.scale_bytes);
+    if constexpr (format.minimum_bytes > 0)
+      scales[group_rows * format.scale_bytes + lane] = static_cast<std::byte>(block.minimums[part]);
   }
 }
 
-void write_u16(std::uint16_t value, int lane, std::byte* packed) {
-  std::memcpy(packed + 2 * lane, &value, sizeof(value));
+template <DType dtype>
+void read_block(const std::byte* packed, int lane, QuantBlock& block) {
+  constexpr Format format = format_of(dtype);
+  std::memset(block.q, 0, sizeof(block.q) / 8 * static_cast<std::size_t>(num_parts(dtype)));
+  std::memcpy(&block.d, packed + header_at<dtype> + 2 * lane, 2);
+  if constexpr (format.has_m) std::memcpy(&block.m, packed + header_at<dtype> + 16 + 2 * lane, 2);
+  const std::byte* p = packed + first_part<dtype>;
+  for (int part = 0; part < num_parts(dtype); ++part, p += part_bytes(format)) {
+    std::uint8_t* q = block.q + 32 * part;
+    read_bits<format.low_bits, 0>(p, lane, q);
+    if constexpr (format.high_bits > 0)
+      read_bits<format.high_bits, format.low_bits>(p + bit_bytes * format.low_bits, lane, q);
+    const std::byte* scales = p + bit_bytes * (format.low_bits + format.high_bits);
+    std::memcpy(block.scales + format.scale_bytes * part, scales + format.scale_bytes * lane, format.scale_bytes);
+    if constexpr (format.minimum_bytes > 0)
+      block.minimums[part] = static_cast<std::uint8_t>(scales[group_rows * format.scale_bytes + lane]);
+  }
 }
 
-std::uint16_t read_u16(const std::byte* packed, int lane) {
-  return load_u16(packed + 2 * lane);
+// The scale and the minimum of a run, in units of d and m.
+template <DType dtype>
+float run_scale(const QuantBlock& block, int run) {
+  const std::uint8_t byte = block.scales[run];
+  switch (dtype) {
+    case DType::q2_k: return static_cast<float>(byte & 0x0f);
+    case DType::q4_k:
+    case DType::q5_k: return static_cast<float>(byte);
+    default: return static_cast<float>(static_cast<std::int8_t>(byte));
+  }
+}
+template <DType dtype>
+float run_minimum(const QuantBlock& block, int run) {
+  return static_cast<float>(dtype == DType::q2_k ? block.scales[run] >> 4 : block.minimums[run]);
+}
+
+template <DType dtype>
+void dequantize(const QuantBlock& block, float* out) {
+  constexpr Format format = format_of(dtype);
+  const float d = dtype == DType::mxfp4 ? bf16_to_f32(block.d) : f16_to_f32(block.d);
+  const std::int8_t* table = format.table;
+  for (int i = 0; i < 32 * num_parts(dtype); ++i) {
+    const int q = block.q[i];
+    const auto value = static_cast<float>(table ? table[q] : q - format.zero);
+    if constexpr (format.scale_bytes == 0) {
+      out[i] = d * value;
+      if constexpr (format.has_m) out[i] += f16_to_f32(block.m);
+    } else {
+      const int run = i / (32 / format.scale_bytes);
+      out[i] = d * run_scale<dtype>(block, run) * value;
+      if constexpr (format.has_m) out[i] -= f16_to_f32(block.m) * run_minimum<dtype>(block, run);
+    }
+  }
 }
 
 }  // namespace
 
-void unpack_file_block(DType dtype, const std::byte* p, QuantBlock& block) {
-  switch (dtype) {
-    case DType::q8_0:
-      block.d = load_u16(p);
-      for (int i = 0; i < 32; ++i) block.q[i] = static_cast<std::int8_t>(p[2 + i]);
-      break;
-    case DType::q4_0:
-      block.d = load_u16(p);
-      unpack_nibbles(p + 2, block.q);
-      break;
-    case DType::q4_1:
-      block.d = load_u16(p);
-      block.m = load_u16(p + 2);
-      unpack_nibbles(p + 4, block.q);
-      break;
-    case DType::q4_k: unpack_q4_k(p, block); break;
-    case DType::q6_k: unpack_q6_k(p, block); break;
-    default: break;
-  }
-}
-
 std::int64_t packed_block_bytes(DType dtype) {
-  switch (dtype) {
-    case DType::q8_0: return q8_0_block_bytes;
-    case DType::q4_0: return q4_0_block_bytes;
-    case DType::q4_1: return q4_1_block_bytes;
-    case DType::q4_k: return q4_k_block_bytes;
-    case DType::q6_k: return q6_k_block_bytes;
-    default: return group_rows * dtype_info(dtype).block_bytes;
-  }
+  return is_quantized(dtype) ? block_bytes(dtype) : group_rows * dtype_info(dtype).block_bytes;
 }
 
 void write_packed_block(DType dtype, const QuantBlock& block, int lane, std::byte* packed) {
-  switch (dtype) {
-    case DType::q8_0:
-      for (int i = 0; i < 32; ++i) packed[32 * (i / 4) + 4 * lane + i % 4] = static_cast<std::byte>(block.q[i] + 128);
-      write_u16(block.d, lane, packed + 256);
-      break;
-    case DType::q4_0:
-      write_nibbles(block.q, lane, packed);
-      write_u16(block.d, lane, packed + nibble_bytes);
-      break;
-    case DType::q4_1:
-      write_nibbles(block.q, lane, packed);
-      write_u16(block.d, lane, packed + nibble_bytes);
-      write_u16(block.m, lane, packed + nibble_bytes + 16);
-      break;
-    case DType::q4_k:
-      write_u16(block.d, lane, packed);
-      write_u16(block.m, lane, packed + 16);
-      for (int part = 0; part < 8; ++part) {
-        std::byte* p = packed + 32 + part * q4_k_part_bytes;
-        write_nibbles(block.q + 32 * part, lane, p);
-        p[nibble_bytes + lane] = static_cast<std::byte>(block.scales[part]);
-        p[nibble_bytes + 8 + lane] = static_cast<std::byte>(block.minimums[part]);
-      }
-      break;
-    case DType::q6_k:
-      write_u16(block.d, lane, packed);
-      for (int part = 0; part < 8; ++part) {
-        std::byte* p = packed + 16 + part * q6_k_part_bytes;
-        const std::int16_t* q = block.q + 32 * part;
-        write_nibbles(q, lane, p);
-        for (int i = 0; i < 32; ++i)  // quad i / 4 at bits 2 * (quad % 4) of vector quad / 4
-          p[nibble_bytes + 32 * (i / 16) + 4 * lane + i % 4] |= static_cast<std::byte>(q[i] >> 4 << (2 * (i / 4 % 4)));
-        std::memcpy(p + nibble_bytes + 64 + 2 * lane, block.scales + 2 * part, 2);
-      }
-      break;
-    default: break;
-  }
+  with_format(dtype, [&]<DType format> { write_block<format>(block, lane, packed); });
 }
 
 void read_packed_block(DType dtype, const std::byte* packed, int lane, QuantBlock& block) {
-  switch (dtype) {
-    case DType::q8_0:
-      for (int i = 0; i < 32; ++i)
-        block.q[i] = static_cast<std::int16_t>(byte_at(packed, 32 * (i / 4) + 4 * lane + i % 4) - 128);
-      block.d = read_u16(packed + 256, lane);
-      break;
-    case DType::q4_0:
-      read_nibbles(packed, lane, block.q);
-      block.d = read_u16(packed + nibble_bytes, lane);
-      break;
-    case DType::q4_1:
-      read_nibbles(packed, lane, block.q);
-      block.d = read_u16(packed + nibble_bytes, lane);
-      block.m = read_u16(packed + nibble_bytes + 16, lane);
-      break;
-    case DType::q4_k:
-      block.d = read_u16(packed, lane);
-      block.m = read_u16(packed + 16, lane);
-      for (int part = 0; part < 8; ++part) {
-        const std::byte* p = packed + 32 + part * q4_k_part_bytes;
-        read_nibbles(p, lane, block.q + 32 * part);
-        block.scales[part] = byte_at(p, nibble_bytes + lane);
-        block.minimums[part] = byte_at(p, nibble_bytes + 8 + lane);
-      }
-      break;
-    case DType::q6_k:
-      block.d = read_u16(packed, lane);
-      for (int part = 0; part < 8; ++part) {
-        const std::byte* p = packed + 16 + part * q6_k_part_bytes;
-        std::int16_t* q = block.q + 32 * part;
-        read_nibbles(p, lane, q);
-        for (int i = 0; i < 32; ++i)
-          q[i] = static_cast<std::int16_t>(
-              q[i] | (byte_at(p, nibble_bytes + 32 * (i / 16) + 4 * lane + i % 4) >> (2 * (i / 4 % 4)) & 3) << 4);
-        std::memcpy(block.scales + 2 * part, p + nibble_bytes + 64 + 2 * lane, 2);
-      }
-      break;
-    default: break;
-  }
+  with_format(dtype, [&]<DType format> { read_block<format>(packed, lane, block); });
 }
 
 void dequantize_block(DType dtype, const QuantBlock& block, float* out) {
-  const float d = f16_to_f32(block.d);
-  switch (dtype) {
-    case DType::q8_0:
-      for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(block.q[i]);
-      break;
-    case DType::q4_0:
-      for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(block.q[i] - 8);
-      break;
-    case DType::q4_1:
-      for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(block.q[i]) + f16_to_f32(block.m);
-      break;
-    case DType::q4_k:
-      for (int i = 0; i < 256; ++i) {
-        const float scale = d * static_cast<float>(block.scales[i / 32]);
-        const float minimum = f16_to_f32(block.m) * static_cast<float>(block.minimums[i / 32]);
-        out[i] = scale * static_cast<float>(block.q[i]) - minimum;
-      }
-      break;
-    case DType::q6_k:
-      for (int i = 0; i < 256; ++i) {
-        const float scale = d * static_cast<float>(static_cast<std::int8_t>(block.scales[i / 16]));
-        out[i] = scale * static_cast<float>(block.q[i] - 32);
-      }
-      break;
-    default: break;
-  }
+  with_format(dtype, [&]<DType format> { dequantize<format>(block, out); });
 }
 
 }  // namespace minisgl

@@ -12,6 +12,7 @@
 #include "core/byte_reader.h"
 #include "core/error.h"
 #include "io/quote.h"
+#include "io/stand_in.h"
 #include "io/tensor_layout.h"
 
 namespace minisgl {
@@ -124,24 +125,24 @@ constexpr std::array<TensorType, 30> tensor_types{{
     {1, "F16", DType::f16},
     {2, "Q4_0", DType::q4_0},
     {3, "Q4_1", DType::q4_1},
-    {6, "Q5_0", {}},
-    {7, "Q5_1", {}},
+    {6, "Q5_0", DType::q5_0},
+    {7, "Q5_1", DType::q5_1},
     {8, "Q8_0", DType::q8_0},
     {9, "Q8_1", {}},
-    {10, "Q2_K", {}},
-    {11, "Q3_K", {}},
+    {10, "Q2_K", DType::q2_k},
+    {11, "Q3_K", DType::q3_k},
     {12, "Q4_K", DType::q4_k},
-    {13, "Q5_K", {}},
+    {13, "Q5_K", DType::q5_k},
     {14, "Q6_K", DType::q6_k},
     {15, "Q8_K", {}},
     {16, "IQ2_XXS", {}},
     {17, "IQ2_XS", {}},
     {18, "IQ3_XXS", {}},
     {19, "IQ1_S", {}},
-    {20, "IQ4_NL", {}},
+    {20, "IQ4_NL", DType::iq4_nl},
     {21, "IQ3_S", {}},
     {22, "IQ2_S", {}},
-    {23, "IQ4_XS", {}},
+    {23, "IQ4_XS", DType::iq4_xs},
     {24, "I8", {}},
     {26, "I32", {}},
     {28, "F64", {}},
@@ -149,7 +150,7 @@ constexpr std::array<TensorType, 30> tensor_types{{
     {30, "BF16", DType::bf16},
     {34, "TQ1_0", {}},
     {35, "TQ2_0", {}},
-    {39, "MXFP4", {}},
+    {39, "MXFP4", DType::mxfp4},
 }};
 
 DType tensor_dtype(std::uint32_t id, const std::string& file, const std::string& tensor) {
@@ -235,6 +236,7 @@ TensorData resolve(const TensorClaim& claim, std::span<const std::byte> data, co
 GgufFile parse_gguf(std::span<const std::byte> bytes, const std::string& name) {
   ByteReader reader(bytes, name);
   if (reader.read<std::array<char, 4>>("the magic number") != std::array{'G', 'G', 'U', 'F'}) {
+    refuse_stand_in(bytes, name);
     throw InputError(concat("'", name, "' is not a GGUF file"));
   }
   const auto version = reader.read<std::uint32_t>("the version");

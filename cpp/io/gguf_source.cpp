@@ -1,13 +1,12 @@
-// A GGUF file as a source of weights.
+// A GGUF file, or the files of a model in parts, as a source of weights.
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 #include <utility>
 
 #include "core/error.h"
 #include "io/formats.h"
-#include "io/gguf_file.h"
+#include "io/gguf_parts.h"
 #include "io/gguf_vocabulary.h"
-#include "io/mapped_file.h"
 #include "io/quote.h"
 
 namespace minisgl {
@@ -15,8 +14,10 @@ namespace {
 
 class GgufSource : public WeightSource {
  public:
-  explicit GgufSource(const std::string& path) : mapping_(path) {
-    GgufFile file = parse_gguf(mapping_.bytes(), path);
+  explicit GgufSource(const std::string& path) : path_(path) {
+    GgufModel model = open_gguf_model(path);
+    GgufFile& file = model.file;
+    mappings_ = std::move(model.mappings);
     config_ = huggingface_config(file, path);
     interleaved_rope_ = file.metadata.at("general.architecture") == "llama";
     for (auto& [name, tensor] : file.tensors) {
@@ -42,11 +43,12 @@ class GgufSource : public WeightSource {
     return result;
   }
 
-  std::string path() const override { return mapping_.path(); }
+  std::string path() const override { return path_; }
   bool interleaved_rope() const override { return interleaved_rope_; }
 
  private:
-  MappedFile mapping_;
+  std::string path_;
+  std::vector<MappedFile> mappings_;
   nlohmann::json config_;
   bool interleaved_rope_ = false;
   std::unordered_map<std::string, TensorData> tensors_;  // under Hugging Face's names

@@ -129,12 +129,6 @@ std::string huggingface_tensor_name(std::string_view name) {
 }
 
 nlohmann::json huggingface_config(const GgufFile& file, const std::string& path) {
-  const auto split = file.metadata.find("split.count");
-  if (split != file.metadata.end() && split->second != 0 && split->second != 1) {
-    throw InputError(concat("'", path,
-                            "' is one of several files of a split model, which is not supported: merge them "
-                            "into one with llama-gguf-split --merge"));
-  }
   const auto architecture = file.metadata.find("general.architecture");
   if (architecture == file.metadata.end() || !architecture->second.is_string()) {
     throw InputError(concat("'", path, "' doesn't say its architecture (general.architecture)"));

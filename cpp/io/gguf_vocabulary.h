@@ -13,7 +13,7 @@ namespace minisgl {
 std::string huggingface_tensor_name(std::string_view name);
 
 // The metadata of `file` under the keys of a config.json. Values keep the types that the file gives them: who reads
-// the configuration checks them. Throws InputError when the architecture is missing or the file is one of several.
+// the configuration checks them. Throws InputError when the architecture is missing.
 nlohmann::json huggingface_config(const GgufFile& file, const std::string& path);
 
 }  // namespace minisgl

@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "io/mapped_file.h"
 #include "io/quote.h"
+#include "io/stand_in.h"
 
 namespace minisgl {
 
@@ -68,6 +69,7 @@ std::string with_quoted_constants(std::string_view text) {
 
 nlohmann::json read_json_object(const std::string& path, const JsonLimits& limits) {
   const MappedFile file(path);
+  refuse_stand_in(file.bytes(), path);
   const auto bytes = file.bytes();
   const std::string_view text{reinterpret_cast<const char*>(bytes.data()), bytes.size()};
   const bool has_constants =

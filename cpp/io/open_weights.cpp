@@ -13,8 +13,9 @@ std::unique_ptr<WeightSource> open_weights(const std::string& path, bool with_te
   const fs::file_status status = fs::status(path, error);
   if (!fs::exists(status)) throw InputError(concat("'", path, "' does not exist"));
   if (fs::is_directory(status)) return open_safetensors_folder(path, with_tensors);
-  if (path.ends_with(".safetensors")) {
-    throw InputError(concat("'", path, "' is only weights: give the folder that holds it and its config.json"));
+  if (path.ends_with(".safetensors") || path.ends_with(".safetensors.index.json")) {
+    throw InputError(concat("'", path, "' is only ", path.ends_with(".json") ? "an index of " : "",
+                            "weights: give the folder that holds it and its config.json"));
   }
   return open_gguf(path);
 }

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "io/json_text.h"
 #include "io/quote.h"
+#include "io/stand_in.h"
 #include "io/tensor_layout.h"
 
 namespace minisgl {
@@ -109,6 +110,7 @@ SafetensorsEntry resolve(const HeaderEntry& header, std::span<const std::byte> d
 }  // namespace
 
 std::map<std::string, SafetensorsEntry> parse_safetensors(std::span<const std::byte> bytes, const std::string& name) {
+  refuse_stand_in(bytes, name);
   ByteReader reader(bytes, name);
   const auto header_bytes = reader.read<std::uint64_t>("the header's length");
   const auto text = reader.take(header_bytes, "the header");

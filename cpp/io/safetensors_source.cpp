@@ -145,6 +145,7 @@ class SafetensorsSource : public WeightSource {
       throw InputError(concat("'", index_path, "' has no weight_map"));
     }
     std::map<std::string, std::map<std::string, SafetensorsEntry>> shards;
+    std::vector<std::string> missing;
     for (const auto& [tensor, shard] : weight_map->items()) {
       // Only files of the folder itself: a path would let a downloaded index name any file of the machine.
       if (!shard.is_string() || fs::path(shard.get<std::string>()).filename() != shard.get<std::string>() ||
@@ -153,14 +154,22 @@ class SafetensorsSource : public WeightSource {
                                 " into something that is not the name of a .safetensors file"));
       }
       const std::string file = (fs::path(folder_) / shard.get<std::string>()).string();
-      auto entries = shards.find(file);
-      if (entries == shards.end()) entries = shards.emplace(file, open_file(file)).first;
-      const auto entry = entries->second.find(tensor);
-      if (entry == entries->second.end()) {
+      if (shards.try_emplace(file).second && !file_exists(file)) missing.push_back(file);
+      tensors_.emplace(tensor, Located{file, {}});
+    }
+    if (!missing.empty()) {
+      throw InputError(concat("'", index_path, "' names files of weights that are missing: '", missing.front(), "'",
+                              missing.size() > 1 ? concat(" and ", missing.size() - 1, " more") : ""));
+    }
+    for (auto& [file, entries] : shards) entries = open_file(file);
+    for (auto& [tensor, located] : tensors_) {
+      const auto& entries = shards.at(located.file);
+      const auto entry = entries.find(tensor);
+      if (entry == entries.end()) {
         throw InputError(
-            concat("'", file, "' has no tensor ", quote_name(tensor), ", which '", index_path, "' promises"));
+            concat("'", located.file, "' has no tensor ", quote_name(tensor), ", which '", index_path, "' promises"));
       }
-      tensors_.emplace(tensor, Located{file, entry->second});
+      located.entry = entry->second;
     }
   }
 

@@ -3,9 +3,14 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "core/error.h"
+#include "core/log.h"
+#include "io/mapped_file.h"
+#include "io/quote.h"
 #include "io/weight_source.h"
 #include "models/decoder.h"
 #include "models/decoder_weights.h"
@@ -28,6 +33,40 @@ void read_frequency_factors(const WeightSource& source, WeightLoader& loader, Ro
           concat("'", source.path(), "': tensor '", name, "' holds ", factor, ", which can't divide a frequency"));
     }
   }
+}
+
+// Whether both tensors hold the same bytes: many a file repeats a tied embedding as its head.
+bool is_same_tensor(const TensorData& a, const TensorData& b) {
+  const bool same = a.dtype == b.dtype && a.shape == b.shape && std::ranges::equal(a.bytes, b.bytes);
+  release_pages(a.bytes);
+  release_pages(b.bytes);
+  return same;
+}
+
+// A head that the source holds and that isn't the embedding was trained: it counts, whatever the configuration says.
+void untie_own_head(const WeightSource& source, bool log, ModelSpec& spec) {
+  constexpr const char *embedding = "model.embed_tokens.weight", *head = "lm_head.weight";
+  if (!spec.tied_embeddings || !source.contains(head) || !source.contains(embedding)) return;
+  if (is_same_tensor(source.tensor(embedding), source.tensor(head))) return;
+  spec.tied_embeddings = false;
+  if (log) {
+    log_line(LogLevel::warning, concat("'", source.path(), "' has tie_word_embeddings, and an lm_head of its own that ",
+                                       "differs from the embedding: the lm_head is used."));
+  }
+}
+
+// One line that names what the source holds and the model doesn't use.
+void log_unread(const WeightSource& source, const ModelSpec& spec, const WeightLoader& loader) {
+  constexpr std::size_t num_named = 3;
+  std::vector<std::string> names = loader.unread();
+  if (spec.tied_embeddings) std::erase(names, "lm_head.weight");  // the embedding again
+  if (names.empty()) return;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(num_named, names.size()); ++i)
+    text += (i == 0 ? "" : ", ") + quote_name(names[i]);
+  if (names.size() > num_named) text += concat(" and ", names.size() - num_named, " more");
+  log_line(LogLevel::warning, concat("'", source.path(), "': the model doesn't use ", names.size(),
+                                     names.size() == 1 ? " tensor" : " tensors", " of the file: ", text, "."));
 }
 
 std::int64_t block_size_of(const WeightSource& source, const std::string& name) {
@@ -53,12 +92,16 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
   const bool dummy = format == LoadFormat::dummy;
   const std::unique_ptr<WeightSource> source = open_weights(path, !dummy);
   ModelSpec spec = read_model_spec(*source);
+  const bool is_primary = device.rank() == 0;
+  untie_own_head(*source, is_primary, spec);
   shard_of(spec, device.num_ranks(), dummy ? ColumnBlocks{} : column_blocks(spec, *source));  // refuses what can't be
 
   std::int64_t total = 0;
   if (!dummy) {
     WeightLoader check(*source, device, WeightLoader::Pass::check, [&](std::int64_t bytes) { total += bytes; });
     load_decoder_weights(spec, check);
+    read_frequency_factors(*source, check, spec.rope);
+    if (is_primary) log_unread(*source, spec, check);
   }
 
   std::int64_t done = 0;

@@ -28,8 +28,8 @@ constexpr std::array<Family, 4> families{{
 // What the configuration calls the architecture: the class name, or the model type where there is none.
 std::string architecture_name(const ConfigReader& config) {
   const nlohmann::json* list = config.find("architectures");
-  if (list == nullptr) return config.text("model_type", "");
-  if (!list->is_array() || list->empty() || !list->front().is_string()) {
+  if (list == nullptr || (list->is_array() && list->empty())) return config.text("model_type", "");
+  if (!list->is_array() || !list->front().is_string()) {
     config.fail_value("architectures", "a list of one name");
   }
   return list->front().get<std::string>();

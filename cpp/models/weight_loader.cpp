@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "core/error.h"
@@ -16,7 +17,7 @@
 namespace minisgl {
 namespace {
 
-constexpr std::size_t num_dtypes = static_cast<std::size_t>(DType::q6_k) + 1;
+constexpr std::size_t num_dtypes = std::size(all_dtypes);
 
 // Files don't promise alignment, so elements are copied out.
 template <typename T>
@@ -48,13 +49,21 @@ WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass
                            std::function<void(std::int64_t)> on_bytes)
     : source_(source), device_(device), pass_(pass), on_bytes_(std::move(on_bytes)), bytes_by_dtype_(num_dtypes, 0) {}
 
-TensorData WeightLoader::checked(const std::string& name, const std::vector<std::int64_t>& shape) const {
+TensorData WeightLoader::checked(const std::string& name, const std::vector<std::int64_t>& shape) {
   TensorData tensor = source_.tensor(name);
+  read_.insert(name);
   if (tensor.shape != shape) {
     throw InputError(concat("'", source_.path(), "': tensor ", quote_name(name), " has shape ",
                             shape_text(tensor.shape), ", the configuration asks for ", shape_text(shape)));
   }
   return tensor;
+}
+
+std::vector<std::string> WeightLoader::unread() const {
+  std::vector<std::string> names = source_.names();
+  std::erase_if(names, [&](const std::string& name) { return read_.contains(name); });
+  std::ranges::sort(names);
+  return names;
 }
 
 std::vector<float> WeightLoader::vector(const std::string& name, std::int64_t size) {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "io/weight_source.h"
@@ -42,6 +43,8 @@ class WeightLoader {
   std::unique_ptr<const Linear> linear(const std::vector<ProjectionRequest>& requests);
 
   bool contains(const std::string& name) const { return source_.contains(name); }
+  // Tensors of the source that nobody has asked for so far, sorted.
+  std::vector<std::string> unread() const;
   // File bytes of each format, of the rank's parts of all matrices so far.
   const std::vector<std::int64_t>& bytes_by_dtype() const { return bytes_by_dtype_; }
 
@@ -52,13 +55,14 @@ class WeightLoader {
   Slice slice_of(const ProjectionRequest& request) const;
   bool reorders(const ProjectionRequest& request) const;
   std::vector<float> elements(const std::string& name, std::int64_t size, const Slice& wanted);
-  TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape) const;
+  TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape);
 
   const WeightSource& source_;
   Device& device_;
   Pass pass_;
   std::function<void(std::int64_t)> on_bytes_;  // called with the bytes of each tensor that is done
   std::vector<std::int64_t> bytes_by_dtype_;    // [number of DTypes]
+  std::unordered_set<std::string> read_;        // names of the tensors asked for
 };
 
 }  // namespace minisgl

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
+GENERATION_CONFIGS = ("auto", "none", "vllm")
 CommKind = Literal["auto", "nccl", "one-shot", "torch", "shm"]
 COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -148,7 +149,10 @@ class ServerArgs(EngineSettings):
     """
 
     model: str | None = option(
-        None, "Hugging Face id, folder (config.json + safetensors) or .gguf file", group="model"
+        None,
+        "Hugging Face id (with :Q4_K_M for one GGUF file of several), folder (config.json + "
+        "safetensors) or .gguf file",
+        group="model",
     )
     revision: str | None = option(
         None, "branch, tag or commit of the Hugging Face id", group="model"
@@ -164,6 +168,14 @@ class ServerArgs(EngineSettings):
         "Jinja file that replaces the model's chat template",
         group="model",
         metavar="FILE",
+    )
+    generation_config: str = option(
+        "auto",
+        "auto: temperature, top_p, top_k, min_p and repetition_penalty that the model publishes "
+        "(generation_config.json) are a request's defaults; none (or vllm): they are not",
+        group="model",
+        choices=GENERATION_CONFIGS,
+        metavar="WHICH",
     )
 
     host: str = option(

@@ -28,6 +28,7 @@ from minisgl.engine.revival import RestartPolicy
 from minisgl.flags import parse_args
 from minisgl.log import start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.published_sampling import published_sampling
 from minisgl.model_files.source import resolve_model
 from minisgl.server.addresses import Listener, ListenError, open_listener, read_api_keys
 from minisgl.server.app import create_app
@@ -283,6 +284,10 @@ class Server:
 
     async def _start_text(self, timeout: float) -> None:
         began = time.monotonic()
+        if self._args.generation_config == "auto":
+            self._state.sampling_defaults = await asyncio.to_thread(
+                published_sampling, self._files.path
+            )
         try:
             self._state.text = await asyncio.wait_for(
                 TextFrontend.start(

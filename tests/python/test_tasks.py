@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
-from minisgl.tasks import background
+from minisgl.tasks import background, in_daemon_thread
 
 
 async def work(error: Exception | None) -> None:
@@ -37,3 +38,25 @@ async def test_an_end_and_a_cancellation_are_nothing_to_tell(
     await asyncio.sleep(0)
     assert told == []
     assert caplog.text == ""
+
+
+async def test_a_thread_gives_back_what_its_work_returns_or_raises() -> None:
+    assert await in_daemon_thread(lambda: 7, "seven") == 7
+    with pytest.raises(ZeroDivisionError):
+        await in_daemon_thread(lambda: 1 // 0, "nothing")
+
+
+async def test_a_thread_that_hangs_keeps_nobody() -> None:
+    """asyncio.to_thread in its place would hold up the end of the process for a minute."""
+    program = (
+        "import asyncio, time\nfrom minisgl.tasks import in_daemon_thread\n"
+        "async def main():\n"
+        "    hung = in_daemon_thread(lambda: time.sleep(60), 'hung')\n"
+        "    await asyncio.wait_for(hung, 0.1)\n"
+        "asyncio.run(main())"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE
+    )
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert b"TimeoutError" in errors

@@ -19,7 +19,7 @@ __device__ float load_half(const std::uint8_t* p) {
   return __half2float(__ushort_as_half(bits));
 }
 
-// Element `i` of a block, as gemm/block_codec.cpp defines the formats.
+// Element `i` of a block, as gemm/file_blocks.cpp and block_codec.cpp define the formats.
 struct Q8_0 {
   static constexpr int kElements = 32, kBytes = 34;
   static __device__ float at(const std::uint8_t* p, int i) {
@@ -41,17 +41,88 @@ struct Q4_1 {
     return load_half(p) * static_cast<float>(nibble(p + 4, i)) + load_half(p + 2);
   }
 };
+__device__ int bit(const std::uint8_t* p, int i) {
+  return p[i / 8] >> i % 8 & 1;
+}
+struct Q5_0 {
+  static constexpr int kElements = 32, kBytes = 22;
+  static __device__ float at(const std::uint8_t* p, int i) {
+    return load_half(p) * static_cast<float>((nibble(p + 6, i) | bit(p + 2, i) << 4) - 16);
+  }
+};
+struct Q5_1 {
+  static constexpr int kElements = 32, kBytes = 24;
+  static __device__ float at(const std::uint8_t* p, int i) {
+    return load_half(p) * static_cast<float>(nibble(p + 8, i) | bit(p + 4, i) << 4) + load_half(p + 2);
+  }
+};
+__device__ float iq4_value(int q) {
+  constexpr std::int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  return static_cast<float>(values[q]);
+}
+struct IQ4_NL {
+  static constexpr int kElements = 32, kBytes = 18;
+  static __device__ float at(const std::uint8_t* p, int i) { return load_half(p) * iq4_value(nibble(p + 2, i)); }
+};
+struct MXFP4 {
+  static constexpr int kElements = 32, kBytes = 17;
+  static __device__ float at(const std::uint8_t* p, int i) {
+    const int q = nibble(p + 1, i), exponent = q >> 1 & 3;
+    const int doubled = exponent == 0 ? q & 1 : (2 | (q & 1)) << (exponent - 1);  // 0, 1, 2, 3, 4, 6, 8, 12
+    return ldexpf(static_cast<float>(q < 8 ? doubled : -doubled), p[0] - 128);
+  }
+};
+// d, dmin, 12 bytes of 6-bit scales and minimums; q is element i's.
+__device__ float scaled_k(const std::uint8_t* p, int i, int q) {
+  const int run = i / 32;
+  const std::uint8_t* packed = p + 4;
+  const int scale = run < 4 ? packed[run] & 63 : (packed[run + 4] & 15) | (packed[run - 4] >> 6 << 4);
+  const int minimum = run < 4 ? packed[run + 4] & 63 : (packed[run + 4] >> 4) | (packed[run] >> 6 << 4);
+  return load_half(p) * static_cast<float>(scale) * static_cast<float>(q) -
+         load_half(p + 2) * static_cast<float>(minimum);
+}
+__device__ int nibble_by_64(const std::uint8_t* p, int i) {  // each 32 bytes: two runs of 32
+  const std::uint8_t byte = p[i / 64 * 32 + i % 32];
+  return i / 32 % 2 == 0 ? byte & 15 : byte >> 4;
+}
+__device__ int bit_pair(const std::uint8_t* p, int i) {  // byte l of 32: elements l, l + 32, l + 64, l + 96 of 128
+  return p[32 * (i / 128) + i % 32] >> (i % 128 / 32 * 2) & 3;
+}
 struct Q4_K {
   static constexpr int kElements = 256, kBytes = 144;
+  static __device__ float at(const std::uint8_t* p, int i) { return scaled_k(p, i, nibble_by_64(p + 16, i)); }
+};
+struct Q5_K {
+  static constexpr int kElements = 256, kBytes = 176;
   static __device__ float at(const std::uint8_t* p, int i) {
-    const int run = i / 32;
-    const std::uint8_t* packed = p + 4;
-    const int scale = run < 4 ? packed[run] & 63 : (packed[run + 4] & 15) | (packed[run - 4] >> 6 << 4);
-    const int minimum = run < 4 ? packed[run + 4] & 63 : (packed[run + 4] >> 4) | (packed[run] >> 6 << 4);
-    const std::uint8_t byte = p[16 + i / 64 * 32 + i % 32];
-    const int q = run % 2 == 0 ? byte & 15 : byte >> 4;
-    return load_half(p) * static_cast<float>(scale) * static_cast<float>(q) -
-           load_half(p + 2) * static_cast<float>(minimum);
+    return scaled_k(p, i, nibble_by_64(p + 48, i) | bit(p + 16 + i % 32, i / 32) << 4);
+  }
+};
+struct Q2_K {
+  static constexpr int kElements = 256, kBytes = 84;
+  static __device__ float at(const std::uint8_t* p, int i) {
+    const std::uint8_t both = p[i / 16];
+    return load_half(p + 80) * static_cast<float>(both & 15) * static_cast<float>(bit_pair(p + 16, i)) -
+           load_half(p + 82) * static_cast<float>(both >> 4);
+  }
+};
+struct Q3_K {
+  static constexpr int kElements = 256, kBytes = 110;
+  static __device__ float at(const std::uint8_t* p, int i) {
+    const int run = i / 16;
+    const std::uint8_t* packed = p + 96;
+    const int low = run < 8 ? packed[run] & 15 : packed[run - 8] >> 4;
+    const int scale = (low | (packed[8 + run % 4] >> (run / 4 * 2) & 3) << 4) - 32;
+    const int q = (bit_pair(p + 32, i) | bit(p + i % 32, i / 32) << 2) - 4;
+    return load_half(p + 108) * static_cast<float>(scale) * static_cast<float>(q);
+  }
+};
+struct IQ4_XS {
+  static constexpr int kElements = 256, kBytes = 136;
+  static __device__ float at(const std::uint8_t* p, int i) {
+    const int run = i / 32, high = (p[2] | p[3] << 8) >> (2 * run) & 3;
+    const int scale = ((p[4 + run / 2] >> (run % 2 * 4) & 15) | high << 4) - 32;
+    return load_half(p) * static_cast<float>(scale) * iq4_value(nibble(p + 8 + 16 * run, i % 32));
   }
 };
 struct Q6_K {
@@ -122,6 +193,14 @@ void convert_to_bf16(DType dtype, const std::byte* raw, std::int64_t count, void
     case DType::q4_1: dequantize<Q4_1>(raw, count, out, stream); break;
     case DType::q4_k: dequantize<Q4_K>(raw, count, out, stream); break;
     case DType::q6_k: dequantize<Q6_K>(raw, count, out, stream); break;
+    case DType::q5_0: dequantize<Q5_0>(raw, count, out, stream); break;
+    case DType::q5_1: dequantize<Q5_1>(raw, count, out, stream); break;
+    case DType::q5_k: dequantize<Q5_K>(raw, count, out, stream); break;
+    case DType::q2_k: dequantize<Q2_K>(raw, count, out, stream); break;
+    case DType::q3_k: dequantize<Q3_K>(raw, count, out, stream); break;
+    case DType::iq4_nl: dequantize<IQ4_NL>(raw, count, out, stream); break;
+    case DType::iq4_xs: dequantize<IQ4_XS>(raw, count, out, stream); break;
+    case DType::mxfp4: dequantize<MXFP4>(raw, count, out, stream); break;
   }
   MINISGL_CUDA_CHECK(cudaGetLastError());
 }

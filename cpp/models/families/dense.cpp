@@ -21,6 +21,7 @@ void add_stop_tokens(const ConfigReader& config, std::int64_t vocab_size, std::v
   const nlohmann::json list = value->is_array() ? *value : nlohmann::json::array({*value});
   if (list.size() > max_stop_tokens) config.fail_value("eos_token_id", concat("at most ", max_stop_tokens, " ids"));
   for (const nlohmann::json& item : list) {
+    if (item.is_null()) continue;
     if (!item.is_number_integer()) config.fail_value("eos_token_id", "an integer or a list of integers");
     const auto id = item.get<std::int64_t>();
     if (id < 0 || id >= vocab_size || std::ranges::find(ids, id) != ids.end()) continue;
@@ -81,7 +82,7 @@ ModelSpec read_dense(const ConfigReader& config, const DenseDefaults& defaults) 
   spec.tied_embeddings = config.boolean("tie_word_embeddings", false);
   spec.eos_token_ids = stop_tokens(config, spec.vocab_size);
 
-  if (const std::string activation = config.text("hidden_act", "silu"); activation != "silu") {
+  if (const std::string act = config.text("hidden_act", "silu"); act != "silu" && act != "swish") {
     config.fail_value("hidden_act", "silu");
   }
   if (config.integer("num_experts", 0, 1 << 20, 0) > 0) config.fail("mixtures of experts are not supported");

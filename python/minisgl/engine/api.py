@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -12,27 +12,51 @@ if TYPE_CHECKING:
 
 State = Literal["starting", "ready", "restarting", "draining", "failed"]
 
+SHUTTING_DOWN = "the server is shutting down"
+_UNAVAILABLE: dict[State, str] = {
+    "starting": "the model is still loading",
+    "restarting": "the engine is restarting; try again later",
+    "draining": SHUTTING_DOWN,
+    "failed": "the engine has failed",
+}
+
 
 class EngineBusy(Exception):  # noqa: N818
     """The queue is full: try again later (HTTP 429). The sentence is meant for the client."""
 
 
 class EngineUnavailable(Exception):  # noqa: N818
-    """No engine now: starting, restarting, draining or failed (HTTP 503). The sentence is meant for
-    the client.
-    """
+    """No engine now; the state says why (HTTP 503). The sentence is meant for the client."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(_UNAVAILABLE[state])
+        self.state = state
 
 
 class EngineStartError(Exception):
     """The engine could not be started. The sentence is meant for the screen."""
 
 
+class HostLost(EngineStartError):  # noqa: N818
+    """A host of the engine was lost while it started: nothing that was tried is at fault."""
+
+
 class EngineApi(Protocol):
     """An engine that serves requests. All of it belongs to one event loop; only drain() waits."""
+
+    # Called when steps have ended, with the tokens of one (its new ones, and the prompts that it
+    # completed) and the number of steps that this is the mean of.
+    on_steps: Callable[[float, int], None]
 
     @property
     def state(self) -> State:
         """Where the engine is between its first start and its end."""
+
+    @property
+    def phase(self) -> str:
+        """What a start is at ("loading weights 40%", "waiting for hosts [1]"); "" where none is
+        under way.
+        """
 
     @property
     def failure(self) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minisgl.config import STEP_TIMEOUT
-from minisgl.engine.api import EngineStartError, EngineUnavailable, State
+from minisgl.engine.api import SHUTTING_DOWN, EngineStartError, EngineUnavailable, State
 from minisgl.engine.group import RankGroup
 from minisgl.engine.launcher import MakeLauncher
-from minisgl.engine.live_requests import SHUTTING_DOWN, UNAVAILABLE, LiveRequests
+from minisgl.engine.live_requests import LiveRequests
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
 from minisgl.engine.revival import RestartPolicy, Revival
 from minisgl.engine.stream import TokenStream
@@ -25,8 +25,9 @@ class EngineClient:
     """The EngineApi of a group of ranks: what is live, and who is let in (LiveRequests), and what
     serves (Revival). All methods belong to the event loop that called start().
 
-    When the engine dies, it is started again, and each live request goes on where its stream
-    stopped: the new engine gets the prompt and what was delivered of the answer as one prompt.
+    When the engine dies, it is started again, in a drain too, and each live request goes on where
+    its stream stopped: the new engine gets the prompt and what was delivered of the answer as one
+    prompt.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class EngineClient:
         return self._revival.state
 
     @property
+    def phase(self) -> str:
+        """As in EngineApi."""
+        return self._phase if self._revival.state in ("starting", "restarting") else ""
+
+    @property
     def failure(self) -> str:
         """Why the state is "failed"."""
         return self._revival.failure
@@ -80,7 +86,7 @@ class EngineClient:
         """As in EngineApi."""
         infos = self._revival.infos
         if not infos:
-            raise EngineUnavailable(UNAVAILABLE["starting"])
+            raise EngineUnavailable("starting")
         return infos[0]
 
     @property
@@ -92,6 +98,15 @@ class EngineClient:
     def stats(self) -> EngineStats:
         """As in EngineApi."""
         return self._requests.stats
+
+    @property
+    def on_steps(self) -> Callable[[float, int], None]:
+        """As in EngineApi."""
+        return self._requests.on_steps
+
+    @on_steps.setter
+    def on_steps(self, hear: Callable[[float, int], None]) -> None:
+        self._requests.on_steps = hear
 
     @property
     def num_live(self) -> int:
@@ -144,22 +159,19 @@ class EngineClient:
 
     async def drain(self, timeout: float) -> bool:
         """As in EngineApi."""
-        self._begin_end()
+        self._draining = True
+        self._revival.end_when_idle()
         return await self._requests.drain(timeout)
 
     async def close(self) -> None:
         """Ends the ranks, in order if they listen; live requests end with an error. Idempotent."""
-        self._begin_end()
+        self._draining = True
         self._requests.end_all("shutting_down", SHUTTING_DOWN)
         await self._revival.close()
 
     def kill(self) -> None:
         """Ends the ranks at once, for a process that is about to end itself."""
         self._revival.kill()
-
-    def _begin_end(self) -> None:
-        self._draining = True
-        self._revival.end_with_this_one()
 
     def _note_phase(self, report: PhaseReport) -> None:
         share = f" {100 * report.done // report.total}%" if report.total else ""

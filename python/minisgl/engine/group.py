@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from minisgl.config import STEP_TIMEOUT
-from minisgl.engine.api import EngineStartError
+from minisgl.engine.api import EngineStartError, HostLost
 from minisgl.engine.launcher import MakeLauncher, RankEvents
 from minisgl.engine.local_ranks import LAST_WORDS_SECONDS
 from minisgl.engine.watch import RankWatch
@@ -30,20 +30,21 @@ CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its
 
 
 @dataclass(frozen=True)
-class _Loss:
-    """Why a rank is lost, and the rank that caused it, if it was another; else -1."""
+class Loss:
+    """Why a rank is lost."""
 
     reason: str
-    blamed_rank: int
+    blamed_rank: int = -1  # the rank that caused it, if it was another
+    of_host: bool = False  # out of reach, with its host: nothing that it did is the cause
 
 
 class RankGroup:
     """`size` ranks, wherever the launcher starts them. Made, start(), then stop() or kill(), and
     close() in any case.
 
-    The loss of one rank is the loss of all: whoever waits in wait_lost() is told why, and closes
-    the group. A process that ends is noticed at once; one that is stopped, stuck or out of reach
-    by the watch.
+    The loss of one rank is the loss of all: `lost` is true from the first news of it on, and
+    whoever waits in wait_lost() is told why, and closes the group. A process that ends is noticed
+    at once; one that is stopped, stuck or out of reach by the watch.
     """
 
     def __init__(
@@ -67,11 +68,15 @@ class RankGroup:
         self._on_phase = on_phase
         self._on_outputs = on_outputs
         self._name = f"minisgl-{secrets.token_hex(16)}"
-        self._ranks = launcher(RankEvents(self._handle, self._note_end, on_phase))
+        self.lost = False
+        events = RankEvents(
+            self._handle, self._note_end, self._note_gone, self._note_host_loss, on_phase
+        )
+        self._ranks = launcher(events)
         self._infos: dict[int, EngineInfo] = {}
         self._watch = RankWatch(range(size), step_timeout, self._note_end)
-        self._losses: dict[int, _Loss] = {}  # by rank, in the order of the news
-        self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._losses: dict[int, Loss] = {}  # by rank, in the order of the news
+        self._lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         self._all_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -79,7 +84,9 @@ class RankGroup:
     # --- life
 
     async def start(self) -> list[EngineInfo]:
-        """Starts all ranks and waits until each is ready. Raises EngineStartError."""
+        """Starts all ranks and waits until each is ready. Raises EngineStartError, and HostLost
+        where it should be tried again.
+        """
         places = [
             Place(
                 rank=rank,
@@ -103,10 +110,11 @@ class RankGroup:
             ready.cancel()
             lost.cancel()
         if self._lost.done():
-            raise EngineStartError(self._lost.result())
+            loss = self._lost.result()
+            raise (HostLost if loss.of_host else EngineStartError)(loss.reason)
         return [self._infos[rank] for rank in range(self._size)]
 
-    async def wait_lost(self) -> str:
+    async def wait_lost(self) -> Loss:
         """Why the group is lost, once a rank is."""
         return await asyncio.shield(self._lost)
 
@@ -136,9 +144,16 @@ class RankGroup:
 
     # --- news
 
+    def _note_gone(self, rank: int) -> None:
+        self.lost = True
+
     def _note_end(self, rank: int, how: str) -> None:
         when = "" if self._all_ready.is_set() else " while starting"
-        self._lose(rank, f"{self._describe(rank)} {how}{when}")
+        self._lose(rank, Loss(f"{self._describe(rank)} {how}{when}"))
+
+    def _note_host_loss(self, ranks: Iterable[int], reason: str) -> None:
+        for rank in ranks:
+            self._lose(rank, Loss(reason, of_host=True))
 
     def _handle(self, rank: int, message: FromRank) -> None:
         self._watch.hear(rank, message)
@@ -149,17 +164,19 @@ class RankGroup:
                 self._on_phase(message)
         elif isinstance(message, Failed):
             sentence = f"rank {rank}: {message.message}" if self._size > 1 else message.message
-            self._lose(rank, sentence, message.blamed_rank)
+            self._lose(rank, Loss(sentence, message.blamed_rank))
         elif isinstance(message, Ready):
             self._infos[rank] = message.info
             if len(self._infos) == self._size:
                 self._all_ready.set()
 
-    def _lose(self, rank: int, reason: str, blamed_rank: int = -1) -> None:
-        if self._stopping or rank in self._losses:
+    def _lose(self, rank: int, loss: Loss) -> None:
+        known = self._losses.get(rank)
+        if self._stopping or (known and not loss.of_host):
             return
-        self._losses[rank] = _Loss(reason, blamed_rank)
-        if len(self._losses) == 1:
+        self.lost = True
+        self._losses[rank] = loss
+        if not known and len(self._losses) == 1:
             self._keep(self._explain(), "the search for a loss's cause")
 
     def _keep(self, work: Coroutine[Any, Any, None], what: str) -> None:
@@ -167,8 +184,12 @@ class RankGroup:
         self._tasks.append(background(work, what, self._end))
 
     def _end(self, reason: str) -> None:
+        self._conclude(Loss(reason))
+
+    def _conclude(self, loss: Loss) -> None:
+        self.lost = True
         if not self._lost.done():
-            self._lost.set_result(reason)
+            self._lost.set_result(loss)
 
     async def _explain(self) -> None:
         """Waits a moment for the cause: the first news may come from a rank that only missed
@@ -177,9 +198,11 @@ class RankGroup:
         if self._size > 1:
             await asyncio.sleep(CAUSE_SECONDS)
         losses = list(self._losses.values())
-        # "Rank 0: rank 1 has died" says less than what rank 1 died of.
-        causes = [loss for loss in losses if loss.blamed_rank not in self._losses]
-        self._end((causes or losses)[0].reason)
+        # "Rank 0: rank 1 has died" says less than what rank 1 died of, and the ranks of a host that
+        # is out of reach may do so for no other reason.
+        causes = [loss for loss in losses if loss.of_host]
+        causes += [loss for loss in losses if loss.blamed_rank not in self._losses]
+        self._conclude((causes or losses)[0])
 
     def _describe(self, rank: int) -> str:
         return "the engine process" if self._size == 1 else f"the process of rank {rank}"

@@ -9,7 +9,7 @@ from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.nodes import NodeHub, plan_keys, sum_secret
 from minisgl.ipc.messages import EngineOptions, PhaseReport, Place
-from minisgl.ipc.node_link import EndRanks, FromNode, RankWord, StartRanks
+from minisgl.ipc.node_link import EndRanks, RankEnd, RankWord, StartRanks
 
 
 class HostRanks:
@@ -73,7 +73,7 @@ class HostRanks:
             remotes=[plan_keys(secret, group, rank) for rank in others],
         )
 
-    def _hear(self, message: FromNode) -> None:
+    def _hear(self, message: RankWord | RankEnd) -> None:
         if message.group != self._group or not self._local_size <= message.rank < self._size:
             return
         if isinstance(message, RankWord):
@@ -81,6 +81,5 @@ class HostRanks:
         else:
             self._events.end(message.rank, message.reason)
 
-    def _lose_host(self, number: int) -> None:
-        for rank in self._ranks_of(number):
-            self._events.end(rank, f"was lost with host {number}")
+    def _lose_host(self, number: int, why: str) -> None:
+        self._events.host_lost(self._ranks_of(number), f"host {number} was lost: {why}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,10 @@ class RankEvents:
     # A rank ended, after its last message, and how, to follow "the process": "was killed by
     # SIGKILL".
     end: Callable[[int, str], None]
+    # A rank's process is no more: its last messages may still come, and then `end`.
+    gone: Callable[[int], None] = lambda rank: None
+    # A host that had these ranks can't be reached, and why: "host 1 was lost ...". They may run.
+    host_lost: Callable[[Iterable[int], str], None] = lambda ranks, reason: None
     phase: Callable[[PhaseReport], None] = lambda report: None  # progress before there are ranks
 
 

@@ -9,25 +9,18 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from minisgl.engine.api import EngineBusy, EngineUnavailable
+from minisgl.engine.api import SHUTTING_DOWN, EngineBusy, EngineUnavailable
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import Abort, EngineStats, ErrorCode, Output, StepOutputs, Submit
 
 if TYPE_CHECKING:
-    from minisgl.engine.api import EngineApi, State
+    from minisgl.engine.api import EngineApi
     from minisgl.sampling_params import SamplingParams
 
 ABORT_SECONDS = 2.0  # for the engine to confirm the aborts at the end of a drain
 
 DIED = "the engine failed while it served this request"
-SHUTTING_DOWN = "the server is shutting down"
-UNAVAILABLE: dict[State, str] = {  # why an engine in this state takes no requests
-    "starting": "the model is still loading",
-    "restarting": "the engine is restarting; try again later",
-    "draining": SHUTTING_DOWN,
-    "failed": "the engine has failed",
-}
 
 # Puts a message to the engine without waiting; False when it is gone.
 Send = Callable[[Submit | Abort], bool]
@@ -40,6 +33,7 @@ class LiveRequests:
 
     def __init__(self, max_waiting: int) -> None:
         """`max_waiting`: requests taken beyond those that the engine runs at once."""
+        self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # EngineApi's
         self.stats = EngineStats()
         self._max_waiting = max_waiting
         self._live: dict[int, TokenStream] = {}
@@ -66,14 +60,14 @@ class LiveRequests:
     ) -> TokenStream:
         """EngineApi.submit() of the engine whose requests these are."""
         if engine.state != "ready":
-            raise EngineUnavailable(UNAVAILABLE[engine.state])
+            raise EngineUnavailable(engine.state)
         info = engine.info
         if len(self._live) >= info.max_running + self._max_waiting:
             raise EngineBusy(f"{len(self._live)} requests are waiting or running; try again later")
         request = make_request(self._next_id, prompt_ids, params, info, end_ids, bad_words)
         stream = TokenStream(request, self.abort)
         if self._send is None or not self._send(request):
-            raise EngineUnavailable(UNAVAILABLE["restarting"])
+            raise EngineUnavailable("restarting")
         self._next_id += 1
         self._live[stream.id] = stream
         return stream
@@ -90,6 +84,7 @@ class LiveRequests:
     def dispatch(self, message: StepOutputs) -> None:
         """Hands out what the engine made."""
         if self._send is not None:  # else these are the last words of an engine that died
+            self._note_steps(self.stats, message.stats)
             self.stats = message.stats
         for output in message.outputs:
             stream = self._live.get(output.id)
@@ -100,6 +95,13 @@ class LiveRequests:
                 self._replaying.discard(output.id)
             if output.finish:
                 self._forget(output.id)
+
+    def _note_steps(self, before: EngineStats, now: EngineStats) -> None:
+        steps = now.num_steps - before.num_steps
+        if steps > 0:
+            tokens = now.prompt_tokens - before.prompt_tokens
+            tokens += now.generated_tokens - before.generated_tokens
+            self.on_steps(tokens / steps, steps)
 
     # --- one engine after the other
 
@@ -112,15 +114,16 @@ class LiveRequests:
         self._send = send
         return len(self._live)
 
-    def detach(self, max_deaths: int) -> None:
+    def detach(self, max_deaths: int | None) -> None:
         """The engine died. A request that has seen more than `max_deaths` engines die may be the
-        cause: it ends.
+        cause: it ends. None: no request caused this death.
         """
         self._send = None
         self.stats = EngineStats()  # nothing runs any more, and the next engine counts anew
         for stream in list(self._live.values()):
-            stream.num_deaths += 1
-            if stream.num_deaths > max_deaths:
+            if max_deaths is not None:
+                stream.num_deaths += 1
+            if max_deaths is not None and stream.num_deaths > max_deaths:
                 stream.fail("engine_failure", DIED)
             if stream.finished:
                 self._forget(stream.id)

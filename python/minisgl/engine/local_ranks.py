@@ -93,6 +93,7 @@ class LocalRanks:
         try:
             await asyncio.wait({reader, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not reader.done():
+                self._events.gone(number)
                 await asyncio.wait({reader}, timeout=LAST_WORDS_SECONDS)
             if reader.done() and (error := reader.exception()):
                 logger.error("unexpected error while reading from rank %d", number, exc_info=error)

@@ -17,7 +17,6 @@ from minisgl.ipc.messages import Alive, PlanKeys, Shutdown
 from minisgl.ipc.node_link import (
     EndRanks,
     Farewell,
-    FromNode,
     NodeLink,
     NodeLinkError,
     RankEnd,
@@ -30,8 +29,10 @@ from minisgl.ipc.node_link import (
 )
 from minisgl.tasks import background
 
-ALIVE_SECONDS = 1.0  # between two signs of life of host 0
+ALIVE_SECONDS = 1.0  # between two signs of life of a host
 SILENT_SECONDS = 7.0  # without one, and host 0 is lost
+# Seconds without one, and another host is lost: before its ranks are missed (RankWatch).
+SILENT_TICKS = 6
 RETRY_SECONDS = 0.5  # between two attempts to reach host 0
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ class NodeHub:
         self.port = port
         self.secret = secret
         self.nnodes = nnodes
-        self.on_message: Callable[[FromNode], None] = lambda message: None
-        self.on_lost: Callable[[int], None] = lambda node_rank: None
+        self.on_message: Callable[[RankWord | RankEnd], None] = lambda message: None
+        self.on_lost: Callable[[int, str], None] = lambda node_rank, why: None
         self._links: dict[int, NodeLink] = {}
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -66,7 +67,7 @@ class NodeHub:
     async def open(self) -> None:
         """Listens at the address and nowhere else. OSError where that isn't possible."""
         self._server = await asyncio.start_server(self._admit, self.host, self.port)
-        self._pulse = background(self._show_life(), "the signs of life for other hosts")
+        self._pulse = background(self._keep_links(), "the watch of other hosts")
 
     def missing(self) -> list[int]:
         """Hosts that are not connected."""
@@ -94,11 +95,22 @@ class NodeHub:
         if self._pulse is not None:
             self._pulse.cancel()
 
-    async def _show_life(self) -> None:
+    async def _keep_links(self) -> None:
+        """Shows the other hosts that this one lives, and gives up those that don't show it."""
         while True:
-            for link in self._links.values():
+            for link in list(self._links.values()):
                 link.send(Alive())
+                link.silent_ticks += 1
+                if link.silent_ticks > SILENT_TICKS:
+                    self._lose(link, f"it gave no sign of life for {SILENT_TICKS} s")
             await asyncio.sleep(ALIVE_SECONDS)
+
+    def _lose(self, link: NodeLink, why: str) -> None:
+        """Closes a link, after which the host may come again. Tells of it once."""
+        link.abort()
+        if self._links.get(link.node_rank) is link:
+            del self._links[link.node_rank]
+            self.on_lost(link.node_rank, why)
 
     async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
@@ -108,24 +120,24 @@ class NodeHub:
             logger.warning("turned away a connection from %s: %s", peer, error)
             writer.close()
             return
-        if before := self._links.pop(link.node_rank, None):
-            before.close()  # the host came again before its end was noticed
-            self.on_lost(link.node_rank)
+        if before := self._links.get(link.node_rank):
+            self._lose(before, "it came again before it was missed")
         self._links[link.node_rank] = link
         self._changed.set()
         logger.info("host %d is there (%s)", link.node_rank, peer[0])
+        why = "this host doesn't listen any more"
         try:
             while True:
-                self.on_message(await link.receive_from_node())
-        except NodeLinkError:
-            pass
-        except Exception:  # a host that isn't heard any more is a lost one
+                message = await link.receive_from_node()
+                if not isinstance(message, Alive):
+                    self.on_message(message)
+        except NodeLinkError as error:
+            why = str(error)
+        except Exception as error:  # a host that isn't heard any more is a lost one
             logger.exception("unexpected error while reading from host %d", link.node_rank)
+            why = f"it can't be heard: {error!r}"
         finally:
-            writer.close()
-            if self._links.get(link.node_rank) is link:
-                del self._links[link.node_rank]
-                self.on_lost(link.node_rank)
+            self._lose(link, why)
 
 
 class NodeAgent:
@@ -155,12 +167,14 @@ class NodeAgent:
         """
         try:
             while link := await self._connect():
+                pulse = background(_show_life(link), "the signs of life for host 0")
                 try:
                     await self._obey(link)
                     return ""
                 except NodeLinkError as error:
                     logger.error("host 0 is lost: %s; its ranks here end", error)
                 finally:
+                    pulse.cancel()
                     link.close()
                     await self._end_ranks()
         except ReleaseMismatch as error:
@@ -233,3 +247,9 @@ class NodeAgent:
         if ranks is not None:
             with contextlib.suppress(Exception):
                 await ranks.close()
+
+
+async def _show_life(link: NodeLink) -> None:
+    while True:
+        link.send(Alive())
+        await asyncio.sleep(ALIVE_SECONDS)

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from minisgl.engine.api import EngineStartError
-from minisgl.engine.group import RankGroup
+from minisgl.engine.api import EngineStartError, HostLost
+from minisgl.engine.group import Loss, RankGroup
 from minisgl.engine.live_requests import DIED, LiveRequests
 from minisgl.ipc.messages import EngineInfo
 from minisgl.tasks import background
+
+_State = Literal["starting", "ready", "restarting", "failed"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +40,13 @@ class Revival:
     """Starts a group, notices its death, and starts another one, which gets the live requests.
 
     Whatever goes wrong while an engine is started again counts as a failure and is tried again;
-    after too many failures in a row the state is "failed" and the live requests end.
+    after too many failures in a row the state is "failed" and the live requests end. A host that is
+    lost and comes again in time is no failure.
     """
 
     def __init__(
         self, make_group: Callable[[], RankGroup], requests: LiveRequests, policy: RestartPolicy
     ) -> None:
-        self.state: Literal["starting", "ready", "restarting", "failed"] = "starting"
         self.failure = ""  # why the state is "failed"
         self.num_restarts = 0
         self.infos: list[EngineInfo] = []  # by rank
@@ -52,16 +54,31 @@ class Revival:
         self._requests = requests
         self._policy = policy
         self._group: RankGroup | None = None
-        self._is_last = False
+        self._state: _State = "starting"
+        self._ends_when_idle = False
         self._supervisor: asyncio.Task[None] | None = None
         self._failed = asyncio.Event()
 
+    @property
+    def state(self) -> _State:
+        """As in EngineApi. An engine is restarting from the first news of its death on."""
+        if self._state == "ready" and self._group is not None and self._group.lost:
+            return "restarting"
+        return self._state
+
     async def start(self) -> None:
-        """Starts a group and waits until it is ready. Raises EngineStartError; close() is
-        due in any case.
+        """Starts a group and waits until it is ready; where a host is lost meanwhile, another one
+        once it is back. Raises EngineStartError; close() is due in any case.
         """
-        self._group = self._make_group()
-        self.infos = await self._group.start()
+        while True:
+            self._group = self._make_group()
+            try:
+                self.infos = await self._group.start()
+                return
+            except HostLost as error:
+                logger.warning("%s; the start begins again when it is back", error)
+                await self._discard_group()
+                await asyncio.sleep(self._policy.first_delay)
 
     def serve(self, timeout: float | None) -> None:
         """Requests are served from now on, and deaths noticed. Another engine has `timeout` seconds
@@ -72,9 +89,9 @@ class Revival:
             self._serve_in_turn(timeout), "the engine's supervisor", self._fail
         )
 
-    def end_with_this_one(self) -> None:
-        """An engine that dies from now on has no successor."""
-        self._is_last = True
+    def end_when_idle(self) -> None:
+        """An engine that dies from now on has a successor only where requests are live."""
+        self._ends_when_idle = True
 
     async def wait_failed(self) -> str:
         """Returns why, once the engine has died too often to be started again."""
@@ -99,9 +116,9 @@ class Revival:
     def _attach(self) -> None:
         assert self._group is not None
         num_live = self._requests.attach(self._group.send)
-        if self.state == "restarting":
+        if self._state == "restarting":
             logger.info("the engine is ready again; %d requests go on", num_live)
-        self.state = "ready"
+        self._state = "ready"
 
     async def _serve_in_turn(self, timeout: float | None) -> None:
         """Until there were too many failures in a row, or the last engine has died."""
@@ -109,34 +126,38 @@ class Revival:
         failures = 0
         while True:
             began = loop.time()
-            reason = await self._wait_death()
-            if self._is_last:
-                logger.error("the engine died: %s; the server is ending", reason)
-                self._requests.end_all("engine_failure", DIED)
+            loss = await self._wait_death()
+            if self._ends_when_idle and not len(self._requests):
+                logger.error("the engine died: %s; the server is ending", loss.reason)
                 return
             if loop.time() - began >= self._policy.healthy_seconds:
                 failures = 0
-            failures += 1
-            while failures <= self._policy.max_failures:
+            reason = loss.reason
+            if loss.of_host:
+                logger.error(
+                    "the engine died: %s; starting it again when the host is back%s",
+                    reason,
+                    "" if timeout is None else f", within {timeout:g} s (--startup-timeout)",
+                )
+                reason = await self._start_again(timeout)
+            while reason:
+                failures += 1
+                if failures > self._policy.max_failures:
+                    self._fail(reason)
+                    return
                 delay = self._policy.delay(failures)
                 logger.error("the engine died: %s; starting it again in %g s", reason, delay)
                 await asyncio.sleep(delay)
                 reason = await self._start_again(timeout)
-                if not reason:
-                    break
-                failures += 1
-            else:
-                self._fail(reason)
-                return
 
-    async def _wait_death(self) -> str:
+    async def _wait_death(self) -> Loss:
         """Waits until the engine is lost, and returns what it died of."""
         assert self._group is not None
-        reason = await self._group.wait_lost()
-        self.state = "restarting"
-        self._requests.detach(self._policy.max_replays)
+        loss = await self._group.wait_lost()
+        self._state = "restarting"
+        self._requests.detach(None if loss.of_host else self._policy.max_replays)
         await self._discard_group()
-        return reason
+        return loss
 
     async def _start_again(self, timeout: float | None) -> str:
         """One attempt. Returns why it failed, "" when the engine serves."""
@@ -159,7 +180,7 @@ class Revival:
     def _fail(self, reason: str) -> None:
         """The end: no engine is started any more."""
         self.failure = reason
-        self.state = "failed"
+        self._state = "failed"
         self._failed.set()
         self._requests.end_all("engine_failure", DIED)
 

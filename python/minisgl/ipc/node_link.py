@@ -24,11 +24,11 @@ from minisgl.ipc.messages import Alive, EngineOptions, FromRank, Place, Sentence
 from minisgl.version import __version__
 
 HANDSHAKE_SECONDS = 5.0
-LOST_AFTER_MS = 15_000  # limit for what was sent to stay unconfirmed; its ranks are missed before
+LOST_AFTER_MS = 15_000  # limit for what was sent to stay unconfirmed; its silence is noticed before
 MAX_MESSAGE_BYTES = 64 * 2**20
 # The version of these messages, of those to and from a rank, and of what ranks of several hosts say
 # to each other: it grows with every change, also between releases.
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 _MAGIC = b"minisgl\0"
 _RELEASE_BYTES = 32
 _HELLO = struct.Struct(f">8sI{_RELEASE_BYTES}s")
@@ -71,7 +71,7 @@ class RankEnd(msgspec.Struct, frozen=True, tag="end"):
 
 
 ToNode = StartRanks | EndRanks | Farewell | Alive
-FromNode = RankWord | RankEnd
+FromNode = RankWord | RankEnd | Alive
 _to_node: msgspec.msgpack.Decoder[ToNode] = msgspec.msgpack.Decoder(ToNode)
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
 
@@ -99,6 +99,7 @@ class NodeLink:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, node_rank: int
     ) -> None:
         self.node_rank = node_rank
+        self.silent_ticks = 0  # seconds since the last message, counted by whoever watches
         self._reader = reader
         self._writer = writer
         # Host 0 writes every second: a host that is off the network is noticed, and not only lost.
@@ -116,6 +117,7 @@ class NodeLink:
     async def receive_from_node(self) -> FromNode:
         """The next message on host 0. Raises NodeLinkError."""
         message: FromNode = self._decode(await self._read_message(), _from_node)
+        self.silent_ticks = 0
         return message
 
     async def receive_from_server(self) -> ToNode:
@@ -144,6 +146,10 @@ class NodeLink:
     def close(self) -> None:
         """Sends what was put last as far as the kernel takes it, and closes."""
         self._writer.close()
+
+    def abort(self) -> None:
+        """Closes at once: the peer is out of reach."""
+        self._writer.transport.abort()
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,11 @@ async def greet_node(
 
 async def connect_to_server(host: str, port: int, secret: str, node_rank: int) -> NodeLink:
     """The other host's part. Raises OSError where nobody listens, NodeLinkError."""
-    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        connecting = asyncio.open_connection(host, port)
+        reader, writer = await asyncio.wait_for(connecting, HANDSHAKE_SECONDS)
+    except asyncio.TimeoutError as error:  # the kernel would try for ever longer intervals
+        raise NodeLinkError(f"no answer within {HANDSHAKE_SECONDS:g} s") from error
     try:
         writer.write(Hello().pack())  # before the other's is read: both ends can name both
         Hello.unpack(await _read_exactly(reader, _HELLO.size)).check("this host", "host 0")

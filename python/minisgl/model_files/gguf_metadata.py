@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.gguf_parts import first_part
 from minisgl.model_files.side_files import open_file
 
 _MAX_KEYS = 1 << 16
@@ -31,7 +32,10 @@ Metadata = dict[str, Any]
 
 
 def read_gguf_metadata(path: Path) -> Metadata:
-    """Key -> value; arrays are lists. ModelError names the file and what is wrong in it."""
+    """Key -> value; arrays are lists. Of a model in parts, the first part's. ModelError names the
+    file and what is wrong in it.
+    """
+    path = first_part(path)
     try:
         with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return parse_gguf_metadata(data)

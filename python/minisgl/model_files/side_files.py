@@ -44,16 +44,14 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(max_bytes + 1) if size <= max_bytes else None
+            # None is what a file of the kernel's gives that has nothing to say now.
+            content = b"" if size > max_bytes else file.read(max_bytes + 1) or b""
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror}.") from error
-    if content is None or len(content) > max_bytes:
-        raise ModelError(
-            f"{path} has {max(size, max_bytes + 1)} bytes; the limit for such a file is "
-            f"{max_bytes}."
-        )
+    if (size := max(size, len(content))) > max_bytes:
+        raise ModelError(f"{path} has {size} bytes; the limit for such a file is {max_bytes}.")
     if other := stands_in(content):
         raise ModelError(f"{path} is {other}.")
     return content
@@ -72,6 +70,8 @@ def read_json(path: Path, max_bytes: int = JSON_BYTES) -> dict[str, Any]:
     text = read_text(path, max_bytes)
     try:
         value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a pair of such escapes is no text: nobody can use it
+            json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         raise ModelError(f"{path} can't be read as JSON: {error}.") from error
     except RecursionError as error:

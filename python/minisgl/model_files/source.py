@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from minisgl.environment import default_cache_dir
 from minisgl.model_files.default_model import default_model
 from minisgl.model_files.files import ModelError, ModelFiles
+from minisgl.model_files.gguf_choice import choose_gguf, gguf_models
+from minisgl.model_files.gguf_parts import first_part, model_name, part_names
 from minisgl.model_files.side_files import INDEX_BYTES, open_file, read_json, stands_in
 
 # What is taken from a Hugging Face repository; other formats and training state stay there.
@@ -28,6 +32,8 @@ _UNWANTED_FILES = ("*/*", "consolidated*")  # copies of the weights in other lay
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+\.gguf)")
+_HUB_ADDRESS = re.compile(r"^(https://)?(hf\.co|huggingface\.co)/")
+_TAGGED = re.compile(r"([^:]+):([\w./-]+)")  # org/name:Q4_K_M, or a folder's path
 
 
 def resolve_model(
@@ -39,7 +45,8 @@ def resolve_model(
     weights: bool = True,
 ) -> ModelFiles:
     """Finds or downloads `model`: a folder, a .gguf file, a Hugging Face id (org/name), or one
-    .gguf file of a repository (org/name/file.gguf); None is the default model.
+    .gguf file of a repository (org/name/file.gguf, or org/name:Q4_K_M by its quantisation); None is
+    the default model. Of a GGUF model in several files, any of them names it.
 
     `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its
     own. `revision` is for Hugging Face ids only. Without `weights` (--load-format dummy) a folder
@@ -61,15 +68,24 @@ def resolve_model(
         if model and (path.is_dir() or path.is_file()):
             _refuse_revision(revision, f"the model at {model!r}")
             return _folder(path, weights=weights) if path.is_dir() else _gguf_file(path)
+        tagged = _TAGGED.fullmatch(model)
+        if tagged and (folder := Path(tagged[1]).expanduser()).is_dir():
+            _refuse_revision(revision, f"the model at {tagged[1]!r}")
+            return _gguf_of_folder(folder, tagged[2])
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no home folder
         raise ModelError(f"there is no model at {model[:200]!r}: {error}.") from error
+    model = _HUB_ADDRESS.sub("", model)
     if hub_file := _HUB_FILE.fullmatch(model):
-        return _hub_file(hub_file[1], hub_file[2], revision)
+        inside, slash, name = hub_file[2].rpartition("/")
+        files = [inside + slash + part for part in part_names(name)]
+        return _download_gguf(hub_file[1], files, revision)
+    if (tagged := _TAGGED.fullmatch(model)) and _HUB_ID.fullmatch(tagged[1]):
+        return _hub_gguf(tagged[1], tagged[2], revision)
     if _HUB_ID.fullmatch(model) and not model.endswith(".gguf"):
         return _hub_snapshot(model, revision, show_progress, weights)
     raise ModelError(
         f"there is no model at {model!r}: no such folder or .gguf file, and it is not a Hugging "
-        "Face id like org/name."
+        "Face id like org/name or org/name:Q4_K_M."
     )
 
 
@@ -81,17 +97,23 @@ def _refuse_revision(revision: str | None, model: str) -> None:
         )
 
 
+def _refuse_homeless_hub(model: str) -> None:
+    """Without a home Hugging Face's library would make a folder of the name ~ here."""
+    named = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    if default_cache_dir() is None and not any(os.environ.get(name) for name in named):
+        raise ModelError(
+            f"there is no folder here of the name {model!r}, and no home folder to keep a model of "
+            "Hugging Face in: set HOME or HF_HOME."
+        )
+
+
 def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> ModelFiles:
-    """A folder with config.json and every weight file that its index names, or one .gguf file."""
+    """A folder with config.json and every weight file that its index names, or one .gguf model."""
     files = ModelFiles(str(path), name or path.resolve().name)
     shown = name or str(path)
+    if not any(path.glob("*.safetensors*")) and any(path.glob("*.gguf")):
+        return _gguf_of_folder(path, "")
     if not (path / "config.json").is_file():
-        gguf_files = sorted(path.glob("*.gguf"))
-        if len(gguf_files) == 1:
-            return _gguf_file(gguf_files[0])
-        if gguf_files:
-            names = ", ".join(file.name for file in gguf_files[:5])
-            raise ModelError(f"{shown} has several .gguf files ({names}): name one of them.")
         raise ModelError(f"{shown} has no config.json: it is not a model.")
     if weights:
         _check_weights(path, shown)
@@ -99,22 +121,30 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
 
 
 def _check_weights(path: Path, shown: str) -> None:
-    """Sees to it that every weight file of a folder is there, and a file."""
+    """Sees to it that every weight file of a folder is there, and a file. As in transformers,
+    model.safetensors counts before an index, and without both any files of that kind.
+    """
     index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").exists():  # as transformers has it, whatever an index says
-        names = ["model.safetensors"]
-    else:
-        try:
-            names = _indexed_files(index)
-        except FileNotFoundError:
-            names = [file.name for file in path.glob("*.safetensors")]
+    whole = path / "model.safetensors"
+    where = ""
+    try:
+        if os.path.lexists(whole):
+            names = [whole.name]
+        else:
+            names, where = _indexed_files(index), f", which {index.name} names"
+    except FileNotFoundError:
+        names = [file.name for file in path.glob("*.safetensors")]
     if not names:
         raise ModelError(f"{shown} has no *.safetensors weights.")
+    missing = []
     for name in names:
         try:
             _beginning(path / name)
         except FileNotFoundError:
-            raise ModelError(f"{shown} lacks {name}, which {index.name} names.") from None
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"{shown} lacks {missing[0]}{more}{where}.")
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -129,13 +159,19 @@ def _indexed_files(index: Path) -> list[str]:
     return sorted(files)
 
 
+def _gguf_of_folder(path: Path, tag: str) -> ModelFiles:
+    """The folder's only .gguf model, or the one that the tag means."""
+    files = [str(file.relative_to(path)) for file in [*path.glob("*.gguf"), *path.glob("*/*.gguf")]]
+    return _gguf_file(path / choose_gguf(gguf_models(files), str(path), tag, tags=False).files[0])
+
+
 def _beginning(path: Path) -> bytes:
     """The first bytes of a weight file. FileNotFoundError; else ModelError, where it can't be read
     or something else lies there.
     """
     try:
         with open_file(path) as file:
-            beginning = file.read(200)
+            beginning = file.read(200) or b""
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -151,12 +187,13 @@ def _gguf_file(path: Path) -> ModelFiles:
         raise ModelError(
             f"{path} is not a GGUF file: it begins with {beginning[:4]!r}, not b'GGUF'."
         )
-    return ModelFiles(str(path), path.stem)
+    return ModelFiles(str(first_part(path)), model_name(path.name))
 
 
 def _hub_snapshot(
     repo: str, revision: str | None, show_progress: bool, weights: bool
 ) -> ModelFiles:
+    _refuse_homeless_hub(repo)
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -179,17 +216,47 @@ def _hub_snapshot(
     finally:
         if hide:
             enable_progress_bars()
-    return _folder(Path(path), repo, weights=weights)
+    folder = Path(path)
+    if not any(folder.glob("*.safetensors*")) and (
+        weights or not (folder / "config.json").is_file()
+    ):
+        models = gguf_models(_hub_files(repo, revision))
+        if models:  # a repository for llama.cpp
+            return _download_gguf(repo, choose_gguf(models, repo, "", tags=True).files, revision)
+    return _folder(folder, repo, weights=weights)
 
 
-def _hub_file(repo: str, file: str, revision: str | None) -> ModelFiles:
-    from huggingface_hub import hf_hub_download
+def _hub_gguf(repo: str, tag: str, revision: str | None) -> ModelFiles:
+    """The .gguf model of a repository that a tag means."""
+    models = gguf_models(_hub_files(repo, revision))
+    return _download_gguf(repo, choose_gguf(models, repo, tag, tags=True).files, revision)
+
+
+def _hub_files(repo: str, revision: str | None) -> list[str]:
+    """The paths of a repository's files; without a network, of those that lie in the cache."""
+    _refuse_homeless_hub(repo)
+    from huggingface_hub import list_repo_files, snapshot_download
 
     try:
-        path = hf_hub_download(repo, file, revision=revision)
+        return list_repo_files(repo, revision=revision)
     except Exception as error:
-        raise ModelError(_hub_error(repo, revision, error, file)) from error
-    return _gguf_file(Path(path))
+        try:
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except Exception:
+            raise ModelError(_hub_error(repo, revision, error)) from error
+        return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+
+
+def _download_gguf(repo: str, files: Sequence[str], revision: str | None) -> ModelFiles:
+    from huggingface_hub import hf_hub_download
+
+    paths = []
+    for file in files:
+        try:
+            paths.append(hf_hub_download(repo, file, revision=revision))
+        except Exception as error:
+            raise ModelError(_hub_error(repo, revision, error, file)) from error
+    return _gguf_file(Path(paths[0]))
 
 
 def _hub_error(repo: str, revision: str | None, error: Exception, file: str = "") -> str:

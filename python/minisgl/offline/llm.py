@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from minisgl.config import STEP_TIMEOUT, EngineSettings
+from minisgl.config import GENERATION_CONFIGS, STEP_TIMEOUT, EngineSettings
 from minisgl.engine.request import check_request
 from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats
@@ -44,6 +44,7 @@ class LLM:
         *,
         revision: str | None = None,
         chat_template: str | None = None,
+        generation_config: str = "auto",
         cache_dir: str | Path | None = None,
         tp: int = 1,
         comm: str = "auto",
@@ -59,6 +60,11 @@ class LLM:
             if name not in known:
                 raise TypeError(f"LLM has no option {name!r}; it has {', '.join(known)}")
         settings = {"max_waiting": MAX_IN_FLIGHT, **options}
+        if generation_config not in GENERATION_CONFIGS:
+            raise ValueError(
+                f"generation_config must be one of {', '.join(GENERATION_CONFIGS)}, "
+                f"got {generation_config!r}"
+            )
         if not 1 <= step_timeout <= 86400:
             raise ValueError(f"step_timeout must be between 1 and 86400, got {step_timeout}")
         EngineSettings(**settings)  # out of range is said before the model is looked for
@@ -72,6 +78,7 @@ class LLM:
             engine_options,
             revision=revision,
             chat_template=chat_template,
+            generation_config=generation_config,
             cache_dir=None if cache_dir is None else Path(cache_dir),
             show_progress=show_progress,
             weights=settings.get("load_format") != "dummy",
@@ -94,6 +101,15 @@ class LLM:
         """The engine's counts so far: tokens, steps, preemptions, pages."""
         return self._model.engine.stats
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What a prompt is sampled with where no sampling_params are given: as the model's makers
+        publish it (generation_config.json), with generation_config "none" SamplingParams().
+        """
+        return SamplingParams(**self._defaults())
+
+    def _defaults(self) -> dict[str, Any]:
+        return dict(self._model.sampling_defaults)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -103,12 +119,14 @@ class LLM:
     ) -> list[RequestResult]:
         """Completes each prompt (text, or token ids): one result per prompt, in their order.
 
-        `sampling_params` is one for all or one per prompt. ValueError, before anything runs, when a
+        `sampling_params` is one for all or one per prompt, and is taken as it is; without it,
+        get_default_sampling_params() counts. ValueError, before anything runs, when a
         prompt or its parameters can't be served; EngineError when the engine dies.
         """
         prompt_list = _as_prompts(prompts)
         params = _as_params(
-            SamplingParams() if sampling_params is None else sampling_params, len(prompt_list)
+            self.get_default_sampling_params() if sampling_params is None else sampling_params,
+            len(prompt_list),
         )
         texts = [prompt if isinstance(prompt, str) else None for prompt in prompt_list]
         ids = [
@@ -128,8 +146,9 @@ class LLM:
     ) -> list[RequestResult]:
         """Answers one conversation or each of several, through the model's chat template.
 
-        Without `sampling_params` an answer may be as long as fits. Errors as for `generate`, and
-        ChatTemplateError (a ValueError) when the template refuses the messages.
+        Without `sampling_params` an answer is sampled as get_default_sampling_params() says, and
+        may be as long as fits. Errors as for `generate`, and ChatTemplateError (a ValueError) when
+        the template refuses the messages.
         """
         several = bool(messages) and not isinstance(messages[0], dict)
         conversations = cast(
@@ -142,7 +161,10 @@ class LLM:
         ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         if sampling_params is None:
             limit = self.info.max_model_len
-            params = [SamplingParams(max_tokens=max(1, limit - len(prompt))) for prompt in ids]
+            params = [
+                SamplingParams(max_tokens=max(1, limit - len(prompt)), **self._defaults())
+                for prompt in ids
+            ]
         else:
             params = _as_params(sampling_params, len(ids))
         return self._run(texts, ids, params, continues_prompt=False, use_tqdm=use_tqdm)

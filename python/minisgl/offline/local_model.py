@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ from minisgl.engine.client import EngineClient
 from minisgl.engine.revival import RestartPolicy
 from minisgl.ipc.messages import EngineOptions, Output, PhaseReport
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.published_sampling import published_sampling
 from minisgl.model_files.source import resolve_model
 from minisgl.offline.loop_thread import LoopThread
 from minisgl.offline.native_engine import NativeEngine
@@ -58,11 +59,17 @@ class LocalModel:
     """
 
     def __init__(
-        self, loop: LoopThread, engine: OfflineEngine, tokenizer: Tokenizer, name: str
+        self,
+        loop: LoopThread,
+        engine: OfflineEngine,
+        tokenizer: Tokenizer,
+        name: str,
+        sampling_defaults: Mapping[str, float],
     ) -> None:
         self.engine: EngineApi = engine
         self.tokenizer = tokenizer
         self.name = name
+        self.sampling_defaults = sampling_defaults  # SamplingParams' fields
         self._loop = loop
         self._text = TextFrontend(tokenizer, [], None)
         self._close = weakref.finalize(self, _end, loop, engine)
@@ -89,7 +96,7 @@ class LocalModel:
         """
         options = DetokenizerOptions.of(params, continues_prompt=continues_prompt)
         whole = whole and not params.stop  # else tokens behind a stop string would be made
-        reader = AnswerReader(self._text.detokenizer(options))
+        reader = AnswerReader(self._text.detokenizer(options), params.stop_token_ids)
         stream = await self._submit(prompt_ids, params)
         try:
             while not reader.finish:
@@ -141,6 +148,7 @@ def open_local_model(
     *,
     revision: str | None = None,
     chat_template: str | None = None,
+    generation_config: str = "auto",
     cache_dir: Path | None = None,
     show_progress: bool = True,
     weights: bool = True,
@@ -153,7 +161,8 @@ def open_local_model(
     when it works for `step_timeout` seconds without progress.
 
     `options` makes the engine's options from the model's path; `chat_template` is the path of a
-    Jinja file; `weights` is resolve_model's. ModelError with one sentence.
+    Jinja file; `generation_config` "auto" takes the model's published sampling for the default of
+    requests; `weights` is resolve_model's. ModelError with one sentence.
     """
     files = resolve_model(
         model,
@@ -164,6 +173,7 @@ def open_local_model(
     )
     template = None if chat_template is None else read_chat_template(chat_template)
     tokenizer = load_tokenizer(files.path, chat_template=template)
+    defaults = published_sampling(files.path) if generation_config == "auto" else {}
     engine_options = options(files.path)
     open_standard_streams()
     loop = LoopThread("minisgl-loop")
@@ -185,7 +195,7 @@ def open_local_model(
         if isinstance(error, (EngineStartError, SystemLimitError)):
             raise ModelError(str(error)) from error
         raise
-    return LocalModel(loop, engine, tokenizer, files.name)
+    return LocalModel(loop, engine, tokenizer, files.name, defaults)
 
 
 @contextlib.contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.engine.api import State
-from minisgl.engine.live_requests import SHUTTING_DOWN, LiveRequests
+from minisgl.engine.api import SHUTTING_DOWN, State
+from minisgl.engine.live_requests import LiveRequests
 from minisgl.ipc.messages import Abort, EngineInfo, EngineStats, Output, StepOutputs, Submit
 from minisgl.tasks import background
 
@@ -28,12 +28,14 @@ logger = logging.getLogger(__name__)
 class NativeEngine:
     """A loaded native engine. It belongs to the event loop that it is made on; close() is due."""
 
+    phase = ""  # it was loaded before
     num_restarts = num_replaying = 0  # the loss of an engine in this process is final
 
     def __init__(self, engine: Engine, max_waiting: int) -> None:
         """Starts the engine. `max_waiting`: requests taken beyond those that it runs at once."""
         self.info = msgspec.convert(engine.info, EngineInfo)
         self.failure = ""
+        self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # for a server
         self._engine = engine
         self._requests = LiveRequests(max_waiting)
         self._draining = False

@@ -32,6 +32,8 @@ class CompletionResult:
     token_ids: list[int]  # with the stop token, where one ended it
     finish_reason: str  # "stop" or "length"
     logprobs: list[TokenLogprob] | None  # one per token id
+    # The stop string, or the one of stop_token_ids, that ended it; None where something else did.
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Sample:
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._finish = ""
+        self._stop_reason: str | int | None = None
 
     def add(self, piece: Piece) -> None:
         """Takes what the sample's answer has got."""
@@ -70,7 +73,7 @@ class Sample:
         if piece.prompt_logprobs is not None:
             entries = [TokenLogprob(*entry) for entry in piece.prompt_logprobs]
             self.prompt_logprobs = (self.prompt_logprobs or []) + entries
-        self._finish = piece.finish
+        self._finish, self._stop_reason = piece.finish, piece.stop_reason
 
     def result(self) -> CompletionResult:
         """What LLM returns of it, once it has ended."""
@@ -80,6 +83,7 @@ class Sample:
             token_ids=self.token_ids,
             finish_reason=self._finish,
             logprobs=None if self.params.logprobs is None else self._logprobs,
+            stop_reason=self._stop_reason,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,9 @@ HELP = """\
 /help   this list
 Ctrl-C stops the running answer."""
 
-# Cool, as the default model's makers advise: a small model wanders when sampled warmer.
-TEMPERATURE = 0.2
-TOP_P = 0.9
+# For a model that publishes nothing of its own: cool, as the default model's makers advise, because
+# a small model wanders when sampled warmer.
+SAMPLING: Mapping[str, float] = {"temperature": 0.2, "top_p": 0.9}
 
 # Returns the next line; EOFError at the end of input, KeyboardInterrupt on Ctrl-C.
 ReadLine = Callable[[], str]
@@ -40,6 +40,7 @@ def run_shell(args: ServerArgs) -> int:
             functools.partial(engine_options, args),
             revision=args.revision,
             chat_template=args.chat_template,
+            generation_config=args.generation_config,
             weights=args.load_format != "dummy",
             tp=args.tp,
             comm=args.comm,
@@ -115,7 +116,8 @@ class Shell:
                 "/reset begins a new one"
             )
             return None
-        params = SamplingParams(max_tokens=room, temperature=TEMPERATURE, top_p=TOP_P)
+        sampling: Mapping[str, Any] = self._model.sampling_defaults or SAMPLING
+        params = SamplingParams(max_tokens=room, **sampling)
         pieces: list[str] = []
         try:
             finish = self._model.run(self._write_answer(prompt_ids, params, pieces))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,6 +18,7 @@ from minisgl.log import start_native_logging
 from minisgl.rank.cores import format_core_list
 from minisgl.rank.cuda_library import load_cublas
 from minisgl.rank.join import CommunicatorError, join_group
+from minisgl.tasks import in_daemon_thread
 
 if TYPE_CHECKING:
     from minisgl._native import Progress
@@ -58,28 +57,8 @@ async def load_rank(start: Start, outbox: Outbox, life: Life) -> LoadedRank:
     StartError.
     """
     loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[LoadedRank] = loop.create_future()
     reports = _PhaseReporter(lambda report: loop.call_soon_threadsafe(outbox.put_nowait, report))
-
-    def resolve(result: LoadedRank | None, error: StartError | None) -> None:
-        if loaded.done():
-            return
-        if error is not None:
-            loaded.set_exception(error)
-        else:
-            loaded.set_result(cast("LoadedRank", result))
-
-    def load() -> None:
-        result, error = None, None
-        try:
-            result = _construct(start, reports, life)
-        except StartError as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is gone: the process is ending
-            loop.call_soon_threadsafe(resolve, result, error)
-
-    threading.Thread(target=load, name="load", daemon=True).start()
-    return await loaded
+    return await in_daemon_thread(lambda: _construct(start, reports, life), "load")
 
 
 @dataclass(frozen=True)

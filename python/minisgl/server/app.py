@@ -51,6 +51,7 @@ def create_app(state: ServerState) -> Starlette:
     model_routes = [
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),
+        Route("/tokenizer_info", pages.tokenizer_info),
     ]
     posts: list[tuple[str, ASGIApp]] = [
         ("/v1/chat/completions", ChatCompletions(state)),

@@ -9,12 +9,13 @@ import msgspec
 
 from minisgl.server import checks, errors
 from minisgl.server.endpoint import JsonEndpoint
-from minisgl.server.generation import Delta, Generation, TokenEntry
+from minisgl.server.generation import Answer, Delta, Generation, TokenEntry
 from minisgl.server.http import Exchange, send_json
-from minisgl.server.logprobs import chat_logprobs
-from minisgl.server.schemas import ChatRequest, Message, StreamOptions, TokenizeRequest
+from minisgl.server.logprobs import chat_logprobs, check_prompt_logprobs, prompt_logprobs
+from minisgl.server.prompts import truncate
+from minisgl.server.schemas import ChatRequest, Message, TokenizeRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
-from minisgl.tokenizer import ChatTemplateError
+from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
 if TYPE_CHECKING:
     from minisgl.text.frontend import TextFrontend
@@ -57,83 +58,125 @@ class ChatCompletions(JsonEndpoint):
         state = self.state
         text = state.frontend()
         prompt_ids = await encode_messages(text, request, request.messages)
+        info = state.client.info
+        wanted = request.max_completion_tokens
+        if wanted is None:
+            wanted = request.max_tokens
+        prompt_ids = truncate(
+            prompt_ids, request, checks.room_for_prompt(wanted, info.max_model_len)
+        )
         if not prompt_ids:
             raise errors.bad_request(
                 "The model's chat template makes an empty prompt of the messages.", param="messages"
             )
-        wanted = request.max_completion_tokens
-        if wanted is None:
-            wanted = request.max_tokens
-        info = state.client.info
         params = checks.sampling_params(
             request,
+            state.sampling_defaults,
             max_tokens=checks.fit(len(prompt_ids), wanted, info.max_model_len, param="messages"),
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-            prompt_logprobs=None,
+            prompt_logprobs=request.prompt_logprobs,
         )
+        if request.prompt_logprobs is not None:
+            check_prompt_logprobs(len(prompt_ids), request.prompt_logprobs)
         bad_words = await text.encode_words(params.bad_words)
         fields = {
             "id": f"chatcmpl-{exchange.request_id}",
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
             "created": int(time.time()),
             "model": state.model_name,
+            "service_tier": None,
+            "system_fingerprint": None,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
             exchange.generation = generation
             generation.submit(
                 prompt_ids,
                 params,
+                DetokenizerOptions.of(
+                    params,
+                    include_stop=bool(request.include_stop_str_in_output),
+                    continues_prompt=bool(request.continue_final_message),
+                ),
                 n=request.n or 1,
-                include_stop=bool(request.include_stop_str_in_output),
-                continues_prompt=bool(request.continue_final_message),
                 bad_words=bad_words,
             )
+            shape = ChatShape(text.tokenizer, request, prompt_ids)
             if request.stream:
-                tokenizer = text.tokenizer if request.logprobs else None
-                events = ChatEvents(fields, request.stream_options, generation, tokenizer)
-                await stream_events(exchange, generation, events)
-            else:
-                tokenizer = text.tokenizer if request.logprobs else None
-                choices = await _collect(generation, request.n or 1, tokenizer)
-                await send_json(
-                    exchange.send, {**fields, "choices": choices, "usage": usage(generation)}
-                )
+                frame = EventFrame(fields, request.stream_options, generation)
+                await stream_events(exchange, generation, ChatEvents(frame, shape))
+                return
+            answers = await generation.collect()
+            if params.prompt_logprobs is None:
+                whole = shape.whole(answers)
+            else:  # this may take long
+                whole = await text.off_loop(_encoded_parts, shape, answers)
+            await send_json(exchange.send, {**fields, **whole, "usage": usage(generation)})
 
 
-async def _collect(
-    generation: Generation, num_choices: int, tokenizer: Tokenizer | None
-) -> list[dict[str, Any]]:
-    texts: list[list[str]] = [[] for _ in range(num_choices)]
-    entries: list[list[TokenEntry]] = [[] for _ in range(num_choices)]
-    reasons: list[str | None] = [None] * num_choices
-    while generation.num_live:
-        for delta in await generation.ready():
-            texts[delta.index].append(delta.text)
-            entries[delta.index] += delta.entries
-            reasons[delta.index] = delta.finish_reason
-    return [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
-            "logprobs": None if tokenizer is None else chat_logprobs(tokenizer, entries[index]),
-            "finish_reason": reasons[index],
+def _encoded_parts(shape: ChatShape, answers: list[Answer]) -> dict[str, Any]:
+    return {name: msgspec.Raw(encode_json(part)) for name, part in shape.whole(answers).items()}
+
+
+class ChatShape:
+    """What a chat's choices carry besides their text."""
+
+    def __init__(self, tokenizer: Tokenizer, request: ChatRequest, prompt_ids: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._request = request
+        self._prompt_ids = prompt_ids
+        self.has_logprobs = bool(request.logprobs)
+        self.has_token_ids = bool(request.return_token_ids)
+
+    def logprobs(self, entries: list[TokenEntry]) -> dict[str, Any] | None:
+        """The log probabilities of some of a choice's tokens, where they were asked for."""
+        return chat_logprobs(self._tokenizer, entries) if self.has_logprobs else None
+
+    def prompt(self, answers: list[Answer]) -> dict[str, Any]:
+        """What was asked for of the prompt: {prompt_token_ids, prompt_logprobs}, each where it was.
+        Choice 0 has the log probabilities; before it has, there are none.
+        """
+        about: dict[str, Any] = {}
+        if self.has_token_ids:
+            about["prompt_token_ids"] = self._prompt_ids
+        if self._request.prompt_logprobs is not None and answers:
+            about["prompt_logprobs"] = prompt_logprobs(
+                self._tokenizer, answers[0].prompt_logprobs or [], self._request.prompt_logprobs
+            )
+        return about
+
+    def whole(self, answers: list[Answer]) -> dict[str, Any]:
+        """A whole answer's choices, and what was asked for of the prompt."""
+        return {
+            "choices": [self._choice(index, one) for index, one in enumerate(answers)],
+            **self.prompt(answers),
         }
-        for index in range(num_choices)
-    ]
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            "message": {
+                "role": "assistant",
+                "content": "".join(answer.texts),
+                "refusal": None,
+                "tool_calls": [],
+            },
+            "logprobs": self.logprobs(answer.entries),
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+        }
+        if self.has_token_ids:
+            choice["token_ids"] = answer.token_ids
+        return choice
 
 
 class ChatEvents:
-    """Chunks: the role, content, a finish reason. With a tokenizer they carry logprobs."""
+    """Chunks: the role, content, a finish reason."""
 
-    def __init__(
-        self,
-        fields: dict[str, Any],
-        options: StreamOptions | None,
-        generation: Generation,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        self._frame = EventFrame(fields, options, generation)
-        self._tokenizer = tokenizer
+    def __init__(self, frame: EventFrame, shape: ChatShape) -> None:
+        self._frame = frame
+        self._shape = shape
+        self._has_logprobs = shape.has_logprobs
+        self._has_token_ids = shape.has_token_ids
         self._begun: set[int] = set()
 
     def event(self, delta: Delta) -> bytes:
@@ -142,16 +185,14 @@ class ChatEvents:
         head = frame.head + b"%d" % delta.index
         data = b""
         if delta.index not in self._begun:
+            data = self._first(head)
             self._begun.add(delta.index)
-            data = (
-                head
-                + b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-                + frame.tail
-            )
-        if delta.text or delta.entries:
-            logprobs = b"null"
-            if self._tokenizer is not None:
-                logprobs = encode_json(chat_logprobs(self._tokenizer, delta.entries))
+        if delta.text or delta.entries or (self._has_token_ids and delta.token_ids):
+            tail, logprobs = frame.tail, b"null"
+            if self._has_token_ids:
+                tail = b',"token_ids":' + encode_json(delta.token_ids) + tail
+            if self._has_logprobs:
+                logprobs = encode_json(self._shape.logprobs(delta.entries))
             data += b"".join(
                 (
                     head,
@@ -160,13 +201,27 @@ class ChatEvents:
                     b'},"logprobs":',
                     logprobs,
                     b',"finish_reason":null',
-                    frame.tail,
+                    tail,
                 )
             )
         if delta.finish_reason is not None:
-            reason = encode_json(delta.finish_reason)
-            data += head + b',"delta":{},"logprobs":null,"finish_reason":' + reason + frame.tail
+            reasons = (encode_json(delta.finish_reason), encode_json(delta.stop_reason))
+            data += b"".join(
+                (
+                    head,
+                    b',"delta":{},"logprobs":null,"finish_reason":%b,"stop_reason":%b' % reasons,
+                    frame.tail,
+                )
+            )
         return data
+
+    def _first(self, head: bytes) -> bytes:
+        """A choice's first chunk. The answer's first also says what was asked for of the prompt."""
+        tail = self._frame.tail
+        if not self._begun and (about := self._shape.prompt([])):
+            tail = b"}]," + encode_json(about)[1:-1] + tail.removeprefix(b"}]")
+        role = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
+        return head + role + tail
 
     def last(self) -> bytes:
         """What follows the choices' last chunks: usage where it was asked for, and [DONE]."""

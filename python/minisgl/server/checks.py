@@ -4,6 +4,7 @@ messages for the chat template, SamplingParams, lengths.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from minisgl.sampling_params import ParameterError, SamplingParams
@@ -41,6 +42,10 @@ def check_common(request: GenerationRequest) -> None:
     ):
         raise errors.bad_request(
             "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
+        )
+    if request.prompt_logprobs is not None and request.stream:
+        raise errors.bad_request(
+            "'prompt_logprobs' is only allowed when 'stream' is false.", param="prompt_logprobs"
         )
     if request.seed is not None and not -(2**63) <= request.seed < 2**64:
         raise errors.bad_request(
@@ -88,8 +93,9 @@ def check_chat(request: ChatRequest) -> None:
 def check_completion(request: CompletionRequest) -> None:
     """ApiError 400 for fields that would change the answer in a way this server can't."""
     check_common(request)
-    if request.suffix:
-        raise errors.unsupported("suffix", "'suffix' is not supported.")
+    for name in ("echo", "truncate_prompt_tokens"):
+        if request.suffix and getattr(request, name):
+            raise errors.unsupported("suffix", f"'suffix' is not supported together with '{name}'.")
     if request.max_tokens == 0 and not request.echo:
         raise errors.bad_request(
             "'max_tokens' must be at least 1 unless 'echo' is true.", param="max_tokens"
@@ -199,6 +205,7 @@ def stop_strings(request: GenerationRequest) -> list[str]:
 
 def sampling_params(
     request: GenerationRequest,
+    defaults: Mapping[str, float],
     *,
     max_tokens: int,
     logprobs: int | None,
@@ -206,9 +213,11 @@ def sampling_params(
 ) -> SamplingParams:
     """What one choice is sampled with (n is 1: the caller submits each choice). ApiError 400.
 
-    A field that has the same name in the request and in SamplingParams is passed on as it is.
+    A field that has the same name in the request and in SamplingParams is passed on as it is; where
+    the request has none, or null, `defaults` counts: what the model publishes.
     """
-    fields: dict[str, Any] = {
+    fields: dict[str, Any] = dict(defaults)
+    fields |= {
         name: value
         for name in SamplingParams.__struct_fields__
         if (value := getattr(request, name, None)) is not None
@@ -228,6 +237,22 @@ def sampling_params(
         return SamplingParams(**fields)
     except ParameterError as error:  # its sentence is for the client, whose own value it shows
         raise errors.bad_request(str(error), param=error.parameter) from None
+
+
+def prompt_scores(request: CompletionRequest) -> int | None:
+    """How many alternatives the engine is to give for each token of the prompt; None where not even
+    the tokens' own log probabilities are needed.
+    """
+    wanted = [request.prompt_logprobs, request.logprobs if request.echo else None]
+    return max((count for count in wanted if count is not None), default=None)
+
+
+def room_for_prompt(wanted: int | None, max_model_len: int) -> int:
+    """How many tokens a prompt may have that is cut to what fits with `wanted` tokens of answer, or
+    with one where the answer may have as many as fit.
+    """
+    reserved = 1 if wanted is None or not 0 <= wanted < max_model_len else wanted
+    return max_model_len - reserved
 
 
 def fit(num_prompt: int, wanted: int | None, max_model_len: int, *, param: str) -> int:

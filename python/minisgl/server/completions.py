@@ -9,16 +9,17 @@ import msgspec
 
 from minisgl.server import checks
 from minisgl.server.endpoint import JsonEndpoint
-from minisgl.server.generation import Delta, Generation
+from minisgl.server.generation import Answer, Delta, Generation
 from minisgl.server.http import Exchange, send_json
-from minisgl.server.logprobs import CompletionLogprobs
-from minisgl.server.prompts import CompletionPrompt, encode_prompts
+from minisgl.server.logprobs import CompletionLogprobs, check_prompt_logprobs, prompt_logprobs
+from minisgl.server.prompts import CompletionPrompt, Echo, echoes, encode_prompts
 from minisgl.server.schemas import CompletionRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
-from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
+from minisgl.tokenizer import DetokenizerOptions
 
 if TYPE_CHECKING:
-    from minisgl.text.frontend import TextFrontend
+    from minisgl.ipc.messages import PromptLogprob
+    from minisgl.tokenizer import Tokenizer
 
 
 class Completions(JsonEndpoint):
@@ -32,120 +33,146 @@ class Completions(JsonEndpoint):
         state = self.state
         text = state.frontend()
         info = state.client.info
-        prompts = await encode_prompts(text, request, info.vocab_size)
         wanted = request.max_tokens
         if wanted is msgspec.UNSET:
             wanted = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
+        max_prompt = checks.room_for_prompt(wanted, info.max_model_len)
+        prompts = await encode_prompts(text, request, info.vocab_size, max_prompt)
+        scores = checks.prompt_scores(request)
+        if scores is not None:
+            num_tokens = sum(len(prompt.ids) for prompt in prompts)
+            check_prompt_logprobs(num_tokens * (request.n or 1), scores)
         jobs = [
             checks.sampling_params(
                 request,
+                state.sampling_defaults,
                 max_tokens=checks.fit(len(prompt.ids), wanted, info.max_model_len, param="prompt"),
                 logprobs=request.logprobs,
-                prompt_logprobs=request.logprobs if request.echo else None,
+                prompt_logprobs=scores,
             )
             for prompt in prompts
         ]
         bad_words = await text.encode_words(jobs[0].bad_words)
+        echoed = await echoes(text, request, prompts) if request.echo else None
         fields = {
             "id": f"cmpl-{exchange.request_id}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": state.model_name,
+            "system_fingerprint": None,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
             exchange.generation = generation
+            include_stop = bool(request.include_stop_str_in_output)
             for prompt, params in zip(prompts, jobs, strict=True):
                 generation.submit(
                     prompt.ids,
                     params,
+                    DetokenizerOptions.of(
+                        params,
+                        include_stop=include_stop,
+                        continues_prompt=True,
+                        begun=prompt.begun,
+                    ),
                     n=request.n or 1,
-                    include_stop=bool(request.include_stop_str_in_output),
-                    continues_prompt=True,
                     bad_words=bad_words,
+                    score_each=True,
                 )
-            shaper = ChoiceShaper(text, request, prompts)
+            shaper = ChoiceShaper(text.tokenizer, request, prompts, echoed)
             if request.stream:
                 frame = EventFrame(fields, request.stream_options, generation)
                 await stream_events(exchange, generation, CompletionEvents(frame, shaper))
-            else:
-                choices = await _collect(generation, shaper, len(prompts) * (request.n or 1))
-                await send_json(
-                    exchange.send, {**fields, "choices": choices, "usage": usage(generation)}
-                )
+                return
+            answers = await generation.collect()
+            choices: Any
+            if scores is None:
+                choices = shaper.choices(answers)
+            else:  # this may take long
+                choices = await text.off_loop(_encoded_choices, shaper, answers)
+            await send_json(
+                exchange.send, {**fields, "choices": choices, "usage": usage(generation)}
+            )
+
+
+def _encoded_choices(shaper: ChoiceShaper, answers: list[Answer]) -> msgspec.Raw:
+    return msgspec.Raw(encode_json(shaper.choices(answers)))
 
 
 class ChoiceShaper:
-    """Puts the echoed prompt before a choice's first delta, and gives logprobs their shape."""
+    """Makes choices, whole or piece by piece, of what was generated, with what belongs to their
+    prompts.
+    """
 
     def __init__(
-        self, text: TextFrontend, request: CompletionRequest, prompts: list[CompletionPrompt]
+        self,
+        tokenizer: Tokenizer,
+        request: CompletionRequest,
+        prompts: list[CompletionPrompt],
+        echoed: list[Echo] | None,
     ) -> None:
-        self._text = text
+        """`echoed` has an entry per prompt, where answers are to begin with them."""
+        self._tokenizer = tokenizer
         self._request = request
         self._prompts = prompts
-        self._starts: dict[int, int] = {}  # choice -> characters of its echoed prompt
+        self._echoed = echoed
+        self.has_logprobs = request.logprobs is not None
+        self.has_token_ids = bool(request.return_token_ids)
 
-    def shape(self, delta: Delta, into: CompletionLogprobs | None) -> str:
-        """The text that `delta` adds to its choice. Its logprobs are added to `into`."""
-        shown = ""
-        if delta.index not in self._starts:
-            if self._request.echo:
-                shown = self._echo(delta, into)
-            self._starts[delta.index] = len(shown)
-        if into is not None:
-            into.add(delta.entries, self._starts[delta.index])
-        return shown + delta.text
+    def choices(self, answers: list[Answer]) -> list[dict[str, Any]]:
+        """The choices of a whole answer."""
+        choices = []
+        for index, answer in enumerate(answers):
+            echo = self.echo(index)
+            into = self.logprobs()
+            if into is not None:
+                start = self.add_echo(into, echo, answer.prompt_logprobs)
+                into.add(answer.entries, start)
+            text = "".join(answer.texts)
+            choice = {
+                "index": index,
+                "text": text if echo is None else echo.text + text,
+                "logprobs": None if into is None else into.shown(),
+                "finish_reason": answer.finish_reason,
+                "stop_reason": answer.stop_reason,
+            }
+            choice |= self.about_prompt(index, answer.prompt_logprobs)
+            if self.has_token_ids:
+                choice["token_ids"] = answer.token_ids
+            choices.append(choice)
+        return choices
+
+    def echo(self, index: int) -> Echo | None:
+        """The prompt with which choice `index` begins."""
+        return None if self._echoed is None else self._echoed[index // (self._request.n or 1)]
 
     def logprobs(self) -> CompletionLogprobs | None:
         """A record for a choice's log probabilities, or None where none were asked for."""
         if self._request.logprobs is None:
             return None
-        return CompletionLogprobs(self._text.tokenizer)
+        return CompletionLogprobs(self._tokenizer, self._request.logprobs)
 
-    def _echo(self, delta: Delta, into: CompletionLogprobs | None) -> str:
-        prompt = self._prompts[delta.index // (self._request.n or 1)]
-        shown = prompt.text
-        if shown is None:
-            skip = self._request.skip_special_tokens is not False
-            shown = self._text.tokenizer.decode(prompt.ids, skip_special_tokens=skip)
-        if into is not None and delta.prompt_logprobs is not None:
-            into.add_prompt(delta.prompt_logprobs, self._offsets(prompt.ids, len(shown)))
-        return shown
+    def add_echo(
+        self, into: CompletionLogprobs, echo: Echo | None, scores: list[PromptLogprob] | None
+    ) -> int:
+        """Adds an echoed prompt's log probabilities. Returns the number of its characters."""
+        if echo is None:
+            return 0
+        if scores is not None and echo.offsets is not None:
+            into.add_prompt(scores, echo.offsets)
+        return len(echo.text)
 
-    def _offsets(self, ids: list[int], length: int) -> list[int]:
-        """Characters before each prompt token; special tokens that were added have none."""
-        skip = self._request.skip_special_tokens is not False
-        detokenizer = IncrementalDetokenizer(
-            self._text.tokenizer, DetokenizerOptions(skip_special_tokens=skip)
-        )
-        offsets, offset = [], 0
-        for token_id in ids:
-            offsets.append(min(offset, length))
-            offset += len(detokenizer.push([token_id]))
-        return offsets
-
-
-async def _collect(
-    generation: Generation, shaper: ChoiceShaper, num_choices: int
-) -> list[dict[str, Any]]:
-    texts: list[list[str]] = [[] for _ in range(num_choices)]
-    logprobs = [shaper.logprobs() for _ in range(num_choices)]
-    reasons: list[str | None] = [None] * num_choices
-    while generation.num_live:
-        for delta in await generation.ready():
-            texts[delta.index].append(shaper.shape(delta, logprobs[delta.index]))
-            reasons[delta.index] = delta.finish_reason
-    choices = []
-    for index, into in enumerate(logprobs):
-        choices.append(
-            {
-                "index": index,
-                "text": "".join(texts[index]),
-                "logprobs": None if into is None else into.shown(),
-                "finish_reason": reasons[index],
-            }
-        )
-    return choices
+    def about_prompt(self, index: int, scores: list[PromptLogprob] | None) -> dict[str, Any]:
+        """What was asked for of the prompt of choice `index`: {prompt_token_ids, prompt_logprobs},
+        each where it was.
+        """
+        about: dict[str, Any] = {}
+        if self.has_token_ids:
+            about["prompt_token_ids"] = self._prompts[index // (self._request.n or 1)].ids
+        if self._request.prompt_logprobs is not None:
+            about["prompt_logprobs"] = prompt_logprobs(
+                self._tokenizer, scores or [], self._request.prompt_logprobs
+            )
+        return about
 
 
 class CompletionEvents:
@@ -154,12 +181,24 @@ class CompletionEvents:
     def __init__(self, frame: EventFrame, shaper: ChoiceShaper) -> None:
         self._frame = frame
         self._shaper = shaper
+        self._has_logprobs = shaper.has_logprobs
+        self._has_token_ids = shaper.has_token_ids
+        self._starts: dict[int, int] = {}  # choice -> characters of its echoed prompt
 
     def event(self, delta: Delta) -> bytes:
         """The chunk that a delta makes, or b"" where it has nothing to show."""
-        into = self._shaper.logprobs()
-        text = self._shaper.shape(delta, into)
-        if not text and not delta.finish_reason and (into is None or not into.tokens):
+        text = delta.text
+        into = self._shaper.logprobs() if self._has_logprobs else None
+        more = b""
+        if delta.index not in self._starts:
+            text, more = self._begin(delta, into)
+        if into is not None:
+            into.add(delta.entries, self._starts[delta.index])
+        if self._has_token_ids and delta.token_ids:
+            more += b',"token_ids":' + encode_json(delta.token_ids)
+        if delta.finish_reason is not None:
+            more += b',"stop_reason":' + encode_json(delta.stop_reason)
+        elif not text and not more and (into is None or not into.tokens):
             return b""
         frame = self._frame
         return b"".join(
@@ -172,9 +211,21 @@ class CompletionEvents:
                 b"null" if into is None else encode_json(into.shown()),
                 b',"finish_reason":',
                 encode_json(delta.finish_reason),
+                more,
                 frame.tail,
             )
         )
+
+    def _begin(self, delta: Delta, into: CompletionLogprobs | None) -> tuple[str, bytes]:
+        """The text of a choice's first delta, and the fields that stand in its chunk alone."""
+        shaper = self._shaper
+        echo = shaper.echo(delta.index)
+        self._starts[delta.index] = 0 if echo is None else len(echo.text)
+        if into is not None:
+            shaper.add_echo(into, echo, delta.prompt_logprobs)
+        about = shaper.about_prompt(delta.index, delta.prompt_logprobs)
+        more = b"," + encode_json(about)[1:-1] if about else b""
+        return (delta.text if echo is None else echo.text + delta.text), more
 
     def last(self) -> bytes:
         """What follows the choices' last chunks: usage where it was asked for, and [DONE]."""

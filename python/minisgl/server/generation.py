@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -51,6 +51,41 @@ class Delta(msgspec.Struct):
     finish_reason: str | None = None
     # With the first delta, where they were asked for.
     prompt_logprobs: list[PromptLogprob] | None = None
+    token_ids: list[int] = []  # with a stop token
+    # With the last, where a stop string or a stop token that the client named ended the choice:
+    # that string, or the token's id.
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """A choice from its beginning to its end."""
+
+    texts: list[str] = field(default_factory=list)  # parts of the text
+    entries: list[TokenEntry] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    prompt_logprobs: list[PromptLogprob] | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Takes the choice's next delta."""
+        self.texts.append(delta.text)
+        self.entries += delta.entries
+        self.token_ids += delta.token_ids
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """What the choices of one prompt have come to."""
+
+    n: int
+    num_finished: int = 0
+    longest: int = 0  # tokens of those that finished
 
 
 class Choice:
@@ -59,11 +94,13 @@ class Choice:
     def __init__(
         self,
         index: int,
+        prompt: _Prompt,
         stream: TokenStream,
         detokenizer: Detokenizer,
         offsets: IncrementalDetokenizer | None,
     ) -> None:
         self.index = index
+        self.prompt = prompt
         self.stream = stream
         self.finished = False
         self.finish_reason = ""  # with `finished`: "stop", "length", "abort" or "error"
@@ -71,7 +108,7 @@ class Choice:
         self.first_token_at = 0.0  # time.perf_counter(); 0: none yet
         self.last_token_at = 0.0
         self._text_length = 0  # characters given out
-        self._reader = AnswerReader(detokenizer)
+        self._reader = AnswerReader(detokenizer, stream.request.params.stop_token_ids)
         # The same text without regard to stop strings; None: no logprobs were asked for.
         self._offsets = offsets
         self._offset = 0
@@ -103,7 +140,15 @@ class Choice:
             self.finished = True
             self.stream.abort()
         text = piece.text
-        delta = Delta(self.index, text, [], piece.finish or None, piece.prompt_logprobs)
+        delta = Delta(
+            self.index,
+            text,
+            [],
+            piece.finish or None,
+            piece.prompt_logprobs,
+            piece.token_ids,
+            piece.stop_reason,
+        )
         if self._offsets is not None:
             self._text_length += len(text)
             self._hold(piece, self._offsets)
@@ -185,34 +230,35 @@ class Generation:
         self,
         prompt_ids: list[int],
         params: SamplingParams,
+        options: DetokenizerOptions,
         *,
         n: int = 1,
-        include_stop: bool = False,
-        continues_prompt: bool = False,
         bad_words: Sequence[list[int]] = (),
+        score_each: bool = False,
     ) -> None:
-        """Adds `n` choices for a prompt; `bad_words` is what params.bad_words is in tokens.
+        """Adds `n` choices for a prompt, whose text is made with `options`; `bad_words` is what
+        params.bad_words is in tokens. The prompt's log probabilities come with the first choice, or
+        with `score_each` with each.
 
         Raises ApiError 400, 429 or 503; the context manager ends what was begun.
         """
         self.num_prompt_tokens += len(prompt_ids)
-        options = DetokenizerOptions.of(
-            params, include_stop=include_stop, continues_prompt=continues_prompt
-        )
+        prompt = _Prompt(n)
         for number in range(n):
-            one = params if params.seed is None or number == 0 else _reseed(params, number)
+            one = params if number == 0 else _variant(params, number, score_prompt=score_each)
             try:
                 stream = self._client.submit(
                     prompt_ids, one, self._text.tokenizer.eos_token_ids, bad_words
                 )
             except EngineBusy:
                 raise errors.busy() from None
-            except EngineUnavailable:
-                raise errors.unavailable(self._client.state) from None
+            except EngineUnavailable as error:
+                raise errors.unavailable(error.state) from None
             except ParameterError as error:
                 raise errors.bad_request(str(error), param=error.parameter) from None
             choice = Choice(
                 len(self._choices),
+                prompt,
                 stream,
                 self._text.detokenizer(options),
                 None
@@ -244,6 +290,14 @@ class Generation:
             if not choice.finished:
                 self._wait_for(choice)
         return deltas
+
+    async def collect(self) -> list[Answer]:
+        """All choices, once they have ended. Raises ApiError when one failed."""
+        answers = [Answer() for _ in self._choices]
+        while self.num_live:
+            for delta in await self.ready():
+                answers[delta.index].add(delta)
+        return answers
 
     def _wait_for(self, choice: Choice) -> None:
         self._waiting[asyncio.ensure_future(choice.stream.next())] = choice
@@ -277,15 +331,29 @@ class Generation:
         metrics.pace.ended()
         metrics.e2e_request_latency.observe(time.perf_counter() - self._arrived)
         metrics.request_generation_tokens.observe(choice.num_tokens)
+        metrics.request_params_max_tokens.observe(choice.stream.request.params.max_tokens)
+        prompt = choice.prompt
+        prompt.num_finished += 1
+        prompt.longest = max(prompt.longest, choice.num_tokens)
+        if prompt.num_finished == prompt.n:
+            metrics.request_params_n.observe(prompt.n)
+            metrics.request_max_num_generation_tokens.observe(prompt.longest)
         if output.timings is not None:
             queue, prefill, decode = output.timings
             choice.queued_seconds = queue
             metrics.request_queue_time.observe(queue)
             metrics.request_prefill_time.observe(prefill)
             metrics.request_decode_time.observe(decode)
+            metrics.request_inference_time.observe(prefill + decode)
 
 
-def _reseed(params: SamplingParams, number: int) -> SamplingParams:
-    # Choices of one request differ; choice 0 is what the same request with n=1 would get.
-    assert params.seed is not None
-    return msgspec.structs.replace(params, seed=(params.seed + number) % 2**64)
+def _variant(params: SamplingParams, number: int, *, score_prompt: bool) -> SamplingParams:
+    """The parameters of a request's choice `number`, which is above 0. Choices of one request
+    differ; choice 0 is what the same request with n=1 would get.
+    """
+    changes: dict[str, Any] = {}
+    if params.seed is not None:
+        changes["seed"] = (params.seed + number) % 2**64
+    if params.prompt_logprobs is not None and not score_prompt:
+        changes["prompt_logprobs"] = None
+    return msgspec.structs.replace(params, **changes) if changes else params

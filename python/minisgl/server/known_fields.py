@@ -60,12 +60,6 @@ KNOWN_FIELDS: dict[str, KnownField] = {
     "top_logprobs": KnownField((0,), "a completion's field is 'logprobs'"),
     "thinking_token_budget": KnownField((-1,), "limit the whole answer with 'max_tokens'"),
     "repetition_detection": KnownField((), "use 'frequency_penalty' or 'repetition_penalty'"),
-    "truncate_prompt_tokens": KnownField((-1,), "cut the prompt before it is sent"),
-    "truncation_side": KnownField((), "cut the prompt before it is sent"),
-    "prompt_logprobs": KnownField(
-        (), "ask /v1/completions for 'logprobs' with 'echo'; leave it out here"
-    ),
-    "return_token_ids": KnownField((False,), "use /tokenize for the ids of a text"),
     "return_tokens_as_token_ids": KnownField((False,), "use /tokenize for the ids of a text"),
     "return_token_offsets": KnownField((False,), "use 'text_offset' of a completion's 'logprobs'"),
     "return_prompt_text": KnownField(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from minisgl.server.errors import bad_request
 from minisgl.server.generation import TokenEntry
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from minisgl.tokenizer import Tokenizer
 
 LOWEST = -9999.0  # JSON has no -Infinity
+MAX_PROMPT_LOGPROBS = 2**22  # per request; one takes some hundred bytes until the answer is sent
 
 
 def finite(logprob: float) -> float:
@@ -47,13 +49,54 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenEntry]) -> dict[s
     return {"content": content, "refusal": None}
 
 
+def check_prompt_logprobs(num_tokens: int, num_top: int) -> None:
+    """ApiError 400 where the log probabilities of so many prompt tokens, counted once per choice,
+    would take too much memory.
+    """
+    count = num_tokens * (num_top + 1)
+    if count > MAX_PROMPT_LOGPROBS:
+        raise bad_request(
+            f"The request asks for too many log probabilities of prompt tokens ({count}: tokens "
+            f"times choices times alternatives; limit {MAX_PROMPT_LOGPROBS}).",
+            param="prompt_logprobs",
+        )
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, prompt: Sequence[PromptLogprob], num_top: int
+) -> list[dict[str, dict[str, Any]] | None]:
+    """vLLM's list, one entry per prompt token: {token id: {logprob, rank, decoded_token}} with the
+    token itself first and then the `num_top` most likely; null for the first token. The rank of a
+    token that isn't one of those is null.
+    """
+    shown: list[dict[str, dict[str, Any]] | None] = []
+    for token_id, logprob, top in prompt:
+        if logprob is None:
+            shown.append(None)
+            continue
+        entries = {token_id: _ranked(tokenizer, token_id, logprob, None)}
+        for rank, (other_id, other) in enumerate(top[:num_top], 1):
+            entries[other_id] = _ranked(tokenizer, other_id, other, rank)
+        shown.append({str(key): entry for key, entry in entries.items()})
+    return shown
+
+
+def _ranked(
+    tokenizer: Tokenizer, token_id: int, logprob: float, rank: int | None
+) -> dict[str, Any]:
+    text = token_text(tokenizer.token_bytes(token_id))
+    return {"logprob": finite(logprob), "rank": rank, "decoded_token": text}
+
+
 class CompletionLogprobs:
     """{tokens, token_logprobs, top_logprobs, text_offset}, filled from a prompt that is echoed and
     from deltas.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_top: int) -> None:
+        """`num_top`: alternatives per token at most."""
         self._tokenizer = tokenizer
+        self._num_top = num_top
         self.tokens: list[str] = []
         self.token_logprobs: list[float | None] = []
         self.top_logprobs: list[dict[str, float] | None] = []
@@ -84,7 +127,7 @@ class CompletionLogprobs:
             self.top_logprobs.append(None)
             return
         alternatives: dict[str, float] = {}
-        for other_id, other in top:
+        for other_id, other in top[: self._num_top]:
             alternatives.setdefault(
                 token_text(self._tokenizer.token_bytes(other_id)), finite(other)
             )

@@ -5,7 +5,7 @@ when scraped.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from minisgl.server.http_metrics import HttpMetrics
 from minisgl.server.pace import Pace
 
 if TYPE_CHECKING:
-    from minisgl.ipc.messages import EngineStats
+    from minisgl.ipc.messages import EngineInfo, EngineStats
 
 PREFIX = "minisgl"
 FINISH_REASONS = ("stop", "length", "abort", "error")
@@ -34,6 +34,14 @@ FINISH_REASONS = ("stop", "length", "abort", "error")
 _FIRST_TOKEN_S = bounds("1 5 10 20 40 60 80 100 250 500 750 1000 2500 5000 7500 10000 20000 40000")
 _TOKEN_S = bounds("1 2.5 5 10 25 50 75 100 150 200 300 400 500 750 1000 2500 5000")
 _TOKENS = tuple(2**k for k in range(18))
+# Those of vLLM, whose dashboards read them.
+_INFERENCE_S = bounds(
+    "300 500 800 1000 1500 2000 2500 5000 10000 15000 20000 30000 40000 50000 60000 120000 240000 "
+    "480000 960000 1920000 7680000"
+)
+_LENGTHS = tuple(step * 10**power for power in range(7) for step in (1, 2, 5))
+_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_CHOICES = (1, 2, 5, 10, 20)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class EngineFigures:
     num_streams: int
     num_replaying: int
     num_restarts: int
+    info: EngineInfo | None = None  # None: it has not been ready yet
+    memory_fraction: float = 0.0
 
 
 class Metrics:
@@ -63,6 +73,11 @@ class Metrics:
         self.request_decode_time = Histogram(REQUEST_S)
         self.request_prompt_tokens = Histogram(_TOKENS)
         self.request_generation_tokens = Histogram(_TOKENS)
+        self.request_inference_time = Histogram(_INFERENCE_S)
+        self.request_max_num_generation_tokens = Histogram(_LENGTHS)
+        self.request_params_n = Histogram(_CHOICES)
+        self.request_params_max_tokens = Histogram(_LENGTHS)
+        self.iteration_tokens = Histogram(_STEP_TOKENS)
 
     def render(self, model_name: str, figures: EngineFigures, *, alias: str = "") -> bytes:
         """The text format of Prometheus. `alias` is a second prefix, under which what vLLM has too
@@ -86,7 +101,7 @@ class _Families(Collector):
     ) -> None:
         self._metrics = metrics
         self._prefix = prefix
-        self._model_name = model_name
+        self._labels = {"model_name": model_name, "engine": "0"}  # vLLM numbers its replicas
         self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
@@ -111,9 +126,36 @@ class _Families(Collector):
                 used / (stats.pages_total or 1),
             ),
         ):
-            gauge = GaugeMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
-            gauge.add_metric([self._model_name], value)
-            yield gauge
+            yield self._gauge(name, text, {}, value)
+        # Only capacity holds a request up here.
+        waiting = self._gauge(
+            "num_requests_waiting_by_reason",
+            "Requests that wait to get into the batch, by what they wait for.",
+            {"reason": "capacity"},
+            stats.num_waiting,
+        )
+        waiting.add_metric([*self._labels.values(), "deferred"], 0)
+        yield waiting
+        if (info := self._figures.info) is not None:
+            cache = {
+                "block_size": info.page_size,
+                "cache_dtype": info.kv_dtype,
+                "enable_prefix_caching": False,
+                "gpu_memory_utilization": self._figures.memory_fraction,
+                "kv_cache_memory_bytes": info.kv_cache_bytes,
+                "num_cpu_blocks": 0,
+                "num_gpu_blocks": info.num_pages,
+            }
+            text = "What the KV cache is like: pages, whatever device they are on."
+            yield self._gauge("cache_config_info", text, cache, 1)
+
+    def _gauge(
+        self, name: str, text: str, labels: Mapping[str, object], value: float
+    ) -> GaugeMetricFamily:
+        everything = self._labels | {label: str(content) for label, content in labels.items()}
+        gauge = GaugeMetricFamily(f"{self._prefix}:{name}", text, labels=list(everything))
+        gauge.add_metric(list(everything.values()), value)
+        return gauge
 
     def _counters(self) -> Iterator[Metric]:
         metrics, preemptions = self._metrics, self._figures.stats.num_preemptions
@@ -126,16 +168,16 @@ class _Families(Collector):
                 preemptions,
             ),
         ):
-            counter = CounterMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
-            counter.add_metric([self._model_name], value)
+            counter = CounterMetricFamily(f"{self._prefix}:{name}", text, labels=list(self._labels))
+            counter.add_metric(list(self._labels.values()), value)
             yield counter
         success = CounterMetricFamily(
             f"{self._prefix}:request_success",
             "Requests that ended, by reason.",
-            labels=["model_name", "finished_reason"],
+            labels=[*self._labels, "finished_reason"],
         )
         for reason, number in metrics.finished.items():
-            success.add_metric([self._model_name, reason], number)
+            success.add_metric([*self._labels.values(), reason], number)
         yield success
 
     def _histograms(self) -> Iterator[Metric]:
@@ -177,10 +219,40 @@ class _Families(Collector):
                 "Tokens that were generated for a request.",
                 metrics.request_generation_tokens,
             ),
+            (
+                "request_inference_time_seconds",
+                "Time from a request's first step to its end.",
+                metrics.request_inference_time,
+            ),
+            (
+                "request_max_num_generation_tokens",
+                "Tokens of the longest of a request's choices.",
+                metrics.request_max_num_generation_tokens,
+            ),
+            ("request_params_n", "Choices that a request asked for.", metrics.request_params_n),
+            (
+                "request_params_max_tokens",
+                "Tokens that a choice could have at most.",
+                metrics.request_params_max_tokens,
+            ),
+            (
+                "iteration_tokens_total",
+                "Tokens of a step: new ones, and prompts that it completed.",
+                metrics.iteration_tokens,
+            ),
         ):
-            family = HistogramMetricFamily(f"{self._prefix}:{name}", text, labels=["model_name"])
-            family.add_metric([self._model_name], histogram.buckets(), histogram.sum)
+            family = HistogramMetricFamily(
+                f"{self._prefix}:{name}", text, labels=list(self._labels)
+            )
+            family.add_metric(list(self._labels.values()), self._buckets(histogram), histogram.sum)
             yield family
+
+    def _buckets(self, histogram: Histogram) -> list[tuple[str, float]]:
+        """Those that something can be in: no request has more tokens than the model takes."""
+        info, metrics = self._figures.info, self._metrics
+        lengths = (metrics.request_max_num_generation_tokens, metrics.request_params_max_tokens)
+        limit = info.max_model_len if info and histogram in lengths else float("inf")
+        return [row for row in histogram.buckets() if row[0] == "+Inf" or float(row[0]) <= limit]
 
 
 class _OwnFamilies(Collector):

@@ -5,25 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from minisgl.server import errors
 from minisgl.server.errors import bad_request
-from minisgl.server.schemas import MAX_CHOICES, CompletionRequest
+from minisgl.server.schemas import MAX_CHOICES, CompletionRequest, GenerationRequest
+from minisgl.tokenizer.offsets import offsets_in_text, text_of_ids, unfinished_bytes
 
 if TYPE_CHECKING:
     from minisgl.text.frontend import TextFrontend
+    from minisgl.tokenizer import Tokenizer
+    from minisgl.tokenizer.fill_in_middle import FillInMiddle
 
 
 @dataclass(frozen=True)
 class CompletionPrompt:
-    """One prompt. `text` is None where the client sent ids."""
+    """One prompt. `text` is None where it isn't what the client sent, or where that were ids."""
 
     ids: list[int]
     text: str | None
+    begun: bytes = b""  # the last bytes of ids, where they begin a character that isn't complete
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt as the answer shows it."""
+
+    text: str
+    offsets: list[int] | None  # characters before each token, where log probabilities need them
 
 
 async def encode_prompts(
-    text: TextFrontend, request: CompletionRequest, vocab_size: int
+    text: TextFrontend, request: CompletionRequest, vocab_size: int, max_prompt: int
 ) -> list[CompletionPrompt]:
     """The prompts of a request: one for a string or a list of ids, several for a list of either.
+
+    `max_prompt` is how many tokens of a prompt are left when it is to be cut to what fits.
     ApiError 400.
     """
     given = separate_prompts(request)
@@ -34,15 +49,12 @@ async def encode_prompts(
             f"limit {MAX_CHOICES}).",
             param="prompt",
         )
-    add_special_tokens = request.add_special_tokens is not False
     prompts = []
     for prompt in given:
         if isinstance(prompt, str):
-            ids = await text.encode(prompt, add_special_tokens=add_special_tokens)
-            prompts.append(CompletionPrompt(ids, prompt))
+            ids = await _encode_text(text, request, prompt)
         else:
-            prompts.append(CompletionPrompt(prompt, None))
-        ids = prompts[-1].ids
+            ids = await _encode_ids(text, request, prompt)
         if not ids:
             raise bad_request("The prompt is empty.", param="prompt")
         if max(ids) >= vocab_size:
@@ -50,7 +62,88 @@ async def encode_prompts(
                 f"Prompt token ids must be between 0 and {vocab_size - 1}, got {max(ids)}.",
                 param="prompt",
             )
+        kept = truncate(ids, request, max_prompt)
+        if isinstance(prompt, str) and kept is ids:
+            prompts.append(CompletionPrompt(kept, prompt))
+        else:
+            begun = unfinished_bytes(
+                text.tokenizer, kept, skip_special_tokens=request.skip_special_tokens is not False
+            )
+            prompts.append(CompletionPrompt(kept, None, begun))
     return prompts
+
+
+async def _encode_text(text: TextFrontend, request: CompletionRequest, prompt: str) -> list[int]:
+    if request.suffix:
+        prompt = _fill_in_middle(text.tokenizer).prompt(prompt, request.suffix)
+    return await text.encode(prompt, add_special_tokens=request.add_special_tokens is not False)
+
+
+async def _encode_ids(
+    text: TextFrontend, request: CompletionRequest, prompt: list[int]
+) -> list[int]:
+    if not request.suffix:
+        return prompt
+    # The suffix with its tokens; the prompt's place is behind the first of them.
+    wanted = _fill_in_middle(text.tokenizer).prompt("", request.suffix)
+    first, *rest = await text.encode(wanted, add_special_tokens=False)
+    return [first, *prompt, *rest]
+
+
+def _fill_in_middle(tokenizer: Tokenizer) -> FillInMiddle:
+    if tokenizer.fill_in_middle is None:
+        raise errors.unsupported(
+            "suffix",
+            "'suffix' is not supported by this model: its vocabulary has no fill-in-the-middle "
+            "tokens.",
+        )
+    return tokenizer.fill_in_middle
+
+
+def truncate(ids: list[int], request: GenerationRequest, max_prompt: int) -> list[int]:
+    """The part of a prompt that 'truncate_prompt_tokens' leaves; `ids` itself where that is all.
+
+    ApiError 400 where nothing would be left.
+    """
+    wanted = request.truncate_prompt_tokens
+    if wanted is None:
+        return ids
+    if wanted == 0:
+        raise bad_request(
+            "'truncate_prompt_tokens' must be at least 1, or -1 for as many tokens as fit, got 0.",
+            param="truncate_prompt_tokens",
+        )
+    count = max_prompt if wanted < 0 else wanted
+    if len(ids) <= count:
+        return ids
+    return ids[:count] if request.truncation_side == "right" else ids[-count:]
+
+
+async def echoes(
+    text: TextFrontend, request: CompletionRequest, prompts: list[CompletionPrompt]
+) -> list[Echo]:
+    """How the answer shows each prompt: as it was sent, or what its ids say. A character that they
+    begin is shown with the rest of it, which the answer has.
+    """
+    return await text.off_loop(_echoes, text.tokenizer, request, prompts)
+
+
+def _echoes(
+    tokenizer: Tokenizer, request: CompletionRequest, prompts: list[CompletionPrompt]
+) -> list[Echo]:
+    skip = request.skip_special_tokens is not False
+    add_special_tokens = request.add_special_tokens is not False
+    made = []
+    for prompt in prompts:
+        offsets: list[int] | None = None
+        if prompt.text is None:
+            shown, offsets = text_of_ids(tokenizer, prompt.ids, skip_special_tokens=skip)
+        else:
+            shown = prompt.text
+            if request.logprobs is not None:
+                offsets = offsets_in_text(tokenizer, shown, add_special_tokens=add_special_tokens)
+        made.append(Echo(shown, offsets))
+    return made
 
 
 def separate_prompts(request: CompletionRequest) -> list[str | list[int]]:

@@ -101,6 +101,11 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     response_format: ResponseFormat | None = None
+    # vLLM's: what more the answer says, and what is left of a prompt that is too long.
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    return_token_ids: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None
+    truncation_side: Literal["left", "right"] | None = None  # where tokens are left out
     # No effect on the answer.
     user: str | None = None
     store: bool | None = None

@@ -5,6 +5,7 @@ endpoint.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class ServerState:
-    """`text` is None until the tokenizer is loaded; nothing reads it or the client's info before
-    the client is ready.
+    """`text` is None until the tokenizer is loaded; nothing reads it, the sampling's defaults or
+    the client's info before the client is ready.
     """
 
     args: ServerArgs
     client: EngineApi
     model_names: tuple[str, ...]  # answers say the first
     text: TextFrontend | None = None
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # SamplingParams' fields
     metrics: Metrics = field(default_factory=Metrics)
     ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
     bodies: BodyRoom = field(init=False)
@@ -37,6 +39,7 @@ class ServerState:
     )  # Unix seconds, shown with the model
 
     def __post_init__(self) -> None:
+        self.client.on_steps = self.metrics.iteration_tokens.observe
         self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
 
     @property

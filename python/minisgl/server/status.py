@@ -10,9 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from minisgl.engine.api import EngineUnavailable
+from minisgl.ipc.messages import EngineInfo
 from minisgl.server.errors import unavailable
 from minisgl.server.metrics import EngineFigures
 from minisgl.server.state import ServerState
+from minisgl.server.tokens import tokenizer_info
 from minisgl.version import __version__
 
 
@@ -33,13 +35,19 @@ class StatusPages:
         self._state.check_model(name)
         return _json(self._card(name or self._state.model_name))
 
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info. ApiError 503 while nothing is served."""
+        return _json(tokenizer_info(self._state.frontend().tokenizer))
+
     async def health(self, request: Request) -> Response:
-        """GET /health: whether the server lives. An engine that is busy, loading or being restarted
-        isn't dead.
+        """GET /health: whether the server lives, and its engine's state. An engine that is busy,
+        loading or being restarted isn't dead; "phase" says what it is at.
         """
-        if self._state.client.state == "failed":
+        client = self._state.client
+        if client.state == "failed":
             raise unavailable("failed")
-        return _json({"status": "ok"})
+        phase = {"phase": client.phase} if client.phase else {}
+        return _json({"status": "ok", "engine": client.state, **phase})
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: whether a request would be served now."""
@@ -60,17 +68,23 @@ class StatusPages:
                 num_streams=state.client.num_live,
                 num_replaying=state.client.num_replaying,
                 num_restarts=state.client.num_restarts,
+                info=self._info(),
+                memory_fraction=state.args.memory_fraction,
             ),
             alias=state.args.metrics_alias_prefix,
         )
         return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
 
+    def _info(self) -> EngineInfo | None:
+        """None while the model is still loading."""
+        try:
+            return self._state.client.info
+        except EngineUnavailable:
+            return None
+
     def _card(self, name: str) -> dict[str, Any]:
         state = self._state
-        try:
-            max_model_len = state.client.info.max_model_len
-        except EngineUnavailable:  # the model is still loading
-            max_model_len = None
+        info = self._info()
         return {
             "id": name,
             "object": "model",
@@ -79,7 +93,7 @@ class StatusPages:
             # Benchmarks look for the tokenizer there.
             "root": state.args.model or state.model_name,
             "parent": None,
-            "max_model_len": max_model_len,
+            "max_model_len": info and info.max_model_len,
             "permission": [
                 {
                     "id": f"modelperm-{name}",

@@ -1,8 +1,8 @@
-"""POST /tokenize and /detokenize, as vLLM has them."""
+"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -68,6 +68,15 @@ class Detokenize(JsonEndpoint):
         skip = bool(request.skip_special_tokens)
         prompt = await text.off_loop(_decode, text.tokenizer, request.tokens, skip)
         await send_json(exchange.send, {"prompt": prompt})
+
+
+def tokenizer_info(tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer_config.json, as far as the model's files say what stands there: the class, special
+    tokens by name and by id, the chat template.
+    """
+    hidden = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
+    info = {name: value for name, value in tokenizer.config.items() if name not in hidden}
+    return {"bos_token": None, "eos_token": None, "pad_token": None, **info}
 
 
 def _token_strs(tokenizer: Tokenizer, ids: list[int]) -> list[str]:

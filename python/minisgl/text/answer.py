@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from minisgl.ipc.messages import Output, PromptLogprob, TokenLogprob
     from minisgl.text.frontend import Detokenizer
@@ -25,6 +25,8 @@ class Piece(msgspec.Struct):
     finish: str = ""  # "stop" or "length" with the last piece
     prompt_logprobs: list[PromptLogprob] | None = None
     ends_with_stop_token: bool = False
+    # With the last piece, where a stop string or a stop token of the request ended the answer.
+    stop_reason: str | int | None = None
 
     @property
     def shown_ids(self) -> list[int]:
@@ -35,38 +37,53 @@ class Piece(msgspec.Struct):
 class AnswerReader:
     """Reads one request's outputs in their order."""
 
-    def __init__(self, detokenizer: Detokenizer) -> None:
+    def __init__(self, detokenizer: Detokenizer, stop_token_ids: Sequence[int] = ()) -> None:
+        """`stop_token_ids`: those that the request names, not the model's own ends."""
         self.num_tokens = 0  # in the answer; a stop token is one
         self.finish = ""  # once the last piece was read
         self._detokenizer = detokenizer
+        self._stop_token_ids = stop_token_ids
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string ended the answer. The engine may not know: the request is to be
         aborted.
         """
-        return self._detokenizer.stopped
+        return self._detokenizer.match is not None
 
     def read(self, output: Output) -> Piece | Awaitable[Piece]:
         """The next piece, of an output that has no error: at once where the text is made in this
         process, else to be awaited. Raises what the detokenizer raises.
         """
-        token_ids = output.token_ids
-        shown = token_ids[:-1] if output.finish == "stop" else token_ids
-        text = self._detokenizer.push_here(shown, final=bool(output.finish))
-        return self._read_elsewhere(output, shown) if text is None else self._piece(output, text)
+        shown, stop_token = output.token_ids, None
+        if output.finish == "stop" and shown:
+            shown, stop_token = shown[:-1], shown[-1]
+        final = bool(output.finish)
+        text = self._detokenizer.push_here(shown, final=final, stop_token=stop_token)
+        if text is None:
+            return self._read_elsewhere(output, shown, stop_token)
+        return self._piece(output, text)
 
-    async def _read_elsewhere(self, output: Output, shown: list[int]) -> Piece:
-        return self._piece(output, await self._detokenizer.push(shown, final=bool(output.finish)))
+    async def _read_elsewhere(
+        self, output: Output, shown: list[int], stop_token: int | None
+    ) -> Piece:
+        final = bool(output.finish)
+        text = await self._detokenizer.push(shown, final=final, stop_token=stop_token)
+        return self._piece(output, text)
 
     def _piece(self, output: Output, text: str) -> Piece:
         token_ids, logprobs, finish = output.token_ids, output.logprobs or [], output.finish
         by_token = finish == "stop"
+        stop_reason: str | int | None = None
         detokenizer = self._detokenizer
-        if detokenizer.stopped:
+        if detokenizer.match is not None:
             kept = detokenizer.num_tokens - self.num_tokens
             token_ids, logprobs = token_ids[:kept], logprobs[:kept]
-            finish, by_token = "stop", False
+            finish, by_token, stop_reason = "stop", False, detokenizer.match
+        elif by_token and token_ids and token_ids[-1] in self._stop_token_ids:
+            stop_reason = token_ids[-1]
         self.finish = finish
         self.num_tokens += len(token_ids)
-        return Piece(text, token_ids, logprobs, finish, output.prompt_logprobs, by_token)
+        return Piece(
+            text, token_ids, logprobs, finish, output.prompt_logprobs, by_token, stop_reason
+        )

@@ -43,17 +43,23 @@ class Detokenizer:
     """Token ids of one stream to text, as they come: IncrementalDetokenizer here or elsewhere."""
 
     def __init__(self) -> None:
-        self.stopped = False  # a stop string came; the text is cut there
+        self.match: str | None = None  # the stop string that came; the text is cut there
         self.num_tokens = 0  # taken so far, up to the one that completed a stop string
 
-    async def push(self, token_ids: Sequence[int], *, final: bool = False) -> str:
+    async def push(
+        self, token_ids: Sequence[int], *, final: bool = False, stop_token: int | None = None
+    ) -> str:
         """Text that may be shown now; with `final` the rest too, and then nothing more may come.
 
-        Raises WorkerLost when the process that has the stream's text died and none came in time.
+        `stop_token` ended the stream behind the last of these ids: it has no part in the text, but
+        may complete a stop string. Raises WorkerLost when the process that has the stream's text
+        died and none came in time.
         """
         raise NotImplementedError
 
-    def push_here(self, token_ids: Sequence[int], *, final: bool = False) -> str | None:
+    def push_here(
+        self, token_ids: Sequence[int], *, final: bool = False, stop_token: int | None = None
+    ) -> str | None:
         """push() without waiting, where the text is made in this process. None, and nothing was
         pushed, where it is made in another.
         """
@@ -199,15 +205,19 @@ class _LocalDetokenizer(Detokenizer):
         super().__init__()
         self._detokenizer = detokenizer
 
-    async def push(self, token_ids: Sequence[int], *, final: bool = False) -> str:
-        return self.push_here(token_ids, final=final)
+    async def push(
+        self, token_ids: Sequence[int], *, final: bool = False, stop_token: int | None = None
+    ) -> str:
+        return self.push_here(token_ids, final=final, stop_token=stop_token)
 
-    def push_here(self, token_ids: Sequence[int], *, final: bool = False) -> str:
+    def push_here(
+        self, token_ids: Sequence[int], *, final: bool = False, stop_token: int | None = None
+    ) -> str:
         detokenizer = self._detokenizer
         text = detokenizer.push(token_ids)
         if final:
-            text += detokenizer.finish()
-        self.stopped, self.num_tokens = detokenizer.stopped, detokenizer.num_tokens
+            text += detokenizer.finish(stop_token)
+        self.match, self.num_tokens = detokenizer.match, detokenizer.num_tokens
         return text
 
 
@@ -227,23 +237,25 @@ class _RemoteDetokenizer(Detokenizer):
         with contextlib.suppress(WorkerLost):  # push() waits for the next one
             self._open(worker.life)
 
-    async def push(self, token_ids: Sequence[int], *, final: bool = False) -> str:
+    async def push(
+        self, token_ids: Sequence[int], *, final: bool = False, stop_token: int | None = None
+    ) -> str:
         self._token_ids += token_ids
         if self._life == self._worker.life:
-            message = PushTokens(self._opening.id, list(token_ids), final)
+            message = PushTokens(self._opening.id, list(token_ids), final, stop_token)
             with contextlib.suppress(WorkerLost):
                 answer = await self._worker.ask(message.id, message)
                 return self._take(answer, 0, final)
         seconds = self._worker.policy.reopen_seconds
         try:
-            answer = await asyncio.wait_for(self._push_all(final), seconds)
+            answer = await asyncio.wait_for(self._push_all(final, stop_token), seconds)
         except asyncio.TimeoutError:
             raise WorkerLost(f"no detokenizer process came back within {seconds:g} s") from None
         return self._take(answer, self._num_characters, final)
 
-    async def _push_all(self, final: bool) -> Encoded | Text:
+    async def _push_all(self, final: bool, stop_token: int | None) -> Encoded | Text:
         """The answer of the first process from now on that lives long enough to give it."""
-        message = PushTokens(self._opening.id, self._token_ids, final)
+        message = PushTokens(self._opening.id, self._token_ids, final, stop_token)
         while True:
             life = await self._worker.next_life(self._life)
             with contextlib.suppress(WorkerLost):
@@ -258,7 +270,7 @@ class _RemoteDetokenizer(Detokenizer):
         assert isinstance(answer, Text)
         if final:
             self._life = 0
-        self.stopped, self.num_tokens = answer.stopped, answer.num_tokens
+        self.match, self.num_tokens = answer.match, answer.num_tokens
         text = answer.text[num_known:]
         self._num_characters += len(text)
         return text

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from minisgl.ipc.messages import Alive, Failed, RequestId, Sentence, Shutdown, TokenIds
+from minisgl.ipc.messages import Alive, Failed, RequestId, Sentence, Shutdown, TokenId, TokenIds
 from minisgl.tokenizer import DetokenizerOptions
 
 MAX_TEXT_CHARACTERS = 2**28
@@ -48,11 +48,14 @@ class OpenText(msgspec.Struct, frozen=True, tag="open"):
 
 
 class PushTokens(msgspec.Struct, frozen=True, tag="push"):
-    """Tokens of an open detokenizer; `final` also takes its rest. Answered by Text or Refused."""
+    """Tokens of an open detokenizer; `final` also takes its rest, behind which `stop_token` came.
+    Answered by Text or Refused.
+    """
 
     id: RequestId
     token_ids: TokenIds
     final: bool = False
+    stop_token: TokenId | None = None
 
 
 class CloseText(msgspec.Struct, frozen=True, tag="close"):
@@ -85,7 +88,7 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
 
     id: RequestId
     text: Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
-    stopped: bool = False
+    match: Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)] | None = None
     num_tokens: Annotated[int, Meta(ge=0)] = 0
 
 

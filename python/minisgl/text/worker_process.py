@@ -110,9 +110,9 @@ class Worker:
             return Refused(message.id, "value", "no such stream")
         text = detokenizer.push(message.token_ids)
         if message.final:
-            text += detokenizer.finish()
+            text += detokenizer.finish(message.stop_token)
             del self._open[message.id]
-        return Text(message.id, text, detokenizer.stopped, detokenizer.num_tokens)
+        return Text(message.id, text, detokenizer.match, detokenizer.num_tokens)
 
 
 def encode_message(tokenizer: Tokenizer, message: Encode | EncodeChat) -> list[int]:

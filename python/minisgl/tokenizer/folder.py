@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from minisgl.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
+_FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")  # of an added token
+_ID = re.compile("[0-9]{1,10}")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
@@ -39,6 +42,11 @@ def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
         backend,
         eos_token_ids=_eos_token_ids(path, backend, named.get("eos_token")),
         chat_template=ChatTemplate(sources, named) if sources else None,
+        config={
+            **config,
+            **named,
+            "chat_template": sources.get("default") or next(iter(sources.values()), None),
+        },
     )
 
 
@@ -125,46 +133,64 @@ def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _add_configured_tokens(
-    backend: tokenizers.Tokenizer, config: dict[str, Any], named: Iterable[str]
+    backend: tokenizers.Tokenizer, config: dict[str, Any], named: Collection[str]
 ) -> None:
-    """Tokens that tokenizer_config.json adds to what tokenizer.json has; mostly there are none."""
+    """Tokens that tokenizer_config.json adds to what tokenizer.json has, or describes otherwise.
+    Its description counts, as in transformers, but makes no special token plain. Mostly there are
+    none.
+    """
     from tokenizers import AddedToken
 
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    configured = config.get("added_tokens_decoder")
-    for token_id, token in (
-        sorted((int(key), value) for key, value in configured.items() if key.isdigit())
-        if isinstance(configured, dict)
-        else ()
-    ):
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    new_ids: dict[str, int] = {}
+    changed: dict[str, AddedToken] = {}
+
+    def describe(content: str, **flags: bool) -> None:
+        old = changed.get(content, known.get(content))
+        flags["special"] = flags.get("special", False) or (old is not None and old.special)
+        token = AddedToken(content, **flags)
+        if repr(token) != repr(old):
+            changed[content] = token
+
+    for token_id, token in _numbered(config.get("added_tokens_decoder")):
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise ModelError(f"tokenizer_config.json's added token {token_id} has no content.")
-        flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
-        options = {flag: token[flag] for flag in flags if isinstance(token.get(flag), bool)}
-        content = token["content"]
-        if content in known:
-            continue
-        backend.add_tokens([AddedToken(content, **options)])
-        known.add(content)
+        if token["content"] not in known:
+            new_ids[token["content"]] = token_id
+        flags = {flag: token[flag] for flag in _FLAGS if isinstance(token.get(flag), bool)}
+        describe(token["content"], **flags)
+    for content in (*named, *_extra_special_tokens(config)):
+        old = changed.get(content, known.get(content))
+        if old is None and backend.token_to_id(content) is not None:
+            describe(content, special=True, normalized=False)
+        elif old is not None and content in named:
+            describe(content, **{flag: getattr(old, flag) for flag in _FLAGS} | {"special": True})
+    backend.add_tokens(list(changed.values()))
+    for content, token_id in new_ids.items():
         if backend.token_to_id(content) != token_id:
             raise ModelError(
                 f"tokenizer_config.json gives {content!r} the id {token_id}, but tokenizer.json "
                 f"makes it {backend.token_to_id(content)}."
             )
-    contents: list[Any] = list(named)
-    for name in ("additional_special_tokens", "extra_special_tokens"):  # the old name and the new
-        extra = config.get(name) or []
-        for token in extra.values() if isinstance(extra, dict) else extra:
-            contents.append(token.get("content") if isinstance(token, dict) else token)
-    backend.add_special_tokens(
-        [
-            AddedToken(content, special=True, normalized=False)
-            for content in contents
-            if isinstance(content, str)
-            and content not in known
-            and backend.token_to_id(content) is not None
-        ]
-    )
+
+
+def _numbered(tokens: object) -> list[tuple[int, Any]]:
+    """The entries of an object whose keys are token ids, by these."""
+    if not isinstance(tokens, dict):
+        return []
+    numbered = [(int(key), value) for key, value in tokens.items() if _ID.fullmatch(key)]
+    return sorted(numbered, key=lambda entry: entry[0])
+
+
+def _extra_special_tokens(config: dict[str, Any]) -> list[str]:
+    """Special tokens without a name of their own, under the key's old name and its new one."""
+    found: list[Any] = []
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        extra = config.get(name)
+        extra = list(extra.values()) if isinstance(extra, dict) else extra
+        found += extra if isinstance(extra, list) else []
+    contents = (token.get("content") if isinstance(token, dict) else token for token in found)
+    return [content for content in contents if isinstance(content, str)]
 
 
 def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -57,6 +57,8 @@ def tokenizer_from_metadata(metadata: Metadata, *, chat_template: str | None = N
         chat_template=ChatTemplate({"default": template}, vocabulary.named_tokens())
         if template
         else None,
+        fill_in_middle=vocabulary.fill_in_middle,
+        config={**vocabulary.named_tokens(), "chat_template": template or None},
     )
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.gguf_metadata import Metadata
+from minisgl.tokenizer.fill_in_middle import NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ _FILL_ENDS: Mapping[str, tuple[str, ...]] = {
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
+# The keys of the tokens around and behind such a piece, new and old.
+_FILL_KEYS = (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle"))
 # Ids that llama.cpp takes where the file names none, by tokenizer model. Those of "gpt2" are
 # Falcon's; in other vocabularies they are a comma, which ends nothing.
 _DEFAULT_IDS: Mapping[str, Mapping[str, int]] = {
@@ -67,6 +70,7 @@ class Vocabulary:
         names = ("bos", "eos", "unknown", "padding", "eot", "eom", *_FILL_ENDS)
         self._special_ids = {name: self._read_special_id(name) for name in names}
         self._retype_ends()
+        self.fill_in_middle = self._fill_in_middle()
 
     def special_id(self, name: str) -> int | None:
         """The id under tokenizer.ggml.<name>_token_id, else what its kind of tokenizer has."""
@@ -113,6 +117,27 @@ class Vocabulary:
             token_id = self.ids.get(text)
             if token_id is not None and self.types[token_id] == NORMAL:
                 self.types[token_id] = CONTROL
+
+    def _fill_in_middle(self) -> tuple[str, str, str] | None:
+        """The tokens before, between and behind the texts around a gap that is to be filled in:
+        those that the file names, else those that have names for it. They are no text, whatever the
+        file says.
+        """
+        ids = [
+            next((i for i in map(self._read_special_id, names) if i is not None), None)
+            for names in _FILL_KEYS
+        ]
+        if None in ids:
+            known = (names for names in NAMES if all(name in self.ids for name in names))
+            ids = [self.ids[name] for name in next(known, ())]
+        found = [token_id for token_id in ids if token_id is not None]
+        if len(found) != len(_FILL_KEYS):
+            return None
+        for token_id in found:
+            if self.types[token_id] == NORMAL:
+                self.types[token_id] = CONTROL
+        prefix, suffix, middle = (self.tokens[token_id] for token_id in found)
+        return prefix, suffix, middle
 
     def named_tokens(self) -> dict[str, str]:
         """What chat templates call bos_token and so on."""

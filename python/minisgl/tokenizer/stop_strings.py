@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import compress
+
+
+class StopStrings:
+    """The stop strings of a request, made ready for any number of StopMatchers. Immutable.
+
+    `hidden` are the texts of tokens that an answer doesn't show, such as special tokens. A stop
+    string that contains one is looked for in the text with such tokens, any other in the text that
+    is shown.
+    """
+
+    def __init__(self, stop: Sequence[str], hidden: Iterable[str] = ()) -> None:
+        self.texts = tuple(stop)
+        self.fallbacks = [_fallbacks(text) for text in self.texts]
+        self.first = frozenset(text[0] for text in self.texts)
+        joined = "\n".join(self.texts)
+        present = [text for text in hidden if text and text in joined]
+        # One per stop string: whether it is looked for in the text with hidden tokens.
+        self.sees = [any(text in one for text in present) for one in self.texts]
+        # Characters of the longest that is; 0 where there is none.
+        self.longest_seeing = max(map(len, compress(self.texts, self.sees)), default=0)
 
 
 class StopMatcher:
@@ -13,27 +34,41 @@ class StopMatcher:
     that complete together, the longest.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = list(stop)
-        self._fallbacks = [_fallbacks(text) for text in self._stop]
-        self._matched = [0] * len(
-            self._stop
-        )  # characters of each stop string that the text ends with
-        self._first = frozenset(text[0] for text in self._stop)
-        self._held = ""
+    def __init__(self, stop: StopStrings) -> None:
+        self._stop = stop
+        # Characters of each stop string that the text in which it is looked for ends with.
+        self._matched = [0] * len(stop.texts)
+        self._begun = False  # whether that is anything
+        self._held = ""  # shown text that may begin a stop string
+        # 1 for each of the last characters that is shown, 0 for each hidden one; as many as the
+        # longest stop string with a hidden token has.
+        self._marks = bytearray()
         self.match: str | None = None
 
-    def push(self, text: str) -> str:
-        """Text that stands before any stop string for certain; with a `match`, all before it."""
-        if not self._held and self._first.isdisjoint(text):
-            return text
-        held = self._held + text
-        for index in range(len(self._held), len(held)):
-            matched = self._advance(held[index])
-            if matched:
-                self.match, self._held = matched, ""
-                return held[: index + 1 - len(matched)]
-        keep = len(held) - max(self._matched)
+    def push(self, text: str, shown: bool = True) -> str:
+        """Text that stands before any stop string for certain; with a `match`, all before it.
+
+        Without `shown`, `text` is that of a hidden token: only earlier text may come back.
+        """
+        stop = self._stop
+        if not self._begun and stop.first.isdisjoint(text):
+            return text if shown else ""
+        held = self._held
+        for index, character in enumerate(text):
+            completed = self._advance(character, shown)
+            if completed >= 0:
+                if shown:
+                    held += text[: index + 1]
+                self.match, self._held = stop.texts[completed], ""
+                return held[: len(held) - self._num_shown(completed)]
+        if shown:
+            held += text
+        num_held = max(self._matched)
+        self._begun = num_held > 0
+        if num_held and stop.longest_seeing:
+            num_held = max(map(self._num_shown, range(len(self._matched))))
+            del self._marks[: -stop.longest_seeing]
+        keep = len(held) - num_held
         self._held = held[keep:]
         return held[:keep]
 
@@ -42,18 +77,29 @@ class StopMatcher:
         held, self._held = self._held, ""
         return held
 
-    def _advance(self, character: str) -> str | None:
-        completed: str | None = None
-        for index, text in enumerate(self._stop):
+    def _num_shown(self, index: int) -> int:
+        """How many of the characters that a stop string has matched are shown."""
+        matched = self._matched[index]
+        return self._marks.count(1, -matched) if matched and self._stop.sees[index] else matched
+
+    def _advance(self, character: str, shown: bool) -> int:
+        """Takes one more character. The index of the stop string that it completes, or -1."""
+        stop = self._stop
+        if stop.longest_seeing:
+            self._marks.append(shown)
+        completed = -1
+        for index, text in enumerate(stop.texts):
+            if not shown and not stop.sees[index]:
+                continue
             matched = self._matched[index]
-            fallbacks = self._fallbacks[index]
+            fallbacks = stop.fallbacks[index]
             while matched and text[matched] != character:
                 matched = fallbacks[matched - 1]
             if text[matched] == character:
                 matched += 1
             self._matched[index] = matched
-            if matched == len(text) and (completed is None or len(text) > len(completed)):
-                completed = text
+            if matched == len(text) and (completed < 0 or len(text) > len(stop.texts[completed])):
+                completed = index
         return completed
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from minisgl.tokenizer.chat_template import ChatTemplate, ChatTemplateError
+from minisgl.tokenizer.fill_in_middle import find_fill_in_middle
+from minisgl.tokenizer.stop_strings import StopStrings
 from minisgl.tokenizer.token_bytes import TokenBytes, decoder_kind
 
 if TYPE_CHECKING:
     import tokenizers
+
+NUM_STOP_STRINGS_KEPT = 16  # requests' lists of them, each at most 64 kB of text
 
 
 class Tokenizer:
@@ -21,7 +26,12 @@ class Tokenizer:
         *,
         eos_token_ids: Iterable[int] = (),
         chat_template: ChatTemplate | None = None,
+        fill_in_middle: tuple[str, str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
+        """`fill_in_middle`: the tokens that the model's file names for that, where it does.
+        `config`: what its files say of the tokenizer, under tokenizer_config.json's names.
+        """
         # Some tokenizer.json files still have what a training run cut and padded to.
         backend.no_truncation()
         backend.no_padding()
@@ -35,6 +45,12 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids: list[int] = sorted(set(eos_token_ids))
         self.chat_template = chat_template
+        self.fill_in_middle = find_fill_in_middle(
+            {token.content for token in added.values()}, fill_in_middle
+        )
+        self.config = {"tokenizer_class": "PreTrainedTokenizerFast", **(config or {})}
+        # The stop strings of a request are made ready once for all its choices.
+        self.stop_strings = lru_cache(NUM_STOP_STRINGS_KEPT)(self._make_stop_strings)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. A rendered chat already has its special tokens: encode it without.
@@ -50,6 +66,19 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
+    def encode_with_spans(
+        self, text: str, *, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int] | None]]:
+        """The same ids, with the characters (begin, end) of `text` that each stands for; None for
+        those that don't come of the text. Takes longer than encode().
+        """
+        encoding = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        spans = [
+            None if begin == end and sequence is None else (begin, end)
+            for (begin, end), sequence in zip(encoding.offsets, encoding.sequence_ids, strict=True)
+        ]
+        return encoding.ids, spans
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""
         table = self.byte_table(skip_special_tokens)
@@ -61,6 +90,10 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The raw bytes of one token, special or not: maybe part of a character; spaces kept."""
         return self._all_bytes[token_id]
+
+    def _make_stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
+        special = (self._all_bytes[token_id] for token_id in self.special_token_ids)
+        return StopStrings(stop, [data.decode("utf-8", "replace") for data in special])
 
     def byte_table(self, skip_special_tokens: bool) -> TokenBytes:
         """The bytes of each token id; special tokens have none with `skip_special_tokens`."""

@@ -12,9 +12,6 @@
 namespace minisgl {
 namespace {
 
-constexpr DType all_dtypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,
-                                DType::q4_0, DType::q4_1, DType::q4_k, DType::q6_k};
-
 std::vector<CpuIsa> isas() {
   const auto supported = supported_cpu_isas();
   return {supported.begin(), supported.end()};
@@ -128,10 +125,7 @@ TEST_P(GemmTest, LargestValuesDoNotOverflow) {
     std::vector<std::uint8_t> file = reference::random_weights(dtype(), outputs, cols, 5);
     const auto block_bytes = static_cast<std::size_t>(dtype_info(dtype()).block_bytes);
     for (std::size_t i = 0; i < file.size(); ++i) {
-      const std::size_t at = i % block_bytes;
-      const bool is_scale =
-          dtype() == DType::q6_k ? at >= 208 : at < (dtype() == DType::q8_0 || dtype() == DType::q4_0 ? 2 : 4);
-      if (!is_scale) file[i] = static_cast<std::uint8_t>(byte);
+      if (!reference::is_scale(dtype(), i % block_bytes)) file[i] = static_cast<std::uint8_t>(byte);
     }
     const PackedMatrix packed = PackedMatrix::pack(dtype(), outputs, cols, std::as_bytes(std::span(file)), pool);
     const std::vector<double> weights = reference::values(dtype(), file, outputs, cols);

@@ -49,9 +49,7 @@ TEST_P(PackedMatrixTest, WrongSizesAreRefused) {
   EXPECT_THROW(matrix.dequantize_row(-1, row.data()), CheckError);
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, PackedMatrixTest,
-                         testing::Values(DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1,
-                                         DType::q4_k, DType::q6_k),
+INSTANTIATE_TEST_SUITE_P(Formats, PackedMatrixTest, testing::ValuesIn(all_dtypes),
                          [](const testing::TestParamInfo<DType>& info) {
                            return std::string(dtype_info(info.param).name);
                          });

@@ -108,8 +108,9 @@ TEST(GgufFile, RefusesImpossibleTensors) {
   expect_refused(with([](GgufTensor& t) { t.dims = {32, 3}; }), "needs 102 bytes at offset 96 of 164 bytes");
   expect_refused(with([](GgufTensor& t) { t.offset = 97; }), "offset 97, which is not a multiple of the alignment 32");
   expect_refused(with([](GgufTensor& t) { t.offset = UINT64_MAX - 31; }), "truncated or damaged: tensor");
-  expect_refused(with([](GgufTensor& t) { t.type = 11; }),
-                 "has type Q3_K, which is not supported; supported: F32, F16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, BF16");
+  expect_refused(with([](GgufTensor& t) { t.type = 16; }),
+                 "has type IQ2_XXS, which is not supported; supported: F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, "
+                 "Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16, MXFP4");
   expect_refused(with([](GgufTensor& t) { t.type = 4; }), "has type number 4");
   expect_refused(with([](GgufTensor& t) { t.name = ""; }), "name of tensor 1 is empty");
 }

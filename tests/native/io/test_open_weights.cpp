@@ -1,8 +1,12 @@
 // Folders and files as sources of weights: names, configuration, and folders that can't be used.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <utility>
 
+#include "core/error.h"
 #include "io/expect_input_error.h"
 #include "io/gguf_builder.h"
 #include "io/temporary_folder.h"
@@ -13,6 +17,7 @@ namespace {
 
 using testing::Bytes;
 using testing::expect_input_error;
+using testing::GgufBuilder;
 using testing::small_gguf;
 using testing::TemporaryFolder;
 
@@ -50,12 +55,72 @@ TEST(OpenWeights, GgufRopeScaling) {
             (nlohmann::json{{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 64}}));
 }
 
-TEST(OpenWeights, GgufThatIsPartOfASplitModel) {
-  auto builder = small_gguf();
-  builder.add_u32("split.count", 3);
+// A model of 3 files; `change` may spoil part `index`.
+std::vector<std::string> write_parts(const TemporaryFolder& folder, int index = -1,
+                                     const std::function<void(GgufBuilder&)>& change = {}) {
+  std::vector<std::string> paths;
+  for (int i = 0; i < 3; ++i) {
+    GgufBuilder part = small_gguf();
+    part.tensors = {{concat("blk.", i, ".attn_q.weight"), {8, 3}, 0, 0}};
+    part.data = std::string(96, static_cast<char>('a' + i));
+    if (i > 0) part.metadata = {}, part.num_metadata = 0;  // all but the numbers stand in the first
+    part.add_u32("split.no", i);
+    part.add_u32("split.count", 3);
+    part.add_u32("split.tensors.count", 3);
+    if (i == index) change(part);
+    paths.push_back(folder.write(concat("m-0000", i + 1, "-of-00003.gguf"), part.build()));
+  }
+  return paths;
+}
+
+TEST(OpenWeights, GgufInParts) {
   const TemporaryFolder folder;
-  const std::string path = folder.write("m-00001-of-00003.gguf", builder.build());
-  expect_input_error([&] { open_weights(path); }, "one of several files of a split model");
+  for (const std::string& path : write_parts(folder)) {
+    const auto source = open_weights(path);
+    EXPECT_EQ(source->path(), path);
+    EXPECT_EQ(source->config()["rope_theta"], 5000.0);
+    EXPECT_EQ(source->names().size(), 3u);
+    for (int i = 0; i < 3; ++i) {
+      const TensorData tensor = source->tensor(concat("model.layers.", i, ".self_attn.q_proj.weight"));
+      EXPECT_EQ(tensor.bytes.size(), 96u);
+      EXPECT_EQ(tensor.bytes[95], static_cast<std::byte>('a' + i));
+    }
+  }
+}
+
+TEST(OpenWeights, GgufPartsThatArentThere) {
+  const TemporaryFolder folder;
+  const std::vector<std::string> paths = write_parts(folder);
+  const auto open = [&] { open_weights(paths[0]); };
+  std::filesystem::remove(paths[1]);
+  expect_input_error(open, "is one of 3 files of a model, and '" + paths[1] + "' is missing");
+  std::filesystem::remove(paths[2]);
+  expect_input_error(open, "'" + paths[1] + "' and 1 more are missing");
+  std::filesystem::rename(paths[0], folder.path() + "/x.gguf");
+  expect_input_error([&] { open_weights(folder.path() + "/x.gguf"); },
+                     "is part 1 of a model of 3 files, but its name doesn't end in -00001-of-00003.gguf");
+}
+
+TEST(OpenWeights, GgufPartsThatDontFit) {
+  const TemporaryFolder folder;
+  const auto expect_refused = [&](int index, const std::string& message, auto change) {
+    const std::vector<std::string> paths = write_parts(folder, index, change);
+    expect_input_error([&] { open_weights(paths[0]); }, message);
+  };
+  const auto renumbered = [](std::uint32_t number, std::uint32_t count) {
+    return [=](GgufBuilder& part) {
+      part.metadata = {}, part.num_metadata = 0;
+      part.add_u32("split.no", number);
+      part.add_u32("split.count", count);
+    };
+  };
+  expect_refused(1, "m-00002-of-00003.gguf' is not part 2 of 3, as its name says", renumbered(2, 3));
+  expect_refused(2, "m-00003-of-00003.gguf' is not part 3 of 3, as its name says", renumbered(2, 4));
+  expect_refused(0, "says that it is part 4 of 3", renumbered(3, 3));
+  expect_refused(0, "says that it is part 1 of 70000", renumbered(0, 70000));
+  expect_refused(1, "has the tensor 'blk.0.attn_q.weight', as has another part",
+                 [](GgufBuilder& part) { part.tensors[0].name = "blk.0.attn_q.weight"; });
+  expect_refused(1, "promises 3 tensors in 3 files, which hold 2", [](GgufBuilder& part) { part.tensors.clear(); });
 }
 
 TEST(OpenWeights, FolderWithOneFile) {
@@ -85,7 +150,10 @@ TEST(OpenWeights, FolderWithShards) {
   write_index(R"({"a": "model-2.safetensors"})");
   expect_input_error(open, "model-2.safetensors' has no tensor 'a', which");
   write_index(R"({"a": "model-3.safetensors"})");
-  expect_input_error(open, "cannot open '");
+  expect_input_error(
+      open, "index.json' names files of weights that are missing: '" + folder.path() + "/model-3.safetensors'");
+  write_index(R"({"a": "model-1.safetensors", "b": "model-4.safetensors", "c": "model-5.safetensors"})");
+  expect_input_error(open, "'" + folder.path() + "/model-4.safetensors' and 1 more");
   for (const char* bad : {R"({"a": "../model-1.safetensors"})", R"({"a": "/etc/x.safetensors"})", R"({"a": "passwd"})",
                           R"({"a": 3})", R"({"a": ".."})"}) {
     write_index(bad);
@@ -93,6 +161,28 @@ TEST(OpenWeights, FolderWithShards) {
   }
   write_index("[]");
   expect_input_error(open, "has no weight_map");
+}
+
+// Every file that is read, in the place of which something else was downloaded.
+TEST(OpenWeights, StandInsAreNamed) {
+  const std::string pointer =
+      "version https://git-lfs.github.com/spec/v1\noid sha256:" + std::string(64, '0') + "\nsize 4984\n";
+  for (const auto& [content, message] :
+       {std::pair{pointer, "is a Git LFS pointer, not the file itself: `git lfs pull` fetches that"},
+        std::pair{std::string("<!DOCTYPE html>\n<html><head>"), "is an HTML page, not the file itself"},
+        std::pair{std::string("\xef\xbb\xbf \n<HTML lang=en>"), "is an HTML page, not the file itself"}}) {
+    const TemporaryFolder folder;
+    const auto open = [&] { open_weights(folder.path()); };
+    const std::string gguf = folder.write("m.gguf", content);
+    expect_input_error([&] { open_weights(gguf); }, "'" + gguf + "' " + message);
+    for (const char* name :
+         {"config.json", "generation_config.json", "model.safetensors.index.json", "model.safetensors"}) {
+      folder.write("config.json", "{}");
+      const std::string file = folder.write(name, content);
+      expect_input_error(open, "'" + file + "' " + message);
+      std::filesystem::remove(file);
+    }
+  }
 }
 
 TEST(OpenWeights, AFileThatHasAllCountsMoreThanAnIndex) {
@@ -154,6 +244,8 @@ TEST(OpenWeights, FoldersThatCantBeUsed) {
   expect_input_error([&] { open_weights(folder.path() + "/none"); }, "does not exist");
   expect_input_error([&] { open_weights("/dev/null"); }, "'/dev/null' is not a regular file");
   expect_input_error([&] { open_weights(folder.write("m.safetensors", "")); }, "is only weights");
+  expect_input_error([&] { open_weights(folder.write("m.safetensors.index.json", "{}")); },
+                     "is only an index of weights: give the folder");
   expect_input_error([&] { open_weights(folder.write("empty.gguf", "")); }, "truncated or damaged");
 }
 

@@ -441,7 +441,8 @@ TEST(DeviceMatrices, EveryFloatFormatIsLoaded) {
 // The CPU reads blocks through gemm/block_codec.cpp, which its own tests hold to the formats' definitions.
 TEST(DeviceMatrices, BlocksAreDequantizedAsOnTheCpu) {
   MINISGL_SKIP_WITHOUT(DeviceKind::cuda);
-  for (const DType dtype : {DType::q8_0, DType::q4_0, DType::q4_1, DType::q4_k, DType::q6_k}) {
+  for (const DType dtype : all_dtypes) {
+    if (!is_quantized(dtype)) continue;
     const std::int64_t rows = 3, cols = 512;
     std::vector<std::byte> raw(static_cast<std::size_t>(rows * row_bytes(dtype, cols)));
     std::mt19937 random(21);

@@ -84,9 +84,7 @@ std::vector<float> values_of(DType dtype, std::int64_t rows, std::int64_t cols, 
 }
 
 class Formats : public ::testing::TestWithParam<DType> {};
-INSTANTIATE_TEST_SUITE_P(All, Formats,
-                         ::testing::Values(DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1,
-                                           DType::q4_k, DType::q6_k),
+INSTANTIATE_TEST_SUITE_P(All, Formats, ::testing::ValuesIn(all_dtypes),
                          [](const auto& info) { return std::string(dtype_info(info.param).name); });
 
 TEST_P(Formats, PartsHoldTheValuesOfTheWhole) {

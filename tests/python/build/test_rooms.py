@@ -32,10 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {"_native", "config", "environment"},
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
-    "model_files": {"children", "environment"},
+    "model_files": {"children", "environment", "sampling_params"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "config", "distributed", "ipc", "log"},
+    "rank": {"_native", "config", "distributed", "ipc", "log", "tasks"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
     "text": {"children", "ipc", "model_files", "tasks", "tokenizer"},
     "engine": {"children", "config", "environment", "ipc", "sampling_params", "tasks"},

@@ -87,7 +87,7 @@ class Engine:
         self._outputs: list[tuple[Any, ...]] = []
         self._failure = ""
         self._stopping = False
-        self._steps = 0
+        self._steps = self._generated = 0
         self._pause = ""  # what the step at hand does when it holds no lock
         counter.working = False
 
@@ -120,7 +120,11 @@ class Engine:
             return outputs
 
     def stats(self) -> dict[str, int]:
-        return {"num_running": len(self._live), "num_steps": self._steps}
+        return {
+            "num_running": len(self._live),
+            "num_steps": self._steps,
+            "generated_tokens": self._generated,
+        }
 
     def failure(self) -> str:
         return self._failure
@@ -177,6 +181,7 @@ class Engine:
                 self._finish(request_id, [], "error", "engine_failure", self._failure)
                 break
             token = (request["prompt"][-1] + 1 + step) % 1000
+            self._generated += 1
             if request["num_resumed"] + step + 1 == request["max_tokens"]:
                 self._finish(request_id, [token], "length")
             else:

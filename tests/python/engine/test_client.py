@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from minisgl.engine import local_ranks
 from minisgl.engine.api import EngineBusy, EngineStartError, EngineUnavailable
 from minisgl.engine.client import EngineClient
 from minisgl.engine.group import RankGroup
@@ -88,6 +89,14 @@ async def test_streams_deliver_their_tokens_once_and_end(client: EngineClient) -
         with pytest.raises(StopAsyncIteration):
             await streams[i].next()
     assert client.num_live == 0
+
+
+async def test_tokens_of_steps_are_told(client: EngineClient) -> None:
+    heard: list[tuple[float, int]] = []
+    client.on_steps = lambda tokens, steps: heard.append((tokens, steps))
+    await asyncio.gather(*(read(client.submit([10 * i], params(20))) for i in range(3)))
+    await until(lambda: sum(tokens * steps for tokens, steps in heard) == pytest.approx(60))
+    assert sum(steps for _, steps in heard) == client.stats.num_steps
 
 
 async def test_a_slow_reader_gets_everything_in_one_output(client: EngineClient) -> None:
@@ -186,7 +195,7 @@ async def test_streams_go_on_where_they_stopped_when_the_engine_died(
     streams.append(client.submit([poison], params(50)))
     aborted = client.submit([7], params(90_000))
     await until(lambda: client.state == "restarting")
-    assert client.stats == EngineStats()  # nothing runs in an engine that died
+    await until(lambda: client.stats == EngineStats())  # nothing runs in an engine that died
     aborted.abort()
     await until(lambda: client.num_replaying == len(streams))
     for stream in streams:
@@ -197,6 +206,43 @@ async def test_streams_go_on_where_they_stopped_when_the_engine_died(
     assert (await read(aborted))[1].finish == "abort"
     assert client.num_restarts == 1
     assert client.num_live == client.num_replaying == 0
+
+
+async def test_streams_of_an_engine_that_dies_in_the_drain_go_on(client: EngineClient) -> None:
+    streams = [client.submit([10 * i], params(400)) for i in range(5)]
+    streams.append(client.submit([KILL_ONCE], params(50)))
+    drained = asyncio.create_task(client.drain(20))
+    for stream in streams:
+        tokens, last = await read(stream)
+        first, count = stream.request.prompt[0] + 1, stream.request.params.max_tokens
+        assert tokens == [(first + k) % 1000 for k in range(count)]
+        assert last.finish == "length"
+    assert await drained
+    assert client.num_restarts == 1
+    with pytest.raises(EngineUnavailable, match="shutting down"):
+        client.submit([1], params())
+
+
+async def test_an_engine_that_dies_idle_in_the_drain_has_no_successor(
+    client: EngineClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = client.submit([KILL], params(90_000))
+    await until(lambda: client.num_restarts == 1)
+    assert await client.drain(20)
+    assert stuck.finish == "error"
+    await until(lambda: "the server is ending" in caplog.text)
+    assert client.num_restarts == 1
+
+
+async def test_an_engine_is_restarting_as_soon_as_its_end_is_known(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_ranks, "LAST_WORDS_SECONDS", 3600)
+    client.submit([KILL_ONCE], params(400))
+    await until(lambda: client.state == "restarting")
+    with pytest.raises(EngineUnavailable) as refusal:
+        client.submit([1], params())
+    assert refusal.value.state == "restarting"
 
 
 async def test_a_request_that_is_aborted_while_the_engine_loads_again_is_over(

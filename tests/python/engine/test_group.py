@@ -3,65 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from minisgl.engine.api import EngineStartError
-from minisgl.engine.group import RankGroup
-from minisgl.engine.launcher import MakeLauncher, RankEvents, RankLauncher
+from minisgl.engine.group import Loss, RankGroup
+from minisgl.engine.launcher import RankEvents, RankLauncher
 from minisgl.ipc.messages import (
     Abort,
-    EngineInfo,
     EngineOptions,
-    EngineStats,
     Failed,
-    Output,
-    PhaseReport,
-    Place,
-    Ready,
     Shutdown,
     StepOutputs,
 )
+from tests.python.engine.paper_ranks import PaperRanks
 
 OPTIONS = EngineOptions(model_path="a model")
-
-
-class PaperRanks:
-    """Ranks without a process: each is ready at once, and rank 0 answers an abort."""
-
-    def __init__(self, events: RankEvents) -> None:
-        self.events = events
-        self.places: list[Place] = []
-        self.ends: list[str] = []
-
-    async def start(self, options: EngineOptions, places: Sequence[Place]) -> None:
-        if options.model_path == "nowhere":
-            raise OSError("no host is free")
-        self.places = list(places)
-        self.events.phase(PhaseReport(phase="looking for hosts"))
-        for place in places:
-            info = EngineInfo(vocab_size=100 + place.rank, max_model_len=32)
-            self.events.message(place.rank, Ready(info))
-
-    def send(self, rank: int, message: Any) -> bool:
-        if rank == 0 and isinstance(message, Abort):
-            outputs = [Output(request_id, [], "abort") for request_id in message.ids]
-            self.events.message(0, StepOutputs(outputs, EngineStats()))
-        return rank == 0
-
-    async def stop(self, farewell: Any | None) -> None:
-        self.ends.append(f"stop {farewell}")
-
-    def kill(self) -> None:
-        self.ends.append("kill")
-
-    async def close(self) -> None:
-        self.ends.append("close")
-
-
-_check: MakeLauncher = PaperRanks
 
 
 async def test_a_group_is_whatever_its_launcher_starts() -> None:
@@ -104,9 +61,43 @@ async def test_the_end_of_one_rank_is_the_loss_of_the_group() -> None:
 
     group = RankGroup(OPTIONS, launcher=launcher, size=2)
     await group.start()
-    made[0].events.end(1, "was lost with its host")
-    reason = await asyncio.wait_for(group.wait_lost(), 10)
-    assert reason == "the process of rank 1 was lost with its host"
+    made[0].events.end(1, "was killed by SIGKILL")
+    assert group.lost
+    loss = await asyncio.wait_for(group.wait_lost(), 10)
+    assert loss == Loss("the process of rank 1 was killed by SIGKILL")
+    await group.close()
+
+
+async def test_a_rank_that_is_gone_is_lost_before_its_last_words() -> None:
+    made: list[PaperRanks] = []
+
+    def launcher(events: RankEvents) -> RankLauncher:
+        made.append(PaperRanks(events))
+        return made[0]
+
+    group = RankGroup(OPTIONS, launcher=launcher)
+    await group.start()
+    assert not group.lost
+    made[0].events.gone(0)
+    assert group.lost
+    await group.close()
+
+
+async def test_a_host_out_of_reach_is_the_cause_of_what_its_ranks_and_others_say() -> None:
+    made: list[PaperRanks] = []
+
+    def launcher(events: RankEvents) -> RankLauncher:
+        made.append(PaperRanks(events))
+        return made[0]
+
+    group = RankGroup(OPTIONS, launcher=launcher, size=4)
+    await group.start()
+    events = made[0].events
+    events.end(2, "gave no sign of life for 7 s")
+    events.message(0, Failed("rank 3 has died", 3))
+    events.host_lost([2, 3], "host 1 was lost")
+    loss = await asyncio.wait_for(group.wait_lost(), 10)
+    assert loss == Loss("host 1 was lost", of_host=True)
     await group.close()
 
 
@@ -132,8 +123,8 @@ async def test_a_group_whose_own_tasks_fail_is_lost(monkeypatch: pytest.MonkeyPa
     group = RankGroup(OPTIONS, launcher=launcher, size=2)
     await group.start()
     made[0].events.end(1, "ended with status 3")
-    reason = await asyncio.wait_for(group.wait_lost(), 20)
-    assert "nobody foresaw this" in reason
+    loss = await asyncio.wait_for(group.wait_lost(), 20)
+    assert "nobody foresaw this" in loss.reason
     await group.close()
 
 
@@ -163,5 +154,5 @@ async def test_a_loss_that_blames_another_lost_rank_is_not_the_cause(
     group = RankGroup(OPTIONS, launcher=launcher, size=3)
     made[0].events.message(0, first)
     made[0].events.end(1, "was killed by SIGKILL")
-    assert await group.wait_lost() == cause
+    assert (await group.wait_lost()).reason == cause
     await group.close()

@@ -7,25 +7,37 @@ import socket
 
 import pytest
 
+from minisgl.engine import nodes
 from minisgl.engine.nodes import NodeHub
-from minisgl.ipc.node_link import FromNode, RankEnd, connect_to_server
+from minisgl.ipc.messages import Alive
+from minisgl.ipc.node_link import FromNode, NodeLink, NodeLinkError, RankEnd, connect_to_server
 
 SECRET = "a secret of more than sixteen characters"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def read_all(link: NodeLink) -> None:
+    while True:
+        await link.receive_from_server()
 
 
 async def test_a_host_whose_words_do_harm_is_lost_and_may_come_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     hub = NodeHub("127.0.0.1", port, SECRET, 2)
     lost: asyncio.Queue[int] = asyncio.Queue()
 
     def fail(message: FromNode) -> None:
         raise RuntimeError("nobody foresaw this")
 
-    hub.on_message, hub.on_lost = fail, lost.put_nowait
+    hub.on_message, hub.on_lost = fail, lambda number, why: lost.put_nowait(number)
     await hub.open()
     try:
         for _ in range(2):
@@ -38,3 +50,39 @@ async def test_a_host_whose_words_do_harm_is_lost_and_may_come_again(
         assert "nobody foresaw this" in caplog.text
     finally:
         await hub.close()
+
+
+async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nodes, "ALIVE_SECONDS", 0.05)
+    port = free_port()
+    hub = NodeHub("127.0.0.1", port, SECRET, 3)
+    lost: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+    hub.on_lost = lambda number, why: lost.put_nowait((number, why))
+    await hub.open()
+    links: list[NodeLink] = []
+    try:
+        links += [await connect_to_server("127.0.0.1", port, SECRET, number) for number in (1, 2)]
+        await asyncio.wait_for(hub.wait_all(), 20)
+        silent, alive = links
+
+        async def show_life() -> None:
+            while True:
+                alive.send(Alive())
+                await asyncio.sleep(0.05)
+
+        pulse = asyncio.create_task(show_life())
+        number, why = await asyncio.wait_for(lost.get(), 20)
+        assert (number, why) == (1, f"it gave no sign of life for {nodes.SILENT_TICKS} s")
+        assert hub.missing() == [1]
+        with pytest.raises(NodeLinkError):  # it is told, as soon as it can be reached
+            await asyncio.wait_for(read_all(silent), 20)
+        links.append(await connect_to_server("127.0.0.1", port, SECRET, 1))
+        await asyncio.wait_for(hub.wait_all(), 20)
+        assert lost.empty()
+        pulse.cancel()
+    finally:
+        await hub.close()
+        for link in links:
+            link.close()

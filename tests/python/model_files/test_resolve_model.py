@@ -70,7 +70,10 @@ def test_files_that_are_missing(folder: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-1.safetensors").write_bytes(b"x")
-    assert "lacks model-2.safetensors" in refusal(str(folder))
+    assert "lacks model-2.safetensors, which" in refusal(str(folder))
+    (folder / "model-1.safetensors").unlink()
+    assert "lacks model-1.safetensors and 1 more, which" in refusal(str(folder))
+    (folder / "model-1.safetensors").write_bytes(b"x")
     (folder / "model.safetensors").write_bytes(b"x")  # has all, whatever the index says
     assert resolve_model(str(folder)).path == str(folder)
     (folder / "model.safetensors").unlink()
@@ -93,10 +96,59 @@ def test_a_damaged_index(folder: Path, index: str) -> None:
     assert "model.safetensors.index.json" in refusal(str(folder))
 
 
+def test_a_gguf_model_in_parts(tmp_path: Path) -> None:
+    """Any part and a folder of nothing else name the model; its path is the first part's."""
+    parts = [gguf(tmp_path / f"tiny-Q4_K_M-0000{i}-of-00003.gguf") for i in (1, 2, 3)]
+    model = ModelFiles(str(parts[0]), "tiny-Q4_K_M")
+    for named in (*parts, tmp_path):
+        assert resolve_model(str(named)) == model
+    parts[1].unlink()
+    for named in (parts[0], parts[2], tmp_path):
+        assert f"is one of 3 files of a model, and {parts[1].name} is missing" in refusal(
+            str(named)
+        )
+    parts[0].unlink()
+    assert f"{parts[0].name} and 1 more are missing" in refusal(str(tmp_path))
+    gguf(tmp_path / "other.gguf")
+    assert f"{tmp_path}/other.gguf, {parts[2]}." in refusal(str(tmp_path))
+
+
+def test_names_that_are_like_those_of_parts(tmp_path: Path) -> None:
+    for name in ("m-00003-of-00002.gguf", "m-00000-of-00002.gguf", "m-1-of-2.gguf"):
+        path = gguf(tmp_path / name)
+        assert resolve_model(str(path)).path == str(path)
+
+
 def test_several_gguf_files(tmp_path: Path) -> None:
     gguf(tmp_path / "a.gguf")
     gguf(tmp_path / "b.gguf")
-    assert "several .gguf files (a.gguf, b.gguf)" in refusal(str(tmp_path))
+    assert f"has several .gguf files: name one of {tmp_path}/a.gguf, {tmp_path}/b.gguf." in refusal(
+        str(tmp_path)
+    )
+
+
+def test_a_gguf_file_of_a_folder_by_its_quantisation(tmp_path: Path) -> None:
+    for name in ("m-Q4_K_M", "m-Q4_K_S", "m-Q8_0", "mmproj-m-f16", "m-IQ4_XS", "m.F16"):
+        gguf(tmp_path / f"{name}.gguf")
+    (tmp_path / "config.json").write_text("{}")  # some repositories for llama.cpp have one
+    meant = {"Q8_0": "m-Q8_0", "q4_k_m": "m-Q4_K_M", "IQ4_XS": "m-IQ4_XS", "f16": "m.F16"}
+    for tag, name in {**meant, "m-Q8_0.gguf": "m-Q8_0", "m-Q8_0": "m-Q8_0"}.items():
+        files = resolve_model(f"{tmp_path}:{tag}")
+        assert files == ModelFiles(str(tmp_path / f"{name}.gguf"), name)
+    assert "mmproj" not in refusal(str(tmp_path))
+    sentence = refusal(f"{tmp_path}:Q4_K")
+    assert (
+        f"{tmp_path} has no .gguf file called 'Q4_K': name one of {tmp_path}/m-IQ4_XS" in sentence
+    )
+    with pytest.raises(ModelError, match="--revision main is for a Hugging Face id"):
+        resolve_model(f"{tmp_path}:Q8_0", revision="main")
+
+
+def test_parts_beside_another_gguf_model(tmp_path: Path) -> None:
+    parts = [gguf(tmp_path / f"m-Q8_0-0000{number}-of-00002.gguf") for number in (1, 2)]
+    gguf(tmp_path / "m-Q4_0.gguf")
+    assert resolve_model(f"{tmp_path}:Q8_0") == ModelFiles(str(parts[0]), "m-Q8_0")
+    assert f"{tmp_path}/m-Q4_0.gguf, {parts[0]}." in refusal(str(tmp_path))
 
 
 def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
@@ -128,7 +180,7 @@ def test_names_that_are_nothing(name: str) -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Hugging Face's downloads, replaced: `result` is returned or raised, `calls` are noted."""
-    state: dict[str, Any] = {"calls": [], "result": None}
+    state: dict[str, Any] = {"calls": [], "result": None, "files": []}
 
     def download(*args: Any, **options: Any) -> Any:
         state["calls"].append((args, options))
@@ -136,6 +188,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise state["result"]
         return state["result"]
 
+    def list_files(*args: Any, **options: Any) -> list[str]:
+        if isinstance(state["files"], Exception):
+            raise state["files"]
+        files: list[str] = state["files"]
+        return files
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     return state
@@ -159,6 +218,69 @@ def test_a_gguf_file_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:
     hub["result"] = str(gguf(tmp_path / "x.Q8_0.gguf"))
     assert resolve_model("org/repo/x.Q8_0.gguf").name == "x.Q8_0"
     assert hub["calls"][0][0] == ("org/repo", "x.Q8_0.gguf")
+
+
+def test_a_gguf_file_on_the_hub_by_its_quantisation(hub: dict[str, Any], tmp_path: Path) -> None:
+    hub["result"] = str(gguf(tmp_path / "x-Q4_K_M.gguf"))
+    hub["files"] = [
+        "README.md",
+        "x-Q4_K_M.gguf",
+        "x-Q8_0.gguf",
+        "mmproj-x.gguf",
+        "UD/x-UD-Q4_K_XL.gguf",
+    ]
+    for model in ("org/repo:Q4_K_M", "hf.co/org/repo:q4_k_m", "org/repo:x-Q4_K_M.gguf"):
+        hub["calls"].clear()
+        assert resolve_model(model, revision="main").name == "x-Q4_K_M"
+        assert hub["calls"] == [(("org/repo", "x-Q4_K_M.gguf"), {"revision": "main"})]
+    resolve_model("org/repo:UD-Q4_K_XL")
+    assert hub["calls"][-1][0] == ("org/repo", "UD/x-UD-Q4_K_XL.gguf")
+    choice = "name one of org/repo:UD-Q4_K_XL, org/repo:Q4_K_M, org/repo:Q8_0."
+    assert refusal("org/repo:Q5_0") == f"org/repo has no .gguf file called 'Q5_0': {choice}"
+    hub["files"] = ["README.md"]
+    assert refusal("org/repo:Q8_0") == "org/repo has no .gguf file."
+    hub["files"] = errors.RepositoryNotFoundError("no", response=response(404))
+    hub["result"] = errors.LocalEntryNotFoundError("no")
+    assert "there is no model 'org/repo'" in refusal("org/repo:Q8_0")
+
+
+def test_a_repository_of_gguf_files(hub: dict[str, Any], tmp_path: Path) -> None:
+    """Its snapshot has nothing of the usual, at most a config.json."""
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    hub["result"] = str(snapshot)
+    hub["files"] = ["x-Q4_K_M.gguf", "x-Q8_0.gguf", "a/other.gguf", "b/x-Q8_0.gguf"]
+    choice = "org/repo/a/other.gguf, org/repo/b/x-Q8_0.gguf, org/repo:Q4_K_M, org/repo/x-Q8_0.gguf."
+    assert refusal("org/repo") == f"org/repo has several .gguf files: name one of {choice}"
+    hub["files"] = [f"x-{number}.gguf" for number in range(100)]
+    assert refusal("org/repo").endswith("org/repo/x-44.gguf and 60 more.")
+    (snapshot / "config.json").write_text("{}")
+    hub["files"] = []
+    assert "has no *.safetensors weights" in refusal("org/repo")
+
+
+def test_parts_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:
+    names = [f"x-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    for name in names:
+        gguf(tmp_path / name)
+    hub["result"] = str(tmp_path / names[0])
+    hub["files"] = [*reversed(names), "x-Q4_0.gguf"]
+    model = ModelFiles(hub["result"], "x-Q8_0")
+    for named, folder in ((f"/{names[1]}", ""), (f"/q8/{names[1]}", "q8/"), (":Q8_0", "")):
+        hub["calls"].clear()
+        assert resolve_model("org/repo" + named) == model
+        assert [args for args, _ in hub["calls"]] == [("org/repo", folder + name) for name in names]
+
+
+def test_a_gguf_repository_without_a_network(hub: dict[str, Any], tmp_path: Path) -> None:
+    """The files that were downloaded before are the choice."""
+    gguf(tmp_path / "x-Q8_0.gguf")
+    gguf(tmp_path / "x-Q4_0.gguf")
+    hub["files"] = errors.OfflineModeIsEnabled("offline")
+    hub["result"] = str(tmp_path)
+    assert "name one of org/repo:Q4_0, org/repo:Q8_0." in refusal("org/repo:Q5_0")
+    hub["result"] = errors.LocalEntryNotFoundError("nothing")
+    assert "can't be reached" in refusal("org/repo:Q5_0")
 
 
 def response(status: int) -> Any:

@@ -12,7 +12,19 @@ from transformers import AutoModelForCausalLM
 
 from tests.reference.dequantize_gguf import LAYER_NAMES, MODEL_NAMES
 
-K_QUANTS = (Type.Q4_K, Type.Q6_K)  # the gguf package reads these but doesn't write them
+# Formats that the gguf package reads but doesn't write: where the f16 scale is in a block, and the
+# f16 scale of the minimums as a multiple of it, which centres the values.
+UNWRITTEN: dict[Type, tuple[int, float | None]] = {
+    Type.Q2_K: (80, 1.5),
+    Type.Q3_K: (108, None),
+    Type.Q4_K: (0, 7.5),
+    Type.Q5_K: (0, 15.5),
+    Type.Q6_K: (208, None),
+    Type.IQ4_NL: (0, None),
+    Type.IQ4_XS: (0, None),
+}
+# What makes weights of about the same size of a format's integers.
+SCALES = {Type.Q2_K: 16.0, Type.Q3_K: 1.0, Type.Q5_K: 0.5, Type.Q6_K: 1 / 16, Type.IQ4_XS: 1 / 16}
 
 
 def gguf_name(name: str) -> str:
@@ -36,13 +48,11 @@ def random_blocks(
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
     count = shape[0] * shape[1] // block_size
     blocks = rng.integers(0, 256, (count, block_bytes), dtype=np.uint8)
-    scale = rng.uniform(0.5e-3, 1e-3, (count, 1)).astype(np.float16)
-    if quantization is Type.Q4_K:  # scale and minimum lead the block; six-bit factors follow
-        # A minimum of about 7.5 scales centres the values.
-        blocks[:, 0:2] = scale.view(np.uint8)
-        blocks[:, 2:4] = (scale * np.float16(7.5)).view(np.uint8)
-    else:  # the scale ends the block
-        blocks[:, -2:] = (scale / np.float16(16)).view(np.uint8)
+    scale = rng.uniform(0.5e-3, 1e-3, (count, 1)) * SCALES.get(quantization, 1.0)
+    place, minimum = UNWRITTEN[quantization]
+    blocks[:, place : place + 2] = scale.astype(np.float16).view(np.uint8)
+    if minimum is not None:
+        blocks[:, place + 2 : place + 4] = (scale * minimum).astype(np.float16).view(np.uint8)
     return blocks.reshape(shape[0], -1)
 
 
@@ -52,9 +62,11 @@ def write_gguf(
     quantization: Type,
     *,
     metadata: dict[str, float | int | str] | None = None,
-    rope_freqs: np.ndarray | None = None,
+    extra: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """`folder`'s model with its matrices in `quantization` (K-quants: random blocks instead)."""
+    """`folder`'s model with its matrices in `quantization` (UNWRITTEN: random blocks), and `extra`
+    tensors.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = model.config
     architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
@@ -85,14 +97,14 @@ def write_gguf(
             values = halves_to_interleaved(values, heads[part])
         if values.ndim == 1:
             writer.add_tensor(gguf_name(name), values)
-        elif quantization in K_QUANTS:
+        elif quantization in UNWRITTEN:
             blocks = random_blocks(values.shape, quantization, rng)
             writer.add_tensor(gguf_name(name), blocks, raw_dtype=quantization)
         else:
             data = gguf.quants.quantize(values, quantization)
             writer.add_tensor(gguf_name(name), data, raw_dtype=quantization)
-    if rope_freqs is not None:
-        writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

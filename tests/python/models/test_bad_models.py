@@ -126,6 +126,22 @@ def test_odd_values_of_keys_that_nobody_reads(folder: Path) -> None:
     assert (Model(str(folder)).forward([1, 2, 3]) == logits).all()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": None},
+        {"architectures": []},
+        {"hidden_act": "swish"},
+        {"eos_token_id": [None, 2]},
+        {"head_dim": None, "rope_parameters": None},
+    ],
+)
+def test_other_ways_to_say_it(folder: Path, changes: dict[str, Any]) -> None:
+    logits = Model(str(folder)).forward([1, 2, 3])
+    change_config(folder, **changes)
+    assert (Model(str(folder)).forward([1, 2, 3]) == logits).all()
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_null_means_a_head_of_keys_for_each_of_the_queries(family: str, tmp_path: Path) -> None:
     folder = save_random_model(tiny_config(family, num_key_value_heads=4), tmp_path)

@@ -33,7 +33,11 @@ INT8_TOLERANCE = 5e-2  # rms: activations are rounded to 8 bits in blocks of 32
 
 @pytest.mark.parametrize(
     "quantization",
-    [*FLOATS, Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q4_K, Type.Q6_K],
+    [
+        *FLOATS,
+        *(Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.IQ4_NL, Type.MXFP4),
+        *(Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS),
+    ],
     ids=lambda quantization: quantization.name,
 )
 def test_block_formats(quantization: Type, tmp_path: Path) -> None:
@@ -117,13 +121,14 @@ def test_llama3_scaling_as_frequency_factors(tmp_path: Path) -> None:
     save_random_model(tiny_config("llama", rope_parameters=llama3), original)
     rotary = AutoModelForCausalLM.from_pretrained(original).model.rotary_emb
     plain = 1.0 / 10000.0 ** (torch.arange(0, 16, 2) / 16)
-    write_gguf(original, file, Type.F32, rope_freqs=(plain / rotary.inv_freq).numpy())
+    factors = (plain / rotary.inv_freq).numpy().astype(np.float32)
+    write_gguf(original, file, Type.F32, extra={"rope_freqs.weight": factors})
     ids = token_ids(100)
     expected = transformers_logits(original, ids)
     assert relative_error(Model(str(file)).forward(ids), expected) < 1e-4
 
 
-@pytest.mark.parametrize("quantization", [Type.Q5_0, Type.IQ4_NL])
+@pytest.mark.parametrize("quantization", [Type.IQ3_S, Type.TQ2_0])
 def test_unsupported_block_format(quantization: Type, tmp_path: Path) -> None:
     original, file = tmp_path / "hf", tmp_path / "m.gguf"
     save_random_model(tiny_config("llama"), original)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from minisgl import LLM, SamplingParams
@@ -108,6 +111,28 @@ def test_a_stop_string_ends_the_request(llm: LLM, native: FakeNative) -> None:
     assert len(generate(llm, "again")) == 1  # the engine is free for more
 
 
+def test_why_a_completion_ended(llm: LLM, native: FakeNative) -> None:
+    special = llm.tokenizer.encode("<|im_start|>")
+    engine_of(native).script = lambda request: [*llm.tokenizer.encode("done\n"), *special, 70]
+    for params, expected in (
+        (SamplingParams(max_tokens=50, stop=["\n<|im_start|>"]), ("done", "\n<|im_start|>")),
+        (SamplingParams(max_tokens=50, stop_token_ids=special), ("done\n", special[0])),
+        (
+            SamplingParams(max_tokens=2),
+            (llm.tokenizer.decode(llm.tokenizer.encode("done\n")[:2]), None),
+        ),
+    ):
+        output = generate(llm, "x", params)[0].outputs[0]
+        assert (output.text, output.stop_reason) == expected
+
+
+def test_a_text_cut_within_a_character(llm: LLM, native: FakeNative) -> None:
+    ids = llm.tokenizer.encode("a\U0001f701")
+    engine_of(native).script = lambda request: ids
+    output = generate(llm, "x", SamplingParams(max_tokens=len(ids) - 1))[0].outputs[0]
+    assert (output.text, output.token_ids) == ("a", ids[:-1])
+
+
 def test_a_stop_string_with_the_last_token(llm: LLM, native: FakeNative) -> None:
     ids = llm.tokenizer.encode("a END")
     engine_of(native).script = lambda request: ids
@@ -141,6 +166,32 @@ def test_an_unknown_option_is_a_type_error_and_a_bad_one_a_value_error(model: st
         LLM(model, page_size=12)
     with pytest.raises(ValueError, match="memory_fraction must be between 0.01 and 1, got 2"):
         LLM(model, memory_fraction=2)
+
+
+def test_sampling_that_the_model_publishes(native: FakeNative, model: str) -> None:
+    published = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    (Path(model) / "generation_config.json").write_text(json.dumps(published))
+    names = ["temperature", "top_k", "top_p", "max_tokens"]
+
+    def run(**options: Any) -> list[list[float]]:
+        with LLM(model, show_progress=False, **options) as llm:
+            generate(llm, "x")
+            llm.chat([{"role": "user", "content": "hi"}], use_tqdm=False)
+            generate(llm, "x", SamplingParams(top_k=3))
+            changed = msgspec.structs.replace(llm.get_default_sampling_params(), max_tokens=2)
+            generate(llm, "x", changed)
+        return [[request[name] for name in names] for request in engine_of(native).requests]
+
+    first, chat, explicit, changed = run()
+    assert first == [0.6, 20, 0.95, 16]
+    assert chat[:3] == [0.6, 20, 0.95]
+    assert chat[3] > 16
+    assert explicit == [1.0, 3, 1.0, 16]
+    assert changed == [0.6, 20, 0.95, 2]
+    for off in ("none", "vllm"):
+        assert run(generation_config=off)[0] == [1.0, 0, 1.0, 16]
+    with pytest.raises(ValueError, match="generation_config must be one of auto, none, vllm, got"):
+        LLM(model, generation_config="mine")
 
 
 def test_bad_words_reach_the_engine_as_tokens(llm: LLM, native: FakeNative) -> None:

@@ -54,6 +54,21 @@ def prompts(native: FakeNative, model: str) -> list[str]:
     ]
 
 
+def test_answers_are_sampled_as_the_model_publishes(
+    talk: Any, native: FakeNative, model: str
+) -> None:
+    def sampled(**settings: Any) -> tuple[float, float, int]:
+        assert talk("hi", **settings)[0] == 0
+        assert native.engine is not None
+        request = native.engine.requests[-1]
+        return request["temperature"], request["top_p"], request["top_k"]
+
+    assert sampled() == (0.2, 0.9, 0)
+    (Path(model) / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20}')
+    assert sampled() == (0.6, 1.0, 20)
+    assert sampled(generation_config="none") == (0.2, 0.9, 0)
+
+
 def test_answers_stream_to_the_output(talk: Any, native: FakeNative, model: str) -> None:
     status, out, _ = talk("hi", "", "and you?")
     assert status == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.python.launch.servers import ServerProcess, Stream, alive, until
+from tests.python.launch.servers import ServerProcess, Stream, alive, get, until
 from tests.python.running.conftest import PROGRAM
 from tests.python.running.test_ranks import text_of
 
@@ -153,7 +153,7 @@ def test_a_model_over_two_hosts_survives_the_loss_of_one(hosts: Hosts, network: 
     stream = Stream(port, [5, 6, 7], 1500)
     stream.wait_events(1)
     hosts.nodes[1].kill()
-    hosts.server.wait_for_line("the engine died: the process of rank [23] was lost with host 1")
+    hosts.server.wait_for_line("the engine died: host 1 was lost: the peer closed the connection")
     hosts.start_node()
     assert text_of(stream) == expected
 
@@ -161,10 +161,12 @@ def test_a_model_over_two_hosts_survives_the_loss_of_one(hosts: Hosts, network: 
     stream = Stream(port, [5, 6, 7], 1500)
     stream.wait_events(1)
     network.link("down")
-    hosts.server.wait_for_line("the engine died: the process of rank [23] gave no sign of life")
+    hosts.server.wait_for_line("the engine died: host 1 was lost: it gave no sign of life for 6 s")
+    until(lambda: get(port, "/health")[1].get("phase") == "waiting for hosts [1]")
     until(lambda: "host 0 is lost" in hosts.node_says(2))
     network.link("up")
     assert text_of(stream) == expected
+    assert hosts.server.output.count("the engine died") == 2
 
 
 def test_a_host_that_never_comes_ends_the_start(

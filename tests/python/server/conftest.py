@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,7 @@ async def running(
     *,
     max_model_len: int = 256,
     max_live: int = 1000,
+    sampling_defaults: Mapping[str, float] | None = None,
     **args: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
@@ -70,6 +71,7 @@ async def running(
         client=engine,
         model_names=(MODEL, "alias"),
         text=TextFrontend(make_tokenizer(), [], None),
+        sampling_defaults=sampling_defaults or {},
     )
     listener = Listener.bind("127.0.0.1", 0)
     listener.listen()

@@ -27,6 +27,7 @@ class FakeClient:
     max_model_len: int = 256
     max_live: int = 1000
     state: State = "ready"
+    phase: str = ""
     failure: str = ""
     num_restarts: int = 0
     num_replaying: int = 0
@@ -47,12 +48,20 @@ class FakeClient:
     def __post_init__(self) -> None:
         self.live: dict[int, TokenStream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None
 
     @property
     def info(self) -> EngineInfo:
         if self.state == "starting":
-            raise EngineUnavailable("the model is still loading")
-        return EngineInfo(vocab_size=VOCAB_SIZE, max_model_len=self.max_model_len)
+            raise EngineUnavailable("starting")
+        return EngineInfo(
+            vocab_size=VOCAB_SIZE,
+            max_model_len=self.max_model_len,
+            kv_dtype="bf16",
+            num_pages=100,
+            page_size=16,
+            kv_cache_bytes=1 << 20,
+        )
 
     @property
     def num_live(self) -> int:

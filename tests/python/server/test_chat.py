@@ -20,7 +20,8 @@ async def test_answer(server: Server) -> None:
     assert answer["model"] == MODEL
     assert answer["id"].startswith("chatcmpl-")
     choice = answer["choices"][0]
-    assert choice["message"] == {"role": "assistant", "content": "Hello", "refusal": None}
+    message = {"role": "assistant", "content": "Hello", "refusal": None, "tool_calls": []}
+    assert choice["message"] == message
     assert choice["finish_reason"] == "stop"
     prompt = server.engine.submitted[0].request.prompt
     assert bytes(token for token in prompt if token < 256) == b"u:hi\na:"
@@ -112,6 +113,23 @@ async def test_the_newer_limit_wins_and_is_cut_to_what_fits(server: Server) -> N
         choice = (await server.chat(**fields)).json()["choices"][0]
         assert choice["message"]["content"] == expected, fields
     assert (await server.chat("a" * 300, max_tokens=-1)).status_code == 400
+
+
+async def test_what_the_model_publishes_is_a_requests_default(start_server: StartServer) -> None:
+    published = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1}
+    async with start_server(sampling_defaults=published) as server:
+        await server.chat()
+        await server.complete()
+        await server.chat(temperature=None, top_k=None)
+        await server.chat(temperature=0, top_k=-1, top_p=0.5)
+        await server.complete(repetition_penalty=1, temperature=1.0)
+        params = [stream.request.params for stream in server.engine.submitted]
+    values = [(one.temperature, one.top_k, one.top_p, one.repetition_penalty) for one in params]
+    assert values == [
+        *[(0.7, 20, 1.0, 1.1)] * 3,
+        (0.0, -1, 0.5, 1.1),
+        (1.0, 20, 1.0, 1.0),
+    ]
 
 
 async def test_bad_words_reach_the_engine_as_tokens(server: Server) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -96,6 +100,25 @@ async def test_tokenize_and_back(server: Server) -> None:
     assert answer.json()["tokens"] == [TURN, *b"u:hi\n"]
 
 
+async def test_tokenizer_info(server: Server) -> None:
+    assert server.state.text is not None
+    config = {"eos_token": "<end>", "chat_template": "x", "vocab_file": "/home/me/vocab.json"}
+    server.state.text.tokenizer.config.update(config)
+    info = (await server.http.get("/tokenizer_info")).json()
+    assert info == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<end>",
+        "pad_token": None,
+        "chat_template": "x",
+    }
+
+
+async def test_tokenizer_info_needs_the_key(start_server: StartServer) -> None:
+    async with start_server(api_key=("secret",)) as server:
+        assert (await server.http.get("/tokenizer_info")).status_code == 401
+
+
 async def samples(server: Server) -> dict[tuple[str, str], float]:
     """(sample name, values of the labels but model_name, with spaces between) to value."""
     text = (await server.http.get("/metrics")).text
@@ -103,10 +126,9 @@ async def samples(server: Server) -> dict[tuple[str, str], float]:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = dict(sample.labels)
-            if not sample.name.startswith(
-                ("process_", "minisgl:http_", "minisgl:api_key", "http_")
-            ):
-                assert labels.pop("model_name") == MODEL
+            if not re.search("^process_|http_request|api_key", sample.name):
+                assert labels.pop("model_name") == MODEL, sample.name
+                labels.pop("engine", None)  # what vLLM has, too
             found[sample.name, " ".join(labels.values())] = sample.value
     return found
 
@@ -116,6 +138,8 @@ async def test_metrics(start_server: StartServer, prefix: str) -> None:
     async with start_server(reply("Hello", delay=0.001)) as server:
         await server.complete("ab", n=2)
         await server.complete("ab", max_tokens=2, stream=True)
+        server.engine.on_steps(40, 1)
+        server.engine.on_steps(3, 2)
         found = await samples(server)
         expected = {
             "num_requests_running": 3,
@@ -132,6 +156,15 @@ async def test_metrics(start_server: StartServer, prefix: str) -> None:
             "request_decode_time_seconds_sum": 0.009,
             "request_prompt_tokens_sum": 6,
             "request_generation_tokens_sum": 14,
+            "request_inference_time_seconds_count": 3,
+            "request_inference_time_seconds_sum": 0.015,
+            "request_params_n_count": 2,
+            "request_params_n_sum": 3,
+            "request_params_max_tokens_count": 3,
+            "request_max_num_generation_tokens_count": 2,
+            "request_max_num_generation_tokens_sum": 8,
+            "iteration_tokens_total_count": 3,
+            "iteration_tokens_total_sum": 46,
         }
         for name, value in expected.items():
             assert found[f"{prefix}:{name}", ""] == pytest.approx(value), name
@@ -139,6 +172,69 @@ async def test_metrics(start_server: StartServer, prefix: str) -> None:
         assert found[f"{prefix}:request_success_total", "length"] == 1
         assert found[f"{prefix}:request_generation_tokens_bucket", "4.0"] == 1
         assert found[f"{prefix}:request_generation_tokens_bucket", "+Inf"] == 3
+        assert found[f"{prefix}:request_params_max_tokens_bucket", "2.0"] == 1
+        assert found[f"{prefix}:num_requests_waiting_by_reason", "capacity"] == 2
+        assert found[f"{prefix}:num_requests_waiting_by_reason", "deferred"] == 0
+
+
+# As vLLM has them (vllm/v1/metrics/loggers.py): type, labels beside the model and the engine, and
+# upper bounds for a model of 256 tokens.
+VLLM_LENGTHS = "1 2 5 10 20 50 100 200"
+VLLM_REQUEST_SECONDS = "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680"
+LIKE_VLLM = {
+    "request_max_num_generation_tokens": ("histogram", VLLM_LENGTHS),
+    "request_params_max_tokens": ("histogram", VLLM_LENGTHS),
+    "request_params_n": ("histogram", "1 2 5 10 20"),
+    "request_inference_time_seconds": ("histogram", VLLM_REQUEST_SECONDS),
+    "iteration_tokens_total": (
+        "histogram",
+        "1 8 16 32 64 128 256 512 1024 2048 4096 8192 16384",
+    ),
+    "num_requests_waiting_by_reason": ("gauge", ""),
+    "cache_config_info": ("gauge", ""),
+}
+
+
+@pytest.mark.parametrize("prefix", ["minisgl", "vllm"])
+async def test_metrics_are_of_the_kind_that_vllm_has(server: Server, prefix: str) -> None:
+    text = (await server.http.get("/metrics")).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for name, (kind, bounds) in LIKE_VLLM.items():
+        family = families[f"{prefix}:{name}"]
+        assert family.type == kind, name
+        found = [float(s.labels["le"]) for s in family.samples if s.name.endswith("_bucket")]
+        assert found == ([*map(float, bounds.split()), math.inf] if bounds else []), name
+        assert {(s.labels["model_name"], s.labels["engine"]) for s in family.samples} == {
+            (MODEL, "0")
+        }
+    (info,) = families[f"{prefix}:cache_config_info"].samples
+    assert info.value == 1
+    expected = {"block_size": "16", "num_gpu_blocks": "100", "cache_dtype": "bf16"}
+    assert expected.items() <= info.labels.items()
+
+
+async def test_what_vllm_has_too_is_documented(server: Server) -> None:
+    listed = (Path(__file__).parents[3] / "docs" / "METRICS.md").read_text()
+    names = set(re.findall(r"# TYPE vllm:(\w+) ", (await server.http.get("/metrics")).text))
+    assert len(names) > 20
+    assert names - set(re.findall(r"`(\w+)`", listed)) == set()
+
+
+async def test_metrics_before_the_model_is_loaded(server: Server) -> None:
+    server.engine.state = "starting"
+    text = (await server.http.get("/metrics")).text
+    assert "cache_config_info" not in text
+    assert "minisgl:request_params_max_tokens_bucket" in text
+
+
+async def test_health_says_what_a_start_is_at(server: Server) -> None:
+    assert (await server.http.get("/health")).json() == {"status": "ok", "engine": "ready"}
+    server.engine.state, server.engine.phase = "restarting", "waiting for hosts [1]"
+    assert (await server.http.get("/health")).json() == {
+        "status": "ok",
+        "engine": "restarting",
+        "phase": "waiting for hosts [1]",
+    }
 
 
 async def test_metrics_of_the_engine(server: Server) -> None:

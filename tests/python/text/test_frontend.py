@@ -102,7 +102,23 @@ async def test_stop_strings_end_a_stream(text: TextFrontend) -> None:
     shown = await stream.push(text.tokenizer.encode("one EN"))
     shown += await stream.push(text.tokenizer.encode("D two"), final=True)
     assert shown == "one "
-    assert (stream.stopped, stream.num_tokens) == (True, 7)
+    assert (stream.match, stream.num_tokens) == ("END", 7)
+
+
+async def test_a_special_token_ends_a_stream_or_completes_a_stop_string(text: TextFrontend) -> None:
+    *ids, end = text.tokenizer.encode("one\n<end>")
+    options = DetokenizerOptions(stop=["\n<end>"])
+    said = text.detokenizer(options)
+    assert await said.push([*ids, end, *ids], final=True) == "one"
+    assert (said.match, said.num_tokens) == ("\n<end>", 5)
+    ended = text.detokenizer(options)
+    assert await ended.push(ids, final=True, stop_token=end) == "one"
+    assert (ended.match, ended.num_tokens) == ("\n<end>", 5)
+
+
+async def test_a_character_that_the_prompt_begins(text: TextFrontend) -> None:
+    stream = text.detokenizer(DetokenizerOptions(begun=b"\xc3"))
+    assert await stream.push(text.tokenizer.encode("äa")[1:], final=True) == "äa"
 
 
 async def test_stop_strings_before_min_tokens_end_nothing(text: TextFrontend) -> None:
@@ -110,7 +126,7 @@ async def test_stop_strings_before_min_tokens_end_nothing(text: TextFrontend) ->
     stream = text.detokenizer(DetokenizerOptions(stop=["END"], min_tokens=len(early)))
     shown = await stream.push([*early, *text.tokenizer.encode(" END c")], final=True)
     assert shown == "a END b "
-    assert stream.stopped
+    assert stream.match is not None
 
 
 async def test_a_model_without_tokenizer_is_one_sentence(tmp_path: Path) -> None:

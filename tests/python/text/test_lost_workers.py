@@ -114,13 +114,13 @@ async def test_streams_go_on_when_the_detokenizer_dies_between_their_tokens(mode
             if position in deaths:
                 os.kill(pid_of(detokenizer_of(text)), signal.SIGKILL)
             for stream, shown, other in zip(streams, parts, plain, strict=True):
-                if not stream.stopped:
+                if stream.match is None:
                     shown.append(await stream.push([token_id]))
                     assert shown[-1] == other.push([token_id])
-                    assert (stream.stopped, stream.num_tokens) == (other.stopped, other.num_tokens)
+                    assert (stream.match, stream.num_tokens) == (other.match, other.num_tokens)
         assert detokenizer_of(text).life == 1 + len(deaths)
         for stream, other in zip(streams, plain, strict=True):
-            if not stream.stopped:
+            if stream.match is None:
                 assert await stream.finish() == other.finish()
 
 
@@ -139,7 +139,7 @@ async def test_an_answer_that_died_with_the_process_is_made_again(model: str) ->
             assert worker.life == life + 1
         shown += await stream.push(text.tokenizer.encode("D three"), final=True)
         assert shown == "one two "
-        assert (stream.stopped, stream.num_tokens) == (True, 11)
+        assert (stream.match, stream.num_tokens) == ("END", 11)
 
 
 async def test_a_stream_that_begins_while_the_detokenizer_restarts_waits_for_it(model: str) -> None:

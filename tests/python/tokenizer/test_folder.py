@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import processors
+from tokenizers import AddedToken, processors
 
 from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import Tokenizer, load_tokenizer
+from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from tests.python.tokenizer.vocabularies import (
     byte_level_bpe,
     byte_level_fields,
@@ -44,6 +47,14 @@ def test_tokenizer_json_alone(folder: Path) -> None:
     assert tokenizer.encode("hello") == byte_level_bpe().encode("hello").ids
     assert tokenizer.eos_token_ids == []
     assert not tokenizer.has_chat_template
+
+
+def test_fill_in_the_middle_tokens(tmp_path: Path) -> None:
+    names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+    backend = byte_level_bpe()
+    backend.add_tokens(names)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert load(tmp_path).fill_in_middle == FillInMiddle(*names)
 
 
 def test_leftovers_of_training_cut_nothing(tmp_path: Path) -> None:
@@ -202,11 +213,120 @@ def test_extra_special_tokens(folder: Path, form: Any) -> None:
     assert load(folder).special_token_ids == {0, 1, 2, 300}
 
 
+FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"special": True},
+        {"special": False},
+        {"special": True, "lstrip": True},
+        {"special": False, "rstrip": True},
+        {"special": True, "lstrip": True, "rstrip": True},
+        {"eos_token": "<tool>"},
+        {"special": False, "rstrip": True, "eos_token": "<tool>"},
+        {"extra_special_tokens": ["<tool>"]},
+    ],
+)
+def test_descriptions_of_added_tokens_as_transformers_takes_them(
+    tmp_path: Path, special: bool, config: dict[str, Any]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    backend = byte_level_bpe()
+    backend.add_tokens([AddedToken("<tool>", special=special, normalized=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    described = {
+        key: value for key, value in config.items() if not key.endswith(("token", "tokens"))
+    }
+    others = {key: value for key, value in config.items() if key not in described}
+    if described:
+        token_id = str(backend.token_to_id("<tool>"))
+        others["added_tokens_decoder"] = {token_id: {"content": "<tool>", **FLAGS, **described}}
+    write(tmp_path, "tokenizer_config.json", others)
+    write(tmp_path, "config.json", {"model_type": "llama"})
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    ours = load(tmp_path)
+    for text in ("a <tool> b", "<tool>", "a<tool>b  <tool>\n c"):
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text, add_special_tokens=False) == ids
+        for skip in (True, False):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(
+                ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            )
+
+
 @pytest.mark.parametrize("text", ['{"x": NaN, "y": [Infinity, -Infinity]}', '{"eos_token": null}'])
 def test_odd_values_of_unused_keys(folder: Path, text: str) -> None:
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         write(folder, name, text)
     assert load(folder).eos_token_ids == []
+
+
+SIDE_FILES: dict[str, dict[str, Any]] = {
+    "tokenizer_config.json": {
+        "bos_token": "<|im_start|>",
+        "eos_token": {"content": "<|endoftext|>"},
+        "add_bos_token": True,
+        "added_tokens_decoder": {"0": {"content": "<|endoftext|>", "special": True}},
+        "additional_special_tokens": ["a", {"content": "b"}],
+        "extra_special_tokens": {"x": "a"},
+        "chat_template": [{"name": "default", "template": "x"}],
+    },
+    "special_tokens_map.json": {"eos_token": "<|endoftext|>"},
+    "generation_config.json": {"eos_token_id": [1, 2], "temperature": 0.5},
+    "config.json": {"eos_token_id": 1, "bos_token_id": 0},
+    "chat_template.json": {"chat_template": "x"},
+}
+STRANGE: list[Any] = [
+    *(None, True, -1, 0, 2**31, 2**64, 10**30, 1.5, float("nan"), float("inf")),
+    *("", "x", "\ud800", "a\0b", "{{ x", [], [[]], ["a", None, 1, {"content": "q"}]),
+    *({}, {"content": 1}, {"content": "\udfff"}, {"content": None}, {"-1": {"content": "z"}}),
+    *({"\u00b2": {"content": "x"}}, {"9" * 5000: {"content": "y"}}),
+    {"1": {"content": "p"}, "01": {"content": "q"}},
+]
+
+
+def test_values_of_any_shape_are_taken_or_refused_in_a_sentence(folder: Path) -> None:
+    for name, content in SIDE_FILES.items():
+        for path in paths(content):
+            for value in STRANGE:
+                (folder / name).write_text(json.dumps(put(content, path, value)))
+                with contextlib.suppress(ModelError):  # any other exception is a traceback
+                    tokenizer = load(folder)
+                    assert tokenizer.encode("hello")
+        (folder / name).unlink()
+
+
+def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where there is something in a JSON value."""
+    yield above
+    keys = (
+        list(value)
+        if isinstance(value, dict)
+        else range(len(value) if isinstance(value, list) else 0)
+    )
+    for key in keys:
+        yield from paths(value[key], (*above, key))
+
+
+def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """A copy of a JSON value with another one at a place of it."""
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = put(value[path[0]], path[1:], new)
+    return copy
+
+
+def test_many_added_tokens_take_no_longer_than_they_must(folder: Path) -> None:
+    """One call for each of them took hours for as many as a file may have."""
+    size = load(folder).vocab_size
+    added = {str(size + n): {"content": f"<{n}>"} for n in range(20_000)}
+    write(folder, "tokenizer_config.json", {"added_tokens_decoder": added})
+    assert load(folder).encode("<19999>") == [size + 19_999]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import load_tokenizer
+from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from minisgl.tokenizer.gguf_tokenizer import merges_from_scores
 from minisgl.tokenizer.pre_tokenizers import PRE_TOKENIZATIONS, pre_tokenization
 from tests.python.tokenizer.vocabularies import (
@@ -274,6 +275,37 @@ def test_token_types(tmp_path: Path) -> None:
     assert tokenizer.decode(ids) == "<|im_start|><|spoken|>"
     assert tokenizer.special_token_ids == {0, 2}
     assert {BYTE, CONTROL, UNKNOWN} == {6, 3, 2}
+
+
+@pytest.mark.parametrize(
+    "names", [("fim_pre", "fim_suf", "fim_mid"), ("prefix", "suffix", "middle")]
+)
+@pytest.mark.parametrize("kind", [CONTROL, NORMAL])
+def test_fill_in_the_middle_tokens_that_the_file_names(
+    tmp_path: Path, names: tuple[str, ...], kind: int
+) -> None:
+    fields = byte_level_fields()
+    first = len(fields["ggml.tokens"])
+    fields["ggml.tokens"] += ["<before>", "<behind>", "<between>"]
+    fields["ggml.token_type"] += [kind] * 3
+    fields |= {f"ggml.{name}_token_id": first + k for k, name in enumerate(names)}
+    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "model.gguf", fields)))
+    assert tokenizer.fill_in_middle is not None
+    ids = tokenizer.encode(tokenizer.fill_in_middle.prompt("a", "b"), add_special_tokens=False)
+    a, b = tokenizer.encode("a") + tokenizer.encode("b")
+    assert ids == [first, a, first + 1, b, first + 2]
+
+
+def test_fill_in_the_middle_tokens_by_their_names(tmp_path: Path) -> None:
+    fields = byte_level_fields()
+    fields["ggml.tokens"] += ["<fim-prefix>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
+    fields["ggml.token_type"] += [NORMAL] * 4
+    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "a.gguf", fields)))
+    assert tokenizer.fill_in_middle == FillInMiddle("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+    fields["ggml.tokens"].pop()
+    fields["ggml.token_type"].pop()
+    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "b.gguf", fields)))
+    assert tokenizer.fill_in_middle is None
 
 
 def test_chat_template_of_the_file_and_of_the_user(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer
-from tests.python.tokenizer.test_stop_strings import reference
+from tests.python.tokenizer.test_stop_strings import reference_with_hidden
 from tests.python.tokenizer.vocabularies import byte_level_bpe
 
 IDS = st.lists(st.lists(st.integers(0, 720), max_size=6), max_size=12)  # past the vocabulary too
@@ -21,6 +23,32 @@ def run(detokenizer: IncrementalDetokenizer, pushes: list[list[int]]) -> str:
     return text + detokenizer.finish()
 
 
+def pieces_of(tokenizer: Tokenizer, ids: list[int], *, skip: bool = True) -> list[tuple[str, bool]]:
+    """The text of each token, and whether it is shown: a character counts for its last token, and
+    not at all where it is incomplete at the end.
+    """
+    table = tokenizer.byte_table(skip)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    strip = tokenizer.strips_first_space
+    pieces = []
+    for token_id in ids:
+        data = table[token_id]
+        if not data:
+            pieces.append((tokenizer.token_bytes(token_id).decode("utf-8", "replace"), False))
+            continue
+        pieces.append((decoder.decode(data.removeprefix(b" ") if strip else data), True))
+        strip = False
+    return pieces
+
+
+def whole(tokenizer: Tokenizer, ids: list[int], *, skip: bool = True) -> str:
+    return "".join(text for text, shown in pieces_of(tokenizer, ids, skip=skip) if shown)
+
+
+def special_texts(tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.token_bytes(i).decode() for i in tokenizer.special_token_ids]
+
+
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_style"])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pushes=IDS, skip=st.booleans())
@@ -31,7 +59,10 @@ def test_equals_decode(
     text = run(
         IncrementalDetokenizer(tokenizer, DetokenizerOptions(skip_special_tokens=skip)), pushes
     )
-    assert text == tokenizer.decode(sum(pushes, []), skip_special_tokens=skip)
+    ids = sum(pushes, [])
+    assert text == whole(tokenizer, ids, skip=skip)
+    rest = tokenizer.decode(ids, skip_special_tokens=skip).removeprefix(text)
+    assert set(rest) <= {"\ufffd"}  # a character that never ended
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -71,18 +102,19 @@ def test_stop_strings(
         byte_level, DetokenizerOptions(stop=stops, include_stop=include)
     )
     text = run(detokenizer, pushes)
-    expected, match = reference(byte_level.decode(sum(pushes, [])), stops)
+    pieces = pieces_of(byte_level, sum(pushes, []))
+    expected, match = reference_with_hidden(pieces, stops, special_texts(byte_level))
     if match is not None and include:
         expected += match
     assert text == expected
-    assert detokenizer.stopped == (match is not None)
+    assert detokenizer.match == match
 
 
 def test_counts_the_tokens_up_to_the_stop(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("one\ntwo END three")
     detokenizer = IncrementalDetokenizer(byte_level, DetokenizerOptions(stop=["END"]))
     assert detokenizer.push(ids) == "one\ntwo "
-    assert detokenizer.stopped
+    assert detokenizer.match == "END"
     kept = byte_level.decode(ids[: detokenizer.num_tokens])
     assert "END" in kept
     assert "END" not in byte_level.decode(ids[: detokenizer.num_tokens - 1])
@@ -104,15 +136,13 @@ def test_stop_strings_count_behind_min_tokens(
         byte_level, DetokenizerOptions(stop=stops, min_tokens=min_tokens, include_stop=include)
     )
     text = run(detokenizer, pushes)
-    plain = IncrementalDetokenizer(byte_level, DetokenizerOptions())
-    ids = sum(pushes, [])
-    early = plain.push(ids[:min_tokens])
-    late = plain.push(ids[min_tokens:]) + plain.finish()
-    expected, match = reference(late, stops)
+    pieces = pieces_of(byte_level, sum(pushes, []))
+    early = "".join(text for text, shown in pieces[:min_tokens] if shown)
+    expected, match = reference_with_hidden(pieces[min_tokens:], stops, special_texts(byte_level))
     if match is not None and include:
         expected += match
     assert text == early + expected
-    assert detokenizer.stopped == (match is not None)
+    assert detokenizer.match == match
 
 
 def test_first_space_belongs_to_text_behind_a_prompt(sentencepiece_style: Tokenizer) -> None:
@@ -131,4 +161,29 @@ def test_a_character_that_never_ends(byte_level: Tokenizer) -> None:
     assert detokenizer.push(lead) == ""
     assert detokenizer.push(byte_level.encode("a")) == "\ufffda"
     assert detokenizer.push(lead) == ""
-    assert detokenizer.finish() == "\ufffd"
+    assert detokenizer.finish() == ""
+
+
+@pytest.mark.parametrize("stop", [[], ["x"]])
+def test_a_replacement_character_that_was_said_stays(
+    byte_level: Tokenizer, stop: list[str]
+) -> None:
+    detokenizer = IncrementalDetokenizer(byte_level, DetokenizerOptions(stop=stop))
+    assert run(detokenizer, [byte_level.encode("a\ufffd")]) == "a\ufffd"
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_token_that_ended_a_stream_may_complete_a_stop_string(
+    byte_level: Tokenizer, skip: bool
+) -> None:
+    (end,) = byte_level.encode("<|im_end|>")
+    ids = byte_level.encode("Yes\n")
+    options = DetokenizerOptions(stop=["\n<|im_end|>"], skip_special_tokens=skip)
+    detokenizer = IncrementalDetokenizer(byte_level, options)
+    assert detokenizer.push(ids) == "Yes"
+    assert detokenizer.finish(end) == ""
+    assert (detokenizer.match, detokenizer.num_tokens) == ("\n<|im_end|>", len(ids) + 1)
+    detokenizer = IncrementalDetokenizer(byte_level, options)
+    assert detokenizer.push(byte_level.encode("Yes")) == "Yes"
+    assert detokenizer.finish(end) == ""
+    assert detokenizer.match is None

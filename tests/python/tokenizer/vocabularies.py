@@ -109,6 +109,13 @@ def sentencepiece_model(tmp_path: Path) -> Any:
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
+def byte_level_alphabet() -> list[str]:
+    """How GPT-2's alphabet writes each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(b if b in printable else 0x100 + others.index(b)) for b in range(256)]
+
+
 def sentencepiece_fields(processor: Any, **changes: Any) -> dict[str, Any]:
     ids: Sequence[int] = range(processor.vocab_size())
 

@@ -23,6 +23,22 @@ void gemm_q4_k_one_row(const KernelArgs& args);
 void gemm_q4_k(const KernelArgs& args);
 void gemm_q6_k_one_row(const KernelArgs& args);
 void gemm_q6_k(const KernelArgs& args);
+void gemm_q5_0_one_row(const KernelArgs& args);
+void gemm_q5_0(const KernelArgs& args);
+void gemm_q5_1_one_row(const KernelArgs& args);
+void gemm_q5_1(const KernelArgs& args);
+void gemm_q5_k_one_row(const KernelArgs& args);
+void gemm_q5_k(const KernelArgs& args);
+void gemm_q2_k_one_row(const KernelArgs& args);
+void gemm_q2_k(const KernelArgs& args);
+void gemm_q3_k_one_row(const KernelArgs& args);
+void gemm_q3_k(const KernelArgs& args);
+void gemm_iq4_nl_one_row(const KernelArgs& args);
+void gemm_iq4_nl(const KernelArgs& args);
+void gemm_iq4_xs_one_row(const KernelArgs& args);
+void gemm_iq4_xs(const KernelArgs& args);
+void gemm_mxfp4_one_row(const KernelArgs& args);
+void gemm_mxfp4(const KernelArgs& args);
 
 void quantize_activations(const float* x, std::int64_t cols, ActivationBlock* blocks);
 

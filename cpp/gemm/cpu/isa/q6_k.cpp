@@ -20,8 +20,8 @@ struct Q6_K {
       const U8 nibbles = Lanes::load_quads(part + 32 * quad, part + next + 32 * quad);
       return run == 0 ? low_nibbles(nibbles) : high_nibbles(nibbles);
     };
-    const U8 quads[4] = {low_bits(0) | two_bits_to_4<0>(top), low_bits(1) | two_bits_to_4<2>(top),
-                         low_bits(2) | two_bits_to_4<4>(top), low_bits(3) | two_bits_to_4<6>(top)};
+    const U8 quads[4] = {low_bits(0) | move_bits<0, 2, 4>(top), low_bits(1) | move_bits<2, 2, 4>(top),
+                         low_bits(2) | move_bits<4, 2, 4>(top), low_bits(3) | move_bits<6, 2, 4>(top)};
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
       dots[r].template add<run>(quads, activations_of<Activation>(x, r, stride)->q + 16 * run, scales);
@@ -42,7 +42,8 @@ struct Q6_K {
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const auto* block = activations_of<Activation>(x, r, stride);
-        sums[r] = fma(to_f32(dots[r].sum(scales, block->sums16)), d * F32::splat(block->scale), sums[r]);
+        const auto dot = dots[r].sum() - shift_left<5>(scales.times(block->sums16));
+        sums[r] = fma(to_f32(dot), d * F32::splat(block->scale), sums[r]);
       }
     }
   }
