@@ -39,7 +39,7 @@ _NO_MORE_REQUESTS = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
 _ABSOLUTE_FORM = re.compile(rb"(?i)[a-z][a-z0-9+.-]*://([^/?#]*)")
 _REFUSALS = {
     500: ("The server had an internal error.", "internal_error"),
-    503: ("The server has as many connections as it may. Try again later.", "too_many_connections"),
+    503: ("All connections of the server are at work. Try again later.", "too_many_connections"),
     408: ("The head of the request did not arrive in time.", "timeout"),
     431: ("The head of the request is too large.", "request_too_large"),
     501: ("This transfer coding is not supported.", "unsupported_transfer_coding"),
@@ -78,6 +78,10 @@ class Wire(Protocol):
     @property
     def ending(self) -> bool:
         """There is no next request."""
+        ...
+
+    def at_work(self) -> None:
+        """A request has begun."""
         ...
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -290,6 +294,7 @@ class Http1:
             "server": self._connection.server,
         }
         self._call = Call(self, self._connection, scope)
+        self._connection.at_work()
         if self._client_gone:
             self._call.disconnect()
         self._connection.spawn(self._call.run)
