@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.gguf_metadata import Metadata, read_gguf_metadata
-from minisgl.tokenizer.chat_template import ChatTemplate
 from minisgl.tokenizer.gguf_vocabulary import (
     CONTROL,
     UNKNOWN,
@@ -18,6 +17,7 @@ from minisgl.tokenizer.gguf_vocabulary import (
     list_field,
 )
 from minisgl.tokenizer.pre_tokenizers import pre_tokenization
+from minisgl.tokenizer.template_source import TemplateSource
 from minisgl.tokenizer.text_ends import TextEnd, set_text_ends
 from minisgl.tokenizer.token_bytes import WORD_MARK
 from minisgl.tokenizer.tokenizer import Tokenizer
@@ -50,16 +50,23 @@ def tokenizer_from_metadata(metadata: Metadata, *, chat_template: str | None = N
             f"tokenizer model {kind[:80]!r} is not supported ('gpt2' and 'llama' are)."
         )
     _mark_added_tokens(backend, vocabulary)
-    template = chat_template or field(metadata, "tokenizer.chat_template", str, "")
+    sources = {"default": chat_template} if chat_template else _chat_templates(metadata)
     return Tokenizer(
         backend,
         eos_token_ids=vocabulary.end_ids(),
-        chat_template=ChatTemplate({"default": template}, vocabulary.named_tokens())
-        if template
-        else None,
+        chat_template=TemplateSource(sources, vocabulary.named_tokens()) if sources else None,
         fill_in_middle=vocabulary.fill_in_middle,
-        config={**vocabulary.named_tokens(), "chat_template": template or None},
+        config={**vocabulary.named_tokens(), "chat_template": sources.get("default")},
     )
+
+
+def _chat_templates(metadata: Metadata) -> dict[str, str]:
+    """Template text by name: "default", and others such as "tool_use"."""
+    key = "tokenizer.chat_template"
+    names = [name.removeprefix(key + ".") for name in metadata if name.startswith(key + ".")]
+    sources = {"default": field(metadata, key, str, "")}
+    sources |= {name: field(metadata, f"{key}.{name}", str, "") for name in names}
+    return {name: text for name, text in sources.items() if text}
 
 
 def _byte_level_bpe(metadata: Metadata, vocabulary: Vocabulary) -> tokenizers.Tokenizer:
