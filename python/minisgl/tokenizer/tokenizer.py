@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from minisgl.tokenizer.fill_in_middle import find_fill_in_middle
 from minisgl.tokenizer.stop_strings import StopStrings
+from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
 from minisgl.tokenizer.token_bytes import TokenBytes, decoder_kind
 from minisgl.tokenizer.token_floor import TokenFloor
 
 if TYPE_CHECKING:
     import tokenizers
-
-    from minisgl.tokenizer.template_source import TemplateSource
 
 NUM_STOP_STRINGS_KEPT = 16  # requests' lists of them, each at most 64 kB of text
 
@@ -68,6 +67,18 @@ class Tokenizer:
         encoding = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         ids: list[int] = encoding.ids
         return ids
+
+    def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """What ChatTemplate.render() makes of the messages, in this process and without limits: for
+        templates that are trusted. Servers and LLM render in a process with limits
+        (text/template_client.py). ChatTemplateError where there is no template.
+        """
+        from minisgl.tokenizer.chat_template import ChatTemplate
+
+        source = self.chat_template
+        if source is None:
+            raise ChatTemplateError("this model has no chat template")
+        return ChatTemplate(source.texts, source.special_tokens).render(messages, **options)
 
     @cached_property
     def floor(self) -> TokenFloor:
