@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
     "model_files": {"children", "environment", "sampling_params"},
+    "model_source": {"model_files"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
     "rank": {"_native", "config", "distributed", "ipc", "log", "tasks"},

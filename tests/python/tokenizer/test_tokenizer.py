@@ -7,7 +7,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from minisgl.model_files.files import ModelError
-from minisgl.tokenizer import ChatTemplateError, Tokenizer
+from minisgl.tokenizer import Tokenizer
+from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
+from tests.python.tokenizer.vocabularies import byte_level_bpe
 
 
 def test_token_bytes_put_together_are_the_text(byte_level: Tokenizer) -> None:
@@ -43,8 +45,12 @@ def test_lone_surrogates_are_refused(byte_level: Tokenizer) -> None:
         byte_level.encode(3)  # type: ignore[arg-type]
 
 
-def test_no_chat_template(byte_level: Tokenizer) -> None:
-    assert not byte_level.has_chat_template
+def test_render_chat(byte_level: Tokenizer) -> None:
+    source = TemplateSource(
+        {"default": "{{ bos_token }}{{ messages[0].content }}"}, {"bos_token": "<"}
+    )
+    tokenizer = Tokenizer(byte_level_bpe(), chat_template=source)
+    assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "<hi"
     with pytest.raises(ChatTemplateError, match="no chat template"):
         byte_level.render_chat([])
 
