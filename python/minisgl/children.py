@@ -13,8 +13,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from minisgl.flags import secret_variables
-
 # `python -m` and `python -c` put the working folder first on sys.path: a uvloop.py or zmq.py there
 # would be run. (`python -P` is for 3.11 and later; PYTHONSAFEPATH in the environment has the same
 # effect, and then there is nothing to take away.)
@@ -36,6 +34,8 @@ def python_command(module: str) -> tuple[str, ...]:
 
 def child_environment() -> dict[str, str]:
     """This process's environment without the secrets among the options of minisgl-serve."""
+    from minisgl.flags import secret_variables  # children that start none need no flags
+
     secrets = secret_variables()
     return {name: value for name, value in os.environ.items() if name not in secrets}
 

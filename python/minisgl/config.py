@@ -245,7 +245,7 @@ class ServerArgs(EngineSettings):
     )
     max_all_bodies_bytes: int = option(
         512 * 2**20,
-        "memory for all request bodies that are arriving at once",
+        "memory for all request bodies that are arriving or wait to be tokenized",
         group="HTTP",
         bounds=(1024, 2**44),
         metavar="BYTES",

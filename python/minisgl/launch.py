@@ -47,6 +47,7 @@ from minisgl.system import (
     raise_file_limit,
 )
 from minisgl.text.frontend import TextFrontend
+from minisgl.text.heap import return_large_blocks
 
 logger = logging.getLogger("minisgl")
 
@@ -76,6 +77,7 @@ def launch_server(
     """
     began = time.monotonic()
     open_standard_streams()
+    return_large_blocks()
     start_logging(args.log_level, args.log_format)
     try:
         children = _count_children(args)
@@ -205,7 +207,8 @@ class Server:
         self._client = client
         self._hub = hub
         self._state = ServerState(args, self._client, args.served_model_name or (files.name,))
-        self._stop = asyncio.Event()  # a signal came
+        self._stopping = False  # a signal came
+        self._stop = asyncio.Event()  # the loop knows of it
         self._http_stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -215,8 +218,9 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_exception)
+        # Not the loop's own handlers: a second signal ends the server whatever holds up the loop.
         for number in _end_signals():
-            loop.add_signal_handler(number, self._on_signal, number)
+            signal.signal(number, lambda number, frame: self._on_signal(number, loop))
         http = asyncio.create_task(self._serve_http())
         stop = asyncio.create_task(self._stop.wait())
         try:
@@ -340,17 +344,22 @@ class Server:
         if self._hub is not None:
             await self._hub.close()
 
-    def _on_signal(self, number: int) -> None:
-        if not self._stop.is_set():
-            self._stop.set()
+    def _on_signal(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs between any two steps of the main thread."""
+        if not self._stopping:
+            self._stopping = True
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(self._stop.set)
             return
         if number == signal.SIGHUP:  # a terminal that ends sends several; they say one thing
             return
-        self._client.kill()
-        if self._state.text is not None:
-            self._state.text.kill()
-        sys.stderr.flush()
-        os._exit(128 + number)
+        try:
+            self._client.kill()
+            if self._state.text is not None:
+                self._state.text.kill()
+            sys.stderr.flush()
+        finally:
+            os._exit(128 + number)
 
 
 def _end_signals() -> tuple[signal.Signals, ...]:

@@ -12,7 +12,9 @@ import sys
 
 MAX_OPEN_FILES = 65536  # that are asked for, as far as the hard limit allows
 # Kept from connections, so that clients never hold what a dead engine needs to be started again.
-OWN_FILES = 56  # what the server, its libraries and one child need, and some for what is read
+# What the server, its libraries, one child and the template process need, and some for what is
+# read.
+OWN_FILES = 60
 FILES_PER_CHILD = 8
 MIN_CONNECTIONS = 8
 

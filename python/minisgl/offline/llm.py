@@ -90,7 +90,7 @@ class LLM:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        return self._model.tokenizer
+        return self._model.text.tokenizer
 
     @property
     def info(self) -> EngineInfo:
@@ -154,10 +154,7 @@ class LLM:
         conversations = cast(
             "Sequence[Sequence[Message]]", messages if several else [messages] if messages else []
         )
-        texts = [
-            self.tokenizer.render_chat(list(chat), tools=tools, template_kwargs=template_kwargs)
-            for chat in conversations
-        ]
+        texts = self._model.run(self._render(conversations, tools, template_kwargs))
         ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         if sampling_params is None:
             limit = self.info.max_model_len
@@ -168,6 +165,15 @@ class LLM:
         else:
             params = _as_params(sampling_params, len(ids))
         return self._run(texts, ids, params, continues_prompt=False, use_tqdm=use_tqdm)
+
+    async def _render(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        tools: list[dict[str, Any]] | None,
+        template_kwargs: dict[str, Any] | None,
+    ) -> list[str]:
+        render = self._model.text.render_chat
+        return [await render(list(chat), template_kwargs, tools=tools) for chat in conversations]
 
     def _run(
         self,

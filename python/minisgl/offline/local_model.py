@@ -32,8 +32,7 @@ from minisgl.system import (
 )
 from minisgl.text.answer import AnswerReader, Piece
 from minisgl.text.frontend import TextFrontend
-from minisgl.tokenizer import DetokenizerOptions, Tokenizer, load_tokenizer
-from minisgl.tokenizer.chat_template import read_chat_template
+from minisgl.tokenizer import DetokenizerOptions
 
 if TYPE_CHECKING:
     from minisgl._native import Engine
@@ -62,17 +61,16 @@ class LocalModel:
         self,
         loop: LoopThread,
         engine: OfflineEngine,
-        tokenizer: Tokenizer,
+        text: TextFrontend,
         name: str,
         sampling_defaults: Mapping[str, float],
     ) -> None:
         self.engine: EngineApi = engine
-        self.tokenizer = tokenizer
+        self.text = text
         self.name = name
         self.sampling_defaults = sampling_defaults  # SamplingParams' fields
         self._loop = loop
-        self._text = TextFrontend(tokenizer, [], None)
-        self._close = weakref.finalize(self, _end, loop, engine)
+        self._close = weakref.finalize(self, _end, loop, engine, text)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and waits for it. KeyboardInterrupt cancels it."""
@@ -96,7 +94,7 @@ class LocalModel:
         """
         options = DetokenizerOptions.of(params, continues_prompt=continues_prompt)
         whole = whole and not params.stop  # else tokens behind a stop string would be made
-        reader = AnswerReader(self._text.detokenizer(options), params.stop_token_ids)
+        reader = AnswerReader(self.text.detokenizer(options), params.stop_token_ids)
         stream = await self._submit(prompt_ids, params)
         try:
             while not reader.finish:
@@ -109,10 +107,11 @@ class LocalModel:
 
     async def _submit(self, prompt_ids: list[int], params: SamplingParams) -> TokenStream:
         engine = self.engine
-        bad_words = await self._text.encode_words(params.bad_words)
+        bad_words = await self.text.encode_words(params.bad_words)
+        eos_token_ids = self.text.tokenizer.eos_token_ids
         while True:
             try:
-                return engine.submit(prompt_ids, params, self.tokenizer.eos_token_ids, bad_words)
+                return engine.submit(prompt_ids, params, eos_token_ids, bad_words)
             except EngineBusy:  # aborted requests may stay for a step
                 pass
             except EngineUnavailable as error:
@@ -133,12 +132,13 @@ class LocalModel:
         self._close()
 
 
-def _end(loop: LoopThread, engine: OfflineEngine) -> None:
+def _end(loop: LoopThread, engine: OfflineEngine, text: TextFrontend) -> None:
     if loop.is_current():  # the garbage collector may call from there
-        threading.Thread(target=_end, args=(loop, engine)).start()
+        threading.Thread(target=_end, args=(loop, engine, text)).start()
         return
-    with contextlib.suppress(Exception):
-        loop.run(engine.close())
+    for work in (text.close(), engine.close()):
+        with contextlib.suppress(Exception):
+            loop.run(work)
     loop.close()
 
 
@@ -171,8 +171,7 @@ def open_local_model(
         cache_dir=cache_dir,
         weights=weights,
     )
-    template = None if chat_template is None else read_chat_template(chat_template)
-    tokenizer = load_tokenizer(files.path, chat_template=template)
+    text = TextFrontend.local(files.path, chat_template)
     defaults = published_sampling(files.path) if generation_config == "auto" else {}
     engine_options = options(files.path)
     open_standard_streams()
@@ -195,7 +194,7 @@ def open_local_model(
         if isinstance(error, (EngineStartError, SystemLimitError)):
             raise ModelError(str(error)) from error
         raise
-    return LocalModel(loop, engine, tokenizer, files.name, defaults)
+    return LocalModel(loop, engine, text, files.name, defaults)
 
 
 @contextlib.contextmanager

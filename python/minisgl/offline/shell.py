@@ -147,10 +147,10 @@ class Shell:
 
     def _prompt_ids(self) -> list[int]:
         """The conversation as the template has it; without a template, the last line alone."""
-        tokenizer = self._model.tokenizer
-        if not tokenizer.has_chat_template:
-            return tokenizer.encode(self._messages[-1]["content"])
-        return tokenizer.encode(tokenizer.render_chat(self._messages), add_special_tokens=False)
+        text = self._model.text
+        if text.tokenizer.chat_template is None:
+            return self._model.run(text.encode(self._messages[-1]["content"]))
+        return self._model.run(text.encode_chat(self._messages))
 
 
 def _note(text: str) -> None:

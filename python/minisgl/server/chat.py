@@ -12,9 +12,10 @@ from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.generation import Answer, Delta, Generation, TokenEntry
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.logprobs import chat_logprobs, check_prompt_logprobs, prompt_logprobs
-from minisgl.server.prompts import truncate
+from minisgl.server.prompts import longest_prompt, truncate
 from minisgl.server.schemas import ChatRequest, Message, TokenizeRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
+from minisgl.text.errors import PromptTooLong
 from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
 if TYPE_CHECKING:
@@ -25,9 +26,14 @@ MAX_TEMPLATE_ERROR = 500  # characters
 
 
 async def encode_messages(
-    text: TextFrontend, request: ChatRequest | TokenizeRequest, messages: list[Message]
+    text: TextFrontend,
+    request: ChatRequest | TokenizeRequest,
+    messages: list[Message],
+    max_tokens: int | None,
 ) -> list[int]:
-    """The token ids of a conversation, up to where the answer begins. ApiError 400."""
+    """The token ids of a conversation, up to where the answer begins. ApiError 400, also when
+    there are surely more than `max_tokens`.
+    """
     continued = bool(request.continue_final_message)
     if continued and request.add_generation_prompt:
         raise errors.bad_request(
@@ -42,9 +48,12 @@ async def encode_messages(
             add_generation_prompt=request.add_generation_prompt is not False and not continued,
             continue_final_message=continued,
             add_special_tokens=bool(request.add_special_tokens),
+            max_tokens=max_tokens,
         )
     except ChatTemplateError as error:  # says what the template has against the messages
         raise errors.bad_request(str(error)[:MAX_TEMPLATE_ERROR], param="messages") from None
+    except PromptTooLong as error:
+        raise errors.surely_too_long(error, "messages") from None
 
 
 class ChatCompletions(JsonEndpoint):
@@ -57,8 +66,9 @@ class ChatCompletions(JsonEndpoint):
         checks.check_chat(request)
         state = self.state
         text = state.frontend()
-        prompt_ids = await encode_messages(text, request, request.messages)
         info = state.client.info
+        longest = longest_prompt(request, info.max_model_len)
+        prompt_ids = await encode_messages(text, request, request.messages, longest)
         wanted = request.max_completion_tokens
         if wanted is None:
             wanted = request.max_tokens
@@ -88,7 +98,7 @@ class ChatCompletions(JsonEndpoint):
             "system_fingerprint": None,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
-            exchange.generation = generation
+            exchange.begin(generation)
             generation.submit(
                 prompt_ids,
                 params,

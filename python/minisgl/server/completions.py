@@ -37,7 +37,7 @@ class Completions(JsonEndpoint):
         if wanted is msgspec.UNSET:
             wanted = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
         max_prompt = checks.room_for_prompt(wanted, info.max_model_len)
-        prompts = await encode_prompts(text, request, info.vocab_size, max_prompt)
+        prompts = await encode_prompts(text, request, info, max_prompt)
         scores = checks.prompt_scores(request)
         if scores is not None:
             num_tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -62,7 +62,7 @@ class Completions(JsonEndpoint):
             "system_fingerprint": None,
         }
         with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
-            exchange.generation = generation
+            exchange.begin(generation)
             include_stop = bool(request.include_stop_str_in_output)
             for prompt, params in zip(prompts, jobs, strict=True):
                 generation.submit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, ClassVar
 
@@ -12,11 +13,14 @@ from minisgl.server.decoding import decode
 from minisgl.server.http import Exchange, read_body, while_connected
 from minisgl.server.state import ServerState
 
+LARGE_BODY = 2**18  # bytes
+
 
 class JsonEndpoint:
     """A raw ASGI endpoint: no response objects and no middleware between a stream and its socket.
 
-    A subclass sets `decoder` and implements `answer`, which is cancelled when the client is gone.
+    A subclass sets `decoder` and implements `answer`, which is cancelled when the client is gone
+    and calls `exchange.begin` once it has the request's tokens.
     """
 
     decoder: ClassVar[msgspec.json.Decoder[Any]]
@@ -38,10 +42,26 @@ class JsonEndpoint:
             max_bytes=args.max_body_bytes,
             timeout=args.body_timeout,
         )
-        request = decode(self.decoder, body, self.state.ignored_fields, strict=args.strict_requests)
-        self.state.check_model(request.model)
-        del body
-        await while_connected(exchange, self.answer(exchange, request, arrived))
+        exchange.body_hold = self.state.bodies.hold(len(body))
+        try:
+            request = await self._decode(body)
+            self.state.check_model(request.model)
+            del body
+            await while_connected(exchange, self.answer(exchange, request, arrived))
+        finally:
+            exchange.release_body()
+
+    async def _decode(self, body: bytes) -> Any:
+        """A large one takes some hundredths of a second: one of them in each turn of the loop."""
+        if len(body) < LARGE_BODY:
+            return self._decode_now(body)
+        async with self.state.decoding:
+            await asyncio.sleep(0)
+            return self._decode_now(body)
+
+    def _decode_now(self, body: bytes) -> Any:
+        state = self.state
+        return decode(self.decoder, body, state.ignored_fields, strict=state.args.strict_requests)
 
     async def answer(self, exchange: Exchange, request: Any, arrived: float) -> None:
         """`arrived` is the time.perf_counter() of the request's arrival."""

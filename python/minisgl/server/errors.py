@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.text.worker_pool import WorkerLost
+from minisgl.text.errors import PromptTooLong, TextQueueFull, WorkerLost
 
 if TYPE_CHECKING:
     from minisgl.ipc.messages import Output
@@ -84,6 +84,16 @@ def too_long(num_prompt: int, max_model_len: int, *, param: str) -> ApiError:
     )
 
 
+def surely_too_long(prompt: PromptTooLong, param: str = "prompt") -> ApiError:
+    """The prompt doesn't fit the context, which was seen before it was tokenized."""
+    return bad_request(
+        f"This model's maximum context length is {prompt.max_tokens} tokens, but the prompt has at "
+        f"least {prompt.at_least} tokens.",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
 def too_large(message: str) -> ApiError:
     """413: a body of too many bytes or values."""
     return ApiError(413, message, code="request_too_large")
@@ -118,13 +128,24 @@ def busy() -> ApiError:
     )
 
 
+def texts_waiting() -> ApiError:
+    """429, when the texts of other requests would be in front of this one's for too long."""
+    return ApiError(
+        429,
+        "Other long prompts are waiting to be read. Try again later.",
+        type="rate_limit_error",
+        code="queue_full",
+        headers={"Retry-After": str(RETRY_AFTER_UNAVAILABLE_S)},
+    )
+
+
 def overloaded(limit: int) -> ApiError:
-    """503, when the bodies that are arriving have `limit` bytes together
+    """503, when the bodies that are arriving or wait to be tokenized have `limit` bytes together
     (--max-all-bodies-bytes).
     """
     return ApiError(
         503,
-        "The server is receiving as many bytes of request bodies as it may "
+        "The server has as many bytes of request bodies to read as it may "
         f"(limit {limit}). Try again later.",
         type="service_unavailable",
         code="overloaded",
@@ -175,6 +196,10 @@ def from_exception(error: Exception, request_id: str) -> ApiError:
     """The answer to any exception. One that nobody foresaw is logged, and its text stays here."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, PromptTooLong):
+        return surely_too_long(error)
+    if isinstance(error, TextQueueFull):
+        return texts_waiting()
     if isinstance(error, WorkerLost):
         return ApiError(
             503,

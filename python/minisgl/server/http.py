@@ -58,6 +58,7 @@ class Exchange:
         self.response_started = False
         self.status = CLIENT_GONE  # the answer's, once it has begun
         self.generation: Generation | None = None  # what the request makes, for its line in the log
+        self.body_hold: BodyHold | None = None  # until the body's text has been tokenized
         self.gone = False
         # A client that waits for "100 Continue" sends no body until somebody reads it.
         self._body_waits = (b"expect", b"100-continue") in scope["headers"]
@@ -83,6 +84,16 @@ class Exchange:
                 await self._finish_body(headers)
             message = {**message, "headers": headers}
         await self._send(message)
+
+    def begin(self, generation: Generation) -> None:
+        """The request has been tokenized, and `generation` makes what it asks for."""
+        self.generation = generation
+        self.release_body()
+
+    def release_body(self) -> None:
+        """The body's memory counts no longer. Idempotent."""
+        if self.body_hold is not None:
+            self.body_hold.release()
 
     async def send_events(self, events: bytes) -> None:
         """A part of an event stream that start_events() began. Waits while the client is slow: the
@@ -114,7 +125,7 @@ class Exchange:
 
 @dataclass
 class BodyRoom:
-    """The memory for all bodies that are arriving."""
+    """The memory for all bodies that are arriving or wait to be tokenized."""
 
     limit: int  # bytes
     used: int = 0
@@ -124,6 +135,24 @@ class BodyRoom:
         if self.used + count > self.limit:
             raise overloaded(self.limit)
         self.used += count
+
+    def hold(self, count: int) -> BodyHold:
+        """Counts a body that has arrived until it is let go."""
+        return BodyHold(self, count)
+
+
+class BodyHold:
+    """The memory of one body, until release()."""
+
+    def __init__(self, room: BodyRoom, count: int) -> None:
+        self._room = room
+        self._count = count
+        room.used += count
+
+    def release(self) -> None:
+        """Idempotent."""
+        self._room.used -= self._count
+        self._count = 0
 
 
 async def read_body(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -11,6 +12,7 @@ from minisgl.server.schemas import MAX_CHOICES, CompletionRequest, GenerationReq
 from minisgl.tokenizer.offsets import offsets_in_text, text_of_ids, unfinished_bytes
 
 if TYPE_CHECKING:
+    from minisgl.ipc.messages import EngineInfo
     from minisgl.text.frontend import TextFrontend
     from minisgl.tokenizer import Tokenizer
     from minisgl.tokenizer.fill_in_middle import FillInMiddle
@@ -34,12 +36,12 @@ class Echo:
 
 
 async def encode_prompts(
-    text: TextFrontend, request: CompletionRequest, vocab_size: int, max_prompt: int
+    text: TextFrontend, request: CompletionRequest, info: EngineInfo, max_prompt: int
 ) -> list[CompletionPrompt]:
     """The prompts of a request: one for a string or a list of ids, several for a list of either.
 
     `max_prompt` is how many tokens of a prompt are left when it is to be cut to what fits.
-    ApiError 400.
+    ApiError 400. PromptTooLong when one surely has more tokens than the context.
     """
     given = separate_prompts(request)
     num_choices = len(given) * (request.n or 1)
@@ -51,15 +53,17 @@ async def encode_prompts(
         )
     prompts = []
     for prompt in given:
+        if len(given) > 1:
+            await asyncio.sleep(0)  # others have their turn between two of them
         if isinstance(prompt, str):
-            ids = await _encode_text(text, request, prompt)
+            ids = await _encode_text(text, request, prompt, info.max_model_len)
         else:
             ids = await _encode_ids(text, request, prompt)
         if not ids:
             raise bad_request("The prompt is empty.", param="prompt")
-        if max(ids) >= vocab_size:
+        if max(ids) >= info.vocab_size:
             raise bad_request(
-                f"Prompt token ids must be between 0 and {vocab_size - 1}, got {max(ids)}.",
+                f"Prompt token ids must be between 0 and {info.vocab_size - 1}, got {max(ids)}.",
                 param="prompt",
             )
         kept = truncate(ids, request, max_prompt)
@@ -73,10 +77,16 @@ async def encode_prompts(
     return prompts
 
 
-async def _encode_text(text: TextFrontend, request: CompletionRequest, prompt: str) -> list[int]:
+async def _encode_text(
+    text: TextFrontend, request: CompletionRequest, prompt: str, max_model_len: int
+) -> list[int]:
     if request.suffix:
         prompt = _fill_in_middle(text.tokenizer).prompt(prompt, request.suffix)
-    return await text.encode(prompt, add_special_tokens=request.add_special_tokens is not False)
+    return await text.encode(
+        prompt,
+        add_special_tokens=request.add_special_tokens is not False,
+        max_tokens=longest_prompt(request, max_model_len),
+    )
 
 
 async def _encode_ids(
@@ -98,6 +108,11 @@ def _fill_in_middle(tokenizer: Tokenizer) -> FillInMiddle:
             "tokens.",
         )
     return tokenizer.fill_in_middle
+
+
+def longest_prompt(request: GenerationRequest, max_model_len: int) -> int | None:
+    """How many tokens a prompt may have: None where it is cut afterwards."""
+    return max_model_len if request.truncate_prompt_tokens is None else None
 
 
 def truncate(ids: list[int], request: GenerationRequest, max_prompt: int) -> list[int]:
@@ -125,7 +140,13 @@ async def echoes(
     """How the answer shows each prompt: as it was sent, or what its ids say. A character that they
     begin is shown with the rest of it, which the answer has.
     """
-    return await text.off_loop(_echoes, text.tokenizer, request, prompts)
+    return await text.off_loop(
+        _echoes,
+        text.tokenizer,
+        request,
+        prompts,
+        size=sum(len(prompt.ids) for prompt in prompts),
+    )
 
 
 def _echoes(

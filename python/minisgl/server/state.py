@@ -4,6 +4,7 @@ endpoint.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
     bodies: BodyRoom = field(init=False)
+    decoding: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies
     created: int = field(
         default_factory=lambda: int(time.time())
     )  # Unix seconds, shown with the model

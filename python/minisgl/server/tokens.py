@@ -16,6 +16,10 @@ from minisgl.server.schemas import DetokenizeRequest, TokenizeRequest
 if TYPE_CHECKING:
     from minisgl.tokenizer import Tokenizer
 
+# A text may have more tokens than the context, to be counted. One that surely has more than so many
+# is refused: each takes up to half a kB while they are made.
+MAX_COUNTED = 2**20
+
 
 class Tokenize(JsonEndpoint):
     """A prompt or messages to token ids: {count, max_model_len, tokens, token_strs}"""
@@ -29,20 +33,24 @@ class Tokenize(JsonEndpoint):
             raise bad_request(
                 "Exactly one of 'prompt' and 'messages' must be given.", param="prompt"
             )
+        max_model_len = self.state.client.info.max_model_len
+        max_tokens = max(max_model_len, MAX_COUNTED)
         if request.messages is not None:
-            ids = await encode_messages(text, request, request.messages)
+            ids = await encode_messages(text, request, request.messages, max_tokens)
         else:
             ids = await text.encode(
-                request.prompt or "", add_special_tokens=request.add_special_tokens is not False
+                request.prompt or "",
+                add_special_tokens=request.add_special_tokens is not False,
+                max_tokens=max_tokens,
             )
         token_strs = None
         if request.return_token_strs:
-            token_strs = await text.off_loop(_token_strs, text.tokenizer, ids)
+            token_strs = await text.off_loop(_token_strs, text.tokenizer, ids, size=len(ids))
         await send_json(
             exchange.send,
             {
                 "count": len(ids),
-                "max_model_len": self.state.client.info.max_model_len,
+                "max_model_len": max_model_len,
                 "tokens": ids,
                 "token_strs": token_strs,
             },
@@ -66,7 +74,8 @@ class Detokenize(JsonEndpoint):
         # A client that asks for the text of special tokens gets it; so does one that says nothing,
         # as in vLLM.
         skip = bool(request.skip_special_tokens)
-        prompt = await text.off_loop(_decode, text.tokenizer, request.tokens, skip)
+        ids = request.tokens
+        prompt = await text.off_loop(_decode, text.tokenizer, ids, skip, size=len(ids))
         await send_json(exchange.send, {"prompt": prompt})
 
 

@@ -15,20 +15,26 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from minisgl.model_files.files import ModelError
+from minisgl.text.errors import PromptTooLong, TextQueueFull, WorkerLost
+from minisgl.text.heap import give_back_memory
 from minisgl.text.messages import (
     CloseText,
     Encode,
-    EncodeChat,
     Encoded,
     OpenText,
     PushTokens,
     Text,
     TextOptions,
 )
-from minisgl.text.worker_pool import WorkerClient, WorkerLost, WorkerPolicy, WorkerStartError
-from minisgl.text.worker_process import encode_message
+from minisgl.text.template_client import TemplateClient
+from minisgl.text.waiting_line import WaitingLine
+from minisgl.text.worker_pool import WorkerClient, WorkerPolicy, WorkerStartError
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer, load_tokenizer
-from minisgl.tokenizer.chat_template import read_chat_template
+from minisgl.tokenizer.template_source import (
+    ChatTemplateError,
+    TemplateSource,
+    read_chat_template,
+)
 from minisgl.tokenizer.tokenizer import check_unicode
 
 LONG_TEXT = 8192  # characters; a longer text would hold up the event loop
@@ -74,13 +80,31 @@ class TextFrontend:
     """Made by start(); ended by close() or kill()."""
 
     def __init__(
-        self, tokenizer: Tokenizer, encoders: list[WorkerClient], detokenizer: WorkerClient | None
+        self,
+        tokenizer: Tokenizer,
+        encoders: list[WorkerClient],
+        detokenizer: WorkerClient | None,
+        templates: TemplateClient | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        if templates is None and tokenizer.chat_template is not None:
+            templates = TemplateClient(tokenizer.chat_template)
+        self._templates = templates
         self._encoders = encoders
         self._detokenizer = detokenizer
         self._threads = ThreadPoolExecutor(NUM_ENCODE_THREADS, thread_name_prefix="encode")
+        self._line = WaitingLine()
         self._ids = itertools.count()
+
+    @classmethod
+    def local(cls, path: str, chat_template: str | None = None) -> TextFrontend:
+        """Loads the tokenizer of a model, on the caller's thread, for use in this process. A chat
+        template is loaded when it is used first. ModelError.
+        """
+        tokenizer = _load(path, chat_template)
+        source = tokenizer.chat_template
+        templates = None if source is None else _template_client(chat_template, source)
+        return cls(tokenizer, [], None, templates)
 
     @classmethod
     async def start(
@@ -96,10 +120,7 @@ class TextFrontend:
 
         `chat_template`: path of a Jinja file. `command` and `policy` of the worker processes.
         """
-        template = None
-        if chat_template is not None:
-            template = await asyncio.to_thread(read_chat_template, chat_template)
-        options = TextOptions(path=path, chat_template=template)
+        options = TextOptions(path=path)
         encoders = [
             WorkerClient(f"tokenizer process {number}", options, command=command, policy=policy)
             for number in range(num_tokenizer)
@@ -110,25 +131,84 @@ class TextFrontend:
             name = "the detokenizer process"
             detokenizer = WorkerClient(name, options, command=command, policy=policy)
             workers.append(detokenizer)
-        load = asyncio.create_task(asyncio.to_thread(load_tokenizer, path, chat_template=template))
-        starts = [asyncio.create_task(worker.start()) for worker in workers]
+        templates = _template_client(chat_template)
+        load = asyncio.create_task(_load_with_template(path, chat_template, templates))
+        starts = [load, *(asyncio.create_task(worker.start()) for worker in workers)]
         try:
-            await asyncio.gather(load, *starts)
+            await asyncio.gather(*starts)
         except BaseException as error:
             for task in starts:
                 task.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
-            await asyncio.gather(*(worker.close() for worker in workers))
-            if isinstance(error, WorkerStartError):
+            await asyncio.gather(templates.close(), *(worker.close() for worker in workers))
+            if isinstance(error, (ChatTemplateError, WorkerLost, WorkerStartError)):
                 raise ModelError(str(error)) from error
             raise
-        return cls(load.result(), encoders, detokenizer)
+        tokenizer = load.result()
+        has_template = tokenizer.chat_template is not None
+        return cls(tokenizer, encoders, detokenizer, templates if has_template else None)
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. ValueError for what is no Unicode text; WorkerLost."""
+    async def encode(
+        self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None
+    ) -> list[int]:
+        """Token ids of a text. ValueError for what is no Unicode text; WorkerLost, TextQueueFull.
+
+        PromptTooLong, at little cost, for most texts that have more than `max_tokens` tokens; ids
+        that are too many, for the others.
+        """
         check_unicode(text)
-        message = Encode(next(self._ids), text, add_special_tokens)
-        return await self._encode(message, len(text))
+        if max_tokens is not None and len(text) > max(max_tokens, LONG_TEXT):
+            await self._check_length(text, max_tokens)
+        if self._encoders:
+            return await self._encode_elsewhere(text, add_special_tokens)
+        if len(text) < LONG_TEXT:
+            return _encode(self.tokenizer, text, add_special_tokens)
+        return await self.off_loop(
+            _encode, self.tokenizer, text, add_special_tokens, size=len(text)
+        )
+
+    async def _encode_elsewhere(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids from the least busy of the tokenizer processes."""
+        work = self._ask_encoders(text, add_special_tokens)
+        if len(text) < LONG_TEXT:
+            return await work
+        try:
+            place = self._line.place(len(text))
+        except TextQueueFull:
+            work.close()
+            raise
+        task = asyncio.ensure_future(work)
+        # Also when nobody waits for it any more, it is in the line until it is done.
+        task.add_done_callback(lambda _: place.leave())
+        return await asyncio.shield(task)
+
+    async def _ask_encoders(self, text: str, add_special_tokens: bool) -> list[int]:
+        """What a process that died was asked, another one is asked: once, as the text may be what
+        it died of.
+        """
+        lost = WorkerLost("there is no tokenizer process")
+        for _ in range(2):
+            worker = min(self._encoders, key=lambda one: (not one.serving, one.num_waiting))
+            await worker.until_serving()
+            message = Encode(next(self._ids), text, add_special_tokens)
+            try:
+                answer = await worker.ask(message.id, message)
+            except WorkerLost as error:
+                lost = error
+                continue
+            assert isinstance(answer, Encoded)
+            return answer.token_ids
+        raise lost
+
+    async def _check_length(self, text: str, max_tokens: int) -> None:
+        """PromptTooLong. Between slices others have their turn."""
+        floor = await asyncio.to_thread(lambda: self.tokenizer.floor)
+        least = 0.0
+        for part in floor.parts(text):
+            least += part
+            if least > max_tokens:
+                raise PromptTooLong(int(least), max_tokens)
+            await asyncio.sleep(0)
 
     async def encode_words(self, words: Sequence[str]) -> list[list[int]]:
         """Token ids of each word without and with a space before it; each list once. ValueError for
@@ -144,6 +224,28 @@ class TextFrontend:
         cut = (tuple(ids[size:] if ids[:size] == head else ids) for ids in lists)
         return [list(ids) for ids in dict.fromkeys(cut) if ids]
 
+    async def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The prompt of a conversation: encode it without adding special tokens. Raises what
+        TemplateClient.render() does, ChatTemplateError also for a model without a template.
+        """
+        if self._templates is None:
+            raise ChatTemplateError("this model has no chat template")
+        return await self._templates.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
+        )
+
     async def encode_chat(
         self,
         messages: list[dict[str, Any]],
@@ -152,17 +254,20 @@ class TextFrontend:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
+        max_tokens: int | None = None,
     ) -> list[int]:
-        """Token ids of a conversation. ChatTemplateError, ValueError or WorkerLost."""
-        message = EncodeChat(
-            id=next(self._ids),
-            messages=messages,
-            template_kwargs=template_kwargs,
+        """Token ids of a conversation. `add_special_tokens`: beside those that the template writes.
+        Raises what render_chat() and encode() do.
+        """
+        prompt = await self.render_chat(
+            messages,
+            template_kwargs,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            add_special_tokens=add_special_tokens,
         )
-        return await self._encode(message, _num_characters((messages, template_kwargs)))
+        return await self.encode(
+            prompt, add_special_tokens=add_special_tokens, max_tokens=max_tokens
+        )
 
     def detokenizer(self, options: DetokenizerOptions) -> Detokenizer:
         """A detokenizer for one stream."""
@@ -170,34 +275,47 @@ class TextFrontend:
             return _LocalDetokenizer(IncrementalDetokenizer(self.tokenizer, options))
         return _RemoteDetokenizer(self._detokenizer, OpenText(next(self._ids), options))
 
-    async def off_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """What `function` returns, called in one of the threads for long texts."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+    async def off_loop(
+        self, function: Callable[..., Result], *arguments: Any, size: int = 0
+    ) -> Result:
+        """What `function` returns, called in one of the threads for long texts. `size` is the
+        number of characters or tokens of a prompt that it goes through. TextQueueFull, unless it is
+        0: what has been generated is never refused.
+        """
+        loop = asyncio.get_running_loop()
+        place = self._line.place(size)
+        future = self._threads.submit(function, *arguments)
+        # Also when nobody waits for it any more, it is in the line until it is done.
+        future.add_done_callback(lambda _: _on_loop(loop, place.leave))
+        return await asyncio.wrap_future(future)
 
     async def close(self) -> None:
         """Ends the processes and lets go of the threads. Idempotent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(worker.close() for worker in self._workers()))
+        if self._templates is not None:
+            await self._templates.close()
 
     def kill(self) -> None:
         """Ends the processes at once."""
         for worker in self._workers():
             worker.kill()
+        if self._templates is not None:
+            self._templates.kill()
 
     def _workers(self) -> list[WorkerClient]:
         return self._encoders + ([self._detokenizer] if self._detokenizer is not None else [])
 
-    async def _encode(self, message: Encode | EncodeChat, num_characters: int) -> list[int]:
-        if self._encoders:
-            worker = min(
-                self._encoders, key=lambda worker: (not worker.serving, worker.num_waiting)
-            )
-            answer = await worker.ask(message.id, message)
-            assert isinstance(answer, Encoded)
-            return answer.token_ids
-        if num_characters < LONG_TEXT:
-            return encode_message(self.tokenizer, message)
-        return await self.off_loop(encode_message, self.tokenizer, message)
+
+def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    give_back_memory(len(text))
+    return ids
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(call)
 
 
 class _LocalDetokenizer(Detokenizer):
@@ -282,16 +400,33 @@ class _RemoteDetokenizer(Detokenizer):
                 self._worker.tell(CloseText(self._opening.id))
 
 
-def _num_characters(value: Any) -> int:
-    """Characters in all strings of a JSON value, without recursion."""
-    total, rest = 0, [value]
-    while rest:
-        item = rest.pop()
-        if isinstance(item, str):
-            total += len(item)
-        elif isinstance(item, dict):
-            rest.extend(item)
-            rest.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            rest.extend(item)
-    return total
+def _template_client(path: str | None, source: TemplateSource | None = None) -> TemplateClient:
+    """For the template of a file, or for the model's own where that is None."""
+    if path is None:
+        return TemplateClient(source)
+    return TemplateClient(source, origin=f"the chat template {path!r}")
+
+
+def _load(path: str, chat_template: str | None) -> Tokenizer:
+    template = None if chat_template is None else read_chat_template(chat_template)
+    return load_tokenizer(path, chat_template=template)
+
+
+async def _load_with_template(
+    path: str, chat_template: str | None, templates: TemplateClient
+) -> Tokenizer:
+    """The tokenizer. Its chat template is loaded into the process, which is ended where there is
+    none.
+    """
+    spawn = asyncio.create_task(templates.spawn())  # meanwhile
+    try:
+        tokenizer = await asyncio.to_thread(_load, path, chat_template)
+        if tokenizer.chat_template is not None:
+            await spawn
+            await templates.start(tokenizer.chat_template)
+            return tokenizer
+    finally:
+        spawn.cancel()
+        await asyncio.wait({spawn})
+    await templates.close()
+    return tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -18,7 +18,6 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """A tokenizer process's first message: what to load."""
 
     path: str  # folder or .gguf file
-    chat_template: str | None = None  # Jinja text instead of the model's own
 
 
 class Encode(msgspec.Struct, frozen=True, tag="encode"):
@@ -27,17 +26,6 @@ class Encode(msgspec.Struct, frozen=True, tag="encode"):
     id: RequestId
     text: Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
     add_special_tokens: bool = True
-
-
-class EncodeChat(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
-    """Render, then encode. Answered by Encoded or Refused."""
-
-    id: RequestId
-    messages: list[dict[str, Any]]
-    template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    add_special_tokens: bool = False  # beside those that the template writes
 
 
 class OpenText(msgspec.Struct, frozen=True, tag="open"):
@@ -76,10 +64,9 @@ class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """Something is wrong with the text, the conversation or the message; the sentence says what."""
+    """Something is wrong with the text or the message; the sentence says what."""
 
     id: RequestId
-    kind: Literal["value", "template"]
     message: Sentence
 
 
@@ -92,7 +79,7 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
     num_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
-ToText = TextOptions | Encode | EncodeChat | OpenText | PushTokens | CloseText | Shutdown
+ToText = TextOptions | Encode | OpenText | PushTokens | CloseText | Shutdown
 FromText = Alive | TextReady | Encoded | Refused | Text | Failed
 
 _to_text: msgspec.msgpack.Decoder[ToText] = msgspec.msgpack.Decoder(ToText)

@@ -13,6 +13,7 @@ from minisgl.children import python_command
 from minisgl.ipc.messages import Failed, Shutdown
 from minisgl.ipc.process import ChildProcess, describe_exit
 from minisgl.tasks import background
+from minisgl.text.errors import WorkerLost
 from minisgl.text.messages import (
     Encoded,
     FromText,
@@ -22,17 +23,12 @@ from minisgl.text.messages import (
     TextReady,
     decode_from_text,
 )
-from minisgl.tokenizer.chat_template import ChatTemplateError
 
 LAST_WORDS_SECONDS = 0.5  # for the reason that a process gave before it ended
 
 logger = logging.getLogger(__name__)
 
 Process = ChildProcess[FromText]
-
-
-class WorkerLost(Exception):  # noqa: N818
-    """The process died before it answered, or isn't there now (HTTP 503)."""
 
 
 class WorkerStartError(Exception):
@@ -50,7 +46,8 @@ class WorkerPolicy:
     tick_seconds: float = 1.0
     silent_ticks: int = 7  # without a word from a process that has spoken, and it is lost
     mute_ticks: int = 30  # without a first word
-    reopen_seconds: float = 30.0  # how long a stream waits for the next process
+    stuck_ticks: int = 120  # without an answer, though there is something to answer
+    reopen_seconds: float = 30.0  # how long a stream or a text waits for the next process
 
 
 class WorkerClient:
@@ -79,6 +76,7 @@ class WorkerClient:
         self._closed = False
         self._news = asyncio.Event()  # set for the next process, or when there will be none
         self._silence = 0  # ticks since the last word
+        self._unanswered = 0  # ticks since the last answer, while there is something to answer
         self._delay = self.policy.first_delay
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -95,7 +93,7 @@ class WorkerClient:
         return self._serving
 
     async def ask(self, message_id: int, message: Any) -> Encoded | Text:
-        """Sends a message and waits for its answer. ValueError, ChatTemplateError or WorkerLost."""
+        """Sends a message and waits for its answer. ValueError or WorkerLost."""
         answer: asyncio.Future[Encoded | Text] = asyncio.get_running_loop().create_future()
         self._waiting[message_id] = answer
         try:
@@ -106,8 +104,12 @@ class WorkerClient:
 
     def tell(self, message: Any) -> None:
         """Sends a message that has no answer. WorkerLost when the process isn't there."""
-        if not self._serving or self._process is None or not self._process.send(message):
-            raise WorkerLost(f"{self._name} is restarting; try again later")
+        if self._serving and self._process is not None:
+            if self._process.send(message):
+                return
+            self._serving = False  # it takes nothing any more: the supervisor sees its end
+            self._process.kill()
+        raise WorkerLost(f"{self._name} is restarting; try again later")
 
     async def next_life(self, after: int) -> int:
         """The `life` of the process that serves, once it is later than `after`. WorkerLost when
@@ -118,6 +120,15 @@ class WorkerClient:
                 raise WorkerLost(f"{self._name} has been closed")
             await self._news.wait()
         return self.life
+
+    async def until_serving(self) -> None:
+        """Until it is there to be asked. WorkerLost when that takes too long, or never comes."""
+        if not self._serving:
+            seconds = self.policy.reopen_seconds
+            try:
+                await asyncio.wait_for(self.next_life(self.life), seconds)
+            except asyncio.TimeoutError:
+                raise WorkerLost(f"{self._name} didn't come back within {seconds:g} s") from None
 
     # --- life
 
@@ -240,14 +251,19 @@ class WorkerClient:
                 task.cancel()
 
     async def _until_silent(self, limit: int) -> str:
-        """Until nothing has been heard for so many ticks; a sentence about it. Ticks of this
-        process are counted, not the time: where it was stopped, too, nobody is late.
+        """Until nothing has been heard for so many ticks, or nothing was answered for even longer;
+        a sentence about it. Ticks of this process are counted, not the time: where it was stopped,
+        too, nobody is late.
         """
-        self._silence = 0
+        tick, stuck = self.policy.tick_seconds, self.policy.stuck_ticks
+        self._silence = self._unanswered = 0
         while self._silence <= limit:
-            await asyncio.sleep(self.policy.tick_seconds)
+            await asyncio.sleep(tick)
             self._silence += 1
-        return f"{self._name} gave no sign of life for {limit * self.policy.tick_seconds:g} s"
+            self._unanswered = self._unanswered + 1 if self._waiting else 0
+            if self._unanswered > stuck:
+                return f"{self._name} answered nothing for {stuck * tick:g} s"
+        return f"{self._name} gave no sign of life for {limit * tick:g} s"
 
     async def _receive(self, process: Process) -> FromText:
         message = await process.receive()
@@ -258,12 +274,12 @@ class WorkerClient:
         while True:
             message = await self._receive(process)
             if isinstance(message, (Encoded, Text, Refused)):
+                self._unanswered = 0
                 answer = self._waiting.get(message.id)
                 if answer is None or answer.done():
                     continue
                 if isinstance(message, Refused):
-                    kind = ChatTemplateError if message.kind == "template" else ValueError
-                    answer.set_exception(kind(message.message))
+                    answer.set_exception(ValueError(message.message))
                 else:
                     answer.set_result(message)
 

@@ -14,11 +14,11 @@ from minisgl.ipc.messages import Alive, Failed, Shutdown
 from minisgl.ipc.queues import ZmqAsyncPushQueue
 from minisgl.model_files.files import ModelError
 from minisgl.tasks import background
+from minisgl.text.heap import give_back_memory, return_large_blocks
 from minisgl.text.messages import (
     ALIVE_SECONDS,
     CloseText,
     Encode,
-    EncodeChat,
     Encoded,
     OpenText,
     PushTokens,
@@ -29,7 +29,7 @@ from minisgl.text.messages import (
     ToText,
     decode_to_text,
 )
-from minisgl.tokenizer import ChatTemplateError, IncrementalDetokenizer, Tokenizer, load_tokenizer
+from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,7 @@ async def _serve(link: ParentLink[ToText], options: TextOptions) -> int:
     # What is to be said of the model's tokenizer, the server says once.
     logging.getLogger("minisgl.tokenizer").setLevel(logging.ERROR)
     try:
-        tokenizer = await asyncio.to_thread(
-            load_tokenizer, options.path, chat_template=options.chat_template
-        )
+        tokenizer = await asyncio.to_thread(load_tokenizer, options.path)
     except ModelError as error:
         link.outbox.put_nowait(Failed(str(error)))
         return 1
@@ -82,7 +80,7 @@ class Worker:
 
     async def answer(self, message: ToText) -> Encoded | Refused | Text | None:
         """The reply to a message, None where there is none."""
-        if isinstance(message, (Encode, EncodeChat)):
+        if isinstance(message, Encode):
             # In a thread, so that the loop hears of the parent's end during a long text.
             return await asyncio.to_thread(self._encode, message)
         if isinstance(message, PushTokens):
@@ -93,39 +91,28 @@ class Worker:
             self._open.pop(message.id, None)
         return None
 
-    def _encode(self, message: Encode | EncodeChat) -> Encoded | Refused:
+    def _encode(self, message: Encode) -> Encoded | Refused:
         try:
-            return Encoded(message.id, encode_message(self._tokenizer, message))
-        except ChatTemplateError as error:
-            return Refused(message.id, "template", str(error))
+            token_ids = self._tokenizer.encode(
+                message.text, add_special_tokens=message.add_special_tokens
+            )
+            give_back_memory(len(message.text))
+            return Encoded(message.id, token_ids)
         except ValueError as error:
-            return Refused(message.id, "value", str(error))
+            return Refused(message.id, str(error))
         except Exception as error:  # one bad prompt must not end the process
             logger.exception("a prompt could not be encoded")
-            return Refused(message.id, "value", f"the prompt can't be tokenized: {error}")
+            return Refused(message.id, f"the prompt can't be tokenized: {error}")
 
     def _push(self, message: PushTokens) -> Text | Refused:
         detokenizer = self._open.get(message.id)
         if detokenizer is None:
-            return Refused(message.id, "value", "no such stream")
+            return Refused(message.id, "no such stream")
         text = detokenizer.push(message.token_ids)
         if message.final:
             text += detokenizer.finish(message.stop_token)
             del self._open[message.id]
         return Text(message.id, text, detokenizer.match, detokenizer.num_tokens)
-
-
-def encode_message(tokenizer: Tokenizer, message: Encode | EncodeChat) -> list[int]:
-    """Token ids of a text or of a conversation. Raises ValueError or ChatTemplateError."""
-    if isinstance(message, Encode):
-        return tokenizer.encode(message.text, add_special_tokens=message.add_special_tokens)
-    prompt = tokenizer.render_chat(
-        message.messages,
-        add_generation_prompt=message.add_generation_prompt,
-        continue_final_message=message.continue_final_message,
-        template_kwargs=message.template_kwargs,
-    )
-    return tokenizer.encode(prompt, add_special_tokens=message.add_special_tokens)
 
 
 def refuse_malformed(outbox: ZmqAsyncPushQueue[Any]) -> Callable[[bytes], None]:
@@ -138,10 +125,11 @@ def refuse_malformed(outbox: ZmqAsyncPushQueue[Any]) -> Callable[[bytes], None]:
             return
         message_id = content.get("id") if isinstance(content, dict) else None
         if isinstance(message_id, int) and 0 <= message_id < 2**63:
-            outbox.put_nowait(Refused(message_id, "value", "the message has a value out of range"))
+            outbox.put_nowait(Refused(message_id, "the message has a value out of range"))
 
     return reply
 
 
 if __name__ == "__main__":
+    return_large_blocks()
     run_child(decode_to_text, main, refuse_malformed)

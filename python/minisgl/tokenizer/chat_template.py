@@ -1,11 +1,13 @@
-"""ChatTemplate: a model's own Jinja template, rendered in a sandbox as Hugging Face renders it."""
+"""ChatTemplate: a model's own Jinja template, rendered in a sandbox as Hugging Face renders it.
+
+The sandbox limits neither time nor memory: this runs in the template process alone.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
@@ -14,60 +16,32 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minisgl.model_files.files import ModelError
-from minisgl.model_files.side_files import TEMPLATE_BYTES, read_text
+from minisgl.model_files.side_files import TEMPLATE_BYTES
 from minisgl.tokenizer.chat_messages import OpenMessage, with_arguments, without_nulls
+from minisgl.tokenizer.template_source import ChatTemplateError
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "chat_template"})
 
 
-class ChatTemplateError(ValueError):
-    """The template is missing or refused the messages; the message says why."""
-
-
-def read_chat_template(path: str) -> str:
-    """Jinja text of a file that stands in for the model's own. ModelError when it can't be read, is
-    empty or doesn't compile.
-    """
-    what = f"the chat template {path!r}"
-    try:
-        source = read_text(Path(path), TEMPLATE_BYTES)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{what} can't be read: {error}.") from error
-    if not source:
-        raise ModelError(f"{what} is empty.")
-    _compile(_environment(), source, what)
-    return source
-
-
-def _compile(environment: ImmutableSandboxedEnvironment, source: str, what: str) -> jinja2.Template:
-    if len(source) > TEMPLATE_BYTES:
-        raise ModelError(
-            f"{what} has {len(source)} characters; the limit for a template is {TEMPLATE_BYTES}."
-        )
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        sentence = str(error).rstrip(".")
-        raise ModelError(f"{what} has an error: {sentence}.") from error
-    except (RecursionError, SyntaxError, MemoryError) as error:
-        # What Jinja compiles it to has a depth, too, that Python bounds.
-        raise ModelError(f"{what} nests too deeply.") from error
-
-
 class ChatTemplate:
-    """`sources`: template text by name; "default" is used, or "tool_use" for tools where it exists.
-
-    `special_tokens` are what templates call bos_token, eos_token and so on. Templates come from the
-    model or the server's operator, never from a request. ModelError when one doesn't compile.
+    """The texts and special tokens of a TemplateSource, compiled. ChatTemplateError when they can't
+    be: a sentence without its subject, as the caller knows where the template comes from.
     """
 
-    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, texts: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         environment = _environment()
-        self._templates = {
-            name: _compile(environment, source, "the model's chat template")
-            for name, source in sources.items()
-        }
+        for text in texts.values():
+            if len(text) > TEMPLATE_BYTES:
+                raise ChatTemplateError(
+                    f"has {len(text)} characters; the limit for a template is {TEMPLATE_BYTES}"
+                )
+        try:
+            self._templates = {name: environment.from_string(text) for name, text in texts.items()}
+        except (RecursionError, SyntaxError, MemoryError) as error:
+            # What Jinja compiles it to has a depth, too, that Python bounds.
+            raise ChatTemplateError("is too large or nests too deeply") from error
+        except jinja2.TemplateError as error:
+            raise ChatTemplateError(f"has an error: {str(error).rstrip('.')}") from error
         self._default = self._templates.get("default") or next(iter(self._templates.values()))
         self._special_tokens = dict(special_tokens)
 
@@ -101,7 +75,7 @@ class ChatTemplate:
                 return _render(template, variables, messages)
             final = OpenMessage(messages)
             return final.cut(_render(template, variables, final.messages))
-        except ChatTemplateError:
+        except (ChatTemplateError, MemoryError):
             raise
         except Exception as error:
             # It runs on a client's data: whatever it trips over is the request's fault.

@@ -16,7 +16,7 @@ from minisgl.model_files.side_files import (
     read_json,
     read_text,
 )
-from minisgl.tokenizer.chat_template import ChatTemplate
+from minisgl.tokenizer.template_source import TemplateSource
 from minisgl.tokenizer.text_ends import TextEnd, set_text_ends
 from minisgl.tokenizer.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def load_folder(path: Path, *, chat_template: str | None = None) -> Tokenizer:
     return Tokenizer(
         backend,
         eos_token_ids=_eos_token_ids(path, backend, named.get("eos_token")),
-        chat_template=ChatTemplate(sources, named) if sources else None,
+        chat_template=TemplateSource(sources, named) if sources else None,
         config={
             **config,
             **named,

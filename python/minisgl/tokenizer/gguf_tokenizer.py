@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.gguf_metadata import Metadata, read_gguf_metadata
-from minisgl.tokenizer.chat_template import ChatTemplate
 from minisgl.tokenizer.gguf_vocabulary import (
     CONTROL,
     UNKNOWN,
@@ -18,6 +17,7 @@ from minisgl.tokenizer.gguf_vocabulary import (
     list_field,
 )
 from minisgl.tokenizer.pre_tokenizers import pre_tokenization
+from minisgl.tokenizer.template_source import TemplateSource
 from minisgl.tokenizer.text_ends import TextEnd, set_text_ends
 from minisgl.tokenizer.token_bytes import WORD_MARK
 from minisgl.tokenizer.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ def tokenizer_from_metadata(metadata: Metadata, *, chat_template: str | None = N
     return Tokenizer(
         backend,
         eos_token_ids=vocabulary.end_ids(),
-        chat_template=ChatTemplate({"default": template}, vocabulary.named_tokens())
+        chat_template=TemplateSource({"default": template}, vocabulary.named_tokens())
         if template
         else None,
         fill_in_middle=vocabulary.fill_in_middle,

@@ -1,18 +1,20 @@
-"""Tokenizer: encode, decode, the bytes of a token, chat rendering."""
+"""Tokenizer: encode, decode, the bytes of a token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from minisgl.tokenizer.chat_template import ChatTemplate, ChatTemplateError
 from minisgl.tokenizer.fill_in_middle import find_fill_in_middle
 from minisgl.tokenizer.stop_strings import StopStrings
 from minisgl.tokenizer.token_bytes import TokenBytes, decoder_kind
+from minisgl.tokenizer.token_floor import TokenFloor
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from minisgl.tokenizer.template_source import TemplateSource
 
 NUM_STOP_STRINGS_KEPT = 16  # requests' lists of them, each at most 64 kB of text
 
@@ -25,7 +27,7 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         *,
         eos_token_ids: Iterable[int] = (),
-        chat_template: ChatTemplate | None = None,
+        chat_template: TemplateSource | None = None,
         fill_in_middle: tuple[str, str, str] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -42,9 +44,10 @@ class Tokenizer:
         self._all_bytes = TokenBytes(backend, kind)
         self._text_bytes = TokenBytes(backend, kind, hidden=self.special_token_ids)
         self.strips_first_space = kind.strips_first_space
+        self._kind = kind
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids: list[int] = sorted(set(eos_token_ids))
-        self.chat_template = chat_template
+        self.chat_template = chat_template  # rendered elsewhere: text/template_client.py
         self.fill_in_middle = find_fill_in_middle(
             {token.content for token in added.values()}, fill_in_middle
         )
@@ -65,6 +68,11 @@ class Tokenizer:
         encoding = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         ids: list[int] = encoding.ids
         return ids
+
+    @cached_property
+    def floor(self) -> TokenFloor:
+        """How many tokens a text has at least. Takes a moment when it is asked for first."""
+        return TokenFloor(self._backend, self._kind)
 
     def encode_with_spans(
         self, text: str, *, add_special_tokens: bool = True
@@ -98,34 +106,6 @@ class Tokenizer:
     def byte_table(self, skip_special_tokens: bool) -> TokenBytes:
         """The bytes of each token id; special tokens have none with `skip_special_tokens`."""
         return self._text_bytes if skip_special_tokens else self._all_bytes
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether render_chat() can be called."""
-        return self.chat_template is not None
-
-    def render_chat(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        tools: list[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        template_kwargs: dict[str, Any] | None = None,
-    ) -> str:
-        """The prompt of a conversation: encode it with add_special_tokens=False.
-
-        ChatTemplateError when the model has no template or the template refuses the messages.
-        """
-        if self.chat_template is None:
-            raise ChatTemplateError("this model has no chat template")
-        return self.chat_template.render(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            template_kwargs=template_kwargs,
-        )
 
 
 def check_unicode(text: str) -> None:

@@ -256,6 +256,30 @@ def test_a_second_signal_ends_at_once(start: Start) -> None:
     assert server.files() == []
 
 
+def test_a_second_signal_ends_a_server_whose_loop_is_held_up(model: Path, tmp_path: Path) -> None:
+    program = f"""
+import runpy
+from minisgl.server.status import StatusPages
+async def version(self, request):
+    while True:
+        pass
+StatusPages.version = version
+runpy.run_path({str(SERVER)!r}, run_name="__main__")
+"""
+    server = ServerProcess(model, tmp_path / "tmp", program=("-c", program))
+    with socket.create_connection(("127.0.0.1", server.wait_ready())) as client:
+        client.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.5)
+        children = server.children()
+        server.signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert server.process.poll() is None
+        server.signal(signal.SIGTERM)
+        assert server.wait(5) == 128 + signal.SIGTERM
+    until(lambda: not any(map(alive, children)))
+    assert server.files() == []
+
+
 @pytest.mark.parametrize("flags", [(), ("--num-tokenizer", "2")])
 def test_a_killed_server_leaves_no_process_and_no_files(
     start: Start, flags: tuple[str, ...]

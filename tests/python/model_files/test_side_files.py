@@ -24,8 +24,9 @@ from minisgl.model_files.side_files import (
     read_text,
 )
 from minisgl.model_files.source import resolve_model
-from minisgl.tokenizer import load_tokenizer
-from minisgl.tokenizer.chat_template import read_chat_template
+from minisgl.tokenizer import ChatTemplateError, load_tokenizer
+from minisgl.tokenizer.chat_template import ChatTemplate
+from minisgl.tokenizer.template_source import read_chat_template
 from tests.python.tokenizer.vocabularies import byte_level_bpe
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4984\n"
@@ -121,7 +122,6 @@ def test_weights_that_are_none(tmp_path: Path, kind: str, name: str) -> None:
 
 def test_what_nests_deeply(whole: Path, tmp_path: Path) -> None:
     shutil.copy(whole / "tokenizer.json", tmp_path)
-    template = tmp_path / "chat_template.jinja"
     for source in (
         "{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}",
         "{{ " + "-" * 50_000 + "1 }}",
@@ -129,12 +129,8 @@ def test_what_nests_deeply(whole: Path, tmp_path: Path) -> None:
         "{% for x in y %}" * 30 + "{% endfor %}" * 30,  # a syntax error of Python's
         "{% if x %}" * 200 + "{% endif %}" * 200,
     ):
-        template.write_text(source)
-        with pytest.raises(ModelError, match="chat template nests too deeply"):
-            load_tokenizer(str(tmp_path))
-        with pytest.raises(ModelError, match="nests too deeply"):
-            read_chat_template(str(template))
-    template.unlink()
+        with pytest.raises(ChatTemplateError, match="^is too large or nests too deeply$"):
+            ChatTemplate({"default": source}, {})
     for text in ("[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000):
         (tmp_path / "tokenizer_config.json").write_text(text)
         with pytest.raises(ModelError, match="can't be read as JSON: it nests too deeply"):
@@ -145,8 +141,10 @@ def test_a_template_inside_json_has_the_limit_of_a_file(whole: Path, tmp_path: P
     shutil.copy(whole / "tokenizer.json", tmp_path)
     config = {"chat_template": "a" * (TEMPLATE_BYTES + 1)}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="has 1048577 characters; the limit for a template is"):
-        load_tokenizer(str(tmp_path))
+    source = load_tokenizer(str(tmp_path)).chat_template
+    assert source is not None
+    with pytest.raises(ChatTemplateError, match="has 1048577 characters; the limit for a template"):
+        ChatTemplate(source.texts, source.special_tokens)
 
 
 def test_nobody_else_reads_files_of_a_model() -> None:

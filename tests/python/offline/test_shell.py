@@ -162,7 +162,7 @@ def test_ctrl_c_stops_the_answer_only(
 ) -> None:
     fake = native.engine
     assert fake is not None
-    fake.script = lambda request: opened.tokenizer.encode("word ")
+    fake.script = lambda request: opened.text.tokenizer.encode("word ")
     steps = iter(range(10**6))
 
     def interrupt() -> None:

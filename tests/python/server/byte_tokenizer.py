@@ -7,7 +7,7 @@ from __future__ import annotations
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from minisgl.tokenizer import ChatTemplate, Tokenizer
+from minisgl.tokenizer import TemplateSource, Tokenizer
 
 END = 256
 TURN = 257
@@ -26,7 +26,7 @@ TEMPLATE = (
 
 def make_tokenizer() -> Tokenizer:
     return Tokenizer(
-        make_backend(), eos_token_ids=[END], chat_template=ChatTemplate({"default": TEMPLATE}, {})
+        make_backend(), eos_token_ids=[END], chat_template=TemplateSource({"default": TEMPLATE})
     )
 
 

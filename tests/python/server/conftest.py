@@ -66,11 +66,12 @@ async def running(
     **args: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
+    text = TextFrontend(make_tokenizer(), [], None)
     state = ServerState(
         args=ServerArgs(**args),
         client=engine,
         model_names=(MODEL, "alias"),
-        text=TextFrontend(make_tokenizer(), [], None),
+        text=text,
         sampling_defaults=sampling_defaults or {},
     )
     listener = Listener.bind("127.0.0.1", 0)
@@ -86,6 +87,7 @@ async def running(
     finally:
         stop.set()
         await task
+        await text.close()
 
 
 @pytest.hookimpl(optionalhook=True)

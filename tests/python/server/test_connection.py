@@ -228,7 +228,7 @@ async def test_a_slow_reader_is_not_cut(
     monkeypatch.setattr(server_connection, "WRITE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(server_connection, "STALL_CHECK_S", 0.02)
     loop = asyncio.get_running_loop()
-    async with start_server() as server:
+    async with start_server(max_model_len=2**22) as server:
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.setblocking(False)

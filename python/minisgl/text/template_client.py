@@ -1,0 +1,310 @@
+"""The template process as the server sees it. A model's chat template is a program by a stranger:
+it runs where it can hold up nobody, with limits of time and memory, and a process that exceeds one
+is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from minisgl.children import child_environment, python_command
+from minisgl.ipc.process import describe_exit
+from minisgl.tasks import background
+from minisgl.text.errors import TextQueueFull, WorkerLost
+from minisgl.text.template_messages import (
+    LENGTH_BYTES,
+    MAX_FRAME_BYTES,
+    MEMORY_LIMIT,
+    FromTemplate,
+    Loaded,
+    LoadTemplate,
+    Render,
+    Rendered,
+    Started,
+    TemplateRefused,
+    decode_from_template,
+    frame,
+)
+from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
+
+_TICKS = 8  # that a deadline is made of
+_BUFFER_BYTES = 2**20
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TemplateLimits:
+    """Seconds."""
+
+    run: float = 2.0  # for compiling, and for rendering one conversation
+    start: float = 60.0  # for a process, before it sees the template
+    wait: float = 10.0  # for other conversations before this one
+
+
+class _Fault(Exception):  # noqa: N818
+    """What the template did to its process, to follow "the chat template" and precede "to load"."""
+
+    def __init__(self, sentence: str, *, died: bool = False) -> None:
+        super().__init__(sentence)
+        self.died = died  # which may also have been somebody's kill
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A conversation that waits."""
+
+    data: bytes  # the frame of its message
+    answer: asyncio.Future[str]
+    latest: float  # when it is too late to begin, in the loop's time
+
+
+class TemplateClient:
+    """One template and the process that renders it, which is started when it is needed first, or by
+    start(). Belongs to one event loop; ended by close() or kill().
+    """
+
+    def __init__(
+        self,
+        source: TemplateSource | None = None,
+        *,
+        origin: str = "the model's chat template",
+        limits: TemplateLimits | None = None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        """`origin` is what sentences call the template. Without `source`, start() comes first."""
+        self._source = source
+        self._origin = origin
+        self._limits = limits or TemplateLimits()
+        self._command = command or python_command("minisgl.text.template_process")
+        self._child: _Child | None = None
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def spawn(self) -> None:
+        """Starts the process before its template is known. Raises WorkerLost."""
+        try:
+            self._child = await _Child.spawn(self._command)
+            started = await _within(self._limits.start, self._child.receive())
+            if not isinstance(started, Started):
+                raise _Fault("spoke before it was asked")
+        except OSError as error:
+            raise WorkerLost(f"the template process can't be started: {error}") from error
+        except _Fault as fault:
+            await self._end_child()
+            raise WorkerLost(f"the template process {fault} to start") from None
+
+    async def start(self, source: TemplateSource) -> None:
+        """Compiles the template, in the process of spawn() or a new one. ChatTemplateError when the
+        template is no good; WorkerLost.
+        """
+        self._source = source
+        if self._child is None:
+            await self.spawn()
+        try:
+            answer = await self._ask(frame(LoadTemplate(source)))
+        except _Fault as fault:
+            raise ChatTemplateError(f"{self._origin} {fault} to load.") from None
+        if not isinstance(answer, Loaded):
+            await self._end_child()
+            assert isinstance(answer, TemplateRefused)
+            raise ChatTemplateError(f"{self._origin} {answer.message}.")
+
+    async def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation: encode it without adding special tokens.
+
+        ChatTemplateError when the template refuses the messages or exceeds its limits, ValueError
+        for what is no Unicode text, TextQueueFull, WorkerLost.
+        """
+        message = Render(
+            messages=messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
+        )
+        try:
+            data = frame(message)
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text must be valid Unicode, got a lone surrogate: {error}") from None
+        except (TypeError, OverflowError, RecursionError) as error:
+            raise ChatTemplateError(
+                f"messages, tools and template arguments must be plain JSON values: {error}"
+            ) from None
+        if self._worker is None:
+            self._worker = background(self._work(), "the renderer of chat templates")
+        loop = asyncio.get_running_loop()
+        job = _Job(data, loop.create_future(), loop.time() + self._limits.wait)
+        self._jobs.put_nowait(job)
+        return await job.answer
+
+    async def close(self) -> None:
+        """Ends the process. Idempotent."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait({self._worker})
+        while not self._jobs.empty():
+            _fail(self._jobs.get_nowait(), WorkerLost("the template process was closed"))
+        await self._end_child()
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        if self._child is not None:
+            self._child.kill()
+
+    async def _work(self) -> None:
+        """Renders one conversation after the other."""
+        while True:
+            job = await self._jobs.get()
+            if job.answer.done():  # nobody waits for it any more
+                continue
+            try:
+                await self._render(job)
+            except (ChatTemplateError, TextQueueFull, WorkerLost) as error:
+                _fail(job, error)
+            except Exception as error:  # which nobody foresaw: others wait
+                logger.exception("a chat template could not be rendered")
+                _fail(job, WorkerLost(f"the template process failed: {error}"))
+            except asyncio.CancelledError:
+                _fail(job, WorkerLost("the template process was closed"))
+                raise
+            if self._child is None:  # the next conversation need not wait for it
+                with contextlib.suppress(ChatTemplateError, WorkerLost):
+                    await self._open()
+
+    async def _render(self, job: _Job) -> None:
+        if asyncio.get_running_loop().time() > job.latest:
+            raise TextQueueFull("other conversations are in front of this one for too long")
+        await self._open()
+        try:
+            try:
+                answer = await self._ask(job.data)
+            except _Fault as fault:
+                if not fault.died:
+                    raise
+                await self._open()
+                answer = await self._ask(job.data)
+        except _Fault as fault:
+            raise ChatTemplateError(f"the chat template {fault} to render these messages") from None
+        if isinstance(answer, TemplateRefused):
+            raise ChatTemplateError(answer.message)
+        assert isinstance(answer, Rendered)
+        if not job.answer.done():
+            job.answer.set_result(answer.text)
+
+    async def _open(self) -> None:
+        """A process with the template, where there is none."""
+        if self._child is None:
+            assert self._source is not None, "start() gets it"
+            await self.start(self._source)
+
+    async def _ask(self, data: bytes) -> FromTemplate:
+        """The process's answer. After a _Fault there is no process any more."""
+        assert self._child is not None
+        try:
+            answer = await _within(self._limits.run, self._child.ask(data))
+            if isinstance(answer, TemplateRefused) and answer.kind == "memory":
+                raise _Fault(f"needed more than {MEMORY_LIMIT // 2**20} MB of memory")
+        except _Fault as fault:
+            logger.warning("the template process is replaced: the chat template %s", fault)
+            await self._end_child()
+            raise
+        return answer
+
+    async def _end_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.end()
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.answer.done():
+        job.answer.set_exception(error)
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns. _Fault when it takes longer: counted in ticks of this process, which
+    may have been stopped, too.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        for _ in range(_TICKS):
+            done, _ = await asyncio.wait({task}, timeout=seconds / _TICKS)
+            if done:
+                return task.result()
+    finally:
+        task.cancel()
+    raise _Fault(f"took longer than {seconds:g} s")
+
+
+class _Child:
+    """The running process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._to, self._from = process.stdin, process.stdout
+
+    @classmethod
+    async def spawn(cls, command: Sequence[str]) -> _Child:
+        """Raises OSError."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            env=child_environment(),
+            limit=_BUFFER_BYTES,
+        )
+        return cls(process)
+
+    async def ask(self, data: bytes) -> FromTemplate:
+        """Sends a frame and receives the next one. Raises _Fault when the process ends."""
+        with contextlib.suppress(ConnectionError):  # receive() says how it ended
+            self._to.write(data)
+            await self._to.drain()
+        return await self.receive()
+
+    async def receive(self) -> FromTemplate:
+        """Raises _Fault when the process ends."""
+        try:
+            length = int.from_bytes(await self._from.readexactly(LENGTH_BYTES), "little")
+            if length <= MAX_FRAME_BYTES:
+                return decode_from_template(await self._from.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except msgspec.DecodeError:
+            self.kill()
+        else:
+            self.kill()
+        status = describe_exit(await self._process.wait())
+        raise _Fault(f"crashed its process, which {status}, when it was", died=True)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def end(self) -> None:
+        """Ends it and waits for its end."""
+        self.kill()
+        self._to.close()
+        await self._process.wait()
