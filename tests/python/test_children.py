@@ -44,7 +44,7 @@ def names(path: Path) -> set[str]:
     return found
 
 
-def test_few_files_start_processes() -> None:
+def test_only_known_files_start_processes() -> None:
     for path in PACKAGE.rglob("*.py"):
         file = str(path.relative_to(PACKAGE))
         named = names(path)

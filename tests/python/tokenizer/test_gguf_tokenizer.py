@@ -244,8 +244,9 @@ def test_no_text_is_lost_between_words(name: str) -> None:
         assert "".join(text[begin:end] for begin, end in dict.fromkeys(spans)) == text
 
 
-def test_composed_text_where_the_family_wants_it(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "model.gguf", byte_level_fields(ggml__pre="qwen2"))
+@pytest.mark.parametrize("pre", ["qwen2", "command-r"])
+def test_composed_text_where_the_family_needs_it(tmp_path: Path, pre: str) -> None:
+    path = write_gguf(tmp_path / "model.gguf", byte_level_fields(ggml__pre=pre))
     assert load_tokenizer(str(path)).decode(load_tokenizer(str(path)).encode("e\u0301")) == "é"
 
 
@@ -315,6 +316,11 @@ def test_chat_template_of_the_file_and_of_the_user(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi"}]
     assert render(load_tokenizer(path), messages) == "<|endoftext|>hi"
     assert render(load_tokenizer(path, chat_template="mine"), messages) == "mine"
+    fields["chat_template.tool_use"] = "tools"
+    path = str(write_gguf(tmp_path / "tools.gguf", fields))
+    assert render(load_tokenizer(path), messages) == "<|endoftext|>hi"
+    assert render(load_tokenizer(path), messages, tools=[{}]) == "tools"
+    assert render(load_tokenizer(path, chat_template="mine"), messages, tools=[{}]) == "mine"
 
 
 @pytest.mark.parametrize(
