@@ -94,10 +94,14 @@ def test_chat_template_as_a_list(folder: Path) -> None:
 
 
 def test_chat_template_files_count_more(folder: Path) -> None:
-    write(folder, "tokenizer_config.json", {"chat_template": "A"})
     write(folder, "chat_template.json", {"chat_template": "B"})
-    assert render(load(folder), USER) == "B"
+    assert render(load(folder), USER) == "B"  # where there is no other
+    templates = [{"name": "default", "template": "A"}, {"name": "tool_use", "template": "T"}]
+    write(folder, "tokenizer_config.json", {"chat_template": templates})
+    assert render(load(folder), USER) == "A"
+    assert render(load(folder), USER, tools=[{}]) == "T"
     write(folder, "chat_template.jinja", "C")
+    assert render(load(folder), USER, tools=[{}]) == "C"
     write(folder, "additional_chat_templates/tool_use.jinja", "D")
     assert render(load(folder), USER) == "C"
     assert render(load(folder), USER, tools=[{}]) == "D"
