@@ -32,8 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {"_native", "config", "environment"},
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
-    "model_files": {"children", "environment", "sampling_params"},
     "model_source": {"model_files"},
+    "model_files": {"children", "environment", "sampling_params"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
     "rank": {"_native", "config", "distributed", "ipc", "log", "tasks"},
