@@ -9,81 +9,45 @@ client is gone: nothing here waits for a client, or for the application, alone.
 from __future__ import annotations
 
 import asyncio
-import logging
+import enum
 import re
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Protocol
 from urllib.parse import unquote
 from wsgiref.handlers import format_date_time
 
 import h11
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import Scope
 
+from minisgl.server.call import Call
 from minisgl.server.errors import ApiError
-from minisgl.server.http import CHUNK_EXTENSION
+from minisgl.server.wire import Wire
 
 KEEP_ALIVE_S = 75.0  # longer than the pools of common clients keep a connection
 MAX_HEAD = 2**14  # bytes
-# Bytes of a body that the application hasn't taken yet, and of requests that follow the one under
-# way: the client waits where there are more.
-MAX_UNREAD = 2**16
+# Bytes of requests that follow the one under way: the client waits where there are more.
 MAX_AHEAD = 2**16
-# Events of h11 that are handled before other connections have their turn: one-byte chunks make
-# ten thousand of what one read brings.
+# Events of h11 that are handled at once: one-byte chunks make ten thousand of what one read brings.
 EVENTS_PER_TURN = 256
 
 _NO_MORE_REQUESTS = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
 _ABSOLUTE_FORM = re.compile(rb"(?i)[a-z][a-z0-9+.-]*://([^/?#]*)")
 _REFUSALS = {
     500: ("The server had an internal error.", "internal_error"),
-    503: ("The server has as many connections as it may. Try again later.", "too_many_connections"),
+    503: ("All connections of the server are at work. Try again later.", "too_many_connections"),
     408: ("The head of the request did not arrive in time.", "timeout"),
     431: ("The head of the request is too large.", "request_too_large"),
     501: ("This transfer coding is not supported.", "unsupported_transfer_coding"),
 }
 
-logger = logging.getLogger("minisgl.http")
 
+class _Parsed(enum.Enum):
+    """Why parsing stopped."""
 
-@dataclass(frozen=True)
-class HttpSettings:
-    """What is the same for all connections."""
-
-    app: ASGIApp
-    head_timeout: float = 30.0  # seconds from a request's first byte to the end of its head
-
-
-class Wire(Protocol):
-    """The connection below. An address is (host, port), or None for a Unix socket's."""
-
-    settings: HttpSettings
-    scheme: str
-    client: tuple[str, int] | None
-    server: tuple[str, int] | None
-
-    @property
-    def ending(self) -> bool:
-        """There is no next request."""
-        ...
-
-    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `work` in a task that the connection waits for."""
-        ...
-
-    async def write(self, data: bytes) -> None:
-        """Sends `data`. Waits while the client takes less than it is sent."""
-        ...
-
-    def write_soon(self, data: bytes) -> None:
-        """Sends `data`, which is little, without waiting."""
-        ...
-
-    def close(self, *, linger: bool) -> None:
-        """Ends it once all is sent. `linger`: what the client sends is read for a while."""
-        ...
+    ALL = "nothing more can be done with what is there"
+    MORE = "other connections have their turn"
+    BODY_UNREAD = "the application has to read first"
 
 
 class Http1:
@@ -110,7 +74,7 @@ class Http1:
 
     async def received(self, data: bytes) -> None:
         """Takes what the client sent. Returns when more may be read."""
-        if self._closed or self._h11.their_state in _NO_MORE_REQUESTS:
+        if self._closed or self._client_gone or self._h11.their_state in _NO_MORE_REQUESTS:
             return
         self._h11.receive_data(data)
         await self._advance()
@@ -202,28 +166,44 @@ class Http1:
 
     async def _advance(self) -> None:
         async with self._parsing:
-            count = 0
-            while not self._closed and self._h11.their_state not in _NO_MORE_REQUESTS:
-                try:
-                    event = self._h11.next_event()
-                except h11.RemoteProtocolError as error:
-                    self._refuse(error.error_status_hint)
-                    self.close()
-                    return
-                if isinstance(event, h11.Request):
-                    self._begin(event)
-                elif isinstance(event, h11.Data) and self._call is not None:
-                    await self._call.add_body(event.data)
-                elif isinstance(event, h11.EndOfMessage) and self._call is not None:
-                    self._call.complete_body()
-                else:  # more has to be read, or the request under way has to end
-                    break
-                count += 1
-                if count % EVENTS_PER_TURN == 0:
+            state = self._parse()
+            while state is not _Parsed.ALL:
+                if state is _Parsed.BODY_UNREAD and self._call is not None:
+                    await self._call.wait_for_room()
+                    state = self._parse()
+                    continue
+                async with self._connection.long_turns:
                     await asyncio.sleep(0)
+                    if self._connection.hung_up():  # much may be there still that is nobody's
+                        self.client_gone()
+                        return
+                    state = self._parse()
             if self._call is None and not (self._closed or self._in_head) and self._has_more():
                 self._set_timer(self._connection.settings.head_timeout, self._refuse_slow_head)
                 self._in_head = True
+
+    def _parse(self) -> _Parsed:
+        """Handles what h11 makes of what is there, EVENTS_PER_TURN of its events at most."""
+        for _ in range(EVENTS_PER_TURN):
+            if self._closed or self._h11.their_state in _NO_MORE_REQUESTS:
+                return _Parsed.ALL
+            try:
+                event = self._h11.next_event()
+            except h11.RemoteProtocolError as error:
+                self._refuse(error.error_status_hint)
+                self.close()
+                return _Parsed.ALL
+            if isinstance(event, h11.Request):
+                self._begin(event)
+            elif isinstance(event, h11.Data) and self._call is not None:
+                self._call.add_body(event.data)
+                if self._call.full:
+                    return _Parsed.BODY_UNREAD
+            elif isinstance(event, h11.EndOfMessage) and self._call is not None:
+                self._call.complete_body()
+            else:  # more has to be read, or the request under way has to end
+                return _Parsed.ALL
+        return _Parsed.MORE
 
     def _has_more(self) -> bool:
         """The next request has begun, or something else is there."""
@@ -259,6 +239,7 @@ class Http1:
             "server": self._connection.server,
         }
         self._call = Call(self, self._connection, scope)
+        self._connection.at_work()
         if self._client_gone:
             self._call.disconnect()
         self._connection.spawn(self._call.run)
@@ -297,104 +278,3 @@ class Http1:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class Call:
-    """A request and its answer: one run of the application."""
-
-    def __init__(self, http: Http1, connection: Wire, scope: Scope) -> None:
-        self._http = http
-        self._connection = connection
-        self._scope = scope
-        scope["extensions"] = {CHUNK_EXTENSION: {"send": self._send_chunk}}
-        self._has_no_body = scope["method"] == "HEAD"  # the answer
-        self._chunked = False  # the answer's body goes out in chunks
-        self._unsent = b""  # the answer's head, which goes out with what follows
-        self._started = False
-        self._ended = False  # nothing is sent any more
-        self._gone = False  # the client is
-        self._body = bytearray()  # what the application hasn't taken yet
-        self._complete = False  # all of the body is there
-        self._told_complete = False  # and the application knows
-        self._news = asyncio.Event()  # for the application
-        self._room = asyncio.Event()  # for the next part of the body
-
-    async def run(self) -> None:
-        """The application, whose failures end here."""
-        try:
-            await self._connection.settings.app(self._scope, self._receive, self._send)
-        except Exception:
-            logger.exception("the application failed")
-        self._http.abandoned(self)
-
-    async def add_body(self, data: bytes) -> None:
-        """A part of the body. Waits while the application has enough to read."""
-        if self._gone or self._ended:
-            return
-        self._body += data
-        self._news.set()
-        if len(self._body) >= MAX_UNREAD:
-            self._room.clear()
-            await self._room.wait()
-
-    def complete_body(self) -> None:
-        """The body has had its last part."""
-        self._complete = True
-        self._news.set()
-
-    def disconnect(self) -> None:
-        """The client is gone: what it sent is nobody's, what it is sent may arrive or not."""
-        self._gone = True
-        self._body.clear()
-        self._news.set()
-        self._room.set()
-
-    def end(self) -> None:
-        """The answer is complete, or the connection has ended."""
-        self._ended = True
-        self.disconnect()
-
-    async def _receive(self) -> Message:
-        await self._http.continue_body()
-        while not self._gone:
-            if self._body or (self._complete and not self._told_complete):
-                body = bytes(self._body)
-                self._body.clear()
-                self._told_complete = self._complete
-                self._room.set()
-                return {"type": "http.request", "body": body, "more_body": not self._complete}
-            self._news.clear()
-            await self._news.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Message) -> None:
-        if self._ended:
-            return
-        if message["type"] == "http.response.start":
-            assert not self._started, "the answer has begun already"
-            self._started = True
-            status, headers = message["status"], list(message.get("headers", ()))
-            self._has_no_body = self._has_no_body or status in (204, 304)
-            head = self._http.response(status, headers)
-            self._unsent = self._http.encode(head)
-            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in self._unsent.lower()
-            return
-        data, self._unsent = self._unsent, b""
-        if (body := message.get("body", b"")) and not self._has_no_body:
-            data += self._http.encode(h11.Data(data=body))
-        last = not message.get("more_body", False)
-        if last:
-            data += self._http.encode(h11.EndOfMessage())
-        if data:
-            await self._connection.write(data)
-        if last:
-            self._http.finished(self)
-
-    async def _send_chunk(self, data: bytes) -> None:
-        """Sends a part of the body, which isn't empty and not the last, as its message would be:
-        h11's state stays as it is while a body is being sent, and a chunk's frame is its length.
-        """
-        if self._chunked and not self._unsent and not self._ended:
-            await self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
-        else:
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})

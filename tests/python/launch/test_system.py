@@ -119,7 +119,7 @@ def test_too_few_threads(model: Path, tmp_path: Path) -> None:
     status, output = run(model, tmp_path / "tmp", limit_threads(5))
     assert status == 1
     (line,) = output.splitlines()
-    assert "this process can start 5 threads, and needs 10 for itself" in line
+    assert "this process can start 5 threads, and needs 11 for itself" in line
 
 
 def test_nohup_and_closed_streams(model: Path, tmp_path: Path) -> None:
@@ -225,3 +225,19 @@ def test_clients_leave_the_files_that_a_dead_engine_needs(model: Path, tmp_path:
     until(lambda: Stream(port, [1], 5).join().endswith("data: [DONE]"))
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
+
+
+def test_a_start_that_hangs_ends_at_one_signal(model: Path, tmp_path: Path) -> None:
+    """The tokenizer's file is on a disk that doesn't answer."""
+    program = f"""
+import runpy, time
+from minisgl.text import frontend
+frontend.load_tokenizer = lambda *args, **options: time.sleep(60)
+runpy.run_path({str(SERVER)!r}, run_name="__main__")
+"""
+    server = ServerProcess(model, tmp_path / "tmp", program=("-c", program))
+    server.wait_for_line("loading weights")
+    server.signal(signal.SIGTERM)
+    assert server.wait(10) == 0
+    assert "Traceback" not in server.output
+    assert server.files() == []

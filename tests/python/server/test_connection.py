@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from minisgl.server import call, http1
 from minisgl.server import connection as server_connection
-from minisgl.server import http1
 from minisgl.server.addresses import Listener
+from minisgl.server.call import Call
 from minisgl.server.connection import Connection
 from minisgl.server.http import Exchange
-from minisgl.server.http1 import Call, Http1
+from minisgl.server.http1 import Http1
 from minisgl.server.listener import serve_http
 from tests.python.server.conftest import Server, StartServer, running
 from tests.python.server.fake_engine import FakeClient, TokenStream, endless, output
@@ -140,7 +141,7 @@ def walks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(server_connection, "WRITE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(server_connection, "STALL_CHECK_S", 0.02)
     monkeypatch.setattr(server_connection, "LINGER_S", 0.1)
-    monkeypatch.setattr(http1, "MAX_UNREAD", 1000)
+    monkeypatch.setattr(call, "MAX_UNREAD", 1000)
     monkeypatch.setattr(http1, "MAX_AHEAD", 1000)
     timeout = 100.0
     if request.param == "short":
@@ -180,6 +181,31 @@ def test_nothing_is_left_of_any_connection(walks: Walks, request: pytest.Fixture
     gc.collect()
     left = [o for o in gc.get_objects() if type(o) in (Connection, Http1, Call, Exchange)]
     assert left == []
+
+
+async def test_what_a_client_sent_before_it_left_is_not_read_to_its_end(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiny chunks cost a thousand times what they cost to send."""
+    handled = 0
+    add_body = Call.add_body
+
+    def count(call: Call, data: bytes) -> None:
+        nonlocal handled
+        handled += 1
+        add_body(call, data)
+
+    monkeypatch.setattr(Call, "add_body", count)
+    async with start_server() as server:
+        await asyncio.sleep(0.1)  # its own tasks have begun
+        before = len(asyncio.all_tasks())
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:  # the loop stands still
+            raw.sendall(b"POST /v1/completions" + CHUNKED + b"1\r\na\r\n" * 8000)
+        end = asyncio.get_running_loop().time() + 5
+        while len(asyncio.all_tasks()) > before or not handled:
+            assert asyncio.get_running_loop().time() < end
+            await asyncio.sleep(0.01)
+        assert handled < 1000
 
 
 async def flood(client: FakeClient, stream: TokenStream) -> None:
