@@ -97,7 +97,7 @@ def _sentencepiece_bpe(metadata: Metadata, vocabulary: Vocabulary) -> tokenizers
     from tokenizers import decoders, models, normalizers
 
     scores = list_field(metadata, "tokenizer.ggml.scores", float)
-    if len(scores) != len(vocabulary.tokens):
+    if len(scores) < len(vocabulary.tokens):
         raise ModelError(f"the file has {len(vocabulary.tokens)} tokens but {len(scores)} scores.")
     unknown = vocabulary.special_id("unknown")
     model = _bpe(

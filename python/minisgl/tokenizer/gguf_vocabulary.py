@@ -60,11 +60,11 @@ class Vocabulary:
         if len(self.ids) != len(self.tokens):
             raise ModelError("the vocabulary has a token twice.")
         self.types: list[int] = list_field(metadata, "tokenizer.ggml.token_type", int)
-        if self.types and len(self.types) != len(self.tokens):
+        if self.types and len(self.types) < len(self.tokens):
             raise ModelError(
                 f"the file has {len(self.tokens)} tokens but {len(self.types)} token types."
             )
-        self.types = self.types or [NORMAL] * len(self.tokens)
+        self.types = self.types[: len(self.tokens)] or [NORMAL] * len(self.tokens)
         self._metadata = metadata
         self._model = field(metadata, "tokenizer.ggml.model", str, "")
         self._ends = _ENDS - {"<|end|>"} if self._has_ends_of_messages() else _ENDS

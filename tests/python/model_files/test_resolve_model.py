@@ -48,6 +48,13 @@ def test_a_revision_of_what_has_none(folder: Path, tmp_path: Path) -> None:
             resolve_model(model, revision="main")
 
 
+def test_the_module_of_the_first_version() -> None:
+    from minisgl import model_source
+
+    assert model_source.resolve_model is resolve_model
+    assert model_source.ModelError is ModelError
+
+
 def test_a_relative_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert resolve_model(".").name == "some-model"

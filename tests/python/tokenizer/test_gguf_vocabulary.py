@@ -162,6 +162,12 @@ def test_an_id_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_more_types_than_tokens() -> None:
+    types = [NORMAL, CONTROL, USER_DEFINED]
+    metadata = {"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.token_type": types}
+    assert Vocabulary(metadata).types == [NORMAL, CONTROL]
+
+
 def test_empty_tokens_are_told_apart() -> None:
     metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "", ""]}
     assert Vocabulary(metadata).tokens == ["a", "[EMPTY_1]", "[EMPTY_2]"]
