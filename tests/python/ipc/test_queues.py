@@ -58,8 +58,8 @@ async def test_async_queues_carry_more_than_any_high_water_mark(address: str) ->
 
 
 def test_an_abstract_address_is_for_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    address = f"ipc://@minisgl-test-{os.getpid()}"
     for user, expected in ((os.geteuid() + 1, True), (os.geteuid(), False)):
+        address = f"ipc://@minisgl-test-{os.getpid()}-{user}"
         with monkeypatch.context() as patch:
             patch.setattr(os, "geteuid", lambda user=user: user)
             pull = ZmqPullQueue(address, True, decode)
