@@ -150,6 +150,16 @@ async def test_the_end_is_told_to_those_who_wait() -> None:
             await task
 
 
+@pytest.mark.parametrize("seconds", [0, 0.002, 0.02])
+async def test_it_can_be_closed_while_it_starts(seconds: float) -> None:
+    client = TemplateClient(TemplateSource({"default": TEMPLATE}))
+    task = asyncio.create_task(client.render(conversation("hi")))
+    await asyncio.sleep(seconds)
+    await asyncio.wait_for(client.close(), 20)
+    task.cancel()
+    await asyncio.wait({task})
+
+
 @pytest.mark.parametrize("value", [object(), 2**70, "x\ud800"])
 async def test_arguments_that_are_no_json_are_refused(value: Any) -> None:
     async with rendering() as client:
