@@ -226,7 +226,8 @@ class ServerArgs(EngineSettings):
     )
     max_connections: int = option(
         0,
-        "most connections of clients; 0: as many as the limit of open files allows",
+        "most connections of clients; one more ends one that has no request, or is answered with "
+        "503; 0: as many as the limit of open files allows",
         group="HTTP",
         bounds=(0, 2**20),
     )

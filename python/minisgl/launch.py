@@ -235,6 +235,7 @@ class Server:
             gc.collect()
             gc.freeze()
             seconds = time.monotonic() - self._began
+            logger.info("connections: up to %d (--max-connections)", self._listener.max_connections)
             logger.info("ready after %.2f s: %s", seconds, self._listener.urls)
             failed = asyncio.create_task(self._client.wait_failed())
             await self._first_of(failed, stop, http)

@@ -18,7 +18,7 @@ OWN_FILES = 60
 FILES_PER_CHILD = 8
 MIN_CONNECTIONS = 8
 
-OWN_THREADS = 4
+OWN_THREADS = 5  # the template process among them
 THREADS_PER_CHILD = 6  # its first one among them, and two of the sockets' library
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
 
 
+_FIRST_PHASE = "starting the process"
+
+
 class EngineClient:
     """The EngineApi of a group of ranks: what is live, and who is let in (LiveRequests), and what
     serves (Revival). All methods belong to the event loop that called start().
@@ -47,19 +50,22 @@ class EngineClient:
         beyond the running ones. `on_phase` hears how a start goes.
         """
         self._on_phase = on_phase
-        self._phase = "starting the process"
+        self._phase = _FIRST_PHASE
         self._draining = False
         self._requests = LiveRequests(max_waiting)
-        make_group = functools.partial(
-            RankGroup,
-            options,
-            launcher=launcher or functools.partial(LocalRanks, RANK_COMMAND),
-            size=size,
-            comm=comm,
-            step_timeout=step_timeout,
-            on_phase=self._note_phase,
-            on_outputs=self._requests.dispatch,
-        )
+
+        def make_group() -> RankGroup:
+            self._phase = _FIRST_PHASE
+            return RankGroup(
+                options,
+                launcher=launcher or functools.partial(LocalRanks, RANK_COMMAND),
+                size=size,
+                comm=comm,
+                step_timeout=step_timeout,
+                on_phase=self._note_phase,
+                on_outputs=self._requests.dispatch,
+            )
+
         self._revival = Revival(make_group, self._requests, restart or RestartPolicy())
 
     # --- what is asked
@@ -74,7 +80,9 @@ class EngineClient:
     @property
     def phase(self) -> str:
         """As in EngineApi."""
-        return self._phase if self._revival.state in ("starting", "restarting") else ""
+        if self._revival.state not in ("starting", "restarting"):
+            return ""
+        return self._phase if self._revival.is_starting else "ending the engine that died"
 
     @property
     def failure(self) -> str:

@@ -9,7 +9,7 @@ from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.nodes import NodeHub, plan_keys, sum_secret
 from minisgl.ipc.messages import EngineOptions, PhaseReport, Place
-from minisgl.ipc.node_link import EndRanks, RankEnd, RankWord, StartRanks
+from minisgl.ipc.node_link import EndRanks, RankEnd, RankGone, RankWord, StartRanks
 
 
 class HostRanks:
@@ -73,11 +73,13 @@ class HostRanks:
             remotes=[plan_keys(secret, group, rank) for rank in others],
         )
 
-    def _hear(self, message: RankWord | RankEnd) -> None:
+    def _hear(self, message: RankWord | RankGone | RankEnd) -> None:
         if message.group != self._group or not self._local_size <= message.rank < self._size:
             return
         if isinstance(message, RankWord):
             self._events.message(message.rank, message.message)
+        elif isinstance(message, RankGone):
+            self._events.gone(message.rank)
         else:
             self._events.end(message.rank, message.reason)
 

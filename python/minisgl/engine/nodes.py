@@ -20,6 +20,7 @@ from minisgl.ipc.node_link import (
     NodeLink,
     NodeLinkError,
     RankEnd,
+    RankGone,
     RankWord,
     ReleaseMismatch,
     StartRanks,
@@ -57,7 +58,7 @@ class NodeHub:
         self.port = port
         self.secret = secret
         self.nnodes = nnodes
-        self.on_message: Callable[[RankWord | RankEnd], None] = lambda message: None
+        self.on_message: Callable[[RankWord | RankGone | RankEnd], None] = lambda message: None
         self.on_lost: Callable[[int, str], None] = lambda node_rank, why: None
         self._links: dict[int, NodeLink] = {}
         self._changed = asyncio.Event()
@@ -223,6 +224,7 @@ class NodeAgent:
 
         events = RankEvents(
             message=lambda rank, word: link.send(RankWord(group, rank, word)),
+            gone=lambda rank: link.send(RankGone(group, rank)),
             end=lambda rank, how: link.send(RankEnd(group, rank, how)),
         )
         places = [

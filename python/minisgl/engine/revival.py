@@ -66,6 +66,13 @@ class Revival:
             return "restarting"
         return self._state
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether a group is on its way, which may wait for a host. Else the one before it is being
+        ended, or time passes until the next.
+        """
+        return self._state == "starting" or (self._group is not None and not self._group.lost)
+
     async def start(self) -> None:
         """Starts a group and waits until it is ready; where a host is lost meanwhile, another one
         once it is back. Raises EngineStartError; close() is due in any case.

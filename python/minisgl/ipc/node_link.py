@@ -62,6 +62,15 @@ class RankWord(msgspec.Struct, frozen=True, tag="word"):
     message: FromRank
 
 
+class RankGone(msgspec.Struct, frozen=True, tag="gone"):
+    """From a host: the process of one of its ranks is no more. Its last words may follow, then its
+    RankEnd.
+    """
+
+    group: Annotated[str, Meta(max_length=64)]
+    rank: Annotated[int, Meta(ge=0, le=1023)]
+
+
 class RankEnd(msgspec.Struct, frozen=True, tag="end"):
     """From a host: one of its ranks has ended, and why."""
 
@@ -71,7 +80,7 @@ class RankEnd(msgspec.Struct, frozen=True, tag="end"):
 
 
 ToNode = StartRanks | EndRanks | Farewell | Alive
-FromNode = RankWord | RankEnd | Alive
+FromNode = RankWord | RankGone | RankEnd | Alive
 _to_node: msgspec.msgpack.Decoder[ToNode] = msgspec.msgpack.Decoder(ToNode)
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -78,9 +79,9 @@ def resolve_model(
     if hub_file := _HUB_FILE.fullmatch(model):
         inside, slash, name = hub_file[2].rpartition("/")
         files = [inside + slash + part for part in part_names(name)]
-        return _download_gguf(hub_file[1], files, revision)
+        return _hub_gguf(hub_file[1], files, revision, show_progress)
     if (tagged := _TAGGED.fullmatch(model)) and _HUB_ID.fullmatch(tagged[1]):
-        return _hub_gguf(tagged[1], tagged[2], revision)
+        return _tagged_gguf(tagged[1], tagged[2], revision, show_progress)
     if _HUB_ID.fullmatch(model) and not model.endswith(".gguf"):
         return _hub_snapshot(model, revision, show_progress, weights)
     raise ModelError(
@@ -193,6 +194,64 @@ def _gguf_file(path: Path) -> ModelFiles:
 def _hub_snapshot(
     repo: str, revision: str | None, show_progress: bool, weights: bool
 ) -> ModelFiles:
+    wanted = [name for name in _WANTED_FILES if weights or "safetensors" not in name]
+    folder = _download(repo, revision, show_progress, wanted, _UNWANTED_FILES)
+    has_config = (folder / "config.json").is_file()
+    if not any(folder.glob("*.safetensors*")) and (weights or not has_config):
+        models = gguf_models(_hub_files(repo, revision))
+        if models:  # a repository for llama.cpp
+            files = choose_gguf(models, repo, "", tags=True).files
+            return _hub_gguf(repo, files, revision, show_progress)
+    return _folder(folder, repo, weights=weights)
+
+
+def _tagged_gguf(repo: str, tag: str, revision: str | None, show_progress: bool) -> ModelFiles:
+    """The .gguf model of a repository that a tag means."""
+    models = gguf_models(_hub_files(repo, revision))
+    files = choose_gguf(models, repo, tag, tags=True).files
+    return _hub_gguf(repo, files, revision, show_progress)
+
+
+def _hub_gguf(
+    repo: str, files: Sequence[str], revision: str | None, show_progress: bool
+) -> ModelFiles:
+    """A .gguf model of a repository, with all its files."""
+    patterns = [glob.escape(file) for file in files]
+    folder = _download(repo, revision, show_progress, patterns)
+    for file in files:
+        if not (folder / file).is_file():
+            raise ModelError(f"{repo} has no file {file!r}, or none that can be reached now.")
+    return _gguf_file(folder / files[0])
+
+
+def _hub_files(repo: str, revision: str | None) -> list[str]:
+    """The paths of a repository's files; without a network, of those that lie in the cache."""
+    _refuse_homeless_hub(repo)
+    from huggingface_hub import model_info, snapshot_download
+
+    try:
+        return [file.rfilename for file in model_info(repo, revision=revision).siblings or ()]
+    except Exception as error:  # the library lets its HTTP client's exceptions through
+        nothing = ["-"]  # no file has to be there for the folder
+        try:
+            folder = Path(
+                snapshot_download(
+                    repo, revision=revision, allow_patterns=nothing, local_files_only=True
+                )
+            )
+        except Exception:
+            raise ModelError(_hub_error(repo, revision, error)) from error
+        return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+
+
+def _download(
+    repo: str,
+    revision: str | None,
+    show_progress: bool,
+    wanted: Sequence[str],
+    unwanted: Sequence[str] = (),
+) -> Path:
+    """The folder of a repository in the cache, with what it has of the wanted files."""
     _refuse_homeless_hub(repo)
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import (
@@ -206,60 +265,17 @@ def _hub_snapshot(
         disable_progress_bars()
     try:
         path = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=[name for name in _WANTED_FILES if weights or "safetensors" not in name],
-            ignore_patterns=list(_UNWANTED_FILES),
+            repo, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
         )
-    except Exception as error:  # the library lets its HTTP client's exceptions through
+    except Exception as error:
         raise ModelError(_hub_error(repo, revision, error)) from error
     finally:
         if hide:
             enable_progress_bars()
-    folder = Path(path)
-    if not any(folder.glob("*.safetensors*")) and (
-        weights or not (folder / "config.json").is_file()
-    ):
-        models = gguf_models(_hub_files(repo, revision))
-        if models:  # a repository for llama.cpp
-            return _download_gguf(repo, choose_gguf(models, repo, "", tags=True).files, revision)
-    return _folder(folder, repo, weights=weights)
+    return Path(path)
 
 
-def _hub_gguf(repo: str, tag: str, revision: str | None) -> ModelFiles:
-    """The .gguf model of a repository that a tag means."""
-    models = gguf_models(_hub_files(repo, revision))
-    return _download_gguf(repo, choose_gguf(models, repo, tag, tags=True).files, revision)
-
-
-def _hub_files(repo: str, revision: str | None) -> list[str]:
-    """The paths of a repository's files; without a network, of those that lie in the cache."""
-    _refuse_homeless_hub(repo)
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    try:
-        return list_repo_files(repo, revision=revision)
-    except Exception as error:
-        try:
-            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        except Exception:
-            raise ModelError(_hub_error(repo, revision, error)) from error
-        return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
-
-
-def _download_gguf(repo: str, files: Sequence[str], revision: str | None) -> ModelFiles:
-    from huggingface_hub import hf_hub_download
-
-    paths = []
-    for file in files:
-        try:
-            paths.append(hf_hub_download(repo, file, revision=revision))
-        except Exception as error:
-            raise ModelError(_hub_error(repo, revision, error, file)) from error
-    return _gguf_file(Path(paths[0]))
-
-
-def _hub_error(repo: str, revision: str | None, error: Exception, file: str = "") -> str:
+def _hub_error(repo: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub import errors
 
     match error:
@@ -276,7 +292,7 @@ def _hub_error(repo: str, revision: str | None, error: Exception, file: str = ""
                 "no such repository that you may read."
             )
         case errors.EntryNotFoundError() if not isinstance(error, errors.LocalEntryNotFoundError):
-            return f"{repo} has no file {file!r}." if file else f"{repo} lacks a file of a model."
+            return f"{repo} lacks a file of a model."
         case OSError(errno=errno.ENOSPC):
             return f"there is no space left on the disk for {repo}."
         case errors.HFValidationError():

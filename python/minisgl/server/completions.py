@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from minisgl.server import checks
+from minisgl.server.choice import Answer, Delta
 from minisgl.server.endpoint import JsonEndpoint
-from minisgl.server.generation import Answer, Delta, Generation
+from minisgl.server.generation import Generation
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.logprobs import CompletionLogprobs, check_prompt_logprobs, prompt_logprobs
 from minisgl.server.prompts import CompletionPrompt, Echo, echoes, encode_prompts

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import logging
 import math
 import socket
@@ -25,9 +26,12 @@ from minisgl.server.http1 import Http1, HttpSettings
 READ_BYTES = 2**16
 WRITE_TIMEOUT_S = 120.0  # a client that takes no byte for that long is given up
 STALL_CHECK_S = 10.0
+EVICTION_LOOKS = 64  # connections that are looked at, to find an idle one
 REFUSALS_SAID_S = 60.0  # between two lines about connections that were refused
 # How long the rest of a refused body is read, so that the client sees the refusal and not a reset.
 LINGER_S = 1.0
+
+_HUNG_UP = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT
 
 logger = logging.getLogger("minisgl.http")
 
@@ -37,37 +41,58 @@ class Connections:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._all: set[Connection] = set()
+        self._all: dict[Connection, None] = {}  # those whose latest request is the oldest first
+        self.long_turns = asyncio.Lock()
         self._num_refused = 0
         self._said_at = -math.inf
         self.ending = False  # no connection has a next request any more
 
     def admit(self, connection: Connection) -> bool:
-        """A connection has begun. False where it is one too many."""
-        if len(self._all) < self._limit:
-            self._all.add(connection)
-            return True
+        """A connection has begun. Where it is one too many it takes the place of one that has been
+        without a request for long. False where all are at work.
+        """
+        if len(self._all) >= self._limit and not self._make_room():
+            self._say_refused()
+            return False
+        self._all[connection] = None
+        return True
+
+    def remove(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._all.pop(connection, None)
+
+    def at_work(self, connection: Connection) -> None:
+        """A connection has a request."""
+        if connection in self._all:
+            del self._all[connection]
+            self._all[connection] = None
+
+    def _make_room(self) -> bool:
+        for connection in itertools.islice(self._all, EVICTION_LOOKS):
+            if connection.idle:
+                del self._all[connection]
+                connection.evict()
+                return True
+        return False
+
+    def _say_refused(self) -> None:
         self._num_refused += 1
         now = asyncio.get_running_loop().time()
         if now - self._said_at > REFUSALS_SAID_S:
             logger.warning(
-                "all %d connections (--max-connections) are taken: further ones are answered with "
-                "503 (%d until now)",
+                "all %d connections (--max-connections) have requests under way: further ones are "
+                "answered with 503 (%d until now)",
                 self._limit,
                 self._num_refused,
             )
             self._said_at = now
-        return False
-
-    def remove(self, connection: Connection) -> None:
-        """A connection has ended."""
-        self._all.discard(connection)
 
     def end(self) -> None:
         """Closes the idle ones, and each other one with the end of its request."""
         self.ending = True
         for connection in tuple(self._all):
-            connection.close_idle()
+            if connection.idle:
+                connection.end()
 
     async def watch(self) -> None:
         """Cuts those whose client takes nothing, for as long as it runs."""
@@ -116,6 +141,7 @@ class Connection:
     ) -> None:
         self.settings = config.settings
         self._connections = config.connections
+        self.long_turns = config.connections.long_turns
         self._loop = loop
         self._reader = reader
         self._writer = writer
@@ -182,6 +208,13 @@ class Connection:
             self._written += len(data)
             self._writer.write(data)
 
+    def hung_up(self) -> bool:
+        """Whether the client has closed it, though not all that it sent has been read."""
+        with contextlib.suppress(OSError):  # a Unix socket, which doesn't tell
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            return bool(info[0] in _HUNG_UP)
+        return False
+
     def close(self, *, linger: bool) -> None:
         """Ends it once all is sent. `linger`: goes on reading for a while."""
         if not linger:
@@ -192,10 +225,23 @@ class Connection:
                 self._writer.write_eof()
         self._loop.call_later(LINGER_S, self._writer.close)
 
-    def close_idle(self) -> None:
-        """Ends it unless a request is under way."""
-        if self._http.idle:
-            self._http.close()
+    @property
+    def idle(self) -> bool:
+        """No request is under way."""
+        return self._http.idle
+
+    def at_work(self) -> None:
+        """A request has begun."""
+        self._connections.at_work(self)
+
+    def end(self) -> None:
+        """Ends an idle one when all is sent."""
+        self._http.close()
+
+    def evict(self) -> None:
+        """Ends an idle one at once."""
+        self._http.close()
+        self._writer.transport.abort()
 
     def check_progress(self, now: float) -> None:
         """Cuts it when the client has taken none of what waits for it for WRITE_TIMEOUT_S."""

@@ -9,6 +9,7 @@ client is gone: nothing here waits for a client, or for the application, alone.
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import re
 import time
@@ -31,21 +32,28 @@ MAX_HEAD = 2**14  # bytes
 # way: the client waits where there are more.
 MAX_UNREAD = 2**16
 MAX_AHEAD = 2**16
-# Events of h11 that are handled before other connections have their turn: one-byte chunks make
-# ten thousand of what one read brings.
+# Events of h11 that are handled at once: one-byte chunks make ten thousand of what one read brings.
 EVENTS_PER_TURN = 256
 
 _NO_MORE_REQUESTS = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
 _ABSOLUTE_FORM = re.compile(rb"(?i)[a-z][a-z0-9+.-]*://([^/?#]*)")
 _REFUSALS = {
     500: ("The server had an internal error.", "internal_error"),
-    503: ("The server has as many connections as it may. Try again later.", "too_many_connections"),
+    503: ("All connections of the server are at work. Try again later.", "too_many_connections"),
     408: ("The head of the request did not arrive in time.", "timeout"),
     431: ("The head of the request is too large.", "request_too_large"),
     501: ("This transfer coding is not supported.", "unsupported_transfer_coding"),
 }
 
 logger = logging.getLogger("minisgl.http")
+
+
+class _Parsed(enum.Enum):
+    """Why parsing stopped."""
+
+    ALL = "nothing more can be done with what is there"
+    MORE = "other connections have their turn"
+    BODY_UNREAD = "the application has to read first"
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,17 @@ class Wire(Protocol):
     scheme: str
     client: tuple[str, int] | None
     server: tuple[str, int] | None
+    # Held for each further turn of what one read brought: all connections together have one at a
+    # time, so that those with little to parse don't wait for those with much.
+    long_turns: asyncio.Lock
 
     @property
     def ending(self) -> bool:
         """There is no next request."""
+        ...
+
+    def at_work(self) -> None:
+        """A request has begun."""
         ...
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -79,6 +94,10 @@ class Wire(Protocol):
 
     def write_soon(self, data: bytes) -> None:
         """Sends `data`, which is little, without waiting."""
+        ...
+
+    def hung_up(self) -> bool:
+        """Whether the client has closed it, though not all that it sent has been read."""
         ...
 
     def close(self, *, linger: bool) -> None:
@@ -110,7 +129,7 @@ class Http1:
 
     async def received(self, data: bytes) -> None:
         """Takes what the client sent. Returns when more may be read."""
-        if self._closed or self._h11.their_state in _NO_MORE_REQUESTS:
+        if self._closed or self._client_gone or self._h11.their_state in _NO_MORE_REQUESTS:
             return
         self._h11.receive_data(data)
         await self._advance()
@@ -202,28 +221,44 @@ class Http1:
 
     async def _advance(self) -> None:
         async with self._parsing:
-            count = 0
-            while not self._closed and self._h11.their_state not in _NO_MORE_REQUESTS:
-                try:
-                    event = self._h11.next_event()
-                except h11.RemoteProtocolError as error:
-                    self._refuse(error.error_status_hint)
-                    self.close()
-                    return
-                if isinstance(event, h11.Request):
-                    self._begin(event)
-                elif isinstance(event, h11.Data) and self._call is not None:
-                    await self._call.add_body(event.data)
-                elif isinstance(event, h11.EndOfMessage) and self._call is not None:
-                    self._call.complete_body()
-                else:  # more has to be read, or the request under way has to end
-                    break
-                count += 1
-                if count % EVENTS_PER_TURN == 0:
+            state = self._parse()
+            while state is not _Parsed.ALL:
+                if state is _Parsed.BODY_UNREAD and self._call is not None:
+                    await self._call.wait_for_room()
+                    state = self._parse()
+                    continue
+                async with self._connection.long_turns:
                     await asyncio.sleep(0)
+                    if self._connection.hung_up():  # much may be there still that is nobody's
+                        self.client_gone()
+                        return
+                    state = self._parse()
             if self._call is None and not (self._closed or self._in_head) and self._has_more():
                 self._set_timer(self._connection.settings.head_timeout, self._refuse_slow_head)
                 self._in_head = True
+
+    def _parse(self) -> _Parsed:
+        """Handles what h11 makes of what is there, EVENTS_PER_TURN of its events at most."""
+        for _ in range(EVENTS_PER_TURN):
+            if self._closed or self._h11.their_state in _NO_MORE_REQUESTS:
+                return _Parsed.ALL
+            try:
+                event = self._h11.next_event()
+            except h11.RemoteProtocolError as error:
+                self._refuse(error.error_status_hint)
+                self.close()
+                return _Parsed.ALL
+            if isinstance(event, h11.Request):
+                self._begin(event)
+            elif isinstance(event, h11.Data) and self._call is not None:
+                self._call.add_body(event.data)
+                if self._call.full:
+                    return _Parsed.BODY_UNREAD
+            elif isinstance(event, h11.EndOfMessage) and self._call is not None:
+                self._call.complete_body()
+            else:  # more has to be read, or the request under way has to end
+                return _Parsed.ALL
+        return _Parsed.MORE
 
     def _has_more(self) -> bool:
         """The next request has begun, or something else is there."""
@@ -259,6 +294,7 @@ class Http1:
             "server": self._connection.server,
         }
         self._call = Call(self, self._connection, scope)
+        self._connection.at_work()
         if self._client_gone:
             self._call.disconnect()
         self._connection.spawn(self._call.run)
@@ -327,13 +363,20 @@ class Call:
             logger.exception("the application failed")
         self._http.abandoned(self)
 
-    async def add_body(self, data: bytes) -> None:
-        """A part of the body. Waits while the application has enough to read."""
-        if self._gone or self._ended:
-            return
-        self._body += data
-        self._news.set()
-        if len(self._body) >= MAX_UNREAD:
+    @property
+    def full(self) -> bool:
+        """The application has enough to read."""
+        return len(self._body) >= MAX_UNREAD
+
+    def add_body(self, data: bytes) -> None:
+        """A part of the body."""
+        if not self._gone:
+            self._body += data
+            self._news.set()
+
+    async def wait_for_room(self) -> None:
+        """Waits until there is room for more of the body, or nobody takes it any more."""
+        while self.full:
             self._room.clear()
             await self._room.wait()
 

@@ -19,11 +19,7 @@ class KnownField(NamedTuple):
 
     def is_neutral(self, value: object) -> bool:
         """Whether a request with this value is the same as one without the field."""
-        # 1 == True, but a flag isn't a number.
-        return value is None or any(
-            value == one and isinstance(value, bool) == isinstance(one, bool)
-            for one in self.neutral
-        )
+        return value is None or value in self.neutral  # 0 is false, too
 
 
 _NO_BEAMS = "leave it out, or ask for several answers with 'n'"

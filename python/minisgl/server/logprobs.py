@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from minisgl.server.choice import TokenEntry
 from minisgl.server.errors import bad_request
-from minisgl.server.generation import TokenEntry
 
 if TYPE_CHECKING:
     from minisgl.ipc.messages import PromptLogprob

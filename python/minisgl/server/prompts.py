@@ -58,7 +58,7 @@ async def encode_prompts(
         if isinstance(prompt, str):
             ids = await _encode_text(text, request, prompt, info.max_model_len)
         else:
-            ids = await _encode_ids(text, request, prompt)
+            ids = await _encode_ids(text, request, prompt, info.max_model_len)
         if not ids:
             raise bad_request("The prompt is empty.", param="prompt")
         if max(ids) >= info.vocab_size:
@@ -90,13 +90,13 @@ async def _encode_text(
 
 
 async def _encode_ids(
-    text: TextFrontend, request: CompletionRequest, prompt: list[int]
+    text: TextFrontend, request: CompletionRequest, prompt: list[int], max_model_len: int
 ) -> list[int]:
     if not request.suffix:
         return prompt
     # The suffix with its tokens; the prompt's place is behind the first of them.
     wanted = _fill_in_middle(text.tokenizer).prompt("", request.suffix)
-    first, *rest = await text.encode(wanted, add_special_tokens=False)
+    first, *rest = await text.encode(wanted, add_special_tokens=False, max_tokens=max_model_len)
     return [first, *prompt, *rest]
 
 

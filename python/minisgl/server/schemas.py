@@ -106,14 +106,14 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     return_token_ids: bool | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None
     truncation_side: Literal["left", "right"] | None = None  # where tokens are left out
-    # No effect on the answer.
-    user: str | None = None
-    store: bool | None = None
-    metadata: Object | None = None
-    service_tier: Name | None = None
-    prompt_cache_key: Name | None = None
-    prompt_cache_retention: Name | None = None
-    safety_identifier: Name | None = None
+    # No effect on the answer, whatever they are.
+    user: Any = None
+    store: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
 
 
 class Part(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -197,9 +197,9 @@ class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
     tool_choice: Name | Object | None = None
     functions: Annotated[list[Object], Meta(max_length=1024)] | None = None
     function_call: Name | Object | None = None
-    # No effect on the answer.
-    parallel_tool_calls: bool | None = None
-    prediction: Object | None = None
+    # No effect on the answer, whatever they are.
+    parallel_tool_calls: Any = None
+    prediction: Any = None
 
 
 # A list is all strings, all ids or all lists of ids: prompts.py sees to that.

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from minisgl.server.choice import Delta
 from minisgl.server.errors import from_exception
-from minisgl.server.generation import Delta, Generation
+from minisgl.server.generation import Generation
 from minisgl.server.http import Exchange, end_events, start_events
 from minisgl.server.schemas import StreamOptions
 

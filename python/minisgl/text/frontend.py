@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from minisgl.model_files.files import ModelError
+from minisgl.tasks import in_daemon_thread
 from minisgl.text.errors import PromptTooLong, TextQueueFull, WorkerLost
 from minisgl.text.heap import give_back_memory
 from minisgl.text.messages import (
@@ -420,7 +421,8 @@ async def _load_with_template(
     """
     spawn = asyncio.create_task(templates.spawn())  # meanwhile
     try:
-        tokenizer = await asyncio.to_thread(_load, path, chat_template)
+        # A signal ends the server also while this thread hangs.
+        tokenizer = await in_daemon_thread(lambda: _load(path, chat_template), "tokenizer")
         if tokenizer.chat_template is not None:
             await spawn
             await templates.start(tokenizer.chat_template)

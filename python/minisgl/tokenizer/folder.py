@@ -194,28 +194,32 @@ def _extra_special_tokens(config: dict[str, Any]) -> list[str]:
 
 
 def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Template text by name; a file of its own counts more than the configuration."""
+    """Template text by name. As in transformers, chat_template.jinja takes the place of all that
+    tokenizer_config.json has; chat_template.json, which is for processors of pictures, counts where
+    there is nothing else.
+    """
     sources: dict[str, str] = {}
-    template = config.get("chat_template")
-    if isinstance(
-        template, list
-    ):  # [{"name": "default", "template": ...}, {"name": "tool_use", ...}]
-        for entry in template:
-            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
-                sources[str(entry.get("name", "default"))] = entry["template"]
-    elif isinstance(template, str):
-        sources["default"] = template
-    legacy = _read_json(path / "chat_template.json").get("chat_template")
-    if isinstance(legacy, str):
-        sources = {"default": legacy}
-    files = {"default": path / "chat_template.jinja"}
-    files |= {
-        file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))
-    }
-    for name, file in files.items():
-        with contextlib.suppress(FileNotFoundError):
-            sources[name] = read_text(file, TEMPLATE_BYTES)
+    with contextlib.suppress(FileNotFoundError):
+        sources["default"] = read_text(path / "chat_template.jinja", TEMPLATE_BYTES)
+    if not sources:
+        sources = _configured_templates(config)
+    for file in sorted((path / "additional_chat_templates").glob("*.jinja")):
+        sources[file.stem] = read_text(file, TEMPLATE_BYTES)
+    if not sources:
+        sources = _configured_templates(_read_json(path / "chat_template.json"))
     return sources
+
+
+def _configured_templates(config: dict[str, Any]) -> dict[str, str]:
+    """The key chat_template: a text, or a list of texts with names ("default", "tool_use")."""
+    template = config.get("chat_template")
+    if isinstance(template, str):
+        return {"default": template}
+    return {
+        str(entry.get("name", "default")): entry["template"]
+        for entry in (template if isinstance(template, list) else [])
+        if isinstance(entry, dict) and isinstance(entry.get("template"), str)
+    }
 
 
 def _eos_token_ids(path: Path, backend: tokenizers.Tokenizer, eos_token: str | None) -> set[int]:

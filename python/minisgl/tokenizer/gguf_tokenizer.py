@@ -50,16 +50,23 @@ def tokenizer_from_metadata(metadata: Metadata, *, chat_template: str | None = N
             f"tokenizer model {kind[:80]!r} is not supported ('gpt2' and 'llama' are)."
         )
     _mark_added_tokens(backend, vocabulary)
-    template = chat_template or field(metadata, "tokenizer.chat_template", str, "")
+    sources = {"default": chat_template} if chat_template else _chat_templates(metadata)
     return Tokenizer(
         backend,
         eos_token_ids=vocabulary.end_ids(),
-        chat_template=TemplateSource({"default": template}, vocabulary.named_tokens())
-        if template
-        else None,
+        chat_template=TemplateSource(sources, vocabulary.named_tokens()) if sources else None,
         fill_in_middle=vocabulary.fill_in_middle,
-        config={**vocabulary.named_tokens(), "chat_template": template or None},
+        config={**vocabulary.named_tokens(), "chat_template": sources.get("default")},
     )
+
+
+def _chat_templates(metadata: Metadata) -> dict[str, str]:
+    """Template text by name: "default", and others such as "tool_use"."""
+    key = "tokenizer.chat_template"
+    names = [name.removeprefix(key + ".") for name in metadata if name.startswith(key + ".")]
+    sources = {"default": field(metadata, key, str, "")}
+    sources |= {name: field(metadata, f"{key}.{name}", str, "") for name in names}
+    return {name: text for name, text in sources.items() if text}
 
 
 def _byte_level_bpe(metadata: Metadata, vocabulary: Vocabulary) -> tokenizers.Tokenizer:
@@ -90,7 +97,7 @@ def _sentencepiece_bpe(metadata: Metadata, vocabulary: Vocabulary) -> tokenizers
     from tokenizers import decoders, models, normalizers
 
     scores = list_field(metadata, "tokenizer.ggml.scores", float)
-    if len(scores) != len(vocabulary.tokens):
+    if len(scores) < len(vocabulary.tokens):
         raise ModelError(f"the file has {len(vocabulary.tokens)} tokens but {len(scores)} scores.")
     unknown = vocabulary.special_id("unknown")
     model = _bpe(

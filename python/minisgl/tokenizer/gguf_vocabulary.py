@@ -26,9 +26,10 @@ _ENDS = frozenset(
         "[e~[", "<\uff5cend\u2581of\u2581sentence\uff5c>",
     }
 )  # fmt: skip
-# This one ends a generation where it is a control token; elsewhere (Qwen, Gemma) it is a bit of
-# HTML that a model may write.
-_CONTROL_END = "</s>"
+# This one is an end, too, unless it is a tag of HTML that the model writes, as Gemma does, whose
+# vocabularies have it as a user-defined token: there llama.cpp ends in the middle of a page. In
+# byte-level vocabularies (Qwen's) no text becomes it, and none shall: it keeps its type.
+_SENTENCE_END = "</s>"
 # What follows a piece of code that was filled in, by the key of its id.
 _FILL_ENDS: Mapping[str, tuple[str, ...]] = {
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
@@ -59,11 +60,11 @@ class Vocabulary:
         if len(self.ids) != len(self.tokens):
             raise ModelError("the vocabulary has a token twice.")
         self.types: list[int] = list_field(metadata, "tokenizer.ggml.token_type", int)
-        if self.types and len(self.types) != len(self.tokens):
+        if self.types and len(self.types) < len(self.tokens):
             raise ModelError(
                 f"the file has {len(self.tokens)} tokens but {len(self.types)} token types."
             )
-        self.types = self.types or [NORMAL] * len(self.tokens)
+        self.types = self.types[: len(self.tokens)] or [NORMAL] * len(self.tokens)
         self._metadata = metadata
         self._model = field(metadata, "tokenizer.ggml.model", str, "")
         self._ends = _ENDS - {"<|end|>"} if self._has_ends_of_messages() else _ENDS
@@ -113,7 +114,8 @@ class Vocabulary:
         for text in self._ends:
             if (token_id := self.ids.get(text)) is not None:
                 self.types[token_id] = CONTROL
-        for text in ("<|end|>", *itertools.chain(*_FILL_ENDS.values())):
+        sentence_end = [_SENTENCE_END] if self._model == "llama" else []
+        for text in ("<|end|>", *sentence_end, *itertools.chain(*_FILL_ENDS.values())):
             token_id = self.ids.get(text)
             if token_id is not None and self.types[token_id] == NORMAL:
                 self.types[token_id] = CONTROL
@@ -152,8 +154,8 @@ class Vocabulary:
         """All tokens that end a generation, as llama.cpp has them."""
         ends = {self.special_id(name) for name in ("eos", "eot", "eom")}
         ends |= {self.ids.get(text) for text in self._ends}
-        token_id = self.ids.get(_CONTROL_END)
-        if token_id is not None and self.types[token_id] == CONTROL:
+        token_id = self.ids.get(_SENTENCE_END)
+        if token_id is not None and self.types[token_id] != USER_DEFINED:
             ends.add(token_id)
         for key, names in _FILL_ENDS.items():
             named = self.special_id(key)

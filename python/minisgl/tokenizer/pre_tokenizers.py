@@ -70,8 +70,9 @@ _FAMILIES: tuple[tuple[PreTokenization, str], ...] = (
     ),
     (
         PreTokenization((r"\p{N}", _GPT2)),
-        "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
+        "smollm starcoder refact codeshell exaone minerva-7b mellum2",
     ),
+    (PreTokenization((r"\p{N}", _GPT2), nfc=True), "command-r"),
     (
         PreTokenization((_LLAMA3,), ignore_merges=True, add_bos=True),
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from minisgl.tokenizer.fill_in_middle import find_fill_in_middle
 from minisgl.tokenizer.stop_strings import StopStrings
+from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
 from minisgl.tokenizer.token_bytes import TokenBytes, decoder_kind
 from minisgl.tokenizer.token_floor import TokenFloor
 
 if TYPE_CHECKING:
     import tokenizers
-
-    from minisgl.tokenizer.template_source import TemplateSource
 
 NUM_STOP_STRINGS_KEPT = 16  # requests' lists of them, each at most 64 kB of text
 
@@ -102,6 +101,21 @@ class Tokenizer:
     def _make_stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
         special = (self._all_bytes[token_id] for token_id in self.special_token_ids)
         return StopStrings(stop, [data.decode("utf-8", "replace") for data in special])
+
+    def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """The prompt of a conversation: encode it with add_special_tokens=False.
+
+        The template runs in this process, without limits of time and memory, which is for models
+        that are trusted: server and LLM render in another (text/template_client.py). `options` are
+        ChatTemplate.render's. ChatTemplateError when the model has no template, or it has an error
+        or refuses the messages.
+        """
+        from minisgl.tokenizer.chat_template import ChatTemplate
+
+        if self.chat_template is None:
+            raise ChatTemplateError("this model has no chat template")
+        template = ChatTemplate(self.chat_template.texts, self.chat_template.special_tokens)
+        return template.render(messages, **options)
 
     def byte_table(self, skip_special_tokens: bool) -> TokenBytes:
         """The bytes of each token id; special tokens have none with `skip_special_tokens`."""

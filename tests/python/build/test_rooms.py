@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {"_native", "config", "environment"},
     "layers": {"_native", "distributed"},
     "kernel": {"_native", "distributed"},
+    "model_source": {"model_files"},
     "model_files": {"children", "environment", "sampling_params"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.

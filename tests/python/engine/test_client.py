@@ -243,6 +243,7 @@ async def test_an_engine_is_restarting_as_soon_as_its_end_is_known(
     with pytest.raises(EngineUnavailable) as refusal:
         client.submit([1], params())
     assert refusal.value.state == "restarting"
+    assert client.phase == "ending the engine that died"
 
 
 async def test_a_request_that_is_aborted_while_the_engine_loads_again_is_over(

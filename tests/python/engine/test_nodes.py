@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from minisgl.engine import nodes
+from minisgl.engine.host_ranks import HostRanks
+from minisgl.engine.launcher import RankEvents
 from minisgl.engine.nodes import NodeHub
-from minisgl.ipc.messages import Alive
-from minisgl.ipc.node_link import FromNode, NodeLink, NodeLinkError, RankEnd, connect_to_server
+from minisgl.ipc.messages import Alive, EngineInfo, EngineOptions, Place, Ready
+from minisgl.ipc.node_link import (
+    FromNode,
+    NodeLink,
+    NodeLinkError,
+    RankEnd,
+    RankGone,
+    RankWord,
+    StartRanks,
+    connect_to_server,
+)
 
+OPTIONS = EngineOptions(model_path="a model")
 SECRET = "a secret of more than sixteen characters"
 
 
@@ -20,6 +35,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 async def read_all(link: NodeLink) -> None:
@@ -86,3 +106,42 @@ async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
         await hub.close()
         for link in links:
             link.close()
+
+
+async def test_what_the_ranks_of_another_host_say_and_become_is_told() -> None:
+    told: list[tuple[Any, ...]] = []
+    events = RankEvents(
+        message=lambda rank, message: told.append((rank, message)),
+        gone=lambda rank: told.append((rank, "gone")),
+        end=lambda rank, how: told.append((rank, how)),
+        host_lost=lambda ranks, reason: told.append((*ranks, reason)),
+    )
+    port = free_port()
+    hub = NodeHub("127.0.0.1", port, SECRET, 2)
+    await hub.open()
+    ranks = HostRanks(hub, (sys.executable, "-c", "import time; time.sleep(60)"), events)
+    link = await connect_to_server("127.0.0.1", port, SECRET, 1)
+    try:
+        await ranks.start(OPTIONS, [Place(rank=rank, size=2, name="group") for rank in (0, 1)])
+        while not isinstance(message := await link.receive_from_server(), StartRanks):
+            pass
+        assert [place.rank for place in message.places] == [1]
+        for word in (
+            RankWord("group", 1, Ready(EngineInfo(vocab_size=5, max_model_len=5))),
+            RankGone("an earlier group", 1),
+            RankGone("group", 0),  # which is another host's
+            RankGone("group", 1),
+            RankEnd("group", 1, "was killed"),
+        ):
+            link.send(word)
+        link.close()
+        await asyncio.wait_for(until(lambda: len(told) == 4), 20)
+        assert told == [
+            (1, Ready(EngineInfo(vocab_size=5, max_model_len=5))),
+            (1, "gone"),
+            (1, "was killed"),
+            (1, "host 1 was lost: the peer closed the connection"),
+        ]
+    finally:
+        await ranks.close()
+        await hub.close()

@@ -196,7 +196,7 @@ def slow_index() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_installer_ends_with_this_process(
     cache: Path, tmp_path: Path, slow_index: str, number: signal.Signals
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -45,6 +46,13 @@ def test_a_revision_of_what_has_none(folder: Path, tmp_path: Path) -> None:
     for model in (str(folder), str(gguf(tmp_path / "m.gguf")), None):
         with pytest.raises(ModelError, match="--revision main is for a Hugging Face id"):
             resolve_model(model, revision="main")
+
+
+def test_the_module_of_the_first_version() -> None:
+    from minisgl import model_source
+
+    assert model_source.resolve_model is resolve_model
+    assert model_source.ModelError is ModelError
 
 
 def test_a_relative_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +187,9 @@ def test_names_that_are_nothing(name: str) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Hugging Face's downloads, replaced: `result` is returned or raised, `calls` are noted."""
+    """Hugging Face's downloads, replaced: `result` is returned or raised, `calls` are noted,
+    and `files` are what a repository lists.
+    """
     state: dict[str, Any] = {"calls": [], "result": None, "files": []}
 
     def download(*args: Any, **options: Any) -> Any:
@@ -188,15 +198,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise state["result"]
         return state["result"]
 
-    def list_files(*args: Any, **options: Any) -> list[str]:
+    def info(*args: Any, **options: Any) -> Any:
         if isinstance(state["files"], Exception):
             raise state["files"]
-        files: list[str] = state["files"]
-        return files
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f) for f in state["files"]])
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_files)
+    monkeypatch.setattr(huggingface_hub, "model_info", info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     return state
 
 
@@ -214,27 +222,36 @@ def test_a_hub_id(hub: dict[str, Any], folder: Path) -> None:
     assert not any("safetensors" in pattern for pattern in options["allow_patterns"])
 
 
+def downloads(hub: dict[str, Any]) -> list[list[str]]:
+    """The files of each download so far, which is forgotten."""
+    calls = [options["allow_patterns"] for _, options in hub["calls"]]
+    hub["calls"].clear()
+    return calls
+
+
 def test_a_gguf_file_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:
-    hub["result"] = str(gguf(tmp_path / "x.Q8_0.gguf"))
-    assert resolve_model("org/repo/x.Q8_0.gguf").name == "x.Q8_0"
-    assert hub["calls"][0][0] == ("org/repo", "x.Q8_0.gguf")
+    gguf(tmp_path / "x.Q8_0.gguf")
+    hub["result"] = str(tmp_path)
+    assert resolve_model("org/repo/x.Q8_0.gguf", revision="v2").name == "x.Q8_0"
+    assert hub["calls"][0][0] == ("org/repo",)
+    assert hub["calls"][0][1]["revision"] == "v2"
+    assert downloads(hub) == [["x.Q8_0.gguf"]]
+    assert refusal("org/repo/y.gguf").startswith("org/repo has no file 'y.gguf'")
 
 
 def test_a_gguf_file_on_the_hub_by_its_quantisation(hub: dict[str, Any], tmp_path: Path) -> None:
-    hub["result"] = str(gguf(tmp_path / "x-Q4_K_M.gguf"))
-    hub["files"] = [
-        "README.md",
-        "x-Q4_K_M.gguf",
-        "x-Q8_0.gguf",
-        "mmproj-x.gguf",
-        "UD/x-UD-Q4_K_XL.gguf",
-    ]
+    (tmp_path / "UD").mkdir()
+    hub["result"] = str(tmp_path)
+    hub["files"] = ["x-Q4_K_M.gguf", "x-Q8_0.gguf", "UD/x-UD-Q4_K_XL.gguf"]
+    for file in hub["files"]:
+        gguf(tmp_path / file)
+    hub["files"] += ["README.md", "mmproj-x.gguf"]
     for model in ("org/repo:Q4_K_M", "hf.co/org/repo:q4_k_m", "org/repo:x-Q4_K_M.gguf"):
-        hub["calls"].clear()
-        assert resolve_model(model, revision="main").name == "x-Q4_K_M"
-        assert hub["calls"] == [(("org/repo", "x-Q4_K_M.gguf"), {"revision": "main"})]
-    resolve_model("org/repo:UD-Q4_K_XL")
-    assert hub["calls"][-1][0] == ("org/repo", "UD/x-UD-Q4_K_XL.gguf")
+        path = tmp_path / "x-Q4_K_M.gguf"
+        assert resolve_model(model, revision="main") == ModelFiles(str(path), "x-Q4_K_M")
+        assert downloads(hub) == [["x-Q4_K_M.gguf"]]
+    assert resolve_model("org/repo:UD-Q4_K_XL").name == "x-UD-Q4_K_XL"
+    assert downloads(hub) == [["UD/x-UD-Q4_K_XL.gguf"]]
     choice = "name one of org/repo:UD-Q4_K_XL, org/repo:Q4_K_M, org/repo:Q8_0."
     assert refusal("org/repo:Q5_0") == f"org/repo has no .gguf file called 'Q5_0': {choice}"
     hub["files"] = ["README.md"]
@@ -246,30 +263,32 @@ def test_a_gguf_file_on_the_hub_by_its_quantisation(hub: dict[str, Any], tmp_pat
 
 def test_a_repository_of_gguf_files(hub: dict[str, Any], tmp_path: Path) -> None:
     """Its snapshot has nothing of the usual, at most a config.json."""
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    hub["result"] = str(snapshot)
+    hub["result"] = str(tmp_path)
     hub["files"] = ["x-Q4_K_M.gguf", "x-Q8_0.gguf", "a/other.gguf", "b/x-Q8_0.gguf"]
     choice = "org/repo/a/other.gguf, org/repo/b/x-Q8_0.gguf, org/repo:Q4_K_M, org/repo/x-Q8_0.gguf."
     assert refusal("org/repo") == f"org/repo has several .gguf files: name one of {choice}"
     hub["files"] = [f"x-{number}.gguf" for number in range(100)]
     assert refusal("org/repo").endswith("org/repo/x-44.gguf and 60 more.")
-    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
     hub["files"] = []
     assert "has no *.safetensors weights" in refusal("org/repo")
+    hub["files"] = ["x-Q8_0.gguf"]
+    gguf(tmp_path / "x-Q8_0.gguf")
+    assert resolve_model("org/repo").name == "x-Q8_0"
 
 
 def test_parts_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:
     names = [f"x-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    (tmp_path / "q8").mkdir()
     for name in names:
         gguf(tmp_path / name)
-    hub["result"] = str(tmp_path / names[0])
+        gguf(tmp_path / "q8" / name)
+    hub["result"] = str(tmp_path)
     hub["files"] = [*reversed(names), "x-Q4_0.gguf"]
-    model = ModelFiles(hub["result"], "x-Q8_0")
     for named, folder in ((f"/{names[1]}", ""), (f"/q8/{names[1]}", "q8/"), (":Q8_0", "")):
-        hub["calls"].clear()
+        model = ModelFiles(str(tmp_path / folder / names[0]), "x-Q8_0")
         assert resolve_model("org/repo" + named) == model
-        assert [args for args, _ in hub["calls"]] == [("org/repo", folder + name) for name in names]
+        assert downloads(hub) == [[folder + name for name in names]]
 
 
 def test_a_gguf_repository_without_a_network(hub: dict[str, Any], tmp_path: Path) -> None:
@@ -278,6 +297,7 @@ def test_a_gguf_repository_without_a_network(hub: dict[str, Any], tmp_path: Path
     gguf(tmp_path / "x-Q4_0.gguf")
     hub["files"] = errors.OfflineModeIsEnabled("offline")
     hub["result"] = str(tmp_path)
+    assert resolve_model("org/repo:Q8_0").name == "x-Q8_0"
     assert "name one of org/repo:Q4_0, org/repo:Q8_0." in refusal("org/repo:Q5_0")
     hub["result"] = errors.LocalEntryNotFoundError("nothing")
     assert "can't be reached" in refusal("org/repo:Q5_0")

@@ -83,8 +83,10 @@ def interpreter(folder: Path) -> Path:
         paths = dict.fromkeys([sysconfig.get_path("purelib"), *sys.path])
         here = [path for path in paths if path.endswith("site-packages")]
         (own / "packages_of_the_tests.pth").write_text("\n".join(here))
-    if subprocess.run([str(python), "-c", "import lm_eval"], capture_output=True).returncode:
-        wanted = f"lm_eval[api]=={VERSION}"
+    if subprocess.run(
+        [str(python), "-c", "import lm_eval, accelerate"], capture_output=True
+    ).returncode:
+        wanted = f"lm_eval[api,hf]=={VERSION}"
         subprocess.run([str(python), "-m", "pip", "install", "-q", wanted], check=True)
     return python
 

@@ -28,7 +28,8 @@ def gauges(port: int) -> dict[str, float]:
         text = connection.getresponse().read().decode()
     finally:
         connection.close()
-    samples = re.findall(r'^minisgl:(\w+){model_name="[^"]*"} (\S+)$', text, re.MULTILINE)
+    labels = r'{(?:engine="0",)?model_name="[^"]*"(?:,engine="0")?}'
+    samples = re.findall(rf"^minisgl:(\w+){labels} (\S+)$", text, re.MULTILINE)
     return {name: float(value) for name, value in samples}
 
 

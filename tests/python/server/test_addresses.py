@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minisgl.config import OptionError, ServerArgs
 from minisgl.server.addresses import Listener, ListenError, open_listener, read_api_keys
@@ -31,10 +31,10 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(listener: Listener) -> AsyncIterator[Listener]:
+async def serving(listener: Listener, app: ASGIApp = hello) -> AsyncIterator[Listener]:
     listener.listen()
     stop = asyncio.Event()
-    task = asyncio.create_task(serve_http(hello, listener, stop.wait))
+    task = asyncio.create_task(serve_http(app, listener, stop.wait))
     try:
         yield listener
     finally:
@@ -203,14 +203,31 @@ def test_more_connections_than_files() -> None:
 
 
 async def test_connections_beyond_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """One more takes the place of an idle one; where all are at work it is refused."""
+    go_on = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/slow":
+            await go_on.wait()
+        await hello(scope, receive, send)
+
     listener = Listener.bind("127.0.0.1", 0)
     listener.max_connections = 3
-    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-    async with serving(listener):
+    slow_request, request = (
+        b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path for path in (b"/slow", b"/")
+    )
+    async with serving(listener, slow):
         held = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(3)]
-        for reader, writer in held:
-            writer.write(request)
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        for (_, writer), data in zip(held, (slow_request, request, b"GET / H"), strict=True):
+            writer.write(data)
+        assert (await held[1][0].readuntil(b"http\r\n0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        for _ in range(2):  # the places of the idle ones
+            held.append(await asyncio.open_connection("127.0.0.1", listener.port))
+            held[-1][1].write(slow_request)
+            await asyncio.sleep(0.05)
+        for reader, _ in held[1:3]:
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
         for _ in range(20):
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             answer = await asyncio.wait_for(reader.read(), 5)
@@ -219,16 +236,13 @@ async def test_connections_beyond_the_limit(caplog: pytest.LogCaptureFixture) ->
             assert b"retry-after: 1\r\n" in answer.lower()
             writer.close()
         assert [record.getMessage() for record in caplog.records] == [
-            "all 3 connections (--max-connections) are taken: further ones are answered with 503 "
-            "(1 until now)"
+            "all 3 connections (--max-connections) have requests under way: further ones are "
+            "answered with 503 (1 until now)"
         ]
-        held[0][1].close()
-        while True:  # until the server has seen it
-            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-            writer.write(request)
+        go_on.set()
+        for reader, writer in (held[0], *held[3:]):
             head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
+            assert head == b"HTTP/1.1 200 OK\r\n"
             writer.close()
-            if b" 200 " in head:
-                break
         for _, writer in held:
             writer.close()

@@ -297,6 +297,10 @@ async def test_a_text_with_a_gap(server: Server) -> None:
         [TURN, *b"ab", END, *b"cd", TURN],
         [TURN, *b"ba", END, *b"cd", TURN],
     ]
+    for prompt in ("ab", [98, 97]):
+        answer = await server.complete(prompt, suffix="long " * 10000)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
     for fields in ({"echo": True}, {"truncate_prompt_tokens": 2}):
         answer = await server.complete("ab", suffix="cd", **fields)
         assert answer.status_code == 400

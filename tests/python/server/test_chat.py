@@ -164,6 +164,8 @@ async def test_fields_without_effect_are_accepted(server: Server) -> None:
         stop=None,
     )
     assert answer.status_code == 200, answer.text
+    answer = await server.chat(user=5, store="yes", metadata=["a"], prediction="b")
+    assert answer.status_code == 200, answer.text
 
 
 async def test_messages_of_all_roles(server: Server) -> None:

@@ -182,6 +182,31 @@ def test_nothing_is_left_of_any_connection(walks: Walks, request: pytest.Fixture
     assert left == []
 
 
+async def test_what_a_client_sent_before_it_left_is_not_read_to_its_end(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiny chunks cost a thousand times what they cost to send."""
+    handled = 0
+    add_body = Call.add_body
+
+    def count(call: Call, data: bytes) -> None:
+        nonlocal handled
+        handled += 1
+        add_body(call, data)
+
+    monkeypatch.setattr(Call, "add_body", count)
+    async with start_server() as server:
+        await asyncio.sleep(0.1)  # its own tasks have begun
+        before = len(asyncio.all_tasks())
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:  # the loop stands still
+            raw.sendall(b"POST /v1/completions" + CHUNKED + b"1\r\na\r\n" * 8000)
+        end = asyncio.get_running_loop().time() + 5
+        while len(asyncio.all_tasks()) > before or not handled:
+            assert asyncio.get_running_loop().time() < end
+            await asyncio.sleep(0.01)
+        assert handled < 1000
+
+
 async def flood(client: FakeClient, stream: TokenStream) -> None:
     while not stream.finished:
         stream.deliver(output(stream, [ord("x")] * 50_000))

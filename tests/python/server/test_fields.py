@@ -60,11 +60,11 @@ def test_what_would_change_the_answer_is_refused(name: str) -> None:
     assert name in refused.value.message
 
 
-def test_a_flag_is_no_number() -> None:
-    with pytest.raises(ApiError):
-        read({"length_penalty": True})
-    with pytest.raises(ApiError):
-        read({"use_beam_search": 0})
+def test_neutral_values_as_clients_write_them() -> None:
+    read({"length_penalty": 1, "use_beam_search": 0, "priority": 0.0, "include_reasoning": 1})
+    for name, value in (("length_penalty", 1.5), ("use_beam_search", 1), ("modalities", ["audio"])):
+        with pytest.raises(ApiError):
+            read({name: value})
 
 
 @pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest])

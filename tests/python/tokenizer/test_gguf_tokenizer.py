@@ -18,7 +18,6 @@ from minisgl.tokenizer import load_tokenizer
 from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from minisgl.tokenizer.gguf_tokenizer import merges_from_scores
 from minisgl.tokenizer.pre_tokenizers import PRE_TOKENIZATIONS, pre_tokenization
-from tests.python.tokenizer.rendering import render
 from tests.python.tokenizer.vocabularies import (
     BYTE,
     CONTROL,
@@ -80,7 +79,7 @@ def test_default_model_equals_transformers(default_gguf: Path) -> None:
         ids = [source.randrange(ours.vocab_size) for _ in range(source.randrange(20))]
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    assert render(ours, messages) == theirs.apply_chat_template(
+    assert ours.render_chat(messages) == theirs.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )
     assert ours.vocab_size == 49152
@@ -244,8 +243,9 @@ def test_no_text_is_lost_between_words(name: str) -> None:
         assert "".join(text[begin:end] for begin, end in dict.fromkeys(spans)) == text
 
 
-def test_composed_text_where_the_family_wants_it(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "model.gguf", byte_level_fields(ggml__pre="qwen2"))
+@pytest.mark.parametrize("pre", ["qwen2", "command-r"])
+def test_composed_text_where_the_family_needs_it(tmp_path: Path, pre: str) -> None:
+    path = write_gguf(tmp_path / "model.gguf", byte_level_fields(ggml__pre=pre))
     assert load_tokenizer(str(path)).decode(load_tokenizer(str(path)).encode("e\u0301")) == "é"
 
 
@@ -313,8 +313,13 @@ def test_chat_template_of_the_file_and_of_the_user(tmp_path: Path) -> None:
     fields = byte_level_fields(chat_template="{{ bos_token }}{{ messages[0].content }}")
     path = str(write_gguf(tmp_path / "model.gguf", fields))
     messages = [{"role": "user", "content": "hi"}]
-    assert render(load_tokenizer(path), messages) == "<|endoftext|>hi"
-    assert render(load_tokenizer(path, chat_template="mine"), messages) == "mine"
+    assert load_tokenizer(path).render_chat(messages) == "<|endoftext|>hi"
+    assert load_tokenizer(path, chat_template="mine").render_chat(messages) == "mine"
+    fields["chat_template.tool_use"] = "tools"
+    path = str(write_gguf(tmp_path / "tools.gguf", fields))
+    assert load_tokenizer(path).render_chat(messages) == "<|endoftext|>hi"
+    assert load_tokenizer(path).render_chat(messages, tools=[{}]) == "tools"
+    assert load_tokenizer(path, chat_template="mine").render_chat(messages, tools=[{}]) == "mine"
 
 
 @pytest.mark.parametrize(

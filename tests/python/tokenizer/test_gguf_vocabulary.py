@@ -101,10 +101,17 @@ def test_a_named_id_is_the_only_one_of_its_kind() -> None:
     assert ends(control("<x>", "<|fim_pad|>"), fim_pad="<x>") == {"<x>"}
 
 
-def test_struck_out_text_is_no_end() -> None:
-    """Qwen and Gemma have "</s>" in their vocabularies, which closes a tag of HTML."""
-    assert ends({"</s>": CONTROL}) == {"</s>"}
-    assert ends({"</s>": NORMAL}) == ends({"</s>": USER_DEFINED}) == set()
+def test_the_end_of_a_sentence_that_is_also_a_tag_of_html() -> None:
+    for kind in ("llama", "gpt2"):
+        made = vocabulary({"<unk>": UNKNOWN, "</s>": CONTROL}, kind, eos="<unk>")
+        assert made.end_ids() == {3, 4}
+        made = vocabulary({"<unk>": UNKNOWN, "</s>": USER_DEFINED}, kind, eos="<unk>")
+        assert made.end_ids() == {3}  # Gemma writes it
+        assert made.types[4] == USER_DEFINED
+        made = vocabulary({"<unk>": UNKNOWN, "</s>": NORMAL}, kind, eos="<unk>")
+        assert made.end_ids() == {3, 4}
+        # Qwen's text "</s>" is three tokens, as in its own tokenizer.json.
+        assert made.types[4] == (CONTROL if kind == "llama" else NORMAL)
 
 
 def test_an_end_with_the_type_of_text_is_special(tmp_path: Path) -> None:
@@ -153,6 +160,12 @@ def test_an_id_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == [
         "the file's tokenizer.ggml.eos_token_id is 99, but its vocabulary has 4 tokens: 2 is taken"
     ]
+
+
+def test_more_types_than_tokens() -> None:
+    types = [NORMAL, CONTROL, USER_DEFINED]
+    metadata = {"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.token_type": types}
+    assert Vocabulary(metadata).types == [NORMAL, CONTROL]
 
 
 def test_empty_tokens_are_told_apart() -> None:

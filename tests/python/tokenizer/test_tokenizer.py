@@ -8,6 +8,8 @@ from tokenizers import decoders, models
 
 from minisgl.model_files.files import ModelError
 from minisgl.tokenizer import Tokenizer
+from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
+from tests.python.tokenizer.vocabularies import byte_level_bpe
 
 
 def test_token_bytes_put_together_are_the_text(byte_level: Tokenizer) -> None:
@@ -41,6 +43,16 @@ def test_lone_surrogates_are_refused(byte_level: Tokenizer) -> None:
         byte_level.encode("ab\udc00")
     with pytest.raises(ValueError, match="text must be a string, got int"):
         byte_level.encode(3)  # type: ignore[arg-type]
+
+
+def test_render_chat(byte_level: Tokenizer) -> None:
+    source = TemplateSource(
+        {"default": "{{ bos_token }}{{ messages[0].content }}"}, {"bos_token": "<"}
+    )
+    tokenizer = Tokenizer(byte_level_bpe(), chat_template=source)
+    assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "<hi"
+    with pytest.raises(ChatTemplateError, match="no chat template"):
+        byte_level.render_chat([])
 
 
 @pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.BPEDecoder()])
