@@ -36,6 +36,7 @@ from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
 
 _TICKS = 8  # that a deadline is made of
 _BUFFER_BYTES = 2**20
+_END_SECONDS = 3.0  # asyncio may not tell of the end before it has read what was sent
 
 logger = logging.getLogger(__name__)
 
@@ -317,7 +318,9 @@ class _Child:
             self._process.kill()
 
     async def end(self) -> None:
-        """Ends it and waits for its end."""
+        """Ends it, waits for its end, and closes the pipes, whatever of an answer is in them."""
         self.kill()
         self._to.close()
-        await self._process.wait()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _END_SECONDS)
+        self._process._transport.close()  # type: ignore[attr-defined]
