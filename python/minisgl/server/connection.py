@@ -21,7 +21,8 @@ from typing import Any
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.config import Config
 
-from minisgl.server.http1 import Http1, HttpSettings
+from minisgl.server.http1 import Http1
+from minisgl.server.wire import HttpSettings
 
 READ_BYTES = 2**16
 WRITE_TIMEOUT_S = 120.0  # a client that takes no byte for that long is given up

@@ -10,27 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 import re
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Protocol
 from urllib.parse import unquote
 from wsgiref.handlers import format_date_time
 
 import h11
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import Scope
 
+from minisgl.server.call import Call
 from minisgl.server.errors import ApiError
-from minisgl.server.http import CHUNK_EXTENSION
+from minisgl.server.wire import Wire
 
 KEEP_ALIVE_S = 75.0  # longer than the pools of common clients keep a connection
 MAX_HEAD = 2**14  # bytes
-# Bytes of a body that the application hasn't taken yet, and of requests that follow the one under
-# way: the client waits where there are more.
-MAX_UNREAD = 2**16
+# Bytes of requests that follow the one under way: the client waits where there are more.
 MAX_AHEAD = 2**16
 # Events of h11 that are handled at once: one-byte chunks make ten thousand of what one read brings.
 EVENTS_PER_TURN = 256
@@ -45,8 +41,6 @@ _REFUSALS = {
     501: ("This transfer coding is not supported.", "unsupported_transfer_coding"),
 }
 
-logger = logging.getLogger("minisgl.http")
-
 
 class _Parsed(enum.Enum):
     """Why parsing stopped."""
@@ -54,55 +48,6 @@ class _Parsed(enum.Enum):
     ALL = "nothing more can be done with what is there"
     MORE = "other connections have their turn"
     BODY_UNREAD = "the application has to read first"
-
-
-@dataclass(frozen=True)
-class HttpSettings:
-    """What is the same for all connections."""
-
-    app: ASGIApp
-    head_timeout: float = 30.0  # seconds from a request's first byte to the end of its head
-
-
-class Wire(Protocol):
-    """The connection below. An address is (host, port), or None for a Unix socket's."""
-
-    settings: HttpSettings
-    scheme: str
-    client: tuple[str, int] | None
-    server: tuple[str, int] | None
-    # Held for each further turn of what one read brought: all connections together have one at a
-    # time, so that those with little to parse don't wait for those with much.
-    long_turns: asyncio.Lock
-
-    @property
-    def ending(self) -> bool:
-        """There is no next request."""
-        ...
-
-    def at_work(self) -> None:
-        """A request has begun."""
-        ...
-
-    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `work` in a task that the connection waits for."""
-        ...
-
-    async def write(self, data: bytes) -> None:
-        """Sends `data`. Waits while the client takes less than it is sent."""
-        ...
-
-    def write_soon(self, data: bytes) -> None:
-        """Sends `data`, which is little, without waiting."""
-        ...
-
-    def hung_up(self) -> bool:
-        """Whether the client has closed it, though not all that it sent has been read."""
-        ...
-
-    def close(self, *, linger: bool) -> None:
-        """Ends it once all is sent. `linger`: what the client sends is read for a while."""
-        ...
 
 
 class Http1:
@@ -333,111 +278,3 @@ class Http1:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class Call:
-    """A request and its answer: one run of the application."""
-
-    def __init__(self, http: Http1, connection: Wire, scope: Scope) -> None:
-        self._http = http
-        self._connection = connection
-        self._scope = scope
-        scope["extensions"] = {CHUNK_EXTENSION: {"send": self._send_chunk}}
-        self._has_no_body = scope["method"] == "HEAD"  # the answer
-        self._chunked = False  # the answer's body goes out in chunks
-        self._unsent = b""  # the answer's head, which goes out with what follows
-        self._started = False
-        self._ended = False  # nothing is sent any more
-        self._gone = False  # the client is
-        self._body = bytearray()  # what the application hasn't taken yet
-        self._complete = False  # all of the body is there
-        self._told_complete = False  # and the application knows
-        self._news = asyncio.Event()  # for the application
-        self._room = asyncio.Event()  # for the next part of the body
-
-    async def run(self) -> None:
-        """The application, whose failures end here."""
-        try:
-            await self._connection.settings.app(self._scope, self._receive, self._send)
-        except Exception:
-            logger.exception("the application failed")
-        self._http.abandoned(self)
-
-    @property
-    def full(self) -> bool:
-        """The application has enough to read."""
-        return len(self._body) >= MAX_UNREAD
-
-    def add_body(self, data: bytes) -> None:
-        """A part of the body."""
-        if not self._gone:
-            self._body += data
-            self._news.set()
-
-    async def wait_for_room(self) -> None:
-        """Waits until there is room for more of the body, or nobody takes it any more."""
-        while self.full:
-            self._room.clear()
-            await self._room.wait()
-
-    def complete_body(self) -> None:
-        """The body has had its last part."""
-        self._complete = True
-        self._news.set()
-
-    def disconnect(self) -> None:
-        """The client is gone: what it sent is nobody's, what it is sent may arrive or not."""
-        self._gone = True
-        self._body.clear()
-        self._news.set()
-        self._room.set()
-
-    def end(self) -> None:
-        """The answer is complete, or the connection has ended."""
-        self._ended = True
-        self.disconnect()
-
-    async def _receive(self) -> Message:
-        await self._http.continue_body()
-        while not self._gone:
-            if self._body or (self._complete and not self._told_complete):
-                body = bytes(self._body)
-                self._body.clear()
-                self._told_complete = self._complete
-                self._room.set()
-                return {"type": "http.request", "body": body, "more_body": not self._complete}
-            self._news.clear()
-            await self._news.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Message) -> None:
-        if self._ended:
-            return
-        if message["type"] == "http.response.start":
-            assert not self._started, "the answer has begun already"
-            self._started = True
-            status, headers = message["status"], list(message.get("headers", ()))
-            self._has_no_body = self._has_no_body or status in (204, 304)
-            head = self._http.response(status, headers)
-            self._unsent = self._http.encode(head)
-            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in self._unsent.lower()
-            return
-        data, self._unsent = self._unsent, b""
-        if (body := message.get("body", b"")) and not self._has_no_body:
-            data += self._http.encode(h11.Data(data=body))
-        last = not message.get("more_body", False)
-        if last:
-            data += self._http.encode(h11.EndOfMessage())
-        if data:
-            await self._connection.write(data)
-        if last:
-            self._http.finished(self)
-
-    async def _send_chunk(self, data: bytes) -> None:
-        """Sends a part of the body, which isn't empty and not the last, as its message would be:
-        h11's state stays as it is while a body is being sent, and a chunk's frame is its length.
-        """
-        if self._chunked and not self._unsent and not self._ended:
-            await self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
-        else:
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})

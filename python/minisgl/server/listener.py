@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from minisgl.server.addresses import BACKLOG, Listener
 from minisgl.server.connection import Connection, Connections, HttpConfig
-from minisgl.server.http1 import HttpSettings
+from minisgl.server.wire import HttpSettings
 
 GRACEFUL_SECONDS = 3  # for responses that are still being written at the end
 HANDSHAKE_SECONDS = 10  # of TLS

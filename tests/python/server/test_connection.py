@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from minisgl.server import call, http1
 from minisgl.server import connection as server_connection
-from minisgl.server import http1
 from minisgl.server.addresses import Listener
+from minisgl.server.call import Call
 from minisgl.server.connection import Connection
 from minisgl.server.http import Exchange
-from minisgl.server.http1 import Call, Http1
+from minisgl.server.http1 import Http1
 from minisgl.server.listener import serve_http
 from tests.python.server.conftest import Server, StartServer, running
 from tests.python.server.fake_engine import FakeClient, TokenStream, endless, output
@@ -140,7 +141,7 @@ def walks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(server_connection, "WRITE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(server_connection, "STALL_CHECK_S", 0.02)
     monkeypatch.setattr(server_connection, "LINGER_S", 0.1)
-    monkeypatch.setattr(http1, "MAX_UNREAD", 1000)
+    monkeypatch.setattr(call, "MAX_UNREAD", 1000)
     monkeypatch.setattr(http1, "MAX_AHEAD", 1000)
     timeout = 100.0
     if request.param == "short":
