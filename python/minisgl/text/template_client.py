@@ -36,7 +36,7 @@ from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
 
 _TICKS = 8  # that a deadline is made of
 _BUFFER_BYTES = 2**20
-_END_SECONDS = 3.0  # asyncio may not tell of the end before it has read what was sent
+_END_SECONDS = 3.0  # for the kernel to end what was killed
 
 logger = logging.getLogger(__name__)
 
@@ -320,7 +320,6 @@ class _Child:
     async def end(self) -> None:
         """Ends it, waits for its end, and closes the pipes, whatever of an answer is in them."""
         self.kill()
-        self._to.close()
+        self._process._transport.close()  # type: ignore[attr-defined]
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._process.wait(), _END_SECONDS)
-        self._process._transport.close()  # type: ignore[attr-defined]
