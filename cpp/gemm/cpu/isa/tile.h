@@ -10,13 +10,15 @@
 
 namespace minisgl::MINISGL_ISA {
 
-// How far ahead of a single row's arithmetic weights are asked for.
-constexpr std::int64_t prefetch_bytes = 2048;
+// How far ahead of a single row's arithmetic weights are asked for, in all streams of a tile together. Nearer is slower
+// where the processor doesn't read ahead by itself across pages; farther, lines might leave the first-level cache
+// before their turn.
+constexpr int prefetch_bytes = 8192;
 
-template <int bytes>
+template <int bytes, int distance>
 inline void prefetch_ahead(const std::byte* p) {
 #pragma GCC unroll 32
-  for (int offset = 0; offset < bytes; offset += 64) __builtin_prefetch(p + prefetch_bytes + offset, 0, 3);
+  for (int offset = 0; offset < bytes; offset += 64) __builtin_prefetch(p + distance + offset, 0, 3);
 }
 
 // Adds the bias and writes the first `count` lanes.
@@ -57,7 +59,7 @@ inline void multiply_tile(const KernelArgs& args, std::int64_t row, std::int64_t
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       const std::byte* first = weights + v * Lanes::groups * group_bytes;
-      if constexpr (rows == 1) prefetch_ahead<Format::block_bytes>(first);
+      if constexpr (rows == 1) prefetch_ahead<Format::block_bytes, prefetch_bytes / vectors>(first);
       Format::template multiply<Lanes, rows>(first, group_bytes, x, args.activation_stride, sums[v]);
     }
     weights += Format::block_bytes;
