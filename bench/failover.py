@@ -40,7 +40,7 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         time.sleep(self._delay)
-        ranks = sorted(self._server.children())  # started one after the other
+        ranks = self._server.ranks()
         self.killed_at = time.monotonic()
         os.kill(ranks[self._rank], signal.SIGKILL)
         while self._server.is_ready():

@@ -21,6 +21,8 @@ from typing import cast
 
 from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import (
+    ALIVE_SECONDS,
+    Alive,
     EngineInfo,
     EngineStats,
     Output,
@@ -41,6 +43,7 @@ async def main(link: ParentLink[ToRank]) -> int:
     log = Path(LOG)
     await link.inbox.get()  # the engine's options
     link.outbox.put_nowait(Ready(INFO))
+    pulse = asyncio.create_task(show_life(link))
     group: list[Submit] = []
     while not isinstance(message := await link.inbox.get(), Shutdown):
         if not isinstance(message, Submit):
@@ -52,7 +55,15 @@ async def main(link: ParentLink[ToRank]) -> int:
             partial = log.with_suffix(".partial")
             partial.write_bytes(array.array("d", times).tobytes())
             os.replace(partial, log)
+    pulse.cancel()
     return 0
+
+
+async def show_life(link: ParentLink[ToRank]) -> None:
+    """An engine that is silent between two groups would be started again."""
+    while True:
+        link.outbox.put_nowait(Alive())
+        await asyncio.sleep(ALIVE_SECONDS)
 
 
 async def answer(link: ParentLink[ToRank], group: list[Submit]) -> list[float]:

@@ -31,7 +31,7 @@ class RunningServer:
                 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", rollup, re.M)[1])  # type: ignore[index]
                 for name in ("Rss", "Pss")
             )
-            name = "server" if pid == self.pid else "engine"
+            name = "server" if pid == self.pid else "engine" if pid in self.ranks() else "template"
             found[f"{name} {pid}"] = (rss, pss)
         return found
 
@@ -52,6 +52,14 @@ class RunningServer:
     def is_ready(self) -> bool:
         """Whether GET /ready answers 200."""
         return _is_ready(int(self.url.rpartition(":")[2]))
+
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks, in their order: they are started one after the other."""
+        return sorted(
+            pid
+            for pid in self.children()
+            if b"minisgl.rank.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
 
     def children(self) -> list[int]:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()

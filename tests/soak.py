@@ -159,7 +159,7 @@ def held(server: ServerProcess, port: int) -> Held:
     to go.
     """
     until_idle(port)
-    (engine,) = server.children()
+    (engine,) = server.ranks()
     seen = []
     for _ in range(10):
         time.sleep(0.1)

@@ -1,11 +1,11 @@
 """The child's end of a child process: connect to the parent, end with it. See process.py for the
 other end.
 
-A child is started with the arguments TO FROM PARENT_PID. It connects to the two sockets of which it
-has inherited the descriptors TO and FROM, waits for the parent's first message, which configures
-it, and talks. Its terminal signals are the parent's business: SIGINT is ignored, SIGTERM from the
-parent ends it, by force after FORCED_END_SECONDS, and the kernel kills it when the parent dies:
-nothing that it holds is kept outside it.
+A child is started with the arguments TO FROM PARENT_PID. It connects to the two addresses, waits
+for the parent's first message, which configures it, and talks. Its terminal signals are the
+parent's business: SIGINT is ignored, SIGTERM from the parent ends it, by force after
+FORCED_END_SECONDS, and the kernel kills it when the parent dies: nothing that it holds is kept
+outside it.
 """
 
 from __future__ import annotations
@@ -44,11 +44,6 @@ class ParentLink(Generic[Inbound]):
     outbox: ZmqAsyncPushQueue[Any]
 
 
-def socket_address(descriptor: str) -> str:
-    """The address, for this process, of a socket of which it has a descriptor (O_PATH)."""
-    return f"ipc:///proc/self/fd/{descriptor}"
-
-
 def run_child(
     decoder: Decoder[Inbound],
     main: Callable[[ParentLink[Inbound]], Coroutine[Any, Any, int]],
@@ -61,7 +56,7 @@ def run_child(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start_child_logging()
-    if len(sys.argv) != 4 or not all(word.isdigit() for word in sys.argv[1:]):
+    if len(sys.argv) != 4 or not sys.argv[3].isdigit():
         print("this program can't be used alone: minisgl-serve starts it", file=sys.stderr)
         sys.exit(2)
     parent_pid = int(sys.argv[3])
@@ -102,9 +97,9 @@ async def _talk(
     main: Callable[[ParentLink[Inbound]], Coroutine[Any, Any, int]],
     on_malformed: Callable[[ZmqAsyncPushQueue[Any]], OnMalformed] | None,
 ) -> int:
-    outbox = ZmqAsyncPushQueue[Any](socket_address(sys.argv[2]), False, encode, context=context)
+    outbox = ZmqAsyncPushQueue[Any](sys.argv[2], False, encode, context=context)
     inbox = ZmqAsyncPullQueue(
-        socket_address(sys.argv[1]),
+        sys.argv[1],
         False,
         decoder,
         context=context,

@@ -1,9 +1,8 @@
 """The parent's end of a child process: start it, talk to it, notice its end, end it. See child.py
 for the other end.
 
-The two sockets have no name when the child starts: it inherits a descriptor of each and connects
-through /proc/self/fd. So nobody else can connect, and nothing is left behind however the processes
-end.
+The two sockets are abstract: they are no files, so that nothing is left behind however and whenever
+the processes end. Only processes of the same user can connect to them; see queues.py.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import zmq
@@ -22,7 +21,6 @@ from minisgl.children import child_environment
 from minisgl.ipc.messages import encode
 from minisgl.ipc.queues import Decoder, ZmqAsyncPullQueue, ZmqAsyncPushQueue
 
-MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 STOP_SECONDS = 3.0  # from the polite end to SIGTERM, and from there to SIGKILL
 
 Inbound = TypeVar("Inbound")
@@ -42,24 +40,6 @@ def describe_exit(status: int) -> str:
     return f"was killed by {name}{hint}"
 
 
-@contextlib.contextmanager
-def private_directory(*names: str) -> Iterator[str]:
-    """A directory (0700) for the moment in which sockets of these names are made, with a path short
-    enough for them. Its end needs no free file descriptor.
-    """
-    directory = tempfile.mkdtemp(prefix="minisgl-")
-    if len(os.fsencode(directory)) + max(map(len, names)) >= MAX_SOCKET_PATH:
-        os.rmdir(directory)
-        directory = tempfile.mkdtemp(prefix="minisgl-", dir="/tmp")
-    try:
-        yield directory
-    finally:
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{directory}/{name}")
-        os.rmdir(directory)
-
-
 class ChildProcess(Generic[Inbound]):
     """A running child. Made by spawn(); ended by stop() or kill(), then close().
 
@@ -71,32 +51,26 @@ class ChildProcess(Generic[Inbound]):
 
     def __init__(self, decoder: Decoder[Inbound]) -> None:
         """Raises OSError where there are no sockets to be had."""
-        zmq.Context.instance()  # its threads start before there is a directory
-        self._doors: list[int] = []  # descriptors of the two sockets, until the child has them
-        with (
-            private_directory("to", "from") as directory,
-            contextlib.ExitStack() as undo,
-        ):
+        name = f"ipc://@minisgl-{secrets.token_hex(16)}"
+        self._addresses = (f"{name}/to", f"{name}/from")
+        to_child, from_child = self._addresses
+        with contextlib.ExitStack() as undo:
             try:
-                self._push = ZmqAsyncPushQueue[Any](f"ipc://{directory}/to", True, encode)
+                self._push = ZmqAsyncPushQueue[Any](to_child, True, encode)
                 undo.callback(self._push.close, 0)
                 self._pull = ZmqAsyncPullQueue(
-                    f"ipc://{directory}/from", True, decoder, on_malformed=lambda data: self.kill()
+                    from_child, True, decoder, on_malformed=lambda data: self.kill()
                 )
-                undo.callback(self._pull.close, 0)
             except zmq.ZMQError as error:  # which is no OSError
                 raise OSError(error.errno, str(error)) from error
-            undo.callback(self._close_doors)
-            for name in ("to", "from"):
-                self._doors.append(os.open(f"{directory}/{name}", os.O_PATH | os.O_CLOEXEC))
             undo.pop_all()
 
     @classmethod
     async def spawn(
         cls, command: Sequence[str], decoder: Decoder[Inbound], pass_fds: Sequence[int] = ()
     ) -> ChildProcess[Inbound]:
-        """Starts `command TO FROM PARENT_PID`, with descriptors of the sockets. Raises OSError if
-        that isn't possible.
+        """Starts `command TO FROM PARENT_PID`, with the sockets' addresses. Raises OSError if that
+        isn't possible.
 
         The child has its own session, so that the terminal's Ctrl-C reaches the parent alone, and
         inherits nothing but standard output and error and the descriptors in `pass_fds`.
@@ -105,17 +79,16 @@ class ChildProcess(Generic[Inbound]):
         try:
             child._process = await asyncio.create_subprocess_exec(
                 *command,
-                *map(str, child._doors),
+                *child._addresses,
                 str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
-                pass_fds=(*pass_fds, *child._doors),
+                pass_fds=pass_fds,
                 env=child_environment(),
             )
         except BaseException:
             child.close()
             raise
-        child._close_doors()
         return child
 
     @property
@@ -174,8 +147,3 @@ class ChildProcess(Generic[Inbound]):
         """Closes the queues. The child must have ended."""
         self._push.close(0)
         self._pull.close(0)
-        self._close_doors()
-
-    def _close_doors(self) -> None:
-        while self._doors:
-            os.close(self._doors.pop())

@@ -1,16 +1,20 @@
 """One-way message queues between processes: ZeroMQ sockets with an encoder or a decoder. Never
 pickle.
 
-`create` binds the address, else the queue connects to it; either end may come first. Nothing is
-dropped in silence: PUSH and PULL have no high-water mark (what they may carry is bounded by who
-puts, see EngineClient), and PUB waits for a slow subscriber instead of skipping its messages.
-close() returns at once; what was put is still delivered for up to LINGER_MS while the context
-lives. A message that can't be decoded is logged and left out.
+`create` binds the address, else the queue connects to it; either end may come first. An abstract
+address (ipc://@NAME) is no file, and any process of the host could connect to it: those of other
+users are turned away.
+
+Nothing is dropped in silence: PUSH and PULL have no high-water mark (what they may carry is bounded
+by who puts, see EngineClient), and PUB waits for a slow subscriber instead of skipping its
+messages. close() returns at once; what was put is still delivered for up to LINGER_MS while the
+context lives. A message that can't be decoded is logged and left out.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -18,6 +22,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+ABSTRACT = "ipc://@"
 LINGER_MS = 1000
 PUB_HIGH_WATER_MARK = 65536  # messages a subscriber may lag behind before put() waits
 
@@ -52,6 +57,8 @@ def _set_up(socket: zmq.Socket[Any], addr: str, create: bool) -> None:
     if socket.type == zmq.SUB:
         socket.setsockopt(zmq.SUBSCRIBE, b"")
     if create:
+        if addr.startswith(ABSTRACT):
+            socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
         socket.bind(addr)
     else:
         socket.connect(addr)

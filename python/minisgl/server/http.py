@@ -190,6 +190,7 @@ async def _collect(receive: Receive, room: BodyRoom, max_bytes: int) -> bytes:
                 return bytes(body.removeprefix(codecs.BOM_UTF8))
     finally:
         room.used -= len(body)
+        body.clear()  # a traceback may keep this frame
 
 
 def _body_too_large(max_bytes: int) -> ApiError:

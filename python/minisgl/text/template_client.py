@@ -36,6 +36,7 @@ from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
 
 _TICKS = 8  # that a deadline is made of
 _BUFFER_BYTES = 2**20
+_END_SECONDS = 3.0  # for the kernel to end what was killed
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class _Fault(Exception):  # noqa: N818
 class _Job:
     """A conversation that waits."""
 
-    data: bytes  # the frame of its message
+    message: Render
     answer: asyncio.Future[str]
     latest: float  # when it is too late to begin, in the loop's time
 
@@ -93,7 +94,7 @@ class TemplateClient:
     async def spawn(self) -> None:
         """Starts the process before its template is known. Raises WorkerLost."""
         try:
-            self._child = await _Child.spawn(self._command)
+            self._child = await _Child.start(self._command)
             started = await _within(self._limits.start, self._child.receive())
             if not isinstance(started, Started):
                 raise _Fault("spoke before it was asked")
@@ -133,6 +134,8 @@ class TemplateClient:
         ChatTemplateError when the template refuses the messages or exceeds its limits, ValueError
         for what is no Unicode text, TextQueueFull, WorkerLost.
         """
+        if self._worker is None:
+            self._worker = background(self._work(), "the renderer of chat templates")
         message = Render(
             messages=messages,
             tools=tools,
@@ -140,18 +143,8 @@ class TemplateClient:
             continue_final_message=continue_final_message,
             template_kwargs=template_kwargs,
         )
-        try:
-            data = frame(message)
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text must be valid Unicode, got a lone surrogate: {error}") from None
-        except (TypeError, OverflowError, RecursionError) as error:
-            raise ChatTemplateError(
-                f"messages, tools and template arguments must be plain JSON values: {error}"
-            ) from None
-        if self._worker is None:
-            self._worker = background(self._work(), "the renderer of chat templates")
         loop = asyncio.get_running_loop()
-        job = _Job(data, loop.create_future(), loop.time() + self._limits.wait)
+        job = _Job(message, loop.create_future(), loop.time() + self._limits.wait)
         self._jobs.put_nowait(job)
         return await job.answer
 
@@ -175,9 +168,10 @@ class TemplateClient:
             job = await self._jobs.get()
             if job.answer.done():  # nobody waits for it any more
                 continue
+            had_child = self._child is not None
             try:
                 await self._render(job)
-            except (ChatTemplateError, TextQueueFull, WorkerLost) as error:
+            except (ValueError, TextQueueFull, WorkerLost) as error:
                 _fail(job, error)
             except Exception as error:  # which nobody foresaw: others wait
                 logger.exception("a chat template could not be rendered")
@@ -185,22 +179,23 @@ class TemplateClient:
             except asyncio.CancelledError:
                 _fail(job, WorkerLost("the template process was closed"))
                 raise
-            if self._child is None:  # the next conversation need not wait for it
+            if had_child and self._child is None:  # the next conversation need not wait for it
                 with contextlib.suppress(ChatTemplateError, WorkerLost):
                     await self._open()
 
     async def _render(self, job: _Job) -> None:
         if asyncio.get_running_loop().time() > job.latest:
             raise TextQueueFull("other conversations are in front of this one for too long")
+        data = _frame(job.message)
         await self._open()
         try:
             try:
-                answer = await self._ask(job.data)
+                answer = await self._ask(data)
             except _Fault as fault:
                 if not fault.died:
                     raise
                 await self._open()
-                answer = await self._ask(job.data)
+                answer = await self._ask(data)
         except _Fault as fault:
             raise ChatTemplateError(f"the chat template {fault} to render these messages") from None
         if isinstance(answer, TemplateRefused):
@@ -234,6 +229,17 @@ class TemplateClient:
             await child.end()
 
 
+def _frame(message: Render) -> bytes:
+    try:
+        return frame(message)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text must be valid Unicode, got a lone surrogate: {error}") from None
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ChatTemplateError(
+            f"messages, tools and template arguments must be plain JSON values: {error}"
+        ) from None
+
+
 def _fail(job: _Job, error: Exception) -> None:
     if not job.answer.done():
         job.answer.set_exception(error)
@@ -264,8 +270,20 @@ class _Child:
         self._to, self._from = process.stdin, process.stdout
 
     @classmethod
-    async def spawn(cls, command: Sequence[str]) -> _Child:
-        """Raises OSError."""
+    async def start(cls, command: Sequence[str]) -> _Child:
+        """Raises OSError. A cancelled start still comes to its end first: asyncio may wait for ever
+        for a process whose start it was to give up.
+        """
+        start = asyncio.ensure_future(cls._start(command))
+        try:
+            return await asyncio.shield(start)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                await (await start).end()
+            raise
+
+    @classmethod
+    async def _start(cls, command: Sequence[str]) -> _Child:
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
@@ -285,16 +303,12 @@ class _Child:
 
     async def receive(self) -> FromTemplate:
         """Raises _Fault when the process ends."""
-        try:
+        ends = (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError)
+        with contextlib.suppress(*ends):
             length = int.from_bytes(await self._from.readexactly(LENGTH_BYTES), "little")
             if length <= MAX_FRAME_BYTES:
                 return decode_from_template(await self._from.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except msgspec.DecodeError:
-            self.kill()
-        else:
-            self.kill()
+        self.kill()  # it may also have said what can't be understood
         status = describe_exit(await self._process.wait())
         raise _Fault(f"crashed its process, which {status}, when it was", died=True)
 
@@ -304,7 +318,8 @@ class _Child:
             self._process.kill()
 
     async def end(self) -> None:
-        """Ends it and waits for its end."""
+        """Ends it, waits for its end, and closes the pipes, whatever of an answer is in them."""
         self.kill()
-        self._to.close()
-        await self._process.wait()
+        self._process._transport.close()  # type: ignore[attr-defined]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _END_SECONDS)

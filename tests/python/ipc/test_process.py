@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import stat
 import sys
 import textwrap
 from pathlib import Path
@@ -25,7 +24,7 @@ from minisgl.ipc.messages import (
     Submit,
     decode_from_rank,
 )
-from minisgl.ipc.process import ChildProcess, describe_exit, private_directory
+from minisgl.ipc.process import ChildProcess, describe_exit
 from minisgl.sampling_params import SamplingParams
 
 FAKE_RANK = Path(__file__).parents[1] / "engine" / "fake_rank.py"
@@ -85,9 +84,8 @@ async def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             import sys, time, zmq
-            from minisgl.ipc.child import socket_address
             socket = zmq.Context().socket(zmq.PUSH)
-            socket.connect(socket_address(sys.argv[2]))
+            socket.connect(sys.argv[2])
             socket.send(b"nonsense")
             time.sleep(60)
             """
@@ -100,12 +98,14 @@ async def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path) -> None:
     child.close()
 
 
-async def test_nothing_has_a_name_once_a_child_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_sockets_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So whoever is killed, and whenever, leaves nothing."""
+    made: list[object] = []
+    for name in ("mkdtemp", "mkstemp"):
+        monkeypatch.setattr(f"tempfile.{name}", lambda *args, **options: made.append(args))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    child: Rank = await Rank.spawn(("sleep", "60"), decode_from_rank)
+    program = "import time; time.sleep(60)"
+    child: Rank = await Rank.spawn((sys.executable, "-c", program), decode_from_rank)
     assert os.listdir(tmp_path) == []
     await child.stop(None)
     child.close()
@@ -115,21 +115,7 @@ async def test_nothing_has_a_name_once_a_child_is_there(
     child.close()
     with pytest.raises(FileNotFoundError):
         await Rank.spawn(("/nowhere",), decode_from_rank)
-    assert os.listdir(tmp_path) == []
-
-
-def test_the_directory_is_private_and_short_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deep = tmp_path / ("x" * 120)
-    deep.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(deep))
-    with private_directory("one") as name:
-        directory = Path(name)
-        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-        assert len(str(directory)) < 100
-        (directory / "one").touch()
-    assert not directory.exists()
+    assert (os.listdir(tmp_path), made) == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,20 @@ async def test_async_queues_carry_more_than_any_high_water_mark(address: str) ->
     pull.close()
 
 
+def test_an_abstract_address_is_for_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for user, expected in ((os.geteuid() + 1, True), (os.geteuid(), False)):
+        address = f"ipc://@minisgl-test-{os.getpid()}-{user}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "geteuid", lambda user=user: user)
+            pull = ZmqPullQueue(address, True, decode)
+        push = ZmqPushQueue(address, False, encode)
+        push.put([1])
+        time.sleep(0.3)
+        assert pull.empty() is expected
+        push.close(0)
+        pull.close(0)
+
+
 async def test_the_socket_file_may_go_once_both_ends_are_connected(address: str) -> None:
     push = ZmqAsyncPushQueue(address, True, encode)
     pull = ZmqAsyncPullQueue(address, False, decode)

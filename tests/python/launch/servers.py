@@ -98,6 +98,12 @@ class ServerProcess:
             pid for pid, (state, parent) in processes().items() if parent == own and state != "Z"
         ]
 
+    def ranks(self) -> list[int]:
+        """Ids of the processes that have become ranks, in their order: they are started one after
+        the other. (Fake ranks are not among them.)
+        """
+        return sorted(pid for pid in self.children() if runs(pid, "minisgl.rank.main"))
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
@@ -124,6 +130,13 @@ def processes() -> dict[int, tuple[str, str]]:
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             found[int(folder.name)] = (state, parent)
     return found
+
+
+def runs(pid: int, program: str) -> bool:
+    """Whether a process runs a module of this name."""
+    with contextlib.suppress(OSError):  # a process that has just ended
+        return program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def alive(pid: int) -> bool:

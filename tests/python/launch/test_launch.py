@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from tests.python.launch.servers import (
     alive,
     get,
     make_model,
+    runs,
     until,
 )
 
@@ -382,6 +382,4 @@ def text_of(body: str) -> str:
 
 
 def is_tokenizer(pid: int) -> bool:
-    with contextlib.suppress(OSError):  # a process that has just ended
-        return b"minisgl.text.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
+    return runs(pid, "minisgl.text.worker_process")

@@ -46,16 +46,6 @@ def start(servers: list[ServerProcess], model: Path, folder: Path, *flags: str) 
     return server
 
 
-def ranks_of(server: ServerProcess) -> list[int]:
-    """Process ids of the ranks, in their order: they are started one after the other."""
-    return sorted(server.children())
-
-
-def runs_a_rank(process: int) -> bool:
-    """Whether a child has become the rank's program: until then its parent waits for it."""
-    return b"minisgl.rank.main" in Path(f"/proc/{process}/cmdline").read_bytes()
-
-
 def plan_memory(rank: int) -> Path:
     """What the process of a rank shares with the others for plans."""
     descriptors = Path(f"/proc/{rank}/fd").iterdir()
@@ -116,8 +106,8 @@ def test_a_rank_that_dies_while_starting_ends_the_start(
     servers: list[ServerProcess], tiny_model: Path, tmp_path: Path, rank: int
 ) -> None:
     server = start(servers, tiny_model, tmp_path, "--tp", "2")
-    until(lambda: len(server.children()) == 2)
-    os.kill(ranks_of(server)[rank], KILL)
+    until(lambda: len(server.ranks()) == 2)
+    os.kill(server.ranks()[rank], KILL)
     assert server.wait() == 1
     assert f"the process of rank {rank} was killed by SIGKILL" in server.lines[-1]
     assert "while starting" in server.lines[-1]
@@ -128,8 +118,8 @@ def test_a_rank_that_stops_while_starting_ends_the_start(
 ) -> None:
     for rank in (0, 1):
         server = start(servers, tiny_model, tmp_path, "--tp", "2")
-        until(lambda server=server: sum(map(runs_a_rank, server.children())) == 2)
-        os.kill(ranks_of(server)[rank], STOP)
+        until(lambda server=server: len(server.ranks()) == 2)
+        os.kill(server.ranks()[rank], STOP)
     for rank, server in enumerate(servers):
         assert server.wait(2 * DEADLINE) == 1
         assert f"the process of rank {rank} gave no sign of life for 30 s" in server.lines[-1]
@@ -140,9 +130,9 @@ def test_a_rank_without_memory_ends_the_start_with_a_sentence(
     servers: list[ServerProcess], tiny_model: Path, tmp_path: Path, rank: int
 ) -> None:
     server = start(servers, tiny_model, tmp_path, "--tp", "2", "--kv-cache-tokens", "16M")
-    until(lambda: len(server.children()) == 2)
+    until(lambda: len(server.ranks()) == 2)
     enough_to_begin = 1 << 30  # the cache needs 1.5 GiB more
-    resource.prlimit(ranks_of(server)[rank], resource.RLIMIT_AS, (enough_to_begin, enough_to_begin))
+    resource.prlimit(server.ranks()[rank], resource.RLIMIT_AS, (enough_to_begin, enough_to_begin))
     assert server.wait() == 1
     assert f"rank {rank}: there is not enough memory" in server.lines[-1]
     assert "--kv-cache-tokens" in server.lines[-1]
@@ -155,7 +145,7 @@ def test_a_damaged_plan_ends_the_group_and_the_streams_go_on(
     port = server.wait_ready()
     prompt = [5, 6, 7]
     expected = text_of(Stream(port, prompt, GREEDY_TOKENS))
-    before = ranks_of(server)
+    before = server.ranks()
 
     stream = Stream(port, prompt, GREEDY_TOKENS)
     stream.wait_events(1)
@@ -189,7 +179,7 @@ def test_a_stopped_rank_does_not_outlive_its_server(
 ) -> None:
     server = start(servers, tiny_model, tmp_path, "--tp", "2")
     server.wait_ready()
-    ranks = ranks_of(server)
+    ranks = server.ranks()
     os.kill(ranks[rank], STOP)
     server.signal(KILL)
     assert server.wait() == -KILL
@@ -224,7 +214,7 @@ def test_streams_go_on_when_a_rank_is_lost(
     port = server.wait_ready()
     prompt = LONG_PROMPT if moment == "prefill" else [5, 6, 7]
     expected = text_of(Stream(port, prompt, GREEDY_TOKENS))
-    before = ranks_of(server)
+    before = server.ranks()
 
     stream = None if moment == "idle" else Stream(port, prompt, GREEDY_TOKENS)
     if stream is not None and moment == "decode":
@@ -265,7 +255,7 @@ def test_streams_go_on_when_a_thread_of_a_rank_is_stuck(
     port = server.wait_ready()
     prompt = [5, 6, 7]
     expected = text_of(Stream(port, prompt, GREEDY_TOKENS))
-    before = ranks_of(server)
+    before = server.ranks()
 
     stall_thread(before[rank], thread)  # before the stream, which might end too soon
     stalled_at = time.monotonic()

@@ -9,7 +9,10 @@ import json
 import threading
 
 import pytest
+from starlette.types import Message
 
+from minisgl.server.errors import ApiError
+from minisgl.server.http import BodyRoom, read_body
 from minisgl.text.frontend import NUM_ENCODE_THREADS
 from minisgl.text.waiting_line import WaitingLine
 from tests.python.server.bad_requests import BAD_REQUESTS, content_of
@@ -91,3 +94,21 @@ async def test_bodies_count_and_long_prompts_queue_until_they_are_tokenized(
         go_on.set()
         assert (await first).status_code == 200
         assert bodies.used == 0
+
+
+async def test_a_body_that_is_refused_on_its_way_is_let_go() -> None:
+    """Though what was raised, and the frames that it went through, live on."""
+    parts: list[Message] = [
+        {"type": "http.request", "body": b"a" * 1000, "more_body": True} for _ in range(3)
+    ]
+
+    async def receive() -> Message:
+        return parts.pop()
+
+    room = BodyRoom(limit=2500)
+    with pytest.raises(ApiError) as error:
+        await read_body({"headers": []}, receive, room, max_bytes=10_000, timeout=20)
+    (body,) = [
+        entry.frame.f_locals["body"] for entry in error.traceback if "body" in entry.frame.f_locals
+    ]
+    assert (len(body), room.used) == (0, 0)

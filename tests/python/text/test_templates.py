@@ -112,6 +112,18 @@ async def test_a_process_that_was_killed_or_stopped_is_replaced() -> None:
         assert not alive(second)
 
 
+async def test_an_answer_that_is_too_long_for_the_time_leaves_nothing() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    source = TemplateSource({"default": "{{ 'a' * (6 * 10**7) }}"})
+    for seconds in (0.03, 0.1):
+        async with rendering(limits=TemplateLimits()) as client:
+            await client.start(source)
+            client._limits = TemplateLimits(run=seconds)
+            with contextlib.suppress(ChatTemplateError):
+                await client.render(conversation("hi"))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 async def test_a_conversation_that_ends_its_process_twice_is_refused(tmp_path: Path) -> None:
     program = tmp_path / "template.py"
     program.write_text(
@@ -148,6 +160,17 @@ async def test_the_end_is_told_to_those_who_wait() -> None:
     for task in tasks:
         with pytest.raises(WorkerLost):
             await task
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_it_can_be_closed_while_it_starts(turns: int) -> None:
+    client = TemplateClient(TemplateSource({"default": TEMPLATE}))
+    task = asyncio.create_task(client.render(conversation("hi")))
+    for _ in range(turns):  # of the loop
+        await asyncio.sleep(0)
+    await asyncio.wait_for(client.close(), 20)
+    task.cancel()
+    await asyncio.wait({task})
 
 
 @pytest.mark.parametrize("value", [object(), 2**70, "x\ud800"])
