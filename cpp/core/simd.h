@@ -19,7 +19,8 @@
 //   I32x8            + -; zero, splat, load, store; to_f32; to_i32 (nearest, ties to even); load_u8, load_i8 (widen 8
 //                    bytes); shift_left<n>; reduce_add; store_i8 (four to 32 bytes, values in [-128, 127])
 //   U8x32            32 bytes, 8 lanes of 4: |; load; low_nibbles, high_nibbles; move_bits<from, count, to>; look_up
-//   DotU4, DotU5, DotU8, DotScaledU6, ScalePairs   exact integer dot products; each lane holds 4 weights and meets the
+//   DotU4, DotU5, DotU8, DotScaledU3, DotScaledU6, ScalePairs   exact integer dot products; each lane holds 4 weights
+//   and meets the
 //                    same 4 activations in [-127, 127]
 //   Narrow, Wide     names for the types of 8 lanes, and for the widest that the set has (Narrow again, or 16 lanes
 //   with
@@ -51,6 +52,7 @@ struct Narrow {
   using DotU4 = MINISGL_ISA::DotU4;
   using DotU5 = MINISGL_ISA::DotU5;
   using DotU8 = MINISGL_ISA::DotU8;
+  using DotScaledU3 = MINISGL_ISA::DotScaledU3;
   using DotScaledU6 = MINISGL_ISA::DotScaledU6;
   using ScalePairs = MINISGL_ISA::ScalePairs;
 

@@ -129,6 +129,20 @@ struct Wide {
     I32x16 sum(std::int32_t sum_of_x) const { return I32x16{v} - I32x16::splat(128 * sum_of_x); }
   };
 
+  struct DotScaledU3 {
+    __m512i runs[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+
+    template <int run>
+    void add(const U8x64 (&weights)[4], const std::int8_t* x) {
+      for (int quad = 0; quad < 4; ++quad)
+        runs[run] = _mm512_dpbusd_epi32(runs[run], weights[quad].v, splat_4_bytes_wide(x + 4 * quad));
+    }
+    I32x16 sum(ScalePairs scales) const {
+      const __m512i pairs = _mm512_mask_blend_epi16(0xaaaaaaaa, runs[0], _mm512_slli_epi32(runs[1], 16));
+      return {_mm512_madd_epi16(pairs, scales.v)};
+    }
+  };
+
   struct DotScaledU6 {
     __m512i v = _mm512_setzero_si512();
 

@@ -251,6 +251,20 @@ struct DotU8 {
   I32x8 sum(std::int32_t sum_of_x) const { return I32x8::load(v) - I32x8::splat(128 * sum_of_x); }
 };
 
+// scale * products of weights of 3 bits, over two runs of 16.
+struct DotScaledU3 {
+  std::int32_t runs[2][8] = {};
+
+  template <int run>
+  void add(const U8x32 (&weights)[4], const std::int8_t* x) {
+    for (int quad = 0; quad < 4; ++quad) add_products(runs[run], weights[quad].v, x + 4 * quad);
+  }
+  I32x8 sum(const ScalePairs& scales) const {
+    return I32x8::each(
+        [&](int lane) { return runs[0][lane] * scales.v[2 * lane] + runs[1][lane] * scales.v[2 * lane + 1]; });
+  }
+};
+
 // scale * products of weights of 6 bits, over two runs of 16.
 struct DotScaledU6 {
   std::int32_t v[8] = {};

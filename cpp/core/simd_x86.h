@@ -214,6 +214,21 @@ struct DotU8 {
   I32x8 sum(std::int32_t sum_of_x) const { return I32x8{v} - I32x8::splat(128 * sum_of_x); }
 };
 
+// scale * products of weights of 3 bits, over two runs of 16. A run adds up to at most 16 * 7 * 127 = 14,224: 16 bits.
+struct DotScaledU3 {
+  __m256i runs[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+
+  template <int run>
+  void add(const U8x32 (&weights)[4], const std::int8_t* x) {
+    for (int quad = 0; quad < 4; ++quad)
+      runs[run] = _mm256_dpbusd_epi32(runs[run], weights[quad].v, splat_4_bytes(x + 4 * quad));
+  }
+  I32x8 sum(ScalePairs scales) const {
+    const __m256i pairs = _mm256_blend_epi16(runs[0], _mm256_slli_epi32(runs[1], 16), 0xaa);
+    return {_mm256_madd_epi16(pairs, scales.v)};
+  }
+};
+
 // scale * products of weights of 6 bits, over two runs of 16.
 struct DotScaledU6 {
   __m256i v = _mm256_setzero_si256();
@@ -262,6 +277,22 @@ struct DotU8 {
   }
   I32x8 sum(std::int32_t sum_of_x) const {
     return low.sum() + shift_left<4>(high.sum()) - I32x8::splat(128 * sum_of_x);
+  }
+};
+
+// scale * products of weights of 3 bits, over two runs of 16. 4 products add up to at most 4 * 2 * 7 * 127 = 7,112.
+struct DotScaledU3 {
+  __m256i runs[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};  // each 16 sums of 16 bits
+
+  template <int run>
+  void add(const U8x32 (&weights)[4], const std::int8_t* x) {
+    for (int quad = 0; quad < 4; ++quad)
+      runs[run] = _mm256_add_epi16(runs[run], _mm256_maddubs_epi16(weights[quad].v, splat_4_bytes(x + 4 * quad)));
+    keep_in_register(runs[run]);
+  }
+  I32x8 sum(ScalePairs scales) const {
+    return {
+        _mm256_add_epi32(_mm256_madd_epi16(runs[0], scales.twice<0>()), _mm256_madd_epi16(runs[1], scales.twice<1>()))};
   }
 };
 

@@ -13,7 +13,7 @@ struct Q2_K {
   // 16 columns: run 0 or 1 of a part.
   template <typename Lanes, int run, int rows>
   static void multiply_run(const std::byte* part, std::int64_t next, const std::byte* x, std::int64_t stride,
-                           typename Lanes::ScalePairs scales, typename Lanes::DotScaledU6 (&dots)[rows]) {
+                           typename Lanes::DotScaledU3 (&dots)[rows]) {
     using U8 = typename Lanes::U8;
     const std::byte* p = part + 32 * run;
     const U8 pairs = Lanes::load_quads(p, p + next);
@@ -21,7 +21,7 @@ struct Q2_K {
                          move_bits<6, 2, 0>(pairs)};
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
-      dots[r].template add<run>(quads, activations_of<Activation>(x, r, stride)->q + 16 * run, scales);
+      dots[r].template add<run>(quads, activations_of<Activation>(x, r, stride)->q + 16 * run);
   }
 
   template <typename Lanes, int rows>
@@ -35,14 +35,14 @@ struct Q2_K {
       const std::byte* p = part + pair_bytes;
       const typename Lanes::ScalePairs both = Lanes::load_scales(p, p + next);
       const typename Lanes::ScalePairs scales = low_nibbles(both), minima = high_nibbles(both);
-      typename Lanes::DotScaledU6 dots[rows];
-      multiply_run<Lanes, 0>(part, next, x, stride, scales, dots);
-      multiply_run<Lanes, 1>(part, next, x, stride, scales, dots);
+      typename Lanes::DotScaledU3 dots[rows];
+      multiply_run<Lanes, 0>(part, next, x, stride, dots);
+      multiply_run<Lanes, 1>(part, next, x, stride, dots);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const auto* block = activations_of<Activation>(x, r, stride);
         const F32 scale = F32::splat(block->scale);
-        sums[r] = fma(to_f32(dots[r].sum()), d * scale, sums[r]);
+        sums[r] = fma(to_f32(dots[r].sum(scales)), d * scale, sums[r]);
         sums[r] = fma(to_f32(minima.times(block->sums16)), negative_dmin * scale, sums[r]);
       }
     }

@@ -13,7 +13,7 @@ struct Q3_K {
   // 16 columns: run 0 or 1 of a part.
   template <typename Lanes, int run, int rows>
   static void multiply_run(const std::byte* part, std::int64_t next, const std::byte* x, std::int64_t stride,
-                           typename Lanes::ScalePairs scales, typename Lanes::DotScaledU6 (&dots)[rows]) {
+                           typename Lanes::DotScaledU3 (&dots)[rows]) {
     using U8 = typename Lanes::U8;
     const std::byte* p = part + 32 * run;
     const U8 pairs = Lanes::load_quads(p, p + next);
@@ -24,7 +24,7 @@ struct Q3_K {
                          move_bits<6, 2, 0>(pairs) | move_bits<4 * run + 3, 1, 2>(top)};
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
-      dots[r].template add<run>(quads, activations_of<Activation>(x, r, stride)->q + 16 * run, scales);
+      dots[r].template add<run>(quads, activations_of<Activation>(x, r, stride)->q + 16 * run);
   }
 
   template <typename Lanes, int rows>
@@ -36,13 +36,13 @@ struct Q3_K {
     for (int i = 0; i < 8; ++i, part += q3_k_part_bytes, x += sizeof(Activation)) {
       const std::byte* p = part + pair_bytes + bit_bytes;
       const typename Lanes::ScalePairs scales = Lanes::load_scales(p, p + next);
-      typename Lanes::DotScaledU6 dots[rows];
-      multiply_run<Lanes, 0>(part, next, x, stride, scales, dots);
-      multiply_run<Lanes, 1>(part, next, x, stride, scales, dots);
+      typename Lanes::DotScaledU3 dots[rows];
+      multiply_run<Lanes, 0>(part, next, x, stride, dots);
+      multiply_run<Lanes, 1>(part, next, x, stride, dots);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const auto* block = activations_of<Activation>(x, r, stride);
-        const auto dot = dots[r].sum() - shift_left<2>(scales.times(block->sums16));
+        const auto dot = dots[r].sum(scales) - shift_left<2>(scales.times(block->sums16));
         sums[r] = fma(to_f32(dot), d * F32::splat(block->scale), sums[r]);
       }
     }
