@@ -13,6 +13,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio.subprocess
 
 # `python -m` and `python -c` put the working folder first on sys.path: a uvloop.py or zmq.py there
 # would be run. (`python -P` is for 3.11 and later; PYTHONSAFEPATH in the environment has the same
@@ -51,6 +55,15 @@ def die_with_parent(sent: signal.Signals) -> None:
             "the kernel won't end this process with its parent (prctl): %s",
             os.strerror(ctypes.get_errno()),
         )
+
+
+def signal_child(process: asyncio.subprocess.Process, sent: signal.Signals) -> None:
+    """Sends a signal to a child that may have ended meanwhile. (The process's own method would take
+    the status of one that has, and asyncio then tells 255 in its place.)
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, sent)
 
 
 def run_tool(

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import zmq
 
-from minisgl.children import child_environment
+from minisgl.children import child_environment, signal_child
 from minisgl.ipc.messages import encode
 from minisgl.ipc.queues import Decoder, ZmqAsyncPullQueue, ZmqAsyncPushQueue
 
@@ -119,9 +119,7 @@ class ChildProcess(Generic[Inbound]):
 
     def kill(self) -> None:
         """Ends it at once."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        signal_child(self._process, signal.SIGKILL)
 
     async def stop(self, farewell: Any | None, patience: float = STOP_SECONDS) -> int:
         """Ends it, with more force every `patience` seconds: the farewell message, SIGTERM,
@@ -131,9 +129,8 @@ class ChildProcess(Generic[Inbound]):
         """
         if farewell is not None and self.send(farewell) and await self._ended_within(patience):
             return await self._process.wait()
-        for end in (self._process.terminate, self._process.kill):
-            with contextlib.suppress(ProcessLookupError):
-                end()
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            signal_child(self._process, sent)
             if await self._ended_within(patience):
                 break
         return await self._process.wait()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
-from minisgl.children import child_environment, python_command
+from minisgl.children import child_environment, python_command, signal_child
 from minisgl.ipc.process import describe_exit
 from minisgl.tasks import background
 from minisgl.text.errors import TextQueueFull, WorkerLost
@@ -314,8 +315,7 @@ class _Child:
 
     def kill(self) -> None:
         """Ends it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        signal_child(self._process, signal.SIGKILL)
 
     async def end(self) -> None:
         """Ends it, waits for its end, and closes the pipes, whatever of an answer is in them."""

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +23,6 @@ from minisgl.engine.group import RankGroup
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.stream import TokenStream
-from minisgl.ipc import process
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Output, PhaseReport
 from minisgl.sampling_params import SamplingParams
 from tests.python.engine.fake_rank import (
@@ -495,8 +493,7 @@ def files(directory: Path) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the sockets go: those of tests that run at the same time are none of ours."""
+    """Where temporary files go: those of tests that run at the same time are none of ours."""
     with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as name:
-        make = functools.partial(tempfile.mkdtemp, dir=name)
-        monkeypatch.setattr(process, "tempfile", SimpleNamespace(mkdtemp=make))
+        monkeypatch.setattr(tempfile, "tempdir", name)
         yield Path(name)
