@@ -19,7 +19,9 @@ from tests.python.running.conftest import PROGRAM
 from tests.python.running.test_ranks import text_of
 
 SECRET = {"MINISGL_DIST_SECRET": "known to two hosts"}
-SERVER_ADDRESS, NODE_ADDRESS = "10.213.77.1", "10.213.77.2"
+# Tests run in several processes at once, each of which has a network of its own.
+NETWORK = f"10.213.{os.getpid() % 256}"
+SERVER_ADDRESS, NODE_ADDRESS = f"{NETWORK}.1", f"{NETWORK}.2"
 
 
 @dataclass
@@ -53,6 +55,7 @@ def network() -> Iterator[Network]:
         ip("-n", name, "link", "set", "eth-far", "up")
         ip("-n", name, "link", "set", "lo", "up")
         yield Network(name)
+        ip("link", "del", near)  # with the namespace it goes only after a while
     finally:
         ip("netns", "del", name)
 
