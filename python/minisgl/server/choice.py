@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import Output, PromptLogprob
-    from minisgl.text.frontend import Detokenizer
+    from minisgl.text.detokenizer import Detokenizer
     from minisgl.tokenizer import IncrementalDetokenizer
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from minisgl.ipc.messages import Output, PromptLogprob, TokenLogprob
-    from minisgl.text.frontend import Detokenizer
+    from minisgl.text.detokenizer import Detokenizer
 
 
 class Piece(msgspec.Struct):

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from minisgl.ipc.process import ChildProcess
-from minisgl.text.frontend import TextFrontend, WorkerLost, WorkerPolicy
-from minisgl.text.worker_pool import WorkerClient
+from minisgl.text.errors import WorkerLost
+from minisgl.text.frontend import TextFrontend
+from minisgl.text.worker_pool import WorkerClient, WorkerPolicy
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 QUICK = WorkerPolicy(first_delay=0.01, max_delay=0.1)
