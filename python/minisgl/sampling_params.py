@@ -51,14 +51,16 @@ class SamplingParams(
     min_tokens: int = 0  # stop tokens are banned, stop strings passed over before that many
     temperature: float = 1.0  # 0 is greedy
     top_k: int = 0  # 0 or -1 is off
-    top_p: float = 1.0  # 1 is off
+    top_p: float = 1.0  # 1 is off, 0 is greedy
     min_p: float = 0.0  # 0 is off
     repetition_penalty: float = 1.0  # over prompt and output; 1 is off
     presence_penalty: float = 0.0  # over output
     frequency_penalty: float = 0.0  # over output
     logit_bias: dict[int, float] = {}  # token id -> added to its logit
     bad_words: list[str] = []  # texts that are not generated, each with and without a space before
-    allowed_token_ids: list[int] | None = None  # no other token is drawn; None: any may be
+    # No other token is drawn; None: any may be. It is refused where bad_words, with the stop tokens
+    # that min_tokens bans, leave none of these. It outweighs a ban that depends on the output.
+    allowed_token_ids: list[int] | None = None
     seed: int | None = None  # None: drawn anew for each request
     stop: list[str] = []  # generation ends before the first of these
     stop_token_ids: list[int] = []  # besides the model's own end tokens
@@ -80,11 +82,17 @@ class SamplingParams(
             )
         _check_float("temperature", self.temperature, 0, MAX_TEMPERATURE)
         _check_int("top_k", self.top_k, -1, MAX_TOKEN_ID)
-        _check_float("top_p", self.top_p, 0, 1, above_low=True)
+        _check_float("top_p", self.top_p, 0, 1)
         _check_float("min_p", self.min_p, 0, 1)
         _check_float(
             "repetition_penalty", self.repetition_penalty, 0, MAX_REPETITION_PENALTY, above_low=True
         )
+        if is_float32_zero(self.repetition_penalty):
+            raise ParameterError(
+                "repetition_penalty",
+                "repetition_penalty must be above 0 as a 32-bit number, where "
+                f"{self.repetition_penalty!r} is 0",
+            )
         _check_float("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
         _check_float("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
         _check_logit_bias(self.logit_bias)
@@ -130,6 +138,11 @@ class SamplingParams(
                         f"{field} must hold token ids between 0 and {vocab_size - 1}, "
                         f"got {token_id}",
                     )
+
+
+def is_float32_zero(value: float) -> bool:
+    """Whether a value that isn't negative is 0 for the engine, whose numbers have 32 bits."""
+    return value <= 2.0**-150  # half of the least one above 0
 
 
 def _shown(value: object) -> str:

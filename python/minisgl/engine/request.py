@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from minisgl.ipc.messages import EngineInfo, Submit
-from minisgl.sampling_params import ParameterError, SamplingParams
+from minisgl.sampling_params import ParameterError, SamplingParams, is_float32_zero
 
 
 def check_request(prompt_ids: list[int], params: SamplingParams, info: EngineInfo) -> None:
@@ -44,8 +45,16 @@ def make_request(
     """
     check_request(prompt_ids, params, info)
     more_ends = [] if params.ignore_eos else sorted(set(end_ids) - set(info.eos_token_ids))
+    if params.allowed_token_ids is not None:
+        own_ends = () if params.ignore_eos else info.eos_token_ids
+        _check_allowed(params, {*params.stop_token_ids, *more_ends, *own_ends}, bad_words)
+    changes: dict[str, Any] = {}
+    if is_float32_zero(params.top_p):  # the one most likely token is left
+        changes |= {"temperature": 0.0, "top_p": 1.0}
     if params.seed is None:
-        params = msgspec.structs.replace(params, seed=random.getrandbits(64))
+        changes["seed"] = random.getrandbits(64)
+    if changes:
+        params = msgspec.structs.replace(params, **changes)
     return Submit(
         id=request_id,
         prompt=prompt_ids,
@@ -53,3 +62,24 @@ def make_request(
         end_token_ids=more_ends,
         bad_words=list(bad_words),
     )
+
+
+def _check_allowed(
+    params: SamplingParams, stop_tokens: set[int], bad_words: Sequence[list[int]]
+) -> None:
+    """ParameterError where no token could be drawn first: all that are allowed are bad words, or
+    stop tokens that min_tokens bans.
+    """
+    banned = {word[0] for word in bad_words if len(word) == 1}
+    left = set(params.allowed_token_ids or ()) - banned
+    if not left:
+        raise ParameterError(
+            "allowed_token_ids",
+            "allowed_token_ids must have a token that bad_words doesn't ban, got none",
+        )
+    if params.min_tokens and left <= stop_tokens:
+        raise ParameterError(
+            "allowed_token_ids",
+            "allowed_token_ids must have a token that isn't banned by bad_words or, as a stop "
+            f"token, by min_tokens ({params.min_tokens}), got none",
+        )

@@ -51,7 +51,8 @@ def check_common(request: GenerationRequest) -> None:
         raise errors.bad_request(
             "Invalid value for 'seed': it must be between -2**63 and 2**64 - 1.", param="seed"
         )
-    if request.response_format is not None and request.response_format.type != "text":
+    form = request.response_format
+    if form and not (isinstance(form, dict) and form.get("type") == "text"):
         raise errors.unsupported(
             "response_format",
             "Only the response_format {'type': 'text'} is supported: describe the form in the "
@@ -70,14 +71,14 @@ def check_chat(request: ChatRequest) -> None:
         raise errors.unsupported(
             "tools", "Tool calls are not supported; tools are accepted with tool_choice 'none'."
         )
-    if request.tool_choice not in (None, "none", "auto"):
+    if request.tool_choice and request.tool_choice not in ("none", "auto"):
         raise errors.unsupported("tool_choice", "Only tool_choice 'none' is supported.")
     if request.functions and request.function_call != "none":
         raise errors.unsupported(
             "functions",
             "Function calls are not supported; functions are accepted with function_call 'none'.",
         )
-    if request.function_call not in (None, "none", "auto"):
+    if request.function_call and request.function_call not in ("none", "auto"):
         raise errors.unsupported("function_call", "Only function_call 'none' is supported.")
     if request.top_logprobs and not request.logprobs:
         raise errors.bad_request(
@@ -96,10 +97,11 @@ def check_completion(request: CompletionRequest) -> None:
     for name in ("echo", "truncate_prompt_tokens"):
         if request.suffix and getattr(request, name):
             raise errors.unsupported("suffix", f"'suffix' is not supported together with '{name}'.")
-    if request.max_tokens == 0 and not request.echo:
-        raise errors.bad_request(
-            "'max_tokens' must be at least 1 unless 'echo' is true.", param="max_tokens"
-        )
+    for name in ("max_completion_tokens", "max_tokens"):
+        if getattr(request, name) == 0 and not request.echo:
+            raise errors.bad_request(
+                f"'{name}' must be at least 1 unless 'echo' is true.", param=name
+            )
 
 
 def plain_messages(messages: list[Message]) -> list[dict[str, Any]]:
@@ -231,8 +233,6 @@ def sampling_params(
         "stop": stop_strings(request),
         "bad_words": [word for word in request.bad_words or [] if word],
     }
-    if request.top_p == 0:  # the one most likely token is left
-        fields |= {"temperature": 0.0, "top_p": 1.0}
     try:
         return SamplingParams(**fields)
     except ParameterError as error:  # its sentence is for the client, whose own value it shows

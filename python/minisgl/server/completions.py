@@ -34,7 +34,9 @@ class Completions(JsonEndpoint):
         state = self.state
         text = state.frontend()
         info = state.client.info
-        wanted = request.max_tokens
+        wanted: int | msgspec.UnsetType | None = request.max_completion_tokens
+        if wanted is None:
+            wanted = request.max_tokens
         if wanted is msgspec.UNSET:
             wanted = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
         max_prompt = checks.room_for_prompt(wanted, info.max_model_len)

@@ -102,7 +102,7 @@ def _ignored_names(
         if known is None:
             if strict:
                 raise errors.unknown_field(name)
-        elif known.is_neutral(msgspec.json.decode(fields[name])):
+        elif known.is_neutral(_value(fields[name], name)):
             names.discard(name)
         elif known.advice:
             raise errors.unsupported(name, f"'{name}' is not supported: {known.advice}.")
@@ -122,8 +122,17 @@ def _nested_names(fields: dict[str, msgspec.Raw], schema: type[msgspec.Struct]) 
             budget -= len(bytes(item))
             if budget < 0:
                 return names
-            names.update(_names(msgspec.json.decode(item), inner, name + "[]" * is_list))
+            place = name + "[]" * is_list
+            names.update(_names(_value(item, place), inner, place))
     return names
+
+
+def _value(raw: msgspec.Raw, place: str) -> Any:
+    """What stands at `place` of a request. ApiError 400 for a number that is out of range."""
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.ValidationError as error:
+        raise errors.undecodable(error, bytes(raw), place) from None
 
 
 def _names(value: Any, schema: type[msgspec.Struct], place: str) -> Iterator[str]:

@@ -252,9 +252,9 @@ _HALF_CHARACTER = re.compile(
 )
 
 
-def undecodable(error: Exception, body: bytes) -> ApiError:
-    """From what the JSON decoder raised of a body: ValidationError names the field, the others say
-    that it isn't JSON.
+def undecodable(error: Exception, body: bytes, place: str = "") -> ApiError:
+    """From what the JSON decoder raised of a body, or of what stands at a `place` of it:
+    ValidationError names the field, the others say that it isn't JSON.
     """
     if isinstance(error, RecursionError):
         return bad_request("The request body is nested too deeply.", code="invalid_json")
@@ -269,6 +269,7 @@ def undecodable(error: Exception, body: bytes) -> ApiError:
             )
         return bad_request("The request body is not valid JSON.", code="invalid_json")
     what, path = _placed(error)
+    path = place + path
     if found := _UNKNOWN.match(what):
         return unknown_field(f"{path}.{found['name']}" if path else found["name"])
     if found := _MISSING.match(what):

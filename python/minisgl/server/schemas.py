@@ -31,6 +31,7 @@ from minisgl.sampling_params import (
 )
 
 MAX_MESSAGES = 16384
+MAX_ROLE_CHARS = 64
 MAX_CHOICES = 256  # prompts times n in one request
 
 Name = Annotated[str, Meta(max_length=1024)]
@@ -51,12 +52,6 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None  # one more event with the whole request's usage
     continuous_usage_stats: bool | None = None  # usage so far in every event
     include_obfuscation: bool | None = None  # OpenAI's padding; has no effect here
-
-
-class ResponseFormat(msgspec.Struct, kw_only=True):
-    """The form of the answer; only "text" is supported."""
-
-    type: Name
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -100,7 +95,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    response_format: ResponseFormat | None = None
+    max_completion_tokens: Length | None = None  # comes before max_tokens
+    # Honoured only where that means to do nothing: see checks.py.
+    response_format: Any = None
     # vLLM's: what more the answer says, and what is left of a prompt that is too long.
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     return_token_ids: bool | None = None
@@ -157,7 +154,7 @@ class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A message of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Annotated[str, Meta(min_length=1, max_length=MAX_ROLE_CHARS)]  # the template's to judge
     content: str | Annotated[list[Part | str], Meta(max_length=1024)] | None = None
     name: Name | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
@@ -181,7 +178,6 @@ class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Length | None = None
-    max_completion_tokens: Length | None = None  # comes before max_tokens
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     # What the chat template makes of the messages.
@@ -193,10 +189,10 @@ class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
     verbosity: Name | None = None
     documents: Documents | None = None
     # Honoured only where that means to do nothing: see checks.py.
-    tools: Annotated[list[Object], Meta(max_length=1024)] | None = None
-    tool_choice: Name | Object | None = None
-    functions: Annotated[list[Object], Meta(max_length=1024)] | None = None
-    function_call: Name | Object | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
     # No effect on the answer, whatever they are.
     parallel_tool_calls: Any = None
     prediction: Any = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -58,3 +60,36 @@ def test_what_the_model_cannot_serve_is_refused(
     with pytest.raises(ParameterError, match=sentence) as error:
         make_request(1, prompt, SamplingParams(max_tokens=16), INFO)
     assert error.value.parameter == parameter
+
+
+@pytest.mark.parametrize(("top_p", "drawn"), [(0, False), (1e-46, False), (1e-45, True)])
+def test_a_top_p_of_0_in_32_bits_is_greedy(top_p: float, drawn: bool) -> None:
+    params = make_request(1, [5], SamplingParams(top_p=top_p, temperature=1.5), INFO).params
+    expected = (1.5, top_p) if drawn else (0.0, 1.0)
+    assert (params.temperature, params.top_p) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "bad_words", "names"),
+    [
+        ({}, [[5], [6]], "bad_words"),
+        ({}, [[5]], None),
+        ({}, [[5], [6, 6]], None),
+        ({"min_tokens": 1}, [[5]], None),
+        ({"min_tokens": 1, "stop_token_ids": [5, 6]}, [], "min_tokens"),
+        ({"min_tokens": 1, "stop_token_ids": [6]}, [[5]], "min_tokens"),
+        ({"stop_token_ids": [5, 6]}, [], None),
+        ({"min_tokens": 1, "allowed_token_ids": [2, 9]}, [], "min_tokens"),
+        ({"min_tokens": 1, "allowed_token_ids": [2, 9], "ignore_eos": True}, [], None),
+    ],
+)
+def test_a_request_that_allows_nothing_is_refused(
+    fields: dict[str, Any], bad_words: list[list[int]], names: str | None
+) -> None:
+    params = SamplingParams(**{"allowed_token_ids": [5, 6], **fields})
+    if names is None:
+        make_request(1, [5], params, INFO, end_ids=[9], bad_words=bad_words)
+        return
+    with pytest.raises(ParameterError, match=f"allowed_token_ids must have .*{names}") as error:
+        make_request(1, [5], params, INFO, end_ids=[9], bad_words=bad_words)
+    assert error.value.parameter == "allowed_token_ids"

@@ -54,7 +54,11 @@ def test_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         ({"temperature": 0.0, "top_k": 0}, {"temperature": 0.0, "top_k": 0}, []),
         ({"temperature": "hot", "top_p": 0.9}, {"top_p": 0.9}, ["temperature must be a number"]),
         ({"temperature": float("nan")}, {}, ["temperature must be between"]),
-        ({"top_p": 1.5, "top_k": 2.5}, {}, ["top_p must be above 0", "top_k must be an integer"]),
+        (
+            {"top_p": 1.5, "top_k": 2.5},
+            {},
+            ["top_p must be between 0 and 1", "top_k must be an integer"],
+        ),
         ({"repetition_penalty": True, "top_k": 5}, {"top_k": 5}, ["repetition_penalty must be"]),
         ({"eos_token_id": 2, "typical_p": 0.9}, {}, []),
     ],

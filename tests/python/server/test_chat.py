@@ -83,8 +83,9 @@ async def test_numbers_as_clients_write_them(server: Server) -> None:
     assert (params.temperature, params.logprobs, params.stop_token_ids) == (0.5, 0, [5])
 
 
-async def test_top_p_0_is_greedy(server: Server) -> None:
-    await server.chat(top_p=0, temperature=1.5)
+@pytest.mark.parametrize("top_p", [0, 1e-46])
+async def test_top_p_0_is_greedy(server: Server, top_p: float) -> None:
+    await server.chat(top_p=top_p, temperature=1.5)
     params = server.engine.submitted[0].request.params
     assert (params.temperature, params.top_p) == (0.0, 1.0)
 
@@ -166,6 +167,15 @@ async def test_fields_without_effect_are_accepted(server: Server) -> None:
     assert answer.status_code == 200, answer.text
     answer = await server.chat(user=5, store="yes", metadata=["a"], prediction="b")
     assert answer.status_code == 200, answer.text
+
+
+async def test_the_template_decides_about_other_roles(server: Server) -> None:
+    roles = ("ipython", "observation", "model", "Assistant", "a" * 64)
+    messages = [{"role": role, "content": "x"} for role in roles]
+    answer = await server.http.post("/v1/chat/completions", json={"messages": messages})
+    assert answer.status_code == 200, answer.text
+    prompt = server.engine.submitted[0].request.prompt
+    assert bytes(token for token in prompt if token < 256) == b"i:x\no:x\nm:x\nA:x\na:x\na:"
 
 
 async def test_messages_of_all_roles(server: Server) -> None:

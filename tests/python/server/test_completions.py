@@ -66,6 +66,14 @@ async def test_what_is_wanted_is_cut_to_what_fits(start_server: StartServer) -> 
         for wanted in (5, 6, 32000, 2**63, -1, None):
             choice = (await server.complete("a" * 15, max_tokens=wanted)).json()["choices"][0]
             assert (choice["text"], choice["finish_reason"]) == ("x" * 5, "length"), wanted
+        for fields, expected in (
+            ({"max_completion_tokens": 3}, 3),
+            ({"max_completion_tokens": 3, "max_tokens": 2}, 3),
+            ({"max_completion_tokens": None, "max_tokens": 2}, 2),
+            ({"max_completion_tokens": -1, "max_tokens": 2}, 5),
+        ):
+            choice = (await server.complete("a" * 15, **fields)).json()["choices"][0]
+            assert choice["text"] == "x" * expected, fields
 
 
 @pytest.mark.parametrize(("given", "alternatives"), [(True, 1), (False, None), (3.0, 3)])

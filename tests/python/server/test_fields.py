@@ -70,8 +70,65 @@ def test_neutral_values_as_clients_write_them() -> None:
 @pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest])
 def test_a_schema_leaves_nothing_to_the_table_that_it_has(schema: type[msgspec.Struct]) -> None:
     # What one of them has and the other hasn't.
-    others = {"tools", "echo", "suffix", "max_completion_tokens", "top_logprobs"}
+    others = {"tools", "echo", "suffix", "top_logprobs"}
     assert KNOWN_FIELDS.keys() & set(schema.__struct_fields__) <= others
+
+
+EMPTY = (None, False, 0, "", [], {})
+
+
+def own_fields(name: str) -> list[Any]:
+    """The endpoints whose schemas don't have a field."""
+    both = (ChatCompletions.decoder, Completions.decoder)
+    return [decoder for decoder in both if name not in decoder.type.__struct_fields__]
+
+
+@pytest.mark.parametrize("name", KNOWN_FIELDS)
+def test_false_and_empty_values_are_neutral(name: str) -> None:
+    for value in EMPTY:
+        body = json.dumps({"messages": [USER], "prompt": "a", name: value}).encode()
+        for decoder in own_fields(name):
+            if value is None or value not in KNOWN_FIELDS[name].meant:
+                decode(decoder, body, IgnoredFields())
+
+
+async def test_what_a_schema_has_only_to_refuse_may_be_empty(server: Server) -> None:
+    for value in EMPTY:
+        names = ("tools", "tool_choice", "functions", "function_call", "response_format")
+        answer = await server.chat(**dict.fromkeys(names, value))
+        assert answer.status_code == 200, (value, answer.text)
+        answer = await server.complete(response_format=value)
+        assert answer.status_code == 200, (value, answer.text)
+
+
+def test_empty_values_that_mean_something_are_refused() -> None:
+    for name, value in (
+        ("include_reasoning", False),
+        ("include_reasoning", 0),
+        ("thinking_token_budget", 0),
+        ("web_search_options", {}),
+    ):
+        with pytest.raises(ApiError, match=name):
+            read({name: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "path"),
+    [
+        ('"priority": 1e999', "priority"),
+        ('"priority": {"a": [1e999]}', "priority[...][0]"),
+        ('"guided_json": {"a": {"b": 1e999}}', "guided_json[...][...]"),
+        ('"messages": [{"role": "user", "x": {"a": 1e999}}]', "messages[][...][...]"),
+        ('"stream_options": {"x": 1e999}', "stream_options[...]"),
+    ],
+)
+def test_a_number_out_of_range_in_an_ignored_field_is_told_with_its_place(
+    field: str, path: str
+) -> None:
+    body = '{"messages": [{"role": "user", "content": "a"}], ' + field + "}"
+    with pytest.raises(ApiError, match="Number out of range") as refused:
+        decode(ChatCompletions.decoder, body.encode(), IgnoredFields())
+    assert refused.value.param == path
 
 
 def test_null_passes_wherever_a_field_may_be_left_out() -> None:
