@@ -30,7 +30,7 @@ async def encode_messages(
     text: TextFrontend,
     request: ChatRequest | TokenizeRequest,
     messages: list[Message],
-    max_tokens: int | None,
+    max_tokens: int,
 ) -> list[int]:
     """The token ids of a conversation, up to where the answer begins. ApiError 400, also when
     there are surely more than `max_tokens`.

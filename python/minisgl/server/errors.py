@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 # Codes of refusals that end with the backlog: Guard says in Retry-After when that may be.
 BACKLOG_CODES = frozenset(("queue_full", "overloaded"))
 RETRY_AFTER_UNAVAILABLE_S = 5  # loading, restarting or draining
+# A text may have more tokens than the context where it is cut afterwards, or its tokens are
+# counted. One that surely has more than so many is refused: each takes up to 350 bytes meanwhile.
+MAX_TOKENIZED = 2**20
 
 
 class ApiError(Exception):
@@ -85,10 +88,14 @@ def too_long(num_prompt: int, max_model_len: int, *, param: str) -> ApiError:
 
 
 def surely_too_long(prompt: PromptTooLong, param: str = "prompt") -> ApiError:
-    """The prompt doesn't fit the context, which was seen before it was tokenized."""
+    """The prompt doesn't fit the context, or is too long to be cut or counted. It was not
+    tokenized.
+    """
+    limit = f"This model's maximum context length is {prompt.max_tokens} tokens"
+    if prompt.max_tokens == MAX_TOKENIZED:
+        limit = f"Texts of up to {MAX_TOKENIZED} tokens are tokenized"
     return bad_request(
-        f"This model's maximum context length is {prompt.max_tokens} tokens, but the prompt has at "
-        f"least {prompt.at_least} tokens.",
+        f"{limit}, but the prompt has at least {prompt.at_least} tokens.",
         param=param,
         code="context_length_exceeded",
     )

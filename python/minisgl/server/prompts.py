@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from minisgl.server import errors
-from minisgl.server.errors import bad_request
+from minisgl.server.errors import MAX_TOKENIZED, bad_request
 from minisgl.server.schemas import MAX_CHOICES, CompletionRequest, GenerationRequest
 from minisgl.tokenizer.offsets import offsets_in_text, text_of_ids, unfinished_bytes
 
@@ -41,7 +41,7 @@ async def encode_prompts(
     """The prompts of a request: one for a string or a list of ids, several for a list of either.
 
     `max_prompt` is how many tokens of a prompt are left when it is to be cut to what fits.
-    ApiError 400. PromptTooLong when one surely has more tokens than the context.
+    ApiError 400. PromptTooLong when one surely has more tokens than longest_prompt().
     """
     given = separate_prompts(request)
     num_choices = len(given) * (request.n or 1)
@@ -110,9 +110,15 @@ def _fill_in_middle(tokenizer: Tokenizer) -> FillInMiddle:
     return tokenizer.fill_in_middle
 
 
-def longest_prompt(request: GenerationRequest, max_model_len: int) -> int | None:
-    """How many tokens a prompt may have: None where it is cut afterwards."""
-    return max_model_len if request.truncate_prompt_tokens is None else None
+def longest_prompt(request: GenerationRequest, max_model_len: int) -> int:
+    """How many tokens a prompt may have: more than the context where it is cut afterwards."""
+    cut = request.truncate_prompt_tokens is not None
+    return longest_text(max_model_len) if cut else max_model_len
+
+
+def longest_text(max_model_len: int) -> int:
+    """How many tokens a text may have that need not fit the context."""
+    return max(max_model_len, MAX_TOKENIZED)
 
 
 def truncate(ids: list[int], request: GenerationRequest, max_prompt: int) -> list[int]:

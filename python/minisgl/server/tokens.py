@@ -11,14 +11,11 @@ from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.errors import bad_request
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.logprobs import token_text
+from minisgl.server.prompts import longest_text
 from minisgl.server.schemas import DetokenizeRequest, TokenizeRequest
 
 if TYPE_CHECKING:
     from minisgl.tokenizer import Tokenizer
-
-# A text may have more tokens than the context, to be counted. One that surely has more than so many
-# is refused: each takes up to half a kB while they are made.
-MAX_COUNTED = 2**20
 
 
 class Tokenize(JsonEndpoint):
@@ -34,7 +31,7 @@ class Tokenize(JsonEndpoint):
                 "Exactly one of 'prompt' and 'messages' must be given.", param="prompt"
             )
         max_model_len = self.state.client.info.max_model_len
-        max_tokens = max(max_model_len, MAX_COUNTED)
+        max_tokens = longest_text(max_model_len)
         if request.messages is not None:
             ids = await encode_messages(text, request, request.messages, max_tokens)
         else:

@@ -15,6 +15,6 @@ class PromptTooLong(Exception):  # noqa: N818
     """A prompt that can't fit, seen before it is tokenized (HTTP 400)."""
 
     def __init__(self, at_least: int, max_tokens: int) -> None:
-        super().__init__(f"the prompt has at least {at_least} tokens, the model takes {max_tokens}")
+        super().__init__(f"the prompt has at least {at_least} tokens (limit {max_tokens})")
         self.at_least = at_least
         self.max_tokens = max_tokens

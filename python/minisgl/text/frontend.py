@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from minisgl.model_files.files import ModelError
 from minisgl.tasks import in_daemon_thread
 from minisgl.text.detokenizer import Detokenizer, LocalDetokenizer, RemoteDetokenizer
-from minisgl.text.errors import PromptTooLong, TextQueueFull, WorkerLost
+from minisgl.text.errors import PromptTooLong, WorkerLost
 from minisgl.text.heap import give_back_memory
 from minisgl.text.messages import Encode, Encoded, OpenText, TextOptions
 from minisgl.text.template_client import TemplateClient
-from minisgl.text.waiting_line import WaitingLine
+from minisgl.text.waiting_line import Place, WaitingLine
 from minisgl.text.worker_pool import WorkerClient, WorkerPolicy, WorkerStartError
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer, load_tokenizer
 from minisgl.tokenizer.template_source import (
@@ -130,15 +130,10 @@ class TextFrontend:
 
     async def _encode_elsewhere(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids from the least busy of the tokenizer processes."""
-        work = self._ask_encoders(text, add_special_tokens)
         if len(text) < LONG_TEXT:
-            return await work
-        try:
-            place = self._line.place(len(text))
-        except TextQueueFull:
-            work.close()
-            raise
-        task = asyncio.ensure_future(work)
+            return await self._ask_encoders(text, add_special_tokens)
+        place = await self._turn(len(text))
+        task = asyncio.ensure_future(self._ask_encoders(text, add_special_tokens))
         # Also when nobody waits for it any more, it is in the line until it is done.
         task.add_done_callback(lambda _: place.leave())
         return await asyncio.shield(task)
@@ -244,11 +239,21 @@ class TextFrontend:
         0: what has been generated is never refused.
         """
         loop = asyncio.get_running_loop()
-        place = self._line.place(size)
+        place = await self._turn(size)
         future = self._threads.submit(function, *arguments)
         # Also when nobody waits for it any more, it is in the line until it is done.
         future.add_done_callback(lambda _: _on_loop(loop, place.leave))
         return await asyncio.wrap_future(future)
+
+    async def _turn(self, size: int) -> Place:
+        """A place in the line for so many characters, whose turn it is. TextQueueFull."""
+        place = self._line.place(size)
+        try:
+            await place.turn()
+        except BaseException:
+            place.leave()
+            raise
+        return place
 
     async def close(self) -> None:
         """Ends the processes and lets go of the threads. Idempotent."""

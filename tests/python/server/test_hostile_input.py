@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 
 import pytest
@@ -70,6 +71,24 @@ async def test_a_long_prompt_does_not_hold_up_others(server: Server) -> None:
     assert (await long).status_code == 400
     assert (await long).json()["error"]["code"] == "context_length_exceeded"
     assert answered >= 1
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+async def test_a_text_of_a_million_tokens_is_neither_cut_nor_counted(
+    server: Server, path: str
+) -> None:
+    long = "7" * 1_200_000
+    chat = path == "/v1/chat/completions"
+    body = {"messages": [{"role": "user", "content": long}]} if chat else {"prompt": long}
+    answer = await server.http.post(path, json={**body, "truncate_prompt_tokens": 3})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    sentence = (
+        r"Texts of up to 1048576 tokens are tokenized, but the prompt has at least \d{7} tokens\."
+    )
+    assert re.fullmatch(sentence, error["message"])
+    assert error["param"] == ("messages" if chat else "prompt")
+    assert error["code"] == "context_length_exceeded"
 
 
 async def test_bodies_count_and_long_prompts_queue_until_they_are_tokenized(

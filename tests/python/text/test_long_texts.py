@@ -11,7 +11,7 @@ import pytest
 
 from minisgl.text.errors import PromptTooLong, TextQueueFull
 from minisgl.text.frontend import TextFrontend
-from minisgl.text.waiting_line import WaitingLine
+from minisgl.text.waiting_line import Place, WaitingLine
 
 
 @pytest.mark.parametrize("num_tokenizer", [0, 1])
@@ -42,6 +42,56 @@ async def test_the_line_is_bounded_unless_it_is_empty() -> None:
     place.leave()
     with line.place(10):
         pass
+
+
+async def test_few_characters_are_worked_on_at_once_in_the_order_of_their_coming() -> None:
+    line = WaitingLine(at_once=10)
+    begun: list[str] = []
+
+    async def begin(name: str, place: Place) -> None:
+        await place.turn()
+        begun.append(name)
+
+    sizes = {"a": 8, "b": 3, "c": 2, "d": 50, "e": 1, "f": 0}
+    places = {name: line.place(size) for name, size in sizes.items()}
+    tasks = {name: asyncio.create_task(begin(name, place)) for name, place in places.items()}
+
+    async def leave(name: str) -> str:
+        begun.clear()
+        tasks[name].cancel()
+        places[name].leave()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return "".join(begun)
+
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert begun == ["a", "f"]  # what has no characters never waits
+    assert await leave("b") == "c"  # though it hadn't begun
+    assert await leave("a") == ""
+    assert await leave("c") == "d"  # more than the limit, alone
+    assert await leave("d") == "e"
+    assert await leave("e") == ""
+    assert (line._waiting, line._working, len(line._turns)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("num_tokenizer", [0, 1])
+async def test_a_long_text_is_tokenized_when_it_is_its_turn(model: str, num_tokenizer: int) -> None:
+    text = await TextFrontend.start(model, num_tokenizer=num_tokenizer)
+    text._line = line = WaitingLine(at_once=15_000)
+    other = line.place(10_000)
+    await other.turn()
+    gone, task = (asyncio.create_task(text.encode("7" * 9000)) for _ in range(2))
+    assert len(await text.encode("7" * 1000)) == 1000
+    await asyncio.sleep(0.05)
+    assert line._working == 10_000
+    gone.cancel()
+    await asyncio.wait({gone})
+    assert line._waiting == 19_000
+    assert not task.done()
+    other.leave()
+    assert len(await task) == 9000
+    await text.close()
 
 
 async def test_who_has_gone_keeps_his_place_until_the_work_is_done(model: str) -> None:
