@@ -177,6 +177,7 @@ class TemplateClient:
             except Exception as error:  # which nobody foresaw: others wait
                 logger.exception("a chat template could not be rendered")
                 _fail(job, WorkerLost(f"the template process failed: {error}"))
+                await self._end_child()
             except asyncio.CancelledError:
                 _fail(job, WorkerLost("the template process was closed"))
                 raise
@@ -297,7 +298,8 @@ class _Child:
 
     async def ask(self, data: bytes) -> FromTemplate:
         """Sends a frame and receives the next one. Raises _Fault when the process ends."""
-        with contextlib.suppress(ConnectionError):  # receive() says how it ended
+        # receive() says how it ended. A pipe that is known to be closed is a RuntimeError of uvloop.
+        with contextlib.suppress(ConnectionError, RuntimeError):
             self._to.write(data)
             await self._to.drain()
         return await self.receive()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from minisgl.model_files.files import ModelError
 from minisgl.text.errors import TextQueueFull, WorkerLost
@@ -110,6 +111,23 @@ async def test_a_process_that_was_killed_or_stopped_is_replaced() -> None:
         assert await client.render(conversation("four")) == "<s>four"
         assert not alive(first)
         assert not alive(second)
+
+
+def test_a_process_that_dies_while_nobody_asks_is_replaced_on_the_loop_of_servers() -> None:
+    """uvloop has exceptions of its own for a pipe that is closed."""
+
+    async def talk() -> None:
+        async with rendering() as client:
+            for sent in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
+                assert await client.render(conversation("a")) == "<s>a"
+                child = client._child
+                assert child is not None
+                os.kill(pid_of(client), sent)
+                await child._process.wait()
+                await asyncio.sleep(0.05)  # the pipes are closed, too
+                assert await client.render(conversation("b")) == "<s>b"
+
+    uvloop.run(talk())
 
 
 async def test_an_answer_that_is_too_long_for_the_time_leaves_nothing() -> None:
