@@ -298,7 +298,7 @@ class _Child:
 
     async def ask(self, data: bytes) -> FromTemplate:
         """Sends a frame and receives the next one. Raises _Fault when the process ends."""
-        # receive() says how it ended. A pipe that is known to be closed is a RuntimeError of uvloop.
+        # receive() says how it ended. A pipe known to be closed is a RuntimeError of uvloop.
         with contextlib.suppress(ConnectionError, RuntimeError):
             self._to.write(data)
             await self._to.drain()
