@@ -2,10 +2,12 @@
 // to agree.
 #include "io/gguf_parts.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <string_view>
 #include <utility>
 
 #include "core/error.h"
@@ -26,17 +28,29 @@ std::uint64_t split_number(const GgufFile& file, const char* key, const std::str
   return entry->second.get<std::uint64_t>();
 }
 
-// "-00002-of-00003.gguf" for index 1 of 3.
-std::string name_ending(std::uint64_t index, std::uint64_t count) {
+constexpr std::string_view usual_suffix = ".gguf";
+
+// The suffix of a .gguf file's name as it is written there, in either case; the usual one where there is none.
+std::string suffix_of(const std::string& path) {
+  const std::string suffix = std::filesystem::path(path).extension().string();
+  const auto same = [](char written, char usual) {
+    return (written >= 'A' && written <= 'Z' ? written + 32 : written) == usual;
+  };
+  return std::ranges::equal(suffix, usual_suffix, same) ? suffix : std::string(usual_suffix);
+}
+
+// "-00002-of-00003.gguf" for index 1 of 3 and that suffix.
+std::string name_ending(std::uint64_t index, std::uint64_t count, const std::string& suffix) {
   std::array<char, 64> text{};
-  std::snprintf(text.data(), text.size(), "-%05llu-of-%05llu.gguf", static_cast<unsigned long long>(index + 1),
+  std::snprintf(text.data(), text.size(), "-%05llu-of-%05llu", static_cast<unsigned long long>(index + 1),
                 static_cast<unsigned long long>(count));
-  return text.data();
+  return text.data() + suffix;
 }
 
 // The paths of all parts, out of one of them. Throws where a part isn't there.
 std::vector<std::string> part_paths(const std::string& path, std::uint64_t index, std::uint64_t count) {
-  const std::string ending = name_ending(index, count);
+  const std::string suffix = suffix_of(path);
+  const std::string ending = name_ending(index, count, suffix);
   if (!path.ends_with(ending)) {
     throw InputError(concat("'", path, "' is part ", index + 1, " of a model of ", count,
                             " files, but its name doesn't end in ", ending, ", so the others can't be found"));
@@ -46,7 +60,7 @@ std::vector<std::string> part_paths(const std::string& path, std::uint64_t index
   std::string missing;
   std::uint64_t num_missing = 0;
   for (std::uint64_t i = 0; i < count; ++i) {
-    paths.push_back(stem + name_ending(i, count));
+    paths.push_back(stem + name_ending(i, count, suffix));
     std::error_code ignored;
     if (std::filesystem::exists(paths.back(), ignored)) continue;
     if (++num_missing == 1) missing = paths.back();

@@ -82,7 +82,7 @@ class EngineSettings:
     )
     kv_cache_tokens: int = option(0, "tokens that the KV cache holds; 0: as many as memory allows")
     max_model_len: int = option(
-        0, "most tokens of a request, prompt and output; 0: the model's limit"
+        0, "most tokens of a request, prompt and output, at least 2; 0: the model's limit"
     )
     page_size: int = option(16, "tokens per KV page", bounds=(1, 1024))
     max_running: int = option(256, "most sequences in one step", bounds=(1, 65536))
@@ -119,20 +119,56 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for described in fields(self):
             value, metadata = getattr(self, described.name), described.metadata
+            _check_text(described.name, value, shown=described.repr)
             if "bounds" in metadata:
                 _check_bounds(described.name, value, *metadata["bounds"])
             elif "choices" in metadata:
                 _check_choice(described.name, value, metadata["choices"])
         if self.page_size & (self.page_size - 1):
             raise OptionError("page_size", f"must be a power of two, got {self.page_size}")
+        if self.max_model_len == 1:  # no room for a prompt and a token of output
+            raise OptionError("max_model_len", "must be 0 or at least 2, got 1")
+        for name in ("kv_cache_tokens", "num_pages"):
+            if self.page_size == getattr(self, name) == 1:
+                raise OptionError(name, "must be 0 or at least 2 where page_size is 1, got 1")
+
+
+def _check_text(name: str, value: object, *, shown: bool) -> None:
+    """Bytes of the command line or the environment that are not UTF-8 arrive as halves of pairs of
+    surrogates, which nothing can write or send. Other values than texts pass.
+    """
+    for text in value if isinstance(value, tuple) else (value,):
+        try:
+            str(text).encode()
+        except UnicodeEncodeError:
+            got = f", got {text!a}" if shown else ""
+            raise OptionError(name, f"must be UTF-8{got}") from None
+
+
+def key_fault(key: str) -> str:
+    """Why no client could send this API key in a header; "" for one that can be sent."""
+    if not key:
+        return "must not be empty"
+    if any(character < " " or character == "\x7f" for character in key):
+        return "must not have control characters, such as an end of line: no header can carry them"
+    if key != key.strip(" "):
+        return "must not begin or end with a space: a header loses it"
+    return ""
 
 
 def _check_bounds(name: str, value: object, low: float, high: float) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise OptionError(name, f"must be a number, got {value!r}")
     if not (low <= value <= high):  # also refuses NaN
-        limit = f"between {low:.12g} and {high:.12g}" if high != math.inf else f"at least {low:g}"
+        limit = f"at least {_shown(low)}"
+        if high != math.inf:
+            limit = f"between {_shown(low)} and {_shown(high)}"
         raise OptionError(name, f"must be {limit}, got {value}")
+
+
+def _shown(bound: float) -> str:
+    """A whole number has all its digits."""
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -345,8 +381,9 @@ class ServerArgs(EngineSettings):
         self._check_hosts()
 
     def _check_http(self) -> None:
-        if "" in self.api_key:
-            raise OptionError("api_key", "must not be empty")
+        for fault in map(key_fault, self.api_key):
+            if fault:
+                raise OptionError("api_key", fault)
         for given, missing in (
             ("ssl_keyfile", "ssl_certfile"),
             ("ssl_certfile", "ssl_keyfile"),

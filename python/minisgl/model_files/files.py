@@ -11,7 +11,14 @@ class ModelError(Exception):
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on this machine."""
+    """A model on this machine. ModelError where its path or its name is not UTF-8."""
 
     path: str  # folder with config.json and *.safetensors, or a .gguf file
     name: str  # what /v1/models says
+
+    def __post_init__(self) -> None:
+        for what, text in (("path", self.path), ("name", self.name)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ModelError(f"the {what} of a model must be UTF-8, got {text!a}.") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minisgl.model_files.files import ModelError
 
-_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
+_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.gguf)", re.IGNORECASE)
 
 
 def part_names(name: str) -> list[str]:
@@ -17,7 +17,8 @@ def part_names(name: str) -> list[str]:
     match = _PART.fullmatch(name)
     if not match or not 1 <= int(match[2]) <= int(match[3]):
         return [name]
-    return [f"{match[1]}-{number:05}-of-{match[3]}.gguf" for number in range(1, int(match[3]) + 1)]
+    stem, _, count, suffix = match.groups()
+    return [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
 
 
 def model_name(name: str) -> str:

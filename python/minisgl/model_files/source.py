@@ -31,8 +31,10 @@ _WANTED_FILES = (
 )
 _UNWANTED_FILES = ("*/*", "consolidated*")  # copies of the weights in other layouts
 
+_GGUF = ".[gG][gG][uU][fF]"  # of a file's name, in a pattern
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+\.gguf)")
+_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+\.(?i:gguf))")
 _HUB_ADDRESS = re.compile(r"^(https://)?(hf\.co|huggingface\.co)/")
 _TAGGED = re.compile(r"([^:]+):([\w./-]+)")  # org/name:Q4_K_M, or a folder's path
 
@@ -82,7 +84,7 @@ def resolve_model(
         return _hub_gguf(hub_file[1], files, revision, show_progress)
     if (tagged := _TAGGED.fullmatch(model)) and _HUB_ID.fullmatch(tagged[1]):
         return _tagged_gguf(tagged[1], tagged[2], revision, show_progress)
-    if _HUB_ID.fullmatch(model) and not model.endswith(".gguf"):
+    if _HUB_ID.fullmatch(model) and not model.lower().endswith(".gguf"):
         return _hub_snapshot(model, revision, show_progress, weights)
     raise ModelError(
         f"there is no model at {model!r}: no such folder or .gguf file, and it is not a Hugging "
@@ -112,10 +114,16 @@ def _folder(path: Path, name: str | None = None, *, weights: bool = True) -> Mod
     """A folder with config.json and every weight file that its index names, or one .gguf model."""
     files = ModelFiles(str(path), name or path.resolve().name)
     shown = name or str(path)
-    if not any(path.glob("*.safetensors*")) and any(path.glob("*.gguf")):
+    if not any(path.glob("*.safetensors*")) and any(path.glob(f"*{_GGUF}")):
         return _gguf_of_folder(path, "")
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{shown} has no config.json: it is not a model.")
+    try:
+        _beginning(path / "config.json")
+    except FileNotFoundError:
+        if (config := path / "config.json").is_symlink():
+            raise ModelError(
+                f"{config} is a symbolic link to {os.readlink(config)!r}, which does not exist."
+            ) from None
+        raise ModelError(f"{shown} has no config.json: it is not a model.") from None
     if weights:
         _check_weights(path, shown)
     return files
@@ -162,12 +170,13 @@ def _indexed_files(index: Path) -> list[str]:
 
 def _gguf_of_folder(path: Path, tag: str) -> ModelFiles:
     """The folder's only .gguf model, or the one that the tag means."""
-    files = [str(file.relative_to(path)) for file in [*path.glob("*.gguf"), *path.glob("*/*.gguf")]]
+    found = [*path.glob(f"*{_GGUF}"), *path.glob(f"*/*{_GGUF}")]
+    files = [str(file.relative_to(path)) for file in found]
     return _gguf_file(path / choose_gguf(gguf_models(files), str(path), tag, tags=False).files[0])
 
 
 def _beginning(path: Path) -> bytes:
-    """The first bytes of a weight file. FileNotFoundError; else ModelError, where it can't be read
+    """The first bytes of a model's file. FileNotFoundError; else ModelError, where it can't be read
     or something else lies there.
     """
     try:

@@ -13,6 +13,8 @@ import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from minisgl.config import key_fault
+
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
 
@@ -125,6 +127,9 @@ def read_api_keys(args: ServerArgs) -> tuple[str, ...]:
     keys = tuple(key for line in text.splitlines() if (key := line.strip()))
     if not keys:
         raise ListenError(f"--api-key-file {args.api_key_file!r} has no key: one per line")
+    for number, key in enumerate(keys, 1):
+        if fault := key_fault(key):
+            raise ListenError(f"--api-key-file {args.api_key_file!r}: key {number} {fault}")
     return (*args.api_key, *keys)
 
 
@@ -196,9 +201,20 @@ def _bind_unix(path: str) -> socket.socket:
 
 def _remove_stale(path: str) -> None:
     """Removes a socket that nobody listens on. Raises ListenError where something else is there."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise ListenError(f"--uds {path!r} is there already, and is no socket")
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise ListenError(
+                f"--uds {path!r} is a symbolic link to {os.readlink(path)!r}, which does not "
+                "exist: remove the link or choose another path"
+            ) from None
+        return
+    except OSError as error:
+        raise ListenError(f"minisgl can't listen on --uds {path!r}: {_reason(error)}") from error
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(f"--uds {path!r} is there already, and is no socket")
+    with contextlib.suppress(FileNotFoundError):  # its server ends at this moment
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(1)
             try:

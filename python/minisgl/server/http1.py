@@ -31,6 +31,10 @@ MAX_AHEAD = 2**16
 # Events of h11 that are handled at once: one-byte chunks make ten thousand of what one read brings.
 EVENTS_PER_TURN = 256
 
+# Empty lines that may stand before a request's line: RFC 9112, 2.2, tells servers to ignore one.
+EMPTY_LINES = 8
+
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 _NO_MORE_REQUESTS = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
 _ABSOLUTE_FORM = re.compile(rb"(?i)[a-z][a-z0-9+.-]*://([^/?#]*)")
 _REFUSALS = {
@@ -57,7 +61,8 @@ class Http1:
 
     def __init__(self, connection: Wire) -> None:
         self._connection = connection
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._h11 = _new_h11()
+        self._empty_lines = 0  # before the line of the next request
         self._call: Call | None = None  # the request under way
         self._client_gone = False
         self._closed = False
@@ -187,6 +192,8 @@ class Http1:
         for _ in range(EVENTS_PER_TURN):
             if self._closed or self._h11.their_state in _NO_MORE_REQUESTS:
                 return _Parsed.ALL
+            if self._h11.their_state is h11.IDLE and not self._skip_empty_lines():
+                return _Parsed.ALL
             try:
                 event = self._h11.next_event()
             except h11.RemoteProtocolError as error:
@@ -205,6 +212,25 @@ class Http1:
                 return _Parsed.ALL
         return _Parsed.MORE
 
+    def _skip_empty_lines(self) -> bool:
+        """Between two requests: forgets EMPTY_LINES at most, and leaves further ones to h11, which
+        refuses them. False where half of one is all that is there.
+        """
+        data = self._h11.trailing_data[0]
+        if not data.startswith((b"\r", b"\n")):
+            return True
+        if lines := _EMPTY_LINES.match(data):
+            self._empty_lines += lines[0].count(b"\n")
+            if self._empty_lines > EMPTY_LINES:
+                return True
+            if self._in_head:  # what had begun was a line and no head
+                self._become_idle()
+            data = data[lines.end() :]
+            self._h11 = _new_h11()  # it forgets nothing of what it was given
+            if data:  # nothing would be the end
+                self._h11.receive_data(data)
+        return data != b"\r"
+
     def _has_more(self) -> bool:
         """The next request has begun, or something else is there."""
         return bool(self._h11.trailing_data[0])
@@ -217,6 +243,7 @@ class Http1:
 
     def _begin(self, request: h11.Request) -> None:
         self._stop_timer()
+        self._empty_lines = 0
         target, headers = request.target, list(request.headers)
         if absolute := _ABSOLUTE_FORM.match(target):  # its authority stands above the Host line
             target = target[absolute.end() :]
@@ -278,3 +305,7 @@ class Http1:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _new_h11() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)

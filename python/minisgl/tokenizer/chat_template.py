@@ -40,7 +40,7 @@ class ChatTemplate:
         except (RecursionError, SyntaxError, MemoryError) as error:
             # What Jinja compiles it to has a depth, too, that Python bounds.
             raise ChatTemplateError("is too large or nests too deeply") from error
-        except jinja2.TemplateError as error:
+        except Exception as error:  # Jinja lets those of Python's own through: of a long number
             raise ChatTemplateError(f"has an error: {str(error).rstrip('.')}") from error
         self._default = self._templates.get("default") or next(iter(self._templates.values()))
         self._special_tokens = dict(special_tokens)

@@ -88,6 +88,17 @@ TEST(OpenWeights, GgufInParts) {
   }
 }
 
+TEST(OpenWeights, TheCaseOfASuffixDoesNotCount) {
+  const TemporaryFolder folder;
+  std::vector<std::string> paths = write_parts(folder);
+  for (std::string& path : paths) {
+    const std::string lower = path;
+    path.replace(path.size() - 5, 5, ".GGUF");
+    std::filesystem::rename(lower, path);
+  }
+  EXPECT_EQ(open_weights(paths[1])->names(), open_weights(paths[0])->names());
+}
+
 TEST(OpenWeights, GgufPartsThatArentThere) {
   const TemporaryFolder folder;
   const std::vector<std::string> paths = write_parts(folder);

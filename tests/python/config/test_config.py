@@ -65,12 +65,34 @@ def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: s
         (("--max-running", "0"), "--max-running must be between 1 and 65536, got 0"),
         (("--max-body", "1K"), "unrecognized arguments"),
         (("--host", ""), "--host must not be empty"),
+        (("--max-body-bytes", "0"), "must be between 1024 and 1099511627776, got 0"),
+        (("--body-timeout", "0"), "--body-timeout must be between 0.1 and 86400, got 0.0"),
+        (("--max-model-len", "1"), "--max-model-len must be 0 or at least 2, got 1"),
+        (("--num-pages=1", "--page-size=1"), "--num-pages must be 0 or at least 2 where page_size"),
     ],
 )
 def test_a_bad_value_is_one_sentence(
     capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], sentence: str
 ) -> None:
     assert sentence in refusal(capsys, *flags)
+
+
+def test_a_text_is_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    """Other bytes of the system's arrive as halves of surrogate pairs."""
+    texts = [
+        field
+        for field in fields(ServerArgs)
+        if field.metadata and isinstance(field.default, (str, tuple, type(None)))
+    ]
+    assert len(texts) > 10
+    for field in texts:
+        name = field.name.replace("_", "-")
+        sentence = refusal(capsys, f"--{name}=a\udcff", "--model=m" if name != "model" else "--")
+        variable = "MINISGL_" + field.name.upper()
+        of_variable = refusal(capsys, **{variable: "a\udcff"})
+        got = "" if not field.repr else ", got 'a\\udcff'"
+        assert sentence.endswith(f"--{name} must be UTF-8{got}")
+        assert of_variable.endswith(f"{variable}: must be UTF-8{got}")
 
 
 def test_an_empty_variable_is_an_empty_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,38 @@ def test_files_that_are_missing(folder: Path) -> None:
     assert resolve_model(str(folder)).path == str(folder)  # one file of another name
     (folder / "config.json").unlink()
     assert "has no config.json" in refusal(str(folder))
+
+
+def test_what_lies_in_the_place_of_config_json(folder: Path) -> None:
+    config = folder / "config.json"
+    config.unlink()
+    os.mkfifo(config)
+    assert f"{config} is a named pipe, not a regular file." in refusal(str(folder))
+    config.unlink()
+    config.symlink_to(config)
+    assert f"{config} can't be read: Too many levels of symbolic links." in refusal(str(folder))
+    config.unlink()
+    config.mkdir()
+    assert f"{config} is a folder, not a regular file." in refusal(str(folder))
+    config.rmdir()
+    config.symlink_to("gone")
+    assert f"{config} is a symbolic link to 'gone', which does not exist." in refusal(str(folder))
+
+
+def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    path = gguf(tmp_path / "m\udcff.gguf")
+    for named in (path, tmp_path):
+        assert "the path of a model must be UTF-8, got '" in refusal(str(named))
+
+
+def test_the_case_of_a_suffix_does_not_count(tmp_path: Path) -> None:
+    path = gguf(tmp_path / "M.GGUF")
+    for named in (path, tmp_path, f"{tmp_path}:M"):
+        assert resolve_model(str(named)) == ModelFiles(str(path), "M")
+    path.unlink()
+    parts = [gguf(tmp_path / f"M-0000{i}-of-00002.GGUF") for i in (1, 2)]
+    for named in (*parts, tmp_path):
+        assert resolve_model(str(named)) == ModelFiles(str(parts[0]), "M")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,20 @@ def test_what_is_at_the_place_of_a_unix_socket(tmp_path: Path) -> None:
     assert path.exists()
     with pytest.raises(ListenError, match=r"--uds '.*server\.sock' is there already, and is no s"):
         opened(uds=str(path))
-    for bad in ("/nowhere/server.sock", str(tmp_path / ("x" * 120))):
+    link = tmp_path / "link.sock"
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        ListenError, match=r"link\.sock' is a symbolic link to '.*gone', which does"
+    ):
+        opened(uds=str(link))
+    loop = tmp_path / "loop.sock"
+    loop.symlink_to(loop)
+    for bad in (
+        "/nowhere/server.sock",
+        str(tmp_path / ("x" * 120)),
+        str(loop),
+        str(path / "below"),
+    ):
         with pytest.raises(ListenError, match="minisgl can't listen on --uds"):
             opened(uds=bad)
 
@@ -170,6 +183,9 @@ def test_options_that_need_each_other() -> None:
         ("root_path", "without / at its end, got '/model/'", {"root_path": "/model/"}),
         ("allowed_origins", "got 'example.org'", {"allowed_origins": ("*", "example.org")}),
         ("api_key", "must not be empty", {"api_key": ("a", "")}),
+        ("api_key", "must not have control characters", {"api_key": ("a", "a\nb")}),
+        ("api_key", "must not have control characters", {"api_key": ("a\x7f",)}),
+        ("api_key", "must not begin or end with a space", {"api_key": ("a ",)}),
     ):
         with pytest.raises(OptionError, match=sentence) as refused:
             ServerArgs(**args)  # type: ignore[arg-type]
@@ -183,6 +199,9 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
     assert read_api_keys(args) == ("own", "first, with a comma", "second")
     file.write_text("\n \n")
     with pytest.raises(ListenError, match=r"--api-key-file '.*keys' has no key: one per line"):
+        read_api_keys(args)
+    file.write_text("first\nsec\x01ond\n")
+    with pytest.raises(ListenError, match=r"keys': key 2 must not have control characters"):
         read_api_keys(args)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ListenError, match=r"--api-key-file '.*keys' can't be read"):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 
 from minisgl.ipc.messages import EngineStats
+from minisgl.server import http1
 from minisgl.server.pace import Pace
 from tests.python.server.conftest import MODEL, Server, StartServer, events
 from tests.python.server.fake_engine import endless
@@ -115,6 +117,28 @@ async def test_two_lengths(server: Server) -> None:
         b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /admin HTTP/1.1\r\n\r\n",
     )
     assert answer.startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("pause", [0, 0.02])
+async def test_empty_lines_before_a_request(start_server: StartServer, pause: float) -> None:
+    """RFC 9112, 2.2. They come whole or in halves, on a new connection or after a body."""
+    post = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    post += b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    get = b"GET /version HTTP/1.1\r\nHost: a\r\n"
+    pieces = [b"\r", b"\n", b"\r\n", post, b"\r", b"\n", get, b"\r\n", b"\n\r\n", post]
+    pieces += [b"\r\n", get + b"Connection: close\r\n\r\n"]
+    async with start_server() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(pause)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200"] * 4
+        writer.close()
+        answer = await raw(server, b"\r\n" * (http1.EMPTY_LINES + 1) + get + b"\r\n")
+        assert answer.startswith(b"HTTP/1.1 400")
+        answer = await raw(server, b"\rGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400")
 
 
 async def test_http_2_is_not_spoken(server: Server) -> None:

@@ -218,9 +218,10 @@ def test_what_goes_wrong_is_the_requests_fault(source: str) -> None:
         ChatTemplate({"default": source}, NAMED).render([USER])
 
 
-def test_a_template_that_does_not_compile() -> None:
+@pytest.mark.parametrize("source", ["{% for x in %}", "{{ " + "9" * 5000 + " }}"])
+def test_a_template_that_does_not_compile(source: str) -> None:
     with pytest.raises(ChatTemplateError, match="^has an error: "):
-        ChatTemplate({"default": "{% for x in %}"}, NAMED)
+        ChatTemplate({"default": source}, NAMED)
 
 
 def test_tool_use_template_is_taken_for_tools() -> None:
