@@ -17,7 +17,8 @@ from minisgl.ipc.messages import encode
 from minisgl.sampling_params import SamplingParams
 from minisgl.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Message
 from minisgl.text import messages as text_messages
-from minisgl.tokenizer import DetokenizerOptions
+from minisgl.text import template_messages
+from minisgl.tokenizer import DetokenizerOptions, TemplateSource
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -135,14 +136,18 @@ def _wire(_: Path) -> list[bytes]:
             messages.Failed("no"),
             text_messages.TextOptions(path="p"),
             text_messages.Encode(1, "text"),
-            text_messages.EncodeChat(id=2, messages=[{"role": "user", "content": "hi"}]),
             text_messages.OpenText(3, DetokenizerOptions(stop=["a", "b"])),
             text_messages.PushTokens(3, [1, 2], True),
             text_messages.CloseText(3),
             text_messages.TextReady(),
             text_messages.Encoded(1, [1, 2]),
-            text_messages.Refused(1, "template", "no"),
-            text_messages.Text(3, "text", True, 4),
+            text_messages.Refused(1, "no"),
+            text_messages.Text(3, "text", "a", 4),
+            template_messages.LoadTemplate(TemplateSource({"default": "a"}, {"bos_token": "b"})),
+            template_messages.Render(messages=[{"role": "user", "content": "hi"}], tools=[{}]),
+            template_messages.Started(),
+            template_messages.Rendered("a"),
+            template_messages.TemplateRefused("memory", "no"),
         )
     ]
 

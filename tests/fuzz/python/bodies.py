@@ -50,6 +50,7 @@ def use(request: msgspec.Struct) -> None:
 def sampling(request: ChatRequest | CompletionRequest, wanted: int | None) -> None:
     params = checks.sampling_params(
         request,
+        {},
         max_tokens=checks.fit(1, wanted, 2**20, param="prompt"),
         logprobs=None,
         prompt_logprobs=None,

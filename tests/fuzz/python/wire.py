@@ -21,13 +21,15 @@ with atheris.instrument_imports(include=["minisgl"]):
     from minisgl.rank import main as rank
     from minisgl.sampling_params import SamplingParams
     from minisgl.text import messages as text_messages
-    from minisgl.text import worker_process
+    from minisgl.text import template_messages, worker_process
 
 DECODERS = (
     messages.decode_to_rank,
     messages.decode_from_rank,
     text_messages.decode_to_text,
     text_messages.decode_from_text,
+    template_messages.decode_to_template,
+    template_messages.decode_from_template,
 )
 # What a queue takes for a malformed message, see ipc/queues.py.
 REFUSALS = (msgspec.DecodeError, ValueError, TypeError, RecursionError)
@@ -49,7 +51,7 @@ def check(data: bytes) -> None:
             message = decode(data)
         except REFUSALS:
             continue
-        if isinstance(message, text_messages.EncodeChat):
+        if isinstance(message, template_messages.Render):
             continue  # holds NaN where it likes
         assert encode(decode(encode(message))) == encode(message)
         if isinstance(message, messages.StepOutputs):
