@@ -93,10 +93,14 @@ void Executor::remove(SequenceId id) {
   MINISGL_CHECK(sequences_.erase(id) == 1, "sequence ", id, " is not live");
 }
 
+Executor::LiveSequence& Executor::live(SequenceId id) {
+  const auto entry = sequences_.find(id);
+  MINISGL_CHECK(entry != sequences_.end(), "sequence ", id, " is not live");
+  return entry->second;
+}
+
 void Executor::append(SequenceId id, std::span<const std::int32_t> tokens) {
-  const auto live = sequences_.find(id);
-  MINISGL_CHECK(live != sequences_.end(), "sequence ", id, " is not live");
-  LiveSequence& sequence = live->second;
+  LiveSequence& sequence = live(id);
   if (sequence.seen) {
     sequence.seen->add_output(tokens);
   } else {
@@ -126,9 +130,7 @@ void Executor::build_batch(const StepPlan& plan) {
   positions_.clear();
   rows_.clear();
   for (const SequenceStep& step : plan.sequences) {
-    const auto live = sequences_.find(step.id);
-    MINISGL_CHECK(live != sequences_.end(), "sequence ", step.id, " is not live");
-    LiveSequence& sequence = live->second;
+    LiveSequence& sequence = live(step.id);
     std::vector<PageId>& table = sequence.page_table;
     table.resize(step.num_kept_pages);
     const auto new_pages = plan.new_pages.begin() + step.first_new_page;

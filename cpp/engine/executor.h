@@ -65,6 +65,7 @@ class Executor {
     std::vector<std::int32_t> banned = {};     // by bad words and min_tokens in the step at hand
   };
 
+  LiveSequence& live(SequenceId id);
   void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
   void start(LiveSequence& sequence) const;
