@@ -187,7 +187,7 @@ async def _collect(receive: Receive, room: BodyRoom, max_bytes: int) -> bytes:
             room.take(len(part))
             body += part
             if not message.get("more_body", False):
-                return bytes(body.removeprefix(codecs.BOM_UTF8))
+                return bytes(body).removeprefix(codecs.BOM_UTF8)  # a copy only where there is one
     finally:
         room.used -= len(body)
         body.clear()  # a traceback may keep this frame
