@@ -72,6 +72,7 @@ struct Engine::Impl {
   void abort(SequenceId id);
   void step();
   bool launch_step();
+  void give_back_counts(SequenceId id);
   void finish_step();
   void look_ahead(SequenceId id);
   void take_over(LiveRequests::Collected collected);
@@ -202,7 +203,9 @@ void Engine::Impl::admit(Submission submission) {
                  .prompt = std::move(request.prompt),
                  .max_tokens = request.num_to_come(),
                  .score_prompt = request.prompt_logprobs >= 0,
-                 .needs_token = needs_token});
+                 .needs_token = needs_token,
+                 .standing = request.standing,
+                 .arrived = submission.time});
 }
 
 void Engine::Impl::abort(SequenceId id) {
@@ -221,14 +224,24 @@ void Engine::Impl::step() {
 
 // Returns false when no sequence can be computed, or none before the steps in flight are done.
 bool Engine::Impl::launch_step() {
-  const StepPlan& plan = scheduler.plan();
-  if (plan.empty()) return false;
   const Clock::time_point now = Clock::now();
+  const StepPlan& plan = scheduler.plan(now);
+  for (const SequenceId id : scheduler.preempted()) give_back_counts(id);
+  if (plan.empty()) return false;
   if (scheduler.num_in_flight() == 1) busy_since = now;
   live.mark_started(plan, now);
   publisher.step(plan);
   executor.launch(plan);
   return true;
+}
+
+// A preempted sequence with penalties has no counts on the devices: they are made again of its tokens when it goes on.
+void Engine::Impl::give_back_counts(SequenceId id) {
+  const SequenceSampling& sampling = executor.sampling(id);
+  if (!uses_penalties(sampling.params)) return;
+  const auto output = std::span(scheduler.sequence(id).tokens).subspan(static_cast<std::size_t>(sampling.prompt_len));
+  publisher.pause(id, output);
+  executor.pause(id, output);
 }
 
 void Engine::Impl::finish_step() {
@@ -293,6 +306,7 @@ void Engine::Impl::deliver() {
     const std::lock_guard lock(status_mutex);
     stats = {.num_running = scheduler.num_running(),
              .num_waiting = scheduler.num_waiting(),
+             .waiting_by_priority = scheduler.queue().waiting_by_priority(),
              .pages_total = scheduler.pages().num_total(),
              .pages_free = scheduler.pages().num_free(),
              .num_preemptions = scheduler.num_preemptions(),
@@ -316,6 +330,7 @@ void Engine::Impl::end_all(const std::string& what) {
     const std::lock_guard lock(status_mutex);
     failure = what;
     stats.num_running = stats.num_waiting = 0;
+    stats.waiting_by_priority.clear();
   }
   std::vector<RequestOutput> last = std::exchange(outputs, {});  // made before it went wrong, as good as ever
   inbox.forget(ended);

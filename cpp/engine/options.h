@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/dtype.h"
 
@@ -67,6 +69,7 @@ struct EngineMemory {
 
 struct EngineStats {
   std::int64_t num_running = 0, num_waiting = 0;
+  std::vector<std::pair<std::int32_t, std::int64_t>> waiting_by_priority = {};  // in order of priorities
   std::int64_t pages_total = 0, pages_free = 0;
   std::uint64_t num_preemptions = 0, num_steps = 0, prompt_tokens = 0, generated_tokens = 0;
   double step_seconds = 0;         // in which steps were under way; overlapping ones count once

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/query.h"
+#include "sched/fair_queue.h"
 
 namespace minisgl {
 
@@ -22,6 +23,7 @@ struct Request {
   std::vector<std::int32_t> stop_token_ids;
   std::int32_t logprobs = -1;         // alternatives reported with each token; -1: no logprobs
   std::int32_t prompt_logprobs = -1;  // the same for each prompt token
+  Standing standing = {};             // whose turn it is
 
   std::int64_t num_to_come() const { return max_tokens - num_resumed; }  // tokens at most
 };

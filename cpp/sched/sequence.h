@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cache/page_allocator.h"
+#include "sched/fair_queue.h"
 
 namespace minisgl {
 
@@ -27,6 +28,8 @@ struct NewSequence {
   std::int64_t num_hidden = 0;       // the prompt's last rows whose hidden states are wanted; nothing is drawn then
   std::int32_t adapter = 0;          // 0: none
   SharedPrefix prefix = {};
+  Standing standing = {};
+  FairQueue::Time arrived = {};
 };
 
 struct Sequence {
@@ -44,7 +47,8 @@ struct Sequence {
                    : added.score_prompt ? prompt_len - 1
                                         : 0),
         first_wanted(wants_hidden ? prompt_len - added.num_hidden : 0),
-        prefix(added.prefix) {}
+        prefix(added.prefix),
+        turn(added.id) {}
 
   SequenceId id;
   std::vector<std::int32_t> tokens;  // prompt, then what was generated; the last may be pending
@@ -68,6 +72,12 @@ struct Sequence {
   std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption
   std::vector<std::int32_t> drafts = {};  // proposed to follow the known tokens; the next part that draws tries them
   SharedPrefix prefix;
+
+  Turn turn;
+  std::int64_t num_charged = 0;  // of the prompt, to its share; survives preemption
+  // How much more than its own share another must have had, in weighted tokens, to give way to it: once preempted, or
+  // let in at the cost of others, what it would cost to compute it again.
+  std::int64_t toll = 0;
 
   std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t num_uncomputed() const { return len() - num_computed; }

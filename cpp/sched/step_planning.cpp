@@ -1,4 +1,4 @@
-// Planning one step: who computes what, who gives way, and how much room is left for drafts.
+// Planning one step: who computes what, and how much room is left for drafts.
 #include <algorithm>
 #include <utility>
 
@@ -24,24 +24,25 @@ void Scheduler::Step::clear() {
   copied.clear();
 }
 
-const StepPlan& Scheduler::plan() {
+const StepPlan& Scheduler::plan(FairQueue::Time now) {
   MINISGL_CHECK(num_in_flight() < kMostInFlight, "plan() with ", num_in_flight(), " steps in flight");
   Step& step = spare_.front();
   step.clear();
+  queue_.set_time(now);
+  preempted_.clear();
   rows_left_ = options_.max_batch_tokens;
   prompt_logits_left_ = options_.max_prompt_logits;
-  const bool has_drafts = options_.max_drafts > 0;
-  const std::int64_t pages_left =
-      has_drafts || !in_flight_.empty() ? pages_.num_free() - num_missing_pages() : pages_.num_free();
-  if (has_drafts) {
+  const bool may_plan = make_room();
+  const std::int64_t pages_left = pages_.num_free() - num_missing_pages();
+  if (options_.max_drafts > 0) {
     draft_rows_left_ = std::clamp<std::int64_t>(rows_left_ - num_running(), 0, options_.max_drafts);
     draft_pages_left_ = std::max<std::int64_t>(0, pages_left);
   }
   // A sequence must be preempted where pages are missing.
-  if (in_flight_.empty() || pages_left >= 0) {
-    const bool preempted = plan_decodes();
-    plan_prefills();
-    if (!preempted) admit();
+  if (may_plan && (in_flight_.empty() || pages_left >= 0)) {
+    const bool preempted = pages_left < 0 && relieve();
+    plan_decodes();
+    plan_prefills(!preempted);
   }
   if (!step.plan.empty()) {
     in_flight_.splice(in_flight_.end(), spare_, spare_.begin());
@@ -74,74 +75,58 @@ std::int64_t Scheduler::num_missing_pages() const {
   return missing;
 }
 
-bool Scheduler::plan_decodes() {
-  const std::uint64_t before = num_preemptions_;
-  has_chunks_ = false;
-  // Victims are taken from the back, so what is already in the plan stays, and the next sequence stays valid unless the
-  // sequence at hand was the last one.
+void Scheduler::plan_decodes() {
+  begun_.clear();
   for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
     if (!sequence->is_ready()) continue;
     if (sequence->decoding()) {
-      if (!grow(*sequence)) break;
+      grow(*sequence);
       plan_rows(sequence);
     } else if (sequence->num_uncomputed() > 1) {
-      has_chunks_ = true;
-      if (!grow(*sequence)) break;  // tokens were appended to it
+      grow(*sequence);  // tokens may have been appended to it
+      begun_.push_back(sequence);
     }
   }
-  return num_preemptions_ != before;
 }
 
-bool Scheduler::grow(Sequence& sequence) {
+void Scheduler::grow(Sequence& sequence) {
   const std::int64_t missing = num_missing_pages(sequence);
-  if (missing == 0) return true;
-  while (!pages_.allocate(missing, sequence.pages)) {
-    const bool itself = &running_.back() == &sequence;
-    preempt_latest();
-    if (itself) return false;
+  if (missing > 0) MINISGL_CHECK(pages_.allocate(missing, sequence.pages), missing, " pages are missing");
+}
+
+// Prefills go on, and others begin, in the order of the queue: each chunk counts before the next is chosen.
+void Scheduler::plan_prefills(bool may_admit) {
+  while (rows_left_ > 0) {
+    const auto begun =
+        std::ranges::min_element(begun_, [&](Iterator a, Iterator b) { return queue_.before(a->turn, b->turn); });
+    const Turn* waiting = may_admit && num_running() < options_.max_running ? queue_.first() : nullptr;
+    if (waiting != nullptr && (begun == begun_.end() || queue_.before(*waiting, (*begun)->turn))) {
+      const Iterator next = index_.at(waiting->id);
+      may_admit = admit(next);
+      if (may_admit) plan_rows(next);
+    } else if (begun != begun_.end()) {
+      plan_rows(*begun);
+      begun_.erase(begun);
+    } else {
+      return;
+    }
   }
+}
+
+// Lets a waiting sequence run, unless there is no room for it.
+bool Scheduler::admit(Iterator next) {
+  const std::int64_t num_shared = next->prefix.num_tokens > 0 ? num_shareable(*next) : 0;
+  next->num_computed = num_shared;
+  const bool fits = chunk_size(*next) > 0;
+  next->num_computed = 0;
+  if (!fits) return false;
+  if (!has_pages_for(*next, num_shared / options_.page_size)) return false;
+  if (num_shared > 0) share(*next, num_shared);
+  grow(*next);
+  queue_.begin(next->turn);
+  next->is_running = true;
+  running_.splice(place_in_order(*next), waiting_, next);
   return true;
-}
-
-void Scheduler::preempt_latest() {
-  MINISGL_CHECK(in_flight_.empty(), "preemption with ", num_in_flight(), " steps in flight");
-  MINISGL_CHECK(running_.size() > 1, "a sequence alone ran out of pages");
-  const Iterator victim = std::prev(running_.end());
-  pages_.release(victim->pages);
-  victim->pages.clear();
-  victim->num_planned_pages = 0;
-  victim->num_computed = 0;
-  waiting_.splice(waiting_.begin(), running_, victim);
-  victim->is_running = false;
-  ++num_preemptions_;
-}
-
-void Scheduler::plan_prefills() {
-  if (!has_chunks_) return;
-  for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
-    if (sequence->num_uncomputed() > 1) plan_rows(sequence);
-  }
-}
-
-void Scheduler::admit() {
-  while (!waiting_.empty() && rows_left_ > 0 && num_running() < options_.max_running) {
-    const Iterator next = waiting_.begin();
-    const std::int64_t num_shared = next->prefix.num_tokens > 0 ? num_shareable(*next) : 0;
-    next->num_computed = num_shared;
-    const bool fits = chunk_size(*next) > 0;
-    next->num_computed = 0;
-    if (!fits) return;
-    // Beside others, a page for each of them stays free (up to a part of the cache), or the newcomer's prefill would be
-    // thrown away as soon as they need it.
-    const std::int64_t needed = pages_for(next->len()) - num_shared / options_.page_size;
-    const std::int64_t spare = std::min(num_running(), pages_.num_total() / 16 + 1);
-    if (pages_.num_free() < needed + spare) return;
-    if (num_shared > 0) share(*next, num_shared);
-    MINISGL_CHECK(grow(*next));
-    running_.splice(running_.end(), waiting_, next);
-    next->is_running = true;
-    plan_rows(next);
-  }
 }
 
 // Returns how many tokens of a waiting sequence another has computed in the steps before this one. The last token and
@@ -247,6 +232,7 @@ void Scheduler::plan_rows(Iterator iterator) {
   step.new_tokens.push_back(end);
   sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
   sequence.num_computed = end;
+  charge(sequence, start, draws);
   if (sequence.end_wanted > 0) plan_wanted(sequence, part);
   if (draws) {
     sequence.pending_target = static_cast<std::int32_t>(plan.targets.size());

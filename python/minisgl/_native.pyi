@@ -38,6 +38,7 @@ class EngineInfo(TypedDict):
 class EngineStats(TypedDict):
     num_running: int
     num_waiting: int
+    waiting_by_priority: list[tuple[int, int]]
     pages_total: int
     pages_free: int
     num_preemptions: int

@@ -330,6 +330,12 @@ class ServerArgs(EngineSettings):
         secret=True,
     )
 
+    max_waiting_tokens: int = option(
+        2**24,
+        "tokens that the prompts of waiting requests may have together; where more come, a request "
+        "is refused with 429, unless none waits",
+        group="engine",
+    )
     num_tokenizer: int = option(
         0,
         "tokenizer processes; 0: the server tokenizes itself",

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from minisgl.ipc.messages import EngineInfo, Submit
+from minisgl.ipc.messages import NO_STANDING, EngineInfo, Standing, Submit
 from minisgl.sampling_params import ParameterError, SamplingParams, is_float32_zero
 
 
@@ -37,6 +37,7 @@ def make_request(
     info: EngineInfo,
     end_ids: Sequence[int] = (),
     bad_words: Sequence[list[int]] = (),
+    standing: Standing = NO_STANDING,
 ) -> Submit:
     """The engine's request. ParameterError when it asks for what this model can't do.
 
@@ -61,6 +62,7 @@ def make_request(
         params=params,
         end_token_ids=more_ends,
         bad_words=list(bad_words),
+        standing=standing,
     )
 
 

@@ -24,6 +24,7 @@ class TokenStream:
         self.received: list[int] = []  # token ids, read or not
         self.finish = ""  # the reason, once the end has arrived
         self.num_deaths = 0  # engines that died with this request
+        self.waiting_tokens = 0  # of the prompt, until the first output: see Backlog
         self._abort = abort
         self._pending: Output | None = None
         self._waiter: asyncio.Future[None] | None = None

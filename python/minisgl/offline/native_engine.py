@@ -11,7 +11,16 @@ import msgspec
 
 from minisgl.engine.api import SHUTTING_DOWN, State
 from minisgl.engine.live_requests import LiveRequests
-from minisgl.ipc.messages import Abort, EngineInfo, EngineStats, Output, StepOutputs, Submit
+from minisgl.ipc.messages import (
+    NO_STANDING,
+    Abort,
+    EngineInfo,
+    EngineStats,
+    Output,
+    Standing,
+    StepOutputs,
+    Submit,
+)
 from minisgl.tasks import background
 
 if TYPE_CHECKING:
@@ -62,15 +71,26 @@ class NativeEngine:
         """As in EngineApi."""
         return len(self._requests)
 
+    @property
+    def waiting_tokens(self) -> int:
+        """As in EngineApi."""
+        return self._requests.waiting_tokens
+
+    @property
+    def retry_after(self) -> int:
+        """As in EngineApi."""
+        return self._requests.retry_after
+
     def submit(
         self,
         prompt_ids: list[int],
         params: SamplingParams,
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
+        standing: Standing = NO_STANDING,
     ) -> TokenStream:
         """As in EngineApi."""
-        return self._requests.submit(self, prompt_ids, params, end_ids, bad_words)
+        return self._requests.submit(self, prompt_ids, params, end_ids, bad_words, standing)
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""

@@ -98,7 +98,12 @@ class ChatCompletions(JsonEndpoint):
             "service_tier": None,
             "system_fingerprint": None,
         }
-        with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+        standing = checks.standing(
+            request, exchange.share, num_shares=max(1, len(state.args.api_key))
+        )
+        with Generation(
+            state.client, text, state.metrics, arrived=arrived, standing=standing
+        ) as generation:
             exchange.begin(generation)
             generation.submit(
                 prompt_ids,

@@ -64,7 +64,12 @@ class Completions(JsonEndpoint):
             "model": state.model_name,
             "system_fingerprint": None,
         }
-        with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+        standing = checks.standing(
+            request, exchange.share, num_shares=max(1, len(state.args.api_key))
+        )
+        with Generation(
+            state.client, text, state.metrics, arrived=arrived, standing=standing
+        ) as generation:
             exchange.begin(generation)
             include_stop = bool(request.include_stop_str_in_output)
             for prompt, params in zip(prompts, jobs, strict=True):

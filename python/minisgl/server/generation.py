@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from minisgl.engine.api import EngineApi
-    from minisgl.ipc.messages import Output
+    from minisgl.ipc.messages import Output, Standing
     from minisgl.sampling_params import SamplingParams
     from minisgl.text.frontend import TextFrontend
 
@@ -33,12 +33,19 @@ class Generation:
     """
 
     def __init__(
-        self, client: EngineApi, text: TextFrontend, metrics: Metrics, *, arrived: float
+        self,
+        client: EngineApi,
+        text: TextFrontend,
+        metrics: Metrics,
+        *,
+        arrived: float,
+        standing: Standing,
     ) -> None:
         self._client = client
         self._text = text
         self._metrics = metrics
         self._arrived = arrived  # time.perf_counter()
+        self._standing = standing
         self._choices: list[Choice] = []
         self._waiting: dict[asyncio.Task[Output], Choice] = {}
         self.num_prompt_tokens = 0
@@ -102,7 +109,11 @@ class Generation:
             one = params if number == 0 else _variant(params, number, score_prompt=score_each)
             try:
                 stream = self._client.submit(
-                    prompt_ids, one, self._text.tokenizer.eos_token_ids, bad_words
+                    prompt_ids,
+                    one,
+                    self._text.tokenizer.eos_token_ids,
+                    bad_words,
+                    self._standing,
                 )
             except EngineBusy:
                 raise errors.busy() from None
@@ -182,7 +193,6 @@ class Generation:
         # The answer's, where it has one: a stop string may end it with the engine's last output.
         choice.finish_reason = choice.answer_finish or output.finish
         metrics.finished[choice.finish_reason] += 1
-        metrics.pace.ended()
         metrics.e2e_request_latency.observe(time.perf_counter() - self._arrived)
         metrics.request_generation_tokens.observe(choice.num_tokens)
         metrics.request_params_max_tokens.observe(choice.stream.request.params.max_tokens)
