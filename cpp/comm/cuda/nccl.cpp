@@ -144,7 +144,7 @@ class GpuCommunicator final : public Communicator {
     const std::lock_guard lock(mutex_);
     limit_ = limit;
     if (peers_) peers_->set_time_limit(limit.time);
-    group_.set_time_limit(limit.time);
+    group_.set_time_limit(std::min(limit.time, options_.timeout));  // of its end
   }
 
   void begin_wait() override { deadline_.store((Clock::now() + limit_.time).time_since_epoch().count()); }
