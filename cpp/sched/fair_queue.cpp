@@ -10,10 +10,11 @@
 namespace minisgl {
 namespace {
 
-// Returns what the least served of those that wait was served, or `otherwise`.
+// Returns what the least served of those that wait was served; where nobody waits, what the one was that waited last.
 template <typename Parties>
-std::uint64_t least_served(const Parties& parties, std::uint64_t otherwise) {
-  std::uint64_t least = otherwise;
+std::uint64_t least_served(const Parties& parties, typename Parties::key_type last) {
+  const auto known = parties.find(last);
+  std::uint64_t least = known == parties.end() ? 0 : known->second.served;
   bool found = false;
   for (const auto& [key, party] : parties) {
     if (party.num_waiting == 0 || (found && party.served >= least)) continue;
@@ -23,6 +24,11 @@ std::uint64_t least_served(const Parties& parties, std::uint64_t otherwise) {
   return least;
 }
 
+// Where a turn is, or belongs, among those of its flow.
+auto place_of(std::deque<Turn*>& waiting, const Turn& turn) {
+  return std::ranges::lower_bound(waiting, turn.arrival, {}, &Turn::arrival);
+}
+
 template <typename Entry>
 bool is_idle(const Entry& entry) {
   return entry.second.num_live == 0;
@@ -30,10 +36,10 @@ bool is_idle(const Entry& entry) {
 
 // The entry of one that has one more sequence waiting.
 template <typename Parties>
-auto& entry_of(Parties& parties, typename Parties::key_type key, std::uint64_t last_served) {
+auto& entry_of(Parties& parties, typename Parties::key_type key, typename Parties::key_type last) {
   const auto known = parties.find(key);
   if (known != parties.end() && known->second.num_waiting > 0) return known->second;
-  const std::uint64_t least = least_served(parties, last_served);
+  const std::uint64_t least = least_served(parties, last);
   if (known == parties.end() && parties.size() >= FairQueue::kMostIdle) {
     std::erase_if(parties, [&](const auto& entry) { return is_idle(entry) && entry.second.served <= least; });
     if (parties.size() >= FairQueue::kMostIdle) std::erase_if(parties, is_idle<typename Parties::value_type>);
@@ -46,14 +52,14 @@ auto& entry_of(Parties& parties, typename Parties::key_type key, std::uint64_t l
 }  // namespace
 
 void FairQueue::arrive(Turn& turn, const Standing& standing, Time arrived) {
-  turn.priority = standing.priority;
+  turn.standing = standing;
   turn.arrival = num_arrivals_++;
   turn.since_ = arrived;
-  turn.share_ = &entry_of(shares_, standing.share, last_served_);
-  turn.user_ = &entry_of(turn.share_->users, standing.user, turn.share_->last_served);
+  turn.share_ = &entry_of(shares_, standing.share, last_share_);
+  turn.user_ = &entry_of(turn.share_->users, standing.user, turn.share_->last_user);
   ++turn.share_->num_live;
   if (turn.user_->num_live++ == 0) ++num_live_users_;
-  ++live_[turn.priority];
+  ++live_[turn.standing.priority];
   enter(turn);
 }
 
@@ -85,29 +91,36 @@ void FairQueue::leave(Turn& turn) {
   --turn.share_->num_live;
   turn.share_ = nullptr;
   turn.user_ = nullptr;
-  const auto live = live_.find(turn.priority);
+  const auto live = live_.find(turn.standing.priority);
   if (--live->second == 0) live_.erase(live);
 }
 
 void FairQueue::enter(Turn& turn) {
-  const auto [flow, is_new] = turn.user_->flows.try_emplace(turn.priority);
+  const auto [flow, is_new] = turn.user_->flows.try_emplace(turn.standing.priority);
   if (is_new) {
     flow->second.index = flows_.size();
     flows_.push_back(&flow->second);
   }
-  flow->second.waiting.emplace(turn.arrival, &turn);
+  std::deque<Turn*>& waiting = flow->second.waiting;
+  if (waiting.empty() || waiting.back()->arrival < turn.arrival) {
+    waiting.push_back(&turn);
+  } else {
+    waiting.insert(place_of(waiting, turn), &turn);
+  }
   ++turn.share_->num_waiting;
   ++turn.user_->num_waiting;
 }
 
 void FairQueue::exit(Turn& turn) {
-  const auto flow = turn.user_->flows.find(turn.priority);
-  MINISGL_CHECK(flow != turn.user_->flows.end() && flow->second.waiting.erase(turn.arrival) == 1, "sequence ", turn.id,
-                " does not wait");
+  const auto flow = turn.user_->flows.find(turn.standing.priority);
+  MINISGL_CHECK(flow != turn.user_->flows.end(), "sequence ", turn.id, " does not wait");
+  const auto place = place_of(flow->second.waiting, turn);
+  MINISGL_CHECK(place != flow->second.waiting.end() && *place == &turn, "sequence ", turn.id, " does not wait");
+  flow->second.waiting.erase(place);
   --turn.share_->num_waiting;
   --turn.user_->num_waiting;
-  last_served_ = turn.share_->served;
-  turn.share_->last_served = turn.user_->served;
+  last_share_ = turn.standing.share;
+  turn.share_->last_user = turn.standing.user;
   if (!flow->second.waiting.empty()) return;
   flows_.back()->index = flow->second.index;
   flows_[flow->second.index] = flows_.back();
@@ -121,10 +134,19 @@ void FairQueue::charge(Turn& turn, std::int64_t weighted_tokens) {
   turn.user_->served += static_cast<std::uint64_t>(weighted_tokens);
 }
 
+bool FairQueue::is_rival(const Standing& standing) const {
+  if (has_rivals()) return true;
+  if (live_.empty()) return false;
+  const auto share = shares_.find(standing.share);
+  if (share == shares_.end() || share->second.num_live == 0) return true;
+  const auto user = share->second.users.find(standing.user);
+  return user == share->second.users.end() || user->second.num_live == 0;
+}
+
 Turn* FairQueue::first() const {
   Turn* first = nullptr;
   for (const Flow* flow : flows_) {
-    Turn* turn = flow->waiting.begin()->second;
+    Turn* turn = flow->waiting.front();
     if (first == nullptr || before(*turn, *first)) first = turn;
   }
   return first;
@@ -145,14 +167,14 @@ bool FairQueue::before(const Turn& a, const Turn& b) const {
 std::int32_t FairQueue::class_of(const Turn& turn) const {
   if (turn.is_running) return turn.class_;
   const auto waited = turn.waited_ + std::max(now_ - turn.since_, std::chrono::steady_clock::duration::zero());
-  const std::int64_t aged = turn.priority - waited / kAging;
+  const std::int64_t aged = turn.standing.priority - waited / kAging;
   return static_cast<std::int32_t>(std::max<std::int64_t>(aged, live_.begin()->first));
 }
 
 std::vector<std::pair<std::int32_t, std::int64_t>> FairQueue::waiting_by_priority() const {
   std::map<std::int32_t, std::int64_t> counts;
   for (const Flow* flow : flows_) {
-    counts[flow->waiting.begin()->second->priority] += std::ssize(flow->waiting);
+    counts[flow->waiting.front()->standing.priority] += std::ssize(flow->waiting);
   }
   return {counts.begin(), counts.end()};
 }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <unordered_map>
 #include <utility>
@@ -62,6 +63,8 @@ class FairQueue {
   bool empty() const { return flows_.empty(); }
   // Whether live sequences differ in user, share or priority.
   bool has_rivals() const { return num_live_users_ > 1 || live_.size() > 1; }
+  // Whether one with this standing differs from a live one.
+  bool is_rival(const Standing& standing) const;
   // Whether `a` comes before `b` in this order; each may wait or run.
   bool before(const Turn& a, const Turn& b) const;
   // Its priority, less one for each kAging that it has waited, down to the lowest priority of a live sequence; while it
@@ -78,22 +81,22 @@ class FairQueue {
   struct User;
   // The waiting sequences of a user with one priority: only the first of them can be the next.
   struct Flow {
-    std::map<std::uint64_t, Turn*> waiting;  // by arrival
-    std::size_t index;                       // in flows_
+    std::deque<Turn*> waiting;  // by arrival
+    std::size_t index;          // in flows_
   };
   struct User : Party {
     std::map<std::int32_t, Flow> flows;  // by priority; none is empty
   };
   struct Share : Party {
     std::unordered_map<std::uint64_t, User> users;
-    std::uint64_t last_served = 0;  // of the user that waited last
+    std::uint64_t last_user = 0;  // the one that waited last
   };
 
   void enter(Turn& turn);
   void exit(Turn& turn);
 
   std::unordered_map<std::int64_t, Share> shares_;
-  std::uint64_t last_served_ = 0;  // of the share that waited last
+  std::int64_t last_share_ = 0;  // the one that waited last
   std::vector<Flow*> flows_;
   std::map<std::int32_t, std::int64_t> live_;  // sequences by priority
   std::int64_t num_live_users_ = 0;
@@ -107,7 +110,7 @@ struct Turn {
   Turn(const Turn&) = delete;
 
   std::uint64_t id;  // the sequence's
-  std::int32_t priority = 0;
+  Standing standing = {};
   std::uint64_t arrival = 0;  // grows with each
   bool is_running = false;
 

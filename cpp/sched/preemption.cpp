@@ -1,6 +1,7 @@
 // Who gives way to whom.
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "core/error.h"
 #include "sched/scheduler.h"
@@ -20,16 +21,20 @@ Scheduler::Iterator Scheduler::place_in_order(const Sequence& sequence) {
   return place;
 }
 
-// What a part costs the sequence's share: the prompt's tokens that are computed for the first time, and the token that
-// is drawn.
-void Scheduler::charge(Sequence& sequence, std::int64_t start, bool draws) {
-  std::int64_t tokens = draws ? FairQueue::kGeneratedWeight : 0;
+// Charges a sequence's share for the tokens from `start` on that the plan computes of its prompt, once each.
+void Scheduler::charge_prompt(Sequence& sequence, std::int64_t start) {
   const std::int64_t end = std::min(sequence.num_computed, sequence.prompt_len);
-  if (end > sequence.num_charged) {
-    tokens += FairQueue::kPromptWeight * (end - std::max(start, sequence.num_charged));
-    sequence.num_charged = end;
-  }
-  FairQueue::charge(sequence.turn, tokens);
+  if (end <= sequence.num_charged) return;
+  FairQueue::charge(sequence.turn, FairQueue::kPromptWeight * (end - std::max(start, sequence.num_charged)));
+  sequence.num_charged = end;
+}
+
+void Scheduler::charge_generated(Sequence& sequence) {
+  FairQueue::charge(sequence.turn, FairQueue::kGeneratedWeight * std::exchange(sequence.num_uncharged, 0));
+}
+
+void Scheduler::charge_running() {
+  for (Sequence& sequence : running_) charge_generated(sequence);
 }
 
 // Lets the next of the queue begin at the cost of others, where there is no room for it and that is fair. Returns false
@@ -127,6 +132,7 @@ void Scheduler::preempt(Iterator victim) {
   victim->pages.clear();
   victim->num_planned_pages = 0;
   victim->num_computed = 0;
+  charge_generated(*victim);
   victim->is_running = false;
   victim->toll = victim->len();
   queue_.give_way(victim->turn);

@@ -30,6 +30,7 @@ void Scheduler::add(NewSequence added) {
   const SequenceId id = added.id;
   const Standing standing = added.standing;
   const FairQueue::Time arrived = added.arrived;
+  if (queue_.is_rival(standing)) charge_running();
   queue_.arrive(waiting_.emplace_back(std::move(added)).turn, standing, arrived);
   index_.emplace(id, std::prev(waiting_.end()));
 }
@@ -40,6 +41,7 @@ void Scheduler::remove(SequenceId id) {
   const Iterator sequence = entry->second;
   std::list<Sequence>& list = sequence->is_running ? running_ : waiting_;
   index_.erase(entry);
+  charge_generated(*sequence);
   queue_.leave(sequence->turn);
   if (sequence->num_in_flight > 0) {
     leaving_.splice(leaving_.end(), list, sequence);
@@ -61,7 +63,8 @@ void Scheduler::append(SequenceId id, std::span<const std::int32_t> tokens) {
   MINISGL_CHECK(sequence.len() + std::ssize(tokens) <= sequence.max_len, "sequence ", id, " of ", sequence.len(),
                 " tokens gets ", tokens.size(), " more");
   sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
-  FairQueue::charge(sequence.turn, FairQueue::kGeneratedWeight * std::ssize(tokens));
+  sequence.num_uncharged += static_cast<std::int32_t>(tokens.size());
+  num_appended_ += std::ssize(tokens);
   sequence.drafts.clear();
 }
 
@@ -109,7 +112,7 @@ void Scheduler::complete(const StepTokens& drawn) {
 void Scheduler::end_drafts(Sequence& sequence, std::span<const std::int32_t> tokens) {
   sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
   sequence.num_computed += std::ssize(tokens);
-  FairQueue::charge(sequence.turn, FairQueue::kGeneratedWeight * std::ssize(tokens));
+  sequence.num_uncharged += static_cast<std::int32_t>(tokens.size());
   const auto needed = static_cast<std::size_t>(pages_for(sequence.len()));
   if (sequence.pages.size() <= needed) return;
   pages_.release(std::span(sequence.pages).subspan(needed));

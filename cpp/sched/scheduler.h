@@ -116,7 +116,9 @@ class Scheduler {
   void share(Sequence& sequence, std::int64_t num_tokens);
   void grow(Sequence& sequence);
   Iterator place_in_order(const Sequence& sequence);
-  static void charge(Sequence& sequence, std::int64_t start, bool draws);
+  static void charge_prompt(Sequence& sequence, std::int64_t start);
+  static void charge_generated(Sequence& sequence);
+  void charge_running();
   bool make_room();
   bool relieve();
   bool displaces(const Sequence& next, const Sequence& other) const;
@@ -138,6 +140,7 @@ class Scheduler {
   std::list<Sequence> leaving_;                     // removed, but a step in flight computes them
   std::unordered_map<SequenceId, Iterator> index_;  // running and waiting
   FairQueue queue_;
+  std::int64_t num_appended_ = 0;  // tokens for which there may be no pages yet
   std::uint64_t num_preemptions_ = 0;
   std::vector<SequenceId> preempted_;  // by the latest plan
 

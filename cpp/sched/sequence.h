@@ -62,6 +62,7 @@ struct Sequence {
   std::int64_t num_planned_pages = 0;  // how many of them a plan has told the ranks
   std::int32_t pending_target = 0;     // the target of the latest plan that draws the pending token
   int num_in_flight = 0;               // steps in flight that compute rows of it
+  std::int32_t num_uncharged = 0;      // tokens generated since its share was charged
 
   std::int32_t adapter;
   bool is_running = false;  // else it waits, or has left

@@ -32,9 +32,14 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   preempted_.clear();
   rows_left_ = options_.max_batch_tokens;
   prompt_logits_left_ = options_.max_prompt_logits;
+  // What was generated counts where somebody waits, and another could be next in its place.
+  if (!queue_.empty() && queue_.has_rivals()) charge_running();
   const bool may_plan = make_room();
-  const std::int64_t pages_left = pages_.num_free() - num_missing_pages();
-  if (options_.max_drafts > 0) {
+  // Those that decode need a page each at most.
+  const bool has_drafts = options_.max_drafts > 0;
+  const bool has_pages = !has_drafts && pages_.num_free() >= num_running() + num_appended_;
+  const std::int64_t pages_left = has_pages ? 0 : pages_.num_free() - num_missing_pages();
+  if (has_drafts) {
     draft_rows_left_ = std::clamp<std::int64_t>(rows_left_ - num_running(), 0, options_.max_drafts);
     draft_pages_left_ = std::max<std::int64_t>(0, pages_left);
   }
@@ -87,6 +92,7 @@ void Scheduler::plan_decodes() {
       begun_.push_back(sequence);
     }
   }
+  if (rows_left_ > 0) num_appended_ = 0;
 }
 
 void Scheduler::grow(Sequence& sequence) {
@@ -232,12 +238,13 @@ void Scheduler::plan_rows(Iterator iterator) {
   step.new_tokens.push_back(end);
   sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
   sequence.num_computed = end;
-  charge(sequence, start, draws);
+  if (start < sequence.prompt_len) charge_prompt(sequence, start);
   if (sequence.end_wanted > 0) plan_wanted(sequence, part);
   if (draws) {
     sequence.pending_target = static_cast<std::int32_t>(plan.targets.size());
     sequence.tokens.push_back(Sequence::kPending);
     sequence.drafts.clear();
+    ++sequence.num_uncharged;
     const auto index = static_cast<std::int32_t>(plan.sequences.size());
     for (std::int32_t row = part.first_draw(); row < part.first_row + part.num_rows; ++row) {
       plan.logit_rows.push_back(row);

@@ -113,13 +113,28 @@ TEST(SchedulerFairness, SharesThatBothHaveMuchToDoAreServedAlikeAndDoNotPushEach
   }
 }
 
+TEST(SchedulerFairness, WhatWasServedWhileNobodyWaitedIsOwedToNobody) {
+  Machine machine(few_places());
+  for (int i = 0; i < 16; ++i) machine.submit(10, 2000, {.share = 1});
+  for (int i = 0; i < 1000; ++i) machine.step();  // 32,000 weighted tokens, and nobody waits
+  for (int i = 0; i < 60; ++i) machine.submit(10, 50, {.share = 2});
+  for (int i = 0; i < 60; ++i) machine.submit(10, 50, {.share = 1});
+  machine.step();
+  machine.step();
+  for (const Sequence& sequence : machine.scheduler.running()) {
+    const Party& share = sequence.turn.share();
+    EXPECT_LT(share.served, 33000u);
+    EXPECT_GT(share.served, 31000u);
+  }
+}
+
 TEST(SchedulerFairness, AHigherClassDisplacesALowerOne) {
   for (const SchedulerOptions& options : {few_places(), few_pages()}) {
     Machine machine(options);
     for (int i = 0; i < 200; ++i) machine.submit(100, 400, {.priority = 5});
     for (int i = 0; i < 100; ++i) machine.step();
     EXPECT_EQ(machine.steps_to_first_token(machine.submit(50, 8, {.priority = 0})), 1);
-    EXPECT_EQ(machine.scheduler.running().back().turn.priority, 5);
+    EXPECT_EQ(machine.scheduler.running().back().turn.standing.priority, 5);
     while (machine.scheduler.has_work()) machine.step();
   }
 }

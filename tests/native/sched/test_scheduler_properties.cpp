@@ -65,7 +65,11 @@ class Rank {
         scheduler.running().empty() ? std::nullopt : std::optional(scheduler.running().front().id);
     now_ += std::chrono::seconds(below(10));
     const StepPlan& plan = scheduler.plan(now_);
-    ASSERT_TRUE(!first || scheduler.sequence(*first).is_running);  // whoever comes first of all is never preempted
+    // Whoever comes first of all is never preempted, but for one of a higher class that is let in.
+    if (first && !scheduler.sequence(*first).is_running) {
+      ASSERT_LT(scheduler.queue().class_of(scheduler.running().front().turn),
+                scheduler.queue().class_of(scheduler.sequence(*first).turn));
+    }
     ASSERT_EQ(scheduler.preempted().size(), scheduler.num_preemptions() - preemptions);
     if (!plan.empty()) {
       ASSERT_TRUE(in_flight_.empty() || scheduler.num_preemptions() == preemptions);
