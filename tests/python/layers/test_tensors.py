@@ -199,6 +199,17 @@ def test_full_tensors_are_loaded_in_all_their_forms(become_rank: BecomeRank) -> 
         assert list(block.state_dict()) == ["layers.0.attention.qkv_proj.weight"]
 
 
+def test_layers_of_weights_have_their_dtype_and_no_part_of_their_memory() -> None:
+    weights = [torch.randn(4, 6).bfloat16(), torch.randn(8, 6).bfloat16()]
+    layer = LinearColParallelMerged.from_weights(weights, [torch.ones(4), None])
+    assert (layer.weight.dtype, layer.bias.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert torch.equal(layer.bias, torch.tensor([1.0] * 4 + [0.0] * 8).bfloat16())
+    merged = torch.cat(weights)
+    weights[0].zero_()
+    assert torch.equal(layer.weight, merged)
+    assert LinearRowParallel.from_weights(merged).bias is None
+
+
 class Named(BaseOP):
     def __init__(self, **members: object) -> None:
         vars(self).update(members)
