@@ -74,7 +74,7 @@ def check_collectives(rank: int, size: int, kind: str) -> str:
 
 def check_odd_tensors(comm: _native.Communicator) -> None:
     """Tensors without elements, and gathers of every dtype into outputs of any shape."""
-    for shape in ((0,), (0, 3)):
+    for shape in ((0,), (0, 3), (3, 0)):
         empty = torch.empty(shape)
         comm.all_reduce(empty, "sum")
         comm.all_gather(torch.empty(shape), empty)
@@ -133,6 +133,8 @@ def wrong_calls(rank: int, size: int) -> list[str]:
     calls: list[Any] = [
         lambda: comm.all_reduce(torch.ones(4, 4).t()[:, :2]),
         lambda: comm.all_reduce(torch.ones(4, dtype=torch.int64)),
+        lambda: comm.all_reduce(torch.ones(4, dtype=torch.complex64)),
+        lambda: comm.all_reduce(torch.ones(4, dtype=torch.bool)),
         lambda: comm.all_reduce(torch.ones(4), "max"),
         lambda: comm.all_gather(torch.ones(5), torch.ones(4)),
         lambda: comm.all_gather(torch.ones(8, dtype=torch.int32), torch.ones(4)),
@@ -151,8 +153,10 @@ def wrong_calls(rank: int, size: int) -> list[str]:
 def test_wrong_tensors_are_refused_with_a_reason(tmp_path: Path) -> None:
     for messages in run_ranks(wrong_calls, 2, tmp_path):
         assert messages == [
-            "tensor must be contiguous",
-            "tensor must be float32, float16 or bfloat16",
+            "tensor must be contiguous, got [4, 2] with strides [1, 4]",
+            "tensor must be float32, float16 or bfloat16, got int64",
+            "tensor must be float32, float16 or bfloat16, got complex64",
+            "tensor must be float32, float16 or bfloat16, got bool",
             'op must be "sum", the only one that there is, got "max"',
             "output must have 32 bytes, got 20",
             "output must be of the input's dtype, torch.float32, got torch.int32",
