@@ -109,7 +109,7 @@ Plan make_plan(const KernelTable& table, const GemmArgs& args, std::int64_t cols
     const PackedMatrix& weight = *args.parts[i].weight;
     PartPlan& part = plan.parts[i];
     part.kernel = &find_gemm_kernel(table, weight.dtype(), args.num_rows);
-    part.group_bytes = cols / dtype_info(weight.dtype()).block_size * packed_block_bytes(weight.dtype());
+    part.group_bytes = packed_group_bytes(weight.dtype(), cols);
     part.num_groups = divide_up(weight.rows(), group_rows);
     total_bytes += part.num_groups * part.group_bytes;
   }
