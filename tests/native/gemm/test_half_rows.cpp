@@ -59,7 +59,8 @@ class HalfRows : public testing::TestWithParam<Case> {
 TEST_P(HalfRows, AgreeWithTheReference) {
   ThreadPool pool(2);
   const bool quantized = is_quantized(weight_dtype());
-  for (std::int64_t cols : quantized ? std::vector<std::int64_t>{256, 512} : std::vector<std::int64_t>{1, 7, 64, 1155}) {
+  for (std::int64_t cols :
+       quantized ? std::vector<std::int64_t>{256, 512} : std::vector<std::int64_t>{1, 7, 64, 1155}) {
     for (std::int64_t outputs : {1, 9, 16, 50, 131}) {
       const RandomMatrix weight(weight_dtype(), outputs, cols, pool);
       const std::vector<double> weights = weight.values();
