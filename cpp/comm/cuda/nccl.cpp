@@ -14,11 +14,11 @@
 #include <string>
 #include <thread>
 
-#include "comm/cuda/device_guard.h"
 #include "comm/cuda/nccl_group.h"
 #include "comm/cuda/peer_all_reduce.h"
 #include "comm/cuda/size_classes.h"
 #include "comm/peer_watch.h"
+#include "core/cuda/device_guard.h"
 #include "core/error.h"
 
 namespace minisgl {

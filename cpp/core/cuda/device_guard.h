@@ -1,4 +1,4 @@
-// The calling thread's device while a communicator of another one works.
+// The calling thread's device while another one works.
 #pragma once
 
 #include "core/cuda/runtime.h"
