@@ -39,7 +39,7 @@ Memory allocate(std::int64_t bytes) {
 class Bench {
  public:
   Bench(std::int64_t outputs, std::int64_t inputs, double bandwidth)
-      : outputs_(outputs), inputs_(inputs), bandwidth_(bandwidth), dense_("GPU", "", pool_) {
+      : outputs_(outputs), inputs_(inputs), bandwidth_(bandwidth) {
     cudaStream_t stream = nullptr;
     MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     stream_ = CudaStream(stream);
@@ -60,6 +60,8 @@ class Bench {
     std::printf("%5s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rows", "floor", "engine", "tensor1", "no ahead", "tensor2",
                 "no ahead", "cublaslt", "chosen");
     for (const std::int64_t rows : {1, 2, 8, 9, 16, 17, 32, 64, 128, 256}) {
+      cuda::DenseGemm dense("GPU", "", pool_);  // which chooses for these rows, not for those before
+      const auto products = make_gpu_products(0);
       std::printf("%5lld %8.2f", static_cast<long long>(rows),
                   static_cast<double>(outputs_ * inputs_ * 2) / bandwidth_ * 1e6);
       const auto show = [&](bool possible, const std::function<void(const TensorProduct&)>& queue) {
@@ -88,18 +90,18 @@ class Bench {
           show(few, [&](const TensorProduct& p) { cuda::skinny_tensor_gemm(p, {blocks, prefetches}, stream_.get()); });
       }
       show(true, [&](const TensorProduct& p) {
-        dense_.run({.weights = p.weights,
-                    .x = p.x,
-                    .y = p.y,
-                    .scratch = p.y,
-                    .y_is_f32 = false,
-                    .added = false,
-                    .rows = p.rows,
-                    .inputs = p.inputs,
-                    .outputs = p.outputs},
-                   stream_.get());
+        dense.run({.weights = p.weights,
+                   .x = p.x,
+                   .y = p.y,
+                   .scratch = p.y,
+                   .y_is_f32 = false,
+                   .added = false,
+                   .rows = p.rows,
+                   .inputs = p.inputs,
+                   .outputs = p.outputs},
+                  stream_.get());
       });
-      show(true, [&](const TensorProduct& p) { products_->run(p, reinterpret_cast<std::uintptr_t>(stream_.get())); });
+      show(true, [&](const TensorProduct& p) { products->run(p, reinterpret_cast<std::uintptr_t>(stream_.get())); });
       std::printf("\n");
       std::fflush(stdout);
     }
@@ -151,8 +153,6 @@ class Bench {
   std::int64_t outputs_, inputs_;
   double bandwidth_;
   ThreadPool pool_{1};
-  cuda::DenseGemm dense_;
-  std::unique_ptr<GpuProducts> products_ = make_gpu_products(0);
   CudaStream stream_;
   CudaEvent start_, end_;
   std::vector<Memory> weights_;

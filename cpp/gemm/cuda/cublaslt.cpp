@@ -49,8 +49,9 @@ struct DenseGemm::Impl {
 
   void launch(const CublasLt::Description& description, const DenseArgs& args, const cublasLtMatmulAlgo_t& algorithm,
               cudaStream_t stream) {
-    library.multiply(description, {args.weights, args.x, args.y, args.added}, algorithm, scrub.get(), kWorkspaceBytes,
-                     stream);
+    const bool queued = library.multiply(description, {args.weights, args.x, args.y, args.added}, algorithm,
+                                         scrub.get(), kWorkspaceBytes, stream);
+    MINISGL_CHECK(queued, "cuBLASLt doesn't take the product that it proposed an algorithm for");
   }
 
   std::vector<cublasLtMatmulHeuristicResult_t> proposals(const CublasLt::Description& description) {

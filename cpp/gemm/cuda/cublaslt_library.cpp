@@ -119,13 +119,15 @@ std::optional<std::size_t> CublasLt::workspace_bytes(const Description& product,
   return result.workspaceSize;
 }
 
-void CublasLt::multiply(const Description& product, const LtOperands& operands, const cublasLtMatmulAlgo_t& algorithm,
+bool CublasLt::multiply(const Description& product, const LtOperands& operands, const cublasLtMatmulAlgo_t& algorithm,
                         void* workspace, std::size_t workspace_bytes, cudaStream_t stream) const {
   const float one = 1.0f, old = operands.added ? 1.0f : 0.0f;
-  check(
+  const cublasStatus_t status =
       functions_.matmul(handle_, product.operation_, &one, operands.weights, product.a_, operands.x, product.b_, &old,
-                        operands.y, product.d_, operands.y, product.d_, &algorithm, workspace, workspace_bytes, stream),
-      "cublasLtMatmul");
+                        operands.y, product.d_, operands.y, product.d_, &algorithm, workspace, workspace_bytes, stream);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return false;
+  check(status, "cublasLtMatmul");
+  return true;
 }
 
 }  // namespace minisgl::cuda

@@ -65,9 +65,10 @@ class CublasLt {
   std::vector<cublasLtMatmulHeuristicResult_t> proposals(const Description& product, const LtLimits& limits) const;
   // The workspace that an algorithm of another product needs for this one; nothing where it can't compute it.
   std::optional<std::size_t> workspace_bytes(const Description& product, const cublasLtMatmulAlgo_t& algorithm) const;
-  // Queues the product on `stream`.
-  void multiply(const Description& product, const LtOperands& operands, const cublasLtMatmulAlgo_t& algorithm,
-                void* workspace, std::size_t workspace_bytes, cudaStream_t stream) const;
+  // Queues the product on `stream`; false where the algorithm doesn't take the operands after all.
+  [[nodiscard]] bool multiply(const Description& product, const LtOperands& operands,
+                              const cublasLtMatmulAlgo_t& algorithm, void* workspace, std::size_t workspace_bytes,
+                              cudaStream_t stream) const;
 
  private:
   struct Functions {

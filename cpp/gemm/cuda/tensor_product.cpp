@@ -63,7 +63,7 @@ Shape shape_of(const TensorProduct& product) {
 
 struct Choice {
   std::optional<cuda::SkinnyTuning> skinny;
-  // Else cuBLASLt's; its favourite where `algorithm` is empty too.
+  // Else one of cuBLASLt's; its favourite where `algorithm` is empty too.
   std::optional<cublasLtMatmulAlgo_t> algorithm;
   std::size_t workspace_bytes = 0;  // of the algorithm, for this many rows
   std::int64_t rows = 0;
@@ -132,26 +132,25 @@ class CudaProducts final : public GpuProducts {
       if (bytes && multiplied(product, description, *choice.algorithm, *bytes, stream, capture)) return;
     }
     for (const std::size_t most : {cuda::kWorkspaceBytes, std::size_t{0}}) {
-      const auto proposed = proposals(product, description, most);
-      if (proposed.empty()) continue;
-      const auto& favourite = proposed.front();
-      if (multiplied(product, description, favourite.algo, favourite.workspaceSize, stream, capture)) return;
+      for (const auto& proposal : proposals(product, description, most))
+        if (multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, capture)) return;
     }
     cuda::plain_tensor_gemm(product, stream);
   }
 
-  // Queues the product by an algorithm that needs a workspace of `bytes`; false where there is none.
+  // Queues the product by an algorithm that needs a workspace of `bytes`; false where there is none, and where the
+  // algorithm doesn't take the product after all.
   bool multiplied(const TensorProduct& product, const CublasLt::Description& description,
                   const cublasLtMatmulAlgo_t& algorithm, std::size_t bytes, cudaStream_t stream,
                   const Capture& capture) {
     if (bytes > cuda::kWorkspaceBytes) return false;
     void* workspace = bytes > 0 ? workspaces_.of(stream, capture) : nullptr;
     if (bytes > 0 && workspace == nullptr) return false;
-    library_.multiply(description, {product.weights, product.x, product.y, false}, algorithm, workspace, bytes, stream);
-    return true;
+    return library_.multiply(description, {product.weights, product.x, product.y, false}, algorithm, workspace, bytes,
+                             stream);
   }
 
-  // The fastest of the kernels that take the product. It is computed, many times.
+  // The fastest of the kernels that take the product. It is computed many times.
   Choice measured(const TensorProduct& product, cudaStream_t stream) {
     const auto scrub = cuda::try_allocate(cuda::kScrubBytes);
     if (!scrub) return usual(product);
@@ -160,8 +159,8 @@ class CudaProducts final : public GpuProducts {
       for (const int blocks : {1, 2}) candidates.emplace_back().skinny = {.blocks_per_processor = blocks};
     }
     const CublasLt::Description description(library_, described(product));
-    const std::size_t most = workspaces_.of(stream, {}) != nullptr ? cuda::kWorkspaceBytes : 0;
-    for (const auto& proposal : proposals(product, description, most)) {
+    for (const auto& proposal : proposals(product, description, cuda::kWorkspaceBytes)) {
+      if (!multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, {})) continue;
       Choice& candidate = candidates.emplace_back();
       candidate.algorithm = proposal.algo;
       candidate.workspace_bytes = proposal.workspaceSize;
