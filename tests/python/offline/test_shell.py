@@ -16,6 +16,7 @@ import pytest
 
 from minisgl import LLM
 from minisgl.config import ServerArgs
+from minisgl.distributed import DistributedInfo
 from minisgl.engine.api import EngineStartError
 from minisgl.ipc.messages import EngineOptions
 from minisgl.model_files.files import ModelError
@@ -229,7 +230,12 @@ def test_ranks_have_the_step_timeout_that_was_asked_for(
 
     monkeypatch.setattr("minisgl.offline.local_model.EngineClient", Client)
     if entry == "shell":
-        assert run_shell(ServerArgs(model=model, shell=True, tp=2, step_timeout=90)) == 1
+        assert (
+            run_shell(
+                ServerArgs(model=model, shell=True, tp_info=DistributedInfo(0, 2), step_timeout=90)
+            )
+            == 1
+        )
     else:
         with pytest.raises(ModelError, match="enough is known"):
             LLM(model, tp=2, step_timeout=90, show_progress=False)
