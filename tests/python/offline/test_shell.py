@@ -9,12 +9,13 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minisgl import LLM
+from minisgl import LLM, launch_server
 from minisgl.config import ServerArgs
 from minisgl.distributed import DistributedInfo
 from minisgl.engine.api import EngineStartError
@@ -44,6 +45,35 @@ def talk(
         return status, captured.out, captured.err
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "argv"),
+    [
+        (None, {"run_shell": True}, True),
+        (None, {}, True),
+        (ServerArgs(), {"run_shell": True}, False),
+        (ServerArgs(shell=True), {}, False),
+    ],
+)
+def test_launch_server_starts_it(
+    native: FakeNative,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: ServerArgs | None,
+    options: dict[str, bool],
+    argv: bool,
+) -> None:
+    """The command line says which model, and `--shell` where the call doesn't; or `args` does."""
+    native.script = lambda request: [*load_tokenizer(model).encode("fine"), EOS]
+    flags = [model] if options else [model, "--shell"]
+    monkeypatch.setattr("sys.argv", ["program", *(flags if argv else ["--no-such-flag"])])
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    if args is not None:
+        args = replace(args, model=model)
+    assert launch_server(args, **options) == 0
+    assert capsys.readouterr().out == "fine\n"
 
 
 def prompts(native: FakeNative, model: str) -> list[str]:

@@ -8,7 +8,11 @@ from tests.python.launch.servers import ServerProcess
 from tests.python.launch.test_imports import imported
 
 # What a console script is: Python puts the script's folder first on sys.path, not the working one.
-COMMAND = ("-c", "import sys; sys.path.pop(0); from minisgl.launch import main; sys.exit(main())")
+COMMAND = (
+    "-c",
+    "import sys; sys.path.pop(0); from minisgl.launch import launch_server; "
+    "sys.exit(launch_server())",
+)
 MODULES = "minisgl.launch, minisgl.rank.main, minisgl.text.worker_process"
 
 
