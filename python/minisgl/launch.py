@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import uvloop
+from setproctitle import setproctitle
 
 from minisgl.config import MAX_WAITING, OptionError, ServerArgs, parse_address
 from minisgl.engine.api import EngineStartError
@@ -26,7 +27,7 @@ from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
 from minisgl.engine.nodes import NodeAgent, NodeHub
 from minisgl.engine.revival import RestartPolicy
 from minisgl.flags import parse_args
-from minisgl.log import start_logging
+from minisgl.log import SERVER, start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.published_sampling import published_sampling
 from minisgl.model_files.source import resolve_model
@@ -67,7 +68,8 @@ def launch_server(
     can't start or its engine failed for good. ValueError where `args.tp_info` isn't rank 0: a
     server starts all ranks.
 
-    Belongs in the main thread, for the signals. `rank_command`: the rank program (for tests). `restart`: what happens when the engine
+    Belongs in the main thread, for the signals, of a process that is a server from then on, and
+    named so. `rank_command`: the rank program (for tests). `restart`: what happens when the engine
     dies.
     """
     began = time.monotonic()
@@ -90,6 +92,7 @@ def launch_server(
 def _serve(
     args: ServerArgs, rank_command: Sequence[str], restart: RestartPolicy | None, began: float
 ) -> int:
+    setproctitle(SERVER)
     return_large_blocks()
     start_logging(args.log_level, args.log_format)
     try:

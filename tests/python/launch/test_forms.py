@@ -11,7 +11,7 @@ import minisgl
 from minisgl import ServerArgs
 from minisgl.distributed import DistributedInfo
 from minisgl.launch import launch_server
-from tests.python.launch.servers import SERVER, ServerProcess, get, make_model
+from tests.python.launch.servers import SERVER, ServerProcess, get, make_model, process_name
 
 FAKE_RANK = SERVER.parents[1] / "engine" / "fake_rank.py"
 
@@ -53,6 +53,8 @@ def test_with_settings_it_reads_no_command_line(tmp_path: Path) -> None:
     server = ServerProcess(model, tmp_path / "tmp", *flags, program=("-c", program))
     try:
         assert get(server.wait_ready(), "/ready")[0] == 200
+        # The command line is gone, and with it the secrets that stood there.
+        assert process_name(server.process.pid) == "minisgl-serve"
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
     finally:
