@@ -49,7 +49,10 @@ class LocalRanks:
                 os.ftruncate(descriptor, RING_BYTES)
             for number, (place, own_cores) in enumerate(zip(places, cores, strict=True)):
                 inherited = [descriptor] if ring else []
-                rank: Rank = await ChildProcess.spawn(self._command, decode_from_rank, inherited)
+                name = f"minisgl-TP{place.rank}-scheduler"
+                rank: Rank = await ChildProcess.spawn(
+                    self._command, name, decode_from_rank, inherited
+                )
                 self._ranks[place.rank] = rank
                 placed = place.at(
                     local_rank=number,
