@@ -49,7 +49,10 @@ class LocalRanks:
                 os.ftruncate(descriptor, RING_BYTES)
             for number, (place, own_cores) in enumerate(zip(places, cores, strict=True)):
                 inherited = [descriptor] if ring else []
-                rank: Rank = await ChildProcess.spawn(self._command, from_rank_decoder, inherited)
+                name = f"minisgl-TP{place.rank}-scheduler"
+                rank: Rank = await ChildProcess.spawn(
+                    self._command, name, from_rank_decoder, inherited
+                )
                 self._ranks[place.rank] = rank
                 placed = place.at(
                     local_rank=number,

@@ -66,10 +66,14 @@ class ChildProcess(Generic[Inbound]):
 
     @classmethod
     async def spawn(
-        cls, command: Sequence[str], decoder: Decoder[Inbound], pass_fds: Sequence[int] = ()
+        cls,
+        command: Sequence[str],
+        name: str,
+        decoder: Decoder[Inbound],
+        pass_fds: Sequence[int] = (),
     ) -> ChildProcess[Inbound]:
-        """Starts `command TO FROM PARENT_PID`, with the sockets' addresses. Raises OSError if that
-        isn't possible.
+        """Starts `command TO FROM PARENT_PID NAME`, with the sockets' addresses; `name` is what the
+        list of processes and log lines call it. Raises OSError if that isn't possible.
 
         The child has its own session, so that the terminal's Ctrl-C reaches the parent alone, and
         inherits nothing but standard output and error and the descriptors in `pass_fds`.
@@ -80,6 +84,7 @@ class ChildProcess(Generic[Inbound]):
                 *command,
                 *child._addresses,
                 str(os.getpid()),
+                name,
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=pass_fds,

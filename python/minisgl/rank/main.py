@@ -48,7 +48,7 @@ async def main(link: ParentLink[ToRank]) -> int:
     life = Life()
     pulse = asyncio.create_task(_show_life(link.outbox, life))
     try:
-        loaded = await load_rank(start, link.outbox, life)
+        loaded = await load_rank(start, link.outbox, life, link.name)
         link.outbox.put_nowait(Ready(loaded.info()))
         if start.place.rank == 0:
             failure = await Rank(loaded.engine, link).serve()

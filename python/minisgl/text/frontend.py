@@ -83,14 +83,25 @@ class TextFrontend:
         """
         options = TextOptions(path=path)
         encoders = [
-            WorkerClient(f"tokenizer process {number}", options, command=command, policy=policy)
+            WorkerClient(
+                f"tokenizer process {number}",
+                f"minisgl-tokenizer-{number}",
+                options,
+                command=command,
+                policy=policy,
+            )
             for number in range(num_tokenizer)
         ]
         workers = list(encoders)
         detokenizer = None
         if num_tokenizer:
-            name = "the detokenizer process"
-            detokenizer = WorkerClient(name, options, command=command, policy=policy)
+            detokenizer = WorkerClient(
+                "the detokenizer process",
+                "minisgl-detokenizer-0",
+                options,
+                command=command,
+                policy=policy,
+            )
             workers.append(detokenizer)
         templates = _template_client(chat_template)
         load = asyncio.create_task(_load_with_template(path, chat_template, templates))

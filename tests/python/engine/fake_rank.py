@@ -202,7 +202,7 @@ if __name__ == "__main__":
     native.Engine = Engine  # type: ignore[attr-defined]
     native.InputError = InputError  # type: ignore[attr-defined]
     native.Progress = Progress  # type: ignore[attr-defined]
-    native.set_log = lambda least, json: None  # type: ignore[attr-defined]
+    native.set_log = lambda least, json, process: None  # type: ignore[attr-defined]
     native.RankFailure = RankFailure  # type: ignore[attr-defined]
     native.divide_even = divmod  # type: ignore[attr-defined]
     native.build_info = lambda: {"cuda": ""}  # type: ignore[attr-defined]
