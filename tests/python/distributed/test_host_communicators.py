@@ -101,16 +101,13 @@ def plugin(rank: int, size: int) -> str:
 
 
 def check_pynccl_refusals(rank: int, size: int) -> None:
-    """A place that isn't the group's, and on every rank a build that has no CUDA."""
+    """A place that isn't the group's."""
     group = dist.group.WORLD
     assert group is not None
     with pytest.raises(ValueError, match=f"tp_size {size + 1} .* is rank {rank} of {size}"):
         init_pynccl(tp_rank=rank, tp_size=size + 1, tp_cpu_group=group)
     with pytest.raises(ValueError, match=f"tp_rank {rank + 1} .* is rank {rank} of {size}"):
         init_pynccl(tp_rank=rank + 1, tp_size=size, tp_cpu_group=group)
-    if not _native.build_info()["cuda"]:
-        with pytest.raises(_native.InputError, match="has no CUDA"):
-            init_pynccl(tp_rank=rank, tp_size=size, tp_cpu_group=group)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
