@@ -31,8 +31,10 @@ def promised(snippet: str) -> list[str]:
     return re.findall(r"^ *print\(.*\)  # (.*)$", snippet, re.MULTILINE)
 
 
-def run(snippet: str) -> list[str]:
-    """The lines that rank 0 prints. Processes are forked from one that has imported torch."""
+def run(snippet: str, folder: Path) -> list[str]:
+    """The lines that rank 0 prints, working in `folder`. Ranks are forked from a process that has
+    imported torch.
+    """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     with socket.socket() as probe:
@@ -41,7 +43,7 @@ def run(snippet: str) -> list[str]:
     results: Queue[tuple[bool, str]] = context.Queue()
     size = num_ranks(snippet)
     ranks = [
-        context.Process(target=run_rank, args=(snippet, rank, size, port, results), daemon=True)
+        context.Process(target=run_rank, args=(snippet, folder, rank, port, results), daemon=True)
         for rank in range(size)
     ]
     for process in ranks:
@@ -58,9 +60,11 @@ def run(snippet: str) -> list[str]:
 
 
 def run_rank(
-    snippet: str, rank: int, size: int, port: int, results: Queue[tuple[bool, str]]
+    snippet: str, folder: Path, rank: int, port: int, results: Queue[tuple[bool, str]]
 ) -> None:
     """A rank as torchrun would start it. Reports rank 0's output, or what went wrong."""
+    os.chdir(folder)
+    size = num_ranks(snippet)
     if size > 1:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -78,8 +82,8 @@ def run_rank(
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_a_snippet_prints_what_it_says(number: int) -> None:
-    assert run(SNIPPETS[number]) == promised(SNIPPETS[number])
+def test_a_snippet_prints_what_it_says(number: int, tmp_path: Path) -> None:
+    assert run(SNIPPETS[number], tmp_path) == promised(SNIPPETS[number])
 
 
 def test_every_print_says_what_it_prints() -> None:
