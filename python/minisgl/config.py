@@ -290,6 +290,14 @@ class ServerArgs(EngineSettings):
         bounds=(1024, 2**44),
         metavar="BYTES",
     )
+    answer_memory_bytes: int = option(
+        64 * 2**20,
+        "memory for the token ids of answers, which are used again where a conversation has the "
+        "answer's text; 0: all of its text is tokenized anew",
+        group="HTTP",
+        bounds=(0, 2**40),
+        metavar="BYTES",
+    )
     body_timeout: float = option(
         30.0,
         "time for a client to send a request's head, and again for its body",

@@ -315,6 +315,7 @@ class Server:
                     self._files.path,
                     chat_template=self._args.chat_template,
                     num_tokenizer=self._args.num_tokenizer,
+                    answer_memory_bytes=self._args.answer_memory_bytes,
                 ),
                 timeout,
             )
