@@ -24,8 +24,13 @@ import zmq
 from setproctitle import setproctitle
 
 from minisgl.children import die_with_parent
-from minisgl.ipc.messages import encode
-from minisgl.ipc.queues import Decoder, OnMalformed, ZmqAsyncPullQueue, ZmqAsyncPushQueue
+from minisgl.ipc.queues import (
+    Decoder,
+    OnMalformed,
+    ZmqAsyncPullQueue,
+    ZmqAsyncPushQueue,
+    as_is,
+)
 from minisgl.log import start_child_logging
 from minisgl.tasks import background
 
@@ -100,7 +105,7 @@ async def _talk(
     main: Callable[[ParentLink[Inbound]], Coroutine[Any, Any, int]],
     on_malformed: Callable[[ZmqAsyncPushQueue[Any]], OnMalformed] | None,
 ) -> int:
-    outbox = ZmqAsyncPushQueue[Any](sys.argv[2], False, encode, context=context)
+    outbox = ZmqAsyncPushQueue[Any](sys.argv[2], False, as_is, context=context)
     inbox = ZmqAsyncPullQueue(
         sys.argv[1],
         False,

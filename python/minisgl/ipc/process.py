@@ -18,8 +18,7 @@ from typing import Any, Generic, TypeVar
 import zmq
 
 from minisgl.children import child_environment, signal_child
-from minisgl.ipc.messages import encode
-from minisgl.ipc.queues import Decoder, ZmqAsyncPullQueue, ZmqAsyncPushQueue
+from minisgl.ipc.queues import Decoder, ZmqAsyncPullQueue, ZmqAsyncPushQueue, as_is
 
 STOP_SECONDS = 3.0  # from the polite end to SIGTERM, and from there to SIGKILL
 
@@ -56,7 +55,7 @@ class ChildProcess(Generic[Inbound]):
         to_child, from_child = self._addresses
         with contextlib.ExitStack() as undo:
             try:
-                self._push = ZmqAsyncPushQueue[Any](to_child, True, encode)
+                self._push = ZmqAsyncPushQueue[Any](to_child, True, as_is)
                 undo.callback(self._push.close, 0)
                 self._pull = ZmqAsyncPullQueue(
                     from_child, True, decoder, on_malformed=lambda data: self.kill()

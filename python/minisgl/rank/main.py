@@ -27,7 +27,7 @@ from minisgl.ipc.messages import (
     StepOutputs,
     Submit,
     ToRank,
-    decode_to_rank,
+    to_rank_decoder,
 )
 from minisgl.rank.load import Life, Outbox, StartError, load_rank
 
@@ -195,4 +195,4 @@ def answer_malformed(outbox: Outbox) -> Callable[[bytes], None]:
 
 
 if __name__ == "__main__":
-    run_child(decode_to_rank, main, answer_malformed)
+    run_child(to_rank_decoder, main, answer_malformed)

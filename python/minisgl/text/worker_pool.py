@@ -21,7 +21,7 @@ from minisgl.text.messages import (
     Text,
     TextOptions,
     TextReady,
-    decode_from_text,
+    from_text_decoder,
 )
 
 LAST_WORDS_SECONDS = 0.5  # for the reason that a process gave before it ended
@@ -192,7 +192,9 @@ class WorkerClient:
 
     async def _start_process(self) -> None:
         try:
-            self._process = await Process.spawn(self._command, self._process_name, decode_from_text)
+            self._process = await Process.spawn(
+                self._command, self._process_name, from_text_decoder
+            )
         except OSError as error:
             raise WorkerStartError(f"{self._name} can't be started: {error}") from error
         try:

@@ -209,7 +209,7 @@ if __name__ == "__main__":
     sys.modules["minisgl._native"] = native
 
     from minisgl.ipc.child import run_child
-    from minisgl.ipc.messages import decode_to_rank
+    from minisgl.ipc.messages import to_rank_decoder
     from minisgl.rank.main import answer_malformed, main
 
-    run_child(decode_to_rank, main, answer_malformed)
+    run_child(to_rank_decoder, main, answer_malformed)
