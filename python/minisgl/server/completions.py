@@ -65,7 +65,7 @@ class Completions(JsonEndpoint):
             "system_fingerprint": None,
         }
         standing = checks.standing(
-            request, exchange.share, num_shares=max(1, len(state.args.api_key))
+            request, exchange.api_key or 0, num_shares=max(1, len(state.args.api_key))
         )
         with Generation(
             state.client, text, state.metrics, arrived=arrived, standing=standing

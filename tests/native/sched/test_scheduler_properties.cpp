@@ -65,10 +65,12 @@ class Rank {
         scheduler.running().empty() ? std::nullopt : std::optional(scheduler.running().front().id);
     now_ += std::chrono::seconds(below(10));
     const StepPlan& plan = scheduler.plan(now_);
-    // Whoever comes first of all is never preempted, but for one of a higher class that is let in.
+    // Whoever comes first of all is never preempted, but for one that is let in and comes before it.
     if (first && !scheduler.sequence(*first).is_running) {
-      ASSERT_LT(scheduler.queue().class_of(scheduler.running().front().turn),
-                scheduler.queue().class_of(scheduler.sequence(*first).turn));
+      const auto place = [&](const Sequence& sequence) {
+        return std::pair(scheduler.queue().class_of(sequence.turn), sequence.id);
+      };
+      ASSERT_LT(place(scheduler.running().front()), place(scheduler.sequence(*first)));
     }
     ASSERT_EQ(scheduler.preempted().size(), scheduler.num_preemptions() - preemptions);
     if (!plan.empty()) {
