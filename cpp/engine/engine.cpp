@@ -239,7 +239,10 @@ bool Engine::Impl::launch_step() {
 void Engine::Impl::give_back_counts(SequenceId id) {
   const SequenceSampling& sampling = executor.sampling(id);
   if (!uses_penalties(sampling.params)) return;
-  const auto output = std::span(scheduler.sequence(id).tokens).subspan(static_cast<std::size_t>(sampling.prompt_len));
+  const Sequence& sequence = scheduler.sequence(id);
+  std::span<const std::int32_t> output(sequence.tokens);
+  if (sequence.is_pending()) output = output.first(output.size() - 1);  // it goes on already, and this step draws it
+  output = output.subspan(static_cast<std::size_t>(sampling.prompt_len));
   publisher.pause(id, output);
   executor.pause(id, output);
 }

@@ -61,17 +61,15 @@ class Rank {
   // sequences that are done.
   void step(Scheduler& scheduler) {
     const std::uint64_t preemptions = scheduler.num_preemptions();
-    const std::optional<SequenceId> first =
-        scheduler.running().empty() ? std::nullopt : std::optional(scheduler.running().front().id);
+    const auto place = [&](const Sequence& sequence) {
+      return std::pair(scheduler.queue().class_of(sequence.turn), sequence.id);
+    };
+    std::optional<std::pair<std::int32_t, SequenceId>> first;
+    if (!scheduler.running().empty()) first = place(scheduler.running().front());
     now_ += std::chrono::seconds(below(10));
     const StepPlan& plan = scheduler.plan(now_);
     // Whoever comes first of all is never preempted, but for one that is let in and comes before it.
-    if (first && !scheduler.sequence(*first).is_running) {
-      const auto place = [&](const Sequence& sequence) {
-        return std::pair(scheduler.queue().class_of(sequence.turn), sequence.id);
-      };
-      ASSERT_LT(place(scheduler.running().front()), place(scheduler.sequence(*first)));
-    }
+    ASSERT_TRUE(!first || scheduler.sequence(first->second).is_running || place(scheduler.running().front()) < *first);
     ASSERT_EQ(scheduler.preempted().size(), scheduler.num_preemptions() - preemptions);
     if (!plan.empty()) {
       ASSERT_TRUE(in_flight_.empty() || scheduler.num_preemptions() == preemptions);
