@@ -1,6 +1,6 @@
 """The native module, built from cpp/ by CMake. What it promises stands in cpp/README.md."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy
@@ -208,53 +208,20 @@ class Model:
     ) -> NDArray[numpy.float32]:
         """Logits of every position, [len(token_ids), vocab_size], with a fresh cache."""
 
-class LayerDevice:
-    """Threads that layers compute on. One call at a time."""
+def shard(role: str, what: str, units: int, rank: int, size: int) -> tuple[bool, int, int]:
+    """(whether output features are cut, first unit, number of units) of a rank, by the table of
+    cuts. `what` names the units in an error.
+    """
 
-    def __init__(self, *, num_threads: int = 0) -> None:
-        """0: every processor that this process may use."""
+class LinearProduct:
+    """The product of a linear layer, on the tensors' own device."""
 
-class _LinearLayer:
-    @property
-    def in_features(self) -> int: ...
-    @property
-    def out_features(self) -> int: ...
-    def forward(self, input: Any, output: Any) -> None:
-        """Writes the rank's part of the product into output; both float32 on the host."""
-
-class LinearColParallelMerged(_LinearLayer):
-    """Output features cut over the ranks."""
-
-    def __init__(
-        self,
-        weights: Sequence[Any],
-        biases: Sequence[Any],
-        *,
-        rank: int,
-        size: int,
-        device: LayerDevice,
-    ) -> None: ...
-
-class LinearRowParallel(_LinearLayer):
-    """Input features cut over the ranks, which sum."""
-
-    def __init__(
-        self, weight: Any, bias: Any, *, rank: int, size: int, device: LayerDevice
-    ) -> None: ...
-
-class LinearQKVMerged(_LinearLayer):
-    """Heads cut over the ranks."""
-
-    def __init__(
-        self,
-        weights: Sequence[Any],
-        biases: Sequence[Any],
-        *,
-        head_dim: int,
-        rank: int,
-        size: int,
-        device: LayerDevice,
-    ) -> None: ...
+    def __init__(self, inputs: int, outputs: int) -> None: ...
+    def run(self, x: Any, weight: Any, bias: Any) -> Any:
+        """A new tensor [..., outputs] of x [..., inputs], weight [outputs, inputs] and bias
+        [outputs] or None, all of one dtype and on one device. On a CPU it is done when this
+        returns; on a GPU it is queued on torch's current stream.
+        """
 
 class RankFailure(RuntimeError):  # noqa: N818
     """A collective that could not end because another rank died, left or didn't come; the message
