@@ -248,17 +248,25 @@ class Communicator:
     def device(self) -> int:
         """Ordinal of the GPU; -1 for CPU ranks."""
 
-    def all_reduce(self, tensor: Any, stream: int = 0) -> None:
-        """The sum over ranks, in place; float32, float16 or bfloat16."""
+    def all_reduce(self, tensor: Any, op: str = "sum", stream: int | None = None) -> None:
+        """The sum over ranks, in place; float32, float16 or bfloat16; op "sum" is the only one.
 
-    def all_gather(self, output: Any, input: Any, stream: int = 0) -> None:
-        """Every rank's input, in the order of ranks; any dtype."""
+        Tensors are contiguous and on the communicator's device, of any size. `stream` is a CUDA
+        stream's handle; None is torch's current one. Raises InputError for what doesn't fit,
+        RankFailure where another rank fails.
+        """
 
-    def reduce_scatter(self, output: Any, input: Any, stream: int = 0) -> None:
+    def all_gather(self, output: Any, input: Any, stream: int | None = None) -> None:
+        """Every rank's input, in the order of ranks; any dtype, size times as large an output."""
+
+    def reduce_scatter(self, output: Any, input: Any, stream: int | None = None) -> None:
         """This rank's part, of `size` equal ones, of the sum over ranks of the inputs."""
 
-    def broadcast(self, tensor: Any, root: int = 0, stream: int = 0) -> None: ...
-    def barrier(self, stream: int = 0) -> None: ...
+    def broadcast(self, tensor: Any, root: int = 0, stream: int | None = None) -> None: ...
+    def barrier(self, stream: int | None = None) -> None: ...
+    def set_time_limit(self, seconds: float) -> None:
+        """How long a collective waits for the other ranks from now on."""
+
     def begin_wait(self) -> None:
         """Before this thread waits for the device; end_wait() after. Puts a time limit on it."""
 
@@ -275,38 +283,22 @@ class TcpCommunicator(Communicator):
         """Waits until every rank has come to rank 0's address, "host:port"."""
 
 class PyNCCLCommunicator(Communicator):
-    """NCCL alone."""
-
-    def __init__(
-        self,
-        unique_id: bytes,
-        *,
-        rank: int,
-        size: int,
-        device: int,
-        max_buffer_bytes: int = 0,
-        library: str = "",
-        pids: list[int] = [],
-        timeout: float = 30.0,
-    ) -> None:
-        """Waits until every rank has called it with the same id. `pids`: the ranks' processes,
-        which are watched; 0 for one on another host.
-        """
-
-class GpuCommunicator(Communicator):
-    """NCCL, and for small sums kernels that write into the other GPUs' memory."""
+    """GPU ranks, through NCCL, and through each other's memory where that is faster."""
 
     def __init__(
         self,
         host: Communicator,
         *,
         device: int,
-        peer_sums: Literal["never", "where_faster", "always"] = "where_faster",
+        sums: Literal["fastest", "nccl", "registered", "peers"] = "fastest",
         max_buffer_bytes: int = 0,
         library: str = "",
         timeout: float = 30.0,
     ) -> None:
-        """`host` joins the same ranks on their CPUs."""
+        """Waits until every rank has called it. `host` joins the same ranks on their CPUs, and is
+        used here only. `sums`: the fastest way by size, as measured here; NCCL in place; NCCL
+        through a buffer of max_buffer_bytes; or peer memory up to the sizes it is made for.
+        """
 
 class PluginCommunicator(Communicator):
     def __init__(self, target: Any, *, rank: int, size: int, device: int = -1) -> None:
@@ -318,7 +310,6 @@ def divide_even(a: int, b: int) -> int:
 def num_gpus() -> int: ...
 def gpu_pci_id(device: int) -> str: ...
 def usable_processors() -> int: ...
-def nccl_unique_id(library: str = "") -> bytes: ...
 def set_log(least: int, json: bool) -> None: ...
 def cpu_isa() -> str: ...
 def measure_read_bandwidth(num_threads: int, device: str = "cpu") -> float: ...
