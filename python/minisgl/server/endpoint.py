@@ -34,6 +34,7 @@ class JsonEndpoint:
         """
         arrived = time.perf_counter()
         exchange: Exchange = scope["minisgl.exchange"]
+        exchange.api_key = scope.get("minisgl.key")
         args = self.state.args
         body = await read_body(
             scope,

@@ -356,7 +356,7 @@ def test_what_does_not_fit_is_named(become_rank: BecomeRank) -> None:
         ),
         (
             lambda: layer(torch.zeros(2, 40, dtype=torch.int64)),
-            "input must be float32, float16 or bfloat16",
+            "input must be float32, float16 or bfloat16, got int64",
         ),
     ]
     for attempt, message in refusals:
@@ -374,11 +374,15 @@ def test_tensors_that_do_not_fit_the_layer_are_named() -> None:
     x = torch.zeros(1, 40)
     refusals: list[tuple[str, torch.Tensor, str]] = [
         ("weight", torch.zeros(40, 24), "weight must be [24, 40], got [40, 24]"),
-        ("weight", torch.zeros(40, 24).t(), "weight must be contiguous"),
+        (
+            "weight",
+            torch.zeros(40, 24).t(),
+            "weight must be contiguous, got [24, 40] with strides [1, 24]",
+        ),
         (
             "weight",
             torch.zeros(24, 40, dtype=torch.int8),
-            "weight must be float32, float16 or bfloat16",
+            "weight must be float32, float16 or bfloat16, got int8",
         ),
         ("bias", torch.zeros(23), "bias must be [24], got [23]"),
         (
@@ -386,7 +390,7 @@ def test_tensors_that_do_not_fit_the_layer_are_named() -> None:
             torch.zeros(24, dtype=torch.bfloat16),
             "bias is bfloat16, the layer's weight float32",
         ),
-        ("bias", torch.zeros(48)[::2], "bias must be contiguous"),
+        ("bias", torch.zeros(48)[::2], "bias must be contiguous, got [24] with strides [2]"),
     ]
     for name, tensor, message in refusals:
         layer = filled()
