@@ -38,7 +38,8 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
           .page_size = config.page_size,
           .max_running = config.max_running,
           .max_batch_tokens = config.max_batch_tokens,
-          .max_drafts = config.max_drafts};
+          .max_drafts = config.max_drafts,
+          .target_step_seconds = config.target_itl_ms / 1000};
 }
 
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
@@ -251,14 +252,15 @@ void Engine::Impl::finish_step() {
   std::vector<TokenOutput> results = executor.take().tokens;
   const Clock::time_point now = Clock::now();
   ++num_steps;
-  step_time += now - std::exchange(busy_since, now);
+  const Clock::duration time = now - std::exchange(busy_since, now);
+  step_time += time;
   const StepPlan& plan = scheduler.oldest();
   draws.clear();
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (plan.targets[i].token == LogitTarget::kSample) draws.push_back(results[i].token);
   }
   accept_drafts(plan, draws, drawn);
-  scheduler.complete(drawn);
+  scheduler.complete(drawn, std::chrono::duration<double>(time).count());
   take_over(live.collect(plan, drawn, results, now));
   if (!lookaheads.empty()) {
     for (const SequenceStep& part : plan.sequences) {

@@ -32,6 +32,7 @@ struct EngineOptions {
   std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step
   std::int64_t max_batch_tokens = 0;  // the device's: 512 on the CPU
   std::int64_t max_waiting = 4096;
+  double target_itl_ms = 0;         // see EngineConfig
   bool disable_cuda_graph = false;  // see EngineConfig
   bool disable_overlap = false;     // see EngineConfig
 };
@@ -52,6 +53,7 @@ struct EngineConfig {
   std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
   std::int64_t max_drafts = 0;             // rows in one step that try drafts
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
+  double target_itl_ms = 0;                // of a step in which sequences decode; 0: as long as it takes
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)

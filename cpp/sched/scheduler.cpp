@@ -15,6 +15,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   MINISGL_CHECK(options.max_batch_tokens >= 1, "max_batch_tokens is ", options.max_batch_tokens);
   MINISGL_CHECK(options.max_prompt_logits >= 1, "max_prompt_logits is ", options.max_prompt_logits);
   MINISGL_CHECK(options.max_drafts >= 0, "max_drafts is ", options.max_drafts);
+  if (options.target_step_seconds > 0) cost_.emplace(options.target_step_seconds);
 }
 
 void Scheduler::add(NewSequence added) {
@@ -80,7 +81,7 @@ const StepPlan& Scheduler::oldest() const {
   return in_flight_.front().plan;
 }
 
-void Scheduler::complete(const StepTokens& drawn) {
+void Scheduler::complete(const StepTokens& drawn, double seconds) {
   MINISGL_CHECK(!in_flight_.empty(), "complete() without a step");
   Step& step = in_flight_.front();
   MINISGL_CHECK(drawn.ends.size() == step.sequences.size(), drawn.ends.size(), " lists of tokens for ",
@@ -96,6 +97,7 @@ void Scheduler::complete(const StepTokens& drawn) {
     if (part.num_drafts() > 0) end_drafts(sequence, tokens.subspan(1));
   }
   pages_.release(step.copied);
+  if (cost_ && seconds > 0) cost_->learn(step.shape, seconds);
   for (auto sequence = leaving_.begin(); sequence != leaving_.end();) {
     if (sequence->num_in_flight > 0) {
       ++sequence;

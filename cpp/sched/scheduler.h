@@ -4,12 +4,14 @@
 
 #include <cstdint>
 #include <list>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
 #include "cache/page_allocator.h"
 #include "sched/sequence.h"
+#include "sched/step_cost.h"
 #include "sched/step_plan.h"
 #include "sched/step_tokens.h"
 
@@ -23,6 +25,9 @@ struct SchedulerOptions {
   // Prompt rows of a step whose logits or hidden states are wanted: bounds the [rows, vocab] buffer.
   std::int64_t max_prompt_logits = 64;
   std::int64_t max_drafts = 0;  // rows of a step that try drafts
+  // How long a step may take in which sequences decode: prefills beside them are cut to what fits. 0: as long as it
+  // takes.
+  double target_step_seconds = 0;
 };
 
 // A step takes the decoding sequences first, then chunks of prefills that were begun and newcomers from the queue, in
@@ -68,8 +73,9 @@ class Scheduler {
   // The oldest step in flight. CheckError if there is none.
   const StepPlan& oldest() const;
   // The oldest step in flight ran and brought these tokens. A sequence that reached its max_tokens (or has nothing to
-  // generate) must then be removed. The plan stays valid until the next plan().
-  void complete(const StepTokens& drawn);
+  // generate) must then be removed. `seconds`: how long the step took, 0 where that isn't known. The plan stays valid
+  // until the next plan().
+  void complete(const StepTokens& drawn, double seconds = 0);
 
   // Appends tokens that nobody draws: the sequence's next part computes them all and draws what follows. Drafts that
   // were proposed are dropped. CheckError for an unknown id, past max_tokens, and while the latest token isn't known.
@@ -100,6 +106,7 @@ class Scheduler {
     std::vector<Iterator> sequences;       // [plan.sequences]
     std::vector<std::int64_t> new_tokens;  // [plan.sequences] index of the first token drawn for it
     std::vector<PageId> copied;            // sources and destinations: a copy under way owns them
+    StepShape shape;                       // where steps have a target
     void clear();
   };
 
@@ -150,6 +157,8 @@ class Scheduler {
   // While planning: the running sequences that lack more than their latest token, and have no rows yet.
   std::vector<Iterator> begun_;
 
+  std::optional<StepCost> cost_;  // where steps have a target
+  bool is_timed_ = false;         // while planning: what is added must fit the target
   // What is left of a step's room while it is planned.
   std::int64_t rows_left_ = 0;           // rows, within max_batch_tokens
   std::int64_t prompt_logits_left_ = 0;  // wanted rows, within max_prompt_logits

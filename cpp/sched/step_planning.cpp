@@ -22,6 +22,7 @@ void Scheduler::Step::clear() {
   sequences.clear();
   new_tokens.clear();
   copied.clear();
+  shape = {};
 }
 
 const StepPlan& Scheduler::plan(FairQueue::Time now) {
@@ -30,6 +31,7 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   step.clear();
   queue_.set_time(now);
   preempted_.clear();
+  is_timed_ = false;
   rows_left_ = options_.max_batch_tokens;
   prompt_logits_left_ = options_.max_prompt_logits;
   // What was generated counts where somebody waits, and another could be next in its place.
@@ -47,6 +49,7 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   if (may_plan && (in_flight_.empty() || pages_left >= 0)) {
     const bool preempted = pages_left < 0 && relieve();
     plan_decodes();
+    is_timed_ = cost_.has_value() && step.shape.decode_rows > 0;
     plan_prefills(!preempted);
   }
   if (!step.plan.empty()) {
@@ -180,6 +183,7 @@ void Scheduler::share(Sequence& sequence, std::int64_t num_tokens) {
 // Rows that the sequence may have of what is left in this step.
 std::int64_t Scheduler::chunk_size(const Sequence& sequence) const {
   std::int64_t rows = std::min(sequence.num_uncomputed(), rows_left_);
+  if (is_timed_) rows = std::min(rows, cost_->rows_that_fit(spare_.front().shape, sequence.num_computed));
   if (sequence.end_wanted > 0) {
     // Rows before next_wanted() (computed again after a preemption) and those from end_wanted on cost nothing.
     const std::int64_t end = sequence.next_wanted() + prompt_logits_left_;
@@ -254,6 +258,10 @@ void Scheduler::plan_rows(Iterator iterator) {
   plan.sequences.push_back(part);
   ++sequence.num_in_flight;
   rows_left_ -= rows + drafts;
+  if (cost_) {
+    const bool decodes = rows == 1 && start >= sequence.prompt_len;
+    decodes ? step.shape.add_decode(start, rows + drafts) : step.shape.add_prefill(start, rows);
+  }
 }
 
 // The rows of the part that the host gets something of.

@@ -90,6 +90,7 @@ class EngineOptions(TypedDict, total=False):
     max_running: int
     max_batch_tokens: int
     max_waiting: int
+    target_itl_ms: float
     device: str
     memory_fraction: float
     num_pages: int

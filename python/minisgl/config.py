@@ -115,6 +115,13 @@ class EngineSettings:
         choices=LOAD_FORMATS,
         metavar="FORMAT",
     )
+    target_itl_ms: float = option(
+        0.0,
+        "time between two tokens of an answer, in milliseconds, that long prompts beside it are cut "
+        "for; 0: prompts are computed as fast as possible",
+        bounds=(0, 60_000),
+        metavar="MS",
+    )
     max_waiting: int = option(
         1024, "requests that may wait; one more is refused with 429", bounds=(0, MAX_WAITING)
     )
