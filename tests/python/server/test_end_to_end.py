@@ -126,6 +126,31 @@ def test_a_stop_string(client: openai.OpenAI, model: str) -> None:
     assert (choice.text, choice.finish_reason) == (ask().text.partition(", 7")[0], "stop")
 
 
+def test_a_conversation_goes_on_from_what_was_computed(url: str) -> None:
+    """Its answers are spelled letter by letter, as the tokenizer never has them."""
+
+    def ask(path: str, **body: Any) -> Any:
+        return httpx.post(url + path, json=body, timeout=120).raise_for_status().json()
+
+    letters = [ask("/tokenize", prompt=letter)["tokens"][0] for letter in "etaoin "]
+    messages = QUESTION.copy()
+    computed: list[int] = []  # all ids of the last turn
+    for turn in range(4):
+        answer = ask(
+            "/v1/chat/completions",
+            messages=messages,
+            seed=turn,
+            allowed_token_ids=letters,
+            max_tokens=32,
+            return_token_ids=True,
+        )
+        prompt, choice = answer["prompt_token_ids"], answer["choices"][0]
+        assert prompt[: len(computed)] == computed
+        assert (ask("/tokenize", messages=messages)["tokens"] == prompt) == (turn == 0)
+        computed = prompt + choice["token_ids"]
+        messages += [choice["message"], {"role": "user", "content": "And who else?"}]
+
+
 def test_nothing_is_left_when_clients_go(url: str) -> None:
     def live() -> float:
         text = httpx.get(url + "/metrics").text
