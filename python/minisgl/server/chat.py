@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from minisgl.engine.request import salt_of
 from minisgl.server import checks, errors
 from minisgl.server.choice import Answer, Delta, TokenEntry
 from minisgl.server.endpoint import JsonEndpoint
@@ -98,7 +99,13 @@ class ChatCompletions(JsonEndpoint):
             "service_tier": None,
             "system_fingerprint": None,
         }
-        with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+        with Generation(
+            state.client,
+            text,
+            state.metrics,
+            arrived=arrived,
+            prefix_salt=salt_of(request.cache_salt or "", exchange.cache_key),
+        ) as generation:
             exchange.begin(generation)
             generation.submit(
                 prompt_ids,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from minisgl.engine.request import salt_of
 from minisgl.server import checks
 from minisgl.server.choice import Answer, Delta
 from minisgl.server.endpoint import JsonEndpoint
@@ -64,7 +65,13 @@ class Completions(JsonEndpoint):
             "model": state.model_name,
             "system_fingerprint": None,
         }
-        with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+        with Generation(
+            state.client,
+            text,
+            state.metrics,
+            arrived=arrived,
+            prefix_salt=salt_of(request.cache_salt or "", exchange.cache_key),
+        ) as generation:
             exchange.begin(generation)
             include_stop = bool(request.include_stop_str_in_output)
             for prompt, params in zip(prompts, jobs, strict=True):

@@ -35,6 +35,8 @@ class JsonEndpoint:
         arrived = time.perf_counter()
         exchange: Exchange = scope["minisgl.exchange"]
         args = self.state.args
+        if args.cache_per_key:
+            exchange.cache_key = args.api_key[scope["minisgl.key"]]
         body = await read_body(
             scope,
             exchange.receive,

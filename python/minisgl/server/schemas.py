@@ -103,6 +103,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     return_token_ids: bool | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None
     truncation_side: Literal["left", "right"] | None = None  # where tokens are left out
+    # vLLM's: requests with different salts share no computed prefixes.
+    cache_salt: Name | None = None
     # No effect on the answer, whatever they are.
     user: Any = None
     store: Any = None

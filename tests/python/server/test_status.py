@@ -146,6 +146,8 @@ async def test_metrics(start_server: StartServer, prefix: str) -> None:
             "num_requests_waiting": 2,
             "kv_cache_usage_perc": 0.25,
             "num_preemptions_total": 7,
+            "prefix_cache_queries_total": 400,
+            "prefix_cache_hits_total": 300,
             "prompt_tokens_total": 6,
             "generation_tokens_total": 14,
             "time_to_first_token_seconds_count": 3,
