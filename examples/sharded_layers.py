@@ -25,7 +25,7 @@ from minisgl.distributed import (
     make_communicator,
     set_tp_info,
 )
-from minisgl.layers import LayerDevice, LinearColParallelMerged, LinearRowParallel
+from minisgl.layers import LinearColParallelMerged, LinearRowParallel
 
 HIDDEN, INTERMEDIATE, ROWS = 64, 240, 5
 
@@ -43,16 +43,18 @@ def run_rank(rank: int, size: int, comm: str, folder: str) -> None:
     down = torch.randn(HIDDEN, INTERMEDIATE) / INTERMEDIATE**0.5
     x = torch.randn(ROWS, HIDDEN)
 
-    device = LayerDevice(num_threads=1)
-    gate_up = LinearColParallelMerged([gate, up], device=device)  # output features are cut
-    back = LinearRowParallel(down, device=device)  # input features are cut, then ranks sum
+    torch.set_num_threads(1)
+    gate_up = LinearColParallelMerged(HIDDEN, [INTERMEDIATE, INTERMEDIATE], has_bias=False)
+    back = LinearRowParallel(INTERMEDIATE, HIDDEN, has_bias=False)
+    gate_up.load_state_dict({"weight": [gate, up]})  # output features are cut
+    back.load_state_dict({"weight": down})  # input features are cut, then ranks sum
 
     gated, upper = gate_up(x).chunk(2, dim=1)
-    y = back((silu(gated) * upper).contiguous())
+    y = back(silu(gated) * upper)
 
     whole = linear(silu(linear(x, gate)) * linear(x, up), down)
     print(
-        f"rank {rank} of {size}: holds {gate_up.out_features} of {2 * INTERMEDIATE} features, "
+        f"rank {rank} of {size}: holds {gate_up.local_output_size} of {2 * INTERMEDIATE} features, "
         f"off by {(y - whole).abs().max():.1e} from the whole layer"
     )
     torch.testing.assert_close(y, whole, rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,7 +30,6 @@ namespace {
 struct ShmHandle : CommunicatorHandle {};
 struct TcpHandle : CommunicatorHandle {};
 struct NcclHandle : CommunicatorHandle {};
-struct GpuHandle : CommunicatorHandle {};
 struct PluginHandle : CommunicatorHandle {};
 
 std::chrono::milliseconds to_milliseconds(double seconds) {
@@ -46,35 +46,37 @@ TcpHandle make_tcp(const std::string& address, const std::string& secret, int ra
   return {make_tcp_communicator({address, secret, rank, size, to_milliseconds(timeout)})};
 }
 
-NcclHandle make_nccl(const std::string& unique_id, int rank, int size, int device, std::int64_t max_buffer_bytes,
-                     const std::string& library, const std::vector<pid_t>& pids, double timeout) {
-  NcclUniqueId id;
-  if (unique_id.size() != id.size())
-    throw InputError(concat("an NCCL unique id has ", id.size(), " bytes, got ", unique_id.size()));
-  std::copy(unique_id.begin(), unique_id.end(), id.begin());
+NcclHandle make_nccl(CommunicatorHandle& host, int device, const std::string& sums, std::int64_t max_buffer_bytes,
+                     const std::string& library, double timeout) {
+  const std::map<std::string, GpuSums> choices = {{"fastest", GpuSums::fastest},
+                                                  {"nccl", GpuSums::nccl},
+                                                  {"registered", GpuSums::registered},
+                                                  {"peers", GpuSums::peers}};
+  const auto choice = choices.find(sums);
+  if (choice == choices.end()) throw InputError(concat("sums must be fastest, nccl, registered or peers, got ", sums));
   const py::gil_scoped_release release;
-  return {make_nccl_communicator(id, {library, rank, size, device, max_buffer_bytes, pids, to_milliseconds(timeout)})};
+  return {make_gpu_communicator({library, device, choice->second, max_buffer_bytes, to_milliseconds(timeout)},
+                                *host.communicator)};
 }
 
-GpuHandle make_gpu(CommunicatorHandle& host, int device, const std::string& peer_sums, std::int64_t max_buffer_bytes,
-                   const std::string& library, double timeout) {
-  const std::map<std::string, PeerSums> choices = {
-      {"never", PeerSums::never}, {"where_faster", PeerSums::where_faster}, {"always", PeerSums::always}};
-  const auto choice = choices.find(peer_sums);
-  if (choice == choices.end())
-    throw InputError(concat("peer_sums must be never, where_faster or always, got ", peer_sums));
-  const py::gil_scoped_release release;
-  Communicator& ranks = *host.communicator;
-  return {make_gpu_communicator(
-      {library, ranks.rank(), ranks.size(), device, max_buffer_bytes, {}, to_milliseconds(timeout)}, ranks,
-      choice->second)};
+// The stream of a call; none: torch's current one.
+using Stream = std::optional<StreamHandle>;
+
+StreamHandle handle_of(const Communicator& comm, Stream stream) {
+  if (stream) return *stream;
+  if (comm.device() < 0) return 0;
+  const py::object current = py::module_::import("torch").attr("cuda").attr("current_stream")(comm.device());
+  return current.attr("cuda_stream").cast<StreamHandle>();
 }
 
-void all_reduce(CommunicatorHandle& self, const py::object& tensor, StreamHandle stream) {
-  const BorrowedTensor data(tensor, "tensor", self.communicator->device());
+void all_reduce(CommunicatorHandle& self, const py::object& tensor, const std::string& op, Stream stream) {
+  if (op != "sum") throw InputError(concat("op must be \"sum\", the only one that there is, got \"", op, "\""));
+  Communicator& comm = *self.communicator;
+  const BorrowedTensor data(tensor, "tensor", comm.device());
   const DType dtype = data.dtype();
+  const StreamHandle handle = handle_of(comm, stream);
   const py::gil_scoped_release release;
-  self.communicator->all_reduce_sum(data.data(), data.count(), dtype, stream);
+  comm.all_reduce_sum(data.data(), data.count(), dtype, handle);
 }
 
 void check_bytes(const BorrowedTensor& tensor, const char* name, std::int64_t num_bytes) {
@@ -82,32 +84,54 @@ void check_bytes(const BorrowedTensor& tensor, const char* name, std::int64_t nu
     throw InputError(concat(name, " must have ", num_bytes, " bytes, got ", tensor.num_bytes()));
 }
 
+void check_same_dtype(const py::object& output, const py::object& input) {
+  const py::object expected = py::getattr(input, "dtype", py::none()), got = py::getattr(output, "dtype", py::none());
+  if (!got.equal(expected))
+    throw InputError(concat("output must be of the input's dtype, ", py::str(expected).cast<std::string>(), ", got ",
+                            py::str(got).cast<std::string>()));
+}
+
 void all_gather(CommunicatorHandle& self, const py::object& output_tensor, const py::object& input_tensor,
-                StreamHandle stream) {
+                Stream stream) {
   Communicator& comm = *self.communicator;
   const BorrowedTensor output(output_tensor, "output", comm.device()), input(input_tensor, "input", comm.device());
+  check_same_dtype(output_tensor, input_tensor);
   check_bytes(output, "output", input.num_bytes() * comm.size());
+  const StreamHandle handle = handle_of(comm, stream);
   const py::gil_scoped_release release;
-  comm.all_gather(input.data(), output.data(), input.num_bytes(), stream);
+  comm.all_gather(input.data(), output.data(), input.num_bytes(), handle);
 }
 
 void reduce_scatter(CommunicatorHandle& self, const py::object& output_tensor, const py::object& input_tensor,
-                    StreamHandle stream) {
+                    Stream stream) {
   Communicator& comm = *self.communicator;
   const BorrowedTensor output(output_tensor, "output", comm.device()), input(input_tensor, "input", comm.device());
   const DType dtype = output.dtype();
-  if (input.dtype() != dtype) throw InputError("output and input must have one dtype");
+  check_same_dtype(output_tensor, input_tensor);
   check_bytes(input, "input", output.num_bytes() * comm.size());
+  const StreamHandle handle = handle_of(comm, stream);
   const py::gil_scoped_release release;
-  comm.reduce_scatter_sum(input.data(), output.data(), output.count(), dtype, stream);
+  comm.reduce_scatter_sum(input.data(), output.data(), output.count(), dtype, handle);
 }
 
-void broadcast(CommunicatorHandle& self, const py::object& tensor, int root, StreamHandle stream) {
+void broadcast(CommunicatorHandle& self, const py::object& tensor, int root, Stream stream) {
   Communicator& comm = *self.communicator;
   const BorrowedTensor data(tensor, "tensor", comm.device());
   if (root < 0 || root >= comm.size()) throw InputError(concat("root must be in [0, ", comm.size(), "), got ", root));
+  const StreamHandle handle = handle_of(comm, stream);
   const py::gil_scoped_release release;
-  comm.broadcast(data.data(), data.num_bytes(), root, stream);
+  comm.broadcast(data.data(), data.num_bytes(), root, handle);
+}
+
+void barrier(CommunicatorHandle& self, Stream stream) {
+  Communicator& comm = *self.communicator;
+  const StreamHandle handle = handle_of(comm, stream);
+  const py::gil_scoped_release release;
+  comm.barrier(handle);
+}
+
+void set_time_limit(CommunicatorHandle& self, double seconds) {
+  self.communicator->set_time_limit({to_milliseconds(seconds)});
 }
 
 // The exception, with the rank as a field.
@@ -139,29 +163,17 @@ void bind_comm(py::module_& module) {
   // The first call of a process may take seconds, in which other threads have to go on.
   module.def("num_gpus", &num_gpus, py::call_guard<py::gil_scoped_release>(),
              "GPUs that this process sees; 0 without a driver and in a CPU-only build.");
-  module.def(
-      "nccl_unique_id",
-      [](const std::string& library) {
-        const NcclUniqueId id = [&] {
-          const py::gil_scoped_release release;
-          return make_nccl_unique_id(library);
-        }();
-        return py::bytes(id.data(), id.size());
-      },
-      py::arg("library") = "", "128 bytes that all ranks of one communicator need; made by rank 0.");
-
   py::class_<CommunicatorHandle>(module, "Communicator", "Collectives between ranks; every rank makes the same calls.")
       .def_property_readonly("name", [](const CommunicatorHandle& self) { return self.communicator->name(); })
       .def_property_readonly("rank", [](const CommunicatorHandle& self) { return self.communicator->rank(); })
       .def_property_readonly("size", [](const CommunicatorHandle& self) { return self.communicator->size(); })
       .def_property_readonly("device", [](const CommunicatorHandle& self) { return self.communicator->device(); })
-      .def("all_reduce", &all_reduce, py::arg("tensor"), py::arg("stream") = 0)
-      .def("all_gather", &all_gather, py::arg("output"), py::arg("input"), py::arg("stream") = 0)
-      .def("reduce_scatter", &reduce_scatter, py::arg("output"), py::arg("input"), py::arg("stream") = 0)
-      .def("broadcast", &broadcast, py::arg("tensor"), py::arg("root") = 0, py::arg("stream") = 0)
-      .def(
-          "barrier", [](CommunicatorHandle& self, StreamHandle stream) { self.communicator->barrier(stream); },
-          py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>())
+      .def("all_reduce", &all_reduce, py::arg("tensor"), py::arg("op") = "sum", py::arg("stream") = py::none())
+      .def("all_gather", &all_gather, py::arg("output"), py::arg("input"), py::arg("stream") = py::none())
+      .def("reduce_scatter", &reduce_scatter, py::arg("output"), py::arg("input"), py::arg("stream") = py::none())
+      .def("broadcast", &broadcast, py::arg("tensor"), py::arg("root") = 0, py::arg("stream") = py::none())
+      .def("barrier", &barrier, py::arg("stream") = py::none())
+      .def("set_time_limit", &set_time_limit, py::arg("seconds"))
       .def("begin_wait", [](CommunicatorHandle& self) { self.communicator->begin_wait(); })
       .def("end_wait", [](CommunicatorHandle& self) { self.communicator->end_wait(); });
 
@@ -171,15 +183,10 @@ void bind_comm(py::module_& module) {
   py::class_<TcpHandle, CommunicatorHandle>(module, "TcpCommunicator", "CPU ranks of several hosts.")
       .def(py::init(&make_tcp), py::arg("address"), py::kw_only(), py::arg("secret"), py::arg("rank"), py::arg("size"),
            py::arg("timeout") = 30.0);
-  py::class_<NcclHandle, CommunicatorHandle>(module, "PyNCCLCommunicator", "GPU ranks, through NCCL alone.")
-      .def(py::init(&make_nccl), py::arg("unique_id"), py::kw_only(), py::arg("rank"), py::arg("size"),
-           py::arg("device"), py::arg("max_buffer_bytes") = 0, py::arg("library") = "",
-           py::arg("pids") = std::vector<pid_t>(), py::arg("timeout") = 30.0);
-  py::class_<GpuHandle, CommunicatorHandle>(module, "GpuCommunicator",
-                                            "GPU ranks, through peer memory where that is faster, else NCCL.")
-      .def(py::init(&make_gpu), py::arg("host"), py::kw_only(), py::arg("device"),
-           py::arg("peer_sums") = "where_faster", py::arg("max_buffer_bytes") = 0, py::arg("library") = "",
-           py::arg("timeout") = 30.0);
+  py::class_<NcclHandle, CommunicatorHandle>(module, "PyNCCLCommunicator",
+                                             "GPU ranks, through NCCL and each other's memory.")
+      .def(py::init(&make_nccl), py::arg("host"), py::kw_only(), py::arg("device"), py::arg("sums") = "fastest",
+           py::arg("max_buffer_bytes") = 0, py::arg("library") = "", py::arg("timeout") = 30.0);
   py::class_<PluginHandle, CommunicatorHandle>(module, "PluginCommunicator", "A communicator written in Python.")
       .def(py::init([](py::object target, int rank, int size, int device) {
              return PluginHandle{make_plugin_communicator(std::move(target), rank, size, device)};

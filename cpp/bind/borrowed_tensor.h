@@ -7,63 +7,54 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <utility>
 
 #include "bind/dlpack.h"
+#include "comm/communicator.h"
 #include "core/dtype.h"
-#include "core/error.h"
 
 namespace minisgl {
 
-// A dense tensor, borrowed from Python for as long as this object lives. Made, asked and destroyed under the GIL.
+// A tensor, borrowed from Python for as long as this object lives. Made, asked and destroyed under the GIL; its memory
+// is used without it. `name` is the argument's, for messages.
 class BorrowedTensor {
  public:
   static constexpr int kHost = -1;
 
-  // `name` is the argument's, for messages; `device` the GPU that the tensor must be on, or kHost. Throws InputError.
-  BorrowedTensor(const pybind11::object& tensor, std::string name, int device) : name_(std::move(name)) {
-    // Asked before the export: a stream is a wrong argument to it for a tensor on the host.
-    const auto [type, ordinal] = tensor.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>();
-    if (device == kHost) {
-      if (type != dlpack::kCpu) throw InputError(concat(name_, " must be in the host's memory"));
-      capsule_ = pybind11::capsule(tensor.attr("__dlpack__")());
-    } else {
-      if (type != dlpack::kCuda || ordinal != device)
-        throw InputError(concat(name_, " must be on CUDA device ", device));
-      // -1: no synchronisation with the exporter's stream; the caller passes the stream that it works on.
-      capsule_ = pybind11::capsule(tensor.attr("__dlpack__")(pybind11::arg("stream") = -1));
-    }
-    auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
-    if (!managed) throw pybind11::error_already_set();
-    tensor_ = &managed->tensor;
-    std::int64_t stride = 1;
-    for (int dim = tensor_->num_dims - 1; dim >= 0; --dim) {
-      if (tensor_->strides && tensor_->shape[dim] > 1 && tensor_->strides[dim] != stride)
-        throw InputError(concat(name_, " must be contiguous"));
-      stride *= tensor_->shape[dim];
-    }
-    count_ = stride;
-  }
+  // Throws TypeError for what is no tensor, InputError for one that is neither on the host nor on a CUDA device, or
+  // that its framework doesn't lend.
+  BorrowedTensor(pybind11::handle tensor, const char* name);
 
-  const std::string& name() const { return name_; }
-  void* data() const { return static_cast<char*>(tensor_->data) + tensor_->byte_offset; }
+  // A dense tensor on `device`: a GPU's number or kHost. Throws InputError for another one.
+  BorrowedTensor(pybind11::handle tensor, const char* name, int device);
+
+  const char* name() const { return name_; }
+  int device() const { return tensor_.device.type == dlpack::kCuda ? tensor_.device.ordinal : kHost; }
+  void* data() const { return static_cast<char*>(tensor_.data) + tensor_.byte_offset; }
   std::int64_t count() const { return count_; }
-  std::int64_t num_bytes() const { return count_ * tensor_->dtype.bits * tensor_->dtype.lanes / 8; }
-  std::span<const std::int64_t> shape() const { return {tensor_->shape, static_cast<std::size_t>(tensor_->num_dims)}; }
+  std::int64_t num_bytes() const { return count_ * tensor_.dtype.bits * tensor_.dtype.lanes / 8; }
+  std::span<const std::int64_t> shape() const { return {tensor_.shape, static_cast<std::size_t>(tensor_.num_dims)}; }
+  bool is_contiguous() const;
 
-  DType dtype() const {
-    const auto [code, bits, lanes] = tensor_->dtype;
-    if (lanes == 1 && code == dlpack::kFloat && bits == 32) return DType::f32;
-    if (lanes == 1 && code == dlpack::kFloat && bits == 16) return DType::f16;
-    if (lanes == 1 && code == dlpack::kBfloat && bits == 16) return DType::bf16;
-    throw InputError(concat(name_, " must be float32, float16 or bfloat16"));
-  }
+  // float32, float16 or bfloat16. Throws InputError for another one.
+  DType dtype() const;
+
+  // The stream that the tensor's framework works on now; 0 on the host.
+  StreamHandle current_stream() const;
 
  private:
-  std::string name_;
-  pybind11::capsule capsule_;  // never renamed, so its own destructor gives the tensor back
-  const dlpack::Tensor* tensor_;
-  std::int64_t count_;
+  void borrow_capsule(pybind11::handle tensor);
+
+  const char* name_;
+  const dlpack::Exchange* exchange_;  // null: the framework has none
+  pybind11::object capsule_;          // without it. Never renamed, so its own destructor gives the tensor back
+  dlpack::Tensor tensor_{};
+  std::int64_t count_ = 1;
 };
+
+// "bfloat16" and so on: what frameworks call it.
+const char* framework_name(DType dtype);
+
+// "in the host's memory", "on CUDA device 1"
+std::string place_text(int device);
 
 }  // namespace minisgl

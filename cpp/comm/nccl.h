@@ -2,14 +2,11 @@
 // In a build without CUDA every function but num_gpus throws InputError.
 #pragma once
 
-#include <sys/types.h>
-
 #include <array>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "comm/communicator.h"
 
@@ -17,37 +14,32 @@ namespace minisgl {
 
 using NcclUniqueId = std::array<char, 128>;
 
-// When GPUs sum through each other's memory.
-enum class PeerSums {
-  never,
-  where_faster,  // than NCCL, as measured here and now; never, where they can't reach each other's memory
-  always,        // up to the sizes that there is memory for
+// How GPUs sum.
+enum class GpuSums {
+  fastest,     // of the ways below by size, as measured here and now; only those that are possible here
+  nccl,        // NCCL, in place
+  registered,  // NCCL, through the registered buffer, in pieces of its size
+  peers,       // through each other's memory up to the sizes that there is memory for, larger ones by NCCL in place
 };
 
 struct NcclOptions {
-  std::string library;  // path of libnccl.so.2; empty: what the dynamic linker finds
-  int rank = 0;
-  int size = 1;
-  int device = 0;  // ordinal
-  // Sums of up to this many bytes go through a buffer registered with NCCL; 0: no buffer, all sums in place.
+  std::string library = {};  // path of libnccl.so.2; empty: what the dynamic linker finds
+  int device = 0;            // ordinal
+  GpuSums sums = GpuSums::fastest;
+  // Size of a buffer registered with NCCL, for the two ways of summing that may use it; 0: no buffer.
   std::int64_t max_buffer_bytes = 0;
-  // Processes of the ranks, rank by rank; 0: on another host. Those that are known are watched: a death ends the
-  // others' collectives at once. Empty: no process is watched, and only the time limit speaks.
-  std::vector<pid_t> pids;
   // The limit of the start; until set_time_limit() also of a wait (Communicator::begin_wait) and of a sum through peer
   // memory.
   std::chrono::milliseconds timeout{30'000};
 };
 
-// Rank 0 makes the id and hands it to the other ranks.
+// An id that ranks found one NCCL group with.
 NcclUniqueId make_nccl_unique_id(const std::string& library);
-// Waits until every rank has called it with the same id.
-std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId& id, const NcclOptions& options);
 
-// The same, with one-shot and two-shot sums through peer memory for small messages (name() tells). `host` joins the
-// same ranks and is used during the call only; it also carries the id and the processes, so options.pids is not read.
-std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, Communicator& host,
-                                                    PeerSums peer_sums = PeerSums::where_faster);
+// Joins the GPUs of the ranks that `host` joins; every rank calls it. `host` is used during the call only: it carries
+// NCCL's id, and tells which ranks are processes of this host. Those are watched: a death ends the others' collectives
+// at once. name() tells how the GPUs sum, and how long it took to find out.
+std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, Communicator& host);
 
 // GPUs that this process sees; 0 where there is no driver, and in a build without CUDA.
 int num_gpus();

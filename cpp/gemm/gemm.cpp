@@ -1,4 +1,5 @@
-// Quantises the activations, cuts the product into tasks of some groups of outputs x some rows, runs the kernels.
+// Brings the activations into the form that the kernels read, cuts the product into tasks of some groups of outputs x
+// some rows, runs the kernels, and rounds what they wrote.
 #include "gemm/gemm.h"
 
 #include <algorithm>
@@ -16,7 +17,7 @@ constexpr std::size_t max_parts = 8;
 constexpr std::int64_t rows_per_task = 64;                // their activations stay in the second-level cache
 constexpr std::int64_t weight_bytes_per_task = 64 << 10;  // as do these, read again for each tile of rows
 constexpr std::int64_t tasks_per_thread = 4;              // enough to even out threads that are late
-constexpr std::int64_t inline_quantize_values = 8 << 10;  // fewer activations are not worth waking a thread
+constexpr std::int64_t inline_convert_values = 8 << 10;   // fewer activations are not worth waking a thread
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -38,38 +39,62 @@ struct Plan {
   std::int64_t rows_per_chunk;
   std::int64_t num_row_chunks;
   std::int64_t num_tasks = 0;
+  float* outputs;  // [num_rows, y_stride]: y, or scratch where y is rounded
 };
 
-// Quantises all rows into the workspace: [num_rows, cols / 32] blocks.
-void quantize_rows(QuantizeFunction quantize, const GemmArgs& args, std::int64_t cols, ActivationBlock* blocks,
-                   ThreadPool& pool) {
-  const std::int64_t rows_a_task = std::max<std::int64_t>(1, inline_quantize_values / std::max<std::int64_t>(cols, 1));
-  pool.parallel_for(divide_up(args.num_rows, rows_a_task), [&](std::int64_t task, int) {
-    const std::int64_t end = std::min(args.num_rows, (task + 1) * rows_a_task);
-    for (std::int64_t row = task * rows_a_task; row < end; ++row)
-      quantize(args.x + row * cols, cols, blocks + row * (cols / 32));
+// Calls convert(row) for all rows, spread over the threads where they have enough columns.
+template <typename Convert>
+void convert_rows(std::int64_t num_rows, std::int64_t cols, ThreadPool& pool, Convert convert) {
+  const std::int64_t rows_a_task = std::max<std::int64_t>(1, inline_convert_values / std::max<std::int64_t>(cols, 1));
+  pool.parallel_for(divide_up(num_rows, rows_a_task), [&](std::int64_t task, int) {
+    const std::int64_t end = std::min(num_rows, (task + 1) * rows_a_task);
+    for (std::int64_t row = task * rows_a_task; row < end; ++row) convert(row);
   });
 }
 
-// Fills in the activations of every part: quantised once for all parts that need them so, or x itself.
+// [num_rows, cols] f32: x itself, or its values in the workspace.
+const float* widen_rows(const KernelTable& table, const GemmArgs& args, std::int64_t cols, GemmWorkspace& workspace,
+                        ThreadPool& pool) {
+  if (args.x_dtype == DType::f32) return static_cast<const float*>(args.x);
+  workspace.widened.reserve(static_cast<std::size_t>(args.num_rows * cols) * sizeof(float));
+  float* const rows = workspace.widened.as<float>();
+  const std::int64_t bytes = row_bytes(args.x_dtype, cols);
+  convert_rows(args.num_rows, cols, pool, [&](std::int64_t row) {
+    table.widen(static_cast<const std::byte*>(args.x) + row * bytes, args.x_dtype, cols, rows + row * cols);
+  });
+  return rows;
+}
+
+// [num_rows, cols / 32], in the workspace.
+const ActivationBlock* quantize_rows(QuantizeFunction quantize, const float* x, std::int64_t num_rows,
+                                     std::int64_t cols, GemmWorkspace& workspace, ThreadPool& pool) {
+  const std::int64_t blocks_a_row = cols / 32;
+  workspace.activations.reserve(static_cast<std::size_t>(num_rows * blocks_a_row) * sizeof(ActivationBlock));
+  auto* const blocks = workspace.activations.as<ActivationBlock>();
+  convert_rows(num_rows, cols, pool,
+               [&](std::int64_t row) { quantize(x + row * cols, cols, blocks + row * blocks_a_row); });
+  return blocks;
+}
+
+// Fills in the activations of every part; each form of them is made once for all parts that read it.
 void prepare_activations(const KernelTable& table, const GemmArgs& args, std::int64_t cols, Plan& plan,
                          GemmWorkspace& workspace, ThreadPool& pool) {
-  const auto row_bytes = cols / 32 * static_cast<std::int64_t>(sizeof(ActivationBlock));
+  const float* widened = nullptr;
   const ActivationBlock* quantized = args.quantized;
+  const auto f32_rows = [&] {
+    if (!widened) widened = widen_rows(table, args, cols, workspace, pool);
+    return widened;
+  };
   for (std::size_t i = 0; i < args.parts.size(); ++i) {
     PartPlan& part = plan.parts[i];
-    if (!is_quantized(part.kernel->dtype)) {
-      part.activations = reinterpret_cast<const std::byte*>(args.x);
+    if (is_quantized(part.kernel->dtype)) {
+      if (!quantized) quantized = quantize_rows(table.quantize, f32_rows(), args.num_rows, cols, workspace, pool);
+      part.activations = reinterpret_cast<const std::byte*>(quantized);
+      part.activation_stride = cols / 32 * static_cast<std::int64_t>(sizeof(ActivationBlock));
+    } else {
+      part.activations = reinterpret_cast<const std::byte*>(f32_rows());
       part.activation_stride = cols * static_cast<std::int64_t>(sizeof(float));
-      continue;
     }
-    if (quantized == nullptr) {
-      workspace.activations.reserve(static_cast<std::size_t>(args.num_rows * row_bytes));
-      quantize_rows(table.quantize, args, cols, workspace.activations.as<ActivationBlock>(), pool);
-      quantized = workspace.activations.as<ActivationBlock>();
-    }
-    part.activations = reinterpret_cast<const std::byte*>(quantized);
-    part.activation_stride = row_bytes;
   }
 }
 
@@ -103,7 +128,7 @@ Plan make_plan(const KernelTable& table, const GemmArgs& args, std::int64_t cols
   return plan;
 }
 
-void run_task(const GemmArgs& args, const Plan& plan, std::int64_t cols, std::int64_t task) {
+void run_task(const KernelTable& table, const GemmArgs& args, const Plan& plan, std::int64_t cols, std::int64_t task) {
   std::size_t index = 0;
   while (task >= plan.parts[index].num_group_chunks * plan.num_row_chunks)
     task -= plan.parts[index++].num_group_chunks * plan.num_row_chunks;
@@ -112,7 +137,7 @@ void run_task(const GemmArgs& args, const Plan& plan, std::int64_t cols, std::in
   const std::int64_t first_group = task / plan.num_row_chunks * cut.groups_per_task;
   const std::int64_t first_row = task % plan.num_row_chunks * plan.rows_per_chunk;
   const std::int64_t first_output = first_group * group_rows;
-  cut.kernel->run({
+  const KernelArgs kernel_args{
       .weights = part.weight->data() + first_group * cut.group_bytes,
       .cols = cols,
       .num_outputs = std::min(part.weight->rows() - first_output, cut.groups_per_task * group_rows),
@@ -120,9 +145,16 @@ void run_task(const GemmArgs& args, const Plan& plan, std::int64_t cols, std::in
       .activations = cut.activations + first_row * cut.activation_stride,
       .activation_stride = cut.activation_stride,
       .num_rows = std::min(plan.rows_per_chunk, args.num_rows - first_row),
-      .y = args.y + first_row * args.y_stride + part.column + first_output,
+      .y = plan.outputs + first_row * args.y_stride + part.column + first_output,
       .y_stride = args.y_stride,
-  });
+  };
+  cut.kernel->run(kernel_args);
+  if (args.y_dtype == DType::f32) return;
+  for (std::int64_t row = 0; row < kernel_args.num_rows; ++row) {
+    const float* from = kernel_args.y + row * args.y_stride;
+    table.round(from, args.y_dtype, kernel_args.num_outputs,
+                static_cast<std::byte*>(args.y) + row_bytes(args.y_dtype, from - plan.outputs));
+  }
 }
 
 }  // namespace
@@ -149,12 +181,20 @@ const Kernel& find_gemm_kernel(const KernelTable& table, DType dtype, std::int64
 void gemm_with(const KernelTable& table, const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool) {
   if (args.num_rows == 0 || args.parts.empty()) return;
   MINISGL_CHECK(args.parts.size() <= max_parts, "got ", args.parts.size(), " parts");
+  MINISGL_CHECK(!is_quantized(args.x_dtype) && !is_quantized(args.y_dtype), "x is ", dtype_info(args.x_dtype).name,
+                ", y is ", dtype_info(args.y_dtype).name);
   const std::int64_t cols = args.parts.front().weight->cols();
   for (const GemmPart& part : args.parts)
     MINISGL_CHECK(part.weight->cols() == cols, "parts read ", cols, " and ", part.weight->cols(), " features");
   Plan plan = make_plan(table, args, cols, pool.num_threads());
   prepare_activations(table, args, cols, plan, workspace, pool);
-  pool.parallel_for(plan.num_tasks, [&](std::int64_t task, int) { run_task(args, plan, cols, task); });
+  if (args.y_dtype == DType::f32) {
+    plan.outputs = static_cast<float*>(args.y);
+  } else {
+    workspace.outputs.reserve(static_cast<std::size_t>(args.num_rows * args.y_stride) * sizeof(float));
+    plan.outputs = workspace.outputs.as<float>();
+  }
+  pool.parallel_for(plan.num_tasks, [&](std::int64_t task, int) { run_task(table, args, plan, cols, task); });
 }
 
 namespace {

@@ -9,15 +9,18 @@
 #include <span>
 
 #include "core/aligned_buffer.h"
+#include "core/dtype.h"
 #include "core/thread_pool.h"
 #include "gemm/layout.h"
 #include "gemm/packed_matrix.h"
 
 namespace minisgl {
 
-// Scratch that outlives a call, so that steps do not allocate: holds the quantised activations.
+// Scratch that outlives a call, so that steps do not allocate.
 struct GemmWorkspace {
-  AlignedBuffer activations;
+  AlignedBuffer activations;  // quantised
+  AlignedBuffer widened;      // activations as f32, where they are given as f16 or bf16
+  AlignedBuffer outputs;      // f32, where y is f16 or bf16
 };
 
 // One of several matrices that read the same input and write side by side (merged Q/K/V, gate/up).
@@ -29,14 +32,17 @@ struct GemmPart {
 
 struct GemmArgs {
   std::span<const GemmPart> parts;  // all with the same in_features
-  const float* x;                   // [num_rows, in_features], rows contiguous
+  const void* x;                    // [num_rows, in_features] of x_dtype, rows contiguous
   std::int64_t num_rows;
-  float* y;  // [num_rows, y_stride]
-  std::int64_t y_stride;
+  void* y;                                     // [num_rows, y_stride] of y_dtype
+  std::int64_t y_stride;                       // elements
   const ActivationBlock* quantized = nullptr;  // [num_rows, in_features / 32] quantize_row() of x where that is done
+  DType x_dtype = DType::f32;                  // f32, f16 or bf16
+  DType y_dtype = DType::f32;                  // f32, f16 or bf16
 };
 
-// Activations are quantised to int8 in blocks of 32 for the quantised formats and stay f32 for the others.
+// Activations are quantised to int8 in blocks of 32 for the quantised formats; for the others they are f32, f16 and
+// bf16 ones widened. Sums are f32, rounded once where y is f16 or bf16: to nearest, ties to even.
 void gemm(const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool);
 
 // What gemm() makes of a row of `cols` (a multiple of 32) values for the quantised formats. An

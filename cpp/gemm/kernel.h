@@ -32,11 +32,17 @@ struct Kernel {
 // Quantises one row of `cols` (a multiple of 32) values to cols / 32 blocks.
 using QuantizeFunction = void (*)(const float* x, std::int64_t cols, ActivationBlock* blocks);
 
+// `count` values of f16 or bf16 to f32, and back: to nearest, ties to even.
+using WidenFunction = void (*)(const std::byte* x, DType dtype, std::int64_t count, float* out);
+using RoundFunction = void (*)(const float* x, DType dtype, std::int64_t count, std::byte* out);
+
 struct KernelTable {
   CpuIsa isa;
   const Kernel* kernels;
   int num_kernels;
   QuantizeFunction quantize;
+  WidenFunction widen;
+  RoundFunction round;
 };
 
 // Data, not functions: nothing of an instruction set runs before it is chosen.

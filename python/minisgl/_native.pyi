@@ -1,6 +1,6 @@
 """The native module, built from cpp/ by CMake. What it promises stands in cpp/README.md."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy
@@ -215,53 +215,20 @@ class Model:
     ) -> NDArray[numpy.float32]:
         """Logits of every position, [len(token_ids), vocab_size], with a fresh cache."""
 
-class LayerDevice:
-    """Threads that layers compute on. One call at a time."""
+def shard(role: str, what: str, units: int, rank: int, size: int) -> tuple[bool, int, int]:
+    """(whether output features are cut, first unit, number of units) of a rank, by the table of
+    cuts. `what` names the units in an error.
+    """
 
-    def __init__(self, *, num_threads: int = 0) -> None:
-        """0: every processor that this process may use."""
+class LinearProduct:
+    """The product of a linear layer, on the tensors' own device."""
 
-class _LinearLayer:
-    @property
-    def in_features(self) -> int: ...
-    @property
-    def out_features(self) -> int: ...
-    def forward(self, input: Any, output: Any) -> None:
-        """Writes the rank's part of the product into output; both float32 on the host."""
-
-class LinearColParallelMerged(_LinearLayer):
-    """Output features cut over the ranks."""
-
-    def __init__(
-        self,
-        weights: Sequence[Any],
-        biases: Sequence[Any],
-        *,
-        rank: int,
-        size: int,
-        device: LayerDevice,
-    ) -> None: ...
-
-class LinearRowParallel(_LinearLayer):
-    """Input features cut over the ranks, which sum."""
-
-    def __init__(
-        self, weight: Any, bias: Any, *, rank: int, size: int, device: LayerDevice
-    ) -> None: ...
-
-class LinearQKVMerged(_LinearLayer):
-    """Heads cut over the ranks."""
-
-    def __init__(
-        self,
-        weights: Sequence[Any],
-        biases: Sequence[Any],
-        *,
-        head_dim: int,
-        rank: int,
-        size: int,
-        device: LayerDevice,
-    ) -> None: ...
+    def __init__(self, inputs: int, outputs: int) -> None: ...
+    def run(self, x: Any, weight: Any, bias: Any) -> Any:
+        """A new tensor [..., outputs] of x [..., inputs], weight [outputs, inputs] and bias
+        [outputs] or None, all of one dtype and on one device. On a CPU it is done when this
+        returns; on a GPU it is queued on torch's current stream.
+        """
 
 class RankFailure(RuntimeError):  # noqa: N818
     """A collective that could not end because another rank died, left or didn't come; the message
@@ -288,17 +255,25 @@ class Communicator:
     def device(self) -> int:
         """Ordinal of the GPU; -1 for CPU ranks."""
 
-    def all_reduce(self, tensor: Any, stream: int = 0) -> None:
-        """The sum over ranks, in place; float32, float16 or bfloat16."""
+    def all_reduce(self, tensor: Any, op: str = "sum", stream: int | None = None) -> None:
+        """The sum over ranks, in place; float32, float16 or bfloat16; op "sum" is the only one.
 
-    def all_gather(self, output: Any, input: Any, stream: int = 0) -> None:
-        """Every rank's input, in the order of ranks; any dtype."""
+        Tensors are contiguous and on the communicator's device, of any size. `stream` is a CUDA
+        stream's handle; None is torch's current one. Raises InputError for what doesn't fit,
+        RankFailure where another rank fails.
+        """
 
-    def reduce_scatter(self, output: Any, input: Any, stream: int = 0) -> None:
+    def all_gather(self, output: Any, input: Any, stream: int | None = None) -> None:
+        """Every rank's input, in the order of ranks; any dtype, size times as large an output."""
+
+    def reduce_scatter(self, output: Any, input: Any, stream: int | None = None) -> None:
         """This rank's part, of `size` equal ones, of the sum over ranks of the inputs."""
 
-    def broadcast(self, tensor: Any, root: int = 0, stream: int = 0) -> None: ...
-    def barrier(self, stream: int = 0) -> None: ...
+    def broadcast(self, tensor: Any, root: int = 0, stream: int | None = None) -> None: ...
+    def barrier(self, stream: int | None = None) -> None: ...
+    def set_time_limit(self, seconds: float) -> None:
+        """How long a collective waits for the other ranks from now on."""
+
     def begin_wait(self) -> None:
         """Before this thread waits for the device; end_wait() after. Puts a time limit on it."""
 
@@ -315,38 +290,22 @@ class TcpCommunicator(Communicator):
         """Waits until every rank has come to rank 0's address, "host:port"."""
 
 class PyNCCLCommunicator(Communicator):
-    """NCCL alone."""
-
-    def __init__(
-        self,
-        unique_id: bytes,
-        *,
-        rank: int,
-        size: int,
-        device: int,
-        max_buffer_bytes: int = 0,
-        library: str = "",
-        pids: list[int] = [],
-        timeout: float = 30.0,
-    ) -> None:
-        """Waits until every rank has called it with the same id. `pids`: the ranks' processes,
-        which are watched; 0 for one on another host.
-        """
-
-class GpuCommunicator(Communicator):
-    """NCCL, and for small sums kernels that write into the other GPUs' memory."""
+    """GPU ranks, through NCCL, and through each other's memory where that is faster."""
 
     def __init__(
         self,
         host: Communicator,
         *,
         device: int,
-        peer_sums: Literal["never", "where_faster", "always"] = "where_faster",
+        sums: Literal["fastest", "nccl", "registered", "peers"] = "fastest",
         max_buffer_bytes: int = 0,
         library: str = "",
         timeout: float = 30.0,
     ) -> None:
-        """`host` joins the same ranks on their CPUs."""
+        """Waits until every rank has called it. `host` joins the same ranks on their CPUs, and is
+        used here only. `sums`: the fastest way by size, as measured here; NCCL in place; NCCL
+        through a buffer of max_buffer_bytes; or peer memory up to the sizes it is made for.
+        """
 
 class PluginCommunicator(Communicator):
     def __init__(self, target: Any, *, rank: int, size: int, device: int = -1) -> None:
@@ -358,7 +317,6 @@ def divide_even(a: int, b: int) -> int:
 def num_gpus() -> int: ...
 def gpu_pci_id(device: int) -> str: ...
 def usable_processors() -> int: ...
-def nccl_unique_id(library: str = "") -> bytes: ...
 def set_log(least: int, json: bool) -> None: ...
 def cpu_isa() -> str: ...
 def measure_read_bandwidth(num_threads: int, device: str = "cpu") -> float: ...

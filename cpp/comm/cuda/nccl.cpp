@@ -4,21 +4,25 @@
 #include <cuda_runtime_api.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "comm/cuda/device_guard.h"
+#include "comm/cuda/measure_sums.h"
 #include "comm/cuda/nccl_group.h"
 #include "comm/cuda/peer_all_reduce.h"
-#include "comm/cuda/size_classes.h"
 #include "comm/peer_watch.h"
+#include "comm/sum_table.h"
 #include "core/error.h"
 
 namespace minisgl {
@@ -28,7 +32,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kLook{500};
 constexpr std::int64_t kMaxOneShotBytes = 512 << 10;
-constexpr std::int64_t kMaxTwoShotBytes = 4 << 20;
+constexpr std::int64_t kMaxTwoShotBytes = 16 << 20;
 
 ncclDataType_t nccl_type(DType dtype) {
   switch (dtype) {
@@ -39,21 +43,46 @@ ncclDataType_t nccl_type(DType dtype) {
   }
 }
 
+// Who the ranks are.
+struct Members {
+  int rank;
+  int size;
+  std::vector<pid_t> pids;  // rank by rank; 0: on another host
+};
+
 class GpuCommunicator final : public Communicator {
  public:
-  // options.device must be the calling thread's device. `host` is not read for PeerSums::never.
-  GpuCommunicator(const NcclLibrary& nccl, const NcclUniqueId& id, const NcclOptions& options, PeerSums peer_sums,
-                  Communicator* host)
+  // options.device must be the calling thread's device.
+  GpuCommunicator(const NcclLibrary& nccl, const NcclUniqueId& id, const NcclOptions& options, const Members& members,
+                  Communicator& host)
       : options_(options),
-        group_(nccl, id, options.rank, options.size, options.timeout),
-        buffer_(group_, static_cast<std::size_t>(options.max_buffer_bytes)),
+        members_(members),
+        group_(nccl, id, members.rank, members.size, options.timeout),
+        buffer_(group_, uses_buffer() ? static_cast<std::size_t>(options.max_buffer_bytes) : 0),
         barrier_(group_, sizeof(float)),
         limit_{options.timeout} {
-    name_ = "NCCL " + nccl.version_text();
-    if (buffer_.is_symmetric()) name_ += concat(", symmetric memory up to ", buffer_.size(), " bytes");
-    if (peer_sums != PeerSums::never) start_peers(peer_sums, *host);
-    watch_ = std::make_unique<PeerWatch>(options.pids, [this](int rank) { fail_dead(rank); });
+    if (options.sums == GpuSums::fastest || options.sums == GpuSums::peers) peers_ = make_peers(host);
+    watch_ = std::make_unique<PeerWatch>(members_.pids, [this](int rank) { fail_dead(rank); });
     patience_ = std::thread([this] { watch_waits(); });
+  }
+
+  // Called once, after the constructor.
+  void choose_sums(Communicator& host) {
+    std::string how;
+    switch (options_.sums) {
+      case GpuSums::fastest: how = measure(host); break;
+      case GpuSums::nccl: break;
+      case GpuSums::registered: table_ = SumTable(SumWay::registered); break;
+      case GpuSums::peers:
+        for (int size_class = 0; size_class < SumTable::kNumClasses; ++size_class) {
+          const std::int64_t num_bytes = SumTable::bytes_of(size_class);
+          if (num_bytes <= kMaxTwoShotBytes) table_.set(size_class, SumWay::two_shot);
+          if (num_bytes <= kMaxOneShotBytes) table_.set(size_class, SumWay::one_shot);
+        }
+    }
+    name_ = concat("NCCL ", group_.library().version_text(), ", ", table_.text(), how);
+    if (buffer_.is_symmetric()) name_ += concat("; the buffer, of ", buffer_.size(), " bytes, is symmetric memory");
+    if (!no_peers_.empty()) name_ += concat("; GPUs can't sum through each other's memory: ", no_peers_);
   }
 
   ~GpuCommunicator() override {
@@ -67,24 +96,19 @@ class GpuCommunicator final : public Communicator {
   }
 
   std::string name() const override { return name_; }
-  int rank() const override { return options_.rank; }
-  int size() const override { return options_.size; }
+  int rank() const override { return members_.rank; }
+  int size() const override { return members_.size; }
   int device() const override { return options_.device; }
 
   void all_reduce_sum(void* data, std::int64_t count, DType dtype, StreamHandle stream) override {
     const DeviceGuard guard(options_.device);
     check();
-    const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
-    const std::int64_t num_bytes = row_bytes(dtype, count);
-    if (num_bytes == 0) return;
-    if (num_bytes <= classes_.max_one_shot_bytes)
-      return peers_->all_reduce_sum(PeerAlgorithm::one_shot, data, count, dtype, cuda_stream);
-    if (num_bytes <= classes_.max_two_shot_bytes)
-      return peers_->all_reduce_sum(PeerAlgorithm::two_shot, data, count, dtype, cuda_stream);
-    nccl_sum(data, count, dtype, cuda_stream);
+    if (count > 0)
+      sum(table_.way_of(row_bytes(dtype, count)), data, count, dtype, reinterpret_cast<cudaStream_t>(stream));
   }
 
   void all_gather(const void* input, void* output, std::int64_t num_bytes, StreamHandle stream) override {
+    if (num_bytes == 0) return check();
     call("ncclAllGather", [&](const NcclLibrary& nccl, ncclComm_t comm) {
       return nccl.all_gather(input, output, static_cast<std::size_t>(num_bytes), ncclInt8, comm,
                              reinterpret_cast<cudaStream_t>(stream));
@@ -109,8 +133,7 @@ class GpuCommunicator final : public Communicator {
   void barrier(StreamHandle stream) override { all_reduce_sum(barrier_.data(), 1, DType::f32, stream); }
 
   bool all_reduce_add_rms_norm(const SumAddRmsNorm& op, StreamHandle stream) override {
-    if (op.rows * row_bytes(op.dtype, op.cols) > classes_.max_one_shot_bytes) return false;
-    if (!peers_) return false;
+    if (table_.way_of(op.rows * row_bytes(op.dtype, op.cols)) != SumWay::one_shot) return false;
     const DeviceGuard guard(options_.device);
     check();
     return peers_->all_reduce_add_rms_norm(op, reinterpret_cast<cudaStream_t>(stream));
@@ -121,7 +144,7 @@ class GpuCommunicator final : public Communicator {
     const std::lock_guard lock(mutex_);
     limit_ = limit;
     if (peers_) peers_->set_time_limit(limit.time);
-    group_.set_time_limit(limit.time);
+    group_.set_time_limit(std::min(limit.time, options_.timeout));  // of its end
   }
 
   void begin_wait() override { deadline_.store((Clock::now() + limit_.time).time_since_epoch().count()); }
@@ -137,26 +160,54 @@ class GpuCommunicator final : public Communicator {
  private:
   static constexpr Clock::rep kNoDeadline = Clock::time_point::max().time_since_epoch().count();
 
-  void start_peers(PeerSums peer_sums, Communicator& host) {
-    std::string reason;
-    peers_ = PeerAllReduce::make(host, options_.device, kMaxOneShotBytes, kMaxTwoShotBytes, options_.timeout, reason);
-    if (!peers_) {
-      reason = concat("GPUs can't sum through each other's memory: ", reason);
-      if (peer_sums == PeerSums::always) throw InputError(reason);
-      name_ += concat(" (", reason, ")");
-      return;
+  bool uses_buffer() const { return options_.sums == GpuSums::fastest || options_.sums == GpuSums::registered; }
+
+  std::unique_ptr<PeerAllReduce> make_peers(Communicator& host) {
+    auto peers =
+        PeerAllReduce::make(host, options_.device, kMaxOneShotBytes, kMaxTwoShotBytes, options_.timeout, no_peers_);
+    if (!peers && options_.sums == GpuSums::peers)
+      throw InputError(concat("GPUs can't sum through each other's memory: ", no_peers_));
+    return peers;
+  }
+
+  // Says what it did.
+  std::string measure(Communicator& host) {
+    const auto buffer_bytes = static_cast<std::int64_t>(buffer_.size());
+    const std::int64_t max_bytes =
+        std::min(std::max(buffer_bytes, peers_ ? kMaxTwoShotBytes : 0), SumTable::bytes_of(SumTable::kNumClasses - 1));
+    if (max_bytes < SumTable::kFirstBytes) return "";
+    const Clock::time_point start = Clock::now();
+    table_ = measure_sums(host, {max_bytes,
+                                 [&](SumWay way, std::int64_t num_bytes) {
+                                   switch (way) {
+                                     case SumWay::in_place: return true;
+                                     case SumWay::registered: return num_bytes <= buffer_bytes;
+                                     case SumWay::one_shot:
+                                       return peers_ && peers_->fits(PeerAlgorithm::one_shot, num_bytes);
+                                     case SumWay::two_shot:
+                                       return peers_ && peers_->fits(PeerAlgorithm::two_shot, num_bytes);
+                                   }
+                                   return false;
+                                 },
+                                 [&](SumWay way, void* data, std::int64_t count, cudaStream_t stream) {
+                                   sum(way, data, count, DType::bf16, stream);
+                                 },
+                                 [&](cudaStream_t stream) {
+                                   begin_wait();
+                                   MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream));
+                                   end_wait();
+                                 }});
+    const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
+    return concat(" (the fastest, as measured in ", took.count(), " ms)");
+  }
+
+  void sum(SumWay way, void* data, std::int64_t count, DType dtype, cudaStream_t stream) {
+    switch (way) {
+      case SumWay::in_place: return nccl_sum(data, count, dtype, stream);
+      case SumWay::registered: return registered_sum(data, count, dtype, stream);
+      case SumWay::one_shot: return peers_->all_reduce_sum(PeerAlgorithm::one_shot, data, count, dtype, stream);
+      case SumWay::two_shot: return peers_->all_reduce_sum(PeerAlgorithm::two_shot, data, count, dtype, stream);
     }
-    if (peer_sums == PeerSums::always) {
-      classes_ = {kMaxOneShotBytes, kMaxTwoShotBytes};
-    } else {
-      // classes_ are still empty, so these go through NCCL.
-      classes_ = measure_size_classes(*peers_, host, [&](void* data, std::int64_t count, cudaStream_t stream) {
-        nccl_sum(data, count, DType::bf16, stream);
-      });
-    }
-    name_ = concat("one-shot sums up to ", classes_.max_one_shot_bytes, " bytes, two-shot up to ",
-                   classes_.max_two_shot_bytes, ", above that ", name_,
-                   peer_sums == PeerSums::always ? "" : " (the fastest, as measured)");
   }
 
   template <typename Function>
@@ -172,17 +223,21 @@ class GpuCommunicator final : public Communicator {
   }
 
   void nccl_sum(void* data, std::int64_t count, DType dtype, cudaStream_t stream) {
-    const auto num_bytes = static_cast<std::size_t>(row_bytes(dtype, count));
-    const bool through_buffer = num_bytes <= buffer_.size() && buffer_.size() > 0;
-    void* place = through_buffer ? buffer_.data() : data;
-    const auto copy = [&](void* to, const void* from) {
-      MINISGL_CUDA_CHECK(cudaMemcpyAsync(to, from, num_bytes, cudaMemcpyDeviceToDevice, stream));
-    };
-    if (through_buffer) copy(place, data);
     call("ncclAllReduce", [&](const NcclLibrary& nccl, ncclComm_t comm) {
-      return nccl.all_reduce(place, place, static_cast<std::size_t>(count), nccl_type(dtype), ncclSum, comm, stream);
+      return nccl.all_reduce(data, data, static_cast<std::size_t>(count), nccl_type(dtype), ncclSum, comm, stream);
     });
-    if (through_buffer) copy(data, place);
+  }
+
+  void registered_sum(void* data, std::int64_t count, DType dtype, cudaStream_t stream) {
+    const std::int64_t piece = static_cast<std::int64_t>(buffer_.size()) / row_bytes(dtype, 1);
+    for (std::int64_t first = 0; first < count; first += piece) {
+      const std::int64_t part = std::min(piece, count - first);
+      void* place = static_cast<std::byte*>(data) + row_bytes(dtype, first);
+      const auto num_bytes = static_cast<std::size_t>(row_bytes(dtype, part));
+      MINISGL_CUDA_CHECK(cudaMemcpyAsync(buffer_.data(), place, num_bytes, cudaMemcpyDeviceToDevice, stream));
+      nccl_sum(buffer_.data(), part, dtype, stream);
+      MINISGL_CUDA_CHECK(cudaMemcpyAsync(place, buffer_.data(), num_bytes, cudaMemcpyDeviceToDevice, stream));
+    }
   }
 
   // Throws what has failed.
@@ -205,7 +260,7 @@ class GpuCommunicator final : public Communicator {
   }
 
   void fail_dead(int rank) {
-    fail(rank, concat("rank ", rank, " (process ", options_.pids[static_cast<std::size_t>(rank)], ") has died"));
+    fail(rank, concat("rank ", rank, " (process ", members_.pids[static_cast<std::size_t>(rank)], ") has died"));
   }
 
   // A failure of which NCCL doesn't say whose it is.
@@ -219,7 +274,7 @@ class GpuCommunicator final : public Communicator {
     if (rank < 0) rank = find_peer(is_stopped);
     const std::string who = rank < 0 ? "a rank" : concat("rank ", rank);
     const bool stopped =
-        rank >= 0 && !options_.pids.empty() && is_stopped(options_.pids[static_cast<std::size_t>(rank)]);
+        rank >= 0 && !members_.pids.empty() && is_stopped(members_.pids[static_cast<std::size_t>(rank)]);
     const std::string limit = [&] {
       const std::lock_guard lock(mutex_);
       return text_of(limit_);
@@ -229,32 +284,36 @@ class GpuCommunicator final : public Communicator {
 
   // The first rank on this host whose process is in that state; -1: none.
   int find_peer(bool (*is_in_state)(pid_t)) const {
-    for (std::size_t rank = 0; rank < options_.pids.size(); ++rank)
-      if (options_.pids[rank] != 0 && is_in_state(options_.pids[rank])) return static_cast<int>(rank);
+    for (std::size_t rank = 0; rank < members_.pids.size(); ++rank)
+      if (members_.pids[rank] != 0 && is_in_state(members_.pids[rank])) return static_cast<int>(rank);
     return -1;
   }
 
-  // Wakes at the deadline of the wait that it saw last, and every kLook to see one that began since. So a rank that
-  // hangs is noticed at most kLook after the time limit, and a wait costs two stores.
+  // Wakes at the deadline of the wait that it saw last, and every kLook to see one that began since, or a kernel that
+  // gave a rank up. So a rank that hangs is noticed at most kLook after the time limit, and a wait costs two stores.
   void watch_waits() {
     std::unique_lock lock(mutex_);
     while (!ending_ && !failure_) {
       const Clock::time_point seen{Clock::duration(deadline_.load())};
       changed_.wait_until(lock, std::min(seen, Clock::now() + kLook), [this] { return ending_; });
-      if (ending_ || failure_ || Clock::now() < seen || deadline_.load() != seen.time_since_epoch().count()) continue;
+      if (ending_ || failure_) continue;
+      const std::optional<int> missing = peers_ ? peers_->missing_rank() : std::nullopt;
+      if (!missing && (Clock::now() < seen || deadline_.load() != seen.time_since_epoch().count())) continue;
       lock.unlock();
-      fail_late(peers_ ? peers_->missing_rank().value_or(-1) : -1);
+      fail_late(missing.value_or(-1));
       lock.lock();
     }
   }
 
   const NcclOptions options_;
+  const Members members_;
   std::string name_;
   NcclGroup group_;
   NcclBuffer buffer_;
   NcclBuffer barrier_;  // an f32 without meaning, which a barrier sums
   std::unique_ptr<PeerAllReduce> peers_;
-  SizeClasses classes_;
+  std::string no_peers_;  // why there are none
+  SumTable table_;
 
   std::atomic<Clock::rep> deadline_{kNoDeadline};  // the end of the wait under way
   std::atomic<bool> failed_{false};                // there is a failure_
@@ -268,9 +327,24 @@ class GpuCommunicator final : public Communicator {
 };
 
 void check_options(const NcclOptions& options) {
-  check_rank(options.rank, options.size);
   if (options.max_buffer_bytes < 0)
     throw InputError(concat("max_buffer_bytes must not be negative, got ", options.max_buffer_bytes));
+  if (options.sums == GpuSums::registered && options.max_buffer_bytes < 16)
+    throw InputError(concat("sums through a registered buffer need max_buffer_bytes of at least 16, got ",
+                            options.max_buffer_bytes));
+}
+
+Members members_of(Communicator& host) {
+  struct Process {
+    std::array<char, 64> host;
+    pid_t pid;
+  } own{{}, getpid()};
+  gethostname(own.host.data(), own.host.size() - 1);
+  std::vector<Process> processes(static_cast<std::size_t>(host.size()));
+  host.all_gather(&own, processes.data(), sizeof(own), 0);
+  Members members{host.rank(), host.size(), {}};
+  for (const Process& process : processes) members.pids.push_back(process.host == own.host ? process.pid : 0);
+  return members;
 }
 
 }  // namespace
@@ -284,15 +358,7 @@ NcclUniqueId make_nccl_unique_id(const std::string& library) {
   return id;
 }
 
-std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId& id, const NcclOptions& options) {
-  check_options(options);
-  const NcclLibrary nccl = NcclLibrary::load(options.library);
-  const DeviceGuard guard(options.device);
-  return std::make_unique<GpuCommunicator>(nccl, id, options, PeerSums::never, nullptr);
-}
-
-std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, Communicator& host,
-                                                    PeerSums peer_sums) {
+std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, Communicator& host) {
   check_options(options);
   // One flag, the id: every rank hears of a failure on rank 0 instead of waiting for ever.
   struct {
@@ -300,7 +366,7 @@ std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, 
     NcclUniqueId id;
   } message{};
   std::string reason = "rank 0 has no NCCL; its own error says why";
-  if (options.rank == 0) {
+  if (host.rank() == 0) {
     try {
       message.id = make_nccl_unique_id(options.library);
       message.good = 1;
@@ -310,19 +376,12 @@ std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions& options, 
   }
   host.broadcast(&message, sizeof(message), 0, 0);
   if (!message.good) throw InputError(reason);
-  struct Process {
-    std::array<char, 64> host;
-    pid_t pid;
-  } own{{}, getpid()};
-  gethostname(own.host.data(), own.host.size() - 1);
-  std::vector<Process> processes(static_cast<std::size_t>(options.size));
-  host.all_gather(&own, processes.data(), sizeof(own), 0);
-  NcclOptions watched = options;
-  watched.pids.clear();
-  for (const Process& process : processes) watched.pids.push_back(process.host == own.host ? process.pid : 0);
+  const Members members = members_of(host);
   const NcclLibrary nccl = NcclLibrary::load(options.library);
   const DeviceGuard guard(options.device);
-  return std::make_unique<GpuCommunicator>(nccl, message.id, watched, peer_sums, &host);
+  auto communicator = std::make_unique<GpuCommunicator>(nccl, message.id, options, members, host);
+  communicator->choose_sums(host);
+  return communicator;
 }
 
 int num_gpus() {

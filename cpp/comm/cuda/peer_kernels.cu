@@ -7,7 +7,7 @@
 // it is is kept on the device, so a call can be recorded and replayed.
 //
 // Every element is summed in the order of ranks, in f32, and rounded once, so all ranks get the same bits. A wait ends
-// after limit_ns, or when the host gives up; what is written then is garbage.
+// after limit_ns, or when the host gives up; what is summed then is NaN.
 #include "comm/cuda/peer_kernels.h"
 #include "core/cuda/launch.h"
 #include "core/cuda/math.cuh"
@@ -16,7 +16,10 @@ namespace minisgl::cuda {
 namespace {
 
 constexpr std::uint32_t kMark = 0x80000000u;
+constexpr std::uint32_t kLost = 0xffffffffu;  // instead of what didn't come: NaN in every dtype
 constexpr int kThreads = 256;
+// In two shots most of a large sum's time goes into waiting for memory, so more threads have to wait at once.
+constexpr int kTwoShotBlocksPerProcessor = 3;
 constexpr int kSpinsPerLook = 1024;  // at the clock and at the host's signal
 
 __device__ __forceinline__ bool is_written(const uint4& v) {
@@ -55,11 +58,11 @@ __device__ __noinline__ uint4 wait_for(const PeerGroup& group, const uint4* p, i
       const uint4 v = load_peer(p);
       if (is_written(v)) return v;
     }
-    if (group.signal->give_up != 0) return {};
+    if (group.signal->give_up != 0) return {kLost, kLost, kLost, kLost};
     if (now_ns() - start > group.limit_ns) {
       group.signal->missing = static_cast<std::uint32_t>(from) + 1;
       group.signal->give_up = 1;  // no other wait needs to run out
-      return {};
+      return {kLost, kLost, kLost, kLost};
     }
   }
 }
@@ -121,28 +124,35 @@ __device__ __forceinline__ uint4* region_of(const PeerGroup& group, int rank, st
 // What a call finds: its region, and how much of the last one is to be marked again.
 struct Call {
   std::uint32_t region;
-  std::uint32_t last_written;
+  std::uint32_t last_slots;
+  std::uint32_t last_slot;
 };
 
 // In every thread of every block, once. The block that comes last sets the state for the next call, which doesn't look
-// before this one has ended: so nobody waits for that.
-__device__ __forceinline__ Call begin_call(const PeerGroup& group, std::int64_t vectors_written) {
+// before this one has ended: so nobody waits for that. A region has `slots` slots of so many vectors.
+__device__ __forceinline__ Call begin_call(const PeerGroup& group, int slots, std::int64_t slot) {
   __shared__ Call call;
-  if (threadIdx.x == 0) call = {group.state->region, group.state->vectors_written};
+  if (threadIdx.x == 0) call = {group.state->region, group.state->last_slots, group.state->last_slot};
   __syncthreads();
   const Call found = call;
   if (threadIdx.x == 0) {
     __threadfence();
     if (atomicAdd(&group.state->started_blocks, 1u) == gridDim.x - 1)
-      *group.state = {(found.region + 1) % kNumRegions, 0, static_cast<std::uint32_t>(vectors_written)};
+      *group.state = {(found.region + 1) % kNumRegions, 0, static_cast<std::uint32_t>(slots),
+                      static_cast<std::uint32_t>(slot)};
   }
   return found;
 }
 
+// Slot `rank` and, where there are two per rank, slot `size + rank` are the rank's own: nobody writes there.
 __device__ __forceinline__ void mark_last_region(const PeerGroup& group, const Call& call) {
   uint4* last = region_of(group, group.rank, (call.region + kNumRegions - 1) % kNumRegions);
-  for (std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < call.last_written; i += gridDim.x * blockDim.x)
-    last[i] = {kMark, kMark, kMark, kMark};
+  for (std::uint32_t slot = 0; slot < call.last_slots; ++slot, last += call.last_slot) {
+    if (slot == static_cast<std::uint32_t>(group.rank) || slot == static_cast<std::uint32_t>(group.size + group.rank))
+      continue;
+    for (std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < call.last_slot; i += gridDim.x * blockDim.x)
+      last[i] = {kMark, kMark, kMark, kMark};
+  }
 }
 
 __global__ void mark_kernel(uint4* memory, std::int64_t vectors) {
@@ -158,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) one_shot_kernel(PeerGroup group, T* 
   let_next_start();
   wait_for_previous();
   const std::int64_t total = num_vectors(count * static_cast<std::int64_t>(sizeof(T)));
-  const Call call = begin_call(group, group.size * total);
+  const Call call = begin_call(group, group.size, total);
   const bool aligned = reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
   const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
@@ -179,13 +189,14 @@ __global__ void __launch_bounds__(kThreads) one_shot_kernel(PeerGroup group, T* 
 
 // A region: [size, share] parts of this rank's share, then [size, share] sums.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) two_shot_kernel(PeerGroup group, T* data, std::int64_t count) {
+__global__ void __launch_bounds__(kThreads, kTwoShotBlocksPerProcessor)
+    two_shot_kernel(PeerGroup group, T* data, std::int64_t count) {
   let_next_start();
   wait_for_previous();
   const std::int64_t total = num_vectors(count * static_cast<std::int64_t>(sizeof(T)));
   const std::int64_t share = (total + group.size - 1) / group.size;
   const std::int64_t sums = group.size * share;  // where they begin
-  const Call call = begin_call(group, 2 * sums);
+  const Call call = begin_call(group, 2 * group.size, share);
   const bool aligned = reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
   const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
@@ -259,7 +270,7 @@ __global__ void __launch_bounds__(1024) fused_kernel(PeerGroup group, uint4* res
     own[j] = delta[row + vector_of(j)];
     kept[j] = residual[row + vector_of(j)];
   }
-  const Call call = begin_call(group, group.size * total);
+  const Call call = begin_call(group, group.size, total);
 #pragma unroll
   for (int j = 0; j < per_thread; ++j) {
     if (vector_of(j) >= row_vectors) continue;
@@ -306,9 +317,9 @@ void for_type(DType dtype, Function function) {
   }
 }
 
-dim3 blocks_for(std::int64_t threads, int num_processors) {
+dim3 blocks_for(std::int64_t threads, int max_blocks) {
   const std::int64_t blocks = (threads + kThreads - 1) / kThreads;
-  return dim3(static_cast<unsigned>(blocks < num_processors ? blocks : num_processors));
+  return dim3(static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks));
 }
 
 template <typename T, int per_thread>
@@ -352,8 +363,8 @@ void two_shot_sum(const PeerGroup& group, void* data, std::int64_t count, DType 
   for_type(dtype, [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t share = (num_vectors(row_bytes(dtype, count)) + group.size - 1) / group.size;
-    launch_kernel(two_shot_kernel<T>, blocks_for(share, num_processors), kThreads, 0, stream, group,
-                  static_cast<T*>(data), count);
+    launch_kernel(two_shot_kernel<T>, blocks_for(share, kTwoShotBlocksPerProcessor * num_processors), kThreads, 0,
+                  stream, group, static_cast<T*>(data), count);
   });
 }
 

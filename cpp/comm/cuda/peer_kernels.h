@@ -14,9 +14,10 @@ constexpr int kNumRegions = 3;  // they take turns, call by call
 
 // State on the device, for its kernels alone.
 struct PeerState {
-  std::uint32_t region;           // the next call's
-  std::uint32_t started_blocks;   // in the call at hand
-  std::uint32_t vectors_written;  // into the region of the last call
+  std::uint32_t region;          // the next call's
+  std::uint32_t started_blocks;  // in the call at hand
+  std::uint32_t last_slots;      // of the region of the last call: one per rank, or two
+  std::uint32_t last_slot;       // its length in vectors
 };
 
 // Mapped memory of the host: what kernels and host say to each other.

@@ -17,10 +17,7 @@ namespace {
 NcclUniqueId make_nccl_unique_id(const std::string&) {
   refuse();
 }
-std::unique_ptr<Communicator> make_nccl_communicator(const NcclUniqueId&, const NcclOptions&) {
-  refuse();
-}
-std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions&, Communicator&, PeerSums) {
+std::unique_ptr<Communicator> make_gpu_communicator(const NcclOptions&, Communicator&) {
   refuse();
 }
 int num_gpus() {

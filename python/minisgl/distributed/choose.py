@@ -12,11 +12,11 @@ from minisgl.distributed.info import DistributedInfo
 from minisgl.distributed.plugin import make_plugin_communicator
 from minisgl.distributed.pynccl import clamp_buffer, find_nccl_library
 
-# When GPUs sum through each other's memory instead of NCCL.
-_PEER_SUMS: dict[str, Literal["never", "where_faster", "always"]] = {
-    "auto": "where_faster",
-    "nccl": "never",
-    "one-shot": "always",
+# How GPUs sum.
+_SUMS: dict[str, Literal["fastest", "nccl", "peers"]] = {
+    "auto": "fastest",
+    "nccl": "nccl",
+    "one-shot": "peers",
 }
 
 
@@ -52,9 +52,9 @@ def make_communicator(
 ) -> ChosenCommunicator:
     """Connects this rank to the others; all ranks call it with the same kind and group.
 
-    `device`: the ordinal of this rank's GPU, None for a CPU rank. `max_buffer_bytes`: sums of up to
-    this many bytes that NCCL does go through a buffer registered with it. Kind "torch" needs
-    torch.distributed's default group.
+    `device`: the ordinal of this rank's GPU, None for a CPU rank. `max_buffer_bytes`: the size of
+    a buffer registered with NCCL, which kind "auto" uses where it makes sums faster. Kind "torch"
+    needs torch.distributed's default group.
 
     Raises ValueError for a kind that can't work there, _native.InputError where the build or the
     machine lacks something, _native.RankFailure where another rank fails.
@@ -68,10 +68,10 @@ def make_communicator(
         return ChosenCommunicator(plugin, "ranks talk through torch.distributed, as asked", host)
     if device is None:
         return ChosenCommunicator(host, f"ranks talk through {host.name}: {how}", host)
-    gpu = _native.GpuCommunicator(
+    gpu = _native.PyNCCLCommunicator(
         host,
         device=device,
-        peer_sums=_PEER_SUMS[kind],
+        sums=_SUMS[kind],
         max_buffer_bytes=clamp_buffer(max_buffer_bytes),
         library=find_nccl_library(),
         timeout=group.timeout,

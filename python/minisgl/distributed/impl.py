@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    import torch.distributed
 
     from minisgl._native import Communicator, PyNCCLCommunicator
 
@@ -24,25 +25,31 @@ class DistributedImpl(ABC):
 
 
 class TorchDistributedImpl(DistributedImpl):
-    """Through torch.distributed's default group: gloo on CPUs, NCCL on GPUs. The reference."""
+    """Through a group of torch.distributed: gloo on CPUs, NCCL on GPUs. The reference.
+
+    `group`: None is the default group.
+    """
+
+    def __init__(self, group: torch.distributed.ProcessGroup | None = None) -> None:
+        self._group = group
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sums x over the ranks, in place, and returns it."""
         import torch.distributed as dist
 
-        if dist.get_world_size() > 1:
-            dist.all_reduce(x, dist.ReduceOp.SUM)
+        if dist.get_world_size(self._group) > 1:
+            dist.all_reduce(x, dist.ReduceOp.SUM, group=self._group)
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """As in DistributedImpl; x need not be contiguous."""
         import torch.distributed as dist
 
-        size = dist.get_world_size()
+        size = dist.get_world_size(self._group)
         if size == 1:
             return x
         gathered = x.new_empty((size * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(gathered, x.contiguous())
+        dist.all_gather_into_tensor(gathered, x.contiguous(), group=self._group)
         return gathered
 
 
@@ -59,21 +66,14 @@ class NativeDistributedImpl(DistributedImpl):
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sums x over the ranks, in place, and returns it."""
-        self.comm.all_reduce(x, self._stream())
+        self.comm.all_reduce(x, "sum")
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """As in DistributedImpl; x need not be contiguous."""
         gathered = x.new_empty((self.comm.size * x.shape[0], *x.shape[1:]))
-        self.comm.all_gather(gathered, x.contiguous(), self._stream())
+        self.comm.all_gather(gathered, x.contiguous())
         return gathered
-
-    def _stream(self) -> int:
-        if self.comm.device < 0:
-            return 0
-        import torch
-
-        return int(torch.cuda.current_stream(self.comm.device).cuda_stream)
 
 
 class PyNCCLDistributedImpl(NativeDistributedImpl):

@@ -1,13 +1,14 @@
-"""Starts the native NCCL communicator of a process group."""
+"""Starts the native communicator between GPUs over a process group."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minisgl.distributed.impl import TorchDistributedImpl
+from minisgl.distributed.info import DistributedInfo
+from minisgl.distributed.plugin import make_plugin_communicator
 from minisgl.environment import pynccl_buffer_limit
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
     from minisgl._native import PyNCCLCommunicator
 
-UNIQUE_ID_BYTES = 128
+# How long a sum waits for another rank, in seconds; torch.distributed's default for NCCL.
+WAIT_SECONDS = 600.0
 
 
 def init_pynccl(
@@ -25,50 +27,39 @@ def init_pynccl(
     tp_cpu_group: torch.distributed.ProcessGroup,
     max_size_bytes: int = 0,
 ) -> PyNCCLCommunicator:
-    """Connects this rank to the others and returns when all are there.
+    """Connects this rank's GPU, torch's current device, to the others; returns when all are there.
 
-    Rank 0 makes the NCCL unique id, which travels over tp_cpu_group (gloo). The GPU is torch's
-    current device. Sums of up to max_size_bytes go through a registered buffer of that size, which
-    MINISGL_PYNCCL_MAX_BUFFER_SIZE clamps; 0 means no buffer.
+    The ranks meet over tp_cpu_group (gloo), which carries the NCCL unique id of rank 0. Then they
+    time sums of 4 KB to 64 MB in a CUDA graph and take the fastest way for each size, within about
+    a second: through each other's memory, by NCCL in place, or by NCCL in a registered buffer of
+    max_size_bytes, which MINISGL_PYNCCL_MAX_BUFFER_SIZE clamps; 0 means no buffer. The
+    communicator's `name` tells what they found.
 
     Ranks on this host are watched: when one dies, collectives of the others raise
-    minisgl._native.RankFailure. Raises minisgl._native.InputError where the build has no CUDA, NCCL
-    can't be loaded or fails.
+    minisgl._native.RankFailure. A rank that stays away from a sum for ten minutes is given up; what
+    was summed then through its memory is NaN. Raises ValueError where rank and size aren't the
+    group's, minisgl._native.InputError where the build has no CUDA, NCCL can't be loaded or fails.
     """
     import torch
     import torch.distributed as dist
 
     from minisgl import _native
 
-    buffer_bytes = clamp_buffer(max_size_bytes)
-    library = find_nccl_library()
-    # One flag, then the id: every rank hears of a failure on rank 0 instead of waiting for ever.
-    message = torch.zeros(1 + UNIQUE_ID_BYTES, dtype=torch.uint8)
-    failure: _native.InputError | None = None
-    if tp_rank == 0:
-        try:
-            unique_id = _native.nccl_unique_id(library)
-            message = torch.tensor([1, *unique_id], dtype=torch.uint8)
-        except _native.InputError as error:
-            failure = error
-    dist.broadcast(message, src=dist.get_global_rank(tp_cpu_group, 0), group=tp_cpu_group)
-    made, *received = message.tolist()
-    if not made:
-        raise failure or _native.InputError(
-            "rank 0 could not make an NCCL unique id; its own error says why"
+    place = (dist.get_rank(tp_cpu_group), dist.get_world_size(tp_cpu_group))
+    if place != (tp_rank, tp_size):
+        raise ValueError(
+            f"tp_rank {tp_rank} and tp_size {tp_size} must be the place in tp_cpu_group, which is "
+            f"rank {place[0]} of {place[1]}"
         )
-    processes: list[tuple[str, int]] = [("", 0)] * tp_size
-    here = socket.gethostname()
-    dist.all_gather_object(processes, (here, os.getpid()), group=tp_cpu_group)
-    return _native.PyNCCLCommunicator(
-        bytes(received),
-        rank=tp_rank,
-        size=tp_size,
-        device=torch.cuda.current_device(),
-        max_buffer_bytes=buffer_bytes,
-        library=library,
-        pids=[pid if host == here else 0 for host, pid in processes],
+    info = DistributedInfo(tp_rank, tp_size)
+    communicator = _native.PyNCCLCommunicator(
+        make_plugin_communicator(TorchDistributedImpl(tp_cpu_group), info),
+        device=torch.cuda.current_device() if torch.cuda.is_available() else 0,
+        max_buffer_bytes=clamp_buffer(max_size_bytes),
+        library=find_nccl_library(),
     )
+    communicator.set_time_limit(WAIT_SECONDS)
+    return communicator
 
 
 def clamp_buffer(max_size_bytes: int) -> int:

@@ -31,9 +31,11 @@ TEST(Nccl, UniqueIdNeedsTheLibrary) {
 TEST(Nccl, CreationNeedsTheLibrary) {
   NcclOptions options;
   options.library = kNowhere;
-  EXPECT_THAT(input_error([&] { make_nccl_communicator(NcclUniqueId{}, options); }), testing::HasSubstr("NCCL"));
   const auto host = std::move(make_shm_communicators(1).front());
-  EXPECT_THAT(input_error([&] { make_gpu_communicator(options, *host); }), testing::HasSubstr("NCCL"));
+  for (const GpuSums sums : {GpuSums::fastest, GpuSums::nccl}) {
+    options.sums = sums;
+    EXPECT_THAT(input_error([&] { make_gpu_communicator(options, *host); }), testing::HasSubstr("NCCL"));
+  }
 }
 
 TEST(Nccl, CountsGpusWithoutADriver) {

@@ -7,35 +7,13 @@
 #include "core/error.h"
 #include "gemm/dispatch.h"
 #include "gemm/gemm.h"
-#include "reference.h"
+#include "products.h"
 
 namespace minisgl {
 namespace {
 
-std::vector<CpuIsa> isas() {
-  const auto supported = supported_cpu_isas();
-  return {supported.begin(), supported.end()};
-}
-
-std::vector<float> random_activations(std::int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> x(static_cast<std::size_t>(count));
-  for (float& value : x) value = normal(random);
-  return x;
-}
-
-struct Matrix {
-  Matrix(DType dtype, std::int64_t rows, std::int64_t cols, ThreadPool& pool, unsigned seed = 1)
-      : file(reference::random_weights(dtype, rows, cols, seed)),
-        packed(PackedMatrix::pack(dtype, rows, cols, std::as_bytes(std::span(file)), pool)) {}
-  std::vector<double> values() const { return reference::values(packed.dtype(), file, packed.rows(), packed.cols()); }
-  std::vector<std::uint8_t> file;
-  PackedMatrix packed;
-};
-
-std::vector<float> multiply(CpuIsa isa, const Matrix& weight, const float* x, std::int64_t num_rows, ThreadPool& pool,
-                            const float* bias = nullptr) {
+std::vector<float> multiply(CpuIsa isa, const RandomMatrix& weight, const float* x, std::int64_t num_rows,
+                            ThreadPool& pool, const float* bias = nullptr) {
   std::vector<float> y(static_cast<std::size_t>(num_rows * weight.packed.rows()), NAN);
   GemmWorkspace workspace;
   const GemmPart part{&weight.packed, bias, 0};
@@ -57,29 +35,11 @@ class GemmTest : public testing::TestWithParam<Case> {
   }
 };
 
-// |y - reference| is held against the sum of the absolute values of the terms: `tolerance` times it.
-void expect_product(const std::vector<float>& y, const std::vector<double>& x, const std::vector<double>& weights,
-                    std::int64_t outputs, std::int64_t cols, const std::vector<float>& bias, double tolerance) {
-  const std::int64_t rows = static_cast<std::int64_t>(x.size()) / cols;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t o = 0; o < outputs; ++o) {
-      double sum = bias.empty() ? 0.0 : static_cast<double>(bias[static_cast<std::size_t>(o)]), size = std::fabs(sum);
-      for (std::int64_t c = 0; c < cols; ++c) {
-        const double term = x[static_cast<std::size_t>(r * cols + c)] * weights[static_cast<std::size_t>(o * cols + c)];
-        sum += term;
-        size += std::fabs(term);
-      }
-      ASSERT_NEAR(y[static_cast<std::size_t>(r * outputs + o)], sum, tolerance * size + 1e-30)
-          << "row " << r << " of " << rows << ", output " << o << " of " << outputs << ", " << cols << " columns";
-    }
-  }
-}
-
 TEST_P(GemmTest, AgreesWithTheReference) {
   ThreadPool pool(2);
   for (std::int64_t cols : column_counts()) {
     for (std::int64_t outputs : {1, 8, 9, 31, 70}) {
-      const Matrix weight(dtype(), outputs, cols, pool);
+      const RandomMatrix weight(dtype(), outputs, cols, pool);
       const std::vector<double> weights = weight.values();
       const std::vector<float> bias = random_activations(outputs, 3);
       for (std::int64_t rows : {1, 2, 3, 4, 5, 8, 13, 70}) {
@@ -100,7 +60,7 @@ TEST_P(GemmTest, ARowsBitsDependOnNothingBesideIt) {
   const std::int64_t cols = is_quantized(dtype()) ? 512 : 257;
   const std::int64_t outputs = 339, rows = 71;
   ThreadPool one(1), two(2), three(3);
-  const Matrix weight(dtype(), outputs, cols, two);
+  const RandomMatrix weight(dtype(), outputs, cols, two);
   const std::vector<float> x = random_activations(rows * cols, 4);
   const std::vector<float> batch = multiply(isa(), weight, x.data(), rows, one);
   EXPECT_EQ(batch, multiply(isa(), weight, x.data(), rows, two));
@@ -149,7 +109,7 @@ INSTANTIATE_TEST_SUITE_P(Formats, GemmTest, testing::Combine(testing::ValuesIn(i
 // Parts of several formats side by side in a wider y, what lies between them untouched.
 TEST(Gemm, MergedPartsWriteTheirOwnColumns) {
   ThreadPool pool(2);
-  const Matrix first(DType::q4_1, 24, 256, pool, 1), second(DType::q8_0, 9, 256, pool, 2),
+  const RandomMatrix first(DType::q4_1, 24, 256, pool, 1), second(DType::q8_0, 9, 256, pool, 2),
       third(DType::f32, 3, 256, pool, 3);
   const std::vector<float> bias = random_activations(9, 4);
   const std::int64_t stride = 50;
@@ -176,13 +136,13 @@ TEST(Gemm, MergedPartsWriteTheirOwnColumns) {
 
 TEST(Gemm, ZeroRowsDoNothing) {
   ThreadPool pool(2);
-  const Matrix weight(DType::q4_0, 8, 32, pool);
+  const RandomMatrix weight(DType::q4_0, 8, 32, pool);
   EXPECT_TRUE(multiply(cpu_isa(), weight, nullptr, 0, pool).empty());
 }
 
 TEST(Gemm, PartsMustReadTheSameFeatures) {
   ThreadPool pool(1);
-  const Matrix a(DType::f32, 4, 64, pool), b(DType::f32, 4, 32, pool);
+  const RandomMatrix a(DType::f32, 4, 64, pool), b(DType::f32, 4, 32, pool);
   const std::vector<float> x(64);
   std::vector<float> y(8);
   const GemmPart parts[] = {{&a.packed, nullptr, 0}, {&b.packed, nullptr, 4}};
@@ -193,7 +153,7 @@ TEST(Gemm, PartsMustReadTheSameFeatures) {
 // Activations of zeros, tiny and huge values leave finite results where the true ones are.
 TEST(Gemm, ExtremeActivations) {
   ThreadPool pool(1);
-  const Matrix weight(DType::q4_0, 8, 64, pool);
+  const RandomMatrix weight(DType::q4_0, 8, 64, pool);
   const std::vector<double> weights = weight.values();
   for (float size : {0.0f, 1e-44f, 1e-38f, 1e-30f, 1e30f}) {
     std::vector<float> x = random_activations(64, 6);

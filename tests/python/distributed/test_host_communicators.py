@@ -13,16 +13,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from minisgl import _native
 from minisgl.distributed import (
     DistributedInfo,
     Group,
     NativeDistributedImpl,
     TorchDistributedImpl,
+    init_pynccl,
     make_communicator,
 )
 from tests.python.distributed.ranks import run_ranks
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+ANY_DTYPES = [torch.bool, torch.int64, torch.float64, torch.complex64, torch.float8_e4m3fn]
 
 
 def free_address() -> str:
@@ -65,7 +68,23 @@ def check_collectives(rank: int, size: int, kind: str) -> str:
             comm.broadcast(x, root)
             assert torch.equal(x, reference.all_gather(x).chunk(size)[root])
             comm.barrier()
+    check_odd_tensors(comm)
     return chosen.sentence
+
+
+def check_odd_tensors(comm: _native.Communicator) -> None:
+    """Tensors without elements, and gathers of every dtype into outputs of any shape."""
+    for shape in ((0,), (0, 3)):
+        empty = torch.empty(shape)
+        comm.all_reduce(empty, "sum")
+        comm.all_gather(torch.empty(shape), empty)
+    for dtype in ANY_DTYPES:
+        x = torch.full((2, 8), comm.rank + 1, dtype=torch.uint8).view(dtype)
+        parts = [torch.full((2, 8), rank + 1, dtype=torch.uint8) for rank in range(comm.size)]
+        for shape in ((comm.size * 2, x.shape[1]), (comm.size, *x.shape)):
+            gathered = torch.empty(shape, dtype=dtype)
+            comm.all_gather(gathered, x)
+            assert torch.equal(gathered.view(torch.uint8).flatten(), torch.cat(parts).flatten())
 
 
 def shm(rank: int, size: int) -> str:
@@ -77,7 +96,21 @@ def tcp(rank: int, size: int) -> str:
 
 
 def plugin(rank: int, size: int) -> str:
+    check_pynccl_refusals(rank, size)
     return check_collectives(rank, size, "torch")
+
+
+def check_pynccl_refusals(rank: int, size: int) -> None:
+    """A place that isn't the group's, and on every rank a build that has no CUDA."""
+    group = dist.group.WORLD
+    assert group is not None
+    with pytest.raises(ValueError, match=f"tp_size {size + 1} .* is rank {rank} of {size}"):
+        init_pynccl(tp_rank=rank, tp_size=size + 1, tp_cpu_group=group)
+    with pytest.raises(ValueError, match=f"tp_rank {rank + 1} .* is rank {rank} of {size}"):
+        init_pynccl(tp_rank=rank + 1, tp_size=size, tp_cpu_group=group)
+    if not _native.build_info()["cuda"]:
+        with pytest.raises(_native.InputError, match="has no CUDA"):
+            init_pynccl(tp_rank=rank, tp_size=size, tp_cpu_group=group)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
@@ -99,13 +132,13 @@ def test_the_plugin_is_gloo(size: int, tmp_path: Path) -> None:
 
 
 def wrong_calls(rank: int, size: int) -> list[str]:
-    from minisgl import _native
-
     comm = make_communicator("shm", DistributedInfo(rank, size), group_of(rank, "shm")).communicator
     calls: list[Any] = [
         lambda: comm.all_reduce(torch.ones(4, 4).t()[:, :2]),
         lambda: comm.all_reduce(torch.ones(4, dtype=torch.int64)),
+        lambda: comm.all_reduce(torch.ones(4), "max"),
         lambda: comm.all_gather(torch.ones(5), torch.ones(4)),
+        lambda: comm.all_gather(torch.ones(8, dtype=torch.int32), torch.ones(4)),
         lambda: comm.reduce_scatter(torch.ones(4), torch.ones(4)),
         lambda: comm.reduce_scatter(torch.ones(2), torch.ones(4).half()),
         lambda: comm.broadcast(torch.ones(4), root=2),
@@ -123,9 +156,11 @@ def test_wrong_tensors_are_refused_with_a_reason(tmp_path: Path) -> None:
         assert messages == [
             "tensor must be contiguous",
             "tensor must be float32, float16 or bfloat16",
+            'op must be "sum", the only one that there is, got "max"',
             "output must have 32 bytes, got 20",
+            "output must be of the input's dtype, torch.float32, got torch.int32",
             "input must have 32 bytes, got 16",
-            "output and input must have one dtype",
+            "output must be of the input's dtype, torch.float16, got torch.float32",
             "root must be in [0, 2), got 2",
         ]
 
@@ -136,8 +171,6 @@ class FailingTarget:
 
 
 def test_a_plugins_exception_ends_the_collective_with_its_words() -> None:
-    from minisgl import _native
-
     comm = _native.PluginCommunicator(FailingTarget(), rank=0, size=2)
     with pytest.raises(_native.RankFailure, match="plug-in: OSError: the cable is out"):
         comm.barrier()
@@ -160,7 +193,7 @@ def test_a_kind_that_cant_work_is_refused_before_anybody_waits(
 
 
 def test_the_names_of_this_field_are_there() -> None:
-    from minisgl import _native, kernel
+    from minisgl import kernel
 
     assert kernel.PyNCCLCommunicator is _native.PyNCCLCommunicator
     assert callable(kernel.init_pynccl)

@@ -1,4 +1,6 @@
-"""PyNCCLDistributedImpl against torch's own sums, with two ranks that may share one GPU."""
+"""PyNCCLCommunicator and PyNCCLDistributedImpl against plain torch, with two ranks that may share a
+GPU; what is for two GPUs is skipped with one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from minisgl.distributed import (
     PyNCCLDistributedImpl,
     enable_pynccl_distributed,
 )
+from minisgl.kernel import PyNCCLCommunicator, init_pynccl
 from tests.python.distributed.ranks import run_ranks
 
 pytestmark = [
@@ -22,8 +25,14 @@ pytestmark = [
 ]
 
 SIZE = 2
-SHAPES = [(1,), (3, 5), (64, 576), (1024, 2048)]
+SHAPES = [(1,), (3, 5), (64, 576), (1024, 2048), (0,), (0, 8)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+ANY_DTYPES = [torch.bool, torch.int64, torch.float64, torch.complex64, torch.float8_e4m3fn]
+# Elements of bf16 in each class of sizes from 4 KB to 64 MB, beyond it, and between classes.
+COUNTS = [2048 << size_class for size_class in range(15)] + [3_000_001, 40_000_001]
+needs_two = pytest.mark.skipif(
+    torch.cuda.device_count() < SIZE, reason="needs two GPUs: shared, one takes too long"
+)
 
 
 def environment(rank: int) -> dict[str, str]:
@@ -81,36 +90,111 @@ def on_a_side_stream(rank: int, size: int) -> list[float]:
     return [float(value) for value in x]
 
 
-def in_a_graph(rank: int, size: int) -> list[list[float]]:
-    communicator = start(rank, max_bytes=0)
-    x = torch.zeros(4, device="cuda")
-    communicator.all_reduce(x)  # NCCL connects on first use, which can't be captured
-    torch.cuda.synchronize()
+def in_a_graph(rank: int, size: int) -> None:
+    """Sums of several sizes and a gather, replayed with other values."""
+    communicator = start(rank, max_bytes=2**20)
+    inputs = [torch.zeros(count, device="cuda") for count in (4, 5000, 200_000, 2_000_000)]
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    for x in inputs:  # NCCL connects on first use, which can't be captured
         communicator.all_reduce(x)
-    replays = []
-    for value in (1.0, 5.0):
-        x.fill_(value + rank)
+    communicator.all_gather(inputs[0])
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        sums = [communicator.all_reduce(x + 1) for x in inputs]
+        gathered = communicator.all_gather(inputs[0])
+    for value in range(20):
+        for x in inputs:
+            x.fill_(value + rank)
         graph.replay()
         torch.cuda.synchronize()
-        replays.append([float(element) for element in x])
+        for x in sums:
+            assert torch.equal(x, torch.full_like(x, 2 * value + 3))
+        assert gathered.tolist() == [value] * 4 + [value + 1] * 4
     del graph  # before the communicator
-    return replays
 
 
-def wrong_tensors(rank: int, size: int) -> list[str]:
+def every_size(rank: int, size: int) -> str:
+    """The chapter's calls, on torch's cached memory, with data that isn't aligned, too."""
+    comm = start_comm(rank, max_bytes=8 << 20)
+    graph_pool = torch.cuda.graph_pool_handle()
+    for count in COUNTS:
+        memory = torch.empty(count + 1, dtype=torch.bfloat16, device="cuda")
+        for x in (memory[:-1], memory[1:]):
+            values = torch.arange(count, device="cuda") % 100
+            own = (values + rank).bfloat16()
+            x.copy_(own)
+            comm.all_reduce(x, "sum")
+            assert torch.equal(x, (2 * values + 1).bfloat16()), count
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=graph_pool):
+                x.copy_(own)
+                comm.all_reduce(x, "sum")
+            for _ in range(3):
+                graph.replay()
+            assert torch.equal(x, (2 * values + 1).bfloat16()), count
+            del graph
+        out = torch.empty(size, count, dtype=torch.bfloat16, device="cuda")
+        comm.all_gather(out, own)
+        for other in range(size):
+            assert torch.equal(out[other], (values + other).bfloat16()), count
+    return comm.name
+
+
+def a_thousand_replays(rank: int, size: int) -> None:
+    comm = start_comm(rank, max_bytes=0)
+    inputs = [torch.randn(count, device="cuda").bfloat16() for count in (8, 4096, 100_000, 1 << 21)]
+    places = [torch.empty_like(x) for x in inputs]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for x, place in zip(inputs, places, strict=True):
+            place.copy_(x)
+            comm.all_reduce(place, "sum")
+    graph.replay()
+    expected = [place.clone() for place in places]
+    for _ in range(1000):
+        graph.replay()
+    for x, place, first in zip(inputs, places, expected, strict=True):
+        assert torch.equal(place, first)
+        gathered = x.new_empty(size, x.numel())
+        comm.all_gather(gathered, place)
+        assert torch.equal(gathered[0], gathered[1])
+    del graph
+
+
+def start_comm(rank: int, max_bytes: int) -> PyNCCLCommunicator:
+    torch.cuda.set_device(rank % torch.cuda.device_count())
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    return init_pynccl(tp_rank=rank, tp_size=SIZE, tp_cpu_group=group, max_size_bytes=max_bytes)
+
+
+def gathers_of_every_dtype(rank: int, size: int) -> None:
+    comm = start_comm(rank, max_bytes=0)
+    for dtype in ANY_DTYPES:
+        own = torch.full((2, 8), rank + 1, dtype=torch.uint8, device="cuda").view(dtype)
+        for shape in ((size * 2, own.shape[1]), (size, *own.shape)):
+            out = torch.empty(shape, dtype=dtype, device="cuda")
+            comm.all_gather(out, own)
+            assert out.view(torch.uint8).flatten().tolist() == [1] * 16 + [2] * 16
+
+
+def wrong_calls(rank: int, size: int) -> list[str]:
     from minisgl import _native
 
-    communicator = start(rank, max_bytes=0)
+    comm = start_comm(rank, max_bytes=0)
+    four = torch.ones(4, device="cuda")
     messages = []
-    for tensor in (
-        torch.ones(4),
-        torch.ones(4, 4, device="cuda").t()[:, :2],
-        torch.ones(4, dtype=torch.int64, device="cuda"),
+    for call in (
+        lambda: comm.all_reduce(torch.ones(4), "sum"),
+        lambda: comm.all_reduce(torch.ones(4, 4, device="cuda").t()[:, :2], "sum"),
+        lambda: comm.all_reduce(torch.ones(4, dtype=torch.int64, device="cuda"), "sum"),
+        lambda: comm.all_reduce(four, "max"),
+        lambda: comm.all_gather(torch.ones(4), four),
+        lambda: comm.all_gather(torch.ones(9, device="cuda"), four),
+        lambda: comm.all_gather(torch.ones(8, device="cuda", dtype=torch.int32), four),
     ):
         with pytest.raises(_native.InputError) as caught:
-            communicator.all_reduce(tensor)
+            call()
         messages.append(str(caught.value))
     return messages
 
@@ -125,13 +209,32 @@ def test_runs_on_the_current_stream(tmp_path: Path) -> None:
 
 
 def test_is_captured_in_a_graph(tmp_path: Path) -> None:
-    expected = [[3.0] * 4, [11.0] * 4]
-    assert run_ranks(in_a_graph, SIZE, tmp_path, environment) == [expected] * SIZE
+    run_ranks(in_a_graph, SIZE, tmp_path, environment)
 
 
-def test_wrong_tensors_are_refused_with_a_reason(tmp_path: Path) -> None:
-    for messages in run_ranks(wrong_tensors, SIZE, tmp_path, environment):
-        host, strided, integers = messages
-        assert "must be on CUDA device" in host
-        assert "must be contiguous" in strided
-        assert "must be float32, float16 or bfloat16" in integers
+@needs_two
+def test_every_size_in_and_out_of_a_graph(tmp_path: Path) -> None:
+    names = run_ranks(every_size, SIZE, tmp_path, environment)
+    assert names[0].partition(" (")[0] == names[1].partition(" (")[0]  # one choice for all
+    assert "the fastest, as measured in" in names[0]
+
+
+@needs_two
+def test_a_thousand_replays_give_every_rank_the_same_bits(tmp_path: Path) -> None:
+    run_ranks(a_thousand_replays, SIZE, tmp_path, environment)
+
+
+def test_gathers_take_every_dtype(tmp_path: Path) -> None:
+    run_ranks(gathers_of_every_dtype, SIZE, tmp_path, environment)
+
+
+def test_wrong_calls_are_refused_with_a_reason(tmp_path: Path) -> None:
+    for messages in run_ranks(wrong_calls, SIZE, tmp_path, environment):
+        host, strided, integers, maximum, output, length, dtype = messages
+        assert "tensor must be on CUDA device" in host
+        assert "tensor must be contiguous" in strided
+        assert "tensor must be float32, float16 or bfloat16" in integers
+        assert maximum == 'op must be "sum", the only one that there is, got "max"'
+        assert "output must be on CUDA device" in output
+        assert length == "output must have 32 bytes, got 36"
+        assert dtype == "output must be of the input's dtype, torch.float32, got torch.int32"

@@ -64,7 +64,7 @@ def test_every_rank_hears_that_nccl_is_missing(tmp_path: Path) -> None:
         pytest.skip("this build has CUDA")
     first, second = run_ranks(enable_without_cuda, 2, tmp_path)
     assert "this build of minisgl has no CUDA" in first
-    assert "rank 0 could not make an NCCL unique id" in second
+    assert "this build of minisgl has no CUDA" in second
 
 
 def test_a_single_rank_enables_nothing() -> None:

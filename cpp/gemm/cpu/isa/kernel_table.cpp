@@ -25,7 +25,7 @@ constexpr Kernel kernels[] = {
 
 }  // namespace
 
-constinit const KernelTable gemm_kernels = {CpuIsa::MINISGL_ISA, kernels, sizeof(kernels) / sizeof(kernels[0]),
-                                            quantize_activations};
+constinit const KernelTable gemm_kernels = {CpuIsa::MINISGL_ISA,  kernels,      sizeof(kernels) / sizeof(kernels[0]),
+                                            quantize_activations, widen_values, round_values};
 
 }  // namespace minisgl::MINISGL_ISA

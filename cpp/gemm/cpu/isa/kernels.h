@@ -41,5 +41,7 @@ void gemm_mxfp4_one_row(const KernelArgs& args);
 void gemm_mxfp4(const KernelArgs& args);
 
 void quantize_activations(const float* x, std::int64_t cols, ActivationBlock* blocks);
+void widen_values(const std::byte* x, DType dtype, std::int64_t count, float* out);
+void round_values(const float* x, DType dtype, std::int64_t count, std::byte* out);
 
 }  // namespace minisgl::MINISGL_ISA

@@ -73,6 +73,10 @@ TEST_F(GpuRanks, WithSumsThroughPeerMemory) {
   for (const pid_t process : start_gpu_ranks("PeerMemory", 2)) EXPECT_EQ(wait_for_process(process), 0);
 }
 
+TEST_F(GpuRanks, WithTheFastestWays) {
+  for (const pid_t process : start_gpu_ranks("Fastest", 2)) EXPECT_EQ(wait_for_process(process), 0);
+}
+
 class GpuRanksFailure : public GpuRanks, public testing::WithParamInterface<const char*> {};
 
 // Rank 1 strikes itself after a while; rank 0 expects it.
@@ -93,21 +97,14 @@ std::unique_ptr<Communicator> host_communicator() {
                                 variable("MINISGL_TEST_SIZE"), milliseconds(60'000)});
 }
 
-NcclOptions options_of_rank(milliseconds timeout) {
-  NcclOptions options;
-  options.rank = variable("MINISGL_TEST_RANK");
-  options.size = variable("MINISGL_TEST_SIZE");
-  options.device = options.rank % num_gpus();
-  options.timeout = timeout;
-  MINISGL_CUDA_CHECK(cudaSetDevice(options.device));
-  return options;
-}
-
-NcclUniqueId share_id(Communicator& host) {
-  NcclUniqueId id{};
-  if (host.rank() == 0) id = make_nccl_unique_id("");
-  host.broadcast(id.data(), id.size(), 0, 0);
-  return id;
+std::unique_ptr<Communicator> gpu_communicator(Communicator& host, GpuSums sums, milliseconds timeout,
+                                               std::int64_t buffer_bytes = 0) {
+  const int device = host.rank() % num_gpus();
+  MINISGL_CUDA_CHECK(cudaSetDevice(device));
+  auto communicator = make_gpu_communicator(
+      {.device = device, .sums = sums, .max_buffer_bytes = buffer_bytes, .timeout = timeout}, host);
+  if (host.rank() == 0) std::printf("%s\n", communicator->name().c_str());
+  return communicator;
 }
 
 // Every collective on `stream`, several sizes and types, twice: as it is, and recorded and replayed twice.
@@ -163,22 +160,21 @@ void check_collectives(Communicator& comm, const CudaStream& stream) {
 
 TEST(GpuRank, DISABLED_Collectives) {
   const auto host = host_communicator();
-  for (const std::int64_t buffer_bytes : {0, 1 << 20}) {
-    NcclOptions options = options_of_rank(milliseconds(40'000));
-    options.max_buffer_bytes = buffer_bytes;
-    const auto comm = make_nccl_communicator(share_id(*host), options);
-    if (comm->rank() == 0) std::printf("%s\n", comm->name().c_str());
-    const CudaStream stream = make_stream();
-    check_collectives(*comm, stream);
-  }
+  const CudaStream stream = make_stream();
+  for (const GpuSums sums : {GpuSums::nccl, GpuSums::registered})  // the largest sum takes two to three pieces
+    check_collectives(*gpu_communicator(*host, sums, milliseconds(40'000), 1 << 20), stream);
 }
 
 TEST(GpuRank, DISABLED_PeerMemory) {
   const auto host = host_communicator();
-  const auto comm = make_gpu_communicator(options_of_rank(milliseconds(40'000)), *host, PeerSums::always);
-  if (comm->rank() == 0) std::printf("%s\n", comm->name().c_str());
   const CudaStream stream = make_stream();
-  check_collectives(*comm, stream);
+  check_collectives(*gpu_communicator(*host, GpuSums::peers, milliseconds(40'000)), stream);
+}
+
+TEST(GpuRank, DISABLED_Fastest) {
+  const auto host = host_communicator();
+  const CudaStream stream = make_stream();
+  check_collectives(*gpu_communicator(*host, GpuSums::fastest, milliseconds(40'000), 1 << 20), stream);
 }
 
 // Sums until another rank's failure ends them, which must name rank 1 within `limit`. Rank 1 raises the signal soon.
@@ -205,31 +201,22 @@ void sum_until_failure(Communicator& comm, int signal, milliseconds limit) {
   }
 }
 
-void fail_with(int signal, milliseconds timeout, milliseconds limit) {
+void fail_with(GpuSums sums, int signal, milliseconds timeout, milliseconds limit) {
   const auto host = host_communicator();
-  NcclOptions options = options_of_rank(timeout);
-  options.pids.resize(2);
-  const pid_t own = getpid();
-  host->all_gather(&own, options.pids.data(), sizeof(own), 0);
-  sum_until_failure(*make_nccl_communicator(share_id(*host), options), signal, limit);
-}
-
-void fail_with_peers(int signal, milliseconds timeout, milliseconds limit) {
-  const auto host = host_communicator();
-  sum_until_failure(*make_gpu_communicator(options_of_rank(timeout), *host, PeerSums::always), signal, limit);
+  sum_until_failure(*gpu_communicator(*host, sums, timeout), signal, limit);
 }
 
 TEST(GpuRank, DISABLED_Death) {
-  fail_with(SIGKILL, milliseconds(30'000), milliseconds(5'000));
+  fail_with(GpuSums::nccl, SIGKILL, milliseconds(30'000), milliseconds(5'000));
 }
 TEST(GpuRank, DISABLED_Stop) {
-  fail_with(SIGSTOP, milliseconds(2'000), milliseconds(6'000));
+  fail_with(GpuSums::nccl, SIGSTOP, milliseconds(2'000), milliseconds(6'000));
 }
 TEST(GpuRank, DISABLED_DeathWithPeerMemory) {
-  fail_with_peers(SIGKILL, milliseconds(30'000), milliseconds(5'000));
+  fail_with(GpuSums::peers, SIGKILL, milliseconds(30'000), milliseconds(5'000));
 }
 TEST(GpuRank, DISABLED_StopWithPeerMemory) {
-  fail_with_peers(SIGSTOP, milliseconds(2'000), milliseconds(6'000));
+  fail_with(GpuSums::peers, SIGSTOP, milliseconds(2'000), milliseconds(6'000));
 }
 
 }  // namespace

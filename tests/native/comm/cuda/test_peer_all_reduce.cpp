@@ -190,6 +190,7 @@ TEST(PeerAllReduceFailure, NamesTheRankThatDoesntComeWithinTheTimeLimit) {
                       sums.all_reduce_sum(PeerAlgorithm::one_shot, data.data(), 1000, DType::f32, stream.get());
                       MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream.get()));
                       EXPECT_EQ(sums.missing_rank(), 1);
+                      EXPECT_TRUE(std::isnan(element(data.get(), 999, DType::f32)));
                       EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
                       // From then on nobody waits.
                       sums.all_reduce_sum(PeerAlgorithm::two_shot, data.data(), 1000, DType::f32, stream.get());

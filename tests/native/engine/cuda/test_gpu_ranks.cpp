@@ -74,16 +74,8 @@ std::string variable(const char* name) {
 
 std::unique_ptr<Communicator> join(int rank) {
   const auto host = make_shm_communicator({variable("MINISGL_TEST_GROUP"), rank, kRanks, kTimeout});
-  NcclOptions options;
-  options.rank = rank;
-  options.size = kRanks;
-  options.device = rank % num_gpus();
-  options.timeout = kTimeout;
-  if (variable("MINISGL_TEST_COMM") == "peers") return make_gpu_communicator(options, *host, PeerSums::always);
-  NcclUniqueId id{};
-  if (rank == 0) id = make_nccl_unique_id("");
-  host->broadcast(id.data(), id.size(), 0, 0);
-  return make_nccl_communicator(id, options);
+  const GpuSums sums = variable("MINISGL_TEST_COMM") == "peers" ? GpuSums::peers : GpuSums::nccl;
+  return make_gpu_communicator({.device = rank % num_gpus(), .sums = sums, .timeout = kTimeout}, *host);
 }
 
 void follow(int rank, const EngineConfig& options, int ring) {

@@ -1,0 +1,125 @@
+// The two ways to a tensor: its framework's table of functions, or a capsule from a call of Python's.
+#include "bind/borrowed_tensor.h"
+
+#include <string>
+#include <unordered_map>
+#include <utility>
+
+#include "core/error.h"
+
+namespace py = pybind11;
+
+namespace minisgl {
+namespace {
+
+// The table that a type brings, or null. Asked once for each type, which is kept alive: there are few.
+const dlpack::Exchange* find_exchange(PyTypeObject* type) {
+  const py::handle object(reinterpret_cast<PyObject*>(type));
+  const py::object capsule = py::getattr(object, "__dlpack_c_exchange_api__", py::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
+  const auto* header =
+      static_cast<const dlpack::ExchangeHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  while (header != nullptr && header->major != dlpack::kMajorVersion) header = header->older;
+  const auto* exchange = reinterpret_cast<const dlpack::Exchange*>(header);
+  return exchange != nullptr && exchange->borrow != nullptr ? exchange : nullptr;
+}
+
+const dlpack::Exchange* exchange_of(PyTypeObject* type) {
+  static auto& known = *new std::unordered_map<PyTypeObject*, const dlpack::Exchange*>;  // guarded by the GIL
+  const auto found = known.find(type);
+  if (found != known.end()) return found->second;
+  const dlpack::Exchange* exchange = find_exchange(type);
+  Py_INCREF(type);
+  known.emplace(type, exchange);
+  return exchange;
+}
+
+bool is_host(std::int32_t device_type) {
+  return device_type == dlpack::kCpu || device_type == dlpack::kCudaHost;
+}
+
+std::string first_line(std::string text) {
+  return text.substr(0, text.find('\n'));
+}
+
+}  // namespace
+
+BorrowedTensor::BorrowedTensor(py::handle tensor, const char* name)
+    : name_(name), exchange_(exchange_of(Py_TYPE(tensor.ptr()))) {
+  try {
+    if (exchange_ == nullptr) {
+      borrow_capsule(tensor);
+    } else if (exchange_->borrow(tensor.ptr(), &tensor_) != 0) {
+      throw py::error_already_set();
+    }
+  } catch (const py::error_already_set& error) {
+    throw InputError(concat(name_, " can't be read where it is: ", first_line(error.what())));
+  }
+  if (!is_host(tensor_.device.type) && tensor_.device.type != dlpack::kCuda)
+    throw InputError(concat(name_, " must be in the memory of a CPU or of a CUDA device"));
+  for (const std::int64_t size : shape()) count_ *= size;
+}
+
+BorrowedTensor::BorrowedTensor(py::handle tensor, const char* name, int device) : BorrowedTensor(tensor, name) {
+  if (this->device() != device) throw InputError(concat(name_, " must be ", place_text(device)));
+  if (!is_contiguous()) throw InputError(concat(name_, " must be contiguous"));
+}
+
+void BorrowedTensor::borrow_capsule(py::handle tensor) {
+  if (!py::hasattr(tensor, "__dlpack__"))
+    throw py::type_error(concat(name_, " must be a tensor, got ", Py_TYPE(tensor.ptr())->tp_name));
+  py::object plain = py::reinterpret_borrow<py::object>(tensor);
+  if (py::getattr(plain, "requires_grad", py::bool_(false)).cast<bool>()) plain = plain.attr("detach")();
+  // Asked before the export: a stream is a wrong argument to it for a tensor on the host.
+  const auto type = plain.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>().first;
+  // -1: no synchronisation with the exporter's stream; the caller passes the stream that it works on.
+  capsule_ = is_host(type) ? plain.attr("__dlpack__")() : plain.attr("__dlpack__")(py::arg("stream") = -1);
+  const auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
+  if (!managed) throw py::error_already_set();
+  tensor_ = managed->tensor;
+}
+
+bool BorrowedTensor::is_contiguous() const {
+  if (!tensor_.strides || count_ == 0) return true;
+  std::int64_t stride = 1;
+  for (int dim = tensor_.num_dims - 1; dim >= 0; --dim) {
+    if (tensor_.shape[dim] > 1 && tensor_.strides[dim] != stride) return false;
+    stride *= tensor_.shape[dim];
+  }
+  return true;
+}
+
+DType BorrowedTensor::dtype() const {
+  const auto [code, bits, lanes] = tensor_.dtype;
+  if (lanes == 1 && code == dlpack::kFloat && bits == 32) return DType::f32;
+  if (lanes == 1 && code == dlpack::kFloat && bits == 16) return DType::f16;
+  if (lanes == 1 && code == dlpack::kBfloat && bits == 16) return DType::bf16;
+  throw InputError(concat(name_, " must be float32, float16 or bfloat16"));
+}
+
+StreamHandle BorrowedTensor::current_stream() const {
+  if (device() == kHost) return 0;
+  if (exchange_ == nullptr) {
+    const py::object stream = py::module_::import("torch").attr("cuda").attr("current_stream")(device());
+    return stream.attr("cuda_stream").cast<StreamHandle>();
+  }
+  void* stream = nullptr;
+  if (exchange_->current_stream(tensor_.device.type, tensor_.device.ordinal, &stream) != 0)
+    throw py::error_already_set();
+  return reinterpret_cast<StreamHandle>(stream);
+}
+
+const char* framework_name(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "float32";
+    case DType::f16: return "float16";
+    case DType::bf16: return "bfloat16";
+    default: return dtype_info(dtype).name.data();
+  }
+}
+
+std::string place_text(int device) {
+  return device == BorrowedTensor::kHost ? "in the host's memory" : concat("on CUDA device ", device);
+}
+
+}  // namespace minisgl
