@@ -57,7 +57,7 @@ void Scheduler::copy_begun(Sequence& sequence, const PrefixTree::Begun& begun) {
 // time or again, the sequence goes on with those; the step has its own until it is complete.
 void Scheduler::remember_prompt(Sequence& sequence) {
   const std::int64_t num_full = std::min(sequence.num_computed, sequence.prompt_len) / options_.page_size;
-  if (num_full <= sequence.num_tree_pages || !options_.prefix_cache) return;
+  if (num_full <= sequence.num_tree_pages) return;
   std::vector<PageId>& held = spare_.front().held;
   const std::size_t num_held = held.size();
   const auto end = static_cast<std::size_t>(num_full * options_.page_size);
@@ -87,6 +87,7 @@ void Scheduler::release(Sequence& sequence) {
   }
   tree_.release(sequence.pages);
   sequence.pages.clear();
+  sequence.num_named = std::max(sequence.num_named, sequence.num_computed);
   sequence.num_computed = sequence.num_tree_pages = 0;
 }
 

@@ -50,7 +50,7 @@ struct Sequence {
   std::vector<PageId> pages = {};      // page of position p is pages[p / page_size]
   std::int64_t num_planned_pages = 0;  // how many of them a plan has told the ranks
   std::int64_t num_tree_pages = 0;     // how many of them are the prefix tree's, too
-  std::int64_t num_named = 0;          // tokens that plans have named to the ranks; survives preemption
+  std::int64_t num_named = 0;          // tokens that plans had named to the ranks when it was preempted
   std::int32_t pending_target = 0;     // the target of the latest plan that draws the pending token
   int num_in_flight = 0;               // steps in flight that compute rows of it
 

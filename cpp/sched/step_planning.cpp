@@ -226,8 +226,7 @@ void Scheduler::plan_rows(Iterator iterator) {
   step.new_tokens.push_back(end);
   sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
   sequence.num_computed = end;
-  sequence.num_named = std::max(sequence.num_named, end);
-  remember_prompt(sequence);
+  if (start < sequence.prompt_len && options_.prefix_cache) remember_prompt(sequence);
   if (sequence.end_wanted > 0) plan_wanted(sequence, part);
   if (draws) {
     sequence.pending_target = static_cast<std::int32_t>(plan.targets.size());

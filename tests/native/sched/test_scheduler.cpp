@@ -537,6 +537,24 @@ TEST(SchedulerPrefix, APreemptedSequenceFindsItsOwn) {
   EXPECT_EQ(scheduler.prefix_counts().queries, 8u);                       // each once
 }
 
+// Ranks read the tokens that were generated or forced in rows, also where another sequence has computed them.
+TEST(SchedulerPrefix, TokensThatRanksHaveNotSeenAreComputed) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 2});
+  NewSequence first{.id = 1, .prompt = {1, 2, 3, 4, 7, 8, 9, 10, 11, 12}, .max_tokens = 4};
+  NewSequence second{.id = 2, .prompt = {1, 2, 3, 4}, .max_tokens = 8, .needs_token = true};
+  scheduler.add(first);
+  scheduler.add(second);
+  complete(scheduler, scheduler.plan());
+  scheduler.append(2, Tokens{8, 9, 10, 11});
+  complete(scheduler, scheduler.plan());
+  ASSERT_EQ(scheduler.num_preemptions(), 1u);
+  while (scheduler.sequence(1).len() < 14) complete(scheduler, scheduler.plan());
+  scheduler.remove(1);
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(plan.sequences[0].start_position, 4);
+  EXPECT_EQ(plan.tokens, (Tokens{7, 8, 9, 10, 11}));
+}
+
 TEST(SchedulerPrefix, NothingIsKeptWithoutIt) {
   Scheduler scheduler({.num_pages = 16, .page_size = 4, .prefix_cache = false});
   run(scheduler, make(1, 10, 1));

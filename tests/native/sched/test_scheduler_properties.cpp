@@ -409,6 +409,7 @@ class Rank {
         known.tokens[flight.new_tokens[i]] = tokens.front();
         known.tokens.insert(known.tokens.end(), tokens.begin() + 1, tokens.end());
         known.num_computed += std::ssize(tokens) - 1;
+        known.num_named = std::max(known.num_named, known.num_computed);  // drafts that hold were in rows
         counts.accepted += drawn.num_accepted(i);
         counts.rejected += step.num_drafts() - drawn.num_accepted(i);
       }
