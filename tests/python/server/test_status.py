@@ -249,6 +249,8 @@ async def test_metrics_of_the_engine(server: Server) -> None:
         ("engine_step_seconds_count", 50),
         ("engine_step_seconds_sum", 2.5),
         ("num_streams", 0),
+        ("prefix_cache_pages", 40),
+        ("prefix_cache_evicted_tokens_total", 160),
     ):
         assert found[f"minisgl:{name}", ""] == value
         assert (f"vllm:{name}", "") not in found
