@@ -33,6 +33,7 @@ BASE_DEPENDENCIES = [
     "prometheus-client>=0.20",
     "prompt-toolkit>=3.0",
     "pyzmq>=26",
+    "setproctitle>=1.3",
     "starlette>=0.40",
     "tokenizers>=0.21",
     "tqdm",

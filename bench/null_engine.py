@@ -31,7 +31,7 @@ from minisgl.ipc.messages import (
     StepOutputs,
     Submit,
     ToRank,
-    decode_to_rank,
+    to_rank_decoder,
 )
 
 RATE_UNIT = 100  # tokens a second
@@ -91,4 +91,4 @@ async def answer(link: ParentLink[ToRank], group: list[Submit]) -> list[float]:
 
 if __name__ == "__main__":
     LOG = sys.argv.pop(1)
-    run_child(decode_to_rank, main)
+    run_child(to_rank_decoder, main)

@@ -13,6 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# Names of a rank's threads that compute, as its native code gives them.
+ENGINE_THREADS = {"minisgl-engine", "minisgl-follow", "minisgl-compute", "minisgl-watch"}
+
 
 @dataclass(frozen=True)
 class RunningServer:
@@ -44,8 +47,8 @@ class RunningServer:
             for task in Path(f"/proc/{pid}/task").iterdir():
                 kind = "server"
                 if pid != self.pid:
-                    computes = (task / "comm").read_text().startswith("minisgl-")
-                    kind = "engine" if computes else "messages"
+                    thread = (task / "comm").read_text().strip()
+                    kind = "engine" if thread in ENGINE_THREADS else "messages"
                 seconds[kind] += int((task / "schedstat").read_text().split()[0]) / 1e9
         return seconds
 
@@ -58,7 +61,7 @@ class RunningServer:
         return sorted(
             pid
             for pid in self.children()
-            if b"minisgl.rank.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"minisgl-TP" in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
 
     def children(self) -> list[int]:

@@ -18,6 +18,7 @@ namespace minisgl::bench {
 struct Ceilings {
   double int8_ops = 0;  // operations a second of all threads; a multiply and an add are two
   double f32_ops = 0;
+  double bf16_ops = 0;  // 0 where the instruction set doesn't multiply bf16 by bf16
 };
 
 #if defined(__x86_64__)
@@ -82,6 +83,23 @@ __attribute__((target("avx512f"))) inline float spin_f32_avx512(std::int64_t ste
   return _mm512_reduce_add_ps(sums[0]);
 }
 constexpr double f32_ops_per_step_avx512 = 32;
+
+// vdpbf16ps: two multiply-adds in each of 16 lanes.
+__attribute__((target("avx512f,avx512bf16"))) inline float spin_bf16_avx512(std::int64_t steps) {
+  __m512 sums[16];
+  __m512i a = _mm512_set1_epi16(0x3f00);
+  for (__m512& sum : sums) sum = _mm512_setzero_ps();
+  for (std::int64_t step = 0; step < steps; step += 16) {
+#pragma GCC unroll 16
+    for (__m512& sum : sums) {
+      asm("" : "+v"(a));
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)a);
+    }
+  }
+  for (int i = 1; i < 16; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+  return _mm512_reduce_add_ps(sums[0]);
+}
+constexpr double bf16_ops_per_step_avx512 = 64;
 #pragma GCC diagnostic pop
 
 template <typename Spin>
@@ -103,10 +121,14 @@ double measure_ops(ThreadPool& pool, Spin spin, double ops_per_step) {
 
 // The ceilings of the instruction set that the kernels were chosen for.
 inline Ceilings measure_ceilings(ThreadPool& pool) {
-  if (cpu_isa() == CpuIsa::avx512vnni)
-    return {measure_ops(pool, spin_int8_avx512, int8_ops_per_step_avx512),
-            measure_ops(pool, spin_f32_avx512, f32_ops_per_step_avx512)};
-  return {measure_ops(pool, spin_int8, int8_ops_per_step), measure_ops(pool, spin_f32, f32_ops_per_step)};
+  if (base_isa(cpu_isa()) != CpuIsa::avx512vnni)
+    return {.int8_ops = measure_ops(pool, spin_int8, int8_ops_per_step),
+            .f32_ops = measure_ops(pool, spin_f32, f32_ops_per_step)};
+  Ceilings ceilings{.int8_ops = measure_ops(pool, spin_int8_avx512, int8_ops_per_step_avx512),
+                    .f32_ops = measure_ops(pool, spin_f32_avx512, f32_ops_per_step_avx512)};
+  if (cpu_isa() >= CpuIsa::avx512bf16)
+    ceilings.bf16_ops = measure_ops(pool, spin_bf16_avx512, bf16_ops_per_step_avx512);
+  return ceilings;
 }
 
 #else

@@ -59,14 +59,11 @@ NcclHandle make_nccl(CommunicatorHandle& host, int device, const std::string& su
                                 *host.communicator)};
 }
 
-// The stream of a call; none: torch's current one.
+// The stream of a call; none: the one that the tensor's framework works on now.
 using Stream = std::optional<StreamHandle>;
 
-StreamHandle handle_of(const Communicator& comm, Stream stream) {
-  if (stream) return *stream;
-  if (comm.device() < 0) return 0;
-  const py::object current = py::module_::import("torch").attr("cuda").attr("current_stream")(comm.device());
-  return current.attr("cuda_stream").cast<StreamHandle>();
+StreamHandle handle_of(Stream stream, const BorrowedTensor& tensor) {
+  return stream ? *stream : tensor.current_stream();
 }
 
 void all_reduce(CommunicatorHandle& self, const py::object& tensor, const std::string& op, Stream stream) {
@@ -74,7 +71,7 @@ void all_reduce(CommunicatorHandle& self, const py::object& tensor, const std::s
   Communicator& comm = *self.communicator;
   const BorrowedTensor data(tensor, "tensor", comm.device());
   const DType dtype = data.dtype();
-  const StreamHandle handle = handle_of(comm, stream);
+  const StreamHandle handle = handle_of(stream, data);
   const py::gil_scoped_release release;
   comm.all_reduce_sum(data.data(), data.count(), dtype, handle);
 }
@@ -97,7 +94,7 @@ void all_gather(CommunicatorHandle& self, const py::object& output_tensor, const
   const BorrowedTensor output(output_tensor, "output", comm.device()), input(input_tensor, "input", comm.device());
   check_same_dtype(output_tensor, input_tensor);
   check_bytes(output, "output", input.num_bytes() * comm.size());
-  const StreamHandle handle = handle_of(comm, stream);
+  const StreamHandle handle = handle_of(stream, input);
   const py::gil_scoped_release release;
   comm.all_gather(input.data(), output.data(), input.num_bytes(), handle);
 }
@@ -109,7 +106,7 @@ void reduce_scatter(CommunicatorHandle& self, const py::object& output_tensor, c
   const DType dtype = output.dtype();
   check_same_dtype(output_tensor, input_tensor);
   check_bytes(input, "input", output.num_bytes() * comm.size());
-  const StreamHandle handle = handle_of(comm, stream);
+  const StreamHandle handle = handle_of(stream, input);
   const py::gil_scoped_release release;
   comm.reduce_scatter_sum(input.data(), output.data(), output.count(), dtype, handle);
 }
@@ -118,16 +115,14 @@ void broadcast(CommunicatorHandle& self, const py::object& tensor, int root, Str
   Communicator& comm = *self.communicator;
   const BorrowedTensor data(tensor, "tensor", comm.device());
   if (root < 0 || root >= comm.size()) throw InputError(concat("root must be in [0, ", comm.size(), "), got ", root));
-  const StreamHandle handle = handle_of(comm, stream);
+  const StreamHandle handle = handle_of(stream, data);
   const py::gil_scoped_release release;
   comm.broadcast(data.data(), data.num_bytes(), root, handle);
 }
 
-void barrier(CommunicatorHandle& self, Stream stream) {
-  Communicator& comm = *self.communicator;
-  const StreamHandle handle = handle_of(comm, stream);
+void barrier(CommunicatorHandle& self, StreamHandle stream) {
   const py::gil_scoped_release release;
-  comm.barrier(handle);
+  self.communicator->barrier(stream);
 }
 
 void set_time_limit(CommunicatorHandle& self, double seconds) {
@@ -172,7 +167,7 @@ void bind_comm(py::module_& module) {
       .def("all_gather", &all_gather, py::arg("output"), py::arg("input"), py::arg("stream") = py::none())
       .def("reduce_scatter", &reduce_scatter, py::arg("output"), py::arg("input"), py::arg("stream") = py::none())
       .def("broadcast", &broadcast, py::arg("tensor"), py::arg("root") = 0, py::arg("stream") = py::none())
-      .def("barrier", &barrier, py::arg("stream") = py::none())
+      .def("barrier", &barrier, py::arg("stream") = 0)
       .def("set_time_limit", &set_time_limit, py::arg("seconds"))
       .def("begin_wait", [](CommunicatorHandle& self) { self.communicator->begin_wait(); })
       .def("end_wait", [](CommunicatorHandle& self) { self.communicator->end_wait(); });

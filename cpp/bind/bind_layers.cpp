@@ -130,7 +130,7 @@ class LinearProduct {
   static BorrowedTensor borrow_dense(py::handle tensor, const char* name, std::span<const std::int64_t> shape) {
     const BorrowedTensor borrowed(tensor, name);
     require_shape(borrowed, shape);
-    if (!borrowed.is_contiguous()) throw InputError(concat(name, " must be contiguous"));
+    borrowed.require_contiguous();
     return borrowed;
   }
 

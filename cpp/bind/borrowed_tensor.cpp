@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "io/tensor_layout.h"
 
 namespace py = pybind11;
 
@@ -38,6 +39,20 @@ bool is_host(std::int32_t device_type) {
   return device_type == dlpack::kCpu || device_type == dlpack::kCudaHost;
 }
 
+// What frameworks call it: "int64".
+std::string dtype_text(const dlpack::DataType& type) {
+  const std::string lanes = type.lanes == 1 ? "" : concat(" x ", type.lanes);
+  switch (type.code) {
+    case dlpack::kInt: return concat("int", type.bits, lanes);
+    case dlpack::kUnsigned: return concat("uint", type.bits, lanes);
+    case dlpack::kFloat: return concat("float", type.bits, lanes);
+    case dlpack::kBfloat: return concat("bfloat", type.bits, lanes);
+    case dlpack::kComplex: return concat("complex", type.bits, lanes);
+    case dlpack::kBool: return "bool" + lanes;
+    default: return concat("a type of ", type.bits, " bits (DLPack's code ", type.code, ")", lanes);
+  }
+}
+
 std::string first_line(std::string text) {
   return text.substr(0, text.find('\n'));
 }
@@ -61,8 +76,9 @@ BorrowedTensor::BorrowedTensor(py::handle tensor, const char* name)
 }
 
 BorrowedTensor::BorrowedTensor(py::handle tensor, const char* name, int device) : BorrowedTensor(tensor, name) {
-  if (this->device() != device) throw InputError(concat(name_, " must be ", place_text(device)));
-  if (!is_contiguous()) throw InputError(concat(name_, " must be contiguous"));
+  if (this->device() != device)
+    throw InputError(concat(name_, " must be ", place_text(device), ", and is ", place_text(this->device())));
+  require_contiguous();
 }
 
 void BorrowedTensor::borrow_capsule(py::handle tensor) {
@@ -89,12 +105,19 @@ bool BorrowedTensor::is_contiguous() const {
   return true;
 }
 
+void BorrowedTensor::require_contiguous() const {
+  if (is_contiguous()) return;
+  const std::span<const std::int64_t> strides(tensor_.strides, shape().size());
+  throw InputError(
+      concat(name_, " must be contiguous, got ", shape_text(shape()), " with strides ", shape_text(strides)));
+}
+
 DType BorrowedTensor::dtype() const {
   const auto [code, bits, lanes] = tensor_.dtype;
   if (lanes == 1 && code == dlpack::kFloat && bits == 32) return DType::f32;
   if (lanes == 1 && code == dlpack::kFloat && bits == 16) return DType::f16;
   if (lanes == 1 && code == dlpack::kBfloat && bits == 16) return DType::bf16;
-  throw InputError(concat(name_, " must be float32, float16 or bfloat16"));
+  throw InputError(concat(name_, " must be float32, float16 or bfloat16, got ", dtype_text(tensor_.dtype)));
 }
 
 StreamHandle BorrowedTensor::current_stream() const {

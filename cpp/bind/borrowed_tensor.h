@@ -34,6 +34,8 @@ class BorrowedTensor {
   std::int64_t num_bytes() const { return count_ * tensor_.dtype.bits * tensor_.dtype.lanes / 8; }
   std::span<const std::int64_t> shape() const { return {tensor_.shape, static_cast<std::size_t>(tensor_.num_dims)}; }
   bool is_contiguous() const;
+  // Throws InputError for a tensor with gaps, or in another order.
+  void require_contiguous() const;
 
   // float32, float16 or bfloat16. Throws InputError for another one.
   DType dtype() const;

@@ -12,9 +12,12 @@ inline constexpr std::int32_t kCpu = 1;  // device types
 inline constexpr std::int32_t kCuda = 2;
 inline constexpr std::int32_t kCudaHost = 3;  // the host's memory, pinned
 
-inline constexpr std::uint8_t kUnsigned = 1;  // type codes
+inline constexpr std::uint8_t kInt = 0;  // type codes
+inline constexpr std::uint8_t kUnsigned = 1;
 inline constexpr std::uint8_t kFloat = 2;
 inline constexpr std::uint8_t kBfloat = 4;
+inline constexpr std::uint8_t kComplex = 5;
+inline constexpr std::uint8_t kBool = 6;
 
 struct Device {
   std::int32_t type;

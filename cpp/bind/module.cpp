@@ -15,10 +15,13 @@ PYBIND11_MODULE(_native, module) {
       "What the user gave cannot work; the message is one sentence to be shown as it is.";
 
   module.def(
-      "set_log", [](int least, bool json) { minisgl::set_log(static_cast<minisgl::LogLevel>(least), json); },
-      py::arg("least"), py::arg("json"),
+      "set_log",
+      [](int least, bool json, const std::string& process) {
+        minisgl::set_log(static_cast<minisgl::LogLevel>(least), json, process);
+      },
+      py::arg("least"), py::arg("json"), py::arg("process"),
       "What the native code writes to the standard error: lines of the level 0 (debug) to 3 (error) and above, as text "
-      "or as JSON objects.");
+      "or as JSON objects, with the name of this process.");
   module.def("cpu_isa", &minisgl::cpu_isa_name, "Instruction set that the CPU kernels were chosen for.");
   module.def(
       "build_info",

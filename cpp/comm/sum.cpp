@@ -13,7 +13,7 @@ MINISGL_FOR_EACH_ISA(MINISGL_DECLARE_SUM)
 
 SumKernel sum_kernel(CpuIsa isa) {
 #define MINISGL_RETURN_SUM(name) \
-  if (isa == CpuIsa::name) return name::sum_inputs;
+  if (base_isa(isa) == CpuIsa::name) return name::sum_inputs;
   MINISGL_FOR_EACH_ISA(MINISGL_RETURN_SUM)
   MINISGL_CHECK(false, "no kernels for ", cpu_isa_label(isa));
 }

@@ -1,6 +1,7 @@
 // Asks the processor once, and the environment once.
 #include "core/cpu_features.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@ std::vector<CpuIsa> detect() {
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   if (has_avx2) isas.push_back(CpuIsa::avx2);
   if (has_avx2 && has_avx512) isas.push_back(CpuIsa::avx512vnni);
+  if (has_avx2 && has_avx512 && __builtin_cpu_supports("avx512bf16")) isas.push_back(CpuIsa::avx512bf16);
 #endif
   return isas;
 }
@@ -41,6 +43,11 @@ CpuIsa choose() {
 std::span<const CpuIsa> supported_cpu_isas() {
   static const std::vector<CpuIsa> isas = detect();
   return isas;
+}
+
+std::span<const CpuIsa> supported_base_isas() {
+  const std::span<const CpuIsa> isas = supported_cpu_isas();
+  return {isas.begin(), std::find_if(isas.begin(), isas.end(), [](CpuIsa isa) { return isa != base_isa(isa); })};
 }
 
 CpuIsa cpu_isa() {

@@ -4,33 +4,46 @@
 #include <span>
 #include <string_view>
 
-// f(portable) f(avx2) ...: the sets that this build compiles kernels for (MINISGL_ISAS in cpp/CMakeLists.txt).
+// f(portable) f(avx2) ...: the sets that this build compiles all kernels for (MINISGL_ISAS in cpp/CMakeLists.txt); and
+// those that add some kernels to the last of them (MINISGL_MORE_ISAS).
 #if defined(__x86_64__)
 #define MINISGL_FOR_EACH_ISA(f) f(portable) f(avx2) f(avx512vnni)
+#define MINISGL_FOR_EACH_MORE_ISA(f) f(avx512bf16)
 #else
 #define MINISGL_FOR_EACH_ISA(f) f(portable)
+#define MINISGL_FOR_EACH_MORE_ISA(f)
 #endif
 
 namespace minisgl {
 
-enum class CpuIsa { portable, avx2, avx512vnni };  // from the least to the most
+enum class CpuIsa { portable, avx2, avx512vnni, avx512bf16 };  // from the least to the most
 
 constexpr std::string_view cpu_isa_label(CpuIsa isa) {
   switch (isa) {
     case CpuIsa::portable: return "portable";
     case CpuIsa::avx2: return "avx2";
     case CpuIsa::avx512vnni: return "avx512vnni";
+    case CpuIsa::avx512bf16: return "avx512bf16";
   }
   return "?";
+}
+
+// The set whose kernels run where `isa` adds none.
+constexpr CpuIsa base_isa(CpuIsa isa) {
+  return isa > CpuIsa::avx512vnni ? CpuIsa::avx512vnni : isa;
 }
 
 // What this processor and its operating system can run, from the least to the most; portable is always there.
 //   avx2:       AVX2, FMA, F16C
 //   avx512vnni: these and AVX-512 F, BW, VL, VNNI
+//   avx512bf16: these and AVX-512 BF16, for products of bf16 by bf16
 std::span<const CpuIsa> supported_cpu_isas();
 
-// The best of them, or the one that the environment variable MINISGL_CPU_ISA names. Chosen once a process.
-// Throws InputError for a name that is unknown or not supported here.
+// Those of them that all kernels are compiled for.
+std::span<const CpuIsa> supported_base_isas();
+
+// The best that this processor can run, or the one that the environment variable MINISGL_CPU_ISA names. Chosen once a
+// process. Throws InputError for a name that is unknown or not supported here.
 CpuIsa cpu_isa();
 
 }  // namespace minisgl

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdio>
 #include <ctime>
+#include <mutex>
 
 namespace minisgl {
 namespace {
@@ -19,6 +20,15 @@ constexpr std::array<LevelName, 4> kNames = {
 
 std::atomic<LogLevel> least_level = LogLevel::warning;
 std::atomic<bool> as_json = false;
+
+// No string: destructors of static objects write lines, too.
+std::mutex process_mutex;
+std::array<char, kMaxProcessName + 1> process_name{};  // guarded by process_mutex
+
+std::string process() {
+  const std::lock_guard lock(process_mutex);
+  return process_name.data();
+}
 
 // Other than ASCII is escaped byte by byte: a file's name need not be text, and the line has to be JSON all the same.
 std::string quoted(std::string_view text) {
@@ -39,7 +49,8 @@ std::string quoted(std::string_view text) {
 
 }  // namespace
 
-std::string format_log_line(LogLevel level, std::string_view message, bool json, long seconds, int milliseconds) {
+std::string format_log_line(LogLevel level, std::string_view message, bool json, std::string_view process, long seconds,
+                            int milliseconds) {
   const LevelName& name = kNames[static_cast<std::size_t>(level)];
   const std::time_t time = seconds;
   std::tm parts{};
@@ -47,16 +58,21 @@ std::string format_log_line(LogLevel level, std::string_view message, bool json,
   if (!json) {
     localtime_r(&time, &parts);
     std::strftime(shown.data(), shown.size(), "%H:%M:%S", &parts);
-    return std::string(shown.data()) + ' ' + name.text + ' ' + std::string(message);
+    std::string line = std::string(shown.data()) + ' ' + name.text + ' ';
+    if (!process.empty()) line.append(process).append(": ");
+    return line.append(message);
   }
   gmtime_r(&time, &parts);
   const std::size_t length = std::strftime(shown.data(), shown.size(), "%Y-%m-%dT%H:%M:%S", &parts);
   std::snprintf(shown.data() + length, shown.size() - length, ".%03dZ", milliseconds);
   return std::string(R"({"time":")") + shown.data() + R"(","level":")" + name.json +
-         R"(","logger":"minisgl._native","message":)" + quoted(message) + '}';
+         R"(","logger":"minisgl._native","process":)" + quoted(process) + R"(,"message":)" + quoted(message) + '}';
 }
 
-void set_log(LogLevel least, bool json) {
+void set_log(LogLevel least, bool json, std::string_view process) {
+  const std::lock_guard lock(process_mutex);
+  process_name = {};
+  process.copy(process_name.data(), kMaxProcessName);
   least_level = least;
   as_json = json;
 }
@@ -67,7 +83,8 @@ void log_line(LogLevel level, std::string_view message) noexcept {
     std::timespec now{};
     std::timespec_get(&now, TIME_UTC);
     const std::string line =
-        format_log_line(level, message, as_json, now.tv_sec, static_cast<int>(now.tv_nsec / 1'000'000)) + '\n';
+        format_log_line(level, message, as_json, process(), now.tv_sec, static_cast<int>(now.tv_nsec / 1'000'000)) +
+        '\n';
     // In one piece, so that lines of other threads and processes don't get into it.
     [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
   } catch (...) {  // no memory for the line

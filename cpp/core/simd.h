@@ -14,6 +14,7 @@
 //
 // What each set defines (lanes are numbered from the lowest address):
 //   F32x8            + - *; zero, splat, load, store, load_f16, store_f16, load_bf16, store_bf16;
+//                    load_bf16_column<column> (the first or the second of each of 8 pairs);
 //                    fma(a, b, c) = a * b + c; div, sqrt, min, max, abs, round (nearest, ties to even),
 //                    pow2 (2^n, integral n in [-126, 127]); reduce_add, reduce_max (one fixed order)
 //   I32x8            + -; zero, splat, load, store; to_f32; to_i32 (nearest, ties to even); load_u8, load_i8 (widen 8
@@ -59,6 +60,10 @@ struct Narrow {
   static F32 load_f32(const void* p, const void*) { return F32::load(static_cast<const float*>(p)); }
   static F32 load_f16(const void* p, const void*) { return F32::load_f16(p); }
   static F32 load_bf16(const void* p, const void*) { return F32::load_bf16(p); }
+  template <int column>
+  static F32 load_bf16_column(const void* p) {
+    return F32::load_bf16_column<column>(p);
+  }
   static F32 load_u8(const void* p, const void*) { return to_f32(I32x8::load_u8(p)); }
   static F32 load_i8(const void* p, const void*) { return to_f32(I32x8::load_i8(p)); }
   static U8 load_quads(const void* p, const void*) { return U8::load(p); }

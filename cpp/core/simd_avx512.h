@@ -163,6 +163,13 @@ struct Wide {
   static F32 load_bf16(const void* low, const void* high) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_2x128(low, high)), 16))};
   }
+  template <int column>
+  static F32 load_bf16_column(const void* p) {  // of 16 pairs side by side
+    const __m512i pairs = _mm512_loadu_si512(p);
+    return {_mm512_castsi512_ps(column == 0
+                                    ? _mm512_slli_epi32(pairs, 16)
+                                    : _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))))};
+  }
   static F32 load_u8(const void* low, const void* high) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_2x64(low, high)))};
   }

@@ -29,6 +29,12 @@ struct F32x8 {
   static F32x8 load_bf16(const void* p) {
     return load_halves(p, [](std::uint16_t half) { return bf16_to_f32(half); });
   }
+  template <int column>
+  static F32x8 load_bf16_column(const void* p) {
+    std::uint16_t halves[16];
+    memcpy(halves, p, sizeof(halves));
+    return each([&](int i) { return bf16_to_f32(halves[2 * i + column]); });
+  }
   void store_f16(void* p) const {
     store_halves(p, [](float value) { return f32_to_f16(value); });
   }

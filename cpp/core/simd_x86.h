@@ -21,6 +21,13 @@ struct F32x8 {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
   }
+  template <int column>
+  static F32x8 load_bf16_column(const void* p) {
+    const __m256i pairs = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    return {_mm256_castsi256_ps(column == 0
+                                    ? _mm256_slli_epi32(pairs, 16)
+                                    : _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000))))};
+  }
   void store_bf16(void* p) const {  // ties to even; a NaN stays a NaN
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

@@ -205,7 +205,13 @@ void dequantize(const QuantBlock& block, float* out) {
 }  // namespace
 
 std::int64_t packed_block_bytes(DType dtype) {
-  return is_quantized(dtype) ? block_bytes(dtype) : group_rows * dtype_info(dtype).block_bytes;
+  return block_bytes(dtype);
+}
+
+std::int64_t packed_group_bytes(DType dtype, std::int64_t cols) {
+  if (dtype == DType::bf16) return (cols + 1) / 2 * bf16_group_pair_bytes;
+  if (is_quantized(dtype)) return cols / dtype_info(dtype).block_size * packed_block_bytes(dtype);
+  return group_rows * row_bytes(dtype, cols);
 }
 
 void write_packed_block(DType dtype, const QuantBlock& block, int lane, std::byte* packed) {

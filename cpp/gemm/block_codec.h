@@ -21,8 +21,11 @@ struct QuantBlock {
 // Takes a stored block apart (gemm/file_blocks.cpp).
 void unpack_file_block(DType dtype, const std::byte* file_block, QuantBlock& block);
 
-// Bytes of one block of a packed group: 8 rows x block_size columns.
+// Bytes of one block of a packed group of a quantised format: 8 rows x block_size columns.
 std::int64_t packed_block_bytes(DType dtype);
+
+// Bytes of a packed group of `cols` columns.
+std::int64_t packed_group_bytes(DType dtype, std::int64_t cols);
 
 // Writes `block` as row `lane` of a packed block, and reads it back.
 void write_packed_block(DType dtype, const QuantBlock& block, int lane, std::byte* packed);

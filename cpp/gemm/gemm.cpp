@@ -14,10 +14,11 @@ namespace minisgl {
 namespace {
 
 constexpr std::size_t max_parts = 8;
-constexpr std::int64_t rows_per_task = 64;                // their activations stay in the second-level cache
-constexpr std::int64_t weight_bytes_per_task = 64 << 10;  // as do these, read again for each tile of rows
-constexpr std::int64_t tasks_per_thread = 4;              // enough to even out threads that are late
-constexpr std::int64_t inline_convert_values = 8 << 10;   // fewer activations are not worth waking a thread
+constexpr std::int64_t rows_per_task = 64;                    // their activations stay in the second-level cache
+constexpr std::int64_t weight_bytes_per_task = 64 << 10;      // as do these, read again for each tile of rows
+constexpr std::int64_t weight_bytes_per_bf16_task = 4 << 20;  // for kernels that take columns in blocks by themselves
+constexpr std::int64_t tasks_per_thread = 4;                  // enough to even out threads that are late
+constexpr std::int64_t inline_convert_values = 8 << 10;       // fewer activations are not worth waking a thread
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -25,7 +26,8 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) {
 
 // One part, cut: its tasks are all pairs of a chunk of groups and a chunk of rows.
 struct PartPlan {
-  const Kernel* kernel;
+  void (*run)(const KernelArgs& args);
+  DType reads;  // what the kernel reads: the weights' format where activations are quantised, else f32 or bf16
   std::int64_t group_bytes;
   std::int64_t num_groups;
   std::int64_t groups_per_task;
@@ -87,10 +89,13 @@ void prepare_activations(const KernelTable& table, const GemmArgs& args, std::in
   };
   for (std::size_t i = 0; i < args.parts.size(); ++i) {
     PartPlan& part = plan.parts[i];
-    if (is_quantized(part.kernel->dtype)) {
+    if (is_quantized(part.reads)) {
       if (!quantized) quantized = quantize_rows(table.quantize, f32_rows(), args.num_rows, cols, workspace, pool);
       part.activations = reinterpret_cast<const std::byte*>(quantized);
       part.activation_stride = cols / 32 * static_cast<std::int64_t>(sizeof(ActivationBlock));
+    } else if (part.reads == DType::bf16) {
+      part.activations = static_cast<const std::byte*>(args.x);
+      part.activation_stride = row_bytes(DType::bf16, cols);
     } else {
       part.activations = reinterpret_cast<const std::byte*>(f32_rows());
       part.activation_stride = cols * static_cast<std::int64_t>(sizeof(float));
@@ -108,20 +113,29 @@ Plan make_plan(const KernelTable& table, const GemmArgs& args, std::int64_t cols
   for (std::size_t i = 0; i < args.parts.size(); ++i) {
     const PackedMatrix& weight = *args.parts[i].weight;
     PartPlan& part = plan.parts[i];
-    part.kernel = &find_gemm_kernel(table, weight.dtype(), args.num_rows);
-    part.group_bytes = cols / dtype_info(weight.dtype()).block_size * packed_block_bytes(weight.dtype());
+    if (table.bf16_rows && weight.dtype() == DType::bf16 && args.x_dtype == DType::bf16) {
+      part.run = table.bf16_rows;
+      part.reads = DType::bf16;
+    } else {
+      part.run = find_gemm_kernel(table, weight.dtype(), args.num_rows).run;
+      part.reads = is_quantized(weight.dtype()) ? weight.dtype() : DType::f32;
+    }
+    part.group_bytes = packed_group_bytes(weight.dtype(), cols);
     part.num_groups = divide_up(weight.rows(), group_rows);
     total_bytes += part.num_groups * part.group_bytes;
   }
   // Chunks of equal bytes: small enough for the cache when there are rows to reuse them, many enough for the threads.
   const std::int64_t wanted_tasks =
       num_threads == 1 ? 1 : divide_up(num_threads * tasks_per_thread, plan.num_row_chunks);
-  std::int64_t chunk_bytes = divide_up(total_bytes, wanted_tasks);
-  if (args.num_rows > 1) chunk_bytes = std::min(chunk_bytes, weight_bytes_per_task);
+  const std::int64_t even_bytes = divide_up(total_bytes, wanted_tasks);
   for (std::size_t i = 0; i < args.parts.size(); ++i) {
     PartPlan& part = plan.parts[i];
+    const bool is_bf16 = part.reads == DType::bf16;
+    const std::int64_t cached_bytes = is_bf16 ? weight_bytes_per_bf16_task : weight_bytes_per_task;
+    const std::int64_t chunk_bytes = args.num_rows > 1 ? std::min(even_bytes, cached_bytes) : even_bytes;
+    const std::int64_t tile_groups = is_bf16 ? 6 : 4;  // that kernels take at once
     part.groups_per_task = std::max<std::int64_t>(1, chunk_bytes / std::max<std::int64_t>(part.group_bytes, 1));
-    part.groups_per_task = divide_up(part.groups_per_task, 4) * 4;  // kernels take up to 4 groups at once
+    part.groups_per_task = divide_up(part.groups_per_task, tile_groups) * tile_groups;
     part.num_group_chunks = divide_up(part.num_groups, part.groups_per_task);
     plan.num_tasks += part.num_group_chunks * plan.num_row_chunks;
   }
@@ -148,13 +162,21 @@ void run_task(const KernelTable& table, const GemmArgs& args, const Plan& plan, 
       .y = plan.outputs + first_row * args.y_stride + part.column + first_output,
       .y_stride = args.y_stride,
   };
-  cut.kernel->run(kernel_args);
+  cut.run(kernel_args);
   if (args.y_dtype == DType::f32) return;
   for (std::int64_t row = 0; row < kernel_args.num_rows; ++row) {
     const float* from = kernel_args.y + row * args.y_stride;
     table.round(from, args.y_dtype, kernel_args.num_outputs,
                 static_cast<std::byte*>(args.y) + row_bytes(args.y_dtype, from - plan.outputs));
   }
+}
+
+// The kernels of an instruction set that adds one to another's.
+[[maybe_unused]] KernelTable extended_table(CpuIsa isa, void (*bf16_rows)(const KernelArgs& args)) {
+  KernelTable table = gemm_kernel_table(base_isa(isa));
+  table.isa = isa;
+  table.bf16_rows = bf16_rows;
+  return table;
 }
 
 }  // namespace
@@ -164,6 +186,13 @@ const KernelTable& gemm_kernel_table(CpuIsa isa) {
   if (isa == CpuIsa::name) return name::gemm_kernels;
   MINISGL_FOR_EACH_ISA(MINISGL_RETURN_TABLE)
 #undef MINISGL_RETURN_TABLE
+#define MINISGL_RETURN_EXTENDED_TABLE(name)                                     \
+  if (isa == CpuIsa::name) {                                                    \
+    static const KernelTable table = extended_table(isa, name::gemm_bf16_rows); \
+    return table;                                                               \
+  }
+  MINISGL_FOR_EACH_MORE_ISA(MINISGL_RETURN_EXTENDED_TABLE)
+#undef MINISGL_RETURN_EXTENDED_TABLE
   throw CheckError(concat("this build has no ", cpu_isa_label(isa), " kernels"));
 }
 

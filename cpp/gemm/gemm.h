@@ -42,14 +42,17 @@ struct GemmArgs {
 };
 
 // Activations are quantised to int8 in blocks of 32 for the quantised formats; for the others they are f32, f16 and
-// bf16 ones widened. Sums are f32, rounded once where y is f16 or bf16: to nearest, ties to even.
+// bf16 ones widened. Where the instruction set multiplies bf16 by bf16, bf16 rows meet bf16 weights as they are; it
+// takes subnormal inputs and results for zeros. Sums are f32, rounded once where y is f16 or bf16: to nearest, ties to
+// even.
 void gemm(const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool);
 
 // What gemm() makes of a row of `cols` (a multiple of 32) values for the quantised formats. An
 // operation that has the row at hand calls it.
 void quantize_row(const float* x, std::int64_t cols, ActivationBlock* blocks);
 
-// Name of the instruction set that the kernels were chosen for: "avx512vnni", "avx2", "portable".
+// Name of the instruction set that the kernels were chosen for: "avx512bf16", "avx512vnni", "avx2",
+// "portable".
 // The environment variable MINISGL_CPU_ISA, read once, asks for a lesser one (tests compare them).
 const char* cpu_isa_name();
 

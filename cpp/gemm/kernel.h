@@ -16,7 +16,8 @@ struct KernelArgs {
   std::int64_t cols;               // input features
   std::int64_t num_outputs;        // output features from the first group on; its groups are ceil(num_outputs / 8)
   const float* bias;               // [num_outputs] or null
-  const std::byte* activations;    // the first row: ActivationBlocks for the quantised formats, else f32
+  const std::byte* activations;    // the first row: ActivationBlocks for the quantised formats, else f32, or bf16 where
+                                   // the kernel reads that
   std::int64_t activation_stride;  // bytes from a row to the next
   std::int64_t num_rows;
   float* y;  // [num_rows, num_outputs]
@@ -43,6 +44,7 @@ struct KernelTable {
   QuantizeFunction quantize;
   WidenFunction widen;
   RoundFunction round;
+  void (*bf16_rows)(const KernelArgs& args) = nullptr;  // bf16 activations by bf16 weights, any number of rows
 };
 
 // Data, not functions: nothing of an instruction set runs before it is chosen.
@@ -52,5 +54,12 @@ struct KernelTable {
   }
 MINISGL_FOR_EACH_ISA(MINISGL_DECLARE_TABLE)
 #undef MINISGL_DECLARE_TABLE
+
+#define MINISGL_DECLARE_BF16_ROWS(isa)         \
+  namespace isa {                              \
+  void gemm_bf16_rows(const KernelArgs& args); \
+  }
+MINISGL_FOR_EACH_MORE_ISA(MINISGL_DECLARE_BF16_ROWS)
+#undef MINISGL_DECLARE_BF16_ROWS
 
 }  // namespace minisgl

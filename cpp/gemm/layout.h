@@ -5,7 +5,10 @@
 // in the order of the input dimension, so that a kernel with one output row a lane reads memory in one direction. A
 // "quad vector" is 32 bytes: for each of the 8 rows, 4 consecutive elements of the input dimension.
 //
-//   f32, f16, bf16   for each input column: 8 values
+//   f32, f16   for each input column: 8 values
+//
+// bf16 takes 16 output rows at a time, two groups, the last of which may be nothing but zeros: for each two input
+// columns, 16 pairs of values, one pair per output row. An odd last column stands beside zeros.
 //
 // 32 columns of a quantised format are a "part": quad vectors of the low bits of q, then of the high bits where there
 // are some, then scales and minimums of the part.
@@ -37,6 +40,10 @@
 namespace minisgl {
 
 constexpr int group_rows = 8;
+
+constexpr int bf16_pair_bytes = 4;                                   // two columns of one output row
+constexpr int bf16_group_pair_bytes = group_rows * bf16_pair_bytes;  // of a group
+constexpr int bf16_pair_block_bytes = 2 * bf16_group_pair_bytes;     // of both groups
 
 constexpr int nibble_bytes = 128;  // 32 columns of a group in 4 bits
 constexpr int pair_bytes = 64;     // in 2 bits

@@ -1,6 +1,7 @@
 // Packing: groups of 8 rows, one group per task, each block taken apart and written to its lane.
 #include "gemm/packed_matrix.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
@@ -11,10 +12,12 @@
 namespace minisgl {
 namespace {
 
-// Float formats: element (row, col) goes to [col][row] of the group.
-void pack_float_row(const std::byte* row, std::int64_t cols, std::int64_t size, int lane, std::byte* group) {
-  for (std::int64_t col = 0; col < cols; ++col)
-    std::memcpy(group + (col * group_rows + lane) * size, row + col * size, static_cast<std::size_t>(size));
+// Where element (row, col) of a float format lies.
+std::int64_t float_offset(DType dtype, std::int64_t cols, std::int64_t row, std::int64_t col) {
+  const std::int64_t group_bytes = packed_group_bytes(dtype, cols), size = dtype_info(dtype).block_bytes;
+  if (dtype != DType::bf16) return row / group_rows * group_bytes + (col * group_rows + row % group_rows) * size;
+  constexpr std::int64_t rows = 2 * group_rows;
+  return row / rows * 2 * group_bytes + (col / 2 * rows + row % rows) * bf16_pair_bytes + col % 2 * size;
 }
 
 void pack_quantized_row(DType dtype, const std::byte* row, std::int64_t num_blocks, int lane, std::byte* group) {
@@ -49,9 +52,9 @@ PackedMatrix PackedMatrix::pack(DType dtype, std::int64_t rows, std::int64_t col
   MINISGL_CHECK(static_cast<std::int64_t>(raw.size()) == rows * file_row_bytes, rows, " x ", cols, " of ", info.name,
                 " are ", rows * file_row_bytes, " bytes, got ", raw.size());
 
-  const std::int64_t num_blocks = cols / info.block_size;
-  const std::int64_t group_bytes = num_blocks * packed_block_bytes(dtype);
-  const std::int64_t num_groups = (rows + group_rows - 1) / group_rows;
+  const std::int64_t group_bytes = packed_group_bytes(dtype, cols);
+  std::int64_t num_groups = (rows + group_rows - 1) / group_rows;
+  if (dtype == DType::bf16) num_groups += num_groups % 2;
   PackedMatrix matrix;
   matrix.dtype_ = dtype;
   matrix.rows_ = rows;
@@ -59,13 +62,16 @@ PackedMatrix PackedMatrix::pack(DType dtype, std::int64_t rows, std::int64_t col
   matrix.data_ = AlignedBuffer(static_cast<std::size_t>(num_groups * group_bytes));
   std::byte* packed = matrix.data_.data();
   pool.parallel_for(num_groups, [&](std::int64_t index, int) {
-    std::byte* group = packed + index * group_bytes;
-    for (int lane = 0; lane < group_rows && index * group_rows + lane < rows; ++lane) {
-      const std::byte* row = raw.data() + (index * group_rows + lane) * file_row_bytes;
-      if (is_quantized(dtype))
-        pack_quantized_row(dtype, row, num_blocks, lane, group);
-      else
-        pack_float_row(row, cols, info.block_bytes, lane, group);
+    for (std::int64_t row = index * group_rows; row < std::min(rows, (index + 1) * group_rows); ++row) {
+      const std::byte* from = raw.data() + row * file_row_bytes;
+      if (is_quantized(dtype)) {
+        pack_quantized_row(dtype, from, cols / info.block_size, static_cast<int>(row % group_rows),
+                           packed + index * group_bytes);
+        continue;
+      }
+      for (std::int64_t col = 0; col < cols; ++col)
+        std::memcpy(packed + float_offset(dtype, cols, row, col), from + col * info.block_bytes,
+                    static_cast<std::size_t>(info.block_bytes));
     }
   });
   return matrix;
@@ -74,17 +80,15 @@ PackedMatrix PackedMatrix::pack(DType dtype, std::int64_t rows, std::int64_t col
 void PackedMatrix::dequantize_row(std::int64_t row, float* out) const {
   MINISGL_CHECK(row >= 0 && row < rows_, "row ", row, " of ", rows_);
   const DTypeInfo info = dtype_info(dtype_);
-  const std::int64_t num_blocks = cols_ / info.block_size, packed_bytes = packed_block_bytes(dtype_);
-  const std::byte* group = data() + row / group_rows * num_blocks * packed_bytes;
-  const int lane = static_cast<int>(row % group_rows);
   if (!is_quantized(dtype_)) {
     for (std::int64_t col = 0; col < cols_; ++col)
-      out[col] = load_float(dtype_, group + (col * group_rows + lane) * info.block_bytes);
+      out[col] = load_float(dtype_, data() + float_offset(dtype_, cols_, row, col));
     return;
   }
+  const std::byte* group = data() + row / group_rows * packed_group_bytes(dtype_, cols_);
   QuantBlock block;
-  for (std::int64_t i = 0; i < num_blocks; ++i) {
-    read_packed_block(dtype_, group + i * packed_bytes, lane, block);
+  for (std::int64_t i = 0; i < cols_ / info.block_size; ++i) {
+    read_packed_block(dtype_, group + i * packed_block_bytes(dtype_), static_cast<int>(row % group_rows), block);
     dequantize_block(dtype_, block, out + i * info.block_size);
   }
 }

@@ -25,9 +25,11 @@ class GpuProducts {
  public:
   virtual ~GpuProducts() = default;
   // Queues the product on `stream`: a cudaStream_t of this GPU, 0 for the default stream. The first product of a shape
-  // outside of a graph's capture measures which kernel is the fastest and waits for the stream; all others only launch,
-  // and in a capture nothing is measured or waited for. Any thread may call it for any stream at any time: concurrent
-  // streams and graphs share no memory. Throws InputError for another dtype, and a size below 0 or above 2^31 - 1.
+  // outside of a graph's capture measures which kernel is the fastest, with y as its scratch, and waits for the GPU;
+  // all others only launch, and in a capture nothing is measured or waited for. Any thread may call it for any stream
+  // at any time. Concurrent streams and graphs share no memory: where the kernel needs a workspace, a stream keeps one
+  // of 32 MB as long as this object lives, and a graph one until it is destroyed. This object outlives the replays of
+  // graphs that captured it. Throws InputError for another dtype, and a size below 0 or above 2^31 - 1.
   virtual void run(const TensorProduct& product, std::uintptr_t stream) = 0;
 };
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from minisgl.distributed_info import DistributedInfo
+
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
@@ -19,6 +21,7 @@ COMM_KINDS: tuple[str, ...] = get_args(CommKind)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 MAX_WAITING = 2**20
+MAX_RANKS = 1024
 STEP_TIMEOUT = 30.0  # seconds
 MIN_SECRET_LENGTH = 16  # the least for --dist-secret: a proof of knowing it crosses the network
 DAY = 86400.0  # seconds
@@ -295,6 +298,14 @@ class ServerArgs(EngineSettings):
         bounds=(1024, 2**44),
         metavar="BYTES",
     )
+    answer_memory_bytes: int = option(
+        64 * 2**20,
+        "memory for the token ids of answers, which are used again where a conversation has the "
+        "answer's text; 0: all of its text is tokenized anew",
+        group="HTTP",
+        bounds=(0, 2**40),
+        metavar="BYTES",
+    )
     body_timeout: float = option(
         30.0,
         "time for a client to send a request's head, and again for its body",
@@ -302,11 +313,11 @@ class ServerArgs(EngineSettings):
         bounds=(0.1, DAY),
     )
 
-    tp: int = option(
-        1,
+    tp_info: DistributedInfo = option(  # noqa: RUF009 - a field, as all of them
+        DistributedInfo(0, 1),
         "ranks that the model is split over, on all hosts together",
         group="tensor parallelism",
-        bounds=(1, 1024),
+        flag="tp",
     )
     comm: str = option(
         "auto",
@@ -381,11 +392,17 @@ class ServerArgs(EngineSettings):
     )
     shell: bool = False
 
+    @property
+    def tp(self) -> int:
+        """Ranks that the model is split over: the size in `tp_info`."""
+        return self.tp_info.size
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.host:
             raise OptionError("host", "must not be empty; 0.0.0.0 listens on every interface")
         self._check_http()
+        self._check_ranks()
         self._check_hosts()
 
     def _check_http(self) -> None:
@@ -412,9 +429,18 @@ class ServerArgs(EngineSettings):
                     f"must be * or origins such as https://example.org, got {origin!r}",
                 )
 
-    def _check_hosts(self) -> None:
+    def _check_ranks(self) -> None:
+        if not isinstance(self.tp_info, DistributedInfo):
+            raise OptionError("tp_info", f"must be a DistributedInfo, got {self.tp_info!r}")
+        if self.tp > MAX_RANKS:
+            raise OptionError("tp_info", f"must have at most {MAX_RANKS} ranks, got {self.tp}")
         if self.tp % self.nnodes:
-            raise OptionError("tp", f"must be a multiple of nnodes ({self.nnodes}), got {self.tp}")
+            raise OptionError(
+                "tp_info",
+                f"must have a multiple of nnodes ({self.nnodes}) ranks, got {self.tp}",
+            )
+
+    def _check_hosts(self) -> None:
         if self.node_rank >= self.nnodes:
             raise OptionError(
                 "node_rank", f"must be below nnodes ({self.nnodes}), got {self.node_rank}"

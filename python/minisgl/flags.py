@@ -13,6 +13,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from minisgl.config import OptionError, ServerArgs
+from minisgl.distributed_info import DistributedInfo
 from minisgl.version import __version__
 
 ENV_PREFIX = "MINISGL_"
@@ -31,6 +32,14 @@ def parse_count(text: str) -> int:
             f"expected a whole number such as 4096 or 64K, got {text!r}"
         )
     return int(number) * _SUFFIXES[suffix]
+
+
+def parse_ranks(text: str) -> DistributedInfo:
+    """So many ranks, as rank 0 sees them."""
+    count = parse_count(text)
+    if count == 0:
+        raise argparse.ArgumentTypeError(f"expected at least 1 rank, got {text!r}")
+    return DistributedInfo(0, count)
 
 
 def parse_optional(text: str) -> str | None:
@@ -101,7 +110,12 @@ class _Flag:
             return lambda text: self.join([[text] if self.is_secret else text.split(",")])
         if self.field.metadata["empty_is_none"]:
             return parse_optional
-        parsers = {bool: parse_switch, int: parse_count, float: parse_number}
+        parsers: dict[type, Callable[[str], Any]] = {
+            bool: parse_switch,
+            int: parse_count,
+            float: parse_number,
+            DistributedInfo: parse_ranks,
+        }
         return parsers.get(type(self.field.default), str)
 
     def join(self, uses: list[list[str]]) -> tuple[str, ...]:
@@ -113,7 +127,7 @@ class _Flag:
 
     @property
     def metavar(self) -> str:
-        names = {int: "N", float: "SECONDS"}
+        names = {int: "N", float: "SECONDS", DistributedInfo: "N"}
         return self.field.metadata["metavar"] or names.get(type(self.field.default), "TEXT")
 
     def is_set(self, environment: Mapping[str, str]) -> bool:
@@ -140,6 +154,8 @@ class _Flag:
                 help=help,
             )
             return
+        if isinstance(default, DistributedInfo):
+            default = default.size
         shown = "" if default in (None, "") else f" (default {default})"
         group.add_argument(
             name, dest=self.field.name, type=self.parse, metavar=self.metavar, help=help + shown

@@ -17,8 +17,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import uvloop
+from setproctitle import setproctitle
 
-from minisgl.config import MAX_WAITING, ServerArgs, parse_address
+from minisgl.config import MAX_WAITING, OptionError, ServerArgs, parse_address
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.client import EngineClient
 from minisgl.engine.host_ranks import HostRanks
@@ -26,7 +27,7 @@ from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
 from minisgl.engine.nodes import NodeAgent, NodeHub
 from minisgl.engine.revival import RestartPolicy
 from minisgl.flags import parse_args
-from minisgl.log import start_logging
+from minisgl.log import SERVER, start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.published_sampling import published_sampling
 from minisgl.model_files.source import resolve_model
@@ -52,31 +53,46 @@ from minisgl.text.heap import return_large_blocks
 logger = logging.getLogger("minisgl")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command minisgl-serve. Returns its exit status."""
-    open_standard_streams()
-    args = parse_args(argv)
-    if args.shell:
-        from minisgl.offline.shell import run_shell
-
-        return run_shell(args)
-    return launch_server(args)
-
-
 def launch_server(
-    args: ServerArgs,
+    args: ServerArgs | None = None,
     *,
+    run_shell: bool = False,
     rank_command: Sequence[str] = RANK_COMMAND,
     restart: RestartPolicy | None = None,
 ) -> int:
-    """Serves until a signal. Returns the exit status: 0 after a clean end, 1 with a sentence on the
-    screen when the server can't start or its engine failed for good.
+    """The command minisgl-serve: serves until a signal or, with `run_shell` or `args.shell`, talks
+    to the model in this terminal. Without `args` the command line and the environment are read, and
+    a bad flag ends the process (SystemExit).
 
-    Belongs in the main thread, for the signals. `rank_command`: the rank program (for tests).
-    `restart`: what happens when the engine dies.
+    Returns the exit status: 0 after a clean end, 1 with a sentence on the screen when the server
+    can't start or its engine failed for good. ValueError where `args.tp_info` isn't rank 0: a
+    server starts all ranks.
+
+    Belongs in the main thread, for the signals, of a process that is a server from then on, and
+    named so. `rank_command`: the rank program (for tests). `restart`: what happens when the engine
+    dies.
     """
     began = time.monotonic()
     open_standard_streams()
+    if args is None:
+        args = parse_args()
+    elif not isinstance(args, ServerArgs):
+        raise TypeError(
+            f"launch_server() takes ServerArgs, got {args!r}; run_shell=True starts the shell"
+        )
+    if not args.tp_info.is_primary():
+        raise OptionError("tp_info", f"must be rank 0 to start a server, got {args.tp_info}")
+    if run_shell or args.shell:
+        from minisgl.offline import shell
+
+        return shell.run_shell(args)
+    return _serve(args, rank_command, restart, began)
+
+
+def _serve(
+    args: ServerArgs, rank_command: Sequence[str], restart: RestartPolicy | None, began: float
+) -> int:
+    setproctitle(SERVER)
     return_large_blocks()
     start_logging(args.log_level, args.log_format)
     try:
@@ -299,6 +315,7 @@ class Server:
                     self._files.path,
                     chat_template=self._args.chat_template,
                     num_tokenizer=self._args.num_tokenizer,
+                    answer_memory_bytes=self._args.answer_memory_bytes,
                 ),
                 timeout,
             )

@@ -13,7 +13,6 @@ import numpy as np
 from safetensors.numpy import save
 
 from minisgl.ipc import messages
-from minisgl.ipc.messages import encode
 from minisgl.sampling_params import SamplingParams
 from minisgl.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Message
 from minisgl.text import messages as text_messages
@@ -124,7 +123,7 @@ def _wire(_: Path) -> list[bytes]:
     )
     info = messages.EngineInfo(vocab_size=10, max_model_len=20)
     return [
-        encode(message)
+        msgspec.msgpack.encode(message)
         for message in (
             submit,
             messages.Abort([1, 2]),

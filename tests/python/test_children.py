@@ -101,7 +101,8 @@ async def test_secrets_are_not_in_a_childs_environment(monkeypatch: pytest.Monke
     for name in ("MINISGL_API_KEY", "MINISGL_DIST_SECRET", "MINISGL_OTHER"):
         monkeypatch.setenv(name, "value")
     assert {"MINISGL_OTHER", "PATH"} <= set(child_environment())
-    child = await ChildProcess.spawn((sys.executable, "-c", "import time; time.sleep(60)"), repr)
+    command = (sys.executable, "-c", "import time; time.sleep(60)")
+    child = await ChildProcess.spawn(command, "minisgl-test", repr)
     try:
         environment = environment_of(child.pid)
     finally:

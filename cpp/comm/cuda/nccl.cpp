@@ -17,12 +17,12 @@
 #include <thread>
 #include <vector>
 
-#include "comm/cuda/device_guard.h"
 #include "comm/cuda/measure_sums.h"
 #include "comm/cuda/nccl_group.h"
 #include "comm/cuda/peer_all_reduce.h"
 #include "comm/peer_watch.h"
 #include "comm/sum_table.h"
+#include "core/cuda/device_guard.h"
 #include "core/error.h"
 
 namespace minisgl {

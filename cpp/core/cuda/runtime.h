@@ -34,6 +34,7 @@ class CudaHandle {
       log_line(LogLevel::warning, std::string("a CUDA object can't be freed: ") + cudaGetErrorString(error));
   }
   Handle get() const { return handle_; }
+  Handle release() { return std::exchange(handle_, nullptr); }
   explicit operator bool() const { return handle_ != nullptr; }
 
  private:

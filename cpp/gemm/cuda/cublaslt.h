@@ -1,4 +1,4 @@
-// Products of many rows through cuBLASLt, which is loaded when the first device needs it.
+// The engine's products of many rows, through cuBLASLt.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,9 +22,11 @@ struct DenseArgs {
   std::int64_t rows, inputs, outputs;
 };
 
+// The most rows that share a choice with `rows`: the multiple of 16 above them up to 64, then the power of two.
+std::int64_t rows_of_choice(std::int64_t rows);
+
 // y (+)= x · Wᵀ with f32 sums, on one device. Of the algorithms that cuBLASLt proposes for a shape the fastest is kept:
-// they are timed at the shape's first use, with the weights out of the caches, unless a graph is being captured. Row
-// counts share a choice by the multiple of 16 above them up to 64, then by the power of two.
+// they are timed at the shape's first use, with the weights out of the caches, unless a graph is being captured.
 class DenseGemm {
  public:
   // Choices are kept in `cache_folder`, by GPU and cuBLASLt's version; empty: nowhere. Throws InputError where

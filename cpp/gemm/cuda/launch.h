@@ -12,7 +12,7 @@ namespace minisgl::cuda {
 
 // What becomes of the sums x · Wᵀ + bias.
 enum class SkinnyOutput {
-  bf16,
+  plain,  // as they are, in the format of x
   f32,
   gated,  // W is [2 * outputs, inputs]: y = silu(the first half) * the second half, in bf16
   added,  // y += the sums, in bf16

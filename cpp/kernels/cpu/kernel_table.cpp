@@ -13,7 +13,7 @@ MINISGL_FOR_EACH_ISA(MINISGL_DECLARE_TABLE)
 
 const CpuKernels& cpu_kernels(CpuIsa isa) {
 #define MINISGL_RETURN_TABLE(name) \
-  if (isa == CpuIsa::name) return name::kernels;
+  if (base_isa(isa) == CpuIsa::name) return name::kernels;
   MINISGL_FOR_EACH_ISA(MINISGL_RETURN_TABLE)
   MINISGL_CHECK(false, "no kernels for ", cpu_isa_label(isa));
 }

@@ -7,7 +7,7 @@
 namespace minisgl::cuda {
 
 void Products::write(const DeviceLinear& weights, const LinearInput& x, Tensor y) {
-  const auto output = y.dtype == DType::f32 ? SkinnyOutput::f32 : SkinnyOutput::bf16;
+  const auto output = y.dtype == DType::f32 ? SkinnyOutput::f32 : SkinnyOutput::plain;
   if (!few_rows(weights, x, y, output)) many_rows(weights, x, y, y.data, false);
 }
 

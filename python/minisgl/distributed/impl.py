@@ -49,7 +49,9 @@ class TorchDistributedImpl(DistributedImpl):
         if size == 1:
             return x
         gathered = x.new_empty((size * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(gathered, x.contiguous(), group=self._group)
+        # torch 2.13 renamed it, and warns of the name that 2.4 to 2.12 have.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(gathered, x.contiguous(), group=self._group)
         return gathered
 
 

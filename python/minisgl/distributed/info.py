@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from minisgl.distributed_info import DistributedInfo
 
-
-@dataclass(frozen=True)
-class DistributedInfo:
-    """One rank of `size` ranks. Raises ValueError unless 0 <= rank < size."""
-
-    rank: int
-    size: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.size:
-            raise ValueError(f"rank must be in [0, size), got rank {self.rank} of size {self.size}")
-
-    def is_primary(self) -> bool:
-        """Whether this is rank 0."""
-        return self.rank == 0
-
+__all__ = ["DistributedInfo", "get_tp_info", "set_tp_info"]
 
 # The project's one piece of process-wide state: set once, when a rank process starts.
 _tp_info: DistributedInfo | None = None

@@ -12,7 +12,7 @@ from typing import Any
 from minisgl.children import python_command
 from minisgl.engine.launcher import RankEvents
 from minisgl.engine.placement import divide_cores
-from minisgl.ipc.messages import EngineOptions, FromRank, Place, Start, decode_from_rank
+from minisgl.ipc.messages import EngineOptions, FromRank, Place, Start, from_rank_decoder
 from minisgl.ipc.process import ChildProcess, describe_exit
 from minisgl.tasks import background
 
@@ -49,7 +49,10 @@ class LocalRanks:
                 os.ftruncate(descriptor, RING_BYTES)
             for number, (place, own_cores) in enumerate(zip(places, cores, strict=True)):
                 inherited = [descriptor] if ring else []
-                rank: Rank = await ChildProcess.spawn(self._command, decode_from_rank, inherited)
+                name = f"minisgl-TP{place.rank}-scheduler"
+                rank: Rank = await ChildProcess.spawn(
+                    self._command, name, from_rank_decoder, inherited
+                )
                 self._ranks[place.rank] = rank
                 placed = place.at(
                     local_rank=number,

@@ -1,11 +1,11 @@
 """The child's end of a child process: connect to the parent, end with it. See process.py for the
 other end.
 
-A child is started with the arguments TO FROM PARENT_PID. It connects to the two addresses, waits
-for the parent's first message, which configures it, and talks. Its terminal signals are the
-parent's business: SIGINT is ignored, SIGTERM from the parent ends it, by force after
-FORCED_END_SECONDS, and the kernel kills it when the parent dies: nothing that it holds is kept
-outside it.
+A child is started with the arguments TO FROM PARENT_PID NAME. It takes the name, connects to the
+two addresses, waits for the parent's first message, which configures it, and talks. Its terminal
+signals are the parent's business: SIGINT is ignored, SIGTERM from the parent ends it, by force
+after FORCED_END_SECONDS, and the kernel kills it when the parent dies: nothing that it holds is
+kept outside it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import uvloop
 import zmq
+from setproctitle import setproctitle
 
 from minisgl.children import die_with_parent
-from minisgl.ipc.messages import encode
-from minisgl.ipc.queues import Decoder, OnMalformed, ZmqAsyncPullQueue, ZmqAsyncPushQueue
+from minisgl.ipc.queues import (
+    Decoder,
+    OnMalformed,
+    ZmqAsyncPullQueue,
+    ZmqAsyncPushQueue,
+    as_is,
+)
 from minisgl.log import start_child_logging
 from minisgl.tasks import background
 
@@ -40,6 +46,7 @@ Inbound = TypeVar("Inbound")
 class ParentLink(Generic[Inbound]):
     """What a child's main coroutine gets. It is cancelled when the child has to end."""
 
+    name: str  # the child's own
     inbox: ZmqAsyncPullQueue[Inbound]
     outbox: ZmqAsyncPushQueue[Any]
 
@@ -55,10 +62,11 @@ def run_child(
     decoded.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    start_child_logging()
-    if len(sys.argv) != 4 or not sys.argv[3].isdigit():
+    if len(sys.argv) != 5 or not sys.argv[3].isdigit():
         print("this program can't be used alone: minisgl-serve starts it", file=sys.stderr)
         sys.exit(2)
+    setproctitle(sys.argv[4])
+    start_child_logging(sys.argv[4])
     parent_pid = int(sys.argv[3])
     context: zmq.Context[Any] = zmq.Context()
 
@@ -97,7 +105,7 @@ async def _talk(
     main: Callable[[ParentLink[Inbound]], Coroutine[Any, Any, int]],
     on_malformed: Callable[[ZmqAsyncPushQueue[Any]], OnMalformed] | None,
 ) -> int:
-    outbox = ZmqAsyncPushQueue[Any](sys.argv[2], False, encode, context=context)
+    outbox = ZmqAsyncPushQueue[Any](sys.argv[2], False, as_is, context=context)
     inbox = ZmqAsyncPullQueue(
         sys.argv[1],
         False,
@@ -106,7 +114,7 @@ async def _talk(
         on_malformed=on_malformed(outbox) if on_malformed is not None else None,
     )
     try:
-        return await main(ParentLink(inbox, outbox))
+        return await main(ParentLink(sys.argv[4], inbox, outbox))
     finally:
         inbox.close(0)
         outbox.close()

@@ -1,5 +1,5 @@
 """Messages between the server and an engine rank: msgpack on the wire, types and bounds checked by
-the decoders.
+the decoders, which raise msgspec.DecodeError.
 """
 
 from __future__ import annotations
@@ -267,21 +267,5 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
 
 ToRank = Submit | Abort | Shutdown | Start
 
-_encoder = msgspec.msgpack.Encoder()
-_to_rank: msgspec.msgpack.Decoder[ToRank] = msgspec.msgpack.Decoder(ToRank)
-_from_rank: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
-
-
-def encode(message: Any) -> bytes:
-    """msgpack of any message here. Raises TypeError or OverflowError for values that have none."""
-    return _encoder.encode(message)
-
-
-def decode_to_rank(data: bytes) -> ToRank:
-    """Raises msgspec.DecodeError for anything that isn't a ToRank message."""
-    return _to_rank.decode(data)
-
-
-def decode_from_rank(data: bytes) -> FromRank:
-    """Raises msgspec.DecodeError for anything that isn't a FromRank message."""
-    return _from_rank.decode(data)
+to_rank_decoder: msgspec.msgpack.Decoder[ToRank] = msgspec.msgpack.Decoder(ToRank)
+from_rank_decoder: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)

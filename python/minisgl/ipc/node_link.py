@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from minisgl.ipc.messages import Alive, EngineOptions, FromRank, Place, Sentence, encode
+from minisgl.ipc.messages import Alive, EngineOptions, FromRank, Place, Sentence
 from minisgl.version import __version__
 
 HANDSHAKE_SECONDS = 5.0
@@ -120,7 +120,7 @@ class NodeLink:
         """Puts a message without waiting; that the other end is gone is receive()'s news."""
         if self._writer.is_closing():
             return
-        data = encode(message)
+        data = msgspec.msgpack.encode(message)
         self._writer.write(struct.pack(">I", len(data)) + data)
 
     async def receive_from_node(self) -> FromNode:

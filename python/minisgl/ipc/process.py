@@ -18,8 +18,7 @@ from typing import Any, Generic, TypeVar
 import zmq
 
 from minisgl.children import child_environment, signal_child
-from minisgl.ipc.messages import encode
-from minisgl.ipc.queues import Decoder, ZmqAsyncPullQueue, ZmqAsyncPushQueue
+from minisgl.ipc.queues import Decoder, ZmqAsyncPullQueue, ZmqAsyncPushQueue, as_is
 
 STOP_SECONDS = 3.0  # from the polite end to SIGTERM, and from there to SIGKILL
 
@@ -56,7 +55,7 @@ class ChildProcess(Generic[Inbound]):
         to_child, from_child = self._addresses
         with contextlib.ExitStack() as undo:
             try:
-                self._push = ZmqAsyncPushQueue[Any](to_child, True, encode)
+                self._push = ZmqAsyncPushQueue[Any](to_child, True, as_is)
                 undo.callback(self._push.close, 0)
                 self._pull = ZmqAsyncPullQueue(
                     from_child, True, decoder, on_malformed=lambda data: self.kill()
@@ -67,10 +66,14 @@ class ChildProcess(Generic[Inbound]):
 
     @classmethod
     async def spawn(
-        cls, command: Sequence[str], decoder: Decoder[Inbound], pass_fds: Sequence[int] = ()
+        cls,
+        command: Sequence[str],
+        name: str,
+        decoder: Decoder[Inbound],
+        pass_fds: Sequence[int] = (),
     ) -> ChildProcess[Inbound]:
-        """Starts `command TO FROM PARENT_PID`, with the sockets' addresses. Raises OSError if that
-        isn't possible.
+        """Starts `command TO FROM PARENT_PID NAME`, with the sockets' addresses; `name` is what the
+        list of processes and log lines call it. Raises OSError if that isn't possible.
 
         The child has its own session, so that the terminal's Ctrl-C reaches the parent alone, and
         inherits nothing but standard output and error and the descriptors in `pass_fds`.
@@ -81,6 +84,7 @@ class ChildProcess(Generic[Inbound]):
                 *command,
                 *child._addresses,
                 str(os.getpid()),
+                name,
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=pass_fds,

@@ -150,7 +150,7 @@ class Shell:
         text = self._model.text
         if text.tokenizer.chat_template is None:
             return self._model.run(text.encode(self._messages[-1]["content"]))
-        return self._model.run(text.encode_chat(self._messages))
+        return self._model.run(text.encode_chat(self._messages)).ids
 
 
 def _note(text: str) -> None:

@@ -52,13 +52,13 @@ class Life:
         return Alive(done=self.progress.done, working=self.progress.working)
 
 
-async def load_rank(start: Start, outbox: Outbox, life: Life) -> LoadedRank:
-    """Constructs and starts the engine or the follower in a thread of its own and reports phases.
-    StartError.
+async def load_rank(start: Start, outbox: Outbox, life: Life, process: str) -> LoadedRank:
+    """Constructs and starts the engine or the follower in a thread of its own and reports phases;
+    `process` is this process's name. StartError.
     """
     loop = asyncio.get_running_loop()
     reports = _PhaseReporter(lambda report: loop.call_soon_threadsafe(outbox.put_nowait, report))
-    return await in_daemon_thread(lambda: _construct(start, reports, life), "load")
+    return await in_daemon_thread(lambda: _construct(start, reports, life, process), "load")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class LoadedRank:
             raise StartError(f"the engine's info is not as expected: {error}") from error
 
 
-def _construct(start: Start, reports: _PhaseReporter, life: Life) -> LoadedRank:
+def _construct(start: Start, reports: _PhaseReporter, life: Life, process: str) -> LoadedRank:
     reports.begin("loading the native module")
     try:
         from minisgl import _native
@@ -89,7 +89,7 @@ def _construct(start: Start, reports: _PhaseReporter, life: Life) -> LoadedRank:
         ) from error
     options, place = start.options, start.place
     set_tp_info(place.rank, place.size)
-    start_native_logging(_native.set_log)
+    start_native_logging(_native.set_log, process)
     try:
         load_cublas(_native.build_info()["cuda"])
         arguments = dataclasses.asdict(options)

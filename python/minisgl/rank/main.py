@@ -27,7 +27,7 @@ from minisgl.ipc.messages import (
     StepOutputs,
     Submit,
     ToRank,
-    decode_to_rank,
+    to_rank_decoder,
 )
 from minisgl.rank.load import Life, Outbox, StartError, load_rank
 
@@ -48,7 +48,7 @@ async def main(link: ParentLink[ToRank]) -> int:
     life = Life()
     pulse = asyncio.create_task(_show_life(link.outbox, life))
     try:
-        loaded = await load_rank(start, link.outbox, life)
+        loaded = await load_rank(start, link.outbox, life, link.name)
         link.outbox.put_nowait(Ready(loaded.info()))
         if start.place.rank == 0:
             failure = await Rank(loaded.engine, link).serve()
@@ -195,4 +195,4 @@ def answer_malformed(outbox: Outbox) -> Callable[[bytes], None]:
 
 
 if __name__ == "__main__":
-    run_child(decode_to_rank, main, answer_malformed)
+    run_child(to_rank_decoder, main, answer_malformed)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from minisgl.engine.request import salt_of
 from minisgl.server import checks, errors
 from minisgl.server.choice import Answer, Delta, TokenEntry
 from minisgl.server.endpoint import JsonEndpoint
@@ -21,7 +20,8 @@ from minisgl.text.errors import PromptTooLong
 from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
 if TYPE_CHECKING:
-    from minisgl.text.frontend import TextFrontend
+    from minisgl.text.answers import Owner
+    from minisgl.text.frontend import ChatPrompt, TextFrontend
     from minisgl.tokenizer import Tokenizer
 
 MAX_TEMPLATE_ERROR = 500  # characters
@@ -32,9 +32,10 @@ async def encode_messages(
     request: ChatRequest | TokenizeRequest,
     messages: list[Message],
     max_tokens: int,
-) -> list[int]:
-    """The token ids of a conversation, up to where the answer begins. ApiError 400, also when
-    there are surely more than `max_tokens`.
+    owner: Owner | None = None,
+) -> ChatPrompt:
+    """A conversation up to where the answer begins. ApiError 400, also when it has surely more
+    than `max_tokens` tokens. `owner`: whose answers may stand in it as they were generated.
     """
     continued = bool(request.continue_final_message)
     if continued and request.add_generation_prompt:
@@ -51,6 +52,7 @@ async def encode_messages(
             continue_final_message=continued,
             add_special_tokens=bool(request.add_special_tokens),
             max_tokens=max_tokens,
+            owner=owner,
         )
     except ChatTemplateError as error:  # says what the template has against the messages
         raise errors.bad_request(str(error)[:MAX_TEMPLATE_ERROR], param="messages") from None
@@ -70,12 +72,13 @@ class ChatCompletions(JsonEndpoint):
         text = state.frontend()
         info = state.client.info
         longest = longest_prompt(request, info.max_model_len)
-        prompt_ids = await encode_messages(text, request, request.messages, longest)
+        owner = (exchange.api_key, request.cache_salt or None)
+        prompt = await encode_messages(text, request, request.messages, longest, owner)
         wanted = request.max_completion_tokens
         if wanted is None:
             wanted = request.max_tokens
         prompt_ids = truncate(
-            prompt_ids, request, checks.room_for_prompt(wanted, info.max_model_len)
+            prompt.ids, request, checks.room_for_prompt(wanted, info.max_model_len)
         )
         if not prompt_ids:
             raise errors.bad_request(
@@ -90,6 +93,11 @@ class ChatCompletions(JsonEndpoint):
         )
         if request.prompt_logprobs is not None:
             check_prompt_logprobs(len(prompt_ids), request.prompt_logprobs)
+        options = DetokenizerOptions.of(
+            params,
+            include_stop=bool(request.include_stop_str_in_output),
+            continues_prompt=bool(request.continue_final_message),
+        )
         bad_words = await text.encode_words(params.bad_words)
         fields = {
             "id": f"chatcmpl-{exchange.request_id}",
@@ -104,19 +112,18 @@ class ChatCompletions(JsonEndpoint):
             text,
             state.metrics,
             arrived=arrived,
-            prefix_salt=salt_of(request.cache_salt or "", exchange.cache_key),
+            prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
         ) as generation:
             exchange.begin(generation)
             generation.submit(
                 prompt_ids,
                 params,
-                DetokenizerOptions.of(
-                    params,
-                    include_stop=bool(request.include_stop_str_in_output),
-                    continues_prompt=bool(request.continue_final_message),
-                ),
+                options,
                 n=request.n or 1,
                 bad_words=bad_words,
+            )
+            generation.on_answer = lambda choice: text.remember(
+                owner, prompt, choice.shown_ids, options
             )
             shape = ChatShape(text.tokenizer, request, prompt_ids)
             if request.stream:

@@ -111,6 +111,13 @@ class Choice:
         return self._reader.num_tokens
 
     @property
+    def shown_ids(self) -> list[int]:
+        """The answer's token ids so far, without a stop token that ended it."""
+        ids = self.stream.received[: self.num_tokens]
+        by_token = self.answer_finish == "stop" and not self._reader.stopped
+        return ids[:-1] if by_token else ids
+
+    @property
     def answer_finish(self) -> str:
         """Either "stop" or "length", once the answer is complete; "" before."""
         return self._reader.finish

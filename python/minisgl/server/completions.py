@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from minisgl.engine.request import salt_of
 from minisgl.server import checks
 from minisgl.server.choice import Answer, Delta
 from minisgl.server.endpoint import JsonEndpoint
@@ -70,7 +69,7 @@ class Completions(JsonEndpoint):
             text,
             state.metrics,
             arrived=arrived,
-            prefix_salt=salt_of(request.cache_salt or "", exchange.cache_key),
+            prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
         ) as generation:
             exchange.begin(generation)
             include_stop = bool(request.include_stop_str_in_output)

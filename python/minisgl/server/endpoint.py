@@ -34,9 +34,8 @@ class JsonEndpoint:
         """
         arrived = time.perf_counter()
         exchange: Exchange = scope["minisgl.exchange"]
+        exchange.api_key = scope.get("minisgl.key")
         args = self.state.args
-        if args.cache_per_key:
-            exchange.cache_key = args.api_key[scope["minisgl.key"]]
         body = await read_body(
             scope,
             exchange.receive,

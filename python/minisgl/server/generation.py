@@ -19,7 +19,7 @@ from minisgl.text.answer import Piece
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from minisgl.engine.api import EngineApi
     from minisgl.ipc.messages import Output
@@ -48,6 +48,7 @@ class Generation:
         self._prefix_salt = prefix_salt
         self._choices: list[Choice] = []
         self._waiting: dict[asyncio.Task[Output], Choice] = {}
+        self.on_answer: Callable[[Choice], None] | None = None  # told of each that has its end
         self.num_prompt_tokens = 0
         self.num_live = 0
 
@@ -197,6 +198,8 @@ class Generation:
         return delta
 
     def _count_finished(self, choice: Choice, output: Output) -> None:
+        if choice.answer_finish and self.on_answer is not None:
+            self.on_answer(choice)
         metrics = self._metrics
         # The answer's, where it has one: a stop string may end it with the engine's last output.
         choice.finish_reason = choice.answer_finish or output.finish

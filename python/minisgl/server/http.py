@@ -54,12 +54,12 @@ class Exchange:
         self._send = send
         self._send_chunk = scope.get("extensions", {}).get(CHUNK_EXTENSION, {}).get("send")
         self.request_id = request_id
+        self.api_key: int | None = None  # the number of the client's, where keys are asked for
         self.body_complete = False
         self.response_started = False
         self.status = CLIENT_GONE  # the answer's, once it has begun
         self.generation: Generation | None = None  # what the request makes, for its line in the log
         self.body_hold: BodyHold | None = None  # until the body's text has been tokenized
-        self.cache_key = ""  # the client's API key, where keys keep prefixes apart
         self.gone = False
         # A client that waits for "100 Continue" sends no body until somebody reads it.
         self._body_waits = (b"expect", b"100-continue") in scope["headers"]

@@ -33,7 +33,7 @@ class Tokenize(JsonEndpoint):
         max_model_len = self.state.client.info.max_model_len
         max_tokens = longest_text(max_model_len)
         if request.messages is not None:
-            ids = await encode_messages(text, request, request.messages, max_tokens)
+            ids = (await encode_messages(text, request, request.messages, max_tokens)).ids
         else:
             ids = await text.encode(
                 request.prompt or "",

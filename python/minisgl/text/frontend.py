@@ -12,29 +12,42 @@ import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from minisgl.model_files.files import ModelError
-from minisgl.tasks import in_daemon_thread
+from minisgl.text.answers import (
+    AnswerMemory,
+    Candidates,
+    Owner,
+    Turn,
+    find_runs,
+    join_runs,
+    pieces_between,
+    turns_of,
+)
 from minisgl.text.detokenizer import Detokenizer, LocalDetokenizer, RemoteDetokenizer
 from minisgl.text.errors import PromptTooLong, WorkerLost
 from minisgl.text.heap import give_back_memory
+from minisgl.text.loading import load_tokenizer_here, load_with_template, template_client
 from minisgl.text.messages import Encode, Encoded, OpenText, TextOptions
 from minisgl.text.template_client import TemplateClient
 from minisgl.text.waiting_line import Place, WaitingLine
 from minisgl.text.worker_pool import WorkerClient, WorkerPolicy, WorkerStartError
-from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer, load_tokenizer
-from minisgl.tokenizer.template_source import (
-    ChatTemplateError,
-    TemplateSource,
-    read_chat_template,
-)
+from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer
+from minisgl.tokenizer.template_source import ChatTemplateError
 from minisgl.tokenizer.tokenizer import check_unicode
 
 LONG_TEXT = 8192  # characters; a longer text would hold up the event loop
 NUM_ENCODE_THREADS = 2
 
 Result = TypeVar("Result")
+
+
+class ChatPrompt(NamedTuple):
+    """A conversation as the model reads it."""
+
+    ids: list[int]
+    turns: tuple[Turn, ...] = ()  # where its answer begins, if that is to be remembered
 
 
 class TextFrontend:
@@ -46,8 +59,12 @@ class TextFrontend:
         encoders: list[WorkerClient],
         detokenizer: WorkerClient | None,
         templates: TemplateClient | None = None,
+        *,
+        answer_memory_bytes: int = 0,
     ) -> None:
+        """`answer_memory_bytes`: for the token ids of answers; 0: none are remembered."""
         self.tokenizer = tokenizer
+        self._answers = AnswerMemory(answer_memory_bytes) if answer_memory_bytes else None
         if templates is None and tokenizer.chat_template is not None:
             templates = TemplateClient(tokenizer.chat_template)
         self._templates = templates
@@ -62,9 +79,9 @@ class TextFrontend:
         """Loads the tokenizer of a model, on the caller's thread, for use in this process. A chat
         template is loaded when it is used first. ModelError.
         """
-        tokenizer = _load(path, chat_template)
+        tokenizer = load_tokenizer_here(path, chat_template)
         source = tokenizer.chat_template
-        templates = None if source is None else _template_client(chat_template, source)
+        templates = None if source is None else template_client(chat_template, source)
         return cls(tokenizer, [], None, templates)
 
     @classmethod
@@ -74,6 +91,7 @@ class TextFrontend:
         *,
         chat_template: str | None = None,
         num_tokenizer: int = 0,
+        answer_memory_bytes: int = 0,
         command: Sequence[str] | None = None,
         policy: WorkerPolicy | None = None,
     ) -> TextFrontend:
@@ -83,17 +101,28 @@ class TextFrontend:
         """
         options = TextOptions(path=path)
         encoders = [
-            WorkerClient(f"tokenizer process {number}", options, command=command, policy=policy)
+            WorkerClient(
+                f"tokenizer process {number}",
+                f"minisgl-tokenizer-{number}",
+                options,
+                command=command,
+                policy=policy,
+            )
             for number in range(num_tokenizer)
         ]
         workers = list(encoders)
         detokenizer = None
         if num_tokenizer:
-            name = "the detokenizer process"
-            detokenizer = WorkerClient(name, options, command=command, policy=policy)
+            detokenizer = WorkerClient(
+                "the detokenizer process",
+                "minisgl-detokenizer-0",
+                options,
+                command=command,
+                policy=policy,
+            )
             workers.append(detokenizer)
-        templates = _template_client(chat_template)
-        load = asyncio.create_task(_load_with_template(path, chat_template, templates))
+        templates = template_client(chat_template)
+        load = asyncio.create_task(load_with_template(path, chat_template, templates))
         starts = [load, *(asyncio.create_task(worker.start()) for worker in workers)]
         try:
             await asyncio.gather(*starts)
@@ -107,7 +136,13 @@ class TextFrontend:
             raise
         tokenizer = load.result()
         has_template = tokenizer.chat_template is not None
-        return cls(tokenizer, encoders, detokenizer, templates if has_template else None)
+        return cls(
+            tokenizer,
+            encoders,
+            detokenizer,
+            templates if has_template else None,
+            answer_memory_bytes=answer_memory_bytes,
+        )
 
     async def encode(
         self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None
@@ -117,16 +152,16 @@ class TextFrontend:
         PromptTooLong, at little cost, for most texts that have more than `max_tokens` tokens; ids
         that are too many, for the others.
         """
-        check_unicode(text)
-        if max_tokens is not None and len(text) > max(max_tokens, LONG_TEXT):
-            await self._check_length(text, max_tokens)
+        await self._check_length(text, max_tokens)
         if self._encoders:
             return await self._encode_elsewhere(text, add_special_tokens)
-        if len(text) < LONG_TEXT:
-            return _encode(self.tokenizer, text, add_special_tokens)
-        return await self.off_loop(
-            _encode, self.tokenizer, text, add_special_tokens, size=len(text)
-        )
+        return await self._here(_encode, self.tokenizer, text, add_special_tokens, size=len(text))
+
+    async def _here(self, function: Callable[..., Result], *arguments: Any, size: int) -> Result:
+        """What `function` returns, at once where it is about a short text, else off_loop()."""
+        if size < LONG_TEXT:
+            return function(*arguments)
+        return await self.off_loop(function, *arguments, size=size)
 
     async def _encode_elsewhere(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids from the least busy of the tokenizer processes."""
@@ -156,8 +191,13 @@ class TextFrontend:
             return answer.token_ids
         raise lost
 
-    async def _check_length(self, text: str, max_tokens: int) -> None:
-        """PromptTooLong. Between slices others have their turn."""
+    async def _check_length(self, text: str, max_tokens: int | None) -> None:
+        """PromptTooLong, ValueError for what is no Unicode text. Between slices others have their
+        turn.
+        """
+        check_unicode(text)
+        if max_tokens is None or len(text) <= max(max_tokens, LONG_TEXT):
+            return
         floor = await asyncio.to_thread(lambda: self.tokenizer.floor)
         least = 0.0
         for part in floor.parts(text):
@@ -211,9 +251,12 @@ class TextFrontend:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         max_tokens: int | None = None,
-    ) -> list[int]:
-        """Token ids of a conversation. `add_special_tokens`: beside those that the template writes.
-        Raises what render_chat() and encode() do.
+        owner: Owner | None = None,
+    ) -> ChatPrompt:
+        """A conversation as token ids. Raises what render_chat() and encode() do.
+
+        `add_special_tokens`: beside those that the template writes. `owner`: whose remembered
+        answers may stand in it with the ids that were generated; None: the ids are the tokenizer's.
         """
         prompt = await self.render_chat(
             messages,
@@ -221,9 +264,41 @@ class TextFrontend:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        return await self.encode(
-            prompt, add_special_tokens=add_special_tokens, max_tokens=max_tokens
-        )
+        if self._answers is None or owner is None or add_special_tokens:
+            return ChatPrompt(await self.encode(prompt, add_special_tokens, max_tokens=max_tokens))
+        ids = None
+        if found := self._answers.find(owner, messages):
+            await self._check_length(prompt, max_tokens)
+            ids = await self._encode_with(found, prompt)
+        if ids is None:
+            ids = await self.encode(prompt, False, max_tokens=max_tokens)
+        return ChatPrompt(ids, () if continue_final_message else turns_of(prompt))
+
+    async def _encode_with(self, found: list[Candidates], prompt: str) -> list[int] | None:
+        """A prompt's token ids, with those of answers that stand in it; None where none does."""
+        tokenizer, size = self.tokenizer, len(prompt)
+        runs = await self._here(find_runs, tokenizer, prompt, found, size=size)
+        if not runs:
+            return None
+        pieces = pieces_between(prompt, runs)
+        if self._encoders:
+            encoded = await asyncio.gather(
+                *(self._encode_elsewhere(piece, False) for piece in pieces)
+            )
+        else:
+            encoded = await self._here(_encode_all, tokenizer, pieces, size=size)
+        return await self._here(join_runs, tokenizer, prompt, runs, encoded, size=size)
+
+    def remember(
+        self, owner: Owner, prompt: ChatPrompt, token_ids: list[int], options: DetokenizerOptions
+    ) -> None:
+        """Keeps an answer's token ids, without the stop token that ended it, for prompts that have
+        its text again. `options` are those that its text was made with.
+        """
+        if self._answers is not None and prompt.turns:
+            detokenizer = IncrementalDetokenizer(self.tokenizer, options)
+            text = detokenizer.push(token_ids) + detokenizer.finish()
+            self._answers.remember(owner, prompt.turns, token_ids, text)
 
     def detokenizer(self, options: DetokenizerOptions) -> Detokenizer:
         """A detokenizer for one stream."""
@@ -279,39 +354,10 @@ def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[i
     return ids
 
 
+def _encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [_encode(tokenizer, text, False) if text else [] for text in texts]
+
+
 def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(call)
-
-
-def _template_client(path: str | None, source: TemplateSource | None = None) -> TemplateClient:
-    """For the template of a file, or for the model's own where that is None."""
-    if path is None:
-        return TemplateClient(source)
-    return TemplateClient(source, origin=f"the chat template {path!r}")
-
-
-def _load(path: str, chat_template: str | None) -> Tokenizer:
-    template = None if chat_template is None else read_chat_template(chat_template)
-    return load_tokenizer(path, chat_template=template)
-
-
-async def _load_with_template(
-    path: str, chat_template: str | None, templates: TemplateClient
-) -> Tokenizer:
-    """The tokenizer. Its chat template is loaded into the process, which is ended where there is
-    none.
-    """
-    spawn = asyncio.create_task(templates.spawn())  # meanwhile
-    try:
-        # A signal ends the server also while this thread hangs.
-        tokenizer = await in_daemon_thread(lambda: _load(path, chat_template), "tokenizer")
-        if tokenizer.chat_template is not None:
-            await spawn
-            await templates.start(tokenizer.chat_template)
-            return tokenizer
-    finally:
-        spawn.cancel()
-        await asyncio.wait({spawn})
-    await templates.close()
-    return tokenizer

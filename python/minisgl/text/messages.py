@@ -82,15 +82,5 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
 ToText = TextOptions | Encode | OpenText | PushTokens | CloseText | Shutdown
 FromText = Alive | TextReady | Encoded | Refused | Text | Failed
 
-_to_text: msgspec.msgpack.Decoder[ToText] = msgspec.msgpack.Decoder(ToText)
-_from_text: msgspec.msgpack.Decoder[FromText] = msgspec.msgpack.Decoder(FromText)
-
-
-def decode_to_text(data: bytes) -> ToText:
-    """Raises msgspec.DecodeError for anything that isn't a ToText message."""
-    return _to_text.decode(data)
-
-
-def decode_from_text(data: bytes) -> FromText:
-    """Raises msgspec.DecodeError for anything that isn't a FromText message."""
-    return _from_text.decode(data)
+to_text_decoder: msgspec.msgpack.Decoder[ToText] = msgspec.msgpack.Decoder(ToText)
+from_text_decoder: msgspec.msgpack.Decoder[FromText] = msgspec.msgpack.Decoder(FromText)

@@ -35,6 +35,8 @@ from minisgl.text.template_messages import (
 )
 from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
 
+PROCESS_NAME = "minisgl-template-0"
+
 _TICKS = 8  # that a deadline is made of
 _BUFFER_BYTES = 2**20
 _END_SECONDS = 3.0  # for the kernel to end what was killed
@@ -288,6 +290,7 @@ class _Child:
     async def _start(cls, command: Sequence[str]) -> _Child:
         process = await asyncio.create_subprocess_exec(
             *command,
+            PROCESS_NAME,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,

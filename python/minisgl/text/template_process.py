@@ -3,7 +3,7 @@ after the other. It has a limit of memory, and a parent that kills it when it ta
 template_client.py.
 
 It imports little, so that it starts fast and stays small, and talks through its standard input and
-output.
+output. Its argument is its name in the list of processes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 from typing import BinaryIO
+
+from setproctitle import setproctitle
 
 from minisgl.children import die_with_parent
 from minisgl.text.template_messages import (
@@ -36,6 +39,7 @@ from minisgl.tokenizer.template_source import ChatTemplateError
 def main() -> None:
     """Answers until the parent closes its end."""
     die_with_parent(signal.SIGKILL)
+    setproctitle(sys.argv[1])
     inbox = os.fdopen(os.dup(0), "rb")
     outbox = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # nothing else that is written is an answer

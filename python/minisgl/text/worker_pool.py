@@ -21,7 +21,7 @@ from minisgl.text.messages import (
     Text,
     TextOptions,
     TextReady,
-    decode_from_text,
+    from_text_decoder,
 )
 
 LAST_WORDS_SECONDS = 0.5  # for the reason that a process gave before it ended
@@ -60,14 +60,17 @@ class WorkerClient:
     def __init__(
         self,
         name: str,
+        process_name: str,
         options: TextOptions,
         *,
         command: Sequence[str] | None = None,
         policy: WorkerPolicy | None = None,
     ) -> None:
+        """`name` is what sentences call the process, `process_name` what the system calls it."""
         self.policy = policy or WorkerPolicy()
         self.life = 0  # how many processes have served so far
         self._name = name
+        self._process_name = process_name
         self._options = options
         self._command = command or python_command("minisgl.text.worker_process")
         self._process: Process | None = None
@@ -189,7 +192,9 @@ class WorkerClient:
 
     async def _start_process(self) -> None:
         try:
-            self._process = await Process.spawn(self._command, decode_from_text)
+            self._process = await Process.spawn(
+                self._command, self._process_name, from_text_decoder
+            )
         except OSError as error:
             raise WorkerStartError(f"{self._name} can't be started: {error}") from error
         try:

@@ -27,7 +27,7 @@ from minisgl.text.messages import (
     TextOptions,
     TextReady,
     ToText,
-    decode_to_text,
+    to_text_decoder,
 )
 from minisgl.tokenizer import IncrementalDetokenizer, Tokenizer, load_tokenizer
 
@@ -132,4 +132,4 @@ def refuse_malformed(outbox: ZmqAsyncPushQueue[Any]) -> Callable[[bytes], None]:
 
 if __name__ == "__main__":
     return_large_blocks()
-    run_child(decode_to_text, main, refuse_malformed)
+    run_child(to_text_decoder, main, refuse_malformed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ class Tokenizer:
         self._backend = backend
         kind = decoder_kind(backend)
         added = backend.get_added_tokens_decoder()
+        # The text of each token that is looked for in a text before all others.
+        self.added_tokens = {i: token.content for i, token in added.items()}
         self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
         self._all_bytes = TokenBytes(backend, kind)
         self._text_bytes = TokenBytes(backend, kind, hidden=self.special_token_ids)
@@ -85,6 +88,19 @@ class Tokenizer:
             for (begin, end), sequence in zip(encoding.offsets, encoding.sequence_ids, strict=True)
         ]
         return encoding.ids, spans
+
+    @cached_property
+    def _added_token_texts(self) -> re.Pattern[str]:
+        longest_first = sorted(filter(None, self.added_tokens.values()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def added_token_spans(self, text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Where added tokens stand in characters [begin, end) of a text, wholly or in part."""
+        margin = max(map(len, self.added_tokens.values()), default=0)
+        first, last = max(0, begin - margin), min(len(text), end + margin)
+        for match in self._added_token_texts.finditer(text, first, last):
+            if match.start() < end and match.end() > begin:
+                yield match.span()
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""

@@ -17,22 +17,21 @@ with atheris.instrument_imports(include=["minisgl"]):
 
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc import messages
-    from minisgl.ipc.messages import encode
+    from minisgl.ipc.queues import MALFORMED
     from minisgl.rank import main as rank
     from minisgl.sampling_params import SamplingParams
     from minisgl.text import messages as text_messages
     from minisgl.text import template_messages, worker_process
 
 DECODERS = (
-    messages.decode_to_rank,
-    messages.decode_from_rank,
-    text_messages.decode_to_text,
-    text_messages.decode_from_text,
+    messages.to_rank_decoder.decode,
+    messages.from_rank_decoder.decode,
+    text_messages.to_text_decoder.decode,
+    text_messages.from_text_decoder.decode,
     template_messages.decode_to_template,
     template_messages.decode_from_template,
 )
-# What a queue takes for a malformed message, see ipc/queues.py.
-REFUSALS = (msgspec.DecodeError, ValueError, TypeError, RecursionError)
+encode = msgspec.msgpack.Encoder().encode
 VALUES = [None, True, -1, 0, 1, 2**31, 2**63, 2**64 - 1, 0.5, float("nan"), float("inf")]
 VALUES += ["", "submit", "step", b"", [], {}, [1], [[0, []]], {"type": "chat"}, "\ud7ff" * 3]
 
@@ -49,7 +48,7 @@ def check(data: bytes) -> None:
     for decode in DECODERS:
         try:
             message = decode(data)
-        except REFUSALS:
+        except MALFORMED:
             continue
         if isinstance(message, template_messages.Render):
             continue  # holds NaN where it likes

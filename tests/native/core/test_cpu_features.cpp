@@ -17,6 +17,14 @@ TEST(CpuFeatures, PortableIsAlwaysThereAndTheOrderRises) {
   EXPECT_TRUE(std::is_sorted(isas.begin(), isas.end()));
 }
 
+TEST(CpuFeatures, EverySetHasABaseThatIsSupported) {
+  const auto bases = supported_base_isas();
+  for (const CpuIsa isa : supported_cpu_isas()) {
+    EXPECT_NE(std::find(bases.begin(), bases.end(), base_isa(isa)), bases.end()) << cpu_isa_label(isa);
+  }
+  for (const CpuIsa isa : bases) EXPECT_EQ(base_isa(isa), isa);
+}
+
 // Each runs in a process of its own: the choice is made once.
 TEST(CpuFeaturesDeathTest, EnvironmentChoosesALesserOne) {
   testing::GTEST_FLAG(death_test_style) = "threadsafe";

@@ -59,7 +59,8 @@ class HalfRows : public testing::TestWithParam<Case> {
 TEST_P(HalfRows, AgreeWithTheReference) {
   ThreadPool pool(2);
   const bool quantized = is_quantized(weight_dtype());
-  for (std::int64_t cols : quantized ? std::vector<std::int64_t>{256, 512} : std::vector<std::int64_t>{1, 7, 64, 131}) {
+  for (std::int64_t cols :
+       quantized ? std::vector<std::int64_t>{256, 512} : std::vector<std::int64_t>{1, 7, 64, 1155}) {
     for (std::int64_t outputs : {1, 9, 16, 50, 131}) {
       const RandomMatrix weight(weight_dtype(), outputs, cols, pool);
       const std::vector<double> weights = weight.values();
@@ -93,8 +94,8 @@ TEST_P(HalfRows, AreRoundedToNearest) {
 }
 
 TEST_P(HalfRows, ARowsBitsDependOnNothingBesideIt) {
-  const std::int64_t cols = is_quantized(weight_dtype()) ? 512 : 257;
-  const std::int64_t outputs = 339, rows = 71;
+  const std::int64_t cols = is_quantized(weight_dtype()) ? 512 : 2051;  // several blocks of columns
+  const std::int64_t outputs = 179, rows = 71;
   ThreadPool one(1), two(2), three(3);
   const RandomMatrix weight(weight_dtype(), outputs, cols, two);
   const std::vector<std::uint16_t> x = to_halves(row_dtype(), random_activations(rows * cols, 5));

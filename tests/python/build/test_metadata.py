@@ -71,7 +71,7 @@ def test_the_command_is_declared() -> None:
         for entry in importlib.metadata.entry_points(group="console_scripts")
         if entry.name == "minisgl-serve"
     ]
-    assert command.value == "minisgl.launch:main"
+    assert command.value == "minisgl.launch:launch_server"
     assert callable(command.load())
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minisgl.config import ServerArgs, parse_address
+from minisgl.distributed import DistributedInfo
 from minisgl.environment import default_cache_dir
 from minisgl.flags import parse_args
 
@@ -62,6 +63,10 @@ def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: s
         (("--drain-timeout", "-1"), "--drain-timeout must be between 0 and 86400, got -1.0"),
         (("--startup-timeout", "nan"), "expected a number, got 'nan'"),
         (("--page-size", "12"), "--page-size must be a power of two, got 12"),
+        (("--tp", "0"), "argument --tp: expected at least 1 rank, got '0'"),
+        (("--tp", "two"), "argument --tp: expected a whole number such as 4096 or 64K, got 'two'"),
+        (("--tp", "2K"), "--tp must have at most 1024 ranks, got 2048"),
+        (("--tp", "3", "--nnodes", "2"), "--tp must have a multiple of nnodes (2) ranks, got 3"),
         (("--max-running", "0"), "--max-running must be between 1 and 65536, got 0"),
         (("--max-body", "1K"), "unrecognized arguments"),
         (("--host", ""), "--host must not be empty"),
@@ -163,6 +168,25 @@ def test_a_bad_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "MINISGL_PORT: expected a whole number" in refusal(capsys, MINISGL_PORT="http")
 
 
+def test_the_number_of_ranks_is_that_of_tp_info(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the flag and the variable say it, and as a rank of them says it of itself."""
+    assert ServerArgs().tp_info == DistributedInfo(0, 1)
+    for args in (parse_args(["--tp", "4"], {}), parse_args([], {"MINISGL_TP": "4"})):
+        assert (args.tp_info, args.tp) == (DistributedInfo(0, 4), 4)
+        ranks = [replace(args, tp_info=DistributedInfo(rank, args.tp)) for rank in range(4)]
+        assert [one.tp_info.rank for one in ranks] == [0, 1, 2, 3]
+        assert [replace(one, tp_info=args.tp_info) for one in ranks] == 4 * [args]
+    with pytest.raises(ValueError, match="tp_info must be a DistributedInfo, got 2"):
+        ServerArgs(tp_info=2)  # type: ignore[arg-type]
+    sentence = refusal(capsys, MINISGL_TP="0")
+    assert "environment variable MINISGL_TP: expected at least 1 rank, got '0'" in sentence
+    with pytest.raises(SystemExit):
+        parse_args(["--help"], {})
+    shown = capsys.readouterr().out
+    assert "--tp N" in shown
+    assert "all hosts together (default 1)" in " ".join(shown.split())
+
+
 def test_the_same_bounds_hold_in_python() -> None:
     with pytest.raises(ValueError, match="port must be between 0 and 65535, got -1"):
         ServerArgs(port=-1)
@@ -175,7 +199,7 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         parse_args(["--help"], {})
     text = capsys.readouterr().out
     for field in fields(ServerArgs):
-        name = {"num_threads": "threads"}.get(field.name, field.name)
+        name = {"num_threads": "threads", "tp_info": "tp"}.get(field.name, field.name)
         assert f"--{name.replace('_', '-')}" in text
 
 
@@ -197,10 +221,13 @@ def test_the_cache_is_where_the_system_wants_it() -> None:
 
 
 def test_several_hosts_need_an_address_and_a_secret() -> None:
-    hosts: dict[str, Any] = {"tp": 4, "nnodes": 2}
+    hosts: dict[str, Any] = {"tp_info": DistributedInfo(0, 4), "nnodes": 2}
     address = {"dist_init_addr": "10.0.0.1:5000"}
     for changes, sentence in (
-        ({"tp": 3, "nnodes": 2}, "tp must be a multiple of nnodes (2), got 3"),
+        (
+            {"tp_info": DistributedInfo(0, 3), "nnodes": 2},
+            "tp_info must have a multiple of nnodes (2) ranks, got 3",
+        ),
         ({"node_rank": 1}, "node_rank must be below nnodes (1), got 1"),
         (hosts, "dist_init_addr must be given where nnodes is more than 1"),
         (

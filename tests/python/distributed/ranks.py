@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -61,6 +62,8 @@ def _rank_main(
     results: Queue[tuple[int, bool, Any]],
 ) -> None:
     os.environ.update(environment)
+    for category in (DeprecationWarning, FutureWarning):  # of torch.distributed, by version
+        warnings.simplefilter("error", category)
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size

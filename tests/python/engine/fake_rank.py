@@ -202,14 +202,14 @@ if __name__ == "__main__":
     native.Engine = Engine  # type: ignore[attr-defined]
     native.InputError = InputError  # type: ignore[attr-defined]
     native.Progress = Progress  # type: ignore[attr-defined]
-    native.set_log = lambda least, json: None  # type: ignore[attr-defined]
+    native.set_log = lambda least, json, process: None  # type: ignore[attr-defined]
     native.RankFailure = RankFailure  # type: ignore[attr-defined]
     native.divide_even = divmod  # type: ignore[attr-defined]
     native.build_info = lambda: {"cuda": ""}  # type: ignore[attr-defined]
     sys.modules["minisgl._native"] = native
 
     from minisgl.ipc.child import run_child
-    from minisgl.ipc.messages import decode_to_rank
+    from minisgl.ipc.messages import to_rank_decoder
     from minisgl.rank.main import answer_malformed, main
 
-    run_child(decode_to_rank, main, answer_malformed)
+    run_child(to_rank_decoder, main, answer_malformed)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,12 @@ SERVE = ("-m", "minisgl")
 SECONDS = 240.0  # for one example
 
 
-def run(name: str, *arguments: str) -> str:
+def run(name: str, *arguments: str, launcher: Sequence[str] = ()) -> str:
     """What an example writes to its output. It finds this Python and its minisgl-serve."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable] if name.endswith(".py") else ["bash"]
     done = subprocess.run(
-        [*command, str(EXAMPLES / name), *arguments],
+        [*command, *launcher, str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -63,12 +64,22 @@ def test_logprobs(default_gguf: Path) -> None:
     assert re.search(r"' dog' +' dog' \d\d\.\d%", made)
 
 
-@pytest.mark.parametrize(("ranks", "comm"), [(2, "torch"), (3, "shm")])
-def test_sharded_layers(ranks: int, comm: str) -> None:
-    said = run("sharded_layers.py", "--ranks", str(ranks), "--comm", comm)
-    assert sorted(re.findall(rf"rank (\d) of {ranks}: holds {480 // ranks} of 480", said)) == [
-        str(rank) for rank in range(ranks)
-    ]
+SMALL_BLOCK = "--hidden 96 --heads 4 --kv-heads 2 --head-dim 16 --intermediate 160 --repeats 2"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"), [(1, ""), (2, "--comm torch"), (4, "--comm native --dtype bfloat16")]
+)
+def test_tensor_parallel(ranks: int, options: str) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    arguments = ["--device", "cpu", *SMALL_BLOCK.split(), *options.split()]
+    said = run("tensor_parallel.py", *arguments, launcher=launcher if ranks > 1 else [])
+    compared = re.findall(r"off by (\S+) from (.*)", said)
+    assert [name for _, name in compared] == ["plain torch", "these layers on one rank"][:ranks]
+    limit = 1e-2 if "bfloat16" in options else 1e-5
+    assert all(0 <= float(error) < limit for error, _ in compared)
+    other = "torch with the same cuts" if ranks > 1 else "plain torch"
+    assert re.search(rf"a pass: these layers \d+\.\d+ ms, {other} \d+\.\d+ ms", said)
 
 
 def test_two_hosts() -> None:

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisgl.ipc import messages
 from minisgl.ipc.messages import (
     Abort,
     EngineInfo,
@@ -25,13 +24,13 @@ from minisgl.ipc.messages import (
     Start,
     StepOutputs,
     Submit,
-    decode_from_rank,
-    decode_to_rank,
-    encode,
+    from_rank_decoder,
+    to_rank_decoder,
 )
 from minisgl.sampling_params import SamplingParams
 from minisgl.text import messages as text_messages
 
+encode = msgspec.msgpack.encode
 ids = st.integers(0, 2**63 - 1)
 tokens = st.integers(0, 2**31 - 1)
 floats = st.floats(allow_nan=False)
@@ -102,21 +101,21 @@ json_values = st.recursive(
 
 @given(to_rank)
 def test_messages_to_the_rank_come_back(message: Any) -> None:
-    assert decode_to_rank(encode(message)) == message
+    assert to_rank_decoder.decode(encode(message)) == message
 
 
 @given(from_rank)
 def test_messages_from_the_rank_come_back(message: Any) -> None:
-    assert decode_from_rank(encode(message)) == message
+    assert from_rank_decoder.decode(encode(message)) == message
 
 
 @pytest.mark.parametrize(
     "decode",
     [
-        decode_to_rank,
-        decode_from_rank,
-        text_messages.decode_to_text,
-        text_messages.decode_from_text,
+        to_rank_decoder.decode,
+        from_rank_decoder.decode,
+        text_messages.to_text_decoder.decode,
+        text_messages.from_text_decoder.decode,
     ],
 )
 @given(data=st.binary(max_size=200) | json_values.map(msgspec.msgpack.encode))
@@ -134,7 +133,7 @@ def test_a_damaged_message_is_a_message_or_refused(message: Any, data: st.DataOb
     for _ in range(data.draw(st.integers(1, 4))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
     try:
-        decoded = decode_from_rank(bytes(wire))
+        decoded = from_rank_decoder.decode(bytes(wire))
     except (msgspec.DecodeError, ValueError, RecursionError):
         return
     assert isinstance(decoded, msgspec.Struct)
@@ -142,7 +141,7 @@ def test_a_damaged_message_is_a_message_or_refused(message: Any, data: st.DataOb
 
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises((msgspec.DecodeError, RecursionError)):
-        text_messages.decode_to_text(
+        text_messages.to_text_decoder.decode(
             msgspec.msgpack.encode({"type": "chat", "id": 1}).replace(b"\x82", b"\x83", 1)
             + msgspec.msgpack.encode("messages")
             + b"\x91" * 100_000
@@ -181,9 +180,9 @@ def test_deep_nesting_is_refused() -> None:
 )
 def test_values_out_of_range_are_refused(change: dict[str, Any]) -> None:
     good = {"type": "submit", "id": 1, "prompt": [1], "params": {"max_tokens": 1, "seed": 0}}
-    assert isinstance(decode_to_rank(encode(good)), Submit)
+    assert isinstance(to_rank_decoder.decode(encode(good)), Submit)
     with pytest.raises(msgspec.ValidationError):
-        decode_to_rank(encode({**good, **change}))
+        to_rank_decoder.decode(encode({**good, **change}))
 
 
 @pytest.mark.parametrize(
@@ -192,9 +191,9 @@ def test_values_out_of_range_are_refused(change: dict[str, Any]) -> None:
 def test_engine_options_out_of_range_are_refused(change: dict[str, Any]) -> None:
     options = {"model_path": "m"}
     good = {"type": "start", "options": options, "place": {}}
-    assert isinstance(decode_to_rank(encode(good)), Start)
+    assert isinstance(to_rank_decoder.decode(encode(good)), Start)
     with pytest.raises(msgspec.ValidationError):
-        decode_to_rank(encode({**good, "options": {**options, **change}}))
+        to_rank_decoder.decode(encode({**good, "options": {**options, **change}}))
 
 
 def test_the_native_engines_tuples_have_the_layout_of_outputs() -> None:
@@ -203,7 +202,7 @@ def test_the_native_engines_tuples_have_the_layout_of_outputs() -> None:
         (2, [], "error", "too_long", "no", None, [(3, None, [])], (0.0, 1.0, 2.0)),
     ]
     stats: Any = {"num_running": 2, "num_steps": 9}
-    assert decode_from_rank(encode(StepOutputs(drained, stats))) == StepOutputs(
+    assert from_rank_decoder.decode(encode(StepOutputs(drained, stats))) == StepOutputs(
         [Output(*drained[0]), Output(*drained[1])], EngineStats(num_running=2, num_steps=9)
     )
 
@@ -224,7 +223,7 @@ def test_merged_outputs_hold_all_tokens_and_the_last_word(parts: list[Output]) -
 
 def decode_merged(parts: list[Output]) -> Output:
     decoder = msgspec.msgpack.Decoder(Output)
-    merged = decoder.decode(messages.encode(parts[0]))
+    merged = decoder.decode(encode(parts[0]))
     for part in parts[1:]:
         merged.merge(part)
     return merged

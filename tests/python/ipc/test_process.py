@@ -22,18 +22,20 @@ from minisgl.ipc.messages import (
     Start,
     StepOutputs,
     Submit,
-    decode_from_rank,
+    from_rank_decoder,
 )
 from minisgl.ipc.process import ChildProcess, describe_exit
 from minisgl.sampling_params import SamplingParams
 
 FAKE_RANK = Path(__file__).parents[1] / "engine" / "fake_rank.py"
 
+NAME = "minisgl-TP0-scheduler"
+
 Rank = ChildProcess[FromRank]
 
 
 async def ready_rank() -> Rank:
-    child: Rank = await Rank.spawn((sys.executable, str(FAKE_RANK)), decode_from_rank)
+    child: Rank = await Rank.spawn((sys.executable, str(FAKE_RANK)), NAME, from_rank_decoder)
     await child.configure(Start(EngineOptions(model_path="fake:ok"), Place()))
     while not isinstance(message := await child.receive(), Ready):
         assert isinstance(message, (PhaseReport, Alive))
@@ -91,7 +93,7 @@ async def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path) -> None:
             """
         )
     )
-    child: Rank = await Rank.spawn((sys.executable, str(program)), decode_from_rank)
+    child: Rank = await Rank.spawn((sys.executable, str(program)), NAME, from_rank_decoder)
     reader = asyncio.create_task(child.receive())
     assert await asyncio.wait_for(child.wait(), 20) == -signal.SIGKILL
     reader.cancel()
@@ -105,7 +107,7 @@ async def test_sockets_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(f"tempfile.{name}", lambda *args, **options: made.append(args))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     program = "import time; time.sleep(60)"
-    child: Rank = await Rank.spawn((sys.executable, "-c", program), decode_from_rank)
+    child: Rank = await Rank.spawn((sys.executable, "-c", program), NAME, from_rank_decoder)
     assert os.listdir(tmp_path) == []
     await child.stop(None)
     child.close()
@@ -114,7 +116,7 @@ async def test_sockets_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert await child.stop(Shutdown()) == 0
     child.close()
     with pytest.raises(FileNotFoundError):
-        await Rank.spawn(("/nowhere",), decode_from_rank)
+        await Rank.spawn(("/nowhere",), NAME, from_rank_decoder)
     assert (os.listdir(tmp_path), made) == ([], [])
 
 

@@ -10,6 +10,7 @@ import time
 
 import msgspec
 import pytest
+import zmq
 
 from minisgl.ipc.queues import (
     ZmqAsyncPullQueue,
@@ -18,11 +19,11 @@ from minisgl.ipc.queues import (
     ZmqPullQueue,
     ZmqPushQueue,
     ZmqSubQueue,
+    as_is,
 )
 
 encode = msgspec.msgpack.encode
-decode = msgspec.msgpack.Decoder(list[int]).decode
-raw = bytes
+decoder = msgspec.msgpack.Decoder(list[int])
 
 
 @pytest.fixture
@@ -30,10 +31,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"ipc://{tmp_path_factory.mktemp('q')}/q"
 
 
+def bound_push(address: str) -> zmq.Socket[bytes]:
+    """The end of another program, which sends what bytes it likes."""
+    socket = zmq.Context.instance().socket(zmq.PUSH)
+    socket.bind(address)
+    return socket
+
+
 @pytest.mark.parametrize("push_binds", [True, False])
 def test_push_and_pull_keep_order_whoever_binds(address: str, push_binds: bool) -> None:
-    push = ZmqPushQueue(address, push_binds, encode)
-    pull = ZmqPullQueue(address, not push_binds, decode)
+    push = ZmqPushQueue(address, push_binds, as_is)
+    pull = ZmqPullQueue(address, not push_binds, decoder)
     assert pull.empty()
     for number in range(5000):
         push.put([number])
@@ -44,9 +52,9 @@ def test_push_and_pull_keep_order_whoever_binds(address: str, push_binds: bool) 
 
 
 async def test_async_queues_carry_more_than_any_high_water_mark(address: str) -> None:
-    push = ZmqAsyncPushQueue(address, True, encode)
+    push = ZmqAsyncPushQueue(address, True, as_is)
     assert push.put_nowait([0]) is False
-    pull = ZmqAsyncPullQueue(address, False, decode)
+    pull = ZmqAsyncPullQueue(address, False, decoder)
     await push.put([0])
     for number in range(1, 20_000):
         assert push.put_nowait([number])
@@ -62,8 +70,8 @@ def test_an_abstract_address_is_for_one_user(monkeypatch: pytest.MonkeyPatch) ->
         address = f"ipc://@minisgl-test-{os.getpid()}-{user}"
         with monkeypatch.context() as patch:
             patch.setattr(os, "geteuid", lambda user=user: user)
-            pull = ZmqPullQueue(address, True, decode)
-        push = ZmqPushQueue(address, False, encode)
+            pull = ZmqPullQueue(address, True, decoder)
+        push = ZmqPushQueue(address, False, as_is)
         push.put([1])
         time.sleep(0.3)
         assert pull.empty() is expected
@@ -72,8 +80,8 @@ def test_an_abstract_address_is_for_one_user(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_the_socket_file_may_go_once_both_ends_are_connected(address: str) -> None:
-    push = ZmqAsyncPushQueue(address, True, encode)
-    pull = ZmqAsyncPullQueue(address, False, decode)
+    push = ZmqAsyncPushQueue(address, True, as_is)
+    pull = ZmqAsyncPullQueue(address, False, decoder)
     await push.put([1])
     assert await pull.get() == [1]
     os.unlink(address.removeprefix("ipc://"))
@@ -87,12 +95,12 @@ def test_malformed_messages_are_logged_and_left_out(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[bytes] = []
-    push = ZmqPushQueue(address, True, raw)
-    pull = ZmqPullQueue(address, False, decode, on_malformed=seen.append)
+    push = bound_push(address)
+    pull = ZmqPullQueue(address, False, decoder, on_malformed=seen.append)
     bad = [b"", b"\xc1", encode("text"), encode([1.5]), b"\x91" * 10_000]
     with caplog.at_level(logging.ERROR):
         for data in [*bad, encode([7])]:
-            push.put(data)
+            push.send(data)
         assert pull.get() == [7]
     assert seen == bad
     assert len(caplog.records) == len(bad)
@@ -101,10 +109,10 @@ def test_malformed_messages_are_logged_and_left_out(
 
 
 async def test_async_malformed_messages_too(address: str) -> None:
-    push = ZmqAsyncPushQueue(address, True, raw)
-    pull = ZmqAsyncPullQueue(address, False, decode)
+    push = bound_push(address)
+    pull = ZmqAsyncPullQueue(address, False, decoder)
     for data in (b"\xc1", encode([7])):
-        await push.put(data)
+        push.send(data)
     assert await asyncio.wait_for(pull.get(), 10) == [7]
     push.close()
     pull.close()
@@ -112,8 +120,8 @@ async def test_async_malformed_messages_too(address: str) -> None:
 
 def test_a_slow_subscriber_gets_everything(address: str) -> None:
     count = 200_000  # beyond the high-water mark of both ends
-    publish = ZmqPubQueue(address, True, encode)
-    subscribe = ZmqSubQueue(address, False, decode)
+    publish = ZmqPubQueue(address, True, as_is)
+    subscribe = ZmqSubQueue(address, False, decoder)
     while subscribe.empty():  # until the subscription has arrived
         publish.put([-1])
     writer = threading.Thread(target=lambda: [publish.put([number]) for number in range(count)])
@@ -127,7 +135,7 @@ def test_a_slow_subscriber_gets_everything(address: str) -> None:
 
 
 def test_close_returns_though_nobody_reads(address: str) -> None:
-    push = ZmqPushQueue(address, False, encode)
+    push = ZmqPushQueue(address, False, as_is)
     push.put([1])
     closed = threading.Event()
     threading.Thread(target=lambda: (push.close(), closed.set()), daemon=True).start()

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
+import zmq
 
-from minisgl.ipc.messages import Abort, decode_to_rank
-from minisgl.ipc.messages import encode as encode_message
+from minisgl.ipc.messages import Abort, to_rank_decoder
 from minisgl.ipc.queues import (
     PUB_HIGH_WATER_MARK,
     ZmqAsyncPubQueue,
@@ -24,11 +24,12 @@ from minisgl.ipc.queues import (
     ZmqPullQueue,
     ZmqPushQueue,
     ZmqSubQueue,
+    as_is,
 )
 
 COUNT = 3 * PUB_HIGH_WATER_MARK  # messages, more than both ends of a publisher hold
 encode = msgspec.msgpack.encode
-decode = msgspec.msgpack.Decoder(list[int]).decode
+decoder = msgspec.msgpack.Decoder(list[int])
 
 # A process that gets until it sees [-2], and exits with status 0 if that was 0, 1, 2, ... in order.
 # Kind and pace are arguments; [-1] is not counted.
@@ -36,7 +37,7 @@ READER = """
 import sys, time, zmq, msgspec
 from minisgl.ipc import queues
 kind, address, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
-queue = getattr(queues, kind)(address, False, msgspec.msgpack.Decoder(list[int]).decode)
+queue = getattr(queues, kind)(address, False, msgspec.msgpack.Decoder(list[int]))
 print("there", flush=True)
 wanted = 0
 while (number := queue.get()[0]) != -2:
@@ -85,7 +86,7 @@ def received(process: subprocess.Popen[str]) -> int:
 
 
 def test_push_and_pull(address: str, reader: StartReader) -> None:
-    push = ZmqPushQueue(address, True, encode)
+    push = ZmqPushQueue(address, True, as_is)
     process = reader("ZmqPullQueue", 0.5)
     for number in [*range(COUNT), -2]:
         push.put([number])
@@ -94,7 +95,7 @@ def test_push_and_pull(address: str, reader: StartReader) -> None:
 
 
 async def test_async_push_waits_for_nobody(address: str, reader: StartReader) -> None:
-    push = ZmqAsyncPushQueue(address, True, encode)
+    push = ZmqAsyncPushQueue(address, True, as_is)
     process = reader("ZmqPullQueue", 1.0)
     await push.put([-1])
     began = time.monotonic()
@@ -109,7 +110,7 @@ async def test_async_push_waits_for_nobody(address: str, reader: StartReader) ->
 def test_a_slow_subscriber_gets_everything_and_a_dead_one_holds_nobody_up(
     address: str, reader: StartReader
 ) -> None:
-    publish = ZmqPubQueue(address, True, encode)
+    publish = ZmqPubQueue(address, True, as_is)
     slow, quick, dead = (reader("ZmqSubQueue", pause) for pause in (1.0, 0.0, 0.0))
     time.sleep(0.5)  # until the subscriptions have arrived
     publish.put([-1])
@@ -123,9 +124,9 @@ def test_a_slow_subscriber_gets_everything_and_a_dead_one_holds_nobody_up(
 
 
 async def test_async_publishers_and_subscribers(address: str, reader: StartReader) -> None:
-    publish = ZmqAsyncPubQueue(address, True, encode)
+    publish = ZmqAsyncPubQueue(address, True, as_is)
     process = reader("ZmqSubQueue")
-    subscribe = ZmqAsyncSubQueue(address, False, decode)
+    subscribe = ZmqAsyncSubQueue(address, False, decoder)
     while subscribe.empty():  # until this subscription has arrived
         await publish.put([-1])
         await asyncio.sleep(0.01)
@@ -140,6 +141,13 @@ async def test_async_publishers_and_subscribers(address: str, reader: StartReade
     assert await asyncio.to_thread(received, process) == 2000
     publish.close()
     subscribe.close()
+
+
+def bound_socket(kind: int, address: str) -> zmq.Socket[bytes]:
+    """The end of another program, which sends what bytes it likes."""
+    socket = zmq.Context.instance().socket(kind)
+    socket.bind(address)
+    return socket
 
 
 GARBAGE = [
@@ -158,15 +166,15 @@ GARBAGE = [
 async def test_garbage_is_named_and_the_socket_lives_on(
     address: str, kinds: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    raw, good = bytes, encode_message(Abort([7]))
+    good = encode(Abort([7]))
     is_push = kinds[0] == "push"
-    put = (ZmqPushQueue if is_push else ZmqPubQueue)(address, True, raw)
-    get = (ZmqPullQueue if is_push else ZmqSubQueue)(address, False, decode_to_rank)
+    put = bound_socket(zmq.PUSH if is_push else zmq.PUB, address)
+    get = (ZmqPullQueue if is_push else ZmqSubQueue)(address, False, to_rank_decoder)
     await asyncio.sleep(0.3)  # until the subscription has arrived
     with caplog.at_level(logging.ERROR):
         for data, _ in GARBAGE:
-            put.put(data)
-            put.put(good)
+            put.send(data)
+            put.send(good)
             assert get.get() == Abort([7])
     for record, (_, field) in zip(caplog.records, GARBAGE, strict=True):
         assert field in record.getMessage()
@@ -175,19 +183,19 @@ async def test_garbage_is_named_and_the_socket_lives_on(
 
 
 async def test_garbage_on_async_queues(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    put = ZmqAsyncPubQueue(address, True, bytes)
-    get = ZmqAsyncSubQueue(address, False, decode_to_rank)
-    pull = ZmqAsyncPullQueue(address + "2", True, decode_to_rank)
-    push = ZmqPushQueue(address + "2", False, bytes)
+    put = bound_socket(zmq.PUB, address)
+    get = ZmqAsyncSubQueue(address, False, to_rank_decoder)
+    pull = ZmqAsyncPullQueue(address + "2", False, to_rank_decoder)
+    push = bound_socket(zmq.PUSH, address + "2")
     await asyncio.sleep(0.3)
     with caplog.at_level(logging.ERROR):
         for data, _ in GARBAGE:
-            await put.put(data)
-            push.put(data)
-        await put.put(encode_message(Abort([7])))
-        push.put(encode_message(Abort([8])))
+            put.send(data)
+            push.send(data)
+        put.send(encode(Abort([7])))
+        push.send(encode(Abort([8])))
         assert await asyncio.wait_for(get.get(), 10) == Abort([7])
         assert await asyncio.wait_for(pull.get(), 10) == Abort([8])
     assert len(caplog.records) == 2 * len(GARBAGE)
-    for queue in (put, get, pull, push):
-        queue.close()
+    for end in (put, get, pull, push):
+        end.close()

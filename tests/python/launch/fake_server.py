@@ -3,14 +3,12 @@
 import sys
 from pathlib import Path
 
+from minisgl import launch_server
 from minisgl.engine.client import RestartPolicy
-from minisgl.flags import parse_args
-from minisgl.launch import launch_server
 
 if __name__ == "__main__":
     rank = Path(__file__).parents[1] / "engine" / "fake_rank.py"
     status = launch_server(
-        parse_args(),
         rank_command=(sys.executable, str(rank)),
         restart=RestartPolicy(max_failures=2, first_delay=0.1, max_replays=1),
     )

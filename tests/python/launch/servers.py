@@ -100,9 +100,9 @@ class ServerProcess:
 
     def ranks(self) -> list[int]:
         """Ids of the processes that have become ranks, in their order: they are started one after
-        the other. (Fake ranks are not among them.)
+        the other.
         """
-        return sorted(pid for pid in self.children() if runs(pid, "minisgl.rank.main"))
+        return sorted(pid for pid in self.children() if is_called(pid, "minisgl-TP"))
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -132,10 +132,16 @@ def processes() -> dict[int, tuple[str, str]]:
     return found
 
 
-def runs(pid: int, program: str) -> bool:
-    """Whether a process runs a module of this name."""
+def process_name(pid: int) -> str:
+    """What ps shows of a process's command line: its name, once it has taken one."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    return b" ".join(words).decode()
+
+
+def is_called(pid: int, name: str) -> bool:
+    """Whether a process has such a name, or was given it as an argument and is about to take it."""
     with contextlib.suppress(OSError):  # a process that has just ended
-        return program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 

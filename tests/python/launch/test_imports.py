@@ -33,6 +33,10 @@ def test_a_rank_imports_neither_server_nor_tokenizer() -> None:
     assert modules & unwanted == set()
 
 
+def test_messages_need_no_sockets() -> None:
+    assert "zmq" not in imported("import minisgl.ipc.messages")
+
+
 def test_the_public_names_are_there() -> None:
     program = "from minisgl import SamplingParams, ServerArgs, launch_server\nimport minisgl"
     assert "minisgl.launch" in imported(program)

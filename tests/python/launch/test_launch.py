@@ -19,8 +19,8 @@ from tests.python.launch.servers import (
     Stream,
     alive,
     get,
+    is_called,
     make_model,
-    runs,
     until,
 )
 
@@ -382,4 +382,4 @@ def text_of(body: str) -> str:
 
 
 def is_tokenizer(pid: int) -> bool:
-    return runs(pid, "minisgl.text.worker_process")
+    return is_called(pid, "tokenizer-")

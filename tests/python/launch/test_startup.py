@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from minisgl.config import ServerArgs
+from minisgl.distributed import DistributedInfo
 from minisgl.ipc.messages import EngineInfo, PhaseReport
 from minisgl.startup import PhaseLog, describe_engine
 
@@ -48,7 +49,11 @@ def test_the_threads_are_explained() -> None:
     ranks = [EngineInfo(vocab_size=10, max_model_len=20, num_threads=1, isa="avx2")] * 2
     for args, shown, why in (
         (ServerArgs(), ranks[:1], "cores allowed to this process; --threads"),
-        (ServerArgs(tp=2), ranks, "cores allowed to this process, divided by ranks; --threads"),
+        (
+            ServerArgs(tp_info=DistributedInfo(0, 2)),
+            ranks,
+            "cores allowed to this process, divided by ranks; --threads",
+        ),
         (ServerArgs(num_threads=1), ranks[:1], "asked for; --threads"),
     ):
         line = f"processor: 1 thread ({why}), avx2 kernels (the best it has)"
@@ -73,7 +78,7 @@ def test_ranks_are_described_where_there_are_several() -> None:
         )
         for c in ("0-1", "2-3")
     ]
-    assert describe_engine(ServerArgs(tp=2), ranks)[:3] == [
+    assert describe_engine(ServerArgs(tp_info=DistributedInfo(0, 2)), ranks)[:3] == [
         "ranks: 2 (--tp), each with 500.0 MB of the weights",
         "they talk (--comm auto)",
         "cores by rank: 0-1; 2-3",

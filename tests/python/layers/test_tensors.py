@@ -199,6 +199,17 @@ def test_full_tensors_are_loaded_in_all_their_forms(become_rank: BecomeRank) -> 
         assert list(block.state_dict()) == ["layers.0.attention.qkv_proj.weight"]
 
 
+def test_layers_of_weights_have_their_dtype_and_no_part_of_their_memory() -> None:
+    weights = [torch.randn(4, 6).bfloat16(), torch.randn(8, 6).bfloat16()]
+    layer = LinearColParallelMerged.from_weights(weights, [torch.ones(4), None])
+    assert (layer.weight.dtype, layer.bias.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert torch.equal(layer.bias, torch.tensor([1.0] * 4 + [0.0] * 8).bfloat16())
+    merged = torch.cat(weights)
+    weights[0].zero_()
+    assert torch.equal(layer.weight, merged)
+    assert LinearRowParallel.from_weights(merged).bias is None
+
+
 class Named(BaseOP):
     def __init__(self, **members: object) -> None:
         vars(self).update(members)
@@ -329,7 +340,7 @@ def test_what_does_not_fit_is_named(become_rank: BecomeRank) -> None:
         ),
         (
             lambda: layer(torch.zeros(2, 40, dtype=torch.int64)),
-            "input must be float32, float16 or bfloat16",
+            "input must be float32, float16 or bfloat16, got int64",
         ),
         (
             lambda: layer(torch.zeros(2, 40, device="meta")),
@@ -346,11 +357,15 @@ def test_tensors_that_do_not_fit_the_layer_are_named() -> None:
     x = torch.zeros(1, 40)
     refusals: list[tuple[str, torch.Tensor, str]] = [
         ("weight", torch.zeros(40, 24), "weight must be [24, 40], got [40, 24]"),
-        ("weight", torch.zeros(40, 24).t(), "weight must be contiguous"),
+        (
+            "weight",
+            torch.zeros(40, 24).t(),
+            "weight must be contiguous, got [24, 40] with strides [1, 24]",
+        ),
         (
             "weight",
             torch.zeros(24, 40, dtype=torch.int8),
-            "weight must be float32, float16 or bfloat16",
+            "weight must be float32, float16 or bfloat16, got int8",
         ),
         ("bias", torch.zeros(23), "bias must be [24], got [23]"),
         (
@@ -358,7 +373,7 @@ def test_tensors_that_do_not_fit_the_layer_are_named() -> None:
             torch.zeros(24, dtype=torch.bfloat16),
             "bias is bfloat16, the layer's weight float32",
         ),
-        ("bias", torch.zeros(48)[::2], "bias must be contiguous"),
+        ("bias", torch.zeros(48)[::2], "bias must be contiguous, got [24] with strides [2]"),
     ]
     for name, tensor, message in refusals:
         layer = filled()

@@ -9,13 +9,15 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minisgl import LLM
+from minisgl import LLM, launch_server
 from minisgl.config import ServerArgs
+from minisgl.distributed import DistributedInfo
 from minisgl.engine.api import EngineStartError
 from minisgl.ipc.messages import EngineOptions
 from minisgl.model_files.files import ModelError
@@ -43,6 +45,35 @@ def talk(
         return status, captured.out, captured.err
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "argv"),
+    [
+        (None, {"run_shell": True}, True),
+        (None, {}, True),
+        (ServerArgs(), {"run_shell": True}, False),
+        (ServerArgs(shell=True), {}, False),
+    ],
+)
+def test_launch_server_starts_it(
+    native: FakeNative,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: ServerArgs | None,
+    options: dict[str, bool],
+    argv: bool,
+) -> None:
+    """The command line says which model, and `--shell` where the call doesn't; or `args` does."""
+    native.script = lambda request: [*load_tokenizer(model).encode("fine"), EOS]
+    flags = [model] if options else [model, "--shell"]
+    monkeypatch.setattr("sys.argv", ["program", *(flags if argv else ["--no-such-flag"])])
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    if args is not None:
+        args = replace(args, model=model)
+    assert launch_server(args, **options) == 0
+    assert capsys.readouterr().out == "fine\n"
 
 
 def prompts(native: FakeNative, model: str) -> list[str]:
@@ -229,7 +260,12 @@ def test_ranks_have_the_step_timeout_that_was_asked_for(
 
     monkeypatch.setattr("minisgl.offline.local_model.EngineClient", Client)
     if entry == "shell":
-        assert run_shell(ServerArgs(model=model, shell=True, tp=2, step_timeout=90)) == 1
+        assert (
+            run_shell(
+                ServerArgs(model=model, shell=True, tp_info=DistributedInfo(0, 2), step_timeout=90)
+            )
+            == 1
+        )
     else:
         with pytest.raises(ModelError, match="enough is known"):
             LLM(model, tp=2, step_timeout=90, show_progress=False)

@@ -25,6 +25,7 @@ class FakeClient:
 
     script: Script
     max_model_len: int = 256
+    vocab_size: int = VOCAB_SIZE
     max_live: int = 1000
     state: State = "ready"
     phase: str = ""
@@ -59,7 +60,7 @@ class FakeClient:
         if self.state == "starting":
             raise EngineUnavailable("starting")
         return EngineInfo(
-            vocab_size=VOCAB_SIZE,
+            vocab_size=self.vocab_size,
             max_model_len=self.max_model_len,
             kv_dtype="bf16",
             num_pages=100,

@@ -68,7 +68,7 @@ def program(path: Path, second_start: str, *, every_start: bool = False) -> tupl
         from pathlib import Path
         from minisgl.ipc.child import run_child
         from minisgl.text import worker_process
-        from minisgl.text.messages import decode_to_text
+        from minisgl.text.messages import to_text_decoder
 
         starts = Path({str(path)!r} + ".starts")
         with starts.open("a") as file:
@@ -76,7 +76,7 @@ def program(path: Path, second_start: str, *, every_start: bool = False) -> tupl
         # At the third start, the encoder and the detokenizer have been before.
         if {every_start} or len(starts.read_text()) == 3:
             {second_start}
-        run_child(decode_to_text, worker_process.main, worker_process.refuse_malformed)
+        run_child(to_text_decoder, worker_process.main, worker_process.refuse_malformed)
     """
     path.write_text(textwrap.dedent(body))
     return (sys.executable, str(path))

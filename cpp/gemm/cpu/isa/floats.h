@@ -1,4 +1,4 @@
-// The kernel that f32, f16 and bf16 share: weights widened in registers, activations f32, one fused multiply-add for
+// The kernel that f32 and f16 share: weights widened in registers, activations f32, one fused multiply-add for
 // each input column in order.
 #pragma once
 

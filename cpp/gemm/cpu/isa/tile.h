@@ -10,9 +10,9 @@
 
 namespace minisgl::MINISGL_ISA {
 
-// How far ahead of a single row's arithmetic weights are asked for, in all streams of a tile together. Nearer is slower
-// where the processor doesn't read ahead by itself across pages; farther, lines might leave the first-level cache
-// before their turn.
+// How far ahead of the arithmetic weights are asked for, in all streams of a tile together. Nearer is slower where the
+// processor doesn't read ahead by itself across pages; farther, lines might leave the first-level cache before their
+// turn. Also with several rows: the first tile of rows reads from memory, and reading is what takes its time.
 constexpr int prefetch_bytes = 8192;
 
 template <int bytes, int distance>
@@ -34,14 +34,28 @@ inline void store_outputs(typename Lanes::F32 sums, const float* bias, std::int6
   for (std::int64_t i = 0; i < count; ++i) y[i] = bias ? lanes[i] + bias[i] : lanes[i];
 }
 
+template <typename Lanes, int rows, int vectors>
+inline void store_tile(const KernelArgs& args, std::int64_t row, std::int64_t group,
+                       const typename Lanes::F32 (&sums)[vectors][rows]) {
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; ++v) {
+    const std::int64_t output = (group + v * Lanes::groups) * group_rows;
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+      store_outputs<Lanes>(sums[v][r], args.bias ? args.bias + output : nullptr, args.num_outputs - output,
+                           args.y + (row + r) * args.y_stride + output);
+  }
+}
+
 // A Format says how a block is multiplied:
 //   using Activation                 ActivationBlock or float
 //   block_cols, block_bytes          of a block of one group
 //   activations_per_block            how many Activations of a row meet one block
-//   multiply<Lanes, rows>(weights, next, x, stride, sums)   adds the products of one block of Lanes::groups groups,
-//   `next`
-//                                    bytes apart, to sums[rows]; row r's activations are `stride` bytes after row r -
-//                                    1's
+//   multiply<Lanes, rows>(weights, next, x, stride, sums)
+//                                    adds the products of one block of Lanes::groups groups, `next` bytes apart, to
+//                                    sums[rows]; row r's activations are `stride` bytes after row r - 1's
+// or, instead of all these, how a whole tile is multiplied:
+//   multiply_tile<Lanes, rows, vectors>(args, row, group)
 //
 // A tile has `rows` rows and `vectors` vectors of Lanes::groups groups each.
 template <typename Format, typename Lanes, int rows, int vectors>
@@ -59,19 +73,23 @@ inline void multiply_tile(const KernelArgs& args, std::int64_t row, std::int64_t
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       const std::byte* first = weights + v * Lanes::groups * group_bytes;
-      if constexpr (rows == 1) prefetch_ahead<Format::block_bytes, prefetch_bytes / vectors>(first);
+#pragma GCC unroll 2
+      for (int g = 0; g < Lanes::groups; ++g)
+        prefetch_ahead<Format::block_bytes, prefetch_bytes / (vectors * Lanes::groups)>(first + g * group_bytes);
       Format::template multiply<Lanes, rows>(first, group_bytes, x, args.activation_stride, sums[v]);
     }
     weights += Format::block_bytes;
     x += Format::activations_per_block * sizeof(typename Format::Activation);
   }
-#pragma GCC unroll 8
-  for (int v = 0; v < vectors; ++v) {
-    const std::int64_t output = (group + v * Lanes::groups) * group_rows;
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r)
-      store_outputs<Lanes>(sums[v][r], args.bias ? args.bias + output : nullptr, args.num_outputs - output,
-                           args.y + (row + r) * args.y_stride + output);
+  store_tile<Lanes>(args, row, group, sums);
+}
+
+template <typename Format, typename Lanes, int rows, int vectors>
+inline void run_tile(const KernelArgs& args, std::int64_t row, std::int64_t group) {
+  if constexpr (requires { &Format::template multiply_tile<Lanes, rows, vectors>; }) {
+    Format::template multiply_tile<Lanes, rows, vectors>(args, row, group);
+  } else {
+    multiply_tile<Format, Lanes, rows, vectors>(args, row, group);
   }
 }
 
@@ -80,9 +98,9 @@ inline void multiply_rows(const KernelArgs& args, std::int64_t row) {
   constexpr int groups = vectors * Lanes::groups;
   const std::int64_t num_groups = (args.num_outputs + group_rows - 1) / group_rows;
   std::int64_t group = 0;
-  for (; group + groups <= num_groups; group += groups) multiply_tile<Format, Lanes, rows, vectors>(args, row, group);
+  for (; group + groups <= num_groups; group += groups) run_tile<Format, Lanes, rows, vectors>(args, row, group);
   if constexpr (groups > 1)
-    for (; group < num_groups; ++group) multiply_tile<Format, Narrow, rows, 1>(args, row, group);
+    for (; group < num_groups; ++group) run_tile<Format, Narrow, rows, 1>(args, row, group);
 }
 
 // A whole kernel: tiles of `rows` rows, then of half as many, and so on down to one.

@@ -34,7 +34,7 @@ class PagedAttention : public testing::TestWithParam<std::tuple<CpuIsa, Attentio
 };
 
 INSTANTIATE_TEST_SUITE_P(All, PagedAttention,
-                         testing::Combine(testing::ValuesIn(supported_cpu_isas().begin(), supported_cpu_isas().end()),
+                         testing::Combine(testing::ValuesIn(supported_base_isas().begin(), supported_base_isas().end()),
                                           testing::ValuesIn(shapes())),
                          isa_and_shape_name);
 

@@ -39,7 +39,7 @@ class Rows : public testing::TestWithParam<std::tuple<CpuIsa, int>> {
 };
 
 INSTANTIATE_TEST_SUITE_P(All, Rows,
-                         testing::Combine(testing::ValuesIn(supported_cpu_isas().begin(), supported_cpu_isas().end()),
+                         testing::Combine(testing::ValuesIn(supported_base_isas().begin(), supported_base_isas().end()),
                                           testing::Values(1, 2, 7, 8, 30, 64, 100, 576, 1537)),
                          [](const auto& info) {
                            return std::string(cpu_isa_label(std::get<0>(info.param))) + "_" +
@@ -95,7 +95,8 @@ TEST_P(Rows, Rope) {
 
 class LogitPasses : public testing::TestWithParam<CpuIsa> {};
 
-INSTANTIATE_TEST_SUITE_P(All, LogitPasses, testing::ValuesIn(supported_cpu_isas().begin(), supported_cpu_isas().end()),
+INSTANTIATE_TEST_SUITE_P(All, LogitPasses,
+                         testing::ValuesIn(supported_base_isas().begin(), supported_base_isas().end()),
                          [](const auto& info) { return std::string(cpu_isa_label(info.param)); });
 
 TEST_P(LogitPasses, WeightsAreExponentialsToTwoUnitsInTheLastPlace) {

@@ -1,4 +1,4 @@
-// The calling thread's device while a communicator of another one works.
+// The calling thread's device while another one works.
 #pragma once
 
 #include "core/cuda/runtime.h"
@@ -10,14 +10,18 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     MINISGL_CUDA_CHECK(cudaGetDevice(&previous_));
-    MINISGL_CUDA_CHECK(cudaSetDevice(device));
+    changed_ = previous_ != device;
+    if (changed_) MINISGL_CUDA_CHECK(cudaSetDevice(device));
   }
-  ~DeviceGuard() { cudaSetDevice(previous_); }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int previous_ = 0;
+  bool changed_ = false;
 };
 
 }  // namespace minisgl

@@ -1,0 +1,198 @@
+// Chooses a kernel for each product of a user's tensors: the one for few rows, one of cuBLASLt's, or the plain one.
+// What is the fastest for a shape is measured when it is first used.
+#include "gemm/tensor_product.h"
+
+#include <algorithm>
+#include <bit>
+#include <compare>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "core/cuda/device_guard.h"
+#include "core/cuda/runtime.h"
+#include "gemm/cuda/cublaslt.h"
+#include "gemm/cuda/cublaslt_library.h"
+#include "gemm/cuda/launch.h"
+#include "gemm/cuda/stopwatch.h"
+#include "gemm/cuda/tensor_launch.h"
+#include "gemm/cuda/workspaces.h"
+
+namespace minisgl {
+namespace {
+
+using cuda::Capture;
+using cuda::CublasLt;
+
+// While it lives, this thread may allocate and wait for events although streams are being captured, here or elsewhere.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { MINISGL_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// Products that share a choice.
+struct Shape {
+  DType dtype;
+  bool has_bias;
+  unsigned alignment;  // bytes that every pointer is a multiple of
+  std::int64_t rows;   // the most that share it
+  std::int64_t outputs, inputs;
+  auto operator<=>(const Shape&) const = default;
+};
+
+unsigned alignment_of(const TensorProduct& product) {
+  std::uintptr_t address = 256;
+  for (const void* pointer : {product.weights, product.bias, product.x, static_cast<const void*>(product.y)})
+    address |= reinterpret_cast<std::uintptr_t>(pointer);
+  const unsigned alignment = 1u << std::countr_zero(address);
+  return alignment >= 256 ? 256 : std::min(alignment, 16u);
+}
+
+Shape shape_of(const TensorProduct& product) {
+  const std::int64_t rows = product.rows == 1 ? 1 : product.rows <= 8 ? 8 : cuda::rows_of_choice(product.rows);
+  return {product.dtype, product.bias != nullptr, alignment_of(product), rows, product.outputs, product.inputs};
+}
+
+struct Choice {
+  std::optional<cuda::SkinnyTuning> skinny;
+  // Else one of cuBLASLt's; its favourite where `algorithm` is empty too.
+  std::optional<cublasLtMatmulAlgo_t> algorithm;
+  std::size_t workspace_bytes = 0;  // of the algorithm, for this many rows
+  std::int64_t rows = 0;
+};
+
+void check(const TensorProduct& product) {
+  if (product.dtype != DType::f32 && product.dtype != DType::bf16 && product.dtype != DType::f16) {
+    throw InputError(
+        concat("a product of a GPU's tensors is of f32, bf16 or f16, not ", dtype_info(product.dtype).name));
+  }
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+  for (const std::int64_t size : {product.rows, product.outputs, product.inputs}) {
+    if (size < 0 || size > most) {
+      throw InputError(concat("a product of ", product.rows, " rows, ", product.outputs, " outputs and ",
+                              product.inputs, " inputs: each is to be from 0 to ", most));
+    }
+  }
+}
+
+class CudaProducts final : public GpuProducts {
+ public:
+  explicit CudaProducts(int device) : device_(device), workspaces_(cuda::kWorkspaceBytes) {}
+
+  void run(const TensorProduct& product, std::uintptr_t stream_handle) override {
+    check(product);
+    if (product.rows == 0 || product.outputs == 0) return;
+    const DeviceGuard device(device_);
+    const RelaxedCapture relaxed;
+    const std::lock_guard lock(mutex_);
+    const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
+    if (product.inputs == 0) return cuda::plain_tensor_gemm(product, stream);
+    const Capture capture = cuda::capture_of(stream);
+    const Shape shape = shape_of(product);
+    auto known = choices_.find(shape);
+    if (known == choices_.end()) {
+      if (capture.id != 0) return launch(product, usual(product), stream, capture);
+      known = choices_.emplace(shape, measured(product, stream)).first;
+    }
+    launch(product, known->second, stream, capture);
+  }
+
+ private:
+  static Choice usual(const TensorProduct& product) {
+    Choice choice;
+    if (cuda::skinny_tensor_gemm_fits(product)) choice.skinny = cuda::SkinnyTuning{};
+    return choice;
+  }
+
+  static cuda::LtProduct described(const TensorProduct& product) {
+    return {product.dtype, product.dtype, product.bias, product.rows, product.inputs, product.outputs};
+  }
+  std::vector<cublasLtMatmulHeuristicResult_t> proposals(const TensorProduct& product,
+                                                         const CublasLt::Description& description,
+                                                         std::size_t workspace_bytes) const {
+    return library_.proposals(
+        description, {.workspace_bytes = workspace_bytes, .alignment = alignment_of(product), .f32_sums = true});
+  }
+
+  void launch(const TensorProduct& product, const Choice& choice, cudaStream_t stream, const Capture& capture) {
+    if (choice.skinny) return cuda::skinny_tensor_gemm(product, *choice.skinny, stream);
+    const CublasLt::Description description(library_, described(product));
+    if (choice.algorithm) {
+      const std::optional<std::size_t> bytes = product.rows == choice.rows
+                                                   ? choice.workspace_bytes
+                                                   : library_.workspace_bytes(description, *choice.algorithm);
+      if (bytes && multiplied(product, description, *choice.algorithm, *bytes, stream, capture)) return;
+    }
+    for (const std::size_t most : {cuda::kWorkspaceBytes, std::size_t{0}}) {
+      for (const auto& proposal : proposals(product, description, most))
+        if (multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, capture)) return;
+    }
+    cuda::plain_tensor_gemm(product, stream);
+  }
+
+  // Queues the product by an algorithm that needs a workspace of `bytes`; false where there is none, and where the
+  // algorithm doesn't take the product after all.
+  bool multiplied(const TensorProduct& product, const CublasLt::Description& description,
+                  const cublasLtMatmulAlgo_t& algorithm, std::size_t bytes, cudaStream_t stream,
+                  const Capture& capture) {
+    if (bytes > cuda::kWorkspaceBytes) return false;
+    void* workspace = bytes > 0 ? workspaces_.of(stream, capture) : nullptr;
+    if (bytes > 0 && workspace == nullptr) return false;
+    return library_.multiply(description, {product.weights, product.x, product.y, false}, algorithm, workspace, bytes,
+                             stream);
+  }
+
+  // The fastest of the kernels that take the product. It is computed many times.
+  Choice measured(const TensorProduct& product, cudaStream_t stream) {
+    const auto scrub = cuda::try_allocate(cuda::kScrubBytes);
+    if (!scrub) return usual(product);
+    std::vector<Choice> candidates;
+    if (cuda::skinny_tensor_gemm_fits(product)) {
+      for (const int blocks : {1, 2}) candidates.emplace_back().skinny = {.blocks_per_processor = blocks};
+    }
+    const CublasLt::Description description(library_, described(product));
+    for (const auto& proposal : proposals(product, description, cuda::kWorkspaceBytes)) {
+      if (!multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, {})) continue;
+      Choice& candidate = candidates.emplace_back();
+      candidate.algorithm = proposal.algo;
+      candidate.workspace_bytes = proposal.workspaceSize;
+      candidate.rows = product.rows;
+    }
+    if (candidates.empty()) return usual(product);
+    cuda::Stopwatch stopwatch(scrub.get(), nullptr);
+    const auto run = [&](std::size_t i) { launch(product, candidates[i], stream, {}); };
+    return candidates[stopwatch.fastest(candidates.size(), run, stream)];
+  }
+
+  int device_;
+  std::mutex mutex_;  // of all below
+  CublasLt library_;
+  cuda::Workspaces workspaces_;
+  std::map<Shape, Choice> choices_;
+};
+
+}  // namespace
+
+std::unique_ptr<GpuProducts> make_gpu_products(int device) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  if (device < 0 || device >= count)
+    throw InputError(concat("there is no CUDA device ", device, ": this process sees ", count));
+  int major = 0, minor = 0;
+  MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  if (major < 8)
+    throw InputError(concat("CUDA device ", device, " has compute capability ", major, ".", minor, "; 8.0 is needed"));
+  const DeviceGuard guard(device);
+  return std::make_unique<CudaProducts>(device);
+}
+
+}  // namespace minisgl
