@@ -1,9 +1,9 @@
 // What a step costs the host beside the model: planning it, telling it to other ranks, and handing its tokens to who
 // waits for them.
 //
-// Argument: sequences; a second one: how many of them share their prompt. What is measured here is lost of a step of the model, which takes milliseconds. The ceilings are
-// measured beside it: a list of tokens copied, for the scheduler; two bare descriptors between the threads, for the
-// queue.
+// Argument: sequences; a second one: how many of them share their prompt. What is measured here is lost of a step of
+// the model, which takes milliseconds. The ceilings are measured beside it: a list of tokens copied, for the scheduler;
+// two bare descriptors between the threads, for the queue.
 #include <benchmark/benchmark.h>
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -36,9 +36,7 @@ std::unique_ptr<Scheduler> decoding_scheduler(std::int64_t num_sequences, std::i
   auto scheduler = std::make_unique<Scheduler>(SchedulerOptions{
       .num_pages = pages, .max_running = num_sequences, .max_batch_tokens = num_sequences * kPromptTokens});
   for (std::int64_t id = 0; id < num_sequences; ++id) {
-    scheduler->add({.id = static_cast<SequenceId>(id),
-                    .prompt = prompt_of(id, num_sharing),
-                    .max_tokens = max_tokens});
+    scheduler->add({.id = static_cast<SequenceId>(id), .prompt = prompt_of(id, num_sharing), .max_tokens = max_tokens});
   }
   return scheduler;
 }
@@ -210,8 +208,11 @@ void sequences(benchmark::internal::Benchmark* benchmark) {
   benchmark->Arg(1)->Arg(16)->Arg(64)->Arg(256)->UseRealTime()->Unit(benchmark::kMicrosecond);
 }
 
-BENCHMARK(scheduler_step)->ArgsProduct({{1, 16, 64, 256}, {0}})->Args({256, 64})->UseRealTime()->Unit(
-    benchmark::kMicrosecond);
+BENCHMARK(scheduler_step)
+    ->ArgsProduct({{1, 16, 64, 256}, {0}})
+    ->Args({256, 64})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
 BENCHMARK(token_copy)->Apply(sequences);
 BENCHMARK(scheduler_admission)->Apply(sequences);
 BENCHMARK(plan_encoding)->Apply(sequences);
