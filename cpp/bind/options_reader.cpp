@@ -30,6 +30,7 @@ const FieldTable<EngineOptions>& readers() {
       {"target_itl_ms", into<&EngineOptions::target_itl_ms>},
       {"disable_cuda_graph", into<&EngineOptions::disable_cuda_graph>},
       {"disable_overlap", into<&EngineOptions::disable_overlap>},
+      {"disable_prefix_cache", into<&EngineOptions::disable_prefix_cache>},
   };
   return table;
 }

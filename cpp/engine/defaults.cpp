@@ -107,6 +107,7 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.target_itl_ms = options.target_itl_ms;
   config.cuda_graphs = !options.disable_cuda_graph;
   config.overlap = !options.disable_overlap;
+  config.prefix_cache = !options.disable_prefix_cache;
   return config;
 }
 

@@ -39,6 +39,7 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
           .max_running = config.max_running,
           .max_batch_tokens = config.max_batch_tokens,
           .max_drafts = config.max_drafts,
+          .prefix_cache = config.prefix_cache,
           .target_step_seconds = config.target_itl_ms / 1000};
 }
 
@@ -205,6 +206,7 @@ void Engine::Impl::admit(Submission submission) {
                  .max_tokens = request.num_to_come(),
                  .score_prompt = request.prompt_logprobs >= 0,
                  .needs_token = needs_token,
+                 .space = {.salt = request.prefix_salt},
                  .standing = request.standing,
                  .arrived = submission.time});
 }
@@ -313,7 +315,11 @@ void Engine::Impl::deliver() {
              .num_waiting = scheduler.num_waiting(),
              .waiting_by_priority = scheduler.queue().waiting_by_priority(),
              .pages_total = scheduler.pages().num_total(),
-             .pages_free = scheduler.pages().num_free(),
+             .pages_free = scheduler.num_available_pages(),
+             .pages_cached = scheduler.tree().num_pages(),
+             .prefix_queries = scheduler.prefix_counts().queries,
+             .prefix_hits = scheduler.prefix_counts().hits,
+             .prefix_evictions = scheduler.tree().num_evicted() * static_cast<std::uint64_t>(config.page_size),
              .num_preemptions = scheduler.num_preemptions(),
              .num_steps = num_steps,
              .prompt_tokens = live.counts().prompt_tokens,

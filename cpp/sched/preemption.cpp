@@ -71,11 +71,15 @@ bool Scheduler::displaces(const Sequence& next, const Sequence& other) const {
          loses.num_pages - std::ssize(other.pages) >= factor * (gains.num_pages + pages_for(next.len()));
 }
 
-// Whether there are pages for a waiting sequence, and one left for each that runs (up to a part of the cache), or its
-// prefill would be thrown away as soon as they need them.
-bool Scheduler::has_pages_for(const Sequence& sequence, std::int64_t num_shared) const {
-  const std::int64_t spare = std::min(num_running(), pages_.num_total() / 16 + 1);
-  return pages_.num_free() >= pages_for(sequence.len()) - num_shared + spare;
+// Beside others, a page for each of them stays free (up to a part of the cache), or a newcomer's prefill would be
+// thrown away as soon as they need it.
+std::int64_t Scheduler::num_spare_pages() const {
+  return std::min(num_running(), pages_.num_total() / 16 + 1);
+}
+
+// Whether a waiting sequence surely finds room, whatever it shares.
+bool Scheduler::has_pages_for(const Sequence& sequence) const {
+  return tree_.num_available() >= pages_for(sequence.len()) + num_spare_pages();
 }
 
 // Returns the one that gives way to `next`, the lowest class first, then the latest; the end where there is room or
@@ -93,7 +97,7 @@ Scheduler::Iterator Scheduler::find_displaced(Sequence& next) {
 // Preempts until those that decode have the pages for it.
 bool Scheduler::relieve() {
   bool preempted = false;
-  while (num_missing_pages() > pages_.num_free()) {
+  while (num_missing_pages() > tree_.num_available()) {
     preempt(find_preempted());
     preempted = true;
   }
@@ -128,10 +132,8 @@ void Scheduler::count_pages() {
 
 void Scheduler::preempt(Iterator victim) {
   MINISGL_CHECK(in_flight_.empty(), "preemption with ", num_in_flight(), " steps in flight");
-  pages_.release(victim->pages);
-  victim->pages.clear();
+  release(*victim);
   victim->num_planned_pages = 0;
-  victim->num_computed = 0;
   charge_generated(*victim);
   victim->is_running = false;
   victim->toll = victim->len();

@@ -21,7 +21,7 @@ void Scheduler::Step::clear() {
   plan.clear();
   sequences.clear();
   new_tokens.clear();
-  copied.clear();
+  held.clear();
   shape = {};
 }
 
@@ -32,6 +32,8 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   queue_.set_time(now);
   preempted_.clear();
   is_timed_ = false;
+  ++num_plans_;
+  unfinished_.clear();
   rows_left_ = options_.max_batch_tokens;
   prompt_logits_left_ = options_.max_prompt_logits;
   // What was generated counts where somebody waits, and another could be next in its place.
@@ -39,8 +41,8 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   const bool may_plan = make_room();
   // Those that decode need a page each at most.
   const bool has_drafts = options_.max_drafts > 0;
-  const bool has_pages = !has_drafts && pages_.num_free() >= num_running() + num_appended_;
-  const std::int64_t pages_left = has_pages ? 0 : pages_.num_free() - num_missing_pages();
+  const bool has_pages = !has_drafts && tree_.num_available() >= num_running() + num_appended_;
+  const std::int64_t pages_left = has_pages ? 0 : tree_.num_available() - num_missing_pages();
   if (has_drafts) {
     draft_rows_left_ = std::clamp<std::int64_t>(rows_left_ - num_running(), 0, options_.max_drafts);
     draft_pages_left_ = std::max<std::int64_t>(0, pages_left);
@@ -100,7 +102,7 @@ void Scheduler::plan_decodes() {
 
 void Scheduler::grow(Sequence& sequence) {
   const std::int64_t missing = num_missing_pages(sequence);
-  if (missing > 0) MINISGL_CHECK(pages_.allocate(missing, sequence.pages), missing, " pages are missing");
+  if (missing > 0) MINISGL_CHECK(tree_.allocate(missing, sequence.pages), missing, " pages are missing");
 }
 
 // Prefills go on, and others begin, in the order of the queue: each chunk counts before the next is chosen.
@@ -122,62 +124,36 @@ void Scheduler::plan_prefills(bool may_admit) {
   }
 }
 
-// Lets a waiting sequence run, unless there is no room for it.
+// Lets a waiting sequence run, unless it has to wait for room, or for what another computes.
 bool Scheduler::admit(Iterator next) {
-  const std::int64_t num_shared = next->prefix.num_tokens > 0 ? num_shareable(*next) : 0;
-  next->num_computed = num_shared;
-  const bool fits = chunk_size(*next) > 0;
-  next->num_computed = 0;
-  if (!fits) return false;
-  if (!has_pages_for(*next, num_shared / options_.page_size)) return false;
-  if (num_shared > 0) share(*next, num_shared);
-  grow(*next);
-  queue_.begin(next->turn);
-  next->is_running = true;
-  running_.splice(place_in_order(*next), waiting_, next);
+  Sequence& sequence = *next;
+  const std::int64_t spare = num_spare_pages();
+  if (tree_.num_available() < 1 + spare) return false;
+  const std::int64_t most = most_shared(sequence);
+  take_prefix(sequence, most);
+  PrefixTree::Begun begun = find_begun(sequence, most);
+  const std::int64_t needed = num_missing_pages(sequence) + spare;
+  if (needed == tree_.num_available()) begun = {};  // its page may be one of those that are needed
+  sequence.num_computed += begun.num_tokens;
+  const bool may_begin =
+      chunk_size(sequence) > 0 && !is_being_computed(sequence, most) && needed <= tree_.num_available();
+  sequence.num_computed -= begun.num_tokens;
+  if (!may_begin) {
+    tree_.release(sequence.pages);
+    sequence.pages.clear();
+    sequence.num_computed = sequence.num_tree_pages = 0;
+    return false;
+  }
+  if (begun.num_tokens > 0) copy_begun(sequence, begun);
+  grow(sequence);
+  if (options_.prefix_cache && sequence.num_named == 0) {
+    prefix_counts_.queries += static_cast<std::uint64_t>(sequence.len());
+    prefix_counts_.hits += static_cast<std::uint64_t>(sequence.num_computed);
+  }
+  queue_.begin(sequence.turn);
+  sequence.is_running = true;
+  running_.splice(place_in_order(sequence), waiting_, next);
   return true;
-}
-
-// Returns how many tokens of a waiting sequence another has computed in the steps before this one. The last token and
-// the rows that are wanted are computed in any case. A page that this step copies to is not copied from.
-std::int64_t Scheduler::num_shareable(const Sequence& sequence) const {
-  const auto entry = index_.find(sequence.prefix.sequence);
-  if (entry == index_.end() || !entry->second->is_running) return 0;
-  const Sequence& other = *entry->second;
-  if (other.adapter != sequence.adapter) return 0;
-  std::int64_t computed = other.num_computed;
-  for (const SequenceStep& part : spare_.front().plan.sequences) {
-    if (part.id == other.id) computed = part.start_position;
-  }
-  std::int64_t count = std::min({sequence.prefix.num_tokens, computed, sequence.len() - 1});
-  if (sequence.num_delivered < sequence.end_wanted) count = std::min(count, sequence.next_wanted());
-  const std::int64_t num_full = count / options_.page_size;
-  if (count % options_.page_size > 0) {
-    const PageId last = other.pages[static_cast<std::size_t>(num_full)];
-    const auto& copies = spare_.front().plan.copies;
-    if (std::ranges::find(copies, last, &PageCopy::destination) != copies.end()) count = num_full * options_.page_size;
-  }
-  MINISGL_CHECK(std::equal(sequence.tokens.begin(), sequence.tokens.begin() + count, other.tokens.begin()), "sequence ",
-                sequence.id, " does not begin like sequence ", other.id);
-  return count;
-}
-
-// Gives a waiting sequence the pages of its prefix: those that are full with the other's, a copy of one that isn't.
-void Scheduler::share(Sequence& sequence, std::int64_t num_tokens) {
-  Step& step = spare_.front();
-  const Sequence& other = live(sequence.prefix.sequence);
-  const std::int64_t num_full = num_tokens / options_.page_size;
-  sequence.pages.assign(other.pages.begin(), other.pages.begin() + num_full);
-  pages_.retain(sequence.pages);
-  sequence.num_computed = num_tokens;
-  if (num_tokens % options_.page_size == 0) return;
-  MINISGL_CHECK(pages_.allocate(1, sequence.pages));
-  const PageCopy copy{.source = other.pages[static_cast<std::size_t>(num_full)],
-                      .destination = sequence.pages.back(),
-                      .tier = PageTier::device};
-  step.plan.copies.push_back(copy);
-  step.copied.insert(step.copied.end(), {copy.source, copy.destination});
-  pages_.retain(std::span(step.copied).last(2));
 }
 
 // Rows that the sequence may have of what is left in this step.
@@ -195,13 +171,13 @@ std::int64_t Scheduler::chunk_size(const Sequence& sequence) const {
 // Returns how many of its drafts a sequence may try behind `rows` other rows. It has the pages for them afterwards.
 std::int64_t Scheduler::reserve_drafts(Sequence& sequence, std::int64_t rows) {
   const auto num_pages = static_cast<std::int64_t>(sequence.pages.size());
-  const std::int64_t free = std::min(draft_pages_left_, pages_.num_free());
+  const std::int64_t free = std::min(draft_pages_left_, tree_.num_available());
   const std::int64_t count =
       std::min({std::ssize(sequence.drafts), draft_rows_left_, rows_left_ - rows, sequence.max_len - sequence.len() - 1,
                 (num_pages + free) * options_.page_size - sequence.len()});
   if (count <= 0) return 0;
   const std::int64_t missing = std::max<std::int64_t>(0, pages_for(sequence.len() + count) - num_pages);
-  MINISGL_CHECK(pages_.allocate(missing, sequence.pages));
+  MINISGL_CHECK(tree_.allocate(missing, sequence.pages));
   draft_pages_left_ -= missing;
   draft_rows_left_ -= count;
   return count;
@@ -212,6 +188,7 @@ void Scheduler::plan_rows(Iterator iterator) {
   Step& step = spare_.front();
   StepPlan& plan = step.plan;
   const std::int64_t rows = chunk_size(sequence);
+  if (rows < sequence.num_uncomputed()) unfinished_.push_back(&sequence);
   if (rows == 0) return;
   const std::int64_t start = sequence.num_computed, end = start + rows;
   const bool draws = end == sequence.len() && sequence.len() < sequence.max_len;
@@ -226,7 +203,7 @@ void Scheduler::plan_rows(Iterator iterator) {
                     .num_new_pages = static_cast<std::int32_t>(sequence.pages.size()) -
                                      static_cast<std::int32_t>(sequence.num_planned_pages),
                     .num_draws = draws ? static_cast<std::int32_t>(drafts) + 1 : 0,
-                    .adapter = sequence.adapter};
+                    .adapter = sequence.space.adapter};
   if (part.num_new_pages > 0) {
     plan.new_pages.insert(plan.new_pages.end(), sequence.pages.begin() + sequence.num_planned_pages,
                           sequence.pages.end());
@@ -243,6 +220,7 @@ void Scheduler::plan_rows(Iterator iterator) {
   sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
   sequence.num_computed = end;
   if (start < sequence.prompt_len) charge_prompt(sequence, start);
+  if (start < sequence.prompt_len && options_.prefix_cache) remember_prompt(sequence);
   if (sequence.end_wanted > 0) plan_wanted(sequence, part);
   if (draws) {
     sequence.pending_target = static_cast<std::int32_t>(plan.targets.size());

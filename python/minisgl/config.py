@@ -109,6 +109,9 @@ class EngineSettings:
     disable_overlap: bool = option(
         False, "plan each step after the end of the one before (for debugging)"
     )
+    disable_prefix_cache: bool = option(
+        False, "compute every prompt anew, also where requests begin alike"
+    )
     load_format: str = option(
         "auto",
         "auto, or dummy: random weights (for measuring)",
@@ -117,8 +120,8 @@ class EngineSettings:
     )
     target_itl_ms: float = option(
         0.0,
-        "time between two tokens of an answer, in milliseconds, that long prompts beside it are cut "
-        "for; 0: prompts are computed as fast as possible",
+        "milliseconds between two tokens of an answer, which long prompts beside it are cut for; "
+        "0: prompts are computed as fast as possible",
         bounds=(0, 60_000),
         metavar="MS",
     )
@@ -270,6 +273,11 @@ class ServerArgs(EngineSettings):
     api_key_file: str | None = option(
         None, "file with further keys, one per line", group="HTTP", metavar="FILE"
     )
+    cache_per_key: bool = option(
+        False,
+        "share computed prefixes only among requests with the same API key",
+        group="HTTP",
+    )
     max_connections: int = option(
         0,
         "most connections of clients; one more ends one that has no request, or is answered with "
@@ -414,6 +422,8 @@ class ServerArgs(EngineSettings):
         for fault in map(key_fault, self.api_key):
             if fault:
                 raise OptionError("api_key", fault)
+        if self.cache_per_key and not self.api_key and self.api_key_file is None:
+            raise OptionError("cache_per_key", "needs --api-key or --api-key-file, too")
         for given, missing in (
             ("ssl_keyfile", "ssl_certfile"),
             ("ssl_certfile", "ssl_keyfile"),

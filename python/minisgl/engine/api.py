@@ -96,11 +96,12 @@ class EngineApi(Protocol):
         params: SamplingParams,
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
+        prefix_salt: bytes | None = None,
         standing: Standing = ...,
     ) -> TokenStream:
-        """Queues one request (params.n is the caller's matter); make_request explains `end_ids`
-        and `bad_words`. `standing`, by default that of everybody who says nothing, decides whose
-        turn it is.
+        """Queues one request (params.n is the caller's matter); make_request explains `end_ids`,
+        `bad_words` and `prefix_salt`. `standing`, by default that of everybody who says nothing,
+        decides whose turn it is.
 
         Raises ValueError for a request that can't be served, EngineBusy, EngineUnavailable.
         """

@@ -80,6 +80,7 @@ class LiveRequests:
         params: SamplingParams,
         end_ids: Sequence[int],
         bad_words: Sequence[list[int]],
+        prefix_salt: bytes | None,
         standing: Standing,
     ) -> TokenStream:
         """EngineApi.submit() of the engine whose requests these are."""
@@ -93,7 +94,7 @@ class LiveRequests:
         if limit is not None and waiting and waiting + len(prompt_ids) > limit:
             raise EngineBusy(f"{waiting} prompt tokens are waiting; try again later")
         request = make_request(
-            self._next_id, prompt_ids, params, info, end_ids, bad_words, standing
+            self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
         )
         stream = TokenStream(request, self.abort)
         if self._send is None or not self._send(request):

@@ -87,10 +87,13 @@ class NativeEngine:
         params: SamplingParams,
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
+        prefix_salt: bytes | None = None,
         standing: Standing = NO_STANDING,
     ) -> TokenStream:
         """As in EngineApi."""
-        return self._requests.submit(self, prompt_ids, params, end_ids, bad_words, standing)
+        return self._requests.submit(
+            self, prompt_ids, params, end_ids, bad_words, prefix_salt, standing
+        )
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""

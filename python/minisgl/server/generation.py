@@ -39,12 +39,14 @@ class Generation:
         metrics: Metrics,
         *,
         arrived: float,
+        prefix_salt: bytes | None = None,
         standing: Standing,
     ) -> None:
         self._client = client
         self._text = text
         self._metrics = metrics
         self._arrived = arrived  # time.perf_counter()
+        self._prefix_salt = prefix_salt
         self._standing = standing
         self._choices: list[Choice] = []
         self._waiting: dict[asyncio.Task[Output], Choice] = {}
@@ -65,6 +67,14 @@ class Generation:
                 choice.stream.abort()
                 self._metrics.finished["abort"] += 1
         self.num_live = 0
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that were found in the prefix cache, as far as prefills have ended. Each
+        prompt counts once, as its first choice found it.
+        """
+        firsts = {id(choice.prompt): choice for choice in reversed(self._choices)}
+        return sum(choice.stream.num_cached for choice in firsts.values())
 
     @property
     def num_generated_tokens(self) -> int:
@@ -114,6 +124,7 @@ class Generation:
                     one,
                     self._text.tokenizer.eos_token_ids,
                     bad_words,
+                    self._prefix_salt,
                     self._standing,
                 )
             except EngineBusy:

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "sched/scheduler.h"
@@ -14,11 +15,10 @@ struct Machine {
   explicit Machine(const SchedulerOptions& options) : scheduler(options) {}
 
   SequenceId submit(std::int64_t prompt_len, std::int64_t max_tokens, const Standing& standing) {
-    scheduler.add({.id = ++last_id,
-                   .prompt = std::vector<std::int32_t>(static_cast<std::size_t>(prompt_len), 5),
-                   .max_tokens = max_tokens,
-                   .standing = standing,
-                   .arrived = now});
+    std::vector<std::int32_t> prompt(static_cast<std::size_t>(prompt_len), 5);
+    prompt[0] = static_cast<std::int32_t>(++last_id);  // they share nothing
+    scheduler.add(
+        {.id = last_id, .prompt = std::move(prompt), .max_tokens = max_tokens, .standing = standing, .arrived = now});
     return last_id;
   }
   // Returns the ids that the step computed.

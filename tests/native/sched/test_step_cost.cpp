@@ -82,8 +82,12 @@ struct Record {
 Record serve(const Machine& machine, double target, double noise) {
   std::mt19937 random(11);
   std::normal_distribution<double> normal(1.0, noise);
-  Scheduler scheduler(
-      {.num_pages = 4096, .page_size = 16, .max_running = 64, .max_batch_tokens = 2048, .target_step_seconds = target});
+  Scheduler scheduler({.num_pages = 4096,
+                       .page_size = 16,
+                       .max_running = 64,
+                       .max_batch_tokens = 2048,
+                       .prefix_cache = false,
+                       .target_step_seconds = target});
   SequenceId next = 0;
   for (int i = 0; i < 16; ++i) {
     scheduler.add({.id = ++next, .prompt = std::vector<std::int32_t>(64, 5), .max_tokens = 3000});
