@@ -114,7 +114,9 @@ class LocalModel:
         eos_token_ids = self.text.tokenizer.eos_token_ids
         while True:
             try:
-                return engine.submit(prompt_ids, params, eos_token_ids, bad_words, standing)
+                return engine.submit(
+                    prompt_ids, params, eos_token_ids, bad_words, standing=standing
+                )
             except EngineBusy:  # aborted requests may stay for a step
                 pass
             except EngineUnavailable as error:
