@@ -13,10 +13,14 @@ namespace py = pybind11;
 namespace minisgl {
 namespace {
 
-// The table that a type brings, or null. Asked once for each type, which is kept alive: there are few.
-const dlpack::Exchange* find_exchange(PyTypeObject* type) {
-  const py::handle object(reinterpret_cast<PyObject*>(type));
-  const py::object capsule = py::getattr(object, "__dlpack_c_exchange_api__", py::none());
+// How tensors of a type come to us.
+struct Lender {
+  const dlpack::Exchange* exchange = nullptr;  // the table that the type brings
+  py::object to_capsule;                       // without one: a function that makes capsules; null: `__dlpack__`
+};
+
+const dlpack::Exchange* find_exchange(py::handle type) {
+  const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
   const auto* header =
       static_cast<const dlpack::ExchangeHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
@@ -25,14 +29,28 @@ const dlpack::Exchange* find_exchange(PyTypeObject* type) {
   return exchange != nullptr && exchange->borrow != nullptr ? exchange : nullptr;
 }
 
-const dlpack::Exchange* exchange_of(PyTypeObject* type) {
-  static auto& known = *new std::unordered_map<PyTypeObject*, const dlpack::Exchange*>;  // guarded by the GIL
+// torch's own function takes a tenth of the time of its `__dlpack__`, which is written in Python.
+py::object find_to_capsule(py::handle type) {
+  const py::dict modules = py::module_::import("sys").attr("modules");
+  if (!modules.contains("torch")) return {};
+  const py::object torch = modules["torch"], tensor_type = py::getattr(torch, "Tensor", py::none());
+  if (PyObject_IsSubclass(type.ptr(), tensor_type.ptr()) != 1) {
+    PyErr_Clear();  // of a torch that is being imported
+    return {};
+  }
+  return py::module_::import("torch.utils.dlpack").attr("to_dlpack");
+}
+
+// Asked once for each type, which is kept alive: there are few.
+const Lender& lender_of(PyTypeObject* type) {
+  static auto& known = *new std::unordered_map<PyTypeObject*, Lender>;  // guarded by the GIL
   const auto found = known.find(type);
   if (found != known.end()) return found->second;
-  const dlpack::Exchange* exchange = find_exchange(type);
-  Py_INCREF(type);
-  known.emplace(type, exchange);
-  return exchange;
+  const py::handle object(reinterpret_cast<PyObject*>(type));
+  Lender lender{find_exchange(object), {}};
+  if (lender.exchange == nullptr) lender.to_capsule = find_to_capsule(object);
+  object.inc_ref();
+  return known.emplace(type, std::move(lender)).first->second;
 }
 
 bool is_host(std::int32_t device_type) {
@@ -57,13 +75,24 @@ std::string first_line(std::string text) {
   return text.substr(0, text.find('\n'));
 }
 
+py::object export_capsule(py::handle tensor, const char* name) {
+  if (!py::hasattr(tensor, "__dlpack__"))
+    throw py::type_error(concat(name, " must be a tensor, got ", Py_TYPE(tensor.ptr())->tp_name));
+  // Asked before the export: a stream is a wrong argument to it for a tensor on the host.
+  const py::tuple device = tensor.attr("__dlpack_device__")();
+  if (is_host(device[0].cast<std::int32_t>())) return tensor.attr("__dlpack__")();
+  // -1: no synchronisation with the exporter's stream; the caller passes the stream that it works on.
+  return tensor.attr("__dlpack__")(py::arg("stream") = -1);
+}
+
 }  // namespace
 
-BorrowedTensor::BorrowedTensor(py::handle tensor, const char* name)
-    : name_(name), exchange_(exchange_of(Py_TYPE(tensor.ptr()))) {
+BorrowedTensor::BorrowedTensor(py::handle tensor, const char* name) : name_(name) {
+  const Lender& lender = lender_of(Py_TYPE(tensor.ptr()));
+  exchange_ = lender.exchange;
   try {
     if (exchange_ == nullptr) {
-      borrow_capsule(tensor);
+      borrow_capsule(lender.to_capsule ? lender.to_capsule(tensor) : export_capsule(tensor, name));
     } else if (exchange_->borrow(tensor.ptr(), &tensor_) != 0) {
       throw py::error_already_set();
     }
@@ -81,18 +110,11 @@ BorrowedTensor::BorrowedTensor(py::handle tensor, const char* name, int device) 
   require_contiguous();
 }
 
-void BorrowedTensor::borrow_capsule(py::handle tensor) {
-  if (!py::hasattr(tensor, "__dlpack__"))
-    throw py::type_error(concat(name_, " must be a tensor, got ", Py_TYPE(tensor.ptr())->tp_name));
-  py::object plain = py::reinterpret_borrow<py::object>(tensor);
-  if (py::getattr(plain, "requires_grad", py::bool_(false)).cast<bool>()) plain = plain.attr("detach")();
-  // Asked before the export: a stream is a wrong argument to it for a tensor on the host.
-  const auto type = plain.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>().first;
-  // -1: no synchronisation with the exporter's stream; the caller passes the stream that it works on.
-  capsule_ = is_host(type) ? plain.attr("__dlpack__")() : plain.attr("__dlpack__")(py::arg("stream") = -1);
-  const auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
+void BorrowedTensor::borrow_capsule(py::object capsule) {
+  const auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (!managed) throw py::error_already_set();
   tensor_ = managed->tensor;
+  capsule_ = std::move(capsule);
 }
 
 bool BorrowedTensor::is_contiguous() const {

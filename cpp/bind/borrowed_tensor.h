@@ -44,7 +44,7 @@ class BorrowedTensor {
   StreamHandle current_stream() const;
 
  private:
-  void borrow_capsule(pybind11::handle tensor);
+  void borrow_capsule(pybind11::object capsule);
 
   const char* name_;
   const dlpack::Exchange* exchange_;  // null: the framework has none

@@ -9,9 +9,9 @@
 
 namespace minisgl {
 
-// Exact for what torch counts: another tensor, other memory, a change in place. Changes that it doesn't count (through
-// `.data`, an array that shares the memory, any of a tensor made in inference mode) are seen where they reach one of 64
-// elements spread over the matrix, as one that writes all of it does.
+// Exact for what torch counts: another tensor, other memory, a change in place. What it doesn't count (changes through
+// `.data`, through an array that shares the memory, and all of a tensor that was made in inference mode) is seen where
+// it reaches one of 64 elements spread over the matrix, as a change of all of it does.
 class WeightWatch {
  public:
   WeightWatch() = default;

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from minisgl._native import InputError
+
+_Op = TypeVar("_Op", bound="BaseOP")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class BaseOP:
         for entry, value in found:
             entry.owner._load_tensor(entry.attribute, value)
 
-    def to(self, *args: Any, **kwargs: Any) -> Any:
+    def to(self: _Op, *args: Any, **kwargs: Any) -> _Op:
         """Moves all tensors as torch.Tensor.to does, floating-point ones to the dtype, too.
 
         Returns the operation itself, whose tensors are new ones where something changed.

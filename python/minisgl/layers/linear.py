@@ -48,12 +48,16 @@ class _LinearTPImpl(BaseOP):
 
     On a CPU the layer keeps a second copy of `weight` in its kernels' own order, made when forward
     is first called and made again when the tensor is another one, has other memory, or was changed
-    in place as its version counter tells. torch doesn't count changes through `weight.data`, an
-    array that shares the memory, or of tensors made in inference mode: of those only such are seen
-    that reach one of 64 elements spread over the matrix, as one that rewrites the matrix does.
-    Assign a new tensor, or change `weight` itself, to be sure. Products are computed on
-    torch.get_num_threads() threads, which all layers of the process share: calls from several
-    threads take turns.
+    in place as its version counter tells. torch counts no changes through `weight.data` or
+    through an array that shares the memory, and none of a tensor that was made in inference mode.
+    Such a change is seen where it reaches one of 64 elements spread over the matrix, as one that
+    rewrites the matrix does. Assign a new tensor, or change `weight` itself, to be sure.
+
+    Products on a CPU run on torch.get_num_threads() threads, which all layers of the process share:
+    calls from several Python threads take turns.
+
+    `parts` say how the whole is cut. A class of your own may leave them out: its load_state_dict
+    takes the rank's own tensors, and full_state_dict refuses unless every rank holds the whole.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class _LinearTPImpl(BaseOP):
         local_isize: int,
         local_osize: int,
         has_bias: bool,
-        parts: Sequence[_Part],
+        parts: Sequence[_Part] = (),
     ) -> None:
         self.full_input_size = full_isize
         self.full_output_size = full_osize
@@ -75,7 +79,7 @@ class _LinearTPImpl(BaseOP):
         tp = get_tp_info()
         self._rank, self._size = tp.rank, tp.size
         self._parts = tuple(parts)
-        self._cut = parts[0].cut()
+        self._cut = parts[0].cut() if parts else 0
         self._multiply = _native.LinearProduct(local_isize, local_osize).run
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -92,15 +96,13 @@ class _LinearTPImpl(BaseOP):
 
     __call__ = forward
 
-    def extra_repr(self) -> str:
-        """Sizes, as in repr()."""
+    def __repr__(self) -> str:
         full = f"{self.full_input_size} -> {self.full_output_size}"
         local = f"{self.local_input_size} -> {self.local_output_size}"
         bias = f"bias={self.bias is not None}"
-        return f"{full}, {local} on rank {self._rank} of {self._size}, {bias}"
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"
+        return (
+            f"{type(self).__name__}({full}, {local} on rank {self._rank} of {self._size}, {bias})"
+        )
 
     def _check_tensor(
         self, attribute: str, key: str, value: torch.Tensor | Sequence[torch.Tensor]
@@ -124,7 +126,7 @@ class _LinearTPImpl(BaseOP):
             value = torch.split(value, [size[0] for size in sizes])
         local = self._writable(attribute, value[0].device)
         with torch.no_grad():
-            if attribute == "bias" and self._cut == 1:
+            if not self._parts or (attribute == "bias" and self._cut == 1):
                 local.copy_(value[0])
                 return
             offset = 0
@@ -137,21 +139,28 @@ class _LinearTPImpl(BaseOP):
         local: torch.Tensor = getattr(self, attribute)
         if self._size == 1 or (attribute == "bias" and self._cut == 1):
             return local
+        if not self._parts:
+            full = (self.full_input_size, self.full_output_size)
+            if full != (self.local_input_size, self.local_output_size):
+                raise InputError(f"{self} does not say how it is cut, so its whole is not known")
+            return local
         # Dimension 0 is gathered: the cut one is brought there, and back.
         gathered = DistributedCommunicator().all_gather(local.movedim(self._cut, 0).contiguous())
-        full = gathered.new_empty((sum(p.features for p in self._parts), *gathered.shape[1:]))
+        whole = gathered.new_empty((sum(p.features for p in self._parts), *gathered.shape[1:]))
         ranks = gathered.chunk(self._size)
         begin = offset = 0
         for part in self._parts:
             for rank, tensor in enumerate(ranks):
                 first, count = part.slice(rank, self._size)
-                full.narrow(0, begin + first, count).copy_(tensor.narrow(0, offset, count))
+                whole.narrow(0, begin + first, count).copy_(tensor.narrow(0, offset, count))
             begin += part.features
             offset += part.slice(self._rank, self._size)[1]
-        return full.movedim(0, self._cut).contiguous()
+        return whole.movedim(0, self._cut).contiguous()
 
     def _full_sizes(self, attribute: str) -> list[list[int]]:
-        """The shapes of the parts of the whole tensor."""
+        """The shapes of the parts of the whole tensor, or of the rank's where it isn't known."""
+        if not self._parts:
+            return [list(getattr(self, attribute).shape)]
         inputs = [self.full_input_size] if attribute == "weight" else []
         if self._cut == 1:
             return [[self.full_output_size, *inputs]]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
 from minisgl._native import InputError
+from minisgl.distributed import DistributedInfo, enable_pynccl_distributed, set_tp_info
 from minisgl.layers import LinearColParallelMerged, LinearQKVMerged, LinearRowParallel
+from tests.python.distributed.ranks import run_ranks
 from tests.python.layers.conftest import BecomeRank
 
 pytestmark = [
@@ -168,7 +171,10 @@ def test_another_device_is_named() -> None:
         layer(torch.zeros(1, 40, device="cuda"))
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@needs_two
 def test_the_weights_gpu_need_not_be_the_current_one(become_rank: BecomeRank) -> None:
     layer = filled(LinearRowParallel(64, 48, True), torch.bfloat16)
     layer.to("cuda:1")
@@ -179,3 +185,60 @@ def test_the_weights_gpu_need_not_be_the_current_one(become_rank: BecomeRank) ->
     close(y, reference(layer, x))
     with pytest.raises(InputError, match="input is on CUDA device 0, the layer's weight on CUDA"):
         layer(x.to("cuda:0"))
+
+
+def block_over_ranks(rank: int, size: int) -> None:
+    """An MLP whose sum is in the graph, against the whole of it in f64."""
+    torch.cuda.set_device(rank)
+    set_tp_info(rank, size)
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    enable_pynccl_distributed(DistributedInfo(rank, size), group, 64 << 20)
+    hidden, intermediate = 1024, 2816
+    generator = torch.Generator().manual_seed(0)
+    gate, up = torch.randn(2, intermediate, hidden, generator=generator) / hidden**0.5
+    down = torch.randn(hidden, intermediate, generator=generator) / intermediate**0.5
+    bias = torch.randn(hidden, generator=generator)
+    for dtype in (torch.bfloat16, torch.float32):
+        gate_up = LinearColParallelMerged(hidden, [intermediate, intermediate], False)
+        back = LinearRowParallel(intermediate, hidden, True)
+        gate_up.to("cuda", dtype).load_state_dict({"weight": [gate, up]})
+        back.to("cuda", dtype).load_state_dict({"weight": down, "bias": bias})
+        whole = [tensor.to(dtype).double() for tensor in (gate, up, down, bias)]
+
+        def mlp(
+            x: torch.Tensor,
+            gate_up: LinearColParallelMerged = gate_up,
+            back: LinearRowParallel = back,
+        ) -> torch.Tensor:
+            a, b = gate_up(x).chunk(2, dim=-1)
+            return back(silu(a) * b)
+
+        for rows in (1, 64, 500):
+            values = torch.randn(2, rows, hidden, generator=generator).to(dtype)
+            x = values[0].cuda()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                mlp(x)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                y = mlp(x)
+            x.copy_(values[1])
+            for _ in range(1000):
+                graph.replay()
+            assert torch.equal(y, mlp(x))
+            wide = values[1].double()
+            theirs = linear(silu(linear(wide, whole[0])) * linear(wide, whole[1]), *whole[2:])
+            tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+            torch.testing.assert_close(y.cpu().double(), theirs, rtol=tolerance, atol=tolerance)
+        assert torch.equal(back.full_state_dict()["weight"].cpu(), down.to(dtype))
+        assert torch.equal(
+            gate_up.full_state_dict()["weight"].cpu(), torch.cat([gate, up]).to(dtype)
+        )
+
+
+@needs_two
+def test_a_block_over_two_gpus_in_a_graph(tmp_path: Path) -> None:
+    run_ranks(block_over_ranks, 2, tmp_path)

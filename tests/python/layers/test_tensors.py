@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from minisgl._native import InputError
 from minisgl.distributed import info
 from minisgl.layers import BaseOP, LinearColParallelMerged, LinearQKVMerged, LinearRowParallel
+from minisgl.layers.linear import _LinearTPImpl
 from tests.python.layers.conftest import BecomeRank
 
 pytestmark = pytest.mark.usefixtures("become_rank")
@@ -221,6 +222,21 @@ class Attention(BaseOP):
         self.layers = [Named(attention=layer)]
 
 
+def test_a_layer_of_ones_own_need_not_say_how_it_is_cut(become_rank: BecomeRank) -> None:
+    become_rank(1, 2)
+    for full_output_size in (4, 8):  # on every rank the same, cut
+        layer = _LinearTPImpl(6, full_output_size, 6, 4, True)
+        own = {"weight": torch.randn(4, 6), "bias": torch.randn(4)}
+        layer.load_state_dict(own)
+        x = torch.randn(3, 6)
+        torch.testing.assert_close(layer(x), linear(x, own["weight"], own["bias"]))
+        if full_output_size == 4:
+            assert torch.equal(layer.full_state_dict()["weight"], own["weight"])
+            continue
+        with pytest.raises(InputError, match=r"_LinearTPImpl\(6 -> 8, 6 -> 4 on rank 1 of 2.*cut"):
+            layer.full_state_dict()
+
+
 def test_an_operation_has_tensors_of_its_own() -> None:
     norm = Named(
         weight=torch.ones(4), steps=torch.zeros(1, dtype=torch.int64), _hidden=torch.ones(1)
@@ -342,15 +358,16 @@ def test_what_does_not_fit_is_named(become_rank: BecomeRank) -> None:
             lambda: layer(torch.zeros(2, 40, dtype=torch.int64)),
             "input must be float32, float16 or bfloat16, got int64",
         ),
-        (
-            lambda: layer(torch.zeros(2, 40, device="meta")),
-            "input can't be read where it is: RuntimeError: Cannot pack tensors on meta",
-        ),
     ]
     for attempt, message in refusals:
         with pytest.raises(InputError) as error:
             attempt()
         assert str(error.value) == message
+
+
+def test_a_tensor_without_memory_is_named() -> None:
+    with pytest.raises(InputError, match="^input can't be read where it is: .*meta"):
+        filled()(torch.zeros(2, 40, device="meta"))
 
 
 def test_tensors_that_do_not_fit_the_layer_are_named() -> None:
