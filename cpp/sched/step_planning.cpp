@@ -143,8 +143,9 @@ bool Scheduler::admit(Iterator next) {
   const std::int64_t needed = num_missing_pages(sequence) + spare;
   if (needed == tree_.num_available()) begun = {};  // its page may be one of those that are needed
   sequence.num_computed += begun.num_tokens;
+  const std::int64_t rows = chunk_size(sequence);
   const bool may_begin =
-      chunk_size(sequence) > 0 && !is_being_computed(sequence, most) && needed <= tree_.num_available();
+      rows > (joins(sequence) ? 1 : 0) && !is_being_computed(sequence, most) && needed <= tree_.num_available();
   sequence.num_computed -= begun.num_tokens;
   if (!may_begin) {
     tree_.release(sequence.pages);
