@@ -141,6 +141,7 @@ class Scheduler {
   bool grow(Sequence& sequence);  // false when the sequence itself was preempted
   void preempt_latest();
   void plan_rows(Iterator iterator);
+  void plan_chunk(Iterator sequence);
   std::int64_t chunk_size(const Sequence& sequence) const;
   std::int64_t reserve_drafts(Sequence& sequence, std::int64_t rows);
   void plan_wanted(Sequence& sequence, SequenceStep& part);
