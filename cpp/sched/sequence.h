@@ -31,13 +31,13 @@ struct Sequence {
         tokens(std::move(added.prompt)),
         prompt_len(len()),
         max_len(prompt_len + added.max_tokens),
-        space(added.space),
         needs_token(added.needs_token),
         wants_hidden(added.num_hidden > 0),
         end_wanted(wants_hidden         ? prompt_len
                    : added.score_prompt ? prompt_len - 1
                                         : 0),
-        first_wanted(wants_hidden ? prompt_len - added.num_hidden : 0) {}
+        first_wanted(wants_hidden ? prompt_len - added.num_hidden : 0),
+        space(added.space) {}
 
   SequenceId id;
   std::vector<std::int32_t> tokens;  // prompt, then what was generated; the last may be pending
@@ -49,12 +49,9 @@ struct Sequence {
   std::int64_t num_computed = 0;       // tokens whose keys and values are in the cache
   std::vector<PageId> pages = {};      // page of position p is pages[p / page_size]
   std::int64_t num_planned_pages = 0;  // how many of them a plan has told the ranks
-  std::int64_t num_tree_pages = 0;     // how many of them are the prefix tree's, too
-  std::int64_t num_named = 0;          // tokens that plans had named to the ranks when it was preempted
   std::int32_t pending_target = 0;     // the target of the latest plan that draws the pending token
   int num_in_flight = 0;               // steps in flight that compute rows of it
 
-  PrefixSpace space;
   bool is_running = false;  // else it waits, or has left
   bool needs_token;
   bool wants_hidden;  // the wanted rows give hidden states, else logits
@@ -62,6 +59,9 @@ struct Sequence {
   std::int64_t end_wanted, first_wanted;
   std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption
   std::vector<std::int32_t> drafts = {};  // proposed to follow the known tokens; the next part that draws tries them
+  PrefixSpace space;
+  std::int64_t num_tree_pages = 0;  // pages that are the prefix tree's, too: the first ones
+  std::int64_t num_named = 0;       // tokens that plans had named to the ranks when it was preempted
 
   std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t num_uncomputed() const { return len() - num_computed; }

@@ -120,7 +120,7 @@ void Scheduler::preempt_latest() {
 void Scheduler::plan_prefills() {
   if (!has_chunks_) return;
   for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
-    if (sequence->num_uncomputed() > 1) plan_rows(sequence);
+    if (sequence->num_uncomputed() > 1) plan_chunk(sequence);
   }
 }
 
@@ -143,8 +143,9 @@ bool Scheduler::admit(Iterator next) {
   const std::int64_t needed = num_missing_pages(sequence) + spare;
   if (needed == tree_.num_available()) begun = {};  // its page may be one of those that are needed
   sequence.num_computed += begun.num_tokens;
+  const std::int64_t rows = chunk_size(sequence);
   const bool may_begin =
-      chunk_size(sequence) > 0 && !is_being_computed(sequence, most) && needed <= tree_.num_available();
+      rows > (joins(sequence) ? 1 : 0) && !is_being_computed(sequence, most) && needed <= tree_.num_available();
   sequence.num_computed -= begun.num_tokens;
   if (!may_begin) {
     tree_.release(sequence.pages);
@@ -160,7 +161,7 @@ bool Scheduler::admit(Iterator next) {
   }
   running_.splice(running_.end(), waiting_, next);
   sequence.is_running = true;
-  plan_rows(next);
+  plan_chunk(next);
   return true;
 }
 
@@ -190,12 +191,16 @@ std::int64_t Scheduler::reserve_drafts(Sequence& sequence, std::int64_t rows) {
   return count;
 }
 
+void Scheduler::plan_chunk(Iterator sequence) {
+  plan_rows(sequence);
+  if (sequence->num_uncomputed() > 1) unfinished_.push_back(&*sequence);
+}
+
 void Scheduler::plan_rows(Iterator iterator) {
   Sequence& sequence = *iterator;
   Step& step = spare_.front();
   StepPlan& plan = step.plan;
   const std::int64_t rows = chunk_size(sequence);
-  if (rows < sequence.num_uncomputed()) unfinished_.push_back(&sequence);
   if (rows == 0) return;
   const std::int64_t start = sequence.num_computed, end = start + rows;
   const bool draws = end == sequence.len() && sequence.len() < sequence.max_len;
