@@ -76,6 +76,8 @@ class PrefixTree {
   std::uint64_t num_evicted() const { return num_evicted_; }
   // Whether the page is in the tree.
   bool contains(PageId page) const { return node(page).parent != kAbsent; }
+  // Whether a page of the tree was inserted before `now`.
+  bool is_older(PageId page, std::uint64_t now) const { return node(page).inserted < now; }
 
   // Verifies everything, O(pages); adds the tree's own to `owners` [num_total].
   void check(std::span<std::uint32_t> owners) const;

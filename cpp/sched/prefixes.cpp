@@ -31,6 +31,12 @@ PrefixTree::Begun Scheduler::find_begun(const Sequence& sequence, std::int64_t m
   return is_worth_copying(begun.num_tokens) ? begun : PrefixTree::Begun{};
 }
 
+// Whether this step fills pages that the waiting sequence was given. A device may read what a single row attends to
+// before the step's own keys and values are written, so there must be more of them (Ops::paged_attention).
+bool Scheduler::joins(const Sequence& sequence) const {
+  return !sequence.pages.empty() && !tree_.is_older(sequence.pages.back(), num_plans_);
+}
+
 // Whether a running sequence is about to compute the page that follows those that the waiting one was given.
 bool Scheduler::is_being_computed(const Sequence& sequence, std::int64_t most) const {
   const std::int64_t end = (sequence.num_tree_pages + 1) * options_.page_size;

@@ -55,10 +55,10 @@ struct PrefixCounts {
 //
 // Full pages of a prompt are in the prefix tree from the plan on that computes the last of their tokens; those of what
 // was generated when the sequence gives up its pages. A newcomer is given the pages that it begins with, also those
-// that the same step computes, and a copy of the page that follows where half of it or more is the same. Nobody writes
-// to a shared page: everybody goes on behind it. Where a running sequence is about to compute the newcomer's next page,
-// the newcomer waits for it. Pages that the tree alone owns are as good as free: they are given up before anybody is
-// preempted.
+// that the same step computes, if it has more than one row in it, and a copy of the page that follows where half of it
+// or more is the same. Nobody writes to a shared page: everybody goes on behind it. Where a running sequence is about
+// to compute the newcomer's next page, the newcomer waits for it. Pages that the tree alone owns are as good as free:
+// they are given up before anybody is preempted.
 //
 // A step is in flight from plan() to complete(). Up to kMostInFlight may be: the second is planned as if the first were
 // done, with a token that isn't known yet in place of each that the first draws. Nobody is preempted while a step is in
@@ -140,6 +140,7 @@ class Scheduler {
   std::int64_t most_shared(const Sequence& sequence) const;
   void take_prefix(Sequence& sequence, std::int64_t most);
   PrefixTree::Begun find_begun(const Sequence& sequence, std::int64_t most) const;
+  bool joins(const Sequence& sequence) const;
   bool is_being_computed(const Sequence& sequence, std::int64_t most) const;
   // Whether so many tokens of a page are copied rather than computed: a GPU makes a copy per layer of a page.
   bool is_worth_copying(std::int64_t num_tokens) const {
@@ -163,6 +164,7 @@ class Scheduler {
   void count_pages();
   void preempt(Iterator victim);
   void plan_rows(Iterator iterator);
+  void plan_chunk(Iterator sequence);
   std::int64_t chunk_size(const Sequence& sequence) const;
   std::int64_t reserve_drafts(Sequence& sequence, std::int64_t rows);
   void plan_wanted(Sequence& sequence, SequenceStep& part);

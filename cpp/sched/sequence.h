@@ -34,13 +34,13 @@ struct Sequence {
         tokens(std::move(added.prompt)),
         prompt_len(len()),
         max_len(prompt_len + added.max_tokens),
-        space(added.space),
         needs_token(added.needs_token),
         wants_hidden(added.num_hidden > 0),
         end_wanted(wants_hidden         ? prompt_len
                    : added.score_prompt ? prompt_len - 1
                                         : 0),
         first_wanted(wants_hidden ? prompt_len - added.num_hidden : 0),
+        space(added.space),
         turn(added.id) {}
 
   SequenceId id;
@@ -53,13 +53,10 @@ struct Sequence {
   std::int64_t num_computed = 0;       // tokens whose keys and values are in the cache
   std::vector<PageId> pages = {};      // page of position p is pages[p / page_size]
   std::int64_t num_planned_pages = 0;  // how many of them a plan has told the ranks
-  std::int64_t num_tree_pages = 0;     // how many of them are the prefix tree's, too
-  std::int64_t num_named = 0;          // tokens that plans had named to the ranks when it was preempted
   std::int32_t pending_target = 0;     // the target of the latest plan that draws the pending token
   int num_in_flight = 0;               // steps in flight that compute rows of it
   std::int32_t num_uncharged = 0;      // tokens generated since its share was charged
 
-  PrefixSpace space;
   bool is_running = false;  // else it waits, or has left
   bool needs_token;
   bool wants_hidden;  // the wanted rows give hidden states, else logits
@@ -67,6 +64,9 @@ struct Sequence {
   std::int64_t end_wanted, first_wanted;
   std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption
   std::vector<std::int32_t> drafts = {};  // proposed to follow the known tokens; the next part that draws tries them
+  PrefixSpace space;
+  std::int64_t num_tree_pages = 0;  // pages that are the prefix tree's, too: the first ones
+  std::int64_t num_named = 0;       // tokens that plans had named to the ranks when it was preempted
 
   Turn turn;
   std::int64_t num_charged = 0;  // of the prompt, to its share; survives preemption

@@ -114,9 +114,9 @@ void Scheduler::plan_prefills(bool may_admit) {
     if (waiting != nullptr && (begun == begun_.end() || queue_.before(*waiting, (*begun)->turn))) {
       const Iterator next = index_.at(waiting->id);
       may_admit = admit(next);
-      if (may_admit) plan_rows(next);
+      if (may_admit) plan_chunk(next);
     } else if (begun != begun_.end()) {
-      plan_rows(*begun);
+      plan_chunk(*begun);
       begun_.erase(begun);
     } else {
       return;
@@ -135,8 +135,9 @@ bool Scheduler::admit(Iterator next) {
   const std::int64_t needed = num_missing_pages(sequence) + spare;
   if (needed == tree_.num_available()) begun = {};  // its page may be one of those that are needed
   sequence.num_computed += begun.num_tokens;
+  const std::int64_t rows = chunk_size(sequence);
   const bool may_begin =
-      chunk_size(sequence) > 0 && !is_being_computed(sequence, most) && needed <= tree_.num_available();
+      rows > (joins(sequence) ? 1 : 0) && !is_being_computed(sequence, most) && needed <= tree_.num_available();
   sequence.num_computed -= begun.num_tokens;
   if (!may_begin) {
     tree_.release(sequence.pages);
@@ -183,12 +184,16 @@ std::int64_t Scheduler::reserve_drafts(Sequence& sequence, std::int64_t rows) {
   return count;
 }
 
+void Scheduler::plan_chunk(Iterator sequence) {
+  plan_rows(sequence);
+  if (sequence->num_uncomputed() > 1) unfinished_.push_back(&*sequence);
+}
+
 void Scheduler::plan_rows(Iterator iterator) {
   Sequence& sequence = *iterator;
   Step& step = spare_.front();
   StepPlan& plan = step.plan;
   const std::int64_t rows = chunk_size(sequence);
-  if (rows < sequence.num_uncomputed()) unfinished_.push_back(&sequence);
   if (rows == 0) return;
   const std::int64_t start = sequence.num_computed, end = start + rows;
   const bool draws = end == sequence.len() && sequence.len() < sequence.max_len;

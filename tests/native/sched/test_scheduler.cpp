@@ -447,6 +447,15 @@ TEST(SchedulerPrefix, ThoseThatComeTogetherComputeItOnce) {
   complete(scheduler, plan);
 }
 
+// A device reads what a single row attends to before the step writes.
+TEST(SchedulerPrefix, ASingleRowWaitsForTheStepThatFillsItsPages) {
+  Scheduler scheduler({.num_pages = 16, .page_size = 4});
+  for (const SequenceId id : {1, 2}) scheduler.add(like(id, 1, 9, 4));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 9}}));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}, {2, 1}}));  // the first is in flight
+  complete(scheduler, scheduler.oldest());
+}
+
 TEST(SchedulerPrefix, ANewcomerWaitsForWhatIsBeingComputed) {
   for (const bool aborts : {false, true}) {
     Scheduler scheduler({.num_pages = 16, .page_size = 4, .max_prompt_logits = 4});

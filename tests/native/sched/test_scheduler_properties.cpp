@@ -303,6 +303,12 @@ class Rank {
     }
   }
 
+  // Devices read what a single row attends to before the step writes.
+  static bool has_many_rows(const StepPlan& plan, SequenceId id) {
+    const auto part = std::ranges::find(plan.sequences, id, &SequenceStep::id);
+    return part == plan.sequences.end() || part->num_rows > 1;
+  }
+
   // What a step writes to is one sequence's; others that have it, at the same place, go on behind it.
   void verify_writers(const Scheduler& scheduler, const StepPlan& plan) {
     std::map<SequenceId, std::int64_t> starts;  // of running sequences: where they go on
@@ -325,6 +331,7 @@ class Rank {
           ASSERT_EQ(place, i) << "page " << table[i];
           ASSERT_GE(starts.at(id), static_cast<std::int64_t>(i + 1) * options_.page_size) << "page " << table[i];
           ASSERT_LE(static_cast<std::int64_t>(i + 1) * options_.page_size, step.start_position + step.num_rows);
+          ASSERT_TRUE(has_many_rows(plan, id)) << "page " << table[i];
           is_joined = true;
         }
       }

@@ -37,7 +37,7 @@ class Requests:
         engine = SimpleNamespace(state="ready", info=INFO)
         params = SamplingParams(max_tokens=10)
         prompt = [1] * prompt_tokens
-        return self.live.submit(engine, prompt, params, (), (), NO_STANDING)  # type: ignore[arg-type]
+        return self.live.submit(engine, prompt, params, (), (), None, NO_STANDING)  # type: ignore[arg-type]
 
     def say(self, *outputs: Output) -> None:
         self.live.dispatch(StepOutputs(list(outputs), EngineStats()))
