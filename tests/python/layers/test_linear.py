@@ -55,7 +55,8 @@ def whole(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> t
 
 
 def gathered(part: torch.Tensor, size: int) -> list[torch.Tensor]:
-    parts = [torch.empty_like(part) for _ in range(size)]
+    with torch.inference_mode(False):  # torch 2.4's gloo writes in a thread that isn't in it
+        parts = [torch.empty_like(part) for _ in range(size)]
     dist.all_gather(parts, part.contiguous())
     return parts
 
