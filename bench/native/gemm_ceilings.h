@@ -11,6 +11,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include "gemm/cpu/amx/tiles.h"
 #endif
 
 namespace minisgl::bench {
@@ -100,6 +102,21 @@ __attribute__((target("avx512f,avx512bf16"))) inline float spin_bf16_avx512(std:
   return _mm512_reduce_add_ps(sums[0]);
 }
 constexpr double bf16_ops_per_step_avx512 = 64;
+
+// tdpbf16ps on full tiles: 16 x 16 sums of 32 products.
+inline std::int64_t spin_bf16_amx(std::int64_t steps) {
+  using Tiles = amx::HardwareTiles;
+  Tiles::configure(16);
+  for (std::int64_t step = 0; step < steps; step += 4) {
+    Tiles::multiply<0, 4, 6>();
+    Tiles::multiply<1, 4, 7>();
+    Tiles::multiply<2, 5, 6>();
+    Tiles::multiply<3, 5, 7>();
+  }
+  Tiles::release();
+  return steps;
+}
+constexpr double bf16_ops_per_step_amx = 2 * 16 * 16 * 32;
 #pragma GCC diagnostic pop
 
 template <typename Spin>
@@ -126,7 +143,9 @@ inline Ceilings measure_ceilings(ThreadPool& pool) {
             .f32_ops = measure_ops(pool, spin_f32, f32_ops_per_step)};
   Ceilings ceilings{.int8_ops = measure_ops(pool, spin_int8_avx512, int8_ops_per_step_avx512),
                     .f32_ops = measure_ops(pool, spin_f32_avx512, f32_ops_per_step_avx512)};
-  if (cpu_isa() >= CpuIsa::avx512bf16)
+  if (cpu_isa() == CpuIsa::amx)
+    ceilings.bf16_ops = measure_ops(pool, spin_bf16_amx, bf16_ops_per_step_amx);
+  else if (cpu_isa() == CpuIsa::avx512bf16)
     ceilings.bf16_ops = measure_ops(pool, spin_bf16_avx512, bf16_ops_per_step_avx512);
   return ceilings;
 }

@@ -1,6 +1,12 @@
 // Asks the processor once, and the environment once.
 #include "core/cpu_features.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <string>
@@ -10,6 +16,23 @@
 
 namespace minisgl {
 namespace {
+
+#if defined(__x86_64__)
+// Whether tiles of bf16 can be used. The kernel gives the registers to processes that ask, unless a thread of theirs
+// handles signals on a stack that is too small to save them.
+bool obtain_amx() {
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  constexpr unsigned bf16_and_tile = 1u << 22 | 1u << 24;
+  if ((edx & bf16_and_tile) != bf16_and_tile) return false;
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));  // what the system saves at a switch of threads
+  constexpr unsigned tile_state = 1u << 17 | 1u << 18;
+  if ((low & tile_state) != tile_state) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+#endif
 
 std::vector<CpuIsa> detect() {
   std::vector<CpuIsa> isas{CpuIsa::portable};
@@ -21,7 +44,10 @@ std::vector<CpuIsa> detect() {
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   if (has_avx2) isas.push_back(CpuIsa::avx2);
   if (has_avx2 && has_avx512) isas.push_back(CpuIsa::avx512vnni);
-  if (has_avx2 && has_avx512 && __builtin_cpu_supports("avx512bf16")) isas.push_back(CpuIsa::avx512bf16);
+  if (has_avx2 && has_avx512 && __builtin_cpu_supports("avx512bf16")) {
+    isas.push_back(CpuIsa::avx512bf16);
+    if (obtain_amx()) isas.push_back(CpuIsa::amx);
+  }
 #endif
   return isas;
 }

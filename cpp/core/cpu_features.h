@@ -8,7 +8,7 @@
 // those that add some kernels to the last of them (MINISGL_MORE_ISAS).
 #if defined(__x86_64__)
 #define MINISGL_FOR_EACH_ISA(f) f(portable) f(avx2) f(avx512vnni)
-#define MINISGL_FOR_EACH_MORE_ISA(f) f(avx512bf16)
+#define MINISGL_FOR_EACH_MORE_ISA(f) f(avx512bf16) f(amx)
 #else
 #define MINISGL_FOR_EACH_ISA(f) f(portable)
 #define MINISGL_FOR_EACH_MORE_ISA(f)
@@ -16,7 +16,7 @@
 
 namespace minisgl {
 
-enum class CpuIsa { portable, avx2, avx512vnni, avx512bf16 };  // from the least to the most
+enum class CpuIsa { portable, avx2, avx512vnni, avx512bf16, amx };  // from the least to the most
 
 constexpr std::string_view cpu_isa_label(CpuIsa isa) {
   switch (isa) {
@@ -24,6 +24,7 @@ constexpr std::string_view cpu_isa_label(CpuIsa isa) {
     case CpuIsa::avx2: return "avx2";
     case CpuIsa::avx512vnni: return "avx512vnni";
     case CpuIsa::avx512bf16: return "avx512bf16";
+    case CpuIsa::amx: return "amx";
   }
   return "?";
 }
@@ -37,6 +38,7 @@ constexpr CpuIsa base_isa(CpuIsa isa) {
 //   avx2:       AVX2, FMA, F16C
 //   avx512vnni: these and AVX-512 F, BW, VL, VNNI
 //   avx512bf16: these and AVX-512 BF16, for products of bf16 by bf16
+//   amx:        these and AMX tiles of BF16, for the same; the first call asks the kernel for the tile registers
 std::span<const CpuIsa> supported_cpu_isas();
 
 // Those of them that all kernels are compiled for.

@@ -133,7 +133,7 @@ Plan make_plan(const KernelTable& table, const GemmArgs& args, std::int64_t cols
     const bool is_bf16 = part.reads == DType::bf16;
     const std::int64_t cached_bytes = is_bf16 ? weight_bytes_per_bf16_task : weight_bytes_per_task;
     const std::int64_t chunk_bytes = args.num_rows > 1 ? std::min(even_bytes, cached_bytes) : even_bytes;
-    const std::int64_t tile_groups = is_bf16 ? 6 : 4;  // that kernels take at once
+    const std::int64_t tile_groups = is_bf16 ? 12 : 4;  // that kernels take at once
     part.groups_per_task = std::max<std::int64_t>(1, chunk_bytes / std::max<std::int64_t>(part.group_bytes, 1));
     part.groups_per_task = divide_up(part.groups_per_task, tile_groups) * tile_groups;
     part.num_group_chunks = divide_up(part.num_groups, part.groups_per_task);

@@ -21,8 +21,8 @@ struct SumMeasurement {
 };
 
 // Times every way for every class of sizes up to max_bytes in a recorded graph, as sums are used, smallest first; rank
-// 0's times decide for all. Takes about half a second: after a second the classes that are left go through NCCL in
-// place. Called by all ranks together, on the communicator's device; `host` joins them on their CPUs.
+// 0's times decide for all. After a second the classes that are left go through NCCL in place. Called by all ranks
+// together, on the communicator's device; `host` joins them on their CPUs.
 SumTable measure_sums(Communicator& host, const SumMeasurement& measurement);
 
 }  // namespace minisgl

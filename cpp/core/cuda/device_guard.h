@@ -10,18 +10,14 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     MINISGL_CUDA_CHECK(cudaGetDevice(&previous_));
-    changed_ = previous_ != device;
-    if (changed_) MINISGL_CUDA_CHECK(cudaSetDevice(device));
+    MINISGL_CUDA_CHECK(cudaSetDevice(device));
   }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
-  }
+  ~DeviceGuard() { cudaSetDevice(previous_); }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int previous_ = 0;
-  bool changed_ = false;
 };
 
 }  // namespace minisgl

@@ -30,8 +30,8 @@ def init_pynccl(
     """Connects this rank's GPU, torch's current device, to the others; returns when all are there.
 
     The ranks meet over tp_cpu_group (gloo), which carries the NCCL unique id of rank 0. Then they
-    time sums of 4 KB to 64 MB in a CUDA graph and take the fastest way for each size, within about
-    a second: through each other's memory, by NCCL in place, or by NCCL in a registered buffer of
+    time sums in a CUDA graph, for about a second at most, and take the fastest way for each size:
+    through each other's memory, by NCCL in place, or by NCCL in a registered buffer of
     max_size_bytes, which MINISGL_PYNCCL_MAX_BUFFER_SIZE clamps; 0 means no buffer. The
     communicator's `name` tells what they found.
 

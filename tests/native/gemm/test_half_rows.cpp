@@ -61,11 +61,11 @@ TEST_P(HalfRows, AgreeWithTheReference) {
   const bool quantized = is_quantized(weight_dtype());
   for (std::int64_t cols :
        quantized ? std::vector<std::int64_t>{256, 512} : std::vector<std::int64_t>{1, 7, 64, 1155}) {
-    for (std::int64_t outputs : {1, 9, 16, 50, 131}) {
+    for (std::int64_t outputs : {1, 9, 16, 50}) {
       const RandomMatrix weight(weight_dtype(), outputs, cols, pool);
       const std::vector<double> weights = weight.values();
       const std::vector<float> bias = random_activations(outputs, 3);
-      for (std::int64_t rows = 1; rows <= 70; rows += rows < 20 ? 1 : 7) {
+      for (std::int64_t rows : {1, 2, 3, 5, 8, 17, 70}) {
         const std::vector<std::uint16_t> x = to_halves(row_dtype(), random_activations(rows * cols, 2));
         const std::vector<float> values = to_floats(row_dtype(), x);
         const std::vector<float> used_bias = rows % 2 == 0 ? bias : std::vector<float>();
@@ -104,13 +104,9 @@ TEST_P(HalfRows, ARowsBitsDependOnNothingBesideIt) {
   };
   const std::vector<std::uint16_t> batch = product(0, rows, one);
   EXPECT_EQ(batch, product(0, rows, three));
-  for (std::int64_t count : {1, 2, 3, 5, 8, 13, 16, 31, 64}) {
-    std::vector<std::uint16_t> pieces;
-    for (std::int64_t row = 0; row < rows; row += count) {
-      const std::vector<std::uint16_t> y = product(row, std::min(count, rows - row), count % 2 == 0 ? three : two);
-      pieces.insert(pieces.end(), y.begin(), y.end());
-    }
-    EXPECT_EQ(batch, pieces) << count << " rows at a time";
+  for (std::int64_t count = 1; count < rows; ++count) {  // the last `count` rows alone
+    const std::vector<std::uint16_t> alone = product(rows - count, count, count % 2 == 0 ? three : two);
+    ASSERT_EQ(alone, std::vector<std::uint16_t>(batch.end() - count * outputs, batch.end())) << count << " rows";
   }
 }
 
