@@ -22,7 +22,7 @@ _UNAVAILABLE: dict[State, str] = {
 
 
 class EngineBusy(Exception):  # noqa: N818
-    """The queue is full: try again later (HTTP 429). The sentence is meant for the client."""
+    """The queue is full (HTTP 429). The sentence, about the limit, is meant for the client."""
 
 
 class EngineUnavailable(Exception):  # noqa: N818

@@ -21,25 +21,35 @@ class Backlog:
         """`clock` gives seconds."""
         self.tokens = 0
         self._clock = clock
+        self._since = 0.0  # where something waits: the clock's time when that began
+        self._worked = 0.0  # seconds before that in which something waited
         self._served: deque[tuple[float, int]] = deque(maxlen=SERVED)
 
     def add(self, tokens: int) -> None:
         """A request with so many prompt tokens waits from now on."""
+        if self.tokens == 0:
+            self._since = self._clock()
         self.tokens += tokens
 
     def serve(self, tokens: int) -> None:
         """It has its first token."""
-        self.tokens -= tokens
-        self._served.append((self._clock(), tokens))
+        self.drop(tokens)
+        self._served.append((self._seconds_worked(), tokens))
 
     def drop(self, tokens: int) -> None:
         """It ended with nothing."""
+        if self.tokens == tokens:
+            self._worked = self._seconds_worked()
         self.tokens -= tokens
 
     def seconds(self) -> int:
         """How long it takes to serve what waits now, 1 to LONGEST_S, at the rate of late."""
         if len(self._served) < 2:
             return UNKNOWN_S
-        elapsed = max(self._clock() - self._served[0][0], 1e-3)
+        elapsed = max(self._seconds_worked() - self._served[0][0], 1e-3)
         per_second = sum(tokens for _, tokens in self._served) / elapsed
         return min(max(1, math.ceil(self.tokens / per_second)), LONGEST_S)
+
+    def _seconds_worked(self) -> float:
+        """Time so far in which something waited: an idle engine serves nothing, and isn't slow."""
+        return self._worked + (self._clock() - self._since if self.tokens else 0.0)

@@ -87,12 +87,19 @@ class LiveRequests:
         if engine.state != "ready":
             raise EngineUnavailable(engine.state)
         info = engine.info
-        if len(self._live) >= info.max_running + self._max_waiting:
-            raise EngineBusy(f"{len(self._live)} requests are waiting or running; try again later")
+        most = info.max_running + self._max_waiting
+        if len(self._live) >= most:
+            raise EngineBusy(
+                f"{len(self._live)} requests are waiting or running, of at most {most} "
+                "(--max-running and --max-waiting)."
+            )
         waiting, limit = self._backlog.tokens, self._max_waiting_tokens
         # Where nothing waits, a prompt of any length is taken.
         if limit is not None and waiting and waiting + len(prompt_ids) > limit:
-            raise EngineBusy(f"{waiting} prompt tokens are waiting; try again later")
+            raise EngineBusy(
+                f"{waiting} prompt tokens are waiting, and the {len(prompt_ids)} of this prompt "
+                f"would make them more than {limit} (--max-waiting-tokens)."
+            )
         request = make_request(
             self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
         )

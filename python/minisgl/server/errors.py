@@ -125,11 +125,13 @@ def model_not_found(name: str) -> ApiError:
     )
 
 
-def busy() -> ApiError:
-    """429, when as many requests are live as may run and wait (--max-running, --max-waiting)."""
+def busy(sentence: str = "") -> ApiError:
+    """429, when as many requests or prompt tokens are live as may be; `sentence` says which."""
     return ApiError(
         429,
-        "The request queue is full. Try again later.",
+        f"The request queue is full: {sentence} Try again later."
+        if sentence
+        else "The request queue is full. Try again later.",
         type="rate_limit_error",
         code="queue_full",
     )

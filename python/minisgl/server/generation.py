@@ -127,8 +127,12 @@ class Generation:
                     self._prefix_salt,
                     self._standing,
                 )
-            except EngineBusy:
-                raise errors.busy() from None
+            except EngineBusy as error:
+                if 0 < self.num_live == self._client.num_live:  # no later time will be better
+                    raise errors.bad_request(
+                        f"The choices of this request don't fit the queue together: {error}"
+                    ) from None
+                raise errors.busy(str(error)) from None
             except EngineUnavailable as error:
                 raise errors.unavailable(error.state) from None
             except ParameterError as error:

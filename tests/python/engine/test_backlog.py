@@ -15,7 +15,7 @@ def test_what_waits_is_served_as_fast_as_the_prompts_before(
     waiting: int, served: int, seconds: int
 ) -> None:
     """Twenty prompts of 100 tokens got their first token in two seconds, and so many wait."""
-    times = iter([0.0] * served + [2.0])
+    times = iter([0.0] * (1 + served) + [2.0])
     backlog = Backlog(lambda: next(times))
     backlog.add(100 * served + waiting)
     for _ in range(served):
@@ -30,3 +30,19 @@ def test_what_ended_with_nothing_was_not_served() -> None:
     backlog.add(50)
     backlog.drop(100)
     assert (backlog.tokens, backlog.seconds()) == (50, 5)
+
+
+def test_time_in_which_nothing_waits_does_not_count() -> None:
+    """A prompt of 100 tokens per second while some wait, then an idle hour, then a crowd."""
+    now = 0.0
+    backlog = Backlog(lambda: now)
+    backlog.add(300)
+    for _ in range(3):
+        now += 1
+        backlog.serve(100)
+    now += 3600
+    backlog.add(600)
+    assert backlog.seconds() == 4
+    now += 1
+    backlog.serve(100)
+    assert backlog.seconds() == 4

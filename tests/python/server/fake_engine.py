@@ -94,7 +94,7 @@ class FakeClient:
         if self.state != "ready":
             raise EngineUnavailable(self.state)
         if len(self.live) >= self.max_live:
-            raise EngineBusy("full")
+            raise EngineBusy(f"{self.max_live} requests are live.")
         request = make_request(
             len(self.submitted),
             prompt_ids,

@@ -300,7 +300,11 @@ async def test_queue_full(start_server: StartServer) -> None:
             answer = await server.complete(stream=True)
             assert answer.status_code == 429
             assert int(answer.headers["retry-after"]) > 0
-            assert answer.json()["error"]["code"] == "queue_full"
+            error = answer.json()["error"]
+            assert error["code"] == "queue_full"
+            assert error["message"] == (
+                "The request queue is full: 2 requests are live. Try again later."
+            )
         for task in running:
             assert (await task).status_code == 200
         assert (await server.complete(max_tokens=1)).status_code == 200
