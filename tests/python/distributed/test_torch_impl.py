@@ -12,6 +12,7 @@ from minisgl.distributed import (
     DistributedCommunicator,
     DistributedImpl,
     DistributedInfo,
+    NativeDistributedImpl,
     TorchDistributedImpl,
     enable_pynccl_distributed,
 )
@@ -71,6 +72,15 @@ def test_a_single_rank_enables_nothing() -> None:
     before = list(DistributedCommunicator.plugins)
     enable_pynccl_distributed(DistributedInfo(0, 1), None, 0)  # type: ignore[arg-type]
     assert DistributedCommunicator.plugins == before
+
+
+def test_a_scalar_has_nothing_to_gather_along() -> None:
+    class Ranks:
+        size = 2
+
+    impl = NativeDistributedImpl(Ranks())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one dimension, got a scalar"):
+        impl.all_gather(torch.tensor(1.0))
 
 
 def test_the_last_plugin_wins(monkeypatch: pytest.MonkeyPatch) -> None:

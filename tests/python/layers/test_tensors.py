@@ -237,6 +237,31 @@ def test_a_layer_of_ones_own_need_not_say_how_it_is_cut(become_rank: BecomeRank)
             layer.full_state_dict()
 
 
+class Scaled(LinearRowParallel):
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size, has_bias=False)
+        self.scale = torch.ones(size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+def test_a_class_over_a_layer_has_its_own_forward_and_tensors(become_rank: BecomeRank) -> None:
+    scaled = Scaled(8)
+    state = {"weight": torch.randn(8, 8), "scale": torch.randn(8)}
+    scaled.load_state_dict(state)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(scaled(x), linear(x, state["weight"]) * state["scale"])
+    become_rank(1, 2)
+    cut = Scaled(8)
+    cut.load_state_dict(state)
+    assert torch.equal(cut.weight, state["weight"][:, 4:])
+    assert torch.equal(cut.scale, state["scale"])
+    assert cut._gather_tensor("scale") is cut.scale
+    with pytest.raises(InputError, match=r"^scale must be \[8\], got \[4\]$"):
+        cut.load_state_dict({**state, "scale": torch.ones(4)})
+
+
 def test_an_operation_has_tensors_of_its_own() -> None:
     norm = Named(
         weight=torch.ones(4), steps=torch.zeros(1, dtype=torch.int64), _hidden=torch.ones(1)
@@ -287,6 +312,10 @@ def test_what_does_not_fit_is_named(become_rank: BecomeRank) -> None:
         ),
         (lambda: LinearColParallelMerged(6, [], False), "output_sizes must have at least one size"),
         (lambda: LinearColParallelMerged(0, [4], False), "input_size must be positive, got 0"),
+        (
+            lambda: LinearColParallelMerged(6, [2**70], False),
+            "output_sizes[0] must be at most 1099511627776, got 1180591620717411303424",
+        ),
         (
             lambda: LinearRowParallel(9, 4, False),
             "input_size is 9, which can't be split over 2 ranks",
@@ -414,6 +443,11 @@ def test_what_is_no_tensor_is_named() -> None:
             "weight must be a torch.Tensor or a list of them, got int",
         ),
         (lambda: LinearRowParallel(8.0, 4, False), "input_size must be an int, got float"),
+        (lambda: LinearColParallelMerged(8, 4, False), "output_sizes must be a list, got int"),
+        (
+            lambda: LinearColParallelMerged(8, (size for size in (4, 4)), False),
+            "output_sizes must be a list, got generator",
+        ),
         (lambda: LinearRowParallel.from_weights("x"), "a weight must be a torch.Tensor, got str"),
     ]
     for attempt, message in refusals:
