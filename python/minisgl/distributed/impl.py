@@ -56,7 +56,7 @@ class TorchDistributedImpl(DistributedImpl):
 
 
 def _room_for(x: torch.Tensor, size: int) -> torch.Tensor:
-    """A tensor for x of `size` ranks. Raises ValueError where x has no dimension to gather along."""
+    """A tensor for the x of all ranks. Raises ValueError for one without dimensions."""
     if x.dim() == 0:
         raise ValueError("all_gather needs a tensor with at least one dimension, got a scalar")
     return x.new_empty((size * x.shape[0], *x.shape[1:]))
