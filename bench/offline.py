@@ -31,6 +31,9 @@ def main() -> int:
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--comm", default="auto")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--prefix-cache", action="store_true", help="on, though no run finds anything there"
+    )
     parser.add_argument("--json", action="store_true", help="print the rates as JSON only")
     args = parser.parse_args()
 
@@ -48,8 +51,10 @@ def main() -> int:
         comm=args.comm,
         num_threads=args.threads,
         max_model_len=longest,
+        disable_prefix_cache=not args.prefix_cache,
         show_progress=not args.json,
     ) as llm:
+        num_calls = 0
 
         def complete(counts: Sequence[int]) -> None:
             params = [
@@ -58,7 +63,10 @@ def main() -> int:
                 )
                 for i, count in enumerate(counts)
             ]
-            results = llm.generate(workload.prompts, params, use_tqdm=False)
+            nonlocal num_calls
+            num_calls += 1  # other tokens each time, or the cache would have them
+            prompts = [[token + num_calls for token in prompt] for prompt in workload.prompts]
+            results = llm.generate(prompts, params, use_tqdm=False)
             assert [len(r.outputs[0].token_ids) for r in results] == list(counts)
 
         info = llm.info

@@ -131,7 +131,7 @@ def main() -> int:
     args = parser.parse_args()
 
     workload = make_workload(args.workload)
-    command = server_command(args, f"--threads={args.threads}")
+    command = server_command(args, f"--threads={args.threads}", "--disable-prefix-cache")
     runs: list[Timings] = []
     alone: list[float] = []
     spent: Counter[str] = Counter()  # seconds of processor time

@@ -1,9 +1,9 @@
 // What a step costs the host beside the model: planning it, telling it to other ranks, and handing its tokens to who
 // waits for them.
 //
-// Argument: sequences. What is measured here is lost of a step of the model, which takes milliseconds. The ceilings are
-// measured beside it: a list of tokens copied, for the scheduler; two bare descriptors between the threads, for the
-// queue.
+// Argument: sequences; a second one: how many of them share their prompt. What is measured here is lost of a step of
+// the model, which takes milliseconds. The ceilings are measured beside it: a list of tokens copied, for the scheduler;
+// two bare descriptors between the threads, for the queue.
 #include <benchmark/benchmark.h>
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -23,14 +23,20 @@ namespace {
 
 constexpr std::int64_t kPromptTokens = 128;
 
-std::unique_ptr<Scheduler> decoding_scheduler(std::int64_t num_sequences, std::int64_t max_tokens) {
+// Those of the first `num_sharing` sequences are the same, the others begin in their own way.
+std::vector<std::int32_t> prompt_of(std::int64_t sequence, std::int64_t num_sharing) {
+  std::vector<std::int32_t> prompt(kPromptTokens, 7);
+  if (sequence >= num_sharing) prompt.front() = static_cast<std::int32_t>(sequence);
+  return prompt;
+}
+
+std::unique_ptr<Scheduler> decoding_scheduler(std::int64_t num_sequences, std::int64_t max_tokens,
+                                              std::int64_t num_sharing = 0) {
   const std::int64_t pages = num_sequences * ((kPromptTokens + max_tokens) / 16 + 2);
   auto scheduler = std::make_unique<Scheduler>(SchedulerOptions{
       .num_pages = pages, .max_running = num_sequences, .max_batch_tokens = num_sequences * kPromptTokens});
   for (std::int64_t id = 0; id < num_sequences; ++id) {
-    scheduler->add({.id = static_cast<SequenceId>(id),
-                    .prompt = std::vector<std::int32_t>(kPromptTokens, 7),
-                    .max_tokens = max_tokens});
+    scheduler->add({.id = static_cast<SequenceId>(id), .prompt = prompt_of(id, num_sharing), .max_tokens = max_tokens});
   }
   return scheduler;
 }
@@ -54,7 +60,7 @@ void scheduler_step(benchmark::State& state) {
   for (auto _ : state) {
     if (steps_left == 0) {
       state.PauseTiming();
-      scheduler = decoding_scheduler(state.range(0), max_tokens);
+      scheduler = decoding_scheduler(state.range(0), max_tokens, state.range(1));
       accept_drafts(scheduler->plan(), sampled, drawn);  // the prefill
       scheduler->complete(drawn);
       steps_left = max_tokens - 1;
@@ -66,7 +72,7 @@ void scheduler_step(benchmark::State& state) {
   }
 }
 
-// A sequence from its arrival to its end: add(), a plan with its prefill, remove().
+// A sequence from its arrival to its end: add(), a plan with its prefill, remove(). None begins like another.
 void scheduler_admission(benchmark::State& state) {
   const auto scheduler = decoding_scheduler(state.range(0), 1);
   const std::vector<std::int32_t> sampled(static_cast<std::size_t>(state.range(0)), 11);
@@ -77,7 +83,7 @@ void scheduler_admission(benchmark::State& state) {
   for (auto _ : state) {
     for (std::int64_t i = state.range(0); i > 0; --i) scheduler->remove(next - static_cast<SequenceId>(i));
     for (std::int64_t i = 0; i < state.range(0); ++i)
-      scheduler->add({.id = next++, .prompt = std::vector<std::int32_t>(kPromptTokens, 7), .max_tokens = 1});
+      scheduler->add({.id = next, .prompt = prompt_of(static_cast<std::int64_t>(next), 0), .max_tokens = 1}), ++next;
     accept_drafts(scheduler->plan(), sampled, drawn);
     scheduler->complete(drawn);
   }
@@ -202,7 +208,11 @@ void sequences(benchmark::internal::Benchmark* benchmark) {
   benchmark->Arg(1)->Arg(16)->Arg(64)->Arg(256)->UseRealTime()->Unit(benchmark::kMicrosecond);
 }
 
-BENCHMARK(scheduler_step)->Apply(sequences);
+BENCHMARK(scheduler_step)
+    ->ArgsProduct({{1, 16, 64, 256}, {0}})
+    ->Args({256, 64})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
 BENCHMARK(token_copy)->Apply(sequences);
 BENCHMARK(scheduler_admission)->Apply(sequences);
 BENCHMARK(plan_encoding)->Apply(sequences);

@@ -80,7 +80,7 @@ py::tuple output_tuple(const RequestOutput& output) {
     timings = py::make_tuple(output.queue_seconds, output.prefill_seconds, output.decode_seconds);
   }
   return py::make_tuple(output.id, tokens, finish_name(output.finish), error_name(output.error_code), output.error,
-                        logprobs, prompt_logprobs, timings);
+                        logprobs, prompt_logprobs, timings, output.num_cached);
 }
 
 using PhaseReport = std::function<void(const std::string& phase, std::int64_t done, std::int64_t total)>;
@@ -121,6 +121,7 @@ py::dict info_dict(const RankInfo& info) {
   dict["max_running"] = config.max_running;
   dict["max_batch_tokens"] = config.max_batch_tokens;
   dict["max_waiting"] = config.max_waiting;
+  dict["prefix_cache"] = config.prefix_cache;
   return dict;
 }
 
@@ -251,6 +252,10 @@ py::dict stats(const PyEngine& self) {
   dict["num_waiting"] = stats.num_waiting;
   dict["pages_total"] = stats.pages_total;
   dict["pages_free"] = stats.pages_free;
+  dict["pages_cached"] = stats.pages_cached;
+  dict["prefix_queries"] = stats.prefix_queries;
+  dict["prefix_hits"] = stats.prefix_hits;
+  dict["prefix_evictions"] = stats.prefix_evictions;
   dict["num_preemptions"] = stats.num_preemptions;
   dict["num_steps"] = stats.num_steps;
   dict["prompt_tokens"] = stats.prompt_tokens;

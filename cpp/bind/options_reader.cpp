@@ -29,6 +29,7 @@ const FieldTable<EngineOptions>& readers() {
       {"max_waiting", into<&EngineOptions::max_waiting>},
       {"disable_cuda_graph", into<&EngineOptions::disable_cuda_graph>},
       {"disable_overlap", into<&EngineOptions::disable_overlap>},
+      {"disable_prefix_cache", into<&EngineOptions::disable_prefix_cache>},
   };
   return table;
 }

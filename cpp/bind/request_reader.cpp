@@ -1,8 +1,11 @@
 // One row per field of a request; those of its sampling are sampling_fields.
 #include "bind/request_reader.h"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -23,6 +26,13 @@ void read_field(const char* field, py::handle value, std::vector<TokenBias>& bia
   for (const auto& [token, bias] : py::reinterpret_steal<py::dict>(PyDict_Copy(value.ptr()))) {
     biases.emplace_back(read_integer<std::int32_t>(field, token), static_cast<float>(read_number(field, bias)));
   }
+}
+
+void read_field(const char* field, py::handle value, std::array<std::uint64_t, 2>& salt) {
+  if (!PyBytes_Check(value.ptr())) wrong_type(field, "bytes", value);
+  const auto bytes = py::reinterpret_borrow<py::bytes>(value).cast<std::string_view>();
+  if (bytes.size() != sizeof(salt)) throw py::value_error(concat(field, " has 16 bytes, got ", bytes.size()));
+  std::memcpy(salt.data(), bytes.data(), sizeof(salt));
 }
 
 void read_field(const char* field, py::handle value, std::vector<std::vector<std::int32_t>>& lists) {
@@ -50,6 +60,7 @@ FieldTable<Request> make_readers() {
       {"stop_token_ids", into_request<&Request::stop_token_ids>},
       {"logprobs", into_request<&Request::logprobs>},
       {"prompt_logprobs", into_request<&Request::prompt_logprobs>},
+      {"prefix_salt", into_request<&Request::prefix_salt>},
   };
   [&]<std::size_t... Index>(std::index_sequence<Index...>) {
     (table.emplace(std::get<Index>(sampling_fields).name, into_sampling<Index>), ...);

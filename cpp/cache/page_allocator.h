@@ -1,6 +1,6 @@
 // The one accountant of cache pages: every page is free or has owners, and this class alone counts them. It knows page
-// numbers, not memory, and not who the owners are: sequences and copies under way today, a prefix tree beside this file
-// later. Free + in use = total is one sum in one place.
+// numbers, not memory, and not who the owners are: sequences, the prefix tree, steps in flight. Free + in use = total
+// is one sum in one place.
 #pragma once
 
 #include <cstdint>

@@ -103,6 +103,7 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.max_waiting = options.max_waiting;
   config.cuda_graphs = !options.disable_cuda_graph;
   config.overlap = !options.disable_overlap;
+  config.prefix_cache = !options.disable_prefix_cache;
   return config;
 }
 

@@ -38,7 +38,8 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
           .page_size = config.page_size,
           .max_running = config.max_running,
           .max_batch_tokens = config.max_batch_tokens,
-          .max_drafts = config.max_drafts};
+          .max_drafts = config.max_drafts,
+          .prefix_cache = config.prefix_cache};
 }
 
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
@@ -202,7 +203,8 @@ void Engine::Impl::admit(Submission submission) {
                  .prompt = std::move(request.prompt),
                  .max_tokens = request.num_to_come(),
                  .score_prompt = request.prompt_logprobs >= 0,
-                 .needs_token = needs_token});
+                 .needs_token = needs_token,
+                 .space = {.salt = request.prefix_salt}});
 }
 
 void Engine::Impl::abort(SequenceId id) {
@@ -294,7 +296,11 @@ void Engine::Impl::deliver() {
     stats = {.num_running = scheduler.num_running(),
              .num_waiting = scheduler.num_waiting(),
              .pages_total = scheduler.pages().num_total(),
-             .pages_free = scheduler.pages().num_free(),
+             .pages_free = scheduler.num_available_pages(),
+             .pages_cached = scheduler.tree().num_pages(),
+             .prefix_queries = scheduler.prefix_counts().queries,
+             .prefix_hits = scheduler.prefix_counts().hits,
+             .prefix_evictions = scheduler.tree().num_evicted() * static_cast<std::uint64_t>(config.page_size),
              .num_preemptions = scheduler.num_preemptions(),
              .num_steps = num_steps,
              .prompt_tokens = live.counts().prompt_tokens,

@@ -20,6 +20,7 @@ SequenceId LiveRequests::add(const Request& request, std::vector<std::int32_t> s
                              Clock::time_point submitted) {
   LiveRequest live{.id = request.id,
                    .prompt_len = static_cast<std::int64_t>(request.prompt.size()),
+                   .num_resumed = request.num_resumed,
                    .max_tokens = request.num_to_come(),
                    .stop_tokens = std::move(stop_tokens),
                    .has_logprobs = request.logprobs >= 0,
@@ -48,8 +49,10 @@ std::vector<SequenceId> LiveRequests::sequences() const {
 
 void LiveRequests::mark_started(const StepPlan& plan, Clock::time_point now) {
   for (const SequenceStep& step : plan.sequences) {
-    std::optional<Clock::time_point>& started = requests_.at(step.id).started;
-    if (!started) started = now;
+    LiveRequest& request = requests_.at(step.id);
+    if (request.started) continue;
+    request.started = now;
+    request.num_cached = step.start_position;
   }
 }
 
@@ -136,6 +139,7 @@ void LiveRequests::end_prefill(LiveRequest& request, RequestOutput& output, Cloc
   request.first_token = now;
   counts_.prompt_tokens += request.prompt_len;
   output.prompt_logprobs = std::exchange(request.prompt_logprobs, {});
+  output.num_cached = std::min(request.num_cached, request.prompt_len - request.num_resumed);
 }
 
 RequestOutput LiveRequests::end(SequenceId id, FinishReason reason, Clock::time_point now) {

@@ -49,11 +49,12 @@ class LiveRequests {
  private:
   struct LiveRequest {
     std::uint64_t id;
-    std::int64_t prompt_len, max_tokens;
+    std::int64_t prompt_len, num_resumed, max_tokens;
     std::vector<std::int32_t> stop_tokens;
     bool has_logprobs, has_prompt_logprobs;
     Clock::time_point submitted;
     std::optional<Clock::time_point> started = {}, first_token = {};
+    std::int64_t num_cached = 0;  // tokens that its first step found computed
     std::int64_t num_generated = 0;
     std::vector<TokenOutput> prompt_logprobs = {};
   };

@@ -30,8 +30,9 @@ struct EngineOptions {
   std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step
   std::int64_t max_batch_tokens = 0;  // the device's: 512 on the CPU
   std::int64_t max_waiting = 4096;
-  bool disable_cuda_graph = false;  // see EngineConfig
-  bool disable_overlap = false;     // see EngineConfig
+  bool disable_cuda_graph = false;    // see EngineConfig
+  bool disable_overlap = false;       // see EngineConfig
+  bool disable_prefix_cache = false;  // see EngineConfig
 };
 
 #ifdef NDEBUG
@@ -51,6 +52,7 @@ struct EngineConfig {
   std::int64_t max_drafts = 0;             // rows in one step that try drafts
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
+  bool prefix_cache = true;                // what was computed is kept while there is room, and shared
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
 };
@@ -67,7 +69,11 @@ struct EngineMemory {
 
 struct EngineStats {
   std::int64_t num_running = 0, num_waiting = 0;
+  // Free pages are those that anybody may be given: what nobody but the prefix cache has counts, too.
   std::int64_t pages_total = 0, pages_free = 0;
+  std::int64_t pages_cached = 0;  // in the prefix cache, whoever else has them
+  // Tokens: looked for in the prefix cache, found there, and given up by it. Prompts count once, preempted or not.
+  std::uint64_t prefix_queries = 0, prefix_hits = 0, prefix_evictions = 0;
   std::uint64_t num_preemptions = 0, num_steps = 0, prompt_tokens = 0, generated_tokens = 0;
   double step_seconds = 0;         // in which steps were under way; overlapping ones count once
   double device_busy_seconds = 0;  // for these steps; see StepRunner::busy_seconds

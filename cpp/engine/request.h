@@ -1,6 +1,7 @@
 // A request, its outputs, and the part of a request that every rank knows.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -20,8 +21,9 @@ struct Request {
   std::int64_t min_tokens = 0;  // stop tokens are banned before that many
   bool ignore_eos = false;
   std::vector<std::int32_t> stop_token_ids;
-  std::int32_t logprobs = -1;         // alternatives reported with each token; -1: no logprobs
-  std::int32_t prompt_logprobs = -1;  // the same for each prompt token
+  std::int32_t logprobs = -1;                     // alternatives reported with each token; -1: no logprobs
+  std::int32_t prompt_logprobs = -1;              // the same for each prompt token
+  std::array<std::uint64_t, 2> prefix_salt = {};  // only requests with the same one share what was computed
 
   std::int64_t num_to_come() const { return max_tokens - num_resumed; }  // tokens at most
 };
@@ -38,6 +40,7 @@ struct RequestOutput {
   ErrorCode error_code = ErrorCode::none;         // with FinishReason::error
   std::string error = {};                         // with FinishReason::error: what was wrong, with the value
   std::vector<TokenOutput> prompt_logprobs = {};  // once, when prefill ends; entry 0 has no logprob (NaN)
+  std::int64_t num_cached = 0;  // once, when prefill ends: prompt tokens that were found in the prefix cache
   // Seconds, with the finish: waiting for the first step, from there to the first token, from there to the end.
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
 };

@@ -19,8 +19,9 @@ struct TensorProduct {
   std::int64_t rows, outputs, inputs;
 };
 
-// Sums are f32 (of f32 values too: no TF32), the bias is added to the sum, and the result is rounded once. A product
-// without rows or outputs does nothing; one without inputs gives the bias, or zeros.
+// Sums are f32, of f32 values too (no TF32). What is 16 bits wide may also be rounded to its dtype before the bias is
+// added, and where the input dimension is cut. A product without rows or outputs does nothing; one without inputs gives
+// the bias, or zeros.
 class GpuProducts {
  public:
   virtual ~GpuProducts() = default;

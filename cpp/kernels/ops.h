@@ -70,7 +70,9 @@ class Ops {
   // and writes keys and values into the cache.
   virtual void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                            const ops::KvLayer& cache) = 0;
-  // Causal attention of every row over its sequence's cache (which already holds the row's own key and value).
+  // Causal attention of every row over its sequence's cache (which already holds the row's own key and value). What a
+  // sequence of one row sees before that was written by an earlier step or a copy; that of several rows may also have
+  // been written by the rows of another sequence of this step.
   // A row at position p sees positions (p - window, p], or [0, p] for window 0. out [num_rows, num_heads * head_dim].
   // What the cache holds at positions that a row does not see, garbage and NaN included, has no influence. Throws
   // CheckError for shapes that are not allowed (head_dim: a multiple of 8 up to 256).

@@ -41,7 +41,7 @@ void Scheduler::remove(SequenceId id) {
   if (sequence->num_in_flight > 0) {
     leaving_.splice(leaving_.end(), list, sequence);
   } else {
-    pages_.release(sequence->pages);
+    release(*sequence);
     list.erase(sequence);
   }
 }
@@ -88,13 +88,13 @@ void Scheduler::complete(const StepTokens& drawn) {
     if (!tokens.empty()) sequence.tokens[static_cast<std::size_t>(step.new_tokens[i])] = tokens.front();
     if (part.num_drafts() > 0) end_drafts(sequence, tokens.subspan(1));
   }
-  pages_.release(step.copied);
+  tree_.release(step.held);
   for (auto sequence = leaving_.begin(); sequence != leaving_.end();) {
     if (sequence->num_in_flight > 0) {
       ++sequence;
       continue;
     }
-    pages_.release(sequence->pages);
+    release(*sequence);
     sequence = leaving_.erase(sequence);
   }
   spare_.splice(spare_.end(), in_flight_, in_flight_.begin());
@@ -107,7 +107,7 @@ void Scheduler::end_drafts(Sequence& sequence, std::span<const std::int32_t> tok
   sequence.num_computed += std::ssize(tokens);
   const auto needed = static_cast<std::size_t>(pages_for(sequence.len()));
   if (sequence.pages.size() <= needed) return;
-  pages_.release(std::span(sequence.pages).subspan(needed));
+  tree_.release(std::span(sequence.pages).subspan(needed));
   sequence.pages.resize(needed);
   sequence.num_planned_pages = static_cast<std::int64_t>(needed);
 }
@@ -121,6 +121,10 @@ void Scheduler::check() const {
     MINISGL_CHECK(!sequence.is_pending() || sequence.num_in_flight > 0, "sequence ", sequence.id,
                   " waits for a token that nobody draws");
     for (const PageId page : sequence.pages) ++owners[page];
+    for (std::int64_t i = 0; i < sequence.num_tree_pages; ++i) {
+      MINISGL_CHECK(tree_.contains(sequence.pages[static_cast<std::size_t>(i)]), "page ", i, " of sequence ",
+                    sequence.id, " isn't in the tree");
+    }
   };
   for (const Sequence& sequence : running_) {
     MINISGL_CHECK(sequence.is_running && &live(sequence.id) == &sequence);
@@ -131,8 +135,9 @@ void Scheduler::check() const {
     hold(sequence);
   }
   for (const Step& step : in_flight_) {
-    for (const PageId page : step.copied) ++owners[page];
+    for (const PageId page : step.held) ++owners[page];
   }
+  tree_.check(owners);
   pages_.check(owners);
   for (const Sequence& sequence : waiting_) {
     MINISGL_CHECK(!sequence.is_running && &live(sequence.id) == &sequence);

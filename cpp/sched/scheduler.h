@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cache/page_allocator.h"
+#include "cache/prefix_tree.h"
 #include "sched/sequence.h"
 #include "sched/step_plan.h"
 #include "sched/step_tokens.h"
@@ -23,6 +24,13 @@ struct SchedulerOptions {
   // Prompt rows of a step whose logits or hidden states are wanted: bounds the [rows, vocab] buffer.
   std::int64_t max_prompt_logits = 64;
   std::int64_t max_drafts = 0;  // rows of a step that try drafts
+  bool prefix_cache = true;     // what was computed is kept as long as there is room, and found again by its tokens
+};
+
+// Tokens since the scheduler was made. A sequence counts once, when it is admitted first.
+struct PrefixCounts {
+  std::uint64_t queries = 0;  // looked for
+  std::uint64_t hits = 0;     // of those, found
 };
 
 // First come, first served. A step takes the decoding sequences first, then chunks of prefills that were begun, then
@@ -38,8 +46,12 @@ struct SchedulerOptions {
 // with drafts reserves pages for the case that all hold. When its tokens are known, the places of those that didn't are
 // given back: the next part begins at the first token that isn't computed, and keeps fewer pages.
 //
-// A sequence that begins like another shares the pages that the other has filled, and gets a copy of the one that it
-// has begun. Nobody writes to a shared page: both go on behind it.
+// Full pages of a prompt are in the prefix tree from the plan on that computes the last of their tokens; those of what
+// was generated when the sequence gives up its pages. A newcomer is given the pages that it begins with, also those
+// that the same step computes, if it has more than one row in it, and a copy of the page that follows where half of it
+// or more is the same. Nobody writes to a shared page: everybody goes on behind it. Where a running sequence is about
+// to compute the newcomer's next page, the newcomer waits for it. Pages that the tree alone owns are as good as free:
+// they are given up before anybody is preempted.
 //
 // A step is in flight from plan() to complete(). Up to kMostInFlight may be: the second is planned as if the first were
 // done, with a token that isn't known yet in place of each that the first draws. Nobody is preempted while a step is in
@@ -50,6 +62,7 @@ class Scheduler {
   static constexpr std::size_t kMostInFlight = 2;
 
   explicit Scheduler(const SchedulerOptions& options);
+  Scheduler(const Scheduler&) = delete;
 
   // Puts a sequence at the tail of the queue. CheckError for an empty prompt, an id in use, or what would not fit the
   // cache alone.
@@ -80,6 +93,9 @@ class Scheduler {
   std::int64_t num_waiting() const { return static_cast<std::int64_t>(waiting_.size()); }
   std::uint64_t num_preemptions() const { return num_preemptions_; }
   const PageAllocator& pages() const { return pages_; }
+  std::int64_t num_available_pages() const { return tree_.num_available(); }  // free, or the prefix tree's alone
+  const PrefixTree& tree() const { return tree_; }
+  const PrefixCounts& prefix_counts() const { return prefix_counts_; }
   const Sequence& sequence(SequenceId id) const { return live(id); }  // CheckError for an unknown id
   // Both are in order of arrival; all of `running` arrived before all of `waiting`.
   const std::list<Sequence>& running() const { return running_; }
@@ -94,7 +110,9 @@ class Scheduler {
     StepPlan plan;
     std::vector<Iterator> sequences;       // [plan.sequences]
     std::vector<std::int64_t> new_tokens;  // [plan.sequences] index of the first token drawn for it
-    std::vector<PageId> copied;            // sources and destinations: a copy under way owns them
+    // Pages that the step itself owns: sources and destinations of its copies, and those that it computes although the
+    // prefix tree has equal ones.
+    std::vector<PageId> held;
     void clear();
   };
 
@@ -107,11 +125,23 @@ class Scheduler {
   bool plan_decodes();  // whether it preempted
   void plan_prefills();
   void admit();
-  std::int64_t num_shareable(const Sequence& sequence) const;
-  void share(Sequence& sequence, std::int64_t num_tokens);
+  bool admit(Iterator sequence);
+  std::int64_t most_shared(const Sequence& sequence) const;
+  void take_prefix(Sequence& sequence, std::int64_t most);
+  PrefixTree::Begun find_begun(const Sequence& sequence, std::int64_t most) const;
+  bool joins(const Sequence& sequence) const;
+  bool is_being_computed(const Sequence& sequence, std::int64_t most) const;
+  // Whether so many tokens of a page are copied rather than computed: a GPU makes a copy per layer of a page.
+  bool is_worth_copying(std::int64_t num_tokens) const {
+    return num_tokens > 0 && 2 * num_tokens >= options_.page_size;
+  }
+  void copy_begun(Sequence& sequence, const PrefixTree::Begun& begun);
+  void remember_prompt(Sequence& sequence);
+  void release(Sequence& sequence);
   bool grow(Sequence& sequence);  // false when the sequence itself was preempted
   void preempt_latest();
   void plan_rows(Iterator iterator);
+  void plan_chunk(Iterator sequence);
   std::int64_t chunk_size(const Sequence& sequence) const;
   std::int64_t reserve_drafts(Sequence& sequence, std::int64_t rows);
   void plan_wanted(Sequence& sequence, SequenceStep& part);
@@ -119,6 +149,8 @@ class Scheduler {
 
   SchedulerOptions options_;
   PageAllocator pages_;
+  PrefixTree tree_{pages_, options_.page_size};
+  PrefixCounts prefix_counts_;
   std::list<Sequence> running_;
   std::list<Sequence> waiting_;
   std::list<Sequence> leaving_;                     // removed, but a step in flight computes them
@@ -128,7 +160,9 @@ class Scheduler {
   std::list<Step> in_flight_;  // oldest first
   std::list<Step> spare_;      // keep their memory; the first is the one planned now
 
-  bool has_chunks_ = false;  // while planning: running sequences lack more than their latest token
+  std::uint64_t num_plans_ = 0;
+  bool has_chunks_ = false;                  // while planning: running sequences lack more than their latest token
+  std::vector<const Sequence*> unfinished_;  // while planning: those that lack more after their part of the step
 
   // What is left of a step's room while it is planned.
   std::int64_t rows_left_ = 0;           // rows, within max_batch_tokens

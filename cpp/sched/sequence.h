@@ -7,16 +7,11 @@
 #include <vector>
 
 #include "cache/page_allocator.h"
+#include "cache/prefix_tree.h"
 
 namespace minisgl {
 
 using SequenceId = std::uint64_t;
-
-// Another sequence that begins with the same tokens: its pages are shared where it has computed them.
-struct SharedPrefix {
-  SequenceId sequence = 0;
-  std::int64_t num_tokens = 0;  // 0: nothing is shared
-};
 
 struct NewSequence {
   SequenceId id = 0;                 // never used before
@@ -25,8 +20,7 @@ struct NewSequence {
   bool score_prompt = false;         // logits of every prompt row are wanted (prompt logprobs)
   bool needs_token = false;          // planned only while its latest token is known
   std::int64_t num_hidden = 0;       // the prompt's last rows whose hidden states are wanted; nothing is drawn then
-  std::int32_t adapter = 0;          // 0: none
-  SharedPrefix prefix = {};
+  PrefixSpace space = {};            // of those that it may share pages with; its adapter
 };
 
 struct Sequence {
@@ -37,14 +31,13 @@ struct Sequence {
         tokens(std::move(added.prompt)),
         prompt_len(len()),
         max_len(prompt_len + added.max_tokens),
-        adapter(added.adapter),
         needs_token(added.needs_token),
         wants_hidden(added.num_hidden > 0),
         end_wanted(wants_hidden         ? prompt_len
                    : added.score_prompt ? prompt_len - 1
                                         : 0),
         first_wanted(wants_hidden ? prompt_len - added.num_hidden : 0),
-        prefix(added.prefix) {}
+        space(added.space) {}
 
   SequenceId id;
   std::vector<std::int32_t> tokens;  // prompt, then what was generated; the last may be pending
@@ -59,7 +52,6 @@ struct Sequence {
   std::int32_t pending_target = 0;     // the target of the latest plan that draws the pending token
   int num_in_flight = 0;               // steps in flight that compute rows of it
 
-  std::int32_t adapter;
   bool is_running = false;  // else it waits, or has left
   bool needs_token;
   bool wants_hidden;  // the wanted rows give hidden states, else logits
@@ -67,7 +59,9 @@ struct Sequence {
   std::int64_t end_wanted, first_wanted;
   std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption
   std::vector<std::int32_t> drafts = {};  // proposed to follow the known tokens; the next part that draws tries them
-  SharedPrefix prefix;
+  PrefixSpace space;
+  std::int64_t num_tree_pages = 0;  // pages that are the prefix tree's, too: the first ones
+  std::int64_t num_named = 0;       // tokens that plans had named to the ranks when it was preempted
 
   std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t num_uncomputed() const { return len() - num_computed; }

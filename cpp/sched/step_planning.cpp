@@ -21,18 +21,20 @@ void Scheduler::Step::clear() {
   plan.clear();
   sequences.clear();
   new_tokens.clear();
-  copied.clear();
+  held.clear();
 }
 
 const StepPlan& Scheduler::plan() {
   MINISGL_CHECK(num_in_flight() < kMostInFlight, "plan() with ", num_in_flight(), " steps in flight");
   Step& step = spare_.front();
   step.clear();
+  ++num_plans_;
+  unfinished_.clear();
   rows_left_ = options_.max_batch_tokens;
   prompt_logits_left_ = options_.max_prompt_logits;
   const bool has_drafts = options_.max_drafts > 0;
   const std::int64_t pages_left =
-      has_drafts || !in_flight_.empty() ? pages_.num_free() - num_missing_pages() : pages_.num_free();
+      has_drafts || !in_flight_.empty() ? tree_.num_available() - num_missing_pages() : tree_.num_available();
   if (has_drafts) {
     draft_rows_left_ = std::clamp<std::int64_t>(rows_left_ - num_running(), 0, options_.max_drafts);
     draft_pages_left_ = std::max<std::int64_t>(0, pages_left);
@@ -95,7 +97,7 @@ bool Scheduler::plan_decodes() {
 bool Scheduler::grow(Sequence& sequence) {
   const std::int64_t missing = num_missing_pages(sequence);
   if (missing == 0) return true;
-  while (!pages_.allocate(missing, sequence.pages)) {
+  while (!tree_.allocate(missing, sequence.pages)) {
     const bool itself = &running_.back() == &sequence;
     preempt_latest();
     if (itself) return false;
@@ -107,8 +109,7 @@ void Scheduler::preempt_latest() {
   MINISGL_CHECK(in_flight_.empty(), "preemption with ", num_in_flight(), " steps in flight");
   MINISGL_CHECK(running_.size() > 1, "a sequence alone ran out of pages");
   const Iterator victim = std::prev(running_.end());
-  pages_.release(victim->pages);
-  victim->pages.clear();
+  release(*victim);
   victim->num_planned_pages = 0;
   victim->num_computed = 0;
   waiting_.splice(waiting_.begin(), running_, victim);
@@ -119,71 +120,49 @@ void Scheduler::preempt_latest() {
 void Scheduler::plan_prefills() {
   if (!has_chunks_) return;
   for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
-    if (sequence->num_uncomputed() > 1) plan_rows(sequence);
+    if (sequence->num_uncomputed() > 1) plan_chunk(sequence);
   }
 }
 
 void Scheduler::admit() {
   while (!waiting_.empty() && rows_left_ > 0 && num_running() < options_.max_running) {
-    const Iterator next = waiting_.begin();
-    const std::int64_t num_shared = next->prefix.num_tokens > 0 ? num_shareable(*next) : 0;
-    next->num_computed = num_shared;
-    const bool fits = chunk_size(*next) > 0;
-    next->num_computed = 0;
-    if (!fits) return;
-    // Beside others, a page for each of them stays free (up to a part of the cache), or the newcomer's prefill would be
-    // thrown away as soon as they need it.
-    const std::int64_t needed = pages_for(next->len()) - num_shared / options_.page_size;
-    const std::int64_t spare = std::min(num_running(), pages_.num_total() / 16 + 1);
-    if (pages_.num_free() < needed + spare) return;
-    if (num_shared > 0) share(*next, num_shared);
-    MINISGL_CHECK(grow(*next));
-    running_.splice(running_.end(), waiting_, next);
-    next->is_running = true;
-    plan_rows(next);
+    if (!admit(waiting_.begin())) return;
   }
 }
 
-// Returns how many tokens of a waiting sequence another has computed in the steps before this one. The last token and
-// the rows that are wanted are computed in any case. A page that this step copies to is not copied from.
-std::int64_t Scheduler::num_shareable(const Sequence& sequence) const {
-  const auto entry = index_.find(sequence.prefix.sequence);
-  if (entry == index_.end() || !entry->second->is_running) return 0;
-  const Sequence& other = *entry->second;
-  if (other.adapter != sequence.adapter) return 0;
-  std::int64_t computed = other.num_computed;
-  for (const SequenceStep& part : spare_.front().plan.sequences) {
-    if (part.id == other.id) computed = part.start_position;
+// Begins with a waiting sequence, unless it has to wait for room, or for what another computes.
+bool Scheduler::admit(Iterator next) {
+  Sequence& sequence = *next;
+  // Beside others, a page for each of them stays free (up to a part of the cache), or the newcomer's prefill would be
+  // thrown away as soon as they need it.
+  const std::int64_t spare = std::min(num_running(), pages_.num_total() / 16 + 1);
+  if (tree_.num_available() < 1 + spare) return false;
+  const std::int64_t most = most_shared(sequence);
+  take_prefix(sequence, most);
+  PrefixTree::Begun begun = find_begun(sequence, most);
+  const std::int64_t needed = num_missing_pages(sequence) + spare;
+  if (needed == tree_.num_available()) begun = {};  // its page may be one of those that are needed
+  sequence.num_computed += begun.num_tokens;
+  const std::int64_t rows = chunk_size(sequence);
+  const bool may_begin =
+      rows > (joins(sequence) ? 1 : 0) && !is_being_computed(sequence, most) && needed <= tree_.num_available();
+  sequence.num_computed -= begun.num_tokens;
+  if (!may_begin) {
+    tree_.release(sequence.pages);
+    sequence.pages.clear();
+    sequence.num_computed = sequence.num_tree_pages = 0;
+    return false;
   }
-  std::int64_t count = std::min({sequence.prefix.num_tokens, computed, sequence.len() - 1});
-  if (sequence.num_delivered < sequence.end_wanted) count = std::min(count, sequence.next_wanted());
-  const std::int64_t num_full = count / options_.page_size;
-  if (count % options_.page_size > 0) {
-    const PageId last = other.pages[static_cast<std::size_t>(num_full)];
-    const auto& copies = spare_.front().plan.copies;
-    if (std::ranges::find(copies, last, &PageCopy::destination) != copies.end()) count = num_full * options_.page_size;
+  if (begun.num_tokens > 0) copy_begun(sequence, begun);
+  MINISGL_CHECK(grow(sequence));
+  if (options_.prefix_cache && sequence.num_named == 0) {
+    prefix_counts_.queries += static_cast<std::uint64_t>(sequence.len());
+    prefix_counts_.hits += static_cast<std::uint64_t>(sequence.num_computed);
   }
-  MINISGL_CHECK(std::equal(sequence.tokens.begin(), sequence.tokens.begin() + count, other.tokens.begin()), "sequence ",
-                sequence.id, " does not begin like sequence ", other.id);
-  return count;
-}
-
-// Gives a waiting sequence the pages of its prefix: those that are full with the other's, a copy of one that isn't.
-void Scheduler::share(Sequence& sequence, std::int64_t num_tokens) {
-  Step& step = spare_.front();
-  const Sequence& other = live(sequence.prefix.sequence);
-  const std::int64_t num_full = num_tokens / options_.page_size;
-  sequence.pages.assign(other.pages.begin(), other.pages.begin() + num_full);
-  pages_.retain(sequence.pages);
-  sequence.num_computed = num_tokens;
-  if (num_tokens % options_.page_size == 0) return;
-  MINISGL_CHECK(pages_.allocate(1, sequence.pages));
-  const PageCopy copy{.source = other.pages[static_cast<std::size_t>(num_full)],
-                      .destination = sequence.pages.back(),
-                      .tier = PageTier::device};
-  step.plan.copies.push_back(copy);
-  step.copied.insert(step.copied.end(), {copy.source, copy.destination});
-  pages_.retain(std::span(step.copied).last(2));
+  running_.splice(running_.end(), waiting_, next);
+  sequence.is_running = true;
+  plan_chunk(next);
+  return true;
 }
 
 // Rows that the sequence may have of what is left in this step.
@@ -200,16 +179,21 @@ std::int64_t Scheduler::chunk_size(const Sequence& sequence) const {
 // Returns how many of its drafts a sequence may try behind `rows` other rows. It has the pages for them afterwards.
 std::int64_t Scheduler::reserve_drafts(Sequence& sequence, std::int64_t rows) {
   const auto num_pages = static_cast<std::int64_t>(sequence.pages.size());
-  const std::int64_t free = std::min(draft_pages_left_, pages_.num_free());
+  const std::int64_t free = std::min(draft_pages_left_, tree_.num_available());
   const std::int64_t count =
       std::min({std::ssize(sequence.drafts), draft_rows_left_, rows_left_ - rows, sequence.max_len - sequence.len() - 1,
                 (num_pages + free) * options_.page_size - sequence.len()});
   if (count <= 0) return 0;
   const std::int64_t missing = std::max<std::int64_t>(0, pages_for(sequence.len() + count) - num_pages);
-  MINISGL_CHECK(pages_.allocate(missing, sequence.pages));
+  MINISGL_CHECK(tree_.allocate(missing, sequence.pages));
   draft_pages_left_ -= missing;
   draft_rows_left_ -= count;
   return count;
+}
+
+void Scheduler::plan_chunk(Iterator sequence) {
+  plan_rows(sequence);
+  if (sequence->num_uncomputed() > 1) unfinished_.push_back(&*sequence);
 }
 
 void Scheduler::plan_rows(Iterator iterator) {
@@ -231,7 +215,7 @@ void Scheduler::plan_rows(Iterator iterator) {
                     .num_new_pages = static_cast<std::int32_t>(sequence.pages.size()) -
                                      static_cast<std::int32_t>(sequence.num_planned_pages),
                     .num_draws = draws ? static_cast<std::int32_t>(drafts) + 1 : 0,
-                    .adapter = sequence.adapter};
+                    .adapter = sequence.space.adapter};
   if (part.num_new_pages > 0) {
     plan.new_pages.insert(plan.new_pages.end(), sequence.pages.begin() + sequence.num_planned_pages,
                           sequence.pages.end());
@@ -247,6 +231,7 @@ void Scheduler::plan_rows(Iterator iterator) {
   step.new_tokens.push_back(end);
   sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
   sequence.num_computed = end;
+  if (start < sequence.prompt_len && options_.prefix_cache) remember_prompt(sequence);
   if (sequence.end_wanted > 0) plan_wanted(sequence, part);
   if (draws) {
     sequence.pending_target = static_cast<std::int32_t>(plan.targets.size());

@@ -34,12 +34,17 @@ class EngineInfo(TypedDict):
     max_running: int
     max_batch_tokens: int
     max_waiting: int
+    prefix_cache: bool
 
 class EngineStats(TypedDict):
     num_running: int
     num_waiting: int
     pages_total: int
     pages_free: int
+    pages_cached: int
+    prefix_queries: int
+    prefix_hits: int
+    prefix_evictions: int
     num_preemptions: int
     num_steps: int
     prompt_tokens: int
@@ -58,6 +63,7 @@ _Output: TypeAlias = tuple[
     list[tuple[float, _TopTokens]] | None,  # one a token, where asked for
     list[tuple[int, float | None, _TopTokens]] | None,  # one a prompt token, once
     tuple[float, float, float] | None,  # seconds in queue, prefill, decode; with the finish
+    int,  # prompt tokens found in the prefix cache, once, when prefill ends; else 0
 ]
 
 class Progress:
@@ -94,6 +100,7 @@ class EngineOptions(TypedDict, total=False):
     num_pages: int
     disable_cuda_graph: bool
     disable_overlap: bool
+    disable_prefix_cache: bool
     load_format: str
     cache_dir: str
 

@@ -109,6 +109,9 @@ class EngineSettings:
     disable_overlap: bool = option(
         False, "plan each step after the end of the one before (for debugging)"
     )
+    disable_prefix_cache: bool = option(
+        False, "compute every prompt anew, also where requests begin alike"
+    )
     load_format: str = option(
         "auto",
         "auto, or dummy: random weights (for measuring)",
@@ -263,6 +266,11 @@ class ServerArgs(EngineSettings):
     api_key_file: str | None = option(
         None, "file with further keys, one per line", group="HTTP", metavar="FILE"
     )
+    cache_per_key: bool = option(
+        False,
+        "share computed prefixes only among requests with the same API key",
+        group="HTTP",
+    )
     max_connections: int = option(
         0,
         "most connections of clients; one more ends one that has no request, or is answered with "
@@ -401,6 +409,8 @@ class ServerArgs(EngineSettings):
         for fault in map(key_fault, self.api_key):
             if fault:
                 raise OptionError("api_key", fault)
+        if self.cache_per_key and not self.api_key and self.api_key_file is None:
+            raise OptionError("cache_per_key", "needs --api-key or --api-key-file, too")
         for given, missing in (
             ("ssl_keyfile", "ssl_certfile"),
             ("ssl_certfile", "ssl_keyfile"),

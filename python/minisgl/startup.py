@@ -67,6 +67,7 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
         f"processor: {num_threads} {threads}, {info.isa} kernels (the best it has)",
         f"KV cache: {info.kv_cache_tokens} tokens {kv_tokens} in {info.kv_dtype} {kv_dtype}, "
         f"{_size(info.kv_cache_bytes)}",
+        _describe_prefix_cache(info),
         f"longest request: {info.max_model_len} tokens, prompt and output {length}",
         f"batch: up to {info.max_running} requests (--max-running), "
         f"{info.max_batch_tokens} tokens per step (--max-batch-tokens)",
@@ -78,6 +79,15 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
             f"{_size(info.kv_cache_bytes)}, {_size(info.free_bytes)} left free (--memory-fraction)"
         )
     return lines
+
+
+def _describe_prefix_cache(info: EngineInfo) -> str:
+    if not info.prefix_cache:
+        return "prefix cache: none (--disable-prefix-cache)"
+    return (
+        f"prefix cache: all of the KV cache that no request needs, up to {info.kv_cache_tokens} "
+        f"tokens in pages of {info.page_size} (--disable-prefix-cache)"
+    )
 
 
 def _why_device(args: ServerArgs, info: EngineInfo) -> str:

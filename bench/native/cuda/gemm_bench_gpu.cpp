@@ -1,11 +1,12 @@
 // Products of bf16 tensors on a GPU, microseconds per call in a recorded graph of 24, beside the floor: the bytes of
 // the weights over the read bandwidth measured here.
 //
-//   gemm_bench_gpu [outputs inputs]
+//   gemm_bench_gpu [outputs inputs [rows ...]]
 //
-// engine: the kernel of few rows with weights that nobody writes. tensor: the same for a user's tensors, by blocks per
-// processor, with and without the first weights prefetched to the second-level cache. cublaslt: the fastest of what it
-// proposes. chosen: what GpuProducts runs. Weights are taken in turn from several copies, so that none is cached, and
+// engine: the kernel of few rows with weights that nobody writes. tensor1, tensor2: the same for a user's tensors, with
+// one and two blocks per processor; deep: with one of twice the ring; behind each without the first weights prefetched
+// to the second-level cache. favoured: cuBLASLt's own first choice. cublaslt: the fastest of what it proposes, timed
+// one by one. chosen: what GpuProducts runs. Weights are taken in turn from several copies, so that none is cached, and
 // then again from one, as a loop over one layer has them.
 #include <algorithm>
 #include <cstdio>
@@ -13,6 +14,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/cuda/runtime.h"
@@ -27,7 +29,7 @@ namespace {
 using namespace minisgl;
 
 constexpr int kCalls = 24, kReplays = 15;
-constexpr std::int64_t kMostRows = 256;
+constexpr std::int64_t kMostRows = 8192;
 
 using Memory = CudaHandle<void*, cudaFree>;
 Memory allocate(std::int64_t bytes) {
@@ -54,19 +56,21 @@ class Bench {
     y_ = allocate(kMostRows * outputs * 2);
   }
 
-  void run(bool in_turn) {
+  void run(const std::vector<std::int64_t>& all_rows, bool in_turn) {
     std::printf("%lld x %lld, %s\n", static_cast<long long>(outputs_), static_cast<long long>(inputs_),
                 in_turn ? "weights in turn" : "the same weights");
-    std::printf("%5s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rows", "floor", "engine", "tensor1", "no ahead", "tensor2",
-                "no ahead", "cublaslt", "chosen");
-    for (const std::int64_t rows : {1, 2, 8, 9, 16, 17, 32, 64, 128, 256}) {
+    std::printf("%5s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rows", "floor", "engine", "tensor1", "no ahead",
+                "tensor2", "no ahead", "deep", "no ahead", "favoured", "cublaslt", "chosen");
+    for (const std::int64_t rows : all_rows) {
+      cuda::DenseGemm unmeasured("GPU", "", pool_);
       cuda::DenseGemm dense("GPU", "", pool_);  // which chooses for these rows, not for those before
       const auto products = make_gpu_products(0);
       std::printf("%5lld %8.2f", static_cast<long long>(rows),
                   static_cast<double>(outputs_ * inputs_ * 2) / bandwidth_ * 1e6);
-      const auto show = [&](bool possible, const std::function<void(const TensorProduct&)>& queue) {
+      const auto show = [&](bool possible, const std::function<void(const TensorProduct&)>& queue,
+                            bool measures = true) {
         if (possible) {
-          std::printf(" %8.2f", microseconds(rows, in_turn, queue));
+          std::printf(" %8.2f", microseconds(rows, in_turn, queue, measures));
         } else {
           std::printf(" %8s", "-");
         }
@@ -85,22 +89,29 @@ class Bench {
                            .outputs = p.outputs},
                           stream_.get());
       });
-      for (const int blocks : {1, 2}) {
-        for (const bool prefetches : {true, false})
-          show(few, [&](const TensorProduct& p) { cuda::skinny_tensor_gemm(p, {blocks, prefetches}, stream_.get()); });
+      for (const auto& [blocks, deep] : {std::pair(1, false), std::pair(2, false), std::pair(1, true)}) {
+        for (const bool prefetches : {true, false}) {
+          const cuda::SkinnyTuning tuning{blocks, deep, prefetches};
+          show(few, [&](const TensorProduct& p) { cuda::skinny_tensor_gemm(p, tuning, stream_.get()); });
+        }
       }
-      show(true, [&](const TensorProduct& p) {
-        dense.run({.weights = p.weights,
-                   .x = p.x,
-                   .y = p.y,
-                   .scratch = p.y,
-                   .y_is_f32 = false,
-                   .added = false,
-                   .rows = p.rows,
-                   .inputs = p.inputs,
-                   .outputs = p.outputs},
-                  stream_.get());
-      });
+      for (cuda::DenseGemm* by : {&unmeasured, &dense}) {
+        show(
+            true,
+            [&](const TensorProduct& p) {
+              by->run({.weights = p.weights,
+                       .x = p.x,
+                       .y = p.y,
+                       .scratch = p.y,
+                       .y_is_f32 = false,
+                       .added = false,
+                       .rows = p.rows,
+                       .inputs = p.inputs,
+                       .outputs = p.outputs},
+                      stream_.get());
+            },
+            by == &dense);
+      }
       show(true, [&](const TensorProduct& p) { products->run(p, reinterpret_cast<std::uintptr_t>(stream_.get())); });
       std::printf("\n");
       std::fflush(stdout);
@@ -115,8 +126,9 @@ class Bench {
     return memory;
   }
 
-  // The median of the replays. The first call, outside of the graph, measures what is to be chosen.
-  double microseconds(std::int64_t rows, bool in_turn, const std::function<void(const TensorProduct&)>& queue) {
+  // The median of the replays. Where it `measures`, a call outside of the graph chooses first.
+  double microseconds(std::int64_t rows, bool in_turn, const std::function<void(const TensorProduct&)>& queue,
+                      bool measures) {
     const auto product = [&](std::size_t turn) {
       return TensorProduct{weights_[in_turn ? turn % weights_.size() : 0].get(),
                            nullptr,
@@ -127,7 +139,7 @@ class Bench {
                            outputs_,
                            inputs_};
     };
-    queue(product(0));
+    if (measures) queue(product(0));
     MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
     for (std::size_t i = 0; i < kCalls; ++i) queue(product(i));
     cudaGraph_t graph = nullptr;
@@ -162,10 +174,13 @@ class Bench {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::int64_t outputs = argc == 3 ? std::atoll(argv[1]) : 4096, inputs = argc == 3 ? std::atoll(argv[2]) : 14336;
+  const std::int64_t outputs = argc >= 3 ? std::atoll(argv[1]) : 4096, inputs = argc >= 3 ? std::atoll(argv[2]) : 14336;
+  std::vector<std::int64_t> rows;
+  for (int i = 3; i < argc; ++i) rows.push_back(std::atoll(argv[i]));
+  if (rows.empty()) rows = {1, 2, 8, 9, 16, 17, 32, 64, 128, 256};
   const double bandwidth = make_cuda_device(0, 1)->measure_read_bandwidth();
   std::printf("reads: %.2f TB/s\n", bandwidth / 1e12);
   Bench bench(outputs, inputs, bandwidth);
-  bench.run(true);
-  bench.run(false);
+  bench.run(rows, true);
+  bench.run(rows, false);
 }

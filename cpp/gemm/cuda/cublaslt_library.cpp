@@ -96,8 +96,6 @@ std::vector<cublasLtMatmulHeuristicResult_t> CublasLt::proposals(const Descripti
   for (const auto matrix : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                             CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
     set(matrix, std::uint32_t{limits.alignment});
-  if (limits.f32_sums)
-    set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
   std::vector<cublasLtMatmulHeuristicResult_t> results(kMostAlgorithms);
   int count = 0;
   const cublasStatus_t status = functions_.heuristic(handle_, product.operation_, product.a_, product.b_, product.d_,

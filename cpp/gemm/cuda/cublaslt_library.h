@@ -26,7 +26,6 @@ struct LtProduct {
 struct LtLimits {
   std::size_t workspace_bytes = kWorkspaceBytes;
   unsigned alignment = 256;  // of every pointer, bytes
-  bool f32_sums = false;     // partial sums are kept in f32, also between the parts of a cut input dimension
 };
 
 struct LtOperands {

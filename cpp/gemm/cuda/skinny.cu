@@ -9,7 +9,7 @@ using KernelArgs = skinny::SkinnyKernelArgs<bf16, float>;
 
 template <SkinnyOutput output, bool normed, int row_blocks>
 __global__ void __launch_bounds__(skinny::kThreads, 2) skinny_kernel(const KernelArgs args) {
-  skinny::skinny_product<output, normed, row_blocks, true>(args, 0);
+  skinny::skinny_product<output, normed, row_blocks, true, 1>(args, 0);
 }
 
 template <SkinnyOutput output, bool normed, int row_blocks>

@@ -34,11 +34,12 @@ __device__ __forceinline__ void prefetch_l2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p));
 }
 
-template <int row_blocks>
+// depth: a multiple of the usual ring.
+template <int row_blocks, int depth = 1>
 struct SkinnyShape {
   static constexpr int kRows = 8 * row_blocks;
   // Two blocks of a processor, one of the next kernel, leave room for each other.
-  static constexpr int kStages = row_blocks == 1 ? 12 : 10;  // stages of a warp's ring
+  static constexpr int kStages = depth * (row_blocks == 1 ? 12 : 10);  // stages of a warp's ring
   static constexpr int kShareStride = kTiles * kTileRows + 2;
   static constexpr int kShares = kWarps * kRows * kShareStride;  // sums of a pass
   static constexpr int bytes(int stages, int passes) {
@@ -143,10 +144,11 @@ struct Activations {
 // gates, 4 to 7 the ups of the same outputs.
 // settled: no kernel writes the weights while another of ours waits to start, so they are read before the kernel that
 // makes x is done. Else only the second-level cache is asked for them by then, which later writes reach too: for the
-// first `prefetched` stages of a ring.
-template <SkinnyOutput output, bool normed, int row_blocks, bool settled, typename T, typename Bias>
+// first `prefetched` stages of a ring. There the next kernel starts when the last weights are on their way: what it
+// asked for sooner these would drive out of the cache again.
+template <SkinnyOutput output, bool normed, int row_blocks, bool settled, int depth, typename T, typename Bias>
 __device__ __forceinline__ void skinny_product(const SkinnyKernelArgs<T, Bias>& args, int prefetched) {
-  using Shape = SkinnyShape<row_blocks>;
+  using Shape = SkinnyShape<row_blocks, depth>;
   constexpr int kTileOutputs = output == SkinnyOutput::gated ? kTileRows / 2 : kTileRows;
   constexpr int kRows = Shape::kRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -186,6 +188,9 @@ __device__ __forceinline__ void skinny_product(const SkinnyKernelArgs<T, Bias>& 
                       args.weights + (at < args.inputs ? weight_row * args.inputs + at : 0), at < args.inputs);
       }
       loads.advance();
+      if constexpr (!settled) {
+        if (loads.done()) let_next_start();
+      }
     }
     commit_copies();
     load_slot = load_slot + 1 == Shape::kStages ? 0 : load_slot + 1;
@@ -199,7 +204,6 @@ __device__ __forceinline__ void skinny_product(const SkinnyKernelArgs<T, Bias>& 
         prefetch_l2(args.weights + std::int64_t{output_row} * args.inputs + chunk_of(warp, ahead.chunk) * kChunk);
     }
     wait_for_previous();
-    let_next_start();
   }
 #pragma unroll 1
   for (int i = 0; i < Shape::kStages; ++i) load_next();

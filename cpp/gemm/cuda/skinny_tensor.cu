@@ -8,16 +8,16 @@ namespace {
 
 constexpr std::int64_t kMostElements = 1 << 30;  // of a row or a column: what the kernel counts in fits an int
 
-template <typename T, int row_blocks>
+template <typename T, int row_blocks, int depth>
 __global__ void __launch_bounds__(skinny::kThreads, 2)
     skinny_tensor_kernel(const skinny::SkinnyKernelArgs<T, T> args, int prefetched) {
-  skinny::skinny_product<SkinnyOutput::plain, false, row_blocks, false>(args, prefetched);
+  skinny::skinny_product<SkinnyOutput::plain, false, row_blocks, false, depth>(args, prefetched);
 }
 
-template <typename T, int row_blocks>
+template <typename T, int row_blocks, int depth>
 void launch(const TensorProduct& product, const SkinnyTuning& tuning, cudaStream_t stream) {
-  const auto kernel = skinny_tensor_kernel<T, row_blocks>;
-  using Shape = skinny::SkinnyShape<row_blocks>;
+  const auto kernel = skinny_tensor_kernel<T, row_blocks, depth>;
+  using Shape = skinny::SkinnyShape<row_blocks, depth>;
   skinny::allow_shared_memory<Shape>(kernel);
   const skinny::SkinnyGrid grid =
       skinny::grid_of<Shape>(product.outputs, product.inputs, skinny::kTileRows, tuning.blocks_per_processor);
@@ -35,12 +35,21 @@ void launch(const TensorProduct& product, const SkinnyTuning& tuning, cudaStream
                 tuning.prefetches ? grid.stages : 0);
 }
 
+template <typename T, int row_blocks>
+void launch_depth(const TensorProduct& product, const SkinnyTuning& tuning, cudaStream_t stream) {
+  if (tuning.deep) {
+    launch<T, row_blocks, 2>(product, tuning, stream);
+  } else {
+    launch<T, row_blocks, 1>(product, tuning, stream);
+  }
+}
+
 template <typename T>
 void launch_rows(const TensorProduct& product, const SkinnyTuning& tuning, cudaStream_t stream) {
   if (product.rows <= 8) {
-    launch<T, 1>(product, tuning, stream);
+    launch_depth<T, 1>(product, tuning, stream);
   } else {
-    launch<T, 2>(product, tuning, stream);
+    launch_depth<T, 2>(product, tuning, stream);
   }
 }
 

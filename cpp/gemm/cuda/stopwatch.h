@@ -1,4 +1,4 @@
-// Which of several kernels takes the least time, measured on the GPU with their operands out of its caches.
+// Which of several kernels takes the least time, measured on the GPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,10 +14,11 @@ namespace minisgl::cuda {
 // What is overwritten before a timed run: more than second-level caches hold.
 constexpr std::size_t kScrubBytes = std::size_t{128} << 20;
 
+// Times single kernels with their operands out of the caches.
 class Stopwatch {
  public:
-  // `scrub` has kScrubBytes of the device's memory. `progress`, where it isn't null, advances with every run.
-  Stopwatch(void* scrub, Progress* progress);
+  // `scrub` has kScrubBytes of the device's memory. `progress` advances with every run.
+  Stopwatch(void* scrub, Progress& progress);
 
   // Of the kernels that launch(0) to launch(count - 1) queue on `stream` the one whose shortest run was the shortest:
   // each runs twice, the first time to load it, the best of them a few times more. Waits for the stream.
@@ -27,8 +28,14 @@ class Stopwatch {
   float milliseconds(const std::function<void()>& launch, cudaStream_t stream);
 
   void* scrub_;
-  Progress* progress_;
+  Progress& progress_;
   CudaEvent start_, end_;
 };
+
+// Of several kernels the one that takes the least time when `turns` of them follow one another in a recorded graph:
+// launch(i, turn, stream) queues the one of a turn. Each is launched once before, to load it. On a stream of its own;
+// it waits for that.
+std::size_t fastest_in_a_row(std::size_t count, std::size_t turns,
+                             const std::function<void(std::size_t, std::size_t, cudaStream_t)>& launch);
 
 }  // namespace minisgl::cuda

@@ -7,8 +7,10 @@
 
 namespace minisgl::cuda {
 
+// What is the fastest depends on the shape.
 struct SkinnyTuning {
   int blocks_per_processor = 1;  // or 2: fewer outputs per block, and x read by more blocks
+  bool deep = false;             // twice the ring, so that a processor has room for one block only
   bool prefetches = true;        // the second-level cache reads the first weights while the kernel before ends
 };
 // The kernel of few rows, where it takes the product: bf16 or f16, inputs a multiple of 8, weights and x at multiples

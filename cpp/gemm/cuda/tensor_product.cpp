@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/cuda/device_guard.h"
@@ -26,17 +27,8 @@ namespace {
 using cuda::Capture;
 using cuda::CublasLt;
 
-// While it lives, this thread may allocate and wait for events although streams are being captured, here or elsewhere.
-class RelaxedCapture {
- public:
-  RelaxedCapture() { MINISGL_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
-  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
+constexpr std::int64_t kCopiesBytes = std::int64_t{128} << 20;  // more than second-level caches hold
+constexpr std::size_t kMostTurns = 24;
 
 // Products that share a choice.
 struct Shape {
@@ -83,6 +75,29 @@ void check(const TensorProduct& product) {
   }
 }
 
+// As many copies of the weights as there is room for, and the weights: what a row of products takes in turn.
+std::vector<const void*> copied_weights(const TensorProduct& product, void* copies, cudaStream_t stream) {
+  const std::int64_t bytes = product.outputs * row_bytes(product.dtype, product.inputs);
+  const std::int64_t stride = (bytes + 511) / 256 * 256;  // each begins at the same place of 256 bytes as the weights
+  const std::int64_t begin = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(product.weights) % 256);
+  std::vector<const void*> all{product.weights};
+  for (std::int64_t end = stride; end <= kCopiesBytes && all.size() < kMostTurns; end += stride) {
+    std::byte* copy = static_cast<std::byte*>(copies) + (end - stride) + begin;
+    MINISGL_CUDA_CHECK(
+        cudaMemcpyAsync(copy, product.weights, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, stream));
+    all.push_back(copy);
+  }
+  return all;
+}
+
+// How many products are timed together: all weights once, or two where each takes long.
+std::size_t turns_of(const TensorProduct& product, std::size_t num_weights) {
+  const double operations = 2.0 * static_cast<double>(product.rows) * static_cast<double>(product.outputs) *
+                            static_cast<double>(product.inputs);
+  const bool takes_long = operations > (product.dtype == DType::f32 ? 5e9 : 1e11);
+  return takes_long ? 2 : std::max<std::size_t>(num_weights, 4);
+}
+
 class CudaProducts final : public GpuProducts {
  public:
   explicit CudaProducts(int device) : device_(device), workspaces_(cuda::kWorkspaceBytes) {}
@@ -91,7 +106,7 @@ class CudaProducts final : public GpuProducts {
     check(product);
     if (product.rows == 0 || product.outputs == 0) return;
     const DeviceGuard device(device_);
-    const RelaxedCapture relaxed;
+    const cuda::RelaxedCapture relaxed;
     const std::lock_guard lock(mutex_);
     const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
     if (product.inputs == 0) return cuda::plain_tensor_gemm(product, stream);
@@ -118,8 +133,7 @@ class CudaProducts final : public GpuProducts {
   std::vector<cublasLtMatmulHeuristicResult_t> proposals(const TensorProduct& product,
                                                          const CublasLt::Description& description,
                                                          std::size_t workspace_bytes) const {
-    return library_.proposals(
-        description, {.workspace_bytes = workspace_bytes, .alignment = alignment_of(product), .f32_sums = true});
+    return library_.proposals(description, {.workspace_bytes = workspace_bytes, .alignment = alignment_of(product)});
   }
 
   void launch(const TensorProduct& product, const Choice& choice, cudaStream_t stream, const Capture& capture) {
@@ -150,15 +164,18 @@ class CudaProducts final : public GpuProducts {
                              stream);
   }
 
-  // The fastest of the kernels that take the product. It is computed many times.
+  // The fastest of the kernels that take the product, in a row of products whose weights no cache holds. It is computed
+  // many times.
   Choice measured(const TensorProduct& product, cudaStream_t stream) {
-    const auto scrub = cuda::try_allocate(cuda::kScrubBytes);
-    if (!scrub) return usual(product);
+    MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream));  // what made the operands
+    const cuda::CudaMemory copies = cuda::try_allocate(kCopiesBytes);
+    if (!copies) return usual(product);
+    const CublasLt::Description description(library_, described(product));
     std::vector<Choice> candidates;
     if (cuda::skinny_tensor_gemm_fits(product)) {
-      for (const int blocks : {1, 2}) candidates.emplace_back().skinny = {.blocks_per_processor = blocks};
+      for (const auto& [blocks, deep] : {std::pair(1, false), std::pair(2, false), std::pair(1, true)})
+        candidates.emplace_back().skinny = cuda::SkinnyTuning{.blocks_per_processor = blocks, .deep = deep};
     }
-    const CublasLt::Description description(library_, described(product));
     for (const auto& proposal : proposals(product, description, cuda::kWorkspaceBytes)) {
       if (!multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, {})) continue;
       Choice& candidate = candidates.emplace_back();
@@ -167,9 +184,18 @@ class CudaProducts final : public GpuProducts {
       candidate.rows = product.rows;
     }
     if (candidates.empty()) return usual(product);
-    cuda::Stopwatch stopwatch(scrub.get(), nullptr);
-    const auto run = [&](std::size_t i) { launch(product, candidates[i], stream, {}); };
-    return candidates[stopwatch.fastest(candidates.size(), run, stream)];
+    const std::vector<const void*> weights = copied_weights(product, copies.get(), stream);
+    MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream));  // from here on, its workspace is the candidates'
+    void* workspace = workspaces_.of(stream, {});
+    const auto run = [&](std::size_t i, std::size_t turn, cudaStream_t queue) {
+      TensorProduct of_turn = product;
+      of_turn.weights = weights[turn % weights.size()];
+      if (candidates[i].skinny) return cuda::skinny_tensor_gemm(of_turn, *candidates[i].skinny, queue);
+      const bool queued = library_.multiply(description, {of_turn.weights, of_turn.x, of_turn.y, false},
+                                            *candidates[i].algorithm, workspace, candidates[i].workspace_bytes, queue);
+      MINISGL_CHECK(queued, "cuBLASLt refuses an algorithm that it took");
+    };
+    return candidates[cuda::fastest_in_a_row(candidates.size(), turns_of(product, weights.size()), run)];
   }
 
   int device_;

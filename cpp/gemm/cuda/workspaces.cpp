@@ -18,13 +18,14 @@ Capture capture_of(cudaStream_t stream) {
   return status == cudaStreamCaptureStatusActive ? capture : Capture{};
 }
 
-CudaHandle<void*, cudaFree> try_allocate(std::size_t bytes) {
+CudaMemory try_allocate(std::size_t bytes) {
+  const RelaxedCapture relaxed;
   void* memory = nullptr;
   if (cudaMalloc(&memory, bytes) != cudaSuccess) {
     cudaGetLastError();  // nobody else is to find it
     return {};
   }
-  return CudaHandle<void*, cudaFree>(memory);
+  return CudaMemory(memory);
 }
 
 // Graphs end on threads of CUDA's, where nothing of CUDA may be called and Workspaces may be gone.
@@ -65,7 +66,7 @@ void* Workspaces::of(cudaStream_t stream, const Capture& capture) {
   MINISGL_CUDA_CHECK(cudaStreamGetId(stream, &number));
   const auto known = of_streams_.find(number);
   if (known != of_streams_.end()) return known->second.get();
-  CudaHandle<void*, cudaFree> memory = try_allocate(bytes_);
+  CudaMemory memory = try_allocate(bytes_);
   if (!memory) return nullptr;
   return of_streams_.emplace(number, std::move(memory)).first->second.get();
 }
@@ -83,7 +84,7 @@ void* Workspaces::lend(cudaStream_t stream, const Capture& capture) {
     }
   }
   if (memory == nullptr) {
-    CudaHandle<void*, cudaFree> fresh = try_allocate(bytes_);
+    CudaMemory fresh = try_allocate(bytes_);
     if (!fresh) return nullptr;
     memory = fresh.release();
   }

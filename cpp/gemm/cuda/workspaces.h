@@ -19,8 +19,21 @@ struct Capture {
 };
 Capture capture_of(cudaStream_t stream);
 
-// Device memory, or null where there is not enough.
-CudaHandle<void*, cudaFree> try_allocate(std::size_t bytes);
+// While it lives, this thread may allocate and wait for events although streams are being captured, here or elsewhere.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { MINISGL_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+using CudaMemory = CudaHandle<void*, cudaFree>;
+// Device memory, or null where there is not enough; also while streams are being captured.
+CudaMemory try_allocate(std::size_t bytes);
 
 // On the current device. One thread at a time calls of(); graphs may end on any.
 class Workspaces {
@@ -40,8 +53,8 @@ class Workspaces {
   void* lend(cudaStream_t stream, const Capture& capture);
 
   std::size_t bytes_;
-  std::map<unsigned long long, CudaHandle<void*, cudaFree>> of_streams_;  // by the stream's number, never used twice
-  std::shared_ptr<Lending> lending_;                                      // to graphs
+  std::map<unsigned long long, CudaMemory> of_streams_;  // by the stream's number, never used twice
+  std::shared_ptr<Lending> lending_;                     // to graphs
 };
 
 }  // namespace minisgl::cuda

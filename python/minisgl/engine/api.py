@@ -88,9 +88,10 @@ class EngineApi(Protocol):
         params: SamplingParams,
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
+        prefix_salt: bytes | None = None,
     ) -> TokenStream:
-        """Queues one request (params.n is the caller's matter); make_request explains `end_ids`
-        and `bad_words`.
+        """Queues one request (params.n is the caller's matter); make_request explains `end_ids`,
+        `bad_words` and `prefix_salt`.
 
         Raises ValueError for a request that can't be served, EngineBusy, EngineUnavailable.
         """

@@ -57,6 +57,7 @@ class LiveRequests:
         params: SamplingParams,
         end_ids: Sequence[int],
         bad_words: Sequence[list[int]],
+        prefix_salt: bytes | None,
     ) -> TokenStream:
         """EngineApi.submit() of the engine whose requests these are."""
         if engine.state != "ready":
@@ -64,7 +65,9 @@ class LiveRequests:
         info = engine.info
         if len(self._live) >= info.max_running + self._max_waiting:
             raise EngineBusy(f"{len(self._live)} requests are waiting or running; try again later")
-        request = make_request(self._next_id, prompt_ids, params, info, end_ids, bad_words)
+        request = make_request(
+            self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt
+        )
         stream = TokenStream(request, self.abort)
         if self._send is None or not self._send(request):
             raise EngineUnavailable("restarting")

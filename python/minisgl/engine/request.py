@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from minisgl.ipc.messages import EngineInfo, Submit
+from minisgl.ipc.messages import SALT_BYTES, EngineInfo, Submit
 from minisgl.sampling_params import ParameterError, SamplingParams, is_float32_zero
 
 
@@ -37,11 +38,13 @@ def make_request(
     info: EngineInfo,
     end_ids: Sequence[int] = (),
     bad_words: Sequence[list[int]] = (),
+    prefix_salt: bytes | None = None,
 ) -> Submit:
     """The engine's request. ParameterError when it asks for what this model can't do.
 
     `end_ids` are the ends that the tokenizer's files name; the engine may not know them all.
-    `bad_words` is what params.bad_words is in tokens (TextFrontend.encode_words).
+    `bad_words` is what params.bad_words is in tokens (TextFrontend.encode_words). `prefix_salt` is
+    salt_of()'s.
     """
     check_request(prompt_ids, params, info)
     more_ends = [] if params.ignore_eos else sorted(set(end_ids) - set(info.eos_token_ids))
@@ -61,7 +64,18 @@ def make_request(
         params=params,
         end_token_ids=more_ends,
         bad_words=list(bad_words),
+        prefix_salt=prefix_salt,
     )
+
+
+def salt_of(cache_salt: str, api_key: str) -> bytes | None:
+    """What keeps those apart in the prefix cache whose salts, or whose keys, are not the same; None
+    where both are empty.
+    """
+    if not cache_salt and not api_key:
+        return None
+    key = hashlib.blake2b(api_key.encode()).digest()
+    return hashlib.blake2b(cache_salt.encode(), key=key, digest_size=SALT_BYTES).digest()
 
 
 def _check_allowed(

@@ -22,6 +22,7 @@ class TokenStream:
         """`abort` is the engine's: it ends the request with this id."""
         self.request = request
         self.received: list[int] = []  # token ids, read or not
+        self.num_cached = 0  # prompt tokens that were found in the prefix cache
         self.finish = ""  # the reason, once the end has arrived
         self.num_deaths = 0  # engines that died with this request
         self._abort = abort
@@ -89,6 +90,9 @@ class TokenStream:
         if self.finish:
             return
         self.finish = output.finish
+        if self.received:  # else another engine's would count, too
+            output.num_cached = 0
+        self.num_cached += output.num_cached
         self.received += output.token_ids
         if self._pending is None:
             self._pending = output

@@ -16,6 +16,7 @@ from minisgl.sampling_params import MAX_BAD_WORDS, MAX_TOKEN_ID, SamplingParams
 ALIVE_SECONDS = 1.0  # between two signs of life
 MAX_TEXT = 64 * 2**10  # characters of an error sentence
 MAX_TOKENS_OF_MESSAGE = 2**24
+SALT_BYTES = 16
 
 RequestId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
@@ -59,6 +60,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit", omit_defau
     end_token_ids: Annotated[list[TokenId], Meta(max_length=4096)] = []
     # What params.bad_words is in the model's tokens.
     bad_words: Annotated[list[Word], Meta(max_length=2 * MAX_BAD_WORDS)] = []
+    # Only requests with the same one share what was computed; None is one, too.
+    prefix_salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)] | None = None
 
     def engine_fields(self) -> dict[str, Any]:
         """The keys of the native engine's submit(), flat."""
@@ -69,6 +72,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit", omit_defau
             "num_resumed": self.num_resumed,
             "bad_words": self.bad_words,
             "stop_token_ids": [*self.params.stop_token_ids, *self.end_token_ids],
+            **({} if self.prefix_salt is None else {"prefix_salt": self.prefix_salt}),
         }
 
 
@@ -98,10 +102,13 @@ class Output(msgspec.Struct, array_like=True, omit_defaults=True):
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[PromptLogprob] | None = None
     timings: Timings | None = None
+    # Prompt tokens that were found in the prefix cache, once, when prefill ends; else 0.
+    num_cached: Count = 0
 
     def merge(self, later: Output) -> None:
         """Appends a later output of the same request."""
         self.token_ids += later.token_ids
+        self.num_cached += later.num_cached
         if later.logprobs is not None:
             self.logprobs = (self.logprobs or []) + later.logprobs
         if later.prompt_logprobs is not None:
@@ -119,7 +126,12 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_running: Count = 0
     num_waiting: Count = 0
     pages_total: Count = 0
-    pages_free: Count = 0
+    pages_free: Count = 0  # what the prefix cache would give up among them
+    pages_cached: Count = 0
+    # Tokens looked for in the prefix cache, found there, and given up by it.
+    prefix_queries: Count = 0
+    prefix_hits: Count = 0
+    prefix_evictions: Count = 0
     num_preemptions: Count = 0
     num_steps: Count = 0
     prompt_tokens: Count = 0
@@ -160,6 +172,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     isa: Sentence = ""
     max_running: Count = 0
     max_batch_tokens: Count = 0
+    prefix_cache: bool = False
     comm: Sentence = ""  # how the ranks sum; "" for a single rank
     cores: Sentence = ""  # those that the rank is pinned to; "" for none in particular
 

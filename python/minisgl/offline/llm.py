@@ -199,6 +199,7 @@ class LLM:
                 prompt_token_ids=prompt_ids,
                 outputs=[sample.result() for sample in group],
                 prompt_logprobs=group[0].prompt_logprobs,
+                num_cached_tokens=group[0].num_cached,
             )
             for text, prompt_ids, group in zip(texts, ids, samples, strict=True)
         ]

@@ -68,9 +68,10 @@ class NativeEngine:
         params: SamplingParams,
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
+        prefix_salt: bytes | None = None,
     ) -> TokenStream:
         """As in EngineApi."""
-        return self._requests.submit(self, prompt_ids, params, end_ids, bad_words)
+        return self._requests.submit(self, prompt_ids, params, end_ids, bad_words, prefix_salt)
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""

@@ -44,6 +44,7 @@ class RequestResult:
     prompt_token_ids: list[int]
     outputs: list[CompletionResult]
     prompt_logprobs: list[TokenLogprob] | None
+    num_cached_tokens: int = 0  # of the prompt: found computed by the first completion
 
 
 class Sample:
@@ -55,6 +56,7 @@ class Sample:
         self.params = params
         self.token_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] | None = None
+        self.num_cached = 0
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._finish = ""
@@ -64,6 +66,7 @@ class Sample:
         """Takes what the sample's answer has got."""
         self._text.append(piece.text)
         self.token_ids += piece.token_ids
+        self.num_cached += piece.num_cached
         self._logprobs += [
             TokenLogprob(token_id, logprob, alternatives)
             for token_id, (logprob, alternatives) in zip(

@@ -107,7 +107,13 @@ class ChatCompletions(JsonEndpoint):
             "service_tier": None,
             "system_fingerprint": None,
         }
-        with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+        with Generation(
+            state.client,
+            text,
+            state.metrics,
+            arrived=arrived,
+            prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
+        ) as generation:
             exchange.begin(generation)
             generation.submit(
                 prompt_ids,

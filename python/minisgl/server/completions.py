@@ -64,7 +64,13 @@ class Completions(JsonEndpoint):
             "model": state.model_name,
             "system_fingerprint": None,
         }
-        with Generation(state.client, text, state.metrics, arrived=arrived) as generation:
+        with Generation(
+            state.client,
+            text,
+            state.metrics,
+            arrived=arrived,
+            prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
+        ) as generation:
             exchange.begin(generation)
             include_stop = bool(request.include_stop_str_in_output)
             for prompt, params in zip(prompts, jobs, strict=True):

@@ -33,12 +33,19 @@ class Generation:
     """
 
     def __init__(
-        self, client: EngineApi, text: TextFrontend, metrics: Metrics, *, arrived: float
+        self,
+        client: EngineApi,
+        text: TextFrontend,
+        metrics: Metrics,
+        *,
+        arrived: float,
+        prefix_salt: bytes | None = None,
     ) -> None:
         self._client = client
         self._text = text
         self._metrics = metrics
         self._arrived = arrived  # time.perf_counter()
+        self._prefix_salt = prefix_salt
         self._choices: list[Choice] = []
         self._waiting: dict[asyncio.Task[Output], Choice] = {}
         self.on_answer: Callable[[Choice], None] | None = None  # told of each that has its end
@@ -58,6 +65,14 @@ class Generation:
                 choice.stream.abort()
                 self._metrics.finished["abort"] += 1
         self.num_live = 0
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that were found in the prefix cache, as far as prefills have ended. Each
+        prompt counts once, as its first choice found it.
+        """
+        firsts = {id(choice.prompt): choice for choice in reversed(self._choices)}
+        return sum(choice.stream.num_cached for choice in firsts.values())
 
     @property
     def num_generated_tokens(self) -> int:
@@ -103,7 +118,11 @@ class Generation:
             one = params if number == 0 else _variant(params, number, score_prompt=score_each)
             try:
                 stream = self._client.submit(
-                    prompt_ids, one, self._text.tokenizer.eos_token_ids, bad_words
+                    prompt_ids,
+                    one,
+                    self._text.tokenizer.eos_token_ids,
+                    bad_words,
+                    self._prefix_salt,
                 )
             except EngineBusy:
                 raise errors.busy() from None

@@ -140,7 +140,7 @@ class _Families(Collector):
             cache = {
                 "block_size": info.page_size,
                 "cache_dtype": info.kv_dtype,
-                "enable_prefix_caching": False,
+                "enable_prefix_caching": info.prefix_cache,
                 "gpu_memory_utilization": self._figures.memory_fraction,
                 "kv_cache_memory_bytes": info.kv_cache_bytes,
                 "num_cpu_blocks": 0,
@@ -158,15 +158,21 @@ class _Families(Collector):
         return gauge
 
     def _counters(self) -> Iterator[Metric]:
-        metrics, preemptions = self._metrics, self._figures.stats.num_preemptions
+        metrics, stats = self._metrics, self._figures.stats
         for name, text, value in (
             ("prompt_tokens", "Prompt tokens of requests that were served.", metrics.prompt_tokens),
             ("generation_tokens", "Tokens that were generated.", metrics.generation_tokens),
             (
                 "num_preemptions",
                 "Times that a request was put back because there were no free KV pages.",
-                preemptions,
+                stats.num_preemptions,
             ),
+            (
+                "prefix_cache_queries",
+                "Prompt tokens that were looked for in the prefix cache.",
+                stats.prefix_queries,
+            ),
+            ("prefix_cache_hits", "Prompt tokens that were found there.", stats.prefix_hits),
         ):
             counter = CounterMetricFamily(f"{self._prefix}:{name}", text, labels=list(self._labels))
             counter.add_metric(list(self._labels.values()), value)
@@ -273,6 +279,11 @@ class _OwnFamilies(Collector):
                 figures.num_replaying,
             ),
             ("num_tasks", "Tasks of the server's event loop.", len(asyncio.all_tasks())),
+            (
+                "prefix_cache_pages",
+                "Pages in the prefix cache, whether or not requests have them, too.",
+                figures.stats.pages_cached,
+            ),
         ):
             gauge = GaugeMetricFamily(f"{PREFIX}:{name}", text, labels=labels)
             gauge.add_metric(values, value)
@@ -287,6 +298,11 @@ class _OwnFamilies(Collector):
                 "engine_steps",
                 "Steps of the engine, since it was started last.",
                 figures.stats.num_steps,
+            ),
+            (
+                "prefix_cache_evicted_tokens",
+                "Tokens whose pages the prefix cache gave up, since the engine was started last.",
+                figures.stats.prefix_evictions,
             ),
         ):
             counter = CounterMetricFamily(f"{PREFIX}:{name}", text, labels=labels)

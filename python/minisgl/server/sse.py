@@ -63,13 +63,14 @@ class EventFrame:
         return self._head + b'],"usage":' + encode_json(usage(self._generation)) + b"}\n\n" + DONE
 
 
-def usage(generation: Generation) -> dict[str, int]:
+def usage(generation: Generation) -> dict[str, Any]:
     """OpenAI's usage, of the whole request so far. Each prompt counts once, whatever n is."""
     prompt, completion = generation.num_prompt_tokens, generation.num_generated_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minisgl.engine.request import salt_of
 from minisgl.server.decoding import IgnoredFields
 from minisgl.server.errors import model_not_found, unavailable
 from minisgl.server.http import BodyRoom
@@ -59,6 +60,13 @@ class ServerState:
         if self.client.state != "ready" or self.text is None:
             raise unavailable(self.client.state if self.client.state != "ready" else "starting")
         return self.text
+
+    def prefix_salt(self, cache_salt: str | None, api_key: int | None) -> bytes | None:
+        """What a request with this salt, from the client with the key of this number, shares
+        computed prefixes by.
+        """
+        apart = self.args.cache_per_key and api_key is not None
+        return salt_of(cache_salt or "", self.args.api_key[api_key or 0] if apart else "")
 
     def check_model(self, name: str | None) -> None:
         """ApiError 404 unless `name` is one of the served model's; a request that names none gets

@@ -27,6 +27,7 @@ class Piece(msgspec.Struct):
     ends_with_stop_token: bool = False
     # With the last piece, where a stop string or a stop token of the request ended the answer.
     stop_reason: str | int | None = None
+    num_cached: int = 0  # as Output's
 
     @property
     def shown_ids(self) -> list[int]:
@@ -85,5 +86,12 @@ class AnswerReader:
         self.finish = finish
         self.num_tokens += len(token_ids)
         return Piece(
-            text, token_ids, logprobs, finish, output.prompt_logprobs, by_token, stop_reason
+            text,
+            token_ids,
+            logprobs,
+            finish,
+            output.prompt_logprobs,
+            by_token,
+            stop_reason,
+            output.num_cached,
         )

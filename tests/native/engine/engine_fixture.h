@@ -178,7 +178,21 @@ inline Request random_request(std::uint64_t id, std::int64_t max_model_len, std:
 inline std::vector<Request> random_requests(std::uint64_t count, std::int64_t max_model_len, unsigned seed) {
   std::mt19937 random(seed);
   std::vector<Request> requests;
-  for (std::uint64_t id = 1; id <= count; ++id) requests.push_back(random_request(id, max_model_len, random));
+  for (std::uint64_t id = 1; id <= count; ++id) {
+    Request request = random_request(id, max_model_len, random);
+    if (!requests.empty() && random() % 2 == 0) {
+      // It begins like one before it, or goes on behind its answer.
+      const Request& other = requests[random() % requests.size()];
+      std::vector<std::int32_t> tokens = other.prompt;
+      if (random() % 2 == 0) {
+        const std::vector<std::int32_t> answer = reference_generate(other, fake_spec()).tokens;
+        tokens.insert(tokens.end(), answer.begin(), answer.end());
+      }
+      tokens.resize(std::min(tokens.size(), request.prompt.size()));
+      std::ranges::copy(tokens, request.prompt.begin());
+    }
+    requests.push_back(std::move(request));
+  }
   return requests;
 }
 

@@ -100,7 +100,6 @@ class AnyPlan : public testing::TestWithParam<unsigned> {
       live.prompt = other->second.prompt;
       live.prompt.resize(std::min(live.prompt.size(), length));
       live.adapter = other->second.adapter;
-      sequence.prefix = {.sequence = other->first, .num_tokens = std::ssize(live.prompt)};
     } else {
       live.adapter = static_cast<std::int32_t>(below(3));
     }
@@ -109,7 +108,7 @@ class AnyPlan : public testing::TestWithParam<unsigned> {
     sequence.prompt = live.prompt;
     sequence.max_tokens = live.max_tokens;
     sequence.num_hidden = live.num_hidden;
-    sequence.adapter = live.adapter;
+    sequence.space.adapter = live.adapter;
     SequenceSampling sampling;
     sampling.params.seed = id;
     sampling.prompt_len = std::ssize(live.prompt);
@@ -208,7 +207,7 @@ TEST_P(AnyPlan, GivesEverySequenceItsOwn) {
   }
   while (scheduler_.num_in_flight() > 0) finish();
   EXPECT_GT(num_copies_, 10);
-  EXPECT_EQ(scheduler_.pages().num_free(), 64);
+  EXPECT_EQ(scheduler_.num_available_pages(), 64);
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, AnyPlan, testing::Range(0u, 6u));

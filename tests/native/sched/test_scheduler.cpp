@@ -9,14 +9,15 @@
 namespace minisgl {
 namespace {
 
-std::vector<std::int32_t> prompt_of(std::int64_t length) {
+// Each sequence's begins in its own way.
+std::vector<std::int32_t> prompt_of(std::int64_t length, SequenceId id = 1) {
   std::vector<std::int32_t> prompt(length);
-  std::iota(prompt.begin(), prompt.end(), 100);
+  std::iota(prompt.begin(), prompt.end(), 100 * static_cast<std::int32_t>(id));
   return prompt;
 }
 
 NewSequence make(SequenceId id, std::int64_t prompt_len, std::int64_t max_tokens, bool score_prompt = false) {
-  return {.id = id, .prompt = prompt_of(prompt_len), .max_tokens = max_tokens, .score_prompt = score_prompt};
+  return {.id = id, .prompt = prompt_of(prompt_len, id), .max_tokens = max_tokens, .score_prompt = score_prompt};
 }
 
 // Ids and row counts of the step, like {{1, 4}, {2, 1}}.
@@ -70,7 +71,7 @@ TEST(Scheduler, PrefillsThenDecodes) {
 
   EXPECT_EQ(scheduler.sequence(1).len(), 7);
   scheduler.remove(1);
-  EXPECT_EQ(scheduler.pages().num_free(), 4);
+  EXPECT_EQ(scheduler.num_available_pages(), 4);
   EXPECT_FALSE(scheduler.has_work());
 }
 
@@ -135,8 +136,8 @@ TEST(Scheduler, PreemptsTheLatestAndComputesItAgain) {
 
   scheduler.remove(1);
   const StepPlan& again = scheduler.plan();
-  ASSERT_EQ(shape(again), (Shape{{2, static_cast<int>(length)}}));
-  EXPECT_EQ(again.sequences[0].start_position, 0);
+  ASSERT_EQ(shape(again).size(), 1u);
+  EXPECT_EQ(again.sequences[0].start_position + again.sequences[0].num_rows, length);
   EXPECT_EQ(again.sequences[0].num_kept_pages, 0);
   EXPECT_EQ(again.tokens.back(), 7);
   EXPECT_EQ(again.sequences[0].num_draws, 1);
@@ -367,73 +368,209 @@ TEST(Scheduler, RowsThatFindNoRoomLeaveTheirPagesToOthers) {
   EXPECT_EQ(shape(scheduler.plan()), (Shape{{3, 1}, {11, 1}, {12, 1}, {13, 1}, {14, 1}, {15, 1}}));
   complete(scheduler, scheduler.oldest());
   scheduler.remove(2);
-  ASSERT_EQ(scheduler.pages().num_free(), 4);  // for five decoding sequences
+  ASSERT_EQ(scheduler.num_available_pages(), 4);  // for five decoding sequences
   EXPECT_TRUE(scheduler.plan().empty());
   EXPECT_EQ(scheduler.num_preemptions(), 0u);  // a step in flight writes to the pages
   complete(scheduler, scheduler.oldest());
 }
 
-TEST(SchedulerPrefix, SharesFullPagesAndCopiesTheLast) {
+// The same prompt as the sequence `other`.
+NewSequence like(SequenceId id, SequenceId other, std::int64_t prompt_len, std::int64_t max_tokens) {
+  NewSequence sequence = make(other, prompt_len, max_tokens);
+  sequence.id = id;
+  return sequence;
+}
+
+// Adds a sequence and runs it to its end.
+void run(Scheduler& scheduler, NewSequence sequence) {
+  const SequenceId id = sequence.id;
+  const std::int64_t len = std::ssize(sequence.prompt) + sequence.max_tokens;
+  scheduler.add(std::move(sequence));
+  while (scheduler.sequence(id).len() < len || scheduler.sequence(id).num_uncomputed() > 1) {
+    complete(scheduler, scheduler.plan());
+  }
+  scheduler.remove(id);
+  scheduler.check();
+}
+
+TEST(SchedulerPrefix, GivesFullPagesAndACopyOfTheNext) {
   Scheduler scheduler({.num_pages = 16, .page_size = 4});
-  scheduler.add(make(1, 10, 6));
-  complete(scheduler, scheduler.plan());
-  NewSequence sequence = make(2, 12, 3);
-  sequence.prefix = {.sequence = 1, .num_tokens = 10};
-  scheduler.add(sequence);
+  run(scheduler, make(1, 10, 1));
+  EXPECT_EQ(scheduler.num_available_pages(), 16);
+  EXPECT_EQ(scheduler.tree().num_pages(), 3);
+  scheduler.add(like(2, 1, 12, 3));
   const StepPlan& plan = scheduler.plan();
-  ASSERT_EQ(shape(plan), (Shape{{1, 1}, {2, 2}}));
-  EXPECT_EQ(plan.sequences[1].start_position, 10);
-  EXPECT_EQ(plan.sequences[1].num_kept_pages, 0);
+  ASSERT_EQ(shape(plan), (Shape{{2, 2}}));
+  EXPECT_EQ(plan.sequences[0].start_position, 10);
+  EXPECT_EQ(plan.sequences[0].num_kept_pages, 0);
   const PageId own = scheduler.sequence(2).pages[2];
   EXPECT_EQ(plan.new_pages, (std::vector<PageId>{0, 1, own}));
   ASSERT_EQ(plan.copies.size(), 1u);
   EXPECT_EQ(plan.copies[0].source, 2);
   EXPECT_EQ(plan.copies[0].destination, own);
-  EXPECT_EQ(scheduler.pages().num_owners(0), 2u);
-  EXPECT_EQ(scheduler.pages().num_owners(2), 2u);  // the copy is under way
-  scheduler.remove(1);
+  EXPECT_EQ(scheduler.pages().num_owners(2), 2u);  // the tree, and the copy that is under way
+  EXPECT_EQ(scheduler.prefix_counts().queries, 22u);
+  EXPECT_EQ(scheduler.prefix_counts().hits, 10u);
   complete(scheduler, plan);
-  EXPECT_EQ(scheduler.pages().num_owners(0), 1u);
-  EXPECT_EQ(scheduler.pages().num_owners(2), 0u);
+  EXPECT_EQ(scheduler.pages().num_owners(2), 1u);
   EXPECT_TRUE(scheduler.plan().copies.empty());
 }
 
-TEST(SchedulerPrefix, NothingIsCopiedFromAPageThatTheStepCopiesTo) {
+TEST(SchedulerPrefix, GeneratedTokensBelongToIt) {
   Scheduler scheduler({.num_pages = 16, .page_size = 4});
-  scheduler.add(make(1, 10, 6));
-  complete(scheduler, scheduler.plan());
-  for (const SequenceId id : {2, 3}) {
-    NewSequence sequence = make(id, 12, 1);
-    sequence.prefix = {.sequence = id - 1, .num_tokens = 10};
-    scheduler.add(sequence);
-  }
-  const StepPlan& plan = scheduler.plan();
-  EXPECT_EQ(shape(plan), (Shape{{1, 1}, {2, 2}, {3, 4}}));
-  EXPECT_EQ(plan.copies.size(), 1u);
-  scheduler.check();
+  run(scheduler, make(1, 3, 7));  // the last of 10 tokens is not computed
+  NewSequence next = make(1, 3, 1);
+  next.id = 2;
+  next.prompt.insert(next.prompt.end(), {7, 7, 7, 7, 7, 7, 7, 8, 9});
+  scheduler.add(next);
+  EXPECT_EQ(scheduler.plan().sequences[0].start_position, 8);
 }
 
-TEST(SchedulerPrefix, IsComputedWhereTheOtherHasLeft) {
+TEST(SchedulerPrefix, OneTokenAtLeastIsComputed) {
   Scheduler scheduler({.num_pages = 16, .page_size = 4});
-  scheduler.add(make(1, 10, 6));
-  complete(scheduler, scheduler.plan());
+  run(scheduler, make(1, 8, 1));
+  scheduler.add(like(2, 1, 8, 1));
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(shape(plan), (Shape{{2, 1}}));  // in a copy of the page
+  EXPECT_EQ(plan.copies.size(), 1u);
+}
+
+TEST(SchedulerPrefix, ThoseThatComeTogetherComputeItOnce) {
+  Scheduler scheduler({.num_pages = 16, .page_size = 4});
+  for (const SequenceId id : {1, 2, 3}) scheduler.add(like(id, 1, 10, 4));
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(shape(plan), (Shape{{1, 10}, {2, 2}, {3, 2}}));
+  EXPECT_TRUE(plan.copies.empty());  // nothing is copied from what the step computes
+  EXPECT_EQ(scheduler.sequence(2).pages[1], scheduler.sequence(1).pages[1]);
   scheduler.remove(1);
-  NewSequence sequence = make(2, 12, 3);
-  sequence.prefix = {.sequence = 1, .num_tokens = 10};
-  scheduler.add(sequence);
-  EXPECT_EQ(shape(scheduler.plan()), (Shape{{2, 12}}));
+  scheduler.check();
+  complete(scheduler, plan);
+}
+
+// A device reads what a single row attends to before the step writes.
+TEST(SchedulerPrefix, ASingleRowWaitsForTheStepThatFillsItsPages) {
+  Scheduler scheduler({.num_pages = 16, .page_size = 4});
+  for (const SequenceId id : {1, 2}) scheduler.add(like(id, 1, 9, 4));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 9}}));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}, {2, 1}}));  // the first is in flight
+  complete(scheduler, scheduler.oldest());
+}
+
+TEST(SchedulerPrefix, ANewcomerWaitsForWhatIsBeingComputed) {
+  for (const bool aborts : {false, true}) {
+    Scheduler scheduler({.num_pages = 16, .page_size = 4, .max_prompt_logits = 4});
+    scheduler.add(make(1, 10, 2, true));  // 4 rows per step
+    scheduler.add(like(2, 1, 10, 2));
+    EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 4}}));
+    complete(scheduler, scheduler.oldest());
+    if (aborts) {
+      scheduler.remove(1);
+      EXPECT_EQ(shape(scheduler.plan()), (Shape{{2, 6}}));  // the first page is there
+      continue;
+    }
+    EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 4}, {2, 2}}));  // the step fills the second
+    complete(scheduler, scheduler.oldest());
+    EXPECT_EQ(shape(scheduler.plan()), (Shape{{2, 1}, {1, 2}}));
+  }
+}
+
+TEST(SchedulerPrefix, NobodyWaitsForStrangers) {
+  Scheduler scheduler({.num_pages = 16, .page_size = 4, .max_prompt_logits = 4});
+  scheduler.add(make(1, 10, 2, true));
+  NewSequence other = like(2, 1, 10, 2);
+  other.space.salt = {1, 2};
+  scheduler.add(other);
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 4}, {2, 10}}));
 }
 
 TEST(SchedulerPrefix, RowsThatAreWantedAreComputed) {
   Scheduler scheduler({.num_pages = 32, .page_size = 4});
-  scheduler.add(make(1, 10, 6));
-  complete(scheduler, scheduler.plan());
-  NewSequence scored = make(2, 10, 3, true), hidden = make(3, 10, 0);
+  run(scheduler, make(1, 10, 6));
+  NewSequence scored = like(2, 1, 10, 3), hidden = like(3, 1, 10, 0);
+  scored.score_prompt = true;
   hidden.num_hidden = 4;
-  scored.prefix = hidden.prefix = {.sequence = 1, .num_tokens = 10};
   scheduler.add(scored);
   scheduler.add(hidden);
-  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}, {2, 10}, {3, 4}}));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{2, 10}, {3, 4}}));
+}
+
+TEST(SchedulerPrefix, WhatIsComputedTwiceIsKeptOnce) {
+  Scheduler scheduler({.num_pages = 32, .page_size = 4});
+  run(scheduler, make(1, 10, 1));
+  NewSequence scored = like(2, 1, 10, 3);
+  scored.score_prompt = true;
+  scheduler.add(scored);
+  const std::vector<PageId> own = scheduler.plan().new_pages;
+  EXPECT_EQ(scheduler.sequence(2).pages, (std::vector<PageId>{0, 1, own[2]}));
+  EXPECT_EQ(scheduler.pages().num_owners(own[0]), 1u);  // the step computes it
+  complete(scheduler, scheduler.oldest());
+  EXPECT_EQ(scheduler.pages().num_owners(own[0]), 0u);
+  const StepPlan& next = scheduler.plan();
+  EXPECT_EQ(next.sequences[0].num_kept_pages, 0);
+  EXPECT_EQ(next.new_pages, scheduler.sequence(2).pages);
+  complete(scheduler, next);
+  EXPECT_EQ(scheduler.plan().sequences[0].num_kept_pages, 3);
+}
+
+TEST(SchedulerPrefix, IsGivenUpBeforeAnybodyIsPreempted) {
+  Scheduler scheduler({.num_pages = 4, .page_size = 4});
+  run(scheduler, make(1, 8, 1));
+  scheduler.add(make(2, 8, 8));
+  while (scheduler.sequence(2).len() < 16) complete(scheduler, scheduler.plan());
+  EXPECT_EQ(scheduler.num_preemptions(), 0u);
+  EXPECT_EQ(scheduler.tree().num_evicted(), 2u);
+}
+
+// A page is not kept to be copied where the sequence needs it for itself.
+TEST(SchedulerPrefix, IsGivenUpForASequenceThatFillsTheCache) {
+  Scheduler scheduler({.num_pages = 4, .page_size = 4});
+  run(scheduler, make(1, 7, 1));
+  scheduler.add(like(2, 1, 15, 1));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{2, 11}}));
+  EXPECT_TRUE(scheduler.oldest().copies.empty());
+  complete(scheduler, scheduler.oldest());
+  scheduler.remove(2);
+  run(scheduler, make(3, 12, 4));
+  EXPECT_EQ(scheduler.tree().num_evicted(), 5u);
+}
+
+TEST(SchedulerPrefix, APreemptedSequenceFindsItsOwn) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 2});
+  scheduler.add(make(1, 4, 12));
+  scheduler.add(make(2, 4, 8));
+  while (scheduler.num_preemptions() == 0) complete(scheduler, scheduler.plan());
+  const std::int64_t length = scheduler.waiting().front().len();
+  scheduler.remove(1);
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(plan.sequences[0].start_position, (length - 1) / 2 * 2 - 2);  // the first took a page
+  EXPECT_EQ(scheduler.prefix_counts().queries, 8u);                       // each once
+}
+
+// Ranks read the tokens that were generated or forced in rows, also where another sequence has computed them.
+TEST(SchedulerPrefix, TokensThatRanksHaveNotSeenAreComputed) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 2});
+  NewSequence first{.id = 1, .prompt = {1, 2, 3, 4, 7, 8, 9, 10, 11, 12}, .max_tokens = 4};
+  NewSequence second{.id = 2, .prompt = {1, 2, 3, 4}, .max_tokens = 8, .needs_token = true};
+  scheduler.add(first);
+  scheduler.add(second);
+  complete(scheduler, scheduler.plan());
+  scheduler.append(2, Tokens{8, 9, 10, 11});
+  complete(scheduler, scheduler.plan());
+  ASSERT_EQ(scheduler.num_preemptions(), 1u);
+  while (scheduler.sequence(1).len() < 14) complete(scheduler, scheduler.plan());
+  scheduler.remove(1);
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(plan.sequences[0].start_position, 4);
+  EXPECT_EQ(plan.tokens, (Tokens{7, 8, 9, 10, 11}));
+}
+
+TEST(SchedulerPrefix, NothingIsKeptWithoutIt) {
+  Scheduler scheduler({.num_pages = 16, .page_size = 4, .prefix_cache = false});
+  run(scheduler, make(1, 10, 1));
+  EXPECT_EQ(scheduler.pages().num_free(), 16);
+  for (const SequenceId id : {2, 3}) scheduler.add(like(id, 1, 10, 4));
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{2, 10}, {3, 10}}));
+  EXPECT_EQ(scheduler.tree().num_pages(), 0);
 }
 
 TEST(SchedulerHidden, RowsInsteadOfDraws) {
@@ -462,7 +599,7 @@ TEST(SchedulerHidden, RowsInsteadOfDraws) {
 TEST(SchedulerAdapter, ComesWithEveryPart) {
   Scheduler scheduler({.num_pages = 32, .page_size = 4});
   NewSequence sequence = make(1, 10, 2);
-  sequence.adapter = 3;
+  sequence.space.adapter = 3;
   scheduler.add(sequence);
   EXPECT_EQ(scheduler.plan().sequences[0].adapter, 3);
   complete(scheduler, scheduler.oldest());

@@ -22,7 +22,7 @@ class Rank {
   Rank(const SchedulerOptions& options, std::mt19937& random, std::size_t depth = 0)
       : options_(options), random_(random), depth_(depth) {}
 
-  // A sequence of any kind; some begin like one that is there already.
+  // A sequence of any kind; some begin like one that is there already, or was.
   void submit(Scheduler& scheduler, SequenceId id) {
     const std::int64_t capacity = options_.num_pages * options_.page_size;
     const std::int64_t prompt_len = 1 + below(std::min<std::int64_t>(capacity, 40));
@@ -30,9 +30,9 @@ class Rank {
     Known known{.max_len = prompt_len + max_tokens, .prompt_len = prompt_len};
     known.score_prompt = one_in(4);
     known.needs_token = one_in(3);
-    known.adapter = one_in(5) ? 1 : 0;
+    known.space.adapter = one_in(5) ? 1 : 0;
     if (max_tokens == 0 && !known.score_prompt && one_in(2)) known.num_hidden = 1 + below(prompt_len);
-    if (!live_.empty() && one_in(2)) share_prefix(known);
+    if (!one_in(3)) share_prefix(known);
     while (known.len() < prompt_len) known.tokens.push_back(any_token());
     scheduler.add({.id = id,
                    .prompt = known.tokens,
@@ -40,12 +40,17 @@ class Rank {
                    .score_prompt = known.score_prompt,
                    .needs_token = known.needs_token,
                    .num_hidden = known.num_hidden,
-                   .adapter = known.adapter,
-                   .prefix = known.prefix});
+                   .space = known.space});
     live_.emplace(id, known);
   }
 
-  void forget(SequenceId id) { live_.erase(id); }
+  void forget(SequenceId id) {
+    const Known& known = live_.at(id);
+    const auto unknown = std::ranges::find(known.tokens, kUnknown);
+    past_.push_back({known.space, {known.tokens.begin(), unknown}});
+    if (past_.size() > 30) past_.pop_front();
+    live_.erase(id);
+  }
   std::vector<SequenceId> ids() const {
     std::vector<SequenceId> ids;
     for (const auto& [id, known] : live_) ids.push_back(id);
@@ -57,6 +62,7 @@ class Rank {
   void step(Scheduler& scheduler) {
     const std::uint64_t preemptions = scheduler.num_preemptions();
     const StepPlan& plan = scheduler.plan();
+    for (const Sequence& sequence : scheduler.waiting()) live_.at(sequence.id).table.clear();
     if (!plan.empty()) {
       ASSERT_TRUE(in_flight_.empty() || scheduler.num_preemptions() == preemptions);
       ASSERT_LE(plan.num_rows(), options_.max_batch_tokens);
@@ -77,24 +83,35 @@ class Rank {
   // How often what these tests are about happened.
   struct Counts {
     std::int64_t ahead = 0;  // steps planned while another was in flight
-    std::int64_t accepted = 0, rejected = 0, appended = 0, shared = 0, copied = 0, hidden = 0;
+    std::int64_t accepted = 0, rejected = 0, appended = 0, copied = 0, hidden = 0;
+    // Sequences that began with pages: of all kinds, of those that the same step computes, and after a preemption.
+    // Parts whose pages were exchanged for equal ones.
+    std::int64_t shared = 0, joined = 0, found_again = 0, exchanged = 0;
   } counts;
 
  private:
   struct Known {
     std::vector<std::int32_t> tokens = {}, drafts = {};
-    std::vector<PageId> table = {};
+    std::vector<PageId> table = {}, table_before = {};  // from the last plan on, and before it
     std::int64_t num_computed = 0, max_len, prompt_len;
     std::int64_t num_delivered = 0;  // prompt rows that were scored, or whose hidden states came
     std::int64_t num_hidden = 0;
     bool score_prompt = false, needs_token = false;
-    std::int32_t adapter = 0;
-    SharedPrefix prefix = {};
-    bool had_drafts = false;  // since the last plan
+    PrefixSpace space = {};
+    bool has_begun = false;
+    std::int64_t num_named = 0;  // tokens that were in a row, in whatever life
+    bool had_drafts = false;     // since the last plan
 
     std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
   };
   static constexpr std::int32_t kUnknown = -1000000;  // a token that a step in flight draws
+  static constexpr std::int32_t kPoison = -2000000;   // what a page holds before it is written
+
+  // A sequence that has ended.
+  struct Past {
+    PrefixSpace space;
+    std::vector<std::int32_t> tokens;
+  };
 
   // A step as a device keeps it.
   struct Flight {
@@ -108,14 +125,16 @@ class Rank {
   std::int32_t any_token() { return static_cast<std::int32_t>(random_() % 1000); }
 
   void share_prefix(Known& known) {
-    auto other = live_.begin();
-    std::advance(other, below(std::ssize(live_)));
-    const std::vector<std::int32_t>& tokens = other->second.tokens;
-    const auto unknown = std::ranges::find(tokens, kUnknown);
-    const std::int64_t length = std::min<std::int64_t>(known.prompt_len, unknown - tokens.begin());
-    known.prefix = {.sequence = other->first, .num_tokens = 1 + below(length)};
-    known.tokens.assign(tokens.begin(), tokens.begin() + known.prefix.num_tokens);
-    if (!one_in(4)) known.adapter = other->second.adapter;
+    std::deque<Past> others = past_;
+    for (const auto& [id, other] : live_) {
+      others.push_back({other.space, {other.tokens.begin(), std::ranges::find(other.tokens, kUnknown)}});
+    }
+    if (others.empty()) return;
+    const auto& [space, tokens] =
+        one_in(2) ? others.back() : others[static_cast<std::size_t>(below(std::ssize(others)))];
+    const std::int64_t length = std::min<std::int64_t>(known.prompt_len, std::ssize(tokens));
+    known.tokens.assign(tokens.begin(), tokens.begin() + (one_in(2) ? length : 1 + below(length)));
+    if (!one_in(4)) known.space = space;
   }
 
   void verify_rows(const StepPlan& plan) {
@@ -128,7 +147,7 @@ class Rank {
       Known& known = live_.at(step.id);
       ASSERT_EQ(step.first_row, next_row);
       ASSERT_GE(step.num_rows - step.num_drafts(), 1);
-      ASSERT_EQ(step.adapter, known.adapter);
+      ASSERT_EQ(step.adapter, known.space.adapter);
       next_row += step.num_rows;
       num_drafts += step.num_drafts();
       verify_table(plan, step, known);
@@ -149,6 +168,7 @@ class Rank {
         ASSERT_EQ(before.sequences[target.sequence].id, step.id);
       }
       known.num_computed += step.num_rows - step.num_drafts();
+      known.num_named = std::max(known.num_named, known.num_computed);
       ASSERT_GE(std::ssize(known.table) * options_.page_size, known.num_computed + step.num_drafts());
       ASSERT_EQ(step.num_draws > 0, known.num_computed == known.len() && known.len() < known.max_len);
       ASSERT_LE(known.len() + step.num_draws, known.max_len);
@@ -161,20 +181,29 @@ class Rank {
 
   // Each token is computed exactly once between preemptions, but for those that another sequence has computed.
   void verify_table(const StepPlan& plan, const SequenceStep& step, Known& known) {
-    if (step.num_kept_pages == 0) {  // new, or preempted since
-      known.table.clear();
+    known.table_before = known.table;
+    if (known.table.empty()) {  // new, or preempted since
+      ASSERT_EQ(step.num_kept_pages, 0);
       known.num_computed = step.start_position;
-      ASSERT_LE(step.start_position, std::min(known.prefix.num_tokens, known.len() - 1));
+      ASSERT_LT(step.start_position, known.len());
+      ASSERT_LE(step.start_position, std::max(known.prompt_len, known.num_named));  // ranks have seen every token
       counts.shared += step.start_position > 0;
+      counts.found_again += step.start_position > 0 && known.has_begun;
+      known.has_begun = true;
     }
     ASSERT_EQ(step.start_position, known.num_computed);
     const std::int32_t num_pages = static_cast<std::int32_t>(known.table.size());
-    if (std::exchange(known.had_drafts, false)) {
-      ASSERT_LE(step.num_kept_pages, num_pages);
-      known.table.resize(step.num_kept_pages);
-    } else {
-      ASSERT_EQ(step.num_kept_pages, num_pages);
+    ASSERT_LE(step.num_kept_pages, num_pages);
+    if (!std::exchange(known.had_drafts, false) && step.num_kept_pages < num_pages) {
+      // All that was taken out is there again, and what was computed lies in full pages.
+      ++counts.exchanged;
+      ASSERT_GE(step.num_kept_pages + step.num_new_pages, num_pages);
+      for (int i = step.num_kept_pages; i < num_pages; ++i) {
+        const PageId page = plan.new_pages[step.first_new_page + i - step.num_kept_pages];
+        ASSERT_TRUE(page == known.table[i] || (i + 1) * options_.page_size <= step.start_position);
+      }
     }
+    known.table.resize(step.num_kept_pages);
     for (int i = 0; i < step.num_new_pages; ++i) known.table.push_back(plan.new_pages[step.first_new_page + i]);
   }
 
@@ -230,7 +259,7 @@ class Rank {
     for (const SequenceStep& step : plan.sequences) {
       const Known& known = live_.at(step.id);
       const std::int32_t num_rows = step.num_rows - step.num_drafts();
-      const bool latest_only = num_rows == 1 && known.num_computed == known.len();
+      const bool latest_only = num_rows == 1 && known.num_computed == known.len() && !known.table_before.empty();
       ASSERT_FALSE(chunk_before && latest_only && step.start_position >= known.prompt_len);  // decode after prefill
       chunk_before = chunk_before || num_rows > 1;
       if (step.id < last) {
@@ -247,17 +276,42 @@ class Rank {
     }
   }
 
-  // What a step writes to, or is given, belongs to one sequence; what it shares was computed before.
+  // Devices read what a single row attends to before the step writes.
+  static bool has_many_rows(const StepPlan& plan, SequenceId id) {
+    const auto part = std::ranges::find(plan.sequences, id, &SequenceStep::id);
+    return part == plan.sequences.end() || part->num_rows > 1;
+  }
+
+  // What a step writes to is one sequence's; others that have it, at the same place, go on behind it.
   void verify_writers(const Scheduler& scheduler, const StepPlan& plan) {
-    std::map<PageId, int> tables;  // running sequences whose table has the page
+    std::map<SequenceId, std::int64_t> starts;  // of running sequences: where they go on
+    for (const Sequence& sequence : scheduler.running()) starts[sequence.id] = live_.at(sequence.id).num_computed;
+    for (const SequenceStep& step : plan.sequences) starts[step.id] = step.start_position;
+    std::map<PageId, std::vector<std::pair<SequenceId, std::size_t>>> holders;  // who has the page, at which place
     for (const Sequence& sequence : scheduler.running()) {
-      for (const PageId page : live_.at(sequence.id).table) ++tables[page];
+      // Ranks hear of exchanged pages with the sequence's next part.
+      const bool is_planned = std::ranges::find(plan.sequences, sequence.id, &SequenceStep::id) != plan.sequences.end();
+      const std::vector<PageId>& table = is_planned ? live_.at(sequence.id).table : sequence.pages;
+      for (std::size_t i = 0; i < table.size(); ++i) holders[table[i]].emplace_back(sequence.id, i);
     }
     for (const SequenceStep& step : plan.sequences) {
       const std::vector<PageId>& table = live_.at(step.id).table;
       const auto first = static_cast<std::size_t>(step.start_position / options_.page_size);
-      for (std::size_t i = first; i < table.size(); ++i) ASSERT_EQ(tables[table[i]], 1) << "page " << table[i];
-      for (std::size_t i = std::max<std::size_t>(first, step.num_kept_pages); i < table.size(); ++i) {
+      bool is_joined = false;
+      for (std::size_t i = first; i < table.size(); ++i) {
+        for (const auto& [id, place] : holders[table[i]]) {
+          if (id == step.id) continue;
+          ASSERT_EQ(place, i) << "page " << table[i];
+          ASSERT_GE(starts.at(id), static_cast<std::int64_t>(i + 1) * options_.page_size) << "page " << table[i];
+          ASSERT_LE(static_cast<std::int64_t>(i + 1) * options_.page_size, step.start_position + step.num_rows);
+          ASSERT_TRUE(has_many_rows(plan, id)) << "page " << table[i];
+          is_joined = true;
+        }
+      }
+      counts.joined += is_joined;
+      const std::vector<PageId>& before = live_.at(step.id).table_before;
+      for (std::size_t i = first; i < table.size(); ++i) {
+        if (i < before.size() && before[i] == table[i]) continue;
         // No page is given away while a step in flight may read or write it.
         for (const Flight& flight : in_flight_) {
           for (const auto& other : flight.tables) ASSERT_EQ(std::ranges::count(other, table[i]), 0);
@@ -284,6 +338,14 @@ class Rank {
 
   // Copies pages and writes rows as the device does, and reads back what every row attends to.
   void compute(const Flight& flight) {
+    for (std::size_t i = 0; i < flight.plan.sequences.size(); ++i) {
+      const SequenceStep& step = flight.plan.sequences[i];
+      const std::int64_t first = (step.start_position + options_.page_size - 1) / options_.page_size;
+      const std::int64_t end = std::int64_t{step.num_kept_pages} + step.num_new_pages;
+      for (std::int64_t page = std::max<std::int64_t>(first, step.num_kept_pages); page < end; ++page) {
+        for (int k = 0; k < options_.page_size; ++k) memory_[{flight.tables[i][page], k}] = kPoison;
+      }
+    }
     for (const PageCopy& copy : flight.plan.copies) {
       for (int i = 0; i < options_.page_size; ++i) {
         memory_[{copy.destination, i}] = memory_[{copy.source, i}];
@@ -354,6 +416,7 @@ class Rank {
         known.tokens[flight.new_tokens[i]] = tokens.front();
         known.tokens.insert(known.tokens.end(), tokens.begin() + 1, tokens.end());
         known.num_computed += std::ssize(tokens) - 1;
+        known.num_named = std::max(known.num_named, known.num_computed);  // drafts that hold were in rows
         counts.accepted += drawn.num_accepted(i);
         counts.rejected += step.num_drafts() - drawn.num_accepted(i);
       }
@@ -371,7 +434,7 @@ class Rank {
     scheduler.check();
     for (const SequenceId id : ended) {
       scheduler.remove(id);
-      live_.erase(id);
+      forget(id);
     }
     for (const SequenceId id : asked) look_ahead(scheduler, id);
     scheduler.check();
@@ -403,6 +466,7 @@ class Rank {
   std::mt19937& random_;
   std::size_t depth_;
   std::map<SequenceId, Known> live_;
+  std::deque<Past> past_;  // the latest
   std::deque<Flight> in_flight_;
   std::map<std::pair<PageId, std::int64_t>, std::int32_t> memory_;  // the token at a place of a page
   std::vector<std::int32_t> drawn_before_, drawn_now_;              // by target, of the last two steps
@@ -444,10 +508,10 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
     rank.step(scheduler);
     if (HasFatalFailure()) return;
   }
-  EXPECT_EQ(scheduler.pages().num_free(), options.num_pages);
+  EXPECT_EQ(scheduler.num_available_pages(), options.num_pages);
   EXPECT_TRUE(rank.ids().empty());
   if (GetParam() % 2 == 1) {
-    EXPECT_GT(rank.counts.ahead, 100);
+    EXPECT_GT(rank.counts.ahead, 50);
   }
 }
 
@@ -468,8 +532,10 @@ TEST(SchedulerProperties, EverythingHappensInThem) {
       ASSERT_FALSE(HasFatalFailure());
     }
     EXPECT_GT(scheduler.num_preemptions(), 10u);
-    for (const std::int64_t count : {rank.counts.accepted, rank.counts.rejected, rank.counts.appended,
-                                     rank.counts.shared, rank.counts.copied, rank.counts.hidden}) {
+    for (const std::int64_t count :
+         {rank.counts.accepted, rank.counts.rejected, rank.counts.appended, rank.counts.copied, rank.counts.hidden,
+          rank.counts.shared, rank.counts.joined, rank.counts.found_again, rank.counts.exchanged,
+          static_cast<std::int64_t>(scheduler.tree().num_evicted())}) {
       EXPECT_GT(count, 20) << "depth " << depth;
     }
   }

@@ -12,6 +12,7 @@ from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineInfo, Output
 from minisgl.sampling_params import ParameterError, SamplingParams
 
+SALT = b"0123456789abcdef"
 INFO = EngineInfo(vocab_size=100, max_model_len=32, eos_token_ids=[2])
 
 
@@ -35,14 +36,26 @@ def test_a_request_has_a_seed() -> None:
 
 def test_a_stream_is_resumed_with_the_same_parameters() -> None:
     params = SamplingParams(max_tokens=10, min_tokens=8, seed=7, prompt_logprobs=2, logprobs=1)
-    request = make_request(1, [5, 6], params, INFO, end_ids=[9], bad_words=[[3, 4]])
+    request = make_request(
+        1, [5, 6], params, INFO, end_ids=[9], bad_words=[[3, 4]], prefix_salt=SALT
+    )
     stream = TokenStream(request, lambda request_id: None)
     assert stream.resumption() == stream.request
     stream.deliver(Output(1, [11, 12, 13, 14, 15]))
     resumed = stream.resumption()
     assert (resumed.prompt, resumed.num_resumed) == ([5, 6, 11, 12, 13, 14, 15], 5)
     assert (resumed.end_token_ids, resumed.bad_words) == ([9], [[3, 4]])
+    assert resumed.prefix_salt == SALT
     assert resumed.params == msgspec.structs.replace(params, prompt_logprobs=None)
+
+
+def test_what_was_cached_is_the_first_engines() -> None:
+    stream = TokenStream(
+        make_request(1, [5, 6, 7], SamplingParams(), INFO), lambda request_id: None
+    )
+    for output in (Output(1, [11], num_cached=2), Output(1, [12], num_cached=3), Output(1, [13])):
+        stream.deliver(output)
+    assert stream.num_cached == 2
 
 
 @pytest.mark.parametrize(

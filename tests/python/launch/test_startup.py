@@ -60,6 +60,16 @@ def test_the_threads_are_explained() -> None:
         assert line in describe_engine(args, shown)
 
 
+def test_how_many_tokens_the_prefix_cache_has() -> None:
+    info = EngineInfo(
+        vocab_size=10, max_model_len=20, kv_cache_tokens=640, page_size=16, prefix_cache=True
+    )
+    (line,) = (line for line in describe_engine(ServerArgs(), [info]) if "prefix" in line)
+    assert "up to 640 tokens in pages of 16 (--disable-prefix-cache)" in line
+    (line,) = (line for line in describe_engine(ServerArgs(), [INFO]) if "prefix" in line)
+    assert line == "prefix cache: none (--disable-prefix-cache)"
+
+
 def test_ranks_are_described_where_there_are_several() -> None:
     assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "rank" in line]
     ranks = [

@@ -210,7 +210,9 @@ def test_streams_go_on_when_a_rank_is_lost(
     end: signal.Signals,
     moment: str,
 ) -> None:
-    server = start(servers, tiny_model, tmp_path, "--tp", "2", "--max-batch-tokens", "64")
+    # The prompt is computed twice, so that the second prefill takes as long.
+    flags = ["--disable-prefix-cache"] if moment == "prefill" else []
+    server = start(servers, tiny_model, tmp_path, "--tp", "2", "--max-batch-tokens", "64", *flags)
     port = server.wait_ready()
     prompt = LONG_PROMPT if moment == "prefill" else [5, 6, 7]
     expected = text_of(Stream(port, prompt, GREEDY_TOKENS))

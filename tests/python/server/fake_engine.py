@@ -40,6 +40,10 @@ class FakeClient:
             num_waiting=2,
             pages_total=100,
             pages_free=75,
+            pages_cached=40,
+            prefix_queries=400,
+            prefix_hits=300,
+            prefix_evictions=160,
             num_preemptions=7,
             num_steps=50,
             step_seconds=2.5,
@@ -74,13 +78,14 @@ class FakeClient:
         params: SamplingParams,
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
+        prefix_salt: bytes | None = None,
     ) -> TokenStream:
         if self.state != "ready":
             raise EngineUnavailable(self.state)
         if len(self.live) >= self.max_live:
             raise EngineBusy("full")
         request = make_request(
-            len(self.submitted), prompt_ids, params, self.info, end_ids, bad_words
+            len(self.submitted), prompt_ids, params, self.info, end_ids, bad_words, prefix_salt
         )
         stream = TokenStream(request, self.abort)
         self.submitted.append(stream)

@@ -30,6 +30,7 @@ async def test_answer(server: Server) -> None:
         "prompt_tokens": len(prompt),
         "completion_tokens": 6,
         "total_tokens": len(prompt) + 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

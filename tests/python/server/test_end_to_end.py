@@ -76,7 +76,13 @@ def test_chat_whole_and_streamed_say_the_same(client: openai.OpenAI, model: str)
         usage = chunk.usage or usage
         text += "".join(choice.delta.content or "" for choice in chunk.choices)
     assert text == whole.choices[0].message.content
-    assert usage == whole.usage
+    assert usage is not None
+    assert whole.usage is not None
+    assert usage.total_tokens == whole.usage.total_tokens
+    # The second finds the first's prompt: all of it but the last few tokens.
+    assert usage.prompt_tokens_details is not None
+    cached = usage.prompt_tokens_details.cached_tokens or 0
+    assert usage.prompt_tokens - 16 <= cached < usage.prompt_tokens
 
 
 def test_a_seed_repeats_and_choices_differ(client: openai.OpenAI, model: str) -> None:
@@ -124,6 +130,31 @@ def test_a_stop_string(client: openai.OpenAI, model: str) -> None:
     assert ", 7" in ask().text
     choice = ask(stop=", 7")
     assert (choice.text, choice.finish_reason) == (ask().text.partition(", 7")[0], "stop")
+
+
+def test_a_conversation_goes_on_from_what_was_computed(url: str) -> None:
+    """Its answers are spelled letter by letter, as the tokenizer never has them."""
+
+    def ask(path: str, **body: Any) -> Any:
+        return httpx.post(url + path, json=body, timeout=120).raise_for_status().json()
+
+    letters = [ask("/tokenize", prompt=letter)["tokens"][0] for letter in "etaoin "]
+    messages = QUESTION.copy()
+    computed: list[int] = []  # all ids of the last turn
+    for turn in range(4):
+        answer = ask(
+            "/v1/chat/completions",
+            messages=messages,
+            seed=turn,
+            allowed_token_ids=letters,
+            max_tokens=32,
+            return_token_ids=True,
+        )
+        prompt, choice = answer["prompt_token_ids"], answer["choices"][0]
+        assert prompt[: len(computed)] == computed
+        assert (ask("/tokenize", messages=messages)["tokens"] == prompt) == (turn == 0)
+        computed = prompt + choice["token_ids"]
+        messages += [choice["message"], {"role": "user", "content": "And who else?"}]
 
 
 def test_nothing_is_left_when_clients_go(url: str) -> None:

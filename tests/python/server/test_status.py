@@ -146,6 +146,8 @@ async def test_metrics(start_server: StartServer, prefix: str) -> None:
             "num_requests_waiting": 2,
             "kv_cache_usage_perc": 0.25,
             "num_preemptions_total": 7,
+            "prefix_cache_queries_total": 400,
+            "prefix_cache_hits_total": 300,
             "prompt_tokens_total": 6,
             "generation_tokens_total": 14,
             "time_to_first_token_seconds_count": 3,
@@ -247,6 +249,8 @@ async def test_metrics_of_the_engine(server: Server) -> None:
         ("engine_step_seconds_count", 50),
         ("engine_step_seconds_sum", 2.5),
         ("num_streams", 0),
+        ("prefix_cache_pages", 40),
+        ("prefix_cache_evicted_tokens_total", 160),
     ):
         assert found[f"minisgl:{name}", ""] == value
         assert (f"vllm:{name}", "") not in found

@@ -2,8 +2,10 @@
 // output meets the steps of 32 columns in ascending order, whatever the tiles; inside a step the order is the
 // processor's. `Tiles` is tiles.h's, or what a test puts in its place on a processor without them.
 //
-// Floor: 2 bytes read for each weight; with many rows, 16,384 operations in 16 cycles. As with vdpbf16ps, columns are
-// taken in blocks, and weights of the next block are asked for evenly in the course of a block.
+// Floor: 2 bytes read for each weight; with many rows, 16,384 operations in 16 cycles. Columns are taken in blocks, and
+// of each block a few panels of outputs, so that activations and weights are read from the second-level cache; the sums
+// wait in memory between blocks. Weights of the next piece, a panel of a block, are asked for evenly in the course of
+// the one before, so that reading them takes no time of its own.
 //
 // Rows are cut into tiles of one height, the last of which may overlap the one before: its sums are its own, and what
 // is written twice is the same.
@@ -20,13 +22,13 @@ constexpr int step_columns = 32, step_pairs = 16;               // of one instru
 constexpr int step_bytes = step_pairs * bf16_pair_block_bytes;  // weights of a step
 constexpr int max_rows = 64, max_row_tiles = 4;
 constexpr std::int64_t block_steps = 32;
-constexpr std::int64_t near_bytes = 8192;  // what one tile of rows asks for ahead, in all its streams
+constexpr int max_panels = 3;  // of two vectors of outputs
 
 template <typename Tiles>
 struct Bf16Rows {
   using Sums = float[16][tile_outputs];
 
-  // Some columns of a panel of one or two vectors of outputs.
+  // A piece: some columns of a panel of one or two vectors of outputs.
   struct Block {
     const std::byte* weights;   // the first vector's
     std::int64_t vector_bytes;  // from a vector to the next
@@ -123,33 +125,46 @@ struct Bf16Rows {
                             tiles, sums);
   }
 
-  // `vectors` vectors of outputs, from `output` on.
-  template <int vectors>
-  static void multiply_panel(const KernelArgs& args, const RowTiles& tiles, std::int64_t output) {
-    alignas(64) Sums sums[max_row_tiles][2];
-    memset(sums, 0, static_cast<std::size_t>(tiles.count) * sizeof(sums[0]));
-    const std::int64_t vector_bytes = (args.cols + 1) / 2 * bf16_pair_block_bytes;
+  // Up to max_panels panels of outputs, from `output` on.
+  static void multiply_panels(const KernelArgs& args, const RowTiles& tiles, std::int64_t output) {
+    alignas(64) Sums sums[max_panels][max_row_tiles][2];
+    memset(sums, 0, sizeof(sums));
+    constexpr std::int64_t panel_outputs = 2 * tile_outputs;
+    const std::int64_t vector_bytes = (args.cols + 1) / 2 * bf16_pair_block_bytes, panel_bytes = 2 * vector_bytes;
     const std::byte* weights = args.weights + output / tile_outputs * vector_bytes;
+    const std::int64_t left = (args.num_outputs - output + panel_outputs - 1) / panel_outputs;
+    const std::int64_t num_panels = left < max_panels ? left : max_panels;
+    const auto has_two_vectors = [&](std::int64_t panel) {
+      return output + panel * panel_outputs + tile_outputs < args.num_outputs;
+    };
     const std::int64_t num_steps = args.cols / step_columns;
     for (std::int64_t step = 0; step < num_steps; step += block_steps) {
-      const std::byte* first = weights + step * step_bytes;
-      const std::int64_t end = step + block_steps;
-      // One tile reads what it asked for soon afterwards; several ask for the next block, of this panel or the next.
-      const std::byte* next = tiles.count == 1  ? first + near_bytes / vectors
-                              : end < num_steps ? first + block_steps * step_bytes
-                                                : weights + vectors * vector_bytes;
-      multiply_block<vectors>({.weights = first,
-                               .vector_bytes = vector_bytes,
-                               .x = args.activations + step * step_columns * 2,
-                               .x_stride = args.activation_stride,
-                               .num_steps = end < num_steps ? block_steps : num_steps - step,
-                               .ahead = next,
-                               .lines_per_step = tiles.count <= 2 ? step_pairs : step_pairs * 2 / tiles.count},
-                              tiles, sums);
+      const std::int64_t end = step + block_steps < num_steps ? step + block_steps : num_steps;
+      for (std::int64_t panel = 0; panel < num_panels; ++panel) {
+        const std::byte* next = panel + 1 < num_panels ? weights + (panel + 1) * panel_bytes + step * step_bytes
+                                : end < num_steps      ? weights + end * step_bytes
+                                                       : weights + num_panels * panel_bytes;
+        const Block block{.weights = weights + panel * panel_bytes + step * step_bytes,
+                          .vector_bytes = vector_bytes,
+                          .x = args.activations + step * step_columns * 2,
+                          .x_stride = args.activation_stride,
+                          .num_steps = end - step,
+                          .ahead = next,
+                          .lines_per_step = tiles.count <= 2 ? step_pairs : step_pairs * 2 / tiles.count};
+        has_two_vectors(panel) ? multiply_block<2>(block, tiles, sums[panel])
+                               : multiply_block<1>(block, tiles, sums[panel]);
+      }
     }
-    if (args.cols % step_columns != 0) multiply_last<vectors>(args, weights, vector_bytes, tiles, sums);
-    for (std::int64_t tile = 0; tile < tiles.count; ++tile)
-      for (int v = 0; v < vectors; ++v) store_tile(args, sums[tile][v], tiles, tile, output + v * tile_outputs);
+    for (std::int64_t panel = 0; panel < num_panels; ++panel) {
+      if (args.cols % step_columns != 0) {
+        const std::byte* first = weights + panel * panel_bytes;
+        has_two_vectors(panel) ? multiply_last<2>(args, first, vector_bytes, tiles, sums[panel])
+                               : multiply_last<1>(args, first, vector_bytes, tiles, sums[panel]);
+      }
+      for (std::int64_t tile = 0; tile < tiles.count; ++tile)
+        for (int v = 0; v < (has_two_vectors(panel) ? 2 : 1); ++v)
+          store_tile(args, sums[panel][tile][v], tiles, tile, output + panel * panel_outputs + v * tile_outputs);
+    }
   }
 
   static void store_tile(const KernelArgs& args, const Sums& sums, const RowTiles& tiles, std::int64_t tile,
@@ -170,10 +185,8 @@ struct Bf16Rows {
       rows.y += row * args.y_stride;
       const RowTiles tiles(rows.num_rows);
       Tiles::configure(static_cast<int>(tiles.height));
-      std::int64_t output = 0;
-      for (; output + tile_outputs < args.num_outputs; output += 2 * tile_outputs)
-        multiply_panel<2>(rows, tiles, output);
-      if (output < args.num_outputs) multiply_panel<1>(rows, tiles, output);
+      for (std::int64_t output = 0; output < args.num_outputs; output += max_panels * 2 * tile_outputs)
+        multiply_panels(rows, tiles, output);
     }
     Tiles::release();
   }

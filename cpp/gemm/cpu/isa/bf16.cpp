@@ -9,7 +9,7 @@ namespace {
 struct Bf16 {
   // The columns of a pair in turn, each for the whole tile: the activations of one are all that registers have room
   // for.
-  template <typename Lanes, int rows, int vectors>
+  template <typename Lanes, int rows, int vectors, bool ahead>
   static void multiply_tile(const KernelArgs& args, std::int64_t row, std::int64_t group) {
     const std::int64_t group_bytes = (args.cols + 1) / 2 * bf16_group_pair_bytes;
     const std::byte* weights = args.weights + offset(group, group_bytes);
@@ -21,7 +21,7 @@ struct Bf16 {
       for (int r = 0; r < rows; ++r) sums[v][r] = Lanes::F32::zero();
     for (std::int64_t col = 0; col + 2 <= args.cols; col += 2) {
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v)
+      for (int v = 0; v < (ahead ? vectors : 0); ++v)
         prefetch_ahead<bf16_group_pair_bytes, 2 * prefetch_bytes / vectors>(weights +
                                                                             offset(v * Lanes::groups, group_bytes));
       add_column<Lanes, 0>(weights, group_bytes, x, args.activation_stride, sums);

@@ -12,7 +12,7 @@ namespace minisgl::MINISGL_ISA {
 
 // How far ahead of the arithmetic weights are asked for, in all streams of a tile together. Nearer is slower where the
 // processor doesn't read ahead by itself across pages; farther, lines might leave the first-level cache before their
-// turn. Also with several rows: the first tile of rows reads from memory, and reading is what takes its time.
+// turn. Later tiles of rows find the weights in a cache.
 constexpr int prefetch_bytes = 8192;
 
 template <int bytes, int distance>
@@ -55,10 +55,11 @@ inline void store_tile(const KernelArgs& args, std::int64_t row, std::int64_t gr
 //                                    adds the products of one block of Lanes::groups groups, `next` bytes apart, to
 //                                    sums[rows]; row r's activations are `stride` bytes after row r - 1's
 // or, instead of all these, how a whole tile is multiplied:
-//   multiply_tile<Lanes, rows, vectors>(args, row, group)
+//   multiply_tile<Lanes, rows, vectors, ahead>(args, row, group)
 //
-// A tile has `rows` rows and `vectors` vectors of Lanes::groups groups each.
-template <typename Format, typename Lanes, int rows, int vectors>
+// A tile has `rows` rows and `vectors` vectors of Lanes::groups groups each, and asks for weights ahead where it says
+// so.
+template <typename Format, typename Lanes, int rows, int vectors, bool ahead>
 inline void multiply_tile(const KernelArgs& args, std::int64_t row, std::int64_t group) {
   const std::int64_t num_blocks = args.cols / Format::block_cols;
   const std::int64_t group_bytes = num_blocks * Format::block_bytes;
@@ -74,7 +75,7 @@ inline void multiply_tile(const KernelArgs& args, std::int64_t row, std::int64_t
     for (int v = 0; v < vectors; ++v) {
       const std::byte* first = weights + v * Lanes::groups * group_bytes;
 #pragma GCC unroll 2
-      for (int g = 0; g < Lanes::groups; ++g)
+      for (int g = 0; g < (ahead ? Lanes::groups : 0); ++g)
         prefetch_ahead<Format::block_bytes, prefetch_bytes / (vectors * Lanes::groups)>(first + g * group_bytes);
       Format::template multiply<Lanes, rows>(first, group_bytes, x, args.activation_stride, sums[v]);
     }
@@ -84,29 +85,37 @@ inline void multiply_tile(const KernelArgs& args, std::int64_t row, std::int64_t
   store_tile<Lanes>(args, row, group, sums);
 }
 
-template <typename Format, typename Lanes, int rows, int vectors>
+template <typename Format, typename Lanes, int rows, int vectors, bool ahead>
 inline void run_tile(const KernelArgs& args, std::int64_t row, std::int64_t group) {
-  if constexpr (requires { &Format::template multiply_tile<Lanes, rows, vectors>; }) {
-    Format::template multiply_tile<Lanes, rows, vectors>(args, row, group);
+  if constexpr (requires { &Format::template multiply_tile<Lanes, rows, vectors, ahead>; }) {
+    Format::template multiply_tile<Lanes, rows, vectors, ahead>(args, row, group);
   } else {
-    multiply_tile<Format, Lanes, rows, vectors>(args, row, group);
+    multiply_tile<Format, Lanes, rows, vectors, ahead>(args, row, group);
   }
 }
 
-template <typename Format, typename Lanes, int rows, int vectors>
-inline void multiply_rows(const KernelArgs& args, std::int64_t row) {
+// A function by itself: side by side with others, its loop would have fewer registers for addresses.
+template <typename Format, typename Lanes, int rows, int vectors, bool ahead>
+[[gnu::noinline]] void multiply_rows(const KernelArgs& args, std::int64_t row) {
   constexpr int groups = vectors * Lanes::groups;
   const std::int64_t num_groups = (args.num_outputs + group_rows - 1) / group_rows;
   std::int64_t group = 0;
-  for (; group + groups <= num_groups; group += groups) run_tile<Format, Lanes, rows, vectors>(args, row, group);
+  for (; group + groups <= num_groups; group += groups) run_tile<Format, Lanes, rows, vectors, ahead>(args, row, group);
   if constexpr (groups > 1)
-    for (; group < num_groups; ++group) run_tile<Format, Narrow, rows, 1>(args, row, group);
+    for (; group < num_groups; ++group) run_tile<Format, Narrow, rows, 1, ahead>(args, row, group);
 }
 
-// A whole kernel: tiles of `rows` rows, then of half as many, and so on down to one.
+// A whole kernel: tiles of `rows` rows, then of half as many, and so on down to one. The first asks for weights ahead;
+// of the lower ones, which come once at most, all do.
 template <typename Format, typename Lanes, int rows, int vectors>
 inline void multiply_all(const KernelArgs& args, std::int64_t row = 0) {
-  for (; row + rows <= args.num_rows; row += rows) multiply_rows<Format, Lanes, rows, vectors>(args, row);
+  for (; row + rows <= args.num_rows; row += rows) {
+    if (rows < tile_rows || row == 0) {
+      multiply_rows<Format, Lanes, rows, vectors, true>(args, row);
+    } else {
+      multiply_rows < Format, Lanes, rows, vectors, rows<tile_rows>(args, row);
+    }
+  }
   if constexpr (rows > 1) multiply_all<Format, Lanes, rows / 2, vectors>(args, row);
 }
 

@@ -20,6 +20,7 @@ class DeviceMemory {
 
   void set(const std::vector<std::byte>& content) {
     MINISGL_CUDA_CHECK(cudaMemcpy(data_.get(), content.data(), size_, cudaMemcpyHostToDevice));
+    MINISGL_CUDA_CHECK(cudaStreamSynchronize(nullptr));  // a copy of pageable memory may return before its end
   }
   std::vector<std::byte> get() const {
     std::vector<std::byte> content(size_);

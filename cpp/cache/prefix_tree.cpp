@@ -1,0 +1,255 @@
+// A node per page, an index by hash, and a list of the pages that nobody but the tree owns.
+#include "cache/prefix_tree.h"
+
+#include <algorithm>
+#include <bit>
+#include <random>
+#include <utility>
+
+#include "core/error.h"
+
+namespace minisgl {
+namespace {
+
+std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
+  hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
+  return hash ^ (hash >> 32);
+}
+
+std::uint64_t random_seed() {
+  std::random_device random;
+  return (std::uint64_t{random()} << 32) | random();
+}
+
+}  // namespace
+
+PrefixTree::PrefixTree(PageAllocator& pages, int page_size)
+    : pages_(pages), page_size_(static_cast<std::size_t>(page_size)), seed_(random_seed()) {
+  MINISGL_CHECK(page_size >= 1, "page_size is ", page_size);
+  const auto count = static_cast<std::size_t>(pages.num_total());
+  nodes_.resize(count);
+  tokens_.resize(count * page_size_);
+  index_.assign(std::bit_ceil(2 * count), kNone);
+}
+
+void PrefixTree::take(const PrefixSpace& space, std::span<const std::int32_t> tokens, std::vector<PageId>& pages) {
+  const std::size_t first = pages.size();
+  PageId parent = kNone;
+  for (; tokens.size() >= page_size_; tokens = tokens.subspan(page_size_)) {
+    const auto here = tokens.first(page_size_);
+    const PageId page = find(parent, space, here, hash_of(parent, space, here));
+    if (page == kNone) break;
+    pages.push_back(page);
+    parent = page;
+  }
+  retain(std::span(pages).subspan(first));
+}
+
+PrefixTree::Begun PrefixTree::find_begun(PageId parent, std::span<const std::int32_t> rest, std::uint64_t now) const {
+  MINISGL_CHECK(contains(parent), "page ", parent, " is not in the tree");
+  Begun best;
+  int compared = 0;
+  for (PageId page = node(parent).first_child; page != kNone && compared < kMostCompared;
+       page = node(page).next_sibling, ++compared) {
+    if (node(page).inserted >= now) continue;
+    const auto tokens = tokens_of(page);
+    const auto count = std::ranges::mismatch(tokens, rest).in1 - tokens.begin();
+    if (count > best.num_tokens) best = {.page = page, .num_tokens = count};
+  }
+  return best;
+}
+
+std::int64_t PrefixTree::insert(const Insertion& insertion, std::span<PageId> pages, std::vector<PageId>& replaced) {
+  auto count = static_cast<std::size_t>(insertion.num_known);
+  PageId parent = count == 0 ? kNone : pages[count - 1];
+  std::span<const std::int32_t> rest = insertion.tokens.subspan(count * page_size_);
+  for (; rest.size() >= page_size_; rest = rest.subspan(page_size_), ++count) {
+    const auto here = rest.first(page_size_);
+    const std::uint64_t hash = hash_of(parent, insertion.space, here);
+    const PageId known = find(parent, insertion.space, here, hash);
+    if (known == kNone) {
+      if (parent != kNone) drop_begun(parent, here);
+      add(pages[count], parent, hash, here, insertion);
+    } else {
+      retain(std::span(&known, 1));
+      replaced.push_back(std::exchange(pages[count], known));
+    }
+    parent = pages[count];
+  }
+  if (insertion.keep_begun && !rest.empty() && parent != kNone) {
+    const Begun begun = find_begun(parent, rest, std::numeric_limits<std::uint64_t>::max());
+    if (begun.num_tokens < std::ssize(rest)) {
+      drop_begun(parent, rest);
+      add(pages[count++], parent, 0, rest, insertion);
+    }
+  }
+  return static_cast<std::int64_t>(count);
+}
+
+void PrefixTree::retain(std::span<const PageId> pages) {
+  pages_.retain(pages);
+  for (const PageId page : pages) {
+    if (node(page).is_idle) end_idle(page);
+  }
+}
+
+void PrefixTree::release(std::span<const PageId> pages) {
+  for (std::size_t i = pages.size(); i-- > 0;) {
+    pages_.release(pages.subspan(i, 1));
+    if (contains(pages[i]) && pages_.num_owners(pages[i]) == 1) make_idle(pages[i]);
+  }
+}
+
+bool PrefixTree::allocate(std::int64_t count, std::vector<PageId>& pages) {
+  if (count > num_available()) return false;
+  while (pages_.num_free() < count) {
+    drop(oldest_);
+    ++num_evicted_;
+  }
+  return pages_.allocate(count, pages);
+}
+
+// Gives up a leaf that the tree alone owns.
+void PrefixTree::drop(PageId page) {
+  Node& leaf = node(page);
+  MINISGL_CHECK(leaf.is_idle && leaf.first_child == kNone, "page ", page, " is in use");
+  end_idle(page);
+  if (leaf.num_tokens == static_cast<std::int32_t>(page_size_)) unindex(page);
+  if (leaf.next_sibling != kNone) node(leaf.next_sibling).previous_sibling = leaf.previous_sibling;
+  if (leaf.previous_sibling != kNone) {
+    node(leaf.previous_sibling).next_sibling = leaf.next_sibling;
+  } else if (leaf.parent != kNone) {
+    node(leaf.parent).first_child = leaf.next_sibling;
+  }
+  leaf = {};
+  --num_pages_;
+  pages_.release(std::span(&page, 1));
+}
+
+// Gives up those of the latest pages behind `parent` that hold less than `tokens`, which follow now.
+void PrefixTree::drop_begun(PageId parent, std::span<const std::int32_t> tokens) {
+  int compared = 0;
+  for (PageId page = node(parent).first_child; page != kNone && compared < kMostCompared; ++compared) {
+    const PageId next = node(page).next_sibling;
+    const auto held = tokens_of(page);
+    if (node(page).is_idle && held.size() < tokens.size() && std::ranges::equal(held, tokens.first(held.size()))) {
+      drop(page);
+    }
+    page = next;
+  }
+}
+
+void PrefixTree::add(PageId page, PageId parent, std::uint64_t hash, std::span<const std::int32_t> tokens,
+                     const Insertion& with) {
+  MINISGL_CHECK(!contains(page), "page ", page, " is in the tree");
+  pages_.retain(std::span(&page, 1));
+  Node& added = node(page);
+  added = {
+      .parent = parent, .num_tokens = static_cast<std::int32_t>(tokens.size()), .hash = hash, .inserted = with.now};
+  std::ranges::copy(tokens, tokens_.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(page) * page_size_));
+  if (parent == kNone) {
+    added.space = with.space;
+  } else {
+    added.next_sibling = node(parent).first_child;
+    if (added.next_sibling != kNone) node(added.next_sibling).previous_sibling = page;
+    node(parent).first_child = page;
+  }
+  if (tokens.size() == page_size_) index(page);
+  ++num_pages_;
+}
+
+std::uint64_t PrefixTree::hash_of(PageId parent, const PrefixSpace& space, std::span<const std::int32_t> tokens) const {
+  std::uint64_t hash = mix(seed_, static_cast<std::uint32_t>(parent));
+  if (parent == kNone)
+    hash = mix(mix(mix(hash, static_cast<std::uint32_t>(space.adapter)), space.salt[0]), space.salt[1]);
+  for (const std::int32_t token : tokens) hash = mix(hash, static_cast<std::uint32_t>(token));
+  return hash;
+}
+
+PageId PrefixTree::find(PageId parent, const PrefixSpace& space, std::span<const std::int32_t> tokens,
+                        std::uint64_t hash) const {
+  for (std::size_t slot = slot_of(hash); index_[slot] != kNone; slot = slot_of(slot + 1)) {
+    const PageId page = index_[slot];
+    const Node& candidate = node(page);
+    if (candidate.hash == hash && candidate.parent == parent && std::ranges::equal(tokens_of(page), tokens) &&
+        (parent != kNone || candidate.space == space)) {
+      return page;
+    }
+  }
+  return kNone;
+}
+
+void PrefixTree::index(PageId page) {
+  std::size_t slot = slot_of(node(page).hash);
+  while (index_[slot] != kNone) slot = slot_of(slot + 1);
+  index_[slot] = page;
+}
+
+// Those behind it that would not be found past the gap move up.
+void PrefixTree::unindex(PageId page) {
+  std::size_t gap = slot_of(node(page).hash);
+  while (index_[gap] != page) gap = slot_of(gap + 1);
+  for (std::size_t slot = slot_of(gap + 1); index_[slot] != kNone; slot = slot_of(slot + 1)) {
+    const std::size_t home = slot_of(node(index_[slot]).hash);
+    if (slot_of(slot - home) < slot_of(slot - gap)) continue;
+    index_[gap] = index_[slot];
+    gap = slot;
+  }
+  index_[gap] = kNone;
+}
+
+void PrefixTree::make_idle(PageId page) {
+  Node& idle = node(page);
+  idle.is_idle = true;
+  idle.newer = kNone;
+  idle.older = newest_;
+  (newest_ == kNone ? oldest_ : node(newest_).newer) = page;
+  newest_ = page;
+  ++num_idle_;
+}
+
+void PrefixTree::end_idle(PageId page) {
+  Node& used = node(page);
+  (used.newer == kNone ? newest_ : node(used.newer).older) = used.older;
+  (used.older == kNone ? oldest_ : node(used.older).newer) = used.newer;
+  used.is_idle = false;
+  used.newer = used.older = kNone;
+  --num_idle_;
+}
+
+void PrefixTree::check(std::span<std::uint32_t> owners) const {
+  std::int64_t num_pages = 0, num_idle = 0, num_children = 0, num_listed = 0, num_full = 0;
+  for (PageId page = 0; page < pages_.num_total(); ++page) {
+    const Node& here = node(page);
+    if (here.parent == kAbsent) continue;
+    ++num_pages, ++owners[static_cast<std::size_t>(page)];
+    num_idle += here.is_idle;
+    num_children += here.parent != kNone;
+    MINISGL_CHECK(here.is_idle == (pages_.num_owners(page) == 1), "page ", page, " of ", pages_.num_owners(page),
+                  " owners is taken for ", here.is_idle ? "idle" : "used");
+    MINISGL_CHECK(here.num_tokens >= 1 && here.num_tokens <= static_cast<std::int32_t>(page_size_));
+    if (here.num_tokens == static_cast<std::int32_t>(page_size_)) {
+      ++num_full;
+      MINISGL_CHECK(here.hash == hash_of(here.parent, here.space, tokens_of(page)));
+      MINISGL_CHECK(find(here.parent, here.space, tokens_of(page), here.hash) == page, "page ", page, " isn't found");
+    } else {
+      MINISGL_CHECK(here.first_child == kNone, "page ", page, " has ", here.num_tokens, " tokens and children");
+    }
+    for (PageId child = here.first_child; child != kNone; child = node(child).next_sibling) {
+      --num_children;
+      MINISGL_CHECK(node(child).parent == page && (!here.is_idle || node(child).is_idle), "page ", child,
+                    " behind page ", page);
+    }
+  }
+  std::vector<std::uint8_t> is_seen(nodes_.size(), 0);  // nearer to the end of the list
+  for (PageId page = oldest_; page != kNone; page = node(page).newer, ++num_listed) {
+    for (PageId child = node(page).first_child; child != kNone; child = node(child).next_sibling) {
+      MINISGL_CHECK(is_seen[static_cast<std::size_t>(child)], "page ", page, " is given up before page ", child);
+    }
+    is_seen[static_cast<std::size_t>(page)] = 1;
+  }
+  MINISGL_CHECK(num_pages == num_pages_ && num_children == 0 && num_idle == num_idle_ && num_listed == num_idle_);
+  MINISGL_CHECK(num_full == std::ssize(index_) - std::ranges::count(index_, kNone));
+}
+
+}  // namespace minisgl

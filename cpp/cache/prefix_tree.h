@@ -1,0 +1,129 @@
+// Pages of computed prefixes, found again by their tokens. Its accounts lie with the PageAllocator, one owner per page
+// for the tree itself. No device code: it knows page numbers and token ids.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "cache/page_allocator.h"
+
+namespace minisgl {
+
+// Sequences share pages only within a space: keys and values depend on the adapter, and a salt keeps users apart.
+struct PrefixSpace {
+  std::int32_t adapter = 0;
+  std::array<std::uint64_t, 2> salt = {};  // zeros: none
+
+  bool operator==(const PrefixSpace&) const = default;
+};
+
+// A radix tree whose symbols are pages: a node is one page, with the tokens that it holds; the path from the root to it
+// is the prefix that its keys and values depend on. A full page is found through a hash of its parent and its tokens,
+// and compared token by token. A page with fewer tokens is a leaf.
+//
+// Who has a node's page also has those of its path: take() gives whole paths, and insert() puts the tree's pages in the
+// place of equal ones. So a page that the tree alone owns has no descendant that anybody else owns, and all of them can
+// be given up, leaves first: they stand in a list, the one released longest ago last. A page that comes back is put
+// before its descendants.
+//
+// All memory is taken when the tree is made, about 100 bytes and the tokens per page of the cache. No operation
+// allocates, but for the list that the caller gives; none is longer than the pages that it is about.
+//
+// Insertion (add()) and eviction (drop()) are one function each: what is to know which pages there are belongs there.
+class PrefixTree {
+ public:
+  // `pages` outlives the tree.
+  PrefixTree(PageAllocator& pages, int page_size);
+
+  // Finds the longest prefix of `tokens` that is a whole number of pages, appends its pages to `pages` and makes the
+  // caller an owner of each.
+  void take(const PrefixSpace& space, std::span<const std::int32_t> tokens, std::vector<PageId>& pages);
+
+  // Of the pages that follow `parent` (a page of the tree), the one that begins with the most tokens of `rest`. Looks
+  // at the latest few; only at pages inserted before `now`.
+  struct Begun {
+    PageId page = -1;
+    std::int64_t num_tokens = 0;  // 0: none
+  };
+  Begun find_begun(PageId parent, std::span<const std::int32_t> rest, std::uint64_t now) const;
+
+  // The first pages.size() pages of `tokens` are the caller's; the first `num_known` of them are the tree's, too.
+  // Inserts the others: as full pages, as far as there are tokens for them, and where `keep_begun` the last one with
+  // the rest. Where the tree has an equal page, that one takes the place in `pages`, with the caller as an owner, and
+  // the caller's goes to `replaced`, still the caller's. `now` never decreases. Returns how many of the pages are the
+  // tree's now.
+  struct Insertion {
+    PrefixSpace space;
+    std::span<const std::int32_t> tokens;
+    std::int64_t num_known = 0;
+    bool keep_begun = false;
+    std::uint64_t now = 0;
+  };
+  std::int64_t insert(const Insertion& insertion, std::span<PageId> pages, std::vector<PageId>& replaced);
+
+  // One more owner, and one fewer, as PageAllocator's. release() takes a sequence's pages in their order: what comes
+  // first is given up last.
+  void retain(std::span<const PageId> pages);
+  void release(std::span<const PageId> pages);
+  // As PageAllocator's, and gives up pages that the tree alone owns where too few are free.
+  [[nodiscard]] bool allocate(std::int64_t count, std::vector<PageId>& pages);
+
+  std::int64_t num_available() const { return pages_.num_free() + num_idle_; }
+  std::int64_t num_pages() const { return num_pages_; }  // in the tree
+  std::uint64_t num_evicted() const { return num_evicted_; }
+  // Whether the page is in the tree.
+  bool contains(PageId page) const { return node(page).parent != kAbsent; }
+  // Whether a page of the tree was inserted before `now`.
+  bool is_older(PageId page, std::uint64_t now) const { return node(page).inserted < now; }
+
+  // Verifies everything, O(pages); adds the tree's own to `owners` [num_total].
+  void check(std::span<std::uint32_t> owners) const;
+
+ private:
+  static constexpr PageId kNone = -1;  // no page; as a parent: the root
+  static constexpr PageId kAbsent = -2;
+  static constexpr int kMostCompared = 8;  // children that find_begun() looks at
+
+  struct Node {
+    PageId parent = kAbsent;
+    std::int32_t num_tokens = 0;  // page_size, or fewer: a leaf that the index doesn't know
+    std::uint64_t hash = 0;
+    std::uint64_t inserted = 0;  // `now` of that
+    PageId first_child = kNone, next_sibling = kNone, previous_sibling = kNone;
+    PageId newer = kNone, older = kNone;  // while is_idle: its neighbours in the list
+    bool is_idle = false;                 // the tree alone owns it
+    PrefixSpace space = {};               // of a child of the root
+  };
+
+  Node& node(PageId page) { return nodes_[static_cast<std::size_t>(page)]; }
+  const Node& node(PageId page) const { return nodes_[static_cast<std::size_t>(page)]; }
+  std::span<const std::int32_t> tokens_of(PageId page) const {
+    return std::span(tokens_).subspan(static_cast<std::size_t>(page) * page_size_,
+                                      static_cast<std::size_t>(node(page).num_tokens));
+  }
+  std::uint64_t hash_of(PageId parent, const PrefixSpace& space, std::span<const std::int32_t> tokens) const;
+  PageId find(PageId parent, const PrefixSpace& space, std::span<const std::int32_t> tokens, std::uint64_t hash) const;
+  void add(PageId page, PageId parent, std::uint64_t hash, std::span<const std::int32_t> tokens, const Insertion& with);
+  void drop(PageId page);
+  void drop_begun(PageId parent, std::span<const std::int32_t> tokens);
+  std::size_t slot_of(std::uint64_t hash) const { return static_cast<std::size_t>(hash) & (index_.size() - 1); }
+  void index(PageId page);
+  void unindex(PageId page);
+  void make_idle(PageId page);
+  void end_idle(PageId page);
+
+  PageAllocator& pages_;
+  std::size_t page_size_;
+  std::uint64_t seed_;                // of the hashes, so that nobody can make them collide
+  std::vector<Node> nodes_;           // [num_total]
+  std::vector<std::int32_t> tokens_;  // [num_total, page_size]
+  std::vector<PageId> index_;         // full pages by hash, linear probing; a power of two, at most half full
+  PageId newest_ = kNone, oldest_ = kNone;
+  std::int64_t num_idle_ = 0, num_pages_ = 0;
+  std::uint64_t num_evicted_ = 0;
+};
+
+}  // namespace minisgl

@@ -1,0 +1,100 @@
+// What sequences share: what a newcomer finds in the prefix tree, and what is kept there.
+#include <algorithm>
+
+#include "core/error.h"
+#include "sched/scheduler.h"
+
+namespace minisgl {
+
+// How many of a waiting sequence's tokens needn't be computed if others have. Its last token must be, and the rows that
+// are wanted; and each generated token is named to the ranks in a row of its own.
+std::int64_t Scheduler::most_shared(const Sequence& sequence) const {
+  if (!options_.prefix_cache) return 0;
+  std::int64_t most = std::min(sequence.len() - 1, std::max(sequence.prompt_len, sequence.num_named));
+  if (sequence.num_delivered < sequence.end_wanted) most = std::min(most, sequence.next_wanted());
+  return most;
+}
+
+void Scheduler::take_prefix(Sequence& sequence, std::int64_t most) {
+  tree_.take(sequence.space, std::span(sequence.tokens).first(static_cast<std::size_t>(most)), sequence.pages);
+  sequence.num_tree_pages = std::ssize(sequence.pages);
+  sequence.num_computed = sequence.num_tree_pages * options_.page_size;
+}
+
+// The page behind those that the sequence was given, if a copy of it is worth making. A page that this step writes to
+// is not copied from.
+PrefixTree::Begun Scheduler::find_begun(const Sequence& sequence, std::int64_t most) const {
+  if (sequence.pages.empty() || most == sequence.num_computed) return {};
+  const auto rest = std::span(sequence.tokens).subspan(static_cast<std::size_t>(sequence.num_computed));
+  const PrefixTree::Begun begun = tree_.find_begun(
+      sequence.pages.back(), rest.first(static_cast<std::size_t>(most - sequence.num_computed)), num_plans_);
+  return is_worth_copying(begun.num_tokens) ? begun : PrefixTree::Begun{};
+}
+
+// Whether this step fills pages that the waiting sequence was given. A device may read what a single row attends to
+// before the step's own keys and values are written, so there must be more of them (Ops::paged_attention).
+bool Scheduler::joins(const Sequence& sequence) const {
+  return !sequence.pages.empty() && !tree_.is_older(sequence.pages.back(), num_plans_);
+}
+
+// Whether a running sequence is about to compute the page that follows those that the waiting one was given.
+bool Scheduler::is_being_computed(const Sequence& sequence, std::int64_t most) const {
+  const std::int64_t end = (sequence.num_tree_pages + 1) * options_.page_size;
+  if (end > most) return false;
+  return std::ranges::any_of(unfinished_, [&](const Sequence* other) {
+    return other->space == sequence.space && other->prompt_len >= end && other->num_computed < end &&
+           std::equal(sequence.tokens.begin(), sequence.tokens.begin() + end, other->tokens.begin());
+  });
+}
+
+void Scheduler::copy_begun(Sequence& sequence, const PrefixTree::Begun& begun) {
+  Step& step = spare_.front();
+  const PageId source = begun.page;
+  tree_.retain(std::span(&source, 1));  // or it might be the page that is given up for its copy
+  step.held.push_back(source);
+  MINISGL_CHECK(tree_.allocate(1, sequence.pages));
+  step.held.push_back(sequence.pages.back());
+  tree_.retain(std::span(step.held).last(1));
+  step.plan.copies.push_back({.source = source, .destination = sequence.pages.back(), .tier = PageTier::device});
+  sequence.num_computed += begun.num_tokens;
+}
+
+// Puts the pages of the prompt that the step at hand fills into the tree. Where it has equal ones, computed at the same
+// time or again, the sequence goes on with those; the step has its own until it is complete.
+void Scheduler::remember_prompt(Sequence& sequence) {
+  const std::int64_t num_full = std::min(sequence.num_computed, sequence.prompt_len) / options_.page_size;
+  if (num_full <= sequence.num_tree_pages) return;
+  std::vector<PageId>& held = spare_.front().held;
+  const std::size_t num_held = held.size();
+  const auto end = static_cast<std::size_t>(num_full * options_.page_size);
+  tree_.insert({.space = sequence.space,
+                .tokens = std::span(sequence.tokens).first(end),
+                .num_known = sequence.num_tree_pages,
+                .now = num_plans_},
+               sequence.pages, held);
+  if (held.size() > num_held) {
+    sequence.num_planned_pages = std::min(sequence.num_planned_pages, sequence.num_tree_pages);
+  }
+  sequence.num_tree_pages = num_full;
+}
+
+// Takes a sequence's pages away, all of whose steps are complete; what is in them stays in the tree.
+void Scheduler::release(Sequence& sequence) {
+  if (options_.prefix_cache && !sequence.pages.empty()) {
+    std::vector<PageId> replaced;
+    const std::int64_t num_begun = sequence.num_computed % options_.page_size;
+    tree_.insert({.space = sequence.space,
+                  .tokens = std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.num_computed)),
+                  .num_known = sequence.num_tree_pages,
+                  .keep_begun = is_worth_copying(num_begun),
+                  .now = num_plans_},
+                 sequence.pages, replaced);
+    tree_.release(replaced);
+  }
+  tree_.release(sequence.pages);
+  sequence.pages.clear();
+  sequence.num_named = std::max(sequence.num_named, sequence.num_computed);
+  sequence.num_computed = sequence.num_tree_pages = 0;
+}
+
+}  // namespace minisgl
