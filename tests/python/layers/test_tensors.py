@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import signal
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -171,6 +174,40 @@ def test_threads_change_nothing_and_may_call_together() -> None:
         thread.join()
     torch.set_num_threads(before)
     assert wrong == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_computes_while_its_parent_does() -> None:
+    layer, large, x = filled(), filled(1024, 1024), torch.randn(64, 1024)
+    wanted, over = layer(x[:, :40]), threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            large(x)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    children = []
+    for _ in range(4):
+        if child := os.fork():
+            children.append(child)
+        else:
+            os._exit(0 if torch.equal(layer(x[:, :40]), wanted) else 1)
+    try:
+        until = time.monotonic() + 20
+        while children and time.monotonic() < until:
+            child, status = os.waitpid(children[0], os.WNOHANG)
+            if child:
+                assert status == 0
+                children.pop(0)
+            time.sleep(0.01)
+        assert not children
+    finally:
+        over.set()
+        thread.join()
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def test_copies_are_layers() -> None:
