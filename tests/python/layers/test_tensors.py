@@ -315,6 +315,20 @@ def test_an_operation_has_tensors_of_its_own() -> None:
     }
 
 
+def test_operations_may_share_tensors_and_stand_in_dicts() -> None:
+    first, second = filled(8, 8), filled(8, 8)
+    second.weight = first.weight
+    block = Named(experts={"first": first, "second": second}, tied=first)
+    names = ["experts.first.weight", "experts.first.bias", "experts.second.weight"]
+    names += ["experts.second.bias", "tied.weight", "tied.bias"]
+    assert list(block.state_dict()) == names
+    block.to(torch.bfloat16)
+    assert first.weight is second.weight
+    assert first.weight.dtype == first.bias.dtype == second.bias.dtype == torch.bfloat16
+    block.load_state_dict({name: torch.ones_like(t) for name, t in block.state_dict().items()})
+    assert second.bias.tolist() == [1.0] * 8
+
+
 def test_state_dict_has_the_tensors_themselves() -> None:
     layer = filled()
     own = layer.state_dict(prefix="x")
