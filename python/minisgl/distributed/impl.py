@@ -48,18 +48,11 @@ class TorchDistributedImpl(DistributedImpl):
         size = dist.get_world_size(self._group)
         if size == 1:
             return x
-        gathered = _room_for(x, size)
+        gathered = x.new_empty((size * x.shape[0], *x.shape[1:]))
         # torch 2.13 renamed it, and warns of the name that 2.4 to 2.12 have.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         gather(gathered, x.contiguous(), group=self._group)
         return gathered
-
-
-def _room_for(x: torch.Tensor, size: int) -> torch.Tensor:
-    """A tensor for the x of all ranks. Raises ValueError for one without dimensions."""
-    if x.dim() == 0:
-        raise ValueError("all_gather needs a tensor with at least one dimension, got a scalar")
-    return x.new_empty((size * x.shape[0], *x.shape[1:]))
 
 
 class NativeDistributedImpl(DistributedImpl):
@@ -80,7 +73,7 @@ class NativeDistributedImpl(DistributedImpl):
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """As in DistributedImpl; x need not be contiguous."""
-        gathered = _room_for(x, self.comm.size)
+        gathered = x.new_empty((self.comm.size * x.shape[0], *x.shape[1:]))
         self.comm.all_gather(gathered, x.contiguous())
         return gathered
 
