@@ -133,13 +133,19 @@ class Run(NamedTuple):
 
 
 def find_runs(tokenizer: Tokenizer, prompt: str, found: Iterable[Candidates]) -> list[Run]:
-    """Where a prompt has the text of answers, in its order."""
+    """Where a prompt has the text of answers, in its order. Of those that overlap, as an answer's
+    last spaces may be the first of the next, the one before is taken.
+    """
     by_place: dict[int, Run] = {}
     for words, answers in found:
         for answer in answers:  # the latest of a place counts
             if (run := _place(tokenizer, answer, words, prompt)) is not None:
                 by_place[run.begin] = run
-    return [by_place[begin] for begin in sorted(by_place)]
+    runs: list[Run] = []
+    for begin in sorted(by_place):
+        if not runs or runs[-1].end <= begin:
+            runs.append(by_place[begin])
+    return runs
 
 
 def pieces_between(prompt: str, runs: Sequence[Run]) -> list[str]:

@@ -299,6 +299,18 @@ def test_the_same_text_in_many_conversations(tokenizer: Tokenizer) -> None:
     assert chats[0].ids == tokenizer.encode(chats[0].prompt, add_special_tokens=False)
 
 
+def test_answers_that_overlap_in_a_prompt(tokenizer: Tokenizer) -> None:
+    memory = AnswerMemory(2**20)
+    for prompt, answer in (("Q:", "one two"), ("Q:one", " two three")):
+        memory.remember(NOBODY, turns_of(prompt), tokenizer.encode(answer), answer)
+    messages = [{"role": "assistant", "content": text} for text in ("one two", "two three")]
+    prompt = "Q:one two three"
+    runs = find_runs(tokenizer, prompt, memory.find(NOBODY, messages))
+    assert [prompt[run.begin : run.end] for run in runs] == ["one two"]
+    pieces = [tokenizer.encode(piece) for piece in pieces_between(prompt, runs)]
+    assert join_runs(tokenizer, prompt, runs, pieces) is not None
+
+
 def test_those_used_longest_ago_are_forgotten() -> None:
     room = 4 * (NUM_OVERHEAD_BYTES + 4 * 10)
     memory = AnswerMemory(room)
