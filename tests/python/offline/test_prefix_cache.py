@@ -94,6 +94,14 @@ def test_the_same_tokens_with_and_without(
     assert not any(count for count in cached[5::NUM_CHATS])  # every row of its prompt is wanted
 
 
+def test_windows_that_end_within_the_prefix(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "tiny", family="mistral", sliding_window=40)
+    without, _, _ = converse(model, disable_prefix_cache=True)
+    said, cached, _ = converse(model, max_batch_tokens=32)
+    assert said == without
+    assert all(count > 120 for count in cached[-NUM_CHATS:-1])
+
+
 def test_the_default_model_says_the_same(default_gguf: Path) -> None:
     without, _, _ = converse(default_gguf, turns=2, disable_prefix_cache=True)
     said, cached, _ = converse(default_gguf, turns=2)

@@ -6,18 +6,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.python.models.tiny_models import save_random_model, tiny_config
 from tests.python.server.byte_tokenizer import END, TEMPLATE, VOCAB_SIZE, make_backend
 
 
-def make_tiny_model(folder: Path, max_position: int = 16384) -> Path:
-    """A folder with a Llama of 3 layers over bytes, and a chat template."""
+def make_tiny_model(
+    folder: Path, max_position: int = 16384, family: str = "llama", **fields: Any
+) -> Path:
+    """A folder with a model of 3 layers over bytes, and a chat template. `fields` are the
+    configuration's.
+    """
     config = tiny_config(
-        "llama",
+        family,
         vocab_size=VOCAB_SIZE,
         max_position_embeddings=max_position,
         eos_token_id=END,
+        **fields,
     )
     save_random_model(config, folder)
     make_backend().save(str(folder / "tokenizer.json"))

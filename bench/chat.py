@@ -1,0 +1,123 @@
+"""Times chats of several turns over HTTP, each turn with all that was said before it.
+
+    python bench/chat.py                    starts minisgl-serve with the prefix cache and without
+    python bench/chat.py --url URL          any server with /v1/chat/completions, such as a peer's
+
+--chats run side by side; a turn follows its answer at once. All share a system prompt. Answers have
+--max-tokens tokens, greedy, where the server knows `ignore_eos`. The time is that of all chats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from server_process import serving
+from shapes import add_model_arguments, server_command
+
+
+@dataclass
+class Totals:
+    seconds: float = 0.0
+    turns: list[float] = field(default_factory=list)  # seconds of each
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+
+
+def words(rng: random.Random, count: int) -> str:
+    return " ".join(
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 7)))
+        for _ in range(count)
+    )
+
+
+async def chat(client: httpx.AsyncClient, number: int, args: argparse.Namespace) -> Totals:
+    rng = random.Random(number)
+    system = words(random.Random(-1), args.system_words)
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}]
+    totals = Totals()
+    for _ in range(args.turns):
+        messages.append({"role": "user", "content": words(rng, args.user_words)})
+        body: dict[str, Any] = {
+            "messages": messages,
+            "max_tokens": args.max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
+        start = time.perf_counter()
+        answer = await client.post("/v1/chat/completions", json=body)
+        totals.turns.append(time.perf_counter() - start)
+        answer.raise_for_status()
+        said = answer.json()
+        usage = said["usage"]
+        totals.prompt_tokens += usage["prompt_tokens"]
+        totals.cached_tokens += (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+        totals.new_tokens += usage["completion_tokens"]
+        messages.append({"role": "assistant", "content": said["choices"][0]["message"]["content"]})
+    return totals
+
+
+async def all_chats(url: str, args: argparse.Namespace) -> Totals:
+    async with httpx.AsyncClient(base_url=url, timeout=3600) as client:
+        start = time.perf_counter()
+        each = await asyncio.gather(*(chat(client, i, args) for i in range(args.chats)))
+        return Totals(
+            time.perf_counter() - start,
+            [turn for one in each for turn in one.turns],
+            sum(one.prompt_tokens for one in each),
+            sum(one.cached_tokens for one in each),
+            sum(one.new_tokens for one in each),
+        )
+
+
+def show(name: str, totals: Totals) -> None:
+    print(
+        f"{name:20s} {totals.seconds:7.2f} s, a turn {statistics.median(totals.turns):6.3f} s in "
+        f"the median; {totals.prompt_tokens} prompt tokens, {totals.cached_tokens} of them cached, "
+        f"{totals.new_tokens} new"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--url", help="default: servers are started")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--chats", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--system-words", type=int, default=100)
+    parser.add_argument("--user-words", type=int, default=30)
+    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+
+    if args.url:
+        for _ in range(args.rounds):
+            show(args.url, asyncio.run(all_chats(args.url, args)))
+        return 0
+    ratios = []
+    for _ in range(args.rounds):
+        seconds = {}
+        for name, flags in (("with the cache", []), ("without", ["--disable-prefix-cache"])):
+            with serving(server_command(args, f"--threads={args.threads}", *flags)) as server:
+                totals = asyncio.run(all_chats(server.url, args))
+                seconds[name] = totals.seconds
+                show(name, totals)
+        ratios.append(seconds["with the cache"] / seconds["without"])
+    shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+    print(f"with over without: {statistics.median(ratios):.3f} ({shown})")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
