@@ -97,10 +97,11 @@ def percentiles(values: list[float]) -> str:
     return f"p50 {cuts[49] * 1e3:8.1f}  p90 {cuts[89] * 1e3:8.1f}  p99 {cuts[98] * 1e3:8.1f} ms"
 
 
-def served_model(url: str) -> str:
+def served_model(url: str, *, key: str = "") -> str:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
-    connection.request("GET", "/v1/models")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    connection.request("GET", "/v1/models", headers=headers)
     model: str = json.load(connection.getresponse())["data"][0]["id"]
     connection.close()
     return model

@@ -79,12 +79,14 @@ class Received(asyncio.Protocol):
         raise StreamError("the connection was closed in the middle of the answer")
 
 
-def post(url: str, path: str, body: object) -> bytes:
-    """The bytes of a POST request."""
+def post(url: str, path: str, body: object, *, key: str = "") -> bytes:
+    """The bytes of a POST request, with an API key if there is one."""
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
     content = msgspec.json.encode(body)
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        f"{authorization}Content-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
 

@@ -94,6 +94,7 @@ struct Ignore final : PlanHandler {
   void add(SequenceId, SequenceSampling) override {}
   void remove(SequenceId) override {}
   void append(SequenceId, std::span<const std::int32_t>) override {}
+  void pause(SequenceId, std::span<const std::int32_t>) override {}
   void step(const StepPlan&) override {}
   void shut_down() override {}
 };

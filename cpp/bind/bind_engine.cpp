@@ -250,6 +250,7 @@ py::dict stats(const PyEngine& self) {
   py::dict dict;
   dict["num_running"] = stats.num_running;
   dict["num_waiting"] = stats.num_waiting;
+  dict["waiting_by_priority"] = stats.waiting_by_priority;
   dict["pages_total"] = stats.pages_total;
   dict["pages_free"] = stats.pages_free;
   dict["pages_cached"] = stats.pages_cached;

@@ -49,6 +49,11 @@ void into_sampling(const char* field, py::handle value, Request& request) {
   read_field(field, value, request.sampling.*std::get<Index>(sampling_fields).member);
 }
 
+template <auto Member>
+void into_standing(const char* field, py::handle value, Request& request) {
+  read_field(field, value, request.standing.*Member);
+}
+
 FieldTable<Request> make_readers() {
   FieldTable<Request> table{
       {"id", into_request<&Request::id>},
@@ -60,6 +65,9 @@ FieldTable<Request> make_readers() {
       {"stop_token_ids", into_request<&Request::stop_token_ids>},
       {"logprobs", into_request<&Request::logprobs>},
       {"prompt_logprobs", into_request<&Request::prompt_logprobs>},
+      {"priority", into_standing<&Standing::priority>},
+      {"share", into_standing<&Standing::share>},
+      {"user", into_standing<&Standing::user>},
       {"prefix_salt", into_request<&Request::prefix_salt>},
   };
   [&]<std::size_t... Index>(std::index_sequence<Index...>) {

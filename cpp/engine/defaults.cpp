@@ -74,6 +74,9 @@ void check_options(const EngineOptions& options, const ModelSpec& spec) {
   require_range("--max-running", options.max_running, 1, 65536);
   require_range("--max-batch-tokens", options.max_batch_tokens, 0, 65536);
   require_range("--max-waiting", options.max_waiting, 0, many);
+  if (!(options.target_itl_ms >= 0 && options.target_itl_ms <= 60'000)) {
+    throw InputError(concat("--target-itl-ms must be between 0 and 60000, got ", options.target_itl_ms));
+  }
   if (!(options.memory_fraction > 0 && options.memory_fraction <= 1)) {
     throw InputError(concat("--memory-fraction must be above 0 and at most 1, got ", options.memory_fraction));
   }
@@ -101,6 +104,7 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.max_batch_tokens = options.max_batch_tokens > 0 ? options.max_batch_tokens : device.usual_batch_tokens();
   config.max_running = std::min(options.max_running, config.max_batch_tokens);
   config.max_waiting = options.max_waiting;
+  config.target_itl_ms = options.target_itl_ms;
   config.cuda_graphs = !options.disable_cuda_graph;
   config.overlap = !options.disable_overlap;
   config.prefix_cache = !options.disable_prefix_cache;

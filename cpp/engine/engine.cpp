@@ -39,7 +39,8 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
           .max_running = config.max_running,
           .max_batch_tokens = config.max_batch_tokens,
           .max_drafts = config.max_drafts,
-          .prefix_cache = config.prefix_cache};
+          .prefix_cache = config.prefix_cache,
+          .target_step_seconds = config.target_itl_ms / 1000};
 }
 
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
@@ -73,6 +74,7 @@ struct Engine::Impl {
   void abort(SequenceId id);
   void step();
   bool launch_step();
+  void give_back_counts(SequenceId id);
   void finish_step();
   void look_ahead(SequenceId id);
   void take_over(LiveRequests::Collected collected);
@@ -204,7 +206,9 @@ void Engine::Impl::admit(Submission submission) {
                  .max_tokens = request.num_to_come(),
                  .score_prompt = request.prompt_logprobs >= 0,
                  .needs_token = needs_token,
-                 .space = {.salt = request.prefix_salt}});
+                 .space = {.salt = request.prefix_salt},
+                 .standing = request.standing,
+                 .arrived = submission.time});
 }
 
 void Engine::Impl::abort(SequenceId id) {
@@ -223,9 +227,10 @@ void Engine::Impl::step() {
 
 // Returns false when no sequence can be computed, or none before the steps in flight are done.
 bool Engine::Impl::launch_step() {
-  const StepPlan& plan = scheduler.plan();
-  if (plan.empty()) return false;
   const Clock::time_point now = Clock::now();
+  const StepPlan& plan = scheduler.plan(now);
+  for (const SequenceId id : scheduler.preempted()) give_back_counts(id);
+  if (plan.empty()) return false;
   if (scheduler.num_in_flight() == 1) busy_since = now;
   live.mark_started(plan, now);
   publisher.step(plan);
@@ -233,18 +238,31 @@ bool Engine::Impl::launch_step() {
   return true;
 }
 
+// A preempted sequence with penalties has no counts on the devices: they are made again of its tokens when it goes on.
+void Engine::Impl::give_back_counts(SequenceId id) {
+  const SequenceSampling& sampling = executor.sampling(id);
+  if (!uses_penalties(sampling.params)) return;
+  const Sequence& sequence = scheduler.sequence(id);
+  std::span<const std::int32_t> output(sequence.tokens);
+  if (sequence.is_pending()) output = output.first(output.size() - 1);  // it goes on already, and this step draws it
+  output = output.subspan(static_cast<std::size_t>(sampling.prompt_len));
+  publisher.pause(id, output);
+  executor.pause(id, output);
+}
+
 void Engine::Impl::finish_step() {
   std::vector<TokenOutput> results = executor.take().tokens;
   const Clock::time_point now = Clock::now();
   ++num_steps;
-  step_time += now - std::exchange(busy_since, now);
+  const Clock::duration time = now - std::exchange(busy_since, now);
+  step_time += time;
   const StepPlan& plan = scheduler.oldest();
   draws.clear();
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (plan.targets[i].token == LogitTarget::kSample) draws.push_back(results[i].token);
   }
   accept_drafts(plan, draws, drawn);
-  scheduler.complete(drawn);
+  scheduler.complete(drawn, std::chrono::duration<double>(time).count());
   take_over(live.collect(plan, drawn, results, now));
   if (!lookaheads.empty()) {
     for (const SequenceStep& part : plan.sequences) {
@@ -295,6 +313,7 @@ void Engine::Impl::deliver() {
     const std::lock_guard lock(status_mutex);
     stats = {.num_running = scheduler.num_running(),
              .num_waiting = scheduler.num_waiting(),
+             .waiting_by_priority = scheduler.queue().waiting_by_priority(),
              .pages_total = scheduler.pages().num_total(),
              .pages_free = scheduler.num_available_pages(),
              .pages_cached = scheduler.tree().num_pages(),
@@ -322,6 +341,7 @@ void Engine::Impl::end_all(const std::string& what) {
     const std::lock_guard lock(status_mutex);
     failure = what;
     stats.num_running = stats.num_waiting = 0;
+    stats.waiting_by_priority.clear();
   }
   std::vector<RequestOutput> last = std::exchange(outputs, {});  // made before it went wrong, as good as ever
   inbox.forget(ended);

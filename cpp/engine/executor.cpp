@@ -24,11 +24,11 @@ std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
   return sizes;
 }
 
+}  // namespace
+
 bool uses_penalties(const SamplingParams& params) {
   return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f;
 }
-
-}  // namespace
 
 bool depends_on_output(const SamplingParams& params) {
   return uses_penalties(params) || !params.bad_words.empty();
@@ -93,7 +93,7 @@ void Executor::remove(SequenceId id) {
   MINISGL_CHECK(sequences_.erase(id) == 1, "sequence ", id, " is not live");
 }
 
-Executor::LiveSequence& Executor::live(SequenceId id) {
+const Executor::LiveSequence& Executor::live(SequenceId id) const {
   const auto entry = sequences_.find(id);
   MINISGL_CHECK(entry != sequences_.end(), "sequence ", id, " is not live");
   return entry->second;
@@ -106,6 +106,17 @@ void Executor::append(SequenceId id, std::span<const std::int32_t> tokens) {
   } else {
     sequence.sampling.resumed.insert(sequence.sampling.resumed.end(), tokens.begin(), tokens.end());
   }
+}
+
+void Executor::pause(SequenceId id, std::span<const std::int32_t> output) {
+  LiveSequence& sequence = live(id);
+  sequence.sampling.resumed.assign(output.begin(), output.end());
+  sequence.seen.reset();
+  sequence.has_started = false;
+}
+
+const SequenceSampling& Executor::sampling(SequenceId id) const {
+  return live(id).sampling;
 }
 
 void Executor::launch(const StepPlan& plan) {
@@ -155,13 +166,12 @@ void Executor::build_batch(const StepPlan& plan) {
 // room there.
 void Executor::start(LiveSequence& sequence) const {
   sequence.has_started = true;
-  SequenceSampling& sampling = sequence.sampling;
+  const SequenceSampling& sampling = sequence.sampling;
   const std::int64_t vocab_size = model_.spec().vocab_size;
   if (uses_penalties(sampling.params)) {
     sequence.seen = device_.make_seen_tokens(vocab_size, sampling.params.repetition_penalty != 1.0f);
     sequence.seen->add_output(sampling.resumed);
     sequence.seen->add_prompt(sampling.prompt);
-    sampling.resumed = sampling.prompt = {};
   }
   if (!sampling.params.allowed_token_ids.empty()) {
     sequence.mask.resize(static_cast<std::size_t>(mask_words(vocab_size)));

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine/options.h"
@@ -17,6 +18,8 @@
 
 namespace minisgl {
 
+// Whether devices count the sequence's tokens.
+bool uses_penalties(const SamplingParams& params);
 // Whether the distribution depends on the tokens before. Such a sequence draws one token per step.
 bool depends_on_output(const SamplingParams& params);
 // Whether what may be drawn depends on the latest token, which must be known when the sequence is planned.
@@ -47,6 +50,10 @@ class Executor {
   std::size_t depth() const { return device_.runs_ahead() ? 1 : 0; }
   // The host gave the sequence these tokens, which nobody draws: the penalties count them as output.
   void append(SequenceId id, std::span<const std::int32_t> tokens);
+  // The sequence was preempted: until it goes on it takes no room on the device. `output`: all that was generated for
+  // it. No step in flight computes it.
+  void pause(SequenceId id, std::span<const std::int32_t> output);
+  const SequenceSampling& sampling(SequenceId id) const;
   // Copies the plan's pages and hands its rows to the device. The plan isn't needed afterwards.
   void launch(const StepPlan& plan);
   // Waits for the oldest step in flight. One entry for each of its logit rows, in order: the token drawn, or the prompt
@@ -58,14 +65,15 @@ class Executor {
     SequenceSampling sampling;
     std::vector<PageId> page_table = {};
     bool needs_latest_token = false;
-    bool has_started = false;                  // a step has computed rows of it: `seen` and `mask` are made
+    bool has_started = false;                  // a step computes rows of it: `seen` and `mask` are made
     std::unique_ptr<SeenTokens> seen = {};     // where a penalty is set
     std::vector<std::uint32_t> mask = {};      // [mask_words] of params.allowed_token_ids, where there are any
     std::vector<std::int32_t> generated = {};  // where needs_latest_token: all that the steps' rows named so far
     std::vector<std::int32_t> banned = {};     // by bad words and min_tokens in the step at hand
   };
 
-  LiveSequence& live(SequenceId id);
+  const LiveSequence& live(SequenceId id) const;
+  LiveSequence& live(SequenceId id) { return const_cast<LiveSequence&>(std::as_const(*this).live(id)); }
   void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
   void start(LiveSequence& sequence) const;

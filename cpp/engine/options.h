@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/dtype.h"
 
@@ -30,6 +32,7 @@ struct EngineOptions {
   std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step
   std::int64_t max_batch_tokens = 0;  // the device's: 512 on the CPU
   std::int64_t max_waiting = 4096;
+  double target_itl_ms = 0;           // see EngineConfig
   bool disable_cuda_graph = false;    // see EngineConfig
   bool disable_overlap = false;       // see EngineConfig
   bool disable_prefix_cache = false;  // see EngineConfig
@@ -51,6 +54,7 @@ struct EngineConfig {
   std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
   std::int64_t max_drafts = 0;             // rows in one step that try drafts
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
+  double target_itl_ms = 0;                // of a step in which sequences decode; 0: as long as it takes
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
   bool prefix_cache = true;                // what was computed is kept while there is room, and shared
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
@@ -69,6 +73,7 @@ struct EngineMemory {
 
 struct EngineStats {
   std::int64_t num_running = 0, num_waiting = 0;
+  std::vector<std::pair<std::int32_t, std::int64_t>> waiting_by_priority = {};  // in order of priorities
   // Free pages are those that anybody may be given: what nobody but the prefix cache has counts, too.
   std::int64_t pages_total = 0, pages_free = 0;
   std::int64_t pages_cached = 0;  // in the prefix cache, whoever else has them

@@ -14,7 +14,7 @@
 namespace minisgl {
 
 // Goes up with every change to what frames hold: ranks of two releases refuse each other.
-inline constexpr std::uint8_t kPlanVersion = 4;
+inline constexpr std::uint8_t kPlanVersion = 5;
 
 // Receives the messages, in order.
 class PlanHandler {
@@ -24,6 +24,9 @@ class PlanHandler {
   virtual void remove(SequenceId id) = 0;
   // The host gave the sequence these tokens; nobody draws them.
   virtual void append(SequenceId id, std::span<const std::int32_t> tokens) = 0;
+  // The sequence was preempted: what the device keeps of it is made again of these tokens, all that were generated for
+  // it, when a step computes it again.
+  virtual void pause(SequenceId id, std::span<const std::int32_t> output) = 0;
   virtual void step(const StepPlan& plan) = 0;
   virtual void shut_down() = 0;  // nothing follows
 };
@@ -34,6 +37,7 @@ class PlanEncoder final : public PlanHandler {
   void add(SequenceId id, SequenceSampling sampling) override;
   void remove(SequenceId id) override;
   void append(SequenceId id, std::span<const std::int32_t> tokens) override;
+  void pause(SequenceId id, std::span<const std::int32_t> output) override;
   void step(const StepPlan& plan) override;
   void shut_down() override;
 
@@ -49,6 +53,7 @@ class PlanEncoder final : public PlanHandler {
   template <typename T>
   void put_list(std::span<const T> values);
   void begin(std::uint8_t kind);
+  void put_tokens(std::uint8_t kind, SequenceId id, std::span<const std::int32_t> tokens);
 
   std::vector<std::byte> bytes_;
 };

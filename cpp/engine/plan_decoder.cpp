@@ -204,11 +204,12 @@ void PlanDecoder::decode(std::span<const std::byte> frame, PlanHandler& handler)
         break;
       }
       case Kind::remove: handler.remove(fields.get<SequenceId>("an id")); break;
-      case Kind::append: {
+      case Kind::append:
+      case Kind::pause: {
         const auto id = fields.get<SequenceId>("an id");
-        const auto tokens = fields.get_list<std::int32_t>("appended tokens");
+        const auto tokens = fields.get_list<std::int32_t>("a sequence's tokens");
         for (const std::int32_t token : tokens) check_token(token);
-        handler.append(id, tokens);
+        Kind{kind} == Kind::append ? handler.append(id, tokens) : handler.pause(id, tokens);
         break;
       }
       case Kind::step:

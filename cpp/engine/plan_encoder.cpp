@@ -97,7 +97,15 @@ void PlanEncoder::remove(SequenceId id) {
 }
 
 void PlanEncoder::append(SequenceId id, std::span<const std::int32_t> tokens) {
-  begin(static_cast<std::uint8_t>(Kind::append));
+  put_tokens(static_cast<std::uint8_t>(Kind::append), id, tokens);
+}
+
+void PlanEncoder::pause(SequenceId id, std::span<const std::int32_t> output) {
+  put_tokens(static_cast<std::uint8_t>(Kind::pause), id, output);
+}
+
+void PlanEncoder::put_tokens(std::uint8_t kind, SequenceId id, std::span<const std::int32_t> tokens) {
+  begin(kind);
   put(id);
   put_list(tokens);
 }

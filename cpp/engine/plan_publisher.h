@@ -25,6 +25,9 @@ class PlanPublisher final : public PlanHandler {
   void append(SequenceId id, std::span<const std::int32_t> tokens) override {
     if (!senders_.empty()) encoder_.append(id, tokens);
   }
+  void pause(SequenceId id, std::span<const std::int32_t> output) override {
+    if (!senders_.empty()) encoder_.pause(id, output);
+  }
   void step(const StepPlan& plan) override {
     if (senders_.empty()) return;
     encoder_.step(plan);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/query.h"
+#include "sched/fair_queue.h"
 
 namespace minisgl {
 
@@ -24,6 +25,7 @@ struct Request {
   std::int32_t logprobs = -1;                     // alternatives reported with each token; -1: no logprobs
   std::int32_t prompt_logprobs = -1;              // the same for each prompt token
   std::array<std::uint64_t, 2> prefix_salt = {};  // only requests with the same one share what was computed
+  Standing standing = {};                         // whose turn it is
 
   std::int64_t num_to_come() const { return max_tokens - num_resumed; }  // tokens at most
 };

@@ -12,7 +12,8 @@
 
 namespace minisgl {
 
-inline constexpr std::int32_t max_logprobs = 20;  // alternatives that a request may ask for
+inline constexpr std::int32_t max_priority = 100;  // either way
+inline constexpr std::int32_t max_logprobs = 20;   // alternatives that a request may ask for
 
 struct RequestFault {
   ErrorCode code;

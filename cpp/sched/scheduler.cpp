@@ -15,6 +15,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   MINISGL_CHECK(options.max_batch_tokens >= 1, "max_batch_tokens is ", options.max_batch_tokens);
   MINISGL_CHECK(options.max_prompt_logits >= 1, "max_prompt_logits is ", options.max_prompt_logits);
   MINISGL_CHECK(options.max_drafts >= 0, "max_drafts is ", options.max_drafts);
+  if (options.target_step_seconds > 0) cost_.emplace(options.target_step_seconds);
 }
 
 void Scheduler::add(NewSequence added) {
@@ -28,7 +29,10 @@ void Scheduler::add(NewSequence added) {
   MINISGL_CHECK(!wants_hidden || (added.max_tokens == 0 && !added.score_prompt), "hidden states of a sequence that ",
                 "draws or scores");
   const SequenceId id = added.id;
-  waiting_.emplace_back(std::move(added));
+  const Standing standing = added.standing;
+  const FairQueue::Time arrived = added.arrived;
+  if (queue_.is_rival(standing)) charge_running();
+  queue_.arrive(waiting_.emplace_back(std::move(added)).turn, standing, arrived);
   index_.emplace(id, std::prev(waiting_.end()));
 }
 
@@ -38,6 +42,8 @@ void Scheduler::remove(SequenceId id) {
   const Iterator sequence = entry->second;
   std::list<Sequence>& list = sequence->is_running ? running_ : waiting_;
   index_.erase(entry);
+  charge_generated(*sequence);
+  queue_.leave(sequence->turn);
   if (sequence->num_in_flight > 0) {
     leaving_.splice(leaving_.end(), list, sequence);
   } else {
@@ -58,6 +64,8 @@ void Scheduler::append(SequenceId id, std::span<const std::int32_t> tokens) {
   MINISGL_CHECK(sequence.len() + std::ssize(tokens) <= sequence.max_len, "sequence ", id, " of ", sequence.len(),
                 " tokens gets ", tokens.size(), " more");
   sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
+  sequence.num_uncharged += static_cast<std::int32_t>(tokens.size());
+  num_appended_ += std::ssize(tokens);
   sequence.drafts.clear();
 }
 
@@ -73,7 +81,7 @@ const StepPlan& Scheduler::oldest() const {
   return in_flight_.front().plan;
 }
 
-void Scheduler::complete(const StepTokens& drawn) {
+void Scheduler::complete(const StepTokens& drawn, double seconds) {
   MINISGL_CHECK(!in_flight_.empty(), "complete() without a step");
   Step& step = in_flight_.front();
   MINISGL_CHECK(drawn.ends.size() == step.sequences.size(), drawn.ends.size(), " lists of tokens for ",
@@ -89,6 +97,7 @@ void Scheduler::complete(const StepTokens& drawn) {
     if (part.num_drafts() > 0) end_drafts(sequence, tokens.subspan(1));
   }
   tree_.release(step.held);
+  if (cost_ && seconds > 0) cost_->learn(step.shape, seconds);
   for (auto sequence = leaving_.begin(); sequence != leaving_.end();) {
     if (sequence->num_in_flight > 0) {
       ++sequence;
@@ -105,6 +114,7 @@ void Scheduler::complete(const StepTokens& drawn) {
 void Scheduler::end_drafts(Sequence& sequence, std::span<const std::int32_t> tokens) {
   sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
   sequence.num_computed += std::ssize(tokens);
+  sequence.num_uncharged += static_cast<std::int32_t>(tokens.size());
   const auto needed = static_cast<std::size_t>(pages_for(sequence.len()));
   if (sequence.pages.size() <= needed) return;
   tree_.release(std::span(sequence.pages).subspan(needed));

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <list>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "cache/page_allocator.h"
 #include "cache/prefix_tree.h"
 #include "sched/sequence.h"
+#include "sched/step_cost.h"
 #include "sched/step_plan.h"
 #include "sched/step_tokens.h"
 
@@ -25,6 +27,9 @@ struct SchedulerOptions {
   std::int64_t max_prompt_logits = 64;
   std::int64_t max_drafts = 0;  // rows of a step that try drafts
   bool prefix_cache = true;     // what was computed is kept as long as there is room, and found again by its tokens
+  // How long a step may take in which sequences decode: prefills beside them are cut to what fits. 0: as long as it
+  // takes.
+  double target_step_seconds = 0;
 };
 
 // Tokens since the scheduler was made. A sequence counts once, when it is admitted first.
@@ -33,14 +38,16 @@ struct PrefixCounts {
   std::uint64_t hits = 0;     // of those, found
 };
 
-// First come, first served. A step takes the decoding sequences first, then chunks of prefills that were begun, then
-// admits from the queue while budget, places and pages last. A sequence that needs its token is passed over while a
-// step in flight draws it, and keeps its place in the order.
+// A step takes the decoding sequences first, then chunks of prefills that were begun and newcomers from the queue, in
+// the order of FairQueue, while budget, places and pages last; a newcomer that finds no room holds up those behind it.
+// A sequence that needs its token is passed over while a step in flight draws it, and keeps its place in the order.
 //
 // Pages: a sequence is admitted when pages for all its present tokens are free, and takes them at once, so a
-// prefill never stops halfway because pages are missing. Decoding takes page by page. When none is free, the latest to
-// have arrived gives up its pages and goes to the head of the queue; its prompt and output are computed again later.
-// The earliest is therefore never preempted, and what fits the cache alone always finishes.
+// prefill never stops halfway because pages are missing. Decoding takes page by page. When there are too few, sequences
+// give up theirs and wait again; their prompts and outputs are computed again later. The lowest class goes first, in it
+// the share that has the most pages, of that the user that has, of that the latest. The earliest of the highest class
+// is never preempted, and waiting raises a class, so what fits the cache alone always finishes. Where the next in the
+// queue finds no room and others have more than their part (displaces()), they give way to it.
 //
 // Drafts take only rows, pages and room that nobody else of the step needs; no sequence is preempted for them. A part
 // with drafts reserves pages for the case that all hold. When its tokens are known, the places of those that didn't are
@@ -71,14 +78,17 @@ class Scheduler {
   // or with the completion of the last step in flight that computes it. CheckError for an unknown id.
   void remove(SequenceId id);
 
-  // The next step, in flight from now on. Empty (and not in flight) when there is nothing to do, or nothing before the
-  // steps in flight are complete.
-  const StepPlan& plan();
+  // The next step, planned at `now`, in flight from then on. Empty (and not in flight) when there is nothing to do, or
+  // nothing before the steps in flight are complete.
+  const StepPlan& plan(FairQueue::Time now = {});
+  // Those that the latest plan() preempted.
+  std::span<const SequenceId> preempted() const { return preempted_; }
   // The oldest step in flight. CheckError if there is none.
   const StepPlan& oldest() const;
   // The oldest step in flight ran and brought these tokens. A sequence that reached its max_tokens (or has nothing to
-  // generate) must then be removed. The plan stays valid until the next plan().
-  void complete(const StepTokens& drawn);
+  // generate) must then be removed. `seconds`: how long the step took, 0 where that isn't known. The plan stays valid
+  // until the next plan().
+  void complete(const StepTokens& drawn, double seconds = 0);
 
   // Appends tokens that nobody draws: the sequence's next part computes them all and draws what follows. Drafts that
   // were proposed are dropped. CheckError for an unknown id, past max_tokens, and while the latest token isn't known.
@@ -97,7 +107,8 @@ class Scheduler {
   const PrefixTree& tree() const { return tree_; }
   const PrefixCounts& prefix_counts() const { return prefix_counts_; }
   const Sequence& sequence(SequenceId id) const { return live(id); }  // CheckError for an unknown id
-  // Both are in order of arrival; all of `running` arrived before all of `waiting`.
+  const FairQueue& queue() const { return queue_; }
+  // In order of class and arrival.
   const std::list<Sequence>& running() const { return running_; }
   const std::list<Sequence>& waiting() const { return waiting_; }
 
@@ -113,6 +124,7 @@ class Scheduler {
     // Pages that the step itself owns: sources and destinations of its copies, and those that it computes although the
     // prefix tree has equal ones.
     std::vector<PageId> held;
+    StepShape shape;  // where steps have a target
     void clear();
   };
 
@@ -122,10 +134,9 @@ class Scheduler {
   std::int64_t num_missing_pages(const Sequence& sequence) const;
   std::int64_t num_missing_pages() const;
   Sequence& live(SequenceId id) const;
-  bool plan_decodes();  // whether it preempted
-  void plan_prefills();
-  void admit();
-  bool admit(Iterator sequence);
+  void plan_decodes();
+  void plan_prefills(bool may_admit);
+  bool admit(Iterator next);
   std::int64_t most_shared(const Sequence& sequence) const;
   void take_prefix(Sequence& sequence, std::int64_t most);
   PrefixTree::Begun find_begun(const Sequence& sequence, std::int64_t most) const;
@@ -138,8 +149,20 @@ class Scheduler {
   void copy_begun(Sequence& sequence, const PrefixTree::Begun& begun);
   void remember_prompt(Sequence& sequence);
   void release(Sequence& sequence);
-  bool grow(Sequence& sequence);  // false when the sequence itself was preempted
-  void preempt_latest();
+  void grow(Sequence& sequence);
+  Iterator place_in_order(const Sequence& sequence);
+  static void charge_prompt(Sequence& sequence, std::int64_t start);
+  static void charge_generated(Sequence& sequence);
+  void charge_running();
+  bool make_room();
+  bool relieve();
+  bool displaces(const Sequence& next, const Sequence& other) const;
+  std::int64_t num_spare_pages() const;
+  bool has_pages_for(const Sequence& sequence) const;
+  Iterator find_displaced(Sequence& next);
+  Iterator find_preempted();
+  void count_pages();
+  void preempt(Iterator victim);
   void plan_rows(Iterator iterator);
   void plan_chunk(Iterator sequence);
   std::int64_t chunk_size(const Sequence& sequence) const;
@@ -155,15 +178,21 @@ class Scheduler {
   std::list<Sequence> waiting_;
   std::list<Sequence> leaving_;                     // removed, but a step in flight computes them
   std::unordered_map<SequenceId, Iterator> index_;  // running and waiting
+  FairQueue queue_;
+  std::int64_t num_appended_ = 0;  // tokens for which there may be no pages yet
   std::uint64_t num_preemptions_ = 0;
+  std::vector<SequenceId> preempted_;  // by the latest plan
 
   std::list<Step> in_flight_;  // oldest first
   std::list<Step> spare_;      // keep their memory; the first is the one planned now
 
   std::uint64_t num_plans_ = 0;
-  bool has_chunks_ = false;                  // while planning: running sequences lack more than their latest token
+  // While planning: the running sequences that lack more than their latest token, and have no rows yet.
+  std::vector<Iterator> begun_;
   std::vector<const Sequence*> unfinished_;  // while planning: those that lack more after their part of the step
 
+  std::optional<StepCost> cost_;  // where steps have a target
+  bool is_timed_ = false;         // while planning: what is added must fit the target
   // What is left of a step's room while it is planned.
   std::int64_t rows_left_ = 0;           // rows, within max_batch_tokens
   std::int64_t prompt_logits_left_ = 0;  // wanted rows, within max_prompt_logits

@@ -8,6 +8,7 @@
 
 #include "cache/page_allocator.h"
 #include "cache/prefix_tree.h"
+#include "sched/fair_queue.h"
 
 namespace minisgl {
 
@@ -21,6 +22,8 @@ struct NewSequence {
   bool needs_token = false;          // planned only while its latest token is known
   std::int64_t num_hidden = 0;       // the prompt's last rows whose hidden states are wanted; nothing is drawn then
   PrefixSpace space = {};            // of those that it may share pages with; its adapter
+  Standing standing = {};
+  FairQueue::Time arrived = {};
 };
 
 struct Sequence {
@@ -37,7 +40,8 @@ struct Sequence {
                    : added.score_prompt ? prompt_len - 1
                                         : 0),
         first_wanted(wants_hidden ? prompt_len - added.num_hidden : 0),
-        space(added.space) {}
+        space(added.space),
+        turn(added.id) {}
 
   SequenceId id;
   std::vector<std::int32_t> tokens;  // prompt, then what was generated; the last may be pending
@@ -51,6 +55,7 @@ struct Sequence {
   std::int64_t num_planned_pages = 0;  // how many of them a plan has told the ranks
   std::int32_t pending_target = 0;     // the target of the latest plan that draws the pending token
   int num_in_flight = 0;               // steps in flight that compute rows of it
+  std::int32_t num_uncharged = 0;      // tokens generated since its share was charged
 
   bool is_running = false;  // else it waits, or has left
   bool needs_token;
@@ -62,6 +67,12 @@ struct Sequence {
   PrefixSpace space;
   std::int64_t num_tree_pages = 0;  // pages that are the prefix tree's, too: the first ones
   std::int64_t num_named = 0;       // tokens that plans had named to the ranks when it was preempted
+
+  Turn turn;
+  std::int64_t num_charged = 0;  // of the prompt, to its share; survives preemption
+  // How much more than its own share another must have had, in weighted tokens, to give way to it: once preempted, or
+  // let in at the cost of others, what it would cost to compute it again.
+  std::int64_t toll = 0;
 
   std::int64_t len() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t num_uncomputed() const { return len() - num_computed; }

@@ -1,4 +1,4 @@
-// Planning one step: who computes what, who gives way, and how much room is left for drafts.
+// Planning one step: who computes what, and how much room is left for drafts.
 #include <algorithm>
 #include <utility>
 
@@ -22,28 +22,37 @@ void Scheduler::Step::clear() {
   sequences.clear();
   new_tokens.clear();
   held.clear();
+  shape = {};
 }
 
-const StepPlan& Scheduler::plan() {
+const StepPlan& Scheduler::plan(FairQueue::Time now) {
   MINISGL_CHECK(num_in_flight() < kMostInFlight, "plan() with ", num_in_flight(), " steps in flight");
   Step& step = spare_.front();
   step.clear();
+  queue_.set_time(now);
+  preempted_.clear();
+  is_timed_ = false;
   ++num_plans_;
   unfinished_.clear();
   rows_left_ = options_.max_batch_tokens;
   prompt_logits_left_ = options_.max_prompt_logits;
+  // What was generated counts where somebody waits, and another could be next in its place.
+  if (!queue_.empty() && queue_.has_rivals()) charge_running();
+  const bool may_plan = make_room();
+  // Those that decode need a page each at most.
   const bool has_drafts = options_.max_drafts > 0;
-  const std::int64_t pages_left =
-      has_drafts || !in_flight_.empty() ? tree_.num_available() - num_missing_pages() : tree_.num_available();
+  const bool has_pages = !has_drafts && tree_.num_available() >= num_running() + num_appended_;
+  const std::int64_t pages_left = has_pages ? 0 : tree_.num_available() - num_missing_pages();
   if (has_drafts) {
     draft_rows_left_ = std::clamp<std::int64_t>(rows_left_ - num_running(), 0, options_.max_drafts);
     draft_pages_left_ = std::max<std::int64_t>(0, pages_left);
   }
   // A sequence must be preempted where pages are missing.
-  if (in_flight_.empty() || pages_left >= 0) {
-    const bool preempted = plan_decodes();
-    plan_prefills();
-    if (!preempted) admit();
+  if (may_plan && (in_flight_.empty() || pages_left >= 0)) {
+    const bool preempted = pages_left < 0 && relieve();
+    plan_decodes();
+    is_timed_ = cost_.has_value() && step.shape.decode_rows > 0;
+    plan_prefills(!preempted);
   }
   if (!step.plan.empty()) {
     in_flight_.splice(in_flight_.end(), spare_, spare_.begin());
@@ -76,66 +85,49 @@ std::int64_t Scheduler::num_missing_pages() const {
   return missing;
 }
 
-bool Scheduler::plan_decodes() {
-  const std::uint64_t before = num_preemptions_;
-  has_chunks_ = false;
-  // Victims are taken from the back, so what is already in the plan stays, and the next sequence stays valid unless the
-  // sequence at hand was the last one.
+void Scheduler::plan_decodes() {
+  begun_.clear();
   for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
     if (!sequence->is_ready()) continue;
     if (sequence->decoding()) {
-      if (!grow(*sequence)) break;
+      grow(*sequence);
       plan_rows(sequence);
     } else if (sequence->num_uncomputed() > 1) {
-      has_chunks_ = true;
-      if (!grow(*sequence)) break;  // tokens were appended to it
+      grow(*sequence);  // tokens may have been appended to it
+      begun_.push_back(sequence);
     }
   }
-  return num_preemptions_ != before;
+  if (rows_left_ > 0) num_appended_ = 0;
 }
 
-bool Scheduler::grow(Sequence& sequence) {
+void Scheduler::grow(Sequence& sequence) {
   const std::int64_t missing = num_missing_pages(sequence);
-  if (missing == 0) return true;
-  while (!tree_.allocate(missing, sequence.pages)) {
-    const bool itself = &running_.back() == &sequence;
-    preempt_latest();
-    if (itself) return false;
-  }
-  return true;
+  if (missing > 0) MINISGL_CHECK(tree_.allocate(missing, sequence.pages), missing, " pages are missing");
 }
 
-void Scheduler::preempt_latest() {
-  MINISGL_CHECK(in_flight_.empty(), "preemption with ", num_in_flight(), " steps in flight");
-  MINISGL_CHECK(running_.size() > 1, "a sequence alone ran out of pages");
-  const Iterator victim = std::prev(running_.end());
-  release(*victim);
-  victim->num_planned_pages = 0;
-  victim->num_computed = 0;
-  waiting_.splice(waiting_.begin(), running_, victim);
-  victim->is_running = false;
-  ++num_preemptions_;
-}
-
-void Scheduler::plan_prefills() {
-  if (!has_chunks_) return;
-  for (auto sequence = running_.begin(); sequence != running_.end() && rows_left_ > 0; ++sequence) {
-    if (sequence->num_uncomputed() > 1) plan_chunk(sequence);
+// Prefills go on, and others begin, in the order of the queue: each chunk counts before the next is chosen.
+void Scheduler::plan_prefills(bool may_admit) {
+  while (rows_left_ > 0) {
+    const auto begun =
+        std::ranges::min_element(begun_, [&](Iterator a, Iterator b) { return queue_.before(a->turn, b->turn); });
+    const Turn* waiting = may_admit && num_running() < options_.max_running ? queue_.first() : nullptr;
+    if (waiting != nullptr && (begun == begun_.end() || queue_.before(*waiting, (*begun)->turn))) {
+      const Iterator next = index_.at(waiting->id);
+      may_admit = admit(next);
+      if (may_admit) plan_chunk(next);
+    } else if (begun != begun_.end()) {
+      plan_chunk(*begun);
+      begun_.erase(begun);
+    } else {
+      return;
+    }
   }
 }
 
-void Scheduler::admit() {
-  while (!waiting_.empty() && rows_left_ > 0 && num_running() < options_.max_running) {
-    if (!admit(waiting_.begin())) return;
-  }
-}
-
-// Begins with a waiting sequence, unless it has to wait for room, or for what another computes.
+// Lets a waiting sequence run, unless it has to wait for room, or for what another computes.
 bool Scheduler::admit(Iterator next) {
   Sequence& sequence = *next;
-  // Beside others, a page for each of them stays free (up to a part of the cache), or the newcomer's prefill would be
-  // thrown away as soon as they need it.
-  const std::int64_t spare = std::min(num_running(), pages_.num_total() / 16 + 1);
+  const std::int64_t spare = num_spare_pages();
   if (tree_.num_available() < 1 + spare) return false;
   const std::int64_t most = most_shared(sequence);
   take_prefix(sequence, most);
@@ -154,20 +146,21 @@ bool Scheduler::admit(Iterator next) {
     return false;
   }
   if (begun.num_tokens > 0) copy_begun(sequence, begun);
-  MINISGL_CHECK(grow(sequence));
+  grow(sequence);
   if (options_.prefix_cache && sequence.num_named == 0) {
     prefix_counts_.queries += static_cast<std::uint64_t>(sequence.len());
     prefix_counts_.hits += static_cast<std::uint64_t>(sequence.num_computed);
   }
-  running_.splice(running_.end(), waiting_, next);
+  queue_.begin(sequence.turn);
   sequence.is_running = true;
-  plan_chunk(next);
+  running_.splice(place_in_order(sequence), waiting_, next);
   return true;
 }
 
 // Rows that the sequence may have of what is left in this step.
 std::int64_t Scheduler::chunk_size(const Sequence& sequence) const {
   std::int64_t rows = std::min(sequence.num_uncomputed(), rows_left_);
+  if (is_timed_) rows = std::min(rows, cost_->rows_that_fit(spare_.front().shape, sequence.num_computed));
   if (sequence.end_wanted > 0) {
     // Rows before next_wanted() (computed again after a preemption) and those from end_wanted on cost nothing.
     const std::int64_t end = sequence.next_wanted() + prompt_logits_left_;
@@ -231,12 +224,14 @@ void Scheduler::plan_rows(Iterator iterator) {
   step.new_tokens.push_back(end);
   sequence.num_planned_pages = static_cast<std::int64_t>(sequence.pages.size());
   sequence.num_computed = end;
+  if (start < sequence.prompt_len) charge_prompt(sequence, start);
   if (start < sequence.prompt_len && options_.prefix_cache) remember_prompt(sequence);
   if (sequence.end_wanted > 0) plan_wanted(sequence, part);
   if (draws) {
     sequence.pending_target = static_cast<std::int32_t>(plan.targets.size());
     sequence.tokens.push_back(Sequence::kPending);
     sequence.drafts.clear();
+    ++sequence.num_uncharged;
     const auto index = static_cast<std::int32_t>(plan.sequences.size());
     for (std::int32_t row = part.first_draw(); row < part.first_row + part.num_rows; ++row) {
       plan.logit_rows.push_back(row);
@@ -246,6 +241,10 @@ void Scheduler::plan_rows(Iterator iterator) {
   plan.sequences.push_back(part);
   ++sequence.num_in_flight;
   rows_left_ -= rows + drafts;
+  if (cost_) {
+    const bool decodes = rows == 1 && start >= sequence.prompt_len;
+    decodes ? step.shape.add_decode(start, rows + drafts) : step.shape.add_prefill(start, rows);
+  }
 }
 
 // The rows of the part that the host gets something of.

@@ -39,6 +39,7 @@ class EngineInfo(TypedDict):
 class EngineStats(TypedDict):
     num_running: int
     num_waiting: int
+    waiting_by_priority: list[tuple[int, int]]
     pages_total: int
     pages_free: int
     pages_cached: int
@@ -95,6 +96,7 @@ class EngineOptions(TypedDict, total=False):
     max_running: int
     max_batch_tokens: int
     max_waiting: int
+    target_itl_ms: float
     device: str
     memory_fraction: float
     num_pages: int

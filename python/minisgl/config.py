@@ -118,6 +118,13 @@ class EngineSettings:
         choices=LOAD_FORMATS,
         metavar="FORMAT",
     )
+    target_itl_ms: float = option(
+        0.0,
+        "milliseconds between two tokens of an answer, which long prompts beside it are cut for; "
+        "0: prompts are computed as fast as possible",
+        bounds=(0, 60_000),
+        metavar="MS",
+    )
     max_waiting: int = option(
         1024, "requests that may wait; one more is refused with 429", bounds=(0, MAX_WAITING)
     )
@@ -349,6 +356,12 @@ class ServerArgs(EngineSettings):
         secret=True,
     )
 
+    max_waiting_tokens: int = option(
+        2**24,
+        "tokens that the prompts of waiting requests may have together; where more come, a request "
+        "is refused with 429, unless none waits",
+        group="engine",
+    )
     num_tokenizer: int = option(
         0,
         "tokenizer processes; 0: the server tokenizes itself",

@@ -124,6 +124,7 @@ def _serve(
                 comm=args.comm,
                 step_timeout=args.step_timeout,
                 max_waiting=args.max_waiting,
+                max_waiting_tokens=args.max_waiting_tokens,
                 launcher=functools.partial(HostRanks, hub, rank_command)
                 if hub
                 else functools.partial(LocalRanks, rank_command),

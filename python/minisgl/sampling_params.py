@@ -25,6 +25,7 @@ MAX_ALLOWED_TOKEN_IDS = 4096
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARS = 256
 MAX_TOKEN_ID = 2**31 - 1
+MIN_PRIORITY, MAX_PRIORITY = -100, 100  # of a request: lower goes first
 MAX_SEED = 2**64 - 1
 
 # What the server does with text or with several choices, and the engine never sees. Bad words reach

@@ -43,12 +43,15 @@ class TorchDistributedImpl(DistributedImpl):
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """As in DistributedImpl; x need not be contiguous."""
+        import torch
         import torch.distributed as dist
 
         size = dist.get_world_size(self._group)
         if size == 1:
             return x
-        gathered = x.new_empty((size * x.shape[0], *x.shape[1:]))
+        # torch 2.4's gloo writes in a thread that isn't in the caller's inference mode.
+        with torch.inference_mode(False):
+            gathered = x.new_empty((size * x.shape[0], *x.shape[1:]))
         # torch 2.13 renamed it, and warns of the name that 2.4 to 2.12 have.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         gather(gathered, x.contiguous(), group=self._group)

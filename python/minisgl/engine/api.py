@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from minisgl.engine.stream import TokenStream
-    from minisgl.ipc.messages import EngineInfo, EngineStats
+    from minisgl.ipc.messages import EngineInfo, EngineStats, Standing
     from minisgl.sampling_params import SamplingParams
 
 State = Literal["starting", "ready", "restarting", "draining", "failed"]
@@ -82,6 +82,14 @@ class EngineApi(Protocol):
     def num_replaying(self) -> int:
         """Live requests of an engine that died that have got nothing from the next one yet."""
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Prompt tokens of the live requests that have got nothing yet."""
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds until what waits now will have been served, at the rate of late."""
+
     def submit(
         self,
         prompt_ids: list[int],
@@ -89,9 +97,11 @@ class EngineApi(Protocol):
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
+        standing: Standing = ...,
     ) -> TokenStream:
         """Queues one request (params.n is the caller's matter); make_request explains `end_ids`,
-        `bad_words` and `prefix_salt`.
+        `bad_words` and `prefix_salt`. `standing`, by default that of everybody who says nothing,
+        decides whose turn it is.
 
         Raises ValueError for a request that can't be served, EngineBusy, EngineUnavailable.
         """

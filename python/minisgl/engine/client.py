@@ -15,7 +15,14 @@ from minisgl.engine.live_requests import LiveRequests
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
 from minisgl.engine.revival import RestartPolicy, Revival
 from minisgl.engine.stream import TokenStream
-from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, PhaseReport
+from minisgl.ipc.messages import (
+    NO_STANDING,
+    EngineInfo,
+    EngineOptions,
+    EngineStats,
+    PhaseReport,
+    Standing,
+)
 
 if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
@@ -41,18 +48,20 @@ class EngineClient:
         comm: str = "auto",
         step_timeout: float = STEP_TIMEOUT,
         max_waiting: int = 1024,
+        max_waiting_tokens: int | None = None,
         launcher: MakeLauncher | None = None,
         restart: RestartPolicy | None = None,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
     ) -> None:
         """`size` ranks that sum through `comm`, started by a `launcher` (processes of this host).
         `step_timeout`: seconds that one may work without progress. `max_waiting`: requests taken
-        beyond the running ones. `on_phase` hears how a start goes.
+        beyond the running ones; `max_waiting_tokens`: tokens of the prompts that wait
+        together; None: any number. `on_phase` hears how a start goes.
         """
         self._on_phase = on_phase
         self._phase = _FIRST_PHASE
         self._draining = False
-        self._requests = LiveRequests(max_waiting)
+        self._requests = LiveRequests(max_waiting, max_waiting_tokens)
 
         def make_group() -> RankGroup:
             self._phase = _FIRST_PHASE
@@ -131,6 +140,16 @@ class EngineClient:
         """As in EngineApi."""
         return self._requests.num_replaying
 
+    @property
+    def waiting_tokens(self) -> int:
+        """As in EngineApi."""
+        return self._requests.waiting_tokens
+
+    @property
+    def retry_after(self) -> int:
+        """As in EngineApi."""
+        return self._requests.retry_after
+
     def submit(
         self,
         prompt_ids: list[int],
@@ -138,9 +157,12 @@ class EngineClient:
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
+        standing: Standing = NO_STANDING,
     ) -> TokenStream:
         """As in EngineApi."""
-        return self._requests.submit(self, prompt_ids, params, end_ids, bad_words, prefix_salt)
+        return self._requests.submit(
+            self, prompt_ids, params, end_ids, bad_words, prefix_salt, standing
+        )
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""

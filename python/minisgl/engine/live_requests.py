@@ -10,9 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minisgl.engine.api import SHUTTING_DOWN, EngineBusy, EngineUnavailable
+from minisgl.engine.backlog import Backlog
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
-from minisgl.ipc.messages import Abort, EngineStats, ErrorCode, Output, StepOutputs, Submit
+from minisgl.ipc.messages import (
+    Abort,
+    EngineStats,
+    ErrorCode,
+    Output,
+    Standing,
+    StepOutputs,
+    Submit,
+)
 
 if TYPE_CHECKING:
     from minisgl.engine.api import EngineApi
@@ -31,11 +40,15 @@ class LiveRequests:
     end; where no engine is attached, until its end.
     """
 
-    def __init__(self, max_waiting: int) -> None:
-        """`max_waiting`: requests taken beyond those that the engine runs at once."""
+    def __init__(self, max_waiting: int, max_waiting_tokens: int | None = None) -> None:
+        """`max_waiting`: requests taken beyond those that the engine runs at once;
+        `max_waiting_tokens`: tokens of all prompts that have no answer yet; None: any number.
+        """
         self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # EngineApi's
         self.stats = EngineStats()
         self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
+        self._backlog = Backlog()
         self._live: dict[int, TokenStream] = {}
         self._replaying: set[int] = set()
         self._next_id = 0
@@ -50,6 +63,16 @@ class LiveRequests:
         """Requests that have got nothing since their engine died."""
         return len(self._replaying)
 
+    @property
+    def retry_after(self) -> int:
+        """EngineApi's."""
+        return self._backlog.seconds()
+
+    @property
+    def waiting_tokens(self) -> int:
+        """EngineApi's."""
+        return self._backlog.tokens
+
     def submit(
         self,
         engine: EngineApi,
@@ -58,6 +81,7 @@ class LiveRequests:
         end_ids: Sequence[int],
         bad_words: Sequence[list[int]],
         prefix_salt: bytes | None,
+        standing: Standing,
     ) -> TokenStream:
         """EngineApi.submit() of the engine whose requests these are."""
         if engine.state != "ready":
@@ -65,14 +89,20 @@ class LiveRequests:
         info = engine.info
         if len(self._live) >= info.max_running + self._max_waiting:
             raise EngineBusy(f"{len(self._live)} requests are waiting or running; try again later")
+        waiting, limit = self._backlog.tokens, self._max_waiting_tokens
+        # Where nothing waits, a prompt of any length is taken.
+        if limit is not None and waiting and waiting + len(prompt_ids) > limit:
+            raise EngineBusy(f"{waiting} prompt tokens are waiting; try again later")
         request = make_request(
-            self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt
+            self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
         )
         stream = TokenStream(request, self.abort)
         if self._send is None or not self._send(request):
             raise EngineUnavailable("restarting")
         self._next_id += 1
         self._live[stream.id] = stream
+        stream.waiting_tokens = len(prompt_ids)
+        self._backlog.add(stream.waiting_tokens)
         return stream
 
     def abort(self, request_id: int) -> None:
@@ -93,6 +123,9 @@ class LiveRequests:
             stream = self._live.get(output.id)
             if stream is None or output.error_code == "engine_failure":
                 continue  # in the second case the news of the engine's end follows
+            if stream.waiting_tokens and output.finish not in ("abort", "error"):
+                self._backlog.serve(stream.waiting_tokens)
+                stream.waiting_tokens = 0
             stream.deliver(output)
             if self._replaying:
                 self._replaying.discard(output.id)
@@ -160,6 +193,8 @@ class LiveRequests:
             await self._changed.wait()
 
     def _forget(self, request_id: int) -> None:
-        del self._live[request_id]
+        stream = self._live.pop(request_id)
+        self._backlog.drop(stream.waiting_tokens)
+        stream.waiting_tokens = 0
         self._replaying.discard(request_id)
         self._changed.set()

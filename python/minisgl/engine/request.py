@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from minisgl.ipc.messages import SALT_BYTES, EngineInfo, Submit
+from minisgl.ipc.messages import NO_STANDING, SALT_BYTES, EngineInfo, Standing, Submit
 from minisgl.sampling_params import ParameterError, SamplingParams, is_float32_zero
 
 
@@ -39,6 +39,7 @@ def make_request(
     end_ids: Sequence[int] = (),
     bad_words: Sequence[list[int]] = (),
     prefix_salt: bytes | None = None,
+    standing: Standing = NO_STANDING,
 ) -> Submit:
     """The engine's request. ParameterError when it asks for what this model can't do.
 
@@ -65,6 +66,7 @@ def make_request(
         end_token_ids=more_ends,
         bad_words=list(bad_words),
         prefix_salt=prefix_salt,
+        standing=standing,
     )
 
 

@@ -25,6 +25,7 @@ class TokenStream:
         self.num_cached = 0  # prompt tokens that were found in the prefix cache
         self.finish = ""  # the reason, once the end has arrived
         self.num_deaths = 0  # engines that died with this request
+        self.waiting_tokens = 0  # of the prompt, until the first output: see Backlog
         self._abort = abort
         self._pending: Output | None = None
         self._waiter: asyncio.Future[None] | None = None

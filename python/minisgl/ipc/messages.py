@@ -11,12 +11,19 @@ import msgspec
 from msgspec import Meta
 
 from minisgl.config import STEP_TIMEOUT, EngineSettings
-from minisgl.sampling_params import MAX_BAD_WORDS, MAX_TOKEN_ID, SamplingParams
+from minisgl.sampling_params import (
+    MAX_BAD_WORDS,
+    MAX_PRIORITY,
+    MAX_TOKEN_ID,
+    MIN_PRIORITY,
+    SamplingParams,
+)
 
 ALIVE_SECONDS = 1.0  # between two signs of life
 MAX_TEXT = 64 * 2**10  # characters of an error sentence
 MAX_TOKENS_OF_MESSAGE = 2**24
 SALT_BYTES = 16
+MAX_USER = 2**63 - 1
 
 RequestId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
@@ -47,6 +54,17 @@ Timings = tuple[float, float, float]
 # --- server to rank
 
 
+class Standing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whose turn a request waits for: see "Order" in cpp/README.md."""
+
+    priority: Annotated[int, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY)] = 0  # lower goes first
+    share: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0  # shares have equal parts of the tokens
+    user: Annotated[int, Meta(ge=0, le=MAX_USER)] = 0  # users have equal parts of their share's
+
+
+NO_STANDING = Standing()  # where nobody says anything
+
+
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit", omit_defaults=True):
     """A request. `params` checks itself when it is decoded."""
 
@@ -62,6 +80,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit", omit_defau
     bad_words: Annotated[list[Word], Meta(max_length=2 * MAX_BAD_WORDS)] = []
     # Only requests with the same one share what was computed; None is one, too.
     prefix_salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)] | None = None
+    standing: Standing = NO_STANDING
 
     def engine_fields(self) -> dict[str, Any]:
         """The keys of the native engine's submit(), flat."""
@@ -72,6 +91,9 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit", omit_defau
             "num_resumed": self.num_resumed,
             "bad_words": self.bad_words,
             "stop_token_ids": [*self.params.stop_token_ids, *self.end_token_ids],
+            "priority": self.standing.priority,
+            "share": self.standing.share,
+            "user": self.standing.user,
             **({} if self.prefix_salt is None else {"prefix_salt": self.prefix_salt}),
         }
 
@@ -125,6 +147,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 
     num_running: Count = 0
     num_waiting: Count = 0
+    # (priority, requests that wait with it), in order of priorities
+    waiting_by_priority: Annotated[list[tuple[int, Count]], Meta(max_length=2**10)] = []
     pages_total: Count = 0
     pages_free: Count = 0  # what the prefix cache would give up among them
     pages_cached: Count = 0

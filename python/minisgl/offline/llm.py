@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any, cast
 from minisgl.config import GENERATION_CONFIGS, STEP_TIMEOUT, EngineSettings
 from minisgl.engine.request import check_request
 from minisgl.environment import default_cache_dir
-from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats
+from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Standing
 from minisgl.offline.local_model import open_local_model
 from minisgl.offline.results import RequestResult, Sample, make_samples
-from minisgl.sampling_params import ParameterError, SamplingParams
+from minisgl.sampling_params import (
+    MAX_PRIORITY,
+    MIN_PRIORITY,
+    ParameterError,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -115,13 +120,15 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        priority: int | Sequence[int] = 0,
         use_tqdm: bool = True,
     ) -> list[RequestResult]:
         """Completes each prompt (text, or token ids): one result per prompt, in their order.
 
         `sampling_params` is one for all or one per prompt, and is taken as it is; without it,
-        get_default_sampling_params() counts. ValueError, before anything runs, when a
-        prompt or its parameters can't be served; EngineError when the engine dies.
+        get_default_sampling_params() counts. `priority` is one for all or one per prompt, -100 to
+        100: lower ones go first. ValueError, before anything runs, when a prompt or its parameters
+        can't be served; EngineError when the engine dies.
         """
         prompt_list = _as_prompts(prompts)
         params = _as_params(
@@ -133,13 +140,15 @@ class LLM:
             self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
             for prompt in prompt_list
         ]
-        return self._run(texts, ids, params, continues_prompt=True, use_tqdm=use_tqdm)
+        standings = _as_standings(priority, len(ids))
+        return self._run(texts, ids, params, standings, continues_prompt=True, use_tqdm=use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        priority: int | Sequence[int] = 0,
         tools: list[dict[str, Any]] | None = None,
         template_kwargs: dict[str, Any] | None = None,
         use_tqdm: bool = True,
@@ -147,8 +156,8 @@ class LLM:
         """Answers one conversation or each of several, through the model's chat template.
 
         Without `sampling_params` an answer is sampled as get_default_sampling_params() says, and
-        may be as long as fits. Errors as for `generate`, and ChatTemplateError (a ValueError) when
-        the template refuses the messages.
+        may be as long as fits. `priority` and errors are as for `generate`; ChatTemplateError (a
+        ValueError) when the template refuses the messages.
         """
         several = bool(messages) and not isinstance(messages[0], dict)
         conversations = cast(
@@ -164,7 +173,8 @@ class LLM:
             ]
         else:
             params = _as_params(sampling_params, len(ids))
-        return self._run(texts, ids, params, continues_prompt=False, use_tqdm=use_tqdm)
+        standings = _as_standings(priority, len(ids))
+        return self._run(texts, ids, params, standings, continues_prompt=False, use_tqdm=use_tqdm)
 
     async def _render(
         self,
@@ -180,6 +190,7 @@ class LLM:
         texts: Sequence[str | None],
         ids: Sequence[list[int]],
         params: Sequence[SamplingParams],
+        standings: Sequence[Standing],
         *,
         continues_prompt: bool,
         use_tqdm: bool,
@@ -190,7 +201,10 @@ class LLM:
             except ParameterError as error:
                 where = f"prompt {number}: " if len(ids) > 1 else ""
                 raise ParameterError(error.parameter, f"{where}{error}") from error
-        samples = [make_samples(prompt, one) for prompt, one in zip(ids, params, strict=True)]
+        samples = [
+            make_samples(prompt, one, standing)
+            for prompt, one, standing in zip(ids, params, standings, strict=True)
+        ]
         everything = [sample for group in samples for sample in group]
         self._model.run(self._complete(everything, continues_prompt, use_tqdm))
         return [
@@ -235,7 +249,11 @@ class LLM:
 
     async def _complete_one(self, sample: Sample, continues_prompt: bool) -> None:
         pieces = self._model.answer(
-            sample.prompt_ids, sample.params, continues_prompt=continues_prompt, whole=True
+            sample.prompt_ids,
+            sample.params,
+            standing=sample.standing,
+            continues_prompt=continues_prompt,
+            whole=True,
         )
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
@@ -295,3 +313,21 @@ def _as_params(
             f"got {len(params)}"
         )
     return list(params)
+
+
+def _as_standings(priority: int | Sequence[int], num_prompts: int) -> list[Standing]:
+    """One for each prompt. ValueError where a priority is something else or out of its range."""
+    priorities = [priority] * num_prompts if isinstance(priority, int) else list(priority)
+    if len(priorities) != num_prompts:
+        raise ValueError(
+            f"there must be one priority for all prompts or one per prompt ({num_prompts}), "
+            f"got {len(priorities)}"
+        )
+    for one in priorities:
+        if not _is_token_id(one) or not MIN_PRIORITY <= one <= MAX_PRIORITY:
+            raise ParameterError(
+                "priority",
+                f"priority must be an integer between {MIN_PRIORITY} and {MAX_PRIORITY}, "
+                f"got {one!r:.80}",
+            )
+    return [Standing(priority=operator.index(one)) for one in priorities]

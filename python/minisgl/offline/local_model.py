@@ -17,7 +17,7 @@ from minisgl.config import STEP_TIMEOUT
 from minisgl.engine.api import EngineApi, EngineBusy, EngineStartError, EngineUnavailable
 from minisgl.engine.client import EngineClient
 from minisgl.engine.revival import RestartPolicy
-from minisgl.ipc.messages import EngineOptions, Output, PhaseReport
+from minisgl.ipc.messages import NO_STANDING, EngineOptions, Output, PhaseReport, Standing
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.published_sampling import published_sampling
 from minisgl.model_files.source import resolve_model
@@ -84,6 +84,7 @@ class LocalModel:
         prompt_ids: list[int],
         params: SamplingParams,
         *,
+        standing: Standing = NO_STANDING,
         continues_prompt: bool = False,
         whole: bool = False,
     ) -> AsyncGenerator[Piece, None]:
@@ -95,7 +96,7 @@ class LocalModel:
         options = DetokenizerOptions.of(params, continues_prompt=continues_prompt)
         whole = whole and not params.stop  # else tokens behind a stop string would be made
         reader = AnswerReader(self.text.detokenizer(options), params.stop_token_ids)
-        stream = await self._submit(prompt_ids, params)
+        stream = await self._submit(prompt_ids, params, standing)
         try:
             while not reader.finish:
                 output = await stream.next(whole=whole)
@@ -105,13 +106,17 @@ class LocalModel:
         finally:
             stream.abort()
 
-    async def _submit(self, prompt_ids: list[int], params: SamplingParams) -> TokenStream:
+    async def _submit(
+        self, prompt_ids: list[int], params: SamplingParams, standing: Standing
+    ) -> TokenStream:
         engine = self.engine
         bad_words = await self.text.encode_words(params.bad_words)
         eos_token_ids = self.text.tokenizer.eos_token_ids
         while True:
             try:
-                return engine.submit(prompt_ids, params, eos_token_ids, bad_words)
+                return engine.submit(
+                    prompt_ids, params, eos_token_ids, bad_words, standing=standing
+                )
             except EngineBusy:  # aborted requests may stay for a step
                 pass
             except EngineUnavailable as error:

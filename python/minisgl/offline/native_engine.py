@@ -11,7 +11,16 @@ import msgspec
 
 from minisgl.engine.api import SHUTTING_DOWN, State
 from minisgl.engine.live_requests import LiveRequests
-from minisgl.ipc.messages import Abort, EngineInfo, EngineStats, Output, StepOutputs, Submit
+from minisgl.ipc.messages import (
+    NO_STANDING,
+    Abort,
+    EngineInfo,
+    EngineStats,
+    Output,
+    Standing,
+    StepOutputs,
+    Submit,
+)
 from minisgl.tasks import background
 
 if TYPE_CHECKING:
@@ -62,6 +71,16 @@ class NativeEngine:
         """As in EngineApi."""
         return len(self._requests)
 
+    @property
+    def waiting_tokens(self) -> int:
+        """As in EngineApi."""
+        return self._requests.waiting_tokens
+
+    @property
+    def retry_after(self) -> int:
+        """As in EngineApi."""
+        return self._requests.retry_after
+
     def submit(
         self,
         prompt_ids: list[int],
@@ -69,9 +88,12 @@ class NativeEngine:
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
+        standing: Standing = NO_STANDING,
     ) -> TokenStream:
         """As in EngineApi."""
-        return self._requests.submit(self, prompt_ids, params, end_ids, bad_words, prefix_salt)
+        return self._requests.submit(
+            self, prompt_ids, params, end_ids, bad_words, prefix_salt, standing
+        )
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from minisgl.ipc.messages import Alternative
+from minisgl.ipc.messages import Alternative, Standing
 from minisgl.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -50,8 +50,11 @@ class RequestResult:
 class Sample:
     """One completion and what came of it so far."""
 
-    def __init__(self, index: int, prompt_ids: list[int], params: SamplingParams) -> None:
+    def __init__(
+        self, index: int, prompt_ids: list[int], params: SamplingParams, standing: Standing
+    ) -> None:
         self.index = index
+        self.standing = standing
         self.prompt_ids = prompt_ids
         self.params = params
         self.token_ids: list[int] = []
@@ -90,12 +93,13 @@ class Sample:
         )
 
 
-def make_samples(prompt_ids: list[int], params: SamplingParams) -> list[Sample]:
+def make_samples(prompt_ids: list[int], params: SamplingParams, standing: Standing) -> list[Sample]:
     """The n completions of one prompt. With a seed, sample i is what seed + i gives alone."""
-    samples = [Sample(0, prompt_ids, params)]
+    samples = [Sample(0, prompt_ids, params, standing)]
     for index in range(1, params.n):
         changes: dict[str, Any] = {"prompt_logprobs": None}
         if params.seed is not None:
             changes["seed"] = (params.seed + index) % 2**64
-        samples.append(Sample(index, prompt_ids, msgspec.structs.replace(params, **changes)))
+        one = msgspec.structs.replace(params, **changes)
+        samples.append(Sample(index, prompt_ids, one, standing))
     return samples

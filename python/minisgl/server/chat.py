@@ -107,12 +107,16 @@ class ChatCompletions(JsonEndpoint):
             "service_tier": None,
             "system_fingerprint": None,
         }
+        standing = checks.standing(
+            request, exchange.api_key or 0, num_shares=max(1, len(state.args.api_key))
+        )
         with Generation(
             state.client,
             text,
             state.metrics,
             arrived=arrived,
             prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
+            standing=standing,
         ) as generation:
             exchange.begin(generation)
             generation.submit(

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from minisgl.ipc.messages import MAX_USER, Standing
 from minisgl.sampling_params import ParameterError, SamplingParams
 from minisgl.server import errors
 from minisgl.server.schemas import (
@@ -237,6 +238,19 @@ def sampling_params(
         return SamplingParams(**fields)
     except ParameterError as error:  # its sentence is for the client, whose own value it shows
         raise errors.bad_request(str(error), param=error.parameter) from None
+
+
+def standing(request: GenerationRequest, share: int, *, num_shares: int) -> Standing:
+    """Whose turn a request of a share's waits for. Where there are several shares, a priority below
+    0 is one of 0: nobody goes before strangers by saying so.
+    """
+    priority = request.priority or 0
+    user = request.user
+    return Standing(
+        priority=priority if num_shares == 1 else max(0, priority),
+        share=share,
+        user=hash(user) & MAX_USER if user and isinstance(user, str) else 0,
+    )
 
 
 def prompt_scores(request: CompletionRequest) -> int | None:

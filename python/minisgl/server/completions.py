@@ -64,12 +64,16 @@ class Completions(JsonEndpoint):
             "model": state.model_name,
             "system_fingerprint": None,
         }
+        standing = checks.standing(
+            request, exchange.api_key or 0, num_shares=max(1, len(state.args.api_key))
+        )
         with Generation(
             state.client,
             text,
             state.metrics,
             arrived=arrived,
             prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
+            standing=standing,
         ) as generation:
             exchange.begin(generation)
             include_stop = bool(request.include_stop_str_in_output)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from minisgl.engine.api import EngineApi
-    from minisgl.ipc.messages import Output
+    from minisgl.ipc.messages import Output, Standing
     from minisgl.sampling_params import SamplingParams
     from minisgl.text.frontend import TextFrontend
 
@@ -40,12 +40,14 @@ class Generation:
         *,
         arrived: float,
         prefix_salt: bytes | None = None,
+        standing: Standing,
     ) -> None:
         self._client = client
         self._text = text
         self._metrics = metrics
         self._arrived = arrived  # time.perf_counter()
         self._prefix_salt = prefix_salt
+        self._standing = standing
         self._choices: list[Choice] = []
         self._waiting: dict[asyncio.Task[Output], Choice] = {}
         self.on_answer: Callable[[Choice], None] | None = None  # told of each that has its end
@@ -123,6 +125,7 @@ class Generation:
                     self._text.tokenizer.eos_token_ids,
                     bad_words,
                     self._prefix_salt,
+                    self._standing,
                 )
             except EngineBusy:
                 raise errors.busy() from None
@@ -204,7 +207,6 @@ class Generation:
         # The answer's, where it has one: a stop string may end it with the engine's last output.
         choice.finish_reason = choice.answer_finish or output.finish
         metrics.finished[choice.finish_reason] += 1
-        metrics.pace.ended()
         metrics.e2e_request_latency.observe(time.perf_counter() - self._arrived)
         metrics.request_generation_tokens.observe(choice.num_tokens)
         metrics.request_params_max_tokens.observe(choice.stream.request.params.max_tokens)

@@ -62,7 +62,7 @@ class Guard:
             answer = from_exception(error, exchange.request_id)
             reason = answer.code or answer.type
             if reason in BACKLOG_CODES:
-                answer.headers["Retry-After"] = str(self._state.retry_after())
+                answer.headers["Retry-After"] = str(self._state.client.retry_after)
             # Once a response has begun there is no way to say more: returning cuts the connection,
             # which the client notices.
             if not exchange.response_started:

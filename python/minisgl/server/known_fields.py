@@ -84,7 +84,6 @@ KNOWN_FIELDS: dict[str, KnownField] = {
     "moderation": KnownField("leave it out"),
     "routed_experts_prompt_start": KnownField("the choice of experts isn't returned"),
     # No effect on the answer.
-    "priority": KnownField(),
     "request_id": KnownField(),
     "session_id": KnownField(),
     "prompt_cache_options": KnownField(),

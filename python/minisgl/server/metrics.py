@@ -21,7 +21,6 @@ from prometheus_client.registry import Collector
 
 from minisgl.server.histogram import REQUEST_S, Histogram, bounds
 from minisgl.server.http_metrics import HttpMetrics
-from minisgl.server.pace import Pace
 
 if TYPE_CHECKING:
     from minisgl.ipc.messages import EngineInfo, EngineStats
@@ -50,6 +49,7 @@ class EngineFigures:
 
     stats: EngineStats  # after the latest step
     num_streams: int
+    waiting_tokens: int
     num_replaying: int
     num_restarts: int
     info: EngineInfo | None = None  # None: it has not been ready yet
@@ -64,7 +64,6 @@ class Metrics:
         self.generation_tokens = 0
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
         self.http = HttpMetrics()
-        self.pace = Pace()
         self.time_to_first_token = Histogram(_FIRST_TOKEN_S)
         self.inter_token_latency = Histogram(_TOKEN_S)
         self.e2e_request_latency = Histogram(REQUEST_S)
@@ -271,7 +270,20 @@ class _OwnFamilies(Collector):
     def collect(self) -> Iterator[Metric]:
         """Each family with its samples."""
         figures, labels, values = self._figures, ["model_name"], [self._model_name]
+        by_priority = GaugeMetricFamily(
+            f"{PREFIX}:num_requests_waiting_by_priority",
+            "Requests that wait to get into the batch, by their priority; lower goes first.",
+            labels=[*labels, "priority"],
+        )
+        for priority, number in figures.stats.waiting_by_priority:
+            by_priority.add_metric([*values, str(priority)], number)
+        yield by_priority
         for name, text, value in (
+            (
+                "num_waiting_tokens",
+                "Tokens of the prompts that have no token of an answer yet.",
+                figures.waiting_tokens,
+            ),
             ("num_streams", "Choices that the server waits for.", figures.num_streams),
             (
                 "num_requests_replaying",

@@ -22,12 +22,14 @@ from minisgl.sampling_params import (
     MAX_LOGPROBS,
     MAX_N,
     MAX_PENALTY,
+    MAX_PRIORITY,
     MAX_REPETITION_PENALTY,
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     MAX_TEMPERATURE,
     MAX_TOKEN_ID,
+    MIN_PRIORITY,
 )
 
 MAX_MESSAGES = 16384
@@ -105,8 +107,10 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     truncation_side: Literal["left", "right"] | None = None  # where tokens are left out
     # vLLM's: requests with different salts share no computed prefixes.
     cache_salt: Name | None = None
-    # No effect on the answer, whatever they are.
+    # Whose turn it is (checks.standing).
+    priority: Annotated[int, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY)] | None = None
     user: Any = None
+    # No effect on the answer, whatever they are.
     store: Any = None
     metadata: Any = None
     service_tier: Any = None

@@ -50,11 +50,6 @@ class ServerState:
         """What answers and metrics call the model."""
         return self.model_names[0]
 
-    def retry_after(self) -> int:
-        """Seconds until those that wait now will have been served, as requests ended lately."""
-        waiting = max(0, self.client.num_live - self.client.stats.num_running)
-        return self.metrics.pace.seconds_for(waiting)
-
     def frontend(self) -> TextFrontend:
         """The tokenizer's side. Raises ApiError 503 unless requests can be served now."""
         if self.client.state != "ready" or self.text is None:

@@ -66,6 +66,7 @@ class StatusPages:
             EngineFigures(
                 stats=state.client.stats,
                 num_streams=state.client.num_live,
+                waiting_tokens=state.client.waiting_tokens,
                 num_replaying=state.client.num_replaying,
                 num_restarts=state.client.num_restarts,
                 info=self._info(),

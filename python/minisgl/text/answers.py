@@ -74,7 +74,7 @@ class RememberedAnswer:
 
 
 class AnswerMemory:
-    """The answers of late, by their last words. Those that were used longest ago are forgotten."""
+    """Recent answers, by their last words. Those that were used longest ago are forgotten."""
 
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes`: memory that they take at most, about."""

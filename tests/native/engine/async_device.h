@@ -2,6 +2,8 @@
 // what came of a step is seen when its outputs are taken, not before. The CPU's device does the work.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -88,6 +90,9 @@ class AsyncDevice : public Device {
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
     return std::make_unique<Seen>(*this, inner_->make_seen_tokens(vocab_size, in_prompt));
   }
+
+  // The most sequences whose tokens were counted at once.
+  std::int64_t most_seen() const { return most_seen_; }
 
   std::string device_name() const override { return "a thread"; }
   ThreadPool& pool() override { return inner_->pool(); }
@@ -177,8 +182,12 @@ class AsyncDevice : public Device {
 
   // Counts that live on the stream, in the order of the calls.
   struct Seen final : SeenTokens {
-    Seen(AsyncDevice& device_, std::unique_ptr<SeenTokens> inner_) : device(device_), inner(std::move(inner_)) {}
+    Seen(AsyncDevice& device_, std::unique_ptr<SeenTokens> inner_) : device(device_), inner(std::move(inner_)) {
+      const std::int64_t count = ++device.num_seen_;
+      device.most_seen_ = std::max(device.most_seen_.load(), count);
+    }
     ~Seen() override {
+      --device.num_seen_;
       device.push([inner = inner] {});
     }
     void add_output(std::span<const std::int32_t> tokens) override {
@@ -239,6 +248,7 @@ class AsyncDevice : public Device {
   const std::unique_ptr<Device> inner_ = make_cpu_device(1);  // of the worker, but for what allocates
   std::shared_ptr<Step> step_;                                // the step at hand
   int most_in_flight_ = 0;
+  std::atomic<std::int64_t> num_seen_ = 0, most_seen_ = 0;
 
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;

@@ -172,6 +172,9 @@ inline Request random_request(std::uint64_t id, std::int64_t max_model_len, std:
       sampling.allowed_token_ids.push_back(static_cast<std::int32_t>(below(vocab_size)));
     }
   }
+  request.standing = {.priority = static_cast<std::int32_t>(id * 7 % 5) - 2,
+                      .share = static_cast<std::int64_t>(id % 3),
+                      .user = id / 3 % 2};
   return request;
 }
 

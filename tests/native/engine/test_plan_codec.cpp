@@ -110,6 +110,7 @@ PlanEncoder sample_frame() {
   biased.prompt_len = 9;
   encoder.add(7, biased);
   encoder.append(7, std::vector<std::int32_t>{49, 0, 1});
+  encoder.pause(8, std::vector<std::int32_t>{3, 49});
   encoder.step(small_plan());
   encoder.step(full_plan());
   encoder.remove(7);
@@ -155,10 +156,13 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
     void append(SequenceId id, std::span<const std::int32_t> tokens) override {
       appended.emplace_back(id, std::vector(tokens.begin(), tokens.end()));
     }
+    void pause(SequenceId id, std::span<const std::int32_t> output) override {
+      paused.emplace_back(id, std::vector(output.begin(), output.end()));
+    }
     void step(const StepPlan& plan) override { steps.push_back(plan); }
     void shut_down() override { over = true; }
     std::vector<std::pair<SequenceId, SequenceSampling>> added;
-    std::vector<std::pair<SequenceId, std::vector<std::int32_t>>> appended;
+    std::vector<std::pair<SequenceId, std::vector<std::int32_t>>> appended, paused;
     SequenceId removed = 0;
     std::vector<StepPlan> steps;
     bool over = false;
@@ -175,6 +179,8 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
   EXPECT_EQ(recorder.added[1].second.params.allowed_token_ids, (std::vector<std::int32_t>{49, 3}));
   ASSERT_EQ(recorder.appended.size(), 1u);
   EXPECT_EQ(recorder.appended[0], std::pair(SequenceId{7}, std::vector<std::int32_t>{49, 0, 1}));
+  ASSERT_EQ(recorder.paused.size(), 1u);
+  EXPECT_EQ(recorder.paused[0], std::pair(SequenceId{8}, std::vector<std::int32_t>{3, 49}));
   ASSERT_EQ(recorder.steps.size(), 2u);
   expect_equal(recorder.steps[0], small_plan());
   expect_equal(recorder.steps[1], full_plan());
@@ -195,7 +201,7 @@ TEST(PlanCodec, EveryTruncationIsRefusedOrWhole) {
     } catch (const InputError&) {
     }
   }
-  EXPECT_EQ(whole, 8);  // nothing, the header alone, and the ends of all messages but the last
+  EXPECT_EQ(whole, 9);  // nothing, the header alone, and the ends of all messages but the last
 }
 
 TEST(PlanCodec, RandomDamageNeverPassesTheChecks) {

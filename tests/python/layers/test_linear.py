@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn.functional import linear, silu
 
-from minisgl.distributed import DistributedInfo, info
+from minisgl.distributed import (
+    DistributedCommunicator,
+    DistributedInfo,
+    TorchDistributedImpl,
+    info,
+)
 from minisgl.layers import BaseOP, LinearColParallelMerged, LinearQKVMerged, LinearRowParallel
 from tests.python.distributed.ranks import run_ranks
 
@@ -54,10 +58,9 @@ def whole(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> t
     return linear(x.float(), weight.float(), None if bias is None else bias.float())
 
 
-def gathered(part: torch.Tensor, size: int) -> list[torch.Tensor]:
-    parts = [torch.empty_like(part) for _ in range(size)]
-    dist.all_gather(parts, part.contiguous())
-    return parts
+def gathered(part: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Every rank's part."""
+    return DistributedCommunicator().all_gather(part.unsqueeze(0)).unbind()
 
 
 def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -83,7 +86,7 @@ def check_column_parallel(draw: Draw, rank: int, size: int) -> None:
     ]
     close(part, torch.cat(theirs, dim=-1))
     # The ranks' shares of each output, put together.
-    shares = [p.split([n // size for n in outputs], dim=-1) for p in gathered(part, size)]
+    shares = [p.split([n // size for n in outputs], dim=-1) for p in gathered(part)]
     ours = [torch.cat([s[i] for s in shares], dim=-1) for i in range(len(outputs))]
     for mine, w, b in zip(ours, weights, biases, strict=True):
         close(mine, whole(x, w, b))
@@ -118,7 +121,7 @@ def check_row_parallel(draw: Draw, rank: int, size: int) -> None:
     assert torch.equal(part, before)
 
     close(ours, whole(x, weight, bias))
-    for other in gathered(ours, size):
+    for other in gathered(ours):
         assert torch.equal(other, ours)
 
     made = LinearRowParallel(inputs, outputs, bias is not None).to(draw.dtype)
@@ -146,7 +149,7 @@ def check_qkv(draw: Draw, rank: int, size: int) -> None:
     queries, keys, values = layer(x).split([n * head_dim for n in local], dim=-1)
 
     query, key, value = (whole(x, w, b) for w, b in zip(weights, biases, strict=True))
-    close(torch.cat(gathered(queries, size), dim=-1), query)
+    close(torch.cat(gathered(queries), dim=-1), query)
     # Each query head finds the KV head that it has in the whole layer.
     for i in range(local[0]):
         shared = (rank * local[0] + i) * kv_heads // heads
@@ -193,30 +196,24 @@ def check_block(draw: Draw, rank: int, size: int) -> None:
     assert torch.equal(again(x), mlp(x))
 
 
-def check_layers(folder: Path, rank: int, most: int) -> list[int]:
+def check_layers(rank: int, most: int) -> list[int]:
     """The sizes that this rank was one of; the same processes form a group of each."""
     torch.set_num_threads(1)
-    dist.barrier()
-    dist.destroy_process_group()
     checked = []
     for size in SIZES:
+        group = dist.new_group(list(range(size)))
         if rank >= size:
             continue
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/{size}", rank=rank, world_size=size
-        )
+        DistributedCommunicator.plugins.append(TorchDistributedImpl(group))
         info._tp_info = DistributedInfo(rank, size)
         with torch.inference_mode():
             for seed in range(SHAPES):
                 for check in (check_column_parallel, check_row_parallel, check_qkv, check_block):
                     check(Draw(100 * size + seed), rank, size)
         checked.append(size)
-        if size < most:  # the last one is the caller's to end
-            dist.barrier()
-            dist.destroy_process_group()
     return checked
 
 
 def test_every_layer_over_ranks(tmp_path: Path) -> None:
-    checked = run_ranks(partial(check_layers, tmp_path), max(SIZES), tmp_path)
+    checked = run_ranks(check_layers, max(SIZES), tmp_path)
     assert checked == [[size for size in SIZES if rank < size] for rank in range(max(SIZES))]

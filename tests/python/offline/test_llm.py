@@ -347,3 +347,15 @@ def test_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2/2" in capsys.readouterr().err
     llm.generate(["a", "b"], use_tqdm=False)
     assert capsys.readouterr().err == ""
+
+
+def test_priorities(llm: LLM, native: FakeNative) -> None:
+    llm.generate(["a", "b"], SamplingParams(n=2), priority=[3, -100], use_tqdm=False)
+    llm.generate("a", SamplingParams(), priority=7, use_tqdm=False)
+    llm.generate("a", SamplingParams(), use_tqdm=False)
+    priorities = [request["priority"] for request in engine_of(native).requests]
+    assert sorted(priorities) == [-100, -100, 0, 3, 3, 7]
+    for wrong in (101, -101, True, [1, 2], [0.5], ["1"]):
+        with pytest.raises(ValueError, match="priority"):
+            llm.generate("a", SamplingParams(), priority=wrong, use_tqdm=False)  # type: ignore[arg-type]
+    assert len(engine_of(native).requests) == 6

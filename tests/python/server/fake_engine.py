@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from minisgl.engine.api import EngineApi, EngineBusy, EngineUnavailable, State
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
-from minisgl.ipc.messages import EngineInfo, EngineStats, Finish, Output, TokenLogprob
+from minisgl.ipc.messages import (
+    NO_STANDING,
+    EngineInfo,
+    EngineStats,
+    Finish,
+    Output,
+    Standing,
+    TokenLogprob,
+)
 from minisgl.sampling_params import SamplingParams
 from tests.python.server.byte_tokenizer import END, VOCAB_SIZE
 
@@ -32,6 +40,8 @@ class FakeClient:
     failure: str = ""
     num_restarts: int = 0
     num_replaying: int = 0
+    waiting_tokens: int = 17
+    retry_after: int = 4
     aborted: list[int] = field(default_factory=list)
     submitted: list[TokenStream] = field(default_factory=list)
     stats: EngineStats = field(
@@ -79,13 +89,21 @@ class FakeClient:
         end_ids: Sequence[int] = (),
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
+        standing: Standing = NO_STANDING,
     ) -> TokenStream:
         if self.state != "ready":
             raise EngineUnavailable(self.state)
         if len(self.live) >= self.max_live:
             raise EngineBusy("full")
         request = make_request(
-            len(self.submitted), prompt_ids, params, self.info, end_ids, bad_words, prefix_salt
+            len(self.submitted),
+            prompt_ids,
+            params,
+            self.info,
+            end_ids,
+            bad_words,
+            prefix_salt,
+            standing,
         )
         stream = TokenStream(request, self.abort)
         self.submitted.append(stream)

@@ -16,6 +16,7 @@ import openai
 import pytest
 
 START_SECONDS = 120.0
+PAGE = 16  # tokens: the cache has whole pages
 QUESTION: list[Any] = [{"role": "user", "content": "Who wrote Hamlet?"}]
 
 
@@ -153,6 +154,8 @@ def test_a_conversation_goes_on_from_what_was_computed(url: str) -> None:
         prompt, choice = answer["prompt_token_ids"], answer["choices"][0]
         assert prompt[: len(computed)] == computed
         assert (ask("/tokenize", messages=messages)["tokens"] == prompt) == (turn == 0)
+        cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= len(computed) - PAGE
         computed = prompt + choice["token_ids"]
         messages += [choice["message"], {"role": "user", "content": "And who else?"}]
 

@@ -61,7 +61,7 @@ def test_what_would_change_the_answer_is_refused(name: str) -> None:
 
 
 def test_neutral_values_as_clients_write_them() -> None:
-    read({"length_penalty": 1, "use_beam_search": 0, "priority": 0.0, "include_reasoning": 1})
+    read({"length_penalty": 1, "use_beam_search": 0, "session_id": 0.0, "include_reasoning": 1})
     for name, value in (("length_penalty", 1.5), ("use_beam_search", 1), ("modalities", ["audio"])):
         with pytest.raises(ApiError):
             read({name: value})
@@ -115,8 +115,8 @@ def test_empty_values_that_mean_something_are_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "path"),
     [
-        ('"priority": 1e999', "priority"),
-        ('"priority": {"a": [1e999]}', "priority[...][0]"),
+        ('"session_id": 1e999', "session_id"),
+        ('"session_id": {"a": [1e999]}', "session_id[...][0]"),
         ('"guided_json": {"a": {"b": 1e999}}', "guided_json[...][...]"),
         ('"messages": [{"role": "user", "x": {"a": 1e999}}]', "messages[][...][...]"),
         ('"stream_options": {"x": 1e999}', "stream_options[...]"),
@@ -154,7 +154,7 @@ async def test_unknown_fields_are_ignored_and_named_once(server: Server, named: 
         "keep_alive": "5m",
         "repeat_penalty": 1.1,
         "stream_options": {"foo": 1},
-        "priority": 3,
+        "session_id": 3,
         "max_tokens": 2.0,
     }
     for _ in range(2):
@@ -163,7 +163,7 @@ async def test_unknown_fields_are_ignored_and_named_once(server: Server, named: 
     for name in (
         "'keep_alive'",
         "'repeat_penalty'",
-        "'priority'",
+        "'session_id'",
         "'stream_options.foo'",
         "'messages[].id'",
         "'messages[].timestamp'",

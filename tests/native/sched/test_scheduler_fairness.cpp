@@ -1,0 +1,183 @@
+// A machine that is full, and who gives way to a newcomer there.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "sched/scheduler.h"
+
+namespace minisgl {
+namespace {
+
+// Plays the engine: requests that never stop by themselves, a step after the other.
+struct Machine {
+  explicit Machine(const SchedulerOptions& options) : scheduler(options) {}
+
+  SequenceId submit(std::int64_t prompt_len, std::int64_t max_tokens, const Standing& standing) {
+    std::vector<std::int32_t> prompt(static_cast<std::size_t>(prompt_len), 5);
+    prompt[0] = static_cast<std::int32_t>(++last_id);  // they share nothing
+    scheduler.add(
+        {.id = last_id, .prompt = std::move(prompt), .max_tokens = max_tokens, .standing = standing, .arrived = now});
+    return last_id;
+  }
+  // Returns the ids that the step computed.
+  std::vector<SequenceId> step() {
+    now += std::chrono::milliseconds(20);
+    const StepPlan& plan = scheduler.plan(now);
+    std::vector<SequenceId> ids;
+    std::vector<std::int32_t> drawn;
+    for (const SequenceStep& part : plan.sequences) {
+      ids.push_back(part.id);
+      if (part.num_draws > 0) drawn.push_back(7);
+    }
+    StepTokens tokens;
+    accept_drafts(plan, drawn, tokens);
+    scheduler.complete(tokens);
+    for (const SequenceId id : ids) {
+      if (scheduler.sequence(id).complete()) scheduler.remove(id);
+    }
+    scheduler.check();
+    return ids;
+  }
+  bool is_running(SequenceId id) const { return scheduler.sequence(id).is_running; }
+  // Steps until the sequence has its first token.
+  int steps_to_first_token(SequenceId id) {
+    for (int steps = 1; steps < 10000; ++steps) {
+      const std::vector<SequenceId> ids = step();
+      if (std::ranges::find(ids, id) != ids.end()) return steps;
+    }
+    return 10000;
+  }
+
+  Scheduler scheduler;
+  SequenceId last_id = 0;
+  FairQueue::Time now = {};
+};
+
+SchedulerOptions few_places() {
+  return {.num_pages = 10000, .page_size = 16, .max_running = 16, .max_batch_tokens = 128};
+}
+
+SchedulerOptions few_pages() {
+  return {.num_pages = 200, .page_size = 16, .max_running = 256, .max_batch_tokens = 512};
+}
+
+TEST(SchedulerFairness, ANewcomersShortRequestDoesNotWaitForTwoHundredLongOnes) {
+  for (const SchedulerOptions& options : {few_places(), few_pages()}) {
+    for (const Standing& newcomer : {Standing{.share = 1}, Standing{.share = 0, .user = 9}}) {
+      Machine machine(options);
+      for (int i = 0; i < 200; ++i) machine.submit(100, 400, {});
+      for (int i = 0; i < 100; ++i) machine.step();
+      ASSERT_LT(machine.scheduler.num_running(), 200);
+      for (int request = 0; request < 5; ++request) {
+        EXPECT_LE(machine.steps_to_first_token(machine.submit(50, 8, newcomer)), 2);  // 2 where pages run out just then
+        for (int i = 0; i < 20; ++i) machine.step();
+      }
+      while (machine.scheduler.has_work()) machine.step();
+    }
+  }
+}
+
+TEST(SchedulerFairness, EqualsWaitForTheirTurn) {
+  for (const SchedulerOptions& options : {few_places(), few_pages()}) {
+    Machine machine(options);
+    for (int i = 0; i < 200; ++i) machine.submit(100, 400, {});
+    for (int i = 0; i < 100; ++i) machine.step();
+    const std::uint64_t preemptions = machine.scheduler.num_preemptions();
+    const SequenceId last = machine.submit(50, 8, {});
+    EXPECT_GT(machine.steps_to_first_token(last), 1000);
+    if (options.num_pages == few_places().num_pages) {
+      EXPECT_EQ(machine.scheduler.num_preemptions(), preemptions);
+    }
+  }
+}
+
+TEST(SchedulerFairness, SharesThatBothHaveMuchToDoAreServedAlikeAndDoNotPushEachOtherOut) {
+  for (const SchedulerOptions& options : {few_places(), few_pages()}) {
+    Machine machine(options);
+    for (int i = 0; i < 100; ++i) machine.submit(100, 300, {.share = 1});
+    for (int i = 0; i < 50; ++i) machine.step();
+    for (int i = 0; i < 100; ++i) machine.submit(100, 300, {.share = 2});
+    std::int64_t first = 0, second = 0;  // tokens drawn
+    std::uint64_t preemptions = machine.scheduler.num_preemptions();
+    for (int i = 0; i < 1000; ++i) {
+      for (const SequenceId id : machine.step()) (id <= 100 ? first : second) += 1;
+    }
+    EXPECT_NEAR(static_cast<double>(first) / static_cast<double>(second), 1.0, 0.25) << first << ", " << second;
+    preemptions = machine.scheduler.num_preemptions() - preemptions;
+    if (options.num_pages == few_places().num_pages) {
+      EXPECT_LE(preemptions, 12u);
+    }
+    while (machine.scheduler.has_work()) machine.step();
+  }
+}
+
+TEST(SchedulerFairness, WhatWasServedWhileNobodyWaitedIsOwedToNobody) {
+  Machine machine(few_places());
+  for (int i = 0; i < 16; ++i) machine.submit(10, 2000, {.share = 1});
+  for (int i = 0; i < 1000; ++i) machine.step();  // 32,000 weighted tokens, and nobody waits
+  for (int i = 0; i < 60; ++i) machine.submit(10, 50, {.share = 2});
+  for (int i = 0; i < 60; ++i) machine.submit(10, 50, {.share = 1});
+  machine.step();
+  machine.step();
+  for (const Sequence& sequence : machine.scheduler.running()) {
+    const Party& share = sequence.turn.share();
+    EXPECT_LT(share.served, 33000u);
+    EXPECT_GT(share.served, 31000u);
+  }
+}
+
+TEST(SchedulerFairness, AHigherClassDisplacesALowerOne) {
+  for (const SchedulerOptions& options : {few_places(), few_pages()}) {
+    Machine machine(options);
+    for (int i = 0; i < 200; ++i) machine.submit(100, 400, {.priority = 5});
+    for (int i = 0; i < 100; ++i) machine.step();
+    EXPECT_EQ(machine.steps_to_first_token(machine.submit(50, 8, {.priority = 0})), 1);
+    EXPECT_EQ(machine.scheduler.running().back().turn.standing.priority, 5);
+    while (machine.scheduler.has_work()) machine.step();
+  }
+}
+
+TEST(SchedulerFairness, TheFirstOfAllStays) {
+  Machine machine({.num_pages = 40, .page_size = 4, .max_running = 1, .max_batch_tokens = 32});
+  const SequenceId only = machine.submit(10, 100, {.priority = 9, .share = 1});
+  machine.step();
+  machine.submit(10, 10, {.priority = 0, .share = 2});
+  while (machine.scheduler.num_waiting() > 0) {
+    if (machine.scheduler.running().size() == 1 && !machine.scheduler.sequence(only).complete()) {
+      ASSERT_TRUE(machine.is_running(only) || machine.last_id == 2);
+    }
+    machine.step();
+  }
+  EXPECT_EQ(machine.scheduler.num_preemptions(), 0u);
+}
+
+TEST(SchedulerFairness, WhereAStepIsInFlightTheNextIsPutOffUntilSomebodyMayGiveWay) {
+  Machine machine({.num_pages = 100, .page_size = 16, .max_running = 2, .max_batch_tokens = 64});
+  machine.submit(10, 100, {.share = 1});
+  machine.submit(10, 100, {.share = 1});
+  machine.step();
+  const StepPlan& running = machine.scheduler.plan(machine.now);
+  const SequenceId newcomer = machine.submit(10, 10, {.share = 2});
+  EXPECT_TRUE(machine.scheduler.plan(machine.now).empty());
+  EXPECT_EQ(machine.scheduler.num_preemptions(), 0u);
+  StepTokens tokens;
+  accept_drafts(running, std::vector<std::int32_t>(2, 7), tokens);
+  machine.scheduler.complete(tokens);
+  const StepPlan& next = machine.scheduler.plan(machine.now);
+  EXPECT_EQ(next.sequences.back().id, newcomer);
+  ASSERT_EQ(machine.scheduler.preempted().size(), 1u);
+  EXPECT_EQ(machine.scheduler.preempted()[0], 2u);
+}
+
+TEST(SchedulerFairness, AShortPromptOvertakesTheChunksOfAnotherSharesLongOne) {
+  Machine machine({.num_pages = 1000, .page_size = 16, .max_running = 16, .max_batch_tokens = 64});
+  machine.submit(2000, 10, {.share = 1});
+  for (int i = 0; i < 5; ++i) machine.step();
+  const SequenceId newcomer = machine.submit(50, 8, {.share = 2});
+  EXPECT_EQ(machine.step(), (std::vector<SequenceId>{newcomer, 1}));
+}
+
+}  // namespace
+}  // namespace minisgl
