@@ -329,7 +329,7 @@ def main() -> None:
         return
 
     plain = TorchBlock(weights, sizes, 0, 1)
-    lines = [f"{tp.size} ranks, {device}, {args.dtype}, {args.rows} rows: {sizes}"]
+    lines = [f"ranks: {tp.size}, {device}, {args.dtype}, {args.rows} rows: {sizes}"]
     errors = {"plain torch": difference(y, plain(x, (cos, sin)))}
     ways: dict[str, Callable[[], torch.Tensor]] = {"these layers": ours}
     if tp.size > 1:
@@ -359,15 +359,22 @@ def main() -> None:
         dist.destroy_process_group()
 
 
+def positive(text: str) -> int:
+    """An option's value. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)
+
+
 def arguments() -> argparse.Namespace:
     has_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--heads", type=int, default=16)
-    parser.add_argument("--kv-heads", type=int, default=4)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--intermediate", type=int, default=2816)
-    parser.add_argument("--rows", type=int, default=16, help="tokens of the one sequence")
+    parser.add_argument("--hidden", type=positive, default=1024)
+    parser.add_argument("--heads", type=positive, default=16)
+    parser.add_argument("--kv-heads", type=positive, default=4)
+    parser.add_argument("--head-dim", type=positive, default=64)
+    parser.add_argument("--intermediate", type=positive, default=2816)
+    parser.add_argument("--rows", type=positive, default=16, help="tokens of the one sequence")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_gpu else "cpu")
     parser.add_argument(
         "--dtype",
@@ -380,12 +387,16 @@ def arguments() -> argparse.Namespace:
         default="native" if has_gpu else "torch",
         help="what sums over the ranks: the native communicator, or torch.distributed",
     )
-    parser.add_argument("--repeats", type=int, default=20, help="passes per timing")
+    parser.add_argument("--repeats", type=positive, default=20, help="passes per timing")
     parser.add_argument("--graph", action="store_true", help="record the block in a CUDA graph")
     parser.add_argument("--save", help=argparse.SUPPRESS)  # the result, for the other ranks
     args = parser.parse_args()
+    if args.device == "cuda" and not has_gpu:
+        parser.error("--device cuda needs a GPU, and torch finds none")
     if args.graph and args.device != "cuda":
         parser.error("--graph needs a GPU")
+    if args.head_dim % 2:
+        parser.error(f"--head-dim must be even, for the rotary embedding, got {args.head_dim}")
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     return args
 

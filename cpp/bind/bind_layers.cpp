@@ -1,5 +1,6 @@
 // Python's view of the sharded linear layers, outside an engine: the table of cuts, and products of torch's tensors
 // where they lie. What weights a layer has and what becomes of its result stands in minisgl/layers.
+#include <pthread.h>
 #include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -33,7 +34,11 @@ namespace {
 // What all layers of the process compute with. Never destroyed: neither threads nor a GPU's handles can be given back
 // while an interpreter ends.
 CpuProducts& cpu_products() {
-  static auto& products = *new CpuProducts;
+  static auto& products = *[] {
+    pthread_atfork([] { cpu_products().before_fork(); }, [] { cpu_products().after_fork(); },
+                   [] { cpu_products().after_fork(); });
+    return new CpuProducts;
+  }();
   return products;
 }
 

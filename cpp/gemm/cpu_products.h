@@ -24,6 +24,10 @@ class CpuProducts {
   // product.weights, which this doesn't read. Returns when y is written.
   void run(const PackedMatrix& weights, const TensorProduct& product, int num_threads);
 
+  // Around a fork, which waits for the product that runs: else the child, which has no thread to end it, would wait.
+  void before_fork() { mutex_.lock(); }
+  void after_fork() { mutex_.unlock(); }
+
  private:
   // Pools stay for the process's life: their number is the number of sizes that were asked for, and a forked child,
   // which has none of their threads, does all tasks itself.

@@ -39,7 +39,7 @@ from minisgl.server.listener import (
     serve_http,
 )
 from minisgl.server.state import ServerState
-from minisgl.startup import PhaseLog, describe_engine, engine_options
+from minisgl.startup import PhaseLog, counted, describe_engine, engine_options
 from minisgl.system import (
     SystemLimitError,
     check_threads,
@@ -325,7 +325,8 @@ class Server:
                 f"the tokenizer was not ready within {timeout:g} s; "
                 "a longer --startup-timeout gives it more"
             ) from None
-        where = f"{self._args.num_tokenizer} processes" if self._args.num_tokenizer else "server"
+        num = self._args.num_tokenizer
+        where = counted(num, "process", "processes") if num else "server"
         logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)
 
     @staticmethod

@@ -53,6 +53,7 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
         return f"({'asked for' if asked else otherwise}; {flag})"
 
     cores = "cores allowed to this process" + (", divided by ranks" if len(ranks) > 1 else "")
+    num_threads = counted(info.num_threads, "thread", "threads")
     threads = why(args.num_threads, cores, "--threads")
     kv_dtype = why(args.kv_dtype != "auto", "follows the weights", "--kv-dtype")
     kv_tokens = why(args.kv_cache_tokens, "default, as far as memory allows", "--kv-cache-tokens")
@@ -63,8 +64,7 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
         *_describe_ranks(args, ranks),
         f"weights: {info.family} {info.weight_dtype}, {_size(info.weight_bytes)}",
         f"device: {info.device} ({_why_device(args, info)}; --device)",
-        f"processor: {_count(info.num_threads, 'thread')} {threads}, {info.isa} kernels (the best "
-        "it has)",
+        f"processor: {num_threads} {threads}, {info.isa} kernels (the best it has)",
         f"KV cache: {info.kv_cache_tokens} tokens {kv_tokens} in {info.kv_dtype} {kv_dtype}, "
         f"{_size(info.kv_cache_bytes)}",
         _describe_prefix_cache(info),
@@ -110,8 +110,9 @@ def _describe_ranks(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
     ]
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def counted(number: int, one: str, several: str) -> str:
+    """ "1 process", "2 processes"."""
+    return f"{number} {one if number == 1 else several}"
 
 
 def _size(num_bytes: int) -> str:

@@ -176,6 +176,7 @@ class CudaProducts final : public GpuProducts {
       for (const auto& [blocks, deep] : {std::pair(1, false), std::pair(2, false), std::pair(1, true)})
         candidates.emplace_back().skinny = cuda::SkinnyTuning{.blocks_per_processor = blocks, .deep = deep};
     }
+    const std::size_t favourite = candidates.size();  // cuBLASLt's first, or the kernel for few rows
     for (const auto& proposal : proposals(product, description, cuda::kWorkspaceBytes)) {
       if (!multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, {})) continue;
       Choice& candidate = candidates.emplace_back();
@@ -195,7 +196,8 @@ class CudaProducts final : public GpuProducts {
                                             *candidates[i].algorithm, workspace, candidates[i].workspace_bytes, queue);
       MINISGL_CHECK(queued, "cuBLASLt refuses an algorithm that it took");
     };
-    return candidates[cuda::fastest_in_a_row(candidates.size(), turns_of(product, weights.size()), run)];
+    const std::size_t preferred = favourite < candidates.size() ? favourite : 0;
+    return candidates[cuda::fastest_in_a_row(candidates.size(), preferred, turns_of(product, weights.size()), run)];
   }
 
   int device_;

@@ -27,7 +27,12 @@ class DistributedCommunicator:
         return self.plugins[-1].all_reduce(x)
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        """Every rank's x along dimension 0: [size * n, ...] of [n, ...]."""
+        """Every rank's x along dimension 0: [size * n, ...] of [n, ...].
+
+        Raises ValueError for a scalar.
+        """
+        if x.dim() == 0:
+            raise ValueError("all_gather needs a tensor with at least one dimension, got a scalar")
         return self.plugins[-1].all_gather(x)
 
 

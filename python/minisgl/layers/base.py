@@ -27,7 +27,8 @@ class BaseOP:
     """An operation whose tensors are its attributes, and those of operations among its attributes.
 
     Tensors are ordinary ones and may be filled and assigned. Attributes that begin with "_" are
-    left out; lists and tuples of operations count, their members by number ("layers.0.weight").
+    left out. Lists, tuples and dicts of operations count, members by number ("layers.0.weight")
+    or key.
     """
 
     packed_modules_mapping: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -96,15 +97,20 @@ class BaseOP:
     def to(self: _Op, *args: Any, **kwargs: Any) -> _Op:
         """Moves all tensors as torch.Tensor.to does, floating-point ones to the dtype, too.
 
-        Returns the operation itself, whose tensors are new ones where something changed.
+        Returns the operation itself, whose tensors are new ones where something changed. Operations
+        that share a tensor share the new one.
         """
+        sharing: dict[int, list[_Entry]] = {}
+        for entry in self._entries(""):
+            sharing.setdefault(id(getattr(entry.owner, entry.attribute)), []).append(entry)
         with torch.inference_mode(False), torch.no_grad():
-            for entry in list(self._entries("")):
-                tensor: torch.Tensor = getattr(entry.owner, entry.attribute)
+            for entries in sharing.values():
+                tensor: torch.Tensor = getattr(entries[0].owner, entries[0].attribute)
                 moved = tensor.to(*args, **kwargs)
                 if not tensor.is_floating_point():
                     moved = tensor.to(moved.device)
-                setattr(entry.owner, entry.attribute, moved)
+                for entry in entries:
+                    setattr(entry.owner, entry.attribute, moved)
         return self
 
     def _entries(self, prefix: str, packed: Sequence[str] = ()) -> Iterator[_Entry]:
@@ -116,10 +122,11 @@ class BaseOP:
             elif isinstance(value, BaseOP):
                 parts = self.packed_modules_mapping.get(name, ())
                 yield from value._entries(_join(prefix, name), [_join(prefix, p) for p in parts])
-            elif isinstance(value, (list, tuple)):
-                for index, member in enumerate(value):
+            elif isinstance(value, (list, tuple, dict)):
+                members = value.items() if isinstance(value, dict) else enumerate(value)
+                for key, member in members:
                     if isinstance(member, BaseOP):
-                        yield from member._entries(_join(prefix, f"{name}.{index}"))
+                        yield from member._entries(_join(prefix, f"{name}.{key}"))
 
     def _check_tensor(
         self, attribute: str, key: str, value: torch.Tensor | Sequence[torch.Tensor]

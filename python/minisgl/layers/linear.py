@@ -15,6 +15,9 @@ from minisgl.layers.base import BaseOP
 
 _Layer = TypeVar("_Layer", bound="_LinearTPImpl")
 
+_CUT = ("weight", "bias")  # a layer's tensors; the others of a class of one's own are whole
+_MAX_SIZE = 2**40  # of features: sums and products of sizes stay 64-bit numbers
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -58,6 +61,7 @@ class _LinearTPImpl(BaseOP):
 
     `parts` say how the whole is cut. A class of your own may leave them out: its load_state_dict
     takes the rank's own tensors, and full_state_dict refuses unless every rank holds the whole.
+    Tensors that it has beside `weight` and `bias` are whole on every rank, as in BaseOP.
     """
 
     def __init__(
@@ -94,8 +98,6 @@ class _LinearTPImpl(BaseOP):
         y: torch.Tensor = self._multiply(x, self.weight, self.bias)
         return y
 
-    __call__ = forward
-
     def __repr__(self) -> str:
         full = f"{self.full_input_size} -> {self.full_output_size}"
         local = f"{self.local_input_size} -> {self.local_output_size}"
@@ -107,6 +109,9 @@ class _LinearTPImpl(BaseOP):
     def _check_tensor(
         self, attribute: str, key: str, value: torch.Tensor | Sequence[torch.Tensor]
     ) -> None:
+        if attribute not in _CUT:
+            super()._check_tensor(attribute, key, value)
+            return
         sizes = self._full_sizes(attribute)
         pieces: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
         for piece in pieces:
@@ -121,6 +126,9 @@ class _LinearTPImpl(BaseOP):
             raise InputError(f"{key} must be the whole {whole}{apart}; got {_listed(got)}")
 
     def _load_tensor(self, attribute: str, value: torch.Tensor | Sequence[torch.Tensor]) -> None:
+        if attribute not in _CUT:
+            super()._load_tensor(attribute, value)
+            return
         sizes = self._full_sizes(attribute)
         if isinstance(value, torch.Tensor):
             value = torch.split(value, [size[0] for size in sizes])
@@ -137,7 +145,7 @@ class _LinearTPImpl(BaseOP):
 
     def _gather_tensor(self, attribute: str) -> torch.Tensor:
         local: torch.Tensor = getattr(self, attribute)
-        if self._size == 1 or (attribute == "bias" and self._cut == 1):
+        if self._size == 1 or attribute not in _CUT or (attribute == "bias" and self._cut == 1):
             return local
         if not self._parts:
             full = (self.full_input_size, self.full_output_size)
@@ -198,6 +206,8 @@ class LinearColParallelMerged(_LinearTPImpl):
     def __init__(self, input_size: int, output_sizes: Sequence[int], has_bias: bool) -> None:
         tp = get_tp_info()
         check_size("input_size", input_size)
+        if not isinstance(output_sizes, (list, tuple)):
+            raise TypeError(f"output_sizes must be a list, got {type(output_sizes).__name__}")
         if not output_sizes:
             raise InputError("output_sizes must have at least one size")
         parts = []
@@ -310,8 +320,6 @@ class LinearRowParallel(_LinearTPImpl):
         y: torch.Tensor = self._multiply(x, self.weight, self.bias if self._rank == 0 else None)
         return y if self._size == 1 else self._comm.all_reduce(y)
 
-    __call__ = forward
-
     @classmethod
     def from_weights(
         cls, weight: torch.Tensor, bias: torch.Tensor | None = None
@@ -327,11 +335,13 @@ class LinearRowParallel(_LinearTPImpl):
 
 
 def check_size(name: str, size: int) -> None:
-    """Raises TypeError unless `size` is an int, InputError unless it is positive."""
+    """Raises TypeError unless `size` is an int, InputError unless it is in [1, 2**40]."""
     if not isinstance(size, int):
         raise TypeError(f"{name} must be an int, got {type(size).__name__}")
     if size < 1:
         raise InputError(f"{name} must be positive, got {size}")
+    if size > _MAX_SIZE:
+        raise InputError(f"{name} must be at most {_MAX_SIZE}, got {size}")
 
 
 def check_matrices(weights: Sequence[torch.Tensor]) -> None:

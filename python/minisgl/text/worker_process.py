@@ -60,6 +60,7 @@ async def _serve(link: ParentLink[ToText], options: TextOptions) -> int:
     except ModelError as error:
         link.outbox.put_nowait(Failed(str(error)))
         return 1
+    logger.info("ready")
     link.outbox.put_nowait(TextReady())
     worker = Worker(tokenizer)
     while True:

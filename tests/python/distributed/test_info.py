@@ -28,6 +28,15 @@ def test_rank_outside_its_size_is_refused(rank: int, size: int) -> None:
         DistributedInfo(rank, size)
 
 
+@pytest.mark.parametrize(
+    ("rank", "size", "named"), [("0", "2", "rank"), (1.0, 2, "rank"), (0, None, "size")]
+)
+def test_rank_and_size_are_ints(rank: object, size: object, named: str) -> None:
+    wrong = {"rank": rank, "size": size}[named]
+    with pytest.raises(TypeError, match=f"^{named} must be an int, got {wrong!r}$"):
+        DistributedInfo(rank, size)  # type: ignore[arg-type]
+
+
 def test_rank_is_set_once_a_process_and_torch_is_not_needed() -> None:
     # In a process of its own: what is set stays set.
     code = """

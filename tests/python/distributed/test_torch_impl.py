@@ -73,6 +73,11 @@ def test_a_single_rank_enables_nothing() -> None:
     assert DistributedCommunicator.plugins == before
 
 
+def test_a_scalar_has_nothing_to_gather_along() -> None:
+    with pytest.raises(ValueError, match="at least one dimension, got a scalar"):
+        DistributedCommunicator().all_gather(torch.tensor(1.0))
+
+
 def test_the_last_plugin_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     class Doubling(DistributedImpl):
         def all_reduce(self, x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.python.launch.servers import ServerProcess
+from tests.python.programs import run_program
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 SERVE = ("-m", "minisgl")
@@ -70,16 +72,40 @@ SMALL_BLOCK = "--hidden 96 --heads 4 --kv-heads 2 --head-dim 16 --intermediate 1
 @pytest.mark.parametrize(
     ("ranks", "options"), [(1, ""), (2, "--comm torch"), (4, "--comm native --dtype bfloat16")]
 )
-def test_tensor_parallel(ranks: int, options: str) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+def test_tensor_parallel(ranks: int, options: str, tmp_path: Path) -> None:
     arguments = ["--device", "cpu", *SMALL_BLOCK.split(), *options.split()]
-    said = run("tensor_parallel.py", *arguments, launcher=launcher if ranks > 1 else [])
+    if ranks == 2:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        said = run("tensor_parallel.py", *arguments, launcher=launcher)
+    else:  # the same without torchrun, in less time
+        said = run_program(EXAMPLES / "tensor_parallel.py", tmp_path, ranks, arguments)
     compared = re.findall(r"off by (\S+) from (.*)", said)
     assert [name for _, name in compared] == ["plain torch", "these layers on one rank"][:ranks]
     limit = 1e-2 if "bfloat16" in options else 1e-5
     assert all(0 <= float(error) < limit for error, _ in compared)
     other = "torch with the same cuts" if ranks > 1 else "plain torch"
     assert re.search(rf"a pass: these layers \d+\.\d+ ms, {other} \d+\.\d+ ms", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--rows 0", "argument --rows: must be a positive whole number, got '0'"),
+        ("--repeats -1", "argument --repeats: must be a positive whole number, got '-1'"),
+        ("--head-dim 7", "--head-dim must be even, for the rotary embedding, got 7"),
+        ("--device cpu --graph", "--graph needs a GPU"),
+    ],
+)
+def test_tensor_parallel_refuses_what_it_cannot_do(
+    options: str,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tensor_parallel.py", *options.split()])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLES / "tensor_parallel.py"))["arguments"]()
+    assert capsys.readouterr().err.endswith(f"error: {sentence}\n")
 
 
 def test_two_hosts() -> None:

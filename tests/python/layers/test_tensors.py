@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import signal
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -173,6 +176,40 @@ def test_threads_change_nothing_and_may_call_together() -> None:
     assert wrong == []
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_computes_while_its_parent_does() -> None:
+    layer, large, x = filled(), filled(1024, 1024), torch.randn(64, 1024)
+    wanted, over = layer(x[:, :40]), threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            large(x)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    children = []
+    for _ in range(4):
+        if child := os.fork():
+            children.append(child)
+        else:
+            os._exit(0 if torch.equal(layer(x[:, :40]), wanted) else 1)
+    try:
+        until = time.monotonic() + 20
+        while children and time.monotonic() < until:
+            child, status = os.waitpid(children[0], os.WNOHANG)
+            if child:
+                assert status == 0
+                children.pop(0)
+            time.sleep(0.01)
+        assert not children
+    finally:
+        over.set()
+        thread.join()
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
 def test_copies_are_layers() -> None:
     layer, x = filled(), torch.randn(2, 40)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
@@ -237,6 +274,31 @@ def test_a_layer_of_ones_own_need_not_say_how_it_is_cut(become_rank: BecomeRank)
             layer.full_state_dict()
 
 
+class Scaled(LinearRowParallel):
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size, has_bias=False)
+        self.scale = torch.ones(size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+def test_a_class_over_a_layer_has_its_own_forward_and_tensors(become_rank: BecomeRank) -> None:
+    scaled = Scaled(8)
+    state = {"weight": torch.randn(8, 8), "scale": torch.randn(8)}
+    scaled.load_state_dict(state)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(scaled(x), linear(x, state["weight"]) * state["scale"])
+    become_rank(1, 2)
+    cut = Scaled(8)
+    cut.load_state_dict(state)
+    assert torch.equal(cut.weight, state["weight"][:, 4:])
+    assert torch.equal(cut.scale, state["scale"])
+    assert cut._gather_tensor("scale") is cut.scale
+    with pytest.raises(InputError, match=r"^scale must be \[8\], got \[4\]$"):
+        cut.load_state_dict({**state, "scale": torch.ones(4)})
+
+
 def test_an_operation_has_tensors_of_its_own() -> None:
     norm = Named(
         weight=torch.ones(4), steps=torch.zeros(1, dtype=torch.int64), _hidden=torch.ones(1)
@@ -251,6 +313,20 @@ def test_an_operation_has_tensors_of_its_own() -> None:
         "norm.weight": torch.float16,
         "norm.steps": torch.int64,
     }
+
+
+def test_operations_may_share_tensors_and_stand_in_dicts() -> None:
+    first, second = filled(8, 8), filled(8, 8)
+    second.weight = first.weight
+    block = Named(experts={"first": first, "second": second}, tied=first)
+    names = ["experts.first.weight", "experts.first.bias", "experts.second.weight"]
+    names += ["experts.second.bias", "tied.weight", "tied.bias"]
+    assert list(block.state_dict()) == names
+    block.to(torch.bfloat16)
+    assert first.weight is second.weight
+    assert first.weight.dtype == first.bias.dtype == second.bias.dtype == torch.bfloat16
+    block.load_state_dict({name: torch.ones_like(t) for name, t in block.state_dict().items()})
+    assert second.bias.tolist() == [1.0] * 8
 
 
 def test_state_dict_has_the_tensors_themselves() -> None:
@@ -287,6 +363,10 @@ def test_what_does_not_fit_is_named(become_rank: BecomeRank) -> None:
         ),
         (lambda: LinearColParallelMerged(6, [], False), "output_sizes must have at least one size"),
         (lambda: LinearColParallelMerged(0, [4], False), "input_size must be positive, got 0"),
+        (
+            lambda: LinearColParallelMerged(6, [2**70], False),
+            "output_sizes[0] must be at most 1099511627776, got 1180591620717411303424",
+        ),
         (
             lambda: LinearRowParallel(9, 4, False),
             "input_size is 9, which can't be split over 2 ranks",
@@ -414,6 +494,11 @@ def test_what_is_no_tensor_is_named() -> None:
             "weight must be a torch.Tensor or a list of them, got int",
         ),
         (lambda: LinearRowParallel(8.0, 4, False), "input_size must be an int, got float"),
+        (lambda: LinearColParallelMerged(8, 4, False), "output_sizes must be a list, got int"),
+        (
+            lambda: LinearColParallelMerged(8, (size for size in (4, 4)), False),
+            "output_sizes must be a list, got generator",
+        ),
         (lambda: LinearRowParallel.from_weights("x"), "a weight must be a torch.Tensor, got str"),
     ]
     for attempt, message in refusals:

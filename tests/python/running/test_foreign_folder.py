@@ -69,6 +69,9 @@ def test_processes_say_what_they_are(server: ServerProcess) -> None:
     assert sorted(names.values()) == sorted(NAMES)
     names[server.process.pid] = process_name(server.process.pid)
     assert names[server.process.pid] == "minisgl-serve"
+    for name in NAMES - {"minisgl-template-0"}:  # which writes no lines
+        assert f"INFO {name}: ready\n" in server.output
+    assert "loading the tokenizer (1 process): " in server.output
     for pid, name in names.items():  # as far as the kernel keeps it, which top shows
         assert Path(f"/proc/{pid}/comm").read_text() == name[:15] + "\n"
     threads = {
