@@ -149,6 +149,7 @@ class Scheduler {
   bool is_worth_copying(std::int64_t num_tokens) const {
     return num_tokens > 0 && 2 * num_tokens >= options_.page_size;
   }
+  void pass_over(Sequence& sequence);
   void copy_begun(Sequence& sequence, const PrefixTree::Begun& begun);
   void remember_prompt(Sequence& sequence);
   void release(Sequence& sequence);
@@ -192,6 +193,7 @@ class Scheduler {
   std::uint64_t num_plans_ = 0;
   // While planning: the running sequences that lack more than their latest token, and have no rows yet.
   std::vector<Iterator> begun_;
+  std::vector<PageId> passed_;               // pass_over()'s
   std::vector<const Sequence*> unfinished_;  // while planning: those that lack more after their part of the step
 
   std::optional<Iterator> newcomer_;  // while planning: others were preempted for it

@@ -189,6 +189,7 @@ std::int64_t Scheduler::reserve_drafts(Sequence& sequence, std::int64_t rows) {
 }
 
 void Scheduler::plan_chunk(Iterator sequence) {
+  if (options_.prefix_cache && sequence->num_computed < sequence->prompt_len) pass_over(*sequence);
   plan_rows(sequence);
   if (sequence->num_uncomputed() > 1) unfinished_.push_back(&*sequence);
 }
