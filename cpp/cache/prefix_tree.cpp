@@ -32,9 +32,9 @@ PrefixTree::PrefixTree(PageAllocator& pages, int page_size)
   index_.assign(std::bit_ceil(2 * count), kNone);
 }
 
-void PrefixTree::take(const PrefixSpace& space, std::span<const std::int32_t> tokens, std::vector<PageId>& pages) {
+void PrefixTree::take(const PrefixSpace& space, std::span<const std::int32_t> tokens, std::vector<PageId>& pages,
+                      PageId parent) {
   const std::size_t first = pages.size();
-  PageId parent = kNone;
   for (; tokens.size() >= page_size_; tokens = tokens.subspan(page_size_)) {
     const auto here = tokens.first(page_size_);
     const PageId page = find(parent, space, here, hash_of(parent, space, here));

@@ -35,12 +35,15 @@ struct PrefixSpace {
 // Insertion (add()) and eviction (drop()) are one function each: what is to know which pages there are belongs there.
 class PrefixTree {
  public:
+  static constexpr PageId kRoot = -1;  // where prefixes begin
+
   // `pages` outlives the tree.
   PrefixTree(PageAllocator& pages, int page_size);
 
-  // Finds the longest prefix of `tokens` that is a whole number of pages, appends its pages to `pages` and makes the
-  // caller an owner of each.
-  void take(const PrefixSpace& space, std::span<const std::int32_t> tokens, std::vector<PageId>& pages);
+  // Finds the most of `tokens` that is a whole number of pages and follows `parent`, a page of the caller's in the
+  // tree, or kRoot. Appends those pages to `pages` and makes the caller an owner of each.
+  void take(const PrefixSpace& space, std::span<const std::int32_t> tokens, std::vector<PageId>& pages,
+            PageId parent = kRoot);
 
   // Of the pages that follow `parent` (a page of the tree), the one that begins with the most tokens of `rest`. Looks
   // at the latest few; only at pages inserted before `now`.

@@ -1,7 +1,6 @@
 // One check a field, each said with its value.
 #include "engine/validation.h"
 
-#include <cstdlib>
 #include <span>
 #include <vector>
 
@@ -91,8 +90,9 @@ std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& 
     findings.require(value >= -1 && value <= max_logprobs, field, " must be between 0 and ", max_logprobs,
                      ", or -1 for none, got ", value);
   }
-  findings.require(std::abs(request.standing.priority) <= max_priority, "priority must be between ", -max_priority,
-                   " and ", max_priority, ", got ", request.standing.priority);
+  const std::int32_t priority = request.standing.priority;
+  findings.require(priority >= -max_priority && priority <= max_priority, "priority must be between ", -max_priority,
+                   " and ", max_priority, ", got ", priority);
   if (findings.any()) return findings.take();
 
   // Before the look at each token: a prompt that is far too long is refused at once.

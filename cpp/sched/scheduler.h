@@ -67,6 +67,7 @@ struct PrefixCounts {
 class Scheduler {
  public:
   static constexpr std::size_t kMostInFlight = 2;
+  static constexpr std::uint64_t kPlansBetweenNewcomers = 16;
 
   explicit Scheduler(const SchedulerOptions& options);
   Scheduler(const Scheduler&) = delete;
@@ -134,6 +135,8 @@ class Scheduler {
   std::int64_t num_missing_pages(const Sequence& sequence) const;
   std::int64_t num_missing_pages() const;
   Sequence& live(SequenceId id) const;
+  bool plan_newcomer();
+  void plan_everybody();
   void plan_decodes();
   void plan_prefills(bool may_admit);
   bool admit(Iterator next);
@@ -146,6 +149,7 @@ class Scheduler {
   bool is_worth_copying(std::int64_t num_tokens) const {
     return num_tokens > 0 && 2 * num_tokens >= options_.page_size;
   }
+  void pass_over(Sequence& sequence);
   void copy_begun(Sequence& sequence, const PrefixTree::Begun& begun);
   void remember_prompt(Sequence& sequence);
   void release(Sequence& sequence);
@@ -189,10 +193,13 @@ class Scheduler {
   std::uint64_t num_plans_ = 0;
   // While planning: the running sequences that lack more than their latest token, and have no rows yet.
   std::vector<Iterator> begun_;
+  std::vector<PageId> passed_;               // pass_over()'s
   std::vector<const Sequence*> unfinished_;  // while planning: those that lack more after their part of the step
 
-  std::optional<StepCost> cost_;  // where steps have a target
-  bool is_timed_ = false;         // while planning: what is added must fit the target
+  std::optional<Iterator> newcomer_;  // while planning: others were preempted for it
+  std::uint64_t next_newcomer_ = 0;   // the plan from which on one may have a step of its own
+  std::optional<StepCost> cost_;      // where steps have a target
+  bool is_timed_ = false;             // while planning: what is added must fit the target
   // What is left of a step's room while it is planned.
   std::int64_t rows_left_ = 0;           // rows, within max_batch_tokens
   std::int64_t prompt_logits_left_ = 0;  // wanted rows, within max_prompt_logits

@@ -32,13 +32,24 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   queue_.set_time(now);
   preempted_.clear();
   is_timed_ = false;
+  newcomer_.reset();
   ++num_plans_;
   unfinished_.clear();
   rows_left_ = options_.max_batch_tokens;
   prompt_logits_left_ = options_.max_prompt_logits;
   // What was generated counts where somebody waits, and another could be next in its place.
   if (!queue_.empty() && queue_.has_rivals()) charge_running();
-  const bool may_plan = make_room();
+  if (make_room() && !plan_newcomer()) plan_everybody();
+  if (!step.plan.empty()) {
+    in_flight_.splice(in_flight_.end(), spare_, spare_.begin());
+  } else {
+    MINISGL_CHECK(!in_flight_.empty() || !has_work(), "nothing planned for ", num_running(), " running and ",
+                  num_waiting(), " waiting sequences");
+  }
+  return step.plan;
+}
+
+void Scheduler::plan_everybody() {
   // Those that decode need a page each at most.
   const bool has_drafts = options_.max_drafts > 0;
   const bool has_pages = !has_drafts && tree_.num_available() >= num_running() + num_appended_;
@@ -48,19 +59,12 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
     draft_pages_left_ = std::max<std::int64_t>(0, pages_left);
   }
   // A sequence must be preempted where pages are missing.
-  if (may_plan && (in_flight_.empty() || pages_left >= 0)) {
+  if (in_flight_.empty() || pages_left >= 0) {
     const bool preempted = pages_left < 0 && relieve();
     plan_decodes();
-    is_timed_ = cost_.has_value() && step.shape.decode_rows > 0;
+    is_timed_ = cost_.has_value() && spare_.front().shape.decode_rows > 0;
     plan_prefills(!preempted);
   }
-  if (!step.plan.empty()) {
-    in_flight_.splice(in_flight_.end(), spare_, spare_.begin());
-  } else {
-    MINISGL_CHECK(!in_flight_.empty() || !has_work(), "nothing planned for ", num_running(), " running and ",
-                  num_waiting(), " waiting sequences");
-  }
-  return step.plan;
 }
 
 // Pages that the sequence lacks for its present tokens.
@@ -185,6 +189,7 @@ std::int64_t Scheduler::reserve_drafts(Sequence& sequence, std::int64_t rows) {
 }
 
 void Scheduler::plan_chunk(Iterator sequence) {
+  if (options_.prefix_cache && sequence->num_computed < sequence->prompt_len) pass_over(*sequence);
   plan_rows(sequence);
   if (sequence->num_uncomputed() > 1) unfinished_.push_back(&*sequence);
 }

@@ -177,12 +177,16 @@ class CudaProducts final : public GpuProducts {
         candidates.emplace_back().skinny = cuda::SkinnyTuning{.blocks_per_processor = blocks, .deep = deep};
     }
     const std::size_t favourite = candidates.size();  // cuBLASLt's first, or the kernel for few rows
-    for (const auto& proposal : proposals(product, description, cuda::kWorkspaceBytes)) {
-      if (!multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, {})) continue;
-      Choice& candidate = candidates.emplace_back();
-      candidate.algorithm = proposal.algo;
-      candidate.workspace_bytes = proposal.workspaceSize;
-      candidate.rows = product.rows;
+    // Asked without a workspace, the library also names algorithms that it otherwise puts behind those that cut the
+    // inputs.
+    for (const std::size_t most : {cuda::kWorkspaceBytes, std::size_t{0}}) {
+      for (const auto& proposal : proposals(product, description, most)) {
+        if (!multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, {})) continue;
+        Choice& candidate = candidates.emplace_back();
+        candidate.algorithm = proposal.algo;
+        candidate.workspace_bytes = proposal.workspaceSize;
+        candidate.rows = product.rows;
+      }
     }
     if (candidates.empty()) return usual(product);
     const std::vector<const void*> weights = copied_weights(product, copies.get(), stream);

@@ -1,6 +1,8 @@
 // What is chosen for a user who says nothing, and what is said to one who asks for too much.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "core/error.h"
 #include "engine/defaults.h"
 #include "kernels/cpu/backend.h"
@@ -145,6 +147,8 @@ TEST(Defaults, SettingsOutOfRange) {
   EXPECT_NE(refusal({.memory_fraction = 1.5}), "");
   EXPECT_NE(refusal({.kv_cache_tokens = 2048, .num_pages = 128}), "");
   EXPECT_NE(refusal({.max_waiting = -1}), "");
+  EXPECT_EQ(refusal({.target_itl_ms = -1}), "--target-itl-ms must be between 0 and 60000, got -1");
+  EXPECT_NE(refusal({.target_itl_ms = std::nan("")}), "");
   EXPECT_THROW(choose_num_threads(-1), InputError);
   EXPECT_EQ(choose_num_threads(3), 3);
   EXPECT_GE(choose_num_threads(0), 1);

@@ -61,6 +61,10 @@ TEST(Validation, NamesTheFieldAndTheValue) {
             "logprobs must be between 0 and 20, or -1 for none, got 21");
   EXPECT_EQ(fault_after([](Request& r) { r.prompt_logprobs = -2; }),
             "prompt_logprobs must be between 0 and 20, or -1 for none, got -2");
+  EXPECT_EQ(fault_after([](Request& r) { r.standing.priority = 101; }),
+            "priority must be between -100 and 100, got 101");
+  EXPECT_NE(fault_after([](Request& r) { r.standing.priority = -101; }), "");
+  EXPECT_NE(fault_after([](Request& r) { r.standing.priority = std::numeric_limits<std::int32_t>::min(); }), "");
   EXPECT_EQ(fault_after([](Request& r) { r.sampling.temperature = not_a_number; }),
             "temperature must be between 0 and 100, got nan");
   EXPECT_EQ(fault_after([](Request& r) { r.sampling.temperature = 101; }),

@@ -474,6 +474,24 @@ TEST(SchedulerPrefix, ANewcomerWaitsForWhatIsBeingComputed) {
   }
 }
 
+TEST(SchedulerPrefix, APrefillPassesOverWhatAnotherHasComputedSince) {
+  Scheduler scheduler({.num_pages = 32, .page_size = 4, .max_batch_tokens = 8});
+  scheduler.add(make(1, 20, 4));
+  complete(scheduler, scheduler.plan());
+  NewSequence other = like(2, 1, 20, 4);
+  other.standing.priority = -1;
+  scheduler.add(other);
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{2, 8}}));
+  EXPECT_EQ(scheduler.oldest().sequences[0].start_position, 8);
+  complete(scheduler, scheduler.oldest());
+  const StepPlan& plan = scheduler.plan();
+  EXPECT_EQ(shape(plan), (Shape{{2, 4}, {1, 4}}));
+  EXPECT_EQ(plan.sequences[1].start_position, 16);
+  EXPECT_EQ(plan.sequences[1].num_kept_pages, 2);
+  EXPECT_EQ(scheduler.sequence(1).pages[3], scheduler.sequence(2).pages[3]);
+  complete(scheduler, plan);
+}
+
 TEST(SchedulerPrefix, NobodyWaitsForStrangers) {
   Scheduler scheduler({.num_pages = 16, .page_size = 4, .max_prompt_logits = 4});
   scheduler.add(make(1, 10, 2, true));

@@ -99,8 +99,8 @@ class Rank {
     std::int64_t ahead = 0;  // steps planned while another was in flight
     std::int64_t accepted = 0, rejected = 0, appended = 0, copied = 0, hidden = 0;
     // Sequences that began with pages: of all kinds, of those that the same step computes, and after a preemption.
-    // Parts whose pages were exchanged for equal ones.
-    std::int64_t shared = 0, joined = 0, found_again = 0, exchanged = 0;
+    // Parts whose pages were exchanged for equal ones, and those that others had computed a part of the prompt for.
+    std::int64_t shared = 0, joined = 0, found_again = 0, exchanged = 0, passed = 0;
   } counts;
 
  private:
@@ -209,6 +209,13 @@ class Rank {
       counts.shared += step.start_position > 0;
       counts.found_again += step.start_position > 0 && known.has_begun;
       known.has_begun = true;
+    }
+    if (step.start_position > known.num_computed) {  // others have computed the pages between
+      ++counts.passed;
+      ASSERT_EQ(step.start_position % options_.page_size, 0);
+      ASSERT_LE(step.start_position, known.prompt_len - 1);
+      ASSERT_LE(step.num_kept_pages * options_.page_size, known.num_computed);
+      known.num_computed = step.start_position;
     }
     ASSERT_EQ(step.start_position, known.num_computed);
     const std::int32_t num_pages = static_cast<std::int32_t>(known.table.size());
@@ -568,6 +575,25 @@ TEST(SchedulerProperties, EverythingHappensInThem) {
       EXPECT_GT(count, 10) << "depth " << depth;
     }
   }
+}
+
+// In small chunks, prefills of the same prompt take turns.
+TEST(SchedulerProperties, PrefillsPassOverWhatOthersHaveComputed) {
+  std::int64_t passed = 0;
+  for (const std::size_t depth : {0, 1}) {
+    std::mt19937 random(6);
+    const SchedulerOptions options{.num_pages = 40, .page_size = 2, .max_running = 8, .max_batch_tokens = 6};
+    Scheduler scheduler(options);
+    Rank rank(options, random, depth, true);
+    SequenceId next_id = 1;
+    while (next_id <= 1000 || scheduler.has_work()) {
+      if (next_id <= 1000 && scheduler.num_waiting() < 8) rank.submit(scheduler, next_id++);
+      rank.step(scheduler);
+      ASSERT_FALSE(HasFatalFailure());
+    }
+    passed += rank.counts.passed;
+  }
+  EXPECT_GT(passed, 10);
 }
 
 }  // namespace

@@ -60,10 +60,12 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def folded(path: str, body: dict[str, Any], answer: bytes) -> Any:
-    """An answer without its id and time, however its tokens were spread over events. Unless EXACT
-    also without what the tokens are.
+    """An answer without its id, its time and what of its prompt was cached, however its tokens were
+    spread over events. Unless EXACT also without what the tokens are.
     """
     choices, usage = unfolded(body, answer)
+    if usage is not None:
+        usage.pop("prompt_tokens_details", None)
     if EXACT:
         return choices, usage
     tokens = [
