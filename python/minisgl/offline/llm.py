@@ -317,7 +317,8 @@ def _as_params(
 
 def _as_standings(priority: int | Sequence[int], num_prompts: int) -> list[Standing]:
     """One for each prompt. ValueError where a priority is something else or out of its range."""
-    priorities = [priority] * num_prompts if isinstance(priority, int) else list(priority)
+    # Whatever has no elements is one for all, or nothing: a NumPy integer is no int.
+    priorities = list(priority) if isinstance(priority, Iterable) else [priority] * num_prompts
     if len(priorities) != num_prompts:
         raise ValueError(
             f"there must be one priority for all prompts or one per prompt ({num_prompts}), "

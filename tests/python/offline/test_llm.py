@@ -355,7 +355,7 @@ def test_priorities(llm: LLM, native: FakeNative) -> None:
     llm.generate("a", SamplingParams(), use_tqdm=False)
     priorities = [request["priority"] for request in engine_of(native).requests]
     assert sorted(priorities) == [-100, -100, 0, 3, 3, 7]
-    for wrong in (101, -101, True, [1, 2], [0.5], ["1"]):
+    for wrong in (101, -101, True, None, 0.5, [1, 2], [0.5], ["1"]):
         with pytest.raises(ValueError, match="priority"):
             llm.generate("a", SamplingParams(), priority=wrong, use_tqdm=False)  # type: ignore[arg-type]
     assert len(engine_of(native).requests) == 6
