@@ -15,6 +15,7 @@ constexpr int kFinalRuns = 4;
 // Of kernels in a row: rounds in which all take turns, and rounds among the best of these.
 constexpr int kRounds = 3;
 constexpr int kFinalRounds = 9;
+constexpr float kWorthwhile = 0.98f;  // of the preferred kernel's time
 
 CudaEvent make_timer() {
   cudaEvent_t event = nullptr;
@@ -69,7 +70,7 @@ std::size_t Stopwatch::fastest(std::size_t count, const std::function<void(std::
   return std::ranges::min(timed, {}, by_time).second;
 }
 
-std::size_t fastest_in_a_row(std::size_t count, std::size_t preferred, float worthwhile, std::size_t turns,
+std::size_t fastest_in_a_row(std::size_t count, std::size_t preferred, std::size_t turns,
                              const std::function<void(std::size_t, std::size_t, cudaStream_t)>& launch) {
   cudaStream_t made = nullptr;
   MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
@@ -109,7 +110,7 @@ std::size_t fastest_in_a_row(std::size_t count, std::size_t preferred, float wor
   for (int round = 0; round < kFinalRounds; ++round)
     for (const std::size_t i : order) replay(i);
   const std::size_t least = std::ranges::min(order, {}, median);
-  return median(least) < worthwhile * median(preferred) ? least : preferred;
+  return median(least) < kWorthwhile * median(preferred) ? least : preferred;
 }
 
 }  // namespace minisgl::cuda

@@ -35,8 +35,8 @@ class Stopwatch {
 // Of several kernels the one that takes the least time when `turns` of them follow one another in a recorded graph:
 // launch(i, turn, stream) queues the one of a turn. Each is launched once before, to load it; then they take turns, so
 // that a clock that changes is every kernel's, and medians are compared. Another than the preferred kernel is taken
-// only where it needs less than `worthwhile` of its time. On a stream of its own; it waits for that.
-std::size_t fastest_in_a_row(std::size_t count, std::size_t preferred, float worthwhile, std::size_t turns,
+// only where it is clearly faster. On a stream of its own; it waits for that.
+std::size_t fastest_in_a_row(std::size_t count, std::size_t preferred, std::size_t turns,
                              const std::function<void(std::size_t, std::size_t, cudaStream_t)>& launch);
 
 }  // namespace minisgl::cuda

@@ -75,6 +75,10 @@ void check(const TensorProduct& product) {
   }
 }
 
+// Products of more rows are bound by the GPU's power, and what is the faster kernel for a moment was up to a tenth
+// slower as it went on: cuBLASLt's favourite computes them.
+constexpr std::int64_t kMostTimedRows = 64;
+
 // As many copies of the weights as there is room for, and the weights: what a row of products takes in turn.
 std::vector<const void*> copied_weights(const TensorProduct& product, void* copies, cudaStream_t stream) {
   const std::int64_t bytes = product.outputs * row_bytes(product.dtype, product.inputs);
@@ -164,8 +168,8 @@ class CudaProducts final : public GpuProducts {
                              stream);
   }
 
-  // The fastest of the kernels that take the product, in a row of products whose weights no cache holds. It is computed
-  // many times.
+  // The fastest of the kernels that take the product, in a row of products whose weights no cache holds (it is computed
+  // many times); cuBLASLt's favourite for more than kMostTimedRows.
   Choice measured(const TensorProduct& product, cudaStream_t stream) {
     MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream));  // what made the operands
     const cuda::CudaMemory copies = cuda::try_allocate(kCopiesBytes);
@@ -186,6 +190,7 @@ class CudaProducts final : public GpuProducts {
         candidate.algorithm = proposal.algo;
         candidate.workspace_bytes = proposal.workspaceSize;
         candidate.rows = product.rows;
+        if (product.rows > kMostTimedRows) return candidate;
       }
     }
     if (candidates.empty()) return usual(product);
@@ -201,10 +206,7 @@ class CudaProducts final : public GpuProducts {
       MINISGL_CHECK(queued, "cuBLASLt refuses an algorithm that it took");
     };
     const std::size_t preferred = favourite < candidates.size() ? favourite : 0;
-    // Many rows are bound by the GPU's power: what is a little faster for a moment can be the slower one as it goes on.
-    const float worthwhile = product.rows <= 64 ? 0.98f : 0.94f;
-    return candidates[cuda::fastest_in_a_row(candidates.size(), preferred, worthwhile,
-                                             turns_of(product, weights.size()), run)];
+    return candidates[cuda::fastest_in_a_row(candidates.size(), preferred, turns_of(product, weights.size()), run)];
   }
 
   int device_;
