@@ -44,6 +44,7 @@ class FairQueue {
   FairQueue(const FairQueue&) = delete;  // turns point into it
 
   void set_time(Time now) { now_ = now; }
+  Time time() const { return now_; }
 
   // The turn's sequence came; it waits. The turn stays where it is until leave().
   void arrive(Turn& turn, const Standing& standing, Time arrived);

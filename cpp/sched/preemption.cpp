@@ -54,11 +54,12 @@ bool Scheduler::make_room() {
   return true;
 }
 
-// Gives a prompt a step of its own where nothing of its user runs, others that were served more do, and still others
-// wait: a step that they decode in takes many times what a short prompt does. One in kPlansBetweenNewcomers at most,
-// and none where steps have a target. Returns whether it did.
+// Gives a prompt a step of its own where nothing of its user runs, others do, and still others wait: a step that they
+// decode in takes many times what a short prompt does. Not one right after the other, and none where steps have a
+// target. Returns whether it did.
 bool Scheduler::plan_newcomer() {
-  if (cost_ || waiting_.empty() || !queue_.has_rivals() || num_plans_ < next_newcomer_) return false;
+  if (cost_ || waiting_.empty() || !queue_.has_rivals() || num_plans_ < newcomer_plan_) return false;
+  if (queue_.time() < newcomer_time_) return false;
   if (!newcomer_) {
     if (running_.empty() || waiting_.size() < 2 || num_running() == options_.max_running) return false;
     const Iterator next = index_.at(queue_.first()->id);
@@ -68,7 +69,8 @@ bool Scheduler::plan_newcomer() {
   const Sequence& sequence = **newcomer_;
   if (running_.size() < 2 || sequence.turn.user().num_running > 1 || sequence.num_uncomputed() > rows_left_)
     return false;
-  next_newcomer_ = num_plans_ + kPlansBetweenNewcomers;
+  newcomer_plan_ = num_plans_ + kPlansBetweenNewcomers;
+  newcomer_time_ = queue_.time() + kTimeBetweenNewcomers;
   draft_rows_left_ = draft_pages_left_ = 0;
   plan_chunk(*newcomer_);
   return true;

@@ -2,6 +2,7 @@
 // threads.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <list>
 #include <optional>
@@ -67,7 +68,9 @@ struct PrefixCounts {
 class Scheduler {
  public:
   static constexpr std::size_t kMostInFlight = 2;
-  static constexpr std::uint64_t kPlansBetweenNewcomers = 16;
+  // Between two steps that newcomers have alone: weights are read once more for each.
+  static constexpr std::uint64_t kPlansBetweenNewcomers = 4;
+  static constexpr std::chrono::milliseconds kTimeBetweenNewcomers{250};
 
   explicit Scheduler(const SchedulerOptions& options);
   Scheduler(const Scheduler&) = delete;
@@ -197,9 +200,11 @@ class Scheduler {
   std::vector<const Sequence*> unfinished_;  // while planning: those that lack more after their part of the step
 
   std::optional<Iterator> newcomer_;  // while planning: others were preempted for it
-  std::uint64_t next_newcomer_ = 0;   // the plan from which on one may have a step of its own
-  std::optional<StepCost> cost_;      // where steps have a target
-  bool is_timed_ = false;             // while planning: what is added must fit the target
+  // The plan and the time from which on one may have a step of its own.
+  std::uint64_t newcomer_plan_ = 0;
+  FairQueue::Time newcomer_time_ = {};
+  std::optional<StepCost> cost_;  // where steps have a target
+  bool is_timed_ = false;         // while planning: what is added must fit the target
   // What is left of a step's room while it is planned.
   std::int64_t rows_left_ = 0;           // rows, within max_batch_tokens
   std::int64_t prompt_logits_left_ = 0;  // wanted rows, within max_prompt_logits

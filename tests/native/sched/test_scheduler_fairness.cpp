@@ -90,7 +90,7 @@ TEST(SchedulerFairness, ThoseThatDecodeGoOnBesideNewcomersWithoutEnd) {
     machine.submit(20, 1, {.share = 1, .user = user});
     steps_with_others += machine.step().size() > 1;
   }
-  EXPECT_GE(steps_with_others, 185);
+  EXPECT_GE(steps_with_others, 180);  // of 200; a step takes 20 ms
 }
 
 TEST(SchedulerFairness, EqualsWaitForTheirTurn) {
