@@ -23,7 +23,7 @@
 #include "comm/cuda/peer_all_reduce.h"
 #include "comm/nccl.h"
 #include "comm/shm.h"
-#include "core/cuda/runtime.h"
+#include "core/cuda/objects.h"
 #include "kernels/cuda/launch.h"
 
 namespace minisgl {
@@ -39,16 +39,7 @@ using Body = std::function<void(cudaStream_t)>;
 
 class Timer {
  public:
-  explicit Timer(Communicator& host) : host_(host) {
-    cudaStream_t stream = nullptr;
-    MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    stream_ = CudaStream(stream);
-    for (CudaEvent* event : {&begin_, &end_}) {
-      cudaEvent_t handle = nullptr;
-      MINISGL_CUDA_CHECK(cudaEventCreate(&handle));
-      *event = CudaEvent(handle);
-    }
-  }
+  explicit Timer(Communicator& host) : host_(host) {}
 
   // Microseconds of one call; the best of three rounds.
   double as_launched(const Body& body, int num_calls) {
@@ -62,15 +53,10 @@ class Timer {
     const int calls_a_graph = std::min(num_calls, 20);
     MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < calls_a_graph; ++i) body(stream_.get());
-    cudaGraph_t graph = nullptr;
-    MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &graph));
-    const CudaGraph owner(graph);
-    cudaGraphExec_t recorded = nullptr;
-    MINISGL_CUDA_CHECK(cudaGraphInstantiate(&recorded, graph, 0));
-    const CudaGraphExec replayed(recorded);
+    const CudaGraphExec recorded = end_capture(stream_.get());
     const int num_replays = std::max(1, num_calls / calls_a_graph);
     return best([&] {
-             for (int i = 0; i < num_replays; ++i) MINISGL_CUDA_CHECK(cudaGraphLaunch(recorded, stream_.get()));
+             for (int i = 0; i < num_replays; ++i) MINISGL_CUDA_CHECK(cudaGraphLaunch(recorded.get(), stream_.get()));
            }) /
            (num_replays * calls_a_graph);
   }
@@ -93,8 +79,8 @@ class Timer {
   }
 
   Communicator& host_;
-  CudaStream stream_;
-  CudaEvent begin_, end_;
+  CudaStream stream_ = make_stream();
+  CudaEvent begin_ = make_timed_event(), end_ = make_timed_event();
 };
 
 class Table {

@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/cuda/runtime.h"
+#include "core/cuda/objects.h"
 #include "gemm/cuda/cublaslt.h"
 #include "gemm/cuda/launch.h"
 #include "gemm/cuda/tensor_launch.h"
@@ -42,14 +42,6 @@ class Bench {
  public:
   Bench(std::int64_t outputs, std::int64_t inputs, double bandwidth)
       : outputs_(outputs), inputs_(inputs), bandwidth_(bandwidth) {
-    cudaStream_t stream = nullptr;
-    MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    stream_ = CudaStream(stream);
-    for (CudaEvent* event : {&start_, &end_}) {
-      cudaEvent_t made = nullptr;
-      MINISGL_CUDA_CHECK(cudaEventCreate(&made));
-      *event = CudaEvent(made);
-    }
     const std::int64_t copies = std::clamp<std::int64_t>((std::int64_t{320} << 20) / (outputs * inputs * 2), 2, 24);
     for (std::int64_t i = 0; i < copies; ++i) weights_.push_back(random(outputs * inputs));
     x_ = random(kMostRows * inputs);
@@ -142,12 +134,7 @@ class Bench {
     if (measures) queue(product(0));
     MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
     for (std::size_t i = 0; i < kCalls; ++i) queue(product(i));
-    cudaGraph_t graph = nullptr;
-    MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &graph));
-    const CudaGraph owner(graph);
-    cudaGraphExec_t exec = nullptr;
-    MINISGL_CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
-    const CudaGraphExec recorded(exec);
+    const CudaGraphExec recorded = end_capture(stream_.get());
     std::vector<float> times;
     for (int replay = 0; replay < kReplays + 2; ++replay) {
       MINISGL_CUDA_CHECK(cudaEventRecord(start_.get(), stream_.get()));
@@ -165,8 +152,8 @@ class Bench {
   std::int64_t outputs_, inputs_;
   double bandwidth_;
   ThreadPool pool_{1};
-  CudaStream stream_;
-  CudaEvent start_, end_;
+  CudaStream stream_ = make_stream();
+  CudaEvent start_ = make_timed_event(), end_ = make_timed_event();
   std::vector<Memory> weights_;
   Memory x_, y_;
 };

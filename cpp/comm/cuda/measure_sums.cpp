@@ -6,7 +6,7 @@
 #include <chrono>
 #include <limits>
 
-#include "core/cuda/runtime.h"
+#include "core/cuda/objects.h"
 
 namespace minisgl {
 namespace {
@@ -22,14 +22,7 @@ int calls_for(std::int64_t num_bytes) {
 class Stopwatch {
  public:
   Stopwatch() {
-    cudaStream_t stream = nullptr;
-    MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    stream_ = CudaStream(stream);
-    for (CudaEvent& event : events_) {
-      cudaEvent_t handle = nullptr;
-      MINISGL_CUDA_CHECK(cudaEventCreate(&handle));
-      event = CudaEvent(handle);
-    }
+    for (CudaEvent& event : events_) event = make_timed_event();
   }
 
   cudaStream_t stream() const { return stream_.get(); }
@@ -61,15 +54,10 @@ class Stopwatch {
   CudaGraphExec record(const std::function<void(cudaStream_t)>& call, int num_calls) {
     MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < num_calls; ++i) call(stream_.get());
-    cudaGraph_t graph = nullptr;
-    MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &graph));
-    const CudaGraph owner(graph);
-    cudaGraphExec_t recorded = nullptr;
-    MINISGL_CUDA_CHECK(cudaGraphInstantiate(&recorded, graph, 0));
-    return CudaGraphExec(recorded);
+    return end_capture(stream_.get());
   }
 
-  CudaStream stream_;
+  CudaStream stream_ = make_stream();
   std::array<CudaEvent, kRounds + 1> events_;
 };
 

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/cuda/objects.h"
+
 namespace minisgl::cuda {
 namespace {
 
@@ -17,12 +19,6 @@ constexpr int kRounds = 3;
 constexpr int kFinalRounds = 9;
 constexpr float kWorthwhile = 0.98f;  // of the preferred kernel's time
 
-CudaEvent make_timer() {
-  cudaEvent_t event = nullptr;
-  MINISGL_CUDA_CHECK(cudaEventCreate(&event));
-  return CudaEvent(event);
-}
-
 float milliseconds_between(const CudaEvent& start, const CudaEvent& end) {
   MINISGL_CUDA_CHECK(cudaEventSynchronize(end.get()));
   float ms = 0;
@@ -33,18 +29,13 @@ float milliseconds_between(const CudaEvent& start, const CudaEvent& end) {
 CudaGraphExec recorded(std::size_t turns, cudaStream_t stream, const std::function<void(std::size_t)>& launch) {
   MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
   for (std::size_t turn = 0; turn < turns; ++turn) launch(turn);
-  cudaGraph_t graph = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
-  const CudaGraph owner(graph);
-  cudaGraphExec_t exec = nullptr;
-  MINISGL_CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
-  return CudaGraphExec(exec);
+  return end_capture(stream);
 }
 
 }  // namespace
 
 Stopwatch::Stopwatch(void* scrub, Progress& progress)
-    : scrub_(scrub), progress_(progress), start_(make_timer()), end_(make_timer()) {}
+    : scrub_(scrub), progress_(progress), start_(make_timed_event()), end_(make_timed_event()) {}
 
 float Stopwatch::milliseconds(const std::function<void()>& launch, cudaStream_t stream) {
   MINISGL_CUDA_CHECK(cudaMemsetAsync(scrub_, 0, kScrubBytes, stream));
@@ -72,10 +63,8 @@ std::size_t Stopwatch::fastest(std::size_t count, const std::function<void(std::
 
 std::size_t fastest_in_a_row(std::size_t count, std::size_t preferred, std::size_t turns,
                              const std::function<void(std::size_t, std::size_t, cudaStream_t)>& launch) {
-  cudaStream_t made = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
-  const CudaStream stream(made);
-  const CudaEvent start = make_timer(), end = make_timer();
+  const CudaStream stream = make_stream();
+  const CudaEvent start = make_timed_event(), end = make_timed_event();
   std::vector<CudaGraphExec> graphs(count);
   for (std::size_t i = 0; i < count; ++i) {
     launch(i, 0, stream.get());

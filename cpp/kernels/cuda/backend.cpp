@@ -32,7 +32,7 @@ class CudaDevice final : public Device {
         device_index_(device_index),
         properties_(properties),
         pool_(num_threads),
-        stream_(cuda::make_stream()),
+        stream_(make_stream()),
         uploader_(pool_, stream_.get()),
         products_(properties.name, cache_folder, pool_, stream_.get()),
         slots_(device_index, stream_.get(), comm_.get()) {
@@ -222,7 +222,7 @@ double CudaDevice::measure_read_bandwidth() {
   const DeviceBuffer data = allocate(bytes);
   const DeviceBuffer sink = allocate(sizeof(std::uint32_t));
   std::vector<CudaEvent> events;
-  for (int i = 0; i <= runs; ++i) events.push_back(cuda::make_timed_event());
+  for (int i = 0; i <= runs; ++i) events.push_back(make_timed_event());
   MINISGL_CUDA_CHECK(cudaEventRecord(events[0].get(), stream_.get()));
   for (int run = 0; run < runs; ++run) {
     cuda::read_all(data.data(), bytes, sink.as<std::uint32_t>(), properties_.multiProcessorCount, stream_.get());

@@ -33,24 +33,6 @@ PinnedMemory allocate_pinned(std::size_t bytes) {
   return PinnedMemory(data);
 }
 
-CudaStream make_stream() {
-  cudaStream_t stream = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return CudaStream(stream);
-}
-
-CudaEvent make_event() {
-  cudaEvent_t event = nullptr;
-  MINISGL_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-  return CudaEvent(event);
-}
-
-CudaEvent make_timed_event() {
-  cudaEvent_t event = nullptr;
-  MINISGL_CUDA_CHECK(cudaEventCreate(&event));
-  return CudaEvent(event);
-}
-
 void Uploader::upload(std::span<const std::byte> from, std::byte* to) {
   while (!from.empty()) {
     if (!staging_[next_]) {

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <span>
 
-#include "core/cuda/runtime.h"
+#include "core/cuda/objects.h"
 #include "core/tensor.h"
 #include "core/thread_pool.h"
 
@@ -14,9 +14,6 @@ namespace minisgl::cuda {
 DeviceBuffer allocate_on_device(std::size_t bytes,
                                 const char* advice = "lower --memory-fraction, --num-pages or --max-batch-tokens");
 PinnedMemory allocate_pinned(std::size_t bytes);
-CudaStream make_stream();
-CudaEvent make_event();        // without timing
-CudaEvent make_timed_event();  // for cudaEventElapsedTime
 
 // Carries pageable memory (mapped files) to the device: threads copy it into one of two pinned buffers while the other
 // is on its way.

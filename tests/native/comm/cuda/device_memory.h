@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/cuda/runtime.h"
+#include "core/cuda/objects.h"
 
 namespace minisgl {
 
@@ -34,23 +34,12 @@ class DeviceMemory {
   CudaHandle<void*, cudaFree> data_;
 };
 
-inline CudaStream make_stream() {
-  cudaStream_t stream = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return CudaStream(stream);
-}
-
 // What `body` queues on the stream, as a graph.
 template <typename Body>
 CudaGraphExec record(const CudaStream& stream, Body body) {
   MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal));
   body();
-  cudaGraph_t graph = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream.get(), &graph));
-  const CudaGraph owner(graph);
-  cudaGraphExec_t recorded = nullptr;
-  MINISGL_CUDA_CHECK(cudaGraphInstantiate(&recorded, graph, 0));
-  return CudaGraphExec(recorded);
+  return end_capture(stream.get());
 }
 
 }  // namespace minisgl

@@ -225,12 +225,7 @@ TEST_P(TensorProductOf, MeasuresWhileAnotherStreamIsCaptured) {
   run(products(), captured.product(), capturing);
   run(products(), here.product(), stream);
   std::thread([&] { run(products(), there.product(), stream); }).join();
-  cudaGraph_t graph = nullptr;
-  MINISGL_CUDA_CHECK(cudaStreamEndCapture(capturing.get(), &graph));
-  const CudaGraph owner(graph);
-  cudaGraphExec_t recorded = nullptr;
-  MINISGL_CUDA_CHECK(cudaGraphInstantiate(&recorded, graph, 0));
-  const CudaGraphExec exec(recorded);
+  const CudaGraphExec exec = end_capture(capturing.get());
   MINISGL_CUDA_CHECK(cudaGraphLaunch(exec.get(), stream.get()));
   MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream.get()));
   for (const Problem* problem : {&captured, &here, &there}) problem->expect_product();
