@@ -10,7 +10,6 @@ import msgspec
 from minisgl.server import checks, errors
 from minisgl.server.choice import Answer, Delta, TokenEntry
 from minisgl.server.endpoint import JsonEndpoint
-from minisgl.server.generation import Generation
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.logprobs import chat_logprobs, check_prompt_logprobs, prompt_logprobs
 from minisgl.server.prompts import longest_prompt, truncate
@@ -107,17 +106,7 @@ class ChatCompletions(JsonEndpoint):
             "service_tier": None,
             "system_fingerprint": None,
         }
-        standing = checks.standing(
-            request, exchange.api_key or 0, num_shares=max(1, len(state.args.api_key))
-        )
-        with Generation(
-            state.client,
-            text,
-            state.metrics,
-            arrived=arrived,
-            prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
-            standing=standing,
-        ) as generation:
+        with self.generation(exchange, request, text, arrived) as generation:
             exchange.begin(generation)
             generation.submit(
                 prompt_ids,

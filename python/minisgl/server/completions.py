@@ -10,7 +10,6 @@ import msgspec
 from minisgl.server import checks
 from minisgl.server.choice import Answer, Delta
 from minisgl.server.endpoint import JsonEndpoint
-from minisgl.server.generation import Generation
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.logprobs import CompletionLogprobs, check_prompt_logprobs, prompt_logprobs
 from minisgl.server.prompts import CompletionPrompt, Echo, echoes, encode_prompts
@@ -64,17 +63,7 @@ class Completions(JsonEndpoint):
             "model": state.model_name,
             "system_fingerprint": None,
         }
-        standing = checks.standing(
-            request, exchange.api_key or 0, num_shares=max(1, len(state.args.api_key))
-        )
-        with Generation(
-            state.client,
-            text,
-            state.metrics,
-            arrived=arrived,
-            prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
-            standing=standing,
-        ) as generation:
+        with self.generation(exchange, request, text, arrived) as generation:
             exchange.begin(generation)
             include_stop = bool(request.include_stop_str_in_output)
             for prompt, params in zip(prompts, jobs, strict=True):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from minisgl.server import checks
 from minisgl.server.decoding import decode
+from minisgl.server.generation import Generation
 from minisgl.server.http import Exchange, read_body, while_connected
 from minisgl.server.state import ServerState
+
+if TYPE_CHECKING:
+    from minisgl.server.schemas import GenerationRequest
+    from minisgl.text.frontend import TextFrontend
 
 LARGE_BODY = 2**18  # bytes
 
@@ -67,3 +73,19 @@ class JsonEndpoint:
     async def answer(self, exchange: Exchange, request: Any, arrived: float) -> None:
         """`arrived` is the time.perf_counter() of the request's arrival."""
         raise NotImplementedError
+
+    def generation(
+        self, exchange: Exchange, request: GenerationRequest, text: TextFrontend, arrived: float
+    ) -> Generation:
+        """What a request generates, with the place among others that its client and fields give."""
+        state, api_key = self.state, exchange.api_key
+        return Generation(
+            state.client,
+            text,
+            state.metrics,
+            arrived=arrived,
+            prefix_salt=state.prefix_salt(request.cache_salt, api_key),
+            standing=checks.standing(
+                request, api_key or 0, num_shares=max(1, len(state.args.api_key))
+            ),
+        )
