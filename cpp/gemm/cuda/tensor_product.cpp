@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <compare>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -119,7 +120,7 @@ class CudaProducts final : public GpuProducts {
     auto known = choices_.find(shape);
     if (known == choices_.end()) {
       if (capture.id != 0) return launch(product, usual(product), stream, capture);
-      known = choices_.emplace(shape, measured(product, stream)).first;
+      known = choices_.emplace(shape, chosen(product, stream)).first;
     }
     launch(product, known->second, stream, capture);
   }
@@ -168,35 +169,49 @@ class CudaProducts final : public GpuProducts {
                              stream);
   }
 
-  // The fastest of the kernels that take the product, in a row of products whose weights no cache holds (it is computed
-  // many times); cuBLASLt's favourite for more than kMostTimedRows.
+  Choice chosen(const TensorProduct& product, cudaStream_t stream) {
+    if (product.rows <= kMostTimedRows) return measured(product, stream);
+    const std::vector<Choice> favourite = algorithms(product, stream, 1);
+    return favourite.empty() ? usual(product) : favourite.front();
+  }
+
+  // cuBLASLt's algorithms that take the product, its favourite first; each has computed it. Asked without a workspace,
+  // the library also names algorithms that it otherwise puts behind those that cut the inputs.
+  std::vector<Choice> algorithms(const TensorProduct& product, cudaStream_t stream, std::size_t most) {
+    const CublasLt::Description description(library_, described(product));
+    std::vector<Choice> taken;
+    for (const std::size_t workspace_bytes : {cuda::kWorkspaceBytes, std::size_t{0}}) {
+      for (const auto& proposal : proposals(product, description, workspace_bytes)) {
+        if (!multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, {})) continue;
+        taken.push_back({.skinny = {},
+                         .algorithm = proposal.algo,
+                         .workspace_bytes = proposal.workspaceSize,
+                         .rows = product.rows});
+        if (taken.size() == most) return taken;
+      }
+    }
+    return taken;
+  }
+
+  // The fastest of the kernels that take the product, in a row of products whose weights no cache holds. It is computed
+  // many times.
   Choice measured(const TensorProduct& product, cudaStream_t stream) {
     MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream));  // what made the operands
     const cuda::CudaMemory copies = cuda::try_allocate(kCopiesBytes);
     if (!copies) return usual(product);
-    const CublasLt::Description description(library_, described(product));
     std::vector<Choice> candidates;
     if (cuda::skinny_tensor_gemm_fits(product)) {
       for (const auto& [blocks, deep] : {std::pair(1, false), std::pair(2, false), std::pair(1, true)})
         candidates.emplace_back().skinny = cuda::SkinnyTuning{.blocks_per_processor = blocks, .deep = deep};
     }
     const std::size_t favourite = candidates.size();  // cuBLASLt's first, or the kernel for few rows
-    // Asked without a workspace, the library also names algorithms that it otherwise puts behind those that cut the
-    // inputs.
-    for (const std::size_t most : {cuda::kWorkspaceBytes, std::size_t{0}}) {
-      for (const auto& proposal : proposals(product, description, most)) {
-        if (!multiplied(product, description, proposal.algo, proposal.workspaceSize, stream, {})) continue;
-        Choice& candidate = candidates.emplace_back();
-        candidate.algorithm = proposal.algo;
-        candidate.workspace_bytes = proposal.workspaceSize;
-        candidate.rows = product.rows;
-        if (product.rows > kMostTimedRows) return candidate;
-      }
-    }
+    std::ranges::copy(algorithms(product, stream, std::numeric_limits<std::size_t>::max()),
+                      std::back_inserter(candidates));
     if (candidates.empty()) return usual(product);
     const std::vector<const void*> weights = copied_weights(product, copies.get(), stream);
     MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream));  // from here on, its workspace is the candidates'
     void* workspace = workspaces_.of(stream, {});
+    const CublasLt::Description description(library_, described(product));
     const auto run = [&](std::size_t i, std::size_t turn, cudaStream_t queue) {
       TensorProduct of_turn = product;
       of_turn.weights = weights[turn % weights.size()];
