@@ -56,7 +56,9 @@ def conversations(owner: Owner, messages: Iterable[dict[str, Any]]) -> Conversat
         if role == "assistant":
             answered.append(digest.digest())
             content = last_words(content) if isinstance(content, str) else content
-        digest.update(repr((role, content, calls or None)).encode("utf-8", "surrogatepass"))
+        text = content if isinstance(content, str) else ""
+        digest.update(f"{role!r} {len(text)} {calls or None!r}\n".encode())
+        digest.update(text.encode("utf-8", "surrogatepass"))
     return Conversations(answered, digest.digest())
 
 

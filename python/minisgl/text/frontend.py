@@ -268,12 +268,13 @@ class TextFrontend:
         )
         if self._answers is None or owner is None or add_special_tokens:
             return ChatPrompt(await self.encode(prompt, add_special_tokens, max_tokens=max_tokens))
-        ids, keys = None, conversations(owner, messages)
+        await self._check_length(prompt, max_tokens)
+        keys = await self._here(conversations, owner, messages, size=len(prompt))
+        ids = None
         if found := self._answers.find(keys):
-            await self._check_length(prompt, max_tokens)
             ids = await self._encode_with(found, prompt)
         if ids is None:
-            ids = await self.encode(prompt, False, max_tokens=max_tokens)
+            ids = await self.encode(prompt, False)
         if continue_final_message:
             return ChatPrompt(ids)
         return ChatPrompt(ids, turns_of(prompt), keys.whole)
