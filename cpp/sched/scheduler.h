@@ -125,8 +125,8 @@ class Scheduler {
     StepPlan plan;
     std::vector<Iterator> sequences;       // [plan.sequences]
     std::vector<std::int64_t> new_tokens;  // [plan.sequences] index of the first token drawn for it
-    // Pages that the step itself owns: sources and destinations of its copies, and those that it computes although the
-    // prefix tree has equal ones.
+    // Pages that the step itself owns: sources of its copies with their paths, destinations, and those that it computes
+    // although the prefix tree has equal ones.
     std::vector<PageId> held;
     StepShape shape;  // where steps have a target
     void clear();
