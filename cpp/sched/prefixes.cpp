@@ -72,8 +72,8 @@ bool Scheduler::is_being_computed(const Sequence& sequence, std::int64_t most) c
   });
 }
 
-// The step owns the source with its path, as everybody who has a page of the tree does: the sequence may give way again,
-// or be aborted, before it has rows in the step.
+// The step owns the source with its path, as everybody who has a page of the tree does: the sequence may give way
+// again, or be aborted, before it has rows in the step.
 void Scheduler::copy_begun(Sequence& sequence, const PrefixTree::Begun& begun) {
   Step& step = spare_.front();
   const std::size_t num_held = step.held.size();
