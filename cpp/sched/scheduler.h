@@ -68,6 +68,8 @@ struct PrefixCounts {
 class Scheduler {
  public:
   static constexpr std::size_t kMostInFlight = 2;
+  // So many run where a newcomer's step is worth it though nobody else waits.
+  static constexpr std::size_t kCrowd = 8;
   // Between two steps that newcomers have alone: weights are read once more for each.
   static constexpr std::uint64_t kPlansBetweenNewcomers = 4;
   static constexpr std::chrono::milliseconds kTimeBetweenNewcomers{250};
