@@ -212,8 +212,7 @@ class Router:
         least, best, matched, count = self._sent.choose(keys, excluded)
         if least < 0:
             raise NoReplica("no replica can serve the request")
-        least_loaded, best_match = self._slots[least], self._slots[best]
-        assert least_loaded is not None and best_match is not None, "the table has no others"
+        least_loaded, best_match = self._at(least), self._at(best)
         if count == 1:
             return best_match, matched, "only"
         if self._routing == "prefix":
@@ -227,6 +226,11 @@ class Router:
             turn = min(among, key=lambda there: there.turn)
             return turn, self._sent.matched(turn.slot, keys), "round"
         return least_loaded, self._sent.matched(least, keys), "least"
+
+    def _at(self, slot: int) -> _Replica:
+        there = self._slots[slot]
+        assert there is not None, f"the table chose slot {slot}, which is empty"
+        return there
 
     def _session(self, ask: Ask, exclude: Collection[int]) -> _Replica | None:
         if ask.session is None:
