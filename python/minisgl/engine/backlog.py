@@ -1,4 +1,6 @@
-"""What waits for its first token, how fast that is served, and so how long others would wait."""
+"""What is in the queue: how much of it is whose, how fast what waits for its first token is served,
+and so how long others would wait.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,37 @@ from collections.abc import Callable
 SERVED = 64  # prompts that are looked at
 LONGEST_S = 60
 UNKNOWN_S = 5  # where none has been served yet
+
+
+class SharedBound:
+    """How much each share (an API key) has of something that is bounded. Where it is full, a share
+    that has less than its part, the bound over the number of shares that have any, gets more of a
+    reserve, a quarter of the bound: one that fills the queue keeps no other out. A share alone has
+    the bound and no more.
+    """
+
+    RESERVE = 4
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._held: dict[int, int] = {}  # by share; none is 0
+
+    def add(self, share: int, amount: int) -> None:
+        """The share has so much more, or less."""
+        self.total += amount
+        self._held[share] = self._held.get(share, 0) + amount
+        if not self._held[share]:
+            del self._held[share]
+
+    def allows(self, share: int, amount: int, bound: int) -> bool:
+        """Whether the share may have so much more."""
+        total = self.total + amount
+        if total <= bound:
+            return True
+        shares = len(self._held.keys() | {share})
+        if shares == 1 or total > bound + max(1, bound // self.RESERVE):
+            return False
+        return self._held.get(share, 0) + amount <= bound // shares
 
 
 class Backlog:
