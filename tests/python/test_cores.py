@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minisgl.rank.cores import cores_near_gpu, format_core_list, parse_core_list
+from minisgl.cores import cores_near_gpu, format_core_list, parse_core_list
 
 
 @pytest.mark.parametrize(("text", "cores"), [("0-2,8", [0, 1, 2, 8]), ("5", [5]), ("", [])])
