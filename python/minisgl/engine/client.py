@@ -41,6 +41,8 @@ class EngineClient:
     prompt.
     """
 
+    replicas = ()  # it is an engine by itself
+
     def __init__(
         self,
         options: EngineOptions,
@@ -101,6 +103,11 @@ class EngineClient:
     def serves(self) -> bool:
         """Whether the ranks take requests, draining or not."""
         return self._revival.state == "ready"
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has died or failed to start too often in a row."""
+        return self._revival.exhausted
 
     @property
     def failure(self) -> str:

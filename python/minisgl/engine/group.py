@@ -116,6 +116,11 @@ class RankGroup:
             raise (HostLost if loss.of_host else EngineStartError)(loss.reason)
         return [self._infos[rank] for rank in range(self._size)]
 
+    @property
+    def host_lost(self) -> bool:
+        """Whether the news so far are of a host."""
+        return any(loss.of_host for loss in self._losses.values())
+
     async def wait_lost(self) -> Loss:
         """Why the group is lost, once a rank is."""
         return await asyncio.shield(self._lost)

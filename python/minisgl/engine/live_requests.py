@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from minisgl.engine.api import SHUTTING_DOWN, EngineUnavailable
 from minisgl.engine.backlog import Backlog
@@ -36,14 +37,12 @@ DIED = "the engine failed while it served this request"
 Send = Callable[[Submit | Abort], bool]
 
 
-class StreamWatch(Protocol):
+@dataclass(frozen=True)
+class StreamWatch:
     """Who is told how streams of an engine get on, where there are several engines."""
 
-    def progressed(self, stream: TokenStream, num_tokens: int) -> None:
-        """It has got so many tokens."""
-
-    def ended(self, stream: TokenStream) -> None:
-        """It is over."""
+    progressed: Callable[[int, int], None]  # a request's id, and how many tokens it has got
+    ended: Callable[[TokenStream], None]
 
 
 class LiveRequests:
@@ -176,7 +175,7 @@ class LiveRequests:
                 self._backlog.serve(stream.waiting_tokens)
                 stream.waiting_tokens = 0
             if self._watch is not None and output.token_ids:
-                self._watch.progressed(stream, len(output.token_ids))
+                self._watch.progressed(output.id, len(output.token_ids))
             stream.deliver(output)
             if self._replaying:
                 self._replaying.discard(output.id)
@@ -223,15 +222,16 @@ class LiveRequests:
 
     async def drain(self, timeout: float) -> bool:
         """EngineApi.drain(), for an engine that takes no new requests."""
-        if await self._wait_idle(timeout):
+        if await self.wait_idle(timeout):
             return True
         for stream in list(self._live.values()):
             stream.fail("shutting_down", SHUTTING_DOWN)
             self.abort(stream.id)
-        await self._wait_idle(ABORT_SECONDS)
+        await self.wait_idle(ABORT_SECONDS)
         return False
 
-    async def _wait_idle(self, timeout: float) -> bool:
+    async def wait_idle(self, timeout: float) -> bool:
+        """Waits until no request is live, for up to `timeout` seconds; whether none is."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._until_idle(), timeout)
         return not self._live

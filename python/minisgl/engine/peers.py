@@ -17,8 +17,12 @@ class Peers:
     name: str = "the engine"  # what log lines call it
     watch: StreamWatch | None = None  # how its streams get on
     on_ready: Callable[[], None] = lambda: None  # it serves, for the first time or again
-    on_loss: Callable[[], None] = lambda: None  # the first news of its death
-    others_serve: Callable[[], bool] = lambda: False
+    # The first news of its death: its live requests may be handed over now. None: they wait for
+    # the next engine.
+    on_loss: Callable[[], object] | None = None
+    on_failed: Callable[[], object] = lambda: None  # it is not started again; its requests end next
+    # Whether others serve, or haven't failed too often yet: then this one is tried for ever.
+    others_may_serve: Callable[[], bool] = lambda: False
 
 
 ALONE = Peers()

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from minisgl.cores import format_core_list
+from minisgl.engine.api import ReplicaRefused
 
 
-class NoRoom(Exception):  # noqa: N818
-    """There is nothing left for one more replica. The sentence is meant for the operator."""
+class NoRoom(ReplicaRefused):
+    """There is nothing left for one more replica."""
 
 
 @dataclass(frozen=True)

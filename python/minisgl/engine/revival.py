@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class RestartPolicy:
     """When and how often an engine that died is started again."""
 
-    # In a row; one more and the engine has failed, or where others serve is tried at longer
+    # In a row; one more and the engine has failed or, where others may serve, is tried at longer
     # intervals.
     max_failures: int = 5
     first_delay: float = 0.5  # seconds, doubled at each failure
@@ -47,8 +47,8 @@ class Revival:
 
     Whatever goes wrong while an engine is started again counts as a failure and is tried again;
     after too many failures in a row the state is "failed" and the live requests end, unless other
-    engines serve: then it is tried for ever. A host that is lost and comes again in time is no
-    failure.
+    engines may serve: then it is tried at longer intervals for ever. A host that is lost and comes
+    again in time is no failure.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Revival:
         self._group: RankGroup | None = None
         self._state: _State = "starting"
         self._ends_when_idle = False
+        self._failures = 0  # in a row
         self._supervisor: asyncio.Task[None] | None = None
         self._failed = asyncio.Event()
 
@@ -77,6 +78,11 @@ class Revival:
         if self._state == "ready" and self._group is not None and self._group.lost:
             return "restarting"
         return self._state
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there have been too many failures in a row."""
+        return self._failures > self._policy.max_failures
 
     @property
     def is_starting(self) -> bool:
@@ -114,12 +120,16 @@ class Revival:
 
     def _supervise(self, timeout: float | None, reason: str) -> None:
         self._supervisor = background(
-            self._serve_in_turn(timeout, reason), f"the supervisor of {self._peers.name}", self._fail
+            self._serve_in_turn(timeout, reason),
+            f"the supervisor of {self._peers.name}",
+            self._fail,
         )
 
     def hear_loss(self) -> None:
         """The group's first news of a loss."""
-        if self._state == "ready":
+        if self._state == "ready" and self._peers.on_loss is not None:
+            assert self._group is not None
+            self._detach(self._group.host_lost)
             self._peers.on_loss()
 
     def end_when_idle(self) -> None:
@@ -158,44 +168,45 @@ class Revival:
         """Until there were too many failures in a row, or the last engine has died. `reason`: why
         there is no engine yet; "": there is one.
         """
-        failures = 0
         while True:
             while reason:
-                failures += 1
-                if failures > self._policy.max_failures and not self._peers.others_serve():
+                self._failures += 1
+                if self.exhausted and not self._peers.others_may_serve():
                     self._fail(reason)
                     return
-                delay = self._policy.delay(failures)
-                self._say_death(reason, f"starting it again in {delay:g} s", failures)
+                delay = self._policy.delay(self._failures)
+                often = f" (failure {self._failures} in a row)" if self.exhausted else ""
+                self._say_death(reason, f"starting it again in {delay:g} s{often}")
                 await asyncio.sleep(delay)
                 reason = await self._start_again(timeout)
             began = asyncio.get_running_loop().time()
             loss = await self._wait_death()
             if self._ends_when_idle and not len(self._requests):
-                self._say_death(loss.reason, "the server is ending")
+                self._say_death(loss.reason, "it isn't needed any more")
                 return
             if asyncio.get_running_loop().time() - began >= self._policy.healthy_seconds:
-                failures = 0
+                self._failures = 0
             reason = loss.reason
             if loss.of_host:
                 limit = "" if timeout is None else f", within {timeout:g} s (--startup-timeout)"
                 self._say_death(reason, f"starting it again when the host is back{limit}")
                 reason = await self._start_again(timeout)
 
-    def _say_death(self, reason: str, what_follows: str, failures: int = 0) -> None:
-        often = ""
-        if failures > self._policy.max_failures:
-            often = f" (failed {failures} times in a row, while others serve)"
-        logger.error("%s died: %s; %s%s", self._peers.name, reason, what_follows, often)
+    def _say_death(self, reason: str, what_follows: str) -> None:
+        logger.error("%s died: %s; %s", self._peers.name, reason, what_follows)
 
     async def _wait_death(self) -> Loss:
         """Waits until the engine is lost, and returns what it died of."""
         assert self._group is not None
         loss = await self._group.wait_lost()
         self._state = "restarting"
-        self._requests.detach(None if loss.of_host else self._policy.max_replays)
+        if self._peers.on_loss is None:  # else it was heard of, and done
+            self._detach(loss.of_host)
         await self._discard_group()
         return loss
+
+    def _detach(self, of_host: bool) -> None:
+        self._requests.detach(None if of_host else self._policy.max_replays)
 
     async def _start_again(self, timeout: float | None) -> str:
         """One attempt. Returns why it failed, "" when the engine serves."""
@@ -220,6 +231,7 @@ class Revival:
         self.failure = reason
         self._state = "failed"
         self._failed.set()
+        self._peers.on_failed()
         self._requests.end_all("engine_failure", DIED)
 
     async def _discard_group(self) -> None:

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from minisgl.ipc.messages import EngineOptions, Place
 from minisgl.cores import cores_near_gpu
+from minisgl.ipc.messages import EngineOptions, Place
 
 if TYPE_CHECKING:
     from minisgl.config import CommKind

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from minisgl.cores import format_core_list
 from minisgl.ipc.messages import Alive, EngineInfo, PhaseReport, Start
 from minisgl.ipc.queues import ZmqAsyncPushQueue
 from minisgl.log import start_native_logging
-from minisgl.cores import format_core_list
 from minisgl.rank.cuda_library import load_cublas
 from minisgl.rank.join import CommunicatorError, join_group, settle
 from minisgl.tasks import in_daemon_thread
