@@ -361,6 +361,9 @@ class Replicas:
 
     # --- who serves
 
+    def _count_routed(self) -> tuple[int, int]:
+        return len(self._routed()), len(self._members)
+
     def _routed(self) -> list[Replica]:
         return [one for one in self._members.values() if one.routed]
 
@@ -376,6 +379,7 @@ class Replicas:
         if not replica.leaving:
             self._router.add(replica.number, cache_tokens=replica.engine.info.kv_cache_tokens)
             replica.routed = True
+            logger.info("replica %d serves; %d of %d do", replica.number, *self._count_routed())
             for stream in requests.streams:  # of its own that waited for it
                 tokens = stream.request.prompt + stream.received
                 self._router.placed(stream.id, replica.number, tokens)
