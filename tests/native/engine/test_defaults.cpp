@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "engine/defaults.h"
+#include "gemm/gemm.h"
 #include "kernels/cpu/backend.h"
 #include "models/kv_cache.h"
 #include "models/model_shard.h"
@@ -139,8 +140,9 @@ TEST(Defaults, SettingsOutOfRange) {
   EXPECT_EQ(refusal({.num_pages = 10, .max_model_len = 200}),
             "--max-model-len 200 is more than the 160 tokens of --num-pages: one request must fit the cache");
   EXPECT_EQ(choose({.num_pages = 100}).num_pages, 100);
-  EXPECT_EQ(refusal({.kv_dtype = "q8_0"}), "--kv-dtype must be auto, f16, bf16 or f32, got q8_0");
-  EXPECT_EQ(refusal({.kv_dtype = "fp8"}), "--kv-dtype must be auto, f16, bf16 or f32, got fp8");
+  EXPECT_EQ(refusal({.kv_dtype = "q8_0"}), "--kv-dtype must be auto, f32, f16, bf16, int8 or fp8, got q8_0");
+  EXPECT_EQ(refusal({.kv_dtype = "fp8"}),
+            concat("--kv-dtype fp8 is not supported on CPU (", cpu_isa_name(), "); use auto, f32, f16 or bf16"));
   EXPECT_NE(refusal({.max_running = 0}), "");
   EXPECT_NE(refusal({.max_batch_tokens = -1}), "");
   EXPECT_NE(refusal({.memory_fraction = 0.0}), "");

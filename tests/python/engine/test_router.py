@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from minisgl._native import SentPrefixes
 from minisgl.engine.router import SATURATED, Ask, NoReplica, Router
-from minisgl.engine.sent_prefixes import BLOCK
 
+BLOCK = SentPrefixes.BLOCK
 ROOM = 100 * BLOCK
 
 
@@ -223,6 +224,7 @@ class Accounts(RuleBasedStateMachine):
         for replica, bound in self.bounds.items():
             assert self.router.cached_tokens(replica) <= bound
             assert (self.router.load(replica) > 0) == (replica in busy)
+        self.router._sent.check()
 
     def teardown(self) -> None:
         for id, (_, tokens) in self.runs.items():
