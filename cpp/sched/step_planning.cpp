@@ -114,7 +114,7 @@ void Scheduler::plan_prefills(bool may_admit) {
   while (rows_left_ > 0) {
     const auto begun =
         std::ranges::min_element(begun_, [&](Iterator a, Iterator b) { return queue_.before(a->turn, b->turn); });
-    const Turn* waiting = may_admit && num_running() < options_.max_running ? queue_.first() : nullptr;
+    const Turn* waiting = may_admit && num_running() < options_.max_running ? queue_.first(may_count()) : nullptr;
     if (waiting != nullptr && (begun == begun_.end() || queue_.before(*waiting, (*begun)->turn))) {
       const Iterator next = index_.at(waiting->id);
       may_admit = admit(next);
