@@ -221,6 +221,35 @@ TEST(SchedulerFairness, AShortPromptOvertakesTheChunksOfAnotherSharesLongOne) {
   EXPECT_EQ(machine.step(), (std::vector<SequenceId>{newcomer, 1}));
 }
 
+// The one that is let in at the cost of others begins in the middle of another's prefill, whose chunks end in the
+// middle of pages. Each row of what both begin with is computed by one of them.
+TEST(SchedulerFairness, ANewcomerThatIsLetInComputesNoPrefixTwice) {
+  constexpr std::int64_t kCommon = 1600, kOwn = 20;
+  Machine machine({.num_pages = 10000, .page_size = 16, .max_running = 7, .max_batch_tokens = 64});
+  for (int i = 0; i < 6; ++i) machine.submit(10, 400, {});
+  for (int i = 0; i < 3; ++i) machine.step();
+  const auto submit = [&](const Standing& standing) {
+    std::vector<std::int32_t> prompt(kCommon + kOwn, 5);
+    std::fill_n(prompt.end() - kOwn, kOwn, static_cast<std::int32_t>(++machine.last_id));
+    machine.scheduler.add(
+        {.id = machine.last_id, .prompt = prompt, .max_tokens = 4, .standing = standing, .arrived = machine.now});
+    return machine.last_id;
+  };
+  const SequenceId first = submit({.share = 1});
+  for (int i = 0; i < 3; ++i) machine.step();
+  ASSERT_EQ(machine.scheduler.num_running(), 7);
+  ASSERT_NE(machine.scheduler.sequence(first).num_computed % 16, 0);
+  const SequenceId second = submit({.share = 2});
+  std::int64_t rows = machine.scheduler.sequence(first).num_computed;
+  while (machine.scheduler.has_work()) {
+    const std::vector<SequenceId> ids = machine.step();
+    rows += machine.rows_of(first) + machine.rows_of(second);
+    if (machine.is_done(first) && machine.is_done(second)) break;
+  }
+  EXPECT_GE(machine.scheduler.num_preemptions(), 1u);
+  EXPECT_LE(rows, kCommon + 2 * (kOwn + 4) + 3 * 16);
+}
+
 SchedulerOptions few_counts() {
   return {.num_pages = 10000, .page_size = 16, .max_running = 16, .max_counting = 3, .max_batch_tokens = 128};
 }
