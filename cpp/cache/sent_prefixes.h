@@ -40,13 +40,13 @@ class SentPrefixes {
   // The replica is sent these blocks now; how many of them it had.
   std::int64_t insert(int replica, std::span<const std::uint64_t> keys);
 
-  // Tokens that the replica has to compute before others.
+  // What speaks against the replica, in tokens that another one would have of a prompt.
   void set_load(int replica, std::int64_t load) { at(replica).load = load; }
   // The replica was chosen: among equal ones the one goes first whose turn was longest ago.
   void take_turn(int replica) { at(replica).turn = ++turn_; }
 
   struct Choice {
-    int least = -1;               // has the least to do; -1: there is none
+    int least = -1;               // has the least load; -1: there is none
     int best = -1;                // has the least to do when what it has of the prompt is taken off
     std::int64_t num_blocks = 0;  // of the prompt that the best one has
     int num_replicas = 0;         // that could be chosen

@@ -244,12 +244,14 @@ class SentPrefixes:
     def matched(self, replica: int, keys: bytes) -> int:
         """Tokens from the beginning on that the replica has."""
 
-    def set_load(self, replica: int, tokens: int) -> None: ...
+    def set_load(self, replica: int, load: int) -> None:
+        """What speaks against the replica, in tokens that another one would have of a prompt."""
+
     def take_turn(self, replica: int) -> None: ...
     def choose(self, keys: bytes, excluded: Sequence[int]) -> tuple[int, int, int, int]:
-        """Of the replicas without `excluded` the one that has least to do (-1: there is none), the
-        one that has least to do when what it has of the prompt is taken off, how many tokens that
-        is, and how many replicas there are.
+        """Of the replicas without `excluded` the one with the least load (-1: there is none), the
+        one with the least when what it has of the prompt is taken off, how many tokens that is,
+        and how many replicas there are.
         """
 
     def check(self) -> None: ...

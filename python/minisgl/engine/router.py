@@ -3,13 +3,19 @@
 A router decides and keeps accounts; it sends nothing and waits for nothing. Whoever sends tells it
 what was placed where, how it gets on and when it ends.
 
-The score of a replica is the tokens that have to be computed before the request's first one: those
-of the prompt that aren't in its cache, and those that wait there already. What decodes there takes
-a part of every step, and counts as RUNNING tokens per request and one for each CONTEXT of its
-tokens. The least score wins; that is a request's estimated time to its first token, as Mooncake's
-conductor minimises it (arXiv:2407.00079, section 6), with Preble's reason for it: what a hit saves
-against what the load costs (arXiv:2407.00023, section 3). A request of a known session stays at its
-replica until that is saturated: SATURATED tokens more to do than the one with the least.
+A replica's load is what it has to do in tokens: those of prompts that wait to be computed, and for
+each request that decodes RUNNING and one for each CONTEXT of its tokens, as it takes a part of all
+steps to come. From the load what the replica has of the prompt is taken off, HIT times, and the
+least wins. With HIT = 1 that is a request's time to its first token, the estimate that Mooncake's
+conductor minimises (arXiv:2407.00079). But a prefix that is computed where it wasn't takes the
+place of others there, a cost that Preble's scheduler counts, too (arXiv:2407.00023): so a hit is
+worth more than its time. llm-d's default profile weighs matches 3 to 2 against a queue.
+bench/fleet.py is what the numbers here were chosen by.
+
+A request of a known session stays at its replica, unless that has less of the prompt than the one
+of the rule above, or is saturated: SATURATED tokens more to do than the one with the least.
+SGLang's cache-aware policy is as sticky with prefixes, until requests are out of balance by 64 and
+by a factor of 1.5.
 """
 
 from __future__ import annotations
@@ -29,8 +35,9 @@ from minisgl.config import Routing
 # for its load; it had the least to do; it was its turn.
 Reason = Literal["only", "session", "prefix", "least", "round"]
 
-RUNNING = 64
-CONTEXT = 32
+RUNNING = 256
+CONTEXT = 8
+HIT = 2.5
 SATURATED = 8192
 MAX_SESSIONS = 2**16  # those used last are remembered
 
@@ -68,7 +75,6 @@ class _Replica:
     queued: int = 0  # prompt tokens to be computed of requests that have no token yet
     running: int = 0  # requests that have one
     context: int = 0  # their tokens, prompts included
-    turn: int = 0  # when it was chosen last
 
     @property
     def load(self) -> int:
@@ -89,7 +95,7 @@ class Router:
     def __init__(self, routing: Routing = "prefix") -> None:
         self.decisions: Counter[tuple[int, Reason]] = Counter()  # since the beginning
         self._routing = routing
-        self._replicas: dict[int, _Replica] = {}
+        self._replicas: dict[int, _Replica] = {}  # the one chosen last at the end
         self._slots: list[_Replica | None] = []
         self._sent = SentPrefixes()
         self._changed: set[_Replica] = set()  # those whose load the table doesn't know
@@ -97,7 +103,6 @@ class Router:
         # The one used last at the end. Some name replicas that are removed.
         self._sessions: dict[tuple[str | bytes, str], _Replica] = {}
         self._asked: tuple[Ask, bytes] | None = None  # the ask of the last choose(), its keys
-        self._turn = 0
 
     def add(self, replica: int, *, cache_tokens: int) -> None:
         """A replica that may be chosen from now on; its cache, of so many tokens, is empty.
@@ -139,8 +144,7 @@ class Router:
         keys = self._sent.keys(ask.space, ask.tokens)
         there, matched, reason = self._decide(ask, keys, exclude)
         self._asked = ask, keys
-        self._turn += 1
-        there.turn = self._turn
+        self._replicas[there.id] = self._replicas.pop(there.id)
         self._sent.take_turn(there.slot)
         self.decisions[there.id, reason] += 1
         if logger.isEnabledFor(logging.DEBUG):
@@ -206,7 +210,7 @@ class Router:
         """The replica, the tokens of the prompt that it has, and why."""
         for changed in self._changed:
             if self._slots[changed.slot] is changed:
-                self._sent.set_load(changed.slot, changed.load)
+                self._sent.set_load(changed.slot, int(changed.load / HIT))
         self._changed.clear()
         excluded = [self._replicas[id].slot for id in exclude if id in self._replicas]
         least, best, matched, count = self._sent.choose(keys, excluded)
@@ -218,12 +222,13 @@ class Router:
         if self._routing == "prefix":
             known = self._session(ask, exclude)
             if known is not None and known.load <= least_loaded.load + SATURATED:
-                return known, self._sent.matched(known.slot, keys), "session"
+                has = self._sent.matched(known.slot, keys)
+                if has >= matched:
+                    return known, has, "session"
             if matched:
                 return best_match, matched, "prefix"
         if self._routing == "round":
-            among = (there for there in self._replicas.values() if there.id not in exclude)
-            turn = min(among, key=lambda there: there.turn)
+            turn = next(there for id, there in self._replicas.items() if id not in exclude)
             return turn, self._sent.matched(turn.slot, keys), "round"
         return least_loaded, self._sent.matched(least, keys), "least"
 
@@ -263,5 +268,5 @@ class Router:
             reason,
             matched,
             len(ask.tokens),
-            {replica: self.load(replica) for replica in self._replicas},
+            {replica: self.load(replica) for replica in sorted(self._replicas)},
         )

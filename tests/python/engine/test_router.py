@@ -80,7 +80,7 @@ def test_spaces_share_nothing() -> None:
 def test_many_that_begin_alike_spread_when_the_work_is_more_than_what_they_save() -> None:
     router, prefix = make(4), ids(4 * BLOCK, 1)
     placed = [serve(router, Ask(i, prefix + ids(BLOCK, 10 + i))) for i in range(32)]
-    assert {placed.count(replica) for replica in range(4)} <= {7, 8, 9}
+    assert all(placed.count(replica) >= 6 for replica in range(4))
 
 
 def test_a_session_stays_until_its_replica_is_saturated() -> None:
