@@ -12,7 +12,7 @@ constexpr int kLeastRounds = 4;  // rounds of a part: merging smaller ones takes
 
 template <typename T, int dim>
 struct DecodeShape {
-  static constexpr int kWarps = 4;
+  static constexpr int kWarps = kDecodeWarps;
   using Tiles = DecodeTiles<T, dim>;
   static constexpr int kQueryBytes = 2 * kDecodeQueries * kStride<dim>;
   static constexpr int kLoadBytes = kQueryBytes + kWarps * Tiles::kBytes;
@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<
   std::int32_t first = part_begin + warp * Tiles::kPositions;
   // The step and all positions but the last were written by earlier steps: they need not wait for this step's kernels.
   if (first + Tiles::kPositions >= end) wait_for_previous();
+  tiles.begin(pages, first, part_end, lane);
   if (first < part_end) tiles.load(pages, first, part_end, 0, lane);
   commit_copies();
   wait_for_previous();
@@ -106,6 +107,7 @@ __global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<
   float* shared_acc = shared_sum + Shape::kWarps * kDecodeQueries;  // [kWarps][kDecodeQueries][dim]
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    if (lane / 4 + 8 * half >= num_queries) continue;
     const int query = warp * kDecodeQueries + lane / 4 + 8 * half;
     if (lane % 4 == 0) {
       shared_max[query] = softmax.max[half];
