@@ -19,8 +19,10 @@ class DecodeTiles {
   __device__ explicit DecodeTiles(unsigned char* memory)
       : keys_(reinterpret_cast<T*>(memory)), values_(keys_ + 2 * kTile) {}
 
-  // Where a query's column lies in shared memory.
-  __device__ static int query_place(int column) { return column; }
+  // Puts 8 columns of a query from `column` on into its row in shared memory.
+  __device__ static void put_query(const T (&chunk)[8], int column, T* row) {
+    *reinterpret_cast<uint4*>(row + column) = *reinterpret_cast<const uint4*>(chunk);
+  }
   // The column of softmax.acc[j][i % 2] in this lane.
   __device__ static int column(int lane, int j, int i) { return 8 * j + 2 * (lane % 4) + i; }
 
@@ -62,10 +64,15 @@ class DecodeTiles<e4m3, dim> {
 
   // Products sum over columns in any order, so a lane takes 16 columns of a key that lie together: those of k-steps
   // 4 * block to 4 * block + 3. Columns of the queries are exchanged to match.
-  __device__ static int query_place(int column) {
-    const int chunk = column / 16, step = column % 16 / 4, element = column % 4;
+  __device__ static void put_query(const half (&from)[8], int column, half* row) {
+    const int chunk = column / 16;
     const int block = dim == 64 ? 0 : chunk / 8 * 2 + chunk % 2, quarter = dim == 64 ? chunk : chunk % 8 / 2;
-    return 64 * block + 16 * step + 8 * (element / 2) + 2 * quarter + element % 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // pairs: two of each k-step, 8 columns apart
+      const int step = column % 16 / 4 + i / 2;
+      *reinterpret_cast<half2*>(row + 64 * block + 16 * step + 8 * (i % 2) + 2 * quarter) = {from[2 * i],
+                                                                                             from[2 * i + 1]};
+    }
   }
   // Even columns of 16 are a block of the product's columns, odd ones the next.
   __device__ static int column(int lane, int j, int i) { return j / 2 * 16 + 4 * (lane % 4) + 2 * i + j % 2; }
