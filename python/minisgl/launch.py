@@ -20,11 +20,12 @@ import uvloop
 from setproctitle import setproctitle
 
 from minisgl.config import MAX_WAITING, OptionError, ServerArgs, parse_address
+from minisgl.engine.agent import Home, NodeAgent
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.client import EngineClient
 from minisgl.engine.host_ranks import HostRanks
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
-from minisgl.engine.nodes import NodeAgent, NodeHub
+from minisgl.engine.nodes import NodeHub
 from minisgl.engine.revival import RestartPolicy
 from minisgl.flags import parse_args
 from minisgl.log import SERVER, start_logging
@@ -177,11 +178,10 @@ def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
     assert args.dist_secret is not None
     try:
         agent = NodeAgent(
-            _find_model(args).path,
+            Home(_find_model(args).path, command),
             parse_address(args.dist_init_addr),
             args.dist_secret,
             args.node_rank,
-            command,
             args.startup_timeout,
         )
         failure = uvloop.run(_until_signal(agent.run()))
