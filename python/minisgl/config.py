@@ -18,6 +18,8 @@ LOAD_FORMATS = ("auto", "dummy")
 GENERATION_CONFIGS = ("auto", "none", "vllm")
 CommKind = Literal["auto", "nccl", "one-shot", "torch", "shm"]
 COMM_KINDS: tuple[str, ...] = get_args(CommKind)
+Routing = Literal["prefix", "least", "round"]
+ROUTINGS: tuple[Routing, ...] = get_args(Routing)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 MAX_WAITING = 2**20
@@ -354,6 +356,15 @@ class ServerArgs(EngineSettings):
         group="tensor parallelism",
         metavar="SECRET",
         secret=True,
+    )
+
+    routing: str = option(
+        "prefix",
+        "which of several replicas serves a request: prefix: the one with the most of its prompt "
+        "for its load; least: the one with the least to do; round: one after the other",
+        group="replicas",
+        choices=ROUTINGS,
+        metavar="HOW",
     )
 
     max_waiting_tokens: int = option(

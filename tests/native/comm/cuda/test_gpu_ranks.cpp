@@ -92,17 +92,21 @@ INSTANTIATE_TEST_SUITE_P(Kinds, GpuRanksFailure,
 
 // From here on: what a rank does.
 
+int own_gpu() {
+  return variable("MINISGL_TEST_RANK") % num_gpus();
+}
+
+// Also makes the rank's GPU the current one, which streams and memory are made on.
 std::unique_ptr<Communicator> host_communicator() {
+  MINISGL_CUDA_CHECK(cudaSetDevice(own_gpu()));
   return make_shm_communicator({std::getenv("MINISGL_TEST_GROUP"), variable("MINISGL_TEST_RANK"),
                                 variable("MINISGL_TEST_SIZE"), milliseconds(60'000)});
 }
 
 std::unique_ptr<Communicator> gpu_communicator(Communicator& host, GpuSums sums, milliseconds timeout,
                                                std::int64_t buffer_bytes = 0) {
-  const int device = host.rank() % num_gpus();
-  MINISGL_CUDA_CHECK(cudaSetDevice(device));
   auto communicator = make_gpu_communicator(
-      {.device = device, .sums = sums, .max_buffer_bytes = buffer_bytes, .timeout = timeout}, host);
+      {.device = own_gpu(), .sums = sums, .max_buffer_bytes = buffer_bytes, .timeout = timeout}, host);
   if (host.rank() == 0) std::printf("%s\n", communicator->name().c_str());
   return communicator;
 }
