@@ -44,7 +44,6 @@ class Home:
 
     model_path: str
     command: Sequence[str]  # the rank program
-    cores: Sequence[int] | None = None  # those to divide; None: all that this process may use
 
 
 class HostedGroup:
@@ -71,7 +70,7 @@ class HostedGroup:
             gone=lambda rank: link.send(RankGone(group, rank)),
             end=lambda rank, how: link.send(RankEnd(group, rank, how)),
         )
-        self._ranks = LocalRanks(home.command, self._events, home.cores)
+        self._ranks = LocalRanks(home.command, self._events)
         self._work: list[asyncio.Task[None]] = []
 
     def start(self, after: Sequence[asyncio.Task[None]]) -> None:

@@ -28,22 +28,16 @@ Rank = ChildProcess[FromRank]
 class LocalRanks:
     """The RankLauncher of this host: a process for each rank."""
 
-    def __init__(
-        self, command: Sequence[str], events: RankEvents, cores: Sequence[int] | None = None
-    ) -> None:
-        """`command` is the rank program. `cores` are divided among several ranks; None: all that
-        this process may use.
-        """
+    def __init__(self, command: Sequence[str], events: RankEvents) -> None:
+        """`command` is the rank program."""
         self._command = tuple(command)
         self._events = events
-        self._cores = cores
         self._ranks: dict[int, Rank] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, options: EngineOptions, places: Sequence[Place]) -> None:
         """As in RankLauncher."""
-        own = os.sched_getaffinity(0) if self._cores is None else self._cores
-        cores = divide_cores(sorted(own), len(places))
+        cores = divide_cores(sorted(os.sched_getaffinity(0)), len(places))
         # Rank 0's plans reach the others of its host through memory that they share.
         ring = len(places) > 1 and places[0].rank == 0
         with contextlib.ExitStack() as stack:
