@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minisgl.engine.api import SHUTTING_DOWN, EngineBusy, EngineUnavailable
+from minisgl.engine.api import SHUTTING_DOWN, EngineUnavailable
 from minisgl.engine.backlog import Backlog
+from minisgl.engine.bounds import QueueBounds
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -35,19 +37,31 @@ DIED = "the engine failed while it served this request"
 Send = Callable[[Submit | Abort], bool]
 
 
+@dataclass(frozen=True)
+class StreamWatch:
+    """Who is told how streams of an engine get on, where there are several engines."""
+
+    progressed: Callable[[int, int], None]  # a request's id, and how many tokens it has got
+    ended: Callable[[TokenStream], None]
+
+
 class LiveRequests:
     """Who is let in, and streams by request id. A stream is live until the engine has confirmed its
-    end; where no engine is attached, until its end.
+    end; where no engine is attached, until its end. It may be handed over to another engine's live
+    requests at any time; each stream is in one of them.
     """
 
-    def __init__(self, max_waiting: int, max_waiting_tokens: int | None = None) -> None:
-        """`max_waiting`: requests taken beyond those that the engine runs at once;
-        `max_waiting_tokens`: tokens of all prompts that have no answer yet; None: any number.
-        """
+    def __init__(
+        self,
+        max_waiting: int,
+        max_waiting_tokens: int | None = None,
+        watch: StreamWatch | None = None,
+    ) -> None:
+        """The bounds of QueueBounds for what submit() takes."""
         self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # EngineApi's
         self.stats = EngineStats()
-        self._max_waiting = max_waiting
-        self._max_waiting_tokens = max_waiting_tokens
+        self._bounds = QueueBounds(max_waiting, max_waiting_tokens)
+        self._watch = watch
         self._backlog = Backlog()
         self._live: dict[int, TokenStream] = {}
         self._replaying: set[int] = set()
@@ -57,6 +71,11 @@ class LiveRequests:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    @property
+    def streams(self) -> list[TokenStream]:
+        """The live ones, in the order in which they came here."""
+        return list(self._live.values())
 
     @property
     def num_replaying(self) -> int:
@@ -87,30 +106,52 @@ class LiveRequests:
         if engine.state != "ready":
             raise EngineUnavailable(engine.state)
         info = engine.info
-        most = info.max_running + self._max_waiting
-        if len(self._live) >= most:
-            raise EngineBusy(
-                f"{len(self._live)} requests are waiting or running, of at most {most} "
-                "(--max-running and --max-waiting)."
-            )
-        waiting, limit = self._backlog.tokens, self._max_waiting_tokens
-        # Where nothing waits, a prompt of any length is taken.
-        if limit is not None and waiting and waiting + len(prompt_ids) > limit:
-            raise EngineBusy(
-                f"{waiting} prompt tokens are waiting, and the {len(prompt_ids)} of this prompt "
-                f"would make them more than {limit} (--max-waiting-tokens)."
-            )
+        self._bounds.check(
+            num_live=len(self._live),
+            max_running=info.max_running,
+            waiting_tokens=self._backlog.tokens,
+            prompt_tokens=len(prompt_ids),
+        )
         request = make_request(
             self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
         )
-        stream = TokenStream(request, self.abort)
-        if self._send is None or not self._send(request):
+        stream = TokenStream(request)
+        if not self.adopt(stream):
             raise EngineUnavailable("restarting")
         self._next_id += 1
-        self._live[stream.id] = stream
-        stream.waiting_tokens = len(prompt_ids)
-        self._backlog.add(stream.waiting_tokens)
         return stream
+
+    def adopt(self, stream: TokenStream) -> bool:
+        """The engine serves this stream from now on, from where it is. False, and nothing has
+        changed, where the engine can't get it.
+        """
+        if self._send is None or not self._send(stream.resumption()):
+            return False
+        self._live[stream.id] = stream
+        stream.belongs_to(self.abort)
+        self._backlog.add(stream.waiting_tokens)
+        return True
+
+    def hand_over(self, stream: TokenStream, successor: LiveRequests) -> bool:
+        """Another engine goes on with one of these streams. False, and it stays here, where that
+        one can't get it.
+        """
+        if not successor.adopt(stream):
+            return False
+        successor._replaying.add(stream.id)
+        self._remove(stream)
+        if self._send is not None:
+            self._send(Abort([stream.id]))
+        return True
+
+    def blame(self, max_deaths: int) -> None:
+        """An engine died with these requests, and one that has seen more than `max_deaths` may be
+        the cause: it ends.
+        """
+        for stream in list(self._live.values()):
+            stream.num_deaths += 1
+            if stream.num_deaths > max_deaths:
+                stream.fail("engine_failure", DIED)
 
     def abort(self, request_id: int) -> None:
         """EngineApi.abort()."""
@@ -133,6 +174,8 @@ class LiveRequests:
             if stream.waiting_tokens and output.finish not in ("abort", "error"):
                 self._backlog.serve(stream.waiting_tokens)
                 stream.waiting_tokens = 0
+            if self._watch is not None and output.token_ids:
+                self._watch.progressed(output.id, len(output.token_ids))
             stream.deliver(output)
             if self._replaying:
                 self._replaying.discard(output.id)
@@ -163,11 +206,9 @@ class LiveRequests:
         """
         self._send = None
         self.stats = EngineStats()  # nothing runs any more, and the next engine counts anew
+        if max_deaths is not None:
+            self.blame(max_deaths)
         for stream in list(self._live.values()):
-            if max_deaths is not None:
-                stream.num_deaths += 1
-            if max_deaths is not None and stream.num_deaths > max_deaths:
-                stream.fail("engine_failure", DIED)
             if stream.finished:
                 self._forget(stream.id)
         self._replaying = set(self._live)
@@ -181,15 +222,16 @@ class LiveRequests:
 
     async def drain(self, timeout: float) -> bool:
         """EngineApi.drain(), for an engine that takes no new requests."""
-        if await self._wait_idle(timeout):
+        if await self.wait_idle(timeout):
             return True
         for stream in list(self._live.values()):
             stream.fail("shutting_down", SHUTTING_DOWN)
             self.abort(stream.id)
-        await self._wait_idle(ABORT_SECONDS)
+        await self.wait_idle(ABORT_SECONDS)
         return False
 
-    async def _wait_idle(self, timeout: float) -> bool:
+    async def wait_idle(self, timeout: float) -> bool:
+        """Waits until no request is live, for up to `timeout` seconds; whether none is."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._until_idle(), timeout)
         return not self._live
@@ -200,8 +242,14 @@ class LiveRequests:
             await self._changed.wait()
 
     def _forget(self, request_id: int) -> None:
-        stream = self._live.pop(request_id)
-        self._backlog.drop(stream.waiting_tokens)
+        stream = self._live[request_id]
+        self._remove(stream)
         stream.waiting_tokens = 0
-        self._replaying.discard(request_id)
+        if self._watch is not None:
+            self._watch.ended(stream)
+
+    def _remove(self, stream: TokenStream) -> None:
+        del self._live[stream.id]
+        self._backlog.drop(stream.waiting_tokens)
+        self._replaying.discard(stream.id)
         self._changed.set()

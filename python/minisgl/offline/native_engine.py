@@ -38,6 +38,7 @@ class NativeEngine:
     """A loaded native engine. It belongs to the event loop that it is made on; close() is due."""
 
     phase = ""  # it was loaded before
+    replicas = ()  # it is an engine by itself
     num_restarts = num_replaying = 0  # the loss of an engine in this process is final
 
     def __init__(self, engine: Engine, max_waiting: int) -> None:

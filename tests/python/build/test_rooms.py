@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flags": {"config", "distributed_info", "version"},
     "environment": {"config", "flags"},
     "log": {"config", "environment"},
+    "cores": set(),
     "tasks": set(),
     "system": set(),
     "children": {"flags"},
@@ -37,10 +38,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_files": {"children", "environment", "sampling_params"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "config", "distributed", "ipc", "log", "tasks"},
+    "rank": {"_native", "config", "cores", "distributed", "ipc", "log", "tasks"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
     "text": {"children", "ipc", "model_files", "tasks", "tokenizer"},
-    "engine": {"children", "config", "environment", "ipc", "sampling_params", "tasks"},
+    "engine": {"children", "config", "cores", "environment", "ipc", "sampling_params", "tasks"},
     "server": {
         "config",
         "engine",
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "version",
     },
     "startup": {"config", "environment", "ipc"},
+    "engines": {"config", "engine", "ipc", "startup"},
     # LLM and the shell, which run the engine in the caller's process or drive ranks of their own.
     "offline": {
         "_native",
@@ -71,6 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": {
         "config",
         "engine",
+        "engines",
         "flags",
         "ipc",
         "log",
