@@ -17,6 +17,7 @@
 #include "engine/inbox.h"
 #include "engine/live_requests.h"
 #include "engine/plan_publisher.h"
+#include "engine/step_pace.h"
 #include "engine/validation.h"
 #include "sched/scheduler.h"
 
@@ -69,7 +70,8 @@ struct Engine::Impl {
   ~Impl();
 
   void run() noexcept;
-  void take_commands(bool wait);
+  void take_commands();
+  std::optional<Clock::time_point> next_plan() const;
   void admit(Submission submission);
   void abort(SequenceId id);
   void step();
@@ -114,6 +116,7 @@ struct Engine::Impl {
   std::uint64_t num_steps = 0;
   Clock::time_point busy_since = {};  // the oldest step's launch, or the end of the one before it
   Clock::duration step_time = {};     // all steps so far
+  StepPace pace;
   bool running = true;
 };
 
@@ -149,7 +152,7 @@ void Engine::Impl::run() noexcept {
   std::string what;
   try {
     while (running) {
-      take_commands(!scheduler.has_work() && scheduler.num_in_flight() == 0);
+      take_commands();
       if (running) step();
       while (!running && scheduler.num_in_flight() > 0) finish_step();
       deliver();
@@ -168,8 +171,15 @@ void Engine::Impl::run() noexcept {
   end_all(what);
 }
 
-void Engine::Impl::take_commands(bool wait) {
-  running = inbox.take(wait, commands);
+// When the next step is planned if nobody comes before; none where there is nothing to do. While the device runs a long
+// step there is time until somebody who comes would wait for one more.
+std::optional<Clock::time_point> Engine::Impl::next_plan() const {
+  if (scheduler.num_in_flight() > 0) return busy_since + pace.next_after(scheduler.oldest());
+  return scheduler.has_work() ? std::optional(Clock::time_point{}) : std::nullopt;
+}
+
+void Engine::Impl::take_commands() {
+  running = inbox.take(next_plan(), commands);
   for (Command& command : commands) {
     if (auto* submission = std::get_if<Submission>(&command)) {
       admit(std::move(*submission));
@@ -257,6 +267,7 @@ void Engine::Impl::finish_step() {
   const Clock::duration time = now - std::exchange(busy_since, now);
   step_time += time;
   const StepPlan& plan = scheduler.oldest();
+  pace.learn(plan, time);
   draws.clear();
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (plan.targets[i].token == LogitTarget::kSample) draws.push_back(results[i].token);

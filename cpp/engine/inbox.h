@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <unordered_set>
 #include <variant>
@@ -38,8 +39,9 @@ class Inbox {
   void request_stop();
   std::int64_t num_submissions() const;  // those that the engine thread did not take yet
 
-  // Takes all commands in order, first waiting for one (or for the stop) when `wait`. False when the engine is to stop.
-  bool take(bool wait, std::vector<Command>& commands);
+  // Takes all commands in order, first waiting until there is one (or the stop), or until `until` where there is such a
+  // time. False when the engine is to stop.
+  bool take(std::optional<std::chrono::steady_clock::time_point> until, std::vector<Command>& commands);
   // These requests have ended; their ids may be used again.
   void forget(std::span<const std::uint64_t> ids);
   // Refuses everything from now on and returns the ids that are still live.

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from minisgl.distributed_info import DistributedInfo
 
-KV_DTYPES = ("auto", "f32", "f16", "bf16")
+KV_DTYPES = ("auto", "f32", "f16", "bf16", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
 GENERATION_CONFIGS = ("auto", "none", "vllm")
@@ -86,7 +86,12 @@ class EngineSettings:
         flag="threads",
     )
     kv_dtype: str = option(
-        "auto", "KV cache type: " + ", ".join(KV_DTYPES), choices=KV_DTYPES, metavar="TYPE"
+        "auto",
+        "KV cache type: "
+        + ", ".join(KV_DTYPES)
+        + "; int8 (CPU) and fp8 (GPU) take half of f16's memory",
+        choices=KV_DTYPES,
+        metavar="TYPE",
     )
     kv_cache_tokens: int = option(0, "tokens that the KV cache holds; 0: as many as memory allows")
     max_model_len: int = option(
@@ -131,7 +136,10 @@ class EngineSettings:
         metavar="MS",
     )
     max_waiting: int = option(
-        1024, "requests that may wait; one more is refused with 429", bounds=(0, MAX_WAITING)
+        1024,
+        "requests that may wait; one more is refused with 429, but for a quarter more of API keys "
+        "that have less than their part",
+        bounds=(0, MAX_WAITING),
     )
 
     def __post_init__(self) -> None:
@@ -389,7 +397,8 @@ class ServerArgs(EngineSettings):
     max_waiting_tokens: int = option(
         2**24,
         "tokens that the prompts of waiting requests may have together; where more come, a request "
-        "is refused with 429, unless none waits",
+        "is refused with 429, unless none waits, but for a quarter more of API keys that have less "
+        "than their part",
         group="engine",
     )
     num_tokenizer: int = option(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from minisgl.config import MAX_WAITING, ServerArgs
-from minisgl.engine.bounds import QueueBounds
+from minisgl.engine.admission import Admission
 from minisgl.engine.client import EngineClient
 from minisgl.engine.host_ranks import HostRanks
 from minisgl.engine.launcher import MakeLauncher
@@ -48,7 +48,7 @@ def make_engines(
     if hub is not None:
         launcher = functools.partial(HostRanks, hub, command)
     # The client refuses what is too much; the engine only has to take more.
-    most = min(args.max_running + args.max_waiting, MAX_WAITING)
+    most = min(2 * (args.max_running + args.max_waiting), MAX_WAITING)
     options = dataclasses.replace(options, max_waiting=most)
     return _make_client(args, options, launcher, restart, ALONE)
 
@@ -100,6 +100,6 @@ def _make_replicas(
         make_engine,
         LocalSite(accountant, command),
         args.replicas,
-        QueueBounds(args.max_waiting, args.max_waiting_tokens),
+        Admission(args.max_waiting, args.max_waiting_tokens),
         Router(cast("Routing", args.routing)),
     )

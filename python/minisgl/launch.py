@@ -21,6 +21,7 @@ from setproctitle import setproctitle
 from minisgl.config import OptionError, ServerArgs, parse_address
 from minisgl.engine.agent import Home, NodeAgent
 from minisgl.engine.api import EngineStartError
+from minisgl.engine.changes import Changes
 from minisgl.engine.client import EngineClient
 from minisgl.engine.local_ranks import RANK_COMMAND
 from minisgl.engine.nodes import NodeHub
@@ -208,6 +209,8 @@ class Server:
         self._client = client
         self._hub = hub
         self._state = ServerState(args, self._client, args.served_model_name or (files.name,))
+        if isinstance(client, Replicas) and args.admin_api_key is not None:
+            self._state.changes = Changes(client)
         self._stopping = False  # a signal came
         self._stop = asyncio.Event()  # the loop knows of it
         self._http_stop = asyncio.Event()
@@ -344,6 +347,8 @@ class Server:
         await asyncio.wait({http}, timeout=1)
         if self._state.text is not None:
             await self._state.text.close()
+        if self._state.changes is not None:
+            await self._state.changes.close()
         await self._client.close()
         if self._hub is not None:
             await self._hub.close()

@@ -58,13 +58,13 @@ class Changes:
     """
 
     def __init__(self, replicas: Replicas) -> None:
-        self._replicas = replicas
+        self.replicas = replicas
         self._tasks: dict[Change, asyncio.Task[None]] = {}
 
     def add(self) -> Change:
         """One more replica. NoRoom, which is a ReplicaRefused, where nothing is left for it."""
         self._check_open()
-        replica = self._replicas.begin()
+        replica = self.replicas.begin()
         return self._begin(replica, lambda change: self._add(change, replica))
 
     def remove(self, number: int, drain: float) -> Change:
@@ -85,12 +85,12 @@ class Changes:
             await asyncio.wait(self._tasks.values())
 
     def _check_open(self) -> None:
-        if self._replicas.state in ("draining", "failed"):
+        if self.replicas.state in ("draining", "failed"):
             raise ReplicaRefused("the server is ending: its replicas stay as they are")
 
     def _leave(self, number: int, what: str) -> Replica:
         self._check_open()
-        replicas = self._replicas
+        replicas = self.replicas
         replica = next((one for one in replicas.members if one.number == number), None)
         if replica is None:
             raise ReplicaUnknown(f"there is no replica {number}")
@@ -130,30 +130,30 @@ class Changes:
             await self._start(change, replica)
         except EngineStartError as error:
             logger.error("replica %d can't be added: %s", replica.number, error)
-            self._replicas.retire(replica)
+            self.replicas.retire(replica)
             await replica.engine.close()
-            self._replicas.forget(replica)
+            self.replicas.forget(replica)
             change.say("failed", reason=str(error))
 
     async def _remove(self, change: Change, replica: Replica, drain: float) -> None:
         await self._empty(change, replica, drain)
-        self._replicas.forget(replica)
+        self.replicas.forget(replica)
         logger.info("replica %d was removed", replica.number)
         change.say("removed")
 
     async def _restart(self, change: Change, replica: Replica, drain: float) -> None:
         await self._empty(change, replica, drain)
-        self._replicas.renew(replica)
+        self.replicas.renew(replica)
         replica.leaving = False
         try:
             await self._start(change, replica)
         except EngineStartError as error:
             change.say("failed", reason=str(error))
-            await self._replicas.start_later(replica, str(error))
+            await self.replicas.start_later(replica, str(error))
 
     async def _start(self, change: Change, replica: Replica) -> None:
         change.say("starting", place=str(replica.lot))
-        start = asyncio.create_task(self._replicas.start_engine(replica))
+        start = asyncio.create_task(self.replicas.start_engine(replica))
         try:
             while not (await asyncio.wait({start}, timeout=REPORT_SECONDS))[0]:
                 change.say("starting", phase=replica.engine.phase)
@@ -176,7 +176,7 @@ class Changes:
         while True:
             left = end - loop.time()
             if left <= 0:
-                moved += self._replicas.evacuate(replica)
+                moved += self.replicas.evacuate(replica)
                 left = REPORT_SECONDS  # for what nobody else can go on with
             live = sum(not stream.finished for stream in replica.engine.requests.streams)
             change.say("draining", live=live, moved=moved)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minisgl.config import STEP_TIMEOUT
+from minisgl.engine.admission import Admission
 from minisgl.engine.api import SHUTTING_DOWN, EngineStartError, EngineUnavailable, State
 from minisgl.engine.group import RankGroup
 from minisgl.engine.launcher import MakeLauncher
@@ -66,7 +67,8 @@ class EngineClient:
         self._on_phase = on_phase
         self._phase = _FIRST_PHASE
         self._draining = False
-        self.requests = LiveRequests(max_waiting, max_waiting_tokens, peers.watch)
+        admission = peers.admission or Admission(max_waiting, max_waiting_tokens)
+        self.requests = LiveRequests(admission, peers.watch)
 
         def make_group() -> RankGroup:
             self._phase = _FIRST_PHASE

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from minisgl.engine.admission import Admission
 from minisgl.engine.api import SHUTTING_DOWN, EngineUnavailable
-from minisgl.engine.backlog import Backlog
-from minisgl.engine.bounds import QueueBounds
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -51,18 +50,13 @@ class LiveRequests:
     requests at any time; each stream is in one of them.
     """
 
-    def __init__(
-        self,
-        max_waiting: int,
-        max_waiting_tokens: int | None = None,
-        watch: StreamWatch | None = None,
-    ) -> None:
-        """The bounds of QueueBounds for what submit() takes."""
+    def __init__(self, admission: Admission, watch: StreamWatch | None = None) -> None:
+        """Several engines have one `admission`."""
         self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # EngineApi's
         self.stats = EngineStats()
-        self._bounds = QueueBounds(max_waiting, max_waiting_tokens)
+        self._admission = admission
+        self._backlog = admission.backlog
         self._watch = watch
-        self._backlog = Backlog()
         self._live: dict[int, TokenStream] = {}
         self._replaying: set[int] = set()
         self._next_id = 0
@@ -76,6 +70,13 @@ class LiveRequests:
     def streams(self) -> list[TokenStream]:
         """The live ones, in the order in which they came here."""
         return list(self._live.values())
+
+    @property
+    def tokens_without_answer(self) -> int:
+        """Prompt tokens of those that have got nothing yet. Other than waiting_tokens, which may be
+        of several engines, it is this one's, and counts each choice.
+        """
+        return sum(len(one.request.prompt) for one in self._live.values() if not one.received)
 
     @property
     def num_replaying(self) -> int:
@@ -106,12 +107,7 @@ class LiveRequests:
         if engine.state != "ready":
             raise EngineUnavailable(engine.state)
         info = engine.info
-        self._bounds.check(
-            num_live=len(self._live),
-            max_running=info.max_running,
-            waiting_tokens=self._backlog.tokens,
-            prompt_tokens=len(prompt_ids),
-        )
+        shared = self._admission.check(info, prompt_ids, params, prefix_salt, standing.share)
         request = make_request(
             self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
         )
@@ -119,6 +115,7 @@ class LiveRequests:
         if not self.adopt(stream):
             raise EngineUnavailable("restarting")
         self._next_id += 1
+        self._admission.begin(stream, shared)
         return stream
 
     def adopt(self, stream: TokenStream) -> bool:
@@ -129,7 +126,6 @@ class LiveRequests:
             return False
         self._live[stream.id] = stream
         stream.belongs_to(self.abort)
-        self._backlog.add(stream.waiting_tokens)
         return True
 
     def hand_over(self, stream: TokenStream, successor: LiveRequests) -> bool:
@@ -171,9 +167,8 @@ class LiveRequests:
             stream = self._live.get(output.id)
             if stream is None or output.error_code == "engine_failure":
                 continue  # in the second case the news of the engine's end follows
-            if stream.waiting_tokens and output.finish not in ("abort", "error"):
-                self._backlog.serve(stream.waiting_tokens)
-                stream.waiting_tokens = 0
+            if stream.prompt is not None and output.finish not in ("abort", "error"):
+                self._backlog.serve(stream.prompt)
             if self._watch is not None and output.token_ids:
                 self._watch.progressed(output.id, len(output.token_ids))
             stream.deliver(output)
@@ -244,12 +239,11 @@ class LiveRequests:
     def _forget(self, request_id: int) -> None:
         stream = self._live[request_id]
         self._remove(stream)
-        stream.waiting_tokens = 0
+        self._admission.end(stream)
         if self._watch is not None:
             self._watch.ended(stream)
 
     def _remove(self, stream: TokenStream) -> None:
         del self._live[stream.id]
-        self._backlog.drop(stream.waiting_tokens)
         self._replaying.discard(stream.id)
         self._changed.set()

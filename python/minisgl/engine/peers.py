@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from minisgl.engine.admission import Admission
 from minisgl.engine.live_requests import StreamWatch
 
 
@@ -15,6 +16,7 @@ class Peers:
     """
 
     name: str = "the engine"  # what log lines call it
+    admission: Admission | None = None  # of all together
     watch: StreamWatch | None = None  # how its streams get on
     on_ready: Callable[[], None] = lambda: None  # it serves, for the first time or again
     # The first news of its death: its live requests may be handed over now. None: they wait for

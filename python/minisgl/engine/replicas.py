@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from minisgl.engine.admission import Admission
 from minisgl.engine.api import (
     EngineStartError,
     EngineUnavailable,
     ReplicaFigures,
     State,
 )
-from minisgl.engine.bounds import QueueBounds
 from minisgl.engine.client import EngineClient
 from minisgl.engine.figures import sum_stats
 from minisgl.engine.live_requests import LiveRequests, StreamWatch
@@ -64,13 +64,18 @@ class Replicas:
     """The EngineApi of several engines on one event loop."""
 
     def __init__(
-        self, make_engine: MakeEngine, site: Site, count: int, bounds: QueueBounds, router: Router
+        self,
+        make_engine: MakeEngine,
+        site: Site,
+        count: int,
+        admission: Admission,
+        router: Router,
     ) -> None:
-        """`count` replicas at the start; `bounds` of what waits at all of them together."""
+        """`count` replicas at the start; `admission` to all of them together."""
         self._make_engine = make_engine
         self._site = site
         self._count = count
-        self._bounds = bounds
+        self._admission = admission
         self._router = router
         self._watch = StreamWatch(router.progressed, self._note_end)
         self._members: dict[int, Replica] = {}
@@ -162,12 +167,12 @@ class Replicas:
     @property
     def waiting_tokens(self) -> int:
         """As in EngineApi."""
-        return sum(one.engine.waiting_tokens for one in self._members.values())
+        return self._admission.backlog.tokens
 
     @property
     def retry_after(self) -> int:
-        """As in EngineApi, of the one that will be ready for more first."""
-        return min(one.engine.retry_after for one in self._routed() or self.members)
+        """As in EngineApi."""
+        return self._admission.backlog.seconds()
 
     def submit(
         self,
@@ -182,12 +187,7 @@ class Replicas:
         if self.state != "ready":
             raise EngineUnavailable(self.state)
         info = self.info
-        self._bounds.check(
-            num_live=self.num_live,
-            max_running=info.max_running,
-            waiting_tokens=self.waiting_tokens,
-            prompt_tokens=len(prompt_ids),
-        )
+        shared = self._admission.check(info, prompt_ids, params, prefix_salt, standing.share)
         request = make_request(
             self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
         )
@@ -195,6 +195,7 @@ class Replicas:
         if not self._place(stream, set(), lambda requests: requests.adopt(stream)):
             raise EngineUnavailable("restarting")
         self._next_id += 1
+        self._admission.begin(stream, shared)
         return stream
 
     def abort(self, request_id: int) -> None:
@@ -278,6 +279,7 @@ class Replicas:
             replica.lot,
             Peers(
                 name=f"replica {replica.number}",
+                admission=self._admission,
                 watch=self._watch,
                 on_ready=lambda: self._welcome(replica),
                 on_loss=lambda: self.evacuate(replica),
@@ -436,7 +438,7 @@ def _figures(replica: Replica) -> ReplicaFigures:
         phase=engine.phase,
         place=str(replica.lot),
         num_live=engine.num_live,
-        waiting_tokens=engine.waiting_tokens,
+        waiting_tokens=engine.requests.tokens_without_answer,
         num_replaying=engine.num_replaying,
         num_restarts=engine.num_restarts,
         stats=engine.stats,

@@ -3,32 +3,41 @@
 A router decides and keeps accounts; it sends nothing and waits for nothing. Whoever sends tells it
 what was placed where, how it gets on and when it ends.
 
-The score of a replica is the tokens that have to be computed before the request's first one: those
-of the prompt that aren't in its cache, and those that wait there already. What decodes there takes
-a part of every step, and counts as RUNNING tokens per request and one for each CONTEXT of its
-tokens. The least score wins; that is a request's estimated time to its first token, as Mooncake's
-conductor minimises it (arXiv:2407.00079, section 6), with Preble's reason for it: what a hit saves
-against what the load costs (arXiv:2407.00023, section 3). A request of a known session stays at its
-replica until that is saturated: SATURATED tokens more to do than the one with the least.
+A replica's load is what it has to do in tokens: those of prompts that wait to be computed, and for
+each request that decodes RUNNING and one for each CONTEXT of its tokens, as it takes a part of all
+steps to come. From the load what the replica has of the prompt is taken off, HIT times, and the
+least wins. With HIT = 1 that is a request's time to its first token, the estimate that Mooncake's
+conductor minimises (arXiv:2407.00079). But a prefix that is computed where it wasn't takes the
+place of others there, a cost that Preble's scheduler counts, too (arXiv:2407.00023): so a hit is
+worth more than its time. llm-d's default profile weighs matches 3 to 2 against a queue.
+bench/fleet.py is what the numbers here were chosen by.
+
+A request of a known session stays at its replica, unless that has less of the prompt than the one
+of the rule above, or is saturated: SATURATED tokens more to do than the one with the least.
+SGLang's cache-aware policy is as sticky with prefixes, until requests are out of balance by 64 and
+by a factor of 1.5.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
+from minisgl._native import SentPrefixes
 from minisgl.config import Routing
-from minisgl.engine.sent_prefixes import Keys, SentPrefixes
 
 # Why a replica was chosen: it is the only one; it had the session; it had the most of the prompt
 # for its load; it had the least to do; it was its turn.
 Reason = Literal["only", "session", "prefix", "least", "round"]
 
-RUNNING = 64
-CONTEXT = 32
+RUNNING = 256
+CONTEXT = 8
+HIT = 2.5
 SATURATED = 8192
 MAX_SESSIONS = 2**16  # those used last are remembered
 
@@ -39,8 +48,7 @@ class NoReplica(LookupError):  # noqa: N818
     """There is no replica to choose."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """A request as a router sees it. Only asks of the same `space` share prefixes: it names salt,
     adapter and key. `session` is whatever the client calls its conversation.
     """
@@ -52,8 +60,7 @@ class Ask:
     max_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """The replica, the tokens of the prompt that its cache should have, and why."""
 
     replica: int
@@ -64,34 +71,22 @@ class Decision:
 @dataclass(slots=True, eq=False)
 class _Replica:
     id: int
+    slot: int  # its number in the native table
     queued: int = 0  # prompt tokens to be computed of requests that have no token yet
     running: int = 0  # requests that have one
     context: int = 0  # their tokens, prompts included
-    turn: int = -1  # when it was chosen last
 
     @property
     def load(self) -> int:
         return self.queued + RUNNING * self.running + self.context // CONTEXT
 
 
-@dataclass(slots=True)
-class _Placed:
+class _Placed(msgspec.Struct):
     space: str | bytes
     there: _Replica  # which may be removed by now
-    keys: Keys
+    keys: bytes  # of the prompt's blocks
     num_tokens: int  # prompt and answer
     queued: int  # 0: it has a token
-
-
-@dataclass(slots=True)
-class _Asked:
-    """The ask that choose() was called with last."""
-
-    id: int = -1
-    num_tokens: int = 0
-    space: str | bytes = b""
-    session: str | None = None
-    keys: Keys = field(default_factory=list)
 
 
 class Router:
@@ -100,13 +95,14 @@ class Router:
     def __init__(self, routing: Routing = "prefix") -> None:
         self.decisions: Counter[tuple[int, Reason]] = Counter()  # since the beginning
         self._routing = routing
-        self._replicas: dict[int, _Replica] = {}
+        self._replicas: dict[int, _Replica] = {}  # the one chosen last at the end
+        self._slots: list[_Replica | None] = []
         self._sent = SentPrefixes()
+        self._changed: set[_Replica] = set()  # those whose load the table doesn't know
         self._live: dict[int, _Placed] = {}
         # The one used last at the end. Some name replicas that are removed.
         self._sessions: dict[tuple[str | bytes, str], _Replica] = {}
-        self._asked = _Asked()
-        self._turn = 0
+        self._asked: tuple[Ask, bytes] | None = None  # the ask of the last choose(), its keys
 
     def add(self, replica: int, *, cache_tokens: int) -> None:
         """A replica that may be chosen from now on; its cache, of so many tokens, is empty.
@@ -114,15 +110,19 @@ class Router:
         """
         if replica in self._replicas:
             raise ValueError(f"replica {replica} is there already")
-        self._replicas[replica] = _Replica(replica)
-        self._sent.add(replica, cache_tokens)
+        if None not in self._slots:
+            self._slots.append(None)
+        slot = self._slots.index(None)
+        self._sent.add(slot, cache_tokens)
+        self._slots[slot] = self._replicas[replica] = _Replica(replica, slot)
 
     def remove(self, replica: int) -> None:
         """It is not chosen any more: dead, drained or removed. What it had is forgotten; its
         requests count nowhere until they are placed again. KeyError where it is not there.
         """
-        del self._replicas[replica]
-        self._sent.remove(replica)
+        there = self._replicas.pop(replica)
+        self._sent.remove(there.slot)
+        self._slots[there.slot] = None
 
     @property
     def replicas(self) -> list[int]:
@@ -135,50 +135,21 @@ class Router:
 
     def cached_tokens(self, replica: int) -> int:
         """Tokens that its cache should have."""
-        return self._sent.num_tokens(replica)
+        return self._sent.num_tokens(self._replicas[replica].slot)
 
-    def choose(self, ask: Ask, exclude: Container[int] = ()) -> Decision:
+    def choose(self, ask: Ask, exclude: Collection[int] = ()) -> Decision:
         """Where the request should run; `exclude` names replicas that can't have it. NoReplica
         where none is left. Accounts begin with placed(), which comes before the next choose().
         """
-        among = [there for there in self._replicas.values() if there.id not in exclude]
-        if not among:
-            raise NoReplica("no replica can serve the request")
         keys = self._sent.keys(ask.space, ask.tokens)
-        self._asked = _Asked(ask.id, len(ask.tokens), ask.space, ask.session, keys)
-        chosen, reason = self._decide(ask, keys, among)
-        decision = Decision(chosen.id, self._sent.matched(chosen.id, keys), reason)
-        self._turn += 1
-        chosen.turn = self._turn
-        self.decisions[chosen.id, reason] += 1
+        there, matched, reason = self._decide(ask, keys, exclude)
+        self._asked = ask, keys
+        self._replicas[there.id] = self._replicas.pop(there.id)
+        self._sent.take_turn(there.slot)
+        self.decisions[there.id, reason] += 1
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "request %d goes to replica %d (%s): %d of %d tokens cached; loads %s",
-                ask.id,
-                chosen.id,
-                reason,
-                decision.matched_tokens,
-                len(ask.tokens),
-                {there.id: there.load for there in among},
-            )
-        return decision
-
-    def _decide(self, ask: Ask, keys: Keys, among: list[_Replica]) -> tuple[_Replica, Reason]:
-        if len(among) == 1:
-            return among[0], "only"
-        if self._routing == "round":
-            return min(among, key=lambda there: there.turn), "round"
-        # Of equal ones the one that was chosen longest ago.
-        least = min(among, key=lambda there: (there.load, there.turn))
-        if self._routing == "least":
-            return least, "least"
-        if ask.session is not None:
-            known = self._sessions.get((ask.space, ask.session))
-            if known in among and known.load <= least.load + SATURATED:
-                return known, "session"
-        matched = {there: self._sent.matched(there.id, keys) for there in among}
-        best = min(among, key=lambda there: (there.load - matched[there], there.turn))
-        return (best, "prefix") if matched[best] else (least, "least")
+            self._explain(ask, there, matched, reason)
+        return Decision(there.id, matched, reason)
 
     def placed(self, id: int, replica: int, tokens: Sequence[int]) -> None:
         """The request runs there, with these tokens as its prompt (those of its answer, too, where
@@ -187,21 +158,24 @@ class Router:
         there = self._replicas.get(replica)
         if there is None:
             raise ValueError(f"request {id} was placed at replica {replica}, which is not there")
-        asked, before = self._asked, self._live.pop(id, None)
-        if asked.id == id:
-            space = asked.space
-            keys = asked.keys if asked.num_tokens == len(tokens) else self._sent.keys(space, tokens)
-            if asked.session is not None:
-                self._stick((space, asked.session), there)
+        before = self._live.get(id)
+        if self._asked is not None and self._asked[0].id == id:
+            ask, keys = self._asked
+            space = ask.space
+            if len(ask.tokens) != len(tokens):
+                keys = self._sent.keys(space, tokens)
+            if ask.session is not None:
+                self._stick((space, ask.session), there)
         elif before is not None:
-            space, keys = before.space, self._sent.keys(before.space, tokens, before.keys)
+            space = before.space
+            keys = self._sent.keys(space, tokens, before.keys)
         else:
             raise ValueError(f"request {id} was placed, but no replica was chosen for it")
         if before is not None:
-            _release(before)
-        queued = max(1, len(tokens) - self._sent.matched(replica, keys))
+            self._release(before)
+        queued = max(1, len(tokens) - self._sent.insert(there.slot, keys))
         there.queued += queued
-        self._sent.insert(replica, keys)
+        self._changed.add(there)
         self._live[id] = _Placed(space, there, keys, len(tokens), queued)
 
     def progressed(self, id: int, new_tokens: int) -> None:
@@ -218,16 +192,58 @@ class Router:
             placed.queued = 0
         else:
             there.context += new_tokens
+        self._changed.add(there)
 
     def finished(self, id: int, tokens: Sequence[int]) -> None:
         """The request has ended, with these tokens, prompt and answer. Unknown ids are ignored."""
         placed = self._live.pop(id, None)
         if placed is None:
             return
-        _release(placed)
+        self._release(placed)
         there = placed.there
-        if self._replicas.get(there.id) is there:
-            self._sent.insert(there.id, self._sent.keys(placed.space, tokens, placed.keys))
+        if self._slots[there.slot] is there:
+            self._sent.insert(there.slot, self._sent.keys(placed.space, tokens, placed.keys))
+
+    def _decide(
+        self, ask: Ask, keys: bytes, exclude: Collection[int]
+    ) -> tuple[_Replica, int, Reason]:
+        """The replica, the tokens of the prompt that it has, and why."""
+        for changed in self._changed:
+            if self._slots[changed.slot] is changed:
+                self._sent.set_load(changed.slot, int(changed.load / HIT))
+        self._changed.clear()
+        excluded = [self._replicas[id].slot for id in exclude if id in self._replicas]
+        least, best, matched, count = self._sent.choose(keys, excluded)
+        if least < 0:
+            raise NoReplica("no replica can serve the request")
+        least_loaded, best_match = self._at(least), self._at(best)
+        if count == 1:
+            return best_match, matched, "only"
+        if self._routing == "prefix":
+            known = self._session(ask, exclude)
+            if known is not None and known.load <= least_loaded.load + SATURATED:
+                has = self._sent.matched(known.slot, keys)
+                if has >= matched:
+                    return known, has, "session"
+            if matched:
+                return best_match, matched, "prefix"
+        if self._routing == "round":
+            turn = next(there for id, there in self._replicas.items() if id not in exclude)
+            return turn, self._sent.matched(turn.slot, keys), "round"
+        return least_loaded, self._sent.matched(least, keys), "least"
+
+    def _at(self, slot: int) -> _Replica:
+        there = self._slots[slot]
+        assert there is not None, f"the table chose slot {slot}, which is empty"
+        return there
+
+    def _session(self, ask: Ask, exclude: Collection[int]) -> _Replica | None:
+        if ask.session is None:
+            return None
+        known = self._sessions.get((ask.space, ask.session))
+        if known is None or self._slots[known.slot] is not known or known.id in exclude:
+            return None
+        return known
 
     def _stick(self, session: tuple[str | bytes, str], there: _Replica) -> None:
         self._sessions.pop(session, None)
@@ -235,10 +251,22 @@ class Router:
         if len(self._sessions) > MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
 
+    def _release(self, placed: _Placed) -> None:
+        there = placed.there
+        if placed.queued:
+            there.queued -= placed.queued
+        else:
+            there.running -= 1
+            there.context -= placed.num_tokens
+        self._changed.add(there)
 
-def _release(placed: _Placed) -> None:
-    if placed.queued:
-        placed.there.queued -= placed.queued
-    else:
-        placed.there.running -= 1
-        placed.there.context -= placed.num_tokens
+    def _explain(self, ask: Ask, there: _Replica, matched: int, reason: Reason) -> None:
+        logger.debug(
+            "request %d goes to replica %d (%s): %d of %d tokens cached; loads %s",
+            ask.id,
+            there.id,
+            reason,
+            matched,
+            len(ask.tokens),
+            {replica: self.load(replica) for replica in sorted(self._replicas)},
+        )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from minisgl.engine.bounds import QueueBounds
+from minisgl.engine.admission import Admission
 from minisgl.engine.client import EngineClient
 from minisgl.engine.launcher import RankEvents
 from minisgl.engine.peers import Peers
@@ -162,7 +162,7 @@ def paper_replicas(
         options = EngineOptions(model_path="paper")
         return EngineClient(options, launcher=lot.launcher, restart=policy, peers=peers)
 
-    return Replicas(make_engine, site, count, QueueBounds(max_waiting), Router())
+    return Replicas(make_engine, site, count, Admission(max_waiting), Router())
 
 
 async def turns(count: int = 10) -> None:

@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from minisgl._native import SentPrefixes
 from minisgl.engine.router import SATURATED, Ask, NoReplica, Router
-from minisgl.engine.sent_prefixes import BLOCK
 
+BLOCK = SentPrefixes.BLOCK
 ROOM = 100 * BLOCK
 
 
@@ -79,7 +80,7 @@ def test_spaces_share_nothing() -> None:
 def test_many_that_begin_alike_spread_when_the_work_is_more_than_what_they_save() -> None:
     router, prefix = make(4), ids(4 * BLOCK, 1)
     placed = [serve(router, Ask(i, prefix + ids(BLOCK, 10 + i))) for i in range(32)]
-    assert {placed.count(replica) for replica in range(4)} <= {7, 8, 9}
+    assert all(placed.count(replica) >= 6 for replica in range(4))
 
 
 def test_a_session_stays_until_its_replica_is_saturated() -> None:
@@ -223,6 +224,7 @@ class Accounts(RuleBasedStateMachine):
         for replica, bound in self.bounds.items():
             assert self.router.cached_tokens(replica) <= bound
             assert (self.router.load(replica) > 0) == (replica in busy)
+        self.router._sent.check()
 
     def teardown(self) -> None:
         for id, (_, tokens) in self.runs.items():

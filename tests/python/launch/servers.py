@@ -203,6 +203,11 @@ class Stream:
         finally:
             self._connection.close()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
     def wait_events(self, count: int) -> None:
         until(lambda: len(self.events) >= count)
 
