@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.nodes import ALIVE_SECONDS, plan_keys, sum_secret
+from minisgl.engine.placement import Share
+from minisgl.engine.site import LEAST_MEMORY_FRACTION
 from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import Alive, Shutdown
 from minisgl.ipc.node_link import (
@@ -44,6 +46,9 @@ class Home:
 
     model_path: str
     command: Sequence[str]  # the rank program
+    # Groups that the host and its memory are divided among, where the server doesn't know it; 0: it
+    # does, and has done so.
+    sharers: int = 0
 
 
 class HostedGroup:
@@ -56,6 +61,9 @@ class HostedGroup:
         self._options = dataclasses.replace(
             message.options,
             model_path=home.model_path,
+            memory_fraction=max(
+                message.options.memory_fraction / max(home.sharers, 1), LEAST_MEMORY_FRACTION
+            ),
             cache_dir=str(default_cache_dir() or ""),
         )
         self._places = message.places
@@ -70,7 +78,8 @@ class HostedGroup:
             gone=lambda rank: link.send(RankGone(group, rank)),
             end=lambda rank, how: link.send(RankEnd(group, rank, how)),
         )
-        self._ranks = LocalRanks(home.command, self._events)
+        share = Share(tuple(message.gpus), tuple(message.cores), home.sharers or message.sharers)
+        self._ranks = LocalRanks(home.command, self._events, share=share, label=message.label)
         self._work: list[asyncio.Task[None]] = []
 
     def start(self, after: Sequence[asyncio.Task[None]]) -> None:

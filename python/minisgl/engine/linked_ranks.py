@@ -11,7 +11,9 @@ import msgspec
 
 from minisgl.engine.host_ranks import tell
 from minisgl.engine.launcher import RankEvents
+from minisgl.engine.local_ranks import WHOLE_HOST
 from minisgl.engine.nodes import NodeHub
+from minisgl.engine.placement import Share
 from minisgl.ipc.messages import EngineOptions, PhaseReport, Place
 from minisgl.ipc.node_link import (
     EndRanks,
@@ -34,8 +36,20 @@ class LinkedRanks:
     to them and what they say.
     """
 
-    def __init__(self, hub: NodeHub, number: int, events: RankEvents) -> None:
-        """`number` is the host's."""
+    def __init__(
+        self,
+        hub: NodeHub,
+        number: int,
+        events: RankEvents,
+        *,
+        share: Share = WHOLE_HOST,
+        label: str = "",
+    ) -> None:
+        """`number` is the host's, `share` what of it the ranks have, and `label` what the names of
+        their processes end with.
+        """
+        self._share = share
+        self._label = label
         self._hub = hub
         self._number = number
         self._events = events
@@ -53,7 +67,18 @@ class LinkedRanks:
         self._group, self._ranks = places[0].name, range(len(places))
         self._running = set(self._ranks)
         self._hub.listen(self._group, self)
-        self._hub.send(self._number, StartRanks(options, list(places)))
+        share = self._share
+        self._hub.send(
+            self._number,
+            StartRanks(
+                options,
+                list(places),
+                list(share.gpus),
+                list(share.cores),
+                share.sharers,
+                self._label,
+            ),
+        )
 
     def send(self, rank: int, message: Any) -> bool:
         """As in RankLauncher."""

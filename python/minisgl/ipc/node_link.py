@@ -43,11 +43,16 @@ GroupName = Annotated[str, Meta(max_length=64)]  # the name in a rank's place
 
 class StartRanks(msgspec.Struct, frozen=True, tag="start_ranks"):
     """To a host: start these ranks, all of one group, once those that are ending there have ended.
-    Their model, cores and keys are the host's own business.
+    Their model and keys are the host's own business.
     """
 
     options: EngineOptions
     places: Annotated[list[Place], Meta(min_length=1)]
+    # What of the host is theirs. No GPUs and cores: none in particular.
+    gpus: list[str] = []  # as CUDA_VISIBLE_DEVICES takes them
+    cores: list[int] = []
+    sharers: Annotated[int, Meta(ge=1)] = 1  # groups that the host is divided among
+    label: Annotated[str, Meta(max_length=64)] = ""  # what the names of processes end with
 
 
 class RankMail(msgspec.Struct, frozen=True, tag="mail"):

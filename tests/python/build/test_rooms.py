@@ -79,6 +79,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
         "tokenizer",
     },
+    # What runs in Ray's processes.
+    "ray": {"engine", "ipc", "log", "model_files", "tasks"},
     # Programs and the public names.
     "launch": {
         "config",
