@@ -97,6 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
     },
     "__main__": {"launch"},
+    "ctl": set(),  # a client: it starts at once
     "__init__": {"config", "launch", "offline", "sampling_params", "version"},
 }
 
