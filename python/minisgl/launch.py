@@ -51,6 +51,8 @@ from minisgl.system import (
 from minisgl.text.frontend import TextFrontend
 from minisgl.text.heap import return_large_blocks
 
+SPARE_REPLICAS = 8  # that may be added while the server runs
+
 logger = logging.getLogger("minisgl")
 
 
@@ -125,9 +127,12 @@ def _serve(
 
 
 def _count_children(args: ServerArgs) -> int:
-    """The processes that this host's server has: its ranks, tokenizers and their detokenizer."""
+    """The processes that this host's server has: its ranks, tokenizers and their detokenizer. Where
+    replicas may be added, files and threads for some are left.
+    """
     tokenizers = args.num_tokenizer + 1 if args.num_tokenizer else 0
-    return args.replicas * args.tp // args.nnodes + tokenizers
+    spare = SPARE_REPLICAS if args.admin_api_key is not None else 0
+    return (args.replicas + spare) * args.tp // args.nnodes + tokenizers
 
 
 def _make_hub(args: ServerArgs) -> NodeHub | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -63,6 +63,7 @@ class ReplicaFigures:
     num_replaying: int
     num_restarts: int
     stats: EngineStats
+    chosen: Mapping[str, int]  # how often it was, by the router's reason
 
 
 class EngineApi(Protocol):

@@ -147,7 +147,7 @@ class Replicas:
     @property
     def replicas(self) -> list[ReplicaFigures]:
         """As in EngineApi."""
-        return [_figures(one) for one in self.members]
+        return [self._figures(one) for one in self.members]
 
     @property
     def num_live(self) -> int:
@@ -363,6 +363,22 @@ class Replicas:
 
     # --- who serves
 
+    def _figures(self, replica: Replica) -> ReplicaFigures:
+        engine, decisions = replica.engine, self._router.decisions.items()
+        state = engine.state
+        return ReplicaFigures(
+            number=replica.number,
+            state="draining" if replica.leaving and state == "ready" else state,
+            phase=engine.phase,
+            place=str(replica.lot),
+            num_live=engine.num_live,
+            waiting_tokens=engine.requests.tokens_without_answer,
+            num_replaying=engine.num_replaying,
+            num_restarts=engine.num_restarts,
+            stats=engine.stats,
+            chosen={why: count for (one, why), count in decisions if one == replica.number},
+        )
+
     def _count_routed(self) -> tuple[int, int]:
         return len(self._routed()), len(self._members)
 
@@ -427,19 +443,3 @@ class Replicas:
             replica.failure = ""
             await self.start_later(replica, str(error))
         self._news.set()
-
-
-def _figures(replica: Replica) -> ReplicaFigures:
-    engine = replica.engine
-    state = engine.state
-    return ReplicaFigures(
-        number=replica.number,
-        state="draining" if replica.leaving and state == "ready" else state,
-        phase=engine.phase,
-        place=str(replica.lot),
-        num_live=engine.num_live,
-        waiting_tokens=engine.requests.tokens_without_answer,
-        num_replaying=engine.num_replaying,
-        num_restarts=engine.num_restarts,
-        stats=engine.stats,
-    )
