@@ -182,6 +182,7 @@ class Replicas:
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
         standing: Standing = NO_STANDING,
+        session: str | None = None,
     ) -> TokenStream:
         """As in EngineApi."""
         if self.state != "ready":
@@ -192,6 +193,7 @@ class Replicas:
             self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
         )
         stream = TokenStream(request)
+        stream.session = session
         if not self._place(stream, set(), lambda requests: requests.adopt(stream)):
             raise EngineUnavailable("restarting")
         self._next_id += 1
@@ -340,7 +342,7 @@ class Replicas:
         self, stream: TokenStream, exclude: set[int], give: Callable[[LiveRequests], bool]
     ) -> bool:
         """Gives a stream to one of the replicas that aren't excluded. False where none takes it."""
-        request, standing = stream.request, stream.request.standing
+        request = stream.request
         tokens = request.prompt + stream.received if stream.received else request.prompt
         needed = len(request.prompt) + request.params.max_tokens
         exclude |= {one.number for one in self._routed() if needed > one.engine.info.max_model_len}
@@ -348,7 +350,7 @@ class Replicas:
             stream.id,
             tokens,
             request.prefix_salt or b"",
-            str(standing.user) if standing.user else None,
+            stream.session,
             request.params.max_tokens - len(stream.received),
         )
         while True:
