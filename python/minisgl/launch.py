@@ -101,7 +101,9 @@ def _serve(
     try:
         children = _count_children(args)
         raise_file_limit()
-        room = connection_limit(children)
+        # Where replicas may be added, files for some are left.
+        spare = 0 if args.admin_api_key is None else SPARE_REPLICAS * args.tp
+        room = connection_limit(children + spare)
         check_threads(children)
         if args.node_rank > 0:
             return _run_node(args, rank_command)
@@ -127,12 +129,9 @@ def _serve(
 
 
 def _count_children(args: ServerArgs) -> int:
-    """The processes that this host's server has: its ranks, tokenizers and their detokenizer. Where
-    replicas may be added, files and threads for some are left.
-    """
+    """The processes that this host's server has: its ranks, tokenizers and their detokenizer."""
     tokenizers = args.num_tokenizer + 1 if args.num_tokenizer else 0
-    spare = SPARE_REPLICAS if args.admin_api_key is not None else 0
-    return (args.replicas + spare) * args.tp // args.nnodes + tokenizers
+    return args.replicas * args.tp // args.nnodes + tokenizers
 
 
 def _make_hub(args: ServerArgs) -> NodeHub | None:
