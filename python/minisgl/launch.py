@@ -299,7 +299,7 @@ class Server:
         await self._open_hosts()
         timeout = self._args.startup_timeout
         engine = asyncio.create_task(self._client.start(timeout))
-        text = asyncio.create_task(self._start_text(timeout))
+        text = asyncio.create_task(start_text(self._state, self._files.path))
         try:
             await asyncio.gather(engine, text)
         finally:
@@ -309,31 +309,6 @@ class Server:
         engine.result()
         for line in describe_engine(self._args, self._client.rank_infos):
             logger.info("%s", line)
-
-    async def _start_text(self, timeout: float) -> None:
-        began = time.monotonic()
-        if self._args.generation_config == "auto":
-            self._state.sampling_defaults = await asyncio.to_thread(
-                published_sampling, self._files.path
-            )
-        try:
-            self._state.text = await asyncio.wait_for(
-                TextFrontend.start(
-                    self._files.path,
-                    chat_template=self._args.chat_template,
-                    num_tokenizer=self._args.num_tokenizer,
-                    answer_memory_bytes=self._args.answer_memory_bytes,
-                ),
-                timeout,
-            )
-        except asyncio.TimeoutError:
-            raise ModelError(
-                f"the tokenizer was not ready within {timeout:g} s; "
-                "a longer --startup-timeout gives it more"
-            ) from None
-        num = self._args.num_tokenizer
-        where = counted(num, "process", "processes") if num else "server"
-        logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)
 
     @staticmethod
     async def _first_of(*tasks: asyncio.Task[object]) -> None:
@@ -388,6 +363,31 @@ class Server:
             sys.stderr.flush()
         finally:
             os._exit(128 + number)
+
+
+async def start_text(state: ServerState, model_path: str) -> None:
+    """Loads a server's tokenizer, and what the model publishes of sampling. Raises ModelError."""
+    began, args = time.monotonic(), state.args
+    if args.generation_config == "auto":
+        state.sampling_defaults = await asyncio.to_thread(published_sampling, model_path)
+    try:
+        state.text = await asyncio.wait_for(
+            TextFrontend.start(
+                model_path,
+                chat_template=args.chat_template,
+                num_tokenizer=args.num_tokenizer,
+                answer_memory_bytes=args.answer_memory_bytes,
+            ),
+            args.startup_timeout,
+        )
+    except asyncio.TimeoutError:
+        raise ModelError(
+            f"the tokenizer was not ready within {args.startup_timeout:g} s; "
+            "a longer --startup-timeout gives it more"
+        ) from None
+    num = args.num_tokenizer
+    where = counted(num, "process", "processes") if num else "server"
+    logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)
 
 
 def _end_signals() -> tuple[signal.Signals, ...]:
