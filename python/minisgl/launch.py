@@ -23,7 +23,9 @@ from minisgl.engine.agent import Home, NodeAgent
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.changes import Changes
 from minisgl.engine.client import EngineClient
+from minisgl.engine.joined_site import guest_number, report_of
 from minisgl.engine.local_ranks import RANK_COMMAND
+from minisgl.engine.machine import read_machine
 from minisgl.engine.nodes import NodeHub
 from minisgl.engine.ray_cluster import RayCluster, Wish
 from minisgl.engine.replicas import Replicas
@@ -103,7 +105,7 @@ def _serve(
         raise_file_limit()
         room = connection_limit(children)
         check_threads(children)
-        if args.node_rank > 0:
+        if args.node_rank > 0 or args.join is not None:
             return _run_node(args, rank_command)
         args = dataclasses.replace(args, api_key=read_api_keys(args), api_key_file=None)
         with contextlib.closing(open_listener(args, room)) as listener:
@@ -152,10 +154,12 @@ def _make_hosts(args: ServerArgs, rank_command: Sequence[str]) -> NodeHub | RayC
                 log_format=args.log_format,
             )
         )
-    if args.nnodes == 1 or args.dist_init_addr is None or args.dist_secret is None:
+    if args.dist_init_addr is None or args.dist_secret is None:
+        return None
+    if args.nnodes == 1 and not args.takes_guests:
         return None
     host, port = parse_address(args.dist_init_addr)
-    return NodeHub(host, port, args.dist_secret, args.nnodes)
+    return NodeHub(host, port, args.dist_secret, args.nnodes, guests=args.takes_guests)
 
 
 def _find_model(args: ServerArgs) -> ModelFiles:
@@ -177,16 +181,21 @@ def _say_failure(args: ServerArgs, sentence: str) -> None:
 
 
 def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
-    """A host other than 0: it has ranks only, for as long as host 0 needs them."""
-    assert args.dist_init_addr is not None
+    """A host that doesn't serve: it has ranks only, for as long as another one needs them."""
     assert args.dist_secret is not None
+    number, report = args.node_rank, None
     try:
+        home = Home(_find_model(args).path, command)
+        if args.join is not None:
+            report = report_of(read_machine(args.device), args.replicas)
+            number = guest_number(args.dist_secret, report.name)
         agent = NodeAgent(
-            Home(_find_model(args).path, command),
-            parse_address(args.dist_init_addr),
+            home,
+            parse_address(args.join or args.dist_init_addr or ""),
             args.dist_secret,
-            args.node_rank,
+            number,
             args.startup_timeout,
+            report,
         )
         failure = uvloop.run(_until_signal(agent.run()))
     except ModelError as error:
