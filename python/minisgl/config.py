@@ -99,6 +99,12 @@ class EngineSettings:
     )
     page_size: int = option(16, "tokens per KV page", bounds=(1, 1024))
     max_running: int = option(256, "most sequences in one step", bounds=(1, 65536))
+    max_penalized: int = option(
+        0,
+        "most sequences with penalties in one step, whose counts take 4 bytes for each token of "
+        "the vocabulary; 0: as many as --max-running, within 256 MiB",
+        bounds=(0, 65536),
+    )
     max_batch_tokens: int = option(
         0, "most tokens in one step; 0: 512 on a CPU, 8192 on a GPU", bounds=(0, 65536)
     )

@@ -55,6 +55,8 @@ from minisgl.system import (
 from minisgl.text.frontend import TextFrontend
 from minisgl.text.heap import return_large_blocks
 
+SPARE_REPLICAS = 8  # that may be added while the server runs
+
 logger = logging.getLogger("minisgl")
 
 
@@ -103,7 +105,9 @@ def _serve(
     try:
         children = _count_children(args)
         raise_file_limit()
-        room = connection_limit(children)
+        # Where replicas may be added, files for some are left.
+        spare = 0 if args.admin_api_key is None else SPARE_REPLICAS * args.tp
+        room = connection_limit(children + spare)
         check_threads(children)
         if args.node_rank > 0 or args.join is not None:
             return _run_node(args, rank_command)
