@@ -391,6 +391,14 @@ class ServerArgs(EngineSettings):
         metavar="KEY",
         secret=True,
     )
+    cluster: str | None = option(
+        None,
+        "ray: the Ray cluster that this host belongs to or RAY_ADDRESS names, or ray://HOST:PORT: "
+        "replicas run there, as actors, with --threads CPUs per rank (1 without), and with a GPU "
+        "per rank where the cluster has any",
+        group="replicas",
+        metavar="ray|ray://...",
+    )
     routing: str = option(
         "prefix",
         "which of several replicas serves a request: prefix: the one with the most of its prompt "
@@ -498,6 +506,13 @@ class ServerArgs(EngineSettings):
                 "replicas",
                 f"must have at most {MAX_RANKS} ranks together, got {self.replicas} of {self.tp}",
             )
+        if self.cluster is not None:
+            if self.cluster != "ray" and not self.cluster.startswith("ray://"):
+                raise OptionError(
+                    "cluster", f"must be ray or ray://HOST:PORT, got {self.cluster!r}"
+                )
+            if self.nnodes > 1:
+                raise OptionError("cluster", "can't be given where nnodes is more than 1")
         if self.admin_api_key is not None and (fault := key_fault(self.admin_api_key)):
             raise OptionError("admin_api_key", fault)
 
