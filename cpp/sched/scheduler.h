@@ -142,7 +142,9 @@ class Scheduler {
     return (num_tokens + options_.page_size - 1) / options_.page_size;
   }
   std::int64_t num_missing_pages(const Sequence& sequence) const;
-  std::int64_t num_missing_pages() const;
+  std::int64_t num_missing_pages();
+  template <typename Each>
+  void for_each_decode(const Each& each);
   Sequence& live(SequenceId id) const;
   bool plan_newcomer();
   void plan_everybody();

@@ -61,6 +61,8 @@ void Scheduler::plan_everybody() {
   // A sequence must be preempted where pages are missing.
   if (in_flight_.empty() || pages_left >= 0) {
     const bool preempted = pages_left < 0 && relieve();
+    // One of them may find a page that it fills in the prefix tree, and take the last that was available.
+    if (!has_pages) for_each_decode([this](Sequence& sequence) { grow(sequence); });
     plan_decodes();
     is_timed_ = cost_.has_value() && spare_.front().shape.decode_rows > 0;
     plan_prefills(!preempted);
@@ -72,10 +74,11 @@ std::int64_t Scheduler::num_missing_pages(const Sequence& sequence) const {
   return pages_for(sequence.len()) - static_cast<std::int64_t>(sequence.pages.size());
 }
 
-// Pages that plan_decodes() will take, at most.
-std::int64_t Scheduler::num_missing_pages() const {
-  std::int64_t missing = 0, rows = 0;
-  for (const Sequence& sequence : running_) {
+// Calls `each` with the running sequences that plan_decodes() will reach, as far as rows may last.
+template <typename Each>
+void Scheduler::for_each_decode(const Each& each) {
+  std::int64_t rows = 0;
+  for (Sequence& sequence : running_) {
     if (rows == rows_left_) break;
     if (!sequence.is_ready()) continue;
     if (sequence.decoding()) {
@@ -84,8 +87,14 @@ std::int64_t Scheduler::num_missing_pages() const {
     } else if (sequence.num_uncomputed() <= 1) {
       continue;
     }
-    missing += num_missing_pages(sequence);
+    each(sequence);
   }
+}
+
+// Pages that plan_decodes() will take, at most.
+std::int64_t Scheduler::num_missing_pages() {
+  std::int64_t missing = 0;
+  for_each_decode([&](Sequence& sequence) { missing += num_missing_pages(sequence); });
   return missing;
 }
 

@@ -624,5 +624,23 @@ TEST(SchedulerAdapter, ComesWithEveryPart) {
   EXPECT_EQ(scheduler.plan().sequences[0].adapter, 3);
 }
 
+// The second row of 2's prompt fills a page that the tree has, the last that is available. 3 needs one in the same
+// step.
+TEST(Scheduler, WhoFindsItsPageInTheTreeTakesNobodysLast) {
+  Scheduler scheduler({.num_pages = 3, .page_size = 2, .max_batch_tokens = 16, .max_prompt_logits = 1});
+  scheduler.add({.id = 1, .prompt = {5, 6}, .max_tokens = 1});
+  complete(scheduler, scheduler.plan());
+  scheduler.remove(1);
+  scheduler.add({.id = 2, .prompt = {5, 6}, .num_hidden = 2});  // a row per step
+  scheduler.add({.id = 3, .prompt = {7, 8}, .max_tokens = 3});
+  const StepPlan& first = scheduler.plan();
+  EXPECT_EQ(shape(first), (Shape{{2, 1}, {3, 2}}));
+  complete(scheduler, first);
+  ASSERT_EQ(scheduler.num_available_pages(), 1);
+  const StepPlan& second = scheduler.plan();
+  EXPECT_EQ(shape(second), (Shape{{2, 1}, {3, 1}}));
+  complete(scheduler, second);
+}
+
 }  // namespace
 }  // namespace minisgl
