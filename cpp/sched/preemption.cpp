@@ -42,9 +42,9 @@ void Scheduler::charge_running() {
 bool Scheduler::make_room() {
   if (queue_.empty() || !queue_.has_rivals()) return true;
   const Iterator next = index_.at(queue_.first()->id);
-  if (find_displaced(*next) == running_.end()) return true;
+  if (copies_hold_pages() || find_displaced(*next) == running_.end()) return true;
   if (!in_flight_.empty()) return false;
-  while (num_running() == options_.max_running || !admit(next)) {
+  while (num_running() == options_.max_running || (!admit(next) && !awaits_copies_)) {
     const Iterator victim = find_displaced(*next);
     if (victim == running_.end()) break;
     preempt(victim);
@@ -58,7 +58,8 @@ bool Scheduler::make_room() {
 // decode in takes many times what a short prompt does. Not one right after the other, and none where steps have a
 // target. Returns whether it did.
 bool Scheduler::plan_newcomer() {
-  if (cost_ || waiting_.empty() || !queue_.has_rivals() || num_plans_ < newcomer_plan_) return false;
+  if (options_.target_step_seconds > 0 || waiting_.empty() || !queue_.has_rivals() || num_plans_ < newcomer_plan_)
+    return false;
   if (queue_.time() < newcomer_time_) return false;
   if (!newcomer_) {
     if (running_.empty() || waiting_.size() < 2 || num_running() == options_.max_running) return false;
