@@ -43,10 +43,19 @@ std::int64_t Inbox::num_submissions() const {
   return num_submissions_;
 }
 
+void Inbox::wake() {
+  {
+    const std::lock_guard lock(mutex_);
+    is_woken_ = true;
+  }
+  changed_.notify_one();
+}
+
 bool Inbox::take(bool wait, std::vector<Command>& commands) {
   commands.clear();
   std::unique_lock lock(mutex_);
-  if (wait) changed_.wait(lock, [this] { return stopping_ || !commands_.empty(); });
+  if (wait) changed_.wait(lock, [this] { return stopping_ || is_woken_ || !commands_.empty(); });
+  is_woken_ = false;
   commands_.swap(commands);
   num_submissions_ = 0;
   return !stopping_;

@@ -38,7 +38,10 @@ class Inbox {
   void request_stop();
   std::int64_t num_submissions() const;  // those that the engine thread did not take yet
 
-  // Takes all commands in order, first waiting for one (or for the stop) when `wait`. False when the engine is to stop.
+  // Ends a wait of take(), or the next one.
+  void wake();
+  // Takes all commands in order, first waiting for one (or for the stop, or wake()) when `wait`. False when the engine
+  // is to stop.
   bool take(bool wait, std::vector<Command>& commands);
   // These requests have ended; their ids may be used again.
   void forget(std::span<const std::uint64_t> ids);
@@ -56,6 +59,7 @@ class Inbox {
   Progress& progress_;
   std::int64_t num_submissions_ = 0;
   bool stopping_ = false;
+  bool is_woken_ = false;
   bool closed_ = false;
 };
 

@@ -46,6 +46,15 @@ void KvCache::copy_page(Hardware& device, std::int32_t source, std::int32_t dest
   }
 }
 
+std::vector<PagePlane> KvCache::planes() const {
+  const std::int64_t bytes = plane_bytes_per_page(num_kv_heads_, head_dim_, dtype_, page_size_);
+  std::vector<PagePlane> planes;
+  for (std::int64_t plane = 0; plane < 2 * num_layers_; ++plane) {
+    planes.push_back({data_.data() + plane * num_pages_ * bytes, bytes});
+  }
+  return planes;
+}
+
 ops::KvLayer KvCache::layer(std::int64_t index) const {
   MINISGL_CHECK(index >= 0 && index < num_layers_);
   const std::int64_t plane = num_pages_ * plane_bytes_per_page(num_kv_heads_, head_dim_, dtype_, page_size_);

@@ -99,7 +99,7 @@ bool Scheduler::waits_for_host(Sequence& sequence, std::int64_t most) {
 // sequence until its step ends.
 bool Scheduler::is_worth_bringing(const Sequence& sequence, std::int64_t num_pages) const {
   const double waiting = in_flight_.empty() ? 0 : last_step_seconds_;
-  const double coming = static_cast<double>(host_->num_moving() + num_pages) * options_.host_page_seconds + waiting;
+  const double coming = static_cast<double>(host_->num_moving() + num_pages) * host_page_seconds_ + waiting;
   const std::optional<double> computing =
       cost_->prefill_seconds(sequence.num_computed, num_pages * options_.page_size, sequence.num_uncomputed());
   return !computing || coming < *computing;

@@ -32,8 +32,7 @@ struct SchedulerOptions {
   // How long a step may take in which sequences decode: prefills beside them are cut to what fits. 0: as long as it
   // takes.
   double target_step_seconds = 0;
-  std::int64_t host_pages = 0;   // of the host tier; 0: there is none
-  double host_page_seconds = 0;  // that a page takes from there to the device
+  std::int64_t host_pages = 0;  // of the host tier; 0: there is none
 };
 
 // Tokens since the scheduler was made. A sequence counts once, when it is admitted first.
@@ -101,6 +100,8 @@ class Scheduler {
   void copies_done(std::uint64_t number);
   // So many of the host tier's pages can be used.
   void host_pages_ready(std::int64_t count);
+  // How long one takes from there to the device.
+  void set_host_page_seconds(double seconds) { host_page_seconds_ = seconds; }
   // Those that the latest plan() preempted.
   std::span<const SequenceId> preempted() const { return preempted_; }
   // The oldest step in flight. CheckError if there is none.
@@ -234,7 +235,7 @@ class Scheduler {
   std::vector<const TierCopies*> tier_copies_;  // of the latest plan
   std::uint64_t told_copies_ = 0;               // the latest StepPlan::copies_before
   std::int64_t most_prompt_pages_ = 0;          // of a sequence so far
-  double last_step_seconds_ = 0;
+  double last_step_seconds_ = 0, host_page_seconds_ = 0;
   bool has_changed_ = false;    // something since a plan() that found nothing
   bool awaits_copies_ = false;  // while planning: the newcomer that was to begin waits for them
 

@@ -577,9 +577,9 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
                                  .max_batch_tokens = between(1, 32),
                                  .max_prompt_logits = between(1, 8),
                                  .max_drafts = between(0, 12),
-                                 .host_pages = GetParam() % 3 == 0 ? 0 : between(1, 60),
-                                 .host_page_seconds = 0.001 * static_cast<double>(between(0, 1))};
+                                 .host_pages = GetParam() % 3 == 0 ? 0 : between(1, 60)};
   Scheduler scheduler(options);
+  scheduler.set_host_page_seconds(0.001 * static_cast<double>(GetParam() % 2));
   Rank rank(options, random, GetParam() % 2, GetParam() % 4 >= 2);
   SequenceId next_id = 1;
   for (int round = 0; round < 1500; ++round) {
