@@ -178,7 +178,7 @@ TEST(EngineHostTierCases, EveryRankCopiesItsOwnPages) {
     for (const Request& request : requests) {
       ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[request.id], request));
     }
-    EXPECT_GT(test.engine.stats().host_hits, 100u);
+    EXPECT_GT(test.engine.stats().host_hits, 20u);
     test.engine.stop();
     pollfd event{.fd = follower.event_fd(), .events = POLLIN, .revents = 0};
     ASSERT_EQ(poll(&event, 1, 30'000), 1) << "the follower goes on";
