@@ -9,5 +9,6 @@ void bind_comm(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_layers(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
+void bind_routing(pybind11::module_& module);
 
 }  // namespace minisgl

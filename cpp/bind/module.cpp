@@ -47,4 +47,5 @@ PYBIND11_MODULE(_native, module) {
   minisgl::bind_engine(module);
   minisgl::bind_model(module);
   minisgl::bind_layers(module);
+  minisgl::bind_routing(module);
 }

@@ -1,4 +1,4 @@
-// A node per page, an index by hash, and a list of the pages that nobody but the tree owns.
+// A node per page, an index by hash, and two lists of the pages that nobody but the tree owns.
 #include "cache/prefix_tree.h"
 
 #include <algorithm>
@@ -103,7 +103,7 @@ void PrefixTree::release(std::span<const PageId> pages) {
 bool PrefixTree::allocate(std::int64_t count, std::vector<PageId>& pages) {
   if (count > num_available()) return false;
   while (pages_.num_free() < count) {
-    drop(oldest_);
+    drop(sooner_given_up(idle_[0].oldest, idle_[1].oldest));
     ++num_evicted_;
   }
   return pages_.allocate(count, pages);
@@ -126,11 +126,11 @@ void PrefixTree::end_copy(PageId page) {
 }
 
 PageId PrefixTree::offer() {
-  const PageId page = next_offered_;
+  const PageId page = sooner_given_up(idle_[0].next_offered, idle_[1].next_offered);
   if (page == kNone) return page;
   node(page).is_offered = true;
   ++num_offered_;
-  next_offered_ = node(page).newer;
+  idle_list(node(page)).next_offered = node(page).newer;
   return page;
 }
 
@@ -186,7 +186,10 @@ void PrefixTree::add(PageId page, PageId parent, std::uint64_t hash, std::span<c
     if (added.next_sibling != kNone) node(added.next_sibling).previous_sibling = page;
     node(parent).first_child = page;
   }
-  if (tokens.size() == page_size_) index(page);
+  if (tokens.size() == page_size_) {
+    index(page);
+    if (parent != kNone) note_child(parent, hash);
+  }
   ++num_pages_;
 }
 
@@ -230,23 +233,42 @@ void PrefixTree::unindex(PageId page) {
   index_[gap] = kNone;
 }
 
+// A full page follows `parent`, which the caller owns, as all that come before it: none of them is in a list. Where
+// another one followed it before, prompts part behind it, even if that one is gone.
+void PrefixTree::note_child(PageId parent, std::uint64_t hash) {
+  const std::uint64_t before = std::exchange(node(parent).latest_child, hash);
+  if (before == 0 || before == hash) return;
+  for (PageId page = parent; page != kNone && !node(page).parts; page = node(page).parent) node(page).parts = true;
+}
+
+// Of a page of each list, or none, the one that is given up first. What follows a page was released no later, and has
+// no bonus that the page hasn't, so it goes before it.
+PageId PrefixTree::sooner_given_up(PageId own, PageId parting) const {
+  if (own == kNone || parting == kNone) return own == kNone ? parting : own;
+  const std::uint64_t bonus = kPartingBonus * nodes_.size();
+  return node(own).idle_since <= node(parting).idle_since + bonus ? own : parting;
+}
+
 void PrefixTree::make_idle(PageId page) {
   Node& idle = node(page);
+  IdleList& list = idle_list(idle);
   idle.is_idle = true;
+  idle.idle_since = num_evicted_;
   idle.newer = kNone;
-  idle.older = newest_;
-  (newest_ == kNone ? oldest_ : node(newest_).newer) = page;
-  newest_ = page;
-  if (next_offered_ == kNone) next_offered_ = page;
+  idle.older = list.newest;
+  (list.newest == kNone ? list.oldest : node(list.newest).newer) = page;
+  list.newest = page;
+  if (list.next_offered == kNone) list.next_offered = page;
   ++num_idle_;
   num_idle_copied_ += idle.is_copied;
 }
 
 void PrefixTree::end_idle(PageId page) {
   Node& used = node(page);
-  (used.newer == kNone ? newest_ : node(used.newer).older) = used.older;
-  (used.older == kNone ? oldest_ : node(used.older).newer) = used.newer;
-  if (next_offered_ == page) next_offered_ = used.newer;
+  IdleList& list = idle_list(used);
+  (used.newer == kNone ? list.newest : node(used.newer).older) = used.older;
+  (used.older == kNone ? list.oldest : node(used.older).newer) = used.newer;
+  if (list.next_offered == page) list.next_offered = used.newer;
   used.is_idle = false;
   used.newer = used.older = kNone;
   --num_idle_;
@@ -281,13 +303,21 @@ void PrefixTree::check(std::span<std::uint32_t> owners) const {
   }
   MINISGL_CHECK(num_copied == num_idle_copied_, num_copied, " idle pages are copied, not ", num_idle_copied_);
   std::int64_t num_offered = 0;
-  std::vector<std::uint8_t> is_seen(nodes_.size(), 0);  // nearer to the end of the list
-  for (PageId page = oldest_; page != kNone; page = node(page).newer, ++num_listed) {
-    for (PageId child = node(page).first_child; child != kNone; child = node(child).next_sibling) {
-      MINISGL_CHECK(is_seen[static_cast<std::size_t>(child)], "page ", page, " is given up before page ", child);
+  std::vector<std::uint8_t> is_seen(nodes_.size(), 0);  // nearer to the end of its list
+  for (const IdleList& list : idle_) {
+    for (PageId page = list.oldest; page != kNone; page = node(page).newer, ++num_listed) {
+      const Node& here = node(page);
+      MINISGL_CHECK(&list == &idle_[here.parts ? 1 : 0], "page ", page, " is in the other list");
+      MINISGL_CHECK(here.newer == kNone || here.idle_since <= node(here.newer).idle_since);
+      for (PageId child = here.first_child; child != kNone; child = node(child).next_sibling) {
+        const bool is_before = node(child).parts == here.parts
+                                   ? is_seen[static_cast<std::size_t>(child)] != 0
+                                   : here.parts && node(child).idle_since <= here.idle_since;
+        MINISGL_CHECK(is_before, "page ", page, " is given up before page ", child);
+      }
+      is_seen[static_cast<std::size_t>(page)] = 1;
+      num_offered += here.is_offered;
     }
-    is_seen[static_cast<std::size_t>(page)] = 1;
-    num_offered += node(page).is_offered;
   }
   MINISGL_CHECK(num_offered == num_offered_, num_offered, " pages are offered, not ", num_offered_);
   MINISGL_CHECK(num_pages == num_pages_ && num_children == 0 && num_idle == num_idle_ && num_listed == num_idle_);

@@ -26,8 +26,14 @@ struct PrefixSpace {
 //
 // Who has a node's page also has those of its path: take() gives whole paths, and insert() puts the tree's pages in the
 // place of equal ones. So a page that the tree alone owns has no descendant that anybody else owns, and all of them can
-// be given up, leaves first: they stand in a list, the one released longest ago last. A page that comes back is put
-// before its descendants.
+// be given up, leaves first.
+//
+// The one released longest ago is given up first. A page behind which prompts part counts as released later, by twice
+// the time in which as many pages are given up as there are: it is the beginning that strangers share, and every use of
+// it is one of many who may come again, while what lies behind the last parting is one conversation's, which may be
+// over. That is segmented LRU (Karedla, Love and Wherry, "Caching Strategies to Improve Disk System Performance", IEEE
+// Computer 1994), with parting in place of a second use, as the turns of one conversation use its pages again and
+// again, and a bonus in time in place of a size for the segments, so that what nobody asks for any more goes.
 //
 // All memory is taken when the tree is made, about 100 bytes and the tokens per page of the cache. No operation
 // allocates, but for the list that the caller gives; none is longer than the pages that it is about.
@@ -118,6 +124,7 @@ class PrefixTree {
   static constexpr PageId kNone = -1;  // no page; as a parent: the root
   static constexpr PageId kAbsent = -2;
   static constexpr int kMostCompared = 8;  // children that find_begun() looks at
+  static constexpr std::uint64_t kPartingBonus = 2;
 
   struct Node {
     PageId parent = kAbsent;
@@ -125,11 +132,14 @@ class PrefixTree {
     std::uint64_t hash = 0;
     std::uint64_t inserted = 0;  // `now` of that
     PageId first_child = kNone, next_sibling = kNone, previous_sibling = kNone;
-    PageId newer = kNone, older = kNone;  // while is_idle: its neighbours in the list
+    PageId newer = kNone, older = kNone;  // while is_idle: its neighbours in its list
     bool is_idle = false;                 // the tree alone owns it, but for a copy
     bool is_offered = false;              // while is_idle
     bool is_copied = false;               // a copy to another tier reads it
+    bool parts = false;                   // two full pages have followed it, or a page behind it
     PageId twin = kNone;                  // see twin()
+    std::uint64_t latest_child = 0;       // the hash of the full page that followed it last
+    std::uint64_t idle_since = 0;         // while is_idle: pages that had been given up
     PrefixSpace space = {};               // of a child of the root
   };
 
@@ -145,6 +155,8 @@ class PrefixTree {
   void unindex(PageId page);
   // Whether nobody owns the page but the tree and a copy.
   bool is_alone(PageId page) const { return pages_.num_owners(page) == (node(page).is_copied ? 2u : 1u); }
+  void note_child(PageId parent, std::uint64_t hash);
+  PageId sooner_given_up(PageId own, PageId parting) const;
   void make_idle(PageId page);
   void end_idle(PageId page);
 
@@ -154,8 +166,13 @@ class PrefixTree {
   std::vector<Node> nodes_;           // [num_total]
   std::vector<std::int32_t> tokens_;  // [num_total, page_size]
   std::vector<PageId> index_;         // full pages by hash, linear probing; a power of two, at most half full
-  PageId newest_ = kNone, oldest_ = kNone;
-  PageId next_offered_ = kNone;  // the oldest that wasn't offered
+  // The pages that the tree alone owns, in the order of their release.
+  struct IdleList {
+    PageId newest = kNone, oldest = kNone;
+    PageId next_offered = kNone;  // the oldest that wasn't offered
+  };
+  IdleList& idle_list(const Node& node) { return idle_[node.parts ? 1 : 0]; }
+  std::array<IdleList, 2> idle_;  // those behind which nothing parts, the others
   std::int64_t num_idle_ = 0, num_idle_copied_ = 0, num_offered_ = 0, num_pages_ = 0;
   std::uint64_t num_evicted_ = 0;
 };

@@ -2,8 +2,8 @@
 
 namespace minisgl {
 
-std::optional<DType> dtype_from_name(std::string_view name) {
-  for (const DType dtype : all_dtypes) {
+std::optional<DType> kv_dtype_from_name(std::string_view name) {
+  for (const DType dtype : kv_dtypes) {
     if (dtype_info(dtype).name == name) return dtype;
   }
   return std::nullopt;

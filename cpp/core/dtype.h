@@ -1,4 +1,4 @@
-// Element formats of weights and caches: plain floats and the GGUF block formats.
+// Element formats: plain floats of weights and caches, the GGUF block formats of weights, the scaled bytes of caches.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +24,18 @@ enum class DType : std::uint8_t {
   iq4_nl,
   iq4_xs,
   mxfp4,
+  i8,      // this and the next are for KV caches alone: bytes with scales beside them (ops::KvLayer)
+  f8e4m3,  // 4 bits of exponent, 3 of mantissa, no infinity
 };
 
-// Every format, in the order of the enumeration: all_dtypes[i] is DType(i).
+// Every format of a weight, in the order of the enumeration: all_dtypes[i] is DType(i).
 constexpr DType all_dtypes[] = {
     DType::f32,  DType::f16,  DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1,   DType::q4_k,   DType::q6_k,
     DType::q5_0, DType::q5_1, DType::q5_k, DType::q2_k, DType::q3_k, DType::iq4_nl, DType::iq4_xs, DType::mxfp4,
 };
+
+// Every format of a KV cache.
+constexpr DType kv_dtypes[] = {DType::f32, DType::f16, DType::bf16, DType::i8, DType::f8e4m3};
 
 struct DTypeInfo {
   std::string_view name;
@@ -56,12 +61,25 @@ constexpr DTypeInfo dtype_info(DType dtype) {
     case DType::iq4_nl: return {"iq4_nl", 32, 18};
     case DType::iq4_xs: return {"iq4_xs", 256, 136};
     case DType::mxfp4: return {"mxfp4", 32, 17};
+    case DType::i8: return {"int8", 1, 1};
+    case DType::f8e4m3: return {"fp8", 1, 1};
   }
   return {"?", 1, 0};
 }
 
+// Anything but plain floats.
 constexpr bool is_quantized(DType dtype) {
-  return dtype_info(dtype).block_size > 1;
+  return dtype > DType::bf16;
+}
+
+// The largest magnitude that a byte of a scaled cache holds: what the largest one of a token's head is scaled to. 0 for
+// the formats without scales.
+constexpr float kv_byte_max(DType dtype) {
+  return dtype == DType::i8 ? 127.0f : dtype == DType::f8e4m3 ? 448.0f : 0.0f;
+}
+
+constexpr bool has_kv_scales(DType dtype) {
+  return kv_byte_max(dtype) > 0;
 }
 
 // Bytes of one row of `cols` elements as stored in a file; `cols` is a multiple of the block size.
@@ -69,7 +87,7 @@ constexpr std::int64_t row_bytes(DType dtype, std::int64_t cols) {
   return cols / dtype_info(dtype).block_size * dtype_info(dtype).block_bytes;
 }
 
-// "f16" -> DType::f16; nothing for an unknown name.
-std::optional<DType> dtype_from_name(std::string_view name);
+// The cache's format of that name: "f16" -> DType::f16; nothing for another name.
+std::optional<DType> kv_dtype_from_name(std::string_view name);
 
 }  // namespace minisgl

@@ -27,13 +27,27 @@ std::int64_t asked_cache_tokens(const EngineOptions& options) {
   return options.num_pages > 0 ? options.num_pages * options.page_size : options.kv_cache_tokens;
 }
 
+// "auto, f32 or int8": what --kv-dtype may be of the formats for which `allowed` is true.
+template <typename Allowed>
+std::string kv_dtype_choices(const Allowed& allowed) {
+  std::string text = "auto", last;
+  for (const DType dtype : kv_dtypes) {
+    if (!allowed(dtype)) continue;
+    if (!last.empty()) text += ", " + last;
+    last = dtype_info(dtype).name;
+  }
+  return text + " or " + last;
+}
+
 DType choose_kv_dtype(const std::string& name, DType weight_dtype, const Hardware& device) {
   if (name == "auto") return device.kv_dtype_for(weight_dtype);
-  const std::optional<DType> dtype = dtype_from_name(name);
-  if (!dtype || is_quantized(*dtype)) throw InputError("--kv-dtype must be auto, f16, bf16 or f32, got " + name);
+  const std::optional<DType> dtype = kv_dtype_from_name(name);
+  if (!dtype) {
+    throw InputError(concat("--kv-dtype must be ", kv_dtype_choices([](DType) { return true; }), ", got ", name));
+  }
   if (!device.supports_kv_dtype(*dtype)) {
-    throw InputError(
-        concat("--kv-dtype ", name, " is not supported on ", device.device_name(), "; use f16, bf16 or auto"));
+    throw InputError(concat("--kv-dtype ", name, " is not supported on ", device.device_name(), "; use ",
+                            kv_dtype_choices([&](DType other) { return device.supports_kv_dtype(other); })));
   }
   return *dtype;
 }
@@ -102,6 +116,10 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   EngineConfig config;
   config.page_size = options.page_size;
   config.kv_dtype = choose_kv_dtype(options.kv_dtype, model.weight_dtype(), device);
+  if (config.kv_dtype == DType::f8e4m3 && model.spec().head_dim % 16 != 0) {
+    throw InputError(concat("--kv-dtype fp8 needs heads of a multiple of 16, this model's have ", model.spec().head_dim,
+                            "; use bf16 or auto"));
+  }
   config.max_batch_tokens = options.max_batch_tokens > 0 ? options.max_batch_tokens : device.usual_batch_tokens();
   config.max_running = std::min(options.max_running, config.max_batch_tokens);
   config.max_waiting = options.max_waiting;

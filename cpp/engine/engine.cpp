@@ -17,6 +17,7 @@
 #include "engine/inbox.h"
 #include "engine/live_requests.h"
 #include "engine/plan_publisher.h"
+#include "engine/step_pace.h"
 #include "engine/validation.h"
 #include "sched/scheduler.h"
 
@@ -73,8 +74,9 @@ struct Engine::Impl {
   std::int64_t bytes_per_page() const;  // of this rank
   void run() noexcept;
   void open_host_tier();
-  void take_commands(bool wait);
+  void take_commands();
   void note_copies();
+  std::optional<Clock::time_point> next_plan() const;
   void admit(Submission submission);
   void abort(SequenceId id);
   void step();
@@ -120,6 +122,7 @@ struct Engine::Impl {
   std::uint64_t num_steps = 0;
   Clock::time_point busy_since = {};  // the oldest step's launch, or the end of the one before it
   Clock::duration step_time = {};     // all steps so far
+  StepPace pace;
   bool running = true;
 };
 
@@ -167,7 +170,7 @@ void Engine::Impl::run() noexcept {
   std::string what;
   try {
     while (running) {
-      take_commands(!scheduler.may_plan() && scheduler.num_in_flight() == 0);
+      take_commands();
       if (config.num_host_pages > 0) note_copies();
       if (running) step();
       while (!running && scheduler.num_in_flight() > 0) finish_step();
@@ -187,8 +190,15 @@ void Engine::Impl::run() noexcept {
   end_all(what);
 }
 
-void Engine::Impl::take_commands(bool wait) {
-  running = inbox.take(wait, commands);
+// When the next step is planned if nobody comes before; none where there is nothing to do. While the device runs a long
+// step there is time until somebody who comes would wait for one more.
+std::optional<Clock::time_point> Engine::Impl::next_plan() const {
+  if (scheduler.num_in_flight() > 0) return busy_since + pace.next_after(scheduler.oldest());
+  return scheduler.may_plan() ? std::optional(Clock::time_point{}) : std::nullopt;
+}
+
+void Engine::Impl::take_commands() {
+  running = inbox.take(next_plan(), commands);
   for (Command& command : commands) {
     if (auto* submission = std::get_if<Submission>(&command)) {
       admit(std::move(*submission));
@@ -289,6 +299,7 @@ void Engine::Impl::finish_step() {
   const Clock::duration time = now - std::exchange(busy_since, now);
   step_time += time;
   const StepPlan& plan = scheduler.oldest();
+  pace.learn(plan, time);
   draws.clear();
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (plan.targets[i].token == LogitTarget::kSample) draws.push_back(results[i].token);

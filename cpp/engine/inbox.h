@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <unordered_set>
 #include <variant>
@@ -40,9 +41,9 @@ class Inbox {
 
   // Ends a wait of take(), or the next one.
   void wake();
-  // Takes all commands in order, first waiting for one (or for the stop, or wake()) when `wait`. False when the engine
-  // is to stop.
-  bool take(bool wait, std::vector<Command>& commands);
+  // Takes all commands in order, first waiting until there is one (or the stop, or wake()), or until `until` where
+  // there is such a time. False when the engine is to stop.
+  bool take(std::optional<std::chrono::steady_clock::time_point> until, std::vector<Command>& commands);
   // These requests have ended; their ids may be used again.
   void forget(std::span<const std::uint64_t> ids);
   // Refuses everything from now on and returns the ids that are still live.

@@ -36,7 +36,9 @@ constexpr Format format_of(DType dtype) {
     case DType::iq4_xs: return {.low_bits = 4, .scale_bytes = 1, .table = iq4_values};
     case DType::f32:
     case DType::f16:
-    case DType::bf16: break;
+    case DType::bf16:
+    case DType::i8:
+    case DType::f8e4m3: break;
   }
   return {.low_bits = 0};
 }
@@ -87,7 +89,9 @@ void with_format(DType dtype, const Function& function) {
     case DType::iq4_xs: return function.template operator()<DType::iq4_xs>();
     case DType::f32:
     case DType::f16:
-    case DType::bf16: break;
+    case DType::bf16:
+    case DType::i8:
+    case DType::f8e4m3: break;
   }
 }
 

@@ -161,7 +161,9 @@ void unpack_file_block(DType dtype, const std::byte* p, QuantBlock& block) {
     case DType::iq4_xs: unpack_iq4_xs(p, block); break;
     case DType::f32:
     case DType::f16:
-    case DType::bf16: break;
+    case DType::bf16:
+    case DType::i8:
+    case DType::f8e4m3: break;
   }
 }
 

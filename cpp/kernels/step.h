@@ -11,13 +11,19 @@ namespace minisgl {
 namespace ops {
 
 // One layer of the paged cache. keys and values: [num_pages, num_kv_heads, page_size, head_dim] of dtype.
+//
+// A scaled dtype (has_kv_scales) has a scale per token and KV head for its key, and one for its value: that head's
+// largest magnitude over kv_byte_max(dtype), or 1 where that is 0. It stores x / scale, rounded to the nearest, ties to
+// even, and means what is stored times the scale. What is stored therefore depends on the token's own head alone.
 struct KvLayer {
   std::byte* keys;
   std::byte* values;
-  DType dtype;  // f32, f16 or bf16
+  DType dtype;  // one of kv_dtypes
   int num_kv_heads;
   int page_size;
   int head_dim;
+  float* key_scales = nullptr;    // [num_pages, num_kv_heads, page_size], null for a dtype without scales
+  float* value_scales = nullptr;  // the same
 };
 
 // Consecutive rows of a step that belong to one sequence.

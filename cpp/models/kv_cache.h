@@ -10,7 +10,8 @@
 namespace minisgl {
 
 // Keys and values of all layers, [num_layers][2][num_pages, num_kv_heads, page_size, head_dim] of dtype: of the KV
-// heads that the device's rank has. On the CPU memory is mapped and untouched until written, so an idle cache costs no
+// heads that the device's rank has. Behind them lie the scales of a dtype that has such, [num_layers][2][num_pages,
+// num_kv_heads, page_size] f32. On the CPU memory is mapped and untouched until written, so an idle cache costs no
 // resident memory.
 class KvCache {
  public:
@@ -27,11 +28,19 @@ class KvCache {
   static std::int64_t bytes_per_page(const ModelSpec& spec, DType dtype, int page_size, int num_ranks = 1);
 
  private:
+  // An array [num_pages][page_bytes] of one layer. Everything that a page holds lies in the planes.
+  struct Plane {
+    std::int64_t offset;  // in data_
+    std::int64_t page_bytes;
+  };
+
   DType dtype_;
   std::int64_t num_pages_;
   int page_size_;
   std::int64_t num_layers_;
   int num_kv_heads_, head_dim_;
+  // Keys and values of layer i are planes 2 i and 2 i + 1; their scales, where the dtype has such, 2 num_layers later.
+  std::vector<Plane> planes_;
   DeviceBuffer data_;
 };
 

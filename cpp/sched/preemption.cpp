@@ -54,15 +54,16 @@ bool Scheduler::make_room() {
   return true;
 }
 
-// Gives a prompt a step of its own where nothing of its user runs, others do, and still others wait: a step that they
-// decode in takes many times what a short prompt does. Not one right after the other, and none where steps have a
-// target. Returns whether it did.
+// Gives a prompt a step of its own where nothing of its user runs, and of others many do, or some do and still others
+// wait: a step that they decode in takes many times what a short prompt does. Not one right after the other, and none
+// where steps have a target. Returns whether it did.
 bool Scheduler::plan_newcomer() {
   if (options_.target_step_seconds > 0 || waiting_.empty() || !queue_.has_rivals() || num_plans_ < newcomer_plan_)
     return false;
   if (queue_.time() < newcomer_time_) return false;
   if (!newcomer_) {
-    if (running_.empty() || waiting_.size() < 2 || num_running() == options_.max_running) return false;
+    const std::size_t crowd = waiting_.size() > 1 ? 1 : kCrowd;
+    if (running_.size() < crowd || num_running() == options_.max_running) return false;
     const Iterator next = index_.at(queue_.first()->id);
     if (next->turn.user().num_running > 0 || next->len() > rows_left_ || !admit(next)) return false;
     newcomer_ = next;

@@ -139,15 +139,19 @@ void Scheduler::host_pages_ready(std::int64_t count) {
   has_changed_ = true;
 }
 
+// The step owns the source with its path, as everybody who has a page of the tree does: the sequence may give way
+// again, or be aborted, before it has rows in the step.
 void Scheduler::copy_begun(Sequence& sequence, const PrefixTree::Begun& begun) {
   Step& step = spare_.front();
-  const PageId source = begun.page;
-  tree_.retain(std::span(&source, 1));  // or it might be the page that is given up for its copy
-  step.held.push_back(source);
+  const std::size_t num_held = step.held.size();
+  step.held.insert(step.held.end(), sequence.pages.begin(), sequence.pages.end());
+  step.held.push_back(begun.page);  // or it might be the page that is given up for its copy
+  tree_.retain(std::span(step.held).subspan(num_held));
   MINISGL_CHECK(tree_.allocate(1, sequence.pages));
-  step.held.push_back(sequence.pages.back());
+  const PageId destination = sequence.pages.back();
+  step.held.push_back(destination);
   tree_.retain(std::span(step.held).last(1));
-  step.plan.copies.push_back({.source = source, .destination = sequence.pages.back()});
+  step.plan.copies.push_back({.source = begun.page, .destination = destination});
   sequence.num_computed += begun.num_tokens;
 }
 

@@ -76,6 +76,8 @@ struct PrefixCounts {
 class Scheduler {
  public:
   static constexpr std::size_t kMostInFlight = 2;
+  // So many run where a newcomer's step is worth it though nobody else waits.
+  static constexpr std::size_t kCrowd = 8;
   // Between two steps that newcomers have alone: weights are read once more for each.
   static constexpr std::uint64_t kPlansBetweenNewcomers = 4;
   static constexpr std::chrono::milliseconds kTimeBetweenNewcomers{250};
@@ -145,8 +147,8 @@ class Scheduler {
     StepPlan plan;
     std::vector<Iterator> sequences;       // [plan.sequences]
     std::vector<std::int64_t> new_tokens;  // [plan.sequences] index of the first token drawn for it
-    // Pages that the step itself owns: sources and destinations of its copies, and those that it computes although the
-    // prefix tree has equal ones.
+    // Pages that the step itself owns: sources of its copies with their paths, destinations, and those that it computes
+    // although the prefix tree has equal ones.
     std::vector<PageId> held;
     StepShape shape;  // where steps have a target
     void clear();

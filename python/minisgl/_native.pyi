@@ -1,6 +1,6 @@
 """The native module, built from cpp/ by CMake. What it promises stands in cpp/README.md."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy
@@ -232,6 +232,38 @@ def shard(role: str, what: str, units: int, rank: int, size: int) -> tuple[bool,
     """(whether output features are cut, first unit, number of units) of a rank, by the table of
     cuts. `what` names the units in an error.
     """
+
+class SentPrefixes:
+    """What was sent to which replica, for a router: blocks of prompts, as many per replica as its
+    cache has room for, the latest ones. Replicas are numbers from 0 on; keys are those of a
+    prompt's whole blocks of BLOCK tokens, packed. Raises RuntimeError for a replica that isn't
+    there.
+    """
+
+    BLOCK: int
+
+    def __init__(self) -> None: ...
+    def add(self, replica: int, cache_tokens: int) -> None: ...
+    def remove(self, replica: int) -> None: ...
+    def num_tokens(self, replica: int) -> int: ...
+    def keys(self, space: str | bytes, tokens: Sequence[int], known: bytes = b"") -> bytes: ...
+    def insert(self, replica: int, keys: bytes) -> int:
+        """The replica is sent these blocks now. Returns how many tokens of them it had."""
+
+    def matched(self, replica: int, keys: bytes) -> int:
+        """Tokens from the beginning on that the replica has."""
+
+    def set_load(self, replica: int, load: int) -> None:
+        """What speaks against the replica, in tokens that another one would have of a prompt."""
+
+    def take_turn(self, replica: int) -> None: ...
+    def choose(self, keys: bytes, excluded: Sequence[int]) -> tuple[int, int, int, int]:
+        """Of the replicas without `excluded` the one with the least load (-1: there is none), the
+        one with the least when what it has of the prompt is taken off, how many tokens that is,
+        and how many replicas there are.
+        """
+
+    def check(self) -> None: ...
 
 class LinearProduct:
     """The product of a linear layer, on the tensors' own device."""

@@ -12,12 +12,14 @@ from typing import Any, Literal, get_args
 
 from minisgl.distributed_info import DistributedInfo
 
-KV_DTYPES = ("auto", "f32", "f16", "bf16")
+KV_DTYPES = ("auto", "f32", "f16", "bf16", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
 GENERATION_CONFIGS = ("auto", "none", "vllm")
 CommKind = Literal["auto", "nccl", "one-shot", "torch", "shm"]
 COMM_KINDS: tuple[str, ...] = get_args(CommKind)
+Routing = Literal["prefix", "least", "round"]
+ROUTINGS: tuple[Routing, ...] = get_args(Routing)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 MAX_WAITING = 2**20
@@ -81,7 +83,12 @@ class EngineSettings:
         flag="threads",
     )
     kv_dtype: str = option(
-        "auto", "KV cache type: " + ", ".join(KV_DTYPES), choices=KV_DTYPES, metavar="TYPE"
+        "auto",
+        "KV cache type: "
+        + ", ".join(KV_DTYPES)
+        + "; int8 (CPU) and fp8 (GPU) take half of f16's memory",
+        choices=KV_DTYPES,
+        metavar="TYPE",
     )
     kv_cache_tokens: int = option(0, "tokens that the KV cache holds; 0: as many as memory allows")
     kv_host_bytes: int = option(
@@ -133,7 +140,10 @@ class EngineSettings:
         metavar="MS",
     )
     max_waiting: int = option(
-        1024, "requests that may wait; one more is refused with 429", bounds=(0, MAX_WAITING)
+        1024,
+        "requests that may wait; one more is refused with 429, but for a quarter more of API keys "
+        "that have less than their part",
+        bounds=(0, MAX_WAITING),
     )
 
     def __post_init__(self) -> None:
@@ -363,10 +373,20 @@ class ServerArgs(EngineSettings):
         secret=True,
     )
 
+    routing: str = option(
+        "prefix",
+        "which of several replicas serves a request: prefix: the one with the most of its prompt "
+        "for its load; least: the one with the least to do; round: one after the other",
+        group="replicas",
+        choices=ROUTINGS,
+        metavar="HOW",
+    )
+
     max_waiting_tokens: int = option(
         2**24,
         "tokens that the prompts of waiting requests may have together; where more come, a request "
-        "is refused with 429, unless none waits",
+        "is refused with 429, unless none waits, but for a quarter more of API keys that have less "
+        "than their part",
         group="engine",
     )
     num_tokenizer: int = option(

@@ -17,7 +17,7 @@ from minisgl.distributed_info import DistributedInfo
 from minisgl.version import __version__
 
 ENV_PREFIX = "MINISGL_"
-GROUPS = ("model", "HTTP", "engine", "tensor parallelism", "processes")
+GROUPS = ("model", "HTTP", "engine", "tensor parallelism", "replicas", "processes")
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 

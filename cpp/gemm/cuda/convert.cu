@@ -201,6 +201,8 @@ void convert_to_bf16(DType dtype, const std::byte* raw, std::int64_t count, void
     case DType::iq4_nl: dequantize<IQ4_NL>(raw, count, out, stream); break;
     case DType::iq4_xs: dequantize<IQ4_XS>(raw, count, out, stream); break;
     case DType::mxfp4: dequantize<MXFP4>(raw, count, out, stream); break;
+    case DType::i8:
+    case DType::f8e4m3: MINISGL_CHECK(false, "weights of ", dtype_info(dtype).name);
   }
   MINISGL_CUDA_CHECK(cudaGetLastError());
 }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import operator
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,15 +13,19 @@ from typing import TYPE_CHECKING, Any, cast
 from minisgl.config import GENERATION_CONFIGS, STEP_TIMEOUT, EngineSettings
 from minisgl.engine.request import check_request
 from minisgl.environment import default_cache_dir
-from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats, Standing
+from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats
 from minisgl.offline.local_model import open_local_model
-from minisgl.offline.results import RequestResult, Sample, make_samples
-from minisgl.sampling_params import (
-    MAX_PRIORITY,
-    MIN_PRIORITY,
-    ParameterError,
-    SamplingParams,
+from minisgl.offline.prompts import (
+    GivenPrompt,
+    Prompt,
+    PromptRequest,
+    as_params,
+    as_prompts,
+    as_salts,
+    as_standings,
 )
+from minisgl.offline.results import RequestResult, Sample, make_samples
+from minisgl.sampling_params import ParameterError, SamplingParams
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 
 MAX_IN_FLIGHT = 4096  # requests in the engine at once
 
-Prompt = str | Sequence[int]
 Message = dict[str, Any]  # {"role": ..., "content": ...}
 
 
@@ -121,27 +123,35 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: int | Sequence[int] = 0,
+        cache_salt: str | Sequence[str | None] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestResult]:
-        """Completes each prompt (text, or token ids): one result per prompt, in their order.
+        """Completes each prompt: one result per prompt, in their order. A prompt is text, token
+        ids, or as in vLLM a dict: {"prompt": TEXT} or {"prompt_token_ids": IDS}, either with its
+        own "cache_salt".
 
-        `sampling_params` is one for all or one per prompt, and is taken as it is; without it,
-        get_default_sampling_params() counts. `priority` is one for all or one per prompt, -100 to
-        100: lower ones go first. ValueError, before anything runs, when a prompt or its parameters
-        can't be served; EngineError when the engine dies.
+        `sampling_params`, `priority` and `cache_salt` are one for all or one per prompt.
+        `sampling_params` is taken as it is; without it, get_default_sampling_params() counts.
+        `priority` is -100 to 100: lower ones go first. Prompts with different salts share nothing
+        in the prefix cache. ValueError, before anything runs, when a prompt or its parameters can't
+        be served; EngineError when the engine dies.
         """
-        prompt_list = _as_prompts(prompts)
-        params = _as_params(
+        given = as_prompts(prompts)
+        params = as_params(
             self.get_default_sampling_params() if sampling_params is None else sampling_params,
-            len(prompt_list),
+            len(given),
         )
-        texts = [prompt if isinstance(prompt, str) else None for prompt in prompt_list]
-        ids = [
-            self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            for prompt in prompt_list
+        standings, salts = as_standings(priority, len(given)), as_salts(cache_salt, given)
+        requests = [
+            PromptRequest(prompt.text, self._ids_of(prompt), one, standing, salt)
+            for prompt, one, standing, salt in zip(given, params, standings, salts, strict=True)
         ]
-        standings = _as_standings(priority, len(ids))
-        return self._run(texts, ids, params, standings, continues_prompt=True, use_tqdm=use_tqdm)
+        return self._run(requests, continues_prompt=True, use_tqdm=use_tqdm)
+
+    def _ids_of(self, prompt: GivenPrompt) -> list[int]:
+        if prompt.token_ids is not None:
+            return prompt.token_ids
+        return self.tokenizer.encode(prompt.text or "")
 
     def chat(
         self,
@@ -149,6 +159,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: int | Sequence[int] = 0,
+        cache_salt: str | Sequence[str | None] | None = None,
         tools: list[dict[str, Any]] | None = None,
         template_kwargs: dict[str, Any] | None = None,
         use_tqdm: bool = True,
@@ -156,8 +167,8 @@ class LLM:
         """Answers one conversation or each of several, through the model's chat template.
 
         Without `sampling_params` an answer is sampled as get_default_sampling_params() says, and
-        may be as long as fits. `priority` and errors are as for `generate`; ChatTemplateError (a
-        ValueError) when the template refuses the messages.
+        may be as long as fits. `priority`, `cache_salt` and errors are as for `generate`;
+        ChatTemplateError (a ValueError) when the template refuses the messages.
         """
         several = bool(messages) and not isinstance(messages[0], dict)
         conversations = cast(
@@ -172,9 +183,13 @@ class LLM:
                 for prompt in ids
             ]
         else:
-            params = _as_params(sampling_params, len(ids))
-        standings = _as_standings(priority, len(ids))
-        return self._run(texts, ids, params, standings, continues_prompt=False, use_tqdm=use_tqdm)
+            params = as_params(sampling_params, len(ids))
+        standings = as_standings(priority, len(ids))
+        salts = as_salts(cache_salt, [GivenPrompt(text) for text in texts])
+        requests = [
+            PromptRequest(*one) for one in zip(texts, ids, params, standings, salts, strict=True)
+        ]
+        return self._run(requests, continues_prompt=False, use_tqdm=use_tqdm)
 
     async def _render(
         self,
@@ -186,36 +201,26 @@ class LLM:
         return [await render(list(chat), template_kwargs, tools=tools) for chat in conversations]
 
     def _run(
-        self,
-        texts: Sequence[str | None],
-        ids: Sequence[list[int]],
-        params: Sequence[SamplingParams],
-        standings: Sequence[Standing],
-        *,
-        continues_prompt: bool,
-        use_tqdm: bool,
+        self, requests: Sequence[PromptRequest], *, continues_prompt: bool, use_tqdm: bool
     ) -> list[RequestResult]:
-        for number, (prompt_ids, one) in enumerate(zip(ids, params, strict=True)):
+        for number, request in enumerate(requests):
             try:
-                check_request(prompt_ids, one, self.info)
+                check_request(request.ids, request.params, self.info)
             except ParameterError as error:
-                where = f"prompt {number}: " if len(ids) > 1 else ""
+                where = f"prompt {number}: " if len(requests) > 1 else ""
                 raise ParameterError(error.parameter, f"{where}{error}") from error
-        samples = [
-            make_samples(prompt, one, standing)
-            for prompt, one, standing in zip(ids, params, standings, strict=True)
-        ]
+        samples = [make_samples(request) for request in requests]
         everything = [sample for group in samples for sample in group]
         self._model.run(self._complete(everything, continues_prompt, use_tqdm))
         return [
             RequestResult(
-                prompt=text,
-                prompt_token_ids=prompt_ids,
+                prompt=request.text,
+                prompt_token_ids=request.ids,
                 outputs=[sample.result() for sample in group],
                 prompt_logprobs=group[0].prompt_logprobs,
                 num_cached_tokens=group[0].num_cached,
             )
-            for text, prompt_ids, group in zip(texts, ids, samples, strict=True)
+            for request, group in zip(requests, samples, strict=True)
         ]
 
     async def _complete(
@@ -249,9 +254,10 @@ class LLM:
 
     async def _complete_one(self, sample: Sample, continues_prompt: bool) -> None:
         pieces = self._model.answer(
-            sample.prompt_ids,
+            sample.request.ids,
             sample.params,
-            standing=sample.standing,
+            standing=sample.request.standing,
+            prefix_salt=sample.request.prefix_salt,
             continues_prompt=continues_prompt,
             whole=True,
         )
@@ -273,62 +279,3 @@ class LLM:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several, as several. ValueError when they are something else."""
-    if isinstance(prompts, str):
-        return [prompts]
-    items = list(prompts)
-    if items and all(_is_token_id(item) for item in items):
-        return [[operator.index(cast("int", item)) for item in items]]
-    checked: list[Prompt] = []
-    for number, item in enumerate(items):
-        if isinstance(item, str):
-            checked.append(item)
-        elif isinstance(item, Iterable) and all(_is_token_id(token) for token in item):
-            checked.append([operator.index(token) for token in item])
-        else:
-            raise ValueError(
-                f"prompt {number} must be text or a list of token ids, got {item!r:.80}"
-            )
-    return checked
-
-
-def _is_token_id(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
-def _as_params(
-    params: SamplingParams | Sequence[SamplingParams], num_prompts: int
-) -> list[SamplingParams]:
-    """One for each prompt. ValueError when they are something else."""
-    if isinstance(params, SamplingParams):
-        return [params] * num_prompts
-    if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
-        raise ValueError(f"sampling_params must be SamplingParams or a list, got {params!r:.80}")
-    if len(params) != num_prompts:
-        raise ValueError(
-            f"there must be one SamplingParams for all prompts or one per prompt ({num_prompts}), "
-            f"got {len(params)}"
-        )
-    return list(params)
-
-
-def _as_standings(priority: int | Sequence[int], num_prompts: int) -> list[Standing]:
-    """One for each prompt. ValueError where a priority is something else or out of its range."""
-    # Whatever has no elements is one for all, or nothing: a NumPy integer is no int.
-    priorities = list(priority) if isinstance(priority, Iterable) else [priority] * num_prompts
-    if len(priorities) != num_prompts:
-        raise ValueError(
-            f"there must be one priority for all prompts or one per prompt ({num_prompts}), "
-            f"got {len(priorities)}"
-        )
-    for one in priorities:
-        if not _is_token_id(one) or not MIN_PRIORITY <= one <= MAX_PRIORITY:
-            raise ParameterError(
-                "priority",
-                f"priority must be an integer between {MIN_PRIORITY} and {MAX_PRIORITY}, "
-                f"got {one!r:.80}",
-            )
-    return [Standing(priority=operator.index(one)) for one in priorities]

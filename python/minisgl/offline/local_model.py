@@ -85,6 +85,7 @@ class LocalModel:
         params: SamplingParams,
         *,
         standing: Standing = NO_STANDING,
+        prefix_salt: bytes | None = None,
         continues_prompt: bool = False,
         whole: bool = False,
     ) -> AsyncGenerator[Piece, None]:
@@ -96,7 +97,7 @@ class LocalModel:
         options = DetokenizerOptions.of(params, continues_prompt=continues_prompt)
         whole = whole and not params.stop  # else tokens behind a stop string would be made
         reader = AnswerReader(self.text.detokenizer(options), params.stop_token_ids)
-        stream = await self._submit(prompt_ids, params, standing)
+        stream = await self._submit(prompt_ids, params, standing, prefix_salt)
         try:
             while not reader.finish:
                 output = await stream.next(whole=whole)
@@ -107,7 +108,11 @@ class LocalModel:
             stream.abort()
 
     async def _submit(
-        self, prompt_ids: list[int], params: SamplingParams, standing: Standing
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        standing: Standing,
+        prefix_salt: bytes | None,
     ) -> TokenStream:
         engine = self.engine
         bad_words = await self.text.encode_words(params.bad_words)
@@ -115,7 +120,7 @@ class LocalModel:
         while True:
             try:
                 return engine.submit(
-                    prompt_ids, params, eos_token_ids, bad_words, standing=standing
+                    prompt_ids, params, eos_token_ids, bad_words, prefix_salt, standing
                 )
             except EngineBusy:  # aborted requests may stay for a step
                 pass

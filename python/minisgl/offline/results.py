@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from minisgl.ipc.messages import Alternative, Standing
+from minisgl.ipc.messages import Alternative
 from minisgl.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from minisgl.offline.prompts import PromptRequest
     from minisgl.text.answer import Piece
 
 
@@ -50,13 +51,10 @@ class RequestResult:
 class Sample:
     """One completion and what came of it so far."""
 
-    def __init__(
-        self, index: int, prompt_ids: list[int], params: SamplingParams, standing: Standing
-    ) -> None:
+    def __init__(self, index: int, request: PromptRequest, params: SamplingParams) -> None:
         self.index = index
-        self.standing = standing
-        self.prompt_ids = prompt_ids
-        self.params = params
+        self.request = request
+        self.params = params  # the sample's own, where the request's has several
         self.token_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] | None = None
         self.num_cached = 0
@@ -93,13 +91,13 @@ class Sample:
         )
 
 
-def make_samples(prompt_ids: list[int], params: SamplingParams, standing: Standing) -> list[Sample]:
+def make_samples(request: PromptRequest) -> list[Sample]:
     """The n completions of one prompt. With a seed, sample i is what seed + i gives alone."""
-    samples = [Sample(0, prompt_ids, params, standing)]
+    params = request.params
+    samples = [Sample(0, request, params)]
     for index in range(1, params.n):
         changes: dict[str, Any] = {"prompt_logprobs": None}
         if params.seed is not None:
             changes["seed"] = (params.seed + index) % 2**64
-        one = msgspec.structs.replace(params, **changes)
-        samples.append(Sample(index, prompt_ids, one, standing))
+        samples.append(Sample(index, request, msgspec.structs.replace(params, **changes)))
     return samples

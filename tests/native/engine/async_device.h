@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -41,6 +42,8 @@ class AsyncDevice : public Device {
   void enqueue(std::function<void(const StepBatch&)> compute) {
     push([step = step_, compute = std::move(compute)] { compute(step->batch); });
   }
+  // From now on a step takes so long for each of its rows.
+  void set_row_time(std::chrono::microseconds time) { row_time_ = time; }
   // Steps that were in flight at once.
   int most_in_flight() const { return most_in_flight_; }
 
@@ -56,6 +59,7 @@ class AsyncDevice : public Device {
   void run_step(const std::function<void()>& body) override {
     body();
     push([this, step = step_] {
+      std::this_thread::sleep_for(row_time_.load() * step->tokens.size());
       const std::lock_guard lock(mutex_);
       step->is_done = true;
       changed_.notify_all();
@@ -256,6 +260,7 @@ class AsyncDevice : public Device {
   const std::unique_ptr<Device> inner_ = make_cpu_device(1);  // of the worker, but for what allocates
   std::shared_ptr<Step> step_;                                // the step at hand
   int most_in_flight_ = 0;
+  std::atomic<std::chrono::microseconds> row_time_ = std::chrono::microseconds(0);
   std::atomic<std::int64_t> num_seen_ = 0, most_seen_ = 0;
 
   std::mutex mutex_;  // guards all below

@@ -7,6 +7,7 @@
 #include "core/host_limits.h"
 #include "engine/async_device.h"
 #include "engine/defaults.h"
+#include "gemm/gemm.h"
 #include "kernels/cpu/backend.h"
 #include "models/kv_cache.h"
 #include "models/model_shard.h"
@@ -69,6 +70,28 @@ std::string refusal(const EngineOptions& settings, std::int64_t available = 8 * 
     return error.what();
   }
   return "";
+}
+
+// As a GPU has it.
+class Fp8Device final : public testing_support::AsyncDevice {
+ public:
+  bool supports_kv_dtype(DType) const override { return true; }
+};
+
+TEST(Defaults, Fp8NeedsHeadsOfSixteens) {
+  const Fp8Device device;
+  ModelSpec spec = small_spec();
+  const EngineOptions settings{.kv_dtype = "fp8"};
+  EXPECT_EQ(choose_config(settings, SizedModel(spec, DType::bf16, device), device, 8 * gibibyte).kv_dtype,
+            DType::f8e4m3);
+  spec.head_dim = 24;
+  try {
+    choose_config(settings, SizedModel(spec, DType::bf16, device), device, 8 * gibibyte);
+    FAIL();
+  } catch (const InputError& error) {
+    EXPECT_STREQ(error.what(),
+                 "--kv-dtype fp8 needs heads of a multiple of 16, this model's have 24; use bf16 or auto");
+  }
 }
 
 TEST(Defaults, WithPlentyOfMemory) {
@@ -173,8 +196,9 @@ TEST(Defaults, SettingsOutOfRange) {
   EXPECT_EQ(refusal({.num_pages = 10, .max_model_len = 200}),
             "--max-model-len 200 is more than the 160 tokens of --num-pages: one request must fit the cache");
   EXPECT_EQ(choose({.num_pages = 100}).num_pages, 100);
-  EXPECT_EQ(refusal({.kv_dtype = "q8_0"}), "--kv-dtype must be auto, f16, bf16 or f32, got q8_0");
-  EXPECT_EQ(refusal({.kv_dtype = "fp8"}), "--kv-dtype must be auto, f16, bf16 or f32, got fp8");
+  EXPECT_EQ(refusal({.kv_dtype = "q8_0"}), "--kv-dtype must be auto, f32, f16, bf16, int8 or fp8, got q8_0");
+  EXPECT_EQ(refusal({.kv_dtype = "fp8"}),
+            concat("--kv-dtype fp8 is not supported on CPU (", cpu_isa_name(), "); use auto, f32, f16 or bf16"));
   EXPECT_NE(refusal({.max_running = 0}), "");
   EXPECT_NE(refusal({.max_batch_tokens = -1}), "");
   EXPECT_NE(refusal({.memory_fraction = 0.0}), "");

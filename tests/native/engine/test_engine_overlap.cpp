@@ -245,5 +245,43 @@ TEST(EngineOverlap, CountsForPenaltiesAreTakenByThoseThatRun) {
   test.expect_idle();
 }
 
+// A long step runs when the newcomer comes. Its own is the next: nothing is launched ahead before it must be.
+TEST(EngineOverlap, ANewcomerWaitsForTheStepThatRunsAndNoOther) {
+  std::mutex mutex;
+  std::vector<std::size_t> rows;  // of the steps that were launched
+  EngineConfig options = small_options();
+  options.num_pages = 1000;
+  auto owner = std::make_unique<AsyncDevice>();
+  AsyncDevice& device = *owner;
+  TestEngine test(std::move(owner), options, [&](const StepBatch& batch) {
+    const std::lock_guard lock(mutex);
+    rows.push_back(batch.tokens.size());
+  });
+  test.engine.start();
+  constexpr std::uint64_t num_long = 10;
+  for (std::uint64_t id = 1; id <= num_long; ++id) {
+    Request request = make_request(id, {static_cast<std::int32_t>(id), 7}, 250);
+    request.ignore_eos = true;
+    test.engine.submit(request);
+  }
+  while (test.results[num_long].tokens.size() < 3) ASSERT_NO_FATAL_FAILURE(test.collect());
+  device.set_row_time(std::chrono::milliseconds(4));
+  std::size_t least = 100;  // long steps that a newcomer waits for
+  for (std::uint64_t id = num_long + 1; id <= num_long + 8 && least > 1; ++id) {
+    const auto end_of_step = [&] { ASSERT_NO_FATAL_FAILURE(test.collect()); };
+    for (int i = 0; i < 8; ++i) end_of_step();  // newcomers' steps are 250 ms apart
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    const std::size_t num_done = test.engine.stats().num_steps;
+    Request request = make_request(id, {5, 6, 7}, 1);
+    request.standing.share = 1;
+    test.engine.submit(request);
+    while (test.results[id].finish == FinishReason::none) end_of_step();
+    const std::lock_guard lock(mutex);
+    const auto own = std::find(rows.begin() + static_cast<std::ptrdiff_t>(num_done), rows.end(), 3u);
+    least = std::min(least, static_cast<std::size_t>(own - rows.begin()) - num_done);
+  }
+  EXPECT_EQ(least, 1u);
+}
+
 }  // namespace
 }  // namespace minisgl::testing_support

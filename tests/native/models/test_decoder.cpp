@@ -161,6 +161,50 @@ TEST(KvCache, LayersDoNotOverlap) {
   EXPECT_THROW(cache.layer(2), CheckError);
 }
 
+TEST(KvCache, ScalesLieBehindTheData) {
+  const ModelSpec spec = read_model_spec(tiny_llama());
+  const auto device = make_cpu_device(1);
+  for (const DType dtype : {DType::i8, DType::f8e4m3}) {
+    const KvCache cache(*device, spec, dtype, 5, 4);
+    const std::int64_t plane = 5 * 2 * 4 * 8, scales = 5 * 2 * 4;  // pages, heads, tokens, head size
+    const ops::KvLayer first = cache.layer(0), second = cache.layer(1);
+    EXPECT_EQ(second.keys - first.keys, 2 * plane);
+    EXPECT_EQ(reinterpret_cast<std::byte*>(first.key_scales) - second.values, plane);
+    EXPECT_EQ(first.value_scales - first.key_scales, scales);
+    EXPECT_EQ(second.key_scales - first.value_scales, scales);
+    EXPECT_EQ(second.value_scales - first.key_scales, 3 * scales);
+    EXPECT_EQ(KvCache::bytes_per_page(spec, dtype, 4) * 5, 4 * (plane + scales * std::int64_t{sizeof(float)}));
+  }
+  EXPECT_EQ(KvCache(*device, spec, DType::bf16, 5, 4).layer(1).key_scales, nullptr);
+}
+
+TEST(KvCache, CopiesAllOfAPage) {
+  const ModelSpec spec = read_model_spec(tiny_llama());
+  const auto device = make_cpu_device(1);
+  for (const DType dtype : kv_dtypes) {
+    KvCache cache(*device, spec, dtype, 5, 4);
+    const std::int64_t page_bytes = row_bytes(dtype, 2 * 4 * 8), page_scales = has_kv_scales(dtype) ? 2 * 4 : 0;
+    for (std::int64_t index = 0; index < 2; ++index) {
+      const ops::KvLayer layer = cache.layer(index);
+      for (std::byte* plane : {layer.keys, layer.values}) std::memset(plane + 3 * page_bytes, 7, page_bytes);
+      for (float* plane : {layer.key_scales, layer.value_scales})
+        std::fill_n(plane + 3 * page_scales, page_scales, 0.5f);
+    }
+    cache.copy_page(*device, 3, 1);
+    for (std::int64_t index = 0; index < 2; ++index) {
+      const ops::KvLayer layer = cache.layer(index);
+      for (const std::byte* plane : {layer.keys, layer.values}) {
+        for (std::int64_t i = 0; i < 5 * page_bytes; ++i)
+          ASSERT_EQ(plane[i] == std::byte{7}, i / page_bytes == 1 || i / page_bytes == 3);
+      }
+      for (const float* plane : {layer.key_scales, layer.value_scales}) {
+        for (std::int64_t i = 0; i < 5 * page_scales; ++i)
+          ASSERT_EQ(plane[i] == 0.5f, i / page_scales == 1 || i / page_scales == 3);
+      }
+    }
+  }
+}
+
 TEST(Registry, ReadsStopTokensOnce) {
   EXPECT_EQ(read_model_spec(tiny_llama()).eos_token_ids, (std::vector<std::int32_t>{1, 2}));
 }

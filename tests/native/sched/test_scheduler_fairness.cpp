@@ -81,6 +81,18 @@ TEST(SchedulerFairness, ANewcomersShortRequestDoesNotWaitForTwoHundredLongOnes) 
   }
 }
 
+TEST(SchedulerFairness, ANewcomerHasAStepOfItsOwnWhereManyRunAndNobodyElseWaits) {
+  for (const int num_running : {4, 8, 200}) {
+    Machine machine({.num_pages = 10000, .page_size = 16, .max_running = 256, .max_batch_tokens = 2048});
+    for (int i = 0; i < num_running; ++i) machine.submit(10, 400, {});
+    for (int i = 0; i < 10; ++i) machine.step();
+    ASSERT_EQ(machine.scheduler.num_running(), num_running);
+    machine.submit(50, 8, {.share = 1});
+    EXPECT_EQ(machine.step().size(), num_running < 8 ? num_running + 1u : 1u);
+    EXPECT_EQ(machine.step().size(), num_running + 1u);
+  }
+}
+
 TEST(SchedulerFairness, ThoseThatDecodeGoOnBesideNewcomersWithoutEnd) {
   Machine machine(few_places());
   for (int i = 0; i < 200; ++i) machine.submit(100, 400, {});

@@ -261,7 +261,7 @@ def test_progress_is_reported_and_its_exception_passes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kv_dtype": "q4_0"}, "--kv-dtype must be auto, f16, bf16 or f32, got q4_0"),
+        ({"kv_dtype": "q4_0"}, "--kv-dtype must be auto, f32, f16, bf16, int8 or fp8, got q4_0"),
         ({"max_model_len": 257}, "--max-model-len must be between 0 and the model's 256 positions"),
         ({"kv_cache_tokens": 2**31 - 1, "page_size": 1024}, "not enough memory for a KV cache"),
         ({"num_threads": -1}, "--threads must be between 0 and 1024, got -1"),

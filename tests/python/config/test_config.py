@@ -58,7 +58,10 @@ def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: s
     [
         (("--port", "70000"), "--port must be between 0 and 65535, got 70000"),
         (("--threads", "5000"), "--threads must be between 0 and 1024, got 5000"),
-        (("--kv-dtype", "int3"), "--kv-dtype must be one of auto, f32, f16, bf16, got 'int3'"),
+        (
+            ("--kv-dtype", "int3"),
+            "--kv-dtype must be one of auto, f32, f16, bf16, int8, fp8, got 'int3'",
+        ),
         (("--log-level", "loud"), "--log-level must be one of"),
         (("--drain-timeout", "-1"), "--drain-timeout must be between 0 and 86400, got -1.0"),
         (("--startup-timeout", "nan"), "expected a number, got 'nan'"),

@@ -63,6 +63,9 @@ def test_one_text(llm: LLM) -> None:
         ([[5, 6], [7]], [[5, 6], [7]]),
         ([(5, 6), "a"], [[5, 6], None]),
         (["a", "b", "c"], [None] * 3),
+        ({"prompt": "a"}, [None]),
+        ({"prompt_token_ids": [5, 6]}, [[5, 6]]),
+        ([{"prompt_token_ids": (5, 6), "cache_salt": "x"}, "a", [7]], [[5, 6], None, [7]]),
         ([], []),
     ],
 )
@@ -359,3 +362,47 @@ def test_priorities(llm: LLM, native: FakeNative) -> None:
         with pytest.raises(ValueError, match="priority"):
             llm.generate("a", SamplingParams(), priority=wrong, use_tqdm=False)  # type: ignore[arg-type]
     assert len(engine_of(native).requests) == 6
+
+
+def test_salts(llm: LLM, native: FakeNative) -> None:
+    """One for all or one per prompt; a prompt's own comes first. None and "" are no salt."""
+
+    def salts(prompts: Any, **arguments: Any) -> list[bytes | None]:
+        before = len(engine_of(native).requests)
+        llm.generate(prompts, SamplingParams(max_tokens=1), use_tqdm=False, **arguments)
+        return [request.get("prefix_salt") for request in engine_of(native).requests[before:]]
+
+    (one,), (other,) = salts("a", cache_salt="one"), salts("a", cache_salt="other")
+    assert one
+    assert other
+    assert one != other
+    assert salts(["a", "b"], cache_salt="one") == [one, one]
+    assert salts(["a", "b", "c"], cache_salt=["one", None, ""]) == [one, None, None]
+    prompts = [{"prompt": "a", "cache_salt": "other"}, {"prompt_token_ids": [5]}, "b"]
+    assert salts(prompts, cache_salt="one") == [other, one, one]
+    assert salts(prompts) == [other, None, None]
+    chats = [[{"role": "user", "content": text}] for text in ("a", "b")]
+    llm.chat(chats, SamplingParams(max_tokens=1, n=2), cache_salt=["one", "other"], use_tqdm=False)
+    of_chats = [request.get("prefix_salt") for request in engine_of(native).requests[-4:]]
+    assert sorted(of_chats) == sorted([one, one, other, other])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "salt", "message"),
+    [
+        ("a", 5, "cache_salt"),
+        ("a", ["x", "y"], "cache_salt"),
+        (["a", "b"], ["x", 5], "cache_salt must be text, got 5"),
+        ({"prompt": "a", "cache_salt": 5}, None, "cache_salt must be text, got 5"),
+        ({"prompt": "a", "prompt_token_ids": [5]}, None, "either 'prompt' or"),
+        (["a", {}], None, "prompt 1 must have either 'prompt' or"),
+        ({"prompt": "a", "multi_modal_data": {}}, None, "got 'prompt', 'multi_modal_data'"),
+        ({"prompt": 5}, None, "must be text or a list of token ids, got 5"),
+    ],
+)
+def test_wrong_salts_and_prompts_run_nothing(
+    llm: LLM, native: FakeNative, prompts: Any, salt: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        llm.generate(prompts, SamplingParams(), cache_salt=salt, use_tqdm=False)
+    assert not engine_of(native).requests

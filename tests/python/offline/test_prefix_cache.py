@@ -107,3 +107,17 @@ def test_the_default_model_says_the_same(default_gguf: Path) -> None:
     said, cached, _ = converse(default_gguf, turns=2)
     assert said == without
     assert all(count > 100 for count in cached[NUM_CHATS:-1])
+
+
+def test_salts_share_nothing(tiny: Path) -> None:
+    def cached(salt: str | None) -> int:
+        results = llm.generate(
+            SYSTEM, SamplingParams(max_tokens=1), cache_salt=salt, use_tqdm=False
+        )
+        return results[0].num_cached_tokens
+
+    with LLM(str(tiny), device="cpu", num_threads=2, show_progress=False) as llm:
+        assert cached(None) == 0
+        assert cached("one") == 0
+        assert cached("other") == 0
+        assert all(cached(salt) > 60 for salt in (None, "one", "other", ""))
