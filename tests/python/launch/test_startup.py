@@ -72,7 +72,7 @@ def test_how_many_tokens_the_prefix_cache_has() -> None:
     )
     (line,) = (line for line in describe_engine(ServerArgs(), [info]) if "prefix" in line)
     assert line.endswith(
-        "; 6400 tokens in 32 MiB of the host's memory, from there at 51.2 GB/s (--kv-host-bytes)"
+        "; 6400 tokens in 33.6 MB of the host's memory, from there at 51.2 GB/s (--kv-host-bytes)"
     )
     (line,) = (line for line in describe_engine(ServerArgs(), [INFO]) if "prefix" in line)
     assert line == "prefix cache: none (--disable-prefix-cache)"
