@@ -120,6 +120,33 @@ TEST(EngineHostTierCases, NobodyWaitsWhereComputingIsQuicker) {
   EXPECT_LT(found_again(10), 160);
 }
 
+// The device has room for one prompt, which takes several orders of copies; each takes the place of the other.
+TEST(EngineHostTierCases, LongPromptsTakeTurns) {
+  EngineConfig options = host_options(2048);
+  options.num_pages = 1004;
+  options.max_model_len = 4010;
+  options.max_batch_tokens = 512;
+  TestEngine test(std::make_unique<AsyncDevice>(), options);
+  test.engine.start();
+  std::mt19937 random(3);
+  std::vector<std::vector<std::int32_t>> prompts(3, std::vector<std::int32_t>(4000));
+  for (auto& prompt : prompts) std::ranges::generate(prompt, [&] { return static_cast<std::int32_t>(random() % 50); });
+  std::uint64_t id = 0;
+  for (const auto& prompt : prompts) {
+    Request request = make_request(++id, prompt, 1);
+    expect_reference(test.run(request), request);
+    for (int waits = 0; waits < 5000 && test.engine.stats().host_bytes_out < id * 1000 * 64; ++waits) usleep(1000);
+  }
+  for (int round = 0; round < 4; ++round) {
+    Request request = make_request(++id, prompts[static_cast<std::size_t>(1 + round % 2)], 1);
+    request.prompt.push_back(static_cast<std::int32_t>(id));
+    const TestEngine::Result result = test.run(request);
+    expect_reference(result, request);
+    EXPECT_EQ(num_cached(result), 4000) << "round " << round;
+  }
+  EXPECT_GE(test.engine.stats().host_hits, 4u * 990 * 4);
+}
+
 TEST(EngineHostTierCases, AnEngineEndsWithCopiesUnderWay) {
   for (unsigned seed = 0; seed < 12; ++seed) {
     TestEngine test(std::make_unique<AsyncDevice>(Pace::dawdling), host_options());
