@@ -183,35 +183,58 @@ class Tokens {
   std::vector<std::vector<std::int32_t>> tokens;  // by step
 };
 
+// Calls serve(rank 0) with a follower beside it, which computes the same.
+template <typename Serve>
+void serve_on_two_ranks(const EngineConfig& options, Pace primary_pace, Pace follower_pace, const Serve& serve) {
+  const FileDescriptor memory = ring_memory(1 << 16);
+  Tokens primary, other;
+  auto device = std::make_unique<AsyncDevice>(follower_pace);
+  auto model = other.model_on(*device);
+  Follower follower(std::move(model), std::move(device), options, open_ring_receiver(memory.get(), 1, {.size = 2}));
+  follower.start();
+  PlanSenders senders;
+  senders.push_back(open_ring_sender(memory.get(), {.size = 2}));
+  device = std::make_unique<AsyncDevice>(primary_pace);
+  model = primary.model_on(*device);
+  TestEngine test(std::move(model), std::move(device), options, std::move(senders));
+  test.engine.start();
+  ASSERT_NO_FATAL_FAILURE(serve(test));
+  test.engine.stop();
+  pollfd event{.fd = follower.event_fd(), .events = POLLIN, .revents = 0};
+  ASSERT_EQ(poll(&event, 1, 30'000), 1) << "the follower goes on";
+  EXPECT_EQ(follower.failure(), "");
+  EXPECT_TRUE(other.tokens == primary.tokens);
+}
+
 TEST(EngineHostTierCases, EveryRankCopiesItsOwnPages) {
   for (const auto& [primary_pace, follower_pace] :
        {std::pair(Pace::at_once, Pace::dawdling), std::pair(Pace::dawdling, Pace::at_once),
         std::pair(Pace::when_waited_for, Pace::when_waited_for)}) {
-    const EngineConfig options = host_options();
-    const FileDescriptor memory = ring_memory(1 << 16);
-    Tokens primary, other;
-    auto device = std::make_unique<AsyncDevice>(follower_pace);
-    auto model = other.model_on(*device);
-    Follower follower(std::move(model), std::move(device), options, open_ring_receiver(memory.get(), 1, {.size = 2}));
-    follower.start();
-    PlanSenders senders;
-    senders.push_back(open_ring_sender(memory.get(), {.size = 2}));
-    device = std::make_unique<AsyncDevice>(primary_pace);
-    model = primary.model_on(*device);
-    TestEngine test(std::move(model), std::move(device), options, std::move(senders));
-    test.engine.start();
-    const std::vector<Request> requests = random_requests(100, options.max_model_len, 47);
-    ASSERT_NO_FATAL_FAILURE(serve(test, requests));
-    for (const Request& request : requests) {
-      ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[request.id], request));
-    }
-    EXPECT_GT(test.engine.stats().host_hits, 20u);
-    test.engine.stop();
-    pollfd event{.fd = follower.event_fd(), .events = POLLIN, .revents = 0};
-    ASSERT_EQ(poll(&event, 1, 30'000), 1) << "the follower goes on";
-    EXPECT_EQ(follower.failure(), "");
-    EXPECT_TRUE(other.tokens == primary.tokens);
+    serve_on_two_ranks(host_options(), primary_pace, follower_pace, [](TestEngine& test) {
+      const std::vector<Request> requests = random_requests(100, test.engine.config().max_model_len, 47);
+      ASSERT_NO_FATAL_FAILURE(serve(test, requests));
+      for (const Request& request : requests) {
+        ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[request.id], request));
+      }
+      EXPECT_GT(test.engine.stats().host_hits, 20u);
+    });
   }
+}
+
+// Rank 0 has taken its last step and copies what it wrote, while a follower has the step still before it.
+TEST(EngineHostTierCases, AFollowerEndsTheStepThatItsCopiesRead) {
+  EngineConfig options = host_options();
+  options.num_pages = 50;
+  serve_on_two_ranks(options, Pace::at_once, Pace::when_waited_for, [](TestEngine& test) {
+    std::uint64_t id = 0;
+    for (const std::int32_t first : {1, 2, 3, 1, 2, 3}) {
+      Request request = make_request(++id, prompt_of(first), 4);
+      expect_reference(test.run(request), request);
+      const std::uint64_t copied = std::min<std::uint64_t>(id, 3) * 40 * 64;
+      for (int waits = 0; waits < 5000 && test.engine.stats().host_bytes_out < copied; ++waits) usleep(1000);
+    }
+    EXPECT_GT(test.engine.stats().host_hits, 300u);
+  });
 }
 
 }  // namespace
