@@ -51,15 +51,18 @@ def option(
     choices: Sequence[str] = (),
     metavar: str = "",
     flag: str = "",
+    alias: str = "",
     empty_is_none: bool = True,
     secret: bool = False,
 ) -> Any:
     """A field that describes itself: its default, its help, its group on the command line, the
-    bounds of a number or the choices of a word. `flag` where it isn't the field's name. The default
+    bounds of a number or the choices of a word. `flag` where it isn't the field's name, `alias` for
+    a second one. The default
     () stands for any number of texts. The empty text is None where the default is None, and none of
     several texts, unless `empty_is_none` is false. A secret isn't shown.
     """
-    described: dict[str, Any] = {"help": help, "group": group, "metavar": metavar, "flag": flag}
+    described: dict[str, Any] = {"help": help, "group": group, "metavar": metavar}
+    described |= {"flag": flag, "alias": alias}
     if choices:
         described["choices"] = choices
     elif isinstance(default, (int, float)) and not isinstance(default, bool):
@@ -103,6 +106,12 @@ class EngineSettings:
     )
     page_size: int = option(16, "tokens per KV page", bounds=(1, 1024))
     max_running: int = option(256, "most sequences in one step", bounds=(1, 65536))
+    max_penalized: int = option(
+        0,
+        "most sequences with penalties in one step, whose counts take 4 bytes for each token of "
+        "the vocabulary; 0: as many as --max-running, within 256 MiB",
+        bounds=(0, 65536),
+    )
     max_batch_tokens: int = option(
         0, "most tokens in one step; 0: 512 on a CPU, 8192 on a GPU", bounds=(0, 65536)
     )
@@ -373,6 +382,30 @@ class ServerArgs(EngineSettings):
         secret=True,
     )
 
+    replicas: int = option(
+        1,
+        "engines of --tp ranks each that serve the model side by side, on GPUs or cores of their "
+        "own; where one is lost its streams go on at the others",
+        group="replicas",
+        alias="dp",
+        bounds=(1, MAX_RANKS),
+    )
+    admin_api_key: str | None = option(
+        None,
+        "key with which /admin/replicas adds, removes and restarts replicas while the server runs "
+        "(better in the environment); without it there is no such page",
+        group="replicas",
+        metavar="KEY",
+        secret=True,
+    )
+    cluster: str | None = option(
+        None,
+        "ray: the Ray cluster that this host belongs to or RAY_ADDRESS names, or ray://HOST:PORT: "
+        "replicas run there, as actors, with --threads CPUs per rank (1 without), and with a GPU "
+        "per rank where the cluster has any",
+        group="replicas",
+        metavar="ray|ray://...",
+    )
     routing: str = option(
         "prefix",
         "which of several replicas serves a request: prefix: the one with the most of its prompt "
@@ -443,6 +476,7 @@ class ServerArgs(EngineSettings):
             raise OptionError("host", "must not be empty; 0.0.0.0 listens on every interface")
         self._check_http()
         self._check_ranks()
+        self._check_replicas()
         self._check_hosts()
 
     def _check_http(self) -> None:
@@ -468,6 +502,26 @@ class ServerArgs(EngineSettings):
                     "allowed_origins",
                     f"must be * or origins such as https://example.org, got {origin!r}",
                 )
+
+    def _check_replicas(self) -> None:
+        if self.replicas > 1 and self.nnodes > 1:
+            raise OptionError(
+                "replicas", f"must be 1 where nnodes is more than 1, got {self.replicas}"
+            )
+        if self.replicas * self.tp > MAX_RANKS:
+            raise OptionError(
+                "replicas",
+                f"must have at most {MAX_RANKS} ranks together, got {self.replicas} of {self.tp}",
+            )
+        if self.cluster is not None:
+            if self.cluster != "ray" and not self.cluster.startswith("ray://"):
+                raise OptionError(
+                    "cluster", f"must be ray or ray://HOST:PORT, got {self.cluster!r}"
+                )
+            if self.nnodes > 1:
+                raise OptionError("cluster", "can't be given where nnodes is more than 1")
+        if self.admin_api_key is not None and (fault := key_fault(self.admin_api_key)):
+            raise OptionError("admin_api_key", fault)
 
     def _check_ranks(self) -> None:
         if not isinstance(self.tp_info, DistributedInfo):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -41,6 +42,30 @@ class HostLost(EngineStartError):  # noqa: N818
     """A host of the engine was lost while it started: nothing that was tried is at fault."""
 
 
+class ReplicaUnknown(LookupError):  # noqa: N818
+    """There is no replica with this number. The sentence is meant for the operator."""
+
+
+class ReplicaRefused(Exception):  # noqa: N818
+    """What was asked of replicas can't be done now. The sentence is meant for the operator."""
+
+
+@dataclass(frozen=True)
+class ReplicaFigures:
+    """One of several engines, as it is now."""
+
+    number: int
+    state: State
+    phase: str  # as in EngineApi
+    place: str  # what it has of which host
+    num_live: int
+    waiting_tokens: int
+    num_replaying: int
+    num_restarts: int
+    stats: EngineStats
+    chosen: Mapping[str, int]  # how often it was, by the router's reason
+
+
 class EngineApi(Protocol):
     """An engine that serves requests. All of it belongs to one event loop; only drain() waits."""
 
@@ -71,6 +96,10 @@ class EngineApi(Protocol):
         """The engine's counters as of the outputs that came last."""
 
     @property
+    def replicas(self) -> Sequence[ReplicaFigures]:
+        """Each of several equal engines; none where this is an engine by itself."""
+
+    @property
     def num_live(self) -> int:
         """Requests in the engine, waiting ones included."""
 
@@ -98,10 +127,12 @@ class EngineApi(Protocol):
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
         standing: Standing = ...,
+        session: str | None = None,
     ) -> TokenStream:
         """Queues one request (params.n is the caller's matter); make_request explains `end_ids`,
         `bad_words` and `prefix_salt`. `standing`, by default that of everybody who says nothing,
-        decides whose turn it is.
+        decides whose turn it is. Requests with the same `session` are better served by the same of
+        several engines.
 
         Raises ValueError for a request that can't be served, EngineBusy, EngineUnavailable.
         """

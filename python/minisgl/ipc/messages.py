@@ -204,6 +204,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: Sentence = ""
     isa: Sentence = ""
     max_running: Count = 0
+    max_penalized: Count = 0
     max_batch_tokens: Count = 0
     prefix_cache: bool = False
     # The prefix cache's tier in the host's memory; 0: there is none.
@@ -279,6 +280,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     local_rank: Count = 0  # among those of its host
     local_size: Annotated[int, Meta(ge=1, le=1024)] = 1
     cores: list[int] = []  # those that this rank alone has; empty: there are not enough
+    sharers: Annotated[int, Meta(ge=1, le=2**20)] = 1  # ranks that share this host's processors
     comm: str = "auto"
     step_timeout: Annotated[float, Meta(gt=0, le=86400)] = STEP_TIMEOUT  # limit of a collective, s
     name: str = ""  # the group's, unlike any other's on its hosts

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flags": {"config", "distributed_info", "version"},
     "environment": {"config", "flags"},
     "log": {"config", "environment"},
+    "cores": set(),
     "tasks": set(),
     "system": set(),
     "children": {"flags"},
@@ -37,11 +38,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_files": {"children", "environment", "sampling_params"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "config", "distributed", "ipc", "log", "tasks"},
+    "rank": {"_native", "config", "cores", "distributed", "ipc", "log", "tasks"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
     "text": {"children", "ipc", "model_files", "tasks", "tokenizer"},
     # _native for the router's table, which is nobody's engine: a millisecond to load.
-    "engine": {"_native", "children", "config", "environment", "ipc", "sampling_params", "tasks"},
+    "engine": {
+        "_native",
+        "children",
+        "config",
+        "cores",
+        "environment",
+        "ipc",
+        "sampling_params",
+        "tasks",
+    },
     "server": {
         "config",
         "engine",
@@ -52,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "version",
     },
     "startup": {"config", "environment", "ipc"},
+    "engines": {"config", "engine", "ipc", "startup"},
     # LLM and the shell, which run the engine in the caller's process or drive ranks of their own.
     "offline": {
         "_native",
@@ -68,10 +79,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
         "tokenizer",
     },
+    # What runs in Ray's processes.
+    "ray": {"engine", "ipc", "log", "model_files", "tasks"},
     # Programs and the public names.
     "launch": {
         "config",
         "engine",
+        "engines",
         "flags",
         "ipc",
         "log",
@@ -83,6 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
     },
     "__main__": {"launch"},
+    "ctl": set(),  # a client: it starts at once
     "__init__": {"config", "launch", "offline", "sampling_params", "version"},
 }
 

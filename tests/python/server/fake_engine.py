@@ -7,7 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from minisgl.engine.api import EngineApi, EngineBusy, EngineUnavailable, State
+from minisgl.engine.api import EngineApi, EngineBusy, EngineUnavailable, ReplicaFigures, State
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -42,6 +42,7 @@ class FakeClient:
     num_replaying: int = 0
     waiting_tokens: int = 17
     retry_after: int = 4
+    replicas: Sequence[ReplicaFigures] = ()
     aborted: list[int] = field(default_factory=list)
     submitted: list[TokenStream] = field(default_factory=list)
     stats: EngineStats = field(
@@ -96,6 +97,7 @@ class FakeClient:
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
         standing: Standing = NO_STANDING,
+        session: str | None = None,
     ) -> TokenStream:
         if self.state != "ready":
             raise EngineUnavailable(self.state)
@@ -112,6 +114,7 @@ class FakeClient:
             standing,
         )
         stream = TokenStream(request, self.abort)
+        stream.session = session
         self.submitted.append(stream)
         self.live[stream.id] = stream
         task = asyncio.create_task(self._run(stream))
