@@ -13,7 +13,8 @@ to all before them). Medians of --rounds.
 
 times one request whose prefix the device has given up since it was computed, and the host has, over
 computing it. The device has room for one such prompt: each takes the place of the one before.
-Beside it stands the ceiling: the bytes that came back, at the rate measured at start.
+Beside it stand the ceiling, the bytes that came back at the rate measured at start, and the same
+request once more, when the device has all of it.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def measure_evicted(args: argparse.Namespace) -> int:
             wait_until_copied(count - 1)
             computed.append(seconds(prompt)[0])
         wait_until_copied(3)
-        times, floors = [], []
+        times, floors, alone = [], [], []
         for i in range(args.rounds):
             before = llm.stats().host_bytes_in
             took, cached = seconds(prompts[i % 2] + ids(page // 2))  # the other one has its place
@@ -98,12 +99,19 @@ def measure_evicted(args: argparse.Namespace) -> int:
             assert cached == length, cached
             times.append(took)
             floors.append(came / rate)
+            alone.append(seconds(prompts[i % 2] + ids(page // 2))[0])
             print(f"{came / 1e6:.0f} MB came back in {1000 * took:.1f} ms")
         whole, took = statistics.median(computed), statistics.median(times)
-        floor = statistics.median(floors)
-        print("computed ms  evicted ms  ratio  bytes at that rate ms  floor over evicted")
+        floor, there = statistics.median(floors), statistics.median(alone)
+        print(
+            "computed ms  evicted ms  ratio  bytes at that rate ms  floor over evicted"
+            "  on the device ms  floor over the rest"
+        )
         line = f"{1000 * whole:11.1f} {1000 * took:11.1f} {took / whole:6.3f}"
-        print(f"{line} {1000 * floor:22.1f} {floor / took:19.3f}")
+        print(
+            f"{line} {1000 * floor:22.1f} {floor / took:19.3f} {1000 * there:17.1f}"
+            f" {floor / (took - there):20.3f}"
+        )
     return 0
 
 

@@ -439,6 +439,7 @@ void Engine::stop() {
   } else {
     impl_->run();  // never started: nobody else ends what was submitted
   }
+  impl_->executor.close_host_tier();  // memory that others may need, whoever still has the engine
 }
 
 void Engine::submit(Request request) {

@@ -2,10 +2,13 @@
 #include "engine/executor.h"
 
 #include <algorithm>
+#include <exception>
 #include <numeric>
+#include <string>
 #include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "sched/scheduler.h"
 
 namespace minisgl {
@@ -90,6 +93,16 @@ double Executor::open_host_tier(std::int64_t num_pages, std::function<void()> on
   const double seconds = host_->measure_page_seconds();
   host_->start();
   return seconds;
+}
+
+void Executor::close_host_tier() noexcept {
+  if (!host_) return;
+  try {
+    device_.synchronize();
+  } catch (const std::exception& error) {
+    log_line(LogLevel::error, std::string("the device's last step failed: ") + error.what());
+  }
+  host_.reset();
 }
 
 void Executor::copy(const TierCopies& copies) {

@@ -45,6 +45,8 @@ class Executor {
   // Makes the pages of the host tier, after prepare(), and measures how long one takes from there to the device.
   // `on_change` as HostPagesOptions's. Throws InputError where the host has no memory for them.
   double open_host_tier(std::int64_t num_pages, std::function<void()> on_change);
+  // Frees them, when the steps and the copies that were begun are done. No call that needs them follows.
+  void close_host_tier() noexcept;
   // With a host tier: begins copies, behind all that the steps taken so far did.
   void copy(const TierCopies& copies);
   std::uint64_t copies_done() const { return host_->num_done(); }

@@ -153,6 +153,7 @@ void Follower::stop() {
   }
   impl_->plans->interrupt();
   if (thread.joinable()) thread.join();
+  impl_->executor.close_host_tier();
 }
 
 int Follower::event_fd() const {

@@ -102,7 +102,7 @@ bool Scheduler::is_worth_bringing(const Sequence& sequence, std::int64_t num_pag
   const double coming = static_cast<double>(host_->num_moving() + num_pages) * host_page_seconds_ + waiting;
   const std::optional<double> computing =
       cost_->prefill_seconds(sequence.num_computed, num_pages * options_.page_size, sequence.num_uncomputed());
-  return !computing || coming < *computing;
+  return !computing || coming <= *computing;
 }
 
 void Scheduler::count_prefix(Sequence& sequence) {
