@@ -24,10 +24,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("workload", help="decode-bN, prefill-PxL or offline-256")
+    parser.add_argument("workload", help="decode-bN, decode-bNxL, prefill-PxL or offline-256")
     add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--kv-dtype", default="auto")
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--comm", default="auto")
     parser.add_argument("--runs", type=int, default=3)
@@ -47,6 +48,7 @@ def main() -> int:
         model,
         load_format=load_format,
         device=args.device,
+        kv_dtype=args.kv_dtype,
         tp=args.tp,
         comm=args.comm,
         num_threads=args.threads,
