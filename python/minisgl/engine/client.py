@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minisgl.config import STEP_TIMEOUT
+from minisgl.engine.admission import Admission
 from minisgl.engine.api import SHUTTING_DOWN, EngineStartError, EngineUnavailable, State
 from minisgl.engine.group import RankGroup
 from minisgl.engine.launcher import MakeLauncher
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
+from minisgl.engine.peers import ALONE, Peers
 from minisgl.engine.revival import RestartPolicy, Revival
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -40,6 +42,8 @@ class EngineClient:
     prompt.
     """
 
+    replicas = ()  # it is an engine by itself
+
     def __init__(
         self,
         options: EngineOptions,
@@ -52,16 +56,19 @@ class EngineClient:
         launcher: MakeLauncher | None = None,
         restart: RestartPolicy | None = None,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
+        peers: Peers = ALONE,
     ) -> None:
         """`size` ranks that sum through `comm`, started by a `launcher` (processes of this host).
         `step_timeout`: seconds that one may work without progress. `max_waiting`: requests taken
         beyond the running ones; `max_waiting_tokens`: tokens of the prompts that wait
-        together; None: any number. `on_phase` hears how a start goes.
+        together; None: any number. `on_phase` hears how a start goes. `peers`: the other engines,
+        where this is one of several.
         """
         self._on_phase = on_phase
         self._phase = _FIRST_PHASE
         self._draining = False
-        self._requests = LiveRequests(max_waiting, max_waiting_tokens)
+        admission = peers.admission or Admission(max_waiting, max_waiting_tokens)
+        self.requests = LiveRequests(admission, peers.watch)
 
         def make_group() -> RankGroup:
             self._phase = _FIRST_PHASE
@@ -72,10 +79,11 @@ class EngineClient:
                 comm=comm,
                 step_timeout=step_timeout,
                 on_phase=self._note_phase,
-                on_outputs=self._requests.dispatch,
+                on_outputs=self.requests.dispatch,
+                on_loss=self._revival.hear_loss,
             )
 
-        self._revival = Revival(make_group, self._requests, restart or RestartPolicy())
+        self._revival = Revival(make_group, self.requests, restart or RestartPolicy(), peers)
 
     # --- what is asked
 
@@ -92,6 +100,16 @@ class EngineClient:
         if self._revival.state not in ("starting", "restarting"):
             return ""
         return self._phase if self._revival.is_starting else "ending the engine that died"
+
+    @property
+    def serves(self) -> bool:
+        """Whether the ranks take requests, draining or not."""
+        return self._revival.state == "ready"
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has died or failed to start too often in a row."""
+        return self._revival.exhausted
 
     @property
     def failure(self) -> str:
@@ -114,21 +132,21 @@ class EngineClient:
     @property
     def stats(self) -> EngineStats:
         """As in EngineApi."""
-        return self._requests.stats
+        return self.requests.stats
 
     @property
     def on_steps(self) -> Callable[[float, int], None]:
         """As in EngineApi."""
-        return self._requests.on_steps
+        return self.requests.on_steps
 
     @on_steps.setter
     def on_steps(self, hear: Callable[[float, int], None]) -> None:
-        self._requests.on_steps = hear
+        self.requests.on_steps = hear
 
     @property
     def num_live(self) -> int:
         """As in EngineApi."""
-        return len(self._requests)
+        return len(self.requests)
 
     @property
     def num_restarts(self) -> int:
@@ -138,17 +156,17 @@ class EngineClient:
     @property
     def num_replaying(self) -> int:
         """As in EngineApi."""
-        return self._requests.num_replaying
+        return self.requests.num_replaying
 
     @property
     def waiting_tokens(self) -> int:
         """As in EngineApi."""
-        return self._requests.waiting_tokens
+        return self.requests.waiting_tokens
 
     @property
     def retry_after(self) -> int:
         """As in EngineApi."""
-        return self._requests.retry_after
+        return self.requests.retry_after
 
     def submit(
         self,
@@ -160,13 +178,13 @@ class EngineClient:
         standing: Standing = NO_STANDING,
     ) -> TokenStream:
         """As in EngineApi."""
-        return self._requests.submit(
+        return self.requests.submit(
             self, prompt_ids, params, end_ids, bad_words, prefix_salt, standing
         )
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""
-        self._requests.abort(request_id)
+        self.requests.abort(request_id)
 
     # --- life
 
@@ -184,6 +202,12 @@ class EngineClient:
         self._revival.serve(timeout)
         return self.info
 
+    async def start_later(self, reason: str, timeout: float | None) -> None:
+        """Where start() has raised EngineStartError for this reason: starts again, as an engine is
+        that has died.
+        """
+        await self._revival.start_later(reason, timeout)
+
     async def wait_failed(self) -> str:
         """Returns why, once the engine has died too often to be started again."""
         return await self._revival.wait_failed()
@@ -192,12 +216,12 @@ class EngineClient:
         """As in EngineApi."""
         self._draining = True
         self._revival.end_when_idle()
-        return await self._requests.drain(timeout)
+        return await self.requests.drain(timeout)
 
     async def close(self) -> None:
         """Ends the ranks, in order if they listen; live requests end with an error. Idempotent."""
         self._draining = True
-        self._requests.end_all("shutting_down", SHUTTING_DOWN)
+        self.requests.end_all("shutting_down", SHUTTING_DOWN)
         await self._revival.close()
 
     def kill(self) -> None:
