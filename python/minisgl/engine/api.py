@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -63,6 +63,7 @@ class ReplicaFigures:
     num_replaying: int
     num_restarts: int
     stats: EngineStats
+    chosen: Mapping[str, int]  # how often it was, by the router's reason
 
 
 class EngineApi(Protocol):
@@ -126,10 +127,12 @@ class EngineApi(Protocol):
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
         standing: Standing = ...,
+        session: str | None = None,
     ) -> TokenStream:
         """Queues one request (params.n is the caller's matter); make_request explains `end_ids`,
         `bad_words` and `prefix_salt`. `standing`, by default that of everybody who says nothing,
-        decides whose turn it is.
+        decides whose turn it is. Requests with the same `session` are better served by the same of
+        several engines.
 
         Raises ValueError for a request that can't be served, EngineBusy, EngineUnavailable.
         """

@@ -25,6 +25,7 @@ struct Case {
   int num_heads, num_kv_heads, head_dim, page_size;
   DType kv_dtype;
   std::int32_t window;
+  float value_size = 1.0f;
 };
 
 std::vector<Case> cases() {
@@ -43,9 +44,13 @@ std::vector<Case> cases() {
     all.push_back({16, 8, 128, 64, dtype, 100});
     all.push_back({9, 3, 64, 5, dtype, 33});
     all.push_back({14, 2, 64, 1, dtype, 1});
-    all.push_back({3, 1, 8, 16, dtype, 50});
+    all.push_back({3, 1, dtype == DType::i8 ? 8 : 16, 16, dtype, 50});  // a GPU takes heads of a multiple of 16
+    all.push_back({8, 2, 96, 16, dtype, 0, 1e-4f});
+    all.push_back({8, 2, 128, 16, dtype, 0, 1e3f});
   }
+  all.push_back({8, 2, 128, 16, DType::f8e4m3, 0});
   all.push_back({40, 2, 128, 16, DType::f8e4m3, 0});
+  all.push_back({4, 4, 48, 16, DType::f8e4m3, 0});
   return all;
 }
 
@@ -59,7 +64,10 @@ INSTANTIATE_TEST_SUITE_P(All, DeviceAttention,
                            return device_label(std::get<0>(info.param)) + "_heads" + std::to_string(c.num_heads) +
                                   "_kv" + std::to_string(c.num_kv_heads) + "_dim" + std::to_string(c.head_dim) +
                                   "_page" + std::to_string(c.page_size) + "_" +
-                                  std::string(dtype_info(c.kv_dtype).name) + "_window" + std::to_string(c.window);
+                                  std::string(dtype_info(c.kv_dtype).name) + "_window" + std::to_string(c.window) +
+                                  (c.value_size < 1   ? "_small"
+                                   : c.value_size > 1 ? "_large"
+                                                      : "");
                          });
 
 // The CPU rounds nothing but its queries to 16 bits beside an int8 cache, the GPU what it multiplies to those of bf16.
@@ -115,7 +123,9 @@ void expect_attention(Device& device, const Case& c, const std::vector<Part>& pa
     const std::int32_t first_seen = c.window > 0 ? std::max(0, part.cached - c.window + 1) : 0;
     for (std::int32_t position = first_seen; position < part.cached + part.rows; ++position) {
       for (int head = 0; head < c.num_kv_heads; ++head) {
-        const auto k = random_floats(dim, ++seed), v = random_floats(dim, ++seed);
+        // Heads of different sizes, where each has a scale of its own.
+        const float size = has_kv_scales(c.kv_dtype) ? 0.25f * static_cast<float>(1 + seed % 13) : 1.0f;
+        const auto k = random_floats(dim, ++seed, size), v = random_floats(dim, ++seed, size * c.value_size);
         for (std::int64_t i = 0; i < dim; ++i) {
           keys[at(tables.back(), position, head) + i] = k[i];
           values[at(tables.back(), position, head) + i] = v[i];
