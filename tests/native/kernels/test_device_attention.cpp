@@ -72,7 +72,7 @@ INSTANTIATE_TEST_SUITE_P(All, DeviceAttention,
 
 // The CPU rounds nothing but its queries to 16 bits beside an int8 cache, the GPU what it multiplies to those of bf16.
 double tolerance_of(DeviceKind kind, DType kv_dtype) {
-  return kind == DeviceKind::cuda ? 1.2e-2 : kv_dtype == DType::i8 ? 1.5e-4 : 1e-5;
+  return kind == DeviceKind::cuda ? 1.2e-2 : kv_dtype == DType::i8 ? 4e-4 : 1e-5;
 }
 
 #define MINISGL_SKIP_WITHOUT_CACHE(kind, dtype) \
