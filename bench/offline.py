@@ -35,6 +35,11 @@ def main() -> int:
     parser.add_argument(
         "--prefix-cache", action="store_true", help="on, though no run finds anything there"
     )
+    parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="prompts come again and are found in the prefix cache: decoding behind long ones",
+    )
     parser.add_argument("--json", action="store_true", help="print the rates as JSON only")
     args = parser.parse_args()
 
@@ -53,7 +58,7 @@ def main() -> int:
         comm=args.comm,
         num_threads=args.threads,
         max_model_len=longest,
-        disable_prefix_cache=not args.prefix_cache,
+        disable_prefix_cache=not (args.prefix_cache or args.warm),
         show_progress=not args.json,
     ) as llm:
         num_calls = 0
@@ -66,13 +71,16 @@ def main() -> int:
                 for i, count in enumerate(counts)
             ]
             nonlocal num_calls
-            num_calls += 1  # other tokens each time, or the cache would have them
+            if not args.warm:
+                num_calls += 1  # other tokens each time, or the cache would have them
             prompts = [[token + num_calls for token in prompt] for prompt in workload.prompts]
             results = llm.generate(prompts, params, use_tqdm=False)
             assert [len(r.outputs[0].token_ids) for r in results] == list(counts)
 
         info = llm.info
         bandwidth = _native.measure_read_bandwidth(info.num_threads, args.device)
+        if args.warm:
+            complete([1] * len(workload.prompts))
         rates = measure(workload, complete, args.runs)
     if args.json:
         print(json.dumps(rates))
