@@ -24,15 +24,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("workload", help="decode-bN, prefill-PxL or offline-256")
+    parser.add_argument("workload", help="decode-bN, decode-bNxL, prefill-PxL or offline-256")
     add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--kv-dtype", default="auto")
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--comm", default="auto")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument(
         "--prefix-cache", action="store_true", help="on, though no run finds anything there"
+    )
+    parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="prompts come again and are found in the prefix cache: decoding behind long ones",
     )
     parser.add_argument("--json", action="store_true", help="print the rates as JSON only")
     args = parser.parse_args()
@@ -47,11 +53,12 @@ def main() -> int:
         model,
         load_format=load_format,
         device=args.device,
+        kv_dtype=args.kv_dtype,
         tp=args.tp,
         comm=args.comm,
         num_threads=args.threads,
         max_model_len=longest,
-        disable_prefix_cache=not args.prefix_cache,
+        disable_prefix_cache=not (args.prefix_cache or args.warm),
         show_progress=not args.json,
     ) as llm:
         num_calls = 0
@@ -64,13 +71,16 @@ def main() -> int:
                 for i, count in enumerate(counts)
             ]
             nonlocal num_calls
-            num_calls += 1  # other tokens each time, or the cache would have them
+            if not args.warm:
+                num_calls += 1  # other tokens each time, or the cache would have them
             prompts = [[token + num_calls for token in prompt] for prompt in workload.prompts]
             results = llm.generate(prompts, params, use_tqdm=False)
             assert [len(r.outputs[0].token_ids) for r in results] == list(counts)
 
         info = llm.info
         bandwidth = _native.measure_read_bandwidth(info.num_threads, args.device)
+        if args.warm:
+            complete([1] * len(workload.prompts))
         rates = measure(workload, complete, args.runs)
     if args.json:
         print(json.dumps(rates))

@@ -1,6 +1,7 @@
 """The project's workloads by name: what is asked of an engine, as token ids and output lengths.
 
 decode-b{N}    N prompts of 128 tokens, 256 new tokens each, EOS ignored, greedy
+decode-b{N}x{L}  N prompts of L tokens, 64 new tokens each, EOS ignored, greedy
 serve-{N}      the same, asked for by N concurrent SSE clients
 offline-256    seed 0; 256 prompts of 100 to 1024 ids, then 100 to 1024 new tokens each,
                    temperature 0.6
@@ -45,9 +46,13 @@ def make_workload(name: str) -> Workload:
     if match := re.fullmatch(r"(?:decode-b|serve-)(\d+)", name):
         batch = int(match[1])
         return Workload(name, _random_prompts(rng, [128] * batch), [256] * batch, 0.0)
+    if match := re.fullmatch(r"decode-b(\d+)x(\d+)", name):
+        batch, length = int(match[1]), int(match[2])
+        return Workload(name, _random_prompts(rng, [length] * batch), [64] * batch, 0.0)
     if match := re.fullmatch(r"prefill-(\d+)x(\d+)", name):
         batch, length = int(match[1]), int(match[2])
         return Workload(name, _random_prompts(rng, [length] * batch), [1] * batch, 0.0)
     raise ValueError(
-        f"unknown workload {name!r}: use decode-bN, serve-N, prefill-PxL or offline-256"
+        f"unknown workload {name!r}: use decode-bN, decode-bNxL, serve-N, "
+        "prefill-PxL or offline-256"
     )

@@ -1,7 +1,8 @@
 // Paged attention beside its ceilings, measured in this process: in decode, bytes of cache that must be read over the
 // read bandwidth; in prefill, FLOP/s over those of a large f32 matrix product.
 //
-// Arguments of a benchmark: threads, query heads, KV heads, head_dim, batch, context. Caches are f16, pages of 16.
+// Arguments of a benchmark: threads, query heads, KV heads, head_dim, batch, context. Pages have 16 tokens; /f16 and
+// /int8 say what the cache holds.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/aligned_buffer.h"
@@ -29,20 +31,25 @@ constexpr int kPageSize = 16;
 constexpr std::int64_t kWorkingSet = std::int64_t{256} << 20;  // several times a last-level cache
 
 struct Shape {
+  DType dtype;
   int threads, num_heads, num_kv_heads, head_dim, batch, context;
 
-  explicit Shape(const benchmark::State& state)
-      : threads(static_cast<int>(state.range(0))),
+  Shape(DType dtype, const benchmark::State& state)
+      : dtype(dtype),
+        threads(static_cast<int>(state.range(0))),
         num_heads(static_cast<int>(state.range(1))),
         num_kv_heads(static_cast<int>(state.range(2))),
         head_dim(static_cast<int>(state.range(3))),
         batch(static_cast<int>(state.range(4))),
         context(static_cast<int>(state.range(5))) {}
   int pages_per_sequence() const { return (context + kPageSize - 1) / kPageSize; }
-  // Keys (or values) of all sequences in one layer.
-  std::int64_t layer_bytes() const {
-    return std::int64_t{batch} * pages_per_sequence() * kPageSize * num_kv_heads * head_dim * 2;
+  // Keys (or values) of all sequences in one layer: heads, and bytes of them and of their scales.
+  std::int64_t layer_heads() const { return std::int64_t{batch} * pages_per_sequence() * kPageSize * num_kv_heads; }
+  std::int64_t layer_bytes() const { return layer_heads() * minisgl::row_bytes(dtype, head_dim); }
+  std::int64_t scale_bytes() const {
+    return minisgl::has_kv_scales(dtype) ? layer_heads() * std::int64_t{sizeof(float)} : 0;
   }
+  std::int64_t bytes() const { return 2 * (layer_bytes() + scale_bytes()); }
 };
 
 // As many layers as make the cache too large for the processor to keep.
@@ -50,8 +57,9 @@ class Caches {
  public:
   explicit Caches(const Shape& shape, std::int64_t working_set)
       : shape_(shape),
-        num_layers_(std::max<std::int64_t>(1, working_set / (2 * shape.layer_bytes()))),
+        num_layers_(std::max<std::int64_t>(1, working_set / shape.bytes())),
         data_(static_cast<std::size_t>(num_layers_ * 2 * shape.layer_bytes())),
+        scales_(static_cast<std::size_t>(num_layers_ * 2 * shape.scale_bytes()) / sizeof(float), 0.004f),
         page_table_(static_cast<std::size_t>(shape.batch) * shape.pages_per_sequence()) {
     auto* halves = data_.as<std::uint16_t>();
     for (std::size_t i = 0; i < data_.size() / 2; ++i)
@@ -60,9 +68,15 @@ class Caches {
   }
 
   ops::KvLayer next() {
-    std::byte* keys = data_.data() + layer_ * 2 * shape_.layer_bytes();
-    layer_ = (layer_ + 1) % num_layers_;
-    return {keys, keys + shape_.layer_bytes(), DType::f16, shape_.num_kv_heads, kPageSize, shape_.head_dim};
+    const std::int64_t index = std::exchange(layer_, (layer_ + 1) % num_layers_);
+    std::byte* keys = data_.data() + index * 2 * shape_.layer_bytes();
+    ops::KvLayer layer{keys,           keys + shape_.layer_bytes(), shape_.dtype, shape_.num_kv_heads, kPageSize,
+                       shape_.head_dim};
+    if (!scales_.empty()) {
+      layer.key_scales = scales_.data() + 2 * index * shape_.layer_heads();
+      layer.value_scales = layer.key_scales + shape_.layer_heads();
+    }
+    return layer;
   }
   const std::int32_t* page_table(int sequence) const { return &page_table_[sequence * shape_.pages_per_sequence()]; }
 
@@ -70,6 +84,7 @@ class Caches {
   Shape shape_;
   std::int64_t num_layers_, layer_ = 0;
   AlignedBuffer data_;
+  std::vector<float> scales_;
   std::vector<std::int32_t> page_table_;
 };
 
@@ -79,8 +94,8 @@ std::vector<float> queries(const Shape& shape, std::int64_t rows) {
   return qkv;
 }
 
-void decode(benchmark::State& state) {
-  const Shape shape(state);
+void decode(benchmark::State& state, DType dtype) {
+  const Shape shape(dtype, state);
   ThreadPool pool(shape.threads);
   Caches caches(shape, kWorkingSet);
   auto qkv = queries(shape, shape.batch);
@@ -92,8 +107,7 @@ void decode(benchmark::State& state) {
     cpu_ops::paged_attention(pool, {qkv.data(), shape.batch, shape.num_heads, shape.num_kv_heads, shape.head_dim}, rows,
                              caches.next(), scale, 0, out.data());
 
-  const double bytes = 2.0 * shape.batch * shape.context * shape.num_kv_heads * shape.head_dim * 2;
-  const double moved = bytes * static_cast<double>(state.iterations());
+  const double moved = static_cast<double>(shape.bytes()) * static_cast<double>(state.iterations());
   state.counters["GB/s"] = benchmark::Counter(moved * 1e-9, benchmark::Counter::kIsRate);
   state.counters["of_read_bandwidth"] =
       benchmark::Counter(moved / minisgl::measure_read_bandwidth(pool), benchmark::Counter::kIsRate);
@@ -116,8 +130,8 @@ double measure_matrix_product(ThreadPool& pool) {
   return 2.0 * kRows * kSize * kSize / best;
 }
 
-void prefill(benchmark::State& state) {
-  const Shape shape(state);
+void prefill(benchmark::State& state, DType dtype) {
+  const Shape shape(dtype, state);
   ThreadPool pool(shape.threads);
   Caches caches(shape, 0);
   auto qkv = queries(shape, std::int64_t{shape.batch} * shape.context);
@@ -154,7 +168,9 @@ void prefill_shapes(benchmark::internal::Benchmark* benchmark) {
   }
 }
 
-BENCHMARK(decode)->Apply(decode_shapes)->UseRealTime()->Unit(benchmark::kMicrosecond);
-BENCHMARK(prefill)->Apply(prefill_shapes)->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode, f16, DType::f16)->Apply(decode_shapes)->UseRealTime()->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(decode, int8, DType::i8)->Apply(decode_shapes)->UseRealTime()->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(prefill, f16, DType::f16)->Apply(prefill_shapes)->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(prefill, int8, DType::i8)->Apply(prefill_shapes)->UseRealTime()->Unit(benchmark::kMillisecond);
 
 }  // namespace

@@ -18,15 +18,18 @@
 //                    fma(a, b, c) = a * b + c; div, sqrt, min, max, abs, round (nearest, ties to even),
 //                    pow2 (2^n, integral n in [-126, 127]); reduce_add, reduce_max (one fixed order)
 //   I32x8            + -; zero, splat, load, store; to_f32; to_i32 (nearest, ties to even); load_u8, load_i8 (widen 8
-//                    bytes); shift_left<n>; reduce_add; store_i8 (four to 32 bytes, values in [-128, 127])
+//                    bytes); shift_left<n>; reduce_add; store_i8 (8 bytes, or four to 32; values in [-128, 127]);
+//                    store_i16 (values in [-32768, 32767])
 //   U8x32            32 bytes, 8 lanes of 4: |; load; low_nibbles, high_nibbles; move_bits<from, count, to>; look_up
 //   DotU4, DotU5, DotU8, DotScaledU3, DotScaledU6, ScalePairs   exact integer dot products; each lane holds 4 weights
 //   and meets the
 //                    same 4 activations in [-127, 127]
+//   I8x32, DotI16    8 lanes of 4 signed bytes, and their exact dot products with the same 4 integers of 16 bits
 //   Narrow, Wide     names for the types of 8 lanes, and for the widest that the set has (Narrow again, or 16 lanes
 //   with
 //                    the same operations, core/simd_avx512.h); their load functions take two addresses, of lanes 0 to 7
-//                    and of lanes 8 to 15, and Narrow reads the first only
+//                    and of lanes 8 to 15, and Narrow reads the first only; load_i8s takes one, of
+//                    all lanes side by side
 //   tile_rows        how many rows of activations a tile of Wide vectors keeps in registers
 // min and max return the second operand when one is NaN. fma rounds once on x86 and twice in the portable set.
 #pragma once
@@ -66,6 +69,7 @@ struct Narrow {
   }
   static F32 load_u8(const void* p, const void*) { return to_f32(I32x8::load_u8(p)); }
   static F32 load_i8(const void* p, const void*) { return to_f32(I32x8::load_i8(p)); }
+  static F32 load_i8s(const void* p) { return to_f32(I32x8::load_i8(p)); }
   static U8 load_quads(const void* p, const void*) { return U8::load(p); }
   static ScalePairs load_scales(const void* p, const void*) { return ScalePairs::load(p); }
 };

@@ -176,6 +176,9 @@ struct Wide {
   static F32 load_i8(const void* low, const void* high) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_2x64(low, high)))};
   }
+  static F32 load_i8s(const void* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))))};
+  }
   static U8 load_quads(const void* low, const void* high) { return {join(load_256(low), load_256(high))}; }
   static ScalePairs load_scales(const void* low, const void* high) {
     return {_mm512_cvtepi8_epi16(load_2x128(low, high))};

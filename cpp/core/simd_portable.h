@@ -157,6 +157,12 @@ inline std::int32_t reduce_add(I32x8 a) {
 inline void store_i8(const I32x8 (&a)[4], std::int8_t* p) {
   for (int i = 0; i < 32; ++i) p[i] = static_cast<std::int8_t>(a[i / 8][i % 8]);
 }
+inline void store_i8(I32x8 a, std::int8_t* p) {
+  for (int i = 0; i < 8; ++i) p[i] = static_cast<std::int8_t>(a[i]);
+}
+inline void store_i16(I32x8 a, std::int16_t* p) {
+  for (int i = 0; i < 8; ++i) p[i] = static_cast<std::int16_t>(a[i]);
+}
 inline F32x8 to_f32(I32x8 a) {
   return F32x8::each([&](int i) { return static_cast<float>(a[i]); });
 }
@@ -280,6 +286,27 @@ struct DotScaledU6 {
     std::int32_t dot[8] = {};
     for (int quad = 0; quad < 4; ++quad) add_products(dot, weights[quad].v, x + 4 * quad);
     for (int lane = 0; lane < 8; ++lane) v[lane] += dot[lane] * scales.v[2 * lane + run];
+  }
+  I32x8 sum() const { return I32x8::load(v); }
+};
+
+struct I8x32 {
+  std::int8_t v[32];
+
+  static I8x32 load(const void* p) {
+    I8x32 a;
+    memcpy(&a, p, sizeof(a));
+    return a;
+  }
+};
+
+// Products of signed bytes with integers of 16 bits; 64 of them fit.
+struct DotI16 {
+  std::int32_t v[8] = {};
+
+  void add(const I8x32& bytes, const std::int16_t* x) {
+    for (int lane = 0; lane < 8; ++lane)
+      for (int i = 0; i < 4; ++i) v[lane] += bytes.v[4 * lane + i] * x[i];
   }
   I32x8 sum() const { return I32x8::load(v); }
 };

@@ -123,6 +123,15 @@ inline void store_i8(const I32x8 (&a)[4], std::int8_t* p) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
 }
+inline void store_i8(I32x8 a, std::int8_t* p) {
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a.v, a.v), _mm256_setzero_si256());
+  const __m256i order = _mm256_setr_epi32(0, 4, 0, 0, 0, 0, 0, 0);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order)));
+}
+inline void store_i16(I32x8 a, std::int16_t* p) {
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves);
+}
 inline I32x8 to_i32(F32x8 a) {
   return {_mm256_cvtps_epi32(a.v)};
 }
@@ -156,6 +165,11 @@ inline U8x32 look_up(const std::uint8_t (&table)[16], U8x32 places) {
 
 // ---- dot products: each of 8 lanes holds 4 weights and meets the same 4 activations. All sums are exact. ----
 
+inline std::int64_t load_8_bytes(const void* p) {
+  std::int64_t bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return bytes;
+}
 inline __m256i splat_4_bytes(const void* p) {
   std::int32_t quad;
   std::memcpy(&quad, p, sizeof(quad));
@@ -193,6 +207,27 @@ inline void keep_in_register(__m256i& sum) {
 }
 
 #if defined(MINISGL_ISA_AVX512VNNI)
+
+struct I8x32 {
+  __m512i v;  // widened to 16 bits
+
+  static I8x32 load(const void* p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
+  }
+};
+
+// Products of signed bytes with integers of 16 bits; 64 of them fit.
+struct DotI16 {
+  __m512i v = _mm512_setzero_si512();  // a lane's two sums side by side
+
+  void add(I8x32 bytes, const std::int16_t* x) {
+    v = _mm512_dpwssd_epi32(v, bytes.v, _mm512_set1_epi64(load_8_bytes(x)));
+  }
+  I32x8 sum() const {
+    const __m256i pairs = _mm256_hadd_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    return {_mm256_permute4x64_epi64(pairs, 0xd8)};
+  }
+};
 
 // Up to 8 products of weights of 4 bits; DotU4() is 0.
 struct DotU4 {
@@ -250,6 +285,27 @@ struct DotScaledU6 {
 };
 
 #else
+
+struct I8x32 {
+  __m256i low, high;  // widened to 16 bits
+
+  static I8x32 load(const void* p) {
+    const auto* halves = static_cast<const __m128i*>(p);
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepi8_epi16(_mm_loadu_si128(halves + 1))};
+  }
+};
+
+// Products of signed bytes with integers of 16 bits; 64 of them fit.
+struct DotI16 {
+  __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();  // a lane's two sums side by side
+
+  void add(const I8x32& bytes, const std::int16_t* x) {
+    const __m256i factors = _mm256_set1_epi64x(load_8_bytes(x));
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(bytes.low, factors));
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(bytes.high, factors));
+  }
+  I32x8 sum() const { return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xd8)}; }
+};
 
 // Up to 8 products of weights of 4 bits; DotU4() is 0. 8 products add up to at most 8 * 2 * 15 * 128 = 30,720.
 struct DotU4 {

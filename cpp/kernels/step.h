@@ -14,7 +14,8 @@ namespace ops {
 //
 // A scaled dtype (has_kv_scales) has a scale per token and KV head for its key, and one for its value: that head's
 // largest magnitude over kv_byte_max(dtype), or 1 where that is 0. It stores x / scale, rounded to the nearest, ties to
-// even, and means what is stored times the scale. What is stored therefore depends on the token's own head alone.
+// even, and means what is stored times the scale. What is stored therefore depends on the token's own head alone. A
+// head with a NaN or an infinity has a scale that isn't finite: whoever sees it reads NaN, and nobody else notices.
 struct KvLayer {
   std::byte* keys;
   std::byte* values;

@@ -58,7 +58,7 @@ class CpuDevice final : public Device {
   DType kv_dtype_for(DType weight_dtype) const override {
     return weight_dtype == DType::f32 || weight_dtype == DType::bf16 ? weight_dtype : DType::f16;
   }
-  bool supports_kv_dtype(DType dtype) const override { return !is_quantized(dtype); }
+  bool supports_kv_dtype(DType dtype) const override { return cpu_ops::is_cache_dtype(dtype); }
   bool has_own_memory() const override { return false; }
   std::int64_t usual_batch_tokens() const override { return 512; }
   std::int64_t available_memory() const override { return minisgl::available_memory(); }

@@ -28,6 +28,9 @@ struct AttentionBlock {
   const std::byte* keys;        // this KV head in page 0: [page_size, head_dim] of dtype
   const std::byte* values;
   std::int64_t page_stride;  // bytes between pages
+  const float* key_scales;   // [page_size] of this KV head in page 0, null for a dtype without scales
+  const float* value_scales;
+  std::int64_t scale_stride;  // floats between pages
   const std::int32_t* page_table;
   DType dtype;
   int page_size;
@@ -52,6 +55,8 @@ struct CpuKernels {
   void (*silu_mul)(const float* gate, const float* up, std::int64_t dim, float* y);
   void (*rope)(float* head, const float* cos_sin, int rotary_dim);
   void (*convert)(const float* x, std::int64_t size, DType dtype, std::byte* out);  // f32 to f32, f16 or bf16
+  // A head to int8 (KvLayer, step.h), `size` a multiple of 8: the scale.
+  float (*quantize_head)(const float* x, std::int64_t size, std::byte* out);
 
   // Sets `state` to what the positions of one range (the range-th kAttentionRange of them) give.
   void (*attention_range)(const AttentionBlock& block, std::int32_t range, const AttentionState& state);

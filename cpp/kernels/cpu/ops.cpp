@@ -29,6 +29,14 @@ void quantize(const float* y, std::int64_t dim, std::int64_t row, ActivationBloc
 
 }  // namespace
 
+void check_cache(const KvLayer& cache) {
+  MINISGL_CHECK(is_cache_dtype(cache.dtype), "cache of ", dtype_info(cache.dtype).name);
+  const bool scaled = has_kv_scales(cache.dtype);
+  MINISGL_CHECK((cache.key_scales != nullptr) == scaled && (cache.value_scales != nullptr) == scaled,
+                "scales beside a cache of ", dtype_info(cache.dtype).name);
+  MINISGL_CHECK(!scaled || cache.head_dim % 8 == 0, "head_dim ", cache.head_dim, " is not a multiple of 8");
+}
+
 void rms_norm(ThreadPool& pool, const float* x, const float* weight, float eps, std::int64_t num_rows, std::int64_t dim,
               float* y, ActivationBlock* blocks) {
   const auto kernel = cpu_kernels().rms_norm;
@@ -78,9 +86,17 @@ void rope(ThreadPool& pool, QkvView qkv, const std::int32_t* positions, const fl
 
 void store_kv(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache) {
   MINISGL_CHECK(qkv.num_kv_heads == cache.num_kv_heads && qkv.head_dim == cache.head_dim, "heads of the cache differ");
-  MINISGL_CHECK(!is_quantized(cache.dtype), "cache of ", dtype_info(cache.dtype).name);
-  const auto kernel = cpu_kernels().convert;
+  check_cache(cache);
+  const CpuKernels& kernels = cpu_kernels();
   const std::int64_t head_bytes = row_bytes(cache.dtype, cache.head_dim);
+  // Writes a head to `slot` of a plane and of its scales.
+  const auto store = [&](const float* head, std::int64_t slot, std::byte* plane, float* scales) {
+    if (scales != nullptr) {
+      scales[slot] = kernels.quantize_head(head, cache.head_dim, plane + slot * head_bytes);
+    } else {
+      kernels.convert(head, cache.head_dim, cache.dtype, plane + slot * head_bytes);
+    }
+  };
   for (const SequenceRows& sequence : sequences) {
     for_each_row(pool, sequence.num_rows, 2 * cache.num_kv_heads * cache.head_dim, [&](std::int64_t i) {
       const std::int64_t position = sequence.start_position + i;
@@ -89,9 +105,9 @@ void store_kv(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> seque
       const float* keys = qkv.data + (sequence.first_row + i) * qkv.row_stride() + qkv.num_heads * qkv.head_dim;
       const float* values = keys + qkv.num_kv_heads * qkv.head_dim;
       for (std::int64_t head = 0; head < cache.num_kv_heads; ++head) {
-        const std::int64_t offset = ((page * cache.num_kv_heads + head) * cache.page_size + place) * head_bytes;
-        kernel(keys + head * cache.head_dim, cache.head_dim, cache.dtype, cache.keys + offset);
-        kernel(values + head * cache.head_dim, cache.head_dim, cache.dtype, cache.values + offset);
+        const std::int64_t slot = (page * cache.num_kv_heads + head) * cache.page_size + place;
+        store(keys + head * cache.head_dim, slot, cache.keys, cache.key_scales);
+        store(values + head * cache.head_dim, slot, cache.values, cache.value_scales);
       }
     });
   }

@@ -1,5 +1,5 @@
-// The CPU's operations, cut over threads: what the CPU's Ops (ops.h) are made of. f32 activations; caches in f32, f16
-// or bf16. Each op treats a row (a token, or a token's head) on its own: same bits whatever is computed beside it.
+// The CPU's operations, cut over threads: what the CPU's Ops (ops.h) are made of. f32 activations; caches in f32, f16,
+// bf16 or int8. Each op treats a row (a token, or a token's head) on its own: same bits whatever is computed beside it.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +45,15 @@ void qk_norm(ThreadPool& pool, QkvView qkv, const float* q_weight, const float* 
 // Rotates halves (x[i], x[i + rotary_dim/2]) of every query and key head in place; positions [num_rows].
 // table [max_positions, rotary_dim]: the first half of a row is cos, the second sin, attention factor included.
 void rope(ThreadPool& pool, QkvView qkv, const std::int32_t* positions, const float* table, int rotary_dim);
+
+// What the CPU's kernels write and read.
+constexpr bool is_cache_dtype(DType dtype) {
+  return !is_quantized(dtype) || dtype == DType::i8;
+}
+
+// Throws CheckError unless the kernels know the cache's dtype, and its scales are there where the dtype has such (and
+// its head_dim is a multiple of 8 then).
+void check_cache(const KvLayer& cache);
 
 // Writes the keys and values of every row into the cache.
 void store_kv(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache);

@@ -31,7 +31,7 @@ void check(const QkvView& qkv, const KvLayer& cache, std::int32_t window) {
   MINISGL_CHECK(qkv.head_dim % 8 == 0 && qkv.head_dim <= kMaxHeadDim, "head_dim ", qkv.head_dim,
                 " is not a multiple of 8 up to ", kMaxHeadDim);
   MINISGL_CHECK(cache.page_size > 0 && window >= 0, "page_size ", cache.page_size, ", window ", window);
-  MINISGL_CHECK(!is_quantized(cache.dtype), "cache of ", dtype_info(cache.dtype).name);
+  cpu_ops::check_cache(cache);
 }
 
 std::vector<Work> cut(const QkvView& qkv, std::span<const SequenceRows> sequences, const KvLayer& cache, float scale,
@@ -40,6 +40,9 @@ std::vector<Work> cut(const QkvView& qkv, std::span<const SequenceRows> sequence
   const int heads_per_block = std::min(group, kMaxBlockQueries);
   const int rows_per_block = kMaxBlockQueries / heads_per_block;
   const std::int64_t head_bytes = cache.page_size * row_bytes(cache.dtype, cache.head_dim);
+  const auto scales_of = [&](const float* plane, int kv_head) {
+    return plane == nullptr ? nullptr : plane + kv_head * cache.page_size;
+  };
 
   std::vector<Work> all;
   std::int64_t num_partials = 0;
@@ -60,6 +63,9 @@ std::vector<Work> cut(const QkvView& qkv, std::span<const SequenceRows> sequence
             .keys = cache.keys + head / group * head_bytes,
             .values = cache.values + head / group * head_bytes,
             .page_stride = cache.num_kv_heads * head_bytes,
+            .key_scales = scales_of(cache.key_scales, head / group),
+            .value_scales = scales_of(cache.value_scales, head / group),
+            .scale_stride = std::int64_t{cache.num_kv_heads} * cache.page_size,
             .page_table = sequence.page_table,
             .dtype = cache.dtype,
             .page_size = cache.page_size,

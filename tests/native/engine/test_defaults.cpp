@@ -109,6 +109,7 @@ TEST(Defaults, CacheTypeFollowsTheWeights) {
   EXPECT_EQ(choose({}, gibibyte, DType::bf16).kv_dtype, DType::bf16);
   EXPECT_EQ(choose({}, gibibyte, DType::f32).kv_dtype, DType::f32);
   EXPECT_EQ(choose({.kv_dtype = "f32"}).kv_dtype, DType::f32);
+  EXPECT_EQ(choose({.kv_dtype = "int8"}).kv_dtype, DType::i8);
 }
 
 TEST(Defaults, ALongerSequenceGetsALargerCache) {
@@ -213,7 +214,7 @@ TEST(Defaults, SettingsOutOfRange) {
   EXPECT_EQ(choose({.num_pages = 100}).num_pages, 100);
   EXPECT_EQ(refusal({.kv_dtype = "q8_0"}), "--kv-dtype must be auto, f32, f16, bf16, int8 or fp8, got q8_0");
   EXPECT_EQ(refusal({.kv_dtype = "fp8"}),
-            concat("--kv-dtype fp8 is not supported on CPU (", cpu_isa_name(), "); use auto, f32, f16 or bf16"));
+            concat("--kv-dtype fp8 is not supported on CPU (", cpu_isa_name(), "); use auto, f32, f16, bf16 or int8"));
   EXPECT_NE(refusal({.max_running = 0}), "");
   EXPECT_NE(refusal({.max_batch_tokens = -1}), "");
   EXPECT_NE(refusal({.memory_fraction = 0.0}), "");

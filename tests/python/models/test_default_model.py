@@ -92,13 +92,15 @@ def test_greedy_continuations_are_transformers(default_gguf: Path, dequantized: 
         assert logits[len(prompt) - 1 :].argmax(-1).tolist() == continuation
 
 
-@pytest.mark.parametrize("weights", ["gguf", "dequantized"])
+@pytest.mark.parametrize(
+    ("weights", "kv_dtype"), [("gguf", "auto"), ("gguf", "int8"), ("dequantized", "auto")]
+)
 def test_decode_gives_the_bits_of_prefill(
-    weights: str, default_gguf: Path, request: pytest.FixtureRequest
+    weights: str, kv_dtype: str, default_gguf: Path, request: pytest.FixtureRequest
 ) -> None:
     path = default_gguf if weights == "gguf" else request.getfixturevalue("dequantized")
     ids = load_tokenizer(str(default_gguf)).encode(PROSE.read_text())[:48]
-    model = Model(str(path), max_tokens=64)
+    model = Model(str(path), kv_dtype=kv_dtype, max_tokens=64)
     prefill = model.forward(ids)
     np.testing.assert_array_equal(model.forward(ids, chunk_sizes=[1] * len(ids)), prefill)
     np.testing.assert_array_equal(model.forward(ids, chunk_sizes=[19, 1, 28]), prefill)
@@ -109,10 +111,15 @@ def perplexity(model: Model, ids: list[int]) -> float:
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).exp())
 
 
-def test_perplexity_of_quantised_arithmetic(default_gguf: Path, dequantized: Path) -> None:
+def test_perplexity_of_quantised_arithmetic_and_caches(
+    default_gguf: Path, dequantized: Path
+) -> None:
     ids = load_tokenizer(str(default_gguf)).encode(PROSE.read_text())
     assert len(ids) > 900
     exact = perplexity(Model(str(dequantized)), ids)
     quantised = perplexity(Model(str(default_gguf)), ids)
     assert 5.0 < exact < 50.0
     assert abs(quantised / exact - 1.0) < 0.01
+    with_int8_cache = perplexity(Model(str(default_gguf), kv_dtype="int8"), ids)
+    assert abs(with_int8_cache / quantised - 1.0) < 0.01
+    assert with_int8_cache != quantised

@@ -63,6 +63,15 @@ def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     assert relative_error(cut.forward(token_ids(50)), whole.forward(token_ids(50))) < F32_ROUNDING
 
 
+def test_a_cache_of_8_bits(tmp_path: Path) -> None:
+    save_random_model(tiny_config("llama"), tmp_path)
+    whole, cut = (Model(str(tmp_path), kv_dtype="int8", num_ranks=n) for n in (1, 2))
+    exact = Model(str(tmp_path), kv_dtype="f32").forward(token_ids(50))
+    # A sum of another order moves a few of the bytes by one.
+    assert relative_error(cut.forward(token_ids(50)), whole.forward(token_ids(50))) < 2e-3
+    assert relative_error(whole.forward(token_ids(50)), exact) < 0.1
+
+
 @pytest.mark.parametrize("vocab_size", [157, 163])
 def test_a_vocabulary_that_does_not_divide(vocab_size: int, tmp_path: Path) -> None:
     config = tiny_config("qwen2", vocab_size=vocab_size, tie_word_embeddings=True)

@@ -94,6 +94,25 @@ def test_the_same_tokens_with_and_without(
     assert not any(count for count in cached[5::NUM_CHATS])  # every row of its prompt is wanted
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"kv_cache_tokens": 448}, id="preempted"),
+        pytest.param({"tp": 2}, id="two ranks"),
+    ],
+)
+def test_the_same_tokens_from_a_cache_of_8_bits(
+    tiny: Path, without: list[Any], options: dict[str, Any]
+) -> None:
+    ranks = {"tp": options["tp"]} if "tp" in options else {}
+    said, cached, stats = converse(tiny, kv_dtype="int8", **options)
+    alone, _, _ = converse(tiny, kv_dtype="int8", disable_prefix_cache=True, **ranks)
+    assert said == alone
+    assert said != without  # what is stored is rounded
+    assert (stats.num_preemptions > 0) == ("kv_cache_tokens" in options)
+    assert max(cached) > 64
+
+
 def test_windows_that_end_within_the_prefix(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "tiny", family="mistral", sliding_window=40)
     without, _, _ = converse(model, disable_prefix_cache=True)

@@ -11,6 +11,7 @@ void add_rms_norm(float* residual, const float* delta, const float* weight, floa
 void silu_mul(const float* gate, const float* up, std::int64_t dim, float* y);
 void rope(float* head, const float* cos_sin, int rotary_dim);
 void convert(const float* x, std::int64_t size, DType dtype, std::byte* out);
+float quantize_head(const float* x, std::int64_t size, std::byte* out);
 
 void attention_range(const AttentionBlock& block, std::int32_t range, const AttentionState& state);
 void attention_merge(const AttentionState& total, const AttentionState& range, int num_queries, int head_dim);

@@ -113,4 +113,23 @@ void convert(const float* x, std::int64_t size, DType dtype, std::byte* out) {
   }
 }
 
+// The scale is NaN where an element isn't finite: x * 0 is NaN then, in whichever lane.
+float quantize_head(const float* x, std::int64_t size, std::byte* out) {
+  constexpr float most = kv_byte_max(DType::i8);
+  F32x8 largest = F32x8::zero(), poison = F32x8::zero();
+  for (std::int64_t i = 0; i < size; i += 8) {
+    const F32x8 value = F32x8::load(x + i);
+    largest = max(abs(value), largest);
+    poison = fma(value, F32x8::zero(), poison);
+  }
+  const float quotient = reduce_max(largest) / most;
+  const float scale = quotient > 0 ? quotient : 1;
+  const F32x8 scales = F32x8::splat(scale), limit = F32x8::splat(most);
+  for (std::int64_t i = 0; i < size; i += 8) {
+    const F32x8 scaled = div(F32x8::load(x + i), scales);
+    store_i8(to_i32(max(min(scaled, limit), F32x8::zero() - limit)), reinterpret_cast<std::int8_t*>(out) + i);
+  }
+  return scale + reduce_add(poison);
+}
+
 }  // namespace minisgl::MINISGL_ISA

@@ -10,6 +10,7 @@ const CpuKernels kernels = {
     .silu_mul = silu_mul,
     .rope = rope,
     .convert = convert,
+    .quantize_head = quantize_head,
     .attention_range = attention_range,
     .attention_merge = attention_merge,
     .attention_finish = attention_finish,

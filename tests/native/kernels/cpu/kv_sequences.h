@@ -4,15 +4,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "core/half.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/paged_attention.h"
+#include "kernels/kv_reference.h"
 #include "kernels/random_floats.h"
 
 namespace minisgl {
@@ -32,12 +33,6 @@ struct AttentionShape {
            "_window" + std::to_string(window);
   }
 };
-
-inline float round_to(DType dtype, float value) {
-  if (dtype == DType::f16) return f16_to_f32(f32_to_f16(value));
-  if (dtype == DType::bf16) return bf16_to_f32(f32_to_bf16(value));
-  return value;
-}
 
 // Which rows a step computes: the next `num_rows` of sequence `sequence`.
 struct Chunk {
@@ -66,13 +61,25 @@ class KvSequences {
         num_pages * shape.num_kv_heads * shape.page_size * row_bytes(shape.dtype, shape.head_dim);
     keys_.assign(bytes, std::byte{0xff});
     values_.assign(bytes, std::byte{0xff});
+    if (has_kv_scales(shape.dtype)) {
+      key_scales_.assign(bytes / shape.head_dim, std::numeric_limits<float>::quiet_NaN());
+      value_scales_ = key_scales_;
+    }
   }
 
   std::int64_t stride() const { return std::int64_t{shape_.num_heads + 2 * shape_.num_kv_heads} * shape_.head_dim; }
   std::int64_t out_stride() const { return std::int64_t{shape_.num_heads} * shape_.head_dim; }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)); }
   ops::KvLayer cache() {
-    return {keys_.data(), values_.data(), shape_.dtype, shape_.num_kv_heads, shape_.page_size, shape_.head_dim};
+    const bool scaled = has_kv_scales(shape_.dtype);
+    return {keys_.data(),
+            values_.data(),
+            shape_.dtype,
+            shape_.num_kv_heads,
+            shape_.page_size,
+            shape_.head_dim,
+            scaled ? key_scales_.data() : nullptr,
+            scaled ? value_scales_.data() : nullptr};
   }
   std::vector<float>& qkv(int sequence) { return qkv_[sequence]; }              // [length, stride]
   const std::vector<float>& out(int sequence) const { return out_[sequence]; }  // [length, out_stride]
@@ -88,6 +95,9 @@ class KvSequences {
       const auto size = static_cast<std::size_t>(row_bytes(shape_.dtype, shape_.head_dim));
       std::memset(keys_.data() + offset(sequence, position, head), 0xff, size);
       std::memset(values_.data() + offset(sequence, position, head), 0xff, size);
+      if (!has_kv_scales(shape_.dtype)) continue;
+      const auto slot = static_cast<std::size_t>(offset(sequence, position, head) / shape_.head_dim);
+      key_scales_[slot] = value_scales_[slot] = std::numeric_limits<float>::quiet_NaN();
     }
   }
 
@@ -126,13 +136,20 @@ class KvSequences {
     const int kv_head = head / (shape_.num_heads / shape_.num_kv_heads);
     const float* query = &qkv[position * stride() + head * shape_.head_dim];
     const auto key = [&](std::int32_t p) {
-      return &qkv[p * stride() + (shape_.num_heads + kv_head) * shape_.head_dim];
+      return as_cached(shape_.dtype, &qkv[p * stride() + (shape_.num_heads + kv_head) * shape_.head_dim],
+                       shape_.head_dim);
+    };
+    const auto value = [&](std::int32_t p) {
+      return as_cached(shape_.dtype,
+                       &qkv[p * stride() + (shape_.num_heads + shape_.num_kv_heads + kv_head) * shape_.head_dim],
+                       shape_.head_dim);
     };
     const std::int32_t first = shape_.window > 0 ? std::max(0, position - shape_.window + 1) : 0;
     std::vector<double> scores;
     for (std::int32_t p = first; p <= position; ++p) {
       double dot = 0;
-      for (int i = 0; i < shape_.head_dim; ++i) dot += double{query[i]} * round_to(shape_.dtype, key(p)[i]);
+      const std::vector<float> cached = key(p);
+      for (int i = 0; i < shape_.head_dim; ++i) dot += double{query[i]} * cached[i];
       scores.push_back(dot * scale());
     }
     const double top = *std::max_element(scores.begin(), scores.end());
@@ -140,11 +157,11 @@ class KvSequences {
     std::vector<double> out(shape_.head_dim, 0.0);
     for (std::int32_t p = first; p <= position; ++p) {
       const double weight = std::exp(scores[p - first] - top);
-      const float* value = key(p) + shape_.num_kv_heads * shape_.head_dim;
+      const std::vector<float> cached = value(p);
       total += weight;
-      for (int i = 0; i < shape_.head_dim; ++i) out[i] += weight * round_to(shape_.dtype, value[i]);
+      for (int i = 0; i < shape_.head_dim; ++i) out[i] += weight * cached[i];
     }
-    for (double& value : out) value /= total;
+    for (double& element : out) element /= total;
     return out;
   }
 
@@ -154,6 +171,7 @@ class KvSequences {
   std::vector<std::vector<std::int32_t>> tables_;
   std::vector<std::vector<float>> qkv_, out_;
   std::vector<std::byte> keys_, values_;
+  std::vector<float> key_scales_, value_scales_;
 };
 
 }  // namespace minisgl

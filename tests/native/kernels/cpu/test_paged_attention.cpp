@@ -19,6 +19,10 @@ std::vector<AttentionShape> shapes() {
       {.num_heads = 2, .num_kv_heads = 1, .head_dim = 8, .page_size = 1, .dtype = DType::f32, .window = 1},
       {.num_heads = 3, .num_kv_heads = 1, .head_dim = 256, .page_size = 256, .dtype = DType::bf16, .window = 300},
       {.num_heads = 50, .num_kv_heads = 1, .head_dim = 24, .page_size = 64, .dtype = DType::f32, .window = 33},
+      {.num_heads = 9, .num_kv_heads = 3, .head_dim = 64, .page_size = 16, .dtype = DType::i8},
+      {.num_heads = 5, .num_kv_heads = 1, .head_dim = 80, .page_size = 5, .dtype = DType::i8, .window = 50},
+      {.num_heads = 2, .num_kv_heads = 1, .head_dim = 8, .page_size = 1, .dtype = DType::i8, .window = 1},
+      {.num_heads = 8, .num_kv_heads = 2, .head_dim = 256, .page_size = 64, .dtype = DType::i8, .window = 300},
   };
 }
 
@@ -40,6 +44,7 @@ INSTANTIATE_TEST_SUITE_P(All, PagedAttention,
 
 TEST_P(PagedAttention, AgreesWithItsDefinition) {
   const std::int32_t length = 600;
+  const double tolerance = shape.dtype == DType::i8 ? 4e-5 : 2e-6;  // queries are rounded to 16 bits
   KvSequences sequences(shape, {length});
   sequences.run_all(kernels, one, 0, 350);
   for (const std::int32_t position : {0, 1, 7, 31, 32, 63, 255, 256, 349, 350, 512, 599}) {
@@ -47,7 +52,7 @@ TEST_P(PagedAttention, AgreesWithItsDefinition) {
       const auto expected = sequences.reference(0, position, head);
       const float* got = &sequences.out(0)[position * sequences.out_stride() + head * shape.head_dim];
       for (int i = 0; i < shape.head_dim; ++i)
-        ASSERT_NEAR(got[i], expected[i], 2e-6 * (1 + std::abs(expected[i])))
+        ASSERT_NEAR(got[i], expected[i], tolerance * (1 + std::abs(expected[i])))
             << "position " << position << ", head " << head << ", element " << i;
     }
   }
@@ -115,7 +120,7 @@ TEST_P(PagedAttention, WhatLiesBeforeTheWindowHasNoInfluence) {
 
 class StoreKv : public testing::TestWithParam<DType> {};
 
-INSTANTIATE_TEST_SUITE_P(All, StoreKv, testing::Values(DType::f32, DType::f16, DType::bf16),
+INSTANTIATE_TEST_SUITE_P(All, StoreKv, testing::Values(DType::f32, DType::f16, DType::bf16, DType::i8),
                          [](const auto& info) { return std::string(dtype_info(info.param).name); });
 
 TEST_P(StoreKv, PutsEveryHeadInItsSlotAndTouchesNoOther) {
@@ -125,30 +130,35 @@ TEST_P(StoreKv, PutsEveryHeadInItsSlotAndTouchesNoOther) {
   sequences.run(cpu_kernels(), pool, {{0, 13}, {1, 5}});
   sequences.run(cpu_kernels(), pool, {{0, 8}});
   const ops::KvLayer cache = sequences.cache();
-  const std::int64_t width = dtype_info(shape.dtype).block_bytes;
-  const auto read = [&](const std::byte* p) {
-    std::uint16_t half;
-    float value;
-    std::memcpy(&half, p, sizeof(half));
-    if (shape.dtype == DType::f16) return f16_to_f32(half);
-    if (shape.dtype == DType::bf16) return bf16_to_f32(half);
-    std::memcpy(&value, p, sizeof(value));
-    return value;
+  // What is read back of a head; NaN where nothing was written.
+  const auto read = [&](const std::byte* plane, const float* scales, std::int64_t slot) {
+    const std::byte* head = plane + slot * row_bytes(shape.dtype, shape.head_dim);
+    std::vector<float> values(shape.head_dim);
+    for (int i = 0; i < shape.head_dim; ++i) {
+      std::uint16_t half = 0;
+      if (shape.dtype == DType::f16 || shape.dtype == DType::bf16) std::memcpy(&half, head + 2 * i, sizeof(half));
+      if (shape.dtype == DType::f32) std::memcpy(&values[i], head + 4 * i, 4);
+      if (shape.dtype == DType::f16) values[i] = f16_to_f32(half);
+      if (shape.dtype == DType::bf16) values[i] = bf16_to_f32(half);
+      if (scales != nullptr) values[i] = byte_value(shape.dtype, static_cast<std::uint8_t>(head[i])) * scales[slot];
+    }
+    return values;
   };
   std::int64_t num_checked = 0;
   for (const auto& [sequence, length] : {std::pair{0, 21}, std::pair{1, 5}})
     for (int position = 0; position < length; ++position)
-      for (int head = 0; head < shape.num_kv_heads; ++head)
-        for (int i = 0; i < shape.head_dim; ++i, ++num_checked) {
-          const std::int64_t at = sequences.offset(sequence, position, head) + i * width;
-          const float* row = &sequences.qkv(sequence)[position * sequences.stride()];
-          const float* key = row + (shape.num_heads + head) * shape.head_dim + i;
-          ASSERT_EQ(read(cache.keys + at), round_to(shape.dtype, *key));
-          ASSERT_EQ(read(cache.values + at), round_to(shape.dtype, key[shape.num_kv_heads * shape.head_dim]));
-        }
+      for (int head = 0; head < shape.num_kv_heads; ++head, ++num_checked) {
+        const std::int64_t slot = sequences.offset(sequence, position, head) / row_bytes(shape.dtype, shape.head_dim);
+        const float* key =
+            &sequences.qkv(sequence)[position * sequences.stride()] + (shape.num_heads + head) * shape.head_dim;
+        const float* value = key + shape.num_kv_heads * shape.head_dim;
+        ASSERT_EQ(read(cache.keys, cache.key_scales, slot), as_cached(shape.dtype, key, shape.head_dim));
+        ASSERT_EQ(read(cache.values, cache.value_scales, slot), as_cached(shape.dtype, value, shape.head_dim));
+      }
   std::int64_t num_written = 0;
-  const std::int64_t cache_elements = (3 + 1 + 2) * shape.num_kv_heads * shape.page_size * shape.head_dim;
-  for (std::int64_t i = 0; i < cache_elements; ++i) num_written += !std::isnan(read(cache.keys + i * width));
+  const std::int64_t num_slots = (3 + 1 + 2) * shape.num_kv_heads * shape.page_size;
+  for (std::int64_t slot = 0; slot < num_slots; ++slot)
+    num_written += !std::isnan(read(cache.keys, cache.key_scales, slot).front());
   EXPECT_EQ(num_written, num_checked);
 }
 
