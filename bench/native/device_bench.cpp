@@ -2,11 +2,11 @@
 // product; then whole decode steps of models with dummy weights through the engine.
 //
 //   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap] [fp8]
-//   [profile]
+//   [profile] [b1] [b16] [b64] [b256]
 //
-// (default: all but the last four). fp8: the models' cache is of that type. profile: the kernels of a decode step of
-// the models named beside it. Busy: the time from the start to the end of the steps on the device, over the time that
-// they took in all.
+// (default: all but the last ones from prefill on, and each batch). fp8: the models' cache is of that type. profile:
+// the kernels of a decode step of the models named beside it. Busy: the time from the start to the end of the steps on
+// the device, over the time that they took in all.
 #include <poll.h>
 
 #include <algorithm>
@@ -316,6 +316,9 @@ Speed run_requests(Engine& engine, int batch, int prompt_tokens, int new_tokens)
     poll(&event, 1, 60000);
     for (const RequestOutput& output : engine.take_outputs()) {
       if (output.finish == FinishReason::error) throw std::runtime_error(output.error);
+      for (const TokenOutput& token : output.tokens)
+        if (token.token < 0)
+          throw std::runtime_error("token " + std::to_string(token.token) + ": the logits are no numbers");
       counts[output.id] += static_cast<int>(output.tokens.size());
       total += std::ssize(output.tokens);
       finished += output.finish != FinishReason::none;
@@ -351,6 +354,7 @@ void profile_steps(Engine& engine, const char* name, int batch) {
 
 struct ModelRun {
   bool prefill, overlap, fp8, profile;
+  std::vector<int> batches;
 };
 
 void bench_model(const Shape& shape, double bandwidth, const ModelRun& run) {
@@ -385,7 +389,7 @@ void bench_model(const Shape& shape, double bandwidth, const ModelRun& run) {
   if (run.profile) {
     for (const int batch : {1, 16, 64}) profile_steps(engine, shape.name, batch);
   }
-  for (const int batch : {1, 16, 64, 256}) {
+  for (const int batch : run.batches) {
     run_requests(engine, batch, 128, 16);
     const Speed speed = run_requests(engine, batch, 128, 256);
     const double rate = speed.tokens_a_second;
@@ -417,10 +421,14 @@ int main(int argc, char** argv) try {
     if (wants("attention")) bench_attentions(*device, bandwidth, gemm_rate);
   }
   std::fflush(stdout);
-  const ModelRun run{.prefill = asked("prefill"),
-                     .overlap = !asked("disable-overlap"),
-                     .fp8 = asked("fp8"),
-                     .profile = asked("profile")};
+  ModelRun run{.prefill = asked("prefill"),
+               .overlap = !asked("disable-overlap"),
+               .fp8 = asked("fp8"),
+               .profile = asked("profile"),
+               .batches = {}};
+  for (const int batch : {1, 16, 64, 256})
+    if (asked(("b" + std::to_string(batch)).c_str())) run.batches.push_back(batch);
+  if (run.batches.empty()) run.batches = {1, 16, 64, 256};
   for (const Shape& shape : shapes)
     if (wants(shape.name)) bench_model(shape, bandwidth, run);
   return 0;

@@ -70,13 +70,9 @@ def attention_over_fp8(
 ALL_ATTENTION_FUNCTIONS["fp8"] = attention_over_fp8
 
 
-@pytest.mark.parametrize(
-    ("kv_dtype", "attention", "most"), [("auto", "eager", 1.1), ("fp8", "fp8", 1.2)]
-)
+@pytest.mark.parametrize(("kv_dtype", "attention"), [("auto", "eager"), ("fp8", "fp8")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replayed_decode(
-    family: str, kv_dtype: str, attention: str, most: float, tmp_path: Path
-) -> None:
+def test_replayed_decode(family: str, kv_dtype: str, attention: str, tmp_path: Path) -> None:
     """Log probabilities of decode steps that were recorded, for batches that fill them or don't."""
     save_random_model(tiny_config(family, vocab_size=VOCAB_SIZE), tmp_path, torch.bfloat16)
     make_backend().save(str(tmp_path / "tokenizer.json"))
@@ -106,7 +102,11 @@ def test_replayed_decode(
         errors.append(
             tuple(rms_error(logprobs, truth[rows, seen]) for logprobs in (ours, peer[rows, seen]))
         )
-    assert all(ours <= most * theirs for ours, theirs in errors), errors
+    if kv_dtype == "auto":
+        assert all(ours <= 1.1 * theirs for ours, theirs in errors), errors
+    else:  # a rounding to 3 bits of mantissa that turns is chance, so all prompts together
+        ours, theirs = np.mean(errors, axis=0)
+        assert ours <= 1.1 * theirs, errors
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
