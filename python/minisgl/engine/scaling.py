@@ -84,7 +84,7 @@ class Scaler:
         if len(everybody) < self._bounds.least:
             return self._add(f"there are {len(everybody)} of --min-replicas {self._bounds.least}")
         if self._full_looks >= LOOKS_BEFORE_MORE and len(everybody) < self._bounds.most:
-            return self._add(f"all {len(ready)} have too much to do")
+            return self._add(f"all replicas ({len(ready)}) have too much to do")
         if self._spare_looks >= LOOKS_BEFORE_LESS and len(everybody) > self._bounds.least:
             return self._remove(ready)
         return None
@@ -99,7 +99,7 @@ class Scaler:
             logger.warning("no replica can be added, though %s: %s", why, error)
             return None
         self._full_looks = 0
-        logger.info("replica %d is added, as %s", change.number, why)
+        logger.info("replica %d is added because %s", change.number, why)
         return change
 
     def _remove(self, ready: Sequence[ReplicaFigures]) -> Change | None:
@@ -109,5 +109,5 @@ class Scaler:
             change = self._changes.remove(one.number, self._bounds.drain)
         except (ReplicaRefused, ReplicaUnknown):  # somebody was faster
             return None
-        logger.info("replica %d is removed, as the others have room to spare", one.number)
+        logger.info("replica %d is removed because the others have room to spare", one.number)
         return change
