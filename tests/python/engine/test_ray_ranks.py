@@ -26,7 +26,7 @@ from tests.python.engine import fake_keeper, fake_rank
 from tests.python.launch.servers import make_model, processes
 
 RANK_COMMAND = (sys.executable, fake_rank.__file__)
-TOKENS = 300
+TOKENS = 100
 
 
 @pytest.fixture(autouse=True)
