@@ -83,13 +83,13 @@ async def test_a_replica_serves_on_a_host_that_has_joined_and_comes_again() -> N
         client = EngineClient(lot.fit(OPTIONS), launcher=lot.launcher)
         await client.start(20)
         assert await tokens_of(ask(client, 5, 3)) == [6, 7, 8]
-        reading = asyncio.create_task(tokens_of(ask(client, 5, 300)))
+        reading = asyncio.create_task(tokens_of(ask(client, 5, 100)))
         await asyncio.sleep(0.1)
         guest.cancel()
         await asyncio.wait({guest})
         await until(lambda: not hub.reports)
         guest = join()
-        assert await reading == [(6 + number) % 1000 for number in range(300)]
+        assert await reading == [(6 + number) % 1000 for number in range(100)]
     finally:
         if client is not None:
             await client.close()

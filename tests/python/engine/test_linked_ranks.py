@@ -116,12 +116,12 @@ async def test_streams_go_on_when_a_rank_there_dies_or_the_host_is_lost() -> Non
             assert await tokens_of(stream) == [(first + n) % 1000 for n in range(30)]
             assert client.num_restarts == 1
 
-            stream = ask(client, 5, 300)
+            stream = ask(client, 5, 100)
             reading = asyncio.create_task(tokens_of(stream))
             await asyncio.sleep(0.1)
             await there[0].leave()
             there[0] = Guest(hub, FIRST_GUEST)
-            assert await asyncio.wait_for(reading, 20) == [(6 + n) % 1000 for n in range(300)]
+            assert await asyncio.wait_for(reading, 20) == [(6 + n) % 1000 for n in range(100)]
             assert client.num_restarts == 2
         finally:
             await client.close()
@@ -134,11 +134,11 @@ async def test_groups_of_one_host_live_and_die_apart() -> None:
             await asyncio.gather(*(client.start(20) for client in clients))
             ranks = children(os.getpid())
             assert len(ranks) == 2
-            readings = [asyncio.create_task(tokens_of(ask(client, 5, 300))) for client in clients]
+            readings = [asyncio.create_task(tokens_of(ask(client, 5, 100))) for client in clients]
             await asyncio.sleep(0.1)
             os.kill(ranks[0], signal.SIGKILL)
             for tokens in await asyncio.gather(*readings):
-                assert tokens == [(6 + n) % 1000 for n in range(300)]
+                assert tokens == [(6 + n) % 1000 for n in range(100)]
             assert sorted(client.num_restarts for client in clients) == [0, 1]
             await clients[0].close()
             assert await tokens_of(ask(clients[1], 5, 3)) == [6, 7, 8]
