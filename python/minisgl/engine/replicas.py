@@ -434,11 +434,15 @@ class Replicas:
         """The first start of a replica, which is tried again once another one serves."""
         try:
             await self.start_engine(replica)
+            return
         except EngineStartError as error:
-            logger.error("replica %d can't start: %s", replica.number, error)
-            replica.failure = str(error)
-            self._news.set()
-            await self._ready.wait()
-            replica.failure = ""
-            await self.start_later(replica, str(error))
+            reason = str(error)
+            logger.error("replica %d can't start: %s", replica.number, reason)
+        except Exception as error:
+            reason = f"unexpected error while starting: {error!r}"
+            logger.exception("unexpected error while replica %d started", replica.number)
+        replica.failure = reason
         self._news.set()
+        await self._ready.wait()
+        replica.failure = ""
+        await self.start_later(replica, reason)
