@@ -32,6 +32,13 @@ def test_flags_come_before_the_environment_and_that_before_defaults() -> None:
     assert (args.port, args.host, args.num_threads) == (9001, "::1", 0)
 
 
+def test_replicas_have_two_names() -> None:
+    assert (
+        parse_args(["--dp", "3"], {}).replicas == parse_args(["--replicas", "3"], {}).replicas == 3
+    )
+    assert parse_args([], {"MINISGL_REPLICAS": "2"}).replicas == 2
+
+
 def test_the_model_may_be_named_without_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse_args(["org/name"], {}).model == "org/name"
     assert parse_args(["--model", "org/name"], {}).model == "org/name"
@@ -70,6 +77,9 @@ def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: s
         (("--tp", "two"), "argument --tp: expected a whole number such as 4096 or 64K, got 'two'"),
         (("--tp", "2K"), "--tp must have at most 1024 ranks, got 2048"),
         (("--tp", "3", "--nnodes", "2"), "--tp must have a multiple of nnodes (2) ranks, got 3"),
+        (("--dp", "2", "--nnodes", "2", "--tp", "2"), "--replicas must be 1 where nnodes is more"),
+        (("--dp", "512", "--tp", "4"), "--replicas must have at most 1024 ranks together, got 512"),
+        (("--admin-api-key", " x"), "--admin-api-key must not begin or end with a space"),
         (("--max-running", "0"), "--max-running must be between 1 and 65536, got 0"),
         (("--max-body", "1K"), "unrecognized arguments"),
         (("--host", ""), "--host must not be empty"),

@@ -18,10 +18,11 @@ from minisgl.engine.api import (
     ReplicaUnknown,
 )
 from minisgl.engine.changes import Change, Changes
+from minisgl.engine.group import RankGroup
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.stream import TokenStream
-from minisgl.ipc.messages import Output
+from minisgl.ipc.messages import EngineInfo, Output
 from minisgl.sampling_params import SamplingParams
 from tests.python.engine.paper_engines import PaperSite, answer, paper_replicas, turns
 
@@ -257,6 +258,26 @@ async def test_one_that_fails_again_and_again_is_tried_while_others_serve(
     await replicas.close()
 
 
+async def test_one_that_dies_as_soon_as_it_is_ready_is_started_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 2)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 2)
+    site.short_lived = True
+    site.engines[0].die()
+    await until(lambda: replicas.num_restarts > 5)
+    streams = [submit(replicas, [number], 20) for number in range(4)]
+    assert all(owners(replicas, stream) == 1 for stream in streams)
+    site.short_lived = False
+    await until(lambda: site.engines[0].alive)
+    assert "unexpected error" not in caplog.text
+    await finish(replicas, site, streams)
+    check(replicas, streams)
+    await replicas.close()
+
+
 async def test_the_server_is_ready_with_the_first_and_fails_where_none_starts() -> None:
     site = PaperSite(room=1)
     with pytest.raises(EngineStartError, match="--replicas 2 is too much .* all paper is"):
@@ -265,6 +286,19 @@ async def test_the_server_is_ready_with_the_first_and_fails_where_none_starts() 
     with pytest.raises(EngineStartError, match="the paper is wet"):
         await broken.start(None)
     await broken.close()
+
+
+async def test_an_unforeseen_error_while_replicas_start_is_told_like_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def start(group: RankGroup) -> list[EngineInfo]:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(RankGroup, "start", start)
+    replicas = paper_replicas(PaperSite(), 2)
+    with pytest.raises(EngineStartError, match="nobody thought of this"):
+        await asyncio.wait_for(replicas.start(None), 20)
+    await replicas.close()
 
 
 async def test_a_long_request_stays_where_others_could_not_hold_it() -> None:
