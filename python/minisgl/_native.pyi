@@ -103,6 +103,7 @@ class EngineOptions(TypedDict, total=False):
     disable_cuda_graph: bool
     disable_overlap: bool
     disable_prefix_cache: bool
+    report_blocks: bool
     load_format: str
     cache_dir: str
 
