@@ -1,10 +1,13 @@
 """Times chats of several turns over HTTP, each turn with all that was said before it.
 
     python bench/chat.py                    starts minisgl-serve with the prefix cache and without
-    python bench/chat.py --url URL          any server with /v1/chat/completions, such as a peer's
+    python bench/chat.py --peer URL         minisgl-serve beside any server of OpenAI's chat API
+    python bench/chat.py --url URL          that server alone
 
 --chats run side by side; a turn follows its answer at once. All share a system prompt. Answers have
 --max-tokens tokens, greedy, where the server knows `ignore_eos`. The time is that of all chats.
+Each round has other words, so that nothing of an earlier one is found. With --peer both servers
+stay and answer the same rounds in turn; whoever is not asked must not work.
 """
 
 from __future__ import annotations
@@ -38,9 +41,11 @@ def words(rng: random.Random, count: int) -> str:
     )
 
 
-async def chat(client: httpx.AsyncClient, number: int, args: argparse.Namespace) -> Totals:
-    rng = random.Random(number)
-    system = words(random.Random(-1), args.system_words)
+async def chat(
+    client: httpx.AsyncClient, number: int, round_number: int, args: argparse.Namespace
+) -> Totals:
+    rng = random.Random(f"{round_number} {number}")
+    system = words(random.Random(round_number), args.system_words)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}]
     totals = Totals()
     for _ in range(args.turns):
@@ -64,10 +69,12 @@ async def chat(client: httpx.AsyncClient, number: int, args: argparse.Namespace)
     return totals
 
 
-async def all_chats(url: str, args: argparse.Namespace) -> Totals:
+async def all_chats(url: str, round_number: int, args: argparse.Namespace) -> Totals:
     async with httpx.AsyncClient(base_url=url, timeout=3600) as client:
         start = time.perf_counter()
-        each = await asyncio.gather(*(chat(client, i, args) for i in range(args.chats)))
+        each = await asyncio.gather(
+            *(chat(client, i, round_number, args) for i in range(args.chats))
+        )
         return Totals(
             time.perf_counter() - start,
             [turn for one in each for turn in one.turns],
@@ -85,12 +92,52 @@ def show(name: str, totals: Totals) -> None:
     )
 
 
+def both_ways(args: argparse.Namespace) -> None:
+    """Ours with the prefix cache and without."""
+    ratios = []
+    for number in range(args.rounds):
+        seconds = {}
+        for name, flags in (("with the cache", []), ("without", ["--disable-prefix-cache"])):
+            with serving(server_command(args, f"--threads={args.threads}", *flags)) as server:
+                totals = asyncio.run(all_chats(server.url, number, args))
+                seconds[name] = totals.seconds
+                show(name, totals)
+        ratios.append(seconds["with the cache"] / seconds["without"])
+    show_ratios("with over without", ratios)
+
+
+def beside_peer(args: argparse.Namespace) -> None:
+    """Ours and the peer's, round by round."""
+    ratios = []
+    with serving(server_command(args, f"--threads={args.threads}")) as server:
+        short = argparse.Namespace(**{**vars(args), "chats": 1, "turns": 1})
+        for url in (server.url, args.peer):  # both have begun to work before they are timed
+            asyncio.run(all_chats(url, -1, short))
+        for number in range(args.rounds):
+            sides = [("ours", server.url), ("the peer", args.peer)]
+            totals = {}
+            for name, url in sides if number % 2 else reversed(sides):
+                totals[name] = asyncio.run(all_chats(url, number, args))
+                show(name, totals[name])
+            if totals["ours"].new_tokens != totals["the peer"].new_tokens:
+                raise SystemExit("the peer made another number of tokens")
+            ratios.append(totals["ours"].seconds / totals["the peer"].seconds)
+    show_ratios("ours over the peer's", ratios)
+
+
+def show_ratios(name: str, ratios: list[float]) -> None:
+    shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+    print(f"{name}: {statistics.median(ratios):.3f} ({shown})")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add_model_arguments(parser)
-    parser.add_argument("--url", help="default: servers are started")
+    urls = parser.add_mutually_exclusive_group()
+    urls.add_argument("--url", help="only this server")
+    urls.add_argument("--peer", help="this server beside one that is started")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--chats", type=int, default=8)
@@ -102,20 +149,12 @@ def main() -> int:
     args = parser.parse_args()
 
     if args.url:
-        for _ in range(args.rounds):
-            show(args.url, asyncio.run(all_chats(args.url, args)))
-        return 0
-    ratios = []
-    for _ in range(args.rounds):
-        seconds = {}
-        for name, flags in (("with the cache", []), ("without", ["--disable-prefix-cache"])):
-            with serving(server_command(args, f"--threads={args.threads}", *flags)) as server:
-                totals = asyncio.run(all_chats(server.url, args))
-                seconds[name] = totals.seconds
-                show(name, totals)
-        ratios.append(seconds["with the cache"] / seconds["without"])
-    shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
-    print(f"with over without: {statistics.median(ratios):.3f} ({shown})")
+        for number in range(args.rounds):
+            show(args.url, asyncio.run(all_chats(args.url, number, args)))
+    elif args.peer:
+        beside_peer(args)
+    else:
+        both_ways(args)
     return 0
 
 

@@ -1,11 +1,12 @@
 // Operations of a device beside ceilings measured in this process: GB/s over the read bandwidth, TFLOP/s over an 8192³
 // product; then whole decode steps of models with dummy weights through the engine.
 //
-//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap]
+//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap] [fp8]
 //   [profile]
 //
-// (default: all but the last three). profile: the kernels of a decode step of the models named beside it. Busy: the
-// time from the start to the end of the steps on the device, over the time that they took in all.
+// (default: all but the last four). fp8: the models' cache is of that type. profile: the kernels of a decode step of
+// the models named beside it. Busy: the time from the start to the end of the steps on the device, over the time that
+// they took in all.
 #include <poll.h>
 
 #include <algorithm>
@@ -109,14 +110,42 @@ void bench_linear(Device& device, std::int64_t rows, std::int64_t outputs, std::
               seconds * 1e6, rate / 1e9, rate / bandwidth, flops / 1e12, flops / gemm_rate);
 }
 
+// One layer of a cache with something in it. Bytes are of random bits, scales of one size.
+class RandomCache {
+ public:
+  RandomCache(Device& device, DType dtype, std::int64_t num_pages, int page_size, const HeadShape& shape)
+      : keys_(random_rows(device,
+                          num_pages * page_size * row_bytes(dtype, shape.num_kv_heads * shape.head_dim) /
+                              row_bytes(device.activation_dtype(), shape.num_kv_heads * shape.head_dim / 2),
+                          shape.num_kv_heads * shape.head_dim / 2)),
+        values_(random_rows(device, keys_.view.rows, keys_.view.cols)),
+        layer_{keys_.buffer.data(), values_.buffer.data(), dtype, shape.num_kv_heads, page_size, shape.head_dim} {
+    if (!has_kv_scales(dtype)) return;
+    const std::vector<float> scales(
+        static_cast<std::size_t>(2 * num_pages * page_size) * static_cast<std::size_t>(shape.num_kv_heads), 0.001f);
+    scales_ = device.allocate(scales.size() * sizeof(float));
+    device.upload(std::as_bytes(std::span(scales)), scales_.data());
+    layer_.key_scales = scales_.as<float>();
+    layer_.value_scales = layer_.key_scales + scales.size() / 2;
+  }
+  const ops::KvLayer& layer() const { return layer_; }
+  std::int64_t bytes() const {
+    return keys_.view.nbytes() + values_.view.nbytes() + static_cast<std::int64_t>(scales_.size());
+  }
+
+ private:
+  Matrix2D keys_, values_;
+  DeviceBuffer scales_;
+  ops::KvLayer layer_;
+};
+
 // `batch` sequences of `context` positions, of which a step computes the last `rows`.
-void bench_attention(Device& device, int batch, int context, int rows, const HeadShape& shape, double bandwidth,
-                     double gemm_rate) {
+void bench_attention(Device& device, DType dtype, int batch, int context, int rows, const HeadShape& shape,
+                     double bandwidth, double gemm_rate) {
   constexpr int page_size = 16;
   const std::int64_t pages_each = (context + page_size - 1) / page_size, num_pages = batch * pages_each;
-  const Matrix2D keys = random_rows(device, num_pages * page_size, shape.num_kv_heads * shape.head_dim),
-                 values = random_rows(device, num_pages * page_size, shape.num_kv_heads * shape.head_dim),
-                 qkv = random_rows(device, std::int64_t{batch} * rows, shape.row_size()),
+  const RandomCache cache(device, dtype, num_pages, page_size, shape);
+  const Matrix2D qkv = random_rows(device, std::int64_t{batch} * rows, shape.row_size()),
                  out(device, device.activation_dtype(), std::int64_t{batch} * rows,
                      std::int64_t{shape.num_heads} * shape.head_dim);
   std::vector<std::int32_t> pages(static_cast<std::size_t>(num_pages)), positions;
@@ -129,20 +158,21 @@ void bench_attention(Device& device, int batch, int context, int rows, const Hea
   }
   const std::vector<std::int32_t> tokens(positions.size(), 0);
   device.begin_step({tokens, positions, sequences, {}, page_size}, {});
-  const ops::KvLayer cache{keys.buffer.data(), values.buffer.data(), device.activation_dtype(), shape.num_kv_heads,
-                           page_size,          shape.head_dim};
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
-  const double seconds = time_calls(device, 5, rows > 1 ? 3 : 20,
-                                    [&](int) { device.paged_attention(qkv.view, shape, cache, scale, 0, out.view); });
+  const double seconds = time_calls(device, 5, rows > 1 ? 3 : 20, [&](int) {
+    device.paged_attention(qkv.view, shape, cache.layer(), scale, 0, out.view);
+  });
+  const char* name = dtype_info(dtype).name.data();
   if (rows == 1) {
-    const double rate = static_cast<double>(keys.view.nbytes() + values.view.nbytes()) / seconds;
-    std::printf("decode attention %4d x %5d, %d/%d heads of %d  %8.1f us  %7.1f GB/s = %.2f of read\n", batch, context,
-                shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6, rate / 1e9, rate / bandwidth);
+    const double rate = static_cast<double>(cache.bytes()) / seconds;
+    std::printf("decode attention %s %4d x %5d, %d/%d heads of %d  %8.1f us  %7.1f GB/s = %.2f of read\n", name, batch,
+                context, shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6, rate / 1e9,
+                rate / bandwidth);
   } else {
     const double pairs = rows * (2.0 * context - rows + 1) / 2;
     const double flops = 4.0 * batch * pairs * shape.num_heads * shape.head_dim / seconds;
-    std::printf("prefill attention %d x %d, %d/%d heads of %d  %8.1f us  %6.1f TFLOP/s = %.2f of gemm\n", batch,
-                context, shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6, flops / 1e12,
+    std::printf("prefill attention %s %d x %d, %d/%d heads of %d  %8.1f us  %6.1f TFLOP/s = %.2f of gemm\n", name,
+                batch, context, shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6, flops / 1e12,
                 flops / gemm_rate);
   }
 }
@@ -165,9 +195,8 @@ void bench_small_ops(Device& device, int batch, std::int64_t hidden, std::int64_
   nucleus.temperature = 0.6f;
   nucleus.top_k = 50;
   nucleus.top_p = 0.9f;
-  const Matrix2D keys = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
-                 values = random_rows(device, batch * context, shape.num_kv_heads * shape.head_dim),
-                 qkv = random_rows(device, batch, shape.row_size()), x = random_rows(device, batch, hidden),
+  const RandomCache cache(device, device.activation_dtype(), batch * pages_each, page_size, shape);
+  const Matrix2D qkv = random_rows(device, batch, shape.row_size()), x = random_rows(device, batch, hidden),
                  delta = random_rows(device, batch, hidden), y = random_rows(device, batch, hidden),
                  scratch(device, device.activation_dtype(), batch, 2 * intermediate),
                  activated(device, device.activation_dtype(), batch, intermediate),
@@ -175,8 +204,6 @@ void bench_small_ops(Device& device, int batch, std::int64_t hidden, std::int64_
                  logits(device, DType::f32, batch, vocab);
   const DeviceBuffer norm = device.allocate(static_cast<std::size_t>(hidden) * 4),
                      table = device.allocate(static_cast<std::size_t>(context * shape.head_dim) * 4);
-  const ops::KvLayer cache{keys.buffer.data(), values.buffer.data(), device.activation_dtype(), shape.num_kv_heads,
-                           page_size,          shape.head_dim};
   const int copies = 16;
   const auto gate_up = random_linears(device, copies, 2 * intermediate, hidden);
   const auto head = random_linears(device, 1, vocab, hidden);
@@ -198,10 +225,11 @@ void bench_small_ops(Device& device, int batch, std::int64_t hidden, std::int64_
          device.reduce_add_rms_norm(x.view, delta.view, {norm.as<float>(), 1e-6f}, y.view);
        }));
   show("heads to the cache", time_calls(device, 5, 200, [&](int) {
-         device.store_heads(qkv.view, shape, {.rope_table = table.as<float>(), .rotary_dim = shape.head_dim}, cache);
+         device.store_heads(qkv.view, shape, {.rope_table = table.as<float>(), .rotary_dim = shape.head_dim},
+                            cache.layer());
        }));
   show("attention over 256", time_calls(device, 5, 200, [&](int) {
-         device.paged_attention(qkv.view, shape, cache, 0.1f, 0, attended.view);
+         device.paged_attention(qkv.view, shape, cache.layer(), 0.1f, 0, attended.view);
        }));
   show("sampling, greedy", time_calls(device, 5, 20, [&](int) { device.sample(logits.view); }));
   begin(warm);
@@ -234,10 +262,15 @@ void bench_small(Device& device) {
 }
 
 void bench_attentions(Device& device, double bandwidth, double gemm_rate) {
-  bench_attention(device, 64, 2048, 1, llama, bandwidth, gemm_rate);
-  bench_attention(device, 1, 32768, 1, llama, bandwidth, gemm_rate);
-  bench_attention(device, 256, 512, 1, qwen, bandwidth, gemm_rate);
-  bench_attention(device, 8, 4096, 4096, llama, bandwidth, gemm_rate);
+  for (const DType dtype : {device.activation_dtype(), DType::f8e4m3}) {
+    if (!device.supports_kv_dtype(dtype)) continue;
+    bench_attention(device, dtype, 64, 2048, 1, llama, bandwidth, gemm_rate);
+    bench_attention(device, dtype, 1, 32768, 1, llama, bandwidth, gemm_rate);
+    bench_attention(device, dtype, 256, 512, 1, qwen, bandwidth, gemm_rate);
+    bench_attention(device, dtype, 256, 256, 1, qwen, bandwidth, gemm_rate);
+    bench_attention(device, dtype, 8, 4096, 4096, llama, bandwidth, gemm_rate);
+    bench_attention(device, dtype, 1, 8192, 512, llama, bandwidth, gemm_rate);
+  }
 }
 
 struct Shape {
@@ -316,7 +349,11 @@ void profile_steps(Engine& engine, const char* name, int batch) {
   print_profile(runs, "sample_kernel");
 }
 
-void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overlap, bool profile) {
+struct ModelRun {
+  bool prefill, overlap, fp8, profile;
+};
+
+void bench_model(const Shape& shape, double bandwidth, const ModelRun& run) {
   namespace fs = std::filesystem;
   const fs::path folder = fs::temp_directory_path() / (std::string("device_bench-") + shape.name);
   fs::create_directories(folder);
@@ -325,10 +362,11 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overla
   LoadedRank rank = load_rank({.model_path = folder.string(),
                                .load_format = "dummy",
                                .num_threads = num_gpus() > 0 ? 4 : 0,
+                               .kv_dtype = run.fp8 ? "fp8" : "auto",
                                .kv_cache_tokens = 256 * 512,
                                .max_model_len = 8192,
                                .max_batch_tokens = 8192,
-                               .disable_overlap = !overlap,
+                               .disable_overlap = !run.overlap,
                                .disable_prefix_cache = true});  // runs ask the same again
   rank.device->synchronize();
   const double load_seconds = seconds_since(start);
@@ -338,13 +376,13 @@ void bench_model(const Shape& shape, double bandwidth, bool prefill, bool overla
   std::printf("%s: weights %.2f GB a step, loaded in %.1f s, ready after %.1f s; workspace %.2f GB, graphs %.3f GB\n",
               shape.name, weight_bytes / 1e9, load_seconds, seconds_since(start), engine.memory().workspace / 1e9,
               engine.memory().graphs / 1e9);
-  if (prefill) {
-    for (int run = 0; run < 2; ++run) {
+  if (run.prefill) {
+    for (int round = 0; round < 2; ++round) {
       const double seconds = run_requests(engine, 8, 4096, 1).prefill_seconds;
       std::printf("%s prefill-8x4096  %.0f tok/s\n", shape.name, 8 * 4096 / seconds);
     }
   }
-  if (profile) {
+  if (run.profile) {
     for (const int batch : {1, 16, 64}) profile_steps(engine, shape.name, batch);
   }
   for (const int batch : {1, 16, 64, 256}) {
@@ -379,8 +417,12 @@ int main(int argc, char** argv) try {
     if (wants("attention")) bench_attentions(*device, bandwidth, gemm_rate);
   }
   std::fflush(stdout);
+  const ModelRun run{.prefill = asked("prefill"),
+                     .overlap = !asked("disable-overlap"),
+                     .fp8 = asked("fp8"),
+                     .profile = asked("profile")};
   for (const Shape& shape : shapes)
-    if (wants(shape.name)) bench_model(shape, bandwidth, asked("prefill"), !asked("disable-overlap"), asked("profile"));
+    if (wants(shape.name)) bench_model(shape, bandwidth, run);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "device_bench: %s\n", error.what());

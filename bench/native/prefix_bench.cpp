@@ -1,18 +1,20 @@
 // What the prefix tree finds where it can't keep everything, and what it costs.
 //
-// prefix_hits: chats of several turns, each behind one of 64 system prompts (Zipf: the k-th is asked for 1/k as often
-// as the first), 128 of them alive at once; whose turn comes next is chance. Argument: tokens of the cache. Counters:
-// hit_rate (prompt tokens found of those looked for), and the same over that of a cache which keeps all that was ever
-// computed, the ceiling. prefix_operations: a prompt found, and one inserted, per page of 16 tokens.
+// prefix_hits: the workloads of prefix_workloads.h. Argument: tokens of the cache. Counters: hit_rate (prompt tokens
+// found of those looked for), and over that of a cache which keeps all that was ever computed: the tree's, that of the
+// optimum, which knows the future, and that of a policy which knows what is over, but not whose turn comes next.
+// prefix_operations: a prompt found, and one inserted, per page of 16 tokens.
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
-#include <cmath>
+#include <map>
 #include <random>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "cache/prefix_tree.h"
+#include "prefix_bounds.h"
+#include "prefix_workloads.h"
 
 namespace minisgl {
 namespace {
@@ -58,67 +60,39 @@ class Cache {
   std::uint64_t now_ = 0;
 };
 
-class Chats {
- public:
-  Chats() {
-    for (int i = 0; i < kSystems; ++i) {
-      systems_.push_back(text(512, 2048));
-      weights_.push_back(1.0 / (i + 1));
-    }
-    choose_ = std::discrete_distribution<int>(weights_.begin(), weights_.end());
-    for (int i = 0; i < kAlive; ++i) chats_.push_back(begin());
-  }
+constexpr int kRequests = 20000;
 
-  // Returns (found, looked for) over so many requests.
-  std::pair<std::int64_t, std::int64_t> run(Cache& cache, int num_requests) {
-    std::int64_t found = 0, asked = 0;
-    for (int i = 0; i < num_requests; ++i) {
-      Chat& chat = chats_[random_() % chats_.size()];
-      append(chat.tokens, text(16, 256));
-      asked += std::ssize(chat.tokens);
-      found += cache.prefill(chat.tokens);
-      append(chat.tokens, text(32, 512));
-      cache.finish(chat.tokens);
-      if (--chat.turns_left == 0) chat = begin();
-    }
-    return {found, asked};
-  }
-
- private:
-  static constexpr int kSystems = 64, kAlive = 128;
-  struct Chat {
-    Tokens tokens;
-    int turns_left;
-  };
-
-  Chat begin() { return {systems_[static_cast<std::size_t>(choose_(random_))], 1 + static_cast<int>(random_() % 8)}; }
-  Tokens text(unsigned low, unsigned high) {
-    Tokens tokens(low + random_() % (high - low));
-    for (std::int32_t& token : tokens) token = static_cast<std::int32_t>(random_() % 50000);
-    return tokens;
-  }
-  static void append(Tokens& tokens, const Tokens& more) { tokens.insert(tokens.end(), more.begin(), more.end()); }
-
-  std::mt19937 random_{1};
-  std::vector<Tokens> systems_;
-  std::vector<double> weights_;
-  std::discrete_distribution<int> choose_;
-  std::vector<Chat> chats_;
-};
-
-double hit_rate(std::int64_t cache_tokens) {
-  constexpr int num_requests = 20000;
+double hit_rate(std::string_view name, std::int64_t cache_tokens) {
   Cache cache(cache_tokens);
-  const auto [found, asked] = Chats().run(cache, num_requests);
+  Requests requests(workload(name));
+  std::int64_t found = 0, asked = 0;
+  for (int i = 0; i < kRequests; ++i) {
+    const Turn turn = requests.next();
+    asked += static_cast<std::int64_t>(turn.prompt_len);
+    found += cache.prefill(std::span(turn.tokens).first(turn.prompt_len));
+    cache.finish(turn.tokens);
+  }
   return static_cast<double>(found) / static_cast<double>(asked);
 }
 
-void prefix_hits(benchmark::State& state) {
-  static const double ceiling = hit_rate(16 << 20);  // all that is ever computed
+void prefix_hits(benchmark::State& state, const char* name) {
+  constexpr std::int64_t all = 64 << 20;  // more than is ever computed
+  static std::map<std::string_view, double> ceilings;
+  static std::map<std::string_view, PageTrace> traces;
+  if (!ceilings.contains(name)) {
+    ceilings[name] = hit_rate(name, all);
+    traces.try_emplace(name, Requests(workload(name)), kRequests, kPage);
+  }
   double rate = 0;
-  for (auto _ : state) rate = hit_rate(state.range(0));
+  for (auto _ : state) rate = hit_rate(name, state.range(0));
+  const auto best = [&](Knows knows, std::int64_t num_tokens) {
+    return static_cast<double>(BestCache(traces.at(name), knows).run(num_tokens / kPage));
+  };
+  const double most = best(Knows::next_use, all);
   state.counters["hit_rate"] = rate;
-  state.counters["over_unbounded"] = rate / ceiling;
+  state.counters["over_unbounded"] = rate / ceilings[name];
+  state.counters["belady"] = best(Knows::next_use, state.range(0)) / most;
+  state.counters["knows_ends"] = best(Knows::rate, state.range(0)) / most;
 }
 
 // Argument: pages of the prompt. With `finds` it is there, else it is new and pushes out others.
@@ -134,7 +108,15 @@ void prefix_operations(benchmark::State& state, bool finds) {
   state.SetItemsProcessed(state.iterations() * state.range(0));
 }
 
-BENCHMARK(prefix_hits)->RangeMultiplier(2)->Range(64 << 10, 512 << 10)->Iterations(1)->Unit(benchmark::kMillisecond);
+void at_sizes(benchmark::internal::Benchmark* benchmark) {
+  for (const int size : {64, 128, 192, 256, 512}) benchmark->Arg(size << 10);
+  benchmark->Iterations(1)->Unit(benchmark::kMillisecond);
+}
+
+BENCHMARK_CAPTURE(prefix_hits, chats, "chats")->Apply(at_sizes);
+BENCHMARK_CAPTURE(prefix_hits, scans, "scans")->Apply(at_sizes);
+BENCHMARK_CAPTURE(prefix_hits, agents, "agents")->Apply(at_sizes);
+BENCHMARK_CAPTURE(prefix_hits, fashions, "fashions")->Apply(at_sizes);
 BENCHMARK_CAPTURE(prefix_operations, finds, true)->Arg(8)->Arg(128)->Arg(1024);
 BENCHMARK_CAPTURE(prefix_operations, inserts, false)->Arg(8)->Arg(128)->Arg(1024);
 

@@ -115,6 +115,10 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   EngineConfig config;
   config.page_size = options.page_size;
   config.kv_dtype = choose_kv_dtype(options.kv_dtype, model.weight_dtype(), device);
+  if (config.kv_dtype == DType::f8e4m3 && model.spec().head_dim % 16 != 0) {
+    throw InputError(concat("--kv-dtype fp8 needs heads of a multiple of 16, this model's have ", model.spec().head_dim,
+                            "; use bf16 or auto"));
+  }
   config.max_batch_tokens = options.max_batch_tokens > 0 ? options.max_batch_tokens : device.usual_batch_tokens();
   config.max_running = std::min(options.max_running, config.max_batch_tokens);
   config.max_waiting = options.max_waiting;

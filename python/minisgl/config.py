@@ -133,7 +133,10 @@ class EngineSettings:
         metavar="MS",
     )
     max_waiting: int = option(
-        1024, "requests that may wait; one more is refused with 429", bounds=(0, MAX_WAITING)
+        1024,
+        "requests that may wait; one more is refused with 429, but for a quarter more of API keys "
+        "that have less than their part",
+        bounds=(0, MAX_WAITING),
     )
 
     def __post_init__(self) -> None:
@@ -375,7 +378,8 @@ class ServerArgs(EngineSettings):
     max_waiting_tokens: int = option(
         2**24,
         "tokens that the prompts of waiting requests may have together; where more come, a request "
-        "is refused with 429, unless none waits",
+        "is refused with 429, unless none waits, but for a quarter more of API keys that have less "
+        "than their part",
         group="engine",
     )
     num_tokenizer: int = option(

@@ -118,7 +118,7 @@ def _serve(
                 dataclasses.replace(
                     engine_options(args, files.path),
                     # The client refuses what is too much; the engine only has to take more.
-                    max_waiting=min(args.max_running + args.max_waiting, MAX_WAITING),
+                    max_waiting=min(2 * (args.max_running + args.max_waiting), MAX_WAITING),
                 ),
                 size=args.tp,
                 comm=args.comm,

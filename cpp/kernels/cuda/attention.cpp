@@ -25,6 +25,14 @@ void launch_for_dim(const AttentionArgs& args, cudaStream_t stream) {
   launch<T, 256>(args, stream);
 }
 
+void launch_bytes(const AttentionArgs& args, cudaStream_t stream) {
+  const int head_dim = args.shape.head_dim;
+  MINISGL_CHECK(head_dim % 16 == 0, "head_dim ", head_dim, " of an fp8 cache is not a multiple of 16");
+  if (head_dim <= 64) return launch<e4m3, 64>(args, stream);
+  if (head_dim <= 128) return launch<e4m3, 128>(args, stream);
+  launch<e4m3, 256>(args, stream);
+}
+
 }  // namespace
 
 void paged_attention(const AttentionArgs& args, cudaStream_t stream) {
@@ -38,6 +46,7 @@ void paged_attention(const AttentionArgs& args, cudaStream_t stream) {
                 " is not a multiple of 8 up to 256");
   MINISGL_CHECK(cache.page_size > 0 && args.window >= 0, "page_size ", cache.page_size, ", window ", args.window);
   if (cache.dtype == DType::bf16) return launch_for_dim<__nv_bfloat16>(args, stream);
+  if (cache.dtype == DType::f8e4m3) return launch_bytes(args, stream);
   MINISGL_CHECK(cache.dtype == DType::f16, "cache of ", dtype_info(cache.dtype).name);
   launch_for_dim<half>(args, stream);
 }

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/cuda/launch.h"
 #include "core/cuda/math.cuh"
@@ -23,11 +24,17 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// What the tensor cores compute with where the cache holds T.
+template <typename T>
+using ProductType = std::conditional_t<std::is_same_v<T, e4m3>, half, T>;
+
 // What a block needs to find one KV head's positions.
 template <typename T>
 struct Pages {
   const T* keys;  // page 0, head 0
   const T* values;
+  const float* key_scales;  // one per row; of e4m3 alone
+  const float* value_scales;
   const std::int32_t* table;
   int num_kv_heads, kv_head;
   int page_size;
@@ -44,6 +51,8 @@ template <typename T>
 __device__ __forceinline__ Pages<T> pages_of(const AttentionArgs& args, const SequenceEntry& sequence, int kv_head) {
   return {.keys = reinterpret_cast<const T*>(args.cache.keys),
           .values = reinterpret_cast<const T*>(args.cache.values),
+          .key_scales = args.cache.key_scales,
+          .value_scales = args.cache.value_scales,
           .table = args.step.pages + sequence.first_page,
           .num_kv_heads = args.cache.num_kv_heads,
           .kv_head = kv_head,
@@ -72,24 +81,6 @@ __device__ __forceinline__ void load_rows(const Pages<T>& pages, std::int32_t fi
     const std::int64_t from = valid ? std::int64_t{cache_row} * pages.head_dim + chunk * 8 : 0;
     copy_16_async(keys + row * kStride<dim> + chunk * 8, pages.keys + from, valid);
     copy_16_async(values + row * kStride<dim> + chunk * 8, pages.values + from, valid);
-  }
-}
-
-// The query tile [size, dim] in shared memory, converted to the cache's type: query i is head first_head + i % heads of
-// row first_row + i / heads; queries from num_queries on are zeros.
-template <typename T, int dim>
-__device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int64_t first_row, int first_head,
-                                             int heads, int num_queries, int size, T* queries) {
-  const std::int64_t row_size = args.shape.row_size();
-  for (int i = threadIdx.x; i < size * dim; i += blockDim.x) {
-    const int query = i / dim, column = i % dim;
-    float value = 0.0f;
-    if (query < num_queries && column < args.shape.head_dim) {
-      const std::int64_t row = first_row + query / heads;
-      const int head = first_head + query % heads;
-      value = to_float(static_cast<const bf16*>(args.qkv)[row * row_size + head * args.shape.head_dim + column]);
-    }
-    queries[query * kStride<dim> + column] = from_float<T>(value);
   }
 }
 

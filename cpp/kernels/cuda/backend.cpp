@@ -47,7 +47,9 @@ class CudaDevice final : public Device {
   int num_ranks() const override { return comm_ ? comm_->size() : 1; }
   DType activation_dtype() const override { return DType::bf16; }
   DType kv_dtype_for(DType) const override { return DType::bf16; }
-  bool supports_kv_dtype(DType dtype) const override { return dtype == DType::bf16 || dtype == DType::f16; }
+  bool supports_kv_dtype(DType dtype) const override {
+    return dtype == DType::bf16 || dtype == DType::f16 || dtype == DType::f8e4m3;
+  }
   bool has_own_memory() const override { return true; }
   std::int64_t usual_batch_tokens() const override { return 8192; }
   std::int64_t available_memory() const override {

@@ -3,29 +3,49 @@
 // (Flash-Decoding; Dao et al., 2023). Bound by reading each key and value once.
 #pragma once
 
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/decode_tiles.cuh"
 
 namespace minisgl::cuda {
 
 constexpr int kMostSplits = 64;  // parts of a sequence
 constexpr int kLeastRounds = 4;  // rounds of a part: merging smaller ones takes longer than they save
 
-template <int dim>
+template <typename T, int dim>
 struct DecodeShape {
   static constexpr int kWarps = 4;
-  static constexpr int kPositions = dim > 64 ? 16 : 32;  // positions of a tile
-  static constexpr int kTile = kPositions * kStride<dim>;
-  static constexpr int kQueryElements = kDecodeQueries * kStride<dim>;
-  static constexpr int kWarpElements = 2 * 2 * kTile;  // two stages of keys and values
-  static constexpr int kLoadBytes = 2 * (kQueryElements + kWarps * kWarpElements);
+  using Tiles = DecodeTiles<T, dim>;
+  static constexpr int kQueryBytes = 2 * kDecodeQueries * kStride<dim>;
+  static constexpr int kLoadBytes = kQueryBytes + kWarps * Tiles::kBytes;
   static constexpr int kMergeBytes = 4 * kWarps * kDecodeQueries * (dim + 2);
   static constexpr int kBytes = kLoadBytes > kMergeBytes ? kLoadBytes : kMergeBytes;
+  static constexpr int kLeastResident = sizeof(T) > 1 ? 1
+                                        : dim > 64    ? 3
+                                                      : 4;  // blocks of a processor that registers are left for
 };
+
+// The query tile [kDecodeQueries, dim] in shared memory, as the products take it: consecutive heads of one row from
+// first_head on; queries from num_queries on are zeros.
+template <typename Tiles, int dim>
+__device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int64_t row, int first_head,
+                                             int num_queries, typename Tiles::Product* queries) {
+  for (int i = threadIdx.x; i < kDecodeQueries * dim; i += blockDim.x) {
+    const int query = i / dim, column = i % dim;
+    float value = 0.0f;
+    if (query < num_queries && column < args.shape.head_dim) {
+      const std::int64_t head = first_head + query;
+      value = to_float(
+          static_cast<const bf16*>(args.qkv)[row * args.shape.row_size() + head * args.shape.head_dim + column]);
+    }
+    queries[query * kStride<dim> + Tiles::query_place(column)] = from_float<typename Tiles::Product>(value);
+  }
+}
 
 // grid: parts; blocks of heads; sequences.
 template <typename T, int dim>
-__global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(const AttentionArgs args) {
-  using Shape = DecodeShape<dim>;
+__global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<T, dim>::kLeastResident)
+    decode_kernel(const AttentionArgs args) {
+  using Shape = DecodeShape<T, dim>;
+  using Tiles = typename Shape::Tiles;
   constexpr int kThreads = Shape::kWarps * 32;
   let_next_start();
   const int group = args.shape.num_heads / args.shape.num_kv_heads;
@@ -41,7 +61,7 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   // Positions of this part: whole tiles for every warp.
   const std::int32_t end = sequence.start_position + 1;
   const std::int32_t begin = args.window > 0 ? max(0, end - args.window) : 0;
-  constexpr int kRound = Shape::kWarps * Shape::kPositions;
+  constexpr int kRound = Shape::kWarps * Tiles::kPositions;
   const int rounds = (end - begin + kRound - 1) / kRound;
   const int rounds_per_part = max(kLeastRounds, (rounds + args.num_splits - 1) / args.num_splits);
   const int num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
@@ -50,38 +70,34 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   const std::int32_t part_end = min(end, part_begin + rounds_per_part * kRound);
 
   extern __shared__ __align__(16) unsigned char memory[];
-  T* queries = reinterpret_cast<T*>(memory);
+  auto* queries = reinterpret_cast<typename Tiles::Product*>(memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  T* keys = queries + Shape::kQueryElements + warp * Shape::kWarpElements;  // [2][kPositions, dim]
-  T* values = keys + 2 * Shape::kTile;
+  Tiles tiles(memory + Shape::kQueryBytes + warp * Tiles::kBytes);
   const Pages<T> pages = pages_of<T>(args, sequence, kv_head);
 
-  std::int32_t first = part_begin + warp * Shape::kPositions;
+  std::int32_t first = part_begin + warp * Tiles::kPositions;
   // The step and all positions but the last were written by earlier steps: they need not wait for this step's kernels.
-  if (first + Shape::kPositions >= end) wait_for_previous();
-  if (first < part_end) load_rows<T, dim, Shape::kPositions>(pages, first, part_end, keys, values, lane);
+  if (first + Tiles::kPositions >= end) wait_for_previous();
+  if (first < part_end) tiles.load(pages, first, part_end, 0, lane);
   commit_copies();
   wait_for_previous();
-  load_queries<T, dim>(args, sequence.first_row, first_head, num_queries, num_queries, kDecodeQueries, queries);
+  load_queries<Tiles, dim>(args, sequence.first_row, first_head, num_queries, queries);
   __syncthreads();
 
-  Softmax<dim> softmax[1];
-  softmax[0].clear();
-  const Visible visible[1] = {{.low = {begin, begin}, .high = {end, end}}};
+  Softmax<dim> softmax;
+  softmax.clear();
+  const Visible visible = {.low = {begin, begin}, .high = {end, end}};
   for (int stage = 0; first < part_end; first += kRound, stage ^= 1) {
-    if (first + kRound < part_end) {
-      load_rows<T, dim, Shape::kPositions>(pages, first + kRound, part_end, keys + (stage ^ 1) * Shape::kTile,
-                                           values + (stage ^ 1) * Shape::kTile, lane);
-    }
+    if (first + kRound < part_end) tiles.load(pages, first + kRound, part_end, stage ^ 1, lane);
     commit_copies();
     wait_copies<1>();
     __syncwarp();
-    const bool masked = first + Shape::kPositions > end;
-    fold_tile<T, dim, Shape::kPositions, 1>(queries, keys + stage * Shape::kTile, values + stage * Shape::kTile, first,
-                                            visible, masked, args.scale * kLog2E, softmax);
+    const bool masked = first + Tiles::kPositions > end;
+    tiles.fold(queries, first, stage, visible, masked, args.scale * kLog2E, softmax);
     __syncwarp();
   }
-  finish_sums(softmax[0]);
+  tiles.finish(softmax);
+  finish_sums(softmax);
   wait_copies<0>();
   __syncthreads();  // all warps are done with the tiles; the memory serves the merge now
 
@@ -92,13 +108,13 @@ __global__ void __launch_bounds__(DecodeShape<dim>::kWarps * 32) decode_kernel(c
   for (int half = 0; half < 2; ++half) {
     const int query = warp * kDecodeQueries + lane / 4 + 8 * half;
     if (lane % 4 == 0) {
-      shared_max[query] = softmax[0].max[half];
-      shared_sum[query] = softmax[0].sum[half];
+      shared_max[query] = softmax.max[half];
+      shared_sum[query] = softmax.sum[half];
     }
 #pragma unroll
     for (int j = 0; j < dim / 8; ++j) {
-      shared_acc[query * dim + 8 * j + 2 * (lane % 4)] = softmax[0].acc[j][2 * half];
-      shared_acc[query * dim + 8 * j + 2 * (lane % 4) + 1] = softmax[0].acc[j][2 * half + 1];
+      shared_acc[query * dim + Tiles::column(lane, j, 0)] = softmax.acc[j][2 * half];
+      shared_acc[query * dim + Tiles::column(lane, j, 1)] = softmax.acc[j][2 * half + 1];
     }
   }
   __syncthreads();
@@ -194,7 +210,7 @@ inline int choose_splits(std::int64_t blocks, std::int64_t resident, std::int64_
 
 template <typename T, int dim>
 void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
-  using Shape = DecodeShape<dim>;
+  using Shape = DecodeShape<T, dim>;
   constexpr int kThreads = Shape::kWarps * 32;
   MINISGL_CUDA_CHECK(
       cudaFuncSetAttribute(decode_kernel<T, dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes));

@@ -26,6 +26,11 @@ void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y
 void store_heads(const StepData& step, void* qkv, const HeadShape& shape, const HeadTransform& transform,
                  const ops::KvLayer& cache, cudaStream_t stream);
 
+// What a cache of DType::f8e4m3 holds (ops::KvLayer says what it means).
+struct e4m3 {
+  std::uint8_t bits;
+};
+
 struct AttentionArgs {
   StepData step;
   const void* qkv;
@@ -52,7 +57,8 @@ constexpr std::int64_t partial_floats(int head_dim) {
   return std::int64_t{kDecodeQueries} * (head_dim + 2);
 }
 
-// Head sizes are served by the next of 64, 80, 96, 128, 256; one instantiation of each lies in a file of its own.
+// Head sizes are served by the next of 64, 80, 96, 128, 256, of e4m3 by the next of 64, 128, 256 (and they are
+// multiples of 16); one instantiation of each lies in a file of its own.
 template <typename T, int padded_dim>
 void decode_attention(const AttentionArgs& args, cudaStream_t stream);
 template <typename T, int padded_dim>

@@ -1,9 +1,7 @@
 // What the prefill kernels share: a tile of a sequence's queries, the values that must not reach them, their answers.
 #pragma once
 
-#include <type_traits>
-
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/e4m3.cuh"
 
 namespace minisgl::cuda {
 
@@ -110,6 +108,26 @@ __device__ __forceinline__ void add_non_finite(const Pages<T>& pages, const Pref
           if (position < visible.low[i / 2] || position >= visible.high[i / 2]) continue;
           if ((mask >> 16 * (i % 2) & 1) != 0) acc[j][i] += to_float(values[8 * j + i % 2]);
         }
+      }
+    }
+  }
+}
+
+// The same for bytes: of a scale that is no number, nothing is finite.
+template <typename T, int dim>
+  requires std::is_same_v<T, e4m3>
+__device__ __forceinline__ void add_non_finite(const Pages<T>& pages, const PrefillTile& tile, const Visible& visible,
+                                               int size, float (&acc)[dim / 8][4]) {
+  for (std::int32_t first = tile.begin; first < tile.end; first += size) {
+    if (!tile.masks(first, size)) continue;
+    for (std::int32_t position = first; position < min(first + size, tile.end); ++position) {
+      const float scale = pages.value_scales[pages.row_of(position)];
+      if (is_finite(scale)) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (position < visible.low[i / 2] || position >= visible.high[i / 2]) continue;
+#pragma unroll
+        for (int j = 0; j < dim / 8; ++j) acc[j][i] += scale;
       }
     }
   }

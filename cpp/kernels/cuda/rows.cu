@@ -1,4 +1,8 @@
 // Operations on rows and heads. All are bound by the bytes of the rows that they read and write once.
+#include <cuda_fp8.h>
+
+#include <type_traits>
+
 #include "core/cuda/launch.h"
 #include "core/cuda/math.cuh"
 #include "core/cuda/runtime.h"
@@ -112,12 +116,27 @@ struct HeadArgs {
   float eps;
   int rotary_dim;
   void *keys, *values;
+  float *key_scales, *value_scales;  // of e4m3 alone
   int page_size;
   const std::int32_t *positions, *cache_rows;
 };
 
 constexpr int kMaxHeadDim = 256;
 constexpr int kPerLane = kMaxHeadDim / 32;
+
+// The scale of a head that a warp holds, as ops::KvLayer defines it. Magnitudes are compared as integers, of which
+// those of infinities and NaN are the largest.
+__device__ float scale_of(const float (&value)[kPerLane], int dim) {
+  constexpr unsigned kInfinity = 0x7f800000u;
+  unsigned largest = 0;
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j)
+    if (static_cast<int>(threadIdx.x) % 32 + 32 * j < dim) largest = max(largest, __float_as_uint(fabsf(value[j])));
+  largest = __reduce_max_sync(0xffffffffu, largest);
+  if (largest >= kInfinity) return __uint_as_float(kInfinity + 1);  // a NaN
+  const float scale = __uint_as_float(largest) / kv_byte_max(DType::f8e4m3);
+  return scale > 0.0f ? scale : 1.0f;
+}
 
 // A warp takes one head of one row: norm, rotation, and keys and values to the cache.
 template <typename T>
@@ -187,11 +206,21 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
   if (cache_row < 0) return;
   const int kv_head = (head - args.num_heads) % args.num_kv_heads;
   const std::int64_t page = cache_row / args.page_size, place = cache_row % args.page_size;
-  T* out = static_cast<T*>(is_value ? args.values : args.keys) +
-           ((page * args.num_kv_heads + kv_head) * args.page_size + place) * dim;
+  const std::int64_t place_in_cache = (page * args.num_kv_heads + kv_head) * args.page_size + place;
+  T* out = static_cast<T*>(is_value ? args.values : args.keys) + place_in_cache * dim;
+  if constexpr (std::is_same_v<T, e4m3>) {
+    const float scale = scale_of(value, dim);
+    if (lane == 0) (is_value ? args.value_scales : args.key_scales)[place_in_cache] = scale;
 #pragma unroll
-  for (int j = 0; j < kPerLane; ++j)
-    if (lane + 32 * j < dim) out[lane + 32 * j] = from_float<T>(value[j]);
+    for (int j = 0; j < kPerLane; ++j) {
+      if (lane + 32 * j < dim)
+        out[lane + 32 * j] = {__nv_cvt_float_to_fp8(value[j] / scale, __NV_SATFINITE, __NV_E4M3)};
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j)
+      if (lane + 32 * j < dim) out[lane + 32 * j] = from_float<T>(value[j]);
+  }
 }
 
 }  // namespace
@@ -238,12 +267,16 @@ void store_heads(const StepData& step, void* qkv, const HeadShape& shape, const 
                       .rotary_dim = transform.rotary_dim,
                       .keys = cache.keys,
                       .values = cache.values,
+                      .key_scales = cache.key_scales,
+                      .value_scales = cache.value_scales,
                       .page_size = cache.page_size,
                       .positions = step.positions,
                       .cache_rows = step.cache_rows};
   const int num_all = shape.num_heads + 2 * shape.num_kv_heads;
   const dim3 grid(static_cast<unsigned>(step.num_rows), static_cast<unsigned>((num_all + kWarps - 1) / kWarps));
-  const auto kernel = cache.dtype == DType::bf16 ? store_heads_kernel<bf16> : store_heads_kernel<half>;
+  const auto kernel = cache.dtype == DType::bf16  ? store_heads_kernel<bf16>
+                      : cache.dtype == DType::f16 ? store_heads_kernel<half>
+                                                  : store_heads_kernel<e4m3>;
   launch_kernel(kernel, grid, kThreads, 0, stream, args);
 }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minisgl.engine.api import SHUTTING_DOWN, EngineBusy, EngineUnavailable
-from minisgl.engine.backlog import Backlog
+from minisgl.engine.backlog import Backlog, SharedBound, WaitingPrompt
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -42,7 +42,8 @@ class LiveRequests:
 
     def __init__(self, max_waiting: int, max_waiting_tokens: int | None = None) -> None:
         """`max_waiting`: requests taken beyond those that the engine runs at once;
-        `max_waiting_tokens`: tokens of all prompts that have no answer yet; None: any number.
+        `max_waiting_tokens`: tokens of all prompts that have no answer yet; None: any number. Both
+        are shared by API keys: see SharedBound.
         """
         self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # EngineApi's
         self.stats = EngineStats()
@@ -50,6 +51,8 @@ class LiveRequests:
         self._max_waiting_tokens = max_waiting_tokens
         self._backlog = Backlog()
         self._live: dict[int, TokenStream] = {}
+        self._live_by_share = SharedBound()
+        self._latest: TokenStream | None = None  # whose prompt the next request may share
         self._replaying: set[int] = set()
         self._next_id = 0
         self._send: Send | None = None  # None: no engine has the live requests
@@ -86,19 +89,21 @@ class LiveRequests:
         """EngineApi.submit() of the engine whose requests these are."""
         if engine.state != "ready":
             raise EngineUnavailable(engine.state)
-        info = engine.info
+        info, share = engine.info, standing.share
         most = info.max_running + self._max_waiting
-        if len(self._live) >= most:
+        if not self._live_by_share.allows(share, 1, most):
             raise EngineBusy(
                 f"{len(self._live)} requests are waiting or running, of at most {most} "
                 "(--max-running and --max-waiting)."
             )
-        waiting, limit = self._backlog.tokens, self._max_waiting_tokens
-        # Where nothing waits, a prompt of any length is taken.
-        if limit is not None and waiting and waiting + len(prompt_ids) > limit:
+        shared = self._shared_prompt(prompt_ids, params, prefix_salt) if info.prefix_cache else None
+        waiting, tokens = self._backlog.waiting, 0 if shared else len(prompt_ids)
+        # Where nothing waits, a prompt of any length is taken, and its choices with it.
+        is_bounded = waiting.total > 0 and tokens > 0
+        if is_bounded and not waiting.allows(share, tokens, self._max_waiting_tokens):
             raise EngineBusy(
-                f"{waiting} prompt tokens are waiting, and the {len(prompt_ids)} of this prompt "
-                f"would make them more than {limit} (--max-waiting-tokens)."
+                f"{waiting.total} prompt tokens are waiting, and the {tokens} of this prompt would "
+                f"make them more than {self._max_waiting_tokens} (--max-waiting-tokens)."
             )
         request = make_request(
             self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
@@ -108,9 +113,27 @@ class LiveRequests:
             raise EngineUnavailable("restarting")
         self._next_id += 1
         self._live[stream.id] = stream
-        stream.waiting_tokens = len(prompt_ids)
-        self._backlog.add(stream.waiting_tokens)
+        self._live_by_share.add(share, 1)
+        if shared is None:
+            stream.prompt = self._backlog.add(tokens, share)
+        else:
+            stream.prompt = shared
+            shared.requests += 1
+        self._latest = stream
         return stream
+
+    def _shared_prompt(
+        self, prompt_ids: list[int], params: SamplingParams, prefix_salt: bytes | None
+    ) -> WaitingPrompt | None:
+        """The prompt of the request before this one where that waits and is the same: of one choice
+        of several. One whose log probabilities are wanted is computed anew.
+        """
+        latest = self._latest
+        if latest is None or latest.request.prompt is not prompt_ids:
+            return None
+        if latest.request.prefix_salt != prefix_salt or params.prompt_logprobs is not None:
+            return None
+        return latest.prompt
 
     def abort(self, request_id: int) -> None:
         """EngineApi.abort()."""
@@ -130,9 +153,8 @@ class LiveRequests:
             stream = self._live.get(output.id)
             if stream is None or output.error_code == "engine_failure":
                 continue  # in the second case the news of the engine's end follows
-            if stream.waiting_tokens and output.finish not in ("abort", "error"):
-                self._backlog.serve(stream.waiting_tokens)
-                stream.waiting_tokens = 0
+            if stream.prompt is not None and output.finish not in ("abort", "error"):
+                self._backlog.serve(stream.prompt)
             stream.deliver(output)
             if self._replaying:
                 self._replaying.discard(output.id)
@@ -201,7 +223,10 @@ class LiveRequests:
 
     def _forget(self, request_id: int) -> None:
         stream = self._live.pop(request_id)
-        self._backlog.drop(stream.waiting_tokens)
-        stream.waiting_tokens = 0
+        self._live_by_share.add(stream.request.standing.share, -1)
+        if stream.prompt is not None:
+            self._backlog.drop(stream.prompt)
+        if stream is self._latest:
+            self._latest = None
         self._replaying.discard(request_id)
         self._changed.set()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from minisgl.engine.backlog import WaitingPrompt
 from minisgl.ipc.messages import ErrorCode, Output, Submit
 
 
@@ -25,7 +26,7 @@ class TokenStream:
         self.num_cached = 0  # prompt tokens that were found in the prefix cache
         self.finish = ""  # the reason, once the end has arrived
         self.num_deaths = 0  # engines that died with this request
-        self.waiting_tokens = 0  # of the prompt, until the first output: see Backlog
+        self.prompt: WaitingPrompt | None = None  # in the backlog, which this request may share
         self._abort = abort
         self._pending: Output | None = None
         self._waiter: asyncio.Future[None] | None = None

@@ -5,11 +5,13 @@ token ids of answers; find_runs() tells where a prompt has an answer's text agai
 join_runs() uses the ids there.
 
 What the model reads is the prompt's text in any case, token by token the tokenizer's or what was
-generated at the same place of a conversation. Whatever can't be shown to be so is the tokenizer's.
+generated at the same place of a conversation: where that was no UTF-8, its own bytes in place of
+the U+FFFD that the client was shown. Whatever can't be shown to be so is the tokenizer's.
 """
 
 from __future__ import annotations
 
+import codecs
 import re
 from array import array
 from collections import OrderedDict
@@ -179,6 +181,39 @@ def _total(answers: Iterable[RememberedAnswer]) -> int:
     return sum(answer.num_bytes for answer in answers)
 
 
+class _Spelling(NamedTuple):
+    """An answer's token ids as text."""
+
+    token_ids: Sequence[int]
+    data: bytes  # UTF-8
+    limits: list[int]  # the byte that each begins at, then where the last ends; -1: in a character
+
+
+def _spell(tokenizer: Tokenizer, token_ids: Sequence[int]) -> _Spelling:
+    table = tokenizer.byte_table(skip_special_tokens=False)
+    tokens = [table[token_id] for token_id in token_ids]
+    data = b"".join(tokens)
+    try:
+        data.decode()
+    except UnicodeDecodeError:  # the client was shown U+FFFD
+        return _spell_as_shown(token_ids, tokens)
+    limits = [
+        limit if limit == len(data) or data[limit] & 0xC0 != 0x80 else -1
+        for limit in (0, *accumulate(map(len, tokens)))
+    ]
+    return _Spelling(token_ids, data, limits)
+
+
+def _spell_as_shown(token_ids: Sequence[int], tokens: Iterable[bytes]) -> _Spelling:
+    """The text of tokens that are not UTF-8, without a character that their end cuts."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    data, limits = bytearray(), [0]
+    for token in tokens:
+        data += decoder.decode(token).encode()
+        limits.append(-1 if decoder.getstate()[0] else len(data))
+    return _Spelling(token_ids, bytes(data), limits)
+
+
 def _place(tokenizer: Tokenizer, answer: RememberedAnswer, words: str, prompt: str) -> Run | None:
     """The run that the prompt has of an answer."""
     begins = [
@@ -188,13 +223,11 @@ def _place(tokenizer: Tokenizer, answer: RememberedAnswer, words: str, prompt: s
     ]
     if not begins:
         return None
-    table = tokenizer.byte_table(skip_special_tokens=False)
-    tokens = [table[token_id] for token_id in answer.token_ids]
-    data, shown = b"".join(tokens), words.encode()
-    first = data.rfind(shown)
+    spelling, shown = _spell(tokenizer, answer.token_ids), words.encode()
+    first = spelling.data.rfind(shown)
     if first < 0:  # special tokens that weren't shown stand in it
         return None
-    head = data[:first].decode("utf-8", "surrogateescape")  # which no prompt has, if not UTF-8
+    head = spelling.data[:first].decode()
     for begin in begins:
         if prompt.startswith(head, begin) and prompt.startswith(words, begin + len(head)):
             first_byte, end = 0, begin + len(head) + len(words)
@@ -204,8 +237,8 @@ def _place(tokenizer: Tokenizer, answer: RememberedAnswer, words: str, prompt: s
             if not prompt.startswith(words, begin):
                 continue
         last_byte = first + len(shown)
-        last_byte += _num_common_spaces(data[last_byte:], prompt, end)
-        run = _cut(answer, tokens, range(first_byte, last_byte), begin)
+        last_byte += _num_common_spaces(spelling.data[last_byte:], prompt, end)
+        run = _cut(spelling, range(first_byte, last_byte), begin)
         return run if run is not None and _same_tokens(tokenizer, prompt, run) else None
     return None
 
@@ -225,23 +258,18 @@ def _num_common_spaces(data: bytes, text: str, begin: int) -> int:
     return count
 
 
-def _cut(answer: RememberedAnswer, tokens: Sequence[bytes], part: range, begin: int) -> Run | None:
+def _cut(spelling: _Spelling, part: range, begin: int) -> Run | None:
     """The whole tokens among some bytes of an answer, a text that begins at character `begin` of a
     prompt; cut where characters begin.
     """
-    data = b"".join(tokens)
-    limits = [0, *accumulate(map(len, tokens))]
-    inside = [
-        index
-        for index, limit in enumerate(limits)
-        if part.start <= limit <= part.stop and (limit == len(data) or data[limit] & 0xC0 != 0x80)
-    ]
+    ids, data, limits = spelling
+    inside = [index for index, limit in enumerate(limits) if part.start <= limit <= part.stop]
     if len(inside) < 2:
         return None
     first, last = inside[0], inside[-1]
     begin += len(data[part.start : limits[first]].decode())
     end = begin + len(data[limits[first] : limits[last]].decode())
-    return Run(begin, end, answer.token_ids[first:last].tolist())
+    return Run(begin, end, list(ids[first:last]))
 
 
 def _same_tokens(tokenizer: Tokenizer, prompt: str, run: Run) -> bool:

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "engine/async_device.h"
 #include "engine/defaults.h"
 #include "gemm/gemm.h"
 #include "kernels/cpu/backend.h"
@@ -68,6 +69,28 @@ std::string refusal(const EngineOptions& settings, std::int64_t available = 8 * 
     return error.what();
   }
   return "";
+}
+
+// As a GPU has it.
+class Fp8Device final : public testing_support::AsyncDevice {
+ public:
+  bool supports_kv_dtype(DType) const override { return true; }
+};
+
+TEST(Defaults, Fp8NeedsHeadsOfSixteens) {
+  const Fp8Device device;
+  ModelSpec spec = small_spec();
+  const EngineOptions settings{.kv_dtype = "fp8"};
+  EXPECT_EQ(choose_config(settings, SizedModel(spec, DType::bf16, device), device, 8 * gibibyte).kv_dtype,
+            DType::f8e4m3);
+  spec.head_dim = 24;
+  try {
+    choose_config(settings, SizedModel(spec, DType::bf16, device), device, 8 * gibibyte);
+    FAIL();
+  } catch (const InputError& error) {
+    EXPECT_STREQ(error.what(),
+                 "--kv-dtype fp8 needs heads of a multiple of 16, this model's have 24; use bf16 or auto");
+  }
 }
 
 TEST(Defaults, WithPlentyOfMemory) {

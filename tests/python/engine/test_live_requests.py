@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from minisgl.engine.api import EngineBusy
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
-    NO_STANDING,
     Abort,
     EngineInfo,
     EngineStats,
     Output,
+    Standing,
     StepOutputs,
     Submit,
 )
@@ -33,11 +34,20 @@ class Requests:
     def sent(self, message: Submit | Abort) -> bool:
         return True
 
-    def submit(self, prompt_tokens: int) -> TokenStream:
-        engine = SimpleNamespace(state="ready", info=INFO)
-        params = SamplingParams(max_tokens=10)
-        prompt = [1] * prompt_tokens
-        return self.live.submit(engine, prompt, params, (), (), None, NO_STANDING)  # type: ignore[arg-type]
+    def submit(self, prompt_tokens: int, share: int = 0) -> TokenStream:
+        return self.submit_choice([1] * prompt_tokens, share=share)
+
+    def submit_choice(
+        self,
+        prompt: list[int],
+        *,
+        info: EngineInfo = INFO,
+        share: int = 0,
+        prompt_logprobs: int | None = None,
+    ) -> TokenStream:
+        engine = SimpleNamespace(state="ready", info=info)
+        params = SamplingParams(max_tokens=10, prompt_logprobs=prompt_logprobs)
+        return self.live.submit(engine, prompt, params, (), (), None, Standing(share=share))  # type: ignore[arg-type]
 
     def say(self, *outputs: Output) -> None:
         self.live.dispatch(StepOutputs(list(outputs), EngineStats()))
@@ -89,3 +99,66 @@ def test_what_waits_goes_on_waiting_when_its_engine_dies() -> None:
     assert requests.live.waiting_tokens == 20
     requests.say(Output(waits.id, [3]), Output(begun.id, [4]))
     assert requests.live.waiting_tokens == 0
+
+
+def test_a_key_that_fills_the_queue_keeps_no_other_out() -> None:
+    """Of 8 requests, and of 1000 tokens; a quarter of each is there for others."""
+    requests = Requests(4, None)
+    streams = [requests.submit(1, share=1) for _ in range(8)]
+    with pytest.raises(EngineBusy, match="8 requests are waiting or running, of at most 8"):
+        requests.submit(1, share=1)
+    requests.submit(1, share=2)
+    requests.submit(1, share=2)
+    for share in (1, 2, 3):
+        with pytest.raises(EngineBusy):
+            requests.submit(1, share=share)
+    for stream in streams[:3]:
+        requests.say(Output(stream.id, [5], "length"))
+    requests.submit(1, share=1)  # the one place that is free
+    with pytest.raises(EngineBusy):
+        requests.submit(1, share=1)
+    assert requests.submit(1, share=2)
+
+    requests = Requests(100, 1000)
+    requests.submit(900, share=1)
+    with pytest.raises(EngineBusy, match="900 prompt tokens are waiting"):
+        requests.submit(200, share=1)
+    requests.submit(200, share=2)
+    with pytest.raises(EngineBusy):
+        requests.submit(200, share=2)
+
+
+def test_choices_of_a_prompt_that_is_taken_as_nothing_waits_are_taken_too() -> None:
+    requests = Requests(100, 10)
+    prompt = [1] * 500
+    for _ in range(3):
+        requests.submit_choice(prompt, info=msgspec.structs.replace(INFO, prefix_cache=True))
+    assert requests.live.waiting_tokens == 500
+
+
+def test_the_prompt_of_several_choices_waits_once() -> None:
+    cached, plain = (msgspec.structs.replace(INFO, prefix_cache=on) for on in (True, False))
+    requests = Requests(100, 1000)
+    prompt = [1] * 600
+    first, second = (requests.submit_choice(prompt, info=cached) for _ in range(2))
+    assert requests.live.waiting_tokens == 600
+    requests.live.abort(first.id)
+    requests.say(Output(first.id, [], "abort"))
+    assert requests.live.waiting_tokens == 600
+    requests.say(Output(second.id, [5]))
+    assert requests.live.waiting_tokens == 0
+    requests.submit_choice(prompt, info=cached)  # of the second's, which is computed
+    assert requests.live.waiting_tokens == 0
+    requests.submit_choice(list(prompt), info=cached)  # another request's
+    assert requests.live.waiting_tokens == 600
+    requests.live.end_all("shutting_down", "the end")
+    requests.live.attach(requests.sent)
+
+    requests.submit_choice(prompt, info=plain)
+    with pytest.raises(EngineBusy):
+        requests.submit_choice(prompt, info=plain)
+    requests.live.end_all("shutting_down", "the end")
+    requests.live.attach(requests.sent)
+    requests.submit_choice(prompt, info=cached)
+    with pytest.raises(EngineBusy):  # its rows are computed each time
+        requests.submit_choice(prompt, info=cached, prompt_logprobs=0)

@@ -74,12 +74,13 @@ def transformers_logits(
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    attention: str = "eager",
 ) -> np.ndarray:
     """f32 [len(ids), vocab]: the folder's weights, computed in `dtype` whatever they are stored
-    in.
+    in. `attention`: a name that transformers knows.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
+        folder, dtype=dtype, attn_implementation=attention
     ).to(device)
     with torch.inference_mode():
         tokens = torch.tensor([list(ids)], device=device)

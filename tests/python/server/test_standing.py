@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+
+import httpx
 import pytest
 
-from minisgl.ipc.messages import Standing
+from minisgl.engine.live_requests import LiveRequests
+from minisgl.ipc.messages import EngineStats, Output, Standing, StepOutputs
 from tests.python.server.conftest import Server, StartServer
 
 
@@ -57,3 +62,32 @@ async def test_shares_are_api_keys_and_nobody_goes_before_strangers(
         server.http.headers["Authorization"] = "Bearer one"
         assert (await server.chat(priority=-5)).status_code == 200
         assert standings(server) == [Standing(priority=-5)]
+
+
+async def test_a_key_that_fills_the_queue_keeps_no_other_out(start_server: StartServer) -> None:
+    async with start_server(api_key=("one", "two")) as server:
+        requests = LiveRequests(4, None)  # and none that run
+        requests.attach(lambda message: True)
+        server.engine.submit = functools.partial(requests.submit, server.engine)  # type: ignore[method-assign]
+
+        def ask(key: str) -> asyncio.Task[httpx.Response]:
+            body = {"prompt": "hi", "max_tokens": 1}
+            headers = {"Authorization": f"Bearer {key}"}
+            return asyncio.create_task(
+                server.http.post("/v1/completions", json=body, headers=headers)
+            )
+
+        waiting = [ask("one") for _ in range(4)]
+        while len(requests) < 4:
+            await asyncio.sleep(0.001)
+        refused = await ask("one")
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) > 0
+        waiting.append(ask("two"))
+        while len(requests) < 5:
+            await asyncio.sleep(0.001)
+        refused = await ask("two")  # the reserve is one request here
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        outputs = [Output(number, [5], "length") for number in range(5)]
+        requests.dispatch(StepOutputs(outputs, EngineStats()))
+        assert {(await answer).status_code for answer in waiting} == {200}

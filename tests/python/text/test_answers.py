@@ -21,7 +21,12 @@ from minisgl.text.answers import (
     turns_of,
 )
 from minisgl.text.frontend import TextFrontend
-from minisgl.tokenizer import DetokenizerOptions, Tokenizer, load_tokenizer
+from minisgl.tokenizer import (
+    DetokenizerOptions,
+    IncrementalDetokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from tests.python.tokenizer.vocabularies import (
     sentencepiece_fields,
     sentencepiece_model,
@@ -81,7 +86,8 @@ class Conversation:
 
     def answer(self, ids: list[int], text: str | None = None) -> None:
         """The model's answer, and what the client makes of its text, where that is another."""
-        shown = self.tokenizer.decode(ids)
+        detokenizer = IncrementalDetokenizer(self.tokenizer, DetokenizerOptions())
+        shown = detokenizer.push(ids) + detokenizer.finish()
         self.memory.remember(self.owner, turns_of(self.prompt), ids, shown)
         content = shown if text is None else text
         self.messages.append({"role": "assistant", "content": content})
@@ -259,6 +265,52 @@ def test_an_answer_that_ends_within_a_character(tokenizer: Tokenizer) -> None:
     chat.answer(whole[:-1], "look:")
     ids = chat.ask("and?")
     assert tokenizer.decode(ids, skip_special_tokens=False) == chat.prompt
+
+
+def broken(tokenizer: Tokenizer, rng: random.Random) -> list[int]:
+    """Ids whose bytes are not UTF-8, and which the tokenizer has for no text: characters have lost
+    some of their bytes.
+    """
+    pieces = [cut(tokenizer, text, rng.randrange(100)) for text in ("say ", " é, ", "日本 ", "!")]
+    face = tokenizer.encode("😀", add_special_tokens=False)
+    assert len(face) > 1
+    pieces += [face[:1], face[1:], face, face[:-1] * 2]
+    return [token_id for piece in rng.sample(pieces, len(pieces)) for token_id in piece]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bytes_that_are_no_text_come_back_as_they_were(tokenizer: Tokenizer, seed: int) -> None:
+    """The client was shown U+FFFD, and says so."""
+    rng = random.Random(seed)
+    start, end = (cut(tokenizer, text) for text in ("well ", " done"))
+    for render in (plain, stripping):
+        chat = Conversation(tokenizer, render)
+        for _ in range(4):
+            before = chat.ids
+            chat.ask("and?")
+            if render is plain:
+                assert chat.ids[: len(before)] == before
+            assert tokenizer.decode(chat.ids, skip_special_tokens=False) == chat.prompt
+            thought = [] if render is plain else cut(tokenizer, "<think>Hm.</think>\n")
+            words = [*start, *broken(tokenizer, rng), *end]
+            chat.answer([*thought, *words])
+            assert "\ufffd" in chat.messages[-1]["content"]
+            assert contains(chat.ask("and?"), words)
+            chat.messages.pop()
+
+
+def test_bytes_that_are_no_text_at_an_answers_ends(tokenizer: Tokenizer) -> None:
+    face = tokenizer.encode("😀", add_special_tokens=False)
+    for answer in ([*face[1:], *cut(tokenizer, " is it")], [*cut(tokenizer, "it is "), *face[1:]]):
+        chat = Conversation(tokenizer, plain)
+        chat.ask("hi")
+        chat.answer(answer)
+        assert contains(chat.ask("and?"), answer)
+    chat = Conversation(tokenizer, plain)
+    chat.ask("hi")
+    chat.answer([*face[1:], *cut(tokenizer, " and "), *face[:-1]])  # its last part isn't shown
+    assert contains(chat.ask("and?"), [*face[1:], *cut(tokenizer, " and ")])
+    assert tokenizer.decode(chat.ids, skip_special_tokens=False) == chat.prompt
 
 
 def test_a_space_that_is_one_token_with_a_part_of_a_character(tokenizer: Tokenizer) -> None:

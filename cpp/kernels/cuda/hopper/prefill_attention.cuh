@@ -7,114 +7,17 @@
 // cache.
 #pragma once
 
-#include "kernels/cuda/hopper/wgmma.cuh"
-#include "kernels/cuda/prefill_tile.cuh"
+#include "kernels/cuda/hopper/fetch_tiles.cuh"
 
 namespace minisgl::cuda::hopper {
-
-constexpr int kGroup = 128;  // threads of a warpgroup
-constexpr int kConsumers = 2;
-constexpr int kGroupQueries = 64;
-constexpr int kQueries = kConsumers * kGroupQueries;
-constexpr int kMostStages = 3;
-
-template <int dim>
-struct Shape {
-  static constexpr int kPositions = dim > 128 ? 64 : 128;
-  static constexpr int kStages = dim > 128 ? 2 : kMostStages;
-  static constexpr int kTiles = (dim + kTileColumns - 1) / kTileColumns;  // tiles that lie beside each other
-  static constexpr int kColumnStride = kPositions * kTileRowBytes;        // from one of them to the next
-  static constexpr int kStageBytes = kTiles * kColumnStride;              // keys or values
-  static constexpr int kQueryStride = kGroupQueries * kTileRowBytes;      // the same for queries
-  static constexpr int kQueryBytes = kTiles * kQueryStride;               // a warpgroup's
-  static constexpr int kBytes = kConsumers * kQueryBytes + 2 * kStages * kStageBytes + 1024;
-};
-
-struct Barriers {
-  Barrier full_keys[kMostStages], full_values[kMostStages];    // a stage holds a tile
-  Barrier empty_keys[kMostStages], empty_values[kMostStages];  // a stage is read no more
-  bool has_non_finite;
-  float never_written;
-};
-
-// The stage whose turn it is, and the parity of the phase in which its barriers are.
-template <int stages>
-struct Turn {
-  int stage = 0;
-  unsigned parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// The producer: each warp fetches a quarter of a tile's positions, a lane looks up one of them for the others. Eight
-// lanes copy 64 columns of a row.
-template <typename T, int dim>
-__device__ __forceinline__ void fetch_tiles(const Pages<T>& pages, const PrefillTile& tile, unsigned char* keys,
-                                            unsigned char* values, Barriers& barriers) {
-  using S = Shape<dim>;
-  constexpr int kShare = S::kPositions / (kGroup / 32), kRowsAtOnce = 32 / 8;
-  const int warp = threadIdx.x % kGroup / 32, lane = threadIdx.x % 32, chunk = lane % 8;
-  const auto look_up = [&](std::int32_t first) {  // -1: none
-    const std::int32_t position = first + warp * kShare + lane % kShare;
-    const std::int32_t found = pages.row_of(min(position, tile.end - 1));
-    return position < tile.end ? found : -1;
-  };
-  // visit(place in the tile, place in the cache or -1) for each 16 bytes of this thread.
-  const auto for_each_chunk = [&](std::int32_t own_row, const auto& visit) {
-#pragma unroll
-    for (int i = 0; i < kShare / kRowsAtOnce; ++i) {
-      const int share_row = kRowsAtOnce * i + lane / 8, row = warp * kShare + share_row;
-      const std::int32_t cache_row = __shfl_sync(0xffffffffu, own_row, share_row);
-#pragma unroll
-      for (int c = 0; c < S::kTiles; ++c) {
-        const int column = c * kTileColumns + chunk * 8;
-        if (column >= dim) continue;
-        const bool valid = cache_row >= 0 && column < pages.head_dim;
-        visit(c * S::kColumnStride + row * kTileRowBytes + (chunk ^ row % 8) * 16,
-              valid ? std::int64_t{cache_row} * pages.head_dim + column : -1);
-      }
-    }
-  };
-  const auto copy = [&](std::int32_t own_row, const T* from, unsigned char* to) {
-    for_each_chunk(own_row, [&](int place, std::int64_t offset) {
-      copy_16_async(to + place, from + (offset >= 0 ? offset : 0), offset >= 0);
-    });
-  };
-  Turn<S::kStages> turn;
-  std::int32_t next_row = look_up(tile.begin);
-  for (std::int32_t first = tile.begin; first < tile.end; first += S::kPositions, turn.advance()) {
-    const int stage = turn.stage;
-    const std::int32_t own_row = next_row;
-    next_row = look_up(first + S::kPositions);
-    barriers.empty_keys[stage].wait(turn.parity ^ 1);
-    copy(own_row, pages.keys, keys + stage * S::kStageBytes);
-    barriers.full_keys[stage].arrive_after_copies();
-    barriers.empty_values[stage].wait(turn.parity ^ 1);
-    unsigned char* stage_values = values + stage * S::kStageBytes;
-    copy(own_row, pages.values, stage_values);
-    if (!tile.masks(first, S::kPositions)) {
-      barriers.full_values[stage].arrive_after_copies();
-      continue;
-    }
-    commit_copies();
-    wait_copies<0>();
-    bool any = false;
-    for_each_chunk(own_row, [&](int place, std::int64_t) { any = clear_non_finite<T>(stage_values + place) || any; });
-    if (any) barriers.has_non_finite = true;
-    barriers.full_values[stage].arrive();
-  }
-}
 
 // A consumer: 64 queries from `query` on, in shared memory at `queries`.
 template <typename T, int dim>
 __device__ __forceinline__ void attend(const AttentionArgs& args, const Pages<T>& pages, const PrefillTile& tile,
                                        int consumer, unsigned char* queries, const unsigned char* keys,
                                        const unsigned char* values, Barriers& barriers) {
-  using S = Shape<dim>;
+  using S = Shape<T, dim>;
+  using Element = ProductType<T>;
   const int thread = threadIdx.x % kGroup, lane = thread % 32;
   const int group_query = consumer * kGroupQueries;
   constexpr int kOwnChunks = kGroupQueries * (dim / 8) / kGroup, kAtOnce = kOwnChunks > 8 ? 8 : kOwnChunks;
@@ -123,7 +26,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, const Pages<T>
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       const int i = (from + k) * kGroup + thread;
-      loaded[k] = query_chunk<T>(args, tile, group_query + i / (dim / 8), i % (dim / 8) * 8);
+      loaded[k] = query_chunk<Element>(args, tile, group_query + i / (dim / 8), i % (dim / 8) * 8);
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
@@ -155,8 +58,8 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, const Pages<T>
 #pragma unroll
     for (int k = 0; k < dim / 16; ++k) {  // 16 columns are 32 bytes
       const int c = k / 4, within = k % 4 * 32;
-      Product<T, S::kPositions>::shared(score, tile_descriptor(queries_at + c * S::kQueryStride + within, 16),
-                                        tile_descriptor(stage_at + c * S::kColumnStride + within, 16), k > 0);
+      Product<Element, S::kPositions>::shared(score, tile_descriptor(queries_at + c * S::kQueryStride + within, 16),
+                                              tile_descriptor(stage_at + c * S::kColumnStride + within, 16), k > 0);
     }
     commit_products();
   };
@@ -166,8 +69,8 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, const Pages<T>
     begin_products();
 #pragma unroll
     for (int k = 0; k < S::kPositions / 16; ++k) {
-      Product<T, dim>::registers(softmax.acc, weights[k],
-                                 tile_descriptor(stage_at + k * 16 * kTileRowBytes, S::kColumnStride), 1);
+      Product<Element, dim>::registers(softmax.acc, weights[k],
+                                       tile_descriptor(stage_at + k * 16 * kTileRowBytes, S::kColumnStride), 1);
     }
     commit_products();
   };
@@ -180,7 +83,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, const Pages<T>
     for (int k = 0; k < S::kPositions / 16; ++k) {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        weights[k][i] = pack2<T>(score[2 * k + i / 2][i % 2 * 2], score[2 * k + i / 2][i % 2 * 2 + 1]);
+        weights[k][i] = pack2<Element>(score[2 * k + i / 2][i % 2 * 2], score[2 * k + i / 2][i % 2 * 2 + 1]);
     }
   };
   const auto release = [&](Barrier& barrier) {
@@ -232,7 +135,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, const Pages<T>
 
 template <typename T, int dim>
 __global__ void __launch_bounds__((1 + kConsumers) * kGroup, 1) prefill_kernel(const AttentionArgs args) {
-  using S = Shape<dim>;
+  using S = Shape<T, dim>;
   let_next_start();
   wait_for_previous();
   const PrefillTile tile = prefill_tile(args, kQueries);
@@ -257,7 +160,8 @@ __global__ void __launch_bounds__((1 + kConsumers) * kGroup, 1) prefill_kernel(c
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kGroup, 0);  // the compiler sees: all of a warp agree
   if (warpgroup == 0) {
     shrink_registers_to<56>();
-    fetch_tiles<T, dim>(pages, tile, keys, values, barriers);
+    fetch_tiles<T, dim>(pages, tile, {.keys = keys, .values = values, .bytes = values + S::kStages * S::kStageBytes},
+                        barriers);
   } else {
     grow_registers_to<224>();
     const int consumer = warpgroup - 1;
@@ -278,7 +182,7 @@ bool hopper_prefill_attention(const AttentionArgs& args, cudaStream_t stream) {
     return major == 9;
   }();
   if (!is_hopper) return false;
-  constexpr int bytes = hopper::Shape<dim>::kBytes;
+  constexpr int bytes = hopper::Shape<T, dim>::kBytes;
   MINISGL_CUDA_CHECK(
       cudaFuncSetAttribute(hopper::prefill_kernel<T, dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   launch_kernel(hopper::prefill_kernel<T, dim>, prefill_grid(args, hopper::kQueries),

@@ -20,5 +20,8 @@ template bool hopper_prefill_attention<half, 80>(const AttentionArgs&, cudaStrea
 template bool hopper_prefill_attention<half, 96>(const AttentionArgs&, cudaStream_t);
 template bool hopper_prefill_attention<half, 128>(const AttentionArgs&, cudaStream_t);
 template bool hopper_prefill_attention<half, 256>(const AttentionArgs&, cudaStream_t);
+template bool hopper_prefill_attention<e4m3, 64>(const AttentionArgs&, cudaStream_t);
+template bool hopper_prefill_attention<e4m3, 128>(const AttentionArgs&, cudaStream_t);
+template bool hopper_prefill_attention<e4m3, 256>(const AttentionArgs&, cudaStream_t);
 
 }  // namespace minisgl::cuda
