@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from minisgl.config import STEP_TIMEOUT
 from minisgl.engine.api import SHUTTING_DOWN, EngineStartError, EngineUnavailable, State
 from minisgl.engine.group import RankGroup
+from minisgl.engine.kv_events import CLEARED
 from minisgl.engine.launcher import MakeLauncher
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
@@ -17,11 +19,13 @@ from minisgl.engine.revival import RestartPolicy, Revival
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
     NO_STANDING,
+    BlockEvent,
     EngineInfo,
     EngineOptions,
     EngineStats,
     PhaseReport,
     Standing,
+    StepOutputs,
 )
 
 if TYPE_CHECKING:
@@ -52,19 +56,24 @@ class EngineClient:
         launcher: MakeLauncher | None = None,
         restart: RestartPolicy | None = None,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
+        on_blocks: Callable[[Sequence[BlockEvent]], None] | None = None,
     ) -> None:
         """`size` ranks that sum through `comm`, started by a `launcher` (processes of this host).
         `step_timeout`: seconds that one may work without progress. `max_waiting`: requests taken
         beyond the running ones; `max_waiting_tokens`: tokens of the prompts that wait
-        together; None: any number. `on_phase` hears how a start goes.
+        together; None: any number. `on_phase` hears how a start goes,
+        `on_blocks` what enters and leaves the prefix cache.
         """
         self._on_phase = on_phase
+        self._on_blocks = on_blocks
+        options = dataclasses.replace(options, report_blocks=on_blocks is not None)
         self._phase = _FIRST_PHASE
         self._draining = False
         self._requests = LiveRequests(max_waiting, max_waiting_tokens)
 
         def make_group() -> RankGroup:
             self._phase = _FIRST_PHASE
+            self._note_no_blocks()
             return RankGroup(
                 options,
                 launcher=launcher or functools.partial(LocalRanks, RANK_COMMAND),
@@ -72,7 +81,7 @@ class EngineClient:
                 comm=comm,
                 step_timeout=step_timeout,
                 on_phase=self._note_phase,
-                on_outputs=self._requests.dispatch,
+                on_outputs=self._take_outputs,
             )
 
         self._revival = Revival(make_group, self._requests, restart or RestartPolicy())
@@ -199,10 +208,21 @@ class EngineClient:
         self._draining = True
         self._requests.end_all("shutting_down", SHUTTING_DOWN)
         await self._revival.close()
+        self._note_no_blocks()
 
     def kill(self) -> None:
         """Ends the ranks at once, for a process that is about to end itself."""
         self._revival.kill()
+
+    def _take_outputs(self, message: StepOutputs) -> None:
+        if message.block_events and self._on_blocks is not None:
+            self._on_blocks(message.block_events)
+        self._requests.dispatch(message)
+
+    def _note_no_blocks(self) -> None:
+        """An engine begins with an empty prefix cache, and leaves none."""
+        if self._on_blocks is not None:
+            self._on_blocks([CLEARED])
 
     def _note_phase(self, report: PhaseReport) -> None:
         share = f" {100 * report.done // report.total}%" if report.total else ""
