@@ -92,8 +92,8 @@ async def test_the_prefix_cache_says_what_it_has(
     assert public.token_ids == [*prompt, *answer]
     assert not set(public.hashes) & set(prompt_blocks.hashes)
     stored = {hash for one in blocks if one.kind == "stored" for hash in one.hashes}
-    everything = SamplingParams(max_tokens=client.info.max_model_len - 1, ignore_eos=True)
-    await read(client.submit([9], everything))  # takes the others' pages
+    one = SamplingParams(max_tokens=1)
+    await read(client.submit([9] * (client.info.max_model_len - 1), one))  # takes all pages
     removed = {hash for one in blocks if one.kind == "removed" for hash in one.hashes}
     assert stored <= removed
 
