@@ -1,12 +1,16 @@
-"""What clients see of a rank that is killed under them.
+"""What clients see of a rank that is killed or stopped under them.
 
     python bench/failover.py serve-16 --tp 3                       the default model
     python bench/failover.py serve-64 --tp 2 --shape qwen3-0.6b    dummy weights, see shapes.py
+    python bench/failover.py serve-16 --tp 1 --replicas 3          the others go on
+    python bench/failover.py serve-16 --tp 1 --replicas 3 --signal STOP
 
-N concurrent streams run; after a while (--after) the process of a rank (--rank) gets SIGKILL. The
-server starts its ranks again and goes on with the streams. Shown is how each stream ended, whether
-it has all its tokens, the longest time that it waited for one since the kill, and how long it took
-until the server was ready for new requests.
+N concurrent streams run undisturbed, and once more; after a while (--after) the process of a rank
+(--rank, of --replica) gets a signal. The server starts its ranks again and goes on with the
+streams: at once where there are other replicas. Shown is how each stream ended, whether it has all
+its tokens and the text that it had undisturbed, the longest time that it waited for one since the
+signal, and how long it took until all was as before. Of replicas, the streams with the longest gaps
+are taken for those that moved: as many as the lost one had.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import statistics
 import threading
@@ -21,32 +26,38 @@ import time
 from collections.abc import Sequence
 
 from server_process import RunningServer, serving
-from serving import run_http, served_model, workload_requests
+from serving import Timings, run_http, served_model, timings_of, workload_requests
 from shapes import add_model_arguments, server_command
 from sse_client import Received, StreamError, run_streams
 from workloads import make_workload
 
 
 class Killer(threading.Thread):
-    """Kills a rank after `delay` seconds, then waits until the server is ready again."""
+    """Sends a signal to a rank after `delay` seconds, then waits until all is as before."""
 
-    def __init__(self, server: RunningServer, rank: int, delay: float) -> None:
+    def __init__(self, server: RunningServer, args: argparse.Namespace) -> None:
         super().__init__()
         self._server = server
-        self._rank = rank
-        self._delay = delay
+        self._args = args
         self.killed_at = 0.0  # time.monotonic()
+        self.num_moved = 0  # streams that the replica had
         self.seconds_to_ready = 0.0
 
     def run(self) -> None:
-        time.sleep(self._delay)
-        ranks = self._server.ranks()
+        args, server = self._args, self._server
+        replica = args.replica if args.replicas > 1 else None
+        process = server.rank(args.rank, replica)
+        time.sleep(args.after)
+        if replica is not None:
+            name = f'minisgl:replica_num_streams{{.*replica="{replica}"}} (.*)'
+            found = re.search(name, server.get("/metrics"))
+            assert found, "the server has no such replica"
+            self.num_moved = int(float(found[1]))
         self.killed_at = time.monotonic()
-        os.kill(ranks[self._rank], signal.SIGKILL)
-        while self._server.is_ready():
+        os.kill(process, signal.Signals[f"SIG{args.signal}"])
+        while server.is_whole(args.replicas):
             time.sleep(0.001)
-        while not self._server.is_ready():
-            time.sleep(0.005)
+        server.wait_whole(args.replicas)
         self.seconds_to_ready = time.monotonic() - self.killed_at
 
 
@@ -60,10 +71,20 @@ def longest_gap(sent: float, arrivals: Sequence[float], killed_at: float) -> flo
     return max(arrived - before for before, arrived in gaps if arrived > killed_at)
 
 
-def report(streams: list[Received], expected: list[int], killer: Killer) -> int:
-    """Prints what became of the streams; the number of those that lost something."""
-    ended_before, pauses, faults = 0, [], []
-    for stream, count in zip(streams, expected, strict=True):
+def text_of(stream: Received) -> str:
+    """All text of a stream that ended well. Raises StreamError."""
+    events = [json.loads(event.data) for event in stream.events()]
+    return "".join(choice["text"] for event in events for choice in event["choices"])
+
+
+def report(
+    streams: list[Received], before: list[Received], expected: list[int], killer: Killer
+) -> int:
+    """Prints what became of the streams, which ran undisturbed `before`; the number of those that
+    lost something.
+    """
+    ended_before, same, pauses, faults = 0, 0, [], []
+    for stream, undisturbed, count in zip(streams, before, expected, strict=True):
         try:
             *events, end = stream.events()
         except StreamError as error:
@@ -72,20 +93,30 @@ def report(streams: list[Received], expected: list[int], killer: Killer) -> int:
         tokens = json.loads(end.data)["usage"]["completion_tokens"]
         if tokens != count:
             faults.append(f"{tokens} tokens of {count}")
+        same += text_of(stream) == text_of(undisturbed)
         arrivals = [event.arrived for event in [*events, end]]
         if arrivals[-1] < killer.killed_at:
             ended_before += 1
         else:
             pauses.append(longest_gap(stream.sent, arrivals, killer.killed_at))
-    print(f"streams            {len(streams)}, {ended_before} of them over before the kill")
+    print(f"streams            {len(streams)}, {ended_before} of them over before the signal")
     print(f"lost something     {len(faults)}")
-    if pauses:
-        shown = f"median {statistics.median(pauses):.2f} s, max {max(pauses):.2f} s"
-        print(f"longest gap        {shown} (per stream)")
-    print(f"ready again after  {killer.seconds_to_ready:.2f} s")
+    print(f"same text          {same}")
+    pauses.sort(reverse=True)
+    moved, others = pauses[: killer.num_moved], pauses[killer.num_moved :]
+    for name, gaps in (("moved", moved), ("others" if moved else "", others)):
+        if gaps:
+            shown = f"median {statistics.median(gaps):.3f} s, max {gaps[0]:.3f} s"
+            print(f"longest gap        {shown} ({len(gaps)} streams {name})".replace(" )", ")"))
+    print(f"as before after    {killer.seconds_to_ready:.2f} s")
     for fault in sorted(set(faults)):
         print(f"fault: {fault}")
     return len(faults)
+
+
+def p99_gap(timings: Timings) -> float:
+    """Milliseconds between two events of a stream."""
+    return 1e3 * statistics.quantiles(timings.gaps, n=100)[98]
 
 
 def main() -> int:
@@ -95,24 +126,37 @@ def main() -> int:
     parser.add_argument("workload", help="serve-N")
     add_model_arguments(parser)
     parser.add_argument("--tp", type=int, default=2)
-    parser.add_argument("--rank", type=int, default=1, help="the one that is killed")
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--rank", type=int, help="the one that is lost; default: the last")
+    parser.add_argument("--replica", type=int, default=0, help="whose rank is lost")
+    parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
     parser.add_argument("--after", type=float, default=1.0, help="seconds from the first request")
     args = parser.parse_args()
-    if not 0 <= args.rank < args.tp:
-        parser.error(f"--rank {args.rank}: there are ranks 0 to {args.tp - 1}")
+    args.rank = args.tp - 1 if args.rank is None else args.rank
+    if not (0 <= args.rank < args.tp and 0 <= args.replica < args.replicas):
+        parser.error(f"there are ranks 0 to {args.tp - 1} of replicas 0 to {args.replicas - 1}")
 
     workload = make_workload(args.workload)
-    with serving(server_command(args), quiet=False) as server:
+    command = server_command(args, "--replicas", str(args.replicas))
+    with serving(command, quiet=False) as server:
         name = served_model(server.url)
-        alone = run_http(server.url, name, workload)
         requests = workload_requests(server.url, name, workload)
-        killer = Killer(server, args.rank, args.after)
+        server.wait_whole(args.replicas)
+        run_streams(server.url, requests, len(requests))  # prompts are cached from here on
+        undisturbed = run_streams(server.url, requests, len(requests))
+        killer = Killer(server, args)
         killer.start()
         streams = run_streams(server.url, requests, len(requests))
         killer.join()
         after = run_http(server.url, name, workload)
-    print(f"{workload.name}, {args.tp} ranks, rank {args.rank} killed after {args.after:g} s")
-    lost = report(streams, workload.max_tokens, killer)
+    alone = timings_of(undisturbed)
+    print(
+        f"{workload.name}, {args.replicas} x {args.tp} ranks, rank {args.rank} of replica "
+        f"{args.replica} gets SIG{args.signal} after {args.after:g} s"
+    )
+    lost = report(streams, undisturbed, workload.max_tokens, killer)
+    print(f"p99 gap undisturbed {p99_gap(alone):.1f} ms, with the signal ", end="")
+    print(f"{p99_gap(timings_of(streams)):.1f} ms (all streams)")
     print(f"output             {alone.rate:.0f} tok/s before, {after.rate:.0f} tok/s afterwards")
     return 1 if lost or alone.failed or after.failed else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import socket
@@ -56,12 +57,41 @@ class RunningServer:
         """Whether GET /ready answers 200."""
         return _is_ready(int(self.url.rpartition(":")[2]))
 
+    def is_whole(self, replicas: int) -> bool:
+        """Whether all replicas serve, or the engine where there is one."""
+        ready = json.loads(self.get("/ready"))
+        serving: int = ready.get("replicas", {}).get("ready", int("status" in ready))
+        return serving == replicas
+
+    def wait_whole(self, replicas: int) -> None:
+        """Until they do."""
+        while not self.is_whole(replicas):
+            time.sleep(0.005)
+
+    def get(self, path: str) -> str:
+        """The body of a GET."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
     def ranks(self) -> list[int]:
         """Process ids of the ranks, in their order: they are started one after the other."""
         return sorted(
             pid
             for pid in self.children()
             if b"minisgl-TP" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+
+    def rank(self, number: int, replica: int | None = None) -> int:
+        """The process of a rank, of a replica where there are several."""
+        name = f"minisgl-TP{number}-scheduler" + ("" if replica is None else f"-R{replica}")
+        return next(
+            pid
+            for pid in self.children()
+            if name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         )
 
     def children(self) -> list[int]:

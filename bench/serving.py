@@ -68,10 +68,11 @@ def workload_requests(url: str, model: str, workload: Workload) -> list[bytes]:
 def run_http(url: str, model: str, workload: Workload) -> Timings:
     """All requests of the workload at once."""
     requests = workload_requests(url, model, workload)
-    return _timings(run_streams(url, requests, len(requests)))
+    return timings_of(run_streams(url, requests, len(requests)))
 
 
-def _timings(streams: list[Received]) -> Timings:
+def timings_of(streams: list[Received]) -> Timings:
+    """What streams that were received say of the server."""
     timings = Timings(0.0)
     tokens, last = 0, 0.0
     for stream in streams:
@@ -127,12 +128,14 @@ def main() -> int:
     add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--over-engine", action="store_true")
     args = parser.parse_args()
 
     workload = make_workload(args.workload)
-    command = server_command(args, f"--threads={args.threads}", "--disable-prefix-cache")
+    flags = (f"--threads={args.threads}", f"--replicas={args.replicas}", "--disable-prefix-cache")
+    command = server_command(args, *flags)
     runs: list[Timings] = []
     alone: list[float] = []
     spent: Counter[str] = Counter()  # seconds of processor time
@@ -143,6 +146,7 @@ def main() -> int:
             runs.append(run_http(args.url, served_model(args.url), workload))
         else:
             with serving(command) as server:
+                server.wait_whole(args.replicas)
                 # The first tokens alone before, as offline.py does it.
                 first = replace(workload, max_tokens=[1] * len(workload.prompts))
                 run_http(server.url, served_model(server.url), first)

@@ -52,15 +52,18 @@ def option(
     choices: Sequence[str] = (),
     metavar: str = "",
     flag: str = "",
+    alias: str = "",
     empty_is_none: bool = True,
     secret: bool = False,
 ) -> Any:
     """A field that describes itself: its default, its help, its group on the command line, the
-    bounds of a number or the choices of a word. `flag` where it isn't the field's name. The default
+    bounds of a number or the choices of a word. `flag` where it isn't the field's name, `alias` for
+    a second one. The default
     () stands for any number of texts. The empty text is None where the default is None, and none of
     several texts, unless `empty_is_none` is false. A secret isn't shown.
     """
-    described: dict[str, Any] = {"help": help, "group": group, "metavar": metavar, "flag": flag}
+    described: dict[str, Any] = {"help": help, "group": group, "metavar": metavar}
+    described |= {"flag": flag, "alias": alias}
     if choices:
         described["choices"] = choices
     elif isinstance(default, (int, float)) and not isinstance(default, bool):
@@ -367,6 +370,22 @@ class ServerArgs(EngineSettings):
         secret=True,
     )
 
+    replicas: int = option(
+        1,
+        "engines of --tp ranks each that serve the model side by side, on GPUs or cores of their "
+        "own; where one is lost its streams go on at the others",
+        group="replicas",
+        alias="dp",
+        bounds=(1, MAX_RANKS),
+    )
+    admin_api_key: str | None = option(
+        None,
+        "key with which /admin/replicas adds, removes and restarts replicas while the server runs "
+        "(better in the environment); without it there is no such page",
+        group="replicas",
+        metavar="KEY",
+        secret=True,
+    )
     routing: str = option(
         "prefix",
         "which of several replicas serves a request: prefix: the one with the most of its prompt "
@@ -454,6 +473,7 @@ class ServerArgs(EngineSettings):
             raise OptionError("host", "must not be empty; 0.0.0.0 listens on every interface")
         self._check_http()
         self._check_ranks()
+        self._check_replicas()
         self._check_hosts()
         self._check_kv_events()
 
@@ -488,6 +508,19 @@ class ServerArgs(EngineSettings):
                 raise OptionError(name, f"must be tcp://HOST:PORT or ipc://PATH, got {address!r}")
         if self.kv_events_replay_addr is not None and self.kv_events_addr is None:
             raise OptionError("kv_events_replay_addr", "needs --kv-events-addr, too")
+
+    def _check_replicas(self) -> None:
+        if self.replicas > 1 and self.nnodes > 1:
+            raise OptionError(
+                "replicas", f"must be 1 where nnodes is more than 1, got {self.replicas}"
+            )
+        if self.replicas * self.tp > MAX_RANKS:
+            raise OptionError(
+                "replicas",
+                f"must have at most {MAX_RANKS} ranks together, got {self.replicas} of {self.tp}",
+            )
+        if self.admin_api_key is not None and (fault := key_fault(self.admin_api_key)):
+            raise OptionError("admin_api_key", fault)
 
     def _check_ranks(self) -> None:
         if not isinstance(self.tp_info, DistributedInfo):

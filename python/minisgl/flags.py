@@ -157,8 +157,10 @@ class _Flag:
         if isinstance(default, DistributedInfo):
             default = default.size
         shown = "" if default in (None, "") else f" (default {default})"
+        alias = self.field.metadata["alias"]
+        names = [name, f"--{alias}"] if alias else [name]
         group.add_argument(
-            name, dest=self.field.name, type=self.parse, metavar=self.metavar, help=help + shown
+            *names, dest=self.field.name, type=self.parse, metavar=self.metavar, help=help + shown
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import gc
 import logging
 import os
@@ -19,13 +18,16 @@ from typing import Any
 import uvloop
 from setproctitle import setproctitle
 
-from minisgl.config import MAX_WAITING, OptionError, ServerArgs, parse_address
+from minisgl.config import OptionError, ServerArgs, parse_address
 from minisgl.engine.api import EngineStartError
+from minisgl.engine.changes import Changes
 from minisgl.engine.client import EngineClient
-from minisgl.engine.host_ranks import HostRanks
-from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
+from minisgl.engine.kv_events import KvEventsError
+from minisgl.engine.local_ranks import RANK_COMMAND
 from minisgl.engine.nodes import NodeAgent, NodeHub
+from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
+from minisgl.engines import make_engines, open_kv_events
 from minisgl.flags import parse_args
 from minisgl.log import SERVER, start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
@@ -39,7 +41,7 @@ from minisgl.server.listener import (
     serve_http,
 )
 from minisgl.server.state import ServerState
-from minisgl.startup import PhaseLog, counted, describe_engine, engine_options
+from minisgl.startup import counted, describe_engine
 from minisgl.system import (
     SystemLimitError,
     check_threads,
@@ -103,7 +105,10 @@ def _serve(
         if args.node_rank > 0:
             return _run_node(args, rank_command)
         args = dataclasses.replace(args, api_key=read_api_keys(args), api_key_file=None)
-        with contextlib.closing(open_listener(args, room)) as listener:
+        with (
+            contextlib.closing(open_listener(args, room)) as listener,
+            open_kv_events(args) as kv_events,
+        ):
             files = _find_model(args)
             listener.listen()
             logger.info(
@@ -114,25 +119,15 @@ def _serve(
                 time.monotonic() - began,
             )
             hub = _make_hub(args)
-            client = EngineClient(
-                dataclasses.replace(
-                    engine_options(args, files.path),
-                    # The client refuses what is too much; the engine only has to take more.
-                    max_waiting=min(2 * (args.max_running + args.max_waiting), MAX_WAITING),
-                ),
-                size=args.tp,
-                comm=args.comm,
-                step_timeout=args.step_timeout,
-                max_waiting=args.max_waiting,
-                max_waiting_tokens=args.max_waiting_tokens,
-                launcher=functools.partial(HostRanks, hub, rank_command)
-                if hub
-                else functools.partial(LocalRanks, rank_command),
-                restart=restart,
-                on_phase=PhaseLog().report,
-            )
+            client = make_engines(args, files.path, hub, rank_command, restart, kv_events)
             return uvloop.run(Server(args, files, listener, client, hub, began).run())
-    except (ListenError, ModelError, EngineStartError, SystemLimitError) as error:
+    except (
+        ListenError,
+        ModelError,
+        EngineStartError,
+        KvEventsError,
+        SystemLimitError,
+    ) as error:
         _say_failure(args, str(error))
         return 1
     except KeyboardInterrupt:  # before there was anything to end
@@ -142,7 +137,7 @@ def _serve(
 def _count_children(args: ServerArgs) -> int:
     """The processes that this host's server has: its ranks, tokenizers and their detokenizer."""
     tokenizers = args.num_tokenizer + 1 if args.num_tokenizer else 0
-    return args.tp // args.nnodes + tokenizers
+    return args.replicas * args.tp // args.nnodes + tokenizers
 
 
 def _make_hub(args: ServerArgs) -> NodeHub | None:
@@ -213,7 +208,7 @@ class Server:
         args: ServerArgs,
         files: ModelFiles,
         listener: Listener,
-        client: EngineClient,
+        client: EngineClient | Replicas,
         hub: NodeHub | None,
         began: float,
     ) -> None:
@@ -224,6 +219,8 @@ class Server:
         self._client = client
         self._hub = hub
         self._state = ServerState(args, self._client, args.served_model_name or (files.name,))
+        if isinstance(client, Replicas) and args.admin_api_key is not None:
+            self._state.changes = Changes(client)
         self._stopping = False  # a signal came
         self._stop = asyncio.Event()  # the loop knows of it
         self._http_stop = asyncio.Event()
@@ -360,6 +357,8 @@ class Server:
         await asyncio.wait({http}, timeout=1)
         if self._state.text is not None:
             await self._state.text.close()
+        if self._state.changes is not None:
+            await self._state.changes.close()
         await self._client.close()
         if self._hub is not None:
             await self._hub.close()

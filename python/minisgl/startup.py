@@ -27,18 +27,22 @@ def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
 
 
 class PhaseLog:
-    """One line a phase with its seconds; for long ones a line of progress now and then."""
+    """One line a phase with its seconds; for long ones a line of progress now and then. All begin
+    with `prefix`.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._spoke = time.monotonic()
 
     def report(self, report: PhaseReport) -> None:
         """Writes the line of a phase that has ended, or of one that goes on for long."""
         now = time.monotonic()
         if report.finished:
-            logger.info("%s: %.2f s", report.phase, report.seconds)
+            logger.info("%s%s: %.2f s", self._prefix, report.phase, report.seconds)
         elif report.total and now - self._spoke >= PROGRESS_SECONDS:
-            logger.info("%s: %d%%", report.phase, 100 * report.done // report.total)
+            share = 100 * report.done // report.total
+            logger.info("%s%s: %d%%", self._prefix, report.phase, share)
         else:
             return
         self._spoke = now
@@ -52,7 +56,9 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
     def why(asked: object, otherwise: str, flag: str) -> str:
         return f"({'asked for' if asked else otherwise}; {flag})"
 
-    cores = "cores allowed to this process" + (", divided by ranks" if len(ranks) > 1 else "")
+    by = ", divided by ranks" if len(ranks) > 1 else ""
+    by += ", divided by replicas" if args.replicas > 1 else ""
+    cores = f"cores allowed to this process{by}"
     num_threads = counted(info.num_threads, "thread", "threads")
     threads = why(args.num_threads, cores, "--threads")
     kv_dtype = why(args.kv_dtype != "auto", "follows the weights", "--kv-dtype")
@@ -60,12 +66,13 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
     length = why(
         args.max_model_len, "the model's, as far as the KV cache allows", "--max-model-len"
     )
+    each = "each replica has " if args.replicas > 1 else ""
     lines = [
         *_describe_ranks(args, ranks),
         f"weights: {info.family} {info.weight_dtype}, {_size(info.weight_bytes)}",
         f"device: {info.device} ({_why_device(args, info)}; --device)",
         f"processor: {num_threads} {threads}, {info.isa} kernels (the best it has)",
-        f"KV cache: {info.kv_cache_tokens} tokens {kv_tokens} in {info.kv_dtype} {kv_dtype}, "
+        f"KV cache: {each}{info.kv_cache_tokens} tokens {kv_tokens} in {info.kv_dtype} {kv_dtype}, "
         f"{_size(info.kv_cache_bytes)}",
         _describe_prefix_cache(info),
         f"longest request: {info.max_model_len} tokens, prompt and output {length}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -41,6 +42,29 @@ class HostLost(EngineStartError):  # noqa: N818
     """A host of the engine was lost while it started: nothing that was tried is at fault."""
 
 
+class ReplicaUnknown(LookupError):  # noqa: N818
+    """There is no replica with this number. The sentence is meant for the operator."""
+
+
+class ReplicaRefused(Exception):  # noqa: N818
+    """What was asked of replicas can't be done now. The sentence is meant for the operator."""
+
+
+@dataclass(frozen=True)
+class ReplicaFigures:
+    """One of several engines, as it is now."""
+
+    number: int
+    state: State
+    phase: str  # as in EngineApi
+    place: str  # what it has of which host
+    num_live: int
+    waiting_tokens: int
+    num_replaying: int
+    num_restarts: int
+    stats: EngineStats
+
+
 class EngineApi(Protocol):
     """An engine that serves requests. All of it belongs to one event loop; only drain() waits."""
 
@@ -69,6 +93,10 @@ class EngineApi(Protocol):
     @property
     def stats(self) -> EngineStats:
         """The engine's counters as of the outputs that came last."""
+
+    @property
+    def replicas(self) -> Sequence[ReplicaFigures]:
+        """Each of several equal engines; none where this is an engine by itself."""
 
     @property
     def num_live(self) -> int:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minisgl.config import STEP_TIMEOUT
+from minisgl.engine.admission import Admission
 from minisgl.engine.api import SHUTTING_DOWN, EngineStartError, EngineUnavailable, State
 from minisgl.engine.group import RankGroup
 from minisgl.engine.kv_events import CLEARED
 from minisgl.engine.launcher import MakeLauncher
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
+from minisgl.engine.peers import ALONE, Peers
 from minisgl.engine.revival import RestartPolicy, Revival
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
 
 
+OnBlocks = Callable[[Sequence[BlockEvent]], None]
 _FIRST_PHASE = "starting the process"
 
 
@@ -43,6 +46,8 @@ class EngineClient:
     its stream stopped: the new engine gets the prompt and what was delivered of the answer as one
     prompt.
     """
+
+    replicas = ()  # it is an engine by itself
 
     def __init__(
         self,
@@ -56,20 +61,22 @@ class EngineClient:
         launcher: MakeLauncher | None = None,
         restart: RestartPolicy | None = None,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
-        on_blocks: Callable[[Sequence[BlockEvent]], None] | None = None,
+        peers: Peers = ALONE,
+        on_blocks: OnBlocks | None = None,
     ) -> None:
         """`size` ranks that sum through `comm`, started by a `launcher` (processes of this host).
         `step_timeout`: seconds that one may work without progress. `max_waiting`: requests taken
         beyond the running ones; `max_waiting_tokens`: tokens of the prompts that wait
-        together; None: any number. `on_phase` hears how a start goes,
-        `on_blocks` what enters and leaves the prefix cache.
+        together; None: any number. `on_phase` hears how a start goes, `on_blocks` what enters and
+        leaves the prefix cache. `peers`: the other engines, where this is one of several.
         """
         self._on_phase = on_phase
         self._on_blocks = on_blocks
         options = dataclasses.replace(options, report_blocks=on_blocks is not None)
         self._phase = _FIRST_PHASE
         self._draining = False
-        self._requests = LiveRequests(max_waiting, max_waiting_tokens)
+        admission = peers.admission or Admission(max_waiting, max_waiting_tokens)
+        self.requests = LiveRequests(admission, peers.watch)
 
         def make_group() -> RankGroup:
             self._phase = _FIRST_PHASE
@@ -82,9 +89,10 @@ class EngineClient:
                 step_timeout=step_timeout,
                 on_phase=self._note_phase,
                 on_outputs=self._take_outputs,
+                on_loss=self._revival.hear_loss,
             )
 
-        self._revival = Revival(make_group, self._requests, restart or RestartPolicy())
+        self._revival = Revival(make_group, self.requests, restart or RestartPolicy(), peers)
 
     # --- what is asked
 
@@ -101,6 +109,16 @@ class EngineClient:
         if self._revival.state not in ("starting", "restarting"):
             return ""
         return self._phase if self._revival.is_starting else "ending the engine that died"
+
+    @property
+    def serves(self) -> bool:
+        """Whether the ranks take requests, draining or not."""
+        return self._revival.state == "ready"
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has died or failed to start too often in a row."""
+        return self._revival.exhausted
 
     @property
     def failure(self) -> str:
@@ -123,21 +141,21 @@ class EngineClient:
     @property
     def stats(self) -> EngineStats:
         """As in EngineApi."""
-        return self._requests.stats
+        return self.requests.stats
 
     @property
     def on_steps(self) -> Callable[[float, int], None]:
         """As in EngineApi."""
-        return self._requests.on_steps
+        return self.requests.on_steps
 
     @on_steps.setter
     def on_steps(self, hear: Callable[[float, int], None]) -> None:
-        self._requests.on_steps = hear
+        self.requests.on_steps = hear
 
     @property
     def num_live(self) -> int:
         """As in EngineApi."""
-        return len(self._requests)
+        return len(self.requests)
 
     @property
     def num_restarts(self) -> int:
@@ -147,17 +165,17 @@ class EngineClient:
     @property
     def num_replaying(self) -> int:
         """As in EngineApi."""
-        return self._requests.num_replaying
+        return self.requests.num_replaying
 
     @property
     def waiting_tokens(self) -> int:
         """As in EngineApi."""
-        return self._requests.waiting_tokens
+        return self.requests.waiting_tokens
 
     @property
     def retry_after(self) -> int:
         """As in EngineApi."""
-        return self._requests.retry_after
+        return self.requests.retry_after
 
     def submit(
         self,
@@ -169,13 +187,13 @@ class EngineClient:
         standing: Standing = NO_STANDING,
     ) -> TokenStream:
         """As in EngineApi."""
-        return self._requests.submit(
+        return self.requests.submit(
             self, prompt_ids, params, end_ids, bad_words, prefix_salt, standing
         )
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""
-        self._requests.abort(request_id)
+        self.requests.abort(request_id)
 
     # --- life
 
@@ -193,6 +211,12 @@ class EngineClient:
         self._revival.serve(timeout)
         return self.info
 
+    async def start_later(self, reason: str, timeout: float | None) -> None:
+        """Where start() has raised EngineStartError for this reason: starts again, as an engine is
+        that has died.
+        """
+        await self._revival.start_later(reason, timeout)
+
     async def wait_failed(self) -> str:
         """Returns why, once the engine has died too often to be started again."""
         return await self._revival.wait_failed()
@@ -201,12 +225,12 @@ class EngineClient:
         """As in EngineApi."""
         self._draining = True
         self._revival.end_when_idle()
-        return await self._requests.drain(timeout)
+        return await self.requests.drain(timeout)
 
     async def close(self) -> None:
         """Ends the ranks, in order if they listen; live requests end with an error. Idempotent."""
         self._draining = True
-        self._requests.end_all("shutting_down", SHUTTING_DOWN)
+        self.requests.end_all("shutting_down", SHUTTING_DOWN)
         await self._revival.close()
         self._note_no_blocks()
 
@@ -217,7 +241,7 @@ class EngineClient:
     def _take_outputs(self, message: StepOutputs) -> None:
         if message.block_events and self._on_blocks is not None:
             self._on_blocks(message.block_events)
-        self._requests.dispatch(message)
+        self.requests.dispatch(message)
 
     def _note_no_blocks(self) -> None:
         """An engine begins with an empty prefix cache, and leaves none."""

@@ -57,9 +57,10 @@ class RankGroup:
         step_timeout: float = STEP_TIMEOUT,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
         on_outputs: Callable[[StepOutputs], None] = lambda outputs: None,
+        on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         """`step_timeout`: seconds that a rank with work may go on without progress, and a running
-        collective may take.
+        collective may take. `on_loss` hears the first news of a loss, before its cause is known.
         """
         self._options = options
         self._size = size
@@ -67,6 +68,7 @@ class RankGroup:
         self._step_timeout = step_timeout
         self._on_phase = on_phase
         self._on_outputs = on_outputs
+        self._on_loss = on_loss
         self._name = f"minisgl-{secrets.token_hex(16)}"
         self.lost = False
         events = RankEvents(
@@ -114,6 +116,11 @@ class RankGroup:
             raise (HostLost if loss.of_host else EngineStartError)(loss.reason)
         return [self._infos[rank] for rank in range(self._size)]
 
+    @property
+    def host_lost(self) -> bool:
+        """Whether the news so far are of a host."""
+        return any(loss.of_host for loss in self._losses.values())
+
     async def wait_lost(self) -> Loss:
         """Why the group is lost, once a rank is."""
         return await asyncio.shield(self._lost)
@@ -145,7 +152,14 @@ class RankGroup:
     # --- news
 
     def _note_gone(self, rank: int) -> None:
+        self._note_loss()
+
+    def _note_loss(self) -> None:
+        if self.lost:
+            return
         self.lost = True
+        if not self._stopping:
+            self._on_loss()
 
     def _note_end(self, rank: int, how: str) -> None:
         when = "" if self._all_ready.is_set() else " while starting"
@@ -174,8 +188,8 @@ class RankGroup:
         known = self._losses.get(rank)
         if self._stopping or (known and not loss.of_host):
             return
-        self.lost = True
         self._losses[rank] = loss
+        self._note_loss()
         if not known and len(self._losses) == 1:
             self._keep(self._explain(), "the search for a loss's cause")
 
@@ -187,7 +201,7 @@ class RankGroup:
         self._conclude(Loss(reason))
 
     def _conclude(self, loss: Loss) -> None:
-        self.lost = True
+        self._note_loss()
         if not self._lost.done():
             self._lost.set_result(loss)
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minisgl.engine.api import SHUTTING_DOWN, EngineBusy, EngineUnavailable
-from minisgl.engine.backlog import Backlog, SharedBound, WaitingPrompt
+from minisgl.engine.admission import Admission
+from minisgl.engine.api import SHUTTING_DOWN, EngineUnavailable
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -35,24 +36,28 @@ DIED = "the engine failed while it served this request"
 Send = Callable[[Submit | Abort], bool]
 
 
+@dataclass(frozen=True)
+class StreamWatch:
+    """Who is told how streams of an engine get on, where there are several engines."""
+
+    progressed: Callable[[int, int], None]  # a request's id, and how many tokens it has got
+    ended: Callable[[TokenStream], None]
+
+
 class LiveRequests:
     """Who is let in, and streams by request id. A stream is live until the engine has confirmed its
-    end; where no engine is attached, until its end.
+    end; where no engine is attached, until its end. It may be handed over to another engine's live
+    requests at any time; each stream is in one of them.
     """
 
-    def __init__(self, max_waiting: int, max_waiting_tokens: int | None = None) -> None:
-        """`max_waiting`: requests taken beyond those that the engine runs at once;
-        `max_waiting_tokens`: tokens of all prompts that have no answer yet; None: any number. Both
-        are shared by API keys: see SharedBound.
-        """
+    def __init__(self, admission: Admission, watch: StreamWatch | None = None) -> None:
+        """Several engines have one `admission`."""
         self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # EngineApi's
         self.stats = EngineStats()
-        self._max_waiting = max_waiting
-        self._max_waiting_tokens = max_waiting_tokens
-        self._backlog = Backlog()
+        self._admission = admission
+        self._backlog = admission.backlog
+        self._watch = watch
         self._live: dict[int, TokenStream] = {}
-        self._live_by_share = SharedBound()
-        self._latest: TokenStream | None = None  # whose prompt the next request may share
         self._replaying: set[int] = set()
         self._next_id = 0
         self._send: Send | None = None  # None: no engine has the live requests
@@ -60,6 +65,18 @@ class LiveRequests:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    @property
+    def streams(self) -> list[TokenStream]:
+        """The live ones, in the order in which they came here."""
+        return list(self._live.values())
+
+    @property
+    def tokens_without_answer(self) -> int:
+        """Prompt tokens of those that have got nothing yet. Other than waiting_tokens, which may be
+        of several engines, it is this one's, and counts each choice.
+        """
+        return sum(len(one.request.prompt) for one in self._live.values() if not one.received)
 
     @property
     def num_replaying(self) -> int:
@@ -89,51 +106,48 @@ class LiveRequests:
         """EngineApi.submit() of the engine whose requests these are."""
         if engine.state != "ready":
             raise EngineUnavailable(engine.state)
-        info, share = engine.info, standing.share
-        most = info.max_running + self._max_waiting
-        if not self._live_by_share.allows(share, 1, most):
-            raise EngineBusy(
-                f"{len(self._live)} requests are waiting or running, of at most {most} "
-                "(--max-running and --max-waiting)."
-            )
-        shared = self._shared_prompt(prompt_ids, params, prefix_salt) if info.prefix_cache else None
-        waiting, tokens = self._backlog.waiting, 0 if shared else len(prompt_ids)
-        # Where nothing waits, a prompt of any length is taken, and its choices with it.
-        is_bounded = waiting.total > 0 and tokens > 0
-        if is_bounded and not waiting.allows(share, tokens, self._max_waiting_tokens):
-            raise EngineBusy(
-                f"{waiting.total} prompt tokens are waiting, and the {tokens} of this prompt would "
-                f"make them more than {self._max_waiting_tokens} (--max-waiting-tokens)."
-            )
+        info = engine.info
+        shared = self._admission.check(info, prompt_ids, params, prefix_salt, standing.share)
         request = make_request(
             self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
         )
-        stream = TokenStream(request, self.abort)
-        if self._send is None or not self._send(request):
+        stream = TokenStream(request)
+        if not self.adopt(stream):
             raise EngineUnavailable("restarting")
         self._next_id += 1
-        self._live[stream.id] = stream
-        self._live_by_share.add(share, 1)
-        if shared is None:
-            stream.prompt = self._backlog.add(tokens, share)
-        else:
-            stream.prompt = shared
-            shared.requests += 1
-        self._latest = stream
+        self._admission.begin(stream, shared)
         return stream
 
-    def _shared_prompt(
-        self, prompt_ids: list[int], params: SamplingParams, prefix_salt: bytes | None
-    ) -> WaitingPrompt | None:
-        """The prompt of the request before this one where that waits and is the same: of one choice
-        of several. One whose log probabilities are wanted is computed anew.
+    def adopt(self, stream: TokenStream) -> bool:
+        """The engine serves this stream from now on, from where it is. False, and nothing has
+        changed, where the engine can't get it.
         """
-        latest = self._latest
-        if latest is None or latest.request.prompt is not prompt_ids:
-            return None
-        if latest.request.prefix_salt != prefix_salt or params.prompt_logprobs is not None:
-            return None
-        return latest.prompt
+        if self._send is None or not self._send(stream.resumption()):
+            return False
+        self._live[stream.id] = stream
+        stream.belongs_to(self.abort)
+        return True
+
+    def hand_over(self, stream: TokenStream, successor: LiveRequests) -> bool:
+        """Another engine goes on with one of these streams. False, and it stays here, where that
+        one can't get it.
+        """
+        if not successor.adopt(stream):
+            return False
+        successor._replaying.add(stream.id)
+        self._remove(stream)
+        if self._send is not None:
+            self._send(Abort([stream.id]))
+        return True
+
+    def blame(self, max_deaths: int) -> None:
+        """An engine died with these requests, and one that has seen more than `max_deaths` may be
+        the cause: it ends.
+        """
+        for stream in list(self._live.values()):
+            stream.num_deaths += 1
+            if stream.num_deaths > max_deaths:
+                stream.fail("engine_failure", DIED)
 
     def abort(self, request_id: int) -> None:
         """EngineApi.abort()."""
@@ -155,6 +169,8 @@ class LiveRequests:
                 continue  # in the second case the news of the engine's end follows
             if stream.prompt is not None and output.finish not in ("abort", "error"):
                 self._backlog.serve(stream.prompt)
+            if self._watch is not None and output.token_ids:
+                self._watch.progressed(output.id, len(output.token_ids))
             stream.deliver(output)
             if self._replaying:
                 self._replaying.discard(output.id)
@@ -185,11 +201,9 @@ class LiveRequests:
         """
         self._send = None
         self.stats = EngineStats()  # nothing runs any more, and the next engine counts anew
+        if max_deaths is not None:
+            self.blame(max_deaths)
         for stream in list(self._live.values()):
-            if max_deaths is not None:
-                stream.num_deaths += 1
-            if max_deaths is not None and stream.num_deaths > max_deaths:
-                stream.fail("engine_failure", DIED)
             if stream.finished:
                 self._forget(stream.id)
         self._replaying = set(self._live)
@@ -203,15 +217,16 @@ class LiveRequests:
 
     async def drain(self, timeout: float) -> bool:
         """EngineApi.drain(), for an engine that takes no new requests."""
-        if await self._wait_idle(timeout):
+        if await self.wait_idle(timeout):
             return True
         for stream in list(self._live.values()):
             stream.fail("shutting_down", SHUTTING_DOWN)
             self.abort(stream.id)
-        await self._wait_idle(ABORT_SECONDS)
+        await self.wait_idle(ABORT_SECONDS)
         return False
 
-    async def _wait_idle(self, timeout: float) -> bool:
+    async def wait_idle(self, timeout: float) -> bool:
+        """Waits until no request is live, for up to `timeout` seconds; whether none is."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._until_idle(), timeout)
         return not self._live
@@ -222,11 +237,13 @@ class LiveRequests:
             await self._changed.wait()
 
     def _forget(self, request_id: int) -> None:
-        stream = self._live.pop(request_id)
-        self._live_by_share.add(stream.request.standing.share, -1)
-        if stream.prompt is not None:
-            self._backlog.drop(stream.prompt)
-        if stream is self._latest:
-            self._latest = None
-        self._replaying.discard(request_id)
+        stream = self._live[request_id]
+        self._remove(stream)
+        self._admission.end(stream)
+        if self._watch is not None:
+            self._watch.ended(stream)
+
+    def _remove(self, stream: TokenStream) -> None:
+        del self._live[stream.id]
+        self._replaying.discard(stream.id)
         self._changed.set()

@@ -11,7 +11,8 @@ from typing import Any
 
 from minisgl.children import python_command
 from minisgl.engine.launcher import RankEvents
-from minisgl.engine.placement import divide_cores
+from minisgl.engine.machine import VISIBLE
+from minisgl.engine.placement import Share
 from minisgl.ipc.messages import EngineOptions, FromRank, Place, Start, from_rank_decoder
 from minisgl.ipc.process import ChildProcess, describe_exit
 from minisgl.tasks import background
@@ -19,6 +20,8 @@ from minisgl.tasks import background
 RANK_COMMAND = python_command("minisgl.rank.main")
 LAST_WORDS_SECONDS = 0.5  # for messages of a rank that has ended already
 RING_BYTES = 4 * 2**20  # the plans that a rank may lag behind
+
+WHOLE_HOST = Share()
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +31,28 @@ Rank = ChildProcess[FromRank]
 class LocalRanks:
     """The RankLauncher of this host: a process for each rank."""
 
-    def __init__(self, command: Sequence[str], events: RankEvents) -> None:
-        """`command` is the rank program."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        events: RankEvents,
+        *,
+        share: Share = WHOLE_HOST,
+        label: str = "",
+    ) -> None:
+        """`command` is the rank program, `share` what of the host the ranks have, and `label` what
+        the names of their processes end with.
+        """
         self._command = tuple(command)
         self._events = events
+        self._share = share
+        self._label = label
         self._ranks: dict[int, Rank] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, options: EngineOptions, places: Sequence[Place]) -> None:
         """As in RankLauncher."""
-        cores = divide_cores(sorted(os.sched_getaffinity(0)), len(places))
+        cores = self._share.divide(len(places), sorted(os.sched_getaffinity(0)))
+        environment = {VISIBLE: ",".join(self._share.gpus)} if self._share.gpus else {}
         # Rank 0's plans reach the others of its host through memory that they share.
         ring = len(places) > 1 and places[0].rank == 0
         with contextlib.ExitStack() as stack:
@@ -49,15 +64,16 @@ class LocalRanks:
                 os.ftruncate(descriptor, RING_BYTES)
             for number, (place, own_cores) in enumerate(zip(places, cores, strict=True)):
                 inherited = [descriptor] if ring else []
-                name = f"minisgl-TP{place.rank}-scheduler"
+                name = f"minisgl-TP{place.rank}-scheduler{self._label}"
                 rank: Rank = await ChildProcess.spawn(
-                    self._command, name, from_rank_decoder, inherited
+                    self._command, name, from_rank_decoder, inherited, environment
                 )
                 self._ranks[place.rank] = rank
                 placed = place.at(
                     local_rank=number,
                     local_size=len(places),
                     cores=own_cores,
+                    sharers=self._share.sharers * len(places),
                     ring_fd=descriptor,
                 )
                 start = Start(options, placed)

@@ -13,6 +13,7 @@ from typing import Literal
 from minisgl.engine.api import EngineStartError, HostLost
 from minisgl.engine.group import Loss, RankGroup
 from minisgl.engine.live_requests import DIED, LiveRequests
+from minisgl.engine.peers import ALONE, Peers
 from minisgl.ipc.messages import EngineInfo
 from minisgl.tasks import background
 
@@ -25,14 +26,19 @@ logger = logging.getLogger(__name__)
 class RestartPolicy:
     """When and how often an engine that died is started again."""
 
-    max_failures: int = 5  # in a row; one more and the engine has failed
+    # In a row; one more and the engine has failed or, where others may serve, is tried at longer
+    # intervals.
+    max_failures: int = 5
     first_delay: float = 0.5  # seconds, doubled at each failure
     max_delay: float = 10.0
+    open_delay: float = 60.0  # after too many failures
     healthy_seconds: float = 60.0  # an engine that was ready that long starts the count anew
     max_replays: int = 2  # per request: what was there at one more death may be its cause
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""
+        if failures > self.max_failures:
+            return self.open_delay
         return min(self.first_delay * 2.0 ** min(failures - 1, 60), self.max_delay)
 
 
@@ -40,12 +46,17 @@ class Revival:
     """Starts a group, notices its death, and starts another one, which gets the live requests.
 
     Whatever goes wrong while an engine is started again counts as a failure and is tried again;
-    after too many failures in a row the state is "failed" and the live requests end. A host that is
-    lost and comes again in time is no failure.
+    after too many failures in a row the state is "failed" and the live requests end, unless other
+    engines may serve: then it is tried at longer intervals for ever. A host that is lost and comes
+    again in time is no failure.
     """
 
     def __init__(
-        self, make_group: Callable[[], RankGroup], requests: LiveRequests, policy: RestartPolicy
+        self,
+        make_group: Callable[[], RankGroup],
+        requests: LiveRequests,
+        policy: RestartPolicy,
+        peers: Peers = ALONE,
     ) -> None:
         self.failure = ""  # why the state is "failed"
         self.num_restarts = 0
@@ -53,9 +64,11 @@ class Revival:
         self._make_group = make_group
         self._requests = requests
         self._policy = policy
+        self._peers = peers
         self._group: RankGroup | None = None
         self._state: _State = "starting"
         self._ends_when_idle = False
+        self._failures = 0  # in a row
         self._supervisor: asyncio.Task[None] | None = None
         self._failed = asyncio.Event()
 
@@ -65,6 +78,11 @@ class Revival:
         if self._state == "ready" and self._group is not None and self._group.lost:
             return "restarting"
         return self._state
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there have been too many failures in a row."""
+        return self._failures > self._policy.max_failures
 
     @property
     def is_starting(self) -> bool:
@@ -92,9 +110,27 @@ class Revival:
         to start.
         """
         self._attach()
+        self._supervise(timeout, "")
+
+    async def start_later(self, reason: str, timeout: float | None) -> None:
+        """As serve(), where start() has failed for this reason: another one is tried."""
+        self._state = "restarting"
+        await self._discard_group()
+        self._supervise(timeout, reason)
+
+    def _supervise(self, timeout: float | None, reason: str) -> None:
         self._supervisor = background(
-            self._serve_in_turn(timeout), "the engine's supervisor", self._fail
+            self._serve_in_turn(timeout, reason),
+            f"the supervisor of {self._peers.name}",
+            self._fail,
         )
+
+    def hear_loss(self) -> None:
+        """The group's first news of a loss."""
+        if self._state == "ready" and self._peers.on_loss is not None:
+            assert self._group is not None
+            self._detach(self._group.host_lost)
+            self._peers.on_loss()
 
     def end_when_idle(self) -> None:
         """An engine that dies from now on has a successor only where requests are live."""
@@ -124,47 +160,53 @@ class Revival:
         assert self._group is not None
         num_live = self._requests.attach(self._group.send)
         if self._state == "restarting":
-            logger.info("the engine is ready again; %d requests go on", num_live)
+            logger.info("%s is ready again; %d requests go on", self._peers.name, num_live)
         self._state = "ready"
+        self._peers.on_ready()
 
-    async def _serve_in_turn(self, timeout: float | None) -> None:
-        """Until there were too many failures in a row, or the last engine has died."""
-        loop = asyncio.get_running_loop()
-        failures = 0
+    async def _serve_in_turn(self, timeout: float | None, reason: str) -> None:
+        """Until there were too many failures in a row, or the last engine has died. `reason`: why
+        there is no engine yet; "": there is one.
+        """
         while True:
-            began = loop.time()
-            loss = await self._wait_death()
-            if self._ends_when_idle and not len(self._requests):
-                logger.error("the engine died: %s; the server is ending", loss.reason)
-                return
-            if loop.time() - began >= self._policy.healthy_seconds:
-                failures = 0
-            reason = loss.reason
-            if loss.of_host:
-                logger.error(
-                    "the engine died: %s; starting it again when the host is back%s",
-                    reason,
-                    "" if timeout is None else f", within {timeout:g} s (--startup-timeout)",
-                )
-                reason = await self._start_again(timeout)
             while reason:
-                failures += 1
-                if failures > self._policy.max_failures:
+                self._failures += 1
+                if self.exhausted and not self._peers.others_may_serve():
                     self._fail(reason)
                     return
-                delay = self._policy.delay(failures)
-                logger.error("the engine died: %s; starting it again in %g s", reason, delay)
+                delay = self._policy.delay(self._failures)
+                often = f" (failure {self._failures} in a row)" if self.exhausted else ""
+                self._say_death(reason, f"starting it again in {delay:g} s{often}")
                 await asyncio.sleep(delay)
                 reason = await self._start_again(timeout)
+            began = asyncio.get_running_loop().time()
+            loss = await self._wait_death()
+            if self._ends_when_idle and not len(self._requests):
+                self._say_death(loss.reason, "it isn't needed any more")
+                return
+            if asyncio.get_running_loop().time() - began >= self._policy.healthy_seconds:
+                self._failures = 0
+            reason = loss.reason
+            if loss.of_host:
+                limit = "" if timeout is None else f", within {timeout:g} s (--startup-timeout)"
+                self._say_death(reason, f"starting it again when the host is back{limit}")
+                reason = await self._start_again(timeout)
+
+    def _say_death(self, reason: str, what_follows: str) -> None:
+        logger.error("%s died: %s; %s", self._peers.name, reason, what_follows)
 
     async def _wait_death(self) -> Loss:
         """Waits until the engine is lost, and returns what it died of."""
         assert self._group is not None
         loss = await self._group.wait_lost()
         self._state = "restarting"
-        self._requests.detach(None if loss.of_host else self._policy.max_replays)
+        if self._peers.on_loss is None:  # else it was heard of, and done
+            self._detach(loss.of_host)
         await self._discard_group()
         return loss
+
+    def _detach(self, of_host: bool) -> None:
+        self._requests.detach(None if of_host else self._policy.max_replays)
 
     async def _start_again(self, timeout: float | None) -> str:
         """One attempt. Returns why it failed, "" when the engine serves."""
@@ -176,7 +218,7 @@ class Revival:
         except EngineStartError as error:
             reason = str(error)
         except Exception as error:
-            logger.exception("unexpected error while starting the engine")
+            logger.exception("unexpected error while starting %s", self._peers.name)
             reason = f"unexpected error while starting: {error!r}"
         else:
             self.num_restarts += 1
@@ -189,6 +231,7 @@ class Revival:
         self.failure = reason
         self._state = "failed"
         self._failed.set()
+        self._peers.on_failed()
         self._requests.end_all("engine_failure", DIED)
 
     async def _discard_group(self) -> None:

@@ -19,7 +19,9 @@ class TokenStream:
     reader is.
     """
 
-    def __init__(self, request: Submit, abort: Callable[[int], None]) -> None:
+    def __init__(
+        self, request: Submit, abort: Callable[[int], None] = lambda request_id: None
+    ) -> None:
         """`abort` is the engine's: it ends the request with this id."""
         self.request = request
         self.received: list[int] = []  # token ids, read or not
@@ -42,6 +44,10 @@ class TokenStream:
     def finished(self) -> bool:
         """Whether the last output has arrived (it may not have been read yet)."""
         return bool(self.finish)
+
+    def belongs_to(self, abort: Callable[[int], None]) -> None:
+        """An engine has the request from now on; `abort` is that one's."""
+        self._abort = abort
 
     def resumption(self) -> Submit:
         """The request for an engine that is to go on where the stream stopped."""

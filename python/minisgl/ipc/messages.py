@@ -286,6 +286,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     local_rank: Count = 0  # among those of its host
     local_size: Annotated[int, Meta(ge=1, le=1024)] = 1
     cores: list[int] = []  # those that this rank alone has; empty: there are not enough
+    sharers: Annotated[int, Meta(ge=1, le=2**20)] = 1  # ranks that share this host's processors
     comm: str = "auto"
     step_timeout: Annotated[float, Meta(gt=0, le=86400)] = STEP_TIMEOUT  # limit of a collective, s
     name: str = ""  # the group's, unlike any other's on its hosts

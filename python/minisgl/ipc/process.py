@@ -12,7 +12,8 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import zmq
@@ -71,9 +72,11 @@ class ChildProcess(Generic[Inbound]):
         name: str,
         decoder: Decoder[Inbound],
         pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> ChildProcess[Inbound]:
         """Starts `command TO FROM PARENT_PID NAME`, with the sockets' addresses; `name` is what the
-        list of processes and log lines call it. Raises OSError if that isn't possible.
+        list of processes and log lines call it, and `environment` what it has besides this
+        process's. Raises OSError if that isn't possible.
 
         The child has its own session, so that the terminal's Ctrl-C reaches the parent alone, and
         inherits nothing but standard output and error and the descriptors in `pass_fds`.
@@ -88,7 +91,7 @@ class ChildProcess(Generic[Inbound]):
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=pass_fds,
-                env=child_environment(),
+                env={**child_environment(), **environment},
             )
         except BaseException:
             child.close()

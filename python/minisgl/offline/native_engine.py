@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minisgl.engine.admission import Admission
 from minisgl.engine.api import SHUTTING_DOWN, State
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.ipc.messages import (
@@ -38,6 +39,7 @@ class NativeEngine:
     """A loaded native engine. It belongs to the event loop that it is made on; close() is due."""
 
     phase = ""  # it was loaded before
+    replicas = ()  # it is an engine by itself
     num_restarts = num_replaying = 0  # the loss of an engine in this process is final
 
     def __init__(self, engine: Engine, max_waiting: int) -> None:
@@ -46,7 +48,7 @@ class NativeEngine:
         self.failure = ""
         self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # for a server
         self._engine = engine
-        self._requests = LiveRequests(max_waiting)
+        self._requests = LiveRequests(Admission(max_waiting))
         self._draining = False
         engine.start()
         self._loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""How a rank's process finds its cores and the other ranks."""
+"""How a rank's process settles on its cores and finds the other ranks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from minisgl.cores import cores_near_gpu
 from minisgl.ipc.messages import EngineOptions, Place
-from minisgl.rank.cores import cores_near_gpu
 
 if TYPE_CHECKING:
     from minisgl.config import CommKind
@@ -30,32 +30,52 @@ class JoinedGroup:
 
     arguments: dict[str, Any]
     comm: str  # a sentence
-    cores: list[int]  # those that its threads are pinned to
 
 
-def join_group(place: Place, options: EngineOptions) -> JoinedGroup:
-    """Waits until all ranks have called it. Pins the calling thread, and so those that it will
-    start. Raises CommunicatorError, and the native module's InputError and RankFailure.
+def settle(place: Place, options: EngineOptions) -> tuple[dict[str, Any], list[int]]:
+    """Pins the calling thread, and so those that it will start, to the rank's cores, where it has
+    any. Returns what that adds to the native engine's arguments, and the cores.
     """
     from minisgl import _native
 
+    if place.sharers == 1:  # the host is the rank's alone
+        return {}, []
+    cores = place.cores
+    gpu = gpu_of(place, options)
+    if gpu is not None and place.sharers == place.local_size:  # the group has the host to itself
+        cores = cores_near_gpu(_native.gpu_pci_id(gpu), sorted(os.sched_getaffinity(0)))
     arguments: dict[str, Any] = {}
     if not options.num_threads:
-        arguments["num_threads"] = max(1, _native.usable_processors() // place.local_size)
+        usable = _native.usable_processors() // place.sharers
+        dealt = len(cores) if gpu is None and cores else usable
+        arguments["num_threads"] = max(1, min(usable, dealt))
+    if cores:
+        os.sched_setaffinity(0, cores)
+    return arguments, cores
+
+
+def gpu_of(place: Place, options: EngineOptions) -> int | None:
+    """The number of the rank's GPU; None where it computes on the processor."""
+    from minisgl import _native
+
     on_gpu = options.device == "cuda" or (options.device == "auto" and _native.num_gpus() > 0)
-    gpu = place.local_rank if on_gpu else None
-    if on_gpu and place.local_size > _native.num_gpus():
+    return place.local_rank if on_gpu else None
+
+
+def join_group(place: Place, options: EngineOptions, cores: list[int]) -> JoinedGroup:
+    """Waits until all ranks have called it. `cores` are those that this one has settled on. Raises
+    CommunicatorError, and the native module's InputError and RankFailure.
+    """
+    from minisgl import _native
+
+    gpu = gpu_of(place, options)
+    if gpu is not None and place.local_size > _native.num_gpus():
         raise CommunicatorError(
             f"{place.local_size} ranks need a GPU each, but this host has {_native.num_gpus()}: "
             "set a smaller --tp, or --device cpu"
         )
-    cores = place.cores
-    if gpu is not None:
-        allowed = sorted(os.sched_getaffinity(0))
-        cores = cores_near_gpu(_native.gpu_pci_id(gpu), allowed)
-    if cores:
-        os.sched_setaffinity(0, cores)
     chosen = _communicate(place, gpu)
+    arguments: dict[str, Any] = {}
     arguments["place"] = _native.Place(
         rank=place.rank,
         size=place.size,
@@ -69,7 +89,7 @@ def join_group(place: Place, options: EngineOptions) -> JoinedGroup:
         host_comm=chosen.host,
         step_timeout=place.step_timeout,
     )
-    return JoinedGroup(arguments, chosen.sentence, cores)
+    return JoinedGroup(arguments, chosen.sentence)
 
 
 def _communicate(place: Place, gpu: int | None) -> ChosenCommunicator:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from minisgl.cores import format_core_list
 from minisgl.ipc.messages import Alive, EngineInfo, PhaseReport, Start
 from minisgl.ipc.queues import ZmqAsyncPushQueue
 from minisgl.log import start_native_logging
-from minisgl.rank.cores import format_core_list
 from minisgl.rank.cuda_library import load_cublas
-from minisgl.rank.join import CommunicatorError, join_group
+from minisgl.rank.join import CommunicatorError, join_group, settle
 from minisgl.tasks import in_daemon_thread
 
 if TYPE_CHECKING:
@@ -93,19 +93,21 @@ def _construct(start: Start, reports: _PhaseReporter, life: Life, process: str) 
     try:
         load_cublas(_native.build_info()["cuda"])
         arguments = dataclasses.asdict(options)
-        comm, cores = "", ""
+        comm = ""
+        settled, cores = settle(place, options)
+        arguments |= settled
         if place.size > 1:
             reports.begin("joining the other ranks")
-            group = join_group(place, options)
+            group = join_group(place, options, cores)
             arguments |= group.arguments
-            comm, cores = group.comm, format_core_list(group.cores)
+            comm = group.comm
         make: Any = _native.Engine if place.rank == 0 else _native.Follower
         life.progress = _native.Progress()
         engine = make(**arguments, progress=reports.progress, counter=life.progress)
         reports.begin("starting the engine")
         engine.start()
         reports.end()
-        return LoadedRank(engine, comm, cores)
+        return LoadedRank(engine, comm, format_core_list(cores))
     except _native.RankFailure as error:
         raise StartError(str(error), error.rank) from error
     except (_native.InputError, CommunicatorError) as error:

@@ -10,6 +10,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from minisgl.server.admin import ReplicaPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
 from minisgl.server.guard import Guard, Protected, routing_error
@@ -35,6 +36,22 @@ class _App(Starlette):
             self._templates,
             self._served,
         )
+
+
+def _admin_routes(state: ServerState) -> list[Route]:
+    """None where nobody has the key to them."""
+    key = state.args.admin_api_key
+    if key is None or state.changes is None:
+        return []
+    pages = ReplicaPages(state.changes)
+    routes = [
+        Route("/admin/replicas", pages.replicas, methods=["GET", "POST"]),
+        Route("/admin/replicas/{number}", pages.replica, methods=["DELETE"]),
+        Route("/admin/replicas/{number}/restart", pages.restart, methods=["POST"]),
+    ]
+    for route in routes:
+        route.app = Protected(route.app, (key,), numbered=False)
+    return routes
 
 
 def create_app(state: ServerState) -> Starlette:
@@ -65,6 +82,7 @@ def create_app(state: ServerState) -> Starlette:
         Route(path, Protected(endpoint, state.args.api_key), methods=["POST"])
         for path, endpoint in posts
     ]
-    app = _App([*open_routes, *model_routes, *post_routes], state)
+    admin_routes = _admin_routes(state)
+    app = _App([*open_routes, *model_routes, *post_routes, *admin_routes], state)
     app.router.redirect_slashes = False
     return app

@@ -125,6 +125,16 @@ def model_not_found(name: str) -> ApiError:
     )
 
 
+def replica_unknown(sentence: str) -> ApiError:
+    """404: no replica has this number."""
+    return ApiError(404, f"{sentence[0].upper()}{sentence[1:]}.", code="replica_not_found")
+
+
+def replica_refused(sentence: str) -> ApiError:
+    """409: replicas can't be changed in this way now."""
+    return ApiError(409, f"{sentence[0].upper()}{sentence[1:]}.", code="replica_refused")
+
+
 def busy(sentence: str = "") -> ApiError:
     """429, when as many requests or prompt tokens are live as may be; `sentence` says which."""
     return ApiError(

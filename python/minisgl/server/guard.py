@@ -147,11 +147,12 @@ async def routing_error(request: Request, error: Exception) -> NoReturn:
 
 class Protected:
     """An endpoint that needs one of the API keys, where there are any. It wraps what the router has
-    chosen, so no spelling of a path gets around it.
+    chosen, so no spelling of a path gets around it. An operator's keys are nobody's number.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str], *, numbered: bool = True) -> None:
         self.app = app
+        self._numbered = numbered
         self._keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,7 +163,8 @@ class Protected:
             number = self._number_of(scope)
             if number is None:
                 raise unauthorized()
-            scope["minisgl.key"] = number
+            if self._numbered:
+                scope["minisgl.key"] = number
         await self.app(scope, receive, send)
 
     def _number_of(self, scope: Scope) -> int | None:

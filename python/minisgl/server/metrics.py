@@ -5,7 +5,7 @@ when scraped.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,10 @@ from prometheus_client.registry import Collector
 
 from minisgl.server.histogram import REQUEST_S, Histogram, bounds
 from minisgl.server.http_metrics import HttpMetrics
+from minisgl.server.replica_metrics import ReplicaFamilies
 
 if TYPE_CHECKING:
+    from minisgl.engine.api import ReplicaFigures
     from minisgl.ipc.messages import EngineInfo, EngineStats
 
 PREFIX = "minisgl"
@@ -54,6 +56,7 @@ class EngineFigures:
     num_restarts: int
     info: EngineInfo | None = None  # None: it has not been ready yet
     memory_fraction: float = 0.0
+    replicas: Sequence[ReplicaFigures] = ()
 
 
 class Metrics:
@@ -87,6 +90,7 @@ class Metrics:
         for prefix in dict.fromkeys((PREFIX, alias) if alias else (PREFIX,)):
             registry.register(_Families(self, prefix, model_name, figures))
         registry.register(_OwnFamilies(model_name, figures))
+        registry.register(ReplicaFamilies(PREFIX, model_name, figures.replicas))
         registry.register(self.http)
         ProcessCollector(registry=registry)
         return generate_latest(registry)

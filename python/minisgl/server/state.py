@@ -19,6 +19,7 @@ from minisgl.server.metrics import Metrics
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
     from minisgl.engine.api import EngineApi
+    from minisgl.engine.changes import Changes
     from minisgl.text.frontend import TextFrontend
 
 
@@ -32,6 +33,7 @@ class ServerState:
     client: EngineApi
     model_names: tuple[str, ...]  # answers say the first
     text: TextFrontend | None = None
+    changes: Changes | None = None  # of replicas, where an operator may make some
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # SamplingParams' fields
     metrics: Metrics = field(default_factory=Metrics)
     ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)

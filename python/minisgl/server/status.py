@@ -47,12 +47,12 @@ class StatusPages:
         if client.state == "failed":
             raise unavailable("failed")
         phase = {"phase": client.phase} if client.phase else {}
-        return _json({"status": "ok", "engine": client.state, **phase})
+        return _json({"status": "ok", "engine": client.state, **phase, **self._replicas()})
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: whether a request would be served now."""
         self._state.frontend()
-        return _json({"status": "ready"})
+        return _json({"status": "ready", **self._replicas()})
 
     async def version(self, request: Request) -> Response:
         """GET /version"""
@@ -71,10 +71,19 @@ class StatusPages:
                 num_restarts=state.client.num_restarts,
                 info=self._info(),
                 memory_fraction=state.args.memory_fraction,
+                replicas=state.client.replicas,
             ),
             alias=state.args.metrics_alias_prefix,
         )
         return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    def _replicas(self) -> dict[str, Any]:
+        """How many of several replicas serve; nothing of a lone engine."""
+        replicas = self._state.client.replicas
+        if not replicas:
+            return {}
+        ready = sum(one.state == "ready" for one in replicas)
+        return {"replicas": {"ready": ready, "all": len(replicas)}}
 
     def _info(self) -> EngineInfo | None:
         """None while the model is still loading."""

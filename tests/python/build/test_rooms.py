@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flags": {"config", "distributed_info", "version"},
     "environment": {"config", "flags"},
     "log": {"config", "environment"},
+    "cores": set(),
     "tasks": set(),
     "system": set(),
     "children": {"flags"},
@@ -37,11 +38,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_files": {"children", "environment", "sampling_params"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "config", "distributed", "ipc", "log", "tasks"},
+    "rank": {"_native", "config", "cores", "distributed", "ipc", "log", "tasks"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
     "text": {"children", "ipc", "model_files", "tasks", "tokenizer"},
     # _native for the router's table, which is nobody's engine: a millisecond to load.
-    "engine": {"_native", "children", "config", "environment", "ipc", "sampling_params", "tasks"},
+    "engine": {
+        "_native",
+        "children",
+        "config",
+        "cores",
+        "environment",
+        "ipc",
+        "sampling_params",
+        "tasks",
+    },
     "server": {
         "config",
         "engine",
@@ -52,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "version",
     },
     "startup": {"config", "environment", "ipc"},
+    "engines": {"config", "engine", "ipc", "startup"},
     # LLM and the shell, which run the engine in the caller's process or drive ranks of their own.
     "offline": {
         "_native",
@@ -72,6 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": {
         "config",
         "engine",
+        "engines",
         "flags",
         "ipc",
         "log",

@@ -228,7 +228,7 @@ async def test_an_engine_that_dies_idle_in_the_drain_has_no_successor(
     await until(lambda: client.num_restarts == 1)
     assert await client.drain(20)
     assert stuck.finish == "error"
-    await until(lambda: "the server is ending" in caplog.text)
+    await until(lambda: "it isn't needed any more" in caplog.text)
     assert client.num_restarts == 1
 
 

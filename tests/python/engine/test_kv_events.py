@@ -113,6 +113,15 @@ async def test_what_was_missed_is_sent_again(
     router.close()
 
 
+def test_it_is_closed_after_its_event_loop(publisher: KvEventPublisher) -> None:
+    async def publish() -> None:
+        publisher.publish(0, [CLEARED])
+        await asyncio.sleep(0.01)  # waits for requests
+
+    asyncio.run(publish())
+    publisher.close()
+
+
 def test_an_address_that_can_t_be_used_is_one_sentence(
     publisher: KvEventPublisher, tmp_path: Path
 ) -> None:

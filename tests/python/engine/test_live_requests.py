@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from minisgl.engine.admission import Admission
 from minisgl.engine.api import EngineBusy
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.engine.stream import TokenStream
@@ -28,7 +29,7 @@ class Requests:
     """Live requests of an engine that takes everything and says what it is told to."""
 
     def __init__(self, max_waiting: int, max_waiting_tokens: int | None) -> None:
-        self.live = LiveRequests(max_waiting, max_waiting_tokens)
+        self.live = LiveRequests(Admission(max_waiting, max_waiting_tokens))
         self.live.attach(self.sent)
 
     def sent(self, message: Submit | Abort) -> bool:

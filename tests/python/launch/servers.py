@@ -178,12 +178,13 @@ def get(port: int, path: str) -> tuple[int, Any]:
 class Stream:
     """A streaming completion in a thread: its events as they come."""
 
-    def __init__(self, port: int, prompt: list[int], max_tokens: int) -> None:
+    def __init__(self, port: int, prompt: list[int], max_tokens: int, **fields: Any) -> None:
         self.status = 0
         self.events: list[str] = []
         self.broken = False  # the body ended without its last chunk
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
         body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 0}
+        body |= fields
         self._connection.request(
             "POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"}
         )
@@ -201,6 +202,11 @@ class Stream:
             self.broken = True
         finally:
             self._connection.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
 
     def wait_events(self, count: int) -> None:
         until(lambda: len(self.events) >= count)

@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from minisgl.config import ServerArgs
+from minisgl.engine.changes import Changes
 from minisgl.server.addresses import Listener
 from minisgl.server.app import create_app
 from minisgl.server.listener import serve_http
@@ -63,6 +64,7 @@ async def running(
     max_model_len: int = 256,
     max_live: int = 1000,
     sampling_defaults: Mapping[str, float] | None = None,
+    changes: Changes | None = None,
     **args: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
@@ -73,6 +75,7 @@ async def running(
         model_names=(MODEL, "alias"),
         text=text,
         sampling_defaults=sampling_defaults or {},
+        changes=changes,
     )
     listener = Listener.bind("127.0.0.1", 0)
     listener.listen()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from minisgl.engine.api import EngineApi, EngineBusy, EngineUnavailable, State
+from minisgl.engine.api import EngineApi, EngineBusy, EngineUnavailable, ReplicaFigures, State
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -42,6 +42,7 @@ class FakeClient:
     num_replaying: int = 0
     waiting_tokens: int = 17
     retry_after: int = 4
+    replicas: Sequence[ReplicaFigures] = ()
     aborted: list[int] = field(default_factory=list)
     submitted: list[TokenStream] = field(default_factory=list)
     stats: EngineStats = field(

@@ -8,6 +8,7 @@ import functools
 import httpx
 import pytest
 
+from minisgl.engine.admission import Admission
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.ipc.messages import EngineStats, Output, Standing, StepOutputs
 from tests.python.server.conftest import Server, StartServer
@@ -66,7 +67,7 @@ async def test_shares_are_api_keys_and_nobody_goes_before_strangers(
 
 async def test_a_key_that_fills_the_queue_keeps_no_other_out(start_server: StartServer) -> None:
     async with start_server(api_key=("one", "two")) as server:
-        requests = LiveRequests(4, None)  # and none that run
+        requests = LiveRequests(Admission(4))  # and none that run
         requests.attach(lambda message: True)
         server.engine.submit = functools.partial(requests.submit, server.engine)  # type: ignore[method-assign]
 

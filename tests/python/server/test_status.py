@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from minisgl import __version__
+from minisgl.engine.api import ReplicaFigures
+from minisgl.ipc.messages import EngineStats
 from tests.python.server.byte_tokenizer import TURN
 from tests.python.server.conftest import MODEL, Server, StartServer
 from tests.python.server.fake_engine import endless, reply
@@ -220,6 +223,21 @@ async def test_what_vllm_has_too_is_documented(server: Server) -> None:
     names = set(re.findall(r"# TYPE vllm:(\w+) ", (await server.http.get("/metrics")).text))
     assert len(names) > 20
     assert names - set(re.findall(r"`(\w+)`", listed)) == set()
+
+
+async def test_of_several_replicas_it_is_said_how_many_serve(server: Server) -> None:
+    stats = EngineStats(num_running=3, pages_total=100, pages_free=75, generated_tokens=9)
+    up = ReplicaFigures(0, "ready", "", "CPU", 4, 50, 0, 2, stats)
+    server.engine.replicas = (up, dataclasses.replace(up, number=1, state="restarting"))
+    for page in ("/health", "/ready"):
+        answer = (await server.http.get(page)).json()
+        assert answer["replicas"] == {"ready": 1, "all": 2}
+    found = await samples(server)
+    assert (found["minisgl:replica_up", "0"], found["minisgl:replica_up", "1"]) == (1, 0)
+    assert found["minisgl:replica_num_streams", "1"] == 4
+    assert found["minisgl:replica_kv_cache_usage_perc", "0"] == 0.25
+    assert found["minisgl:replica_restarts_total", "0"] == 2
+    assert found["minisgl:replica_generation_tokens_total", "1"] == 9
 
 
 async def test_metrics_before_the_model_is_loaded(server: Server) -> None:

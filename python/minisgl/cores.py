@@ -1,4 +1,4 @@
-"""The kernel's lists of processor cores, and which cores are near a GPU."""
+"""Processor cores: the kernel's lists, which are near a GPU, and which are near each other."""
 
 from __future__ import annotations
 
@@ -30,9 +30,28 @@ def cores_near_gpu(pci_id: str, allowed: Sequence[int], sysfs: Path = Path("/sys
     """Those of the allowed cores that are on the side of the GPU with that PCI id; empty where the
     kernel doesn't say.
     """
+    near = set(_read_cores(sysfs / "bus/pci/devices" / pci_id.lower() / "local_cpulist"))
+    return [core for core in sorted(allowed) if core in near]
+
+
+def neighbours_first(allowed: Sequence[int], sysfs: Path = Path("/sys")) -> list[int]:
+    """The allowed cores in an order in which those of a NUMA node follow each other and, within it,
+    those that share a physical core. By their numbers where the kernel doesn't say.
+    """
+    nodes: dict[int, int] = {}
+    for folder in sysfs.glob("devices/system/node/node[0-9]*"):
+        for core in _read_cores(folder / "cpulist"):
+            nodes[core] = int(folder.name.removeprefix("node"))
+
+    def place(core: int) -> tuple[int, int, int]:
+        siblings = sysfs / f"devices/system/cpu/cpu{core}/topology/thread_siblings_list"
+        return nodes.get(core, 0), min(_read_cores(siblings), default=core), core
+
+    return sorted(allowed, key=place)
+
+
+def _read_cores(file: Path) -> list[int]:
     try:
-        text = (sysfs / "bus/pci/devices" / pci_id.lower() / "local_cpulist").read_text()
-        near = set(parse_core_list(text))
+        return parse_core_list(file.read_text())
     except (OSError, ValueError):
         return []
-    return [core for core in sorted(allowed) if core in near]

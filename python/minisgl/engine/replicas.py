@@ -1,0 +1,445 @@
+"""Replicas: several equal engines as one, whose streams outlive each of them.
+
+The EngineClient of a replica has its streams. When it dies, hangs, is drained or removed, they are
+handed over to the others: one operation, by which each stream has one owner at any time, and goes
+on from its delivered tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from minisgl.engine.admission import Admission
+from minisgl.engine.api import (
+    EngineStartError,
+    EngineUnavailable,
+    ReplicaFigures,
+    State,
+)
+from minisgl.engine.client import EngineClient
+from minisgl.engine.figures import sum_stats
+from minisgl.engine.live_requests import LiveRequests, StreamWatch
+from minisgl.engine.peers import Peers
+from minisgl.engine.placement import NoRoom
+from minisgl.engine.request import make_request
+from minisgl.engine.router import Ask, NoReplica, Router
+from minisgl.engine.site import Lot, Site
+from minisgl.engine.stream import TokenStream
+from minisgl.ipc.messages import NO_STANDING, EngineInfo, EngineStats, Standing
+from minisgl.tasks import background
+
+if TYPE_CHECKING:
+    from minisgl.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class MakeEngine(Protocol):
+    """Makes the engine of a replica."""
+
+    def __call__(self, number: int, lot: Lot, peers: Peers) -> EngineClient:
+        """Not started yet."""
+
+
+@dataclass(eq=False)
+class Replica:
+    """One of the engines."""
+
+    number: int
+    lot: Lot
+    engine: EngineClient = field(init=False)
+    failure: str = ""  # why its first start failed; "": it didn't
+    routed: bool = False  # the router knows it: it serves and gets new requests
+    leaving: bool = False  # it gets nothing new any more
+    launch: asyncio.Task[None] | None = None
+
+
+class Replicas:
+    """The EngineApi of several engines on one event loop."""
+
+    def __init__(
+        self,
+        make_engine: MakeEngine,
+        site: Site,
+        count: int,
+        admission: Admission,
+        router: Router,
+    ) -> None:
+        """`count` replicas at the start; `admission` to all of them together."""
+        self._make_engine = make_engine
+        self._site = site
+        self._count = count
+        self._admission = admission
+        self._router = router
+        self._watch = StreamWatch(router.progressed, self._note_end)
+        self._members: dict[int, Replica] = {}
+        self.failure = ""  # as in EngineApi
+        self._next_number = 0
+        self._next_id = 0  # of requests: no two replicas ever have the same one
+        self._info: EngineInfo | None = None  # what all that are routed can do
+        self._timeout: float | None = None  # seconds for a start
+        self._draining = False
+        self._on_steps: Callable[[float, int], None] = lambda tokens, steps: None
+        self._past_restarts = 0  # of replicas that were removed
+        self._ready = asyncio.Event()  # a replica has served
+        self._news = asyncio.Event()  # of a start
+
+    # --- what is asked
+
+    @property
+    def members(self) -> list[Replica]:
+        """All there are, in the order of their numbers."""
+        return list(self._members.values())
+
+    @property
+    def state(self) -> State:
+        """As in EngineApi: ready where at least one is."""
+        if self.failure:
+            return "failed"
+        if self._draining:
+            return "draining"
+        if self._routed():
+            return "ready"
+        return "restarting" if self._ready.is_set() else "starting"
+
+    @property
+    def phase(self) -> str:
+        """As in EngineApi, of the first replica that is being started."""
+        for one in self.members:
+            if phase := one.engine.phase:
+                return f"replica {one.number}: {phase}"
+        return ""
+
+    @property
+    def info(self) -> EngineInfo:
+        """As in EngineApi: what a request may ask for, wherever it goes."""
+        if self._info is None:
+            raise EngineUnavailable("starting")
+        return self._info
+
+    @property
+    def rank_infos(self) -> list[EngineInfo]:
+        """The info of each rank of the first replica that serves."""
+        return self._routed()[0].engine.rank_infos
+
+    @property
+    def stats(self) -> EngineStats:
+        """As in EngineApi, of all together."""
+        return sum_stats([one.engine.stats for one in self.members])
+
+    @property
+    def on_steps(self) -> Callable[[float, int], None]:
+        """As in EngineApi."""
+        return self._on_steps
+
+    @on_steps.setter
+    def on_steps(self, hear: Callable[[float, int], None]) -> None:
+        self._on_steps = hear
+        for one in self.members:
+            one.engine.on_steps = hear
+
+    @property
+    def replicas(self) -> list[ReplicaFigures]:
+        """As in EngineApi."""
+        return [_figures(one) for one in self.members]
+
+    @property
+    def num_live(self) -> int:
+        """As in EngineApi."""
+        return sum(one.engine.num_live for one in self._members.values())
+
+    @property
+    def num_restarts(self) -> int:
+        """As in EngineApi."""
+        return self._past_restarts + sum(one.engine.num_restarts for one in self.members)
+
+    @property
+    def num_replaying(self) -> int:
+        """As in EngineApi."""
+        return sum(one.engine.num_replaying for one in self.members)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """As in EngineApi."""
+        return self._admission.backlog.tokens
+
+    @property
+    def retry_after(self) -> int:
+        """As in EngineApi."""
+        return self._admission.backlog.seconds()
+
+    def submit(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        end_ids: Sequence[int] = (),
+        bad_words: Sequence[list[int]] = (),
+        prefix_salt: bytes | None = None,
+        standing: Standing = NO_STANDING,
+    ) -> TokenStream:
+        """As in EngineApi."""
+        if self.state != "ready":
+            raise EngineUnavailable(self.state)
+        info = self.info
+        shared = self._admission.check(info, prompt_ids, params, prefix_salt, standing.share)
+        request = make_request(
+            self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
+        )
+        stream = TokenStream(request)
+        if not self._place(stream, set(), lambda requests: requests.adopt(stream)):
+            raise EngineUnavailable("restarting")
+        self._next_id += 1
+        self._admission.begin(stream, shared)
+        return stream
+
+    def abort(self, request_id: int) -> None:
+        """As in EngineApi."""
+        for one in self.members:
+            one.engine.abort(request_id)
+
+    # --- life
+
+    async def start(self, timeout: float | None) -> EngineInfo:
+        """Starts all replicas side by side, each within `timeout` seconds (None: as long as it
+        takes), and waits until the first is ready; the others come when they are. Raises
+        EngineStartError where none starts; close() is due in any case.
+        """
+        self._timeout = timeout
+        try:
+            begun = [self.begin() for _ in range(self._count)]
+        except NoRoom as error:
+            raise EngineStartError(
+                f"--replicas {self._count} is too much for this host: {error}"
+            ) from error
+        for one in begun:
+            logger.info("replica %d: %s", one.number, one.lot)
+            one.launch = background(self._launch(one), f"the start of replica {one.number}")
+        while not self._ready.is_set():
+            if all(one.failure for one in begun):
+                raise EngineStartError(begun[0].failure)
+            self._news.clear()
+            await self._news.wait()
+        return self.info
+
+    async def wait_failed(self) -> str:
+        """Returns why, once no replica is started again any more."""
+        while not self.failure:
+            self._news.clear()
+            await self._news.wait()
+        return self.failure
+
+    async def drain(self, timeout: float) -> bool:
+        """As in EngineApi. Streams of a replica that dies meanwhile go on at the others."""
+        self._draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while True:
+            left = max(0.0, end - loop.time())
+            ended = await asyncio.gather(*(one.engine.drain(left) for one in self.members))
+            if not all(ended):
+                return False
+            if not self.num_live:
+                return True
+
+    async def close(self) -> None:
+        """Ends all replicas, in order if they listen; live requests end with an error."""
+        self._draining = True
+        launches = [one.launch for one in self.members if one.launch is not None]
+        for launch in launches:
+            launch.cancel()
+        if launches:
+            await asyncio.wait(launches)
+        await asyncio.gather(*(one.engine.close() for one in self.members))
+
+    def kill(self) -> None:
+        """Ends all ranks at once, for a process that is about to end itself."""
+        for one in self.members:
+            one.engine.kill()
+
+    # --- members
+
+    def begin(self) -> Replica:
+        """A new replica, not started yet. No number is given twice. Raises NoRoom."""
+        replica = Replica(self._next_number, self._site.take(self._next_number))
+        self._next_number += 1
+        self._members[replica.number] = replica
+        self.renew(replica)
+        return replica
+
+    def renew(self, replica: Replica) -> None:
+        """A new engine for a replica, not started yet. The one before must have been closed."""
+        replica.engine = self._make_engine(
+            replica.number,
+            replica.lot,
+            Peers(
+                name=f"replica {replica.number}",
+                admission=self._admission,
+                watch=self._watch,
+                on_ready=lambda: self._welcome(replica),
+                on_loss=lambda: self.evacuate(replica),
+                on_failed=lambda: self._give_up(replica),
+                others_may_serve=lambda: self._others_may_serve(replica),
+            ),
+        )
+        replica.engine.on_steps = self._on_steps
+
+    async def start_engine(self, replica: Replica) -> None:
+        """Starts the engine of a replica. Raises EngineStartError."""
+        await replica.engine.start(self._timeout)
+
+    async def start_later(self, replica: Replica, reason: str) -> None:
+        """Where start_engine() failed for this reason: tries again, as where a replica died."""
+        await replica.engine.start_later(reason, self._timeout)
+
+    def retire(self, replica: Replica) -> None:
+        """It gets nothing new any more; what it has stays until evacuate()."""
+        replica.leaving = True
+        self._unroute(replica)
+
+    def forget(self, replica: Replica) -> None:
+        """The replica, which has been closed, is no more."""
+        self._past_restarts += replica.engine.num_restarts
+        del self._members[replica.number]
+        replica.lot.give_back()
+
+    def others_serve(self, replica: Replica) -> bool:
+        """Whether streams of this replica could go on elsewhere."""
+        return any(one is not replica for one in self._routed())
+
+    def evacuate(self, replica: Replica) -> int:
+        """The death, drain or removal of a replica: its streams go on at others, as far as there
+        are any. Returns how many did.
+        """
+        self._unroute(replica)
+        moved = 0
+        if self.others_serve(replica):
+            for stream in replica.engine.requests.streams:
+                moved += not stream.finished and self._move(stream, replica)
+        if moved:
+            logger.warning("replica %d: %d requests go on elsewhere", replica.number, moved)
+        return moved
+
+    # --- streams
+
+    def _note_end(self, stream: TokenStream) -> None:
+        self._router.finished(stream.id, stream.request.prompt + stream.received)
+
+    def _move(self, stream: TokenStream, replica: Replica) -> bool:
+        requests = replica.engine.requests
+        return self._place(
+            stream, {replica.number}, lambda successor: requests.hand_over(stream, successor)
+        )
+
+    def _place(
+        self, stream: TokenStream, exclude: set[int], give: Callable[[LiveRequests], bool]
+    ) -> bool:
+        """Gives a stream to one of the replicas that aren't excluded. False where none takes it."""
+        request, standing = stream.request, stream.request.standing
+        tokens = request.prompt + stream.received if stream.received else request.prompt
+        needed = len(request.prompt) + request.params.max_tokens
+        exclude |= {one.number for one in self._routed() if needed > one.engine.info.max_model_len}
+        ask = Ask(
+            stream.id,
+            tokens,
+            request.prefix_salt or b"",
+            str(standing.user) if standing.user else None,
+            request.params.max_tokens - len(stream.received),
+        )
+        while True:
+            try:
+                number = self._router.choose(ask, exclude).replica
+            except NoReplica:
+                return False
+            if give(self._members[number].engine.requests):
+                self._router.placed(stream.id, number, tokens)
+                return True
+            exclude.add(number)  # it can't be reached: the news of its end will follow
+
+    # --- who serves
+
+    def _count_routed(self) -> tuple[int, int]:
+        return len(self._routed()), len(self._members)
+
+    def _routed(self) -> list[Replica]:
+        return [one for one in self._members.values() if one.routed]
+
+    def _others_may_serve(self, replica: Replica) -> bool:
+        return any(
+            one is not replica and not one.leaving and not one.failure and not one.engine.exhausted
+            for one in self.members
+        )
+
+    def _welcome(self, replica: Replica) -> None:
+        """It serves: new requests, and those that nobody else could go on with."""
+        requests = replica.engine.requests
+        if not replica.leaving:
+            self._router.add(replica.number, cache_tokens=replica.engine.info.kv_cache_tokens)
+            replica.routed = True
+            logger.info("replica %d serves; %d of %d do", replica.number, *self._count_routed())
+            for stream in requests.streams:  # of its own that waited for it
+                tokens = stream.request.prompt + stream.received
+                self._router.placed(stream.id, replica.number, tokens)
+            for other in self.members:
+                if other is not replica and not other.routed and not other.leaving:
+                    self.evacuate(other)
+        self._sum_up()
+        self._ready.set()
+        self._news.set()
+
+    def _give_up(self, replica: Replica) -> None:
+        """It isn't started again. That is the end where no other one may serve."""
+        self.evacuate(replica)
+        if not self._others_may_serve(replica):
+            self.failure = f"replica {replica.number}: {replica.engine.failure}"
+        self._news.set()
+
+    def _unroute(self, replica: Replica) -> None:
+        if replica.routed:
+            replica.routed = False
+            self._router.remove(replica.number)
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """What all that are routed can do; where none is, it stays as it was."""
+        infos = [one.engine.info for one in self._routed()]
+        if infos:
+            self._info = msgspec.structs.replace(
+                infos[0],
+                max_model_len=min(info.max_model_len for info in infos),
+                max_running=sum(info.max_running for info in infos),
+            )
+
+    async def _launch(self, replica: Replica) -> None:
+        """The first start of a replica, which is tried again once another one serves."""
+        try:
+            await self.start_engine(replica)
+        except EngineStartError as error:
+            logger.error("replica %d can't start: %s", replica.number, error)
+            replica.failure = str(error)
+            self._news.set()
+            await self._ready.wait()
+            replica.failure = ""
+            await self.start_later(replica, str(error))
+        self._news.set()
+
+
+def _figures(replica: Replica) -> ReplicaFigures:
+    engine = replica.engine
+    state = engine.state
+    return ReplicaFigures(
+        number=replica.number,
+        state="draining" if replica.leaving and state == "ready" else state,
+        phase=engine.phase,
+        place=str(replica.lot),
+        num_live=engine.num_live,
+        waiting_tokens=engine.requests.tokens_without_answer,
+        num_replaying=engine.num_replaying,
+        num_restarts=engine.num_restarts,
+        stats=engine.stats,
+    )

@@ -1,0 +1,127 @@
+"""The engine that a server is told to have: a group of ranks, or several replicas of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+from minisgl.config import MAX_WAITING, ServerArgs
+from minisgl.engine.admission import Admission
+from minisgl.engine.client import EngineClient, OnBlocks
+from minisgl.engine.host_ranks import HostRanks
+from minisgl.engine.kv_events import KvEventPublisher
+from minisgl.engine.launcher import MakeLauncher
+from minisgl.engine.local_ranks import LocalRanks
+from minisgl.engine.machine import read_machine
+from minisgl.engine.nodes import NodeHub
+from minisgl.engine.peers import ALONE, Peers
+from minisgl.engine.placement import Accountant
+from minisgl.engine.replicas import Replicas
+from minisgl.engine.revival import RestartPolicy
+from minisgl.engine.router import Router
+from minisgl.engine.site import LocalSite, Lot
+from minisgl.ipc.messages import EngineOptions
+from minisgl.startup import PhaseLog, counted, engine_options
+
+if TYPE_CHECKING:
+    from minisgl.config import Routing
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def open_kv_events(args: ServerArgs) -> Iterator[KvEventPublisher | None]:
+    """Where others hear of the prefix caches; None where nobody is to. Raises KvEventsError."""
+    if args.kv_events_addr is None:
+        yield None
+        return
+    addr, replay_addr = args.kv_events_addr, args.kv_events_replay_addr
+    with contextlib.closing(KvEventPublisher(addr, replay_addr, args.kv_events_topic)) as publisher:
+        logger.info("KV events at %s, replays at %s", addr, replay_addr or "no address")
+        yield publisher
+
+
+def make_engines(
+    args: ServerArgs,
+    model_path: str,
+    hub: NodeHub | None,
+    command: Sequence[str],
+    restart: RestartPolicy | None,
+    kv_events: KvEventPublisher | None = None,
+) -> EngineClient | Replicas:
+    """What serves the model, not started yet. `hub`: the other hosts, where there are any.
+    `command`: the rank program. `kv_events` hears of all prefix caches.
+    """
+
+    def on_blocks(number: int) -> OnBlocks | None:
+        return None if kv_events is None else functools.partial(kv_events.publish, number)
+
+    options = engine_options(args, model_path)
+    if args.replicas > 1 or args.admin_api_key is not None:
+        return _make_replicas(args, options, command, restart, on_blocks)
+    launcher: MakeLauncher = functools.partial(LocalRanks, command)
+    if hub is not None:
+        launcher = functools.partial(HostRanks, hub, command)
+    # The client refuses what is too much; the engine only has to take more.
+    most = min(2 * (args.max_running + args.max_waiting), MAX_WAITING)
+    options = dataclasses.replace(options, max_waiting=most)
+    return _make_client(args, options, launcher, restart, ALONE, on_blocks(0))
+
+
+def _make_client(
+    args: ServerArgs,
+    options: EngineOptions,
+    launcher: MakeLauncher,
+    restart: RestartPolicy | None,
+    peers: Peers,
+    on_blocks: OnBlocks | None,
+) -> EngineClient:
+    return EngineClient(
+        options,
+        size=args.tp,
+        comm=args.comm,
+        step_timeout=args.step_timeout,
+        max_waiting=args.max_waiting,
+        max_waiting_tokens=args.max_waiting_tokens,
+        launcher=launcher,
+        restart=restart,
+        on_phase=PhaseLog("" if peers is ALONE else f"{peers.name}: ").report,
+        on_blocks=on_blocks,
+        peers=peers,
+    )
+
+
+def _make_replicas(
+    args: ServerArgs,
+    options: EngineOptions,
+    command: Sequence[str],
+    restart: RestartPolicy | None,
+    on_blocks: Callable[[int], OnBlocks | None],
+) -> Replicas:
+    machine = read_machine(args.device)
+    num_gpus = counted(len(machine.gpus), "GPU", "GPUs") if machine.gpus else "no GPU"
+    logger.info(
+        "replicas: %d (--replicas) of %s (--tp) on this host, which has %s and %s for them",
+        args.replicas,
+        counted(args.tp, "rank", "ranks"),
+        num_gpus,
+        counted(len(machine.cores), "core", "cores"),
+    )
+    accountant = Accountant(machine, args.tp, args.replicas, args.num_threads)
+    # One that is left alone has the requests of all.
+    options = dataclasses.replace(options, max_waiting=MAX_WAITING)
+
+    def make_engine(number: int, lot: Lot, peers: Peers) -> EngineClient:
+        return _make_client(args, lot.fit(options), lot.launcher, restart, peers, on_blocks(number))
+
+    return Replicas(
+        make_engine,
+        LocalSite(accountant, command),
+        args.replicas,
+        Admission(args.max_waiting, args.max_waiting_tokens),
+        Router(cast("Routing", args.routing)),
+    )

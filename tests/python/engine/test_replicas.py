@@ -1,0 +1,306 @@
+"""Streams of several engines of which any may die, come or go at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minisgl.engine.api import (
+    EngineBusy,
+    EngineStartError,
+    EngineUnavailable,
+    ReplicaRefused,
+    ReplicaUnknown,
+)
+from minisgl.engine.changes import Change, Changes
+from minisgl.engine.replicas import Replicas
+from minisgl.engine.revival import RestartPolicy
+from minisgl.engine.stream import TokenStream
+from minisgl.ipc.messages import Output
+from minisgl.sampling_params import SamplingParams
+from tests.python.engine.paper_engines import PaperSite, answer, paper_replicas, turns
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async def poll() -> None:
+        while not condition():
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(poll(), 20)
+
+
+def submit(replicas: Replicas, prompt: list[int], count: int) -> TokenStream:
+    return replicas.submit(prompt, SamplingParams(max_tokens=count))
+
+
+def owners(replicas: Replicas, stream: TokenStream) -> int:
+    return sum(stream in one.engine.requests.streams for one in replicas.members)
+
+
+def check(replicas: Replicas, streams: list[TokenStream]) -> None:
+    """Each stream has one owner while it is live, and has got a part of what it is to get."""
+    for stream in streams:
+        expected = answer(stream.request.prompt, stream.request.params.max_tokens)
+        assert stream.received == expected[: len(stream.received)]
+        if not stream.finished:
+            assert owners(replicas, stream) == 1
+        elif stream.finish == "length":
+            assert stream.received == expected
+
+
+async def finish(replicas: Replicas, site: PaperSite, streams: list[TokenStream]) -> None:
+    """Steps until all streams are over."""
+
+    def step() -> bool:
+        for engine in site.alive():
+            engine.step()
+        return all(stream.finished for stream in streams)
+
+    await until(step)
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("submit"), st.integers(1, 30)),
+    st.tuples(st.just("step"), st.integers(0, 9)),
+    st.tuples(st.just("die"), st.integers(0, 9)),
+    st.tuples(st.just("abort"), st.integers(0, 9)),
+    st.tuples(st.just("turns"), st.integers(1, 5)),
+    st.tuples(st.just("add"), st.just(0)),
+    st.tuples(st.just("remove"), st.integers(0, 5)),
+    st.tuples(st.just("restart"), st.integers(0, 5)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ACTIONS, max_size=40))
+def test_whatever_dies_comes_and_goes_each_stream_has_all_its_tokens_once(
+    actions: list[tuple[str, int]],
+) -> None:
+    logging.disable(logging.CRITICAL)
+    try:
+        asyncio.run(run(actions))
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+async def run(actions: list[tuple[str, int]]) -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 2)
+    changes = Changes(replicas)
+    begun: list[Change] = []
+    streams: list[TokenStream] = []
+    await replicas.start(None)
+    for number, (what, how) in enumerate(actions):
+        alive = site.alive()
+        try:
+            if what == "submit":
+                streams.append(submit(replicas, [number, how], how))
+            elif what == "step" and alive:
+                alive[how % len(alive)].step()
+            elif what == "die" and alive:
+                alive[how % len(alive)].die()
+            elif what == "abort" and streams:
+                streams[how % len(streams)].abort()
+            elif what == "turns":
+                await turns(how)
+            elif what == "add":
+                begun.append(changes.add())
+            elif what == "remove":
+                begun.append(changes.remove(how, 0))
+            elif what == "restart":
+                begun.append(changes.restart(how, 0))
+        except (EngineUnavailable, ReplicaRefused, ReplicaUnknown):
+            pass  # said at once, and nothing has begun
+        check(replicas, streams)
+    await finish(replicas, site, streams)
+    check(replicas, streams)
+    for change in begun:
+        # One that dies while it starts isn't added.
+        last = [event async for event in change.events()][-1]["state"]
+        assert last in ("ready", "removed", "failed")
+    assert {stream.finish for stream in streams} <= {"length", "abort"}
+    await until(lambda: replicas.num_live == 0)
+    assert replicas.num_replaying == replicas.waiting_tokens == 0
+    assert site.taken == {one.number for one in replicas.members}
+    await changes.close()
+    await replicas.close()
+
+
+async def test_streams_of_a_dead_replica_go_on_elsewhere_at_once() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 3)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 3)
+    streams = [submit(replicas, [number], 20) for number in range(9)]
+    held = {number: set(engine.requests) for number, engine in site.engines.items()}
+    assert all(held.values())
+    for engine in site.alive():
+        engine.step()
+    site.engines[1].die()
+    assert replicas.state == "ready"
+    taken_on = set(site.engines[0].requests) | set(site.engines[2].requests)
+    assert held[1] <= taken_on
+    check(replicas, streams)
+    await until(lambda: site.engines[1].alive)
+    await finish(replicas, site, streams)
+    check(replicas, streams)
+    assert replicas.num_restarts == 1
+    await replicas.close()
+
+
+async def test_streams_wait_where_no_replica_is_left_and_the_first_that_comes_has_all() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 2, restart=RestartPolicy(first_delay=0.01, max_replays=9))
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 2)
+    streams = [submit(replicas, [number], 20) for number in range(8)]
+    site.broken = True
+    for engine in site.alive():
+        engine.die()
+    assert replicas.state == "restarting"
+    with pytest.raises(EngineUnavailable):
+        submit(replicas, [1], 1)
+    check(replicas, streams)
+    site.broken = False
+    await until(lambda: replicas.state == "ready")
+    check(replicas, streams)
+    assert len(site.alive()[0].requests) == len(streams)
+    await finish(replicas, site, streams)
+    check(replicas, streams)
+    await replicas.close()
+
+
+async def test_what_waits_is_bounded_over_all_and_by_what_is_left() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 2, max_waiting=1)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 2)
+    streams = [submit(replicas, [number], 20) for number in range(9)]  # 2 x 4 run, 1 waits
+    with pytest.raises(EngineBusy, match="9 requests are waiting or running, of at most 9"):
+        submit(replicas, [1], 1)
+    site.engines[0].die()
+    with pytest.raises(EngineBusy, match="of at most 5"):
+        submit(replicas, [1], 1)
+    await finish(replicas, site, streams)
+    check(replicas, streams)
+    await replicas.close()
+
+
+async def test_a_request_that_kills_each_engine_ends_and_the_others_go_on() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 3, restart=RestartPolicy(first_delay=0, max_replays=1))
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 3)
+    poison = submit(replicas, [1], 20)
+    for _ in range(2):
+        next(engine for engine in site.alive() if poison.id in engine.requests).die()
+    assert (poison.finish, (await poison.next()).error_code) == ("error", "engine_failure")
+    assert replicas.state == "ready"
+    await replicas.close()
+
+
+async def test_last_words_of_a_dead_engine_are_not_heard_twice() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 2)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 2)
+    stream = submit(replicas, [5], 6)
+    owner = next(engine for engine in site.alive() if stream.id in engine.requests)
+    other = next(engine for engine in site.alive() if engine is not owner)
+    owner.die()
+    owner.say(Output(stream.id, [999]))
+    other.step()
+    assert stream.received == answer([5], 1)
+    await finish(replicas, site, [stream])
+    check(replicas, [stream])
+    await replicas.close()
+
+
+async def test_one_that_fails_again_and_again_is_tried_while_others_serve(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = PaperSite()
+    policy = RestartPolicy(max_failures=1, first_delay=0, open_delay=0.01)
+    replicas = paper_replicas(site, 2, restart=policy)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 2)
+    site.broken = True
+    site.engines[0].die()
+    await until(lambda: "(failure 3 in a row)" in caplog.text)
+    assert replicas.state == "ready"
+    site.broken = False
+    await until(lambda: site.engines[0].alive)
+    site.broken = True
+    for engine in site.alive():
+        engine.die()
+    assert "the paper is wet" in await asyncio.wait_for(replicas.wait_failed(), 20)
+    assert replicas.state == "failed"
+    await replicas.close()
+
+
+async def test_the_server_is_ready_with_the_first_and_fails_where_none_starts() -> None:
+    site = PaperSite(room=1)
+    with pytest.raises(EngineStartError, match="--replicas 2 is too much .* all paper is"):
+        await paper_replicas(site, 2).start(None)
+    broken = paper_replicas(PaperSite(broken=True), 2)
+    with pytest.raises(EngineStartError, match="the paper is wet"):
+        await broken.start(None)
+    await broken.close()
+
+
+async def test_a_long_request_stays_where_others_could_not_hold_it() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 1)
+    changes = Changes(replicas)
+    await replicas.start(None)
+    long, short = submit(replicas, [1], 500), submit(replicas, [2], 50)
+    site.max_model_len = 100
+    change = changes.add()
+    await until(lambda: len(site.engines) == 2 and replicas.info.max_model_len == 100)
+    with pytest.raises(ValueError, match="more than the 100 tokens"):
+        submit(replicas, [1], 500)
+    site.engines[0].die()
+    assert list(site.engines[1].requests) == [short.id]
+    await until(lambda: site.engines[0].alive)
+    assert [event["state"] async for event in change.events()][-1] == "ready"
+    await finish(replicas, site, [long, short])
+    check(replicas, [long, short])
+    await replicas.close()
+
+
+async def test_what_cannot_be_changed_is_refused_with_a_sentence() -> None:
+    site = PaperSite(room=2)
+    replicas = paper_replicas(site, 1)
+    changes = Changes(replicas)
+    await replicas.start(None)
+    with pytest.raises(ReplicaRefused, match="replica 0 can't be removed: no other one serves"):
+        changes.remove(0, 0)
+    with pytest.raises(ReplicaUnknown, match="no replica 7"):
+        changes.remove(7, 0)
+    added = changes.add()
+    with pytest.raises(ReplicaRefused, match="replica 1 is being added"):
+        changes.remove(1, 0)
+    with pytest.raises(ReplicaRefused, match="all paper is written on"):
+        changes.add()
+    assert [event["state"] async for event in added.events()] == ["starting", "ready"]
+    stream = submit(replicas, [3], 10)
+    events = [event async for event in changes.remove(0, 0).events()]
+    assert events[-1] == {"replica": 0, "state": "removed"}
+    with pytest.raises(ReplicaUnknown):
+        changes.restart(0, 0)
+    await finish(replicas, site, [stream])
+    check(replicas, [stream])
+    site.broken = True
+    failed = [event async for event in changes.add().events()]
+    assert failed[-1]["state"] == "failed"
+    assert "the paper is wet" in failed[-1]["reason"]
+    assert [one.number for one in replicas.members] == [1]
+    await replicas.drain(1)
+    with pytest.raises(ReplicaRefused, match="the server is ending"):
+        changes.add()
+    await replicas.close()

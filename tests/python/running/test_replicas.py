@@ -1,0 +1,129 @@
+"""A server of three replicas under streams: none of them notices which replica is lost, or how."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.python.launch.servers import (
+    DEADLINE,
+    ServerProcess,
+    Stream,
+    alive,
+    get,
+    is_called,
+    until,
+)
+from tests.python.running.conftest import PROGRAM
+from tests.python.running.test_ranks import text_of
+
+KEY = "for operators"
+NUM_STREAMS = 16
+TOKENS = 1200
+# Every second one is drawn, with penalties: both go on from where the stream is.
+DRAWN = {"temperature": 0.8, "seed": 7, "frequency_penalty": 0.3, "repetition_penalty": 1.1}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    flags = ("--replicas", "3", "--device", "cpu", "--admin-api-key", KEY)
+    server = ServerProcess(tiny_model, tmp_path_factory.mktemp("server"), *flags, program=PROGRAM)
+    port = server.wait_ready()
+    until(lambda: serving(port) == 3)
+    yield server
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0, server.output
+    assert "Traceback" not in server.output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: ServerProcess) -> list[str]:
+    """What the streams say where nothing happens."""
+    return [text_of(stream) for stream in begin(server.wait_ready())]
+
+
+def begin(port: int) -> list[Stream]:
+    return [
+        Stream(port, [1 + number, 2, 3], TOKENS, ignore_eos=True, **(DRAWN if number % 2 else {}))
+        for number in range(NUM_STREAMS)
+    ]
+
+
+def serving(port: int) -> int:
+    ready: int = get(port, "/ready")[1].get("replicas", {}).get("ready", 0)
+    return ready
+
+
+def live_at(port: int, replica: int) -> int:
+    """Streams that a replica has."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    connection.request("GET", "/admin/replicas", headers={"authorization": f"Bearer {KEY}"})
+    figures = json.loads(connection.getresponse().read())["replicas"]
+    connection.close()
+    return next(one["num_live"] for one in figures if one["number"] == replica)
+
+
+def change(port: int, method: str, path: str = "") -> str:
+    """Changes the replicas; the last state of the one that is changed."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    headers = {"authorization": f"Bearer {KEY}"}
+    connection.request(method, f"/admin/replicas{path}", headers=headers)
+    response = connection.getresponse()
+    events = response.read().decode().split("\n\n")
+    connection.close()
+    assert response.status == 200, events
+    state: str = json.loads(events[-2].removeprefix("data: "))["state"]
+    return state
+
+
+def rank_of(server: ServerProcess, replica: int) -> int:
+    """The process of a replica."""
+    return next(pid for pid in server.ranks() if is_called(pid, f"scheduler-R{replica}"))
+
+
+@pytest.mark.parametrize(
+    ("replica", "end", "reason"),
+    [
+        (1, signal.SIGKILL, "was killed by SIGKILL"),
+        (2, signal.SIGSTOP, "gave no sign of life for 7 s"),
+    ],
+)
+def test_streams_of_a_lost_replica_go_on_elsewhere(
+    server: ServerProcess,
+    undisturbed: list[str],
+    replica: int,
+    end: signal.Signals,
+    reason: str,
+) -> None:
+    port = server.wait_ready()
+    rank = rank_of(server, replica)
+    streams = begin(port)
+    until(lambda: live_at(port, replica) > 0)
+    os.kill(rank, end)
+    # Each is answered while the replica is away: no other one may say less than a whole text.
+    assert [text_of(stream) for stream in streams] == undisturbed
+    server.wait_for_line(rf"replica {replica}: [1-9]\d* requests go on elsewhere")
+    server.wait_for_line(rf"replica {replica} died: the engine process .*{reason}")
+    server.wait_for_line(rf"replica {replica} is ready again")
+    until(lambda: serving(port) == 3)
+    assert not alive(rank)
+
+
+def test_replicas_come_and_go_under_streams(server: ServerProcess, undisturbed: list[str]) -> None:
+    port = server.wait_ready()
+    streams: list[Stream] = []
+    for number in range(10):
+        if not any(stream.alive for stream in streams):
+            streams += begin(port)
+        assert change(port, "DELETE", f"/{number}") == "removed"
+        assert change(port, "POST") == "ready"
+    texts = [text_of(stream) for stream in streams]
+    assert texts == undisturbed * (len(texts) // NUM_STREAMS)
+    assert serving(port) == 3
+    assert change(port, "POST", "/12/restart?drain=0.2") == "ready"

@@ -1,0 +1,102 @@
+"""Pages with which an operator changes replicas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from minisgl.engine.changes import Changes
+from minisgl.engine.replicas import Replicas
+from minisgl.sampling_params import SamplingParams
+from tests.python.engine.paper_engines import PaperSite, paper_replicas
+from tests.python.server.conftest import Server, StartServer
+from tests.python.server.conftest import events as data_of
+
+KEY = {"authorization": "Bearer for operators"}
+
+
+@dataclass
+class Admin:
+    server: Server
+    site: PaperSite
+    replicas: Replicas
+
+    async def ask(self, method: str, path: str, status: int = 200) -> Any:
+        """The events of a change, or the body of anything else."""
+        answer = await self.server.http.request(method, f"/admin/replicas{path}", headers=KEY)
+        assert answer.status_code == status, answer.text
+        if answer.headers["content-type"].startswith("text/event-stream"):
+            return [json.loads(data) for data in data_of(answer.text)]
+        return answer.json()
+
+    async def numbers(self) -> list[int]:
+        return [one["number"] for one in (await self.ask("GET", ""))["replicas"]]
+
+
+@pytest.fixture
+async def admin(start_server: StartServer) -> AsyncIterator[Admin]:
+    site = PaperSite(room=2)
+    replicas = paper_replicas(site, 1)
+    await replicas.start(None)
+    changes = Changes(replicas)
+    options = {"admin_api_key": "for operators", "api_key": ("for clients",)}
+    async with start_server(changes=changes, **options) as server:
+        yield Admin(server, site, replicas)
+    await changes.close()
+    await replicas.close()
+
+
+async def test_replicas_are_shown_added_started_again_and_removed(admin: Admin) -> None:
+    (shown,) = (await admin.ask("GET", ""))["replicas"]
+    assert (shown["number"], shown["state"], shown["place"]) == (0, "ready", "paper")
+    assert shown["stats"]["num_running"] == 0
+    added = await admin.ask("POST", "")
+    assert [event["state"] for event in added] == ["starting", "ready"]
+    assert {event["replica"] for event in added} == {1}
+    assert await admin.numbers() == [0, 1]
+    stream = admin.replicas.submit([1], SamplingParams(max_tokens=5))
+    again = [event["state"] for event in await admin.ask("POST", "/0/restart")]
+    assert (again[0], again[-1]) == ("draining", "ready")
+    removed = await admin.ask("DELETE", "/0?drain=0.5")
+    assert removed[-1] == {"replica": 0, "state": "removed"}
+    assert await admin.numbers() == [1]
+    assert stream.id in admin.site.engines[1].requests
+
+
+async def test_what_cannot_be_done_is_said(admin: Admin) -> None:
+    refusal = (await admin.ask("DELETE", "/0", 409))["error"]
+    assert refusal["code"] == "replica_refused"
+    assert refusal["message"].startswith("Replica 0 can't be removed: no other one serves")
+    await admin.ask("POST", "")
+    full = (await admin.ask("POST", "", 409))["error"]
+    assert full["message"] == "All paper is written on."
+    for number in ("7", "-1", "x", "9" * 5000):
+        refusal = (await admin.ask("DELETE", f"/{number}", 404))["error"]
+        assert refusal["code"] == "replica_not_found"
+    for drain in ("x", "-1", "nan", "1e9"):
+        assert (await admin.ask("DELETE", f"/0?drain={drain}", 400))["error"]["param"] == "drain"
+    assert await admin.numbers() == [0, 1]
+
+
+async def test_only_operators_have_the_key(admin: Admin, start_server: StartServer) -> None:
+    http = admin.server.http
+    for headers in ({}, {"authorization": "Bearer for clients"}):
+        for method, path in (("GET", ""), ("POST", ""), ("DELETE", "/0"), ("POST", "/0/restart")):
+            answer = await http.request(method, f"/admin/replicas{path}", headers=headers)
+            assert answer.status_code == 401
+    assert (await http.get("/v1/models", headers=KEY)).status_code == 401
+    assert await admin.numbers() == [0]
+    async with start_server() as without:
+        assert (await without.http.get("/admin/replicas", headers=KEY)).status_code == 404
+
+
+async def test_a_change_goes_on_where_its_client_is_gone(admin: Admin) -> None:
+    async with admin.server.http.stream("POST", "/admin/replicas", headers=KEY) as answer:
+        assert answer.status_code == 200
+    while len(admin.site.engines) < 2:
+        await admin.numbers()
+    assert await admin.numbers() == [0, 1]
