@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from minisgl.engine.router import Reason
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import EngineInfo, EngineStats, Standing
     from minisgl.sampling_params import SamplingParams
@@ -63,6 +64,7 @@ class ReplicaFigures:
     num_replaying: int
     num_restarts: int
     stats: EngineStats
+    decisions: Mapping[Reason, int]  # how often it was chosen for a request, by the reason
 
 
 class EngineApi(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,7 +28,7 @@ from minisgl.engine.live_requests import LiveRequests, StreamWatch
 from minisgl.engine.peers import Peers
 from minisgl.engine.placement import NoRoom
 from minisgl.engine.request import make_request
-from minisgl.engine.router import Ask, NoReplica, Router
+from minisgl.engine.router import Ask, NoReplica, Reason, Router
 from minisgl.engine.site import Lot, Site
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import NO_STANDING, EngineInfo, EngineStats, Standing
@@ -147,7 +147,7 @@ class Replicas:
     @property
     def replicas(self) -> list[ReplicaFigures]:
         """As in EngineApi."""
-        return [_figures(one) for one in self.members]
+        return [_figures(one, self._router.decisions[one.number]) for one in self.members]
 
     @property
     def num_live(self) -> int:
@@ -429,7 +429,7 @@ class Replicas:
         self._news.set()
 
 
-def _figures(replica: Replica) -> ReplicaFigures:
+def _figures(replica: Replica, decisions: Mapping[Reason, int]) -> ReplicaFigures:
     engine = replica.engine
     state = engine.state
     return ReplicaFigures(
@@ -442,4 +442,5 @@ def _figures(replica: Replica) -> ReplicaFigures:
         num_replaying=engine.num_replaying,
         num_restarts=engine.num_restarts,
         stats=engine.stats,
+        decisions=decisions,
     )

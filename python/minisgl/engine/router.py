@@ -21,7 +21,7 @@ by a factor of 1.5.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -93,7 +93,8 @@ class Router:
     """Chooses among the replicas that were added. All of it belongs to one event loop."""
 
     def __init__(self, routing: Routing = "prefix") -> None:
-        self.decisions: Counter[tuple[int, Reason]] = Counter()  # since the beginning
+        # How often each replica was chosen since the beginning, by the reason.
+        self.decisions: defaultdict[int, Counter[Reason]] = defaultdict(Counter)
         self._routing = routing
         self._replicas: dict[int, _Replica] = {}  # the one chosen last at the end
         self._slots: list[_Replica | None] = []
@@ -146,7 +147,7 @@ class Router:
         self._asked = ask, keys
         self._replicas[there.id] = self._replicas.pop(there.id)
         self._sent.take_turn(there.slot)
-        self.decisions[there.id, reason] += 1
+        self.decisions[there.id][reason] += 1
         if logger.isEnabledFor(logging.DEBUG):
             self._explain(ask, there, matched, reason)
         return Decision(there.id, matched, reason)
@@ -213,12 +214,13 @@ class Router:
                 self._sent.set_load(changed.slot, int(changed.load / HIT))
         self._changed.clear()
         excluded = [self._replicas[id].slot for id in exclude if id in self._replicas]
-        least, best, matched, count = self._sent.choose(keys, excluded)
+        wanted = keys if self._routing == "prefix" else b""
+        least, best, matched, count = self._sent.choose(wanted, excluded)
         if least < 0:
             raise NoReplica("no replica can serve the request")
         least_loaded, best_match = self._at(least), self._at(best)
         if count == 1:
-            return best_match, matched, "only"
+            return best_match, self._sent.matched(best, keys), "only"
         if self._routing == "prefix":
             known = self._session(ask, exclude)
             if known is not None and known.load <= least_loaded.load + SATURATED:

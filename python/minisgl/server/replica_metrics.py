@@ -89,3 +89,12 @@ class ReplicaFamilies(Collector):
                 for one in self._replicas:
                     family.add_metric([self._model_name, str(one.number)], kind.value(one))
                 yield family
+        decisions = CounterMetricFamily(
+            f"{self._prefix}:replica_decisions",
+            "Requests that the replica was chosen for, by the reason.",
+            labels=["model_name", "replica", "reason"],
+        )
+        for one in self._replicas:
+            for reason, number in one.decisions.items():
+                decisions.add_metric([self._model_name, str(one.number), reason], number)
+        yield decisions
