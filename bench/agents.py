@@ -3,10 +3,12 @@ tokens. How many prompt tokens are computed that needn't be?
 
     python bench/agents.py [--agents 2] [--turns 12] [--output-tokens 1000]
 
-The model (chain_model.py) answers with a thought and words; its template leaves thoughts out of
+The model (chain_model.py) answers with a thought and a call; its template leaves thoughts out of
 what was said before the last user message. With `--roles user` each output is a user's message, so
 each turn loses the thought before it; with `--roles tool` three of four are a tool's, and the
-thoughts stay until the user speaks again. Agents take turns, and share a system prompt.
+thoughts stay until the user speaks again. Both send answers back as their text. With `--roles call`
+the client has parsed them, as agents do: thought and call come back in fields of their own. Agents
+take turns, and share a system prompt.
 
 Computed are a prompt's tokens less `cached_tokens` of its usage. New are those beyond the longest
 beginning that its text shares with the text of any earlier prompt with its answer. Wanted: computed
@@ -25,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from chain_model import pages, write_chain_model
+from chain_model import CALL, CALL_END, FUNCTION, pages, write_chain_model
 from server_process import serving
 
 from minisgl.tokenizer import Tokenizer, load_tokenizer
 
 SYSTEM = "You are an agent that reads files and says what stands in them. "
 USER_EVERY = 4  # with tools' messages
+ROLES = ["user", "tool", "call"]
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Agent:
     """A conversation so far."""
 
     number: int
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Replay:
@@ -96,9 +99,10 @@ class Replay:
         said: dict[str, Any] = answer.json()
         choice = said["choices"][0]
         content: str = choice["message"]["content"]
-        if choice["finish_reason"] != "stop" or "</think>" not in content:
+        if not content.startswith("<think>") or not content.endswith(CALL_END):
             raise SystemExit(f"this is no answer of the model's: {content!r:.200}")
-        agent.messages.append({"role": "assistant", "content": content})
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        agent.messages.append(parsed(message) if self._args.roles == "call" else message)
         self._count(said["usage"], said["prompt_token_ids"], choice["token_ids"])
 
     def _count(self, usage: dict[str, Any], prompt: list[int], answer: list[int]) -> None:
@@ -110,6 +114,15 @@ class Replay:
         self.counts.cached += usage["prompt_tokens_details"]["cached_tokens"]
         self.counts.answer += usage["completion_tokens"]
         self._known.append(text + b"".join(map(self._tokenizer.token_bytes, answer)))
+
+
+def parsed(message: dict[str, Any]) -> dict[str, Any]:
+    """An answer of the model's as agents keep it."""
+    thought, _, called = message["content"].removeprefix("<think>").partition("</think>")
+    arguments = CALL[CALL.rindex("{") :] + called[len(CALL) : -len(CALL_END)] + '"}'
+    function = {"name": FUNCTION, "arguments": arguments}
+    call = {"id": "call-1", "type": "function", "function": function}
+    return {**message, "content": None, "reasoning_content": thought, "tool_calls": [call]}
 
 
 def num_shared(one: bytes, other: bytes) -> int:
@@ -141,7 +154,7 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=2)
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--output-tokens", type=int, default=1000)
-    parser.add_argument("--roles", choices=["user", "tool"], nargs="+", default=["user", "tool"])
+    parser.add_argument("--roles", choices=ROLES, nargs="+", default=ROLES)
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:

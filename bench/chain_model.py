@@ -1,12 +1,12 @@
-"""A model whose answers have a form: a thought, then words, in random tokens. Its layers add
-nothing to the embeddings, so that the next token's probabilities depend on the last token alone;
-all else is what every model of this architecture has, keys and values included.
+"""A model whose answers have a form: a thought, then a call of a function, in random tokens. Its
+layers add nothing to the embeddings, so that the next token's probabilities depend on the last
+token alone; all else is what every model of this architecture has, keys and values included.
 
     python bench/chain_model.py FOLDER      writes a folder that --model takes
 
-An answer is "<think>", about THOUGHT_TOKENS tokens, "</think>", about WORD_TOKENS tokens, and the
-end. The vocabulary is learned from the repository's own pages; the tokens of an answer are drawn
-one by one, so they are mostly not those that the tokenizer makes of its text.
+An answer is "<think>", about THOUGHT_TOKENS tokens, "</think>", CALL with about WORD_TOKENS tokens,
+CALL_END, and the end. The vocabulary is learned from the repository's own pages; the tokens of an
+answer are drawn one by one, so they are mostly not those that the tokenizer makes of its text.
 """
 
 from __future__ import annotations
@@ -30,21 +30,34 @@ THOUGHT_TOKENS, WORD_TOKENS = 150, 60  # on average
 HIDDEN, HEAD_DIM, LAYERS = 64, 32, 2
 CERTAIN = 30.0  # a logit, where the others' are 0
 
+FUNCTION = "look"
+CALL = f'<tool_call>{{"name": "{FUNCTION}", "arguments": {{"words": "'
+CALL_END = '"}}</tool_call>'
+
+_SPECIAL = ["<|im_start|>", "<|im_end|>"]
+_ADDED = ["<think>", "</think>", CALL, CALL_END]
+
 # Thoughts are left out of what was said before the last user message, as many models' templates do.
 TEMPLATE = """\
-{%- set ns = namespace(last_user=-1) -%}
+{%- set ns = namespace(last_user=-1, said='') -%}
 {%- for message in messages -%}
   {%- if message.role == 'user' -%}{%- set ns.last_user = loop.index0 -%}{%- endif -%}
 {%- endfor -%}
 {%- for message in messages -%}
-  {%- set content = message.content -%}
+  {%- set ns.said = message.content or '' -%}
   {%- if message.role == 'assistant' and loop.index0 < ns.last_user -%}
-    {%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
+    {%- set ns.said = ns.said.split('</think>')[-1] -%}
+  {%- elif message.reasoning_content -%}
+    {%- set ns.said = '<think>' + message.reasoning_content + '</think>' + ns.said -%}
   {%- endif -%}
+  {%- for call in message.tool_calls or [] -%}
+    {%- set ns.said = ns.said + '<tool_call>{"name": "' + call.function.name
+        + '", "arguments": ' + call.function.arguments + '}</tool_call>' -%}
+  {%- endfor -%}
   {%- if message.role == 'tool' -%}
-    {{- '<|im_start|>user\\n<tool_response>\\n' + content + '\\n</tool_response><|im_end|>\\n' -}}
+    {{- '<|im_start|>user\\n<tool_response>\\n' + ns.said + '\\n</tool_response><|im_end|>\\n' -}}
   {%- else -%}
-    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' -}}
+    {{- '<|im_start|>' + message.role + '\\n' + ns.said + '<|im_end|>\\n' -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
@@ -61,21 +74,21 @@ def _learn_vocabulary() -> tokenizers.Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 4,
+        vocab_size=VOCABULARY - len(_SPECIAL) - len(_ADDED),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(pages().splitlines(keepends=True), trainer)
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.add_special_tokens(_SPECIAL)
+    tokenizer.add_tokens(_ADDED)
     return tokenizer
 
 
 def _successors(tokenizer: tokenizers.Tokenizer) -> list[tuple[list[int], dict[int, float]]]:
     """Per class of tokens: which they are, and what comes next with which probability."""
     rng = random.Random(0)
-    line_end, think, thought_end, end = (
-        tokenizer.token_to_id(token) for token in ("Ċ", "<think>", "</think>", "<|im_end|>")
+    line_end, think, thought_end, call, call_end, end = (
+        tokenizer.token_to_id(token) for token in ("Ċ", *_ADDED, "<|im_end|>")
     )
     usual = [
         token_id
@@ -95,8 +108,10 @@ def _successors(tokenizer: tokenizers.Tokenizer) -> list[tuple[list[int], dict[i
             thought,
             {**one_of(thought, 1 - 1 / THOUGHT_TOKENS), thought_end: 1 / THOUGHT_TOKENS},
         ),
-        ([thought_end], one_of(words, 1)),
-        (words, {**one_of(words, 1 - 1 / WORD_TOKENS), end: 1 / WORD_TOKENS}),
+        ([thought_end], {call: 1.0}),
+        ([call], one_of(words, 1)),
+        (words, {**one_of(words, 1 - 1 / WORD_TOKENS), call_end: 1 / WORD_TOKENS}),
+        ([call_end], {end: 1.0}),
     ]
 
 

@@ -119,6 +119,7 @@ py::dict info_dict(const RankInfo& info) {
   dict["device"] = info.device_name;
   dict["isa"] = cpu_isa_name();
   dict["max_running"] = config.max_running;
+  dict["max_penalized"] = config.max_penalized;
   dict["max_batch_tokens"] = config.max_batch_tokens;
   dict["max_waiting"] = config.max_waiting;
   dict["prefix_cache"] = config.prefix_cache;

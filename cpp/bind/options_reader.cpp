@@ -25,6 +25,7 @@ const FieldTable<EngineOptions>& readers() {
       {"memory_fraction", into<&EngineOptions::memory_fraction>},
       {"max_model_len", into<&EngineOptions::max_model_len>},
       {"max_running", into<&EngineOptions::max_running>},
+      {"max_penalized", into<&EngineOptions::max_penalized>},
       {"max_batch_tokens", into<&EngineOptions::max_batch_tokens>},
       {"max_waiting", into<&EngineOptions::max_waiting>},
       {"target_itl_ms", into<&EngineOptions::target_itl_ms>},

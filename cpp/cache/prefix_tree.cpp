@@ -197,7 +197,11 @@ std::uint64_t PrefixTree::hash_of(PageId parent, const PrefixSpace& space, std::
   std::uint64_t hash = mix(seed_, static_cast<std::uint32_t>(parent));
   if (parent == kNone)
     hash = mix(mix(mix(hash, static_cast<std::uint32_t>(space.adapter)), space.salt[0]), space.salt[1]);
-  for (const std::int32_t token : tokens) hash = mix(hash, static_cast<std::uint32_t>(token));
+  for (; tokens.size() >= 2; tokens = tokens.subspan(2)) {
+    hash =
+        mix(hash, (std::uint64_t{static_cast<std::uint32_t>(tokens[0])} << 32) | static_cast<std::uint32_t>(tokens[1]));
+  }
+  if (!tokens.empty()) hash = mix(hash, static_cast<std::uint32_t>(tokens[0]));
   return hash;
 }
 

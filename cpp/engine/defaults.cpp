@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::int64_t usual_cache_tokens = 16384;
 constexpr std::int64_t least_cache_tokens = 1024;  // a cache chosen smaller than that would surprise
+constexpr std::int64_t penalty_bytes = std::int64_t{256} << 20, least_penalized = 16;
 
 void require_range(const char* flag, std::int64_t value, std::int64_t low, std::int64_t high) {
   if (value < low || value > high) {
@@ -86,6 +87,7 @@ void check_options(const EngineOptions& options, const ModelSpec& spec) {
   require_range("--kv-cache-tokens", options.kv_cache_tokens, 0, many);
   require_range("--num-pages", options.num_pages, 0, many);
   require_range("--max-running", options.max_running, 1, 65536);
+  require_range("--max-penalized", options.max_penalized, 0, 65536);
   require_range("--max-batch-tokens", options.max_batch_tokens, 0, 65536);
   require_range("--max-waiting", options.max_waiting, 0, many);
   if (!(options.target_itl_ms >= 0 && options.target_itl_ms <= 60'000)) {
@@ -110,6 +112,12 @@ void check_options(const EngineOptions& options, const ModelSpec& spec) {
   }
 }
 
+// Sequences with penalties that run at once: a count per token of the vocabulary for each.
+std::int64_t choose_max_penalized(std::int64_t asked, std::int64_t max_running, std::int64_t vocab_size) {
+  const std::int64_t fit = penalty_bytes / (vocab_size * std::int64_t{sizeof(std::uint32_t)});
+  return std::min(max_running, asked > 0 ? asked : std::max(least_penalized, fit));
+}
+
 // What doesn't depend on the memory.
 EngineConfig choose_steps(const EngineOptions& options, const Model& model, const Device& device) {
   EngineConfig config;
@@ -121,6 +129,7 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   }
   config.max_batch_tokens = options.max_batch_tokens > 0 ? options.max_batch_tokens : device.usual_batch_tokens();
   config.max_running = std::min(options.max_running, config.max_batch_tokens);
+  config.max_penalized = choose_max_penalized(options.max_penalized, config.max_running, model.spec().vocab_size);
   config.max_waiting = options.max_waiting;
   config.target_itl_ms = options.target_itl_ms;
   config.cuda_graphs = !options.disable_cuda_graph;

@@ -38,6 +38,7 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
   return {.num_pages = config.num_pages,
           .page_size = config.page_size,
           .max_running = config.max_running,
+          .max_counting = config.max_penalized,
           .max_batch_tokens = config.max_batch_tokens,
           .max_drafts = config.max_drafts,
           .prefix_cache = config.prefix_cache,
@@ -202,6 +203,7 @@ void Engine::Impl::admit(Submission submission) {
   const SequenceId id = live.add(request, stop_tokens, submission.time);
   if (lookahead) lookaheads.emplace(id, SequenceLookahead{std::move(lookahead), !depends_on_output(request.sampling)});
   const auto prompt_end = request.prompt.end() - request.num_resumed;
+  const bool has_counts = uses_penalties(request.sampling);
   const bool counts_prompt = request.sampling.repetition_penalty != 1.0f;
   SequenceSampling sampling{.params = std::move(request.sampling),
                             .prompt_len = prompt_end - request.prompt.begin(),
@@ -218,6 +220,7 @@ void Engine::Impl::admit(Submission submission) {
                  .max_tokens = request.num_to_come(),
                  .score_prompt = request.prompt_logprobs >= 0,
                  .needs_token = needs_token,
+                 .has_counts = has_counts,
                  .space = {.salt = request.prefix_salt},
                  .standing = request.standing,
                  .arrived = submission.time});

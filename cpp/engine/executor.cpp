@@ -42,6 +42,7 @@ StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec) {
   const std::int64_t sequences = std::min(config.max_running, config.max_batch_tokens);
   return {.rows = config.max_batch_tokens,
           .sequences = sequences,
+          .penalized = std::min(sequences, config.max_penalized),
           .logits = sequences + SchedulerOptions{}.max_prompt_logits + config.max_drafts,
           .positions = config.max_model_len,
           .pages = config.num_pages,

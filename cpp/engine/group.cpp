@@ -49,6 +49,7 @@ std::vector<Fact> must_be_equal(const EngineConfig& config, const Model& model) 
           {"page_size", config.page_size, kSameDevice},
           {"max_batch_tokens", config.max_batch_tokens, kSameDevice},
           {"max_running", config.max_running, kSameDevice},
+          {"max_penalized", config.max_penalized, kSameDevice},
           {"kv_dtype", static_cast<std::int64_t>(config.kv_dtype), kSameDevice}};
 }
 

@@ -30,6 +30,7 @@ struct EngineOptions {
   double memory_fraction = 0.9;       // share of the memory that the weights leave, for cache and workspace
   std::int64_t max_model_len = 0;     // the model's max_position, or what the cache holds if that is less
   std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step
+  std::int64_t max_penalized = 0;     // max_running, as far as their counts take no more than 256 MiB
   std::int64_t max_batch_tokens = 0;  // the device's: 512 on the CPU
   std::int64_t max_waiting = 4096;
   double target_itl_ms = 0;           // see EngineConfig
@@ -52,6 +53,7 @@ struct EngineConfig {
   DType kv_dtype = DType::f16;
   std::int64_t max_model_len = 0;          // prompt + output tokens of one request
   std::int64_t max_running = 256;          // sequences in one step
+  std::int64_t max_penalized = 256;        // of them, with penalties: a device counts their tokens
   std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
   std::int64_t max_drafts = 0;             // rows in one step that try drafts
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused

@@ -68,22 +68,19 @@ void FairQueue::begin(Turn& turn) {
   if (now_ > turn.since_) turn.waited_ += now_ - turn.since_;
   exit(turn);
   turn.is_running = true;
-  ++turn.share_->num_running;
-  ++turn.user_->num_running;
+  count_running(turn, 1);
 }
 
 void FairQueue::give_way(Turn& turn) {
   turn.is_running = false;
-  --turn.share_->num_running;
-  --turn.user_->num_running;
+  count_running(turn, -1);
   turn.since_ = now_;
   enter(turn);
 }
 
 void FairQueue::leave(Turn& turn) {
   if (turn.is_running) {
-    --turn.share_->num_running;
-    --turn.user_->num_running;
+    count_running(turn, -1);
   } else {
     exit(turn);
   }
@@ -95,8 +92,17 @@ void FairQueue::leave(Turn& turn) {
   if (--live->second == 0) live_.erase(live);
 }
 
+void FairQueue::count_running(const Turn& turn, int change) {
+  const int counting = turn.has_counts ? change : 0;
+  for (Party* party : {static_cast<Party*>(turn.share_), static_cast<Party*>(turn.user_)}) {
+    party->num_running += change;
+    party->num_counting += counting;
+  }
+  num_counting_ += counting;
+}
+
 void FairQueue::enter(Turn& turn) {
-  const auto [flow, is_new] = turn.user_->flows.try_emplace(turn.standing.priority);
+  const auto [flow, is_new] = turn.user_->flows.try_emplace({turn.standing.priority, turn.has_counts});
   if (is_new) {
     flow->second.index = flows_.size();
     flows_.push_back(&flow->second);
@@ -112,7 +118,7 @@ void FairQueue::enter(Turn& turn) {
 }
 
 void FairQueue::exit(Turn& turn) {
-  const auto flow = turn.user_->flows.find(turn.standing.priority);
+  const auto flow = turn.user_->flows.find({turn.standing.priority, turn.has_counts});
   MINISGL_CHECK(flow != turn.user_->flows.end(), "sequence ", turn.id, " does not wait");
   const auto place = place_of(flow->second.waiting, turn);
   MINISGL_CHECK(place != flow->second.waiting.end() && *place == &turn, "sequence ", turn.id, " does not wait");
@@ -143,10 +149,11 @@ bool FairQueue::is_rival(const Standing& standing) const {
   return user == share->second.users.end() || user->second.num_live == 0;
 }
 
-Turn* FairQueue::first() const {
+Turn* FairQueue::first(bool may_count) const {
   Turn* first = nullptr;
   for (const Flow* flow : flows_) {
     Turn* turn = flow->waiting.front();
+    if (turn->has_counts && !may_count) continue;
     if (first == nullptr || before(*turn, *first)) first = turn;
   }
   return first;

@@ -23,6 +23,7 @@ struct Standing {
 struct Party {
   std::uint64_t served = 0;                                     // tokens, weighted
   std::int64_t num_live = 0, num_waiting = 0, num_running = 0;  // sequences
+  std::int64_t num_counting = 0;                                // those that run and have counts
   std::int64_t num_pages = 0;  // in use by its running sequences, when the scheduler last counted
 };
 
@@ -59,8 +60,9 @@ class FairQueue {
   static void charge(Turn& turn, std::int64_t weighted_tokens);
 
   // Whose turn it is: the lowest class, of those the share that was served least, of those its user that was served
-  // least, of those the earliest. Null when nobody waits. O(users that wait).
-  Turn* first() const;
+  // least, of those the earliest. Those that have counts are passed over unless `may_count`. Null when nobody waits.
+  // O(users that wait).
+  Turn* first(bool may_count = true) const;
   bool empty() const { return flows_.empty(); }
   // Whether live sequences differ in user, share or priority.
   bool has_rivals() const { return num_live_users_ > 1 || live_.size() > 1; }
@@ -73,6 +75,8 @@ class FairQueue {
   std::int32_t class_of(const Turn& turn) const;
   // Users of a share that are known, idle ones among them.
   std::size_t num_known_users(std::int64_t share) const { return shares_.at(share).users.size(); }
+  // Those that run and have counts.
+  std::int64_t num_counting() const { return num_counting_; }
   // Number of waiting sequences by priority.
   std::vector<std::pair<std::int32_t, std::int64_t>> waiting_by_priority() const;
 
@@ -80,13 +84,14 @@ class FairQueue {
   friend struct Turn;
   struct Share;
   struct User;
-  // The waiting sequences of a user with one priority: only the first of them can be the next.
+  // The waiting sequences of a user with one priority, those with counts or the others: only the first of them can be
+  // the next.
   struct Flow {
     std::deque<Turn*> waiting;  // by arrival
     std::size_t index;          // in flows_
   };
   struct User : Party {
-    std::map<std::int32_t, Flow> flows;  // by priority; none is empty
+    std::map<std::pair<std::int32_t, bool>, Flow> flows;  // by priority and counts; none is empty
   };
   struct Share : Party {
     std::unordered_map<std::uint64_t, User> users;
@@ -95,22 +100,25 @@ class FairQueue {
 
   void enter(Turn& turn);
   void exit(Turn& turn);
+  void count_running(const Turn& turn, int change);
 
   std::unordered_map<std::int64_t, Share> shares_;
   std::int64_t last_share_ = 0;  // the one that waited last
   std::vector<Flow*> flows_;
   std::map<std::int32_t, std::int64_t> live_;  // sequences by priority
   std::int64_t num_live_users_ = 0;
+  std::int64_t num_counting_ = 0;
   std::uint64_t num_arrivals_ = 0;
   Time now_ = {};
 };
 
 // A sequence's place in the order. The queue fills it in.
 struct Turn {
-  explicit Turn(std::uint64_t id_) : id(id_) {}
+  explicit Turn(std::uint64_t id_, bool has_counts_ = false) : id(id_), has_counts(has_counts_) {}
   Turn(const Turn&) = delete;
 
   std::uint64_t id;  // the sequence's
+  bool has_counts;   // devices count its tokens while it runs, and have room for so many only
   Standing standing = {};
   std::uint64_t arrival = 0;  // grows with each
   bool is_running = false;

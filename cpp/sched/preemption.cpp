@@ -37,14 +37,19 @@ void Scheduler::charge_running() {
   for (Sequence& sequence : running_) charge_generated(sequence);
 }
 
-// Lets the next of the queue begin at the cost of others, where there is no room for it and that is fair. Returns false
-// where that has to wait for the steps in flight.
+// Lets the next of the queue begin at the cost of others, where there is no room for it and that is fair; where the
+// next waits for others' counts, the next that has none. Returns false where that has to wait for the steps in flight.
 bool Scheduler::make_room() {
   if (queue_.empty() || !queue_.has_rivals()) return true;
-  const Iterator next = index_.at(queue_.first()->id);
+  Turn* turn = queue_.first();
+  if (turn->has_counts && !may_count() && find_displaced(*index_.at(turn->id)) == running_.end()) {
+    turn = queue_.first(false);
+    if (turn == nullptr) return true;
+  }
+  const Iterator next = index_.at(turn->id);
   if (find_displaced(*next) == running_.end()) return true;
   if (!in_flight_.empty()) return false;
-  while (num_running() == options_.max_running || !admit(next)) {
+  while (!has_place_for(*next) || !admit(next)) {
     const Iterator victim = find_displaced(*next);
     if (victim == running_.end()) break;
     preempt(victim);
@@ -63,7 +68,9 @@ bool Scheduler::plan_newcomer() {
   if (!newcomer_) {
     const std::size_t crowd = waiting_.size() > 1 ? 1 : kCrowd;
     if (running_.size() < crowd || num_running() == options_.max_running) return false;
-    const Iterator next = index_.at(queue_.first()->id);
+    const Turn* first = queue_.first(may_count());
+    if (first == nullptr) return false;
+    const Iterator next = index_.at(first->id);
     if (next->turn.user().num_running > 0 || next->len() > rows_left_ || !admit(next)) return false;
     newcomer_ = next;
   }
@@ -77,11 +84,13 @@ bool Scheduler::plan_newcomer() {
   return true;
 }
 
-// Whether `other`, which runs, gives way to `next`, which waits for a place or for pages: it is of a lower class, or of
-// a share (or user of the same share) that was served more, and has twice as much at work as the other even afterwards;
-// as much where the other has nothing.
+// Whether `other`, which runs, gives way to `next`, which waits for a place, for room for its counts or for pages: it
+// is of a lower class, or of a share (or user of the same share) that was served more, and has twice as much at work as
+// the other even afterwards; as much where the other has nothing.
 bool Scheduler::displaces(const Sequence& next, const Sequence& other) const {
   const Turn &a = next.turn, &b = other.turn;
+  const bool lacks_counts = a.has_counts && !may_count();
+  if (lacks_counts && !b.has_counts) return false;
   const std::int32_t class_a = queue_.class_of(a), class_b = queue_.class_of(b);
   if (class_a != class_b) return class_a < class_b;
   const bool same_share = &a.share() == &b.share();
@@ -91,6 +100,7 @@ bool Scheduler::displaces(const Sequence& next, const Sequence& other) const {
   const std::int64_t factor = gains.num_running == 0 ? 1 : 2;
   const bool lacks_place = num_running() == options_.max_running;
   if (lacks_place && loses.num_running - 1 < factor * (gains.num_running + 1)) return false;
+  if (lacks_counts && loses.num_counting - 1 < factor * (gains.num_counting + 1)) return false;
   return has_pages_for(next) ||
          loses.num_pages - std::ssize(other.pages) >= factor * (gains.num_pages + pages_for(next.len()));
 }
@@ -109,7 +119,7 @@ bool Scheduler::has_pages_for(const Sequence& sequence) const {
 // Returns the one that gives way to `next`, the lowest class first, then the latest; the end where there is room or
 // nobody does. The first of all stays.
 Scheduler::Iterator Scheduler::find_displaced(Sequence& next) {
-  if (running_.size() < 2 || (num_running() < options_.max_running && has_pages_for(next))) return running_.end();
+  if (running_.size() < 2 || (has_place_for(next) && has_pages_for(next))) return running_.end();
   next.turn.share().num_pages = next.turn.user().num_pages = 0;
   count_pages();
   for (Iterator other = std::prev(running_.end()); other != running_.begin(); --other) {

@@ -1,5 +1,6 @@
 // What sequences share: what a newcomer finds in the prefix tree, and what is kept there.
 #include <algorithm>
+#include <utility>
 
 #include "core/error.h"
 #include "sched/scheduler.h"
@@ -21,20 +22,20 @@ void Scheduler::take_prefix(Sequence& sequence, std::int64_t most) {
   sequence.num_computed = sequence.num_tree_pages * options_.page_size;
 }
 
-// A sequence in the middle of its prompt passes over the pages that others have computed since. The step has its own in
-// their place until it is complete.
+// A sequence in the middle of its prompt passes over the pages that others have computed since, also where it has begun
+// the first of them. The step has its own in their place until it is complete.
 void Scheduler::pass_over(Sequence& sequence) {
   const std::int64_t first = sequence.num_tree_pages, start = first * options_.page_size;
   const std::int64_t most = most_shared(sequence);
-  if (sequence.num_computed != start || most < start + options_.page_size) return;
+  if (most < start + options_.page_size) return;
   const auto rest = std::span(sequence.tokens).subspan(static_cast<std::size_t>(start));
   passed_.clear();
   tree_.take(sequence.space, rest.first(static_cast<std::size_t>(most - start)), passed_,
              first == 0 ? PrefixTree::kRoot : sequence.pages[static_cast<std::size_t>(first) - 1]);
   if (passed_.empty()) return;
-  sequence.num_computed += std::ssize(passed_) * options_.page_size;
+  const std::int64_t before = std::exchange(sequence.num_computed, start + std::ssize(passed_) * options_.page_size);
   if (chunk_size(sequence) <= (tree_.is_older(passed_.back(), num_plans_) ? 0 : 1)) {
-    sequence.num_computed = start;
+    sequence.num_computed = before;
     tree_.release(passed_);
     return;
   }

@@ -12,6 +12,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options), pages_(options.num_pages), spare_(kMostInFlight + 1) {
   MINISGL_CHECK(options.page_size >= 1, "page_size is ", options.page_size);
   MINISGL_CHECK(options.max_running >= 1, "max_running is ", options.max_running);
+  MINISGL_CHECK(options.max_counting >= 1, "max_counting is ", options.max_counting);
   MINISGL_CHECK(options.max_batch_tokens >= 1, "max_batch_tokens is ", options.max_batch_tokens);
   MINISGL_CHECK(options.max_prompt_logits >= 1, "max_prompt_logits is ", options.max_prompt_logits);
   MINISGL_CHECK(options.max_drafts >= 0, "max_drafts is ", options.max_drafts);
@@ -125,6 +126,10 @@ void Scheduler::end_drafts(Sequence& sequence, std::span<const std::int32_t> tok
 void Scheduler::check() const {
   MINISGL_CHECK(index_.size() == running_.size() + waiting_.size());
   MINISGL_CHECK(num_running() <= options_.max_running, num_running(), " running");
+  const auto num_counting =
+      std::ranges::count_if(running_, [](const Sequence& sequence) { return sequence.turn.has_counts; });
+  MINISGL_CHECK(num_counting == queue_.num_counting() && num_counting <= options_.max_counting, num_counting,
+                " running sequences have counts, ", queue_.num_counting(), " by the queue");
   std::vector<std::uint32_t> owners(pages_.num_total(), 0);
   const auto hold = [&](const Sequence& sequence) {
     MINISGL_CHECK(pages_for(sequence.num_computed) <= static_cast<std::int64_t>(sequence.pages.size()));

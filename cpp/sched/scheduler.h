@@ -23,6 +23,7 @@ struct SchedulerOptions {
   std::int64_t num_pages = 0;
   int page_size = 16;
   std::int64_t max_running = 256;       // sequences that hold pages
+  std::int64_t max_counting = 256;      // of those, whose tokens devices count
   std::int64_t max_batch_tokens = 512;  // rows of a step
   // Prompt rows of a step whose logits or hidden states are wanted: bounds the [rows, vocab] buffer.
   std::int64_t max_prompt_logits = 64;
@@ -42,6 +43,8 @@ struct PrefixCounts {
 // A step takes the decoding sequences first, then chunks of prefills that were begun and newcomers from the queue, in
 // the order of FairQueue, while budget, places and pages last; a newcomer that finds no room holds up those behind it.
 // A sequence that needs its token is passed over while a step in flight draws it, and keeps its place in the order.
+//
+// Those whose tokens devices count wait at their places until a device has room for it, and hold up nobody else.
 //
 // Pages: a sequence is admitted when pages for all its present tokens are free, and takes them at once, so a
 // prefill never stops halfway because pages are missing. Decoding takes page by page. When there are too few, sequences
@@ -118,6 +121,7 @@ class Scheduler {
   const FairQueue& queue() const { return queue_; }
   // In order of class and arrival.
   const std::list<Sequence>& running() const { return running_; }
+  // In no order: see queue().
   const std::list<Sequence>& waiting() const { return waiting_; }
 
   // Verifies every invariant, O(pages + sequences). For tests and debug builds; CheckError when one is broken.
@@ -165,6 +169,10 @@ class Scheduler {
   static void charge_prompt(Sequence& sequence, std::int64_t start);
   static void charge_generated(Sequence& sequence);
   void charge_running();
+  bool may_count() const { return queue_.num_counting() < options_.max_counting; }
+  bool has_place_for(const Sequence& sequence) const {
+    return num_running() < options_.max_running && (!sequence.turn.has_counts || may_count());
+  }
   bool make_room();
   bool relieve();
   bool displaces(const Sequence& next, const Sequence& other) const;

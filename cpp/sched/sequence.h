@@ -20,6 +20,7 @@ struct NewSequence {
   std::int64_t max_tokens = 0;       // the most to generate
   bool score_prompt = false;         // logits of every prompt row are wanted (prompt logprobs)
   bool needs_token = false;          // planned only while its latest token is known
+  bool has_counts = false;           // devices count its tokens while it runs
   std::int64_t num_hidden = 0;       // the prompt's last rows whose hidden states are wanted; nothing is drawn then
   PrefixSpace space = {};            // of those that it may share pages with; its adapter
   Standing standing = {};
@@ -41,7 +42,7 @@ struct Sequence {
                                         : 0),
         first_wanted(wants_hidden ? prompt_len - added.num_hidden : 0),
         space(added.space),
-        turn(added.id) {}
+        turn(added.id, added.has_counts) {}
 
   SequenceId id;
   std::vector<std::int32_t> tokens;  // prompt, then what was generated; the last may be pending

@@ -105,8 +105,9 @@ void Scheduler::plan_decodes() {
 }
 
 void Scheduler::grow(Sequence& sequence) {
+  if (sequence.len() <= std::ssize(sequence.pages) * options_.page_size) return;
   const std::int64_t missing = num_missing_pages(sequence);
-  if (missing > 0) MINISGL_CHECK(tree_.allocate(missing, sequence.pages), missing, " pages are missing");
+  MINISGL_CHECK(tree_.allocate(missing, sequence.pages), missing, " pages are missing");
 }
 
 // Prefills go on, and others begin, in the order of the queue: each chunk counts before the next is chosen.
@@ -114,7 +115,7 @@ void Scheduler::plan_prefills(bool may_admit) {
   while (rows_left_ > 0) {
     const auto begun =
         std::ranges::min_element(begun_, [&](Iterator a, Iterator b) { return queue_.before(a->turn, b->turn); });
-    const Turn* waiting = may_admit && num_running() < options_.max_running ? queue_.first() : nullptr;
+    const Turn* waiting = may_admit && num_running() < options_.max_running ? queue_.first(may_count()) : nullptr;
     if (waiting != nullptr && (begun == begun_.end() || queue_.before(*waiting, (*begun)->turn))) {
       const Iterator next = index_.at(waiting->id);
       may_admit = admit(next);
@@ -203,22 +204,27 @@ void Scheduler::plan_rows(Iterator iterator) {
   const std::int64_t start = sequence.num_computed, end = start + rows;
   const bool draws = end == sequence.len() && sequence.len() < sequence.max_len;
   const std::int64_t drafts = draws && !sequence.drafts.empty() ? reserve_drafts(sequence, rows) : 0;
-  const auto first_new_page = static_cast<std::int32_t>(plan.new_pages.size());
-  SequenceStep part{.id = sequence.id,
-                    .first_row = static_cast<std::int32_t>(plan.num_rows()),
-                    .num_rows = static_cast<std::int32_t>(rows + drafts),
-                    .start_position = static_cast<std::int32_t>(start),
-                    .num_kept_pages = static_cast<std::int32_t>(sequence.num_planned_pages),
-                    .first_new_page = first_new_page,
-                    .num_new_pages = static_cast<std::int32_t>(sequence.pages.size()) -
-                                     static_cast<std::int32_t>(sequence.num_planned_pages),
-                    .num_draws = draws ? static_cast<std::int32_t>(drafts) + 1 : 0,
-                    .adapter = sequence.space.adapter};
+  const auto index = static_cast<std::int32_t>(plan.sequences.size());
+  // Written where it stays: a copy of what was just written waits for it.
+  SequenceStep& part = plan.sequences.emplace_back();
+  part.id = sequence.id;
+  part.first_row = static_cast<std::int32_t>(plan.num_rows());
+  part.num_rows = static_cast<std::int32_t>(rows + drafts);
+  part.start_position = static_cast<std::int32_t>(start);
+  part.num_kept_pages = static_cast<std::int32_t>(sequence.num_planned_pages);
+  part.first_new_page = static_cast<std::int32_t>(plan.new_pages.size());
+  part.num_new_pages = static_cast<std::int32_t>(sequence.pages.size()) - part.num_kept_pages;
+  part.num_draws = draws ? static_cast<std::int32_t>(drafts) + 1 : 0;
+  part.adapter = sequence.space.adapter;
   if (part.num_new_pages > 0) {
     plan.new_pages.insert(plan.new_pages.end(), sequence.pages.begin() + sequence.num_planned_pages,
                           sequence.pages.end());
   }
-  plan.tokens.insert(plan.tokens.end(), sequence.tokens.begin() + start, sequence.tokens.begin() + end);
+  if (rows == 1) {
+    plan.tokens.push_back(sequence.tokens[static_cast<std::size_t>(start)]);
+  } else {
+    plan.tokens.insert(plan.tokens.end(), sequence.tokens.begin() + start, sequence.tokens.begin() + end);
+  }
   if (sequence.tokens[static_cast<std::size_t>(end) - 1] == Sequence::kPending) {
     plan.tokens.back() = -1 - sequence.pending_target;
   }
@@ -237,13 +243,11 @@ void Scheduler::plan_rows(Iterator iterator) {
     sequence.tokens.push_back(Sequence::kPending);
     sequence.drafts.clear();
     ++sequence.num_uncharged;
-    const auto index = static_cast<std::int32_t>(plan.sequences.size());
     for (std::int32_t row = part.first_draw(); row < part.first_row + part.num_rows; ++row) {
       plan.logit_rows.push_back(row);
       plan.targets.push_back({index, LogitTarget::kSample});
     }
   }
-  plan.sequences.push_back(part);
   ++sequence.num_in_flight;
   rows_left_ -= rows + drafts;
   if (cost_) {
@@ -266,7 +270,7 @@ void Scheduler::plan_wanted(Sequence& sequence, SequenceStep& part) {
     } else {
       plan.logit_rows.push_back(row);
       plan.targets.push_back(
-          {static_cast<std::int32_t>(plan.sequences.size()), sequence.tokens[static_cast<std::size_t>(p) + 1]});
+          {static_cast<std::int32_t>(plan.sequences.size()) - 1, sequence.tokens[static_cast<std::size_t>(p) + 1]});
     }
     --prompt_logits_left_;
   }

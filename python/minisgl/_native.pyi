@@ -32,6 +32,7 @@ class EngineInfo(TypedDict):
     device: str
     isa: str
     max_running: int
+    max_penalized: int
     max_batch_tokens: int
     max_waiting: int
     prefix_cache: bool
@@ -94,6 +95,7 @@ class EngineOptions(TypedDict, total=False):
     kv_cache_tokens: int
     max_model_len: int
     max_running: int
+    max_penalized: int
     max_batch_tokens: int
     max_waiting: int
     target_itl_ms: float

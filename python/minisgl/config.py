@@ -100,6 +100,12 @@ class EngineSettings:
     )
     page_size: int = option(16, "tokens per KV page", bounds=(1, 1024))
     max_running: int = option(256, "most sequences in one step", bounds=(1, 65536))
+    max_penalized: int = option(
+        0,
+        "most sequences with penalties in one step, whose counts take 4 bytes for each token of "
+        "the vocabulary; 0: as many as --max-running, within 256 MiB",
+        bounds=(0, 65536),
+    )
     max_batch_tokens: int = option(
         0, "most tokens in one step; 0: 512 on a CPU, 8192 on a GPU", bounds=(0, 65536)
     )
@@ -386,6 +392,14 @@ class ServerArgs(EngineSettings):
         metavar="KEY",
         secret=True,
     )
+    cluster: str | None = option(
+        None,
+        "ray: the Ray cluster that this host belongs to or RAY_ADDRESS names, or ray://HOST:PORT: "
+        "replicas run there, as actors, with --threads CPUs per rank (1 without), and with a GPU "
+        "per rank where the cluster has any",
+        group="replicas",
+        metavar="ray|ray://...",
+    )
     routing: str = option(
         "prefix",
         "which of several replicas serves a request: prefix: the one with the most of its prompt "
@@ -519,6 +533,13 @@ class ServerArgs(EngineSettings):
                 "replicas",
                 f"must have at most {MAX_RANKS} ranks together, got {self.replicas} of {self.tp}",
             )
+        if self.cluster is not None:
+            if self.cluster != "ray" and not self.cluster.startswith("ray://"):
+                raise OptionError(
+                    "cluster", f"must be ray or ray://HOST:PORT, got {self.cluster!r}"
+                )
+            if self.nnodes > 1:
+                raise OptionError("cluster", "can't be given where nnodes is more than 1")
         if self.admin_api_key is not None and (fault := key_fault(self.admin_api_key)):
             raise OptionError("admin_api_key", fault)
 

@@ -20,10 +20,12 @@ from minisgl.engine.machine import read_machine
 from minisgl.engine.nodes import NodeHub
 from minisgl.engine.peers import ALONE, Peers
 from minisgl.engine.placement import Accountant
+from minisgl.engine.ray_cluster import RayCluster
+from minisgl.engine.ray_ranks import RaySite
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.router import Router
-from minisgl.engine.site import LocalSite, Lot
+from minisgl.engine.site import LocalSite, Lot, Site
 from minisgl.ipc.messages import EngineOptions
 from minisgl.startup import PhaseLog, counted, engine_options
 
@@ -48,12 +50,12 @@ def open_kv_events(args: ServerArgs) -> Iterator[KvEventPublisher | None]:
 def make_engines(
     args: ServerArgs,
     model_path: str,
-    hub: NodeHub | None,
+    hosts: NodeHub | RayCluster | None,
     command: Sequence[str],
     restart: RestartPolicy | None,
     kv_events: KvEventPublisher | None = None,
 ) -> EngineClient | Replicas:
-    """What serves the model, not started yet. `hub`: the other hosts, where there are any.
+    """What serves the model, not started yet. `hosts`: the other hosts, where there are any.
     `command`: the rank program. `kv_events` hears of all prefix caches.
     """
 
@@ -61,11 +63,16 @@ def make_engines(
         return None if kv_events is None else functools.partial(kv_events.publish, number)
 
     options = engine_options(args, model_path)
+    if isinstance(hosts, RayCluster):
+        logger.info(
+            "replicas: %d (--replicas) in the cluster (--cluster %s)", args.replicas, args.cluster
+        )
+        return _make_replicas(args, options, RaySite(hosts), restart, on_blocks)
     if args.replicas > 1 or args.admin_api_key is not None:
-        return _make_replicas(args, options, command, restart, on_blocks)
+        return _make_replicas(args, options, _local_site(args, command), restart, on_blocks)
     launcher: MakeLauncher = functools.partial(LocalRanks, command)
-    if hub is not None:
-        launcher = functools.partial(HostRanks, hub, command)
+    if hosts is not None:
+        launcher = functools.partial(HostRanks, hosts, command)
     # The client refuses what is too much; the engine only has to take more.
     most = min(2 * (args.max_running + args.max_waiting), MAX_WAITING)
     options = dataclasses.replace(options, max_waiting=most)
@@ -95,13 +102,7 @@ def _make_client(
     )
 
 
-def _make_replicas(
-    args: ServerArgs,
-    options: EngineOptions,
-    command: Sequence[str],
-    restart: RestartPolicy | None,
-    on_blocks: Callable[[int], OnBlocks | None],
-) -> Replicas:
+def _local_site(args: ServerArgs, command: Sequence[str]) -> LocalSite:
     machine = read_machine(args.device)
     num_gpus = counted(len(machine.gpus), "GPU", "GPUs") if machine.gpus else "no GPU"
     logger.info(
@@ -111,7 +112,16 @@ def _make_replicas(
         num_gpus,
         counted(len(machine.cores), "core", "cores"),
     )
-    accountant = Accountant(machine, args.tp, args.replicas, args.num_threads)
+    return LocalSite(Accountant(machine, args.tp, args.replicas, args.num_threads), command)
+
+
+def _make_replicas(
+    args: ServerArgs,
+    options: EngineOptions,
+    site: Site,
+    restart: RestartPolicy | None,
+    on_blocks: Callable[[int], OnBlocks | None],
+) -> Replicas:
     # One that is left alone has the requests of all.
     options = dataclasses.replace(options, max_waiting=MAX_WAITING)
 
@@ -120,7 +130,7 @@ def _make_replicas(
 
     return Replicas(
         make_engine,
-        LocalSite(accountant, command),
+        site,
         args.replicas,
         Admission(args.max_waiting, args.max_waiting_tokens),
         Router(cast("Routing", args.routing)),

@@ -19,12 +19,14 @@ import uvloop
 from setproctitle import setproctitle
 
 from minisgl.config import OptionError, ServerArgs, parse_address
+from minisgl.engine.agent import Home, NodeAgent
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.changes import Changes
 from minisgl.engine.client import EngineClient
 from minisgl.engine.kv_events import KvEventsError
 from minisgl.engine.local_ranks import RANK_COMMAND
-from minisgl.engine.nodes import NodeAgent, NodeHub
+from minisgl.engine.nodes import NodeHub
+from minisgl.engine.ray_cluster import RayCluster, Wish
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engines import make_engines, open_kv_events
@@ -51,6 +53,8 @@ from minisgl.system import (
 )
 from minisgl.text.frontend import TextFrontend
 from minisgl.text.heap import return_large_blocks
+
+SPARE_REPLICAS = 8  # that may be added while the server runs
 
 logger = logging.getLogger("minisgl")
 
@@ -100,7 +104,9 @@ def _serve(
     try:
         children = _count_children(args)
         raise_file_limit()
-        room = connection_limit(children)
+        # Where replicas may be added, files for some are left.
+        spare = 0 if args.admin_api_key is None else SPARE_REPLICAS * args.tp
+        room = connection_limit(children + spare)
         check_threads(children)
         if args.node_rank > 0:
             return _run_node(args, rank_command)
@@ -118,9 +124,9 @@ def _serve(
                 files.path,
                 time.monotonic() - began,
             )
-            hub = _make_hub(args)
-            client = make_engines(args, files.path, hub, rank_command, restart, kv_events)
-            return uvloop.run(Server(args, files, listener, client, hub, began).run())
+            hosts = _make_hosts(args, rank_command)
+            client = make_engines(args, files.path, hosts, rank_command, restart, kv_events)
+            return uvloop.run(Server(args, files, listener, client, hosts, began).run())
     except (
         ListenError,
         ModelError,
@@ -137,11 +143,29 @@ def _serve(
 def _count_children(args: ServerArgs) -> int:
     """The processes that this host's server has: its ranks, tokenizers and their detokenizer."""
     tokenizers = args.num_tokenizer + 1 if args.num_tokenizer else 0
+    if args.cluster is not None:
+        return 1 + tokenizers
     return args.replicas * args.tp // args.nnodes + tokenizers
 
 
-def _make_hub(args: ServerArgs) -> NodeHub | None:
+def _make_hosts(args: ServerArgs, rank_command: Sequence[str]) -> NodeHub | RayCluster | None:
     """The other hosts, where there are any."""
+    if args.cluster is not None:
+        return RayCluster(
+            Wish(
+                address=args.cluster,
+                model=args.model,
+                revision=args.revision,
+                weights=args.load_format != "dummy",
+                ranks=args.tp,
+                cpus_per_rank=args.num_threads or 1,
+                device=args.device,
+                show_output=args.log_format == "text",
+                command=() if rank_command == RANK_COMMAND else tuple(rank_command),
+                log_level=args.log_level,
+                log_format=args.log_format,
+            )
+        )
     if args.nnodes == 1 or args.dist_init_addr is None or args.dist_secret is None:
         return None
     host, port = parse_address(args.dist_init_addr)
@@ -153,7 +177,7 @@ def _find_model(args: ServerArgs) -> ModelFiles:
     return resolve_model(
         args.model,
         revision=args.revision,
-        weights=args.load_format != "dummy",
+        weights=args.load_format != "dummy" and args.cluster is None,
         show_progress=args.log_format == "text",  # a bar is no line
     )
 
@@ -172,11 +196,10 @@ def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
     assert args.dist_secret is not None
     try:
         agent = NodeAgent(
-            _find_model(args).path,
+            Home(_find_model(args).path, command),
             parse_address(args.dist_init_addr),
             args.dist_secret,
             args.node_rank,
-            command,
             args.startup_timeout,
         )
         failure = uvloop.run(_until_signal(agent.run()))
@@ -209,7 +232,7 @@ class Server:
         files: ModelFiles,
         listener: Listener,
         client: EngineClient | Replicas,
-        hub: NodeHub | None,
+        hosts: NodeHub | RayCluster | None,
         began: float,
     ) -> None:
         self._args = args
@@ -217,7 +240,7 @@ class Server:
         self._listener = listener
         self._began = began
         self._client = client
-        self._hub = hub
+        self._hosts = hosts
         self._state = ServerState(args, self._client, args.served_model_name or (files.name,))
         if isinstance(client, Replicas) and args.admin_api_key is not None:
             self._state.changes = Changes(client)
@@ -274,11 +297,11 @@ class Server:
             head_timeout=self._args.body_timeout,
         )
 
-    async def _open_hub(self) -> None:
-        if self._hub is None:
+    async def _open_hosts(self) -> None:
+        if self._hosts is None:
             return
         try:
-            await self._hub.open()
+            await self._hosts.open()
         except OSError as error:
             raise EngineStartError(
                 "host 0 can't listen for the others at --dist-init-addr "
@@ -287,7 +310,7 @@ class Server:
 
     async def _start(self) -> None:
         """Starts engine and tokenizer side by side, within one deadline."""
-        await self._open_hub()
+        await self._open_hosts()
         timeout = self._args.startup_timeout
         engine = asyncio.create_task(self._client.start(timeout))
         text = asyncio.create_task(self._start_text(timeout))
@@ -360,8 +383,8 @@ class Server:
         if self._state.changes is not None:
             await self._state.changes.close()
         await self._client.close()
-        if self._hub is not None:
-            await self._hub.close()
+        if self._hosts is not None:
+            await self._hosts.close()
 
     def _on_signal(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
         """Runs between any two steps of the main thread."""

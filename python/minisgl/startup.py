@@ -76,7 +76,8 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
         f"{_size(info.kv_cache_bytes)}",
         _describe_prefix_cache(info),
         f"longest request: {info.max_model_len} tokens, prompt and output {length}",
-        f"batch: up to {info.max_running} requests (--max-running), "
+        f"batch: up to {info.max_running} requests (--max-running), {info.max_penalized} of them "
+        f"with penalties (--max-penalized, {_size(4 * info.max_penalized * info.vocab_size)}), "
         f"{info.max_batch_tokens} tokens per step (--max-batch-tokens)",
     ]
     if info.free_bytes:

@@ -81,12 +81,12 @@ class CudaDevice final : public Device {
 
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
-    return cuda::StepSlots::bytes_for(limits) + (limits.logits + limits.sequences) * limits.vocab_size * 4;
+    return cuda::StepSlots::bytes_for(limits) + (limits.logits + limits.penalized) * limits.vocab_size * 4;
   }
   void reserve(const StepLimits& limits) override {
     slots_.reserve(limits);
     reserve_adjusted(limits.logits, limits.vocab_size);
-    seen_.reserve(limits.sequences, limits.vocab_size);
+    seen_.reserve(limits.penalized, limits.vocab_size);
   }
 
   std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,

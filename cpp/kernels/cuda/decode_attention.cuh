@@ -12,7 +12,7 @@ constexpr int kLeastRounds = 4;  // rounds of a part: merging smaller ones takes
 
 template <typename T, int dim>
 struct DecodeShape {
-  static constexpr int kWarps = 4;
+  static constexpr int kWarps = kDecodeWarps;
   using Tiles = DecodeTiles<T, dim>;
   static constexpr int kQueryBytes = 2 * kDecodeQueries * kStride<dim>;
   static constexpr int kLoadBytes = kQueryBytes + kWarps * Tiles::kBytes;
@@ -28,15 +28,21 @@ struct DecodeShape {
 template <typename Tiles, int dim>
 __device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int64_t row, int first_head,
                                              int num_queries, typename Tiles::Product* queries) {
-  for (int i = threadIdx.x; i < kDecodeQueries * dim; i += blockDim.x) {
-    const int query = i / dim, column = i % dim;
-    float value = 0.0f;
-    if (query < num_queries && column < args.shape.head_dim) {
-      const std::int64_t head = first_head + query;
-      value = to_float(
-          static_cast<const bf16*>(args.qkv)[row * args.shape.row_size() + head * args.shape.head_dim + column]);
-    }
-    queries[query * kStride<dim> + Tiles::query_place(column)] = from_float<typename Tiles::Product>(value);
+  using Product = typename Tiles::Product;
+  constexpr int kThreads = kDecodeWarps * 32, kChunks = kDecodeQueries * (dim / 8);
+  const int head_dim = args.shape.head_dim;
+  const bf16* heads = static_cast<const bf16*>(args.qkv) + row * args.shape.row_size() + first_head * head_dim;
+#pragma unroll
+  for (int k = 0; k < (kChunks + kThreads - 1) / kThreads; ++k) {
+    const int i = k * kThreads + static_cast<int>(threadIdx.x), query = i / (dim / 8), column = i % (dim / 8) * 8;
+    if (i >= kChunks) break;
+    alignas(16) bf16 from[8] = {};
+    if (query < num_queries && column < head_dim)
+      *reinterpret_cast<uint4*>(from) = *reinterpret_cast<const uint4*>(heads + query * head_dim + column);
+    alignas(16) Product chunk[8];
+#pragma unroll
+    for (int c = 0; c < 8; ++c) chunk[c] = from_float<Product>(to_float(from[c]));
+    Tiles::put_query(chunk, column, queries + query * kStride<dim>);
   }
 }
 
@@ -78,6 +84,7 @@ __global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<
   std::int32_t first = part_begin + warp * Tiles::kPositions;
   // The step and all positions but the last were written by earlier steps: they need not wait for this step's kernels.
   if (first + Tiles::kPositions >= end) wait_for_previous();
+  tiles.begin(pages, first, part_end, lane);
   if (first < part_end) tiles.load(pages, first, part_end, 0, lane);
   commit_copies();
   wait_for_previous();
@@ -106,6 +113,7 @@ __global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<
   float* shared_acc = shared_sum + Shape::kWarps * kDecodeQueries;  // [kWarps][kDecodeQueries][dim]
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    if (lane / 4 + 8 * half >= num_queries) continue;
     const int query = warp * kDecodeQueries + lane / 4 + 8 * half;
     if (lane % 4 == 0) {
       shared_max[query] = softmax.max[half];

@@ -5,6 +5,8 @@
 
 namespace minisgl::cuda {
 
+constexpr int kDecodeWarps = 4;
+
 // Of 2-byte elements, as the tensor cores take them.
 template <typename T, int dim>
 class DecodeTiles {
@@ -17,11 +19,15 @@ class DecodeTiles {
   __device__ explicit DecodeTiles(unsigned char* memory)
       : keys_(reinterpret_cast<T*>(memory)), values_(keys_ + 2 * kTile) {}
 
-  // Where a query's column lies in shared memory.
-  __device__ static int query_place(int column) { return column; }
+  // Puts 8 columns of a query from `column` on into its row in shared memory.
+  __device__ static void put_query(const T (&chunk)[8], int column, T* row) {
+    *reinterpret_cast<uint4*>(row + column) = *reinterpret_cast<const uint4*>(chunk);
+  }
   // The column of softmax.acc[j][i % 2] in this lane.
   __device__ static int column(int lane, int j, int i) { return 8 * j + 2 * (lane % 4) + i; }
 
+  // Called with the first tile's position, before the others.
+  __device__ void begin(const Pages<T>&, std::int32_t, std::int32_t, int) {}
   // Begins to load positions [first, first + kPositions); zeros at and past `end`.
   __device__ __forceinline__ void load(const Pages<T>& pages, std::int32_t first, std::int32_t end, int stage,
                                        int lane) {
@@ -58,41 +64,58 @@ class DecodeTiles<e4m3, dim> {
 
   // Products sum over columns in any order, so a lane takes 16 columns of a key that lie together: those of k-steps
   // 4 * block to 4 * block + 3. Columns of the queries are exchanged to match.
-  __device__ static int query_place(int column) {
-    const int chunk = column / 16, step = column % 16 / 4, element = column % 4;
+  __device__ static void put_query(const half (&from)[8], int column, half* row) {
+    const int chunk = column / 16;
     const int block = dim == 64 ? 0 : chunk / 8 * 2 + chunk % 2, quarter = dim == 64 ? chunk : chunk % 8 / 2;
-    return 64 * block + 16 * step + 8 * (element / 2) + 2 * quarter + element % 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // pairs: two of each k-step, 8 columns apart
+      const int step = column % 16 / 4 + i / 2;
+      *reinterpret_cast<half2*>(row + 64 * block + 16 * step + 8 * (i % 2) + 2 * quarter) = {from[2 * i],
+                                                                                             from[2 * i + 1]};
+    }
   }
   // Even columns of 16 are a block of the product's columns, odd ones the next.
   __device__ static int column(int lane, int j, int i) { return j / 2 * 16 + 4 * (lane % 4) + 2 * i + j % 2; }
 
+  // Where a tile's rows lie is looked up while the tile before is on its way.
+  __device__ __forceinline__ void begin(const Pages<e4m3>& pages, std::int32_t first, std::int32_t end, int lane) {
+    const std::int32_t position = first + lane;
+    row_ = lane < kPositions && position < end ? pages.row_of(position) : -1;
+  }
   __device__ __forceinline__ void load(const Pages<e4m3>& pages, std::int32_t first, std::int32_t end, int stage,
                                        int lane) {
-    load_byte_rows<dim, kPositions>(pages, first, end, rows(stage), lane,
+    load_byte_rows<dim, kPositions>(pages, row_, rows(stage), lane,
                                     [](int row, int chunk) { return place(row, chunk); });
+    begin(pages, first + kDecodeWarps * kPositions, end, lane);
   }
 
+  // Products follow each other at once only where they add to different registers.
   __device__ __forceinline__ void fold(const half* queries, std::int32_t first, int stage, const Visible& visible,
                                        bool masked, float scale_log2, Softmax<dim>& softmax) {
     const int lane = threadIdx.x % 32, quarter = lane % 4;
     const ByteRows tile = rows(stage);
+    const float own_scale = lane < kPositions ? tile.value_scales[lane] : 0.0f;
+    const float largest = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(own_scale)));
+    const float new_unit = fmaxf(unit_, largest), inverse = __fdividef(1.0f, new_unit);
+
     float score[kPositions / 8][4] = {};
 #pragma unroll
     for (int block = 0; block < dim / 64; ++block) {
       const int chunk = dim == 64 ? quarter : block / 2 * 8 + 2 * quarter + block % 2;
-      std::uint32_t a[4][4];
+      uint4 keys[kPositions / 8];
 #pragma unroll
-      for (int step = 0; step < 4; ++step)
-        ldmatrix_x4(a[step], queries + lane % 16 * kStride<dim> + 64 * block + 16 * step + lane / 16 * 8);
+      for (int n = 0; n < kPositions / 8; ++n)
+        keys[n] = *reinterpret_cast<const uint4*>(tile.keys + place(8 * n + lane / 4, chunk));
 #pragma unroll
-      for (int n = 0; n < kPositions / 8; ++n) {
-        const uint4 bytes = *reinterpret_cast<const uint4*>(tile.keys + place(8 * n + lane / 4, chunk));
-        const std::uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+      for (int step = 0; step < 4; ++step) {
+        std::uint32_t a[4];
+        ldmatrix_x4(a, queries + lane % 16 * kStride<dim> + 64 * block + 16 * step + lane / 16 * 8);
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
+        for (int n = 0; n < kPositions / 8; ++n) {
+          const std::uint32_t words[4] = {keys[n].x, keys[n].y, keys[n].z, keys[n].w};
           std::uint32_t key[2];
           widen(words[step], key[0], key[1]);
-          mma_16816<half>(score[n], a[step], key[0], key[1]);
+          mma_16816<half>(score[n], a, key[0], key[1]);
         }
       }
     }
@@ -104,10 +127,6 @@ class DecodeTiles<e4m3, dim> {
     }
     float shrink[2];
     weigh<kPositions>(score, first, visible, masked, scale_log2, softmax.max, softmax.sum, shrink);
-
-    const float own_scale = lane < kPositions ? tile.value_scales[lane] : 0.0f;
-    const float largest = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(own_scale)));
-    const float new_unit = fmaxf(unit_, largest), inverse = __fdividef(1.0f, new_unit);
     shrink[0] *= unit_ * inverse;
     shrink[1] *= unit_ * inverse;
     unit_ = new_unit;
@@ -124,18 +143,21 @@ class DecodeTiles<e4m3, dim> {
         a[2 * n] = pack2<half>(weight[0] * left, weight[1] * right);
         a[2 * n + 1] = pack2<half>(weight[2] * left, weight[3] * right);
       }
+      constexpr int kAtOnce = dim == 128 ? 4 : 2;  // registers for more are not there
 #pragma unroll
-      for (int d = 0; d < dim / 32; ++d) {
+      for (int d = 0; d < dim / 32; d += kAtOnce) {
         // Pairs of bytes are transposed: of each register the lower pair is one position's, the upper the next one's.
-        std::uint32_t pairs[4];
-        ldmatrix_x4_transposed(pairs, tile.values + place(16 * k + lane % 16, 2 * d + lane / 16));
+        std::uint32_t pairs[kAtOnce][4];
 #pragma unroll
-        for (int half_of = 0; half_of < 2; ++half_of) {
+        for (int i = 0; i < kAtOnce; ++i)
+          ldmatrix_x4_transposed(pairs[i], tile.values + place(16 * k + lane % 16, 2 * (d + i) + lane / 16));
+#pragma unroll
+        for (int i = 0; i < 2 * kAtOnce; ++i) {
           std::uint32_t even[2], odd[2];
 #pragma unroll
-          for (int n = 0; n < 2; ++n) widen(__byte_perm(pairs[2 * half_of + n], 0, 0x3120), even[n], odd[n]);
-          mma_16816<half>(softmax.acc[4 * d + 2 * half_of], a, even[0], even[1]);
-          mma_16816<half>(softmax.acc[4 * d + 2 * half_of + 1], a, odd[0], odd[1]);
+          for (int n = 0; n < 2; ++n) widen(__byte_perm(pairs[i / 2][i % 2 * 2 + n], 0, 0x3120), even[n], odd[n]);
+          mma_16816<half>(softmax.acc[4 * d + 2 * i], a, even[0], even[1]);
+          mma_16816<half>(softmax.acc[4 * d + 2 * i + 1], a, odd[0], odd[1]);
         }
       }
     }
@@ -158,7 +180,8 @@ class DecodeTiles<e4m3, dim> {
   }
 
   unsigned char* memory_;
-  float unit_ = 1e-30f;  // what the weights are over, with the inverse still a number
+  std::int32_t row_ = -1;  // of the next tile, this lane's
+  float unit_ = 1e-30f;    // what the weights are over, with the inverse still a number
 };
 
 }  // namespace minisgl::cuda

@@ -62,14 +62,13 @@ struct ByteRows {
   float *key_scales, *value_scales;
 };
 
-// load_rows() for bytes. place(row, chunk): where the 16 bytes from column 16 * chunk on of a row lie in a tile.
+// load_rows() for bytes, of which a lane knows a position's row: its own_row, -1 for zeros. place(row, chunk): where
+// the 16 bytes from column 16 * chunk on of a row lie in a tile.
 template <int dim, int size, typename Place>
-__device__ __forceinline__ void load_byte_rows(const Pages<e4m3>& pages, std::int32_t first, std::int32_t end,
-                                               const ByteRows& to, int lane, const Place& place) {
+__device__ __forceinline__ void load_byte_rows(const Pages<e4m3>& pages, std::int32_t own_row, const ByteRows& to,
+                                               int lane, const Place& place) {
   constexpr int chunks = dim / 16;
   static_assert(size <= 32 && size * chunks % 32 == 0);
-  const std::int32_t own = first + lane;
-  const std::int32_t own_row = lane < size && own < end ? pages.row_of(own) : -1;
 #pragma unroll 4
   for (int i = 0; i < size * chunks / 32; ++i) {
     const int row = (32 * i + lane) / chunks, chunk = (32 * i + lane) % chunks;

@@ -60,7 +60,9 @@ class PrefillTiles<e4m3, dim, warps> {
 
   __device__ __forceinline__ void load(const Pages<e4m3>& pages, std::int32_t first, std::int32_t end, int stage) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    load_byte_rows<dim, kShare>(pages, first + warp * kShare, end, share_of(stage, warp), lane,
+    const std::int32_t position = first + warp * kShare + lane;
+    const std::int32_t own_row = lane < kShare && position < end ? pages.row_of(position) : -1;
+    load_byte_rows<dim, kShare>(pages, own_row, share_of(stage, warp), lane,
                                 [](int row, int chunk) { return place(row, chunk); });
   }
   __device__ __forceinline__ void settle(int stage, bool masked, bool& has_non_finite) {

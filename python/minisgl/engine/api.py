@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from minisgl.engine.router import Reason
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import EngineInfo, EngineStats, Standing
     from minisgl.sampling_params import SamplingParams
@@ -64,7 +63,7 @@ class ReplicaFigures:
     num_replaying: int
     num_restarts: int
     stats: EngineStats
-    decisions: Mapping[Reason, int]  # how often it was chosen for a request, by the reason
+    chosen: Mapping[str, int]  # how often it was, by the router's reason
 
 
 class EngineApi(Protocol):
@@ -128,10 +127,12 @@ class EngineApi(Protocol):
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
         standing: Standing = ...,
+        session: str | None = None,
     ) -> TokenStream:
         """Queues one request (params.n is the caller's matter); make_request explains `end_ids`,
         `bad_words` and `prefix_salt`. `standing`, by default that of everybody who says nothing,
-        decides whose turn it is.
+        decides whose turn it is. Requests with the same `session` are better served by the same of
+        several engines.
 
         Raises ValueError for a request that can't be served, EngineBusy, EngineUnavailable.
         """

@@ -185,6 +185,7 @@ class EngineClient:
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
         standing: Standing = NO_STANDING,
+        session: str | None = None,
     ) -> TokenStream:
         """As in EngineApi."""
         return self.requests.submit(

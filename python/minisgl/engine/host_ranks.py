@@ -9,7 +9,7 @@ from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.nodes import NodeHub, plan_keys, sum_secret
 from minisgl.ipc.messages import EngineOptions, PhaseReport, Place
-from minisgl.ipc.node_link import EndRanks, RankEnd, RankGone, RankWord, StartRanks
+from minisgl.ipc.node_link import EndRanks, GroupEnd, OfGroup, RankGone, RankWord, StartRanks
 
 
 class HostRanks:
@@ -31,10 +31,10 @@ class HostRanks:
         hub = self._hub
         if missing := hub.missing():
             self._events.phase(PhaseReport(phase=f"waiting for hosts {missing}"))
-        await hub.wait_all()
+        await hub.wait_for(*range(1, hub.nnodes))
         self._group, self._size = places[0].name, len(places)
         self._local_size = self._size // hub.nnodes
-        hub.on_message, hub.on_lost = self._hear, self._lose_host
+        hub.listen(self._group, self)
         placed = [
             place.at(host=hub.host, plan_port=hub.port + 1, sum_port=hub.port + 2)
             for place in places
@@ -54,12 +54,14 @@ class HostRanks:
     def kill(self) -> None:
         """As in RankLauncher."""
         self._local.kill()
-        for number in range(1, self._hub.nnodes):
-            self._hub.send(number, EndRanks())
+        if self._group:
+            for number in range(1, self._hub.nnodes):
+                self._hub.send(number, EndRanks(self._group))
 
     async def close(self) -> None:
         """As in RankLauncher."""
         self.kill()
+        self._hub.forget(self._group)
         await self._local.close()
 
     def _ranks_of(self, number: int) -> range:
@@ -73,15 +75,24 @@ class HostRanks:
             remotes=[plan_keys(secret, group, rank) for rank in others],
         )
 
-    def _hear(self, message: RankWord | RankGone | RankEnd) -> None:
-        if message.group != self._group or not self._local_size <= message.rank < self._size:
-            return
-        if isinstance(message, RankWord):
-            self._events.message(message.rank, message.message)
-        elif isinstance(message, RankGone):
-            self._events.gone(message.rank)
-        else:
-            self._events.end(message.rank, message.reason)
+    def hear(self, number: int, message: OfGroup) -> None:
+        """As in GroupListener."""
+        if number < self._hub.nnodes:
+            tell(self._events, self._ranks_of(number), message)
 
-    def _lose_host(self, number: int, why: str) -> None:
-        self._events.host_lost(self._ranks_of(number), f"host {number} was lost: {why}")
+    def lose_host(self, number: int, why: str) -> None:
+        """As in GroupListener."""
+        if number < self._hub.nnodes:
+            self._events.host_lost(self._ranks_of(number), f"host {number} was lost: {why}")
+
+
+def tell(events: RankEvents, ranks: range, message: OfGroup) -> None:
+    """Tells what a host said of its ranks; of others it can say nothing."""
+    if isinstance(message, GroupEnd) or message.rank not in ranks:
+        return
+    if isinstance(message, RankWord):
+        events.message(message.rank, message.message)
+    elif isinstance(message, RankGone):
+        events.gone(message.rank)
+    else:
+        events.end(message.rank, message.reason)

@@ -1,40 +1,27 @@
-"""Several hosts. Host 0 serves and plans; each other host runs a NodeAgent, which starts ranks when
-host 0 says so, passes on what they say, and ends them when host 0 is gone.
-"""
+"""NodeHub: the hosts other than 0, as host 0 sees them. See agent.py for the other end."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from minisgl.engine.launcher import RankEvents
-from minisgl.engine.local_ranks import LocalRanks
-from minisgl.environment import default_cache_dir
-from minisgl.ipc.messages import Alive, PlanKeys, Shutdown
+from minisgl.ipc.messages import Alive, PlanKeys
 from minisgl.ipc.node_link import (
-    EndRanks,
     Farewell,
     NodeLink,
     NodeLinkError,
-    RankEnd,
-    RankGone,
-    RankWord,
-    ReleaseMismatch,
-    StartRanks,
-    connect_to_server,
+    OfGroup,
+    ToNode,
     derive_key,
     greet_node,
 )
 from minisgl.tasks import background
 
 ALIVE_SECONDS = 1.0  # between two signs of life of a host
-SILENT_SECONDS = 7.0  # without one, and host 0 is lost
 # Seconds without one, and another host is lost: before its ranks are missed (RankWatch).
 SILENT_TICKS = 6
-RETRY_SECONDS = 0.5  # between two attempts to reach host 0
+FIRST_GUEST = 1024  # the least number of a host that has no part of the server's own model
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +37,31 @@ def sum_secret(secret: str, group: str) -> str:
     return derive_key(secret, "sums", group).hex()
 
 
-class NodeHub:
-    """The other hosts, as host 0 sees them."""
+class GroupListener(Protocol):
+    """Whom the hub tells what other hosts say of a group."""
 
-    def __init__(self, host: str, port: int, secret: str, nnodes: int) -> None:
+    def hear(self, number: int, message: OfGroup) -> None:
+        """Host `number` said this."""
+
+    def lose_host(self, number: int, why: str) -> None:
+        """Host `number` can't be reached any more."""
+
+
+class NodeHub:
+    """The other hosts, as host 0 sees them: those that share a model with it, numbers 1 to
+    nnodes - 1, and guests, numbers of FIRST_GUEST and more, which have whole groups.
+    """
+
+    def __init__(
+        self, host: str, port: int, secret: str, nnodes: int = 1, *, guests: bool = False
+    ) -> None:
+        """Port 0 takes any free one; `port` is then the one taken, once open() has returned."""
         self.host = host
         self.port = port
         self.secret = secret
         self.nnodes = nnodes
-        self.on_message: Callable[[RankWord | RankGone | RankEnd], None] = lambda message: None
-        self.on_lost: Callable[[int, str], None] = lambda node_rank, why: None
+        self._guests = guests
+        self._listeners: dict[str, GroupListener] = {}
         self._links: dict[int, NodeLink] = {}
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -68,22 +70,36 @@ class NodeHub:
     async def open(self) -> None:
         """Listens at the address and nowhere else. OSError where that isn't possible."""
         self._server = await asyncio.start_server(self._admit, self.host, self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
         self._pulse = background(self._keep_links(), "the watch of other hosts")
 
+    def listen(self, group: str, listener: GroupListener) -> None:
+        """Tells the listener from now on what concerns the group."""
+        self._listeners[group] = listener
+
+    def forget(self, group: str) -> None:
+        """The end of listen()."""
+        self._listeners.pop(group, None)
+
     def missing(self) -> list[int]:
-        """Hosts that are not connected."""
+        """Hosts of the model that are not connected."""
         return [number for number in range(1, self.nnodes) if number not in self._links]
 
-    async def wait_all(self) -> None:
-        """Until every host is connected."""
-        while self.missing():
+    def connected(self, number: int) -> bool:
+        """Whether a host can be reached."""
+        return number in self._links
+
+    async def wait_for(self, *numbers: int) -> None:
+        """Until all these hosts are connected."""
+        while not all(map(self.connected, numbers)):
             self._changed.clear()
             await self._changed.wait()
 
-    def send(self, node_rank: int, message: StartRanks | EndRanks) -> None:
-        """Puts a message to a host; nothing happens when it is gone."""
-        if link := self._links.get(node_rank):
+    def send(self, number: int, message: ToNode) -> bool:
+        """Puts a message to a host; False when it is gone."""
+        if link := self._links.get(number):
             link.send(message)
+        return link is not None
 
     async def close(self) -> None:
         """Says farewell to all."""
@@ -111,147 +127,45 @@ class NodeHub:
         link.abort()
         if self._links.get(link.node_rank) is link:
             del self._links[link.node_rank]
-            self.on_lost(link.node_rank, why)
+            for listener in list(self._listeners.values()):
+                listener.lose_host(link.node_rank, why)
+
+    def _fault(self, number: int) -> str:
+        if 1 <= number < self.nnodes or (self._guests and number >= FIRST_GUEST):
+            return ""
+        if self.nnodes == 1:
+            return "it has ranks of a model to offer (--node-rank), and --nnodes is 1 here"
+        return (
+            f"its --node-rank is {number}; with --nnodes {self.nnodes} it must be 1 to "
+            f"{self.nnodes - 1}"
+        )
 
     async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
         try:
-            link = await greet_node(reader, writer, self.secret, self.nnodes)
+            link = await greet_node(reader, writer, self.secret, self._fault)
         except NodeLinkError as error:
             logger.warning("turned away a connection from %s: %s", peer, error)
             writer.close()
             return
-        if before := self._links.get(link.node_rank):
+        number = link.node_rank
+        if before := self._links.get(number):
             self._lose(before, "it came again before it was missed")
-        self._links[link.node_rank] = link
+        self._links[number] = link
         self._changed.set()
-        logger.info("host %d is there (%s)", link.node_rank, peer[0])
+        logger.info("host %d is there (%s)", number, peer[0])
         why = "this host doesn't listen any more"
         try:
             while True:
                 message = await link.receive_from_node()
-                if not isinstance(message, Alive):
-                    self.on_message(message)
+                if isinstance(message, Alive):
+                    continue
+                if listener := self._listeners.get(message.group):
+                    listener.hear(number, message)
         except NodeLinkError as error:
             why = str(error)
         except Exception as error:  # a host that isn't heard any more is a lost one
-            logger.exception("unexpected error while reading from host %d", link.node_rank)
+            logger.exception("unexpected error while reading from host %d", number)
             why = f"it can't be heard: {error!r}"
         finally:
             self._lose(link, why)
-
-
-class NodeAgent:
-    """A host other than 0, from start to end."""
-
-    def __init__(
-        self,
-        model_path: str,
-        address: tuple[str, int],
-        secret: str,
-        node_rank: int,
-        command: Sequence[str],
-        patience: float,
-    ) -> None:
-        """`patience`: seconds that host 0 may be out of reach."""
-        self._model_path = model_path
-        self._address = address
-        self._secret = secret
-        self._node_rank = node_rank
-        self._command = command
-        self._patience = patience
-        self._ranks: LocalRanks | None = None
-
-    async def run(self) -> str:
-        """Until host 0 says farewell (returns ""). Returns a sentence where host 0 has been gone
-        for too long, or has another release.
-        """
-        try:
-            while link := await self._connect():
-                pulse = background(_show_life(link), "the signs of life for host 0")
-                try:
-                    await self._obey(link)
-                    return ""
-                except NodeLinkError as error:
-                    logger.error("host 0 is lost: %s; its ranks here end", error)
-                finally:
-                    pulse.cancel()
-                    link.close()
-                    await self._end_ranks()
-        except ReleaseMismatch as error:
-            return str(error)
-        finally:
-            await self._end_ranks()
-        host, port = self._address
-        return f"host 0 can't be reached at {host}:{port} within {self._patience:g} s"
-
-    async def _connect(self) -> NodeLink | None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience
-        said = ""
-        while loop.time() < deadline:
-            try:
-                link = await connect_to_server(*self._address, self._secret, self._node_rank)
-            except ReleaseMismatch:
-                raise
-            except (OSError, NodeLinkError) as error:
-                if str(error) != said:
-                    said = str(error)
-                    logger.info("waiting for host 0: %s", said)
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                logger.info("connected to host 0 at %s:%d", *self._address)
-                return link
-        return None
-
-    async def _obey(self, link: NodeLink) -> None:
-        while True:
-            try:
-                message = await asyncio.wait_for(link.receive_from_server(), SILENT_SECONDS)
-            except asyncio.TimeoutError as error:
-                raise NodeLinkError(f"it gave no sign of life for {SILENT_SECONDS:g} s") from error
-            if isinstance(message, Farewell):
-                if self._ranks is not None:
-                    await self._ranks.stop(Shutdown())
-                return
-            if isinstance(message, (StartRanks, EndRanks)):
-                await self._end_ranks()
-            if isinstance(message, StartRanks):
-                await self._start_ranks(link, message)
-
-    async def _start_ranks(self, link: NodeLink, message: StartRanks) -> None:
-        group = message.places[0].name
-
-        events = RankEvents(
-            message=lambda rank, word: link.send(RankWord(group, rank, word)),
-            gone=lambda rank: link.send(RankGone(group, rank)),
-            end=lambda rank, how: link.send(RankEnd(group, rank, how)),
-        )
-        places = [
-            place.at(
-                secret=sum_secret(self._secret, group),
-                remotes=[plan_keys(self._secret, group, place.rank)],
-            )
-            for place in message.places
-        ]
-        options = dataclasses.replace(
-            message.options, model_path=self._model_path, cache_dir=str(default_cache_dir() or "")
-        )
-        self._ranks = LocalRanks(self._command, events)
-        logger.info("starting ranks %d to %d", places[0].rank, places[-1].rank)
-        try:
-            await self._ranks.start(options, places)
-        except OSError as error:
-            events.end(places[0].rank, f"can't be started: {error}")
-
-    async def _end_ranks(self) -> None:
-        ranks, self._ranks = self._ranks, None
-        if ranks is not None:
-            with contextlib.suppress(Exception):
-                await ranks.close()
-
-
-async def _show_life(link: NodeLink) -> None:
-    while True:
-        link.send(Alive())
-        await asyncio.sleep(ALIVE_SECONDS)

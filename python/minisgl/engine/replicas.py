@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,7 +28,7 @@ from minisgl.engine.live_requests import LiveRequests, StreamWatch
 from minisgl.engine.peers import Peers
 from minisgl.engine.placement import NoRoom
 from minisgl.engine.request import make_request
-from minisgl.engine.router import Ask, NoReplica, Reason, Router
+from minisgl.engine.router import Ask, NoReplica, Router
 from minisgl.engine.site import Lot, Site
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import NO_STANDING, EngineInfo, EngineStats, Standing
@@ -147,7 +147,7 @@ class Replicas:
     @property
     def replicas(self) -> list[ReplicaFigures]:
         """As in EngineApi."""
-        return [_figures(one, self._router.decisions[one.number]) for one in self.members]
+        return [self._figures(one) for one in self.members]
 
     @property
     def num_live(self) -> int:
@@ -182,6 +182,7 @@ class Replicas:
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
         standing: Standing = NO_STANDING,
+        session: str | None = None,
     ) -> TokenStream:
         """As in EngineApi."""
         if self.state != "ready":
@@ -192,6 +193,7 @@ class Replicas:
             self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
         )
         stream = TokenStream(request)
+        stream.session = session
         if not self._place(stream, set(), lambda requests: requests.adopt(stream)):
             raise EngineUnavailable("restarting")
         self._next_id += 1
@@ -340,7 +342,7 @@ class Replicas:
         self, stream: TokenStream, exclude: set[int], give: Callable[[LiveRequests], bool]
     ) -> bool:
         """Gives a stream to one of the replicas that aren't excluded. False where none takes it."""
-        request, standing = stream.request, stream.request.standing
+        request = stream.request
         tokens = request.prompt + stream.received if stream.received else request.prompt
         needed = len(request.prompt) + request.params.max_tokens
         exclude |= {one.number for one in self._routed() if needed > one.engine.info.max_model_len}
@@ -348,7 +350,7 @@ class Replicas:
             stream.id,
             tokens,
             request.prefix_salt or b"",
-            str(standing.user) if standing.user else None,
+            stream.session,
             request.params.max_tokens - len(stream.received),
         )
         while True:
@@ -362,6 +364,22 @@ class Replicas:
             exclude.add(number)  # it can't be reached: the news of its end will follow
 
     # --- who serves
+
+    def _figures(self, replica: Replica) -> ReplicaFigures:
+        engine, decisions = replica.engine, self._router.decisions.items()
+        state = engine.state
+        return ReplicaFigures(
+            number=replica.number,
+            state="draining" if replica.leaving and state == "ready" else state,
+            phase=engine.phase,
+            place=str(replica.lot),
+            num_live=engine.num_live,
+            waiting_tokens=engine.requests.tokens_without_answer,
+            num_replaying=engine.num_replaying,
+            num_restarts=engine.num_restarts,
+            stats=engine.stats,
+            chosen={why: count for (one, why), count in decisions if one == replica.number},
+        )
 
     def _count_routed(self) -> tuple[int, int]:
         return len(self._routed()), len(self._members)
@@ -427,20 +445,3 @@ class Replicas:
             replica.failure = ""
             await self.start_later(replica, str(error))
         self._news.set()
-
-
-def _figures(replica: Replica, decisions: Mapping[Reason, int]) -> ReplicaFigures:
-    engine = replica.engine
-    state = engine.state
-    return ReplicaFigures(
-        number=replica.number,
-        state="draining" if replica.leaving and state == "ready" else state,
-        phase=engine.phase,
-        place=str(replica.lot),
-        num_live=engine.num_live,
-        waiting_tokens=engine.requests.tokens_without_answer,
-        num_replaying=engine.num_replaying,
-        num_restarts=engine.num_restarts,
-        stats=engine.stats,
-        decisions=decisions,
-    )

@@ -21,7 +21,7 @@ by a factor of 1.5.
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -93,8 +93,7 @@ class Router:
     """Chooses among the replicas that were added. All of it belongs to one event loop."""
 
     def __init__(self, routing: Routing = "prefix") -> None:
-        # How often each replica was chosen since the beginning, by the reason.
-        self.decisions: defaultdict[int, Counter[Reason]] = defaultdict(Counter)
+        self.decisions: Counter[tuple[int, Reason]] = Counter()  # since the beginning
         self._routing = routing
         self._replicas: dict[int, _Replica] = {}  # the one chosen last at the end
         self._slots: list[_Replica | None] = []
@@ -147,7 +146,7 @@ class Router:
         self._asked = ask, keys
         self._replicas[there.id] = self._replicas.pop(there.id)
         self._sent.take_turn(there.slot)
-        self.decisions[there.id][reason] += 1
+        self.decisions[there.id, reason] += 1
         if logger.isEnabledFor(logging.DEBUG):
             self._explain(ask, there, matched, reason)
         return Decision(there.id, matched, reason)

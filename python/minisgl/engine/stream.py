@@ -27,6 +27,7 @@ class TokenStream:
         self.received: list[int] = []  # token ids, read or not
         self.num_cached = 0  # prompt tokens that were found in the prefix cache
         self.finish = ""  # the reason, once the end has arrived
+        self.session: str | None = None  # whose requests one engine should have
         self.num_deaths = 0  # engines that died with this request
         self.prompt: WaitingPrompt | None = None  # in the backlog, which this request may share
         self._abort = abort

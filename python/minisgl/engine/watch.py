@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from minisgl.ipc.messages import ALIVE_SECONDS, Alive, FromRank
 
-TICK_SECONDS = 1.0
-SILENT_TICKS = 7  # without a word from a rank that has spoken, and it is lost
-MUTE_TICKS = 30  # without a first word
+TICK_SECONDS = 0.5
+SILENT_TICKS = 14  # without a word from a rank that has spoken, and it is lost
+MUTE_TICKS = 60  # without a first word
 # Ranks that wait for one that is stuck say so themselves, and name it, at the step timeout. The
 # server says less, so it waits longer.
 GROUP_GRACE_SECONDS = 3.0
@@ -63,12 +63,12 @@ class RankWatch:
             )
 
     def tick(self) -> None:
-        """Notes that a second has passed."""
+        """Notes that TICK_SECONDS have passed."""
         for rank, seen in self._seen.items():
             seen.silent_ticks += 1
             limit = SILENT_TICKS if seen.has_spoken else MUTE_TICKS
             if seen.silent_ticks > limit:
-                self._lose(rank, f"gave no sign of life for {limit} s")
+                self._lose(rank, f"gave no sign of life for {limit * TICK_SECONDS:g} s")
 
     async def run(self) -> None:
         """Ticks until it is cancelled."""

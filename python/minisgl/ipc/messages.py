@@ -214,6 +214,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: Sentence = ""
     isa: Sentence = ""
     max_running: Count = 0
+    max_penalized: Count = 0
     max_batch_tokens: Count = 0
     prefix_cache: bool = False
     comm: Sentence = ""  # how the ranks sum; "" for a single rank

@@ -1,4 +1,4 @@
-"""The connection between host 0, which serves, and another host of the same model: TCP. Both ends
+"""The connection between host 0, which serves, and another host that has ranks: TCP. Both ends
 say their release and prove that they know the secret; msgpack messages follow.
 
 Nothing is encrypted; the network is trusted with what the ranks compute. The secret itself never
@@ -14,6 +14,7 @@ import re
 import secrets
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ LOST_AFTER_MS = 15_000  # limit for what was sent to stay unconfirmed; its silen
 MAX_MESSAGE_BYTES = 64 * 2**20
 # The version of these messages, of those to and from a rank, and of what ranks of several hosts say
 # to each other: it grows with every change, also between releases.
-WIRE_VERSION = 6
+WIRE_VERSION = 7
 _MAGIC = b"minisgl\0"
 _RELEASE_BYTES = 32
 _HELLO = struct.Struct(f">8sI{_RELEASE_BYTES}s")
@@ -37,17 +38,42 @@ _NONCE_BYTES = 32
 _MAC_BYTES = 32
 
 
+GroupName = Annotated[str, Meta(max_length=64)]  # the name in a rank's place
+
+
 class StartRanks(msgspec.Struct, frozen=True, tag="start_ranks"):
-    """To a host: end what runs and start these ranks. Their model, cores and keys are the host's
-    own business.
+    """To a host: start these ranks, all of one group, once those that are ending there have ended.
+    Their model and keys are the host's own business.
     """
 
     options: EngineOptions
-    places: list[Place]
+    places: Annotated[list[Place], Meta(min_length=1)]
+    # What of the host is theirs. No GPUs and cores: none in particular.
+    gpus: list[str] = []  # as CUDA_VISIBLE_DEVICES takes them
+    cores: list[int] = []
+    sharers: Annotated[int, Meta(ge=1)] = 1  # groups that the host is divided among
+    label: Annotated[str, Meta(max_length=64)] = ""  # what the names of processes end with
+
+
+class RankMail(msgspec.Struct, frozen=True, tag="mail"):
+    """To a host: a message for one of its ranks, which checks it."""
+
+    group: GroupName
+    rank: Annotated[int, Meta(ge=0, le=1023)]
+    message: msgspec.Raw
+
+
+class StopRanks(msgspec.Struct, frozen=True, tag="stop_ranks"):
+    """To a host: end a group's ranks in order. Each one's RankEnd follows."""
+
+    group: GroupName
+    listening: bool  # whether the ranks would hear a Shutdown
 
 
 class EndRanks(msgspec.Struct, frozen=True, tag="end_ranks"):
-    """To a host: end the ranks at once and wait for others."""
+    """To a host: end a group's ranks at once. GroupEnd follows."""
+
+    group: GroupName
 
 
 class Farewell(msgspec.Struct, frozen=True, tag="farewell"):
@@ -55,9 +81,9 @@ class Farewell(msgspec.Struct, frozen=True, tag="farewell"):
 
 
 class RankWord(msgspec.Struct, frozen=True, tag="word"):
-    """From a host: what one of its ranks said. `group` is the name in its place."""
+    """From a host: what one of its ranks said."""
 
-    group: Annotated[str, Meta(max_length=64)]
+    group: GroupName
     rank: Annotated[int, Meta(ge=0, le=1023)]
     message: FromRank
 
@@ -67,20 +93,27 @@ class RankGone(msgspec.Struct, frozen=True, tag="gone"):
     RankEnd.
     """
 
-    group: Annotated[str, Meta(max_length=64)]
+    group: GroupName
     rank: Annotated[int, Meta(ge=0, le=1023)]
 
 
 class RankEnd(msgspec.Struct, frozen=True, tag="end"):
     """From a host: one of its ranks has ended, and why."""
 
-    group: Annotated[str, Meta(max_length=64)]
+    group: GroupName
     rank: Annotated[int, Meta(ge=0, le=1023)]
     reason: Sentence
 
 
-ToNode = StartRanks | EndRanks | Farewell | Alive
-FromNode = RankWord | RankGone | RankEnd | Alive
+class GroupEnd(msgspec.Struct, frozen=True, tag="group_end"):
+    """From a host: of a group's ranks there, nothing is left."""
+
+    group: GroupName
+
+
+ToNode = StartRanks | RankMail | StopRanks | EndRanks | Farewell | Alive
+OfGroup = RankWord | RankGone | RankEnd | GroupEnd
+FromNode = OfGroup | Alive
 _to_node: msgspec.msgpack.Decoder[ToNode] = msgspec.msgpack.Decoder(ToNode)
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
 
@@ -197,9 +230,14 @@ class Hello:
 
 
 async def greet_node(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str, nnodes: int
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    secret: str,
+    fault: Callable[[int], str],
 ) -> NodeLink:
-    """Host 0's part of the handshake. Raises NodeLinkError."""
+    """Host 0's part of the handshake. `fault` says what is wrong with the other's number; "" for
+    nothing. Raises NodeLinkError.
+    """
     own = secrets.token_bytes(_NONCE_BYTES)
     writer.write(Hello().pack() + own)
     hello = Hello.unpack(await _read_exactly(reader, _HELLO.size))
@@ -208,10 +246,8 @@ async def greet_node(
     other, number, mac = struct.unpack(f">{_NONCE_BYTES}sI{_MAC_BYTES}s", answer)
     if not hmac.compare_digest(mac, _proof(secret, "node", own, other, number)):
         raise NodeLinkError("authentication failed: its MINISGL_DIST_SECRET differs")
-    if not 1 <= number < nnodes:
-        raise NodeLinkError(
-            f"its --node-rank is {number}; with --nnodes {nnodes} it must be 1 to {nnodes - 1}"
-        )
+    if sentence := fault(number):
+        raise NodeLinkError(sentence)
     writer.write(_proof(secret, "server", own, other, number))
     return NodeLink(reader, writer, number)
 

@@ -91,6 +91,7 @@ class NativeEngine:
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
         standing: Standing = NO_STANDING,
+        session: str | None = None,
     ) -> TokenStream:
         """As in EngineApi."""
         return self._requests.submit(

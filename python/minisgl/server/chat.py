@@ -115,9 +115,7 @@ class ChatCompletions(JsonEndpoint):
                 n=request.n or 1,
                 bad_words=bad_words,
             )
-            generation.on_answer = lambda choice: text.remember(
-                owner, prompt, choice.shown_ids, options
-            )
+            generation.on_answer = lambda choice: text.remember(prompt, choice.shown_ids, options)
             shape = ChatShape(text.tokenizer, request, prompt_ids)
             if request.stream:
                 frame = EventFrame(fields, request.stream_options, generation)

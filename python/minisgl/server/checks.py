@@ -4,7 +4,7 @@ messages for the chat template, SamplingParams, lengths.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minisgl.ipc.messages import MAX_USER, Standing
@@ -251,6 +251,18 @@ def standing(request: GenerationRequest, share: int, *, num_shares: int) -> Stan
         share=share,
         user=hash(user) & MAX_USER if user and isinstance(user, str) else 0,
     )
+
+
+MAX_SESSION = 256  # characters of its name that are looked at
+
+
+def session(request: GenerationRequest, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    """What the client calls its conversation: the header X-Session-Id, else the field `user`."""
+    for name, value in headers:
+        if name == b"x-session-id":
+            return value[:MAX_SESSION].decode("latin-1")
+    user = request.user
+    return user[:MAX_SESSION] if user and isinstance(user, str) else None
 
 
 def prompt_scores(request: CompletionRequest) -> int | None:

@@ -88,4 +88,5 @@ class JsonEndpoint:
             standing=checks.standing(
                 request, api_key or 0, num_shares=max(1, len(state.args.api_key))
             ),
+            session=checks.session(request, exchange.request_headers),
         )

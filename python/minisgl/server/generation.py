@@ -41,6 +41,7 @@ class Generation:
         arrived: float,
         prefix_salt: bytes | None = None,
         standing: Standing,
+        session: str | None = None,
     ) -> None:
         self._client = client
         self._text = text
@@ -48,6 +49,7 @@ class Generation:
         self._arrived = arrived  # time.perf_counter()
         self._prefix_salt = prefix_salt
         self._standing = standing
+        self._session = session
         self._choices: list[Choice] = []
         self._waiting: dict[asyncio.Task[Output], Choice] = {}
         self.on_answer: Callable[[Choice], None] | None = None  # told of each that has its end
@@ -126,6 +128,7 @@ class Generation:
                     bad_words,
                     self._prefix_salt,
                     self._standing,
+                    self._session,
                 )
             except EngineBusy as error:
                 if 0 < self.num_live == self._client.num_live:  # no later time will be better

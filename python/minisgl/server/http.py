@@ -54,6 +54,7 @@ class Exchange:
         self._send = send
         self._send_chunk = scope.get("extensions", {}).get(CHUNK_EXTENSION, {}).get("send")
         self.request_id = request_id
+        self.request_headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self.api_key: int | None = None  # the number of the client's, where keys are asked for
         self.body_complete = False
         self.response_started = False

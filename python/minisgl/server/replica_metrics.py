@@ -91,10 +91,10 @@ class ReplicaFamilies(Collector):
                 yield family
         decisions = CounterMetricFamily(
             f"{self._prefix}:replica_decisions",
-            "Requests that the replica was chosen for, by the reason.",
+            "Requests that were sent to the replica, by why it was chosen.",
             labels=["model_name", "replica", "reason"],
         )
         for one in self._replicas:
-            for reason, number in one.decisions.items():
-                decisions.add_metric([self._model_name, str(one.number), reason], number)
+            for reason, count in one.chosen.items():
+                decisions.add_metric([self._model_name, str(one.number), reason], count)
         yield decisions

@@ -1,8 +1,8 @@
 """Answers that clients send back. The next request of a conversation has the text of the answers
 before, and a tokenizer may cut it into other tokens than those that were generated: what the engine
 has computed for them, and for all that follows, would be computed again. AnswerMemory keeps the
-token ids of answers; find_runs() tells where a prompt has an answer's text again, and
-join_runs() uses the ids there.
+token ids of answers, by the conversations that they answered; find_runs() tells where a prompt has
+an answer's text again, and join_runs() uses the ids there.
 
 What the model reads is the prompt's text in any case, token by token the tokenizer's or what was
 generated at the same place of a conversation: where that was no UTF-8, its own bytes in place of
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from minisgl.tokenizer import Tokenizer
 
-MAX_TEXTS = 65536  # that are remembered
-MAX_SAME = 16  # answers of one text, as many conversations have "Yes."
+MAX_CONVERSATIONS = 65536  # whose next answers are remembered
+MAX_SAME = 16  # answers to one conversation
 TURN_CHARS = 64  # of a prompt, by which the beginning of an answer is known again
 NUM_OVERHEAD_BYTES = 400  # of an answer that is remembered, beside its ids
 
@@ -36,6 +36,30 @@ _SPACE = b" \t\r\n"
 # Whose answers they are: the number of the API key, and the request's cache_salt. Nobody learns
 # from a prompt's number of tokens what somebody else was answered.
 Owner = tuple[int | None, str | None]
+
+
+class Conversations(NamedTuple):
+    """Keys of a conversation's beginnings, by which their answers are known."""
+
+    answered: list[bytes]  # up to each of the assistant's messages
+    whole: bytes
+
+
+def conversations(owner: Owner, messages: Iterable[dict[str, Any]]) -> Conversations:
+    """`messages` are TemplateClient.render's. What an assistant's message says is its last words
+    and its calls: clients leave thoughts out sooner or later.
+    """
+    digest = blake2b(repr(owner).encode(), digest_size=16)
+    answered = []
+    for message in messages:
+        role, content, calls = (message.get(name) for name in ("role", "content", "tool_calls"))
+        if role == "assistant":
+            answered.append(digest.digest())
+            content = last_words(content) if isinstance(content, str) else content
+        text = content if isinstance(content, str) else ""
+        digest.update(f"{role!r} {len(text)} {calls or None!r}\n".encode())
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return Conversations(answered, digest.digest())
 
 
 class Turn(NamedTuple):
@@ -68,62 +92,51 @@ class RememberedAnswer:
 
     turns: tuple[Turn, ...]
     token_ids: array[int]
+    words: str  # the last ones, as the client was shown them
 
     @property
     def num_bytes(self) -> int:
         """Memory that it takes, about."""
-        return NUM_OVERHEAD_BYTES + self.token_ids.itemsize * len(self.token_ids)
+        return NUM_OVERHEAD_BYTES + self.token_ids.itemsize * len(self.token_ids) + len(self.words)
 
 
 class AnswerMemory:
-    """Recent answers, by their last words. Those that were used longest ago are forgotten."""
+    """Recent answers, by their conversations. Those that were used longest ago are forgotten."""
 
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes`: memory that they take at most, about."""
         self.num_bytes = 0
         self._max_bytes = max_bytes
-        self._texts: OrderedDict[bytes, list[RememberedAnswer]] = OrderedDict()
+        self._answers: OrderedDict[bytes, list[RememberedAnswer]] = OrderedDict()
 
     def remember(
-        self, owner: Owner, turns: tuple[Turn, ...], token_ids: Sequence[int], text: str
+        self, conversation: bytes, turns: tuple[Turn, ...], token_ids: Sequence[int], text: str
     ) -> None:
-        """Keeps an answer. `text` is what the client was shown of it, `turns` is turns_of() its
-        prompt.
+        """Keeps an answer. `conversation` is the key of what it answers, `turns` is turns_of() its
+        prompt, `text` is what the client was shown of it.
         """
         words = last_words(text)
-        answer = RememberedAnswer(turns, array("i", token_ids))
+        answer = RememberedAnswer(turns, array("i", token_ids), words)
         if not words or not turns or answer.num_bytes > self._max_bytes:
             return
-        key = _key(owner, words)
-        same = self._texts.pop(key, [])
+        same = self._answers.pop(conversation, [])
         self.num_bytes -= _total(same)
-        same = [*(one for one in same if one.turns != turns), answer][-MAX_SAME:]
-        self._texts[key] = same
+        others = (one for one in same if (one.turns, one.words) != (turns, words))
+        same = [*others, answer][-MAX_SAME:]
+        self._answers[conversation] = same
         self.num_bytes += _total(same)
-        while self.num_bytes > self._max_bytes or len(self._texts) > MAX_TEXTS:
-            _, forgotten = self._texts.popitem(last=False)
+        while self.num_bytes > self._max_bytes or len(self._answers) > MAX_CONVERSATIONS:
+            _, forgotten = self._answers.popitem(last=False)
             self.num_bytes -= _total(forgotten)
 
-    def find(self, owner: Owner, messages: Iterable[dict[str, Any]]) -> list[Candidates]:
-        """What is known of a conversation's answers."""
-        found: dict[bytes, Candidates] = {}
-        for message in messages:
-            content = message.get("content")
-            if message.get("role") != "assistant" or not isinstance(content, str):
-                continue
-            words = last_words(content)
-            key = _key(owner, words)
-            if (answers := self._texts.get(key)) is not None:
-                self._texts.move_to_end(key)
-                found[key] = Candidates(words, answers)
-        return list(found.values())
-
-
-class Candidates(NamedTuple):
-    """Answers that a message may be."""
-
-    words: str
-    answers: list[RememberedAnswer]  # the oldest first
+    def find(self, keys: Conversations) -> list[RememberedAnswer]:
+        """What is known of a conversation's answers, the oldest first."""
+        found = []
+        for key in keys.answered:
+            if (answers := self._answers.get(key)) is not None:
+                self._answers.move_to_end(key)
+                found += answers
+        return found
 
 
 class Run(NamedTuple):
@@ -134,15 +147,15 @@ class Run(NamedTuple):
     token_ids: list[int]
 
 
-def find_runs(tokenizer: Tokenizer, prompt: str, found: Iterable[Candidates]) -> list[Run]:
+def find_runs(tokenizer: Tokenizer, prompt: str, found: Iterable[RememberedAnswer]) -> list[Run]:
     """Where a prompt has the text of answers, in its order. Of those that overlap, as an answer's
     last spaces may be the first of the next, the one before is taken.
     """
     by_place: dict[int, Run] = {}
-    for words, answers in found:
-        for answer in answers:  # the latest of a place counts
-            if (run := _place(tokenizer, answer, words, prompt)) is not None:
-                by_place[run.begin] = run
+    for answer in found:  # the longest of a place counts, of these the latest
+        run = _place(tokenizer, answer, prompt)
+        if run is not None and (run.begin not in by_place or run.end >= by_place[run.begin].end):
+            by_place[run.begin] = run
     runs: list[Run] = []
     for begin in sorted(by_place):
         if not runs or runs[-1].end <= begin:
@@ -169,12 +182,6 @@ def join_runs(
         ids += run.token_ids
         ids += piece
     return ids if tokenizer.decode(ids, skip_special_tokens=False) == prompt else None
-
-
-def _key(owner: Owner, words: str) -> bytes:
-    digest = blake2b(repr(owner).encode(), digest_size=16)
-    digest.update(words.encode("utf-8", "surrogatepass"))
-    return digest.digest()
 
 
 def _total(answers: Iterable[RememberedAnswer]) -> int:
@@ -214,7 +221,7 @@ def _spell_as_shown(token_ids: Sequence[int], tokens: Iterable[bytes]) -> _Spell
     return _Spelling(token_ids, bytes(data), limits)
 
 
-def _place(tokenizer: Tokenizer, answer: RememberedAnswer, words: str, prompt: str) -> Run | None:
+def _place(tokenizer: Tokenizer, answer: RememberedAnswer, prompt: str) -> Run | None:
     """The run that the prompt has of an answer."""
     begins = [
         turn.position
@@ -223,24 +230,37 @@ def _place(tokenizer: Tokenizer, answer: RememberedAnswer, words: str, prompt: s
     ]
     if not begins:
         return None
-    spelling, shown = _spell(tokenizer, answer.token_ids), words.encode()
-    first = spelling.data.rfind(shown)
+    spelling = _spell(tokenizer, answer.token_ids)
+    first = spelling.data.rfind(answer.words.encode())
     if first < 0:  # special tokens that weren't shown stand in it
         return None
-    head = spelling.data[:first].decode()
     for begin in begins:
-        if prompt.startswith(head, begin) and prompt.startswith(words, begin + len(head)):
-            first_byte, end = 0, begin + len(head) + len(words)
-        else:  # a thought that the template leaves out, or other spaces
-            begin += _num_spaces(prompt, begin)
-            first_byte, end = first, begin + len(words)
-            if not prompt.startswith(words, begin):
-                continue
-        last_byte = first + len(shown)
-        last_byte += _num_common_spaces(spelling.data[last_byte:], prompt, end)
-        run = _cut(spelling, range(first_byte, last_byte), begin)
-        return run if run is not None and _same_tokens(tokenizer, prompt, run) else None
+        if (part := _find_part(spelling.data, first, answer.words, prompt, begin)) is not None:
+            run = _cut(spelling, *part)
+            return run if run is not None and _same_tokens(tokenizer, prompt, run) else None
     return None
+
+
+def _find_part(
+    data: bytes, first: int, words: str, prompt: str, begin: int
+) -> tuple[range, int] | None:
+    """The bytes of an answer, whose words begin at byte `first`, that stand at a place of the
+    prompt, and the character that they begin at.
+    """
+    head = data[:first].decode()
+    thought = head[: head.rfind(_THOUGHT_END) + len(_THOUGHT_END)] if _THOUGHT_END in head else ""
+    behind_spaces = begin + _num_spaces(prompt, begin)
+    if prompt.startswith(head, begin) and prompt.startswith(words, begin + len(head)):
+        first_byte, text = 0, head + words
+    elif prompt.startswith(words, behind_spaces):  # the template leaves out a thought, or spaces
+        first_byte, text, begin = first, words, behind_spaces
+    elif thought and prompt.startswith(thought, begin):  # and writes words, or a call, anew
+        first_byte, text = 0, thought
+    else:
+        return None
+    last_byte = first_byte + len(text.encode())
+    last_byte += _num_common_spaces(data[last_byte:], prompt, begin + len(text))
+    return range(first_byte, last_byte), begin
 
 
 def _num_spaces(text: str, begin: int) -> int:

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 from minisgl.model_files.files import ModelError
 from minisgl.text.answers import (
     AnswerMemory,
-    Candidates,
     Owner,
+    RememberedAnswer,
     Turn,
+    conversations,
     find_runs,
     join_runs,
     pieces_between,
@@ -48,6 +49,7 @@ class ChatPrompt(NamedTuple):
 
     ids: list[int]
     turns: tuple[Turn, ...] = ()  # where its answer begins, if that is to be remembered
+    conversation: bytes = b""  # its key
 
 
 class TextFrontend:
@@ -266,15 +268,18 @@ class TextFrontend:
         )
         if self._answers is None or owner is None or add_special_tokens:
             return ChatPrompt(await self.encode(prompt, add_special_tokens, max_tokens=max_tokens))
+        await self._check_length(prompt, max_tokens)
+        keys = await self._here(conversations, owner, messages, size=len(prompt))
         ids = None
-        if found := self._answers.find(owner, messages):
-            await self._check_length(prompt, max_tokens)
+        if found := self._answers.find(keys):
             ids = await self._encode_with(found, prompt)
         if ids is None:
-            ids = await self.encode(prompt, False, max_tokens=max_tokens)
-        return ChatPrompt(ids, () if continue_final_message else turns_of(prompt))
+            ids = await self.encode(prompt, False)
+        if continue_final_message:
+            return ChatPrompt(ids)
+        return ChatPrompt(ids, turns_of(prompt), keys.whole)
 
-    async def _encode_with(self, found: list[Candidates], prompt: str) -> list[int] | None:
+    async def _encode_with(self, found: list[RememberedAnswer], prompt: str) -> list[int] | None:
         """A prompt's token ids, with those of answers that stand in it; None where none does."""
         tokenizer, size = self.tokenizer, len(prompt)
         runs = await self._here(find_runs, tokenizer, prompt, found, size=size)
@@ -290,7 +295,7 @@ class TextFrontend:
         return await self._here(join_runs, tokenizer, prompt, runs, encoded, size=size)
 
     def remember(
-        self, owner: Owner, prompt: ChatPrompt, token_ids: list[int], options: DetokenizerOptions
+        self, prompt: ChatPrompt, token_ids: list[int], options: DetokenizerOptions
     ) -> None:
         """Keeps an answer's token ids, without the stop token that ended it, for prompts that have
         its text again. `options` are those that its text was made with.
@@ -298,7 +303,7 @@ class TextFrontend:
         if self._answers is not None and prompt.turns:
             detokenizer = IncrementalDetokenizer(self.tokenizer, options)
             text = detokenizer.push(token_ids) + detokenizer.finish()
-            self._answers.remember(owner, prompt.turns, token_ids, text)
+            self._answers.remember(prompt.conversation, prompt.turns, token_ids, text)
 
     def detokenizer(self, options: DetokenizerOptions) -> Detokenizer:
         """A detokenizer for one stream."""

@@ -127,8 +127,13 @@ TEST(Defaults, ShortMemoryShrinksTheCache) {
   EXPECT_EQ(options.max_model_len, options.num_pages * 16);
   const std::int64_t cache = options.num_pages * KvCache::bytes_per_page(small_spec(), DType::f16, 16);
   const SizedModel model(small_spec(), DType::q4_1, cpu());
-  const StepLimits largest{
-      .rows = 512, .sequences = 256, .logits = 256 + 64, .positions = 8192, .pages = 1024, .vocab_size = 49152};
+  const StepLimits largest{.rows = 512,
+                           .sequences = 256,
+                           .penalized = 256,
+                           .logits = 256 + 64,
+                           .positions = 8192,
+                           .pages = 1024,
+                           .vocab_size = 49152};
   EXPECT_LT(cache + model.workspace_bytes(largest), 260 * mebibyte);
 }
 
@@ -138,6 +143,16 @@ TEST(Defaults, RoundsTheCacheUpToPages) {
 
 TEST(Defaults, RunsNoMoreThanAStepHasRowsFor) {
   EXPECT_EQ(choose({.max_running = 100, .max_batch_tokens = 8}).max_running, 8);
+}
+
+TEST(Defaults, CountsForPenaltiesAreBoundedByThemselves) {
+  EXPECT_EQ(choose({}).max_penalized, 256);
+  EXPECT_EQ(choose({.max_running = 100}).max_penalized, 100);
+  EXPECT_EQ(choose({.max_running = 4096, .max_batch_tokens = 8192}).max_penalized,
+            256 * mebibyte / (4 * small_spec().vocab_size));
+  EXPECT_EQ(choose({.max_running = 4096, .max_penalized = 3000, .max_batch_tokens = 8192}).max_penalized, 3000);
+  EXPECT_EQ(choose({.max_penalized = 1000}).max_penalized, 256);
+  EXPECT_EQ(refusal({.max_penalized = -1}, gibibyte), "--max-penalized must be between 0 and 65536, got -1");
 }
 
 TEST(Defaults, AnImpossibleBudgetIsPrinted) {

@@ -220,29 +220,36 @@ TEST(EngineOverlapSoak, AbortsAtAnyMomentLeaveNothingBehind) {
   test.expect_idle();
 }
 
-// Sequences that were preempted are overtaken by others' here, and a device has counts for as many as run.
+// Sequences that were preempted are overtaken by others' here, and a device has counts for as many as may run with
+// them.
 TEST(EngineOverlap, CountsForPenaltiesAreTakenByThoseThatRun) {
-  EngineConfig options = small_options();
-  options.num_pages = 40;
-  options.max_model_len = 60;
-  options.max_running = 6;
-  auto owner = std::make_unique<AsyncDevice>();
-  const AsyncDevice& device = *owner;
-  TestEngine test(std::move(owner), options);
-  std::vector<Request> requests = random_requests(60, options.max_model_len, 3);
-  for (Request& request : requests) {
-    request.sampling.repetition_penalty = 1.2f;
-    request.sampling.frequency_penalty = 0.3f;
-    test.engine.submit(request);
+  for (const std::int64_t max_penalized : {6, 2}) {
+    EngineConfig options = small_options();
+    options.num_pages = 40;
+    options.max_model_len = 60;
+    options.max_running = 6;
+    options.max_penalized = max_penalized;
+    auto owner = std::make_unique<AsyncDevice>();
+    const AsyncDevice& device = *owner;
+    TestEngine test(std::move(owner), options);
+    std::vector<Request> requests = random_requests(60, options.max_model_len, 3);
+    for (Request& request : requests) {
+      if (request.id % 3 > 0) {
+        request.sampling.repetition_penalty = 1.2f;
+        request.sampling.frequency_penalty = 0.3f;
+      }
+      test.engine.submit(request);
+    }
+    test.engine.start();
+    test.collect_until_finished(requests.size());
+    for (const Request& request : requests) {
+      ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[request.id], request));
+    }
+    EXPECT_GT(test.engine.stats().num_preemptions, 5u);
+    EXPECT_LE(device.most_seen(), max_penalized);
+    EXPECT_GE(device.most_seen(), 2);
+    test.expect_idle();
   }
-  test.engine.start();
-  test.collect_until_finished(requests.size());
-  for (const Request& request : requests) {
-    ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[request.id], request));
-  }
-  EXPECT_GT(test.engine.stats().num_preemptions, 5u);
-  EXPECT_LE(device.most_seen(), options.max_running);
-  test.expect_idle();
 }
 
 // A long step runs when the newcomer comes. Its own is the next: nothing is launched ahead before it must be.

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "core/error.h"
+#include "kernels/device_kv_cache.h"
 #include "kernels/devices.h"
 #include "kernels/random_floats.h"
 
@@ -16,6 +17,7 @@ namespace {
 using testing_support::device_label;
 using testing_support::device_of;
 using testing_support::DeviceKind;
+using testing_support::DeviceKvCache;
 using testing_support::DeviceMatrix;
 using testing_support::relative_error;
 using testing_support::rounded;
@@ -347,10 +349,32 @@ TEST_P(DeviceLinear, GatedBySilu) {
   EXPECT_LE(relative_error(y.values(), expected), tolerance(kind()));
 }
 
-// The parameter is the head size.
-using DeviceHeads = DeviceOps;
-INSTANTIATE_TEST_SUITE_P(All, DeviceHeads, testing::Combine(any_device, testing::Values(8, 24, 64, 80, 96, 128, 256)),
-                         name_of);
+// How far keys in a cache may be from exact ones of random floats: half a unit in the last place of what is stored, and
+// the activations' own rounding.
+double cache_tolerance(DType dtype) {
+  return dtype == DType::f8e4m3 ? 4e-2 : dtype == DType::i8 ? 1.5e-2 : 6e-3;
+}
+
+// The parameters are the head size and the cache's format.
+class DeviceHeads : public testing::TestWithParam<std::tuple<DeviceKind, int, DType>> {
+ protected:
+  void SetUp() override {
+    MINISGL_SKIP_WITHOUT(kind());
+    if (!device().supports_kv_dtype(kv_dtype())) GTEST_SKIP() << "no such cache on this device";
+  }
+  DeviceKind kind() const { return std::get<0>(GetParam()); }
+  int size() const { return std::get<1>(GetParam()); }
+  DType kv_dtype() const { return std::get<2>(GetParam()); }
+  Device& device() const { return *device_of(kind()); }
+};
+INSTANTIATE_TEST_SUITE_P(All, DeviceHeads,
+                         testing::Combine(any_device, testing::Values(8, 24, 64, 80, 96, 128, 256),
+                                          testing::ValuesIn(kv_dtypes)),
+                         [](const auto& info) {
+                           return device_label(std::get<0>(info.param)) + "_" +
+                                  std::to_string(std::get<1>(info.param)) + "_" +
+                                  std::string(dtype_info(std::get<2>(info.param)).name);
+                         });
 
 TEST_P(DeviceHeads, NormRotationAndCache) {
   const HeadShape shape{.num_heads = 6, .num_kv_heads = 2, .head_dim = size()};
@@ -359,22 +383,20 @@ TEST_P(DeviceHeads, NormRotationAndCache) {
   const std::vector<std::int32_t> tokens(5, 0), positions{6, 7, 8, 0, 3}, first{4, 2, 1}, second{3}, third{0};
   const std::vector<ops::SequenceRows> sequences{
       {0, 3, 6, first.data()}, {3, 1, 0, second.data()}, {4, 1, 3, third.data()}};
-  const auto qkv = activations(5 * width, 14);
+  const auto qkv = rounded(device().activation_dtype(), random_floats(5 * width, 14));
   const auto query_norm = random_floats(dim, 15), key_norm = random_floats(dim, 16);
   const auto table = random_floats(10 * rotary, 17);
-  const DType kv_dtype = DType::bf16;
-  const std::int64_t cache_rows = num_pages * shape.num_kv_heads * page_size;
-  const DeviceMatrix data = matrix(5, width, qkv), keys(device(), kv_dtype, cache_rows, dim),
-                     values(device(), kv_dtype, cache_rows, dim);
+  const DeviceMatrix data(device(), device().activation_dtype(), 5, width, qkv);
+  const DeviceKvCache cache(device(), kv_dtype(), num_pages, shape, page_size);
   const DeviceMatrix q(device(), DType::f32, 1, dim, query_norm), k(device(), DType::f32, 1, dim, key_norm),
       cos_sin(device(), DType::f32, 10, rotary, table);
   device().begin_step({tokens, positions, sequences, {}, page_size}, {});
   device().store_heads(
       data.view(), shape,
       {.query_norm = q.f32(), .key_norm = k.f32(), .eps = 1e-6f, .rope_table = cos_sin.f32(), .rotary_dim = rotary},
-      {keys.data(), values.data(), kv_dtype, shape.num_kv_heads, page_size, size()});
+      cache.layer());
 
-  const auto got = data.values(), got_keys = keys.values(), got_values = values.values();
+  const auto got = data.values(), got_keys = cache.keys(), got_values = cache.values();
   std::vector<bool> written(got_keys.size(), false);
   for (const ops::SequenceRows& sequence : sequences) {
     for (std::int32_t i = 0; i < sequence.num_rows; ++i) {
@@ -405,17 +427,64 @@ TEST_P(DeviceHeads, NormRotationAndCache) {
         } else {
           const int kv_head = (head - shape.num_heads) % shape.num_kv_heads;
           const std::int64_t at = ((page * shape.num_kv_heads + kv_head) * page_size + position % page_size) * dim;
-          const auto& cache = is_value ? got_values : got_keys;
-          actual.assign(&cache[at], &cache[at] + dim);
+          const auto& plane = is_value ? got_values : got_keys;
+          actual.assign(&plane[at], &plane[at] + dim);
           std::fill_n(written.begin() + at, dim, true);
+          if (is_value) {
+            EXPECT_EQ(actual, as_cached(kv_dtype(), x, size())) << "row " << row << ", head " << head;
+          }
         }
-        EXPECT_LE(relative_error(actual, head_values), 6e-3) << "row " << row << ", head " << head;
+        const double tolerance = head < shape.num_heads ? 6e-3 : cache_tolerance(kv_dtype());
+        EXPECT_LE(relative_error(actual, head_values), tolerance) << "row " << row << ", head " << head;
       }
     }
   }
   for (std::size_t i = 0; i < written.size(); ++i) {
     ASSERT_EQ(std::isnan(got_keys[i]), !written[i]) << i;
     ASSERT_EQ(std::isnan(got_values[i]), !written[i]) << i;
+  }
+}
+
+// A head of zeros, the smallest floats, a head whose largest magnitude is alone, infinities and NaN, each as a value of
+// its own row: what is stored is what the definition says of that row, whatever lies beside it.
+TEST_P(DeviceHeads, EveryValueIsStoredByItself) {
+  const HeadShape shape{.num_heads = 1, .num_kv_heads = 1, .head_dim = size()};
+  const std::int64_t width = shape.row_size(), dim = size();
+  const int page_size = 2;
+  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  std::vector<std::vector<float>> rows;
+  for (const float odd : {0.0f, 1e-45f, 1e-38f, 1e-5f, 300.0f, -infinity, nan}) {
+    rows.emplace_back(dim, 0.0f);
+    rows.back()[3] = odd;
+    rows.push_back(random_floats(dim, 90));
+    rows.back()[dim - 1] = odd;
+  }
+  const auto num_rows = static_cast<std::int32_t>(std::ssize(rows));
+  std::vector<float> qkv;
+  for (std::vector<float>& row : rows) {
+    row = rounded(device().activation_dtype(), row);
+    qkv.insert(qkv.end(), 2 * dim, 0.5f);
+    qkv.insert(qkv.end(), row.begin(), row.end());
+  }
+  std::vector<std::int32_t> positions(rows.size()), pages(rows.size() / page_size);
+  std::iota(positions.begin(), positions.end(), 0);
+  std::iota(pages.begin(), pages.end(), 0);
+  const std::vector<ops::SequenceRows> sequences{{0, num_rows, 0, pages.data()}};
+  const DeviceMatrix data(device(), device().activation_dtype(), num_rows, width, qkv);
+  const std::vector<float> angles(rows.size() * 2, 0.0f);
+  const DeviceMatrix cos_sin(device(), DType::f32, num_rows, 2, angles);
+  const DeviceKvCache cache(device(), kv_dtype(), num_rows / page_size, shape, page_size);
+  const std::vector<std::int32_t> tokens(rows.size(), 0);
+  device().begin_step({tokens, positions, sequences, {}, page_size}, {});
+  device().store_heads(data.view(), shape, {.rope_table = cos_sin.f32(), .rotary_dim = 2}, cache.layer());
+  const std::vector<float> got = cache.values();
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    const std::vector<float> expected = as_cached(kv_dtype(), rows[row].data(), size());
+    for (int i = 0; i < size(); ++i) {
+      const float value = got[row * dim + i];
+      ASSERT_TRUE(value == expected[i] || (std::isnan(value) && std::isnan(expected[i])))
+          << "row " << row << ", element " << i << ": " << value << ", expected " << expected[i];
+    }
   }
 }
 

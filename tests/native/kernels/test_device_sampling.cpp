@@ -263,7 +263,13 @@ TEST_P(DeviceSampling, MasksAndBansThatLeaveNothing) {
 TEST_P(DeviceSampling, MasksInAReplayedStep) {
   const std::int64_t vocab = 5000, most = 4;
   const auto device = GetParam() == DeviceKind::cpu ? make_cpu_device(1) : make_cuda_device(0, 1);
-  device->reserve({.rows = 64, .sequences = most, .logits = most, .positions = 64, .pages = 64, .vocab_size = vocab});
+  device->reserve({.rows = 64,
+                   .sequences = most,
+                   .penalized = most,
+                   .logits = most,
+                   .positions = 64,
+                   .pages = 64,
+                   .vocab_size = vocab});
   const auto logits = random_floats(most * vocab, 70, 3.0f);
   const DeviceMatrix matrix(*device, DType::f32, most, vocab, logits);
   const std::vector<std::int32_t> zeros(most, 0), rows{0, 1, 2, 3}, pages{0};
@@ -307,7 +313,13 @@ TEST_P(DeviceSampling, MasksInAReplayedStep) {
 TEST_P(DeviceSampling, AStepThatIsTooLargeForItsRecordingLeavesItValid) {
   const std::int64_t vocab = 5000, most = 2;
   const auto device = GetParam() == DeviceKind::cpu ? make_cpu_device(1) : make_cuda_device(0, 1);
-  device->reserve({.rows = 64, .sequences = most, .logits = most, .positions = 64, .pages = 64, .vocab_size = vocab});
+  device->reserve({.rows = 64,
+                   .sequences = most,
+                   .penalized = most,
+                   .logits = most,
+                   .positions = 64,
+                   .pages = 64,
+                   .vocab_size = vocab});
   const auto logits = random_floats(most * vocab, 71, 3.0f);
   const DeviceMatrix matrix(*device, DType::f32, most, vocab, logits);
   const std::vector<std::int32_t> zeros(most, 0), rows{0, 1}, pages{0};

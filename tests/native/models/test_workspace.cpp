@@ -53,6 +53,7 @@ class CountingDevice final : public testing_support::AsyncDevice {
 StepLimits limits_of(std::int64_t rows, std::int64_t logits, std::int64_t positions = 16384) {
   return {.rows = rows,
           .sequences = std::min(rows, logits),
+          .penalized = 0,
           .logits = logits,
           .positions = positions,
           .pages = 0,

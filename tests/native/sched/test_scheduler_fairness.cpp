@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -14,11 +16,16 @@ namespace {
 struct Machine {
   explicit Machine(const SchedulerOptions& options) : scheduler(options) {}
 
-  SequenceId submit(std::int64_t prompt_len, std::int64_t max_tokens, const Standing& standing) {
+  SequenceId submit(std::int64_t prompt_len, std::int64_t max_tokens, const Standing& standing,
+                    bool has_counts = false) {
     std::vector<std::int32_t> prompt(static_cast<std::size_t>(prompt_len), 5);
     prompt[0] = static_cast<std::int32_t>(++last_id);  // they share nothing
-    scheduler.add(
-        {.id = last_id, .prompt = std::move(prompt), .max_tokens = max_tokens, .standing = standing, .arrived = now});
+    scheduler.add({.id = last_id,
+                   .prompt = std::move(prompt),
+                   .max_tokens = max_tokens,
+                   .has_counts = has_counts,
+                   .standing = standing,
+                   .arrived = now});
     return last_id;
   }
   // Returns the ids that the step computed.
@@ -27,7 +34,9 @@ struct Machine {
     const StepPlan& plan = scheduler.plan(now);
     std::vector<SequenceId> ids;
     std::vector<std::int32_t> drawn;
+    rows.clear();
     for (const SequenceStep& part : plan.sequences) {
+      rows[part.id] = part.num_rows;
       ids.push_back(part.id);
       if (part.num_draws > 0) drawn.push_back(7);
     }
@@ -35,11 +44,16 @@ struct Machine {
     accept_drafts(plan, drawn, tokens);
     scheduler.complete(tokens);
     for (const SequenceId id : ids) {
-      if (scheduler.sequence(id).complete()) scheduler.remove(id);
+      if (!scheduler.sequence(id).complete()) continue;
+      scheduler.remove(id);
+      ended.insert(id);
     }
     scheduler.check();
     return ids;
   }
+  // Of the latest step.
+  std::int64_t rows_of(SequenceId id) const { return rows.contains(id) ? rows.at(id) : 0; }
+  bool is_done(SequenceId id) const { return ended.contains(id); }
   bool is_running(SequenceId id) const { return scheduler.sequence(id).is_running; }
   // Steps until the sequence has its first token.
   int steps_to_first_token(SequenceId id) {
@@ -52,6 +66,8 @@ struct Machine {
 
   Scheduler scheduler;
   SequenceId last_id = 0;
+  std::map<SequenceId, std::int64_t> rows = {};
+  std::set<SequenceId> ended = {};
   FairQueue::Time now = {};
 };
 
@@ -203,6 +219,94 @@ TEST(SchedulerFairness, AShortPromptOvertakesTheChunksOfAnotherSharesLongOne) {
   for (int i = 0; i < 5; ++i) machine.step();
   const SequenceId newcomer = machine.submit(50, 8, {.share = 2});
   EXPECT_EQ(machine.step(), (std::vector<SequenceId>{newcomer, 1}));
+}
+
+// The one that is let in at the cost of others begins in the middle of another's prefill, whose chunks end in the
+// middle of pages. Each row of what both begin with is computed by one of them.
+TEST(SchedulerFairness, ANewcomerThatIsLetInComputesNoPrefixTwice) {
+  constexpr std::int64_t kCommon = 1600, kOwn = 20;
+  Machine machine({.num_pages = 10000, .page_size = 16, .max_running = 7, .max_batch_tokens = 64});
+  for (int i = 0; i < 6; ++i) machine.submit(10, 400, {});
+  for (int i = 0; i < 3; ++i) machine.step();
+  const auto submit = [&](const Standing& standing) {
+    std::vector<std::int32_t> prompt(kCommon + kOwn, 5);
+    std::fill_n(prompt.end() - kOwn, kOwn, static_cast<std::int32_t>(++machine.last_id));
+    machine.scheduler.add(
+        {.id = machine.last_id, .prompt = prompt, .max_tokens = 4, .standing = standing, .arrived = machine.now});
+    return machine.last_id;
+  };
+  const SequenceId first = submit({.share = 1});
+  for (int i = 0; i < 3; ++i) machine.step();
+  ASSERT_EQ(machine.scheduler.num_running(), 7);
+  ASSERT_NE(machine.scheduler.sequence(first).num_computed % 16, 0);
+  const SequenceId second = submit({.share = 2});
+  std::int64_t rows = machine.scheduler.sequence(first).num_computed;
+  while (machine.scheduler.has_work()) {
+    const std::vector<SequenceId> ids = machine.step();
+    rows += machine.rows_of(first) + machine.rows_of(second);
+    if (machine.is_done(first) && machine.is_done(second)) break;
+  }
+  EXPECT_GE(machine.scheduler.num_preemptions(), 1u);
+  EXPECT_LE(rows, kCommon + 2 * (kOwn + 4) + 3 * 16);
+}
+
+SchedulerOptions few_counts() {
+  return {.num_pages = 10000, .page_size = 16, .max_running = 16, .max_counting = 3, .max_batch_tokens = 128};
+}
+
+TEST(SchedulerFairness, ThoseThatWaitForCountsHoldUpNobodyElse) {
+  for (const Standing& other : {Standing{}, Standing{.share = 1}}) {
+    Machine machine(few_counts());
+    for (int i = 0; i < 10; ++i) machine.submit(10, 300, {}, true);
+    for (int i = 0; i < 3; ++i) machine.step();
+    EXPECT_EQ(machine.scheduler.num_running(), 3);
+    std::vector<SequenceId> others;
+    for (int i = 0; i < 13; ++i) others.push_back(machine.submit(10, 20, other));
+    for (int i = 0; i < 3; ++i) machine.step();
+    EXPECT_EQ(machine.scheduler.num_running(), 16);
+    EXPECT_TRUE(std::ranges::all_of(others, [&](SequenceId id) { return machine.is_running(id); }));
+    // They go on in the order of their arrival as counts are given back.
+    std::vector<SequenceId> begun;
+    while (machine.scheduler.has_work()) {
+      for (const SequenceId id : machine.step()) {
+        if (id <= 10 && std::ranges::find(begun, id) == begun.end()) begun.push_back(id);
+      }
+      EXPECT_LE(machine.scheduler.queue().num_counting(), 3);
+    }
+    EXPECT_EQ(begun, (std::vector<SequenceId>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10}));
+  }
+}
+
+TEST(SchedulerFairness, WhoeverHasManyCountsGivesWayToWhoeverHasNone) {
+  Machine machine(few_counts());
+  for (int i = 0; i < 10; ++i) machine.submit(10, 300, {}, true);
+  for (int i = 0; i < 20; ++i) machine.step();
+  machine.submit(10, 300, {});
+  machine.step();
+  const SequenceId newcomer = machine.submit(10, 8, {.share = 1}, true);
+  EXPECT_LE(machine.steps_to_first_token(newcomer), 2);
+  EXPECT_EQ(machine.scheduler.num_preemptions(), 1u);
+  EXPECT_TRUE(machine.is_running(1) && machine.is_running(2) && !machine.is_running(3));
+  EXPECT_TRUE(machine.is_running(11));  // it has none that the newcomer could use
+  const SequenceId urgent = machine.submit(10, 8, {.priority = -1, .share = 2}, true);
+  EXPECT_LE(machine.steps_to_first_token(urgent), 2);
+  while (machine.scheduler.has_work()) machine.step();
+}
+
+TEST(SchedulerFairness, WhereTheNextWaitsForCountsTheOneBehindItHasItsPlace) {
+  SchedulerOptions options = few_counts();
+  options.max_counting = 1;
+  Machine machine(options);
+  machine.submit(10, 300, {}, true);
+  for (int i = 0; i < 40; ++i) machine.submit(10, 300, {});
+  for (int i = 0; i < 20; ++i) machine.step();
+  ASSERT_EQ(machine.scheduler.num_running(), 16);
+  const SequenceId counting =
+      machine.submit(10, 8, {.share = 1}, true);  // the only one that counts is the first of all
+  const SequenceId other = machine.submit(10, 8, {.share = 1});
+  EXPECT_LE(machine.steps_to_first_token(other), 2);
+  EXPECT_FALSE(machine.is_running(counting));
+  while (machine.scheduler.has_work()) machine.step();
 }
 
 }  // namespace

@@ -20,9 +20,11 @@ def agents(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_prompts_are_computed_once(agents: Any, tmp_path: Path) -> None:
-    """Thoughts stay while tools speak, and go when the user does."""
+    """Thoughts stay while tools speak, and go when the user does. The client sends thoughts and
+    calls in fields of their own.
+    """
     importlib.import_module("chain_model").write_chain_model(tmp_path)
-    args = argparse.Namespace(agents=2, turns=6, output_tokens=300, roles="tool")
+    args = argparse.Namespace(agents=2, turns=6, output_tokens=300, roles="call")
     counts = agents.replay(str(tmp_path), args)
     assert counts.answer > 12 * 100
     assert counts.prompt > 3 * counts.new

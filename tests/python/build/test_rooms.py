@@ -79,6 +79,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
         "tokenizer",
     },
+    # What runs in Ray's processes.
+    "ray": {"engine", "ipc", "log", "model_files", "tasks"},
     # Programs and the public names.
     "launch": {
         "config",
@@ -95,6 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
     },
     "__main__": {"launch"},
+    "ctl": set(),  # a client: it starts at once
     "__init__": {"config", "launch", "offline", "sampling_params", "version"},
 }
 

@@ -13,12 +13,12 @@ import pytest
 from minisgl.engine import nodes
 from minisgl.engine.host_ranks import HostRanks
 from minisgl.engine.launcher import RankEvents
-from minisgl.engine.nodes import NodeHub
+from minisgl.engine.nodes import FIRST_GUEST, NodeHub
 from minisgl.ipc.messages import Alive, EngineInfo, EngineOptions, Place, Ready
 from minisgl.ipc.node_link import (
-    FromNode,
     NodeLink,
     NodeLinkError,
+    OfGroup,
     RankEnd,
     RankGone,
     RankWord,
@@ -42,6 +42,21 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
+class Listener:
+    """Keeps what is lost, and may fail at what it hears."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.lost: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+        self._fails = fails
+
+    def hear(self, number: int, message: OfGroup) -> None:
+        if self._fails:
+            raise RuntimeError("nobody foresaw this")
+
+    def lose_host(self, number: int, why: str) -> None:
+        self.lost.put_nowait((number, why))
+
+
 async def read_all(link: NodeLink) -> None:
     while True:
         await link.receive_from_server()
@@ -52,19 +67,15 @@ async def test_a_host_whose_words_do_harm_is_lost_and_may_come_again(
 ) -> None:
     port = free_port()
     hub = NodeHub("127.0.0.1", port, SECRET, 2)
-    lost: asyncio.Queue[int] = asyncio.Queue()
-
-    def fail(message: FromNode) -> None:
-        raise RuntimeError("nobody foresaw this")
-
-    hub.on_message, hub.on_lost = fail, lambda number, why: lost.put_nowait(number)
+    listener = Listener(fails=True)
+    hub.listen("group", listener)
     await hub.open()
     try:
         for _ in range(2):
             link = await connect_to_server("127.0.0.1", port, SECRET, 1)
-            await asyncio.wait_for(hub.wait_all(), 20)
+            await asyncio.wait_for(hub.wait_for(1), 20)
             link.send(RankEnd("group", 1, "was killed"))
-            assert await asyncio.wait_for(lost.get(), 20) == 1
+            assert (await asyncio.wait_for(listener.lost.get(), 20))[0] == 1
             assert hub.missing() == [1]
             link.close()
         assert "nobody foresaw this" in caplog.text
@@ -78,13 +89,14 @@ async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
     monkeypatch.setattr(nodes, "ALIVE_SECONDS", 0.05)
     port = free_port()
     hub = NodeHub("127.0.0.1", port, SECRET, 3)
-    lost: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
-    hub.on_lost = lambda number, why: lost.put_nowait((number, why))
+    listener = Listener()
+    hub.listen("group", listener)
+    lost = listener.lost
     await hub.open()
     links: list[NodeLink] = []
     try:
         links += [await connect_to_server("127.0.0.1", port, SECRET, number) for number in (1, 2)]
-        await asyncio.wait_for(hub.wait_all(), 20)
+        await asyncio.wait_for(hub.wait_for(1, 2), 20)
         silent, alive = links
 
         async def show_life() -> None:
@@ -99,7 +111,7 @@ async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
         with pytest.raises(NodeLinkError):  # it is told, as soon as it can be reached
             await asyncio.wait_for(read_all(silent), 20)
         links.append(await connect_to_server("127.0.0.1", port, SECRET, 1))
-        await asyncio.wait_for(hub.wait_all(), 20)
+        await asyncio.wait_for(hub.wait_for(1), 20)
         assert lost.empty()
         pulse.cancel()
     finally:
@@ -145,3 +157,21 @@ async def test_what_the_ranks_of_another_host_say_and_become_is_told() -> None:
     finally:
         await ranks.close()
         await hub.close()
+
+
+async def test_a_number_out_of_range_is_turned_away_with_the_range(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for nnodes, number, sentence in (
+        (3, 3, "its --node-rank is 3; with --nnodes 3 it must be 1 to 2"),
+        (1, 1, "it has ranks of a model to offer (--node-rank), and --nnodes is 1 here"),
+        (3, FIRST_GUEST, f"its --node-rank is {FIRST_GUEST}; with --nnodes 3 it must be 1 to 2"),
+    ):
+        hub = NodeHub("127.0.0.1", 0, SECRET, nnodes)
+        await hub.open()
+        try:
+            with pytest.raises(NodeLinkError):
+                await connect_to_server("127.0.0.1", hub.port, SECRET, number)
+            await until(lambda sentence=sentence: sentence in caplog.text)  # type: ignore[misc]
+        finally:
+            await hub.close()

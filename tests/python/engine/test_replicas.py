@@ -153,6 +153,20 @@ async def test_streams_of_a_dead_replica_go_on_elsewhere_at_once() -> None:
     await replicas.close()
 
 
+async def test_a_session_stays_at_its_replica() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 3)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 3)
+    params = SamplingParams(max_tokens=5)
+    streams = [replicas.submit([number], params, session="one") for number in range(6)]
+    assert sorted(len(engine.requests) for engine in site.alive()) == [0, 0, 6]
+    next(engine for engine in site.alive() if engine.requests).die()
+    assert sorted(len(engine.requests) for engine in site.alive()) == [0, 6]
+    await finish(replicas, site, streams)
+    await replicas.close()
+
+
 async def test_streams_wait_where_no_replica_is_left_and_the_first_that_comes_has_all() -> None:
     site = PaperSite()
     replicas = paper_replicas(site, 2, restart=RestartPolicy(first_delay=0.01, max_replays=9))

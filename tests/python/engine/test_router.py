@@ -126,7 +126,7 @@ def test_a_decision_can_be_explained(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [
         "request 7 goes to replica 0 (least): 0 of 100 tokens cached; loads {0: 0, 1: 0}"
     ]
-    assert router.decisions == {0: {"least": 1}}
+    assert router.decisions == {(0, "least"): 1}
 
 
 def test_what_was_not_chosen_or_is_not_there_is_refused() -> None:

@@ -23,6 +23,10 @@ from minisgl.ipc.node_link import (
 SECRET = "known to both of the hosts"
 
 
+def fault(number: int) -> str:
+    return "" if number in (1, 2) else f"{number} is nobody's number"
+
+
 class Host0:
     """Greets whoever connects, and keeps what came of it."""
 
@@ -32,7 +36,7 @@ class Host0:
 
     async def admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            self.results.put_nowait(await greet_node(reader, writer, SECRET, nnodes=3))
+            self.results.put_nowait(await greet_node(reader, writer, SECRET, fault))
         except NodeLinkError as error:
             writer.close()
             self.results.put_nowait(error)
@@ -120,11 +124,11 @@ async def test_another_secret_is_named_at_host_0_and_hinted_at_on_the_other() ->
         assert await host.refusal() == ("authentication failed: its MINISGL_DIST_SECRET differs")
 
 
-async def test_a_node_rank_out_of_range_is_said_with_the_range() -> None:
+async def test_a_number_that_has_no_place_is_turned_away() -> None:
     async with host_0() as host:
         with pytest.raises(NodeLinkError):
             await connect_to_server("127.0.0.1", host.port, SECRET, 3)
-        assert await host.refusal() == "its --node-rank is 3; with --nnodes 3 it must be 1 to 2"
+        assert await host.refusal() == "3 is nobody's number"
 
 
 async def test_a_silent_peer_times_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,7 @@ class FakeClient:
         bad_words: Sequence[list[int]] = (),
         prefix_salt: bytes | None = None,
         standing: Standing = NO_STANDING,
+        session: str | None = None,
     ) -> TokenStream:
         if self.state != "ready":
             raise EngineUnavailable(self.state)
@@ -107,6 +108,7 @@ class FakeClient:
             standing,
         )
         stream = TokenStream(request, self.abort)
+        stream.session = session
         self.submitted.append(stream)
         self.live[stream.id] = stream
         task = asyncio.create_task(self._run(stream))

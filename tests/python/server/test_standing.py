@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+from typing import Any
 
 import httpx
 import pytest
 
 from minisgl.engine.admission import Admission
 from minisgl.engine.live_requests import LiveRequests
+from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineStats, Output, Standing, StepOutputs
 from tests.python.server.conftest import Server, StartServer
+
+
+async def test_a_session_is_what_a_header_or_else_the_user_says(server: Server) -> None:
+    for headers in ({}, {"x-session-id": "one"}, {"x-session-id": "y" * 5000}):
+        body = {"prompt": "hi", "user": "somebody"}
+        assert (await server.http.post("/v1/completions", json=body, headers=headers)).is_success
+    await server.complete("hi")
+    sessions = [stream.session for stream in server.engine.submitted]
+    assert sessions == ["somebody", "one", "y" * 256, None]
 
 
 def standings(server: Server) -> list[Standing]:
@@ -69,7 +79,11 @@ async def test_a_key_that_fills_the_queue_keeps_no_other_out(start_server: Start
     async with start_server(api_key=("one", "two")) as server:
         requests = LiveRequests(Admission(4))  # and none that run
         requests.attach(lambda message: True)
-        server.engine.submit = functools.partial(requests.submit, server.engine)  # type: ignore[method-assign]
+
+        def submit(*asked: Any) -> TokenStream:
+            return requests.submit(server.engine, *asked[:-1])  # all but the session
+
+        server.engine.submit = submit  # type: ignore[method-assign]
 
         def ask(key: str) -> asyncio.Task[httpx.Response]:
             body = {"prompt": "hi", "max_tokens": 1}

@@ -13,7 +13,9 @@ from minisgl.text.answers import (
     MAX_SAME,
     NUM_OVERHEAD_BYTES,
     AnswerMemory,
+    Conversations,
     Owner,
+    conversations,
     find_runs,
     join_runs,
     last_words,
@@ -88,16 +90,21 @@ class Conversation:
         """The model's answer, and what the client makes of its text, where that is another."""
         detokenizer = IncrementalDetokenizer(self.tokenizer, DetokenizerOptions())
         shown = detokenizer.push(ids) + detokenizer.finish()
-        self.memory.remember(self.owner, turns_of(self.prompt), ids, shown)
+        self.remember(ids, shown)
         content = shown if text is None else text
         self.messages.append({"role": "assistant", "content": content})
         self.ids = self.ids + ids
+
+    def remember(self, ids: list[int], shown: str) -> None:
+        """What the server does with the answer to the last prompt."""
+        key = conversations(self.owner, self.messages).whole
+        self.memory.remember(key, turns_of(self.prompt), ids, shown)
 
 
 def encode(
     tokenizer: Tokenizer, memory: AnswerMemory, owner: Owner, messages: list[Message], prompt: str
 ) -> list[int]:
-    runs = find_runs(tokenizer, prompt, memory.find(owner, messages))
+    runs = find_runs(tokenizer, prompt, memory.find(conversations(owner, messages)))
     pieces = [
         tokenizer.encode(piece, add_special_tokens=False) if piece else []
         for piece in pieces_between(prompt, runs)
@@ -242,7 +249,7 @@ def test_a_special_token_that_was_shown_stays_one(tokenizer: Tokenizer) -> None:
     ids = [*cut(tokenizer, "say "), *tokenizer.encode("<|im_end|>"), *cut(tokenizer, "twice")]
     chat = Conversation(tokenizer, plain)
     chat.ask("hi")
-    chat.memory.remember(NOBODY, turns_of(chat.prompt), ids, "say <|im_end|>twice")
+    chat.remember(ids, "say <|im_end|>twice")
     chat.messages.append({"role": "assistant", "content": "say <|im_end|>twice"})
     assert contains(chat.ask("and?"), ids)
 
@@ -329,64 +336,139 @@ def test_a_stop_string_is_cut_between_tokens(tokenizer: Tokenizer) -> None:
     words = cut(tokenizer, "Hello there", 3)
     chat = Conversation(tokenizer, plain)
     chat.ask("hi")
-    chat.memory.remember(
-        NOBODY, turns_of(chat.prompt), [*words, *cut(tokenizer, "STOP!")], "Hello there"
-    )
+    chat.remember([*words, *cut(tokenizer, "STOP!")], "Hello there")
     chat.messages.append({"role": "assistant", "content": "Hello there"})
     assert contains(chat.ask("and?"), words)
     assert tokenizer.decode(chat.ids, skip_special_tokens=False) == chat.prompt
 
 
 def test_the_same_text_in_many_conversations(tokenizer: Tokenizer) -> None:
-    """Each has its own ids, the latest MAX_SAME of them."""
+    """Each has its own ids."""
     memory = AnswerMemory(2**20)
-    chats = [Conversation(tokenizer, plain, memory) for _ in range(MAX_SAME + 1)]
+    chats = [Conversation(tokenizer, plain, memory) for _ in range(2 * MAX_SAME)]
     answers = [cut(tokenizer, "Hello there, world", seed) for seed in range(len(chats))]
     for number, (chat, answer) in enumerate(zip(chats, answers, strict=True)):
         chat.ask("x" * number)
         chat.answer(answer)
+    for chat, answer in zip(chats, answers, strict=True):
+        assert contains(chat.ask("and?"), answer)
+
+
+def test_many_answers_to_one_conversation(tokenizer: Tokenizer) -> None:
+    """Whichever the client goes on with is known, of equal texts the latest, among MAX_SAME."""
+    texts = [f"Hello there, world {number}" for number in range(MAX_SAME + 1)]
+    answers = [cut(tokenizer, text, seed) for seed, text in enumerate(texts)]
+    again = cut(tokenizer, texts[5], 100)
+    assert again != answers[5]
+    chats = [Conversation(tokenizer, plain)]
+    for _ in texts[1:]:
+        chats.append(Conversation(tokenizer, plain, chats[0].memory))
+    for chat, answer in zip(chats, answers, strict=True):
+        chat.ask("hi")
+        chat.answer(answer)
+    chats[0].messages.pop()
+    chats[0].ask("hi")
+    chats[0].messages.pop()
+    chats[5].messages.pop()
+    chats[5].answer(again)
+    answers[5] = again
     found = [contains(chat.ask("and?"), one) for chat, one in zip(chats, answers, strict=True)]
-    assert found[1:] == MAX_SAME * [True]
-    # The one that was forgotten has no place of its own, and nobody else's ids.
-    assert chats[0].ids == tokenizer.encode(chats[0].prompt, add_special_tokens=False)
+    assert found == [False] + MAX_SAME * [True]
+
+
+def calling(messages: list[Message]) -> str:
+    """A prompt whose template writes thoughts and calls from their own fields."""
+
+    def content(message: Message) -> str:
+        thought = message.get("reasoning_content")
+        said = f"<think>\n{thought}\n</think>\n\n" if thought else ""
+        said += message.get("content") or ""
+        for call in message.get("tool_calls", []):
+            function = call["function"]
+            said += f"<call>{function['name']} {function['arguments']}</call>"
+        return said
+
+    return plain([{"role": one["role"], "content": content(one)} for one in messages])
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 1}', '{"a":1}'])
+@pytest.mark.parametrize("thought", ["Hm, well.", ""])
+@pytest.mark.parametrize("content", ["Let me see. ", "", None])
+def test_calls_and_thoughts_come_back_from_their_fields(
+    tokenizer: Tokenizer, arguments: str, thought: str, content: str | None
+) -> None:
+    """Where the client's JSON is another, the thought before it is still what was generated."""
+    chat = Conversation(tokenizer, calling)
+    chat.ask("hi")
+    said = cut(tokenizer, f"<think>\n{thought}\n</think>\n\n") if thought else []
+    called = cut(tokenizer, f'{content or ""}<call>look {{"a": 1}}</call>')
+    chat.remember([*said, *called], tokenizer.decode([*said, *called]))
+    function = {"name": "look", "arguments": arguments}
+    message = {"content": content, "reasoning_content": thought}
+    calls = [{"type": "function", "function": function}]
+    chat.messages += [
+        {"role": "assistant", "tool_calls": calls, **message},
+        {"role": "tool", "content": "7"},
+    ]
+    ids = chat.ask("and?")
+    assert tokenizer.decode(ids, skip_special_tokens=False) == chat.prompt
+    if arguments == '{"a": 1}':
+        assert contains(ids, [*said, *called])
+    elif thought:
+        assert contains(ids, said)
+        assert not contains(ids, called)
+    else:
+        assert ids == tokenizer.encode(chat.prompt, add_special_tokens=False)
+
+
+def test_an_answer_whose_end_was_changed_is_the_tokenizers(tokenizer: Tokenizer) -> None:
+    chat = Conversation(tokenizer, plain)
+    chat.ask("hi")
+    chat.answer(cut(tokenizer, "Hello there, world"), "Hello there, you")
+    assert chat.ask("and?") == tokenizer.encode(chat.prompt, add_special_tokens=False)
 
 
 def test_answers_that_overlap_in_a_prompt(tokenizer: Tokenizer) -> None:
     memory = AnswerMemory(2**20)
-    for prompt, answer in (("Q:", "one two"), ("Q:one", " two three")):
-        memory.remember(NOBODY, turns_of(prompt), tokenizer.encode(answer), answer)
     messages = [{"role": "assistant", "content": text} for text in ("one two", "two three")]
+    keys = conversations(NOBODY, messages)
+    for key, prompt, answer in zip(
+        keys.answered, ("Q:", "Q:one"), ("one two", " two three"), strict=True
+    ):
+        memory.remember(key, turns_of(prompt), tokenizer.encode(answer), answer)
     prompt = "Q:one two three"
-    runs = find_runs(tokenizer, prompt, memory.find(NOBODY, messages))
+    runs = find_runs(tokenizer, prompt, memory.find(keys))
     assert [prompt[run.begin : run.end] for run in runs] == ["one two"]
     pieces = [tokenizer.encode(piece) for piece in pieces_between(prompt, runs)]
     assert join_runs(tokenizer, prompt, runs, pieces) is not None
 
 
 def test_those_used_longest_ago_are_forgotten() -> None:
-    room = 4 * (NUM_OVERHEAD_BYTES + 4 * 10)
+    room = 4 * (NUM_OVERHEAD_BYTES + 4 * 10 + 1)
     memory = AnswerMemory(room)
-    turns = turns_of("prompt")
+
+    def remember(ids: list[int], text: str) -> None:
+        memory.remember(text.encode(), turns_of("prompt"), ids, text)
+
+    def known(text: str) -> bool:
+        return bool(memory.find(Conversations([text.encode()], b"")))
+
     for text in "abcd":
-        memory.remember(NOBODY, turns, [1] * 10, text)
+        remember([1] * 10, text)
     assert memory.num_bytes == room
-    assert known(memory, "a")
-    memory.remember(NOBODY, turns, [1] * 10, "e")
-    assert [text for text in "abcde" if known(memory, text)] == ["a", "c", "d", "e"]
-    memory.remember(NOBODY, turns, [2] * 10, "e")  # again
-    assert [text for text in "abcde" if known(memory, text)] == ["a", "c", "d", "e"]
-    memory.remember(NOBODY, turns, [1] * 1000, "too large")
-    assert not known(memory, "too large")
+    assert known("a")
+    remember([1] * 10, "e")
+    assert [text for text in "abcde" if known(text)] == ["a", "c", "d", "e"]
+    remember([2] * 10, "e")  # again
+    assert [text for text in "abcde" if known(text)] == ["a", "c", "d", "e"]
+    remember([1] * 1000, "too large")
+    assert not known("too large")
     assert memory.num_bytes <= room
     for text in ("", " \n", "a thought</think> "):
-        memory.remember(NOBODY, turns, [1], text)
-        assert not known(memory, text)
-    memory.remember(NOBODY, (), [1], "no place")
-    assert not known(memory, "no place")
-
-
-def known(memory: AnswerMemory, text: str) -> bool:
-    return bool(memory.find(NOBODY, [{"role": "assistant", "content": text}]))
+        remember([1], text)
+        assert not known(text)
+    memory.remember(b"no place", (), [1], "no place")
+    assert not known("no place")
 
 
 def test_a_vocabulary_that_puts_a_space_before_a_text(tmp_path: Path) -> None:
@@ -397,7 +479,7 @@ def test_a_vocabulary_that_puts_a_space_before_a_text(tmp_path: Path) -> None:
     chat = Conversation(tokenizer, lambda messages: plain(messages, end=" "))
     for text in ("the quick", "brown fox"):
         assert chat.ask(text) == tokenizer.encode(chat.prompt, add_special_tokens=False)
-        found = chat.memory.find(NOBODY, chat.messages)
+        found = chat.memory.find(conversations(NOBODY, chat.messages))
         assert len(found) == len(chat.messages) // 2
         answer = tokenizer.encode("fox jumps", add_special_tokens=False)
         chat.answer([*answer[:1], *tokenizer.encode("the lazy dog", add_special_tokens=False)])
@@ -425,7 +507,7 @@ async def test_the_frontend_puts_them_in(
             prompt = await text.encode_chat(messages, variables, owner=NOBODY)
             words = cut(tokenizer, "Hello there, world", len(content))
             answer = [*cut(tokenizer, "Hm.\n</think>\n\n"), *words]
-            text.remember(NOBODY, prompt, answer, options)
+            text.remember(prompt, answer, options)
             messages += [
                 {"role": "assistant", "content": tokenizer.decode(answer)},
                 {"role": "user", "content": "and?"},

@@ -167,33 +167,39 @@ __device__ __forceinline__ void fetch_tiles(const Pages<T>& pages, const Prefill
     publish_to_products();
   };
 
-  Turn<S::kStages> turn;
-  Row own = look_up(tile.begin);
-  fetch(own.place, pages.keys, own_bytes);
-  fetch(own.place, pages.values, own_bytes + kTileBytes);
-  for (std::int32_t first = tile.begin; first < tile.end; first += S::kPositions, turn.advance()) {
-    const int stage = turn.stage;
-    const bool has_next = first + S::kPositions < tile.end;
-    const Row next = look_up(first + S::kPositions);
-    wait_copies<1>();
-    barriers.empty_keys[stage].wait(turn.parity ^ 1);
-    put(row_factor(own.key_scale), own_bytes, memory.keys + stage * S::kStageBytes);
+  Turn<S::kStages> key_turn, value_turn;
+  const auto put_keys = [&](const Row& row) {
+    const int stage = key_turn.stage;
+    barriers.empty_keys[stage].wait(key_turn.parity ^ 1);
+    put(row_factor(row.key_scale), own_bytes, memory.keys + stage * S::kStageBytes);
     barriers.full_keys[stage].arrive();
-    if (has_next) fetch(next.place, pages.keys, own_bytes);
+    key_turn.advance();
+  };
+  // Keys are one tile ahead of values: their stage is free earlier.
+  Row own = look_up(tile.begin), next = look_up(tile.begin + S::kPositions);
+  fetch(own.place, pages.keys, own_bytes);
+  wait_copies<0>();
+  put_keys(own);
+  fetch(next.place, pages.keys, own_bytes);
+  fetch(own.place, pages.values, own_bytes + kTileBytes);
+  for (std::int32_t first = tile.begin; first < tile.end; first += S::kPositions, value_turn.advance()) {
+    const Row after = look_up(first + 2 * S::kPositions);
+    wait_copies<1>();
+    if (first + S::kPositions < tile.end) put_keys(next);
+    fetch(after.place, pages.keys, own_bytes);
 
-    if (has_next) {
-      wait_copies<1>();
-    } else {
-      wait_copies<0>();
-    }
+    wait_copies<1>();
+    const int stage = value_turn.stage;
     const bool kept = is_finite(own.value_scale) || !tile.masks(first, S::kPositions);
     if (!kept) barriers.has_non_finite = true;
-    barriers.empty_values[stage].wait(turn.parity ^ 1);
+    barriers.empty_values[stage].wait(value_turn.parity ^ 1);
     put(kept ? row_factor(own.value_scale) : 0, own_bytes + kTileBytes, memory.values + stage * S::kStageBytes);
     barriers.full_values[stage].arrive();
-    if (has_next) fetch(next.place, pages.values, own_bytes + kTileBytes);
+    fetch(next.place, pages.values, own_bytes + kTileBytes);
     own = next;
+    next = after;
   }
+  wait_copies<0>();
 }
 
 }  // namespace minisgl::cuda::hopper

@@ -1,0 +1,133 @@
+"""Replicas in a Ray cluster, as the server sees them: without Ray, but with everything else that
+takes part. tests/python/ray has Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from minisgl import SamplingParams
+from minisgl.engine import ray_cluster
+from minisgl.engine.api import EngineStartError
+from minisgl.engine.client import EngineClient
+from minisgl.engine.ray_cluster import RayCluster, Wish
+from minisgl.engine.ray_ranks import RayLot, RaySite
+from minisgl.engine.revival import RestartPolicy
+from minisgl.ipc.messages import EngineOptions
+from tests.python.engine import fake_keeper, fake_rank
+from tests.python.launch.servers import make_model, processes
+
+RANK_COMMAND = (sys.executable, fake_rank.__file__)
+TOKENS = 300
+
+
+@pytest.fixture(autouse=True)
+def keeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "KEEPER_COMMAND", (sys.executable, fake_keeper.__file__))
+    monkeypatch.setattr(ray_cluster, "FIRST_DELAY", 0.1)
+
+
+def wish(model: Path, address: str = "ray") -> Wish:
+    return Wish(
+        address=address,
+        model=str(model),
+        revision=None,
+        weights=True,
+        ranks=1,
+        cpus_per_rank=1,
+        device="auto",
+        command=RANK_COMMAND,
+    )
+
+
+@contextlib.asynccontextmanager
+async def serving(model: Path) -> AsyncIterator[tuple[RayLot, EngineClient]]:
+    cluster = RayCluster(wish(model))
+    await cluster.open()
+    lot = RaySite(cluster).take(3)
+    client = EngineClient(
+        lot.fit(EngineOptions(model_path="")),
+        launcher=lot.launcher,
+        restart=RestartPolicy(first_delay=0.05),
+    )
+    try:
+        await client.start(20)
+        yield lot, client
+    finally:
+        await client.close()
+        lot.give_back()
+        await cluster.close()
+    assert descendants(os.getpid()) == []
+
+
+def descendants(of: int) -> list[int]:
+    """Running processes below this one, each after its parent."""
+    table = processes()
+    found = [of]
+    for pid in found:
+        found += [
+            child for child, (state, parent) in table.items() if int(parent) == pid and state != "Z"
+        ]
+    return found[1:]
+
+
+async def ask(client: EngineClient) -> list[int]:
+    stream = client.submit([5], SamplingParams(max_tokens=TOKENS, temperature=0.0))
+    output = await asyncio.wait_for(stream.next(whole=True), 20)
+    assert output.error == ""
+    return output.token_ids
+
+
+async def test_a_replica_survives_its_rank_its_actor_and_its_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FAKE_RANK_KIND", "any")
+    expected = [(6 + number) % 1000 for number in range(TOKENS)]
+    async with serving(make_model(tmp_path / "model")) as (lot, client):
+        assert str(lot) == "Ray, 1 CPUs and 1 GPUs"
+        assert await ask(client) == expected
+        for victim in (2, 1, 0):  # of keeper, actor, rank
+            before = descendants(os.getpid())
+            assert len(before) == 3
+            asking = asyncio.create_task(ask(client))
+            await asyncio.sleep(0.1)
+            os.kill(before[victim], signal.SIGKILL)
+            assert await asking == expected
+            after = descendants(os.getpid())
+            assert len(after) == 3
+            assert before[:victim] == after[:victim]
+            assert not set(before[victim:]) & set(after[victim:])
+        assert client.num_restarts == 3
+    assert "the engine process was killed by SIGKILL" in caplog.text
+    assert "ended with its Ray actor: The actor died with status -9." in caplog.text
+    assert "the Ray cluster is lost: the process that talks to Ray was killed" in caplog.text
+
+
+async def test_an_actor_that_cannot_serve_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+    cluster = RayCluster(wish(tmp_path / "nowhere"))
+    await cluster.open()
+    lot = RaySite(cluster).take(0)
+    client = EngineClient(EngineOptions(model_path=""), launcher=lot.launcher)
+    try:
+        with pytest.raises(EngineStartError, match="The actor died with status 0"):
+            await client.start(20)
+    finally:
+        await client.close()
+        await cluster.close()
+
+
+async def test_a_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
+    cluster = RayCluster(wish(tmp_path, "ray://nowhere:1"))
+    try:
+        with pytest.raises(EngineStartError, match="--cluster ray://nowhere:1: no cluster is"):
+            await cluster.open()
+    finally:
+        await cluster.close()

@@ -1,0 +1,124 @@
+"""A server whose replicas run in a Ray cluster: what Ray loses, no client notices."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.python.launch import servers
+from tests.python.launch.servers import Stream, alive, get, is_called, processes, until
+from tests.python.ray.conftest import Cluster, StartServer
+
+PROMPT, TOKENS = [5, 6, 7], 1500
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head and its nodes take long to start where the machine has other things to do."""
+    monkeypatch.setattr(servers, "DEADLINE", 120.0)
+
+
+def text_of(stream: Stream) -> str:
+    """All text of a stream that ended well. Its lines may have characters that end lines in it."""
+    stream.join()
+    assert stream.events[-1] == "data: [DONE]", stream.events[-3:]
+    chunks = [json.loads(event.removeprefix("data: ")) for event in stream.events[:-1]]
+    return "".join(chunk["choices"][0]["text"] for chunk in chunks)
+
+
+def called(name: str) -> list[int]:
+    """Processes of this machine with this name."""
+    return [pid for pid in processes() if is_called(pid, name)]
+
+
+def ready_replicas(port: int) -> int:
+    ready: int = get(port, "/ready")[1].get("replicas", {}).get("ready", 0)
+    return ready
+
+
+def parent(pid: int) -> int:
+    return int(processes()[pid][1])
+
+
+def addresses_of_ray() -> set[str]:
+    """Where processes of Ray's, and what of the server belongs to them, listen."""
+    listening = subprocess.run(["ss", "-ltnpH"], check=True, capture_output=True, text=True).stdout
+    rows = [line.split() for line in listening.splitlines()]
+    ours = ("ray", "gcs_server", "minisgl")
+    found = {row[3] for row in rows if any(name in row[-1] for name in ours)}
+    assert found
+    return {address.replace("[::ffff:127.0.0.1]", "127.0.0.1") for address in found}
+
+
+def test_replicas_in_a_cluster_survive_what_becomes_of_it(
+    cluster: Cluster, start_server: StartServer
+) -> None:
+    nodes = [cluster.add_node(), cluster.add_node()]
+    server = start_server("--replicas", "2")
+    port = server.wait_ready()
+    until(lambda: ready_replicas(port) == 2)
+    ranks = called("minisgl-TP0-scheduler-R")
+    assert len(ranks) == 2
+    assert len({parent(rank) for rank in ranks}) == 2
+    expected = text_of(Stream(port, PROMPT, TOKENS))
+
+    # A rank dies: its actor stays and starts another one.
+    actors = {parent(rank) for rank in ranks}
+    streams = [Stream(port, PROMPT, TOKENS) for _ in range(4)]
+    for stream in streams:
+        stream.wait_events(1)
+    os.kill(ranks[0], signal.SIGKILL)
+    assert [text_of(stream) for stream in streams] == [expected] * 4
+    until(lambda: ready_replicas(port) == 2)
+    ranks = called("minisgl-TP0-scheduler-R")
+    assert {parent(rank) for rank in ranks} == actors
+
+    # An actor dies, and its rank with it.
+    streams = [Stream(port, PROMPT, TOKENS) for _ in range(4)]
+    for stream in streams:
+        stream.wait_events(1)
+    os.kill(parent(ranks[0]), signal.SIGKILL)
+    assert [text_of(stream) for stream in streams] == [expected] * 4
+    server.wait_for_line("ended with its Ray actor")
+    until(lambda: not alive(ranks[0]))
+    until(lambda: ready_replicas(port) == 2)
+
+    # A node is removed: its replica waits for another one.
+    streams = [Stream(port, PROMPT, TOKENS) for _ in range(4)]
+    for stream in streams:
+        stream.wait_events(1)
+    cluster.remove_node(nodes.pop())
+    assert [text_of(stream) for stream in streams] == [expected] * 4
+    until(lambda: ready_replicas(port) == 1)
+    nodes.append(cluster.add_node())
+    until(lambda: ready_replicas(port) == 2)
+
+    assert all(address.startswith("127.0.0.1") for address in addresses_of_ray())
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0, server.output
+    until(lambda: not called("minisgl-TP"))
+    for node in nodes:
+        cluster.remove_node(node)
+
+
+def test_the_server_outlives_the_head(cluster: Cluster, start_server: StartServer) -> None:
+    cluster.add_node()
+    server = start_server()
+    port = server.wait_ready()
+    expected = text_of(Stream(port, PROMPT, 8 * TOKENS))
+
+    stream = Stream(port, PROMPT, 8 * TOKENS)
+    stream.wait_events(1)
+    cluster.end_head()
+    server.wait_for_line("the Ray cluster is lost")
+    assert get(port, "/health")[0] in (200, 503)
+    cluster.end()
+
+    cluster.start_head()
+    cluster.add_node()
+    server.wait_for_line("the Ray cluster is there again")
+    assert text_of(stream) == expected
