@@ -7,7 +7,9 @@
 --chats run side by side; a turn follows its answer at once. All share a system prompt. Answers have
 --max-tokens tokens, greedy, where the server knows `ignore_eos`. The time is that of all chats.
 Each round has other words, so that nothing of an earlier one is found. With --peer both servers
-stay and answer the same rounds in turn; whoever is not asked must not work.
+stay and answer the same rounds in turn; whoever is not asked must not work. --peer-pid also
+compares processor time, which says more on a busy machine: with a thread each, as those that wait
+for each other may spin.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from server_process import serving
+from server_process import processor_seconds, serving
 from shapes import add_model_arguments, server_command
 
 
@@ -108,21 +110,27 @@ def both_ways(args: argparse.Namespace) -> None:
 
 def beside_peer(args: argparse.Namespace) -> None:
     """Ours and the peer's, round by round."""
-    ratios = []
+    times, processor_times = [], []
     with serving(server_command(args, f"--threads={args.threads}")) as server:
+        sides = [("ours", server.url, server.pid), ("the peer", args.peer, args.peer_pid)]
         short = argparse.Namespace(**{**vars(args), "chats": 1, "turns": 1})
-        for url in (server.url, args.peer):  # both have begun to work before they are timed
+        for _, url, _ in sides:  # both have begun to work before they are timed
             asyncio.run(all_chats(url, -1, short))
         for number in range(args.rounds):
-            sides = [("ours", server.url), ("the peer", args.peer)]
-            totals = {}
-            for name, url in sides if number % 2 else reversed(sides):
+            totals, worked = {}, {}
+            for name, url, pid in sides if number % 2 else reversed(sides):
+                before = processor_seconds(pid) if pid else 0.0
                 totals[name] = asyncio.run(all_chats(url, number, args))
+                worked[name] = processor_seconds(pid) - before if pid else 0.0
                 show(name, totals[name])
             if totals["ours"].new_tokens != totals["the peer"].new_tokens:
                 raise SystemExit("the peer made another number of tokens")
-            ratios.append(totals["ours"].seconds / totals["the peer"].seconds)
-    show_ratios("ours over the peer's", ratios)
+            times.append(totals["ours"].seconds / totals["the peer"].seconds)
+            if args.peer_pid:
+                processor_times.append(worked["ours"] / worked["the peer"])
+    show_ratios("ours over the peer's, time", times)
+    if args.peer_pid:
+        show_ratios("processor time", processor_times)
 
 
 def show_ratios(name: str, ratios: list[float]) -> None:
@@ -138,6 +146,7 @@ def main() -> int:
     urls = parser.add_mutually_exclusive_group()
     urls.add_argument("--url", help="only this server")
     urls.add_argument("--peer", help="this server beside one that is started")
+    parser.add_argument("--peer-pid", type=int, default=0, help="the peer's process")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--chats", type=int, default=8)

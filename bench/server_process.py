@@ -126,6 +126,14 @@ def serving(
             process.kill()
 
 
+def processor_seconds(pid: int) -> float:
+    """Processor time so far of a process and those that it has started."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user, system
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return seconds + sum(processor_seconds(int(child)) for child in children.split())
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
