@@ -123,6 +123,9 @@ py::dict info_dict(const RankInfo& info) {
   dict["max_batch_tokens"] = config.max_batch_tokens;
   dict["max_waiting"] = config.max_waiting;
   dict["prefix_cache"] = config.prefix_cache;
+  dict["host_tokens"] = config.num_host_pages * config.page_size;
+  dict["host_bytes"] = info.kv_cache_bytes / config.num_pages * config.num_host_pages;
+  dict["host_bytes_per_second"] = info.memory.host_bytes_per_second;
   return dict;
 }
 
@@ -279,6 +282,13 @@ py::dict stats(const PyEngine& self) {
   dict["prefix_queries"] = stats.prefix_queries;
   dict["prefix_hits"] = stats.prefix_hits;
   dict["prefix_evictions"] = stats.prefix_evictions;
+  dict["host_pages_ready"] = stats.host_pages_ready;
+  dict["host_pages_cached"] = stats.host_pages_cached;
+  dict["host_queries"] = stats.host_queries;
+  dict["host_hits"] = stats.host_hits;
+  dict["host_evictions"] = stats.host_evictions;
+  dict["host_bytes_out"] = stats.host_bytes_out;
+  dict["host_bytes_in"] = stats.host_bytes_in;
   dict["num_preemptions"] = stats.num_preemptions;
   dict["num_steps"] = stats.num_steps;
   dict["prompt_tokens"] = stats.prompt_tokens;

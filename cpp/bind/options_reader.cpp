@@ -22,6 +22,7 @@ const FieldTable<EngineOptions>& readers() {
       {"page_size", into<&EngineOptions::page_size>},
       {"kv_cache_tokens", into<&EngineOptions::kv_cache_tokens>},
       {"num_pages", into<&EngineOptions::num_pages>},
+      {"kv_host_bytes", into<&EngineOptions::kv_host_bytes>},
       {"memory_fraction", into<&EngineOptions::memory_fraction>},
       {"max_model_len", into<&EngineOptions::max_model_len>},
       {"max_running", into<&EngineOptions::max_running>},

@@ -64,7 +64,7 @@ PrefixTree::Begun PrefixTree::find_begun(PageId parent, std::span<const std::int
 
 std::int64_t PrefixTree::insert(const Insertion& insertion, std::span<PageId> pages, std::vector<PageId>& replaced) {
   auto count = static_cast<std::size_t>(insertion.num_known);
-  PageId parent = count == 0 ? kNone : pages[count - 1];
+  PageId parent = count == 0 ? insertion.parent : pages[count - 1];
   std::span<const std::int32_t> rest = insertion.tokens.subspan(count * page_size_);
   for (; rest.size() >= page_size_; rest = rest.subspan(page_size_), ++count) {
     const auto here = rest.first(page_size_);
@@ -99,17 +99,49 @@ void PrefixTree::retain(std::span<const PageId> pages) {
 void PrefixTree::release(std::span<const PageId> pages) {
   for (std::size_t i = pages.size(); i-- > 0;) {
     pages_.release(pages.subspan(i, 1));
-    if (contains(pages[i]) && pages_.num_owners(pages[i]) == 1) make_idle(pages[i]);
+    if (contains(pages[i]) && is_alone(pages[i])) make_idle(pages[i]);
   }
 }
 
 bool PrefixTree::allocate(std::int64_t count, std::vector<PageId>& pages) {
   if (count > num_available()) return false;
   while (pages_.num_free() < count) {
-    drop(next_given_up());
+    drop(sooner_given_up(idle_[0].oldest, idle_[1].oldest));
     ++num_evicted_;
   }
   return pages_.allocate(count, pages);
+}
+
+void PrefixTree::begin_copy(PageId page) {
+  Node& copied = node(page);
+  MINISGL_CHECK(contains(page) && !copied.is_copied, "page ", page, " is copied already, or not in the tree");
+  pages_.retain(std::span(&page, 1));
+  copied.is_copied = true;
+  num_idle_copied_ += copied.is_idle;
+}
+
+// A page that was given up since is in no tree, and nobody else's.
+void PrefixTree::end_copy(PageId page) {
+  Node& copied = node(page);
+  num_idle_copied_ -= copied.is_idle;
+  copied.is_copied = false;
+  pages_.release(std::span(&page, 1));
+}
+
+PageId PrefixTree::offer() {
+  const PageId page = sooner_given_up(idle_[0].next_offered, idle_[1].next_offered);
+  if (page == kNone) return page;
+  node(page).is_offered = true;
+  ++num_offered_;
+  idle_list(node(page)).next_offered = node(page).newer;
+  return page;
+}
+
+void PrefixTree::take_path(PageId page, std::vector<PageId>& pages) {
+  const auto first = std::ssize(pages);
+  for (; page != kRoot; page = node(page).parent) pages.push_back(page);
+  std::reverse(pages.begin() + first, pages.end());
+  retain(std::span(pages).subspan(static_cast<std::size_t>(first)));
 }
 
 // Gives up a leaf that the tree alone owns.
@@ -245,10 +277,9 @@ void PrefixTree::note_child(PageId parent, std::uint64_t hash) {
   for (PageId page = parent; page != kNone && !node(page).parts; page = node(page).parent) node(page).parts = true;
 }
 
-// The first of one of the lists. What follows a page was released no later, and has no bonus that the page hasn't, so
-// it goes before it.
-PageId PrefixTree::next_given_up() const {
-  const PageId own = idle_[0].oldest, parting = idle_[1].oldest;
+// Of a page of each list, or none, the one that is given up first. What follows a page was released no later, and has
+// no bonus that the page hasn't, so it goes before it.
+PageId PrefixTree::sooner_given_up(PageId own, PageId parting) const {
   if (own == kNone || parting == kNone) return own == kNone ? parting : own;
   const std::uint64_t bonus = kPartingBonus * nodes_.size();
   return node(own).idle_since <= node(parting).idle_since + bonus ? own : parting;
@@ -263,7 +294,9 @@ void PrefixTree::make_idle(PageId page) {
   idle.older = list.newest;
   (list.newest == kNone ? list.oldest : node(list.newest).newer) = page;
   list.newest = page;
+  if (list.next_offered == kNone) list.next_offered = page;
   ++num_idle_;
+  num_idle_copied_ += idle.is_copied;
 }
 
 void PrefixTree::end_idle(PageId page) {
@@ -271,20 +304,24 @@ void PrefixTree::end_idle(PageId page) {
   IdleList& list = idle_list(used);
   (used.newer == kNone ? list.newest : node(used.newer).older) = used.older;
   (used.older == kNone ? list.oldest : node(used.older).newer) = used.newer;
+  if (list.next_offered == page) list.next_offered = used.newer;
   used.is_idle = false;
   used.newer = used.older = kNone;
   --num_idle_;
+  num_idle_copied_ -= used.is_copied;
+  num_offered_ -= std::exchange(used.is_offered, false);
 }
 
 void PrefixTree::check(std::span<std::uint32_t> owners) const {
-  std::int64_t num_pages = 0, num_idle = 0, num_children = 0, num_listed = 0, num_full = 0;
+  std::int64_t num_pages = 0, num_idle = 0, num_copied = 0, num_children = 0, num_listed = 0, num_full = 0;
   for (PageId page = 0; page < pages_.num_total(); ++page) {
     const Node& here = node(page);
     if (here.parent == kAbsent) continue;
     ++num_pages, ++owners[static_cast<std::size_t>(page)];
     num_idle += here.is_idle;
+    num_copied += here.is_idle && here.is_copied;
     num_children += here.parent != kNone;
-    MINISGL_CHECK(here.is_idle == (pages_.num_owners(page) == 1), "page ", page, " of ", pages_.num_owners(page),
+    MINISGL_CHECK(here.is_idle == is_alone(page), "page ", page, " of ", pages_.num_owners(page),
                   " owners is taken for ", here.is_idle ? "idle" : "used");
     MINISGL_CHECK(here.num_tokens >= 1 && here.num_tokens <= static_cast<std::int32_t>(page_size_));
     if (here.num_tokens == static_cast<std::int32_t>(page_size_)) {
@@ -300,6 +337,8 @@ void PrefixTree::check(std::span<std::uint32_t> owners) const {
                     " behind page ", page);
     }
   }
+  MINISGL_CHECK(num_copied == num_idle_copied_, num_copied, " idle pages are copied, not ", num_idle_copied_);
+  std::int64_t num_offered = 0;
   std::vector<std::uint8_t> is_seen(nodes_.size(), 0);  // nearer to the end of its list
   for (const IdleList& list : idle_) {
     for (PageId page = list.oldest; page != kNone; page = node(page).newer, ++num_listed) {
@@ -313,8 +352,10 @@ void PrefixTree::check(std::span<std::uint32_t> owners) const {
         MINISGL_CHECK(is_before, "page ", page, " is given up before page ", child);
       }
       is_seen[static_cast<std::size_t>(page)] = 1;
+      num_offered += here.is_offered;
     }
   }
+  MINISGL_CHECK(num_offered == num_offered_, num_offered, " pages are offered, not ", num_offered_);
   MINISGL_CHECK(num_pages == num_pages_ && num_children == 0 && num_idle == num_idle_ && num_listed == num_idle_);
   MINISGL_CHECK(num_full == std::ssize(index_) - std::ranges::count(index_, kNone));
 }

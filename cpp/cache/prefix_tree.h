@@ -42,6 +42,9 @@ struct PrefixSpace {
 //
 // Insertion (add()) and eviction (drop()) are one function each: what is to know which pages there are belongs there,
 // as the events of report_to() do.
+//
+// A copy to another tier (host_tier.h's business) reads pages that may be given up meanwhile. Such a page leaves the
+// tree as any other, and is free when the copy is done.
 class PrefixTree {
  public:
   static constexpr PageId kRoot = -1;  // where prefixes begin
@@ -64,14 +67,15 @@ class PrefixTree {
   };
   Begun find_begun(PageId parent, std::span<const std::int32_t> rest, std::uint64_t now) const;
 
-  // The first pages.size() pages of `tokens` are the caller's; the first `num_known` of them are the tree's, too.
-  // Inserts the others: as full pages, as far as there are tokens for them, and where `keep_begun` the last one with
-  // the rest. Where the tree has an equal page, that one takes the place in `pages`, with the caller as an owner, and
-  // the caller's goes to `replaced`, still the caller's. `now` never decreases. Returns how many of the pages are the
-  // tree's now.
+  // `tokens` follow `parent`, as in take(). The first pages.size() pages of them are the caller's; the first
+  // `num_known` of these are the tree's, too. Inserts the others: as full pages, as far as there are tokens for them,
+  // and where `keep_begun` the last one with the rest. Where the tree has an equal page, that one takes the place in
+  // `pages`, with the caller as an owner, and the caller's goes to `replaced`, still the caller's. `now` never
+  // decreases. Returns how many of the pages are the tree's now.
   struct Insertion {
     PrefixSpace space;
     std::span<const std::int32_t> tokens;
+    PageId parent = kRoot;
     std::int64_t num_known = 0;
     bool keep_begun = false;
     std::uint64_t now = 0;
@@ -85,7 +89,32 @@ class PrefixTree {
   // As PageAllocator's, and gives up pages that the tree alone owns where too few are free.
   [[nodiscard]] bool allocate(std::int64_t count, std::vector<PageId>& pages);
 
-  std::int64_t num_available() const { return pages_.num_free() + num_idle_; }
+  // A copy of a page of the tree to another tier begins: it owns the page until end_copy(), but the page may be given
+  // up when it would be without. One copy at a time reads a page.
+  void begin_copy(PageId page);
+  void end_copy(PageId page);
+  bool is_copied(PageId page) const { return node(page).is_copied; }  // now
+  // The page of the other tier that has the same keys and values, as the last set_twin() of this node says; -1: none.
+  PageId twin(PageId page) const { return node(page).twin; }
+  void set_twin(PageId page, PageId twin) { node(page).twin = twin; }
+  // Of the pages that the tree alone owns and that were not offered since, the one that will be given up first; it
+  // counts as offered until somebody else owns it. -1: there is none.
+  PageId offer();
+  bool is_offered(PageId page) const { return node(page).is_offered; }
+  std::int64_t num_offered() const { return num_offered_; }
+
+  // Appends the path from the root to a page of the tree, and makes the caller an owner of each page.
+  void take_path(PageId page, std::vector<PageId>& pages);
+  PageId parent(PageId page) const { return node(page).parent; }  // of a page of the tree; kRoot
+  bool is_full(PageId page) const { return node(page).num_tokens == static_cast<std::int32_t>(page_size_); }
+  const PrefixSpace& space_of(PageId first) const { return node(first).space; }  // of a page that follows the root
+  // What a page of the tree holds.
+  std::span<const std::int32_t> tokens_of(PageId page) const {
+    return std::span(tokens_).subspan(static_cast<std::size_t>(page) * page_size_,
+                                      static_cast<std::size_t>(node(page).num_tokens));
+  }
+
+  std::int64_t num_available() const { return pages_.num_free() + num_idle_ - num_idle_copied_; }
   std::int64_t num_pages() const { return num_pages_; }  // in the tree
   std::uint64_t num_evicted() const { return num_evicted_; }
   // Whether the page is in the tree.
@@ -109,8 +138,11 @@ class PrefixTree {
     std::uint64_t inserted = 0;  // `now` of that
     PageId first_child = kNone, next_sibling = kNone, previous_sibling = kNone;
     PageId newer = kNone, older = kNone;  // while is_idle: its neighbours in its list
-    bool is_idle = false;                 // the tree alone owns it
+    bool is_idle = false;                 // the tree alone owns it, but for a copy
+    bool is_offered = false;              // while is_idle
+    bool is_copied = false;               // a copy to another tier reads it
     bool parts = false;                   // two full pages have followed it, or a page behind it
+    PageId twin = kNone;                  // see twin()
     std::uint64_t latest_child = 0;       // the hash of the full page that followed it last
     std::uint64_t idle_since = 0;         // while is_idle: pages that had been given up
     PrefixSpace space = {};               // of a child of the root
@@ -118,10 +150,6 @@ class PrefixTree {
 
   Node& node(PageId page) { return nodes_[static_cast<std::size_t>(page)]; }
   const Node& node(PageId page) const { return nodes_[static_cast<std::size_t>(page)]; }
-  std::span<const std::int32_t> tokens_of(PageId page) const {
-    return std::span(tokens_).subspan(static_cast<std::size_t>(page) * page_size_,
-                                      static_cast<std::size_t>(node(page).num_tokens));
-  }
   std::uint64_t hash_of(PageId parent, const PrefixSpace& space, std::span<const std::int32_t> tokens) const;
   PageId find(PageId parent, const PrefixSpace& space, std::span<const std::int32_t> tokens, std::uint64_t hash) const;
   void add(PageId page, PageId parent, std::uint64_t hash, std::span<const std::int32_t> tokens, const Insertion& with);
@@ -130,9 +158,11 @@ class PrefixTree {
   std::size_t slot_of(std::uint64_t hash) const { return static_cast<std::size_t>(hash) & (index_.size() - 1); }
   void index(PageId page);
   void unindex(PageId page);
+  // Whether nobody owns the page but the tree and a copy.
+  bool is_alone(PageId page) const { return pages_.num_owners(page) == (node(page).is_copied ? 2u : 1u); }
   void note_child(PageId parent, std::uint64_t hash);
   void report_added(PageId page, const PrefixSpace& space);
-  PageId next_given_up() const;
+  PageId sooner_given_up(PageId own, PageId parting) const;
   void make_idle(PageId page);
   void end_idle(PageId page);
 
@@ -145,10 +175,11 @@ class PrefixTree {
   // The pages that the tree alone owns, in the order of their release.
   struct IdleList {
     PageId newest = kNone, oldest = kNone;
+    PageId next_offered = kNone;  // the oldest that wasn't offered
   };
   IdleList& idle_list(const Node& node) { return idle_[node.parts ? 1 : 0]; }
   std::array<IdleList, 2> idle_;  // those behind which nothing parts, the others
-  std::int64_t num_idle_ = 0, num_pages_ = 0;
+  std::int64_t num_idle_ = 0, num_idle_copied_ = 0, num_offered_ = 0, num_pages_ = 0;
   std::uint64_t num_evicted_ = 0;
   BlockEvents* events_ = nullptr;  // null: nobody listens
   std::string medium_;

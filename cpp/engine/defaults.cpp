@@ -86,6 +86,7 @@ void check_options(const EngineOptions& options, const ModelSpec& spec) {
   require_range("--page-size", options.page_size, 1, 1024);
   require_range("--kv-cache-tokens", options.kv_cache_tokens, 0, many);
   require_range("--num-pages", options.num_pages, 0, many);
+  require_range("--kv-host-bytes", options.kv_host_bytes, 0, std::int64_t{1} << 50);
   require_range("--max-running", options.max_running, 1, 65536);
   require_range("--max-penalized", options.max_penalized, 0, 65536);
   require_range("--max-batch-tokens", options.max_batch_tokens, 0, 65536);
@@ -137,6 +138,26 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.prefix_cache = !options.disable_prefix_cache;
   config.report_blocks = options.report_blocks;
   return config;
+}
+
+// Pages of the host tier that was asked for.
+std::int64_t choose_host_pages(const EngineOptions& options, std::int64_t bytes_per_page, const Device& device) {
+  const std::int64_t bytes = options.kv_host_bytes;
+  if (bytes == 0) return 0;
+  if (!device.has_host_pages()) {
+    throw InputError(concat("--kv-host-bytes ", bytes, " is for GPUs: on ", device.device_name(),
+                            " the cache is in the host's memory already; raise --kv-cache-tokens instead"));
+  }
+  if (options.disable_prefix_cache) {
+    throw InputError(concat("--kv-host-bytes ", bytes,
+                            " keeps pages of the prefix cache, which --disable-prefix-cache ",
+                            "turns off: give only one of them"));
+  }
+  if (bytes < bytes_per_page) {
+    throw InputError(concat("--kv-host-bytes must be 0 or at least ", bytes_per_page, ", a page of ", options.page_size,
+                            " tokens, got ", bytes));
+  }
+  return std::min<std::int64_t>(bytes / bytes_per_page, std::numeric_limits<std::int32_t>::max());
 }
 
 std::int64_t pages_for(std::int64_t tokens, int page_size) {
@@ -200,7 +221,16 @@ EngineConfig choose_config(const EngineOptions& options, const Model& model, con
   const Budget budget = make_budget(options, config, model, device, available_bytes);
   config.num_pages = choose_num_pages(options, spec, budget, wanted);
   config.max_model_len = longest();
+  config.num_host_pages = choose_host_pages(options, budget.bytes_per_page, device);
   return config;
+}
+
+void check_host_memory(const EngineOptions& options, std::int64_t ranks) {
+  const std::int64_t free = available_memory();
+  if (options.kv_host_bytes <= free / ranks) return;
+  throw InputError(concat("--kv-host-bytes ", options.kv_host_bytes, " (", mebibytes(options.kv_host_bytes),
+                          ") for each of ", ranks, " ranks is more than the host's free memory, ", mebibytes(free),
+                          "; set --kv-host-bytes to at most ", free / ranks));
 }
 
 int choose_num_threads(std::int64_t num_threads) {

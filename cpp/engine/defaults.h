@@ -15,6 +15,9 @@ namespace minisgl {
 EngineConfig choose_config(const EngineOptions& options, const Model& model, const Device& device,
                            std::int64_t available_bytes);
 
+// `ranks`: those of this host. Throws InputError where it has no memory for what --kv-host-bytes asks for.
+void check_host_memory(const EngineOptions& options, std::int64_t ranks);
+
 // 0 is every processor that this process may use. Throws InputError.
 int choose_num_threads(std::int64_t num_threads);
 

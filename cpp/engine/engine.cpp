@@ -31,6 +31,7 @@ const EngineConfig& checked(const EngineConfig& config, const ModelSpec& spec) {
   MINISGL_CHECK(config.max_model_len <= config.num_pages * config.page_size, "max_model_len ", config.max_model_len,
                 " does not fit ", config.num_pages, " pages of ", config.page_size);
   MINISGL_CHECK(config.max_waiting >= 0, "max_waiting is ", config.max_waiting);
+  MINISGL_CHECK(config.num_host_pages == 0 || config.prefix_cache, "a host tier without a prefix cache");
   return config;
 }
 
@@ -42,7 +43,8 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
           .max_batch_tokens = config.max_batch_tokens,
           .max_drafts = config.max_drafts,
           .prefix_cache = config.prefix_cache,
-          .target_step_seconds = config.target_itl_ms / 1000};
+          .target_step_seconds = config.target_itl_ms / 1000,
+          .host_pages = config.num_host_pages};
 }
 
 // What ends a request, sorted: its own stop tokens, and the model's unless it ignores them.
@@ -70,8 +72,11 @@ struct Engine::Impl {
        PlanSenders plan_senders, const RecordProgress& progress, MakeLookahead make_lookahead);
   ~Impl();
 
+  std::int64_t bytes_per_page() const;  // of this rank
   void run() noexcept;
+  void open_host_tier();
   void take_commands();
+  void note_copies();
   std::optional<Clock::time_point> next_plan() const;
   void admit(Submission submission);
   void abort(SequenceId id);
@@ -82,6 +87,7 @@ struct Engine::Impl {
   void look_ahead(SequenceId id);
   void take_over(LiveRequests::Collected collected);
   void release(SequenceId id);
+  void add_host_stats();
   void deliver();
   void end_all(const std::string& failure);
 
@@ -139,7 +145,19 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device
     memory = {
         .workspace = prepared.workspace_bytes, .graphs = prepared.graph_bytes, .free = device->available_memory()};
   }
+  if (config.num_host_pages > 0) open_host_tier();
   deliver();  // the first statistics
+}
+
+void Engine::Impl::open_host_tier() {
+  const double seconds = executor.open_host_tier(config.num_host_pages, [this] { inbox.wake(); });
+  scheduler.set_host_page_seconds(seconds);
+  scheduler.host_pages_ready(executor.host_pages_ready());
+  memory.host_bytes_per_second = static_cast<double>(bytes_per_page()) / seconds;
+}
+
+std::int64_t Engine::Impl::bytes_per_page() const {
+  return KvCache::bytes_per_page(model->spec(), config.kv_dtype, config.page_size, device->num_ranks());
 }
 
 // Whatever happened, the device may still work on a step.
@@ -156,6 +174,7 @@ void Engine::Impl::run() noexcept {
   try {
     while (running) {
       take_commands();
+      if (config.num_host_pages > 0) note_copies();
       if (running) step();
       while (!running && scheduler.num_in_flight() > 0) finish_step();
       deliver();
@@ -178,7 +197,7 @@ void Engine::Impl::run() noexcept {
 // step there is time until somebody who comes would wait for one more.
 std::optional<Clock::time_point> Engine::Impl::next_plan() const {
   if (scheduler.num_in_flight() > 0) return busy_since + pace.next_after(scheduler.oldest());
-  return scheduler.has_work() ? std::optional(Clock::time_point{}) : std::nullopt;
+  return scheduler.may_plan() ? std::optional(Clock::time_point{}) : std::nullopt;
 }
 
 void Engine::Impl::take_commands() {
@@ -193,6 +212,14 @@ void Engine::Impl::take_commands() {
   }
   if (running) return;
   for (const SequenceId id : live.sequences()) abort(id);
+}
+
+// What the host tier's copies have come to since the last turn.
+void Engine::Impl::note_copies() {
+  const std::uint64_t before = scheduler.host()->num_done();
+  scheduler.copies_done(executor.copies_done());
+  scheduler.host_pages_ready(executor.host_pages_ready());
+  if (scheduler.host()->num_done() > before) device->pool().progress().advance();
 }
 
 void Engine::Impl::admit(Submission submission) {
@@ -245,12 +272,17 @@ bool Engine::Impl::launch_step() {
   const Clock::time_point now = Clock::now();
   const StepPlan& plan = scheduler.plan(now);
   for (const SequenceId id : scheduler.preempted()) give_back_counts(id);
-  if (plan.empty()) return false;
-  if (scheduler.num_in_flight() == 1) busy_since = now;
-  live.mark_started(plan, now);
-  publisher.step(plan);
-  executor.launch(plan);
-  return true;
+  if (!plan.empty()) {
+    if (scheduler.num_in_flight() == 1) busy_since = now;
+    live.mark_started(plan, now);
+    publisher.step(plan);
+    executor.launch(plan);
+  }
+  for (const TierCopies* copies : scheduler.tier_copies()) {
+    publisher.copy(*copies, static_cast<std::uint32_t>(scheduler.num_in_flight()));
+    executor.copy(*copies);
+  }
+  return !plan.empty();
 }
 
 // A preempted sequence with penalties has no counts on the devices: they are made again of its tokens when it goes on.
@@ -323,6 +355,18 @@ void Engine::Impl::release(SequenceId id) {
   if (!lookaheads.empty()) lookaheads.erase(id);
 }
 
+void Engine::Impl::add_host_stats() {
+  const HostTier& host = *scheduler.host();
+  const auto bytes = static_cast<std::uint64_t>(bytes_per_page());
+  stats.host_pages_ready = host.num_ready();
+  stats.host_pages_cached = host.tree().num_pages();
+  stats.host_queries = scheduler.prefix_counts().host_queries;
+  stats.host_hits = scheduler.prefix_counts().host_hits;
+  stats.host_evictions = host.tree().num_evicted() * static_cast<std::uint64_t>(config.page_size);
+  stats.host_bytes_out = host.num_copied_out() * bytes;
+  stats.host_bytes_in = host.num_copied_in() * bytes;
+}
+
 // The statistics contain what the outputs say, and ended ids are free again, before anybody can see the outputs.
 void Engine::Impl::deliver() {
   {
@@ -342,6 +386,7 @@ void Engine::Impl::deliver() {
              .generated_tokens = live.counts().generated_tokens,
              .step_seconds = std::chrono::duration<double>(step_time).count(),
              .device_busy_seconds = device->busy_seconds()};
+    if (scheduler.host()) add_host_stats();
   }
   inbox.forget(ended);
   ended.clear();

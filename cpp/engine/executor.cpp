@@ -82,6 +82,23 @@ void Executor::record(const std::vector<std::int64_t>& sizes, const RecordProgre
   }
 }
 
+double Executor::open_host_tier(std::int64_t num_pages, std::function<void()> on_change) {
+  host_ = device_.make_host_pages({.planes = cache_.planes(),
+                                   .num_device_pages = cache_.num_pages(),
+                                   .num_pages = num_pages,
+                                   .on_change = std::move(on_change)});
+  const double seconds = host_->measure_page_seconds();
+  host_->start();
+  return seconds;
+}
+
+void Executor::copy(const TierCopies& copies) {
+  for (const auto& [source, destination] : copies.pages) {
+    copies.to_host ? host_->copy_out(source, destination) : host_->copy_in(source, destination);
+  }
+  host_->end_copies(copies.number);
+}
+
 void Executor::add(SequenceId id, SequenceSampling sampling) {
   const auto [iterator, inserted] = sequences_.try_emplace(id, LiveSequence{.sampling = std::move(sampling)});
   MINISGL_CHECK(inserted, "sequence ", id, " is live");
@@ -124,7 +141,8 @@ void Executor::launch(const StepPlan& plan) {
   build_batch(plan);
   const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size(), plan.hidden_rows};
   device_.begin_step(batch, queries_);
-  for (const PageCopy& copy : plan.copies) cache_.copy_page(device_, copy.source, copy.destination);
+  if (plan.copies_before > 0) host_->hold_steps(plan.copies_before);
+  for (const PagePair& copy : plan.copies) cache_.copy_page(device_, copy.source, copy.destination);
   device_.run_step([&] {
     const Tensor logits = model_.forward(batch, cache_);
     if (!queries_.empty()) device_.sample(logits);

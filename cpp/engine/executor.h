@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <unordered_map>
@@ -40,6 +41,14 @@ class Executor {
     std::int64_t workspace_bytes = 0, graph_bytes = 0;
   };
   Prepared prepare(const StepLimits& limits, bool record_decodes, const RecordProgress& progress = {});
+
+  // Makes the pages of the host tier, after prepare(), and measures how long one takes from there to the device.
+  // `on_change` as HostPagesOptions's. Throws InputError where the host has no memory for them.
+  double open_host_tier(std::int64_t num_pages, std::function<void()> on_change);
+  // With a host tier: begins copies, behind all that the steps taken so far did.
+  void copy(const TierCopies& copies);
+  std::uint64_t copies_done() const { return host_->num_done(); }
+  std::int64_t host_pages_ready() const { return host_->num_ready(); }
 
   // A sequence exists from add() to remove(), across preemptions. Plans name no others. It may be removed while a step
   // that computes it is in flight.
@@ -84,6 +93,7 @@ class Executor {
   Model& model_;
   Device& device_;
   KvCache cache_;
+  std::unique_ptr<HostPages> host_;  // null: there is no host tier
   std::unordered_map<SequenceId, LiveSequence> sequences_;
 
   // The step at hand.

@@ -29,6 +29,7 @@ struct Follower::Impl final : PlanHandler {
         plans(std::move(plans_)),
         executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
         decoder({.num_pages = config.num_pages,
+                 .num_host_pages = config.num_host_pages,
                  .page_size = config.page_size,
                  .max_model_len = config.max_model_len,
                  .max_batch_tokens = config.max_batch_tokens,
@@ -38,6 +39,7 @@ struct Follower::Impl final : PlanHandler {
         ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
     if (!ended) throw std::system_error(errno, std::generic_category(), "eventfd");
     executor.prepare(step_limits(config, model->spec()), config.cuda_graphs);
+    if (config.num_host_pages > 0) executor.open_host_tier(config.num_host_pages, [] {});
   }
 
   // Whatever happened, the device may still work on a step.
@@ -58,6 +60,11 @@ struct Follower::Impl final : PlanHandler {
   void step(const StepPlan& plan) override {
     executor.launch(plan);
     if (++num_in_flight > executor.depth()) take();
+  }
+  // What the copies touch, no step touches that rank 0 had taken.
+  void copy(const TierCopies& copies, std::uint32_t most_in_flight) override {
+    while (num_in_flight > most_in_flight) take();
+    executor.copy(copies);
   }
   void shut_down() override { running = false; }
 

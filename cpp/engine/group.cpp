@@ -90,6 +90,7 @@ EngineConfig agree_on_config(const EngineConfig& own, const EngineOptions& asked
   std::vector<std::int64_t> mine;
   for (const Fact& fact : facts) mine.push_back(fact.value);
   mine.push_back(own.num_pages);
+  mine.push_back(own.num_host_pages);
   std::vector<std::int64_t> all(mine.size() * static_cast<std::size_t>(place.size));
   place.host_comm->all_gather(mine.data(), all.data(), std::ssize(mine) * std::int64_t{sizeof(std::int64_t)}, 0);
 
@@ -99,7 +100,8 @@ EngineConfig agree_on_config(const EngineConfig& own, const EngineOptions& asked
     for (std::size_t i = 0; i < facts.size(); ++i) {
       if (theirs[i] != all[i]) refuse(facts[i], rank, theirs[i], all[i], place);
     }
-    agreed.num_pages = std::min(agreed.num_pages, theirs.back());
+    agreed.num_pages = std::min(agreed.num_pages, theirs[facts.size()]);
+    agreed.num_host_pages = std::min(agreed.num_host_pages, theirs[facts.size() + 1]);
   }
   const std::int64_t cache_tokens = agreed.num_pages * agreed.page_size;
   if (agreed.max_model_len > cache_tokens && asked.max_model_len > 0) {

@@ -43,15 +43,24 @@ std::int64_t Inbox::num_submissions() const {
   return num_submissions_;
 }
 
+void Inbox::wake() {
+  {
+    const std::lock_guard lock(mutex_);
+    is_woken_ = true;
+  }
+  changed_.notify_one();
+}
+
 bool Inbox::take(std::optional<std::chrono::steady_clock::time_point> until, std::vector<Command>& commands) {
   commands.clear();
   std::unique_lock lock(mutex_);
-  const auto has_news = [this] { return stopping_ || !commands_.empty(); };
+  const auto has_news = [this] { return stopping_ || is_woken_ || !commands_.empty(); };
   if (!until) {
     changed_.wait(lock, has_news);
   } else if (*until > std::chrono::steady_clock::now()) {
     changed_.wait_until(lock, *until, has_news);
   }
+  is_woken_ = false;
   commands_.swap(commands);
   num_submissions_ = 0;
   return !stopping_;

@@ -39,8 +39,10 @@ class Inbox {
   void request_stop();
   std::int64_t num_submissions() const;  // those that the engine thread did not take yet
 
-  // Takes all commands in order, first waiting until there is one (or the stop), or until `until` where there is such a
-  // time. False when the engine is to stop.
+  // Ends a wait of take(), or the next one.
+  void wake();
+  // Takes all commands in order, first waiting until there is one (or the stop, or wake()), or until `until` where
+  // there is such a time. False when the engine is to stop.
   bool take(std::optional<std::chrono::steady_clock::time_point> until, std::vector<Command>& commands);
   // These requests have ended; their ids may be used again.
   void forget(std::span<const std::uint64_t> ids);
@@ -58,6 +60,7 @@ class Inbox {
   Progress& progress_;
   std::int64_t num_submissions_ = 0;
   bool stopping_ = false;
+  bool is_woken_ = false;
   bool closed_ = false;
 };
 

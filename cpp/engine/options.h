@@ -27,6 +27,7 @@ struct EngineOptions {
   // what memory_fraction leaves, if all running sequences together can use that much.
   std::int64_t kv_cache_tokens = 0;
   std::int64_t num_pages = 0;         // says the same in pages; at most one of the two
+  std::int64_t kv_host_bytes = 0;     // of the host's memory, per rank, for pages that the device has no room for
   double memory_fraction = 0.9;       // share of the memory that the weights leave, for cache and workspace
   std::int64_t max_model_len = 0;     // the model's max_position, or what the cache holds if that is less
   std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step
@@ -48,7 +49,8 @@ inline constexpr bool is_debug_build = true;
 
 // What an engine runs with: everything chosen, and the same on all ranks.
 struct EngineConfig {
-  std::int64_t num_pages = 0;  // at least one sequence of max_model_len must fit
+  std::int64_t num_pages = 0;       // at least one sequence of max_model_len must fit
+  std::int64_t num_host_pages = 0;  // of the prefix cache's second tier, in the host's memory; 0: there is none
   int page_size = 16;
   DType kv_dtype = DType::f16;
   std::int64_t max_model_len = 0;          // prompt + output tokens of one request
@@ -70,9 +72,10 @@ using RecordProgress = std::function<void(std::int64_t, std::int64_t)>;
 
 // Bytes of a device whose memory is the engine's alone, as measured while it was made; elsewhere 0.
 struct EngineMemory {
-  std::int64_t workspace = 0;  // for the largest step
-  std::int64_t graphs = 0;     // recorded steps
-  std::int64_t free = 0;       // what is left
+  std::int64_t workspace = 0;        // for the largest step
+  std::int64_t graphs = 0;           // recorded steps
+  std::int64_t free = 0;             // what is left
+  double host_bytes_per_second = 0;  // from the host tier to the device; 0: there is none
 };
 
 struct EngineStats {
@@ -83,6 +86,10 @@ struct EngineStats {
   std::int64_t pages_cached = 0;  // in the prefix cache, whoever else has them
   // Tokens: looked for in the prefix cache, found there, and given up by it. Prompts count once, preempted or not.
   std::uint64_t prefix_queries = 0, prefix_hits = 0, prefix_evictions = 0;
+  // The same of the host tier, where tokens are looked for that aren't on the device.
+  std::int64_t host_pages_ready = 0, host_pages_cached = 0;
+  std::uint64_t host_queries = 0, host_hits = 0, host_evictions = 0;
+  std::uint64_t host_bytes_out = 0, host_bytes_in = 0;  // copied there and back by this rank
   std::uint64_t num_preemptions = 0, num_steps = 0, prompt_tokens = 0, generated_tokens = 0;
   double step_seconds = 0;         // in which steps were under way; overlapping ones count once
   double device_busy_seconds = 0;  // for these steps; see StepRunner::busy_seconds

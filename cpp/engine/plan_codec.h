@@ -14,7 +14,7 @@
 namespace minisgl {
 
 // Goes up with every change to what frames hold: ranks of two releases refuse each other.
-inline constexpr std::uint8_t kPlanVersion = 5;
+inline constexpr std::uint8_t kPlanVersion = 6;
 
 // Receives the messages, in order.
 class PlanHandler {
@@ -28,6 +28,8 @@ class PlanHandler {
   // it, when a step computes it again.
   virtual void pause(SequenceId id, std::span<const std::int32_t> output) = 0;
   virtual void step(const StepPlan& plan) = 0;
+  // Copies between the tiers of the cache, begun once no more than `num_in_flight` of the steps so far are in flight.
+  virtual void copy(const TierCopies& copies, std::uint32_t num_in_flight) = 0;
   virtual void shut_down() = 0;  // nothing follows
 };
 
@@ -39,6 +41,7 @@ class PlanEncoder final : public PlanHandler {
   void append(SequenceId id, std::span<const std::int32_t> tokens) override;
   void pause(SequenceId id, std::span<const std::int32_t> output) override;
   void step(const StepPlan& plan) override;
+  void copy(const TierCopies& copies, std::uint32_t num_in_flight) override;
   void shut_down() override;
 
   std::span<const std::byte> frame() const { return bytes_; }
@@ -61,6 +64,7 @@ class PlanEncoder final : public PlanHandler {
 // What a plan may name on this rank.
 struct PlanLimits {
   std::int64_t num_pages = 0;
+  std::int64_t num_host_pages = 0;  // of the host tier
   int page_size = 1;
   std::int64_t max_model_len = 0;
   std::int64_t max_batch_tokens = 0;  // rows of a step
@@ -82,14 +86,16 @@ class PlanDecoder {
   template <typename Value>
   void check_tokens(const Value& value) const;
   void check_page(PageId page) const;
-  void check_copies(const StepPlan& plan) const;
+  void check(const TierCopies& copies);
   void check(const SequenceSampling& sampling) const;
   void check(const StepPlan& plan);
 
   const PlanLimits limits_;
   StepPlan plan_;
-  std::vector<SequenceId> ids_;  // those of the plan at hand, sorted
-  std::int64_t num_drawn_ = 0;   // targets of the last plan, where this rank runs ahead
+  TierCopies copies_;
+  std::vector<SequenceId> ids_;   // those of the plan at hand, sorted
+  std::uint64_t num_copies_ = 0;  // the number of the last copies between tiers
+  std::int64_t num_drawn_ = 0;    // targets of the last plan, where this rank runs ahead
 };
 
 }  // namespace minisgl

@@ -186,6 +186,29 @@ void read_plan(Fields& fields, StepPlan& plan) {
   }
   if (sections & kAdapters) read_fields(fields, plan, &SequenceStep::adapter, "adapter");
   if (sections & kCopies) fields.read_list(plan.copies, "copies");
+  if (sections & kCopiesBefore) fields.read(plan.copies_before, "copies_before");
+}
+
+std::uint32_t read_copies(Fields& fields, TierCopies& copies) {
+  fields.read(copies.number, "copies' number");
+  const auto num_in_flight = fields.get<std::uint32_t>("number of steps in flight");
+  const auto to_host = fields.get<std::uint8_t>("copies' direction");
+  require(to_host <= 1, "copies' direction", to_host);
+  copies.to_host = to_host != 0;
+  fields.read_list(copies.pages, "copies");
+  return num_in_flight;
+}
+
+// Copies may be made in any order, from `num_sources` pages to `num_destinations`. Returns the destinations.
+std::unordered_set<PageId> check_pairs(std::span<const PagePair> pairs, std::int64_t num_sources,
+                                       std::int64_t num_destinations) {
+  std::unordered_set<PageId> destinations;
+  for (const auto& [source, destination] : pairs) {
+    require(source >= 0 && source < num_sources, "page", source);
+    require(destination >= 0 && destination < num_destinations, "page", destination);
+    require(destinations.insert(destination).second, "destination", destination);
+  }
+  return destinations;
 }
 
 }  // namespace
@@ -218,6 +241,12 @@ void PlanDecoder::decode(std::span<const std::byte> frame, PlanHandler& handler)
         if (limits_.runs_ahead) num_drawn_ = std::ssize(plan_.targets);
         handler.step(plan_);
         break;
+      case Kind::copy: {
+        const std::uint32_t num_in_flight = read_copies(fields, copies_);
+        check(copies_);
+        handler.copy(copies_, num_in_flight);
+        break;
+      }
       case Kind::shut_down: handler.shut_down(); break;
       default: fields.refuse("a message's kind", static_cast<int>(kind));
     }
@@ -291,23 +320,22 @@ void PlanDecoder::check(const StepPlan& plan) {
   for (const LogitTarget& target : plan.targets) {
     require(target.token < limits_.vocab_size, "scored token", target.token);
   }
-  if (!plan.copies.empty()) check_copies(plan);
+  require(plan.copies_before <= num_copies_, "copies_before", static_cast<std::int64_t>(plan.copies_before));
+  if (plan.copies.empty()) return;
+  const auto destinations = check_pairs(plan.copies, limits_.num_pages, limits_.num_pages);
+  for (const PagePair& copy : plan.copies) require(!destinations.contains(copy.source), "source", copy.source);
 }
 
 void PlanDecoder::check_page(PageId page) const {
   require(page >= 0 && page < limits_.num_pages, "page", page);
 }
 
-// Copies may be made in any order.
-void PlanDecoder::check_copies(const StepPlan& plan) const {
-  std::unordered_set<PageId> destinations;
-  for (const PageCopy& copy : plan.copies) {
-    require(copy.tier == PageTier::device, "tier", static_cast<std::int64_t>(copy.tier));
-    check_page(copy.source);
-    check_page(copy.destination);
-    require(destinations.insert(copy.destination).second, "destination", copy.destination);
-  }
-  for (const PageCopy& copy : plan.copies) require(!destinations.contains(copy.source), "source", copy.source);
+// Each has the number after the last one's.
+void PlanDecoder::check(const TierCopies& copies) {
+  require(copies.number == num_copies_ + 1, "copies' number", static_cast<std::int64_t>(copies.number));
+  num_copies_ = copies.number;
+  const std::int64_t device = limits_.num_pages, host = limits_.num_host_pages;
+  copies.to_host ? check_pairs(copies.pages, device, host) : check_pairs(copies.pages, host, device);
 }
 
 }  // namespace minisgl

@@ -129,11 +129,21 @@ void PlanEncoder::step(const StepPlan& plan) {
   put_list(std::span<const PageId>(plan.new_pages));
   const bool has_scores = num_draws < std::ssize(plan.targets), has_hidden = !plan.hidden_rows.empty();
   put(static_cast<std::uint8_t>((has_scores ? kScores : 0) | (has_hidden ? kHidden : 0) |
-                                (has_adapters ? kAdapters : 0) | (plan.copies.empty() ? 0 : kCopies)));
+                                (has_adapters ? kAdapters : 0) | (plan.copies.empty() ? 0 : kCopies) |
+                                (plan.copies_before == 0 ? 0 : kCopiesBefore)));
   if (has_scores) put_list(std::span<const WireScore>(scores_of(plan)));
   if (has_hidden) put_list(std::span<const WireField>(fields_of(plan, &SequenceStep::num_hidden)));
   if (has_adapters) put_list(std::span<const WireField>(fields_of(plan, &SequenceStep::adapter)));
-  if (!plan.copies.empty()) put_list(std::span<const PageCopy>(plan.copies));
+  if (!plan.copies.empty()) put_list(std::span<const PagePair>(plan.copies));
+  if (plan.copies_before > 0) put(plan.copies_before);
+}
+
+void PlanEncoder::copy(const TierCopies& copies, std::uint32_t num_in_flight) {
+  begin(static_cast<std::uint8_t>(Kind::copy));
+  put(copies.number);
+  put(num_in_flight);
+  put(static_cast<std::uint8_t>(copies.to_host));
+  put_list(std::span<const PagePair>(copies.pages));
 }
 
 void PlanEncoder::shut_down() {

@@ -33,6 +33,11 @@ class PlanPublisher final : public PlanHandler {
     encoder_.step(plan);
     send();
   }
+  void copy(const TierCopies& copies, std::uint32_t num_in_flight) override {
+    if (senders_.empty()) return;
+    encoder_.copy(copies, num_in_flight);
+    send();
+  }
   void shut_down() override {
     if (senders_.empty()) return;
     encoder_.shut_down();

@@ -9,7 +9,7 @@
 
 namespace minisgl::plan_wire {
 
-enum class Kind : std::uint8_t { add = 1, remove, step, shut_down, append, pause };
+enum class Kind : std::uint8_t { add = 1, remove, step, shut_down, append, pause, copy };
 
 // What a frame begins with.
 struct FrameHeader {
@@ -18,7 +18,14 @@ struct FrameHeader {
 };
 
 // Sections behind a plan's lists, as bits of the byte that says which of them follow. Ordinary plans have none.
-enum Section : std::uint8_t { kScores = 1, kHidden = 2, kAdapters = 4, kCopies = 8, kAllSections = 15 };
+enum Section : std::uint8_t {
+  kScores = 1,
+  kHidden = 2,
+  kAdapters = 4,
+  kCopies = 8,
+  kCopiesBefore = 16,
+  kAllSections = 31
+};
 
 // A SequenceStep. Where its rows and its new pages begin is the sum of those before it, and need not be said. Its draws
 // say which rows' logits are wanted for them.

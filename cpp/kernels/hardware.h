@@ -3,11 +3,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
+#include "core/error.h"
 #include "core/tensor.h"
 #include "core/thread_pool.h"
+#include "kernels/host_pages.h"
 
 namespace minisgl {
 
@@ -34,6 +37,13 @@ class Hardware {
   virtual void upload(std::span<const std::byte> from, std::byte* to) = 0;
   virtual void copy(const std::byte* from, std::size_t bytes, std::byte* to) = 0;
   virtual void download(const std::byte* from, std::span<std::byte> to) = 0;
+
+  // Whether make_host_pages() can be called: the device has memory of its own, and copies beside its steps.
+  virtual bool has_host_pages() const { return false; }
+  // Throws InputError where the host has no memory for them.
+  virtual std::unique_ptr<HostPages> make_host_pages(const HostPagesOptions&) {
+    throw CheckError("the device has no pages on the host");
+  }
 };
 
 }  // namespace minisgl

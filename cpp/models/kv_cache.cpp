@@ -63,6 +63,12 @@ void KvCache::copy_page(Hardware& device, std::int32_t source, std::int32_t dest
   }
 }
 
+std::vector<PagePlane> KvCache::planes() const {
+  std::vector<PagePlane> planes;
+  for (const auto& [offset, page_bytes] : planes_) planes.push_back({data_.data() + offset, page_bytes});
+  return planes;
+}
+
 ops::KvLayer KvCache::layer(std::int64_t index) const {
   MINISGL_CHECK(index >= 0 && index < num_layers_);
   const auto plane = [&](std::int64_t i) { return data_.data() + planes_[static_cast<std::size_t>(i)].offset; };

@@ -19,6 +19,8 @@ class KvCache {
   ops::KvLayer layer(std::int64_t index) const;
   // Queues the copy of a page in all layers, before what is queued later.
   void copy_page(Hardware& device, std::int32_t source, std::int32_t destination);
+  // Everything that a page holds.
+  std::vector<PagePlane> planes() const;
   DType dtype() const { return dtype_; }
   std::int64_t num_pages() const { return num_pages_; }
   int page_size() const { return page_size_; }

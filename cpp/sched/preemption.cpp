@@ -47,9 +47,9 @@ bool Scheduler::make_room() {
     if (turn == nullptr) return true;
   }
   const Iterator next = index_.at(turn->id);
-  if (find_displaced(*next) == running_.end()) return true;
+  if (copies_hold_pages() || find_displaced(*next) == running_.end()) return true;
   if (!in_flight_.empty()) return false;
-  while (!has_place_for(*next) || !admit(next)) {
+  while (!has_place_for(*next) || (!admit(next) && !awaits_copies_)) {
     const Iterator victim = find_displaced(*next);
     if (victim == running_.end()) break;
     preempt(victim);
@@ -63,7 +63,8 @@ bool Scheduler::make_room() {
 // wait: a step that they decode in takes many times what a short prompt does. Not one right after the other, and none
 // where steps have a target. Returns whether it did.
 bool Scheduler::plan_newcomer() {
-  if (cost_ || waiting_.empty() || !queue_.has_rivals() || num_plans_ < newcomer_plan_) return false;
+  if (options_.target_step_seconds > 0 || waiting_.empty() || !queue_.has_rivals() || num_plans_ < newcomer_plan_)
+    return false;
   if (queue_.time() < newcomer_time_) return false;
   if (!newcomer_) {
     const std::size_t crowd = waiting_.size() > 1 ? 1 : kCrowd;

@@ -1,5 +1,6 @@
 // What sequences share: what a newcomer finds in the prefix tree, and what is kept there.
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "core/error.h"
@@ -73,6 +74,71 @@ bool Scheduler::is_being_computed(const Sequence& sequence, std::int64_t most) c
   });
 }
 
+// Whether the pages that follow those that the waiting sequence was given come from the host first. Then it has none.
+bool Scheduler::waits_for_host(Sequence& sequence, std::int64_t most) {
+  if (is_being_computed(sequence, most)) return false;
+  const auto tokens = std::span(sequence.tokens).first(static_cast<std::size_t>(most));
+  const std::int64_t num_known = sequence.num_tree_pages;
+  const HostTier::Found found = host_->find(sequence.space, tokens, num_known);
+  const std::int64_t count = found.num_pages - num_known;
+  if (count <= 0) return false;
+  if (found.is_coming) {
+    tree_.release(sequence.pages);
+  } else {
+    const bool has_room = num_missing_pages(sequence) + num_spare_pages() <= tree_.num_available();
+    if (!has_room || !is_worth_bringing(sequence, count)) return false;
+    host_->bring(sequence.space, tokens, sequence.pages);
+    sequence.num_brought = count * options_.page_size;
+  }
+  sequence.pages.clear();
+  sequence.num_computed = sequence.num_tree_pages = 0;
+  return awaits_copies_ = true;
+}
+
+// Whether so many pages that follow come sooner from the host than they are computed. What runs meanwhile keeps the
+// sequence until its step ends.
+bool Scheduler::is_worth_bringing(const Sequence& sequence, std::int64_t num_pages) const {
+  const double waiting = in_flight_.empty() ? 0 : last_step_seconds_;
+  const double coming = static_cast<double>(host_->num_moving() + num_pages) * host_page_seconds_ + waiting;
+  const std::optional<double> computing =
+      cost_->prefill_seconds(sequence.num_computed, num_pages * options_.page_size, sequence.num_uncomputed());
+  return !computing || coming < *computing;
+}
+
+void Scheduler::count_prefix(Sequence& sequence) {
+  const std::int64_t brought = std::min(std::exchange(sequence.num_brought, 0), sequence.num_computed);
+  prefix_counts_.queries += static_cast<std::uint64_t>(sequence.len());
+  prefix_counts_.hits += static_cast<std::uint64_t>(sequence.num_computed - brought);
+  if (!host_) return;
+  prefix_counts_.host_queries += static_cast<std::uint64_t>(sequence.len() - (sequence.num_computed - brought));
+  prefix_counts_.host_hits += static_cast<std::uint64_t>(brought);
+}
+
+// Orders copies between the tiers: as many pages as the longest prompt and the next step may need are free or have a
+// copy, unless the host has no room to keep them.
+void Scheduler::plan_tier_copies(StepPlan& plan) {
+  tier_copies_.clear();
+  const std::int64_t needed =
+      std::max(pages_.num_total() / 16, most_prompt_pages_ + pages_for(options_.max_batch_tokens));
+  const std::int64_t num_wanted = std::min(host_->num_ready() / 2, needed);
+  while (const TierCopies* copies = host_->next_copies(num_wanted)) tier_copies_.push_back(copies);
+  has_changed_ = !plan.empty() || !tier_copies_.empty();
+  if (plan.empty() || host_->num_done() == told_copies_) return;
+  plan.copies_before = told_copies_ = host_->num_done();
+}
+
+void Scheduler::copies_done(std::uint64_t number) {
+  if (number == host_->num_done()) return;
+  host_->finish(number, num_plans_);
+  has_changed_ = true;
+}
+
+void Scheduler::host_pages_ready(std::int64_t count) {
+  if (count == host_->num_ready()) return;
+  host_->set_ready(count);
+  has_changed_ = true;
+}
+
 // The step owns the source with its path, as everybody who has a page of the tree does: the sequence may give way
 // again, or be aborted, before it has rows in the step.
 void Scheduler::copy_begun(Sequence& sequence, const PrefixTree::Begun& begun) {
@@ -85,7 +151,7 @@ void Scheduler::copy_begun(Sequence& sequence, const PrefixTree::Begun& begun) {
   const PageId destination = sequence.pages.back();
   step.held.push_back(destination);
   tree_.retain(std::span(step.held).last(1));
-  step.plan.copies.push_back({.source = begun.page, .destination = destination, .tier = PageTier::device});
+  step.plan.copies.push_back({.source = begun.page, .destination = destination});
   sequence.num_computed += begun.num_tokens;
 }
 

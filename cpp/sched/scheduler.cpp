@@ -16,7 +16,10 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   MINISGL_CHECK(options.max_batch_tokens >= 1, "max_batch_tokens is ", options.max_batch_tokens);
   MINISGL_CHECK(options.max_prompt_logits >= 1, "max_prompt_logits is ", options.max_prompt_logits);
   MINISGL_CHECK(options.max_drafts >= 0, "max_drafts is ", options.max_drafts);
-  if (options.target_step_seconds > 0) cost_.emplace(options.target_step_seconds);
+  if (options.host_pages > 0 && options.prefix_cache) {
+    host_.emplace(tree_, pages_, options.host_pages, options.page_size);
+  }
+  if (options.target_step_seconds > 0 || host_) cost_.emplace(options.target_step_seconds);
 }
 
 void Scheduler::add(NewSequence added) {
@@ -33,6 +36,8 @@ void Scheduler::add(NewSequence added) {
   const Standing standing = added.standing;
   const FairQueue::Time arrived = added.arrived;
   if (queue_.is_rival(standing)) charge_running();
+  most_prompt_pages_ = std::max(most_prompt_pages_, pages_for(prompt_len));
+  has_changed_ = true;
   queue_.arrive(waiting_.emplace_back(std::move(added)).turn, standing, arrived);
   index_.emplace(id, std::prev(waiting_.end()));
 }
@@ -41,6 +46,7 @@ void Scheduler::remove(SequenceId id) {
   const auto entry = index_.find(id);
   MINISGL_CHECK(entry != index_.end(), "sequence ", id, " is not live");
   const Iterator sequence = entry->second;
+  has_changed_ = true;
   std::list<Sequence>& list = sequence->is_running ? running_ : waiting_;
   index_.erase(entry);
   charge_generated(*sequence);
@@ -68,6 +74,7 @@ void Scheduler::append(SequenceId id, std::span<const std::int32_t> tokens) {
   sequence.num_uncharged += static_cast<std::int32_t>(tokens.size());
   num_appended_ += std::ssize(tokens);
   sequence.drafts.clear();
+  has_changed_ = true;
 }
 
 void Scheduler::propose(SequenceId id, std::span<const std::int32_t> drafts) {
@@ -84,6 +91,7 @@ const StepPlan& Scheduler::oldest() const {
 
 void Scheduler::complete(const StepTokens& drawn, double seconds) {
   MINISGL_CHECK(!in_flight_.empty(), "complete() without a step");
+  has_changed_ = true;
   Step& step = in_flight_.front();
   MINISGL_CHECK(drawn.ends.size() == step.sequences.size(), drawn.ends.size(), " lists of tokens for ",
                 step.sequences.size(), " sequences");
@@ -98,7 +106,10 @@ void Scheduler::complete(const StepTokens& drawn, double seconds) {
     if (part.num_drafts() > 0) end_drafts(sequence, tokens.subspan(1));
   }
   tree_.release(step.held);
-  if (cost_ && seconds > 0) cost_->learn(step.shape, seconds);
+  if (cost_ && seconds > 0) {
+    cost_->learn(step.shape, seconds);
+    last_step_seconds_ = seconds;
+  }
   for (auto sequence = leaving_.begin(); sequence != leaving_.end();) {
     if (sequence->num_in_flight > 0) {
       ++sequence;
@@ -152,6 +163,7 @@ void Scheduler::check() const {
   for (const Step& step : in_flight_) {
     for (const PageId page : step.held) ++owners[page];
   }
+  if (host_) host_->check(owners);
   tree_.check(owners);
   pages_.check(owners);
   for (const Sequence& sequence : waiting_) {

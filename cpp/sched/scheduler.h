@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cache/host_tier.h"
 #include "cache/page_allocator.h"
 #include "cache/prefix_tree.h"
 #include "sched/sequence.h"
@@ -32,12 +33,15 @@ struct SchedulerOptions {
   // How long a step may take in which sequences decode: prefills beside them are cut to what fits. 0: as long as it
   // takes.
   double target_step_seconds = 0;
+  std::int64_t host_pages = 0;  // of the host tier; 0: there is none
 };
 
 // Tokens since the scheduler was made. A sequence counts once, when it is admitted first.
 struct PrefixCounts {
   std::uint64_t queries = 0;  // looked for
-  std::uint64_t hits = 0;     // of those, found
+  std::uint64_t hits = 0;     // of those, found on the device
+  // Of the others: looked for in the host tier, and found there.
+  std::uint64_t host_queries = 0, host_hits = 0;
 };
 
 // A step takes the decoding sequences first, then chunks of prefills that were begun and newcomers from the queue, in
@@ -63,6 +67,10 @@ struct PrefixCounts {
 // or more is the same. Nobody writes to a shared page: everybody goes on behind it. Where a running sequence is about
 // to compute the newcomer's next page, the newcomer waits for it. Pages that the tree alone owns are as good as free:
 // they are given up before anybody is preempted.
+//
+// With a host tier, pages that would be given up next are copied there, as many as the longest prompt needs. A newcomer
+// whose next pages are there waits in its place until they are on the device, where computing them would take longer.
+// What copies hold comes back soon, so nobody is preempted while some are under way.
 //
 // A step is in flight from plan() to complete(). Up to kMostInFlight may be: the second is planned as if the first were
 // done, with a token that isn't known yet in place of each that the first draws. Nobody is preempted while a step is in
@@ -90,6 +98,15 @@ class Scheduler {
   // The next step, planned at `now`, in flight from then on. Empty (and not in flight) when there is nothing to do, or
   // nothing before the steps in flight are complete.
   const StepPlan& plan(FairQueue::Time now = {});
+  // Copies between the tiers that ranks begin behind the latest plan(), valid until copies_done() names them. While
+  // steps of before the latest plan() are in flight, they touch nothing that these do.
+  std::span<const TierCopies* const> tier_copies() const { return tier_copies_; }
+  // The copies up to this number are done on this rank.
+  void copies_done(std::uint64_t number);
+  // So many of the host tier's pages can be used.
+  void host_pages_ready(std::int64_t count);
+  // How long one takes from there to the device.
+  void set_host_page_seconds(double seconds) { host_page_seconds_ = seconds; }
   // Those that the latest plan() preempted.
   std::span<const SequenceId> preempted() const { return preempted_; }
   // The oldest step in flight. CheckError if there is none.
@@ -107,6 +124,9 @@ class Scheduler {
   void propose(SequenceId id, std::span<const std::int32_t> drafts);
 
   bool has_work() const { return !index_.empty(); }
+  // Whether plan() may find something to do: a step or, with a host tier, copies.
+  bool may_plan() const { return host_ ? has_changed_ : has_work(); }
+  const std::optional<HostTier>& host() const { return host_; }
   std::size_t num_in_flight() const { return in_flight_.size(); }
   std::int64_t num_running() const { return static_cast<std::int64_t>(running_.size()); }
   std::int64_t num_waiting() const { return static_cast<std::int64_t>(waiting_.size()); }
@@ -114,8 +134,12 @@ class Scheduler {
   const PageAllocator& pages() const { return pages_; }
   std::int64_t num_available_pages() const { return tree_.num_available(); }  // free, or the prefix tree's alone
   const PrefixTree& tree() const { return tree_; }
-  // Before anything is added: `events`, which outlives the scheduler, hears what the prefix cache has, in this medium.
-  void report_blocks(BlockEvents& events, std::string medium) { tree_.report_to(events, std::move(medium)); }
+  // Before anything is added: `events`, which outlives the scheduler, hears what the prefix cache has, on the device in
+  // this medium.
+  void report_blocks(BlockEvents& events, std::string medium) {
+    tree_.report_to(events, std::move(medium));
+    if (host_) host_->report_to(events, "CPU");
+  }
   const PrefixCounts& prefix_counts() const { return prefix_counts_; }
   const Sequence& sequence(SequenceId id) const { return live(id); }  // CheckError for an unknown id
   const FairQueue& queue() const { return queue_; }
@@ -156,6 +180,11 @@ class Scheduler {
   PrefixTree::Begun find_begun(const Sequence& sequence, std::int64_t most) const;
   bool joins(const Sequence& sequence) const;
   bool is_being_computed(const Sequence& sequence, std::int64_t most) const;
+  bool waits_for_host(Sequence& sequence, std::int64_t most);
+  bool is_worth_bringing(const Sequence& sequence, std::int64_t num_pages) const;
+  void count_prefix(Sequence& sequence);
+  void plan_tier_copies(StepPlan& plan);
+  bool copies_hold_pages() const { return host_ && host_->is_busy(); }
   // Whether so many tokens of a page are copied rather than computed: a GPU makes a copy per layer of a page.
   bool is_worth_copying(std::int64_t num_tokens) const {
     return num_tokens > 0 && 2 * num_tokens >= options_.page_size;
@@ -192,6 +221,7 @@ class Scheduler {
   SchedulerOptions options_;
   PageAllocator pages_;
   PrefixTree tree_{pages_, options_.page_size};
+  std::optional<HostTier> host_;
   PrefixCounts prefix_counts_;
   std::list<Sequence> running_;
   std::list<Sequence> waiting_;
@@ -215,8 +245,16 @@ class Scheduler {
   // The plan and the time from which on one may have a step of its own.
   std::uint64_t newcomer_plan_ = 0;
   FairQueue::Time newcomer_time_ = {};
-  std::optional<StepCost> cost_;  // where steps have a target
+  std::optional<StepCost> cost_;  // where steps have a target, or there is a host tier
   bool is_timed_ = false;         // while planning: what is added must fit the target
+  // With a host tier.
+  std::vector<const TierCopies*> tier_copies_;  // of the latest plan
+  std::uint64_t told_copies_ = 0;               // the latest StepPlan::copies_before
+  std::int64_t most_prompt_pages_ = 0;          // of a sequence so far
+  double last_step_seconds_ = 0, host_page_seconds_ = 0;
+  bool has_changed_ = false;    // something since a plan() that found nothing
+  bool awaits_copies_ = false;  // while planning: the newcomer that was to begin waits for them
+
   // What is left of a step's room while it is planned.
   std::int64_t rows_left_ = 0;           // rows, within max_batch_tokens
   std::int64_t prompt_logits_left_ = 0;  // wanted rows, within max_prompt_logits

@@ -67,6 +67,7 @@ struct Sequence {
   std::vector<std::int32_t> drafts = {};  // proposed to follow the known tokens; the next part that draws tries them
   PrefixSpace space;
   std::int64_t num_tree_pages = 0;  // pages that are the prefix tree's, too: the first ones
+  std::int64_t num_brought = 0;     // while it waits: tokens that were brought from the host for it
   std::int64_t num_named = 0;       // tokens that plans had named to the ranks when it was preempted
 
   Turn turn;

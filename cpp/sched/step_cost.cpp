@@ -60,6 +60,14 @@ double StepCost::predict(const StepShape& shape) const {
   return seconds;
 }
 
+std::optional<double> StepCost::prefill_seconds(std::int64_t start, std::int64_t count, std::int64_t rows) const {
+  if (largest_ == 0) return std::nullopt;
+  StepShape whole, rest;
+  whole.add_prefill(start, rows);
+  rest.add_prefill(start + count, rows - count);
+  return predict(whole) - predict(rest);
+}
+
 std::int64_t StepCost::rows_that_fit(const StepShape& shape, std::int64_t start) const {
   const std::int64_t least = shape.prefill_rows == 0 ? kLeastRows : 0;
   const std::int64_t most = std::max(2 * largest_, kLeastRows) - shape.prefill_rows;

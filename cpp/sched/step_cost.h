@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 
 namespace minisgl {
 
@@ -39,6 +40,9 @@ class StepCost {
   // Rows of a prompt, from position `start` on, that may be added to a step of this shape; 0 where it is full.
   std::int64_t rows_that_fit(const StepShape& shape, std::int64_t start) const;
   double predict(const StepShape& shape) const;  // seconds
+  // How much longer a prefill from position `start` on takes for its first `count` rows, of `rows` in all; nothing
+  // where no prefill was learnt from.
+  std::optional<double> prefill_seconds(std::int64_t start, std::int64_t count, std::int64_t rows) const;
 
  private:
   // One, whether there is a prefill, and the fields of a shape, in units that make them about one.

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cache/tier_copies.h"
 #include "sched/sequence.h"
 
 namespace minisgl {
@@ -39,17 +40,6 @@ struct LogitTarget {
   std::int32_t token;     // kSample, or the prompt token that follows and whose log probability is wanted
 };
 
-// The memory that the source of a copied page lies in.
-enum class PageTier : std::int32_t { device };
-
-// A page's keys and values in all layers, copied before anything of the step is computed. No page is the destination of
-// two copies, or the source of one and the destination of another.
-struct PageCopy {
-  PageId source;
-  PageId destination;  // on the device
-  PageTier tier;
-};
-
 struct StepPlan {
   // [num_rows] A token below 0 is drawn by the step before this one and not known yet: -1 - i stands for what comes of
   // that plan's target i.
@@ -59,7 +49,12 @@ struct StepPlan {
   std::vector<std::int32_t> logit_rows;   // [num_logits] ascending
   std::vector<LogitTarget> targets;       // [num_logits]
   std::vector<std::int32_t> hidden_rows;  // [sum of num_hidden] ascending
-  std::vector<PageCopy> copies;
+  // Pages of the device whose keys and values in all layers are copied before anything of the step is computed. No page
+  // is the destination of two copies, or the source of one and the destination of another.
+  std::vector<PagePair> copies;
+  // Copies between tiers up to this number (TierCopies) are done on rank 0; a rank has them done before anything of the
+  // step is computed. 0: none since the plan before.
+  std::uint64_t copies_before = 0;
 
   bool empty() const { return sequences.empty(); }
   std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens.size()); }

@@ -15,6 +15,7 @@ void StepPlan::clear() {
   targets.clear();
   hidden_rows.clear();
   copies.clear();
+  copies_before = 0;
 }
 
 void Scheduler::Step::clear() {
@@ -33,6 +34,7 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   preempted_.clear();
   is_timed_ = false;
   newcomer_.reset();
+  awaits_copies_ = false;
   ++num_plans_;
   unfinished_.clear();
   rows_left_ = options_.max_batch_tokens;
@@ -40,11 +42,12 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   // What was generated counts where somebody waits, and another could be next in its place.
   if (!queue_.empty() && queue_.has_rivals()) charge_running();
   if (make_room() && !plan_newcomer()) plan_everybody();
+  if (host_) plan_tier_copies(step.plan);
   if (!step.plan.empty()) {
     in_flight_.splice(in_flight_.end(), spare_, spare_.begin());
   } else {
-    MINISGL_CHECK(!in_flight_.empty() || !has_work(), "nothing planned for ", num_running(), " running and ",
-                  num_waiting(), " waiting sequences");
+    MINISGL_CHECK(!in_flight_.empty() || !has_work() || copies_hold_pages(), "nothing planned for ", num_running(),
+                  " running and ", num_waiting(), " waiting sequences");
   }
   return step.plan;
 }
@@ -58,11 +61,12 @@ void Scheduler::plan_everybody() {
     draft_rows_left_ = std::clamp<std::int64_t>(rows_left_ - num_running(), 0, options_.max_drafts);
     draft_pages_left_ = std::max<std::int64_t>(0, pages_left);
   }
+  if (pages_left < 0 && copies_hold_pages()) return;
   // A sequence must be preempted where pages are missing.
   if (in_flight_.empty() || pages_left >= 0) {
     const bool preempted = pages_left < 0 && relieve();
     plan_decodes();
-    is_timed_ = cost_.has_value() && spare_.front().shape.decode_rows > 0;
+    is_timed_ = options_.target_step_seconds > 0 && spare_.front().shape.decode_rows > 0;
     plan_prefills(!preempted);
   }
 }
@@ -136,6 +140,7 @@ bool Scheduler::admit(Iterator next) {
   if (tree_.num_available() < 1 + spare) return false;
   const std::int64_t most = most_shared(sequence);
   take_prefix(sequence, most);
+  if (host_ && waits_for_host(sequence, most)) return false;
   PrefixTree::Begun begun = find_begun(sequence, most);
   const std::int64_t needed = num_missing_pages(sequence) + spare;
   if (needed == tree_.num_available()) begun = {};  // its page may be one of those that are needed
@@ -152,10 +157,7 @@ bool Scheduler::admit(Iterator next) {
   }
   if (begun.num_tokens > 0) copy_begun(sequence, begun);
   grow(sequence);
-  if (options_.prefix_cache && sequence.num_named == 0) {
-    prefix_counts_.queries += static_cast<std::uint64_t>(sequence.len());
-    prefix_counts_.hits += static_cast<std::uint64_t>(sequence.num_computed);
-  }
+  if (options_.prefix_cache && sequence.num_named == 0) count_prefix(sequence);
   queue_.begin(sequence.turn);
   sequence.is_running = true;
   running_.splice(place_in_order(sequence), waiting_, next);

@@ -36,6 +36,9 @@ class EngineInfo(TypedDict):
     max_batch_tokens: int
     max_waiting: int
     prefix_cache: bool
+    host_tokens: int
+    host_bytes: int
+    host_bytes_per_second: float
 
 class EngineStats(TypedDict):
     num_running: int
@@ -47,6 +50,13 @@ class EngineStats(TypedDict):
     prefix_queries: int
     prefix_hits: int
     prefix_evictions: int
+    host_pages_ready: int
+    host_pages_cached: int
+    host_queries: int
+    host_hits: int
+    host_evictions: int
+    host_bytes_out: int
+    host_bytes_in: int
     num_preemptions: int
     num_steps: int
     prompt_tokens: int
@@ -93,6 +103,7 @@ class EngineOptions(TypedDict, total=False):
     kv_dtype: str
     page_size: int
     kv_cache_tokens: int
+    kv_host_bytes: int
     max_model_len: int
     max_running: int
     max_penalized: int

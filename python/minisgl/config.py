@@ -95,6 +95,13 @@ class EngineSettings:
         metavar="TYPE",
     )
     kv_cache_tokens: int = option(0, "tokens that the KV cache holds; 0: as many as memory allows")
+    kv_host_bytes: int = option(
+        0,
+        "pinned memory of the host, per rank, for cached prefixes that a GPU has no room for; they "
+        "come back faster than they are computed",
+        bounds=(0, 2**44),
+        metavar="BYTES",
+    )
     max_model_len: int = option(
         0, "most tokens of a request, prompt and output, at least 2; 0: the model's limit"
     )

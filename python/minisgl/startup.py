@@ -92,10 +92,16 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
 def _describe_prefix_cache(info: EngineInfo) -> str:
     if not info.prefix_cache:
         return "prefix cache: none (--disable-prefix-cache)"
-    return (
+    line = (
         f"prefix cache: all of the KV cache that no request needs, up to {info.kv_cache_tokens} "
         f"tokens in pages of {info.page_size} (--disable-prefix-cache)"
     )
+    if info.host_tokens:
+        line += (
+            f"; {info.host_tokens} tokens in {_size(info.host_bytes)} of the host's memory, from "
+            f"there at {info.host_bytes_per_second / 1e9:.1f} GB/s (--kv-host-bytes)"
+        )
+    return line
 
 
 def _why_device(args: ServerArgs, info: EngineInfo) -> str:

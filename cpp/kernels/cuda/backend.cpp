@@ -8,6 +8,7 @@
 #include "comm/nccl.h"
 #include "core/cuda/runtime.h"
 #include "gemm/cuda/launch.h"
+#include "kernels/cuda/host_pages.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/products.h"
@@ -77,6 +78,11 @@ class CudaDevice final : public Device {
       MINISGL_CUDA_CHECK(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, stream_.get()));
     }
     synchronize();
+  }
+
+  bool has_host_pages() const override { return true; }
+  std::unique_ptr<HostPages> make_host_pages(const HostPagesOptions& options) override {
+    return std::make_unique<cuda::PinnedPages>(device_index_, options, stream_.get());
   }
 
   bool records_steps() const override { return true; }

@@ -9,7 +9,8 @@ number. Events are arrays that begin with their names:
     ["BlockRemoved", block_hashes, medium]
     ["AllBlocksCleared"]
 
-Blocks are the cache's full pages; cpp/cache/block_events.h says how they are hashed. A prompt that
+Blocks are the cache's full pages; cpp/cache/block_events.h says how they are hashed. The medium is
+"GPU" or "CPU": where the engine computes, and the host's memory behind a GPU. A prompt that
 isn't shared with everybody has a ninth item, vLLM's extra_keys: for each block [its salt, as hex].
 
 A ROUTER socket sends batches again: to a request of two frames, an empty one and the first number

@@ -156,6 +156,15 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_queries: Count = 0
     prefix_hits: Count = 0
     prefix_evictions: Count = 0
+    # The same of the prefix cache's tier in the host's memory: pages that have memory, and cached
+    # ones; tokens that weren't on the device; and bytes copied there and back by rank 0.
+    host_pages_ready: Count = 0
+    host_pages_cached: Count = 0
+    host_queries: Count = 0
+    host_hits: Count = 0
+    host_evictions: Count = 0
+    host_bytes_out: Count = 0
+    host_bytes_in: Count = 0
     num_preemptions: Count = 0
     num_steps: Count = 0
     prompt_tokens: Count = 0
@@ -217,6 +226,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_penalized: Count = 0
     max_batch_tokens: Count = 0
     prefix_cache: bool = False
+    # The prefix cache's tier in the host's memory; 0: there is none.
+    host_tokens: Count = 0
+    host_bytes: Count = 0
+    host_bytes_per_second: NonNegative = 0.0  # from there to the device, as measured at start
     comm: Sentence = ""  # how the ranks sum; "" for a single rank
     cores: Sentence = ""  # those that the rank is pinned to; "" for none in particular
 

@@ -175,7 +175,11 @@ class _Families(Collector):
                 "Prompt tokens that were looked for in the prefix cache.",
                 stats.prefix_queries,
             ),
-            ("prefix_cache_hits", "Prompt tokens that were found there.", stats.prefix_hits),
+            (
+                "prefix_cache_hits",
+                "Prompt tokens that were found there.",
+                stats.prefix_hits + stats.host_hits,
+            ),
         ):
             counter = CounterMetricFamily(f"{self._prefix}:{name}", text, labels=list(self._labels))
             counter.add_metric(list(self._labels.values()), value)
@@ -295,11 +299,6 @@ class _OwnFamilies(Collector):
                 figures.num_replaying,
             ),
             ("num_tasks", "Tasks of the server's event loop.", len(asyncio.all_tasks())),
-            (
-                "prefix_cache_pages",
-                "Pages in the prefix cache, whether or not requests have them, too.",
-                figures.stats.pages_cached,
-            ),
         ):
             gauge = GaugeMetricFamily(f"{PREFIX}:{name}", text, labels=labels)
             gauge.add_metric(values, value)
@@ -315,11 +314,6 @@ class _OwnFamilies(Collector):
                 "Steps of the engine, since it was started last.",
                 figures.stats.num_steps,
             ),
-            (
-                "prefix_cache_evicted_tokens",
-                "Tokens whose pages the prefix cache gave up, since the engine was started last.",
-                figures.stats.prefix_evictions,
-            ),
         ):
             counter = CounterMetricFamily(f"{PREFIX}:{name}", text, labels=labels)
             counter.add_metric(values, value)
@@ -331,3 +325,48 @@ class _OwnFamilies(Collector):
         )
         step.add_metric(values, figures.stats.num_steps, figures.stats.step_seconds)
         yield step
+        yield from self._prefix_cache()
+
+    def _prefix_cache(self) -> Iterator[Metric]:
+        """The tiers of the prefix cache: the device's memory, and the host's (--kv-host-bytes)."""
+        stats, since = self._figures.stats, ", since the engine was started last."
+        pages = GaugeMetricFamily(
+            f"{PREFIX}:prefix_cache_pages",
+            "Pages in the prefix cache, by tier, whether or not requests have them, too.",
+            labels=["model_name", "tier"],
+        )
+        for tier, number in (("device", stats.pages_cached), ("host", stats.host_pages_cached)):
+            pages.add_metric([self._model_name, tier], number)
+        yield pages
+        for name, text, label, samples in (
+            (
+                "prefix_cache_queried_tokens",
+                "Prompt tokens that were looked for in a tier",
+                "tier",
+                (("device", stats.prefix_queries), ("host", stats.host_queries)),
+            ),
+            (
+                "prefix_cache_hit_tokens",
+                "Prompt tokens that were found in a tier",
+                "tier",
+                (("device", stats.prefix_hits), ("host", stats.host_hits)),
+            ),
+            (
+                "prefix_cache_evicted_tokens",
+                "Tokens whose pages a tier gave up",
+                "tier",
+                (("device", stats.prefix_evictions), ("host", stats.host_evictions)),
+            ),
+            (
+                "prefix_cache_copied_bytes",
+                "Bytes that rank 0 copied between the tiers",
+                "to",
+                (("host", stats.host_bytes_out), ("device", stats.host_bytes_in)),
+            ),
+        ):
+            counter = CounterMetricFamily(
+                f"{PREFIX}:{name}", text + since, labels=["model_name", label]
+            )
+            for value, number in samples:
+                counter.add_metric([self._model_name, value], number)
+            yield counter

@@ -62,7 +62,7 @@ _COUNTERS = (
     _Kind(
         "prefix_cache_hits",
         "Prompt tokens that were found there.",
-        lambda one: one.stats.prefix_hits,
+        lambda one: one.stats.prefix_hits + one.stats.host_hits,
     ),
 )
 

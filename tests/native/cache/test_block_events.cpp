@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cache/block_events.h"
+#include "cache/host_tier.h"
 #include "cache/prefix_tree.h"
 #include "core/xxh64.h"
 
@@ -67,6 +68,23 @@ TEST(BlockEvents, SpacesHaveHashesOfTheirOwn) {
   for (const BlockEvent& event : loud.events.take()) hashes.insert(event.hashes.begin(), event.hashes.end());
   EXPECT_EQ(hashes.size(), 4u);
   EXPECT_TRUE(hashes.contains(hash_of({1, 2, 3, 4}, 0)));
+}
+
+TEST(BlockEvents, TheHostTierHasAMediumOfItsOwn) {
+  LoudTree loud;
+  HostTier host(loud.tree, loud.pages, 8, 4);
+  host.report_to(loud.events, "CPU");
+  host.set_ready(8);
+  loud.run({1, 2, 3, 4, 5, 6, 7, 8});
+  const TierCopies* copies = host.next_copies(8);
+  ASSERT_NE(copies, nullptr);
+  host.finish(copies->number, 1);
+  const auto events = loud.events.take();
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(events[0].medium, "GPU");
+  EXPECT_EQ(events[1].medium, "CPU");
+  EXPECT_EQ(events[1].hashes, events[0].hashes);
+  EXPECT_EQ(events[1].tokens, events[0].tokens);
 }
 
 TEST(BlockEvents, WhatNobodyTakesIsLostAndSaysSo) {

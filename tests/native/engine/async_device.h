@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "engine/host_pages_on_thread.h"
 #include "kernels/cpu/backend.h"
 
 namespace minisgl::testing_support {
@@ -120,6 +121,13 @@ class AsyncDevice : public Device {
   void copy(const std::byte* from, std::size_t bytes, std::byte* to) override {
     push([this, from, bytes, to] { inner_->copy(from, bytes, to); });
   }
+
+  bool has_host_pages() const override { return true; }
+  std::unique_ptr<HostPages> make_host_pages(const HostPagesOptions& options) override {
+    return std::make_unique<HostPagesOnThread>(options, pace_ != Pace::at_once, host_page_seconds,
+                                               [this](std::function<void()> wait) { push(std::move(wait)); });
+  }
+  double host_page_seconds = 0;  // of the host tier that is made from now on
 
   // The fake model makes none of these calls.
   void upload(std::span<const std::byte>, std::byte*) override { unwanted(); }

@@ -51,6 +51,11 @@ class TestEngine {
                       MakeLookahead make_lookahead = {})
       : TestEngine(device.release(), options, std::move(on_forward), std::move(followers), std::move(make_lookahead)) {}
 
+  // Of any model and device.
+  TestEngine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& options,
+             PlanSenders followers)
+      : engine(std::move(model), std::move(device), options, std::move(followers)) {}
+
   struct Result {
     std::vector<TokenOutput> tokens;
     std::vector<TokenOutput> prompt_logprobs;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/host_limits.h"
 #include "engine/async_device.h"
 #include "engine/defaults.h"
 #include "gemm/gemm.h"
@@ -167,6 +168,38 @@ TEST(Defaults, AnImpossibleBudgetIsPrinted) {
 TEST(Defaults, TheAdviceWorks) {
   EXPECT_EQ(refusal({.kv_cache_tokens = 36768}, gibibyte), "");
   EXPECT_NE(refusal({.kv_cache_tokens = 36769}, gibibyte), "");
+}
+
+// A page of 16 tokens has 360 KiB.
+TEST(Defaults, AHostTierIsForDevicesWithMemoryOfTheirOwn) {
+  EXPECT_EQ(choose({}).num_host_pages, 0);
+  const std::string sentence = refusal({.kv_host_bytes = gibibyte});
+  EXPECT_EQ(sentence.find("--kv-host-bytes 1073741824 is for GPUs: on CPU ("), 0u) << sentence;
+  EXPECT_NE(sentence.find("raise --kv-cache-tokens instead"), std::string::npos);
+
+  const testing_support::AsyncDevice device;
+  const SizedModel model(small_spec(), DType::q4_1, device);
+  const auto choose_there = [&](const EngineOptions& options) {
+    return choose_config(options, model, device, 8 * gibibyte).num_host_pages;
+  };
+  EXPECT_EQ(choose_there({.kv_host_bytes = gibibyte}), gibibyte / (360 << 10));
+  EXPECT_THROW(choose_there({.kv_host_bytes = 1000}), InputError);
+  EXPECT_THROW(choose_there({.kv_host_bytes = gibibyte, .disable_prefix_cache = true}), InputError);
+  EXPECT_THROW(choose_there({.kv_host_bytes = -1}), InputError);
+}
+
+TEST(Defaults, WhatTheHostHasNoMemoryForIsRefused) {
+  check_host_memory({.kv_host_bytes = mebibyte}, 2);
+  const std::int64_t most = available_memory();
+  try {
+    check_host_memory({.kv_host_bytes = 2 * most}, 4);
+    FAIL() << "it is more than there is";
+  } catch (const InputError& error) {
+    const std::string sentence = error.what();
+    EXPECT_EQ(sentence.find(concat("--kv-host-bytes ", 2 * most, " (")), 0u) << sentence;
+    EXPECT_NE(sentence.find("for each of 4 ranks is more than the host's free memory"), std::string::npos);
+    EXPECT_NE(sentence.find("set --kv-host-bytes to at most "), std::string::npos);
+  }
 }
 
 TEST(Defaults, SettingsOutOfRange) {

@@ -177,6 +177,7 @@ TEST(EngineForcedTokens, AreToldToEveryRank) {
     }
     void pause(SequenceId, std::span<const std::int32_t>) override {}
     void step(const StepPlan& plan) override { told.push_back(plan.tokens); }
+    void copy(const TierCopies&, std::uint32_t) override {}
     void shut_down() override {}
     Told& told;
     PlanDecoder decoder{{.num_pages = 64,

@@ -86,6 +86,7 @@ class AnyPlan : public testing::TestWithParam<unsigned> {
     void append(SequenceId id, std::span<const std::int32_t> tokens) override { to.append(id, tokens); }
     void pause(SequenceId id, std::span<const std::int32_t> output) override { to.pause(id, output); }
     void step(const StepPlan& plan) override { to.launch(plan); }
+    void copy(const TierCopies& copies, std::uint32_t) override { to.copy(copies); }
     void shut_down() override {}
     Executor& to;
   };

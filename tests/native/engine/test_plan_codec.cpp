@@ -14,6 +14,7 @@ namespace minisgl::testing_support {
 namespace {
 
 constexpr PlanLimits limits{.num_pages = 64,
+                            .num_host_pages = 100,
                             .page_size = 4,
                             .max_model_len = 256,
                             .max_batch_tokens = 12,
@@ -92,12 +93,16 @@ StepPlan full_plan() {
     plan.targets.push_back({2, LogitTarget::kSample});
   }
   plan.hidden_rows = {8};
-  plan.copies = {{.source = 3, .destination = 63, .tier = PageTier::device},
-                 {.source = 3, .destination = 4, .tier = PageTier::device}};
+  plan.copies = {{.source = 3, .destination = 63}, {.source = 3, .destination = 4}};
   return plan;
 }
 
 constexpr std::size_t frame_header_bytes = 4;
+
+// Three pages to the host.
+TierCopies some_copies() {
+  return {.number = 1, .to_host = true, .pages = {{0, 99}, {63, 0}, {7, 5}}};
+}
 
 PlanEncoder sample_frame() {
   std::mt19937 random(1);
@@ -113,6 +118,10 @@ PlanEncoder sample_frame() {
   encoder.pause(8, std::vector<std::int32_t>{3, 49});
   encoder.step(small_plan());
   encoder.step(full_plan());
+  encoder.copy(some_copies(), 2);
+  StepPlan behind = small_plan();
+  behind.copies_before = 1;
+  encoder.step(behind);
   encoder.remove(7);
   encoder.shut_down();
   return encoder;
@@ -160,11 +169,17 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
       paused.emplace_back(id, std::vector(output.begin(), output.end()));
     }
     void step(const StepPlan& plan) override { steps.push_back(plan); }
+    void copy(const TierCopies& copies, std::uint32_t num_in_flight) override {
+      copied = copies;
+      most_in_flight = num_in_flight;
+    }
     void shut_down() override { over = true; }
     std::vector<std::pair<SequenceId, SequenceSampling>> added;
     std::vector<std::pair<SequenceId, std::vector<std::int32_t>>> appended, paused;
     SequenceId removed = 0;
     std::vector<StepPlan> steps;
+    TierCopies copied;
+    std::uint32_t most_in_flight = 0;
     bool over = false;
   } recorder;
   PlanDecoder(limits).decode(sample_frame().frame(), recorder);
@@ -181,7 +196,17 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
   EXPECT_EQ(recorder.appended[0], std::pair(SequenceId{7}, std::vector<std::int32_t>{49, 0, 1}));
   ASSERT_EQ(recorder.paused.size(), 1u);
   EXPECT_EQ(recorder.paused[0], std::pair(SequenceId{8}, std::vector<std::int32_t>{3, 49}));
-  ASSERT_EQ(recorder.steps.size(), 2u);
+  ASSERT_EQ(recorder.steps.size(), 3u);
+  EXPECT_EQ(recorder.steps[1].copies_before, 0u);
+  EXPECT_EQ(recorder.steps[2].copies_before, 1u);
+  const TierCopies &copied = recorder.copied, expected = some_copies();
+  EXPECT_EQ(std::tie(copied.number, copied.to_host), std::tie(expected.number, expected.to_host));
+  EXPECT_EQ(recorder.most_in_flight, 2u);
+  ASSERT_EQ(copied.pages.size(), 3u);
+  for (std::size_t i = 0; i < copied.pages.size(); ++i) {
+    EXPECT_EQ(std::pair(copied.pages[i].source, copied.pages[i].destination),
+              std::pair(expected.pages[i].source, expected.pages[i].destination));
+  }
   expect_equal(recorder.steps[0], small_plan());
   expect_equal(recorder.steps[1], full_plan());
   EXPECT_EQ(recorder.removed, 7u);
@@ -201,7 +226,7 @@ TEST(PlanCodec, EveryTruncationIsRefusedOrWhole) {
     } catch (const InputError&) {
     }
   }
-  EXPECT_EQ(whole, 9);  // nothing, the header alone, and the ends of all messages but the last
+  EXPECT_EQ(whole, 11);  // nothing, the header alone, and the ends of all messages but the last
 }
 
 TEST(PlanCodec, RandomDamageNeverPassesTheChecks) {
@@ -333,7 +358,7 @@ INSTANTIATE_TEST_SUITE_P(
         Damage{"adapter -1 is out of range", [](StepPlan& plan) { plan.sequences[0].adapter = -1; }},
         Damage{"page 64 is out of range", [](StepPlan& plan) { plan.copies[0].source = 64; }},
         Damage{"page -1 is out of range", [](StepPlan& plan) { plan.copies[0].destination = -1; }},
-        Damage{"tier 1 is out of range", [](StepPlan& plan) { plan.copies[1].tier = PageTier{1}; }},
+        Damage{"copies_before 1 is out of range", [](StepPlan& plan) { plan.copies_before = 1; }},
         Damage{"destination 63 is out of range", [](StepPlan& plan) { plan.copies[1].destination = 63; }},
         Damage{"source 63 is out of range", [](StepPlan& plan) { plan.copies[1].source = 63; }},
         Damage{"num_new_pages 1 is out of range", [](StepPlan& plan) { plan.sequences[1].num_kept_pages = 64; }},
@@ -355,8 +380,22 @@ TEST(PlanCodec, UnknownSectionsAreRefused) {
   std::vector<std::byte> frame(encoder.frame().begin(), encoder.frame().end());
   const std::size_t sections = frame.size() - (4 + 8) - 1;  // before the one score and its list's length
   ASSERT_EQ(frame[sections], std::byte{1});
-  frame[sections] = std::byte{17};
+  frame[sections] = std::byte{33};
   EXPECT_THROW(read_again(frame), InputError);
+}
+
+TEST(PlanCodec, CopiesBetweenTiersAreChecked) {
+  const auto refuse = [](const TierCopies& copies) {
+    PlanEncoder encoder;
+    encoder.copy(copies, 0);
+    EXPECT_THROW(read_again(encoder.frame()), InputError);
+  };
+  refuse({.number = 2, .to_host = true, .pages = {{0, 1}}});
+  refuse({.number = 1, .to_host = true, .pages = {{64, 1}}});
+  refuse({.number = 1, .to_host = true, .pages = {{0, 100}}});
+  refuse({.number = 1, .to_host = true, .pages = {{-1, 0}}});
+  refuse({.number = 1, .to_host = false, .pages = {{99, 64}}});
+  refuse({.number = 1, .to_host = false, .pages = {{99, 3}, {98, 3}}});
 }
 
 TEST(PlanCodec, AppendedTokensAreInTheVocabulary) {

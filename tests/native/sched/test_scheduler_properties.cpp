@@ -73,6 +73,7 @@ class Rank {
     std::optional<std::pair<std::int32_t, SequenceId>> first;
     if (!scheduler.running().empty()) first = place(scheduler.running().front());
     now_ += std::chrono::seconds(below(10));
+    finish_copies(scheduler);
     const StepPlan& plan = scheduler.plan(now_);
     // Whoever comes first of all is never preempted, but for one that is let in and comes before it.
     ASSERT_TRUE(!first || scheduler.sequence(first->second).is_running || place(scheduler.running().front()) < *first);
@@ -89,8 +90,10 @@ class Rank {
       counts.ahead += in_flight_.empty() ? 0 : 1;
       launch(plan);
     } else {
-      ASSERT_TRUE(live_.empty() || !in_flight_.empty());  // progress: some row is computed
+      // Progress: some row is computed.
+      ASSERT_TRUE(live_.empty() || !in_flight_.empty() || !copies_.empty() || !scheduler.tier_copies().empty());
     }
+    for (const TierCopies* copies : scheduler.tier_copies()) begin_copies(*copies);
     scheduler.check();
     if (in_flight_.size() > (plan.empty() ? 0 : depth_)) finish_step(scheduler);
   }
@@ -102,6 +105,7 @@ class Rank {
     // Sequences that began with pages: of all kinds, of those that the same step computes, and after a preemption.
     // Parts whose pages were exchanged for equal ones, and those that others had computed a part of the prompt for.
     std::int64_t shared = 0, joined = 0, found_again = 0, exchanged = 0, passed = 0;
+    std::int64_t copied_out = 0, copied_in = 0;
   } counts;
 
  private:
@@ -134,6 +138,55 @@ class Rank {
     std::vector<std::int64_t> new_tokens;     // [plan.sequences] where the first drawn token goes
     std::vector<std::vector<PageId>> tables;  // [plan.sequences]
   };
+
+  // Copies to the host's memory or from there, and when they are done.
+  struct Copying {
+    TierCopies copies;
+    bool is_made = false;
+  };
+
+  void make(Copying& copying) {
+    if (std::exchange(copying.is_made, true)) return;
+    const TierCopies& copies = copying.copies;
+    for (const PagePair& pair : copies.pages) {
+      for (int i = 0; i < options_.page_size; ++i) {
+        copies.to_host ? host_memory_[{pair.destination, i}] = memory_[{pair.source, i}]
+                       : memory_[{pair.destination, i}] = host_memory_[{pair.source, i}];
+      }
+    }
+  }
+  // They may be made at once, or only before a step that says so, which is when a rank that lags behind makes them.
+  void begin_copies(const TierCopies& copies) {
+    ASSERT_EQ(copies.number, ++num_copies_);
+    for (const PagePair& pair : copies.pages) {
+      if (!lagging_.empty()) break;  // those before may still read it
+      for (int i = 0; i < options_.page_size; ++i) {
+        (copies.to_host ? host_memory_ : memory_)[{pair.destination, i}] = kPoison;
+      }
+    }
+    copies_.push_back({copies});
+    lagging_.push_back({copies});
+    (copies.to_host ? counts.copied_out : counts.copied_in) += std::ssize(copies.pages);
+    if (one_in(2)) make_until(copies.number);
+  }
+  void make_until(std::uint64_t number) {
+    for (; !lagging_.empty() && lagging_.front().copies.number <= number; lagging_.pop_front()) make(lagging_.front());
+  }
+  // Rank 0 hears of them at any time; at once where it has nothing else to do.
+  void finish_copies(Scheduler& scheduler) {
+    if (!scheduler.host()) return;
+    if (one_in(20)) {
+      const std::int64_t ready = scheduler.host()->num_ready();
+      scheduler.host_pages_ready(ready + below(options_.host_pages - ready + 1));
+    }
+    std::size_t count = one_in(3) ? 1 : 0;
+    if (in_flight_.empty() && !scheduler.may_plan()) count = 1;
+    if (copies_.empty() || count == 0) return;
+    const std::uint64_t number = copies_.front().copies.number;
+    copies_.pop_front();
+    scheduler.copies_done(number);
+    scheduler.check();
+  }
 
   std::int64_t below(std::int64_t n) { return static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(n)); }
   bool one_in(unsigned n) { return random_() % n == 0; }
@@ -354,7 +407,7 @@ class Rank {
         // No page is given away while a step in flight may read or write it.
         for (const Flight& flight : in_flight_) {
           for (const auto& other : flight.tables) ASSERT_EQ(std::ranges::count(other, table[i]), 0);
-          for (const PageCopy& copy : flight.plan.copies) ASSERT_NE(copy.source, table[i]);
+          for (const PagePair& copy : flight.plan.copies) ASSERT_NE(copy.source, table[i]);
         }
       }
     }
@@ -377,6 +430,7 @@ class Rank {
 
   // Copies pages and writes rows as the device does, and reads back what every row attends to.
   void compute(const Flight& flight) {
+    make_until(flight.plan.copies_before);
     for (std::size_t i = 0; i < flight.plan.sequences.size(); ++i) {
       const SequenceStep& step = flight.plan.sequences[i];
       const std::int64_t first = (step.start_position + options_.page_size - 1) / options_.page_size;
@@ -385,7 +439,7 @@ class Rank {
         for (int k = 0; k < options_.page_size; ++k) memory_[{flight.tables[i][page], k}] = kPoison;
       }
     }
-    for (const PageCopy& copy : flight.plan.copies) {
+    for (const PagePair& copy : flight.plan.copies) {
       for (int i = 0; i < options_.page_size; ++i) {
         memory_[{copy.destination, i}] = memory_[{copy.source, i}];
       }
@@ -469,7 +523,7 @@ class Rank {
       }
     }
     drawn_before_ = drawn_now_;
-    scheduler.complete(drawn);
+    scheduler.complete(drawn, scheduler.host() ? 0.001 * static_cast<double>(below(40)) : 0);
     scheduler.check();
     for (const SequenceId id : ended) {
       scheduler.remove(id);
@@ -509,8 +563,10 @@ class Rank {
   std::map<SequenceId, Known> live_;
   std::deque<Past> past_;  // the latest
   std::deque<Flight> in_flight_;
-  std::map<std::pair<PageId, std::int64_t>, std::int32_t> memory_;  // the token at a place of a page
-  std::vector<std::int32_t> drawn_before_, drawn_now_;              // by target, of the last two steps
+  std::map<std::pair<PageId, std::int64_t>, std::int32_t> memory_, host_memory_;  // the token at a place of a page
+  std::deque<Copying> copies_, lagging_;  // that rank 0 didn't hear the end of; that weren't made
+  std::uint64_t num_copies_ = 0;
+  std::vector<std::int32_t> drawn_before_, drawn_now_;  // by target, of the last two steps
 };
 
 class SchedulerProperties : public testing::TestWithParam<unsigned> {};
@@ -526,8 +582,10 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
                                  .max_counting = between(1, 4),
                                  .max_batch_tokens = between(1, 32),
                                  .max_prompt_logits = between(1, 8),
-                                 .max_drafts = between(0, 12)};
+                                 .max_drafts = between(0, 12),
+                                 .host_pages = GetParam() % 3 == 0 ? 0 : between(1, 60)};
   Scheduler scheduler(options);
+  scheduler.set_host_page_seconds(0.001 * static_cast<double>(GetParam() % 2));
   Rank rank(options, random, GetParam() % 2, GetParam() % 4 >= 2);
   SequenceId next_id = 1;
   for (int round = 0; round < 1500; ++round) {
@@ -545,7 +603,8 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
     if (HasFatalFailure()) return;
   }
   // Everything left finishes: no livelock.
-  for (int round = 0; scheduler.has_work() || scheduler.num_in_flight() > 0; ++round) {
+  const auto is_busy = [&] { return scheduler.host() && scheduler.host()->is_busy(); };
+  for (int round = 0; scheduler.has_work() || scheduler.num_in_flight() > 0 || is_busy(); ++round) {
     ASSERT_LT(round, 100000);
     rank.step(scheduler);
     if (HasFatalFailure()) return;
@@ -553,7 +612,7 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
   EXPECT_EQ(scheduler.num_available_pages(), options.num_pages);
   EXPECT_TRUE(rank.ids().empty());
   if (GetParam() % 2 == 1) {
-    EXPECT_GT(rank.counts.ahead, 20);
+    EXPECT_GT(rank.counts.ahead, 10);
   }
 }
 
@@ -580,6 +639,29 @@ TEST(SchedulerProperties, EverythingHappensInThem) {
           static_cast<std::int64_t>(scheduler.tree().num_evicted())}) {
       EXPECT_GT(count, 5) << "depth " << depth;
     }
+  }
+}
+
+// Prompts of more conversations than the device has room for.
+TEST(SchedulerProperties, PagesGoToTheHostAndComeBack) {
+  for (const std::size_t depth : {0, 1}) {
+    std::mt19937 random(8);
+    const SchedulerOptions options{
+        .num_pages = 24, .page_size = 4, .max_running = 3, .max_batch_tokens = 32, .host_pages = 200};
+    Scheduler scheduler(options);
+    scheduler.host_pages_ready(200);
+    Rank rank(options, random, depth);
+    SequenceId next_id = 1;
+    while (next_id <= 600 || scheduler.has_work()) {
+      if (next_id <= 600 && scheduler.num_waiting() < 2) rank.submit(scheduler, next_id++);
+      rank.step(scheduler);
+      ASSERT_FALSE(HasFatalFailure());
+    }
+    EXPECT_GT(rank.counts.copied_out, 200) << "depth " << depth;
+    EXPECT_GT(rank.counts.copied_in, 100) << "depth " << depth;
+    const PrefixCounts& counts = scheduler.prefix_counts();
+    EXPECT_GT(counts.host_hits, 50u);
+    EXPECT_GT(counts.host_queries, counts.host_hits);
   }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import pytest
 
 from minisgl.config import ServerArgs
@@ -66,6 +67,13 @@ def test_how_many_tokens_the_prefix_cache_has() -> None:
     )
     (line,) = (line for line in describe_engine(ServerArgs(), [info]) if "prefix" in line)
     assert "up to 640 tokens in pages of 16 (--disable-prefix-cache)" in line
+    info = msgspec.structs.replace(
+        info, host_tokens=6400, host_bytes=2**25, host_bytes_per_second=5.12e10
+    )
+    (line,) = (line for line in describe_engine(ServerArgs(), [info]) if "prefix" in line)
+    assert line.endswith(
+        "; 6400 tokens in 33.6 MB of the host's memory, from there at 51.2 GB/s (--kv-host-bytes)"
+    )
     (line,) = (line for line in describe_engine(ServerArgs(), [INFO]) if "prefix" in line)
     assert line == "prefix cache: none (--disable-prefix-cache)"
 

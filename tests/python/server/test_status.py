@@ -150,7 +150,7 @@ async def test_metrics(start_server: StartServer, prefix: str) -> None:
             "kv_cache_usage_perc": 0.25,
             "num_preemptions_total": 7,
             "prefix_cache_queries_total": 400,
-            "prefix_cache_hits_total": 300,
+            "prefix_cache_hits_total": 360,  # in both tiers
             "prompt_tokens_total": 6,
             "generation_tokens_total": 14,
             "time_to_first_token_seconds_count": 3,
@@ -268,11 +268,22 @@ async def test_metrics_of_the_engine(server: Server) -> None:
         ("engine_step_seconds_count", 50),
         ("engine_step_seconds_sum", 2.5),
         ("num_streams", 0),
-        ("prefix_cache_pages", 40),
-        ("prefix_cache_evicted_tokens_total", 160),
     ):
         assert found[f"minisgl:{name}", ""] == value
         assert (f"vllm:{name}", "") not in found
+
+
+async def test_metrics_of_the_prefix_cache(server: Server) -> None:
+    found = await samples(server)
+    for name, values in (
+        ("prefix_cache_pages", {"device": 40, "host": 90}),
+        ("prefix_cache_queried_tokens_total", {"device": 400, "host": 100}),
+        ("prefix_cache_hit_tokens_total", {"device": 300, "host": 60}),
+        ("prefix_cache_evicted_tokens_total", {"device": 160, "host": 32}),
+        ("prefix_cache_copied_bytes_total", {"host": 5000, "device": 3000}),
+    ):
+        for value, number in values.items():
+            assert found[f"minisgl:{name}", value] == number
 
 
 async def test_metrics_of_http(start_server: StartServer) -> None:
