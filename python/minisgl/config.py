@@ -399,6 +399,19 @@ class ServerArgs(EngineSettings):
         metavar="KEY",
         secret=True,
     )
+    max_replicas: int = option(
+        0,
+        "most replicas that the server adds on its own, where all have had too much to do for some "
+        "seconds; 0: it adds and removes none",
+        group="replicas",
+        bounds=(0, MAX_RANKS),
+    )
+    min_replicas: int = option(
+        1,
+        "fewest replicas that it leaves where less would do, with --max-replicas",
+        group="replicas",
+        bounds=(1, MAX_RANKS),
+    )
     join: str | None = option(
         None,
         "this host serves nobody: its GPUs or cores are for replicas of the server that listens at "
@@ -543,6 +556,14 @@ class ServerArgs(EngineSettings):
             raise OptionError(
                 "replicas", f"must be 1 where nnodes is more than 1, got {self.replicas}"
             )
+        if self.max_replicas and not self.min_replicas <= self.replicas <= self.max_replicas:
+            raise OptionError(
+                "replicas",
+                f"must be between min_replicas ({self.min_replicas}) and max_replicas "
+                f"({self.max_replicas}), got {self.replicas}",
+            )
+        if self.max_replicas and self.nnodes > 1:
+            raise OptionError("max_replicas", "can't be given where nnodes is more than 1")
         if self.replicas * self.tp > MAX_RANKS:
             raise OptionError(
                 "replicas",

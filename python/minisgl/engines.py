@@ -69,7 +69,7 @@ def make_engines(
             "replicas: %d (--replicas) in the cluster (--cluster %s)", args.replicas, args.cluster
         )
         return _make_replicas(args, options, RaySite(hosts), restart, on_blocks)
-    if args.replicas > 1 or args.admin_api_key is not None:
+    if args.replicas > 1 or args.admin_api_key is not None or args.max_replicas:
         site: Site = _local_site(args, command)
         if hosts is not None:
             site = JoinedSite(site, hosts, args.tp, args.num_threads)

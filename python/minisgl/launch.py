@@ -31,6 +31,7 @@ from minisgl.engine.nodes import NodeHub
 from minisgl.engine.ray_cluster import RayCluster, Wish
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
+from minisgl.engine.scaling import Bounds, Scaler
 from minisgl.engines import make_engines, open_kv_events
 from minisgl.flags import parse_args
 from minisgl.log import SERVER, start_logging
@@ -53,6 +54,7 @@ from minisgl.system import (
     open_standard_streams,
     raise_file_limit,
 )
+from minisgl.tasks import background
 from minisgl.text.frontend import TextFrontend
 from minisgl.text.heap import return_large_blocks
 
@@ -251,8 +253,9 @@ class Server:
         self._client = client
         self._hosts = hosts
         self._state = ServerState(args, self._client, args.served_model_name or (files.name,))
-        if isinstance(client, Replicas) and args.admin_api_key is not None:
+        if isinstance(client, Replicas):
             self._state.changes = Changes(client)
+        self._scaling: asyncio.Task[None] | None = None
         self._stopping = False  # a signal came
         self._stop = asyncio.Event()  # the loop knows of it
         self._http_stop = asyncio.Event()
@@ -283,6 +286,7 @@ class Server:
             seconds = time.monotonic() - self._began
             logger.info("connections: up to %d (--max-connections)", self._listener.max_connections)
             logger.info("ready after %.2f s: %s", seconds, self._listener.urls)
+            self._start_scaling()
             failed = asyncio.create_task(self._client.wait_failed())
             await self._first_of(failed, stop, http)
             failed.cancel()
@@ -342,6 +346,7 @@ class Server:
 
     async def _drain(self) -> None:
         """No new requests; the live ones may end."""
+        self._stop_scaling()
         if not self._client.num_live:
             logger.info("shutting down: there are no live requests")
         else:
@@ -357,7 +362,21 @@ class Server:
                 self._args.drain_timeout,
             )
 
+    def _start_scaling(self) -> None:
+        """Replicas come and go from now on by what there is to do, where that is asked for."""
+        args, changes = self._args, self._state.changes
+        if args.max_replicas and changes is not None:
+            bounds = Bounds(args.min_replicas, args.max_replicas, args.drain_timeout)
+            self._scaling = background(
+                Scaler(changes, bounds).run(), "the number of replicas by what there is to do"
+            )
+
+    def _stop_scaling(self) -> None:
+        if self._scaling is not None:
+            self._scaling.cancel()
+
     async def _close(self, http: asyncio.Task[None]) -> None:
+        self._stop_scaling()
         self._http_stop.set()
         await asyncio.wait({http}, timeout=GRACEFUL_SECONDS + 1)
         http.cancel()

@@ -105,7 +105,8 @@ class RayCluster:
     def group_size(self) -> str:
         """What a group asks for, in words."""
         cpus, gpus = self._resources()
-        return f"{cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
+        words = [f"{n} {what}{'s' * (n != 1)}" for n, what in ((cpus, "CPU"), (gpus, "GPU")) if n]
+        return " and ".join(words)
 
     async def place(self) -> Guest:
         """A new guest, as soon as the cluster can be reached. It connects to the hub once Ray has

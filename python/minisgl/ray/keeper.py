@@ -50,7 +50,7 @@ def connect(wish: Connect) -> Connected:
     ray.init(
         wish.address if is_client else "auto",
         namespace="minisgl",
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         **options,
     )
     if is_client:
@@ -112,7 +112,10 @@ class Keeper:
         placing = asyncio.create_task(in_daemon_thread(lambda: place(wish), f"place-{number}"))
         try:
             placed = await asyncio.shield(placing)
-            reason = await placed.ended or reason
+            # Ray's client can't have its futures cancelled.
+            ended = asyncio.create_task(last_word(placed))
+            ended.add_done_callback(lambda task: task.cancelled() or task.exception())
+            reason = await asyncio.shield(ended) or reason
         except Exception as error:
             reason = sentence_of(error)
             with_node = placed is not None and has_lost_its_node(placed)
@@ -165,6 +168,11 @@ def emptiest_node(bundle: dict[str, float]) -> str | None:
         if node["Alive"] and all(node["Resources"].get(what, 0) >= n for what, n in bundle.items())
     ]
     return min(fitting, key=lambda node: (groups[node], node), default=None)
+
+
+async def last_word(placed: Placed) -> str:
+    """What the actor's agent ended with. Raises what Ray says of an actor that has died."""
+    return str(await placed.ended)
 
 
 def has_lost_its_node(placed: Placed) -> bool:

@@ -107,6 +107,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "startup",
         "system",
         "text",
+        "tasks",
     },
     "__main__": {"launch"},
     "ctl": set(),  # a client: it starts at once

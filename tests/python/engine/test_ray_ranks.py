@@ -92,7 +92,7 @@ async def test_a_replica_survives_its_rank_its_actor_and_its_cluster(
     monkeypatch.setenv("FAKE_RANK_KIND", "any")
     expected = [(6 + number) % 1000 for number in range(TOKENS)]
     async with serving(make_model(tmp_path / "model")) as (lot, client):
-        assert str(lot) == "Ray, 1 CPUs and 1 GPUs"
+        assert str(lot) == "Ray, 1 CPU and 1 GPU"
         assert await ask(client) == expected
         for victim in (2, 1, 0):  # of keeper, actor, rank
             before = descendants(os.getpid())
