@@ -4,13 +4,16 @@
     python bench/failover.py serve-64 --tp 2 --shape qwen3-0.6b    dummy weights, see shapes.py
     python bench/failover.py serve-16 --tp 1 --replicas 3          the others go on
     python bench/failover.py serve-16 --tp 1 --replicas 3 --signal STOP
+    python bench/failover.py serve-64 --tp 1 --replicas 2 --changes 10
 
 N concurrent streams run undisturbed, and once more; after a while (--after) the process of a rank
 (--rank, of --replica) gets a signal. The server starts its ranks again and goes on with the
 streams: at once where there are other replicas. Shown is how each stream ended, whether it has all
 its tokens and the text that it had undisturbed, the longest time that it waited for one since the
 signal, and how long it took until all was as before. Of replicas, the streams with the longest gaps
-are taken for those that moved: as many as the lost one had.
+are taken for those that moved: as many as the lost one had. With --changes nothing is killed: so
+many times, --after seconds apart, the oldest replica is removed and a new one added, while rounds
+of the streams follow each other.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from server_process import RunningServer, serving
+from server_process import ADMIN_KEY, RunningServer, serving
 from serving import Timings, run_http, served_model, timings_of, workload_requests
 from shapes import add_model_arguments, server_command
 from sse_client import Received, StreamError, run_streams
@@ -57,6 +60,20 @@ class Killer(threading.Thread):
         os.kill(process, signal.Signals[f"SIG{args.signal}"])
         while server.is_whole(args.replicas):
             time.sleep(0.001)
+        server.wait_whole(args.replicas)
+        self.seconds_to_ready = time.monotonic() - self.killed_at
+
+
+class Changer(Killer):
+    """Removes the oldest replica and adds a new one, again and again."""
+
+    def run(self) -> None:
+        args, server = self._args, self._server
+        self.killed_at = time.monotonic()
+        for number in range(args.changes):
+            time.sleep(args.after)
+            server.change_replicas("DELETE", f"/{number}")
+            server.change_replicas("POST")
         server.wait_whole(args.replicas)
         self.seconds_to_ready = time.monotonic() - self.killed_at
 
@@ -99,7 +116,7 @@ def report(
             ended_before += 1
         else:
             pauses.append(longest_gap(stream.sent, arrivals, killer.killed_at))
-    print(f"streams            {len(streams)}, {ended_before} of them over before the signal")
+    print(f"streams            {len(streams)}, {ended_before} of them over before it")
     print(f"lost something     {len(faults)}")
     print(f"same text          {same}")
     pauses.sort(reverse=True)
@@ -130,6 +147,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, help="the one that is lost; default: the last")
     parser.add_argument("--replica", type=int, default=0, help="whose rank is lost")
     parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
+    parser.add_argument("--changes", type=int, default=0)
     parser.add_argument("--after", type=float, default=1.0, help="seconds from the first request")
     args = parser.parse_args()
     args.rank = args.tp - 1 if args.rank is None else args.rank
@@ -138,24 +156,28 @@ def main() -> int:
 
     workload = make_workload(args.workload)
     command = server_command(args, "--replicas", str(args.replicas))
+    command += ["--admin-api-key", ADMIN_KEY] if args.changes else []
     with serving(command, quiet=False) as server:
         name = served_model(server.url)
         requests = workload_requests(server.url, name, workload)
         server.wait_whole(args.replicas)
         run_streams(server.url, requests, len(requests))  # prompts are cached from here on
         undisturbed = run_streams(server.url, requests, len(requests))
-        killer = Killer(server, args)
+        killer = Changer(server, args) if args.changes else Killer(server, args)
         killer.start()
         streams = run_streams(server.url, requests, len(requests))
+        while args.changes and killer.is_alive():
+            streams += run_streams(server.url, requests, len(requests))
         killer.join()
         after = run_http(server.url, name, workload)
     alone = timings_of(undisturbed)
-    print(
-        f"{workload.name}, {args.replicas} x {args.tp} ranks, rank {args.rank} of replica "
-        f"{args.replica} gets SIG{args.signal} after {args.after:g} s"
-    )
-    lost = report(streams, undisturbed, workload.max_tokens, killer)
-    print(f"p99 gap undisturbed {p99_gap(alone):.1f} ms, with the signal ", end="")
+    what = f"rank {args.rank} of replica {args.replica} gets SIG{args.signal}"
+    if args.changes:
+        what = f"{args.changes} replicas are removed and added"
+    print(f"{workload.name}, {args.replicas} x {args.tp} ranks, {what} after {args.after:g} s")
+    rounds = len(streams) // len(requests)
+    lost = report(streams, undisturbed * rounds, workload.max_tokens * rounds, killer)
+    print(f"p99 gap undisturbed {p99_gap(alone):.1f} ms, disturbed ", end="")
     print(f"{p99_gap(timings_of(streams)):.1f} ms (all streams)")
     print(f"output             {alone.rate:.0f} tok/s before, {after.rate:.0f} tok/s afterwards")
     return 1 if lost or alone.failed or after.failed else 0

@@ -18,6 +18,9 @@ from pathlib import Path
 ENGINE_THREADS = {"minisgl-engine", "minisgl-follow", "minisgl-compute", "minisgl-watch"}
 
 
+ADMIN_KEY = "for the benchmark"
+
+
 @dataclass(frozen=True)
 class RunningServer:
     url: str
@@ -56,6 +59,17 @@ class RunningServer:
     def is_ready(self) -> bool:
         """Whether GET /ready answers 200."""
         return _is_ready(int(self.url.rpartition(":")[2]))
+
+    def change_replicas(self, method: str, path: str = "") -> None:
+        """Waits until it is done, of a server with ADMIN_KEY."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"))
+        headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+        connection.request(method, f"/admin/replicas{path}", headers=headers)
+        answer = connection.getresponse()
+        events = answer.read().decode()
+        connection.close()
+        if answer.status != 200 or '"failed"' in events:
+            raise SystemExit(f"{method} /admin/replicas{path}: {answer.status} {events}")
 
     def is_whole(self, replicas: int) -> bool:
         """Whether all replicas serve, or the engine where there is one."""

@@ -83,6 +83,7 @@ class Replicas:
         self._next_number = 0
         self._next_id = 0  # of requests: no two replicas ever have the same one
         self._info: EngineInfo | None = None  # what all that are routed can do
+        self.rank_infos: list[EngineInfo] = []  # of each rank of the first that is routed
         self._timeout: float | None = None  # seconds for a start
         self._draining = False
         self._on_steps: Callable[[float, int], None] = lambda tokens, steps: None
@@ -122,11 +123,6 @@ class Replicas:
         if self._info is None:
             raise EngineUnavailable("starting")
         return self._info
-
-    @property
-    def rank_infos(self) -> list[EngineInfo]:
-        """The info of each rank of the first replica that serves."""
-        return self._routed()[0].engine.rank_infos
 
     @property
     def stats(self) -> EngineStats:
@@ -425,8 +421,9 @@ class Replicas:
 
     def _sum_up(self) -> None:
         """What all that are routed can do; where none is, it stays as it was."""
-        infos = [one.engine.info for one in self._routed()]
-        if infos:
+        if routed := self._routed():
+            self.rank_infos = routed[0].engine.rank_infos
+            infos = [one.engine.info for one in routed]
             self._info = msgspec.structs.replace(
                 infos[0],
                 max_model_len=min(info.max_model_len for info in infos),

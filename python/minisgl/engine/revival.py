@@ -162,7 +162,10 @@ class Revival:
         if self._state == "restarting":
             logger.info("%s is ready again; %d requests go on", self._peers.name, num_live)
         self._state = "ready"
-        self._peers.on_ready()
+        if self._group.lost:  # since it got ready
+            self.hear_loss()
+        else:
+            self._peers.on_ready()
 
     async def _serve_in_turn(self, timeout: float | None, reason: str) -> None:
         """Until there were too many failures in a row, or the last engine has died. `reason`: why

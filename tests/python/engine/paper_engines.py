@@ -69,6 +69,11 @@ class PaperEngine:
             kv_cache_tokens=4096,
         )
         self.events.message(0, Ready(info))
+        if self._site.short_lived:
+            self.alive = False
+            self.events.gone(0)
+            how = "was killed by SIGKILL"
+            asyncio.get_running_loop().call_later(0.002, self.events.end, 0, how)
 
     def send(self, rank: int, message: Any) -> bool:
         if not self.alive:
@@ -139,6 +144,7 @@ class PaperSite:
     room: int = 4
     max_model_len: int = 10_000
     broken: bool = False  # no engine starts
+    short_lived: bool = False  # each dies as soon as it is ready
     engines: dict[int, PaperEngine] = field(default_factory=dict)  # the latest of each replica
     taken: set[int] = field(default_factory=set)
 

@@ -257,6 +257,26 @@ async def test_one_that_fails_again_and_again_is_tried_while_others_serve(
     await replicas.close()
 
 
+async def test_one_that_dies_as_soon_as_it_is_ready_is_started_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 2)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 2)
+    site.short_lived = True
+    site.engines[0].die()
+    await until(lambda: replicas.num_restarts > 5)
+    streams = [submit(replicas, [number], 20) for number in range(4)]
+    assert all(owners(replicas, stream) == 1 for stream in streams)
+    site.short_lived = False
+    await until(lambda: site.engines[0].alive)
+    assert "unexpected error" not in caplog.text
+    await finish(replicas, site, streams)
+    check(replicas, streams)
+    await replicas.close()
+
+
 async def test_the_server_is_ready_with_the_first_and_fails_where_none_starts() -> None:
     site = PaperSite(room=1)
     with pytest.raises(EngineStartError, match="--replicas 2 is too much .* all paper is"):
