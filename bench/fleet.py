@@ -56,8 +56,8 @@ class Plan:
     prefixes: int = 5000
     load: float = 0.7
     seed: int = 0
-    warm: float = 15.0  # seconds
-    seconds: float = 15.0
+    warm: float = 10.0  # seconds
+    seconds: float = 10.0
     fill: int = 200
     cache_tokens: int = CACHE_TOKENS
     chats: bool = False

@@ -249,6 +249,27 @@ py::list take_outputs(const PyEngine& self) {
   return list;
 }
 
+const char* kind_name(BlockEvent::Kind kind) {
+  switch (kind) {
+    case BlockEvent::Kind::stored: return "stored";
+    case BlockEvent::Kind::removed: return "removed";
+    case BlockEvent::Kind::cleared: return "cleared";
+  }
+  return "?";
+}
+
+py::list take_block_events(const PyEngine& self) {
+  const std::vector<BlockEvent> events = self.engine().take_block_events();
+  py::list list(events.size());
+  for (std::size_t i = 0; i < events.size(); ++i) {
+    const BlockEvent& event = events[i];
+    const bool has_salt = event.salt[0] != 0 || event.salt[1] != 0;
+    const py::bytes salt(reinterpret_cast<const char*>(event.salt.data()), has_salt ? sizeof(event.salt) : 0);
+    list[i] = py::make_tuple(kind_name(event.kind), event.medium, event.hashes, event.parent, event.tokens, salt);
+  }
+  return list;
+}
+
 py::dict stats(const PyEngine& self) {
   const EngineStats stats = self.engine().stats();
   py::dict dict;
@@ -335,6 +356,9 @@ void bind_engine(py::module_& module) {
           "A descriptor that is readable while outputs wait. It belongs to the engine.")
       .def("take_outputs", &take_outputs,
            "Takes all outputs: (id, token ids, finish reason, error code, error, logprobs, prompt logprobs, timings).")
+      .def("take_block_events", &take_block_events,
+           "Takes what entered and left the prefix cache, with report_blocks: (\"stored\", \"removed\" or \"cleared\", "
+           "medium, block hashes, hash of the block before them or None, token ids, salt).")
       .def("stats", &stats)
       .def(
           "failure", [](const PyEngine& self) { return self.engine().failure(); },

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <deque>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "cache/page_allocator.h"
@@ -27,6 +29,9 @@ class HostTier {
 
   // `device` and the allocator of its pages outlive the tier. None of the `num_pages` can be used yet (set_ready()).
   HostTier(PrefixTree& device, const PageAllocator& device_pages, std::int64_t num_pages, int page_size);
+
+  // As PrefixTree's: what the host has, and will have once the copies that are ordered are done.
+  void report_to(BlockEvents& events, std::string medium) { tree_.report_to(events, std::move(medium)); }
 
   // The first `count` pages have memory. CheckError for fewer than before.
   void set_ready(std::int64_t count);

@@ -3,10 +3,13 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
+#include <optional>
 #include <random>
 #include <utility>
 
 #include "core/error.h"
+#include "core/xxh64.h"
 
 namespace minisgl {
 namespace {
@@ -146,7 +149,10 @@ void PrefixTree::drop(PageId page) {
   Node& leaf = node(page);
   MINISGL_CHECK(leaf.is_idle && leaf.first_child == kNone, "page ", page, " is in use");
   end_idle(page);
-  if (leaf.num_tokens == static_cast<std::int32_t>(page_size_)) unindex(page);
+  if (leaf.num_tokens == static_cast<std::int32_t>(page_size_)) {
+    unindex(page);
+    if (events_) events_->removed(medium_, block_hashes_[static_cast<std::size_t>(page)]);
+  }
   if (leaf.next_sibling != kNone) node(leaf.next_sibling).previous_sibling = leaf.previous_sibling;
   if (leaf.previous_sibling != kNone) {
     node(leaf.previous_sibling).next_sibling = leaf.next_sibling;
@@ -189,8 +195,34 @@ void PrefixTree::add(PageId page, PageId parent, std::uint64_t hash, std::span<c
   if (tokens.size() == page_size_) {
     index(page);
     if (parent != kNone) note_child(parent, hash);
+    if (events_) report_added(page, with.space);
   }
   ++num_pages_;
+}
+
+void PrefixTree::report_to(BlockEvents& events, std::string medium) {
+  MINISGL_CHECK(num_pages_ == 0, "the tree has ", num_pages_, " pages already");
+  events_ = &events;
+  medium_ = std::move(medium);
+  block_hashes_.resize(nodes_.size());
+}
+
+void PrefixTree::report_added(PageId page, const PrefixSpace& space) {
+  const PageId parent = node(page).parent;
+  std::optional<std::uint64_t> before;
+  std::uint64_t seed = 0;
+  if (parent != kNone) {
+    before = seed = block_hashes_[static_cast<std::size_t>(parent)];
+  } else if (space != PrefixSpace{}) {
+    std::array<std::byte, sizeof(space.adapter) + sizeof(space.salt)> bytes;
+    std::memcpy(bytes.data(), &space.adapter, sizeof(space.adapter));
+    std::memcpy(bytes.data() + sizeof(space.adapter), space.salt.data(), sizeof(space.salt));
+    seed = xxh64(bytes, 0);
+  }
+  const auto tokens = tokens_of(page);
+  const std::uint64_t hash = xxh64(std::as_bytes(tokens), seed);
+  block_hashes_[static_cast<std::size_t>(page)] = hash;
+  events_->stored(medium_, before, hash, tokens, space.salt);
 }
 
 std::uint64_t PrefixTree::hash_of(PageId parent, const PrefixSpace& space, std::span<const std::int32_t> tokens) const {

@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "cache/block_events.h"
 #include "cache/page_allocator.h"
 
 namespace minisgl {
@@ -38,7 +40,8 @@ struct PrefixSpace {
 // All memory is taken when the tree is made, about 100 bytes and the tokens per page of the cache. No operation
 // allocates, but for the list that the caller gives; none is longer than the pages that it is about.
 //
-// Insertion (add()) and eviction (drop()) are one function each: what is to know which pages there are belongs there.
+// Insertion (add()) and eviction (drop()) are one function each: what is to know which pages there are belongs there,
+// as the events of report_to() do.
 //
 // A copy to another tier (host_tier.h's business) reads pages that may be given up meanwhile. Such a page leaves the
 // tree as any other, and is free when the copy is done.
@@ -48,6 +51,8 @@ class PrefixTree {
 
   // `pages` outlives the tree.
   PrefixTree(PageAllocator& pages, int page_size);
+  // From now on `events`, which outlives the tree, hears of full pages that enter and leave it; an empty tree's.
+  void report_to(BlockEvents& events, std::string medium);
 
   // Finds the most of `tokens` that is a whole number of pages and follows `parent`, a page of the caller's in the
   // tree, or kRoot. Appends those pages to `pages` and makes the caller an owner of each.
@@ -156,6 +161,7 @@ class PrefixTree {
   // Whether nobody owns the page but the tree and a copy.
   bool is_alone(PageId page) const { return pages_.num_owners(page) == (node(page).is_copied ? 2u : 1u); }
   void note_child(PageId parent, std::uint64_t hash);
+  void report_added(PageId page, const PrefixSpace& space);
   PageId sooner_given_up(PageId own, PageId parting) const;
   void make_idle(PageId page);
   void end_idle(PageId page);
@@ -175,6 +181,9 @@ class PrefixTree {
   std::array<IdleList, 2> idle_;  // those behind which nothing parts, the others
   std::int64_t num_idle_ = 0, num_idle_copied_ = 0, num_offered_ = 0, num_pages_ = 0;
   std::uint64_t num_evicted_ = 0;
+  BlockEvents* events_ = nullptr;  // null: nobody listens
+  std::string medium_;
+  std::vector<std::uint64_t> block_hashes_;  // [num_total] where somebody listens
 };
 
 }  // namespace minisgl

@@ -136,6 +136,7 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.cuda_graphs = !options.disable_cuda_graph;
   config.overlap = !options.disable_overlap;
   config.prefix_cache = !options.disable_prefix_cache;
+  config.report_blocks = options.report_blocks;
   return config;
 }
 

@@ -100,6 +100,7 @@ struct Engine::Impl {
   // Shared by all threads; each has its own lock.
   Inbox inbox;
   CompletionQueue completions;
+  BlockEvents block_events;
   mutable std::mutex status_mutex;  // guards the next three
   EngineStats stats;
   std::string failure;
@@ -137,6 +138,7 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device
       executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
       publisher(std::move(plan_senders)),
       make_lookahead(std::move(make_lookahead_)) {
+  if (config.report_blocks) scheduler.report_blocks(block_events, device->has_own_memory() ? "GPU" : "CPU");
   const Executor::Prepared prepared =
       executor.prepare(step_limits(config, model->spec()), config.cuda_graphs, progress);
   if (device->has_own_memory()) {
@@ -477,6 +479,10 @@ int Engine::event_fd() const {
 
 std::vector<RequestOutput> Engine::take_outputs() {
   return impl_->completions.take();
+}
+
+std::vector<BlockEvent> Engine::take_block_events() {
+  return impl_->block_events.take();
 }
 
 EngineStats Engine::stats() const {

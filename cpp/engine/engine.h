@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cache/block_events.h"
 #include "comm/plan_channel.h"
 #include "engine/lookahead.h"
 #include "engine/options.h"
@@ -38,6 +39,9 @@ class Engine {
   // Readable when outputs wait. take_outputs() takes them all and resets it.
   int event_fd() const;
   std::vector<RequestOutput> take_outputs();
+  // What entered and left the prefix cache since the last call, with config().report_blocks; thread-safe. What an
+  // output depends on is there before the output.
+  std::vector<BlockEvent> take_block_events();
   EngineStats stats() const;
 
   const ModelSpec& spec() const;

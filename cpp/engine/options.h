@@ -38,6 +38,7 @@ struct EngineOptions {
   bool disable_cuda_graph = false;    // see EngineConfig
   bool disable_overlap = false;       // see EngineConfig
   bool disable_prefix_cache = false;  // see EngineConfig
+  bool report_blocks = false;         // see EngineConfig
 };
 
 #ifdef NDEBUG
@@ -62,6 +63,7 @@ struct EngineConfig {
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
   bool prefix_cache = true;                // what was computed is kept while there is room, and shared
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
+  bool report_blocks = false;              // rank 0 says what enters and leaves the prefix cache
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
 };
 

@@ -134,6 +134,12 @@ class Scheduler {
   const PageAllocator& pages() const { return pages_; }
   std::int64_t num_available_pages() const { return tree_.num_available(); }  // free, or the prefix tree's alone
   const PrefixTree& tree() const { return tree_; }
+  // Before anything is added: `events`, which outlives the scheduler, hears what the prefix cache has, on the device in
+  // this medium.
+  void report_blocks(BlockEvents& events, std::string medium) {
+    tree_.report_to(events, std::move(medium));
+    if (host_) host_->report_to(events, "CPU");
+  }
   const PrefixCounts& prefix_counts() const { return prefix_counts_; }
   const Sequence& sequence(SequenceId id) const { return live(id); }  // CheckError for an unknown id
   const FairQueue& queue() const { return queue_; }

@@ -116,6 +116,7 @@ class EngineOptions(TypedDict, total=False):
     disable_cuda_graph: bool
     disable_overlap: bool
     disable_prefix_cache: bool
+    report_blocks: bool
     load_format: str
     cache_dir: str
 
@@ -200,6 +201,13 @@ class Engine:
     def abort(self, request_id: int) -> None: ...
     def event_fd(self) -> int: ...
     def take_outputs(self) -> list[_Output]: ...
+    def take_block_events(
+        self,
+    ) -> list[tuple[str, str, list[int], int | None, list[int], bytes]]:
+        """What entered and left the prefix cache, with report_blocks: "stored", "removed" or
+        "cleared", the medium, block hashes, the hash before them, token ids, the space's salt.
+        """
+
     def stats(self) -> EngineStats: ...
     def failure(self) -> str: ...
     def blamed_rank(self) -> int:

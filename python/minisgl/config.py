@@ -28,6 +28,7 @@ STEP_TIMEOUT = 30.0  # seconds
 MIN_SECRET_LENGTH = 16  # the least for --dist-secret: a proof of knowing it crosses the network
 DAY = 86400.0  # seconds
 _ROOT_PATH = re.compile(r"(/[^/?#\s]+)+")
+_ZMQ_ADDRESS = re.compile(r"tcp://[^/\s]+:\d{1,5}|ipc://\S+")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
 
@@ -436,6 +437,23 @@ class ServerArgs(EngineSettings):
         metavar="HOW",
     )
 
+    kv_events_addr: str | None = option(
+        None,
+        "address (tcp:// or ipc://) at which other routers hear what enters and leaves the prefix "
+        "cache, prompts' token ids among it, in vLLM's form",
+        group="replicas",
+        metavar="ADDRESS",
+    )
+    kv_events_replay_addr: str | None = option(
+        None,
+        "address at which they can ask for what they missed",
+        group="replicas",
+        metavar="ADDRESS",
+    )
+    kv_events_topic: str = option(
+        "", "topic of these messages, such as kv@POD@MODEL", group="replicas", metavar="TOPIC"
+    )
+
     max_waiting_tokens: int = option(
         2**24,
         "tokens that the prompts of waiting requests may have together; where more come, a request "
@@ -499,6 +517,7 @@ class ServerArgs(EngineSettings):
         self._check_ranks()
         self._check_replicas()
         self._check_hosts()
+        self._check_kv_events()
 
     def _check_http(self) -> None:
         for fault in map(key_fault, self.api_key):
@@ -523,6 +542,14 @@ class ServerArgs(EngineSettings):
                     "allowed_origins",
                     f"must be * or origins such as https://example.org, got {origin!r}",
                 )
+
+    def _check_kv_events(self) -> None:
+        for name in ("kv_events_addr", "kv_events_replay_addr"):
+            address = getattr(self, name)
+            if address is not None and not _ZMQ_ADDRESS.fullmatch(address):
+                raise OptionError(name, f"must be tcp://HOST:PORT or ipc://PATH, got {address!r}")
+        if self.kv_events_replay_addr is not None and self.kv_events_addr is None:
+            raise OptionError("kv_events_replay_addr", "needs --kv-events-addr, too")
 
     def _check_replicas(self) -> None:
         if self.replicas > 1 and self.nnodes > 1:

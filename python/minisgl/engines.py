@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 from minisgl.config import MAX_WAITING, ServerArgs
 from minisgl.engine.admission import Admission
-from minisgl.engine.client import EngineClient
+from minisgl.engine.client import EngineClient, OnBlocks
 from minisgl.engine.host_ranks import HostRanks
 from minisgl.engine.joined_site import JoinedSite
+from minisgl.engine.kv_events import KvEventPublisher
 from minisgl.engine.launcher import MakeLauncher
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.machine import read_machine
@@ -34,34 +36,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@contextlib.contextmanager
+def open_kv_events(args: ServerArgs) -> Iterator[KvEventPublisher | None]:
+    """Where others hear of the prefix caches; None where nobody is to. Raises KvEventsError."""
+    if args.kv_events_addr is None:
+        yield None
+        return
+    addr, replay_addr = args.kv_events_addr, args.kv_events_replay_addr
+    with contextlib.closing(KvEventPublisher(addr, replay_addr, args.kv_events_topic)) as publisher:
+        logger.info("KV events at %s, replays at %s", addr, replay_addr or "no address")
+        yield publisher
+
+
 def make_engines(
     args: ServerArgs,
     model_path: str,
     hosts: NodeHub | RayCluster | None,
     command: Sequence[str],
     restart: RestartPolicy | None,
+    kv_events: KvEventPublisher | None = None,
 ) -> EngineClient | Replicas:
     """What serves the model, not started yet. `hosts`: the other hosts, where there are any.
-    `command`: the rank program.
+    `command`: the rank program. `kv_events` hears of all prefix caches.
     """
+
+    def on_blocks(number: int) -> OnBlocks | None:
+        return None if kv_events is None else functools.partial(kv_events.publish, number)
+
     options = engine_options(args, model_path)
     if isinstance(hosts, RayCluster):
         logger.info(
             "replicas: %d (--replicas) in the cluster (--cluster %s)", args.replicas, args.cluster
         )
-        return _make_replicas(args, options, RaySite(hosts), restart)
+        return _make_replicas(args, options, RaySite(hosts), restart, on_blocks)
     if args.replicas > 1 or args.admin_api_key is not None or args.max_replicas:
         site: Site = _local_site(args, command)
         if hosts is not None:
             site = JoinedSite(site, hosts, args.tp, args.num_threads)
-        return _make_replicas(args, options, site, restart)
+        return _make_replicas(args, options, site, restart, on_blocks)
     launcher: MakeLauncher = functools.partial(LocalRanks, command)
     if hosts is not None:
         launcher = functools.partial(HostRanks, hosts, command)
     # The client refuses what is too much; the engine only has to take more.
     most = min(2 * (args.max_running + args.max_waiting), MAX_WAITING)
     options = dataclasses.replace(options, max_waiting=most)
-    return _make_client(args, options, launcher, restart, ALONE)
+    return _make_client(args, options, launcher, restart, ALONE, on_blocks(0))
 
 
 def _make_client(
@@ -70,6 +89,7 @@ def _make_client(
     launcher: MakeLauncher,
     restart: RestartPolicy | None,
     peers: Peers,
+    on_blocks: OnBlocks | None,
 ) -> EngineClient:
     return EngineClient(
         options,
@@ -81,6 +101,7 @@ def _make_client(
         launcher=launcher,
         restart=restart,
         on_phase=PhaseLog("" if peers is ALONE else f"{peers.name}: ").report,
+        on_blocks=on_blocks,
         peers=peers,
     )
 
@@ -99,13 +120,17 @@ def _local_site(args: ServerArgs, command: Sequence[str]) -> LocalSite:
 
 
 def _make_replicas(
-    args: ServerArgs, options: EngineOptions, site: Site, restart: RestartPolicy | None
+    args: ServerArgs,
+    options: EngineOptions,
+    site: Site,
+    restart: RestartPolicy | None,
+    on_blocks: Callable[[int], OnBlocks | None],
 ) -> Replicas:
     # One that is left alone has the requests of all.
     options = dataclasses.replace(options, max_waiting=MAX_WAITING)
 
     def make_engine(number: int, lot: Lot, peers: Peers) -> EngineClient:
-        return _make_client(args, lot.fit(options), lot.launcher, restart, peers)
+        return _make_client(args, lot.fit(options), lot.launcher, restart, peers, on_blocks(number))
 
     return Replicas(
         make_engine,

@@ -24,6 +24,7 @@ from minisgl.engine.api import EngineStartError
 from minisgl.engine.changes import Changes
 from minisgl.engine.client import EngineClient
 from minisgl.engine.joined_site import guest_number, report_of
+from minisgl.engine.kv_events import KvEventsError
 from minisgl.engine.local_ranks import RANK_COMMAND
 from minisgl.engine.machine import read_machine
 from minisgl.engine.nodes import NodeHub
@@ -31,7 +32,7 @@ from minisgl.engine.ray_cluster import RayCluster, Wish
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.scaling import Bounds, Scaler
-from minisgl.engines import make_engines
+from minisgl.engines import make_engines, open_kv_events
 from minisgl.flags import parse_args
 from minisgl.log import SERVER, start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
@@ -114,7 +115,10 @@ def _serve(
         if args.node_rank > 0 or args.join is not None:
             return _run_node(args, rank_command)
         args = dataclasses.replace(args, api_key=read_api_keys(args), api_key_file=None)
-        with contextlib.closing(open_listener(args, room)) as listener:
+        with (
+            contextlib.closing(open_listener(args, room)) as listener,
+            open_kv_events(args) as kv_events,
+        ):
             files = _find_model(args)
             listener.listen()
             logger.info(
@@ -125,9 +129,15 @@ def _serve(
                 time.monotonic() - began,
             )
             hosts = _make_hosts(args, rank_command)
-            client = make_engines(args, files.path, hosts, rank_command, restart)
+            client = make_engines(args, files.path, hosts, rank_command, restart, kv_events)
             return uvloop.run(Server(args, files, listener, client, hosts, began).run())
-    except (ListenError, ModelError, EngineStartError, SystemLimitError) as error:
+    except (
+        ListenError,
+        ModelError,
+        EngineStartError,
+        KvEventsError,
+        SystemLimitError,
+    ) as error:
         _say_failure(args, str(error))
         return 1
     except KeyboardInterrupt:  # before there was anything to end

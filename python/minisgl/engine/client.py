@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from minisgl.config import STEP_TIMEOUT
 from minisgl.engine.admission import Admission
 from minisgl.engine.api import SHUTTING_DOWN, EngineStartError, EngineUnavailable, State
 from minisgl.engine.group import RankGroup
+from minisgl.engine.kv_events import CLEARED
 from minisgl.engine.launcher import MakeLauncher
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.engine.local_ranks import RANK_COMMAND, LocalRanks
@@ -19,17 +21,20 @@ from minisgl.engine.revival import RestartPolicy, Revival
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
     NO_STANDING,
+    BlockEvent,
     EngineInfo,
     EngineOptions,
     EngineStats,
     PhaseReport,
     Standing,
+    StepOutputs,
 )
 
 if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
 
 
+OnBlocks = Callable[[Sequence[BlockEvent]], None]
 _FIRST_PHASE = "starting the process"
 
 
@@ -57,14 +62,17 @@ class EngineClient:
         restart: RestartPolicy | None = None,
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
         peers: Peers = ALONE,
+        on_blocks: OnBlocks | None = None,
     ) -> None:
         """`size` ranks that sum through `comm`, started by a `launcher` (processes of this host).
         `step_timeout`: seconds that one may work without progress. `max_waiting`: requests taken
         beyond the running ones; `max_waiting_tokens`: tokens of the prompts that wait
-        together; None: any number. `on_phase` hears how a start goes. `peers`: the other engines,
-        where this is one of several.
+        together; None: any number. `on_phase` hears how a start goes, `on_blocks` what enters and
+        leaves the prefix cache. `peers`: the other engines, where this is one of several.
         """
         self._on_phase = on_phase
+        self._on_blocks = on_blocks
+        options = dataclasses.replace(options, report_blocks=on_blocks is not None)
         self._phase = _FIRST_PHASE
         self._draining = False
         admission = peers.admission or Admission(max_waiting, max_waiting_tokens)
@@ -72,6 +80,7 @@ class EngineClient:
 
         def make_group() -> RankGroup:
             self._phase = _FIRST_PHASE
+            self._note_no_blocks()
             return RankGroup(
                 options,
                 launcher=launcher or functools.partial(LocalRanks, RANK_COMMAND),
@@ -79,7 +88,7 @@ class EngineClient:
                 comm=comm,
                 step_timeout=step_timeout,
                 on_phase=self._note_phase,
-                on_outputs=self.requests.dispatch,
+                on_outputs=self._take_outputs,
                 on_loss=self._revival.hear_loss,
             )
 
@@ -224,10 +233,21 @@ class EngineClient:
         self._draining = True
         self.requests.end_all("shutting_down", SHUTTING_DOWN)
         await self._revival.close()
+        self._note_no_blocks()
 
     def kill(self) -> None:
         """Ends the ranks at once, for a process that is about to end itself."""
         self._revival.kill()
+
+    def _take_outputs(self, message: StepOutputs) -> None:
+        if message.block_events and self._on_blocks is not None:
+            self._on_blocks(message.block_events)
+        self.requests.dispatch(message)
+
+    def _note_no_blocks(self) -> None:
+        """An engine begins with an empty prefix cache, and leaves none."""
+        if self._on_blocks is not None:
+            self._on_blocks([CLEARED])
 
     def _note_phase(self, report: PhaseReport) -> None:
         share = f" {100 * report.done // report.total}%" if report.total else ""

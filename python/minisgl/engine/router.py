@@ -213,12 +213,13 @@ class Router:
                 self._sent.set_load(changed.slot, int(changed.load / HIT))
         self._changed.clear()
         excluded = [self._replicas[id].slot for id in exclude if id in self._replicas]
-        least, best, matched, count = self._sent.choose(keys, excluded)
+        wanted = keys if self._routing == "prefix" else b""
+        least, best, matched, count = self._sent.choose(wanted, excluded)
         if least < 0:
             raise NoReplica("no replica can serve the request")
         least_loaded, best_match = self._at(least), self._at(best)
         if count == 1:
-            return best_match, matched, "only"
+            return best_match, self._sent.matched(best, keys), "only"
         if self._routing == "prefix":
             known = self._session(ask, exclude)
             if known is not None and known.load <= least_loaded.load + SATURATED:

@@ -172,11 +172,30 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     step_seconds: NonNegative = 0.0  # in which steps were under way
 
 
-class StepOutputs(msgspec.Struct, frozen=True, tag="step"):
+class BlockEvent(msgspec.Struct, array_like=True, frozen=True):
+    """Blocks that entered or left the prefix cache, or all that left it. The layout is that of the
+    native engine's take_block_events().
+    """
+
+    kind: Literal["stored", "removed", "cleared"]
+    medium: Annotated[str, Meta(max_length=16)] = ""
+    hashes: Annotated[list[int], Meta(max_length=2**20)] = []
+    parent: int | None = None  # the hash of the block that the first one follows
+    token_ids: TokenIds = []
+    salt: Annotated[bytes, Meta(max_length=SALT_BYTES)] = b""
+
+    def __post_init__(self) -> None:
+        if self.kind == "stored" and (not self.hashes or len(self.token_ids) % len(self.hashes)):
+            raise ValueError(f"{len(self.hashes)} blocks can't have {len(self.token_ids)} tokens")
+
+
+class StepOutputs(msgspec.Struct, frozen=True, tag="step", omit_defaults=True):
     """Everything the engine made since the last message; one message a wake of the rank's loop."""
 
     outputs: Annotated[list[Output], Meta(max_length=2**20)]
     stats: EngineStats
+    # What the prefix cache has since, with EngineOptions.report_blocks.
+    block_events: Annotated[list[BlockEvent], Meta(max_length=2**20)] = []
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,6 +281,7 @@ class EngineOptions(EngineSettings):
 
     model_path: str
     cache_dir: str = ""  # for what a GPU measures of itself; "": nowhere
+    report_blocks: bool = False  # say what enters and leaves the prefix cache
 
 
 class PlanKeys(msgspec.Struct, frozen=True):

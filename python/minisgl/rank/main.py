@@ -18,6 +18,7 @@ from minisgl.ipc.child import ParentLink, run_child
 from minisgl.ipc.messages import (
     ALIVE_SECONDS,
     Abort,
+    BlockEvent,
     EngineStats,
     Failed,
     Output,
@@ -52,7 +53,7 @@ async def main(link: ParentLink[ToRank]) -> int:
         logger.info("ready")
         link.outbox.put_nowait(Ready(loaded.info()))
         if start.place.rank == 0:
-            failure = await Rank(loaded.engine, link).serve()
+            failure = await Rank(loaded.engine, link, start.options.report_blocks).serve()
         else:
             failure = await follow(loaded.engine)
     except StartError as error:
@@ -94,9 +95,10 @@ def failure_of(rank: Engine | Follower) -> Failed | None:
 class Rank:
     """The loop around a started engine."""
 
-    def __init__(self, engine: Engine, link: ParentLink[ToRank]) -> None:
+    def __init__(self, engine: Engine, link: ParentLink[ToRank], report_blocks: bool) -> None:
         self._engine = engine
         self._link = link
+        self._report_blocks = report_blocks
         self._failed = asyncio.Event()
         self._broken = ""  # why outputs can't be forwarded any more
 
@@ -152,7 +154,11 @@ class Rank:
             if outputs:
                 # Encoded as they are: the tuples have the layout of Output.
                 self._link.outbox.put_nowait(
-                    StepOutputs(outputs=cast("list[Output]", outputs), stats=self._stats())
+                    StepOutputs(
+                        outputs=cast("list[Output]", outputs),
+                        stats=self._stats(),
+                        block_events=self._block_events(),
+                    )
                 )
         except Exception as error:
             # The tokens are gone: later ones must not follow the gap. The server replays.
@@ -161,6 +167,11 @@ class Rank:
             asyncio.get_running_loop().remove_reader(self._engine.event_fd())
         if self._broken or self._engine.failure():
             self._failed.set()
+
+    def _block_events(self) -> list[BlockEvent]:
+        if not self._report_blocks:
+            return []
+        return cast("list[BlockEvent]", self._engine.take_block_events())  # tuples, too
 
     def _stats(self) -> EngineStats:
         return cast(EngineStats, self._engine.stats())  # a dict, encoded like the struct

@@ -15,7 +15,7 @@ from minisgl.config import ServerArgs
 from minisgl.engine.client import EngineClient
 from minisgl.engine.local_ranks import RANK_COMMAND
 from minisgl.engine.replicas import Replicas
-from minisgl.engines import make_engines
+from minisgl.engines import make_engines, open_kv_events
 from minisgl.launch import start_text
 from minisgl.model_files.source import resolve_model
 from minisgl.server.app import create_app
@@ -28,15 +28,21 @@ PIECES_AHEAD = 16  # of an answer, where its reader is slower
 class EmbeddedServer:
     """Made by start(), ended by close()."""
 
-    def __init__(self, state: ServerState, engine: EngineClient | Replicas) -> None:
+    def __init__(
+        self,
+        state: ServerState,
+        engine: EngineClient | Replicas,
+        opened: contextlib.ExitStack,
+    ) -> None:
         self.app: ASGIApp = create_app(state)
         self._state = state
         self._engine = engine
+        self._opened = opened  # what is closed at the end
 
     @classmethod
     async def start(cls, args: ServerArgs) -> EmbeddedServer:
-        """Loads the model and starts its ranks on this host. Raises ModelError and
-        EngineStartError.
+        """Loads the model and starts its ranks on this host. Raises ModelError, EngineStartError
+        and KvEventsError.
         """
         files = await asyncio.to_thread(
             resolve_model,
@@ -45,9 +51,11 @@ class EmbeddedServer:
             weights=args.load_format != "dummy",
             show_progress=False,
         )
-        engine = make_engines(args, files.path, None, RANK_COMMAND, None)
-        state = ServerState(args, engine, args.served_model_name or (files.name,))
-        embedded = cls(state, engine)
+        with contextlib.ExitStack() as stack:
+            kv_events = stack.enter_context(open_kv_events(args))
+            engine = make_engines(args, files.path, None, RANK_COMMAND, None, kv_events)
+            state = ServerState(args, engine, args.served_model_name or (files.name,))
+            embedded = cls(state, engine, stack.pop_all())
         try:
             await asyncio.gather(engine.start(args.startup_timeout), start_text(state, files.path))
         except BaseException:
@@ -67,6 +75,7 @@ class EmbeddedServer:
         if self._state.text is not None:
             await self._state.text.close()
         await self._engine.close()
+        self._opened.close()
 
 
 @dataclass

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from minisgl.ipc.messages import (
     Abort,
+    BlockEvent,
     EngineInfo,
     EngineOptions,
     EngineStats,
@@ -75,11 +76,26 @@ to_rank = st.one_of(
         ),
     ),
 )
+hashes = st.integers(0, 2**64 - 1)
+block_events = st.one_of(
+    st.builds(BlockEvent, st.just("removed"), st.just("GPU"), st.lists(hashes, max_size=3)),
+    st.builds(
+        BlockEvent,
+        st.just("stored"),
+        st.just("CPU"),
+        st.lists(hashes, min_size=2, max_size=2),
+        st.none() | hashes,
+        st.lists(tokens, min_size=8, max_size=8),
+        st.binary(max_size=16),
+    ),
+    st.just(BlockEvent("cleared")),
+)
 from_rank = st.one_of(
     st.builds(
         StepOutputs,
         st.lists(outputs, max_size=4),
         st.builds(EngineStats, num_running=counts, pages_free=counts),
+        st.lists(block_events, max_size=3),
     ),
     st.builds(PhaseReport, phase=st.text(max_size=20), done=counts, total=counts),
     st.builds(

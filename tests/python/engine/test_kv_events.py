@@ -1,0 +1,131 @@
+"""KV events as a router outside receives them: frames, numbers, replays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from minisgl.engine import kv_events
+from minisgl.engine.kv_events import CLEARED, KvEventPublisher, KvEventsError
+from minisgl.ipc.messages import BlockEvent
+
+STORED = BlockEvent("stored", "GPU", [2**64 - 1, 7], 5, [1, 2, 3, 4])
+SALTED = BlockEvent("stored", "GPU", [9], None, [1, 2], b"\x01\x02")
+REMOVED = BlockEvent("removed", "CPU", [7])
+
+
+class Router:
+    """Somebody who listens."""
+
+    def __init__(self, folder: Path, topic: bytes) -> None:
+        self._context = zmq.asyncio.Context()
+        self.sub = self._context.socket(zmq.SUB)
+        self.sub.connect(f"ipc://{folder}/events")
+        self.sub.setsockopt(zmq.SUBSCRIBE, topic)
+        self.replay = self._context.socket(zmq.DEALER)
+        self.replay.connect(f"ipc://{folder}/replay")
+
+    async def next(self) -> list[Any]:
+        """Topic, number and batch."""
+        topic, number, batch = await asyncio.wait_for(self.sub.recv_multipart(), 5)
+        return [topic, int.from_bytes(number, "big"), msgspec.msgpack.decode(batch)]
+
+    async def missed(self, first: int) -> list[tuple[int, Any]]:
+        """Numbers and batches from `first` on."""
+        await self.replay.send_multipart((b"", first.to_bytes(8, "big")))
+        got = []
+        while True:
+            empty, number, batch = await asyncio.wait_for(self.replay.recv_multipart(), 5)
+            assert empty == b""
+            if not batch:
+                assert number == b"\xff" * 8
+                return got
+            got.append((int.from_bytes(number, "big"), msgspec.msgpack.decode(batch)))
+
+    def close(self) -> None:
+        self._context.destroy(0)
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[KvEventPublisher]:
+    publisher = KvEventPublisher(
+        f"ipc://{tmp_path}/events", f"ipc://{tmp_path}/replay", "kv@pod@model"
+    )
+    yield publisher
+    publisher.close()
+
+
+async def subscribed(publisher: KvEventPublisher, folder: Path) -> Router:
+    """A router that has got the first batch; those before that are lost, as PUB does."""
+    router = Router(folder, b"kv@pod")
+    while not await router.sub.poll(20):
+        publisher.publish(0, [CLEARED])
+    await router.next()
+    return router
+
+
+async def test_batches_have_the_form_that_is_published(
+    publisher: KvEventPublisher, tmp_path: Path
+) -> None:
+    router = await subscribed(publisher, tmp_path)
+    publisher.publish(3, [STORED, REMOVED])
+    topic, first, (when, events, replica) = await router.next()
+    assert topic == b"kv@pod@model"
+    assert when == pytest.approx(kv_events.time.time(), abs=5)
+    assert replica == 3
+    assert events == [
+        ["BlockStored", [2**64 - 1, 7], 5, [1, 2, 3, 4], 2, None, "GPU", None],
+        ["BlockRemoved", [7], "CPU"],
+    ]
+    publisher.publish(0, [SALTED, CLEARED])
+    _, second, (_, events, replica) = await router.next()
+    assert second == first + 1
+    assert replica == 0
+    assert events == [
+        ["BlockStored", [9], None, [1, 2], 2, None, "GPU", None, [["0102"]]],
+        ["AllBlocksCleared"],
+    ]
+    router.close()
+
+
+async def test_what_was_missed_is_sent_again(
+    publisher: KvEventPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_events, "MAX_BATCHES", 150)
+    router = await subscribed(publisher, tmp_path)
+    for number in range(300):
+        publisher.publish(1, [BlockEvent("removed", "GPU", [number])])
+    numbers = [(await router.next())[1] for _ in range(300)]
+    await router.replay.send_multipart((b"", b"short"))  # malformed ones are nobody's business
+    await router.replay.send_multipart((b"no", b"", b"\0" * 8))
+    missed = await router.missed(numbers[-10])
+    assert [number for number, _ in missed] == numbers[-10:]
+    assert missed[-1][1][1:] == [[["BlockRemoved", [299], "GPU"]], 1]
+    assert [number for number, _ in await router.missed(0)] == numbers[-150:]  # all that is kept
+    assert await router.missed(2**63) == []
+    router.close()
+
+
+def test_it_is_closed_after_its_event_loop(publisher: KvEventPublisher) -> None:
+    async def publish() -> None:
+        publisher.publish(0, [CLEARED])
+        await asyncio.sleep(0.01)  # waits for requests
+
+    asyncio.run(publish())
+    publisher.close()
+
+
+def test_an_address_that_can_t_be_used_is_one_sentence(
+    publisher: KvEventPublisher, tmp_path: Path
+) -> None:
+    with pytest.raises(KvEventsError, match="--kv-events-addr ipc:///no/such/folder/x can't be"):
+        KvEventPublisher("ipc:///no/such/folder/x")
+    with pytest.raises(KvEventsError, match="--kv-events-replay-addr ipc:///no/such/folder/x can"):
+        KvEventPublisher(f"ipc://{tmp_path}/others", "ipc:///no/such/folder/x")
