@@ -391,6 +391,14 @@ class ServerArgs(EngineSettings):
         metavar="KEY",
         secret=True,
     )
+    join: str | None = option(
+        None,
+        "this host serves nobody: its GPUs or cores are for replicas of the server that listens at "
+        "this address (its --dist-init-addr), which adds them while it runs; --replicas: as many "
+        "as the cores are divided among",
+        group="replicas",
+        metavar="HOST:PORT",
+    )
     cluster: str | None = option(
         None,
         "ray: the Ray cluster that this host belongs to or RAY_ADDRESS names, or ray://HOST:PORT: "
@@ -511,8 +519,14 @@ class ServerArgs(EngineSettings):
                 raise OptionError(
                     "cluster", f"must be ray or ray://HOST:PORT, got {self.cluster!r}"
                 )
+            if self.nnodes > 1 or self.join is not None:
+                other = "join is given" if self.join is not None else "nnodes is more than 1"
+                raise OptionError("cluster", f"can't be given where {other}")
+        if self.join is not None:
+            parse_address(self.join, "join")
             if self.nnodes > 1:
-                raise OptionError("cluster", "can't be given where nnodes is more than 1")
+                raise OptionError("join", "can't be given where nnodes is more than 1")
+            self._check_secret("join is given")
         if self.admin_api_key is not None and (fault := key_fault(self.admin_api_key)):
             raise OptionError("admin_api_key", fault)
 
@@ -533,14 +547,30 @@ class ServerArgs(EngineSettings):
                 "node_rank", f"must be below nnodes ({self.nnodes}), got {self.node_rank}"
             )
         if self.nnodes == 1:
+            if self.takes_guests:
+                parse_address(str(self.dist_init_addr))
+                self._check_secret("hosts may join")
             return
         if self.dist_init_addr is None:
             raise OptionError("dist_init_addr", "must be given where nnodes is more than 1")
         parse_address(self.dist_init_addr)
+        self._check_secret("nnodes is more than 1")
+        if self.comm == "shm":
+            raise OptionError(
+                "comm", f"shm joins the ranks of one host, and nnodes is {self.nnodes}"
+            )
+
+    @property
+    def takes_guests(self) -> bool:
+        """Whether hosts may join: there is an address for it, and somebody who adds replicas."""
+        addressed = self.dist_init_addr is not None and self.admin_api_key is not None
+        return addressed and self.nnodes == 1 and self.join is None and self.cluster is None
+
+    def _check_secret(self, why: str) -> None:
         if not self.dist_secret:
             raise OptionError(
                 "dist_secret",
-                "must be given where nnodes is more than 1 "
+                f"must be given where {why} "
                 "(MINISGL_DIST_SECRET keeps it out of the list of processes)",
             )
         if len(self.dist_secret) < MIN_SECRET_LENGTH:
@@ -549,17 +579,11 @@ class ServerArgs(EngineSettings):
                 f"must have at least {MIN_SECRET_LENGTH} characters, got "
                 f"{len(self.dist_secret)}; `openssl rand -hex 16` makes one",
             )
-        if self.comm == "shm":
-            raise OptionError(
-                "comm", f"shm joins the ranks of one host, and nnodes is {self.nnodes}"
-            )
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, option: str = "dist_init_addr") -> tuple[str, int]:
     """Host and port of "host:port", an IPv6 host in brackets. OptionError for anything else."""
     host, _, port = text.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65533:
-        raise OptionError(
-            "dist_init_addr", f"must be host:port with a port up to 65533, got {text!r}"
-        )
+        raise OptionError(option, f"must be host:port with a port up to 65533, got {text!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)

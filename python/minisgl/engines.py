@@ -12,6 +12,7 @@ from minisgl.config import MAX_WAITING, ServerArgs
 from minisgl.engine.admission import Admission
 from minisgl.engine.client import EngineClient
 from minisgl.engine.host_ranks import HostRanks
+from minisgl.engine.joined_site import JoinedSite
 from minisgl.engine.launcher import MakeLauncher
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.machine import read_machine
@@ -50,7 +51,10 @@ def make_engines(
         )
         return _make_replicas(args, options, RaySite(hosts), restart)
     if args.replicas > 1 or args.admin_api_key is not None:
-        return _make_replicas(args, options, _local_site(args, command), restart)
+        site: Site = _local_site(args, command)
+        if hosts is not None:
+            site = JoinedSite(site, hosts, args.tp, args.num_threads)
+        return _make_replicas(args, options, site, restart)
     launcher: MakeLauncher = functools.partial(LocalRanks, command)
     if hosts is not None:
         launcher = functools.partial(HostRanks, hosts, command)

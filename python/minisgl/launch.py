@@ -23,7 +23,9 @@ from minisgl.engine.agent import Home, NodeAgent
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.changes import Changes
 from minisgl.engine.client import EngineClient
+from minisgl.engine.joined_site import guest_number, report_of
 from minisgl.engine.local_ranks import RANK_COMMAND
+from minisgl.engine.machine import read_machine
 from minisgl.engine.nodes import NodeHub
 from minisgl.engine.ray_cluster import RayCluster, Wish
 from minisgl.engine.replicas import Replicas
@@ -107,7 +109,7 @@ def _serve(
         spare = 0 if args.admin_api_key is None else SPARE_REPLICAS * args.tp
         room = connection_limit(children + spare)
         check_threads(children)
-        if args.node_rank > 0:
+        if args.node_rank > 0 or args.join is not None:
             return _run_node(args, rank_command)
         args = dataclasses.replace(args, api_key=read_api_keys(args), api_key_file=None)
         with contextlib.closing(open_listener(args, room)) as listener:
@@ -156,10 +158,12 @@ def _make_hosts(args: ServerArgs, rank_command: Sequence[str]) -> NodeHub | RayC
                 log_format=args.log_format,
             )
         )
-    if args.nnodes == 1 or args.dist_init_addr is None or args.dist_secret is None:
+    if args.dist_init_addr is None or args.dist_secret is None:
+        return None
+    if args.nnodes == 1 and not args.takes_guests:
         return None
     host, port = parse_address(args.dist_init_addr)
-    return NodeHub(host, port, args.dist_secret, args.nnodes)
+    return NodeHub(host, port, args.dist_secret, args.nnodes, guests=args.takes_guests)
 
 
 def _find_model(args: ServerArgs) -> ModelFiles:
@@ -181,16 +185,21 @@ def _say_failure(args: ServerArgs, sentence: str) -> None:
 
 
 def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
-    """A host other than 0: it has ranks only, for as long as host 0 needs them."""
-    assert args.dist_init_addr is not None
+    """A host that doesn't serve: it has ranks only, for as long as another one needs them."""
     assert args.dist_secret is not None
+    number, report = args.node_rank, None
     try:
+        home = Home(_find_model(args).path, command)
+        if args.join is not None:
+            report = report_of(read_machine(args.device), args.replicas)
+            number = guest_number(args.dist_secret, report.name)
         agent = NodeAgent(
-            Home(_find_model(args).path, command),
-            parse_address(args.dist_init_addr),
+            home,
+            parse_address(args.join or args.dist_init_addr or ""),
             args.dist_secret,
-            args.node_rank,
+            number,
             args.startup_timeout,
+            report,
         )
         failure = uvloop.run(_until_signal(agent.run()))
     except ModelError as error:
@@ -303,7 +312,7 @@ class Server:
         await self._open_hosts()
         timeout = self._args.startup_timeout
         engine = asyncio.create_task(self._client.start(timeout))
-        text = asyncio.create_task(self._start_text(timeout))
+        text = asyncio.create_task(start_text(self._state, self._files.path))
         try:
             await asyncio.gather(engine, text)
         finally:
@@ -313,31 +322,6 @@ class Server:
         engine.result()
         for line in describe_engine(self._args, self._client.rank_infos):
             logger.info("%s", line)
-
-    async def _start_text(self, timeout: float) -> None:
-        began = time.monotonic()
-        if self._args.generation_config == "auto":
-            self._state.sampling_defaults = await asyncio.to_thread(
-                published_sampling, self._files.path
-            )
-        try:
-            self._state.text = await asyncio.wait_for(
-                TextFrontend.start(
-                    self._files.path,
-                    chat_template=self._args.chat_template,
-                    num_tokenizer=self._args.num_tokenizer,
-                    answer_memory_bytes=self._args.answer_memory_bytes,
-                ),
-                timeout,
-            )
-        except asyncio.TimeoutError:
-            raise ModelError(
-                f"the tokenizer was not ready within {timeout:g} s; "
-                "a longer --startup-timeout gives it more"
-            ) from None
-        num = self._args.num_tokenizer
-        where = counted(num, "process", "processes") if num else "server"
-        logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)
 
     @staticmethod
     async def _first_of(*tasks: asyncio.Task[object]) -> None:
@@ -392,6 +376,31 @@ class Server:
             sys.stderr.flush()
         finally:
             os._exit(128 + number)
+
+
+async def start_text(state: ServerState, model_path: str) -> None:
+    """Loads a server's tokenizer, and what the model publishes of sampling. Raises ModelError."""
+    began, args = time.monotonic(), state.args
+    if args.generation_config == "auto":
+        state.sampling_defaults = await asyncio.to_thread(published_sampling, model_path)
+    try:
+        state.text = await asyncio.wait_for(
+            TextFrontend.start(
+                model_path,
+                chat_template=args.chat_template,
+                num_tokenizer=args.num_tokenizer,
+                answer_memory_bytes=args.answer_memory_bytes,
+            ),
+            args.startup_timeout,
+        )
+    except asyncio.TimeoutError:
+        raise ModelError(
+            f"the tokenizer was not ready within {args.startup_timeout:g} s; "
+            "a longer --startup-timeout gives it more"
+        ) from None
+    num = args.num_tokenizer
+    where = counted(num, "process", "processes") if num else "server"
+    logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)
 
 
 def _end_signals() -> tuple[signal.Signals, ...]:

@@ -21,6 +21,7 @@ from minisgl.ipc.node_link import (
     EndRanks,
     Farewell,
     GroupEnd,
+    HostReport,
     NodeLink,
     NodeLinkError,
     RankEnd,
@@ -131,8 +132,12 @@ class NodeAgent:
         secret: str,
         number: int,
         patience: float,
+        report: HostReport | None = None,
     ) -> None:
-        """`number` is this host's; `patience`: seconds that host 0 may be out of reach."""
+        """`number` is this host's; `patience`: seconds that host 0 may be out of reach; `report`:
+        what this one has to offer.
+        """
+        self._report = report
         self._home = home
         self._address = address
         self._secret = secret
@@ -147,6 +152,8 @@ class NodeAgent:
         """
         try:
             while link := await self._connect():
+                if self._report is not None:
+                    link.send(self._report)
                 pulse = background(_show_life(link), "the signs of life for host 0")
                 try:
                     await self._obey(link)

@@ -9,6 +9,7 @@ from typing import Protocol
 from minisgl.ipc.messages import Alive, PlanKeys
 from minisgl.ipc.node_link import (
     Farewell,
+    HostReport,
     NodeLink,
     NodeLinkError,
     OfGroup,
@@ -21,6 +22,7 @@ from minisgl.tasks import background
 ALIVE_SECONDS = 1.0  # between two signs of life of a host
 # Seconds without one, and another host is lost: before its ranks are missed (RankWatch).
 SILENT_TICKS = 6
+QUIET_TICKS = 3  # and a guest may come again before it is missed
 FIRST_GUEST = 1024  # the least number of a host that has no part of the server's own model
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class NodeHub:
         self.nnodes = nnodes
         self._guests = guests
         self._listeners: dict[str, GroupListener] = {}
+        self.reports: dict[int, HostReport] = {}  # of guests that are connected
         self._links: dict[int, NodeLink] = {}
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -127,12 +130,17 @@ class NodeHub:
         link.abort()
         if self._links.get(link.node_rank) is link:
             del self._links[link.node_rank]
+            self.reports.pop(link.node_rank, None)
             for listener in list(self._listeners.values()):
                 listener.lose_host(link.node_rank, why)
 
     def _fault(self, number: int) -> str:
-        if 1 <= number < self.nnodes or (self._guests and number >= FIRST_GUEST):
+        if 1 <= number < self.nnodes:
             return ""
+        if self._guests and number >= FIRST_GUEST:
+            known = self._links.get(number)
+            is_there = known is not None and known.silent_ticks < QUIET_TICKS
+            return "a host of this name is there already" if is_there else ""
         if self.nnodes == 1:
             return "it has ranks of a model to offer (--node-rank), and --nnodes is 1 here"
         return (
@@ -160,7 +168,9 @@ class NodeHub:
                 message = await link.receive_from_node()
                 if isinstance(message, Alive):
                     continue
-                if listener := self._listeners.get(message.group):
+                if isinstance(message, HostReport):
+                    self.reports[number] = message
+                elif listener := self._listeners.get(message.group):
                     listener.hear(number, message)
         except NodeLinkError as error:
             why = str(error)

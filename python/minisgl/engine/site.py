@@ -9,7 +9,7 @@ from typing import Protocol
 
 from minisgl.engine.launcher import MakeLauncher
 from minisgl.engine.local_ranks import LocalRanks
-from minisgl.engine.placement import Accountant
+from minisgl.engine.placement import Accountant, Share
 from minisgl.ipc.messages import EngineOptions
 
 LEAST_MEMORY_FRACTION = 0.01  # that EngineSettings takes
@@ -39,6 +39,14 @@ class Site(Protocol):
         """A place for the replica with this number. Raises NoRoom."""
 
 
+def share_of_memory(options: EngineOptions, share: Share) -> EngineOptions:
+    """A GPU's memory is the replica's alone, the host's is everybody's."""
+    if share.gpus:
+        return options
+    fraction = max(options.memory_fraction / share.sharers, LEAST_MEMORY_FRACTION)
+    return dataclasses.replace(options, memory_fraction=fraction)
+
+
 class LocalLot:
     """A place on this host."""
 
@@ -50,11 +58,8 @@ class LocalLot:
         )
 
     def fit(self, options: EngineOptions) -> EngineOptions:
-        """As in Lot: a GPU's memory is the replica's alone, the host's is everybody's."""
-        if self.share.gpus:
-            return options
-        fraction = max(options.memory_fraction / self.share.sharers, LEAST_MEMORY_FRACTION)
-        return dataclasses.replace(options, memory_fraction=fraction)
+        """As in Lot."""
+        return share_of_memory(options, self.share)
 
     def give_back(self) -> None:
         """As in Lot."""

@@ -111,9 +111,26 @@ class GroupEnd(msgspec.Struct, frozen=True, tag="group_end"):
     group: GroupName
 
 
+class GpuReport(msgspec.Struct, frozen=True):
+    """A GPU of a host."""
+
+    name: Annotated[str, Meta(max_length=256)]  # as CUDA_VISIBLE_DEVICES takes it
+    near: list[int] = []  # the cores on its side
+    links: list[int] = []  # numbers of the GPUs that NVLink joins it to
+
+
+class HostReport(msgspec.Struct, frozen=True, kw_only=True, tag="host"):
+    """From a host that has joined, first: what it has for groups."""
+
+    name: Annotated[str, Meta(max_length=256)]
+    cores: Annotated[list[int], Meta(max_length=65536)]
+    gpus: Annotated[list[GpuReport], Meta(max_length=1024)] = []
+    groups: Annotated[int, Meta(ge=1, le=1024)] = 1  # that its cores are divided among
+
+
 ToNode = StartRanks | RankMail | StopRanks | EndRanks | Farewell | Alive
 OfGroup = RankWord | RankGone | RankEnd | GroupEnd
-FromNode = OfGroup | Alive
+FromNode = OfGroup | HostReport | Alive
 _to_node: msgspec.msgpack.Decoder[ToNode] = msgspec.msgpack.Decoder(ToNode)
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)
 

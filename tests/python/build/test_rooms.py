@@ -80,7 +80,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tokenizer",
     },
     # What runs in Ray's processes.
-    "ray": {"engine", "ipc", "log", "model_files", "tasks"},
+    "ray": {
+        "config",
+        "distributed_info",
+        "engine",
+        "engines",
+        "flags",
+        "ipc",
+        "launch",
+        "log",
+        "model_files",
+        "server",
+        "tasks",
+    },
     # Programs and the public names.
     "launch": {
         "config",

@@ -10,7 +10,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,11 @@ def children(of: int) -> list[int]:
             if parent == of and "minisgl-TP" in (folder / "cmdline").read_text():
                 found.append(int(folder.name))
     return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 class Guest:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ LOOPBACK = "127.0.0.1"
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_gcs_rpc_server_reconnect_timeout_s": "3",  # seconds that a lost head is waited for
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
@@ -38,13 +41,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip("needs Ray: pip install 'minisgl[ray]'"))
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Cluster:
     """A head without CPUs, and nodes with some."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind((LOOPBACK, 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self._cluster: Any = None
         self.start_head()
 
