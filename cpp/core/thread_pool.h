@@ -20,7 +20,7 @@ class ThreadPool {
   int num_threads() const;
 
   // Where the pool reports: each task that the caller runs itself is an advance. A rank's other work advances it, too.
-  // Before the first run.
+  // Before the first run. What progress() returned until then is gone: who reports for long asks the pool each time.
   void report_to(std::shared_ptr<Progress> progress);
   Progress& progress() const;
 

@@ -39,7 +39,7 @@ struct DenseGemm::Impl {
   Stopwatch stopwatch;
 
   Impl(const std::string& gpu_name, const std::filesystem::path& cache_folder, ThreadPool& pool)
-      : owner(concat(gpu_name, ", cuBLASLt ", library.version())), stopwatch(scrub.get(), pool.progress()) {
+      : owner(concat(gpu_name, ", cuBLASLt ", library.version())), stopwatch(scrub.get(), pool) {
     if (cache_folder.empty()) return;
     std::string name = concat("gemm ", owner, ".txt");
     std::ranges::replace_if(name, [](unsigned char c) { return std::isalnum(c) == 0 && c != '.'; }, '-');

@@ -34,8 +34,8 @@ CudaGraphExec recorded(std::size_t turns, cudaStream_t stream, const std::functi
 
 }  // namespace
 
-Stopwatch::Stopwatch(void* scrub, Progress& progress)
-    : scrub_(scrub), progress_(progress), start_(make_timed_event()), end_(make_timed_event()) {}
+Stopwatch::Stopwatch(void* scrub, const ThreadPool& pool)
+    : scrub_(scrub), pool_(pool), start_(make_timed_event()), end_(make_timed_event()) {}
 
 float Stopwatch::milliseconds(const std::function<void()>& launch, cudaStream_t stream) {
   MINISGL_CUDA_CHECK(cudaMemsetAsync(scrub_, 0, kScrubBytes, stream));
@@ -43,7 +43,7 @@ float Stopwatch::milliseconds(const std::function<void()>& launch, cudaStream_t 
   launch();
   MINISGL_CUDA_CHECK(cudaEventRecord(end_.get(), stream));
   const float ms = milliseconds_between(start_, end_);
-  progress_.advance();
+  pool_.progress().advance();
   return ms;
 }
 

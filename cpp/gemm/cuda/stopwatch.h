@@ -7,7 +7,7 @@
 #include <functional>
 
 #include "core/cuda/runtime.h"
-#include "core/progress.h"
+#include "core/thread_pool.h"
 
 namespace minisgl::cuda {
 
@@ -17,8 +17,8 @@ constexpr std::size_t kScrubBytes = std::size_t{128} << 20;
 // Times single kernels with their operands out of the caches.
 class Stopwatch {
  public:
-  // `scrub` has kScrubBytes of the device's memory. `progress` advances with every run.
-  Stopwatch(void* scrub, Progress& progress);
+  // `scrub` has kScrubBytes of the device's memory. Every run advances the progress that `pool` reports to by then.
+  Stopwatch(void* scrub, const ThreadPool& pool);
 
   // Of the kernels that launch(0) to launch(count - 1) queue on `stream` the one whose shortest run was the shortest:
   // each runs twice, the first time to load it, the best of them a few times more. Waits for the stream.
@@ -28,7 +28,7 @@ class Stopwatch {
   float milliseconds(const std::function<void()>& launch, cudaStream_t stream);
 
   void* scrub_;
-  Progress& progress_;
+  const ThreadPool& pool_;
   CudaEvent start_, end_;
 };
 
