@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -57,7 +58,12 @@ async def load_rank(start: Start, outbox: Outbox, life: Life, process: str) -> L
     `process` is this process's name. StartError.
     """
     loop = asyncio.get_running_loop()
-    reports = _PhaseReporter(lambda report: loop.call_soon_threadsafe(outbox.put_nowait, report))
+
+    def send(report: PhaseReport) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            loop.call_soon_threadsafe(outbox.put_nowait, report)
+
+    reports = _PhaseReporter(send)
     return await in_daemon_thread(lambda: _construct(start, reports, life, process), "load")
 
 

@@ -11,6 +11,7 @@ import pytest
 from minisgl.ipc import node_link
 from minisgl.ipc.messages import Alive
 from minisgl.ipc.node_link import (
+    WIRE_VERSION,
     Hello,
     NodeLink,
     NodeLinkError,
@@ -72,7 +73,7 @@ async def test_two_of_one_release_and_secret_talk() -> None:
         server.close()
 
 
-@pytest.mark.parametrize("other", [Hello("0.0.9", 1), Hello(wire=7)])
+@pytest.mark.parametrize("other", [Hello("0.0.9", 1), Hello(wire=WIRE_VERSION + 1)])
 async def test_two_releases_refuse_each_other_and_both_name_both(
     monkeypatch: pytest.MonkeyPatch, other: Hello
 ) -> None:

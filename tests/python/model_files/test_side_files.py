@@ -160,6 +160,7 @@ def test_nobody_else_reads_files_of_a_model() -> None:
                 "default_model.py",
                 "cores.py",
                 "nodes.py",
+                "ray_cluster.py",
                 "addresses.py",
             ):
                 assert readers.findall(file.read_text()) == [], file
