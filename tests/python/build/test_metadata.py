@@ -100,9 +100,10 @@ def test_the_version_is_the_same_everywhere() -> None:
 def test_the_native_module_links_neither_torch_nor_nccl() -> None:
     path = _native.__file__
     assert path
-    linked = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
-    assert "libstdc++" in linked
-    assert not re.search(r"torch|c10|nccl|cudart|cublas", linked)
+    lines = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+    linked = [line.split()[0] for line in lines.splitlines()]  # addresses follow, which vary
+    assert "libstdc++.so.6" in linked
+    assert not [name for name in linked if re.search(r"torch|c10|nccl|cudart|cublas", name)]
 
 
 def test_serving_imports_neither_torch_nor_transformers() -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import random
 import resource
+import signal
 import socket
 import struct
 import threading
@@ -235,9 +237,12 @@ def test_clients_that_vanish_at_every_phase(server: RunningServer) -> None:
 
 
 def test_two_requests_more_than_the_queue_holds(impatient: RunningServer) -> None:
-    """Eight are held, four of them running; all eight get what they get alone."""
-    path, body = "/v1/completions", {"prompt": [1], "max_tokens": 4000, "ignore_eos": True}
+    """Eight are held, four of which may run; all eight get what they get alone. The rank stands
+    still meanwhile, so that none ends before the last has come.
+    """
+    path, body = "/v1/completions", {"prompt": [1], "max_tokens": 400, "ignore_eos": True}
     body |= {"seed": 3, "stream": True}
+    (rank,) = impatient.process.ranks()
     alone = post(impatient.port, path, body)
     answers: list[object] = []
     threads = [
@@ -245,16 +250,21 @@ def test_two_requests_more_than_the_queue_holds(impatient: RunningServer) -> Non
         for _ in range(8)
     ]
     with HealthWatch(impatient.port) as health:
-        for thread in threads:
-            thread.start()
-        until(lambda: gauges(impatient.port)["num_streams"] == 8)
-        for stream in (False, True):
-            refused = httpx.post(
-                f"http://127.0.0.1:{impatient.port}{path}", json={"prompt": [1], "stream": stream}
-            )
-            assert refused.status_code == 429
-            assert int(refused.headers["retry-after"]) >= 1
-            assert refused.json()["error"]["code"] == "queue_full"
+        os.kill(rank, signal.SIGSTOP)
+        try:
+            for thread in threads:
+                thread.start()
+            until(lambda: gauges(impatient.port)["num_streams"] == 8)
+            for stream in (False, True):
+                refused = httpx.post(
+                    f"http://127.0.0.1:{impatient.port}{path}",
+                    json={"prompt": [1], "stream": stream},
+                )
+                assert refused.status_code == 429
+                assert int(refused.headers["retry-after"]) >= 1
+                assert refused.json()["error"]["code"] == "queue_full"
+        finally:
+            os.kill(rank, signal.SIGCONT)
         for thread in threads:
             thread.join(DEADLINE)
     assert health.answers > 0

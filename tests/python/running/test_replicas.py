@@ -25,7 +25,7 @@ from tests.python.running.test_ranks import text_of
 
 KEY = "for operators"
 NUM_STREAMS = 16
-TOKENS = 1200
+TOKENS = 2000  # for about a second, so that none ends before its replica is lost
 # Every second one is drawn, with penalties: both go on from where the stream is.
 DRAWN = {"temperature": 0.8, "seed": 7, "frequency_penalty": 0.3, "repetition_penalty": 1.1}
 
