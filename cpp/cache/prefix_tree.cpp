@@ -2,37 +2,23 @@
 #include "cache/prefix_tree.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <optional>
-#include <random>
 #include <utility>
 
 #include "core/error.h"
 #include "core/xxh64.h"
 
 namespace minisgl {
-namespace {
-
-std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
-  hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
-  return hash ^ (hash >> 32);
-}
-
-std::uint64_t random_seed() {
-  std::random_device random;
-  return (std::uint64_t{random()} << 32) | random();
-}
-
-}  // namespace
-
 PrefixTree::PrefixTree(PageAllocator& pages, int page_size)
-    : pages_(pages), page_size_(static_cast<std::size_t>(page_size)), seed_(random_seed()) {
+    : pages_(pages),
+      page_size_(static_cast<std::size_t>(page_size)),
+      seed_(random_seed()),
+      index_(static_cast<std::size_t>(pages.num_total())) {
   MINISGL_CHECK(page_size >= 1, "page_size is ", page_size);
   const auto count = static_cast<std::size_t>(pages.num_total());
   nodes_.resize(count);
   tokens_.resize(count * page_size_);
-  index_.assign(std::bit_ceil(2 * count), kNone);
 }
 
 void PrefixTree::take(const PrefixSpace& space, std::span<const std::int32_t> tokens, std::vector<PageId>& pages,
@@ -150,7 +136,7 @@ void PrefixTree::drop(PageId page) {
   MINISGL_CHECK(leaf.is_idle && leaf.first_child == kNone, "page ", page, " is in use");
   end_idle(page);
   if (leaf.num_tokens == static_cast<std::int32_t>(page_size_)) {
-    unindex(page);
+    index_.take_out(page, leaf.hash, [this](PageId other) { return node(other).hash; });
     if (events_) events_->removed(medium_, block_hashes_[static_cast<std::size_t>(page)]);
   }
   if (leaf.next_sibling != kNone) node(leaf.next_sibling).previous_sibling = leaf.previous_sibling;
@@ -193,7 +179,7 @@ void PrefixTree::add(PageId page, PageId parent, std::uint64_t hash, std::span<c
     node(parent).first_child = page;
   }
   if (tokens.size() == page_size_) {
-    index(page);
+    index_.put(page, hash, [this](PageId other) { return node(other).hash; });
     if (parent != kNone) note_child(parent, hash);
     if (events_) report_added(page, with.space);
   }
@@ -239,34 +225,11 @@ std::uint64_t PrefixTree::hash_of(PageId parent, const PrefixSpace& space, std::
 
 PageId PrefixTree::find(PageId parent, const PrefixSpace& space, std::span<const std::int32_t> tokens,
                         std::uint64_t hash) const {
-  for (std::size_t slot = slot_of(hash); index_[slot] != kNone; slot = slot_of(slot + 1)) {
-    const PageId page = index_[slot];
+  return index_.find(hash, [&](PageId page) {
     const Node& candidate = node(page);
-    if (candidate.hash == hash && candidate.parent == parent && std::ranges::equal(tokens_of(page), tokens) &&
-        (parent != kNone || candidate.space == space)) {
-      return page;
-    }
-  }
-  return kNone;
-}
-
-void PrefixTree::index(PageId page) {
-  std::size_t slot = slot_of(node(page).hash);
-  while (index_[slot] != kNone) slot = slot_of(slot + 1);
-  index_[slot] = page;
-}
-
-// Those behind it that would not be found past the gap move up.
-void PrefixTree::unindex(PageId page) {
-  std::size_t gap = slot_of(node(page).hash);
-  while (index_[gap] != page) gap = slot_of(gap + 1);
-  for (std::size_t slot = slot_of(gap + 1); index_[slot] != kNone; slot = slot_of(slot + 1)) {
-    const std::size_t home = slot_of(node(index_[slot]).hash);
-    if (slot_of(slot - home) < slot_of(slot - gap)) continue;
-    index_[gap] = index_[slot];
-    gap = slot;
-  }
-  index_[gap] = kNone;
+    return candidate.hash == hash && candidate.parent == parent && std::ranges::equal(tokens_of(page), tokens) &&
+           (parent != kNone || candidate.space == space);
+  });
 }
 
 // A full page follows `parent`, which the caller owns, as all that come before it: none of them is in a list. Where
@@ -357,7 +320,7 @@ void PrefixTree::check(std::span<std::uint32_t> owners) const {
   }
   MINISGL_CHECK(num_offered == num_offered_, num_offered, " pages are offered, not ", num_offered_);
   MINISGL_CHECK(num_pages == num_pages_ && num_children == 0 && num_idle == num_idle_ && num_listed == num_idle_);
-  MINISGL_CHECK(num_full == std::ssize(index_) - std::ranges::count(index_, kNone));
+  index_.check(num_full);
 }
 
 }  // namespace minisgl

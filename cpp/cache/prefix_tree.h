@@ -11,6 +11,7 @@
 
 #include "cache/block_events.h"
 #include "cache/page_allocator.h"
+#include "cache/probing_index.h"
 
 namespace minisgl {
 
@@ -155,9 +156,6 @@ class PrefixTree {
   void add(PageId page, PageId parent, std::uint64_t hash, std::span<const std::int32_t> tokens, const Insertion& with);
   void drop(PageId page);
   void drop_begun(PageId parent, std::span<const std::int32_t> tokens);
-  std::size_t slot_of(std::uint64_t hash) const { return static_cast<std::size_t>(hash) & (index_.size() - 1); }
-  void index(PageId page);
-  void unindex(PageId page);
   // Whether nobody owns the page but the tree and a copy.
   bool is_alone(PageId page) const { return pages_.num_owners(page) == (node(page).is_copied ? 2u : 1u); }
   void note_child(PageId parent, std::uint64_t hash);
@@ -171,7 +169,7 @@ class PrefixTree {
   std::uint64_t seed_;                // of the hashes, so that nobody can make them collide
   std::vector<Node> nodes_;           // [num_total]
   std::vector<std::int32_t> tokens_;  // [num_total, page_size]
-  std::vector<PageId> index_;         // full pages by hash, linear probing; a power of two, at most half full
+  ProbingIndex<PageId> index_;        // full pages
   // The pages that the tree alone owns, in the order of their release.
   struct IdleList {
     PageId newest = kNone, oldest = kNone;

@@ -4,26 +4,11 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <random>
 #include <utility>
 
 #include "core/error.h"
 
 namespace minisgl {
-namespace {
-
-std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
-  hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
-  return hash ^ (hash >> 32);
-}
-
-std::uint64_t random_seed() {
-  std::random_device random;
-  return (std::uint64_t{random()} << 32) | random();
-}
-
-}  // namespace
-
 SentPrefixes::SentPrefixes() : seed_(random_seed()) {}
 
 void SentPrefixes::add(int replica, std::int64_t max_blocks) {
@@ -146,53 +131,12 @@ std::uint64_t SentPrefixes::hash_of(std::uint64_t key, int replica) {
 }
 
 SentPrefixes::NodeId SentPrefixes::find(std::uint64_t key, int replica) const {
-  const std::size_t mask = own_.slots.size() - 1;
-  for (std::size_t slot = hash_of(key, replica) & mask; own_.slots[slot] != kNone; slot = (slot + 1) & mask) {
-    const Node& node = nodes_[own_.slots[slot]];
-    if (node.key == key && node.replica == replica) return own_.slots[slot];
-  }
-  return kNone;
+  return own_.find(hash_of(key, replica),
+                   [&](NodeId node) { return nodes_[node].key == key && nodes_[node].replica == replica; });
 }
 
 SentPrefixes::NodeId SentPrefixes::first_of(std::uint64_t key) const {
-  const std::size_t mask = first_.slots.size() - 1;
-  for (std::size_t slot = key & mask; first_.slots[slot] != kNone; slot = (slot + 1) & mask) {
-    if (nodes_[first_.slots[slot]].key == key) return first_.slots[slot];
-  }
-  return kNone;
-}
-
-template <class HashOf>
-void SentPrefixes::put(Index& index, NodeId node, std::uint64_t hash, HashOf hash_of) {
-  const auto place = [&](NodeId placed, std::uint64_t by) {
-    const std::size_t mask = index.slots.size() - 1;
-    std::size_t slot = by & mask;
-    while (index.slots[slot] != kNone) slot = (slot + 1) & mask;
-    index.slots[slot] = placed;
-  };
-  if (2 * ++index.num_used > index.slots.size()) {
-    const std::vector<NodeId> before = std::exchange(index.slots, std::vector<NodeId>(2 * index.slots.size(), kNone));
-    for (const NodeId known : before) {
-      if (known != kNone) place(known, hash_of(known));
-    }
-  }
-  place(node, hash);
-}
-
-// Those behind it that would not be found past the gap move up.
-template <class HashOf>
-void SentPrefixes::take_out(Index& index, NodeId node, std::uint64_t hash, HashOf hash_of) {
-  const std::size_t mask = index.slots.size() - 1;
-  std::size_t gap = hash & mask;
-  while (index.slots[gap] != node) gap = (gap + 1) & mask;
-  for (std::size_t slot = (gap + 1) & mask; index.slots[slot] != kNone; slot = (slot + 1) & mask) {
-    const std::size_t home = hash_of(index.slots[slot]) & mask;
-    if (((slot - home) & mask) < ((slot - gap) & mask)) continue;
-    index.slots[gap] = index.slots[slot];
-    gap = slot;
-  }
-  index.slots[gap] = kNone;
-  --index.num_used;
+  return first_.find(key, [&](NodeId node) { return nodes_[node].key == key; });
 }
 
 void SentPrefixes::make(std::uint64_t key, int replica) {
@@ -208,7 +152,7 @@ void SentPrefixes::make(std::uint64_t key, int replica) {
   nodes_[made] = {.key = key, .replica = replica};
   if (first == kNone) {
     nodes_[made].num_same = 1;
-    put(first_, made, key, [this](NodeId node) { return hash_of_first(node); });
+    first_.put(made, key, [this](NodeId node) { return hash_of_first(node); });
   } else {  // behind the first one, which stays what the index names
     ++nodes_[first].num_same;
     const NodeId next = std::exchange(nodes_[first].next, made);
@@ -216,7 +160,7 @@ void SentPrefixes::make(std::uint64_t key, int replica) {
     nodes_[made].next = next;
     if (next != kNone) nodes_[next].previous = made;
   }
-  put(own_, made, hash_of(key, replica), [this](NodeId node) { return hash_of_own(node); });
+  own_.put(made, hash_of(key, replica), [this](NodeId node) { return hash_of_own(node); });
   link_newest(made);
   ++at(replica).num_blocks;
 }
@@ -225,17 +169,17 @@ void SentPrefixes::drop(NodeId dropped) {
   Node& node = nodes_[dropped];
   --at(node.replica).num_blocks;
   unlink(dropped);
-  take_out(own_, dropped, hash_of_own(dropped), [this](NodeId other) { return hash_of_own(other); });
+  own_.take_out(dropped, hash_of_own(dropped), [this](NodeId other) { return hash_of_own(other); });
   if (node.previous != kNone) {
     --nodes_[first_of(node.key)].num_same;
     nodes_[node.previous].next = node.next;
     if (node.next != kNone) nodes_[node.next].previous = node.previous;
   } else {
-    take_out(first_, dropped, node.key, [this](NodeId other) { return hash_of_first(other); });
+    first_.take_out(dropped, node.key, [this](NodeId other) { return hash_of_first(other); });
     if (node.next != kNone) {
       nodes_[node.next].previous = kNone;
       nodes_[node.next].num_same = node.num_same - 1;
-      put(first_, node.next, node.key, [this](NodeId other) { return hash_of_first(other); });
+      first_.put(node.next, node.key, [this](NodeId other) { return hash_of_first(other); });
     }
   }
   node = {.older = std::exchange(free_, dropped)};
@@ -258,7 +202,7 @@ void SentPrefixes::unlink(NodeId unlinked) {
 }
 
 void SentPrefixes::check() const {
-  std::size_t num_nodes = 0, num_first = 0;
+  std::int64_t num_nodes = 0, num_first = 0;
   for (int replica = 0; std::cmp_less(replica, replicas_.size()); ++replica) {
     const Replica& here = replicas_[static_cast<std::size_t>(replica)];
     std::int64_t count = 0;
@@ -278,9 +222,10 @@ void SentPrefixes::check() const {
     }
     MINISGL_CHECK(count == here.num_blocks && count <= here.max_blocks, "replica ", replica, " has ", count,
                   " blocks; counted: ", here.num_blocks, ", room: ", here.max_blocks);
-    num_nodes += static_cast<std::size_t>(count);
+    num_nodes += count;
   }
-  MINISGL_CHECK(own_.num_used == num_nodes && first_.num_used == num_first, "blocks are in an index and in no list");
+  own_.check(num_nodes);
+  first_.check(num_first);
 }
 
 }  // namespace minisgl

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "cache/probing_index.h"
+
 namespace minisgl {
 
 // A block is kBlock tokens, and its key hashes the key before it with these tokens: it stands for all of a prompt up to
@@ -75,11 +77,6 @@ class SentPrefixes {
     NodeId newest = kNone, oldest = kNone;
     std::int64_t load = 0, turn = 0;
   };
-  // Nodes by a hash: linear probing, a power of two, at most half full.
-  struct Index {
-    std::vector<NodeId> slots = std::vector<NodeId>(64, kNone);
-    std::size_t num_used = 0;
-  };
 
   void check_has(int replica) const;
   const Replica& at(int replica) const {
@@ -94,10 +91,6 @@ class SentPrefixes {
   NodeId find(std::uint64_t key, int replica) const;
   NodeId first_of(std::uint64_t key) const;
   NodeId first_beyond(std::span<const std::uint64_t> keys, std::size_t& end, std::uint32_t count) const;
-  template <class HashOf>
-  static void put(Index& index, NodeId node, std::uint64_t hash, HashOf hash_of);
-  template <class HashOf>
-  static void take_out(Index& index, NodeId node, std::uint64_t hash, HashOf hash_of);
   std::uint64_t hash_of_own(NodeId node) const { return hash_of(nodes_[node].key, nodes_[node].replica); }
   std::uint64_t hash_of_first(NodeId node) const { return nodes_[node].key; }
 
@@ -110,8 +103,8 @@ class SentPrefixes {
   std::vector<Replica> replicas_;
   std::vector<Node> nodes_;
   NodeId free_ = kNone;
-  Index own_;    // by key and replica
-  Index first_;  // by key: the first one of the nodes with it
+  ProbingIndex<NodeId> own_;    // by key and replica
+  ProbingIndex<NodeId> first_;  // by key: the first one of the nodes with it
   std::int64_t turn_ = 0;
 };
 
