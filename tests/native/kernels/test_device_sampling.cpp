@@ -259,10 +259,9 @@ TEST_P(DeviceSampling, MasksAndBansThatLeaveNothing) {
   EXPECT_EQ(run(only, vocab, {{.params = &params, .processors = {.mask = two}}})[0].token, 40);
 }
 
-// Steps are recorded without masks; when they are replayed, some sequences have one.
-TEST_P(DeviceSampling, MasksInAReplayedStep) {
-  const std::int64_t vocab = 5000, most = 4;
-  const auto device = GetParam() == DeviceKind::cpu ? make_cpu_device(1) : make_cuda_device(0, 1);
+// A device of its own with room for `most` sequences in a step.
+std::unique_ptr<Device> reserved_device(DeviceKind kind, std::int64_t most, std::int64_t vocab) {
+  auto device = kind == DeviceKind::cpu ? make_cpu_device(1) : make_cuda_device(0, 1);
   device->reserve({.rows = 64,
                    .sequences = most,
                    .penalized = most,
@@ -270,6 +269,13 @@ TEST_P(DeviceSampling, MasksInAReplayedStep) {
                    .positions = 64,
                    .pages = 64,
                    .vocab_size = vocab});
+  return device;
+}
+
+// Steps are recorded without masks; when they are replayed, some sequences have one.
+TEST_P(DeviceSampling, MasksInAReplayedStep) {
+  const std::int64_t vocab = 5000, most = 4;
+  const auto device = reserved_device(GetParam(), most, vocab);
   const auto logits = random_floats(most * vocab, 70, 3.0f);
   const DeviceMatrix matrix(*device, DType::f32, most, vocab, logits);
   const std::vector<std::int32_t> zeros(most, 0), rows{0, 1, 2, 3}, pages{0};
@@ -312,14 +318,7 @@ TEST_P(DeviceSampling, MasksInAReplayedStep) {
 // A step with more bans than were reserved for is not replayed; the next one is, as before.
 TEST_P(DeviceSampling, AStepThatIsTooLargeForItsRecordingLeavesItValid) {
   const std::int64_t vocab = 5000, most = 2;
-  const auto device = GetParam() == DeviceKind::cpu ? make_cpu_device(1) : make_cuda_device(0, 1);
-  device->reserve({.rows = 64,
-                   .sequences = most,
-                   .penalized = most,
-                   .logits = most,
-                   .positions = 64,
-                   .pages = 64,
-                   .vocab_size = vocab});
+  const auto device = reserved_device(GetParam(), most, vocab);
   const auto logits = random_floats(most * vocab, 71, 3.0f);
   const DeviceMatrix matrix(*device, DType::f32, most, vocab, logits);
   const std::vector<std::int32_t> zeros(most, 0), rows{0, 1}, pages{0};
