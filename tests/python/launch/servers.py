@@ -116,6 +116,13 @@ class ServerProcess:
         """What stands in its temporary directory."""
         return sorted(os.listdir(self.directory))
 
+    def end_in_order(self) -> None:
+        """Asks it to end, where it hasn't ended, and expects that all went well."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+            assert self.wait() == 0, self.output
+        assert "Traceback" not in self.output
+
     def end(self) -> None:
         for pid in [*self.children(), self.process.pid]:
             os.kill(pid, signal.SIGKILL)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,7 +123,4 @@ def start_server(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> Iterator
 
     yield start
     for server in servers:
-        if server.process.poll() is None:
-            server.signal(signal.SIGTERM)
-            assert server.wait() == 0, server.output
-        assert "Traceback" not in server.output
+        server.end_in_order()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,10 +34,7 @@ def processes(tmp_path: Path, tiny_model: Path) -> Iterator[list[ServerProcess]]
     ]
     yield started
     for process in started:
-        if process.process.poll() is None:
-            process.signal(signal.SIGTERM)
-            assert process.wait() == 0, process.output
-        assert "Traceback" not in process.output
+        process.end_in_order()
 
 
 def test_replicas_are_added_on_a_host_that_joins_and_outlived(
