@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from minisgl.engine.api import EngineBusy
+from minisgl.engine.api import EngineBusy, EngineUnavailable
 from minisgl.engine.backlog import Backlog, SharedBound, WaitingPrompt
+from minisgl.engine.request import make_request
+from minisgl.engine.stream import TokenStream
 
 if TYPE_CHECKING:
-    from minisgl.engine.stream import TokenStream
-    from minisgl.ipc.messages import EngineInfo
+    from minisgl.engine.api import EngineApi
+    from minisgl.ipc.messages import EngineInfo, Standing
     from minisgl.sampling_params import SamplingParams
 
 
 class Admission:
     """The bounds of the queue, which API keys share (SharedBound), and what is in it: each stream
-    from begin() to end(), whichever engine has it.
+    from submit() to end(), whichever engine has it.
     """
 
     def __init__(self, max_waiting: int, max_waiting_tokens: int | None = None) -> None:
@@ -27,8 +30,39 @@ class Admission:
         self._max_waiting_tokens = max_waiting_tokens
         self._live = SharedBound()
         self._latest: TokenStream | None = None  # whose prompt the next request may share
+        self._next_id = 0  # of requests: no two engines ever have the same one
 
-    def check(
+    def submit(
+        self,
+        engine: EngineApi,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        end_ids: Sequence[int],
+        bad_words: Sequence[list[int]],
+        prefix_salt: bytes | None,
+        standing: Standing,
+        session: str | None,
+        place: Callable[[TokenStream], bool],
+    ) -> TokenStream:
+        """EngineApi.submit() of `engine`, which may be several. `place` gives the stream to the one
+        that is to serve it; False where that can't get it.
+        """
+        if engine.state != "ready":
+            raise EngineUnavailable(engine.state)
+        info = engine.info
+        shared = self._check(info, prompt_ids, params, prefix_salt, standing.share)
+        request = make_request(
+            self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
+        )
+        stream = TokenStream(request)
+        stream.session = session
+        if not place(stream):
+            raise EngineUnavailable("restarting")
+        self._next_id += 1
+        self._begin(stream, shared)
+        return stream
+
+    def _check(
         self,
         info: EngineInfo,
         prompt_ids: list[int],
@@ -56,8 +90,8 @@ class Admission:
             )
         return shared
 
-    def begin(self, stream: TokenStream, shared: WaitingPrompt | None) -> None:
-        """The request is live from now on. `shared` is check()'s."""
+    def _begin(self, stream: TokenStream, shared: WaitingPrompt | None) -> None:
+        """The request is live from now on. `shared` is _check()'s."""
         share = stream.request.standing.share
         self._live.add(share, 1)
         if shared is None:

@@ -14,7 +14,7 @@ from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.nodes import ALIVE_SECONDS, plan_keys, sum_secret
 from minisgl.engine.placement import Share
-from minisgl.engine.site import LEAST_MEMORY_FRACTION
+from minisgl.engine.site import divided_memory
 from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import Alive, Shutdown
 from minisgl.ipc.node_link import (
@@ -60,11 +60,8 @@ class HostedGroup:
         self._link = link
         self._group = group
         self._options = dataclasses.replace(
-            message.options,
+            divided_memory(message.options, max(home.sharers, 1)),
             model_path=home.model_path,
-            memory_fraction=max(
-                message.options.memory_fraction / max(home.sharers, 1), LEAST_MEMORY_FRACTION
-            ),
             cache_dir=str(default_cache_dir() or ""),
         )
         self._places = message.places

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minisgl.engine.admission import Admission
-from minisgl.engine.api import SHUTTING_DOWN, EngineUnavailable
-from minisgl.engine.request import make_request
-from minisgl.engine.stream import TokenStream
+from minisgl.engine.api import SHUTTING_DOWN
 from minisgl.ipc.messages import (
     Abort,
     EngineStats,
@@ -26,6 +24,7 @@ from minisgl.ipc.messages import (
 
 if TYPE_CHECKING:
     from minisgl.engine.api import EngineApi
+    from minisgl.engine.stream import TokenStream
     from minisgl.sampling_params import SamplingParams
 
 ABORT_SECONDS = 2.0  # for the engine to confirm the aborts at the end of a drain
@@ -59,7 +58,6 @@ class LiveRequests:
         self._watch = watch
         self._live: dict[int, TokenStream] = {}
         self._replaying: set[int] = set()
-        self._next_id = 0
         self._send: Send | None = None  # None: no engine has the live requests
         self._changed = asyncio.Event()  # set whenever a request ended
 
@@ -104,19 +102,9 @@ class LiveRequests:
         standing: Standing,
     ) -> TokenStream:
         """EngineApi.submit() of the engine whose requests these are."""
-        if engine.state != "ready":
-            raise EngineUnavailable(engine.state)
-        info = engine.info
-        shared = self._admission.check(info, prompt_ids, params, prefix_salt, standing.share)
-        request = make_request(
-            self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
+        return self._admission.submit(
+            engine, prompt_ids, params, end_ids, bad_words, prefix_salt, standing, None, self.adopt
         )
-        stream = TokenStream(request)
-        if not self.adopt(stream):
-            raise EngineUnavailable("restarting")
-        self._next_id += 1
-        self._admission.begin(stream, shared)
-        return stream
 
     def adopt(self, stream: TokenStream) -> bool:
         """The engine serves this stream from now on, from where it is. False, and nothing has

@@ -27,14 +27,13 @@ from minisgl.engine.figures import sum_stats
 from minisgl.engine.live_requests import LiveRequests, StreamWatch
 from minisgl.engine.peers import Peers
 from minisgl.engine.placement import NoRoom
-from minisgl.engine.request import make_request
 from minisgl.engine.router import Ask, NoReplica, Router
 from minisgl.engine.site import Lot, Site
-from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import NO_STANDING, EngineInfo, EngineStats, Standing
 from minisgl.tasks import background
 
 if TYPE_CHECKING:
+    from minisgl.engine.stream import TokenStream
     from minisgl.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,6 @@ class Replicas:
         self._members: dict[int, Replica] = {}
         self.failure = ""  # as in EngineApi
         self._next_number = 0
-        self._next_id = 0  # of requests: no two replicas ever have the same one
         self._info: EngineInfo | None = None  # what all that are routed can do
         self.rank_infos: list[EngineInfo] = []  # of each rank of the first that is routed
         self._timeout: float | None = None  # seconds for a start
@@ -181,20 +179,17 @@ class Replicas:
         session: str | None = None,
     ) -> TokenStream:
         """As in EngineApi."""
-        if self.state != "ready":
-            raise EngineUnavailable(self.state)
-        info = self.info
-        shared = self._admission.check(info, prompt_ids, params, prefix_salt, standing.share)
-        request = make_request(
-            self._next_id, prompt_ids, params, info, end_ids, bad_words, prefix_salt, standing
+        return self._admission.submit(
+            self,
+            prompt_ids,
+            params,
+            end_ids,
+            bad_words,
+            prefix_salt,
+            standing,
+            session,
+            lambda stream: self._place(stream, set(), lambda requests: requests.adopt(stream)),
         )
-        stream = TokenStream(request)
-        stream.session = session
-        if not self._place(stream, set(), lambda requests: requests.adopt(stream)):
-            raise EngineUnavailable("restarting")
-        self._next_id += 1
-        self._admission.begin(stream, shared)
-        return stream
 
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""
@@ -326,7 +321,7 @@ class Replicas:
     # --- streams
 
     def _note_end(self, stream: TokenStream) -> None:
-        self._router.finished(stream.id, stream.request.prompt + stream.received)
+        self._router.finished(stream.id, stream.tokens)
 
     def _move(self, stream: TokenStream, replica: Replica) -> bool:
         requests = replica.engine.requests
@@ -339,7 +334,7 @@ class Replicas:
     ) -> bool:
         """Gives a stream to one of the replicas that aren't excluded. False where none takes it."""
         request = stream.request
-        tokens = request.prompt + stream.received if stream.received else request.prompt
+        tokens = stream.tokens
         needed = len(request.prompt) + request.params.max_tokens
         exclude |= {one.number for one in self._routed() if needed > one.engine.info.max_model_len}
         ask = Ask(
@@ -397,8 +392,7 @@ class Replicas:
             replica.routed = True
             logger.info("replica %d serves; %d of %d do", replica.number, *self._count_routed())
             for stream in requests.streams:  # of its own that waited for it
-                tokens = stream.request.prompt + stream.received
-                self._router.placed(stream.id, replica.number, tokens)
+                self._router.placed(stream.id, replica.number, stream.tokens)
             for other in self.members:
                 if other is not replica and not other.routed and not other.leaving:
                     self.evacuate(other)

@@ -33,10 +33,7 @@ def usage(one: ReplicaFigures) -> float:
     """Share of a replica's KV cache that requests use. An idle one has none in use, whatever its
     last step says.
     """
-    stats = one.stats
-    if not one.num_live or not stats.pages_total:
-        return 0.0
-    return (stats.pages_total - stats.pages_free) / stats.pages_total
+    return one.stats.kv_cache_usage if one.num_live else 0.0
 
 
 def are_full(ready: Sequence[ReplicaFigures]) -> bool:

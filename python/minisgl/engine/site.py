@@ -39,12 +39,15 @@ class Site(Protocol):
         """A place for the replica with this number. Raises NoRoom."""
 
 
+def divided_memory(options: EngineOptions, sharers: int) -> EngineOptions:
+    """The options of each of so many that share a host's memory."""
+    fraction = max(options.memory_fraction / sharers, LEAST_MEMORY_FRACTION)
+    return dataclasses.replace(options, memory_fraction=fraction)
+
+
 def share_of_memory(options: EngineOptions, share: Share) -> EngineOptions:
     """A GPU's memory is the replica's alone, the host's is everybody's."""
-    if share.gpus:
-        return options
-    fraction = max(options.memory_fraction / share.sharers, LEAST_MEMORY_FRACTION)
-    return dataclasses.replace(options, memory_fraction=fraction)
+    return options if share.gpus else divided_memory(options, share.sharers)
 
 
 class LocalLot:

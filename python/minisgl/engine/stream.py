@@ -46,6 +46,11 @@ class TokenStream:
         """Whether the last output has arrived (it may not have been read yet)."""
         return bool(self.finish)
 
+    @property
+    def tokens(self) -> list[int]:
+        """The prompt and what was received: what an engine has computed, or goes on behind."""
+        return self.request.prompt + self.received if self.received else self.request.prompt
+
     def belongs_to(self, abort: Callable[[int], None]) -> None:
         """An engine has the request from now on; `abort` is that one's."""
         self._abort = abort
@@ -58,7 +63,7 @@ class TokenStream:
         params = msgspec.structs.replace(self.request.params, prompt_logprobs=None)
         return msgspec.structs.replace(
             self.request,
-            prompt=self.request.prompt + self.received,
+            prompt=self.tokens,
             params=params,
             num_resumed=len(self.received),
         )

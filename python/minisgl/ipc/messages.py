@@ -171,6 +171,11 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     generated_tokens: Count = 0
     step_seconds: NonNegative = 0.0  # in which steps were under way
 
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the KV cache's pages that are in use, 0 to 1."""
+        return (self.pages_total - self.pages_free) / (self.pages_total or 1)
+
 
 class BlockEvent(msgspec.Struct, array_like=True, frozen=True):
     """Blocks that entered or left the prefix cache, or all that left it. The layout is that of the

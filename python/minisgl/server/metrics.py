@@ -115,7 +115,6 @@ class _Families(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         stats = self._figures.stats
-        used = stats.pages_total - stats.pages_free
         for name, text, value in (
             ("num_requests_running", "Requests in the engine's batch.", stats.num_running),
             (
@@ -126,7 +125,7 @@ class _Families(Collector):
             (
                 "kv_cache_usage_perc",
                 "Share of the KV cache that is in use, 0 to 1.",
-                used / (stats.pages_total or 1),
+                stats.kv_cache_usage,
             ),
         ):
             yield self._gauge(name, text, {}, value)

@@ -39,7 +39,7 @@ _GAUGES = (
     _Kind(
         "kv_cache_usage_perc",
         "Share of the replica's KV cache that is in use, 0 to 1.",
-        lambda one: (one.stats.pages_total - one.stats.pages_free) / (one.stats.pages_total or 1),
+        lambda one: one.stats.kv_cache_usage,
     ),
 )
 _COUNTERS = (
