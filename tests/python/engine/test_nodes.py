@@ -90,7 +90,9 @@ async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
     await hub.open()
     links: list[NodeLink] = []
     try:
-        links += [await connect_to_server("127.0.0.1", hub.port, SECRET, number) for number in (1, 2)]
+        links += [
+            await connect_to_server("127.0.0.1", hub.port, SECRET, number) for number in (1, 2)
+        ]
         await asyncio.wait_for(hub.wait_for(1, 2), 20)
         silent, alive = links
 

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from tests.python.launch.servers import until
-from tests.python.ray.conftest import LOOPBACK, SETTINGS, free_port
+from tests.python.ports import LOOPBACK, free_port
+from tests.python.ray.conftest import SETTINGS
 
 STAND_INS = Path(__file__).with_name("stand_ins")
 BODY = {"prompt": [5, 6, 7], "max_tokens": 300, "temperature": 0}
