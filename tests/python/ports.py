@@ -8,7 +8,7 @@ from pathlib import Path
 from random import SystemRandom
 
 LOOPBACK = "127.0.0.1"
-LEAST = 10_000
+LEAST = 20_000  # below that are those of Ray's workers
 
 _claims: list[socket.socket] = []  # they last as long as this process
 
@@ -18,8 +18,8 @@ def free_port(address: str = LOOPBACK, count: int = 1) -> int:
     it is used: it is none of those that the kernel gives to whoever connects or binds port 0, and
     no other process of tests is given it.
     """
-    limits = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    end = int(limits[0]) if int(limits[0]) > 2 * LEAST else 2**16  # where the kernel has nearly all
+    dealt_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    end = dealt_out if dealt_out > LEAST + 1000 else 2**16  # some kernels deal out nearly all
     while True:
         first = SystemRandom().randrange(LEAST, end - count)
         with contextlib.suppress(OSError), contextlib.ExitStack() as probes:

@@ -111,6 +111,7 @@ def llm_config(tiny_model: Path) -> Any:
         )
 
 
+@pytest.mark.long
 def test_the_server_class_serves_behind_the_ingress_of_ray_serve_llm(
     url: str, llm_config: Any
 ) -> None:
@@ -134,6 +135,7 @@ def test_the_server_class_serves_behind_the_ingress_of_ray_serve_llm(
     serve.delete("llm")
 
 
+@pytest.mark.long
 def test_the_server_class_is_an_application_of_its_own(url: str, llm_config: Any) -> None:
     """What direct streaming has of it, without its proxy."""
     from ray import serve
