@@ -25,6 +25,7 @@ from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineInfo, Output
 from minisgl.sampling_params import SamplingParams
 from tests.python.engine.paper_engines import PaperSite, answer, paper_replicas, turns
+from tests.python.waiting import PATIENCE
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -32,7 +33,7 @@ async def until(condition: Callable[[], bool]) -> None:
         while not condition():
             await asyncio.sleep(0)
 
-    await asyncio.wait_for(poll(), 20)
+    await asyncio.wait_for(poll(), PATIENCE)
 
 
 def submit(replicas: Replicas, prompt: list[int], count: int) -> TokenStream:
@@ -253,7 +254,7 @@ async def test_one_that_fails_again_and_again_is_tried_while_others_serve(
     site.broken = True
     for engine in site.alive():
         engine.die()
-    assert "the paper is wet" in await asyncio.wait_for(replicas.wait_failed(), 20)
+    assert "the paper is wet" in await asyncio.wait_for(replicas.wait_failed(), PATIENCE)
     assert replicas.state == "failed"
     await replicas.close()
 
@@ -297,7 +298,7 @@ async def test_an_unforeseen_error_while_replicas_start_is_told_like_others(
     monkeypatch.setattr(RankGroup, "start", start)
     replicas = paper_replicas(PaperSite(), 2)
     with pytest.raises(EngineStartError, match="nobody thought of this"):
-        await asyncio.wait_for(replicas.start(None), 20)
+        await asyncio.wait_for(replicas.start(None), PATIENCE)
     await replicas.close()
 
 
