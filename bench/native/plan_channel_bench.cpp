@@ -156,6 +156,7 @@ struct Ignore final : PlanHandler {
   void remove(SequenceId) override {}
   void append(SequenceId, std::span<const std::int32_t>) override {}
   void pause(SequenceId, std::span<const std::int32_t>) override {}
+  void mask(SequenceId, std::span<const std::uint32_t>) override {}
   void step(const StepPlan&) override {}
   void copy(const TierCopies&, std::uint32_t) override {}
   void shut_down() override {}
