@@ -24,6 +24,7 @@ MAX_LOGIT_BIAS_ENTRIES = 1024
 MAX_ALLOWED_TOKEN_IDS = 4096
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARS = 256
+MAX_GRAMMAR_CHARS = 2**20
 MAX_TOKEN_ID = 2**31 - 1
 MIN_PRIORITY, MAX_PRIORITY = -100, 100  # of a request: lower goes first
 MAX_SEED = 2**64 - 1
@@ -62,6 +63,10 @@ class SamplingParams(
     # No other token is drawn; None: any may be. It is refused where bad_words, with the stop tokens
     # that min_tokens bans, leave none of these. It outweighs a ban that depends on the output.
     allowed_token_ids: list[int] | None = None
+    # What the answer is written by: llguidance's text, Lark or JSON with a list of grammars. It is
+    # stronger than bad words, than the stop tokens that min_tokens bans and than ignore_eos. A
+    # request whose grammar and allowed_token_ids leave nothing ends with an error.
+    grammar: str | None = None
     seed: int | None = None  # None: drawn anew for each request
     stop: list[str] = []  # generation ends before the first of these
     stop_token_ids: list[int] = []  # besides the model's own end tokens
@@ -109,6 +114,8 @@ class SamplingParams(
                     "allowed_token_ids",
                     "allowed_token_ids must have at least 1 entry where it is given, got []",
                 )
+        if self.grammar is not None:
+            _check_grammar(self.grammar)
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
@@ -214,6 +221,30 @@ def _check_logit_bias(value: object) -> None:
         _check_float(field, bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS, what=what)
 
 
+def _check_grammar(value: object) -> None:
+    if not isinstance(value, str):
+        raise ParameterError("grammar", f"grammar must be a string, got {_shown(value)}")
+    if not 1 <= len(value) <= MAX_GRAMMAR_CHARS:
+        raise ParameterError(
+            "grammar", f"grammar must have 1 to {MAX_GRAMMAR_CHARS} characters, got {len(value)}"
+        )
+    if "\0" in value:
+        raise ParameterError("grammar", "grammar must not have a character NUL")
+    _check_unicode("grammar", value)
+
+
+def _check_unicode(field: str, text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = ascii(text[max(0, error.start - 20) : error.start + 20])
+        raise ParameterError(
+            field, f"{field} must hold valid Unicode text, got a lone surrogate in {shown}"
+        ) from None
+
+
 def _check_texts(field: str, value: object, max_length: int, max_chars: int) -> None:
     _check_list(field, value, max_length)
     assert isinstance(value, list)
@@ -223,10 +254,4 @@ def _check_texts(field: str, value: object, max_length: int, max_chars: int) -> 
                 field,
                 f"{field} must hold strings of 1 to {max_chars} characters, got {_shown(text)}",
             )
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ParameterError(
-                    field, f"{field} must hold valid Unicode text, got a lone surrogate in {text!a}"
-                ) from None
+        _check_unicode(field, text)
