@@ -129,7 +129,8 @@ _EXPLAINED = (
      "is not supported"),
     (r"NoExtension", "allows no text"),
     (r"unknown special token: (.*?);", "has a special token that it can't name: {0}"),
-    (r"fuel exhausted|too large|too big|too complex|LimitExceeded|exceeds|stack level", "is too complex"),
+    (r"fuel exhausted|too large|too big|too complex|LimitExceeded|exceeds|stack level",
+     "is too complex"),
 )  # fmt: skip
 
 

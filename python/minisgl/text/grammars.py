@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from minisgl.children import python_command
+from minisgl.sampling_params import StructuredOutputsParams
 from minisgl.text.errors import TextQueueFull, WorkerLost
 from minisgl.text.grammar_messages import (
     MAX_FRAME_BYTES,
@@ -34,6 +35,7 @@ from minisgl.text.limited_process import Fault, LimitedProcess, within
 
 PROCESS_NAME = "minisgl-grammar-0"
 CACHE_BYTES = 2**24  # of grammars that are remembered
+ANY_OBJECT = '{"type":"object"}'  # a schema
 MAX_WAITING = 256  # forms in the line for the process
 
 logger = logging.getLogger(__name__)
@@ -88,7 +90,37 @@ def calls_source(
         "parallel": parallel,
         "special_tokens": dict(special_tokens),
     }
-    return GrammarSource("calls", msgspec.json.encode(calls).decode())
+    return GrammarSource("calls", _json_text(calls))
+
+
+def form_source(form: StructuredOutputsParams) -> GrammarSource:
+    """What `structured_outputs` asks for, where one form is given."""
+    text: str
+    if form.regex is not None:
+        return GrammarSource("regex", form.regex)
+    if form.choice is not None:
+        return GrammarSource("choice", _json_text(form.choice))
+    if form.grammar is not None:
+        return GrammarSource("grammar", form.grammar)
+    if form.json is None:
+        text = ANY_OBJECT
+    else:
+        text = form.json if isinstance(form.json, str) else _json_text(form.json)
+    return GrammarSource(
+        "json",
+        text,
+        compact=bool(form.disable_any_whitespace),
+        whitespace_pattern=form.whitespace_pattern or None,
+        closed=bool(form.disable_additional_properties),
+    )
+
+
+def _json_text(value: Any) -> str:
+    """GrammarRefused for what isn't JSON."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise GrammarRefused(f"the form of the answer is not plain JSON: {error}") from None
 
 
 class Grammars:
