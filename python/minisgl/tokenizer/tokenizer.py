@@ -114,6 +114,20 @@ class Tokenizer:
         """The raw bytes of one token, special or not: maybe part of a character; spaces kept."""
         return self._all_bytes[token_id]
 
+    def grammar_tokens(self) -> list[bytes]:
+        """The bytes of every token as grammars see them. Special tokens, and added ones written
+        <like this>, are no text: they begin with a byte ff, which no text has. Takes a moment.
+        """
+
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        tokens = [b""] * (max(vocabulary.values()) + 1)
+        for token, token_id in vocabulary.items():
+            tokens[token_id] = self._kind.bytes_of(token)
+        for token_id, token in self.added_tokens.items():
+            if token_id in self.special_token_ids or (token[:1] == "<" and token[-1:] == ">"):
+                tokens[token_id] = b"\xff" + token.encode()
+        return tokens
+
     def _make_stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
         special = (self._all_bytes[token_id] for token_id in self.special_token_ids)
         return StopStrings(stop, [data.decode("utf-8", "replace") for data in special])
