@@ -127,6 +127,8 @@ _EXPLAINED = (
     (r"Pointer '(.*?)' does not exist", "has a '$ref' to what it does not have: {0}"),
     (r"are not disjoint|are disjoint", "has 'patternProperties' whose patterns may overlap, which "
      "is not supported"),
+    (r"min/maxProperties only supported", "has 'minProperties' or 'maxProperties' beside "
+     "'properties' that are not all 'required', which is not supported"),
     (r"NoExtension", "allows no text"),
     (r"unknown special token: (.*?);", "has a special token that it can't name: {0}"),
     (r"fuel exhausted|too large|too big|too complex|LimitExceeded|exceeds|stack level",
@@ -187,6 +189,8 @@ def _regex_grammar(source: GrammarSource, _: TokenReference) -> str:
 
 def _choice_grammar(source: GrammarSource, _: TokenReference) -> str:
     choices = _loads(source.text, "the list of choices")
+    if not choices:
+        raise GrammarError("the list of choices must have at least one")
     alternatives = " | ".join(map(lark_text, choices))
     return _grammars(lark_grammar=f"start: CHOICE\nCHOICE: {alternatives}")
 

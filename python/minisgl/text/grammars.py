@@ -160,7 +160,13 @@ class Grammars:
         made = self._made.get(key)
         if made is None:
             # Also when nobody waits for it any more, the process has its answer to give.
-            made = await asyncio.shield(self._start(key, data))
+            task = self._start(key, data)
+            try:
+                made = await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled():
+                    raise WorkerLost("the grammar process was closed") from None
+                raise
         if isinstance(made, Refused):
             raise GrammarRefused(made.message)
         return made.grammar
