@@ -177,6 +177,36 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
         {"prompt": "a", "structured_outputs": {"json": '{"maxItems": 1000000000}'}},
         "structured_outputs.json",
     ),
+    "a schema in 10,000 others": (
+        CHAT,
+        raw_chat(b'"guided_json":' + b'{"items":' * 10_000 + b"{}" + b"}" * 10_000),
+        None,
+    ),
+    "a schema in 200 others": (
+        CHAT,
+        raw_chat(b'"guided_json":' + b'{"items":' * 200 + b"{}" + b"}" * 200),
+        "guided_json",
+    ),
+    "references on references": (
+        CHAT,
+        chat(
+            guided_json={
+                "$defs": {f"a{k}": {"$ref": f"#/$defs/a{k + 1}"} for k in range(490)},
+                "$ref": "#/$defs/a0",
+            }
+        ),
+        "guided_json",
+    ),
+    "many factors": (
+        CHAT,
+        chat(guided_json={"type": "integer", "multipleOf": 999983, "maximum": 10**15}),
+        "guided_json",
+    ),
+    "a billion items": (
+        CHAT,
+        chat(guided_json={"type": "array", "minItems": 10**9}),
+        "guided_json",
+    ),
     "a megabyte of choices": (
         COMPLETIONS,
         {"prompt": "a", "guided_choice": [f"choice {k}" for k in range(70_000)]},
