@@ -61,8 +61,8 @@ class Executor {
   std::size_t depth() const { return device_.runs_ahead() ? 1 : 0; }
   // The host gave the sequence these tokens, which nobody draws: the penalties count them as output.
   void append(SequenceId id, std::span<const std::int32_t> tokens);
-  // One of these is the sequence's next token, until another mask comes: mask_words(vocab_size) words as in a TokenMask.
-  // It stands in place of allowed_token_ids.
+  // One of these is the sequence's next token, until another mask comes: mask_words(vocab_size) words as in a
+  // TokenMask. It stands in place of allowed_token_ids.
   void mask(SequenceId id, std::span<const std::uint32_t> words);
   // The sequence was preempted: until it goes on it takes no room on the device. `output`: all that was generated for
   // it. No step in flight computes it.

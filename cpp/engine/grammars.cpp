@@ -16,7 +16,7 @@ namespace minisgl {
 namespace {
 
 constexpr int kMostPromptThreads = 8;
-constexpr std::size_t kMostRead = 16;                           // grammars that are kept
+constexpr std::size_t kMostRead = 16;                         // grammars that are kept
 constexpr std::size_t kMostReadBytes = std::size_t{1} << 18;  // longer ones aren't
 
 void set_allowed(std::vector<std::uint32_t>& mask, std::span<const std::int32_t> tokens) {

@@ -24,7 +24,7 @@ namespace minisgl {
 
 // A sequence's grammar, and what else limits its tokens.
 struct NewGrammar {
-  std::string text;                             // as GrammarMatcher's
+  std::string text;                        // as GrammarMatcher's
   std::vector<std::int32_t> resumed = {};  // tokens that the answer has already
   std::vector<std::int32_t> allowed = {};  // nothing else may come, whatever the grammar allows; empty: anything
   bool ends_late = false;                  // an end token comes only where nothing else may
@@ -38,8 +38,8 @@ struct GrammarResult {
   std::string error = {};                // why it can't go on
 };
 
-// open() and refuse() are for any thread, everything else for the engine thread. A sequence has one thing under way at a
-// time.
+// open() and refuse() are for any thread, everything else for the engine thread. A sequence has one thing under way at
+// a time.
 class Grammars {
  public:
   using Clock = std::chrono::steady_clock;
@@ -66,7 +66,8 @@ class Grammars {
   bool contains(SequenceId id) const { return tracked_.contains(id); }
   bool empty() const { return tracked_.empty(); }
 
-  // Until the masks of all sequences that aren't slow are there, at most until that time. Those that are not come later.
+  // Until the masks of all sequences that aren't slow are there, at most until that time. Those that are not come
+  // later.
   void wait(Clock::time_point until);
   // Appends what has come since the last call.
   void take(std::vector<GrammarResult>& results);

@@ -14,8 +14,8 @@ template <typename Function>
 void look_up(void* library, const std::string& path, const char* name, Function& function) {
   function = reinterpret_cast<Function>(dlsym(library, name));
   if (function) return;
-  throw InputError(
-      concat(path, " has no function ", name, ": pip install llguidance==", kLlguidanceVersion, " brings one that has"));
+  throw InputError(concat(path, " has no function ", name, ": pip install llguidance==", kLlguidanceVersion,
+                          " brings one that has"));
 }
 
 }  // namespace

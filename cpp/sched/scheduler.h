@@ -124,8 +124,8 @@ class Scheduler {
   // for. CheckError for an unknown id and unless the sequence needs its token and that is known.
   void propose(SequenceId id, std::span<const std::int32_t> drafts);
 
-  // Plans the sequence no more until it is let go on: the host isn't ready for its next token. CheckError for an unknown
-  // id, and unless the sequence needs its token.
+  // Plans the sequence no more until it is let go on: the host isn't ready for its next token. CheckError for an
+  // unknown id, and unless the sequence needs its token.
   void hold(SequenceId id, bool is_held);
 
   bool has_work() const { return !index_.empty(); }

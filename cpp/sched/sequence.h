@@ -61,7 +61,7 @@ struct Sequence {
   bool is_running = false;  // else it waits, or has left
   bool needs_token;
   bool is_held = false;  // not planned until the host lets it go on
-  bool wants_hidden;  // the wanted rows give hidden states, else logits
+  bool wants_hidden;     // the wanted rows give hidden states, else logits
   // The prompt's rows that the host gets something of; none where end_wanted is 0.
   std::int64_t end_wanted, first_wanted;
   std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption
