@@ -22,6 +22,8 @@ from minisgl.text.schema_check import SchemaRefused, check_schema
 # this process, and comes nowhere near theirs.
 STACK_BYTES = 2**20
 
+MAX_LEXER_STATES = 20_000  # as the engine has it (cpp/engine/grammar.cpp)
+
 # White space within JSON, at each place where there may be some: none, one space, or a line break
 # with what the next line begins with. Without a bound a model may write it for ever.
 _WHITESPACE = r"( |\n[ \t]{0,32})"
@@ -98,7 +100,8 @@ def _on_small_stack(work: Callable[[], str]) -> str:
 
 def _fault(grammar: str, tokenizer: llguidance.LLTokenizer) -> str:
     """What is wrong with a grammar, to follow its name; "" where nothing is."""
-    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
+    limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES)
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
     if not matcher.is_error():
         if warnings := matcher.get_grammar_warnings():
             return _explain(warnings[0])
