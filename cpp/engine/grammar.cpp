@@ -11,7 +11,8 @@
 namespace minisgl {
 namespace {
 
-constexpr std::size_t kMostLexerStates = 20000;  // 1 to 2 kB each, of one matcher
+constexpr std::size_t kMostLexerStates =
+    100'000;  // half a kB each, of one matcher; a string with a length: 5 per character
 constexpr std::size_t kMostErrorBytes = 1000;
 
 // At most so many bytes of it, all of them whole characters.

@@ -22,7 +22,7 @@ from minisgl.text.schema_check import SchemaRefused, check_schema
 # this process, and comes nowhere near theirs.
 STACK_BYTES = 2**20
 
-MAX_LEXER_STATES = 20_000  # as the engine has it (cpp/engine/grammar.cpp)
+MAX_LEXER_STATES = 100_000  # as the engine has it (cpp/engine/grammar.cpp)
 
 # White space within JSON, at each place where there may be some: none, one space, or a line break
 # with what the next line begins with. Without a bound a model may write it for ever.

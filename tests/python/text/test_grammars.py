@@ -9,9 +9,11 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ import pytest
 from minisgl.sampling_params import StructuredOutputsParams
 from minisgl.text.errors import TextQueueFull, WorkerLost
 from minisgl.text.grammar_compiler import (
+    MAX_LEXER_STATES,
     GrammarError,
     compile_grammar,
     lark_text,
@@ -222,6 +225,23 @@ def test_whatever_a_schemas_grammar_allows_is_valid(seed: int) -> None:
         assert len(written) < 5000, written
     value = json.loads(written.decode(), parse_float=Decimal)
     assert not fault(value, schema), written
+
+
+def test_a_text_with_a_length_may_be_long() -> None:
+    """Each character of such a text takes some states of those that a matcher may have."""
+    grammar = compile_grammar(schema_source({"type": "string", "maxLength": 100_000}), TOKENIZER)
+    limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES)
+    one = llguidance.LLMatcher(TOKENIZER, grammar, log_level=0, limits=limits)
+    for token in b'"' + b"a" * 10_000:
+        one.compute_bitmask()
+        assert one.consume_token(token), one.get_error()[:100]
+
+
+def test_the_engine_has_the_same_limit() -> None:
+    source = Path(__file__).parents[3] / "cpp/engine/grammar.cpp"
+    found = re.search(r"kMostLexerStates = ([0-9']+);", source.read_text())
+    assert found
+    assert int(found[1].replace("'", "")) == MAX_LEXER_STATES
 
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
