@@ -11,7 +11,8 @@
 namespace minisgl {
 namespace {
 
-constexpr std::size_t kMostLexerStates = 20000;  // 1 to 2 kB each, of one matcher
+// Of one matcher, half a kB each. A string whose length has a bound takes about four per character.
+constexpr std::size_t kMostLexerStates = 100'000;
 constexpr std::size_t kMostErrorBytes = 1000;
 
 // At most so many bytes of it, all of them whole characters.

@@ -31,7 +31,7 @@ MAX_SEED = 2**64 - 1
 
 # What the server does with text or with several choices, and the engine never sees. Bad words reach
 # it as tokens.
-TEXT_FIELDS = frozenset({"stop", "bad_words", "n", "skip_special_tokens"})
+TEXT_FIELDS = frozenset({"stop", "bad_words", "n", "skip_special_tokens", "structured_outputs"})
 
 
 class ParameterError(ValueError):
@@ -42,6 +42,30 @@ class ParameterError(ValueError):
     def __init__(self, parameter: str, sentence: str) -> None:
         super().__init__(sentence)
         self.parameter = parameter
+
+
+class StructuredOutputsParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What an answer looks like, by the names of vLLM: one of the first five."""
+
+    json: str | dict[str, Any] | None = None  # JSON of this schema, which may be given as its text
+    regex: str | None = None  # the whole answer
+    choice: list[str] | None = None  # one of these
+    grammar: str | None = None  # Lark, GBNF or EBNF
+    json_object: bool | None = None  # any object
+    # How JSON is written. Without these there may be a space or a line break where JSON has white
+    # space, and objects have what other properties their schemas allow.
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None  # where a schema doesn't speak of them
+    whitespace_pattern: str | None = (
+        None  # an expression for what stands in the place of white space
+    )
+
+    def forms(self) -> list[str]:
+        """The names of those of the first five that are given."""
+        names = ("json", "regex", "choice", "grammar", "json_object")
+        return [name for name in names if getattr(self, name) not in (None, False)]
 
 
 class SamplingParams(
@@ -67,6 +91,8 @@ class SamplingParams(
     # stronger than bad words, than the stop tokens that min_tokens bans and than ignore_eos. A
     # request whose grammar and allowed_token_ids leave nothing ends with an error.
     grammar: str | None = None
+    # The same in another form, from which `grammar` is made before the engine is asked.
+    structured_outputs: StructuredOutputsParams | None = None
     seed: int | None = None  # None: drawn anew for each request
     stop: list[str] = []  # generation ends before the first of these
     stop_token_ids: list[int] = []  # besides the model's own end tokens
@@ -116,6 +142,8 @@ class SamplingParams(
                 )
         if self.grammar is not None:
             _check_grammar(self.grammar)
+        if self.structured_outputs is not None:
+            _check_form(self.structured_outputs, self.grammar)
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
@@ -231,6 +259,21 @@ def _check_grammar(value: object) -> None:
     if "\0" in value:
         raise ParameterError("grammar", "grammar must not have a character NUL")
     _check_unicode("grammar", value)
+
+
+def _check_form(value: object, grammar: str | None) -> None:
+    field = "structured_outputs"
+    if not isinstance(value, StructuredOutputsParams):
+        raise ParameterError(field, f"{field} must be StructuredOutputsParams, got {_shown(value)}")
+    if grammar is not None:
+        raise ParameterError(field, f"{field} and grammar can't both be given")
+    forms = value.forms()
+    if len(forms) != 1:
+        raise ParameterError(
+            field,
+            f"{field} must have one of json, regex, choice, grammar and json_object, "
+            f"got {', '.join(forms) or 'none'}",
+        )
 
 
 def _check_unicode(field: str, text: str) -> None:

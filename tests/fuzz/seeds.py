@@ -168,6 +168,15 @@ def _bodies(_: Path) -> list[bytes]:
             {"messages": history, "tools": [{"a": {}}], "tool_choice": "none", "logprobs": True},
             {"messages": [message], "stream": True, "stream_options": {"include_usage": True}},
             {"messages": [message], "response_format": {"type": "text"}, "top_logprobs": 3},
+            {
+                "messages": [message],
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": {"type": "object"}, "strict": True},
+                },
+            },
+            {"messages": [message], "guided_json": {"enum": [1]}, "guided_choice": ["a"]},
+            {"prompt": "a", "structured_outputs": {"regex": "a+", "json_object": False}},
             {"prompt": ["a", "b"], "echo": True, "logprobs": 2, **sampling},
             {"prompt": [[1, 2], [3]], "max_tokens": 0, "best_of": 1, "suffix": ""},
             {"prompt": [1, 2, 3], "min_tokens": 2, "ignore_eos": True, "frequency_penalty": 1.0},

@@ -11,6 +11,7 @@ from minisgl.server import checks, errors
 from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import longest_prompt, truncate
 from minisgl.server.schemas import ChatRequest, Message, TokenizeRequest
+from minisgl.server.structured import grammar_for
 from minisgl.text.errors import PromptTooLong
 from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
@@ -97,12 +98,14 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
         raise errors.bad_request(
             "The model's chat template makes an empty prompt of the messages.", param="messages"
         )
+    grammar = await grammar_for(text, request)
     params = checks.sampling_params(
         request,
         state.sampling_defaults,
         max_tokens=checks.fit(len(prompt_ids), wanted, info.max_model_len, param="messages"),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
+        grammar=grammar,
     )
     if request.prompt_logprobs is not None:
         check_prompt_logprobs(len(prompt_ids), request.prompt_logprobs)

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A rank's process.
     "rank": {"_native", "children", "config", "cores", "distributed", "ipc", "log", "tasks"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
-    "text": {"children", "ipc", "model_files", "tasks", "tokenizer"},
+    "text": {"children", "ipc", "model_files", "sampling_params", "tasks", "tokenizer"},
     # _native for the router's table, which is nobody's engine: a millisecond to load.
     "engine": {
         "_native",

@@ -13,7 +13,8 @@ from typing import Any
 import llguidance
 import pytest
 
-from minisgl import LLM, SamplingParams
+from minisgl import LLM, SamplingParams, StructuredOutputsParams
+from minisgl.sampling_params import ParameterError
 from tests.python.running.tiny_model import make_tiny_model
 from tests.python.server.byte_tokenizer import END
 
@@ -198,3 +199,22 @@ def test_a_fault_ends_the_request_alone(llm: LLM) -> None:
     (cut,) = llm.generate([1], params(PERSON, max_tokens=5), use_tqdm=False)
     assert cut.outputs[0].finish_reason == "length"
     assert llm.stats().num_running == llm.stats().num_waiting == 0
+
+
+def test_structured_outputs(llm: LLM) -> None:
+    forms = [
+        StructuredOutputsParams(choice=["left", "right"]),
+        StructuredOutputsParams(json={"type": "array", "items": {"enum": [1, 2]}, "maxItems": 3}),
+        None,
+    ]
+    given = [SamplingParams(max_tokens=300, seed=3, structured_outputs=form, n=2) for form in forms]
+    choice, array, free = llm.generate(PROMPTS[:3], given, use_tqdm=False)
+    assert {output.text for output in choice.outputs} <= {"left", "right"}
+    assert all(set(json.loads(output.text)) <= {1, 2} for output in array.outputs)
+    assert free.outputs[0].text
+    refused = SamplingParams(structured_outputs=StructuredOutputsParams(json={"not": {}}))
+    with pytest.raises(ParameterError, match="'not' \\(at '#'\\) is not supported"):
+        llm.generate("a", refused, use_tqdm=False)
+    for wrong in ({}, {"regex": "a", "choice": ["b"]}):
+        with pytest.raises(ParameterError, match="must have one of json, regex"):
+            SamplingParams(structured_outputs=StructuredOutputsParams(**wrong))

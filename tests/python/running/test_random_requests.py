@@ -105,7 +105,14 @@ fields: dict[str, Any] = {
     | values,
     "tools": values,
     "tool_choice": st.sampled_from(["none", "auto", "required"]) | values,
-    "response_format": st.just({"type": "text"}) | values,
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}]) | values,
+    "structured_outputs": st.dictionaries(
+        st.sampled_from(["json", "regex", "choice", "grammar"]), texts | values, max_size=2
+    )
+    | values,
+    "guided_regex": st.sampled_from(["[ab]{2}", "(", "x*"]) | texts,
+    "guided_choice": st.lists(texts, max_size=3) | values,
+    "guided_json": values,
     "chat_template_kwargs": st.dictionaries(texts, values, max_size=3) | values,
     "user": texts,
     "metadata": values,
