@@ -4,14 +4,19 @@ for. An endpoint prepares a ChatJob, submits it to its Generation, and shapes wh
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minisgl.server import checks, errors
 from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import longest_prompt, truncate
-from minisgl.server.schemas import ChatRequest, Message, TokenizeRequest
+from minisgl.server.schemas import ChatRequest, FunctionTool, Message, TokenizeRequest
+from minisgl.server.tools import ToolUse, functions_of, plain_tools, tool_use
 from minisgl.text.errors import PromptTooLong
+from minisgl.text.generic_tools import describe_tools
 from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
 if TYPE_CHECKING:
@@ -19,20 +24,24 @@ if TYPE_CHECKING:
     from minisgl.server.generation import Generation
     from minisgl.server.state import ServerState
     from minisgl.text.answers import Owner
+    from minisgl.text.formats import AnswerFormats, Parsing
     from minisgl.text.frontend import ChatPrompt, TextFrontend
 
 MAX_TEMPLATE_ERROR = 500  # characters
 
 
 async def encode_messages(
-    text: TextFrontend,
+    state: ServerState,
     request: ChatRequest | TokenizeRequest,
     messages: list[Message],
     max_tokens: int,
+    *,
+    functions: Sequence[FunctionTool] = (),
     owner: Owner | None = None,
 ) -> ChatPrompt:
-    """A conversation up to where the answer begins. ApiError 400, also when it has surely more
-    than `max_tokens` tokens. `owner`: whose answers may stand in it as they were generated.
+    """A conversation up to where the answer begins, which may call `functions`. ApiError 400, also
+    when it has surely more than `max_tokens` tokens. `owner`: whose answers may stand in it as they
+    were generated.
     """
     continued = bool(request.continue_final_message)
     if continued and request.add_generation_prompt:
@@ -41,10 +50,19 @@ async def encode_messages(
             "the answer goes on with the last message, or begins another one.",
             param="continue_final_message",
         )
+    plain = checks.plain_messages(messages)
+    tools: list[dict[str, Any]] | None = None
+    if request.tools:
+        tools = plain_tools(functions or functions_of(request.tools))
+        plain = _with_short_ids(plain) if state.formats.short_ids else plain
+    if tools is not None and state.formats.generic:
+        plain = describe_tools(plain, tools if functions else ())
+        tools = None
     try:
-        return await text.encode_chat(
-            checks.plain_messages(messages),
+        return await state.frontend().encode_chat(
+            plain,
             template_kwargs=checks.template_variables(request),
+            tools=tools if functions else None,
             add_generation_prompt=request.add_generation_prompt is not False and not continued,
             continue_final_message=continued,
             add_special_tokens=bool(request.add_special_tokens),
@@ -68,11 +86,17 @@ class ChatJob:
     options: DetokenizerOptions
     bad_words: list[list[int]]
     n: int
+    parsing: Parsing | None  # how the answers are taken apart; None: they aren't
 
     def submit(self, generation: Generation) -> None:
         """Adds the choices, whose answers are remembered. Raises ApiError 400, 429 or 503."""
         generation.submit(
-            self.prompt_ids, self.params, self.options, n=self.n, bad_words=self.bad_words
+            self.prompt_ids,
+            self.params,
+            self.options,
+            n=self.n,
+            bad_words=self.bad_words,
+            parsing=self.parsing,
         )
         generation.on_answer = lambda choice: self.text.remember(
             self.prompt, choice.shown_ids, self.options
@@ -85,10 +109,14 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
     """
     checks.check_chat(request)
     text = state.frontend()
+    use = tool_use(request)
+    _check_formats(request, use, state.formats)
     info = state.client.info
     longest = longest_prompt(request, info.max_model_len)
     owner = (api_key, request.cache_salt or None)
-    prompt = await encode_messages(text, request, request.messages, longest, owner)
+    prompt = await encode_messages(
+        state, request, request.messages, longest, functions=use.functions, owner=owner
+    )
     wanted = request.max_completion_tokens
     if wanted is None:
         wanted = request.max_tokens
@@ -106,10 +134,61 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
     )
     if request.prompt_logprobs is not None:
         check_prompt_logprobs(len(prompt_ids), request.prompt_logprobs)
+    tools = plain_tools(use.functions)
+    parsing = state.formats.parsing(tools, prompt.end, parallel=use.parallel)
     options = DetokenizerOptions.of(
         params,
         include_stop=bool(request.include_stop_str_in_output),
         continues_prompt=bool(request.continue_final_message),
+        shown=state.formats.shown_tokens(tools),
     )
     bad_words = await text.encode_words(params.bad_words)
-    return ChatJob(text, prompt, prompt_ids, params, options, bad_words, request.n or 1)
+    return ChatJob(text, prompt, prompt_ids, params, options, bad_words, request.n or 1, parsing)
+
+
+def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -> None:
+    """ApiError 400 for what the model's answers can't be read for."""
+    if use.functions and formats.tools is None:
+        raise errors.unsupported(
+            "tools",
+            "Tool calls are not supported: this server reads none (--tool-call-parser). Tools are "
+            "accepted with tool_choice 'none'.",
+        )
+    if use.required:
+        raise errors.unsupported(
+            "tool_choice",
+            "An answer can't be held to a call: only the choices 'auto' and 'none' are supported.",
+        )
+    if use.constrained:
+        raise errors.unsupported(
+            "tools", "'strict' is not supported: arguments can't be held to their schema."
+        )
+    if request.include_reasoning is False and formats.reasoning is None:
+        raise errors.unsupported(
+            "include_reasoning",
+            "'include_reasoning' is not supported: an answer's reasoning isn't told from the rest "
+            "(--reasoning-parser).",
+        )
+
+
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
+
+
+def _with_short_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose calls have ids of 9 letters and digits: others stand for theirs."""
+    shortened = []
+    for message in messages:
+        changes: dict[str, Any] = {}
+        if "tool_call_id" in message:
+            changes["tool_call_id"] = _short(message["tool_call_id"])
+        if "tool_calls" in message:
+            calls = message["tool_calls"]
+            changes["tool_calls"] = [{**call, "id": _short(call["id"])} for call in calls]
+        shortened.append({**message, **changes})
+    return shortened
+
+
+def _short(call_id: str) -> str:
+    if _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.blake2b(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:9]
