@@ -28,6 +28,7 @@ BASE_DEPENDENCIES = [
     "huggingface-hub>=0.25",
     "hypercorn>=0.18,<0.19",  # server/listener.py overrides private methods of its classes
     "jinja2>=3.1.6",
+    "llguidance==1.9.1",  # grammars; cpp/engine/llguidance.h has the layout of its structs
     "msgspec>=0.18",  # JSON and msgpack with checked types
     "numpy",
     "prometheus-client>=0.20",

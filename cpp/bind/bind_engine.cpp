@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -249,6 +250,20 @@ py::list take_outputs(const PyEngine& self) {
   return list;
 }
 
+void open_grammars(const PyEngine& self, const std::string& library, const py::bytes& lengths, const py::bytes& tokens,
+                   std::vector<std::int32_t> ends) {
+  const auto packed = lengths.cast<std::string_view>();
+  GrammarVocabulary vocabulary{.lengths = std::vector<std::uint32_t>(packed.size() / sizeof(std::uint32_t)),
+                               .bytes = tokens.cast<std::string>(),
+                               .ends = std::move(ends)};
+  if (packed.size() % sizeof(std::uint32_t) != 0) {
+    throw py::value_error(concat("lengths has ", packed.size(), " bytes, no multiple of 4"));
+  }
+  std::memcpy(vocabulary.lengths.data(), packed.data(), packed.size());
+  const py::gil_scoped_release release;
+  self.engine().open_grammars(library, std::move(vocabulary));
+}
+
 const char* kind_name(BlockEvent::Kind kind) {
   switch (kind) {
     case BlockEvent::Kind::stored: return "stored";
@@ -343,6 +358,16 @@ void bind_engine(py::module_& module) {
       .def(
           "stop", [](const PyEngine& self) { self.engine().stop(); }, py::call_guard<py::gil_scoped_release>(),
           "Ends the engine thread after the step at hand; live requests end with 'abort'. Idempotent.")
+      .def("open_grammars", &open_grammars, py::kw_only(), py::arg("library"), py::arg("lengths"), py::arg("tokens"),
+           py::arg("ends"),
+           "What requests with a grammar need, once: the path of llguidance's extension; of the model's tokens the "
+           "lengths in bytes, packed as 32-bit integers, the bytes, one token after the other, those of special tokens "
+           "behind a byte ff; and the end tokens. Such requests wait for it.")
+      .def(
+          "refuse_grammars",
+          [](const PyEngine& self, const std::string& reason) { self.engine().refuse_grammars(reason); },
+          py::arg("reason"), py::call_guard<py::gil_scoped_release>(),
+          "In place of open_grammars: requests with a grammar end with an error that says why.")
       .def(
           "submit", [](const PyEngine& self, const py::dict& request) { self.engine().submit(read_request(request)); },
           py::arg("request"),

@@ -58,6 +58,7 @@ FieldTable<Request> make_readers() {
   FieldTable<Request> table{
       {"id", into_request<&Request::id>},
       {"prompt", into_request<&Request::prompt>},
+      {"grammar", into_request<&Request::grammar>},
       {"max_tokens", into_request<&Request::max_tokens>},
       {"num_resumed", into_request<&Request::num_resumed>},
       {"min_tokens", into_request<&Request::min_tokens>},

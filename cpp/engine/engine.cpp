@@ -14,6 +14,7 @@
 #include "core/quiet_thread.h"
 #include "engine/completion_queue.h"
 #include "engine/executor.h"
+#include "engine/grammars.h"
 #include "engine/inbox.h"
 #include "engine/live_requests.h"
 #include "engine/plan_publisher.h"
@@ -23,6 +24,9 @@
 
 namespace minisgl {
 namespace {
+
+// At least so long a step waits for masks, so that all go on together.
+constexpr Clock::duration kMaskPatience = std::chrono::milliseconds(2);
 
 const EngineConfig& checked(const EngineConfig& config, const ModelSpec& spec) {
   MINISGL_CHECK(config.page_size >= 1 && config.num_pages >= 1, config.num_pages, " pages of ", config.page_size);
@@ -65,6 +69,12 @@ struct SequenceLookahead {
   bool may_draft;
 };
 
+// A sequence before it enters the scheduler.
+struct Newcomer {
+  SequenceSampling sampling;
+  NewSequence sequence;
+};
+
 }  // namespace
 
 struct Engine::Impl {
@@ -79,6 +89,10 @@ struct Engine::Impl {
   void note_copies();
   std::optional<Clock::time_point> next_plan() const;
   void admit(Submission submission);
+  void enter(SequenceId id, Newcomer newcomer);
+  void take_grammars();
+  void take_grammar(GrammarResult result);
+  void advance_grammars(const StepPlan& plan);
   void abort(SequenceId id);
   void step();
   bool launch_step();
@@ -101,6 +115,7 @@ struct Engine::Impl {
   Inbox inbox;
   CompletionQueue completions;
   BlockEvents block_events;
+  Grammars grammars;
   mutable std::mutex status_mutex;  // guards the next three
   EngineStats stats;
   std::string failure;
@@ -116,6 +131,8 @@ struct Engine::Impl {
   LiveRequests live;
   const MakeLookahead make_lookahead;  // may be empty
   std::unordered_map<SequenceId, SequenceLookahead> lookaheads;
+  std::unordered_map<SequenceId, Newcomer> newcomers;  // those whose grammars are read
+  std::vector<GrammarResult> grammar_results;
   std::vector<std::int32_t> draws;  // drawn by the step at hand, one per draw
   StepTokens drawn;
   std::vector<Command> commands;
@@ -124,6 +141,7 @@ struct Engine::Impl {
   std::uint64_t num_steps = 0;
   Clock::time_point busy_since = {};  // the oldest step's launch, or the end of the one before it
   Clock::duration step_time = {};     // all steps so far
+  Clock::duration last_step_time = {};
   StepPace pace;
   bool running = true;
 };
@@ -134,6 +152,7 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device
       device(std::move(device_)),
       model(std::move(model_)),
       inbox(config.max_running + config.max_waiting, device->pool().progress()),
+      grammars(model->spec().vocab_size, [this] { inbox.wake(); }),
       scheduler(scheduler_options(config)),
       executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
       publisher(std::move(plan_senders)),
@@ -175,6 +194,7 @@ void Engine::Impl::run() noexcept {
     while (running) {
       take_commands();
       if (config.num_host_pages > 0) note_copies();
+      if (!grammars.empty()) take_grammars();
       if (running) step();
       while (!running && scheduler.num_in_flight() > 0) finish_step();
       deliver();
@@ -197,7 +217,8 @@ void Engine::Impl::run() noexcept {
 // step there is time until somebody who comes would wait for one more.
 std::optional<Clock::time_point> Engine::Impl::next_plan() const {
   if (scheduler.num_in_flight() > 0) return busy_since + pace.next_after(scheduler.oldest());
-  return scheduler.may_plan() ? std::optional(Clock::time_point{}) : std::nullopt;
+  if (scheduler.may_plan()) return Clock::time_point{};
+  return grammars.empty() ? std::nullopt : std::optional(Clock::now() + Grammars::kTooSlow);
 }
 
 void Engine::Impl::take_commands() {
@@ -224,8 +245,9 @@ void Engine::Impl::note_copies() {
 
 void Engine::Impl::admit(Submission submission) {
   Request& request = submission.request;
-  std::unique_ptr<Lookahead> lookahead = make_lookahead ? make_lookahead(request) : nullptr;
-  const bool needs_token = lookahead != nullptr || needs_latest_token(request.sampling);
+  const bool has_grammar = !request.grammar.empty() && request.num_to_come() > 0;
+  std::unique_ptr<Lookahead> lookahead = make_lookahead && !has_grammar ? make_lookahead(request) : nullptr;
+  const bool needs_token = has_grammar || lookahead != nullptr || needs_latest_token(request.sampling);
   std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
   const SequenceId id = live.add(request, stop_tokens, submission.time);
   if (lookahead) lookaheads.emplace(id, SequenceLookahead{std::move(lookahead), !depends_on_output(request.sampling)});
@@ -240,17 +262,70 @@ void Engine::Impl::admit(Submission submission) {
                             .stop_tokens = std::move(stop_tokens),
                             .logprobs = request.logprobs,
                             .prompt_logprobs = request.prompt_logprobs};
-  publisher.add(id, sampling);
-  executor.add(id, std::move(sampling));
-  scheduler.add({.id = id,
-                 .prompt = std::move(request.prompt),
-                 .max_tokens = request.num_to_come(),
-                 .score_prompt = request.prompt_logprobs >= 0,
-                 .needs_token = needs_token,
-                 .has_counts = has_counts,
-                 .space = {.salt = request.prefix_salt},
-                 .standing = request.standing,
-                 .arrived = submission.time});
+  NewSequence sequence{.id = id,
+                       .prompt = std::move(request.prompt),
+                       .max_tokens = request.num_to_come(),
+                       .score_prompt = request.prompt_logprobs >= 0,
+                       .needs_token = needs_token,
+                       .has_counts = has_counts,
+                       .space = {.salt = request.prefix_salt},
+                       .standing = request.standing,
+                       .arrived = submission.time};
+  if (!has_grammar) return enter(id, {std::move(sampling), std::move(sequence)});
+  grammars.begin(id, {.text = std::move(request.grammar),
+                      .resumed = sampling.resumed,
+                      .allowed = sampling.params.allowed_token_ids,
+                      .ends_late = request.ignore_eos});
+  newcomers.emplace(id, Newcomer{std::move(sampling), std::move(sequence)});
+}
+
+void Engine::Impl::enter(SequenceId id, Newcomer newcomer) {
+  publisher.add(id, newcomer.sampling);
+  executor.add(id, std::move(newcomer.sampling));
+  scheduler.add(std::move(newcomer.sequence));
+}
+
+void Engine::Impl::take_grammars() {
+  grammars.take(grammar_results);
+  for (GrammarResult& result : grammar_results) {
+    if (grammars.contains(result.id)) take_grammar(std::move(result));
+  }
+  if (!grammar_results.empty()) device->pool().progress().advance();
+  grammar_results.clear();
+}
+
+// What the grammar of a live sequence says of its next token.
+void Engine::Impl::take_grammar(GrammarResult result) {
+  const SequenceId id = result.id;
+  if (result.is_complete || !result.error.empty()) {
+    const Clock::time_point now = Clock::now();
+    if (result.is_complete) {
+      outputs.push_back(live.stop(id, grammars.end_token(), now));
+    } else {
+      outputs.push_back(live.end(id, FinishReason::error, now));
+      outputs.back().error_code = ErrorCode::invalid_request;
+      outputs.back().error = std::move(result.error);
+    }
+    ended.push_back(outputs.back().id);
+    return release(id);
+  }
+  if (auto newcomer = newcomers.extract(id)) {
+    enter(id, std::move(newcomer.mapped()));
+  } else {
+    scheduler.hold(id, false);
+  }
+  publisher.mask(id, result.mask);
+  executor.mask(id, result.mask);
+}
+
+// Those of the step's sequences that have a grammar have new tokens: no step computes them before the next mask.
+void Engine::Impl::advance_grammars(const StepPlan& plan) {
+  for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
+    const SequenceStep& part = plan.sequences[i];
+    if (part.num_draws == 0 || !grammars.contains(part.id)) continue;
+    scheduler.hold(part.id, true);
+    grammars.advance(part.id, drawn.of(i));
+  }
 }
 
 void Engine::Impl::abort(SequenceId id) {
@@ -269,6 +344,10 @@ void Engine::Impl::step() {
 
 // Returns false when no sequence can be computed, or none before the steps in flight are done.
 bool Engine::Impl::launch_step() {
+  if (!grammars.empty()) {
+    grammars.wait(Clock::now() + std::max(kMaskPatience, last_step_time / 8));
+    take_grammars();
+  }
   const Clock::time_point now = Clock::now();
   const StepPlan& plan = scheduler.plan(now);
   for (const SequenceId id : scheduler.preempted()) give_back_counts(id);
@@ -303,6 +382,7 @@ void Engine::Impl::finish_step() {
   ++num_steps;
   const Clock::duration time = now - std::exchange(busy_since, now);
   step_time += time;
+  last_step_time = time;
   const StepPlan& plan = scheduler.oldest();
   pace.learn(plan, time);
   draws.clear();
@@ -312,6 +392,7 @@ void Engine::Impl::finish_step() {
   accept_drafts(plan, draws, drawn);
   scheduler.complete(drawn, std::chrono::duration<double>(time).count());
   take_over(live.collect(plan, drawn, results, now));
+  if (!grammars.empty()) advance_grammars(plan);
   if (!lookaheads.empty()) {
     for (const SequenceStep& part : plan.sequences) {
       if (part.num_draws > 0 && lookaheads.contains(part.id)) look_ahead(part.id);
@@ -349,6 +430,8 @@ void Engine::Impl::take_over(LiveRequests::Collected collected) {
 
 // The one way out for a sequence: its pages and its place on the ranks.
 void Engine::Impl::release(SequenceId id) {
+  if (!grammars.empty()) grammars.end(id);
+  if (newcomers.erase(id) > 0) return;
   scheduler.remove(id);
   publisher.remove(id);
   executor.remove(id);
@@ -372,7 +455,7 @@ void Engine::Impl::deliver() {
   {
     const std::lock_guard lock(status_mutex);
     stats = {.num_running = scheduler.num_running(),
-             .num_waiting = scheduler.num_waiting(),
+             .num_waiting = scheduler.num_waiting() + std::ssize(newcomers),
              .waiting_by_priority = scheduler.queue().waiting_by_priority(),
              .pages_total = scheduler.pages().num_total(),
              .pages_free = scheduler.num_available_pages(),
@@ -442,6 +525,14 @@ void Engine::stop() {
     impl_->run();  // never started: nobody else ends what was submitted
   }
   impl_->executor.close_host_tier();  // memory that others may need, whoever still has the engine
+}
+
+void Engine::open_grammars(std::string library, GrammarVocabulary vocabulary) {
+  impl_->grammars.open(std::move(library), std::move(vocabulary));
+}
+
+void Engine::refuse_grammars(std::string reason) {
+  impl_->grammars.refuse(std::move(reason));
 }
 
 void Engine::submit(Request request) {

@@ -8,6 +8,7 @@
 
 #include "cache/block_events.h"
 #include "comm/plan_channel.h"
+#include "engine/grammar.h"
 #include "engine/lookahead.h"
 #include "engine/options.h"
 #include "engine/request.h"
@@ -28,6 +29,11 @@ class Engine {
   // Ends the engine thread after the step at hand; every live request is finished with `abort`, and what is submitted
   // later with `error`. Idempotent, from any thread.
   void stop();
+
+  // What requests with a grammar need: llguidance's extension and the model's vocabulary; or why there are none. One of
+  // the two, once, from any thread; such requests wait for it.
+  void open_grammars(std::string library, GrammarVocabulary vocabulary);
+  void refuse_grammars(std::string reason);
 
   // Thread-safe, never blocks on a step. A request that can't be served (too long, bad ids, duplicate id, queue full)
   // comes back as an output with FinishReason::error; a duplicate's does not touch the live request of that id.

@@ -139,6 +139,10 @@ void Executor::append(SequenceId id, std::span<const std::int32_t> tokens) {
   }
 }
 
+void Executor::mask(SequenceId id, std::span<const std::uint32_t> words) {
+  live(id).mask.assign(words.begin(), words.end());
+}
+
 void Executor::pause(SequenceId id, std::span<const std::int32_t> output) {
   LiveSequence& sequence = live(id);
   sequence.sampling.resumed.assign(output.begin(), output.end());
@@ -205,7 +209,7 @@ void Executor::start(LiveSequence& sequence) const {
     sequence.seen->add_output(sampling.resumed);
     sequence.seen->add_prompt(sampling.prompt);
   }
-  if (!sampling.params.allowed_token_ids.empty()) {
+  if (sequence.mask.empty() && !sampling.params.allowed_token_ids.empty()) {
     sequence.mask.resize(static_cast<std::size_t>(mask_words(vocab_size)));
     for (const std::int32_t token : sampling.params.allowed_token_ids) {
       sequence.mask[static_cast<std::size_t>(token) / 32] |= 1u << (static_cast<unsigned>(token) % 32);

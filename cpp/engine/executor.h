@@ -61,6 +61,9 @@ class Executor {
   std::size_t depth() const { return device_.runs_ahead() ? 1 : 0; }
   // The host gave the sequence these tokens, which nobody draws: the penalties count them as output.
   void append(SequenceId id, std::span<const std::int32_t> tokens);
+  // One of these is the sequence's next token, until another mask comes: mask_words(vocab_size) words as in a
+  // TokenMask. It stands in place of allowed_token_ids.
+  void mask(SequenceId id, std::span<const std::uint32_t> words);
   // The sequence was preempted: until it goes on it takes no room on the device. `output`: all that was generated for
   // it. No step in flight computes it.
   void pause(SequenceId id, std::span<const std::int32_t> output);
@@ -78,7 +81,7 @@ class Executor {
     bool needs_latest_token = false;
     bool has_started = false;                  // a step computes rows of it: `seen` and `mask` are made
     std::unique_ptr<SeenTokens> seen = {};     // where a penalty is set
-    std::vector<std::uint32_t> mask = {};      // [mask_words] of params.allowed_token_ids, where there are any
+    std::vector<std::uint32_t> mask = {};      // [mask_words] by mask(), else of params.allowed_token_ids; or empty
     std::vector<std::int32_t> generated = {};  // where needs_latest_token: all that the steps' rows named so far
     std::vector<std::int32_t> banned = {};     // by bad words and min_tokens in the step at hand
   };

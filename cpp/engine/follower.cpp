@@ -54,6 +54,7 @@ struct Follower::Impl final : PlanHandler {
   void add(SequenceId id, SequenceSampling sampling) override { executor.add(id, std::move(sampling)); }
   void remove(SequenceId id) override { executor.remove(id); }
   void append(SequenceId id, std::span<const std::int32_t> tokens) override { executor.append(id, tokens); }
+  void mask(SequenceId id, std::span<const std::uint32_t> words) override { executor.mask(id, words); }
   void pause(SequenceId id, std::span<const std::int32_t> output) override { executor.pause(id, output); }
   // Keeps as many steps in flight as rank 0 does: a device that runs ahead has the next step before it ends the last.
   // Rank 0 delivers the tokens.

@@ -142,6 +142,15 @@ void LiveRequests::end_prefill(LiveRequest& request, RequestOutput& output, Cloc
   output.num_cached = std::min(request.num_cached, request.prompt_len - request.num_resumed);
 }
 
+RequestOutput LiveRequests::stop(SequenceId id, std::int32_t end_token, Clock::time_point now) {
+  const bool has_logprobs = requests_.at(id).has_logprobs;
+  RequestOutput output = end(id, FinishReason::stop, now);
+  output.tokens.push_back({.token = end_token});  // sure to come: its log probability is 0
+  output.has_logprobs = has_logprobs;
+  ++counts_.generated_tokens;
+  return output;
+}
+
 RequestOutput LiveRequests::end(SequenceId id, FinishReason reason, Clock::time_point now) {
   const auto iterator = requests_.find(id);
   MINISGL_CHECK(iterator != requests_.end(), "sequence ", id, " is not live");

@@ -43,6 +43,8 @@ class LiveRequests {
                     Clock::time_point now);
   // The same for tokens that the host gave a sequence; they have no log probability (NaN).
   Collected append(SequenceId id, std::span<const std::int32_t> tokens, Clock::time_point now);
+  // What the request asked for is complete: its last output, which ends with this token.
+  RequestOutput stop(SequenceId id, std::int32_t end_token, Clock::time_point now);
   // The last output of a request; forgets it.
   RequestOutput end(SequenceId id, FinishReason reason, Clock::time_point now);
 

@@ -14,7 +14,7 @@
 namespace minisgl {
 
 // Goes up with every change to what frames hold: ranks of two releases refuse each other.
-inline constexpr std::uint8_t kPlanVersion = 6;
+inline constexpr std::uint8_t kPlanVersion = 7;
 
 // Receives the messages, in order.
 class PlanHandler {
@@ -24,6 +24,8 @@ class PlanHandler {
   virtual void remove(SequenceId id) = 0;
   // The host gave the sequence these tokens; nobody draws them.
   virtual void append(SequenceId id, std::span<const std::int32_t> tokens) = 0;
+  // The sequence's next token is one of these, a bit each as in a TokenMask, until another mask comes.
+  virtual void mask(SequenceId id, std::span<const std::uint32_t> words) = 0;
   // The sequence was preempted: what the device keeps of it is made again of these tokens, all that were generated for
   // it, when a step computes it again.
   virtual void pause(SequenceId id, std::span<const std::int32_t> output) = 0;
@@ -39,6 +41,7 @@ class PlanEncoder final : public PlanHandler {
   void add(SequenceId id, SequenceSampling sampling) override;
   void remove(SequenceId id) override;
   void append(SequenceId id, std::span<const std::int32_t> tokens) override;
+  void mask(SequenceId id, std::span<const std::uint32_t> words) override;
   void pause(SequenceId id, std::span<const std::int32_t> output) override;
   void step(const StepPlan& plan) override;
   void copy(const TierCopies& copies, std::uint32_t num_in_flight) override;

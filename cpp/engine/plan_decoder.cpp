@@ -235,6 +235,13 @@ void PlanDecoder::decode(std::span<const std::byte> frame, PlanHandler& handler)
         Kind{kind} == Kind::append ? handler.append(id, tokens) : handler.pause(id, tokens);
         break;
       }
+      case Kind::mask: {
+        const auto id = fields.get<SequenceId>("an id");
+        const auto words = fields.get_list<std::uint32_t>("a mask");
+        require(std::ssize(words) == mask_words(limits_.vocab_size), "number of a mask's words", std::ssize(words));
+        handler.mask(id, words);
+        break;
+      }
       case Kind::step:
         read_plan(fields, plan_);
         check(plan_);

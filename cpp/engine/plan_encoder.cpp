@@ -100,6 +100,12 @@ void PlanEncoder::append(SequenceId id, std::span<const std::int32_t> tokens) {
   put_tokens(static_cast<std::uint8_t>(Kind::append), id, tokens);
 }
 
+void PlanEncoder::mask(SequenceId id, std::span<const std::uint32_t> words) {
+  begin(static_cast<std::uint8_t>(Kind::mask));
+  put(id);
+  put_list(words);
+}
+
 void PlanEncoder::pause(SequenceId id, std::span<const std::int32_t> output) {
   put_tokens(static_cast<std::uint8_t>(Kind::pause), id, output);
 }

@@ -17,13 +17,18 @@ class PlanPublisher final : public PlanHandler {
   void add(SequenceId id, SequenceSampling sampling) override {
     if (senders_.empty()) return;
     encoder_.add(id, std::move(sampling));
-    if (encoder_.frame().size() > max_waiting_bytes) send();
+    send_if_large();
   }
   void remove(SequenceId id) override {
     if (!senders_.empty()) encoder_.remove(id);
   }
   void append(SequenceId id, std::span<const std::int32_t> tokens) override {
     if (!senders_.empty()) encoder_.append(id, tokens);
+  }
+  void mask(SequenceId id, std::span<const std::uint32_t> words) override {
+    if (senders_.empty()) return;
+    encoder_.mask(id, words);
+    send_if_large();
   }
   void pause(SequenceId id, std::span<const std::int32_t> output) override {
     if (!senders_.empty()) encoder_.pause(id, output);
@@ -47,6 +52,9 @@ class PlanPublisher final : public PlanHandler {
  private:
   static constexpr std::size_t max_waiting_bytes = std::size_t{1} << 20;
 
+  void send_if_large() {
+    if (encoder_.frame().size() > max_waiting_bytes) send();
+  }
   void send() {
     for (const auto& sender : senders_) sender->send(encoder_.frame());
     encoder_.clear();

@@ -9,7 +9,7 @@
 
 namespace minisgl::plan_wire {
 
-enum class Kind : std::uint8_t { add = 1, remove, step, shut_down, append, pause, copy };
+enum class Kind : std::uint8_t { add = 1, remove, step, shut_down, append, pause, copy, mask };
 
 // What a frame begins with.
 struct FrameHeader {

@@ -15,6 +15,7 @@ struct Request {
   std::uint64_t id = 0;  // unique among live requests, chosen by the caller
   std::vector<std::int32_t> prompt;
   SamplingParams sampling;
+  std::string grammar = {};  // of the answer, as GrammarMatcher's; empty: none. It needs Engine::open_grammars
   std::int64_t max_tokens = 16;
   // How many trailing prompt tokens are output of an engine that ended: the request goes on as if this one had made
   // them. max_tokens and min_tokens count them.

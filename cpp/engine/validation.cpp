@@ -84,6 +84,7 @@ std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& 
   findings.require(request.max_tokens >= request.num_resumed, "max_tokens must be at least ", request.num_resumed,
                    ", got ", request.max_tokens);
   if (findings.any()) return findings.take();
+  findings.require(request.grammar.find('\0') == std::string::npos, "grammar has a character NUL");
   findings.require(request.min_tokens >= 0, "min_tokens must be at least 0, got ", request.min_tokens);
   for (const auto& [field, value] :
        {std::pair("logprobs", request.logprobs), std::pair("prompt_logprobs", request.prompt_logprobs)}) {

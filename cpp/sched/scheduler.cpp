@@ -47,6 +47,7 @@ void Scheduler::remove(SequenceId id) {
   MINISGL_CHECK(entry != index_.end(), "sequence ", id, " is not live");
   const Iterator sequence = entry->second;
   has_changed_ = true;
+  if (sequence->is_held) --num_held_;
   std::list<Sequence>& list = sequence->is_running ? running_ : waiting_;
   index_.erase(entry);
   charge_generated(*sequence);
@@ -82,6 +83,14 @@ void Scheduler::propose(SequenceId id, std::span<const std::int32_t> drafts) {
   MINISGL_CHECK(sequence.needs_token && !sequence.is_pending(), "drafts for sequence ", id,
                 ", which may be planned before its latest token is known");
   sequence.drafts.assign(drafts.begin(), drafts.end());
+}
+
+void Scheduler::hold(SequenceId id, bool is_held) {
+  Sequence& sequence = live(id);
+  MINISGL_CHECK(sequence.needs_token, "sequence ", id, " is held, which may be planned before its token is known");
+  num_held_ += static_cast<int>(is_held) - static_cast<int>(sequence.is_held);
+  sequence.is_held = is_held;
+  has_changed_ = true;
 }
 
 const StepPlan& Scheduler::oldest() const {

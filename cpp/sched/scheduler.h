@@ -46,7 +46,8 @@ struct PrefixCounts {
 
 // A step takes the decoding sequences first, then chunks of prefills that were begun and newcomers from the queue, in
 // the order of FairQueue, while budget, places and pages last; a newcomer that finds no room holds up those behind it.
-// A sequence that needs its token is passed over while a step in flight draws it, and keeps its place in the order.
+// A sequence that needs its token is passed over while a step in flight draws it, or the host holds it, and keeps its
+// place in the order.
 //
 // Those whose tokens devices count wait at their places until a device has room for it, and hold up nobody else.
 //
@@ -123,9 +124,13 @@ class Scheduler {
   // for. CheckError for an unknown id and unless the sequence needs its token and that is known.
   void propose(SequenceId id, std::span<const std::int32_t> drafts);
 
+  // Plans the sequence no more until it is let go on: the host isn't ready for its next token. CheckError for an
+  // unknown id, and unless the sequence needs its token.
+  void hold(SequenceId id, bool is_held);
+
   bool has_work() const { return !index_.empty(); }
   // Whether plan() may find something to do: a step or, with a host tier, copies.
-  bool may_plan() const { return host_ ? has_changed_ : has_work(); }
+  bool may_plan() const { return host_ || num_held_ > 0 ? has_changed_ : has_work(); }
   const std::optional<HostTier>& host() const { return host_; }
   std::size_t num_in_flight() const { return in_flight_.size(); }
   std::int64_t num_running() const { return static_cast<std::int64_t>(running_.size()); }
@@ -231,6 +236,7 @@ class Scheduler {
   std::unordered_map<SequenceId, Iterator> index_;  // running and waiting
   FairQueue queue_;
   std::int64_t num_appended_ = 0;  // tokens for which there may be no pages yet
+  std::int64_t num_held_ = 0;      // live sequences that are held
   std::uint64_t num_preemptions_ = 0;
   std::vector<SequenceId> preempted_;  // by the latest plan
 
@@ -238,6 +244,7 @@ class Scheduler {
   std::list<Step> spare_;      // keep their memory; the first is the one planned now
 
   std::uint64_t num_plans_ = 0;
+  bool has_changed_ = false;  // something since a plan() that found nothing
   // While planning: the running sequences that lack more than their latest token, and have no rows yet.
   std::vector<Iterator> begun_;
   std::vector<PageId> passed_;               // pass_over()'s
@@ -254,7 +261,6 @@ class Scheduler {
   std::uint64_t told_copies_ = 0;               // the latest StepPlan::copies_before
   std::int64_t most_prompt_pages_ = 0;          // of a sequence so far
   double last_step_seconds_ = 0, host_page_seconds_ = 0;
-  bool has_changed_ = false;    // something since a plan() that found nothing
   bool awaits_copies_ = false;  // while planning: the newcomer that was to begin waits for them
 
   // What is left of a step's room while it is planned.

@@ -42,12 +42,13 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   // What was generated counts where somebody waits, and another could be next in its place.
   if (!queue_.empty() && queue_.has_rivals()) charge_running();
   if (make_room() && !plan_newcomer()) plan_everybody();
+  has_changed_ = !step.plan.empty();
   if (host_) plan_tier_copies(step.plan);
   if (!step.plan.empty()) {
     in_flight_.splice(in_flight_.end(), spare_, spare_.begin());
   } else {
-    MINISGL_CHECK(!in_flight_.empty() || !has_work() || copies_hold_pages(), "nothing planned for ", num_running(),
-                  " running and ", num_waiting(), " waiting sequences");
+    MINISGL_CHECK(!in_flight_.empty() || !has_work() || copies_hold_pages() || num_held_ > 0, "nothing planned for ",
+                  num_running(), " running and ", num_waiting(), " waiting sequences");
   }
   return step.plan;
 }
@@ -145,6 +146,7 @@ void Scheduler::plan_prefills(bool may_admit) {
 // Lets a waiting sequence run, unless it has to wait for room, or for what another computes.
 bool Scheduler::admit(Iterator next) {
   Sequence& sequence = *next;
+  if (sequence.is_held) return false;
   const std::int64_t spare = num_spare_pages();
   if (tree_.num_available() < 1 + spare) return false;
   const std::int64_t most = most_shared(sequence);

@@ -12,9 +12,16 @@ if TYPE_CHECKING:
     from minisgl.config import ServerArgs
     from minisgl.launch import launch_server
     from minisgl.offline.llm import LLM
-    from minisgl.sampling_params import SamplingParams
+    from minisgl.sampling_params import SamplingParams, StructuredOutputsParams
 
-__all__ = ["LLM", "SamplingParams", "ServerArgs", "__version__", "launch_server"]
+__all__ = [
+    "LLM",
+    "SamplingParams",
+    "ServerArgs",
+    "StructuredOutputsParams",
+    "__version__",
+    "launch_server",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +29,7 @@ def __getattr__(name: str) -> Any:
         "LLM": "minisgl.offline.llm",
         "SamplingParams": "minisgl.sampling_params",
         "ServerArgs": "minisgl.config",
+        "StructuredOutputsParams": "minisgl.sampling_params",
         "launch_server": "minisgl.launch",
     }
     if name not in homes:

@@ -191,6 +191,18 @@ class Engine:
     def info(self) -> EngineInfo: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
+    def open_grammars(
+        self, *, library: str, lengths: bytes, tokens: bytes, ends: list[int]
+    ) -> None:
+        """What requests with a grammar need, once: the path of llguidance's extension; of the
+        model's tokens the lengths in bytes, packed as 32-bit integers, the bytes, one token after
+        the other, those of special tokens behind a byte ff; and the end tokens. Such requests wait
+        for it. Raises ValueError and InputError.
+        """
+
+    def refuse_grammars(self, reason: str) -> None:
+        """In place of open_grammars: requests with a grammar end with an error that says why."""
+
     def submit(self, request: dict[str, Any]) -> None:
         """Keys: those of Submit.engine_fields(); id and prompt are required.
 

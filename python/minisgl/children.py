@@ -1,6 +1,7 @@
 """What every process that this one starts is given, and what it must not get. ipc/process.py starts
-ranks and tokenizers, text/template_client.py the process of chat templates, engine/machine.py the
-search for GPUs, model_files/default_model.py an installer; nothing else starts a process.
+ranks and tokenizers, text/limited_process.py those of chat templates and grammars, rank/grammars.py
+the reader of a vocabulary, engine/machine.py the search for GPUs, model_files/default_model.py an
+installer; nothing else starts a process.
 """
 
 from __future__ import annotations

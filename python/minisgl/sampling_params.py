@@ -24,13 +24,14 @@ MAX_LOGIT_BIAS_ENTRIES = 1024
 MAX_ALLOWED_TOKEN_IDS = 4096
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARS = 256
+MAX_GRAMMAR_CHARS = 2**20
 MAX_TOKEN_ID = 2**31 - 1
 MIN_PRIORITY, MAX_PRIORITY = -100, 100  # of a request: lower goes first
 MAX_SEED = 2**64 - 1
 
 # What the server does with text or with several choices, and the engine never sees. Bad words reach
 # it as tokens.
-TEXT_FIELDS = frozenset({"stop", "bad_words", "n", "skip_special_tokens"})
+TEXT_FIELDS = frozenset({"stop", "bad_words", "n", "skip_special_tokens", "structured_outputs"})
 
 
 class ParameterError(ValueError):
@@ -41,6 +42,30 @@ class ParameterError(ValueError):
     def __init__(self, parameter: str, sentence: str) -> None:
         super().__init__(sentence)
         self.parameter = parameter
+
+
+class StructuredOutputsParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What an answer looks like, by the names of vLLM: one of the first five."""
+
+    json: str | dict[str, Any] | None = None  # JSON of this schema, which may be given as its text
+    regex: str | None = None  # the whole answer
+    choice: list[str] | None = None  # one of these
+    grammar: str | None = None  # Lark, GBNF or EBNF
+    json_object: bool | None = None  # any object
+    # How JSON is written. Without these there may be a space or a line break where JSON has white
+    # space, and objects have what other properties their schemas allow.
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None  # where a schema doesn't speak of them
+    whitespace_pattern: str | None = (
+        None  # an expression for what stands in the place of white space
+    )
+
+    def forms(self) -> list[str]:
+        """The names of those of the first five that are given."""
+        names = ("json", "regex", "choice", "grammar", "json_object")
+        return [name for name in names if getattr(self, name) not in (None, False)]
 
 
 class SamplingParams(
@@ -62,6 +87,12 @@ class SamplingParams(
     # No other token is drawn; None: any may be. It is refused where bad_words, with the stop tokens
     # that min_tokens bans, leave none of these. It outweighs a ban that depends on the output.
     allowed_token_ids: list[int] | None = None
+    # What the answer is written by: llguidance's text, Lark or JSON with a list of grammars. It is
+    # stronger than bad words, than the stop tokens that min_tokens bans and than ignore_eos. A
+    # request whose grammar and allowed_token_ids leave nothing ends with an error.
+    grammar: str | None = None
+    # The same in another form, from which `grammar` is made before the engine is asked.
+    structured_outputs: StructuredOutputsParams | None = None
     seed: int | None = None  # None: drawn anew for each request
     stop: list[str] = []  # generation ends before the first of these
     stop_token_ids: list[int] = []  # besides the model's own end tokens
@@ -109,6 +140,10 @@ class SamplingParams(
                     "allowed_token_ids",
                     "allowed_token_ids must have at least 1 entry where it is given, got []",
                 )
+        if self.grammar is not None:
+            _check_grammar(self.grammar)
+        if self.structured_outputs is not None:
+            _check_form(self.structured_outputs, self.grammar)
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
@@ -214,6 +249,45 @@ def _check_logit_bias(value: object) -> None:
         _check_float(field, bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS, what=what)
 
 
+def _check_grammar(value: object) -> None:
+    if not isinstance(value, str):
+        raise ParameterError("grammar", f"grammar must be a string, got {_shown(value)}")
+    if not 1 <= len(value) <= MAX_GRAMMAR_CHARS:
+        raise ParameterError(
+            "grammar", f"grammar must have 1 to {MAX_GRAMMAR_CHARS} characters, got {len(value)}"
+        )
+    if "\0" in value:
+        raise ParameterError("grammar", "grammar must not have a character NUL")
+    _check_unicode("grammar", value)
+
+
+def _check_form(value: object, grammar: str | None) -> None:
+    field = "structured_outputs"
+    if not isinstance(value, StructuredOutputsParams):
+        raise ParameterError(field, f"{field} must be StructuredOutputsParams, got {_shown(value)}")
+    if grammar is not None:
+        raise ParameterError(field, f"{field} and grammar can't both be given")
+    forms = value.forms()
+    if len(forms) != 1:
+        raise ParameterError(
+            field,
+            f"{field} must have one of json, regex, choice, grammar and json_object, "
+            f"got {', '.join(forms) or 'none'}",
+        )
+
+
+def _check_unicode(field: str, text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = ascii(text[max(0, error.start - 20) : error.start + 20])
+        raise ParameterError(
+            field, f"{field} must hold valid Unicode text, got a lone surrogate in {shown}"
+        ) from None
+
+
 def _check_texts(field: str, value: object, max_length: int, max_chars: int) -> None:
     _check_list(field, value, max_length)
     assert isinstance(value, list)
@@ -223,10 +297,4 @@ def _check_texts(field: str, value: object, max_length: int, max_chars: int) -> 
                 field,
                 f"{field} must hold strings of 1 to {max_chars} characters, got {_shown(text)}",
             )
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ParameterError(
-                    field, f"{field} must hold valid Unicode text, got a lone surrogate in {text!a}"
-                ) from None
+        _check_unicode(field, text)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +14,7 @@ from minisgl.config import GENERATION_CONFIGS, STEP_TIMEOUT, EngineSettings
 from minisgl.engine.request import check_request
 from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats
+from minisgl.offline.grammars import with_grammar
 from minisgl.offline.local_model import open_local_model
 from minisgl.offline.prompts import (
     GivenPrompt,
@@ -203,6 +204,7 @@ class LLM:
     def _run(
         self, requests: Sequence[PromptRequest], *, continues_prompt: bool, use_tqdm: bool
     ) -> list[RequestResult]:
+        requests = self._model.run(self._with_grammars(requests))
         for number, request in enumerate(requests):
             try:
                 check_request(request.ids, request.params, self.info)
@@ -221,6 +223,13 @@ class LLM:
                 num_cached_tokens=group[0].num_cached,
             )
             for request, group in zip(requests, samples, strict=True)
+        ]
+
+    async def _with_grammars(self, requests: Sequence[PromptRequest]) -> list[PromptRequest]:
+        """The requests with grammars in the place of structured outputs. ParameterError."""
+        return [
+            replace(request, params=await with_grammar(self._model.text, request.params))
+            for request in requests
         ]
 
     async def _complete(

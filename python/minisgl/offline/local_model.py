@@ -198,7 +198,7 @@ def open_local_model(
                 engine = loop.run(ranks)
             else:
                 native = _load_native(engine_options, progress)
-                engine = loop.run(_start_native(native, engine_options.max_waiting))
+                engine = loop.run(_start_native(native, engine_options))
     except BaseException as error:
         loop.close()
         if isinstance(error, (EngineStartError, SystemLimitError)):
@@ -245,8 +245,8 @@ def _load_native(options: EngineOptions, progress: Progress) -> Engine:
         ) from error
 
 
-async def _start_native(engine: Engine, max_waiting: int) -> NativeEngine:
-    return NativeEngine(engine, max_waiting)
+async def _start_native(engine: Engine, options: EngineOptions) -> NativeEngine:
+    return NativeEngine(engine, options)
 
 
 async def _start_ranks(

@@ -16,12 +16,14 @@ from minisgl.ipc.messages import (
     NO_STANDING,
     Abort,
     EngineInfo,
+    EngineOptions,
     EngineStats,
     Output,
     Standing,
     StepOutputs,
     Submit,
 )
+from minisgl.rank.grammars import GrammarSupport
 from minisgl.tasks import background
 
 if TYPE_CHECKING:
@@ -42,13 +44,14 @@ class NativeEngine:
     replicas = ()  # it is an engine by itself
     num_restarts = num_replaying = 0  # the loss of an engine in this process is final
 
-    def __init__(self, engine: Engine, max_waiting: int) -> None:
-        """Starts the engine. `max_waiting`: requests taken beyond those that it runs at once."""
+    def __init__(self, engine: Engine, options: EngineOptions) -> None:
+        """Starts the engine, which was made with `options`."""
         self.info = msgspec.convert(engine.info, EngineInfo)
         self.failure = ""
         self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # for a server
         self._engine = engine
-        self._requests = LiveRequests(Admission(max_waiting))
+        self._grammars = GrammarSupport(engine, options.model_path)
+        self._requests = LiveRequests(Admission(options.max_waiting))
         self._draining = False
         engine.start()
         self._loop = asyncio.get_running_loop()
@@ -117,6 +120,8 @@ class NativeEngine:
 
     def _send(self, message: Submit | Abort) -> bool:
         if isinstance(message, Submit):
+            if message.params.grammar is not None:
+                self._grammars.need()
             self._engine.submit(message.engine_fields())
         else:
             for request_id in message.ids:

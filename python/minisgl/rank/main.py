@@ -19,6 +19,7 @@ from minisgl.ipc.messages import (
     ALIVE_SECONDS,
     Abort,
     BlockEvent,
+    EngineOptions,
     EngineStats,
     Failed,
     Output,
@@ -30,6 +31,7 @@ from minisgl.ipc.messages import (
     ToRank,
     to_rank_decoder,
 )
+from minisgl.rank.grammars import GrammarSupport
 from minisgl.rank.load import Life, Outbox, StartError, load_rank
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ async def main(link: ParentLink[ToRank]) -> int:
         logger.info("ready")
         link.outbox.put_nowait(Ready(loaded.info()))
         if start.place.rank == 0:
-            failure = await Rank(loaded.engine, link, start.options.report_blocks).serve()
+            failure = await Rank(loaded.engine, link, start.options).serve()
         else:
             failure = await follow(loaded.engine)
     except StartError as error:
@@ -95,10 +97,11 @@ def failure_of(rank: Engine | Follower) -> Failed | None:
 class Rank:
     """The loop around a started engine."""
 
-    def __init__(self, engine: Engine, link: ParentLink[ToRank], report_blocks: bool) -> None:
+    def __init__(self, engine: Engine, link: ParentLink[ToRank], options: EngineOptions) -> None:
         self._engine = engine
         self._link = link
-        self._report_blocks = report_blocks
+        self._report_blocks = options.report_blocks
+        self._grammars = GrammarSupport(engine, options.model_path)
         self._failed = asyncio.Event()
         self._broken = ""  # why outputs can't be forwarded any more
 
@@ -138,6 +141,8 @@ class Rank:
                 return
 
     def _submit(self, request: Submit) -> None:
+        if request.params.grammar is not None:
+            self._grammars.need()
         try:
             self._engine.submit(request.engine_fields())
         except Exception as error:  # whatever is wrong with one request must not end the others

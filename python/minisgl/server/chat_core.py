@@ -14,8 +14,10 @@ from minisgl.server import checks, errors
 from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import longest_prompt, truncate
 from minisgl.server.schemas import ChatRequest, FunctionTool, Message, TokenizeRequest
+from minisgl.server.structured import form_of, grammar_for, make_grammar
 from minisgl.server.tools import ToolUse, functions_of, plain_tools, tool_use
 from minisgl.text.errors import PromptTooLong
+from minisgl.text.formats import AnswerFormats
 from minisgl.text.generic_tools import describe_tools
 from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from minisgl.server.generation import Generation
     from minisgl.server.state import ServerState
     from minisgl.text.answers import Owner
-    from minisgl.text.formats import AnswerFormats, Parsing
+    from minisgl.text.formats import Parsing
     from minisgl.text.frontend import ChatPrompt, TextFrontend
 
 MAX_TEMPLATE_ERROR = 500  # characters
@@ -125,25 +127,46 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
         raise errors.bad_request(
             "The model's chat template makes an empty prompt of the messages.", param="messages"
         )
+    grammar = await _grammar(text, request, use, state.formats, prompt.end)
     params = checks.sampling_params(
         request,
         state.sampling_defaults,
         max_tokens=checks.fit(len(prompt_ids), wanted, info.max_model_len, param="messages"),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
+        grammar=grammar,
     )
     if request.prompt_logprobs is not None:
         check_prompt_logprobs(len(prompt_ids), request.prompt_logprobs)
     tools = plain_tools(use.functions)
-    parsing = state.formats.parsing(tools, prompt.end, parallel=use.parallel)
+    # An answer of a given form is content from its first word to its last.
+    formats = state.formats if grammar is None or use.functions else AnswerFormats()
+    parsing = formats.parsing(tools, prompt.end, parallel=use.parallel)
     options = DetokenizerOptions.of(
         params,
         include_stop=bool(request.include_stop_str_in_output),
         continues_prompt=bool(request.continue_final_message),
-        shown=state.formats.shown_tokens(tools),
+        shown=formats.shown_tokens(tools),
     )
     bad_words = await text.encode_words(params.bad_words)
     return ChatJob(text, prompt, prompt_ids, params, options, bad_words, request.n or 1, parsing)
+
+
+async def _grammar(
+    text: TextFrontend, request: ChatRequest, use: ToolUse, formats: AnswerFormats, prompt_end: str
+) -> str | None:
+    """What an answer is held to; None: any text. ApiError 400, 429, 503."""
+    if not use.required:
+        return await grammar_for(text, request)
+    schemas = {function.name: function.parameters for function in use.functions}
+    source = formats.calls(schemas, prompt_end, text.tokenizer, parallel=use.parallel)
+    if source is None:
+        raise errors.unsupported(
+            "tool_choice",
+            "Only the choices 'auto' and 'none' are supported: the model writes calls in a form "
+            f"that answers can't be held to ({formats.tools}).",
+        )
+    return await make_grammar(text, source, "tools")
 
 
 def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -> None:
@@ -154,14 +177,17 @@ def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -
             "Tool calls are not supported: this server reads none (--tool-call-parser). Tools are "
             "accepted with tool_choice 'none'.",
         )
-    if use.required:
+    if use.functions and form_of(request) is not None:
         raise errors.unsupported(
-            "tool_choice",
-            "An answer can't be held to a call: only the choices 'auto' and 'none' are supported.",
+            "tools",
+            "'tools' are not supported together with a form of the answer: send one of them, or "
+            "tool_choice 'none'.",
         )
-    if use.constrained:
+    if use.strict and not use.required:
         raise errors.unsupported(
-            "tools", "'strict' is not supported: arguments can't be held to their schema."
+            "tools",
+            "'strict' is only supported where 'tool_choice' is 'required' or names a function: "
+            "arguments are held to their schema where the answer is a call.",
         )
     if request.include_reasoning is False and formats.reasoning is None:
         raise errors.unsupported(

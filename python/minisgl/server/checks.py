@@ -52,13 +52,6 @@ def check_common(request: GenerationRequest) -> None:
         raise errors.bad_request(
             "Invalid value for 'seed': it must be between -2**63 and 2**64 - 1.", param="seed"
         )
-    form = request.response_format
-    if form and not (isinstance(form, dict) and form.get("type") == "text"):
-        raise errors.unsupported(
-            "response_format",
-            "Only the response_format {'type': 'text'} is supported: describe the form in the "
-            "prompt, and check the answer.",
-        )
     if request.best_of not in (None, 1, request.n or 1):
         raise errors.unsupported(
             "best_of", f"'best_of' is only supported where it equals 'n' ({request.n or 1}) or 1."
@@ -200,6 +193,7 @@ def sampling_params(
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
+    grammar: str | None,
 ) -> SamplingParams:
     """What one choice is sampled with (n is 1: the caller submits each choice). ApiError 400.
 
@@ -217,6 +211,8 @@ def sampling_params(
         "n": 1,
         "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
+        "grammar": grammar,
+        "structured_outputs": None,  # `grammar` is what it became
         "seed": None if request.seed in (None, -1) else request.seed % 2**64,
         "stop": stop_strings(request),
         "bad_words": [word for word in request.bad_words or [] if word],

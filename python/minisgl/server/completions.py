@@ -15,6 +15,7 @@ from minisgl.server.logprobs import CompletionLogprobs, check_prompt_logprobs, p
 from minisgl.server.prompts import CompletionPrompt, Echo, echoes, encode_prompts
 from minisgl.server.schemas import CompletionRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
+from minisgl.server.structured import grammar_for
 from minisgl.tokenizer import DetokenizerOptions
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Completions(JsonEndpoint):
         if scores is not None:
             num_tokens = sum(len(prompt.ids) for prompt in prompts)
             check_prompt_logprobs(num_tokens * (request.n or 1), scores)
+        grammar = await grammar_for(text, request)
         jobs = [
             checks.sampling_params(
                 request,
@@ -51,6 +53,7 @@ class Completions(JsonEndpoint):
                 max_tokens=checks.fit(len(prompt.ids), wanted, info.max_model_len, param="prompt"),
                 logprobs=request.logprobs,
                 prompt_logprobs=scores,
+                grammar=grammar,
             )
             for prompt in prompts
         ]

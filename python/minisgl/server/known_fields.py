@@ -25,10 +25,7 @@ class KnownField(NamedTuple):
 
 
 _NO_BEAMS = "leave it out, or ask for several answers with 'n'"
-_NO_GRAMMAR = (
-    "the form of an answer can't be constrained; describe the form in the prompt, "
-    "and check the answer"
-)
+_OTHER_FORM = "use 'structured_outputs' with 'json', 'regex', 'choice' or 'grammar'"
 _TEXT_ONLY = "the model reads and writes text"
 _OPERATORS = "it is for the server's operator to set"
 
@@ -36,15 +33,12 @@ KNOWN_FIELDS: dict[str, KnownField] = {
     "use_beam_search": KnownField(_NO_BEAMS),
     "early_stopping": KnownField(_NO_BEAMS),
     "length_penalty": KnownField(_NO_BEAMS, neutral=(1.0,)),
-    "structured_outputs": KnownField(_NO_GRAMMAR),
-    "guided_json": KnownField(_NO_GRAMMAR),
-    "guided_regex": KnownField(_NO_GRAMMAR),
-    "guided_choice": KnownField(_NO_GRAMMAR),
-    "guided_grammar": KnownField(_NO_GRAMMAR),
-    "structural_tag": KnownField(_NO_GRAMMAR),
-    "grammar": KnownField(_NO_GRAMMAR),
+    "structural_tag": KnownField(_OTHER_FORM),
+    "grammar": KnownField(_OTHER_FORM),
+    "json_schema": KnownField(_OTHER_FORM),
+    "regex": KnownField(_OTHER_FORM),
+    "ebnf": KnownField(_OTHER_FORM),
     "guided_decoding_backend": KnownField(),
-    "guided_whitespace_pattern": KnownField(),
     "tools": KnownField("leave it out"),
     "chat_template": KnownField(_OPERATORS + " (--chat-template)"),
     "echo": KnownField("put the last message before the answer yourself, or use /v1/completions"),

@@ -30,6 +30,7 @@ from minisgl.sampling_params import (
     MAX_TEMPERATURE,
     MAX_TOKEN_ID,
     MIN_PRIORITY,
+    StructuredOutputsParams,
 )
 
 MAX_MESSAGES = 16384
@@ -56,6 +57,29 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None  # one more event with the whole request's usage
     continuous_usage_stats: bool | None = None  # usage so far in every event
     include_obfuscation: bool | None = None  # OpenAI's padding; has no effect here
+
+
+class StructuredOutputs(StructuredOutputsParams, kw_only=True, frozen=True):
+    """The form of an answer, as vLLM has it."""
+
+    structural_tag: Any = None  # is refused: see structured.py
+
+
+class JsonSchemaForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An answer of a JSON schema."""
+
+    schema: dict[str, Any] | None = None  # must be there: see structured.py
+    name: Name | None = None
+    strict: bool | None = None  # no effect: an answer is always held to all of its schema
+    description: Any = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The form of an answer, as OpenAI's API has it."""
+
+    type: Name | None = None  # "text", "json_object" or "json_schema"
+    json_schema: JsonSchemaForm | None = None
+    schema: dict[str, Any] | None = None  # llama.cpp's, with "json_object"
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -100,8 +124,14 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     max_completion_tokens: Length | None = None  # comes before max_tokens
-    # Honoured only where that means to do nothing: see checks.py.
-    response_format: Any = None
+    # The form of the answer, one of them: see structured.py. vLLM's but for the first.
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
     # vLLM's: what more the answer says, and what is left of a prompt that is too long.
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     return_token_ids: bool | None = None

@@ -21,9 +21,9 @@ class ToolUse:
     parallel: bool = True  # it may make more than one call
 
     @property
-    def constrained(self) -> bool:
-        """Whether calls are to be held to their form."""
-        return self.required or any(function.strict for function in self.functions)
+    def strict(self) -> bool:
+        """Whether the arguments of some function are to be held to their schema."""
+        return any(function.strict for function in self.functions)
 
 
 def tool_use(request: ChatRequest) -> ToolUse:

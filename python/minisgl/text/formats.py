@@ -9,10 +9,11 @@ import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minisgl.model_files.files import ModelError
 from minisgl.text.generic_tools import GENERIC_PARSER
+from minisgl.text.grammars import CallShape, calls_source
 from minisgl.text.parsers import (
     REASONING_PARSERS,
     TOOL_PARSERS,
@@ -25,6 +26,12 @@ from minisgl.text.parsers import (
 from minisgl.text.parts_reader import PartsReader
 from minisgl.tokenizer.template_source import TemplateSource
 
+if TYPE_CHECKING:
+    from minisgl.text.grammar_messages import GrammarSource
+    from minisgl.tokenizer import Tokenizer
+
+_DEFINITIONS = ("$defs", "definitions")
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 _READS_TOOLS = re.compile(r"\btools\b")
 _SHORT_ID = string.ascii_letters + string.digits
 _SHORT_ID_LENGTH = 9
@@ -76,6 +83,44 @@ class AnswerFormats:
         )
         return Parsing(*names, context, parallel)
 
+    def calls(
+        self,
+        schemas: Mapping[str, dict[str, Any] | None],
+        prompt_end: str,
+        tokenizer: Tokenizer,
+        *,
+        parallel: bool,
+    ) -> GrammarSource | None:
+        """The form of an answer that calls functions and says nothing else, given the JSON schemas
+        of their arguments (None: no arguments) by their names. None where the model's calls aren't
+        JSON. A thought that the prompt has begun is ended first.
+        """
+        syntax = TOOL_PARSERS[self.tools].syntax if self.tools else None
+        if syntax is None:
+            return None
+        shapes = []
+        for name, schema in schemas.items():
+            rest, definitions = _split(_NO_ARGUMENTS if schema is None else schema)
+            before, whole, after = syntax.call(name, rest)
+            shapes.append(CallShape(before, {**whole, **definitions}, after, name))
+        thought = REASONING_PARSERS[self.reasoning] if self.reasoning else None
+        end = thought.begins_inside(prompt_end) if thought else None
+        begin = ("" if end is None else end + "\n\n") + syntax.begin
+        texts = [begin, syntax.between, syntax.end, *(one.before + one.after for one in shapes)]
+        special = {
+            token: token_id
+            for token_id, token in tokenizer.added_tokens.items()
+            if tokenizer.is_no_text(token_id) and any(token in text for text in texts)
+        }
+        return calls_source(
+            shapes,
+            begin=begin,
+            between=syntax.between,
+            end=syntax.end,
+            parallel=parallel,
+            special_tokens=special,
+        )
+
     def shown_tokens(self, tools: Sequence[dict[str, Any]]) -> list[str]:
         """Special tokens that such a parser needs to see, by their texts."""
         return sorted(marker_tokens(*self._names(tools)))
@@ -118,6 +163,12 @@ def choose_formats(
     if tool_parser == "auto" and template is not None and (tools is None or not reads_tools):
         return AnswerFormats(GENERIC_PARSER, reasoning, generic=True)
     return AnswerFormats(tools, reasoning, tools == GENERIC_PARSER and not reads_tools)
+
+
+def _split(schema: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A schema without its definitions, and these: references to them count from the root."""
+    definitions = {name: schema[name] for name in _DEFINITIONS if name in schema}
+    return {name: schema[name] for name in schema if name not in definitions}, definitions
 
 
 def _chosen(

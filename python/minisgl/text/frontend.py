@@ -28,6 +28,8 @@ from minisgl.text.answers import (
 )
 from minisgl.text.detokenizer import Detokenizer, LocalDetokenizer, RemoteDetokenizer
 from minisgl.text.errors import PromptTooLong, WorkerLost
+from minisgl.text.grammar_messages import GrammarSource
+from minisgl.text.grammars import Grammars
 from minisgl.text.heap import give_back_memory
 from minisgl.text.loading import load_tokenizer_here, load_with_template, template_client
 from minisgl.text.messages import Encode, Encoded, OpenText, TextOptions
@@ -74,6 +76,7 @@ class TextFrontend:
         self._templates = templates
         self._encoders = encoders
         self._detokenizer = detokenizer
+        self._grammars = Grammars()
         self._threads = ThreadPoolExecutor(NUM_ENCODE_THREADS, thread_name_prefix="encode")
         self._line = WaitingLine()
         self._ids = itertools.count()
@@ -210,6 +213,12 @@ class TextFrontend:
                 raise PromptTooLong(int(least), max_tokens)
             await asyncio.sleep(0)
 
+    async def grammar(self, source: GrammarSource) -> str:
+        """The text for SamplingParams.grammar. GrammarRefused with a sentence for the client where
+        an answer can't be held to it; WorkerLost, TextQueueFull.
+        """
+        return await self._grammars.grammar(source)
+
     async def encode_words(self, words: Sequence[str]) -> list[list[int]]:
         """Token ids of each word without and with a space before it; each list once. ValueError for
         what is no Unicode text; WorkerLost.
@@ -344,6 +353,7 @@ class TextFrontend:
         """Ends the processes and lets go of the threads. Idempotent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(worker.close() for worker in self._workers()))
+        await self._grammars.close()
         if self._templates is not None:
             await self._templates.close()
 
@@ -351,6 +361,7 @@ class TextFrontend:
         """Ends the processes at once."""
         for worker in self._workers():
             worker.kill()
+        self._grammars.kill()
         if self._templates is not None:
             self._templates.kill()
 

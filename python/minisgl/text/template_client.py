@@ -8,19 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
-
-from minisgl.children import child_environment, python_command, signal_child
-from minisgl.ipc.process import describe_exit
+from minisgl.children import python_command
 from minisgl.tasks import background
 from minisgl.text.errors import TextQueueFull, WorkerLost
+from minisgl.text.limited_process import Fault, LimitedProcess, within
 from minisgl.text.template_messages import (
-    LENGTH_BYTES,
     MAX_FRAME_BYTES,
     MEMORY_LIMIT,
     FromTemplate,
@@ -37,13 +33,7 @@ from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
 
 PROCESS_NAME = "minisgl-template-0"
 
-_TICKS = 8  # that a deadline is made of
-_BUFFER_BYTES = 2**20
-_END_SECONDS = 3.0  # for the kernel to end what was killed
-
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,14 +43,6 @@ class TemplateLimits:
     run: float = 2.0  # for compiling, and for rendering one conversation
     start: float = 60.0  # for a process, before it sees the template
     wait: float = 10.0  # for other conversations before this one
-
-
-class _Fault(Exception):  # noqa: N818
-    """What the template did to its process, to follow "the chat template" and precede "to load"."""
-
-    def __init__(self, sentence: str, *, died: bool = False) -> None:
-        super().__init__(sentence)
-        self.died = died  # which may also have been somebody's kill
 
 
 @dataclass(frozen=True)
@@ -90,20 +72,22 @@ class TemplateClient:
         self._origin = origin
         self._limits = limits or TemplateLimits()
         self._command = command or python_command("minisgl.text.template_process")
-        self._child: _Child | None = None
+        self._child: LimitedProcess[FromTemplate] | None = None
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 
     async def spawn(self) -> None:
         """Starts the process before its template is known. Raises WorkerLost."""
         try:
-            self._child = await _Child.start(self._command)
-            started = await _within(self._limits.start, self._child.receive())
+            self._child = await LimitedProcess.start(
+                self._command, PROCESS_NAME, decode_from_template, MAX_FRAME_BYTES
+            )
+            started = await within(self._limits.start, self._child.receive())
             if not isinstance(started, Started):
-                raise _Fault("spoke before it was asked")
+                raise Fault("spoke before it was asked")
         except OSError as error:
             raise WorkerLost(f"the template process can't be started: {error}") from error
-        except _Fault as fault:
+        except Fault as fault:
             await self._end_child()
             raise WorkerLost(f"the template process {fault} to start") from None
 
@@ -116,7 +100,7 @@ class TemplateClient:
             await self.spawn()
         try:
             answer = await self._ask(frame(LoadTemplate(source)))
-        except _Fault as fault:
+        except Fault as fault:
             raise ChatTemplateError(f"{self._origin} {fault} to load.") from None
         if not isinstance(answer, Loaded):
             await self._end_child()
@@ -195,12 +179,12 @@ class TemplateClient:
         try:
             try:
                 answer = await self._ask(data)
-            except _Fault as fault:
+            except Fault as fault:
                 if not fault.died:
                     raise
                 await self._open()
                 answer = await self._ask(data)
-        except _Fault as fault:
+        except Fault as fault:
             raise ChatTemplateError(f"the chat template {fault} to render these messages") from None
         if isinstance(answer, TemplateRefused):
             raise ChatTemplateError(answer.message)
@@ -215,13 +199,13 @@ class TemplateClient:
             await self.start(self._source)
 
     async def _ask(self, data: bytes) -> FromTemplate:
-        """The process's answer. After a _Fault there is no process any more."""
+        """The process's answer. After a Fault there is no process any more."""
         assert self._child is not None
         try:
-            answer = await _within(self._limits.run, self._child.ask(data))
+            answer = await within(self._limits.run, self._child.ask(data))
             if isinstance(answer, TemplateRefused) and answer.kind == "memory":
-                raise _Fault(f"needed more than {MEMORY_LIMIT // 2**20} MB of memory")
-        except _Fault as fault:
+                raise Fault(f"needed more than {MEMORY_LIMIT // 2**20} MB of memory")
+        except Fault as fault:
             logger.warning("the template process is replaced: the chat template %s", fault)
             await self._end_child()
             raise
@@ -247,84 +231,3 @@ def _frame(message: Render) -> bytes:
 def _fail(job: _Job, error: Exception) -> None:
     if not job.answer.done():
         job.answer.set_exception(error)
-
-
-async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns. _Fault when it takes longer: counted in ticks of this process, which
-    may have been stopped, too.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        for _ in range(_TICKS):
-            done, _ = await asyncio.wait({task}, timeout=seconds / _TICKS)
-            if done:
-                return task.result()
-    finally:
-        task.cancel()
-    raise _Fault(f"took longer than {seconds:g} s")
-
-
-class _Child:
-    """The running process."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._process = process
-        self._to, self._from = process.stdin, process.stdout
-
-    @classmethod
-    async def start(cls, command: Sequence[str]) -> _Child:
-        """Raises OSError. A cancelled start still comes to its end first: asyncio may wait for ever
-        for a process whose start it was to give up.
-        """
-        start = asyncio.ensure_future(cls._start(command))
-        try:
-            return await asyncio.shield(start)
-        except asyncio.CancelledError:
-            with contextlib.suppress(OSError):
-                await (await start).end()
-            raise
-
-    @classmethod
-    async def _start(cls, command: Sequence[str]) -> _Child:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            PROCESS_NAME,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env=child_environment(),
-            limit=_BUFFER_BYTES,
-        )
-        return cls(process)
-
-    async def ask(self, data: bytes) -> FromTemplate:
-        """Sends a frame and receives the next one. Raises _Fault when the process ends."""
-        # receive() says how it ended. A pipe that is known to be closed is uvloop's RuntimeError.
-        with contextlib.suppress(ConnectionError, RuntimeError):
-            self._to.write(data)
-            await self._to.drain()
-        return await self.receive()
-
-    async def receive(self) -> FromTemplate:
-        """Raises _Fault when the process ends."""
-        ends = (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError)
-        with contextlib.suppress(*ends):
-            length = int.from_bytes(await self._from.readexactly(LENGTH_BYTES), "little")
-            if length <= MAX_FRAME_BYTES:
-                return decode_from_template(await self._from.readexactly(length))
-        self.kill()  # it may also have said what can't be understood
-        status = describe_exit(await self._process.wait())
-        raise _Fault(f"crashed its process, which {status}, when it was", died=True)
-
-    def kill(self) -> None:
-        """Ends it at once."""
-        signal_child(self._process, signal.SIGKILL)
-
-    async def end(self) -> None:
-        """Ends it, waits for its end, and closes the pipes, whatever of an answer is in them."""
-        self.kill()
-        self._process._transport.close()  # type: ignore[attr-defined]
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._process.wait(), _END_SECONDS)

@@ -1,6 +1,4 @@
-"""Messages between the server and the template process: msgpack, each behind its length in four
-bytes.
-"""
+"""Messages between the server and the template process: msgpack, each behind its length."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from minisgl.text.limited_child import with_length
 from minisgl.tokenizer.template_source import TemplateSource
 
 # Of the template process, in bytes of address space; an idle one has about 30 MB.
@@ -16,7 +15,6 @@ MEMORY_LIMIT = 512 * 2**20
 MAX_PROMPT_CHARACTERS = 2**26  # that a template may make
 MAX_FRAME_BYTES = 4 * MAX_PROMPT_CHARACTERS + 1024  # from the template process
 MAX_SENTENCE = 4000  # characters
-LENGTH_BYTES = 4
 
 
 class LoadTemplate(msgspec.Struct, frozen=True, tag="load"):
@@ -68,8 +66,7 @@ _from_template: msgspec.msgpack.Decoder[FromTemplate] = msgspec.msgpack.Decoder(
 
 def frame(message: ToTemplate | FromTemplate) -> bytes:
     """A message with its length. Raises what msgspec raises for values that msgpack hasn't."""
-    data = _encoder.encode(message)
-    return len(data).to_bytes(LENGTH_BYTES, "little") + data
+    return with_length(_encoder.encode(message))
 
 
 def decode_to_template(data: bytes) -> ToTemplate:

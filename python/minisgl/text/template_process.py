@@ -2,23 +2,13 @@
 after the other. It has a limit of memory, and a parent that kills it when it takes too long; see
 template_client.py.
 
-It imports little, so that it starts fast and stays small, and talks through its standard input and
-output. Its argument is its name in the list of processes.
+It imports little, so that it starts fast and stays small.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import signal
-import sys
-from typing import BinaryIO
-
-from setproctitle import setproctitle
-
-from minisgl.children import die_with_parent
+from minisgl.text.limited_child import serve
 from minisgl.text.template_messages import (
-    LENGTH_BYTES,
     MAX_PROMPT_CHARACTERS,
     MAX_SENTENCE,
     MEMORY_LIMIT,
@@ -38,34 +28,17 @@ from minisgl.tokenizer.template_source import ChatTemplateError
 
 def main() -> None:
     """Answers until the parent closes its end."""
-    die_with_parent(signal.SIGKILL)
-    setproctitle(sys.argv[1])
-    inbox = os.fdopen(os.dup(0), "rb")
-    outbox = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # nothing else that is written is an answer
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    outbox.write(frame(Started()))
     worker = _Worker()
-    while data := _read_frame(inbox):
-        _write(outbox, worker.answer(data))
+    serve(MEMORY_LIMIT, frame(Started()), lambda data: _frame(worker.answer(data)))
 
 
-def _read_frame(inbox: BinaryIO) -> bytes:
-    """b"" at the end."""
-    return inbox.read(int.from_bytes(inbox.read(LENGTH_BYTES), "little"))
-
-
-def _write(outbox: BinaryIO, answer: FromTemplate) -> None:
+def _frame(answer: FromTemplate) -> bytes:
     try:
-        data = frame(answer)
+        return frame(answer)
     except MemoryError:
-        data = frame(TemplateRefused("memory"))
+        return frame(TemplateRefused("memory"))
     except UnicodeEncodeError as error:
-        data = frame(TemplateRefused("template", f"the chat template's text is no text: {error}"))
-    rest = memoryview(data)
-    while rest:
-        rest = rest[outbox.write(rest) or 0 :]
+        return frame(TemplateRefused("template", f"the chat template's text is no text: {error}"))
 
 
 class _Worker:

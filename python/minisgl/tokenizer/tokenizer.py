@@ -116,6 +116,27 @@ class Tokenizer:
         """The raw bytes of one token, special or not: maybe part of a character; spaces kept."""
         return self._all_bytes[token_id]
 
+    def grammar_tokens(self) -> list[bytes]:
+        """The bytes of every token as grammars see them. Special tokens, and added ones written
+        <like this>, are no text: they begin with a byte ff, which no text has. Takes a moment.
+        """
+
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        tokens = [b""] * (max(vocabulary.values()) + 1)
+        for token, token_id in vocabulary.items():
+            tokens[token_id] = self._kind.bytes_of(token)
+        for token_id, token in self.added_tokens.items():
+            if self.is_no_text(token_id):
+                tokens[token_id] = b"\xff" + token.encode()
+        return tokens
+
+    def is_no_text(self, token_id: int) -> bool:
+        """Whether grammars name an added token by its id: a special one, or one that is written
+        <like this>.
+        """
+        token = self.added_tokens[token_id]
+        return token_id in self.special_token_ids or (token[:1] == "<" and token[-1:] == ">")
+
     def _make_stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
         special = (self._all_bytes[token_id] for token_id in self.special_token_ids)
         return StopStrings(stop, [data.decode("utf-8", "replace") for data in special])

@@ -175,6 +175,7 @@ TEST(EngineForcedTokens, AreToldToEveryRank) {
     void append(SequenceId, std::span<const std::int32_t> tokens) override {
       told.emplace_back(tokens.begin(), tokens.end());
     }
+    void mask(SequenceId, std::span<const std::uint32_t>) override {}
     void pause(SequenceId, std::span<const std::int32_t>) override {}
     void step(const StepPlan& plan) override { told.push_back(plan.tokens); }
     void copy(const TierCopies&, std::uint32_t) override {}

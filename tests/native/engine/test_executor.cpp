@@ -84,6 +84,7 @@ class AnyPlan : public testing::TestWithParam<unsigned> {
     void add(SequenceId id, SequenceSampling sampling) override { to.add(id, std::move(sampling)); }
     void remove(SequenceId id) override { to.remove(id); }
     void append(SequenceId id, std::span<const std::int32_t> tokens) override { to.append(id, tokens); }
+    void mask(SequenceId id, std::span<const std::uint32_t> words) override { to.mask(id, words); }
     void pause(SequenceId id, std::span<const std::int32_t> output) override { to.pause(id, output); }
     void step(const StepPlan& plan) override { to.launch(plan); }
     void copy(const TierCopies& copies, std::uint32_t) override { to.copy(copies); }

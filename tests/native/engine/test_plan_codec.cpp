@@ -115,6 +115,7 @@ PlanEncoder sample_frame() {
   biased.prompt_len = 9;
   encoder.add(7, biased);
   encoder.append(7, std::vector<std::int32_t>{49, 0, 1});
+  encoder.mask(8, std::vector<std::uint32_t>{5, 1u << 17});
   encoder.pause(8, std::vector<std::int32_t>{3, 49});
   encoder.step(small_plan());
   encoder.step(full_plan());
@@ -165,6 +166,9 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
     void append(SequenceId id, std::span<const std::int32_t> tokens) override {
       appended.emplace_back(id, std::vector(tokens.begin(), tokens.end()));
     }
+    void mask(SequenceId id, std::span<const std::uint32_t> words) override {
+      masked.emplace_back(id, std::vector(words.begin(), words.end()));
+    }
     void pause(SequenceId id, std::span<const std::int32_t> output) override {
       paused.emplace_back(id, std::vector(output.begin(), output.end()));
     }
@@ -176,6 +180,7 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
     void shut_down() override { over = true; }
     std::vector<std::pair<SequenceId, SequenceSampling>> added;
     std::vector<std::pair<SequenceId, std::vector<std::int32_t>>> appended, paused;
+    std::vector<std::pair<SequenceId, std::vector<std::uint32_t>>> masked;
     SequenceId removed = 0;
     std::vector<StepPlan> steps;
     TierCopies copied;
@@ -194,6 +199,8 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
   EXPECT_EQ(recorder.added[1].second.params.allowed_token_ids, (std::vector<std::int32_t>{49, 3}));
   ASSERT_EQ(recorder.appended.size(), 1u);
   EXPECT_EQ(recorder.appended[0], std::pair(SequenceId{7}, std::vector<std::int32_t>{49, 0, 1}));
+  ASSERT_EQ(recorder.masked.size(), 1u);
+  EXPECT_EQ(recorder.masked[0], std::pair(SequenceId{8}, std::vector<std::uint32_t>{5, 1u << 17}));
   ASSERT_EQ(recorder.paused.size(), 1u);
   EXPECT_EQ(recorder.paused[0], std::pair(SequenceId{8}, std::vector<std::int32_t>{3, 49}));
   ASSERT_EQ(recorder.steps.size(), 3u);
@@ -226,7 +233,7 @@ TEST(PlanCodec, EveryTruncationIsRefusedOrWhole) {
     } catch (const InputError&) {
     }
   }
-  EXPECT_EQ(whole, 11);  // nothing, the header alone, and the ends of all messages but the last
+  EXPECT_EQ(whole, 12);  // nothing, the header alone, and the ends of all messages but the last
 }
 
 TEST(PlanCodec, RandomDamageNeverPassesTheChecks) {

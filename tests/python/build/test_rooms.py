@@ -38,9 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_files": {"children", "environment", "sampling_params"},
     "tokenizer": {"model_files", "sampling_params"},
     # A rank's process.
-    "rank": {"_native", "config", "cores", "distributed", "ipc", "log", "tasks"},
+    "rank": {"_native", "children", "config", "cores", "distributed", "ipc", "log", "tasks"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
-    "text": {"children", "ipc", "model_files", "tasks", "tokenizer"},
+    "text": {"children", "ipc", "model_files", "sampling_params", "tasks", "tokenizer"},
     # _native for the router's table, which is nobody's engine: a millisecond to load.
     "engine": {
         "_native",

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from minisgl.engine.api import EngineBusy, EngineUnavailable
+from minisgl.ipc.messages import EngineOptions
 from minisgl.offline.native_engine import NativeEngine
 from minisgl.sampling_params import SamplingParams
 from tests.python.offline.fake_native import MAX_MODEL_LEN, FakeEngine
@@ -27,7 +28,8 @@ def fake() -> FakeEngine:
 
 @pytest_asyncio.fixture
 async def engine(fake: FakeEngine) -> AsyncIterator[NativeEngine]:
-    engine = NativeEngine(fake, max_waiting=2)  # type: ignore[arg-type]
+    options = EngineOptions(model_path="", max_waiting=2)
+    engine = NativeEngine(fake, options)  # type: ignore[arg-type]
     yield engine
     await engine.close()
 

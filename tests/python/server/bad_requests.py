@@ -121,7 +121,31 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
     "too many logprobs": (CHAT, chat(logprobs=True, top_logprobs=21), "top_logprobs"),
     "stream a string": (CHAT, chat(stream="yes"), "stream"),
     "stream options alone": (CHAT, chat(stream_options={"include_usage": True}), "stream_options"),
-    "JSON wanted": (CHAT, chat(response_format={"type": "json_object"}), "response_format"),
+    "a form of no type": (
+        CHAT,
+        chat(response_format={"json_schema": {"schema": {}}}),
+        "response_format.type",
+    ),
+    "a form of another type": (
+        CHAT,
+        chat(response_format={"type": "structural_tag", "structures": []}),
+        "response_format.type",
+    ),
+    "a form without its schema": (
+        CHAT,
+        chat(response_format={"type": "json_schema", "json_schema": {"type": "object"}}),
+        "response_format.json_schema.schema",
+    ),
+    "a schema that can't be honoured": (
+        CHAT,
+        chat(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": {"not": {"type": "null"}}, "strict": True},
+            }
+        ),
+        "response_format.json_schema.schema",
+    ),
     "a tool without a function": (CHAT, chat(tools=[{"type": "function"}]), "tools[0].function"),
     "a tool without a name": (CHAT, chat(tools=[{"function": {"name": ""}}]), None),
     "a tool that is searched": (CHAT, chat(tools=[{"type": "web_search"}]), "tools[0].type"),
@@ -154,13 +178,63 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
     ),
     "beams": (CHAT, chat(use_beam_search=True), "use_beam_search"),
     "beams of a length": (COMPLETIONS, {"prompt": "a", "length_penalty": 2}, "length_penalty"),
-    "a grammar": (CHAT, chat(guided_regex="a+"), "guided_regex"),
-    "a form": (CHAT, chat(structured_outputs={"json": {}}), "structured_outputs"),
+    "an expression that looks ahead": (CHAT, chat(guided_regex="(?=a)"), "guided_regex"),
+    "a catastrophic expression": (CHAT, chat(guided_regex="(" * 50_000), "guided_regex"),
+    "no grammar": (CHAT, chat(guided_grammar="hello"), "guided_grammar"),
+    "a choice of numbers": (CHAT, chat(guided_choice=[1]), "guided_choice[0]"),
+    "two forms": (CHAT, chat(guided_regex="a", guided_json={}), "guided_regex"),
+    "two forms as one": (
+        CHAT,
+        chat(structured_outputs={"regex": "a", "json": {}}),
+        "structured_outputs",
+    ),
+    "no form": (CHAT, chat(structured_outputs={"backend": "a"}), "structured_outputs"),
+    "a structural tag": (
+        CHAT,
+        chat(structured_outputs={"structural_tag": "{}"}),
+        "structured_outputs.structural_tag",
+    ),
     "a form of a completion": (
         COMPLETIONS,
-        {"prompt": "a", "response_format": {"type": "json_object"}},
-        "response_format",
+        {"prompt": "a", "structured_outputs": {"json": '{"maxItems": 1000000000}'}},
+        "structured_outputs.json",
     ),
+    "a schema in 10,000 others": (
+        CHAT,
+        raw_chat(b'"guided_json":' + b'{"items":' * 10_000 + b"{}" + b"}" * 10_000),
+        None,
+    ),
+    "a schema in 200 others": (
+        CHAT,
+        raw_chat(b'"guided_json":' + b'{"items":' * 200 + b"{}" + b"}" * 200),
+        "guided_json",
+    ),
+    "references on references": (
+        CHAT,
+        chat(
+            guided_json={
+                "$defs": {f"a{k}": {"$ref": f"#/$defs/a{k + 1}"} for k in range(490)},
+                "$ref": "#/$defs/a0",
+            }
+        ),
+        "guided_json",
+    ),
+    "many factors": (
+        CHAT,
+        chat(guided_json={"type": "integer", "multipleOf": 999983, "maximum": 10**15}),
+        "guided_json",
+    ),
+    "a billion items": (
+        CHAT,
+        chat(guided_json={"type": "array", "minItems": 10**9}),
+        "guided_json",
+    ),
+    "a megabyte of choices": (
+        COMPLETIONS,
+        {"prompt": "a", "guided_choice": [f"choice {k}" for k in range(70_000)]},
+        "guided_choice",
+    ),
+    "another engine's grammar": (CHAT, chat(ebnf="root ::= a"), "ebnf"),
     "a processor of logits": (CHAT, chat(logits_processors=["a.b"]), "logits_processors"),
     "an earlier audio": (
         CHAT,

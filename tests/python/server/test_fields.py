@@ -94,10 +94,8 @@ def test_false_and_empty_values_are_neutral(name: str) -> None:
 
 async def test_what_a_schema_has_only_to_refuse_may_be_empty(server: Server) -> None:
     for value in EMPTY:
-        names = ("functions", "function_call", "response_format")
+        names = ("functions", "function_call")
         answer = await server.chat(**dict.fromkeys(names, value))
-        assert answer.status_code == 200, (value, answer.text)
-        answer = await server.complete(response_format=value)
         assert answer.status_code == 200, (value, answer.text)
 
 
@@ -115,7 +113,7 @@ def test_empty_values_that_mean_something_are_refused() -> None:
     [
         ('"session_id": 1e999', "session_id"),
         ('"session_id": {"a": [1e999]}', "session_id[...][0]"),
-        ('"guided_json": {"a": {"b": 1e999}}', "guided_json[...][...]"),
+        ('"kv_transfer_params": {"a": {"b": 1e999}}', "kv_transfer_params[...][...]"),
         ('"messages": [{"role": "user", "x": {"a": 1e999}}]', "messages[][...][...]"),
         ('"stream_options": {"x": 1e999}', "stream_options[...]"),
     ],

@@ -6,11 +6,13 @@ import json
 import re
 from typing import Any
 
+import llguidance
 import openai
 import pytest
 
 from minisgl.text.formats import AnswerFormats, choose_formats
 from minisgl.text.generic_tools import describe_tools
+from minisgl.text.grammar_compiler import make_tokenizer
 from minisgl.tokenizer import TemplateSource
 from tests.python.server.byte_tokenizer import END, TEMPLATE
 from tests.python.server.conftest import Server, StartServer, events
@@ -249,26 +251,85 @@ async def test_without_tools_nothing_is_a_call(start_server: StartServer) -> Non
             assert (choice["message"]["content"], choice["finish_reason"]) == (CALL, "stop")
 
 
+NAMED = {"type": "function", "function": {"name": "weather"}}
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+JSON_FORM = {"type": "json_object"}
+
+
 async def test_what_cant_be_enforced_is_refused(start_server: StartServer, server: Server) -> None:
-    strict = {"type": "function", "function": {"name": "f", "strict": True}}
-    named = {"type": "function", "function": {"name": "weather"}}
-    allowed = {
-        "type": "allowed_tools",
-        "allowed_tools": {"mode": "required", "tools": [named]},
-    }
     async with start_server(formats=FORMATS) as able:
         for fields, param in (
-            ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice"),
-            ({"tools": [WEATHER], "tool_choice": named}, "tool_choice"),
-            ({"tools": [WEATHER], "tool_choice": allowed}, "tool_choice"),
-            ({"tools": [strict]}, "tools"),
+            ({"tools": [STRICT]}, "tools"),
+            ({"tools": [WEATHER], "response_format": JSON_FORM}, "tools"),
+            ({"tools": [WEATHER], "response_format": JSON_FORM, "tool_choice": NAMED}, "tools"),
         ):
             answer = await able.chat(**fields)
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-        strict_without_calls = await able.chat(tools=[strict], tool_choice="none")
+        strict_without_calls = await able.chat(tools=[STRICT], tool_choice="none")
         assert strict_without_calls.status_code == 200
     answer = await server.chat(tools=[WEATHER])  # a server that reads no calls
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+    async with start_server(formats=AnswerFormats("qwen3_coder")) as able:  # arguments are no JSON
+        answer = await able.chat(tools=[WEATHER], tool_choice="required")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tool_choice")
+
+
+def allows(grammar: str, text: str) -> bool:
+    """Whether a grammar allows a text, and its end."""
+    matcher = llguidance.LLMatcher(make_tokenizer(), grammar)
+    return bool(matcher.try_consume_tokens(list(text.encode())) == len(text)) and bool(
+        matcher.is_accepting()
+    )
+
+
+async def test_calls_that_have_to_be_made_are_held_to_their_form(start_server: StartServer) -> None:
+    reference = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "required": ["a"]}
+    reference |= {"additionalProperties": False, "$defs": {"A": {"type": "integer"}}}
+    number = {"type": "function", "function": {"name": "number", "parameters": reference}}
+    tools = [STRICT, OTHER, number]
+    allowed = {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": [OTHER]},
+    }
+    good = '<tool_call>\n{"name": "number", "arguments": {"a": 1}}\n</tool_call>'
+    async with start_server(reply(CALL), formats=FORMATS) as server:
+        for choice, texts, not_allowed in (
+            ("required", (CALL, OTHER_CALL, good, CALL + "\n" + OTHER_CALL), ("Hello",)),
+            (NAMED, (CALL,), (OTHER_CALL, good)),
+            (allowed, (OTHER_CALL,), (CALL, OTHER_CALL.replace("{}", '{"a": 1}'))),
+        ):
+            answer = await server.chat(tools=tools, tool_choice=choice)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
+            grammar = server.engine.submitted[-1].request.params.grammar
+            assert all(allows(grammar, text) for text in texts)
+            assert not any(allows(grammar, text) for text in not_allowed)
+        assert not allows(grammar, good.replace("1", '"1"'))
+        await server.chat(tools=tools, tool_choice="required", parallel_tool_calls=False)
+        grammar = server.engine.submitted[-1].request.params.grammar
+        assert allows(grammar, CALL)
+        assert not allows(grammar, CALL + "\n" + OTHER_CALL)
+
+
+async def test_a_call_that_has_to_be_made_ends_a_thought_first(start_server: StartServer) -> None:
+    template = "{{ messages[0].content }}<think>\n"
+    async with start_server(
+        reply("</think>\n\n" + CALL), formats=FORMATS, template=template
+    ) as server:
+        fields = {"tools": [WEATHER], "tool_choice": "required"}
+        choice = (await server.chat(**fields)).json()["choices"][0]
+    grammar = server.engine.submitted[-1].request.params.grammar
+    assert allows(grammar, "</think>\n\n" + CALL)
+    assert not allows(grammar, CALL)
+    assert len(choice["message"]["tool_calls"]) == 1
+    assert choice["message"]["content"] is None
+
+
+async def test_an_answer_of_a_form_is_content(start_server: StartServer) -> None:
+    template = "{{ messages[0].content }}<think>\n"
+    async with start_server(reply("{}"), formats=FORMATS, template=template) as server:
+        choice = (await server.chat(response_format=JSON_FORM)).json()["choices"][0]
+    assert choice["message"]["content"] == "{}"
 
 
 async def test_the_template_is_given_the_tools_that_are_allowed(start_server: StartServer) -> None:

@@ -1,0 +1,265 @@
+// Two kinds of threads: those for masks that a step waits for, and a patient one for whatever takes longer.
+#include "engine/grammars.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <exception>
+#include <optional>
+
+#include "core/error.h"
+#include "core/host_limits.h"
+#include "core/quiet_thread.h"
+#include "kernels/processors.h"
+
+namespace minisgl {
+namespace {
+
+constexpr int kMostPromptThreads = 8;
+constexpr std::size_t kMostRead = 16;                         // grammars that are kept
+constexpr std::size_t kMostReadBytes = std::size_t{1} << 18;  // longer ones aren't
+
+void set_allowed(std::vector<std::uint32_t>& mask, std::span<const std::int32_t> tokens) {
+  for (const std::int32_t token : tokens) {
+    mask[static_cast<std::size_t>(token) / 32] |= 1u << (static_cast<unsigned>(token) % 32);
+  }
+}
+
+bool is_empty(std::span<const std::uint32_t> mask) {
+  return std::ranges::all_of(mask, [](std::uint32_t word) { return word == 0; });
+}
+
+}  // namespace
+
+struct Grammars::Tracked {
+  SequenceId id;
+  NewGrammar grammar;
+  std::unique_ptr<GrammarMatcher> matcher = {};  // made by the patient thread
+  std::vector<std::int32_t> tokens = {};         // to be consumed
+  bool is_slow = false, is_waited_for = false;
+  bool has_ended = false, is_too_slow = false;
+  std::optional<Clock::time_point> began = {};  // its mask, where a thread is at it
+};
+
+Grammars::Grammars(std::int64_t vocab_size, std::function<void()> on_late)
+    : vocab_size_(vocab_size), on_late_(std::move(on_late)) {}
+
+Grammars::~Grammars() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    for (const Job& job : running_) {
+      if (job->matcher) job->matcher->cancel();
+    }
+  }
+  has_prompt_jobs_.notify_all();
+  has_patient_jobs_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Grammars::open(std::string library, GrammarVocabulary vocabulary) {
+  {
+    const std::lock_guard lock(mutex_);
+    MINISGL_CHECK(!is_open_, "grammars are opened once");
+    start_threads(std::clamp(usable_processors(), 1, kMostPromptThreads));
+    library_ = std::move(library);
+    vocabulary_ = std::move(vocabulary);
+    is_open_ = true;
+  }
+  has_patient_jobs_.notify_one();
+}
+
+void Grammars::refuse(std::string reason) {
+  {
+    const std::lock_guard lock(mutex_);
+    MINISGL_CHECK(!is_open_, "grammars are opened once");
+    start_threads(0);
+    refusal_ = std::move(reason);
+    is_open_ = true;
+  }
+  has_patient_jobs_.notify_one();
+}
+
+void Grammars::start_threads(int num_prompt) {
+  for (int i = 0; i <= num_prompt; ++i) {
+    threads_.push_back(start_quiet_thread([this, i] {
+      pthread_setname_np(pthread_self(), "minisgl-grammar");
+      run(i == 0);
+    }));
+  }
+}
+
+void Grammars::begin(SequenceId id, NewGrammar grammar) {
+  const Job job = std::make_shared<Tracked>(Tracked{.id = id, .grammar = std::move(grammar)});
+  job->tokens = std::move(job->grammar.resumed);
+  tracked_.emplace(id, job);
+  {
+    const std::lock_guard lock(mutex_);
+    patient_jobs_.push_back(job);
+  }
+  has_patient_jobs_.notify_one();
+}
+
+void Grammars::advance(SequenceId id, std::span<const std::int32_t> tokens) {
+  const Job& job = tracked_.at(id);
+  const std::lock_guard lock(mutex_);
+  job->tokens.assign(tokens.begin(), tokens.end());
+  if (job->is_slow) {
+    patient_jobs_.push_back(job);
+    has_patient_jobs_.notify_one();
+  } else {
+    job->is_waited_for = true;
+    ++num_prompt_;
+    prompt_jobs_.push_back(job);
+    has_prompt_jobs_.notify_one();
+  }
+}
+
+// A matcher may take a while to be freed: that is work for the patient thread, too.
+void Grammars::end(SequenceId id) {
+  const auto entry = tracked_.find(id);
+  if (entry == tracked_.end()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    entry->second->has_ended = true;
+    if (std::exchange(entry->second->is_waited_for, false)) --num_prompt_;
+    if (entry->second->began && entry->second->matcher) entry->second->matcher->cancel();
+    patient_jobs_.push_back(std::move(entry->second));
+  }
+  tracked_.erase(entry);
+  has_patient_jobs_.notify_one();
+}
+
+void Grammars::wait(Clock::time_point until) {
+  std::unique_lock lock(mutex_);
+  is_waited_for_ = true;
+  has_results_.wait_until(lock, until, [this] { return num_prompt_ == 0; });
+  is_waited_for_ = false;
+  if (std::exchange(num_prompt_, 0) == 0) return;
+  for (const auto& [id, job] : tracked_) job->is_waited_for = false;
+}
+
+void Grammars::take(std::vector<GrammarResult>& results) {
+  const std::lock_guard lock(mutex_);
+  std::ranges::move(results_, std::back_inserter(results));
+  results_.clear();
+  for (const Job& job : running_) {
+    if (job->is_too_slow || !job->matcher || Clock::now() - *job->began < kTooSlow) continue;
+    job->is_too_slow = true;
+    job->matcher->cancel();
+  }
+}
+
+std::int32_t Grammars::end_token() const {
+  const std::lock_guard lock(mutex_);
+  MINISGL_CHECK(tokenizer_, "no grammar was read");
+  return tokenizer_->ends().front();
+}
+
+// The next one for such a thread; null at the end.
+Grammars::Job Grammars::next_job(bool is_patient, std::unique_lock<std::mutex>& lock) {
+  std::deque<Job>& jobs = is_patient ? patient_jobs_ : prompt_jobs_;
+  std::condition_variable& has_jobs = is_patient ? has_patient_jobs_ : has_prompt_jobs_;
+  has_jobs.wait(lock, [&] { return stopping_ || (!jobs.empty() && (!is_patient || is_open_)); });
+  if (stopping_) return nullptr;
+  Job job = std::move(jobs.front());
+  jobs.pop_front();
+  return job;
+}
+
+void Grammars::run(bool is_patient) {
+  std::unique_lock lock(mutex_);
+  while (Job job = next_job(is_patient, lock)) {
+    if (!tokenizer_ && refusal_.empty()) open_tokenizer(lock);
+    GrammarResult result{.id = job->id};
+    const Clock::time_point began = Clock::now();
+    if (!job->has_ended) {
+      running_.push_back(job);
+      job->began = began;
+      lock.unlock();
+      try {
+        work(*job, result);
+      } catch (const std::exception& error) {
+        result.error = error.what();
+      }
+      lock.lock();
+      job->began.reset();
+      std::erase(running_, job);
+      if (job->is_too_slow) {
+        result.error = concat("the grammar takes more than ", kTooSlow.count(), " s for a token, the most that it may");
+      }
+      job->is_slow = Clock::now() - began > kSlow;
+      if (!job->has_ended) results_.push_back(std::move(result));
+    }
+    if (std::exchange(job->is_waited_for, false)) --num_prompt_;
+    const bool is_waited_for = is_waited_for_;
+    lock.unlock();
+    job.reset();
+    is_waited_for ? has_results_.notify_one() : on_late_();
+    lock.lock();
+  }
+}
+
+// Takes a moment, once.
+void Grammars::open_tokenizer(std::unique_lock<std::mutex>& lock) {
+  lock.unlock();
+  std::shared_ptr<const GrammarTokenizer> tokenizer;
+  std::string refusal;
+  try {
+    tokenizer = std::make_shared<const GrammarTokenizer>(LlguidanceLibrary::load(library_), vocabulary_, vocab_size_);
+  } catch (const std::exception& error) {
+    refusal = error.what();
+  }
+  lock.lock();
+  tokenizer_ = std::move(tokenizer);
+  refusal_ = std::move(refusal);
+  vocabulary_ = {};
+}
+
+void Grammars::work(Tracked& tracked, GrammarResult& result) {
+  if (!tracked.matcher) {
+    std::unique_ptr<GrammarMatcher> matcher = read(tracked.grammar.text);
+    const std::lock_guard lock(mutex_);
+    tracked.matcher = std::move(matcher);
+    tracked.grammar.text.clear();
+  }
+  if (!tracked.tokens.empty()) tracked.matcher->consume(tracked.tokens);
+  result.is_complete = tracked.matcher->is_complete();
+  if (result.is_complete) return;
+  tracked.matcher->compute_mask(result.mask);
+  limit(tracked.grammar, result.mask);
+}
+
+// A grammar that was read lately isn't read again. Only the patient thread calls it.
+std::unique_ptr<GrammarMatcher> Grammars::read(const std::string& text) {
+  if (!refusal_.empty()) throw GrammarError(concat("grammars can't be served: ", refusal_));
+  const auto known = std::ranges::find(read_, text, [](const auto& entry) -> const auto& { return entry.first; });
+  if (known != read_.end()) {
+    read_.splice(read_.begin(), read_, known);
+    return known->second->clone();
+  }
+  auto matcher = std::make_unique<GrammarMatcher>(tokenizer_, text);
+  if (text.size() > kMostReadBytes) return matcher;
+  read_.emplace_front(text, matcher->clone());
+  if (read_.size() > kMostRead) read_.pop_back();
+  return matcher;
+}
+
+void Grammars::limit(const NewGrammar& grammar, std::vector<std::uint32_t>& mask) const {
+  if (!grammar.allowed.empty()) {
+    std::vector<std::uint32_t> allowed(mask.size());
+    set_allowed(allowed, grammar.allowed);
+    for (std::size_t i = 0; i < mask.size(); ++i) mask[i] &= allowed[i];
+    if (is_empty(mask)) {
+      throw GrammarError("the grammar can't go on: it allows none of the tokens of allowed_token_ids");
+    }
+  }
+  if (!grammar.ends_late) return;
+  std::vector<std::uint32_t> others = mask;
+  for (const std::int32_t end : tokenizer_->ends()) {
+    others[static_cast<std::size_t>(end) / 32] &= ~(1u << (static_cast<unsigned>(end) % 32));
+  }
+  if (!is_empty(others)) mask = std::move(others);
+}
+
+}  // namespace minisgl

@@ -1,0 +1,293 @@
+"""Grammars: the forms that clients ask for, as the grammars that the engine holds answers to.
+
+They are checked and compiled in a process of their own, with limits of time and memory, and what
+came of it is remembered: also that a form is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from minisgl.children import python_command
+from minisgl.sampling_params import StructuredOutputsParams
+from minisgl.text.errors import TextQueueFull, WorkerLost
+from minisgl.text.grammar_messages import (
+    MAX_FRAME_BYTES,
+    MAX_SOURCE_BYTES,
+    MEMORY_LIMIT,
+    Compiled,
+    FromGrammarProcess,
+    GrammarSource,
+    Refused,
+    Started,
+    decode_answer,
+    frame,
+)
+from minisgl.text.limited_process import Fault, LimitedProcess, within
+
+PROCESS_NAME = "minisgl-grammar-0"
+CACHE_BYTES = 2**24  # of grammars that are remembered
+ANY_OBJECT = '{"type":"object"}'  # a schema
+MAX_WAITING = 256  # forms in the line for the process
+
+logger = logging.getLogger(__name__)
+
+
+class GrammarRefused(ValueError):  # noqa: N818
+    """A form that answers can't be held to; a sentence says why."""
+
+
+@dataclass(frozen=True)
+class GrammarLimits:
+    """Seconds."""
+
+    run: float = 2.0  # for one form
+    start: float = 60.0  # for a process
+    wait: float = 10.0  # for other forms before this one
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """How a model writes a call of one tool."""
+
+    before: str  # up to its JSON
+    schema: dict[str, Any]  # the JSON schema of what stands there
+    after: str  # behind it
+    name: str  # the tool's, for errors
+
+
+def calls_source(
+    shapes: Sequence[CallShape],
+    *,
+    begin: str = "",
+    between: str = "",
+    end: str = "",
+    parallel: bool,
+    special_tokens: Mapping[str, int],
+) -> GrammarSource:
+    """The form of an answer that calls tools: `begin`, a call, with `parallel` any number of
+    others, each behind `between`, and `end`.
+
+    Where a key of `special_tokens` stands in one of these texts, or in a call's `before` or
+    `after`, the model writes the token of that id; the rest it writes as text.
+    """
+    calls = {
+        "calls": [
+            {"name": one.name, "before": one.before, "schema": one.schema, "after": one.after}
+            for one in shapes
+        ],
+        "begin": begin,
+        "between": between,
+        "end": end,
+        "parallel": parallel,
+        "special_tokens": dict(special_tokens),
+    }
+    return GrammarSource("calls", _json_text(calls))
+
+
+def form_source(form: StructuredOutputsParams) -> GrammarSource:
+    """What `structured_outputs` asks for, where one form is given."""
+    text: str
+    if form.regex is not None:
+        return GrammarSource("regex", form.regex)
+    if form.choice is not None:
+        return GrammarSource("choice", _json_text(form.choice))
+    if form.grammar is not None:
+        return GrammarSource("grammar", form.grammar)
+    if form.json is None:
+        text = ANY_OBJECT
+    else:
+        text = form.json if isinstance(form.json, str) else _json_text(form.json)
+    return GrammarSource(
+        "json",
+        text,
+        compact=bool(form.disable_any_whitespace),
+        whitespace_pattern=form.whitespace_pattern or None,
+        closed=bool(form.disable_additional_properties),
+    )
+
+
+def _json_text(value: Any) -> str:
+    """GrammarRefused for what isn't JSON."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise GrammarRefused(f"the form of the answer is not plain JSON: {error}") from None
+
+
+class Grammars:
+    """The grammar process, which is started when it is needed first, and what it made. Belongs to
+    one event loop; ended by close() or kill().
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: GrammarLimits | None = None,
+        command: Sequence[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._limits = limits or GrammarLimits()
+        self._command = command or python_command("minisgl.text.grammar_process")
+        self._child: LimitedProcess[FromGrammarProcess] | None = None
+        self._turn = asyncio.Lock()
+        self._made = _Made(cache_bytes)
+        self._running: dict[bytes, asyncio.Task[Compiled | Refused]] = {}
+        self._closed = False
+
+    async def grammar(self, source: GrammarSource) -> str:
+        """The text for SamplingParams.grammar. GrammarRefused, WorkerLost, TextQueueFull."""
+        size = len(source.text.encode("utf-8", "surrogatepass"))
+        if size > MAX_SOURCE_BYTES:
+            raise GrammarRefused(
+                f"the form of the answer has {size} bytes (limit {MAX_SOURCE_BYTES})"
+            )
+        try:
+            data = frame(source)
+        except UnicodeEncodeError as error:
+            raise GrammarRefused(
+                f"text must be valid Unicode, got a lone surrogate: {error}"
+            ) from None
+        key = blake2b(data, digest_size=16).digest()
+        made = self._made.get(key)
+        if made is None:
+            # Also when nobody waits for it any more, the process has its answer to give.
+            task = self._start(key, data)
+            try:
+                made = await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled():
+                    raise WorkerLost("the grammar process was closed") from None
+                raise
+        if isinstance(made, Refused):
+            raise GrammarRefused(made.message)
+        return made.grammar
+
+    def _start(self, key: bytes, data: bytes) -> asyncio.Task[Compiled | Refused]:
+        """The task that makes it, which may be there already."""
+        if task := self._running.get(key):
+            return task
+        if len(self._running) >= MAX_WAITING:
+            raise TextQueueFull(f"{MAX_WAITING} forms of other answers wait (limit {MAX_WAITING})")
+        task = self._running[key] = asyncio.create_task(self._make(key, data))
+
+        def forget(task: asyncio.Task[Compiled | Refused]) -> None:
+            del self._running[key]
+            if not task.cancelled():
+                task.exception()  # whoever waited has it
+
+        task.add_done_callback(forget)
+        return task
+
+    async def _make(self, key: bytes, data: bytes) -> Compiled | Refused:
+        latest = asyncio.get_running_loop().time() + self._limits.wait
+        async with self._turn:
+            if asyncio.get_running_loop().time() > latest:
+                raise TextQueueFull("the forms of other answers are in front of this one")
+            made = await self._ask(data)
+        self._made.add(key, made)
+        return made
+
+    async def _ask(self, data: bytes) -> Compiled | Refused:
+        """What the process says. One that died may have been killed by somebody: the next one is
+        asked once more.
+        """
+        for attempt in range(2):
+            child = await self._open()
+            try:
+                answer = await within(self._limits.run, child.ask(data))
+                if isinstance(answer, Refused) and answer.kind == "memory":
+                    raise Fault(f"needs more than {MEMORY_LIMIT // 2**20} MB of memory")
+                assert not isinstance(answer, Started)
+                return answer
+            except Fault as fault:
+                logger.warning("the grammar process is replaced: the form of an answer %s", fault)
+                await self._end_child()
+                if fault.died and attempt == 0:
+                    continue
+                return Refused("source", _sentence(fault))
+            except BaseException:  # what it still says would answer another question
+                await self._end_child()
+                raise
+        raise AssertionError("the second attempt returns")
+
+    async def _open(self) -> LimitedProcess[FromGrammarProcess]:
+        if self._closed:
+            raise WorkerLost("the grammar process was closed")
+        if self._child is None:
+            try:
+                self._child = await LimitedProcess.start(
+                    self._command, PROCESS_NAME, decode_answer, MAX_FRAME_BYTES
+                )
+                if not isinstance(await within(self._limits.start, self._child.receive()), Started):
+                    raise Fault("spoke before it was asked")
+            except OSError as error:
+                raise WorkerLost(f"the grammar process can't be started: {error}") from error
+            except Fault as fault:
+                await self._end_child()
+                raise WorkerLost(f"the grammar process {fault} to start") from None
+            except BaseException:
+                await self._end_child()
+                raise
+        return self._child
+
+    async def close(self) -> None:
+        """Ends the process. Idempotent."""
+        self._closed = True
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._end_child()
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        if self._child is not None:
+            self._child.kill()
+
+    async def _end_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.end()
+
+
+def _sentence(fault: Fault) -> str:
+    if fault.died:
+        return "the form of the answer is too complex: it can't be compiled within its limits"
+    return f"the form of the answer is too complex: it {fault} to compile"
+
+
+class _Made:
+    """What was made, up to so many bytes: what was used last stays."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._entries: OrderedDict[bytes, Compiled | Refused] = OrderedDict()
+
+    def get(self, key: bytes) -> Compiled | Refused | None:
+        if made := self._entries.get(key):
+            self._entries.move_to_end(key)
+        return made
+
+    def add(self, key: bytes, made: Compiled | Refused) -> None:
+        self._entries[key] = made
+        self._size += _size(made)
+        while self._size > self._limit:
+            _, oldest = self._entries.popitem(last=False)
+            self._size -= _size(oldest)
+
+
+def _size(made: Compiled | Refused) -> int:
+    """Bytes, at most four per character, and what an entry takes besides."""
+    text = made.grammar if isinstance(made, Compiled) else made.message
+    return 256 + len(text) * (1 if text.isascii() else 4)

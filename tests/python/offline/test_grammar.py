@@ -1,0 +1,220 @@
+"""Answers by grammars: random weights at temperature 1 write what the grammar says, whatever is
+beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import llguidance
+import pytest
+
+from minisgl import LLM, SamplingParams, StructuredOutputsParams
+from minisgl.sampling_params import ParameterError
+from tests.python.running.tiny_model import make_tiny_model
+from tests.python.server.byte_tokenizer import END
+
+COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+
+
+def json_grammar(schema: dict[str, Any]) -> str:
+    return str(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=COMPACT))
+
+
+def regex_grammar(pattern: str) -> str:
+    return str(llguidance.LLMatcher.grammar_from_regex(pattern))
+
+
+PERSON = json_grammar(
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "minLength": 2, "maxLength": 12},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 5}, "maxItems": 3},
+            "kind": {"enum": ["cat", "dog", None]},
+        },
+        "required": ["name", "age", "tags"],
+        "additionalProperties": False,
+    }
+)
+
+
+def is_person(text: str) -> bool:
+    match json.loads(text):
+        case {"name": str(name), "age": int(age), "tags": list(tags), **rest}:
+            return (
+                2 <= len(name) <= 12
+                and 0 <= age <= 120
+                and len(tags) <= 3
+                and all(isinstance(tag, str) and len(tag) <= 5 for tag in tags)
+                and rest in ({}, {"kind": "cat"}, {"kind": "dog"}, {"kind": None})
+            )
+    return False
+
+
+NESTED = json_grammar(
+    {
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {
+                    "value": {"type": "boolean"},
+                    "next": {"anyOf": [{"type": "null"}, {"type": "number", "maximum": 99}]},
+                },
+                "required": ["value", "next"],
+                "additionalProperties": False,
+            }
+        },
+        "type": "array",
+        "items": {"$ref": "#/$defs/node"},
+        "minItems": 1,
+        "maxItems": 4,
+    }
+)
+
+
+def is_nested(text: str) -> bool:
+    value = json.loads(text)
+    return 1 <= len(value) <= 4 and all(
+        set(node) == {"value", "next"}
+        and isinstance(node["value"], bool)
+        and (node["next"] is None or node["next"] <= 99)
+        for node in value
+    )
+
+
+PATTERN = r"([0-9]{3}-[a-f]{2,9}|yes|no): [ä-ü€]{1,6}!?"
+Case = tuple[str, Callable[[str], bool]]
+CASES: dict[str, Case] = {
+    "person": (PERSON, is_person),
+    "nested": (NESTED, is_nested),
+    "regex": (regex_grammar(PATTERN), lambda text: bool(re.fullmatch(PATTERN, text))),
+    "lark": (
+        'start: "a" b ";"\nb: /[x-z]{5}/',
+        lambda text: bool(re.fullmatch("a[x-z]{5};", text)),
+    ),
+}
+PROMPTS = [[1, 2, 3], [4, 5], list(range(1, 100)), [7] * 20]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("grammar") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def llm(model: Path) -> Iterator[LLM]:
+    with LLM(str(model), show_progress=False, num_threads=2, kv_cache_tokens=16384) as llm:
+        yield llm
+
+
+def params(grammar: str | None, seed: int = 1, **fields: Any) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 400, "seed": seed, "grammar": grammar, **fields})
+
+
+def mixed(count: int) -> tuple[list[list[int]], list[SamplingParams]]:
+    """Requests with every grammar, and as many without one."""
+    grammars = [grammar for grammar, _ in CASES.values()]
+    prompts = [PROMPTS[index % len(PROMPTS)] for index in range(count)]
+    some = [
+        params(grammars[index // 2 % len(grammars)] if index % 2 else None, index, max_tokens=60)
+        for index in range(count)
+    ]
+    return prompts, some
+
+
+def tokens_of(llm: LLM, prompts: list[list[int]], some: list[SamplingParams]) -> list[list[int]]:
+    results = llm.generate(prompts, some, use_tqdm=False)
+    return [result.outputs[0].token_ids for result in results]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_answer_that_stops_is_valid(llm: LLM, name: str) -> None:
+    grammar, is_valid = CASES[name]
+    prompts = [PROMPTS[seed % len(PROMPTS)] for seed in range(24)]
+    results = llm.generate(prompts, [params(grammar, seed) for seed in range(24)], use_tqdm=False)
+    for result in results:
+        (output,) = result.outputs
+        assert output.finish_reason == "stop"
+        assert output.token_ids[-1] == END
+        assert is_valid(output.text), output.text
+    assert len({result.outputs[0].text for result in results}) > 4  # they were drawn
+
+
+def test_those_beside_a_constrained_request_get_what_they_get_alone(llm: LLM) -> None:
+    prompts, some = mixed(16)
+    together = tokens_of(llm, prompts, some)
+    alone = [tokens_of(llm, [prompt], [one])[0] for prompt, one in zip(prompts, some, strict=True)]
+    assert together == alone
+
+
+def test_preempted_ones_go_on_in_their_grammar(llm: LLM, model: Path) -> None:
+    prompts, some = mixed(16)
+    with LLM(str(model), show_progress=False, num_threads=2, kv_cache_tokens=192) as small:
+        assert tokens_of(small, prompts, some) == tokens_of(llm, prompts, some)
+        assert small.stats().num_preemptions > 0
+
+
+def test_two_ranks_draw_the_same(llm: LLM, model: Path) -> None:
+    prompts, some = mixed(8)
+    with LLM(str(model), tp=2, show_progress=False) as two:
+        assert tokens_of(two, prompts, some) == tokens_of(llm, prompts, some)
+
+
+def test_what_a_request_says_beside_its_grammar(llm: LLM) -> None:
+    def text(grammar: str, **fields: Any) -> str:
+        return llm.generate([1, 2], params(grammar, **fields), use_tqdm=False)[0].outputs[0].text
+
+    digits = regex_grammar("[0-9]{1,8}")
+    # The grammar may end after a digit: not before min_tokens, and with ignore_eos not at all.
+    assert all(len(text(digits, seed=seed, min_tokens=5)) >= 5 for seed in range(8))
+    assert all(len(text(digits, seed=seed, ignore_eos=True)) == 8 for seed in range(4))
+    # It is complete after 8, whatever min_tokens says.
+    assert len(text(digits, min_tokens=20)) == 8
+    # What it allows alone comes, banned or not; else a ban holds.
+    assert text(regex_grammar("aaa"), bad_words=["a"]) == "aaa"
+    assert "a" not in text(regex_grammar("[ab]{40}"), bad_words=["a"])
+    assert set(text(digits, allowed_token_ids=[ord("7"), ord("x"), END])) == {"7"}
+    assert text(regex_grammar("[a-z]{30}"), logit_bias={ord("q"): 100.0}) == "q" * 30
+    drawn = text(regex_grammar("[a-z]{26}"), frequency_penalty=2.0, presence_penalty=2.0, top_k=500)
+    assert len(set(drawn)) > 15
+
+
+def test_a_fault_ends_the_request_alone(llm: LLM) -> None:
+    prompts, some = mixed(4)
+    expected = tokens_of(llm, prompts, some)
+    for grammar, fields, message in (
+        ("start: /[/", {}, "the grammar can't be read"),
+        ('{"grammars": [{"json_schema": {"type": "nonsense"}}]}', {}, "the grammar can't be read"),
+        (regex_grammar("[0-9]{4}"), {"allowed_token_ids": [ord("x")]}, "allowed_token_ids"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            llm.generate([1], params(grammar, **fields), use_tqdm=False)
+        assert tokens_of(llm, prompts, some) == expected
+    (cut,) = llm.generate([1], params(PERSON, max_tokens=5), use_tqdm=False)
+    assert cut.outputs[0].finish_reason == "length"
+    assert llm.stats().num_running == llm.stats().num_waiting == 0
+
+
+def test_structured_outputs(llm: LLM) -> None:
+    forms = [
+        StructuredOutputsParams(choice=["left", "right"]),
+        StructuredOutputsParams(json={"type": "array", "items": {"enum": [1, 2]}, "maxItems": 3}),
+        None,
+    ]
+    given = [SamplingParams(max_tokens=300, seed=3, structured_outputs=form, n=2) for form in forms]
+    choice, array, free = llm.generate(PROMPTS[:3], given, use_tqdm=False)
+    assert {output.text for output in choice.outputs} <= {"left", "right"}
+    assert all(set(json.loads(output.text)) <= {1, 2} for output in array.outputs)
+    assert free.outputs[0].text
+    refused = SamplingParams(structured_outputs=StructuredOutputsParams(json={"not": {}}))
+    with pytest.raises(ParameterError, match="'not' \\(at '#'\\) is not supported"):
+        llm.generate("a", refused, use_tqdm=False)
+    for wrong in ({}, {"regex": "a", "choice": ["b"]}):
+        with pytest.raises(ParameterError, match="must have one of json, regex"):
+            SamplingParams(structured_outputs=StructuredOutputsParams(**wrong))

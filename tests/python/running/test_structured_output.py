@@ -1,0 +1,108 @@
+"""Forms of answers over a running server with random weights: what ends with "stop" is valid."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import Counter
+from decimal import Decimal
+from typing import Any, Literal
+
+import openai
+import pydantic
+import pytest
+
+from tests.python.running.conftest import RunningServer
+from tests.python.text.random_schemas import fault, random_schema
+
+NUM_SCHEMAS = 60
+MAX_TOKENS = 3000  # bytes, of which all answers to these schemas have fewer
+
+MESSAGES: Any = [{"role": "user", "content": "Answer in JSON."}]
+
+
+@pytest.fixture
+async def client(server: RunningServer) -> Any:
+    url = f"http://127.0.0.1:{server.port}/v1"
+    async with openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0) as client:
+        yield client
+
+
+async def test_every_answer_to_a_random_schema_that_stops_is_valid(client: Any) -> None:
+    model = (await client.models.list()).data[0].id
+
+    async def ask(seed: int) -> list[str]:
+        schema = random_schema(seed)
+        form = {"name": "random", "schema": schema, "strict": True}
+        answer = await client.chat.completions.create(
+            model=model,
+            messages=MESSAGES,
+            response_format={"type": "json_schema", "json_schema": form},
+            temperature=1,
+            seed=seed,
+            n=1 + seed % 2,
+            max_tokens=MAX_TOKENS,
+        )
+        for choice in answer.choices:
+            if choice.finish_reason == "stop":
+                value = json.loads(choice.message.content, parse_float=Decimal)
+                assert not fault(value, schema), (seed, choice.message.content)
+        return [choice.finish_reason for choice in answer.choices]
+
+    ends = Counter(
+        end for ends in await asyncio.gather(*map(ask, range(NUM_SCHEMAS))) for end in ends
+    )
+    assert ends["stop"] >= 0.95 * ends.total(), ends
+
+
+class Step(pydantic.BaseModel):
+    kind: Literal["add", "multiply"]
+    amount: int = pydantic.Field(ge=-9, le=9)
+
+
+class Plan(pydantic.BaseModel):
+    title: str = pydantic.Field(max_length=10)
+    steps: list[Step] = pydantic.Field(min_length=1, max_length=3)
+    note: str | None = pydantic.Field(max_length=5)
+
+
+async def test_the_openai_clients_parse(client: Any) -> None:
+    answer = await client.chat.completions.parse(
+        model=(await client.models.list()).data[0].id,
+        messages=MESSAGES,
+        response_format=Plan,
+        max_tokens=1000,
+        seed=1,
+        n=3,
+    )
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        assert isinstance(choice.message.parsed, Plan)
+
+
+async def test_streams_and_completions(client: Any) -> None:
+    model = (await client.models.list()).data[0].id
+    stream = await client.completions.create(
+        model=model,
+        prompt=["a", "b"],
+        n=2,
+        stream=True,
+        max_tokens=100,
+        extra_body={"structured_outputs": {"regex": "[a-f]{3}(-[0-9]{2}){2}"}},
+    )
+    texts: dict[int, str] = {}
+    async for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + choice.text
+            assert choice.finish_reason in (None, "stop")
+    assert len(texts) == 4
+    assert all(re.fullmatch("[a-f]{3}(-[0-9]{2}){2}", text) for text in texts.values()), texts
+    answer = await client.chat.completions.create(
+        model=model, messages=MESSAGES, n=5, extra_body={"guided_choice": ["yes", "no"]}
+    )
+    assert {choice.message.content for choice in answer.choices} <= {"yes", "no"}
+    cut = await client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=5, response_format={"type": "json_object"}
+    )
+    assert cut.choices[0].message.content.startswith("{")
