@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from minisgl.text.formats import Parsing
     from minisgl.text.frontend import ChatPrompt, TextFrontend
 
+_ANY_ARGUMENTS = {"type": "object"}
 MAX_TEMPLATE_ERROR = 500  # characters
 
 
@@ -156,15 +157,21 @@ async def _grammar(
     text: TextFrontend, request: ChatRequest, use: ToolUse, formats: AnswerFormats, prompt_end: str
 ) -> str | None:
     """What an answer is held to; None: any text. ApiError 400, 429, 503."""
-    if not use.required:
+    if not use.required and not use.strict:
         return await grammar_for(text, request)
-    schemas = {function.name: function.parameters for function in use.functions}
-    source = formats.calls(schemas, prompt_end, text.tokenizer, parallel=use.parallel)
+    schemas = {
+        function.name: function.parameters if use.required or function.strict else _ANY_ARGUMENTS
+        for function in use.functions
+    }
+    source = formats.calls(
+        schemas, prompt_end, text.tokenizer, parallel=use.parallel, required=use.required
+    )
     if source is None:
+        field = "A 'tool_choice' that forces a call" if use.required else "'strict'"
         raise errors.unsupported(
-            "tool_choice",
-            "Only the choices 'auto' and 'none' are supported: the model writes calls in a form "
-            f"that answers can't be held to ({formats.tools}).",
+            "tool_choice" if use.required else "tools",
+            f"{field} is not supported: the model writes calls in a form that answers can't be "
+            f"held to ({formats.tools}).",
         )
     return await make_grammar(text, source, "tools")
 
@@ -182,12 +189,6 @@ def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -
             "tools",
             "'tools' are not supported together with a form of the answer: send one of them, or "
             "tool_choice 'none'.",
-        )
-    if use.strict and not use.required:
-        raise errors.unsupported(
-            "tools",
-            "'strict' is only supported where 'tool_choice' is 'required' or names a function: "
-            "arguments are held to their schema where the answer is a call.",
         )
     if request.include_reasoning is False and formats.reasoning is None:
         raise errors.unsupported(

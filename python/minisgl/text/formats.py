@@ -90,13 +90,16 @@ class AnswerFormats:
         tokenizer: Tokenizer,
         *,
         parallel: bool,
+        required: bool,
     ) -> GrammarSource | None:
-        """The form of an answer that calls functions and says nothing else, given the JSON schemas
-        of their arguments (None: no arguments) by their names. None where the model's calls aren't
-        JSON. A thought that the prompt has begun is ended first.
+        """The form of an answer that calls functions, given the JSON schemas of their arguments
+        (None: no arguments) by their names. `required`: it says nothing else, and a thought that
+        the prompt has begun is ended first. None where the model writes no calls that can be held
+        to a form.
         """
-        syntax = TOOL_PARSERS[self.tools].syntax if self.tools else None
-        if syntax is None:
+        tool_format = TOOL_PARSERS[self.tools] if self.tools else None
+        syntax = tool_format.syntax if tool_format else None
+        if tool_format is None or syntax is None:
             return None
         shapes = []
         for name, schema in schemas.items():
@@ -104,14 +107,28 @@ class AnswerFormats:
             before, whole, after = syntax.call(name, rest)
             shapes.append(CallShape(before, {**whole, **definitions}, after, name))
         thought = REASONING_PARSERS[self.reasoning] if self.reasoning else None
-        end = thought.begins_inside(prompt_end) if thought else None
+        end = thought.begins_inside(prompt_end) if thought and required else None
         begin = ("" if end is None else end + "\n\n") + syntax.begin
+        opener = "" if required else tool_format.openers[0]
+        heads = [begin] if begin else [one.before for one in shapes]
+        if not required and (
+            len(tool_format.openers) > 1
+            or tool_format.unannounced
+            or not all(head.startswith(opener) for head in heads)
+        ):
+            return None
         texts = [begin, syntax.between, syntax.end, *(one.before + one.after for one in shapes)]
         special = {
             token: token_id
             for token_id, token in tokenizer.added_tokens.items()
             if tokenizer.is_no_text(token_id) and any(token in text for text in texts)
         }
+        shown = marker_tokens(None, self.reasoning)
+        free = [
+            token_id
+            for token_id, token in tokenizer.added_tokens.items()
+            if token in shown and tokenizer.is_no_text(token_id)
+        ]
         return calls_source(
             shapes,
             begin=begin,
@@ -119,6 +136,8 @@ class AnswerFormats:
             end=syntax.end,
             parallel=parallel,
             special_tokens=special,
+            opener=opener,
+            free_tokens=free,
         )
 
     def shown_tokens(self, tools: Sequence[dict[str, Any]]) -> list[str]:

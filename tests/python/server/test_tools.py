@@ -259,7 +259,6 @@ JSON_FORM = {"type": "json_object"}
 async def test_what_cant_be_enforced_is_refused(start_server: StartServer, server: Server) -> None:
     async with start_server(formats=FORMATS) as able:
         for fields, param in (
-            ({"tools": [STRICT]}, "tools"),
             ({"tools": [WEATHER], "response_format": JSON_FORM}, "tools"),
             ({"tools": [WEATHER], "response_format": JSON_FORM, "tool_choice": NAMED}, "tools"),
         ):
@@ -272,6 +271,8 @@ async def test_what_cant_be_enforced_is_refused(start_server: StartServer, serve
     async with start_server(formats=AnswerFormats("qwen3_coder")) as able:  # arguments are no JSON
         answer = await able.chat(tools=[WEATHER], tool_choice="required")
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tool_choice")
+        answer = await able.chat(tools=[STRICT])
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
 
 
 def allows(grammar: str, text: str) -> bool:
@@ -309,6 +310,24 @@ async def test_calls_that_have_to_be_made_are_held_to_their_form(start_server: S
         grammar = server.engine.submitted[-1].request.params.grammar
         assert allows(grammar, CALL)
         assert not allows(grammar, CALL + "\n" + OTHER_CALL)
+
+
+async def test_strict_calls_are_held_to_their_form_wherever_they_stand(
+    start_server: StartServer,
+) -> None:
+    wrong = CALL.replace("Bern", "Bern\\x")
+    async with start_server(reply("Hello"), formats=FORMATS) as server:
+        fields = {"tools": [STRICT, OTHER]}
+        answer = await server.chat(**fields)
+        assert answer.json()["choices"][0]["finish_reason"] == "stop"
+        await server.chat(**fields, parallel_tool_calls=False)
+        many, one = (stream.request.params.grammar for stream in server.engine.submitted)
+    for text in ("Hello <tool", f"<think>a</think>b {CALL} and {OTHER_CALL}\n{CALL}.", CALL):
+        assert allows(many, text)
+        assert allows(one, text) == (text.count(CALL) < 2)
+    for text in (f"Hello {wrong}", wrong, CALL.replace('"weather"', '"whether"'), "<tool_call>"):
+        assert not allows(many, text)
+    assert allows(many, OTHER_CALL.replace("{}", '{"any": 1}'))  # which isn't strict
 
 
 async def test_a_call_that_has_to_be_made_ends_a_thought_first(start_server: StartServer) -> None:
