@@ -1,0 +1,146 @@
+"""What a format of calls or of thoughts says about itself, and the reader that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minisgl.text.parsers.output import Output
+from minisgl.text.parsers.source import Markers, Source, Steps
+
+
+@dataclass(frozen=True)
+class ParserContext:
+    """What a parser of one answer needs to know."""
+
+    prompt_end: str  # the last characters of the prompt: a thought may begin or end there
+    new_id: Callable[[], str]  # makes the id of a call
+    tool_names: frozenset[str] = frozenset()  # empty: not known
+    tools: list[dict[str, Any]] = field(default_factory=list)  # as the OpenAI API has them
+
+    def parameters(self, name: str) -> Mapping[str, Any]:
+        """The JSON schema of a function's parameters, empty where it isn't known."""
+        for tool in self.tools:
+            function = tool.get("function", tool)
+            if isinstance(function, dict) and function.get("name") == name:
+                schema = function.get("parameters")
+                return schema if isinstance(schema, dict) else {}
+        return {}
+
+
+@dataclass(frozen=True)
+class CallSyntax:
+    """How a format writes calls whose arguments are JSON, for grammars that force them. In
+    `before`, `{name}` stands for the function's name.
+    """
+
+    before: str  # of one call, up to its JSON
+    after: str = ""
+    begin: str = ""  # of all calls
+    between: str = ""
+    end: str = ""
+    # Key of the arguments in an object with "name"; None: the JSON is the arguments alone.
+    arguments_key: str | None = "arguments"
+
+    def call(self, name: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
+        """The text before a call's JSON, the schema of its JSON, and the text behind it."""
+        before = self.before.replace("{name}", name)
+        if self.arguments_key is None:
+            return before, dict(parameters), self.after
+        members = {"name": {"const": name}, self.arguments_key: dict(parameters)}
+        schema = {
+            "type": "object",
+            "properties": members,
+            "required": list(members),
+            "additionalProperties": False,
+        }
+        return before, schema, self.after
+
+
+# Reads what stands behind an opener: False where what is marked (source.py) is no call.
+ReadCalls = Callable[[str, Source, Output, ParserContext], Steps[bool]]
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """A format of calls."""
+
+    read: ReadCalls
+    openers: tuple[str, ...]  # what announces calls
+    closers: tuple[str, ...] = ()  # what ends a call; the last one ends all
+    # Openers that are plain text elsewhere: they count at the start of a line alone, and what they
+    # begin is a call where it names one of the request's functions.
+    unannounced: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()  # further markers, for `markers`
+    syntax: CallSyntax | None = None  # None: its arguments aren't JSON
+    short_ids: bool = False  # nine letters and digits, as Mistral's templates demand
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """Texts that may be special tokens of a vocabulary, and are to be shown to the parser."""
+        return frozenset((*self.openers, *self.closers, *self.inner))
+
+
+@dataclass(frozen=True)
+class ReasoningFormat:
+    """A format of thoughts."""
+
+    ends: Mapping[str, str]  # what begins a thought, and what ends one that begins so
+    # Whether an answer is a thought from its first word on where the prompt doesn't say it.
+    inside: bool = False
+    wrapper: tuple[str, str] | None = None  # what may stand around the answer behind the thought
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """Texts that may be special tokens of a vocabulary, and are to be shown to the parser."""
+        return frozenset((*self.ends, *self.ends.values(), *(self.wrapper or ())))
+
+    def begins_inside(self, prompt_end: str) -> str | None:
+        """What ends the thought in which the answer begins; None where it begins in none."""
+        prompt = prompt_end.rstrip()
+        for begin, end in self.ends.items():
+            if prompt.endswith(begin):
+                return end
+            if prompt.endswith(end):
+                return None
+        return next(iter(self.ends.values())) if self.inside else None
+
+
+def read_content(
+    source: Source,
+    out: Output,
+    context: ParserContext,
+    format: ToolFormat | None,
+    dropped: tuple[str, ...] = (),
+) -> Steps[None]:
+    """Reads an answer's content: text and calls. `dropped` are markers that mean nothing."""
+    openers = (*format.openers, *format.unannounced) if format else ()
+    closers = format.closers if format else ()
+    before = Markers((*openers, *dropped))
+    after = Markers((*openers, *closers, *dropped)) if closers else before
+    markers = before
+    while True:
+        marker = yield from source.until(markers, out.text, flows=True)
+        if marker is None:
+            return
+        if format is None or marker not in openers:
+            out.marker()
+            if closers and marker == closers[-1]:
+                markers = before
+            continue
+        if marker in format.unannounced and not out.at_line_start:
+            out.text(marker)
+            continue
+        num_calls = out.num_calls
+        if marker in format.unannounced:
+            source.at -= len(marker)  # it is a part of the call
+            source.mark()
+        else:
+            source.mark(marker)
+        if (yield from format.read(marker, source, out, context)):
+            source.commit()
+        else:
+            source.retry(out.text)
+        if out.num_calls > num_calls:
+            markers = after

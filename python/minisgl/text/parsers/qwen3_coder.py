@@ -1,0 +1,177 @@
+"""Qwen3-Coder's calls, each tag on a line of its own: <tool_call><function=f><parameter=x>, the
+value, and the closing tags. The function's JSON schema says what type a value is of.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from minisgl.text.parsers.formats import ParserContext, ToolFormat
+from minisgl.text.parsers.json_text import escape_halves, is_name, json_string
+from minisgl.text.parsers.output import Output
+from minisgl.text.parsers.source import Markers, Sink, Source, Steps
+
+NAME = re.compile(r"[^\s<>]*")
+PARAMETER_NAME = re.compile(r"[^<>\n]*")
+FUNCTION, PARAMETER = "<function=", "<parameter="
+FUNCTION_END, PARAMETER_END, CALL_END = "</function>", "</parameter>", "</tool_call>"
+VALUE_ENDS = Markers([PARAMETER_END, FUNCTION_END])
+PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+JSON_TYPES |= {dict: "object", list: "array", type(None): "null"}
+
+
+def _read(opener: str, source: Source, out: Output, context: ParserContext) -> Steps[bool]:
+    if opener != FUNCTION:
+        yield from source.space()
+        if not (yield from source.starts(FUNCTION)):
+            return False
+    name = yield from source.run(NAME, 257)
+    if not is_name(name) or not (yield from source.starts(">")):
+        return False
+    yield from source.space()
+    if not (yield from source.sees(PARAMETER, FUNCTION_END)) and not source.ended:
+        return False
+    source.commit()
+    out.call(name)
+    whole = yield from _read_parameters(source, out, context.parameters(name))
+    if whole:
+        out.end_call()
+    out.marker()
+    source.mark()
+    return True
+
+
+def _read_parameters(source: Source, out: Output, schema: Mapping[str, Any]) -> Steps[bool]:
+    """Reads parameters to the function's end. Whether it has come, or something else."""
+    properties = schema.get("properties")
+    opening = "{"
+    while (yield from source.starts(PARAMETER)):
+        name = yield from source.run(PARAMETER_NAME, 257)
+        if not (yield from source.starts(">")):
+            break
+        out.arguments(f'{opening}"{json_string(name.strip())}": ')
+        opening = ", "
+        one = properties.get(name.strip()) if isinstance(properties, dict) else None
+        ended = yield from _read_value(source, out.arguments, set(_types(one)) or {"string"})
+        if not ended:
+            return False
+        if ended == FUNCTION_END:
+            out.arguments("}")
+            return True
+    if source.ended:
+        return False
+    yield from source.starts(FUNCTION_END)
+    out.arguments("}" if opening != "{" else "{}")
+    return True
+
+
+def _read_value(source: Source, sink: Sink, types: set[str]) -> Steps[str]:
+    """Gives `sink` the JSON of a value: a string's as it comes, another's when it is whole. Returns
+    the marker that ended it, "" where the answer did.
+    """
+    value = _String(sink) if types == {"string"} else _Typed(sink, types)
+    yield from source.starts("\n")
+    while True:
+        marker = yield from source.until(VALUE_ENDS, value.push)
+        if marker is None:
+            value.cut()
+            return ""
+        space = yield from source.space()
+        # Text of the same look within a value isn't followed by what follows a value.
+        followers = (PARAMETER, FUNCTION_END, CALL_END) if marker == PARAMETER_END else (CALL_END,)
+        if source.ended or (yield from source.sees(*followers)):
+            value.end()
+            return marker
+        value.push(marker)
+        value.push(space)
+
+
+class _String:
+    """A string's value; the line break before its end isn't in it."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._held = ""
+        sink('"')
+
+    def push(self, text: str) -> None:
+        text = self._held + text
+        self._held = "\n" if text.endswith("\n") else ""
+        if len(text) > len(self._held):
+            self._sink(json_string(text[: len(text) - len(self._held)]))
+
+    def cut(self) -> None:
+        """The answer ends within the value."""
+
+    def end(self) -> None:
+        self._sink('"')
+
+
+class _Typed:
+    """A value whose type isn't a string's, or may be another."""
+
+    def __init__(self, sink: Sink, types: set[str]) -> None:
+        self._sink = sink
+        self._types = types
+        self._pieces: list[str] = []
+
+    def push(self, text: str) -> None:
+        self._pieces.append(text)
+
+    def cut(self) -> None:
+        if "string" not in self._types:
+            self._sink("".join(self._pieces).lstrip())
+
+    def end(self) -> None:
+        self._sink(_typed("".join(self._pieces).removesuffix("\n"), self._types))
+
+
+def _typed(text: str, types: set[str]) -> str:
+    """The JSON of a value of one of `types`; a string where it is of none."""
+    raw = text.strip()
+    raw = PYTHON_WORDS.get(raw, raw)
+    try:
+        value = json.loads(raw, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return f'"{json_string(text)}"'
+    kind = JSON_TYPES[type(value)]
+    if "string" in types and kind not in types and not (kind == "integer" and "number" in types):
+        return f'"{json_string(text)}"'
+    return escape_halves(raw)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"JSON has no {constant}")
+
+
+def _types(schema: Any, depth: int = 0) -> Iterator[str]:
+    """The types that a schema names, of which a value has one."""
+    if not isinstance(schema, dict) or depth > 8:
+        return
+    named = schema.get("type")
+    if isinstance(named, str):
+        yield named
+    elif isinstance(named, list):
+        yield from (one for one in named if isinstance(one, str))
+    elif isinstance(schema.get("enum"), list):
+        yield from (JSON_TYPES.get(type(one), "string") for one in schema["enum"])
+    elif "const" in schema:
+        yield JSON_TYPES.get(type(schema["const"]), "string")
+    elif "properties" in schema or "$ref" in schema:
+        yield "object"
+    elif "items" in schema:
+        yield "array"
+    for key in ("anyOf", "oneOf", "allOf"):
+        for one in schema.get(key) or () if isinstance(schema.get(key), list) else ():
+            yield from _types(one, depth + 1)
+
+
+QWEN3_CODER = ToolFormat(
+    read=_read,
+    openers=("<tool_call>", FUNCTION),
+    closers=(FUNCTION_END, CALL_END),
+)

@@ -1,0 +1,60 @@
+"""Thoughts: what an answer begins with, between two markers. What opens one behind the answer's
+beginning is text, and so is any marker of calls within a thought.
+"""
+
+from __future__ import annotations
+
+from minisgl.text.parsers.formats import ReasoningFormat
+from minisgl.text.parsers.output import Output
+from minisgl.text.parsers.source import Markers, Source, Steps
+
+TAGS = {"<think>": "</think>"}
+
+THINK = ReasoningFormat(TAGS)
+DEEPSEEK_R1 = ReasoningFormat(TAGS, inside=True)
+MISTRAL_THINK = ReasoningFormat({"[THINK]": "[/THINK]"})
+
+# Granite 3.2 says it in words; later versions use tags, and wrap the answer too.
+GRANITE_THINK = ReasoningFormat(
+    {
+        "Here is my thought process:": "Here is my response:",
+        "Here's my thought process:": "Here's my response:",
+        "<think>": "</think>",
+    },
+    wrapper=("<response>", "</response>"),
+)
+
+
+def read_thought(
+    source: Source, out: Output, format: ReasoningFormat, prompt_end: str
+) -> Steps[bool]:
+    """Reads the thought that an answer begins with. Whether there is one, and it has ended."""
+    end = format.begins_inside(prompt_end)
+    if end is not None:
+        out.thinking = True
+        out.marker()
+    source.mark()
+    yield from source.space()
+    begin = yield from source.starts(*format.ends)
+    if begin:
+        source.commit()
+        end = format.ends[begin]
+        out.thinking = True
+        out.marker()
+    else:
+        source.retry(out.text)
+    if end is None:
+        return False
+    if (yield from source.until(Markers([end]), out.text, flows=True)) is None:
+        return False
+    out.marker()
+    out.thinking = False
+    if format.wrapper:
+        source.mark()
+        yield from source.space()
+        if (yield from source.starts(format.wrapper[0])):
+            source.commit()
+            out.marker()
+        else:
+            source.retry(out.text)
+    return True

@@ -1,0 +1,293 @@
+"""Parsers: what recorded answers say, and that they say the same however they are cut."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minisgl.text.parsers import (
+    TOOL_PARSERS,
+    ParserContext,
+    make_parser,
+    marker_tokens,
+    reasoning_parser_for,
+    tool_parser_for,
+)
+from minisgl.text.parsers.deepseek import CALL_BEGIN, CALLS_BEGIN
+from minisgl.text.parts import AnswerParser, ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
+
+from .answers import ALL, CORPUS, TOOLS, Answer
+
+NAMES = frozenset(tool["function"]["name"] for tool in TOOLS)
+FORMATS = list(CORPUS)
+
+
+def parser(tools: str | None, reasoning: str | None, prompt_end: str = "") -> AnswerParser:
+    ids = (f"call_{number}" for number in itertools.count())
+    return make_parser(tools, reasoning, ParserContext(prompt_end, ids.__next__, NAMES, TOOLS))
+
+
+def joined(parts: Iterable[Part]) -> list[Part]:
+    """Neighbours of one kind and one call put together."""
+    result: list[Part] = []
+    for part in parts:
+        last = result[-1] if result else None
+        if not isinstance(part, CallPart) and type(last) is type(part):
+            assert not isinstance(last, CallPart)
+            assert last is not None
+            result[-1] = msgspec.structs.replace(last, text=last.text + part.text)
+        else:
+            result.append(part)
+    return result
+
+
+def parse(
+    pieces: Sequence[str], tools: str | None, reasoning: str | None, prompt_end: str = ""
+) -> list[Part]:
+    one = parser(tools, reasoning, prompt_end)
+    parts = [part for piece in pieces for part in one.push(piece)]
+    return joined([*parts, *one.push("", final=True)])
+
+
+def at_once(
+    text: str, tools: str | None, reasoning: str | None, prompt_end: str = ""
+) -> list[Part]:
+    return joined(parser(tools, reasoning, prompt_end).push(text, final=True))
+
+
+def said(parts: Iterable[Part], prompt_end: str) -> Answer:
+    """What the parts say, in an order that is asserted: a call's pieces follow it."""
+    answer = Answer("", prompt_end=prompt_end)
+    for part in parts:
+        if isinstance(part, TextPart):
+            answer.content += part.text
+        elif isinstance(part, ReasoningPart):
+            answer.reasoning += part.text
+        elif isinstance(part, CallPart):
+            assert part.index == len(answer.calls)
+            assert part.id == f"call_{part.index}"
+            answer.calls.append((part.name, ""))
+        else:
+            assert isinstance(part, ArgumentsPart)
+            assert part.index == len(answer.calls) - 1
+            name, text = answer.calls[-1]
+            answer.calls[-1] = (name, text + part.text)
+    return answer
+
+
+@pytest.mark.parametrize(("tools", "reasoning", "answer"), ALL)
+def test_an_answer_says_what_its_model_wrote(
+    tools: str | None, reasoning: str | None, answer: Answer
+) -> None:
+    result = said(at_once(answer.text, tools, reasoning, answer.prompt_end), answer.prompt_end)
+    result.text = answer.text
+    assert result == answer
+
+
+@pytest.mark.parametrize(("tools", "reasoning"), FORMATS)
+def test_an_answer_says_the_same_however_it_is_cut(
+    tools: str | None, reasoning: str | None
+) -> None:
+    rng = random.Random(0)
+    for answer in CORPUS[tools, reasoning]:
+        text, end = answer.text, answer.prompt_end
+        whole = at_once(text, tools, reasoning, end)
+        assert parse(text, tools, reasoning, end) == whole  # a character at a time
+        for cut in range(len(text) + 1):
+            assert parse((text[:cut], text[cut:]), tools, reasoning, end) == whole, cut
+        for _ in range(10):
+            cuts = sorted(rng.randrange(len(text) + 1) for _ in range(rng.randrange(2, 9)))
+            pieces = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+            assert parse(pieces, tools, reasoning, end) == whole, pieces
+
+
+@pytest.mark.parametrize(("tools", "reasoning"), FORMATS)
+def test_an_answer_cut_off_anywhere_says_the_same_in_pieces_and_keeps_its_calls(
+    tools: str | None, reasoning: str | None
+) -> None:
+    for answer in CORPUS[tools, reasoning]:
+        text, end = answer.text, answer.prompt_end
+        for size in range(len(text)):
+            whole = at_once(text[:size], tools, reasoning, end)
+            middle = size // 2
+            assert parse((text[:middle], text[middle:size]), tools, reasoning, end) == whole, size
+            if size % 5 == 0:
+                assert parse(text[:size], tools, reasoning, end) == whole, size
+            if answer.calls:  # else it may end where it still looks like a call
+                calls = said(whole, end).calls
+                assert [name for name, _ in calls] == [name for name, _ in answer.calls][
+                    : len(calls)
+                ]
+
+
+@pytest.mark.parametrize(("tools", "reasoning"), FORMATS)
+def test_text_of_markers_in_any_order_says_the_same_however_it_is_cut(
+    tools: str | None, reasoning: str | None
+) -> None:
+    shown = sorted(marker_tokens(tools, reasoning))
+    pieces = [
+        *shown,
+        *(marker[:-1] for marker in shown),
+        *'{}[]"\\\n;,:=()<> a',
+        "weather",
+        '"name"',
+    ]
+    pieces += [
+        '{"name": "now", "arguments": {',
+        "<parameter=city>",
+        "```",
+        "[now(",
+        "to=functions.f",
+    ]
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(st.lists(st.sampled_from(pieces), max_size=30), st.integers(0, 100))
+    def check(words: list[str], seed: int) -> None:
+        text = "".join(words)
+        whole = at_once(text, tools, reasoning)
+        assert parse(words, tools, reasoning) == whole
+        assert parse(text, tools, reasoning) == whole
+        cut = seed % (len(text) + 1)
+        assert parse((text[:cut], text[cut:]), tools, reasoning) == whole
+
+    check()
+
+
+@pytest.mark.parametrize(("tools", "reasoning"), FORMATS)
+def test_plain_text_passes_at_once_and_unchanged(tools: str | None, reasoning: str | None) -> None:
+    one = parser(tools, reasoning, "</think>")
+    words = ["Some", " plain", " words", ",", " one", " after", " another", "."]
+    parts = [one.push(word) for word in words]
+    assert [p[0].text for p in parts if p] == words
+    assert not one.push("", final=True)
+
+
+def test_thinking_flips_with_the_markers() -> None:
+    one = parser("hermes", "qwen3")
+    states = []
+    for text in ("<thi", "nk>", "Hm", ".</", "think>", "Hi"):
+        one.push(text)
+        states.append(one.thinking)
+    assert states == [False, True, True, True, False, False]
+    assert parser("hermes", "qwen3", "<think>\n").push("x") == [ReasoningPart("x")]
+
+
+def test_arguments_come_in_pieces_as_they_are_written() -> None:
+    one = parser("hermes", None)
+    one.push('<tool_call>{"name": "weather", "arguments": ')
+    assert one.push('{"city": "Pa') == [
+        CallPart(0, "call_0", "weather"),
+        ArgumentsPart(0, '{"city": "Pa'),
+    ]
+    assert one.push('ris"') == [ArgumentsPart(0, 'ris"')]
+    one = parser("qwen3_coder", None)
+    one.push("<function=weather>\n<parameter=city>\nPa")
+    assert one.push("ris") == [ArgumentsPart(0, "ris")]
+
+
+FLOODS = {
+    "angles": "<",
+    "braces": "{",
+    "brackets": "[",
+    "lines of braces": "{\n",
+    "backslashes": '{"name": "now", "arguments": {"a": "' + "\\" * 64,
+    "openers": "<tool_call>",
+    "objects that begin": '<tool_call>{"a": {"b": "',
+    "white space": " \n",
+    "broken calls": "<tool_call>{x}</tool_call>[TOOL_CALLS][now(",
+    "functions": "<function=f><parameter=a></parameter>\n",
+    "sections": CALLS_BEGIN + CALL_BEGIN,
+    "headers": "<|start|><|channel|>",
+    "plain": "word and ",
+}
+
+
+def seconds(text: str, step: int, tools: str | None, reasoning: str | None) -> float:
+    """Processor time of an answer in pieces of `step` characters."""
+    one = parser(tools, reasoning)
+    start = time.process_time()
+    for at in range(0, len(text), step):
+        one.push(text[at : at + step])
+    one.push("", final=True)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize(("tools", "reasoning"), FORMATS)
+def test_floods_are_read_once(tools: str | None, reasoning: str | None) -> None:
+    for name, flood in FLOODS.items():
+        text = flood * ((1 << 14) // len(flood))
+        whole = at_once(text, tools, reasoning)
+        assert (
+            parse([text[at : at + 3] for at in range(0, len(text), 3)], tools, reasoning) == whole
+        )
+        assert seconds(text, len(text), tools, reasoning) < 5, name
+
+
+@pytest.mark.parametrize("step", [64, 1 << 20])
+@pytest.mark.parametrize("flood", ["plain", "objects that begin", "backslashes", "white space"])
+@pytest.mark.parametrize("tools", ["hermes", "qwen3_coder", "openai"])
+def test_an_answer_of_a_megabyte_takes_seconds(tools: str, flood: str, step: int) -> None:
+    """Costs that grow with the square of the length would take minutes."""
+    text = FLOODS[flood] * ((1 << 20) // len(FLOODS[flood]))
+    assert seconds(text, step, tools, None) < 20
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "reasoning"),
+    [
+        ("{{ messages }}", None, None),
+        ('<tool_call>\n{"name": {%- if enable_thinking %}<think>', "hermes", "qwen3"),
+        ('<tool_call>\n{"name": <function-name>', "hermes", None),
+        ("<tool_call>\n<function=example><parameter=x>", "qwen3_coder", None),
+        ('<|python_tag|>{"name": function name, "parameters": dictionary', "llama3_json", None),
+        ("[func_name1(params_name1=params_value1)]", "pythonic", None),
+        ("[TOOL_CALLS] [{{ calls }}]", "mistral", None),
+        ("[TOOL_CALLS]{{ name }}[ARGS] [THINK]", "mistral_args", "mistral"),
+        (f"{CALL_BEGIN}function ```json", "deepseek_v3", None),
+        (
+            f"{CALL_BEGIN}{{{{ name }}}} <\uff5cAssistant\uff5c></think>",
+            "deepseek_v31",
+            "deepseek_r1",
+        ),
+        ("<|channel|>analysis", "openai", "gpt_oss"),
+        ("<|tool_call|> Here is my thought process:", "granite", "granite"),
+        ("<\uff5cAssistant\uff5c><think>\n", None, "deepseek_r1"),
+    ],
+)
+def test_formats_are_chosen_by_the_chat_template(
+    template: str, tools: str | None, reasoning: str | None
+) -> None:
+    assert (tool_parser_for(template), reasoning_parser_for(template)) == (tools, reasoning)
+
+
+@pytest.mark.parametrize("name", [name for name, one in TOOL_PARSERS.items() if one.syntax])
+def test_what_a_grammar_forces_is_read_as_calls(name: str) -> None:
+    syntax = TOOL_PARSERS[name].syntax
+    assert syntax is not None
+    text = syntax.begin
+    for index, (function, arguments) in enumerate(
+        [("weather", '{"city": "Paris"}'), ("now", "{}")]
+    ):
+        before, schema, after = syntax.call(function, {"type": "object"})
+        value = arguments
+        if syntax.arguments_key:
+            assert schema["required"] == ["name", syntax.arguments_key]
+            value = f'{{"name": "{function}", "{syntax.arguments_key}": {arguments}}}'
+        text += (syntax.between if index else "") + before + value + after
+    result = said(at_once(text + syntax.end, name, None), "")
+    assert result.calls == [("weather", '{"city": "Paris"}'), ("now", "{}")]
+    assert not result.content
+
+
+def test_markers_that_may_be_special_tokens_are_told() -> None:
+    assert "[TOOL_CALLS]" in marker_tokens("mistral", None)
+    assert "<think>" in marker_tokens(None, "qwen3")
+    assert "<|channel|>" in marker_tokens("openai", "gpt_oss")
+    assert not marker_tokens(None, None)
