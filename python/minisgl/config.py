@@ -245,6 +245,20 @@ class ServerArgs(EngineSettings):
         group="model",
         metavar="FILE",
     )
+    tool_call_parser: str = option(
+        "auto",
+        "form of the model's tool calls: auto (by the chat template), none (requests with tools "
+        "are refused), or its name, such as hermes",
+        group="model",
+        metavar="NAME",
+    )
+    reasoning_parser: str = option(
+        "auto",
+        "form of the model's thoughts: auto (by the chat template), none (they are a part of the "
+        "content), or its name, such as qwen3",
+        group="model",
+        metavar="NAME",
+    )
     generation_config: str = option(
         "auto",
         "auto: temperature, top_p, top_k, min_p and repetition_penalty that the model publishes "

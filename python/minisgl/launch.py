@@ -55,6 +55,7 @@ from minisgl.system import (
     raise_file_limit,
 )
 from minisgl.tasks import background
+from minisgl.text.formats import choose_formats
 from minisgl.text.frontend import TextFrontend
 from minisgl.text.heap import return_large_blocks
 
@@ -427,6 +428,10 @@ async def start_text(state: ServerState, model_path: str) -> None:
             f"the tokenizer was not ready within {args.startup_timeout:g} s; "
             "a longer --startup-timeout gives it more"
         ) from None
+    state.formats = choose_formats(
+        args.tool_call_parser, args.reasoning_parser, state.text.tokenizer.chat_template
+    )
+    logger.info("%s", state.formats)
     num = args.num_tokenizer
     where = counted(num, "process", "processes") if num else "server"
     logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)

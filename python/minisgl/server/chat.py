@@ -14,6 +14,7 @@ from minisgl.server.http import Exchange, send_json
 from minisgl.server.logprobs import chat_logprobs, prompt_logprobs
 from minisgl.server.schemas import ChatRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
+from minisgl.text.parts import CallPart, Part, ReasoningPart, TextPart, sort_parts
 
 if TYPE_CHECKING:
     from minisgl.tokenizer import Tokenizer
@@ -66,6 +67,8 @@ class ChatShape:
         self._prompt_ids = prompt_ids
         self.has_logprobs = bool(request.logprobs)
         self.has_token_ids = bool(request.return_token_ids)
+        self.has_reasoning = request.include_reasoning is not False
+        self.has_tools = bool(request.tools) and request.tool_choice != "none"
 
     def logprobs(self, entries: list[TokenEntry]) -> dict[str, Any] | None:
         """The log probabilities of some of a choice's tokens, where they were asked for."""
@@ -94,12 +97,7 @@ class ChatShape:
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         choice = {
             "index": index,
-            "message": {
-                "role": "assistant",
-                "content": "".join(answer.texts),
-                "refusal": None,
-                "tool_calls": [],
-            },
+            "message": self._message(answer),
             "logprobs": self.logprobs(answer.entries),
             "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
@@ -107,6 +105,38 @@ class ChatShape:
         if self.has_token_ids:
             choice["token_ids"] = answer.token_ids
         return choice
+
+    def _message(self, answer: Answer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "refusal": None, "tool_calls": []}
+        if answer.parts is None:
+            return {**message, "content": "".join(answer.texts)}
+        said = sort_parts(answer.parts)
+        if said.reasoning and self.has_reasoning:
+            message["reasoning_content"] = message["reasoning"] = said.reasoning
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in said.calls
+        ]
+        return {**message, "content": None if said.calls and not said.content else said.content}
+
+
+def part_delta(part: Part) -> dict[str, Any]:
+    """What of a message a part adds, as chunks have it."""
+    if isinstance(part, TextPart):
+        return {"content": part.text}
+    if isinstance(part, ReasoningPart):
+        return {"reasoning_content": part.text, "reasoning": part.text}
+    call: dict[str, Any] = {"index": part.index}
+    if isinstance(part, CallPart):
+        function = {"name": part.name, "arguments": ""}
+        call |= {"id": part.id, "type": "function", "function": function}
+    else:
+        call["function"] = {"arguments": part.text}
+    return {"tool_calls": [call]}
 
 
 class ChatEvents:
@@ -127,23 +157,11 @@ class ChatEvents:
         if delta.index not in self._begun:
             data = self._first(head)
             self._begun.add(delta.index)
-        if delta.text or delta.entries or (self._has_token_ids and delta.token_ids):
-            tail, logprobs = frame.tail, b"null"
-            if self._has_token_ids:
-                tail = b',"token_ids":' + encode_json(delta.token_ids) + tail
-            if self._has_logprobs:
-                logprobs = encode_json(self._shape.logprobs(delta.entries))
-            data += b"".join(
-                (
-                    head,
-                    b',"delta":{"content":',
-                    encode_json(delta.text),
-                    b'},"logprobs":',
-                    logprobs,
-                    b',"finish_reason":null',
-                    tail,
-                )
-            )
+        if delta.parts is not None:
+            data += self._parsed(delta, delta.parts, head)
+        elif delta.text or delta.entries or (self._has_token_ids and delta.token_ids):
+            content = b'{"content":' + encode_json(delta.text) + b"}"
+            data += self._chunk(head, content, delta)
         if delta.finish_reason is not None:
             reasons = (encode_json(delta.finish_reason), encode_json(delta.stop_reason))
             data += b"".join(
@@ -155,13 +173,39 @@ class ChatEvents:
             )
         return data
 
+    def _chunk(self, head: bytes, said: bytes, delta: Delta | None) -> bytes:
+        """A chunk, with the tokens of a delta where they are asked for."""
+        tail, logprobs = self._frame.tail, b"null"
+        if self._has_token_ids and delta is not None:
+            tail = b',"token_ids":' + encode_json(delta.token_ids) + tail
+        if self._has_logprobs and delta is not None:
+            logprobs = encode_json(self._shape.logprobs(delta.entries))
+        return b"".join(
+            (head, b',"delta":', said, b',"logprobs":', logprobs, b',"finish_reason":null', tail)
+        )
+
+    def _parsed(self, delta: Delta, parts: list[Part], head: bytes) -> bytes:
+        """A chunk per part, of which the first has the delta's tokens."""
+        shown = [
+            encode_json(part_delta(part))
+            for part in parts
+            if self._shape.has_reasoning or not isinstance(part, ReasoningPart)
+        ]
+        if not shown and (delta.entries or (self._has_token_ids and delta.token_ids)):
+            shown = [b"{}"]
+        return b"".join(
+            self._chunk(head, said, None if position else delta)
+            for position, said in enumerate(shown)
+        )
+
     def _first(self, head: bytes) -> bytes:
         """A choice's first chunk. The answer's first also says what was asked for of the prompt."""
         tail = self._frame.tail
         if not self._begun and (about := self._shape.prompt([])):
             tail = b"}]," + encode_json(about)[1:-1] + tail.removeprefix(b"}]")
-        role = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-        return head + role + tail
+        content = b"null" if self._shape.has_tools else b'""'
+        role = b',"delta":{"role":"assistant","content":' + content
+        return head + role + b'},"logprobs":null,"finish_reason":null' + tail
 
     def last(self) -> bytes:
         """What follows the choices' last chunks: usage where it was asked for, and [DONE]."""

@@ -4,15 +4,21 @@ for. An endpoint prepares a ChatJob, submits it to its Generation, and shapes wh
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minisgl.server import checks, errors
 from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import longest_prompt, truncate
-from minisgl.server.schemas import ChatRequest, Message, TokenizeRequest
-from minisgl.server.structured import grammar_for
+from minisgl.server.schemas import ChatRequest, FunctionTool, Message, TokenizeRequest
+from minisgl.server.structured import form_of, grammar_for, make_grammar
+from minisgl.server.tools import ToolUse, functions_of, plain_tools, tool_use
 from minisgl.text.errors import PromptTooLong
+from minisgl.text.formats import AnswerFormats
+from minisgl.text.generic_tools import describe_tools
 from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
 if TYPE_CHECKING:
@@ -20,20 +26,25 @@ if TYPE_CHECKING:
     from minisgl.server.generation import Generation
     from minisgl.server.state import ServerState
     from minisgl.text.answers import Owner
+    from minisgl.text.formats import Parsing
     from minisgl.text.frontend import ChatPrompt, TextFrontend
 
+_ANY_ARGUMENTS = {"type": "object"}
 MAX_TEMPLATE_ERROR = 500  # characters
 
 
 async def encode_messages(
-    text: TextFrontend,
+    state: ServerState,
     request: ChatRequest | TokenizeRequest,
     messages: list[Message],
     max_tokens: int,
+    *,
+    functions: Sequence[FunctionTool] = (),
     owner: Owner | None = None,
 ) -> ChatPrompt:
-    """A conversation up to where the answer begins. ApiError 400, also when it has surely more
-    than `max_tokens` tokens. `owner`: whose answers may stand in it as they were generated.
+    """A conversation up to where the answer begins, which may call `functions`. ApiError 400, also
+    when it has surely more than `max_tokens` tokens. `owner`: whose answers may stand in it as they
+    were generated.
     """
     continued = bool(request.continue_final_message)
     if continued and request.add_generation_prompt:
@@ -42,10 +53,19 @@ async def encode_messages(
             "the answer goes on with the last message, or begins another one.",
             param="continue_final_message",
         )
+    plain = checks.plain_messages(messages)
+    tools: list[dict[str, Any]] | None = None
+    if request.tools:
+        tools = plain_tools(functions or functions_of(request.tools))
+        plain = _with_short_ids(plain) if state.formats.short_ids else plain
+    if tools is not None and state.formats.generic:
+        plain = describe_tools(plain, tools if functions else ())
+        tools = None
     try:
-        return await text.encode_chat(
-            checks.plain_messages(messages),
+        return await state.frontend().encode_chat(
+            plain,
             template_kwargs=checks.template_variables(request),
+            tools=tools if functions else None,
             add_generation_prompt=request.add_generation_prompt is not False and not continued,
             continue_final_message=continued,
             add_special_tokens=bool(request.add_special_tokens),
@@ -69,11 +89,17 @@ class ChatJob:
     options: DetokenizerOptions
     bad_words: list[list[int]]
     n: int
+    parsing: Parsing | None  # how the answers are taken apart; None: they aren't
 
     def submit(self, generation: Generation) -> None:
         """Adds the choices, whose answers are remembered. Raises ApiError 400, 429 or 503."""
         generation.submit(
-            self.prompt_ids, self.params, self.options, n=self.n, bad_words=self.bad_words
+            self.prompt_ids,
+            self.params,
+            self.options,
+            n=self.n,
+            bad_words=self.bad_words,
+            parsing=self.parsing,
         )
         generation.on_answer = lambda choice: self.text.remember(
             self.prompt, choice.shown_ids, self.options
@@ -86,10 +112,14 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
     """
     checks.check_chat(request)
     text = state.frontend()
+    use = tool_use(request)
+    _check_formats(request, use, state.formats)
     info = state.client.info
     longest = longest_prompt(request, info.max_model_len)
     owner = (api_key, request.cache_salt or None)
-    prompt = await encode_messages(text, request, request.messages, longest, owner)
+    prompt = await encode_messages(
+        state, request, request.messages, longest, functions=use.functions, owner=owner
+    )
     wanted = request.max_completion_tokens
     if wanted is None:
         wanted = request.max_tokens
@@ -98,7 +128,7 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
         raise errors.bad_request(
             "The model's chat template makes an empty prompt of the messages.", param="messages"
         )
-    grammar = await grammar_for(text, request)
+    grammar = await _grammar(text, request, use, state.formats, prompt.end)
     params = checks.sampling_params(
         request,
         state.sampling_defaults,
@@ -109,10 +139,83 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
     )
     if request.prompt_logprobs is not None:
         check_prompt_logprobs(len(prompt_ids), request.prompt_logprobs)
+    tools = plain_tools(use.functions)
+    # An answer of a given form is content from its first word to its last.
+    formats = state.formats if grammar is None or use.functions else AnswerFormats()
+    parsing = formats.parsing(tools, prompt.end, parallel=use.parallel)
     options = DetokenizerOptions.of(
         params,
         include_stop=bool(request.include_stop_str_in_output),
         continues_prompt=bool(request.continue_final_message),
+        shown=formats.shown_tokens(tools),
     )
     bad_words = await text.encode_words(params.bad_words)
-    return ChatJob(text, prompt, prompt_ids, params, options, bad_words, request.n or 1)
+    return ChatJob(text, prompt, prompt_ids, params, options, bad_words, request.n or 1, parsing)
+
+
+async def _grammar(
+    text: TextFrontend, request: ChatRequest, use: ToolUse, formats: AnswerFormats, prompt_end: str
+) -> str | None:
+    """What an answer is held to; None: any text. ApiError 400, 429, 503."""
+    if not use.required and not use.strict:
+        return await grammar_for(text, request)
+    schemas = {
+        function.name: function.parameters if use.required or function.strict else _ANY_ARGUMENTS
+        for function in use.functions
+    }
+    source = formats.calls(
+        schemas, prompt_end, text.tokenizer, parallel=use.parallel, required=use.required
+    )
+    if source is None:
+        field = "A 'tool_choice' that forces a call" if use.required else "'strict'"
+        raise errors.unsupported(
+            "tool_choice" if use.required else "tools",
+            f"{field} is not supported: the model writes calls in a form that answers can't be "
+            f"held to ({formats.tools}).",
+        )
+    return await make_grammar(text, source, "tools")
+
+
+def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -> None:
+    """ApiError 400 for what the model's answers can't be read for."""
+    if use.functions and formats.tools is None:
+        raise errors.unsupported(
+            "tools",
+            "Tool calls are not supported: this server reads none (--tool-call-parser). Tools are "
+            "accepted with tool_choice 'none'.",
+        )
+    if use.functions and form_of(request) is not None:
+        raise errors.unsupported(
+            "tools",
+            "'tools' are not supported together with a form of the answer: send one of them, or "
+            "tool_choice 'none'.",
+        )
+    if request.include_reasoning is False and formats.reasoning is None:
+        raise errors.unsupported(
+            "include_reasoning",
+            "'include_reasoning' is not supported: an answer's reasoning isn't told from the rest "
+            "(--reasoning-parser).",
+        )
+
+
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
+
+
+def _with_short_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose calls have ids of 9 letters and digits: others stand for theirs."""
+    shortened = []
+    for message in messages:
+        changes: dict[str, Any] = {}
+        if "tool_call_id" in message:
+            changes["tool_call_id"] = _short(message["tool_call_id"])
+        if "tool_calls" in message:
+            calls = message["tool_calls"]
+            changes["tool_calls"] = [{**call, "id": _short(call["id"])} for call in calls]
+        shortened.append({**message, **changes})
+    return shortened
+
+
+def _short(call_id: str) -> str:
+    if _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.blake2b(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:9]

@@ -61,19 +61,6 @@ def check_common(request: GenerationRequest) -> None:
 def check_chat(request: ChatRequest) -> None:
     """ApiError 400 for fields that would change the answer in a way this server can't."""
     check_common(request)
-    if request.tools and request.tool_choice != "none":
-        raise errors.unsupported(
-            "tools", "Tool calls are not supported; tools are accepted with tool_choice 'none'."
-        )
-    if request.tool_choice and request.tool_choice not in ("none", "auto"):
-        raise errors.unsupported("tool_choice", "Only tool_choice 'none' is supported.")
-    if request.functions and request.function_call != "none":
-        raise errors.unsupported(
-            "functions",
-            "Function calls are not supported; functions are accepted with function_call 'none'.",
-        )
-    if request.function_call and request.function_call not in ("none", "auto"):
-        raise errors.unsupported("function_call", "Only function_call 'none' is supported.")
     if request.top_logprobs and not request.logprobs:
         raise errors.bad_request(
             "'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minisgl.ipc.messages import Output, PromptLogprob
     from minisgl.text.detokenizer import Detokenizer
     from minisgl.text.parts import Part
+    from minisgl.text.parts_reader import PartsReader
     from minisgl.tokenizer import IncrementalDetokenizer
 
 
@@ -33,8 +34,9 @@ class TokenEntry:
 
 
 class Delta(msgspec.Struct):
-    """What a choice has got since its last delta. `finish_reason` with its last: "stop" or
-    "length". A struct, as one is made for every output.
+    """What a choice has got since its last delta. `finish_reason` with its last: "stop", "length"
+    or, where the answer calls tools and wasn't cut, "tool_calls". A struct, as one is made for
+    every output.
     """
 
     index: int
@@ -94,6 +96,7 @@ class Choice:
         stream: TokenStream,
         detokenizer: Detokenizer,
         offsets: IncrementalDetokenizer | None,
+        parts: PartsReader | None,
     ) -> None:
         self.index = index
         self.prompt = prompt
@@ -105,8 +108,10 @@ class Choice:
         self.last_token_at = 0.0
         self._text_length = 0  # characters given out
         self._reader = AnswerReader(detokenizer, stream.request.params.stop_token_ids)
-        # The same text without regard to stop strings; None: no logprobs were asked for.
+        # The same text without regard to stop strings; None: no logprobs were asked for, and no
+        # thoughts' tokens are counted.
         self._offsets = offsets
+        self._parts = parts  # None: nothing is parsed
         self._offset = 0
         self._held: list[TokenEntry] = []  # their text isn't out yet
 
@@ -120,7 +125,14 @@ class Choice:
         """The answer's token ids so far, without a stop token that ended it."""
         ids = self.stream.received[: self.num_tokens]
         by_token = self.answer_finish == "stop" and not self._reader.stopped
+        if self._parts is not None and self._parts.ended:
+            by_token = False
         return ids[:-1] if by_token else ids
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Of the tokens so far, those of thoughts."""
+        return 0 if self._parts is None else self._parts.num_reasoning
 
     @property
     def answer_finish(self) -> str:
@@ -152,16 +164,31 @@ class Choice:
             piece.token_ids,
             piece.stop_reason,
         )
+        lengths: list[int] | None = None
         if self._offsets is not None:
+            lengths = [len(self._offsets.push([token_id])) for token_id in piece.shown_ids]
             self._text_length += len(text)
-            self._hold(piece, self._offsets)
+            self._hold(piece, lengths)
             delta.entries = self._release()
+        if self._parts is not None:
+            self._parse(delta, lengths, self._parts)
         return delta
 
-    def _hold(self, piece: Piece, offsets: IncrementalDetokenizer) -> None:
-        for token_id, (logprob, top) in zip(piece.shown_ids, piece.logprobs, strict=False):
+    def _parse(self, delta: Delta, lengths: list[int] | None, parts: PartsReader) -> None:
+        delta.parts = parts.read(delta.text, lengths, final=delta.finish_reason is not None)
+        if parts.ended:
+            self._reader.finish = delta.finish_reason = "stop"
+            if not self.finished:
+                self.finished = True
+                self.stream.abort()
+        if delta.finish_reason == "stop" and parts.num_calls:
+            delta.finish_reason = "tool_calls"
+
+    def _hold(self, piece: Piece, lengths: list[int]) -> None:
+        tokens = zip(piece.shown_ids, piece.logprobs, lengths, strict=False)
+        for token_id, (logprob, top), length in tokens:
             self._held.append(TokenEntry(token_id, logprob, top, self._offset))
-            self._offset += len(offsets.push([token_id]))
+            self._offset += length
 
     def _release(self) -> list[TokenEntry]:
         # A token goes out with its text. At the end the rest goes too, but for the tokens of a stop

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minisgl.engine.api import EngineApi
     from minisgl.ipc.messages import Output, Standing
     from minisgl.sampling_params import SamplingParams
+    from minisgl.text.formats import Parsing
     from minisgl.text.frontend import TextFrontend
 
 
@@ -53,6 +54,7 @@ class Generation:
         self._choices: list[Choice] = []
         self._waiting: dict[asyncio.Task[Output], Choice] = {}
         self.on_answer: Callable[[Choice], None] | None = None  # told of each that has its end
+        self._counts_thoughts = False
         self.num_prompt_tokens = 0
         self.num_live = 0
 
@@ -84,6 +86,13 @@ class Generation:
         return sum(choice.num_tokens for choice in self._choices)
 
     @property
+    def num_reasoning_tokens(self) -> int | None:
+        """Of these the tokens of thoughts; None where they aren't told from the rest."""
+        if not self._counts_thoughts:
+            return None
+        return sum(choice.num_reasoning_tokens for choice in self._choices)
+
+    @property
     def queued_seconds(self) -> float | None:
         """The longest time that a choice waited for its first step; None where none says so."""
         waits = (choice.queued_seconds for choice in self._choices)
@@ -109,15 +118,18 @@ class Generation:
         n: int = 1,
         bad_words: Sequence[list[int]] = (),
         score_each: bool = False,
+        parsing: Parsing | None = None,
     ) -> None:
         """Adds `n` choices for a prompt, whose text is made with `options`; `bad_words` is what
         params.bad_words is in tokens. The prompt's log probabilities come with the first choice, or
-        with `score_each` with each.
+        with `score_each` with each. `parsing`: how the text is taken apart; None: it isn't.
 
         Raises ApiError 400, 429 or 503; the context manager ends what was begun.
         """
         self.num_prompt_tokens += len(prompt_ids)
         prompt = PromptChoices(n)
+        counts_thoughts = parsing is not None and parsing.counts_thoughts
+        self._counts_thoughts |= counts_thoughts
         for number in range(n):
             one = params if number == 0 else _variant(params, number, score_prompt=score_each)
             try:
@@ -146,10 +158,11 @@ class Generation:
                 stream,
                 self._text.detokenizer(options),
                 None
-                if params.logprobs is None
+                if params.logprobs is None and not counts_thoughts
                 else IncrementalDetokenizer(
                     self._text.tokenizer, msgspec.structs.replace(options, stop=[])
                 ),
+                None if parsing is None else parsing.reader(),
             )
             self._choices.append(choice)
             self.num_live += 1

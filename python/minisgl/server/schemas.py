@@ -36,8 +36,10 @@ from minisgl.sampling_params import (
 MAX_MESSAGES = 16384
 MAX_ROLE_CHARS = 64
 MAX_CHOICES = 256  # prompts times n in one request
+MAX_TOOLS = 1024
 
 Name = Annotated[str, Meta(max_length=1024)]
+ToolName = Annotated[str, Meta(min_length=1, max_length=256)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 # Tokens of an answer at most; -1 is as many as fit. No number is too large for that.
@@ -205,6 +207,55 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tools: Any = None
 
 
+class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A function that the answer may call."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # the JSON schema of its arguments; none: no arguments
+    strict: bool | None = None  # the arguments keep to the schema
+
+
+class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A tool that is offered: a function. Others are refused by their type."""
+
+    type: Name | None = None
+    function: FunctionTool | None = None
+    custom: Any = None  # what stands there if that is the type
+
+
+Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
+
+
+class NamedFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A function that a choice of tools names."""
+
+    name: ToolName
+
+
+class NamedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One of the tools that are allowed."""
+
+    type: Name | None = None
+    function: NamedFunction | None = None
+
+
+class AllowedTools(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Those of the tools that the answer may call, or has to."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class ToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which tools an answer calls: what stands in the field that the type names."""
+
+    type: Name | None = None
+    function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
+    custom: Any = None
+
+
 # Documents that the answer may draw on, for the chat template.
 Documents = Annotated[list[Object], Meta(max_length=1024)]
 
@@ -224,13 +275,15 @@ class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
     reasoning_effort: Name | None = None  # a variable of the template, as are the next two
     verbosity: Name | None = None
     documents: Documents | None = None
-    # Honoured only where that means to do nothing: see checks.py.
-    tools: Any = None
-    tool_choice: Any = None
+    tools: Tools | None = None
+    # none, auto (the default), required, or which.
+    tool_choice: Annotated[str, Meta(max_length=64)] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None  # false: an answer makes one call at most
+    include_reasoning: bool | None = None  # false: thoughts are left out of the answer
+    # Honoured only where that means to do nothing: see tools.py.
     functions: Any = None
     function_call: Any = None
     # No effect on the answer, whatever they are.
-    parallel_tool_calls: Any = None
     prediction: Any = None
 
 
@@ -268,6 +321,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     reasoning_effort: Name | None = None  # a variable of the template, as are the next two
     verbosity: Name | None = None
     documents: Documents | None = None
+    tools: Tools | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

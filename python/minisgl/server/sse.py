@@ -66,12 +66,15 @@ class EventFrame:
 def usage(generation: Generation) -> dict[str, Any]:
     """OpenAI's usage, of the whole request so far. Each prompt counts once, whatever n is."""
     prompt, completion = generation.num_prompt_tokens, generation.num_generated_tokens
-    return {
+    shown: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
     }
+    if (reasoning := generation.num_reasoning_tokens) is not None:
+        shown["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+    return shown
 
 
 async def stream_events(exchange: Exchange, generation: Generation, events: Events) -> None:

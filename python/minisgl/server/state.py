@@ -15,6 +15,7 @@ from minisgl.server.decoding import IgnoredFields
 from minisgl.server.errors import model_not_found, unavailable
 from minisgl.server.http import BodyRoom
 from minisgl.server.metrics import Metrics
+from minisgl.text.formats import AnswerFormats
 
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
@@ -33,6 +34,7 @@ class ServerState:
     client: EngineApi
     model_names: tuple[str, ...]  # answers say the first
     text: TextFrontend | None = None
+    formats: AnswerFormats = field(default_factory=AnswerFormats)
     changes: Changes | None = None  # of replicas, where an operator may make some
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # SamplingParams' fields
     metrics: Metrics = field(default_factory=Metrics)

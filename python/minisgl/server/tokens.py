@@ -13,6 +13,7 @@ from minisgl.server.http import Exchange, send_json
 from minisgl.server.logprobs import token_text
 from minisgl.server.prompts import longest_text
 from minisgl.server.schemas import DetokenizeRequest, TokenizeRequest
+from minisgl.server.tools import functions_of
 
 if TYPE_CHECKING:
     from minisgl.tokenizer import Tokenizer
@@ -33,7 +34,14 @@ class Tokenize(JsonEndpoint):
         max_model_len = self.state.client.info.max_model_len
         max_tokens = longest_text(max_model_len)
         if request.messages is not None:
-            ids = (await encode_messages(text, request, request.messages, max_tokens)).ids
+            prompt = await encode_messages(
+                self.state,
+                request,
+                request.messages,
+                max_tokens,
+                functions=functions_of(request.tools),
+            )
+            ids = prompt.ids
         else:
             ids = await text.encode(
                 request.prompt or "",

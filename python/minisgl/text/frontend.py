@@ -42,6 +42,7 @@ from minisgl.tokenizer.tokenizer import check_unicode
 
 LONG_TEXT = 8192  # characters; a longer text would hold up the event loop
 NUM_ENCODE_THREADS = 2
+PROMPT_END_CHARS = 256  # of a conversation, which show whether a thought has been begun there
 
 Result = TypeVar("Result")
 
@@ -52,6 +53,7 @@ class ChatPrompt(NamedTuple):
     ids: list[int]
     turns: tuple[Turn, ...] = ()  # where its answer begins, if that is to be remembered
     conversation: bytes = b""  # its key
+    end: str = ""  # the last characters of its text
 
 
 class TextFrontend:
@@ -258,6 +260,7 @@ class TextFrontend:
         messages: list[dict[str, Any]],
         template_kwargs: dict[str, Any] | None = None,
         *,
+        tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
@@ -272,21 +275,23 @@ class TextFrontend:
         prompt = await self.render_chat(
             messages,
             template_kwargs,
+            tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
+        end = prompt[-PROMPT_END_CHARS:]
         if self._answers is None or owner is None or add_special_tokens:
-            return ChatPrompt(await self.encode(prompt, add_special_tokens, max_tokens=max_tokens))
+            ids = await self.encode(prompt, add_special_tokens, max_tokens=max_tokens)
+            return ChatPrompt(ids, end=end)
         await self._check_length(prompt, max_tokens)
         keys = await self._here(conversations, owner, messages, size=len(prompt))
-        ids = None
+        known = None
         if found := self._answers.find(keys):
-            ids = await self._encode_with(found, prompt)
-        if ids is None:
-            ids = await self.encode(prompt, False)
+            known = await self._encode_with(found, prompt)
+        ids = await self.encode(prompt, False) if known is None else known
         if continue_final_message:
-            return ChatPrompt(ids)
-        return ChatPrompt(ids, turns_of(prompt), keys.whole)
+            return ChatPrompt(ids, end=end)
+        return ChatPrompt(ids, turns_of(prompt), keys.whole, end)
 
     async def _encode_with(self, found: list[RememberedAnswer], prompt: str) -> list[int] | None:
         """A prompt's token ids, with those of answers that stand in it; None where none does."""

@@ -228,18 +228,43 @@ def _calls_grammar(source: GrammarSource, token: TokenReference) -> str:
             token(special[part]) if part in special else lark_text(part) for part in parts if part
         )
 
+    opener = calls["opener"]
+    skipped = opener if opener and not calls["begin"] else ""
     rules = []
     for index, call in enumerate(calls["calls"]):
         try:
             schema = _schema_text(call["schema"], source)
         except SchemaRefused as error:
             raise GrammarError(f"tool '{call['name']}': {error}") from None
-        body = f"{marked(call['before'])} %json {schema} {marked(call['after'])}"
+        body = (
+            f"{marked(call['before'].removeprefix(skipped))} %json {schema} {marked(call['after'])}"
+        )
         rules.append(f"call_{index}: {body}")
     call = " | ".join(f"call_{index}" for index in range(len(rules)))
-    more = f"({marked(calls['between'])} call)*" if calls["parallel"] else ""
-    start = f"start: {marked(calls['begin'])} call {more} {marked(calls['end'])}"
+    parallel = calls["parallel"]
+    more = f"({marked(calls['between'])} call)*" if parallel and not skipped else ""
+    form = f"{marked(calls['begin'].removeprefix(opener))} call {more} {marked(calls['end'])}"
+    start = f"start: {form}"
+    if opener:
+        free = [token(token_id) for token_id in calls["free_tokens"]]
+        opening = token(special[opener]) if opener in special else None
+        start = "\n".join(_free_text(opener, opening, free, form, "*" if parallel else "?"))
     return _grammars(lark_grammar="\n".join(["%llguidance {}", start, f"call: {call}", *rules]))
+
+
+def _free_text(
+    opener: str, opening: str | None, free: list[str], form: str, times: str
+) -> list[str]:
+    """The rules for any text in which `form` stands behind each `opener`, whose token is `opening`
+    if it has one. Two TEXT never meet: they could make an opener.
+    """
+    written = re.sub(r"([\\.+*?()|\[\]{}^$/])", r"\\\1", opener)
+    text = ["any: " + (f"(TEXT? ({' | '.join(free)}))*" if free else '""')]
+    text.append(f"TEXT: /(?s:.+)/ & ~/(?s:.*){written}(?s:.*)/")
+    if opening is not None:
+        return [f"start: (any TEXT? {opening} {form}){times} any TEXT?", *text]
+    lead = f"lead[lazy]: /(?s:.*){written}/"
+    return [f"start: (any lead {form}){times} any TEXT?", lead, *text]
 
 
 _BUILDERS: dict[str, Callable[[GrammarSource, TokenReference], str]] = {

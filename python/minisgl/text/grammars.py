@@ -72,9 +72,15 @@ def calls_source(
     end: str = "",
     parallel: bool,
     special_tokens: Mapping[str, int],
+    opener: str = "",
+    free_tokens: Sequence[int] = (),
 ) -> GrammarSource:
     """The form of an answer that calls tools: `begin`, a call, with `parallel` any number of
     others, each behind `between`, and `end`.
+
+    With `opener`, with which `begin` begins or, where that is empty, `before` of each: any text in
+    which what stands behind each `opener` is such a form. The tokens of the ids in `free_tokens`
+    are a part of the text.
 
     Where a key of `special_tokens` stands in one of these texts, or in a call's `before` or
     `after`, the model writes the token of that id; the rest it writes as text.
@@ -89,6 +95,8 @@ def calls_source(
         "end": end,
         "parallel": parallel,
         "special_tokens": dict(special_tokens),
+        "opener": opener,
+        "free_tokens": list(free_tokens),
     }
     return GrammarSource("calls", _json_text(calls))
 

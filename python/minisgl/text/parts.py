@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -54,3 +56,40 @@ class AnswerParser(Protocol):
         nothing, whatever a model writes.
         """
         ...
+
+
+@dataclass(slots=True)
+class Call:
+    """A whole call."""
+
+    id: str
+    name: str
+    arguments: str  # JSON
+
+
+@dataclass(slots=True)
+class Said:
+    """A whole answer."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
+
+
+def sort_parts(parts: Iterable[Part]) -> Said:
+    """What the parts of an answer come to."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    begun: list[CallPart] = []
+    arguments: dict[int, list[str]] = {}
+    for part in parts:
+        if isinstance(part, TextPart):
+            content.append(part.text)
+        elif isinstance(part, ReasoningPart):
+            reasoning.append(part.text)
+        elif isinstance(part, CallPart):
+            begun.append(part)
+        else:
+            arguments.setdefault(part.index, []).append(part.text)
+    calls = [Call(one.id, one.name, "".join(arguments.get(one.index, ()))) for one in begun]
+    return Said("".join(content), "".join(reasoning), calls)

@@ -23,6 +23,7 @@ class DetokenizerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a stream's text is made of its token ids."""
 
     skip_special_tokens: bool = True
+    shown: list[str] = []  # special tokens that aren't skipped, by their texts
     # The text is cut at the first of these. One with a special token's text in it is looked for in
     # the text with special tokens, shown or not.
     stop: list[str] = []
@@ -42,6 +43,7 @@ class DetokenizerOptions(msgspec.Struct, frozen=True, kw_only=True):
         include_stop: bool = False,
         continues_prompt: bool = False,
         begun: bytes = b"",
+        shown: Sequence[str] = (),
     ) -> DetokenizerOptions:
         """The options of a request's answer."""
         return cls(
@@ -51,6 +53,7 @@ class DetokenizerOptions(msgspec.Struct, frozen=True, kw_only=True):
             include_stop=include_stop,
             continues_prompt=continues_prompt,
             begun=begun,
+            shown=list(shown),
         )
 
 
@@ -64,7 +67,7 @@ class IncrementalDetokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, options: DetokenizerOptions) -> None:
-        self._table = tokenizer.byte_table(options.skip_special_tokens)
+        self._table = tokenizer.byte_table(options.skip_special_tokens, options.shown)
         self._utf8 = _Utf8Decoder("replace")
         self._utf8.decode(options.begun)
         self._strip_space = tokenizer.strips_first_space and not options.continues_prompt

@@ -16,6 +16,7 @@ from minisgl.tokenizer.token_floor import TokenFloor
 if TYPE_CHECKING:
     import tokenizers
 
+NUM_BYTE_TABLES_KEPT = 8
 NUM_STOP_STRINGS_KEPT = 16  # requests' lists of them, each at most 64 kB of text
 
 
@@ -44,7 +45,6 @@ class Tokenizer:
         self.added_tokens = {i: token.content for i, token in added.items()}
         self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
         self._all_bytes = TokenBytes(backend, kind)
-        self._text_bytes = TokenBytes(backend, kind, hidden=self.special_token_ids)
         self.strips_first_space = kind.strips_first_space
         self._kind = kind
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
@@ -53,6 +53,8 @@ class Tokenizer:
         self.fill_in_middle = find_fill_in_middle(
             {token.content for token in added.values()}, fill_in_middle
         )
+        # Few of them: which special tokens are shown is the server's choice.
+        self._text_bytes = lru_cache(NUM_BYTE_TABLES_KEPT)(self._make_text_bytes)
         self.config = {"tokenizer_class": "PreTrainedTokenizerFast", **(config or {})}
         # The stop strings of a request are made ready once for all its choices.
         self.stop_strings = lru_cache(NUM_STOP_STRINGS_KEPT)(self._make_stop_strings)
@@ -124,9 +126,16 @@ class Tokenizer:
         for token, token_id in vocabulary.items():
             tokens[token_id] = self._kind.bytes_of(token)
         for token_id, token in self.added_tokens.items():
-            if token_id in self.special_token_ids or (token[:1] == "<" and token[-1:] == ">"):
+            if self.is_no_text(token_id):
                 tokens[token_id] = b"\xff" + token.encode()
         return tokens
+
+    def is_no_text(self, token_id: int) -> bool:
+        """Whether grammars name an added token by its id: a special one, or one that is written
+        <like this>.
+        """
+        token = self.added_tokens[token_id]
+        return token_id in self.special_token_ids or (token[:1] == "<" and token[-1:] == ">")
 
     def _make_stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
         special = (self._all_bytes[token_id] for token_id in self.special_token_ids)
@@ -147,9 +156,15 @@ class Tokenizer:
         template = ChatTemplate(self.chat_template.texts, self.chat_template.special_tokens)
         return template.render(messages, **options)
 
-    def byte_table(self, skip_special_tokens: bool) -> TokenBytes:
-        """The bytes of each token id; special tokens have none with `skip_special_tokens`."""
-        return self._text_bytes if skip_special_tokens else self._all_bytes
+    def byte_table(self, skip_special_tokens: bool, shown: Sequence[str] = ()) -> TokenBytes:
+        """The bytes of each token id. Special tokens have none with `skip_special_tokens`, but for
+        those with the texts in `shown`.
+        """
+        return self._text_bytes(tuple(shown)) if skip_special_tokens else self._all_bytes
+
+    def _make_text_bytes(self, shown: tuple[str, ...]) -> TokenBytes:
+        hidden = {i for i in self.special_token_ids if self.added_tokens[i] not in shown}
+        return TokenBytes(self._backend, self._kind, hidden=frozenset(hidden))
 
 
 def check_unicode(text: str) -> None:

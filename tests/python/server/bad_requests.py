@@ -7,6 +7,7 @@ from typing import Any
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -145,9 +146,30 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
         ),
         "response_format.json_schema.schema",
     ),
-    "tools": (CHAT, chat(tools=[{"type": "function"}]), "tools"),
+    "a tool without a function": (CHAT, chat(tools=[{"type": "function"}]), "tools[0].function"),
+    "a tool without a name": (CHAT, chat(tools=[{"function": {"name": ""}}]), None),
+    "a tool that is searched": (CHAT, chat(tools=[{"type": "web_search"}]), "tools[0].type"),
+    "a tool of text": (
+        CHAT,
+        chat(tools=[{"type": "custom", "custom": {"name": "f"}}]),
+        "tools[0].type",
+    ),
     "a tool by force": (CHAT, chat(tool_choice="required"), "tool_choice"),
+    "any tool": (CHAT, chat(tools=TOOLS, tool_choice="any"), "tool_choice"),
     "a named tool": (CHAT, chat(tool_choice={"type": "function"}), "tool_choice"),
+    "a tool that isn't there": (
+        CHAT,
+        chat(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "g"}}),
+        "tool_choice",
+    ),
+    "functions": (CHAT, chat(functions=[{"name": "f"}]), "functions"),
+    "a function by force": (CHAT, chat(function_call={"name": "f"}), "function_call"),
+    "no thoughts": (CHAT, chat(include_reasoning=False), "include_reasoning"),
+    "no thoughts in a completion": (
+        COMPLETIONS,
+        {"prompt": "a", "include_reasoning": False},
+        "include_reasoning",
+    ),
     "audio wanted": (CHAT, chat(modalities=["text", "audio"]), "modalities"),
     "a template from the request": (
         CHAT,
@@ -243,7 +265,11 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
         "max_completion_tokens",
     ),
     "no tokens": (COMPLETIONS, {"prompt": "a", "max_tokens": 0}, "max_tokens"),
-    "tools to tokenize": ("/tokenize", chat(tools=[{"type": "function"}]), "tools"),
+    "tools to tokenize": (
+        "/tokenize",
+        chat(tools=[{"type": "function"}]),
+        "tools[0].function",
+    ),
     "a template to tokenize": ("/tokenize", chat(chat_template="x"), "chat_template"),
     "nothing to tokenize": ("/tokenize", {}, "prompt"),
     "both to tokenize": ("/tokenize", {"prompt": "a", **chat()}, "prompt"),

@@ -24,9 +24,9 @@ TEMPLATE = (
 )
 
 
-def make_tokenizer() -> Tokenizer:
+def make_tokenizer(template: str = TEMPLATE) -> Tokenizer:
     return Tokenizer(
-        make_backend(), eos_token_ids=[END], chat_template=TemplateSource({"default": TEMPLATE})
+        make_backend(), eos_token_ids=[END], chat_template=TemplateSource({"default": template})
     )
 
 

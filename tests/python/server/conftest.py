@@ -19,6 +19,7 @@ from minisgl.server.addresses import Listener
 from minisgl.server.app import create_app
 from minisgl.server.listener import serve_http
 from minisgl.server.state import ServerState
+from minisgl.text.formats import AnswerFormats
 from minisgl.text.frontend import TextFrontend
 from tests.python.server.byte_tokenizer import make_tokenizer
 from tests.python.server.fake_engine import FakeClient, Script, reply
@@ -66,10 +67,13 @@ async def running(
     max_live: int = 1000,
     sampling_defaults: Mapping[str, float] | None = None,
     changes: Changes | None = None,
+    formats: AnswerFormats | None = None,
+    template: str | None = None,
     **args: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeClient(script or reply("Hello"), max_model_len=max_model_len, max_live=max_live)
-    text = TextFrontend(make_tokenizer(), [], None)
+    tokenizer = make_tokenizer() if template is None else make_tokenizer(template)
+    text = TextFrontend(tokenizer, [], None)
     state = ServerState(
         args=ServerArgs(**args),
         client=engine,
@@ -77,6 +81,7 @@ async def running(
         text=text,
         sampling_defaults=sampling_defaults or {},
         changes=changes,
+        formats=formats or AnswerFormats(),
     )
     listener = Listener.bind("127.0.0.1", 0)
     listener.listen()

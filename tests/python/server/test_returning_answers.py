@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from minisgl.engine.stream import TokenStream
+from minisgl.text.formats import AnswerFormats
 from minisgl.text.frontend import TextFrontend
 from minisgl.tokenizer import TemplateSource, Tokenizer
 from tests.python.server.conftest import Server, StartServer, events
@@ -129,3 +130,33 @@ async def test_what_goes_on_with_the_last_message_is_no_answer_of_its_own(
         messages = [*begun[:1], {"role": "assistant", "content": "well, hello world"}, USER]
         await ask(server, messages)
         assert not contains(server.engine.submitted[-1].request.prompt, ids)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'Look: hello\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>',
+        "<think>\nhello world\n</think>\n\nhello hello",
+    ],
+)
+async def test_calls_and_thoughts_come_back_as_they_were_generated(
+    start_server: StartServer, said: str
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    formats = AnswerFormats("hermes", "qwen3", generic=True)
+    async with answering(start_server, said, formats=formats, max_model_len=2000) as (server, ids):
+        answer = await server.http.post(
+            "/v1/chat/completions", json={"messages": [USER], "tools": tools}
+        )
+        message = answer.json()["choices"][0]["message"]
+        assert message["tool_calls"] or message["reasoning_content"]
+        assert message["content"] != said
+        await ask(server, [USER, message, USER], tools=tools)
+        second = server.engine.submitted[-1].request.prompt
+        shown = said.rpartition("</think>\n\n")[2]  # the template leaves the thought out
+        assert server.state.text is not None
+        if shown == said:
+            assert contains(second, ids)
+        else:
+            assert contains(second, ids[-len(shown) :])

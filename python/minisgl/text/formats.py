@@ -1,0 +1,207 @@
+"""Which parsers take a model's answers apart: chosen at the server's start, by the operator or from
+the chat template.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from minisgl.model_files.files import ModelError
+from minisgl.text.generic_tools import GENERIC_PARSER
+from minisgl.text.grammars import CallShape, calls_source
+from minisgl.text.parsers import (
+    REASONING_PARSERS,
+    TOOL_PARSERS,
+    ParserContext,
+    make_parser,
+    marker_tokens,
+    reasoning_parser_for,
+    tool_parser_for,
+)
+from minisgl.text.parts_reader import PartsReader
+from minisgl.tokenizer.template_source import TemplateSource
+
+if TYPE_CHECKING:
+    from minisgl.text.grammar_messages import GrammarSource
+    from minisgl.tokenizer import Tokenizer
+
+_DEFINITIONS = ("$defs", "definitions")
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+_READS_TOOLS = re.compile(r"\btools\b")
+_SHORT_ID = string.ascii_letters + string.digits
+_SHORT_ID_LENGTH = 9
+
+
+@dataclass(frozen=True)
+class Parsing:
+    """How a request's answers are taken apart."""
+
+    tools: str | None
+    reasoning: str | None
+    context: ParserContext
+    parallel: bool
+
+    @property
+    def counts_thoughts(self) -> bool:
+        """Whether thoughts are told from the rest."""
+        return self.reasoning is not None
+
+    def reader(self) -> PartsReader:
+        """For one choice."""
+        parser = make_parser(self.tools, self.reasoning, self.context)
+        return PartsReader(parser, parallel=self.parallel)
+
+
+@dataclass(frozen=True)
+class AnswerFormats:
+    """The parsers of a model. None: what they would find is part of the content."""
+
+    tools: str | None = None
+    reasoning: str | None = None
+    # The chat template knows nothing of tools: generic_tools.py tells the model about them.
+    generic: bool = False
+
+    def parsing(
+        self, tools: Sequence[dict[str, Any]], prompt_end: str, *, parallel: bool = True
+    ) -> Parsing | None:
+        """How the answers to a prompt that ends so are taken apart, which may call these tools (as
+        templates read them). None where there is nothing to parse.
+        """
+        names = self._names(tools)
+        if names == (None, None):
+            return None
+        context = ParserContext(
+            prompt_end=prompt_end,
+            new_id=self.new_id,
+            tool_names=frozenset(tool["function"]["name"] for tool in tools),
+            tools=list(tools),
+        )
+        return Parsing(*names, context, parallel)
+
+    def calls(
+        self,
+        schemas: Mapping[str, dict[str, Any] | None],
+        prompt_end: str,
+        tokenizer: Tokenizer,
+        *,
+        parallel: bool,
+        required: bool,
+    ) -> GrammarSource | None:
+        """The form of an answer that calls functions, given the JSON schemas of their arguments
+        (None: no arguments) by their names. `required`: it says nothing else, and a thought that
+        the prompt has begun is ended first. None where the model writes no calls that can be held
+        to a form.
+        """
+        tool_format = TOOL_PARSERS[self.tools] if self.tools else None
+        syntax = tool_format.syntax if tool_format else None
+        if tool_format is None or syntax is None:
+            return None
+        shapes = []
+        for name, schema in schemas.items():
+            rest, definitions = _split(_NO_ARGUMENTS if schema is None else schema)
+            before, whole, after = syntax.call(name, rest)
+            shapes.append(CallShape(before, {**whole, **definitions}, after, name))
+        thought = REASONING_PARSERS[self.reasoning] if self.reasoning else None
+        end = thought.begins_inside(prompt_end) if thought and required else None
+        begin = ("" if end is None else end + "\n\n") + syntax.begin
+        opener = "" if required else tool_format.openers[0]
+        heads = [begin] if begin else [one.before for one in shapes]
+        if not required and (
+            len(tool_format.openers) > 1
+            or tool_format.unannounced
+            or not all(head.startswith(opener) for head in heads)
+        ):
+            return None
+        texts = [begin, syntax.between, syntax.end, *(one.before + one.after for one in shapes)]
+        special = {
+            token: token_id
+            for token_id, token in tokenizer.added_tokens.items()
+            if tokenizer.is_no_text(token_id) and any(token in text for text in texts)
+        }
+        shown = marker_tokens(None, self.reasoning)
+        free = [
+            token_id
+            for token_id, token in tokenizer.added_tokens.items()
+            if token in shown and tokenizer.is_no_text(token_id)
+        ]
+        return calls_source(
+            shapes,
+            begin=begin,
+            between=syntax.between,
+            end=syntax.end,
+            parallel=parallel,
+            special_tokens=special,
+            opener=opener,
+            free_tokens=free,
+        )
+
+    def shown_tokens(self, tools: Sequence[dict[str, Any]]) -> list[str]:
+        """Special tokens that such a parser needs to see, by their texts."""
+        return sorted(marker_tokens(*self._names(tools)))
+
+    def __str__(self) -> str:
+        if self.generic:
+            calls = f"{self.tools}, described in the system message: the chat template has no tools"
+        else:
+            calls = self.tools or "not read"
+        return f"tool calls: {calls}; thoughts: {self.reasoning or 'a part of the content'}"
+
+    def new_id(self) -> str:
+        """An id for a call."""
+        if self.short_ids:
+            return "".join(secrets.choice(_SHORT_ID) for _ in range(_SHORT_ID_LENGTH))
+        return "call_" + secrets.token_hex(12)
+
+    @property
+    def short_ids(self) -> bool:
+        """Whether the model knows calls by ids of 9 letters and digits."""
+        return self.tools is not None and TOOL_PARSERS[self.tools].short_ids
+
+    def _names(self, tools: Sequence[dict[str, Any]]) -> tuple[str | None, str | None]:
+        return (self.tools if tools else None, self.reasoning)
+
+
+def choose_formats(
+    tool_parser: str, reasoning_parser: str, template: TemplateSource | None
+) -> AnswerFormats:
+    """The parsers by their names, of which "none" is none, and "auto" the one for the template.
+    ModelError for a name that isn't one.
+    """
+    texts = {} if template is None else template.texts
+    text = texts.get("tool_use") or texts.get("default") or next(iter(texts.values()), "")
+    tools = _chosen("--tool-call-parser", tool_parser, TOOL_PARSERS, tool_parser_for, text)
+    reasoning = _chosen(
+        "--reasoning-parser", reasoning_parser, REASONING_PARSERS, reasoning_parser_for, text
+    )
+    reads_tools = bool(_READS_TOOLS.search(text))
+    if tool_parser == "auto" and template is not None and (tools is None or not reads_tools):
+        return AnswerFormats(GENERIC_PARSER, reasoning, generic=True)
+    return AnswerFormats(tools, reasoning, tools == GENERIC_PARSER and not reads_tools)
+
+
+def _split(schema: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A schema without its definitions, and these: references to them count from the root."""
+    definitions = {name: schema[name] for name in _DEFINITIONS if name in schema}
+    return {name: schema[name] for name in schema if name not in definitions}, definitions
+
+
+def _chosen(
+    flag: str,
+    name: str,
+    parsers: Mapping[str, object],
+    for_template: Callable[[str], str | None],
+    template: str,
+) -> str | None:
+    if name == "none":
+        return None
+    if name == "auto":
+        return for_template(template)
+    if name not in parsers:
+        known = ", ".join(sorted(parsers))
+        raise ModelError(f"{flag} must be auto, none or one of {known}, got {name!r}.")
+    return name
