@@ -15,6 +15,7 @@ from minisgl.server.decoding import IgnoredFields
 from minisgl.server.errors import model_not_found, unavailable
 from minisgl.server.http import BodyRoom
 from minisgl.server.metrics import Metrics
+from minisgl.server.response_store import ResponseStore
 
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
@@ -38,6 +39,7 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
     bodies: BodyRoom = field(init=False)
+    responses: ResponseStore = field(init=False)
     decoding: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies
     created: int = field(
         default_factory=lambda: int(time.time())
@@ -46,6 +48,7 @@ class ServerState:
     def __post_init__(self) -> None:
         self.client.on_steps = self.metrics.iteration_tokens.observe
         self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
+        self.responses = ResponseStore(self.args.response_store_bytes)
 
     @property
     def model_name(self) -> str:
