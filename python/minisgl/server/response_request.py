@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
 from minisgl.server import errors
+from minisgl.server.errors import ApiError
 from minisgl.server.response_schemas import (
     LOGPROBS,
     ResponsesRequest,
@@ -28,16 +30,17 @@ _NOT_HERE = {
     "truncation_side": "use 'truncation'",
 }
 
-# What the shared checks call a field -> its name here.
-_NAMES = {
-    "messages": "input",
-    "response_format": "text.format",
-    "max_completion_tokens": "max_output_tokens",
-    "max_tokens": "max_output_tokens",
-    "logprobs": "include",
-    "reasoning_effort": "reasoning.effort",
-    "verbosity": "text.verbosity",
-}
+# Where the shared checks see a fault -> where it stands here.
+_PLACES = (
+    (re.compile(r"^messages\b.*"), "input"),
+    (re.compile(r"^response_format\b(\.json_schema\b)?"), "text.format"),
+    (re.compile(r"^max(_completion)?_tokens\b"), "max_output_tokens"),
+    (re.compile(r"(?<=\])\.function\b"), ""),  # of 'tools[0].function.name'
+    (re.compile(r"^logprobs\b"), "include"),
+    (re.compile(r"^reasoning_effort\b"), "reasoning.effort"),
+    (re.compile(r"^verbosity\b"), "text.verbosity"),
+    (re.compile(r"(?<=tool_choice\.)allowed_tools\."), ""),
+)
 
 
 def check_request(request: ResponsesRequest) -> None:
@@ -68,16 +71,19 @@ def check_request(request: ResponsesRequest) -> None:
                 )
 
 
-def renamed(error: errors.ApiError) -> errors.ApiError:
-    """An error of the shared checks, about the field that a client has sent here."""
-    root, dot, rest = (error.param or "").partition(".")
-    root = root.partition("[")[0] if root.startswith("messages[") else root
-    if (name := _NAMES.get(root)) is None:
+def renamed(error: ApiError) -> ApiError:
+    """An error of the shared checks, about what a client has sent here."""
+    given = error.param
+    if given is None:
         return error
-    param = name if root == "messages" else name + dot + rest
-    return errors.ApiError(
+    param = given
+    for place, name in _PLACES:
+        param = place.sub(name, param)
+    if param == given:
+        return error
+    return ApiError(
         error.status,
-        error.message.replace(f"'{root}'", f"'{name}'"),
+        error.message.replace(f"'{given}'", f"'{param}'"),
         type=error.type,
         param=param,
         code=error.code,
@@ -136,13 +142,9 @@ def _tools(request: ResponsesRequest) -> dict[str, Any]:
     choice: Any = request.tool_choice
     if isinstance(choice, ToolChoice):
         if choice.type == "allowed_tools":
-            allowed = {tool.get("name") for tool in choice.tools or ()}
-            tools = [tool for tool in tools if tool["function"]["name"] in allowed]
-            if not tools:
-                raise errors.bad_request(
-                    "'tool_choice.tools' names none of the 'tools'.", param="tool_choice.tools"
-                )
-            choice = choice.mode or "auto"
+            named = [_named(tool, index) for index, tool in enumerate(choice.tools or ())]
+            allowed = {"mode": choice.mode or "auto", "tools": named}
+            choice = {"type": "allowed_tools", "allowed_tools": allowed}
         elif choice.type == "function":
             choice = {"type": "function", "function": {"name": choice.name or ""}}
         else:
@@ -151,6 +153,13 @@ def _tools(request: ResponsesRequest) -> dict[str, Any]:
                 f"Tools of type '{choice.type[:64]}' are not supported: functions are.",
             )
     return {"tools": tools or None, "tool_choice": choice}
+
+
+def _named(tool: dict[str, Any], index: int) -> dict[str, Any]:
+    if tool.get("type") != "function" or not isinstance(tool.get("name"), str):
+        place = f"tool_choice.tools[{index}]"
+        raise errors.unsupported(place, f"'{place}' must name a function.")
+    return {"type": "function", "function": {"name": tool["name"]}}
 
 
 def _function(tool: Tool, index: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import openai
 import pydantic
 import pytest
@@ -14,6 +15,10 @@ from openai.types.responses import Response, ResponseStreamEvent
 
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import Output
+from minisgl.server.errors import bad_request
+from minisgl.server.response_request import chat_request, renamed
+from minisgl.server.response_schemas import ResponsesRequest
+from minisgl.server.schemas import Message
 from tests.python.server.conftest import MODEL, Server, StartServer
 from tests.python.server.fake_engine import FakeClient, endless, output, reply
 from tests.python.server.test_disconnect import until
@@ -271,6 +276,10 @@ async def test_a_conversation_has_the_limits_of_a_request(start_server: StartSer
         ({"tools": [{"type": "mcp", "server_label": "x", "server_url": "y"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice.type"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "tools": [{"type": "mcp"}]}},
+            "tool_choice.tools[0]",
+        ),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"include": ["everything"]}, "include[0]"),
@@ -345,3 +354,63 @@ async def test_the_sdk(server: Server) -> None:
         await client.responses.delete(made.id)
         with pytest.raises(openai.NotFoundError):
             await client.responses.retrieve(made.id)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "here"),
+    [
+        ("messages[3].content[0].text", "input"),
+        ("response_format", "text.format"),
+        ("response_format.json_schema.schema", "text.format.schema"),
+        ("max_completion_tokens", "max_output_tokens"),
+        ("tools[2].function.parameters", "tools[2].parameters"),
+        ("tool_choice.allowed_tools.tools[1]", "tool_choice.tools[1]"),
+        ("logprobs", "include"),
+        ("top_logprobs", "top_logprobs"),
+        ("min_tokens", "min_tokens"),
+        (None, None),
+    ],
+)
+def test_faults_that_chat_finds_have_the_names_of_this_api(
+    theirs: str | None, here: str | None
+) -> None:
+    error = renamed(bad_request(f"'{theirs}' is wrong.", param=theirs))
+    assert (error.param, error.message) == (here, f"'{here}' is wrong.")
+
+
+def test_what_chat_is_asked() -> None:
+    body = {
+        "input": "hi",
+        "max_output_tokens": 7,
+        "temperature": 0.5,
+        "top_k": 3,
+        "reasoning": {"effort": "low"},
+        "text": {
+            "format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}},
+            "verbosity": "high",
+        },
+        "tools": [{"type": "function", "name": "f", "parameters": {}, "strict": False}],
+        "tool_choice": {"type": "function", "name": "f"},
+        "parallel_tool_calls": False,
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+    }
+    request = msgspec.convert(body, ResponsesRequest)
+    chat = chat_request(request, [Message(role="user", content="hi")])
+    asked = msgspec.to_builtins(chat)
+    given = {name: value for name, value in asked.items() if value is not None}
+    expected = {
+        "max_completion_tokens": 7,
+        "temperature": 0.5,
+        "top_k": 3,
+        "reasoning_effort": "low",
+        "verbosity": "high",
+        "parallel_tool_calls": False,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    assert {name: given[name] for name in expected} == expected
+    form, tool, choice = given["response_format"], given["tools"][0], given["tool_choice"]
+    assert (form["type"], form["json_schema"]["schema"]) == ("json_schema", {"type": "object"})
+    assert (tool["function"]["name"], tool["function"]["strict"]) == ("f", False)
+    assert (choice["type"], choice["function"]["name"]) == ("function", "f")
