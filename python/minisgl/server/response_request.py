@@ -74,21 +74,25 @@ def check_request(request: ResponsesRequest) -> None:
 def renamed(error: ApiError) -> ApiError:
     """An error of the shared checks, about what a client has sent here."""
     given = error.param
-    if given is None:
+    if given is None or (param := _renamed(given)) == given:
         return error
-    param = given
-    for place, name in _PLACES:
-        param = place.sub(name, param)
-    if param == given:
-        return error
+    message = error.message
+    for name in (given, re.split(r"[.\[]", given)[0]):
+        message = message.replace(f"'{name}'", f"'{_renamed(name)}'")
     return ApiError(
         error.status,
-        error.message.replace(f"'{given}'", f"'{param}'"),
+        message,
         type=error.type,
         param=param,
         code=error.code,
         headers=error.headers,
     )
+
+
+def _renamed(given: str) -> str:
+    for place, name in _PLACES:
+        given = place.sub(name, given)
+    return given
 
 
 def chat_request(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:
