@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from minisgl.server import errors
 from minisgl.server.chat_core import ChatJob, prepare
 from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.errors import ApiError
 from minisgl.server.http import Exchange, send_json
+from minisgl.server.kept_items import KeptItems
 from minisgl.server.response_events import EventWriter, ResponseOutput
 from minisgl.server.response_items import input_items, messages_of, stored_items
 from minisgl.server.response_request import chat_request, check_request, renamed
 from minisgl.server.response_schemas import LOGPROBS, Item, ResponsesRequest
 from minisgl.server.response_store import StoredResponse, Turn
-from minisgl.server.schemas import MAX_MESSAGES
 from minisgl.server.sse import encode_json, stream_events, usage
 
 if TYPE_CHECKING:
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from minisgl.server.generation import Generation
     from minisgl.server.response_store import Owner
     from minisgl.server.state import ServerState
-
-_items_decoder = msgspec.json.Decoder(list[Item])
 
 
 class Responses(JsonEndpoint):
@@ -40,14 +36,13 @@ class Responses(JsonEndpoint):
         """Answers a conversation. Raises ApiError 400, 404, 429 or 503."""
         check_request(request)
         state, owner = self.state, exchange.api_key
+        kept = KeptItems(state, exchange)
         previous = None
-        if request.previous_response_id is not None:
-            stored = state.responses.find(
-                owner, request.previous_response_id, param="previous_response_id"
-            )
-            previous = stored.turn
-        earlier = await self._items_of(previous)
-        own = [_resolved(state, owner, item, k) for k, item in enumerate(input_items(request))]
+        earlier: list[Item] = []
+        if (named := request.previous_response_id) is not None:
+            previous = state.responses.find(owner, named, param="previous_response_id").turn
+            earlier = await kept.of_turns(previous.chain(), "previous_response_id")
+        own = await kept.resolve(input_items(request))
         if any(item.encrypted_content is not None for item in own):
             state.ignored_fields.add(["input[].encrypted_content"])
         messages = messages_of(request.instructions, [*earlier, *own], len(earlier))
@@ -69,49 +64,6 @@ class Responses(JsonEndpoint):
                     events.event(delta)
             events.last()
             await send_json(exchange.send, events.response)
-
-    async def _items_of(self, previous: Turn | None) -> list[Item]:
-        """The items of a conversation so far. ApiError 400."""
-        if previous is None:
-            return []
-        limit = self.state.args.max_body_bytes
-        if previous.all_bytes > limit:
-            raise errors.bad_request(
-                f"The conversation of 'previous_response_id' is too large ({previous.all_bytes} "
-                f"bytes; limit {limit}, as of one request, --max-body-bytes).",
-                param="previous_response_id",
-            )
-        items: list[Item] = []
-        async with self.state.decoding:
-            for turn in previous.chain():
-                items += _items_decoder.decode(turn.items)
-                await asyncio.sleep(0)  # others have their turn between two of them
-        if len(items) > MAX_MESSAGES:
-            raise errors.bad_request(
-                f"The conversation of 'previous_response_id' has too many items ({len(items)}; "
-                f"limit {MAX_MESSAGES}).",
-                param="previous_response_id",
-            )
-        return items
-
-
-def _resolved(state: ServerState, owner: Owner, item: Item, index: int) -> Item:
-    """The item itself, or the stored one that it names. ApiError 400, 404."""
-    if item.type != "item_reference":
-        return item
-    place = f"input[{index}].id"
-    if item.id is None:
-        raise errors.bad_request(
-            f"Missing required parameter: {place}",
-            param=place,
-            code="missing_required_parameter",
-        )
-    _, _, rest = item.id.partition("_")
-    stored = state.responses.find(owner, f"resp_{rest.partition('_')[0]}", param=place)
-    for found in _items_decoder.decode(stored.turn.items):
-        if found.id == item.id:
-            return found
-    raise ApiError(404, f"The item {item.id[:200]!r} is not stored.", param=place)
 
 
 class ResponseRecord:

@@ -253,12 +253,33 @@ async def test_items_by_reference(server: Server) -> None:
         assert (refused.status_code, refused.json()["error"]["param"]) == (404, "input[0].id")
 
 
-async def test_a_conversation_has_the_limits_of_a_request(start_server: StartServer) -> None:
-    async with start_server(max_body_bytes=4096, max_model_len=16384) as server:
-        first = (await respond(server, "a" * 3000)).json()
+async def test_what_is_referred_to_has_the_limits_of_a_body(start_server: StartServer) -> None:
+    async with start_server(max_body_bytes=8192, max_model_len=65536) as server:
+        first = (await respond(server, "a" * 5000)).json()
+        # However often an item is named, its response is read once.
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        assert (await respond(server, [reference] * 50)).status_code == 200
+        again = await respond(server, "b" * 5000, previous_response_id=first["id"])
+        assert again.status_code == 200
+        for fields in (
+            {"previous_response_id": again.json()["id"]},
+            {"previous_response_id": first["id"], "given": [reference]},
+        ):
+            refused = await respond(server, **fields)
+            assert refused.status_code == 400
+            assert "--max-body-bytes" in refused.json()["error"]["message"]
+        assert server.state.bodies.used == 0
+
+
+async def test_what_is_referred_to_counts_as_a_body(start_server: StartServer) -> None:
+    async with start_server(max_body_bytes=8192, max_all_bodies_bytes=8192) as server:
+        first = (await respond(server, "a")).json()
+        held = server.state.bodies.hold(7500)
         refused = await respond(server, "b", previous_response_id=first["id"])
-        assert refused.status_code == 400
-        assert "--max-body-bytes" in refused.json()["error"]["message"]
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        held.release()
+        assert (await respond(server, "b", previous_response_id=first["id"])).status_code == 200
+        assert server.state.bodies.used == 0
 
 
 @pytest.mark.parametrize(
