@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minisgl.engine.request import salt_of
+from minisgl.server import response_store
 from minisgl.server.decoding import IgnoredFields
 from minisgl.server.errors import model_not_found, unavailable
 from minisgl.server.http import BodyRoom
 from minisgl.server.metrics import Metrics
-from minisgl.server.response_store import ResponseStore
 
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
@@ -39,16 +39,16 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
     bodies: BodyRoom = field(init=False)
-    responses: ResponseStore = field(init=False)
     decoding: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies
     created: int = field(
         default_factory=lambda: int(time.time())
     )  # Unix seconds, shown with the model
+    responses: response_store.ResponseStore = field(init=False)
 
     def __post_init__(self) -> None:
         self.client.on_steps = self.metrics.iteration_tokens.observe
         self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
-        self.responses = ResponseStore(self.args.response_store_bytes)
+        self.responses = response_store.ResponseStore(self.args.response_store_bytes)
 
     @property
     def model_name(self) -> str:
