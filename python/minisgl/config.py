@@ -354,6 +354,14 @@ class ServerArgs(EngineSettings):
         bounds=(0, 2**40),
         metavar="BYTES",
     )
+    response_store_bytes: int = option(
+        64 * 2**20,
+        "memory for the responses of /v1/responses that later requests may refer to; 0: none are "
+        "kept",
+        group="HTTP",
+        bounds=(0, 2**40),
+        metavar="BYTES",
+    )
     body_timeout: float = option(
         30.0,
         "time for a client to send a request's head, and again for its body",

@@ -14,6 +14,8 @@ from minisgl.server.admin import ReplicaPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
 from minisgl.server.guard import Guard, Protected, routing_error
+from minisgl.server.response_pages import StoredResponses
+from minisgl.server.responses import Responses
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
@@ -70,19 +72,27 @@ def create_app(state: ServerState) -> Starlette:
         Route("/v1/models/{name:path}", pages.model),
         Route("/tokenizer_info", pages.tokenizer_info),
     ]
+    stored = StoredResponses(state)
+    key_routes = [
+        *model_routes,
+        Route("/v1/responses/{id}", stored.get, methods=["GET"]),
+        Route("/v1/responses/{id}", stored.delete, methods=["DELETE"]),
+        Route("/v1/responses/{id}/input_items", stored.input_items, methods=["GET"]),
+    ]
     posts: list[tuple[str, ASGIApp]] = [
         ("/v1/chat/completions", ChatCompletions(state)),
         ("/v1/completions", Completions(state)),
+        ("/v1/responses", Responses(state)),
         ("/tokenize", Tokenize(state)),
         ("/detokenize", Detokenize(state)),
     ]
-    for route in model_routes:
+    for route in key_routes:
         route.app = Protected(route.app, state.args.api_key)
     post_routes = [
         Route(path, Protected(endpoint, state.args.api_key), methods=["POST"])
         for path, endpoint in posts
     ]
     admin_routes = _admin_routes(state)
-    app = _App([*open_routes, *model_routes, *post_routes, *admin_routes], state)
+    app = _App([*open_routes, *key_routes, *post_routes, *admin_routes], state)
     app.router.redirect_slashes = False
     return app

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from minisgl.server import errors
 from minisgl.server.json_values import check_values
-from minisgl.server.known_fields import KNOWN_FIELDS
+from minisgl.server.known_fields import KNOWN_FIELDS, KnownField
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +96,10 @@ def _ignored_names(
 
     ApiError 400 for one that is refused.
     """
+    known_fields: Mapping[str, KnownField] = getattr(schema, "KNOWN", KNOWN_FIELDS)
     names = fields.keys() - set(schema.__struct_fields__)
     for name in list(names):
-        known = KNOWN_FIELDS.get(name)
+        known = known_fields.get(name)
         if known is None:
             if strict:
                 raise errors.unknown_field(name)

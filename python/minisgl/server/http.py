@@ -151,6 +151,11 @@ class BodyHold:
         self._count = count
         room.used += count
 
+    def grow(self, count: int) -> None:
+        """The request refers to so many bytes more. Raises ApiError 503 where there is no room."""
+        self._room.take(count)
+        self._count += count
+
     def release(self) -> None:
         """Idempotent."""
         self._room.used -= self._count

@@ -29,6 +29,7 @@ _OTHER_FORM = "use 'structured_outputs' with 'json', 'regex', 'choice' or 'gramm
 _TEXT_ONLY = "the model reads and writes text"
 _OPERATORS = "it is for the server's operator to set"
 
+# Those of chat and completions.
 KNOWN_FIELDS: dict[str, KnownField] = {
     "use_beam_search": KnownField(_NO_BEAMS),
     "early_stopping": KnownField(_NO_BEAMS),
@@ -85,4 +86,28 @@ KNOWN_FIELDS: dict[str, KnownField] = {
     "return_mm_kwargs": KnownField(neutral=(True,), meant=(False,)),
     # Byte-level text has no other spaces than the tokens' own.
     "spaces_between_special_tokens": KnownField(neutral=(True,), meant=(False,)),
+}
+
+_NO_PROMPTS = "the server keeps no prompts; send the messages as 'input'"
+
+# Those of /v1/responses. What it shares with the others counts there, too.
+RESPONSES_FIELDS: dict[str, KnownField] = {
+    **KNOWN_FIELDS,
+    "background": KnownField("leave it out, and read the answer as it comes, with 'stream'"),
+    "background_options": KnownField("nothing runs in the background; leave it out"),
+    "conversation": KnownField("use 'previous_response_id', or send all items as 'input'"),
+    "prompt": KnownField(_NO_PROMPTS),
+    "messages": KnownField("use 'input'"),
+    "context_management": KnownField("nothing is compacted; send fewer items"),
+    "max_tokens": KnownField("use 'max_output_tokens'"),
+    "logprobs": KnownField("use 'include', with 'message.output_text.logprobs'"),
+    "reasoning_effort": KnownField("use 'reasoning.effort'"),
+    "verbosity": KnownField("use 'text.verbosity'"),
+    "functions": KnownField("use 'tools'"),
+    "function_call": KnownField("use 'tool_choice'"),
+    "continue_final_message": KnownField("use /v1/chat/completions"),
+    "documents": KnownField("use /v1/chat/completions"),
+    # No effect on the answer.
+    "access_programs": KnownField(),
+    "image": KnownField(),
 }

@@ -4,12 +4,13 @@ once per event.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
 from minisgl.server.choice import Delta
-from minisgl.server.errors import from_exception
+from minisgl.server.errors import ApiError, from_exception
 from minisgl.server.generation import Generation
 from minisgl.server.http import Exchange, end_events, start_events
 from minisgl.server.schemas import StreamOptions
@@ -77,12 +78,17 @@ def usage(generation: Generation) -> dict[str, Any]:
     return shown
 
 
-async def stream_events(exchange: Exchange, generation: Generation, events: Events) -> None:
+async def stream_events(
+    exchange: Exchange,
+    generation: Generation,
+    events: Events,
+    failed: Callable[[ApiError], bytes] | None = None,
+) -> None:
     """Sends a generation as it grows: one write for all that is ready.
 
     The response begins with the first output, so a request that the engine refuses still gets its
-    status. After that a failure is an event, and the body is left without its end: a clean one
-    would read as success.
+    status. After that a failure is an event: what `failed` makes of it, where an API has an end for
+    that, or else an error, and the body is left without its end: a clean one would read as success.
     """
     event = events.event
     try:
@@ -99,6 +105,9 @@ async def stream_events(exchange: Exchange, generation: Generation, events: Even
     except Exception as error:
         if not exchange.response_started:
             raise
-        await exchange.send_events(from_exception(error, exchange.request_id).event())
+        answer = from_exception(error, exchange.request_id)
+        await exchange.send_events(answer.event() if failed is None else failed(answer))
+        if failed is not None:
+            await end_events(exchange.send)
     else:
         await end_events(exchange.send)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minisgl.engine.request import salt_of
+from minisgl.server import response_store
 from minisgl.server.decoding import IgnoredFields
 from minisgl.server.errors import model_not_found, unavailable
 from minisgl.server.http import BodyRoom
@@ -44,10 +45,12 @@ class ServerState:
     created: int = field(
         default_factory=lambda: int(time.time())
     )  # Unix seconds, shown with the model
+    responses: response_store.ResponseStore = field(init=False)
 
     def __post_init__(self) -> None:
         self.client.on_steps = self.metrics.iteration_tokens.observe
         self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
+        self.responses = response_store.ResponseStore(self.args.response_store_bytes)
 
     @property
     def model_name(self) -> str:
