@@ -38,12 +38,14 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
     bodies: BodyRoom = field(init=False)
+    root: str = ""  # what the model is called where it comes from
     decoding: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies
     created: int = field(
         default_factory=lambda: int(time.time())
     )  # Unix seconds, shown with the model
 
     def __post_init__(self) -> None:
+        self.root = self.args.model or self.model_name
         self.client.on_steps = self.metrics.iteration_tokens.observe
         self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
 
