@@ -31,6 +31,11 @@ ABORT_SECONDS = 2.0  # for the engine to confirm the aborts at the end of a drai
 
 DIED = "the engine failed while it served this request"
 
+# Tokens of a suspect's trial, and how many times more at each death after the one that made it
+# suspect. An engine is a few steps ahead of what was heard of it.
+TRIAL_TOKENS = 8
+TRIAL_GROWTH = 4
+
 # Puts a message to the engine without waiting; False when it is gone.
 Send = Callable[[Submit | Abort], bool]
 
@@ -41,12 +46,19 @@ class StreamWatch:
 
     progressed: Callable[[int, int], None]  # a request's id, and how many tokens it has got
     ended: Callable[[TokenStream], None]
+    found_cause: Callable[[], None]  # of deaths: no other request is suspected of them any more
 
 
 class LiveRequests:
     """Who is let in, and streams by request id. A stream is live until the engine has confirmed its
     end; where no engine is attached, until its end. It may be handed over to another engine's live
     requests at any time; each stream is in one of them.
+
+    Streams that were there at several deaths are suspects: one of them may be what engines die of.
+    An engine gets one after the other, each once the one before has made some tokens (a trial). If
+    it dies nevertheless, the one that was on trial goes first. A suspect that has a trial and no
+    other suspect beside it when the engine dies is the cause: it ends, and the others are suspects
+    no longer.
     """
 
     def __init__(self, admission: Admission, watch: StreamWatch | None = None) -> None:
@@ -58,6 +70,8 @@ class LiveRequests:
         self._watch = watch
         self._live: dict[int, TokenStream] = {}
         self._replaying: set[int] = set()
+        self._on_trial: TokenStream | None = None
+        self._held: dict[int, TokenStream] = {}  # suspects that no engine has
         self._send: Send | None = None  # None: no engine has the live requests
         self._changed = asyncio.Event()  # set whenever a request ended
 
@@ -80,6 +94,11 @@ class LiveRequests:
     def num_replaying(self) -> int:
         """Requests that have got nothing since their engine died."""
         return len(self._replaying)
+
+    @property
+    def num_suspects(self) -> int:
+        """Streams on trial, or that wait for theirs."""
+        return (self._on_trial is not None) + len(self._held)
 
     @property
     def retry_after(self) -> int:
@@ -110,11 +129,31 @@ class LiveRequests:
         """The engine serves this stream from now on, from where it is. False, and nothing has
         changed, where the engine can't get it.
         """
-        if self._send is None or not self._send(stream.resumption()):
+        if self._send is None or not self._begin(stream, self._send):
             return False
         self._live[stream.id] = stream
         stream.belongs_to(self.abort)
         return True
+
+    def _begin(self, stream: TokenStream, send: Send) -> bool:
+        """The engine gets a stream, or it is held while another suspect is on trial. False where
+        the engine can't get it.
+        """
+        if stream.trial_tokens and self._on_trial is not None:
+            self._held[stream.id] = stream
+            return True
+        if not send(stream.resumption()):
+            return False
+        if stream.trial_tokens:
+            self._on_trial = stream
+        return True
+
+    def _end_trial(self) -> None:
+        """The next suspect has its turn."""
+        self._on_trial = None
+        stream = next(iter(self._held.values()), None)
+        if stream is not None and self._send is not None and self._begin(stream, self._send):
+            del self._held[stream.id]
 
     def hand_over(self, stream: TokenStream, successor: LiveRequests) -> bool:
         """Another engine goes on with one of these streams. False, and it stays here, where that
@@ -129,13 +168,31 @@ class LiveRequests:
         return True
 
     def blame(self, max_deaths: int) -> None:
-        """An engine died with these requests, and one that has seen more than `max_deaths` may be
-        the cause: it ends.
+        """An engine died with these requests. Ends the one that is the cause, if that is known;
+        else those that have seen `max_deaths` (at least 1) are suspects from now on.
         """
-        for stream in list(self._live.values()):
+        there = [stream for stream in self._live.values() if stream.id not in self._held]
+        suspects = [stream for stream in there if stream.num_deaths >= max_deaths]
+        if suspects == [self._on_trial]:
+            suspects[0].fail("engine_failure", DIED)
+            (self._watch.found_cause if self._watch else self.exonerate)()
+            return
+        for stream in suspects or there:
             stream.num_deaths += 1
-            if stream.num_deaths > max_deaths:
-                stream.fail("engine_failure", DIED)
+            if (more := stream.num_deaths - max_deaths) >= 0:
+                stream.trial_tokens = TRIAL_TOKENS * TRIAL_GROWTH**more
+        if self._on_trial is not None:
+            self._live = {self._on_trial.id: self._on_trial, **self._live}
+
+    def exonerate(self) -> None:
+        """The cause of the deaths that these requests have seen is another one."""
+        for stream in self._live.values():
+            stream.num_deaths = stream.trial_tokens = 0
+        self._on_trial = None
+        held, self._held = self._held, {}
+        if self._send is not None:
+            for stream in held.values():
+                self._begin(stream, self._send)
 
     def abort(self, request_id: int) -> None:
         """EngineApi.abort()."""
@@ -143,7 +200,8 @@ class LiveRequests:
         if stream is None:
             return
         stream.deliver(Output(request_id, [], "abort"))
-        if self._send is None or not self._send(Abort([request_id])):
+        is_held = request_id in self._held
+        if is_held or self._send is None or not self._send(Abort([request_id])):
             self._forget(request_id)  # no engine has it, so none would confirm the abort
 
     def dispatch(self, message: StepOutputs) -> None:
@@ -164,6 +222,10 @@ class LiveRequests:
                 self._replaying.discard(output.id)
             if output.finish:
                 self._forget(output.id)
+            elif stream is self._on_trial:
+                stream.trial_tokens = max(0, stream.trial_tokens - len(output.token_ids))
+                if not stream.trial_tokens:
+                    self._end_trial()
 
     def _note_steps(self, before: EngineStats, now: EngineStats) -> None:
         steps = now.num_steps - before.num_steps
@@ -178,19 +240,19 @@ class LiveRequests:
         """From now on an engine serves: it gets all that is live. Returns how many requests that
         are.
         """
-        for stream in self._live.values():
-            send(stream.resumption())
         self._send = send
+        for stream in self._live.values():
+            self._begin(stream, send)
         return len(self._live)
 
     def detach(self, max_deaths: int | None) -> None:
-        """The engine died. A request that has seen more than `max_deaths` engines die may be the
-        cause: it ends. None: no request caused this death.
-        """
+        """The engine died: blame(). None: no request caused this death."""
         self._send = None
         self.stats = EngineStats()  # nothing runs any more, and the next engine counts anew
         if max_deaths is not None:
             self.blame(max_deaths)
+        self._on_trial = None
+        self._held.clear()
         for stream in list(self._live.values()):
             if stream.finished:
                 self._forget(stream.id)
@@ -238,4 +300,7 @@ class LiveRequests:
     def _remove(self, stream: TokenStream) -> None:
         del self._live[stream.id]
         self._replaying.discard(stream.id)
+        self._held.pop(stream.id, None)
+        if stream is self._on_trial:
+            self._end_trial()
         self._changed.set()

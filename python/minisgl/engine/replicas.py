@@ -80,7 +80,7 @@ class Replicas:
         self._count = count
         self._admission = admission
         self._router = router
-        self._watch = StreamWatch(router.progressed, self._note_end)
+        self._watch = StreamWatch(router.progressed, self._note_end, self._exonerate)
         self._members: dict[int, Replica] = {}
         self.failure = ""  # as in EngineApi
         self._next_number = 0
@@ -351,6 +351,10 @@ class Replicas:
     def _note_end(self, stream: TokenStream) -> None:
         self._router.finished(stream.id, stream.tokens)
 
+    def _exonerate(self) -> None:
+        for one in self.members:
+            one.engine.requests.exonerate()
+
     def _move(self, stream: TokenStream, replica: Replica) -> bool:
         requests = replica.engine.requests
         exclude = {replica.number}
@@ -374,14 +378,25 @@ class Replicas:
             request.params.max_tokens - len(stream.received),
         )
         while True:
+            worse = self._more_suspected(exclude) if stream.trial_tokens else set()
             try:
-                number = self._router.choose(ask, exclude).replica
+                number = self._router.choose(ask, exclude | worse).replica
             except NoReplica:
                 return False
             if give(self._members[number].engine.requests):
                 self._router.placed(stream.id, number, tokens)
                 return True
             exclude.add(number)  # it can't be reached: the news of its end will follow
+
+    def _more_suspected(self, exclude: set[int]) -> set[int]:
+        """Those that have more suspects than another one that isn't excluded."""
+        suspects = {
+            one.number: one.engine.requests.num_suspects
+            for one in self._routed()
+            if one.number not in exclude
+        }
+        fewest = min(suspects.values(), default=0)
+        return {number for number, count in suspects.items() if count > fewest}
 
     # --- who serves
 

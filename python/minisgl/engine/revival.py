@@ -33,7 +33,9 @@ class RestartPolicy:
     max_delay: float = 10.0
     open_delay: float = 60.0  # after too many failures
     healthy_seconds: float = 60.0  # an engine that was ready that long starts the count anew
-    max_replays: int = 2  # per request: what was there at one more death may be its cause
+    # Per request, at least 1: what was there at so many deaths may be their cause, and is tried
+    # alone (LiveRequests).
+    max_replays: int = 2
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""

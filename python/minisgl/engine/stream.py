@@ -29,6 +29,7 @@ class TokenStream:
         self.finish = ""  # the reason, once the end has arrived
         self.session: str | None = None  # whose requests one engine should have
         self.num_deaths = 0  # engines that died with this request
+        self.trial_tokens = 0  # those that it must get until it is suspected no longer
         self.prompt: WaitingPrompt | None = None  # in the backlog, which this request may share
         self._abort = abort
         self._pending: Output | None = None

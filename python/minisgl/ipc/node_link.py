@@ -8,6 +8,7 @@ crosses it, and what ranks need for their own connections is derived from it at 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import re
@@ -29,7 +30,7 @@ LOST_AFTER_MS = 15_000  # limit for what was sent to stay unconfirmed; its silen
 MAX_MESSAGE_BYTES = 64 * 2**20
 # The version of these messages, of those to and from a rank, and of what ranks of several hosts say
 # to each other: it grows with every change, also between releases.
-WIRE_VERSION = 8
+WIRE_VERSION = 9
 _MAGIC = b"minisgl\0"
 _RELEASE_BYTES = 32
 _HELLO = struct.Struct(f">8sI{_RELEASE_BYTES}s")
@@ -206,6 +207,11 @@ class NodeLink:
     def close(self) -> None:
         """Sends what was put last as far as the kernel takes it, and closes."""
         self._writer.close()
+
+    async def wait_closed(self) -> None:
+        """Until either end has closed it and somebody has received that here."""
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
     def abort(self) -> None:
         """Closes at once: the peer is out of reach."""

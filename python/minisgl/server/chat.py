@@ -7,56 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from minisgl.server import checks, errors
+from minisgl.server.chat_core import prepare
 from minisgl.server.choice import Answer, Delta, TokenEntry
 from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.http import Exchange, send_json
-from minisgl.server.logprobs import chat_logprobs, check_prompt_logprobs, prompt_logprobs
-from minisgl.server.prompts import longest_prompt, truncate
-from minisgl.server.schemas import ChatRequest, Message, TokenizeRequest
+from minisgl.server.logprobs import chat_logprobs, prompt_logprobs
+from minisgl.server.schemas import ChatRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
-from minisgl.text.errors import PromptTooLong
-from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
 if TYPE_CHECKING:
-    from minisgl.text.answers import Owner
-    from minisgl.text.frontend import ChatPrompt, TextFrontend
     from minisgl.tokenizer import Tokenizer
-
-MAX_TEMPLATE_ERROR = 500  # characters
-
-
-async def encode_messages(
-    text: TextFrontend,
-    request: ChatRequest | TokenizeRequest,
-    messages: list[Message],
-    max_tokens: int,
-    owner: Owner | None = None,
-) -> ChatPrompt:
-    """A conversation up to where the answer begins. ApiError 400, also when it has surely more
-    than `max_tokens` tokens. `owner`: whose answers may stand in it as they were generated.
-    """
-    continued = bool(request.continue_final_message)
-    if continued and request.add_generation_prompt:
-        raise errors.bad_request(
-            "'continue_final_message' and 'add_generation_prompt' can't both be true: "
-            "the answer goes on with the last message, or begins another one.",
-            param="continue_final_message",
-        )
-    try:
-        return await text.encode_chat(
-            checks.plain_messages(messages),
-            template_kwargs=checks.template_variables(request),
-            add_generation_prompt=request.add_generation_prompt is not False and not continued,
-            continue_final_message=continued,
-            add_special_tokens=bool(request.add_special_tokens),
-            max_tokens=max_tokens,
-            owner=owner,
-        )
-    except ChatTemplateError as error:  # says what the template has against the messages
-        raise errors.bad_request(str(error)[:MAX_TEMPLATE_ERROR], param="messages") from None
-    except PromptTooLong as error:
-        raise errors.surely_too_long(error, "messages") from None
 
 
 class ChatCompletions(JsonEndpoint):
@@ -66,38 +26,9 @@ class ChatCompletions(JsonEndpoint):
 
     async def answer(self, exchange: Exchange, request: ChatRequest, arrived: float) -> None:
         """Answers a conversation. Raises ApiError 400, 429 or 503."""
-        checks.check_chat(request)
         state = self.state
-        text = state.frontend()
-        info = state.client.info
-        longest = longest_prompt(request, info.max_model_len)
-        owner = (exchange.api_key, request.cache_salt or None)
-        prompt = await encode_messages(text, request, request.messages, longest, owner)
-        wanted = request.max_completion_tokens
-        if wanted is None:
-            wanted = request.max_tokens
-        prompt_ids = truncate(
-            prompt.ids, request, checks.room_for_prompt(wanted, info.max_model_len)
-        )
-        if not prompt_ids:
-            raise errors.bad_request(
-                "The model's chat template makes an empty prompt of the messages.", param="messages"
-            )
-        params = checks.sampling_params(
-            request,
-            state.sampling_defaults,
-            max_tokens=checks.fit(len(prompt_ids), wanted, info.max_model_len, param="messages"),
-            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-            prompt_logprobs=request.prompt_logprobs,
-        )
-        if request.prompt_logprobs is not None:
-            check_prompt_logprobs(len(prompt_ids), request.prompt_logprobs)
-        options = DetokenizerOptions.of(
-            params,
-            include_stop=bool(request.include_stop_str_in_output),
-            continues_prompt=bool(request.continue_final_message),
-        )
-        bad_words = await text.encode_words(params.bad_words)
+        job = await prepare(state, request, exchange.api_key)
+        text = job.text
         fields = {
             "id": f"chatcmpl-{exchange.request_id}",
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
@@ -108,21 +39,14 @@ class ChatCompletions(JsonEndpoint):
         }
         with self.generation(exchange, request, text, arrived) as generation:
             exchange.begin(generation)
-            generation.submit(
-                prompt_ids,
-                params,
-                options,
-                n=request.n or 1,
-                bad_words=bad_words,
-            )
-            generation.on_answer = lambda choice: text.remember(prompt, choice.shown_ids, options)
-            shape = ChatShape(text.tokenizer, request, prompt_ids)
+            job.submit(generation)
+            shape = ChatShape(text.tokenizer, request, job.prompt_ids)
             if request.stream:
                 frame = EventFrame(fields, request.stream_options, generation)
                 await stream_events(exchange, generation, ChatEvents(frame, shape))
                 return
             answers = await generation.collect()
-            if params.prompt_logprobs is None:
+            if job.params.prompt_logprobs is None:
                 whole = shape.whole(answers)
             else:  # this may take long
                 whole = await text.off_loop(_encoded_parts, shape, answers)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import Output, PromptLogprob
     from minisgl.text.detokenizer import Detokenizer
+    from minisgl.text.parts import Part
     from minisgl.tokenizer import IncrementalDetokenizer
 
 
@@ -46,6 +47,7 @@ class Delta(msgspec.Struct):
     # With the last, where a stop string or a stop token that the client named ended the choice:
     # that string, or the token's id.
     stop_reason: str | int | None = None
+    parts: list[Part] | None = None  # what `text` comes to; None: nothing is parsed, it is content
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class Answer:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     prompt_logprobs: list[PromptLogprob] | None = None
+    parts: list[Part] | None = None  # as Delta's, of the whole text
 
     def add(self, delta: Delta) -> None:
         """Takes the choice's next delta."""
@@ -68,6 +71,8 @@ class Answer:
         self.stop_reason = delta.stop_reason
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
+        if delta.parts is not None:
+            self.parts = [*(self.parts or ()), *delta.parts]
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from minisgl.server.chat import encode_messages
+from minisgl.server.chat_core import encode_messages
 from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.errors import bad_request
 from minisgl.server.http import Exchange, send_json

@@ -5,7 +5,7 @@ they are told to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from minisgl.engine.api import ReplicaRefused
 from minisgl.engine.changes import Changes
 from minisgl.engine.client import EngineClient
 from minisgl.engine.launcher import MakeLauncher, RankEvents
-from minisgl.engine.peers import Peers
+from minisgl.engine.peers import ALONE, Peers
 from minisgl.engine.placement import NoRoom
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
@@ -94,7 +94,11 @@ class PaperEngine:
         return True
 
     def step(self) -> None:
-        """A token for each request."""
+        """A token for each request, unless one of them is poison."""
+        if self.alive and any(self._is_poisoned(request) for request in self.requests.values()):
+            self._site.num_deaths += 1
+            self.die()
+            return
         for request in list(self.requests.values()):
             tokens = self._tokens[request.id]
             tokens.append(next_token(tokens, self._model))
@@ -103,6 +107,10 @@ class PaperEngine:
             if last:
                 del self.requests[request.id]
             self.say(Output(request.id, [tokens[-1]], "length" if last else ""))
+
+    def _is_poisoned(self, request: Submit) -> bool:
+        poison = self._site.poison.get(request.id)
+        return poison is not None and poison(request, len(self._tokens[request.id]))
 
     def say(self, output: Output) -> None:
         self.events.message(0, StepOutputs([output], EngineStats()))
@@ -153,6 +161,9 @@ class PaperSite:
     short_lived: bool = False  # each dies as soon as it is ready
     engines: dict[int, PaperEngine] = field(default_factory=dict)  # the latest of each replica
     taken: set[int] = field(default_factory=set)
+    # By request: whether it kills an engine that has it with so many tokens, prompt included.
+    poison: dict[int, Callable[[Submit, int], bool]] = field(default_factory=dict)
+    num_deaths: int = 0  # of poison
 
     def take(self, number: int, *, at_once: bool = False) -> PaperLot:
         if len(self.taken) == self.room:
@@ -164,6 +175,17 @@ class PaperSite:
         return [engine for _, engine in sorted(self.engines.items()) if engine.alive]
 
 
+PAPER = ServedModel("paper", "paper")
+
+
+def paper_client(
+    lot: Lot, policy: RestartPolicy, peers: Peers = ALONE, model: ServedModel = PAPER
+) -> EngineClient:
+    """One engine, not started yet."""
+    options = EngineOptions(model_path=model.path)
+    return EngineClient(options, launcher=lot.launcher(model), restart=policy, peers=peers)
+
+
 def paper_replicas(
     site: PaperSite, count: int, *, max_waiting: int = 1000, restart: RestartPolicy | None = None
 ) -> Replicas:
@@ -171,11 +193,9 @@ def paper_replicas(
     policy = restart or RestartPolicy(max_failures=1000, first_delay=0, max_replays=1000)
 
     def make_engine(number: int, lot: Lot, peers: Peers, model: ServedModel) -> EngineClient:
-        options = EngineOptions(model_path=model.path)
-        return EngineClient(options, launcher=lot.launcher(model), restart=policy, peers=peers)
+        return paper_client(lot, policy, peers, model)
 
-    model = ServedModel("paper", "paper")
-    return Replicas(make_engine, site, count, Admission(max_waiting), Router(), model)
+    return Replicas(make_engine, site, count, Admission(max_waiting), Router(), PAPER)
 
 
 class PaperSuccessors:

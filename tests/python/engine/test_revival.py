@@ -39,7 +39,7 @@ class Hosts:
             EngineOptions(model_path="a model"),
             size=2,
             launcher=lambda events: HostedRanks(events, self),
-            restart=RestartPolicy(max_failures=0, first_delay=0.01, max_replays=0),
+            restart=RestartPolicy(max_failures=0, first_delay=0.01, max_replays=1),
         )
 
     def lose(self) -> None:
