@@ -16,15 +16,8 @@ from minisgl.engine.placement import Accountant, Gpu, Machine, NoRoom
 from minisgl.engine.site import LocalSite
 from minisgl.ipc.node_link import GpuReport, HostReport
 from tests.python.engine import fake_rank
-from tests.python.engine.test_linked_ranks import (
-    MODEL,
-    OPTIONS,
-    SECRET,
-    ask,
-    find,
-    tokens_of,
-    until,
-)
+from tests.python.engine.test_linked_ranks import MODEL, OPTIONS, SECRET, ask, find, tokens_of
+from tests.python.waiting import PATIENCE, until
 
 COMMAND = (sys.executable, str(Path(fake_rank.__file__)))
 HERE = Machine((0,))
@@ -79,7 +72,7 @@ async def test_a_replica_serves_on_a_host_that_has_joined_and_comes_again() -> N
         home, report = Home("fake:model", COMMAND, find), report_of(Machine((0, 1)), groups=1)
         number = guest_number(SECRET, report.name)
         address = ("127.0.0.1", hub.port)
-        return asyncio.create_task(NodeAgent(home, address, SECRET, number, 20, report).run())
+        return asyncio.create_task(NodeAgent(home, address, SECRET, number, PATIENCE, report).run())
 
     guest = join()
     client = None
@@ -89,10 +82,11 @@ async def test_a_replica_serves_on_a_host_that_has_joined_and_comes_again() -> N
         site.take(0)
         lot = site.take(1)
         client = EngineClient(lot.fit(OPTIONS), launcher=lot.launcher(MODEL))
-        await client.start(20)
+        await client.start(PATIENCE)
         assert await tokens_of(ask(client, 5, 3)) == [6, 7, 8]
-        reading = asyncio.create_task(tokens_of(ask(client, 5, 100)))
-        await asyncio.sleep(0.1)
+        stream = ask(client, 5, 100)
+        reading = asyncio.create_task(tokens_of(stream))
+        await until(lambda: stream.received)
         guest.cancel()
         await asyncio.wait({guest})
         await until(lambda: not hub.reports)

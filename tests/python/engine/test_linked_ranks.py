@@ -10,7 +10,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineOptions, NamedModel
 from minisgl.model_files.files import ModelError
 from tests.python.engine import fake_rank
+from tests.python.waiting import PATIENCE, until
 
 SECRET = "a secret of more than sixteen characters"
 COMMAND = (sys.executable, str(Path(fake_rank.__file__)))
@@ -52,17 +53,12 @@ def children(of: int) -> list[int]:
     return found
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 class Guest:
     """A host that has joined."""
 
     def __init__(self, hub: NodeHub, number: int) -> None:
         home = Home("fake:model", COMMAND, find)
-        agent = NodeAgent(home, ("127.0.0.1", hub.port), SECRET, number, 20)
+        agent = NodeAgent(home, ("127.0.0.1", hub.port), SECRET, number, PATIENCE)
         self.work = asyncio.create_task(agent.run())
 
     async def leave(self) -> None:
@@ -96,7 +92,7 @@ def ask(client: EngineClient, first: int, count: int) -> TokenStream:
 
 
 async def tokens_of(stream: TokenStream) -> list[int]:
-    output = await asyncio.wait_for(stream.next(whole=True), 20)
+    output = await asyncio.wait_for(stream.next(whole=True), PATIENCE)
     assert output.error == ""
     return output.token_ids
 
@@ -125,7 +121,7 @@ async def test_a_group_lives_on_another_host_from_start_to_end() -> None:
     async with guests(1) as (hub, _):
         client = client_of(hub)
         try:
-            info = await client.start(20)
+            info = await client.start(PATIENCE)
             assert info.isa == "fake"
             assert await tokens_of(ask(client, 5, 20)) == list(range(6, 26))
             assert len(children(os.getpid())) == 1
@@ -141,7 +137,7 @@ async def test_streams_go_on_when_a_rank_there_dies_or_the_host_is_lost() -> Non
     async with guests(1) as (hub, there):
         client = client_of(hub)
         try:
-            await client.start(20)
+            await client.start(PATIENCE)
             stream = ask(client, fake_rank.KILL_ONCE, 30)
             first = fake_rank.KILL_ONCE + 1
             assert await tokens_of(stream) == [(first + n) % 1000 for n in range(30)]
@@ -149,11 +145,11 @@ async def test_streams_go_on_when_a_rank_there_dies_or_the_host_is_lost() -> Non
 
             stream = ask(client, 5, 100)
             reading = asyncio.create_task(tokens_of(stream))
-            await asyncio.sleep(0.1)
+            await until(lambda: stream.received)
             await there[0].leave()
             there[0] = Guest(hub, FIRST_GUEST)
-            assert await asyncio.wait_for(reading, 20) == [(6 + n) % 1000 for n in range(100)]
-            assert client.num_restarts == 2
+            assert await reading == [(6 + n) % 1000 for n in range(100)]
+            await until(lambda: client.num_restarts == 2)
         finally:
             await client.close()
 
@@ -162,15 +158,17 @@ async def test_groups_of_one_host_live_and_die_apart() -> None:
     async with guests(1) as (hub, _):
         clients = [client_of(hub) for _ in range(2)]
         try:
-            await asyncio.gather(*(client.start(20) for client in clients))
+            await asyncio.gather(*(client.start(PATIENCE) for client in clients))
             ranks = children(os.getpid())
             assert len(ranks) == 2
-            readings = [asyncio.create_task(tokens_of(ask(client, 5, 100))) for client in clients]
-            await asyncio.sleep(0.1)
+            streams = [ask(client, 5, 100) for client in clients]
+            readings = [asyncio.create_task(tokens_of(stream)) for stream in streams]
+            await until(lambda: all(stream.received for stream in streams))
             os.kill(ranks[0], signal.SIGKILL)
             for tokens in await asyncio.gather(*readings):
                 assert tokens == [(6 + n) % 1000 for n in range(100)]
-            assert sorted(client.num_restarts for client in clients) == [0, 1]
+            await until(lambda: sorted(client.num_restarts for client in clients) == [0, 1])
+            await until(lambda: all(client.state == "ready" for client in clients))
             await clients[0].close()
             assert await tokens_of(ask(clients[1], 5, 3)) == [6, 7, 8]
         finally:

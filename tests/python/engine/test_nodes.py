@@ -6,7 +6,6 @@ import asyncio
 import queue
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,15 +27,10 @@ from minisgl.ipc.node_link import (
     StartRanks,
     connect_to_server,
 )
-from tests.python.waiting import PATIENCE
+from tests.python.waiting import PATIENCE, until
 
 OPTIONS = EngineOptions(model_path="a model")
 SECRET = "a secret of more than sixteen characters"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 class Listener:
@@ -69,9 +63,9 @@ async def test_a_host_whose_words_do_harm_is_lost_and_may_come_again(
     try:
         for _ in range(2):
             link = await connect_to_server("127.0.0.1", hub.port, SECRET, 1)
-            await asyncio.wait_for(hub.wait_for(1), 20)
+            await asyncio.wait_for(hub.wait_for(1), PATIENCE)
             link.send(RankEnd("group", 1, "was killed"))
-            assert (await asyncio.wait_for(listener.lost.get(), 20))[0] == 1
+            assert (await asyncio.wait_for(listener.lost.get(), PATIENCE))[0] == 1
             assert hub.missing() == [1]
             link.close()
         assert "nobody foresaw this" in caplog.text
@@ -93,7 +87,7 @@ async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
         links += [
             await connect_to_server("127.0.0.1", hub.port, SECRET, number) for number in (1, 2)
         ]
-        await asyncio.wait_for(hub.wait_for(1, 2), 20)
+        await asyncio.wait_for(hub.wait_for(1, 2), PATIENCE)
         silent, alive = links
 
         async def show_life() -> None:
@@ -102,13 +96,13 @@ async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
                 await asyncio.sleep(0.05)
 
         pulse = asyncio.create_task(show_life())
-        number, why = await asyncio.wait_for(lost.get(), 20)
+        number, why = await asyncio.wait_for(lost.get(), PATIENCE)
         assert (number, why) == (1, f"it gave no sign of life for {nodes.SILENT_TICKS} s")
         assert hub.missing() == [1]
         with pytest.raises(NodeLinkError):  # it is told, as soon as it can be reached
-            await asyncio.wait_for(read_all(silent), 20)
+            await asyncio.wait_for(read_all(silent), PATIENCE)
         links.append(await connect_to_server("127.0.0.1", hub.port, SECRET, 1))
-        await asyncio.wait_for(hub.wait_for(1), 20)
+        await asyncio.wait_for(hub.wait_for(1), PATIENCE)
         assert lost.empty()
         pulse.cancel()
     finally:
@@ -191,7 +185,7 @@ async def test_what_the_ranks_of_another_host_say_and_become_is_told() -> None:
         ):
             link.send(word)
         link.close()
-        await asyncio.wait_for(until(lambda: len(told) == 4), 20)
+        await until(lambda: len(told) == 4)
         assert told == [
             (1, Ready(EngineInfo(vocab_size=5, max_model_len=5))),
             (1, "gone"),

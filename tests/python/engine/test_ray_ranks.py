@@ -22,9 +22,11 @@ from minisgl.engine.ray_cluster import RayCluster, Wish
 from minisgl.engine.ray_ranks import RayLot, RaySite
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.served_model import ServedModel
+from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineOptions
 from tests.python.engine import fake_keeper, fake_rank
 from tests.python.launch.servers import make_model, processes
+from tests.python.waiting import PATIENCE, until
 
 RANK_COMMAND = (sys.executable, fake_rank.__file__)
 TOKENS = 100
@@ -65,7 +67,7 @@ async def serving(
         restart=RestartPolicy(first_delay=0.05),
     )
     try:
-        await client.start(20)
+        await client.start(PATIENCE)
         yield lot, client, lambda: [p for p in descendants(os.getpid()) if p not in others]
     finally:
         await client.close()
@@ -85,9 +87,12 @@ def descendants(of: int) -> list[int]:
     return found[1:]
 
 
-async def ask(client: EngineClient) -> list[int]:
-    stream = client.submit([5], SamplingParams(max_tokens=TOKENS, temperature=0.0))
-    output = await asyncio.wait_for(stream.next(whole=True), 20)
+def submit(client: EngineClient) -> TokenStream:
+    return client.submit([5], SamplingParams(max_tokens=TOKENS, temperature=0.0))
+
+
+async def tokens_of(stream: TokenStream) -> list[int]:
+    output = await asyncio.wait_for(stream.next(whole=True), PATIENCE)
     assert output.error == ""
     return output.token_ids
 
@@ -99,14 +104,17 @@ async def test_a_replica_survives_its_rank_its_actor_and_its_cluster(
     expected = [(6 + number) % 1000 for number in range(TOKENS)]
     async with serving(make_model(tmp_path / "model")) as (lot, client, running):
         assert str(lot) == "Ray, 1 CPU and 1 GPU"
-        assert await ask(client) == expected
+        assert await tokens_of(submit(client)) == expected
         for victim in (2, 1, 0):  # of keeper, actor, rank
             before = running()
             assert len(before) == 3
-            asking = asyncio.create_task(ask(client))
-            await asyncio.sleep(0.1)
+            asked = submit(client)
+            asking = asyncio.create_task(tokens_of(asked))
+            await until(lambda stream=asked: stream.received)  # type: ignore[misc]
             os.kill(before[victim], signal.SIGKILL)
             assert await asking == expected
+            await until(lambda known=3 - victim: client.num_restarts == known)  # type: ignore[misc]
+            await until(lambda: client.state == "ready")
             after = running()
             assert len(after) == 3
             assert before[:victim] == after[:victim]
@@ -124,7 +132,7 @@ async def test_an_actor_that_cannot_serve_ends_the_start_with_its_reason(tmp_pat
     client = EngineClient(EngineOptions(model_path=""), launcher=lot.launcher(MODEL))
     try:
         with pytest.raises(EngineStartError, match="The actor died with status 0"):
-            await client.start(20)
+            await client.start(PATIENCE)
     finally:
         await client.close()
         await cluster.close()

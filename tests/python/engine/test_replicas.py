@@ -31,6 +31,7 @@ from tests.python.engine.paper_engines import (
     paper_replicas,
     turns,
 )
+from tests.python.waiting import PATIENCE
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -38,7 +39,7 @@ async def until(condition: Callable[[], bool]) -> None:
         while not condition():
             await asyncio.sleep(0)
 
-    await asyncio.wait_for(poll(), 20)
+    await asyncio.wait_for(poll(), PATIENCE)
 
 
 def submit(replicas: Replicas, prompt: list[int], count: int) -> TokenStream:
@@ -259,7 +260,7 @@ async def test_one_that_fails_again_and_again_is_tried_while_others_serve(
     site.broken = True
     for engine in site.alive():
         engine.die()
-    assert "the paper is wet" in await asyncio.wait_for(replicas.wait_failed(), 20)
+    assert "the paper is wet" in await asyncio.wait_for(replicas.wait_failed(), PATIENCE)
     assert replicas.state == "failed"
     await replicas.close()
 
@@ -303,7 +304,7 @@ async def test_an_unforeseen_error_while_replicas_start_is_told_like_others(
     monkeypatch.setattr(RankGroup, "start", start)
     replicas = paper_replicas(PaperSite(), 2)
     with pytest.raises(EngineStartError, match="nobody thought of this"):
-        await asyncio.wait_for(replicas.start(None), 20)
+        await asyncio.wait_for(replicas.start(None), PATIENCE)
     await replicas.close()
 
 

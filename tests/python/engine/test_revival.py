@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from minisgl.ipc.messages import (
 )
 from minisgl.sampling_params import SamplingParams
 from tests.python.engine.paper_ranks import PaperRanks
+from tests.python.waiting import PATIENCE, until
 
 REASON = "host 1 was lost: it gave no sign of life for 6 s"
 
@@ -77,14 +78,6 @@ async def hosts() -> AsyncIterator[Hosts]:
     await hosts.client.close()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(poll(), 20)
-
-
 async def test_a_host_that_is_lost_and_comes_again_is_no_failure_of_engine_or_request(
     hosts: Hosts, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,5 +116,5 @@ async def test_a_host_that_is_lost_while_the_engine_starts_again_is_none_either(
 async def test_a_host_that_stays_away_is_one(hosts: Hosts) -> None:
     stream = hosts.client.submit([5], SamplingParams(max_tokens=20))
     hosts.lose()
-    assert "not ready within 1 s" in await asyncio.wait_for(hosts.client.wait_failed(), 20)
+    assert "not ready within 1 s" in await asyncio.wait_for(hosts.client.wait_failed(), PATIENCE)
     assert stream.finish == "error"

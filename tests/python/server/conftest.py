@@ -22,6 +22,7 @@ from minisgl.server.state import ServerState
 from minisgl.text.frontend import TextFrontend
 from tests.python.server.byte_tokenizer import make_tokenizer
 from tests.python.server.fake_engine import FakeClient, Script, reply
+from tests.python.waiting import PATIENCE
 
 MODEL = "org/test-model"
 
@@ -85,7 +86,7 @@ async def running(
         serve_http(create_app(state), listener, stop.wait, head_timeout=state.args.body_timeout)
     )
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
             yield Server(state, engine, port, http)
     finally:
         stop.set()

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from minisgl.config import OptionError, ServerArgs
 from minisgl.server.addresses import Listener, ListenError, open_listener, read_api_keys
 from minisgl.server.listener import serve_http
+from tests.python.waiting import PATIENCE, until
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +72,7 @@ def test_a_name_with_two_addresses(monkeypatch: pytest.MonkeyPatch, second: str)
         listener.listen()
         monkeypatch.undo()
         for address in ("127.0.0.1", second):
-            socket.create_connection((address, port), timeout=5).close()
+            socket.create_connection((address, port), timeout=PATIENCE).close()
         with pytest.raises(ListenError, match=f"port {port} of {second} is taken by another"):
             opened(host=second, port=port)
 
@@ -171,7 +172,7 @@ async def test_tls(tmp_path: Path) -> None:
                 assert (await http.get(listener.urls)).text == "https"
         reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
         writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")  # without TLS
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
         writer.close()
 
 
@@ -224,9 +225,12 @@ def test_more_connections_than_files() -> None:
 async def test_connections_beyond_the_limit(caplog: pytest.LogCaptureFixture) -> None:
     """One more takes the place of an idle one; where all are at work it is refused."""
     go_on = asyncio.Event()
+    begun = 0
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal begun
         if scope["type"] == "http" and scope["path"] == "/slow":
+            begun += 1
             await go_on.wait()
         await hello(scope, receive, send)
 
@@ -239,17 +243,18 @@ async def test_connections_beyond_the_limit(caplog: pytest.LogCaptureFixture) ->
         held = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(3)]
         for (_, writer), data in zip(held, (slow_request, request, b"GET / H"), strict=True):
             writer.write(data)
+        await until(lambda: begun == 1)
         assert (await held[1][0].readuntil(b"http\r\n0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
         for _ in range(2):  # the places of the idle ones
             held.append(await asyncio.open_connection("127.0.0.1", listener.port))
             held[-1][1].write(slow_request)
-            await asyncio.sleep(0.05)
+            await until(lambda: begun == len(held) - 2)  # type: ignore[misc]
         for reader, _ in held[1:3]:
             with contextlib.suppress(ConnectionError):
-                assert await asyncio.wait_for(reader.read(), 5) == b""
+                assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
         for _ in range(20):
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-            answer = await asyncio.wait_for(reader.read(), 5)
+            answer = await asyncio.wait_for(reader.read(), PATIENCE)
             assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
             assert b'"code":"too_many_connections"' in answer
             assert b"retry-after: 1\r\n" in answer.lower()
@@ -260,7 +265,7 @@ async def test_connections_beyond_the_limit(caplog: pytest.LogCaptureFixture) ->
         ]
         go_on.set()
         for reader, writer in (held[0], *held[3:]):
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n"), PATIENCE)
             assert head == b"HTTP/1.1 200 OK\r\n"
             writer.close()
         for _, writer in held:

@@ -15,6 +15,8 @@ import httpx
 import openai
 import pytest
 
+from tests.python.waiting import PATIENCE
+
 START_SECONDS = 120.0
 PAGE = 16  # tokens: the cache has whole pages
 QUESTION: list[Any] = [{"role": "user", "content": "Who wrote Hamlet?"}]
@@ -177,8 +179,8 @@ def test_nothing_is_left_when_clients_go(url: str) -> None:
         next(lines)
         assert live() > 0
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(url + "/v1/completions", json=body, timeout=0.5)
-    end = time.monotonic() + 30
+        httpx.post(url + "/v1/completions", json=body, timeout=httpx.Timeout(PATIENCE, read=0.5))
+    end = time.monotonic() + PATIENCE
     while live() > 0:
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -12,10 +12,11 @@ from minisgl.server import hook_check, listener
 from minisgl.server.addresses import ListenError
 from minisgl.server.connection import Connection
 from minisgl.server.hook_check import check_hooks
+from tests.python.waiting import PATIENCE
 
 
 async def test_the_installed_one_does() -> None:
-    await asyncio.wait_for(check_hooks(), 5)
+    await asyncio.wait_for(check_hooks(), PATIENCE)
 
 
 async def test_another_place_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:

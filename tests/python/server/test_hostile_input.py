@@ -19,6 +19,7 @@ from minisgl.text.waiting_line import WaitingLine
 from tests.python.server.bad_requests import BAD_REQUESTS, content_of
 from tests.python.server.conftest import Server, StartServer, events
 from tests.python.server.fake_engine import endless
+from tests.python.waiting import PATIENCE
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
@@ -101,7 +102,7 @@ async def test_bodies_count_and_long_prompts_queue_until_they_are_tokenized(
         text._line = WaitingLine(limit=15_000)
         go_on = threading.Event()
         for _ in range(NUM_ENCODE_THREADS):  # all of them are busy
-            text._threads.submit(go_on.wait, 20)
+            text._threads.submit(go_on.wait, PATIENCE)
         first = asyncio.create_task(server.complete("a" * 10_000))
         while not text._line._waiting:
             await asyncio.sleep(0.005)

@@ -11,6 +11,7 @@ import pytest
 from minisgl.server import http1
 from tests.python.server.conftest import MODEL, Server, StartServer, events
 from tests.python.server.fake_engine import endless
+from tests.python.waiting import PATIENCE, until
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
 
@@ -19,7 +20,7 @@ async def raw(server: Server, data: bytes) -> bytes:
     """Everything that the server says to `data` until it closes the connection."""
     reader, writer = await server.connect()
     writer.write(data)
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), PATIENCE)
     writer.close()
     return answer
 
@@ -130,7 +131,7 @@ async def test_empty_lines_before_a_request(start_server: StartServer, pause: fl
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(pause)
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
         assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200"] * 4
         writer.close()
         answer = await raw(server, b"\r\n" * (http1.EMPTY_LINES + 1) + get + b"\r\n")
@@ -182,12 +183,12 @@ async def test_a_body_that_never_ends(start_server: StartServer) -> None:
                 await writer.drain()
 
         sending = asyncio.create_task(send())
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         assert head.startswith(b"HTTP/1.1 413")
         assert b"connection: close" in head.lower()
-        assert b"request_too_large" in await asyncio.wait_for(reader.readuntil(b"}}"), 10)
+        assert b"request_too_large" in await asyncio.wait_for(reader.readuntil(b"}}"), PATIENCE)
         with pytest.raises(ConnectionError):  # the server reads no more
-            await asyncio.wait_for(sending, 10)
+            await asyncio.wait_for(sending, PATIENCE)
         assert (await server.chat()).status_code == 200
         writer.close()
 
@@ -198,15 +199,15 @@ async def test_bodies_that_are_too_large_together(start_server: StartServer) -> 
         head += b"Content-Length: 1000000\r\n\r\n"
         _, patient = await server.connect()
         patient.write(head + b"[" * 900_000)
-        await patient.drain()
-        await asyncio.sleep(0.2)
+        bodies = server.state.bodies
+        await until(lambda: bodies.used >= 900_000)
         answer = await raw(server, head + b"[" * 900_000)
         assert answer.startswith(b"HTTP/1.1 503")
         assert b"retry-after" in answer.lower()
         assert error_of(answer)["code"] == "overloaded"
         assert (await server.chat()).status_code == 200  # a small one finds room
         patient.close()
-        await asyncio.sleep(0.2)
+        await until(lambda: not bodies.used)
         assert b"invalid_json" in await raw(server, head + b"x" * 1_000_000)
 
 
@@ -221,7 +222,7 @@ async def test_a_slow_body(start_server: StartServer) -> None:
                 writer.write(b" ")
 
         dripping = asyncio.create_task(drip())
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
         dripping.cancel()
         writer.close()
         assert answer.startswith(b"HTTP/1.1 408")
@@ -237,7 +238,7 @@ async def test_a_body_that_nobody_reads(start_server: StartServer, path: str) ->
         reader, writer = await server.connect()
         writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\n".encode())
         writer.write(b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 5000)
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
         assert answer.startswith(b"HTTP/1.1 ")
         assert b"connection: close" in answer.lower()
         writer.close()
@@ -250,7 +251,7 @@ async def test_a_connection_is_used_again(server: Server) -> None:
             b"POST " + path + b" HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(BODY)
         )
         writer.write(BODY)
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         assert head.startswith(b"HTTP/1.1 %d" % status)
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         await reader.readexactly(length)
@@ -294,8 +295,7 @@ async def test_an_offered_web_socket_is_ignored(server: Server) -> None:
 async def test_queue_full(start_server: StartServer) -> None:
     async with start_server(endless(), max_live=2) as server:
         running = [asyncio.create_task(server.complete(max_tokens=200)) for _ in range(2)]
-        while server.engine.num_live < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.engine.num_live == 2)
         for _ in range(2):
             answer = await server.complete(stream=True)
             assert answer.status_code == 429
@@ -378,11 +378,11 @@ async def test_a_body_that_waits_to_be_asked_for(
             b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
             b"Authorization: Bearer %b\r\nContent-Length: %d\r\n\r\n" % (key.encode(), length)
         )
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         assert head.startswith(b"HTTP/1.1 " + status)
         if status == b"100":
             writer.write(b'{"prompt":"a"}')
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
             assert head.startswith(b"HTTP/1.1 200 OK")
         else:
             assert b"connection: close" in head.lower()

@@ -11,7 +11,8 @@ import pytest
 
 from tests.python.server.conftest import Server, StartServer
 from tests.python.server.fake_engine import endless, reply
-from tests.python.server.test_disconnect import request, until
+from tests.python.server.test_disconnect import request
+from tests.python.waiting import until
 
 
 @pytest.fixture

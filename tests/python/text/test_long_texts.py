@@ -12,6 +12,7 @@ import pytest
 from minisgl.text.errors import PromptTooLong, TextQueueFull
 from minisgl.text.frontend import TextFrontend
 from minisgl.text.waiting_line import Place, WaitingLine
+from tests.python.waiting import PATIENCE, until
 
 
 @pytest.mark.parametrize("num_tokenizer", [0, 1])
@@ -83,8 +84,7 @@ async def test_a_long_text_is_tokenized_when_it_is_its_turn(model: str, num_toke
     await other.turn()
     gone, task = (asyncio.create_task(text.encode("7" * 9000)) for _ in range(2))
     assert len(await text.encode("7" * 1000)) == 1000
-    await asyncio.sleep(0.05)
-    assert line._working == 10_000
+    await until(lambda: line._working == 10_000)
     gone.cancel()
     await asyncio.wait({gone})
     assert line._waiting == 19_000
@@ -101,10 +101,10 @@ async def test_who_has_gone_keeps_his_place_until_the_work_is_done(model: str) -
 
     def work() -> None:
         begun.set()
-        go_on.wait(20)
+        go_on.wait(PATIENCE)
 
     task = asyncio.create_task(text.off_loop(work, size=10))
-    await asyncio.to_thread(begun.wait, 20)
+    await asyncio.to_thread(begun.wait, PATIENCE)
     task.cancel()
     await asyncio.wait({task})
     with pytest.raises(TextQueueFull):
