@@ -1,7 +1,6 @@
 """What every process that this one starts is given, and what it must not get. ipc/process.py starts
 ranks and tokenizers, text/template_client.py the process of chat templates, engine/machine.py the
-search for GPUs, successors.py that for another model, model_files/default_model.py an installer;
-nothing else starts a process.
+search for GPUs, model_files/default_model.py an installer; nothing else starts a process.
 """
 
 from __future__ import annotations

@@ -60,6 +60,21 @@ class Tokenizer:
         # The stop strings of a request are made ready once for all its choices.
         self.stop_strings = lru_cache(NUM_STOP_STRINGS_KEPT)(self._make_stop_strings)
 
+    def digests(self) -> dict[str, str]:
+        """What two tokenizers with the same meaning have in common, by what it is of. Takes some
+        hundredths of a second.
+        """
+        parts: dict[str, object] = {
+            "tokenizer": self._backend.to_str(),
+            "chat template": self.chat_template and msgspec.to_builtins(self.chat_template),
+            "set of end tokens": self.eos_token_ids,
+            "way of filling in the middle": self.fill_in_middle,
+        }
+        return {
+            name: hashlib.sha256(msgspec.json.encode(part, order="sorted")).hexdigest()
+            for name, part in parts.items()
+        }
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. A rendered chat already has its special tokens: encode it without.
 
@@ -135,21 +150,6 @@ class Tokenizer:
             raise ChatTemplateError("this model has no chat template")
         template = ChatTemplate(self.chat_template.texts, self.chat_template.special_tokens)
         return template.render(messages, **options)
-
-    def digests(self) -> dict[str, str]:
-        """What two tokenizers with the same meaning have in common, by what it is of. Takes some
-        hundredths of a second.
-        """
-        parts: dict[str, object] = {
-            "tokenizer": self._backend.to_str(),
-            "chat template": self.chat_template and msgspec.to_builtins(self.chat_template),
-            "set of end tokens": self.eos_token_ids,
-            "way of filling in the middle": self.fill_in_middle,
-        }
-        return {
-            name: hashlib.sha256(msgspec.json.encode(part, order="sorted")).hexdigest()
-            for name, part in parts.items()
-        }
 
     def byte_table(self, skip_special_tokens: bool) -> TokenBytes:
         """The bytes of each token id; special tokens have none with `skip_special_tokens`."""
