@@ -638,6 +638,11 @@ class ServerArgs(EngineSettings):
             )
 
     @property
+    def needs_weights(self) -> bool:
+        """Whether a model's weights have to be on this host."""
+        return self.load_format != "dummy" and self.cluster is None
+
+    @property
     def takes_guests(self) -> bool:
         """Whether hosts may join: there is an address for it, and somebody who adds replicas."""
         addressed = self.dist_init_addr is not None and self.admin_api_key is not None

@@ -19,8 +19,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0  # without a byte; a change reports far more often
 MAX_BODY_BYTES = 2**20
-ENDS = ("ready", "removed")  # the last states of changes that came about
-COLUMNS = ("replica", "state", "requests", "waiting tokens", "restarts", "place")
+ENDS = ("ready", "removed", "replaced")  # the last states of changes that came about
+COLUMNS = ("replica", "state", "requests", "waiting tokens", "restarts", "place", "model")
 
 
 class CtlError(Exception):
@@ -34,7 +34,9 @@ class Server:
     url: str
     key: str
 
-    def ask(self, method: str, path: str) -> http.client.HTTPResponse:
+    def ask(
+        self, method: str, path: str, body: Mapping[str, str] | None = None
+    ) -> http.client.HTTPResponse:
         """The answer to a request, where it is a success. Raises CtlError."""
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -47,7 +49,11 @@ class Server:
             connection.connect()
             connection.sock.settimeout(ANSWER_SECONDS)
             headers = {"authorization": f"Bearer {self.key}"}
-            connection.request(method, parts.path.rstrip("/") + path, headers=headers)
+            content = None
+            if body is not None:
+                content = msgspec.json.encode(body)
+                headers["content-type"] = "application/json"
+            connection.request(method, parts.path.rstrip("/") + path, content, headers)
             answer = connection.getresponse()
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise CtlError(f"no server answers at {self.url}: {error}") from error
@@ -84,12 +90,13 @@ def events_of(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 def describe(event: Mapping[str, Any]) -> str:
     """One line of progress."""
     details = [
-        str(value) if name in ("phase", "place", "reason") else f"{name} {value}"
+        str(value) if name in ("phase", "place", "reason", "model") else f"{name} {value}"
         for name, value in event.items()
         if name not in ("replica", "state") and value not in ("", None)
     ]
     more = f" ({', '.join(details)})" if details else ""
-    return f"replica {event.get('replica', '?')}: {event.get('state', '?')}{more}"
+    who = f"replica {event['replica']}" if "replica" in event else "all replicas"
+    return f"{who}: {event.get('state', '?')}{more}"
 
 
 def follow(answer: http.client.HTTPResponse) -> int:
@@ -111,7 +118,8 @@ def show(server: Server) -> int:
         for one in body["replicas"]:
             state = f"{one['state']} ({one['phase']})" if one["phase"] else one["state"]
             counts = (one["num_live"], one["waiting_tokens"], one["num_restarts"])
-            rows.append((str(one["number"]), state, *map(str, counts), one["place"]))
+            model = f"{one['model']} ({one['revision']})" if one["revision"] else one["model"]
+            rows.append((str(one["number"]), state, *map(str, counts), one["place"], model))
     except (OSError, http.client.HTTPException, msgspec.DecodeError, LookupError, TypeError) as bad:
         raise CtlError(f"the server says what this release doesn't know: {bad!r}") from bad
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -172,6 +180,21 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="SECONDS",
             help="time that its requests have to end there (default 0); then they go on at others",
         )
+    parsed = actions.add_parser(
+        "replace", help="replace all, one after the other, by some with another model revision"
+    )
+    parsed.add_argument(
+        "--model", help="a folder, .gguf file or Hugging Face id (default: the server's own)"
+    )
+    parsed.add_argument("--revision", help="a branch, tag or commit of a Hugging Face id")
+    parsed.add_argument(
+        "--drain",
+        type=_seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="time that requests have to end where no other replica can go on with them "
+        "(default 600); then they end with an error",
+    )
     return parser
 
 
@@ -185,7 +208,12 @@ def run(argv: Sequence[str] | None = None) -> int:
         return show(server)
     if args.action == "add":
         return follow(server.ask("POST", "/admin/replicas"))
-    one, drain = f"/admin/replicas/{args.number}", f"?drain={args.drain:g}"
+    drain = f"?drain={args.drain:g}"
+    if args.action == "replace":
+        wish = {"model": args.model, "revision": args.revision}
+        named = {name: value for name, value in wish.items() if value is not None}
+        return follow(server.ask("POST", f"/admin/replicas/replace{drain}", named))
+    one = f"/admin/replicas/{args.number}"
     if args.action == "remove":
         return follow(server.ask("DELETE", one + drain))
     return follow(server.ask("POST", f"{one}/restart{drain}"))

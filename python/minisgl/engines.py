@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from minisgl.config import MAX_WAITING, ServerArgs
@@ -26,12 +28,16 @@ from minisgl.engine.ray_ranks import RaySite
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.router import Router
+from minisgl.engine.served_model import ServedModel
 from minisgl.engine.site import LocalSite, Lot, Site
-from minisgl.ipc.messages import EngineOptions
+from minisgl.ipc.messages import EngineOptions, NamedModel
 from minisgl.startup import PhaseLog, counted, engine_options
 
 if TYPE_CHECKING:
     from minisgl.config import Routing
+
+# Where Hugging Face keeps a commit of a model.
+_CACHED = re.compile("/models--[^/]+/snapshots/([^/]+)")
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +135,9 @@ def _make_replicas(
     # One that is left alone has the requests of all.
     options = dataclasses.replace(options, max_waiting=MAX_WAITING)
 
-    def make_engine(number: int, lot: Lot, peers: Peers) -> EngineClient:
-        return _make_client(args, lot.fit(options), lot.launcher, restart, peers, on_blocks(number))
+    def make_engine(number: int, lot: Lot, peers: Peers, model: ServedModel) -> EngineClient:
+        fit = dataclasses.replace(lot.fit(options), model_path=model.path)
+        return _make_client(args, fit, lot.launcher(model), restart, peers, on_blocks(number))
 
     return Replicas(
         make_engine,
@@ -138,4 +145,14 @@ def _make_replicas(
         args.replicas,
         Admission(args.max_waiting, args.max_waiting_tokens),
         Router(cast("Routing", args.routing)),
+        served_model(options.model_path, NamedModel(args.model, args.revision), first=True),
     )
+
+
+def served_model(path: str, named: NamedModel, *, first: bool = False) -> ServedModel:
+    """The model at a path of this host. `first`: the one that server and hosts were started with,
+    each of which may call it something else.
+    """
+    cached = _CACHED.search(path)
+    revision = cached[1] if cached else named.revision or ""
+    return ServedModel(path, named.model or Path(path).stem, revision, None if first else named)

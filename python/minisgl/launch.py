@@ -34,6 +34,7 @@ from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.scaling import Bounds, Scaler
 from minisgl.engines import make_engines, open_kv_events
 from minisgl.flags import parse_args
+from minisgl.ipc.messages import NamedModel
 from minisgl.log import SERVER, start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.published_sampling import published_sampling
@@ -47,6 +48,7 @@ from minisgl.server.listener import (
 )
 from minisgl.server.state import ServerState
 from minisgl.startup import counted, describe_engine
+from minisgl.successors import ModelSuccessors
 from minisgl.system import (
     SystemLimitError,
     check_threads,
@@ -184,7 +186,7 @@ def _find_model(args: ServerArgs) -> ModelFiles:
     return resolve_model(
         args.model,
         revision=args.revision,
-        weights=args.load_format != "dummy" and args.cluster is None,
+        weights=args.needs_weights,
         show_progress=args.log_format == "text",  # a bar is no line
     )
 
@@ -202,7 +204,17 @@ def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
     assert args.dist_secret is not None
     number, report = args.node_rank, None
     try:
-        home = Home(_find_model(args).path, command)
+
+        def find(named: NamedModel) -> str:
+            """Another model than that of the command, on this host."""
+            return resolve_model(
+                named.model,
+                revision=named.revision,
+                weights=args.needs_weights,
+                show_progress=False,
+            ).path
+
+        home = Home(_find_model(args).path, command, find)
         if args.join is not None:
             report = report_of(read_machine(args.device), args.replicas)
             number = guest_number(args.dist_secret, report.name)
@@ -254,8 +266,9 @@ class Server:
         self._client = client
         self._hosts = hosts
         self._state = ServerState(args, self._client, args.served_model_name or (files.name,))
+        self._successors = ModelSuccessors(self._state)
         if isinstance(client, Replicas):
-            self._state.changes = Changes(client)
+            self._state.changes = Changes(client, self._successors)
         self._scaling: asyncio.Task[None] | None = None
         self._stopping = False  # a signal came
         self._stop = asyncio.Event()  # the loop knows of it
@@ -327,7 +340,7 @@ class Server:
         await self._open_hosts()
         timeout = self._args.startup_timeout
         engine = asyncio.create_task(self._client.start(timeout))
-        text = asyncio.create_task(start_text(self._state, self._files.path))
+        text = asyncio.create_task(self._start_text())
         try:
             await asyncio.gather(engine, text)
         finally:
@@ -337,6 +350,12 @@ class Server:
         engine.result()
         for line in describe_engine(self._args, self._client.rank_infos):
             logger.info("%s", line)
+
+    async def _start_text(self) -> None:
+        await start_text(self._state, self._files.path)
+        if self._state.args.admin_api_key is not None:  # else nobody could ask for another model
+            path = self._files.path
+            await asyncio.to_thread(lambda: self._successors.remember(path))
 
     @staticmethod
     async def _first_of(*tasks: asyncio.Task[object]) -> None:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from minisgl.tasks import background, in_daemon_thread
+from tests.python.waiting import PATIENCE
 
 
 async def work(error: Exception | None) -> None:
@@ -47,16 +48,16 @@ async def test_a_thread_gives_back_what_its_work_returns_or_raises() -> None:
 
 
 async def test_a_thread_that_hangs_keeps_nobody() -> None:
-    """asyncio.to_thread in its place would hold up the end of the process for a minute."""
+    """asyncio.to_thread in its place would hold up the end of the process for an hour."""
     program = (
         "import asyncio, time\nfrom minisgl.tasks import in_daemon_thread\n"
         "async def main():\n"
-        "    hung = in_daemon_thread(lambda: time.sleep(60), 'hung')\n"
+        "    hung = in_daemon_thread(lambda: time.sleep(3600), 'hung')\n"
         "    await asyncio.wait_for(hung, 0.1)\n"
         "asyncio.run(main())"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE
     )
-    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    _, errors = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert b"TimeoutError" in errors

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
@@ -16,7 +16,7 @@ from minisgl.engine.nodes import ALIVE_SECONDS, plan_keys, sum_secret
 from minisgl.engine.placement import Share
 from minisgl.engine.site import divided_memory
 from minisgl.environment import default_cache_dir
-from minisgl.ipc.messages import Alive, Shutdown
+from minisgl.ipc.messages import Alive, NamedModel, PhaseReport, Shutdown
 from minisgl.ipc.node_link import (
     EndRanks,
     Farewell,
@@ -33,7 +33,7 @@ from minisgl.ipc.node_link import (
     StopRanks,
     connect_to_server,
 )
-from minisgl.tasks import background
+from minisgl.tasks import background, in_daemon_thread
 
 SILENT_SECONDS = 7.0  # without a sign of life, and host 0 is lost
 RETRY_SECONDS = 0.5  # between two attempts to reach host 0
@@ -47,6 +47,9 @@ class Home:
 
     model_path: str
     command: Sequence[str]  # the rank program
+    # Finds or downloads another model, on a thread: its path. ModelError, an Exception with a
+    # sentence, where there is none.
+    find: Callable[[NamedModel], str]
     # Groups that the host and its memory are divided among, where the server doesn't know it; 0: it
     # does, and has done so.
     sharers: int = 0
@@ -59,9 +62,10 @@ class HostedGroup:
         group = message.places[0].name
         self._link = link
         self._group = group
+        self._home = home
+        self._model = message.model
         self._options = dataclasses.replace(
             divided_memory(message.options, max(home.sharers, 1)),
-            model_path=home.model_path,
             cache_dir=str(default_cache_dir() or ""),
         )
         self._places = message.places
@@ -90,9 +94,30 @@ class HostedGroup:
         first, last = self._places[0].rank, self._places[-1].rank
         logger.info("starting ranks %d to %d", first, last)
         try:
-            await self._ranks.start(self._options, self._places)
+            options = dataclasses.replace(self._options, model_path=await self._find_model())
+        except Exception as error:
+            self._events.end(first, f"can't be started: {error}")
+            return
+        try:
+            await self._ranks.start(options, self._places)
         except OSError as error:
             self._events.end(first, f"can't be started: {error}")
+
+    async def _find_model(self) -> str:
+        """The path of this host's copy."""
+        named = self._model
+        if named is None:
+            return self._home.model_path
+        report = PhaseReport(phase=f"looking for {named.model or 'the default model'}")
+        search = asyncio.create_task(in_daemon_thread(lambda: self._home.find(named), "model"))
+        try:
+            while not search.done():
+                for place in self._places:  # they can't give a sign of life themselves
+                    self._events.message(place.rank, report)
+                await asyncio.wait({search}, timeout=ALIVE_SECONDS)
+            return search.result()
+        finally:
+            search.cancel()
 
     def post(self, mail: RankMail) -> None:
         """Puts a message to a rank."""

@@ -58,6 +58,8 @@ class ReplicaFigures:
     state: State
     phase: str  # as in EngineApi
     place: str  # what it has of which host
+    model: str  # as the operator calls it
+    revision: str  # the model's; "": it has none, or nobody knows it
     num_live: int
     waiting_tokens: int
     num_replaying: int

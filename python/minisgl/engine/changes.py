@@ -1,55 +1,33 @@
-"""Replicas are added, removed and started anew while they serve."""
+"""Replicas are added, removed, started anew and replaced while they serve."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from minisgl.engine.api import EngineStartError, ReplicaRefused, ReplicaUnknown
+from minisgl.engine.change import Change, empty_replica, start_replica
 from minisgl.engine.replicas import Replica, Replicas
+from minisgl.engine.rolling import Roll
+from minisgl.engine.served_model import ServedModel
+from minisgl.ipc.messages import NamedModel
 from minisgl.tasks import background
-
-REPORT_SECONDS = 0.5  # between two looks at how a change gets on
 
 logger = logging.getLogger(__name__)
 
-Event = Mapping[str, Any]
 
+class Successors(Protocol):
+    """Models that may take the place of the one that is served."""
 
-class Change:
-    """Something that is done to a replica, whoever listens, and how it gets on."""
+    async def find(self, named: NamedModel) -> ServedModel:
+        """Finds or downloads it. ReplicaRefused where there is none, or its requests would not be
+        those of the one that is served.
+        """
 
-    def __init__(self, number: int) -> None:
-        self.number = number  # the replica's
-        self._events: list[Event] = []
-        self._over = False
-        self._news = asyncio.Event()
-
-    def say(self, state: str, **more: Any) -> None:
-        """One event; the same one isn't said twice in a row."""
-        event = {"replica": self.number, "state": state, **more}
-        if not self._events or self._events[-1] != event:
-            self._events.append(event)
-            self._news.set()
-
-    def end(self) -> None:
-        """There are no more events."""
-        self._over = True
-        self._news.set()
-
-    async def events(self) -> AsyncIterator[Event]:
-        """All events from the first on, as they come, to the end. For one listener."""
-        told = 0
-        while True:
-            self._news.clear()
-            while told < len(self._events):
-                told += 1
-                yield self._events[told - 1]
-            if self._over:
-                return
-            await self._news.wait()
+    async def adopt(self, model: ServedModel) -> None:
+        """All replicas serve it now."""
 
 
 class Changes:
@@ -57,9 +35,12 @@ class Changes:
     ReplicaUnknown for a number that nobody has), and goes on in a task of its own.
     """
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, successors: Successors) -> None:
         self.replicas = replicas
+        self._successors = successors
         self._tasks: dict[Change, asyncio.Task[None]] = {}
+        self._roll: Change | None = None  # the replacement of all that is under way
+        self._rolling = False  # it has found its model
 
     def add(self) -> Change:
         """One more replica. NoRoom, which is a ReplicaRefused, where nothing is left for it."""
@@ -77,6 +58,19 @@ class Changes:
         replica = self._leave(number, "started again")
         return self._begin(replica, lambda change: self._restart(change, replica, drain))
 
+    def replace(self, named: NamedModel, limit: float) -> Change:
+        """All replicas are replaced, one after the other, by some with this model, once it has been
+        found and fits. Streams have `limit` seconds to end where no other replica of their own
+        model can go on with them.
+        """
+        self._check_open()
+        if self._roll is not None:
+            raise ReplicaRefused("all replicas are being replaced already")
+        if self.replicas.state == "starting":
+            raise ReplicaRefused("the server is still starting: there is nothing to replace")
+        self._roll = change = self._begin(None, lambda change: self._replace(change, named, limit))
+        return change
+
     async def close(self) -> None:
         """What is under way is left where it is: the replicas are closed next."""
         for task in self._tasks.values():
@@ -87,6 +81,8 @@ class Changes:
     def _check_open(self) -> None:
         if self.replicas.state in ("draining", "failed"):
             raise ReplicaRefused("the server is ending: its replicas stay as they are")
+        if self._rolling:
+            raise ReplicaRefused("all replicas are being replaced: nothing else changes meanwhile")
 
     def _leave(self, number: int, what: str) -> Replica:
         self._check_open()
@@ -106,9 +102,9 @@ class Changes:
         return replica
 
     def _begin(
-        self, replica: Replica, work: Callable[[Change], Coroutine[Any, Any, None]]
+        self, replica: Replica | None, work: Callable[[Change], Coroutine[Any, Any, None]]
     ) -> Change:
-        change = Change(replica.number)
+        change = Change(None if replica is None else replica.number)
 
         def fail(reason: str) -> None:
             change.say("failed", reason=reason)
@@ -121,13 +117,15 @@ class Changes:
                 # After the failure of the task, if it is one, has been told.
                 asyncio.get_running_loop().call_soon(change.end)
 
-        self._tasks[change] = background(run(), f"a change of replica {replica.number}", fail)
+        what = "the change of all replicas" if replica is None else f"a change of {replica.number}"
+        self._tasks[change] = background(run(), what, fail)
         return change
 
     async def _add(self, change: Change, replica: Replica) -> None:
         logger.info("replica %d is added: %s", replica.number, replica.lot)
         try:
-            await self._start(change, replica)
+            await start_replica(change, self.replicas, replica)
+            change.say("ready")
         except EngineStartError as error:
             logger.error("replica %d can't be added: %s", replica.number, error)
             self.replicas.retire(replica)
@@ -136,51 +134,49 @@ class Changes:
             change.say("failed", reason=str(error))
 
     async def _remove(self, change: Change, replica: Replica, drain: float) -> None:
-        await self._empty(change, replica, drain)
+        await empty_replica(change, self.replicas, replica, drain)
         self.replicas.forget(replica)
         logger.info("replica %d was removed", replica.number)
         change.say("removed")
 
     async def _restart(self, change: Change, replica: Replica, drain: float) -> None:
-        await self._empty(change, replica, drain)
-        self.replicas.renew(replica)
+        await empty_replica(change, self.replicas, replica, drain)
+        self.replicas.renew(replica, replica.model)
         replica.leaving = False
         try:
-            await self._start(change, replica)
+            await start_replica(change, self.replicas, replica)
+            change.say("ready")
         except EngineStartError as error:
             change.say("failed", reason=str(error))
             await self.replicas.start_later(replica, str(error))
 
-    async def _start(self, change: Change, replica: Replica) -> None:
-        change.say("starting", place=str(replica.lot))
-        start = asyncio.create_task(self.replicas.start_engine(replica))
+    async def _replace(self, change: Change, named: NamedModel, limit: float) -> None:
+        change.say("searching", model=named.model, revision=named.revision)
         try:
-            while not (await asyncio.wait({start}, timeout=REPORT_SECONDS))[0]:
-                change.say("starting", phase=replica.engine.phase)
-            start.result()
+            try:
+                model = await self._successors.find(named)
+            except ReplicaRefused as error:
+                change.say("failed", reason=f"{error}; nothing has changed")
+                return
+            self._rolling = True
+            await self._settle(change)
+            logger.info("all replicas are replaced by some with %s at %s", model.name, model.path)
+            reason = await Roll(change, self.replicas, model, limit).run()
+            change.number = None
+            if reason:
+                logger.error("%s", reason)
+                change.say("failed", reason=reason)
+                return
+            await self._successors.adopt(model)
+            logger.info("all replicas serve %s at %s", model.name, model.path)
+            change.say("replaced", model=model.name, revision=model.revision)
         finally:
-            start.cancel()
-        change.say("ready")
+            self._roll, self._rolling = None, False
 
-    async def _empty(self, change: Change, replica: Replica, drain: float) -> None:
-        """Until none of its requests is live there; then its engine is closed."""
-        logger.info(
-            "replica %d is drained: live requests (%d) have %g s to end there",
-            replica.number,
-            replica.engine.num_live,
-            drain,
-        )
-        loop = asyncio.get_running_loop()
-        end = loop.time() + drain
-        moved = 0
-        while True:
-            left = end - loop.time()
-            if left <= 0:
-                moved += self.replicas.evacuate(replica)
-                left = REPORT_SECONDS  # for what nobody else can go on with
-            live = sum(not stream.finished for stream in replica.engine.requests.streams)
-            change.say("draining", live=live, moved=moved)
-            if not live:
-                break
-            await replica.engine.requests.wait_idle(min(left, REPORT_SECONDS))
-        await replica.engine.close()
+    async def _settle(self, change: Change) -> None:
+        """Waits for changes and first starts that are under way."""
+        launches = (one.launch for one in self.replicas.members if one.launch is not None)
+        others = [task for one, task in self._tasks.items() if one is not change]
+        if pending := [task for task in (*others, *launches) if not task.done()]:
+            change.say("waiting", reason="other changes are under way")
+            await asyncio.wait(pending)

@@ -9,6 +9,7 @@ from minisgl.engine.launcher import MakeLauncher
 from minisgl.engine.linked_ranks import LinkedRanks
 from minisgl.engine.nodes import FIRST_GUEST, NodeHub
 from minisgl.engine.placement import Accountant, Gpu, Machine, NoRoom
+from minisgl.engine.served_model import ServedModel
 from minisgl.engine.site import Lot, Site, share_of_memory
 from minisgl.ipc.messages import EngineOptions
 from minisgl.ipc.node_link import GpuReport, HostReport, derive_key
@@ -40,9 +41,13 @@ class JoinedLot:
         self._accountant = accountant
         self._name = name
         self._share = share = accountant.take()
-        self.launcher: MakeLauncher = functools.partial(
+        self._launcher = functools.partial(
             LinkedRanks, hub, host, share=share, label=f"-R{replica}"
         )
+
+    def launcher(self, model: ServedModel) -> MakeLauncher:
+        """As in Lot."""
+        return functools.partial(self._launcher, model=model.named)
 
     def fit(self, options: EngineOptions) -> EngineOptions:
         """As in Lot."""
@@ -67,10 +72,10 @@ class JoinedSite:
         self._threads = threads
         self._accountants: dict[int, tuple[HostReport, Accountant]] = {}
 
-    def take(self, number: int) -> Lot:
+    def take(self, number: int, *, at_once: bool = False) -> Lot:
         """As in Site."""
         try:
-            return self._local.take(number)
+            return self._local.take(number, at_once=at_once)
         except NoRoom as error:
             reasons = [str(error)]
         for host, report in sorted(self._hub.reports.items()):

@@ -14,7 +14,7 @@ from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import WHOLE_HOST
 from minisgl.engine.nodes import NodeHub
 from minisgl.engine.placement import Share
-from minisgl.ipc.messages import EngineOptions, PhaseReport, Place
+from minisgl.ipc.messages import EngineOptions, NamedModel, PhaseReport, Place
 from minisgl.ipc.node_link import (
     EndRanks,
     GroupEnd,
@@ -44,10 +44,12 @@ class LinkedRanks:
         *,
         share: Share = WHOLE_HOST,
         label: str = "",
+        model: NamedModel | None = None,
     ) -> None:
         """`number` is the host's, `share` what of it the ranks have, and `label` what the names of
-        their processes end with.
+        their processes end with. `model`: None is the one that the host was started with.
         """
+        self._model = model
         self._share = share
         self._label = label
         self._hub = hub
@@ -77,6 +79,7 @@ class LinkedRanks:
                 list(share.cores),
                 share.sharers,
                 self._label,
+                self._model,
             ),
         )
 

@@ -265,13 +265,17 @@ class LiveRequests:
             stream.fail(code, sentence)
             self._forget(stream.id)
 
+    def give_up(self, code: ErrorCode, sentence: str) -> None:
+        """Ends every stream with an error; the engine is told."""
+        for stream in list(self._live.values()):
+            stream.fail(code, sentence)
+            self.abort(stream.id)
+
     async def drain(self, timeout: float) -> bool:
         """EngineApi.drain(), for an engine that takes no new requests."""
         if await self.wait_idle(timeout):
             return True
-        for stream in list(self._live.values()):
-            stream.fail("shutting_down", SHUTTING_DOWN)
-            self.abort(stream.id)
+        self.give_up("shutting_down", SHUTTING_DOWN)
         await self.wait_idle(ABORT_SECONDS)
         return False
 

@@ -22,6 +22,8 @@ class Peers:
     # The first news of its death: its live requests may be handed over now. None: they wait for
     # the next engine.
     on_loss: Callable[[], object] | None = None
+    # It has failed once more than often enough in a row, and is tried at longer intervals.
+    on_exhausted: Callable[[], object] = lambda: None
     on_failed: Callable[[], object] = lambda: None  # it is not started again; its requests end next
     # Whether others serve, or haven't failed too often yet: then this one is tried for ever.
     others_may_serve: Callable[[], bool] = lambda: False

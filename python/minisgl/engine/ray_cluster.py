@@ -25,7 +25,7 @@ from minisgl.ipc.keeper import (
     RemoveGuest,
     from_keeper_decoder,
 )
-from minisgl.ipc.messages import Shutdown
+from minisgl.ipc.messages import NamedModel, Shutdown
 from minisgl.ipc.process import ChildProcess, describe_exit
 from minisgl.tasks import background
 
@@ -108,18 +108,19 @@ class RayCluster:
         words = [f"{n} {what}{'s' * (n != 1)}" for n, what in ((cpus, "CPU"), (gpus, "GPU")) if n]
         return " and ".join(words)
 
-    async def place(self) -> Guest:
+    async def place(self, model: NamedModel | None = None) -> Guest:
         """A new guest, as soon as the cluster can be reached. It connects to the hub once Ray has
-        found a place for it.
+        found a place for it, and it this model there (None: the wish's).
         """
         await self._connected.wait()
         guest = Guest(next(self._numbers))
         self._guests[guest.number] = guest
         cpus, gpus = self._resources()
         wish = self.wish
+        model = model or NamedModel(wish.model, wish.revision)
         agent = AgentSpec(
-            model=wish.model,
-            revision=wish.revision,
+            model=model.model,
+            revision=model.revision,
             weights=wish.weights,
             command=list(wish.command),
             cpus=0 if gpus else cpus,

@@ -10,8 +10,10 @@ from typing import Any
 
 from minisgl.engine.launcher import MakeLauncher, RankEvents
 from minisgl.engine.linked_ranks import LinkedRanks
+from minisgl.engine.placement import NoRoom
 from minisgl.engine.ray_cluster import Guest, RayCluster
-from minisgl.ipc.messages import EngineOptions, PhaseReport, Place
+from minisgl.engine.served_model import ServedModel
+from minisgl.ipc.messages import EngineOptions, NamedModel, PhaseReport, Place
 from minisgl.tasks import background
 
 CAUSE_SECONDS = 1.0  # from the loss of a connection to what Ray says of it
@@ -27,7 +29,10 @@ class RayLot:
         self.label = f"-R{number}"  # what the names of its processes end with
         self._cluster = cluster
         self._guest: Guest | None = None
-        self.launcher: MakeLauncher = functools.partial(RayRanks, cluster, self)
+
+    def launcher(self, model: ServedModel) -> MakeLauncher:
+        """As in Lot."""
+        return functools.partial(RayRanks, self._cluster, self, model.named)
 
     def fit(self, options: EngineOptions) -> EngineOptions:
         """As in Lot. The threads of a rank are the CPUs that were asked for."""
@@ -42,14 +47,14 @@ class RayLot:
     def __str__(self) -> str:
         return f"Ray, {self._cluster.group_size}"
 
-    async def guest(self) -> Guest:
-        """The actor that is there, or another one, once it is connected. Raises OSError where Ray
-        says why there is none.
+    async def guest(self, model: NamedModel | None) -> Guest:
+        """The actor that is there, or another one, which looks for this model first, once it is
+        connected. Raises OSError where Ray says why there is none.
         """
         hub = self._cluster.hub
         while self._guest is None or not hub.connected(self._guest.number):
             self.give_back()
-            guest = self._guest = await self._cluster.place()
+            guest = self._guest = await self._cluster.place(model)
             here = asyncio.create_task(hub.wait_for(guest.number))
             gone = asyncio.create_task(guest.gone.wait())
             try:
@@ -68,8 +73,10 @@ class RaySite:
     def __init__(self, cluster: RayCluster) -> None:
         self._cluster = cluster
 
-    def take(self, number: int) -> RayLot:
-        """As in Site: there is always room, or Ray waits for it."""
+    def take(self, number: int, *, at_once: bool = False) -> RayLot:
+        """As in Site: there is always room, or Ray waits for it, and it doesn't tell which."""
+        if at_once:
+            raise NoRoom("Ray doesn't tell whether it has room for one more")
         return RayLot(self._cluster, number)
 
 
@@ -78,9 +85,13 @@ class RayRanks:
     host is lost, or that can't be reached, is a lost host.
     """
 
-    def __init__(self, cluster: RayCluster, lot: RayLot, events: RankEvents) -> None:
+    def __init__(
+        self, cluster: RayCluster, lot: RayLot, model: NamedModel | None, events: RankEvents
+    ) -> None:
+        """`model`: None is the one that the server was started with."""
         self._cluster = cluster
         self._lot = lot
+        self._model = model
         self._events = events
         self._guest: Guest | None = None
         self._ranks: LinkedRanks | None = None
@@ -90,10 +101,14 @@ class RayRanks:
         """As in RankLauncher. Waits until Ray has a place."""
         wish = f"waiting for Ray to place {self._cluster.group_size} on one host"
         self._events.phase(PhaseReport(phase=wish))
-        self._guest = await self._lot.guest()
+        self._guest = await self._lot.guest(self._model)
         events = dataclasses.replace(self._events, host_lost=self._lose)
         self._ranks = LinkedRanks(
-            self._cluster.hub, self._guest.number, events, label=self._lot.label
+            self._cluster.hub,
+            self._guest.number,
+            events,
+            label=self._lot.label,
+            model=self._model,
         )
         await self._ranks.start(options, places)
 

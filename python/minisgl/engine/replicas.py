@@ -24,10 +24,11 @@ from minisgl.engine.api import (
 )
 from minisgl.engine.client import EngineClient
 from minisgl.engine.figures import sum_stats
-from minisgl.engine.live_requests import LiveRequests, StreamWatch
+from minisgl.engine.live_requests import DIED, LiveRequests, StreamWatch
 from minisgl.engine.peers import Peers
 from minisgl.engine.placement import NoRoom
 from minisgl.engine.router import Ask, NoReplica, Router
+from minisgl.engine.served_model import ServedModel
 from minisgl.engine.site import Lot, Site
 from minisgl.ipc.messages import NO_STANDING, EngineInfo, EngineStats, Standing
 from minisgl.tasks import background
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 class MakeEngine(Protocol):
     """Makes the engine of a replica."""
 
-    def __call__(self, number: int, lot: Lot, peers: Peers) -> EngineClient:
+    def __call__(self, number: int, lot: Lot, peers: Peers, model: ServedModel) -> EngineClient:
         """Not started yet."""
 
 
@@ -52,10 +53,11 @@ class Replica:
 
     number: int
     lot: Lot
+    model: ServedModel  # of its engine
     engine: EngineClient = field(init=False)
     failure: str = ""  # why its first start failed; "": it didn't
     routed: bool = False  # the router knows it: it serves and gets new requests
-    leaving: bool = False  # it gets nothing new any more
+    leaving: bool = False  # it gets nothing new any more, or not yet
     launch: asyncio.Task[None] | None = None
 
 
@@ -69,8 +71,10 @@ class Replicas:
         count: int,
         admission: Admission,
         router: Router,
+        model: ServedModel,
     ) -> None:
         """`count` replicas at the start; `admission` to all of them together."""
+        self.model = model  # of replicas that begin from now on
         self._make_engine = make_engine
         self._site = site
         self._count = count
@@ -257,16 +261,21 @@ class Replicas:
 
     # --- members
 
-    def begin(self) -> Replica:
-        """A new replica, not started yet. No number is given twice. Raises NoRoom."""
-        replica = Replica(self._next_number, self._site.take(self._next_number))
+    def begin(self, model: ServedModel | None = None, *, at_once: bool = False) -> Replica:
+        """A new replica, not started yet, with this model (None: that of all that begin now). No
+        number is given twice. Raises NoRoom, with `at_once` also where room may have to be waited
+        for.
+        """
+        number = self._next_number
+        replica = Replica(number, self._site.take(number, at_once=at_once), model or self.model)
         self._next_number += 1
-        self._members[replica.number] = replica
-        self.renew(replica)
+        self._members[number] = replica
+        self.renew(replica, replica.model)
         return replica
 
-    def renew(self, replica: Replica) -> None:
+    def renew(self, replica: Replica, model: ServedModel) -> None:
         """A new engine for a replica, not started yet. The one before must have been closed."""
+        replica.model = model
         replica.engine = self._make_engine(
             replica.number,
             replica.lot,
@@ -276,9 +285,11 @@ class Replicas:
                 watch=self._watch,
                 on_ready=lambda: self._welcome(replica),
                 on_loss=lambda: self.evacuate(replica),
+                on_exhausted=lambda: self._let_go(replica),
                 on_failed=lambda: self._give_up(replica),
-                others_may_serve=lambda: self._others_may_serve(replica),
+                others_may_serve=lambda: self.others_may_serve(replica),
             ),
+            model,
         )
         replica.engine.on_steps = self._on_steps
 
@@ -295,6 +306,12 @@ class Replicas:
         replica.leaving = True
         self._unroute(replica)
 
+    def admit(self, replica: Replica) -> None:
+        """One that was started while it was `leaving` gets requests from now on."""
+        replica.leaving = False
+        if replica.engine.serves:  # else it is welcomed once it does
+            self._welcome(replica)
+
     def forget(self, replica: Replica) -> None:
         """The replica, which has been closed, is no more."""
         self._past_restarts += replica.engine.num_restarts
@@ -302,12 +319,23 @@ class Replicas:
         replica.lot.give_back()
 
     def others_serve(self, replica: Replica) -> bool:
-        """Whether streams of this replica could go on elsewhere."""
+        """Whether another one takes what this replica would get."""
         return any(one is not replica for one in self._routed())
+
+    def others_may_serve(self, replica: Replica, model: ServedModel | None = None) -> bool:
+        """Whether another one does, or hasn't failed too often to be expected to; `model`: only
+        those with this one count.
+        """
+        return any(
+            one is not replica
+            and not (one.leaving or one.failure or one.engine.exhausted)
+            and model in (None, one.model)
+            for one in self.members
+        )
 
     def evacuate(self, replica: Replica) -> int:
         """The death, drain or removal of a replica: its streams go on at others, as far as there
-        are any. Returns how many did.
+        are any of its model; those that have got nothing yet at any. Returns how many did.
         """
         self._unroute(replica)
         moved = 0
@@ -329,9 +357,10 @@ class Replicas:
 
     def _move(self, stream: TokenStream, replica: Replica) -> bool:
         requests = replica.engine.requests
-        return self._place(
-            stream, {replica.number}, lambda successor: requests.hand_over(stream, successor)
-        )
+        exclude = {replica.number}
+        if stream.received:
+            exclude |= {one.number for one in self._routed() if one.model is not replica.model}
+        return self._place(stream, exclude, lambda to: requests.hand_over(stream, to))
 
     def _place(
         self, stream: TokenStream, exclude: set[int], give: Callable[[LiveRequests], bool]
@@ -379,6 +408,8 @@ class Replicas:
             state="draining" if replica.leaving and state == "ready" else state,
             phase=engine.phase,
             place=str(replica.lot),
+            model=replica.model.name,
+            revision=replica.model.revision,
             num_live=engine.num_live,
             waiting_tokens=engine.requests.tokens_without_answer,
             num_replaying=engine.num_replaying,
@@ -392,12 +423,6 @@ class Replicas:
 
     def _routed(self) -> list[Replica]:
         return [one for one in self._members.values() if one.routed]
-
-    def _others_may_serve(self, replica: Replica) -> bool:
-        return any(
-            one is not replica and not one.leaving and not one.failure and not one.engine.exhausted
-            for one in self.members
-        )
 
     def _welcome(self, replica: Replica) -> None:
         """It serves: new requests, and those that nobody else could go on with."""
@@ -415,10 +440,18 @@ class Replicas:
         self._ready.set()
         self._news.set()
 
+    def _let_go(self, replica: Replica) -> None:
+        """It fails again and again. Where no other one may serve its model any more, nobody could
+        ever go on with its streams.
+        """
+        self.evacuate(replica)
+        if not self.others_may_serve(replica, replica.model):
+            replica.engine.requests.end_all("engine_failure", DIED)
+
     def _give_up(self, replica: Replica) -> None:
         """It isn't started again. That is the end where no other one may serve."""
         self.evacuate(replica)
-        if not self._others_may_serve(replica):
+        if not self.others_may_serve(replica):
             self.failure = f"replica {replica.number}: {replica.engine.failure}"
         self._news.set()
 

@@ -179,6 +179,8 @@ class Revival:
                 if self.exhausted and not self._peers.others_may_serve():
                     self._fail(reason)
                     return
+                if self.exhausted:
+                    self._peers.on_exhausted()
                 delay = self._policy.delay(self._failures)
                 often = f" (failure {self._failures} in a row)" if self.exhausted else ""
                 self._say_death(reason, f"starting it again in {delay:g} s{often}")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minisgl.engine.api import ReplicaFigures, ReplicaRefused, ReplicaUnknown
-from minisgl.engine.changes import Change, Changes
+from minisgl.engine.change import Change
+from minisgl.engine.changes import Changes
 
 LOOK_SECONDS = 1.0  # between two looks at the replicas
 LOOKS_BEFORE_MORE = 5  # in a row at which all had too much to do, and one is added
@@ -96,7 +97,7 @@ class Scaler:
             logger.warning("no replica can be added, though %s: %s", why, error)
             return None
         self._full_looks = 0
-        logger.info("replica %d is added because %s", change.number, why)
+        logger.info("replica %s is added because %s", change.number, why)
         return change
 
     def _remove(self, ready: Sequence[ReplicaFigures]) -> Change | None:

@@ -10,6 +10,7 @@ from typing import Protocol
 from minisgl.engine.launcher import MakeLauncher
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.placement import Accountant, Share
+from minisgl.engine.served_model import ServedModel
 from minisgl.ipc.messages import EngineOptions
 
 LEAST_MEMORY_FRACTION = 0.01  # that EngineSettings takes
@@ -18,9 +19,8 @@ LEAST_MEMORY_FRACTION = 0.01  # that EngineSettings takes
 class Lot(Protocol):
     """A replica's place."""
 
-    @property
-    def launcher(self) -> MakeLauncher:
-        """Starts its ranks there."""
+    def launcher(self, model: ServedModel) -> MakeLauncher:
+        """Starts its ranks there, with the copy of the model that the place has."""
 
     def fit(self, options: EngineOptions) -> EngineOptions:
         """The options with which a replica leaves the others what is theirs."""
@@ -35,8 +35,10 @@ class Lot(Protocol):
 class Site(Protocol):
     """Deals out lots. No two of them have anything in common."""
 
-    def take(self, number: int) -> Lot:
-        """A place for the replica with this number. Raises NoRoom."""
+    def take(self, number: int, *, at_once: bool = False) -> Lot:
+        """A place for the replica with this number; with `at_once` one that is surely free. Raises
+        NoRoom.
+        """
 
 
 def divided_memory(options: EngineOptions, sharers: int) -> EngineOptions:
@@ -60,9 +62,13 @@ class LocalLot:
     def __init__(self, accountant: Accountant, command: Sequence[str], number: int) -> None:
         self._accountant = accountant
         self.share = share = accountant.take()
-        self.launcher: MakeLauncher = functools.partial(
+        self._launcher: MakeLauncher = functools.partial(
             LocalRanks, command, share=share, label=f"-R{number}"
         )
+
+    def launcher(self, model: ServedModel) -> MakeLauncher:
+        """As in Lot: the options have the path."""
+        return self._launcher
 
     def fit(self, options: EngineOptions) -> EngineOptions:
         """As in Lot."""
@@ -84,6 +90,6 @@ class LocalSite:
         self._accountant = accountant
         self._command = command
 
-    def take(self, number: int) -> LocalLot:
+    def take(self, number: int, *, at_once: bool = False) -> LocalLot:
         """As in Site."""
         return LocalLot(self._accountant, self._command, number)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from minisgl.ipc.messages import ALIVE_SECONDS, Alive, FromRank
+from minisgl.ipc.messages import ALIVE_SECONDS, Alive, FromRank, PhaseReport
 
 TICK_SECONDS = 0.5
 SILENT_TICKS = 14  # without a word from a rank that has spoken, and it is lost
@@ -48,8 +48,9 @@ class RankWatch:
     def hear(self, rank: int, message: FromRank) -> None:
         """Notes a message of a rank."""
         seen = self._seen[rank]
-        seen.has_spoken = True
         seen.silent_ticks = 0
+        # What happens before its process is there, others tell of it.
+        seen.has_spoken |= not isinstance(message, PhaseReport)
         if not isinstance(message, Alive):
             return
         # What was idle at the sign before may have begun just now.

@@ -35,10 +35,10 @@ Sentence = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 # The reason a request ended. "" is not yet.
 Finish = Literal["", "stop", "length", "abort", "error"]
-# Why it ended with "error". The first four are the engine's, the last is the server's when it goes
-# away.
+# Why it ended with "error". The first four are the engine's, the others are the server's: it goes
+# away, or the model does for which the request came.
 ErrorCode = Literal[
-    "", "invalid_request", "too_long", "queue_full", "engine_failure", "shutting_down"
+    "", "invalid_request", "too_long", "queue_full", "engine_failure", "shutting_down", "replaced"
 ]
 
 # (token id, log probability)
@@ -287,6 +287,13 @@ class EngineOptions(EngineSettings):
     model_path: str
     cache_dir: str = ""  # for what a GPU measures of itself; "": nowhere
     report_blocks: bool = False  # say what enters and leaves the prefix cache
+
+
+class NamedModel(msgspec.Struct, frozen=True):
+    """A model as an operator names it: each host looks for its own copy."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=4096)] | None  # as --model; None: default
+    revision: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None  # as --revision
 
 
 class PlanKeys(msgspec.Struct, frozen=True):

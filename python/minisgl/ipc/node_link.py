@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from minisgl.ipc.messages import Alive, EngineOptions, FromRank, Place, Sentence
+from minisgl.ipc.messages import Alive, EngineOptions, FromRank, NamedModel, Place, Sentence
 from minisgl.version import __version__
 
 HANDSHAKE_SECONDS = 5.0
@@ -30,7 +30,7 @@ LOST_AFTER_MS = 15_000  # limit for what was sent to stay unconfirmed; its silen
 MAX_MESSAGE_BYTES = 64 * 2**20
 # The version of these messages, of those to and from a rank, and of what ranks of several hosts say
 # to each other: it grows with every change, also between releases.
-WIRE_VERSION = 8
+WIRE_VERSION = 9
 _MAGIC = b"minisgl\0"
 _RELEASE_BYTES = 32
 _HELLO = struct.Struct(f">8sI{_RELEASE_BYTES}s")
@@ -44,7 +44,7 @@ GroupName = Annotated[str, Meta(max_length=64)]  # the name in a rank's place
 
 class StartRanks(msgspec.Struct, frozen=True, tag="start_ranks"):
     """To a host: start these ranks, all of one group, once those that are ending there have ended.
-    Their model and keys are the host's own business.
+    Their keys are the host's own business.
     """
 
     options: EngineOptions
@@ -54,6 +54,7 @@ class StartRanks(msgspec.Struct, frozen=True, tag="start_ranks"):
     cores: list[int] = []
     sharers: Annotated[int, Meta(ge=1)] = 1  # groups that the host is divided among
     label: Annotated[str, Meta(max_length=64)] = ""  # what the names of processes end with
+    model: NamedModel | None = None  # the host looks for its copy; None: what it was started with
 
 
 class RankMail(msgspec.Struct, frozen=True, tag="mail"):

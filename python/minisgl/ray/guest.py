@@ -9,6 +9,7 @@ import msgspec
 from minisgl.engine.agent import Home, NodeAgent
 from minisgl.engine.local_ranks import RANK_COMMAND
 from minisgl.ipc.keeper import AgentSpec
+from minisgl.ipc.messages import NamedModel
 from minisgl.log import start_logging
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.source import resolve_model
@@ -28,13 +29,18 @@ class RankHost:
         """
         spec = msgspec.msgpack.decode(encoded, type=AgentSpec)
         start_logging(spec.log_level, spec.log_format)
+
+        def find(named: NamedModel) -> str:
+            return resolve_model(
+                named.model, revision=named.revision, weights=spec.weights, show_progress=False
+            ).path
+
         try:
-            files = resolve_model(
-                spec.model, revision=spec.revision, weights=spec.weights, show_progress=False
-            )
+            path = find(NamedModel(spec.model, spec.revision))
         except ModelError as error:
             return str(error)
-        home = Home(files.path, spec.command or RANK_COMMAND, groups_of_this_node(spec.cpus))
+        sharers = groups_of_this_node(spec.cpus)
+        home = Home(path, spec.command or RANK_COMMAND, find, sharers)
         address = (spec.host, spec.port)
         agent = NodeAgent(home, address, spec.secret, spec.number, spec.patience)
         return asyncio.run(agent.run())

@@ -1,21 +1,43 @@
-"""What an operator may do while the server runs: see, add, remove and restart replicas."""
+"""What an operator may do while the server runs: see, add, remove, restart and replace replicas."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from minisgl.config import DAY
 from minisgl.engine.api import ReplicaFigures, ReplicaRefused, ReplicaUnknown
-from minisgl.engine.changes import Change, Changes
+from minisgl.engine.change import Change
+from minisgl.engine.changes import Changes
+from minisgl.ipc.messages import NamedModel
+from minisgl.server.decoding import decode
 from minisgl.server.errors import bad_request, replica_refused, replica_unknown
+from minisgl.server.http import Exchange, read_body
+from minisgl.server.state import ServerState
 
 MAX_DIGITS = 9  # of a replica's number
+MAX_BODY_BYTES = 2**16
+DEFAULT_LIMIT = 600.0  # seconds for streams that nobody else can go on with
+QUIET_SECONDS = 10.0  # without an event, and a comment says that the connection lives
+
+
+class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which model is to be served: as --model and --revision name it. Without `model`, another
+    revision of the one that is.
+    """
+
+    model: Annotated[str, Meta(max_length=4096)] | None = None
+    revision: Annotated[str, Meta(max_length=4096)] | None = None
+
+
+_wish_decoder = msgspec.json.Decoder(Wish)
 
 
 class ReplicaPages:
@@ -23,7 +45,8 @@ class ReplicaPages:
     whether or not the client stays to hear how: a server-sent event for each of its states.
     """
 
-    def __init__(self, changes: Changes) -> None:
+    def __init__(self, state: ServerState, changes: Changes) -> None:
+        self._state = state
         self._changes = changes
 
     async def replicas(self, request: Request) -> Response:
@@ -45,6 +68,28 @@ class ReplicaPages:
         number, drain = _number_of(request), _drain_of(request)
         return _begun(lambda: self._changes.restart(number, drain))
 
+    async def replace(self, request: Request) -> Response:
+        """POST /admin/replicas/replace?drain=SECONDS: all of them, one after the other, by some
+        with the model that the body names. Streams have so long to end where no other replica can
+        go on with them.
+        """
+        drain, state = _drain_of(request, DEFAULT_LIMIT), self._state
+        exchange: Exchange = request.scope["minisgl.exchange"]
+        body = await read_body(
+            request.scope,
+            exchange.receive,
+            state.bodies,
+            max_bytes=min(MAX_BODY_BYTES, state.args.max_body_bytes),
+            timeout=state.args.body_timeout,
+        )
+        wish = decode(_wish_decoder, body, state.ignored_fields, strict=True)
+        if wish.model is not None and not wish.model:
+            raise bad_request("'model' must not be empty.", param="model")
+        served = self._changes.replicas.model.named
+        model = wish.model or (served.model if served else state.args.model)
+        named = NamedModel(model, wish.revision or None)
+        return _begun(lambda: self._changes.replace(named, drain))
+
 
 def _begun(begin: Callable[[], Change]) -> Response:
     try:
@@ -57,8 +102,18 @@ def _begun(begin: Callable[[], Change]) -> Response:
 
 
 async def _events(change: Change) -> AsyncIterator[bytes]:
-    async for event in change.events():
-        yield b"data: " + msgspec.json.encode(event) + b"\n\n"
+    """The change's events, and comments where it has nothing to say for long."""
+    events = change.events()
+    while True:
+        event = asyncio.ensure_future(anext(events))
+        try:
+            while not (await asyncio.wait({event}, timeout=QUIET_SECONDS))[0]:
+                yield b": it goes on\n\n"
+            yield b"data: " + msgspec.json.encode(event.result()) + b"\n\n"
+        except StopAsyncIteration:
+            return
+        finally:
+            event.cancel()
 
 
 def _number_of(request: Request) -> int:
@@ -68,8 +123,8 @@ def _number_of(request: Request) -> int:
     return int(text)
 
 
-def _drain_of(request: Request) -> float:
-    text = request.query_params.get("drain", "0")
+def _drain_of(request: Request, default: float = 0.0) -> float:
+    text = request.query_params.get("drain", str(default))
     try:
         seconds = float(text)
     except ValueError:

@@ -45,9 +45,10 @@ def _admin_routes(state: ServerState) -> list[Route]:
     key = state.args.admin_api_key
     if key is None or state.changes is None:
         return []
-    pages = ReplicaPages(state.changes)
+    pages = ReplicaPages(state, state.changes)
     routes = [
         Route("/admin/replicas", pages.replicas, methods=["GET", "POST"]),
+        Route("/admin/replicas/replace", pages.replace, methods=["POST"]),
         Route("/admin/replicas/{number}", pages.replica, methods=["DELETE"]),
         Route("/admin/replicas/{number}/restart", pages.restart, methods=["POST"]),
     ]

@@ -196,6 +196,13 @@ def engine_error(output: Output) -> ApiError:
     """
     if output.finish == "abort" or output.error_code == "shutting_down":
         return unavailable("draining")  # a client's own abort is answered to nobody
+    if output.error_code == "replaced":
+        return ApiError(
+            503,
+            "The model was replaced while it worked on this request. Try again.",
+            type="server_error",
+            code="replaced",
+        )
     if output.error_code == "invalid_request":
         return bad_request(output.error)
     if output.error_code == "too_long":

@@ -89,6 +89,14 @@ class ReplicaFamilies(Collector):
                 for one in self._replicas:
                     family.add_metric([self._model_name, str(one.number)], kind.value(one))
                 yield family
+        models = GaugeMetricFamily(
+            f"{self._prefix}:replica_model_info",
+            "The model that the replica serves.",
+            labels=["model_name", "replica", "model", "revision"],
+        )
+        for one in self._replicas:
+            models.add_metric([self._model_name, str(one.number), one.model, one.revision], 1)
+        yield models
         decisions = CounterMetricFamily(
             f"{self._prefix}:replica_decisions",
             "Requests that were sent to the replica, by why it was chosen.",

@@ -41,6 +41,7 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
     bodies: BodyRoom = field(init=False)
+    root: str = ""  # what the model is called where it comes from
     decoding: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies
     created: int = field(
         default_factory=lambda: int(time.time())
@@ -48,6 +49,7 @@ class ServerState:
     responses: response_store.ResponseStore = field(init=False)
 
     def __post_init__(self) -> None:
+        self.root = self.args.model or self.model_name
         self.client.on_steps = self.metrics.iteration_tokens.observe
         self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
         self.responses = response_store.ResponseStore(self.args.response_store_bytes)

@@ -101,7 +101,7 @@ class StatusPages:
             "created": state.created,
             "owned_by": "minisgl",
             # Benchmarks look for the tokenizer there.
-            "root": state.args.model or state.model_name,
+            "root": state.root,
             "parent": None,
             "max_model_len": info and info.max_model_len,
             "permission": [

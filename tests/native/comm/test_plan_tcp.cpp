@@ -1,7 +1,4 @@
 // The channel between hosts: frames arrive in order, strangers get nothing, the lost are named.
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
 
 #include <chrono>
 #include <future>
@@ -9,6 +6,7 @@
 
 #include "comm/plan_ends.h"
 #include "comm/plan_tcp.h"
+#include "comm/ranks.h"
 #include "comm/tcp_socket.h"
 #include "core/error.h"
 
@@ -16,16 +14,6 @@ namespace minisgl::testing_support {
 namespace {
 
 using std::chrono::milliseconds;
-
-// A port that was free a moment ago.
-int free_port() {
-  const FileDescriptor probe(socket(AF_INET, SOCK_STREAM, 0));
-  sockaddr_in address{.sin_family = AF_INET, .sin_port = 0, .sin_addr = {htonl(INADDR_LOOPBACK)}, .sin_zero = {}};
-  socklen_t size = sizeof address;
-  EXPECT_EQ(bind(probe.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(getsockname(probe.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
-  return ntohs(address.sin_port);
-}
 
 PlanTcpOptions local_options() {
   return {.host = "127.0.0.1", .port = free_port(), .connect_limit = milliseconds(20'000)};
@@ -59,7 +47,7 @@ TEST(PlanTcp, StrangersAreTurnedAwayAndTheRankComesInAllTheSame) {
   const PlanTcpOptions options = local_options();
   auto sender = listen_in_background(options, {remote_rank(1)});
   PlanTcpOptions hurried = options;
-  hurried.connect_limit = milliseconds(500);
+  hurried.connect_limit = milliseconds(1000);  // which both wait for
   const std::string sentence = concat("rank 0 turned this rank away at 127.0.0.1 port ", options.port);
   expect_failure([&] { connect_to_plans(hurried, remote_rank(1, 2)); }, sentence);  // a wrong key
   expect_failure([&] { connect_to_plans(hurried, remote_rank(2)); }, sentence);     // not asked for

@@ -19,18 +19,23 @@ namespace {
 using std::chrono::milliseconds;
 using testing::HasSubstr;
 
+constexpr milliseconds kTimeToCome(60'000);
+
 // The message that sums on rank 0 of 2 end with after the other one, a process, has got `signal`.
 std::string message_after(int signal, milliseconds timeout) {
   const std::string address = free_address();
   const pid_t process = start_process([&] {
-    const auto comm = make_tcp_communicator({address, "a secret", 1, 2, timeout});
+    const auto comm = make_tcp_communicator({address, "a secret", 1, 2, kTimeToCome});
     float data = 1;
+    comm->barrier(0);
     while (true) comm->all_reduce_sum(&data, 1, DType::f32, 0);
     return 0;
   });
   std::string message;
   try {
-    const auto comm = make_tcp_communicator({address, "a secret", 0, 2, timeout});
+    const auto comm = make_tcp_communicator({address, "a secret", 0, 2, kTimeToCome});
+    comm->barrier(0);
+    comm->set_time_limit({timeout, "--a-limit"});
     std::vector<float> data(1000);
     for (int i = 0;; ++i) {
       if (i == 100) kill(process, signal);
@@ -51,7 +56,7 @@ TEST(TcpFailure, ADeadRankIsNamed) {
 }
 
 TEST(TcpFailure, AStoppedRankIsNamedAfterTheTimeLimit) {
-  EXPECT_EQ(message_after(SIGSTOP, milliseconds(500)), "rank 1 didn't come to a collective within 0.5 s");
+  EXPECT_EQ(message_after(SIGSTOP, milliseconds(500)), "rank 1 didn't come to a collective within 0.5 s (--a-limit)");
 }
 
 template <typename Failure>

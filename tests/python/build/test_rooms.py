@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel": {"_native", "distributed"},
     "model_source": {"model_files"},
     "model_files": {"children", "environment", "sampling_params"},
-    "tokenizer": {"model_files", "sampling_params"},
+    # tokenizer/description.py is a program, too, and nobody's server.
+    "tokenizer": {"children", "model_files", "sampling_params"},
     # A rank's process.
     "rank": {"_native", "children", "config", "cores", "distributed", "ipc", "log", "tasks"},
     # The server's process. text/worker_process.py is the program of a tokenizer process.
@@ -63,6 +64,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "startup": {"config", "environment", "ipc"},
     "engines": {"config", "engine", "ipc", "startup"},
+    "successors": {
+        "children",
+        "config",
+        "engine",
+        "engines",
+        "ipc",
+        "model_files",
+        "server",
+        "tokenizer",
+    },
     # LLM and the shell, which run the engine in the caller's process or drive ranks of their own.
     "offline": {
         "_native",
@@ -105,6 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "offline",
         "server",
         "startup",
+        "successors",
         "system",
         "text",
         "tasks",

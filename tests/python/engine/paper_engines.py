@@ -10,19 +10,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minisgl.engine.admission import Admission
+from minisgl.engine.api import ReplicaRefused
+from minisgl.engine.changes import Changes
 from minisgl.engine.client import EngineClient
-from minisgl.engine.launcher import RankEvents
+from minisgl.engine.launcher import MakeLauncher, RankEvents
 from minisgl.engine.peers import ALONE, Peers
 from minisgl.engine.placement import NoRoom
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.router import Router
+from minisgl.engine.served_model import ServedModel
 from minisgl.engine.site import Lot
 from minisgl.ipc.messages import (
     Abort,
     EngineInfo,
     EngineOptions,
     EngineStats,
+    NamedModel,
     Output,
     Place,
     Ready,
@@ -33,16 +37,16 @@ from minisgl.ipc.messages import (
 VOCABULARY = 1000
 
 
-def next_token(tokens: Sequence[int]) -> int:
-    """What follows these tokens: all of them, and how many they are, decide."""
-    return (sum(tokens) * 31 + len(tokens)) % VOCABULARY
+def next_token(tokens: Sequence[int], model: str = "paper") -> int:
+    """What follows these tokens: all of them, how many they are, and the model decide."""
+    return (sum(tokens) * 31 + len(tokens) * len(model)) % VOCABULARY
 
 
-def answer(prompt: list[int], count: int) -> list[int]:
+def answer(prompt: list[int], count: int, model: str = "paper") -> list[int]:
     """What an undisturbed engine says."""
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(next_token(tokens))
+        tokens.append(next_token(tokens, model))
     return tokens[len(prompt) :]
 
 
@@ -58,13 +62,14 @@ class PaperEngine:
         self._number = number
 
     async def start(self, options: EngineOptions, places: Sequence[Place]) -> None:
-        if self._site.broken:
+        if self._site.broken or options.model_path in self._site.bad_models:
             raise OSError("the paper is wet")
+        self._model = options.model_path
         self.alive = True
         self._site.engines[self._number] = self
         info = EngineInfo(
             vocab_size=VOCABULARY,
-            max_model_len=self._site.max_model_len,
+            max_model_len=10 if self._model == "short" else self._site.max_model_len,
             max_running=4,
             kv_cache_tokens=4096,
         )
@@ -96,7 +101,7 @@ class PaperEngine:
             return
         for request in list(self.requests.values()):
             tokens = self._tokens[request.id]
-            tokens.append(next_token(tokens))
+            tokens.append(next_token(tokens, self._model))
             generated = len(tokens) - len(request.prompt) + request.num_resumed
             last = generated == request.params.max_tokens
             if last:
@@ -132,8 +137,8 @@ class PaperLot:
     site: PaperSite
     number: int
 
-    def launcher(self, events: RankEvents) -> PaperEngine:
-        return PaperEngine(events, self.site, self.number)
+    def launcher(self, model: ServedModel) -> MakeLauncher:
+        return lambda events: PaperEngine(events, self.site, self.number)
 
     def fit(self, options: EngineOptions) -> EngineOptions:
         return options
@@ -152,6 +157,7 @@ class PaperSite:
     room: int = 4
     max_model_len: int = 10_000
     broken: bool = False  # no engine starts
+    bad_models: set[str] = field(default_factory=set)  # paths of which none starts
     short_lived: bool = False  # each dies as soon as it is ready
     engines: dict[int, PaperEngine] = field(default_factory=dict)  # the latest of each replica
     taken: set[int] = field(default_factory=set)
@@ -159,7 +165,7 @@ class PaperSite:
     poison: dict[int, Callable[[Submit, int], bool]] = field(default_factory=dict)
     num_deaths: int = 0  # of poison
 
-    def take(self, number: int) -> PaperLot:
+    def take(self, number: int, *, at_once: bool = False) -> PaperLot:
         if len(self.taken) == self.room:
             raise NoRoom("all paper is written on")
         self.taken.add(number)
@@ -169,10 +175,15 @@ class PaperSite:
         return [engine for _, engine in sorted(self.engines.items()) if engine.alive]
 
 
-def paper_client(lot: Lot, policy: RestartPolicy, peers: Peers = ALONE) -> EngineClient:
+PAPER = ServedModel("paper", "paper")
+
+
+def paper_client(
+    lot: Lot, policy: RestartPolicy, peers: Peers = ALONE, model: ServedModel = PAPER
+) -> EngineClient:
     """One engine, not started yet."""
-    options = EngineOptions(model_path="paper")
-    return EngineClient(options, launcher=lot.launcher, restart=policy, peers=peers)
+    options = EngineOptions(model_path=model.path)
+    return EngineClient(options, launcher=lot.launcher(model), restart=policy, peers=peers)
 
 
 def paper_replicas(
@@ -181,10 +192,32 @@ def paper_replicas(
     """Not started yet."""
     policy = restart or RestartPolicy(max_failures=1000, first_delay=0, max_replays=1000)
 
-    def make_engine(number: int, lot: Lot, peers: Peers) -> EngineClient:
-        return paper_client(lot, policy, peers)
+    def make_engine(number: int, lot: Lot, peers: Peers, model: ServedModel) -> EngineClient:
+        return paper_client(lot, policy, peers, model)
 
-    return Replicas(make_engine, site, count, Admission(max_waiting), Router())
+    return Replicas(make_engine, site, count, Admission(max_waiting), Router(), PAPER)
+
+
+class PaperSuccessors:
+    """Models by their paths: all but "none" are there."""
+
+    def __init__(self) -> None:
+        self.adopted: list[ServedModel] = []
+        self.found = asyncio.Event()  # the search takes until it is set
+        self.found.set()
+
+    async def find(self, named: NamedModel) -> ServedModel:
+        await self.found.wait()
+        if named.model == "none":
+            raise ReplicaRefused("there is no model at 'none'")
+        return ServedModel(str(named.model), str(named.model), named.revision or "", named)
+
+    async def adopt(self, model: ServedModel) -> None:
+        self.adopted.append(model)
+
+
+def paper_changes(replicas: Replicas) -> Changes:
+    return Changes(replicas, PaperSuccessors())
 
 
 async def turns(count: int = 10) -> None:

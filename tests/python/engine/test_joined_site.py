@@ -16,7 +16,7 @@ from minisgl.engine.placement import Accountant, Gpu, Machine, NoRoom
 from minisgl.engine.site import LocalSite
 from minisgl.ipc.node_link import GpuReport, HostReport
 from tests.python.engine import fake_rank
-from tests.python.engine.test_linked_ranks import OPTIONS, SECRET, ask, tokens_of
+from tests.python.engine.test_linked_ranks import MODEL, OPTIONS, SECRET, ask, find, tokens_of
 from tests.python.waiting import PATIENCE, until
 
 COMMAND = (sys.executable, str(Path(fake_rank.__file__)))
@@ -69,7 +69,7 @@ async def test_a_replica_serves_on_a_host_that_has_joined_and_comes_again() -> N
     await hub.open()
 
     def join() -> asyncio.Task[str]:
-        home, report = Home("fake:model", COMMAND), report_of(Machine((0, 1)), groups=1)
+        home, report = Home("fake:model", COMMAND, find), report_of(Machine((0, 1)), groups=1)
         number = guest_number(SECRET, report.name)
         address = ("127.0.0.1", hub.port)
         return asyncio.create_task(NodeAgent(home, address, SECRET, number, PATIENCE, report).run())
@@ -81,7 +81,7 @@ async def test_a_replica_serves_on_a_host_that_has_joined_and_comes_again() -> N
         site = site_of(hub)
         site.take(0)
         lot = site.take(1)
-        client = EngineClient(lot.fit(OPTIONS), launcher=lot.launcher)
+        client = EngineClient(lot.fit(OPTIONS), launcher=lot.launcher(MODEL))
         await client.start(PATIENCE)
         assert await tokens_of(ask(client, 5, 3)) == [6, 7, 8]
         stream = ask(client, 5, 100)

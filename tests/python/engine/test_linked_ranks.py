@@ -17,18 +17,29 @@ import pytest
 
 from minisgl import SamplingParams
 from minisgl.engine.agent import Home, NodeAgent
+from minisgl.engine.api import EngineStartError
 from minisgl.engine.client import EngineClient
 from minisgl.engine.linked_ranks import LinkedRanks
 from minisgl.engine.nodes import FIRST_GUEST, NodeHub
 from minisgl.engine.revival import RestartPolicy
+from minisgl.engine.served_model import ServedModel
 from minisgl.engine.stream import TokenStream
-from minisgl.ipc.messages import EngineOptions
+from minisgl.ipc.messages import EngineOptions, NamedModel
+from minisgl.model_files.files import ModelError
 from tests.python.engine import fake_rank
 from tests.python.waiting import PATIENCE, until
 
 SECRET = "a secret of more than sixteen characters"
 COMMAND = (sys.executable, str(Path(fake_rank.__file__)))
 OPTIONS = EngineOptions(model_path="what host 0 calls it")
+MODEL = ServedModel("what host 0 calls it", "a model")
+
+
+def find(named: NamedModel) -> str:
+    """What a host calls a model that it was not started with."""
+    if named.model == "nothing":
+        raise ModelError("there is no model at 'nothing'")
+    return f"fake:{named.model}"
 
 
 def children(of: int) -> list[int]:
@@ -46,7 +57,7 @@ class Guest:
     """A host that has joined."""
 
     def __init__(self, hub: NodeHub, number: int) -> None:
-        home = Home("fake:model", COMMAND)
+        home = Home("fake:model", COMMAND, find)
         agent = NodeAgent(home, ("127.0.0.1", hub.port), SECRET, number, PATIENCE)
         self.work = asyncio.create_task(agent.run())
 
@@ -84,6 +95,26 @@ async def tokens_of(stream: TokenStream) -> list[int]:
     output = await asyncio.wait_for(stream.next(whole=True), PATIENCE)
     assert output.error == ""
     return output.token_ids
+
+
+async def test_another_host_looks_for_a_model_that_it_was_not_started_with() -> None:
+    async with guests(1) as (hub, _):
+
+        def client(name: str) -> EngineClient:
+            launcher = functools.partial(LinkedRanks, hub, FIRST_GUEST, model=NamedModel(name))
+            return EngineClient(OPTIONS, launcher=launcher)
+
+        other, missing, refused = client("another"), client("nothing"), client("refuse")
+        try:
+            await other.start(20)
+            assert await tokens_of(ask(other, 5, 3)) == [6, 7, 8]
+            with pytest.raises(EngineStartError, match="there is no model at 'nothing'"):
+                await missing.start(20)
+            with pytest.raises(EngineStartError, match="the model file is no good"):
+                await refused.start(20)  # "fake:refuse", which the host has found
+        finally:
+            for one in (other, missing, refused):
+                await one.close()
 
 
 async def test_a_group_lives_on_another_host_from_start_to_end() -> None:

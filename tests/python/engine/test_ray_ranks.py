@@ -21,6 +21,7 @@ from minisgl.engine.client import EngineClient
 from minisgl.engine.ray_cluster import RayCluster, Wish
 from minisgl.engine.ray_ranks import RayLot, RaySite
 from minisgl.engine.revival import RestartPolicy
+from minisgl.engine.served_model import ServedModel
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineOptions
 from tests.python.engine import fake_keeper, fake_rank
@@ -29,6 +30,7 @@ from tests.python.waiting import PATIENCE, until
 
 RANK_COMMAND = (sys.executable, fake_rank.__file__)
 TOKENS = 100
+MODEL = ServedModel("", "a model")  # that of the wish
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,7 @@ async def serving(
     lot = RaySite(cluster).take(3)
     client = EngineClient(
         lot.fit(EngineOptions(model_path="")),
-        launcher=lot.launcher,
+        launcher=lot.launcher(MODEL),
         restart=RestartPolicy(first_delay=0.05),
     )
     try:
@@ -127,7 +129,7 @@ async def test_an_actor_that_cannot_serve_ends_the_start_with_its_reason(tmp_pat
     cluster = RayCluster(wish(tmp_path / "nowhere"))
     await cluster.open()
     lot = RaySite(cluster).take(0)
-    client = EngineClient(EngineOptions(model_path=""), launcher=lot.launcher)
+    client = EngineClient(EngineOptions(model_path=""), launcher=lot.launcher(MODEL))
     try:
         with pytest.raises(EngineStartError, match="The actor died with status 0"):
             await client.start(PATIENCE)

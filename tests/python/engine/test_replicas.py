@@ -17,14 +17,20 @@ from minisgl.engine.api import (
     ReplicaRefused,
     ReplicaUnknown,
 )
-from minisgl.engine.changes import Change, Changes
+from minisgl.engine.change import Change
 from minisgl.engine.group import RankGroup
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineInfo, Output
 from minisgl.sampling_params import SamplingParams
-from tests.python.engine.paper_engines import PaperSite, answer, paper_replicas, turns
+from tests.python.engine.paper_engines import (
+    PaperSite,
+    answer,
+    paper_changes,
+    paper_replicas,
+    turns,
+)
 from tests.python.waiting import PATIENCE
 
 
@@ -93,7 +99,7 @@ def test_whatever_dies_comes_and_goes_each_stream_has_all_its_tokens_once(
 async def run(actions: list[tuple[str, int]]) -> None:
     site = PaperSite()
     replicas = paper_replicas(site, 2)
-    changes = Changes(replicas)
+    changes = paper_changes(replicas)
     begun: list[Change] = []
     streams: list[TokenStream] = []
     await replicas.start(None)
@@ -305,7 +311,7 @@ async def test_an_unforeseen_error_while_replicas_start_is_told_like_others(
 async def test_a_long_request_stays_where_others_could_not_hold_it() -> None:
     site = PaperSite()
     replicas = paper_replicas(site, 1)
-    changes = Changes(replicas)
+    changes = paper_changes(replicas)
     await replicas.start(None)
     long, short = submit(replicas, [1], 500), submit(replicas, [2], 50)
     site.max_model_len = 100
@@ -325,7 +331,7 @@ async def test_a_long_request_stays_where_others_could_not_hold_it() -> None:
 async def test_what_cannot_be_changed_is_refused_with_a_sentence() -> None:
     site = PaperSite(room=2)
     replicas = paper_replicas(site, 1)
-    changes = Changes(replicas)
+    changes = paper_changes(replicas)
     await replicas.start(None)
     with pytest.raises(ReplicaRefused, match="replica 0 can't be removed: no other one serves"):
         changes.remove(0, 0)

@@ -10,12 +10,11 @@ import pytest
 
 from minisgl.engine import scaling
 from minisgl.engine.api import ReplicaFigures
-from minisgl.engine.changes import Changes
 from minisgl.engine.replicas import Replicas
 from minisgl.engine.scaling import LOOKS_BEFORE_LESS, LOOKS_BEFORE_MORE, Bounds, Scaler
 from minisgl.ipc.messages import EngineStats, Output, StepOutputs
 from minisgl.sampling_params import SamplingParams
-from tests.python.engine.paper_engines import PaperSite, paper_replicas
+from tests.python.engine.paper_engines import PaperSite, paper_changes, paper_replicas
 
 FULL = EngineStats(num_running=4, num_waiting=2, pages_total=100, pages_free=50)
 CROWDED = EngineStats(num_running=1, pages_total=100, pages_free=5)
@@ -55,7 +54,7 @@ async def stage() -> AsyncIterator[Stage]:
     site = PaperSite(room=3)
     replicas = paper_replicas(site, 1)
     await replicas.start(None)
-    changes = Changes(replicas)
+    changes = paper_changes(replicas)
     yield Stage(site, replicas, Scaler(changes, Bounds(1, 4, 0.0)))
     await changes.close()
     await replicas.close()
@@ -116,6 +115,6 @@ async def test_the_loop_does_what_a_look_begins(
 
 
 def test_an_idle_replica_uses_nothing_whatever_its_last_step_said() -> None:
-    idle = ReplicaFigures(0, "ready", "", "", 0, 0, 0, 0, FULL, {})
+    idle = ReplicaFigures(0, "ready", "", "", "", "", 0, 0, 0, 0, FULL, {})
     assert scaling.usage(idle) == 0.0
     assert not scaling.are_full([idle])

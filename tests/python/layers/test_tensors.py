@@ -19,6 +19,7 @@ from minisgl.distributed import info
 from minisgl.layers import BaseOP, LinearColParallelMerged, LinearQKVMerged, LinearRowParallel
 from minisgl.layers.linear import _LinearTPImpl
 from tests.python.layers.conftest import BecomeRank
+from tests.python.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("become_rank")
 
@@ -194,7 +195,7 @@ def test_a_fork_computes_while_its_parent_does() -> None:
         else:
             os._exit(0 if torch.equal(layer(x[:, :40]), wanted) else 1)
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         while children and time.monotonic() < until:
             child, status = os.waitpid(children[0], os.WNOHANG)
             if child:

@@ -6,8 +6,10 @@ import http.client
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from tests.python.launch.servers import (
 )
 from tests.python.running.conftest import PROGRAM
 from tests.python.running.test_ranks import text_of
+from tests.python.running.tiny_model import make_tiny_model
 
 KEY = "for operators"
 NUM_STREAMS = 16
@@ -60,25 +63,40 @@ def serving(port: int) -> int:
     return ready
 
 
+def admin(port: int, method: str, path: str, body: Any = None) -> str:
+    """What the admin pages answer; the status is 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    content = None if body is None else json.dumps(body)
+    connection.request(method, f"/admin/replicas{path}", content, headers)
+    response = connection.getresponse()
+    answer = response.read().decode()
+    connection.close()
+    assert response.status == 200, answer
+    return answer
+
+
+def shown(port: int) -> list[dict[str, Any]]:
+    """All replicas."""
+    replicas: list[dict[str, Any]] = json.loads(admin(port, "GET", ""))["replicas"]
+    return replicas
+
+
 def live_at(port: int, replica: int) -> int:
     """Streams that a replica has."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-    connection.request("GET", "/admin/replicas", headers={"authorization": f"Bearer {KEY}"})
-    figures = json.loads(connection.getresponse().read())["replicas"]
-    connection.close()
-    return next(one["num_live"] for one in figures if one["number"] == replica)
+    return next(one["num_live"] for one in shown(port) if one["number"] == replica)
+
+
+def changed(port: int, method: str, path: str = "", body: Any = None) -> dict[str, Any]:
+    """Changes the replicas; the last event."""
+    events = admin(port, method, path, body).split("\n\n")
+    event: dict[str, Any] = json.loads(events[-2].removeprefix("data: "))
+    return event
 
 
 def change(port: int, method: str, path: str = "") -> str:
-    """Changes the replicas; the last state of the one that is changed."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-    headers = {"authorization": f"Bearer {KEY}"}
-    connection.request(method, f"/admin/replicas{path}", headers=headers)
-    response = connection.getresponse()
-    events = response.read().decode().split("\n\n")
-    connection.close()
-    assert response.status == 200, events
-    state: str = json.loads(events[-2].removeprefix("data: "))["state"]
+    """The same; the last state of the one that is changed."""
+    state: str = changed(port, method, path)["state"]
     return state
 
 
@@ -127,3 +145,46 @@ def test_replicas_come_and_go_under_streams(server: ServerProcess, undisturbed: 
     assert texts == undisturbed * (len(texts) // NUM_STREAMS)
     assert serving(port) == 3
     assert change(port, "POST", "/12/restart?drain=0.2") == "ready"
+
+
+def test_all_are_replaced_by_another_revision_under_streams(
+    server: ServerProcess,
+    undisturbed: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    port = server.wait_ready()
+    folder = tmp_path_factory.mktemp("revisions")
+    other = make_tiny_model(folder / "next", seed=1)
+    alien = make_tiny_model(folder / "alien", template="{{ messages }}")
+    small = make_tiny_model(folder / "small", max_position=64)
+    for model, why in (
+        (folder / "nowhere", "there is no model"),
+        (alien, "has another chat template than the model that is served; nothing has changed"),
+        (small, "has a context of 64 tokens, and requests of 16384 are served; nothing has"),
+    ):
+        assert why in changed(port, "POST", "/replace", {"model": str(model)})["reason"]
+    texts: list[list[str]] = []
+
+    def load() -> None:
+        """One batch of streams after the other."""
+        while not over.is_set():
+            texts.append([text_of(stream) for stream in begin(port)])
+
+    over = threading.Event()
+    loading = threading.Thread(target=load, daemon=True)
+    loading.start()
+    until(lambda: sum(one["num_live"] for one in shown(port)) > 0)
+    last = changed(port, "POST", "/replace", {"model": str(other)})
+    over.set()
+    loading.join(DEADLINE)
+    assert not loading.is_alive()
+    assert (last["state"], last["model"]) == ("replaced", str(other))
+    new = [text_of(stream) for stream in begin(port)]
+    # Each stream is wholly of one revision, and there were some of both.
+    assert not set(new) & set(undisturbed)
+    for batch in texts:
+        for text, one, two in zip(batch, undisturbed, new, strict=True):
+            assert text in (one, two)
+    assert set(sum(texts, [])) & set(undisturbed)
+    assert serving(port) == 3
+    assert {one["model"] for one in shown(port)} == {str(other)}

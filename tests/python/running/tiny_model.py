@@ -13,10 +13,16 @@ from tests.python.server.byte_tokenizer import END, TEMPLATE, VOCAB_SIZE, make_b
 
 
 def make_tiny_model(
-    folder: Path, max_position: int = 16384, family: str = "llama", **fields: Any
+    folder: Path,
+    max_position: int = 16384,
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    template: str = TEMPLATE,
+    **fields: Any,
 ) -> Path:
-    """A folder with a model of 3 layers over bytes, and a chat template. `fields` are the
-    configuration's.
+    """A folder with a model of 3 layers over bytes, and a chat template. The weights are drawn with
+    the seed; `fields` are the configuration's.
     """
     config = tiny_config(
         family,
@@ -25,9 +31,9 @@ def make_tiny_model(
         eos_token_id=END,
         **fields,
     )
-    save_random_model(config, folder)
+    save_random_model(config, folder, seed=seed)
     make_backend().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": "<end>", "chat_template": TEMPLATE})
+        json.dumps({"eos_token": "<end>", "chat_template": template})
     )
     return folder

@@ -31,9 +31,9 @@ async def test_replicas_are_listed_added_restarted_and_removed(
     ]
     assert await ctl_at(url, "replicas", "list") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "replica  state  requests  waiting tokens  restarts  place",
-        "0        ready  0         0               0         paper",
-        "1        ready  0         0               0         paper",
+        "replica  state  requests  waiting tokens  restarts  place  model",
+        "0        ready  0         0               0         paper  paper",
+        "1        ready  0         0               0         paper  paper",
     ]
     assert await ctl_at(url, "replicas", "restart", "0") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -42,6 +42,19 @@ async def test_replicas_are_listed_added_restarted_and_removed(
     assert await ctl_at(url, "replicas", "remove", "0", "--drain", "0.5") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "replica 0: removed"
     assert await admin.numbers() == [1]
+
+
+async def test_all_replicas_are_replaced(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
+    url = admin.server.url
+    words = ("replicas", "replace", "--model", "parchment", "--revision", "v2")
+    assert await ctl_at(url, *words, "--drain", "5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "all replicas: searching (parchment, revision v2)"
+    assert lines[-1] == "all replicas: replaced (parchment, revision v2)"
+    assert await ctl_at(url, "replicas", "list") == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("paper  parchment (v2)")
+    assert await ctl_at(url, "replicas", "replace", "--model", "none") == 1
+    assert capsys.readouterr().out.endswith("(there is no model at 'none'; nothing has changed)\n")
 
 
 async def test_a_refusal_is_the_servers_own_sentence(

@@ -227,7 +227,7 @@ async def test_what_vllm_has_too_is_documented(server: Server) -> None:
 
 async def test_of_several_replicas_it_is_said_how_many_serve(server: Server) -> None:
     stats = EngineStats(num_running=3, pages_total=100, pages_free=75, generated_tokens=9)
-    up = ReplicaFigures(0, "ready", "", "CPU", 4, 50, 0, 2, stats, {"prefix": 6})
+    up = ReplicaFigures(0, "ready", "", "CPU", "a/model", "0a1b", 4, 50, 0, 2, stats, {"prefix": 6})
     server.engine.replicas = (up, dataclasses.replace(up, number=1, state="restarting"))
     for page in ("/health", "/ready"):
         answer = (await server.http.get(page)).json()
@@ -236,6 +236,7 @@ async def test_of_several_replicas_it_is_said_how_many_serve(server: Server) -> 
     assert (found["minisgl:replica_up", "0"], found["minisgl:replica_up", "1"]) == (1, 0)
     assert found["minisgl:replica_num_streams", "1"] == 4
     assert found["minisgl:replica_decisions_total", "prefix 0"] == 6
+    assert found["minisgl:replica_model_info", "a/model 0 0a1b"] == 1
     assert found["minisgl:replica_kv_cache_usage_perc", "0"] == 0.25
     assert found["minisgl:replica_restarts_total", "0"] == 2
     assert found["minisgl:replica_generation_tokens_total", "1"] == 9

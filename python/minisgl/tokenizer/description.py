@@ -1,0 +1,67 @@
+"""What has to be equal in two models for one to take the other's place, and the program that finds
+a model and describes it: to download one and to load its tokenizer holds up nobody who serves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import msgspec
+
+from minisgl.children import die_with_parent
+from minisgl.model_files.files import ModelError
+from minisgl.model_files.sizes import ModelSizes, model_sizes
+from minisgl.model_files.source import resolve_model
+from minisgl.tokenizer.load import load_tokenizer
+from minisgl.tokenizer.template_source import read_chat_template
+from minisgl.tokenizer.tokenizer import Tokenizer
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the program is told, as JSON in its argument."""
+
+    model: str | None
+    revision: str | None
+    weights: bool  # whether they are needed
+    chat_template: str | None  # the file of one that stands in for the model's own
+    parent: int  # the process that waits for it
+
+
+class Description(msgspec.Struct, frozen=True):
+    """A model on this host. Where there is none, `error` says why in one sentence."""
+
+    path: str = ""
+    digests: dict[str, str] = {}  # the tokenizer's
+    sizes: ModelSizes = ModelSizes(None, None)
+    error: str = ""
+
+
+def describe(path: str, tokenizer: Tokenizer) -> Description:
+    """The model at a path, with the tokenizer that was loaded from there. ModelError."""
+    return Description(path, tokenizer.digests(), model_sizes(path))
+
+
+def look_for(wanted: Wanted) -> Description:
+    """Finds or downloads a model and describes it."""
+    try:
+        files = resolve_model(
+            wanted.model, revision=wanted.revision, weights=wanted.weights, show_progress=False
+        )
+        template = wanted.chat_template and read_chat_template(wanted.chat_template)
+        return describe(files.path, load_tokenizer(files.path, chat_template=template or None))
+    except ModelError as error:
+        return Description(error=str(error))
+
+
+def main() -> None:
+    """The program: a Description as JSON on its standard output."""
+    wanted = msgspec.json.decode(sys.argv[1], type=Wanted)
+    die_with_parent(signal.SIGKILL)
+    if os.getppid() == wanted.parent:
+        sys.stdout.buffer.write(msgspec.json.encode(look_for(wanted)))
+
+
+if __name__ == "__main__":
+    main()
