@@ -67,6 +67,7 @@ class PaperEngine:
             max_model_len=self._site.max_model_len,
             max_running=4,
             kv_cache_tokens=4096,
+            prefix_cache=self._site.prefix_cache,
         )
         self.events.message(0, Ready(info))
         if self._site.short_lived:
@@ -151,6 +152,7 @@ class PaperSite:
 
     room: int = 4
     max_model_len: int = 10_000
+    prefix_cache: bool = True
     broken: bool = False  # no engine starts
     short_lived: bool = False  # each dies as soon as it is ready
     engines: dict[int, PaperEngine] = field(default_factory=dict)  # the latest of each replica
