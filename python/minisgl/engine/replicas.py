@@ -428,7 +428,9 @@ class Replicas:
         """It serves: new requests, and those that nobody else could go on with."""
         requests = replica.engine.requests
         if not replica.leaving:
-            self._router.add(replica.number, cache_tokens=replica.engine.info.kv_cache_tokens)
+            info = replica.engine.info
+            kept = info.kv_cache_tokens if info.prefix_cache else 0
+            self._router.add(replica.number, cache_tokens=kept)
             replica.routed = True
             logger.info("replica %d serves; %d of %d do", replica.number, *self._count_routed())
             for stream in requests.streams:  # of its own that waited for it

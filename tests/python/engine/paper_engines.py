@@ -72,6 +72,7 @@ class PaperEngine:
             max_model_len=10 if self._model == "short" else self._site.max_model_len,
             max_running=4,
             kv_cache_tokens=4096,
+            prefix_cache=self._site.prefix_cache,
         )
         self.events.message(0, Ready(info))
         if self._site.short_lived:
@@ -156,6 +157,7 @@ class PaperSite:
 
     room: int = 4
     max_model_len: int = 10_000
+    prefix_cache: bool = True
     broken: bool = False  # no engine starts
     bad_models: set[str] = field(default_factory=set)  # paths of which none starts
     short_lived: bool = False  # each dies as soon as it is ready

@@ -161,6 +161,20 @@ async def test_streams_of_a_dead_replica_go_on_elsewhere_at_once() -> None:
     await replicas.close()
 
 
+@pytest.mark.parametrize(("prefix_cache", "spread"), [(True, [0, 0, 6]), (False, [2, 2, 2])])
+async def test_requests_that_begin_alike_share_a_replica_that_keeps_what_it_computed(
+    prefix_cache: bool, spread: list[int]
+) -> None:
+    site = PaperSite(prefix_cache=prefix_cache)
+    replicas = paper_replicas(site, 3)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 3)
+    streams = [submit(replicas, [7] * 300 + [number], 5) for number in range(6)]
+    assert sorted(len(engine.requests) for engine in site.alive()) == spread
+    await finish(replicas, site, streams)
+    await replicas.close()
+
+
 async def test_a_session_stays_at_its_replica() -> None:
     site = PaperSite()
     replicas = paper_replicas(site, 3)

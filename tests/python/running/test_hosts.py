@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,50 +15,20 @@ import pytest
 from tests.python.launch.servers import ServerProcess, Stream, alive, get, until
 from tests.python.ports import free_port
 from tests.python.running.conftest import PROGRAM
+from tests.python.running.namespaces import SERVER_ADDRESS, Network, NoNamespaces, open_network
 from tests.python.running.test_ranks import text_of
 from tests.python.waiting import PATIENCE
 
 SECRET = {"MINISGL_DIST_SECRET": "known to two hosts"}
-# Tests run in several processes at once, each of which has a network of its own: four of the
-# addresses that are kept for such purposes (RFC 2544).
-NETWORK = int(ipaddress.IPv4Address("198.18.0.0")) + 4 * (os.getpid() % 2**15)
-SERVER_ADDRESS, NODE_ADDRESS = (str(ipaddress.IPv4Address(NETWORK + end)) for end in (1, 2))
-
-
-@dataclass
-class Network:
-    """A namespace with a link to this one."""
-
-    name: str
-
-    def link(self, state: str) -> None:
-        ip("-n", self.name, "link", "set", "eth-far", state)
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    if not shutil.which("ip"):
-        pytest.skip("needs the command ip (Debian: iproute2)")
-    name, near = f"minisgl-{os.getpid()}", f"mg{os.getpid()}"
     try:
-        ip("netns", "add", name)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"needs the right to make network namespaces: {error.stderr.strip()}")
-    try:
-        ip("link", "add", near, "type", "veth", "peer", "name", "eth-far", "netns", name)
-        ip("addr", "add", f"{SERVER_ADDRESS}/30", "dev", near)
-        ip("link", "set", near, "up")
-        ip("-n", name, "addr", "add", f"{NODE_ADDRESS}/30", "dev", "eth-far")
-        ip("-n", name, "link", "set", "eth-far", "up")
-        ip("-n", name, "link", "set", "lo", "up")
-        yield Network(name)
-        ip("link", "del", near)  # with the namespace it goes only after a while
-    finally:
-        ip("netns", "del", name)
+        with open_network() as network:
+            yield network
+    except NoNamespaces as error:
+        pytest.skip(str(error))
 
 
 class Hosts:
@@ -81,7 +48,7 @@ class Hosts:
     def start_node(self, secret: str = SECRET["MINISGL_DIST_SECRET"]) -> subprocess.Popen[str]:
         directory = self._folder / "1"
         directory.mkdir(exist_ok=True)
-        command = ["ip", "netns", "exec", self._network.name, sys.executable, *PROGRAM]
+        command = self._network.command(sys.executable, *PROGRAM)
         node = subprocess.Popen(
             [*command, "--node-rank", "1", *self._flags, str(self._model)],
             stderr=(self._folder / f"node-{len(self.nodes)}").open("w"),
