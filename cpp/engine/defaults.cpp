@@ -154,8 +154,8 @@ std::int64_t choose_host_pages(const EngineOptions& options, std::int64_t bytes_
                             "turns off: give only one of them"));
   }
   if (bytes < bytes_per_page) {
-    throw InputError(concat("--kv-host-bytes must be 0 or at least ", bytes_per_page, ", a page of ", options.page_size,
-                            " tokens, got ", bytes));
+    throw InputError(concat("--kv-host-bytes must be 0 or at least ", bytes_per_page, " per rank, a page of ",
+                            options.page_size, " tokens, got ", bytes));
   }
   return std::min<std::int64_t>(bytes / bytes_per_page, std::numeric_limits<std::int32_t>::max());
 }
@@ -225,12 +225,18 @@ EngineConfig choose_config(const EngineOptions& options, const Model& model, con
   return config;
 }
 
-void check_host_memory(const EngineOptions& options, std::int64_t ranks) {
+EngineOptions part_of_rank(const EngineOptions& options, std::int64_t ranks) {
+  EngineOptions part = options;
+  part.kv_host_bytes = options.kv_host_bytes / ranks + (options.kv_host_bytes % ranks > 0 ? 1 : 0);
+  return part;
+}
+
+void check_host_memory(const EngineOptions& options) {
   const std::int64_t free = available_memory();
-  if (options.kv_host_bytes <= free / ranks) return;
+  if (options.kv_host_bytes <= free) return;
   throw InputError(concat("--kv-host-bytes ", options.kv_host_bytes, " (", mebibytes(options.kv_host_bytes),
-                          ") for each of ", ranks, " ranks is more than the host's free memory, ", mebibytes(free),
-                          "; set --kv-host-bytes to at most ", free / ranks));
+                          " for a replica) is more than the host's free memory, ", mebibytes(free),
+                          "; set --kv-host-bytes to at most ", free, " times the number of replicas there"));
 }
 
 int choose_num_threads(std::int64_t num_threads) {

@@ -15,8 +15,11 @@ namespace minisgl {
 EngineConfig choose_config(const EngineOptions& options, const Model& model, const Device& device,
                            std::int64_t available_bytes);
 
-// `ranks`: those of this host. Throws InputError where it has no memory for what --kv-host-bytes asks for.
-void check_host_memory(const EngineOptions& options, std::int64_t ranks);
+// What each of a group's `ranks` on one host has of --kv-host-bytes: an equal part, and some where there is some.
+EngineOptions part_of_rank(const EngineOptions& options, std::int64_t ranks);
+
+// Throws InputError where this host has no memory for what --kv-host-bytes asks for.
+void check_host_memory(const EngineOptions& options);
 
 // 0 is every processor that this process may use. Throws InputError.
 int choose_num_threads(std::int64_t num_threads);

@@ -21,9 +21,10 @@ LoadedRank load_rank(const EngineOptions& options, const Place& place, const Ran
   progress.counter->set_working(true);
   std::unique_ptr<Model> model = load_model(options.model_path, *device, progress.weights, format);
   // Ranks on one host's processors share its memory.
-  if (options.kv_host_bytes > 0 && device->has_host_pages()) check_host_memory(options, place.local_size);
+  if (options.kv_host_bytes > 0 && device->has_host_pages()) check_host_memory(options);
   const std::int64_t sharers = device->has_own_memory() ? 1 : place.local_size;
-  EngineConfig config = choose_config(options, *model, *device, device->available_memory() / sharers);
+  EngineConfig config =
+      choose_config(part_of_rank(options, place.local_size), *model, *device, device->available_memory() / sharers);
   if (place.host_comm) {
     progress.counter->set_working(false);  // while it waits for ranks that load more slowly
     config = agree_on_config(config, options, *model, place);

@@ -27,7 +27,7 @@ struct EngineOptions {
   // what memory_fraction leaves, if all running sequences together can use that much.
   std::int64_t kv_cache_tokens = 0;
   std::int64_t num_pages = 0;         // says the same in pages; at most one of the two
-  std::int64_t kv_host_bytes = 0;     // of the host's memory, per rank, for pages that the device has no room for
+  std::int64_t kv_host_bytes = 0;     // of each host's memory, for its ranks of a group: pages without room on devices
   double memory_fraction = 0.9;       // share of the memory that the weights leave, for cache and workspace
   std::int64_t max_model_len = 0;     // the model's max_position, or what the cache holds if that is less
   std::int64_t max_running = 256;     // cut to max_batch_tokens, so that every running sequence decodes in every step

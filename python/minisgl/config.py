@@ -97,8 +97,8 @@ class EngineSettings:
     kv_cache_tokens: int = option(0, "tokens that the KV cache holds; 0: as many as memory allows")
     kv_host_bytes: int = option(
         0,
-        "pinned memory of the host, per rank, for cached prefixes that a GPU has no room for; they "
-        "come back faster than they are computed",
+        "pinned memory of each host for cached prefixes that GPUs have no room for, divided evenly "
+        "among the replicas and ranks there; they come back faster than they are computed",
         bounds=(0, 2**44),
         metavar="BYTES",
     )

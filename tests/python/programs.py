@@ -9,13 +9,14 @@ import io
 import multiprocessing as mp
 import os
 import runpy
-import socket
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
+
+from tests.python.ports import free_port
 
 SECONDS = 60.0  # for one program
 PRELOAD = ["torch.distributed", "minisgl.distributed", "minisgl.layers", "minisgl.ipc.queues"]
@@ -25,9 +26,7 @@ def run_program(program: Path, folder: Path, size: int = 1, arguments: Sequence[
     """What rank 0 of `size` ranks prints, working in `folder`."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     results: Queue[tuple[bool, str]] = context.Queue()
     command = [str(program), *arguments]
     ranks = [

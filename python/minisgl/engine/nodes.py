@@ -23,6 +23,7 @@ ALIVE_SECONDS = 1.0  # between two signs of life of a host
 # Seconds without one, and another host is lost: before its ranks are missed (RankWatch).
 SILENT_TICKS = 6
 QUIET_TICKS = 3  # and a guest may come again before it is missed
+FAREWELL_SECONDS = 2.0  # for a host to hear the last word and to leave
 FIRST_GUEST = 1024  # the least number of a host that has no part of the server's own model
 
 logger = logging.getLogger(__name__)
@@ -105,15 +106,22 @@ class NodeHub:
         return link is not None
 
     async def close(self) -> None:
-        """Says farewell to all."""
-        for link in self._links.values():
-            link.send(Farewell())
-            link.close()
-        self._links.clear()
+        """Says farewell to all and lets them leave first: to close a connection on what a host has
+        sent meanwhile resets it, and the host may miss the last word.
+        """
         if self._server is not None:
             self._server.close()
         if self._pulse is not None:
             self._pulse.cancel()
+        links = list(self._links.values())
+        self._links.clear()  # nobody is lost any more
+        for link in links:
+            link.send(Farewell())
+        leaving = [asyncio.create_task(link.wait_closed()) for link in links]
+        if leaving:
+            await asyncio.wait(leaving, timeout=FAREWELL_SECONDS)
+        for link in links:
+            link.abort()
 
     async def _keep_links(self) -> None:
         """Shows the other hosts that this one lives, and gives up those that don't show it."""

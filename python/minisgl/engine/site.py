@@ -42,12 +42,16 @@ class Site(Protocol):
 def divided_memory(options: EngineOptions, sharers: int) -> EngineOptions:
     """The options of each of so many that share a host's memory."""
     fraction = max(options.memory_fraction / sharers, LEAST_MEMORY_FRACTION)
-    return dataclasses.replace(options, memory_fraction=fraction)
+    host_bytes = -(-options.kv_host_bytes // sharers)  # some, where there are some
+    return dataclasses.replace(options, memory_fraction=fraction, kv_host_bytes=host_bytes)
 
 
 def share_of_memory(options: EngineOptions, share: Share) -> EngineOptions:
     """A GPU's memory is the replica's alone, the host's is everybody's."""
-    return options if share.gpus else divided_memory(options, share.sharers)
+    divided = divided_memory(options, share.sharers)
+    if share.gpus:
+        return dataclasses.replace(divided, memory_fraction=options.memory_fraction)
+    return divided
 
 
 class LocalLot:

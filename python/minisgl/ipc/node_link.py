@@ -8,6 +8,7 @@ crosses it, and what ranks need for their own connections is derived from it at 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import re
@@ -205,6 +206,11 @@ class NodeLink:
     def close(self) -> None:
         """Sends what was put last as far as the kernel takes it, and closes."""
         self._writer.close()
+
+    async def wait_closed(self) -> None:
+        """Until either end has closed it and somebody has received that here."""
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
     def abort(self) -> None:
         """Closes at once: the peer is out of reach."""

@@ -184,21 +184,23 @@ TEST(Defaults, AHostTierIsForDevicesWithMemoryOfTheirOwn) {
     return choose_config(options, model, device, 8 * gibibyte).num_host_pages;
   };
   EXPECT_EQ(choose_there({.kv_host_bytes = gibibyte}), gibibyte / (360 << 10));
+  EXPECT_EQ(choose_there(part_of_rank({.kv_host_bytes = gibibyte}, 4)), gibibyte / 4 / (360 << 10));
+  EXPECT_THROW(choose_there(part_of_rank({.kv_host_bytes = 1}, 4)), InputError);
   EXPECT_THROW(choose_there({.kv_host_bytes = 1000}), InputError);
   EXPECT_THROW(choose_there({.kv_host_bytes = gibibyte, .disable_prefix_cache = true}), InputError);
   EXPECT_THROW(choose_there({.kv_host_bytes = -1}), InputError);
 }
 
 TEST(Defaults, WhatTheHostHasNoMemoryForIsRefused) {
-  check_host_memory({.kv_host_bytes = mebibyte}, 2);
+  check_host_memory({.kv_host_bytes = mebibyte});
   const std::int64_t most = available_memory();
   try {
-    check_host_memory({.kv_host_bytes = 2 * most}, 4);
+    check_host_memory({.kv_host_bytes = 2 * most});
     FAIL() << "it is more than there is";
   } catch (const InputError& error) {
     const std::string sentence = error.what();
     EXPECT_EQ(sentence.find(concat("--kv-host-bytes ", 2 * most, " (")), 0u) << sentence;
-    EXPECT_NE(sentence.find("for each of 4 ranks is more than the host's free memory"), std::string::npos);
+    EXPECT_NE(sentence.find(" for a replica) is more than the host's free memory"), std::string::npos);
     EXPECT_NE(sentence.find("set --kv-host-bytes to at most "), std::string::npos);
   }
 }

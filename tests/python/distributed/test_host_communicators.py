@@ -5,7 +5,6 @@ processes; and a plug-in in front of gloo.
 from __future__ import annotations
 
 import random
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,14 @@ from minisgl.distributed import (
     make_communicator,
 )
 from tests.python.distributed.ranks import run_ranks
+from tests.python.ports import LOOPBACK, free_port
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ANY_DTYPES = [torch.bool, torch.int64, torch.float64, torch.complex64, torch.float8_e4m3fn]
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"{LOOPBACK}:{free_port()}"
 
 
 def group_of(rank: int, kind: str) -> Group:

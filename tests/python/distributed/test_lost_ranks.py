@@ -13,6 +13,7 @@ import time
 import pytest
 
 from tests.python.launch.servers import named_memory
+from tests.python.waiting import PATIENCE
 
 RANK = """
 import sys, torch
@@ -66,29 +67,26 @@ def end(ranks: list[subprocess.Popen[str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "timeout", "limit", "message"),
+    ("sent", "timeout", "message"),
     [
-        (signal.SIGKILL, 60.0, 10.0, "1 rank 1 (process {pid}) has died"),
+        (signal.SIGKILL, 3600.0, "1 rank 1 (process {pid}) has died"),
         (
             signal.SIGSTOP,
             2.0,
-            10.0,
             "1 rank 1 (process {pid}) didn't come to a collective within 2 s and is stopped",
         ),
     ],
 )
 def test_the_others_are_told_who_is_lost(
-    sent: signal.Signals, timeout: float, limit: float, message: str
+    sent: signal.Signals, timeout: float, message: str
 ) -> None:
     ranks = start(3, timeout)
     try:
-        sent_at = time.monotonic()
         ranks[1].send_signal(sent)
         for survivor in (ranks[0], ranks[2]):
-            said, _ = survivor.communicate(timeout=limit)
+            said, _ = survivor.communicate(timeout=PATIENCE)
             assert said == message.format(pid=ranks[1].pid) + "\n"
             assert survivor.returncode == 0
-        assert time.monotonic() - sent_at < limit
     finally:
         end(ranks)
     assert named_memory() == []

@@ -17,6 +17,7 @@ from minisgl.ipc.messages import (
     StepOutputs,
 )
 from tests.python.engine.paper_ranks import PaperRanks
+from tests.python.waiting import PATIENCE
 
 OPTIONS = EngineOptions(model_path="a model")
 
@@ -63,7 +64,7 @@ async def test_the_end_of_one_rank_is_the_loss_of_the_group() -> None:
     await group.start()
     made[0].events.end(1, "was killed by SIGKILL")
     assert group.lost
-    loss = await asyncio.wait_for(group.wait_lost(), 10)
+    loss = await asyncio.wait_for(group.wait_lost(), PATIENCE)
     assert loss == Loss("the process of rank 1 was killed by SIGKILL")
     await group.close()
 
@@ -96,7 +97,7 @@ async def test_a_host_out_of_reach_is_the_cause_of_what_its_ranks_and_others_say
     events.end(2, "gave no sign of life for 7 s")
     events.message(0, Failed("rank 3 has died", 3))
     events.host_lost([2, 3], "host 1 was lost")
-    loss = await asyncio.wait_for(group.wait_lost(), 10)
+    loss = await asyncio.wait_for(group.wait_lost(), PATIENCE)
     assert loss == Loss("host 1 was lost", of_host=True)
     await group.close()
 
@@ -123,7 +124,7 @@ async def test_a_group_whose_own_tasks_fail_is_lost(monkeypatch: pytest.MonkeyPa
     group = RankGroup(OPTIONS, launcher=launcher, size=2)
     await group.start()
     made[0].events.end(1, "ended with status 3")
-    loss = await asyncio.wait_for(group.wait_lost(), 20)
+    loss = await asyncio.wait_for(group.wait_lost(), PATIENCE)
     assert "nobody foresaw this" in loss.reason
     await group.close()
 

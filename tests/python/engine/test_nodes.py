@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import queue
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from minisgl.engine import nodes
 from minisgl.engine.host_ranks import HostRanks
@@ -16,6 +18,7 @@ from minisgl.engine.launcher import RankEvents
 from minisgl.engine.nodes import FIRST_GUEST, NodeHub
 from minisgl.ipc.messages import Alive, EngineInfo, EngineOptions, Place, Ready
 from minisgl.ipc.node_link import (
+    Farewell,
     NodeLink,
     NodeLinkError,
     OfGroup,
@@ -25,16 +28,10 @@ from minisgl.ipc.node_link import (
     StartRanks,
     connect_to_server,
 )
+from tests.python.waiting import PATIENCE
 
 OPTIONS = EngineOptions(model_path="a model")
 SECRET = "a secret of more than sixteen characters"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -65,14 +62,13 @@ async def read_all(link: NodeLink) -> None:
 async def test_a_host_whose_words_do_harm_is_lost_and_may_come_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    port = free_port()
-    hub = NodeHub("127.0.0.1", port, SECRET, 2)
+    hub = NodeHub("127.0.0.1", 0, SECRET, 2)
     listener = Listener(fails=True)
     hub.listen("group", listener)
     await hub.open()
     try:
         for _ in range(2):
-            link = await connect_to_server("127.0.0.1", port, SECRET, 1)
+            link = await connect_to_server("127.0.0.1", hub.port, SECRET, 1)
             await asyncio.wait_for(hub.wait_for(1), 20)
             link.send(RankEnd("group", 1, "was killed"))
             assert (await asyncio.wait_for(listener.lost.get(), 20))[0] == 1
@@ -87,15 +83,16 @@ async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(nodes, "ALIVE_SECONDS", 0.05)
-    port = free_port()
-    hub = NodeHub("127.0.0.1", port, SECRET, 3)
+    hub = NodeHub("127.0.0.1", 0, SECRET, 3)
     listener = Listener()
     hub.listen("group", listener)
     lost = listener.lost
     await hub.open()
     links: list[NodeLink] = []
     try:
-        links += [await connect_to_server("127.0.0.1", port, SECRET, number) for number in (1, 2)]
+        links += [
+            await connect_to_server("127.0.0.1", hub.port, SECRET, number) for number in (1, 2)
+        ]
         await asyncio.wait_for(hub.wait_for(1, 2), 20)
         silent, alive = links
 
@@ -110,7 +107,7 @@ async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
         assert hub.missing() == [1]
         with pytest.raises(NodeLinkError):  # it is told, as soon as it can be reached
             await asyncio.wait_for(read_all(silent), 20)
-        links.append(await connect_to_server("127.0.0.1", port, SECRET, 1))
+        links.append(await connect_to_server("127.0.0.1", hub.port, SECRET, 1))
         await asyncio.wait_for(hub.wait_for(1), 20)
         assert lost.empty()
         pulse.cancel()
@@ -118,6 +115,54 @@ async def test_a_host_that_is_silent_is_given_up_and_may_come_again(
         await hub.close()
         for link in links:
             link.close()
+
+
+def test_the_last_word_comes_through_whatever_a_host_is_sending() -> None:
+    """The server ends before it has read all, and the host says more before it reads the rest."""
+    sent, closed = threading.Event(), threading.Event()
+    ports: queue.Queue[int] = queue.Queue()
+
+    async def serve() -> None:
+        hub = NodeHub("127.0.0.1", 0, SECRET, 2)
+        await hub.open()
+        ports.put(hub.port)
+        await hub.wait_for(1)
+        sent.wait(PATIENCE)  # reads nothing meanwhile
+        await hub.close()
+
+    def server() -> None:
+        uvloop.run(serve())
+        closed.set()
+
+    async def take_part() -> None:
+        link = await connect_to_server("127.0.0.1", ports.get(timeout=PATIENCE), SECRET, 1)
+        link.send(Alive())
+        await asyncio.sleep(0.05)  # until it is on its way
+        sent.set()
+        closed.wait(0.2)  # neither reads nor writes meanwhile
+        link.send(Alive())
+        await asyncio.sleep(0.05)
+        while not isinstance(await link.receive_from_server(), Farewell):
+            pass
+        link.close()
+
+    serving = threading.Thread(target=server, daemon=True)
+    serving.start()
+    uvloop.run(take_part())
+    serving.join(PATIENCE)
+    assert closed.is_set()
+
+
+async def test_a_host_that_does_not_leave_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "FAREWELL_SECONDS", 0.05)
+    hub = NodeHub("127.0.0.1", 0, SECRET, 2)
+    await hub.open()
+    link = await connect_to_server("127.0.0.1", hub.port, SECRET, 1)
+    await hub.wait_for(1)
+    await hub.close()
+    with pytest.raises(NodeLinkError):
+        await read_all(link)
+    link.close()
 
 
 async def test_what_the_ranks_of_another_host_say_and_become_is_told() -> None:
@@ -128,11 +173,10 @@ async def test_what_the_ranks_of_another_host_say_and_become_is_told() -> None:
         end=lambda rank, how: told.append((rank, how)),
         host_lost=lambda ranks, reason: told.append((*ranks, reason)),
     )
-    port = free_port()
-    hub = NodeHub("127.0.0.1", port, SECRET, 2)
+    hub = NodeHub("127.0.0.1", 0, SECRET, 2)
     await hub.open()
     ranks = HostRanks(hub, (sys.executable, "-c", "import time; time.sleep(60)"), events)
-    link = await connect_to_server("127.0.0.1", port, SECRET, 1)
+    link = await connect_to_server("127.0.0.1", hub.port, SECRET, 1)
     try:
         await ranks.start(OPTIONS, [Place(rank=rank, size=2, name="group") for rank in (0, 1)])
         while not isinstance(message := await link.receive_from_server(), StartRanks):

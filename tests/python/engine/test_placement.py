@@ -131,11 +131,14 @@ def test_no_core_and_no_gpu_is_given_twice(
 
 
 def test_replicas_of_a_host_share_its_memory_and_gpus_have_their_own() -> None:
-    options = EngineOptions(model_path="m", memory_fraction=0.9)
+    options = EngineOptions(model_path="m", memory_fraction=0.9, kv_host_bytes=3001)
     on_cpu = LocalSite(Accountant(Machine((0, 1)), 1, 3), ["rank"]).take(0)
     assert on_cpu.fit(options).memory_fraction == pytest.approx(0.3)
     on_gpu = LocalSite(Accountant(islands(1, 2), 1, 2), ["rank"]).take(0)
     assert on_gpu.fit(options).memory_fraction == 0.9
+    assert on_gpu.fit(options).kv_host_bytes == 1501  # the host's is everybody's
+    least = EngineOptions(model_path="m", kv_host_bytes=1)
+    assert on_gpu.fit(least).kv_host_bytes == 1  # which a rank refuses as too little
 
 
 def test_gpus_are_named_as_this_process_sees_them() -> None:

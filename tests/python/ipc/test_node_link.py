@@ -20,6 +20,7 @@ from minisgl.ipc.node_link import (
     connect_to_server,
     greet_node,
 )
+from tests.python.waiting import PATIENCE
 
 SECRET = "known to both of the hosts"
 
@@ -43,7 +44,7 @@ class Host0:
             self.results.put_nowait(error)
 
     async def refusal(self) -> str:
-        result = await asyncio.wait_for(self.results.get(), 10)
+        result = await asyncio.wait_for(self.results.get(), PATIENCE)
         assert isinstance(result, NodeLinkError)
         return str(result)
 

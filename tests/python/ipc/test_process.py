@@ -26,6 +26,7 @@ from minisgl.ipc.messages import (
 )
 from minisgl.ipc.process import ChildProcess, describe_exit
 from minisgl.sampling_params import SamplingParams
+from tests.python.waiting import PATIENCE
 
 FAKE_RANK = Path(__file__).parents[1] / "engine" / "fake_rank.py"
 
@@ -89,13 +90,13 @@ async def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path) -> None:
             socket = zmq.Context().socket(zmq.PUSH)
             socket.connect(sys.argv[2])
             socket.send(b"nonsense")
-            time.sleep(60)
+            time.sleep(600)
             """
         )
     )
     child: Rank = await Rank.spawn((sys.executable, str(program)), NAME, from_rank_decoder)
     reader = asyncio.create_task(child.receive())
-    assert await asyncio.wait_for(child.wait(), 20) == -signal.SIGKILL
+    assert await asyncio.wait_for(child.wait(), PATIENCE) == -signal.SIGKILL
     reader.cancel()
     child.close()
 
@@ -106,7 +107,7 @@ async def test_sockets_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("mkdtemp", "mkstemp"):
         monkeypatch.setattr(f"tempfile.{name}", lambda *args, **options: made.append(args))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    program = "import time; time.sleep(60)"
+    program = "import time; time.sleep(600)"
     child: Rank = await Rank.spawn((sys.executable, "-c", program), NAME, from_rank_decoder)
     assert os.listdir(tmp_path) == []
     await child.stop(None)

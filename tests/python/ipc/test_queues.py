@@ -21,6 +21,7 @@ from minisgl.ipc.queues import (
     ZmqSubQueue,
     as_is,
 )
+from tests.python.waiting import PATIENCE
 
 encode = msgspec.msgpack.encode
 decoder = msgspec.msgpack.Decoder(list[int])
@@ -73,7 +74,9 @@ def test_an_abstract_address_is_for_one_user(monkeypatch: pytest.MonkeyPatch) ->
             pull = ZmqPullQueue(address, True, decoder)
         push = ZmqPushQueue(address, False, as_is)
         push.put([1])
-        time.sleep(0.3)
+        end = time.monotonic() + (0.3 if expected else PATIENCE)
+        while pull.empty() and time.monotonic() < end:
+            time.sleep(0.01)
         assert pull.empty() is expected
         push.close(0)
         pull.close(0)
@@ -113,7 +116,7 @@ async def test_async_malformed_messages_too(address: str) -> None:
     pull = ZmqAsyncPullQueue(address, False, decoder)
     for data in (b"\xc1", encode([7])):
         push.send(data)
-    assert await asyncio.wait_for(pull.get(), 10) == [7]
+    assert await asyncio.wait_for(pull.get(), PATIENCE) == [7]
     push.close()
     pull.close()
 
@@ -139,4 +142,4 @@ def test_close_returns_though_nobody_reads(address: str) -> None:
     push.put([1])
     closed = threading.Event()
     threading.Thread(target=lambda: (push.close(), closed.set()), daemon=True).start()
-    assert closed.wait(10)
+    assert closed.wait(PATIENCE)

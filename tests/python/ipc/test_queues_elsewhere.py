@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,8 @@ from minisgl.ipc import (
     ZmqPushQueue,
     ZmqSubQueue,
 )
+from tests.python.ports import LOOPBACK, free_port
+from tests.python.waiting import PATIENCE
 
 
 @dataclass
@@ -51,9 +52,7 @@ PROMPTS = [Prompt(1, "gr\u00fcn \U0001f600", b"\xff\x00", [0.5, -1e300]), Prompt
 def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     if request.param == "ipc":
         return f"ipc://{tmp_path_factory.mktemp('q')}/q"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return f"tcp://{LOOPBACK}:{free_port()}"
 
 
 @pytest.mark.parametrize("push_binds", [True, False])
@@ -81,7 +80,7 @@ def test_push_and_pull(address: str, push_binds: bool, push_first: bool) -> None
 
 
 def not_empty_soon(empty: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while empty() and time.monotonic() < deadline:
         time.sleep(0.001)
     return not empty()
@@ -92,10 +91,10 @@ async def test_async_push_and_pull(address: str) -> None:
     push: ZmqAsyncPushQueue[Prompt] = ZmqAsyncPushQueue(address, False, asdict)
     waiting = asyncio.create_task(pull.get())
     await push.put(PROMPTS[0])
-    assert await asyncio.wait_for(waiting, 10) == PROMPTS[0]
+    assert await asyncio.wait_for(waiting, PATIENCE) == PROMPTS[0]
     assert pull.empty()
     await push.put(PROMPTS[1])
-    assert await asyncio.wait_for(pull.get(), 10) == PROMPTS[1]
+    assert await asyncio.wait_for(pull.get(), PATIENCE) == PROMPTS[1]
     push.close()
     pull.close()
 
@@ -123,7 +122,7 @@ async def test_async_publisher_and_subscriber(address: str) -> None:
         await publish.put(PROMPTS[0])
         await asyncio.sleep(0.01)
     await publish.put(PROMPTS[1])
-    while (received := await asyncio.wait_for(subscribe.get(), 10)) != PROMPTS[1]:
+    while (received := await asyncio.wait_for(subscribe.get(), PATIENCE)) != PROMPTS[1]:
         assert received == PROMPTS[0]
     publish.close()
     subscribe.close()

@@ -10,6 +10,6 @@ if __name__ == "__main__":
     rank = Path(__file__).parents[1] / "engine" / "fake_rank.py"
     status = launch_server(
         rank_command=(sys.executable, str(rank)),
-        restart=RestartPolicy(max_failures=2, first_delay=0.1, max_replays=1),
+        restart=RestartPolicy(max_failures=4, first_delay=0.1, max_replays=1),
     )
     sys.exit(status)

@@ -18,8 +18,10 @@ from typing import Any
 
 import tokenizers
 
+from tests.python.waiting import PATIENCE
+
 SERVER = Path(__file__).with_name("fake_server.py")
-DEADLINE = 30.0  # seconds for anything that a test waits for
+DEADLINE = PATIENCE  # seconds for anything that a test waits for
 
 
 def make_model(folder: Path) -> Path:
@@ -99,10 +101,9 @@ class ServerProcess:
         ]
 
     def ranks(self) -> list[int]:
-        """Ids of the processes that have become ranks, in their order: they are started one after
-        the other.
-        """
-        return sorted(pid for pid in self.children() if is_called(pid, "minisgl-TP"))
+        """Ids of the processes that have become ranks, in the order of their names."""
+        names = {pid: rank_name(pid) for pid in self.children()}
+        return sorted(filter(names.get, names), key=lambda pid: natural(names[pid]))
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -143,6 +144,19 @@ def process_name(pid: int) -> str:
     """What ps shows of a process's command line: its name, once it has taken one."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     return b" ".join(words).decode()
+
+
+def rank_name(pid: int) -> str:
+    """The name of a process that is a rank or about to become one; "" of others."""
+    with contextlib.suppress(OSError):  # a process that has just ended
+        found = re.search(rb"minisgl-TP[^\0]*", Path(f"/proc/{pid}/cmdline").read_bytes())
+        return found[0].decode() if found else ""
+    return ""
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts numbers in names as numbers."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def is_called(pid: int, name: str) -> bool:

@@ -70,7 +70,7 @@ def test_the_end_waits_for_no_connection(server: ServerProcess) -> None:
     )
     assert deaf.recv(10).startswith(b"HTTP/1.1 2")
     server.signal(signal.SIGTERM)
-    assert server.wait(20) == 0
+    assert server.wait() == 0
     assert "Traceback" not in server.output
     for connection in (idle, half, deaf):
         connection.close()

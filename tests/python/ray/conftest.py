@@ -7,7 +7,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import pytest
 
 from tests.python.launch.servers import ServerProcess
+from tests.python.ports import LOOPBACK, free_port
 from tests.python.running.conftest import PROGRAM
 from tests.python.running.tiny_model import make_tiny_model
 
-LOOPBACK = "127.0.0.1"
 # Ray takes a loopback address for another host's mistake unless it is told so.
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -38,13 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
             if missing:
                 item.add_marker(pytest.mark.skip("needs Ray: pip install 'minisgl[ray]'"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Cluster:

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from tests.python.launch.servers import until
-from tests.python.ray.conftest import LOOPBACK, SETTINGS, free_port
+from tests.python.ports import LOOPBACK, free_port
+from tests.python.ray.conftest import SETTINGS
 
 STAND_INS = Path(__file__).with_name("stand_ins")
 BODY = {"prompt": [5, 6, 7], "max_tokens": 300, "temperature": 0}
@@ -110,6 +111,7 @@ def llm_config(tiny_model: Path) -> Any:
         )
 
 
+@pytest.mark.long
 def test_the_server_class_serves_behind_the_ingress_of_ray_serve_llm(
     url: str, llm_config: Any
 ) -> None:
@@ -133,6 +135,7 @@ def test_the_server_class_serves_behind_the_ingress_of_ray_serve_llm(
     serve.delete("llm")
 
 
+@pytest.mark.long
 def test_the_server_class_is_an_application_of_its_own(url: str, llm_config: Any) -> None:
     """What direct streaming has of it, without its proxy."""
     from ray import serve

@@ -9,6 +9,8 @@ import os
 import threading
 from pathlib import Path
 
+from tests.python.waiting import PATIENCE
+
 PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 WALL = 0x40000000  # waitpid() for threads, too
 
@@ -37,6 +39,6 @@ def stall_thread(process: int, name: str) -> None:
         os.waitpid(thread, WALL)
 
     threading.Thread(target=hold, daemon=True).start()
-    assert stalled.wait(10)
+    assert stalled.wait(PATIENCE)
     if errors:
         raise errors[0]

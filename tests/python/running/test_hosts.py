@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import signal
@@ -15,13 +16,16 @@ from pathlib import Path
 import pytest
 
 from tests.python.launch.servers import ServerProcess, Stream, alive, get, until
+from tests.python.ports import free_port
 from tests.python.running.conftest import PROGRAM
 from tests.python.running.test_ranks import text_of
+from tests.python.waiting import PATIENCE
 
 SECRET = {"MINISGL_DIST_SECRET": "known to two hosts"}
-# Tests run in several processes at once, each of which has a network of its own.
-NETWORK = f"10.213.{os.getpid() % 256}"
-SERVER_ADDRESS, NODE_ADDRESS = f"{NETWORK}.1", f"{NETWORK}.2"
+# Tests run in several processes at once, each of which has a network of its own: four of the
+# addresses that are kept for such purposes (RFC 2544).
+NETWORK = int(ipaddress.IPv4Address("198.18.0.0")) + 4 * (os.getpid() % 2**15)
+SERVER_ADDRESS, NODE_ADDRESS = (str(ipaddress.IPv4Address(NETWORK + end)) for end in (1, 2))
 
 
 @dataclass
@@ -49,9 +53,9 @@ def network() -> Iterator[Network]:
         pytest.skip(f"needs the right to make network namespaces: {error.stderr.strip()}")
     try:
         ip("link", "add", near, "type", "veth", "peer", "name", "eth-far", "netns", name)
-        ip("addr", "add", f"{SERVER_ADDRESS}/24", "dev", near)
+        ip("addr", "add", f"{SERVER_ADDRESS}/30", "dev", near)
         ip("link", "set", near, "up")
-        ip("-n", name, "addr", "add", f"{NODE_ADDRESS}/24", "dev", "eth-far")
+        ip("-n", name, "addr", "add", f"{NODE_ADDRESS}/30", "dev", "eth-far")
         ip("-n", name, "link", "set", "eth-far", "up")
         ip("-n", name, "link", "set", "lo", "up")
         yield Network(name)
@@ -68,7 +72,7 @@ class Hosts:
         self._model = model
         self._folder = folder
         self._flags = ("--tp", "4", "--nnodes", "2", "--startup-timeout", "60")
-        self._flags += ("--dist-init-addr", f"{SERVER_ADDRESS}:{free_ports()}")
+        self._flags += ("--dist-init-addr", f"{SERVER_ADDRESS}:{free_port(SERVER_ADDRESS, 3)}")
         self.server = ServerProcess(
             model, folder / "0", *self._flags, program=PROGRAM, environment=SECRET
         )
@@ -96,24 +100,10 @@ class Hosts:
             self.server.signal(signal.SIGTERM)
             assert self.server.wait() == 0, self.server.output
         for node in self.nodes:
-            node.wait(20)
+            node.wait(PATIENCE)
         until(lambda: not any(map(alive, ranks)))
         assert self.server.files() == []
         assert os.listdir(self._folder / "1") == []
-
-
-def free_ports() -> int:
-    """A port that is free with the two after it."""
-    while True:
-        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-            first.bind((SERVER_ADDRESS, 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind((SERVER_ADDRESS, port + 1))
-                third.bind((SERVER_ADDRESS, port + 2))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 @pytest.fixture
@@ -144,7 +134,7 @@ def test_a_model_over_two_hosts_survives_the_loss_of_one(hosts: Hosts, network: 
     stranger = hosts.start_node("a secret of somebody else")
     hosts.server.wait_for_line("turned away a connection from .*MINISGL_DIST_SECRET differs")
     stranger.terminate()
-    stranger.wait(20)
+    stranger.wait(PATIENCE)
 
     hosts.start_node()
     port = hosts.server.wait_ready()
@@ -176,7 +166,7 @@ def test_a_host_that_never_comes_ends_the_start(
     network: Network, tiny_model: Path, tmp_path: Path
 ) -> None:
     flags = ("--tp", "2", "--nnodes", "2", "--startup-timeout", "2")
-    address = f"{SERVER_ADDRESS}:{free_ports()}"
+    address = f"{SERVER_ADDRESS}:{free_port(SERVER_ADDRESS, 3)}"
     server = ServerProcess(
         tiny_model,
         tmp_path / "0",
@@ -192,7 +182,7 @@ def test_a_host_that_never_comes_ends_the_start(
 def test_a_server_that_never_comes_ends_the_host(
     network: Network, tiny_model: Path, tmp_path: Path
 ) -> None:
-    address = f"{SERVER_ADDRESS}:{free_ports()}"
+    address = f"{SERVER_ADDRESS}:{free_port(SERVER_ADDRESS, 3)}"
     node = ServerProcess(
         tiny_model,
         tmp_path / "1",

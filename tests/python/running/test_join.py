@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from minisgl import ctl
-from tests.python.engine.test_nodes import free_port
 from tests.python.launch.servers import ServerProcess, Stream, alive, until
+from tests.python.ports import free_port
 from tests.python.running.conftest import PROGRAM
 from tests.python.running.test_ranks import text_of
 

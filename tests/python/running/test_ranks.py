@@ -8,7 +8,7 @@ import re
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,9 @@ from tests.python.running.conftest import PROGRAM
 from tests.python.running.stalled_thread import stall_thread
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
-LIMIT = 10.0  # seconds within which a group ends once a rank is lost, as README says
+# Seconds within which a group ends once a rank is lost: twice what README says, as a test has only
+# a part of the machine.
+LIMIT = 20.0
 LONG_PROMPT = [1 + number % 200 for number in range(4000)]  # prefill takes a while
 GREEDY_TOKENS = 1500
 
@@ -39,11 +41,30 @@ def servers(tmp_path: Path) -> Iterator[list[ServerProcess]]:
     assert named_memory() == []
 
 
-def start(servers: list[ServerProcess], model: Path, folder: Path, *flags: str) -> ServerProcess:
+def start(
+    servers: list[ServerProcess],
+    model: Path,
+    folder: Path,
+    *flags: str,
+    program: Sequence[str] = PROGRAM,
+) -> ServerProcess:
     directory = folder / f"server-{len(servers)}"
-    server = ServerProcess(model, directory, *flags, program=PROGRAM)
+    server = ServerProcess(model, directory, *flags, program=program)
     servers.append(server)
     return server
+
+
+def held(gate: Path) -> tuple[str, str]:
+    """A server whose ranks begin once the gate is there: until then a test can harm them."""
+    program = f"""
+import sys
+from minisgl import launch_server
+from minisgl.engine.local_ranks import RANK_COMMAND
+python, flag, code, module = RANK_COMMAND
+wait = "import os, time\\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\\n"
+sys.exit(launch_server(rank_command=(python, flag, wait + code, module)))
+"""
+    return ("-c", program)
 
 
 def plan_memory(rank: int) -> Path:
@@ -105,7 +126,9 @@ def test_a_size_that_does_not_divide_the_model_ends_the_start_with_a_sentence(
 def test_a_rank_that_dies_while_starting_ends_the_start(
     servers: list[ServerProcess], tiny_model: Path, tmp_path: Path, rank: int
 ) -> None:
-    server = start(servers, tiny_model, tmp_path, "--tp", "2")
+    server = start(
+        servers, tiny_model, tmp_path, "--tp", "2", program=held(tmp_path / "never there")
+    )
     until(lambda: len(server.ranks()) == 2)
     os.kill(server.ranks()[rank], KILL)
     assert server.wait() == 1
@@ -116,10 +139,12 @@ def test_a_rank_that_dies_while_starting_ends_the_start(
 def test_a_rank_that_stops_while_starting_ends_the_start(
     servers: list[ServerProcess], tiny_model: Path, tmp_path: Path
 ) -> None:
+    gate = tmp_path / "gate"
     for rank in (0, 1):
-        server = start(servers, tiny_model, tmp_path, "--tp", "2")
+        server = start(servers, tiny_model, tmp_path, "--tp", "2", program=held(gate))
         until(lambda server=server: len(server.ranks()) == 2)
         os.kill(server.ranks()[rank], STOP)
+    gate.touch()
     for rank, server in enumerate(servers):
         assert server.wait(2 * DEADLINE) == 1
         assert f"the process of rank {rank} gave no sign of life for 30 s" in server.lines[-1]
@@ -129,10 +154,12 @@ def test_a_rank_that_stops_while_starting_ends_the_start(
 def test_a_rank_without_memory_ends_the_start_with_a_sentence(
     servers: list[ServerProcess], tiny_model: Path, tmp_path: Path, rank: int
 ) -> None:
-    server = start(servers, tiny_model, tmp_path, "--tp", "2", "--kv-cache-tokens", "16M")
+    gate, flags = tmp_path / "gate", ("--tp", "2", "--kv-cache-tokens", "16M")
+    server = start(servers, tiny_model, tmp_path, *flags, program=held(gate))
     until(lambda: len(server.ranks()) == 2)
     enough_to_begin = 1 << 30  # the cache needs 1.5 GiB more
     resource.prlimit(server.ranks()[rank], resource.RLIMIT_AS, (enough_to_begin, enough_to_begin))
+    gate.touch()
     assert server.wait() == 1
     assert f"rank {rank}: there is not enough memory" in server.lines[-1]
     assert "--kv-cache-tokens" in server.lines[-1]
