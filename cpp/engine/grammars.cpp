@@ -1,9 +1,13 @@
-// Two kinds of threads: those for masks that a step waits for, and a patient one for whatever takes longer.
+// Threads by what they do: many for masks that a step waits for, one for those of slow sequences, and one that reads
+// grammars.
 #include "engine/grammars.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <ctime>
 #include <exception>
 #include <optional>
 
@@ -18,6 +22,14 @@ namespace {
 constexpr int kMostPromptThreads = 8;
 constexpr std::size_t kMostRead = 16;                         // grammars that are kept
 constexpr std::size_t kMostReadBytes = std::size_t{1} << 18;  // longer ones aren't
+
+constexpr int kNiceness = 10;  // of the thread for slow sequences: a tenth of a processor where others need it
+
+std::chrono::nanoseconds processor_time() {  // of this thread
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+}
 
 void set_allowed(std::vector<std::uint32_t>& mask, std::span<const std::int32_t> tokens) {
   for (const std::int32_t token : tokens) {
@@ -34,7 +46,7 @@ bool is_empty(std::span<const std::uint32_t> mask) {
 struct Grammars::Tracked {
   SequenceId id;
   NewGrammar grammar;
-  std::unique_ptr<GrammarMatcher> matcher = {};  // made by the patient thread
+  std::unique_ptr<GrammarMatcher> matcher = {};  // made by the reading thread
   std::vector<std::int32_t> tokens = {};         // to be consumed
   bool is_slow = false, is_waited_for = false;
   bool has_ended = false, is_too_slow = false;
@@ -52,82 +64,74 @@ Grammars::~Grammars() {
       if (job->matcher) job->matcher->cancel();
     }
   }
-  has_prompt_jobs_.notify_all();
-  has_patient_jobs_.notify_all();
+  for (Queue& queue : queues_) queue.has_jobs.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
 void Grammars::open(std::string library, GrammarVocabulary vocabulary) {
-  {
-    const std::lock_guard lock(mutex_);
-    MINISGL_CHECK(!is_open_, "grammars are opened once");
-    start_threads(std::clamp(usable_processors(), 1, kMostPromptThreads));
-    library_ = std::move(library);
-    vocabulary_ = std::move(vocabulary);
-    is_open_ = true;
-  }
-  has_patient_jobs_.notify_one();
+  const std::lock_guard lock(mutex_);
+  MINISGL_CHECK(!is_open_, "grammars are opened once");
+  library_ = std::move(library);
+  vocabulary_ = std::move(vocabulary);
+  start_threads(std::clamp(usable_processors(), 1, kMostPromptThreads));
 }
 
 void Grammars::refuse(std::string reason) {
-  {
-    const std::lock_guard lock(mutex_);
-    MINISGL_CHECK(!is_open_, "grammars are opened once");
-    start_threads(0);
-    refusal_ = std::move(reason);
-    is_open_ = true;
-  }
-  has_patient_jobs_.notify_one();
+  const std::lock_guard lock(mutex_);
+  MINISGL_CHECK(!is_open_, "grammars are opened once");
+  refusal_ = std::move(reason);
+  start_threads(0);
 }
 
 void Grammars::start_threads(int num_prompt) {
-  for (int i = 0; i <= num_prompt; ++i) {
-    threads_.push_back(start_quiet_thread([this, i] {
-      pthread_setname_np(pthread_self(), "minisgl-grammar");
-      run(i == 0);
-    }));
-  }
+  for (int i = 0; i < num_prompt; ++i) start_thread(kPrompt);
+  if (num_prompt > 0) start_thread(kSlowOnes);
+  start_thread(kReading);
+  is_open_ = true;
+}
+
+void Grammars::start_thread(Lane lane) {
+  threads_.push_back(start_quiet_thread([this, lane] {
+    pthread_setname_np(pthread_self(), "minisgl-grammar");
+    if (lane == kSlowOnes) setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kNiceness);
+    run(lane);
+  }));
+}
+
+// The lock is held.
+void Grammars::put(Lane lane, Job job) {
+  queues_[lane].jobs.push_back(std::move(job));
+  queues_[lane].has_jobs.notify_one();
 }
 
 void Grammars::begin(SequenceId id, NewGrammar grammar) {
   const Job job = std::make_shared<Tracked>(Tracked{.id = id, .grammar = std::move(grammar)});
   job->tokens = std::move(job->grammar.resumed);
   tracked_.emplace(id, job);
-  {
-    const std::lock_guard lock(mutex_);
-    patient_jobs_.push_back(job);
-  }
-  has_patient_jobs_.notify_one();
+  const std::lock_guard lock(mutex_);
+  put(kReading, job);
 }
 
 void Grammars::advance(SequenceId id, std::span<const std::int32_t> tokens) {
   const Job& job = tracked_.at(id);
   const std::lock_guard lock(mutex_);
   job->tokens.assign(tokens.begin(), tokens.end());
-  if (job->is_slow) {
-    patient_jobs_.push_back(job);
-    has_patient_jobs_.notify_one();
-  } else {
-    job->is_waited_for = true;
-    ++num_prompt_;
-    prompt_jobs_.push_back(job);
-    has_prompt_jobs_.notify_one();
-  }
+  job->is_waited_for = !job->is_slow;
+  if (job->is_waited_for) ++num_prompt_;
+  put(job->is_slow ? kSlowOnes : kPrompt, job);
 }
 
-// A matcher may take a while to be freed: that is work for the patient thread, too.
+// A matcher may take a while to be freed, which is work for the reading thread, too.
 void Grammars::end(SequenceId id) {
   const auto entry = tracked_.find(id);
   if (entry == tracked_.end()) return;
-  {
-    const std::lock_guard lock(mutex_);
-    entry->second->has_ended = true;
-    if (std::exchange(entry->second->is_waited_for, false)) --num_prompt_;
-    if (entry->second->began && entry->second->matcher) entry->second->matcher->cancel();
-    patient_jobs_.push_back(std::move(entry->second));
-  }
+  Job job = std::move(entry->second);
   tracked_.erase(entry);
-  has_patient_jobs_.notify_one();
+  const std::lock_guard lock(mutex_);
+  job->has_ended = true;
+  if (std::exchange(job->is_waited_for, false)) --num_prompt_;
+  if (job->began && job->matcher) job->matcher->cancel();
+  put(kReading, std::move(job));
 }
 
 void Grammars::wait(Clock::time_point until) {
@@ -156,39 +160,39 @@ std::int32_t Grammars::end_token() const {
   return tokenizer_->ends().front();
 }
 
-// The next one for such a thread; null at the end.
-Grammars::Job Grammars::next_job(bool is_patient, std::unique_lock<std::mutex>& lock) {
-  std::deque<Job>& jobs = is_patient ? patient_jobs_ : prompt_jobs_;
-  std::condition_variable& has_jobs = is_patient ? has_patient_jobs_ : has_prompt_jobs_;
-  has_jobs.wait(lock, [&] { return stopping_ || (!jobs.empty() && (!is_patient || is_open_)); });
+// The lane's next one; null at the end.
+Grammars::Job Grammars::next_job(Lane lane, std::unique_lock<std::mutex>& lock) {
+  auto& [jobs, has_jobs] = queues_[lane];
+  has_jobs.wait(lock, [&] { return stopping_ || !jobs.empty(); });
   if (stopping_) return nullptr;
   Job job = std::move(jobs.front());
   jobs.pop_front();
   return job;
 }
 
-void Grammars::run(bool is_patient) {
+void Grammars::run(Lane lane) {
   std::unique_lock lock(mutex_);
-  while (Job job = next_job(is_patient, lock)) {
-    if (!tokenizer_ && refusal_.empty()) open_tokenizer(lock);
+  if (lane == kReading && refusal_.empty()) open_tokenizer(lock);
+  while (Job job = next_job(lane, lock)) {
     GrammarResult result{.id = job->id};
-    const Clock::time_point began = Clock::now();
     if (!job->has_ended) {
       running_.push_back(job);
-      job->began = began;
+      job->began = Clock::now();
       lock.unlock();
+      const std::chrono::nanoseconds before = processor_time();
       try {
         work(*job, result);
       } catch (const std::exception& error) {
         result.error = error.what();
       }
+      const bool is_slow = processor_time() - before > kSlow;
       lock.lock();
+      job->is_slow = lane != kReading && is_slow;
       job->began.reset();
       std::erase(running_, job);
       if (job->is_too_slow) {
         result.error = concat("the grammar takes more than ", kTooSlow.count(), " s for a token, the most that it may");
       }
-      job->is_slow = Clock::now() - began > kSlow;
       if (!job->has_ended) results_.push_back(std::move(result));
     }
     if (std::exchange(job->is_waited_for, false)) --num_prompt_;
@@ -230,7 +234,7 @@ void Grammars::work(Tracked& tracked, GrammarResult& result) {
   limit(tracked.grammar, result.mask);
 }
 
-// A grammar that was read lately isn't read again. Only the patient thread calls it.
+// A grammar that was read lately isn't read again.
 std::unique_ptr<GrammarMatcher> Grammars::read(const std::string& text) {
   if (!refusal_.empty()) throw GrammarError(concat("grammars can't be served: ", refusal_));
   const auto known = std::ranges::find(read_, text, [](const auto& entry) -> const auto& { return entry.first; });

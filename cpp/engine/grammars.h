@@ -2,6 +2,7 @@
 // the device works and the engine thread goes on.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -43,10 +44,10 @@ struct GrammarResult {
 class Grammars {
  public:
   using Clock = std::chrono::steady_clock;
-  // A mask that takes longer makes its sequence a slow one, for which no step waits.
+  // A mask that takes more of a processor makes its sequence a slow one, for which no step waits.
   static constexpr std::chrono::milliseconds kSlow{5};
   // One that takes as long ends with an error: take() looks.
-  static constexpr std::chrono::seconds kTooSlow{2};
+  static constexpr std::chrono::seconds kTooSlow{1};
 
   // `on_late` is called on another thread when a result has come for which nobody waits.
   Grammars(std::int64_t vocab_size, std::function<void()> on_late);
@@ -78,9 +79,18 @@ class Grammars {
   struct Tracked;
   using Job = std::shared_ptr<Tracked>;
 
+  // Masks that steps wait for; those of slow sequences; grammars to be read, and matchers to be freed.
+  enum Lane : std::uint8_t { kPrompt, kSlowOnes, kReading, kNumLanes };
+  struct Queue {
+    std::deque<Job> jobs;
+    std::condition_variable has_jobs;
+  };
+
   void start_threads(int num_prompt);
-  void run(bool is_patient);
-  Job next_job(bool is_patient, std::unique_lock<std::mutex>& lock);
+  void start_thread(Lane lane);
+  void put(Lane lane, Job job);
+  void run(Lane lane);
+  Job next_job(Lane lane, std::unique_lock<std::mutex>& lock);
   void open_tokenizer(std::unique_lock<std::mutex>& lock);
   void work(Tracked& tracked, GrammarResult& result);
   std::unique_ptr<GrammarMatcher> read(const std::string& text);
@@ -90,10 +100,9 @@ class Grammars {
   const std::function<void()> on_late_;
   std::unordered_map<SequenceId, Job> tracked_;  // the engine thread's
 
-  mutable std::mutex mutex_;  // guards what follows, up to the patient thread's
-  std::condition_variable has_prompt_jobs_, has_patient_jobs_, has_results_;
-  // Masks that steps wait for; and all else: grammars to be read, masks of slow sequences, matchers to be freed.
-  std::deque<Job> prompt_jobs_, patient_jobs_;
+  mutable std::mutex mutex_;  // guards what follows, up to the reading thread's
+  std::array<Queue, kNumLanes> queues_;
+  std::condition_variable has_results_;
   std::vector<Job> running_;
   std::int64_t num_prompt_ = 0;  // jobs that steps wait for, queued or running
   std::vector<GrammarResult> results_;
@@ -103,7 +112,7 @@ class Grammars {
   std::vector<std::thread> threads_;
   std::shared_ptr<const GrammarTokenizer> tokenizer_;
 
-  // The patient thread's: grammars that were read lately, the latest first.
+  // The reading thread's: grammars that were read lately, the latest first.
   std::list<std::pair<std::string, std::unique_ptr<GrammarMatcher>>> read_;
 };
 

@@ -1,0 +1,210 @@
+// Requests with a grammar beside others: what they write is in their grammar and the same whatever happens around them,
+// and the others notice nothing.
+#include <regex>
+
+#include "engine/engine_fixture.h"
+#include "engine/letters.h"
+
+namespace minisgl::testing_support {
+namespace {
+
+using Pace = AsyncDevice::Pace;
+
+constexpr const char* kPatterns[] = {"[a-c]{3,20}", "(ab|cz)*[0-9]{2,4}", "[0-9]{1,6}(a[b-d]){2}", "x{30}"};
+
+bool has_grammar(const Request& request) {
+  return request.id % 2 == 0;
+}
+std::string pattern_of(const Request& request) {
+  return kPatterns[request.id / 2 % std::size(kPatterns)];
+}
+
+// Every second one has a grammar; some of these allow a few tokens besides.
+std::vector<Request> some_requests(std::uint64_t count) {
+  std::vector<Request> requests = random_requests(count, 100, 17);
+  for (Request& request : requests) {
+    if (!has_grammar(request)) continue;
+    request.grammar = "start: /" + pattern_of(request) + "/";
+    request.sampling.allowed_token_ids.clear();
+    request.stop_token_ids.clear();
+    request.max_tokens = std::min<std::int64_t>(60, 100 - std::ssize(request.prompt));
+  }
+  return requests;
+}
+
+class EngineGrammar : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  }
+
+  static EngineConfig options(std::int64_t num_pages = 1000) {
+    EngineConfig options = small_options();
+    options.num_pages = num_pages;
+    options.max_model_len = 100;
+    options.max_running = 16;
+    return options;
+  }
+  static void open(TestEngine& test) { test.engine.open_grammars(library_path(), letters()); }
+
+  static void run_all(TestEngine& test, const std::vector<Request>& requests) {
+    for (const Request& request : requests) test.engine.submit(request);
+    test.engine.start();
+    open(test);  // they waited
+    test.collect_until_finished(requests.size());
+    test.engine.stop();
+    test.expect_idle();
+  }
+
+  // What each gets alone.
+  static const std::map<std::uint64_t, TestEngine::Result>& alone(const std::vector<Request>& requests) {
+    static std::map<std::uint64_t, TestEngine::Result> results;
+    if (!results.empty()) return results;
+    TestEngine test(options());
+    test.engine.start();
+    open(test);
+    for (const Request& request : requests) results[request.id] = test.run(request);
+    return results;
+  }
+
+  static void expect_all(const TestEngine& test, const std::vector<Request>& requests) {
+    int num_stopped = 0;
+    for (const Request& request : requests) {
+      const TestEngine::Result& result = test.results.at(request.id);
+      if (!has_grammar(request)) {
+        ASSERT_NO_FATAL_FAILURE(expect_reference(result, request));
+        continue;
+      }
+      const TestEngine::Result& expected = alone(requests).at(request.id);
+      ASSERT_EQ(result.token_ids(), expected.token_ids()) << "request " << request.id;
+      ASSERT_EQ(result.finish, expected.finish);
+      if (result.finish != FinishReason::stop) continue;
+      ++num_stopped;
+      EXPECT_EQ(result.token_ids().back(), 3);
+      const std::string text = text_of(result.token_ids());
+      EXPECT_TRUE(std::regex_match(text, std::regex(pattern_of(request)))) << text;
+    }
+    EXPECT_GT(num_stopped, std::ssize(requests) / 4);
+  }
+};
+
+TEST_F(EngineGrammar, WritesTheSameBesideOthers) {
+  const std::vector<Request> requests = some_requests(80);
+  TestEngine test(options());
+  run_all(test, requests);
+  expect_all(test, requests);
+}
+
+TEST_F(EngineGrammar, WritesTheSameOnADeviceThatRunsAhead) {
+  const std::vector<Request> requests = some_requests(80);
+  auto device = std::make_unique<AsyncDevice>(Pace::dawdling);
+  const AsyncDevice& observed = *device;
+  TestEngine test(std::move(device), options());
+  run_all(test, requests);
+  expect_all(test, requests);
+  EXPECT_EQ(observed.most_in_flight(), 2);  // those without a grammar still run ahead
+}
+
+TEST_F(EngineGrammar, WritesTheSameWhenPreempted) {
+  const std::vector<Request> requests = some_requests(80);
+  TestEngine test(options(27));
+  run_all(test, requests);
+  expect_all(test, requests);
+  EXPECT_GT(test.engine.stats().num_preemptions, 0u);
+}
+
+TEST_F(EngineGrammar, GoesOnBehindWhatAnotherEngineWrote) {
+  TestEngine test(options());
+  test.engine.start();
+  open(test);
+  Request request = make_request(1, {5, 6, 7}, 60);
+  request.grammar = "start: /([a-m]{4}[0-9]){4}/";
+  const std::vector<std::int32_t> whole = test.run(request).token_ids();
+  ASSERT_GT(whole.size(), 10u);
+  for (const std::size_t done : {std::size_t{1}, whole.size() / 2, whole.size() - 1}) {
+    request.id += 1;
+    request.sampling.seed = 1001;
+    request.prompt = {5, 6, 7};
+    request.prompt.insert(request.prompt.end(), whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(done));
+    request.num_resumed = static_cast<std::int64_t>(done);
+    const TestEngine::Result& rest = test.run(request);
+    EXPECT_EQ(rest.token_ids(), std::vector(whole.begin() + static_cast<std::ptrdiff_t>(done), whole.end()));
+    EXPECT_EQ(rest.finish, FinishReason::stop);
+  }
+}
+
+TEST_F(EngineGrammar, AFaultEndsItsRequestAlone) {
+  TestEngine test(options());
+  std::vector<Request> requests;
+  for (const char* grammar : {"start: /[/", "start: /a{20}/", "start: /a{20}/", "start: e\ne: e e | \"a\" | e e e"}) {
+    requests.push_back(make_request(requests.size() + 1, {4, 5}, 90));
+    requests.back().grammar = grammar;
+  }
+  requests[1].sampling.allowed_token_ids = {7, 8};  // none of the grammar's
+  for (std::uint64_t id = 5; id < 15; ++id) requests.push_back(make_request(id, {4, 5}, 90));
+  run_all(test, requests);
+  for (const int index : {1, 2}) {
+    EXPECT_EQ(test.results[index].finish, FinishReason::error);
+    EXPECT_EQ(test.results[index].last.error_code, ErrorCode::invalid_request);
+  }
+  EXPECT_THAT(test.results[1].last.error, testing::HasSubstr("the grammar can't be read"));
+  EXPECT_THAT(test.results[2].last.error, testing::HasSubstr("allowed_token_ids"));
+  EXPECT_EQ(test.results[3].finish, FinishReason::stop);
+  for (std::uint64_t id = 5; id < 15; ++id)
+    ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[id], requests[id - 1]));
+}
+
+TEST_F(EngineGrammar, IsAbortedAtAnyTime) {
+  TestEngine test(options());
+  test.engine.start();
+  std::vector<Request> requests = some_requests(40);
+  for (const Request& request : requests) test.engine.submit(request);
+  for (const Request& request : requests) {
+    if (request.id % 4 == 0) test.engine.abort(request.id);  // before its grammar is read
+  }
+  open(test);
+  for (const Request& request : requests) {
+    if (request.id % 4 == 2 && request.id % 8 == 2) test.engine.abort(request.id);
+  }
+  test.collect_until_finished(requests.size());
+  for (const Request& request : requests) {
+    if (request.id % 4 == 0) {
+      EXPECT_EQ(test.results[request.id].finish, FinishReason::abort);
+    }
+  }
+  test.engine.stop();
+  test.expect_idle();
+}
+
+TEST_F(EngineGrammar, IsRefusedWhereThereIsNoLibrary) {
+  for (const bool is_missing : {true, false}) {
+    TestEngine test(options());
+    test.engine.start();
+    Request request = make_request(1, {5}, 10);
+    request.grammar = "start: \"a\"";
+    test.engine.submit(request);
+    is_missing ? test.engine.refuse_grammars("nobody has it") : test.engine.open_grammars("/nowhere.so", letters());
+    test.collect_until_finished(1);
+    EXPECT_EQ(test.results[1].finish, FinishReason::error);
+    EXPECT_THAT(test.results[1].last.error, testing::HasSubstr(is_missing ? "nobody has it" : "/nowhere.so"));
+    const Request other = make_request(2, {5}, 10);
+    expect_reference(test.run(other), other);
+  }
+}
+
+TEST_F(EngineGrammar, StopsWhileAMaskIsMade) {
+  TestEngine test(options());
+  test.engine.start();
+  Request request = make_request(1, {5}, 95);
+  request.grammar = "start: e\ne: e e | \"a\" | e e e | \"\"";
+  request.ignore_eos = true;
+  test.engine.submit(request);
+  open(test);
+  test.collect();
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  test.engine.stop();
+  test.collect_until_finished(1);
+}
+
+}  // namespace
+}  // namespace minisgl::testing_support

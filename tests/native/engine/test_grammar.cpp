@@ -1,0 +1,131 @@
+// The library as it is found, and what it says of a text.
+#include <thread>
+
+#include "core/error.h"
+#include "engine/letters.h"
+#include "kernels/processors.h"
+
+namespace minisgl::testing_support {
+namespace {
+
+class Grammar : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+    tokenizer = std::make_shared<const GrammarTokenizer>(LlguidanceLibrary::load(library_path()), letters(), 60);
+  }
+  GrammarMatcher matcher(const std::string& grammar) { return {tokenizer, grammar}; }
+
+  static std::vector<std::int32_t> allowed(GrammarMatcher& matcher) {
+    std::vector<std::uint32_t> mask;
+    matcher.compute_mask(mask);
+    EXPECT_EQ(std::ssize(mask), mask_words(60));
+    std::vector<std::int32_t> tokens;
+    for (std::int32_t token = 0; token < 60; ++token) {
+      if (mask_allows(mask, token)) tokens.push_back(token);
+    }
+    return tokens;
+  }
+  template <typename Call>
+  static std::string error_of(const Call& call) {
+    try {
+      call();
+    } catch (const GrammarError& error) {
+      return error.what();
+    }
+    return "";
+  }
+
+  std::shared_ptr<const GrammarTokenizer> tokenizer;
+};
+
+using Tokens = std::vector<std::int32_t>;
+
+TEST_F(Grammar, SaysWhatMayCome) {
+  GrammarMatcher abc = matcher("start: /a[bz]c?/");
+  EXPECT_EQ(allowed(abc), (Tokens{0, 36}));  // a, and az
+  abc.consume(Tokens{36});
+  EXPECT_FALSE(abc.is_complete());
+  EXPECT_EQ(allowed(abc), (Tokens{2, 3}));  // c, or the end
+  abc.consume(Tokens{2});
+  EXPECT_TRUE(abc.is_complete());
+}
+
+TEST_F(Grammar, AnEndBelongsToWhatItAccepts) {
+  GrammarMatcher digits = matcher("start: /[0-9]+/");
+  EXPECT_EQ(allowed(digits).size(), 10u);
+  digits.consume(Tokens{27, 28});
+  EXPECT_EQ(allowed(digits).size(), 11u);
+  digits.consume(Tokens{3});
+  EXPECT_TRUE(digits.is_complete());
+}
+
+TEST_F(Grammar, ACopyGoesItsOwnWay) {
+  GrammarMatcher first = matcher("start: /ab|cd/");
+  first.consume(Tokens{0});
+  const auto second = first.clone();
+  first.consume(Tokens{1});
+  EXPECT_TRUE(first.is_complete());
+  EXPECT_FALSE(second->is_complete());
+  EXPECT_EQ(allowed(*second), (Tokens{1}));
+}
+
+TEST_F(Grammar, SpecialTokensAreNoText) {
+  GrammarMatcher text = matcher("start: /<end>/");  // it has no < either
+  EXPECT_NE(error_of([&] { allowed(text); }), "");
+  GrammarMatcher token = matcher("start: \"a\" <end> \"b\"");
+  token.consume(Tokens{0});
+  EXPECT_EQ(allowed(token), (Tokens{3}));
+}
+
+TEST_F(Grammar, FaultsAreSentences) {
+  EXPECT_THAT(error_of([&] { matcher("start: /[/"); }), testing::HasSubstr("the grammar can't be read: "));
+  EXPECT_THAT(error_of([&] { matcher("{\"grammars\": 3}"); }), testing::HasSubstr("the grammar can't be read: "));
+  GrammarMatcher abc = matcher("start: /abc/");
+  EXPECT_THAT(error_of([&] { abc.consume(Tokens{7}); }), testing::HasSubstr("the grammar can't go on: "));
+  EXPECT_NE(error_of([&] { allowed(abc); }), "");  // it stays so
+  EXPECT_LT(error_of([&] { matcher("start: " + std::string(100000, 'x')); }).size(), 1100u);
+}
+
+TEST_F(Grammar, IsCancelled) {
+  // Each character has thousands of readings more than the one before it.
+  GrammarMatcher ambiguous = matcher("start: e\ne: e e | \"a\" | e e e | \"\"");
+  std::jthread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    ambiguous.cancel();
+  });
+  EXPECT_THAT(error_of([&] {
+                for (;;) ambiguous.consume(Tokens{0});
+              }),
+              testing::HasSubstr("the grammar can't go on: "));
+}
+
+TEST(GrammarLibrary, WhatIsMissingIsNamed) {
+  const auto error_of = [](const std::string& path) -> std::string {
+    try {
+      LlguidanceLibrary::load(path);
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_THAT(error_of("/nowhere/_lib.so"), testing::HasSubstr("llguidance could not be loaded: /nowhere/_lib.so"));
+  EXPECT_THAT(error_of("libm.so.6"), testing::HasSubstr("libm.so.6 has no function llg_get_version: pip install "));
+}
+
+TEST(GrammarLibrary, AVocabularyIsChecked) {
+  if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  const LlguidanceLibrary library = LlguidanceLibrary::load(library_path());
+  GrammarVocabulary vocabulary = letters();
+  vocabulary.ends.clear();
+  EXPECT_THROW(GrammarTokenizer(library, vocabulary, 50), InputError);
+  vocabulary.ends = {50};
+  EXPECT_THROW(GrammarTokenizer(library, vocabulary, 50), InputError);
+  vocabulary.ends = {3, 7};
+  GrammarTokenizer(library, vocabulary, 50);
+  vocabulary.bytes.pop_back();
+  EXPECT_THROW(GrammarTokenizer(library, vocabulary, 50), InputError);
+}
+
+}  // namespace
+}  // namespace minisgl::testing_support

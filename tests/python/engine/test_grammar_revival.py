@@ -1,0 +1,78 @@
+"""Streams with a grammar go on where they were when a rank was killed: the finished answer is the
+one that nobody would have disturbed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from minisgl.engine.client import EngineClient
+from minisgl.engine.revival import RestartPolicy
+from minisgl.engine.stream import TokenStream
+from minisgl.ipc.messages import EngineOptions
+from minisgl.sampling_params import SamplingParams
+from tests.python.launch.servers import processes
+from tests.python.running.tiny_model import make_tiny_model
+from tests.python.server.byte_tokenizer import END
+
+ANSWER = r"(\[[a-f]{20}\]){40}[0-9]{1,9}"
+GRAMMAR = f"start: /{ANSWER}/"
+SEEDS = range(4)
+
+
+def ranks() -> set[int]:
+    own = str(os.getpid())
+    return {pid for pid, (state, parent) in processes().items() if parent == own and state != "Z"}
+
+
+async def read(stream: TokenStream, begun: asyncio.Event) -> tuple[list[int], str]:
+    tokens: list[int] = []
+    while True:
+        output = await stream.next()
+        tokens += output.token_ids
+        if len(tokens) >= 20:
+            begun.set()
+        if output.finish:
+            return tokens, output.finish
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_after_a_killed_rank_the_answer_is_the_same(tmp_path: Path, size: int) -> None:
+    model = make_tiny_model(tmp_path / "tiny")
+    before = ranks()
+    client = EngineClient(
+        EngineOptions(model_path=str(model), device="cpu"),
+        size=size,
+        restart=RestartPolicy(first_delay=0.01),
+    )
+    await client.start(120)
+    try:
+        answers = []
+        for kills in (False, True):
+            begun = [asyncio.Event() for _ in SEEDS]
+            streams = [
+                client.submit(
+                    [1, 2, 3], SamplingParams(max_tokens=1200, seed=seed, grammar=GRAMMAR)
+                )
+                for seed in SEEDS
+            ]
+            reading = asyncio.gather(*map(read, streams, begun))
+            await asyncio.gather(*(event.wait() for event in begun))
+            assert not reading.done()
+            if kills:
+                os.kill(max(ranks() - before), signal.SIGKILL)
+            answers.append(await reading)
+        assert client.num_restarts == 1
+        assert answers[0] == answers[1]
+        for tokens, finish in answers[1]:
+            assert finish == "stop"
+            assert tokens[-1] == END
+            assert re.fullmatch(ANSWER, bytes(tokens[:-1]).decode())
+    finally:
+        await client.close()
