@@ -89,6 +89,7 @@ class ReasoningFormat:
     ends: Mapping[str, str]  # what begins a thought, and what ends one that begins so
     # Whether an answer is a thought from its first word on where the prompt doesn't say it.
     inside: bool = False
+    same_ends: tuple[str, ...] = ()  # ends of which each ends what another would end
     wrapper: tuple[str, str] | None = None  # what may stand around the answer behind the thought
 
     @property

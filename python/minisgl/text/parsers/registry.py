@@ -46,6 +46,7 @@ REASONING_PARSERS: Mapping[str, ReasoningFormat] = {
     "think": thoughts.THINK,
     "qwen3": thoughts.THINK,
     "deepseek_r1": thoughts.DEEPSEEK_R1,
+    "deepseek_v3": thoughts.THINK,  # V3.1: the prompt says whether it thinks
     "openai_gptoss": _HARMONY_THOUGHTS,
     "gpt_oss": _HARMONY_THOUGHTS,
     "granite": thoughts.GRANITE_THINK,

@@ -21,6 +21,7 @@ GRANITE_THINK = ReasoningFormat(
         "Here's my thought process:": "Here's my response:",
         "<think>": "</think>",
     },
+    same_ends=("Here is my response:", "Here's my response:"),
     wrapper=("<response>", "</response>"),
 )
 
@@ -45,7 +46,8 @@ def read_thought(
         source.retry(out.text)
     if end is None:
         return False
-    if (yield from source.until(Markers([end]), out.text, flows=True)) is None:
+    ends = Markers(format.same_ends if end in format.same_ends else [end])
+    if (yield from source.until(ends, out.text, flows=True)) is None:
         return False
     out.marker()
     out.thinking = False

@@ -298,6 +298,7 @@ R1 = [
 GRANITE_THINK = [
     Answer("Here is my thought process: Hm. Here is my response: Hi.", " Hi.", [], " Hm."),
     Answer("Here's my thought process:\nHm.\n\nHere's my response:\nHi.", "Hi.", [], "Hm."),
+    Answer("Here is my thought process: Hm.\nHere's my response:\nHi.", "Hi.", [], " Hm."),
     Answer("<think>Hm.</think>\n<response>Hi.</response>", "Hi.", [], "Hm."),
     Answer("<think>Hm.</think>Hi. <res", "Hi. <res", [], "Hm."),
     Answer("Here is my thought", "Here is my thought"),
