@@ -1,7 +1,7 @@
 """What every process that this one starts is given, and what it must not get. ipc/process.py starts
 ranks and tokenizers, text/limited_process.py those of chat templates and grammars, rank/grammars.py
-the reader of a vocabulary, engine/machine.py the search for GPUs, model_files/default_model.py an
-installer; nothing else starts a process.
+the reader of a vocabulary, engine/machine.py the search for GPUs, successors.py that for another
+model, model_files/default_model.py an installer; nothing else starts a process.
 """
 
 from __future__ import annotations
