@@ -140,6 +140,7 @@ def num_shared(one: bytes, other: bytes) -> int:
 def replay(model: str, args: argparse.Namespace, *flags: str) -> Counts:
     """What a server with these flags computes."""
     command = [sys.executable, "-m", "minisgl", f"--model={model}", "--kv-cache-tokens=65536"]
+    command += ["--reasoning-parser=none"]  # the client takes answers apart
     with serving([*command, *flags]) as server, httpx.Client(base_url=server.url) as client:
         client.timeout = httpx.Timeout(600)
         one = Replay(client, load_tokenizer(model), args)

@@ -20,7 +20,7 @@ PACKAGE = Path(minisgl.__file__).parent
 # What starts a process, and who may name it: everybody else goes through these.
 STARTERS = {
     "subprocess": {"children.py", "engine/machine.py", "rank/grammars.py"},
-    "create_subprocess_exec": {"ipc/process.py", "text/limited_process.py"},
+    "create_subprocess_exec": {"ipc/process.py", "successors.py", "text/limited_process.py"},
     "executable": {"children.py", "model_files/default_model.py"},  # there for uv and a sentence
     "execvp": {"children.py"},
 }
