@@ -221,7 +221,9 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
     ),
     "many factors": (
         CHAT,
-        chat(guided_json={"type": "integer", "multipleOf": 999983, "maximum": 10**15}),
+        chat(
+            guided_json={"type": "integer", "multipleOf": 999983, "minimum": 7, "maximum": 10**15}
+        ),
         "guided_json",
     ),
     "a billion items": (
