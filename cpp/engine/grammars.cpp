@@ -162,11 +162,11 @@ std::int32_t Grammars::end_token() const {
 
 // The lane's next one; null at the end.
 Grammars::Job Grammars::next_job(Lane lane, std::unique_lock<std::mutex>& lock) {
-  auto& [jobs, has_jobs] = queues_[lane];
-  has_jobs.wait(lock, [&] { return stopping_ || !jobs.empty(); });
+  Queue& queue = queues_[lane];
+  queue.has_jobs.wait(lock, [&] { return stopping_ || !queue.jobs.empty(); });
   if (stopping_) return nullptr;
-  Job job = std::move(jobs.front());
-  jobs.pop_front();
+  Job job = std::move(queue.jobs.front());
+  queue.jobs.pop_front();
   return job;
 }
 
