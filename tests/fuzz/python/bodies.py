@@ -17,7 +17,9 @@ with atheris.instrument_imports(include=["minisgl"]):
     from minisgl.server.errors import ApiError
     from minisgl.server.prompts import separate_prompts
     from minisgl.server.schemas import ChatRequest, CompletionRequest
+    from minisgl.server.structured import form_of
     from minisgl.server.tokens import Detokenize, Tokenize
+    from minisgl.server.tools import tool_use
 
 DECODERS = [endpoint.decoder for endpoint in (ChatCompletions, Completions, Tokenize, Detokenize)]
 
@@ -39,6 +41,7 @@ def check_refusal(error: ApiError) -> None:
 def use(request: msgspec.Struct) -> None:
     if isinstance(request, ChatRequest):
         checks.check_chat(request)
+        tool_use(request)
         msgspec.json.encode(checks.plain_messages(request.messages))
         sampling(request, request.max_completion_tokens or request.max_tokens)
     elif isinstance(request, CompletionRequest):
@@ -48,12 +51,14 @@ def use(request: msgspec.Struct) -> None:
 
 
 def sampling(request: ChatRequest | CompletionRequest, wanted: int | None) -> None:
+    form_of(request)
     params = checks.sampling_params(
         request,
         {},
         max_tokens=checks.fit(1, wanted, 2**20, param="prompt"),
         logprobs=None,
         prompt_logprobs=None,
+        grammar=None,
     )
     assert params.seed is None or 0 <= params.seed < 2**64
 
