@@ -202,6 +202,7 @@ class Stream:
     def __init__(self, port: int, prompt: list[int], max_tokens: int, **fields: Any) -> None:
         self.status = 0
         self.events: list[str] = []
+        self.arrivals: list[float] = []  # time.monotonic() of each
         self.broken = False  # the body ended without its last chunk
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
         body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 0}
@@ -218,8 +219,9 @@ class Stream:
             self.status = response.status
             for line in response:
                 if text := line.decode().strip():
+                    self.arrivals.append(time.monotonic())
                     self.events.append(text)
-        except (http.client.HTTPException, ConnectionError):
+        except (http.client.HTTPException, OSError):
             self.broken = True
         finally:
             self._connection.close()

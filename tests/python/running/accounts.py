@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import json
 import time
@@ -18,22 +17,8 @@ class CountedStream(Stream):
 
     def __init__(self, port: int, prompt: list[int], max_tokens: int, **fields: Any) -> None:
         self.began = time.monotonic()
-        self.arrivals: list[float] = []
         more = {"return_token_ids": True, "stream_options": {"include_usage": True}}
         super().__init__(port, prompt, max_tokens, ignore_eos=True, **more, **fields)
-
-    def _read(self) -> None:
-        try:
-            response = self._connection.getresponse()
-            self.status = response.status
-            for line in response:
-                if text := line.decode().strip():
-                    self.arrivals.append(time.monotonic())
-                    self.events.append(text)
-        except (http.client.HTTPException, OSError):
-            self.broken = True
-        finally:
-            self._connection.close()
 
     @property
     def has_tokens(self) -> bool:
