@@ -74,7 +74,9 @@ class Answer:
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
         if delta.parts is not None:
-            self.parts = [*(self.parts or ()), *delta.parts]
+            if self.parts is None:
+                self.parts = []
+            self.parts += delta.parts
 
 
 @dataclass(slots=True)
