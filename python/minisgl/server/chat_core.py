@@ -15,7 +15,7 @@ from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import longest_prompt, truncate
 from minisgl.server.schemas import ChatRequest, FunctionTool, Message, TokenizeRequest
 from minisgl.server.structured import form_of, grammar_for, make_grammar
-from minisgl.server.tools import ToolUse, functions_of, plain_tools, tool_use
+from minisgl.server.tools import ToolUse, plain_tools, tool_use
 from minisgl.text.errors import PromptTooLong
 from minisgl.text.formats import AnswerFormats
 from minisgl.text.generic_tools import describe_tools
@@ -54,18 +54,16 @@ async def encode_messages(
             param="continue_final_message",
         )
     plain = checks.plain_messages(messages)
-    tools: list[dict[str, Any]] | None = None
-    if request.tools:
-        tools = plain_tools(functions or functions_of(request.tools))
-        plain = _with_short_ids(plain) if state.formats.short_ids else plain
-    if tools is not None and state.formats.generic:
-        plain = describe_tools(plain, tools if functions else ())
-        tools = None
+    tools = plain_tools(functions)
+    if request.tools and state.formats.short_ids:
+        plain = _with_short_ids(plain)
+    if request.tools and state.formats.generic:
+        plain, tools = describe_tools(plain, tools), []
     try:
         return await state.frontend().encode_chat(
             plain,
             template_kwargs=checks.template_variables(request),
-            tools=tools if functions else None,
+            tools=tools or None,
             add_generation_prompt=request.add_generation_prompt is not False and not continued,
             continue_final_message=continued,
             add_special_tokens=bool(request.add_special_tokens),
