@@ -10,6 +10,7 @@ from typing import Any
 from minisgl.ipc.messages import MAX_USER, Standing
 from minisgl.sampling_params import ParameterError, SamplingParams
 from minisgl.server import errors
+from minisgl.server.response_schemas import ContentPart
 from minisgl.server.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -100,7 +101,7 @@ def _plain_message(message: Message, index: int) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
         content = "\n".join(
-            _part_text(part, f"messages[{index}].content[{position}]")
+            part_text(part, _TEXT_FIELDS, "text", f"messages[{index}].content[{position}]")
             for position, part in enumerate(content)
         )
     calls = [_plain_call(call, index) for call in message.tool_calls or ()]
@@ -131,15 +132,20 @@ def _plain_message(message: Message, index: int) -> dict[str, Any]:
     return plain
 
 
-def _part_text(part: Part | str, path: str) -> str:
+def part_text(
+    part: Part | ContentPart | str, fields: Mapping[str, str], usual: str, path: str
+) -> str:
+    """The text of a content part, in the field that its type has in `fields`. ApiError 400 for what
+    is no text, with the `usual` type.
+    """
     if isinstance(part, str):
         return part
-    name = _TEXT_FIELDS.get(part.type)
+    name = fields.get(part.type)
     if name is None:
         raise errors.unsupported(
             f"{path}.type",
-            f"Content parts of type '{part.type[:64]}' are not supported: "
-            "the model reads text, as {'type': 'text', 'text': ...}.",
+            f"Content parts of type '{part.type[:64]}' are not supported: the model reads text, "
+            f"as {{'type': '{usual}', 'text': ...}}.",
         )
     text: str | None = getattr(part, name)
     if text is None:

@@ -70,6 +70,13 @@ def bad_request(message: str, *, param: str | None = None, code: str = "invalid_
     return ApiError(400, message, param=param, code=code)
 
 
+def missing(place: str) -> ApiError:
+    """400 for a parameter that must be there, with its place in the request."""
+    return bad_request(
+        f"Missing required parameter: {place}", param=place, code="missing_required_parameter"
+    )
+
+
 def unsupported(param: str, message: str) -> ApiError:
     """400: a value that OpenAI's or vLLM's API knows and this server can't honour."""
     return ApiError(400, message, param=param, code="unsupported_parameter")
@@ -300,9 +307,7 @@ def undecodable(error: Exception, body: bytes, place: str = "") -> ApiError:
         return unknown_field(f"{path}.{found['name']}" if path else found["name"])
     if found := _MISSING.match(what):
         name = f"{path}.{found['name']}" if path else found["name"]
-        return bad_request(
-            f"Missing required parameter: {name}", param=name, code="missing_required_parameter"
-        )
+        return missing(name)
     what = what.replace("`", "'")
     if not path:
         return bad_request(f"The request body has the wrong form: {what}.")

@@ -53,11 +53,7 @@ class KeptItems:
 
     async def _named(self, reference: Item, place: str) -> Item:
         if reference.id is None:
-            raise errors.bad_request(
-                f"Missing required parameter: {place}",
-                param=place,
-                code="missing_required_parameter",
-            )
+            raise errors.missing(place)
         # An item's id has that of its response: msg_HEX_0.
         response_id = "resp_" + reference.id.partition("_")[2].partition("_")[0]
         if (items := self._by_response.get(response_id)) is None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from minisgl.server import errors
+from minisgl.server.checks import part_text
 from minisgl.server.response_schemas import Content, ContentPart, Item, ResponsesRequest
 from minisgl.server.schemas import CustomCall, FunctionCall, Message, ToolCall
 
@@ -119,11 +120,7 @@ def _other_message(item: Item, place: str) -> Message:
 def _needed(item: Item, name: str, place: str) -> Any:
     value = getattr(item, name)
     if value is None:
-        raise errors.bad_request(
-            f"Missing required parameter: {place}.{name}",
-            param=f"{place}.{name}",
-            code="missing_required_parameter",
-        )
+        raise errors.missing(f"{place}.{name}")
     return value
 
 
@@ -131,23 +128,10 @@ def text_of(content: Content, place: str) -> str:
     """The text of an item's content. ApiError 400 for what is no text."""
     if isinstance(content, str):
         return content
-    return "\n".join(_part_text(part, f"{place}[{index}]") for index, part in enumerate(content))
-
-
-def _part_text(part: ContentPart, place: str) -> str:
-    name = _TEXT_FIELDS.get(part.type)
-    if name is None:
-        raise errors.unsupported(
-            f"{place}.type",
-            f"Content parts of type '{part.type[:64]}' are not supported: the model reads text, "
-            "as {'type': 'input_text', 'text': ...}.",
-        )
-    text: str | None = getattr(part, name)
-    if text is None:
-        raise errors.bad_request(
-            f"A content part of type '{part.type}' must have a '{name}'.", param=f"{place}.{name}"
-        )
-    return text
+    return "\n".join(
+        part_text(part, _TEXT_FIELDS, "input_text", f"{place}[{index}]")
+        for index, part in enumerate(content)
+    )
 
 
 def stored_items(items: Iterable[Item], response_hex: str) -> list[Item]:

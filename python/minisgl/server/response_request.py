@@ -127,12 +127,7 @@ def _response_format(form: TextFormat | None) -> dict[str, Any] | None:
     if form.type != "json_schema":
         return {"type": form.type}
     if form.name is None or form.schema is None:
-        name = "name" if form.name is None else "schema"
-        raise errors.bad_request(
-            f"Missing required parameter: text.format.{name}",
-            param=f"text.format.{name}",
-            code="missing_required_parameter",
-        )
+        raise errors.missing("text.format." + ("name" if form.name is None else "schema"))
     about = {name: getattr(form, name) for name in ("name", "schema", "description", "strict")}
     return {
         "type": "json_schema",
@@ -175,11 +170,7 @@ def _function(tool: Tool, index: int) -> dict[str, Any]:
             "and a function's calls are the client's to run.",
         )
     if tool.name is None:
-        raise errors.bad_request(
-            f"Missing required parameter: {place}.name",
-            param=f"{place}.name",
-            code="missing_required_parameter",
-        )
+        raise errors.missing(f"{place}.name")
     about = {name: getattr(tool, name) for name in ("name", "description", "parameters", "strict")}
     return {
         "type": "function",
