@@ -68,15 +68,16 @@ def decode(
     except (ValueError, RecursionError) as error:
         if not errors.is_unknown_field(error):
             raise errors.undecodable(error, body) from None
+    schema: Any = decoder.type  # a struct, which the decoder's own type doesn't say
     try:
         fields: dict[str, msgspec.Raw] = _fields_decoder.decode(body)
-        names = _ignored_names(fields, decoder.type, strict)
+        names = _ignored_names(fields, schema, strict)
         if strict:
-            own = {name: fields[name] for name in decoder.type.__struct_fields__ if name in fields}
+            own = {name: fields[name] for name in schema.__struct_fields__ if name in fields}
             request = decoder.decode(msgspec.json.encode(own))
         else:
-            request = typing.cast("Request", _lenient_decoder(decoder.type).decode(body))
-            names |= _nested_names(fields, decoder.type)
+            request = typing.cast("Request", _lenient_decoder(schema).decode(body))
+            names |= _nested_names(fields, schema)
     except (ValueError, RecursionError) as error:
         raise errors.undecodable(error, body) from None
     ignored.add(names)
