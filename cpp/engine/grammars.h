@@ -55,7 +55,7 @@ class Grammars {
   Grammars(const Grammars&) = delete;
 
   // What grammars need; once. What was begun before waits for it. `library` is llguidance's extension. InputError where
-  // the system has no threads for it.
+  // the system has no threads for it, or gives them little stack.
   void open(std::string library, GrammarVocabulary vocabulary);
   // In its place: no grammar can be served.
   void refuse(std::string reason);

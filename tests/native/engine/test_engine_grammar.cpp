@@ -1,5 +1,7 @@
 // Requests with a grammar beside others: what they write is in their grammar and the same whatever happens around them,
 // and the others notice nothing.
+#include <pthread.h>
+
 #include <regex>
 
 #include "engine/engine_fixture.h"
@@ -190,6 +192,23 @@ TEST_F(EngineGrammar, IsRefusedWhereThereIsNoLibrary) {
     const Request other = make_request(2, {5}, 10);
     expect_reference(test.run(other), other);
   }
+}
+
+TEST_F(EngineGrammar, IsRefusedWhereThreadsHaveLittleStack) {
+  pthread_attr_t usual, little;
+  ASSERT_EQ(pthread_getattr_default_np(&usual), 0);
+  ASSERT_EQ(pthread_getattr_default_np(&little), 0);
+  pthread_attr_setstacksize(&little, std::size_t{1} << 20);
+  ASSERT_EQ(pthread_setattr_default_np(&little), 0);
+  TestEngine test(options());
+  std::string error;
+  try {
+    open(test);
+  } catch (const InputError& refusal) {
+    error = refusal.what();
+  }
+  pthread_setattr_default_np(&usual);
+  EXPECT_EQ(error, "threads have a stack of 1024 KiB, and grammars need 2048: raise the limit (ulimit -s)");
 }
 
 TEST_F(EngineGrammar, StopsWhileAMaskIsMade) {
