@@ -68,8 +68,8 @@ struct Grammars::Tracked {
   std::optional<Clock::time_point> began = {};  // its mask, where a thread is at it
 };
 
-Grammars::Grammars(std::int64_t vocab_size, std::function<void()> on_late)
-    : vocab_size_(vocab_size), on_late_(std::move(on_late)) {}
+Grammars::Grammars(std::int64_t vocab_size, std::chrono::milliseconds mask_limit, std::function<void()> on_late)
+    : vocab_size_(vocab_size), mask_limit_(mask_limit), on_late_(std::move(on_late)) {}
 
 Grammars::~Grammars() {
   {
@@ -164,7 +164,7 @@ void Grammars::take(std::vector<GrammarResult>& results) {
   std::ranges::move(results_, std::back_inserter(results));
   results_.clear();
   for (const Job& job : running_) {
-    if (job->is_too_slow || !job->matcher || Clock::now() - *job->began < kTooSlow) continue;
+    if (job->is_too_slow || !job->matcher || Clock::now() - *job->began < mask_limit_) continue;
     job->is_too_slow = true;
     job->matcher->cancel();
   }
@@ -207,7 +207,8 @@ void Grammars::run(Lane lane) {
       job->began.reset();
       std::erase(running_, job);
       if (job->is_too_slow) {
-        result.error = concat("the grammar takes more than ", kTooSlow.count(), " s for a token, the most that it may");
+        result.error =
+            concat("the grammar takes more than ", mask_limit_.count(), " ms for a token, the most that it may");
       }
       if (!job->has_ended) results_.push_back(std::move(result));
     }
