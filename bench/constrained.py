@@ -4,10 +4,11 @@ process, taking turns.
     python bench/constrained.py --batch 16                                     the default model
     python bench/constrained.py --batch 64 --device cuda --shape qwen3-0.6b    dummy weights
 
-A round decodes the same prompts three times: unconstrained, all of them constrained, and with one
-constrained, of which only the others count, until the last of them has ended. All answers have as
-many tokens, since the schema's strings are long. As in measure.py, a pass that makes one token per
-prompt is taken off: compiling, prefill and the first mask. Medians of the rounds.
+The same prompts are decoded with all of them constrained, then with one constrained, of which only
+the others count, until the last of them has ended. Each pass stands between two without
+constraints, so that the ratio is one of neighbours in time. All answers have as many tokens, since
+the schema's strings are long. As in measure.py, a pass that makes one token per prompt is taken
+off: compiling, prefill and the first mask. Medians of the rounds.
 
 A shape's vocabulary (shapes.py) has the model's size, and words of up to four letters in place of
 the model's: masks are as large, and most tokens are allowed in a string, as usual.
@@ -22,6 +23,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -35,7 +37,6 @@ from minisgl.offline.local_model import LocalModel, open_local_model
 from minisgl.sampling_params import StructuredOutputsParams
 
 NUM_FIELDS = 20
-KINDS = ("none", "all", "one")  # which prompts are constrained
 
 
 def schema() -> dict[str, Any]:
@@ -67,14 +68,14 @@ class Decoder:
     free: SamplingParams
     held: SamplingParams
 
-    def rate(self, kind: str, counted: Sequence[int]) -> float:
-        """Tokens a second of the counted prompts, until the last of them ended, but the first ones.
+    def rate(self, num_held: int, counted: Sequence[int]) -> float:
+        """Tokens a second of the counted prompts from the second token on, until the last of them
+        ended, while the first `num_held` prompts are constrained.
 
         Raises SystemExit when an answer isn't as long as it should be.
         """
-        held = {"none": 0, "one": 1, "all": len(self.workload.prompts)}[kind]
-        firsts = self.model.run(self._ends(held, 1))
-        whole = self.model.run(self._ends(held, self.free.max_tokens))
+        firsts = self.model.run(self._ends(num_held, 1))
+        whole = self.model.run(self._ends(num_held, self.free.max_tokens))
         seconds = max(whole[i] for i in counted) - max(firsts[i] for i in counted)
         return len(counted) * (self.free.max_tokens - 1) / seconds
 
@@ -118,11 +119,23 @@ def open_decoder(args: argparse.Namespace) -> Decoder:
     return Decoder(opened, workload, free, opened.run(with_grammar(opened.text, asked)))
 
 
-def show(name: str, rates: Sequence[float], over: Sequence[float]) -> None:
-    ratios = sorted(rate / other for rate, other in zip(rates, over, strict=True))
+def compare(decoder: Decoder, name: str, num_held: int, counted: range, rounds: int) -> None:
+    """Prints the rate of the counted prompts beside the same ones' without constraints."""
+    for held in (0, num_held):  # kernels are chosen, what grammars need is loaded
+        decoder.rate(held, counted)
+    free = [decoder.rate(0, counted)]
+    held_rates = []
+    for _ in range(rounds):
+        held_rates.append(decoder.rate(num_held, counted))
+        free.append(decoder.rate(0, counted))
+    ratios = sorted(
+        2 * rate / (before + after)
+        for rate, (before, after) in zip(held_rates, pairwise(free), strict=True)
+    )
     print(
-        f"{name}: {statistics.median(rates):.1f} tok/s over {statistics.median(over):.1f} "
-        f"unconstrained: {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        f"{name}: {statistics.median(held_rates):.1f} tok/s over {statistics.median(free):.1f} "
+        f"unconstrained: {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
+        flush=True,
     )
 
 
@@ -139,20 +152,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
-    decoder = open_decoder(args)
-    everybody = range(args.batch)
+    decoder, size = open_decoder(args), args.batch
+    print(f"{size} prompts, {args.tokens} tokens each, {args.rounds} rounds")
     with contextlib.closing(decoder.model):
-        for kind in KINDS:  # kernels are chosen, what grammars need is loaded
-            decoder.rate(kind, everybody)
-        rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for number in range(args.rounds):
-            for kind in KINDS if number % 2 else reversed(KINDS):
-                counted = everybody[1:] if kind == "one" else everybody
-                rates[kind].append(decoder.rate(kind, counted))
-    others = [rate * (args.batch - 1) / args.batch for rate in rates["none"]]
-    print(f"{args.batch} prompts, {args.tokens} tokens each, {args.rounds} rounds")
-    show(f"all {args.batch} constrained", rates["all"], rates["none"])
-    show(f"1 constrained, the other {args.batch - 1}", rates["one"], others)
+        compare(decoder, f"all {size} constrained", size, range(size), args.rounds)
+        compare(decoder, f"1 constrained, the other {size - 1}", 1, range(1, size), args.rounds)
     return 0
 
 
