@@ -60,7 +60,8 @@ def compile_grammar(source: GrammarSource, tokenizer: llguidance.LLTokenizer) ->
         build = _BUILDERS[source.kind]
         grammar = build(source, lambda token_id: f"<[{token_id}]>")
         # A model's special tokens aren't in this vocabulary.
-        tried = build(source, lambda _: f"<[{_SPECIAL}]>") if source.kind == "calls" else grammar
+        has_special = source.kind in ("calls", "engine")
+        tried = build(source, lambda _: f"<[{_SPECIAL}]>") if has_special else grammar
     except SchemaRefused as error:
         raise GrammarError(str(error)) from None
     if len(grammar.encode()) > MAX_GRAMMAR_BYTES:
@@ -76,6 +77,7 @@ _SUBJECTS = {
     "choice": "the list of choices",
     "grammar": "the grammar",
     "calls": "the grammar of the tools' calls",
+    "engine": "the grammar",
 }
 
 
@@ -149,7 +151,7 @@ def _explain(message: str) -> str:
     return f"is not supported: {message.splitlines()[0][:300] if message else 'unknown error'}"
 
 
-TokenReference = Callable[[int], str]  # of a special token, in a grammar
+TokenReference = Callable[[int | str], str]  # what a grammar calls tokens: an id, or "2,5-9"
 
 
 def _json_options(source: GrammarSource) -> dict[str, Any]:
@@ -267,10 +269,15 @@ def _free_text(
     return [f"start: (any lead {form}){times} any TEXT?", lead, *text]
 
 
+def _ready_grammar(source: GrammarSource, token: TokenReference) -> str:
+    return re.sub(r"<\[([\^0-9, -]+)\]>", lambda found: token(found[1]), source.text)
+
+
 _BUILDERS: dict[str, Callable[[GrammarSource, TokenReference], str]] = {
     "json": _json_grammar,
     "regex": _regex_grammar,
     "choice": _choice_grammar,
     "grammar": _given_grammar,
     "calls": _calls_grammar,
+    "engine": _ready_grammar,
 }
