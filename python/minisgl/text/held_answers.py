@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _DEFINITIONS = ("$defs", "definitions")
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
-_ALTERNATIVES = {"$ref", "anyOf", "oneOf", "allOf", "patternProperties"}
+_ALTERNATIVES = {"$ref", "anyOf", "oneOf", "allOf"}
 
 FormReading = Literal["", "announced", "bare"]  # ParserContext.form
 
@@ -144,7 +144,7 @@ def _told_apart(form: GrammarSource, syntax: CallSyntax) -> bool:
         and schema.get("type") == "object"
         and "name" not in properties
         and (schema.get("additionalProperties", not form.closed) is False)
-        and _ALTERNATIVES.isdisjoint(schema)
+        and {*_ALTERNATIVES, "patternProperties"}.isdisjoint(schema)
     )
 
 
@@ -187,7 +187,7 @@ def _free_and_bare(demand: Demand, format: ToolFormat, syntax: CallSyntax) -> An
         call = _call(name, schema, syntax)
         if syntax.arguments_key is not None:  # its name is read before its arguments
             before = json.dumps({"name": name, syntax.arguments_key: 0})[:-2]
-            call = CallForm(name, before, _whole(schema), "}")
+            call = CallForm(name, before, _whole(name, schema), "}")
         calls.append(call)
         written = name if syntax.arguments_key is None else json.dumps(name)[1:-1]
         heads.append(syntax.head.replace("{name}", escaped(written)))
@@ -225,7 +225,7 @@ def _harmony(demand: Demand, format: ToolFormat | None, *, thinks: bool) -> Answ
 def _call(name: str, schema: dict[str, Any] | None, syntax: CallSyntax) -> CallForm:
     if not re.fullmatch(syntax.names, name):
         raise NotHeld("calls", f"the model can't write a call of a function named '{name[:64]}'")
-    schema = _whole(schema)
+    schema = _whole(name, schema)
     if syntax.arguments_key is None:
         before, whole, after = syntax.call(name, schema)
         return CallForm(name, before, whole, after, syntax.style)
@@ -236,16 +236,24 @@ def _call(name: str, schema: dict[str, Any] | None, syntax: CallSyntax) -> CallF
     return CallForm(name, before, {**whole, **definitions}, after)
 
 
-def _whole(schema: dict[str, Any] | None) -> dict[str, Any]:
-    return _NO_ARGUMENTS if schema is None else schema
+def _whole(name: str, schema: dict[str, Any] | None) -> dict[str, Any]:
+    """The schema of a function's arguments, which are an object."""
+    if schema is None:
+        return _NO_ARGUMENTS
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise NotHeld("calls", f"the 'parameters' of '{name[:64]}' are not those of an object")
+    if "type" not in schema and not _ALTERNATIVES.isdisjoint(schema):
+        return schema
+    return {**schema, "type": "object"}
 
 
-def _with_tokens(form: AnswerForm, shown: Iterable[str], tokenizer: Tokenizer) -> AnswerForm:
+def _with_tokens(form: AnswerForm, shown: frozenset[str], tokenizer: Tokenizer) -> AnswerForm:
     """The form with the ids of those of its markers that are tokens of their own."""
     ids = {
         token: token_id
         for token_id, token in tokenizer.added_tokens.items()
-        if tokenizer.is_no_text(token_id)
+        if token in shown and tokenizer.is_no_text(token_id)
     }
     texts = [form.before_form]
     for thought in form.thoughts:
@@ -258,7 +266,7 @@ def _with_tokens(form: AnswerForm, shown: Iterable[str], tokenizer: Tokenizer) -
     special = {token: ids[token] for token in ids if any(token in text for text in texts)}
     return msgspec.structs.replace(
         form,
-        shown_tokens=sorted(ids[token] for token in shown if token in ids),
+        shown_tokens=sorted(ids.values()),
         special_tokens=special,
         never_begins=[*form.never_begins, *(one.begin for one in form.thoughts if one.begin)]
         if form.form is not None and not form.before_form

@@ -23,7 +23,26 @@ _DEFINITIONS = ("$defs", "definitions")
 _NOTES = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
 _NOTES |= {"$comment", "$schema", "$id", "id", "$anchor", "contentMediaType", "contentEncoding"}
 _OF_OBJECTS = {"type", "properties", "required", "additionalProperties", *_DEFINITIONS}
-_OF_STRINGS = {"type", "enum", "const", "minLength", "maxLength", "pattern"}
+_OF_STRINGS = {"type", "enum", "const", "minLength", "maxLength", "pattern", "format"}
+_DATE = (
+    "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    "|02-(0[1-9]|1[0-9]|2[0-8]))"
+)
+_TIME = (
+    r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+# Texts of a 'format', not all that it allows.
+_FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
+    "email": rf"[A-Za-z0-9_+-]{{1,32}}(\.[A-Za-z0-9_+-]{{1,15}}){{0,2}}@{_HOST}(\.{_HOST}){{1,3}}",
+    "uri": r"[a-z][a-z0-9+.-]{0,31}:(\/\/)?[A-Za-z0-9._~:\/?#@!$&'()*+,;=-]{1,2000}",
+}
 # What text begins with, or is, that would be read as a value of another type.
 _LOOKS = {
     "array": r"\[(?s:.*)",
@@ -107,7 +126,7 @@ class ParameterRules:
         end = lark_text(f"\n{_ENDS[0]}\n")
         if "string" not in types:
             return f'"\\n" {self._json(one.schema)} {end}'
-        branches = list(self._branches(one.schema))
+        branches = self._branches(one.schema)
         strings = [branch for branch in branches if value_types(branch, self._root) == {"string"}]
         others = [branch for branch in branches if branch not in strings]
         for branch in others:
@@ -136,35 +155,42 @@ class ParameterRules:
         self.rules.append(f"{name}: ({' & '.join(conditions)}) /\\n<\\/parameter>\\n/")
         return name
 
-    def _branches(self, schema: Any, depth: int = 0) -> Iterator[Any]:
+    def _branches(self, schema: Any) -> list[Any]:
         """The schemas of which a value keeps to one, as far as they are listed."""
-        schema = resolved(schema, self._root)
-        if not isinstance(schema, dict) or depth > 8:
-            yield schema
-            return
-        named = schema.get("type")
-        said = schema.keys() - _NOTES
-        if isinstance(named, list):
-            for kind in named:
-                yield from self._branches({**schema, "type": kind}, depth + 1)
-        elif said == {"anyOf"} or (said == {"oneOf"} and self._distinct(schema["oneOf"])):
-            for branch in schema[min(said)]:
-                yield from self._branches(branch, depth + 1)
-        elif isinstance(schema.get("enum"), list) and named is None:
-            texts = [value for value in schema["enum"] if isinstance(value, str)]
-            values = [value for value in schema["enum"] if not isinstance(value, str)]
-            if texts:
-                yield {**schema, "enum": texts}
-            if values:
-                yield {**schema, "enum": values}
-        else:
-            yield schema
+        branches: list[Any] = []
+        todo, seen = [schema], set[int]()
+        while todo:
+            one = resolved(todo.pop(0), self._root)
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            said = one.keys() - _NOTES if isinstance(one, dict) else set()
+            if said == {"anyOf"} or (said == {"oneOf"} and self._distinct(one["oneOf"])):
+                todo = [*one[min(said)], *todo]
+            elif said:
+                branches += _by_types(one)
+            else:
+                branches.append(one)
+        return branches
 
     def _distinct(self, schemas: Sequence[Any]) -> bool:
         """Whether no type is one of two of these."""
         types = [value_types(one, self._root) for one in schemas]
         types = [{"number" if kind == "integer" else kind for kind in one} for one in types]
         return sum(map(len, types)) == len(set().union(*types))
+
+
+def _by_types(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A schema by the types that it lists, or by those of the values that it lists."""
+    named, values = schema.get("type"), schema.get("enum")
+    if isinstance(named, list):
+        yield from ({**schema, "type": kind} for kind in named)
+    elif named is None and isinstance(values, list):
+        texts = [value for value in values if isinstance(value, str)]
+        others = [value for value in values if not isinstance(value, str)]
+        yield from ({**schema, "enum": some} for some in (texts, others) if some)
+    else:
+        yield schema
 
 
 def _parameters(root: dict[str, Any]) -> list[_Parameter]:
@@ -224,6 +250,10 @@ def _string(schema: Any, name: str) -> str:
         conditions.append(f"({' | '.join(map(lark_text, values))})")
     if "pattern" in schema:
         conditions.append(_pattern(schema["pattern"], name))
+    if "format" in schema:
+        if schema["format"] not in _FORMATS:
+            raise _refused(f"has the 'format' {schema['format']!r:.64}, which has no form", name)
+        conditions.append(f"/{_FORMATS[schema['format']]}/")
     return f"({' & '.join(conditions)})"
 
 

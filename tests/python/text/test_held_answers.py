@@ -17,8 +17,9 @@ from minisgl.text.grammar_compiler import compile_grammar, make_tokenizer
 from minisgl.text.grammar_text import GrammarError
 from minisgl.text.grammars import form_source
 from minisgl.text.held_answers import Demand, HeldAnswer, NotHeld
-from minisgl.text.parsers import TOOL_PARSERS
+from minisgl.text.parsers import TOOL_PARSERS, marker_tokens
 from minisgl.text.parts import Said, sort_parts
+from minisgl.tokenizer import Tokenizer
 from tests.python.server import byte_tokenizer
 from tests.python.text.random_schemas import fault, random_schema
 
@@ -60,9 +61,76 @@ SNIPPETS = [
     *("\n", "}", "]", '{"x": "', "<|channel|>final<|message|>", "null\n</parameter>\n", '{"id": '),
 ]
 PROMPT = "a:"
+DIFFERENT = sorted({id(one): name for name, one in TOOL_PARSERS.items()}.values())
+HARMONY = marker_tokens("openai", "gpt_oss") | {"[TOOL_CALLS]", "[ARGS]", "<|tool_call|>"}
 
 
-def held(formats: AnswerFormats, prompt: str = PROMPT, **fields: Any) -> tuple[HeldAnswer, str]:
+class Model:
+    """A vocabulary of bytes and, with `markers`, of the formats' markers, each a special token."""
+
+    def __init__(self, *, markers: bool) -> None:
+        backend = byte_tokenizer.make_backend()
+        if markers:
+            backend.add_special_tokens(sorted(marker_tokens("hermes", "qwen3") | HARMONY))
+            backend.add_special_tokens(sorted(marker_tokens("deepseek_v3", None)))
+        self.tokenizer = Tokenizer(backend, eos_token_ids=[END])
+        self.texts = [data.removeprefix(b"\xff") for data in self.tokenizer.grammar_tokens()]
+        self.ids = {text: token for token, text in self.tokenizer.added_tokens.items()}
+        vocabulary = llguidance.TokenizerWrapper(self)
+        self._library = llguidance.LLTokenizer(vocabulary, slices=[])
+
+    eos_token_id, bos_token_id = END, None
+
+    @property
+    def tokens(self) -> list[bytes]:
+        return self.tokenizer.grammar_tokens()
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        return list(self.tokenizer.special_token_ids)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """A text's tokens, markers as those that they are."""
+        text = text if isinstance(text, str) else text.decode()
+        return self.tokenizer.encode(text)
+
+    def matcher(self, grammar: str) -> Any:
+        return llguidance.LLMatcher(self._library, grammar, log_level=0)
+
+    def written(self, grammar: str, seed: int, limit: int = 400) -> str | None:
+        """What random weights write, None where it hasn't ended after `limit` tokens."""
+        matcher, choose = self.matcher(grammar), random.Random(seed)
+        said: list[int] = []
+        while len(said) < limit and not matcher.is_stopped():
+            snippet = choose.choice(SNIPPETS)
+            ids = self(snippet) if choose.random() < 0.7 else list(snippet.encode())
+            if choose.random() < 0.3 and matcher.validate_tokens(ids) == len(ids):
+                assert matcher.consume_tokens(ids)
+                said += ids
+                continue
+            mask = int.from_bytes(matcher.compute_bitmask(), "little")
+            allowed = [token for token in range(len(self.texts)) if mask >> token & 1]
+            assert allowed, said
+            plain = [token for token in allowed if 32 <= token < 127 or token > END]
+            token = choose.choice(plain or allowed)
+            if END in allowed and choose.random() < 0.1:
+                token = END
+            if token == END:
+                break
+            assert matcher.consume_token(token)
+            said.append(token)
+        else:
+            if not matcher.is_stopped():
+                return None
+        return b"".join(self.texts[token] for token in said).decode()
+
+
+SPELLED, MARKED = Model(markers=False), Model(markers=True)
+
+
+def held(
+    formats: AnswerFormats, prompt: str = PROMPT, model: Model = SPELLED, **fields: Any
+) -> tuple[HeldAnswer, str]:
     """How an answer is held, and its grammar."""
     form = fields.pop("form", None)
     demand = Demand(
@@ -73,40 +141,15 @@ def held(formats: AnswerFormats, prompt: str = PROMPT, **fields: Any) -> tuple[H
         fields.pop("thinks", True),
     )
     assert not fields
-    answer = formats.hold(demand, prompt, byte_tokenizer.make_tokenizer())
+    answer = formats.hold(demand, prompt, model.tokenizer)
     return answer, compile_grammar(answer.source, TOKENIZER)
 
 
 def allows(grammar: str, text: str) -> bool:
     """Whether a text is a whole answer."""
-    matcher = llguidance.LLMatcher(TOKENIZER, grammar, log_level=0)
+    matcher = SPELLED.matcher(grammar)
     data = list(text.encode())
     return bool(matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting())
-
-
-def written(grammar: str, seed: int, limit: int = 400) -> str | None:
-    """What a random model writes, None where it hasn't come to its end after `limit` bytes."""
-    matcher = llguidance.LLMatcher(TOKENIZER, grammar, log_level=0)
-    choose = random.Random(seed)
-    data = bytearray()
-    while len(data) < limit and not matcher.is_stopped():
-        snippet = list(choose.choice(SNIPPETS).encode())
-        if choose.random() < 0.3 and matcher.validate_tokens(snippet) == len(snippet):
-            assert matcher.consume_tokens(snippet)
-            data += bytes(snippet)
-            continue
-        mask = int.from_bytes(matcher.compute_bitmask(), "little")
-        allowed = [token for token in range(257) if mask >> token & 1]
-        assert allowed, bytes(data)
-        plain = [token for token in allowed if 32 <= token < 127]
-        token = choose.choice(plain or allowed)
-        if END in allowed and choose.random() < 0.1:
-            token = END
-        if token == END:
-            return data.decode()
-        assert matcher.consume_token(token)
-        data.append(token)
-    return data.decode() if matcher.is_stopped() else None
 
 
 def said(formats: AnswerFormats, answer: HeldAnswer | None, text: str, cut: int = 0) -> Said:
@@ -118,24 +161,46 @@ def said(formats: AnswerFormats, answer: HeldAnswer | None, text: str, cut: int 
     return sort_parts([*reader.read(text[:cut], None), *reader.read(text[cut:], None, final=True)])
 
 
+def check_cuts(formats: AnswerFormats, answer: HeldAnswer, text: str, step: int = 1) -> Said:
+    """What an answer says, which is the same however it is cut."""
+    whole = said(formats, answer, text)
+    calls = [(one.name, one.arguments) for one in whole.calls]
+    for cut in range(0, len(text), step):
+        pieces = said(formats, answer, text, cut)
+        assert (pieces.content, pieces.reasoning) == (whole.content, whole.reasoning)
+        assert [(one.name, one.arguments) for one in pieces.calls] == calls
+    parsing = formats.parsing(TOOLS, PROMPT, held=answer)
+    assert parsing is not None
+    reader = parsing.reader()
+    single = [part for character in text for part in reader.read(character, None)]
+    pieces = sort_parts([*single, *reader.read("", None, final=True)])
+    assert (pieces.content, pieces.reasoning) == (whole.content, whole.reasoning)
+    assert [(one.name, one.arguments) for one in pieces.calls] == calls
+    return whole
+
+
 def check_calls(one: Said) -> None:
     for call in one.calls:
         value = json.loads(call.arguments, parse_float=Decimal)
         assert not fault(value, SCHEMAS[call.name] or NO_ARGUMENTS), call
 
 
+@pytest.mark.parametrize("model", [SPELLED, MARKED], ids=["spelled", "marked"])
 @pytest.mark.parametrize("thoughts", [False, True])
-@pytest.mark.parametrize("name", sorted(TOOL_PARSERS))
-def test_what_is_written_is_valid_and_read_as_it_is_meant(name: str, thoughts: bool) -> None:
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_is_written_is_valid_and_read_as_it_is_meant(
+    name: str, thoughts: bool, model: Model
+) -> None:
     formats = AnswerFormats(
         name, ("gpt_oss" if name == "openai" else "qwen3") if thoughts else None
     )
     for form, required in ((None, True), (JSON_FORM, False), (None, False)):
-        answer, grammar = held(formats, form=form, required=required)
-        texts = [text for seed in range(12) if (text := written(grammar, seed)) is not None]
-        assert texts or thoughts or required
+        answer, grammar = held(formats, form=form, required=required, model=model)
+        made = (model.written(grammar, seed) for seed in range(8))
+        texts = [text for text in made if text is not None]
+        assert texts
         for text in texts:
-            whole = said(formats, answer, text)
+            whole = check_cuts(formats, answer, text, 11)
             check_calls(whole)
             if required:
                 assert whole.calls, text
@@ -144,12 +209,6 @@ def test_what_is_written_is_valid_and_read_as_it_is_meant(name: str, thoughts: b
                 assert not fault(json.loads(whole.content), FORM)
             else:
                 assert form is None or not whole.content
-            for cut in range(0, len(text), 7):
-                pieces = said(formats, answer, text, cut)
-                assert (pieces.content, pieces.reasoning) == (whole.content, whole.reasoning)
-                assert [(one.name, one.arguments) for one in pieces.calls] == [
-                    (one.name, one.arguments) for one in whole.calls
-                ]
 
 
 @pytest.mark.parametrize("name", ["qwen3_coder", "pythonic", "openai", "deepseek_v31"])
@@ -164,7 +223,7 @@ def test_arguments_keep_to_random_schemas(name: str) -> None:
             refused += 1
             continue
         for attempt in range(2):
-            text = written(grammar, attempt, 2000)
+            text = SPELLED.written(grammar, attempt, 2000)
             if text is None:
                 continue
             stopped += 1
@@ -202,8 +261,9 @@ def test_the_model_s_own_way_is_allowed(name: str) -> None:
     assert allows(grammar, call)
     assert allows(grammar, form)
     assert not any(allows(grammar, text) for text in (wrong, header + "Hello", form + call))
-    assert said(formats, either, call).calls[0].arguments == '{"city": "Bern", "kind": "a"}'
-    assert said(formats, either, form).content == '{"x": "y"}'
+    (one,) = check_cuts(formats, either, call).calls
+    assert one.arguments == '{"city": "Bern", "kind": "a"}'
+    assert check_cuts(formats, either, form).content == '{"x": "y"}'
     free = held(formats)[1]
     assert allows(free, call)
     assert allows(free, header + 'Hello {"a": [1]}\nyou')
@@ -229,7 +289,7 @@ def test_a_thought_comes_first_where_the_model_thinks(form: Any) -> None:
     assert allows(may, last)
     assert allows(may, f"<think>\n{THOUGHT}\n</think>\n\n{last}")
     assert not any(allows(may, text) for text in (f"{THOUGHT}</think>{last}", f"<think>{last}"))
-    whole = said(formats, answer, f"<think>\n{THOUGHT}\n</think>\n\n{last}")
+    whole = check_cuts(formats, answer, f"<think>\n{THOUGHT}\n</think>\n\n{last}")
     assert whole.reasoning == THOUGHT
     assert whole.content == ("" if form is None else last)
     assert len(whole.calls) == (form is None)
@@ -262,7 +322,7 @@ def test_messages_of_harmony() -> None:
     for text in (final, analysis + final, analysis * 2 + CALLS["openai"]):
         assert allows(grammar, text)
     assert not allows(grammar, analysis)
-    whole = said(formats, answer, analysis + final)
+    whole = check_cuts(formats, answer, analysis + final)
     assert (whole.reasoning, json.loads(whole.content)) == (
         "a } <think> b",
         {"x": "<|end|><|call|>"},
@@ -290,6 +350,8 @@ PARAMETERS: Any = {
         "code": {"type": "string", "pattern": "^[A-Z]{2}/[0-9]+$"},
         "part": {"type": "string", "pattern": "b|c", "minLength": 2},
         "several": {"anyOf": [{"type": "string", "maxLength": 9}, {"type": "array"}]},
+        "when": {"type": "string", "format": "date-time"},
+        "mail": {"anyOf": [{"type": "string", "format": "email"}, {"type": "null"}]},
         "mixed": {"enum": ["auto", 3, None]},
     },
 }
@@ -314,6 +376,9 @@ PARAMETERS: Any = {
         ("several", "[1]", [1]),
         ("several", "ab", "ab"),
         ("several", '"quoted and long"', ...),
+        ("when", "2026-02-28T23:59:59Z", "2026-02-28T23:59:59Z"),
+        ("when", "2026-02-30T23:59:59Z", ...),
+        ("mail", "a.b@c.de", "a.b@c.de"),
         ("mixed", "3", 3),
         ("mixed", "null", None),
         ("mixed", "auto", "auto"),
@@ -359,10 +424,12 @@ def test_python_s_words_stand_for_those_of_json() -> None:
 @pytest.mark.parametrize(
     ("schema", "named"),
     [
-        ({"type": "string"}, "object"),
+        ({"required": "a"}, "'required'"),
+        ({"properties": {"a": {"anyOf": 3}}}, "'anyOf'"),
+        ({"properties": {"a": {"type": {}}}}, "'type'"),
         ({"type": "object", "anyOf": [{}]}, "'anyOf'"),
         ({"type": "object", "properties": {"<a>": {}}}, "'<a>'"),
-        ({"properties": {"a": {"type": "string", "format": "email"}}}, "'format'"),
+        ({"properties": {"a": {"type": "string", "format": "regex"}}}, "'format' 'regex'"),
         ({"properties": {"a": {"type": "string", "pattern": "^a|b$"}}}, "'pattern'"),
         ({"properties": {"a": {"enum": ["</function>"]}}}, "'</function>'"),
         ({"properties": {"a": {"allOf": [{"type": "string"}, {"type": "null"}]}}}, "'allOf'"),
@@ -384,6 +451,7 @@ def test_what_cant_be_said_between_tags_is_refused_by_name(schema: Any, named: s
     [
         ("pythonic", {"a b": None}, None, "calls"),
         ("qwen3_coder", {"<f>": None}, None, "calls"),
+        ("hermes", {"f": {"type": "string"}}, None, "calls"),
         ("json", SCHEMAS, StructuredOutputsParams(json_object=True), "both"),
     ],
 )

@@ -7,19 +7,37 @@ from typing import Any
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 JSON_TYPES |= {dict: "object", list: "array", type(None): "null"}
-MAX_DEPTH = 8  # schemas within each other, and references to references
+MAX_REFERENCES = 8  # of which each leads to the next
+MAX_SCHEMAS = 256  # that are looked at for one value; what goes beyond says nothing
 
 
 def value_types(schema: Any, root: Mapping[str, Any]) -> set[str]:
     """The types that a schema names, of which a value has one; a string where it names none.
     `root` is the schema to which references refer.
     """
-    return set(_types(schema, root, 0)) or {"string"}
+    found: set[str] = set()
+    for one in _listed(schema, root):
+        found.update(_named(one))
+    return found or {"string"}
+
+
+def _listed(schema: Any, root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A schema and those that it lists as its alternatives or parts, to any depth, each once."""
+    todo, seen = [schema], set[int]()
+    while todo and len(seen) < MAX_SCHEMAS:
+        one = resolved(todo.pop(0), root)
+        if not isinstance(one, dict) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        for key in ("anyOf", "oneOf", "allOf"):
+            if isinstance(one.get(key), list):
+                todo += one[key][:MAX_SCHEMAS]
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
     """The schema to which a schema that is a reference leads, if it leads anywhere."""
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_REFERENCES):
         if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
             return schema
         target: Any = root
@@ -33,10 +51,7 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
     return schema
 
 
-def _types(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
-    schema = resolved(schema, root)
-    if not isinstance(schema, dict) or depth > MAX_DEPTH:
-        return
+def _named(schema: Mapping[str, Any]) -> Iterator[str]:
     named = schema.get("type")
     if isinstance(named, str):
         yield named
@@ -50,6 +65,3 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
         yield "object"
     elif "items" in schema:
         yield "array"
-    for key in ("anyOf", "oneOf", "allOf"):
-        for one in schema.get(key) or () if isinstance(schema.get(key), list) else ():
-            yield from _types(one, root, depth + 1)
