@@ -144,7 +144,7 @@ def _wire(_: Path) -> list[bytes]:
             text_messages.Text(3, "text", "a", 4),
             template_messages.LoadTemplate(TemplateSource({"default": "a"}, {"bos_token": "b"})),
             template_messages.Render(messages=[{"role": "user", "content": "hi"}], tools=[{}]),
-            template_messages.Started(),
+            template_messages.Loaded(),
             template_messages.Rendered("a"),
             template_messages.TemplateRefused("memory", "no"),
         )

@@ -30,10 +30,6 @@ class GrammarSource(msgspec.Struct, frozen=True, tag="source", omit_defaults=Tru
     closed: bool = False  # objects have no other properties than those that the schema lists
 
 
-class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The process is there: what takes long from here on is the grammar."""
-
-
 class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
     """The grammar, as SamplingParams.grammar has it."""
 
@@ -49,7 +45,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     message: Annotated[str, Meta(max_length=MAX_SENTENCE)] = ""
 
 
-FromGrammarProcess = Started | Compiled | Refused
+FromGrammarProcess = Compiled | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _source: msgspec.msgpack.Decoder[GrammarSource] = msgspec.msgpack.Decoder(GrammarSource)

@@ -11,7 +11,6 @@ from minisgl.text.grammar_messages import (
     Compiled,
     FromGrammarProcess,
     Refused,
-    Started,
     decode_source,
     frame,
 )
@@ -31,7 +30,7 @@ def main() -> None:
         except MemoryError:
             return Refused("memory")
 
-    serve(MEMORY_LIMIT, frame(Started()), lambda data: frame(answer(data)))
+    serve(MEMORY_LIMIT, lambda data: frame(answer(data)))
 
 
 if __name__ == "__main__":

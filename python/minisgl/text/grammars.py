@@ -28,13 +28,11 @@ from minisgl.text.grammar_messages import (
     FromGrammarProcess,
     GrammarSource,
     Refused,
-    Started,
     decode_answer,
     frame,
 )
 from minisgl.text.limited_process import Fault, LimitedProcess, within
 
-PROCESS_NAME = "minisgl-grammar-0"
 CACHE_BYTES = 2**24  # of grammars that are remembered
 ANY_OBJECT = '{"type":"object"}'  # a schema
 MAX_WAITING = 256  # forms in the line for the process
@@ -173,7 +171,6 @@ class Grammars:
                 answer = await within(self._limits.run, child.ask(data))
                 if isinstance(answer, Refused) and answer.kind == "memory":
                     raise Fault(f"needs more than {MEMORY_LIMIT // 2**20} MB of memory")
-                assert not isinstance(answer, Started)
                 return answer
             except Fault as fault:
                 logger.warning("the grammar process is replaced: the form of an answer %s", fault)
@@ -190,20 +187,9 @@ class Grammars:
         if self._closed:
             raise WorkerLost("the grammar process was closed")
         if self._child is None:
-            try:
-                self._child = await LimitedProcess.start(
-                    self._command, PROCESS_NAME, decode_answer, MAX_FRAME_BYTES
-                )
-                if not isinstance(await within(self._limits.start, self._child.receive()), Started):
-                    raise Fault("spoke before it was asked")
-            except OSError as error:
-                raise WorkerLost(f"the grammar process can't be started: {error}") from error
-            except Fault as fault:
-                await self._end_child()
-                raise WorkerLost(f"the grammar process {fault} to start") from None
-            except BaseException:
-                await self._end_child()
-                raise
+            self._child = await LimitedProcess.start(
+                "grammar", self._command, decode_answer, MAX_FRAME_BYTES, self._limits.start
+            )
         return self._child
 
     async def close(self) -> None:
