@@ -144,6 +144,7 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
     parsing = state.formats.parsing(
         tools, prompt.end, parallel=use.parallel, held=None if held is None else held.answer
     )
+    params = await text.with_thought(params, None if parsing is None else parsing.thought)
     options = DetokenizerOptions.of(
         params,
         include_stop=bool(request.include_stop_str_in_output),
@@ -204,6 +205,13 @@ def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -
             "tools",
             "Tool calls are not supported: this server reads none (--tool-call-parser). Tools are "
             "accepted with tool_choice 'none'.",
+        )
+    budget = request.thinking_token_budget
+    if budget not in (None, -1) and not formats.limits_thoughts:
+        raise errors.unsupported(
+            "thinking_token_budget",
+            "'thinking_token_budget' is not supported: this server closes no thoughts of the "
+            f"model's ({formats.reasoning or 'none'}: --reasoning-parser).",
         )
     if request.include_reasoning is False and formats.reasoning is None:
         raise errors.unsupported(

@@ -105,11 +105,11 @@ def _thoughts(
         return [], False
     end = format.begins_inside(prompt_end)
     if end is not None:
-        return [ThoughtForm(list(format.all_ends(end)))], True
+        return [ThoughtForm(list(format.ends_like(end)))], True
     if not thinks or format.ends_with(prompt_end):
         return [], False
     return [
-        ThoughtForm(list(format.all_ends(end)), begin) for begin, end in format.ends.items()
+        ThoughtForm(list(format.ends_like(end)), begin) for begin, end in format.ends.items()
     ], False
 
 
