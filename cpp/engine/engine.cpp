@@ -165,7 +165,7 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device
       device(std::move(device_)),
       model(std::move(model_)),
       inbox(config.max_running + config.max_waiting, device->pool().progress()),
-      grammars(model->spec().vocab_size, [this] { inbox.wake(); }),
+      grammars(model->spec().vocab_size, std::chrono::milliseconds(config.mask_limit_ms), [this] { inbox.wake(); }),
       scheduler(scheduler_options(config)),
       executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
       publisher(std::move(plan_senders)),
@@ -231,7 +231,8 @@ void Engine::Impl::run() noexcept {
 std::optional<Clock::time_point> Engine::Impl::next_plan() const {
   if (scheduler.num_in_flight() > 0) return busy_since + pace.next_after(scheduler.oldest());
   if (scheduler.may_plan()) return Clock::time_point{};
-  return grammars.empty() ? std::nullopt : std::optional(Clock::now() + Grammars::kTooSlow);
+  return grammars.empty() ? std::nullopt
+                          : std::optional(Clock::now() + std::chrono::milliseconds(config.mask_limit_ms));
 }
 
 void Engine::Impl::take_commands() {

@@ -121,7 +121,8 @@ class SamplingParams(
     allowed_token_ids: list[int] | None = None
     # What the answer is written by: llguidance's text, Lark or JSON with a list of grammars. It is
     # stronger than bad words, than the stop tokens that min_tokens bans and than ignore_eos. A
-    # request whose grammar and allowed_token_ids leave nothing ends with an error.
+    # request whose grammar and allowed_token_ids leave nothing ends with an error. It is compiled
+    # within limits of time, memory and stack before the engine is asked.
     grammar: str | None = None
     # The same in another form, from which `grammar` is made before the engine is asked.
     structured_outputs: StructuredOutputsParams | None = None

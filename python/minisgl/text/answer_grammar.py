@@ -21,7 +21,7 @@ from minisgl.text.grammar_text import (
 from minisgl.text.parameter_grammar import ParameterRules
 from minisgl.text.schema_check import SchemaRefused
 
-TokenReference = Callable[[int], str]  # of a special token, in a grammar
+TokenReference = Callable[[int | str], str]  # what a grammar calls tokens: an id, or "2,5-9"
 
 _HOW = GrammarSource("json", "")  # how the JSON of arguments is written
 _SPACE = r"SPACE: /[ \n]{1,4}/"  # around thoughts

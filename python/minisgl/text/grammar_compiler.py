@@ -48,7 +48,8 @@ def compile_grammar(source: GrammarSource, tokenizer: llguidance.LLTokenizer) ->
     """The grammar's text, which compiles and allows some text. GrammarError."""
     try:
         grammar = tried = _text(source, lambda token_id: f"<[{token_id}]>")
-        if source.kind == "answer":  # a model's special tokens aren't in this vocabulary
+        # A model's special tokens aren't in this vocabulary.
+        if source.kind in ("answer", "engine"):
             tried = _text(source, lambda _: f"<[{_SPECIAL}]>")
     except SchemaRefused as error:
         raise GrammarError(str(error)) from None
@@ -63,6 +64,8 @@ def _text(source: GrammarSource, token: TokenReference) -> str:
     if source.kind == "answer":
         form = loads(source.text, "the form of the answer", AnswerForm)
         return grammars_text(answer_grammars(form, token))
+    if source.kind == "engine":
+        return re.sub(r"<\[([\^0-9, -]+)\]>", lambda found: token(found[1]), source.text)
     return grammars_text({"form": form_grammar(source)})
 
 
@@ -72,6 +75,7 @@ _SUBJECTS = {
     "choice": "the list of choices",
     "grammar": "the grammar",
     "answer": "the grammar of the answer with its calls",
+    "engine": "the grammar",
 }
 
 

@@ -22,7 +22,6 @@ from minisgl.text.answer_form import AnswerForm
 from minisgl.text.errors import TextQueueFull, WorkerLost
 from minisgl.text.grammar_messages import (
     MAX_FRAME_BYTES,
-    MAX_SOURCE_BYTES,
     MEMORY_LIMIT,
     Compiled,
     FromGrammarProcess,
@@ -111,9 +110,9 @@ class Grammars:
     async def grammar(self, source: GrammarSource) -> str:
         """The text for SamplingParams.grammar. GrammarRefused, WorkerLost, TextQueueFull."""
         size = len(source.text.encode("utf-8", "surrogatepass"))
-        if size > MAX_SOURCE_BYTES:
+        if size > source.max_bytes:
             raise GrammarRefused(
-                f"the form of the answer has {size} bytes (limit {MAX_SOURCE_BYTES})"
+                f"the form of the answer has {size} bytes (limit {source.max_bytes})"
             )
         try:
             data = frame(source)

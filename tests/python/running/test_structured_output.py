@@ -7,10 +7,9 @@ import json
 import re
 from collections import Counter
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 import openai
-import pydantic
 import pytest
 
 from tests.python.running.conftest import RunningServer
@@ -54,31 +53,6 @@ async def test_every_answer_to_a_random_schema_that_stops_is_valid(client: Any) 
         end for ends in await asyncio.gather(*map(ask, range(NUM_SCHEMAS))) for end in ends
     )
     assert ends["stop"] >= 0.95 * ends.total(), ends
-
-
-class Step(pydantic.BaseModel):
-    kind: Literal["add", "multiply"]
-    amount: int = pydantic.Field(ge=-9, le=9)
-
-
-class Plan(pydantic.BaseModel):
-    title: str = pydantic.Field(max_length=10)
-    steps: list[Step] = pydantic.Field(min_length=1, max_length=3)
-    note: str | None = pydantic.Field(max_length=5)
-
-
-async def test_the_openai_clients_parse(client: Any) -> None:
-    answer = await client.chat.completions.parse(
-        model=(await client.models.list()).data[0].id,
-        messages=MESSAGES,
-        response_format=Plan,
-        max_tokens=1000,
-        seed=1,
-        n=3,
-    )
-    for choice in answer.choices:
-        assert choice.finish_reason == "stop"
-        assert isinstance(choice.message.parsed, Plan)
 
 
 async def test_streams_and_completions(client: Any) -> None:
