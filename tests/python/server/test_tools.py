@@ -197,16 +197,20 @@ async def test_a_budget_of_thoughts_comes_to_the_engine_with_what_closes_them(
     async with start_server(reply("<think>a</think>b"), formats=FORMATS) as server:
         for fields in ({"thinking_token_budget": 7}, {}, {"thinking_token_budget": -1}):
             assert (await server.chat(**fields)).status_code == 200
-        # An answer of a given form is content from its first word on.
-        assert (await server.chat(thinking_token_budget=0, response_format=form)).status_code == 200
-        limited, unlimited, any_number, formed = [
+        # An answer of a given form may have a thought before it, unless that is switched off.
+        for fields in ({}, {"chat_template_kwargs": {"enable_thinking": False}}):
+            fields = {"thinking_token_budget": 7, "response_format": form, **fields}
+            assert (await server.chat(**fields)).status_code == 200
+        limited, unlimited, any_number, formed, at_once = [
             one.request.params for one in server.engine.submitted
         ]
+    assert formed.thought == limited.thought
+    assert allows(formed.grammar, "<think>a\n</think>\n\n{}")
     assert limited.thinking_token_budget == 7
     assert limited.thought is not None
     assert limited.thought.closings == [list(b"\n</think>\n\n")]
     assert limited.thought.thoughts[0] == -1  # the prompt begins no thought
-    for params in (unlimited, any_number, formed):
+    for params in (unlimited, any_number, at_once):
         assert params.thought is None
         assert not params.limits_thoughts
 
