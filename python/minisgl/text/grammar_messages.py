@@ -22,9 +22,9 @@ class GrammarSource(msgspec.Struct, frozen=True, tag="source", omit_defaults=Tru
     """What a grammar is made of; the message that asks for it. Answered by Compiled or Refused."""
 
     # "json": a JSON schema; "regex"; "choice": a JSON list of texts; "grammar": Lark, GBNF or EBNF;
-    # "calls": the JSON text of what grammars.calls_source() was given; "engine": a grammar as
-    # SamplingParams.grammar has it, which stays as it is.
-    kind: Literal["json", "regex", "choice", "grammar", "calls", "engine"]
+    # "answer": the JSON text of an AnswerForm; "engine": a grammar as SamplingParams.grammar has
+    # it, which stays as it is.
+    kind: Literal["json", "regex", "choice", "grammar", "answer", "engine"]
     text: str
     compact: bool = False  # JSON without white space
     whitespace_pattern: str | None = None  # an expression for JSON's white space at one place

@@ -4,7 +4,7 @@ has a limit of memory, and a parent that kills it when it takes too long; see gr
 
 from __future__ import annotations
 
-from minisgl.text.grammar_compiler import GrammarError, compile_grammar, make_tokenizer
+from minisgl.text.grammar_compiler import compile_grammar, make_tokenizer
 from minisgl.text.grammar_messages import (
     MAX_SENTENCE,
     MEMORY_LIMIT,
@@ -14,6 +14,7 @@ from minisgl.text.grammar_messages import (
     decode_source,
     frame,
 )
+from minisgl.text.grammar_text import GrammarError
 from minisgl.text.limited_child import serve
 
 
