@@ -1,0 +1,112 @@
+"""From the turns of a conversation, in blocks, to the messages that a model's template knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from minisgl.server import errors
+from minisgl.server.checks import part_text
+from minisgl.server.message_schemas import Block, TextBlock, Turn
+from minisgl.server.schemas import FunctionCall, Message, ToolCall
+
+_TEXT = {"text": "text"}
+# Claude Code's first block says which request this is: with it no two prompts would begin alike.
+_BILLING = "x-anthropic-billing-header:"
+
+
+def messages_of(system: str | Sequence[TextBlock] | None, turns: Sequence[Turn]) -> list[Message]:
+    """The messages that a system prompt and turns stand for. ApiError 400 for what is no text.
+
+    What a tool gave is a message of its own, before the user's words beside it. Turns of one role
+    in a row are one message, as templates let user and assistant alternate.
+    """
+    messages: list[Message] = []
+    if system is not None:
+        if not isinstance(system, str):
+            system = [block for block in system if not (block.text or "").startswith(_BILLING)]
+        if text := text_of(system, "system"):
+            messages.append(Message(role="system", content=text))
+    for index, turn in enumerate(turns):
+        place = f"messages[{index}].content"
+        if turn.role == "assistant":
+            _add_assistant(messages, _blocks(turn), place)
+        else:
+            _add_other(messages, turn, place)
+    return messages
+
+
+def _blocks(turn: Turn) -> list[Block]:
+    if isinstance(turn.content, str):
+        return [Block(type="text", text=turn.content)]
+    return turn.content
+
+
+def _add_assistant(messages: list[Message], blocks: Iterable[Block], place: str) -> None:
+    """An answer's texts are pieces of one: nothing stands between them."""
+    if not messages or messages[-1].role != "assistant":
+        messages.append(Message(role="assistant", content=""))
+    message = messages[-1]
+    for position, block in enumerate(blocks):
+        where = f"{place}[{position}]"
+        if block.type == "thinking":
+            thought = needed(block, "thinking", where)
+            message.reasoning_content = (message.reasoning_content or "") + thought
+        elif block.type == "tool_use":
+            call = FunctionCall(needed(block, "name", where), block.input or {})
+            call_id = needed(block, "id", where)
+            calls = message.tool_calls or []
+            message.tool_calls = [*calls, ToolCall(id=call_id, type="function", function=call)]
+        elif block.type != "redacted_thinking":  # nobody can read one here
+            message.content += part_text(block, _TEXT, "text", where)  # type: ignore[operator]
+
+
+def _add_other(messages: list[Message], turn: Turn, place: str) -> None:
+    texts = []
+    for position, block in enumerate(_blocks(turn)):
+        where = f"{place}[{position}]"
+        if block.type == "tool_result" and turn.role == "user":
+            messages.append(_result(block, where))
+        else:
+            texts.append(part_text(block, _TEXT, "text", where))
+    if not texts:
+        return
+    text = "\n".join(texts)
+    if messages and messages[-1].role == turn.role:
+        messages[-1].content = f"{messages[-1].content}\n{text}"
+    else:
+        messages.append(Message(role=turn.role, content=text))
+
+
+def _result(block: Block, where: str) -> Message:
+    text = text_of(block.content or "", f"{where}.content")
+    if block.is_error:  # templates have no other place for it
+        text = f"Error: {text}"
+    return Message(role="tool", tool_call_id=needed(block, "tool_use_id", where), content=text)
+
+
+def text_of(content: str | Sequence[TextBlock], place: str) -> str:
+    """The text of blocks. ApiError 400 for what is none."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(
+        part_text(block, _TEXT, "text", f"{place}[{index}]") for index, block in enumerate(content)
+    )
+
+
+def needed(struct: Any, name: str, place: str) -> Any:
+    """The field of an object at `place`. ApiError 400 where there is none."""
+    value = getattr(struct, name)
+    if value is None:
+        raise errors.missing(f"{place}.{name}")
+    return value
+
+
+def unreadable(turns: Iterable[Turn]) -> bool:
+    """Whether there are thoughts that another server has hidden."""
+    return any(
+        block.type == "redacted_thinking"
+        for turn in turns
+        if turn.role == "assistant" and not isinstance(turn.content, str)
+        for block in turn.content
+    )
