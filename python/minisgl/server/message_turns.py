@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from minisgl.server import errors
@@ -19,7 +19,8 @@ def messages_of(system: str | Sequence[TextBlock] | None, turns: Sequence[Turn])
     """The messages that a system prompt and turns stand for. ApiError 400 for what is no text.
 
     What a tool gave is a message of its own, before the user's words beside it. Turns of one role
-    in a row are one message, as templates let user and assistant alternate.
+    in a row are one message, as templates let user and assistant alternate. Nor do they all know
+    system messages behind the first one: those are a reminder in the message before them.
     """
     messages: list[Message] = []
     if system is not None:
@@ -31,8 +32,10 @@ def messages_of(system: str | Sequence[TextBlock] | None, turns: Sequence[Turn])
         place = f"messages[{index}].content"
         if turn.role == "assistant":
             _add_assistant(messages, _blocks(turn), place)
-        else:
-            _add_other(messages, turn, place)
+        elif turn.role == "user":
+            _add_user(messages, _blocks(turn), place)
+        elif text := "\n".join(_texts(_blocks(turn), place)):
+            _add_system(messages, text)
     return messages
 
 
@@ -61,21 +64,32 @@ def _add_assistant(messages: list[Message], blocks: Iterable[Block], place: str)
             message.content += part_text(block, _TEXT, "text", where)  # type: ignore[operator]
 
 
-def _add_other(messages: list[Message], turn: Turn, place: str) -> None:
+def _add_user(messages: list[Message], blocks: Sequence[Block], place: str) -> None:
     texts = []
-    for position, block in enumerate(_blocks(turn)):
+    for position, block in enumerate(blocks):
         where = f"{place}[{position}]"
-        if block.type == "tool_result" and turn.role == "user":
+        if block.type == "tool_result":
             messages.append(_result(block, where))
         else:
             texts.append(part_text(block, _TEXT, "text", where))
-    if not texts:
-        return
-    text = "\n".join(texts)
-    if messages and messages[-1].role == turn.role:
+    if texts:
+        _add_text(messages, "user", "\n".join(texts), to=("user",))
+
+
+def _add_system(messages: list[Message], text: str) -> None:
+    if all(message.role == "system" for message in messages):
+        _add_text(messages, "system", text, to=("system",))
+    else:
+        reminder = f"<system-reminder>\n{text}\n</system-reminder>"
+        _add_text(messages, "user", reminder, to=("user", "tool"))
+
+
+def _add_text(messages: list[Message], role: str, text: str, *, to: Collection[str]) -> None:
+    """Adds text to the last message, where its role is one of `to`, or else as a new message."""
+    if messages and messages[-1].role in to:
         messages[-1].content = f"{messages[-1].content}\n{text}"
     else:
-        messages.append(Message(role=turn.role, content=text))
+        messages.append(Message(role=role, content=text))
 
 
 def _result(block: Block, where: str) -> Message:
@@ -89,9 +103,13 @@ def text_of(content: str | Sequence[TextBlock], place: str) -> str:
     """The text of blocks. ApiError 400 for what is none."""
     if isinstance(content, str):
         return content
-    return "\n".join(
-        part_text(block, _TEXT, "text", f"{place}[{index}]") for index, block in enumerate(content)
-    )
+    return "\n".join(_texts(content, place))
+
+
+def _texts(blocks: Sequence[Block | TextBlock], place: str) -> list[str]:
+    return [
+        part_text(block, _TEXT, "text", f"{place}[{index}]") for index, block in enumerate(blocks)
+    ]
 
 
 def needed(struct: Any, name: str, place: str) -> Any:

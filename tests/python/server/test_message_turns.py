@@ -60,11 +60,15 @@ def test_turns_of_one_role_are_one_message() -> None:
         USER,
     ]
     told = {"role": "system", "content": "Now."}
-    assert seen([told, USER, told], system="Be kind.") == [
+    reminder = "<system-reminder>\nNow.\n</system-reminder>"
+    assert seen([told, USER, told, USER, said, told], system="Be kind.") == [
         {"role": "system", "content": "Be kind.\nNow."},
-        USER,
-        told,
+        {"role": "user", "content": f"hi\n{reminder}\nhi"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": reminder},
     ]
+    results = {"role": "user", "content": [RESULT]}
+    assert seen([USER, results, told])[-1]["content"] == f"12:00\n{reminder}"
 
 
 def test_calls_and_what_they_gave() -> None:
@@ -187,53 +191,51 @@ async def test_choices_are_enforced(start_server: StartServer) -> None:
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x"}}
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"max_tokens": None}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "'image'"),
-        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "'document'"),
-        ({"messages": [{"role": "user", "content": [CALL]}]}, "'tool_use'"),
-        ({"messages": [{"role": "assistant", "content": [RESULT]}]}, "'tool_result'"),
-        ({"messages": [{"role": "user", "content": [{**RESULT, "content": [IMAGE]}]}]}, "'image'"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
-            "messages[0].content[0].tool_use_id",
-        ),
-        ({"messages": [USER, {"role": "assistant", "content": [CALL]}]}, "'tool_result'"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "'text'"),
-        ({"system": [IMAGE]}, "'image'"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search_20250305"),
-        ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
-        ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
-        ({"tool_choice": {"type": "any"}}, "'tool_choice'"),
-        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
-        ({"tools": [CLOCK], "tool_choice": {"type": "tool", "name": "g"}}, "'g'"),
-        ({"thinking": {"type": "between_tools"}}, "'between_tools'"),
-        ({"output_format": {"type": "json_object"}}, "output_format"),
-        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
-        ({"output_config": {"effort": "huge"}}, "output_config.effort"),
-        ({"mcp_servers": [{"name": "x"}]}, "'mcp_servers'"),
-        ({"container": "x"}, "'container'"),
-        ({"stop": "x"}, "'stop_sequences'"),
-        ({"n": 2}, "'n'"),
-        ({"response_format": {"type": "json_object"}}, "'output_config.format'"),
-        ({"stop_sequences": ["x" * 100_000]}, "stop_sequences"),
-        ({"temperature": -1}, "temperature"),
-        ({"seed": 2**64}, "'seed'"),
-    ],
-)
-async def test_refused_by_name(
-    start_server: StartServer, fields: dict[str, Any], words: str
-) -> None:
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"max_tokens": None}, "max_tokens"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "'image'"),
+    ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "'document'"),
+    ({"messages": [{"role": "user", "content": [CALL]}]}, "'tool_use'"),
+    ({"messages": [{"role": "assistant", "content": [RESULT]}]}, "'tool_result'"),
+    ({"messages": [{"role": "user", "content": [{**RESULT, "content": [IMAGE]}]}]}, "'image'"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
+        "messages[0].content[0].tool_use_id",
+    ),
+    ({"messages": [USER, {"role": "assistant", "content": [CALL]}]}, "'tool_result'"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "'text'"),
+    ({"system": [IMAGE]}, "'image'"),
+    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search_20250305"),
+    ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
+    ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
+    ({"tool_choice": {"type": "any"}}, "'tool_choice'"),
+    ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+    ({"tools": [CLOCK], "tool_choice": {"type": "tool", "name": "g"}}, "'g'"),
+    ({"thinking": {"type": "between_tools"}}, "'between_tools'"),
+    ({"output_format": {"type": "json_object"}}, "output_format"),
+    ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+    ({"output_config": {"effort": "huge"}}, "output_config.effort"),
+    ({"mcp_servers": [{"name": "x"}]}, "'mcp_servers'"),
+    ({"container": "x"}, "'container'"),
+    ({"stop": "x"}, "'stop_sequences'"),
+    ({"n": 2}, "'n'"),
+    ({"response_format": {"type": "json_object"}}, "'output_config.format'"),
+    ({"stop_sequences": ["x" * 100_000]}, "stop_sequences"),
+    ({"temperature": -1}, "temperature"),
+    ({"seed": 2**64}, "'seed'"),
+]
+
+
+async def test_refused_by_name(start_server: StartServer) -> None:
     async with start_server(formats=FORMATS, template=TEMPLATE) as server:
-        refused = await ask(server, **fields)
-        assert refused.status_code == 400, refused.text
-        assert refused.json()["error"]["type"] == "invalid_request_error"
-        assert words in refused.json()["error"]["message"]
+        for fields, words in REFUSED:
+            refused = await ask(server, **fields)
+            assert refused.status_code == 400, (fields, refused.text)
+            assert refused.json()["error"]["type"] == "invalid_request_error"
+            assert words in refused.json()["error"]["message"], fields
         assert server.engine.submitted == []
 
 

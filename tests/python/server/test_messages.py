@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import Output
-from minisgl.server.message_events import SIGNATURE
+from minisgl.server.message_events import SIGNATURE, MessageOutput
+from minisgl.server.message_events import event as event_of
 from minisgl.text.formats import AnswerFormats
+from minisgl.text.parts import ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
 from tests.python.server.conftest import MODEL, Server, StartServer
 from tests.python.server.fake_engine import FakeClient, Script, endless, output, reply
 from tests.python.server.test_disconnect import until
@@ -47,9 +51,9 @@ def events(body: str) -> list[dict[str, Any]]:
     found = []
     for text in body[:-2].split("\n\n"):
         name, data = text.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        found.append(event)
+        told = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {told['type']}"
+        found.append(told)
     return found
 
 
@@ -180,6 +184,33 @@ async def test_a_stream_tells_what_the_whole_message_has(
             for block in message["content"]:
                 assert block.pop("id", "call_").startswith("call_")
         assert streamed == whole
+
+
+def test_blocks_however_the_parts_are_cut() -> None:
+    dice = random.Random(0)
+    for _ in range(200):
+        whole = MessageOutput(shows_thoughts=True)
+        parts: list[Part] = []
+        for index in range(dice.randrange(6)):
+            kind = dice.choice((TextPart, ReasoningPart, ArgumentsPart))
+            if kind is ArgumentsPart:
+                parts.append(CallPart(index, f"call_{index}", "f"))
+                pieces = dice.choice((["{}"], ['{"a"', ": 1}"], ['{"b": "', "x", '"}']))
+                parts += [ArgumentsPart(index, piece) for piece in pieces]
+            else:
+                parts += [kind("ab"), kind("\n\u00e9")]
+        data = whole.add(parts) + whole.finish()
+        cut = MessageOutput(shows_thoughts=True)
+        again = b""
+        while parts:
+            size = dice.randrange(3)
+            again += cut.add(parts[:size])
+            parts = parts[size:]
+        assert again + cut.finish() == data
+        start = event_of("message_start", message={"content": [], "stop_reason": None, "usage": {}})
+        end = event_of("message_delta", delta={}, usage={}) + event_of("message_stop")
+        told = put_together(events((start + data + end).decode()))
+        assert told["content"] == json.loads(msgspec.json.encode(whole.blocks))
 
 
 async def test_a_thought_words_and_a_call(start_server: StartServer) -> None:
