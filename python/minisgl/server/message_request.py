@@ -84,7 +84,28 @@ def chat_request(request: CountTokensRequest) -> ChatRequest:
     try:
         return msgspec.convert(given, ChatRequest, strict=False)
     except msgspec.ValidationError as error:
-        raise errors.undecodable(error, b"") from None
+        raise renamed(errors.undecodable(error, b"")) from None
+
+
+def ignored_names(request: CountTokensRequest) -> list[str]:
+    """Fields that mean something and have no effect here, with their places."""
+    names = [
+        f"tools[].{name}"
+        for name in ("input_examples", "defer_loading", "allowed_callers")
+        if any(getattr(tool, name) for tool in request.tools or ())
+    ]
+    if request.context_management is not None and request.context_management.get("edits"):
+        names.append("context_management.edits")
+    if request.thinking is not None and request.thinking.budget_tokens is not None:
+        names.append("thinking.budget_tokens")
+    if any(
+        block.type == "redacted_thinking"
+        for turn in request.messages
+        if not isinstance(turn.content, str)
+        for block in turn.content
+    ):
+        names.append("messages[].content[].data")
+    return names
 
 
 def _template_variables(request: CountTokensRequest) -> dict[str, Any]:

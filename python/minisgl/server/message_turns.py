@@ -30,12 +30,15 @@ def messages_of(system: str | Sequence[TextBlock] | None, turns: Sequence[Turn])
             messages.append(Message(role="system", content=text))
     for index, turn in enumerate(turns):
         place = f"messages[{index}].content"
+        blocks = _blocks(turn)
+        if not blocks:
+            raise errors.bad_request(f"'{place}' has no block.", param=place)
         if turn.role == "assistant":
-            _add_assistant(messages, _blocks(turn), place)
+            _add_assistant(messages, blocks, place)
         elif turn.role == "user":
-            _add_user(messages, _blocks(turn), place)
-        elif text := "\n".join(_texts(_blocks(turn), place)):
-            _add_system(messages, text)
+            _add_user(messages, blocks, place)
+        else:
+            _add_system(messages, "\n".join(_texts(blocks, place)))
     return messages
 
 
@@ -118,13 +121,3 @@ def needed(struct: Any, name: str, place: str) -> Any:
     if value is None:
         raise errors.missing(f"{place}.{name}")
     return value
-
-
-def unreadable(turns: Iterable[Turn]) -> bool:
-    """Whether there are thoughts that another server has hidden."""
-    return any(
-        block.type == "redacted_thinking"
-        for turn in turns
-        if turn.role == "assistant" and not isinstance(turn.content, str)
-        for block in turn.content
-    )

@@ -14,9 +14,8 @@ from minisgl.server.errors import ApiError
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.message_errors import error_event
 from minisgl.server.message_events import MessageOutput, event
-from minisgl.server.message_request import chat_request, renamed
+from minisgl.server.message_request import chat_request, ignored_names, renamed
 from minisgl.server.message_schemas import CountTokensRequest, MessagesRequest
-from minisgl.server.message_turns import unreadable
 from minisgl.server.prompts import longest_text
 from minisgl.server.sse import stream_events
 from minisgl.server.tools import tool_use
@@ -25,7 +24,6 @@ from minisgl.text.parts import Part, TextPart
 if TYPE_CHECKING:
     from minisgl.server.choice import Answer, Delta
     from minisgl.server.generation import Generation
-    from minisgl.server.state import ServerState
 
 
 class Messages(JsonEndpoint):
@@ -36,9 +34,9 @@ class Messages(JsonEndpoint):
     async def answer(self, exchange: Exchange, request: MessagesRequest, arrived: float) -> None:
         """Answers a conversation. Raises ApiError 400, 429 or 503."""
         state = self.state
-        _note_ignored(state, request)
+        state.ignored_fields.add(ignored_names(request))
+        chat = chat_request(request)
         try:
-            chat = chat_request(request)
             job = await prepare(state, chat, exchange.api_key)
         except ApiError as error:
             raise renamed(error) from None
@@ -66,9 +64,9 @@ class CountTokens(JsonEndpoint):
     async def answer(self, exchange: Exchange, request: CountTokensRequest, arrived: float) -> None:
         """Raises ApiError 400 or 503."""
         state = self.state
-        _note_ignored(state, request)
+        state.ignored_fields.add(ignored_names(request))
+        chat = chat_request(request)
         try:
-            chat = chat_request(request)
             prompt = await encode_messages(
                 state,
                 chat,
@@ -84,17 +82,6 @@ class CountTokens(JsonEndpoint):
         if request.context_management is not None:
             counted["context_management"] = {"original_input_tokens": count}
         await send_json(exchange.send, counted)
-
-
-def _note_ignored(state: ServerState, request: CountTokensRequest) -> None:
-    names = []
-    if unreadable(request.messages):
-        names.append("messages[].content[].data")
-    if request.context_management is not None and request.context_management.get("edits"):
-        names.append("context_management.edits")
-    if request.thinking is not None and request.thinking.budget_tokens is not None:
-        names.append("thinking.budget_tokens")
-    state.ignored_fields.add(names)
 
 
 class MessageEvents:

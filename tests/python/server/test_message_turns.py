@@ -195,6 +195,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+    ({"messages": [USER, {"role": "assistant", "content": []}]}, "messages[1].content"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "'image'"),
     ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "'document'"),
@@ -315,6 +317,19 @@ def claude_code() -> dict[str, Any]:
         "output_config": {"effort": "medium"},
         "temperature": 1,
     }
+
+
+async def test_fields_without_effect_that_say_something_are_named(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "minisgl.server.decoding")
+    tools = [{**CLOCK, "input_examples": [{"zone": "UTC"}], "defer_loading": False}]
+    hidden = {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}]}
+    await ask(server, [USER, hidden, USER], tools=tools, tool_choice={"type": "none"})
+    named = "".join(record.getMessage() for record in caplog.records)
+    assert "tools[].input_examples" in named
+    assert "messages[].content[].data" in named
+    assert "defer_loading" not in named
 
 
 async def test_what_claude_code_sends(
