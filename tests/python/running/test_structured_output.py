@@ -9,14 +9,11 @@ from collections import Counter
 from decimal import Decimal
 from typing import Any, Literal
 
-import httpx
 import openai
 import pydantic
 import pytest
 
-from tests.python.launch.servers import DEADLINE
 from tests.python.running.conftest import RunningServer
-from tests.python.server.test_messages import events, put_together
 from tests.python.text.random_schemas import fault, random_schema
 
 NUM_SCHEMAS = 60
@@ -109,45 +106,3 @@ async def test_streams_and_completions(client: Any) -> None:
         model=model, messages=MESSAGES, max_tokens=5, response_format={"type": "json_object"}
     )
     assert cut.choices[0].message.content.startswith("{")
-
-
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "zone": {"type": "string", "enum": ["UTC", "CET"]},
-        "digits": {"type": "integer", "minimum": 0, "maximum": 9},
-    },
-    "required": ["zone", "digits"],
-    "additionalProperties": False,
-}
-ASKED: dict[str, Any] = {
-    "messages": [{"role": "user", "content": "What time is it?"}],
-    "max_tokens": 400,
-    "temperature": 1,
-    "seed": 3,
-}
-
-
-async def test_a_forced_call_and_a_form_over_messages(server: RunningServer) -> None:
-    url = f"http://127.0.0.1:{server.port}/v1/messages"
-    tool = {"name": "clock", "input_schema": SCHEMA}
-    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
-    async with httpx.AsyncClient(timeout=DEADLINE) as http:
-        for fields, end in (
-            ({"tools": [tool], "tool_choice": {"type": "any"}}, "tool_use"),
-            ({"output_config": form}, "end_turn"),
-        ):
-            for stream in (False, True):
-                answer = await http.post(url, json={**ASKED, **fields, "stream": stream})
-                assert answer.status_code == 200, answer.text
-                message = put_together(events(answer.text)) if stream else answer.json()
-                assert message["stop_reason"] == end
-                for block in message["content"]:
-                    given = block["input"] if end == "tool_use" else json.loads(block["text"])
-                    assert given.keys() == {"zone", "digits"}
-                    assert given["zone"] in ("UTC", "CET")
-                    assert 0 <= given["digits"] <= 9
-                counted = await http.post(url + "/count_tokens", json={**ASKED, **fields})
-                usage = message["usage"]
-                cached = usage["cache_read_input_tokens"]
-                assert counted.json()["input_tokens"] == usage["input_tokens"] + cached
