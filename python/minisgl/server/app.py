@@ -13,12 +13,21 @@ from starlette.types import ASGIApp
 from minisgl.server.admin import ReplicaPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
+from minisgl.server.dialects import Dialect
 from minisgl.server.guard import Guard, Protected, routing_error
+from minisgl.server.message_errors import ANTHROPIC
+from minisgl.server.messages import CountTokens, Messages
 from minisgl.server.response_pages import StoredResponses
 from minisgl.server.responses import Responses
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
+
+# Paths where errors aren't OpenAI's.
+DIALECTS: dict[str, Dialect] = {
+    "/v1/messages": ANTHROPIC,
+    "/v1/messages/count_tokens": ANTHROPIC,
+}
 
 
 class _App(Starlette):
@@ -36,6 +45,7 @@ class _App(Starlette):
         return Guard(
             ExceptionMiddleware(self.router, handlers={HTTPException: routing_error}),
             self._templates,
+            DIALECTS,
             self._served,
         )
 
@@ -87,11 +97,18 @@ def create_app(state: ServerState) -> Starlette:
         ("/tokenize", Tokenize(state)),
         ("/detokenize", Detokenize(state)),
     ]
+    keys = state.args.api_key
     for route in key_routes:
-        route.app = Protected(route.app, state.args.api_key)
+        route.app = Protected(route.app, keys)
     post_routes = [
-        Route(path, Protected(endpoint, state.args.api_key), methods=["POST"])
-        for path, endpoint in posts
+        Route(path, Protected(endpoint, keys), methods=["POST"]) for path, endpoint in posts
+    ]
+    post_routes += [
+        Route(path, Protected(endpoint, keys, header=b"x-api-key"), methods=["POST"])
+        for path, endpoint in (
+            ("/v1/messages", Messages(state)),
+            ("/v1/messages/count_tokens", CountTokens(state)),
+        )
     ]
     admin_routes = _admin_routes(state)
     app = _App([*open_routes, *key_routes, *post_routes, *admin_routes], state)

@@ -33,7 +33,7 @@ class Cors:
         return [
             *vary,
             (b"access-control-allow-origin", allowed),
-            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+            (b"access-control-expose-headers", b"x-request-id, request-id, retry-after"),
         ]
 
     def preflight(self, scope: Scope) -> Headers | None:

@@ -111,3 +111,35 @@ RESPONSES_FIELDS: dict[str, KnownField] = {
     "access_programs": KnownField(),
     "image": KnownField(),
 }
+
+_TOOLS_ONLY = "the server runs no tools itself; offer the client's own as 'tools'"
+
+# Those of /v1/messages and /v1/messages/count_tokens.
+MESSAGES_FIELDS: dict[str, KnownField] = {
+    **KNOWN_FIELDS,
+    "max_tokens": KnownField(),  # of an answer, where tokens of a prompt are counted
+    "container": KnownField(_TOOLS_ONLY),
+    "mcp_servers": KnownField(_TOOLS_ONLY),
+    "thread": KnownField("the server keeps no conversations; send all messages"),
+    "compaction": KnownField("nothing is compacted; send fewer messages"),
+    "prompt": KnownField("use 'messages'"),
+    "max_tokens_to_sample": KnownField("use 'max_tokens'"),
+    "logprobs": KnownField("use /v1/chat/completions"),
+    "top_logprobs": KnownField("use /v1/chat/completions"),
+    "reasoning_effort": KnownField("use 'output_config.effort'"),
+    "verbosity": KnownField("use 'chat_template_kwargs'"),
+    "parallel_tool_calls": KnownField(
+        "use 'tool_choice.disable_parallel_tool_use'", neutral=(True,), meant=(False,)
+    ),
+    "functions": KnownField("use 'tools'"),
+    "function_call": KnownField("use 'tool_choice'"),
+    "thinking_token_budget": KnownField("use 'thinking.budget_tokens'", neutral=(-1,), meant=(0,)),
+    "continue_final_message": KnownField(
+        "an answer goes on with the last message where that is the assistant's", meant=(False,)
+    ),
+    "documents": KnownField("put them into the messages as text"),
+    # No effect on the answer.
+    "betas": KnownField(),
+    "fallbacks": KnownField(),
+    "fallback_credit_token": KnownField(),
+}

@@ -15,13 +15,18 @@ with atheris.instrument_imports(include=["minisgl"]):
     from minisgl.server.completions import Completions
     from minisgl.server.decoding import IgnoredFields, decode
     from minisgl.server.errors import ApiError
+    from minisgl.server.message_errors import error_body
+    from minisgl.server.message_request import chat_request, renamed
+    from minisgl.server.message_schemas import CountTokensRequest
+    from minisgl.server.messages import CountTokens, Messages
     from minisgl.server.prompts import separate_prompts
     from minisgl.server.schemas import ChatRequest, CompletionRequest
     from minisgl.server.structured import form_of
     from minisgl.server.tokens import Detokenize, Tokenize
     from minisgl.server.tools import tool_use
 
-DECODERS = [endpoint.decoder for endpoint in (ChatCompletions, Completions, Tokenize, Detokenize)]
+ENDPOINTS = (ChatCompletions, Completions, Messages, CountTokens, Tokenize, Detokenize)
+DECODERS = [endpoint.decoder for endpoint in ENDPOINTS]
 
 
 def check(data: bytes) -> None:
@@ -35,10 +40,13 @@ def check(data: bytes) -> None:
 def check_refusal(error: ApiError) -> None:
     assert 400 <= error.status < 500
     assert set(json.loads(error.body())["error"]) == {"message", "type", "param", "code"}
+    assert json.loads(error_body(renamed(error), "id"))["type"] == "error"
     assert len(error.message) < 2000, error.message
 
 
 def use(request: msgspec.Struct) -> None:
+    if isinstance(request, CountTokensRequest):
+        request = chat_request(request)
     if isinstance(request, ChatRequest):
         checks.check_chat(request)
         tool_use(request)
