@@ -13,9 +13,11 @@ from starlette.types import ASGIApp
 from minisgl.server.admin import ReplicaPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
+from minisgl.server.embeddings import Embeddings
 from minisgl.server.guard import Guard, Protected, routing_error
 from minisgl.server.response_pages import StoredResponses
 from minisgl.server.responses import Responses
+from minisgl.server.score import Score
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
@@ -84,6 +86,8 @@ def create_app(state: ServerState) -> Starlette:
         ("/v1/chat/completions", ChatCompletions(state)),
         ("/v1/completions", Completions(state)),
         ("/v1/responses", Responses(state)),
+        ("/v1/embeddings", Embeddings(state)),
+        ("/v1/score", Score(state)),
         ("/tokenize", Tokenize(state)),
         ("/detokenize", Detokenize(state)),
     ]

@@ -84,7 +84,7 @@ class Guard:
                 seconds,
                 reason,
                 key,
-                exchange.generation,
+                exchange.work,
             )
         )
 
