@@ -86,7 +86,7 @@ class EmbeddingBatch:
 
     def _begin(self, index: int, prompt: list[int], params: SamplingParams) -> bool:
         """Has the engine compute a prompt. False where it has to wait until others have ended."""
-        if len(self._live) >= self._client.info.max_running:
+        if self._live and len(self._live) >= self._client.info.max_running:
             return False
         try:
             stream = self._client.submit(

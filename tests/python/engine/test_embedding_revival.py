@@ -21,7 +21,7 @@ STREAMS = [(token_ids(20 + seed, seed=seed), seed) for seed in range(4)]
 # Long ones take several steps; two begin alike.
 PROMPTS = [
     (token_ids(length, seed=length % 7), kind)
-    for length in (3, 40, 900, 1500, 2000)
+    for length in (3, 40, 900, 2000, 3000, 4000)
     for kind in ("last", "mean")
 ]
 
@@ -33,7 +33,7 @@ def ranks() -> set[int]:
 
 def begin_streams(client: EngineClient) -> list[TokenStream]:
     return [
-        client.submit(prompt, SamplingParams(max_tokens=300, seed=seed, ignore_eos=True))
+        client.submit(prompt, SamplingParams(max_tokens=800, seed=seed, ignore_eos=True))
         for prompt, seed in STREAMS
     ]
 

@@ -35,7 +35,7 @@ class FakeClient:
     max_model_len: int = 256
     vocab_size: int = VOCAB_SIZE
     max_live: int = 1000
-    max_running: int = 256
+    max_running: int = 0
     state: State = "ready"
     phase: str = ""
     failure: str = ""

@@ -46,6 +46,7 @@ async def embed(client: FakeClient, stream: TokenStream) -> None:
 @pytest.fixture
 async def server(start_server: StartServer) -> AsyncIterator[Server]:
     async with start_server(embed) as server:
+        server.engine.max_running = 256
         yield server
 
 
@@ -182,7 +183,8 @@ async def test_a_request_has_no_more_prompts_in_the_engine_than_run_at_once(
 
 
 async def test_a_full_queue(start_server: StartServer) -> None:
-    async with start_server(embed, max_live=3) as server:  # less than it may have at once
+    async with start_server(embed, max_live=3) as server:
+        server.engine.max_running = 256  # more than the queue has room for
         answer = await post(server, input=[[number] for number in range(20)])
         assert len(answer.json()["data"]) == 20
     async with start_server(embed, max_live=0) as server:
@@ -199,6 +201,7 @@ async def wait_for_ever(client: FakeClient, stream: TokenStream) -> None:
 
 async def test_a_client_that_goes_ends_its_prompts(start_server: StartServer) -> None:
     async with start_server(wait_for_ever) as server:
+        server.engine.max_running = 256
         asking = asyncio.create_task(post(server, input=["a", "b"]))
         await until(lambda: server.engine.num_live == 2)
         asking.cancel()
