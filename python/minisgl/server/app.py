@@ -14,11 +14,13 @@ from minisgl.server.admin import ReplicaPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
 from minisgl.server.dialects import Dialect
+from minisgl.server.embeddings import Embeddings
 from minisgl.server.guard import Guard, Protected, routing_error
 from minisgl.server.message_errors import ANTHROPIC
 from minisgl.server.messages import CountTokens, Messages
 from minisgl.server.response_pages import StoredResponses
 from minisgl.server.responses import Responses
+from minisgl.server.score import Score
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
@@ -94,6 +96,8 @@ def create_app(state: ServerState) -> Starlette:
         ("/v1/chat/completions", ChatCompletions(state)),
         ("/v1/completions", Completions(state)),
         ("/v1/responses", Responses(state)),
+        ("/v1/embeddings", Embeddings(state)),
+        ("/v1/score", Score(state)),
         ("/tokenize", Tokenize(state)),
         ("/detokenize", Detokenize(state)),
     ]

@@ -95,7 +95,7 @@ class Guard:
                 seconds,
                 reason,
                 key,
-                exchange.generation,
+                exchange.work,
             )
         )
 

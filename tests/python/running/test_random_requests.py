@@ -71,6 +71,14 @@ messages = st.fixed_dictionaries(
 ids = st.integers(0, 257) | numbers
 fields: dict[str, Any] = {
     "prompt": texts | st.lists(texts | ids, max_size=5) | st.lists(st.lists(ids, max_size=5)),
+    "input": texts | st.lists(texts | ids, max_size=5) | st.lists(st.lists(ids, max_size=5)),
+    "text_1": texts | st.lists(texts, max_size=3) | values,
+    "text_2": texts | st.lists(texts, max_size=3) | values,
+    "dimensions": st.integers(0, 70) | numbers,
+    "encoding_format": st.sampled_from(["float", "base64"]) | values,
+    "pooling": st.sampled_from(["last", "mean"]) | values,
+    "normalize": st.booleans() | values,
+    "truncate_prompt_tokens": st.integers(-1, 5) | numbers,
     "messages": st.lists(messages, max_size=4) | values,
     "tokens": st.lists(ids, max_size=9) | values,
     "max_tokens": lengths,
@@ -136,6 +144,8 @@ starts: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": [5, 6], "max_tokens": 3},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [5, 6]},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/score": {"text_1": "hi", "text_2": ["you", "hi"]},
 }
 
 
