@@ -14,6 +14,8 @@ from minisgl.server.admin import ReplicaPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
 from minisgl.server.guard import Guard, Protected, routing_error
+from minisgl.server.ollama import OllamaChat, OllamaGenerate
+from minisgl.server.ollama_pages import OllamaPages, OllamaShow, refused_routes
 from minisgl.server.response_pages import StoredResponses
 from minisgl.server.responses import Responses
 from minisgl.server.state import ServerState
@@ -62,11 +64,14 @@ def create_app(state: ServerState) -> Starlette:
     set.
     """
     pages = StatusPages(state)
+    ollama = OllamaPages(state)
     open_routes = [
         Route("/health", pages.health),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
         Route("/version", pages.version),
+        Route("/", ollama.root),
+        Route("/api/version", ollama.version),
     ]
     model_routes = [
         Route("/v1/models", pages.models),
@@ -76,6 +81,9 @@ def create_app(state: ServerState) -> Starlette:
     stored = StoredResponses(state)
     key_routes = [
         *model_routes,
+        Route("/api/tags", ollama.tags),
+        Route("/api/ps", ollama.ps),
+        *refused_routes(),
         Route("/v1/responses/{id}", stored.get, methods=["GET"]),
         Route("/v1/responses/{id}", stored.delete, methods=["DELETE"]),
         Route("/v1/responses/{id}/input_items", stored.input_items, methods=["GET"]),
@@ -84,6 +92,9 @@ def create_app(state: ServerState) -> Starlette:
         ("/v1/chat/completions", ChatCompletions(state)),
         ("/v1/completions", Completions(state)),
         ("/v1/responses", Responses(state)),
+        ("/api/chat", OllamaChat(state)),
+        ("/api/generate", OllamaGenerate(state)),
+        ("/api/show", OllamaShow(state)),
         ("/tokenize", Tokenize(state)),
         ("/detokenize", Detokenize(state)),
     ]
