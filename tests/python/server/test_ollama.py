@@ -12,8 +12,10 @@ import pytest
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import Output
 from minisgl.text.formats import AnswerFormats
+from tests.python.server.bad_requests import content_of
 from tests.python.server.conftest import MODEL, Server, StartServer
 from tests.python.server.fake_engine import FakeClient, endless, output, reply
+from tests.python.server.ollama_bad_requests import OLLAMA_BAD_REQUESTS
 from tests.python.server.test_response_tools import ANSWER, CALL, TEMPLATE
 from tests.python.waiting import until
 
@@ -130,25 +132,26 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-@pytest.mark.parametrize("fields", [{}, {"logprobs": True, "top_logprobs": 2}])
 async def test_a_stream_says_what_the_whole_answer_says(
-    start_server: StartServer, name: str, fields: dict[str, Any]
+    start_server: StartServer, name: str
 ) -> None:
     text = ANSWERS[name]
+    logprobs = {"logprobs": True, "top_logprobs": 2}
+    lengths = [-1, *range(7, len(text.encode()), 29)]
     async with start_server(  # a delay, so that each token comes alone
         reply(text, delay=1e-9), formats=FORMATS, template=TEMPLATE, max_model_len=2048
     ) as server:
-        for length in {-1, *range(7, len(text.encode()), 29)}:
-            asked = {"tools": [CLOCK], "options": {"num_predict": length}, **fields}
-            streamed = joined(lines(await chat(server, **asked)))
-            whole = (await chat(server, stream=False, **asked)).json()
+        for ask, length, fields in (
+            (chat, -1, {}),
+            *((chat, length, {"tools": [CLOCK], **logprobs}) for length in lengths),
+            (generate, lengths[-1], logprobs),
+        ):
+            asked = {"options": {"num_predict": length}, **fields}
+            streamed = joined(lines(await ask(server, **asked)))
+            whole = (await ask(server, stream=False, **asked)).json()
             for answer in (streamed, whole):  # each answer's calls have ids of their own
-                for call in answer["message"].get("tool_calls", []):
+                for call in answer.get("message", {}).get("tool_calls", []):
                     assert call.pop("id").startswith("call_")
-            assert without_times(streamed) == without_times(whole)
-            asked.pop("tools")
-            streamed = joined(lines(await generate(server, **asked)))
-            whole = (await generate(server, stream=False, **asked)).json()
             assert without_times(streamed) == without_times(whole)
 
 
@@ -442,3 +445,14 @@ async def test_metrics_have_the_routes(server: Server) -> None:
         labels = f'method="{method}",route="{route}",status="{status}"'
         assert f"minisgl:http_requests_total{{{labels}}} 1.0" in text
     assert "minisgl:prompt_tokens_total" in text
+
+
+@pytest.mark.parametrize("name", OLLAMA_BAD_REQUESTS)
+async def test_bad_requests(server: Server, name: str) -> None:
+    (path, body), part = OLLAMA_BAD_REQUESTS[name]
+    answer = await server.http.post(path, content=content_of(body))
+    assert answer.status_code == 400, answer.text
+    assert set(answer.json()) == {"error"}
+    assert part in answer.json()["error"]
+    assert len(answer.json()["error"]) < 1000
+    assert not server.engine.live
