@@ -13,14 +13,19 @@ from starlette.types import ASGIApp
 from minisgl.server.admin import ReplicaPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
+from minisgl.server.dialects import Dialect
 from minisgl.server.guard import Guard, Protected, routing_error
 from minisgl.server.ollama import OllamaChat, OllamaGenerate
+from minisgl.server.ollama_lines import OLLAMA
 from minisgl.server.ollama_pages import OllamaPages, OllamaShow, refused_routes
 from minisgl.server.response_pages import StoredResponses
 from minisgl.server.responses import Responses
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
+
+# Paths, and first folders of paths, where errors aren't OpenAI's.
+DIALECTS: dict[str, Dialect] = {"/api/": OLLAMA}
 
 
 class _App(Starlette):
@@ -38,6 +43,7 @@ class _App(Starlette):
         return Guard(
             ExceptionMiddleware(self.router, handlers={HTTPException: routing_error}),
             self._templates,
+            DIALECTS,
             self._served,
         )
 
@@ -98,11 +104,11 @@ def create_app(state: ServerState) -> Starlette:
         ("/tokenize", Tokenize(state)),
         ("/detokenize", Detokenize(state)),
     ]
+    keys = state.args.api_key
     for route in key_routes:
-        route.app = Protected(route.app, state.args.api_key)
+        route.app = Protected(route.app, keys)
     post_routes = [
-        Route(path, Protected(endpoint, state.args.api_key), methods=["POST"])
-        for path, endpoint in posts
+        Route(path, Protected(endpoint, keys), methods=["POST"]) for path, endpoint in posts
     ]
     admin_routes = _admin_routes(state)
     app = _App([*open_routes, *key_routes, *post_routes, *admin_routes], state)

@@ -5,19 +5,17 @@ messages for the chat template, SamplingParams, lengths.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from minisgl.ipc.messages import MAX_USER, Standing
 from minisgl.sampling_params import ParameterError, SamplingParams
 from minisgl.server import errors
-from minisgl.server.response_schemas import ContentPart
 from minisgl.server.schemas import (
     ChatRequest,
     CompletionRequest,
     FunctionCall,
     GenerationRequest,
     Message,
-    Part,
     TokenizeRequest,
     ToolCall,
 )
@@ -132,9 +130,13 @@ def _plain_message(message: Message, index: int) -> dict[str, Any]:
     return plain
 
 
-def part_text(
-    part: Part | ContentPart | str, fields: Mapping[str, str], usual: str, path: str
-) -> str:
+class ContentPart(Protocol):
+    """A part of a content, as each API has its own."""
+
+    type: str
+
+
+def part_text(part: ContentPart | str, fields: Mapping[str, str], usual: str, path: str) -> str:
     """The text of a content part, in the field that its type has in `fields`. ApiError 400 for what
     is no text, with the `usual` type.
     """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from minisgl.server.dialects import OPENAI
 from minisgl.server.errors import ApiError, overloaded, too_large
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Exchange:
         self._send = send
         self._send_chunk = scope.get("extensions", {}).get(CHUNK_EXTENSION, {}).get("send")
         self.request_id = request_id
+        self.dialect = OPENAI  # of the API that the request is for
         self.request_headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self.api_key: int | None = None  # the number of the client's, where keys are asked for
         self.body_complete = False
@@ -81,10 +83,17 @@ class Exchange:
             self.response_started = True
             self.status = message["status"]
             headers = list(message.get("headers", ())) + self._headers
+            if self.dialect.id_header is not None:
+                headers.append((self.dialect.id_header, self.request_id.encode()))
             if not self.body_complete and not self.gone:
                 await self._finish_body(headers)
             message = {**message, "headers": headers}
         await self._send(message)
+
+    async def send_error(self, error: ApiError) -> None:
+        """A whole answer with the error's status, and its body as the API writes it."""
+        body = self.dialect.body(error, self.request_id)
+        await send_json(self.send, body, status=error.status, headers=error.headers)
 
     def begin(self, generation: Generation) -> None:
         """The request has been tokenized, and `generation` makes what it asks for."""
@@ -237,11 +246,6 @@ async def send_json(
     lines += [(name.lower().encode(), text.encode()) for name, text in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": lines})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def send_error(send: Send, error: ApiError) -> None:
-    """A whole response with the error's status and body."""
-    await send_json(send, error.body(), status=error.status, headers=error.headers)
 
 
 async def start_events(send: Send, headers: Headers = EVENT_STREAM_HEADERS) -> None:

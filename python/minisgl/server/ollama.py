@@ -37,8 +37,8 @@ def tagged(name: str) -> str:
 
 def check_tagged(state: ServerState, name: str | None) -> None:
     """ApiError 404 unless the name, with or without the tag "latest", is the served model's."""
-    if name not in state.model_names:
-        state.check_model(name and name.removesuffix(_LATEST))
+    if name and name not in state.model_names:
+        state.check_model(name.removesuffix(_LATEST) or name)
 
 
 class OllamaEndpoint(JsonEndpoint):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from minisgl.server.dialects import Dialect
 from minisgl.server.errors import ApiError
 from minisgl.server.logprobs import chat_logprobs
 from minisgl.server.sse import encode_json
@@ -28,9 +29,12 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def error_body(error: ApiError) -> bytes:
-    """The body of an error's answer, and an error's line in a stream: {"error"}"""
+def _error_body(error: ApiError, request_id: str) -> bytes:
+    """{"error"}"""
     return encode_json({"error": error.message})
+
+
+OLLAMA = Dialect(_error_body)
 
 
 @dataclass(slots=True)
@@ -163,7 +167,7 @@ class Lines:
 
     def failed(self, error: ApiError) -> bytes:
         """The last line of an answer that can't go on."""
-        return error_body(error) + b"\n"
+        return encode_json({"error": error.message}) + b"\n"
 
     async def whole(self) -> bytes:
         """The object of an answer that isn't streamed, once it has its end."""
