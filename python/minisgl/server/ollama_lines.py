@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from minisgl.tokenizer import Tokenizer
 
 _any_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+# Characters by which Unicode, and a client that goes by it, ends a line: they stand in strings
+# alone, where JSON has another way to write them.
+_LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029")
 
 
 def now() -> str:
@@ -35,6 +38,15 @@ def _error_body(error: ApiError, request_id: str) -> bytes:
 
 
 OLLAMA = Dialect(_error_body)
+
+
+def json_line(value: dict[str, Any]) -> bytes:
+    """A line of JSON, which ends nowhere but at its end."""
+    data = encode_json(value)
+    for end, escaped in _LINE_ENDS:
+        if end in data:
+            data = data.replace(end, escaped)
+    return data + b"\n"
 
 
 @dataclass(slots=True)
@@ -159,17 +171,17 @@ class Lines:
         piece = self._read(delta)
         if not piece:
             return b""
-        return encode_json({**self._fields(piece), "done": False}) + b"\n"
+        return json_line({**self._fields(piece), "done": False})
 
     def last(self) -> bytes:
         """The last line: why the answer ended, and its figures."""
-        return self._ended(Piece()) + b"\n"
+        return json_line(self._ended(Piece()))
 
     def failed(self, error: ApiError) -> bytes:
         """The last line of an answer that can't go on."""
-        return encode_json({"error": error.message}) + b"\n"
+        return json_line({"error": error.message})
 
-    async def whole(self) -> bytes:
+    async def whole(self) -> dict[str, Any]:
         """The object of an answer that isn't streamed, once it has its end."""
         pieces = []
         while self._generation.num_live:
@@ -195,19 +207,17 @@ class Lines:
             **({"logprobs": piece.logprobs} if piece.logprobs else {}),
         }
 
-    def _ended(self, piece: Piece) -> bytes:
+    def _ended(self, piece: Piece) -> dict[str, Any]:
         generation = self._generation
-        return encode_json(
-            {
-                **self._fields(piece),
-                "done": True,
-                # A call ends an answer as its words do.
-                "done_reason": "length" if self._finish_reason == "length" else "stop",
-                "prompt_eval_count": generation.num_prompt_tokens,
-                "eval_count": generation.num_generated_tokens,
-                **self._timing.shown(generation),
-            }
-        )
+        return {
+            **self._fields(piece),
+            "done": True,
+            # A call ends an answer as its words do.
+            "done_reason": "length" if self._finish_reason == "length" else "stop",
+            "prompt_eval_count": generation.num_prompt_tokens,
+            "eval_count": generation.num_generated_tokens,
+            **self._timing.shown(generation),
+        }
 
 
 def said(piece: Piece, *, is_chat: bool) -> dict[str, Any]:

@@ -39,6 +39,24 @@ async def test_answers(server: Server) -> None:
     assert all(len(entry.top_logprobs) == 2 for entry in scored.logprobs)
 
 
+async def test_characters_that_end_lines(start_server: StartServer) -> None:
+    text = "a\x85b\u2028c\u2029d\x0be\x1cf\r\ng"
+    call = '<tool_call>\n{"name": "clock", "arguments": {"zone": "\x85\u2028"}}\n</tool_call>'
+    async with start_server(
+        in_turn(text, call),
+        formats=AnswerFormats("hermes", "qwen3"),
+        template=TEMPLATE,
+        max_model_len=2048,
+    ) as server:
+        asked = client(server)
+        parts = [part async for part in await asked.chat(MODEL, ASK, stream=True)]
+        assert "".join(part.message.content for part in parts) == text
+        tool = {"type": "function", "function": {"name": "clock"}}
+        stream = await asked.chat(MODEL, ASK, tools=[tool], stream=True)
+        calls = [call async for part in stream for call in part.message.tool_calls or ()]
+        assert calls[0].function.arguments == {"zone": "\x85\u2028"}
+
+
 async def test_the_client_that_blocks(server: Server) -> None:
     def ask() -> None:
         blocking = ollama.Client(host=server.url)
