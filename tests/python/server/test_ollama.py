@@ -12,7 +12,9 @@ import pytest
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import Output
 from minisgl.text.formats import AnswerFormats
+from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from tests.python.server.bad_requests import content_of
+from tests.python.server.byte_tokenizer import END, TURN
 from tests.python.server.conftest import MODEL, Server, StartServer
 from tests.python.server.fake_engine import FakeClient, endless, output, reply
 from tests.python.server.ollama_bad_requests import OLLAMA_BAD_REQUESTS
@@ -317,6 +319,16 @@ async def test_prompts_of_generate(server: Server) -> None:
         refused = await generate(server, **fields)
         assert refused.status_code == 400
         assert f"'{name}'" in refused.json()["error"]
+
+
+async def test_a_text_with_a_gap(server: Server) -> None:
+    assert server.state.text is not None
+    server.state.text.tokenizer.fill_in_middle = FillInMiddle("<turn>", "<end>", "<turn>")
+    answer = await generate(server, "ab", suffix="cd", stream=False)
+    assert answer.json()["response"] == "Hello"
+    assert server.engine.submitted[-1].request.prompt == [TURN, *b"ab", END, *b"cd", TURN]
+    shown = (await server.http.post("/api/show", json={})).json()
+    assert "insert" in shown["capabilities"]
 
 
 @pytest.mark.parametrize(
