@@ -14,12 +14,14 @@ from minisgl.server.admin import ReplicaPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
 from minisgl.server.dialects import Dialect
+from minisgl.server.embeddings import Embeddings
 from minisgl.server.guard import Guard, Protected, routing_error
 from minisgl.server.ollama import OllamaChat, OllamaGenerate
 from minisgl.server.ollama_lines import OLLAMA
 from minisgl.server.ollama_pages import OllamaPages, OllamaShow, refused_routes
 from minisgl.server.response_pages import StoredResponses
 from minisgl.server.responses import Responses
+from minisgl.server.score import Score
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
@@ -101,6 +103,8 @@ def create_app(state: ServerState) -> Starlette:
         ("/api/chat", OllamaChat(state)),
         ("/api/generate", OllamaGenerate(state)),
         ("/api/show", OllamaShow(state)),
+        ("/v1/embeddings", Embeddings(state)),
+        ("/v1/score", Score(state)),
         ("/tokenize", Tokenize(state)),
         ("/detokenize", Detokenize(state)),
     ]

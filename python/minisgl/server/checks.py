@@ -231,7 +231,15 @@ def sampling_params(
         raise errors.bad_request(str(error), param=error.parameter) from None
 
 
-def standing(request: GenerationRequest, share: int, *, num_shares: int) -> Standing:
+class Sent(Protocol):
+    """What the place of a request among others is made of."""
+
+    cache_salt: str | None
+    priority: int | None
+    user: Any
+
+
+def standing(request: Sent, share: int, *, num_shares: int) -> Standing:
     """Whose turn a request of a share's waits for. Where there are several shares, a priority below
     0 is one of 0: nobody goes before strangers by saying so.
     """
@@ -247,7 +255,7 @@ def standing(request: GenerationRequest, share: int, *, num_shares: int) -> Stan
 MAX_SESSION = 256  # characters of its name that are looked at
 
 
-def session(request: GenerationRequest, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+def session(request: Sent, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     """What the client calls its conversation: the header X-Session-Id, else the field `user`."""
     for name, value in headers:
         if name == b"x-session-id":

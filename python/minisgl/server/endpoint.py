@@ -16,6 +16,7 @@ from minisgl.server.http import Exchange, read_body, while_connected
 from minisgl.server.state import ServerState
 
 if TYPE_CHECKING:
+    from minisgl.ipc.messages import Standing
     from minisgl.server.schemas import GenerationRequest
     from minisgl.text.frontend import TextFrontend
 
@@ -84,15 +85,18 @@ class JsonEndpoint:
         self, exchange: Exchange, request: GenerationRequest, text: TextFrontend, arrived: float
     ) -> Generation:
         """What a request generates, with the place among others that its client and fields give."""
-        state, api_key = self.state, exchange.api_key
+        state = self.state
         return Generation(
             state.client,
             text,
             state.metrics,
             arrived=arrived,
-            prefix_salt=state.prefix_salt(request.cache_salt, api_key),
-            standing=checks.standing(
-                request, api_key or 0, num_shares=max(1, len(state.args.api_key))
-            ),
+            prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
+            standing=self.standing(exchange, request),
             session=checks.session(request, exchange.request_headers),
         )
+
+    def standing(self, exchange: Exchange, request: checks.Sent) -> Standing:
+        """Whose turn a request of this client's waits for."""
+        num_shares = max(1, len(self.state.args.api_key))
+        return checks.standing(request, exchange.api_key or 0, num_shares=num_shares)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minisgl.engine.api import EngineBusy, EngineUnavailable
+from minisgl.sampling_params import ParameterError
 from minisgl.text.errors import PromptTooLong, TextQueueFull, WorkerLost
 
 if TYPE_CHECKING:
@@ -205,6 +207,15 @@ def unavailable(state: str) -> ApiError:
         code="not_ready" if state == "starting" else state,
         headers={"Retry-After": str(RETRY_AFTER_UNAVAILABLE_S)},
     )
+
+
+def refused(error: EngineBusy | EngineUnavailable | ParameterError) -> ApiError:
+    """From what EngineApi.submit() raises."""
+    if isinstance(error, EngineBusy):
+        return busy(str(error))
+    if isinstance(error, EngineUnavailable):
+        return unavailable(error.state)
+    return bad_request(str(error), param=error.parameter)
 
 
 def engine_error(output: Output) -> ApiError:

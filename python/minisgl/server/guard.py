@@ -99,7 +99,7 @@ class Guard:
                 seconds,
                 reason,
                 key,
-                exchange.generation,
+                exchange.work,
             )
         )
 

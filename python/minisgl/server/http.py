@@ -18,7 +18,7 @@ from minisgl.server.dialects import OPENAI
 from minisgl.server.errors import ApiError, overloaded, too_large
 
 if TYPE_CHECKING:
-    from minisgl.server.generation import Generation
+    from minisgl.server.request_log import Work
 
 SHORT_BODY_S = 0.05  # how long an unread body is waited for before its connection is given up
 # An ASGI extension of the listener: {"send": sends bytes as a part of a body that has begun}.
@@ -60,7 +60,7 @@ class Exchange:
         self.body_complete = False
         self.response_started = False
         self.status = CLIENT_GONE  # the answer's, once it has begun
-        self.generation: Generation | None = None  # what the request makes, for its line in the log
+        self.work: Work | None = None  # what the request has done, for its line in the log
         self.body_hold: BodyHold | None = None  # until the body's text has been tokenized
         self.gone = False
         # A client that waits for "100 Continue" sends no body until somebody reads it.
@@ -95,9 +95,9 @@ class Exchange:
         body = self.dialect.body(error, self.request_id)
         await send_json(self.send, body, status=error.status, headers=error.headers)
 
-    def begin(self, generation: Generation) -> None:
-        """The request has been tokenized, and `generation` makes what it asks for."""
-        self.generation = generation
+    def begin(self, work: Work) -> None:
+        """The request has been tokenized, and `work` makes what it asks for."""
+        self.work = work
         self.release_body()
 
     def release_body(self) -> None:

@@ -46,7 +46,7 @@ def use(request: msgspec.Struct) -> None:
         sampling(request, request.max_completion_tokens or request.max_tokens)
     elif isinstance(request, CompletionRequest):
         checks.check_completion(request)
-        assert all(isinstance(prompt, str | list) for prompt in separate_prompts(request))
+        assert all(isinstance(prompt, str | list) for prompt in separate_prompts(request.prompt))
         sampling(request, 16 if request.max_tokens is msgspec.UNSET else request.max_tokens)
 
 
