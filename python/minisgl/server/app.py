@@ -17,6 +17,7 @@ from minisgl.server.dialects import Dialect
 from minisgl.server.embeddings import Embeddings
 from minisgl.server.guard import Guard, Protected, routing_error
 from minisgl.server.ollama import OllamaChat, OllamaGenerate
+from minisgl.server.ollama_embed import OllamaEmbed, OllamaEmbeddings
 from minisgl.server.ollama_lines import OLLAMA
 from minisgl.server.ollama_pages import OllamaPages, OllamaShow, refused_routes
 from minisgl.server.response_pages import StoredResponses
@@ -103,6 +104,8 @@ def create_app(state: ServerState) -> Starlette:
         ("/api/chat", OllamaChat(state)),
         ("/api/generate", OllamaGenerate(state)),
         ("/api/show", OllamaShow(state)),
+        ("/api/embed", OllamaEmbed(state)),
+        ("/api/embeddings", OllamaEmbeddings(state)),
         ("/v1/embeddings", Embeddings(state)),
         ("/v1/score", Score(state)),
         ("/tokenize", Tokenize(state)),

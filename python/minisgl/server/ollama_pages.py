@@ -24,30 +24,27 @@ if TYPE_CHECKING:
 API_VERSION = "0.13.0"
 # When a model is unloaded that never is.
 _NEVER = "9999-12-31T23:59:59Z"
-_ONE_MODEL = (
-    "the server has the model that it was started with, and its operator chooses another one"
-)
-_NO_EMBEDDINGS = "use /v1/embeddings"
-# Path -> its method, and why nothing is done there.
 _REFUSED = {
-    "/api/pull": ("POST", _ONE_MODEL),
-    "/api/push": ("POST", _ONE_MODEL),
-    "/api/create": ("POST", _ONE_MODEL),
-    "/api/copy": ("POST", _ONE_MODEL),
-    "/api/delete": ("DELETE", _ONE_MODEL),
-    "/api/embed": ("POST", _NO_EMBEDDINGS),
-    "/api/embeddings": ("POST", _NO_EMBEDDINGS),
+    "/api/pull": "POST",
+    "/api/push": "POST",
+    "/api/create": "POST",
+    "/api/copy": "POST",
+    "/api/delete": "DELETE",
 }
 
 
 def refused_routes() -> list[Route]:
-    """Those of this API that have nothing behind them."""
-    return [_refused(path, method, why) for path, (method, why) in _REFUSED.items()]
+    """Those by which clients change what is served: nothing is done there."""
+    return [_refused(path, method) for path, method in _REFUSED.items()]
 
 
-def _refused(path: str, method: str, why: str) -> Route:
+def _refused(path: str, method: str) -> Route:
     async def refuse(request: Request) -> NoReturn:
-        raise errors.bad_request(f"{path} is not supported: {why}.", code="unsupported")
+        raise errors.bad_request(
+            f"{path} is not supported: the server has the model that it was started with, and its "
+            "operator chooses another one.",
+            code="unsupported",
+        )
 
     return Route(path, refuse, methods=[method])
 

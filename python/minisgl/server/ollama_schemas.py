@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from minisgl.sampling_params import (
+    MAX_DIMENSIONS,
     MAX_LOGPROBS,
     MAX_REPETITION_PENALTY,
     MAX_STOP_STRINGS,
@@ -24,6 +25,8 @@ from minisgl.server.schemas import (
     StopString,
     Tools,
 )
+
+KeepAlive = float | Annotated[str, Meta(max_length=64)]  # a length of time
 
 _TEXT_ONLY = "the model reads and writes text"
 _NO_PICTURES = "no pictures are made"
@@ -109,8 +112,7 @@ class OllamaRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool | None = None  # by default it does
     format: str | dict[str, Any] | None = None  # "json", or a JSON schema
     options: Options | None = None
-    # A length of time. Nothing is ever unloaded.
-    keep_alive: float | Annotated[str, Meta(max_length=64)] | None = None
+    keep_alive: KeepAlive | None = None  # nothing is ever unloaded
     think: bool | Literal["low", "medium", "high", "max"] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -160,6 +162,30 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True, forbid_unknown_fields=T
     suffix: str | None = None
     system: str | None = None
     raw: bool | None = None  # the prompt is what the model reads, without a template
+
+
+class OllamaEmbedRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /api/embed."""
+
+    KNOWN: ClassVar[Mapping[str, KnownField]] = {}
+
+    model: Name | None = None
+    input: str | list[str] | None = None
+    truncate: bool | None = None  # by default true
+    dimensions: Annotated[int, Meta(ge=0, le=MAX_DIMENSIONS)] | None = None  # 0: all of them
+    keep_alive: KeepAlive | None = None
+    options: Any = None  # no effect: they are about answers
+
+
+class OllamaEmbeddingsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /api/embeddings."""
+
+    KNOWN: ClassVar[Mapping[str, KnownField]] = {}
+
+    model: Name | None = None
+    prompt: str | None = None
+    keep_alive: KeepAlive | None = None
+    options: Any = None
 
 
 class OllamaShowRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -54,19 +54,17 @@ async def test_pages_that_need_no_key(start_server: StartServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "word"),
+    ("method", "path"),
     [
-        ("POST", "/api/pull", "operator"),
-        ("POST", "/api/push", "operator"),
-        ("POST", "/api/create", "operator"),
-        ("POST", "/api/copy", "operator"),
-        ("DELETE", "/api/delete", "operator"),
-        ("POST", "/api/embed", "/v1/embeddings"),
-        ("POST", "/api/embeddings", "/v1/embeddings"),
+        ("POST", "/api/pull"),
+        ("POST", "/api/push"),
+        ("POST", "/api/create"),
+        ("POST", "/api/copy"),
+        ("DELETE", "/api/delete"),
     ],
 )
-async def test_refusals(server: Server, method: str, path: str, word: str) -> None:
+async def test_refusals(server: Server, method: str, path: str) -> None:
     answer = await server.http.request(method, path, json={"model": MODEL})
     assert answer.status_code == 400
     assert path in answer.json()["error"]
-    assert word in answer.json()["error"]
+    assert "operator" in answer.json()["error"]
