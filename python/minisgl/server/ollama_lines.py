@@ -86,7 +86,7 @@ class PieceReader:
         for part in delta.parts:
             self._add(part, piece)
         if delta.finish_reason is not None:
-            self._close(piece)
+            self._close(piece, cut=delta.finish_reason == "length")
         return piece
 
     def _add(self, part: Part, piece: Piece) -> None:
@@ -102,8 +102,8 @@ class PieceReader:
         else:
             self._open = part
 
-    def _close(self, piece: Piece) -> None:
-        """The call that is open has all of its arguments."""
+    def _close(self, piece: Piece, *, cut: bool = False) -> None:
+        """The call that is open has all of its arguments, or what there is of them."""
         call, self._open = self._open, None
         if call is None:
             return
@@ -115,7 +115,7 @@ class PieceReader:
             arguments = msgspec.Raw(msgspec.json.format(text.encode(), indent=-1))
         except (ValueError, RecursionError):
             name = encode_json(call.name).decode()
-            piece.content += f'{{"name": {name}, "arguments": {text}'
+            piece.content += f'{{"name": {name}, "arguments": {text}' + "}" * (not cut)
             return
         function = {"index": self._num_calls, "name": call.name, "arguments": arguments}
         piece.calls.append({"id": call.id, "function": function})

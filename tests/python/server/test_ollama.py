@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ from tests.python.server.byte_tokenizer import END, TURN
 from tests.python.server.conftest import MODEL, Server, StartServer
 from tests.python.server.fake_engine import FakeClient, endless, output, reply
 from tests.python.server.ollama_bad_requests import OLLAMA_BAD_REQUESTS
-from tests.python.server.test_response_tools import ANSWER, CALL, TEMPLATE
+from tests.python.server.test_response_tools import ANSWER, CALL, TEMPLATE, in_turn
 from tests.python.waiting import until
 
 FORMATS = AnswerFormats("hermes", "qwen3")
@@ -127,6 +128,7 @@ ANSWERS = {
     "a call without arguments": '<tool_call>\n{"name": "clock"}\n</tool_call>',
     "arguments over lines": CALL.replace('{"zone": "UTC"}', '{\n "zone":\n\t"U\\nTC", "n": 1e400}'),
     "arguments that are none": CALL.replace('{"zone": "UTC"}', "5"),
+    "arguments that aren't JSON": CALL.replace('"UTC"', "[nope]") + "c",
     "what looks like a call": "<tool_call>\n{nothing",
     "characters of several bytes": "<think>\nä€\n</think>\n\n𝄞" + CALL.replace("UTC", "Zürich"),
     "nothing": "",
@@ -174,9 +176,10 @@ async def test_calls_are_whole_objects(start_server: StartServer) -> None:
         assert found[-1]["done_reason"] == "stop"
 
 
-async def test_a_call_that_is_cut_is_shown_as_text(start_server: StartServer) -> None:
+async def test_a_call_that_is_no_object_is_shown_as_text(start_server: StartServer) -> None:
+    odd = CALL.replace('"UTC"', "[nope]")
     async with start_server(
-        reply(CALL), formats=FORMATS, template=TEMPLATE, max_model_len=2048
+        in_turn(CALL, odd), formats=FORMATS, template=TEMPLATE, max_model_len=2048
     ) as server:
         cut = CALL.index('"UTC') + 3
         answer = await chat(server, tools=[CLOCK], stream=False, options={"num_predict": cut})
@@ -184,6 +187,9 @@ async def test_a_call_that_is_cut_is_shown_as_text(start_server: StartServer) ->
         assert answer.json()["done_reason"] == "length"
         assert "tool_calls" not in message
         assert message["content"] == '{"name": "clock", "arguments": {"zone": "UT'
+        message = (await chat(server, tools=[CLOCK], stream=False)).json()["message"]
+        assert "tool_calls" not in message
+        assert message["content"] == '{"name": "clock", "arguments": {"zone": [nope]}}'
 
 
 async def test_a_conversation_with_calls(start_server: StartServer) -> None:
@@ -440,7 +446,10 @@ async def test_curl_says_nothing_of_json(server: Server) -> None:
     assert answer.status_code == 415
 
 
-async def test_metrics_have_the_routes(server: Server) -> None:
+async def test_metrics_and_the_log_have_the_routes(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "minisgl.requests")
     await chat(server)
     await generate(server)
     await server.http.delete("/api/delete")
@@ -456,7 +465,9 @@ async def test_metrics_have_the_routes(server: Server) -> None:
     ):
         labels = f'method="{method}",route="{route}",status="{status}"'
         assert f"minisgl:http_requests_total{{{labels}}} 1.0" in text
-    assert "minisgl:prompt_tokens_total" in text
+    logged = [line.getMessage() for line in caplog.records if line.name == "minisgl.requests"]
+    assert "POST /api/chat 200, 9 prompt tokens" in logged[0]
+    assert "6 tokens" in logged[0]
 
 
 @pytest.mark.parametrize("name", OLLAMA_BAD_REQUESTS)
