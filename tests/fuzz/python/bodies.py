@@ -14,14 +14,18 @@ with atheris.instrument_imports(include=["minisgl"]):
     from minisgl.server.chat import ChatCompletions
     from minisgl.server.completions import Completions
     from minisgl.server.decoding import IgnoredFields, decode
+    from minisgl.server.embedding_schemas import EmbeddingRequest
+    from minisgl.server.embeddings import Embeddings
     from minisgl.server.errors import ApiError
     from minisgl.server.prompts import separate_prompts
     from minisgl.server.schemas import ChatRequest, CompletionRequest
+    from minisgl.server.score import Score
     from minisgl.server.structured import form_of
     from minisgl.server.tokens import Detokenize, Tokenize
     from minisgl.server.tools import tool_use
 
-DECODERS = [endpoint.decoder for endpoint in (ChatCompletions, Completions, Tokenize, Detokenize)]
+ENDPOINTS = (ChatCompletions, Completions, Tokenize, Detokenize, Embeddings, Score)
+DECODERS = [endpoint.decoder for endpoint in ENDPOINTS]
 
 
 def check(data: bytes) -> None:
@@ -48,6 +52,8 @@ def use(request: msgspec.Struct) -> None:
         checks.check_completion(request)
         assert all(isinstance(prompt, str | list) for prompt in separate_prompts(request.prompt))
         sampling(request, 16 if request.max_tokens is msgspec.UNSET else request.max_tokens)
+    elif isinstance(request, EmbeddingRequest) and request.input is not None:
+        assert all(isinstance(one, str | list) for one in separate_prompts(request.input, "input"))
 
 
 def sampling(request: ChatRequest | CompletionRequest, wanted: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,26 +13,18 @@ from transformers import AutoModel
 
 from minisgl import LLM, PoolingParams, SamplingParams
 from minisgl.sampling_params import ParameterError
-from tests.python.models.tiny_models import relative_error, token_ids
+from tests.python.models.tiny_models import (
+    normalized,
+    relative_error,
+    token_ids,
+    transformers_hidden,
+)
 from tests.python.running.tiny_model import make_tiny_model
 
 MAX_MODEL_LEN = 2048
 HIDDEN_SIZE = 64
 F32_TOLERANCE = 1e-4
 PROMPTS = [token_ids(length, seed=length) for length in (1, 5, 64, 300, MAX_MODEL_LEN)]
-
-
-def hidden_states(folder: Path, prompt: list[int]) -> np.ndarray:
-    """f32 [len(prompt), hidden_size], behind the last norm."""
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    with torch.inference_mode():
-        states: np.ndarray = model(torch.tensor([prompt])).last_hidden_state[0].numpy()
-    return states
-
-
-def normalized(vector: np.ndarray) -> np.ndarray:
-    one: np.ndarray = vector / np.linalg.norm(vector)
-    return one
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +65,23 @@ def test_last_and_mean_are_those_of_transformers(llm: LLM, folder: Path) -> None
     raw = embeddings(llm, PROMPTS, PoolingParams(pooling="mean", normalize=False))
     cut = embeddings(llm, PROMPTS, PoolingParams(dimensions=20))
     for i, prompt in enumerate(PROMPTS):
-        states = hidden_states(folder, prompt)
+        states = transformers_hidden(folder, prompt)
         assert relative_error(last[i], normalized(states[-1])) < F32_TOLERANCE
         assert relative_error(mean[i], normalized(states.mean(0))) < F32_TOLERANCE
         assert relative_error(raw[i], states.mean(0)) < F32_TOLERANCE
         assert relative_error(cut[i], normalized(states[-1, :20])) < F32_TOLERANCE
 
 
-def test_of_another_family(tmp_path: Path) -> None:
-    folder = make_tiny_model(tmp_path / "qwen3", family="qwen3")
+def test_a_model_that_was_saved_without_its_head(tmp_path: Path) -> None:
+    whole = make_tiny_model(tmp_path / "whole", family="qwen3")
+    bare = tmp_path / "bare"
+    shutil.copytree(whole, bare)
+    model = AutoModel.from_pretrained(whole, dtype=torch.float32)
+    model.save_pretrained(bare)
+    assert model.config.architectures == ["Qwen3Model"]
     prompt = token_ids(80)
-    states = hidden_states(folder, prompt)
-    with open_llm(folder) as llm:
+    states = transformers_hidden(whole, prompt)
+    with open_llm(bare) as llm:
         (last,) = embeddings(llm, [prompt])
         (mean,) = embeddings(llm, [prompt], PoolingParams(pooling="mean"))
     assert relative_error(last, normalized(states[-1])) < F32_TOLERANCE

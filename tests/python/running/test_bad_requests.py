@@ -83,7 +83,7 @@ def test_unknown_model_route_method_and_type(server: RunningServer, client: http
             ("POST", CHAT, {"json": chat(model="gpt-4")}, 404, "model_not_found"),
             ("POST", COMPLETIONS, {"json": {"prompt": "a", "model": "a"}}, 404, "model_not_found"),
             ("GET", "/v1/models/gpt-4", {}, 404, "model_not_found"),
-            ("POST", "/v1/embeddings", {"json": chat()}, 404, "unknown_url"),
+            ("POST", "/v1/edits", {"json": chat()}, 404, "unknown_url"),
             ("GET", "/../../etc/passwd", {}, 404, "unknown_url"),
             ("GET", CHAT, {}, 405, "method_not_allowed"),
             ("DELETE", "/v1/models", {}, 405, "method_not_allowed"),

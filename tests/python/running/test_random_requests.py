@@ -21,8 +21,11 @@ from tests.python.launch.servers import DEADLINE
 from tests.python.running.conftest import RunningServer
 from tests.python.running.measures import until_idle
 
-OLLAMA_PATHS = ("/api/chat", "/api/generate", "/api/show")
-PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", *OLLAMA_PATHS)
+OLLAMA_PATHS = ("/api/chat", "/api/generate", "/api/show", "/api/embed")
+PATHS = (
+    *("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"),
+    *("/v1/embeddings", "/v1/score", *OLLAMA_PATHS),
+)
 EXAMPLES = settings(
     max_examples=int(os.environ.get("MINISGL_HTTP_EXAMPLES", "200")),
     deadline=None,
@@ -73,6 +76,14 @@ messages = st.fixed_dictionaries(
 ids = st.integers(0, 257) | numbers
 fields: dict[str, Any] = {
     "prompt": texts | st.lists(texts | ids, max_size=5) | st.lists(st.lists(ids, max_size=5)),
+    "input": texts | st.lists(texts | ids, max_size=5) | st.lists(st.lists(ids, max_size=5)),
+    "text_1": texts | st.lists(texts, max_size=3) | values,
+    "text_2": texts | st.lists(texts, max_size=3) | values,
+    "dimensions": st.integers(0, 70) | numbers,
+    "encoding_format": st.sampled_from(["float", "base64"]) | values,
+    "pooling": st.sampled_from(["last", "mean"]) | values,
+    "normalize": st.booleans() | values,
+    "truncate_prompt_tokens": st.integers(-1, 5) | numbers,
     "messages": st.lists(messages, max_size=4) | values,
     "tokens": st.lists(ids, max_size=9) | values,
     "max_tokens": lengths,
@@ -150,6 +161,8 @@ ollama_fields: dict[str, Any] = {
     "context": values,
     "truncate": values,
     "name": texts | values,
+    "input": texts | st.lists(texts, max_size=5) | values,
+    "dimensions": st.integers(0, 20) | values,
 }
 
 
@@ -175,6 +188,9 @@ starts: dict[str, dict[str, Any]] = {
     "/api/chat": {"messages": [{"role": "user", "content": "hi"}], "options": {"num_predict": 3}},
     "/api/generate": {"prompt": "hi", "options": {"num_predict": 3}},
     "/api/show": {},
+    "/api/embed": {"input": "hi"},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/score": {"text_1": "hi", "text_2": ["you", "hi"]},
 }
 
 
@@ -198,6 +214,7 @@ def ask(port: int, method: str, path: str, body: bytes) -> tuple[int, str, bytes
 
 def check_ollama(status: int, kind: str, body: bytes) -> None:
     if kind == "application/x-ndjson":
+        assert status == 200
         assert body.endswith(b"\n")
         lines = [json.loads(line) for line in body.decode().splitlines()]
         assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
