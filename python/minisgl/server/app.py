@@ -18,6 +18,10 @@ from minisgl.server.embeddings import Embeddings
 from minisgl.server.guard import Guard, Protected, routing_error
 from minisgl.server.message_errors import ANTHROPIC
 from minisgl.server.messages import CountTokens, Messages
+from minisgl.server.ollama import OllamaChat, OllamaGenerate
+from minisgl.server.ollama_embed import OllamaEmbed, OllamaEmbeddings
+from minisgl.server.ollama_lines import OLLAMA
+from minisgl.server.ollama_pages import OllamaPages, OllamaShow, refused_routes
 from minisgl.server.response_pages import StoredResponses
 from minisgl.server.responses import Responses
 from minisgl.server.score import Score
@@ -25,8 +29,9 @@ from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
 
-# Paths where errors aren't OpenAI's.
+# Paths, and first folders of paths, where errors aren't OpenAI's.
 DIALECTS: dict[str, Dialect] = {
+    "/api/": OLLAMA,
     "/v1/messages": ANTHROPIC,
     "/v1/messages/count_tokens": ANTHROPIC,
 }
@@ -74,11 +79,14 @@ def create_app(state: ServerState) -> Starlette:
     set.
     """
     pages = StatusPages(state)
+    ollama = OllamaPages(state)
     open_routes = [
         Route("/health", pages.health),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
         Route("/version", pages.version),
+        Route("/", ollama.root),
+        Route("/api/version", ollama.version),
     ]
     model_routes = [
         Route("/v1/models", pages.models),
@@ -88,6 +96,9 @@ def create_app(state: ServerState) -> Starlette:
     stored = StoredResponses(state)
     key_routes = [
         *model_routes,
+        Route("/api/tags", ollama.tags),
+        Route("/api/ps", ollama.ps),
+        *refused_routes(),
         Route("/v1/responses/{id}", stored.get, methods=["GET"]),
         Route("/v1/responses/{id}", stored.delete, methods=["DELETE"]),
         Route("/v1/responses/{id}/input_items", stored.input_items, methods=["GET"]),
@@ -96,6 +107,11 @@ def create_app(state: ServerState) -> Starlette:
         ("/v1/chat/completions", ChatCompletions(state)),
         ("/v1/completions", Completions(state)),
         ("/v1/responses", Responses(state)),
+        ("/api/chat", OllamaChat(state)),
+        ("/api/generate", OllamaGenerate(state)),
+        ("/api/show", OllamaShow(state)),
+        ("/api/embed", OllamaEmbed(state)),
+        ("/api/embeddings", OllamaEmbeddings(state)),
         ("/v1/embeddings", Embeddings(state)),
         ("/v1/score", Score(state)),
         ("/tokenize", Tokenize(state)),

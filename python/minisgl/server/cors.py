@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from starlette.types import Scope
 
+from minisgl.server.http import Headers
+
 ANY = "*"
 _METHODS = b"GET, HEAD, POST, OPTIONS"
 _MAX_AGE_S = b"7200"  # for which browsers remember a preflight's answer
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class Cors:

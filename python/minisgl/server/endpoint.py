@@ -31,6 +31,7 @@ class JsonEndpoint:
     """
 
     decoder: ClassVar[msgspec.json.Decoder[Any]]
+    any_media_type: ClassVar[bool] = False  # see read_body()
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
@@ -49,11 +50,12 @@ class JsonEndpoint:
             self.state.bodies,
             max_bytes=args.max_body_bytes,
             timeout=args.body_timeout,
+            any_media_type=self.any_media_type,
         )
         exchange.body_hold = self.state.bodies.hold(len(body))
         try:
             request = await self._decode(body)
-            self.state.check_model(request.model)
+            self.check_model(request)
             del body
             await while_connected(exchange, self.answer(exchange, request, arrived))
         finally:
@@ -70,6 +72,10 @@ class JsonEndpoint:
     def _decode_now(self, body: bytes) -> Any:
         state = self.state
         return decode(self.decoder, body, state.ignored_fields, strict=state.args.strict_requests)
+
+    def check_model(self, request: Any) -> None:
+        """ApiError 404 where the request names a model that isn't served."""
+        self.state.check_model(request.model)
 
     async def answer(self, exchange: Exchange, request: Any, arrived: float) -> None:
         """`arrived` is the time.perf_counter() of the request's arrival."""

@@ -40,7 +40,7 @@ class Guard:
         state: ServerState,
     ) -> None:
         """`routes`: the template of each endpoint's path. `dialects`: those of paths where errors
-        aren't OpenAI's.
+        aren't OpenAI's, and of first folders ("/api/").
         """
         self.app = app
         self._routes = routes
@@ -61,7 +61,7 @@ class Guard:
         reason = ""
         try:
             scope["path"] = path = _plain_path(scope["path"], self._root)
-            exchange.dialect = self._dialects.get(path, OPENAI)
+            exchange.dialect = self._dialect(path)
             _check_framing(scope)
             if (preflight := self._cors.preflight(scope)) is not None:
                 await _send_empty(exchange.send, preflight)
@@ -79,6 +79,10 @@ class Guard:
             if not exchange.response_started:
                 await exchange.send_error(answer)
         self._note(scope, exchange, time.perf_counter() - began, reason)
+
+    def _dialect(self, path: str) -> Dialect:
+        folder = path[: path.find("/", 1) + 1]
+        return self._dialects.get(path) or self._dialects.get(folder, OPENAI)
 
     def _note(self, scope: Scope, exchange: Exchange, seconds: float, reason: str) -> None:
         # No path or method of a client's own gets into a label or a line.

@@ -26,11 +26,10 @@ CHUNK_EXTENSION = "minisgl.chunk"
 
 CLIENT_GONE = 499  # the status that logs and metrics have for a request that nobody waited for
 
-EVENT_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+Headers = list[tuple[bytes, bytes]]
+_UNBUFFERED: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+EVENT_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), *_UNBUFFERED]
+JSON_LINES_HEADERS = [(b"content-type", b"application/x-ndjson"), *_UNBUFFERED]
 
 
 class ClientGone(Exception):  # noqa: N818
@@ -172,13 +171,22 @@ class BodyHold:
 
 
 async def read_body(
-    scope: Scope, receive: Receive, room: BodyRoom, *, max_bytes: int, timeout: float
+    scope: Scope,
+    receive: Receive,
+    room: BodyRoom,
+    *,
+    max_bytes: int,
+    timeout: float,
+    any_media_type: bool = False,
 ) -> bytes:
     """The whole body, without a byte order mark. Raises ApiError 408, 413, 415 or 503,
     ClientGone.
+
+    `any_media_type`: what isn't said to be JSON is read, too, unless it is a page's script that
+    sends it: a browser asks the server whether it may send JSON, and sends the rest unasked.
     """
     headers = dict(scope["headers"])
-    _check_content_type(headers)
+    _check_content_type(headers, any_media_type=any_media_type and b"origin" not in headers)
     length = headers.get(b"content-length", b"0")
     if len(length) > 18 or int(length) > max_bytes:  # digits only, as the HTTP parser has seen to
         raise _body_too_large(max_bytes)
@@ -213,9 +221,9 @@ def _body_too_large(max_bytes: int) -> ApiError:
     return too_large(f"The request body is too large (limit {max_bytes} bytes).")
 
 
-def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
+def _check_content_type(headers: Mapping[bytes, bytes], *, any_media_type: bool) -> None:
     media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if media_type not in (b"", b"application/json"):
+    if not any_media_type and media_type not in (b"", b"application/json"):
         raise ApiError(
             415,
             "The request body must be JSON, with 'Content-Type: application/json'.",
@@ -240,9 +248,9 @@ async def send_json(
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def start_events(send: Send) -> None:
+async def start_events(send: Send, headers: Headers = EVENT_STREAM_HEADERS) -> None:
     """The head of an event stream."""
-    await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
 async def end_events(send: Send) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.python.running.conftest import MAX_MODEL_LEN, RunningServer
 from tests.python.server.bad_requests import BAD_REQUESTS, CHAT, COMPLETIONS, chat, content_of
+from tests.python.server.ollama_bad_requests import OLLAMA_BAD_REQUESTS
 
 JSON = {"content-type": "application/json"}
 
@@ -33,6 +34,17 @@ def test_each_gets_400_and_its_reason(server: RunningServer, client: httpx.Clien
             answer = client.post(path, content=content_of(body), headers=JSON)
             error = answer.json().get("error", {})
             if answer.status_code != 400 or param not in (None, error["param"]):
+                wrong[name] = (answer.status_code, answer.text[:200])
+    assert wrong == {}
+
+
+def test_ollamas_api_says_why_in_its_form(server: RunningServer, client: httpx.Client) -> None:
+    wrong = {}
+    with server.others.unharmed():
+        for name, ((path, body), part) in OLLAMA_BAD_REQUESTS.items():
+            answer = client.post(path, content=content_of(body), headers=JSON)
+            error = answer.json().get("error")
+            if answer.status_code != 400 or not isinstance(error, str) or part not in error:
                 wrong[name] = (answer.status_code, answer.text[:200])
     assert wrong == {}
 
