@@ -39,6 +39,27 @@ void read_field(const char* field, py::handle value, std::vector<std::vector<std
   read_items(field, value, [&](py::handle item) { lists.push_back(read_tokens(field, item)); });
 }
 
+void read_field(const char* field, py::handle value, Pooling::Kind& kind) {
+  const std::string name = read_text(field, value);
+  if (name != "last" && name != "mean") throw py::value_error(concat(field, " must be last or mean, got ", name));
+  kind = name == "last" ? Pooling::Kind::last : Pooling::Kind::mean;
+}
+
+void read_field(const char* field, py::handle value, std::vector<ThoughtMove>& moves) {
+  if (!PyBytes_Check(value.ptr())) wrong_type(field, "bytes", value);
+  const auto bytes = py::reinterpret_borrow<py::bytes>(value).cast<std::string_view>();
+  if (bytes.size() % sizeof(ThoughtMove) != 0) {
+    throw py::value_error(concat(field, " has ", sizeof(ThoughtMove), " bytes per move, got ", bytes.size()));
+  }
+  moves.resize(bytes.size() / sizeof(ThoughtMove));
+  if (!moves.empty()) std::memcpy(moves.data(), bytes.data(), bytes.size());
+}
+
+template <auto Member>
+void into_thought(const char* field, py::handle value, Request& request) {
+  read_field(field, value, request.thought.*Member);
+}
+
 template <auto Member>
 void into_request(const char* field, py::handle value, Request& request) {
   read_field(field, value, request.*Member);
@@ -47,6 +68,11 @@ void into_request(const char* field, py::handle value, Request& request) {
 template <std::size_t Index>
 void into_sampling(const char* field, py::handle value, Request& request) {
   read_field(field, value, request.sampling.*std::get<Index>(sampling_fields).member);
+}
+
+template <auto Member>
+void into_pooling(const char* field, py::handle value, Request& request) {
+  read_field(field, value, request.pooling.*Member);
 }
 
 template <auto Member>
@@ -59,6 +85,10 @@ FieldTable<Request> make_readers() {
       {"id", into_request<&Request::id>},
       {"prompt", into_request<&Request::prompt>},
       {"grammar", into_request<&Request::grammar>},
+      {"thinking_token_budget", into_thought<&ThoughtBudget::max_tokens>},
+      {"thought_states", into_thought<&ThoughtBudget::states>},
+      {"thought_moves", into_thought<&ThoughtBudget::moves>},
+      {"thought_closings", into_thought<&ThoughtBudget::closings>},
       {"max_tokens", into_request<&Request::max_tokens>},
       {"num_resumed", into_request<&Request::num_resumed>},
       {"min_tokens", into_request<&Request::min_tokens>},
@@ -66,6 +96,9 @@ FieldTable<Request> make_readers() {
       {"stop_token_ids", into_request<&Request::stop_token_ids>},
       {"logprobs", into_request<&Request::logprobs>},
       {"prompt_logprobs", into_request<&Request::prompt_logprobs>},
+      {"pooling", into_pooling<&Pooling::kind>},
+      {"normalize", into_pooling<&Pooling::normalize>},
+      {"dimensions", into_pooling<&Pooling::dimensions>},
       {"priority", into_standing<&Standing::priority>},
       {"share", into_standing<&Standing::share>},
       {"user", into_standing<&Standing::user>},

@@ -2,20 +2,40 @@
 #pragma once
 
 #include <array>
+#include <compare>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "engine/pooling.h"
 #include "kernels/query.h"
 #include "sched/fair_queue.h"
 
 namespace minisgl {
+
+// A token that moves an answer's state to where most don't; -1: there is no thought, or none any more.
+struct ThoughtMove {
+  std::int32_t state, token, next;
+  auto operator<=>(const ThoughtMove&) const = default;
+};
+
+// How many tokens an answer's thought may have, and how its tokens say that it thinks.
+struct ThoughtBudget {
+  std::int64_t max_tokens = -1;  // of the thought, before it is closed; -1: any number
+  // The number of the thought that each state is in, -1 before any. An answer begins in the first state. A token that
+  // `moves` doesn't name for a state of a thought does what it does in the thought's first state; one that it doesn't
+  // name there either leads there, and before a thought it says that there is none.
+  std::vector<std::int32_t> states = {};
+  std::vector<ThoughtMove> moves = {};                   // sorted, one per state and token
+  std::vector<std::vector<std::int32_t>> closings = {};  // the tokens that close each thought
+};
 
 struct Request {
   std::uint64_t id = 0;  // unique among live requests, chosen by the caller
   std::vector<std::int32_t> prompt;
   SamplingParams sampling;
   std::string grammar = {};  // of the answer, as GrammarMatcher's; empty: none. It needs Engine::open_grammars
+  ThoughtBudget thought = {};
   std::int64_t max_tokens = 16;
   // How many trailing prompt tokens are output of an engine that ended: the request goes on as if this one had made
   // them. max_tokens and min_tokens count them.
@@ -25,6 +45,7 @@ struct Request {
   std::vector<std::int32_t> stop_token_ids;
   std::int32_t logprobs = -1;                     // alternatives reported with each token; -1: no logprobs
   std::int32_t prompt_logprobs = -1;              // the same for each prompt token
+  Pooling pooling = {};                           // of a request that generates nothing: its embedding is output
   std::array<std::uint64_t, 2> prefix_salt = {};  // only requests with the same one share what was computed
   Standing standing = {};                         // whose turn it is
 
@@ -43,6 +64,7 @@ struct RequestOutput {
   ErrorCode error_code = ErrorCode::none;         // with FinishReason::error
   std::string error = {};                         // with FinishReason::error: what was wrong, with the value
   std::vector<TokenOutput> prompt_logprobs = {};  // once, when prefill ends; entry 0 has no logprob (NaN)
+  std::vector<float> embedding = {};              // once, with the finish: what Request::pooling asks for
   std::int64_t num_cached = 0;  // once, when prefill ends: prompt tokens that were found in the prefix cache
   // Seconds, with the finish: waiting for the first step, from there to the first token, from there to the end.
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;

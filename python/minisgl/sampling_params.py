@@ -7,9 +7,10 @@ messages to the engine and the engine's binding take it from here, by name.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 MAX_TEMPERATURE = 100.0
 MAX_REPETITION_PENALTY = 100.0
@@ -25,13 +26,20 @@ MAX_ALLOWED_TOKEN_IDS = 4096
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARS = 256
 MAX_GRAMMAR_CHARS = 2**20
+MAX_THOUGHT_STATES = 4096
+MAX_THOUGHT_BYTES = 2**24  # of ThoughtFormat.moves
+MAX_CLOSING_TOKENS = 256
 MAX_TOKEN_ID = 2**31 - 1
+POOLINGS = ("last", "mean")
+MAX_DIMENSIONS = 2**20
 MIN_PRIORITY, MAX_PRIORITY = -100, 100  # of a request: lower goes first
 MAX_SEED = 2**64 - 1
 
 # What the server does with text or with several choices, and the engine never sees. Bad words reach
 # it as tokens.
-TEXT_FIELDS = frozenset({"stop", "bad_words", "n", "skip_special_tokens", "structured_outputs"})
+TEXT_FIELDS = frozenset(
+    {"stop", "bad_words", "n", "skip_special_tokens", "structured_outputs", "thought"}
+)
 
 
 class ParameterError(ValueError):
@@ -68,6 +76,62 @@ class StructuredOutputsParams(
         return [name for name in names if getattr(self, name) not in (None, False)]
 
 
+class PoolingParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What a prompt's embedding is made of: the hidden states that the model's head would read, of
+    its last token or the mean over all its tokens. Raises ParameterError; a decoder,
+    ValidationError.
+    """
+
+    pooling: str = "last"  # or "mean"
+    normalize: bool = True  # to length 1
+    dimensions: int | None = None  # the first so many alone, cut off before that; None: all
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ParameterError(
+                "pooling", f"pooling must be {' or '.join(POOLINGS)}, got {_shown(self.pooling)}"
+            )
+        _check_bool("normalize", self.normalize)
+        if self.dimensions is not None:
+            _check_int("dimensions", self.dimensions, 1, MAX_DIMENSIONS)
+
+    def engine_fields(self) -> dict[str, Any]:
+        """What the engine is told, by name."""
+        return {
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "dimensions": self.dimensions or 0,
+        }
+
+
+class ThoughtFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an answer's tokens say whether it thinks: states, of which the first is the answer's
+    beginning, and where tokens move them. text/thought_table.py makes it.
+    """
+
+    # The number of the thought that each state is in, -1 before any. The first state of a thought
+    # is where a token leads that `moves` doesn't name, within it.
+    thoughts: Annotated[list[int], Meta(min_length=1, max_length=MAX_THOUGHT_STATES)]
+    # (state, token, next state) as 32-bit integers, sorted; -1: there is no thought, or none any
+    # more. A token moves each state of a thought as it moves the first, but for those named there.
+    moves: Annotated[bytes, Meta(max_length=MAX_THOUGHT_BYTES)]
+    # The tokens that close each thought.
+    closings: Annotated[
+        list[Annotated[list[int], Meta(min_length=1, max_length=MAX_CLOSING_TOKENS)]],
+        Meta(min_length=1, max_length=MAX_THOUGHT_STATES),
+    ]
+
+    def engine_fields(self) -> dict[str, Any]:
+        """What the engine is told, by name."""
+        return {
+            "thought_states": self.thoughts,
+            "thought_moves": self.moves,
+            "thought_closings": self.closings,
+        }
+
+
 class SamplingParams(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -94,6 +158,11 @@ class SamplingParams(
     grammar: str | None = None
     # The same in another form, from which `grammar` is made before the engine is asked.
     structured_outputs: StructuredOutputsParams | None = None
+    # How many tokens a thought may have before it is closed; None and -1: any number. They count
+    # from what begins the thought, in the prompt or in the answer.
+    thinking_token_budget: int | None = None
+    # What the engine must know for that, made before it is asked.
+    thought: ThoughtFormat | None = None
     seed: int | None = None  # None: drawn anew for each request
     stop: list[str] = []  # generation ends before the first of these
     stop_token_ids: list[int] = []  # besides the model's own end tokens
@@ -104,6 +173,8 @@ class SamplingParams(
     )
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
     skip_special_tokens: bool = True  # in the text
+    # The prompt's embedding comes in place of tokens, which max_tokens must allow none of.
+    pooling: PoolingParams | None = None
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 0, MAX_TOKEN_ID)
@@ -145,6 +216,8 @@ class SamplingParams(
             _check_grammar(self.grammar)
         if self.structured_outputs is not None:
             _check_form(self.structured_outputs, self.grammar)
+        if self.thinking_token_budget is not None:
+            _check_int("thinking_token_budget", self.thinking_token_budget, -1, MAX_TOKEN_ID)
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
@@ -152,14 +225,36 @@ class SamplingParams(
         if self.prompt_logprobs is not None:
             _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         _check_bool("skip_special_tokens", self.skip_special_tokens)
+        if self.pooling is not None:
+            self._check_pooling()
+
+    def _check_pooling(self) -> None:
+        if not isinstance(self.pooling, PoolingParams):
+            raise ParameterError(
+                "pooling", f"pooling must be PoolingParams, got {_shown(self.pooling)}"
+            )
+        for name, needed in (("max_tokens", 0), ("n", 1), ("prompt_logprobs", None)):
+            if (value := getattr(self, name)) != needed:
+                raise ParameterError(
+                    name, f"{name} must be {needed} where pooling is given, got {value}"
+                )
 
     def engine_fields(self) -> dict[str, Any]:
         """What the engine is told, by name; what is None is left out."""
-        return {
+        fields = {
             name: value
             for name in self.__struct_fields__
             if name not in TEXT_FIELDS and (value := getattr(self, name)) is not None
         }
+        for part in (self.pooling, self.thought):
+            if part is not None:
+                fields |= part.engine_fields()
+        return fields
+
+    @property
+    def limits_thoughts(self) -> bool:
+        """Whether a thought has a budget."""
+        return self.thinking_token_budget is not None and self.thinking_token_budget >= 0
 
     def check_tokens(self, vocab_size: int) -> None:
         """ParameterError for a token id that isn't the model's."""
@@ -175,6 +270,11 @@ class SamplingParams(
                         f"{field} must hold token ids between 0 and {vocab_size - 1}, "
                         f"got {token_id}",
                     )
+
+
+def pooled_params(pooling: PoolingParams) -> SamplingParams:
+    """What the engine is asked for where a prompt's embedding is all that is needed."""
+    return SamplingParams(max_tokens=0, seed=0, pooling=pooling)  # nothing is drawn
 
 
 def is_float32_zero(value: float) -> bool:

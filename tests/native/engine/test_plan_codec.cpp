@@ -19,6 +19,7 @@ constexpr PlanLimits limits{.num_pages = 64,
                             .max_model_len = 256,
                             .max_batch_tokens = 12,
                             .max_logits = 7,
+                            .max_hidden = 1,
                             .vocab_size = 50,
                             .num_adapters = 2};
 
@@ -116,6 +117,7 @@ PlanEncoder sample_frame() {
   encoder.add(7, biased);
   encoder.append(7, std::vector<std::int32_t>{49, 0, 1});
   encoder.mask(8, std::vector<std::uint32_t>{5, 1u << 17});
+  encoder.mask(8, {});
   encoder.pause(8, std::vector<std::int32_t>{3, 49});
   encoder.step(small_plan());
   encoder.step(full_plan());
@@ -199,8 +201,9 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
   EXPECT_EQ(recorder.added[1].second.params.allowed_token_ids, (std::vector<std::int32_t>{49, 3}));
   ASSERT_EQ(recorder.appended.size(), 1u);
   EXPECT_EQ(recorder.appended[0], std::pair(SequenceId{7}, std::vector<std::int32_t>{49, 0, 1}));
-  ASSERT_EQ(recorder.masked.size(), 1u);
+  ASSERT_EQ(recorder.masked.size(), 2u);
   EXPECT_EQ(recorder.masked[0], std::pair(SequenceId{8}, std::vector<std::uint32_t>{5, 1u << 17}));
+  EXPECT_EQ(recorder.masked[1], std::pair(SequenceId{8}, std::vector<std::uint32_t>()));
   ASSERT_EQ(recorder.paused.size(), 1u);
   EXPECT_EQ(recorder.paused[0], std::pair(SequenceId{8}, std::vector<std::int32_t>{3, 49}));
   ASSERT_EQ(recorder.steps.size(), 3u);
@@ -233,7 +236,7 @@ TEST(PlanCodec, EveryTruncationIsRefusedOrWhole) {
     } catch (const InputError&) {
     }
   }
-  EXPECT_EQ(whole, 12);  // nothing, the header alone, and the ends of all messages but the last
+  EXPECT_EQ(whole, 13);  // nothing, the header alone, and the ends of all messages but the last
 }
 
 TEST(PlanCodec, RandomDamageNeverPassesTheChecks) {
@@ -346,11 +349,11 @@ INSTANTIATE_TEST_SUITE_P(
                  plan.tokens.resize(13, 1);
                  plan.sequences[3].num_rows = 6;
                }},
-        Damage{"number of rows of logits and hidden states 8 is out of range",
+        Damage{"number of rows of hidden states 2 is out of range",
                [](StepPlan& plan) {
                  plan.tokens.resize(11, 1);
                  plan.sequences[3].num_rows = 4;
-                 plan.sequences[3].num_hidden = 3;
+                 plan.sequences[3].num_hidden = 2;
                }},
         Damage{"start_position 256 is out of range", [](StepPlan& plan) { plan.sequences[1].start_position = 256; }},
         Damage{"start_position -1 is out of range", [](StepPlan& plan) { plan.sequences[1].start_position = -1; }},

@@ -4,7 +4,7 @@ beginning is text, and so is any marker of calls within a thought.
 
 from __future__ import annotations
 
-from minisgl.text.parsers.formats import ReasoningFormat
+from minisgl.text.parsers.formats import ParserContext, ReasoningFormat
 from minisgl.text.parsers.output import Output
 from minisgl.text.parsers.source import Markers, Source, Steps
 
@@ -12,7 +12,7 @@ TAGS = {"<think>": "</think>"}
 
 THINK = ReasoningFormat(TAGS)
 DEEPSEEK_R1 = ReasoningFormat(TAGS, inside=True)
-MISTRAL_THINK = ReasoningFormat({"[THINK]": "[/THINK]"})
+MISTRAL_THINK = ReasoningFormat({"[THINK]": "[/THINK]"}, closing="{end}")
 
 # Granite 3.2 says it in words; later versions use tags, and wrap the answer too.
 GRANITE_THINK = ReasoningFormat(
@@ -27,10 +27,10 @@ GRANITE_THINK = ReasoningFormat(
 
 
 def read_thought(
-    source: Source, out: Output, format: ReasoningFormat, prompt_end: str
+    source: Source, out: Output, format: ReasoningFormat, context: ParserContext
 ) -> Steps[bool]:
     """Reads the thought that an answer begins with. Whether there is one, and it has ended."""
-    end = format.begins_inside(prompt_end)
+    end = format.begins_inside(context.prompt_end)
     if end is not None:
         out.thinking = True
         out.marker()
@@ -46,12 +46,12 @@ def read_thought(
         source.retry(out.text)
     if end is None:
         return False
-    ends = Markers(format.same_ends if end in format.same_ends else [end])
+    ends = Markers(format.ends_like(end))
     if (yield from source.until(ends, out.text, flows=True)) is None:
         return False
     out.marker()
     out.thinking = False
-    if format.wrapper:
+    if format.wrapper and not context.form:
         source.mark()
         yield from source.space()
         if (yield from source.starts(format.wrapper[0])):
