@@ -15,8 +15,10 @@ namespace {
 constexpr std::size_t kMostLexerStates = 100'000;
 constexpr std::size_t kMostErrorBytes = 1000;
 
-// At most so many bytes of it, all of them whole characters.
+// What it says, without the state of the matcher, which follows in a tag; at most so many bytes of it, all of them
+// whole characters.
 std::string cut(std::string text) {
+  text.resize(std::min(text.find("\n<"), text.size()));
   if (text.size() <= kMostErrorBytes) return text;
   std::size_t end = kMostErrorBytes;
   while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;

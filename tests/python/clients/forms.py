@@ -13,6 +13,13 @@ class Form(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
 
+class Choice(Form):
+    """Without bounds, which Anthropic's package leaves out of a form."""
+
+    kind: Literal["left", "right"]
+    sure: bool
+
+
 class Step(Form):
     kind: Literal["add", "multiply"]
     amount: int = pydantic.Field(ge=-9, le=9)

@@ -44,3 +44,10 @@ def test_as_of_openai(client: Any) -> None:
     Plan.model_validate_json(model("Go on.", Plan, max_tokens=400))
     Plan.model_validate_json("".join(model.stream("Go on.", Plan, max_tokens=400)))
     assert model("Go on.", dict, max_tokens=5).startswith("{")
+
+
+def test_as_of_ollama(address: str) -> None:
+    ollama = pytest.importorskip("ollama", reason="ollama is not installed: extra 'clients'")
+    model = outlines.from_ollama(ollama.Client(host=address), MODEL)
+    Plan.model_validate_json(model("Go on.", Plan, options={"num_predict": 400}))
+    Plan.model_validate_json("".join(model.stream("Go on.", Plan, options={"num_predict": 400})))

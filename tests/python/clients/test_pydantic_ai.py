@@ -8,15 +8,24 @@ import openai
 import pytest
 
 from tests.python.clients.conftest import MODEL
-from tests.python.clients.forms import Plan, Weather
+from tests.python.clients.forms import Choice, Plan, Weather
 
 pydantic_ai = pytest.importorskip(
     "pydantic_ai", reason="pydantic-ai is not installed: extra 'clients'"
 )
 
 
-@pytest.fixture(params=["chat", "responses"])
-def model(request: pytest.FixtureRequest, client: openai.AsyncOpenAI) -> Any:
+@pytest.fixture(params=["chat", "responses", "messages"])
+def model(request: pytest.FixtureRequest, client: openai.AsyncOpenAI, address: str) -> Any:
+    if request.param == "messages":
+        pytest.importorskip("anthropic", reason="anthropic is not installed: extra 'clients'")
+        from pydantic_ai.models.anthropic import AnthropicModel
+        from pydantic_ai.providers.anthropic import AnthropicProvider
+
+        provider = AnthropicProvider(api_key="none", base_url=address)
+        return AnthropicModel(
+            MODEL, provider=provider, profile={"supports_json_schema_output": True}
+        )
     from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -29,7 +38,7 @@ def agent(model: Any, output: Any) -> Any:
         model,
         output_type=output,
         instructions="Act.",
-        model_settings={"max_tokens": 1000, "parallel_tool_calls": False},
+        model_settings={"max_tokens": 8000, "parallel_tool_calls": False},
     )
 
 
@@ -39,8 +48,8 @@ async def test_an_output_by_a_tool(model: Any) -> None:
 
 
 async def test_an_output_by_a_form(model: Any) -> None:
-    result = await agent(model, pydantic_ai.NativeOutput(Plan)).run("Go on.")
-    assert isinstance(result.output, Plan)
+    result = await agent(model, pydantic_ai.NativeOutput(Choice)).run("Go on.")
+    assert isinstance(result.output, Choice)
 
 
 async def test_tools_until_there_is_an_output(model: Any) -> None:
