@@ -111,6 +111,7 @@ struct Engine::Impl {
   void give_back_counts(SequenceId id);
   void finish_step();
   void look_ahead(SequenceId id);
+  bool give(SequenceId id, std::span<const std::int32_t> tokens);
   void take_over(LiveRequests::Collected collected);
   void release(SequenceId id);
   void add_host_stats();
@@ -286,6 +287,9 @@ void Engine::Impl::admit(Submission submission) {
                        .space = {.salt = request.prefix_salt},
                        .standing = request.standing,
                        .arrived = submission.time};
+  // Those whose tokens have something said of them draw each, and recorded steps have one row per sequence.
+  const bool takes_forced = request.logprobs < 0 && !has_budget && sampling.params.allowed_token_ids.empty() &&
+                            !(config.cuda_graphs && device->records_steps());
   if (has_budget) {
     const auto entry = thoughts.try_emplace(id, Thought(std::move(request.thought)), needs_token).first;
     entry->second.thought.note(sampling.resumed);
@@ -294,7 +298,8 @@ void Engine::Impl::admit(Submission submission) {
   grammars.begin(id, {.text = std::move(request.grammar),
                       .resumed = sampling.resumed,
                       .allowed = sampling.params.allowed_token_ids,
-                      .ends_late = request.ignore_eos});
+                      .ends_late = request.ignore_eos,
+                      .takes_forced = takes_forced});
   newcomers.emplace(id, Newcomer{std::move(sampling), std::move(sequence)});
 }
 
@@ -352,6 +357,7 @@ void Engine::Impl::take_grammars() {
 // What the grammar of a live sequence says of its next token.
 void Engine::Impl::take_grammar(GrammarResult result) {
   const SequenceId id = result.id;
+  if (!result.forced.empty() && !give(id, result.forced)) return;
   if (result.is_complete || !result.error.empty()) {
     const Clock::time_point now = Clock::now();
     if (result.is_complete) {
@@ -467,18 +473,21 @@ void Engine::Impl::look_ahead(SequenceId id) {
   const auto& [lookahead, may_draft] = lookaheads.at(id);
   const Sequence& sequence = scheduler.sequence(id);
   Lookahead::Ahead ahead = lookahead->look(sequence.tokens);
-  const auto room = static_cast<std::size_t>(sequence.max_len - sequence.len());
-  if (ahead.forced.size() > room) ahead.forced.resize(room);
-  if (!ahead.forced.empty()) {
-    scheduler.append(id, ahead.forced);
-    publisher.append(id, ahead.forced);
-    executor.append(id, ahead.forced);
-    LiveRequests::Collected collected = live.append(id, ahead.forced, Clock::now());
-    const bool has_ended = !collected.ended.empty();
-    take_over(std::move(collected));
-    if (has_ended) return;
-  }
+  if (!ahead.forced.empty() && !give(id, ahead.forced)) return;
   if (may_draft) scheduler.propose(id, ahead.drafts);
+}
+
+// A sequence gets tokens that nobody draws, as many of them as it may have. Returns whether it goes on.
+bool Engine::Impl::give(SequenceId id, std::span<const std::int32_t> tokens) {
+  const Sequence& sequence = scheduler.sequence(id);
+  tokens = tokens.first(std::min(tokens.size(), static_cast<std::size_t>(sequence.max_len - sequence.len())));
+  scheduler.append(id, tokens);
+  publisher.append(id, tokens);
+  executor.append(id, tokens);
+  LiveRequests::Collected collected = live.append(id, tokens, Clock::now());
+  const bool has_ended = !collected.ended.empty();
+  take_over(std::move(collected));
+  return !has_ended;
 }
 
 void Engine::Impl::take_over(LiveRequests::Collected collected) {

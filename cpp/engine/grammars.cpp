@@ -23,6 +23,8 @@ constexpr int kMostPromptThreads = 8;
 constexpr std::size_t kMostRead = 16;                         // grammars that are kept
 constexpr std::size_t kMostReadBytes = std::size_t{1} << 18;  // longer ones aren't
 
+constexpr std::size_t kMostForced = 64;  // tokens; more come with the next result
+
 constexpr int kNiceness = 10;  // of the thread for slow sequences: a tenth of a processor where others need it
 
 std::chrono::nanoseconds processor_time() {  // of this thread
@@ -215,6 +217,8 @@ void Grammars::open_tokenizer(std::unique_lock<std::mutex>& lock) {
 }
 
 void Grammars::work(Tracked& tracked, GrammarResult& result) {
+  // The prompt's last row draws a token.
+  const bool takes_forced = tracked.matcher && tracked.grammar.takes_forced;
   if (!tracked.matcher) {
     std::unique_ptr<GrammarMatcher> matcher = read(tracked.grammar.text);
     const std::lock_guard lock(mutex_);
@@ -222,6 +226,12 @@ void Grammars::work(Tracked& tracked, GrammarResult& result) {
     tracked.grammar.text.clear();
   }
   if (!tracked.tokens.empty()) tracked.matcher->consume(tracked.tokens);
+  while (takes_forced && result.forced.size() < kMostForced) {
+    const std::span<const std::int32_t> forced = tracked.matcher->forced();
+    if (forced.empty()) break;
+    result.forced.insert(result.forced.end(), forced.begin(), forced.end());
+    tracked.matcher->consume(forced);
+  }
   result.is_complete = tracked.matcher->is_complete();
   if (result.is_complete) return;
   tracked.matcher->compute_mask(result.mask);
