@@ -147,6 +147,7 @@ struct Engine::Impl {
   std::unordered_map<SequenceId, LimitedThought> thoughts;  // those that aren't over
   std::unordered_map<SequenceId, Newcomer> newcomers;       // those whose grammars are read
   std::vector<GrammarResult> grammar_results;
+  std::vector<Grammars::Advance> advances;
   std::vector<std::int32_t> draws;  // drawn by the step at hand, one per draw
   StepTokens drawn;
   std::vector<Command> commands;
@@ -386,12 +387,14 @@ void Engine::Impl::take_grammar(GrammarResult result) {
 
 // Those of the step's sequences that have a grammar have new tokens: no step computes them before the next mask.
 void Engine::Impl::advance_grammars(const StepPlan& plan) {
+  advances.clear();
   for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
     const SequenceStep& part = plan.sequences[i];
     if (part.num_draws == 0 || !grammars.contains(part.id)) continue;
     scheduler.hold(part.id, true);
-    grammars.advance(part.id, drawn.of(i));
+    advances.push_back({part.id, drawn.of(i)});
   }
+  if (!advances.empty()) grammars.advance(advances);
 }
 
 void Engine::Impl::abort(SequenceId id) {

@@ -63,8 +63,12 @@ class Grammars {
   void refuse(std::string reason);
 
   void begin(SequenceId id, NewGrammar grammar);
-  // The sequence has these tokens more.
-  void advance(SequenceId id, std::span<const std::int32_t> tokens);
+  // Each of these sequences has tokens more.
+  struct Advance {
+    SequenceId id;
+    std::span<const std::int32_t> tokens;
+  };
+  void advance(std::span<const Advance> sequences);
   void end(SequenceId id);  // whatever is under way for it comes to nothing
   bool contains(SequenceId id) const { return tracked_.contains(id); }
   bool empty() const { return tracked_.empty(); }
