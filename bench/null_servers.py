@@ -1,6 +1,7 @@
-"""The two servers that null_serving.py measures.
+"""The two servers that null_serving.py and null_parsing.py measure.
 
 python null_servers.py minisgl --port PORT --log LOG --core CORE     minisgl with null_engine.py
+    [--chat-template FILE] [--tool-call-parser NAME]
 python null_servers.py bare --port PORT                              Hypercorn and nothing else
 """
 
@@ -63,12 +64,19 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--log")
     parser.add_argument("--core", type=int, default=0, help="where the null engine runs")
+    parser.add_argument("--chat-template")
+    parser.add_argument("--tool-call-parser", default="auto")
     args = parser.parse_args()
     if args.kind == "bare":
         uvloop.run(serve_bare(args.port))
         return 0
     engine = [sys.executable, str(Path(__file__).with_name("null_engine.py")), args.log]
-    return launch_server(ServerArgs(port=args.port), rank_command=pinned(args.core, engine))
+    served = ServerArgs(
+        port=args.port,
+        chat_template=args.chat_template,
+        tool_call_parser=args.tool_call_parser,
+    )
+    return launch_server(served, rank_command=pinned(args.core, engine))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python bench/shapes.py qwen3-0.6b FOLDER       writes a folder that --model takes
 
-The vocabulary has the model's size, so that text has as many tokens as usual: 256 bytes, then
-words of two to four letters. What it says means nothing.
+The vocabulary has the model's size, so that text has as many tokens as usual: 256 bytes, words of
+two to four letters, and an end token as the last. What it says means nothing.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
+END_TOKEN = "<|endoftext|>"
 COMMON = {"max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "hidden_act": "silu"}
 
 
@@ -74,15 +75,15 @@ def words() -> Iterator[str]:
 def write_shape(name: str, folder: Path) -> None:
     """config.json and tokenizer.json of SHAPES[name]."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = COMMON | SHAPES[name]
+    end = SHAPES[name]["vocab_size"] - 1
+    config = COMMON | SHAPES[name] | {"eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config))
     tokens = itertools.chain(sorted(pre_tokenizers.ByteLevel.alphabet()), words())
-    vocabulary = {
-        token: i for i, token in enumerate(itertools.islice(tokens, config["vocab_size"]))
-    }
+    vocabulary = {token: i for i, token in enumerate(itertools.islice(tokens, end))}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_TOKEN])
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

@@ -167,7 +167,7 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device
       device(std::move(device_)),
       model(std::move(model_)),
       inbox(config.max_running + config.max_waiting, device->pool().progress()),
-      grammars(model->spec().vocab_size, [this] { inbox.wake(); }),
+      grammars(model->spec().vocab_size, std::chrono::milliseconds(config.mask_limit_ms), [this] { inbox.wake(); }),
       scheduler(scheduler_options(config)),
       executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
       publisher(std::move(plan_senders)),
@@ -233,7 +233,8 @@ void Engine::Impl::run() noexcept {
 std::optional<Clock::time_point> Engine::Impl::next_plan() const {
   if (scheduler.num_in_flight() > 0) return busy_since + pace.next_after(scheduler.oldest());
   if (scheduler.may_plan()) return Clock::time_point{};
-  return grammars.empty() ? std::nullopt : std::optional(Clock::now() + Grammars::kTooSlow);
+  return grammars.empty() ? std::nullopt
+                          : std::optional(Clock::now() + std::chrono::milliseconds(config.mask_limit_ms));
 }
 
 void Engine::Impl::take_commands() {
@@ -270,6 +271,7 @@ void Engine::Impl::admit(Submission submission) {
   if (lookahead) lookaheads.emplace(id, SequenceLookahead{std::move(lookahead), !depends_on_output(request.sampling)});
   const auto prompt_end = request.prompt.end() - request.num_resumed;
   const bool has_counts = uses_penalties(request.sampling);
+  const std::int64_t num_hidden = request.pooling.num_rows(std::ssize(request.prompt));
   const bool counts_prompt = request.sampling.repetition_penalty != 1.0f;
   SequenceSampling sampling{.params = std::move(request.sampling),
                             .prompt_len = prompt_end - request.prompt.begin(),
@@ -285,6 +287,7 @@ void Engine::Impl::admit(Submission submission) {
                        .score_prompt = request.prompt_logprobs >= 0,
                        .needs_token = needs_token,
                        .has_counts = has_counts,
+                       .num_hidden = num_hidden,
                        .space = {.salt = request.prefix_salt},
                        .standing = request.standing,
                        .arrived = submission.time};
@@ -446,7 +449,7 @@ void Engine::Impl::give_back_counts(SequenceId id) {
 }
 
 void Engine::Impl::finish_step() {
-  std::vector<TokenOutput> results = executor.take().tokens;
+  StepOutputs results = executor.take();
   const Clock::time_point now = Clock::now();
   ++num_steps;
   const Clock::duration time = now - std::exchange(busy_since, now);
@@ -455,8 +458,8 @@ void Engine::Impl::finish_step() {
   const StepPlan& plan = scheduler.oldest();
   pace.learn(plan, time);
   draws.clear();
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    if (plan.targets[i].token == LogitTarget::kSample) draws.push_back(results[i].token);
+  for (std::size_t i = 0; i < results.tokens.size(); ++i) {
+    if (plan.targets[i].token == LogitTarget::kSample) draws.push_back(results.tokens[i].token);
   }
   accept_drafts(plan, draws, drawn);
   scheduler.complete(drawn, std::chrono::duration<double>(time).count());

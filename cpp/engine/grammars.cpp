@@ -25,12 +25,27 @@ constexpr std::size_t kMostReadBytes = std::size_t{1} << 18;  // longer ones are
 
 constexpr std::size_t kMostForced = 64;  // tokens; more come with the next result
 
+// What a process with half of it has compiled (text/grammar_compiler.py) doesn't overflow it.
+constexpr std::size_t kLeastStackBytes = std::size_t{2} << 20;
+
 constexpr int kNiceness = 10;  // of the thread for slow sequences: a tenth of a processor where others need it
 
 std::chrono::nanoseconds processor_time() {  // of this thread
   timespec time{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
   return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+}
+
+// Of a thread that is started now. InputError where that is too little for a grammar.
+void check_stack() {
+  pthread_attr_t attributes;
+  std::size_t size = 0;
+  if (pthread_getattr_default_np(&attributes) != 0) return;
+  pthread_attr_getstacksize(&attributes, &size);
+  pthread_attr_destroy(&attributes);
+  if (size >= kLeastStackBytes) return;
+  throw InputError(concat("threads have a stack of ", size >> 10, " KiB, and grammars need ", kLeastStackBytes >> 10,
+                          ": raise the limit (ulimit -s)"));
 }
 
 bool is_empty(std::span<const std::uint32_t> mask) {
@@ -49,8 +64,8 @@ struct Grammars::Tracked {
   std::optional<Clock::time_point> began = {};  // its mask, where a thread is at it
 };
 
-Grammars::Grammars(std::int64_t vocab_size, std::function<void()> on_late)
-    : vocab_size_(vocab_size), on_late_(std::move(on_late)) {}
+Grammars::Grammars(std::int64_t vocab_size, std::chrono::milliseconds mask_limit, std::function<void()> on_late)
+    : vocab_size_(vocab_size), mask_limit_(mask_limit), on_late_(std::move(on_late)) {}
 
 Grammars::~Grammars() {
   {
@@ -67,6 +82,7 @@ Grammars::~Grammars() {
 void Grammars::open(std::string library, GrammarVocabulary vocabulary) {
   const std::lock_guard lock(mutex_);
   MINISGL_CHECK(!is_open_, "grammars are opened once");
+  check_stack();
   library_ = std::move(library);
   vocabulary_ = std::move(vocabulary);
   start_threads(std::clamp(usable_processors(), 1, kMostPromptThreads));
@@ -156,7 +172,7 @@ void Grammars::take(std::vector<GrammarResult>& results) {
   std::ranges::move(results_, std::back_inserter(results));
   results_.clear();
   for (const Job& job : running_) {
-    if (job->is_too_slow || !job->matcher || Clock::now() - *job->began < kTooSlow) continue;
+    if (job->is_too_slow || !job->matcher || Clock::now() - *job->began < mask_limit_) continue;
     job->is_too_slow = true;
     job->matcher->cancel();
   }
@@ -199,7 +215,8 @@ void Grammars::run(Lane lane) {
       job->began.reset();
       std::erase(running_, job);
       if (job->is_too_slow) {
-        result.error = concat("the grammar takes more than ", kTooSlow.count(), " s for a token, the most that it may");
+        result.error =
+            concat("the grammar takes more than ", mask_limit_.count(), " ms for a token, the most that it may");
       }
       if (!job->has_ended) results_.push_back(std::move(result));
     }

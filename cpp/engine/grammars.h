@@ -48,16 +48,15 @@ class Grammars {
   using Clock = std::chrono::steady_clock;
   // A mask that takes more of a processor makes its sequence a slow one, for which no step waits.
   static constexpr std::chrono::milliseconds kSlow{5};
-  // One that takes as long ends with an error: take() looks.
-  static constexpr std::chrono::seconds kTooSlow{1};
 
-  // `on_late` is called on another thread when a result has come for which nobody waits.
-  Grammars(std::int64_t vocab_size, std::function<void()> on_late);
+  // A mask that takes longer than `mask_limit` ends with an error: take() looks. `on_late` is called on another thread
+  // when a result has come for which nobody waits.
+  Grammars(std::int64_t vocab_size, std::chrono::milliseconds mask_limit, std::function<void()> on_late);
   ~Grammars();
   Grammars(const Grammars&) = delete;
 
   // What grammars need; once. What was begun before waits for it. `library` is llguidance's extension. InputError where
-  // the system has no threads for it.
+  // the system has no threads for it, or gives them little stack.
   void open(std::string library, GrammarVocabulary vocabulary);
   // In its place: no grammar can be served.
   void refuse(std::string reason);
@@ -103,6 +102,7 @@ class Grammars {
   void limit(const NewGrammar& grammar, std::vector<std::uint32_t>& mask) const;
 
   const std::int64_t vocab_size_;
+  const std::chrono::milliseconds mask_limit_;
   const std::function<void()> on_late_;
   std::unordered_map<SequenceId, Job> tracked_;  // the engine thread's
 

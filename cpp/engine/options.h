@@ -60,6 +60,7 @@ struct EngineConfig {
   std::int64_t max_drafts = 0;             // rows in one step that try drafts
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
   double target_itl_ms = 0;                // of a step in which sequences decode; 0: as long as it takes
+  int mask_limit_ms = 1000;                // for the mask of a token; a grammar that takes longer ends its request
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start
   bool prefix_cache = true;                // what was computed is kept while there is room, and shared
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs

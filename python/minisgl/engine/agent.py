@@ -51,8 +51,9 @@ class Home:
     # sentence, where there is none.
     find: Callable[[NamedModel], str]
     # Groups that the host and its memory are divided among, where the server doesn't know it; 0: it
-    # does, and has done so.
+    # does, and has done so. With `on_gpus` they share its memory alone.
     sharers: int = 0
+    on_gpus: bool = False
 
 
 class HostedGroup:
@@ -65,7 +66,7 @@ class HostedGroup:
         self._home = home
         self._model = message.model
         self._options = dataclasses.replace(
-            divided_memory(message.options, max(home.sharers, 1)),
+            divided_memory(message.options, max(home.sharers, 1), on_gpus=home.on_gpus),
             cache_dir=str(default_cache_dir() or ""),
         )
         self._places = message.places
@@ -80,7 +81,8 @@ class HostedGroup:
             gone=lambda rank: link.send(RankGone(group, rank)),
             end=lambda rank, how: link.send(RankEnd(group, rank, how)),
         )
-        share = Share(tuple(message.gpus), tuple(message.cores), home.sharers or message.sharers)
+        sharers = message.sharers if home.on_gpus else home.sharers or message.sharers
+        share = Share(tuple(message.gpus), tuple(message.cores), sharers)
         self._ranks = LocalRanks(home.command, self._events, share=share, label=message.label)
         self._work: list[asyncio.Task[None]] = []
 

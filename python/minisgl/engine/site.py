@@ -41,19 +41,20 @@ class Site(Protocol):
         """
 
 
-def divided_memory(options: EngineOptions, sharers: int) -> EngineOptions:
-    """The options of each of so many that share a host's memory."""
-    fraction = max(options.memory_fraction / sharers, LEAST_MEMORY_FRACTION)
+def divided_memory(options: EngineOptions, sharers: int, *, on_gpus: bool) -> EngineOptions:
+    """The options of each of so many that share a host's memory. A GPU's memory is the replica's
+    alone.
+    """
+    fraction = options.memory_fraction
+    if not on_gpus:
+        fraction = max(fraction / sharers, LEAST_MEMORY_FRACTION)
     host_bytes = -(-options.kv_host_bytes // sharers)  # some, where there are some
     return dataclasses.replace(options, memory_fraction=fraction, kv_host_bytes=host_bytes)
 
 
 def share_of_memory(options: EngineOptions, share: Share) -> EngineOptions:
-    """A GPU's memory is the replica's alone, the host's is everybody's."""
-    divided = divided_memory(options, share.sharers)
-    if share.gpus:
-        return dataclasses.replace(divided, memory_fraction=options.memory_fraction)
-    return divided
+    """The options of a replica with this part of a host."""
+    return divided_memory(options, share.sharers, on_gpus=bool(share.gpus))
 
 
 class LocalLot:

@@ -21,7 +21,8 @@ class AgentSpec(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None
     weights: bool  # whether they are needed
     command: list[str]  # the rank program; empty: that of the actor's own minisgl
-    cpus: Annotated[int, Meta(ge=0)]  # the group's, where its memory is the host's; else 0
+    cpus: Annotated[int, Meta(ge=1)]  # the group's
+    gpus: Annotated[int, Meta(ge=0)]  # the group's; 0: it computes on CPUs
     host: str
     port: int
     secret: str

@@ -39,21 +39,19 @@ class RankHost:
             path = find(NamedModel(spec.model, spec.revision))
         except ModelError as error:
             return str(error)
-        sharers = groups_of_this_node(spec.cpus)
-        home = Home(path, spec.command or RANK_COMMAND, find, sharers)
+        sharers = groups_of_this_node(spec)
+        command = spec.command or RANK_COMMAND
+        home = Home(path, command, find, sharers, on_gpus=spec.gpus > 0)
         address = (spec.host, spec.port)
         agent = NodeAgent(home, address, spec.secret, spec.number, spec.patience)
         return asyncio.run(agent.run())
 
 
-def groups_of_this_node(cpus: int) -> int:
-    """How many groups of so many CPUs the actor's host may come to have: they share its memory. 1
-    where they compute on GPUs.
-    """
-    if not cpus:
-        return 1
+def groups_of_this_node(spec: AgentSpec) -> int:
+    """How many such groups the actor's host may come to have: they share its memory."""
     import ray
 
+    what, count = ("GPU", spec.gpus) if spec.gpus else ("CPU", spec.cpus)
     own = ray.get_runtime_context().get_node_id()
-    total = next(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == own)
-    return max(1, int(total) // cpus)
+    total = next(node["Resources"].get(what, 0) for node in ray.nodes() if node["NodeID"] == own)
+    return max(1, int(total) // count)

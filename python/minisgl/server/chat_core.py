@@ -8,17 +8,18 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minisgl.server import checks, errors
 from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import longest_prompt, truncate
 from minisgl.server.schemas import ChatRequest, FunctionTool, Message, TokenizeRequest
-from minisgl.server.structured import form_of, grammar_for, make_grammar
+from minisgl.server.structured import form_of, make_grammar, refused, source_of
 from minisgl.server.tools import ToolUse, plain_tools, tool_use
 from minisgl.text.errors import PromptTooLong
-from minisgl.text.formats import AnswerFormats
 from minisgl.text.generic_tools import describe_tools
+from minisgl.text.grammars import GrammarRefused
+from minisgl.text.held_answers import Demand, NotHeld
 from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
 if TYPE_CHECKING:
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from minisgl.server.generation import Generation
     from minisgl.server.state import ServerState
     from minisgl.text.answers import Owner
-    from minisgl.text.formats import Parsing
+    from minisgl.text.formats import AnswerFormats, Parsing
     from minisgl.text.frontend import ChatPrompt, TextFrontend
+    from minisgl.text.held_answers import HeldAnswer
 
 _ANY_ARGUMENTS = {"type": "object"}
+_THINKING = ("enable_thinking", "thinking")  # what templates know as the switch of thoughts
 MAX_TEMPLATE_ERROR = 500  # characters
 
 
@@ -126,53 +129,73 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
         raise errors.bad_request(
             "The model's chat template makes an empty prompt of the messages.", param="messages"
         )
-    grammar = await _grammar(text, request, use, state.formats, prompt.end)
+    held = await _held(text, request, use, state.formats, prompt.end)
     params = checks.sampling_params(
         request,
         state.sampling_defaults,
         max_tokens=checks.fit(len(prompt_ids), wanted, info.max_model_len, param="messages"),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
-        grammar=grammar,
+        grammar=None if held is None else held.grammar,
     )
     if request.prompt_logprobs is not None:
         check_prompt_logprobs(len(prompt_ids), request.prompt_logprobs)
     tools = plain_tools(use.functions)
-    # An answer of a given form is content from its first word to its last.
-    formats = state.formats if grammar is None or use.functions else AnswerFormats()
-    parsing = formats.parsing(tools, prompt.end, parallel=use.parallel)
+    parsing = state.formats.parsing(
+        tools, prompt.end, parallel=use.parallel, held=None if held is None else held.answer
+    )
     params = await text.with_thought(params, None if parsing is None else parsing.thought)
     options = DetokenizerOptions.of(
         params,
         include_stop=bool(request.include_stop_str_in_output),
         continues_prompt=bool(request.continue_final_message),
-        shown=formats.shown_tokens(tools),
+        shown=[] if parsing is None else state.formats.shown_tokens(tools),
     )
     bad_words = await text.encode_words(params.bad_words)
     return ChatJob(text, prompt, prompt_ids, params, options, bad_words, request.n or 1, parsing)
 
 
-async def _grammar(
+class _Held(NamedTuple):
+    """How answers are held to what a request demands."""
+
+    answer: HeldAnswer
+    grammar: str
+
+
+async def _held(
     text: TextFrontend, request: ChatRequest, use: ToolUse, formats: AnswerFormats, prompt_end: str
-) -> str | None:
-    """What an answer is held to; None: any text. ApiError 400, 429, 503."""
-    if not use.required and not use.strict:
-        return await grammar_for(text, request)
-    schemas = {
-        function.name: function.parameters if use.required or function.strict else _ANY_ARGUMENTS
-        for function in use.functions
-    }
-    source = formats.calls(
-        schemas, prompt_end, text.tokenizer, parallel=use.parallel, required=use.required
+) -> _Held | None:
+    """None where an answer may be any text. ApiError 400, 429, 503."""
+    form = form_of(request)
+    if form is None and not use.required and not use.strict:
+        return None
+    source = None if form is None else source_of(form)
+    if form is not None and source is not None:  # its faults are told as its own
+        await make_grammar(text, source, form.param)
+    variables = checks.template_variables(request)
+    demand = Demand(
+        schemas={
+            one.name: one.parameters if use.required or one.strict else _ANY_ARGUMENTS
+            for one in use.functions
+        },
+        form=source,
+        required=use.required,
+        parallel=use.parallel,
+        thinks=all(variables.get(name) is not False for name in _THINKING),
     )
-    if source is None:
+    calls = "tool_choice" if use.required else "tools"
+    try:
+        answer = formats.hold(demand, prompt_end, text.tokenizer)
+    except NotHeld as error:
+        if error.what == "both":
+            sentence = f"'tools' are not supported together with this form of the answer: {error}."
+            raise errors.unsupported("tools", sentence) from None
         field = "A 'tool_choice' that forces a call" if use.required else "'strict'"
-        raise errors.unsupported(
-            "tool_choice" if use.required else "tools",
-            f"{field} is not supported: the model writes calls in a form that answers can't be "
-            f"held to ({formats.tools}).",
-        )
-    return await make_grammar(text, source, "tools")
+        raise errors.unsupported(calls, f"{field} is not supported: {error}.") from None
+    except GrammarRefused as error:
+        raise refused(error, "tools") from None
+    param = "tools" if use.functions or form is None else form.param
+    return _Held(answer, await make_grammar(text, answer.source, param))
 
 
 def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -> None:
@@ -182,12 +205,6 @@ def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -
             "tools",
             "Tool calls are not supported: this server reads none (--tool-call-parser). Tools are "
             "accepted with tool_choice 'none'.",
-        )
-    if use.functions and form_of(request) is not None:
-        raise errors.unsupported(
-            "tools",
-            "'tools' are not supported together with a form of the answer: send one of them, or "
-            "tool_choice 'none'.",
         )
     budget = request.thinking_token_budget
     if budget not in (None, -1) and not formats.limits_thoughts:

@@ -175,6 +175,9 @@ class Connection:
                 if self.ending:
                     self._http.close()
                 await self._read()
+        except asyncio.CancelledError:  # the server ends: it waits for no client that takes nothing
+            self._writer.transport.abort()
+            raise
         finally:
             try:
                 self._writer.close()

@@ -61,8 +61,6 @@ async def _ask(request: bytes, head_timeout: float) -> bytes:
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] != "http":
-        return
     await send({"type": "http.response.start", "status": 200, "headers": []})
     if extension := scope["extensions"].get(CHUNK_EXTENSION):
         await extension["send"](b"by the short way")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 import hypercorn.asyncio.run
 from hypercorn.app_wrappers import ASGIWrapper
@@ -51,13 +51,22 @@ async def serve_http(
     watch = asyncio.create_task(connections.watch())
     try:
         await worker_serve(
-            ASGIWrapper(cast(Any, app)),
+            ASGIWrapper(_no_lifespan),
             config,
             sockets=Sockets(encrypted, plain, []),
             shutdown_trigger=end,
         )
+    except asyncio.InvalidStateError:
+        # Hypercorn was cancelled while it waited for connections, and asked them for their outcome.
+        raise asyncio.CancelledError from None
     finally:
         watch.cancel()
+
+
+async def _no_lifespan(*_: object) -> None:
+    """The application as Hypercorn itself calls it, which is for its lifespan only: connections
+    have theirs from HttpConfig. Hypercorn forgets a lifespan that goes on when it is cancelled.
+    """
 
 
 def _error_log() -> logging.Logger:

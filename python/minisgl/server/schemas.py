@@ -170,6 +170,7 @@ class FunctionCall(msgspec.Struct, forbid_unknown_fields=True):
 
     name: Name
     arguments: str | dict[str, Any] | None = None  # a text should be a JSON object
+    parsed_arguments: Any = None  # as the openai package has read them; no effect
 
 
 class CustomCall(msgspec.Struct, forbid_unknown_fields=True):
@@ -202,6 +203,7 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     reasoning: str | None = None  # another name for it
     refusal: str | None = None
     annotations: Any = None  # of an OpenAI answer; no effect
+    parsed: Any = None  # as the openai package has read the content; no effect
     # Honoured only where that means to do nothing: see checks.py.
     audio: Any = None
     tools: Any = None

@@ -113,13 +113,15 @@ def refused(error: GrammarRefused, param: str) -> errors.ApiError:
     return errors.unsupported(param, f"{sentence[0].upper()}{sentence[1:]}.")
 
 
-async def grammar_for(text: TextFrontend, request: GenerationRequest) -> str | None:
-    """The grammar of a request's answer; None: any text. ApiError 400, 429, 503."""
-    form = form_of(request)
-    if form is None:
-        return None
+def source_of(form: Form) -> GrammarSource:
+    """The description of a form. ApiError 400 for what isn't plain JSON."""
     try:
-        source = form_source(form.params)
+        return form_source(form.params)
     except GrammarRefused as error:
         raise refused(error, form.param) from None
-    return await make_grammar(text, source, form.param)
+
+
+async def grammar_for(text: TextFrontend, request: GenerationRequest) -> str | None:
+    """The grammar of an answer that is a form alone; None: any text. ApiError 400, 429, 503."""
+    form = form_of(request)
+    return None if form is None else await make_grammar(text, source_of(form), form.param)

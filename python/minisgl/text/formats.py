@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minisgl.model_files.files import ModelError
 from minisgl.text.generic_tools import GENERIC_PARSER
-from minisgl.text.grammars import CallShape, calls_source
+from minisgl.text.held_answers import Demand, HeldAnswer, hold
 from minisgl.text.parsers import (
     REASONING_PARSERS,
     TOOL_PARSERS,
@@ -28,11 +28,8 @@ from minisgl.text.thought_table import ThoughtTable
 from minisgl.tokenizer.template_source import TemplateSource
 
 if TYPE_CHECKING:
-    from minisgl.text.grammar_messages import GrammarSource
     from minisgl.tokenizer import Tokenizer
 
-_DEFINITIONS = ("$defs", "definitions")
-_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 _READS_TOOLS = re.compile(r"\btools\b")
 _SHORT_ID = string.ascii_letters + string.digits
 _SHORT_ID_LENGTH = 9
@@ -76,12 +73,20 @@ class AnswerFormats:
     generic: bool = False
 
     def parsing(
-        self, tools: Sequence[dict[str, Any]], prompt_end: str, *, parallel: bool = True
+        self,
+        tools: Sequence[dict[str, Any]],
+        prompt_end: str,
+        *,
+        parallel: bool = True,
+        held: HeldAnswer | None = None,
     ) -> Parsing | None:
         """How the answers to a prompt that ends so are taken apart, which may call these tools (as
-        templates read them). None where there is nothing to parse.
+        templates read them) and are `held` to what was demanded. None where there is nothing to
+        parse.
         """
         names = self._names(tools)
+        if held is not None and not held.thoughts:
+            names = (names[0], None)
         if names == (None, None):
             return None
         context = ParserContext(
@@ -89,65 +94,14 @@ class AnswerFormats:
             new_id=self.new_id,
             tool_names=frozenset(tool["function"]["name"] for tool in tools),
             tools=list(tools),
+            held=held is not None,
+            form="" if held is None else held.form,
         )
         return Parsing(*names, context, parallel)
 
-    def calls(
-        self,
-        schemas: Mapping[str, dict[str, Any] | None],
-        prompt_end: str,
-        tokenizer: Tokenizer,
-        *,
-        parallel: bool,
-        required: bool,
-    ) -> GrammarSource | None:
-        """The form of an answer that calls functions, given the JSON schemas of their arguments
-        (None: no arguments) by their names. `required`: it says nothing else, and a thought that
-        the prompt has begun is ended first. None where the model writes no calls that can be held
-        to a form.
-        """
-        tool_format = TOOL_PARSERS[self.tools] if self.tools else None
-        syntax = tool_format.syntax if tool_format else None
-        if tool_format is None or syntax is None:
-            return None
-        shapes = []
-        for name, schema in schemas.items():
-            rest, definitions = _split(_NO_ARGUMENTS if schema is None else schema)
-            before, whole, after = syntax.call(name, rest)
-            shapes.append(CallShape(before, {**whole, **definitions}, after, name))
-        thought = REASONING_PARSERS[self.reasoning] if self.reasoning else None
-        end = thought.begins_inside(prompt_end) if thought and required else None
-        begin = ("" if end is None else end + "\n\n") + syntax.begin
-        opener = "" if required else tool_format.openers[0]
-        heads = [begin] if begin else [one.before for one in shapes]
-        if not required and (
-            len(tool_format.openers) > 1
-            or tool_format.unannounced
-            or not all(head.startswith(opener) for head in heads)
-        ):
-            return None
-        texts = [begin, syntax.between, syntax.end, *(one.before + one.after for one in shapes)]
-        special = {
-            token: token_id
-            for token_id, token in tokenizer.added_tokens.items()
-            if tokenizer.is_no_text(token_id) and any(token in text for text in texts)
-        }
-        shown = marker_tokens(None, self.reasoning)
-        free = [
-            token_id
-            for token_id, token in tokenizer.added_tokens.items()
-            if token in shown and tokenizer.is_no_text(token_id)
-        ]
-        return calls_source(
-            shapes,
-            begin=begin,
-            between=syntax.between,
-            end=syntax.end,
-            parallel=parallel,
-            special_tokens=special,
-            opener=opener,
-            free_tokens=free,
-        )
+    def hold(self, demand: Demand, prompt_end: str, tokenizer: Tokenizer) -> HeldAnswer:
+        """How an answer to a prompt that ends so is held to a demand. NotHeld, GrammarRefused."""
+        return hold(demand, self.tools, self.reasoning, prompt_end, tokenizer)
 
     def shown_tokens(self, tools: Sequence[dict[str, Any]]) -> list[str]:
         """Special tokens that such a parser needs to see, by their texts."""
@@ -196,12 +150,6 @@ def choose_formats(
     if tool_parser == "auto" and template is not None and (tools is None or not reads_tools):
         return AnswerFormats(GENERIC_PARSER, reasoning, generic=True)
     return AnswerFormats(tools, reasoning, tools == GENERIC_PARSER and not reads_tools)
-
-
-def _split(schema: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A schema without its definitions, and these: references to them count from the root."""
-    definitions = {name: schema[name] for name in _DEFINITIONS if name in schema}
-    return {name: schema[name] for name in schema if name not in definitions}, definitions
 
 
 def _chosen(

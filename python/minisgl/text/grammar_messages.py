@@ -22,16 +22,18 @@ class GrammarSource(msgspec.Struct, frozen=True, tag="source", omit_defaults=Tru
     """What a grammar is made of; the message that asks for it. Answered by Compiled or Refused."""
 
     # "json": a JSON schema; "regex"; "choice": a JSON list of texts; "grammar": Lark, GBNF or EBNF;
-    # "calls": the JSON text of what grammars.calls_source() was given.
-    kind: Literal["json", "regex", "choice", "grammar", "calls"]
+    # "answer": the JSON text of an AnswerForm; "engine": a grammar as SamplingParams.grammar has
+    # it, which stays as it is.
+    kind: Literal["json", "regex", "choice", "grammar", "answer", "engine"]
     text: str
     compact: bool = False  # JSON without white space
     whitespace_pattern: str | None = None  # an expression for JSON's white space at one place
     closed: bool = False  # objects have no other properties than those that the schema lists
 
-
-class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The process is there: what takes long from here on is the grammar."""
+    @property
+    def max_bytes(self) -> int:
+        """How long `text` may be in UTF-8."""
+        return MAX_GRAMMAR_BYTES if self.kind == "engine" else MAX_SOURCE_BYTES
 
 
 class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
@@ -49,7 +51,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     message: Annotated[str, Meta(max_length=MAX_SENTENCE)] = ""
 
 
-FromGrammarProcess = Started | Compiled | Refused
+FromGrammarProcess = Compiled | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _source: msgspec.msgpack.Decoder[GrammarSource] = msgspec.msgpack.Decoder(GrammarSource)

@@ -4,17 +4,17 @@ has a limit of memory, and a parent that kills it when it takes too long; see gr
 
 from __future__ import annotations
 
-from minisgl.text.grammar_compiler import GrammarError, compile_grammar, make_tokenizer
+from minisgl.text.grammar_compiler import compile_grammar, make_tokenizer
 from minisgl.text.grammar_messages import (
     MAX_SENTENCE,
     MEMORY_LIMIT,
     Compiled,
     FromGrammarProcess,
     Refused,
-    Started,
     decode_source,
     frame,
 )
+from minisgl.text.grammar_text import GrammarError
 from minisgl.text.limited_child import serve
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         except MemoryError:
             return Refused("memory")
 
-    serve(MEMORY_LIMIT, frame(Started()), lambda data: frame(answer(data)))
+    serve(MEMORY_LIMIT, lambda data: frame(answer(data)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -18,22 +18,20 @@ import msgspec
 
 from minisgl.children import python_command
 from minisgl.sampling_params import StructuredOutputsParams
+from minisgl.text.answer_form import AnswerForm
 from minisgl.text.errors import TextQueueFull, WorkerLost
 from minisgl.text.grammar_messages import (
     MAX_FRAME_BYTES,
-    MAX_SOURCE_BYTES,
     MEMORY_LIMIT,
     Compiled,
     FromGrammarProcess,
     GrammarSource,
     Refused,
-    Started,
     decode_answer,
     frame,
 )
 from minisgl.text.limited_process import Fault, LimitedProcess, within
 
-PROCESS_NAME = "minisgl-grammar-0"
 CACHE_BYTES = 2**24  # of grammars that are remembered
 ANY_OBJECT = '{"type":"object"}'  # a schema
 MAX_WAITING = 256  # forms in the line for the process
@@ -54,51 +52,9 @@ class GrammarLimits:
     wait: float = 10.0  # for other forms before this one
 
 
-@dataclass(frozen=True)
-class CallShape:
-    """How a model writes a call of one tool."""
-
-    before: str  # up to its JSON
-    schema: dict[str, Any]  # the JSON schema of what stands there
-    after: str  # behind it
-    name: str  # the tool's, for errors
-
-
-def calls_source(
-    shapes: Sequence[CallShape],
-    *,
-    begin: str = "",
-    between: str = "",
-    end: str = "",
-    parallel: bool,
-    special_tokens: Mapping[str, int],
-    opener: str = "",
-    free_tokens: Sequence[int] = (),
-) -> GrammarSource:
-    """The form of an answer that calls tools: `begin`, a call, with `parallel` any number of
-    others, each behind `between`, and `end`.
-
-    With `opener`, with which `begin` begins or, where that is empty, `before` of each: any text in
-    which what stands behind each `opener` is such a form. The tokens of the ids in `free_tokens`
-    are a part of the text.
-
-    Where a key of `special_tokens` stands in one of these texts, or in a call's `before` or
-    `after`, the model writes the token of that id; the rest it writes as text.
-    """
-    calls = {
-        "calls": [
-            {"name": one.name, "before": one.before, "schema": one.schema, "after": one.after}
-            for one in shapes
-        ],
-        "begin": begin,
-        "between": between,
-        "end": end,
-        "parallel": parallel,
-        "special_tokens": dict(special_tokens),
-        "opener": opener,
-        "free_tokens": list(free_tokens),
-    }
-    return GrammarSource("calls", _json_text(calls))
+def answer_source(form: AnswerForm) -> GrammarSource:
+    """The description of a whole answer. GrammarRefused for a schema that isn't plain JSON."""
+    return GrammarSource("answer", _json_text(form))
 
 
 def form_source(form: StructuredOutputsParams) -> GrammarSource:
@@ -154,9 +110,9 @@ class Grammars:
     async def grammar(self, source: GrammarSource) -> str:
         """The text for SamplingParams.grammar. GrammarRefused, WorkerLost, TextQueueFull."""
         size = len(source.text.encode("utf-8", "surrogatepass"))
-        if size > MAX_SOURCE_BYTES:
+        if size > source.max_bytes:
             raise GrammarRefused(
-                f"the form of the answer has {size} bytes (limit {MAX_SOURCE_BYTES})"
+                f"the form of the answer has {size} bytes (limit {source.max_bytes})"
             )
         try:
             data = frame(source)
@@ -214,7 +170,6 @@ class Grammars:
                 answer = await within(self._limits.run, child.ask(data))
                 if isinstance(answer, Refused) and answer.kind == "memory":
                     raise Fault(f"needs more than {MEMORY_LIMIT // 2**20} MB of memory")
-                assert not isinstance(answer, Started)
                 return answer
             except Fault as fault:
                 logger.warning("the grammar process is replaced: the form of an answer %s", fault)
@@ -231,20 +186,9 @@ class Grammars:
         if self._closed:
             raise WorkerLost("the grammar process was closed")
         if self._child is None:
-            try:
-                self._child = await LimitedProcess.start(
-                    self._command, PROCESS_NAME, decode_answer, MAX_FRAME_BYTES
-                )
-                if not isinstance(await within(self._limits.start, self._child.receive()), Started):
-                    raise Fault("spoke before it was asked")
-            except OSError as error:
-                raise WorkerLost(f"the grammar process can't be started: {error}") from error
-            except Fault as fault:
-                await self._end_child()
-                raise WorkerLost(f"the grammar process {fault} to start") from None
-            except BaseException:
-                await self._end_child()
-                raise
+            self._child = await LimitedProcess.start(
+                "grammar", self._command, decode_answer, MAX_FRAME_BYTES, self._limits.start
+            )
         return self._child
 
     async def close(self) -> None:

@@ -26,10 +26,11 @@ def with_length(data: bytes) -> bytes:
     return len(data).to_bytes(LENGTH_BYTES, "little") + data
 
 
-def serve(memory_limit: int, started: bytes, answer: Callable[[bytes], bytes]) -> None:
-    """Answers messages until the parent closes its end. `started` is the frame that says that the
-    process is there, `answer` makes a frame of a message; `memory_limit` is in bytes of address
-    space. The process's argument is its name in the list of processes.
+def serve(memory_limit: int, answer: Callable[[bytes], bytes]) -> None:
+    """Answers messages until the parent closes its end. `answer` makes a frame of a message;
+    `memory_limit` is in bytes of address space. The process's argument is its name in the list of
+    processes. An empty frame says that the process is there: what takes long from then on is the
+    work.
     """
     die_with_parent(signal.SIGKILL)
     setproctitle(sys.argv[1])
@@ -38,7 +39,7 @@ def serve(memory_limit: int, started: bytes, answer: Callable[[bytes], bytes]) -
     os.dup2(2, 1)  # nothing else that is written is an answer
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _write(outbox, started)
+    _write(outbox, with_length(b""))
     while data := inbox.read(int.from_bytes(inbox.read(LENGTH_BYTES), "little")):
         _write(outbox, answer(data))
 

@@ -15,6 +15,7 @@ import msgspec
 
 from minisgl.children import child_environment, signal_child
 from minisgl.ipc.process import describe_exit
+from minisgl.text.errors import WorkerLost
 from minisgl.text.limited_child import LENGTH_BYTES
 
 _TICKS = 8  # that a deadline is made of
@@ -69,40 +70,52 @@ class LimitedProcess(Generic[Answer]):
     @classmethod
     async def start(
         cls,
+        kind: str,
         command: Sequence[str],
-        name: str,
         decode: Callable[[bytes], Answer],
         max_answer_bytes: int,
+        seconds: float,
     ) -> LimitedProcess[Answer]:
-        """Runs the command, to which `name` is added: the process's in the list of processes.
-        Answers are decoded by `decode`, which raises msgspec.DecodeError. Raises OSError.
+        """Runs the command, and waits so many seconds until it says that it is there. `kind`, such
+        as "grammar", is in the process's name and in sentences about it. Answers are decoded by
+        `decode`, which raises msgspec.DecodeError. Raises WorkerLost.
 
         A cancelled start still comes to its end first: asyncio may wait for ever for a process
         whose start it was to give up.
         """
-        start = asyncio.ensure_future(_spawn((*command, name)))
+        start = asyncio.ensure_future(_spawn((*command, f"minisgl-{kind}-0")))
         try:
-            return cls(await asyncio.shield(start), decode, max_answer_bytes)
+            child = cls(await asyncio.shield(start), decode, max_answer_bytes)
+        except OSError as error:
+            raise WorkerLost(f"the {kind} process can't be started: {error}") from error
         except asyncio.CancelledError:
             with contextlib.suppress(OSError):
                 await cls(await start, decode, max_answer_bytes).end()
             raise
+        try:
+            if await within(seconds, child._receive(bytes)):
+                raise Fault("spoke before it was asked")
+        except BaseException as error:
+            await child.end()
+            if isinstance(error, Fault):
+                raise WorkerLost(f"the {kind} process {error} to start") from None
+            raise
+        return child
 
     async def ask(self, data: bytes) -> Answer:
         """Sends a frame and receives the next one. Raises Fault when the process ends."""
-        # receive() says how it ended. A pipe that is known to be closed is uvloop's RuntimeError.
+        # _receive() says how it ended. A pipe that is known to be closed is uvloop's RuntimeError.
         with contextlib.suppress(ConnectionError, RuntimeError):
             self._to.write(data)
             await self._to.drain()
-        return await self.receive()
+        return await self._receive(self._decode)
 
-    async def receive(self) -> Answer:
-        """Raises Fault when the process ends."""
+    async def _receive(self, decode: Callable[[bytes], T]) -> T:
         ends = (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError)
         with contextlib.suppress(*ends):
             length = int.from_bytes(await self._from.readexactly(LENGTH_BYTES), "little")
             if length <= self._max_answer_bytes:
-                return self._decode(await self._from.readexactly(length))
+                return decode(await self._from.readexactly(length))
         self.kill()  # it may also have said what can't be understood
         status = describe_exit(await self._process.wait())
         raise Fault(f"crashed its process, which {status}, when it was", died=True)

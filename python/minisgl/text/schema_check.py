@@ -40,6 +40,13 @@ _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "m
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(_MAPS, (dict, "an object")),
+    **dict.fromkeys((*_LISTS, "enum"), (list, "a list")),
+    **dict.fromkeys(("$ref", "format", "pattern"), (str, "a text")),
+    "type": ((str, list), "a text or a list of texts"),
+    "required": (list, "a list of texts"),
+}
 _SINGLE = ("items", "additionalItems", "additionalProperties")
 # Characters that a JSON string has only as \u and four digits. Nothing else is written in that way:
 # a property's name could then be written in two ways, and pass for another one.
@@ -97,6 +104,8 @@ def _within(node: dict[str, Any], path: str) -> Iterator[tuple[Any, str]]:
 
 def _check_keyword(node: dict[str, Any], key: str, path: str) -> None:
     value = node[key]
+    if key in _KINDS:
+        _check_kind(key, value, path)
     if key in _UNSUPPORTED:
         if not any(value is one or (value == one == {}) for one in _UNSUPPORTED[key]):
             raise SchemaRefused(
@@ -119,6 +128,15 @@ def _check_keyword(node: dict[str, Any], key: str, path: str) -> None:
     elif key == "properties" and isinstance(value, dict):
         for name in value:
             _check_text("properties", name, path)
+
+
+def _check_kind(key: str, value: Any, path: str) -> None:
+    kind, words = _KINDS[key]
+    names = value if key in ("required", "type") and isinstance(value, list) else []
+    if not isinstance(value, kind) or not all(isinstance(one, str) for one in names):
+        raise SchemaRefused(
+            f"the JSON schema's '{key}' (at '{path}') must be {words}, got {_shown(value)}"
+        )
 
 
 def _check_values(key: str, value: Any, path: str) -> None:

@@ -24,14 +24,11 @@ from minisgl.text.template_messages import (
     LoadTemplate,
     Render,
     Rendered,
-    Started,
     TemplateRefused,
     decode_from_template,
     frame,
 )
 from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
-
-PROCESS_NAME = "minisgl-template-0"
 
 logger = logging.getLogger(__name__)
 
@@ -78,18 +75,13 @@ class TemplateClient:
 
     async def spawn(self) -> None:
         """Starts the process before its template is known. Raises WorkerLost."""
-        try:
-            self._child = await LimitedProcess.start(
-                self._command, PROCESS_NAME, decode_from_template, MAX_FRAME_BYTES
-            )
-            started = await within(self._limits.start, self._child.receive())
-            if not isinstance(started, Started):
-                raise Fault("spoke before it was asked")
-        except OSError as error:
-            raise WorkerLost(f"the template process can't be started: {error}") from error
-        except Fault as fault:
-            await self._end_child()
-            raise WorkerLost(f"the template process {fault} to start") from None
+        self._child = await LimitedProcess.start(
+            "template",
+            self._command,
+            decode_from_template,
+            MAX_FRAME_BYTES,
+            self._limits.start,
+        )
 
     async def start(self, source: TemplateSource) -> None:
         """Compiles the template, in the process of spawn() or a new one. ChatTemplateError when the

@@ -35,10 +35,6 @@ class Render(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
     template_kwargs: dict[str, Any] | None = None
 
 
-class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The process is there: what takes long from here on is the template."""
-
-
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """The template is compiled."""
 
@@ -57,7 +53,7 @@ class TemplateRefused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 ToTemplate = LoadTemplate | Render
-FromTemplate = Started | Loaded | Rendered | TemplateRefused
+FromTemplate = Loaded | Rendered | TemplateRefused
 
 _encoder = msgspec.msgpack.Encoder()
 _to_template: msgspec.msgpack.Decoder[ToTemplate] = msgspec.msgpack.Decoder(ToTemplate)

@@ -16,7 +16,6 @@ from minisgl.text.template_messages import (
     Loaded,
     LoadTemplate,
     Rendered,
-    Started,
     TemplateRefused,
     ToTemplate,
     decode_to_template,
@@ -29,7 +28,7 @@ from minisgl.tokenizer.template_source import ChatTemplateError
 def main() -> None:
     """Answers until the parent closes its end."""
     worker = _Worker()
-    serve(MEMORY_LIMIT, frame(Started()), lambda data: _frame(worker.answer(data)))
+    serve(MEMORY_LIMIT, lambda data: _frame(worker.answer(data)))
 
 
 def _frame(answer: FromTemplate) -> bytes:

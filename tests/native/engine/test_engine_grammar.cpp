@@ -1,5 +1,7 @@
 // Requests with a grammar beside others: what they write is in their grammar and the same whatever happens around them,
 // and the others notice nothing.
+#include <pthread.h>
+
 #include <cmath>
 #include <regex>
 
@@ -28,6 +30,7 @@ std::vector<Request> some_requests(std::uint64_t count) {
     request.grammar = "start: /" + pattern_of(request) + "/";
     request.sampling.allowed_token_ids.clear();
     request.stop_token_ids.clear();
+    request.pooling = {};
     request.max_tokens = std::min<std::int64_t>(60, 100 - std::ssize(request.prompt));
   }
   return requests;
@@ -214,6 +217,57 @@ TEST_F(EngineGrammar, AFaultEndsItsRequestAlone) {
     ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[id], requests[id - 1]));
 }
 
+// So many readings of a text that the mask of its fourth letter takes a second.
+std::string ambiguous_grammar() {
+  constexpr int kRules = 12;
+  std::string grammar = "start: e0\n";
+  for (int rule = 0; rule < kRules; ++rule) {
+    grammar += concat("e", rule, ": ");
+    for (int i = 0; i < kRules; ++i) grammar += concat("e", (rule + i) % kRules, " e", (rule * i + 1) % kRules, " | ");
+    for (char letter = 'a'; letter < 'z'; ++letter) grammar += concat('"', letter, "\" | ");
+    grammar += "\"z\"\n";
+  }
+  return grammar;
+}
+
+TEST_F(EngineGrammar, OneWhoseMaskTakesTooLongEndsItsRequestAlone) {
+  EngineConfig config = options();
+  config.mask_limit_ms = 50;
+  TestEngine test(config);
+  test.engine.start();
+  open(test);
+  Request slow = make_request(1, {4, 5}, 90);
+  slow.grammar = ambiguous_grammar();
+  slow.ignore_eos = true;
+  const auto expect_error = [&] {
+    EXPECT_EQ(test.results[1].finish, FinishReason::error);
+    EXPECT_EQ(test.results[1].last.error_code, ErrorCode::invalid_request);
+    EXPECT_EQ(test.results[1].last.error, "the grammar takes more than 50 ms for a token, the most that it may");
+  };
+  test.run(slow);  // when nobody else has the engine look
+  expect_error();
+  test.results.clear();
+
+  test.engine.submit(slow);
+  std::vector<Request> others;
+  for (std::uint64_t id = 2; id < 42; ++id) {
+    others.push_back(make_request(id, {4, 5}, 90));
+    if (has_grammar(others.back())) others.back().grammar = "start: /[a-c]{60}/";
+    test.engine.submit(others.back());
+  }
+  test.collect_until_finished(2 + others.size());
+  expect_error();
+  for (const Request& other : others) {
+    if (has_grammar(other)) {
+      EXPECT_EQ(test.results[other.id].finish, FinishReason::stop);
+    } else {
+      ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[other.id], other));
+    }
+  }
+  test.engine.stop();
+  test.expect_idle();
+}
+
 TEST_F(EngineGrammar, IsAbortedAtAnyTime) {
   TestEngine test(options());
   test.engine.start();
@@ -250,6 +304,23 @@ TEST_F(EngineGrammar, IsRefusedWhereThereIsNoLibrary) {
     const Request other = make_request(2, {5}, 10);
     expect_reference(test.run(other), other);
   }
+}
+
+TEST_F(EngineGrammar, IsRefusedWhereThreadsHaveLittleStack) {
+  pthread_attr_t usual, little;
+  ASSERT_EQ(pthread_getattr_default_np(&usual), 0);
+  ASSERT_EQ(pthread_getattr_default_np(&little), 0);
+  pthread_attr_setstacksize(&little, std::size_t{1} << 20);
+  ASSERT_EQ(pthread_setattr_default_np(&little), 0);
+  TestEngine test(options());
+  std::string error;
+  try {
+    open(test);
+  } catch (const InputError& refusal) {
+    error = refusal.what();
+  }
+  pthread_setattr_default_np(&usual);
+  EXPECT_EQ(error, "threads have a stack of 1024 KiB, and grammars need 2048: raise the limit (ulimit -s)");
 }
 
 TEST_F(EngineGrammar, StopsWhileAMaskIsMade) {

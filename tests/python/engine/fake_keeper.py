@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import types
 
 import msgspec
 
@@ -64,9 +65,20 @@ async def main(link: ParentLink[ToKeeper]) -> int:
     return 0
 
 
+def pretend_ray() -> None:
+    """What an actor asks Ray: its host has two GPUs."""
+    own = types.SimpleNamespace(get_node_id=lambda: "own")
+    resources = {"other": {"GPU": 9.0}, "own": {"CPU": 64.0, "GPU": 2.0}}
+    nodes = [{"NodeID": node, "Resources": found} for node, found in resources.items()]
+    ray = types.ModuleType("ray")
+    vars(ray).update(get_runtime_context=lambda: own, nodes=lambda: nodes)
+    sys.modules["ray"] = ray
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "actor":
         die_with_parent(signal.SIGKILL)
+        pretend_ray()
         from minisgl.ray.guest import RankHost
 
         print(RankHost().run(bytes.fromhex(sys.argv[2])), file=sys.stderr)

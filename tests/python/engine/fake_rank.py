@@ -79,6 +79,7 @@ class Engine:
             "eos_token_ids": [2],
             "isa": "fake",
             "num_threads": 1,
+            "host_bytes": options["kv_host_bytes"],
         }
         self._event_fd = os.eventfd(0) if hasattr(os, "eventfd") else -1
         self._lock = threading.Lock()

@@ -62,12 +62,13 @@ async def serving(
     await cluster.open()
     lot = RaySite(cluster).take(3)
     client = EngineClient(
-        lot.fit(EngineOptions(model_path="")),
+        lot.fit(EngineOptions(model_path="", kv_host_bytes=3001)),
         launcher=lot.launcher(MODEL),
         restart=RestartPolicy(first_delay=0.05),
     )
     try:
-        await client.start(PATIENCE)
+        info = await client.start(PATIENCE)
+        assert info.host_bytes == 1501  # as there is a GPU for another replica
         yield lot, client, lambda: [p for p in descendants(os.getpid()) if p not in others]
     finally:
         await client.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -23,31 +22,23 @@ from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineInfo, Output
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import PoolingParams, SamplingParams, pooled_params
 from tests.python.engine.paper_engines import (
     PaperSite,
     answer,
     paper_changes,
     paper_replicas,
-    turns,
+)
+from tests.python.engine.paper_traffic import (
+    TRAFFIC,
+    Action,
+    act,
+    finish,
+    owners,
+    submit,
+    until,
 )
 from tests.python.waiting import PATIENCE
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0)
-
-    await asyncio.wait_for(poll(), PATIENCE)
-
-
-def submit(replicas: Replicas, prompt: list[int], count: int) -> TokenStream:
-    return replicas.submit(prompt, SamplingParams(max_tokens=count))
-
-
-def owners(replicas: Replicas, stream: TokenStream) -> int:
-    return sum(stream in one.engine.requests.streams for one in replicas.members)
 
 
 def check(replicas: Replicas, streams: list[TokenStream]) -> None:
@@ -61,23 +52,8 @@ def check(replicas: Replicas, streams: list[TokenStream]) -> None:
             assert stream.received == expected
 
 
-async def finish(replicas: Replicas, site: PaperSite, streams: list[TokenStream]) -> None:
-    """Steps until all streams are over."""
-
-    def step() -> bool:
-        for engine in site.alive():
-            engine.step()
-        return all(stream.finished for stream in streams)
-
-    await until(step)
-
-
 ACTIONS = st.one_of(
-    st.tuples(st.just("submit"), st.integers(1, 30)),
-    st.tuples(st.just("step"), st.integers(0, 9)),
-    st.tuples(st.just("die"), st.integers(0, 9)),
-    st.tuples(st.just("abort"), st.integers(0, 9)),
-    st.tuples(st.just("turns"), st.integers(1, 5)),
+    TRAFFIC,
     st.tuples(st.just("add"), st.just(0)),
     st.tuples(st.just("remove"), st.integers(0, 5)),
     st.tuples(st.just("restart"), st.integers(0, 5)),
@@ -87,7 +63,7 @@ ACTIONS = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ACTIONS, max_size=40))
 def test_whatever_dies_comes_and_goes_each_stream_has_all_its_tokens_once(
-    actions: list[tuple[str, int]],
+    actions: list[Action],
 ) -> None:
     logging.disable(logging.CRITICAL)
     try:
@@ -96,32 +72,24 @@ def test_whatever_dies_comes_and_goes_each_stream_has_all_its_tokens_once(
         logging.disable(logging.NOTSET)
 
 
-async def run(actions: list[tuple[str, int]]) -> None:
+async def run(actions: list[Action]) -> None:
     site = PaperSite()
     replicas = paper_replicas(site, 2)
     changes = paper_changes(replicas)
     begun: list[Change] = []
     streams: list[TokenStream] = []
     await replicas.start(None)
-    for number, (what, how) in enumerate(actions):
-        alive = site.alive()
+    for action in actions:
+        what, how = action
         try:
-            if what == "submit":
-                streams.append(submit(replicas, [number, how], how))
-            elif what == "step" and alive:
-                alive[how % len(alive)].step()
-            elif what == "die" and alive:
-                alive[how % len(alive)].die()
-            elif what == "abort" and streams:
-                streams[how % len(streams)].abort()
-            elif what == "turns":
-                await turns(how)
-            elif what == "add":
+            if what == "add":
                 begun.append(changes.add())
             elif what == "remove":
                 begun.append(changes.remove(how, 0))
             elif what == "restart":
                 begun.append(changes.restart(how, 0))
+            else:
+                await act(action, replicas, site, streams)
         except (EngineUnavailable, ReplicaRefused, ReplicaUnknown):
             pass  # said at once, and nothing has begun
         check(replicas, streams)
@@ -158,6 +126,27 @@ async def test_streams_of_a_dead_replica_go_on_elsewhere_at_once() -> None:
     await finish(replicas, site, streams)
     check(replicas, streams)
     assert replicas.num_restarts == 1
+    await replicas.close()
+
+
+async def test_an_embedding_of_a_dead_replica_is_made_by_another() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 2)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 2)
+    prompts = [[number] * 5 for number in range(6)]
+    streams = [replicas.submit(prompt, pooled_params(PoolingParams())) for prompt in prompts]
+    for _ in range(3):
+        for engine in site.alive():
+            engine.step()
+    lost = set(site.engines[1].requests)
+    assert lost
+    site.engines[1].die()
+    assert lost <= set(site.engines[0].requests)
+    await finish(replicas, site, streams)
+    outputs = [await stream.next() for stream in streams]
+    assert [output.embedding for output in outputs] == list(map(bytes, prompts))
+    assert {output.finish for output in outputs} == {"stop"}
     await replicas.close()
 
 

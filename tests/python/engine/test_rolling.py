@@ -24,9 +24,8 @@ from tests.python.engine.paper_engines import (
     PaperSuccessors,
     answer,
     paper_replicas,
-    turns,
 )
-from tests.python.engine.test_replicas import finish, owners, submit, until
+from tests.python.engine.paper_traffic import TRAFFIC, Action, act, finish, owners, submit, until
 
 OLD, NEW = "paper", "parchment"
 
@@ -279,11 +278,7 @@ async def test_streams_end_where_nobody_will_ever_serve_their_model() -> None:
 
 
 ACTIONS = st.one_of(
-    st.tuples(st.just("submit"), st.integers(1, 30)),
-    st.tuples(st.just("step"), st.integers(0, 9)),
-    st.tuples(st.just("die"), st.integers(0, 9)),
-    st.tuples(st.just("abort"), st.integers(0, 9)),
-    st.tuples(st.just("turns"), st.integers(1, 20)),
+    TRAFFIC,
     st.tuples(st.just("break"), st.integers(0, 1)),
     st.tuples(st.just("other"), st.integers(0, 5)),
     st.tuples(st.just("replace"), st.just(0)),
@@ -293,7 +288,7 @@ ACTIONS = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3), st.integers(0, 1), st.lists(ACTIONS, max_size=40))
 def test_each_stream_has_all_tokens_of_one_model_once_whatever_dies_while_all_are_replaced(
-    count: int, spare: int, actions: list[tuple[str, int]]
+    count: int, spare: int, actions: list[Action]
 ) -> None:
     logging.disable(logging.CRITICAL)
     try:
@@ -302,29 +297,21 @@ def test_each_stream_has_all_tokens_of_one_model_once_whatever_dies_while_all_ar
         logging.disable(logging.NOTSET)
 
 
-async def play(stage: Stage, actions: list[tuple[str, int]]) -> None:
+async def play(stage: Stage, actions: list[Action]) -> None:
     streams: list[TokenStream] = []
     begun: list[Change] = []
     async with stage:
-        for number, (what, how) in enumerate([("replace", 0), *actions]):
-            alive = stage.site.alive()
+        for action in [("replace", 0), *actions]:
+            what, how = action
             try:
-                if what == "submit":
-                    streams.append(submit(stage.replicas, [number, how], how))
-                elif what == "step" and alive:
-                    alive[how % len(alive)].step()
-                elif what == "die" and alive:
-                    alive[how % len(alive)].die()
-                elif what == "abort" and streams:
-                    streams[how % len(streams)].abort()
-                elif what == "turns":
-                    await turns(how)
-                elif what == "break":
+                if what == "break":
                     stage.site.bad_models = {NEW} if how else set()
                 elif what == "other":
                     begun.append(stage.changes.restart(how, 0))
                 elif what == "replace":
                     begun.append(stage.replace())
+                else:
+                    await act(action, stage.replicas, stage.site, streams)
             except (EngineUnavailable, ReplicaRefused, ReplicaUnknown):
                 pass  # said at once, and nothing has begun
             check(stage, streams)

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from minisgl import LLM, SamplingParams, StructuredOutputsParams
 from minisgl.sampling_params import ParameterError
 from tests.python.running.tiny_model import make_tiny_model
-from tests.python.server.byte_tokenizer import END, byte_alphabet
+from tests.python.server.byte_tokenizer import END, TURN, byte_alphabet
 
 COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 
@@ -291,8 +291,9 @@ def test_a_fault_ends_the_request_alone(llm: LLM) -> None:
     prompts, some = mixed(4)
     expected = tokens_of(llm, prompts, some)
     for grammar, fields, message in (
-        ("start: /[/", {}, "the grammar can't be read"),
-        ('{"grammars": [{"json_schema": {"type": "nonsense"}}]}', {}, "the grammar can't be read"),
+        ("start: /[/", {}, "grammar: the grammar has a pattern that is not supported: unclosed"),
+        ('{"grammars": [{"json_schema": {"type": "text"}}]}', {}, "a 'type' that does not exist"),
+        ("start: <[0-9999]>", {}, "the grammar can't be read"),
         (regex_grammar("[0-9]{4}"), {"allowed_token_ids": [ord("x")]}, "allowed_token_ids"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -301,6 +302,19 @@ def test_a_fault_ends_the_request_alone(llm: LLM) -> None:
     (cut,) = llm.generate([1], params(PERSON, max_tokens=5), use_tqdm=False)
     assert cut.outputs[0].finish_reason == "length"
     assert llm.stats().num_running == llm.stats().num_waiting == 0
+
+
+def test_a_grammar_that_would_end_the_process_is_refused(llm: LLM) -> None:
+    """Nested more deeply than a thread's stack holds."""
+    rules = "start: a0\n" + "".join(f"a{k}: a{k + 1}\n" for k in range(60_000)) + 'a60000: "x"'
+    with pytest.raises(ParameterError, match="grammar: the form of the answer is too complex"):
+        llm.generate([1], params(rules), use_tqdm=False)
+
+
+def test_special_tokens_of_the_model(llm: LLM) -> None:
+    """The process that compiles a grammar first knows none of them."""
+    (result,) = llm.generate([1], params(f'start: "a" <[{TURN}-{TURN}]> "z"'), use_tqdm=False)
+    assert result.outputs[0].token_ids == [ord("a"), TURN, ord("z"), END]
 
 
 def test_structured_outputs(llm: LLM) -> None:

@@ -7,10 +7,9 @@ import json
 import re
 from collections import Counter
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 import openai
-import pydantic
 import pytest
 
 from tests.python.running.conftest import RunningServer
@@ -56,31 +55,6 @@ async def test_every_answer_to_a_random_schema_that_stops_is_valid(client: Any) 
     assert ends["stop"] >= 0.95 * ends.total(), ends
 
 
-class Step(pydantic.BaseModel):
-    kind: Literal["add", "multiply"]
-    amount: int = pydantic.Field(ge=-9, le=9)
-
-
-class Plan(pydantic.BaseModel):
-    title: str = pydantic.Field(max_length=10)
-    steps: list[Step] = pydantic.Field(min_length=1, max_length=3)
-    note: str | None = pydantic.Field(max_length=5)
-
-
-async def test_the_openai_clients_parse(client: Any) -> None:
-    answer = await client.chat.completions.parse(
-        model=(await client.models.list()).data[0].id,
-        messages=MESSAGES,
-        response_format=Plan,
-        max_tokens=1000,
-        seed=1,
-        n=3,
-    )
-    for choice in answer.choices:
-        assert choice.finish_reason == "stop"
-        assert isinstance(choice.message.parsed, Plan)
-
-
 async def test_streams_and_completions(client: Any) -> None:
     model = (await client.models.list()).data[0].id
     stream = await client.completions.create(
@@ -106,3 +80,40 @@ async def test_streams_and_completions(client: Any) -> None:
         model=model, messages=MESSAGES, max_tokens=5, response_format={"type": "json_object"}
     )
     assert cut.choices[0].message.content.startswith("{")
+
+
+async def test_every_call_that_is_made_is_valid(client: Any) -> None:
+    model = (await client.models.list()).data[0].id
+    form = {"name": "random", "schema": random_schema(0), "strict": True}
+    beside: Any = {"response_format": {"type": "json_schema", "json_schema": form}}
+
+    async def ask(seed: int, **fields: Any) -> Any:
+        schema = random_schema(seed, 1)
+        function = {"name": "f", "parameters": schema, "strict": True}
+        answer = await client.chat.completions.create(
+            model=model,
+            messages=MESSAGES,
+            tools=[{"type": "function", "function": function}],
+            parallel_tool_calls=False,
+            temperature=1,
+            seed=seed,
+            max_tokens=MAX_TOKENS,
+            **fields,
+        )
+        choice = answer.choices[0]
+        if choice.finish_reason == "tool_calls":
+            (call,) = choice.message.tool_calls
+            value = json.loads(call.function.arguments, parse_float=Decimal)
+            assert not fault(value, schema), (seed, call)
+        elif choice.finish_reason == "stop":
+            value = json.loads(choice.message.content, parse_float=Decimal)
+            assert not fault(value, form["schema"]), (seed, choice.message.content)
+        return choice.finish_reason
+
+    forced = Counter(await asyncio.gather(*(ask(i, tool_choice="required") for i in range(12))))
+    assert set(forced) <= {"tool_calls", "length"}
+    assert forced["tool_calls"] >= 11, forced
+    either = Counter(await asyncio.gather(*(ask(i, **beside) for i in range(12))))
+    assert either["tool_calls"] + either["stop"] >= 11, either
+    assert either["tool_calls"], either
+    assert either["stop"], either

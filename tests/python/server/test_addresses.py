@@ -25,10 +25,8 @@ from tests.python.waiting import PATIENCE, until
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
-        head = {"type": "http.response.start", "status": 200, "headers": []}
-        await send(head)
-        await send({"type": "http.response.body", "body": scope["scheme"].encode()})
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["scheme"].encode()})
 
 
 @contextlib.asynccontextmanager
@@ -229,7 +227,7 @@ async def test_connections_beyond_the_limit(caplog: pytest.LogCaptureFixture) ->
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal begun
-        if scope["type"] == "http" and scope["path"] == "/slow":
+        if scope["path"] == "/slow":
             begun += 1
             await go_on.wait()
         await hello(scope, receive, send)

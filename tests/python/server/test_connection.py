@@ -10,7 +10,7 @@ import gc
 import json
 import socket
 import struct
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minisgl.server import call, http1
 from minisgl.server import connection as server_connection
+from minisgl.server import listener as server_listener
 from minisgl.server.addresses import Listener
 from minisgl.server.call import Call
 from minisgl.server.connection import Connection
@@ -287,15 +288,11 @@ async def fail(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.mark.parametrize("application", [answer, give_up, fail])
 @pytest.mark.parametrize("stays", [True, False])
 async def test_an_application_that_reads_nothing(application: ASGIApp, stays: bool) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await application(scope, receive, send)
-
     listener = Listener.bind("127.0.0.1", 0)
     listener.listen()
     port = listener.port
     stop = asyncio.Event()
-    server = asyncio.create_task(serve_http(app, listener, stop.wait))
+    server = asyncio.create_task(serve_http(application, listener, stop.wait))
     await turns()
     before = len(asyncio.all_tasks())
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -308,3 +305,65 @@ async def test_an_application_that_reads_nothing(application: ASGIApp, stays: bo
     await until(lambda: len(asyncio.all_tasks()) <= before + 1)  # that of until()
     stop.set()
     await server
+
+
+async def more_than_is_read(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(2**24), "more_body": False})
+
+
+async def test_the_end_waits_for_no_client_that_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_listener, "GRACEFUL_SECONDS", 0.05)
+    before = asyncio.all_tasks()
+    async with a_request(more_than_is_read) as (server, stop):
+        stop.set()
+        await asyncio.wait_for(server, PATIENCE)
+        assert asyncio.all_tasks() == before
+
+
+async def test_a_server_that_is_cancelled_while_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends as cancelled tasks do, and nothing of it goes on."""
+    monkeypatch.setattr(server_listener, "GRACEFUL_SECONDS", 0.05)
+    told, go_on = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.sleep(PATIENCE)
+        except asyncio.CancelledError:
+            told.set()
+            await go_on.wait()
+            raise
+
+    before = asyncio.all_tasks()
+    async with a_request(stubborn) as (server, stop):
+        stop.set()
+        await asyncio.wait_for(told.wait(), PATIENCE)
+        server.cancel()
+        await turns()
+        go_on.set()
+        await asyncio.wait({server}, timeout=PATIENCE)
+        assert server.cancelled()
+        await until(lambda: len(asyncio.all_tasks()) <= len(before) + 1)  # that of until()
+
+
+@contextlib.asynccontextmanager
+async def a_request(app: ASGIApp) -> AsyncIterator[tuple[asyncio.Task[None], asyncio.Event]]:
+    """A server of that application, with what ends it, that has a request of a client that reads
+    no answer.
+    """
+    begun = asyncio.Event()
+
+    async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await app(scope, receive, send)
+
+    listener = Listener.bind("127.0.0.1", 0)
+    listener.listen()
+    port, stop = listener.port, asyncio.Event()
+    server = asyncio.create_task(serve_http(noted, listener, stop.wait))
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(GET)
+        await begun.wait()
+        yield server, stop

@@ -52,6 +52,25 @@ def prompt(server: Server) -> str:
     return bytes(token for token in ids if token < 256).decode()
 
 
+async def test_a_call_or_a_form_behind_a_thought(start_server: StartServer) -> None:
+    form = '{"a": 1}'
+    text = {"format": {"type": "json_schema", "name": "f", "schema": {"type": "object"}}}
+    answers = (f"<think>So.</think>\n{form}", CALL)
+    for said in answers:
+        async with start_server(
+            reply(said), formats=FORMATS, template=TEMPLATE, max_model_len=2048
+        ) as server:
+            answer = (await respond(server, tools=[CLOCK], text=text)).json()
+            streamed = events((await respond(server, tools=[CLOCK], text=text, stream=True)).text)
+        kinds = [item["type"] for item in answer["output"]]
+        assert [item["type"] for item in streamed[-1]["response"]["output"]] == kinds
+        if said == CALL:
+            assert kinds == ["function_call"]
+        else:
+            assert kinds == ["reasoning", "message"]
+            assert answer["output"][1]["content"][0]["text"] == form
+
+
 async def test_a_call_and_what_it_gave(start_server: StartServer) -> None:
     script = in_turn(ANSWER, "Noon.", "Noon.")
     async with start_server(

@@ -197,16 +197,20 @@ async def test_a_budget_of_thoughts_comes_to_the_engine_with_what_closes_them(
     async with start_server(reply("<think>a</think>b"), formats=FORMATS) as server:
         for fields in ({"thinking_token_budget": 7}, {}, {"thinking_token_budget": -1}):
             assert (await server.chat(**fields)).status_code == 200
-        # An answer of a given form is content from its first word on.
-        assert (await server.chat(thinking_token_budget=0, response_format=form)).status_code == 200
-        limited, unlimited, any_number, formed = [
+        # An answer of a given form may have a thought before it, unless that is switched off.
+        for fields in ({}, {"chat_template_kwargs": {"enable_thinking": False}}):
+            fields = {"thinking_token_budget": 7, "response_format": form, **fields}
+            assert (await server.chat(**fields)).status_code == 200
+        limited, unlimited, any_number, formed, at_once = [
             one.request.params for one in server.engine.submitted
         ]
+    assert formed.thought == limited.thought
+    assert allows(formed.grammar, "<think>a\n</think>\n\n{}")
     assert limited.thinking_token_budget == 7
     assert limited.thought is not None
     assert limited.thought.closings == [list(b"\n</think>\n\n")]
     assert limited.thought.thoughts[0] == -1  # the prompt begins no thought
-    for params in (unlimited, any_number, formed):
+    for params in (unlimited, any_number, at_once):
         assert params.thought is None
         assert not params.limits_thoughts
 
@@ -289,21 +293,30 @@ JSON_FORM = {"type": "json_object"}
 
 async def test_what_cant_be_enforced_is_refused(start_server: StartServer, server: Server) -> None:
     async with start_server(formats=FORMATS) as able:
-        for fields, param in (
-            ({"tools": [WEATHER], "response_format": JSON_FORM}, "tools"),
-            ({"tools": [WEATHER], "response_format": JSON_FORM, "tool_choice": NAMED}, "tools"),
-        ):
-            answer = await able.chat(**fields)
-            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        bad = {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}
+        answer = await able.chat(tools=[WEATHER], response_format=bad)
+        param = "response_format.json_schema.schema"
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
         strict_without_calls = await able.chat(tools=[STRICT], tool_choice="none")
         assert strict_without_calls.status_code == 200
     answer = await server.chat(tools=[WEATHER])  # a server that reads no calls
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
-    async with start_server(formats=AnswerFormats("qwen3_coder")) as able:  # arguments are no JSON
-        answer = await able.chat(tools=[WEATHER], tool_choice="required")
+    odd = {"type": "function", "function": {"name": "a b", "strict": True}}
+    async with start_server(formats=AnswerFormats("pythonic")) as able:  # Python has no such name
+        answer = await able.chat(tools=[odd], tool_choice="required")
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tool_choice")
-        answer = await able.chat(tools=[STRICT])
+        answer = await able.chat(tools=[odd])
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+    async with start_server(formats=AnswerFormats("json")) as able:  # calls are JSON as all else is
+        answer = await able.chat(tools=[WEATHER], response_format=JSON_FORM)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+        assert "this form of the answer" in answer.json()["error"]["message"]
+    email = {"type": "object", "properties": {"to": {"type": "string", "format": "regex"}}}
+    mail = {"type": "function", "function": {"name": "mail", "parameters": email}}
+    async with start_server(formats=AnswerFormats("qwen3_coder")) as able:
+        answer = await able.chat(tools=[mail], tool_choice="required")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+        assert "tool 'mail': the parameter 'to' has the 'format'" in answer.text.lower()
 
 
 def allows(grammar: str, text: str) -> bool:
@@ -375,11 +388,59 @@ async def test_a_call_that_has_to_be_made_ends_a_thought_first(start_server: Sta
     assert choice["message"]["content"] is None
 
 
-async def test_an_answer_of_a_form_is_content(start_server: StartServer) -> None:
-    template = "{{ messages[0].content }}<think>\n"
-    async with start_server(reply("{}"), formats=FORMATS, template=template) as server:
+async def test_an_answer_of_a_form_comes_behind_its_thought(start_server: StartServer) -> None:
+    template = "{{ messages[0].content }}{{ '<think>\n' if enable_thinking is not false }}"
+    form = '{"a": "<tool_call></think>"}'
+    async with start_server(
+        cut("so</think>\n\n" + form, (3,)), formats=FORMATS, template=template
+    ) as server:
         choice = (await server.chat(response_format=JSON_FORM)).json()["choices"][0]
-    assert choice["message"]["content"] == "{}"
+        message, finish = put_together(await stream_of(server, response_format=JSON_FORM))
+        grammar = server.engine.submitted[-1].request.params.grammar
+        assert (message["reasoning_content"], message["content"], finish) == ("so", form, "stop")
+        assert choice["message"]["content"] == form
+        assert choice["message"]["reasoning"] == "so"
+        assert allows(grammar, "</think>{}")
+        assert not allows(grammar, "{}")
+        off = {"response_format": JSON_FORM, "chat_template_kwargs": {"enable_thinking": False}}
+        answer = (await server.chat(**off)).json()  # it hasn't a thought, whatever it says
+        assert answer["choices"][0]["message"]["content"] == "so</think>\n\n" + form
+        assert allows(server.engine.submitted[-1].request.params.grammar, "{}")
+
+
+@pytest.mark.parametrize("sizes", [(1,), (5, 2), (1000,)])
+async def test_tools_beside_a_form_of_the_answer(
+    start_server: StartServer, sizes: tuple[int, ...]
+) -> None:
+    form = '{"a": "<tool_call>{}</tool_call>"}'
+    answers = (form, f"<think>a</think>\n{CALL}\n{OTHER_CALL}", CALL)
+
+    async def script(client: FakeClient, stream: Any) -> None:
+        await cut(answers[stream.id % 3], sizes)(client, stream)
+
+    fields: dict[str, Any] = {"tools": [STRICT, OTHER], "response_format": JSON_FORM, "n": 3}
+    async with start_server(script, formats=FORMATS) as server:
+        chunks = await stream_of(server, **fields)
+        whole = (await server.chat(**fields)).json()["choices"]
+        grammar = server.engine.submitted[-1].request.params.grammar
+        await server.chat(**{**fields, "n": 1}, tool_choice="none")
+        form_alone = server.engine.submitted[-1].request.params.grammar
+        await server.chat(**{**fields, "n": 1}, tool_choice="required")
+        calls_alone = server.engine.submitted[-1].request.params.grammar
+    for index, (names, finish) in enumerate(
+        ([[], "stop"], [["weather", "other"], "tool_calls"], [["weather"], "tool_calls"])
+    ):
+        message, streamed_finish = put_together(chunks, index)
+        assert streamed_finish == whole[index]["finish_reason"] == finish
+        assert [call["name"] for call in message["tool_calls"]] == names
+        assert message["content"] == whole[index]["message"]["content"]
+        assert message["content"] == (None if names else form)
+    for text in (form, CALL, f"{CALL}\n{OTHER_CALL}", f"<think>{CALL}</think>\n\n{form}"):
+        assert allows(grammar, text)
+        assert allows(form_alone, text) == text.endswith(form)
+        assert allows(calls_alone, text) == (not text.endswith(form))
+    for text in ("Hello", form + CALL, CALL.replace('"Bern"', "1"), f"<think>{form}"):
+        assert not allows(grammar, text)
 
 
 async def test_the_template_is_given_the_tools_that_are_allowed(start_server: StartServer) -> None:

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 NAMES = ("id", "name", "größe", "a b", 'q"', "kind", "tags", "x\ny", "0")
 
 
-def random_schema(seed: int) -> dict[str, Any]:
-    """The schema of a seed."""
+def random_schema(seed: int, depth: int = 3, names: Sequence[str] = NAMES) -> dict[str, Any]:
+    """The schema of a seed; `names` are those of the properties of its values."""
     rng = random.Random(seed)
-    schema = _object(rng, 3)
+    schema = _object(rng, depth, names)
     if rng.random() < 0.3:  # what it refers to may refer to itself, within an array that is short
         schema["properties"]["ref"] = {"$ref": "#/$defs/node"}
         schema["required"].append("ref")
@@ -41,8 +42,8 @@ def _schema(rng: random.Random, depth: int) -> dict[str, Any]:
     return rng.choice(kinds)(rng)
 
 
-def _object(rng: random.Random, depth: int) -> dict[str, Any]:
-    names = rng.sample(NAMES, rng.randint(1, 4))
+def _object(rng: random.Random, depth: int, names: Sequence[str] = NAMES) -> dict[str, Any]:
+    names = rng.sample(names, rng.randint(1, 4))
     return {
         "type": "object",
         "title": "not a constraint",

@@ -19,21 +19,20 @@ from typing import Any
 import pytest
 
 from minisgl.sampling_params import StructuredOutputsParams
+from minisgl.text.answer_form import AnswerForm, CallForm, CallsForm
 from minisgl.text.errors import TextQueueFull, WorkerLost
 from minisgl.text.grammar_compiler import (
     MAX_LEXER_STATES,
-    GrammarError,
     compile_grammar,
-    lark_text,
     make_tokenizer,
 )
+from minisgl.text.grammar_text import GrammarError, lark_text
 from minisgl.text.grammars import (
-    CallShape,
     GrammarLimits,
     GrammarRefused,
     Grammars,
     GrammarSource,
-    calls_source,
+    answer_source,
     form_source,
 )
 from tests.python.text.random_schemas import fault, random_schema
@@ -248,38 +247,43 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 
 
 def test_calls_of_tools() -> None:
-    def call(name: str, arguments: Any) -> CallShape:
+    def call(name: str, arguments: Any) -> CallForm:
         schema = {
             "type": "object",
             "properties": {"name": {"const": name}, "arguments": arguments},
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        return CallShape("<call>\n", schema, "\n</call>", name)
+        return CallForm(name, "<call>\n", schema, "\n</call>")
 
-    shapes = [call("weather", CITY), call("time", {"type": "object"})]
+    def source(calls: CallsForm, special: dict[str, int] | None = None) -> GrammarSource:
+        return answer_source(AnswerForm(calls=calls, special_tokens=special or {}))
+
+    calls = [call("weather", CITY), call("time", {"type": "object"})]
     text = '<call>\n{"name":"weather","arguments":{"city":"x"}}\n</call>'
     other = '<call>\n{"name":"time","arguments":{}}\n</call>'
-    one = calls_source(shapes, between="\n", parallel=False, special_tokens={})
+    one = source(CallsForm(calls, between="\n", parallel=False))
     assert allows(one, text)
     assert not allows(one, text + "\n" + other)
     assert not allows(one, text.replace("city", "town"))
-    several = calls_source(
-        shapes, begin="[", between=",", end="]", parallel=True, special_tokens={}
-    )
+    several = source(CallsForm(calls, "[", ",", "]"))
     assert allows(several, f"[{text},{other},{text}]")
     assert not allows(several, "[]")
     # A marker may be a token of the model's: by its id, of which this vocabulary has 257 last.
-    special = {"<call>": SPECIAL, "</call>": SPECIAL}
-    marked = calls_source(shapes, parallel=False, special_tokens=special)
+    marked = source(CallsForm(calls), {"<call>": SPECIAL, "</call>": SPECIAL})
     inner = list(text.removeprefix("<call>").removesuffix("</call>").encode())
     assert allows(marked, [SPECIAL, *inner, SPECIAL])
     assert not allows(marked, text)
-    assert "<[90000]>" in compile_grammar(
-        calls_source(shapes, parallel=False, special_tokens={"<call>": 90000}), TOKENIZER
-    )
-    bad = calls_source([call("f", {"not": {}})], parallel=False, special_tokens={})
+    large = source(CallsForm(calls), {"<call>": 90000})
+    assert "<[90000]>" in compile_grammar(large, TOKENIZER)
+    bad = source(CallsForm([call("f", {"not": {}})]))
     assert refusal(bad).startswith("tool 'f': the JSON schema's keyword 'not'")
+    deep: Any = {}
+    for _ in range(2000):
+        deep = {"items": deep}
+    with pytest.raises(GrammarRefused):
+        source(CallsForm([call("f", deep)]))
+    assert "not valid JSON" in refusal(GrammarSource("answer", '{"calls":' + "[" * 10_000))
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ from minisgl.text.parsers.formats import CallSyntax, ParserContext, ReasoningFor
 from minisgl.text.parsers.registry import (
     REASONING_PARSERS,
     TOOL_PARSERS,
+    is_harmony,
     make_parser,
     marker_tokens,
     reasoning_parser_for,
@@ -24,6 +25,7 @@ __all__ = [
     "ParserContext",
     "ReasoningFormat",
     "ToolFormat",
+    "is_harmony",
     "make_parser",
     "marker_tokens",
     "reasoning_parser_for",

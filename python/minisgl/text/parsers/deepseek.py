@@ -76,7 +76,6 @@ DEEPSEEK_V3 = ToolFormat(
         after=f"\n```{CALL_END}",
         between="\n",
         end=CALLS_END,
-        arguments_key=None,
     ),
 )
 DEEPSEEK_V31 = ToolFormat(
@@ -89,6 +88,5 @@ DEEPSEEK_V31 = ToolFormat(
         before=f"{CALL_BEGIN}{{name}}{SEPARATOR}",
         after=CALL_END,
         end=CALLS_END,
-        arguments_key=None,
     ),
 )

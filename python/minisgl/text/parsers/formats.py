@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from minisgl.text.parsers.output import Output
-from minisgl.text.parsers.source import Markers, Source, Steps
+from minisgl.text.parsers.source import NOTHING, Markers, Source, Steps
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,12 @@ class ParserContext:
     new_id: Callable[[], str]  # makes the id of a call
     tool_names: frozenset[str] = frozenset()  # empty: not known
     tools: list[dict[str, Any]] = field(default_factory=list)  # as the OpenAI API has them
+    # The answer is held to a grammar: a call's JSON is whole up to its last bracket, and what looks
+    # like a marker in it is none.
+    held: bool = False
+    # The answer is calls from its beginning, which are announced or bare, or it is text of a given
+    # form to its last character; "": neither is said.
+    form: Literal["", "announced", "bare"] = ""
 
     def parameters(self, name: str) -> Mapping[str, Any]:
         """The JSON schema of a function's parameters, empty where it isn't known."""
@@ -31,20 +37,27 @@ class ParserContext:
 
 @dataclass(frozen=True)
 class CallSyntax:
-    """How a format writes calls whose arguments are JSON, for grammars that force them. In
-    `before`, `{name}` stands for the function's name.
+    """How a format writes calls, for grammars that hold an answer to them. In `before` and `head`,
+    `{name}` stands for the function's name.
     """
 
-    before: str  # of one call, up to its JSON
+    before: str  # of one call, up to its arguments
     after: str = ""
     begin: str = ""  # of all calls
     between: str = ""
     end: str = ""
-    # Key of the arguments in an object with "name"; None: the JSON is the arguments alone.
-    arguments_key: str | None = "arguments"
+    # Key of the arguments in an object with "name"; None: they stand alone.
+    arguments_key: str | None = None
+    # Arguments alone are one JSON value, or are written one by one: between tags, or as Python's.
+    style: Literal["json", "xml", "python"] = "json"
+    names: str = ".+"  # an expression for the names that functions may have
+    # Of calls that nothing announces: an expression for what may begin one, and what does begin one
+    # in free text, up to its arguments alone.
+    like: str = ""
+    head: str = ""
 
     def call(self, name: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
-        """The text before a call's JSON, the schema of its JSON, and the text behind it."""
+        """The text before a call's arguments, the schema of these, and the text behind them."""
         before = self.before.replace("{name}", name)
         if self.arguments_key is None:
             return before, dict(parameters), self.after
@@ -73,7 +86,7 @@ class ToolFormat:
     # begin is a call where it names one of the request's functions.
     unannounced: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()  # further markers, for `markers`
-    syntax: CallSyntax | None = None  # None: its arguments aren't JSON
+    syntax: CallSyntax | None = None  # None: answers can't be held to it
     short_ids: bool = False  # nine letters and digits, as Mistral's templates demand
 
     @property
@@ -114,6 +127,10 @@ class ReasoningFormat:
                 return None
         return next(iter(self.ends.values())) if self.inside else None
 
+    def ends_with(self, prompt_end: str) -> bool:
+        """Whether a prompt ends behind a thought."""
+        return prompt_end.rstrip().endswith(tuple(self.ends.values()))
+
 
 def read_content(
     source: Source,
@@ -124,10 +141,16 @@ def read_content(
 ) -> Steps[None]:
     """Reads an answer's content: text and calls. `dropped` are markers that mean nothing."""
     openers = (*format.openers, *format.unannounced) if format else ()
+    if format and context.form:
+        openers = format.unannounced if context.form == "bare" else format.openers
     closers = format.closers if format else ()
     before = Markers((*openers, *dropped))
     after = Markers((*openers, *closers, *dropped)) if closers else before
     markers = before
+    if context.form:
+        out.text((yield from source.space()))
+        if not openers or not (yield from source.sees(*openers)):
+            markers = NOTHING
     while True:
         marker = yield from source.until(markers, out.text, flows=True)
         if marker is None:
@@ -152,3 +175,5 @@ def read_content(
             source.retry(out.text)
         if out.num_calls > num_calls:
             markers = after
+        elif context.form and not num_calls:
+            markers = NOTHING

@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import re
 
-from minisgl.text.parsers.json_text import is_name
+from minisgl.text.parsers.formats import CallSyntax, ParserContext
+from minisgl.text.parsers.json_text import is_name, read_value
 from minisgl.text.parsers.output import Output
-from minisgl.text.parsers.source import Markers, Source, Steps
+from minisgl.text.parsers.source import NOTHING, Markers, Source, Steps
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
 ALL = Markers([START, CHANNEL, MESSAGE, CONSTRAIN, *ENDS])
 
+CALL = CallSyntax(
+    before=f"{CHANNEL}commentary to=functions.{{name}} {CONSTRAIN}json{MESSAGE}", names=r"[^\s<]+"
+)
+# Messages that come before one that ends an answer: thoughts, and what is said before a call.
+THOUGHT, PREAMBLE = (f"{CHANNEL}{channel}{MESSAGE}" for channel in ("analysis", "commentary"))
+FINAL = f"{CHANNEL}final{MESSAGE}"
+NEXT = f"{START}assistant"  # behind <|end|>
+
 CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)")
 RECIPIENT = re.compile(r"(?:^|[\s>\w])to=([^\s<]+)")
 
 
-def read_harmony(source: Source, out: Output, *, thoughts: bool, calls: bool) -> Steps[None]:
+def read_harmony(
+    source: Source, out: Output, context: ParserContext, *, thoughts: bool, calls: bool
+) -> Steps[None]:
     """Reads a whole answer. What isn't asked for, `thoughts` or `calls`, is content."""
     out.text((yield from source.space()))
     # The prompt ends with <|start|>assistant: the recipient may come first.
@@ -31,7 +42,10 @@ def read_harmony(source: Source, out: Output, *, thoughts: bool, calls: bool) ->
             header = yield from _read_header(source, opened, out)
             if header is None:
                 return
-            marker = yield from _read_message(source, out, header, thoughts, calls)
+            if calls and (name := _function(header)):
+                marker = yield from _read_call(source, out, name, held=context.held)
+            else:
+                marker = yield from _read_text(source, out, header, context, thoughts=thoughts)
         else:
             marker = yield from source.until(ALL, out.text, flows=True)
             if marker is not None:
@@ -61,23 +75,35 @@ def _read_header(source: Source, opened: str, out: Output) -> Steps[str | None]:
         pieces.append(marker)
 
 
-def _read_message(
-    source: Source, out: Output, header: str, thoughts: bool, calls: bool
-) -> Steps[str | None]:
-    """Reads a message, and the marker that ends it, which it returns."""
+def _function(header: str) -> str:
+    """The function that a message calls, "" where it calls none."""
     found = RECIPIENT.search(header)
     name = found.group(1).removeprefix("functions.") if found else ""
-    if calls and is_name(name) and name not in ("assistant", "user"):
-        out.call(name)
-        marker = yield from source.until(ALL, out.arguments)
-        if marker is not None:
-            out.end_call()
-            out.marker()
-        return marker
-    channel = CHANNEL_NAME.search(header)
+    return name if is_name(name) and name not in ("assistant", "user") else ""
+
+
+def _read_call(source: Source, out: Output, name: str, *, held: bool) -> Steps[str | None]:
+    """Reads a call's arguments, and the marker that ends it, which it returns."""
+    out.call(name)
+    if held and (yield from source.sees("{")):
+        yield from read_value(source, out.arguments)
+    marker = yield from source.until(ALL, out.arguments)
+    if marker is not None:
+        out.end_call()
+        out.marker()
+    return marker
+
+
+def _read_text(
+    source: Source, out: Output, header: str, context: ParserContext, *, thoughts: bool
+) -> Steps[str | None]:
+    """As `_read_call`, for a message that is a thought or content."""
+    found = CHANNEL_NAME.search(header)
+    channel = found.group(1) if found else ""
     out.marker()
-    out.thinking = thoughts and channel is not None and channel.group(1) == "analysis"
-    marker = yield from source.until(ALL, out.text, flows=True)
+    out.thinking = thoughts and channel == "analysis"
+    whole = context.form and channel == "final"  # there are no markers in it
+    marker = yield from source.until(NOTHING if whole else ALL, out.text, flows=True)
     if marker is not None:
         out.marker()
     return marker

@@ -43,13 +43,15 @@ MISTRAL = ToolFormat(
     read=_read,
     openers=("[TOOL_CALLS]",),
     inner=("[ARGS]", "[CALL_ID]"),
-    syntax=CallSyntax(begin="[TOOL_CALLS][", before="", between=", ", end="]"),
+    syntax=CallSyntax(
+        begin="[TOOL_CALLS][", before="", between=", ", end="]", arguments_key="arguments"
+    ),
     short_ids=True,
 )
 MISTRAL_ARGS = ToolFormat(
     read=_read,
     openers=MISTRAL.openers,
     inner=MISTRAL.inner,
-    syntax=CallSyntax(before="[TOOL_CALLS]{name}[ARGS]", arguments_key=None),
+    syntax=CallSyntax(before="[TOOL_CALLS]{name}[ARGS]"),
     short_ids=True,
 )

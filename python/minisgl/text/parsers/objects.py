@@ -16,12 +16,18 @@ def _reader(closers: tuple[str, ...] = (), between: tuple[str, ...] = ()) -> Rea
     return read
 
 
+# What reads objects that nothing announces takes these for the beginning of a call.
+_LIKE = r'(\[\s*)?\{\s*"((name|arguments|parameters|type|id)"|[^"\\]*\\)'
+_HEAD = r'\{"name": ?"{name}", ?"{key}": '
+
 # <tool_call>{"name": ..., "arguments": {...}}</tool_call>
 HERMES = ToolFormat(
     read=_reader(("</tool_call>",)),
     openers=("<tool_call>",),
     closers=("</tool_call>",),
-    syntax=CallSyntax(before="<tool_call>\n", after="\n</tool_call>", between="\n"),
+    syntax=CallSyntax(
+        before="<tool_call>\n", after="\n</tool_call>", between="\n", arguments_key="arguments"
+    ),
 )
 
 # <|tool_call|>[{"name": ..., "arguments": {...}}, ...]; version 4 writes as Hermes.
@@ -30,7 +36,14 @@ GRANITE = ToolFormat(
     openers=("<|tool_call|>", "<tool_call>"),
     closers=("</tool_call>",),
     unannounced=("[",),
-    syntax=CallSyntax(begin="<|tool_call|>[", before="", between=", ", end="]"),
+    syntax=CallSyntax(
+        begin="<|tool_call|>[",
+        before="",
+        between=", ",
+        end="]",
+        arguments_key="arguments",
+        like=_LIKE,
+    ),
 )
 
 # {"name": ..., "parameters": {...}}; {...}, with <|python_tag|> before it or without.
@@ -38,7 +51,13 @@ LLAMA3_JSON = ToolFormat(
     read=_reader(between=(";", ",")),
     openers=("<|python_tag|>",),
     unannounced=("{", "["),
-    syntax=CallSyntax(before="", between="; ", arguments_key="parameters"),
+    syntax=CallSyntax(
+        before="",
+        between="; ",
+        arguments_key="parameters",
+        like=_LIKE,
+        head=_HEAD.replace("{key}", "parameters"),
+    ),
 )
 
 # {"name": ..., "arguments": {...}} or an array of such.
@@ -46,5 +65,11 @@ JSON = ToolFormat(
     read=_reader(between=(";", ",")),
     openers=(),
     unannounced=("{", "["),
-    syntax=CallSyntax(before="", between="\n"),
+    syntax=CallSyntax(
+        before="",
+        between="\n",
+        arguments_key="arguments",
+        like=_LIKE,
+        head=_HEAD.replace("{key}", "arguments"),
+    ),
 )

@@ -13,7 +13,8 @@ WORD = re.compile(r"[-+.\w]*")
 WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false"}
 WORDS["null"] = "null"
 MAX_DEPTH = 32
-MAX_WORD = 64
+MAX_WORD = 512
+JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 ESCAPES = {
     "n": "\n",
     "t": "\t",
@@ -126,6 +127,8 @@ def _read_key(source: Source, sink: Sink) -> Steps[bool]:
 
 def _number(word: str) -> str:
     """The JSON of a number, "" where it is none."""
+    if JSON_NUMBER.fullmatch(word):
+        return word
     try:
         return str(int(word, 0))
     except ValueError:

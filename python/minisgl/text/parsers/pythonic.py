@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from minisgl.text.parsers.formats import ParserContext, ToolFormat
+from minisgl.text.parsers.formats import CallSyntax, ParserContext, ToolFormat
 from minisgl.text.parsers.json_text import is_name, json_string
 from minisgl.text.parsers.output import Output
 from minisgl.text.parsers.python_text import read_literal
@@ -78,4 +78,15 @@ PYTHONIC = ToolFormat(
     openers=("<|python_start|>", "<|python_tag|>"),
     closers=("<|python_end|>",),
     unannounced=("[",),
+    syntax=CallSyntax(
+        begin="[",
+        before="{name}(",
+        after=")",
+        between=", ",
+        end="]",
+        style="python",
+        names=r"[\w.\-]+",
+        like=r"\[\s*({names})\(",
+        head=r"\[{name}\(",
+    ),
 )

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from minisgl.text.parsers.formats import ParserContext, ToolFormat
-from minisgl.text.parsers.json_text import escape_halves, is_name, json_string
+from minisgl.text.parsers.formats import CallSyntax, ParserContext, ToolFormat
+from minisgl.text.parsers.json_text import escape_halves, is_name, json_string, read_value
 from minisgl.text.parsers.output import Output
 from minisgl.text.parsers.source import Markers, Sink, Source, Steps
+from minisgl.text.parsers.value_types import JSON_TYPES, resolved, value_types
 
 NAME = re.compile(r"[^\s<>]*")
 PARAMETER_NAME = re.compile(r"[^<>\n]*")
@@ -20,8 +21,6 @@ FUNCTION, PARAMETER = "<function=", "<parameter="
 FUNCTION_END, PARAMETER_END, CALL_END = "</function>", "</parameter>", "</tool_call>"
 VALUE_ENDS = Markers([PARAMETER_END, FUNCTION_END])
 PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
-JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
-JSON_TYPES |= {dict: "object", list: "array", type(None): "null"}
 
 
 def _read(opener: str, source: Source, out: Output, context: ParserContext) -> Steps[bool]:
@@ -37,7 +36,7 @@ def _read(opener: str, source: Source, out: Output, context: ParserContext) -> S
         return False
     source.commit()
     out.call(name)
-    whole = yield from _read_parameters(source, out, context.parameters(name))
+    whole = yield from _read_parameters(source, out, context.parameters(name), held=context.held)
     if whole:
         out.end_call()
     out.marker()
@@ -45,9 +44,11 @@ def _read(opener: str, source: Source, out: Output, context: ParserContext) -> S
     return True
 
 
-def _read_parameters(source: Source, out: Output, schema: Mapping[str, Any]) -> Steps[bool]:
+def _read_parameters(
+    source: Source, out: Output, schema: Mapping[str, Any], *, held: bool
+) -> Steps[bool]:
     """Reads parameters to the function's end. Whether it has come, or something else."""
-    properties = schema.get("properties")
+    properties = resolved(schema, schema).get("properties")
     opening = "{"
     while (yield from source.starts(PARAMETER)):
         name = yield from source.run(PARAMETER_NAME, 257)
@@ -56,7 +57,7 @@ def _read_parameters(source: Source, out: Output, schema: Mapping[str, Any]) -> 
         out.arguments(f'{opening}"{json_string(name.strip())}": ')
         opening = ", "
         one = properties.get(name.strip()) if isinstance(properties, dict) else None
-        ended = yield from _read_value(source, out.arguments, set(_types(one)) or {"string"})
+        ended = yield from _read_value(source, out.arguments, value_types(one, schema), held=held)
         if not ended:
             return False
         if ended == FUNCTION_END:
@@ -69,12 +70,18 @@ def _read_parameters(source: Source, out: Output, schema: Mapping[str, Any]) -> 
     return True
 
 
-def _read_value(source: Source, sink: Sink, types: set[str]) -> Steps[str]:
-    """Gives `sink` the JSON of a value: a string's as it comes, another's when it is whole. Returns
-    the marker that ended it, "" where the answer did.
+def _read_value(source: Source, sink: Sink, types: set[str], *, held: bool) -> Steps[str]:
+    """Gives `sink` the JSON of a value: that of a string, or one that is `held` to JSON, as it
+    comes, another's when it is whole. Returns the marker that ended it, "" where the answer did.
     """
-    value = _String(sink) if types == {"string"} else _Typed(sink, types)
     yield from source.starts("\n")
+    if held and "string" not in types and (yield from source.sees("{", "[", '"')):
+        # A marker in one of its strings is a part of it.
+        yield from read_value(source, sink)
+        marker = yield from source.until(VALUE_ENDS, lambda text: None)
+        yield from source.space()
+        return marker or ""
+    value = _String(sink) if types == {"string"} else _Typed(sink, types)
     while True:
         marker = yield from source.until(VALUE_ENDS, value.push)
         if marker is None:
@@ -148,30 +155,15 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"JSON has no {constant}")
 
 
-def _types(schema: Any, depth: int = 0) -> Iterator[str]:
-    """The types that a schema names, of which a value has one."""
-    if not isinstance(schema, dict) or depth > 8:
-        return
-    named = schema.get("type")
-    if isinstance(named, str):
-        yield named
-    elif isinstance(named, list):
-        yield from (one for one in named if isinstance(one, str))
-    elif isinstance(schema.get("enum"), list):
-        yield from (JSON_TYPES.get(type(one), "string") for one in schema["enum"])
-    elif "const" in schema:
-        yield JSON_TYPES.get(type(schema["const"]), "string")
-    elif "properties" in schema or "$ref" in schema:
-        yield "object"
-    elif "items" in schema:
-        yield "array"
-    for key in ("anyOf", "oneOf", "allOf"):
-        for one in schema.get(key) or () if isinstance(schema.get(key), list) else ():
-            yield from _types(one, depth + 1)
-
-
 QWEN3_CODER = ToolFormat(
     read=_read,
     openers=("<tool_call>", FUNCTION),
     closers=(FUNCTION_END, CALL_END),
+    syntax=CallSyntax(
+        before="<tool_call>\n<function={name}>\n",
+        after="</function>\n</tool_call>",
+        between="\n",
+        style="xml",
+        names=r"[^\s<>]+",
+    ),
 )

@@ -11,7 +11,7 @@ from minisgl.text.parsers.formats import (
     ToolFormat,
     read_content,
 )
-from minisgl.text.parsers.harmony import ALL, read_harmony
+from minisgl.text.parsers.harmony import ALL, CALL, read_harmony
 from minisgl.text.parsers.output import Output
 from minisgl.text.parsers.source import Source, Steps
 from minisgl.text.parts import AnswerParser, Part
@@ -23,7 +23,7 @@ def _no_reader(opener: str, source: Source, out: Output, context: ParserContext)
 
 
 # Harmony's messages are both thoughts and calls.
-_HARMONY_TOOLS = ToolFormat(read=_no_reader, openers=ALL.texts)
+_HARMONY_TOOLS = ToolFormat(read=_no_reader, openers=ALL.texts, syntax=CALL)
 _HARMONY_THOUGHTS = ReasoningFormat({text: text for text in ALL.texts}, closing=None)
 
 TOOL_PARSERS: Mapping[str, ToolFormat] = {
@@ -52,6 +52,13 @@ REASONING_PARSERS: Mapping[str, ReasoningFormat] = {
     "granite": thoughts.GRANITE_THINK,
     "mistral": thoughts.MISTRAL_THINK,
 }
+
+
+def is_harmony(tools: str | None, reasoning: str | None) -> bool:
+    """Whether a format of one of these names makes of an answer a sequence of messages."""
+    return (tools is not None and TOOL_PARSERS[tools] is _HARMONY_TOOLS) or (
+        reasoning is not None and REASONING_PARSERS[reasoning] is _HARMONY_THOUGHTS
+    )
 
 
 def tool_parser_for(template: str) -> str | None:
@@ -111,12 +118,12 @@ def _read_answer(
     thought_format = REASONING_PARSERS[reasoning] if reasoning else None
     calls, harmony = tool_format is _HARMONY_TOOLS, thought_format is _HARMONY_THOUGHTS
     if calls or harmony:
-        yield from read_harmony(source, out, thoughts=harmony, calls=calls)
+        yield from read_harmony(source, out, context, thoughts=harmony, calls=calls)
         return
     dropped: tuple[str, ...] = ()
     if thought_format:
-        thought = yield from thoughts.read_thought(source, out, thought_format, context.prompt_end)
-        if thought and thought_format.wrapper:
+        thought = yield from thoughts.read_thought(source, out, thought_format, context)
+        if thought and thought_format.wrapper and not context.form:
             dropped = thought_format.wrapper[1:]
     yield from read_content(source, out, context, tool_format, dropped)
 

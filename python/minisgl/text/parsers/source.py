@@ -46,6 +46,9 @@ class Markers:
         return len(text)
 
 
+NOTHING = Markers(())
+
+
 class Source:
     """The text that has arrived and hasn't been read: `text` from `at` on."""
 

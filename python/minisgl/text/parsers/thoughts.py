@@ -4,7 +4,7 @@ beginning is text, and so is any marker of calls within a thought.
 
 from __future__ import annotations
 
-from minisgl.text.parsers.formats import ReasoningFormat
+from minisgl.text.parsers.formats import ParserContext, ReasoningFormat
 from minisgl.text.parsers.output import Output
 from minisgl.text.parsers.source import Markers, Source, Steps
 
@@ -27,10 +27,10 @@ GRANITE_THINK = ReasoningFormat(
 
 
 def read_thought(
-    source: Source, out: Output, format: ReasoningFormat, prompt_end: str
+    source: Source, out: Output, format: ReasoningFormat, context: ParserContext
 ) -> Steps[bool]:
     """Reads the thought that an answer begins with. Whether there is one, and it has ended."""
-    end = format.begins_inside(prompt_end)
+    end = format.begins_inside(context.prompt_end)
     if end is not None:
         out.thinking = True
         out.marker()
@@ -51,7 +51,7 @@ def read_thought(
         return False
     out.marker()
     out.thinking = False
-    if format.wrapper:
+    if format.wrapper and not context.form:
         source.mark()
         yield from source.space()
         if (yield from source.starts(format.wrapper[0])):
