@@ -80,8 +80,13 @@ py::tuple output_tuple(const RequestOutput& output) {
   if (output.finish != FinishReason::none) {
     timings = py::make_tuple(output.queue_seconds, output.prefill_seconds, output.decode_seconds);
   }
-  return py::make_tuple(output.id, tokens, finish_name(output.finish), error_name(output.error_code), output.error,
-                        logprobs, prompt_logprobs, timings, output.num_cached);
+  const auto with = [&](const auto&... more) {
+    return py::make_tuple(output.id, tokens, finish_name(output.finish), error_name(output.error_code), output.error,
+                          logprobs, prompt_logprobs, timings, output.num_cached, more...);
+  };
+  if (output.embedding.empty()) return with();
+  const auto* embedding = reinterpret_cast<const char*>(output.embedding.data());
+  return with(py::bytes(embedding, output.embedding.size() * sizeof(float)));
 }
 
 using PhaseReport = std::function<void(const std::string& phase, std::int64_t done, std::int64_t total)>;
@@ -380,7 +385,8 @@ void bind_engine(py::module_& module) {
           "event_fd", [](const PyEngine& self) { return self.engine().event_fd(); },
           "A descriptor that is readable while outputs wait. It belongs to the engine.")
       .def("take_outputs", &take_outputs,
-           "Takes all outputs: (id, token ids, finish reason, error code, error, logprobs, prompt logprobs, timings).")
+           "Takes all outputs: (id, token ids, finish reason, error code, error, logprobs, prompt logprobs, timings, "
+           "cached tokens), and behind them, where there is one, the embedding as 32-bit numbers.")
       .def("take_block_events", &take_block_events,
            "Takes what entered and left the prefix cache, with report_blocks: (\"stored\", \"removed\" or \"cleared\", "
            "medium, block hashes, hash of the block before them or None, token ids, salt).")

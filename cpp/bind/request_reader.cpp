@@ -39,6 +39,12 @@ void read_field(const char* field, py::handle value, std::vector<std::vector<std
   read_items(field, value, [&](py::handle item) { lists.push_back(read_tokens(field, item)); });
 }
 
+void read_field(const char* field, py::handle value, Pooling::Kind& kind) {
+  const std::string name = read_text(field, value);
+  if (name != "last" && name != "mean") throw py::value_error(concat(field, " must be last or mean, got ", name));
+  kind = name == "last" ? Pooling::Kind::last : Pooling::Kind::mean;
+}
+
 void read_field(const char* field, py::handle value, std::vector<ThoughtMove>& moves) {
   if (!PyBytes_Check(value.ptr())) wrong_type(field, "bytes", value);
   const auto bytes = py::reinterpret_borrow<py::bytes>(value).cast<std::string_view>();
@@ -65,6 +71,11 @@ void into_sampling(const char* field, py::handle value, Request& request) {
 }
 
 template <auto Member>
+void into_pooling(const char* field, py::handle value, Request& request) {
+  read_field(field, value, request.pooling.*Member);
+}
+
+template <auto Member>
 void into_standing(const char* field, py::handle value, Request& request) {
   read_field(field, value, request.standing.*Member);
 }
@@ -85,6 +96,9 @@ FieldTable<Request> make_readers() {
       {"stop_token_ids", into_request<&Request::stop_token_ids>},
       {"logprobs", into_request<&Request::logprobs>},
       {"prompt_logprobs", into_request<&Request::prompt_logprobs>},
+      {"pooling", into_pooling<&Pooling::kind>},
+      {"normalize", into_pooling<&Pooling::normalize>},
+      {"dimensions", into_pooling<&Pooling::dimensions>},
       {"priority", into_standing<&Standing::priority>},
       {"share", into_standing<&Standing::share>},
       {"user", into_standing<&Standing::user>},

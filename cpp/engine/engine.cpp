@@ -269,6 +269,7 @@ void Engine::Impl::admit(Submission submission) {
   if (lookahead) lookaheads.emplace(id, SequenceLookahead{std::move(lookahead), !depends_on_output(request.sampling)});
   const auto prompt_end = request.prompt.end() - request.num_resumed;
   const bool has_counts = uses_penalties(request.sampling);
+  const std::int64_t num_hidden = request.pooling.num_rows(std::ssize(request.prompt));
   const bool counts_prompt = request.sampling.repetition_penalty != 1.0f;
   SequenceSampling sampling{.params = std::move(request.sampling),
                             .prompt_len = prompt_end - request.prompt.begin(),
@@ -284,6 +285,7 @@ void Engine::Impl::admit(Submission submission) {
                        .score_prompt = request.prompt_logprobs >= 0,
                        .needs_token = needs_token,
                        .has_counts = has_counts,
+                       .num_hidden = num_hidden,
                        .space = {.salt = request.prefix_salt},
                        .standing = request.standing,
                        .arrived = submission.time};
@@ -442,7 +444,7 @@ void Engine::Impl::give_back_counts(SequenceId id) {
 }
 
 void Engine::Impl::finish_step() {
-  std::vector<TokenOutput> results = executor.take().tokens;
+  StepOutputs results = executor.take();
   const Clock::time_point now = Clock::now();
   ++num_steps;
   const Clock::duration time = now - std::exchange(busy_since, now);
@@ -451,8 +453,8 @@ void Engine::Impl::finish_step() {
   const StepPlan& plan = scheduler.oldest();
   pace.learn(plan, time);
   draws.clear();
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    if (plan.targets[i].token == LogitTarget::kSample) draws.push_back(results[i].token);
+  for (std::size_t i = 0; i < results.tokens.size(); ++i) {
+    if (plan.targets[i].token == LogitTarget::kSample) draws.push_back(results.tokens[i].token);
   }
   accept_drafts(plan, draws, drawn);
   scheduler.complete(drawn, std::chrono::duration<double>(time).count());

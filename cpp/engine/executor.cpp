@@ -48,6 +48,7 @@ StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec) {
           .sequences = sequences,
           .penalized = std::min(sequences, config.max_penalized),
           .logits = sequences + SchedulerOptions{}.max_prompt_logits + config.max_drafts,
+          .hidden = std::min(SchedulerOptions{}.max_prompt_hidden, config.max_batch_tokens),
           .positions = config.max_model_len,
           .pages = config.num_pages,
           .vocab_size = spec.vocab_size};

@@ -24,6 +24,7 @@ struct Follower::Impl final : PlanHandler {
   Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device_, const EngineConfig& config_,
        std::unique_ptr<PlanReceiver> plans_)
       : config(config_),
+        limits(step_limits(config, model_->spec())),
         device(std::move(device_)),
         model(std::move(model_)),
         plans(std::move(plans_)),
@@ -33,12 +34,13 @@ struct Follower::Impl final : PlanHandler {
                  .page_size = config.page_size,
                  .max_model_len = config.max_model_len,
                  .max_batch_tokens = config.max_batch_tokens,
-                 .max_logits = step_limits(config, model->spec()).logits,
+                 .max_logits = limits.logits,
+                 .max_hidden = limits.hidden,
                  .vocab_size = model->spec().vocab_size,
                  .runs_ahead = executor.depth() > 0}),
         ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
     if (!ended) throw std::system_error(errno, std::generic_category(), "eventfd");
-    executor.prepare(step_limits(config, model->spec()), config.cuda_graphs);
+    executor.prepare(limits, config.cuda_graphs);
     if (config.num_host_pages > 0) executor.open_host_tier(config.num_host_pages, [] {});
   }
 
@@ -109,6 +111,7 @@ struct Follower::Impl final : PlanHandler {
   }
 
   const EngineConfig config;
+  const StepLimits limits;
   // The executor's model and device outlive it: members are destroyed from the last to the first.
   const std::unique_ptr<Device> device;
   const std::unique_ptr<Model> model;

@@ -30,6 +30,7 @@ SequenceId LiveRequests::add(const Request& request, std::vector<std::int32_t> s
     // Nothing comes before the first token, so nothing could have predicted it.
     live.prompt_logprobs.push_back({request.prompt[0], std::numeric_limits<float>::quiet_NaN(), {}});
   }
+  if (request.pooling.enabled()) live.pooler.emplace(request.pooling);
   const bool inserted = sequence_of_.try_emplace(request.id, next_sequence_).second;
   MINISGL_CHECK(inserted, "request ", request.id, " is live");
   requests_.emplace(next_sequence_, std::move(live));
@@ -56,9 +57,12 @@ void LiveRequests::mark_started(const StepPlan& plan, Clock::time_point now) {
   }
 }
 
-LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTokens& drawn,
-                                              std::span<TokenOutput> results, Clock::time_point now) {
+LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTokens& drawn, StepOutputs& outputs,
+                                              Clock::time_point now) {
   Collected collected;
+  const std::span<TokenOutput> results = outputs.tokens;
+  std::span<const float> hidden = outputs.hidden;  // of the sequences that are still to come
+  const std::size_t width = plan.hidden_rows.empty() ? 0 : hidden.size() / plan.hidden_rows.size();
   std::size_t next = 0;  // index into `results`
   for (std::size_t index = 0; index < plan.sequences.size(); ++index) {
     const SequenceStep& step = plan.sequences[index];
@@ -74,9 +78,12 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTo
     const std::size_t first = next;
     next += static_cast<std::size_t>(step.num_draws);
     MINISGL_CHECK(next <= results.size(), "no token for sequence ", step.id);
+    const std::span<const float> rows = hidden.first(static_cast<std::size_t>(step.num_hidden) * width);
+    hidden = hidden.subspan(rows.size());
     if (!is_live) continue;
     LiveRequest& request = iterator->second;
     RequestOutput output{.id = request.id};
+    if (request.pooler) request.pooler->add(rows, width);
     if (step.num_draws > 0) {
       if (request.num_generated == 0) end_prefill(request, output, now);
       const std::size_t end = first + drawn.of(index).size();
@@ -85,7 +92,8 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTo
       }
     } else if (request.max_tokens == 0 && step.start_position + step.num_rows == request.prompt_len) {
       end_prefill(request, output, now);
-      output.finish = FinishReason::length;
+      output.finish = request.pooler ? FinishReason::stop : FinishReason::length;
+      if (request.pooler) output.embedding = request.pooler->embedding();
     } else {
       continue;  // in the middle of its prefill
     }

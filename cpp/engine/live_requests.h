@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/pooling.h"
 #include "engine/request.h"
 #include "sched/step_plan.h"
 #include "sched/step_tokens.h"
@@ -36,11 +37,10 @@ class LiveRequests {
     std::vector<RequestOutput> outputs;
     std::vector<SequenceId> ended;  // sequences whose last output is among them; they are forgotten
   };
-  // Turns the step's results, one per logit row, into one output for each request that has something to say. Of a
-  // sequence's draws as many are tokens as its list in `drawn` has, up to the one that ends it. What the step made for
-  // sequences that ended since it was planned is dropped.
-  Collected collect(const StepPlan& plan, const StepTokens& drawn, std::span<TokenOutput> results,
-                    Clock::time_point now);
+  // Turns what comes of the step, a token per logit row and the hidden states, into one output for each request that
+  // has something to say. Of a sequence's draws as many are tokens as its list in `drawn` has, up to the one that ends
+  // it. What the step made for sequences that ended since it was planned is dropped.
+  Collected collect(const StepPlan& plan, const StepTokens& drawn, StepOutputs& results, Clock::time_point now);
   // The same for tokens that the host gave a sequence; they have no log probability (NaN).
   Collected append(SequenceId id, std::span<const std::int32_t> tokens, Clock::time_point now);
   // What the request asked for is complete: its last output, which ends with this token.
@@ -59,6 +59,7 @@ class LiveRequests {
     std::int64_t num_cached = 0;  // tokens that its first step found computed
     std::int64_t num_generated = 0;
     std::vector<TokenOutput> prompt_logprobs = {};
+    std::optional<Pooler> pooler = {};  // where it asks for an embedding
   };
 
   using Iterator = std::unordered_map<SequenceId, LiveRequest>::iterator;

@@ -72,7 +72,8 @@ struct PlanLimits {
   int page_size = 1;
   std::int64_t max_model_len = 0;
   std::int64_t max_batch_tokens = 0;  // rows of a step
-  std::int64_t max_logits = 0;        // rows of a step that logits or hidden states are wanted of
+  std::int64_t max_logits = 0;        // rows of a step whose logits are wanted
+  std::int64_t max_hidden = 0;        // rows of a step whose hidden states are wanted
   std::int64_t vocab_size = 0;
   std::int32_t num_adapters = 0;
   bool runs_ahead = false;  // a plan's token may be drawn by the step before

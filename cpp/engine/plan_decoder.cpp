@@ -300,8 +300,9 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
 // sequence that tries no drafts.
 void PlanDecoder::check(const StepPlan& plan) {
   require(plan.num_rows() <= limits_.max_batch_tokens, "number of rows", plan.num_rows());
-  const std::int64_t num_logits = std::ssize(plan.logit_rows) + std::ssize(plan.hidden_rows);
-  require(num_logits <= limits_.max_logits, "number of rows of logits and hidden states", num_logits);
+  const std::int64_t num_logits = std::ssize(plan.logit_rows), num_hidden = std::ssize(plan.hidden_rows);
+  require(num_logits <= limits_.max_logits, "number of rows of logits", num_logits);
+  require(num_hidden <= limits_.max_hidden, "number of rows of hidden states", num_hidden);
   ids_.clear();
   for (const SequenceStep& step : plan.sequences) ids_.push_back(step.id);
   if (!std::ranges::is_sorted(ids_)) std::ranges::sort(ids_);  // they mostly are

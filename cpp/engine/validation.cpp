@@ -118,6 +118,14 @@ std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& 
     findings.require(value >= -1 && value <= max_logprobs, field, " must be between 0 and ", max_logprobs,
                      ", or -1 for none, got ", value);
   }
+  if (request.pooling.enabled()) {
+    findings.require(request.max_tokens == 0, "max_tokens must be 0 with pooling, got ", request.max_tokens);
+    findings.require(request.prompt_logprobs == -1, "prompt_logprobs must be -1 with pooling, got ",
+                     request.prompt_logprobs);
+    findings.require(request.pooling.dimensions >= 0 && request.pooling.dimensions <= spec.hidden_size,
+                     "dimensions must be between 1 and ", spec.hidden_size, ", or 0 for all, got ",
+                     request.pooling.dimensions);
+  }
   const std::int32_t priority = request.standing.priority;
   findings.require(priority >= -max_priority && priority <= max_priority, "priority must be between ", -max_priority,
                    " and ", max_priority, ", got ", priority);

@@ -58,6 +58,7 @@ class SafetensorsSource : public WeightSource {
     } else {
       open_whole(only_weights());
     }
+    if (tensors_.contains("embed_tokens.weight") && !tensors_.contains("model.embed_tokens.weight")) add_head();
   }
 
   const Json& config() const override { return config_; }
@@ -123,6 +124,15 @@ class SafetensorsSource : public WeightSource {
 
   void open_whole(const std::string& file) {
     for (auto& [name, entry] : open_file(file)) tensors_.emplace(name, Located{file, entry});
+  }
+
+  // A model that was saved without its head, as embedding models are: its tensors get the names of the whole model's,
+  // and the embedding stands in for the head, whose logits nobody needs.
+  void add_head() {
+    std::unordered_map<std::string, Located> renamed;
+    for (auto& [name, located] : tensors_) renamed.emplace("model." + name, std::move(located));
+    tensors_ = std::move(renamed);
+    config_["tie_word_embeddings"] = true;
   }
 
   [[noreturn]] void fail_without_weights() const {

@@ -54,7 +54,8 @@ struct StepBatch {
 struct StepLimits {
   std::int64_t rows, sequences;
   std::int64_t penalized;  // sequences with penalties, whose tokens are counted
-  std::int64_t logits;     // rows of logits and of hidden states
+  std::int64_t logits;     // rows of logits
+  std::int64_t hidden;     // rows of hidden states
   std::int64_t positions;  // the most of one sequence
   std::int64_t pages;      // the most of all sequences together
   std::int64_t vocab_size;

@@ -57,11 +57,12 @@ class Decoder final : public Model {
   std::uint64_t fingerprint() const override { return weights_.fingerprint; }
 
   void reserve(const StepLimits& limits) override {
-    workspace_.reserve(device_, limits.rows, limits.logits);
+    workspace_.reserve(device_, limits.rows, limits.logits + limits.hidden, limits.logits);
     rope_.reserve(limits.positions);
   }
   std::int64_t workspace_bytes(const StepLimits& limits) const override {
-    return workspace_.bytes_for(limits.rows, limits.logits) + rope_.bytes_for(limits.positions);
+    return workspace_.bytes_for(limits.rows, limits.logits + limits.hidden, limits.logits) +
+           rope_.bytes_for(limits.positions);
   }
 
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
@@ -70,7 +71,7 @@ class Decoder final : public Model {
     const std::int64_t num_logits = std::ssize(batch.logit_rows), num_hidden = std::ssize(batch.hidden_rows);
     const std::int64_t num_wanted = num_logits + num_hidden;
     std::int64_t num_rows = std::ssize(batch.tokens);
-    workspace_.reserve(device_, std::max(num_rows, num_wanted), num_wanted);
+    workspace_.reserve(device_, std::max(num_rows, num_wanted), num_wanted, num_logits);
     rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
 
     Tensor residual = workspace_.residual.rows(num_rows);

@@ -35,10 +35,16 @@ std::string architecture_name(const ConfigReader& config) {
   return list->front().get<std::string>();
 }
 
+// The same model without a head, as embedding models are saved: Qwen3Model.
+std::string with_head(const std::string& name) {
+  constexpr std::string_view without = "Model";
+  return name.ends_with(without) ? name.substr(0, name.size() - without.size()) + "ForCausalLM" : name;
+}
+
 const Family& find_family(const ConfigReader& config) {
-  const std::string name = architecture_name(config);
+  const std::string name = architecture_name(config), whole = with_head(name);
   for (const Family& family : families) {
-    if (name == family.architecture || name == family.model_type) return family;
+    if (whole == family.architecture || name == family.model_type) return family;
   }
   std::string supported;
   for (const Family& family : families) supported += concat(supported.empty() ? "" : ", ", family.architecture);
@@ -52,12 +58,20 @@ void refuse_quantized_safetensors(const ConfigReader& config) {
                      " are not supported: use the model in bf16, f16 or f32, or as a GGUF file"));
 }
 
+// Embedding models that were trained so would give other embeddings.
+void refuse_bidirectional_attention(const ConfigReader& config) {
+  if (!config.boolean("is_causal", true) || config.boolean("use_bidirectional_attention", false)) {
+    config.fail("attention to later tokens (is_causal false, use_bidirectional_attention) is not supported");
+  }
+}
+
 }  // namespace
 
 ModelSpec read_model_spec(const WeightSource& source) {
   const ConfigReader config(source.config(), concat("'", source.path(), "'"));
   const Family& family = find_family(config);
   refuse_quantized_safetensors(config);
+  refuse_bidirectional_attention(config);
   ModelSpec spec = family.read(config);
   spec.family = family.model_type;
   return spec;

@@ -34,24 +34,28 @@ Workspace::Workspace(const ModelSpec& spec, const ModelShard& shard, int num_ran
 
 // Calls visit(buffer, rows) for every buffer that such a step needs.
 template <typename Self, typename Visit>
-void Workspace::visit(Self& self, std::int64_t num_rows, std::int64_t num_logits, Visit visit) {
+void Workspace::visit(Self& self, std::int64_t num_rows, std::int64_t num_wanted, std::int64_t num_logits,
+                      Visit visit) {
   for (auto* buffer :
        {&self.residual, &self.normed, &self.delta, &self.qkv, &self.attention, &self.gate_up, &self.activated}) {
     visit(*buffer, num_rows);
   }
+  if (num_wanted == 0) return;
+  for (auto* buffer : {&self.last_residual, &self.last_attention}) visit(*buffer, num_wanted);
   if (num_logits == 0) return;
-  for (auto* buffer : {&self.last_residual, &self.last_attention, &self.logits}) visit(*buffer, num_logits);
+  visit(self.logits, num_logits);
   if (self.num_ranks_ == 1) return;
   for (auto* buffer : {&self.logits_part, &self.logits_parts}) visit(*buffer, num_logits);
 }
 
-void Workspace::reserve(Hardware& device, std::int64_t num_rows, std::int64_t num_logits) {
-  visit(*this, num_rows, num_logits, [&](RowBuffer& buffer, std::int64_t rows) { buffer.reserve(device, rows); });
+void Workspace::reserve(Hardware& device, std::int64_t num_rows, std::int64_t num_wanted, std::int64_t num_logits) {
+  visit(*this, num_rows, num_wanted, num_logits,
+        [&](RowBuffer& buffer, std::int64_t rows) { buffer.reserve(device, rows); });
 }
 
-std::int64_t Workspace::bytes_for(std::int64_t num_rows, std::int64_t num_logits) const {
+std::int64_t Workspace::bytes_for(std::int64_t num_rows, std::int64_t num_wanted, std::int64_t num_logits) const {
   std::int64_t bytes = 0;
-  visit(*this, num_rows, num_logits,
+  visit(*this, num_rows, num_wanted, num_logits,
         [&](const RowBuffer& buffer, std::int64_t rows) { bytes += buffer.bytes_for(rows); });
   return bytes;
 }

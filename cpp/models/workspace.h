@@ -28,10 +28,11 @@ class RowBuffer {
 struct Workspace {
   Workspace(const ModelSpec& spec, const ModelShard& shard, int num_ranks, DType activation_dtype);
 
-  // Makes room for steps of so many rows, of which logits or hidden states are needed of num_logits.
-  void reserve(Hardware& device, std::int64_t num_rows, std::int64_t num_logits);
+  // Makes room for steps of so many rows, of which logits or hidden states are needed of num_wanted, logits of
+  // num_logits.
+  void reserve(Hardware& device, std::int64_t num_rows, std::int64_t num_wanted, std::int64_t num_logits);
   // Bytes that reserve() allocates in all.
-  std::int64_t bytes_for(std::int64_t num_rows, std::int64_t num_logits) const;
+  std::int64_t bytes_for(std::int64_t num_rows, std::int64_t num_wanted, std::int64_t num_logits) const;
 
   RowBuffer residual;        // [num_rows, hidden_size] act
   RowBuffer normed;          // [num_rows, hidden_size] act
@@ -40,8 +41,8 @@ struct Workspace {
   RowBuffer attention;       // [num_rows, num_heads * head_dim] act
   RowBuffer gate_up;         // [num_rows, 2 * intermediate_size] act
   RowBuffer activated;       // [num_rows, intermediate_size] act
-  RowBuffer last_residual;   // [num_logits, hidden_size] act: the rows whose logits or hidden states are needed
-  RowBuffer last_attention;  // [num_logits, num_heads * head_dim] act
+  RowBuffer last_residual;   // [num_wanted, hidden_size] act: the rows whose logits or hidden states are needed
+  RowBuffer last_attention;  // [num_wanted, num_heads * head_dim] act
   RowBuffer logits;          // [num_logits, vocab_size] f32
   // With several ranks: this rank's logits, and those of all ranks as they are gathered.
   RowBuffer logits_part;   // [num_logits, rank's vocab_size] f32
@@ -49,7 +50,7 @@ struct Workspace {
 
  private:
   template <typename Self, typename Visit>
-  static void visit(Self& self, std::int64_t num_rows, std::int64_t num_logits, Visit visit);
+  static void visit(Self& self, std::int64_t num_rows, std::int64_t num_wanted, std::int64_t num_logits, Visit visit);
 
   int num_ranks_;
 };

@@ -15,6 +15,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   MINISGL_CHECK(options.max_counting >= 1, "max_counting is ", options.max_counting);
   MINISGL_CHECK(options.max_batch_tokens >= 1, "max_batch_tokens is ", options.max_batch_tokens);
   MINISGL_CHECK(options.max_prompt_logits >= 1, "max_prompt_logits is ", options.max_prompt_logits);
+  MINISGL_CHECK(options.max_prompt_hidden >= 1, "max_prompt_hidden is ", options.max_prompt_hidden);
   MINISGL_CHECK(options.max_drafts >= 0, "max_drafts is ", options.max_drafts);
   if (options.host_pages > 0 && options.prefix_cache) {
     host_.emplace(tree_, pages_, options.host_pages, options.page_size);

@@ -26,10 +26,11 @@ struct SchedulerOptions {
   std::int64_t max_running = 256;       // sequences that hold pages
   std::int64_t max_counting = 256;      // of those, whose tokens devices count
   std::int64_t max_batch_tokens = 512;  // rows of a step
-  // Prompt rows of a step whose logits or hidden states are wanted: bounds the [rows, vocab] buffer.
-  std::int64_t max_prompt_logits = 64;
-  std::int64_t max_drafts = 0;  // rows of a step that try drafts
-  bool prefix_cache = true;     // what was computed is kept as long as there is room, and found again by its tokens
+  std::int64_t max_prompt_logits =
+      64;  // prompt rows of a step whose logits are wanted: bounds the [rows, vocab] buffer
+  std::int64_t max_prompt_hidden = 512;  // prompt rows of a step whose hidden states are wanted
+  std::int64_t max_drafts = 0;           // rows of a step that try drafts
+  bool prefix_cache = true;  // what was computed is kept as long as there is room, and found again by its tokens
   // How long a step may take in which sequences decode: prefills beside them are cut to what fits. 0: as long as it
   // takes.
   double target_step_seconds = 0;
@@ -269,7 +270,8 @@ class Scheduler {
 
   // What is left of a step's room while it is planned.
   std::int64_t rows_left_ = 0;           // rows, within max_batch_tokens
-  std::int64_t prompt_logits_left_ = 0;  // wanted rows, within max_prompt_logits
+  std::int64_t prompt_logits_left_ = 0;  // rows whose logits are wanted, within max_prompt_logits
+  std::int64_t prompt_hidden_left_ = 0;  // rows whose hidden states are wanted, within max_prompt_hidden
   std::int64_t draft_rows_left_ =
       0;  // draft rows, within max_drafts; every running sequence can have a row beside them
   std::int64_t draft_pages_left_ = 0;  // free pages that no known token of a running sequence needs

@@ -39,6 +39,7 @@ const StepPlan& Scheduler::plan(FairQueue::Time now) {
   unfinished_.clear();
   rows_left_ = options_.max_batch_tokens;
   prompt_logits_left_ = options_.max_prompt_logits;
+  prompt_hidden_left_ = options_.max_prompt_hidden;
   // What was generated counts where somebody waits, and another could be next in its place.
   if (!queue_.empty() && queue_.has_rivals()) charge_running();
   if (make_room() && !plan_newcomer()) plan_everybody();
@@ -181,7 +182,8 @@ std::int64_t Scheduler::chunk_size(const Sequence& sequence) const {
   if (is_timed_) rows = std::min(rows, cost_->rows_that_fit(spare_.front().shape, sequence.num_computed));
   if (sequence.end_wanted > 0) {
     // Rows before next_wanted() (computed again after a preemption) and those from end_wanted on cost nothing.
-    const std::int64_t end = sequence.next_wanted() + prompt_logits_left_;
+    const std::int64_t left = sequence.wants_hidden ? prompt_hidden_left_ : prompt_logits_left_;
+    const std::int64_t end = sequence.next_wanted() + left;
     if (end < sequence.end_wanted) rows = std::min(rows, end - sequence.num_computed);
   }
   return rows;
@@ -280,12 +282,13 @@ void Scheduler::plan_wanted(Sequence& sequence, SequenceStep& part) {
     if (sequence.wants_hidden) {
       plan.hidden_rows.push_back(row);
       ++part.num_hidden;
+      --prompt_hidden_left_;
     } else {
       plan.logit_rows.push_back(row);
       plan.targets.push_back(
           {static_cast<std::int32_t>(plan.sequences.size()) - 1, sequence.tokens[static_cast<std::size_t>(p) + 1]});
+      --prompt_logits_left_;
     }
-    --prompt_logits_left_;
   }
   sequence.num_delivered = std::max(sequence.num_delivered, end);
 }

@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from minisgl.config import ServerArgs
     from minisgl.launch import launch_server
     from minisgl.offline.llm import LLM
-    from minisgl.sampling_params import SamplingParams, StructuredOutputsParams
+    from minisgl.sampling_params import (
+        PoolingParams,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
 
 __all__ = [
     "LLM",
+    "PoolingParams",
     "SamplingParams",
     "ServerArgs",
     "StructuredOutputsParams",
@@ -27,6 +32,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     homes = {
         "LLM": "minisgl.offline.llm",
+        "PoolingParams": "minisgl.sampling_params",
         "SamplingParams": "minisgl.sampling_params",
         "ServerArgs": "minisgl.config",
         "StructuredOutputsParams": "minisgl.sampling_params",

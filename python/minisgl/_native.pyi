@@ -66,7 +66,7 @@ class EngineStats(TypedDict):
 _TopTokens: TypeAlias = list[tuple[int, float]]  # token, log probability; the likeliest first
 _Finish: TypeAlias = Literal["", "stop", "length", "abort", "error"]
 _ErrorCode: TypeAlias = Literal["", "invalid_request", "too_long", "queue_full", "engine_failure"]
-_Output: TypeAlias = tuple[
+_Unpooled: TypeAlias = tuple[
     int,  # request id
     list[int],  # new tokens; a stop token is the last of them
     _Finish,  # "" while it goes on
@@ -77,6 +77,20 @@ _Output: TypeAlias = tuple[
     tuple[float, float, float] | None,  # seconds in queue, prefill, decode; with the finish
     int,  # prompt tokens found in the prefix cache, once, when prefill ends; else 0
 ]
+# The same, and behind it an embedding: 32-bit floating-point numbers.
+_Pooled: TypeAlias = tuple[
+    int,
+    list[int],
+    _Finish,
+    _ErrorCode,
+    str,
+    list[tuple[float, _TopTokens]] | None,
+    list[tuple[int, float | None, _TopTokens]] | None,
+    tuple[float, float, float] | None,
+    int,
+    bytes,
+]
+_Output: TypeAlias = _Unpooled | _Pooled
 
 class Progress:
     """How far a rank has come. Reading it waits for no lock and no thread, whatever the rank is

@@ -30,6 +30,8 @@ MAX_THOUGHT_STATES = 4096
 MAX_THOUGHT_BYTES = 2**24  # of ThoughtFormat.moves
 MAX_CLOSING_TOKENS = 256
 MAX_TOKEN_ID = 2**31 - 1
+POOLINGS = ("last", "mean")
+MAX_DIMENSIONS = 2**20
 MIN_PRIORITY, MAX_PRIORITY = -100, 100  # of a request: lower goes first
 MAX_SEED = 2**64 - 1
 
@@ -72,6 +74,36 @@ class StructuredOutputsParams(
         """The names of those of the first five that are given."""
         names = ("json", "regex", "choice", "grammar", "json_object")
         return [name for name in names if getattr(self, name) not in (None, False)]
+
+
+class PoolingParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What a prompt's embedding is made of: the hidden states that the model's head would read, of
+    its last token or the mean over all its tokens. Raises ParameterError; a decoder,
+    ValidationError.
+    """
+
+    pooling: str = "last"  # or "mean"
+    normalize: bool = True  # to length 1
+    dimensions: int | None = None  # the first so many alone, cut off before that; None: all
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ParameterError(
+                "pooling", f"pooling must be {' or '.join(POOLINGS)}, got {_shown(self.pooling)}"
+            )
+        _check_bool("normalize", self.normalize)
+        if self.dimensions is not None:
+            _check_int("dimensions", self.dimensions, 1, MAX_DIMENSIONS)
+
+    def engine_fields(self) -> dict[str, Any]:
+        """What the engine is told, by name."""
+        return {
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "dimensions": self.dimensions or 0,
+        }
 
 
 class ThoughtFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,6 +173,8 @@ class SamplingParams(
     )
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
     skip_special_tokens: bool = True  # in the text
+    # The prompt's embedding comes in place of tokens, which max_tokens must allow none of.
+    pooling: PoolingParams | None = None
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 0, MAX_TOKEN_ID)
@@ -191,6 +225,19 @@ class SamplingParams(
         if self.prompt_logprobs is not None:
             _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         _check_bool("skip_special_tokens", self.skip_special_tokens)
+        if self.pooling is not None:
+            self._check_pooling()
+
+    def _check_pooling(self) -> None:
+        if not isinstance(self.pooling, PoolingParams):
+            raise ParameterError(
+                "pooling", f"pooling must be PoolingParams, got {_shown(self.pooling)}"
+            )
+        for name, needed in (("max_tokens", 0), ("n", 1), ("prompt_logprobs", None)):
+            if (value := getattr(self, name)) != needed:
+                raise ParameterError(
+                    name, f"{name} must be {needed} where pooling is given, got {value}"
+                )
 
     def engine_fields(self) -> dict[str, Any]:
         """What the engine is told, by name; what is None is left out."""
@@ -199,7 +246,10 @@ class SamplingParams(
             for name in self.__struct_fields__
             if name not in TEXT_FIELDS and (value := getattr(self, name)) is not None
         }
-        return fields if self.thought is None else fields | self.thought.engine_fields()
+        for part in (self.pooling, self.thought):
+            if part is not None:
+                fields |= part.engine_fields()
+        return fields
 
     @property
     def limits_thoughts(self) -> bool:
@@ -220,6 +270,11 @@ class SamplingParams(
                         f"{field} must hold token ids between 0 and {vocab_size - 1}, "
                         f"got {token_id}",
                     )
+
+
+def pooled_params(pooling: PoolingParams) -> SamplingParams:
+    """What the engine is asked for where a prompt's embedding is all that is needed."""
+    return SamplingParams(max_tokens=0, seed=0, pooling=pooling)  # nothing is drawn
 
 
 def is_float32_zero(value: float) -> bool:

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from minisgl.ipc import messages
 from minisgl.sampling_params import SamplingParams
+from minisgl.server.message_schemas import Block, MessagesRequest
 from minisgl.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Message
 from minisgl.text import messages as text_messages
 from minisgl.text import template_messages
@@ -161,6 +162,22 @@ def _bodies(_: Path) -> list[bytes]:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "5", "tool_call_id": "1"},
     ]
+    words = {"type": "text", "text": "hi"}
+    turns = [
+        {"role": "user", "content": [words]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "a", "signature": "b"},
+                {"type": "tool_use", "id": "a", "name": "f", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "a", "content": [words]}],
+        },
+        {"role": "system", "content": "b"},
+    ]
     return [
         json.dumps(body).encode()
         for body in (
@@ -181,6 +198,15 @@ def _bodies(_: Path) -> list[bytes]:
             {"prompt": [[1, 2], [3]], "max_tokens": 0, "best_of": 1, "suffix": ""},
             {"prompt": [1, 2, 3], "min_tokens": 2, "ignore_eos": True, "frequency_penalty": 1.0},
             {"tokens": [1, 2], "skip_special_tokens": True},
+            {"messages": turns, "max_tokens": 9, "system": [words], "stop_sequences": ["a"]},
+            {
+                "messages": turns[:1],
+                "max_tokens": 9,
+                "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+                "tool_choice": {"type": "tool", "name": "f"},
+                "thinking": {"type": "enabled", "budget_tokens": 5},
+                "output_config": {"format": {"type": "json_schema", "schema": {}}},
+            },
         )
     ]
 
@@ -207,7 +233,14 @@ WORDS = {
     "safetensors": ["dtype", "shape", "data_offsets", "__metadata__", "BF16", "I64", "F8_E4M3"],
     "bodies": [
         field.name
-        for request in (ChatRequest, CompletionRequest, DetokenizeRequest, Message)
+        for request in (
+            ChatRequest,
+            CompletionRequest,
+            DetokenizeRequest,
+            Message,
+            MessagesRequest,
+            Block,
+        )
         for field in msgspec.structs.fields(request)
     ],
 }

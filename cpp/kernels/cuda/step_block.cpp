@@ -51,9 +51,10 @@ std::size_t StepBlock::bytes_for(const StepLimits& limits) {
   // Requests bring up to 300 biases and some stop tokens; a step that goes beyond this on average is not replayed: see
   // StepSlots::begin().
   constexpr std::int64_t entries_a_sequence = 512;
-  const std::size_t bytes = block_bytes(limits.rows, limits.sequences, limits.logits, limits.pages + limits.sequences,
-                                        entries_a_sequence * limits.logits, entries_a_sequence * limits.logits,
-                                        limits.sequences * mask_words(limits.vocab_size));
+  const std::size_t bytes =
+      block_bytes(limits.rows, limits.sequences, limits.logits + limits.hidden, limits.pages + limits.sequences,
+                  entries_a_sequence * limits.logits, entries_a_sequence * limits.logits,
+                  limits.sequences * mask_words(limits.vocab_size));
   return std::bit_ceil(bytes);  // as reserve() rounds it
 }
 

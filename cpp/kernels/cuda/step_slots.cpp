@@ -177,7 +177,8 @@ StepOutputs StepSlots::take() {
   busy_seconds_ += milliseconds * 1e-3;
   StepOutputs outputs{read_outputs(static_cast<const OutputEntry*>(taken.outputs.get()), taken.num_queries)};
   const auto* hidden = static_cast<const std::uint16_t*>(taken.hidden.get());
-  for (std::int64_t i = 0; i < taken.num_hidden; ++i) outputs.hidden.push_back(bf16_to_f32(hidden[i]));
+  outputs.hidden.resize(static_cast<std::size_t>(taken.num_hidden));
+  for (std::size_t i = 0; i < outputs.hidden.size(); ++i) outputs.hidden[i] = bf16_to_f32(hidden[i]);
   return outputs;
 }
 

@@ -29,6 +29,13 @@ def check_request(prompt_ids: list[int], params: SamplingParams, info: EngineInf
             f"together more than the {info.max_model_len} tokens that a request may have",
         )
     params.check_tokens(info.vocab_size)
+    dimensions = None if params.pooling is None else params.pooling.dimensions
+    if dimensions is not None and dimensions > info.hidden_size:
+        raise ParameterError(
+            "dimensions",
+            f"dimensions must be between 1 and {info.hidden_size}, which is all that the model's "
+            f"embeddings have, got {dimensions}",
+        )
 
 
 def make_request(

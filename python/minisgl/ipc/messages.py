@@ -13,6 +13,7 @@ from msgspec import Meta
 from minisgl.config import STEP_TIMEOUT, EngineSettings
 from minisgl.sampling_params import (
     MAX_BAD_WORDS,
+    MAX_DIMENSIONS,
     MAX_PRIORITY,
     MAX_TOKEN_ID,
     MIN_PRIORITY,
@@ -22,6 +23,7 @@ from minisgl.sampling_params import (
 ALIVE_SECONDS = 1.0  # between two signs of life
 MAX_TEXT = 64 * 2**10  # characters of an error sentence
 MAX_TOKENS_OF_MESSAGE = 2**24
+MAX_EMBEDDING_BYTES = 4 * MAX_DIMENSIONS
 SALT_BYTES = 16
 MAX_USER = 2**63 - 1
 
@@ -126,6 +128,8 @@ class Output(msgspec.Struct, array_like=True, omit_defaults=True):
     timings: Timings | None = None
     # Prompt tokens that were found in the prefix cache, once, when prefill ends; else 0.
     num_cached: Count = 0
+    # With the finish, where params.pooling asks for one: 32-bit floating-point numbers.
+    embedding: Annotated[bytes, Meta(max_length=MAX_EMBEDDING_BYTES)] = b""
 
     def merge(self, later: Output) -> None:
         """Appends a later output of the same request."""
@@ -140,6 +144,7 @@ class Output(msgspec.Struct, array_like=True, omit_defaults=True):
             self.error_code = later.error_code
             self.error = later.error
             self.timings = later.timings
+            self.embedding = later.embedding
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

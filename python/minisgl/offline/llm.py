@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from minisgl.config import GENERATION_CONFIGS, STEP_TIMEOUT, EngineSettings
 from minisgl.engine.request import check_request
+from minisgl.engine.similarity import cosine, numbers
 from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats
 from minisgl.model_files.files import ModelError
 from minisgl.offline.grammars import with_budget, with_grammar
-from minisgl.offline.local_model import open_local_model
+from minisgl.offline.in_flight import MAX_IN_FLIGHT, run_all
+from minisgl.offline.local_model import embed_all, open_local_model
 from minisgl.offline.prompts import (
     GivenPrompt,
     Prompt,
     PromptRequest,
     as_params,
+    as_poolings,
     as_prompts,
     as_salts,
     as_standings,
 )
-from minisgl.offline.results import RequestResult, Sample, make_samples
-from minisgl.sampling_params import ParameterError, SamplingParams
+from minisgl.offline.results import (
+    EmbeddingRequestResult,
+    EmbeddingResult,
+    RequestResult,
+    Sample,
+    ScoringRequestResult,
+    ScoringResult,
+    make_samples,
+)
+from minisgl.sampling_params import (
+    ParameterError,
+    PoolingParams,
+    SamplingParams,
+    pooled_params,
+)
 from minisgl.text.formats import choose_formats
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from minisgl.tokenizer import Tokenizer
-
-MAX_IN_FLIGHT = 4096  # requests in the engine at once
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}
 
@@ -212,13 +226,10 @@ class LLM:
     def _run(
         self, requests: Sequence[PromptRequest], *, continues_prompt: bool, use_tqdm: bool
     ) -> list[RequestResult]:
+        if any(request.params.pooling is not None for request in requests):
+            raise ParameterError("pooling", "pooling is for embed(): it makes no answer")
         requests = self._model.run(self._with_grammars(requests))
-        for number, request in enumerate(requests):
-            try:
-                check_request(request.ids, request.params, self.info)
-            except ParameterError as error:
-                where = f"prompt {number}: " if len(requests) > 1 else ""
-                raise ParameterError(error.parameter, f"{where}{error}") from error
+        self._check(requests)
         samples = [make_samples(request) for request in requests]
         everything = [sample for group in samples for sample in group]
         self._model.run(self._complete(everything, continues_prompt, use_tqdm))
@@ -232,6 +243,15 @@ class LLM:
             )
             for request, group in zip(requests, samples, strict=True)
         ]
+
+    def _check(self, requests: Sequence[PromptRequest]) -> None:
+        """ParameterError for the first that can't be served."""
+        for number, request in enumerate(requests):
+            try:
+                check_request(request.ids, request.params, self.info)
+            except ParameterError as error:
+                where = f"prompt {number}: " if len(requests) > 1 else ""
+                raise ParameterError(error.parameter, f"{where}{error}") from error
 
     async def _with_grammars(self, requests: Sequence[PromptRequest]) -> list[PromptRequest]:
         """The requests with grammars in the place of structured outputs, and with what budgets of
@@ -247,31 +267,11 @@ class LLM:
     async def _complete(
         self, samples: Sequence[Sample], continues_prompt: bool, use_tqdm: bool
     ) -> None:
-        """Runs all samples, as many at once as the engine takes."""
-        from tqdm import tqdm
+        async def complete(sample: Sample) -> int:
+            await self._complete_one(sample, continues_prompt)
+            return len(sample.token_ids)
 
-        waiting = deque(samples)
-        num_tokens = 0
-        with tqdm(total=len(samples), unit="completion", disable=not use_tqdm) as bar:
-
-            async def work() -> None:
-                nonlocal num_tokens
-                while waiting:
-                    sample = waiting.popleft()
-                    await self._complete_one(sample, continues_prompt)
-                    num_tokens += len(sample.token_ids)
-                    bar.set_postfix(tokens=num_tokens, refresh=False)
-                    bar.update()
-
-            num_tasks = min(len(samples), MAX_IN_FLIGHT)
-            tasks = [asyncio.create_task(work()) for _ in range(num_tasks)]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                if tasks:
-                    await asyncio.wait(tasks)
+        await run_all(samples, complete, unit="completion", use_tqdm=use_tqdm)
 
     async def _complete_one(self, sample: Sample, continues_prompt: bool) -> None:
         pieces = self._model.answer(
@@ -285,6 +285,85 @@ class LLM:
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 sample.add(piece)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        priority: int | Sequence[int] = 0,
+        cache_salt: str | Sequence[str | None] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestResult]:
+        """The embedding of each prompt, in their order, by the model's last hidden states.
+
+        `pooling_params` is one for all or one per prompt, by default PoolingParams(); the rest is
+        as for `generate`.
+        """
+        pooling = PoolingParams() if pooling_params is None else pooling_params
+        given = as_prompts(prompts)
+        requests = self._pooled(given, pooling, priority, cache_salt)
+        outputs = self._model.run(embed_all(self._model, requests, use_tqdm=use_tqdm))
+        return [
+            EmbeddingRequestResult(
+                prompt=request.text,
+                prompt_token_ids=request.ids,
+                outputs=EmbeddingResult(numbers(output.embedding)),
+                num_cached_tokens=output.num_cached,
+            )
+            for request, output in zip(requests, outputs, strict=True)
+        ]
+
+    def score(
+        self,
+        text_1: Prompt | Sequence[Prompt],
+        text_2: Prompt | Sequence[Prompt],
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ScoringRequestResult]:
+        """How much each text of `text_2` is like the one of `text_1`, or like the one at its place:
+        the cosine of their embeddings. Errors are as for `embed`.
+        """
+        first, second = as_prompts(text_1), as_prompts(text_2)
+        if len(first) not in (1, len(second)):
+            raise ParameterError(
+                "text_1",
+                f"text_1 must have 1 text or as many as text_2 ({len(second)}), got {len(first)}",
+            )
+        pooling = PoolingParams() if pooling_params is None else pooling_params
+        normalized = [
+            msgspec.structs.replace(one, normalize=True) for one in as_poolings(pooling, 1)
+        ]
+        requests = self._pooled([*first, *second], normalized[0], 0, None)
+        outputs = self._model.run(embed_all(self._model, requests, use_tqdm=use_tqdm))
+        done = list(zip(requests, outputs, strict=True))
+        ones, others = done[: len(first)], done[len(first) :]
+        return [
+            ScoringRequestResult(
+                prompt_token_ids=[*one.ids, *other.ids],
+                outputs=ScoringResult(cosine(made.embedding, beside.embedding)),
+            )
+            for (one, made), (other, beside) in zip(
+                ones * (len(others) // len(ones)), others, strict=True
+            )
+        ]
+
+    def _pooled(
+        self,
+        prompts: Sequence[GivenPrompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams],
+        priority: int | Sequence[int],
+        cache_salt: str | Sequence[str | None] | None,
+    ) -> list[PromptRequest]:
+        poolings = as_poolings(pooling_params, len(prompts))
+        standings, salts = as_standings(priority, len(prompts)), as_salts(cache_salt, prompts)
+        requests = [
+            PromptRequest(prompt.text, self._ids_of(prompt), pooled_params(one), standing, salt)
+            for prompt, one, standing, salt in zip(prompts, poolings, standings, salts, strict=True)
+        ]
+        self._check(requests)
+        return requests
 
     def close(self) -> None:
         """Stops the engine. Safe to call again."""

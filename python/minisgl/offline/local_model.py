@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ from minisgl.ipc.messages import NO_STANDING, EngineOptions, Output, PhaseReport
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.published_sampling import published_sampling
 from minisgl.model_files.source import resolve_model
+from minisgl.offline.in_flight import run_all
 from minisgl.offline.loop_thread import LoopThread
 from minisgl.offline.native_engine import NativeEngine
 from minisgl.rank.cuda_library import load_cublas
@@ -37,6 +38,7 @@ from minisgl.tokenizer import DetokenizerOptions
 if TYPE_CHECKING:
     from minisgl._native import Engine
     from minisgl.engine.stream import TokenStream
+    from minisgl.offline.prompts import PromptRequest
     from minisgl.sampling_params import SamplingParams
 
 RETRY_SECONDS = (
@@ -107,6 +109,23 @@ class LocalModel:
         finally:
             stream.abort()
 
+    async def embed(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        standing: Standing = NO_STANDING,
+        prefix_salt: bytes | None = None,
+    ) -> Output:
+        """The output with the embedding that params.pooling asks for. Raises as answer() does."""
+        stream = await self._submit(prompt_ids, params, standing, prefix_salt)
+        try:
+            output = await stream.next(whole=True)
+        finally:
+            stream.abort()
+        self._check(output)
+        return output
+
     async def _submit(
         self,
         prompt_ids: list[int],
@@ -140,6 +159,26 @@ class LocalModel:
     def close(self) -> None:
         """Ends what lives, and the engine. Safe to call again."""
         self._close()
+
+
+async def embed_all(
+    model: LocalModel, requests: Sequence[PromptRequest], *, use_tqdm: bool
+) -> list[Output]:
+    """The outputs with the requests' embeddings, in their order."""
+    outputs: dict[int, Output] = {}
+
+    async def embed(number: int) -> int:
+        request = requests[number]
+        outputs[number] = await model.embed(
+            request.ids,
+            request.params,
+            standing=request.standing,
+            prefix_salt=request.prefix_salt,
+        )
+        return len(request.ids)
+
+    await run_all(range(len(requests)), embed, unit="embedding", use_tqdm=use_tqdm)
+    return [outputs[number] for number in range(len(requests))]
 
 
 def _end(loop: LoopThread, engine: OfflineEngine, text: TextFrontend) -> None:

@@ -15,6 +15,7 @@ from minisgl.sampling_params import (
     MAX_PRIORITY,
     MIN_PRIORITY,
     ParameterError,
+    PoolingParams,
     SamplingParams,
 )
 
@@ -62,6 +63,18 @@ def as_params(
     if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
         raise ValueError(f"sampling_params must be SamplingParams or a list, got {params!r:.80}")
     _check_number("SamplingParams", len(params), num_prompts)
+    return list(params)
+
+
+def as_poolings(
+    params: PoolingParams | Sequence[PoolingParams], num_prompts: int
+) -> list[PoolingParams]:
+    """One per prompt. ValueError when they are something else."""
+    if isinstance(params, PoolingParams):
+        return [params] * num_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(p, PoolingParams) for p in params):
+        raise ValueError(f"pooling_params must be PoolingParams or a list, got {params!r:.80}")
+    _check_number("PoolingParams", len(params), num_prompts)
     return list(params)
 
 

@@ -48,6 +48,38 @@ class RequestResult:
     num_cached_tokens: int = 0  # of the prompt: found computed by the first completion
 
 
+@dataclass(frozen=True)
+class EmbeddingResult:
+    """An embedding."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True)
+class EmbeddingRequestResult:
+    """What became of one prompt of embed()."""
+
+    prompt: str | None  # None where the prompt was token ids
+    prompt_token_ids: list[int]
+    outputs: EmbeddingResult
+    num_cached_tokens: int = 0  # of the prompt: found computed
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """How much two texts are alike."""
+
+    score: float  # -1 to 1
+
+
+@dataclass(frozen=True)
+class ScoringRequestResult:
+    """What became of one pair of score()."""
+
+    prompt_token_ids: list[int]  # of both texts, one after the other
+    outputs: ScoringResult
+
+
 class Sample:
     """One completion and what came of it so far."""
 

@@ -13,12 +13,28 @@ from starlette.types import ASGIApp
 from minisgl.server.admin import ReplicaPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
+from minisgl.server.dialects import Dialect
+from minisgl.server.embeddings import Embeddings
 from minisgl.server.guard import Guard, Protected, routing_error
+from minisgl.server.message_errors import ANTHROPIC
+from minisgl.server.messages import CountTokens, Messages
+from minisgl.server.ollama import OllamaChat, OllamaGenerate
+from minisgl.server.ollama_embed import OllamaEmbed, OllamaEmbeddings
+from minisgl.server.ollama_lines import OLLAMA
+from minisgl.server.ollama_pages import OllamaPages, OllamaShow, refused_routes
 from minisgl.server.response_pages import StoredResponses
 from minisgl.server.responses import Responses
+from minisgl.server.score import Score
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
+
+# Paths, and first folders of paths, where errors aren't OpenAI's.
+DIALECTS: dict[str, Dialect] = {
+    "/api/": OLLAMA,
+    "/v1/messages": ANTHROPIC,
+    "/v1/messages/count_tokens": ANTHROPIC,
+}
 
 
 class _App(Starlette):
@@ -36,6 +52,7 @@ class _App(Starlette):
         return Guard(
             ExceptionMiddleware(self.router, handlers={HTTPException: routing_error}),
             self._templates,
+            DIALECTS,
             self._served,
         )
 
@@ -62,11 +79,14 @@ def create_app(state: ServerState) -> Starlette:
     set.
     """
     pages = StatusPages(state)
+    ollama = OllamaPages(state)
     open_routes = [
         Route("/health", pages.health),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
         Route("/version", pages.version),
+        Route("/", ollama.root),
+        Route("/api/version", ollama.version),
     ]
     model_routes = [
         Route("/v1/models", pages.models),
@@ -76,6 +96,9 @@ def create_app(state: ServerState) -> Starlette:
     stored = StoredResponses(state)
     key_routes = [
         *model_routes,
+        Route("/api/tags", ollama.tags),
+        Route("/api/ps", ollama.ps),
+        *refused_routes(),
         Route("/v1/responses/{id}", stored.get, methods=["GET"]),
         Route("/v1/responses/{id}", stored.delete, methods=["DELETE"]),
         Route("/v1/responses/{id}/input_items", stored.input_items, methods=["GET"]),
@@ -84,14 +107,28 @@ def create_app(state: ServerState) -> Starlette:
         ("/v1/chat/completions", ChatCompletions(state)),
         ("/v1/completions", Completions(state)),
         ("/v1/responses", Responses(state)),
+        ("/api/chat", OllamaChat(state)),
+        ("/api/generate", OllamaGenerate(state)),
+        ("/api/show", OllamaShow(state)),
+        ("/api/embed", OllamaEmbed(state)),
+        ("/api/embeddings", OllamaEmbeddings(state)),
+        ("/v1/embeddings", Embeddings(state)),
+        ("/v1/score", Score(state)),
         ("/tokenize", Tokenize(state)),
         ("/detokenize", Detokenize(state)),
     ]
+    keys = state.args.api_key
     for route in key_routes:
-        route.app = Protected(route.app, state.args.api_key)
+        route.app = Protected(route.app, keys)
     post_routes = [
-        Route(path, Protected(endpoint, state.args.api_key), methods=["POST"])
-        for path, endpoint in posts
+        Route(path, Protected(endpoint, keys), methods=["POST"]) for path, endpoint in posts
+    ]
+    post_routes += [
+        Route(path, Protected(endpoint, keys, header=b"x-api-key"), methods=["POST"])
+        for path, endpoint in (
+            ("/v1/messages", Messages(state)),
+            ("/v1/messages/count_tokens", CountTokens(state)),
+        )
     ]
     admin_routes = _admin_routes(state)
     app = _App([*open_routes, *key_routes, *post_routes, *admin_routes], state)

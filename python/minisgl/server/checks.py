@@ -5,19 +5,17 @@ messages for the chat template, SamplingParams, lengths.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from minisgl.ipc.messages import MAX_USER, Standing
 from minisgl.sampling_params import ParameterError, SamplingParams
 from minisgl.server import errors
-from minisgl.server.response_schemas import ContentPart
 from minisgl.server.schemas import (
     ChatRequest,
     CompletionRequest,
     FunctionCall,
     GenerationRequest,
     Message,
-    Part,
     TokenizeRequest,
     ToolCall,
 )
@@ -132,9 +130,13 @@ def _plain_message(message: Message, index: int) -> dict[str, Any]:
     return plain
 
 
-def part_text(
-    part: Part | ContentPart | str, fields: Mapping[str, str], usual: str, path: str
-) -> str:
+class ContentPart(Protocol):
+    """A part of a content, as each API has its own."""
+
+    type: str
+
+
+def part_text(part: ContentPart | str, fields: Mapping[str, str], usual: str, path: str) -> str:
     """The text of a content part, in the field that its type has in `fields`. ApiError 400 for what
     is no text, with the `usual` type.
     """
@@ -229,7 +231,15 @@ def sampling_params(
         raise errors.bad_request(str(error), param=error.parameter) from None
 
 
-def standing(request: GenerationRequest, share: int, *, num_shares: int) -> Standing:
+class Sent(Protocol):
+    """What the place of a request among others is made of."""
+
+    cache_salt: str | None
+    priority: int | None
+    user: Any
+
+
+def standing(request: Sent, share: int, *, num_shares: int) -> Standing:
     """Whose turn a request of a share's waits for. Where there are several shares, a priority below
     0 is one of 0: nobody goes before strangers by saying so.
     """
@@ -245,7 +255,7 @@ def standing(request: GenerationRequest, share: int, *, num_shares: int) -> Stan
 MAX_SESSION = 256  # characters of its name that are looked at
 
 
-def session(request: GenerationRequest, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+def session(request: Sent, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     """What the client calls its conversation: the header X-Session-Id, else the field `user`."""
     for name, value in headers:
         if name == b"x-session-id":

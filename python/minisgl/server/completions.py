@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from minisgl.server import checks
 from minisgl.server.choice import Answer, Delta
+from minisgl.server.completion_core import prepare_completion
 from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.http import Exchange, send_json
-from minisgl.server.logprobs import CompletionLogprobs, check_prompt_logprobs, prompt_logprobs
-from minisgl.server.prompts import CompletionPrompt, Echo, echoes, encode_prompts
+from minisgl.server.logprobs import CompletionLogprobs, prompt_logprobs
+from minisgl.server.prompts import CompletionPrompt, Echo, echoes
 from minisgl.server.schemas import CompletionRequest
 from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
-from minisgl.server.structured import grammar_for
-from minisgl.tokenizer import DetokenizerOptions
 
 if TYPE_CHECKING:
     from minisgl.ipc.messages import PromptLogprob
@@ -30,34 +28,9 @@ class Completions(JsonEndpoint):
 
     async def answer(self, exchange: Exchange, request: CompletionRequest, arrived: float) -> None:
         """Completes each prompt. Raises ApiError 400, 429 or 503."""
-        checks.check_completion(request)
         state = self.state
-        text = state.frontend()
-        info = state.client.info
-        wanted: int | msgspec.UnsetType | None = request.max_completion_tokens
-        if wanted is None:
-            wanted = request.max_tokens
-        if wanted is msgspec.UNSET:
-            wanted = max(checks.DEFAULT_COMPLETION_TOKENS, request.min_tokens or 0)
-        max_prompt = checks.room_for_prompt(wanted, info.max_model_len)
-        prompts = await encode_prompts(text, request, info, max_prompt)
-        scores = checks.prompt_scores(request)
-        if scores is not None:
-            num_tokens = sum(len(prompt.ids) for prompt in prompts)
-            check_prompt_logprobs(num_tokens * (request.n or 1), scores)
-        grammar = await grammar_for(text, request)
-        jobs = [
-            checks.sampling_params(
-                request,
-                state.sampling_defaults,
-                max_tokens=checks.fit(len(prompt.ids), wanted, info.max_model_len, param="prompt"),
-                logprobs=request.logprobs,
-                prompt_logprobs=scores,
-                grammar=grammar,
-            )
-            for prompt in prompts
-        ]
-        bad_words = await text.encode_words(jobs[0].bad_words)
+        job = await prepare_completion(state, request)
+        text, prompts = job.text, job.prompts
         echoed = await echoes(text, request, prompts) if request.echo else None
         fields = {
             "id": f"cmpl-{exchange.request_id}",
@@ -68,21 +41,7 @@ class Completions(JsonEndpoint):
         }
         with self.generation(exchange, request, text, arrived) as generation:
             exchange.begin(generation)
-            include_stop = bool(request.include_stop_str_in_output)
-            for prompt, params in zip(prompts, jobs, strict=True):
-                generation.submit(
-                    prompt.ids,
-                    params,
-                    DetokenizerOptions.of(
-                        params,
-                        include_stop=include_stop,
-                        continues_prompt=True,
-                        begun=prompt.begun,
-                    ),
-                    n=request.n or 1,
-                    bad_words=bad_words,
-                    score_each=True,
-                )
+            job.submit(generation)
             shaper = ChoiceShaper(text.tokenizer, request, prompts, echoed)
             if request.stream:
                 frame = EventFrame(fields, request.stream_options, generation)
@@ -90,7 +49,7 @@ class Completions(JsonEndpoint):
                 return
             answers = await generation.collect()
             choices: Any
-            if scores is None:
+            if job.scores is None:
                 choices = shaper.choices(answers)
             else:  # this may take long
                 choices = await text.off_loop(_encoded_choices, shaper, answers)

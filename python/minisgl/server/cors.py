@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from starlette.types import Scope
 
+from minisgl.server.http import Headers
+
 ANY = "*"
 _METHODS = b"GET, HEAD, POST, OPTIONS"
 _MAX_AGE_S = b"7200"  # for which browsers remember a preflight's answer
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class Cors:
@@ -33,7 +33,7 @@ class Cors:
         return [
             *vary,
             (b"access-control-allow-origin", allowed),
-            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+            (b"access-control-expose-headers", b"x-request-id, request-id, retry-after"),
         ]
 
     def preflight(self, scope: Scope) -> Headers | None:

@@ -16,6 +16,7 @@ from minisgl.server.http import Exchange, read_body, while_connected
 from minisgl.server.state import ServerState
 
 if TYPE_CHECKING:
+    from minisgl.ipc.messages import Standing
     from minisgl.server.schemas import GenerationRequest
     from minisgl.text.frontend import TextFrontend
 
@@ -30,6 +31,7 @@ class JsonEndpoint:
     """
 
     decoder: ClassVar[msgspec.json.Decoder[Any]]
+    any_media_type: ClassVar[bool] = False  # see read_body()
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
@@ -48,11 +50,12 @@ class JsonEndpoint:
             self.state.bodies,
             max_bytes=args.max_body_bytes,
             timeout=args.body_timeout,
+            any_media_type=self.any_media_type,
         )
         exchange.body_hold = self.state.bodies.hold(len(body))
         try:
             request = await self._decode(body)
-            self.state.check_model(request.model)
+            self.check_model(request)
             del body
             await while_connected(exchange, self.answer(exchange, request, arrived))
         finally:
@@ -70,6 +73,10 @@ class JsonEndpoint:
         state = self.state
         return decode(self.decoder, body, state.ignored_fields, strict=state.args.strict_requests)
 
+    def check_model(self, request: Any) -> None:
+        """ApiError 404 where the request names a model that isn't served."""
+        self.state.check_model(request.model)
+
     async def answer(self, exchange: Exchange, request: Any, arrived: float) -> None:
         """`arrived` is the time.perf_counter() of the request's arrival."""
         raise NotImplementedError
@@ -78,15 +85,18 @@ class JsonEndpoint:
         self, exchange: Exchange, request: GenerationRequest, text: TextFrontend, arrived: float
     ) -> Generation:
         """What a request generates, with the place among others that its client and fields give."""
-        state, api_key = self.state, exchange.api_key
+        state = self.state
         return Generation(
             state.client,
             text,
             state.metrics,
             arrived=arrived,
-            prefix_salt=state.prefix_salt(request.cache_salt, api_key),
-            standing=checks.standing(
-                request, api_key or 0, num_shares=max(1, len(state.args.api_key))
-            ),
+            prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
+            standing=self.standing(exchange, request),
             session=checks.session(request, exchange.request_headers),
         )
+
+    def standing(self, exchange: Exchange, request: checks.Sent) -> Standing:
+        """Whose turn a request of this client's waits for."""
+        num_shares = max(1, len(self.state.args.api_key))
+        return checks.standing(request, exchange.api_key or 0, num_shares=num_shares)

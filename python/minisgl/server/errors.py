@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minisgl.engine.api import EngineBusy, EngineUnavailable
+from minisgl.sampling_params import ParameterError
 from minisgl.text.errors import PromptTooLong, TextQueueFull, WorkerLost
 
 if TYPE_CHECKING:
@@ -38,7 +40,11 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        prompt_tokens: tuple[int, int] | None = None,
     ) -> None:
+        """`prompt_tokens`: of a prompt that is too long, how many it has at least, and how many it
+        may have.
+        """
         super().__init__(message)
         self.status = status
         self.message = message
@@ -46,6 +52,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+        self.prompt_tokens = prompt_tokens
 
     def body(self) -> bytes:
         """{"error": {"message", "type", "param", "code"}}"""
@@ -86,11 +93,13 @@ def too_long(num_prompt: int, max_model_len: int, *, param: str) -> ApiError:
     """400: the prompt leaves no room for an answer in the context of `max_model_len` tokens.
     `param` is where the prompt stands.
     """
-    return bad_request(
+    return ApiError(
+        400,
         f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
         f"{num_prompt} tokens, which leaves no room for an answer.",
         param=param,
         code="context_length_exceeded",
+        prompt_tokens=(num_prompt, max_model_len),
     )
 
 
@@ -101,10 +110,12 @@ def surely_too_long(prompt: PromptTooLong, param: str = "prompt") -> ApiError:
     limit = f"This model's maximum context length is {prompt.max_tokens} tokens"
     if prompt.max_tokens == MAX_TOKENIZED:
         limit = f"Texts of up to {MAX_TOKENIZED} tokens are tokenized"
-    return bad_request(
+    return ApiError(
+        400,
         f"{limit}, but the prompt has at least {prompt.at_least} tokens.",
         param=param,
         code="context_length_exceeded",
+        prompt_tokens=(prompt.at_least, prompt.max_tokens),
     )
 
 
@@ -113,11 +124,12 @@ def too_large(message: str) -> ApiError:
     return ApiError(413, message, code="request_too_large")
 
 
-def unauthorized() -> ApiError:
-    """401: the API key is missing or another one."""
+def unauthorized(header: bytes | None = None) -> ApiError:
+    """401: the API key is missing or another one. `header`: one that may have it, too."""
+    other = "" if header is None else f", or as '{header.decode()}: KEY'"
     return ApiError(
         401,
-        "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY'.",
+        f"Incorrect or missing API key. Send it as 'Authorization: Bearer KEY'{other}.",
         type="authentication_error",
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
@@ -195,6 +207,15 @@ def unavailable(state: str) -> ApiError:
         code="not_ready" if state == "starting" else state,
         headers={"Retry-After": str(RETRY_AFTER_UNAVAILABLE_S)},
     )
+
+
+def refused(error: EngineBusy | EngineUnavailable | ParameterError) -> ApiError:
+    """From what EngineApi.submit() raises."""
+    if isinstance(error, EngineBusy):
+        return busy(str(error))
+    if isinstance(error, EngineUnavailable):
+        return unavailable(error.state)
+    return bad_request(str(error), param=error.parameter)
 
 
 def engine_error(output: Output) -> ApiError:

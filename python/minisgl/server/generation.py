@@ -147,11 +147,9 @@ class Generation:
                     raise errors.bad_request(
                         f"The choices of this request don't fit the queue together: {error}"
                     ) from None
-                raise errors.busy(str(error)) from None
-            except EngineUnavailable as error:
-                raise errors.unavailable(error.state) from None
-            except ParameterError as error:
-                raise errors.bad_request(str(error), param=error.parameter) from None
+                raise errors.refused(error) from None
+            except (EngineUnavailable, ParameterError) as error:
+                raise errors.refused(error) from None
             choice = Choice(
                 len(self._choices),
                 prompt,
@@ -226,8 +224,9 @@ class Generation:
         metrics = self._metrics
         # The answer's, where it has one: a stop string may end it with the engine's last output.
         choice.finish_reason = choice.answer_finish or output.finish
-        metrics.finished[choice.finish_reason] += 1
-        metrics.e2e_request_latency.observe(time.perf_counter() - self._arrived)
+        choice.queued_seconds = metrics.note_end(
+            choice.finish_reason, time.perf_counter() - self._arrived, output.timings
+        )
         metrics.request_generation_tokens.observe(choice.num_tokens)
         metrics.request_params_max_tokens.observe(choice.stream.request.params.max_tokens)
         prompt = choice.prompt
@@ -236,13 +235,6 @@ class Generation:
         if prompt.num_finished == prompt.n:
             metrics.request_params_n.observe(prompt.n)
             metrics.request_max_num_generation_tokens.observe(prompt.longest)
-        if output.timings is not None:
-            queue, prefill, decode = output.timings
-            choice.queued_seconds = queue
-            metrics.request_queue_time.observe(queue)
-            metrics.request_prefill_time.observe(prefill)
-            metrics.request_decode_time.observe(decode)
-            metrics.request_inference_time.observe(prefill + decode)
 
 
 def _variant(params: SamplingParams, number: int, *, score_prompt: bool) -> SamplingParams:

@@ -8,7 +8,7 @@ import hmac
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from starlette.exceptions import HTTPException
@@ -16,8 +16,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minisgl.server.cors import Cors
+from minisgl.server.dialects import OPENAI, Dialect
 from minisgl.server.errors import BACKLOG_CODES, ApiError, from_exception, unauthorized
-from minisgl.server.http import ClientGone, Exchange, send_error
+from minisgl.server.http import ClientGone, Exchange
 from minisgl.server.request_log import Answered, log_request
 from minisgl.server.state import ServerState
 
@@ -31,10 +32,19 @@ class Guard:
     answers every exception, counts the answers.
     """
 
-    def __init__(self, app: ASGIApp, routes: Mapping[object, str], state: ServerState) -> None:
-        """`routes`: the template of each endpoint's path."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Mapping[object, str],
+        dialects: Mapping[str, Dialect],
+        state: ServerState,
+    ) -> None:
+        """`routes`: the template of each endpoint's path. `dialects`: those of paths where errors
+        aren't OpenAI's, and of first folders ("/api/").
+        """
         self.app = app
         self._routes = routes
+        self._dialects = dialects
         self._state = state
         self._cors = Cors(state.args.allowed_origins)
         self._root = state.args.root_path
@@ -50,8 +60,9 @@ class Guard:
         began = time.perf_counter()
         reason = ""
         try:
+            scope["path"] = path = _plain_path(scope["path"], self._root)
+            exchange.dialect = self._dialect(path)
             _check_framing(scope)
-            scope["path"] = _plain_path(scope["path"], self._root)
             if (preflight := self._cors.preflight(scope)) is not None:
                 await _send_empty(exchange.send, preflight)
             else:
@@ -66,8 +77,12 @@ class Guard:
             # Once a response has begun there is no way to say more: returning cuts the connection,
             # which the client notices.
             if not exchange.response_started:
-                await send_error(exchange.send, answer)
+                await exchange.send_error(answer)
         self._note(scope, exchange, time.perf_counter() - began, reason)
+
+    def _dialect(self, path: str) -> Dialect:
+        folder = path[: path.find("/", 1) + 1]
+        return self._dialects.get(path) or self._dialects.get(folder, OPENAI)
 
     def _note(self, scope: Scope, exchange: Exchange, seconds: float, reason: str) -> None:
         # No path or method of a client's own gets into a label or a line.
@@ -84,7 +99,7 @@ class Guard:
                 seconds,
                 reason,
                 key,
-                exchange.generation,
+                exchange.work,
             )
         )
 
@@ -150,8 +165,17 @@ class Protected:
     chosen, so no spelling of a path gets around it. An operator's keys are nobody's number.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str], *, numbered: bool = True) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        api_keys: Sequence[str],
+        *,
+        numbered: bool = True,
+        header: bytes | None = None,
+    ) -> None:
+        """`header`: one that may have the key, too, beside Authorization."""
         self.app = app
+        self._header = header
         self._numbered = numbered
         self._keys = [key.encode() for key in api_keys]
 
@@ -162,17 +186,25 @@ class Protected:
         if self._keys:
             number = self._number_of(scope)
             if number is None:
-                raise unauthorized()
+                raise unauthorized(self._header)
             if self._numbered:
                 scope["minisgl.key"] = number
         await self.app(scope, receive, send)
 
     def _number_of(self, scope: Scope) -> int | None:
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                scheme, _, key = value.partition(b" ")
-                key = key.strip()
-                # Each is compared, so that the time tells nothing.
-                same = [hmac.compare_digest(key, expected) for expected in self._keys]
-                return same.index(True) if scheme.lower() == b"bearer" and True in same else None
-        return None
+        numbers = [self._number(key) for key in self._given_keys(scope["headers"])]
+        return next((number for number in numbers if number is not None), None)
+
+    def _given_keys(self, headers: Sequence[tuple[bytes, bytes]]) -> Iterator[bytes]:
+        """What stands as a key in the first header of each name."""
+        given = dict(reversed(headers))
+        scheme, _, key = given.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            yield key.strip()
+        if self._header is not None and self._header in given:
+            yield given[self._header].strip()
+
+    def _number(self, key: bytes) -> int | None:
+        # Each is compared, so that the time tells nothing.
+        same = [hmac.compare_digest(key, expected) for expected in self._keys]
+        return same.index(True) if True in same else None

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from minisgl.server.dialects import OPENAI
 from minisgl.server.errors import ApiError, overloaded, too_large
 
 if TYPE_CHECKING:
-    from minisgl.server.generation import Generation
+    from minisgl.server.request_log import Work
 
 SHORT_BODY_S = 0.05  # how long an unread body is waited for before its connection is given up
 # An ASGI extension of the listener: {"send": sends bytes as a part of a body that has begun}.
@@ -25,11 +26,10 @@ CHUNK_EXTENSION = "minisgl.chunk"
 
 CLIENT_GONE = 499  # the status that logs and metrics have for a request that nobody waited for
 
-EVENT_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+Headers = list[tuple[bytes, bytes]]
+_UNBUFFERED: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+EVENT_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), *_UNBUFFERED]
+JSON_LINES_HEADERS = [(b"content-type", b"application/x-ndjson"), *_UNBUFFERED]
 
 
 class ClientGone(Exception):  # noqa: N818
@@ -54,12 +54,13 @@ class Exchange:
         self._send = send
         self._send_chunk = scope.get("extensions", {}).get(CHUNK_EXTENSION, {}).get("send")
         self.request_id = request_id
+        self.dialect = OPENAI  # of the API that the request is for
         self.request_headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self.api_key: int | None = None  # the number of the client's, where keys are asked for
         self.body_complete = False
         self.response_started = False
         self.status = CLIENT_GONE  # the answer's, once it has begun
-        self.generation: Generation | None = None  # what the request makes, for its line in the log
+        self.work: Work | None = None  # what the request has done, for its line in the log
         self.body_hold: BodyHold | None = None  # until the body's text has been tokenized
         self.gone = False
         # A client that waits for "100 Continue" sends no body until somebody reads it.
@@ -82,14 +83,21 @@ class Exchange:
             self.response_started = True
             self.status = message["status"]
             headers = list(message.get("headers", ())) + self._headers
+            if self.dialect.id_header is not None:
+                headers.append((self.dialect.id_header, self.request_id.encode()))
             if not self.body_complete and not self.gone:
                 await self._finish_body(headers)
             message = {**message, "headers": headers}
         await self._send(message)
 
-    def begin(self, generation: Generation) -> None:
-        """The request has been tokenized, and `generation` makes what it asks for."""
-        self.generation = generation
+    async def send_error(self, error: ApiError) -> None:
+        """A whole answer with the error's status, and its body as the API writes it."""
+        body = self.dialect.body(error, self.request_id)
+        await send_json(self.send, body, status=error.status, headers=error.headers)
+
+    def begin(self, work: Work) -> None:
+        """The request has been tokenized, and `work` makes what it asks for."""
+        self.work = work
         self.release_body()
 
     def release_body(self) -> None:
@@ -163,13 +171,22 @@ class BodyHold:
 
 
 async def read_body(
-    scope: Scope, receive: Receive, room: BodyRoom, *, max_bytes: int, timeout: float
+    scope: Scope,
+    receive: Receive,
+    room: BodyRoom,
+    *,
+    max_bytes: int,
+    timeout: float,
+    any_media_type: bool = False,
 ) -> bytes:
     """The whole body, without a byte order mark. Raises ApiError 408, 413, 415 or 503,
     ClientGone.
+
+    `any_media_type`: what isn't said to be JSON is read, too, unless it is a page's script that
+    sends it: a browser asks the server whether it may send JSON, and sends the rest unasked.
     """
     headers = dict(scope["headers"])
-    _check_content_type(headers)
+    _check_content_type(headers, any_media_type=any_media_type and b"origin" not in headers)
     length = headers.get(b"content-length", b"0")
     if len(length) > 18 or int(length) > max_bytes:  # digits only, as the HTTP parser has seen to
         raise _body_too_large(max_bytes)
@@ -204,9 +221,9 @@ def _body_too_large(max_bytes: int) -> ApiError:
     return too_large(f"The request body is too large (limit {max_bytes} bytes).")
 
 
-def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
+def _check_content_type(headers: Mapping[bytes, bytes], *, any_media_type: bool) -> None:
     media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if media_type not in (b"", b"application/json"):
+    if not any_media_type and media_type not in (b"", b"application/json"):
         raise ApiError(
             415,
             "The request body must be JSON, with 'Content-Type: application/json'.",
@@ -231,14 +248,9 @@ async def send_json(
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def send_error(send: Send, error: ApiError) -> None:
-    """A whole response with the error's status and body."""
-    await send_json(send, error.body(), status=error.status, headers=error.headers)
-
-
-async def start_events(send: Send) -> None:
+async def start_events(send: Send, headers: Headers = EVENT_STREAM_HEADERS) -> None:
     """The head of an event stream."""
-    await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
 async def end_events(send: Send) -> None:

@@ -88,6 +88,35 @@ KNOWN_FIELDS: dict[str, KnownField] = {
     "spaces_between_special_tokens": KnownField(neutral=(True,), meant=(False,)),
 }
 
+_AS_IT_IS = "a text is embedded as it is: put what the model expects before it yourself"
+_TWO_TEXTS = "use 'text_1' and 'text_2'"
+
+# Those of /v1/embeddings, and of /v1/score.
+EMBEDDING_FIELDS: dict[str, KnownField] = {
+    "embed_dtype": KnownField("embeddings have 32-bit numbers", neutral=("float32",)),
+    "endianness": KnownField("numbers are little-endian", neutral=("native", "little")),
+    "use_activation": KnownField("use 'normalize'", meant=(False,)),
+    "input_type": KnownField(_AS_IT_IS),
+    "instruction": KnownField(_AS_IT_IS),
+    "prompt_name": KnownField(_AS_IT_IS),
+    "chat_template": KnownField(_OPERATORS + " (--chat-template)"),
+    "mm_processor_kwargs": KnownField(_TEXT_ONLY),
+    "media_io_kwargs": KnownField(_TEXT_ONLY),
+    # No effect on the answer.
+    "request_id": KnownField(),
+}
+SCORE_FIELDS: dict[str, KnownField] = {
+    **EMBEDDING_FIELDS,
+    "queries": KnownField(_TWO_TEXTS),
+    "documents": KnownField(_TWO_TEXTS),
+    "items": KnownField(_TWO_TEXTS),
+    "data_1": KnownField(_TWO_TEXTS),
+    "data_2": KnownField(_TWO_TEXTS),
+    "dimensions": KnownField("use /v1/embeddings"),
+    "normalize": KnownField("a cosine doesn't depend on it", neutral=(True,), meant=(False,)),
+    "encoding_format": KnownField("a score is a number", neutral=("float",)),
+}
+
 _NO_PROMPTS = "the server keeps no prompts; send the messages as 'input'"
 
 # Those of /v1/responses. What it shares with the others counts there, too.
@@ -110,4 +139,36 @@ RESPONSES_FIELDS: dict[str, KnownField] = {
     # No effect on the answer.
     "access_programs": KnownField(),
     "image": KnownField(),
+}
+
+_TOOLS_ONLY = "the server runs no tools itself; offer the client's own as 'tools'"
+
+# Those of /v1/messages and /v1/messages/count_tokens.
+MESSAGES_FIELDS: dict[str, KnownField] = {
+    **KNOWN_FIELDS,
+    "max_tokens": KnownField(),  # of an answer, where tokens of a prompt are counted
+    "container": KnownField(_TOOLS_ONLY),
+    "mcp_servers": KnownField(_TOOLS_ONLY),
+    "thread": KnownField("the server keeps no conversations; send all messages"),
+    "compaction": KnownField("nothing is compacted; send fewer messages"),
+    "prompt": KnownField("use 'messages'"),
+    "max_tokens_to_sample": KnownField("use 'max_tokens'"),
+    "logprobs": KnownField("use /v1/chat/completions"),
+    "top_logprobs": KnownField("use /v1/chat/completions"),
+    "reasoning_effort": KnownField("use 'output_config.effort'"),
+    "verbosity": KnownField("use 'chat_template_kwargs'"),
+    "parallel_tool_calls": KnownField(
+        "use 'tool_choice.disable_parallel_tool_use'", neutral=(True,), meant=(False,)
+    ),
+    "functions": KnownField("use 'tools'"),
+    "function_call": KnownField("use 'tool_choice'"),
+    "thinking_token_budget": KnownField("use 'thinking.budget_tokens'", neutral=(-1,), meant=(0,)),
+    "continue_final_message": KnownField(
+        "an answer goes on with the last message where that is the assistant's", meant=(False,)
+    ),
+    "documents": KnownField("put them into the messages as text"),
+    # No effect on the answer.
+    "betas": KnownField(),
+    "fallbacks": KnownField(),
+    "fallback_credit_token": KnownField(),
 }

@@ -25,7 +25,7 @@ from minisgl.server.replica_metrics import ReplicaFamilies
 
 if TYPE_CHECKING:
     from minisgl.engine.api import ReplicaFigures
-    from minisgl.ipc.messages import EngineInfo, EngineStats
+    from minisgl.ipc.messages import EngineInfo, EngineStats, Timings
 
 PREFIX = "minisgl"
 FINISH_REASONS = ("stop", "length", "abort", "error")
@@ -80,6 +80,21 @@ class Metrics:
         self.request_params_n = Histogram(_CHOICES)
         self.request_params_max_tokens = Histogram(_LENGTHS)
         self.iteration_tokens = Histogram(_STEP_TOKENS)
+
+    def note_end(self, reason: str, seconds: float, timings: Timings | None) -> float | None:
+        """A request of the engine's has ended, so long after its arrival. Returns how long it
+        waited for its first step; None where `timings` doesn't say.
+        """
+        self.finished[reason] += 1
+        self.e2e_request_latency.observe(seconds)
+        if timings is None:
+            return None
+        queue, prefill, decode = timings
+        self.request_queue_time.observe(queue)
+        self.request_prefill_time.observe(prefill)
+        self.request_decode_time.observe(decode)
+        self.request_inference_time.observe(prefill + decode)
+        return queue
 
     def render(self, model_name: str, figures: EngineFigures, *, alias: str = "") -> bytes:
         """The text format of Prometheus. `alias` is a second prefix, under which what vLLM has too

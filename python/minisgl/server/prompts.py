@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from minisgl.server import errors
 from minisgl.server.errors import MAX_TOKENIZED, bad_request
-from minisgl.server.schemas import MAX_CHOICES, CompletionRequest, GenerationRequest
+from minisgl.server.schemas import MAX_CHOICES, CompletionRequest, Prompt
 from minisgl.tokenizer.offsets import offsets_in_text, text_of_ids, unfinished_bytes
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def encode_prompts(
     `max_prompt` is how many tokens of a prompt are left when it is to be cut to what fits.
     ApiError 400. PromptTooLong when one surely has more tokens than longest_prompt().
     """
-    given = separate_prompts(request)
+    given = separate_prompts(request.prompt)
     num_choices = len(given) * (request.n or 1)
     if num_choices > MAX_CHOICES:
         raise bad_request(
@@ -110,7 +110,14 @@ def _fill_in_middle(tokenizer: Tokenizer) -> FillInMiddle:
     return tokenizer.fill_in_middle
 
 
-def longest_prompt(request: GenerationRequest, max_model_len: int) -> int:
+class Cut(Protocol):
+    """What is left of a prompt that is too long."""
+
+    truncate_prompt_tokens: int | None
+    truncation_side: Literal["left", "right"] | None
+
+
+def longest_prompt(request: Cut, max_model_len: int) -> int:
     """How many tokens a prompt may have: more than the context where it is cut afterwards."""
     cut = request.truncate_prompt_tokens is not None
     return longest_text(max_model_len) if cut else max_model_len
@@ -121,7 +128,7 @@ def longest_text(max_model_len: int) -> int:
     return max(max_model_len, MAX_TOKENIZED)
 
 
-def truncate(ids: list[int], request: GenerationRequest, max_prompt: int) -> list[int]:
+def truncate(ids: list[int], request: Cut, max_prompt: int) -> list[int]:
     """The part of a prompt that 'truncate_prompt_tokens' leaves; `ids` itself where that is all.
 
     ApiError 400 where nothing would be left.
@@ -173,19 +180,20 @@ def _echoes(
     return made
 
 
-def separate_prompts(request: CompletionRequest) -> list[str | list[int]]:
-    """The prompts as they were sent. ApiError 400 where there is none, or a mixture."""
-    prompt = request.prompt
+def separate_prompts(prompt: Prompt, param: str = "prompt") -> list[str | list[int]]:
+    """The prompts as they were sent, as the field `param`. ApiError 400 where there is none, or a
+    mixture.
+    """
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise bad_request("The prompt is empty.", param="prompt")
+        raise bad_request(f"The {param} is empty.", param=param)
     kinds = set(map(type, prompt))
     if len(kinds) != 1:
         raise bad_request(
-            "The prompt must be a string, a list of strings, a list of token ids or a list of such "
-            "lists, not a mixture.",
-            param="prompt",
+            f"The {param} must be a string, a list of strings, a list of token ids or a list of "
+            "such lists, not a mixture.",
+            param=param,
         )
     if kinds == {int}:
         return [cast("list[int]", prompt)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from minisgl.server import errors
+from minisgl.server import error_places, errors
 from minisgl.server.errors import ApiError
 from minisgl.server.response_schemas import (
     LOGPROBS,
@@ -73,26 +73,7 @@ def check_request(request: ResponsesRequest) -> None:
 
 def renamed(error: ApiError) -> ApiError:
     """An error of the shared checks, about what a client has sent here."""
-    given = error.param
-    if given is None or (param := _renamed(given)) == given:
-        return error
-    message = error.message
-    for name in (given, re.split(r"[.\[]", given)[0]):
-        message = message.replace(f"'{name}'", f"'{_renamed(name)}'")
-    return ApiError(
-        error.status,
-        message,
-        type=error.type,
-        param=param,
-        code=error.code,
-        headers=error.headers,
-    )
-
-
-def _renamed(given: str) -> str:
-    for place, name in _PLACES:
-        given = place.sub(name, given)
-    return given
+    return error_places.renamed(error, _PLACES)
 
 
 def chat_request(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:

@@ -12,7 +12,13 @@ import msgspec
 from minisgl.server.choice import Delta
 from minisgl.server.errors import ApiError, from_exception
 from minisgl.server.generation import Generation
-from minisgl.server.http import Exchange, end_events, start_events
+from minisgl.server.http import (
+    EVENT_STREAM_HEADERS,
+    Exchange,
+    Headers,
+    end_events,
+    start_events,
+)
 from minisgl.server.schemas import StreamOptions
 
 DONE = b"data: [DONE]\n\n"
@@ -83,6 +89,7 @@ async def stream_events(
     generation: Generation,
     events: Events,
     failed: Callable[[ApiError], bytes] | None = None,
+    headers: Headers = EVENT_STREAM_HEADERS,
 ) -> None:
     """Sends a generation as it grows: one write for all that is ready.
 
@@ -100,7 +107,7 @@ async def stream_events(
             if not data:
                 continue  # all of it is held: part of a character, or of a stop string
             if not exchange.response_started:
-                await start_events(exchange.send)
+                await start_events(exchange.send, headers)
             await exchange.send_events(data)
     except Exception as error:
         if not exchange.response_started:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minisgl.engine.api import EngineUnavailable
 from minisgl.engine.request import salt_of
 from minisgl.server import response_store
 from minisgl.server.decoding import IgnoredFields
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from minisgl.config import ServerArgs
     from minisgl.engine.api import EngineApi
     from minisgl.engine.changes import Changes
+    from minisgl.ipc.messages import EngineInfo
     from minisgl.text.frontend import TextFrontend
 
 
@@ -64,6 +66,13 @@ class ServerState:
         if self.client.state != "ready" or self.text is None:
             raise unavailable(self.client.state if self.client.state != "ready" else "starting")
         return self.text
+
+    def info(self) -> EngineInfo | None:
+        """What was loaded; None while the model is still loading."""
+        try:
+            return self.client.info
+        except EngineUnavailable:
+            return None
 
     def prefix_salt(self, cache_salt: str | None, api_key: int | None) -> bytes | None:
         """What a request with this salt, from the client with the key of this number, shares

@@ -9,8 +9,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from minisgl.engine.api import EngineUnavailable
-from minisgl.ipc.messages import EngineInfo
 from minisgl.server.errors import unavailable
 from minisgl.server.metrics import EngineFigures
 from minisgl.server.state import ServerState
@@ -69,7 +67,7 @@ class StatusPages:
                 waiting_tokens=state.client.waiting_tokens,
                 num_replaying=state.client.num_replaying,
                 num_restarts=state.client.num_restarts,
-                info=self._info(),
+                info=state.info(),
                 memory_fraction=state.args.memory_fraction,
                 replicas=state.client.replicas,
             ),
@@ -85,16 +83,9 @@ class StatusPages:
         ready = sum(one.state == "ready" for one in replicas)
         return {"replicas": {"ready": ready, "all": len(replicas)}}
 
-    def _info(self) -> EngineInfo | None:
-        """None while the model is still loading."""
-        try:
-            return self._state.client.info
-        except EngineUnavailable:
-            return None
-
     def _card(self, name: str) -> dict[str, Any]:
         state = self._state
-        info = self._info()
+        info = state.info()
         return {
             "id": name,
             "object": "model",

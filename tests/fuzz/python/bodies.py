@@ -14,14 +14,23 @@ with atheris.instrument_imports(include=["minisgl"]):
     from minisgl.server.chat import ChatCompletions
     from minisgl.server.completions import Completions
     from minisgl.server.decoding import IgnoredFields, decode
+    from minisgl.server.embedding_schemas import EmbeddingRequest
+    from minisgl.server.embeddings import Embeddings
     from minisgl.server.errors import ApiError
+    from minisgl.server.message_errors import error_body
+    from minisgl.server.message_request import chat_request, renamed
+    from minisgl.server.message_schemas import CountTokensRequest
+    from minisgl.server.messages import CountTokens, Messages
     from minisgl.server.prompts import separate_prompts
     from minisgl.server.schemas import ChatRequest, CompletionRequest
+    from minisgl.server.score import Score
     from minisgl.server.structured import form_of
     from minisgl.server.tokens import Detokenize, Tokenize
     from minisgl.server.tools import tool_use
 
-DECODERS = [endpoint.decoder for endpoint in (ChatCompletions, Completions, Tokenize, Detokenize)]
+CHAT = (ChatCompletions, Completions, Messages, CountTokens)
+ENDPOINTS = (*CHAT, Tokenize, Detokenize, Embeddings, Score)
+DECODERS = [endpoint.decoder for endpoint in ENDPOINTS]
 
 
 def check(data: bytes) -> None:
@@ -35,10 +44,13 @@ def check(data: bytes) -> None:
 def check_refusal(error: ApiError) -> None:
     assert 400 <= error.status < 500
     assert set(json.loads(error.body())["error"]) == {"message", "type", "param", "code"}
+    assert json.loads(error_body(renamed(error), "id"))["type"] == "error"
     assert len(error.message) < 2000, error.message
 
 
 def use(request: msgspec.Struct) -> None:
+    if isinstance(request, CountTokensRequest):
+        request = chat_request(request)
     if isinstance(request, ChatRequest):
         checks.check_chat(request)
         tool_use(request)
@@ -46,8 +58,10 @@ def use(request: msgspec.Struct) -> None:
         sampling(request, request.max_completion_tokens or request.max_tokens)
     elif isinstance(request, CompletionRequest):
         checks.check_completion(request)
-        assert all(isinstance(prompt, str | list) for prompt in separate_prompts(request))
+        assert all(isinstance(prompt, str | list) for prompt in separate_prompts(request.prompt))
         sampling(request, 16 if request.max_tokens is msgspec.UNSET else request.max_tokens)
+    elif isinstance(request, EmbeddingRequest) and request.input is not None:
+        assert all(isinstance(one, str | list) for one in separate_prompts(request.input, "input"))
 
 
 def sampling(request: ChatRequest | CompletionRequest, wanted: int | None) -> None:

@@ -33,8 +33,9 @@ inline EngineConfig small_options() {
 }
 
 inline std::unique_ptr<Model> make_model_on(AsyncDevice& device, std::function<void(const StepBatch&)> on_forward) {
-  return std::make_unique<FakeModel>(fake_spec(), std::move(on_forward),
-                                     [&device](FakeModel::Compute compute) { device.enqueue(std::move(compute)); });
+  return std::make_unique<FakeModel>(
+      fake_spec(), std::move(on_forward), [&device](FakeModel::Compute compute) { device.enqueue(std::move(compute)); },
+      &device);
 }
 
 class TestEngine {
@@ -42,8 +43,8 @@ class TestEngine {
   explicit TestEngine(const EngineConfig& options = small_options(), int num_threads = 2,
                       std::function<void(const StepBatch&)> on_forward = {}, const ModelSpec& spec = fake_spec(),
                       PlanSenders followers = {}, MakeLookahead make_lookahead = {})
-      : engine(std::make_unique<FakeModel>(spec, std::move(on_forward)), make_cpu_device(num_threads), options,
-               std::move(followers), {}, std::move(make_lookahead)) {}
+      : TestEngine(make_cpu_device(num_threads).release(), options, std::move(on_forward), spec, std::move(followers),
+                   std::move(make_lookahead)) {}
 
   // On a device that runs ahead.
   explicit TestEngine(std::unique_ptr<AsyncDevice> device, const EngineConfig& options = small_options(),
@@ -121,6 +122,11 @@ class TestEngine {
              PlanSenders followers, MakeLookahead make_lookahead)
       : engine(make_model_on(*device, std::move(on_forward)), std::unique_ptr<Device>(device), options,
                std::move(followers), {}, std::move(make_lookahead)) {}
+  TestEngine(Device* device, const EngineConfig& options, std::function<void(const StepBatch&)> on_forward,
+             const ModelSpec& spec, PlanSenders followers, MakeLookahead make_lookahead)
+      : engine(
+            std::make_unique<FakeModel>(spec, std::move(on_forward), std::function<void(FakeModel::Compute)>(), device),
+            std::unique_ptr<Device>(device), options, std::move(followers), {}, std::move(make_lookahead)) {}
 };
 
 // The request got what it must, whatever happened around it.
@@ -128,6 +134,7 @@ inline void expect_reference(const TestEngine::Result& result, const Request& re
   const ReferenceOutput expected = reference_generate(request, fake_spec(), force);
   ASSERT_EQ(result.token_ids(), expected.tokens) << "request " << request.id;
   ASSERT_EQ(result.finish, expected.finish) << "request " << request.id;
+  ASSERT_EQ(result.last.embedding, expected.embedding) << "request " << request.id;
   ASSERT_EQ(result.prompt_logprobs.size(), request.prompt_logprobs >= 0 ? request.prompt.size() : 0);
   for (std::size_t p = 1; p < result.prompt_logprobs.size(); ++p) {
     std::vector<TokenLogprob> top;
@@ -198,6 +205,13 @@ inline std::vector<Request> random_requests(std::uint64_t count, std::int64_t ma
       }
       tokens.resize(std::min(tokens.size(), request.prompt.size()));
       std::ranges::copy(tokens, request.prompt.begin());
+    }
+    if (id % 7 == 5) {  // an embedding instead of an answer
+      request.max_tokens = request.min_tokens = 0;
+      request.prompt_logprobs = -1;
+      request.pooling = {.kind = id % 2 == 0 ? Pooling::Kind::last : Pooling::Kind::mean,
+                         .normalize = id % 3 != 0,
+                         .dimensions = static_cast<std::int64_t>(id % 5 == 0)};
     }
     requests.push_back(std::move(request));
   }

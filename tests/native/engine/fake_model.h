@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <utility>
@@ -142,7 +143,28 @@ inline std::vector<float> reference_logits(std::span<const std::int32_t> tokens,
 struct ReferenceOutput {
   std::vector<std::int32_t> tokens;
   FinishReason finish = FinishReason::length;
+  std::vector<float> embedding = {};
 };
+
+// What the hidden states of a prompt's rows come to.
+inline std::vector<float> reference_embedding(const Request& request) {
+  const std::span<const std::int32_t> prompt = request.prompt;
+  std::vector<double> pooled(2);
+  for (std::size_t length = prompt.size() - request.pooling.num_rows(std::ssize(prompt)); length < prompt.size();) {
+    const std::vector<float> row = reference_logits(prompt.first(++length), 2);
+    for (std::size_t i = 0; i < 2; ++i) pooled[i] += row[i];
+  }
+  if (request.pooling.dimensions > 0) pooled.resize(static_cast<std::size_t>(request.pooling.dimensions));
+  double scale = 1.0 / static_cast<double>(request.pooling.num_rows(std::ssize(prompt)));
+  if (request.pooling.normalize) {
+    double squares = 0;
+    for (const double value : pooled) squares += value * value;
+    scale = 1.0 / std::sqrt(squares);
+  }
+  std::vector<float> embedding;
+  for (const double value : pooled) embedding.push_back(static_cast<float>(value * scale));
+  return embedding;
+}
 
 // Tokens that come after these without a draw.
 using Force = std::function<std::vector<std::int32_t>(std::span<const std::int32_t> tokens)>;
@@ -151,6 +173,8 @@ using Force = std::function<std::vector<std::int32_t>(std::span<const std::int32
 inline ReferenceOutput reference_generate(const Request& request, const ModelSpec& spec, const Force& force = {},
                                           const std::vector<std::int32_t>& first = {}) {
   ReferenceOutput output;
+  if (request.pooling.enabled())
+    return {.tokens = {}, .finish = FinishReason::stop, .embedding = reference_embedding(request)};
   std::vector<std::int32_t> tokens = request.prompt, stops = request.stop_token_ids;
   if (!request.ignore_eos) stops.insert(stops.end(), spec.eos_token_ids.begin(), spec.eos_token_ids.end());
   CpuSeenTokens seen(spec.vocab_size, true);

@@ -47,7 +47,7 @@ class SizedModel final : public Model {
   const ModelSpec& spec() const override { return spec_; }
   Tensor forward(const StepBatch&, KvCache&) override { throw CheckError("it has no weights"); }
   std::int64_t workspace_bytes(const StepLimits& limits) const override {
-    return workspace_.bytes_for(limits.rows, limits.logits);
+    return workspace_.bytes_for(limits.rows, limits.logits + limits.hidden, limits.logits);
   }
   std::int64_t weight_bytes() const override { return 90 * mebibyte; }
   DType weight_dtype() const override { return weight_dtype_; }
@@ -133,6 +133,7 @@ TEST(Defaults, ShortMemoryShrinksTheCache) {
                            .sequences = 256,
                            .penalized = 256,
                            .logits = 256 + 64,
+                           .hidden = 512,
                            .positions = 8192,
                            .pages = 1024,
                            .vocab_size = 49152};
@@ -160,15 +161,15 @@ TEST(Defaults, CountsForPenaltiesAreBoundedByThemselves) {
 TEST(Defaults, AnImpossibleBudgetIsPrinted) {
   EXPECT_EQ(refusal({.kv_cache_tokens = 100000}, gibibyte),
             "not enough memory for a KV cache of 100000 tokens: weights 90 MiB (already loaded), KV cache 2197 MiB, "
-            "workspace 114 MiB, available 1024 MiB of which 90% may be used; set --kv-cache-tokens to at most 36768");
+            "workspace 116 MiB, available 1024 MiB of which 90% may be used; set --kv-cache-tokens to at most 36656");
   EXPECT_NE(refusal({.max_model_len = 8000}, 200 * mebibyte).find("set --max-model-len to at most "),
             std::string::npos);
   EXPECT_NE(refusal({}, 10 * mebibyte).find("lower --max-batch-tokens"), std::string::npos);
 }
 
 TEST(Defaults, TheAdviceWorks) {
-  EXPECT_EQ(refusal({.kv_cache_tokens = 36768}, gibibyte), "");
-  EXPECT_NE(refusal({.kv_cache_tokens = 36769}, gibibyte), "");
+  EXPECT_EQ(refusal({.kv_cache_tokens = 36656}, gibibyte), "");
+  EXPECT_NE(refusal({.kv_cache_tokens = 36657}, gibibyte), "");
 }
 
 // A page of 16 tokens has 360 KiB.

@@ -29,6 +29,7 @@ std::vector<Request> some_requests(std::uint64_t count) {
     request.grammar = "start: /" + pattern_of(request) + "/";
     request.sampling.allowed_token_ids.clear();
     request.stop_token_ids.clear();
+    request.pooling = {};
     request.max_tokens = std::min<std::int64_t>(60, 100 - std::ssize(request.prompt));
   }
   return requests;

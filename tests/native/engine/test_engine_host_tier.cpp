@@ -173,12 +173,15 @@ TEST(EngineHostTierCases, AnEngineThatDiesEndsItsRequests) {
 class Tokens {
  public:
   std::unique_ptr<Model> model_on(AsyncDevice& device) {
-    return std::make_unique<FakeModel>(fake_spec(), nullptr, [this, &device](FakeModel::Compute compute) {
-      device.enqueue([this, compute = std::move(compute)](const StepBatch& batch) {
-        tokens.emplace_back(batch.tokens.begin(), batch.tokens.end());
-        compute(batch);
-      });
-    });
+    return std::make_unique<FakeModel>(
+        fake_spec(), nullptr,
+        [this, &device](FakeModel::Compute compute) {
+          device.enqueue([this, compute = std::move(compute)](const StepBatch& batch) {
+            tokens.emplace_back(batch.tokens.begin(), batch.tokens.end());
+            compute(batch);
+          });
+        },
+        &device);
   }
   std::vector<std::vector<std::int32_t>> tokens;  // by step
 };

@@ -193,6 +193,7 @@ class AnyPlan : public testing::TestWithParam<unsigned> {
                         .max_model_len = 64,
                         .max_batch_tokens = 48,
                         .max_logits = 100,
+                        .max_hidden = 100,
                         .vocab_size = 50,
                         .num_adapters = 2,
                         .runs_ahead = true}};

@@ -19,6 +19,7 @@ constexpr PlanLimits limits{.num_pages = 64,
                             .max_model_len = 256,
                             .max_batch_tokens = 12,
                             .max_logits = 7,
+                            .max_hidden = 1,
                             .vocab_size = 50,
                             .num_adapters = 2};
 
@@ -348,11 +349,11 @@ INSTANTIATE_TEST_SUITE_P(
                  plan.tokens.resize(13, 1);
                  plan.sequences[3].num_rows = 6;
                }},
-        Damage{"number of rows of logits and hidden states 8 is out of range",
+        Damage{"number of rows of hidden states 2 is out of range",
                [](StepPlan& plan) {
                  plan.tokens.resize(11, 1);
                  plan.sequences[3].num_rows = 4;
-                 plan.sequences[3].num_hidden = 3;
+                 plan.sequences[3].num_hidden = 2;
                }},
         Damage{"start_position 256 is out of range", [](StepPlan& plan) { plan.sequences[1].start_position = 256; }},
         Damage{"start_position -1 is out of range", [](StepPlan& plan) { plan.sequences[1].start_position = -1; }},

@@ -266,6 +266,7 @@ std::unique_ptr<Device> reserved_device(DeviceKind kind, std::int64_t most, std:
                    .sequences = most,
                    .penalized = most,
                    .logits = most,
+                   .hidden = 0,
                    .positions = 64,
                    .pages = 64,
                    .vocab_size = vocab});

@@ -50,11 +50,12 @@ class CountingDevice final : public testing_support::AsyncDevice {
   std::shared_ptr<std::int64_t> allocated_ = std::make_shared<std::int64_t>(0);
 };
 
-StepLimits limits_of(std::int64_t rows, std::int64_t logits, std::int64_t positions = 16384) {
+StepLimits limits_of(std::int64_t rows, std::int64_t logits, std::int64_t positions = 16384, std::int64_t hidden = 0) {
   return {.rows = rows,
           .sequences = std::min(rows, logits),
           .penalized = 0,
           .logits = logits,
+          .hidden = hidden,
           .positions = positions,
           .pages = 0,
           .vocab_size = 128256};
@@ -67,13 +68,14 @@ std::unique_ptr<Model> model_on(Device& device) {
 TEST(Workspace, TheModelSaysWhatItAllocates) {
   for (const DType activations : {DType::f32, DType::bf16}) {
     for (const int num_ranks : {1, 2}) {
-      for (const auto& [rows, logits] : {std::pair(1, 1), {600, 320}, {513, 65}, {8192, 1024}, {777, 0}}) {
+      for (const auto& [rows, logits, hidden] :
+           {std::tuple(1, 1, 0), {600, 320, 0}, {513, 65, 400}, {8192, 1024, 512}, {777, 0, 0}, {600, 0, 100}}) {
         CountingDevice device(activations, num_ranks);
         const auto model = model_on(device);
-        const StepLimits limits = limits_of(rows, logits);
+        const StepLimits limits = limits_of(rows, logits, 16384, hidden);
         model->reserve(limits);
         EXPECT_EQ(model->workspace_bytes(limits), device.allocated())
-            << rows << " rows, " << logits << " logits, " << num_ranks << " ranks";
+            << rows << " rows, " << logits << " logits, " << hidden << " hidden states, " << num_ranks << " ranks";
       }
     }
   }

@@ -354,7 +354,7 @@ TEST(SchedulerAppend, MayPreempt) {
 
 // Sequences 4 to 10 lack one row each whose hidden state is wanted; a step has room for one of them.
 TEST(Scheduler, RowsThatFindNoRoomLeaveTheirPagesToOthers) {
-  Scheduler scheduler({.num_pages = 25, .page_size = 1, .max_batch_tokens = 6, .max_prompt_logits = 1});
+  Scheduler scheduler({.num_pages = 25, .page_size = 1, .max_batch_tokens = 6, .max_prompt_hidden = 1});
   for (SequenceId id = 1; id <= 10; ++id) {
     NewSequence sequence = make(id, 2, 0);
     sequence.num_hidden = 1;
@@ -592,7 +592,7 @@ TEST(SchedulerPrefix, NothingIsKeptWithoutIt) {
 }
 
 TEST(SchedulerHidden, RowsInsteadOfDraws) {
-  Scheduler scheduler({.num_pages = 32, .page_size = 4, .max_prompt_logits = 4});
+  Scheduler scheduler({.num_pages = 32, .page_size = 4, .max_prompt_hidden = 4});
   NewSequence sequence = make(1, 10, 0);
   sequence.num_hidden = 7;
   scheduler.add(sequence);
@@ -627,7 +627,7 @@ TEST(SchedulerAdapter, ComesWithEveryPart) {
 // The second row of 2's prompt fills a page that the tree has, the last that is available. 3 needs one in the same
 // step.
 TEST(Scheduler, WhoFindsItsPageInTheTreeTakesNobodysLast) {
-  Scheduler scheduler({.num_pages = 3, .page_size = 2, .max_batch_tokens = 16, .max_prompt_logits = 1});
+  Scheduler scheduler({.num_pages = 3, .page_size = 2, .max_batch_tokens = 16, .max_prompt_hidden = 1});
   scheduler.add({.id = 1, .prompt = {5, 6}, .max_tokens = 1});
   complete(scheduler, scheduler.plan());
   scheduler.remove(1);

@@ -290,7 +290,7 @@ class Rank {
   void verify_wanted(const StepPlan& plan) {
     ASSERT_EQ(plan.logit_rows.size(), plan.targets.size());
     ASSERT_TRUE(std::is_sorted(plan.logit_rows.begin(), plan.logit_rows.end()));
-    std::int64_t prompt_rows = 0;
+    std::int64_t prompt_rows = 0, hidden_rows = 0;
     std::map<std::int32_t, std::int32_t> draws;  // by sequence
     for (std::size_t i = 0; i < plan.targets.size(); ++i) {
       const SequenceStep& step = plan.sequences[plan.targets[i].sequence];
@@ -315,11 +315,12 @@ class Rank {
       for (std::int32_t row = step.num_rows - step.num_hidden; row < step.num_rows; ++row) {
         ASSERT_EQ(plan.hidden_rows.at(next_hidden++), step.first_row + row);
         ASSERT_EQ(step.start_position + row, known.prompt_len - known.num_hidden + known.num_delivered++);
-        ++prompt_rows, ++counts.hidden;
+        ++hidden_rows, ++counts.hidden;
       }
     }
     ASSERT_EQ(next_hidden, plan.hidden_rows.size());
     ASSERT_LE(prompt_rows, options_.max_prompt_logits);
+    ASSERT_LE(hidden_rows, options_.max_prompt_hidden);
   }
 
   // Whether all counts are taken, or were when one began that had none: it is there.
@@ -582,6 +583,7 @@ TEST_P(SchedulerProperties, HoldUnderRandomUse) {
                                  .max_counting = between(1, 4),
                                  .max_batch_tokens = between(1, 32),
                                  .max_prompt_logits = between(1, 8),
+                                 .max_prompt_hidden = between(1, 8),
                                  .max_drafts = between(0, 12),
                                  .host_pages = GetParam() % 3 == 0 ? 0 : between(1, 60)};
   Scheduler scheduler(options);

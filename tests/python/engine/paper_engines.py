@@ -104,6 +104,12 @@ class PaperEngine:
             tokens = self._tokens[request.id]
             tokens.append(next_token(tokens, self._model))
             generated = len(tokens) - len(request.prompt) + request.num_resumed
+            if request.params.pooling is not None:  # a step for each token of the prompt
+                if generated == len(request.prompt):
+                    del self.requests[request.id]
+                    made = Output(request.id, [], "stop", embedding=bytes(request.prompt))
+                    self.say(made)
+                continue
             last = generated == request.params.max_tokens
             if last:
                 del self.requests[request.id]

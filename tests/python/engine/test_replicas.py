@@ -22,7 +22,7 @@ from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineInfo, Output
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import PoolingParams, SamplingParams, pooled_params
 from tests.python.engine.paper_engines import (
     PaperSite,
     answer,
@@ -126,6 +126,27 @@ async def test_streams_of_a_dead_replica_go_on_elsewhere_at_once() -> None:
     await finish(replicas, site, streams)
     check(replicas, streams)
     assert replicas.num_restarts == 1
+    await replicas.close()
+
+
+async def test_an_embedding_of_a_dead_replica_is_made_by_another() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 2)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 2)
+    prompts = [[number] * 5 for number in range(6)]
+    streams = [replicas.submit(prompt, pooled_params(PoolingParams())) for prompt in prompts]
+    for _ in range(3):
+        for engine in site.alive():
+            engine.step()
+    lost = set(site.engines[1].requests)
+    assert lost
+    site.engines[1].die()
+    assert lost <= set(site.engines[0].requests)
+    await finish(replicas, site, streams)
+    outputs = [await stream.next() for stream in streams]
+    assert [output.embedding for output in outputs] == list(map(bytes, prompts))
+    assert {output.finish for output in outputs} == {"stop"}
     await replicas.close()
 
 

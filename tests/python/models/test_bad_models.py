@@ -39,6 +39,7 @@ def refusal(folder: Path) -> str:
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architecture 'GPT2LMHeadModel' is not supported"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list"),
+        ({"is_causal": False}, "attention to later tokens"),
         (
             {"hidden_size": 2**31},
             "hidden_size must be an integer from 1 to 1048576, got 2147483648",

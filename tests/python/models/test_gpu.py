@@ -13,17 +13,20 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from minisgl import LLM, SamplingParams, _native
+from minisgl import LLM, PoolingParams, SamplingParams, _native
 from minisgl.rank.cuda_library import load_cublas
 from tests.python.models.test_default_model import NEW_TOKENS, PROMPTS
 from tests.python.models.tiny_models import (
     FAMILIES,
+    normalized,
     rms_error,
     save_random_model,
     tiny_config,
     token_ids,
+    transformers_hidden,
     transformers_logits,
 )
+from tests.python.running.tiny_model import make_tiny_model
 from tests.python.server.byte_tokenizer import VOCAB_SIZE, make_backend
 
 pytestmark = [
@@ -128,3 +131,19 @@ def test_the_default_model_says_what_it_says_on_a_cpu(kv_dtype: str, default_ggu
             margins.append((at, logprobs[cpu.token_ids[at]] - logprobs[gpu.token_ids[at]]))
     print(f"{len(PROMPTS) - len(margins)} of {len(PROMPTS)} the same; (token, margin): {margins}")
     assert all(margin < NEAR_TIE for _, margin in margins)
+
+
+@pytest.mark.parametrize(("cache", "least"), [("auto", 0.99), ("fp8", 0.95)])
+def test_embeddings(cache: str, least: float, tmp_path: Path) -> None:
+    """Long ones take several steps. They begin alike: last rows have cached prefixes."""
+    folder = make_tiny_model(tmp_path / "tiny", family="qwen3")
+    prompts = [token_ids(length, seed=1) for length in (1, 3, 700, 3000)]
+    with LLM(
+        str(folder), device="cuda", kv_dtype=cache, max_model_len=4096, show_progress=False
+    ) as llm:
+        last = llm.embed(prompts, use_tqdm=False)
+        mean = llm.embed(prompts, PoolingParams(pooling="mean"), use_tqdm=False)
+    for i, prompt in enumerate(prompts):
+        states = transformers_hidden(folder, prompt, device="cuda")
+        for ours, truth in ((last[i], states[-1]), (mean[i], states.mean(0))):
+            assert np.dot(ours.outputs.embedding, normalized(truth)) > least

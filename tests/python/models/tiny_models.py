@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
@@ -86,6 +87,21 @@ def transformers_logits(
         tokens = torch.tensor([list(ids)], device=device)
         logits: np.ndarray = model(tokens).logits[0].float().cpu().numpy()
     return logits
+
+
+def transformers_hidden(folder: Path, ids: Sequence[int], device: str = "cpu") -> np.ndarray:
+    """f32 [len(ids), hidden_size]: what the model's head reads."""
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device)
+    with torch.inference_mode():
+        tokens = torch.tensor([list(ids)], device=device)
+        states: np.ndarray = model(tokens).last_hidden_state[0].cpu().numpy()
+    return states
+
+
+def normalized(vector: np.ndarray) -> np.ndarray:
+    """The vector with length 1."""
+    one: np.ndarray = vector / np.linalg.norm(vector)
+    return one
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:

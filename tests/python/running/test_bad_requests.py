@@ -11,6 +11,7 @@ import pytest
 
 from tests.python.running.conftest import MAX_MODEL_LEN, RunningServer
 from tests.python.server.bad_requests import BAD_REQUESTS, CHAT, COMPLETIONS, chat, content_of
+from tests.python.server.ollama_bad_requests import OLLAMA_BAD_REQUESTS
 
 JSON = {"content-type": "application/json"}
 
@@ -33,6 +34,17 @@ def test_each_gets_400_and_its_reason(server: RunningServer, client: httpx.Clien
             answer = client.post(path, content=content_of(body), headers=JSON)
             error = answer.json().get("error", {})
             if answer.status_code != 400 or param not in (None, error["param"]):
+                wrong[name] = (answer.status_code, answer.text[:200])
+    assert wrong == {}
+
+
+def test_ollamas_api_says_why_in_its_form(server: RunningServer, client: httpx.Client) -> None:
+    wrong = {}
+    with server.others.unharmed():
+        for name, ((path, body), part) in OLLAMA_BAD_REQUESTS.items():
+            answer = client.post(path, content=content_of(body), headers=JSON)
+            error = answer.json().get("error")
+            if answer.status_code != 400 or not isinstance(error, str) or part not in error:
                 wrong[name] = (answer.status_code, answer.text[:200])
     assert wrong == {}
 
@@ -71,7 +83,7 @@ def test_unknown_model_route_method_and_type(server: RunningServer, client: http
             ("POST", CHAT, {"json": chat(model="gpt-4")}, 404, "model_not_found"),
             ("POST", COMPLETIONS, {"json": {"prompt": "a", "model": "a"}}, 404, "model_not_found"),
             ("GET", "/v1/models/gpt-4", {}, 404, "model_not_found"),
-            ("POST", "/v1/embeddings", {"json": chat()}, 404, "unknown_url"),
+            ("POST", "/v1/edits", {"json": chat()}, 404, "unknown_url"),
             ("GET", "/../../etc/passwd", {}, 404, "unknown_url"),
             ("GET", CHAT, {}, 405, "method_not_allowed"),
             ("DELETE", "/v1/models", {}, 405, "method_not_allowed"),

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +21,11 @@ from tests.python.launch.servers import DEADLINE
 from tests.python.running.conftest import RunningServer
 from tests.python.running.measures import until_idle
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
+OLLAMA_PATHS = ("/api/chat", "/api/generate", "/api/show", "/api/embed")
+PATHS = (
+    *("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"),
+    *("/v1/embeddings", "/v1/score", *OLLAMA_PATHS),
+)
 EXAMPLES = settings(
     max_examples=int(os.environ.get("MINISGL_HTTP_EXAMPLES", "200")),
     deadline=None,
@@ -71,6 +76,14 @@ messages = st.fixed_dictionaries(
 ids = st.integers(0, 257) | numbers
 fields: dict[str, Any] = {
     "prompt": texts | st.lists(texts | ids, max_size=5) | st.lists(st.lists(ids, max_size=5)),
+    "input": texts | st.lists(texts | ids, max_size=5) | st.lists(st.lists(ids, max_size=5)),
+    "text_1": texts | st.lists(texts, max_size=3) | values,
+    "text_2": texts | st.lists(texts, max_size=3) | values,
+    "dimensions": st.integers(0, 70) | numbers,
+    "encoding_format": st.sampled_from(["float", "base64"]) | values,
+    "pooling": st.sampled_from(["last", "mean"]) | values,
+    "normalize": st.booleans() | values,
+    "truncate_prompt_tokens": st.integers(-1, 5) | numbers,
     "messages": st.lists(messages, max_size=4) | values,
     "tokens": st.lists(ids, max_size=9) | values,
     "max_tokens": lengths,
@@ -124,11 +137,47 @@ fields: dict[str, Any] = {
     "documents": values,
     "colour": values,
 }
-# Few fields at a time, so that many requests get as far as the engine.
-bodies = st.lists(st.sampled_from(sorted(fields)), max_size=5, unique=True).flatmap(
-    lambda chosen: st.fixed_dictionaries(
-        {name: fields[name] for name in chosen},
-        optional={"model": texts},
+options = st.fixed_dictionaries(
+    {"num_predict": st.integers(1, 20) | st.sampled_from([-3, 16.0, 1.5, 1e308, "8", True])},
+    optional={
+        **{name: fields[name] for name in ("temperature", "top_p", "top_k", "min_p", "seed")},
+        **{name: fields[name] for name in ("stop", "presence_penalty", "frequency_penalty")},
+        "repeat_penalty": fields["repetition_penalty"],
+        **{name: values for name in ("repeat_last_n", "num_ctx", "mirostat", "num_gpu", "colour")},
+    },
+)
+ollama_fields: dict[str, Any] = {
+    **{name: fields[name] for name in ("messages", "stream", "tools", "logprobs", "colour")},
+    "top_logprobs": fields["top_logprobs"],
+    "prompt": texts | values,
+    "system": texts | values,
+    "suffix": texts | values,
+    "options": options,
+    "format": st.sampled_from(["json", "", {"type": "integer"}]) | values,
+    "think": st.booleans() | st.sampled_from(["low", "high"]) | values,
+    "keep_alive": st.sampled_from(["5m", "-1", "1.5h", 0]) | values,
+    "raw": st.booleans() | values,
+    "images": values,
+    "context": values,
+    "truncate": values,
+    "name": texts | values,
+    "input": texts | st.lists(texts, max_size=5) | values,
+    "dimensions": st.integers(0, 20) | values,
+}
+
+
+def _bodies(chosen_of: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    # Few fields at a time, so that many requests get as far as the engine.
+    return st.lists(st.sampled_from(sorted(chosen_of)), max_size=5, unique=True).flatmap(
+        lambda chosen: st.fixed_dictionaries(
+            {name: chosen_of[name] for name in chosen}, optional={"model": texts}
+        )
+    )
+
+
+requests = st.sampled_from(PATHS).flatmap(
+    lambda path: st.tuples(
+        st.just(path), _bodies(ollama_fields if path in OLLAMA_PATHS else fields)
     )
 )
 starts: dict[str, dict[str, Any]] = {
@@ -136,6 +185,12 @@ starts: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": [5, 6], "max_tokens": 3},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [5, 6]},
+    "/api/chat": {"messages": [{"role": "user", "content": "hi"}], "options": {"num_predict": 3}},
+    "/api/generate": {"prompt": "hi", "options": {"num_predict": 3}},
+    "/api/show": {},
+    "/api/embed": {"input": "hi"},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/score": {"text_1": "hi", "text_2": ["you", "hi"]},
 }
 
 
@@ -157,6 +212,21 @@ def ask(port: int, method: str, path: str, body: bytes) -> tuple[int, str, bytes
         connection.close()
 
 
+def check_ollama(status: int, kind: str, body: bytes) -> None:
+    if kind == "application/x-ndjson":
+        assert status == 200
+        assert body.endswith(b"\n")
+        lines = [json.loads(line) for line in body.decode().splitlines()]
+        assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
+        return
+    assert kind == "application/json"
+    answer = json.loads(body)
+    if status != 200:
+        assert status in (400, 404, 413), (status, body)
+        assert set(answer) == {"error"}
+        assert 0 < len(answer["error"]) < 2000
+
+
 def check(status: int, kind: str, body: bytes) -> None:
     if status == 200 and kind.startswith("text/event-stream"):
         text = body.decode()
@@ -172,11 +242,16 @@ def check(status: int, kind: str, body: bytes) -> None:
         assert 0 < len(answer["error"]["message"]) < 2000
 
 
+def check_of(path: str) -> Callable[[int, str, bytes], None]:
+    return check_ollama if path in OLLAMA_PATHS else check
+
+
 @EXAMPLES
-@given(path=st.sampled_from(PATHS), body=bodies)
-def test_fields(server: RunningServer, others: None, path: str, body: dict[str, Any]) -> None:
+@given(request=requests)
+def test_fields(server: RunningServer, others: None, request: tuple[str, dict[str, Any]]) -> None:
+    path, body = request
     content = json.dumps({**starts[path], **body}).encode()
-    check(*ask(server.port, "POST", path, content))
+    check_of(path)(*ask(server.port, "POST", path, content))
 
 
 @EXAMPLES
@@ -187,7 +262,7 @@ def test_damaged_bodies(server: RunningServer, others: None, path: str, data: An
         place = data.draw(st.integers(0, len(content) - 1))
         content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
         content = content or bytearray(b"{")
-    check(*ask(server.port, "POST", path, bytes(content)))
+    check_of(path)(*ask(server.port, "POST", path, bytes(content)))
 
 
 @EXAMPLES

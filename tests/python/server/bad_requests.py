@@ -7,6 +7,7 @@ from typing import Any
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
@@ -283,6 +284,20 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
     "both to tokenize": ("/tokenize", {"prompt": "a", **chat()}, "prompt"),
     "detokenize beyond": ("/detokenize", {"tokens": [1, 258]}, "tokens"),
     "detokenize -1": ("/detokenize", {"tokens": [-1]}, None),
+    "nothing to embed": (EMBEDDINGS, {}, "input"),
+    "an empty text to embed": (EMBEDDINGS, {"input": ["a", ""]}, "input[1]"),
+    "a mixture to embed": (EMBEDDINGS, {"input": ["a", 1]}, "input"),
+    "an id beyond to embed": (EMBEDDINGS, {"input": [[1], [258]]}, "input[1]"),
+    "10,000 texts to embed": (EMBEDDINGS, {"input": ["a"] * 10_000}, "input"),
+    "a text too long to embed": (EMBEDDINGS, {"input": "a" * 100_000}, "input"),
+    "no dimensions": (EMBEDDINGS, {"input": "a", "dimensions": 0}, "dimensions"),
+    "dimensions beyond": (EMBEDDINGS, {"input": "a", "dimensions": 10_000}, "dimensions"),
+    "dimensions 2**70": (EMBEDDINGS, {"input": "a", "dimensions": 2**70}, "dimensions"),
+    "another encoding": (EMBEDDINGS, {"input": "a", "encoding_format": "x"}, "encoding_format"),
+    "another pooling": (EMBEDDINGS, {"input": "a", "pooling": "cls"}, "pooling"),
+    "nothing to score": ("/v1/score", {"text_1": "a", "text_2": []}, "text_2"),
+    "texts that don't fit": ("/v1/score", {"text_1": ["a", "b"], "text_2": "a"}, "text_1"),
+    "ids to score": ("/v1/score", {"text_1": [1], "text_2": "a"}, None),
 }
 
 

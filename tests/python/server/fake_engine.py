@@ -35,6 +35,7 @@ class FakeClient:
     max_model_len: int = 256
     vocab_size: int = VOCAB_SIZE
     max_live: int = 1000
+    max_running: int = 0
     state: State = "ready"
     phase: str = ""
     failure: str = ""
@@ -83,6 +84,8 @@ class FakeClient:
             num_pages=100,
             page_size=16,
             kv_cache_bytes=1 << 20,
+            hidden_size=8,
+            max_running=self.max_running,
         )
 
     @property

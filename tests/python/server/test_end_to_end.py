@@ -184,3 +184,17 @@ def test_nothing_is_left_when_clients_go(url: str) -> None:
     while live() > 0:
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_embeddings_and_scores(client: openai.OpenAI, model: str, url: str) -> None:
+    cat, mat, rates = "A cat sits on the mat.", "A cat is on a mat.", "Interest rates rose again."
+    answer = client.embeddings.create(model=model, input=[cat, mat, rates])
+    assert [one.index for one in answer.data] == [0, 1, 2]
+    assert all(len(one.embedding) == 576 for one in answer.data)
+    plain = client.embeddings.create(model=model, input=cat, encoding_format="float")
+    assert plain.data[0].embedding == pytest.approx(answer.data[0].embedding, abs=1e-6)
+    assert sum(x * x for x in plain.data[0].embedding) == pytest.approx(1)
+    body = {"text_1": cat, "text_2": [cat, mat, rates], "pooling": "mean"}
+    scores = [one["score"] for one in httpx.post(f"{url}/v1/score", json=body).json()["data"]]
+    assert scores[0] == pytest.approx(1)
+    assert scores[0] > scores[1] > scores[2]

@@ -1,0 +1,187 @@
+"""From a request of /v1/messages to the ChatRequest that asks for the same."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from minisgl.server import error_places, errors
+from minisgl.server.errors import ApiError
+from minisgl.server.message_schemas import CountTokensRequest, MessagesRequest, Tool
+from minisgl.server.message_turns import messages_of, needed
+from minisgl.server.schemas import ChatRequest, GenerationRequest
+
+# Fields of GenerationRequest that mean something else here, or nothing: what to do instead.
+_NOT_HERE = {
+    "n": "ask for each answer with a request of its own",
+    "best_of": "ask for each answer with a request of its own",
+    "stop": "use 'stop_sequences'",
+    "max_completion_tokens": "use 'max_tokens'",
+    "response_format": "use 'output_config.format'",
+    "prompt_logprobs": "use /v1/chat/completions",
+    "return_token_ids": "use /v1/chat/completions",
+    "stream_options": "the events have the usage in any case; leave it out",
+}
+
+# Where the shared checks see a fault -> where it stands here.
+_PLACES = (
+    (re.compile(r"^messages\b.*"), "messages"),
+    (re.compile(r"^stop\b"), "stop_sequences"),
+    (re.compile(r"^response_format\b(\.json_schema\b)?"), "output_config.format"),
+    (re.compile(r"(?<=\])\.function\.parameters\b"), ".input_schema"),
+    (re.compile(r"(?<=\])\.function\b"), ""),  # of 'tools[0].function.name'
+    (re.compile(r"^tool_choice\.function\b"), "tool_choice"),
+    (re.compile(r"^parallel_tool_calls\b"), "tool_choice.disable_parallel_tool_use"),
+    (re.compile(r"^reasoning_effort\b"), "output_config.effort"),
+)
+
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+# Templates know three.
+_EFFORTS = {"xhigh": "high", "max": "high"}
+_THINKS = {"enabled": True, "adaptive": True, "disabled": False}
+
+
+def renamed(error: ApiError) -> ApiError:
+    """An error of the shared checks, about what a client has sent here."""
+    return error_places.renamed(error, _PLACES)
+
+
+def chat_request(request: CountTokensRequest) -> ChatRequest:
+    """The ChatRequest that asks for the same. ApiError 400 for what this API knows and can't
+    honour.
+    """
+    for name, advice in _NOT_HERE.items():
+        if getattr(request, name) not in (None, False, 1 if name in ("n", "best_of") else None):
+            raise errors.unsupported(name, f"'{name}' is not supported here: {advice}.")
+    fields: dict[str, Any] = {
+        name: getattr(request, name) for name in GenerationRequest.__struct_fields__
+    }
+    config, metadata = request.output_config, request.metadata
+    effort = config.effort if config is not None else None
+    messages = messages_of(request.system, request.messages)
+    fields |= {
+        "messages": messages,
+        "max_tokens": request.max_tokens if isinstance(request, MessagesRequest) else None,
+        "stop": request.stop_sequences,
+        "stream_options": None,
+        "metadata": None,
+        "user": (metadata.user_id if metadata is not None else None) or request.user,
+        "reasoning_effort": _EFFORTS.get(effort, effort) if effort is not None else None,
+        "response_format": _response_format(request),
+        "chat_template_kwargs": _template_variables(request),
+        "continue_final_message": messages[-1].role == "assistant" or None,
+        **_tools(request),
+    }
+    if messages[-1].tool_calls:
+        raise errors.bad_request(
+            "The last message has a 'tool_use' block: a message with its 'tool_result' must "
+            "follow.",
+            param="messages",
+        )
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return msgspec.convert(given, ChatRequest, strict=False)
+    except msgspec.ValidationError as error:
+        raise renamed(errors.undecodable(error, b"")) from None
+
+
+def ignored_names(request: CountTokensRequest) -> list[str]:
+    """Fields that mean something and have no effect here, with their places."""
+    names = [
+        f"tools[].{name}"
+        for name in ("input_examples", "defer_loading", "allowed_callers")
+        if any(getattr(tool, name) for tool in request.tools or ())
+    ]
+    if request.context_management is not None and request.context_management.get("edits"):
+        names.append("context_management.edits")
+    if request.thinking is not None and request.thinking.budget_tokens is not None:
+        names.append("thinking.budget_tokens")
+    if any(
+        block.type == "redacted_thinking"
+        for turn in request.messages
+        if not isinstance(turn.content, str)
+        for block in turn.content
+    ):
+        names.append("messages[].content[].data")
+    return names
+
+
+def _template_variables(request: CountTokensRequest) -> dict[str, Any]:
+    """Thoughts are for those that ask for them. Templates call the switch by two names; those that
+    have none pay no heed to it.
+    """
+    thinking = request.thinking
+    if thinking is not None and thinking.type not in _THINKS:
+        raise errors.unsupported(
+            "thinking.type",
+            f"'thinking' of the type '{thinking.type[:64]}' is not supported: 'enabled', "
+            "'adaptive' and 'disabled' are.",
+        )
+    thinks = thinking is not None and _THINKS[thinking.type]
+    return {
+        "enable_thinking": thinks,
+        "thinking": thinks,
+        **(request.chat_template_kwargs or {}),
+    }
+
+
+def _response_format(request: CountTokensRequest) -> dict[str, Any] | None:
+    config = request.output_config
+    given = config.format if config is not None else None
+    place = "output_config.format"
+    if given is None:
+        given, place = request.output_format, "output_format"
+    elif request.output_format is not None:
+        raise errors.bad_request(
+            "'output_config.format' and 'output_format' are two names of one thing: send the "
+            "first.",
+            param="output_format",
+        )
+    if given is None:
+        return None
+    if given.type != "json_schema":
+        raise errors.unsupported(
+            f"{place}.type",
+            f"'{place}' of the type '{given.type[:64]}' is not supported: 'json_schema' is.",
+        )
+    schema = needed(given, "schema", place)
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
+def _tools(request: CountTokensRequest) -> dict[str, Any]:
+    """The fields of a ChatRequest about tools."""
+    tools = [_function(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
+    given = request.tool_choice
+    choice: Any = None
+    if given is not None and given.type == "tool":
+        name = needed(given, "name", "tool_choice")
+        choice = {"type": "function", "function": {"name": name}}
+    elif given is not None:
+        choice = _CHOICES[given.type]
+    single = given is not None and given.disable_parallel_tool_use
+    return {
+        "tools": tools or None,
+        "tool_choice": choice,
+        "parallel_tool_calls": False if single else None,
+    }
+
+
+def _function(tool: Tool, place: str) -> dict[str, Any]:
+    if tool.type not in (None, "custom"):
+        raise errors.unsupported(
+            f"{place}.type",
+            f"Tools of type '{tool.type[:64]}' are not supported: the server runs none itself, "
+            "and knows only those that are described, with an 'input_schema'.",
+        )
+    about = {
+        "name": needed(tool, "name", place),
+        "description": tool.description,
+        "parameters": needed(tool, "input_schema", place),
+        "strict": tool.strict,
+    }
+    return {
+        "type": "function",
+        "function": {name: value for name, value in about.items() if value is not None},
+    }
