@@ -382,8 +382,12 @@ void Engine::Impl::take_grammar(GrammarResult result) {
   const auto limited = thoughts.find(id);
   if (limited != thoughts.end()) {
     Thought& thought = limited->second.thought;
-    while (!thought.closing().empty() && !mask_allows(result.mask, thought.closing().front())) thought.pass_over();
-    if (!thought.closing().empty()) result.mask = mask_of(thought.closing().first(1), model->spec().vocab_size);
+    const auto may_stand = [&](std::int32_t token) { return mask_allows(result.mask, token); };
+    thought.pass_to(may_stand);
+    const std::span<const std::int32_t> closing = thought.closing();
+    if (!closing.empty() && may_stand(closing.front())) {
+      result.mask = mask_of(closing.first(1), model->spec().vocab_size);
+    }
   }
   set_mask(id, result.mask);
 }
