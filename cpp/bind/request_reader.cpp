@@ -39,6 +39,21 @@ void read_field(const char* field, py::handle value, std::vector<std::vector<std
   read_items(field, value, [&](py::handle item) { lists.push_back(read_tokens(field, item)); });
 }
 
+void read_field(const char* field, py::handle value, std::vector<ThoughtMove>& moves) {
+  if (!PyBytes_Check(value.ptr())) wrong_type(field, "bytes", value);
+  const auto bytes = py::reinterpret_borrow<py::bytes>(value).cast<std::string_view>();
+  if (bytes.size() % sizeof(ThoughtMove) != 0) {
+    throw py::value_error(concat(field, " has ", sizeof(ThoughtMove), " bytes per move, got ", bytes.size()));
+  }
+  moves.resize(bytes.size() / sizeof(ThoughtMove));
+  if (!moves.empty()) std::memcpy(moves.data(), bytes.data(), bytes.size());
+}
+
+template <auto Member>
+void into_thought(const char* field, py::handle value, Request& request) {
+  read_field(field, value, request.thought.*Member);
+}
+
 template <auto Member>
 void into_request(const char* field, py::handle value, Request& request) {
   read_field(field, value, request.*Member);
@@ -59,6 +74,10 @@ FieldTable<Request> make_readers() {
       {"id", into_request<&Request::id>},
       {"prompt", into_request<&Request::prompt>},
       {"grammar", into_request<&Request::grammar>},
+      {"thinking_token_budget", into_thought<&ThoughtBudget::max_tokens>},
+      {"thought_states", into_thought<&ThoughtBudget::states>},
+      {"thought_moves", into_thought<&ThoughtBudget::moves>},
+      {"thought_closings", into_thought<&ThoughtBudget::closings>},
       {"max_tokens", into_request<&Request::max_tokens>},
       {"num_resumed", into_request<&Request::num_resumed>},
       {"min_tokens", into_request<&Request::min_tokens>},

@@ -19,6 +19,8 @@
 #include "engine/live_requests.h"
 #include "engine/plan_publisher.h"
 #include "engine/step_pace.h"
+#include "engine/thought.h"
+#include "engine/token_mask.h"
 #include "engine/validation.h"
 #include "sched/scheduler.h"
 
@@ -69,6 +71,13 @@ struct SequenceLookahead {
   bool may_draft;
 };
 
+// The thought of a sequence that has a budget for it.
+struct LimitedThought {
+  Thought thought;
+  bool needs_token;       // the sequence does, for another reason
+  bool has_mask = false;  // the thought's closing is its mask
+};
+
 // A sequence before it enters the scheduler.
 struct Newcomer {
   SequenceSampling sampling;
@@ -93,6 +102,9 @@ struct Engine::Impl {
   void take_grammars();
   void take_grammar(GrammarResult result);
   void advance_grammars(const StepPlan& plan);
+  void note_thoughts(const StepPlan& plan);
+  void lead_thought(SequenceId id);
+  void set_mask(SequenceId id, std::span<const std::uint32_t> words);
   void abort(SequenceId id);
   void step();
   bool launch_step();
@@ -131,7 +143,8 @@ struct Engine::Impl {
   LiveRequests live;
   const MakeLookahead make_lookahead;  // may be empty
   std::unordered_map<SequenceId, SequenceLookahead> lookaheads;
-  std::unordered_map<SequenceId, Newcomer> newcomers;  // those whose grammars are read
+  std::unordered_map<SequenceId, LimitedThought> thoughts;  // those that aren't over
+  std::unordered_map<SequenceId, Newcomer> newcomers;       // those whose grammars are read
   std::vector<GrammarResult> grammar_results;
   std::vector<std::int32_t> draws;  // drawn by the step at hand, one per draw
   StepTokens drawn;
@@ -246,7 +259,9 @@ void Engine::Impl::note_copies() {
 void Engine::Impl::admit(Submission submission) {
   Request& request = submission.request;
   const bool has_grammar = !request.grammar.empty() && request.num_to_come() > 0;
-  std::unique_ptr<Lookahead> lookahead = make_lookahead && !has_grammar ? make_lookahead(request) : nullptr;
+  const bool has_budget = request.thought.max_tokens >= 0 && !request.thought.states.empty();
+  const bool may_look = make_lookahead && !has_grammar && !has_budget;
+  std::unique_ptr<Lookahead> lookahead = may_look ? make_lookahead(request) : nullptr;
   const bool needs_token = has_grammar || lookahead != nullptr || needs_latest_token(request.sampling);
   std::vector<std::int32_t> stop_tokens = stop_tokens_of(request, model->spec());
   const SequenceId id = live.add(request, stop_tokens, submission.time);
@@ -271,6 +286,10 @@ void Engine::Impl::admit(Submission submission) {
                        .space = {.salt = request.prefix_salt},
                        .standing = request.standing,
                        .arrived = submission.time};
+  if (has_budget) {
+    const auto entry = thoughts.try_emplace(id, Thought(std::move(request.thought)), needs_token).first;
+    entry->second.thought.note(sampling.resumed);
+  }
   if (!has_grammar) return enter(id, {std::move(sampling), std::move(sequence)});
   grammars.begin(id, {.text = std::move(request.grammar),
                       .resumed = sampling.resumed,
@@ -283,6 +302,42 @@ void Engine::Impl::enter(SequenceId id, Newcomer newcomer) {
   publisher.add(id, newcomer.sampling);
   executor.add(id, std::move(newcomer.sampling));
   scheduler.add(std::move(newcomer.sequence));
+  if (!thoughts.empty() && thoughts.contains(id)) lead_thought(id);
+}
+
+void Engine::Impl::set_mask(SequenceId id, std::span<const std::uint32_t> words) {
+  publisher.mask(id, words);
+  executor.mask(id, words);
+}
+
+// Those of the step's sequences whose thoughts have a budget have new tokens.
+void Engine::Impl::note_thoughts(const StepPlan& plan) {
+  for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
+    const SequenceStep& part = plan.sequences[i];
+    if (part.num_draws == 0) continue;
+    const auto entry = thoughts.find(part.id);
+    if (entry == thoughts.end()) continue;
+    entry->second.thought.note(drawn.of(i));
+    lead_thought(part.id);
+  }
+}
+
+// Has the sequence draw what closes its thought, where that is due. Until shortly before, it runs ahead as others do.
+// Where it has a grammar, take_grammar() does the rest when the next mask is there.
+void Engine::Impl::lead_thought(SequenceId id) {
+  LimitedThought& limited = thoughts.at(id);
+  const Thought& thought = limited.thought;
+  scheduler.need_token(id, limited.needs_token || thought.is_near_end());
+  if (!grammars.contains(id)) {
+    const std::span<const std::int32_t> closing = thought.closing();
+    if (!closing.empty()) {
+      set_mask(id, mask_of(closing.first(1), model->spec().vocab_size));
+      limited.has_mask = true;
+    } else if (limited.has_mask) {
+      set_mask(id, {});
+    }
+  }
+  if (thought.is_over()) thoughts.erase(id);
 }
 
 void Engine::Impl::take_grammars() {
@@ -314,8 +369,13 @@ void Engine::Impl::take_grammar(GrammarResult result) {
   } else {
     scheduler.hold(id, false);
   }
-  publisher.mask(id, result.mask);
-  executor.mask(id, result.mask);
+  const auto limited = thoughts.find(id);
+  if (limited != thoughts.end()) {
+    Thought& thought = limited->second.thought;
+    while (!thought.closing().empty() && !mask_allows(result.mask, thought.closing().front())) thought.pass_over();
+    if (!thought.closing().empty()) result.mask = mask_of(thought.closing().first(1), model->spec().vocab_size);
+  }
+  set_mask(id, result.mask);
 }
 
 // Those of the step's sequences that have a grammar have new tokens: no step computes them before the next mask.
@@ -392,6 +452,7 @@ void Engine::Impl::finish_step() {
   accept_drafts(plan, draws, drawn);
   scheduler.complete(drawn, std::chrono::duration<double>(time).count());
   take_over(live.collect(plan, drawn, results, now));
+  if (!thoughts.empty()) note_thoughts(plan);
   if (!grammars.empty()) advance_grammars(plan);
   if (!lookaheads.empty()) {
     for (const SequenceStep& part : plan.sequences) {
@@ -431,6 +492,7 @@ void Engine::Impl::take_over(LiveRequests::Collected collected) {
 // The one way out for a sequence: its pages and its place on the ranks.
 void Engine::Impl::release(SequenceId id) {
   if (!grammars.empty()) grammars.end(id);
+  if (!thoughts.empty()) thoughts.erase(id);
   if (newcomers.erase(id) > 0) return;
   scheduler.remove(id);
   publisher.remove(id);

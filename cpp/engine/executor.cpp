@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "engine/token_mask.h"
 #include "sched/scheduler.h"
 
 namespace minisgl {
@@ -140,7 +141,16 @@ void Executor::append(SequenceId id, std::span<const std::int32_t> tokens) {
 }
 
 void Executor::mask(SequenceId id, std::span<const std::uint32_t> words) {
-  live(id).mask.assign(words.begin(), words.end());
+  LiveSequence& sequence = live(id);
+  sequence.mask.assign(words.begin(), words.end());
+  if (words.empty()) allow(sequence);
+}
+
+// Without a mask, its allowed_token_ids are one.
+void Executor::allow(LiveSequence& sequence) const {
+  const std::vector<std::int32_t>& allowed = sequence.sampling.params.allowed_token_ids;
+  if (!sequence.mask.empty() || allowed.empty()) return;
+  sequence.mask = mask_of(allowed, model_.spec().vocab_size);
 }
 
 void Executor::pause(SequenceId id, std::span<const std::int32_t> output) {
@@ -203,18 +213,12 @@ void Executor::build_batch(const StepPlan& plan) {
 void Executor::start(LiveSequence& sequence) const {
   sequence.has_started = true;
   const SequenceSampling& sampling = sequence.sampling;
-  const std::int64_t vocab_size = model_.spec().vocab_size;
   if (uses_penalties(sampling.params)) {
-    sequence.seen = device_.make_seen_tokens(vocab_size, sampling.params.repetition_penalty != 1.0f);
+    sequence.seen = device_.make_seen_tokens(model_.spec().vocab_size, sampling.params.repetition_penalty != 1.0f);
     sequence.seen->add_output(sampling.resumed);
     sequence.seen->add_prompt(sampling.prompt);
   }
-  if (sequence.mask.empty() && !sampling.params.allowed_token_ids.empty()) {
-    sequence.mask.resize(static_cast<std::size_t>(mask_words(vocab_size)));
-    for (const std::int32_t token : sampling.params.allowed_token_ids) {
-      sequence.mask[static_cast<std::size_t>(token) / 32] |= 1u << (static_cast<unsigned>(token) % 32);
-    }
-  }
+  allow(sequence);
 }
 
 // Every row of a generated token says which token it is: a sequence that needs its latest token is planned only with

@@ -62,7 +62,7 @@ class Executor {
   // The host gave the sequence these tokens, which nobody draws: the penalties count them as output.
   void append(SequenceId id, std::span<const std::int32_t> tokens);
   // One of these is the sequence's next token, until another mask comes: mask_words(vocab_size) words as in a
-  // TokenMask. It stands in place of allowed_token_ids.
+  // TokenMask. It stands in place of allowed_token_ids. Without words, these hold again.
   void mask(SequenceId id, std::span<const std::uint32_t> words);
   // The sequence was preempted: until it goes on it takes no room on the device. `output`: all that was generated for
   // it. No step in flight computes it.
@@ -91,6 +91,7 @@ class Executor {
   void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
   void start(LiveSequence& sequence) const;
+  void allow(LiveSequence& sequence) const;
   static void note_generated(LiveSequence& sequence, const SequenceStep& step, const StepPlan& plan);
   static std::span<const std::int32_t> bans_of(LiveSequence& sequence, std::int64_t num_generated);
   LogitQuery query_for(std::int32_t row, const LogitTarget& target, const StepPlan& plan) const;

@@ -14,7 +14,7 @@
 #include "core/error.h"
 #include "core/host_limits.h"
 #include "core/quiet_thread.h"
-#include "kernels/processors.h"
+#include "engine/token_mask.h"
 
 namespace minisgl {
 namespace {
@@ -29,12 +29,6 @@ std::chrono::nanoseconds processor_time() {  // of this thread
   timespec time{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
   return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
-}
-
-void set_allowed(std::vector<std::uint32_t>& mask, std::span<const std::int32_t> tokens) {
-  for (const std::int32_t token : tokens) {
-    mask[static_cast<std::size_t>(token) / 32] |= 1u << (static_cast<unsigned>(token) % 32);
-  }
 }
 
 bool is_empty(std::span<const std::uint32_t> mask) {
@@ -251,8 +245,7 @@ std::unique_ptr<GrammarMatcher> Grammars::read(const std::string& text) {
 
 void Grammars::limit(const NewGrammar& grammar, std::vector<std::uint32_t>& mask) const {
   if (!grammar.allowed.empty()) {
-    std::vector<std::uint32_t> allowed(mask.size());
-    set_allowed(allowed, grammar.allowed);
+    const std::vector<std::uint32_t> allowed = mask_of(grammar.allowed, vocab_size_);
     for (std::size_t i = 0; i < mask.size(); ++i) mask[i] &= allowed[i];
     if (is_empty(mask)) {
       throw GrammarError("the grammar can't go on: it allows none of the tokens of allowed_token_ids");

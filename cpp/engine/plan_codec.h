@@ -14,7 +14,7 @@
 namespace minisgl {
 
 // Goes up with every change to what frames hold: ranks of two releases refuse each other.
-inline constexpr std::uint8_t kPlanVersion = 7;
+inline constexpr std::uint8_t kPlanVersion = 8;
 
 // Receives the messages, in order.
 class PlanHandler {
@@ -24,7 +24,8 @@ class PlanHandler {
   virtual void remove(SequenceId id) = 0;
   // The host gave the sequence these tokens; nobody draws them.
   virtual void append(SequenceId id, std::span<const std::int32_t> tokens) = 0;
-  // The sequence's next token is one of these, a bit each as in a TokenMask, until another mask comes.
+  // The sequence's next token is one of these, a bit each as in a TokenMask, until another mask comes. Without words:
+  // no mask holds any more.
   virtual void mask(SequenceId id, std::span<const std::uint32_t> words) = 0;
   // The sequence was preempted: what the device keeps of it is made again of these tokens, all that were generated for
   // it, when a step computes it again.

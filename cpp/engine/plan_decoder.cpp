@@ -238,7 +238,8 @@ void PlanDecoder::decode(std::span<const std::byte> frame, PlanHandler& handler)
       case Kind::mask: {
         const auto id = fields.get<SequenceId>("an id");
         const auto words = fields.get_list<std::uint32_t>("a mask");
-        require(std::ssize(words) == mask_words(limits_.vocab_size), "number of a mask's words", std::ssize(words));
+        require(words.empty() || std::ssize(words) == mask_words(limits_.vocab_size), "number of a mask's words",
+                std::ssize(words));
         handler.mask(id, words);
         break;
       }

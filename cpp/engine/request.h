@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <compare>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -11,11 +12,29 @@
 
 namespace minisgl {
 
+// A token that moves an answer's state to where most don't; -1: there is no thought, or none any more.
+struct ThoughtMove {
+  std::int32_t state, token, next;
+  auto operator<=>(const ThoughtMove&) const = default;
+};
+
+// How many tokens an answer's thought may have, and how its tokens say that it thinks.
+struct ThoughtBudget {
+  std::int64_t max_tokens = -1;  // of the thought, before it is closed; -1: any number
+  // The number of the thought that each state is in, -1 before any. An answer begins in the first state. A token that
+  // `moves` doesn't name for a state of a thought does what it does in the thought's first state; one that it doesn't
+  // name there either leads there, and before a thought it says that there is none.
+  std::vector<std::int32_t> states = {};
+  std::vector<ThoughtMove> moves = {};                   // sorted, one per state and token
+  std::vector<std::vector<std::int32_t>> closings = {};  // the tokens that close each thought
+};
+
 struct Request {
   std::uint64_t id = 0;  // unique among live requests, chosen by the caller
   std::vector<std::int32_t> prompt;
   SamplingParams sampling;
   std::string grammar = {};  // of the answer, as GrammarMatcher's; empty: none. It needs Engine::open_grammars
+  ThoughtBudget thought = {};
   std::int64_t max_tokens = 16;
   // How many trailing prompt tokens are output of an engine that ended: the request goes on as if this one had made
   // them. max_tokens and min_tokens count them.

@@ -1,6 +1,8 @@
 // One check a field, each said with its value.
 #include "engine/validation.h"
 
+#include <algorithm>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -74,6 +76,31 @@ void check_sampling(Findings& findings, const SamplingParams& params, std::int64
       [&](const auto& field) { check_value(findings, field.name, params.*field.member, field.bounds, vocab_size); });
 }
 
+void check_thought(Findings& findings, const ThoughtBudget& thought, std::int64_t vocab_size) {
+  const auto num_states = static_cast<std::int32_t>(thought.states.size());
+  const auto num_thoughts = static_cast<std::int32_t>(thought.closings.size());
+  findings.require(thought.max_tokens >= -1, "thinking_token_budget must be at least 0, or -1 for none, got ",
+                   thought.max_tokens);
+  std::vector<bool> has_state(thought.closings.size());
+  for (const std::int32_t number : thought.states) {
+    findings.require(number >= -1 && number < num_thoughts, "thought_states has the thought ", number, " of ",
+                     num_thoughts);
+    if (findings.any()) return;
+    if (number >= 0) has_state[static_cast<std::size_t>(number)] = true;
+  }
+  findings.require(std::ranges::all_of(has_state, std::identity()), "thought_closings has a thought without a state");
+  for (const auto& [state, token, next] : thought.moves) {
+    if (state >= 0 && state < num_states && next >= -1 && next < num_states) continue;
+    findings.require(false, "thought_moves leads from state ", state, " to ", next, ", and there are ", num_states);
+    break;
+  }
+  findings.require(std::ranges::is_sorted(thought.moves), "thought_moves must be sorted");
+  for (const std::vector<std::int32_t>& closing : thought.closings) {
+    findings.require(!closing.empty(), "thought_closings has one without a token");
+    if (!findings.any()) check_tokens(findings, "thought_closings", closing, vocab_size);
+  }
+}
+
 }  // namespace
 
 std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& spec, const EngineConfig& config) {
@@ -109,6 +136,7 @@ std::optional<RequestFault> find_fault(const Request& request, const ModelSpec& 
   check_tokens(findings, "prompt", request.prompt, spec.vocab_size);
   check_tokens(findings, "stop_token_ids", request.stop_token_ids, spec.vocab_size);
   check_sampling(findings, request.sampling, spec.vocab_size);
+  check_thought(findings, request.thought, spec.vocab_size);
   return findings.take();
 }
 

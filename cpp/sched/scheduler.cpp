@@ -85,6 +85,13 @@ void Scheduler::propose(SequenceId id, std::span<const std::int32_t> drafts) {
   sequence.drafts.assign(drafts.begin(), drafts.end());
 }
 
+void Scheduler::need_token(SequenceId id, bool is_needed) {
+  Sequence& sequence = live(id);
+  MINISGL_CHECK(is_needed || !sequence.is_held, "sequence ", id, " is held");
+  sequence.needs_token = is_needed;
+  has_changed_ = true;
+}
+
 void Scheduler::hold(SequenceId id, bool is_held) {
   Sequence& sequence = live(id);
   MINISGL_CHECK(sequence.needs_token, "sequence ", id, " is held, which may be planned before its token is known");

@@ -124,6 +124,10 @@ class Scheduler {
   // for. CheckError for an unknown id and unless the sequence needs its token and that is known.
   void propose(SequenceId id, std::span<const std::int32_t> drafts);
 
+  // Whether the sequence is planned only while its latest token is known, from now on. CheckError for an unknown id,
+  // and for one that is held.
+  void need_token(SequenceId id, bool is_needed);
+
   // Plans the sequence no more until it is let go on: the host isn't ready for its next token. CheckError for an
   // unknown id, and unless the sequence needs its token.
   void hold(SequenceId id, bool is_held);

@@ -7,9 +7,10 @@ messages to the engine and the engine's binding take it from here, by name.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 MAX_TEMPERATURE = 100.0
 MAX_REPETITION_PENALTY = 100.0
@@ -25,13 +26,18 @@ MAX_ALLOWED_TOKEN_IDS = 4096
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARS = 256
 MAX_GRAMMAR_CHARS = 2**20
+MAX_THOUGHT_STATES = 4096
+MAX_THOUGHT_BYTES = 2**24  # of ThoughtFormat.moves
+MAX_CLOSING_TOKENS = 256
 MAX_TOKEN_ID = 2**31 - 1
 MIN_PRIORITY, MAX_PRIORITY = -100, 100  # of a request: lower goes first
 MAX_SEED = 2**64 - 1
 
 # What the server does with text or with several choices, and the engine never sees. Bad words reach
 # it as tokens.
-TEXT_FIELDS = frozenset({"stop", "bad_words", "n", "skip_special_tokens", "structured_outputs"})
+TEXT_FIELDS = frozenset(
+    {"stop", "bad_words", "n", "skip_special_tokens", "structured_outputs", "thought"}
+)
 
 
 class ParameterError(ValueError):
@@ -68,6 +74,32 @@ class StructuredOutputsParams(
         return [name for name in names if getattr(self, name) not in (None, False)]
 
 
+class ThoughtFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an answer's tokens say whether it thinks: states, of which the first is the answer's
+    beginning, and where tokens move them. text/thought_table.py makes it.
+    """
+
+    # The number of the thought that each state is in, -1 before any. The first state of a thought
+    # is where a token leads that `moves` doesn't name, within it.
+    thoughts: Annotated[list[int], Meta(min_length=1, max_length=MAX_THOUGHT_STATES)]
+    # (state, token, next state) as 32-bit integers, sorted; -1: there is no thought, or none any
+    # more. A token moves each state of a thought as it moves the first, but for those named there.
+    moves: Annotated[bytes, Meta(max_length=MAX_THOUGHT_BYTES)]
+    # The tokens that close each thought.
+    closings: Annotated[
+        list[Annotated[list[int], Meta(min_length=1, max_length=MAX_CLOSING_TOKENS)]],
+        Meta(min_length=1, max_length=MAX_THOUGHT_STATES),
+    ]
+
+    def engine_fields(self) -> dict[str, Any]:
+        """What the engine is told, by name."""
+        return {
+            "thought_states": self.thoughts,
+            "thought_moves": self.moves,
+            "thought_closings": self.closings,
+        }
+
+
 class SamplingParams(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -93,6 +125,11 @@ class SamplingParams(
     grammar: str | None = None
     # The same in another form, from which `grammar` is made before the engine is asked.
     structured_outputs: StructuredOutputsParams | None = None
+    # How many tokens a thought may have before it is closed; None and -1: any number. They count
+    # from what begins the thought, in the prompt or in the answer.
+    thinking_token_budget: int | None = None
+    # What the engine must know for that, made before it is asked.
+    thought: ThoughtFormat | None = None
     seed: int | None = None  # None: drawn anew for each request
     stop: list[str] = []  # generation ends before the first of these
     stop_token_ids: list[int] = []  # besides the model's own end tokens
@@ -144,6 +181,8 @@ class SamplingParams(
             _check_grammar(self.grammar)
         if self.structured_outputs is not None:
             _check_form(self.structured_outputs, self.grammar)
+        if self.thinking_token_budget is not None:
+            _check_int("thinking_token_budget", self.thinking_token_budget, -1, MAX_TOKEN_ID)
         _check_bool("ignore_eos", self.ignore_eos)
         _check_int("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
@@ -154,11 +193,17 @@ class SamplingParams(
 
     def engine_fields(self) -> dict[str, Any]:
         """What the engine is told, by name; what is None is left out."""
-        return {
+        fields = {
             name: value
             for name in self.__struct_fields__
             if name not in TEXT_FIELDS and (value := getattr(self, name)) is not None
         }
+        return fields if self.thought is None else fields | self.thought.engine_fields()
+
+    @property
+    def limits_thoughts(self) -> bool:
+        """Whether a thought has a budget."""
+        return self.thinking_token_budget is not None and self.thinking_token_budget >= 0
 
     def check_tokens(self, vocab_size: int) -> None:
         """ParameterError for a token id that isn't the model's."""

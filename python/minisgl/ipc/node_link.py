@@ -30,7 +30,7 @@ LOST_AFTER_MS = 15_000  # limit for what was sent to stay unconfirmed; its silen
 MAX_MESSAGE_BYTES = 64 * 2**20
 # The version of these messages, of those to and from a rank, and of what ranks of several hosts say
 # to each other: it grows with every change, also between releases.
-WIRE_VERSION = 9
+WIRE_VERSION = 11
 _MAGIC = b"minisgl\0"
 _RELEASE_BYTES = 32
 _HELLO = struct.Struct(f">8sI{_RELEASE_BYTES}s")

@@ -1,4 +1,6 @@
-"""From the form that SamplingParams give an answer to the grammar that the engine holds it to."""
+"""From what SamplingParams say of an answer's text to what the engine is told of its tokens: the
+grammar that holds it to a form, and how a thought is closed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from minisgl.sampling_params import ParameterError, SamplingParams
 from minisgl.text.grammars import GrammarRefused, form_source
 
 if TYPE_CHECKING:
+    from minisgl.offline.prompts import PromptRequest
+    from minisgl.text.formats import AnswerFormats
     from minisgl.text.frontend import TextFrontend
 
 
@@ -23,3 +27,26 @@ async def with_grammar(text: TextFrontend, params: SamplingParams) -> SamplingPa
     except GrammarRefused as error:
         raise ParameterError("structured_outputs", f"structured_outputs: {error}") from None
     return msgspec.structs.replace(params, structured_outputs=None, grammar=grammar)
+
+
+PROMPT_END_TOKENS = 64  # of a prompt without a text, which show whether a thought has begun there
+
+
+async def with_budget(
+    text: TextFrontend, request: PromptRequest, formats: AnswerFormats
+) -> SamplingParams:
+    """The request's parameters with what the budget of its thought needs. ParameterError."""
+    params = request.params
+    if not params.limits_thoughts:
+        return params
+    if not formats.limits_thoughts:
+        raise ParameterError(
+            "thinking_token_budget",
+            "thinking_token_budget needs a model whose thoughts can be closed: LLM's "
+            f"reasoning_parser is {formats.reasoning or 'none'}",
+        )
+    end = request.text
+    if end is None:
+        end = text.tokenizer.decode(request.ids[-PROMPT_END_TOKENS:], skip_special_tokens=False)
+    parsing = formats.parsing([], end)
+    return await text.with_thought(params, None if parsing is None else parsing.thought)

@@ -14,7 +14,8 @@ from minisgl.config import GENERATION_CONFIGS, STEP_TIMEOUT, EngineSettings
 from minisgl.engine.request import check_request
 from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats
-from minisgl.offline.grammars import with_grammar
+from minisgl.model_files.files import ModelError
+from minisgl.offline.grammars import with_budget, with_grammar
 from minisgl.offline.local_model import open_local_model
 from minisgl.offline.prompts import (
     GivenPrompt,
@@ -27,6 +28,7 @@ from minisgl.offline.prompts import (
 )
 from minisgl.offline.results import RequestResult, Sample, make_samples
 from minisgl.sampling_params import ParameterError, SamplingParams
+from minisgl.text.formats import choose_formats
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,6 +54,7 @@ class LLM:
         *,
         revision: str | None = None,
         chat_template: str | None = None,
+        reasoning_parser: str = "auto",
         generation_config: str = "auto",
         cache_dir: str | Path | None = None,
         tp: int = 1,
@@ -94,6 +97,11 @@ class LLM:
             comm=comm,
             step_timeout=step_timeout,
         )
+        try:
+            self._formats = choose_formats("none", reasoning_parser, self.tokenizer.chat_template)
+        except ModelError:
+            self.close()
+            raise
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -226,11 +234,15 @@ class LLM:
         ]
 
     async def _with_grammars(self, requests: Sequence[PromptRequest]) -> list[PromptRequest]:
-        """The requests with grammars in the place of structured outputs. ParameterError."""
-        return [
-            replace(request, params=await with_grammar(self._model.text, request.params))
-            for request in requests
-        ]
+        """The requests with grammars in the place of structured outputs, and with what budgets of
+        thoughts need. ParameterError.
+        """
+        text = self._model.text
+        made = []
+        for request in requests:
+            params = await with_budget(text, request, self._formats)
+            made.append(replace(request, params=await with_grammar(text, params)))
+        return made
 
     async def _complete(
         self, samples: Sequence[Sample], continues_prompt: bool, use_tqdm: bool

@@ -141,6 +141,7 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
     # An answer of a given form is content from its first word to its last.
     formats = state.formats if grammar is None or use.functions else AnswerFormats()
     parsing = formats.parsing(tools, prompt.end, parallel=use.parallel)
+    params = await text.with_thought(params, None if parsing is None else parsing.thought)
     options = DetokenizerOptions.of(
         params,
         include_stop=bool(request.include_stop_str_in_output),
@@ -187,6 +188,13 @@ def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -
             "tools",
             "'tools' are not supported together with a form of the answer: send one of them, or "
             "tool_choice 'none'.",
+        )
+    budget = request.thinking_token_budget
+    if budget not in (None, -1) and not formats.limits_thoughts:
+        raise errors.unsupported(
+            "thinking_token_budget",
+            "'thinking_token_budget' is not supported: this server closes no thoughts of the "
+            f"model's ({formats.reasoning or 'none'}: --reasoning-parser).",
         )
     if request.include_reasoning is False and formats.reasoning is None:
         raise errors.unsupported(

@@ -51,7 +51,7 @@ KNOWN_FIELDS: dict[str, KnownField] = {
     "suffix": KnownField("a conversation has none; use /v1/completions"),
     "top_logprobs": KnownField("a completion's field is 'logprobs'"),
     "thinking_token_budget": KnownField(
-        "limit the whole answer with 'max_tokens'", neutral=(-1,), meant=(0,)
+        "a completion has no thoughts; use /v1/chat/completions", neutral=(-1,), meant=(0,)
     ),
     "repetition_detection": KnownField("use 'frequency_penalty' or 'repetition_penalty'"),
     "return_tokens_as_token_ids": KnownField("use /tokenize for the ids of a text"),

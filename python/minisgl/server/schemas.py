@@ -280,6 +280,8 @@ class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
     tool_choice: Annotated[str, Meta(max_length=64)] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None  # false: an answer makes one call at most
     include_reasoning: bool | None = None  # false: thoughts are left out of the answer
+    # Tokens of a thought before it is closed; -1 is any number.
+    thinking_token_budget: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None
     # Honoured only where that means to do nothing: see tools.py.
     functions: Any = None
     function_call: Any = None

@@ -24,6 +24,7 @@ from minisgl.text.parsers import (
     tool_parser_for,
 )
 from minisgl.text.parts_reader import PartsReader
+from minisgl.text.thought_table import ThoughtTable
 from minisgl.tokenizer.template_source import TemplateSource
 
 if TYPE_CHECKING:
@@ -50,6 +51,14 @@ class Parsing:
     def counts_thoughts(self) -> bool:
         """Whether thoughts are told from the rest."""
         return self.reasoning is not None
+
+    @property
+    def thought(self) -> ThoughtTable | None:
+        """How a thought's budget can be kept; None where the answer has no thought to close."""
+        format = REASONING_PARSERS[self.reasoning] if self.reasoning else None
+        if format is None or format.closing is None:
+            return None
+        return ThoughtTable(format, self.context.prompt_end)
 
     def reader(self) -> PartsReader:
         """For one choice."""
@@ -150,6 +159,11 @@ class AnswerFormats:
         else:
             calls = self.tools or "not read"
         return f"tool calls: {calls}; thoughts: {self.reasoning or 'a part of the content'}"
+
+    @property
+    def limits_thoughts(self) -> bool:
+        """Whether thoughts can be closed when their budget is used up."""
+        return self.reasoning is not None and bool(REASONING_PARSERS[self.reasoning].closing)
 
     def new_id(self) -> str:
         """An id for a call."""

@@ -12,7 +12,9 @@ import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import msgspec
 
 from minisgl.model_files.files import ModelError
 from minisgl.text.answers import (
@@ -39,6 +41,10 @@ from minisgl.text.worker_pool import WorkerClient, WorkerPolicy, WorkerStartErro
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer, Tokenizer
 from minisgl.tokenizer.template_source import ChatTemplateError
 from minisgl.tokenizer.tokenizer import check_unicode
+
+if TYPE_CHECKING:
+    from minisgl.sampling_params import SamplingParams, ThoughtFormat
+    from minisgl.text.thought_table import ThoughtTable
 
 LONG_TEXT = 8192  # characters; a longer text would hold up the event loop
 NUM_ENCODE_THREADS = 2
@@ -77,6 +83,7 @@ class TextFrontend:
         self._encoders = encoders
         self._detokenizer = detokenizer
         self._grammars = Grammars()
+        self._thoughts: dict[Any, ThoughtFormat] = {}  # those of a format: a few
         self._threads = ThreadPoolExecutor(NUM_ENCODE_THREADS, thread_name_prefix="encode")
         self._line = WaitingLine()
         self._ids = itertools.count()
@@ -218,6 +225,26 @@ class TextFrontend:
         an answer can't be held to it; WorkerLost, TextQueueFull.
         """
         return await self._grammars.grammar(source)
+
+    async def with_thought(
+        self, params: SamplingParams, table: ThoughtTable | None
+    ) -> SamplingParams:
+        """The parameters with what the budget of a thought needs; without one where `table` is
+        None, as the answer has no thought that could be closed. WorkerLost.
+        """
+        if not params.limits_thoughts:
+            return params
+        if table is None:
+            return msgspec.structs.replace(params, thinking_token_budget=None)
+        return msgspec.structs.replace(params, thought=await self._thought(table))
+
+    async def _thought(self, table: ThoughtTable) -> ThoughtFormat:
+        known = self._thoughts.get(table.key)
+        if known is None:
+            closings = [(await self.encode_words([text]))[0] for text in table.closings]
+            known = await self.off_loop(table.make, self.tokenizer, closings)
+            self._thoughts[table.key] = known
+        return known
 
     async def encode_words(self, words: Sequence[str]) -> list[list[int]]:
         """Token ids of each word without and with a space before it; each list once. ValueError for

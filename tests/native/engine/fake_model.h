@@ -147,8 +147,9 @@ struct ReferenceOutput {
 // Tokens that come after these without a draw.
 using Force = std::function<std::vector<std::int32_t>(std::span<const std::int32_t> tokens)>;
 
-// What a request must get, whatever happens around it.
-inline ReferenceOutput reference_generate(const Request& request, const ModelSpec& spec, const Force& force = {}) {
+// What a request must get, whatever happens around it. `first`: tokens that its answer begins with, without a draw.
+inline ReferenceOutput reference_generate(const Request& request, const ModelSpec& spec, const Force& force = {},
+                                          const std::vector<std::int32_t>& first = {}) {
   ReferenceOutput output;
   std::vector<std::int32_t> tokens = request.prompt, stops = request.stop_token_ids;
   if (!request.ignore_eos) stops.insert(stops.end(), spec.eos_token_ids.begin(), spec.eos_token_ids.end());
@@ -162,7 +163,7 @@ inline ReferenceOutput reference_generate(const Request& request, const ModelSpe
   for (const std::int32_t token : params.allowed_token_ids) allowed[token / 32] |= 1u << (token % 32);
   if (!params.allowed_token_ids.empty()) processors.mask = allowed;
   SampleScratch scratch;
-  std::vector<std::int32_t> forced;  // those that come next, in reverse
+  std::vector<std::int32_t> forced(first.rbegin(), first.rend());  // those that come next, in reverse
   for (std::int64_t i = 0; i < request.max_tokens; ++i) {
     std::int32_t token = 0;
     if (!forced.empty()) {

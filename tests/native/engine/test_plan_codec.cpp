@@ -116,6 +116,7 @@ PlanEncoder sample_frame() {
   encoder.add(7, biased);
   encoder.append(7, std::vector<std::int32_t>{49, 0, 1});
   encoder.mask(8, std::vector<std::uint32_t>{5, 1u << 17});
+  encoder.mask(8, {});
   encoder.pause(8, std::vector<std::int32_t>{3, 49});
   encoder.step(small_plan());
   encoder.step(full_plan());
@@ -199,8 +200,9 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
   EXPECT_EQ(recorder.added[1].second.params.allowed_token_ids, (std::vector<std::int32_t>{49, 3}));
   ASSERT_EQ(recorder.appended.size(), 1u);
   EXPECT_EQ(recorder.appended[0], std::pair(SequenceId{7}, std::vector<std::int32_t>{49, 0, 1}));
-  ASSERT_EQ(recorder.masked.size(), 1u);
+  ASSERT_EQ(recorder.masked.size(), 2u);
   EXPECT_EQ(recorder.masked[0], std::pair(SequenceId{8}, std::vector<std::uint32_t>{5, 1u << 17}));
+  EXPECT_EQ(recorder.masked[1], std::pair(SequenceId{8}, std::vector<std::uint32_t>()));
   ASSERT_EQ(recorder.paused.size(), 1u);
   EXPECT_EQ(recorder.paused[0], std::pair(SequenceId{8}, std::vector<std::int32_t>{3, 49}));
   ASSERT_EQ(recorder.steps.size(), 3u);
@@ -233,7 +235,7 @@ TEST(PlanCodec, EveryTruncationIsRefusedOrWhole) {
     } catch (const InputError&) {
     }
   }
-  EXPECT_EQ(whole, 12);  // nothing, the header alone, and the ends of all messages but the last
+  EXPECT_EQ(whole, 13);  // nothing, the header alone, and the ends of all messages but the last
 }
 
 TEST(PlanCodec, RandomDamageNeverPassesTheChecks) {

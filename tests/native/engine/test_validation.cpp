@@ -1,4 +1,5 @@
 // Each field at its limits and just beyond.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -20,6 +21,28 @@ std::string fault_after(Change change) {
   change(request);
   const auto fault = find_fault(request, fake_spec(), small_options());
   return fault ? fault->message : "";
+}
+
+TEST(Validation, ChecksThoughts) {
+  const ThoughtBudget valid{.max_tokens = 0, .states = {-1, 0}, .moves = {{0, 70, 1}, {1, 2, -1}}, .closings = {{49}}};
+  const auto fault = [&](auto change) {
+    return fault_after([&](Request& request) {
+      request.thought = valid;
+      change(request.thought);
+    });
+  };
+  EXPECT_EQ(fault([](ThoughtBudget&) {}), "");
+  const auto expect = [&](const char* field, auto change) { EXPECT_THAT(fault(change), testing::HasSubstr(field)); };
+  expect("thinking_token_budget", [](ThoughtBudget& t) { t.max_tokens = -2; });
+  expect("thought_states", [](ThoughtBudget& t) { t.states[1] = 1; });
+  expect("thought_states", [](ThoughtBudget& t) { t.states[0] = -2; });
+  expect("thought_closings", [](ThoughtBudget& t) { t.states[1] = -1; });
+  expect("thought_closings", [](ThoughtBudget& t) { t.closings[0] = {50}; });
+  expect("thought_closings", [](ThoughtBudget& t) { t.closings[0].clear(); });
+  expect("thought_moves", [](ThoughtBudget& t) { t.moves[0].next = 2; });
+  expect("thought_moves", [](ThoughtBudget& t) { t.moves[1].state = 2; });
+  expect("thought_moves", [](ThoughtBudget& t) { t.moves[0].state = -1; });
+  expect("thought_moves", [](ThoughtBudget& t) { std::swap(t.moves[0], t.moves[1]); });
 }
 
 TEST(Validation, AcceptsTheLimits) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import select
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from minisgl._native import Engine, InputError, Model
 from minisgl.ipc.messages import EngineOptions, Submit
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import SamplingParams, ThoughtFormat
 from tests.python.models.tiny_models import save_random_model, tiny_config, token_ids
 
 
@@ -139,6 +140,8 @@ def test_logprobs(engine: Engine, folder: Path) -> None:
         ),
         ({"logit_bias": {"1": 2}}, TypeError, "logit_bias must be an integer, got str"),
         ({"logit_bias": {1: "2"}}, TypeError, "logit_bias must be a number, got str"),
+        ({"thought_moves": [1]}, TypeError, "thought_moves must be bytes, got list"),
+        ({"thought_moves": b"123"}, ValueError, "thought_moves has 12 bytes per move, got 3"),
         ({"tempreature": 1.0}, TypeError, "unknown field 'tempreature'"),
         ({3: 1.0}, TypeError, "a key of the request must be a str, got int"),
     ],
@@ -156,6 +159,8 @@ def test_every_sampling_parameter_is_read(engine: Engine) -> None:
         max_tokens=3, min_tokens=1, temperature=0.5, top_k=-1, top_p=0.9, min_p=0.01,
         repetition_penalty=1.1, presence_penalty=0.1, frequency_penalty=0.1, logit_bias={3: 1.0},
         allowed_token_ids=[3, 4],
+        thinking_token_budget=2,
+        thought=ThoughtFormat(thoughts=[0], moves=struct.pack("3i", 0, 1, -1), closings=[[3]]),
         seed=2**64 - 1, stop=["x"], stop_token_ids=[4], ignore_eos=True, logprobs=1,
         prompt_logprobs=1, skip_special_tokens=False,
     )  # fmt: skip

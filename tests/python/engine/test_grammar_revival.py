@@ -1,5 +1,5 @@
-"""Streams with a grammar go on where they were when a rank was killed: the finished answer is the
-one that nobody would have disturbed.
+"""Streams with a grammar, and those whose thoughts have a budget, go on where they were when a rank
+was killed: the finished answer is the one that nobody would have disturbed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minisgl.engine.client import EngineClient
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import EngineOptions
-from minisgl.sampling_params import SamplingParams
+from minisgl.sampling_params import SamplingParams, ThoughtFormat
 from tests.python.launch.servers import processes
 from tests.python.running.tiny_model import make_tiny_model
 from tests.python.server.byte_tokenizer import END
@@ -24,6 +24,13 @@ from tests.python.server.byte_tokenizer import END
 ANSWER = r"(\[[a-f]{20}\]){40}[0-9]{1,9}"
 GRAMMAR = f"start: /{ANSWER}/"
 SEEDS = range(4)
+THINKS = SamplingParams(
+    max_tokens=620,
+    seed=5,
+    ignore_eos=True,
+    thinking_token_budget=600,
+    thought=ThoughtFormat(thoughts=[0], moves=b"", closings=[list(b"\n</think>")]),
+)
 
 
 def ranks() -> set[int]:
@@ -62,6 +69,8 @@ async def test_after_a_killed_rank_the_answer_is_the_same(tmp_path: Path, size: 
                 )
                 for seed in SEEDS
             ]
+            streams.append(client.submit([1, 2, 3], THINKS))
+            begun.append(asyncio.Event())
             reading = asyncio.gather(*map(read, streams, begun))
             await asyncio.gather(*(event.wait() for event in begun))
             assert not reading.done()
@@ -70,6 +79,9 @@ async def test_after_a_killed_rank_the_answer_is_the_same(tmp_path: Path, size: 
             answers.append(await reading)
         assert client.num_restarts == 1
         assert answers[0] == answers[1]
+        tokens, finish = answers[1].pop()
+        assert finish == "length"
+        assert bytes(tokens[600:609]) == b"\n</think>"  # the first rank was killed before that
         for tokens, finish in answers[1]:
             assert finish == "stop"
             assert tokens[-1] == END

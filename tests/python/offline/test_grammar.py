@@ -109,7 +109,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(model: Path) -> Iterator[LLM]:
-    with LLM(str(model), show_progress=False, num_threads=2, kv_cache_tokens=16384) as llm:
+    with LLM(
+        str(model),
+        show_progress=False,
+        num_threads=2,
+        kv_cache_tokens=16384,
+        reasoning_parser="think",
+    ) as llm:
         yield llm
 
 
@@ -162,8 +168,57 @@ def test_preempted_ones_go_on_in_their_grammar(llm: LLM, model: Path) -> None:
 
 def test_two_ranks_draw_the_same(llm: LLM, model: Path) -> None:
     prompts, some = mixed(8)
-    with LLM(str(model), tp=2, show_progress=False) as two:
+    prompts += [list(THINKING.encode()), list(THINKING.encode())]
+    some += [budget(3, seed=1, allowed_token_ids=[*range(97, 123)]), budget(0, seed=2)]
+    with LLM(str(model), tp=2, show_progress=False, reasoning_parser="think") as two:
         assert tokens_of(two, prompts, some) == tokens_of(llm, prompts, some)
+
+
+THINKING = "Think first.<think>\n"
+CLOSING = "\n</think>\n\n"
+
+
+def budget(tokens: int | None, **fields: Any) -> SamplingParams:
+    return params(None, ignore_eos=True, max_tokens=60, thinking_token_budget=tokens, **fields)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2, 7])
+def test_a_thought_is_closed_when_its_budget_is_used_up(llm: LLM, tokens: int) -> None:
+    fields: dict[str, Any] = {"logprobs": 1, "presence_penalty": 1.5, "allowed_token_ids": [97, 98]}
+    (result,) = llm.generate(THINKING, budget(tokens, **fields), use_tqdm=False)
+    (output,) = result.outputs
+    assert len(output.token_ids) == 60  # what closes it counts
+    assert set(output.text[:tokens]) <= {"a", "b"}
+    assert output.text[tokens:].startswith(CLOSING)
+    assert set(output.text[tokens + len(CLOSING) :]) == {"a", "b"}
+    assert output.logprobs is not None
+    assert all(one.logprob is not None and -20 < one.logprob < 0 for one in output.logprobs)
+
+
+def test_a_budget_touches_no_answer_without_a_thought_that_lasts(llm: LLM) -> None:
+    for prompt, tokens in ((THINKING, None), (THINKING, -1), (THINKING, 60), ("Think first.", 0)):
+        limited, free = llm.generate(
+            [prompt, prompt], [budget(tokens, seed=3), budget(None, seed=3)], use_tqdm=False
+        )
+        assert limited.outputs[0].token_ids == free.outputs[0].token_ids
+
+
+def test_a_stop_string_and_max_tokens_may_end_an_answer_within_what_closes_its_thought(
+    llm: LLM,
+) -> None:
+    (stopped,) = llm.generate(THINKING, budget(4, stop=["</thi"]), use_tqdm=False)
+    assert stopped.outputs[0].stop_reason == "</thi"
+    cut = params(None, ignore_eos=True, max_tokens=8, thinking_token_budget=4)
+    (result,) = llm.generate(list(THINKING.encode()), cut, use_tqdm=False)
+    assert result.outputs[0].finish_reason == "length"
+    assert bytes(result.outputs[0].token_ids[4:]) == CLOSING[:4].encode()
+
+
+def test_a_budget_needs_thoughts_that_can_be_closed(model: Path) -> None:
+    with LLM(str(model), show_progress=False) as plain:
+        with pytest.raises(ParameterError, match="reasoning_parser is none") as refused:
+            plain.generate(THINKING, budget(3), use_tqdm=False)
+        assert refused.value.parameter == "thinking_token_budget"
 
 
 def test_what_a_request_says_beside_its_grammar(llm: LLM) -> None:

@@ -165,6 +165,12 @@ BAD_REQUESTS: dict[str, tuple[str, Any, str | None]] = {
     "functions": (CHAT, chat(functions=[{"name": "f"}]), "functions"),
     "a function by force": (CHAT, chat(function_call={"name": "f"}), "function_call"),
     "no thoughts": (CHAT, chat(include_reasoning=False), "include_reasoning"),
+    "a budget for thoughts that aren't told from the rest": (
+        CHAT,
+        chat(thinking_token_budget=0),
+        "thinking_token_budget",
+    ),
+    "a budget below -1": (CHAT, chat(thinking_token_budget=-2), "thinking_token_budget"),
     "no thoughts in a completion": (
         COMPLETIONS,
         {"prompt": "a", "include_reasoning": False},

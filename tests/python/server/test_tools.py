@@ -190,6 +190,37 @@ async def test_thoughts_may_be_left_out(start_server: StartServer) -> None:
     assert shown["choices"][0]["message"]["tool_calls"] == []
 
 
+async def test_a_budget_of_thoughts_comes_to_the_engine_with_what_closes_them(
+    start_server: StartServer,
+) -> None:
+    form = {"type": "json_object"}
+    async with start_server(reply("<think>a</think>b"), formats=FORMATS) as server:
+        for fields in ({"thinking_token_budget": 7}, {}, {"thinking_token_budget": -1}):
+            assert (await server.chat(**fields)).status_code == 200
+        # An answer of a given form is content from its first word on.
+        assert (await server.chat(thinking_token_budget=0, response_format=form)).status_code == 200
+        limited, unlimited, any_number, formed = [
+            one.request.params for one in server.engine.submitted
+        ]
+    assert limited.thinking_token_budget == 7
+    assert limited.thought is not None
+    assert limited.thought.closings == [list(b"\n</think>\n\n")]
+    assert limited.thought.thoughts[0] == -1  # the prompt begins no thought
+    for params in (unlimited, any_number, formed):
+        assert params.thought is None
+        assert not params.limits_thoughts
+
+
+async def test_thoughts_that_are_messages_have_no_budget(start_server: StartServer) -> None:
+    formats = AnswerFormats("openai", "gpt_oss")
+    async with start_server(reply("a"), formats=formats) as server:
+        refused = await server.chat(thinking_token_budget=7)
+        assert (await server.chat(thinking_token_budget=-1)).status_code == 200
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "thinking_token_budget")
+    assert "gpt_oss" in error["message"]
+
+
 async def test_log_probabilities_and_token_ids_are_those_of_the_whole_text(
     start_server: StartServer,
 ) -> None:

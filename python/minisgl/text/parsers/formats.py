@@ -91,11 +91,18 @@ class ReasoningFormat:
     inside: bool = False
     same_ends: tuple[str, ...] = ()  # ends of which each ends what another would end
     wrapper: tuple[str, str] | None = None  # what may stand around the answer behind the thought
+    # What a thought that its budget ends is closed with, as templates have it; `{end}` stands for
+    # its end. None: thoughts can't be closed so.
+    closing: str | None = "\n{end}\n\n"
 
     @property
     def markers(self) -> frozenset[str]:
         """Texts that may be special tokens of a vocabulary, and are to be shown to the parser."""
         return frozenset((*self.ends, *self.ends.values(), *(self.wrapper or ())))
+
+    def ends_like(self, end: str) -> tuple[str, ...]:
+        """All that ends a thought which `end` ends."""
+        return self.same_ends if end in self.same_ends else (end,)
 
     def begins_inside(self, prompt_end: str) -> str | None:
         """What ends the thought in which the answer begins; None where it begins in none."""

@@ -24,7 +24,7 @@ def _no_reader(opener: str, source: Source, out: Output, context: ParserContext)
 
 # Harmony's messages are both thoughts and calls.
 _HARMONY_TOOLS = ToolFormat(read=_no_reader, openers=ALL.texts)
-_HARMONY_THOUGHTS = ReasoningFormat({text: text for text in ALL.texts})
+_HARMONY_THOUGHTS = ReasoningFormat({text: text for text in ALL.texts}, closing=None)
 
 TOOL_PARSERS: Mapping[str, ToolFormat] = {
     "hermes": objects.HERMES,

@@ -12,7 +12,7 @@ TAGS = {"<think>": "</think>"}
 
 THINK = ReasoningFormat(TAGS)
 DEEPSEEK_R1 = ReasoningFormat(TAGS, inside=True)
-MISTRAL_THINK = ReasoningFormat({"[THINK]": "[/THINK]"})
+MISTRAL_THINK = ReasoningFormat({"[THINK]": "[/THINK]"}, closing="{end}")
 
 # Granite 3.2 says it in words; later versions use tags, and wrap the answer too.
 GRANITE_THINK = ReasoningFormat(
@@ -46,7 +46,7 @@ def read_thought(
         source.retry(out.text)
     if end is None:
         return False
-    ends = Markers(format.same_ends if end in format.same_ends else [end])
+    ends = Markers(format.ends_like(end))
     if (yield from source.until(ends, out.text, flows=True)) is None:
         return False
     out.marker()
