@@ -5,7 +5,7 @@ stream through the real server on one core.
 
 A round is the same chat twice, in turns: with a tool, so that the answer is parsed, and without,
 when all of it is content. The answer is prose with some code, then calls with long arguments; what
-arrives is checked. The engine sends 1,600 tokens a second, which are an event each, then as many as
+arrives is checked. The engine sends 800 tokens a second, about an event each, then as many as
 it can, which come in large pieces. The server's throughput is tokens per second of its processor
 time: the engine, which has the other core with the client, may be what ends a stream's rate.
 Medians of the rounds; the ratio is of a round's two, parsed over not.
@@ -37,7 +37,7 @@ from minisgl.tokenizer import Tokenizer, load_tokenizer
 # What null_engine.py needs to know is said in ids of the default model's special tokens: a group of
 # 1 request, and its rate. The rest of the prompt is the answer. The template reads no tools.
 TEMPLATE = "<|im_start|>{{ rate }}{{ messages[-1]['content'] }}{# tools #}"
-RATES = (16, 0)  # times RATE_UNIT; 0: as fast as the engine can
+RATES = (8, 0)  # times RATE_UNIT; 0: as fast as the engine can
 SECONDS = 3.0  # of a stream, at least
 MOST = 30_000  # tokens/s that the engine can send, about
 PROSE = """ A queue is a list whose items leave in the order in which they came. The loop below

@@ -256,11 +256,16 @@ py::list take_outputs(const PyEngine& self) {
 }
 
 void open_grammars(const PyEngine& self, const std::string& library, const py::bytes& lengths, const py::bytes& tokens,
-                   std::vector<std::int32_t> ends) {
-  const auto packed = lengths.cast<std::string_view>();
+                   std::vector<std::int32_t> ends, const py::bytes& merges) {
+  const auto packed = lengths.cast<std::string_view>(), packed_merges = merges.cast<std::string_view>();
   GrammarVocabulary vocabulary{.lengths = std::vector<std::uint32_t>(packed.size() / sizeof(std::uint32_t)),
                                .bytes = tokens.cast<std::string>(),
-                               .ends = std::move(ends)};
+                               .ends = std::move(ends),
+                               .merges = std::vector<TokenMerge>(packed_merges.size() / sizeof(TokenMerge))};
+  if (packed_merges.size() % sizeof(TokenMerge) != 0) {
+    throw py::value_error(concat("merges has ", packed_merges.size(), " bytes, no multiple of ", sizeof(TokenMerge)));
+  }
+  if (!packed_merges.empty()) std::memcpy(vocabulary.merges.data(), packed_merges.data(), packed_merges.size());
   if (packed.size() % sizeof(std::uint32_t) != 0) {
     throw py::value_error(concat("lengths has ", packed.size(), " bytes, no multiple of 4"));
   }
@@ -364,10 +369,12 @@ void bind_engine(py::module_& module) {
           "stop", [](const PyEngine& self) { self.engine().stop(); }, py::call_guard<py::gil_scoped_release>(),
           "Ends the engine thread after the step at hand; live requests end with 'abort'. Idempotent.")
       .def("open_grammars", &open_grammars, py::kw_only(), py::arg("library"), py::arg("lengths"), py::arg("tokens"),
-           py::arg("ends"),
+           py::arg("ends"), py::arg("merges") = py::bytes(),
            "What requests with a grammar need, once: the path of llguidance's extension; of the model's tokens the "
            "lengths in bytes, packed as 32-bit integers, the bytes, one token after the other, those of special tokens "
-           "behind a byte ff; and the end tokens. Such requests wait for it.")
+           "behind a byte ff; the end tokens; and where texts become tokens by merges, of each the two tokens and the "
+           "one "
+           "that they become, packed as 32-bit integers, those made first first. Such requests wait for it.")
       .def(
           "refuse_grammars",
           [](const PyEngine& self, const std::string& reason) { self.engine().refuse_grammars(reason); },

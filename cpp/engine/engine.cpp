@@ -111,6 +111,7 @@ struct Engine::Impl {
   void give_back_counts(SequenceId id);
   void finish_step();
   void look_ahead(SequenceId id);
+  bool give(SequenceId id, std::span<const std::int32_t> tokens);
   void take_over(LiveRequests::Collected collected);
   void release(SequenceId id);
   void add_host_stats();
@@ -146,6 +147,7 @@ struct Engine::Impl {
   std::unordered_map<SequenceId, LimitedThought> thoughts;  // those that aren't over
   std::unordered_map<SequenceId, Newcomer> newcomers;       // those whose grammars are read
   std::vector<GrammarResult> grammar_results;
+  std::vector<Grammars::Advance> advances;
   std::vector<std::int32_t> draws;  // drawn by the step at hand, one per draw
   StepTokens drawn;
   std::vector<Command> commands;
@@ -289,6 +291,9 @@ void Engine::Impl::admit(Submission submission) {
                        .space = {.salt = request.prefix_salt},
                        .standing = request.standing,
                        .arrived = submission.time};
+  // Those whose tokens have something said of them draw each, and recorded steps have one row per sequence.
+  const bool takes_forced = request.logprobs < 0 && !has_budget && sampling.params.allowed_token_ids.empty() &&
+                            !(config.cuda_graphs && device->records_steps());
   if (has_budget) {
     const auto entry = thoughts.try_emplace(id, Thought(std::move(request.thought)), needs_token).first;
     entry->second.thought.note(sampling.resumed);
@@ -297,7 +302,8 @@ void Engine::Impl::admit(Submission submission) {
   grammars.begin(id, {.text = std::move(request.grammar),
                       .resumed = sampling.resumed,
                       .allowed = sampling.params.allowed_token_ids,
-                      .ends_late = request.ignore_eos});
+                      .ends_late = request.ignore_eos,
+                      .takes_forced = takes_forced});
   newcomers.emplace(id, Newcomer{std::move(sampling), std::move(sequence)});
 }
 
@@ -355,6 +361,7 @@ void Engine::Impl::take_grammars() {
 // What the grammar of a live sequence says of its next token.
 void Engine::Impl::take_grammar(GrammarResult result) {
   const SequenceId id = result.id;
+  if (!result.forced.empty() && !give(id, result.forced)) return;
   if (result.is_complete || !result.error.empty()) {
     const Clock::time_point now = Clock::now();
     if (result.is_complete) {
@@ -375,20 +382,26 @@ void Engine::Impl::take_grammar(GrammarResult result) {
   const auto limited = thoughts.find(id);
   if (limited != thoughts.end()) {
     Thought& thought = limited->second.thought;
-    while (!thought.closing().empty() && !mask_allows(result.mask, thought.closing().front())) thought.pass_over();
-    if (!thought.closing().empty()) result.mask = mask_of(thought.closing().first(1), model->spec().vocab_size);
+    const auto may_stand = [&](std::int32_t token) { return mask_allows(result.mask, token); };
+    thought.pass_to(may_stand);
+    const std::span<const std::int32_t> closing = thought.closing();
+    if (!closing.empty() && may_stand(closing.front())) {
+      result.mask = mask_of(closing.first(1), model->spec().vocab_size);
+    }
   }
   set_mask(id, result.mask);
 }
 
 // Those of the step's sequences that have a grammar have new tokens: no step computes them before the next mask.
 void Engine::Impl::advance_grammars(const StepPlan& plan) {
+  advances.clear();
   for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
     const SequenceStep& part = plan.sequences[i];
     if (part.num_draws == 0 || !grammars.contains(part.id)) continue;
     scheduler.hold(part.id, true);
-    grammars.advance(part.id, drawn.of(i));
+    advances.push_back({part.id, drawn.of(i)});
   }
+  if (!advances.empty()) grammars.advance(advances);
 }
 
 void Engine::Impl::abort(SequenceId id) {
@@ -470,18 +483,21 @@ void Engine::Impl::look_ahead(SequenceId id) {
   const auto& [lookahead, may_draft] = lookaheads.at(id);
   const Sequence& sequence = scheduler.sequence(id);
   Lookahead::Ahead ahead = lookahead->look(sequence.tokens);
-  const auto room = static_cast<std::size_t>(sequence.max_len - sequence.len());
-  if (ahead.forced.size() > room) ahead.forced.resize(room);
-  if (!ahead.forced.empty()) {
-    scheduler.append(id, ahead.forced);
-    publisher.append(id, ahead.forced);
-    executor.append(id, ahead.forced);
-    LiveRequests::Collected collected = live.append(id, ahead.forced, Clock::now());
-    const bool has_ended = !collected.ended.empty();
-    take_over(std::move(collected));
-    if (has_ended) return;
-  }
+  if (!ahead.forced.empty() && !give(id, ahead.forced)) return;
   if (may_draft) scheduler.propose(id, ahead.drafts);
+}
+
+// A sequence gets tokens that nobody draws, as many of them as it may have. Returns whether it goes on.
+bool Engine::Impl::give(SequenceId id, std::span<const std::int32_t> tokens) {
+  const Sequence& sequence = scheduler.sequence(id);
+  tokens = tokens.first(std::min(tokens.size(), static_cast<std::size_t>(sequence.max_len - sequence.len())));
+  scheduler.append(id, tokens);
+  publisher.append(id, tokens);
+  executor.append(id, tokens);
+  LiveRequests::Collected collected = live.append(id, tokens, Clock::now());
+  const bool has_ended = !collected.ended.empty();
+  take_over(std::move(collected));
+  return !has_ended;
 }
 
 void Engine::Impl::take_over(LiveRequests::Collected collected) {

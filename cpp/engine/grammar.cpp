@@ -25,6 +25,14 @@ std::string cut(std::string text) {
   return text.substr(0, end) + "...";
 }
 
+// What llguidance asks for the tokens of a text; `merges` are a TokenMerges.
+std::size_t tokenize(const void* merges, const std::uint8_t* bytes, std::size_t num_bytes, std::uint32_t* tokens,
+                     std::size_t max_tokens) {
+  const std::vector<std::int32_t> made = static_cast<const TokenMerges*>(merges)->tokenize({bytes, num_bytes});
+  std::copy_n(made.begin(), std::min(made.size(), max_tokens), tokens);
+  return made.size();
+}
+
 }  // namespace
 
 GrammarTokenizer::GrammarTokenizer(const LlguidanceLibrary& library, const GrammarVocabulary& vocabulary,
@@ -47,7 +55,13 @@ GrammarTokenizer::GrammarTokenizer(const LlguidanceLibrary& library, const Gramm
   init.eos = ends.front();
   init.token_lengths = lengths.data();
   init.token_bytes = reinterpret_cast<const std::uint8_t*>(vocabulary.bytes.data());
-  init.tokenizes_greedily = true;
+  if (!vocabulary.merges.empty()) {
+    merges_.emplace(lengths, vocabulary.bytes, vocabulary.merges);
+    init.tokenize = tokenize;
+    init.tokenize_user_data = &*merges_;
+  } else {
+    init.tokenizes_greedily = true;
+  }
   init.more_eos = ends.data() + 1;
   init.num_more_eos = static_cast<std::uint32_t>(ends.size()) - 1;
   std::array<char, 512> error{};
@@ -70,6 +84,7 @@ GrammarMatcher::GrammarMatcher(std::shared_ptr<const GrammarTokenizer> tokenizer
   llg::MatcherInit init;
   library.set_defaults(&init, tokenizer_->handle());
   init.log_level_stderr = 0;
+  init.ff_tokens_ok = tokenizer_->can_force();
   init.limits.max_lexer_states = kMostLexerStates;
   init.limits.verbose_errors = false;
   handle_ = library.new_matcher(&init, "llguidance", grammar.c_str());
@@ -102,6 +117,14 @@ void GrammarMatcher::consume(std::span<const std::int32_t> tokens) {
 
 bool GrammarMatcher::is_complete() const {
   return tokenizer_->library().is_stopped(handle_);
+}
+
+std::span<const std::int32_t> GrammarMatcher::forced() {
+  if (!tokenizer_->can_force()) return {};
+  const std::int32_t count =
+      tokenizer_->library().compute_forced(handle_, reinterpret_cast<std::uint32_t*>(forced_.data()), forced_.size());
+  check(count);
+  return std::span(forced_).first(std::min(static_cast<std::size_t>(count), forced_.size()));
 }
 
 void GrammarMatcher::compute_mask(std::vector<std::uint32_t>& mask) {

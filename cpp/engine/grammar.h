@@ -1,14 +1,17 @@
 // A grammar in the text of one sequence: which tokens may come next. Matching is llguidance's (llguidance.h).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "engine/llguidance.h"
+#include "engine/token_merges.h"
 
 namespace minisgl {
 
@@ -18,6 +21,9 @@ struct GrammarVocabulary {
   std::vector<std::uint32_t> lengths;
   std::string bytes;               // of all tokens, one after the other
   std::vector<std::int32_t> ends;  // tokens that end an answer: at least one
+  // How a text's tokens are made, in the order of TokenMerges; empty where they aren't made so. Then any tokens of a
+  // text are as good, and none are forced.
+  std::vector<TokenMerge> merges = {};
 };
 
 // A grammar that can't be read, or that can't go on. The sentence is for whoever sent it.
@@ -38,11 +44,13 @@ class GrammarTokenizer {
   const llg::Tokenizer* handle() const { return handle_; }
   std::int64_t vocab_size() const { return vocab_size_; }
   std::span<const std::int32_t> ends() const { return ends_; }
+  bool can_force() const { return merges_.has_value(); }
 
  private:
   const LlguidanceLibrary library_;
   const std::int64_t vocab_size_;
   const std::vector<std::int32_t> ends_;
+  std::optional<TokenMerges> merges_;
   llg::Tokenizer* handle_;
 };
 
@@ -59,6 +67,8 @@ class GrammarMatcher {
   void consume(std::span<const std::int32_t> tokens);
   // Nothing but an end may follow.
   bool is_complete() const;
+  // Tokens that come next in any case, as the model writes them: some of those that are sure, maybe none. GrammarError.
+  std::span<const std::int32_t> forced();
   // Which tokens may come next: mask_words(vocab_size) words as a TokenMask has them. GrammarError where there is none.
   void compute_mask(std::vector<std::uint32_t>& mask);
   // Ends what another thread has the matcher do, soon and with a GrammarError, and all that comes later.
@@ -71,6 +81,7 @@ class GrammarMatcher {
   const std::shared_ptr<const GrammarTokenizer> tokenizer_;
   llg::Matcher* handle_;
   llg::Cancellation* cancellation_ = nullptr;
+  std::array<std::int32_t, 64> forced_;
 };
 
 }  // namespace minisgl

@@ -23,6 +23,8 @@ constexpr int kMostPromptThreads = 8;
 constexpr std::size_t kMostRead = 16;                         // grammars that are kept
 constexpr std::size_t kMostReadBytes = std::size_t{1} << 18;  // longer ones aren't
 
+constexpr std::size_t kMostForced = 64;  // tokens; more come with the next result
+
 // What a process with half of it has compiled (text/grammar_compiler.py) doesn't overflow it.
 constexpr std::size_t kLeastStackBytes = std::size_t{2} << 20;
 
@@ -122,13 +124,25 @@ void Grammars::begin(SequenceId id, NewGrammar grammar) {
   put(kReading, job);
 }
 
-void Grammars::advance(SequenceId id, std::span<const std::int32_t> tokens) {
-  const Job& job = tracked_.at(id);
-  const std::lock_guard lock(mutex_);
-  job->tokens.assign(tokens.begin(), tokens.end());
-  job->is_waited_for = !job->is_slow;
-  if (job->is_waited_for) ++num_prompt_;
-  put(job->is_slow ? kSlowOnes : kPrompt, job);
+// Under one lock, and threads are woken once: a step may have hundreds of them.
+void Grammars::advance(std::span<const Advance> sequences) {
+  std::array<std::size_t, kNumLanes> num_put{};
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, tokens] : sequences) {
+      const Job& job = tracked_.at(id);
+      job->tokens.assign(tokens.begin(), tokens.end());
+      job->is_waited_for = !job->is_slow;
+      if (job->is_waited_for) ++num_prompt_;
+      const Lane lane = job->is_slow ? kSlowOnes : kPrompt;
+      queues_[lane].jobs.push_back(job);
+      ++num_put[lane];
+    }
+  }
+  for (const Lane lane : {kPrompt, kSlowOnes}) {
+    if (num_put[lane] == 1) queues_[lane].has_jobs.notify_one();
+    if (num_put[lane] > 1) queues_[lane].has_jobs.notify_all();
+  }
 }
 
 // A matcher may take a while to be freed, which is work for the reading thread, too.
@@ -207,10 +221,14 @@ void Grammars::run(Lane lane) {
       if (!job->has_ended) results_.push_back(std::move(result));
     }
     if (std::exchange(job->is_waited_for, false)) --num_prompt_;
-    const bool is_waited_for = is_waited_for_;
+    const bool is_waited_for = is_waited_for_, is_last = num_prompt_ == 0;
     lock.unlock();
     job.reset();
-    is_waited_for ? has_results_.notify_one() : on_late_();
+    if (!is_waited_for) {
+      on_late_();
+    } else if (is_last) {
+      has_results_.notify_one();
+    }
     lock.lock();
   }
 }
@@ -232,6 +250,8 @@ void Grammars::open_tokenizer(std::unique_lock<std::mutex>& lock) {
 }
 
 void Grammars::work(Tracked& tracked, GrammarResult& result) {
+  // The prompt's last row draws a token.
+  const bool takes_forced = tracked.matcher && tracked.grammar.takes_forced;
   if (!tracked.matcher) {
     std::unique_ptr<GrammarMatcher> matcher = read(tracked.grammar.text);
     const std::lock_guard lock(mutex_);
@@ -239,6 +259,12 @@ void Grammars::work(Tracked& tracked, GrammarResult& result) {
     tracked.grammar.text.clear();
   }
   if (!tracked.tokens.empty()) tracked.matcher->consume(tracked.tokens);
+  while (takes_forced && result.forced.size() < kMostForced) {
+    const std::span<const std::int32_t> forced = tracked.matcher->forced();
+    if (forced.empty()) break;
+    result.forced.insert(result.forced.end(), forced.begin(), forced.end());
+    tracked.matcher->consume(forced);
+  }
   result.is_complete = tracked.matcher->is_complete();
   if (result.is_complete) return;
   tracked.matcher->compute_mask(result.mask);

@@ -29,14 +29,16 @@ struct NewGrammar {
   std::vector<std::int32_t> resumed = {};  // tokens that the answer has already
   std::vector<std::int32_t> allowed = {};  // nothing else may come, whatever the grammar allows; empty: anything
   bool ends_late = false;                  // an end token comes only where nothing else may
+  bool takes_forced = false;               // tokens that are sure come without a mask, several at once
 };
 
 // What became of a sequence's latest tokens.
 struct GrammarResult {
   SequenceId id;
-  std::vector<std::uint32_t> mask = {};  // [mask_words] of the next token
-  bool is_complete = false;              // nothing but an end may follow
-  std::string error = {};                // why it can't go on
+  std::vector<std::int32_t> forced = {};  // tokens that come next without a draw
+  std::vector<std::uint32_t> mask = {};   // [mask_words] of the token behind those
+  bool is_complete = false;               // nothing but an end may follow
+  std::string error = {};                 // why it can't go on
 };
 
 // open() and refuse() are for any thread, everything else for the engine thread. A sequence has one thing under way at
@@ -60,8 +62,12 @@ class Grammars {
   void refuse(std::string reason);
 
   void begin(SequenceId id, NewGrammar grammar);
-  // The sequence has these tokens more.
-  void advance(SequenceId id, std::span<const std::int32_t> tokens);
+  // Each of these sequences has tokens more.
+  struct Advance {
+    SequenceId id;
+    std::span<const std::int32_t> tokens;
+  };
+  void advance(std::span<const Advance> sequences);
   void end(SequenceId id);  // whatever is under way for it comes to nothing
   bool contains(SequenceId id) const { return tracked_.contains(id); }
   bool empty() const { return tracked_.empty(); }

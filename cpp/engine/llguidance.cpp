@@ -39,6 +39,7 @@ LlguidanceLibrary LlguidanceLibrary::load(const std::string& path) {
   find("llg_free_matcher", llguidance.free_matcher);
   find("llg_matcher_compute_mask_into", llguidance.compute_mask);
   find("llg_matcher_consume_tokens", llguidance.consume);
+  find("llg_matcher_compute_ff_tokens", llguidance.compute_forced);
   find("llg_matcher_is_stopped", llguidance.is_stopped);
   find("llg_matcher_get_error", llguidance.get_error);
   find("llg_matcher_get_cancellation_handle", llguidance.get_cancellation);

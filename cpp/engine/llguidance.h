@@ -63,6 +63,8 @@ struct LlguidanceLibrary {
   void (*free_matcher)(llg::Matcher*);
   std::int32_t (*compute_mask)(llg::Matcher*, std::uint32_t* mask, std::size_t num_bytes);
   std::int32_t (*consume)(llg::Matcher*, const std::uint32_t* tokens, std::size_t num_tokens);
+  // The number of tokens that are sure to come next; at most `max_tokens` of them are written.
+  std::int32_t (*compute_forced)(llg::Matcher*, std::uint32_t* tokens, std::size_t max_tokens);
   bool (*is_stopped)(const llg::Matcher*);  // nothing but an end may follow
   const char* (*get_error)(llg::Matcher*);  // null: none
   llg::Cancellation* (*get_cancellation)(llg::Matcher*);

@@ -12,11 +12,17 @@ Thought::Thought(ThoughtBudget budget) : budget_(std::move(budget)) {}
 
 void Thought::note(std::span<const std::int32_t> tokens) {
   for (const std::int32_t token : tokens) {
-    // What another engine forced is passed over as it did.
-    while (!closing().empty() && closing().front() != token) pass_over();
+    pass_to([&](std::int32_t one) { return one == token; });  // as the engine did that drew the token
     if (is_over()) return;
-    closing().empty() ? draw(token) : pass_over();
+    !closing().empty() && closing().front() == token ? pass_over() : draw(token);
   }
+}
+
+void Thought::pass_to(const std::function<bool(std::int32_t)>& may_stand) {
+  const std::span<const std::int32_t> left = closing();
+  const auto next = std::ranges::find_if(left, may_stand);
+  if (next == left.end() && num_closing_ == 0) return;
+  for (auto before = next - left.begin(); before > 0; --before) pass_over();
 }
 
 std::span<const std::int32_t> Thought::closing() const {

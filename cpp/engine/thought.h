@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "engine/request.h"
@@ -21,8 +22,9 @@ class Thought {
   bool is_over() const { return state_ < 0; }
   // Tokens that close the thought and haven't come; none where it isn't to be closed yet.
   std::span<const std::int32_t> closing() const;
-  // The next of these can't stand there: it is passed over. CheckError where there is none.
-  void pass_over();
+  // The next of these that may stand there is next: those before it are passed over. Where none may, a closing that
+  // hasn't begun waits (the answer may be within a character), and one that has is over.
+  void pass_to(const std::function<bool(std::int32_t)>& may_stand);
   // Whether the token after the next may have to be one that closes the thought, so that it can't be drawn before it is
   // known whether it has.
   bool is_near_end() const { return !is_over() && num_tokens_ + 1 >= budget_.max_tokens; }
@@ -30,6 +32,7 @@ class Thought {
  private:
   std::int32_t thought() const { return budget_.states[static_cast<std::size_t>(state_)]; }
   std::int32_t find_move(std::int32_t state, std::int32_t token, std::int32_t otherwise) const;
+  void pass_over();
   void draw(std::int32_t token);
 
   ThoughtBudget budget_;

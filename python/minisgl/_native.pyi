@@ -206,12 +206,20 @@ class Engine:
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def open_grammars(
-        self, *, library: str, lengths: bytes, tokens: bytes, ends: list[int]
+        self,
+        *,
+        library: str,
+        lengths: bytes,
+        tokens: bytes,
+        ends: list[int],
+        merges: bytes = b"",
     ) -> None:
         """What requests with a grammar need, once: the path of llguidance's extension; of the
         model's tokens the lengths in bytes, packed as 32-bit integers, the bytes, one token after
-        the other, those of special tokens behind a byte ff; and the end tokens. Such requests wait
-        for it. Raises ValueError and InputError.
+        the other, those of special tokens behind a byte ff; the end tokens; and where texts become
+        tokens by merges, of each the two tokens and the one that they become, packed as 32-bit
+        integers, those made first first. Such requests wait for it. Raises ValueError and
+        InputError.
         """
 
     def refuse_grammars(self, reason: str) -> None:

@@ -50,6 +50,7 @@ class GrammarSupport:
                 lengths=vocabulary.lengths,
                 tokens=vocabulary.tokens,
                 ends=[end for end in ends if end < info["vocab_size"]],
+                merges=vocabulary.merges,
             )
         except Exception as error:
             logger.warning("grammars can't be served: %s", error)
@@ -62,6 +63,7 @@ class _Vocabulary(msgspec.Struct, frozen=True):
     lengths: bytes
     tokens: bytes
     end_token_ids: list[int]
+    merges: bytes
 
 
 def _find_library() -> str:

@@ -35,6 +35,7 @@ _PLACES = (
     (re.compile(r"^tool_choice\.function\b"), "tool_choice"),
     (re.compile(r"^parallel_tool_calls\b"), "tool_choice.disable_parallel_tool_use"),
     (re.compile(r"^reasoning_effort\b"), "output_config.effort"),
+    (re.compile(r"^thinking_token_budget\b"), "thinking.budget_tokens"),
 )
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -48,9 +49,9 @@ def renamed(error: ApiError) -> ApiError:
     return error_places.renamed(error, _PLACES)
 
 
-def chat_request(request: CountTokensRequest) -> ChatRequest:
+def chat_request(request: CountTokensRequest, *, limits_thoughts: bool) -> ChatRequest:
     """The ChatRequest that asks for the same. ApiError 400 for what this API knows and can't
-    honour.
+    honour. `limits_thoughts`: the model's thoughts can be closed when their budget is used up.
     """
     for name, advice in _NOT_HERE.items():
         if getattr(request, name) not in (None, False, 1 if name in ("n", "best_of") else None):
@@ -71,6 +72,7 @@ def chat_request(request: CountTokensRequest) -> ChatRequest:
         "reasoning_effort": _EFFORTS.get(effort, effort) if effort is not None else None,
         "response_format": _response_format(request),
         "chat_template_kwargs": _template_variables(request),
+        "thinking_token_budget": _budget(request) if limits_thoughts else None,
         "continue_final_message": messages[-1].role == "assistant" or None,
         **_tools(request),
     }
@@ -87,7 +89,7 @@ def chat_request(request: CountTokensRequest) -> ChatRequest:
         raise renamed(errors.undecodable(error, b"")) from None
 
 
-def ignored_names(request: CountTokensRequest) -> list[str]:
+def ignored_names(request: CountTokensRequest, *, limits_thoughts: bool) -> list[str]:
     """Fields that mean something and have no effect here, with their places."""
     names = [
         f"tools[].{name}"
@@ -96,7 +98,7 @@ def ignored_names(request: CountTokensRequest) -> list[str]:
     ]
     if request.context_management is not None and request.context_management.get("edits"):
         names.append("context_management.edits")
-    if request.thinking is not None and request.thinking.budget_tokens is not None:
+    if _budget(request) is not None and not limits_thoughts:
         names.append("thinking.budget_tokens")
     if any(
         block.type == "redacted_thinking"
@@ -106,6 +108,14 @@ def ignored_names(request: CountTokensRequest) -> list[str]:
     ):
         names.append("messages[].content[].data")
     return names
+
+
+def _budget(request: CountTokensRequest) -> int | None:
+    """Tokens of a thought; None where a whole answer may not have more."""
+    if request.thinking is None or not isinstance(request, MessagesRequest):
+        return None
+    budget = request.thinking.budget_tokens
+    return None if budget is None or budget >= request.max_tokens else budget
 
 
 def _template_variables(request: CountTokensRequest) -> dict[str, Any]:

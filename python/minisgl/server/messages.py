@@ -24,6 +24,8 @@ from minisgl.text.parts import Part, TextPart
 if TYPE_CHECKING:
     from minisgl.server.choice import Answer, Delta
     from minisgl.server.generation import Generation
+    from minisgl.server.schemas import ChatRequest
+    from minisgl.server.state import ServerState
 
 
 class Messages(JsonEndpoint):
@@ -34,8 +36,7 @@ class Messages(JsonEndpoint):
     async def answer(self, exchange: Exchange, request: MessagesRequest, arrived: float) -> None:
         """Answers a conversation. Raises ApiError 400, 429 or 503."""
         state = self.state
-        state.ignored_fields.add(ignored_names(request))
-        chat = chat_request(request)
+        chat = _translated(state, request)
         try:
             job = await prepare(state, chat, exchange.api_key)
         except ApiError as error:
@@ -64,8 +65,7 @@ class CountTokens(JsonEndpoint):
     async def answer(self, exchange: Exchange, request: CountTokensRequest, arrived: float) -> None:
         """Raises ApiError 400 or 503."""
         state = self.state
-        state.ignored_fields.add(ignored_names(request))
-        chat = chat_request(request)
+        chat = _translated(state, request)
         try:
             prompt = await encode_messages(
                 state,
@@ -82,6 +82,12 @@ class CountTokens(JsonEndpoint):
         if request.context_management is not None:
             counted["context_management"] = {"original_input_tokens": count}
         await send_json(exchange.send, counted)
+
+
+def _translated(state: ServerState, request: CountTokensRequest) -> ChatRequest:
+    limits_thoughts = state.formats.limits_thoughts
+    state.ignored_fields.add(ignored_names(request, limits_thoughts=limits_thoughts))
+    return chat_request(request, limits_thoughts=limits_thoughts)
 
 
 class MessageEvents:

@@ -1,5 +1,5 @@
 """The grammar of a whole answer (answer_form.py): thoughts first, then calls, a form, or text in
-which calls stand. Lark's text is used by name for the form and holds all the rest.
+which calls stand. One grammar of Lark's holds all but the form, which it uses by its name.
 """
 
 from __future__ import annotations

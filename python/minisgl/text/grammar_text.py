@@ -33,11 +33,14 @@ class Grammar(NamedTuple):
 
 
 def grammars_text(grammars: dict[str, Grammar]) -> str:
-    """Grammars by the names by which they use each other; the first is the whole answer's."""
+    """Grammars by the names by which they use each other; the first is the whole answer's. A single
+    one has no name: it can't use itself.
+    """
     written = []
     for name, (field, text) in grammars.items():
         value = text if field == "json_schema" else json.dumps(text, ensure_ascii=False)
-        written.append(f'{{"name":"{name}","{field}":{value}}}')
+        named = f'"name":"{name}",' if len(grammars) > 1 else ""
+        written.append(f'{{{named}"{field}":{value}}}')
     return f'{{"grammars":[{",".join(written)}]}}'
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -147,6 +148,17 @@ class Tokenizer:
             if self.is_no_text(token_id):
                 tokens[token_id] = b"\xff" + token.encode()
         return tokens
+
+    def merges(self) -> list[tuple[int, int, int]]:
+        """How the bytes of a text become tokens: two neighbours and the token that they become, in
+        the order in which that is tried. Empty where tokens are made otherwise. Takes a moment.
+        """
+        model = json.loads(self._backend.to_str())["model"]
+        if not self._kind.byte_level or model["type"] != "BPE":
+            return []
+        ids = model["vocab"]
+        pairs = (one.split(" ") if isinstance(one, str) else one for one in model["merges"])
+        return [(ids[left], ids[right], ids[left + right]) for left, right in pairs]
 
     def is_no_text(self, token_id: int) -> bool:
         """Whether grammars name an added token by its id: a special one, or one that is written

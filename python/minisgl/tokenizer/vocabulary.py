@@ -19,6 +19,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
     lengths: bytes  # of each token, 32-bit integers
     tokens: bytes  # of all tokens, one after the other
     end_token_ids: list[int]  # those that the tokenizer's files name
+    merges: bytes  # Tokenizer.merges, three 32-bit integers each
 
 
 def read_vocabulary(path: str) -> Vocabulary:
@@ -26,7 +27,10 @@ def read_vocabulary(path: str) -> Vocabulary:
     tokenizer = load_tokenizer(path)
     tokens = tokenizer.grammar_tokens()
     lengths = array("I", map(len, tokens))
-    return Vocabulary(lengths.tobytes(), b"".join(tokens), tokenizer.eos_token_ids)
+    merges = array("i", [token_id for merge in tokenizer.merges() for token_id in merge])
+    return Vocabulary(
+        lengths.tobytes(), b"".join(tokens), tokenizer.eos_token_ids, merges.tobytes()
+    )
 
 
 def main(path: str) -> int:

@@ -50,7 +50,7 @@ def check_refusal(error: ApiError) -> None:
 
 def use(request: msgspec.Struct) -> None:
     if isinstance(request, CountTokensRequest):
-        request = chat_request(request)
+        request = chat_request(request, limits_thoughts=True)
     if isinstance(request, ChatRequest):
         checks.check_chat(request)
         tool_use(request)

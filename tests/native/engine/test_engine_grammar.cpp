@@ -2,6 +2,7 @@
 // and the others notice nothing.
 #include <pthread.h>
 
+#include <cmath>
 #include <regex>
 
 #include "engine/engine_fixture.h"
@@ -12,7 +13,7 @@ namespace {
 
 using Pace = AsyncDevice::Pace;
 
-constexpr const char* kPatterns[] = {"[a-c]{3,20}", "(ab|cz)*[0-9]{2,4}", "[0-9]{1,6}(a[b-d]){2}", "x{30}"};
+constexpr const char* kPatterns[] = {"[a-c]{3,20}", "(ab|cz)*[0-9]{2,4}", "([0-9]{1,2}czaaz){1,4}", "x{30}"};
 
 bool has_grammar(const Request& request) {
   return request.id % 2 == 0;
@@ -48,7 +49,8 @@ class EngineGrammar : public testing::Test {
     options.max_running = 16;
     return options;
   }
-  static void open(TestEngine& test) { test.engine.open_grammars(library_path(), letters()); }
+  // Some tokens are forced.
+  static void open(TestEngine& test) { test.engine.open_grammars(library_path(), letters(50, true)); }
 
   static void run_all(TestEngine& test, const std::vector<Request>& requests) {
     for (const Request& request : requests) test.engine.submit(request);
@@ -114,6 +116,64 @@ TEST_F(EngineGrammar, WritesTheSameWhenPreempted) {
   run_all(test, requests);
   expect_all(test, requests);
   EXPECT_GT(test.engine.stats().num_preemptions, 0u);
+}
+
+// The same tokens as one by one, in fewer steps.
+TEST_F(EngineGrammar, ForcesSeveralTokensInAStep) {
+  TestEngine test(options());
+  test.engine.start();
+  open(test);
+  Request request = make_request(1, {5, 6, 7}, 60);
+  request.grammar = "start: /[a-c][0-9]abzczxyzghi[0-9]/";
+  std::vector<std::vector<std::int32_t>> answers;
+  std::vector<std::uint64_t> steps;
+  for (const bool has_logprobs : {false, true}) {
+    request.id += 1;
+    request.logprobs = has_logprobs ? 0 : -1;
+    const std::uint64_t before = test.engine.stats().num_steps;
+    const TestEngine::Result& result = test.run(request);
+    EXPECT_EQ(result.finish, FinishReason::stop);
+    answers.push_back(result.token_ids());
+    steps.push_back(test.engine.stats().num_steps - before);
+    if (!has_logprobs) continue;
+    for (const TokenOutput& token : result.tokens) EXPECT_FALSE(std::isnan(token.logprob));
+  }
+  EXPECT_EQ(answers[0], answers[1]);
+  EXPECT_EQ(answers[0].size(), 13u);  // a letter, a digit, a bz cz x yz g h i, a digit, the end
+  EXPECT_EQ(steps[1], 12u);           // none for the end
+  EXPECT_LE(steps[0], 4u);
+}
+
+TEST_F(EngineGrammar, ForcedTokensKeepToLimits) {
+  TestEngine test(options());
+  test.engine.start();
+  open(test);
+  for (const std::int64_t max_tokens : {1, 2, 3, 5}) {
+    Request request = make_request(static_cast<std::uint64_t>(max_tokens), {5, 6, 7}, max_tokens);
+    request.grammar = "start: /[a-c]xxxxxxxxxx/";
+    const TestEngine::Result& result = test.run(request);
+    EXPECT_EQ(result.finish, FinishReason::length);
+    EXPECT_EQ(std::ssize(result.tokens), max_tokens);
+  }
+  Request request = make_request(10, {5, 6, 7}, 20);
+  request.grammar = "start: /[a-c]xyghxxx/";
+  request.stop_token_ids = {6};  // g
+  EXPECT_EQ(text_of(test.run(request).token_ids()).substr(1), "xyg");
+  EXPECT_EQ(test.results[10].finish, FinishReason::stop);
+}
+
+TEST(TokenMerges, ThoseThatComeFirstAreMadeFirst) {
+  const std::vector<std::uint32_t> lengths = {1, 1, 1, 2, 2, 3};
+  const std::vector<TokenMerge> merges = {{1, 2, 4}, {0, 1, 3}, {3, 2, 5}, {0, 99, 3}};
+  const TokenMerges tokens(lengths, "abcabbcabc", merges);
+  const auto tokens_of = [&](std::string_view text) {
+    return tokens.tokenize({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
+  };
+  EXPECT_THAT(tokens_of("abc"), testing::ElementsAre(0, 4));
+  EXPECT_THAT(tokens_of("abab"), testing::ElementsAre(3, 3));
+  EXPECT_THAT(tokens_of("ab-c"), testing::ElementsAre(3));  // up to what has no token
+  EXPECT_EQ(tokens_of(std::string(3000, 'b')).size(), 3000u);
+  EXPECT_THAT(tokens_of(""), testing::IsEmpty());
 }
 
 TEST_F(EngineGrammar, GoesOnBehindWhatAnotherEngineWrote) {

@@ -177,6 +177,28 @@ TEST(EngineThought, KeepsToAGrammar) {
   }
 }
 
+// Where it allows nothing of a closing, that waits.
+TEST(EngineThought, IsClosedWhereTheGrammarAllowsIt) {
+  if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  TestEngine test(options());
+  test.engine.start();
+  test.engine.open_grammars(library_path(), letters());
+  Request request = make_request(2, {5, 6, 7}, 40);
+  request.grammar = "start: /[0-9]{6}[a-z]{24}/";
+  request.thought = budget(4, true);
+  request.thought.closings = {{kEnd, kEnded}};
+  const std::vector<std::int32_t> tokens = test.run(request).token_ids();
+  EXPECT_EQ(test.results[2].finish, FinishReason::stop);
+  EXPECT_THAT(std::vector(tokens.begin() + 6, tokens.begin() + 8), testing::ElementsAre(kEnd, kEnded));
+  for (std::ptrdiff_t done = 1; done < std::ssize(tokens); ++done) {
+    request.id += 2;
+    request.prompt = {5, 6, 7};
+    request.prompt.insert(request.prompt.end(), tokens.begin(), tokens.begin() + done);
+    request.num_resumed = done;
+    EXPECT_EQ(test.run(request).token_ids(), std::vector(tokens.begin() + done, tokens.end())) << done;
+  }
+}
+
 TEST(Thought, OneThatTheModelEndsIsOver) {
   Thought thought(budget(3, false));
   EXPECT_FALSE(thought.is_near_end());

@@ -212,6 +212,26 @@ TEST(Scheduler, RemovesFromTheQueue) {
   EXPECT_EQ(shape(scheduler.plan()), (Shape{{3, 2}}));
 }
 
+TEST(Scheduler, ASequenceMayNeedItsTokenForAWhile) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 4});
+  scheduler.add(make(1, 3, 10));
+  scheduler.plan();
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}}));  // it runs ahead
+  complete(scheduler, scheduler.oldest());
+  scheduler.need_token(1, true);
+  EXPECT_TRUE(scheduler.plan().empty());
+  complete(scheduler, scheduler.oldest());
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}}));
+  EXPECT_TRUE(scheduler.plan().empty());
+  complete(scheduler, scheduler.oldest());
+  scheduler.hold(1, true);
+  EXPECT_THROW(scheduler.need_token(1, false), CheckError);
+  scheduler.hold(1, false);
+  scheduler.need_token(1, false);
+  scheduler.plan();
+  EXPECT_EQ(shape(scheduler.plan()), (Shape{{1, 1}}));
+}
+
 NewSequence needy(SequenceId id, std::int64_t prompt_len, std::int64_t max_tokens) {
   NewSequence sequence = make(id, prompt_len, max_tokens);
   sequence.needs_token = true;

@@ -12,11 +12,13 @@ from typing import Any
 
 import llguidance
 import pytest
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from minisgl import LLM, SamplingParams, StructuredOutputsParams
 from minisgl.sampling_params import ParameterError
 from tests.python.running.tiny_model import make_tiny_model
-from tests.python.server.byte_tokenizer import END, TURN
+from tests.python.server.byte_tokenizer import END, TURN, byte_alphabet
 
 COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 
@@ -150,6 +152,51 @@ def test_every_answer_that_stops_is_valid(llm: LLM, name: str) -> None:
         assert output.token_ids[-1] == END
         assert is_valid(output.text), output.text
     assert len({result.outputs[0].text for result in results}) > 4  # they were drawn
+
+
+MERGES = (("{", '"'), ("n", "a"), ("m", "e"), ("na", "me"), ('"', ":"), ('"', ","))
+
+
+def merging_tokenizer() -> tokenizers.Tokenizer:
+    """Bytes and the pairs of MERGES, in the places of the first control characters."""
+    alphabet = byte_alphabet()
+    vocabulary = {alphabet[byte]: byte for byte in range(len(MERGES) + 1, 256)} | {alphabet[0]: 0}
+    vocabulary |= {left + right: number for number, (left, right) in enumerate(MERGES, 1)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<end>", special=True), AddedToken("<turn>")])
+    return backend
+
+
+def test_what_a_grammar_leaves_no_choice_about_is_written_as_the_tokenizer_would(
+    tmp_path: Path,
+) -> None:
+    folder = make_tiny_model(tmp_path / "tiny")
+    tokenizer = merging_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = ["name", "named", "renamed"]
+    digits = {"type": "string", "pattern": "^[0-9]{2}$"}
+    grammar = json_grammar(
+        {
+            "type": "object",
+            "properties": dict.fromkeys(names, digits),
+            "required": names,
+            "additionalProperties": False,
+        }
+    )
+    with LLM(str(folder), show_progress=False, num_threads=2) as llm:
+        answers = []
+        for logprobs in (0, None):
+            before = llm.stats().num_steps
+            (result,) = llm.generate([1, 2, 3], params(grammar, logprobs=logprobs), use_tqdm=False)
+            answers.append((result.outputs[0], llm.stats().num_steps - before))
+    (one, one_steps), (several, several_steps) = answers
+    assert several.token_ids == one.token_ids
+    assert re.fullmatch(r'\{"name":"\d\d","named":"\d\d","renamed":"\d\d"\}', several.text)
+    assert several.token_ids[:-1] == tokenizer.encode(several.text).ids
+    assert one_steps == len(one.token_ids) - 1  # none for the end
+    assert several_steps <= 10
 
 
 def test_those_beside_a_constrained_request_get_what_they_get_alone(llm: LLM) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.python.running.conftest import RunningServer
+from tests.python.running.conftest import RunningServer, StartServer
 from tests.python.text.random_schemas import fault, random_schema
 
 NUM_SCHEMAS = 60
@@ -117,3 +117,51 @@ async def test_every_call_that_is_made_is_valid(client: Any) -> None:
     assert either["tool_calls"] + either["stop"] >= 11, either
     assert either["tool_calls"], either
     assert either["stop"], either
+
+
+@pytest.fixture(scope="module")
+def thinking(start_server: StartServer) -> RunningServer:
+    """A server whose model may think, and writes arguments between tags."""
+    return start_server("--tool-call-parser", "qwen3_coder", "--reasoning-parser", "think")
+
+
+@pytest.mark.parametrize("called", [False, True])
+async def test_a_thought_is_closed_and_what_follows_is_valid(
+    thinking: RunningServer, called: bool
+) -> None:
+    schema = random_schema(2, 1, ("id", "name", "kind", "tags"))
+    form = {"name": "random", "schema": schema, "strict": True}
+    function = {"name": "f", "parameters": schema}
+    fields: Any = {"response_format": {"type": "json_schema", "json_schema": form}}
+    if called:
+        fields = {
+            "tools": [{"type": "function", "function": function}],
+            "tool_choice": "required",
+            "parallel_tool_calls": False,
+        }
+    url = f"http://127.0.0.1:{thinking.port}/v1"
+    async with openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0) as client:
+        model = (await client.models.list()).data[0].id
+        answer = await client.chat.completions.create(
+            model=model,
+            messages=MESSAGES,
+            temperature=1,
+            seed=1,
+            n=16,
+            max_tokens=MAX_TOKENS,
+            extra_body={"thinking_token_budget": 8},
+            **fields,
+        )
+    ends = Counter(choice.finish_reason for choice in answer.choices)
+    assert ends["tool_calls" if called else "stop"] >= 15, ends
+    thoughts = 0
+    for choice in answer.choices:
+        if choice.finish_reason == "length":
+            continue
+        thoughts += bool(choice.message.model_extra.get("reasoning"))
+        text = choice.message.content
+        if called:
+            assert not text
+            text = choice.message.tool_calls[0].function.arguments
+        assert not fault(json.loads(text, parse_float=Decimal), schema), choice
+    assert 0 < thoughts < 16

@@ -32,7 +32,7 @@ def make_tokenizer(template: str = TEMPLATE) -> Tokenizer:
 
 def make_backend() -> tokenizers.Tokenizer:
     """What tokenizer.json would hold."""
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     backend = tokenizers.Tokenizer(
         models.BPE(vocab={alphabet[byte]: byte for byte in range(256)}, merges=[])
     )
@@ -42,7 +42,7 @@ def make_backend() -> tokenizers.Tokenizer:
     return backend
 
 
-def _byte_alphabet() -> dict[int, str]:
+def byte_alphabet() -> dict[int, str]:
     """The character that byte-level BPE writes for each byte (GPT-2's table)."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]

@@ -18,6 +18,7 @@ from minisgl.server.message_request import chat_request, renamed
 from minisgl.server.messages import CountTokens, Messages
 from minisgl.server.partial_json import whole_part
 from minisgl.server.schemas import ChatRequest
+from minisgl.text.formats import AnswerFormats
 from tests.python.server.conftest import Server, StartServer
 from tests.python.server.fake_engine import reply
 from tests.python.server.test_messages import CLOCK, FORMATS, TEMPLATE, USER, ask, told
@@ -27,17 +28,25 @@ CALL = {"type": "tool_use", "id": "a", "name": "clock", "input": {"zone": "UTC"}
 RESULT = {"type": "tool_result", "tool_use_id": "a", "content": "12:00"}
 
 
-def read(messages: Any, *, strict: bool = True, **fields: Any) -> ChatRequest:
-    body = {"max_tokens": 10, "messages": messages, **fields}
-    return chat_request(
-        decode(Messages.decoder, json.dumps(body).encode(), IgnoredFields(), strict=strict)
-    )
+def read(
+    messages: Any, *, strict: bool = True, limits_thoughts: bool = True, **fields: Any
+) -> ChatRequest:
+    body = json.dumps({"max_tokens": 10, "messages": messages, **fields}).encode()
+    request = decode(Messages.decoder, body, IgnoredFields(), strict=strict)
+    return chat_request(request, limits_thoughts=limits_thoughts)
 
 
 def seen(messages: Any, **fields: Any) -> list[Any]:
     """The messages that templates get, without what they don't have."""
-    found = msgspec.to_builtins(read(messages, **fields).messages)
-    return [{name: value for name, value in one.items() if value is not None} for one in found]
+    found: list[Any] = given(msgspec.to_builtins(read(messages, **fields).messages))
+    return found
+
+
+def given(value: Any) -> Any:
+    """What isn't null of a value."""
+    if isinstance(value, dict):
+        return {name: given(one) for name, one in value.items() if one is not None}
+    return [given(one) for one in value] if isinstance(value, list) else value
 
 
 def test_texts() -> None:
@@ -89,11 +98,7 @@ def test_calls_and_what_they_gave() -> None:
         },
         {"type": "function", "id": "b", "function": {"name": "clock", "arguments": {}}},
     ]
-    found = seen(conversation)
-    for call in found[1]["tool_calls"]:
-        call.pop("custom")
-        call.pop("index")
-    assert found == [
+    assert seen(conversation) == [
         USER,
         {"role": "assistant", "content": "one", "reasoning_content": "Hm.", "tool_calls": calls},
         {"role": "tool", "tool_call_id": "a", "content": "12:00"},
@@ -141,6 +146,31 @@ def test_thoughts_are_for_those_that_ask() -> None:
         assert variables == {"enable_thinking": thinks, "thinking": thinks}
     own = read([USER], chat_template_kwargs={"enable_thinking": True, "x": 1})
     assert own.chat_template_kwargs == {"enable_thinking": True, "thinking": False, "x": 1}
+
+
+def test_a_thought_has_its_budget() -> None:
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    for fields, budget in (
+        ({"max_tokens": 1025}, 1024),
+        ({"max_tokens": 1024}, None),  # no answer is longer
+        ({"max_tokens": 1025, "limits_thoughts": False}, None),
+    ):
+        chat = read([USER], thinking=thinking, **fields)
+        assert chat.thinking_token_budget == budget
+    assert read([USER], thinking={"type": "adaptive"}).thinking_token_budget is None
+
+
+async def test_the_budget_reaches_the_engine(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "minisgl.server.decoding")
+    thinking = {"type": "enabled", "budget_tokens": 20}
+    for formats, budget in ((FORMATS, 20), (AnswerFormats(), None)):
+        async with start_server(reply("x"), formats=formats, template=TEMPLATE) as server:
+            await told(server, thinking=thinking)
+            assert server.engine.submitted[-1].request.params.thinking_token_budget == budget
+        named = "".join(record.getMessage() for record in caplog.records)
+        assert ("thinking.budget_tokens" in named) == (budget is None)
 
 
 async def test_the_answer_goes_on_with_the_assistant_s_words(server: Server) -> None:

@@ -15,7 +15,7 @@ from minisgl.sampling_params import ThoughtFormat
 from minisgl.text.parsers import REASONING_PARSERS, ParserContext, make_parser
 from minisgl.text.thought_table import ThoughtTable
 from minisgl.tokenizer import Tokenizer
-from tests.python.server.byte_tokenizer import _byte_alphabet
+from tests.python.server.byte_tokenizer import byte_alphabet
 
 LIMITED = sorted(name for name, format in REASONING_PARSERS.items() if format.closing)
 WORDS = ("a", " the", ".", "<", "</", "ing:", "Here", "'s", " is ", "\n", " \n\n", "\t", "respon")
@@ -34,7 +34,7 @@ def make_tokenizer(name: str, *, special: bool) -> tuple[Tokenizer, list[bytes]]
     pieces -= {one.encode() for one in markers}
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += sorted(piece for piece in pieces if len(piece) > 1)
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     vocabulary = {"".join(alphabet[b] for b in token): i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

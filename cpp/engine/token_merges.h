@@ -1,0 +1,38 @@
+// A model's own tokens of a text, for vocabularies whose tokens are made by merging pairs (byte-level BPE).
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace minisgl {
+
+// Two tokens and the one that they become.
+struct TokenMerge {
+  std::int32_t left, right, merged;
+};
+
+class TokenMerges {
+ public:
+  // `merges`: those made first stand first; one of a token that isn't there is left out. `lengths` and `bytes` are a
+  // GrammarVocabulary's.
+  TokenMerges(std::span<const std::uint32_t> lengths, std::string_view bytes, std::span<const TokenMerge> merges);
+
+  // The tokens of a text, up to a byte that has none. Tokenizers cut a text into words first: here nothing does, as
+  // tokens of which no word was made merge with nothing.
+  std::vector<std::int32_t> tokenize(std::span<const std::uint8_t> text) const;
+
+ private:
+  struct Result {
+    std::int32_t rank, merged;
+  };
+
+  std::array<std::int32_t, 256> bytes_;  // the token of each byte, -1 where it has none
+  std::unordered_map<std::uint64_t, Result> results_;
+};
+
+}  // namespace minisgl
