@@ -63,6 +63,22 @@ async def test_a_form(model: Any) -> None:
     assert isinstance(result.final_output, Plan)
 
 
+async def test_tools_until_there_is_a_form(model: Any) -> None:
+    asked: list[Weather] = []
+
+    @agents.function_tool
+    def weather(weather: Weather) -> str:
+        """The weather of a place."""
+        asked.append(weather)
+        return "Fair."
+
+    # After the first turn, which must call, each is a call or the form.
+    forced = agent(model, tool_choice="required", tools=[weather], output_type=Plan)
+    result = await agents.Runner.run(forced, "Go on.", max_turns=40)
+    assert asked
+    assert isinstance(result.final_output, Plan)
+
+
 async def test_a_stream(model: Any) -> None:
     result = agents.Runner.run_streamed(agent(model, output_type=Plan), "Go on.")
     text = ""
