@@ -78,33 +78,55 @@ __device__ __forceinline__ void mma_16816<half>(float (&d)[4], const std::uint32
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+template <typename T>
+__device__ __forceinline__ T load_shared(std::uint32_t address) {
+  return *static_cast<const T*>(__cvta_shared_to_generic(address));
+}
+
 // Four 8 x 8 matrices of 2-byte elements; lane i gives the address of row i % 8 of matrix i / 8 in shared memory.
-__device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&r)[4], const void* row) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
+__device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
+               : "r"(row)
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&r)[4], const void* row) {
+  ldmatrix_x4(r, shared_address(row));
+}
+__device__ __forceinline__ void ldmatrix_x4_transposed(std::uint32_t (&r)[4], std::uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row)
                : "memory");
 }
 __device__ __forceinline__ void ldmatrix_x4_transposed(std::uint32_t (&r)[4], const void* row) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
+  ldmatrix_x4_transposed(r, shared_address(row));
+}
+// An 8 x 8 matrix of 2-byte elements, of which a lane holds columns 2 * (lane % 4) and the next of row lane / 4.
+__device__ __forceinline__ std::uint32_t transposed(std::uint32_t pair) {
+  std::uint32_t to;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(to) : "r"(pair));
+  return to;
 }
 
 // Copies 16 bytes from global to shared memory in the background, or writes zeros where `valid` is false.
-__device__ __forceinline__ void copy_16_async(void* shared, const void* global, bool valid) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+__device__ __forceinline__ void copy_16_async(std::uint32_t shared, const void* global, bool valid) {
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(global), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy_16_async(void* shared, const void* global, bool valid) {
+  copy_16_async(shared_address(shared), global, valid);
 }
 // The same for 4 bytes.
-__device__ __forceinline__ void copy_4_async(void* shared, const void* global, bool valid) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+__device__ __forceinline__ void copy_4_async(std::uint32_t shared, const void* global, bool valid) {
   const int bytes = valid ? 4 : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(address), "l"(global), "r"(bytes) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy_4_async(void* shared, const void* global, bool valid) {
+  copy_4_async(shared_address(shared), global, valid);
 }
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");

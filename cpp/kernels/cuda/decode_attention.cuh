@@ -3,33 +3,31 @@
 // (Flash-Decoding; Dao et al., 2023). Bound by reading each key and value once.
 #pragma once
 
+#include "kernels/cuda/decode_byte_tiles.cuh"
 #include "kernels/cuda/decode_tiles.cuh"
 
 namespace minisgl::cuda {
 
 constexpr int kMostSplits = 64;  // parts of a sequence
-constexpr int kLeastRounds = 4;  // rounds of a part: merging smaller ones takes longer than they save
 
-template <typename T, int dim>
+template <typename T, int dim, int queries>
 struct DecodeShape {
-  static constexpr int kWarps = kDecodeWarps;
-  using Tiles = DecodeTiles<T, dim>;
-  static constexpr int kQueryBytes = 2 * kDecodeQueries * kStride<dim>;
+  using Tiles = DecodeTiles<T, dim, queries>;
+  static constexpr int kWarps = Tiles::kWarps;
+  static constexpr int kQueryBytes = 2 * queries * kStride<dim>;
+  static_assert(kQueryBytes % 128 == 0);  // tiles begin behind them
   static constexpr int kLoadBytes = kQueryBytes + kWarps * Tiles::kBytes;
-  static constexpr int kMergeBytes = 4 * kWarps * kDecodeQueries * (dim + 2);
+  static constexpr int kMergeBytes = 4 * kWarps * queries * (dim + 2);
   static constexpr int kBytes = kLoadBytes > kMergeBytes ? kLoadBytes : kMergeBytes;
-  static constexpr int kLeastResident = sizeof(T) > 1 ? 1
-                                        : dim > 64    ? 3
-                                                      : 4;  // blocks of a processor that registers are left for
 };
 
-// The query tile [kDecodeQueries, dim] in shared memory, as the products take it: consecutive heads of one row from
+// The query tile [queries, dim] in shared memory, as the products take it: consecutive heads of one row from
 // first_head on; queries from num_queries on are zeros.
-template <typename Tiles, int dim>
+template <typename Tiles, int dim, int size>
 __device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int64_t row, int first_head,
                                              int num_queries, typename Tiles::Product* queries) {
   using Product = typename Tiles::Product;
-  constexpr int kThreads = kDecodeWarps * 32, kChunks = kDecodeQueries * (dim / 8);
+  constexpr int kThreads = Tiles::kWarps * 32, kChunks = size * (dim / 8);
   const int head_dim = args.shape.head_dim;
   const bf16* heads = static_cast<const bf16*>(args.qkv) + row * args.shape.row_size() + first_head * head_dim;
 #pragma unroll
@@ -47,18 +45,18 @@ __device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int
 }
 
 // grid: parts; blocks of heads; sequences.
-template <typename T, int dim>
-__global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<T, dim>::kLeastResident)
+template <typename T, int dim, int size>
+__global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, DecodeTiles<T, dim, size>::kLeastResident)
     decode_kernel(const AttentionArgs args) {
-  using Shape = DecodeShape<T, dim>;
+  using Shape = DecodeShape<T, dim, size>;
   using Tiles = typename Shape::Tiles;
   constexpr int kThreads = Shape::kWarps * 32;
   let_next_start();
   const int group = args.shape.num_heads / args.shape.num_kv_heads;
-  const int blocks_per_kv_head = (group + kDecodeQueries - 1) / kDecodeQueries;
+  const int blocks_per_kv_head = (group + size - 1) / size;
   const int kv_head = blockIdx.y / blocks_per_kv_head;
-  const int first_in_group = blockIdx.y % blocks_per_kv_head * kDecodeQueries;
-  const int num_queries = min(kDecodeQueries, group - first_in_group);
+  const int first_in_group = blockIdx.y % blocks_per_kv_head * size;
+  const int num_queries = min(size, group - first_in_group);
   const int first_head = kv_head * group + first_in_group;
   const int head_dim = args.shape.head_dim;
   const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
@@ -67,15 +65,24 @@ __global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<
   // Positions of this part: whole tiles for every warp.
   const std::int32_t end = sequence.start_position + 1;
   const std::int32_t begin = args.window > 0 ? max(0, end - args.window) : 0;
-  constexpr int kRound = Shape::kWarps * Tiles::kPositions;
-  const int rounds = (end - begin + kRound - 1) / kRound;
-  const int rounds_per_part = max(kLeastRounds, (rounds + args.num_splits - 1) / args.num_splits);
-  const int num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
-  if (static_cast<int>(blockIdx.x) >= num_parts) return;
-  const std::int32_t part_begin = begin + static_cast<int>(blockIdx.x) * rounds_per_part * kRound;
-  const std::int32_t part_end = min(end, part_begin + rounds_per_part * kRound);
+  constexpr int kRound = Tiles::kRound;
+  const int rounds = (end - begin + kRound - 1) / kRound, index = static_cast<int>(blockIdx.x);
+  int num_parts, first_round, end_round;
+  if constexpr (Tiles::kEvenParts) {
+    num_parts = max(1, min(args.num_splits, rounds / Tiles::kLeastRounds));
+    first_round = index * rounds / num_parts;
+    end_round = (index + 1) * rounds / num_parts;
+  } else {
+    const int rounds_per_part = max(Tiles::kLeastRounds, (rounds + args.num_splits - 1) / args.num_splits);
+    num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
+    first_round = index * rounds_per_part;
+    end_round = first_round + rounds_per_part;
+  }
+  if (index >= num_parts) return;
+  const std::int32_t part_begin = begin + first_round * kRound;
+  const std::int32_t part_end = min(end, begin + end_round * kRound);
 
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(128) unsigned char memory[];
   auto* queries = reinterpret_cast<typename Tiles::Product*>(memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Tiles tiles(memory + Shape::kQueryBytes + warp * Tiles::kBytes);
@@ -88,43 +95,26 @@ __global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<
   if (first < part_end) tiles.load(pages, first, part_end, 0, lane);
   commit_copies();
   wait_for_previous();
-  load_queries<Tiles, dim>(args, sequence.first_row, first_head, num_queries, queries);
+  load_queries<Tiles, dim, size>(args, sequence.first_row, first_head, num_queries, queries);
   __syncthreads();
 
-  Softmax<dim> softmax;
-  softmax.clear();
-  const Visible visible = {.low = {begin, begin}, .high = {end, end}};
   for (int stage = 0; first < part_end; first += kRound, stage ^= 1) {
     if (first + kRound < part_end) tiles.load(pages, first + kRound, part_end, stage ^ 1, lane);
     commit_copies();
     wait_copies<1>();
     __syncwarp();
     const bool masked = first + Tiles::kPositions > end;
-    tiles.fold(queries, first, stage, visible, masked, args.scale * kLog2E, softmax);
+    tiles.fold(queries, first, stage, begin, end, masked, args.scale * kLog2E);
     __syncwarp();
   }
-  tiles.finish(softmax);
-  finish_sums(softmax);
+  tiles.finish();
   wait_copies<0>();
   __syncthreads();  // all warps are done with the tiles; the memory serves the merge now
 
-  float* shared_max = reinterpret_cast<float*>(memory);             // [kWarps][kDecodeQueries]
-  float* shared_sum = shared_max + Shape::kWarps * kDecodeQueries;  // the same
-  float* shared_acc = shared_sum + Shape::kWarps * kDecodeQueries;  // [kWarps][kDecodeQueries][dim]
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (lane / 4 + 8 * half >= num_queries) continue;
-    const int query = warp * kDecodeQueries + lane / 4 + 8 * half;
-    if (lane % 4 == 0) {
-      shared_max[query] = softmax.max[half];
-      shared_sum[query] = softmax.sum[half];
-    }
-#pragma unroll
-    for (int j = 0; j < dim / 8; ++j) {
-      shared_acc[query * dim + Tiles::column(lane, j, 0)] = softmax.acc[j][2 * half];
-      shared_acc[query * dim + Tiles::column(lane, j, 1)] = softmax.acc[j][2 * half + 1];
-    }
-  }
+  float* shared_max = reinterpret_cast<float*>(memory);   // [kWarps][size]
+  float* shared_sum = shared_max + Shape::kWarps * size;  // the same
+  float* shared_acc = shared_sum + Shape::kWarps * size;  // [kWarps][size][dim]
+  tiles.put(num_queries, {shared_max + warp * size, shared_sum + warp * size, shared_acc + warp * size * dim});
   __syncthreads();
 
   const std::int64_t block_of_heads = std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
@@ -135,10 +125,10 @@ __global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<
   for (int i = threadIdx.x; i < num_queries * head_dim; i += kThreads) {
     const int query = i / head_dim, column = i % head_dim;
     float max = -INFINITY;
-    for (int w = 0; w < Shape::kWarps; ++w) max = fmaxf(max, shared_max[w * kDecodeQueries + query]);
+    for (int w = 0; w < Shape::kWarps; ++w) max = fmaxf(max, shared_max[w * size + query]);
     float sum = 0.0f, acc = 0.0f;
     for (int w = 0; w < Shape::kWarps; ++w) {
-      const int from = w * kDecodeQueries + query;
+      const int from = w * size + query;
       const float weight = exp2f(shared_max[from] - max);  // 0 for a warp without a tile
       sum += weight * shared_sum[from];
       acc += weight * shared_acc[from * dim + column];
@@ -167,7 +157,7 @@ __global__ void __launch_bounds__(DecodeShape<T, dim>::kWarps * 32, DecodeShape<
   if (!is_last) return;
   __threadfence();
   // What each part weighs in each query's answer.
-  float* weights = reinterpret_cast<float*>(memory);  // [kDecodeQueries][kMostSplits]
+  float* weights = reinterpret_cast<float*>(memory);  // [size][kMostSplits]
   for (int query = warp; query < num_queries; query += Shape::kWarps) {
     float part_max[kMostSplits / 32], part_sum[kMostSplits / 32], max = -INFINITY, sum = 0.0f;
 #pragma unroll
@@ -216,18 +206,17 @@ inline int choose_splits(std::int64_t blocks, std::int64_t resident, std::int64_
   return best;
 }
 
-template <typename T, int dim>
-void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
-  using Shape = DecodeShape<T, dim>;
-  constexpr int kThreads = Shape::kWarps * 32;
-  MINISGL_CUDA_CHECK(
-      cudaFuncSetAttribute(decode_kernel<T, dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes));
+template <typename T, int dim, int size>
+void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
+  constexpr int kThreads = DecodeShape<T, dim, size>::kWarps * 32, kBytes = DecodeShape<T, dim, size>::kBytes;
+  const auto kernel = decode_kernel<T, dim, size>;
+  MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   static const std::int64_t resident = [] {
     int device = 0, processors = 0, blocks = 0;
     MINISGL_CUDA_CHECK(cudaGetDevice(&device));
     MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
     MINISGL_CUDA_CHECK(
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_kernel<T, dim>, kThreads, Shape::kBytes));
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_kernel<T, dim, size>, kThreads, kBytes));
     return std::int64_t{processors} * blocks;
   }();
   const int blocks = decode_head_blocks(args.shape);
@@ -235,7 +224,15 @@ void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
   cut.num_splits = choose_splits(std::int64_t{args.step.num_decodes} * blocks, resident, args.most_parts);
   const dim3 grid(static_cast<unsigned>(cut.num_splits), static_cast<unsigned>(blocks),
                   static_cast<unsigned>(args.step.num_decodes));
-  launch_kernel(decode_kernel<T, dim>, grid, kThreads, Shape::kBytes, stream, cut);
+  launch_kernel(kernel, grid, kThreads, kBytes, stream, cut);
+}
+
+template <typename T, int dim>
+void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
+  if constexpr (std::is_same_v<T, e4m3>) {
+    if (args.shape.num_heads / args.shape.num_kv_heads <= 8) return launch_decode<T, dim, 8>(args, stream);
+  }
+  launch_decode<T, dim, kDecodeQueries>(args, stream);
 }
 
 }  // namespace minisgl::cuda

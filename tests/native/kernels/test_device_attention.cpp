@@ -50,6 +50,7 @@ std::vector<Case> cases() {
   }
   all.push_back({8, 2, 128, 16, DType::f8e4m3, 0});
   all.push_back({40, 2, 128, 16, DType::f8e4m3, 0});
+  for (const int head_dim : {64, 256}) all.push_back({24, 2, head_dim, 16, DType::f8e4m3, 0});  // more than 8
   all.push_back({4, 4, 48, 16, DType::f8e4m3, 0});
   return all;
 }

@@ -15,10 +15,6 @@ namespace minisgl::cuda::hopper {
 constexpr int kTileColumns = 64;
 constexpr int kTileRowBytes = 2 * kTileColumns;
 
-__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 // What an instruction needs to know of a tile at `address`: groups of 8 rows follow each other (1024 bytes). For a
 // matrix whose columns are the product's columns, the next 64 of them lie `column_stride` bytes on.
 __device__ __forceinline__ std::uint64_t tile_descriptor(std::uint32_t address, std::uint32_t column_stride) {
