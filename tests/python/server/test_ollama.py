@@ -305,6 +305,20 @@ async def test_forms(server: Server) -> None:
     assert "'not'" in refused.json()["error"]
 
 
+async def test_a_thought_before_a_form(start_server: StartServer) -> None:
+    pytest.importorskip("llguidance")
+    async with start_server(
+        reply('<think>\nhm\n</think>\n\n{"a": 1}'),
+        formats=FORMATS,
+        template=TEMPLATE,
+        max_model_len=2048,
+    ) as server:
+        for tools in ([], [CLOCK]):
+            message = joined(lines(await chat(server, format="json", tools=tools)))["message"]
+            assert (message["thinking"].strip(), message["content"]) == ("hm", '{"a": 1}')
+            assert server.engine.submitted[-1].request.params.grammar is not None
+
+
 async def test_prompts_of_generate(server: Server) -> None:
     for fields, read in (
         ({}, "u:hi\na:"),
