@@ -36,6 +36,8 @@ def names(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):
+            if node.attr == "system" and ast.unparse(node.value) != "os":
+                continue  # a field of that name
             found.add(node.attr)
             if isinstance(node.value, ast.Name) and node.value.id == "asyncio":
                 found.discard("subprocess")  # asyncio.subprocess has constants and types

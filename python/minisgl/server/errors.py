@@ -306,15 +306,23 @@ _HALF_CHARACTER = re.compile(
 )
 
 
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def undecodable(error: Exception, body: bytes, place: str = "") -> ApiError:
     """From what the JSON decoder raised of a body, or of what stands at a `place` of it:
     ValidationError names the field, the others say that it isn't JSON.
     """
     if isinstance(error, RecursionError):
         return bad_request("The request body is nested too deeply.", code="invalid_json")
-    if isinstance(error, UnicodeDecodeError):
-        return bad_request("The request body is not valid UTF-8.", code="invalid_json")
     if not isinstance(error, msgspec.ValidationError):
+        if not _is_utf8(body):
+            return bad_request("The request body is not valid UTF-8.", code="invalid_json")
         if half := _HALF_CHARACTER.search(body):
             return bad_request(
                 "A text in the request body has half of a character: the lone surrogate "

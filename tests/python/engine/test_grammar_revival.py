@@ -21,7 +21,7 @@ from tests.python.launch.servers import processes
 from tests.python.running.tiny_model import make_tiny_model
 from tests.python.server.byte_tokenizer import END
 
-ANSWER = r"(\[[a-f]{20}\]){40}[0-9]{1,9}"
+ANSWER = r"(\[[a-f]{20}\]){100}[0-9]{1,9}"
 GRAMMAR = f"start: /{ANSWER}/"
 SEEDS = range(4)
 THINKS = SamplingParams(
@@ -65,7 +65,7 @@ async def test_after_a_killed_rank_the_answer_is_the_same(tmp_path: Path, size: 
             begun = [asyncio.Event() for _ in SEEDS]
             streams = [
                 client.submit(
-                    [1, 2, 3], SamplingParams(max_tokens=1200, seed=seed, grammar=GRAMMAR)
+                    [1, 2, 3], SamplingParams(max_tokens=3000, seed=seed, grammar=GRAMMAR)
                 )
                 for seed in SEEDS
             ]
