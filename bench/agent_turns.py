@@ -1,7 +1,7 @@
 """Replays agents over HTTP: each turn has all that was said before it, and a tool's output of 1k
 tokens. How many prompt tokens are computed that needn't be?
 
-    python bench/agents.py [--agents 2] [--turns 12] [--output-tokens 1000]
+    python bench/agent_turns.py [--agents 2] [--turns 12] [--output-tokens 1000]
 
 The model (chain_model.py) answers with a thought and a call; its template leaves thoughts out of
 what was said before the last user message. With `--roles user` each output is a user's message, so

@@ -16,7 +16,7 @@ AIM = 1.05  # computed over new
 @pytest.fixture
 def agents(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module("agents")
+    return importlib.import_module("agent_turns")
 
 
 def test_prompts_are_computed_once(agents: Any, tmp_path: Path) -> None:
