@@ -88,7 +88,7 @@ class ThoughtTable:
     def _candidates(self, state: _State, tokens: list[bytes]) -> list[bytes]:
         """Tokens, of the sorted ones, that may move a state anywhere but to where most do."""
         thought, begun = state
-        found = {token for token in tokens[:1] if not token}  # it leaves all as it is
+        found = set(tokens[:1]) & {b""}  # which leaves all as it is
         if thought >= 0:
             found.update(filter(self._patterns[thought].search, tokens))
             rests = [end[at:] for end in self._ends[thought] for at in range(1, len(end))]
