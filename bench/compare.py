@@ -61,7 +61,7 @@ def main() -> int:
     if args.peer_python and (args.device or not args.model):
         parser.error("llama.cpp (--peer-python) needs --model and runs on the CPU")
 
-    name = "llama.cpp" if args.peer_python else args.peer_tree.name
+    name = "llama.cpp" if args.peer_python else args.peer_tree.resolve().name
     options = [f"--threads={args.threads}", "--runs=1"]
     for option in ("model", "shape", "device"):
         if value := getattr(args, option):

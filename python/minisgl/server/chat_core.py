@@ -175,7 +175,9 @@ async def _held(
     variables = checks.template_variables(request)
     demand = Demand(
         schemas={
-            one.name: one.parameters if use.required or one.strict else _ANY_ARGUMENTS
+            one.name: one.parameters
+            if use.required or one.strict or formats.one_by_one
+            else _ANY_ARGUMENTS
             for one in use.functions
         },
         form=source,
@@ -210,8 +212,8 @@ def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -
     if budget not in (None, -1) and not formats.limits_thoughts:
         raise errors.unsupported(
             "thinking_token_budget",
-            "'thinking_token_budget' is not supported: this server closes no thoughts of the "
-            f"model's ({formats.reasoning or 'none'}: --reasoning-parser).",
+            "'thinking_token_budget' is not supported: thoughts of this model's format can't be "
+            f"closed (--reasoning-parser {formats.reasoning or 'none'}).",
         )
     if request.include_reasoning is False and formats.reasoning is None:
         raise errors.unsupported(

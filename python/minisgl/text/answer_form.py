@@ -45,9 +45,8 @@ class FreeText(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     openers: list[str] = []
-    like: str = (
-        ""  # an expression for all that would be read, at a line's start, as a call's beginning
-    )
+    # An expression for all that would be read, at a line's start, as a call's beginning.
+    like: str = ""
     heads: list[str] = []  # per call: an expression for what stands before its arguments
 
 

@@ -165,8 +165,8 @@ class _Answer:
         return body
 
     def _text_around(self, calls: CallsForm, free: FreeText) -> str:
-        """Any text in which calls stand behind each opener. Two TEXT never meet: they could make
-        one.
+        """Any text in which calls stand behind each opener. Two TEXT never meet: together they
+        could spell an opener.
         """
         opener = free.openers[0]
         form = self._calls(calls, opener)

@@ -119,6 +119,14 @@ class AnswerFormats:
         """Whether thoughts can be closed when their budget is used up."""
         return self.reasoning is not None and bool(REASONING_PARSERS[self.reasoning].closing)
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a call's arguments are written one by one, each as its function's schema lists
+        it: what isn't listed can't be written.
+        """
+        syntax = TOOL_PARSERS[self.tools].syntax if self.tools else None
+        return syntax is not None and syntax.style != "json"
+
     def new_id(self) -> str:
         """An id for a call."""
         if self.short_ids:

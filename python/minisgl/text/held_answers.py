@@ -31,6 +31,7 @@ from minisgl.text.parsers import (
     marker_tokens,
 )
 from minisgl.text.parsers.harmony import ALL, CALL, FINAL, NEXT, PREAMBLE, THOUGHT
+from minisgl.text.parsers.json_text import is_name
 
 if TYPE_CHECKING:
     from minisgl.text.grammar_messages import GrammarSource
@@ -223,7 +224,7 @@ def _harmony(demand: Demand, format: ToolFormat | None, *, thinks: bool) -> Answ
 
 
 def _call(name: str, schema: dict[str, Any] | None, syntax: CallSyntax) -> CallForm:
-    if not re.fullmatch(syntax.names, name):
+    if not is_name(name) or not re.fullmatch(syntax.names, name):
         raise NotHeld("calls", f"the model can't write a call of a function named '{name[:64]}'")
     schema = _whole(name, schema)
     if syntax.arguments_key is None:

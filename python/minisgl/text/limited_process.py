@@ -94,12 +94,15 @@ class LimitedProcess(Generic[Answer]):
             raise
         try:
             if await within(seconds, child._receive(bytes)):
-                raise Fault("spoke before it was asked")
+                raise WorkerLost(f"the {kind} process said something else than that it is there")
         except BaseException as error:
             await child.end()
-            if isinstance(error, Fault):
-                raise WorkerLost(f"the {kind} process {error} to start") from None
-            raise
+            if not isinstance(error, Fault):
+                raise
+            fault = f"{error} to start"
+            if error.died:
+                fault = f"did not start: it {describe_exit(await child._process.wait())}"
+            raise WorkerLost(f"the {kind} process {fault}") from None
         return child
 
     async def ask(self, data: bytes) -> Answer:

@@ -52,6 +52,7 @@ _LOOKS = {
     "null": r"(null|None)\s*",
     "boolean": r"(true|false|True|False)\s*",
 }
+_WITH_PARTS = {"array", "object"}
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,15 @@ class ParameterRules:
                     f"has '{said}', by which text isn't told from other values", one.name
                 )
         if any(map(_is_free, strings)) and all(map(_is_free, others)):
-            return f'"\\n" {self._text(index, ["/(?s:.*)/"], [])}'
-        looks = sorted({_LOOKS[kind] for kind in types - {"string"}})
-        texts = [_string(branch, one.name) for branch in strings]
-        excluded = [r'"(?s:.*)', *looks] if others else []
+            # Whatever is written is of one of the types. What begins as JSON with parts is JSON:
+            # what looks like the end may stand in it.
+            others = [branch for branch in others if value_types(branch, self._root) & _WITH_PARTS]
+            texts = ["/(?s:.*)/"]
+            excluded = sorted(_LOOKS[kind] for kind in types & _WITH_PARTS)
+        else:
+            texts = [_string(branch, one.name) for branch in strings]
+            looks = sorted({_LOOKS[kind] for kind in types - {"string"}})
+            excluded = [r'"(?s:.*)', *looks] if others else []
         written = [f'"\\n" {self._text(index, texts, excluded)}'] if texts else []
         if others:
             values = " | ".join(map(self._json, others))

@@ -88,13 +88,13 @@ class ThoughtTable:
     def _candidates(self, state: _State, tokens: list[bytes]) -> list[bytes]:
         """Tokens, of the sorted ones, that may move a state anywhere but to where most do."""
         thought, begun = state
+        found = set(tokens[:1]) & {b""}  # which leaves all as it is
         if thought >= 0:
-            found = set(filter(self._patterns[thought].search, tokens))
+            found.update(filter(self._patterns[thought].search, tokens))
             rests = [end[at:] for end in self._ends[thought] for at in range(1, len(end))]
         else:
-            found = set()
             if not begun:
-                found.update(token for token in tokens if not token or token[:1].isspace())
+                found.update(token for token in tokens if token[:1].isspace())
             rests = [one[len(begun) :] for one in self._begins if one.startswith(begun)]
         for rest in rests:
             found.update(_related(rest, tokens))

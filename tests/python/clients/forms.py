@@ -8,7 +8,7 @@ import pydantic
 
 
 class Form(pydantic.BaseModel):
-    """Without properties of which it says nothing, which could be many."""
+    """Forbids properties that it doesn't list: a random model would write many."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 

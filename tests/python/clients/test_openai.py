@@ -76,7 +76,9 @@ async def test_responses(client: openai.AsyncOpenAI) -> None:
     assert isinstance(parsed.output_parsed, Plan)
     tool = openai.pydantic_function_tool(Weather, name="weather")["function"]
     tools: Any = [{"type": "function", **tool}]
-    called = await client.responses.create(**RESPONSE, tools=tools, tool_choice="required")
+    called = await client.responses.create(
+        **RESPONSE, tools=tools, tool_choice="required", parallel_tool_calls=False
+    )
     calls = [item for item in called.output if item.type == "function_call"]
     assert calls
     for call in calls:
@@ -104,7 +106,10 @@ async def test_responses_stream(client: openai.AsyncOpenAI) -> None:
     tools = [openai.pydantic_function_tool(Weather, name="weather")["function"]]
     arguments: dict[int, str] = {}
     async with client.responses.stream(
-        **RESPONSE, tools=[{"type": "function", **tools[0]}], tool_choice="required"
+        **RESPONSE,
+        tools=[{"type": "function", **tools[0]}],
+        tool_choice="required",
+        parallel_tool_calls=False,
     ) as stream:
         async for event in stream:
             if event.type == "response.function_call_arguments.delta":

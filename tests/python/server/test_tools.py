@@ -443,6 +443,29 @@ async def test_tools_beside_a_form_of_the_answer(
         assert not allows(grammar, text)
 
 
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=weather>\n<parameter=place>\nBern\n</parameter>\n"
+            "</function>\n</tool_call>",
+        ),
+        ("pythonic", '[weather(place="Bern")]'),
+    ],
+)
+async def test_arguments_one_by_one_beside_a_form_of_the_answer(
+    start_server: StartServer, name: str, call: str
+) -> None:
+    async with start_server(reply(call), formats=AnswerFormats(name)) as server:
+        answer = await server.chat(tools=[WEATHER], response_format=JSON_FORM)
+        grammar = server.engine.submitted[-1].request.params.grammar
+    (said,) = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert json.loads(said["function"]["arguments"]) == {"place": "Bern"}
+    assert allows(grammar, call)
+    assert allows(grammar, "{}")
+
+
 async def test_the_template_is_given_the_tools_that_are_allowed(start_server: StartServer) -> None:
     allowed = {
         "type": "allowed_tools",

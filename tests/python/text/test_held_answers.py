@@ -350,6 +350,7 @@ PARAMETERS: Any = {
         "code": {"type": "string", "pattern": "^[A-Z]{2}/[0-9]+$"},
         "part": {"type": "string", "pattern": "b|c", "minLength": 2},
         "several": {"anyOf": [{"type": "string", "maxLength": 9}, {"type": "array"}]},
+        "any": {"type": ["string", "object", "integer"]},
         "when": {"type": "string", "format": "date-time"},
         "mail": {"anyOf": [{"type": "string", "format": "email"}, {"type": "null"}]},
         "mixed": {"enum": ["auto", 3, None]},
@@ -376,6 +377,16 @@ PARAMETERS: Any = {
         ("several", "[1]", [1]),
         ("several", "ab", "ab"),
         ("several", '"quoted and long"', ...),
+        ("several", '["</parameter></function>"]', ["</parameter></function>"]),
+        ("several", '{"a": 1', '{"a": 1'),
+        ("several", "[1", ...),
+        ("any", '{"a":\n"\n</parameter>\n</function>"}', ...),
+        ("any", '{"a": "</parameter></function>"}', {"a": "</parameter></function>"}),
+        ("any", "[1", "[1"),
+        ("any", "3 is a number", "3 is a number"),
+        ("any", "3", 3),
+        ("any", '"a', '"a'),
+        ("any", " {", ...),
         ("when", "2026-02-28T23:59:59Z", "2026-02-28T23:59:59Z"),
         ("when", "2026-02-30T23:59:59Z", ...),
         ("mail", "a.b@c.de", "a.b@c.de"),
@@ -450,6 +461,11 @@ def test_what_cant_be_said_between_tags_is_refused_by_name(schema: Any, named: s
     ("name", "schemas", "form", "what"),
     [
         ("pythonic", {"a b": None}, None, "calls"),
+        ("hermes", {" a": None}, None, "calls"),
+        ("hermes", {"a" * 257: None}, None, "calls"),
+        ("deepseek_v3", {"get weather": None}, None, "calls"),
+        ("deepseek_v31", {"get weather": None}, None, "calls"),
+        ("mistral_args", {"get weather": None}, None, "calls"),
         ("qwen3_coder", {"<f>": None}, None, "calls"),
         ("hermes", {"f": {"type": "string"}}, None, "calls"),
         ("json", SCHEMAS, StructuredOutputsParams(json_object=True), "both"),
@@ -461,6 +477,26 @@ def test_what_the_model_cant_write_is_refused(
     with pytest.raises(NotHeld) as refused:
         held(AnswerFormats(name), schemas=schemas, form=form)
     assert refused.value.what == what
+
+
+@pytest.mark.parametrize("called", ["get weather", "a:b", " a", "user", "assistant", "größe", "a("])
+def test_a_call_that_can_be_forced_is_read(called: str) -> None:
+    tools = [{"type": "function", "function": {"name": called, "parameters": NO_ARGUMENTS}}]
+    num_read = 0
+    for name in DIFFERENT:
+        formats = AnswerFormats(name)
+        try:
+            answer, grammar = held(formats, schemas={called: None}, required=True, parallel=False)
+        except NotHeld:
+            continue
+        text = SPELLED.written(grammar, 1)
+        assert text is not None
+        parsing = formats.parsing(tools, PROMPT, held=answer)
+        assert parsing is not None
+        calls = sort_parts(parsing.reader().read(text, None, final=True)).calls
+        assert [one.name for one in calls] == [called], (name, text)
+        num_read += 1
+    assert (num_read > 0) == (called != " a")
 
 
 def test_a_form_doesn_t_begin_as_calls_do() -> None:

@@ -20,12 +20,16 @@ async def start(*command: str, seconds: float = PATIENCE) -> LimitedProcess[byte
 @pytest.mark.parametrize(
     ("program", "seconds", "sentence"),
     [
-        ("import sys; sys.exit(3)", PATIENCE, "with status 3, when it was to start$"),
+        (
+            "import sys; sys.exit(3)",
+            PATIENCE,
+            "the test process did not start: it ended with status 3$",
+        ),
         ("input()", 0.2, "the test process took longer than 0.2 s to start$"),
         (
             r"print('\x01\0\0\0a', flush=True); input()",
             PATIENCE,
-            "spoke before it was asked to start$",
+            "the test process said something else than that it is there$",
         ),
     ],
 )

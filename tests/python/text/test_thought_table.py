@@ -23,7 +23,7 @@ WORDS = ("a", " the", ".", "<", "</", "ing:", "Here", "'s", " is ", "\n", " \n\n
 
 def make_tokenizer(name: str, *, special: bool) -> tuple[Tokenizer, list[bytes]]:
     """Every byte, pieces of the format's markers with what may stand around them, and with
-    `special` the markers themselves. The tokens' bytes beside it.
+    `special` the markers themselves and a token that isn't shown. The tokens' bytes beside it.
     """
     markers = REASONING_PARSERS[name].markers
     pieces = {word.encode() for word in WORDS}
@@ -40,8 +40,8 @@ def make_tokenizer(name: str, *, special: bool) -> tuple[Tokenizer, list[bytes]]
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     if special:
-        backend.add_special_tokens(sorted(markers))
-        tokens += [marker.encode() for marker in sorted(markers)]
+        backend.add_special_tokens([*sorted(markers), "<|hidden|>"])
+        tokens += [*(marker.encode() for marker in sorted(markers)), b""]
     return Tokenizer(backend), tokens
 
 

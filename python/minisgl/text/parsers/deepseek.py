@@ -21,7 +21,8 @@ CALLS_BEGIN, CALLS_END = _token("tool calls begin"), _token("tool calls end")
 CALL_BEGIN, CALL_END = _token("tool call begin"), _token("tool call end")
 SEPARATOR = _token("tool sep")
 
-NAME = re.compile(r"[^\s<>{}\"`]*")
+IN_NAMES = r"[^\s<>{}\"`]"
+NAME = re.compile(f"{IN_NAMES}*")
 LANGUAGE = re.compile(r"[a-z]*")
 
 
@@ -76,6 +77,7 @@ DEEPSEEK_V3 = ToolFormat(
         after=f"\n```{CALL_END}",
         between="\n",
         end=CALLS_END,
+        names=f"{IN_NAMES}+",
     ),
 )
 DEEPSEEK_V31 = ToolFormat(
@@ -88,5 +90,6 @@ DEEPSEEK_V31 = ToolFormat(
         before=f"{CALL_BEGIN}{{name}}{SEPARATOR}",
         after=CALL_END,
         end=CALLS_END,
+        names=f"{IN_NAMES}+",
     ),
 )

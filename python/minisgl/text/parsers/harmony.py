@@ -78,8 +78,9 @@ def _read_header(source: Source, opened: str, out: Output) -> Steps[str | None]:
 def _function(header: str) -> str:
     """The function that a message calls, "" where it calls none."""
     found = RECIPIENT.search(header)
-    name = found.group(1).removeprefix("functions.") if found else ""
-    return name if is_name(name) and name not in ("assistant", "user") else ""
+    recipient = found.group(1) if found else ""
+    name = recipient.removeprefix("functions.")
+    return name if is_name(name) and recipient not in ("assistant", "user") else ""
 
 
 def _read_call(source: Source, out: Output, name: str, *, held: bool) -> Steps[str | None]:

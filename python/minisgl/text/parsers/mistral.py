@@ -11,7 +11,8 @@ from minisgl.text.parsers.json_text import ObjectRules, is_name, read_arguments,
 from minisgl.text.parsers.output import Output
 from minisgl.text.parsers.source import Source, Steps
 
-NAME = re.compile(r"[^\s\[\]{}\"<>()=]*")
+IN_NAMES = r"[^\s\[\]{}\"<>()=]"
+NAME = re.compile(f"{IN_NAMES}*")
 ID = re.compile(r"\w*")
 
 
@@ -52,6 +53,6 @@ MISTRAL_ARGS = ToolFormat(
     read=_read,
     openers=MISTRAL.openers,
     inner=MISTRAL.inner,
-    syntax=CallSyntax(before="[TOOL_CALLS]{name}[ARGS]"),
+    syntax=CallSyntax(before="[TOOL_CALLS]{name}[ARGS]", names=f"{IN_NAMES}+"),
     short_ids=True,
 )

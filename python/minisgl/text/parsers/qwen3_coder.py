@@ -75,7 +75,10 @@ def _read_value(source: Source, sink: Sink, types: set[str], *, held: bool) -> S
     comes, another's when it is whole. Returns the marker that ended it, "" where the answer did.
     """
     yield from source.starts("\n")
-    if held and "string" not in types and (yield from source.sees("{", "[", '"')):
+    begins = ["{", "[", '"']
+    if "string" in types:  # the grammar writes no text that begins as the JSON of another type
+        begins = [one for kind, one in (("object", "{"), ("array", "[")) if kind in types]
+    if held and begins and (yield from source.sees(*begins)):
         # A marker in one of its strings is a part of it.
         yield from read_value(source, sink)
         marker = yield from source.until(VALUE_ENDS, lambda text: None)

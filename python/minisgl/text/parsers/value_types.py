@@ -8,6 +8,7 @@ from typing import Any
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 JSON_TYPES |= {dict: "object", list: "array", type(None): "null"}
 MAX_REFERENCES = 8  # of which each leads to the next
+MAX_REFERENCE = 1024  # characters; a longer one leads nowhere
 MAX_SCHEMAS = 256  # that are looked at for one value; what goes beyond says nothing
 
 
@@ -24,27 +25,29 @@ def value_types(schema: Any, root: Mapping[str, Any]) -> set[str]:
 def _listed(schema: Any, root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """A schema and those that it lists as its alternatives or parts, to any depth, each once."""
     todo, seen = [schema], set[int]()
-    while todo and len(seen) < MAX_SCHEMAS:
-        one = resolved(todo.pop(0), root)
+    for listed in todo:  # which grows meanwhile
+        one = resolved(listed, root)
         if not isinstance(one, dict) or id(one) in seen:
             continue
         seen.add(id(one))
         yield one
         for key in ("anyOf", "oneOf", "allOf"):
             if isinstance(one.get(key), list):
-                todo += one[key][:MAX_SCHEMAS]
+                todo += one[key][: MAX_SCHEMAS - len(todo)]
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
     """The schema to which a schema that is a reference leads, if it leads anywhere."""
     for _ in range(MAX_REFERENCES):
-        if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
+        reference = schema.get("$ref") if isinstance(schema, dict) else None
+        if not isinstance(reference, str) or len(reference) > MAX_REFERENCE:
             return schema
         target: Any = root
-        first, *names = schema["$ref"].split("/")
+        first, *names = reference.split("/")
         for name in names:
-            key = name.replace("~1", "/").replace("~0", "~")
-            target = target.get(key) if isinstance(target, Mapping) else None
+            if not isinstance(target, Mapping):
+                return schema
+            target = target.get(name.replace("~1", "/").replace("~0", "~"))
         if first != "#" or target is None:
             return schema
         schema = target

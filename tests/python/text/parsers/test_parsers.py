@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from types import FrameType
 
@@ -22,6 +23,7 @@ from minisgl.text.parsers import (
     tool_parser_for,
 )
 from minisgl.text.parsers.deepseek import CALL_BEGIN, CALLS_BEGIN
+from minisgl.text.parsers.value_types import value_types
 from minisgl.text.parts import AnswerParser, ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
 
 from .answers import ALL, CORPUS, TOOLS, Answer
@@ -302,6 +304,30 @@ def test_what_a_grammar_forces_is_read_as_calls(name: str) -> None:
     result = said(at_once(text + syntax.end, name, None), "")
     assert result.calls == [("weather", '{"city": "Paris"}'), ("now", "{}")]
     assert not result.content
+
+
+@pytest.mark.parametrize(
+    ("schema", "types"),
+    [
+        ({"$ref": "#/" + "a" * 1022}, {"integer"}),
+        ({"$ref": "#/" + "a" * 1023}, {"object"}),  # too long: it leads nowhere
+        ({"$ref": "#/b/c"}, {"object"}),
+        ({"anyOf": [*[True] * 254, {"type": "array"}]}, {"array"}),
+        ({"anyOf": [*[True] * 255, {"type": "array"}]}, {"string"}),
+        ({"anyOf": [{"anyOf": [True] * 254}, {"type": "array"}]}, {"array"}),
+    ],
+)
+def test_types_of_values_are_found_within_bounds(schema: object, types: set[str]) -> None:
+    root = {"a" * 1022: {"type": "integer"}, "a" * 1023: {"type": "integer"}, "b": 1}
+    assert value_types(schema, root) == types
+
+
+def test_types_of_values_are_found_soon_whatever_the_schema() -> None:
+    long = "#" + "/" * 200_000
+    begin = time.process_time()
+    value_types({"anyOf": [{"$ref": long} for _ in range(256)]}, {})
+    value_types({"anyOf": [{"anyOf": [True] * 10_000} for _ in range(256)]}, {})
+    assert time.process_time() - begin < 0.5
 
 
 def test_markers_that_may_be_special_tokens_are_told() -> None:
