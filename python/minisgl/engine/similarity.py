@@ -13,7 +13,7 @@ def numbers(embedding: bytes) -> list[float]:
 
 def cosine(one: bytes, other: bytes) -> float:
     """The cosine of the angle between two embeddings of length 1, -1 to 1; 0 where one of them is
-    all zeros.
+    all zeros, and not a number where one has one.
     """
     product: float = sum(map(operator.mul, array("f", one), array("f", other)))
-    return max(-1.0, min(1.0, product))
+    return max(min(product, 1.0), -1.0)

@@ -15,7 +15,6 @@ from minisgl.engine.request import check_request
 from minisgl.engine.similarity import cosine, numbers
 from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats
-from minisgl.model_files.files import ModelError
 from minisgl.offline.grammars import with_budget, with_grammar
 from minisgl.offline.in_flight import MAX_IN_FLIGHT, run_all
 from minisgl.offline.local_model import embed_all, open_local_model
@@ -45,6 +44,7 @@ from minisgl.sampling_params import (
     pooled_params,
 )
 from minisgl.text.formats import choose_formats
+from minisgl.text.parsers import REASONING_PARSERS
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -90,6 +90,11 @@ class LLM:
                 f"generation_config must be one of {', '.join(GENERATION_CONFIGS)}, "
                 f"got {generation_config!r}"
             )
+        if reasoning_parser not in ("auto", "none", *REASONING_PARSERS):
+            raise ValueError(
+                f"reasoning_parser must be auto, none or one of {', '.join(REASONING_PARSERS)}, "
+                f"got {reasoning_parser!r}"
+            )
         if not 1 <= step_timeout <= 86400:
             raise ValueError(f"step_timeout must be between 1 and 86400, got {step_timeout}")
         EngineSettings(**settings)  # out of range is said before the model is looked for
@@ -111,11 +116,7 @@ class LLM:
             comm=comm,
             step_timeout=step_timeout,
         )
-        try:
-            self._formats = choose_formats("none", reasoning_parser, self.tokenizer.chat_template)
-        except ModelError:
-            self.close()
-            raise
+        self._formats = choose_formats("none", reasoning_parser, self.tokenizer.chat_template)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -339,14 +340,14 @@ class LLM:
         outputs = self._model.run(embed_all(self._model, requests, use_tqdm=use_tqdm))
         done = list(zip(requests, outputs, strict=True))
         ones, others = done[: len(first)], done[len(first) :]
+        if len(ones) == 1:
+            ones = ones * len(others)
         return [
             ScoringRequestResult(
                 prompt_token_ids=[*one.ids, *other.ids],
                 outputs=ScoringResult(cosine(made.embedding, beside.embedding)),
             )
-            for (one, made), (other, beside) in zip(
-                ones * (len(others) // len(ones)), others, strict=True
-            )
+            for (one, made), (other, beside) in zip(ones, others, strict=True)
         ]
 
     def _pooled(

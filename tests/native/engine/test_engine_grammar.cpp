@@ -162,18 +162,23 @@ TEST_F(EngineGrammar, ForcedTokensKeepToLimits) {
   EXPECT_EQ(test.results[10].finish, FinishReason::stop);
 }
 
-TEST(TokenMerges, ThoseThatComeFirstAreMadeFirst) {
-  const std::vector<std::uint32_t> lengths = {1, 1, 1, 2, 2, 3};
-  const std::vector<TokenMerge> merges = {{1, 2, 4}, {0, 1, 3}, {3, 2, 5}, {0, 99, 3}};
-  const TokenMerges tokens(lengths, "abcabbcabc", merges);
-  const auto tokens_of = [&](std::string_view text) {
-    return tokens.tokenize({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
-  };
-  EXPECT_THAT(tokens_of("abc"), testing::ElementsAre(0, 4));
-  EXPECT_THAT(tokens_of("abab"), testing::ElementsAre(3, 3));
-  EXPECT_THAT(tokens_of("ab-c"), testing::ElementsAre(3));  // up to what has no token
-  EXPECT_EQ(tokens_of(std::string(3000, 'b')).size(), 3000u);
-  EXPECT_THAT(tokens_of(""), testing::IsEmpty());
+// Those that a model would take for a text may not be among the allowed ones.
+TEST_F(EngineGrammar, AllowedTokensWriteWhatIsForced) {
+  TestEngine test(options());
+  test.engine.start();
+  open(test);
+  Request request = make_request(1, {5, 6, 7}, 60);
+  request.grammar = "start: /[a-c]czez[0-9]/";
+  EXPECT_EQ(test.run(request).token_ids().size(), 5u);  // a letter, cz, ez, a digit, the end
+  for (int round = 0; round < 2; ++round) {
+    request.id += 1;
+    request.sampling.allowed_token_ids = {0, 2, 4, 25, 27};
+    EXPECT_EQ(test.run(request).finish, FinishReason::stop);
+    EXPECT_EQ(text_of(test.results[request.id].token_ids()).substr(1), "czez1");
+  }
+  request.id += 1;
+  request.sampling.allowed_token_ids.clear();
+  EXPECT_EQ(test.run(request).token_ids().size(), 5u);
 }
 
 TEST_F(EngineGrammar, GoesOnBehindWhatAnotherEngineWrote) {

@@ -106,6 +106,8 @@ def test_scores_are_cosines(llm: LLM) -> None:
     assert pair.outputs.score == pytest.approx(1)
     with pytest.raises(ParameterError, match=r"as many as text_2 \(3\), got 2"):
         llm.score(["a", "b"], ["c", "d", "e"], use_tqdm=False)
+    assert llm.score([], [], use_tqdm=False) == []
+    assert llm.score("a", [], use_tqdm=False) == []
 
 
 def test_what_cannot_be_served_is_named(llm: LLM) -> None:

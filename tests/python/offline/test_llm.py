@@ -169,6 +169,8 @@ def test_an_unknown_option_is_a_type_error_and_a_bad_one_a_value_error(model: st
         LLM(model, page_size=12)
     with pytest.raises(ValueError, match="memory_fraction must be between 0.01 and 1, got 2"):
         LLM(model, memory_fraction=2)
+    with pytest.raises(ValueError, match="^reasoning_parser must be auto, none or one of .*'mine'"):
+        LLM(model, reasoning_parser="mine")
 
 
 def test_sampling_that_the_model_publishes(native: FakeNative, model: str) -> None:
