@@ -151,10 +151,13 @@ class Tokenizer:
 
     def merges(self) -> list[tuple[int, int, int]]:
         """How the bytes of a text become tokens: two neighbours and the token that they become, in
-        the order in which that is tried. Empty where tokens are made otherwise. Takes a moment.
+        the order in which that is tried. Empty where tokens are made otherwise, or a byte has none
+        of its own. Takes a moment.
         """
         model = json.loads(self._backend.to_str())["model"]
         if not self._kind.byte_level or model["type"] != "BPE":
+            return []
+        if len({token for token in self.grammar_tokens() if len(token) == 1}) < 256:
             return []
         ids = model["vocab"]
         pairs = (one.split(" ") if isinstance(one, str) else one for one in model["merges"])

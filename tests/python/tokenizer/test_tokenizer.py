@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
@@ -27,6 +29,16 @@ def test_sentencepiece_token_bytes(sentencepiece_style: Tokenizer) -> None:
 def test_ids_outside_of_the_vocabulary_are_nothing(byte_level: Tokenizer, token_id: int) -> None:
     assert byte_level.token_bytes(token_id) == b""
     assert byte_level.decode([token_id]) == ""
+
+
+def test_merges_need_a_token_for_every_byte(byte_level: Tokenizer) -> None:
+    token_bytes = byte_level.token_bytes
+    merges = byte_level.merges()
+    assert len(merges) > 100
+    assert all(token_bytes(a) + token_bytes(b) == token_bytes(made) for a, b, made in merges)
+    written = json.loads(byte_level_bpe().to_str())
+    written["model"]["vocab"]["zzzz"] = written["model"]["vocab"].pop("~")  # one that no merge has
+    assert Tokenizer(Backend.from_str(json.dumps(written))).merges() == []
 
 
 def test_special_tokens(byte_level: Tokenizer) -> None:
