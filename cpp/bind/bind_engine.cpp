@@ -373,8 +373,8 @@ void bind_engine(py::module_& module) {
            "What requests with a grammar need, once: the path of llguidance's extension; of the model's tokens the "
            "lengths in bytes, packed as 32-bit integers, the bytes, one token after the other, those of special tokens "
            "behind a byte ff; the end tokens; and where texts become tokens by merges, of each the two tokens and the "
-           "one "
-           "that they become, packed as 32-bit integers, those made first first. Such requests wait for it.")
+           "one that they become, packed as 32-bit integers, in the order in which they are made. Such requests wait "
+           "for it.")
       .def(
           "refuse_grammars",
           [](const PyEngine& self, const std::string& reason) { self.engine().refuse_grammars(reason); },

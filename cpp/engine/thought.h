@@ -22,11 +22,10 @@ class Thought {
   bool is_over() const { return state_ < 0; }
   // Tokens that close the thought and haven't come; none where it isn't to be closed yet.
   std::span<const std::int32_t> closing() const;
-  // The next of these that may stand there is next: those before it are passed over. Where none may, a closing that
-  // hasn't begun waits (the answer may be within a character), and one that has is over.
+  // The first of closing() that may come next is next, and those before it are passed over. Where none may, a closing
+  // that hasn't begun waits (the answer may be within a character), and one that has begun is over.
   void pass_to(const std::function<bool(std::int32_t)>& may_stand);
-  // Whether the token after the next may have to be one that closes the thought, so that it can't be drawn before it is
-  // known whether it has.
+  // Whether the token after the next may have to close the thought: it can't be drawn before the next one is known.
   bool is_near_end() const { return !is_over() && num_tokens_ + 1 >= budget_.max_tokens; }
 
  private:

@@ -26,8 +26,8 @@ struct SchedulerOptions {
   std::int64_t max_running = 256;       // sequences that hold pages
   std::int64_t max_counting = 256;      // of those, whose tokens devices count
   std::int64_t max_batch_tokens = 512;  // rows of a step
-  std::int64_t max_prompt_logits =
-      64;  // prompt rows of a step whose logits are wanted: bounds the [rows, vocab] buffer
+  // Prompt rows of a step whose logits are wanted: bounds the [rows, vocab] buffer.
+  std::int64_t max_prompt_logits = 64;
   std::int64_t max_prompt_hidden = 512;  // prompt rows of a step whose hidden states are wanted
   std::int64_t max_drafts = 0;           // rows of a step that try drafts
   bool prefix_cache = true;  // what was computed is kept as long as there is room, and found again by its tokens

@@ -111,8 +111,8 @@ class ThoughtFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     beginning, and where tokens move them. text/thought_table.py makes it.
     """
 
-    # The number of the thought that each state is in, -1 before any. The first state of a thought
-    # is where a token leads that `moves` doesn't name, within it.
+    # The number of the thought that each state is in, -1 before any. Within a thought, a token that
+    # `moves` doesn't name leads to the thought's first state.
     thoughts: Annotated[list[int], Meta(min_length=1, max_length=MAX_THOUGHT_STATES)]
     # (state, token, next state) as 32-bit integers, sorted; -1: there is no thought, or none any
     # more. A token moves each state of a thought as it moves the first, but for those named there.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 async def with_grammar(text: TextFrontend, params: SamplingParams) -> SamplingParams:
     """The parameters with a grammar in the place of structured outputs: one that the grammar
-    process has compiled, which ends of what would end the engine. ParameterError.
+    process has compiled, which dies in the engine's place of a grammar that is too much.
+    ParameterError.
     """
     form = params.structured_outputs
     if form is None and params.grammar is None:
