@@ -2,6 +2,7 @@
 #include "kernels/cuda/step_slots.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "core/error.h"
@@ -155,9 +156,10 @@ void StepSlots::keep_hidden(Tensor hidden) {
   MINISGL_CHECK(hidden.dtype == DType::bf16, "hidden states of ", dtype_info(hidden.dtype).name);
   Slot& slot = current();
   slot.num_hidden = hidden.rows * hidden.cols;
-  if (slot.num_hidden > slot.most_hidden) {
-    slot.most_hidden = slot.num_hidden;
-    slot.hidden = allocate_pinned(static_cast<std::size_t>(hidden.nbytes()));
+  if (slot.num_hidden > slot.most_hidden) {  // a few times: it at least doubles
+    const std::size_t most = std::bit_ceil(static_cast<std::size_t>(slot.num_hidden));
+    slot.hidden = allocate_pinned(most * static_cast<std::size_t>(dtype_info(hidden.dtype).block_bytes));
+    slot.most_hidden = static_cast<std::int64_t>(most);
   }
   MINISGL_CUDA_CHECK(cudaMemcpyAsync(slot.hidden.get(), hidden.data, static_cast<std::size_t>(hidden.nbytes()),
                                      cudaMemcpyDeviceToHost, stream_));
