@@ -31,6 +31,8 @@ class TokenMerges {
     std::int32_t rank, merged;
   };
 
+  Result find(std::int32_t left, std::int32_t right) const;
+
   std::array<std::int32_t, 256> bytes_;  // the token of each byte, -1 where it has none
   std::unordered_map<std::uint64_t, Result> results_;
 };

@@ -162,20 +162,6 @@ TEST_F(EngineGrammar, ForcedTokensKeepToLimits) {
   EXPECT_EQ(test.results[10].finish, FinishReason::stop);
 }
 
-TEST(TokenMerges, ThoseThatComeFirstAreMadeFirst) {
-  const std::vector<std::uint32_t> lengths = {1, 1, 1, 2, 2, 3};
-  const std::vector<TokenMerge> merges = {{1, 2, 4}, {0, 1, 3}, {3, 2, 5}, {0, 99, 3}};
-  const TokenMerges tokens(lengths, "abcabbcabc", merges);
-  const auto tokens_of = [&](std::string_view text) {
-    return tokens.tokenize({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
-  };
-  EXPECT_THAT(tokens_of("abc"), testing::ElementsAre(0, 4));
-  EXPECT_THAT(tokens_of("abab"), testing::ElementsAre(3, 3));
-  EXPECT_THAT(tokens_of("ab-c"), testing::ElementsAre(3));  // up to what has no token
-  EXPECT_EQ(tokens_of(std::string(3000, 'b')).size(), 3000u);
-  EXPECT_THAT(tokens_of(""), testing::IsEmpty());
-}
-
 TEST_F(EngineGrammar, GoesOnBehindWhatAnotherEngineWrote) {
   TestEngine test(options());
   test.engine.start();

@@ -1,4 +1,6 @@
-// The library as it is found, and what it says of a text.
+// The library as it is found and what it says of a text.
+#include <algorithm>
+#include <random>
 #include <thread>
 
 #include "core/error.h"
@@ -126,6 +128,61 @@ TEST(GrammarLibrary, AVocabularyIsChecked) {
   GrammarTokenizer(library, vocabulary, 50);
   vocabulary.bytes.pop_back();
   EXPECT_THROW(GrammarTokenizer(library, vocabulary, 50), InputError);
+}
+
+TEST(TokenMerges, ThoseThatComeFirstAreMadeFirst) {
+  const std::vector<std::uint32_t> lengths = {1, 1, 1, 2, 2, 3};
+  const std::vector<TokenMerge> merges = {{1, 2, 4}, {0, 1, 3}, {3, 2, 5}, {0, 99, 3}};
+  const TokenMerges tokens(lengths, "abcabbcabc", merges);
+  const auto tokens_of = [&](std::string_view text) {
+    return tokens.tokenize({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
+  };
+  EXPECT_THAT(tokens_of("abc"), testing::ElementsAre(0, 4));
+  EXPECT_THAT(tokens_of("abab"), testing::ElementsAre(3, 3));
+  EXPECT_THAT(tokens_of("ab-c"), testing::ElementsAre(3));  // up to what has no token
+  EXPECT_EQ(tokens_of(std::string(3000, 'b')).size(), 3000u);
+  EXPECT_THAT(tokens_of(""), testing::IsEmpty());
+}
+
+TEST(TokenMerges, AreMadeAsTheyAreOneByOne) {
+  std::mt19937 random(11);
+  const auto below = [&](std::size_t limit) { return static_cast<std::int32_t>(random() % limit); };
+  std::vector<std::string> tokens = {"a", "b", "c"};
+  std::vector<TokenMerge> merges;
+  while (tokens.size() < 40) {
+    merges.push_back({below(tokens.size()), below(tokens.size()), static_cast<std::int32_t>(tokens.size())});
+    tokens.push_back(tokens[static_cast<std::size_t>(merges.back().left)] +
+                     tokens[static_cast<std::size_t>(merges.back().right)]);
+  }
+  std::ranges::shuffle(merges, random);
+  std::vector<std::uint32_t> lengths;
+  std::string bytes;
+  for (const std::string& token : tokens) {
+    lengths.push_back(static_cast<std::uint32_t>(token.size()));
+    bytes += token;
+  }
+  const TokenMerges made(lengths, bytes, merges);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<std::uint8_t> text(static_cast<std::size_t>(below(200)));
+    std::vector<std::int32_t> expected;
+    for (std::uint8_t& letter : text) {
+      expected.push_back(below(3));
+      letter = static_cast<std::uint8_t>('a' + expected.back());
+    }
+    for (bool goes_on = true; goes_on;) {  // the first merge that there is, where it is first
+      goes_on = false;
+      for (const TokenMerge& merge : merges) {
+        const std::int32_t pair[] = {merge.left, merge.right};
+        const auto found = std::ranges::search(expected, pair);
+        if (found.empty()) continue;
+        *found.begin() = merge.merged;
+        expected.erase(found.begin() + 1);
+        goes_on = true;
+        break;
+      }
+    }
+    ASSERT_EQ(made.tokenize(text), expected);
+  }
 }
 
 }  // namespace
