@@ -246,14 +246,25 @@ void Grammars::open_tokenizer(std::unique_lock<std::mutex>& lock) {
   lock.lock();
   tokenizer_ = std::move(tokenizer);
   refusal_ = std::move(refusal);
-  vocabulary_ = {};
+  if (vocabulary_.merges.empty()) free_tokenizer_ = tokenizer_;
+  vocabulary_.merges = {};
+  if (!tokenizer_ || free_tokenizer_) vocabulary_ = {};
+}
+
+// Few requests need it: it is made, which takes a moment, for the first that does.
+const std::shared_ptr<const GrammarTokenizer>& Grammars::free_tokenizer() {
+  if (!free_tokenizer_) {
+    free_tokenizer_ = std::make_shared<const GrammarTokenizer>(tokenizer_->library(), vocabulary_, vocab_size_);
+    vocabulary_ = {};
+  }
+  return free_tokenizer_;
 }
 
 void Grammars::work(Tracked& tracked, GrammarResult& result) {
   // The prompt's last row draws a token.
   const bool takes_forced = tracked.matcher && tracked.grammar.takes_forced;
   if (!tracked.matcher) {
-    std::unique_ptr<GrammarMatcher> matcher = read(tracked.grammar.text);
+    std::unique_ptr<GrammarMatcher> matcher = read(tracked.grammar);
     const std::lock_guard lock(mutex_);
     tracked.matcher = std::move(matcher);
     tracked.grammar.text.clear();
@@ -272,16 +283,20 @@ void Grammars::work(Tracked& tracked, GrammarResult& result) {
 }
 
 // A grammar that was read lately isn't read again.
-std::unique_ptr<GrammarMatcher> Grammars::read(const std::string& text) {
+std::unique_ptr<GrammarMatcher> Grammars::read(const NewGrammar& grammar) {
   if (!refusal_.empty()) throw GrammarError(concat("grammars can't be served: ", refusal_));
-  const auto known = std::ranges::find(read_, text, [](const auto& entry) -> const auto& { return entry.first; });
+  // The model's own tokens of a text may not be among those that are allowed.
+  const bool is_free = !grammar.allowed.empty();
+  const std::string& text = grammar.text;
+  const auto known = std::ranges::find_if(
+      read_, [&](const ReadGrammar& entry) { return entry.is_free == is_free && entry.text == text; });
   if (known != read_.end()) {
     read_.splice(read_.begin(), read_, known);
-    return known->second->clone();
+    return known->matcher->clone();
   }
-  auto matcher = std::make_unique<GrammarMatcher>(tokenizer_, text);
+  auto matcher = std::make_unique<GrammarMatcher>(is_free ? free_tokenizer() : tokenizer_, text);
   if (text.size() > kMostReadBytes) return matcher;
-  read_.emplace_front(text, matcher->clone());
+  read_.push_front({text, is_free, matcher->clone()});
   if (read_.size() > kMostRead) read_.pop_back();
   return matcher;
 }

@@ -90,6 +90,11 @@ class Grammars {
     std::deque<Job> jobs;
     std::condition_variable has_jobs;
   };
+  struct ReadGrammar {
+    std::string text;
+    bool is_free;  // any tokens of a text may write it
+    std::unique_ptr<GrammarMatcher> matcher;
+  };
 
   void start_threads(int num_prompt);
   void start_thread(Lane lane);
@@ -98,7 +103,8 @@ class Grammars {
   Job next_job(Lane lane, std::unique_lock<std::mutex>& lock);
   void open_tokenizer(std::unique_lock<std::mutex>& lock);
   void work(Tracked& tracked, GrammarResult& result);
-  std::unique_ptr<GrammarMatcher> read(const std::string& text);
+  const std::shared_ptr<const GrammarTokenizer>& free_tokenizer();
+  std::unique_ptr<GrammarMatcher> read(const NewGrammar& grammar);
   void limit(const NewGrammar& grammar, std::vector<std::uint32_t>& mask) const;
 
   const std::int64_t vocab_size_;
@@ -114,12 +120,14 @@ class Grammars {
   std::vector<GrammarResult> results_;
   bool is_open_ = false, is_waited_for_ = false, stopping_ = false;
   std::string library_, refusal_;
-  GrammarVocabulary vocabulary_;
   std::vector<std::thread> threads_;
   std::shared_ptr<const GrammarTokenizer> tokenizer_;
 
-  // The reading thread's: grammars that were read lately, the latest first.
-  std::list<std::pair<std::string, std::unique_ptr<GrammarMatcher>>> read_;
+  // The reading thread's, once open: the vocabulary until both tokenizers are made of it; the one without merges, by
+  // which any tokens of a text are as good; and grammars that were read lately, the latest first.
+  GrammarVocabulary vocabulary_;
+  std::shared_ptr<const GrammarTokenizer> free_tokenizer_;
+  std::list<ReadGrammar> read_;
 };
 
 }  // namespace minisgl

@@ -162,6 +162,25 @@ TEST_F(EngineGrammar, ForcedTokensKeepToLimits) {
   EXPECT_EQ(test.results[10].finish, FinishReason::stop);
 }
 
+// Those that a model would take for a text may not be among the allowed ones.
+TEST_F(EngineGrammar, AllowedTokensWriteWhatIsForced) {
+  TestEngine test(options());
+  test.engine.start();
+  open(test);
+  Request request = make_request(1, {5, 6, 7}, 60);
+  request.grammar = "start: /[a-c]czez[0-9]/";
+  EXPECT_EQ(test.run(request).token_ids().size(), 5u);  // a letter, cz, ez, a digit, the end
+  for (int round = 0; round < 2; ++round) {
+    request.id += 1;
+    request.sampling.allowed_token_ids = {0, 2, 4, 25, 27};
+    EXPECT_EQ(test.run(request).finish, FinishReason::stop);
+    EXPECT_EQ(text_of(test.results[request.id].token_ids()).substr(1), "czez1");
+  }
+  request.id += 1;
+  request.sampling.allowed_token_ids.clear();
+  EXPECT_EQ(test.run(request).token_ids().size(), 5u);
+}
+
 TEST_F(EngineGrammar, GoesOnBehindWhatAnotherEngineWrote) {
   TestEngine test(options());
   test.engine.start();
