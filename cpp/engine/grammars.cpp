@@ -268,6 +268,7 @@ void Grammars::work(Tracked& tracked, GrammarResult& result) {
     const std::lock_guard lock(mutex_);
     tracked.matcher = std::move(matcher);
     tracked.grammar.text.clear();
+    tracked.began = Clock::now();  // reading has limits of its own
   }
   if (!tracked.tokens.empty()) tracked.matcher->consume(tracked.tokens);
   while (takes_forced && result.forced.size() < kMostForced) {

@@ -1,9 +1,11 @@
-// The library as it is found and what it says of a text.
+// The library as it is found, what it says of a text, and the threads that ask it.
 #include <algorithm>
+#include <chrono>
 #include <random>
 #include <thread>
 
 #include "core/error.h"
+#include "engine/grammars.h"
 #include "engine/letters.h"
 #include "kernels/processors.h"
 
@@ -183,6 +185,22 @@ TEST(TokenMerges, AreMadeAsTheyAreOneByOne) {
     }
     ASSERT_EQ(made.tokenize(text), expected);
   }
+}
+
+// Reading has limits of its own: what it took is no time of the first mask.
+TEST(GrammarThreads, ReadingIsNoPartOfAMask) {
+  if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  constexpr std::chrono::milliseconds kLimit{50};
+  Grammars grammars(50, kLimit, [] {});
+  grammars.open(library_path(), letters());
+  std::string grammar = "start: /a/";
+  for (int i = 0; i < 60'000; ++i) grammar += " \"ab\"";
+  const auto began = Grammars::Clock::now();
+  grammars.begin(1, {.text = grammar});
+  std::vector<GrammarResult> results;
+  while (results.empty()) grammars.take(results);
+  EXPECT_GT(Grammars::Clock::now() - began, kLimit);
+  EXPECT_EQ(results.front().error, "");
 }
 
 }  // namespace
