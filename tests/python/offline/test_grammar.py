@@ -158,10 +158,10 @@ MERGES = (("{", '"'), ("n", "a"), ("m", "e"), ("na", "me"), ('"', ":"), ('"', ",
 
 
 def merging_tokenizer() -> tokenizers.Tokenizer:
-    """Bytes and the pairs of MERGES, in the places of the first control characters."""
+    """Bytes, the two special tokens, and the pairs of MERGES."""
     alphabet = byte_alphabet()
-    vocabulary = {alphabet[byte]: byte for byte in range(len(MERGES) + 1, 256)} | {alphabet[0]: 0}
-    vocabulary |= {left + right: number for number, (left, right) in enumerate(MERGES, 1)}
+    texts = [*(alphabet[byte] for byte in range(256)), "<end>", "<turn>", *map("".join, MERGES)]
+    vocabulary = {text: number for number, text in enumerate(texts)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
@@ -172,8 +172,8 @@ def merging_tokenizer() -> tokenizers.Tokenizer:
 def test_what_a_grammar_leaves_no_choice_about_is_written_as_the_tokenizer_would(
     tmp_path: Path,
 ) -> None:
-    folder = make_tiny_model(tmp_path / "tiny")
     tokenizer = merging_tokenizer()
+    folder = make_tiny_model(tmp_path / "tiny", vocab_size=tokenizer.get_vocab_size())
     tokenizer.save(str(folder / "tokenizer.json"))
     names = ["name", "named", "renamed"]
     digits = {"type": "string", "pattern": "^[0-9]{2}$"}

@@ -19,6 +19,7 @@ def make_tiny_model(
     *,
     seed: int = 0,
     template: str = TEMPLATE,
+    vocab_size: int = VOCAB_SIZE,
     **fields: Any,
 ) -> Path:
     """A folder with a model of 3 layers over bytes, and a chat template. The weights are drawn with
@@ -26,7 +27,7 @@ def make_tiny_model(
     """
     config = tiny_config(
         family,
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         max_position_embeddings=max_position,
         eos_token_id=END,
         **fields,
