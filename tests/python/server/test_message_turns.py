@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ from minisgl.server.decoding import IgnoredFields, decode
 from minisgl.server.errors import ApiError
 from minisgl.server.known_fields import MESSAGES_FIELDS
 from minisgl.server.message_request import chat_request, renamed
+from minisgl.server.message_schemas import Block, Turn
+from minisgl.server.message_turns import messages_of
 from minisgl.server.messages import CountTokens, Messages
 from minisgl.server.partial_json import whole_part
 from minisgl.server.schemas import ChatRequest
@@ -78,6 +81,24 @@ def test_turns_of_one_role_are_one_message() -> None:
     ]
     results = {"role": "user", "content": [RESULT]}
     assert seen([USER, results, told])[-1]["content"] == f"12:00\n{reminder}"
+
+
+def test_many_blocks_take_no_time_each_of_all_before_them() -> None:
+    count, size = 20_000, 500
+    words = Turn(role="user", content=[Block(type="text", text="x" * size)])
+    turns = [words] * count
+    for block in (
+        Block(type="text", text="x" * size),
+        Block(type="thinking", thinking="x" * size),
+        Block(type="tool_use", id="a", name="f"),
+    ):
+        turns.append(Turn(role="assistant", content=[block] * count))
+    begun = time.process_time()
+    asked, said = messages_of(None, turns)
+    assert time.process_time() - begun < 2
+    assert asked.content == "\n".join(["x" * size] * count)
+    assert said.content == said.reasoning_content == "x" * size * count
+    assert len(said.tool_calls or ()) == count
 
 
 def test_calls_and_what_they_gave() -> None:
