@@ -183,10 +183,11 @@ async def read_body(
     ClientGone.
 
     `any_media_type`: what isn't said to be JSON is read, too, unless it is a page's script that
-    sends it: a browser asks the server whether it may send JSON, and sends the rest unasked.
+    sends it. A page's script has to say JSON in any case: a browser asks the server whether it may
+    send that, and sends the rest unasked, also a body without a type.
     """
     headers = dict(scope["headers"])
-    _check_content_type(headers, any_media_type=any_media_type and b"origin" not in headers)
+    _check_content_type(headers, any_media_type=any_media_type)
     length = headers.get(b"content-length", b"0")
     if len(length) > 18 or int(length) > max_bytes:  # digits only, as the HTTP parser has seen to
         raise _body_too_large(max_bytes)
@@ -223,7 +224,8 @@ def _body_too_large(max_bytes: int) -> ApiError:
 
 def _check_content_type(headers: Mapping[bytes, bytes], *, any_media_type: bool) -> None:
     media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if not any_media_type and media_type not in (b"", b"application/json"):
+    by_page = b"origin" in headers
+    if media_type != b"application/json" and (by_page or (media_type and not any_media_type)):
         raise ApiError(
             415,
             "The request body must be JSON, with 'Content-Type: application/json'.",

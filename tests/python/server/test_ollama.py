@@ -454,10 +454,12 @@ async def test_curl_says_nothing_of_json(server: Server) -> None:
     body = json.dumps({"model": MODEL, "messages": ASK})
     form = {"content-type": "application/x-www-form-urlencoded"}
     assert (await server.http.post("/api/chat", content=body, headers=form)).status_code == 200
-    # A page of another origin can send that unasked, and it has an origin.
-    headers = {**form, "origin": "https://example.org"}
-    answer = await server.http.post("/api/chat", content=body, headers=headers)
-    assert answer.status_code == 415
+    # A page of another origin can send that unasked, or no type, and it has an origin.
+    page = {"origin": "https://example.org"}
+    for path in ("/api/chat", "/v1/chat/completions"):
+        for kind, status in ((form, 415), ({}, 415), ({"content-type": "application/json"}, 200)):
+            answer = await server.http.post(path, content=body, headers={**kind, **page})
+            assert answer.status_code == status, (path, kind)
 
 
 async def test_metrics_and_the_log_have_the_routes(
