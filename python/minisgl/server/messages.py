@@ -85,6 +85,8 @@ class CountTokens(JsonEndpoint):
 
 
 def _translated(state: ServerState, request: CountTokensRequest) -> ChatRequest:
+    """ApiError 400, or 503 while nothing is served."""
+    state.frontend()  # before that, the formats aren't chosen
     limits_thoughts = state.formats.limits_thoughts
     state.ignored_fields.add(ignored_names(request, limits_thoughts=limits_thoughts))
     return chat_request(request, limits_thoughts=limits_thoughts)

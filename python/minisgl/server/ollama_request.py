@@ -131,13 +131,12 @@ def _shared(request: OllamaRequest) -> dict[str, Any]:
             for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")
         },
     }
-    if options.repeat_last_n != 0:
-        fields |= {
-            "repetition_penalty": options.repeat_penalty,
-            "presence_penalty": options.presence_penalty,
-            "frequency_penalty": options.frequency_penalty,
-        }
-    return fields
+    if options.repeat_last_n == 0:  # no tokens are penalized, whatever the model publishes
+        penalties: tuple[float | None, ...] = (1.0, 0.0, 0.0)
+    else:
+        penalties = options.repeat_penalty, options.presence_penalty, options.frequency_penalty
+    names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+    return fields | dict(zip(names, penalties, strict=True))
 
 
 def _form(given: str | dict[str, Any] | None) -> ResponseFormat | None:

@@ -342,6 +342,16 @@ async def test_keys_and_errors(start_server: StartServer, path: str) -> None:
         check_error(await ask(server, path=path, headers=key), 503, "overloaded_error", "restart")
 
 
+@pytest.mark.parametrize("path", ["", "/count_tokens"])
+async def test_while_the_model_loads(
+    server: Server, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.engine.state = "starting"
+    thinking = {"type": "enabled", "budget_tokens": 20}
+    check_error(await ask(server, path=path, thinking=thinking), 503, "overloaded_error", "loading")
+    assert "thinking.budget_tokens" not in caplog.text
+
+
 async def test_a_prompt_that_is_too_long(server: Server) -> None:
     refused = await ask(server, "a" * 300)
     check_error(refused, 400, "invalid_request_error", "prompt is too long: ")

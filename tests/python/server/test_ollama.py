@@ -268,6 +268,24 @@ async def test_options_reach_the_engine(server: Server) -> None:
     assert answer.json()["done_reason"] == "stop"
 
 
+async def test_no_tokens_are_penalized_against_what_the_model_publishes(
+    start_server: StartServer,
+) -> None:
+    published = {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.25}
+    async with start_server(sampling_defaults=published) as server:
+        for options, penalties in (({}, (1.2, 0.5, 0.25)), ({"repeat_last_n": 0}, (1.0, 0.0, 0.0))):
+            await chat(server, options=options)
+            params = server.engine.submitted[-1].request.params
+            found = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+            assert found == penalties
+
+
+async def test_thoughts_while_the_model_loads(server: Server) -> None:
+    server.engine.state = "starting"
+    for asked in (chat(server, think=True), generate(server, think=True)):
+        assert (await asked).status_code == 503
+
+
 async def test_thoughts(start_server: StartServer) -> None:
     template = TEMPLATE + "{{ enable_thinking }},{{ thinking }},{{ reasoning_effort }}"
     async with start_server(
