@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from minisgl.server import partial_json
 from minisgl.server.decoding import IgnoredFields, decode
 from minisgl.server.errors import ApiError
 from minisgl.server.known_fields import MESSAGES_FIELDS
@@ -434,7 +435,19 @@ def test_counting_needs_no_max_tokens() -> None:
         ('{"a": 1]', "{}"),
         ("{a: 1}", "{}"),
         ('{"a":' * 2000, "{}"),
+        ('{"a": [1, {"b": 2}}', '{"a": [1, {"b": 2}]}'),
     ],
 )
 def test_the_whole_part_of_an_input(text: str, whole: str) -> None:
     assert whole_part(text) == whole
+
+
+def test_deep_nesting_takes_no_time_each_of_all_around_it() -> None:
+    begun = time.process_time()
+    assert whole_part('{"a":' + "[" * 20_000) == "{}"
+    assert time.process_time() - begun < 0.5
+
+
+def test_an_input_that_is_whole_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partial_json, "_closed", None)
+    assert whole_part('{"a": 1}') == '{"a": 1}'
