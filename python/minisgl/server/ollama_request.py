@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minisgl.server import errors
+from minisgl.server.checks import template_effort
 from minisgl.server.ollama_schemas import (
     OPTION_FIELDS,
     OllamaChatRequest,
@@ -108,7 +109,7 @@ def _conversation(
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
         chat_template_kwargs=variables or None,
-        reasoning_effort=think if isinstance(think, str) else None,
+        reasoning_effort=template_effort(think if isinstance(think, str) else None),
         **_shared(request),
     )
 

@@ -276,11 +276,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"container": "x"}, "'container'"),
     ({"stop": "x"}, "'stop_sequences'"),
     ({"n": 2}, "'n'"),
+    ({"max_completion_tokens": 0}, "'max_completion_tokens'"),
+    ({"prompt_logprobs": 0}, "'prompt_logprobs'"),
+    ({"stream_options": {"include_usage": True}}, "'stream_options'"),
     ({"response_format": {"type": "json_object"}}, "'output_config.format'"),
     ({"stop_sequences": ["x" * 100_000]}, "stop_sequences"),
     ({"temperature": -1}, "temperature"),
     ({"seed": 2**64}, "'seed'"),
 ]
+
+
+def test_values_that_ask_for_nothing() -> None:
+    for fields in (
+        {"stop": []},
+        {"stop": ""},
+        {"stream_options": {}},
+        {"return_token_ids": False},
+        {"n": 1, "best_of": 1, "prompt_logprobs": None},
+    ):
+        assert read([USER], **fields).messages == read([USER]).messages
 
 
 async def test_refused_by_name(start_server: StartServer) -> None:

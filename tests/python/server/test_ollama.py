@@ -295,7 +295,9 @@ async def test_thoughts(start_server: StartServer) -> None:
             (None, ",,"),
             (True, "True,True,"),
             (False, "False,False,"),
+            ("low", "True,True,low"),
             ("high", "True,True,high"),
+            ("max", "True,True,high"),
         ):
             answer = (await chat(server, think=think, stream=False)).json()
             assert prompt(server).endswith("a:" + variables)
