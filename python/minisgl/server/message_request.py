@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from minisgl.server import error_places, errors
+from minisgl.server import body_errors, error_places, errors
 from minisgl.server.checks import template_effort
 from minisgl.server.errors import ApiError
 from minisgl.server.message_schemas import CountTokensRequest, MessagesRequest, Tool
@@ -94,7 +94,7 @@ def chat_request(request: CountTokensRequest, *, limits_thoughts: bool) -> ChatR
     try:
         return msgspec.convert(given, ChatRequest, strict=False)
     except msgspec.ValidationError as error:
-        raise renamed(errors.undecodable(error, b"")) from None
+        raise renamed(body_errors.undecodable(error, b"")) from None
 
 
 def ignored_names(request: CountTokensRequest, *, limits_thoughts: bool) -> list[str]:
