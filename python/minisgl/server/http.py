@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from minisgl.server.dialects import OPENAI
@@ -248,6 +249,12 @@ async def send_json(
     lines += [(name.lower().encode(), text.encode()) for name, text in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": lines})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def json_response(value: Any) -> Response:
+    """The same, as Starlette's endpoints return it."""
+    body = value if isinstance(value, bytes) else msgspec.json.encode(value)
+    return Response(body, media_type="application/json")
 
 
 async def start_events(send: Send, headers: Headers = EVENT_STREAM_HEADERS) -> None:
