@@ -19,7 +19,7 @@ from minisgl.engine.changes import Changes
 from minisgl.ipc.messages import NamedModel
 from minisgl.server.decoding import decode
 from minisgl.server.errors import bad_request, replica_refused, replica_unknown
-from minisgl.server.http import Exchange, read_body
+from minisgl.server.http import Exchange, json_response, read_body
 from minisgl.server.state import ServerState
 
 MAX_DIGITS = 9  # of a replica's number
@@ -54,7 +54,7 @@ class ReplicaPages:
         if request.method == "POST":
             return _begun(self._changes.add)
         figures = [_described(one) for one in self._changes.replicas.replicas]
-        return Response(msgspec.json.encode({"replicas": figures}), media_type="application/json")
+        return json_response({"replicas": figures})
 
     async def replica(self, request: Request) -> Response:
         """DELETE /admin/replicas/{number}?drain=SECONDS: one less. Its streams have so long to end

@@ -136,6 +136,15 @@ class ContentPart(Protocol):
     type: str
 
 
+# Templates know three levels.
+_TEMPLATE_EFFORTS = {"xhigh": "high", "max": "high"}
+
+
+def template_effort(effort: str | None) -> str | None:
+    """The level of thought that templates know, for one that a client asks for."""
+    return None if effort is None else _TEMPLATE_EFFORTS.get(effort, effort)
+
+
 def part_text(part: ContentPart | str, fields: Mapping[str, str], usual: str, path: str) -> str:
     """The text of a content part, in the field that its type has in `fields`. ApiError 400 for what
     is no text, with the `usual` type.

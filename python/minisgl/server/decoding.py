@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from minisgl.server import errors
+from minisgl.server import body_errors, errors
 from minisgl.server.json_values import check_values
 from minisgl.server.known_fields import KNOWN_FIELDS, KnownField
 
@@ -66,8 +66,8 @@ def decode(
     try:
         return decoder.decode(body)
     except (ValueError, RecursionError) as error:
-        if not errors.is_unknown_field(error):
-            raise errors.undecodable(error, body) from None
+        if not body_errors.is_unknown_field(error):
+            raise body_errors.undecodable(error, body) from None
     schema: Any = decoder.type  # a struct, which the decoder's own type doesn't say
     try:
         fields: dict[str, msgspec.Raw] = _fields_decoder.decode(body)
@@ -79,7 +79,7 @@ def decode(
             request = typing.cast("Request", _lenient_decoder(schema).decode(body))
             names |= _nested_names(fields, schema)
     except (ValueError, RecursionError) as error:
-        raise errors.undecodable(error, body) from None
+        raise body_errors.undecodable(error, body) from None
     ignored.add(names)
     return request
 
@@ -103,7 +103,7 @@ def _ignored_names(
         known = known_fields.get(name)
         if known is None:
             if strict:
-                raise errors.unknown_field(name)
+                raise body_errors.unknown_field(name)
         elif known.is_neutral(_value(fields[name], name)):
             names.discard(name)
         elif known.advice:
@@ -134,7 +134,7 @@ def _value(raw: msgspec.Raw, place: str) -> Any:
     try:
         return msgspec.json.decode(raw)
     except msgspec.ValidationError as error:
-        raise errors.undecodable(error, bytes(raw), place) from None
+        raise body_errors.undecodable(error, bytes(raw), place) from None
 
 
 def _names(value: Any, schema: type[msgspec.Struct], place: str) -> Iterator[str]:

@@ -54,11 +54,10 @@ class Embeddings(PooledEndpoint):
     async def answer(self, exchange: Exchange, request: EmbeddingRequest, arrived: float) -> None:
         """Raises ApiError 400, 429 or 503."""
         self.state.frontend()
-        prompts = await _prompts(self.state, request)
         params = pooling_params(
             request, normalize=request.normalize is not False, dimensions=request.dimensions
         )
-        check_size(len(prompts), request.dimensions or self.state.client.info.hidden_size, "input")
+        prompts = await _prompts(self.state, request)
         data: list[Any] = [None] * len(prompts)
         with self.batch(exchange, request, arrived) as batch:
             exchange.begin(batch)
@@ -123,6 +122,7 @@ async def _prompts(state: ServerState, request: EmbeddingRequest) -> list[list[i
                 "Exactly one of 'input' and 'messages' must be given, got both.", param="messages"
             )
         inputs = separate_prompts(request.input, "input")
+        check_size(len(inputs), request.dimensions or state.client.info.hidden_size, "input")
         return await encode_inputs(state, request, inputs, "input")
     if request.messages is None:
         raise errors.missing("input")

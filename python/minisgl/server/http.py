@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from minisgl.server.dialects import OPENAI
@@ -183,10 +184,11 @@ async def read_body(
     ClientGone.
 
     `any_media_type`: what isn't said to be JSON is read, too, unless it is a page's script that
-    sends it: a browser asks the server whether it may send JSON, and sends the rest unasked.
+    sends it. A page's script has to say JSON in any case: a browser asks the server whether it may
+    send that, and sends the rest unasked, also a body without a type.
     """
     headers = dict(scope["headers"])
-    _check_content_type(headers, any_media_type=any_media_type and b"origin" not in headers)
+    _check_content_type(headers, any_media_type=any_media_type)
     length = headers.get(b"content-length", b"0")
     if len(length) > 18 or int(length) > max_bytes:  # digits only, as the HTTP parser has seen to
         raise _body_too_large(max_bytes)
@@ -223,7 +225,8 @@ def _body_too_large(max_bytes: int) -> ApiError:
 
 def _check_content_type(headers: Mapping[bytes, bytes], *, any_media_type: bool) -> None:
     media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if not any_media_type and media_type not in (b"", b"application/json"):
+    by_page = b"origin" in headers
+    if media_type != b"application/json" and (by_page or (media_type and not any_media_type)):
         raise ApiError(
             415,
             "The request body must be JSON, with 'Content-Type: application/json'.",
@@ -246,6 +249,12 @@ async def send_json(
     lines += [(name.lower().encode(), text.encode()) for name, text in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": lines})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def json_response(value: Any) -> Response:
+    """The same, as Starlette's endpoints return it."""
+    body = value if isinstance(value, bytes) else msgspec.json.encode(value)
+    return Response(body, media_type="application/json")
 
 
 async def start_events(send: Send, headers: Headers = EVENT_STREAM_HEADERS) -> None:

@@ -33,10 +33,14 @@ PING = event("ping")
 class MessageOutput:
     """Makes content blocks, and their events, of one answer's parts."""
 
-    def __init__(self, *, shows_thoughts: bool) -> None:
-        """`shows_thoughts`: false: of a thought there is nothing but the block."""
-        self.blocks: list[dict[str, Any]] = []
+    def __init__(self, *, shows_thoughts: bool, keeps_blocks: bool) -> None:
+        """`shows_thoughts`: whether a thought's block has its text. `keeps_blocks`: whether the
+        blocks are read in the end, and not just their events.
+        """
+        self.blocks: list[dict[str, Any]] = []  # those that are kept
+        self._num_blocks = 0
         self._shows_thoughts = shows_thoughts
+        self._keeps_blocks = keeps_blocks
         self._kind = ""  # of the block that grows; "": none does
         self._texts: list[str] = []  # of that block
         self._delta_head = b""
@@ -50,18 +54,24 @@ class MessageOutput:
         kind, self._kind = self._kind, ""
         if not kind:
             return b""
-        index, block, text = len(self.blocks) - 1, self.blocks[-1], "".join(self._texts)
-        self._texts.clear()
+        if self._keeps_blocks:
+            self._fill(self.blocks[-1], kind)
+        index = self._num_blocks - 1
         signed = b""
+        if kind == "thinking":
+            delta = {"type": "signature_delta", "signature": SIGNATURE}
+            signed = event("content_block_delta", index=index, delta=delta)
+        return signed + event("content_block_stop", index=index)
+
+    def _fill(self, block: dict[str, Any], kind: str) -> None:
+        text = "".join(self._texts)
+        self._texts.clear()
         if kind == "tool_use":
             block["input"] = msgspec.Raw(whole_part(text).encode())
         else:
             block[kind] = text
         if kind == "thinking":
             block["signature"] = SIGNATURE
-            delta = {"type": "signature_delta", "signature": SIGNATURE}
-            signed = event("content_block_delta", index=index, delta=delta)
-        return signed + event("content_block_stop", index=index)
 
     def _add(self, part: Part) -> bytes:
         if isinstance(part, CallPart):
@@ -75,15 +85,18 @@ class MessageOutput:
                 begun = self._begin("thinking", thinking="", signature="")
             if not self._shows_thoughts:
                 return begun
-        self._texts.append(part.text)
+        if self._keeps_blocks:
+            self._texts.append(part.text)
         return b"%b%b%b}}\n\n" % (begun, self._delta_head, encode_json(part.text))
 
     def _begin(self, kind: str, **fields: Any) -> bytes:
         before = self.finish()
-        index = len(self.blocks)
+        index = self._num_blocks
+        self._num_blocks += 1
         block = {"type": kind, **fields}
         data = before + event("content_block_start", index=index, content_block=block)
-        self.blocks.append(block)
+        if self._keeps_blocks:
+            self.blocks.append(block)
         self._kind = kind
         delta_type, field = _DELTAS[kind]
         # Encoded once: there is one delta for each token.

@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
-from minisgl.server import error_places, errors
+from minisgl.server import body_errors, error_places, errors
+from minisgl.server.checks import template_effort
 from minisgl.server.errors import ApiError
 from minisgl.server.message_schemas import CountTokensRequest, MessagesRequest, Tool
 from minisgl.server.message_turns import messages_of, needed
-from minisgl.server.schemas import ChatRequest, GenerationRequest
+from minisgl.server.schemas import ChatRequest, GenerationRequest, StreamOptions
 
 # Fields of GenerationRequest that mean something else here, or nothing: what to do instead.
 _NOT_HERE = {
@@ -23,6 +24,14 @@ _NOT_HERE = {
     "prompt_logprobs": "use /v1/chat/completions",
     "return_token_ids": "use /v1/chat/completions",
     "stream_options": "the events have the usage in any case; leave it out",
+}
+# Values of these that ask for nothing, beside null.
+_ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stop": ("", []),
+    "return_token_ids": (False,),
+    "stream_options": (StreamOptions(),),
 }
 
 # Where the shared checks see a fault -> where it stands here.
@@ -39,8 +48,6 @@ _PLACES = (
 )
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-# Templates know three.
-_EFFORTS = {"xhigh": "high", "max": "high"}
 _THINKS = {"enabled": True, "adaptive": True, "disabled": False}
 
 
@@ -54,7 +61,8 @@ def chat_request(request: CountTokensRequest, *, limits_thoughts: bool) -> ChatR
     honour. `limits_thoughts`: the model's thoughts can be closed when their budget is used up.
     """
     for name, advice in _NOT_HERE.items():
-        if getattr(request, name) not in (None, False, 1 if name in ("n", "best_of") else None):
+        value = getattr(request, name)
+        if value is not None and value not in _ASKS_FOR_NOTHING.get(name, ()):
             raise errors.unsupported(name, f"'{name}' is not supported here: {advice}.")
     fields: dict[str, Any] = {
         name: getattr(request, name) for name in GenerationRequest.__struct_fields__
@@ -69,7 +77,7 @@ def chat_request(request: CountTokensRequest, *, limits_thoughts: bool) -> ChatR
         "stream_options": None,
         "metadata": None,
         "user": (metadata.user_id if metadata is not None else None) or request.user,
-        "reasoning_effort": _EFFORTS.get(effort, effort) if effort is not None else None,
+        "reasoning_effort": template_effort(effort),
         "response_format": _response_format(request),
         "chat_template_kwargs": _template_variables(request),
         "thinking_token_budget": _budget(request) if limits_thoughts else None,
@@ -86,7 +94,7 @@ def chat_request(request: CountTokensRequest, *, limits_thoughts: bool) -> ChatR
     try:
         return msgspec.convert(given, ChatRequest, strict=False)
     except msgspec.ValidationError as error:
-        raise renamed(errors.undecodable(error, b"")) from None
+        raise renamed(body_errors.undecodable(error, b"")) from None
 
 
 def ignored_names(request: CountTokensRequest, *, limits_thoughts: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from minisgl.server import errors
@@ -15,6 +16,27 @@ _TEXT = {"text": "text"}
 _BILLING = "x-anthropic-billing-header:"
 
 
+@dataclass
+class _Draft:
+    """A message whose pieces are put together once, however many there are."""
+
+    role: str
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    call_id: str | None = None  # whose result it is
+
+    def message(self) -> Message:
+        """An answer's texts are pieces of one: nothing stands between them."""
+        return Message(
+            role=self.role,
+            content=("" if self.role == "assistant" else "\n").join(self.texts),
+            reasoning_content="".join(self.thoughts) if self.thoughts else None,
+            tool_calls=self.calls or None,
+            tool_call_id=self.call_id,
+        )
+
+
 def messages_of(system: str | Sequence[TextBlock] | None, turns: Sequence[Turn]) -> list[Message]:
     """The messages that a system prompt and turns stand for. ApiError 400 for what is no text.
 
@@ -22,24 +44,24 @@ def messages_of(system: str | Sequence[TextBlock] | None, turns: Sequence[Turn])
     in a row are one message, as templates let user and assistant alternate. Nor do they all know
     system messages behind the first one: those are a reminder in the message before them.
     """
-    messages: list[Message] = []
+    drafts: list[_Draft] = []
     if system is not None:
         if not isinstance(system, str):
             system = [block for block in system if not (block.text or "").startswith(_BILLING)]
         if text := text_of(system, "system"):
-            messages.append(Message(role="system", content=text))
+            drafts.append(_Draft("system", [text]))
     for index, turn in enumerate(turns):
         place = f"messages[{index}].content"
         blocks = _blocks(turn)
         if not blocks:
             raise errors.bad_request(f"'{place}' has no block.", param=place)
         if turn.role == "assistant":
-            _add_assistant(messages, blocks, place)
+            _add_assistant(drafts, blocks, place)
         elif turn.role == "user":
-            _add_user(messages, blocks, place)
+            _add_user(drafts, blocks, place)
         else:
-            _add_system(messages, "\n".join(_texts(blocks, place)))
-    return messages
+            _add_system(drafts, "\n".join(_texts(blocks, place)))
+    return [draft.message() for draft in drafts]
 
 
 def _blocks(turn: Turn) -> list[Block]:
@@ -48,58 +70,52 @@ def _blocks(turn: Turn) -> list[Block]:
     return turn.content
 
 
-def _add_assistant(messages: list[Message], blocks: Iterable[Block], place: str) -> None:
-    """An answer's texts are pieces of one: nothing stands between them."""
-    if not messages or messages[-1].role != "assistant":
-        messages.append(Message(role="assistant", content=""))
-    message = messages[-1]
+def _add_assistant(drafts: list[_Draft], blocks: Iterable[Block], place: str) -> None:
+    draft = _last(drafts, "assistant", among=("assistant",))
     for position, block in enumerate(blocks):
         where = f"{place}[{position}]"
         if block.type == "thinking":
-            thought = needed(block, "thinking", where)
-            message.reasoning_content = (message.reasoning_content or "") + thought
+            draft.thoughts.append(needed(block, "thinking", where))
         elif block.type == "tool_use":
             call = FunctionCall(needed(block, "name", where), block.input or {})
             call_id = needed(block, "id", where)
-            calls = message.tool_calls or []
-            message.tool_calls = [*calls, ToolCall(id=call_id, type="function", function=call)]
+            draft.calls.append(ToolCall(id=call_id, type="function", function=call))
         elif block.type != "redacted_thinking":  # nobody can read one here
-            message.content += part_text(block, _TEXT, "text", where)  # type: ignore[operator]
+            draft.texts.append(part_text(block, _TEXT, "text", where))
 
 
-def _add_user(messages: list[Message], blocks: Sequence[Block], place: str) -> None:
+def _add_user(drafts: list[_Draft], blocks: Sequence[Block], place: str) -> None:
     texts = []
     for position, block in enumerate(blocks):
         where = f"{place}[{position}]"
         if block.type == "tool_result":
-            messages.append(_result(block, where))
+            drafts.append(_result(block, where))
         else:
             texts.append(part_text(block, _TEXT, "text", where))
     if texts:
-        _add_text(messages, "user", "\n".join(texts), to=("user",))
+        _last(drafts, "user", among=("user",)).texts += texts
 
 
-def _add_system(messages: list[Message], text: str) -> None:
-    if all(message.role == "system" for message in messages):
-        _add_text(messages, "system", text, to=("system",))
+def _add_system(drafts: list[_Draft], text: str) -> None:
+    if not drafts or drafts[-1].role == "system":  # none of another role is before it
+        _last(drafts, "system", among=("system",)).texts.append(text)
     else:
         reminder = f"<system-reminder>\n{text}\n</system-reminder>"
-        _add_text(messages, "user", reminder, to=("user", "tool"))
+        _last(drafts, "user", among=("user", "tool")).texts.append(reminder)
 
 
-def _add_text(messages: list[Message], role: str, text: str, *, to: Collection[str]) -> None:
-    """Adds text to the last message, where its role is one of `to`, or else as a new message."""
-    if messages and messages[-1].role in to:
-        messages[-1].content = f"{messages[-1].content}\n{text}"
-    else:
-        messages.append(Message(role=role, content=text))
+def _last(drafts: list[_Draft], role: str, *, among: Collection[str]) -> _Draft:
+    """The last message, where its role is one of these, or else a new one of `role`."""
+    if not drafts or drafts[-1].role not in among:
+        drafts.append(_Draft(role))
+    return drafts[-1]
 
 
-def _result(block: Block, where: str) -> Message:
+def _result(block: Block, where: str) -> _Draft:
     text = text_of(block.content or "", f"{where}.content")
     if block.is_error:  # templates have no other place for it
         text = f"Error: {text}"
-    return Message(role="tool", tool_call_id=needed(block, "tool_use_id", where), content=text)
+    return _Draft("tool", [text], call_id=needed(block, "tool_use_id", where))
 
 
 def text_of(content: str | Sequence[TextBlock], place: str) -> str:

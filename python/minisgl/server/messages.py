@@ -20,6 +20,7 @@ from minisgl.server.prompts import longest_text
 from minisgl.server.sse import stream_events
 from minisgl.server.tools import tool_use
 from minisgl.text.parts import Part, TextPart
+from minisgl.text.parts_reader import joined
 
 if TYPE_CHECKING:
     from minisgl.server.choice import Answer, Delta
@@ -85,6 +86,8 @@ class CountTokens(JsonEndpoint):
 
 
 def _translated(state: ServerState, request: CountTokensRequest) -> ChatRequest:
+    """ApiError 400, or 503 while nothing is served."""
+    state.frontend()  # before that, the formats aren't chosen
     limits_thoughts = state.formats.limits_thoughts
     state.ignored_fields.add(ignored_names(request, limits_thoughts=limits_thoughts))
     return chat_request(request, limits_thoughts=limits_thoughts)
@@ -99,7 +102,8 @@ class MessageEvents:
         """`about`: what the message says of itself, id and model."""
         thinking = request.thinking
         self._output = MessageOutput(
-            shows_thoughts=thinking is None or thinking.display != "omitted"
+            shows_thoughts=thinking is None or thinking.display != "omitted",
+            keeps_blocks=not request.stream,
         )
         self._about = about
         self._generation = generation
@@ -139,7 +143,7 @@ class MessageEvents:
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The message of a whole answer."""
-        self._output.add(_parts(answer.parts, "".join(answer.texts)))
+        self._output.add(joined(_parts(answer.parts, "".join(answer.texts))))
         self._output.finish()
         self._end = self._ending(answer)
         return {**self._message(), **self._edits}

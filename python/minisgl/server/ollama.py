@@ -115,6 +115,7 @@ class OllamaChat(_Answers):
         if not request.messages:
             await self.load(exchange, request)
             return
+        self.state.frontend()  # before that, the formats aren't chosen
         asked = chat_request(request, self.state.formats)
         job = await prepare(self.state, asked, exchange.api_key)
         await self.respond(exchange, request, asked, job, arrived)
@@ -138,6 +139,7 @@ class OllamaGenerate(_Answers):
             job = await prepare_completion(self.state, completion)
             await self.respond(exchange, request, completion, job, arrived)
         else:
+            self.state.frontend()
             asked = templated_request(request, self.state.formats)
             chat = await prepare(self.state, asked, exchange.api_key)
             await self.respond(exchange, request, asked, chat, arrived)

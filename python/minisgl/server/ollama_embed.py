@@ -35,6 +35,8 @@ class _Embedded(OllamaEndpoint, PooledEndpoint):
         Raises ApiError 400, 429 or 503.
         """
         self.state.frontend()
+        hidden_size = self.state.client.info.hidden_size
+        check_size(len(texts), request.dimensions or hidden_size, param)
         try:
             prompts = await encode_inputs(self.state, request, texts, param)
         except ApiError as error:
@@ -43,8 +45,6 @@ class _Embedded(OllamaEndpoint, PooledEndpoint):
         params = pooling_params(
             request, normalize=request.normalize is not False, dimensions=request.dimensions
         )
-        hidden_size = self.state.client.info.hidden_size
-        check_size(len(prompts), request.dimensions or hidden_size, param)
         embeddings = [b""] * len(prompts)
         with self.batch(exchange, request, arrived) as batch:
             exchange.begin(batch)

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from minisgl.server import errors
-from minisgl.server.http import Exchange, send_json
+from minisgl.server.http import Exchange, json_response, send_json
 from minisgl.server.ollama import OllamaEndpoint, check_tagged, tagged
 from minisgl.server.ollama_schemas import OllamaShowRequest
 
@@ -61,19 +61,19 @@ class OllamaPages:
 
     async def version(self, request: Request) -> Response:
         """GET /api/version: of the API. The server's is at /version."""
-        return _json({"version": API_VERSION})
+        return json_response({"version": API_VERSION})
 
     async def tags(self, request: Request) -> Response:
         """GET /api/tags: what is served, once per name."""
         state = self._state
         about = {**_about(state), "modified_at": _created(state)}
-        return _json({"models": [{**_named(name), **about} for name in state.model_names]})
+        return json_response({"models": [{**_named(name), **about} for name in state.model_names]})
 
     async def ps(self, request: Request) -> Response:
         """GET /api/ps: the same models, which are all loaded. None while they aren't."""
         state = self._state
-        if state.client.state != "ready" or state.text is None:
-            return _json({"models": []})
+        if state.serving is None:
+            return json_response({"models": []})
         info = state.client.info
         about = _about(state)
         about |= {
@@ -81,7 +81,7 @@ class OllamaPages:
             "size_vram": 0 if info.device.startswith("CPU") else about["size"],
             "context_length": info.max_model_len,
         }
-        return _json({"models": [{**_named(name), **about} for name in state.model_names]})
+        return json_response({"models": [{**_named(name), **about} for name in state.model_names]})
 
 
 class OllamaShow(OllamaEndpoint):
@@ -177,7 +177,3 @@ def _capabilities(state: ServerState) -> list[str]:
 
 def _created(state: ServerState) -> str:
     return datetime.fromtimestamp(state.created, timezone.utc).isoformat().replace("+00:00", "Z")
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minisgl.server import errors
+from minisgl.server.checks import template_effort
 from minisgl.server.ollama_schemas import (
     OPTION_FIELDS,
     OllamaChatRequest,
@@ -108,7 +109,7 @@ def _conversation(
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
         chat_template_kwargs=variables or None,
-        reasoning_effort=think if isinstance(think, str) else None,
+        reasoning_effort=template_effort(think if isinstance(think, str) else None),
         **_shared(request),
     )
 
@@ -131,13 +132,12 @@ def _shared(request: OllamaRequest) -> dict[str, Any]:
             for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")
         },
     }
-    if options.repeat_last_n != 0:
-        fields |= {
-            "repetition_penalty": options.repeat_penalty,
-            "presence_penalty": options.presence_penalty,
-            "frequency_penalty": options.frequency_penalty,
-        }
-    return fields
+    if options.repeat_last_n == 0:  # no tokens are penalized, whatever the model publishes
+        penalties: tuple[float | None, ...] = (1.0, 0.0, 0.0)
+    else:
+        penalties = options.repeat_penalty, options.presence_penalty, options.frequency_penalty
+    names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+    return fields | dict(zip(names, penalties, strict=True))
 
 
 def _form(given: str | dict[str, Any] | None) -> ResponseFormat | None:

@@ -16,19 +16,24 @@ def whole_part(text: str) -> str:
     """A JSON object with all of `text` that is certain: without a last key or value that isn't
     whole. It is empty where `text` is no object.
     """
-    for candidate in (text, _closed(text)):
-        try:
-            _object_decoder.decode(candidate)
-        except (ValueError, RecursionError):
-            continue
-        return candidate
-    return "{}"
+    if _is_object(text):
+        return text
+    closed = _closed(text)
+    return closed if _is_object(closed) else "{}"
+
+
+def _is_object(text: str) -> bool:
+    try:
+        _object_decoder.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _closed(text: str) -> str:
     """The text up to its last whole value, with the brackets that are open there closed."""
     open_brackets: list[str] = []
-    end, closers = 0, ""
+    end = 0  # behind the last bracket that was added to these or taken from them, or later
     after_colon = False
     for token in _TOKEN.finditer(text):
         kind, whole = token.group()[0], token.end()
@@ -37,15 +42,16 @@ def _closed(text: str) -> str:
         if kind in _CLOSERS:
             open_brackets.append(_CLOSERS[kind])
         elif kind in "}]":
-            if not open_brackets or open_brackets.pop() != kind:
+            if open_brackets[-1:] != [kind]:
                 break
+            open_brackets.pop()
         elif kind == ",":
             whole = token.start()
         elif kind == ":" or not (after_colon or open_brackets[-1:] == ["]"]):  # or a key
             whole = 0
         after_colon = kind == ":"
         if whole:
-            end, closers = whole, "".join(reversed(open_brackets))
+            end = whole
         if not open_brackets:
             break
-    return text[:end] + closers
+    return text[:end] + "".join(reversed(open_brackets))

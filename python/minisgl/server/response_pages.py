@@ -10,12 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from minisgl.server import errors
-from minisgl.server.sse import encode_json
+from minisgl.server.http import json_response
 
 if TYPE_CHECKING:
     from minisgl.server.response_store import Owner, StoredResponse
     from minisgl.server.state import ServerState
-
 
 MAX_PAGE = 100  # items
 DEFAULT_PAGE = 20
@@ -44,13 +43,13 @@ class StoredResponses:
                 raise errors.unsupported(
                     name, f"'{name}' is not supported here: a response is kept whole."
                 )
-        return _json(self._find(request).response)
+        return json_response(self._find(request).response)
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/responses/{id}. ApiError 404."""
         response_id = request.path_params["id"]
         self._state.responses.remove(request.scope.get("minisgl.key"), response_id)
-        return _json(encode_json({"id": response_id, "object": "response", "deleted": True}))
+        return json_response({"id": response_id, "object": "response", "deleted": True})
 
     async def input_items(self, request: Request) -> Response:
         """GET /v1/responses/{id}/input_items?limit=&order=&after=: a page of the items that the
@@ -74,16 +73,14 @@ class StoredResponses:
             items = items[place + 1 :]
         page = items[:limit]
         ids = [_name_decoder.decode(item).id for item in (page[:1] + page[-1:])]
-        return _json(
-            encode_json(
-                {
-                    "object": "list",
-                    "data": page,
-                    "first_id": ids[0] if ids else None,
-                    "last_id": ids[-1] if ids else None,
-                    "has_more": len(items) > limit,
-                }
-            )
+        return json_response(
+            {
+                "object": "list",
+                "data": page,
+                "first_id": ids[0] if ids else None,
+                "last_id": ids[-1] if ids else None,
+                "has_more": len(items) > limit,
+            }
         )
 
     def _find(self, request: Request) -> StoredResponse:
@@ -107,7 +104,3 @@ def _newest_first(request: Request) -> bool:
             f"'order' must be 'asc' or 'desc', got {order[:100]!r}.", param="order"
         )
     return order == "desc"
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from minisgl.server import error_places, errors
+from minisgl.server import body_errors, error_places, errors
 from minisgl.server.errors import ApiError
 from minisgl.server.response_schemas import (
     LOGPROBS,
@@ -99,7 +99,7 @@ def chat_request(request: ResponsesRequest, messages: list[Message]) -> ChatRequ
     try:
         return msgspec.convert(given, ChatRequest, strict=False)
     except msgspec.ValidationError as error:
-        raise errors.undecodable(error, b"") from None
+        raise body_errors.undecodable(error, b"") from None
 
 
 def _response_format(form: TextFormat | None) -> dict[str, Any] | None:

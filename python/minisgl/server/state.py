@@ -61,11 +61,17 @@ class ServerState:
         """What answers and metrics call the model."""
         return self.model_names[0]
 
+    @property
+    def serving(self) -> TextFrontend | None:
+        """The tokenizer's side; None unless requests can be served now."""
+        return self.text if self.client.state == "ready" else None
+
     def frontend(self) -> TextFrontend:
-        """The tokenizer's side. Raises ApiError 503 unless requests can be served now."""
-        if self.client.state != "ready" or self.text is None:
+        """The same, where it is needed. Raises ApiError 503."""
+        text = self.serving
+        if text is None:
             raise unavailable(self.client.state if self.client.state != "ready" else "starting")
-        return self.text
+        return text
 
     def info(self) -> EngineInfo | None:
         """What was loaded; None while the model is still loading."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
 from minisgl.server.errors import unavailable
+from minisgl.server.http import json_response
 from minisgl.server.metrics import EngineFigures
 from minisgl.server.state import ServerState
 from minisgl.server.tokens import tokenizer_info
@@ -25,17 +25,17 @@ class StatusPages:
     async def models(self, request: Request) -> Response:
         """GET /v1/models"""
         cards = [self._card(name) for name in self._state.model_names]
-        return _json({"object": "list", "data": cards})
+        return json_response({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}. ApiError 404."""
         name = request.path_params["name"]
         self._state.check_model(name)
-        return _json(self._card(name or self._state.model_name))
+        return json_response(self._card(name or self._state.model_name))
 
     async def tokenizer_info(self, request: Request) -> Response:
         """GET /tokenizer_info. ApiError 503 while nothing is served."""
-        return _json(tokenizer_info(self._state.frontend().tokenizer))
+        return json_response(tokenizer_info(self._state.frontend().tokenizer))
 
     async def health(self, request: Request) -> Response:
         """GET /health: whether the server lives, and its engine's state. An engine that is busy,
@@ -45,16 +45,16 @@ class StatusPages:
         if client.state == "failed":
             raise unavailable("failed")
         phase = {"phase": client.phase} if client.phase else {}
-        return _json({"status": "ok", "engine": client.state, **phase, **self._replicas()})
+        return json_response({"status": "ok", "engine": client.state, **phase, **self._replicas()})
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: whether a request would be served now."""
         self._state.frontend()
-        return _json({"status": "ready", **self._replicas()})
+        return json_response({"status": "ready", **self._replicas()})
 
     async def version(self, request: Request) -> Response:
         """GET /version"""
-        return _json({"version": __version__})
+        return json_response({"version": __version__})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, in the text format of Prometheus."""
@@ -112,7 +112,3 @@ class StatusPages:
                 }
             ],
         }
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")

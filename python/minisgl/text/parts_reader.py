@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import groupby
 
-from minisgl.text.parts import AnswerParser, ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
+import msgspec
+
+from minisgl.text.parts import AnswerParser, ArgumentsPart, CallPart, Part
 
 
 class PartsReader:
@@ -83,18 +86,15 @@ class PartsReader:
 def joined(parts: Sequence[Part]) -> list[Part]:
     """Parts with neighbours of one kind, and of one call, put together."""
     made: list[Part] = []
-    for part in parts:
-        last = made[-1] if made else None
-        if isinstance(part, TextPart) and isinstance(last, TextPart):
-            made[-1] = TextPart(last.text + part.text)
-        elif isinstance(part, ReasoningPart) and isinstance(last, ReasoningPart):
-            made[-1] = ReasoningPart(last.text + part.text)
-        elif (
-            isinstance(part, ArgumentsPart)
-            and isinstance(last, ArgumentsPart)
-            and last.index == part.index
-        ):
-            made[-1] = ArgumentsPart(part.index, last.text + part.text)
+    for (kind, _), neighbours in groupby(parts, key=_kind):
+        first, *others = neighbours
+        if kind is not CallPart and others:
+            texts = [part.text for part in (first, *others) if not isinstance(part, CallPart)]
+            made.append(msgspec.structs.replace(first, text="".join(texts)))
         else:
-            made.append(part)
+            made += [first, *others]
     return made
+
+
+def _kind(part: Part) -> tuple[type[Part], int]:
+    return type(part), part.index if isinstance(part, ArgumentsPart) else 0

@@ -162,6 +162,8 @@ async def test_tokens_and_numbers_of_a_request_are_bounded(
     answer = await post(server, input=["a"] * 3)
     assert "(3 texts times 8 dimensions; limit 16)" in answer.json()["error"]["message"]
     assert (await post(server, input=["a"] * 3, dimensions=5)).status_code == 200
+    monkeypatch.setattr(embeddings, "encode_inputs", None)  # no text is tokenized for nothing
+    assert (await post(server, input=["a"] * 3)).status_code == 400
 
 
 async def test_a_request_has_no_more_prompts_in_the_engine_than_run_at_once(

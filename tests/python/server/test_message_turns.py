@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from typing import Any
 
 import msgspec
 import pytest
 
+from minisgl.server import partial_json
 from minisgl.server.decoding import IgnoredFields, decode
 from minisgl.server.errors import ApiError
 from minisgl.server.known_fields import MESSAGES_FIELDS
 from minisgl.server.message_request import chat_request, renamed
+from minisgl.server.message_schemas import Block, Turn
+from minisgl.server.message_turns import messages_of
 from minisgl.server.messages import CountTokens, Messages
 from minisgl.server.partial_json import whole_part
 from minisgl.server.schemas import ChatRequest
@@ -78,6 +82,24 @@ def test_turns_of_one_role_are_one_message() -> None:
     ]
     results = {"role": "user", "content": [RESULT]}
     assert seen([USER, results, told])[-1]["content"] == f"12:00\n{reminder}"
+
+
+def test_many_blocks_take_no_time_each_of_all_before_them() -> None:
+    count, size = 20_000, 500
+    words = Turn(role="user", content=[Block(type="text", text="x" * size)])
+    turns = [words] * count
+    for block in (
+        Block(type="text", text="x" * size),
+        Block(type="thinking", thinking="x" * size),
+        Block(type="tool_use", id="a", name="f"),
+    ):
+        turns.append(Turn(role="assistant", content=[block] * count))
+    begun = time.process_time()
+    asked, said = messages_of(None, turns)
+    assert time.process_time() - begun < 2
+    assert asked.content == "\n".join(["x" * size] * count)
+    assert said.content == said.reasoning_content == "x" * size * count
+    assert len(said.tool_calls or ()) == count
 
 
 def test_calls_and_what_they_gave() -> None:
@@ -254,11 +276,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"container": "x"}, "'container'"),
     ({"stop": "x"}, "'stop_sequences'"),
     ({"n": 2}, "'n'"),
+    ({"max_completion_tokens": 0}, "'max_completion_tokens'"),
+    ({"prompt_logprobs": 0}, "'prompt_logprobs'"),
+    ({"stream_options": {"include_usage": True}}, "'stream_options'"),
     ({"response_format": {"type": "json_object"}}, "'output_config.format'"),
     ({"stop_sequences": ["x" * 100_000]}, "stop_sequences"),
     ({"temperature": -1}, "temperature"),
     ({"seed": 2**64}, "'seed'"),
 ]
+
+
+def test_values_that_ask_for_nothing() -> None:
+    for fields in (
+        {"stop": []},
+        {"stop": ""},
+        {"stream_options": {}},
+        {"return_token_ids": False},
+        {"n": 1, "best_of": 1, "prompt_logprobs": None},
+    ):
+        assert read([USER], **fields).messages == read([USER]).messages
 
 
 async def test_refused_by_name(start_server: StartServer) -> None:
@@ -413,7 +449,19 @@ def test_counting_needs_no_max_tokens() -> None:
         ('{"a": 1]', "{}"),
         ("{a: 1}", "{}"),
         ('{"a":' * 2000, "{}"),
+        ('{"a": [1, {"b": 2}}', '{"a": [1, {"b": 2}]}'),
     ],
 )
 def test_the_whole_part_of_an_input(text: str, whole: str) -> None:
     assert whole_part(text) == whole
+
+
+def test_deep_nesting_takes_no_time_each_of_all_around_it() -> None:
+    begun = time.process_time()
+    assert whole_part('{"a":' + "[" * 20_000) == "{}"
+    assert time.process_time() - begun < 0.5
+
+
+def test_an_input_that_is_whole_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partial_json, "_closed", None)
+    assert whole_part('{"a": 1}') == '{"a": 1}'

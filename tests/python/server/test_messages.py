@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -17,6 +19,7 @@ from minisgl.server.message_events import SIGNATURE, MessageOutput
 from minisgl.server.message_events import event as event_of
 from minisgl.text.formats import AnswerFormats
 from minisgl.text.parts import ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
+from minisgl.text.parts_reader import joined
 from tests.python.server.conftest import MODEL, Server, StartServer
 from tests.python.server.fake_engine import FakeClient, Script, endless, output, reply
 from tests.python.server.test_disconnect import until
@@ -189,7 +192,7 @@ async def test_a_stream_tells_what_the_whole_message_has(
 def test_blocks_however_the_parts_are_cut() -> None:
     dice = random.Random(0)
     for _ in range(200):
-        whole = MessageOutput(shows_thoughts=True)
+        whole = MessageOutput(shows_thoughts=True, keeps_blocks=True)
         parts: list[Part] = []
         for index in range(dice.randrange(6)):
             kind = dice.choice((TextPart, ReasoningPart, ArgumentsPart))
@@ -200,13 +203,14 @@ def test_blocks_however_the_parts_are_cut() -> None:
             else:
                 parts += [kind("ab"), kind("\n\u00e9")]
         data = whole.add(parts) + whole.finish()
-        cut = MessageOutput(shows_thoughts=True)
+        cut = MessageOutput(shows_thoughts=True, keeps_blocks=False)
         again = b""
         while parts:
             size = dice.randrange(3)
             again += cut.add(parts[:size])
             parts = parts[size:]
         assert again + cut.finish() == data
+        assert cut.blocks == []  # nobody reads them
         start = event_of("message_start", message={"content": [], "stop_reason": None, "usage": {}})
         end = event_of("message_delta", delta={}, usage={}) + event_of("message_stop")
         told = put_together(events((start + data + end).decode()))
@@ -232,6 +236,30 @@ async def test_a_thought_words_and_a_call(start_server: StartServer) -> None:
             asked = prompt(server)
             assert asked.startswith('clock;u:|hi\na:I need it.|Let me see.clock{"zone": "UTC"}')
             assert asked.endswith("\nt:|12:00\na:")
+
+
+def test_many_parts_take_no_time_each_of_all_before_them() -> None:
+    begun = time.process_time()
+    assert joined([TextPart("x" * 500)] * 20_000) == [TextPart("x" * 500 * 20_000)]
+    assert time.process_time() - begun < 0.5
+
+
+async def test_a_whole_message_makes_no_events_for_each_token(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Part] = []
+    add = MessageOutput.add
+
+    def spy(output: MessageOutput, parts: Sequence[Part]) -> bytes:
+        taken.extend(parts)
+        return add(output, parts)
+
+    monkeypatch.setattr(MessageOutput, "add", spy)
+    async with start_server(
+        reply(ANSWER, delay=0.001), formats=FORMATS, template=TEMPLATE, max_model_len=2048
+    ) as server:
+        await told(server, tools=[CLOCK], thinking={"type": "adaptive"})
+    assert [type(part) for part in taken] == [ReasoningPart, TextPart, CallPart, ArgumentsPart]
 
 
 async def test_thoughts_that_are_omitted(start_server: StartServer) -> None:
@@ -340,6 +368,16 @@ async def test_keys_and_errors(start_server: StartServer, path: str) -> None:
         check_error(refused, 400, "invalid_request_error", "valid JSON")
         server.engine.state = "restarting"
         check_error(await ask(server, path=path, headers=key), 503, "overloaded_error", "restart")
+
+
+@pytest.mark.parametrize("path", ["", "/count_tokens"])
+async def test_while_the_model_loads(
+    server: Server, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.engine.state = "starting"
+    thinking = {"type": "enabled", "budget_tokens": 20}
+    check_error(await ask(server, path=path, thinking=thinking), 503, "overloaded_error", "loading")
+    assert "thinking.budget_tokens" not in caplog.text
 
 
 async def test_a_prompt_that_is_too_long(server: Server) -> None:

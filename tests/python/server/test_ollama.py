@@ -268,6 +268,24 @@ async def test_options_reach_the_engine(server: Server) -> None:
     assert answer.json()["done_reason"] == "stop"
 
 
+async def test_no_tokens_are_penalized_against_what_the_model_publishes(
+    start_server: StartServer,
+) -> None:
+    published = {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.25}
+    async with start_server(sampling_defaults=published) as server:
+        for options, penalties in (({}, (1.2, 0.5, 0.25)), ({"repeat_last_n": 0}, (1.0, 0.0, 0.0))):
+            await chat(server, options=options)
+            params = server.engine.submitted[-1].request.params
+            found = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+            assert found == penalties
+
+
+async def test_thoughts_while_the_model_loads(server: Server) -> None:
+    server.engine.state = "starting"
+    for asked in (chat(server, think=True), generate(server, think=True)):
+        assert (await asked).status_code == 503
+
+
 async def test_thoughts(start_server: StartServer) -> None:
     template = TEMPLATE + "{{ enable_thinking }},{{ thinking }},{{ reasoning_effort }}"
     async with start_server(
@@ -277,7 +295,9 @@ async def test_thoughts(start_server: StartServer) -> None:
             (None, ",,"),
             (True, "True,True,"),
             (False, "False,False,"),
+            ("low", "True,True,low"),
             ("high", "True,True,high"),
+            ("max", "True,True,high"),
         ):
             answer = (await chat(server, think=think, stream=False)).json()
             assert prompt(server).endswith("a:" + variables)
@@ -454,10 +474,12 @@ async def test_curl_says_nothing_of_json(server: Server) -> None:
     body = json.dumps({"model": MODEL, "messages": ASK})
     form = {"content-type": "application/x-www-form-urlencoded"}
     assert (await server.http.post("/api/chat", content=body, headers=form)).status_code == 200
-    # A page of another origin can send that unasked, and it has an origin.
-    headers = {**form, "origin": "https://example.org"}
-    answer = await server.http.post("/api/chat", content=body, headers=headers)
-    assert answer.status_code == 415
+    # A page of another origin can send that unasked, or no type, and it has an origin.
+    page = {"origin": "https://example.org"}
+    for path in ("/api/chat", "/v1/chat/completions"):
+        for kind, status in ((form, 415), ({}, 415), ({"content-type": "application/json"}, 200)):
+            answer = await server.http.post(path, content=body, headers={**kind, **page})
+            assert answer.status_code == status, (path, kind)
 
 
 async def test_metrics_and_the_log_have_the_routes(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from minisgl.engine.stream import TokenStream
+from minisgl.server import embeddings, ollama_embed
 from tests.python.server.conftest import MODEL, Server, StartServer
 from tests.python.server.fake_engine import FakeClient
 from tests.python.server.test_embeddings import embed, vector
@@ -42,6 +43,16 @@ async def test_the_older_route(server: Server) -> None:
     assert answer == {"embedding": vector([*b"hi"])}
     assert not server.engine.submitted[-1].request.params.pooling.normalize
     assert (await post(server, "/api/embeddings")).json() == {"embedding": []}
+
+
+async def test_no_text_is_tokenized_for_too_many_numbers(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "MAX_VALUES", 16)
+    monkeypatch.setattr(ollama_embed, "encode_inputs", None)
+    answer = await post(server, input=["a"] * 3)
+    assert answer.status_code == 400
+    assert "(3 texts times 8 dimensions; limit 16)" in answer.json()["error"]
 
 
 async def test_a_text_that_is_too_long(server: Server) -> None:
