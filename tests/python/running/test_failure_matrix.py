@@ -214,12 +214,11 @@ def draining(cell: Cell) -> None:
 
 def adding(cell: Cell) -> None:
     assert cell.house.change("DELETE", f"/{cell.victim()}") == "removed"
-    streams = cell.serve(SHORT)
     known = set(cell.house.figures())
     cell.change = cell.house.change_later("POST")
     until(lambda: set(cell.house.figures()) - known)
     (added,) = set(cell.house.figures()) - known
-    cell.strike(added, SHORT, streams)
+    cell.strike(added, SHORT, cell.serve(SHORT))
 
 
 MOMENTS = {one.__name__: one for one in (idle, prefill, decode, replaying, draining, adding)}
