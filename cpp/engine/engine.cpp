@@ -295,7 +295,7 @@ void Engine::Impl::admit(Submission submission) {
   const bool takes_forced = request.logprobs < 0 && !has_budget && sampling.params.allowed_token_ids.empty() &&
                             !(config.cuda_graphs && device->records_steps());
   if (has_budget) {
-    const auto entry = thoughts.try_emplace(id, Thought(std::move(request.thought)), needs_token).first;
+    const auto entry = thoughts.try_emplace(id, LimitedThought{Thought(std::move(request.thought)), needs_token}).first;
     entry->second.thought.note(sampling.resumed);
   }
   if (!has_grammar) return enter(id, {std::move(sampling), std::move(sequence)});

@@ -72,7 +72,7 @@ EngineConfig options(std::int64_t num_pages = 1000) {
 }
 
 bool is_closed(std::span<const std::int32_t> tokens) {
-  return !std::ranges::search(tokens, kClosing).empty();
+  return std::search(tokens.begin(), tokens.end(), kClosing.begin(), kClosing.end()) != tokens.end();
 }
 
 void expect_all(TestEngine& test) {

@@ -175,10 +175,10 @@ TEST(TokenMerges, AreMadeAsTheyAreOneByOne) {
       goes_on = false;
       for (const TokenMerge& merge : merges) {
         const std::int32_t pair[] = {merge.left, merge.right};
-        const auto found = std::ranges::search(expected, pair);
-        if (found.empty()) continue;
-        *found.begin() = merge.merged;
-        expected.erase(found.begin() + 1);
+        const auto found = std::search(expected.begin(), expected.end(), std::begin(pair), std::end(pair));
+        if (found == expected.end()) continue;
+        *found = merge.merged;
+        expected.erase(found + 1);
         goes_on = true;
         break;
       }
