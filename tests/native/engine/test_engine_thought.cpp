@@ -1,4 +1,6 @@
 // Thoughts with a budget are closed when it is used up, whatever happens around them, and by nobody else.
+#include <algorithm>
+
 #include "engine/engine_fixture.h"
 #include "engine/letters.h"
 #include "engine/thought.h"
@@ -133,6 +135,18 @@ TEST(EngineThought, RunsAheadButForItsEnd) {
   EXPECT_TRUE(is_closed(test.results[1].token_ids()));
 }
 
+// Whatever part of its answer a request has already, it gets the rest.
+void expect_resumable(TestEngine& test, Request request, const std::vector<std::int32_t>& answer) {
+  const std::vector<std::int32_t> prompt = request.prompt;
+  for (std::ptrdiff_t done = 1; done < std::ssize(answer); ++done) {
+    request.id += 2;
+    request.prompt = prompt;
+    request.prompt.insert(request.prompt.end(), answer.begin(), answer.begin() + done);
+    request.num_resumed = done;
+    EXPECT_EQ(test.run(request).token_ids(), std::vector(answer.begin() + done, answer.end())) << done;
+  }
+}
+
 TEST(EngineThought, GoesOnBehindWhatAnotherEngineWrote) {
   TestEngine test(options());
   test.engine.start();
@@ -144,13 +158,7 @@ TEST(EngineThought, GoesOnBehindWhatAnotherEngineWrote) {
     if (!inside) request.sampling.logit_bias = {{kBegin, 50.0f}};
     const std::vector<std::int32_t> whole = test.run(request).token_ids();
     ASSERT_TRUE(is_closed(whole));
-    for (std::ptrdiff_t done = 1; done < std::ssize(whole); ++done) {
-      request.id += 2;
-      request.prompt = {5, 6, 7};
-      request.prompt.insert(request.prompt.end(), whole.begin(), whole.begin() + done);
-      request.num_resumed = done;
-      EXPECT_EQ(test.run(request).token_ids(), std::vector(whole.begin() + done, whole.end())) << done;
-    }
+    expect_resumable(test, request, whole);
   }
 }
 
@@ -168,13 +176,7 @@ TEST(EngineThought, KeepsToAGrammar) {
   EXPECT_EQ(test.results[2].finish, FinishReason::stop);
   EXPECT_THAT(std::vector(tokens.begin() + 4, tokens.begin() + 6), testing::ElementsAre(kEnd, kEnded));
   EXPECT_EQ(text_of(tokens).size(), 30u);
-  for (std::ptrdiff_t done = 1; done < std::ssize(tokens); ++done) {
-    request.id += 2;
-    request.prompt = {5, 6, 7};
-    request.prompt.insert(request.prompt.end(), tokens.begin(), tokens.begin() + done);
-    request.num_resumed = done;
-    EXPECT_EQ(test.run(request).token_ids(), std::vector(tokens.begin() + done, tokens.end())) << done;
-  }
+  expect_resumable(test, request, tokens);
 }
 
 // Where it allows nothing of a closing, that waits.
@@ -190,13 +192,7 @@ TEST(EngineThought, IsClosedWhereTheGrammarAllowsIt) {
   const std::vector<std::int32_t> tokens = test.run(request).token_ids();
   EXPECT_EQ(test.results[2].finish, FinishReason::stop);
   EXPECT_THAT(std::vector(tokens.begin() + 6, tokens.begin() + 8), testing::ElementsAre(kEnd, kEnded));
-  for (std::ptrdiff_t done = 1; done < std::ssize(tokens); ++done) {
-    request.id += 2;
-    request.prompt = {5, 6, 7};
-    request.prompt.insert(request.prompt.end(), tokens.begin(), tokens.begin() + done);
-    request.num_resumed = done;
-    EXPECT_EQ(test.run(request).token_ids(), std::vector(tokens.begin() + done, tokens.end())) << done;
-  }
+  expect_resumable(test, request, tokens);
 }
 
 TEST(Thought, OneThatTheModelEndsIsOver) {
