@@ -5,6 +5,9 @@
 #include <chrono>
 #include <climits>
 #include <cstdint>
+#include <string>
+
+#include "core/error.h"
 
 namespace minisgl {
 
@@ -23,6 +26,11 @@ inline bool has_passed(Deadline deadline) {
 inline int milliseconds_until(Deadline deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
   return static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, INT_MAX));
+}
+
+// As messages say it: "1.5 s".
+inline std::string seconds_text(std::chrono::milliseconds time) {
+  return concat(static_cast<double>(time.count()) / 1000.0, " s");
 }
 
 }  // namespace minisgl

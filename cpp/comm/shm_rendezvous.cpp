@@ -60,10 +60,6 @@ struct Request {
   throw RankFailure(answer.culprit, answer.reason);
 }
 
-std::string seconds(std::chrono::milliseconds time) {
-  return concat(static_cast<double>(time.count()) / 1000.0, " s");
-}
-
 sockaddr_un address_of(const std::string& name, socklen_t& length) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -175,7 +171,8 @@ class Host {
       std::string names;
       for (const int rank : missing())
         names += concat(!names.empty() ? ", " : missing().size() > 1 ? "ranks " : "rank ", rank);
-      refuse_all(Outcome::missing, missing().front(), concat(names, " didn't come within ", seconds(request_.timeout)));
+      refuse_all(Outcome::missing, missing().front(),
+                 concat(names, " didn't come within ", seconds_text(request_.timeout)));
     }
     for (int rank = 0; rank < request_.size; ++rank)
       if (polled[static_cast<std::size_t>(rank) + 1].revents != 0)
@@ -240,7 +237,7 @@ SharedGroup join(const Request& request, const FileDescriptor& socket) {
   if (send(socket.get(), &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello) ||
       !receive(socket.get(), request.deadline + kGrace, answer, &group.memory)) {
     const bool late = has_passed(request.deadline);
-    throw RankFailure(-1, late ? concat("not all ", request.size, " ranks came within ", seconds(request.timeout))
+    throw RankFailure(-1, late ? concat("not all ", request.size, " ranks came within ", seconds_text(request.timeout))
                                : std::string("the rank that gathers the others ended before all had come"));
   }
   if (answer.outcome != Outcome::complete) throw_answer(answer);

@@ -30,10 +30,6 @@ struct Hello {
   std::array<char, 64> secret;
 };
 
-std::string seconds(std::chrono::milliseconds time) {
-  return concat(static_cast<double>(time.count()) / 1000.0, " s");
-}
-
 SocketAddress resolve(const std::string& text) {
   const std::size_t colon = text.rfind(':');
   if (colon == std::string::npos || colon == 0 || colon + 1 == text.size())
@@ -70,7 +66,7 @@ FileDescriptor connect_to(const SocketAddress& address, int rank, const TcpOptio
                               " has another secret, size or release of minisgl"));
     }
     if (has_passed(deadline - kTryAgain))
-      throw RankFailure(rank, concat("rank ", rank, " didn't come within ", seconds(options.timeout)));
+      throw RankFailure(rank, concat("rank ", rank, " didn't come within ", seconds_text(options.timeout)));
     std::this_thread::sleep_for(kTryAgain);  // TCP can't wait for a listener
   }
 }
@@ -87,7 +83,7 @@ void accept_ranks(FileDescriptor listener, int first, const TcpOptions& options,
     std::optional<Greetings::Caller> caller = greetings.next(deadline);
     if (!caller) {
       const auto rank = static_cast<int>(missing - sockets.begin());
-      throw RankFailure(rank, concat("rank ", rank, " didn't come within ", seconds(options.timeout)));
+      throw RankFailure(rank, concat("rank ", rank, " didn't come within ", seconds_text(options.timeout)));
     }
     Hello hello;
     std::memcpy(&hello, caller->bytes.data(), sizeof(hello));

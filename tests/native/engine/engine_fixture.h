@@ -138,6 +138,13 @@ class TestEngine {
             std::unique_ptr<Device>(device), options, std::move(followers), {}, std::move(make_lookahead)) {}
 };
 
+// Prompt tokens that were found in the prefix cache.
+inline std::int64_t num_cached(const TestEngine::Result& result) {
+  std::int64_t count = 0;
+  for (const RequestOutput& output : result.outputs) count += output.num_cached;
+  return count;
+}
+
 // The request got what it must, whatever happened around it.
 inline void expect_reference(const TestEngine::Result& result, const Request& request, const Force& force = {}) {
   const ReferenceOutput expected = reference_generate(request, fake_spec(), force);

@@ -22,12 +22,6 @@ EngineConfig host_options(std::int64_t num_host_pages = 20'000) {
   return options;
 }
 
-std::int64_t num_cached(const TestEngine::Result& result) {
-  std::int64_t count = 0;
-  for (const RequestOutput& output : result.outputs) count += output.num_cached;
-  return count;
-}
-
 // Starts the engine once the first requests are there, submits so many at a time, and aborts some of them.
 void serve(TestEngine& test, const std::vector<Request>& requests, bool with_aborts = false) {
   std::size_t num_submitted = 0;

@@ -10,12 +10,6 @@ std::vector<std::int32_t> prompt_of(std::size_t length, std::int32_t first = 5) 
   return prompt;
 }
 
-std::int64_t num_cached(const TestEngine::Result& result) {
-  std::int64_t count = 0;
-  for (const RequestOutput& output : result.outputs) count += output.num_cached;
-  return count;
-}
-
 TEST(EnginePrefix, AConversationGoesOnWhereItWas) {
   TestEngine test;
   test.engine.start();

@@ -113,6 +113,7 @@ def test_a_present_figure_is_one_that_was_measured() -> None:
         known = set().union(*(measured[section] for section in sections))
         what, figure, beside = LINK.sub("", row).split("|")[1:4]
         assert set(NUMBER.findall(figure + beside)) <= known, what
+        assert all((ROOT / name).exists() for name in re.findall(r"bench/\w+\.py", row)), what
 
 
 def test_linked_symbols_are_defined_in_their_files() -> None:
