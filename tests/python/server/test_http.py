@@ -31,7 +31,7 @@ def error_of(answer: bytes) -> dict[str, str | None]:
 
 
 async def test_unknown_route(server: Server) -> None:
-    for path in ("/v1", "/api", "/v2/chat/completions", "/health//", "/%00"):
+    for path in ("/v1", "/apis", "/v2/chat/completions", "/health//", "/%00"):
         answer = await server.http.post(path, content=BODY)
         assert answer.status_code == 404, path
         assert answer.json()["error"]["code"] == "unknown_url"
