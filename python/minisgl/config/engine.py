@@ -110,4 +110,4 @@ class EngineSettings:
             raise OptionError("max_model_len", "must be 0 or at least 2, got 1")
         for name in ("kv_cache_tokens", "num_pages"):
             if self.page_size == getattr(self, name) == 1:
-                raise OptionError(name, "must be 0 or at least 2 where page_size is 1, got 1")
+                raise OptionError(name, "must be 0 or at least 2 where --page-size is 1, got 1")
