@@ -1,5 +1,4 @@
-// Sequences whose next token isn't theirs to choose among all: those with a grammar, and those with a budget for their
-// thoughts.
+// What the host says of the next tokens of a sequence: by its grammar, or since its thought has a budget.
 #pragma once
 
 #include <cstdint>

@@ -16,8 +16,8 @@
 
 namespace minisgl {
 
-// The engine thread's. Sequences end here by their tokens or by a call; who keeps more of one (Guidance, Drafting) is
-// told by who called.
+// The engine thread's. A sequence ends here by its tokens or by a call. Whoever called then tells those that keep more
+// of it (Guidance, Drafting).
 class LiveSequences {
  public:
   // All of them outlive it.
@@ -47,12 +47,13 @@ class LiveSequences {
   std::vector<SequenceId> collect(const StepPlan& plan, const StepTokens& drawn, StepOutputs& results,
                                   Clock::time_point now);
 
-  // Ends of a live sequence: by who asked for it, by what it asked for, by what it can't have.
+  // Ends of a live sequence: its client asked for that; what it asked for is there, and `end_token` is its last; it
+  // can't go on, and `error` says why.
   void abort(SequenceId id);
   void complete(SequenceId id, std::int32_t end_token);
   void refuse(SequenceId id, std::string error);
 
-  // What was said since the last call, and the requests whose last outputs are among it.
+  // All outputs since the last call, and the requests whose last ones are among them.
   struct News {
     std::vector<RequestOutput> outputs = {};
     std::vector<std::uint64_t> ended = {};
