@@ -77,8 +77,8 @@ class LLM:
         show_progress: bool = True,
         **options: Any,
     ) -> None:
-        """`options` are the fields of EngineSettings (minisgl/config.py). TypeError for another
-        name, ValueError for a value out of its range.
+        """`options` are the fields of EngineSettings (minisgl/config/engine.py). TypeError for
+        another name, ValueError for a value out of its range.
         """
         known = [one.name for one in fields(EngineSettings)]
         for name in options:
