@@ -207,8 +207,10 @@ def test_the_store_is_bounded_and_counts_shared_turns_once() -> None:
 
 def counted(store: ResponseStore) -> int:
     """The memory of a store, each turn once, in the slow and obvious way."""
-    turns = {id(one): one for kept in store._responses.values() for one in kept.turn.chain()}
-    return sum(kept.num_bytes for kept in store._responses.values()) + sum(
+    turns = {
+        id(one): one for kept in store._responses._values.values() for one in kept.turn.chain()
+    }
+    return sum(kept.num_bytes for kept in store._responses._values.values()) + sum(
         one.num_bytes for one in turns.values()
     )
 
@@ -220,11 +222,11 @@ def test_what_was_used_stays() -> None:
         store.add(None, name, StoredResponse(b"y" * 10, turn(None, 10), 1))
     store.find(None, "a")
     store.add(None, "d", StoredResponse(b"y" * 10, turn(None, 10), 1))
-    assert {key for _, key in store._responses} == {"a", "c", "d"}
+    assert {key for _, key in store._responses._values} == {"a", "c", "d"}
 
 
 def test_what_is_too_large_makes_nothing_go() -> None:
     store = ResponseStore(10_000)
     store.add(None, "a", StoredResponse(b"", turn(None, 10), 1))
     store.add(None, "b", StoredResponse(b"", turn(None, 10_000), 1))
-    assert {key for _, key in store._responses} == {"a"}
+    assert {key for _, key in store._responses._values} == {"a"}

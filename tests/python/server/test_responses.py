@@ -20,7 +20,7 @@ from minisgl.server.response_request import chat_request
 from minisgl.server.response_schemas import ResponsesRequest
 from minisgl.server.schemas import Message
 from minisgl.server.translation import RESPONSES
-from tests.python.server.conftest import MODEL, Server, StartServer
+from tests.python.server.conftest import MODEL, Server, StartServer, prompt
 from tests.python.server.fake_engine import FakeClient, endless, output, reply
 from tests.python.server.test_disconnect import until
 from tests.python.server.test_returning_answers import answering, contains
@@ -48,11 +48,6 @@ def events(body: str) -> list[dict[str, Any]]:
         found.append(event)
     assert [event["sequence_number"] for event in found] == list(range(len(found)))
     return found
-
-
-def prompt(server: Server) -> str:
-    ids = server.engine.submitted[-1].request.prompt
-    return bytes(token for token in ids if token < 256).decode()
 
 
 async def test_answer(server: Server) -> None:

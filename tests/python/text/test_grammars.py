@@ -375,10 +375,10 @@ async def test_what_is_remembered_has_a_bound() -> None:
     async with grammars(cache_bytes=10_000) as made:
         for number in range(100):
             await made.grammar(schema_source({"const": number}))
-            assert made._made._size <= 10_000
-        assert 0 < len(made._made._entries) < 40
+            assert made._made.num_bytes <= 10_000
+        assert 0 < len(made._made) < 40
         await made.grammar(GrammarSource("regex", "a" * 20_000))
-        assert made._made._size == 0
+        assert made._made.num_bytes == 0
 
 
 async def test_a_process_that_was_killed_is_replaced() -> None:
