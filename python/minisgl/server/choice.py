@@ -50,6 +50,9 @@ class Delta(msgspec.Struct):
     # that string, or the token's id.
     stop_reason: str | int | None = None
     parts: list[Part] | None = None  # what `text` comes to; None: nothing is parsed, it is content
+    # With `entries`: how many characters of the choice's text had been read when each of the parts
+    # was certain to its end.
+    part_ends: list[int] = []
 
 
 @dataclass(slots=True)
@@ -178,6 +181,7 @@ class Choice:
 
     def _parse(self, delta: Delta, lengths: list[int] | None, parts: PartsReader) -> None:
         delta.parts = parts.read(delta.text, lengths, final=delta.finish_reason is not None)
+        delta.part_ends = parts.part_ends
         if parts.ended:
             self._reader.finish = delta.finish_reason = "stop"
             if not self.finished:
