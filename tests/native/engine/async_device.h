@@ -127,7 +127,9 @@ class AsyncDevice : public Device {
     return std::make_unique<HostPagesOnThread>(options, pace_ != Pace::at_once, host_page_seconds,
                                                [this](std::function<void()> wait) { push(std::move(wait)); });
   }
-  double host_page_seconds = 0;  // of the host tier that is made from now on
+  // How long a page takes from the host tier that is made from now on. As it is, less than any step: how long steps
+  // take, which is measured, decides nothing.
+  double host_page_seconds = -1e9;
 
   // The fake model makes none of these calls.
   void upload(std::span<const std::byte>, std::byte*) override { unwanted(); }

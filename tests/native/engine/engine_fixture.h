@@ -5,6 +5,7 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <memory>
 #include <random>
@@ -36,6 +37,17 @@ inline std::unique_ptr<Model> make_model_on(AsyncDevice& device, std::function<v
   return std::make_unique<FakeModel>(
       fake_spec(), std::move(on_forward), [&device](FakeModel::Compute compute) { device.enqueue(std::move(compute)); },
       &device);
+}
+
+// Whether the condition comes to hold; a minute is more than any machine needs.
+template <typename Condition>
+bool eventually(const Condition& condition) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > deadline) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
 }
 
 class TestEngine {
@@ -96,14 +108,11 @@ class TestEngine {
 
   // Nothing is live and every page is free; on a device that runs ahead once the steps in flight are done, too.
   void expect_idle() const {
-    EngineStats stats = engine.stats();
-    for (int waits = 0; waits < 5000 && stats.pages_free != stats.pages_total; ++waits) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      stats = engine.stats();
-    }
+    EngineStats stats;
+    EXPECT_TRUE(eventually([&] { return stats = engine.stats(), stats.pages_free == stats.pages_total; }))
+        << stats.pages_free << " of " << stats.pages_total << " pages are free";
     EXPECT_EQ(stats.num_running, 0);
     EXPECT_EQ(stats.num_waiting, 0);
-    EXPECT_EQ(stats.pages_free, stats.pages_total);
   }
 
   // The request alone from start to end.

@@ -1,6 +1,8 @@
 // The second tier of the prefix cache as requests see it: pages that go to the host's memory and come back while steps
 // run, on a device that copies in its own time, and never another token.
 #include <atomic>
+#include <chrono>
+#include <functional>
 
 #include "comm/plan_ends.h"
 #include "engine/engine_fixture.h"
@@ -26,7 +28,7 @@ std::int64_t num_cached(const TestEngine::Result& result) {
   return count;
 }
 
-// Submits so many at a time, and aborts some of them.
+// Starts the engine once the first requests are there, submits so many at a time, and aborts some of them.
 void serve(TestEngine& test, const std::vector<Request>& requests, bool with_aborts = false) {
   std::size_t num_submitted = 0;
   while (num_submitted < requests.size()) {
@@ -34,9 +36,28 @@ void serve(TestEngine& test, const std::vector<Request>& requests, bool with_abo
       test.engine.submit(requests[num_submitted++]);
       if (with_aborts && num_submitted % 5 == 0) test.engine.abort(requests[num_submitted - 3].id);
     }
+    if (num_submitted == 12) test.engine.start();
     ASSERT_NO_FATAL_FAILURE(test.collect_until_finished(num_submitted - 4));
   }
   ASSERT_NO_FATAL_FAILURE(test.collect_until_finished(requests.size()));
+}
+
+std::vector<std::int32_t> prompt_of(std::int32_t first) {
+  std::vector<std::int32_t> prompt(161);
+  for (std::size_t i = 0; i < prompt.size(); ++i) {
+    prompt[i] = static_cast<std::int32_t>((static_cast<std::size_t>(first) + i * i) % 50);
+  }
+  return prompt;
+}
+
+// Three prompts of which the device has no room for two take turns until the condition holds: the host gives them back
+// sooner or later, however late its copies are.
+void take_turns_until(TestEngine& test, const std::function<bool(const EngineStats&)>& condition) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  for (std::uint64_t id = 1001; !condition(test.engine.stats()); ++id) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "the host gives nothing back";
+    test.run(make_request(id, prompt_of(static_cast<std::int32_t>(id % 3)), 2));
+  }
 }
 
 class EngineHostTier : public testing::TestWithParam<Pace> {};
@@ -44,27 +65,27 @@ class EngineHostTier : public testing::TestWithParam<Pace> {};
 TEST_P(EngineHostTier, DoesNotChangeTokens) {
   for (const std::int64_t num_host_pages : {20000, 100}) {
     TestEngine test(std::make_unique<AsyncDevice>(GetParam()), host_options(num_host_pages));
-    test.engine.start();
     const std::vector<Request> requests = random_requests(100, test.engine.config().max_model_len, 41);
     ASSERT_NO_FATAL_FAILURE(serve(test, requests));
     for (const Request& request : requests) {
       ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[request.id], request));
     }
+    const bool evicts = num_host_pages == 100;
+    ASSERT_NO_FATAL_FAILURE(take_turns_until(test, [&](const EngineStats& now) {
+      return now.host_hits > 0 && now.host_pages_ready == num_host_pages && (now.host_evictions > 0 || !evicts);
+    }));
     test.expect_idle();
     const EngineStats stats = test.engine.stats();
-    EXPECT_GT(stats.host_hits, 0u);
     EXPECT_GT(stats.host_queries, stats.host_hits);
-    EXPECT_EQ(stats.host_pages_ready, num_host_pages);
-    EXPECT_EQ(stats.host_evictions > 0, num_host_pages == 100);
-    EXPECT_GT(stats.host_bytes_out, stats.host_hits * 16);  // a token of the fake model has 16 bytes
-    EXPECT_GE(stats.host_bytes_in, stats.host_hits * 16);
+    EXPECT_EQ(stats.host_evictions > 0, evicts);
+    EXPECT_GT(stats.host_bytes_out, 0u);
+    EXPECT_GE(stats.host_bytes_in, stats.host_hits * 16);  // a token of the fake model has 16 bytes
   }
 }
 
 // Whoever leaves while its pages are on their way leaves nothing behind.
 TEST_P(EngineHostTier, SurvivesAborts) {
   TestEngine test(std::make_unique<AsyncDevice>(GetParam()), host_options());
-  test.engine.start();
   const std::vector<Request> requests = random_requests(100, test.engine.config().max_model_len, 43);
   ASSERT_NO_FATAL_FAILURE(serve(test, requests, true));
   int num_aborted = 0;
@@ -74,19 +95,17 @@ TEST_P(EngineHostTier, SurvivesAborts) {
     if (result.finish == FinishReason::abort) continue;
     ASSERT_NO_FATAL_FAILURE(expect_reference(result, request));
   }
-  EXPECT_GT(num_aborted, 4);
-  EXPECT_GT(test.engine.stats().host_hits, 0u);
+  EXPECT_GE(num_aborted, 2);  // those that were aborted before the engine started
+  ASSERT_NO_FATAL_FAILURE(take_turns_until(test, [](const EngineStats& now) { return now.host_hits > 0; }));
   test.expect_idle();
 }
 
 INSTANTIATE_TEST_SUITE_P(Paces, EngineHostTier, testing::Values(Pace::at_once, Pace::dawdling, Pace::when_waited_for));
 
-std::vector<std::int32_t> prompt_of(std::int32_t first) {
-  std::vector<std::int32_t> prompt(161);
-  for (std::size_t i = 0; i < prompt.size(); ++i) {
-    prompt[i] = static_cast<std::int32_t>((static_cast<std::size_t>(first) + i * i) % 50);
-  }
-  return prompt;
+// What the requests so far left is copied while the engine has nothing else to do.
+void wait_for_copies(const TestEngine& test, std::uint64_t num_pages) {
+  const std::uint64_t bytes = num_pages * 64;
+  EXPECT_TRUE(eventually([&] { return test.engine.stats().host_bytes_out >= bytes; })) << num_pages << " pages";
 }
 
 // Of two prompts only one fits the device.
@@ -104,10 +123,7 @@ std::int64_t found_again(double page_seconds) {
     const TestEngine::Result result = test.run(request);
     expect_reference(result, request);
     found = num_cached(result);
-    // What it leaves is copied while the engine has nothing else to do: pages of 64 bytes.
-    const std::uint64_t copied = std::min<std::uint64_t>(id, 3) * 40 * 64;
-    for (int waits = 0; waits < 5000 && test.engine.stats().host_bytes_out < copied; ++waits) usleep(1000);
-    EXPECT_GE(test.engine.stats().host_bytes_out, copied);
+    wait_for_copies(test, std::min<std::uint64_t>(id, 3) * 40);
   }
   return found;
 }
@@ -135,7 +151,7 @@ TEST(EngineHostTierCases, LongPromptsTakeTurns) {
   for (const auto& prompt : prompts) {
     Request request = make_request(++id, prompt, 1);
     expect_reference(test.run(request), request);
-    for (int waits = 0; waits < 5000 && test.engine.stats().host_bytes_out < id * 1000 * 64; ++waits) usleep(1000);
+    wait_for_copies(test, id * 1000);
   }
   for (int round = 0; round < 4; ++round) {
     Request request = make_request(++id, prompts[static_cast<std::size_t>(1 + round % 2)], 1);
@@ -200,7 +216,6 @@ void serve_on_two_ranks(const EngineConfig& options, Pace primary_pace, Pace fol
   device = std::make_unique<AsyncDevice>(primary_pace);
   model = primary.model_on(*device);
   TestEngine test(std::move(model), std::move(device), options, std::move(senders));
-  test.engine.start();
   ASSERT_NO_FATAL_FAILURE(serve(test));
   test.engine.stop();
   pollfd event{.fd = follower.event_fd(), .events = POLLIN, .revents = 0};
@@ -219,7 +234,7 @@ TEST(EngineHostTierCases, EveryRankCopiesItsOwnPages) {
       for (const Request& request : requests) {
         ASSERT_NO_FATAL_FAILURE(expect_reference(test.results[request.id], request));
       }
-      EXPECT_GT(test.engine.stats().host_hits, 0u);
+      ASSERT_NO_FATAL_FAILURE(take_turns_until(test, [](const EngineStats& now) { return now.host_hits > 0; }));
     });
   }
 }
@@ -229,12 +244,12 @@ TEST(EngineHostTierCases, AFollowerEndsTheStepThatItsCopiesRead) {
   EngineConfig options = host_options();
   options.num_pages = 50;
   serve_on_two_ranks(options, Pace::at_once, Pace::when_waited_for, [](TestEngine& test) {
+    test.engine.start();
     std::uint64_t id = 0;
     for (const std::int32_t first : {1, 2, 3, 1, 2, 3}) {
       Request request = make_request(++id, prompt_of(first), 4);
       expect_reference(test.run(request), request);
-      const std::uint64_t copied = std::min<std::uint64_t>(id, 3) * 40 * 64;
-      for (int waits = 0; waits < 5000 && test.engine.stats().host_bytes_out < copied; ++waits) usleep(1000);
+      wait_for_copies(test, std::min<std::uint64_t>(id, 3) * 40);
     }
     EXPECT_GT(test.engine.stats().host_hits, 300u);
   });
