@@ -7,8 +7,10 @@
 #include <chrono>
 #include <cstring>
 #include <fstream>
+#include <future>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "comm/file_descriptor.h"
@@ -91,13 +93,13 @@ TEST(ShmFailure, ADeadRankIsNamedAtOnce) {
 
 TEST(ShmFailure, AStoppedRankIsNamedAfterTheTimeLimit) {
   milliseconds took;
-  const auto messages = messages_after(SIGSTOP, milliseconds(500), took);
+  const auto messages = messages_after(SIGSTOP, milliseconds(1000), took);
   EXPECT_THAT(
       messages,
       testing::Each(testing::MatchesRegex(
-          "rank 2 \\(process [0-9]+\\) didn't come to a collective within 0.5 s \\(--a-limit\\) and is stopped")));
+          "rank 2 \\(process [0-9]+\\) didn't come to a collective within 1 s \\(--a-limit\\) and is stopped")));
   EXPECT_EQ(messages.size(), 2u);
-  EXPECT_GE(took, milliseconds(250));  // the others may have waited for it already
+  EXPECT_GE(took, milliseconds(500));  // the others may have waited for it already
 }
 
 TEST(ShmFailure, ARankThatLeavesEndsTheOthersCollectives) {
@@ -119,14 +121,17 @@ std::string message_of(const ShmOptions& options) {
 }
 
 TEST(ShmRendezvous, NamesTheRanksThatDontCome) {
-  const std::string name = unique_group_name();
-  const auto expect_names = [&](int rank) {
-    EXPECT_THAT(message_of<RankFailure>({name, rank, 4, milliseconds(300)}),
-                HasSubstr("ranks 0, 2 didn't come within 0.3 s"));
-  };
-  std::thread other(expect_names, 1);
-  expect_names(3);
-  other.join();
+  // On a busy host it may take longer than the first of these limits until both have come.
+  std::vector<std::string> messages(2);
+  const auto name_both = [&] { return testing::Each(HasSubstr("ranks 0, 2 didn't come within ")); };
+  for (const int limit : {300, 3'000, 30'000}) {
+    const std::string name = unique_group_name();
+    std::thread other([&] { messages[0] = message_of<RankFailure>({name, 1, 4, milliseconds(limit)}); });
+    messages[1] = message_of<RankFailure>({name, 3, 4, milliseconds(limit)});
+    other.join();
+    if (testing::Value(messages, name_both())) break;
+  }
+  EXPECT_THAT(messages, name_both());
 }
 
 TEST(ShmRendezvous, ASilentConnectionKeepsNobodyWaiting) {
@@ -145,29 +150,30 @@ TEST(ShmRendezvous, ASilentConnectionKeepsNobodyWaiting) {
   EXPECT_LT(std::chrono::steady_clock::now() - began, milliseconds(10'000));
 }
 
-// Waits until so many sockets have the name: that of who listens, and one for each connection to it.
-void wait_for_sockets(const std::string& path, std::size_t count) {
-  for (std::size_t found = 0; found < count; usleep(1000)) {
+// Waits until somebody listens.
+void wait_for_socket(const std::string& path) {
+  for (bool found = false; !found; usleep(1000)) {
     std::ifstream sockets("/proc/net/unix");
-    found = 0;
-    for (std::string line; std::getline(sockets, line);) found += line.ends_with(" " + path);
+    for (std::string line; !found && std::getline(sockets, line);) found = line.ends_with(" " + path);
   }
 }
 
 TEST(ShmRendezvous, NamesARankThatDiesMeanwhile) {
   const std::string name = unique_group_name();
   const std::string path = "@minisgl-" + name;
-  std::string message;
-  std::thread waiting([&] { message = message_of<RankFailure>({name, 0, 3, milliseconds(20'000)}); });
-  wait_for_sockets(path, 1);
-  const pid_t process =
-      start_process([&] { return make_shm_communicator({name, 2, 3, milliseconds(20'000)}) ? 0 : 1; });
-  wait_for_sockets(path, 2);
-  usleep(100'000);  // until it has said who it is
-  kill(process, SIGKILL);
-  wait_for_process(process);
-  waiting.join();
-  EXPECT_THAT(message, HasSubstr("rank 2 ended before all ranks had come"));
+  auto waiting =
+      std::async(std::launch::async, [&] { return message_of<RankFailure>({name, 0, 3, milliseconds(60'000)}); });
+  wait_for_socket(path);
+  // Nobody can be named who dies before it has said who it is, so another one comes then.
+  auto life = milliseconds(50);
+  do {
+    const pid_t process =
+        start_process([&] { return make_shm_communicator({name, 2, 3, milliseconds(20'000)}) ? 0 : 1; });
+    std::this_thread::sleep_for(life *= 2);
+    kill(process, SIGKILL);
+    wait_for_process(process);
+  } while (waiting.wait_for(milliseconds(500)) != std::future_status::ready);
+  EXPECT_THAT(waiting.get(), HasSubstr("rank 2 ended before all ranks had come"));
 }
 
 TEST(ShmRendezvous, RefusesRanksThatDontFit) {

@@ -37,9 +37,14 @@ TEST_P(ThreadPoolTest, AWatchSeesTasksThatEndWithinARun) {
   const auto progress = std::make_shared<Progress>();
   pool.report_to(progress);
   std::vector<std::uint64_t> seen;
+  std::atomic<bool> others_came = GetParam() == 1;
   pool.parallel_for(200, [&](std::int64_t, int thread) {
-    if (thread == 0) seen.push_back(progress->done());
-    std::this_thread::sleep_for(std::chrono::microseconds(20));
+    if (thread == 0) {
+      seen.push_back(progress->done());
+      others_came.wait(false);
+    } else if (!others_came.exchange(true)) {
+      others_came.notify_one();
+    }
   });
   for (std::size_t i = 0; i < seen.size(); ++i) EXPECT_EQ(seen[i], i);
   EXPECT_EQ(progress->done(), seen.size());

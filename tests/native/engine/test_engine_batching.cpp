@@ -84,7 +84,6 @@ TEST(EngineSoak, AbortsAtAnyMomentLeaveNothingBehind) {
   options.max_running = 8;
   options.max_batch_tokens = 24;
   TestEngine test(options);
-  test.engine.start();
   const std::vector<Request> requests = random_requests(600, options.max_model_len, 23);
   // Two threads submit, a third aborts what may or may not be live, this one takes outputs.
   std::atomic<std::uint64_t> submitted = 0;
@@ -105,6 +104,10 @@ TEST(EngineSoak, AbortsAtAnyMomentLeaveNothingBehind) {
       std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
   });
+  // Some are there before the first step, and give way to each other; some of these are aborted for sure.
+  while (submitted < 100) std::this_thread::yield();
+  for (std::uint64_t id = 1; id <= 4; ++id) test.engine.abort(id);
+  test.engine.start();
   test.collect_until_finished(requests.size());
   done = true;
   first.join();

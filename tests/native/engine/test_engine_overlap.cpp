@@ -179,7 +179,6 @@ TEST(EngineOverlapSoak, AbortsAtAnyMomentLeaveNothingBehind) {
   options.max_running = 8;
   options.max_batch_tokens = 24;
   TestEngine test(std::make_unique<AsyncDevice>(Pace::dawdling), options);
-  test.engine.start();
   const std::vector<Request> requests = random_requests(600, options.max_model_len, 23);
   std::atomic<std::uint64_t> submitted = 0;
   std::atomic<bool> done = false;
@@ -196,6 +195,10 @@ TEST(EngineOverlapSoak, AbortsAtAnyMomentLeaveNothingBehind) {
       std::this_thread::sleep_for(std::chrono::microseconds(500));
     }
   });
+  // Some are there before the first step, and give way to each other; some of these are aborted for sure.
+  while (submitted < 100) std::this_thread::yield();
+  for (std::uint64_t id = 1; id <= 4; ++id) test.engine.abort(id);
+  test.engine.start();
   test.collect_until_finished(requests.size());
   done = true;
   submitter.join();

@@ -15,7 +15,7 @@ namespace {
 class Grammar : public testing::Test {
  protected:
   void SetUp() override {
-    if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+    MINISGL_NEEDS_LLGUIDANCE();
     tokenizer = std::make_shared<const GrammarTokenizer>(LlguidanceLibrary::load(library_path()), letters(), 60);
   }
   GrammarMatcher matcher(const std::string& grammar) { return {tokenizer, grammar}; }
@@ -119,7 +119,7 @@ TEST(GrammarLibrary, WhatIsMissingIsNamed) {
 }
 
 TEST(GrammarLibrary, AVocabularyIsChecked) {
-  if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  MINISGL_NEEDS_LLGUIDANCE();
   const LlguidanceLibrary library = LlguidanceLibrary::load(library_path());
   GrammarVocabulary vocabulary = letters();
   vocabulary.ends.clear();
@@ -189,18 +189,23 @@ TEST(TokenMerges, AreMadeAsTheyAreOneByOne) {
 
 // Reading has limits of its own: what it took is no time of the first mask.
 TEST(GrammarThreads, ReadingIsNoPartOfAMask) {
-  if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  MINISGL_NEEDS_LLGUIDANCE();
   constexpr std::chrono::milliseconds kLimit{50};
   Grammars grammars(50, kLimit, [] {});
   grammars.open(library_path(), letters());
   std::string grammar = "start: /a/";
   for (int i = 0; i < 60'000; ++i) grammar += " \"ab\"";
-  const auto began = Grammars::Clock::now();
-  grammars.begin(1, {.text = grammar});
-  std::vector<GrammarResult> results;
-  while (results.empty()) grammars.take(results);
-  EXPECT_GT(Grammars::Clock::now() - began, kLimit);
-  EXPECT_EQ(results.front().error, "");
+  // On a busy machine the mask may take longer than its limit, too, but not each time.
+  bool was_in_time = false;
+  for (SequenceId id = 1; id <= 20 && !was_in_time; ++id) {
+    const auto began = Grammars::Clock::now();
+    grammars.begin(id, {.text = grammar});
+    std::vector<GrammarResult> results;
+    for (; results.empty(); grammars.take(results)) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    grammars.end(id);
+    was_in_time = results.front().error.empty() && Grammars::Clock::now() - began > kLimit;
+  }
+  EXPECT_TRUE(was_in_time);
 }
 
 }  // namespace

@@ -18,8 +18,7 @@ std::unique_ptr<Device> watched_device(const std::shared_ptr<Progress>& progress
 }
 
 void wait_until_idle(const Progress& progress) {
-  for (int i = 0; i < 5000 && progress.working(); ++i) std::this_thread::sleep_for(milliseconds(1));
-  EXPECT_FALSE(progress.working());
+  EXPECT_TRUE(eventually([&] { return !progress.working(); }));
 }
 
 // Work, and for a while nothing done.

@@ -140,3 +140,15 @@ async def test_errors(start_server: StartServer) -> None:
             long = [{"role": "user", "content": "x" * 300}]
             with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
                 await sdk.messages.create(**{**ASKED, "messages": long})
+
+
+async def test_models(start_server: StartServer) -> None:
+    async with start_server(reply("Hello"), api_key=("key",)) as server:
+        async with client(server, api_key="key") as sdk:
+            listed, _ = [model async for model in sdk.models.list()]
+            assert (listed.id, listed.type, listed.display_name) == (MODEL, "model", MODEL)
+            assert listed.created_at.timestamp() == listed.created
+            assert await sdk.models.retrieve(MODEL) == listed
+        async with client(server, api_key="another") as sdk:
+            with pytest.raises(anthropic.AuthenticationError, match="x-api-key"):
+                await sdk.models.list()

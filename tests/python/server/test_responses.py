@@ -247,6 +247,8 @@ async def test_items_by_reference(server: Server) -> None:
     for item_id in ("msg_x_0", f"msg_{first['id'].removeprefix('resp_')}_7", "x"):
         refused = await respond(server, [{"type": "item_reference", "id": item_id}])
         assert (refused.status_code, refused.json()["error"]["param"]) == (404, "input[0].id")
+    # No response is named where the id has none.
+    assert refused.json()["error"]["message"] == "The item 'x' is not stored."
 
 
 async def test_what_is_referred_to_has_the_limits_of_a_body(start_server: StartServer) -> None:
