@@ -352,8 +352,10 @@ async def test_keys_and_errors(start_server: StartServer, path: str) -> None:
                 continue
             check_error(answer, 429, "rate_limit_error", "queue is full")
             assert int(answer.headers["retry-after"])
-        # No other route takes that header.
-        assert (await server.http.get("/v1/models", headers=key)).status_code == 401
+        # That header opens the list of models, too, and no other route.
+        assert (await server.http.get("/v1/models", headers=key)).status_code == 200
+        elsewhere = await server.http.post("/v1/chat/completions", json={}, headers=key)
+        assert elsewhere.status_code == 401
         refused = await ask(server, path=path, headers=key, model="claude")
         check_error(refused, 404, "not_found_error", "'claude'")
         refused = await ask(server, "x" * 1024, path=path, headers=key)
