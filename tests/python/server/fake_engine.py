@@ -21,6 +21,7 @@ from minisgl.ipc.messages import (
 )
 from minisgl.sampling_params import SamplingParams
 from tests.python.server.byte_tokenizer import END, VOCAB_SIZE
+from tests.python.waiting import PATIENCE
 
 Script = Callable[["FakeClient", TokenStream], Awaitable[None]]
 
@@ -172,8 +173,20 @@ def output(stream: TokenStream, token_ids: list[int], finish: Finish = "") -> Ou
     return Output(stream.id, list(token_ids), finish, logprobs=logprobs, timings=timings)
 
 
+async def taken(stream: TokenStream) -> None:
+    """Returns once the server has what was delivered, or waits for the end before it looks."""
+
+    async def wait() -> None:
+        while stream._pending is not None and not stream._waits_for_end and not stream.finished:
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(wait(), PATIENCE)
+
+
 def reply(text: str, *, delay: float = 0.0) -> Script:
-    """A script that says `text`, a token (byte) at a time, then its end token."""
+    """A script that says `text`, a token (byte) at a time, then its end token. With a delay the
+    server has each before the next comes.
+    """
 
     async def script(client: FakeClient, stream: TokenStream) -> None:
         request = stream.request
@@ -185,6 +198,7 @@ def reply(text: str, *, delay: float = 0.0) -> Script:
         for position, step in enumerate(steps):
             if delay:
                 await asyncio.sleep(delay)
+                await taken(stream)
             if stream.finished:
                 return
             last = position == len(steps) - 1

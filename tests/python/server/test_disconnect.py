@@ -17,7 +17,7 @@ import pytest
 from minisgl.engine.stream import TokenStream
 from minisgl.server import connection as server_connection
 from tests.python.server.conftest import MODEL, StartServer, events
-from tests.python.server.fake_engine import FakeClient, endless, output, reply
+from tests.python.server.fake_engine import FakeClient, endless, output, reply, taken
 from tests.python.waiting import PATIENCE, until
 
 
@@ -167,9 +167,9 @@ async def test_a_client_that_takes_nothing_is_given_up(
 async def fail(client: FakeClient, stream: TokenStream) -> None:
     """Two tokens, then the engine dies."""
     stream.deliver(output(stream, [ord("a")]))
-    await asyncio.sleep(0.05)
+    await taken(stream)
     stream.deliver(output(stream, [ord("b")]))
-    await asyncio.sleep(0.05)
+    await taken(stream)
     stream.fail("engine_failure", "a page fault at 0xdeadbeef")
 
 

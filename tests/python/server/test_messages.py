@@ -21,7 +21,7 @@ from minisgl.text.formats import AnswerFormats
 from minisgl.text.parts import ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
 from minisgl.text.parts_reader import joined
 from tests.python.server.conftest import MODEL, Server, StartServer, prompt
-from tests.python.server.fake_engine import FakeClient, Script, endless, output, reply
+from tests.python.server.fake_engine import FakeClient, Script, endless, output, reply, taken
 from tests.python.server.test_disconnect import until
 from tests.python.server.test_response_tools import ANSWER, CALL, FORMATS, TEMPLATE, in_turn
 from tests.python.server.test_returning_answers import answering, contains
@@ -301,7 +301,7 @@ async def test_cached_tokens_count_apart(start_server: StartServer) -> None:
 async def test_a_failure_is_the_last_event(start_server: StartServer) -> None:
     async def script(client: FakeClient, stream: TokenStream) -> None:
         stream.deliver(output(stream, [ord("x")]))
-        await asyncio.sleep(0.05)
+        await taken(stream)
         stream.deliver(Output(stream.id, [], "error", error="secret", error_code="internal"))
 
     async with start_server(script) as server:

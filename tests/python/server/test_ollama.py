@@ -17,7 +17,7 @@ from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from tests.python.server.bad_requests import content_of
 from tests.python.server.byte_tokenizer import END, TURN
 from tests.python.server.conftest import MODEL, Server, StartServer, prompt
-from tests.python.server.fake_engine import FakeClient, endless, output, reply
+from tests.python.server.fake_engine import FakeClient, endless, output, reply, taken
 from tests.python.server.ollama_bad_requests import OLLAMA_BAD_REQUESTS
 from tests.python.server.test_response_tools import ANSWER, CALL, TEMPLATE, in_turn
 from tests.python.waiting import until
@@ -438,7 +438,7 @@ async def test_errors_have_this_apis_shape(start_server: StartServer) -> None:
 async def test_an_error_in_a_stream_is_a_line(start_server: StartServer) -> None:
     async def script(client: FakeClient, stream: TokenStream) -> None:
         stream.deliver(output(stream, [*b"He"]))
-        await asyncio.sleep(0.01)
+        await taken(stream)
         stream.deliver(Output(stream.id, [], "error", error="secret", error_code="internal"))
 
     async with start_server(script) as server:

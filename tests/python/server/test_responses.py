@@ -21,7 +21,7 @@ from minisgl.server.response_schemas import ResponsesRequest
 from minisgl.server.schemas import Message
 from minisgl.server.translation import RESPONSES
 from tests.python.server.conftest import MODEL, Server, StartServer, prompt
-from tests.python.server.fake_engine import FakeClient, endless, output, reply
+from tests.python.server.fake_engine import FakeClient, endless, output, reply, taken
 from tests.python.server.test_disconnect import until
 from tests.python.server.test_returning_answers import answering, contains
 
@@ -116,7 +116,7 @@ async def test_log_probabilities(server: Server) -> None:
 async def test_a_failure_is_the_last_event(start_server: StartServer) -> None:
     async def script(client: FakeClient, stream: TokenStream) -> None:
         stream.deliver(output(stream, [ord("x")]))
-        await asyncio.sleep(0.05)
+        await taken(stream)
         stream.deliver(Output(stream.id, [], "error", error="secret", error_code="internal"))
 
     async with start_server(script) as server:
