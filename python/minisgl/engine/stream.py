@@ -36,6 +36,7 @@ class TokenStream:
         self._waiter: asyncio.Future[None] | None = None
         self._waits_for_end = False
         self._exhausted = False
+        self._listener: Callable[[], None] | None = None
 
     @property
     def id(self) -> int:
@@ -84,7 +85,21 @@ class TokenStream:
                 await self._waiter
             finally:
                 self._waiter = None
-        output, self._pending = self._pending, None
+        return self.take()
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Who is called whenever there is something to take where there was nothing, now to begin
+        with; None: nobody. For a reader that doesn't wait in next().
+        """
+        self._listener = listener
+        if listener is not None and self._pending is not None:
+            listener()
+
+    def take(self) -> Output:
+        """What next() would return at once. There has to be something."""
+        output = self._pending
+        assert output is not None, "nothing has arrived"
+        self._pending = None
         self._exhausted = bool(output.finish)
         return output
 
@@ -111,6 +126,8 @@ class TokenStream:
         self.received += output.token_ids
         if self._pending is None:
             self._pending = output
+            if self._listener is not None:
+                self._listener()
         else:
             self._pending.merge(output)
         if self._waits_for_end and not output.finish:

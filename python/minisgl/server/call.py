@@ -49,7 +49,8 @@ class Call:
         self._http = http
         self._connection = connection
         self._scope = scope
-        scope["extensions"] = {CHUNK_EXTENSION: {"send": self._send_chunk}}
+        chunks = {"send": self._send_chunk, "send_now": self._send_now}
+        scope["extensions"] = {CHUNK_EXTENSION: chunks}
         self._has_no_body = scope["method"] == "HEAD"  # the answer
         self._chunked = False  # the answer's body goes out in chunks
         self._unsent = b""  # the answer's head, which goes out with what follows
@@ -148,3 +149,9 @@ class Call:
             await self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def _send_now(self, data: bytes) -> bool:
+        """The same if it needs no waiting, and False, with nothing sent, if it does."""
+        if self._unsent or self._ended or not self._chunked:
+            return False
+        return self._connection.write_now(b"%x\r\n%b\r\n" % (len(data), data))

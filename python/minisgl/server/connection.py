@@ -146,6 +146,7 @@ class Connection:
         self._loop = loop
         self._reader = reader
         self._writer = writer
+        self._transport = writer.transport
         self._socket = writer.get_extra_info("socket")
         self._draining = asyncio.Lock()
         self._written = 0  # bytes
@@ -205,6 +206,17 @@ class Connection:
                 await self._writer.drain()
         if self._writer.transport.is_closing():
             self._http.client_gone()
+
+    def write_now(self, data: bytes) -> bool:
+        """Sends `data` if the client has taken all that it was sent before; else, and where it is
+        gone, False, with nothing sent.
+        """
+        transport = self._transport
+        if transport.get_write_buffer_size() or transport.is_closing():
+            return False
+        self._written += len(data)
+        transport.write(data)
+        return True
 
     def write_soon(self, data: bytes) -> None:
         """Sends `data`, which is little, without waiting."""

@@ -43,6 +43,7 @@ class JsonEndpoint:
         arrived = time.perf_counter()
         exchange: Exchange = scope["minisgl.exchange"]
         exchange.api_key = scope.get("minisgl.key")
+        exchange.pump = self.state.pump
         args = self.state.args
         body = await read_body(
             scope,

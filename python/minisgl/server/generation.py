@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +17,7 @@ from minisgl.server import errors
 from minisgl.server.choice import Answer, Choice, Delta, PromptChoices
 from minisgl.server.metrics import Metrics
 from minisgl.text.answer import Piece
+from minisgl.text.detokenizer import LocalDetokenizer
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
 
 if TYPE_CHECKING:
@@ -52,9 +54,12 @@ class Generation:
         self._standing = standing
         self._session = session
         self._choices: list[Choice] = []
-        self._waiting: dict[asyncio.Task[Output], Choice] = {}
+        self._news: list[Choice] = []  # those whose streams have something
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_news: Callable[[], None] | None = None
         self.on_answer: Callable[[Choice], None] | None = None  # told of each that has its end
         self._counts_thoughts = False
+        self.text_is_here = True  # no other process makes it
         self.num_prompt_tokens = 0
         self.num_live = 0
 
@@ -62,9 +67,8 @@ class Generation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for task in self._waiting:
-            task.cancel()
         for choice in self._choices:
+            choice.stream.listen(None)
             if not choice.finished:
                 choice.finished = True
                 choice.finish_reason = "abort"
@@ -150,11 +154,13 @@ class Generation:
                 raise errors.refused(error) from None
             except (EngineUnavailable, ParameterError) as error:
                 raise errors.refused(error) from None
+            detokenizer = self._text.detokenizer(options)
+            self.text_is_here &= isinstance(detokenizer, LocalDetokenizer)
             choice = Choice(
                 len(self._choices),
                 prompt,
                 stream,
-                self._text.detokenizer(options),
+                detokenizer,
                 None
                 if params.logprobs is None and not counts_thoughts
                 else IncrementalDetokenizer(
@@ -162,6 +168,7 @@ class Generation:
                 ),
                 None if parsing is None else parsing.reader(),
             )
+            stream.listen(partial(self._note_news, choice))
             self._choices.append(choice)
             self.num_live += 1
             self._metrics.prompt_tokens += len(prompt_ids)
@@ -171,20 +178,29 @@ class Generation:
         """Waits until a choice has something, then takes all that the choices have. Raises ApiError
         when one failed.
         """
-        if len(self._choices) == 1:
-            choice = self._choices[0]
-            return [await self._take(choice, await choice.stream.next())]
-        if not self._waiting:
-            for choice in self._choices:
-                self._wait_for(choice)
-        done, _ = await asyncio.wait(self._waiting, return_when=asyncio.FIRST_COMPLETED)
-        deltas = []
-        for task in sorted(done, key=lambda task: self._waiting[task].index):
-            choice = self._waiting.pop(task)
-            deltas.append(await self._take(choice, task.result()))
-            if not choice.finished:
-                self._wait_for(choice)
-        return deltas
+        if not self._news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self.text_is_here:
+            return self.take()
+        return [await self._take_elsewhere(choice) for choice in self._take_news()]
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Who is called, instead of ready()'s caller, whenever choices have something where they
+        had nothing, now to begin with; None: nobody.
+        """
+        self._on_news = listener
+        if listener is not None and self._news:
+            listener()
+
+    def take(self) -> list[Delta]:
+        """All that the choices have, where their text is made in this process. Raises ApiError when
+        one failed.
+        """
+        return [self._take(choice) for choice in self._take_news()]
 
     async def collect(self) -> list[Answer]:
         """All choices, once they have ended. Raises ApiError when one failed."""
@@ -194,13 +210,49 @@ class Generation:
                 answers[delta.index].add(delta)
         return answers
 
-    def _wait_for(self, choice: Choice) -> None:
-        self._waiting[asyncio.ensure_future(choice.stream.next())] = choice
+    def _note_news(self, choice: Choice) -> None:
+        if choice.finished:  # by a stop string: what its stream still says is of no interest
+            return
+        self._news.append(choice)
+        if len(self._news) > 1:
+            return
+        if self._on_news is not None:
+            self._on_news()
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    async def _take(self, choice: Choice, output: Output) -> Delta:
-        metrics = self._metrics
+    def _take_news(self) -> list[Choice]:
+        """Whose turn it is, in the order of the choices."""
+        news, self._news = self._news, []
+        if len(news) > 1:
+            news.sort(key=lambda choice: choice.index)
+        return news
+
+    def _take(self, choice: Choice) -> Delta:
+        output = self._take_output(choice)
+        try:
+            piece = choice.read(output)
+            assert isinstance(piece, Piece), "the text is made elsewhere"
+            return choice.take(piece)
+        finally:
+            if choice.finished:
+                self._count_finished(choice, output)
+
+    async def _take_elsewhere(self, choice: Choice) -> Delta:
+        output = self._take_output(choice)
+        try:
+            piece = choice.read(output)
+            return choice.take(piece if isinstance(piece, Piece) else await piece)
+        finally:
+            if choice.finished:
+                self._count_finished(choice, output)
+
+    def _take_output(self, choice: Choice) -> Output:
+        """The next one, whose tokens are counted and timed."""
+        output = choice.stream.take()
         count = len(output.token_ids)
         if count:
+            metrics = self._metrics
             now = time.perf_counter()
             if not choice.first_token_at:
                 choice.first_token_at = now
@@ -209,16 +261,10 @@ class Generation:
                 metrics.inter_token_latency.observe((now - choice.last_token_at) / count, count)
             choice.last_token_at = now
             metrics.generation_tokens += count
-        try:
-            piece = choice.read(output)
-            delta = choice.take(piece if isinstance(piece, Piece) else await piece)
-        finally:
-            if choice.finished:
-                self.num_live -= 1
-                self._count_finished(choice, output)
-        return delta
+        return output
 
     def _count_finished(self, choice: Choice, output: Output) -> None:
+        self.num_live -= 1
         if choice.answer_finish and self.on_answer is not None:
             self.on_answer(choice)
         metrics = self._metrics

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,12 @@ from minisgl.server.dialects import OPENAI
 from minisgl.server.errors import ApiError, overloaded, too_large
 
 if TYPE_CHECKING:
+    from minisgl.server.event_pump import EventPump
     from minisgl.server.request_log import Work
 
 SHORT_BODY_S = 0.05  # how long an unread body is waited for before its connection is given up
-# An ASGI extension of the listener: {"send": sends bytes as a part of a body that has begun}.
+# An ASGI extension of the listener: {"send": sends bytes as a part of a body that has begun,
+# "send_now": the same at once, or False where it would have to wait}.
 CHUNK_EXTENSION = "minisgl.chunk"
 
 CLIENT_GONE = 499  # the status that logs and metrics have for a request that nobody waited for
@@ -53,7 +55,12 @@ class Exchange:
         """`headers`: further ones of the answer, whatever it is."""
         self._receive = receive
         self._send = send
-        self._send_chunk = scope.get("extensions", {}).get(CHUNK_EXTENSION, {}).get("send")
+        chunks = scope.get("extensions", {}).get(CHUNK_EXTENSION, {})
+        self._send_chunk = chunks.get("send")
+        # Sends a part of an event stream without waiting, or returns False where it would have to,
+        # and has sent nothing. None: there is no such way.
+        self.send_now: Callable[[bytes], bool] | None = chunks.get("send_now")
+        self.pump: EventPump  # of the endpoint's server
         self.request_id = request_id
         self.dialect = OPENAI  # of the API that the request is for
         self.request_headers: Sequence[tuple[bytes, bytes]] = scope["headers"]

@@ -11,6 +11,7 @@ import msgspec
 
 from minisgl.server.choice import Delta
 from minisgl.server.errors import ApiError, from_exception
+from minisgl.server.event_pump import PumpedStream
 from minisgl.server.generation import Generation
 from minisgl.server.http import (
     EVENT_STREAM_HEADERS,
@@ -98,10 +99,13 @@ async def stream_events(
     that, or else an error, and the body is left without its end: a clean one would read as success.
     """
     event = events.event
+    send_now = exchange.send_now if generation.text_is_here else None
     try:
         while generation.num_live:
-            deltas = await generation.ready()
-            data = b"".join([event(delta) for delta in deltas])
+            if send_now is None or not exchange.response_started:
+                data = b"".join([event(delta) for delta in await generation.ready()])
+            else:
+                data = await PumpedStream(exchange.pump, generation, event, send_now).run()
             if not generation.num_live:
                 data += events.last()
             if not data:

@@ -16,6 +16,7 @@ from minisgl.engine.request import salt_of
 from minisgl.server import response_store
 from minisgl.server.decoding import IgnoredFields
 from minisgl.server.errors import model_not_found, unavailable
+from minisgl.server.event_pump import EventPump
 from minisgl.server.http import BodyRoom
 from minisgl.server.metrics import Metrics
 from minisgl.text.formats import AnswerFormats
@@ -42,6 +43,7 @@ class ServerState:
     changes: Changes | None = None  # of replicas, where an operator may make some
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # SamplingParams' fields
     metrics: Metrics = field(default_factory=Metrics)
+    pump: EventPump = field(default_factory=EventPump)
     ignored_fields: IgnoredFields = field(default_factory=IgnoredFields)
     bodies: BodyRoom = field(init=False)
     root: str = ""  # what the model is called where it comes from
@@ -98,4 +100,4 @@ class ServerState:
         what is there.
         """
         if name and name not in self.model_names:
-            raise model_not_found(name)
+            raise model_not_found(name, self.model_name)

@@ -46,6 +46,12 @@ class Wire(Protocol):
         """Sends `data`. Waits while the client takes less than it is sent."""
         ...
 
+    def write_now(self, data: bytes) -> bool:
+        """Sends `data` if the client has taken all that it was sent before; else, and where it is
+        gone, False, with nothing sent.
+        """
+        ...
+
     def write_soon(self, data: bytes) -> None:
         """Sends `data`, which is little, without waiting."""
         ...

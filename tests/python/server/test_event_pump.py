@@ -1,0 +1,208 @@
+"""Streams that are written without a task per stream being woken: the bytes are those of streams
+that go through ASGI's messages, whatever the tokens and options are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from minisgl.engine.stream import TokenStream
+from minisgl.ipc.messages import Output
+from minisgl.server import call
+from minisgl.server.event_pump import EventPump, PumpedStream
+from tests.python.server.byte_tokenizer import END, VOCAB_SIZE
+from tests.python.server.conftest import Server, StartServer, events
+from tests.python.server.fake_engine import FakeClient, Script, output
+from tests.python.waiting import PATIENCE, until
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+TEXTS = (
+    "plain words, and more of them. ",
+    '"quoted" \\ / \b\f\n\r\t\x00\x1f\x7f\x80 <&> \u2028\u2029',
+    "é ü ß Ω 語 한국어 🙂 👨‍👩‍👧 \U0010ffff \ufffd \ufeff",
+    "one STOP two ST STOSTOP ababac éstop語",
+)
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {}),
+    (COMPLETIONS, {}),
+    (CHAT, {"stream_options": {"include_usage": True}}),
+    (COMPLETIONS, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
+    (CHAT, {"stop": ["STOP", "abac", "p語"]}),
+    (COMPLETIONS, {"stop": "é語", "include_stop_str_in_output": True}),
+    (COMPLETIONS, {"stop": ["<end>", "\ufffd\ufffd\ufffd"], "min_tokens": 12}),
+    (CHAT, {"skip_special_tokens": False}),
+    (COMPLETIONS, {"skip_special_tokens": False, "stop": ["<turn>x", "zz"]}),
+    (CHAT, {"logprobs": True, "top_logprobs": 2}),
+    (COMPLETIONS, {"logprobs": 1, "echo": True}),
+    (CHAT, {"return_token_ids": True}),
+    ("/v1/responses", {}),
+    ("/v1/messages", {}),
+    ("/api/chat", {}),
+]
+
+
+def random_steps(choose: random.Random) -> list[list[int]]:
+    """Token ids of some steps: texts, and bytes of all kinds."""
+    ids: list[int] = []
+    for _ in range(choose.randint(1, 6)):
+        if choose.random() < 0.6:
+            ids += choose.choice(TEXTS).encode()
+        else:
+            ids += choose.choices(range(VOCAB_SIZE), k=choose.randint(1, 8))
+    steps = []
+    while ids:
+        count = choose.choice([1, 1, 1, 2, 3, 7])
+        steps.append(ids[:count])
+        ids = ids[count:]
+    return steps
+
+
+async def written() -> None:
+    """Gives the server's loop the turns in which it writes what has been delivered."""
+    for _ in range(12):
+        await asyncio.sleep(0)
+
+
+def scripted(steps: list[list[int]], finish: str) -> Script:
+    """Delivers each step once the one before has been written."""
+
+    async def script(client: FakeClient, stream: TokenStream) -> None:
+        for position, ids in enumerate(steps):
+            await written()
+            if stream.finished:
+                return
+            last = position == len(steps) - 1
+            if last and finish == "stop":
+                ids = [*ids, END]
+            stream.deliver(output(stream, ids, finish if last else ""))  # type: ignore[arg-type]
+
+    return script
+
+
+async def answer(server: Server, path: str, fields: dict[str, Any]) -> bytes:
+    """All that comes back over the wire, without its times and what differs from call to call."""
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 1000,
+        "model": "alias",
+    }
+    if path == COMPLETIONS:
+        asked = {"prompt": "hi", "max_tokens": 1000}
+    elif path == "/v1/responses":
+        asked = {"input": "hi", "max_output_tokens": 1000}
+    body = json.dumps({**asked, "stream": True, **fields}).encode()
+    reader, writer = await server.connect()
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Request-Id: one\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    data = await asyncio.wait_for(reader.read(), PATIENCE)
+    writer.close()
+    data = re.sub(rb'"(created(_at)?|completed_at|\w+_duration)":("[^"]*"|\d+)', b"", data)
+    data = re.sub(rb"(resp|msg|rs)_[0-9a-f]{24,}", b"", data)
+    return re.sub(rb"\r\ndate: [^\r]*", b"", data)
+
+
+def without_frames(data: bytes) -> bytes:
+    """An answer's body, for those in which times change the lengths of chunks."""
+    return re.sub(rb"\r\n[0-9a-f]+\r\n", b"", data)
+
+
+@pytest.mark.parametrize(("path", "fields"), OPTIONS)
+async def test_the_bytes_are_those_of_asgi_messages(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, path: str, fields: dict[str, Any]
+) -> None:
+    choose = random.Random(f"{path} {fields}")
+    pumped = 0
+    add = EventPump.add
+
+    def counted(pump: EventPump, stream: PumpedStream) -> None:
+        nonlocal pumped
+        pumped += 1
+        add(pump, stream)
+
+    monkeypatch.setattr(EventPump, "add", counted)
+    async with start_server(max_model_len=2000) as server:
+        for number in range(12):
+            steps, finish = random_steps(choose), choose.choice(["stop", "length"])
+            server.engine.script = scripted(steps, finish)
+            found = await answer(server, path, fields)
+            by_pump = pumped
+            with monkeypatch.context() as patch:
+                patch.setattr(call, "CHUNK_EXTENSION", "nothing that anybody knows")
+                expected = await answer(server, path, fields)
+            assert pumped == by_pump
+            if path.startswith("/api"):
+                found, expected = without_frames(found), without_frames(expected)
+            assert found == expected, (number, steps)
+            assert b" 200 " in found[:20]
+    assert pumped
+
+
+async def test_several_choices(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each choice has its own events in order; how choices take turns is nobody's promise."""
+    choose = random.Random(3)
+    fields = {"n": 3, "stop": ["STOP"], "stream_options": {"include_usage": True}}
+    async with start_server(max_model_len=2000, max_live=10) as server:
+        for _ in range(6):
+            scripts = [scripted(random_steps(choose), "length") for _ in range(3)]
+
+            async def script(
+                client: FakeClient, stream: TokenStream, scripts: list[Script] = scripts
+            ) -> None:
+                await scripts[stream.id % 3](client, stream)
+
+            server.engine.script = script
+            bodies = []
+            for extension in (call.CHUNK_EXTENSION, "nothing that anybody knows"):
+                monkeypatch.setattr(call, "CHUNK_EXTENSION", extension)
+                data = await answer(server, CHAT, fields)
+                bodies.append(without_frames(data.partition(b"\r\n\r\n")[2]))
+            monkeypatch.undo()
+            parted = [
+                sorted(
+                    re.findall(rb"data: [^\n]*", body),
+                    key=lambda event: re.findall(rb'"index":(\d)', event) or [b"9"],
+                )
+                for body in bodies
+            ]
+            assert parted[0] == parted[1]
+
+
+async def test_one_stream_fails_beside_others(start_server: StartServer) -> None:
+    """An engine's error in the turn in which others have tokens ends that stream alone."""
+    streams: list[TokenStream] = []
+
+    async def script(client: FakeClient, stream: TokenStream) -> None:
+        streams.append(stream)
+        await until(lambda: stream.finished)
+
+    async with start_server(script) as server:
+        asked = [asyncio.create_task(server.chat(stream=True, max_tokens=9)) for _ in range(3)]
+        await until(lambda: len(streams) == 3)
+        for _ in range(3):
+            for stream in streams:
+                stream.deliver(output(stream, [ord("x")]))
+            await written()
+        streams[0].deliver(output(streams[0], [ord("y")], "length"))
+        streams[1].deliver(Output(streams[1].id, [], "error", "engine_failure", "broken"))
+        streams[2].deliver(output(streams[2], [ord("y")]))
+        await written()
+        streams[2].deliver(output(streams[2], [ord("z")], "length"))
+        found = await asyncio.gather(*asked, return_exceptions=True)
+    answers = [one for one in found if isinstance(one, httpx.Response)]
+    (error,) = (one for one in found if isinstance(one, BaseException))
+    assert isinstance(error, httpx.RemoteProtocolError)  # its body has no end
+    texts = set()
+    for response in answers:
+        chunks = [json.loads(event) for event in events(response.text)[:-1]]
+        texts.add("".join(one["choices"][0]["delta"].get("content", "") for one in chunks))
+    assert texts == {"xxxy", "xxxyz"}
