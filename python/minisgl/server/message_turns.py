@@ -12,6 +12,13 @@ from minisgl.server.message_schemas import Block, TextBlock, Turn
 from minisgl.server.schemas import FunctionCall, Message, ToolCall
 
 _TEXT = {"text": "text"}
+# In whose messages a block that is no text may stand.
+_ROLES = {
+    "tool_use": "assistant",
+    "thinking": "assistant",
+    "redacted_thinking": "assistant",
+    "tool_result": "user",
+}
 # Claude Code's first block says which request this is: with it no two prompts would begin alike.
 _BILLING = "x-anthropic-billing-header:"
 
@@ -81,7 +88,7 @@ def _add_assistant(drafts: list[_Draft], blocks: Iterable[Block], place: str) ->
             call_id = needed(block, "id", where)
             draft.calls.append(ToolCall(id=call_id, type="function", function=call))
         elif block.type != "redacted_thinking":  # nobody can read one here
-            draft.texts.append(part_text(block, _TEXT, "text", where))
+            draft.texts.append(_text(block, where))
 
 
 def _add_user(drafts: list[_Draft], blocks: Sequence[Block], place: str) -> None:
@@ -91,7 +98,7 @@ def _add_user(drafts: list[_Draft], blocks: Sequence[Block], place: str) -> None
         if block.type == "tool_result":
             drafts.append(_result(block, where))
         else:
-            texts.append(part_text(block, _TEXT, "text", where))
+            texts.append(_text(block, where))
     if texts:
         _last(drafts, "user", among=("user",)).texts += texts
 
@@ -126,9 +133,16 @@ def text_of(content: str | Sequence[TextBlock], place: str) -> str:
 
 
 def _texts(blocks: Sequence[Block | TextBlock], place: str) -> list[str]:
-    return [
-        part_text(block, _TEXT, "text", f"{place}[{index}]") for index, block in enumerate(blocks)
-    ]
+    return [_text(block, f"{place}[{index}]") for index, block in enumerate(blocks)]
+
+
+def _text(block: Block | TextBlock, place: str) -> str:
+    if (role := _ROLES.get(block.type)) is not None:
+        raise errors.bad_request(
+            f"A block of the type '{block.type}' may only stand in a message of the role '{role}'.",
+            param=f"{place}.type",
+        )
+    return part_text(block, _TEXT, "text", place)
 
 
 def needed(struct: Any, name: str, place: str) -> Any:

@@ -253,8 +253,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "'image'"),
     ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "'document'"),
-    ({"messages": [{"role": "user", "content": [CALL]}]}, "'tool_use'"),
-    ({"messages": [{"role": "assistant", "content": [RESULT]}]}, "'tool_result'"),
+    ({"messages": [{"role": "user", "content": [CALL]}]}, "'tool_use' may only stand in a message"),
+    ({"messages": [{"role": "assistant", "content": [RESULT]}]}, "of the role 'user'"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "a"}]}]},
+        "of the role 'assistant'",
+    ),
     ({"messages": [{"role": "user", "content": [{**RESULT, "content": [IMAGE]}]}]}, "'image'"),
     (
         {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
