@@ -322,9 +322,7 @@ py::dict stats(const PyEngine& self) {
   return dict;
 }
 
-}  // namespace
-
-void bind_engine(py::module_& module) {
+void bind_place(py::module_& module) {
   module.def(
       "usable_processors", [] { return usable_processors(); },
       "Processors that this process may use: its affinity, cut by the quota of its control groups.");
@@ -341,7 +339,9 @@ void bind_engine(py::module_& module) {
            py::arg("ring_fd"), py::arg("host"), py::arg("plan_port"), py::arg("remotes"), py::arg("spin_microseconds"),
            py::arg("device_comm"), py::arg("host_comm"), py::arg("step_timeout"),
            "The fields are those of Place in cpp/engine/group.h; `remotes` has (rank, follower's key, rank 0's key).");
+}
 
+void bind_follower(py::module_& module) {
   auto follower = py::class_<PyFollower, Holder<PyFollower>>(
       module, "Follower", "A rank that executes what rank 0 plans, on a thread of its own.");
   define_making<decltype(follower), PyFollower>(follower);
@@ -359,7 +359,9 @@ void bind_engine(py::module_& module) {
       .def(
           "blamed_rank", [](const PyFollower& self) { return self.follower().blamed_rank(); },
           "The rank that the failure blames; -1 for none.");
+}
 
+void bind_rank_0(py::module_& module) {
   auto engine =
       py::class_<PyEngine, Holder<PyEngine>>(module, "Engine", "A model behind a scheduler, on a thread of its own.");
   define_making<decltype(engine), PyEngine>(engine);
@@ -404,6 +406,14 @@ void bind_engine(py::module_& module) {
       .def(
           "blamed_rank", [](const PyEngine& self) { return self.engine().blamed_rank(); },
           "The rank that the failure blames; -1 for none.");
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  bind_place(module);
+  bind_follower(module);
+  bind_rank_0(module);
 }
 
 }  // namespace minisgl

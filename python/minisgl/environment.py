@@ -55,5 +55,7 @@ def pynccl_buffer_limit(environment: Mapping[str, str] | None = None) -> int | N
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"environment variable {variable}: {error}") from None
     if limit < 0:
-        raise ValueError(f"environment variable {variable}: expected at least 0 bytes, got {text!r}")
+        raise ValueError(
+            f"environment variable {variable}: expected at least 0 bytes, got {text!r}"
+        )
     return limit

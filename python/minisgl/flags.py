@@ -1,5 +1,5 @@
 """The command line of minisgl-serve and its MINISGL_* variables: one flag and one variable per
-option of config.py.
+option of ServerArgs.
 """
 
 from __future__ import annotations

@@ -181,6 +181,7 @@ class NodeAgent:
                 pulse = background(_show_life(link), "the signs of life for host 0")
                 try:
                     await self._obey(link)
+                    logger.info("host 0 has ended in order, and so does this host")
                     return ""
                 except NodeLinkError as error:
                     logger.error("host 0 is lost: %s; its ranks here end", error)

@@ -95,10 +95,15 @@ class TokenStream:
         if listener is not None and self._pending is not None:
             listener()
 
+    @property
+    def next_output(self) -> Output:
+        """What take() would return. There has to be something."""
+        assert self._pending is not None, "nothing has arrived"
+        return self._pending
+
     def take(self) -> Output:
         """What next() would return at once. There has to be something."""
-        output = self._pending
-        assert output is not None, "nothing has arrived"
+        output = self.next_output
         self._pending = None
         self._exhausted = bool(output.finish)
         return output

@@ -12,7 +12,7 @@ import msgspec
 
 from minisgl.config import GENERATION_CONFIGS, STEP_TIMEOUT, EngineSettings
 from minisgl.engine.request import check_request
-from minisgl.engine.similarity import cosine, numbers
+from minisgl.engine.similarity import cosine, numbers, pairs
 from minisgl.environment import default_cache_dir
 from minisgl.ipc.messages import EngineInfo, EngineOptions, EngineStats
 from minisgl.offline.grammars import with_budget, with_grammar
@@ -77,8 +77,8 @@ class LLM:
         show_progress: bool = True,
         **options: Any,
     ) -> None:
-        """`options` are the fields of EngineSettings (minisgl/config.py). TypeError for another
-        name, ValueError for a value out of its range.
+        """`options` are the fields of EngineSettings (minisgl/config/engine.py). TypeError for
+        another name, ValueError for a value out of its range.
         """
         known = [one.name for one in fields(EngineSettings)]
         for name in options:
@@ -327,27 +327,19 @@ class LLM:
         the cosine of their embeddings. Errors are as for `embed`.
         """
         first, second = as_prompts(text_1), as_prompts(text_2)
-        if len(first) not in (1, len(second)):
-            raise ParameterError(
-                "text_1",
-                f"text_1 must have 1 text or as many as text_2 ({len(second)}), got {len(first)}",
-            )
+        compared = pairs(len(first), len(second))
         pooling = PoolingParams() if pooling_params is None else pooling_params
         normalized = [
             msgspec.structs.replace(one, normalize=True) for one in as_poolings(pooling, 1)
         ]
         requests = self._pooled([*first, *second], normalized[0], 0, None)
         outputs = self._model.run(embed_all(self._model, requests, use_tqdm=use_tqdm))
-        done = list(zip(requests, outputs, strict=True))
-        ones, others = done[: len(first)], done[len(first) :]
-        if len(ones) == 1:
-            ones = ones * len(others)
         return [
             ScoringRequestResult(
-                prompt_token_ids=[*one.ids, *other.ids],
-                outputs=ScoringResult(cosine(made.embedding, beside.embedding)),
+                prompt_token_ids=[*requests[one].ids, *requests[other].ids],
+                outputs=ScoringResult(cosine(outputs[one].embedding, outputs[other].embedding)),
             )
-            for (one, made), (other, beside) in zip(ones, others, strict=True)
+            for one, other in compared
         ]
 
     def _pooled(

@@ -62,18 +62,34 @@ def _words(name: str, value: Any) -> list[str]:
     return [f"--{name}"] if parse_switch(str(value)) else []
 
 
+def _has_gpus() -> bool:
+    """Whether the cluster has any. `serve run` asks for the application before it has connected:
+    then this does, to the cluster that it is about to join, and leaves again.
+    """
+    import click
+    import ray
+
+    if ray.is_initialized():
+        return bool(ray.cluster_resources().get("GPU", 0) > 0)
+    command = click.get_current_context(silent=True)
+    ray.init(address=command and command.params.get("address"), namespace="serve")
+    try:
+        return bool(ray.cluster_resources().get("GPU", 0) > 0)
+    finally:
+        ray.shutdown()
+
+
 def app(options: Mapping[str, Any]) -> Application:
     """The builder that `serve run` and `serve deploy` call with their arguments: flags of
     minisgl-serve without their dashes (a switch is 1), and DEPLOYMENT_OPTIONS.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
     from ray import serve
 
     given = {name.replace("_", "-"): value for name, value in options.items()}
     own = {name: given.pop(name.replace("_", "-"), None) for name in DEPLOYMENT_OPTIONS}
     args = parse_args([word for flag in given.items() for word in _words(*flag)], {})
-    gpus = args.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    gpus = args.device != "cpu" and _has_gpus()
     deployment = serve.deployment(
         serve.ingress()(MinisglApp),
         name="minisgl",

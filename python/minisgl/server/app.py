@@ -16,7 +16,7 @@ from minisgl.server.completions import Completions
 from minisgl.server.dialects import Dialect
 from minisgl.server.embeddings import Embeddings
 from minisgl.server.guard import Guard, Protected, routing_error
-from minisgl.server.message_errors import ANTHROPIC
+from minisgl.server.message_errors import ANTHROPIC, KEY_HEADER
 from minisgl.server.messages import CountTokens, Messages
 from minisgl.server.ollama import OllamaChat, OllamaGenerate
 from minisgl.server.ollama_embed import OllamaEmbed, OllamaEmbeddings
@@ -115,12 +115,13 @@ def create_app(state: ServerState) -> Starlette:
     ]
     keys = state.args.api_key
     for route in key_routes:
-        route.app = Protected(route.app, keys)
+        header = KEY_HEADER if route.path.startswith("/v1/models") else None
+        route.app = Protected(route.app, keys, header=header)
     post_routes = [
         Route(path, Protected(endpoint, keys), methods=["POST"]) for path, endpoint in posts
     ]
     post_routes += [
-        Route(path, Protected(endpoint, keys, header=b"x-api-key"), methods=["POST"])
+        Route(path, Protected(endpoint, keys, header=KEY_HEADER), methods=["POST"])
         for path, endpoint in (
             ("/v1/messages", Messages(state)),
             ("/v1/messages/count_tokens", CountTokens(state)),

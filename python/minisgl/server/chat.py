@@ -175,6 +175,13 @@ class ChatEvents:
             )
         return data
 
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        """As TextEvents says."""
+        if self._has_logprobs or self._has_token_ids or self._frame.changes:
+            return None
+        after = b'"},"logprobs":null,"finish_reason":null' + self._frame.tail
+        return self._frame.head + b'%d,"delta":{"content":"' % index, after
+
     def _chunk(self, head: bytes, said: bytes, delta: Delta | None) -> bytes:
         """A chunk, with the tokens of a delta where they are asked for."""
         tail, logprobs = self._frame.tail, b"null"

@@ -49,7 +49,9 @@ def check_common(request: GenerationRequest) -> None:
         )
     if request.seed is not None and not -(2**63) <= request.seed < 2**64:
         raise errors.bad_request(
-            "Invalid value for 'seed': it must be between -2**63 and 2**64 - 1.", param="seed"
+            "Invalid value for 'seed': it must be between -2**63 and 2**64 - 1, "
+            f"got {str(request.seed)[:80]}.",
+            param="seed",
         )
     if request.best_of not in (None, 1, request.n or 1):
         raise errors.unsupported(

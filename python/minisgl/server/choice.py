@@ -50,6 +50,9 @@ class Delta(msgspec.Struct):
     # that string, or the token's id.
     stop_reason: str | int | None = None
     parts: list[Part] | None = None  # what `text` comes to; None: nothing is parsed, it is content
+    # With `entries`: how many characters of the choice's text had been read when each of the parts
+    # was certain to its end.
+    part_ends: list[int] = []
 
 
 @dataclass(slots=True)
@@ -109,7 +112,8 @@ class Choice:
         self.first_token_at = 0.0  # time.perf_counter(); 0: none yet
         self.last_token_at = 0.0
         self._text_length = 0  # characters given out
-        self._reader = AnswerReader(detokenizer, stream.request.params.stop_token_ids)
+        self.detokenizer = detokenizer
+        self.reader = AnswerReader(detokenizer, stream.request.params.stop_token_ids)
         # The same text without regard to stop strings; None: no logprobs were asked for, and no
         # thoughts' tokens are counted.
         self._offsets = offsets
@@ -118,15 +122,20 @@ class Choice:
         self._held: list[TokenEntry] = []  # their text isn't out yet
 
     @property
+    def is_plain(self) -> bool:
+        """The client asked for text and nothing else."""
+        return self._offsets is None and self._parts is None
+
+    @property
     def num_tokens(self) -> int:
         """Generated so far, a stop token included."""
-        return self._reader.num_tokens
+        return self.reader.num_tokens
 
     @property
     def shown_ids(self) -> list[int]:
         """The answer's token ids so far, without a stop token that ended it."""
         ids = self.stream.received[: self.num_tokens]
-        by_token = self.answer_finish == "stop" and not self._reader.stopped
+        by_token = self.answer_finish == "stop" and not self.reader.stopped
         if self._parts is not None and self._parts.ended:
             by_token = False
         return ids[:-1] if by_token else ids
@@ -139,7 +148,7 @@ class Choice:
     @property
     def answer_finish(self) -> str:
         """Either "stop" or "length", once the answer is complete; "" before."""
-        return self._reader.finish
+        return self.reader.finish
 
     def read(self, output: Output) -> Piece | Awaitable[Piece]:
         """What the engine's next output adds to the answer, as AnswerReader.read() has it. Raises
@@ -149,11 +158,11 @@ class Choice:
             self.finished = True
             raise errors.engine_error(output)
         self.finished = bool(output.finish)
-        return self._reader.read(output)
+        return self.reader.read(output)
 
     def take(self, piece: Piece) -> Delta:
         """What clients see of a piece."""
-        if self._reader.stopped and not self.finished:
+        if self.reader.stopped and not self.finished:
             self.finished = True
             self.stream.abort()
         text = piece.text
@@ -178,8 +187,9 @@ class Choice:
 
     def _parse(self, delta: Delta, lengths: list[int] | None, parts: PartsReader) -> None:
         delta.parts = parts.read(delta.text, lengths, final=delta.finish_reason is not None)
+        delta.part_ends = parts.part_ends
         if parts.ended:
-            self._reader.finish = delta.finish_reason = "stop"
+            self.reader.finish = delta.finish_reason = "stop"
             if not self.finished:
                 self.finished = True
                 self.stream.abort()
@@ -195,7 +205,7 @@ class Choice:
     def _release(self) -> list[TokenEntry]:
         # A token goes out with its text. At the end the rest goes too, but for the tokens of a stop
         # string, whose text was cut off.
-        if self.finished and not self._reader.stopped:
+        if self.finished and not self.reader.stopped:
             released, self._held = self._held, []
             return released
         count = 0

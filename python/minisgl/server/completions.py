@@ -180,6 +180,14 @@ class CompletionEvents:
             )
         )
 
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        """As TextEvents says."""
+        frame = self._frame
+        if self._has_logprobs or self._has_token_ids or frame.changes:
+            return None
+        after = b'","logprobs":null,"finish_reason":null' + frame.tail
+        return frame.head + b'%d,"text":"' % index, after
+
     def _begin(self, delta: Delta, into: CompletionLogprobs | None) -> tuple[str, bytes]:
         """The text of a choice's first delta, and the fields that stand in its chunk alone."""
         shaper = self._shaper

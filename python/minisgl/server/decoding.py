@@ -63,12 +63,12 @@ def decode(
     with `strict` where they are unknown. All others are left out.
     """
     check_values(body)
+    schema: Any = decoder.type  # a struct, which the decoder's own type doesn't say
     try:
         return decoder.decode(body)
     except (ValueError, RecursionError) as error:
         if not body_errors.is_unknown_field(error):
-            raise body_errors.undecodable(error, body) from None
-    schema: Any = decoder.type  # a struct, which the decoder's own type doesn't say
+            raise body_errors.undecodable(error, body, schema=schema) from None
     try:
         fields: dict[str, msgspec.Raw] = _fields_decoder.decode(body)
         names = _ignored_names(fields, schema, strict)
@@ -79,7 +79,7 @@ def decode(
             request = typing.cast("Request", _lenient_decoder(schema).decode(body))
             names |= _nested_names(fields, schema)
     except (ValueError, RecursionError) as error:
-        raise body_errors.undecodable(error, body) from None
+        raise body_errors.undecodable(error, body, schema=schema) from None
     ignored.add(names)
     return request
 

@@ -5,13 +5,39 @@ of the loop, without a task per stream being woken.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from minisgl.server.choice import Delta
     from minisgl.server.generation import Generation
+    from minisgl.server.plain_text import PlainText
+
+
+class Events(Protocol):
+    """Makes the events of one kind of stream."""
+
+    def event(self, delta: Delta) -> bytes:
+        """The events that a delta makes, or b"" where it has nothing to show."""
+        ...
+
+    def last(self) -> bytes:
+        """What follows the last delta's events: usage where it was asked for, and [DONE]."""
+        ...
+
+
+@runtime_checkable
+class TextEvents(Events, Protocol):
+    """Events of which most differ by a text alone."""
+
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        """What stands before and after the text, as JSON without its quotes, in an event of choice
+        `index` that is neither its first nor its last; None where other things change, too.
+        """
+        ...
 
 
 class EventPump:
@@ -30,8 +56,9 @@ class EventPump:
 
     def _turn(self) -> None:
         ready, self._ready = self._ready, []
+        now = time.perf_counter()
         for stream in ready:
-            stream.step()
+            stream.step(now)
 
 
 class PumpedStream:
@@ -41,40 +68,50 @@ class PumpedStream:
         self,
         pump: EventPump,
         generation: Generation,
-        event: Callable[[Delta], bytes],
+        events: Events,
         send_now: Callable[[bytes], bool],
     ) -> None:
-        """`event` makes a delta's events. `send_now` sends them if it doesn't have to wait, or
-        returns False and has sent nothing.
+        """`send_now` sends events if it doesn't have to wait, or returns False and has sent
+        nothing.
         """
         self._pump = pump
         self._generation = generation
-        self._event = event
+        self._event = events.event
         self._send_now = send_now
         self._left: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._text: PlainText | None = None
+        if (
+            isinstance(events, TextEvents)
+            and (text := generation.plain_text()) is not None
+            and (around := events.around_text(text.index)) is not None
+        ):
+            self._text, (self._before, self._after) = text, around
 
     async def run(self) -> bytes:
         """Sends what is made until the client is slow or the generation is over; returns the events
         that come next and are to be sent by a way that waits. Raises ApiError when a choice failed.
         """
-        self._generation.listen(self._note_news)
+        self._generation.listen(partial(self._pump.add, self))
         try:
             return await self._left
         finally:
             self._generation.listen(None)
 
-    def step(self) -> None:
-        """Sends what there is. What it raises is raised by run()."""
+    def step(self, now: float) -> None:
+        """Sends what there is; `now` is time.perf_counter(). What it raises is raised by run()."""
         if self._left.done():
             return
         try:
-            deltas = self._generation.take()
-            event = self._event
-            data = event(deltas[0]) if len(deltas) == 1 else b"".join(map(event, deltas))
-            if not self._generation.num_live or (data and not self._send_now(data)):
+            text = None if self._text is None else self._text.take(now)
+            if text is None:
+                deltas = self._generation.take()
+                event = self._event
+                data = event(deltas[0]) if len(deltas) == 1 else b"".join(map(event, deltas))
+                over = not self._generation.num_live
+            else:
+                data = b"".join((self._before, text, self._after)) if text else b""
+                over = False
+            if over or (data and not self._send_now(data)):
                 self._left.set_result(data)
         except Exception as error:
             self._left.set_exception(error)
-
-    def _note_news(self) -> None:
-        self._pump.add(self)

@@ -16,6 +16,7 @@ from minisgl.sampling_params import ParameterError
 from minisgl.server import errors
 from minisgl.server.choice import Answer, Choice, Delta, PromptChoices
 from minisgl.server.metrics import Metrics
+from minisgl.server.plain_text import PlainText
 from minisgl.text.answer import Piece
 from minisgl.text.detokenizer import LocalDetokenizer
 from minisgl.tokenizer import DetokenizerOptions, IncrementalDetokenizer
@@ -192,14 +193,26 @@ class Generation:
         """Who is called, instead of ready()'s caller, whenever choices have something where they
         had nothing, now to begin with; None: nobody.
         """
+        if len(self._choices) == 1:  # its stream tells the listener without a detour
+            choice = self._choices[0]
+            self._news.clear()
+            choice.stream.listen(listener or partial(self._note_news, choice))
+            return
         self._on_news = listener
         if listener is not None and self._news:
             listener()
+
+    def plain_text(self) -> PlainText | None:
+        """A shorter way to the text of the only choice; None where there is no such way."""
+        return PlainText.of(self._choices[0], self._metrics) if len(self._choices) == 1 else None
 
     def take(self) -> list[Delta]:
         """All that the choices have, where their text is made in this process. Raises ApiError when
         one failed.
         """
+        if len(self._choices) == 1:
+            self._news.clear()
+            return [self._take(self._choices[0])]
         return [self._take(choice) for choice in self._take_news()]
 
     async def collect(self) -> list[Answer]:

@@ -8,7 +8,7 @@ import hmac
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import NoReturn
 
 from starlette.exceptions import HTTPException
@@ -151,6 +151,7 @@ async def routing_error(request: Request, error: Exception) -> NoReturn:
     assert isinstance(error, HTTPException)
     scope = request.scope
     method, path = scope["method"], scope["path"]
+    meant = _meant(path, {route.path for route in request.app.routes})
     path = path if len(path) <= 200 else path[:200] + "..."
     if error.status_code == 405:
         raise ApiError(
@@ -159,7 +160,15 @@ async def routing_error(request: Request, error: Exception) -> NoReturn:
             code="method_not_allowed",
             headers=error.headers,
         )
-    raise ApiError(404, f"Unknown request URL: {method} {path}.", code="unknown_url")
+    advice = f" There is {meant}: does the client's base URL end as it needs it?" if meant else ""
+    raise ApiError(404, f"Unknown request URL: {method} {path}.{advice}", code="unknown_url")
+
+
+def _meant(path: str, known: Set[str]) -> str | None:
+    """A known path with "/v1" before the one that was asked for, or without: some clients add it to
+    their base URL, and others need it there.
+    """
+    return next((one for one in (f"/v1{path}", path.removeprefix("/v1")) if one in known), None)
 
 
 class Protected:

@@ -55,12 +55,14 @@ class KeptItems:
         if reference.id is None:
             raise errors.missing(place)
         # An item's id has that of its response: msg_HEX_0.
-        response_id = "resp_" + reference.id.partition("_")[2].partition("_")[0]
-        if (items := self._by_response.get(response_id)) is None:
+        response_hex = reference.id.partition("_")[2].partition("_")[0]
+        response_id = f"resp_{response_hex}"
+        items = self._by_response.get(response_id)
+        if items is None and response_hex:
             stored = self._state.responses.find(self._exchange.api_key, response_id, param=place)
             items = {item.id: item for item in await self._read(stored.turn, place)}
             self._by_response[response_id] = items
-        if (item := items.get(reference.id)) is None:
+        if (item := (items or {}).get(reference.id)) is None:
             raise ApiError(
                 404,
                 f"The item {reference.id[:200]!r} is not stored.",

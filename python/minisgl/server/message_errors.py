@@ -1,4 +1,4 @@
-"""Errors as Anthropic's API writes them."""
+"""Errors as Anthropic's API writes them, and where its clients put their key."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import msgspec
 
 from minisgl.server.dialects import Dialect
 from minisgl.server.errors import ApiError
+
+KEY_HEADER = b"x-api-key"  # in which Anthropic's clients send their key
 
 _TYPES = {
     401: "authentication_error",

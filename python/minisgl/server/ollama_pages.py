@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
@@ -66,7 +65,7 @@ class OllamaPages:
     async def tags(self, request: Request) -> Response:
         """GET /api/tags: what is served, once per name."""
         state = self._state
-        about = {**_about(state), "modified_at": _created(state)}
+        about = {**_about(state), "modified_at": state.created_at}
         return json_response({"models": [{**_named(name), **about} for name in state.model_names]})
 
     async def ps(self, request: Request) -> Response:
@@ -113,7 +112,7 @@ class OllamaShow(OllamaEndpoint):
                 "details": _details(info),
                 "model_info": _model_info(info),
                 "capabilities": _capabilities(state),
-                "modified_at": _created(state),
+                "modified_at": state.created_at,
             },
         )
 
@@ -173,7 +172,3 @@ def _capabilities(state: ServerState) -> list[str]:
         "insert": tokenizer.fill_in_middle is not None,
     }
     return [name for name, is_so in able.items() if is_so]
-
-
-def _created(state: ServerState) -> str:
-    return datetime.fromtimestamp(state.created, timezone.utc).isoformat().replace("+00:00", "Z")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from minisgl.server.logprobs import chat_logprobs
@@ -85,14 +86,14 @@ class ResponseOutput:
 
     def add(self, delta: Delta) -> bytes:
         """Takes the next delta. Returns its events, or b"" where it has nothing to show."""
-        parts: list[Part]
         if delta.parts is None:
-            parts = [TextPart(delta.text)] if delta.text else []
-        else:
-            parts = delta.parts
-        if self._has_logprobs:
-            self._hold(delta, parts)
-        return b"".join([self._add_part(part) for part in parts])
+            self._entries += delta.entries
+            return self._continue(_TEXT) + self._text(delta.text) if delta.text else b""
+        if not self._has_logprobs:
+            return b"".join([self._add_part(part) for part in delta.parts])
+        self._entries += delta.entries
+        read = zip(delta.parts, delta.part_ends, strict=True)
+        return b"".join([self._add_read(part, end) for part, end in read])
 
     def finish(self, *, complete: bool) -> bytes:
         """The answer has its end; `complete`: it isn't cut there. Returns the last item's events.
@@ -105,12 +106,25 @@ class ResponseOutput:
             return data
         return data + self._close("completed" if complete else "incomplete")
 
-    def _hold(self, delta: Delta, parts: list[Part]) -> None:
-        # A parser may hold words back whose log probabilities are here already. Those of thoughts,
-        # calls and markers aren't shown: only content has a place for them.
-        self._entries += delta.entries
-        if parts and not any(isinstance(part, TextPart) for part in parts):
-            self._entries.clear()
+    def _add_read(self, part: Part, end: int) -> bytes:
+        """Takes a part that was certain when so many characters of the answer had been read. Log
+        probabilities of thoughts, calls and markers aren't shown: only content has a place for
+        them.
+        """
+        count = sum(1 for entry in self._entries if entry.offset < end)
+        later, self._entries = self._entries[count:], self._entries[:count]
+        if isinstance(part, TextPart) and (self._open is None or self._open.kind != _TEXT):
+            self._entries = self._entries[self._num_before(part.text) :]
+        data = self._add_part(part)
+        self._entries = later
+        return data
+
+    def _num_before(self, text: str) -> int:
+        """How many of the tokens that are held stand before a text at their end, as markers do."""
+        held = [self._tokenizer.token_bytes(entry.token_id) for entry in self._entries]
+        begin = b"".join(held).rfind(text.encode())
+        ends = itertools.accumulate(map(len, held))
+        return sum(1 for end in ends if end <= begin)
 
     def _add_part(self, part: Part) -> bytes:
         if isinstance(part, TextPart):

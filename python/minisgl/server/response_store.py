@@ -8,10 +8,10 @@ that is stored needs it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from minisgl.server.errors import ApiError
+from minisgl.text.recently_used import RecentlyUsed
 
 MAX_RESPONSES = 65536
 NUM_OVERHEAD_BYTES = 1000  # of a response that is kept, beside its JSON texts
@@ -59,9 +59,15 @@ class ResponseStore:
 
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes`: memory that they take at most, about; 0: none are kept."""
-        self.num_bytes = 0
         self._max_bytes = max_bytes
-        self._responses: OrderedDict[tuple[Owner, str], StoredResponse] = OrderedDict()
+        self._responses = RecentlyUsed[tuple[Owner, str], StoredResponse](
+            max_bytes, MAX_RESPONSES, _hold, _let_go
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take, about."""
+        return self._responses.num_bytes
 
     def __len__(self) -> int:
         return len(self._responses)
@@ -70,47 +76,21 @@ class ResponseStore:
         """Keeps a response, unless it is too large for that with its conversation."""
         if stored.num_bytes + stored.turn.all_bytes > self._max_bytes:
             return
-        self._responses[owner, response_id] = stored
-        self.num_bytes += stored.num_bytes
-        self._hold(stored.turn)
-        while self.num_bytes > self._max_bytes or len(self._responses) > MAX_RESPONSES:
-            self._forget(self._responses.popitem(last=False)[1])
+        self._responses.add((owner, response_id), stored)
 
     def find(self, owner: Owner, response_id: str, *, param: str | None = None) -> StoredResponse:
         """A response of an owner's. ApiError 404; `param`: the field that names it."""
         stored = self._responses.get((owner, response_id))
         if stored is None:
             raise self._not_found(response_id, param)
-        self._responses.move_to_end((owner, response_id))
         return stored
 
     def remove(self, owner: Owner, response_id: str) -> None:
         """Deletes a response of an owner's; conversations that went on from it go on. ApiError
         404.
         """
-        stored = self._responses.pop((owner, response_id), None)
-        if stored is None:
+        if self._responses.remove((owner, response_id)) is None:
             raise self._not_found(response_id, None)
-        self._forget(stored)
-
-    def _forget(self, stored: StoredResponse) -> None:
-        self.num_bytes -= stored.num_bytes
-        turn: Turn | None = stored.turn
-        while turn is not None:
-            turn.num_holders -= 1
-            if turn.num_holders:
-                return
-            self.num_bytes -= turn.num_bytes
-            turn = turn.parent
-
-    def _hold(self, last: Turn) -> None:
-        turn: Turn | None = last
-        while turn is not None:
-            turn.num_holders += 1
-            if turn.num_holders > 1:
-                return
-            self.num_bytes += turn.num_bytes
-            turn = turn.parent
 
     def _not_found(self, response_id: str, param: str | None) -> ApiError:
         shown = response_id if len(response_id) <= 200 else response_id[:200] + "..."
@@ -129,3 +109,29 @@ class ResponseStore:
             param=param,
             code="previous_response_not_found" if param else "response_not_found",
         )
+
+
+def _hold(stored: StoredResponse) -> int:
+    """The response is stored, and holds its turns. Returns the bytes that this takes."""
+    num_bytes = stored.num_bytes
+    turn: Turn | None = stored.turn
+    while turn is not None:
+        turn.num_holders += 1
+        if turn.num_holders > 1:
+            break
+        num_bytes += turn.num_bytes
+        turn = turn.parent
+    return num_bytes
+
+
+def _let_go(stored: StoredResponse) -> int:
+    """The response isn't stored any more. Returns the bytes that this gives back."""
+    num_bytes = stored.num_bytes
+    turn: Turn | None = stored.turn
+    while turn is not None:
+        turn.num_holders -= 1
+        if turn.num_holders:
+            break
+        num_bytes += turn.num_bytes
+        turn = turn.parent
+    return num_bytes

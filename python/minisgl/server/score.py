@@ -7,7 +7,8 @@ import time
 
 import msgspec
 
-from minisgl.engine.similarity import cosine
+from minisgl.engine.similarity import cosine, pairs
+from minisgl.sampling_params import ParameterError
 from minisgl.server import errors
 from minisgl.server.embedding_schemas import ScoreRequest, Texts
 from minisgl.server.embeddings import (
@@ -28,12 +29,10 @@ class Score(PooledEndpoint):
     async def answer(self, exchange: Exchange, request: ScoreRequest, arrived: float) -> None:
         """Raises ApiError 400, 429 or 503."""
         first, second = _listed(request.text_1, "text_1"), _listed(request.text_2, "text_2")
-        if len(first) not in (1, len(second)):
-            raise errors.bad_request(
-                f"'text_1' must have 1 text or as many as 'text_2' ({len(second)}), got "
-                f"{len(first)}.",
-                param="text_1",
-            )
+        try:
+            compared = pairs(len(first), len(second))
+        except ParameterError as error:
+            raise errors.refused(error) from None
         self.state.frontend()
         count = len(first) + len(second)
         check_size(count, self.state.client.info.hidden_size, "text_2")
@@ -44,12 +43,11 @@ class Score(PooledEndpoint):
             embeddings = [b""] * count
             async for index, embedding in batch.embed(prompts, pooling_params(request)):
                 embeddings[index] = embedding
-            ones, others = embeddings[: len(first)], embeddings[len(first) :]
             data = []
-            for index, other in enumerate(others):
-                one = ones[index] if len(ones) > 1 else ones[0]
-                data.append({"index": index, "object": "score", "score": cosine(one, other)})
-                if len(others) > 1:
+            for index, (one, other) in enumerate(compared):
+                score = cosine(embeddings[one], embeddings[other])
+                data.append({"index": index, "object": "score", "score": score})
+                if len(compared) > 1:
                     await asyncio.sleep(0)  # others have their turn
             answer = {
                 "id": f"score-{exchange.request_id}",

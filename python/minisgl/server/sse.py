@@ -5,13 +5,12 @@ once per event.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from minisgl.server.choice import Delta
 from minisgl.server.errors import ApiError, from_exception
-from minisgl.server.event_pump import PumpedStream
+from minisgl.server.event_pump import Events, PumpedStream
 from minisgl.server.generation import Generation
 from minisgl.server.http import (
     EVENT_STREAM_HEADERS,
@@ -24,18 +23,6 @@ from minisgl.server.schemas import StreamOptions
 
 DONE = b"data: [DONE]\n\n"
 encode_json = msgspec.json.Encoder().encode
-
-
-class Events(Protocol):
-    """Makes the events of one kind of stream."""
-
-    def event(self, delta: Delta) -> bytes:
-        """The events that a delta makes, or b"" where it has nothing to show."""
-        ...
-
-    def last(self) -> bytes:
-        """What follows the last delta's events: usage where it was asked for, and [DONE]."""
-        ...
 
 
 class EventFrame:
@@ -56,6 +43,11 @@ class EventFrame:
         # What stands before a choice's index, and after a choice.
         self.head = self._head + b'{"index":'
         self._tail = b'}],"usage":null}\n\n' if self._usage else b"}]}\n\n"
+
+    @property
+    def changes(self) -> bool:
+        """Whether the tail differs from event to event."""
+        return self._continuous
 
     @property
     def tail(self) -> bytes:
@@ -105,7 +97,7 @@ async def stream_events(
             if send_now is None or not exchange.response_started:
                 data = b"".join([event(delta) for delta in await generation.ready()])
             else:
-                data = await PumpedStream(exchange.pump, generation, event, send_now).run()
+                data = await PumpedStream(exchange.pump, generation, events, send_now).run()
             if not generation.num_live:
                 data += events.last()
             if not data:

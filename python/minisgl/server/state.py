@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from minisgl.engine.api import EngineUnavailable
@@ -62,6 +63,11 @@ class ServerState:
     def model_name(self) -> str:
         """What answers and metrics call the model."""
         return self.model_names[0]
+
+    @property
+    def created_at(self) -> str:
+        """The time of `created` in words, as Anthropic's API and Ollama's show it."""
+        return datetime.fromtimestamp(self.created, timezone.utc).isoformat().replace("+00:00", "Z")
 
     @property
     def serving(self) -> TextFrontend | None:

@@ -23,9 +23,10 @@ class StatusPages:
         self._state = state
 
     async def models(self, request: Request) -> Response:
-        """GET /v1/models"""
-        cards = [self._card(name) for name in self._state.model_names]
-        return json_response({"object": "list", "data": cards})
+        """GET /v1/models: a page as OpenAI's API and Anthropic's have it, of all models."""
+        names = self._state.model_names
+        ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+        return json_response({"object": "list", "data": [*map(self._card, names)], **ends})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}. ApiError 404."""
@@ -91,6 +92,10 @@ class StatusPages:
             "object": "model",
             "created": state.created,
             "owned_by": "minisgl",
+            # As Anthropic's API has it.
+            "type": "model",
+            "display_name": name,
+            "created_at": state.created_at,
             # Benchmarks look for the tokenizer there.
             "root": state.root,
             "parent": None,

@@ -14,12 +14,13 @@ from __future__ import annotations
 import codecs
 import re
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minisgl.text.recently_used import RecentlyUsed
 
 if TYPE_CHECKING:
     from minisgl.tokenizer import Tokenizer
@@ -105,9 +106,15 @@ class AnswerMemory:
 
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes`: memory that they take at most, about."""
-        self.num_bytes = 0
         self._max_bytes = max_bytes
-        self._answers: OrderedDict[bytes, list[RememberedAnswer]] = OrderedDict()
+        self._answers = RecentlyUsed[bytes, list[RememberedAnswer]](
+            max_bytes, MAX_CONVERSATIONS, _total
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take, about."""
+        return self._answers.num_bytes
 
     def remember(
         self, conversation: bytes, turns: tuple[Turn, ...], token_ids: Sequence[int], text: str
@@ -119,23 +126,15 @@ class AnswerMemory:
         answer = RememberedAnswer(turns, array("i", token_ids), words)
         if not words or not turns or answer.num_bytes > self._max_bytes:
             return
-        same = self._answers.pop(conversation, [])
-        self.num_bytes -= _total(same)
+        same = self._answers.remove(conversation) or []
         others = (one for one in same if (one.turns, one.words) != (turns, words))
-        same = [*others, answer][-MAX_SAME:]
-        self._answers[conversation] = same
-        self.num_bytes += _total(same)
-        while self.num_bytes > self._max_bytes or len(self._answers) > MAX_CONVERSATIONS:
-            _, forgotten = self._answers.popitem(last=False)
-            self.num_bytes -= _total(forgotten)
+        self._answers.add(conversation, [*others, answer][-MAX_SAME:])
 
     def find(self, keys: Conversations) -> list[RememberedAnswer]:
         """What is known of a conversation's answers, the oldest first."""
         found = []
         for key in keys.answered:
-            if (answers := self._answers.get(key)) is not None:
-                self._answers.move_to_end(key)
-                found += answers
+            found += self._answers.get(key) or []
         return found
 
 

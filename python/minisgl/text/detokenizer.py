@@ -48,7 +48,7 @@ class LocalDetokenizer(Detokenizer):
 
     def __init__(self, detokenizer: IncrementalDetokenizer) -> None:
         super().__init__()
-        self._detokenizer = detokenizer
+        self.incremental = detokenizer
 
     async def push(
         self, token_ids: Sequence[int], *, final: bool = False, stop_token: int | None = None
@@ -60,7 +60,7 @@ class LocalDetokenizer(Detokenizer):
         self, token_ids: Sequence[int], *, final: bool = False, stop_token: int | None = None
     ) -> str:
         """As Detokenizer says; never None."""
-        detokenizer = self._detokenizer
+        detokenizer = self.incremental
         text = detokenizer.push(token_ids)
         if final:
             text += detokenizer.finish(stop_token)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import llguidance
 import msgspec
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 
 from minisgl.text.answer_form import escaped
 from minisgl.text.grammar_messages import GrammarSource
@@ -121,7 +121,9 @@ def _choice_grammar(source: GrammarSource, never_begins: Sequence[str]) -> Gramm
 def _given_grammar(source: GrammarSource, _: Sequence[str]) -> Grammar:
     try:
         lark = any_to_lark(source.text)
-    except (GbnfToLarkError, RecursionError, ValueError, IndexError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # which it raises itself, such as for a rule that isn't there
         raise GrammarError(
             f"the grammar is neither Lark's nor GBNF's: {str(error)[:300]}"
         ) from None

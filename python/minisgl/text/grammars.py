@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -31,8 +30,10 @@ from minisgl.text.grammar_messages import (
     frame,
 )
 from minisgl.text.limited_process import Fault, LimitedProcess, within
+from minisgl.text.recently_used import RecentlyUsed
 
 CACHE_BYTES = 2**24  # of grammars that are remembered
+MAX_REMEMBERED = 2**16  # grammars; their bytes have no room for more
 ANY_OBJECT = '{"type":"object"}'  # a schema
 MAX_WAITING = 256  # forms in the line for the process
 
@@ -103,7 +104,7 @@ class Grammars:
         self._command = command or python_command("minisgl.text.grammar_process")
         self._child: LimitedProcess[FromGrammarProcess] | None = None
         self._turn = asyncio.Lock()
-        self._made = _Made(cache_bytes)
+        self._made = RecentlyUsed[bytes, Compiled | Refused](cache_bytes, MAX_REMEMBERED, _size)
         self._running: dict[bytes, asyncio.Task[Compiled | Refused]] = {}
         self._closed = False
 
@@ -216,27 +217,6 @@ def _sentence(fault: Fault) -> str:
     if fault.died:
         return "the form of the answer is too complex: it can't be compiled within its limits"
     return f"the form of the answer is too complex: it {fault} to compile"
-
-
-class _Made:
-    """What was made, up to so many bytes: what was used last stays."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._size = 0
-        self._entries: OrderedDict[bytes, Compiled | Refused] = OrderedDict()
-
-    def get(self, key: bytes) -> Compiled | Refused | None:
-        if made := self._entries.get(key):
-            self._entries.move_to_end(key)
-        return made
-
-    def add(self, key: bytes, made: Compiled | Refused) -> None:
-        self._entries[key] = made
-        self._size += _size(made)
-        while self._size > self._limit:
-            _, oldest = self._entries.popitem(last=False)
-            self._size -= _size(oldest)
 
 
 def _size(made: Compiled | Refused) -> int:

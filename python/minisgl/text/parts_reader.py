@@ -23,6 +23,9 @@ class PartsReader:
         self.num_calls = 0
         self.num_reasoning = 0  # tokens, of those whose text's lengths were given
         self.ended = False  # before a second call that mustn't be made
+        # How many characters of the answer had been read when each of the last parts was certain to
+        # its end, where tokens' lengths were given.
+        self.part_ends: list[int] = []
         self._parser = parser
         self._parallel = parallel
         self._position = 0  # characters read
@@ -40,24 +43,32 @@ class PartsReader:
         else:
             parts = self._read_tokens(text, lengths, final)
         if len(parts) > 1:
+            self.part_ends = _joined_ends(parts, self.part_ends)
             parts = joined(parts)
-        return self._count_calls(parts)
+        parts = self._count_calls(parts)
+        del self.part_ends[len(parts) :]
+        return parts
 
     def _read_tokens(self, text: str, lengths: Sequence[int], final: bool) -> list[Part]:
         for length in lengths:
             self._end += length
             self._ends.append(self._end)
         parts: list[Part] = []
+        self.part_ends = ends = []
         begin, first = 0, self._position
         self._position += len(text)
         while self._ends and self._ends[0] <= self._position:
             end = self._ends.popleft() - first
             if end > begin:
-                parts += self._push(text[begin:end])
+                pushed = self._push(text[begin:end])
+                parts += pushed
+                ends += [first + end] * len(pushed)
                 begin = end
             self._count()
         if begin < len(text) or final:
-            parts += self._push(text[begin:], final)
+            pushed = self._push(text[begin:], final)
+            parts += pushed
+            ends += [self._position] * len(pushed)
         while final and self._ends:  # their text was cut off
             self._ends.popleft()
             self._count()
@@ -94,6 +105,18 @@ def joined(parts: Sequence[Part]) -> list[Part]:
         else:
             made += [first, *others]
     return made
+
+
+def _joined_ends(parts: Sequence[Part], ends: Sequence[int]) -> list[int]:
+    """The ends of parts once they are joined, of each the last piece's."""
+    last = len(parts) - 1
+    return [
+        end
+        for index, end in enumerate(ends)
+        if index == last
+        or isinstance(parts[index], CallPart)
+        or _kind(parts[index]) != _kind(parts[index + 1])
+    ]
 
 
 def _kind(part: Part) -> tuple[type[Part], int]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
     from minisgl.tokenizer.token_bytes import TokenBytes
     from minisgl.tokenizer.tokenizer import Tokenizer
+    from minisgl.tokenizer.whole_texts import WholeTexts
 
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -129,6 +130,31 @@ class IncrementalDetokenizer:
                 self.num_tokens += 1
                 return text + self._take_match(matcher.match)
         return text + matcher.finish()
+
+    @property
+    def whole_texts(self) -> WholeTexts | None:
+        """The texts of tokens as push() shows them where it holds nothing before and has no stop
+        string to look for. None: special tokens count for the stop strings.
+        """
+        return None if self._all_bytes is not None else self._table.whole_texts
+
+    @property
+    def stop_begins(self) -> tuple[bytes, ...]:
+        """The first characters of the stop strings, as they stand within a JSON string."""
+        return () if self._matcher is None else self._matcher.stop.first_json
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether all text so far was given out, and that of the next token is shown as it is. A
+        reader that looks it up in whole_texts adds to num_tokens and has no need of push().
+        """
+        matcher = self._matcher
+        return not (
+            self._strip_space
+            or self.match is not None
+            or self._utf8.getstate()[0]
+            or (matcher is not None and matcher.begun)
+        )
 
     def _decode(self, data: bytes) -> str:
         if self._strip_space and data:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import compress
+
+from minisgl.tokenizer.whole_texts import json_text
 
 
 class StopStrings:
@@ -25,6 +28,13 @@ class StopStrings:
         # Characters of the longest that is; 0 where there is none.
         self.longest_seeing = max(map(len, compress(self.texts, self.sees)), default=0)
 
+    @cached_property
+    def first_json(self) -> tuple[bytes, ...]:
+        """The first characters as they stand within a JSON string: where none of these is, none of
+        those is.
+        """
+        return tuple(map(json_text, self.first))
+
 
 class StopMatcher:
     """Knuth-Morris-Pratt over all stop strings at once, a character at a time.
@@ -35,7 +45,7 @@ class StopMatcher:
     """
 
     def __init__(self, stop: StopStrings) -> None:
-        self._stop = stop
+        self.stop = stop
         # Characters of each stop string that the text in which it is looked for ends with.
         self._matched = [0] * len(stop.texts)
         self._begun = False  # whether that is anything
@@ -45,12 +55,17 @@ class StopMatcher:
         self._marks = bytearray()
         self.match: str | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether the text so far may end within a stop string."""
+        return self._begun
+
     def push(self, text: str, shown: bool = True) -> str:
         """Text that stands before any stop string for certain; with a `match`, all before it.
 
         Without `shown`, `text` is that of a hidden token: only earlier text may come back.
         """
-        stop = self._stop
+        stop = self.stop
         if not self._begun and stop.first.isdisjoint(text):
             return text if shown else ""
         held = self._held
@@ -80,11 +95,11 @@ class StopMatcher:
     def _num_shown(self, index: int) -> int:
         """How many of the characters that a stop string has matched are shown."""
         matched = self._matched[index]
-        return self._marks.count(1, -matched) if matched and self._stop.sees[index] else matched
+        return self._marks.count(1, -matched) if matched and self.stop.sees[index] else matched
 
     def _advance(self, character: str, shown: bool) -> int:
         """Takes one more character. The index of the stop string that it completes, or -1."""
-        stop = self._stop
+        stop = self.stop
         if stop.longest_seeing:
             self._marks.append(shown)
         completed = -1

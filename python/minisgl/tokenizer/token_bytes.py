@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minisgl.model_files.files import ModelError
+from minisgl.tokenizer.whole_texts import WholeTexts
 
 if TYPE_CHECKING:
     import tokenizers
@@ -95,6 +96,7 @@ class TokenBytes(dict[int, bytes]):
         super().__init__((token_id, b"") for token_id in hidden)
         self._backend = backend
         self._kind = kind
+        self.whole_texts = WholeTexts(self)
 
     def __missing__(self, token_id: int) -> bytes:
         token = self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None

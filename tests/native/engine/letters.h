@@ -19,6 +19,10 @@ inline std::string library_path() {
   return python ? MINISGL_LLGUIDANCE : "";
 }
 
+// Leaves a test, as skipped, where grammars have no library.
+#define MINISGL_NEEDS_LLGUIDANCE() \
+  if (::minisgl::testing_support::library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance"
+
 inline std::string letters_of(std::int32_t token) {
   if (token == 3) return "\xff<end>";
   if (token < 26) return std::string(1, static_cast<char>('a' + token));

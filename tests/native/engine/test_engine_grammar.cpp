@@ -38,9 +38,7 @@ std::vector<Request> some_requests(std::uint64_t count) {
 
 class EngineGrammar : public testing::Test {
  protected:
-  void SetUp() override {
-    if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
-  }
+  void SetUp() override { MINISGL_NEEDS_LLGUIDANCE(); }
 
   static EngineConfig options(std::int64_t num_pages = 1000) {
     EngineConfig options = small_options();

@@ -164,7 +164,7 @@ TEST(EngineThought, GoesOnBehindWhatAnotherEngineWrote) {
 
 // What the grammar doesn't allow of a closing is passed over.
 TEST(EngineThought, KeepsToAGrammar) {
-  if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  MINISGL_NEEDS_LLGUIDANCE();
   TestEngine test(options());
   test.engine.start();
   test.engine.open_grammars(library_path(), letters());
@@ -181,7 +181,7 @@ TEST(EngineThought, KeepsToAGrammar) {
 
 // Where it allows nothing of a closing, that waits.
 TEST(EngineThought, IsClosedWhereTheGrammarAllowsIt) {
-  if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  MINISGL_NEEDS_LLGUIDANCE();
   TestEngine test(options());
   test.engine.start();
   test.engine.open_grammars(library_path(), letters());

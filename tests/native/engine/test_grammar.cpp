@@ -15,7 +15,7 @@ namespace {
 class Grammar : public testing::Test {
  protected:
   void SetUp() override {
-    if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+    MINISGL_NEEDS_LLGUIDANCE();
     tokenizer = std::make_shared<const GrammarTokenizer>(LlguidanceLibrary::load(library_path()), letters(), 60);
   }
   GrammarMatcher matcher(const std::string& grammar) { return {tokenizer, grammar}; }
@@ -119,7 +119,7 @@ TEST(GrammarLibrary, WhatIsMissingIsNamed) {
 }
 
 TEST(GrammarLibrary, AVocabularyIsChecked) {
-  if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  MINISGL_NEEDS_LLGUIDANCE();
   const LlguidanceLibrary library = LlguidanceLibrary::load(library_path());
   GrammarVocabulary vocabulary = letters();
   vocabulary.ends.clear();
@@ -189,7 +189,7 @@ TEST(TokenMerges, AreMadeAsTheyAreOneByOne) {
 
 // Reading has limits of its own: what it took is no time of the first mask.
 TEST(GrammarThreads, ReadingIsNoPartOfAMask) {
-  if (library_path().empty()) GTEST_SKIP() << "the Python of the build has no llguidance";
+  MINISGL_NEEDS_LLGUIDANCE();
   constexpr std::chrono::milliseconds kLimit{50};
   Grammars grammars(50, kLimit, [] {});
   grammars.open(library_path(), letters());

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <random>
 
 #include "kernels/device_kv_cache.h"
@@ -93,102 +94,135 @@ struct Poison {
   float value;
 };
 
-void expect_attention(Device& device, const Case& c, const std::vector<Part>& parts, double tolerance,
-                      const std::vector<Poison>& poisons = {}) {
-  const HeadShape shape{c.num_heads, c.num_kv_heads, c.head_dim};
-  const std::int64_t width = shape.row_size(), dim = c.head_dim;
-  const DType dtype = device.activation_dtype();
-  // Pages of all sequences, shuffled; two belong to nobody.
-  std::int32_t num_pages = 2;
-  const auto pages_for = [&](const Part& part) { return (part.cached + part.rows + c.page_size - 1) / c.page_size; };
-  for (const Part& part : parts) num_pages += pages_for(part);
-  std::vector<std::int32_t> pages(num_pages);
-  std::iota(pages.begin(), pages.end(), 0);
-  std::shuffle(pages.begin(), pages.end(), std::mt19937(3));
-
-  const std::int64_t cache_size = std::int64_t{num_pages} * c.num_kv_heads * c.page_size * dim;
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  std::vector<float> keys(cache_size, nan), values(cache_size, nan), qkv;
+// A step over these parts, and what is in the cache.
+struct Contents {
+  std::int32_t num_pages = 2;  // of all sequences; two belong to nobody
+  std::vector<float> keys, values;
+  std::vector<float> qkv;  // [positions, row_size]
   std::vector<std::int32_t> positions;
   std::vector<ops::SequenceRows> sequences;
   std::vector<std::vector<std::int32_t>> tables;
-  const auto at = [&](const std::vector<std::int32_t>& table, std::int32_t position, int head) {
-    return ((std::int64_t{table[position / c.page_size]} * c.num_kv_heads + head) * c.page_size +
-            position % c.page_size) *
-           dim;
-  };
+};
+
+std::int64_t slot_of(const Case& c, const std::vector<std::int32_t>& table, std::int32_t position, int head) {
+  return ((std::int64_t{table[position / c.page_size]} * c.num_kv_heads + head) * c.page_size +
+          position % c.page_size) *
+         c.head_dim;
+}
+
+std::int32_t first_seen_from(const Case& c, std::int32_t position) {
+  return c.window > 0 ? std::max(0, position - c.window + 1) : 0;
+}
+
+Contents make_contents(const Case& c, DType dtype, const std::vector<Part>& parts, const std::vector<Poison>& poisons) {
+  const std::int64_t width = HeadShape{c.num_heads, c.num_kv_heads, c.head_dim}.row_size(), dim = c.head_dim;
+  Contents contents;
+  const auto pages_for = [&](const Part& part) { return (part.cached + part.rows + c.page_size - 1) / c.page_size; };
+  for (const Part& part : parts) contents.num_pages += pages_for(part);
+  std::vector<std::int32_t> pages(contents.num_pages);
+  std::iota(pages.begin(), pages.end(), 0);
+  std::shuffle(pages.begin(), pages.end(), std::mt19937(3));
+
+  const std::int64_t cache_size = std::int64_t{contents.num_pages} * c.num_kv_heads * c.page_size * dim;
+  contents.keys.assign(cache_size, std::numeric_limits<float>::quiet_NaN());
+  contents.values = contents.keys;
   int seed = 30;
   for (const Part& part : parts) {
-    tables.emplace_back(pages.end() - pages_for(part), pages.end());
-    pages.resize(pages.size() - tables.back().size());
-    const std::int32_t first_seen = c.window > 0 ? std::max(0, part.cached - c.window + 1) : 0;
-    for (std::int32_t position = first_seen; position < part.cached + part.rows; ++position) {
+    const auto& table = contents.tables.emplace_back(pages.end() - pages_for(part), pages.end());
+    pages.resize(pages.size() - table.size());
+    for (std::int32_t position = first_seen_from(c, part.cached); position < part.cached + part.rows; ++position) {
       for (int head = 0; head < c.num_kv_heads; ++head) {
         // Heads of different sizes, where each has a scale of its own.
         const float size = has_kv_scales(c.kv_dtype) ? 0.25f * static_cast<float>(1 + seed % 13) : 1.0f;
         const auto k = random_floats(dim, ++seed, size), v = random_floats(dim, ++seed, size * c.value_size);
-        for (std::int64_t i = 0; i < dim; ++i) {
-          keys[at(tables.back(), position, head) + i] = k[i];
-          values[at(tables.back(), position, head) + i] = v[i];
-        }
+        std::ranges::copy(k, contents.keys.begin() + slot_of(c, table, position, head));
+        std::ranges::copy(v, contents.values.begin() + slot_of(c, table, position, head));
       }
     }
     const auto row_data = rounded(dtype, random_floats(part.rows * width, ++seed));
-    sequences.push_back({static_cast<std::int32_t>(positions.size()), part.rows, part.cached, nullptr});
-    qkv.insert(qkv.end(), row_data.begin(), row_data.end());
-    for (std::int32_t i = 0; i < part.rows; ++i) positions.push_back(part.cached + i);
+    const auto first_row = static_cast<std::int32_t>(contents.positions.size());
+    contents.sequences.push_back({first_row, part.rows, part.cached, nullptr});
+    contents.qkv.insert(contents.qkv.end(), row_data.begin(), row_data.end());
+    for (std::int32_t i = 0; i < part.rows; ++i) contents.positions.push_back(part.cached + i);
   }
-  for (std::size_t i = 0; i < parts.size(); ++i) sequences[i].page_table = tables[i].data();
-  for (const Poison& poison : poisons)
-    (poison.in_key ? keys : values)[at(tables[poison.part], poison.position, 0) + dim / 2] = poison.value;
+  for (std::size_t i = 0; i < parts.size(); ++i) contents.sequences[i].page_table = contents.tables[i].data();
+  for (const Poison& poison : poisons) {
+    std::vector<float>& poisoned = poison.in_key ? contents.keys : contents.values;
+    poisoned[slot_of(c, contents.tables[poison.part], poison.position, 0) + dim / 2] = poison.value;
+  }
+  return contents;
+}
 
-  const auto num_rows = std::ssize(positions);
-  const std::vector<std::int32_t> tokens(positions.size(), 0);
-  const DeviceMatrix data(device, dtype, num_rows, width, qkv), out(device, dtype, num_rows, c.num_heads * dim);
-  const DeviceKvCache cache(device, c.kv_dtype, num_pages, shape, c.page_size, keys, values);
-  keys = cache.keys();
-  values = cache.values();
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
-  device.begin_step({tokens, positions, sequences, {}, c.page_size}, {});
+float scale_of(const Case& c) {
+  return static_cast<float>(1 / std::sqrt(static_cast<double>(c.head_dim)));
+}
+
+// [head_dim] what a row's head comes to, by definition; none where it sees a key that is NaN: nothing is promised then.
+std::optional<std::vector<double>> expected_of(const Case& c, const Contents& contents, std::size_t sequence,
+                                               std::int64_t row, int head) {
+  const std::int64_t width = HeadShape{c.num_heads, c.num_kv_heads, c.head_dim}.row_size(), dim = c.head_dim;
+  const std::int32_t position = contents.positions[row], first = first_seen_from(c, position);
+  const int kv_head = head / (c.num_heads / c.num_kv_heads);
+  const auto at = [&](std::int32_t p) { return slot_of(c, contents.tables[sequence], p, kv_head); };
+  std::vector<double> scores;
+  for (std::int32_t p = first; p <= position; ++p) {
+    double dot = 0;
+    for (std::int64_t k = 0; k < dim; ++k)
+      dot += double{contents.qkv[row * width + head * dim + k]} * contents.keys[at(p) + k];
+    scores.push_back(dot * scale_of(c));
+  }
+  const double top = *std::ranges::max_element(scores);
+  double total = 0;
+  std::vector<double> expected(dim, 0.0);
+  for (std::int32_t p = first; p <= position; ++p) {
+    const double weight = std::exp(scores[p - first] - top);
+    total += weight;
+    for (std::int64_t k = 0; k < dim; ++k) expected[k] += weight * contents.values[at(p) + k];
+  }
+  if (std::isnan(total)) return std::nullopt;
+  for (double& value : expected) value /= total;
+  return expected;
+}
+
+// Where a value that the row sees isn't finite, neither is what comes of it.
+void expect_head(std::vector<float> actual, std::vector<double> expected, double tolerance) {
+  for (std::size_t k = 0; k < expected.size(); ++k) {
+    if (std::isfinite(expected[k])) continue;
+    ASSERT_FALSE(std::isfinite(actual[k]));
+    expected[k] = actual[k] = 0;
+  }
+  if (std::ranges::all_of(expected, [](double value) { return value == 0; })) return;
+  ASSERT_LE(relative_error(actual, expected), tolerance);
+}
+
+void expect_attention(Device& device, const Case& c, const std::vector<Part>& parts, double tolerance,
+                      const std::vector<Poison>& poisons = {}) {
+  const HeadShape shape{c.num_heads, c.num_kv_heads, c.head_dim};
+  const DType dtype = device.activation_dtype();
+  Contents contents = make_contents(c, dtype, parts, poisons);
+  const auto num_rows = std::ssize(contents.positions);
+  const std::vector<std::int32_t> tokens(contents.positions.size(), 0);
+  const DeviceMatrix data(device, dtype, num_rows, shape.row_size(), contents.qkv);
+  const DeviceMatrix out(device, dtype, num_rows, c.num_heads * c.head_dim);
+  const DeviceKvCache cache(device, c.kv_dtype, contents.num_pages, shape, c.page_size, contents.keys, contents.values);
+  contents.keys = cache.keys();
+  contents.values = cache.values();
+  device.begin_step({tokens, contents.positions, contents.sequences, {}, c.page_size}, {});
   for (int run = 0; run < 2; ++run) {  // the second finds what the first left of its scratch memory
-    device.paged_attention(data.view(), shape, cache.layer(), scale, c.window, out.view());
+    device.paged_attention(data.view(), shape, cache.layer(), scale_of(c), c.window, out.view());
   }
 
   const auto got = out.values();
   for (std::size_t s = 0; s < parts.size(); ++s) {
     for (std::int32_t i = 0; i < parts[s].rows; ++i) {
-      const std::int64_t row = sequences[s].first_row + i;
-      const std::int32_t position = positions[row];
-      const std::int32_t first = c.window > 0 ? std::max(0, position - c.window + 1) : 0;
+      const std::int64_t row = contents.sequences[s].first_row + i;
       for (int head = 0; head < c.num_heads; ++head) {
-        const int kv_head = head / (c.num_heads / c.num_kv_heads);
-        std::vector<double> scores;
-        for (std::int32_t p = first; p <= position; ++p) {
-          double dot = 0;
-          for (std::int64_t k = 0; k < dim; ++k)
-            dot += double{qkv[row * width + head * dim + k]} * keys[at(tables[s], p, kv_head) + k];
-          scores.push_back(dot * scale);
-        }
-        const double top = *std::ranges::max_element(scores);
-        double total = 0;
-        std::vector<double> expected(dim, 0.0);
-        for (std::int32_t p = first; p <= position; ++p) {
-          const double weight = std::exp(scores[p - first] - top);
-          total += weight;
-          for (std::int64_t k = 0; k < dim; ++k) expected[k] += weight * values[at(tables[s], p, kv_head) + k];
-        }
-        for (double& value : expected) value /= total;
-        const auto first_got = got.begin() + (row * c.num_heads + head) * dim;
-        std::vector<float> actual(first_got, first_got + dim);
-        if (std::isnan(total)) continue;  // a key that it sees is NaN: nothing is promised
-        for (std::int64_t k = 0; k < dim; ++k) {
-          if (std::isfinite(expected[k])) continue;  // it sees a value that isn't
-          ASSERT_FALSE(std::isfinite(actual[k])) << "sequence " << s << ", position " << position << ", head " << head;
-          expected[k] = actual[k] = 0;
-        }
-        if (std::ranges::all_of(expected, [](double value) { return value == 0; })) continue;
-        ASSERT_LE(relative_error(actual, expected), tolerance)
-            << "sequence " << s << ", position " << position << ", head " << head;
+        const std::optional<std::vector<double>> expected = expected_of(c, contents, s, row, head);
+        if (!expected) continue;
+        const auto first = got.begin() + (row * c.num_heads + head) * c.head_dim;
+        SCOPED_TRACE(testing::Message() << "sequence " << s << ", position " << contents.positions[row] << ", head "
+                                        << head);
+        ASSERT_NO_FATAL_FAILURE(expect_head({first, first + c.head_dim}, *expected, tolerance));
       }
     }
   }

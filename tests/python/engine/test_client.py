@@ -36,6 +36,7 @@ from tests.python.engine.fake_rank import (
     STUCK_ONCE,
     UNSENDABLE_ONCE,
 )
+from tests.python.engine.reading import read
 from tests.python.waiting import PATIENCE, until
 
 FAKE_RANK = (sys.executable, str(Path(__file__).with_name("fake_rank.py")))
@@ -55,16 +56,6 @@ async def client() -> AsyncIterator[EngineClient]:
     await client.start(PATIENCE)
     yield client
     await client.close()
-
-
-async def read(stream: TokenStream) -> tuple[list[int], Output]:
-    """All tokens of a stream and its last output."""
-    tokens: list[int] = []
-    while True:
-        output = await stream.next()
-        tokens += output.token_ids
-        if output.finish:
-            return tokens, output
 
 
 def params(max_tokens: int = 5) -> SamplingParams:

@@ -97,6 +97,19 @@ async def tokens_of(stream: TokenStream) -> list[int]:
     return output.token_ids
 
 
+async def test_a_host_ends_with_the_server_that_it_has_joined(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with guests(1) as (hub, (guest,)):
+        client = client_of(hub)
+        await client.start(20)
+        await client.close()
+        with caplog.at_level("INFO"):
+            await hub.close()
+            assert await asyncio.wait_for(guest.work, PATIENCE) == ""
+    assert "host 0 has ended in order, and so does this host" in caplog.text
+
+
 async def test_another_host_looks_for_a_model_that_it_was_not_started_with() -> None:
     async with guests(1) as (hub, _):
 

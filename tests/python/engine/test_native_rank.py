@@ -11,9 +11,9 @@ import pytest_asyncio
 
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.client import EngineClient
-from minisgl.engine.stream import TokenStream
-from minisgl.ipc.messages import BlockEvent, EngineOptions, Output
+from minisgl.ipc.messages import BlockEvent, EngineOptions
 from minisgl.sampling_params import SamplingParams
+from tests.python.engine.reading import read
 
 
 @pytest.fixture
@@ -31,15 +31,6 @@ async def client(default_gguf: Path, blocks: list[BlockEvent]) -> AsyncIterator[
     await client.start(120)
     yield client
     await client.close()
-
-
-async def read(stream: TokenStream) -> tuple[list[int], Output]:
-    tokens: list[int] = []
-    while True:
-        output = await stream.next()
-        tokens += output.token_ids
-        if output.finish:
-            return tokens, output
 
 
 async def test_a_request_gets_the_same_tokens_alone_and_among_others(client: EngineClient) -> None:

@@ -352,10 +352,15 @@ def test_gradients_are_refused_where_they_are_recorded() -> None:
         assert torch.equal(layer(x), y)
 
 
-def test_what_does_not_fit_is_named(become_rank: BecomeRank) -> None:
-    layer = filled()
+def expect_refusals(refusals: list[tuple[Callable[[], object], str]]) -> None:
+    for attempt, message in refusals:
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert str(error.value) == message
+
+
+def test_sizes_that_do_not_fit_are_named(become_rank: BecomeRank) -> None:
     become_rank(0, 2)
-    column = LinearColParallelMerged(6, [4, 8], False)
     merged = torch.zeros(12, 6)
     refusals: list[tuple[Callable[[], object], str]] = [
         (
@@ -410,6 +415,16 @@ def test_what_does_not_fit_is_named(become_rank: BecomeRank) -> None:
             lambda: LinearQKVMerged.from_weights((merged, merged, merged), head_dim=5),
             "weights[0] has 12 rows, no multiple of head_dim 5",
         ),
+    ]
+    expect_refusals(refusals)
+
+
+def test_tensors_that_do_not_fit_are_named(become_rank: BecomeRank) -> None:
+    layer = filled()
+    become_rank(0, 2)
+    column = LinearColParallelMerged(6, [4, 8], False)
+    merged = torch.zeros(12, 6)
+    refusals: list[tuple[Callable[[], object], str]] = [
         (lambda: column.load_state_dict({}), "the state dict has no weight"),
         (
             lambda: column.load_state_dict({"weight": merged, "gate.weight": merged}),
@@ -440,10 +455,7 @@ def test_what_does_not_fit_is_named(become_rank: BecomeRank) -> None:
             "input must be float32, float16 or bfloat16, got int64",
         ),
     ]
-    for attempt, message in refusals:
-        with pytest.raises(InputError) as error:
-            attempt()
-        assert str(error.value) == message
+    expect_refusals(refusals)
 
 
 def test_a_tensor_without_memory_is_named() -> None:

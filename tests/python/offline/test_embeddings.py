@@ -22,7 +22,6 @@ from tests.python.models.tiny_models import (
 from tests.python.running.tiny_model import make_tiny_model
 
 MAX_MODEL_LEN = 2048
-HIDDEN_SIZE = 64
 F32_TOLERANCE = 1e-4
 PROMPTS = [token_ids(length, seed=length) for length in (1, 5, 64, 300, MAX_MODEL_LEN)]
 

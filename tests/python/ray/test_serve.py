@@ -7,6 +7,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,23 @@ def test_a_plain_deployment_serves_streams_and_notices_clients_that_go(
     gone = 'minisgl:request_success_total{engine="0",finished_reason="abort",model_name="tiny"} 1.0'
     until(lambda: gone in httpx.get(f"{own}/metrics").text)
     serve.delete("plain")
+
+
+def test_the_application_is_made_before_anybody_has_connected(url: str) -> None:
+    """As `serve run` does it, which connects afterwards."""
+    import ray
+
+    program = (
+        "import ray; from minisgl.ray.serve import app; app({'threads': 2, 'tp': 3}); "
+        "assert not ray.is_initialized()"
+    )
+    address = ray.get_runtime_context().gcs_address
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"Connecting to existing Ray cluster at address: {address}" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,12 @@ class Server:
         return await self.http.post("/v1/completions", json={"prompt": prompt, **fields})
 
 
+def prompt(server: Server) -> str:
+    """The text of the latest prompt, without special tokens."""
+    ids = server.engine.submitted[-1].request.prompt
+    return bytes(token for token in ids if token < 256).decode()
+
+
 StartServer = Callable[..., contextlib.AbstractAsyncContextManager[Server]]
 
 

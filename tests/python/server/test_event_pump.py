@@ -17,6 +17,7 @@ from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import Output
 from minisgl.server import call
 from minisgl.server.event_pump import EventPump, PumpedStream
+from minisgl.server.plain_text import PlainText
 from tests.python.server.byte_tokenizer import END, VOCAB_SIZE
 from tests.python.server.conftest import Server, StartServer, events
 from tests.python.server.fake_engine import FakeClient, Script, output
@@ -29,22 +30,25 @@ TEXTS = (
     "é ü ß Ω 語 한국어 🙂 👨‍👩‍👧 \U0010ffff \ufffd \ufeff",
     "one STOP two ST STOSTOP ababac éstop語",
 )
-OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    (CHAT, {}),
-    (COMPLETIONS, {}),
-    (CHAT, {"stream_options": {"include_usage": True}}),
-    (COMPLETIONS, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
-    (CHAT, {"stop": ["STOP", "abac", "p語"]}),
-    (COMPLETIONS, {"stop": "é語", "include_stop_str_in_output": True}),
-    (COMPLETIONS, {"stop": ["<end>", "\ufffd\ufffd\ufffd"], "min_tokens": 12}),
-    (CHAT, {"skip_special_tokens": False}),
-    (COMPLETIONS, {"skip_special_tokens": False, "stop": ["<turn>x", "zz"]}),
-    (CHAT, {"logprobs": True, "top_logprobs": 2}),
-    (COMPLETIONS, {"logprobs": 1, "echo": True}),
-    (CHAT, {"return_token_ids": True}),
-    ("/v1/responses", {}),
-    ("/v1/messages", {}),
-    ("/api/chat", {}),
+# An API, a request's options, and whether outputs of whole characters take the shorter way.
+OPTIONS: list[tuple[str, dict[str, Any], bool]] = [
+    (CHAT, {}, True),
+    (COMPLETIONS, {}, True),
+    (CHAT, {"stream_options": {"include_usage": True}}, True),
+    (COMPLETIONS, {"stream_options": {"continuous_usage_stats": True}}, False),
+    (CHAT, {"stop": ["STOP", "abac", "p語"]}, True),
+    (COMPLETIONS, {"stop": "é語", "include_stop_str_in_output": True}, True),
+    (COMPLETIONS, {"stop": ["\ufffd\ufffd\ufffd", '"', "\n"], "min_tokens": 12}, True),
+    (COMPLETIONS, {"stop": ["<end>", "zz"]}, False),
+    (CHAT, {"skip_special_tokens": False}, True),
+    (COMPLETIONS, {"skip_special_tokens": False, "stop": ["<turn>x", "zz"]}, False),
+    (CHAT, {"logprobs": True, "top_logprobs": 2}, False),
+    (COMPLETIONS, {"logprobs": 1, "echo": True}, False),
+    (COMPLETIONS, {"echo": True}, True),
+    (CHAT, {"return_token_ids": True}, False),
+    ("/v1/responses", {}, False),
+    ("/v1/messages", {}, False),
+    ("/api/chat", {}, False),
 ]
 
 
@@ -116,22 +120,33 @@ def without_frames(data: bytes) -> bytes:
     return re.sub(rb"\r\n[0-9a-f]+\r\n", b"", data)
 
 
-@pytest.mark.parametrize(("path", "fields"), OPTIONS)
+@pytest.mark.parametrize(("path", "fields", "plain"), OPTIONS)
 async def test_the_bytes_are_those_of_asgi_messages(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, path: str, fields: dict[str, Any]
+    start_server: StartServer,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    fields: dict[str, Any],
+    plain: bool,
 ) -> None:
     choose = random.Random(f"{path} {fields}")
-    pumped = 0
-    add = EventPump.add
+    pumped = looked_up = 0
+    add, take = EventPump.add, PlainText.take
 
     def counted(pump: EventPump, stream: PumpedStream) -> None:
         nonlocal pumped
         pumped += 1
         add(pump, stream)
 
+    def noted(text: PlainText, now: float) -> bytes | None:
+        nonlocal looked_up
+        found = take(text, now)
+        looked_up += found is not None
+        return found
+
     monkeypatch.setattr(EventPump, "add", counted)
+    monkeypatch.setattr(PlainText, "take", noted)
     async with start_server(max_model_len=2000) as server:
-        for number in range(12):
+        for number in range(6):
             steps, finish = random_steps(choose), choose.choice(["stop", "length"])
             server.engine.script = scripted(steps, finish)
             found = await answer(server, path, fields)
@@ -145,6 +160,7 @@ async def test_the_bytes_are_those_of_asgi_messages(
             assert found == expected, (number, steps)
             assert b" 200 " in found[:20]
     assert pumped
+    assert bool(looked_up) == plain
 
 
 async def test_several_choices(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from minisgl.server import checks
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
 from minisgl.server.decoding import MAX_NAMED, MAX_SEARCHED_BYTES, IgnoredFields, decode
@@ -37,6 +38,30 @@ def named(caplog: pytest.LogCaptureFixture) -> Any:
 
     caplog.set_level(logging.WARNING, "minisgl.server.decoding")
     return names
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"n": 1000}, "<= 128, got 1000."),
+        ({"temperature": "100.5"}, '<= 100.0, got "100.5".'),
+        ({"top_k": -(10**80)}, f"got -1{'0' * 75}...."),
+        ({"seed": 2**70}, f"got {2**70}."),
+        ({"stop": ["a"] * 65}, "of length <= 64, got 65."),
+        ({"stop": "a" * 1025}, "of length <= 1024, got 1025."),
+        ({"tools": [{"function": {"name": ""}}]}, "of length >= 1, got 0."),
+        ({"logit_bias": {str(number): 1 for number in range(1025)}}, "<= 1024, got 1025."),
+        ({"truncation_side": "up"}, "'up': it must be 'left' or 'right'."),
+        ({"a_field_that_is_ignored": 1, "n": 1000}, "<= 128, got 1000."),
+        # The decoder doesn't tell which key it was.
+        ({"logit_bias": {"5": 101}}, "<= 100.0."),
+    ],
+)
+def test_what_is_out_of_range_is_told_with_what_it_is(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        checks.check_chat(read(fields))
+    assert refused.value.message.endswith(words)
+    assert refused.value.param is not None
 
 
 @pytest.mark.parametrize("strict", [False, True])

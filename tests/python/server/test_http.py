@@ -35,6 +35,22 @@ async def test_unknown_route(server: Server) -> None:
         answer = await server.http.post(path, content=BODY)
         assert answer.status_code == 404, path
         assert answer.json()["error"]["code"] == "unknown_url"
+        assert "There is" not in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/models", "/v1/models"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/v1/api/chat/", "/api/chat"),
+    ],
+)
+async def test_a_base_url_with_or_without_v1(server: Server, path: str, known: str) -> None:
+    answer = await server.http.post(path, content=BODY)
+    assert answer.status_code == 404
+    assert f"There is {known}: " in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from minisgl.server.message_events import event as event_of
 from minisgl.text.formats import AnswerFormats
 from minisgl.text.parts import ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
 from minisgl.text.parts_reader import joined
-from tests.python.server.conftest import MODEL, Server, StartServer
+from tests.python.server.conftest import MODEL, Server, StartServer, prompt
 from tests.python.server.fake_engine import FakeClient, Script, endless, output, reply, taken
 from tests.python.server.test_disconnect import until
 from tests.python.server.test_response_tools import ANSWER, CALL, FORMATS, TEMPLATE, in_turn
@@ -108,11 +108,6 @@ def put_together(found: list[dict[str, Any]]) -> dict[str, Any]:
     assert pings == bool(message["content"])
     end = found[-2]
     return {**message, **end["delta"], "usage": {**message["usage"], **end["usage"]}}
-
-
-def prompt(server: Server) -> str:
-    ids = server.engine.submitted[-1].request.prompt
-    return bytes(token for token in ids if token < 256).decode()
 
 
 async def test_answer(server: Server) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.python.server.conftest import MODEL, Server, StartServer
+from tests.python.server.conftest import MODEL, Server, StartServer, prompt
 from tests.python.server.fake_engine import endless, reply
 from tests.python.server.test_messages import CLOCK
 from tests.python.server.test_response_tools import ANSWER, FORMATS, TEMPLATE, in_turn
@@ -25,11 +25,6 @@ TOOLS = {"formats": FORMATS, "template": TEMPLATE, "max_model_len": 1024}
 def client(server: Server, **options: Any) -> Any:
     options = {"api_key": "none", "max_retries": 0, **options}
     return anthropic.AsyncAnthropic(base_url=server.url, **options)
-
-
-def prompt(server: Server) -> str:
-    ids = server.engine.submitted[-1].request.prompt
-    return bytes(token for token in ids if token < 256).decode()
 
 
 async def test_create_and_stream(server: Server) -> None:
@@ -145,3 +140,15 @@ async def test_errors(start_server: StartServer) -> None:
             long = [{"role": "user", "content": "x" * 300}]
             with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
                 await sdk.messages.create(**{**ASKED, "messages": long})
+
+
+async def test_models(start_server: StartServer) -> None:
+    async with start_server(reply("Hello"), api_key=("key",)) as server:
+        async with client(server, api_key="key") as sdk:
+            listed, _ = [model async for model in sdk.models.list()]
+            assert (listed.id, listed.type, listed.display_name) == (MODEL, "model", MODEL)
+            assert listed.created_at.timestamp() == listed.created
+            assert await sdk.models.retrieve(MODEL) == listed
+        async with client(server, api_key="another") as sdk:
+            with pytest.raises(anthropic.AuthenticationError, match="x-api-key"):
+                await sdk.models.list()

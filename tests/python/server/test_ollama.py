@@ -16,7 +16,7 @@ from minisgl.text.formats import AnswerFormats
 from minisgl.tokenizer.fill_in_middle import FillInMiddle
 from tests.python.server.bad_requests import content_of
 from tests.python.server.byte_tokenizer import END, TURN
-from tests.python.server.conftest import MODEL, Server, StartServer
+from tests.python.server.conftest import MODEL, Server, StartServer, prompt
 from tests.python.server.fake_engine import FakeClient, endless, output, reply, taken
 from tests.python.server.ollama_bad_requests import OLLAMA_BAD_REQUESTS
 from tests.python.server.test_response_tools import ANSWER, CALL, TEMPLATE, in_turn
@@ -88,11 +88,6 @@ def without_times(answer: dict[str, Any]) -> dict[str, Any]:
         for name, value in answer.items()
         if name != "created_at" and not name.endswith("_duration")
     }
-
-
-def prompt(server: Server) -> str:
-    ids = server.engine.submitted[-1].request.prompt
-    return bytes(token for token in ids if token < 256).decode()
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.python.server.conftest import MODEL, Server, StartServer
+from tests.python.server.conftest import MODEL, Server, StartServer, prompt
 from tests.python.server.fake_engine import reply
 
 agents = pytest.importorskip("agents", reason="openai-agents is not installed: extra 'clients'")
@@ -22,11 +22,6 @@ def agent(server: Server, **fields: Any) -> Any:
     client = server.openai()
     model = agents.OpenAIResponsesModel(model=MODEL, openai_client=client)
     return agents.Agent(name="test", instructions="Be kind.", model=model, **fields)
-
-
-def prompt(server: Server) -> str:
-    ids = server.engine.submitted[-1].request.prompt
-    return bytes(token for token in ids if token < 256).decode()
 
 
 async def test_a_conversation(start_server: StartServer) -> None:

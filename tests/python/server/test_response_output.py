@@ -13,6 +13,8 @@ from minisgl.server.response_events import EventWriter, ResponseOutput
 from minisgl.server.response_items import messages_of, stored_items
 from minisgl.server.response_schemas import Item
 from minisgl.server.response_store import NUM_OVERHEAD_BYTES, ResponseStore, StoredResponse, Turn
+from minisgl.text.formats import Parsing
+from minisgl.text.parsers.formats import ParserContext
 from minisgl.text.parts import ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
 from tests.python.server.byte_tokenizer import make_tokenizer
 from tests.python.server.test_responses import events
@@ -122,20 +124,27 @@ def test_text_without_a_parser_is_content() -> None:
     assert items[0]["content"][0]["text"] == "Hello"
 
 
-def test_log_probabilities_are_the_content_s() -> None:
-    def entry(character: str) -> TokenEntry:
-        return TokenEntry(ord(character), -0.5, [], 0)
+CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "Hi"}}\n</tool_call>'
 
-    items, _ = made(
-        [
-            Delta(0, "t", [entry("t")], parts=[ReasoningPart("t")]),
-            Delta(0, "<", [entry("<")], parts=[]),  # a parser waits for what it may be
-            Delta(0, "a", [entry("a")], parts=[TextPart("<a")]),
-            Delta(0, "c", [entry("c")], parts=[CallPart(0, "call_a", "f")]),
-        ],
-        has_logprobs=True,
-    )
-    assert [one["token"] for one in items[1]["content"][0]["logprobs"]] == ["<", "a"]
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_log_probabilities_are_the_content_s(size: int) -> None:
+    said = f"<think>Hi, then</think>\n\nHi, a < b \n{CALL}\nHi\n{CALL}"
+    reader = Parsing("hermes", "qwen3", ParserContext("", lambda: "call_a"), True).reader()
+    deltas = []
+    for begin in range(0, len(said), size):
+        text = said[begin : begin + size]
+        lengths = [1] * len(text)
+        parts = reader.read(text, lengths, final=begin + size >= len(said))
+        entries = [TokenEntry(ord(one), -0.5, [], begin + at) for at, one in enumerate(text)]
+        deltas.append(Delta(0, text, entries, parts=parts, part_ends=reader.part_ends))
+    items, found = made(deltas, has_logprobs=True)
+    contents = [item["content"][0] for item in items if item["type"] == "message"]
+    assert [content["text"] for content in contents] == ["Hi, a < b", "Hi"]
+    for content in contents:
+        assert "".join(one["token"] for one in content["logprobs"]) == content["text"]
+    streamed = [one["logprobs"] for one in found if one["type"] == "response.output_text.delta"]
+    assert sum(streamed, []) == [one for content in contents for one in content["logprobs"]]
 
 
 def sent_back(items: list[dict[str, Any]]) -> list[Item]:
@@ -207,8 +216,10 @@ def test_the_store_is_bounded_and_counts_shared_turns_once() -> None:
 
 def counted(store: ResponseStore) -> int:
     """The memory of a store, each turn once, in the slow and obvious way."""
-    turns = {id(one): one for kept in store._responses.values() for one in kept.turn.chain()}
-    return sum(kept.num_bytes for kept in store._responses.values()) + sum(
+    turns = {
+        id(one): one for kept in store._responses._values.values() for one in kept.turn.chain()
+    }
+    return sum(kept.num_bytes for kept in store._responses._values.values()) + sum(
         one.num_bytes for one in turns.values()
     )
 
@@ -220,11 +231,11 @@ def test_what_was_used_stays() -> None:
         store.add(None, name, StoredResponse(b"y" * 10, turn(None, 10), 1))
     store.find(None, "a")
     store.add(None, "d", StoredResponse(b"y" * 10, turn(None, 10), 1))
-    assert {key for _, key in store._responses} == {"a", "c", "d"}
+    assert {key for _, key in store._responses._values} == {"a", "c", "d"}
 
 
 def test_what_is_too_large_makes_nothing_go() -> None:
     store = ResponseStore(10_000)
     store.add(None, "a", StoredResponse(b"", turn(None, 10), 1))
     store.add(None, "b", StoredResponse(b"", turn(None, 10_000), 1))
-    assert {key for _, key in store._responses} == {"a"}
+    assert {key for _, key in store._responses._values} == {"a"}

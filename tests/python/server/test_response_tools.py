@@ -9,7 +9,7 @@ import pytest
 
 from minisgl.engine.stream import TokenStream
 from minisgl.text.formats import AnswerFormats
-from tests.python.server.conftest import MODEL, Server, StartServer
+from tests.python.server.conftest import MODEL, Server, StartServer, prompt
 from tests.python.server.fake_engine import FakeClient, Script, reply
 from tests.python.server.test_responses import events
 
@@ -45,11 +45,6 @@ async def respond(server: Server, given: Any = "hi", **fields: Any) -> Any:
     answer = await server.http.post("/v1/responses", json={"input": given, **fields})
     assert answer.status_code == 200, answer.text
     return answer
-
-
-def prompt(server: Server) -> str:
-    ids = server.engine.submitted[-1].request.prompt
-    return bytes(token for token in ids if token < 256).decode()
 
 
 async def test_a_call_or_a_form_behind_a_thought(start_server: StartServer) -> None:

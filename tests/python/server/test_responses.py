@@ -20,7 +20,7 @@ from minisgl.server.response_request import chat_request
 from minisgl.server.response_schemas import ResponsesRequest
 from minisgl.server.schemas import Message
 from minisgl.server.translation import RESPONSES
-from tests.python.server.conftest import MODEL, Server, StartServer
+from tests.python.server.conftest import MODEL, Server, StartServer, prompt
 from tests.python.server.fake_engine import FakeClient, endless, output, reply, taken
 from tests.python.server.test_disconnect import until
 from tests.python.server.test_returning_answers import answering, contains
@@ -48,11 +48,6 @@ def events(body: str) -> list[dict[str, Any]]:
         found.append(event)
     assert [event["sequence_number"] for event in found] == list(range(len(found)))
     return found
-
-
-def prompt(server: Server) -> str:
-    ids = server.engine.submitted[-1].request.prompt
-    return bytes(token for token in ids if token < 256).decode()
 
 
 async def test_answer(server: Server) -> None:
@@ -252,6 +247,8 @@ async def test_items_by_reference(server: Server) -> None:
     for item_id in ("msg_x_0", f"msg_{first['id'].removeprefix('resp_')}_7", "x"):
         refused = await respond(server, [{"type": "item_reference", "id": item_id}])
         assert (refused.status_code, refused.json()["error"]["param"]) == (404, "input[0].id")
+    # No response is named where the id has none.
+    assert refused.json()["error"]["message"] == "The item 'x' is not stored."
 
 
 async def test_what_is_referred_to_has_the_limits_of_a_body(start_server: StartServer) -> None:

@@ -58,6 +58,9 @@ async def test_models(server: Server) -> None:
     assert (card["root"], card["parent"]) == (MODEL, None)
     assert card["permission"][0]["object"] == "model_permission"
     assert card["permission"][0]["allow_sampling"]
+    # What Anthropic's clients read.
+    assert (card["type"], card["display_name"]) == ("model", MODEL)
+    assert (answer["first_id"], answer["last_id"], answer["has_more"]) == (MODEL, "alias", False)
 
 
 async def test_a_model_has_several_names(server: Server) -> None:

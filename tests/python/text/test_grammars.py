@@ -196,6 +196,10 @@ def test_a_choice_may_be_any_text() -> None:
         ("regex", "(" * 300 + ")" * 300, "nested parentheses"),
         ("choice", "[]", "choices"),
         ("grammar", "hello", "neither Lark's nor GBNF's"),
+        ("grammar", "", "No 'root' rule found"),
+        ("grammar", " \n# a comment\n", "No 'root' rule found"),
+        ("grammar", 'other ::= "a"', "No 'root' rule found"),
+        ("grammar", "root ::= other", "Rule 'other' not found"),
         ("grammar", "start: b", 'unknown name: "b"'),
         ("grammar", 'start: "a" <|im_end|>', "special token that it can't name"),
         ("grammar", 'start: %json {"x-guidance":{"lenient":true},"not":{}}', '"not"'),
@@ -375,10 +379,10 @@ async def test_what_is_remembered_has_a_bound() -> None:
     async with grammars(cache_bytes=10_000) as made:
         for number in range(100):
             await made.grammar(schema_source({"const": number}))
-            assert made._made._size <= 10_000
-        assert 0 < len(made._made._entries) < 40
+            assert made._made.num_bytes <= 10_000
+        assert 0 < len(made._made) < 40
         await made.grammar(GrammarSource("regex", "a" * 20_000))
-        assert made._made._size == 0
+        assert made._made.num_bytes == 0
 
 
 async def test_a_process_that_was_killed_is_replaced() -> None:

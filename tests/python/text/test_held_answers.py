@@ -412,6 +412,42 @@ def test_values_between_tags_are_of_their_types(name: str, value: str, argument:
         assert json.loads(call.arguments) == {name: argument}
 
 
+NULL = {"type": "null"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "argument"),
+    [
+        ({"additionalProperties": {"type": "integer"}}, "17", 17),
+        ({"properties": {}, "additionalProperties": {"type": "string"}}, "17", "17"),
+        ({"additionalProperties": {"$ref": "#/$defs/a"}, "$defs": {"a": NULL}}, "null", None),
+        (
+            {"properties": {"y": {}}, "additionalProperties": {"type": "object"}},
+            '{"a": 1}',
+            {"a": 1},
+        ),
+        ({"additionalProperties": True}, "17", "17"),
+        ({}, "17", "17"),
+    ],
+)
+@pytest.mark.parametrize("forced", [True, False])
+def test_an_argument_without_a_property_is_of_the_others_type(
+    schema: dict[str, Any], value: str, argument: Any, forced: bool
+) -> None:
+    formats, schema = AnswerFormats("qwen3_coder"), {"type": "object", "required": ["x"], **schema}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    text = (
+        f"<tool_call>\n<function=f>\n<parameter=x>\n{value}\n</parameter>\n"
+        "</function>\n</tool_call>"
+    )
+    answer, grammar = held(formats, schemas={"f": schema}, required=True)
+    assert allows(grammar, text)
+    parsing = formats.parsing(tools, PROMPT, held=answer if forced else None)
+    assert parsing is not None
+    (call,) = sort_parts(parsing.reader().read(text, None, final=True)).calls
+    assert json.loads(call.arguments) == {"x": argument}
+
+
 def test_python_s_words_stand_for_those_of_json() -> None:
     properties = {"a": {"type": ["boolean", "null"]}, "b": {"type": "number"}}
     schema = {"type": "object", "properties": properties, "required": ["b"]}

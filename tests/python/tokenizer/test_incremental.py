@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import itertools
+import json
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -187,3 +189,25 @@ def test_the_token_that_ended_a_stream_may_complete_a_stop_string(
     assert detokenizer.push(byte_level.encode("Yes")) == "Yes"
     assert detokenizer.finish(end) == ""
     assert detokenizer.match is None
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_style"])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pushes=IDS)
+def test_whole_texts_are_what_is_shown(
+    request: pytest.FixtureRequest, kind: str, pushes: list[list[int]]
+) -> None:
+    """Wherever nothing is held, the next token's text may be looked up, as JSON has it."""
+    detokenizer = IncrementalDetokenizer(
+        request.getfixturevalue(kind), DetokenizerOptions(stop=["the", "é"])
+    )
+    texts, begins = detokenizer.whole_texts, detokenizer.stop_begins
+    assert texts is not None
+    for token_id in itertools.chain.from_iterable(pushes):
+        whole = texts[token_id] if detokenizer.holds_nothing else None
+        shown = detokenizer.push([token_id])
+        if whole is not None and not any(begin in whole for begin in begins):
+            assert json.loads(b'"%b"' % whole) == shown
+            assert detokenizer.holds_nothing
+        if detokenizer.match is not None:
+            assert not detokenizer.holds_nothing

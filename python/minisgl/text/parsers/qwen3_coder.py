@@ -48,7 +48,8 @@ def _read_parameters(
     source: Source, out: Output, schema: Mapping[str, Any], *, held: bool
 ) -> Steps[bool]:
     """Reads parameters to the function's end. Whether it has come, or something else."""
-    properties = resolved(schema, schema).get("properties")
+    declared = resolved(schema, schema)
+    properties, others = declared.get("properties"), declared.get("additionalProperties")
     opening = "{"
     while (yield from source.starts(PARAMETER)):
         name = yield from source.run(PARAMETER_NAME, 257)
@@ -56,7 +57,9 @@ def _read_parameters(
             break
         out.arguments(f'{opening}"{json_string(name.strip())}": ')
         opening = ", "
-        one = properties.get(name.strip()) if isinstance(properties, dict) else None
+        one = others
+        if isinstance(properties, dict):
+            one = properties.get(name.strip(), others)
         ended = yield from _read_value(source, out.arguments, value_types(one, schema), held=held)
         if not ended:
             return False
