@@ -43,14 +43,19 @@ def child_log_settings(environment: Mapping[str, str] | None = None) -> tuple[st
 
 def pynccl_buffer_limit(environment: Mapping[str, str] | None = None) -> int | None:
     """Largest buffer of the NCCL communicator in bytes, from MINISGL_PYNCCL_MAX_BUFFER_SIZE
-    ("64M"); None where it isn't set. Raises ValueError for anything but a whole number with K, M, G
-    or none.
+    ("64M"); None where it isn't set. Raises ValueError for anything but a whole number from 0 on,
+    with K, M, G or none.
     """
     variable = ENV_PREFIX + "PYNCCL_MAX_BUFFER_SIZE"
     text = (os.environ if environment is None else environment).get(variable, "")
     if not text:
         return None
     try:
-        return parse_count(text)
+        limit = parse_count(text)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"environment variable {variable}: {error}") from None
+    if limit < 0:
+        raise ValueError(
+            f"environment variable {variable}: expected at least 0 bytes, got {text!r}"
+        )
+    return limit
