@@ -1,6 +1,6 @@
 """A simulated replica: steps whose times follow what was measured, and a prefix cache by names.
 
-The times are those of Llama-3.1-8B on one H200 in RESULTS.md: 169 tokens/s alone give STEP, 8.56k
+The times are those of Llama-3.1-8B on one H200 in HISTORY.md: 169 tokens/s alone give STEP, 8.56k
 and 21.7k tokens/s of 64 and 256 sequences with some 256 tokens each give SEQUENCE, and reading
 128 KiB of keys and values per token at 4.52 TB/s gives CONTEXT. Prompts of 2,048 tokens take
 49.4 ms, 26.8 ms with 1,024 of them cached, and 64 together 3,195 ms; the model says 51.6, 28.7 and

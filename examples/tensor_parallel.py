@@ -7,7 +7,8 @@ torchrun --nproc-per-node 2 examples/tensor_parallel.py --comm native      CPUs:
 
 Compares the result with the same layers on one rank (a process that rank 0 starts) and with plain
 torch, and prints what a pass takes, beside torch with the same cuts. Llama 3 8B has --hidden 4096
---heads 32 --kv-heads 8 --head-dim 128 --intermediate 14336. Needs torch.
+--heads 32 --kv-heads 8 --head-dim 128 --intermediate 14336. Needs torch (`pip
+install torch`), which an installation of minisgl for CPUs doesn't bring.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 #include <compare>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/pooling.h"
@@ -69,6 +70,11 @@ struct RequestOutput {
   // Seconds, with the finish: waiting for the first step, from there to the first token, from there to the end.
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
 };
+
+// A request's only output: why it can't be served.
+inline RequestOutput error_output(std::uint64_t id, ErrorCode code, std::string message) {
+  return {.id = id, .finish = FinishReason::error, .error_code = code, .error = std::move(message)};
+}
 
 // What a rank must know of a sequence to sample for it; constant over its life.
 struct SequenceSampling {

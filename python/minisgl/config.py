@@ -170,7 +170,7 @@ class EngineSettings:
             raise OptionError("max_model_len", "must be 0 or at least 2, got 1")
         for name in ("kv_cache_tokens", "num_pages"):
             if self.page_size == getattr(self, name) == 1:
-                raise OptionError(name, "must be 0 or at least 2 where page_size is 1, got 1")
+                raise OptionError(name, "must be 0 or at least 2 where --page-size is 1, got 1")
 
 
 def _check_text(name: str, value: object, *, shown: bool) -> None:
@@ -576,16 +576,16 @@ class ServerArgs(EngineSettings):
     def _check_replicas(self) -> None:
         if self.replicas > 1 and self.nnodes > 1:
             raise OptionError(
-                "replicas", f"must be 1 where nnodes is more than 1, got {self.replicas}"
+                "replicas", f"must be 1 where --nnodes is more than 1, got {self.replicas}"
             )
         if self.max_replicas and not self.min_replicas <= self.replicas <= self.max_replicas:
             raise OptionError(
                 "replicas",
-                f"must be between min_replicas ({self.min_replicas}) and max_replicas "
+                f"must be between --min-replicas ({self.min_replicas}) and --max-replicas "
                 f"({self.max_replicas}), got {self.replicas}",
             )
         if self.max_replicas and self.nnodes > 1:
-            raise OptionError("max_replicas", "can't be given where nnodes is more than 1")
+            raise OptionError("max_replicas", "can't be given where --nnodes is more than 1")
         if self.replicas * self.tp > MAX_RANKS:
             raise OptionError(
                 "replicas",
@@ -597,13 +597,13 @@ class ServerArgs(EngineSettings):
                     "cluster", f"must be ray or ray://HOST:PORT, got {self.cluster!r}"
                 )
             if self.nnodes > 1 or self.join is not None:
-                other = "join is given" if self.join is not None else "nnodes is more than 1"
+                other = "--join is given" if self.join is not None else "--nnodes is more than 1"
                 raise OptionError("cluster", f"can't be given where {other}")
         if self.join is not None:
             parse_address(self.join, "join")
             if self.nnodes > 1:
-                raise OptionError("join", "can't be given where nnodes is more than 1")
-            self._check_secret("join is given")
+                raise OptionError("join", "can't be given where --nnodes is more than 1")
+            self._check_secret("--join is given")
         if self.admin_api_key is not None and (fault := key_fault(self.admin_api_key)):
             raise OptionError("admin_api_key", fault)
 
@@ -615,26 +615,32 @@ class ServerArgs(EngineSettings):
         if self.tp % self.nnodes:
             raise OptionError(
                 "tp_info",
-                f"must have a multiple of nnodes ({self.nnodes}) ranks, got {self.tp}",
+                f"must have a multiple of --nnodes ({self.nnodes}) ranks, got {self.tp}",
             )
 
     def _check_hosts(self) -> None:
         if self.node_rank >= self.nnodes:
             raise OptionError(
-                "node_rank", f"must be below nnodes ({self.nnodes}), got {self.node_rank}"
+                "node_rank", f"must be below --nnodes ({self.nnodes}), got {self.node_rank}"
             )
         if self.nnodes == 1:
             if self.takes_guests:
                 parse_address(str(self.dist_init_addr))
                 self._check_secret("hosts may join")
+            elif self.dist_init_addr is not None and self.join is None and self.cluster is None:
+                raise OptionError(
+                    "dist_init_addr",
+                    "needs --nnodes, the number of hosts that share the model, or --admin-api-key, "
+                    "with which the replicas of hosts that join are added",
+                )
             return
         if self.dist_init_addr is None:
-            raise OptionError("dist_init_addr", "must be given where nnodes is more than 1")
+            raise OptionError("dist_init_addr", "must be given where --nnodes is more than 1")
         parse_address(self.dist_init_addr)
-        self._check_secret("nnodes is more than 1")
+        self._check_secret("--nnodes is more than 1")
         if self.comm == "shm":
             raise OptionError(
-                "comm", f"shm joins the ranks of one host, and nnodes is {self.nnodes}"
+                "comm", f"shm joins the ranks of one host, and --nnodes is {self.nnodes}"
             )
 
     @property

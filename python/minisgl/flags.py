@@ -5,10 +5,12 @@ option of config.py.
 from __future__ import annotations
 
 import argparse
+import difflib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
@@ -20,24 +22,27 @@ ENV_PREFIX = "MINISGL_"
 GROUPS = ("model", "HTTP", "engine", "tensor parallelism", "replicas", "processes")
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_COUNT = re.compile(r"(-?[0-9]{1,18})([KMG]?)", re.IGNORECASE)
+# How alike two names are, 0 to 1, of which one may be a slip of the pen for the other.
+_ALIKE = 0.8
 
 
 def parse_count(text: str) -> int:
-    """A whole number with an optional suffix K, M or G (powers of 1024): "64K" is 65536."""
-    number, suffix = text.strip(), ""
-    if number and number[-1].upper() in _SUFFIXES:
-        number, suffix = number[:-1], number[-1].upper()
-    if not (number.isascii() and number.isdigit()) or len(number) > 18:
+    """A whole number with an optional suffix K, M or G (powers of 1024): "64K" is 65536. One below
+    0 is read, too: the bounds of what it is for refuse it.
+    """
+    match = _COUNT.fullmatch(text.strip())
+    if match is None:
         raise argparse.ArgumentTypeError(
             f"expected a whole number such as 4096 or 64K, got {text!r}"
         )
-    return int(number) * _SUFFIXES[suffix]
+    return int(match[1]) * _SUFFIXES[match[2].upper()]
 
 
 def parse_ranks(text: str) -> DistributedInfo:
     """So many ranks, as rank 0 sees them."""
     count = parse_count(text)
-    if count == 0:
+    if count < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1 rank, got {text!r}")
     return DistributedInfo(0, count)
 
@@ -168,6 +173,22 @@ def _flags() -> Iterator[_Flag]:
     return (_Flag(field) for field in fields(ServerArgs) if field.metadata)
 
 
+def _meant(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that is most like a name which is none of them."""
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE)), None)
+
+
+def mistyped_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Variables that nothing reads although they are nearly called like an option's, and that
+    option's variable.
+    """
+    names = {flag.variable.removeprefix(ENV_PREFIX) for flag in _flags()}
+    for variable in environment:
+        name = variable.removeprefix(ENV_PREFIX)
+        if name not in (variable, *names) and (meant := _meant(name, names)):
+            yield variable, ENV_PREFIX + meant
+
+
 def secret_variables() -> frozenset[str]:
     """Names of the variables whose values only the server may know."""
     return frozenset(flag.variable for flag in _flags() if flag.is_secret)
@@ -177,6 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser behind minisgl-serve. Flags that aren't given are absent from its result."""
     parser = argparse.ArgumentParser(
         prog="minisgl-serve",
+        usage="%(prog)s [MODEL] [--FLAG [VALUE] ...]; %(prog)s --help lists the flags",
         description="Serve a language model over an OpenAI-compatible HTTP API.",
         epilog=f"Each flag can be set in the environment: --kv-dtype is {ENV_PREFIX}KV_DTYPE; one "
         "without a value is 1 or 0 there. An empty variable is the empty text where the option "
@@ -201,6 +223,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _unknown_flags(arguments: Sequence[str]) -> str:
+    """What is wrong with arguments that the parser has no place for."""
+    names = [f"--{flag.name}" for flag in _flags()]
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    hints = [f"{flag} may be {meant}" for flag in flags if (meant := _meant(flag, names))]
+    advice = f" ({', '.join(hints)})" if hints else ""
+    return f"unrecognized arguments: {' '.join(arguments)}{advice}"
+
+
+def _service_hint(flag: _Flag, environment: Mapping[str, str]) -> str:
+    """Who has set a port's variable to an address."""
+    if flag.name != "port" or not environment[flag.variable].startswith("tcp://"):
+        return ""
+    return (
+        "; Kubernetes sets it where a Service is called minisgl: give --port, or leave such "
+        "variables out with enableServiceLinks: false in the pod's spec"
+    )
+
+
 def parse_args(
     argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None
 ) -> ServerArgs:
@@ -211,7 +252,10 @@ def parse_args(
     """
     environment = os.environ if environment is None else environment
     parser = build_parser()
-    given = vars(parser.parse_args(argv))
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_unknown_flags(unknown))
+    given = vars(known)
     if given.pop("version", False):
         print(f"minisgl {__version__}")
         parser.exit(0)
@@ -232,7 +276,7 @@ def parse_args(
             try:
                 given[name] = flag.parse(environment[flag.variable])
             except argparse.ArgumentTypeError as error:
-                parser.error(f"{sources[name]} {error}")
+                parser.error(f"{sources[name]} {error}{_service_hint(flag, environment)}")
     if swallowed and "model" not in given:
         parser.error(
             f"{swallowed} has several values, and no model is given: if the last one is the model, "

@@ -33,7 +33,7 @@ from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.scaling import Bounds, Scaler
 from minisgl.engines import make_engines, open_kv_events
-from minisgl.flags import parse_args
+from minisgl.flags import mistyped_variables, parse_args
 from minisgl.ipc.messages import NamedModel
 from minisgl.log import SERVER, start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
@@ -87,6 +87,7 @@ def launch_server(
     """
     began = time.monotonic()
     open_standard_streams()
+    mistyped = list(mistyped_variables(os.environ)) if args is None else []
     if args is None:
         args = parse_args()
     elif not isinstance(args, ServerArgs):
@@ -99,15 +100,17 @@ def launch_server(
         from minisgl.offline import shell
 
         return shell.run_shell(args)
+    setproctitle(SERVER)
+    return_large_blocks()
+    start_logging(args.log_level, args.log_format)
+    for variable, meant in mistyped:
+        logger.warning("the environment variable %s has no effect: %s has one", variable, meant)
     return _serve(args, rank_command, restart, began)
 
 
 def _serve(
     args: ServerArgs, rank_command: Sequence[str], restart: RestartPolicy | None, began: float
 ) -> int:
-    setproctitle(SERVER)
-    return_large_blocks()
-    start_logging(args.log_level, args.log_format)
     try:
         children = _count_children(args)
         raise_file_limit()

@@ -29,12 +29,8 @@ from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
 
-# Paths, and first folders of paths, where errors aren't OpenAI's.
-DIALECTS: dict[str, Dialect] = {
-    "/api/": OLLAMA,
-    "/v1/messages": ANTHROPIC,
-    "/v1/messages/count_tokens": ANTHROPIC,
-}
+# Paths where errors aren't OpenAI's, there and below.
+DIALECTS: dict[str, Dialect] = {"/api": OLLAMA, "/v1/messages": ANTHROPIC}
 
 
 class _App(Starlette):

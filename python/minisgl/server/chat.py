@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from minisgl.server.chat_core import prepare
+from minisgl.server.checks import check_length
 from minisgl.server.choice import Answer, Delta, TokenEntry
 from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.http import Exchange, send_json
@@ -27,6 +28,7 @@ class ChatCompletions(JsonEndpoint):
 
     async def answer(self, exchange: Exchange, request: ChatRequest, arrived: float) -> None:
         """Answers a conversation. Raises ApiError 400, 429 or 503."""
+        check_length(request)
         state = self.state
         job = await prepare(state, request, exchange.api_key)
         text = job.text

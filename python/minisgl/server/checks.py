@@ -64,6 +64,10 @@ def check_chat(request: ChatRequest) -> None:
         raise errors.bad_request(
             "'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs"
         )
+
+
+def check_length(request: ChatRequest) -> None:
+    """ApiError 400 for an answer without tokens: OpenAI's API has none."""
     for name in ("max_completion_tokens", "max_tokens"):
         if getattr(request, name) == 0:
             raise errors.bad_request(

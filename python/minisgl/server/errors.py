@@ -137,11 +137,14 @@ def unauthorized(header: bytes | None = None) -> ApiError:
     )
 
 
-def model_not_found(name: str) -> ApiError:
-    """404: the request names a model that isn't served."""
+def model_not_found(name: str, served: str) -> ApiError:
+    """404: the request names a model that isn't served; `served` is."""
     shown = name if len(name) <= 200 else name[:200] + "..."
     return ApiError(
-        404, f"The model {shown!r} does not exist.", param="model", code="model_not_found"
+        404,
+        f"The model {shown!r} does not exist. This server has {served!r}.",
+        param="model",
+        code="model_not_found",
     )
 
 

@@ -40,7 +40,7 @@ class Guard:
         state: ServerState,
     ) -> None:
         """`routes`: the template of each endpoint's path. `dialects`: those of paths where errors
-        aren't OpenAI's, and of first folders ("/api/").
+        aren't OpenAI's, there and below.
         """
         self.app = app
         self._routes = routes
@@ -81,8 +81,10 @@ class Guard:
         self._note(scope, exchange, time.perf_counter() - began, reason)
 
     def _dialect(self, path: str) -> Dialect:
-        folder = path[: path.find("/", 1) + 1]
-        return self._dialects.get(path) or self._dialects.get(folder, OPENAI)
+        for folder, dialect in self._dialects.items():
+            if path.startswith(folder) and path[len(folder) :][:1] in ("", "/"):
+                return dialect
+        return OPENAI
 
     def _note(self, scope: Scope, exchange: Exchange, seconds: float, reason: str) -> None:
         # No path or method of a client's own gets into a label or a line.

@@ -2,68 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 
-from minisgl.server import body_errors, error_places, errors
+from minisgl.server import body_errors, errors
 from minisgl.server.checks import template_effort
-from minisgl.server.errors import ApiError
 from minisgl.server.message_schemas import CountTokensRequest, MessagesRequest, Tool
 from minisgl.server.message_turns import messages_of, needed
-from minisgl.server.schemas import ChatRequest, GenerationRequest, StreamOptions
-
-# Fields of GenerationRequest that mean something else here, or nothing: what to do instead.
-_NOT_HERE = {
-    "n": "ask for each answer with a request of its own",
-    "best_of": "ask for each answer with a request of its own",
-    "stop": "use 'stop_sequences'",
-    "max_completion_tokens": "use 'max_tokens'",
-    "response_format": "use 'output_config.format'",
-    "prompt_logprobs": "use /v1/chat/completions",
-    "return_token_ids": "use /v1/chat/completions",
-    "stream_options": "the events have the usage in any case; leave it out",
-}
-# Values of these that ask for nothing, beside null.
-_ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "stop": ("", []),
-    "return_token_ids": (False,),
-    "stream_options": (StreamOptions(),),
-}
-
-# Where the shared checks see a fault -> where it stands here.
-_PLACES = (
-    (re.compile(r"^messages\b.*"), "messages"),
-    (re.compile(r"^stop\b"), "stop_sequences"),
-    (re.compile(r"^response_format\b(\.json_schema\b)?"), "output_config.format"),
-    (re.compile(r"(?<=\])\.function\.parameters\b"), ".input_schema"),
-    (re.compile(r"(?<=\])\.function\b"), ""),  # of 'tools[0].function.name'
-    (re.compile(r"^tool_choice\.function\b"), "tool_choice"),
-    (re.compile(r"^parallel_tool_calls\b"), "tool_choice.disable_parallel_tool_use"),
-    (re.compile(r"^reasoning_effort\b"), "output_config.effort"),
-    (re.compile(r"^thinking_token_budget\b"), "thinking.budget_tokens"),
-)
+from minisgl.server.schemas import ChatRequest, GenerationRequest
+from minisgl.server.translation import MESSAGES
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _THINKS = {"enabled": True, "adaptive": True, "disabled": False}
-
-
-def renamed(error: ApiError) -> ApiError:
-    """An error of the shared checks, about what a client has sent here."""
-    return error_places.renamed(error, _PLACES)
 
 
 def chat_request(request: CountTokensRequest, *, limits_thoughts: bool) -> ChatRequest:
     """The ChatRequest that asks for the same. ApiError 400 for what this API knows and can't
     honour. `limits_thoughts`: the model's thoughts can be closed when their budget is used up.
     """
-    for name, advice in _NOT_HERE.items():
-        value = getattr(request, name)
-        if value is not None and value not in _ASKS_FOR_NOTHING.get(name, ()):
-            raise errors.unsupported(name, f"'{name}' is not supported here: {advice}.")
+    MESSAGES.check(request)
     fields: dict[str, Any] = {
         name: getattr(request, name) for name in GenerationRequest.__struct_fields__
     }
@@ -94,7 +52,7 @@ def chat_request(request: CountTokensRequest, *, limits_thoughts: bool) -> ChatR
     try:
         return msgspec.convert(given, ChatRequest, strict=False)
     except msgspec.ValidationError as error:
-        raise renamed(body_errors.undecodable(error, b"")) from None
+        raise MESSAGES.renamed(body_errors.undecodable(error, b"")) from None
 
 
 def ignored_names(request: CountTokensRequest, *, limits_thoughts: bool) -> list[str]:

@@ -158,4 +158,4 @@ class CountTokensRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=
 class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=True):
     """The body of POST /v1/messages."""
 
-    max_tokens: Annotated[int, Meta(ge=1)]
+    max_tokens: Annotated[int, Meta(ge=0)]  # 0: the prompt is computed, for the cache

@@ -14,11 +14,12 @@ from minisgl.server.errors import ApiError
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.message_errors import error_event
 from minisgl.server.message_events import MessageOutput, event
-from minisgl.server.message_request import chat_request, ignored_names, renamed
+from minisgl.server.message_request import chat_request, ignored_names
 from minisgl.server.message_schemas import CountTokensRequest, MessagesRequest
 from minisgl.server.prompts import longest_text
 from minisgl.server.sse import stream_events
 from minisgl.server.tools import tool_use
+from minisgl.server.translation import MESSAGES
 from minisgl.text.parts import Part, TextPart
 from minisgl.text.parts_reader import joined
 
@@ -41,7 +42,7 @@ class Messages(JsonEndpoint):
         try:
             job = await prepare(state, chat, exchange.api_key)
         except ApiError as error:
-            raise renamed(error) from None
+            raise MESSAGES.renamed(error) from None
         with self.generation(exchange, chat, job.text, arrived) as generation:
             exchange.begin(generation)
             job.submit(generation)
@@ -77,7 +78,7 @@ class CountTokens(JsonEndpoint):
                 owner=(exchange.api_key, chat.cache_salt or None),
             )
         except ApiError as error:
-            raise renamed(error) from None
+            raise MESSAGES.renamed(error) from None
         count = len(prompt.ids)
         counted: dict[str, Any] = {"input_tokens": count}
         if request.context_management is not None:

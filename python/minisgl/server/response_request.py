@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 
-from minisgl.server import body_errors, error_places, errors
-from minisgl.server.errors import ApiError
+from minisgl.server import body_errors, errors
 from minisgl.server.response_schemas import (
     LOGPROBS,
     ResponsesRequest,
@@ -17,42 +15,12 @@ from minisgl.server.response_schemas import (
     ToolChoice,
 )
 from minisgl.server.schemas import ChatRequest, GenerationRequest, Message
-
-# Fields of GenerationRequest that mean something else here, or nothing: what to do instead.
-_NOT_HERE = {
-    "n": "ask for each answer with a request of its own",
-    "best_of": "ask for each answer with a request of its own",
-    "max_completion_tokens": "use 'max_output_tokens'",
-    "response_format": "use 'text.format'",
-    "prompt_logprobs": "use /v1/chat/completions",
-    "return_token_ids": "use /v1/chat/completions",
-    "truncate_prompt_tokens": "use 'truncation'",
-    "truncation_side": "use 'truncation'",
-}
-
-# Where the shared checks see a fault -> where it stands here.
-_PLACES = (
-    (re.compile(r"^messages\b.*"), "input"),
-    (re.compile(r"^response_format\b(\.json_schema\b)?"), "text.format"),
-    (re.compile(r"^max(_completion)?_tokens\b"), "max_output_tokens"),
-    (re.compile(r"(?<=\])\.function\b"), ""),  # of 'tools[0].function.name'
-    (re.compile(r"^logprobs\b"), "include"),
-    (re.compile(r"^reasoning_effort\b"), "reasoning.effort"),
-    (re.compile(r"^verbosity\b"), "text.verbosity"),
-    (re.compile(r"(?<=tool_choice\.)allowed_tools\."), ""),
-)
+from minisgl.server.translation import RESPONSES
 
 
 def check_request(request: ResponsesRequest) -> None:
     """ApiError 400 for what this API knows and can't honour."""
-    for name, advice in _NOT_HERE.items():
-        if getattr(request, name) not in (None, False, 1 if name in ("n", "best_of") else None):
-            raise errors.unsupported(name, f"'{name}' is not supported here: {advice}.")
-    options = request.stream_options
-    if options is not None and (options.include_usage or options.continuous_usage_stats):
-        raise errors.unsupported(
-            "stream_options", "The last event has the usage in any case: leave it out."
-        )
+    RESPONSES.check(request)
     if request.truncation == "auto":
         raise errors.unsupported(
             "truncation", "Only the truncation 'disabled' is supported: send fewer items."
@@ -69,11 +37,6 @@ def check_request(request: ResponsesRequest) -> None:
                     f"'reasoning.{name}' is not supported: thoughts are shown whole, as the "
                     "content of their items.",
                 )
-
-
-def renamed(error: ApiError) -> ApiError:
-    """An error of the shared checks, about what a client has sent here."""
-    return error_places.renamed(error, _PLACES)
 
 
 def chat_request(request: ResponsesRequest, messages: list[Message]) -> ChatRequest:
@@ -99,7 +62,7 @@ def chat_request(request: ResponsesRequest, messages: list[Message]) -> ChatRequ
     try:
         return msgspec.convert(given, ChatRequest, strict=False)
     except msgspec.ValidationError as error:
-        raise body_errors.undecodable(error, b"") from None
+        raise RESPONSES.renamed(body_errors.undecodable(error, b"")) from None
 
 
 def _response_format(form: TextFormat | None) -> dict[str, Any] | None:

@@ -15,10 +15,11 @@ from minisgl.server.http import Exchange, send_json
 from minisgl.server.kept_items import KeptItems
 from minisgl.server.response_events import EventWriter, ResponseOutput
 from minisgl.server.response_items import input_items, messages_of, stored_items
-from minisgl.server.response_request import chat_request, check_request, renamed
+from minisgl.server.response_request import chat_request, check_request
 from minisgl.server.response_schemas import LOGPROBS, Item, ResponsesRequest
 from minisgl.server.response_store import StoredResponse, Turn
 from minisgl.server.sse import encode_json, stream_events, usage
+from minisgl.server.translation import RESPONSES
 
 if TYPE_CHECKING:
     from minisgl.server.choice import Delta
@@ -50,7 +51,7 @@ class Responses(JsonEndpoint):
         try:
             job = await prepare(state, chat, owner)
         except ApiError as error:
-            raise renamed(error) from None
+            raise RESPONSES.renamed(error) from None
         record = ResponseRecord(state, owner, request, own, previous, job)
         with self.generation(exchange, chat, job.text, arrived) as generation:
             exchange.begin(generation)

@@ -94,4 +94,4 @@ class ServerState:
         what is there.
         """
         if name and name not in self.model_names:
-            raise model_not_found(name)
+            raise model_not_found(name, self.model_name)

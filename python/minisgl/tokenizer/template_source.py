@@ -35,7 +35,7 @@ def read_chat_template(path: str) -> str:
     try:
         source = read_text(Path(path), TEMPLATE_BYTES)
     except OSError as error:
-        raise ModelError(f"{what} can't be read: {error}.") from error
+        raise ModelError(f"{what} can't be read: {error.strerror}.") from error
     if not source:
         raise ModelError(f"{what} is empty.")
     return source

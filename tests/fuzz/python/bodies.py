@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["minisgl"]):
     from minisgl.server.embeddings import Embeddings
     from minisgl.server.errors import ApiError
     from minisgl.server.message_errors import error_body
-    from minisgl.server.message_request import chat_request, renamed
+    from minisgl.server.message_request import chat_request
     from minisgl.server.message_schemas import CountTokensRequest
     from minisgl.server.messages import CountTokens, Messages
     from minisgl.server.prompts import separate_prompts
@@ -27,6 +27,7 @@ with atheris.instrument_imports(include=["minisgl"]):
     from minisgl.server.structured import form_of
     from minisgl.server.tokens import Detokenize, Tokenize
     from minisgl.server.tools import tool_use
+    from minisgl.server.translation import MESSAGES
 
 CHAT = (ChatCompletions, Completions, Messages, CountTokens)
 ENDPOINTS = (*CHAT, Tokenize, Detokenize, Embeddings, Score)
@@ -44,7 +45,7 @@ def check(data: bytes) -> None:
 def check_refusal(error: ApiError) -> None:
     assert 400 <= error.status < 500
     assert set(json.loads(error.body())["error"]) == {"message", "type", "param", "code"}
-    assert json.loads(error_body(renamed(error), "id"))["type"] == "error"
+    assert json.loads(error_body(MESSAGES.renamed(error), "id"))["type"] == "error"
     assert len(error.message) < 2000, error.message
 
 

@@ -64,6 +64,6 @@ def test_a_replica_takes_the_time_that_was_measured(fleet: Any) -> None:
         due = replica.end_steps(
             due, lambda _, now: first.append(now), lambda _, now: ended.append(now)
         )
-    assert first == [pytest.approx(0.0494, rel=0.05)]  # RESULTS.md: 2,048 tokens, none cached
+    assert first == [pytest.approx(0.0494, rel=0.05)]  # bench/HISTORY.md: 2,048 tokens, none cached
     assert ended == [pytest.approx(first[0] + 100 * fleet.STEP, rel=0.05)]
     assert replica.tokens == 2048 + 101

@@ -12,7 +12,7 @@ import pytest
 from minisgl.config import ServerArgs, parse_address
 from minisgl.distributed import DistributedInfo
 from minisgl.environment import default_cache_dir
-from minisgl.flags import parse_args
+from minisgl.flags import mistyped_variables, parse_args
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str, **environment: str) -> str:
@@ -55,7 +55,7 @@ def test_counts_take_suffixes(text: str, value: int) -> None:
     assert (args.max_body_bytes if value else args.kv_cache_tokens) == value
 
 
-@pytest.mark.parametrize("text", ["", "K", "-1", "1.5", "1e3", "64KB", "٣", "9" * 30])
+@pytest.mark.parametrize("text", ["", "K", "-", "1.5", "1e3", "64KB", "٣", "9" * 30])
 def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: str) -> None:
     assert "expected a whole number" in refusal(capsys, f"--kv-cache-tokens={text}")
 
@@ -76,17 +76,26 @@ def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: s
         (("--tp", "0"), "argument --tp: expected at least 1 rank, got '0'"),
         (("--tp", "two"), "argument --tp: expected a whole number such as 4096 or 64K, got 'two'"),
         (("--tp", "2K"), "--tp must have at most 1024 ranks, got 2048"),
-        (("--tp", "3", "--nnodes", "2"), "--tp must have a multiple of nnodes (2) ranks, got 3"),
-        (("--dp", "2", "--nnodes", "2", "--tp", "2"), "--replicas must be 1 where nnodes is more"),
+        (("--tp", "3", "--nnodes", "2"), "--tp must have a multiple of --nnodes (2) ranks, got 3"),
+        (("--dp", "2", "--nnodes", "2", "--tp", "2"), "--replicas must be 1 where --nnodes is"),
         (("--dp", "512", "--tp", "4"), "--replicas must have at most 1024 ranks together, got 512"),
         (("--admin-api-key", " x"), "--admin-api-key must not begin or end with a space"),
         (("--max-running", "0"), "--max-running must be between 1 and 65536, got 0"),
-        (("--max-body", "1K"), "unrecognized arguments"),
+        (("--max-body", "1K"), "unrecognized arguments: --max-body"),
+        (("--modle=m",), "unrecognized arguments: --modle=m (--modle may be --model)"),
+        (("--threads", "-1"), "--threads must be between 0 and 1024, got -1"),
+        (("--tp", "-1"), "argument --tp: expected at least 1 rank, got '-1'"),
+        (
+            ("--max-replicas=3", "--min-replicas=2"),
+            "--replicas must be between --min-replicas (2) and --max-replicas (3), got 1",
+        ),
+        (("--join", "10.0.0.1:5000"), "--dist-secret must be given where --join is given"),
+        (("--dist-init-addr", "10.0.0.1:5000"), "--dist-init-addr needs --nnodes"),
         (("--host", ""), "--host must not be empty"),
         (("--max-body-bytes", "0"), "must be between 1024 and 1099511627776, got 0"),
         (("--body-timeout", "0"), "--body-timeout must be between 0.1 and 86400, got 0.0"),
         (("--max-model-len", "1"), "--max-model-len must be 0 or at least 2, got 1"),
-        (("--num-pages=1", "--page-size=1"), "--num-pages must be 0 or at least 2 where page_size"),
+        (("--num-pages=1", "--page-size=1"), "--num-pages must be 0 or at least 2 where --page"),
     ],
 )
 def test_a_bad_value_is_one_sentence(
@@ -179,6 +188,43 @@ def test_switches_are_1_or_0_in_the_environment(capsys: pytest.CaptureFixture[st
 
 def test_a_bad_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "MINISGL_PORT: expected a whole number" in refusal(capsys, MINISGL_PORT="http")
+    of_service = refusal(capsys, MINISGL_PORT="tcp://10.96.0.12:80")
+    assert "Kubernetes sets it where a Service is called minisgl: give --port" in of_service
+    assert parse_args(["--port=8000"], {"MINISGL_PORT": "tcp://10.96.0.12:80"}).port == 8000
+
+
+def test_a_bad_flag_is_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(["--port", "http"], {})
+    usage, sentence = capsys.readouterr().err.splitlines()
+    assert usage.endswith("minisgl-serve --help lists the flags")
+    assert "--port: expected a whole number" in sentence
+
+
+def test_a_variable_that_is_nearly_an_options_is_named() -> None:
+    """Others are nobody's business here: those of Kubernetes, those of the build."""
+    environment = {
+        "MINISGL_API_KEYS": "a",
+        "MINISGL_KV_DTPYE": "int8",
+        "MINISGL_PORT": "8000",
+        "MINISGL_CPU_ISA": "avx2",
+        "MINISGL_URL": "http://127.0.0.1:8000",
+        "MINISGL_CUBLAS_ROOT": "/opt",
+        "MINISGL_PYNCCL_MAX_BUFFER_SIZE": "1G",
+        "MINISGL_SERVICE_HOST": "10.96.0.12",
+        "MINISGL_SERVICE_PORT": "80",
+        "MINISGL_SERVICE_PORT_HTTP": "80",
+        "MINISGL_PORT_80_TCP": "tcp://10.96.0.12:80",
+        "MINISGL_PORT_80_TCP_ADDR": "10.96.0.12",
+        "MINISGL_PORT_80_TCP_PORT": "80",
+        "MINISGL_PORT_80_TCP_PROTO": "tcp",
+        "API_KEYS": "a",
+        "PATH": "/bin",
+    }
+    assert dict(mistyped_variables(environment)) == {
+        "MINISGL_API_KEYS": "MINISGL_API_KEY",
+        "MINISGL_KV_DTPYE": "MINISGL_KV_DTYPE",
+    }
 
 
 def test_the_number_of_ranks_is_that_of_tp_info(capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,10 +285,10 @@ def test_several_hosts_need_an_address_and_a_secret() -> None:
     for changes, sentence in (
         (
             {"tp_info": DistributedInfo(0, 3), "nnodes": 2},
-            "tp_info must have a multiple of nnodes (2) ranks, got 3",
+            "tp_info must have a multiple of --nnodes (2) ranks, got 3",
         ),
-        ({"node_rank": 1}, "node_rank must be below nnodes (1), got 1"),
-        (hosts, "dist_init_addr must be given where nnodes is more than 1"),
+        ({"node_rank": 1}, "node_rank must be below --nnodes (1), got 1"),
+        (hosts, "dist_init_addr must be given where --nnodes is more than 1"),
         (
             {**hosts, "dist_init_addr": "here"},
             "must be host:port with a port up to 65533, got 'here'",
@@ -252,7 +298,7 @@ def test_several_hosts_need_an_address_and_a_secret() -> None:
         ({**hosts, **address, "dist_secret": "short"}, "at least 16 characters, got 5"),
         (
             {**hosts, **address, "dist_secret": "0123456789abcdef", "comm": "shm"},
-            "comm shm joins the ranks of one host, and nnodes is 2",
+            "comm shm joins the ranks of one host, and --nnodes is 2",
         ),
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):

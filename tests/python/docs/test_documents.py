@@ -19,6 +19,9 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/*.md", "cpp/*.md", "examples/*.md", "bench/*.md")
     for path in ROOT.glob(pattern)
 )
+HISTORY = ROOT / "bench" / "HISTORY.md"
+RESULTS = ROOT / "bench" / "RESULTS.md"
+NUMBER = re.compile(r"\d[\d,.]*\d|\d")
 LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)")
 SOURCES = (".py", ".pyi", ".h", ".cuh", ".cpp", ".cu")
 
@@ -37,10 +40,13 @@ def local_links(path: Path) -> Iterator[tuple[str, Path, str]]:
         yield match["text"], (path.parent / name).resolve() if name else path, anchor
 
 
+def anchor_of(heading: str) -> str:
+    """What GitHub calls a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def anchors(path: Path) -> set[str]:
-    """What GitHub calls the headings of a document."""
-    headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {anchor_of(heading) for heading in re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)}
 
 
 @cache
@@ -91,6 +97,22 @@ def test_links_lead_somewhere(path: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target))
     ]
     assert missing == []
+
+
+def test_a_present_figure_is_one_that_was_measured() -> None:
+    parts = re.split(r"^## (.*)$", HISTORY.read_text(), flags=re.MULTILINE)
+    measured = {
+        anchor_of(heading): set(NUMBER.findall(text))
+        for heading, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+    rows = [line for line in RESULTS.read_text().splitlines() if "](HISTORY.md#" in line]
+    rows = [line for line in rows if line.startswith("|")]
+    assert len(rows) > 100
+    for row in rows:
+        sections = [match["target"].partition("#")[2] for match in LINK.finditer(row)]
+        known = set().union(*(measured[section] for section in sections))
+        what, figure, beside = LINK.sub("", row).split("|")[1:4]
+        assert set(NUMBER.findall(figure + beside)) <= known, what
 
 
 def test_linked_symbols_are_defined_in_their_files() -> None:

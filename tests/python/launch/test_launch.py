@@ -138,8 +138,9 @@ def test_a_rank_that_fails_at_start_ends_it_with_its_sentence(
 
 
 def test_the_start_has_a_deadline(start: Start) -> None:
-    server = start("--startup-timeout", "2", FAKE_RANK_KIND="hang")
+    server = start("--startup-timeout", "2", FAKE_RANK_KIND="hang", MINISGL_API_KEYS="k")
     assert server.wait() == 1
+    assert "MINISGL_API_KEYS has no effect: MINISGL_API_KEY has one" in server.lines[0]
     assert "not ready within 2 s" in server.lines[-1]
     assert "--startup-timeout" in server.lines[-1]
     assert server.files() == []

@@ -1,7 +1,7 @@
 """What may happen to a replica, at each moment of its life, under clients that count their tokens.
 
 By default the cells of DEFAULT run. MINISGL_FAILURE_MATRIX=FILE runs all, in about ten minutes, and
-appends to FILE a row per cell (of the table in bench/RESULTS.md). Recording graphs is a moment that
+appends to FILE a row per cell (of the table in bench/HISTORY.md). Recording graphs is a moment that
 only GPUs have; it is no part of this.
 """
 

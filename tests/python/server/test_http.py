@@ -31,7 +31,7 @@ def error_of(answer: bytes) -> dict[str, str | None]:
 
 
 async def test_unknown_route(server: Server) -> None:
-    for path in ("/v1", "/api", "/v2/chat/completions", "/health//", "/%00"):
+    for path in ("/v1", "/apis", "/v2/chat/completions", "/health//", "/%00"):
         answer = await server.http.post(path, content=BODY)
         assert answer.status_code == 404, path
         assert answer.json()["error"]["code"] == "unknown_url"
@@ -59,7 +59,9 @@ async def test_wrong_method(server: Server, method: str, path: str, allowed: set
 async def test_unknown_model(server: Server) -> None:
     answer = await server.chat(model="gpt-4")
     assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "model_not_found"
+    error = answer.json()["error"]
+    assert error["code"] == "model_not_found"
+    assert error["message"] == f"The model 'gpt-4' does not exist. This server has {MODEL!r}."
     assert (await server.http.get("/v1/models/gpt-4")).status_code == 404
     assert (await server.chat(model=MODEL)).status_code == 200
     assert (await server.http.get(f"/v1/models/{MODEL}")).json()["id"] == MODEL

@@ -16,12 +16,13 @@ from minisgl.server import partial_json
 from minisgl.server.decoding import IgnoredFields, decode
 from minisgl.server.errors import ApiError
 from minisgl.server.known_fields import MESSAGES_FIELDS
-from minisgl.server.message_request import chat_request, renamed
+from minisgl.server.message_request import chat_request
 from minisgl.server.message_schemas import Block, Turn
 from minisgl.server.message_turns import messages_of
 from minisgl.server.messages import CountTokens, Messages
 from minisgl.server.partial_json import whole_part
 from minisgl.server.schemas import ChatRequest
+from minisgl.server.translation import MESSAGES
 from minisgl.text.formats import AnswerFormats
 from tests.python.server.conftest import Server, StartServer
 from tests.python.server.fake_engine import reply
@@ -245,7 +246,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
-    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({"messages": [USER, {"role": "assistant", "content": []}]}, "messages[1].content"),
@@ -291,6 +292,8 @@ def test_values_that_ask_for_nothing() -> None:
         {"stop": []},
         {"stop": ""},
         {"stream_options": {}},
+        {"stop": [""]},
+        {"stream_options": {"include_usage": False}},
         {"return_token_ids": False},
         {"n": 1, "best_of": 1, "prompt_logprobs": None},
     ):
@@ -316,7 +319,7 @@ def test_errors_of_the_shared_checks_say_what_was_sent() -> None:
         ("stop", "stop_sequences"),
         ("messages[3].content", "messages"),
     ):
-        error = renamed(ApiError(400, f"'{given}' is bad", param=given))
+        error = MESSAGES.renamed(ApiError(400, f"'{given}' is bad", param=given))
         assert (error.param, error.message) == (here, f"'{here}' is bad")
 
 

@@ -157,6 +157,7 @@ ENDS: list[tuple[Script, dict[str, Any], tuple[str, str | None]]] = [
     (reply("Hello"), {}, ("end_turn", None)),
     (reply(""), {}, ("end_turn", None)),
     (reply("Hello"), {"max_tokens": 3}, ("max_tokens", None)),
+    (reply("Hello"), {"max_tokens": 0}, ("max_tokens", None)),
     (reply("Hello"), {"stop_sequences": ["xx", "lo"]}, ("stop_sequence", "lo")),
     (endless(delay=0), {"max_tokens": 10**6}, ("model_context_window_exceeded", None)),
     (reply(ANSWER), {"tools": [CLOCK]}, ("tool_use", None)),
@@ -412,6 +413,30 @@ async def test_the_sdk_is_told_that_there_are_no_threads(server: Server) -> None
     refused = await ask(server, thread={"type": "create"})
     assert refused.status_code == 400
     assert refused.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
+
+
+async def test_a_prompt_may_be_computed_for_the_cache_alone(start_server: StartServer) -> None:
+    """`max_tokens` 0: no answer, whatever else is asked for."""
+    async with start_server(
+        reply("Hello"), formats=FORMATS, template=TEMPLATE, max_model_len=2048
+    ) as server:
+        for fields in (
+            {},
+            {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+            {"tools": [CLOCK]},
+            {"stop_sequences": ["x"]},
+        ):
+            message = await told(server, max_tokens=0, **fields)
+            assert (message["content"], message["stop_reason"]) == ([], "max_tokens")
+            assert message["usage"]["output_tokens"] == 0
+            assert server.engine.submitted[-1].request.params.max_tokens == 0
+
+
+async def test_unknown_paths_have_its_errors(server: Server) -> None:
+    for method, path in (("POST", "/v1/messages/batches"), ("GET", "/v1/messages/a/b/")):
+        check_error(await server.http.request(method, path), 404, "not_found_error", path[:-1])
+    other = await server.http.get("/v1/messagesx")
+    assert other.json()["error"]["code"] == "unknown_url"
 
 
 async def test_metrics_name_the_routes(server: Server) -> None:

@@ -30,6 +30,13 @@ async def test_tags_and_ps(server: Server) -> None:
     assert (await server.http.post("/api/show", json={"model": MODEL})).status_code == 503
 
 
+async def test_unknown_paths_have_its_errors(server: Server) -> None:
+    for path in ("/api", "/api/", "/api/blobs/sha256:a", "/api/chat/x"):
+        answer = await server.http.post(path)
+        sentence = f"Unknown request URL: POST {path.rstrip('/')}."
+        assert (answer.status_code, answer.json()) == (404, {"error": sentence})
+
+
 async def test_show(start_server: StartServer) -> None:
     defaults = {"temperature": 0.6, "repetition_penalty": 1.1}
     async with start_server(

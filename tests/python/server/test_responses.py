@@ -16,9 +16,10 @@ from openai.types.responses import Response, ResponseStreamEvent
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import Output
 from minisgl.server.errors import bad_request
-from minisgl.server.response_request import chat_request, renamed
+from minisgl.server.response_request import chat_request
 from minisgl.server.response_schemas import ResponsesRequest
 from minisgl.server.schemas import Message
+from minisgl.server.translation import RESPONSES
 from tests.python.server.conftest import MODEL, Server, StartServer
 from tests.python.server.fake_engine import FakeClient, endless, output, reply
 from tests.python.server.test_disconnect import until
@@ -291,6 +292,9 @@ async def test_what_is_referred_to_counts_as_a_body(start_server: StartServer) -
         ({"truncation": "auto"}, "truncation"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"n": 2}, "n"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
@@ -343,6 +347,10 @@ async def test_what_means_nothing_is_accepted(server: Server) -> None:
         service_tier="auto",
         user="z",
         stream_options={"include_obfuscation": False},
+        n=1,
+        best_of=1,
+        stop="",
+        return_token_ids=False,
     )
     assert answer.status_code == 200, answer.text
 
@@ -386,6 +394,7 @@ async def test_the_sdk(server: Server) -> None:
         ("max_completion_tokens", "max_output_tokens"),
         ("tools[2].function.parameters", "tools[2].parameters"),
         ("tool_choice.allowed_tools.tools[1]", "tool_choice.tools[1]"),
+        ("tool_choice.function.name", "tool_choice.name"),
         ("logprobs", "include"),
         ("top_logprobs", "top_logprobs"),
         ("min_tokens", "min_tokens"),
@@ -395,7 +404,7 @@ async def test_the_sdk(server: Server) -> None:
 def test_faults_that_chat_finds_have_the_names_of_this_api(
     theirs: str | None, here: str | None
 ) -> None:
-    error = renamed(bad_request(f"'{theirs}' is wrong.", param=theirs))
+    error = RESPONSES.renamed(bad_request(f"'{theirs}' is wrong.", param=theirs))
     assert (error.param, error.message) == (here, f"'{here}' is wrong.")
 
 
