@@ -143,3 +143,61 @@ def test_close_returns_though_nobody_reads(address: str) -> None:
     closed = threading.Event()
     threading.Thread(target=lambda: (push.close(), closed.set()), daemon=True).start()
     assert closed.wait(PATIENCE)
+
+
+async def test_a_cancelled_get_loses_nothing(address: str) -> None:
+    push = ZmqPushQueue(address, True, as_is)
+    pull = ZmqAsyncPullQueue(address, False, decoder)
+    for number in range(100):
+        waiting = asyncio.create_task(pull.get())
+        await asyncio.sleep(0)
+        push.put([number])
+        if number % 2:  # it may have come already
+            await asyncio.sleep(0.0005)
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            waiting = asyncio.create_task(pull.get())
+        assert await asyncio.wait_for(waiting, PATIENCE) == [number]
+    push.close()
+    pull.close()
+
+
+async def test_a_message_that_nobody_gets_leaves_the_loop_alone(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    wake = ZmqAsyncPullQueue._wake
+
+    def counted(queue: ZmqAsyncPullQueue[list[int]]) -> None:
+        nonlocal looks
+        looks += 1
+        wake(queue)
+
+    monkeypatch.setattr(ZmqAsyncPullQueue, "_wake", counted)
+    push = ZmqPushQueue(address, True, as_is)
+    pull = ZmqAsyncPullQueue(address, False, decoder)
+    first = asyncio.create_task(pull.get())
+    await asyncio.sleep(0)
+    push.put([0])
+    assert await asyncio.wait_for(first, PATIENCE) == [0]
+    given_up = asyncio.create_task(pull.get())
+    await asyncio.sleep(0)
+    given_up.cancel()
+    for number in range(1, 4):
+        push.put([number])
+        await asyncio.sleep(0.05)
+    assert 1 <= looks < 20
+    assert [await pull.get() for _ in range(3)] == [[1], [2], [3]]
+    push.close()
+    pull.close()
+
+
+async def test_close_ends_the_wait_of_a_get(address: str) -> None:
+    pull = ZmqAsyncPullQueue(address, True, decoder)
+    waiting = asyncio.create_task(pull.get())
+    await asyncio.sleep(0)
+    pull.close()
+    pull.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
