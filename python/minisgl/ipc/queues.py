@@ -18,7 +18,6 @@ process that ends waits that long for it. A message that can't be decoded is log
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import functools
 import logging
@@ -137,6 +136,16 @@ class _SyncQueue:
         self._socket.close(linger_ms)
 
 
+class _AsyncQueue:
+    """A socket of the running event loop and its end."""
+
+    def __init__(self, kind: int, addr: str, create: bool, context: AnyContext | None) -> None:
+        self._socket = _open(zmq.asyncio.Socket, kind, addr, create, context)
+
+    def close(self, linger_ms: int = LINGER_MS) -> None:
+        self._socket.close(linger_ms)
+
+
 class _Reader(Generic[T]):
     """Decodes, and leaves out what can't be decoded."""
 
@@ -234,15 +243,13 @@ class ZmqSubQueue(_SyncReadQueue[T]):
     _kind = zmq.SUB
 
 
-class _AsyncWriteQueue(Generic[T]):
-    """A socket of the running event loop and its end."""
-
+class _AsyncWriteQueue(_AsyncQueue, Generic[T]):
     _kind: ClassVar[int]
 
     def __init__(
         self, addr: str, create: bool, encoder: Encoder[T], *, context: AnyContext | None = None
     ) -> None:
-        self._socket = _open(zmq.asyncio.Socket, self._kind, addr, create, context)
+        super().__init__(self._kind, addr, create, context)
         self._encoder = encoder
 
     async def put(self, message: T) -> None:
@@ -250,9 +257,6 @@ class _AsyncWriteQueue(Generic[T]):
         OverflowError for what msgpack can't hold; nothing is sent then.
         """
         await self._socket.send(_pack(self._encoder(message)))
-
-    def close(self, linger_ms: int = LINGER_MS) -> None:
-        self._socket.close(linger_ms)
 
 
 class ZmqAsyncPushQueue(_AsyncWriteQueue[T]):
@@ -277,11 +281,7 @@ class ZmqAsyncPubQueue(_AsyncWriteQueue[T]):
     _kind = zmq.PUB
 
 
-class _AsyncReadQueue(Generic[T]):
-    """A plain socket whose descriptor the running event loop watches: what zmq.asyncio's future and
-    its registration per message cost is several times what the message does.
-    """
-
+class _AsyncReadQueue(_AsyncQueue, Generic[T]):
     _kind: ClassVar[int]
 
     def __init__(
@@ -293,63 +293,21 @@ class _AsyncReadQueue(Generic[T]):
         context: AnyContext | None = None,
         on_malformed: OnMalformed | None = None,
     ) -> None:
-        self._socket: zmq.Socket[bytes] = _open(zmq.Socket, self._kind, addr, create, context)
-        self._descriptor = int(self._socket.get(zmq.FD))
+        super().__init__(self._kind, addr, create, context)
         self._reader = _Reader(addr, decoder, on_malformed)
-        self._loop: asyncio.AbstractEventLoop | None = None  # the one that watches
-        self._waiters: list[asyncio.Future[None]] = []
 
     async def get(self) -> T:
         """The next well-formed message."""
         while True:
-            try:
-                data = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                await self._until_readable()
-                continue
-            message = self._reader.read(data)
+            message = self._reader.read(await self._socket.recv())
             if message is not None:
                 return message[0]
-
-    async def _until_readable(self) -> None:
-        """To be awaited once recv() has found nothing: the descriptor tells of what comes later."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._watch(loop)
-        waiter = loop.create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.remove(waiter)
-
-    def _watch(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """From now on `loop` watches the descriptor; None: none does."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._descriptor)
-        self._loop = loop
-        if loop is not None:
-            loop.add_reader(self._descriptor, self._wake)
-
-    def _wake(self) -> None:
-        if not self._waiters:
-            self._socket.get(zmq.EVENTS)  # else the descriptor stays readable
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     def empty(self) -> bool:
         """Whether get() would have to wait now (for a well-formed message it may have to all the
         same).
         """
         return not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN
-
-    def close(self, linger_ms: int = LINGER_MS) -> None:
-        """Whoever waits in get() is cancelled."""
-        self._watch(None)
-        for waiter in self._waiters:
-            waiter.cancel()
-        self._socket.close(linger_ms)
 
 
 class ZmqAsyncPullQueue(_AsyncReadQueue[T]):
