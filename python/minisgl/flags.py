@@ -22,7 +22,7 @@ ENV_PREFIX = "MINISGL_"
 GROUPS = ("model", "HTTP", "engine", "tensor parallelism", "replicas", "processes")
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-_COUNT = re.compile(r"(-?[0-9]{1,18})([KMG]?)", re.IGNORECASE)
+_COUNT = re.compile(r"(-?[0-9]{1,18})([KMG]?)", re.IGNORECASE | re.ASCII)
 # How alike two names are, 0 to 1, of which one may be a slip of the pen for the other.
 _ALIKE = 0.8
 

@@ -18,7 +18,9 @@ _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTA
 # A range or a length that a value isn't in; the decoder doesn't say what the value is.
 _RANGE = re.compile(r"^Expected `\w+` (?P<of_length>of length )?[<>]=? [^ ]+$")
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+_ENUM = "Invalid enum value "
 MAX_SHOWN = 80  # characters of a value
+MAX_REREAD_BYTES = 2**17  # of a body, which is read again for the value at fault
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _text_decoder = msgspec.json.Decoder(str)
@@ -83,9 +85,11 @@ def undecodable(
         return bad_request("The request body is not valid JSON.", code="invalid_json")
     what, path = _placed(error)
     what += _got(what, path, body)
-    if what.startswith("Invalid enum value") and schema is not None:
-        allowed = map(repr, _literals(schema, path))
-        what += f": it must be {' or '.join(allowed)}"
+    if what.startswith(_ENUM):
+        what = _ENUM + _shown(what.removeprefix(_ENUM))
+        if schema is not None:
+            allowed = map(repr, _literals(schema, path))
+            what += f": it must be {' or '.join(allowed)}"
     path = place + path
     if found := _UNKNOWN.match(what):
         return unknown_field(f"{path}.{found['name']}" if path else found["name"])
@@ -99,9 +103,11 @@ def undecodable(
 
 
 def _got(what: str, path: str, body: bytes) -> str:
-    """The value that isn't in its range, to stand behind the range; "" where it can't be found."""
+    """The value that isn't in its range, to stand behind the range; "" where it can't be found, or
+    only with a search through much.
+    """
     found = _RANGE.match(what)
-    if found is None:
+    if found is None or len(body) > MAX_REREAD_BYTES:
         return ""
     try:
         value = _value_at(path, msgspec.Raw(body))
@@ -109,8 +115,11 @@ def _got(what: str, path: str, body: bytes) -> str:
             return f", got {_length(bytes(value))}"
     except (LookupError, ValueError, RecursionError):
         return ""
-    shown = bytes(value).decode(errors="replace")
-    return f", got {shown if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 3] + '...'}"
+    return f", got {_shown(bytes(value).decode(errors='replace'))}"
+
+
+def _shown(value: str) -> str:
+    return value if len(value) <= MAX_SHOWN else value[: MAX_SHOWN - 3] + "..."
 
 
 def _value_at(path: str, value: msgspec.Raw) -> msgspec.Raw:

@@ -55,7 +55,9 @@ def test_counts_take_suffixes(text: str, value: int) -> None:
     assert (args.max_body_bytes if value else args.kv_cache_tokens) == value
 
 
-@pytest.mark.parametrize("text", ["", "K", "-", "1.5", "1e3", "64KB", "٣", "9" * 30])
+@pytest.mark.parametrize(
+    "text", ["", "K", "-", "1.5", "1e3", "64KB", "64\N{KELVIN SIGN}", "٣", "9" * 30]
+)
 def test_what_is_no_count_is_refused(capsys: pytest.CaptureFixture[str], text: str) -> None:
     assert "expected a whole number" in refusal(capsys, f"--kv-cache-tokens={text}")
 

@@ -52,6 +52,9 @@ def named(caplog: pytest.LogCaptureFixture) -> Any:
         ({"tools": [{"function": {"name": ""}}]}, "of length >= 1, got 0."),
         ({"logit_bias": {str(number): 1 for number in range(1025)}}, "<= 1024, got 1025."),
         ({"truncation_side": "up"}, "'up': it must be 'left' or 'right'."),
+        ({"truncation_side": "u" * 10**6}, f"'{'u' * 76}...: it must be 'left' or 'right'."),
+        # A long body isn't read a second time.
+        ({"n": 1000, "a_field_that_is_ignored": "a" * 2**17}, "<= 128."),
         ({"a_field_that_is_ignored": 1, "n": 1000}, "<= 128, got 1000."),
         # The decoder doesn't tell which key it was.
         ({"logit_bias": {"5": 101}}, "<= 100.0."),
