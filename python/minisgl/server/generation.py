@@ -236,7 +236,8 @@ class Generation:
 
     def _take_news(self) -> list[Choice]:
         """Whose turn it is, in the order of the choices."""
-        news, self._news = self._news, []
+        # One may have ended by a stop string while its text was awaited.
+        news, self._news = [choice for choice in self._news if not choice.finished], []
         if len(news) > 1:
             news.sort(key=lambda choice: choice.index)
         return news
