@@ -14,6 +14,7 @@ import minisgl
 from minisgl.children import child_environment, python_command
 from minisgl.flags import secret_variables
 from minisgl.ipc.process import ChildProcess
+from tests.python.waiting import until
 
 PACKAGE = Path(minisgl.__file__).parent
 
@@ -107,6 +108,7 @@ async def test_secrets_are_not_in_a_childs_environment(monkeypatch: pytest.Monke
     command = (sys.executable, "-c", "import time; time.sleep(60)")
     child = await ChildProcess.spawn(command, "minisgl-test", repr)
     try:
+        await until(lambda: environment_of(child.pid))  # empty while the program is loaded
         environment = environment_of(child.pid)
     finally:
         await child.stop(None)
