@@ -282,10 +282,13 @@ def is_float32_zero(value: float) -> bool:
     return value <= 2.0**-150  # half of the least one above 0
 
 
-def _shown(value: object) -> str:
-    """The value as the message shows it, cut where it is long (a client chose it)."""
-    text = _int_text(value) if isinstance(value, int) else repr(value)
+def shortened(text: str) -> str:
+    """A text as messages show it, cut where it is long (a client chose it)."""
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _shown(value: object) -> str:
+    return shortened(_int_text(value) if isinstance(value, int) else repr(value))
 
 
 def _int_text(value: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from minisgl.sampling_params import shortened
 from minisgl.server.errors import ApiError, bad_request, missing
 
 _PLACE = re.compile(r"^(?P<what>.*) - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`$", re.DOTALL)
@@ -19,7 +20,6 @@ _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTA
 _RANGE = re.compile(r"^Expected `\w+` (?P<of_length>of length )?[<>]=? [^ ]+$")
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _ENUM = "Invalid enum value "
-MAX_SHOWN = 80  # characters of a value
 MAX_REREAD_BYTES = 2**17  # of a body, which is read again for the value at fault
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
@@ -86,7 +86,7 @@ def undecodable(
     what, path = _placed(error)
     what += _got(what, path, body)
     if what.startswith(_ENUM):
-        what = _ENUM + _shown(what.removeprefix(_ENUM))
+        what = _ENUM + shortened(what.removeprefix(_ENUM))
         if schema is not None:
             allowed = map(repr, _literals(schema, path))
             what += f": it must be {' or '.join(allowed)}"
@@ -115,11 +115,7 @@ def _got(what: str, path: str, body: bytes) -> str:
             return f", got {_length(bytes(value))}"
     except (LookupError, ValueError, RecursionError):
         return ""
-    return f", got {_shown(bytes(value).decode(errors='replace'))}"
-
-
-def _shown(value: str) -> str:
-    return value if len(value) <= MAX_SHOWN else value[: MAX_SHOWN - 3] + "..."
+    return f", got {shortened(bytes(value).decode(errors='replace'))}"
 
 
 def _value_at(path: str, value: msgspec.Raw) -> msgspec.Raw:

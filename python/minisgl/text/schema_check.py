@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from minisgl.sampling_params import shortened
+
 MAX_DEPTH = 100  # lists and objects within each other, in a schema
 MAX_REFS = 500  # references in a schema: one that leads to another goes on the stack
 MAX_COUNT = 1_000_000  # of items, characters or properties
@@ -192,5 +194,4 @@ def _check_depth(value: Any) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(ascii(value))
