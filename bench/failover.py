@@ -5,15 +5,17 @@
     python bench/failover.py serve-16 --tp 1 --replicas 3          the others go on
     python bench/failover.py serve-16 --tp 1 --replicas 3 --signal STOP
     python bench/failover.py serve-64 --tp 1 --replicas 2 --changes 10
+    python bench/failover.py serve-64 --tp 1 --replicas 2 --replace
 
 N concurrent streams run undisturbed, and once more; after a while (--after) the process of a rank
 (--rank, of --replica) gets a signal. The server starts its ranks again and goes on with the
 streams: at once where there are other replicas. Shown is how each stream ended, whether it has all
-its tokens and the text that it had undisturbed, the longest time that it waited for one since the
-signal, and how long it took until all was as before. Of replicas, the streams with the longest gaps
-are taken for those that moved: as many as the lost one had. With --changes nothing is killed: so
-many times, --after seconds apart, the oldest replica is removed and a new one added, while rounds
-of the streams follow each other.
+its tokens once (as many ids came as the server counted and as were asked for) and the text that it
+had undisturbed, the longest time that it waited for one since the signal, and how long it took
+until all was as before. Of replicas, the streams with the longest gaps are taken for those that
+moved: as many as the lost one had. With --changes nothing is killed: so many times, --after seconds
+apart, the oldest replica is removed and a new one added, while rounds of the streams follow each
+other. With --replace all are replaced meanwhile, one after the other.
 """
 
 from __future__ import annotations
@@ -27,9 +29,12 @@ import statistics
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 from server_process import ADMIN_KEY, RunningServer, serving
-from serving import Timings, run_http, served_model, timings_of, workload_requests
+from serving import run_http, served_model, timings_of, workload_requests
 from shapes import add_model_arguments, server_command
 from sse_client import Received, StreamError, run_streams
 from workloads import make_workload
@@ -78,6 +83,17 @@ class Changer(Killer):
         self.seconds_to_ready = time.monotonic() - self.killed_at
 
 
+class Replacer(Killer):
+    """Replaces all replicas by others with the same model, one after the other."""
+
+    def run(self) -> None:
+        time.sleep(self._args.after)
+        self.killed_at = time.monotonic()
+        self._server.change_replicas("POST", "/replace")
+        self._server.wait_whole(self._args.replicas)
+        self.seconds_to_ready = time.monotonic() - self.killed_at
+
+
 def longest_gap(sent: float, arrivals: Sequence[float], killed_at: float) -> float:
     """The longest time between two events of a stream, in seconds, of those that the kill ended or
     that came later. Tokens on their way at the kill arrive at once; the gap is behind them.
@@ -90,8 +106,22 @@ def longest_gap(sent: float, arrivals: Sequence[float], killed_at: float) -> flo
 
 def text_of(stream: Received) -> str:
     """All text of a stream that ended well. Raises StreamError."""
+    return "".join(choice["text"] for choice in choices_of(stream))
+
+
+def choices_of(stream: Received) -> list[dict[str, Any]]:
+    """What came of a stream's one choice. Raises StreamError."""
     events = [json.loads(event.data) for event in stream.events()]
-    return "".join(choice["text"] for event in events for choice in event["choices"])
+    return [choice for event in events for choice in event["choices"]]
+
+
+def fault_of(stream: Received, expected: int) -> str:
+    """What is wrong with the tokens of a stream that ended well; "" where each came once."""
+    counted = json.loads(stream.events()[-1].data)["usage"]["completion_tokens"]
+    came = sum(len(choice.get("token_ids") or ()) for choice in choices_of(stream))
+    if came == counted == expected:
+        return ""
+    return f"{came} tokens came and {counted} were counted of {expected}"
 
 
 def report(
@@ -100,43 +130,55 @@ def report(
     """Prints what became of the streams, which ran undisturbed `before`; the number of those that
     lost something.
     """
-    ended_before, same, pauses, faults = 0, 0, [], []
+    ended_before, same, disturbed, faults = 0, 0, [], []
     for stream, undisturbed, count in zip(streams, before, expected, strict=True):
         try:
             *events, end = stream.events()
         except StreamError as error:
             faults.append(str(error))
             continue
-        tokens = json.loads(end.data)["usage"]["completion_tokens"]
-        if tokens != count:
-            faults.append(f"{tokens} tokens of {count}")
+        if fault := fault_of(stream, count):
+            faults.append(fault)
         same += text_of(stream) == text_of(undisturbed)
         arrivals = [event.arrived for event in [*events, end]]
         if arrivals[-1] < killer.killed_at:
             ended_before += 1
         else:
-            pauses.append(longest_gap(stream.sent, arrivals, killer.killed_at))
+            disturbed.append((longest_gap(stream.sent, arrivals, killer.killed_at), stream))
     print(f"streams            {len(streams)}, {ended_before} of them over before it")
     print(f"lost something     {len(faults)}")
     print(f"same text          {same}")
-    pauses.sort(reverse=True)
-    moved, others = pauses[: killer.num_moved], pauses[killer.num_moved :]
-    for name, gaps in (("moved", moved), ("others" if moved else "", others)):
-        if gaps:
+    disturbed.sort(key=lambda pair: pair[0], reverse=True)
+    moved, others = disturbed[: killer.num_moved], disturbed[killer.num_moved :]
+    for name, pairs in (("moved", moved), ("others" if moved else "", others)):
+        if pairs:
+            gaps = [gap for gap, _ in pairs]
             shown = f"median {statistics.median(gaps):.3f} s, max {gaps[0]:.3f} s"
             print(f"longest gap        {shown} ({len(gaps)} streams {name})".replace(" )", ")"))
+    if others:
+        normal = p99_gap(timings_of(before).gaps)
+        since = p99_gap(gaps_since(killer.killed_at, [stream for _, stream in others]))
+        which = "of the others" if moved else "of all streams"
+        shown = f"{normal:.1f} ms undisturbed, {since:.1f} ms {which} since"
+        print(f"p99 gap            {shown}: {since / normal:.2f}")
     print(f"as before after    {killer.seconds_to_ready:.2f} s")
     for fault in sorted(set(faults)):
         print(f"fault: {fault}")
     return len(faults)
 
 
-def p99_gap(timings: Timings) -> float:
+def gaps_since(moment: float, streams: Sequence[Received]) -> list[float]:
+    """Seconds between two events, of those that ended later."""
+    arrivals = ([event.arrived for event in stream.events()] for stream in streams)
+    return [b - a for times in arrivals for a, b in pairwise(times) if b > moment]
+
+
+def p99_gap(gaps: list[float]) -> float:
     """Milliseconds between two events of a stream."""
-    return 1e3 * statistics.quantiles(timings.gaps, n=100)[98]
+    return 1e3 * statistics.quantiles(gaps, n=100)[98]
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -148,37 +190,49 @@ def main() -> int:
     parser.add_argument("--replica", type=int, default=0, help="whose rank is lost")
     parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
     parser.add_argument("--changes", type=int, default=0)
+    parser.add_argument("--replace", action="store_true")
+    parser.add_argument("--tokens", type=int, default=256, help="per answer")
     parser.add_argument("--after", type=float, default=1.0, help="seconds from the first request")
     args = parser.parse_args()
     args.rank = args.tp - 1 if args.rank is None else args.rank
     if not (0 <= args.rank < args.tp and 0 <= args.replica < args.replicas):
         parser.error(f"there are ranks 0 to {args.tp - 1} of replicas 0 to {args.replicas - 1}")
 
+    return args
+
+
+def main() -> int:
+    args = arguments()
     workload = make_workload(args.workload)
+    workload = replace(workload, max_tokens=[args.tokens] * len(workload.prompts))
+    admin = bool(args.changes) or args.replace
     command = server_command(args, "--replicas", str(args.replicas))
-    command += ["--admin-api-key", ADMIN_KEY] if args.changes else []
+    command += ["--admin-api-key", ADMIN_KEY] if admin else []
     with serving(command, quiet=False) as server:
         name = served_model(server.url)
-        requests = workload_requests(server.url, name, workload)
+        requests = workload_requests(server.url, name, workload, return_token_ids=True)
         server.wait_whole(args.replicas)
         run_streams(server.url, requests, len(requests))  # prompts are cached from here on
         undisturbed = run_streams(server.url, requests, len(requests))
-        killer = Changer(server, args) if args.changes else Killer(server, args)
+        kind = Replacer if args.replace else Changer if args.changes else Killer
+        killer = kind(server, args)
         killer.start()
         streams = run_streams(server.url, requests, len(requests))
-        while args.changes and killer.is_alive():
+        while admin and killer.is_alive():
             streams += run_streams(server.url, requests, len(requests))
         killer.join()
+        if not killer.seconds_to_ready:
+            raise SystemExit("what was to be done to the server was not done")
         after = run_http(server.url, name, workload)
     alone = timings_of(undisturbed)
     what = f"rank {args.rank} of replica {args.replica} gets SIG{args.signal}"
     if args.changes:
         what = f"{args.changes} replicas are removed and added"
+    if args.replace:
+        what = "all replicas are replaced"
     print(f"{workload.name}, {args.replicas} x {args.tp} ranks, {what} after {args.after:g} s")
     rounds = len(streams) // len(requests)
     lost = report(streams, undisturbed * rounds, workload.max_tokens * rounds, killer)
-    print(f"p99 gap undisturbed {p99_gap(alone):.1f} ms, disturbed ", end="")
-    print(f"{p99_gap(timings_of(streams)):.1f} ms (all streams)")
     print(f"output             {alone.rate:.0f} tok/s before, {after.rate:.0f} tok/s afterwards")
     return 1 if lost or alone.failed or after.failed else 0
 

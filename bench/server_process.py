@@ -61,15 +61,15 @@ class RunningServer:
         return _is_ready(int(self.url.rpartition(":")[2]))
 
     def change_replicas(self, method: str, path: str = "") -> None:
-        """Waits until it is done, of a server with ADMIN_KEY."""
+        """Waits until it is done, of a server with ADMIN_KEY. RuntimeError where it fails."""
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"))
-        headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-        connection.request(method, f"/admin/replicas{path}", headers=headers)
+        headers = {"authorization": f"Bearer {ADMIN_KEY}", "content-type": "application/json"}
+        connection.request(method, f"/admin/replicas{path}", "{}", headers)
         answer = connection.getresponse()
         events = answer.read().decode()
         connection.close()
         if answer.status != 200 or '"failed"' in events:
-            raise SystemExit(f"{method} /admin/replicas{path}: {answer.status} {events}")
+            raise RuntimeError(f"{method} /admin/replicas{path}: {answer.status} {events}")
 
     def is_whole(self, replicas: int) -> bool:
         """Whether all replicas serve, or the engine where there is one."""

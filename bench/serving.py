@@ -42,8 +42,8 @@ class Timings:
     gaps: list[float] = field(default_factory=list)  # seconds between events
 
 
-def workload_requests(url: str, model: str, workload: Workload) -> list[bytes]:
-    """A streaming completion for each of the workload's prompts."""
+def workload_requests(url: str, model: str, workload: Workload, **more: object) -> list[bytes]:
+    """A streaming completion for each of the workload's prompts, with these fields more."""
     return [
         post(
             url,
@@ -57,6 +57,7 @@ def workload_requests(url: str, model: str, workload: Workload) -> list[bytes]:
                 "ignore_eos": True,
                 "stream": True,
                 "stream_options": {"include_usage": True},
+                **more,
             },
         )
         for number, (prompt, count) in enumerate(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,3 +34,36 @@ def test_the_longest_gap_since_the_kill(
     failover: Any, sent: float, arrivals: list[float], gap: float
 ) -> None:
     assert failover.longest_gap(sent, arrivals, 10.0) == pytest.approx(gap)
+
+
+def stream_of(ids: Sequence[Sequence[int]], counted: int) -> Any:
+    """A stream whose events brought these ids; the server counted so many."""
+    bodies: list[dict[str, Any]] = [
+        {"choices": [{"text": "", "token_ids": list(some)}], "usage": None} for some in ids
+    ]
+    bodies.append({"choices": [], "usage": {"completion_tokens": counted}})
+    events = [
+        SimpleNamespace(data=json.dumps(body), arrived=float(i)) for i, body in enumerate(bodies)
+    ]
+    return SimpleNamespace(events=lambda: events)
+
+
+@pytest.mark.parametrize(
+    ("ids", "counted", "whole"),
+    [
+        ([[1], [2, 3], [4]], 4, True),
+        ([[1], [2], [2, 3], [4]], 4, False),  # one came twice
+        ([[1], [4]], 4, False),  # two never came
+        ([[1], [2]], 2, False),  # it ended early
+    ],
+)
+def test_tokens_that_never_came_or_came_twice(
+    failover: Any, ids: list[list[int]], counted: int, whole: bool
+) -> None:
+    assert (failover.fault_of(stream_of(ids, counted), 4) == "") == whole
+
+
+def test_gaps_are_those_that_end_after_the_kill(failover: Any) -> None:
+    streams = [stream_of([[1]] * 3, 3), stream_of([[1]], 1)]
+    assert failover.gaps_since(0.5, streams) == [1.0, 1.0, 1.0, 1.0]
+    assert failover.gaps_since(1.0, streams) == [1.0, 1.0]
