@@ -134,8 +134,8 @@ def _serve(
                 files.path,
                 time.monotonic() - began,
             )
-            hosts = _make_hosts(args, rank_command)
-            client = make_engines(args, files.path, hosts, rank_command, restart, kv_events)
+            hosts = _make_hosts(args, files, rank_command)
+            client = make_engines(args, files, hosts, rank_command, restart, kv_events)
             return uvloop.run(Server(args, files, listener, client, hosts, began).run())
     except (
         ListenError,
@@ -158,14 +158,16 @@ def _count_children(args: ServerArgs) -> int:
     return args.replicas * args.tp // args.nnodes + tokenizers
 
 
-def _make_hosts(args: ServerArgs, rank_command: Sequence[str]) -> NodeHub | RayCluster | None:
+def _make_hosts(
+    args: ServerArgs, files: ModelFiles, rank_command: Sequence[str]
+) -> NodeHub | RayCluster | None:
     """The other hosts, where there are any."""
     if args.cluster is not None:
         return RayCluster(
             Wish(
                 address=args.cluster,
                 model=args.model,
-                revision=args.revision,
+                revision=files.commit or args.revision,
                 weights=args.load_format != "dummy",
                 ranks=args.tp,
                 cpus_per_rank=args.num_threads or 1,

@@ -51,7 +51,7 @@ class ModelSuccessors:
             raise ReplicaRefused(found.error.rstrip("."))
         if reason := difference(found, served, self._state.client.info.max_model_len):
             raise ReplicaRefused(f"{named.model or 'the default model'} {reason}")
-        return served_model(found.path, named)
+        return served_model(found.path, named, found.commit)
 
     async def adopt(self, model: ServedModel) -> None:
         """As in Successors."""

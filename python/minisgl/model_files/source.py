@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import re
@@ -201,7 +202,8 @@ def _hub_snapshot(
         if models:  # a repository for llama.cpp
             files = choose_gguf(models, repo, "", tags=True).files
             return _hub_gguf(repo, files, revision, show_progress)
-    return _folder(folder, repo, weights=weights)
+    files = _folder(folder, repo, weights=weights)
+    return dataclasses.replace(files, commit=folder.name)
 
 
 def _tagged_gguf(repo: str, tag: str, revision: str | None, show_progress: bool) -> ModelFiles:
@@ -220,4 +222,4 @@ def _hub_gguf(
     for file in files:
         if not (folder / file).is_file():
             raise ModelError(f"{repo} has no file {file!r}, or none that can be reached now.")
-    return _gguf_file(folder / files[0])
+    return dataclasses.replace(_gguf_file(folder / files[0]), commit=folder.name)

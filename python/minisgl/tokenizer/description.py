@@ -33,14 +33,15 @@ class Description(msgspec.Struct, frozen=True):
     """A model on this host. Where there is none, `error` says why in one sentence."""
 
     path: str = ""
+    commit: str = ""  # as in ModelFiles
     digests: dict[str, str] = {}  # the tokenizer's
     sizes: ModelSizes = ModelSizes(None, None)
     error: str = ""
 
 
-def describe(path: str, tokenizer: Tokenizer) -> Description:
+def describe(path: str, tokenizer: Tokenizer, commit: str = "") -> Description:
     """The model at a path, with the tokenizer that was loaded from there. ModelError."""
-    return Description(path, tokenizer.digests(), model_sizes(path))
+    return Description(path, commit, tokenizer.digests(), model_sizes(path))
 
 
 def look_for(wanted: Wanted) -> Description:
@@ -50,7 +51,8 @@ def look_for(wanted: Wanted) -> Description:
             wanted.model, revision=wanted.revision, weights=wanted.weights, show_progress=False
         )
         template = wanted.chat_template and read_chat_template(wanted.chat_template)
-        return describe(files.path, load_tokenizer(files.path, chat_template=template or None))
+        tokenizer = load_tokenizer(files.path, chat_template=template or None)
+        return describe(files.path, tokenizer, files.commit)
     except ModelError as error:
         return Description(error=str(error))
 

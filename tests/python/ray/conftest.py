@@ -102,9 +102,9 @@ def start_server(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> Iterator
     """Starts servers in the cluster, and sees to it that each ends in order."""
     servers: list[ServerProcess] = []
 
-    def start(*flags: str) -> ServerProcess:
+    def start(*flags: str, model: Path | str = tiny_model) -> ServerProcess:
         server = ServerProcess(
-            tiny_model,
+            model,
             tmp_path / f"server-{len(servers)}",
             *("--cluster", "ray", "--device", "cpu", "--kv-cache-tokens", "16K", *flags),
             program=PROGRAM,
