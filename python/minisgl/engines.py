@@ -128,18 +128,19 @@ def _local_site(args: ServerArgs, command: Sequence[str]) -> LocalSite:
 
 def _make_replicas(
     args: ServerArgs,
-    model: ServedModel,
+    first: ServedModel,
     options: EngineOptions,
     site: Site,
     restart: RestartPolicy | None,
     on_blocks: Callable[[int], OnBlocks | None],
 ) -> Replicas:
+    """`first`: the model that they begin with."""
     # One that is left alone has the requests of all.
     options = dataclasses.replace(options, max_waiting=MAX_WAITING)
 
-    def make_engine(number: int, lot: Lot, peers: Peers, its: ServedModel) -> EngineClient:
-        fit = dataclasses.replace(lot.fit(options), model_path=its.path)
-        return _make_client(args, fit, lot.launcher(its), restart, peers, on_blocks(number))
+    def make_engine(number: int, lot: Lot, peers: Peers, model: ServedModel) -> EngineClient:
+        fit = dataclasses.replace(lot.fit(options), model_path=model.path)
+        return _make_client(args, fit, lot.launcher(model), restart, peers, on_blocks(number))
 
     return Replicas(
         make_engine,
@@ -147,7 +148,7 @@ def _make_replicas(
         args.replicas,
         Admission(args.max_waiting, args.max_waiting_tokens),
         Router(cast("Routing", args.routing)),
-        model,
+        first,
     )
 
 

@@ -42,8 +42,8 @@ def download(
     wanted: Sequence[str],
     unwanted: Sequence[str] = (),
 ) -> Path:
-    """The folder of a repository in the cache, with what it has of the wanted files. Its name is the
-    commit's. ModelError.
+    """The folder of a repository in the cache, with what it has of the wanted files; its name is
+    the commit's. ModelError.
     """
     _refuse_homeless(repo)
     from huggingface_hub import snapshot_download

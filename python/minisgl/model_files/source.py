@@ -202,8 +202,8 @@ def _hub_snapshot(
         if models:  # a repository for llama.cpp
             files = choose_gguf(models, repo, "", tags=True).files
             return _hub_gguf(repo, files, revision, show_progress)
-    files = _folder(folder, repo, weights=weights)
-    return dataclasses.replace(files, commit=folder.name)
+    found = _folder(folder, repo, weights=weights)
+    return dataclasses.replace(found, commit=folder.name)
 
 
 def _tagged_gguf(repo: str, tag: str, revision: str | None, show_progress: bool) -> ModelFiles:
