@@ -43,9 +43,18 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("revisions") / "next", seed=1)
 
 
-@pytest.fixture
-def two_nodes(cluster: Cluster) -> Iterator[list[Any]]:
-    """Nodes with one CPU each; those that are in the list at the end are removed."""
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHub]:
+    """That the nodes and servers of this file know."""
+    with serving_hub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.address)
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def two_nodes(cluster: Cluster, hub: SmallHub) -> Iterator[list[Any]]:
+    """With one CPU each; those that are in the list at the end are removed."""
     nodes = [cluster.add_node(), cluster.add_node()]
     yield nodes
     for node in nodes:
@@ -162,15 +171,6 @@ def test_a_roll_while_the_last_of_the_old_revision_is_lost(
     of_one_revision(texts, old, texts_now(port))
     until(lambda: ready_replicas(port) == 2)
     assert {one["model"] for one in shown(port)} == {str(other_model)}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
-    """That nodes and servers which begin from now on know."""
-    with serving_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-        yield hub
 
 
 @pytest.mark.long
