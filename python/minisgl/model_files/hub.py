@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minisgl.environment import default_cache_dir
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.progress import Progress, reporting_bars
 
 MAX_REASON = 300  # characters of what the library says
 
@@ -38,7 +39,7 @@ def list_files(repo: str, revision: str | None) -> list[str]:
 def download(
     repo: str,
     revision: str | None,
-    show_progress: bool,
+    progress: Progress,
     wanted: Sequence[str],
     unwanted: Sequence[str] = (),
 ) -> Path:
@@ -53,12 +54,17 @@ def download(
         enable_progress_bars,
     )
 
-    hide = not show_progress and not are_progress_bars_disabled()
+    report = progress.report
+    hide = not (progress.shown and report is None) and not are_progress_bars_disabled()
     if hide:
         disable_progress_bars()
     try:
         path = snapshot_download(
-            repo, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
+            repo,
+            revision=revision,
+            allow_patterns=list(wanted),
+            ignore_patterns=list(unwanted),
+            tqdm_class=None if report is None else reporting_bars(report),
         )
     except Exception as error:
         raise ModelError(_reason(repo, revision, error)) from error

@@ -15,6 +15,7 @@ from minisgl.model_files.default_model import default_model
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.gguf_choice import choose_gguf, gguf_models
 from minisgl.model_files.gguf_parts import first_part, model_name, part_names
+from minisgl.model_files.progress import Progress, Report
 from minisgl.model_files.side_files import INDEX_BYTES, open_file, read_json, stands_in
 
 # What is taken from a Hugging Face repository; other formats and training state stay there.
@@ -44,6 +45,7 @@ def resolve_model(
     model: str | None,
     *,
     show_progress: bool = True,
+    on_progress: Report | None = None,
     revision: str | None = None,
     cache_dir: Path | None = None,
     weights: bool = True,
@@ -54,7 +56,8 @@ def resolve_model(
 
     `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its
     own. `revision` is for Hugging Face ids only. Without `weights` (--load-format dummy) a folder
-    needs none, and none are downloaded for an id.
+    needs none, and none are downloaded for an id. `on_progress` hears of downloads from Hugging
+    Face instead of the screen, on any thread.
     ModelError, with one sentence, when there is no such model, a file is missing, or it can't be
     downloaded.
     """
@@ -67,6 +70,7 @@ def resolve_model(
                 "or name a model with --model."
             )
         return default_model(cache_dir, show_progress=show_progress)
+    progress = Progress(show_progress, on_progress)
     try:
         path = Path(model).expanduser()
         if model and (path.is_dir() or path.is_file()):
@@ -82,11 +86,11 @@ def resolve_model(
     if hub_file := _HUB_FILE.fullmatch(model):
         inside, slash, name = hub_file[2].rpartition("/")
         files = [inside + slash + part for part in part_names(name)]
-        return _hub_gguf(hub_file[1], files, revision, show_progress)
+        return _hub_gguf(hub_file[1], files, revision, progress)
     if (tagged := _TAGGED.fullmatch(model)) and _HUB_ID.fullmatch(tagged[1]):
-        return _tagged_gguf(tagged[1], tagged[2], revision, show_progress)
+        return _tagged_gguf(tagged[1], tagged[2], revision, progress)
     if _HUB_ID.fullmatch(model) and not model.lower().endswith(".gguf"):
-        return _hub_snapshot(model, revision, show_progress, weights)
+        return _hub_snapshot(model, revision, progress, weights)
     raise ModelError(
         f"there is no model at {model!r}: no such folder or .gguf file, and it is not a Hugging "
         "Face id like org/name or org/name:Q4_K_M."
@@ -191,34 +195,32 @@ def _gguf_file(path: Path) -> ModelFiles:
     return ModelFiles(str(first_part(path)), model_name(path.name))
 
 
-def _hub_snapshot(
-    repo: str, revision: str | None, show_progress: bool, weights: bool
-) -> ModelFiles:
+def _hub_snapshot(repo: str, revision: str | None, progress: Progress, weights: bool) -> ModelFiles:
     wanted = [name for name in _WANTED_FILES if weights or "safetensors" not in name]
-    folder = hub.download(repo, revision, show_progress, wanted, _UNWANTED_FILES)
+    folder = hub.download(repo, revision, progress, wanted, _UNWANTED_FILES)
     has_config = (folder / "config.json").is_file()
     if not any(folder.glob("*.safetensors*")) and (weights or not has_config):
         models = gguf_models(hub.list_files(repo, revision))
         if models:  # a repository for llama.cpp
             files = choose_gguf(models, repo, "", tags=True).files
-            return _hub_gguf(repo, files, revision, show_progress)
+            return _hub_gguf(repo, files, revision, progress)
     found = _folder(folder, repo, weights=weights)
     return dataclasses.replace(found, commit=folder.name)
 
 
-def _tagged_gguf(repo: str, tag: str, revision: str | None, show_progress: bool) -> ModelFiles:
+def _tagged_gguf(repo: str, tag: str, revision: str | None, progress: Progress) -> ModelFiles:
     """The .gguf model of a repository that a tag means."""
     models = gguf_models(hub.list_files(repo, revision))
     files = choose_gguf(models, repo, tag, tags=True).files
-    return _hub_gguf(repo, files, revision, show_progress)
+    return _hub_gguf(repo, files, revision, progress)
 
 
 def _hub_gguf(
-    repo: str, files: Sequence[str], revision: str | None, show_progress: bool
+    repo: str, files: Sequence[str], revision: str | None, progress: Progress
 ) -> ModelFiles:
     """A .gguf model of a repository, with all its files."""
     patterns = [glob.escape(file) for file in files]
-    folder = hub.download(repo, revision, show_progress, patterns)
+    folder = hub.download(repo, revision, progress, patterns)
     for file in files:
         if not (folder / file).is_file():
             raise ModelError(f"{repo} has no file {file!r}, or none that can be reached now.")

@@ -133,6 +133,23 @@ def test_a_download_that_breaks_off(hub: SmallHub, tmp_path: Path) -> None:
     assert hub.sent == ["model.safetensors:0"]
 
 
+def test_progress_is_told_instead_of_shown(hub: SmallHub, tmp_path: Path) -> None:
+    sizes = {"config.json": 2, "a.safetensors": 3 * CHUNK, "b.safetensors": 5}
+    hub.push("org/m", {name: bytes(size) for name, size in sizes.items()}, "main")
+    program = (
+        "from minisgl.model_files.source import resolve_model\n"
+        "resolve_model('org/m', on_progress=lambda *report: print(*report))"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.address}
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    reports = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
+    assert reports
+    for done, total in reports:
+        assert 0 <= done <= total <= sum(sizes.values())
+
+
 def test_a_hub_that_is_ill(hub: SmallHub, tmp_path: Path) -> None:
     hub.push("org/m", FILES, "main")
     hub.ill = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tests.python.launch.servers import ServerProcess, Stream, until
 from tests.python.model_files.small_hub import SmallHub, files_of, serving_hub
 from tests.python.running.conftest import PROGRAM
 from tests.python.running.test_ranks import text_of
-from tests.python.running.test_replicas import KEY, changed, serving, shown
+from tests.python.running.test_replicas import KEY, changed, events_of, serving, shown
 from tests.python.running.tiny_model import make_tiny_model
 
 TOKENS = 1000
@@ -78,7 +79,12 @@ def test_revisions_of_a_hub_take_each_others_place(
     # goes on.
     hub.broken_at, hub.breaks = 1000, 1
     streams = [Stream(port, [5 + number, 6, 7], TOKENS, ignore_eos=True) for number in range(4)]
-    last = replaced(port)
+    *events, last = events_of(port, "POST", "/replace", {})
+    phases = [
+        event["phase"] for event in events if "phase" in event and event["state"] == "searching"
+    ]
+    assert phases
+    assert all(re.fullmatch("downloading [0-9]+%", phase) for phase in phases)
     assert (last["state"], last["model"], last["revision"]) == ("replaced", REPO, two)
     new = texts_now(port)
     for stream, before, after in zip(streams, old, new, strict=True):
