@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -31,13 +30,11 @@ from minisgl.engine.router import Router
 from minisgl.engine.served_model import ServedModel
 from minisgl.engine.site import LocalSite, Lot, Site
 from minisgl.ipc.messages import EngineOptions, NamedModel
+from minisgl.model_files.files import ModelFiles
 from minisgl.startup import PhaseLog, counted, engine_options
 
 if TYPE_CHECKING:
     from minisgl.config import Routing
-
-# Where Hugging Face keeps a commit of a model.
-_CACHED = re.compile("/models--[^/]+/snapshots/([^/]+)")
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ def open_kv_events(args: ServerArgs) -> Iterator[KvEventPublisher | None]:
 
 def make_engines(
     args: ServerArgs,
-    model_path: str,
+    files: ModelFiles,
     hosts: NodeHub | RayCluster | None,
     command: Sequence[str],
     restart: RestartPolicy | None,
@@ -69,17 +66,21 @@ def make_engines(
     def on_blocks(number: int) -> OnBlocks | None:
         return None if kv_events is None else functools.partial(kv_events.publish, number)
 
-    options = engine_options(args, model_path)
+    options = engine_options(args, files.path)
+    # Each host was started with the model, and may call it something else.
+    model = dataclasses.replace(
+        served_model(files.path, NamedModel(args.model, args.revision), files.commit), named=None
+    )
     if isinstance(hosts, RayCluster):
         logger.info(
             "replicas: %d (--replicas) in the cluster (--cluster %s)", args.replicas, args.cluster
         )
-        return _make_replicas(args, options, RaySite(hosts), restart, on_blocks)
+        return _make_replicas(args, model, options, RaySite(hosts), restart, on_blocks)
     if args.replicas > 1 or args.admin_api_key is not None or args.max_replicas:
         site: Site = _local_site(args, command)
         if hosts is not None:
             site = JoinedSite(site, hosts, args.tp, args.num_threads)
-        return _make_replicas(args, options, site, restart, on_blocks)
+        return _make_replicas(args, model, options, site, restart, on_blocks)
     launcher: MakeLauncher = functools.partial(LocalRanks, command)
     if hosts is not None:
         launcher = functools.partial(HostRanks, hosts, command)
@@ -127,11 +128,13 @@ def _local_site(args: ServerArgs, command: Sequence[str]) -> LocalSite:
 
 def _make_replicas(
     args: ServerArgs,
+    first: ServedModel,
     options: EngineOptions,
     site: Site,
     restart: RestartPolicy | None,
     on_blocks: Callable[[int], OnBlocks | None],
 ) -> Replicas:
+    """`first`: the model that they begin with."""
     # One that is left alone has the requests of all.
     options = dataclasses.replace(options, max_waiting=MAX_WAITING)
 
@@ -145,14 +148,15 @@ def _make_replicas(
         args.replicas,
         Admission(args.max_waiting, args.max_waiting_tokens),
         Router(cast("Routing", args.routing)),
-        served_model(options.model_path, NamedModel(args.model, args.revision), first=True),
+        first,
     )
 
 
-def served_model(path: str, named: NamedModel, *, first: bool = False) -> ServedModel:
-    """The model at a path of this host. `first`: the one that server and hosts were started with,
-    each of which may call it something else.
+def served_model(path: str, named: NamedModel, commit: str) -> ServedModel:
+    """The model at a path of this host. Other hosts look for the commit that its revision means
+    now, where it is of a Hugging Face id: a branch may mean another one when they do.
     """
-    cached = _CACHED.search(path)
-    revision = cached[1] if cached else named.revision or ""
-    return ServedModel(path, named.model or Path(path).stem, revision, None if first else named)
+    revision = commit or named.revision or ""
+    return ServedModel(
+        path, named.model or Path(path).stem, revision, NamedModel(named.model, revision or None)
+    )

@@ -34,7 +34,7 @@ from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.scaling import Bounds, Scaler
 from minisgl.engines import make_engines, open_kv_events
 from minisgl.flags import mistyped_variables, parse_args
-from minisgl.ipc.messages import NamedModel
+from minisgl.ipc.messages import NamedModel, PhaseReport
 from minisgl.log import SERVER, start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.published_sampling import published_sampling
@@ -47,7 +47,7 @@ from minisgl.server.listener import (
     serve_http,
 )
 from minisgl.server.state import ServerState
-from minisgl.startup import counted, describe_engine
+from minisgl.startup import PhaseLog, counted, describe_engine
 from minisgl.successors import ModelSuccessors
 from minisgl.system import (
     SystemLimitError,
@@ -134,8 +134,8 @@ def _serve(
                 files.path,
                 time.monotonic() - began,
             )
-            hosts = _make_hosts(args, rank_command)
-            client = make_engines(args, files.path, hosts, rank_command, restart, kv_events)
+            hosts = _make_hosts(args, files, rank_command)
+            client = make_engines(args, files, hosts, rank_command, restart, kv_events)
             return uvloop.run(Server(args, files, listener, client, hosts, began).run())
     except (
         ListenError,
@@ -158,14 +158,16 @@ def _count_children(args: ServerArgs) -> int:
     return args.replicas * args.tp // args.nnodes + tokenizers
 
 
-def _make_hosts(args: ServerArgs, rank_command: Sequence[str]) -> NodeHub | RayCluster | None:
+def _make_hosts(
+    args: ServerArgs, files: ModelFiles, rank_command: Sequence[str]
+) -> NodeHub | RayCluster | None:
     """The other hosts, where there are any."""
     if args.cluster is not None:
         return RayCluster(
             Wish(
                 address=args.cluster,
                 model=args.model,
-                revision=args.revision,
+                revision=files.commit or args.revision,
                 weights=args.load_format != "dummy",
                 ranks=args.tp,
                 cpus_per_rank=args.num_threads or 1,
@@ -186,11 +188,18 @@ def _make_hosts(args: ServerArgs, rank_command: Sequence[str]) -> NodeHub | RayC
 
 def _find_model(args: ServerArgs) -> ModelFiles:
     """Raises ModelError."""
+    log = PhaseLog()
+
+    def report(done: int, total: int) -> None:
+        log.report(PhaseReport(phase=f"downloading {args.model}", done=done, total=total))
+
+    text = args.log_format == "text"  # a bar is no line of another format
     return resolve_model(
         args.model,
         revision=args.revision,
         weights=args.needs_weights,
-        show_progress=args.log_format == "text",  # a bar is no line
+        show_progress=text,
+        on_progress=None if text and sys.stderr.isatty() else report,
     )
 
 

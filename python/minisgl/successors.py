@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 
 import msgspec
 
@@ -19,7 +21,7 @@ from minisgl.ipc.messages import NamedModel
 from minisgl.model_files.files import ModelError
 from minisgl.model_files.published_sampling import published_sampling
 from minisgl.server.state import ServerState
-from minisgl.tokenizer.description import Description, Wanted, describe
+from minisgl.tokenizer.description import Description, Downloading, Wanted, describe
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +43,17 @@ class ModelSuccessors:
         except ModelError as error:
             logger.warning("this model can't be replaced while it is served: %s", error)
 
-    async def find(self, named: NamedModel) -> ServedModel:
+    async def find(self, named: NamedModel, say: Callable[[str], None]) -> ServedModel:
         """As in Successors."""
         served, args = self._served, self._state.args
         if served is None:
             raise ReplicaRefused("nothing can be compared with the model that is served")
-        found = await _look_for(named, args)
+        found = await _look_for(named, args, say)
         if found.error:
             raise ReplicaRefused(found.error.rstrip("."))
         if reason := difference(found, served, self._state.client.info.max_model_len):
             raise ReplicaRefused(f"{named.model or 'the default model'} {reason}")
-        return served_model(found.path, named)
+        return served_model(found.path, named, found.commit)
 
     async def adopt(self, model: ServedModel) -> None:
         """As in Successors."""
@@ -82,8 +84,8 @@ def difference(found: Description, served: Description, max_model_len: int) -> s
     return ""
 
 
-async def _look_for(named: NamedModel, args: ServerArgs) -> Description:
-    """What the program of tokenizer/description.py says."""
+async def _look_for(named: NamedModel, args: ServerArgs, say: Callable[[str], None]) -> Description:
+    """What the program of tokenizer/description.py says. `say` hears how far it is."""
     wanted = Wanted(
         model=named.model,
         revision=named.revision,
@@ -98,14 +100,20 @@ async def _look_for(named: NamedModel, args: ServerArgs) -> Description:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
+    assert child.stdout is not None
+    found: Description | None = None
     try:
-        output, _ = await child.communicate()
+        with contextlib.suppress(msgspec.DecodeError):  # of a line that was cut
+            while line := await child.stdout.readline():
+                word = msgspec.json.decode(line, type=Downloading | Description)
+                if isinstance(word, Description):
+                    found = word
+                else:
+                    say(f"downloading {100 * word.done // word.total}%")
+        status = await child.wait()
     except asyncio.CancelledError:
         signal_child(child, signal.SIGKILL)
         raise
-    try:
-        return msgspec.json.decode(output, type=Description)
-    except msgspec.DecodeError:
-        raise ReplicaRefused(
-            f"the process that looks for the model ended with status {child.returncode}"
-        ) from None
+    if found is None:
+        raise ReplicaRefused(f"the process that looks for the model ended with status {status}")
+    return found

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from minisgl.engine.served_model import ServedModel
 from minisgl.engines import served_model
 from minisgl.ipc.messages import NamedModel
 from minisgl.model_files.sizes import ModelSizes, model_sizes
@@ -86,19 +85,17 @@ def test_sizes_stand_in_the_text_part_of_a_model_that_has_several(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("path", "named", "revision"),
+    ("path", "named", "commit"),
     [
         ("/m/folder", NamedModel("/m/folder"), ""),
         ("/hub/models--org--name/snapshots/0a1b", NamedModel("org/name", "main"), "0a1b"),
         ("/hub/models--org--name/snapshots/0a1b/x.gguf", NamedModel("org/name:Q4_0"), "0a1b"),
-        ("/copies/snapshots/mine", NamedModel("/copies/snapshots/mine"), ""),
     ],
 )
-def test_a_revision_is_shown_as_the_commit_that_it_is(
-    path: str, named: NamedModel, revision: str
+def test_a_revision_is_shown_as_the_commit_that_it_is_and_other_hosts_look_for_that(
+    path: str, named: NamedModel, commit: str
 ) -> None:
-    model = served_model(path, named)
-    assert (model.name, model.revision, model.named) == (named.model, revision, named)
-    assert model != ServedModel(
-        path, model.name, revision, named
-    )  # a folder may have changed since
+    model = served_model(path, named, commit)
+    assert (model.name, model.revision) == (named.model, commit)
+    assert model.named == NamedModel(named.model, commit or None)
+    assert model != served_model(path, named, commit)  # a folder may have changed since

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 class Successors(Protocol):
     """Models that may take the place of the one that is served."""
 
-    async def find(self, named: NamedModel) -> ServedModel:
-        """Finds or downloads it. ReplicaRefused where there is none, or its requests would not be
-        those of the one that is served.
+    async def find(self, named: NamedModel, say: Callable[[str], None]) -> ServedModel:
+        """Finds or downloads it; `say` hears how far it is. ReplicaRefused where there is none, or
+        its requests would not be those of the one that is served.
         """
 
     async def adopt(self, model: ServedModel) -> None:
@@ -151,10 +151,13 @@ class Changes:
             await self.replicas.start_later(replica, str(error))
 
     async def _replace(self, change: Change, named: NamedModel, limit: float) -> None:
-        change.say("searching", model=named.model, revision=named.revision)
+        def search(**phase: str) -> None:
+            change.say("searching", model=named.model, revision=named.revision, **phase)
+
+        search()
         try:
             try:
-                model = await self._successors.find(named)
+                model = await self._successors.find(named, lambda phase: search(phase=phase))
             except ReplicaRefused as error:
                 change.say("failed", reason=f"{error}; nothing has changed")
                 return

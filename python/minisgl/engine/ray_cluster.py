@@ -56,12 +56,18 @@ class Wish:
     log_level: str = "info"
     log_format: str = "text"
 
+    @property
+    def named(self) -> NamedModel:
+        """The model, as each host looks for it."""
+        return NamedModel(self.model, self.revision)
+
 
 @dataclass(eq=False)
 class Guest:
     """An actor with the ranks of a group, from the wish for it to its end."""
 
     number: int
+    model: NamedModel  # that it has looked for
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""  # why it is gone
     with_node: bool = False  # its host is gone, too
@@ -113,11 +119,11 @@ class RayCluster:
         found a place for it, and it this model there (None: the wish's).
         """
         await self._connected.wait()
-        guest = Guest(next(self._numbers))
+        model = model or self.wish.named
+        guest = Guest(next(self._numbers), model)
         self._guests[guest.number] = guest
         cpus, gpus = self._resources()
         wish = self.wish
-        model = model or NamedModel(wish.model, wish.revision)
         agent = AgentSpec(
             model=model.model,
             revision=model.revision,

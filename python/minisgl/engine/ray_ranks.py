@@ -103,12 +103,14 @@ class RayRanks:
         self._events.phase(PhaseReport(phase=wish))
         self._guest = await self._lot.guest(self._model)
         events = dataclasses.replace(self._events, host_lost=self._lose)
+        # The actor may have been placed for another model than that of this group.
+        model = self._model or self._cluster.wish.named
         self._ranks = LinkedRanks(
             self._cluster.hub,
             self._guest.number,
             events,
             label=self._lot.label,
-            model=self._model,
+            model=None if model == self._guest.model else model,
         )
         await self._ranks.start(options, places)
 

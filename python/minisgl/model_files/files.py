@@ -15,6 +15,7 @@ class ModelFiles:
 
     path: str  # folder with config.json and *.safetensors, or a .gguf file
     name: str  # what /v1/models says
+    commit: str = ""  # that a revision of a Hugging Face id means
 
     def __post_init__(self) -> None:
         for what, text in (("path", self.path), ("name", self.name)):

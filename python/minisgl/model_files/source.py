@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import glob
 import os
 import re
@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minisgl.environment import default_cache_dir
+from minisgl.model_files import hub
 from minisgl.model_files.default_model import default_model
 from minisgl.model_files.files import ModelError, ModelFiles
 from minisgl.model_files.gguf_choice import choose_gguf, gguf_models
 from minisgl.model_files.gguf_parts import first_part, model_name, part_names
+from minisgl.model_files.progress import Progress, Report
 from minisgl.model_files.side_files import INDEX_BYTES, open_file, read_json, stands_in
 
 # What is taken from a Hugging Face repository; other formats and training state stay there.
@@ -43,6 +45,7 @@ def resolve_model(
     model: str | None,
     *,
     show_progress: bool = True,
+    on_progress: Report | None = None,
     revision: str | None = None,
     cache_dir: Path | None = None,
     weights: bool = True,
@@ -53,7 +56,8 @@ def resolve_model(
 
     `cache_dir` holds the default model (None: config.default_cache_dir()); Hugging Face keeps its
     own. `revision` is for Hugging Face ids only. Without `weights` (--load-format dummy) a folder
-    needs none, and none are downloaded for an id.
+    needs none, and none are downloaded for an id. `on_progress` hears of downloads from Hugging
+    Face instead of the screen, on any thread.
     ModelError, with one sentence, when there is no such model, a file is missing, or it can't be
     downloaded.
     """
@@ -66,6 +70,7 @@ def resolve_model(
                 "or name a model with --model."
             )
         return default_model(cache_dir, show_progress=show_progress)
+    progress = Progress(show_progress, on_progress)
     try:
         path = Path(model).expanduser()
         if model and (path.is_dir() or path.is_file()):
@@ -81,11 +86,11 @@ def resolve_model(
     if hub_file := _HUB_FILE.fullmatch(model):
         inside, slash, name = hub_file[2].rpartition("/")
         files = [inside + slash + part for part in part_names(name)]
-        return _hub_gguf(hub_file[1], files, revision, show_progress)
+        return _hub_gguf(hub_file[1], files, revision, progress)
     if (tagged := _TAGGED.fullmatch(model)) and _HUB_ID.fullmatch(tagged[1]):
-        return _tagged_gguf(tagged[1], tagged[2], revision, show_progress)
+        return _tagged_gguf(tagged[1], tagged[2], revision, progress)
     if _HUB_ID.fullmatch(model) and not model.lower().endswith(".gguf"):
-        return _hub_snapshot(model, revision, show_progress, weights)
+        return _hub_snapshot(model, revision, progress, weights)
     raise ModelError(
         f"there is no model at {model!r}: no such folder or .gguf file, and it is not a Hugging "
         "Face id like org/name or org/name:Q4_K_M."
@@ -97,16 +102,6 @@ def _refuse_revision(revision: str | None, model: str) -> None:
         raise ModelError(
             f"--revision {revision} is for a Hugging Face id, but {model} has no revisions: leave "
             "it out."
-        )
-
-
-def _refuse_homeless_hub(model: str) -> None:
-    """Without a home Hugging Face's library would make a folder of the name ~ here."""
-    named = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
-    if default_cache_dir() is None and not any(os.environ.get(name) for name in named):
-        raise ModelError(
-            f"there is no folder here of the name {model!r}, and no home folder to keep a model of "
-            "Hugging Face in: set HOME or HF_HOME."
         )
 
 
@@ -200,117 +195,33 @@ def _gguf_file(path: Path) -> ModelFiles:
     return ModelFiles(str(first_part(path)), model_name(path.name))
 
 
-def _hub_snapshot(
-    repo: str, revision: str | None, show_progress: bool, weights: bool
-) -> ModelFiles:
+def _hub_snapshot(repo: str, revision: str | None, progress: Progress, weights: bool) -> ModelFiles:
     wanted = [name for name in _WANTED_FILES if weights or "safetensors" not in name]
-    folder = _download(repo, revision, show_progress, wanted, _UNWANTED_FILES)
+    folder = hub.download(repo, revision, progress, wanted, _UNWANTED_FILES)
     has_config = (folder / "config.json").is_file()
     if not any(folder.glob("*.safetensors*")) and (weights or not has_config):
-        models = gguf_models(_hub_files(repo, revision))
+        models = gguf_models(hub.list_files(repo, revision))
         if models:  # a repository for llama.cpp
             files = choose_gguf(models, repo, "", tags=True).files
-            return _hub_gguf(repo, files, revision, show_progress)
-    return _folder(folder, repo, weights=weights)
+            return _hub_gguf(repo, files, revision, progress)
+    found = _folder(folder, repo, weights=weights)
+    return dataclasses.replace(found, commit=folder.name)
 
 
-def _tagged_gguf(repo: str, tag: str, revision: str | None, show_progress: bool) -> ModelFiles:
+def _tagged_gguf(repo: str, tag: str, revision: str | None, progress: Progress) -> ModelFiles:
     """The .gguf model of a repository that a tag means."""
-    models = gguf_models(_hub_files(repo, revision))
+    models = gguf_models(hub.list_files(repo, revision))
     files = choose_gguf(models, repo, tag, tags=True).files
-    return _hub_gguf(repo, files, revision, show_progress)
+    return _hub_gguf(repo, files, revision, progress)
 
 
 def _hub_gguf(
-    repo: str, files: Sequence[str], revision: str | None, show_progress: bool
+    repo: str, files: Sequence[str], revision: str | None, progress: Progress
 ) -> ModelFiles:
     """A .gguf model of a repository, with all its files."""
     patterns = [glob.escape(file) for file in files]
-    folder = _download(repo, revision, show_progress, patterns)
+    folder = hub.download(repo, revision, progress, patterns)
     for file in files:
         if not (folder / file).is_file():
             raise ModelError(f"{repo} has no file {file!r}, or none that can be reached now.")
-    return _gguf_file(folder / files[0])
-
-
-def _hub_files(repo: str, revision: str | None) -> list[str]:
-    """The paths of a repository's files; without a network, of those that lie in the cache."""
-    _refuse_homeless_hub(repo)
-    from huggingface_hub import model_info, snapshot_download
-
-    try:
-        return [file.rfilename for file in model_info(repo, revision=revision).siblings or ()]
-    except Exception as error:  # the library lets its HTTP client's exceptions through
-        nothing = ["-"]  # no file has to be there for the folder
-        try:
-            folder = Path(
-                snapshot_download(
-                    repo, revision=revision, allow_patterns=nothing, local_files_only=True
-                )
-            )
-        except Exception:
-            raise ModelError(_hub_error(repo, revision, error)) from error
-        return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
-
-
-def _download(
-    repo: str,
-    revision: str | None,
-    show_progress: bool,
-    wanted: Sequence[str],
-    unwanted: Sequence[str] = (),
-) -> Path:
-    """The folder of a repository in the cache, with what it has of the wanted files."""
-    _refuse_homeless_hub(repo)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    hide = not show_progress and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
-    try:
-        path = snapshot_download(
-            repo, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
-        )
-    except Exception as error:
-        raise ModelError(_hub_error(repo, revision, error)) from error
-    finally:
-        if hide:
-            enable_progress_bars()
-    return Path(path)
-
-
-def _hub_error(repo: str, revision: str | None, error: Exception) -> str:
-    from huggingface_hub import errors
-
-    match error:
-        case errors.GatedRepoError():
-            return (
-                f"{repo} is gated: accept its terms on its Hugging Face page and log in "
-                "(`hf auth login`, or HF_TOKEN)."
-            )
-        case errors.RevisionNotFoundError():
-            return f"{repo} has no revision {revision!r}."
-        case errors.RepositoryNotFoundError():
-            return (
-                f"there is no model {repo!r}: no folder here has that name, and Hugging Face has "
-                "no such repository that you may read."
-            )
-        case errors.EntryNotFoundError() if not isinstance(error, errors.LocalEntryNotFoundError):
-            return f"{repo} lacks a file of a model."
-        case OSError(errno=errno.ENOSPC):
-            return f"there is no space left on the disk for {repo}."
-        case errors.HFValidationError():
-            return f"{repo!r} is not a Hugging Face id."
-        case errors.HfHubHTTPError() if error.response is not None:
-            return (
-                f"Hugging Face answered {error.response.status_code} for {repo}; try again later."
-            )
-    return (
-        f"{repo} is neither a folder here nor in the Hugging Face cache, and Hugging Face can't be "
-        "reached: download it elsewhere and name its folder with --model."
-    )
+    return dataclasses.replace(_gguf_file(folder / files[0]), commit=folder.name)

@@ -53,7 +53,7 @@ class EmbeddedServer:
         )
         with contextlib.ExitStack() as stack:
             kv_events = stack.enter_context(open_kv_events(args))
-            engine = make_engines(args, files.path, None, RANK_COMMAND, None, kv_events)
+            engine = make_engines(args, files, None, RANK_COMMAND, None, kv_events)
             state = ServerState(args, engine, args.served_model_name or (files.name,))
             embedded = cls(state, engine, stack.pop_all())
         try:

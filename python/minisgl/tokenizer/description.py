@@ -12,6 +12,7 @@ import msgspec
 
 from minisgl.children import die_with_parent
 from minisgl.model_files.files import ModelError
+from minisgl.model_files.progress import Report
 from minisgl.model_files.sizes import ModelSizes, model_sizes
 from minisgl.model_files.source import resolve_model
 from minisgl.tokenizer.load import load_tokenizer
@@ -29,38 +30,57 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     parent: int  # the process that waits for it
 
 
-class Description(msgspec.Struct, frozen=True):
+class Downloading(msgspec.Struct, frozen=True, tag="downloading"):
+    """How far a download has come."""
+
+    done: int
+    total: int
+
+
+class Description(msgspec.Struct, frozen=True, tag="description"):
     """A model on this host. Where there is none, `error` says why in one sentence."""
 
     path: str = ""
+    commit: str = ""  # as in ModelFiles
     digests: dict[str, str] = {}  # the tokenizer's
     sizes: ModelSizes = ModelSizes(None, None)
     error: str = ""
 
 
-def describe(path: str, tokenizer: Tokenizer) -> Description:
+def describe(path: str, tokenizer: Tokenizer, commit: str = "") -> Description:
     """The model at a path, with the tokenizer that was loaded from there. ModelError."""
-    return Description(path, tokenizer.digests(), model_sizes(path))
+    return Description(path, commit, tokenizer.digests(), model_sizes(path))
 
 
-def look_for(wanted: Wanted) -> Description:
+def look_for(wanted: Wanted, on_progress: Report | None = None) -> Description:
     """Finds or downloads a model and describes it."""
     try:
         files = resolve_model(
-            wanted.model, revision=wanted.revision, weights=wanted.weights, show_progress=False
+            wanted.model,
+            revision=wanted.revision,
+            weights=wanted.weights,
+            show_progress=False,
+            on_progress=on_progress,
         )
         template = wanted.chat_template and read_chat_template(wanted.chat_template)
-        return describe(files.path, load_tokenizer(files.path, chat_template=template or None))
+        tokenizer = load_tokenizer(files.path, chat_template=template or None)
+        return describe(files.path, tokenizer, files.commit)
     except ModelError as error:
         return Description(error=str(error))
 
 
 def main() -> None:
-    """The program: a Description as JSON on its standard output."""
+    """The program: lines of JSON on its standard output, of which the last is a Description."""
     wanted = msgspec.json.decode(sys.argv[1], type=Wanted)
     die_with_parent(signal.SIGKILL)
     if os.getppid() == wanted.parent:
-        sys.stdout.buffer.write(msgspec.json.encode(look_for(wanted)))
+        say(look_for(wanted, lambda done, total: say(Downloading(done, total))))
+
+
+def say(word: Downloading | Description) -> None:
+    """One line for whoever started the program."""
+    sys.stdout.buffer.write(msgspec.json.encode(word) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

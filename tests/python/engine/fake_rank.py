@@ -1,7 +1,8 @@
 """The real rank program around a fake native engine: counts tokens up instead of computing them.
 
 The model path, or FAKE_RANK_KIND, says how it behaves at start; the first prompt token how it
-behaves later.
+behaves later. A line of the file FAKE_RANK_NOTES, if there is one, has the path and
+--kv-host-bytes.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class Engine:
         max_running: int,
         **options: Any,
     ) -> None:
+        if notes := os.environ.get("FAKE_RANK_NOTES"):
+            with open(notes, "a") as file:
+                print(model_path, options["kv_host_bytes"], file=file)
         kind = os.environ.get("FAKE_RANK_KIND") or model_path.removeprefix("fake:")
         self._counter = counter
         counter.working = True

@@ -214,7 +214,7 @@ class PaperSuccessors:
         self.found = asyncio.Event()  # the search takes until it is set
         self.found.set()
 
-    async def find(self, named: NamedModel) -> ServedModel:
+    async def find(self, named: NamedModel, say: Callable[[str], None]) -> ServedModel:
         await self.found.wait()
         if named.model == "none":
             raise ReplicaRefused("there is no model at 'none'")

@@ -23,7 +23,7 @@ from minisgl.engine.ray_ranks import RayLot, RaySite
 from minisgl.engine.revival import RestartPolicy
 from minisgl.engine.served_model import ServedModel
 from minisgl.engine.stream import TokenStream
-from minisgl.ipc.messages import EngineOptions
+from minisgl.ipc.messages import EngineOptions, NamedModel
 from tests.python.engine import fake_keeper, fake_rank
 from tests.python.launch.servers import make_model, processes
 from tests.python.waiting import PATIENCE, until
@@ -137,6 +137,33 @@ async def test_an_actor_that_cannot_serve_ends_the_start_with_its_reason(tmp_pat
     finally:
         await client.close()
         await cluster.close()
+
+
+async def test_the_next_group_of_an_actor_has_its_own_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever model the actor was placed for."""
+    monkeypatch.setenv("FAKE_RANK_KIND", "any")
+    monkeypatch.setenv("FAKE_RANK_NOTES", str(tmp_path / "notes"))
+    first, second = (make_model(tmp_path / name) for name in ("first", "second"))
+    successor = ServedModel(str(second), "second", named=NamedModel(str(second)))
+    cluster = RayCluster(wish(first))
+    await cluster.open()
+    lot = RaySite(cluster).take(0)
+    actors = set()
+    try:
+        for model in (successor, MODEL, successor, MODEL):
+            client = EngineClient(EngineOptions(model_path=""), launcher=lot.launcher(model))
+            try:
+                await client.start(PATIENCE)
+                actors.add(descendants(os.getpid())[1])
+            finally:
+                await client.close()
+    finally:
+        lot.give_back()
+        await cluster.close()
+    assert len(actors) == 1
+    assert (tmp_path / "notes").read_text().split()[::2] == [str(second), str(first)] * 2
 
 
 async def test_a_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:

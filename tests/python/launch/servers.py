@@ -46,7 +46,7 @@ class ServerProcess:
 
     def __init__(
         self,
-        model: Path,
+        model: Path | str,
         directory: Path,
         *flags: str,
         environment: dict[str, str] | None = None,

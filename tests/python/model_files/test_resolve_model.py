@@ -244,7 +244,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_hub_id(hub: dict[str, Any], folder: Path) -> None:
     hub["result"] = str(folder)
     files = resolve_model("org/name-1.5", revision="main", show_progress=False)
-    assert files == ModelFiles(str(folder), "org/name-1.5")
+    assert files == ModelFiles(str(folder), "org/name-1.5", folder.name)
     (args, options) = hub["calls"][0]
     assert args == ("org/name-1.5",)
     assert options["revision"] == "main"
@@ -281,7 +281,9 @@ def test_a_gguf_file_on_the_hub_by_its_quantisation(hub: dict[str, Any], tmp_pat
     hub["files"] += ["README.md", "mmproj-x.gguf"]
     for model in ("org/repo:Q4_K_M", "hf.co/org/repo:q4_k_m", "org/repo:x-Q4_K_M.gguf"):
         path = tmp_path / "x-Q4_K_M.gguf"
-        assert resolve_model(model, revision="main") == ModelFiles(str(path), "x-Q4_K_M")
+        assert resolve_model(model, revision="main") == ModelFiles(
+            str(path), "x-Q4_K_M", tmp_path.name
+        )
         assert downloads(hub) == [["x-Q4_K_M.gguf"]]
     assert resolve_model("org/repo:UD-Q4_K_XL").name == "x-UD-Q4_K_XL"
     assert downloads(hub) == [["UD/x-UD-Q4_K_XL.gguf"]]
@@ -319,7 +321,7 @@ def test_parts_on_the_hub(hub: dict[str, Any], tmp_path: Path) -> None:
     hub["result"] = str(tmp_path)
     hub["files"] = [*reversed(names), "x-Q4_0.gguf"]
     for named, folder in ((f"/{names[1]}", ""), (f"/q8/{names[1]}", "q8/"), (":Q8_0", "")):
-        model = ModelFiles(str(tmp_path / folder / names[0]), "x-Q8_0")
+        model = ModelFiles(str(tmp_path / folder / names[0]), "x-Q8_0", tmp_path.name)
         assert resolve_model("org/repo" + named) == model
         assert downloads(hub) == [[folder + name for name in names]]
 
@@ -351,8 +353,9 @@ def response(status: int) -> Any:
         (lambda: errors.HfHubHTTPError("no", response=response(500)), "answered 500"),
         (lambda: errors.LocalEntryNotFoundError("offline"), "can't be reached"),
         (lambda: errors.OfflineModeIsEnabled("offline"), "can't be reached"),
-        (lambda: ConnectionError("refused"), "can't be reached"),
-        (lambda: RuntimeError("the HTTP client's own"), "can't be reached"),
+        (lambda: ConnectionError("refused"), "can't be downloaded from .*: refused; whole files"),
+        (lambda: RuntimeError("line\nline"), "can't be downloaded from .*: line; whole files that"),
+        (lambda: RuntimeError(), "can't be downloaded from .*: RuntimeError; whole files that"),
         (lambda: errors.EntryNotFoundError("no"), "lacks a file of a model"),
         (lambda: OSError(28, "full"), "no space left on the disk"),
         (lambda: errors.HFValidationError("bad"), "is not a Hugging Face id"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ class Cluster:
             node_ip_address=LOOPBACK, object_store_memory=memory, **settings
         )
 
-    def add_node(self, cpus: int = 1) -> Any:
-        return self._add(num_cpus=cpus)
+    def add_node(self, cpus: int = 1, gpus: int = 0) -> Any:
+        return self._add(num_cpus=cpus, num_gpus=gpus)
 
     def remove_node(self, node: Any) -> None:
         self._cluster.remove_node(node, allow_graceful=False)
@@ -102,12 +102,14 @@ def start_server(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> Iterator
     """Starts servers in the cluster, and sees to it that each ends in order."""
     servers: list[ServerProcess] = []
 
-    def start(*flags: str) -> ServerProcess:
+    def start(
+        *flags: str, model: Path | str = tiny_model, program: Sequence[str] = PROGRAM
+    ) -> ServerProcess:
         server = ServerProcess(
-            tiny_model,
+            model,
             tmp_path / f"server-{len(servers)}",
             *("--cluster", "ray", "--device", "cpu", "--kv-cache-tokens", "16K", *flags),
-            program=PROGRAM,
+            program=program,
             environment=cluster.settings,
         )
         servers.append(server)

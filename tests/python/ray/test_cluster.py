@@ -6,11 +6,20 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.python.launch import servers
-from tests.python.launch.servers import Stream, alive, get, is_called, processes, until
+from tests.python.launch.servers import (
+    Stream,
+    alive,
+    get,
+    is_called,
+    make_model,
+    processes,
+    until,
+)
 from tests.python.ray.conftest import Cluster, StartServer
 
 PROMPT, TOKENS = [5, 6, 7], 1500
@@ -109,6 +118,26 @@ def test_replicas_in_a_cluster_survive_what_becomes_of_it(
     until(lambda: not ranks_of_actors())
     for node in nodes:
         cluster.remove_node(node)
+
+
+def test_replicas_on_gpus_of_one_node_share_its_memory(
+    cluster: Cluster,
+    start_server: StartServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """GPUs that Ray believes in, under ranks that don't compute."""
+    monkeypatch.setenv("FAKE_RANK_KIND", "any")
+    monkeypatch.setenv("FAKE_RANK_NOTES", str(tmp_path / "notes"))
+    node = cluster.add_node(cpus=2, gpus=2)
+    flags = ("--device", "auto", "--replicas", "2", "--kv-host-bytes", "3001")
+    model = make_model(tmp_path / "model")
+    server = start_server(*flags, model=model, program=(str(servers.SERVER),))
+    port = server.wait_ready()
+    until(lambda: ready_replicas(port) == 2)
+    assert (tmp_path / "notes").read_text().splitlines() == [f"{model} 1501"] * 2
+    server.end_in_order()
+    cluster.remove_node(node)
 
 
 @pytest.mark.long

@@ -87,11 +87,15 @@ def live_at(port: int, replica: int) -> int:
     return next(one["num_live"] for one in shown(port) if one["number"] == replica)
 
 
+def events_of(port: int, method: str, path: str = "", body: Any = None) -> list[dict[str, Any]]:
+    """Changes the replicas: how it gets on."""
+    lines = admin(port, method, path, body).split("\n\n")
+    return [json.loads(line[len("data: ") :]) for line in lines if line.startswith("data: ")]
+
+
 def changed(port: int, method: str, path: str = "", body: Any = None) -> dict[str, Any]:
-    """Changes the replicas; the last event."""
-    events = admin(port, method, path, body).split("\n\n")
-    event: dict[str, Any] = json.loads(events[-2].removeprefix("data: "))
-    return event
+    """The same; the last event."""
+    return events_of(port, method, path, body)[-1]
 
 
 def change(port: int, method: str, path: str = "") -> str:
