@@ -15,6 +15,8 @@
 namespace minisgl {
 namespace {
 
+constexpr std::int32_t kUnusedPage = 0;  // of steps that nobody asked for: it is written to before anybody uses it
+
 // Steps of other sizes are filled up to the next of these.
 std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
   constexpr std::int64_t largest = 512;
@@ -26,6 +28,15 @@ std::vector<std::int64_t> recorded_sizes(std::int64_t max_sequences) {
   sizes.push_back(std::min(max_sequences, largest));
   std::ranges::reverse(sizes);
   return sizes;
+}
+
+// How many rows the prompts' steps are rehearsed with: what a device chooses for one of these numbers it takes for
+// those below, down to the one before.
+std::vector<std::int64_t> rehearsed_rows(std::int64_t most) {
+  std::vector<std::int64_t> counts;
+  for (std::int64_t rows = 16; rows < most; rows += rows < 64 ? 16 : rows) counts.push_back(rows);
+  counts.push_back(most);
+  return counts;
 }
 
 }  // namespace
@@ -62,15 +73,32 @@ Executor::Prepared Executor::prepare(const StepLimits& limits, bool record_decod
   const std::int64_t at_first = device_.available_memory();
   device_.reserve(limits);
   model_.reserve(limits);
+  for (const std::int64_t rows : rehearsed_rows(limits.rows)) rehearse(rows, limits.positions);
   const std::int64_t reserved = device_.available_memory();
   if (record_decodes) record(recorded_sizes(limits.sequences), progress);
   return {.workspace_bytes = at_first - reserved, .graph_bytes = reserved - device_.available_memory()};
 }
 
+void Executor::rehearse(std::int64_t num_rows, std::int64_t max_positions) {
+  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(num_rows), 0);
+  const std::vector<std::int32_t> pages(static_cast<std::size_t>(max_positions / cache_.page_size() + 1), kUnusedPage);
+  std::vector<std::int32_t> positions;
+  std::vector<ops::SequenceRows> sequences;
+  for (std::int64_t first = 0; first < num_rows; first += max_positions) {
+    const std::int64_t count = std::min(num_rows - first, max_positions);
+    sequences.push_back({static_cast<std::int32_t>(first), static_cast<std::int32_t>(count), 0, pages.data()});
+    for (std::int64_t i = 0; i < count; ++i) positions.push_back(static_cast<std::int32_t>(i));
+  }
+  const StepBatch batch{zeros, positions, sequences, {}, cache_.page_size()};
+  device_.begin_step(batch, {});
+  device_.run_step([&] { model_.rehearse(batch, cache_); });
+  device_.take_outputs();
+  device_.pool().progress().advance();
+}
+
 void Executor::record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress) {
   SamplingParams greedy;
   greedy.temperature = 0.0f;
-  const std::int32_t first_page = 0;  // written to before anybody uses it
   std::int64_t recorded = 0;
   for (const std::int64_t size : sizes) {
     const auto count = static_cast<std::size_t>(size);
@@ -78,7 +106,7 @@ void Executor::record(const std::vector<std::int64_t>& sizes, const RecordProgre
     std::vector<std::int32_t> rows(count);
     std::iota(rows.begin(), rows.end(), 0);
     std::vector<ops::SequenceRows> sequences;
-    for (const std::int32_t row : rows) sequences.push_back({row, 1, 0, &first_page});
+    for (const std::int32_t row : rows) sequences.push_back({row, 1, 0, &kUnusedPage});
     const std::vector<LogitQuery> queries(count, LogitQuery{.params = &greedy});
     const StepBatch batch{zeros, zeros, sequences, rows, cache_.page_size()};
     device_.record_step(batch, queries, [&] { device_.sample(model_.forward(batch, cache_)); });

@@ -34,8 +34,9 @@ class Executor {
   // `model` and `device` outlive the executor.
   Executor(Model& model, Device& device, KvCache cache);
 
-  // On a device that records steps, reserves what the largest need, and with `record_decodes` records decode steps for
-  // a ladder of numbers of sequences, the largest first, calling progress(recorded, to be recorded) on this thread.
+  // On a device that records steps, reserves what the largest need, rehearses prompts of several lengths, so that
+  // nobody waits for what is loaded or measured at a first use, and with `record_decodes` records decode steps for a
+  // ladder of numbers of sequences, the largest first, calling progress(recorded, to be recorded) on this thread.
   // Before the first add(). Says what of the device's memory that took.
   struct Prepared {
     std::int64_t workspace_bytes = 0, graph_bytes = 0;
@@ -88,6 +89,7 @@ class Executor {
 
   const LiveSequence& live(SequenceId id) const;
   LiveSequence& live(SequenceId id) { return const_cast<LiveSequence&>(std::as_const(*this).live(id)); }
+  void rehearse(std::int64_t num_rows, std::int64_t max_positions);
   void record(const std::vector<std::int64_t>& sizes, const RecordProgress& progress);
   void build_batch(const StepPlan& plan);
   void start(LiveSequence& sequence) const;

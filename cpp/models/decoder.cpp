@@ -76,10 +76,7 @@ class Decoder final : public Model {
 
     Tensor residual = workspace_.residual.rows(num_rows);
     Tensor attended = workspace_.attention.rows(num_rows);
-    embedding_.forward(device_, residual);
-    device_.sum_over_ranks(residual);
-    const Norm first_norm{weights_.layers.front().input_norm.as<float>(), eps_};
-    LinearInput normed = device_.rms_norm(residual, first_norm, workspace_.normed.rows(num_rows));
+    LinearInput normed = embed(residual);
     for (std::int64_t i = 0; i < spec_.num_layers; ++i) {
       const DecoderLayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
       const bool is_last = i + 1 == spec_.num_layers;
@@ -93,9 +90,7 @@ class Decoder final : public Model {
           num_rows = num_wanted;
         }
       }
-      // The two sums over ranks of a layer: of what attention adds, and of what the MLP adds.
-      normed = add_norm(layer.attention_output, attended, residual, layer.post_attention_norm);
-      normed = add_norm(layer.down, activate(layer, normed), residual,
+      normed = add_both(layer, attended, residual,
                         is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
     }
     if (num_hidden == 0) return logits(normed);
@@ -104,6 +99,17 @@ class Decoder final : public Model {
     const Tensor logit_rows{rows.data, rows.dtype, num_logits, rows.cols, rows.writes};
     device_.keep_hidden({rows.data + logit_rows.nbytes(), rows.dtype, num_hidden, rows.cols, rows.writes});
     return num_logits > 0 ? logits(logit_rows) : Tensor{};
+  }
+
+  void rehearse(const StepBatch& batch, KvCache& cache) override {
+    check_batch(batch, spec_, device_.runs_ahead());
+    const std::int64_t num_rows = std::ssize(batch.tokens);
+    workspace_.reserve(device_, num_rows, 0, 0);
+    rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
+    const DecoderLayerWeights& layer = weights_.layers.front();
+    const Tensor residual = workspace_.residual.rows(num_rows);
+    attention(layer, 0, embed(residual), cache, false);
+    add_both(layer, workspace_.attention.rows(num_rows), residual, layer.input_norm);
   }
 
  private:
@@ -116,6 +122,14 @@ class Decoder final : public Model {
   Tensor keep_wanted_rows(Tensor all, RowBuffer& kept, std::int64_t num_wanted) {
     device_.gather_wanted_rows(all, kept.rows(num_wanted));
     return kept.rows(num_wanted);
+  }
+
+  // The step's tokens -> residual. Returns what the first layer takes.
+  LinearInput embed(Tensor residual) {
+    embedding_.forward(device_, residual);
+    device_.sum_over_ranks(residual);
+    const Norm norm{weights_.layers.front().input_norm.as<float>(), eps_};
+    return device_.rms_norm(residual, norm, workspace_.normed.rows(residual.rows));
   }
 
   // normed -> attention, through the cache. `store_only` leaves out the attention itself.
@@ -136,6 +150,14 @@ class Decoder final : public Model {
     const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
     device_.paged_attention(qkv, shape_, kv, scale, spec_.window[static_cast<std::size_t>(index)],
                             workspace_.attention.rows(num_rows));
+  }
+
+  // The two sums over ranks of a layer: of what attention adds to the residual, and of what the MLP adds. Returns what
+  // comes behind the layer, `next_norm` of the residual.
+  LinearInput add_both(const DecoderLayerWeights& layer, Tensor attended, Tensor residual,
+                       const DeviceBuffer& next_norm) {
+    const LinearInput normed = add_norm(layer.attention_output, attended, residual, layer.post_attention_norm);
+    return add_norm(layer.down, activate(layer, normed), residual, next_norm);
   }
 
   // The hidden layer of the MLP of normed.

@@ -19,6 +19,9 @@ class Model {
   // f32 in the device's memory, valid until the next call, and gives the device the hidden states of the batch's
   // hidden_rows (Ops::keep_hidden).
   virtual Tensor forward(const StepBatch& batch, KvCache& cache) = 0;
+  // Computes the first layer of `batch`, as forward() would, and throws it away: what a device loads or measures at the
+  // first step of so many rows is done afterwards.
+  virtual void rehearse(const StepBatch&, KvCache&) {}
   // Makes room for the largest steps, where the device must not move anything later (StepRunner::records_steps).
   virtual void reserve(const StepLimits&) {}
   // Bytes of the device that steps within the limits take beside weights and cache: all that forward() and reserve()

@@ -1,11 +1,13 @@
 // The executor under plans made by hand and by a scheduler: what it makes of fields that ordinary steps don't use.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <utility>
 #include <vector>
 
+#include "engine/async_device.h"
 #include "engine/engine_fixture.h"
 #include "engine/executor.h"
 #include "engine/plan_codec.h"
@@ -42,6 +44,30 @@ StepPlan plan_of(SequenceId id, std::vector<std::int32_t> tokens, std::int32_t s
   plan.logit_rows = {num_rows - 1};
   plan.targets = {{0, LogitTarget::kSample}};
   return plan;
+}
+
+// A device that is asked for all it needs before the first request.
+struct RecordingDevice : AsyncDevice {
+  bool records_steps() const override { return true; }
+};
+
+struct RehearsedModel : FakeModel {
+  using FakeModel::FakeModel;
+  void rehearse(const StepBatch& batch, KvCache&) override {
+    num_rows.push_back(std::ssize(batch.tokens));
+    most_position = std::max(most_position, *std::ranges::max_element(batch.positions));
+  }
+  std::vector<std::int64_t> num_rows;
+  std::int32_t most_position = 0;
+};
+
+TEST(Executor, RehearsesPromptsOfAllLengthsThatADeviceChoosesFor) {
+  RecordingDevice device;
+  RehearsedModel model(fake_spec(), {}, {}, &device);
+  Executor executor(model, device, KvCache(device, fake_spec(), DType::f32, 64, 4));
+  executor.prepare({.rows = 700, .positions = 100}, false);
+  EXPECT_EQ(model.num_rows, (std::vector<std::int64_t>{16, 32, 48, 64, 128, 256, 512, 700}));
+  EXPECT_EQ(model.most_position, 99);  // more rows than a sequence has are several sequences
 }
 
 // The prompt's beginning lies in another sequence's page, so no step computes it here; the penalty counts it all the

@@ -38,6 +38,40 @@ TEST(Decoder, AnyCutAndAnyCompanyGiveTheSameBits) {
   EXPECT_EQ(std::vector<float>(both.begin() + 50, both.end()), expected);
 }
 
+TEST(Decoder, ARehearsalWritesToItsOwnPagesOnly) {
+  const auto device = make_cpu_device(2);
+  const auto model = load(tiny_llama(), *device);
+  KvCache cache(*device, model->spec(), DType::f32, 3, 4);
+  const std::vector<std::int32_t> positions{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, pages{2, 0, 1}, unused{1, 1, 1};
+  const auto batch_of = [&](const std::vector<std::int32_t>& table, std::size_t begin, std::size_t end) {
+    struct Rows {
+      ops::SequenceRows rows;
+      std::span<const std::int32_t> tokens, positions;
+    };
+    return Rows{{0, static_cast<std::int32_t>(end - begin), static_cast<std::int32_t>(begin), table.data()},
+                std::span(prompt).subspan(begin, end - begin),
+                std::span(positions).subspan(begin, end - begin)};
+  };
+  const auto begun = batch_of(pages, 0, 8), ended = batch_of(pages, 8, 12), rehearsed = batch_of(unused, 0, 12);
+  const std::vector<std::int32_t> last_row{3};
+  std::vector<std::vector<float>> logits;
+  for (const bool rehearses : {false, true}) {
+    const StepBatch first{begun.tokens, begun.positions, {&begun.rows, 1}, {}, 4};
+    device->begin_step(first, {});
+    model->forward(first, cache);
+    if (rehearses) {
+      const StepBatch between{rehearsed.tokens, rehearsed.positions, {&rehearsed.rows, 1}, {}, 4};
+      device->begin_step(between, {});
+      model->rehearse(between, cache);
+    }
+    const StepBatch second{ended.tokens, ended.positions, {&ended.rows, 1}, last_row, 4};
+    device->begin_step(second, {});
+    const Tensor row = model->forward(second, cache);
+    logits.emplace_back(row.f32(), row.f32() + row.cols);
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+}
+
 // What the host gets of a row is what the head reads of it.
 TEST(Decoder, HiddenStatesTimesTheHeadAreTheLogits) {
   const auto device = make_cpu_device(2);
