@@ -158,6 +158,7 @@ struct Ignore final : PlanHandler {
   void pause(SequenceId, std::span<const std::int32_t>) override {}
   void mask(SequenceId, std::span<const std::uint32_t>) override {}
   void step(const StepPlan&) override {}
+  void draw(std::span<const SequenceId>) override {}
   void copy(const TierCopies&, std::uint32_t) override {}
   void shut_down() override {}
 };

@@ -26,9 +26,10 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
           .host_pages = config.num_host_pages};
 }
 
-// A recorded step has one row per sequence.
-bool may_force(const EngineConfig& config, const Device& device) {
-  return !(config.cuda_graphs && device.records_steps());
+// A recorded step has one row per sequence, and a token that is forced is none that a step in flight draws.
+Guidance::Manner manner_of(const EngineConfig& config, const Device& device) {
+  const bool runs_ahead = config.overlap && device.runs_ahead();
+  return {.may_force = !runs_ahead && !(config.cuda_graphs && device.records_steps()), .may_await_masks = runs_ahead};
 }
 
 }  // namespace
@@ -47,7 +48,7 @@ EngineLoop::EngineLoop(Model& model, Device& device, const EngineConfig& config,
       executor_(model, device, KvCache(device, model.spec(), config.kv_dtype, config.num_pages, config.page_size)),
       publisher_(std::move(plan_senders)),
       sequences_(scheduler_, publisher_, executor_),
-      guidance_(doors.grammars, sequences_, scheduler_, model.spec().vocab_size, may_force(config, device)),
+      guidance_(doors.grammars, sequences_, scheduler_, model.spec().vocab_size, manner_of(config, device)),
       drafting_(std::move(make_lookahead), sequences_, scheduler_) {
   if (config.report_blocks) scheduler_.report_blocks(doors.block_events, device.has_own_memory() ? "GPU" : "CPU");
 }
@@ -109,6 +110,7 @@ void EngineLoop::take_turns() {
     if (config_.num_host_pages > 0) note_copies();
     if (guidance_.has_grammars()) take_guidance();
     if (running_) step();
+    if (!running_ && executor_.awaits_masks()) draw();
     while (!running_ && scheduler_.num_in_flight() > 0) finish_step();
     deliver();
   }
@@ -176,20 +178,32 @@ void EngineLoop::take_guidance() {
   if (guidance_.take()) device_.pool().progress().advance();
 }
 
-// Launches one step. When the pipeline is full (1 step in flight on a device that runs ahead, elsewhere 0), collects
-// the oldest step's results.
+// Has the latest step draw, where it awaits masks, and launches one. When the pipeline is full (1 step in flight on a
+// device that runs ahead, elsewhere 0), collects the oldest step's results.
 void EngineLoop::step() {
   const std::size_t depth = config_.overlap ? executor_.depth() : 0;
+  if (guidance_.has_grammars()) wait_for_masks();
+  if (executor_.awaits_masks()) draw();
   const bool launched = launch_step();
   if (scheduler_.num_in_flight() > (launched ? depth : 0)) finish_step();
 }
 
+// A step that awaits them works meanwhile, about as long as the last one.
+void EngineLoop::wait_for_masks() {
+  const Clock::time_point until = Clock::now() + std::max(kMaskPatience, last_step_time_ / 8);
+  guidance_.wait(executor_.awaits_masks() ? std::max(until, busy_since_ + last_step_time_) : until);
+  take_guidance();
+}
+
+// With the masks that are there: what a sequence without one would draw is withdrawn.
+void EngineLoop::draw() {
+  const std::span<const SequenceId> withdrawn = scheduler_.withdraw_held();
+  publisher_.draw(withdrawn);
+  executor_.draw(withdrawn);
+}
+
 // Returns false when no sequence can be computed, or none before the steps in flight are done.
 bool EngineLoop::launch_step() {
-  if (guidance_.has_grammars()) {
-    guidance_.wait(Clock::now() + std::max(kMaskPatience, last_step_time_ / 8));
-    take_guidance();
-  }
   const Clock::time_point now = Clock::now();
   const StepPlan& plan = scheduler_.plan(now);
   for (const SequenceId id : scheduler_.preempted()) sequences_.pause(id);

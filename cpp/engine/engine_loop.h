@@ -60,6 +60,8 @@ class EngineLoop {
   void note_copies();
   void take_guidance();
   void step();
+  void wait_for_masks();
+  void draw();
   bool launch_step();
   void finish_step();
   EngineStats make_stats() const;

@@ -109,7 +109,9 @@ void Executor::record(const std::vector<std::int64_t>& sizes, const RecordProgre
     for (const std::int32_t row : rows) sequences.push_back({row, 1, 0, &kUnusedPage});
     const std::vector<LogitQuery> queries(count, LogitQuery{.params = &greedy});
     const StepBatch batch{zeros, zeros, sequences, rows, cache_.page_size()};
-    device_.record_step(batch, queries, [&] { device_.sample(model_.forward(batch, cache_)); });
+    Tensor logits{};
+    device_.record_step(
+        batch, queries, [&] { logits = model_.forward(batch, cache_); }, [&] { device_.sample(logits); });
     device_.pool().progress().advance();
     if (progress) progress(++recorded, std::ssize(sizes));
   }
@@ -194,15 +196,29 @@ const SequenceSampling& Executor::sampling(SequenceId id) const {
 }
 
 void Executor::launch(const StepPlan& plan) {
+  MINISGL_CHECK(!awaits_masks(), "the step before awaits masks");
   build_batch(plan);
   const StepBatch batch{plan.tokens, positions_, rows_, plan.logit_rows, cache_.page_size(), plan.hidden_rows};
   device_.begin_step(batch, queries_);
   if (plan.copies_before > 0) host_->hold_steps(plan.copies_before);
   for (const PagePair& copy : plan.copies) cache_.copy_page(device_, copy.source, copy.destination);
+  const auto forward = [&] { logits_ = model_.forward(batch, cache_); };
+  if (awaits_masks()) return device_.run_forward(forward);
   device_.run_step([&] {
-    const Tensor logits = model_.forward(batch, cache_);
-    if (!queries_.empty()) device_.sample(logits);
+    forward();
+    if (!queries_.empty()) device_.sample(logits_);
   });
+}
+
+void Executor::draw(std::span<const SequenceId> withdrawn) {
+  masks_.clear();
+  for (const auto& [query, id] : awaiting_) {
+    const auto sequence = sequences_.find(id);
+    const bool draws = sequence != sequences_.end() && std::ranges::find(withdrawn, id) == withdrawn.end();
+    masks_.push_back({query, draws ? TokenMask(sequence->second.mask) : TokenMask()});
+  }
+  awaiting_.clear();
+  device_.run_sampling(masks_, [&] { device_.sample(logits_); });
 }
 
 StepOutputs Executor::take() {
@@ -234,6 +250,9 @@ void Executor::build_batch(const StepPlan& plan) {
   queries_.clear();
   for (std::size_t i = 0; i < plan.targets.size(); ++i) {
     queries_.push_back(query_for(plan.logit_rows[i], plan.targets[i], plan));
+    if (queries_.back().awaits_mask) {
+      awaiting_.push_back({static_cast<std::int32_t>(i), plan.sequences[plan.targets[i].sequence].id});
+    }
   }
 }
 
@@ -289,6 +308,7 @@ LogitQuery Executor::query_for(std::int32_t row, const LogitTarget& target, cons
   }
   MINISGL_CHECK(step.num_drafts() == 0 || !depends_on_output(sampling.params), "drafts for sequence ", step.id,
                 ", whose distribution depends on its output");
+  MINISGL_CHECK(step.awaits_mask == 0 || !sequence.mask.empty(), "sequence ", step.id, " has no masks");
   // The index of the new token among the generated ones: the same however the sequence got here.
   const std::int64_t index = step.start_position + row - step.first_row + 1 - sampling.prompt_len;
   const SamplingParams& params = sampling.params;
@@ -301,7 +321,8 @@ LogitQuery Executor::query_for(std::int32_t row, const LogitTarget& target, cons
                                        .seen = sequence.seen.get()},
                          .banned = bans_of(sequence, index),
                          .mask = sequence.mask},
-          .position = static_cast<std::uint64_t>(index)};
+          .position = static_cast<std::uint64_t>(index),
+          .awaits_mask = step.awaits_mask != 0};
 }
 
 }  // namespace minisgl

@@ -1,6 +1,6 @@
 // Runs step plans on one rank: cache, page tables, forward pass, sampling. Decides nothing: what to compute is in the
-// plan, what a token means for its request is the engine's business. Every rank makes the same calls of add(), remove()
-// and launch(), in the same order.
+// plan, what a token means for its request is the engine's business. Every rank makes the same calls of add(),
+// remove(), launch() and draw(), in the same order.
 #pragma once
 
 #include <cstdint>
@@ -70,7 +70,13 @@ class Executor {
   void pause(SequenceId id, std::span<const std::int32_t> output);
   const SequenceSampling& sampling(SequenceId id) const;
   // Copies the plan's pages and hands its rows to the device. The plan isn't needed afterwards.
+  // Where draws of the plan await masks, draw() has to follow before the next launch.
   void launch(const StepPlan& plan);
+  // The latest step's draws await masks.
+  bool awaits_masks() const { return !awaiting_.empty(); }
+  // Has the step draw, with the latest mask of each sequence that awaits one. There is no draw for those that were
+  // removed, and for these.
+  void draw(std::span<const SequenceId> withdrawn);
   // Waits for the oldest step in flight. One entry for each of its logit rows, in order: the token drawn, or the prompt
   // token that was scored. Log probabilities are filled in where the sequence asked for them.
   StepOutputs take();
@@ -109,6 +115,14 @@ class Executor {
   std::vector<std::int32_t> positions_;  // [num_rows]
   std::vector<ops::SequenceRows> rows_;  // [plan.sequences]
   std::vector<LogitQuery> queries_;      // [plan.targets]
+  // Until draw(): what the masks are for.
+  struct Awaiting {
+    std::int32_t query;
+    SequenceId id;
+  };
+  std::vector<Awaiting> awaiting_;
+  std::vector<LateMask> masks_;  // of draw(), kept for its memory
+  Tensor logits_{};              // as forward() left them; a replayed step has its own
 };
 
 }  // namespace minisgl

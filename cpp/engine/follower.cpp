@@ -64,6 +64,7 @@ struct Follower::Impl final : PlanHandler {
     executor.launch(plan);
     if (++num_in_flight > executor.depth()) take();
   }
+  void draw(std::span<const SequenceId> withdrawn) override { executor.draw(withdrawn); }
   // What the copies touch, no step touches that rank 0 had taken.
   void copy(const TierCopies& copies, std::uint32_t most_in_flight) override {
     while (num_in_flight > most_in_flight) take();

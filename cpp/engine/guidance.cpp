@@ -27,7 +27,9 @@ void Guidance::admit(Request& request, Newcomer newcomer) {
   const SequenceId id = newcomer.sequence.id;
   const SequenceSampling& sampling = newcomer.sampling;
   const bool has_thought = has_budget(request);
-  newcomer.sequence.needs_token |= has_grammar(request);
+  if (has_grammar(request)) {
+    (manner_.may_await_masks ? newcomer.sequence.awaits_masks : newcomer.sequence.needs_token) = true;
+  }
   if (has_thought) {
     LimitedThought limited{Thought(std::move(request.thought)), newcomer.sequence.needs_token};
     limited.thought.note(sampling.resumed);
@@ -39,7 +41,7 @@ void Guidance::admit(Request& request, Newcomer newcomer) {
   }
   // Those whose tokens have something said of them draw each.
   const bool takes_forced =
-      may_force_ && request.logprobs < 0 && !has_thought && sampling.params.allowed_token_ids.empty();
+      manner_.may_force && request.logprobs < 0 && !has_thought && sampling.params.allowed_token_ids.empty();
   grammars_.begin(id, {.text = std::move(request.grammar),
                        .resumed = sampling.resumed,
                        .allowed = sampling.params.allowed_token_ids,
@@ -60,22 +62,21 @@ void Guidance::end(SequenceId id) {
 
 void Guidance::note_thoughts(const StepPlan& plan, const StepTokens& drawn) {
   for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
-    const SequenceStep& part = plan.sequences[i];
-    if (part.num_draws == 0) continue;
-    const auto entry = thoughts_.find(part.id);
+    if (drawn.of(i).empty()) continue;
+    const auto entry = thoughts_.find(plan.sequences[i].id);
     if (entry == thoughts_.end()) continue;
     entry->second.thought.note(drawn.of(i));
-    lead_thought(part.id);
+    lead_thought(entry->first);
   }
 }
 
 // Has the sequence draw what closes its thought, where that is due. Until shortly before, it runs ahead as others do.
-// Where it has a grammar, apply() does the rest when the next mask is there.
+// Where it has a grammar, apply() does that when the next mask is there.
 void Guidance::lead_thought(SequenceId id) {
   LimitedThought& limited = thoughts_.at(id);
   const Thought& thought = limited.thought;
-  scheduler_.need_token(id, limited.needs_token || thought.is_near_end());
   if (!grammars_.contains(id)) {
+    scheduler_.need_token(id, limited.needs_token || thought.is_near_end());
     const std::span<const std::int32_t> closing = thought.closing();
     if (!closing.empty()) {
       sequences_.mask(id, mask_of(closing.first(1), vocab_size_));
@@ -87,14 +88,14 @@ void Guidance::lead_thought(SequenceId id) {
   if (thought.is_over()) thoughts_.erase(id);
 }
 
-// No step computes these sequences before their next masks.
+// No step that is planned from now on computes these sequences before their next masks are there.
 void Guidance::advance_grammars(const StepPlan& plan, const StepTokens& drawn) {
   advances_.clear();
   for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
-    const SequenceStep& part = plan.sequences[i];
-    if (part.num_draws == 0 || !grammars_.contains(part.id)) continue;
-    scheduler_.hold(part.id, true);
-    advances_.push_back({part.id, drawn.of(i)});
+    const SequenceId id = plan.sequences[i].id;
+    if (drawn.of(i).empty() || !grammars_.contains(id)) continue;
+    scheduler_.hold(id, true);
+    advances_.push_back({id, drawn.of(i)});
   }
   if (!advances_.empty()) grammars_.advance(advances_);
 }

@@ -14,13 +14,15 @@ namespace minisgl {
 // The engine thread's. Where no sequence has either, its calls cost nothing.
 class Guidance {
  public:
-  // All of them outlive it. `may_force`: several tokens that are sure may go in one step.
-  Guidance(Grammars& grammars, LiveSequences& sequences, Scheduler& scheduler, std::int64_t vocab_size, bool may_force)
-      : grammars_(grammars),
-        sequences_(sequences),
-        scheduler_(scheduler),
-        vocab_size_(vocab_size),
-        may_force_(may_force) {}
+  // How the device takes what grammars say.
+  struct Manner {
+    bool may_force;        // several tokens that are sure may go in one step
+    bool may_await_masks;  // a step may begin before the masks of its draws are made
+  };
+
+  // All of them outlive it.
+  Guidance(Grammars& grammars, LiveSequences& sequences, Scheduler& scheduler, std::int64_t vocab_size, Manner manner)
+      : grammars_(grammars), sequences_(sequences), scheduler_(scheduler), vocab_size_(vocab_size), manner_(manner) {}
 
   // Whether the request's sequence comes by way of admit().
   static bool concerns(const Request& request);
@@ -56,7 +58,7 @@ class Guidance {
   LiveSequences& sequences_;
   Scheduler& scheduler_;
   const std::int64_t vocab_size_;
-  const bool may_force_;
+  const Manner manner_;
   std::unordered_map<SequenceId, LimitedThought> thoughts_;  // those that aren't over
   std::vector<GrammarResult> results_;                       // of take(), kept for their memory
   std::vector<Grammars::Advance> advances_;                  // of advance_grammars(), likewise

@@ -84,7 +84,7 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTo
     LiveRequest& request = iterator->second;
     RequestOutput output{.id = request.id};
     if (request.pooler) request.pooler->add(rows, width);
-    if (step.num_draws > 0) {
+    if (!drawn.of(index).empty()) {
       if (request.num_generated == 0) end_prefill(request, output, now);
       const std::size_t end = first + drawn.of(index).size();
       for (std::size_t i = first; i < end && output.finish == FinishReason::none; ++i) {
@@ -95,7 +95,7 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTo
       output.finish = request.pooler ? FinishReason::stop : FinishReason::length;
       if (request.pooler) output.embedding = request.pooler->embedding();
     } else {
-      continue;  // in the middle of its prefill
+      continue;  // in the middle of its prefill, or a draw was withdrawn
     }
     deliver(iterator, std::move(output), collected, now);
   }

@@ -14,7 +14,7 @@
 namespace minisgl {
 
 // Goes up with every change to what frames hold: ranks of two releases refuse each other.
-inline constexpr std::uint8_t kPlanVersion = 8;
+inline constexpr std::uint8_t kPlanVersion = 9;
 
 // Receives the messages, in order.
 class PlanHandler {
@@ -31,6 +31,9 @@ class PlanHandler {
   // it, when a step computes it again.
   virtual void pause(SequenceId id, std::span<const std::int32_t> output) = 0;
   virtual void step(const StepPlan& plan) = 0;
+  // The masks that draws of the latest step await are there, each the latest of its sequence, but for these sequences:
+  // their draws are withdrawn. Where draws await masks, no other step comes before.
+  virtual void draw(std::span<const SequenceId> withdrawn) = 0;
   // Copies between the tiers of the cache, begun once no more than `num_in_flight` of the steps so far are in flight.
   virtual void copy(const TierCopies& copies, std::uint32_t num_in_flight) = 0;
   virtual void shut_down() = 0;  // nothing follows
@@ -45,6 +48,7 @@ class PlanEncoder final : public PlanHandler {
   void mask(SequenceId id, std::span<const std::uint32_t> words) override;
   void pause(SequenceId id, std::span<const std::int32_t> output) override;
   void step(const StepPlan& plan) override;
+  void draw(std::span<const SequenceId> withdrawn) override;
   void copy(const TierCopies& copies, std::uint32_t num_in_flight) override;
   void shut_down() override;
 
@@ -101,6 +105,7 @@ class PlanDecoder {
   std::vector<SequenceId> ids_;   // those of the plan at hand, sorted
   std::uint64_t num_copies_ = 0;  // the number of the last copies between tiers
   std::int64_t num_drawn_ = 0;    // targets of the last plan, where this rank runs ahead
+  bool awaits_masks_ = false;     // draws of the last plan do
 };
 
 }  // namespace minisgl

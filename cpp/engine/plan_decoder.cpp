@@ -187,6 +187,7 @@ void read_plan(Fields& fields, StepPlan& plan) {
   if (sections & kAdapters) read_fields(fields, plan, &SequenceStep::adapter, "adapter");
   if (sections & kCopies) fields.read_list(plan.copies, "copies");
   if (sections & kCopiesBefore) fields.read(plan.copies_before, "copies_before");
+  if (sections & kAwaitedMasks) read_fields(fields, plan, &SequenceStep::awaits_mask, "awaits_mask");
 }
 
 std::uint32_t read_copies(Fields& fields, TierCopies& copies) {
@@ -249,6 +250,12 @@ void PlanDecoder::decode(std::span<const std::byte> frame, PlanHandler& handler)
         if (limits_.runs_ahead) num_drawn_ = std::ssize(plan_.targets);
         handler.step(plan_);
         break;
+      case Kind::draw: {
+        const auto withdrawn = fields.get_list<SequenceId>("withdrawn draws");
+        if (!std::exchange(awaits_masks_, false)) throw InputError("a plan is damaged: no step awaits masks");
+        handler.draw(withdrawn);
+        break;
+      }
       case Kind::copy: {
         const std::uint32_t num_in_flight = read_copies(fields, copies_);
         check(copies_);
@@ -299,6 +306,8 @@ void PlanDecoder::check(const SequenceSampling& sampling) const {
 // Positions and pages within the cache, each sequence once; a token that is still to be drawn can only be the last of a
 // sequence that tries no drafts.
 void PlanDecoder::check(const StepPlan& plan) {
+  if (awaits_masks_) throw InputError("a plan is damaged: the step before awaits masks");
+  awaits_masks_ = std::ranges::any_of(plan.sequences, [](const SequenceStep& step) { return step.awaits_mask != 0; });
   require(plan.num_rows() <= limits_.max_batch_tokens, "number of rows", plan.num_rows());
   const std::int64_t num_logits = std::ssize(plan.logit_rows), num_hidden = std::ssize(plan.hidden_rows);
   require(num_logits <= limits_.max_logits, "number of rows of logits", num_logits);
@@ -321,6 +330,7 @@ void PlanDecoder::check(const StepPlan& plan) {
                 end <= num_pages * limits_.page_size,
             "num_new_pages", step.num_new_pages);
     require(step.adapter <= limits_.num_adapters, "adapter", step.adapter);
+    require(step.awaits_mask == 0 || (step.awaits_mask == 1 && step.num_draws == 1), "awaits_mask", step.awaits_mask);
   }
   for (const PageId page : plan.new_pages) check_page(page);
   for (const std::int32_t token : plan.tokens) {

@@ -121,7 +121,7 @@ void PlanEncoder::step(const StepPlan& plan) {
   put_list(std::span<const std::int32_t>(plan.tokens));
   put(static_cast<std::uint32_t>(plan.sequences.size()));
   std::int64_t num_draws = 0;
-  bool has_adapters = false;
+  bool has_adapters = false, awaits_masks = false;
   const std::size_t begin = bytes_.size();
   bytes_.resize(begin + plan.sequences.size() * sizeof(WireSequence));
   std::byte* at = bytes_.data() + begin;
@@ -131,17 +131,24 @@ void PlanEncoder::step(const StepPlan& plan) {
     at += sizeof wire;
     num_draws += step.num_draws;
     has_adapters = has_adapters || step.adapter != 0;
+    awaits_masks = awaits_masks || step.awaits_mask != 0;
   }
   put_list(std::span<const PageId>(plan.new_pages));
   const bool has_scores = num_draws < std::ssize(plan.targets), has_hidden = !plan.hidden_rows.empty();
   put(static_cast<std::uint8_t>((has_scores ? kScores : 0) | (has_hidden ? kHidden : 0) |
                                 (has_adapters ? kAdapters : 0) | (plan.copies.empty() ? 0 : kCopies) |
-                                (plan.copies_before == 0 ? 0 : kCopiesBefore)));
+                                (plan.copies_before == 0 ? 0 : kCopiesBefore) | (awaits_masks ? kAwaitedMasks : 0)));
   if (has_scores) put_list(std::span<const WireScore>(scores_of(plan)));
   if (has_hidden) put_list(std::span<const WireField>(fields_of(plan, &SequenceStep::num_hidden)));
   if (has_adapters) put_list(std::span<const WireField>(fields_of(plan, &SequenceStep::adapter)));
   if (!plan.copies.empty()) put_list(std::span<const PagePair>(plan.copies));
   if (plan.copies_before > 0) put(plan.copies_before);
+  if (awaits_masks) put_list(std::span<const WireField>(fields_of(plan, &SequenceStep::awaits_mask)));
+}
+
+void PlanEncoder::draw(std::span<const SequenceId> withdrawn) {
+  begin(static_cast<std::uint8_t>(Kind::draw));
+  put_list(withdrawn);
 }
 
 void PlanEncoder::copy(const TierCopies& copies, std::uint32_t num_in_flight) {

@@ -38,6 +38,11 @@ class PlanPublisher final : public PlanHandler {
     encoder_.step(plan);
     send();
   }
+  void draw(std::span<const SequenceId> withdrawn) override {
+    if (senders_.empty()) return;
+    encoder_.draw(withdrawn);
+    send();
+  }
   void copy(const TierCopies& copies, std::uint32_t num_in_flight) override {
     if (senders_.empty()) return;
     encoder_.copy(copies, num_in_flight);

@@ -9,7 +9,7 @@
 
 namespace minisgl::plan_wire {
 
-enum class Kind : std::uint8_t { add = 1, remove, step, shut_down, append, pause, copy, mask };
+enum class Kind : std::uint8_t { add = 1, remove, step, shut_down, append, pause, copy, mask, draw };
 
 // What a frame begins with.
 struct FrameHeader {
@@ -24,7 +24,8 @@ enum Section : std::uint8_t {
   kAdapters = 4,
   kCopies = 8,
   kCopiesBefore = 16,
-  kAllSections = 31
+  kAwaitedMasks = 32,
+  kAllSections = 63
 };
 
 // A SequenceStep. Where its rows and its new pages begin is the sum of those before it, and need not be said. Its draws

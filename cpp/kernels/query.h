@@ -47,6 +47,13 @@ struct LogitQuery {
   const SamplingParams* params = nullptr;  // with kSample, as are all below: temperature, top_k, top_p, min_p and seed
   LogitProcessors processors = {};
   std::uint64_t position = 0;  // index of the token among those generated
+  bool awaits_mask = false;    // processors.mask has its length alone: a LateMask brings the words
+};
+
+// The mask of a step's query that awaits one. Without words nothing is drawn, and token 0 stands in its place.
+struct LateMask {
+  std::int32_t query;
+  TokenMask words;
 };
 
 struct TokenOutput {

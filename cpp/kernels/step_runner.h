@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "core/error.h"
 #include "kernels/query.h"
 #include "kernels/step.h"
 
@@ -34,14 +35,26 @@ class StepRunner {
   // Runs `body`, which makes the calls of the step. A device may replay what it recorded of a step of this form
   // instead. The outputs of each such step are taken, in order.
   virtual void run_step(const std::function<void()>& body) = 0;
-  // Begins the step of `batch`, which has one row and one query for each sequence, and records `body` for it and for
-  // steps of this form with fewer sequences, down to the next that is recorded.
-  virtual void record_step(const StepBatch&, std::span<const LogitQuery>, const std::function<void()>&) {}
+  // The same in two halves, for a step whose queries await masks, on a device that runs ahead: `forward` makes the
+  // calls up to the logits, which work goes on with while the masks are made; `sampling` the others. No step begins
+  // between the two, but outputs of those before may be taken. `masks`: one for each query that awaits one.
+  virtual void run_forward(const std::function<void()>& /*forward*/) { refuse_halves(); }
+  virtual void run_sampling(std::span<const LateMask>, const std::function<void()>& /*sampling*/) { refuse_halves(); }
+  // Begins the step of `batch`, which has one row and one query for each sequence, and records what `forward` and
+  // `sampling` do, in one and in two halves, for it and for steps of this form with fewer sequences, down to the next
+  // that is recorded.
+  virtual void record_step(const StepBatch&, std::span<const LogitQuery>, const std::function<void()>& /*forward*/,
+                           const std::function<void()>& /*sampling*/) {}
   // Waits for the oldest step whose outputs were not taken, and for no later one. Its answers are in the order of the
   // queries; none where there were none.
   virtual StepOutputs take_outputs() = 0;
   // Seconds that the device worked on the steps whose outputs were taken; 0 where it is the host that works.
   virtual double busy_seconds() const { return 0.0; }
+
+ private:
+  [[noreturn]] static void refuse_halves() {
+    throw CheckError("no step awaits masks on a device that doesn't run ahead");
+  }
 };
 
 }  // namespace minisgl

@@ -95,10 +95,28 @@ void Scheduler::need_token(SequenceId id, bool is_needed) {
 
 void Scheduler::hold(SequenceId id, bool is_held) {
   Sequence& sequence = live(id);
-  MINISGL_CHECK(sequence.needs_token, "sequence ", id, " is held, which may be planned before its token is known");
+  MINISGL_CHECK(sequence.needs_token || sequence.awaits_masks, "sequence ", id,
+                " is held, which may be planned before its token is known");
   num_held_ += static_cast<int>(is_held) - static_cast<int>(sequence.is_held);
   sequence.is_held = is_held;
   has_changed_ = true;
+}
+
+std::span<const SequenceId> Scheduler::withdraw_held() {
+  MINISGL_CHECK(!in_flight_.empty(), "no step is in flight");
+  Step& step = in_flight_.back();
+  withdrawn_.clear();
+  for (std::size_t i = 0; i < step.sequences.size(); ++i) {
+    SequenceStep& part = step.plan.sequences[i];
+    Sequence& sequence = *step.sequences[i];
+    if (part.awaits_mask == 0 || !sequence.is_held || !index_.contains(part.id)) continue;
+    part.is_withdrawn = true;
+    withdrawn_.push_back(part.id);
+    sequence.tokens.pop_back();  // the pending one
+    --sequence.num_computed;
+    sequence.num_uncharged = std::max(0, sequence.num_uncharged - 1);
+  }
+  return withdrawn_;
 }
 
 const StepPlan& Scheduler::oldest() const {
@@ -115,8 +133,9 @@ void Scheduler::complete(const StepTokens& drawn, double seconds) {
   for (std::size_t i = 0; i < step.sequences.size(); ++i) {
     const SequenceStep& part = step.plan.sequences[i];
     const std::span<const std::int32_t> tokens = drawn.of(i);
-    MINISGL_CHECK(std::ssize(tokens) <= part.num_draws && tokens.empty() == (part.num_draws == 0), tokens.size(),
-                  " tokens of ", part.num_draws, " draws for sequence ", part.id);
+    const bool draws = part.num_draws > 0 && !part.is_withdrawn;
+    MINISGL_CHECK(std::ssize(tokens) <= part.num_draws && tokens.empty() != draws, tokens.size(), " tokens of ",
+                  part.num_draws, " draws for sequence ", part.id);
     Sequence& sequence = *step.sequences[i];
     --sequence.num_in_flight;
     if (!tokens.empty()) sequence.tokens[static_cast<std::size_t>(step.new_tokens[i])] = tokens.front();

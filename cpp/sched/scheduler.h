@@ -47,8 +47,8 @@ struct PrefixCounts {
 
 // A step takes the decoding sequences first, then chunks of prefills that were begun and newcomers from the queue, in
 // the order of FairQueue, while budget, places and pages last; a newcomer that finds no room holds up those behind it.
-// A sequence that needs its token is passed over while a step in flight draws it, or the host holds it, and keeps its
-// place in the order.
+// A sequence that needs its token is passed over while a step in flight draws it, one that the host holds until it is
+// let go on; both keep their places in the order.
 //
 // Those whose tokens devices count wait at their places until a device has room for it, and hold up nobody else.
 //
@@ -130,8 +130,11 @@ class Scheduler {
   void need_token(SequenceId id, bool is_needed);
 
   // Plans the sequence no more until it is let go on: the host isn't ready for its next token. CheckError for an
-  // unknown id, and unless the sequence needs its token.
+  // unknown id, and unless the sequence needs its token or awaits masks.
   void hold(SequenceId id, bool is_held);
+  // Of the draws of the latest step that await masks, takes back those of sequences that are held, which are named:
+  // their last known token is computed again when they go on. Before the next plan(). CheckError without a step.
+  std::span<const SequenceId> withdraw_held();
 
   bool has_work() const { return !index_.empty(); }
   // Whether plan() may find something to do: a step or, with a host tier, copies.
@@ -244,6 +247,7 @@ class Scheduler {
   std::int64_t num_held_ = 0;      // live sequences that are held
   std::uint64_t num_preemptions_ = 0;
   std::vector<SequenceId> preempted_;  // by the latest plan
+  std::vector<SequenceId> withdrawn_;  // withdraw_held()'s
 
   std::list<Step> in_flight_;  // oldest first
   std::list<Step> spare_;      // keep their memory; the first is the one planned now

@@ -20,6 +20,7 @@ struct NewSequence {
   std::int64_t max_tokens = 0;       // the most to generate
   bool score_prompt = false;         // logits of every prompt row are wanted (prompt logprobs)
   bool needs_token = false;          // planned only while its latest token is known
+  bool awaits_masks = false;         // a draw planned before its latest token is known awaits a mask
   bool has_counts = false;           // devices count its tokens while it runs
   std::int64_t num_hidden = 0;       // the prompt's last rows whose hidden states are wanted; nothing is drawn then
   PrefixSpace space = {};            // of those that it may share pages with; its adapter
@@ -36,6 +37,7 @@ struct Sequence {
         prompt_len(len()),
         max_len(prompt_len + added.max_tokens),
         needs_token(added.needs_token),
+        awaits_masks(added.awaits_masks),
         wants_hidden(added.num_hidden > 0),
         end_wanted(wants_hidden         ? prompt_len
                    : added.score_prompt ? prompt_len - 1
@@ -59,7 +61,7 @@ struct Sequence {
   std::int32_t num_uncharged = 0;      // tokens generated since its share was charged
 
   bool is_running = false;  // else it waits, or has left
-  bool needs_token;
+  bool needs_token, awaits_masks;
   bool is_held = false;  // not planned until the host lets it go on
   bool wants_hidden;     // the wanted rows give hidden states, else logits
   // The prompt's rows that the host gets something of; none where end_wanted is 0.

@@ -28,6 +28,9 @@ struct SequenceStep {
   std::int32_t num_draws = 0;
   std::int32_t num_hidden = 0;  // last rows whose hidden states come back; 0 beside draws
   std::int32_t adapter = 0;     // 0: none
+  // 1: the mask of its one draw is made while the rows are computed, of a token that the step before draws.
+  std::int32_t awaits_mask = 0;
+  bool is_withdrawn = false;  // the mask didn't come: there is no draw. Rank 0 alone knows
 
   std::int32_t first_draw() const { return first_row + num_rows - num_draws; }  // its row
   std::int32_t num_drafts() const { return std::max(0, num_draws - 1); }

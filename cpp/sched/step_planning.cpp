@@ -242,6 +242,7 @@ void Scheduler::plan_rows(Iterator iterator) {
   }
   if (sequence.tokens[static_cast<std::size_t>(end) - 1] == Sequence::kPending) {
     plan.tokens.back() = -1 - sequence.pending_target;
+    part.awaits_mask = static_cast<std::int32_t>(draws && sequence.awaits_masks);
   }
   if (drafts > 0) {
     plan.tokens.insert(plan.tokens.end(), sequence.drafts.begin(), sequence.drafts.begin() + drafts);

@@ -9,8 +9,8 @@
 
 namespace minisgl {
 
-// The new tokens of a plan's sequences. A sequence that draws none has an empty list; any other has its accepted drafts
-// and one token after them.
+// The new tokens of a plan's sequences. A sequence that draws none, or whose draw was withdrawn, has an empty list; any
+// other has its accepted drafts and one token after them.
 struct StepTokens {
   std::vector<std::int32_t> tokens;  // list after list
   std::vector<std::int32_t> ends;    // [plan.sequences] where in `tokens` each list ends

@@ -129,9 +129,13 @@ class CudaDevice final : public Device {
     slots_.begin(batch, queries);
   }
   void run_step(const std::function<void()>& body) override { slots_.run(body); }
-  void record_step(const StepBatch& batch, std::span<const LogitQuery> queries,
-                   const std::function<void()>& body) override {
-    slots_.record(batch, queries, body);
+  void run_forward(const std::function<void()>& forward) override { slots_.run_forward(forward); }
+  void run_sampling(std::span<const LateMask> masks, const std::function<void()>& sampling) override {
+    slots_.run_sampling(masks, sampling);
+  }
+  void record_step(const StepBatch& batch, std::span<const LogitQuery> queries, const std::function<void()>& forward,
+                   const std::function<void()>& sampling) override {
+    slots_.record(batch, queries, forward, sampling);
   }
 
   void embed(const Matrix& table, std::int64_t first_token, OutputTensor y) override {

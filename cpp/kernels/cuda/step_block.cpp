@@ -79,7 +79,8 @@ class StepBlock::ProcessorWriter {
  public:
   explicit ProcessorWriter(const Arrays& host) : host_(host) {}
 
-  void write(const LogitProcessors& processors, const SlotOf& slot_of, QueryEntry& entry) {
+  void write(const LogitQuery& query, const SlotOf& slot_of, QueryEntry& entry) {
+    const LogitProcessors& processors = query.processors;
     const auto at = [](std::int64_t index) { return static_cast<std::int32_t>(index); };
     entry.first_bias = at(host_.first_bias + next_bias_);
     entry.num_bias = at(std::ssize(processors.bias));
@@ -94,7 +95,7 @@ class StepBlock::ProcessorWriter {
     next_banned_ += entry.num_banned;
     entry.first_mask = at(host_.first_mask + next_mask_);
     entry.num_mask_words = at(std::ssize(processors.mask));
-    std::ranges::copy(processors.mask, host_.masks + next_mask_);
+    if (!query.awaits_mask) std::ranges::copy(processors.mask, host_.masks + next_mask_);
     next_mask_ += entry.num_mask_words;
   }
 
@@ -141,7 +142,7 @@ StepBlock::Arrays StepBlock::lay_out(const Shape& shape) {
   host.biases = layout.add(shape.biases, data_.biases);
   host.banned = layout.add(shape.banned, data_.banned);
   host.masks = layout.add(shape.mask_words, data_.masks);
-  host.bytes = layout.used();
+  host.end = static_cast<std::byte*>(staging_.get()) + layout.used();
   // Where the last three lie depends on the pages, so graphs know their beginning as that of the page tables.
   const auto* pages_begin = reinterpret_cast<const BiasEntry*>(data_.pages);
   host.first_bias = data_.biases - pages_begin;
@@ -205,7 +206,7 @@ void StepBlock::write_queries(std::span<const LogitQuery> queries, const SlotOf&
     entry.top_k = params.top_k;
     entry.top_p = params.top_p;
     entry.min_p = params.min_p;
-    processors.write(query.processors, slot_of, entry);
+    processors.write(query, slot_of, entry);
   }
 }
 
@@ -213,12 +214,39 @@ const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQ
                                   const SlotOf& slot_of, cudaStream_t stream) {
   reserve(shape.bytes());
   MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
-  const Arrays host = lay_out(shape);
-  write_rows(batch, shape.padding, host);
-  write_queries(queries, slot_of, host);
-  MINISGL_CUDA_CHECK(cudaMemcpyAsync(device_.data(), staging_.get(), host.bytes, cudaMemcpyHostToDevice, stream));
+  host_ = lay_out(shape);
+  write_rows(batch, shape.padding, host_);
+  write_queries(queries, slot_of, host_);
+  const bool is_whole = std::ranges::none_of(queries, &LogitQuery::awaits_mask);
+  send(staging_.get(), is_whole ? static_cast<const void*>(host_.end) : host_.masks, stream);
   MINISGL_CUDA_CHECK(cudaEventRecord(sent_.get(), stream));
   return data_;
+}
+
+void StepBlock::upload_masks(std::span<const LateMask> masks, cudaStream_t stream) {
+  MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
+  for (const auto& [query, words] : masks) {
+    QueryEntry& entry = host_.queries[query];
+    if (words.empty()) {
+      entry.target = 0;
+      entry.num_top = -1;
+      continue;
+    }
+    MINISGL_CHECK(std::ssize(words) == entry.num_mask_words, "a mask of ", words.size(), " words, not ",
+                  entry.num_mask_words);
+    std::ranges::copy(words, host_.masks + (entry.first_mask - host_.first_mask));
+  }
+  send(host_.queries, host_.queries + data_.num_logits, stream);
+  send(host_.masks, host_.end, stream);
+  MINISGL_CUDA_CHECK(cudaEventRecord(sent_.get(), stream));
+}
+
+// Queues the copy of a part of the block.
+void StepBlock::send(const void* begin, const void* end, cudaStream_t stream) {
+  const auto *first = static_cast<const std::byte*>(begin), *last = static_cast<const std::byte*>(end);
+  std::byte* target = device_.data() + (first - static_cast<const std::byte*>(staging_.get()));
+  MINISGL_CUDA_CHECK(
+      cudaMemcpyAsync(target, first, static_cast<std::size_t>(last - first), cudaMemcpyHostToDevice, stream));
 }
 
 }  // namespace minisgl::cuda

@@ -39,6 +39,9 @@ class StepBlock {
   // slot_of(query.seen).
   const StepData& upload(const StepBatch& batch, std::span<const LogitQuery> queries, const Shape& shape,
                          const SlotOf& slot_of, cudaStream_t stream);
+  // Queues what upload() kept back where a query awaits its mask: all masks, and queries that draw nothing. sent()
+  // follows it.
+  void upload_masks(std::span<const LateMask> masks, cudaStream_t stream);
 
  private:
   // The places where the arrays of StepData are written on the host, and the indices from which on kernels know biases,
@@ -53,7 +56,7 @@ class StepBlock {
     std::int32_t* banned;
     std::uint32_t* masks;
     std::int64_t first_bias, first_banned, first_mask;
-    std::size_t bytes;
+    std::byte* end;
   };
 
   class ProcessorWriter;
@@ -61,10 +64,12 @@ class StepBlock {
   Arrays lay_out(const Shape& shape);
   void write_rows(const StepBatch& batch, std::int64_t padding, const Arrays& host);
   void write_queries(std::span<const LogitQuery> queries, const SlotOf& slot_of, const Arrays& host);
+  void send(const void* begin, const void* end, cudaStream_t stream);
 
   DeviceBuffer device_;
   PinnedMemory staging_;
   CudaEvent sent_;
+  Arrays host_{};  // of the step at hand, as data_
   StepData data_{};
 };
 

@@ -50,7 +50,9 @@ void StepSlots::Slot::reserve_outputs(std::int64_t count) {
 
 StepSlots::StepSlots(int device_index, cudaStream_t stream, Communicator* comm)
     : device_index_(device_index), stream_(stream), comm_(comm), upload_stream_(make_stream()) {
-  for (Slot& slot : slots_) slot.begun = make_timed_event(), slot.done = make_timed_event();
+  for (Slot& slot : slots_) {
+    for (CudaEvent* event : {&slot.begun, &slot.paused, &slot.resumed, &slot.done}) *event = make_timed_event();
+  }
 }
 
 std::int64_t StepSlots::bytes_for(const StepLimits& limits) {
@@ -69,6 +71,7 @@ void StepSlots::reserve(const StepLimits& limits) {
 void StepSlots::open() {
   MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // whichever thread calls
   MINISGL_CHECK(num_untaken_ < 2, "two steps are in flight");
+  MINISGL_CHECK(!awaits_masks_, "the step before awaits masks");
   if (is_open_) close();
   current_ ^= 1;
   is_open_ = true;
@@ -85,11 +88,11 @@ void StepSlots::begin(const StepBatch& batch, std::span<const LogitQuery> querie
   const std::int64_t num_sequences = std::ssize(batch.sequences);
   const bool decodes =
       std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences && batch.hidden_rows.empty();
-  auto& graphs = current().graphs;
-  const auto graph = decodes ? graphs.lower_bound(num_sequences) : graphs.end();
-  replayed_ = graph != graphs.end() ? &graph->second : nullptr;
-  const StepBlock::Shape shape = StepBlock::shape_of(batch, queries, replayed_ != nullptr ? graph->first : 0);
-  if (graphs.empty() || current().block.fits(shape)) {
+  auto& recordings = current().recordings;
+  const auto recording = decodes ? recordings.lower_bound(num_sequences) : recordings.end();
+  replayed_ = recording != recordings.end() ? &recording->second : nullptr;
+  const StepBlock::Shape shape = StepBlock::shape_of(batch, queries, replayed_ != nullptr ? recording->first : 0);
+  if (recordings.empty() || current().block.fits(shape)) {
     upload(batch, queries, shape, current().block);
     return;
   }
@@ -115,6 +118,8 @@ void StepSlots::upload(const StepBatch& batch, std::span<const LogitQuery> queri
   Slot& slot = current();
   slot.num_queries = std::ssize(queries);
   slot.num_hidden = 0;
+  slot.has_halves = false;
+  block_ = &block;
   slot.reserve_outputs(shape.logits);
   step_ = block.upload(
       batch, queries, shape, [](const SeenTokens* seen) { return static_cast<const DeviceSeenTokens*>(seen)->slot(); },
@@ -125,29 +130,63 @@ void StepSlots::upload(const StepBatch& batch, std::span<const LogitQuery> queri
   MINISGL_CUDA_CHECK(cudaEventRecord(slot.begun.get(), stream_));
 }
 
-void StepSlots::run(const std::function<void()>& body) {
+void StepSlots::launch(CudaGraphExec Recording::* recorded, const std::function<void()>& body) {
   if (replayed_ != nullptr) {
-    MINISGL_CUDA_CHECK(cudaGraphLaunch(replayed_->get(), stream_));
+    MINISGL_CUDA_CHECK(cudaGraphLaunch((replayed_->*recorded).get(), stream_));
   } else {
     body();
   }
+}
+
+void StepSlots::run(const std::function<void()>& body) {
+  launch(&Recording::whole, body);
   close();
   ++num_untaken_;
 }
 
-void StepSlots::record(const StepBatch& batch, std::span<const LogitQuery> queries, const std::function<void()>& body) {
+void StepSlots::run_forward(const std::function<void()>& forward) {
+  launch(&Recording::forward, forward);
+  MINISGL_CUDA_CHECK(cudaEventRecord(current().paused.get(), stream_));
+  current().has_halves = awaits_masks_ = true;
+  is_open_ = false;
+  ++num_untaken_;
+}
+
+void StepSlots::run_sampling(std::span<const LateMask> masks, const std::function<void()>& sampling) {
+  MINISGL_CHECK(awaits_masks_, "no step awaits masks");
+  awaits_masks_ = false;
+  block_->upload_masks(masks, upload_stream_.get());
+  MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_, block_->sent()));
+  MINISGL_CUDA_CHECK(cudaEventRecord(current().resumed.get(), stream_));
+  launch(&Recording::sampling, sampling);
+  close();
+}
+
+CudaGraphExec StepSlots::capture(const std::function<void()>& body) {
+  MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  body();
+  cudaGraph_t captured = nullptr;
+  MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_, &captured));
+  return instantiate(captured);
+}
+
+void StepSlots::record(const StepBatch& batch, std::span<const LogitQuery> queries,
+                       const std::function<void()>& forward, const std::function<void()>& sampling) {
+  const auto both = [&] {
+    forward();
+    sampling();
+  };
   for (int i = 0; i < 2; ++i) {
     open();
     upload(batch, queries, StepBlock::shape_of(batch, queries, 0), current().block);
     MINISGL_CHECK(step_.num_rows == step_.num_sequences && step_.num_logits == step_.num_sequences,
                   "not a decode step");
-    if (i == 0) body();  // what is chosen or allocated at a first use must not happen while recording
+    if (i == 0) both();  // what is chosen or allocated at a first use must not happen while recording
     wait_for_device(comm_, [&] { return cudaStreamSynchronize(stream_); });
-    MINISGL_CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    body();
-    cudaGraph_t captured = nullptr;
-    MINISGL_CUDA_CHECK(cudaStreamEndCapture(stream_, &captured));
-    current().graphs.insert_or_assign(step_.num_sequences, instantiate(captured));
+    Recording& recording = current().recordings[step_.num_sequences];
+    recording.whole = capture(both);
+    recording.forward = capture(forward);
+    recording.sampling = capture(sampling);
     close();
   }
 }
@@ -177,6 +216,10 @@ StepOutputs StepSlots::take() {
   float milliseconds = 0;
   MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.begun.get(), taken.done.get()));
   busy_seconds_ += milliseconds * 1e-3;
+  if (taken.has_halves) {
+    MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.paused.get(), taken.resumed.get()));
+    busy_seconds_ -= milliseconds * 1e-3;
+  }
   StepOutputs outputs{read_outputs(static_cast<const OutputEntry*>(taken.outputs.get()), taken.num_queries)};
   const auto* hidden = static_cast<const std::uint16_t*>(taken.hidden.get());
   outputs.hidden.resize(static_cast<std::size_t>(taken.num_hidden));

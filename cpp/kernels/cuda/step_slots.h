@@ -32,7 +32,10 @@ class StepSlots {
   // The steps of StepRunner.
   void begin(const StepBatch& batch, std::span<const LogitQuery> queries);
   void run(const std::function<void()>& body);
-  void record(const StepBatch& batch, std::span<const LogitQuery> queries, const std::function<void()>& body);
+  void run_forward(const std::function<void()>& forward);
+  void run_sampling(std::span<const LateMask> masks, const std::function<void()>& sampling);
+  void record(const StepBatch& batch, std::span<const LogitQuery> queries, const std::function<void()>& forward,
+              const std::function<void()>& sampling);
 
   // The step at hand, and where its answers go: [num_logits] OutputEntry.
   const StepData& step() const { return step_; }
@@ -45,6 +48,11 @@ class StepSlots {
   double busy_seconds() const { return busy_seconds_; }  // the device's, in the steps that were taken
 
  private:
+  // A step, and its halves.
+  struct Recording {
+    CudaGraphExec whole, forward, sampling;
+  };
+
   // What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
   struct Slot {
     StepBlock block;
@@ -53,8 +61,10 @@ class StepSlots {
     PinnedMemory outputs;   // [logits] OutputEntry, written by the device
     PinnedMemory hidden;    // [num_hidden] bf16, a step's hidden states in a row
     std::int64_t num_outputs = 0, num_queries = 0, num_hidden = 0, most_hidden = 0;
-    CudaEvent begun, done;                         // on the device
-    std::map<std::int64_t, CudaGraphExec> graphs;  // by number of sequences
+    CudaEvent begun, done;      // on the device
+    CudaEvent paused, resumed;  // between its halves
+    bool has_halves = false;
+    std::map<std::int64_t, Recording> recordings;  // by number of sequences
 
     void reserve_outputs(std::int64_t count);
   };
@@ -63,6 +73,8 @@ class StepSlots {
   Slot& previous() { return slots_[current_ ^ 1]; }
   void open();
   void close();
+  void launch(CudaGraphExec Recording::* recorded, const std::function<void()>& body);
+  CudaGraphExec capture(const std::function<void()>& body);
   void upload(const StepBatch& batch, std::span<const LogitQuery> queries, const StepBlock::Shape& shape,
               StepBlock& block);
 
@@ -74,11 +86,13 @@ class StepSlots {
   Slot slots_[2];
   int current_ = 0;  // the step at hand's; the other one's step came before it
   double busy_seconds_ = 0;
-  bool is_open_ = false;               // the step at hand may make more calls
-  bool said_too_large_ = false;        // the log has a line on steps that don't fit their recording
-  int num_untaken_ = 0;                // steps that ran, or run
-  StepData step_{};                    // the step at hand
-  CudaGraphExec* replayed_ = nullptr;  // what it replays
+  bool is_open_ = false;           // the step at hand may make more calls
+  bool awaits_masks_ = false;      // its sampling is still to come
+  bool said_too_large_ = false;    // the log has a line on steps that don't fit their recording
+  int num_untaken_ = 0;            // steps that ran, or run
+  StepData step_{};                // the step at hand
+  StepBlock* block_ = nullptr;     // what it reads
+  Recording* replayed_ = nullptr;  // what it replays
 };
 
 }  // namespace minisgl::cuda

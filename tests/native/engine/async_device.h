@@ -46,6 +46,9 @@ class AsyncDevice : public Device {
   void set_row_time(std::chrono::microseconds time) { row_time_ = time; }
   // Steps that were in flight at once.
   int most_in_flight() const { return most_in_flight_; }
+  // Draws whose masks came after their forward pass began, and those of them that were withdrawn instead.
+  std::int64_t num_awaiting() const { return num_awaiting_; }
+  std::int64_t num_withdrawn() const { return num_withdrawn_; }
 
   bool runs_ahead() const override { return true; }
   void begin_step(const StepBatch& batch, std::span<const LogitQuery> queries) override {
@@ -57,19 +60,27 @@ class AsyncDevice : public Device {
     });
   }
   void run_step(const std::function<void()>& body) override {
-    body();
-    push([this, step = step_] {
-      std::this_thread::sleep_for(row_time_.load() * step->tokens.size());
-      const std::lock_guard lock(mutex_);
-      step->is_done = true;
-      changed_.notify_all();
-    });
+    run_forward(body);
+    end_step();
+  }
+  void run_forward(const std::function<void()>& forward) override {
+    forward();
     const std::lock_guard lock(mutex_);
     untaken_.push_back(step_);
     most_in_flight_ = std::max(most_in_flight_, static_cast<int>(untaken_.size()));
   }
+  void run_sampling(std::span<const LateMask> masks, const std::function<void()>& sampling) override {
+    for (const auto& [query, words] : masks) {
+      push([step = step_, query = query, copy = std::vector(words.begin(), words.end())] { step->mask(query, copy); });
+    }
+    num_awaiting_ += std::ssize(masks);
+    num_withdrawn_ += std::ranges::count_if(masks, [](const LateMask& mask) { return mask.words.empty(); });
+    sampling();
+    end_step();
+  }
   void sample(OutputTensor logits) override {
     push([this, step = step_, logits] {
+      MINISGL_CHECK(std::ranges::none_of(step->queries, &LogitQuery::awaits_mask));
       inner_->begin_step(step->batch, step->queries);
       inner_->run_step([&] { inner_->sample(logits); });
       step->outputs.tokens = inner_->take_outputs().tokens;
@@ -176,11 +187,18 @@ class AsyncDevice : public Device {
         processors.banned = banned.emplace_back(processors.banned.begin(), processors.banned.end());
         processors.mask = masks.emplace_back(processors.mask.begin(), processors.mask.end());
         SeenTokens*& seen = processors.penalties.seen;
-        if (seen != nullptr) seen = static_cast<Seen*>(seen)->inner.get();
+        if (seen != nullptr) seen = counts.emplace_back(static_cast<Seen*>(seen)->inner).get();
       }
       batch = {tokens, positions, sequences, logit_rows, from.page_size, hidden_rows};
     }
     Step(const Step&) = delete;
+    void mask(std::int32_t query, std::span<const std::uint32_t> words) {
+      LogitQuery& asked = queries.at(static_cast<std::size_t>(query));
+      MINISGL_CHECK(asked.awaits_mask && (words.empty() || words.size() == asked.processors.mask.size()));
+      if (words.empty()) asked = {.target = 0, .params = asked.params};
+      asked.processors.mask = masks.emplace_back(words.begin(), words.end());
+      asked.awaits_mask = false;
+    }
 
     std::vector<std::int32_t> tokens, positions, logit_rows, hidden_rows;
     std::vector<ops::SequenceRows> sequences;
@@ -188,6 +206,7 @@ class AsyncDevice : public Device {
     std::deque<std::vector<TokenBias>> biases;
     std::deque<std::vector<std::uint32_t>> masks;
     std::deque<SamplingParams> params;
+    std::vector<std::shared_ptr<SeenTokens>> counts;
     std::vector<LogitQuery> queries;
     StepBatch batch{};
     StepOutputs outputs;
@@ -213,6 +232,15 @@ class AsyncDevice : public Device {
     AsyncDevice& device;
     std::shared_ptr<SeenTokens> inner;
   };
+
+  void end_step() {
+    push([this, step = step_] {
+      std::this_thread::sleep_for(row_time_.load() * step->tokens.size());
+      const std::lock_guard lock(mutex_);
+      step->is_done = true;
+      changed_.notify_all();
+    });
+  }
 
   [[noreturn]] static void unwanted() { throw CheckError("the fake model makes no such call"); }
 
@@ -262,6 +290,7 @@ class AsyncDevice : public Device {
   const std::unique_ptr<Device> inner_ = make_cpu_device(1);  // of the worker, but for what allocates
   std::shared_ptr<Step> step_;                                // the step at hand
   int most_in_flight_ = 0;
+  std::atomic<std::int64_t> num_awaiting_ = 0, num_withdrawn_ = 0;
   std::atomic<std::chrono::microseconds> row_time_ = std::chrono::microseconds(0);
   std::atomic<std::int64_t> num_seen_ = 0, most_seen_ = 0;
 

@@ -1,6 +1,7 @@
-// Random requests with preemption, stop tokens and aborts; on the GPU with recorded steps and steps planned ahead. The
-// vocabulary is so small that every token comes with the model's whole distribution: each must be the one that its
-// request's parameters, counts and seed draw from that, and the distributions must be those of the request alone.
+// Random requests with preemption, stop tokens, grammars and aborts; on the GPU with recorded steps and steps planned
+// ahead. The vocabulary is so small that every token comes with the model's whole distribution: each must be the one
+// that its request's parameters, counts and seed draw from that, and the distributions must be those of the request
+// alone.
 #include <gtest/gtest.h>
 #include <poll.h>
 
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "engine/device_answers.h"
+#include "engine/letters.h"
 #include "engine/validation.h"
 #include "kernels/devices.h"
 #include "kernels/philox.h"
@@ -27,6 +29,14 @@ struct Outcome {
   FinishReason finish = FinishReason::none;
 };
 using Outcomes = std::map<std::uint64_t, Outcome>;
+
+// The letters of even places, and of odd ones; no answer is as long.
+constexpr const char* kGrammar = "start: /([a-f][g-m]){300}/";
+
+bool is_allowed(std::int32_t token, std::size_t place) {
+  const std::string text = letters_of(token);
+  return place % 2 == 0 ? text >= "a" && text <= "f" : text >= "g" && text <= "m";
+}
 
 std::vector<Request> random_requests(int count) {
   std::mt19937 random(11);
@@ -60,6 +70,9 @@ std::vector<Request> random_requests(int count) {
       sampling.bad_words.resize(100);
       for (std::vector<std::int32_t>& word : sampling.bad_words) add_tokens(word, one_in(20) ? 1 : 2);
     }
+    if (id % 3 > 0 || library_path().empty()) continue;
+    request.grammar = kGrammar;
+    sampling.allowed_token_ids.clear();
   }
   return requests;
 }
@@ -76,6 +89,7 @@ class Session {
   explicit Session(DeviceKind kind)
       : engine_(make_engine(kind == DeviceKind::cuda ? make_cuda_device(0, 2) : make_cpu_device(1))) {
     engine_->start();
+    if (!library_path().empty()) engine_->open_grammars(library_path(), letters(kVocab));
   }
   Engine& engine() { return *engine_; }
   const Outcomes& answers() const { return answers_; }
@@ -128,6 +142,9 @@ std::vector<std::int32_t> banned_after(const Request& request, std::span<const T
   const std::vector<std::int32_t>& allowed = request.sampling.allowed_token_ids;
   for (std::int32_t token = 0; token < kVocab && !allowed.empty(); ++token) {
     if (std::ranges::find(allowed, token) == allowed.end()) banned.push_back(token);
+  }
+  for (std::int32_t token = 0; token < kVocab && !request.grammar.empty(); ++token) {
+    if (!is_allowed(token, tokens.size())) banned.push_back(token);
   }
   return banned;
 }

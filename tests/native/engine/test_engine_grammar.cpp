@@ -3,9 +3,12 @@
 #include <pthread.h>
 
 #include <cmath>
+#include <mutex>
 #include <regex>
 
+#include "comm/plan_ends.h"
 #include "engine/engine_fixture.h"
+#include "engine/follower.h"
 #include "engine/letters.h"
 
 namespace minisgl::testing_support {
@@ -98,14 +101,83 @@ TEST_F(EngineGrammar, WritesTheSameBesideOthers) {
   expect_all(test, requests);
 }
 
+// Those with a grammar run ahead, too.
 TEST_F(EngineGrammar, WritesTheSameOnADeviceThatRunsAhead) {
   const std::vector<Request> requests = some_requests(80);
-  auto device = std::make_unique<AsyncDevice>(Pace::dawdling);
+  for (const Pace pace : {Pace::dawdling, Pace::at_once, Pace::when_waited_for}) {
+    for (const std::int64_t num_pages : {1000, 27}) {
+      auto device = std::make_unique<AsyncDevice>(pace);
+      const AsyncDevice& observed = *device;
+      TestEngine test(std::move(device), options(num_pages));
+      run_all(test, requests);
+      expect_all(test, requests);
+      EXPECT_EQ(observed.most_in_flight(), 2);
+      EXPECT_GT(observed.num_awaiting(), 200);
+      if (num_pages == 27) {
+        EXPECT_GT(test.engine.stats().num_preemptions, 0u);
+      }
+    }
+  }
+}
+
+// Alone, so that nobody else has steps meanwhile.
+TEST_F(EngineGrammar, RunsAheadToItsLastToken) {
+  auto device = std::make_unique<AsyncDevice>(Pace::when_waited_for);
   const AsyncDevice& observed = *device;
   TestEngine test(std::move(device), options());
+  test.engine.start();
+  open(test);
+  Request request = make_request(1, {5, 6, 7}, 20);
+  request.grammar = "start: /[a-m]{60}/";
+  EXPECT_EQ(test.run(request).finish, FinishReason::length);
+  test.engine.stop();
+  EXPECT_EQ(observed.most_in_flight(), 2);
+  EXPECT_EQ(observed.num_awaiting(), 19);  // all but the first
+  EXPECT_EQ(std::ssize(test.results[1].tokens), 20);
+  EXPECT_EQ(static_cast<std::int64_t>(test.engine.stats().num_steps), 20 + observed.num_withdrawn());
+}
+
+// What a device computes, with every token known.
+struct Computed {
+  std::mutex mutex;
+  std::vector<std::vector<std::int32_t>> tokens;  // by step
+
+  std::unique_ptr<Model> model_on(AsyncDevice& device) {
+    auto enqueue = [this, &device](FakeModel::Compute compute) {
+      device.enqueue([this, compute = std::move(compute)](const StepBatch& batch) {
+        {
+          const std::lock_guard lock(mutex);
+          tokens.emplace_back(batch.tokens.begin(), batch.tokens.end());
+        }
+        compute(batch);
+      });
+    };
+    return std::make_unique<FakeModel>(fake_spec(), std::function<void(const StepBatch&)>(), enqueue, &device);
+  }
+};
+
+// A rank that drew another token than rank 0 would compute it in the next step.
+TEST_F(EngineGrammar, AllRanksDrawTheSame) {
+  const std::vector<Request> requests = some_requests(80);
+  const FileDescriptor memory = ring_memory(20'000);
+  Computed first, second;
+  auto device = std::make_unique<AsyncDevice>(Pace::dawdling);
+  auto model = second.model_on(*device);
+  const EngineConfig config = options(27);
+  Follower follower(std::move(model), std::move(device), config, open_ring_receiver(memory.get(), 1, {.size = 2}));
+  follower.start();
+  PlanSenders senders;
+  senders.push_back(open_ring_sender(memory.get(), {.size = 2}));
+  device = std::make_unique<AsyncDevice>(Pace::dawdling);
+  model = first.model_on(*device);
+  TestEngine test(std::move(model), std::move(device), config, std::move(senders));
   run_all(test, requests);
   expect_all(test, requests);
-  EXPECT_EQ(observed.most_in_flight(), 2);  // those without a grammar still run ahead
+  pollfd event{.fd = follower.event_fd(), .events = POLLIN, .revents = 0};
+  ASSERT_EQ(poll(&event, 1, 30'000), 1);
+  EXPECT_EQ(follower.failure(), "");
+  EXPECT_GT(first.tokens.size(), 100u);
+  EXPECT_EQ(first.tokens, second.tokens);
 }
 
 TEST_F(EngineGrammar, WritesTheSameWhenPreempted) {
@@ -221,12 +293,12 @@ TEST_F(EngineGrammar, AFaultEndsItsRequestAlone) {
 }
 
 // So many readings of a text that the mask of its fourth letter takes a second.
-std::string ambiguous_grammar() {
-  constexpr int kRules = 12;
+std::string ambiguous_grammar(int num_rules = 12) {
   std::string grammar = "start: e0\n";
-  for (int rule = 0; rule < kRules; ++rule) {
+  for (int rule = 0; rule < num_rules; ++rule) {
     grammar += concat("e", rule, ": ");
-    for (int i = 0; i < kRules; ++i) grammar += concat("e", (rule + i) % kRules, " e", (rule * i + 1) % kRules, " | ");
+    for (int i = 0; i < num_rules; ++i)
+      grammar += concat("e", (rule + i) % num_rules, " e", (rule * i + 1) % num_rules, " | ");
     for (char letter = 'a'; letter < 'z'; ++letter) grammar += concat('"', letter, "\" | ");
     grammar += "\"z\"\n";
   }
@@ -269,6 +341,67 @@ TEST_F(EngineGrammar, OneWhoseMaskTakesTooLongEndsItsRequestAlone) {
   }
   test.engine.stop();
   test.expect_idle();
+}
+
+// Its sequence goes on when the mask is there, and the others don't wait for it.
+TEST_F(EngineGrammar, ADrawWhoseMaskDoesNotComeIsWithdrawn) {
+  EngineConfig config = options();
+  config.mask_limit_ms = 60'000;
+  std::vector<Request> requests;
+  for (std::uint64_t id = 1; id <= 12; ++id) {
+    const bool is_slow = id % 2 == 0;
+    requests.push_back(make_request(id, {4, 5}, is_slow ? 5 : 90));
+    Request& request = requests.back();
+    request.ignore_eos = true;
+    request.sampling.frequency_penalty = 0.5f;  // counts nothing that isn't drawn
+    if (is_slow) request.grammar = ambiguous_grammar(3);
+  }
+  auto device = std::make_unique<AsyncDevice>(Pace::dawdling);
+  const AsyncDevice& observed = *device;
+  TestEngine together(std::move(device), config), alone(config);
+  run_all(together, requests);
+  alone.engine.start();
+  open(alone);
+  for (const Request& request : requests) {
+    const TestEngine::Result& expected = alone.run(request);
+    EXPECT_EQ(together.results[request.id].token_ids(), expected.token_ids()) << "request " << request.id;
+    EXPECT_EQ(together.results[request.id].finish, FinishReason::length);
+  }
+  EXPECT_GT(observed.num_withdrawn(), 0);
+}
+
+TEST_F(EngineGrammar, AbortsAtAnyMomentLeaveNothingBehind) {
+  const std::vector<Request> requests = some_requests(80);
+  std::size_t num_aborted = 0;
+  for (unsigned seed = 1; seed <= 6; ++seed) {
+    TestEngine test(std::make_unique<AsyncDevice>(seed % 2 == 0 ? Pace::dawdling : Pace::at_once), options(40));
+    test.engine.start();
+    open(test);
+    for (const Request& request : requests) test.engine.submit(request);
+    std::thread aborter([&] {
+      std::mt19937 random(seed);
+      for (int i = 0; i < 60; ++i) {
+        test.engine.abort(1 + random() % requests.size());
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
+      }
+      if (seed > 4) test.engine.stop();
+    });
+    test.collect_until_finished(requests.size());
+    aborter.join();
+    for (const Request& request : requests) {
+      if (!has_grammar(request)) continue;
+      const std::vector<std::int32_t> got = test.results[request.id].token_ids(),
+                                      expected = alone(requests).at(request.id).token_ids();
+      ASSERT_LE(got.size(), expected.size());
+      ASSERT_TRUE(std::equal(got.begin(), got.end(), expected.begin())) << "request " << request.id;
+      const bool is_aborted = test.results[request.id].finish == FinishReason::abort;
+      ASSERT_TRUE(is_aborted || got.size() == expected.size());
+      num_aborted += static_cast<std::size_t>(is_aborted);
+    }
+    test.engine.stop();
+    test.expect_idle();
+  }
+  EXPECT_GT(num_aborted, 20u);
 }
 
 TEST_F(EngineGrammar, IsAbortedAtAnyTime) {

@@ -178,6 +178,7 @@ TEST(EngineForcedTokens, AreToldToEveryRank) {
     void mask(SequenceId, std::span<const std::uint32_t>) override {}
     void pause(SequenceId, std::span<const std::int32_t>) override {}
     void step(const StepPlan& plan) override { told.push_back(plan.tokens); }
+    void draw(std::span<const SequenceId>) override {}
     void copy(const TierCopies&, std::uint32_t) override {}
     void shut_down() override {}
     Told& told;

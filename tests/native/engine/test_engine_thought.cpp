@@ -162,10 +162,23 @@ TEST(EngineThought, GoesOnBehindWhatAnotherEngineWrote) {
   }
 }
 
+// On the CPU, or on a device that runs ahead.
+class EngineThoughtInAGrammar : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override { MINISGL_NEEDS_LLGUIDANCE(); }
+  static std::unique_ptr<TestEngine> make_engine() {
+    return GetParam() ? std::make_unique<TestEngine>(std::make_unique<AsyncDevice>(Pace::dawdling), options())
+                      : std::make_unique<TestEngine>(options());
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(All, EngineThoughtInAGrammar, testing::Bool(),
+                         [](const auto& info) { return info.param ? "ahead" : "in_step"; });
+
 // What the grammar doesn't allow of a closing is passed over.
-TEST(EngineThought, KeepsToAGrammar) {
-  MINISGL_NEEDS_LLGUIDANCE();
-  TestEngine test(options());
+TEST_P(EngineThoughtInAGrammar, KeepsToIt) {
+  const auto owner = make_engine();
+  TestEngine& test = *owner;
   test.engine.start();
   test.engine.open_grammars(library_path(), letters());
   Request request = make_request(2, {5, 6, 7}, 40);
@@ -180,9 +193,9 @@ TEST(EngineThought, KeepsToAGrammar) {
 }
 
 // Where it allows nothing of a closing, that waits.
-TEST(EngineThought, IsClosedWhereTheGrammarAllowsIt) {
-  MINISGL_NEEDS_LLGUIDANCE();
-  TestEngine test(options());
+TEST_P(EngineThoughtInAGrammar, IsClosedWhereThatAllowsIt) {
+  const auto owner = make_engine();
+  TestEngine& test = *owner;
   test.engine.start();
   test.engine.open_grammars(library_path(), letters());
   Request request = make_request(2, {5, 6, 7}, 40);

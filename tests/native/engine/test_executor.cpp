@@ -113,6 +113,7 @@ class AnyPlan : public testing::TestWithParam<unsigned> {
     void mask(SequenceId id, std::span<const std::uint32_t> words) override { to.mask(id, words); }
     void pause(SequenceId id, std::span<const std::int32_t> output) override { to.pause(id, output); }
     void step(const StepPlan& plan) override { to.launch(plan); }
+    void draw(std::span<const SequenceId> withdrawn) override { to.draw(withdrawn); }
     void copy(const TierCopies& copies, std::uint32_t) override { to.copy(copies); }
     void shut_down() override {}
     Executor& to;

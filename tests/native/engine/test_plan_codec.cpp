@@ -124,7 +124,9 @@ PlanEncoder sample_frame() {
   encoder.copy(some_copies(), 2);
   StepPlan behind = small_plan();
   behind.copies_before = 1;
+  behind.sequences[1].awaits_mask = 1;
   encoder.step(behind);
+  encoder.draw(std::vector<SequenceId>{8, ~SequenceId{0}});
   encoder.remove(7);
   encoder.shut_down();
   return encoder;
@@ -146,8 +148,8 @@ void expect_equal(const StepPlan& got, const StepPlan& expected) {
     const SequenceStep &a = got.sequences[i], &b = expected.sequences[i];
     EXPECT_EQ(std::tie(a.id, a.first_row, a.num_rows, a.start_position, a.num_kept_pages, a.first_new_page),
               std::tie(b.id, b.first_row, b.num_rows, b.start_position, b.num_kept_pages, b.first_new_page));
-    EXPECT_EQ(std::tie(a.num_new_pages, a.num_draws, a.num_hidden, a.adapter),
-              std::tie(b.num_new_pages, b.num_draws, b.num_hidden, b.adapter));
+    EXPECT_EQ(std::tie(a.num_new_pages, a.num_draws, a.num_hidden, a.adapter, a.awaits_mask),
+              std::tie(b.num_new_pages, b.num_draws, b.num_hidden, b.adapter, b.awaits_mask));
   }
   ASSERT_EQ(got.targets.size(), expected.targets.size());
   for (std::size_t i = 0; i < got.targets.size(); ++i) {
@@ -175,6 +177,7 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
       paused.emplace_back(id, std::vector(output.begin(), output.end()));
     }
     void step(const StepPlan& plan) override { steps.push_back(plan); }
+    void draw(std::span<const SequenceId> ids) override { withdrawn.assign(ids.begin(), ids.end()); }
     void copy(const TierCopies& copies, std::uint32_t num_in_flight) override {
       copied = copies;
       most_in_flight = num_in_flight;
@@ -185,6 +188,7 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
     std::vector<std::pair<SequenceId, std::vector<std::uint32_t>>> masked;
     SequenceId removed = 0;
     std::vector<StepPlan> steps;
+    std::vector<SequenceId> withdrawn;
     TierCopies copied;
     std::uint32_t most_in_flight = 0;
     bool over = false;
@@ -209,6 +213,8 @@ TEST(PlanCodec, FieldsArriveWhereTheyBelong) {
   ASSERT_EQ(recorder.steps.size(), 3u);
   EXPECT_EQ(recorder.steps[1].copies_before, 0u);
   EXPECT_EQ(recorder.steps[2].copies_before, 1u);
+  EXPECT_EQ(recorder.steps[2].sequences[1].awaits_mask, 1);
+  EXPECT_EQ(recorder.withdrawn, (std::vector<SequenceId>{8, ~SequenceId{0}}));
   const TierCopies &copied = recorder.copied, expected = some_copies();
   EXPECT_EQ(std::tie(copied.number, copied.to_host), std::tie(expected.number, expected.to_host));
   EXPECT_EQ(recorder.most_in_flight, 2u);
@@ -236,7 +242,7 @@ TEST(PlanCodec, EveryTruncationIsRefusedOrWhole) {
     } catch (const InputError&) {
     }
   }
-  EXPECT_EQ(whole, 13);  // nothing, the header alone, and the ends of all messages but the last
+  EXPECT_EQ(whole, 14);  // nothing, the header alone, and the ends of all messages but the last
 }
 
 TEST(PlanCodec, RandomDamageNeverPassesTheChecks) {
@@ -366,6 +372,9 @@ INSTANTIATE_TEST_SUITE_P(
         Damage{"num_hidden -1 is out of range", [](StepPlan& plan) { plan.sequences[3].num_hidden = -1; }},
         Damage{"adapter 3 is out of range", [](StepPlan& plan) { plan.sequences[0].adapter = 3; }},
         Damage{"adapter -1 is out of range", [](StepPlan& plan) { plan.sequences[0].adapter = -1; }},
+        Damage{"awaits_mask 1 is out of range", [](StepPlan& plan) { plan.sequences[0].awaits_mask = 1; }},
+        Damage{"awaits_mask 1 is out of range", [](StepPlan& plan) { plan.sequences[2].awaits_mask = 1; }},
+        Damage{"awaits_mask 2 is out of range", [](StepPlan& plan) { plan.sequences[1].awaits_mask = 2; }},
         Damage{"page 64 is out of range", [](StepPlan& plan) { plan.copies[0].source = 64; }},
         Damage{"page -1 is out of range", [](StepPlan& plan) { plan.copies[0].destination = -1; }},
         Damage{"copies_before 1 is out of range", [](StepPlan& plan) { plan.copies_before = 1; }},
@@ -390,7 +399,7 @@ TEST(PlanCodec, UnknownSectionsAreRefused) {
   std::vector<std::byte> frame(encoder.frame().begin(), encoder.frame().end());
   const std::size_t sections = frame.size() - (4 + 8) - 1;  // before the one score and its list's length
   ASSERT_EQ(frame[sections], std::byte{1});
-  frame[sections] = std::byte{33};
+  frame[sections] = std::byte{65};
   EXPECT_THROW(read_again(frame), InputError);
 }
 
@@ -406,6 +415,30 @@ TEST(PlanCodec, CopiesBetweenTiersAreChecked) {
   refuse({.number = 1, .to_host = true, .pages = {{-1, 0}}});
   refuse({.number = 1, .to_host = false, .pages = {{99, 64}}});
   refuse({.number = 1, .to_host = false, .pages = {{99, 3}, {98, 3}}});
+}
+
+TEST(PlanCodec, AStepThatAwaitsMasksDrawsBeforeTheNext) {
+  StepPlan awaiting = small_plan();
+  awaiting.sequences[1].awaits_mask = 1;
+  const auto refuse = [](const PlanEncoder& encoder, const char* sentence) {
+    try {
+      read_again(encoder.frame());
+      FAIL();
+    } catch (const InputError& error) {
+      EXPECT_EQ(error.what(), std::string("a plan is damaged: ") + sentence);
+    }
+  };
+  PlanEncoder encoder;
+  encoder.step(awaiting);
+  encoder.draw({});
+  encoder.step(small_plan());
+  EXPECT_EQ(read_again(encoder.frame()), std::vector(encoder.frame().begin(), encoder.frame().end()));
+  encoder.draw({});
+  refuse(encoder, "no step awaits masks");
+  encoder.clear();
+  encoder.step(awaiting);
+  encoder.step(small_plan());
+  refuse(encoder, "the step before awaits masks");
 }
 
 TEST(PlanCodec, AppendedTokensAreInTheVocabulary) {

@@ -290,7 +290,7 @@ TEST_P(DeviceSampling, MasksInAReplayedStep) {
     all.rows = device->records_steps() ? most : rows_at_hand;
     device->sample(all);
   };
-  device->record_step({zeros, zeros, sequences, rows, 16}, plain, body);
+  device->record_step({zeros, zeros, sequences, rows, 16}, plain, [] {}, body);
   for (int step = 0; step < 6; ++step) {
     rows_at_hand = most - step % 2;  // fewer are filled up
     const auto count = static_cast<std::size_t>(rows_at_hand);
@@ -316,6 +316,88 @@ TEST_P(DeviceSampling, MasksInAReplayedStep) {
   }
 }
 
+// Steps in two halves, recorded and not, among whole ones: the words come behind the forward pass, and a draw without
+// any is none, which the counts of the penalties don't have either.
+TEST_P(DeviceSampling, MasksThatComeLate) {
+  const std::int64_t vocab = 5000, most = 4;
+  const auto device = reserved_device(GetParam(), most, vocab);
+  if (!device->runs_ahead()) GTEST_SKIP() << "no step awaits masks";
+  const auto logits = random_floats(most * vocab, 72, 3.0f);
+  const DeviceMatrix matrix(*device, DType::f32, most, vocab, logits);
+  const std::vector<std::int32_t> zeros(most, 0), rows{0, 1, 2, 3}, pages{0};
+  std::vector<ops::SequenceRows> sequences;
+  for (const std::int32_t row : rows) sequences.push_back({row, 1, 0, pages.data()});
+  const SamplingParams greedy{.temperature = 0.0f};
+  const std::vector<std::uint32_t> stale = mask_of(vocab, {4999});
+  const auto seen = device->make_seen_tokens(vocab, false);
+  std::int64_t rows_at_hand = most;
+  bool is_recorded = false;
+  int num_forward = 0;
+  const auto forward = [&] {
+    ++num_forward;
+    device->upload(std::as_bytes(std::span(logits)), matrix.data());  // sampling may have changed them
+  };
+  const auto sampling = [&] {
+    Tensor all = matrix.view();
+    all.rows = is_recorded ? most : rows_at_hand;
+    device->sample(all);
+  };
+  for (int step = 0; step < 16; ++step) {
+    if (step == 8) {
+      is_recorded = true;
+      device->record_step(
+          {zeros, zeros, sequences, rows, 16}, std::vector<LogitQuery>(most, {.params = &greedy}), [] {}, sampling);
+    }
+    rows_at_hand = most - step % 3 % 2;  // fewer are filled up
+    const bool is_late = step % 4 != 3;
+    const auto count = static_cast<std::size_t>(rows_at_hand);
+    std::vector<LogitQuery> queries(count, LogitQuery{.params = &greedy});
+    std::vector<std::int32_t> expected(count);
+    std::vector<std::vector<std::uint32_t>> words(count);
+    std::vector<LateMask> masks;
+    for (std::size_t i = 0; i < count; ++i) {
+      expected[i] = static_cast<std::int32_t>(17 * i + static_cast<std::size_t>(step));
+      words[i] = mask_of(vocab, {expected[i]});
+      queries[i].processors.mask = words[i];
+      if (!is_late || i == 0) continue;  // it is known when the step begins
+      const bool is_withdrawn = (i + static_cast<std::size_t>(step)) % 3 == 0;
+      queries[i].processors.mask = stale;
+      queries[i].awaits_mask = true;
+      if (is_withdrawn) queries[i].processors.penalties = {.frequency = 1.0f, .seen = seen.get()};
+      masks.push_back({static_cast<std::int32_t>(i), is_withdrawn ? TokenMask() : TokenMask(words[i])});
+      if (is_withdrawn) expected[i] = 0;
+    }
+    const std::span tokens(zeros.data(), count), logit_rows(rows.data(), count);
+    if (is_recorded) forward();
+    device->begin_step({tokens, tokens, {sequences.data(), count}, logit_rows, 16}, queries);
+    num_forward = 0;
+    if (is_late) {
+      device->run_forward(forward);
+      EXPECT_EQ(num_forward, is_recorded ? 0 : 1);
+      device->run_sampling(masks, sampling);
+    } else {
+      if (!is_recorded) forward();
+      device->run_step(sampling);
+    }
+    const auto outputs = device->take_outputs().tokens;
+    ASSERT_EQ(outputs.size(), count);
+    for (std::size_t i = 0; i < count; ++i)
+      EXPECT_EQ(outputs[i].token, expected[i]) << "step " << step << ", row " << i;
+  }
+  rows_at_hand = most;
+  std::vector<LogitQuery> queries(most, LogitQuery{.params = &greedy});
+  const std::vector<TokenBias> likely[] = {{{0, 50.0f}}, {{4999, 50.0f}}};
+  for (std::size_t i = 0; i < 2; ++i) {
+    queries[i].processors = {.bias = likely[i], .penalties = {.frequency = 1000.0f, .seen = seen.get()}};
+  }
+  forward();
+  device->begin_step({zeros, zeros, sequences, rows, 16}, queries);
+  device->run_step(sampling);
+  const auto outputs = device->take_outputs().tokens;
+  EXPECT_EQ(outputs[0].token, 0);
+  EXPECT_EQ(outputs[1].token, 4999);
+}
+
 // A step with more bans than were reserved for is not replayed; the next one is, as before.
 TEST_P(DeviceSampling, AStepThatIsTooLargeForItsRecordingLeavesItValid) {
   const std::int64_t vocab = 5000, most = 2;
@@ -330,7 +412,8 @@ TEST_P(DeviceSampling, AStepThatIsTooLargeForItsRecordingLeavesItValid) {
     ++num_bodies;
     device->sample(matrix.view());
   };
-  device->record_step({zeros, zeros, sequences, rows, 16}, std::vector<LogitQuery>(2, {.params = &greedy}), body);
+  device->record_step(
+      {zeros, zeros, sequences, rows, 16}, std::vector<LogitQuery>(2, {.params = &greedy}), [] {}, body);
   std::vector<std::int32_t> few{1, 2, 3}, all_but_one;
   for (std::int32_t i = 0; i < 60'000; ++i)
     if (i % vocab != 42) all_but_one.push_back(static_cast<std::int32_t>(i % vocab));

@@ -33,6 +33,7 @@ class Rank {
     Known known{.max_len = prompt_len + max_tokens, .prompt_len = prompt_len};
     known.score_prompt = one_in(4);
     known.needs_token = one_in(3);
+    known.awaits_masks = one_in(3);
     known.space.adapter = one_in(5) ? 1 : 0;
     if (max_tokens == 0 && !known.score_prompt && one_in(2)) known.num_hidden = 1 + below(prompt_len);
     if (!one_in(3)) share_prefix(known);
@@ -42,6 +43,7 @@ class Rank {
                    .max_tokens = max_tokens,
                    .score_prompt = known.score_prompt,
                    .needs_token = known.needs_token,
+                   .awaits_masks = known.awaits_masks,
                    .has_counts = one_in(3),
                    .num_hidden = known.num_hidden,
                    .space = known.space,
@@ -74,6 +76,9 @@ class Rank {
     if (!scheduler.running().empty()) first = place(scheduler.running().front());
     now_ += std::chrono::seconds(below(10));
     finish_copies(scheduler);
+    let_go(scheduler);
+    if (!in_flight_.empty()) withdraw_held(scheduler);
+    if (testing::Test::HasFatalFailure()) return;
     const StepPlan& plan = scheduler.plan(now_);
     // Whoever comes first of all is never preempted, but for one that is let in and comes before it.
     ASSERT_TRUE(!first || scheduler.sequence(first->second).is_running || place(scheduler.running().front()) < *first);
@@ -91,7 +96,9 @@ class Rank {
       launch(plan);
     } else {
       // Progress: some row is computed.
-      ASSERT_TRUE(live_.empty() || !in_flight_.empty() || !copies_.empty() || !scheduler.tier_copies().empty());
+      const bool is_held = std::ranges::any_of(live_, [](const auto& entry) { return entry.second.is_held; });
+      ASSERT_TRUE(live_.empty() || !in_flight_.empty() || !copies_.empty() || !scheduler.tier_copies().empty() ||
+                  is_held);
     }
     for (const TierCopies* copies : scheduler.tier_copies()) begin_copies(*copies);
     scheduler.check();
@@ -106,6 +113,7 @@ class Rank {
     // Parts whose pages were exchanged for equal ones, and those that others had computed a part of the prompt for.
     std::int64_t shared = 0, joined = 0, found_again = 0, exchanged = 0, passed = 0;
     std::int64_t copied_out = 0, copied_in = 0;
+    std::int64_t awaiting = 0, withdrawn = 0;  // draws
   } counts;
 
  private:
@@ -115,7 +123,8 @@ class Rank {
     std::int64_t num_computed = 0, max_len, prompt_len;
     std::int64_t num_delivered = 0;  // prompt rows that were scored, or whose hidden states came
     std::int64_t num_hidden = 0;
-    bool score_prompt = false, needs_token = false;
+    bool score_prompt = false, needs_token = false, awaits_masks = false;
+    bool is_held = false;  // its next mask isn't there
     PrefixSpace space = {};
     bool has_begun = false;
     std::int64_t num_named = 0;  // tokens that were in a row, in whatever life
@@ -131,6 +140,35 @@ class Rank {
     PrefixSpace space;
     std::vector<std::int32_t> tokens;
   };
+
+  // Masks come at any time.
+  void let_go(Scheduler& scheduler) {
+    for (auto& [id, known] : live_) {
+      if (!known.is_held || one_in(3)) continue;
+      known.is_held = false;
+      scheduler.hold(id, false);
+    }
+  }
+  // The latest step draws with the masks that are there.
+  void withdraw_held(Scheduler& scheduler) {
+    Flight& flight = in_flight_.back();
+    const std::span<const SequenceId> withdrawn = scheduler.withdraw_held();
+    std::size_t next = 0;
+    for (SequenceStep& step : flight.plan.sequences) {
+      const auto entry = live_.find(step.id);
+      if (step.awaits_mask == 0 || entry == live_.end() || !entry->second.is_held) continue;
+      ASSERT_LT(next, withdrawn.size());
+      ASSERT_EQ(withdrawn[next++], step.id);
+      step.is_withdrawn = true;
+      Known& known = entry->second;
+      ASSERT_EQ(known.tokens.back(), kUnknown);
+      known.tokens.pop_back();
+      --known.num_computed;
+      ++counts.withdrawn;
+    }
+    ASSERT_EQ(next, withdrawn.size());
+    scheduler.check();
+  }
 
   // A step as a device keeps it.
   struct Flight {
@@ -223,6 +261,10 @@ class Rank {
       ASSERT_EQ(step.adapter, known.space.adapter);
       next_row += step.num_rows;
       num_drafts += step.num_drafts();
+      ASSERT_FALSE(known.is_held);
+      const bool awaits_mask = known.awaits_masks && step.num_draws > 0 && known.tokens.back() == kUnknown;
+      ASSERT_EQ(step.awaits_mask, static_cast<std::int32_t>(awaits_mask));
+      counts.awaiting += step.awaits_mask;
       verify_table(plan, step, known);
       for (int i = 0; i < step.num_rows; ++i) {
         const std::int64_t position = std::int64_t{step.start_position} + i;
@@ -468,7 +510,7 @@ class Rank {
   // The tokens of a part's draws: drafts mostly hold. As many of them as do are accepted.
   std::vector<std::int32_t> draw(const StepPlan& plan, const SequenceStep& step) {
     std::vector<std::int32_t> accepted;
-    bool holds = step.num_draws > 0;
+    bool holds = step.num_draws > 0 && !step.is_withdrawn;
     for (std::int32_t i = 0; i < step.num_draws; ++i) {
       const bool last = i + 1 == step.num_draws;
       const std::int32_t draft = last ? -1 : plan.tokens[step.first_draw() + 1 + i];
@@ -487,7 +529,7 @@ class Rank {
     compute(flight);
     if (testing::Test::HasFatalFailure()) return;
     StepTokens drawn;
-    std::vector<SequenceId> ended, asked;
+    std::vector<SequenceId> ended, asked, held;
     std::size_t target = 0;
     drawn_now_.clear();
     for (std::size_t i = 0; i < flight.plan.sequences.size(); ++i) {
@@ -498,7 +540,7 @@ class Rank {
         drawn_now_.push_back(-1);  // scored
       }
       const std::vector<std::int32_t> tokens = draw(flight.plan, step);
-      target += tokens.empty() ? 0 : static_cast<std::size_t>(step.num_draws);
+      target += static_cast<std::size_t>(step.num_draws);
       drawn.tokens.insert(drawn.tokens.end(), tokens.begin(), tokens.end());
       drawn.ends.push_back(static_cast<std::int32_t>(drawn.tokens.size()));
       ASSERT_EQ(drawn.num_accepted(i), std::max<std::ptrdiff_t>(0, std::ssize(tokens) - 1));
@@ -519,7 +561,12 @@ class Rank {
         const std::int64_t wanted = known.score_prompt ? known.prompt_len - 1 : known.num_hidden;
         ASSERT_EQ(known.num_delivered, wanted);
         ended.push_back(step.id);
-      } else if (!tokens.empty() && known.needs_token) {
+        continue;
+      }
+      if (tokens.empty()) continue;
+      if (known.awaits_masks) {
+        held.push_back(step.id);
+      } else if (known.needs_token) {
         asked.push_back(step.id);
       }
     }
@@ -529,6 +576,10 @@ class Rank {
     for (const SequenceId id : ended) {
       scheduler.remove(id);
       forget(id);
+    }
+    for (const SequenceId id : held) {
+      live_.at(id).is_held = true;
+      scheduler.hold(id, true);
     }
     for (const SequenceId id : asked) look_ahead(scheduler, id);
     scheduler.check();
@@ -641,6 +692,9 @@ TEST(SchedulerProperties, EverythingHappensInThem) {
           static_cast<std::int64_t>(scheduler.tree().num_evicted())}) {
       EXPECT_GT(count, 5) << "depth " << depth;
     }
+    if (depth % 2 == 0) continue;
+    EXPECT_GT(rank.counts.withdrawn, 100);
+    EXPECT_GT(rank.counts.awaiting, 2 * rank.counts.withdrawn);
   }
 }
 

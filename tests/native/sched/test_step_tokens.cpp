@@ -57,6 +57,16 @@ TEST(StepTokens, APartWithoutDrawsHasNone) {
   EXPECT_EQ(list(tokens, 2), (Tokens{9}));
 }
 
+TEST(StepTokens, AWithdrawnDrawHasNone) {
+  StepPlan plan = plan_of({{}, {}, {}});
+  plan.sequences[1].is_withdrawn = true;
+  StepTokens tokens;
+  accept_drafts(plan, Tokens{7, 0, 9}, tokens);
+  EXPECT_EQ(list(tokens, 0), (Tokens{7}));
+  EXPECT_TRUE(list(tokens, 1).empty());
+  EXPECT_EQ(list(tokens, 2), (Tokens{9}));
+}
+
 TEST(StepTokens, OneTokenPerDraw) {
   const StepPlan plan = plan_of({{1}, {}});
   StepTokens tokens;
