@@ -109,7 +109,7 @@ void EngineLoop::take_turns() {
     take_commands();
     if (config_.num_host_pages > 0) note_copies();
     if (guidance_.has_grammars()) take_guidance();
-    if (running_) step();
+    if (running_ && !is_early()) step();
     if (!running_ && executor_.awaits_masks()) draw();
     while (!running_ && scheduler_.num_in_flight() > 0) finish_step();
     deliver();
@@ -124,6 +124,12 @@ std::optional<Clock::time_point> EngineLoop::next_plan() const {
   if (scheduler_.may_plan()) return Clock::time_point{};
   return guidance_.has_grammars() ? std::optional(Clock::now() + std::chrono::milliseconds(config_.mask_limit_ms))
                                   : std::nullopt;
+}
+
+// Only masks came, of draws that the device isn't ready for: who comes until it is time to plan will be in the next
+// step.
+bool EngineLoop::is_early() const {
+  return commands_.empty() && executor_.awaits_masks() && scheduler_.num_waiting() == 0 && Clock::now() < next_plan();
 }
 
 void EngineLoop::take_commands() {

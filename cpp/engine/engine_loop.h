@@ -53,6 +53,7 @@ class EngineLoop {
   std::int64_t bytes_per_page() const;  // of this rank
   void take_turns();
   std::optional<Clock::time_point> next_plan() const;
+  bool is_early() const;
   void take_commands();
   void admit(Submission submission);
   void abort(SequenceId id);

@@ -14,7 +14,8 @@
 namespace minisgl::cuda {
 namespace {
 
-constexpr std::int64_t kGraphBytes = std::int64_t{256} << 20;  // room for all recorded steps; 32 layers took 40 MiB
+constexpr std::int64_t kGraphBytes = std::int64_t{256}
+                                     << 20;  // room for all recorded steps; whole ones of 32 layers took 40 MiB
 
 CudaGraphExec instantiate(cudaGraph_t captured) {
   const CudaGraph graph(captured);

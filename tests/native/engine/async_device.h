@@ -65,6 +65,7 @@ class AsyncDevice : public Device {
   }
   void run_forward(const std::function<void()>& forward) override {
     forward();
+    push([this, num_rows = step_->tokens.size()] { std::this_thread::sleep_for(row_time_.load() * num_rows); });
     const std::lock_guard lock(mutex_);
     untaken_.push_back(step_);
     most_in_flight_ = std::max(most_in_flight_, static_cast<int>(untaken_.size()));
@@ -235,7 +236,6 @@ class AsyncDevice : public Device {
 
   void end_step() {
     push([this, step = step_] {
-      std::this_thread::sleep_for(row_time_.load() * step->tokens.size());
       const std::lock_guard lock(mutex_);
       step->is_done = true;
       changed_.notify_all();
