@@ -18,6 +18,7 @@ from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
 
 if TYPE_CHECKING:
     from minisgl.ipc.messages import PromptLogprob
+    from minisgl.text.parts import Part
     from minisgl.tokenizer import Tokenizer
 
 
@@ -180,8 +181,8 @@ class CompletionEvents:
             )
         )
 
-    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
-        """As TextEvents says."""
+    def around_text(self, index: int, like: Part | None) -> tuple[bytes, ...] | None:
+        """As TextEvents says: nothing is parsed."""
         frame = self._frame
         if self._has_logprobs or self._has_token_ids or frame.changes:
             return None

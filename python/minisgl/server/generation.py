@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from minisgl.engine.api import EngineApi
     from minisgl.ipc.messages import Output, Standing
     from minisgl.sampling_params import SamplingParams
+    from minisgl.server.stream_shape import TextEvents
     from minisgl.text.formats import Parsing
     from minisgl.text.frontend import TextFrontend
 
@@ -167,7 +168,7 @@ class Generation:
                 else IncrementalDetokenizer(
                     self._text.tokenizer, msgspec.structs.replace(options, stop=[])
                 ),
-                None if parsing is None else parsing.reader(),
+                None if parsing is None else parsing.reader(locates=params.logprobs is not None),
             )
             stream.listen(partial(self._note_news, choice))
             self._choices.append(choice)
@@ -202,9 +203,13 @@ class Generation:
         if listener is not None and self._news:
             listener()
 
-    def plain_text(self) -> PlainText | None:
-        """A shorter way to the text of the only choice; None where there is no such way."""
-        return PlainText.of(self._choices[0], self._metrics) if len(self._choices) == 1 else None
+    def plain_text(self, events: TextEvents) -> PlainText | None:
+        """A shorter way to the events of the only choice's text; None where there is no such
+        way.
+        """
+        if len(self._choices) != 1:
+            return None
+        return PlainText.of(self._choices[0], events, self._metrics)
 
     def take(self) -> list[Delta]:
         """All that the choices have, where their text is made in this process. Raises ApiError when

@@ -57,10 +57,10 @@ class Parsing:
             return None
         return ThoughtTable(format, self.context.prompt_end)
 
-    def reader(self) -> PartsReader:
-        """For one choice."""
+    def reader(self, *, locates: bool = False) -> PartsReader:
+        """For one choice. `locates` as PartsReader has it."""
         parser = make_parser(self.tools, self.reasoning, self.context)
-        return PartsReader(parser, parallel=self.parallel)
+        return PartsReader(parser, parallel=self.parallel, locates=locates)
 
 
 @dataclass(frozen=True)
