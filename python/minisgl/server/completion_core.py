@@ -53,9 +53,11 @@ class CompletionJob:
             )
 
 
-async def prepare_completion(state: ServerState, request: CompletionRequest) -> CompletionJob:
-    """What the engine is to be asked for. ApiError 400 for what can't be honoured or doesn't fit,
-    429, 503.
+async def prepare_completion(
+    state: ServerState, request: CompletionRequest, api_key: int | None
+) -> CompletionJob:
+    """What the engine is to be asked for, by the client with the key of this number. ApiError 400
+    for what can't be honoured or doesn't fit, 429, 503.
     """
     checks.check_completion(request)
     text = state.frontend()
@@ -71,7 +73,7 @@ async def prepare_completion(state: ServerState, request: CompletionRequest) -> 
     if scores is not None:
         num_tokens = sum(len(prompt.ids) for prompt in prompts)
         check_prompt_logprobs(num_tokens * (request.n or 1), scores)
-    grammar = await grammar_for(text, request)
+    grammar = await grammar_for(text, request, api_key)
     params = [
         checks.sampling_params(
             request,

@@ -30,7 +30,7 @@ class Completions(JsonEndpoint):
     async def answer(self, exchange: Exchange, request: CompletionRequest, arrived: float) -> None:
         """Completes each prompt. Raises ApiError 400, 429 or 503."""
         state = self.state
-        job = await prepare_completion(state, request)
+        job = await prepare_completion(state, request, exchange.api_key)
         text, prompts = job.text, job.prompts
         echoed = await echoes(text, request, prompts) if request.echo else None
         fields = {
