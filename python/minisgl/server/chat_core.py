@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minisgl.server import checks, errors
+from minisgl.server.generation import AskedPrompt, Generation
 from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import longest_prompt, truncate
 from minisgl.server.schemas import ChatRequest, FunctionTool, Message, TokenizeRequest
@@ -24,7 +25,6 @@ from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
 if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
-    from minisgl.server.generation import Generation
     from minisgl.server.state import ServerState
     from minisgl.text.answers import Owner
     from minisgl.text.formats import AnswerFormats, Parsing
@@ -95,9 +95,7 @@ class ChatJob:
     def submit(self, generation: Generation) -> None:
         """Adds the choices, whose answers are remembered. Raises ApiError 400, 429 or 503."""
         generation.submit(
-            self.prompt_ids,
-            self.params,
-            self.options,
+            [AskedPrompt(self.prompt_ids, self.params, self.options)],
             n=self.n,
             bad_words=self.bad_words,
             parsing=self.parsing,

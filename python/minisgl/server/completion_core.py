@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from minisgl.server import checks
+from minisgl.server.generation import AskedPrompt, Generation
 from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import CompletionPrompt, encode_prompts
 from minisgl.server.structured import grammar_for
@@ -17,7 +18,6 @@ from minisgl.tokenizer import DetokenizerOptions
 
 if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
-    from minisgl.server.generation import Generation
     from minisgl.server.schemas import CompletionRequest
     from minisgl.server.state import ServerState
     from minisgl.text.frontend import TextFrontend
@@ -37,20 +37,16 @@ class CompletionJob:
 
     def submit(self, generation: Generation) -> None:
         """Adds the choices of each prompt. Raises ApiError 400, 429 or 503."""
+        asked = []
         for prompt, params in zip(self.prompts, self.params, strict=True):
-            generation.submit(
-                prompt.ids,
+            options = DetokenizerOptions.of(
                 params,
-                DetokenizerOptions.of(
-                    params,
-                    include_stop=self.include_stop,
-                    continues_prompt=True,
-                    begun=prompt.begun,
-                ),
-                n=self.n,
-                bad_words=self.bad_words,
-                score_each=True,
+                include_stop=self.include_stop,
+                continues_prompt=True,
+                begun=prompt.begun,
             )
+            asked.append(AskedPrompt(prompt.ids, params, options))
+        generation.submit(asked, n=self.n, bad_words=self.bad_words, score_each=True)
 
 
 async def prepare_completion(
