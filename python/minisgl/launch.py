@@ -57,7 +57,7 @@ from minisgl.system import (
     raise_file_limit,
 )
 from minisgl.tasks import background
-from minisgl.text.formats import choose_formats
+from minisgl.text.formats import check_names, choose_formats
 from minisgl.text.frontend import TextFrontend
 from minisgl.text.heap import return_large_blocks
 
@@ -112,6 +112,7 @@ def _serve(
     args: ServerArgs, rank_command: Sequence[str], restart: RestartPolicy | None, began: float
 ) -> int:
     try:
+        check_names(args.tool_call_parser, args.reasoning_parser)
         children = _count_children(args)
         raise_file_limit()
         # Where replicas may be added, files for some are left.

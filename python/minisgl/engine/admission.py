@@ -11,7 +11,7 @@ from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 
 if TYPE_CHECKING:
-    from minisgl.engine.api import EngineApi
+    from minisgl.engine.api import EngineApi, PromptShape
     from minisgl.ipc.messages import EngineInfo, Standing
     from minisgl.sampling_params import SamplingParams
 
@@ -31,6 +31,29 @@ class Admission:
         self._live = SharedBound()
         self._latest: TokenStream | None = None  # whose prompt the next request may share
         self._next_id = 0  # of requests: no two engines ever have the same one
+
+    def refusal(self, info: EngineInfo, prompts: Sequence[PromptShape]) -> str:
+        """EngineApi.refusal() of engines of which `info` is."""
+        count, most = sum(one.choices for one in prompts), self._most(info)
+        if count > most:
+            return (
+                f"{count} answers are more than the {most} that may wait or run at a time "
+                "(--max-running and --max-waiting)."
+            )
+        waiting: list[int] = []  # the tokens of each prompt that is computed
+        for one in prompts:
+            waiting += [one.tokens] * (1 if one.shared and info.prefix_cache else one.choices)
+        total, bound = sum(waiting), self._max_waiting_tokens
+        if bound is not None and total > bound and len(waiting) > 1:
+            return (
+                f"its prompts have {total} tokens together, of at most {bound} that may wait at a "
+                "time (--max-waiting-tokens)."
+            )
+        return ""
+
+    def _most(self, info: EngineInfo) -> int:
+        """How many requests may be live."""
+        return info.max_running + self._max_waiting
 
     def submit(
         self,
@@ -73,7 +96,7 @@ class Admission:
         """Whether one more request may come; `info` is of all that serve. Raises EngineBusy.
         Returns what waits already of its prompt; None: nothing.
         """
-        most = info.max_running + self._max_waiting
+        most = self._most(info)
         if not self._live.allows(share, 1, most):
             raise EngineBusy(
                 f"{self._live.total} requests are waiting or running, of at most {most} "

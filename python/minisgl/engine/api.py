@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from minisgl.engine.stream import TokenStream
@@ -68,6 +68,14 @@ class ReplicaFigures:
     chosen: Mapping[str, int]  # how often it was, by the router's reason
 
 
+class PromptShape(NamedTuple):
+    """A prompt of a request, and what is asked for behind it."""
+
+    tokens: int
+    choices: int = 1
+    shared: bool = True  # the choices may compute it together
+
+
 class EngineApi(Protocol):
     """An engine that serves requests. All of it belongs to one event loop; only drain() waits."""
 
@@ -120,6 +128,12 @@ class EngineApi(Protocol):
     @property
     def retry_after(self) -> int:
         """Seconds until what waits now will have been served, at the rate of late."""
+
+    def refusal(self, prompts: Sequence[PromptShape]) -> str:
+        """Why so many requests wouldn't all be taken, a sentence for the client, even where nothing
+        else were live; "" where they would. Raises EngineUnavailable before the first start has
+        ended.
+        """
 
     def submit(
         self,

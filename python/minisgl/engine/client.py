@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from minisgl.config import STEP_TIMEOUT
 from minisgl.engine.admission import Admission
-from minisgl.engine.api import SHUTTING_DOWN, EngineStartError, EngineUnavailable, State
+from minisgl.engine.api import (
+    SHUTTING_DOWN,
+    EngineStartError,
+    EngineUnavailable,
+    PromptShape,
+    State,
+)
 from minisgl.engine.group import RankGroup
 from minisgl.engine.kv_events import CLEARED
 from minisgl.engine.launcher import MakeLauncher
@@ -176,6 +182,10 @@ class EngineClient:
     def retry_after(self) -> int:
         """As in EngineApi."""
         return self.requests.retry_after
+
+    def refusal(self, prompts: Sequence[PromptShape]) -> str:
+        """As in EngineApi."""
+        return self.requests.refusal(self.info, prompts)
 
     def submit(
         self,

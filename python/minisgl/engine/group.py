@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from minisgl.ipc.messages import (
 from minisgl.tasks import background
 
 CAUSE_SECONDS = LAST_WORDS_SECONDS + 0.3  # from the first news of a loss to its cause
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,8 @@ class RankGroup:
             sentence = f"rank {rank}: {message.message}" if self._size > 1 else message.message
             self._lose(rank, Loss(sentence, message.blamed_rank))
         elif isinstance(message, Ready):
+            # Here, not there: behind the lines about what the start was at.
+            logger.info("%s: ready", message.process or f"rank {rank}")
             self._infos[rank] = message.info
             if len(self._infos) == self._size:
                 self._all_ready.set()

@@ -23,8 +23,9 @@ from minisgl.ipc.messages import (
 )
 
 if TYPE_CHECKING:
-    from minisgl.engine.api import EngineApi
+    from minisgl.engine.api import EngineApi, PromptShape
     from minisgl.engine.stream import TokenStream
+    from minisgl.ipc.messages import EngineInfo
     from minisgl.sampling_params import SamplingParams
 
 ABORT_SECONDS = 2.0  # for the engine to confirm the aborts at the end of a drain
@@ -109,6 +110,10 @@ class LiveRequests:
     def waiting_tokens(self) -> int:
         """EngineApi's."""
         return self._backlog.tokens
+
+    def refusal(self, info: EngineInfo, prompts: Sequence[PromptShape]) -> str:
+        """EngineApi.refusal() of the engine whose requests these are."""
+        return self._admission.refusal(info, prompts)
 
     def submit(
         self,

@@ -19,6 +19,7 @@ from minisgl.engine.admission import Admission
 from minisgl.engine.api import (
     EngineStartError,
     EngineUnavailable,
+    PromptShape,
     ReplicaFigures,
     State,
 )
@@ -171,6 +172,10 @@ class Replicas:
     def retry_after(self) -> int:
         """As in EngineApi."""
         return self._admission.backlog.seconds()
+
+    def refusal(self, prompts: Sequence[PromptShape]) -> str:
+        """As in EngineApi."""
+        return self._admission.refusal(self.info, prompts)
 
     def submit(
         self,

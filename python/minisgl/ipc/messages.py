@@ -257,9 +257,10 @@ class PhaseReport(msgspec.Struct, frozen=True, kw_only=True, tag="phase"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The start is over: requests are answered from now on."""
+    """The start is over: requests are answered from now on. `process` is the process's name."""
 
     info: EngineInfo
+    process: Sentence = ""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from minisgl.engine.admission import Admission
-from minisgl.engine.api import SHUTTING_DOWN, State
+from minisgl.engine.api import SHUTTING_DOWN, PromptShape, State
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.ipc.messages import (
     NO_STANDING,
@@ -85,6 +85,10 @@ class NativeEngine:
     def retry_after(self) -> int:
         """As in EngineApi."""
         return self._requests.retry_after
+
+    def refusal(self, prompts: Sequence[PromptShape]) -> str:
+        """As in EngineApi."""
+        return self._requests.refusal(self.info, prompts)
 
     def submit(
         self,

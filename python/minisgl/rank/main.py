@@ -52,8 +52,7 @@ async def main(link: ParentLink[ToRank]) -> int:
     pulse = asyncio.create_task(_show_life(link.outbox, life))
     try:
         loaded = await load_rank(start, link.outbox, life, link.name)
-        logger.info("ready")
-        link.outbox.put_nowait(Ready(loaded.info()))
+        link.outbox.put_nowait(Ready(loaded.info(), link.name))
         if start.place.rank == 0:
             failure = await Rank(loaded.engine, link, start.options).serve()
         else:

@@ -21,6 +21,7 @@ from minisgl.model_files.source import resolve_model
 from minisgl.server.app import create_app
 from minisgl.server.state import ServerState
 from minisgl.tasks import background
+from minisgl.text.formats import check_names
 
 PIECES_AHEAD = 16  # of an answer, where its reader is slower
 
@@ -44,6 +45,7 @@ class EmbeddedServer:
         """Loads the model and starts its ranks on this host. Raises ModelError, EngineStartError
         and KvEventsError.
         """
+        check_names(args.tool_call_parser, args.reasoning_parser)
         files = await asyncio.to_thread(
             resolve_model,
             args.model,

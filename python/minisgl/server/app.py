@@ -23,7 +23,7 @@ from minisgl.server.ollama_embed import OllamaEmbed, OllamaEmbeddings
 from minisgl.server.ollama_lines import OLLAMA
 from minisgl.server.ollama_pages import OllamaPages, OllamaShow, refused_routes
 from minisgl.server.response_pages import StoredResponses
-from minisgl.server.responses import Responses
+from minisgl.server.responses import CountInputTokens, Responses
 from minisgl.server.score import Score
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
@@ -103,6 +103,7 @@ def create_app(state: ServerState) -> Starlette:
         ("/v1/chat/completions", ChatCompletions(state)),
         ("/v1/completions", Completions(state)),
         ("/v1/responses", Responses(state)),
+        ("/v1/responses/input_tokens", CountInputTokens(state)),
         ("/api/chat", OllamaChat(state)),
         ("/api/generate", OllamaGenerate(state)),
         ("/api/show", OllamaShow(state)),

@@ -175,12 +175,17 @@ class ChatEvents:
             )
         return data
 
-    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+    def around_text(self, index: int, like: Part | None) -> tuple[bytes, ...] | None:
         """As TextEvents says."""
         if self._has_logprobs or self._has_token_ids or self._frame.changes:
             return None
-        after = b'"},"logprobs":null,"finish_reason":null' + self._frame.tail
-        return self._frame.head + b'%d,"delta":{"content":"' % index, after
+        if isinstance(like, ReasoningPart) and not self._shape.has_reasoning:
+            return ()
+        said = encode_json({"content": ""} if like is None else part_delta(like))
+        around = said.replace(b'""', b'"\0"').split(b"\0")
+        around[0] = self._frame.head + b'%d,"delta":' % index + around[0]
+        around[-1] += b',"logprobs":null,"finish_reason":null' + self._frame.tail
+        return tuple(around)
 
     def _chunk(self, head: bytes, said: bytes, delta: Delta | None) -> bytes:
         """A chunk, with the tokens of a delta where they are asked for."""

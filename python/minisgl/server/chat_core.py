@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minisgl.server import checks, errors
+from minisgl.server.generation import AskedPrompt, Generation
 from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import longest_prompt, truncate
 from minisgl.server.schemas import ChatRequest, FunctionTool, Message, TokenizeRequest
@@ -24,7 +25,6 @@ from minisgl.tokenizer import ChatTemplateError, DetokenizerOptions
 
 if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
-    from minisgl.server.generation import Generation
     from minisgl.server.state import ServerState
     from minisgl.text.answers import Owner
     from minisgl.text.formats import AnswerFormats, Parsing
@@ -95,9 +95,7 @@ class ChatJob:
     def submit(self, generation: Generation) -> None:
         """Adds the choices, whose answers are remembered. Raises ApiError 400, 429 or 503."""
         generation.submit(
-            self.prompt_ids,
-            self.params,
-            self.options,
+            [AskedPrompt(self.prompt_ids, self.params, self.options)],
             n=self.n,
             bad_words=self.bad_words,
             parsing=self.parsing,
@@ -129,7 +127,7 @@ async def prepare(state: ServerState, request: ChatRequest, api_key: int | None)
         raise errors.bad_request(
             "The model's chat template makes an empty prompt of the messages.", param="messages"
         )
-    held = await _held(text, request, use, state.formats, prompt.end)
+    held = await _held(state, request, use, prompt.end, api_key)
     params = checks.sampling_params(
         request,
         state.sampling_defaults,
@@ -163,15 +161,16 @@ class _Held(NamedTuple):
 
 
 async def _held(
-    text: TextFrontend, request: ChatRequest, use: ToolUse, formats: AnswerFormats, prompt_end: str
+    state: ServerState, request: ChatRequest, use: ToolUse, prompt_end: str, api_key: int | None
 ) -> _Held | None:
     """None where an answer may be any text. ApiError 400, 429, 503."""
+    text, formats = state.frontend(), state.formats
     form = form_of(request)
     if form is None and not use.required and not use.strict:
         return None
     source = None if form is None else source_of(form)
     if form is not None and source is not None:  # its faults are told as its own
-        await make_grammar(text, source, form.param)
+        await make_grammar(text, source, form.param, api_key)
     variables = checks.template_variables(request)
     demand = Demand(
         schemas={
@@ -197,7 +196,7 @@ async def _held(
     except GrammarRefused as error:
         raise refused(error, "tools") from None
     param = "tools" if use.functions or form is None else form.param
-    return _Held(answer, await make_grammar(text, answer.source, param))
+    return _Held(answer, await make_grammar(text, answer.source, param, api_key))
 
 
 def _check_formats(request: ChatRequest, use: ToolUse, formats: AnswerFormats) -> None:

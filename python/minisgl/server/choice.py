@@ -50,8 +50,8 @@ class Delta(msgspec.Struct):
     # that string, or the token's id.
     stop_reason: str | int | None = None
     parts: list[Part] | None = None  # what `text` comes to; None: nothing is parsed, it is content
-    # With `entries`: how many characters of the choice's text had been read when each of the parts
-    # was certain to its end.
+    # Where log probabilities were asked for: how many characters of the choice's text had been read
+    # when each of the parts was certain to its end.
     part_ends: list[int] = []
 
 
@@ -117,14 +117,14 @@ class Choice:
         # The same text without regard to stop strings; None: no logprobs were asked for, and no
         # thoughts' tokens are counted.
         self._offsets = offsets
-        self._parts = parts  # None: nothing is parsed
+        self.parts = parts  # None: nothing is parsed
         self._offset = 0
         self._held: list[TokenEntry] = []  # their text isn't out yet
 
     @property
     def is_plain(self) -> bool:
-        """The client asked for text and nothing else."""
-        return self._offsets is None and self._parts is None
+        """Nothing was asked for about each token."""
+        return self.stream.request.params.logprobs is None
 
     @property
     def num_tokens(self) -> int:
@@ -136,14 +136,14 @@ class Choice:
         """The answer's token ids so far, without a stop token that ended it."""
         ids = self.stream.received[: self.num_tokens]
         by_token = self.answer_finish == "stop" and not self.reader.stopped
-        if self._parts is not None and self._parts.ended:
+        if self.parts is not None and self.parts.ended:
             by_token = False
         return ids[:-1] if by_token else ids
 
     @property
     def num_reasoning_tokens(self) -> int:
         """Of the tokens so far, those of thoughts."""
-        return 0 if self._parts is None else self._parts.num_reasoning
+        return 0 if self.parts is None else self.parts.num_reasoning
 
     @property
     def answer_finish(self) -> str:
@@ -181,8 +181,8 @@ class Choice:
             self._text_length += len(text)
             self._hold(piece, lengths)
             delta.entries = self._release()
-        if self._parts is not None:
-            self._parse(delta, lengths, self._parts)
+        if self.parts is not None:
+            self._parse(delta, lengths, self.parts)
         return delta
 
     def _parse(self, delta: Delta, lengths: list[int] | None, parts: PartsReader) -> None:

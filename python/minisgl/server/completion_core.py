@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from minisgl.server import checks
+from minisgl.server.generation import AskedPrompt, Generation
 from minisgl.server.logprobs import check_prompt_logprobs
 from minisgl.server.prompts import CompletionPrompt, encode_prompts
 from minisgl.server.structured import grammar_for
@@ -17,7 +18,6 @@ from minisgl.tokenizer import DetokenizerOptions
 
 if TYPE_CHECKING:
     from minisgl.sampling_params import SamplingParams
-    from minisgl.server.generation import Generation
     from minisgl.server.schemas import CompletionRequest
     from minisgl.server.state import ServerState
     from minisgl.text.frontend import TextFrontend
@@ -37,25 +37,23 @@ class CompletionJob:
 
     def submit(self, generation: Generation) -> None:
         """Adds the choices of each prompt. Raises ApiError 400, 429 or 503."""
+        asked = []
         for prompt, params in zip(self.prompts, self.params, strict=True):
-            generation.submit(
-                prompt.ids,
+            options = DetokenizerOptions.of(
                 params,
-                DetokenizerOptions.of(
-                    params,
-                    include_stop=self.include_stop,
-                    continues_prompt=True,
-                    begun=prompt.begun,
-                ),
-                n=self.n,
-                bad_words=self.bad_words,
-                score_each=True,
+                include_stop=self.include_stop,
+                continues_prompt=True,
+                begun=prompt.begun,
             )
+            asked.append(AskedPrompt(prompt.ids, params, options))
+        generation.submit(asked, n=self.n, bad_words=self.bad_words, score_each=True)
 
 
-async def prepare_completion(state: ServerState, request: CompletionRequest) -> CompletionJob:
-    """What the engine is to be asked for. ApiError 400 for what can't be honoured or doesn't fit,
-    429, 503.
+async def prepare_completion(
+    state: ServerState, request: CompletionRequest, api_key: int | None
+) -> CompletionJob:
+    """What the engine is to be asked for, by the client with the key of this number. ApiError 400
+    for what can't be honoured or doesn't fit, 429, 503.
     """
     checks.check_completion(request)
     text = state.frontend()
@@ -71,7 +69,7 @@ async def prepare_completion(state: ServerState, request: CompletionRequest) -> 
     if scores is not None:
         num_tokens = sum(len(prompt.ids) for prompt in prompts)
         check_prompt_logprobs(num_tokens * (request.n or 1), scores)
-    grammar = await grammar_for(text, request)
+    grammar = await grammar_for(text, request, api_key)
     params = [
         checks.sampling_params(
             request,

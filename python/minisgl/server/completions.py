@@ -18,6 +18,7 @@ from minisgl.server.sse import EventFrame, encode_json, stream_events, usage
 
 if TYPE_CHECKING:
     from minisgl.ipc.messages import PromptLogprob
+    from minisgl.text.parts import Part
     from minisgl.tokenizer import Tokenizer
 
 
@@ -29,7 +30,7 @@ class Completions(JsonEndpoint):
     async def answer(self, exchange: Exchange, request: CompletionRequest, arrived: float) -> None:
         """Completes each prompt. Raises ApiError 400, 429 or 503."""
         state = self.state
-        job = await prepare_completion(state, request)
+        job = await prepare_completion(state, request, exchange.api_key)
         text, prompts = job.text, job.prompts
         echoed = await echoes(text, request, prompts) if request.echo else None
         fields = {
@@ -180,8 +181,8 @@ class CompletionEvents:
             )
         )
 
-    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
-        """As TextEvents says."""
+    def around_text(self, index: int, like: Part | None) -> tuple[bytes, ...] | None:
+        """As TextEvents says: nothing is parsed."""
         frame = self._frame
         if self._has_logprobs or self._has_token_ids or frame.changes:
             return None

@@ -7,37 +7,15 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
+
+from minisgl.server.stream_shape import Events, TextEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from minisgl.server.choice import Delta
     from minisgl.server.generation import Generation
     from minisgl.server.plain_text import PlainText
-
-
-class Events(Protocol):
-    """Makes the events of one kind of stream."""
-
-    def event(self, delta: Delta) -> bytes:
-        """The events that a delta makes, or b"" where it has nothing to show."""
-        ...
-
-    def last(self) -> bytes:
-        """What follows the last delta's events: usage where it was asked for, and [DONE]."""
-        ...
-
-
-@runtime_checkable
-class TextEvents(Events, Protocol):
-    """Events of which most differ by a text alone."""
-
-    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
-        """What stands before and after the text, as JSON without its quotes, in an event of choice
-        `index` that is neither its first nor its last; None where other things change, too.
-        """
-        ...
 
 
 class EventPump:
@@ -80,12 +58,8 @@ class PumpedStream:
         self._send_now = send_now
         self._left: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._text: PlainText | None = None
-        if (
-            isinstance(events, TextEvents)
-            and (text := generation.plain_text()) is not None
-            and (around := events.around_text(text.index)) is not None
-        ):
-            self._text, (self._before, self._after) = text, around
+        if isinstance(events, TextEvents):
+            self._text = generation.plain_text(events)
 
     async def run(self) -> bytes:
         """Sends what is made until the client is slow or the generation is over; returns the events
@@ -96,21 +70,21 @@ class PumpedStream:
             return await self._left
         finally:
             self._generation.listen(None)
+            if self._text is not None:
+                self._text.leave()
 
     def step(self, now: float) -> None:
         """Sends what there is; `now` is time.perf_counter(). What it raises is raised by run()."""
         if self._left.done():
             return
         try:
-            text = None if self._text is None else self._text.take(now)
-            if text is None:
+            data = None if self._text is None else self._text.take(now)
+            over = False
+            if data is None:
                 deltas = self._generation.take()
                 event = self._event
                 data = event(deltas[0]) if len(deltas) == 1 else b"".join(map(event, deltas))
                 over = not self._generation.num_live
-            else:
-                data = b"".join((self._before, text, self._after)) if text else b""
-                over = False
             if over or (data and not self._send_now(data)):
                 self._left.set_result(data)
         except Exception as error:

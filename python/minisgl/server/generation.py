@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from minisgl.engine.api import EngineBusy, EngineUnavailable
+from minisgl.engine.api import EngineBusy, EngineUnavailable, PromptShape
 from minisgl.sampling_params import ParameterError
 from minisgl.server import errors
 from minisgl.server.choice import Answer, Choice, Delta, PromptChoices
@@ -27,8 +27,17 @@ if TYPE_CHECKING:
     from minisgl.engine.api import EngineApi
     from minisgl.ipc.messages import Output, Standing
     from minisgl.sampling_params import SamplingParams
+    from minisgl.server.stream_shape import TextEvents
     from minisgl.text.formats import Parsing
     from minisgl.text.frontend import TextFrontend
+
+
+class AskedPrompt(NamedTuple):
+    """A prompt, what is asked for behind it, and how its text is made."""
+
+    ids: list[int]
+    params: SamplingParams
+    options: DetokenizerOptions
 
 
 class Generation:
@@ -116,23 +125,46 @@ class Generation:
 
     def submit(
         self,
-        prompt_ids: list[int],
-        params: SamplingParams,
-        options: DetokenizerOptions,
+        prompts: Sequence[AskedPrompt],
         *,
         n: int = 1,
         bad_words: Sequence[list[int]] = (),
         score_each: bool = False,
         parsing: Parsing | None = None,
     ) -> None:
-        """Adds `n` choices for a prompt, whose text is made with `options`; `bad_words` is what
-        params.bad_words is in tokens. The prompt's log probabilities come with the first choice, or
-        with `score_each` with each. `parsing`: how the text is taken apart; None: it isn't.
+        """Begins `n` choices for each prompt; `bad_words` is what params.bad_words is in tokens. A
+        prompt's log probabilities come with its first choice, or with `score_each` with each.
+        `parsing`: how the text is taken apart; None: it isn't.
 
-        Raises ApiError 400, 429 or 503; the context manager ends what was begun.
+        Raises ApiError 400, also for more than would be taken if nothing else were live, 429 or
+        503; the context manager ends what was begun.
         """
+        shapes = [
+            PromptShape(
+                len(one.ids), n, shared=one.params.prompt_logprobs is None or not score_each
+            )
+            for one in prompts
+        ]
+        try:
+            refusal = self._client.refusal(shapes)
+        except EngineUnavailable as error:
+            raise errors.refused(error) from None
+        if refusal:
+            raise errors.bad_request(f"This request can never be served: {refusal}")
+        for one in prompts:
+            self._submit(one, n, bad_words, score_each, parsing)
+
+    def _submit(
+        self,
+        prompt: AskedPrompt,
+        n: int,
+        bad_words: Sequence[list[int]],
+        score_each: bool,
+        parsing: Parsing | None,
+    ) -> None:
+        prompt_ids, params, options = prompt
         self.num_prompt_tokens += len(prompt_ids)
-        prompt = PromptChoices(n)
+        choices = PromptChoices(n)
         counts_thoughts = parsing is not None and parsing.counts_thoughts
         self._counts_thoughts |= counts_thoughts
         for number in range(n):
@@ -147,19 +179,13 @@ class Generation:
                     self._standing,
                     self._session,
                 )
-            except EngineBusy as error:
-                if 0 < self.num_live == self._client.num_live:  # no later time will be better
-                    raise errors.bad_request(
-                        f"The choices of this request don't fit the queue together: {error}"
-                    ) from None
-                raise errors.refused(error) from None
-            except (EngineUnavailable, ParameterError) as error:
+            except (EngineBusy, EngineUnavailable, ParameterError) as error:
                 raise errors.refused(error) from None
             detokenizer = self._text.detokenizer(options)
             self.text_is_here &= isinstance(detokenizer, LocalDetokenizer)
             choice = Choice(
                 len(self._choices),
-                prompt,
+                choices,
                 stream,
                 detokenizer,
                 None
@@ -167,7 +193,7 @@ class Generation:
                 else IncrementalDetokenizer(
                     self._text.tokenizer, msgspec.structs.replace(options, stop=[])
                 ),
-                None if parsing is None else parsing.reader(),
+                None if parsing is None else parsing.reader(locates=params.logprobs is not None),
             )
             stream.listen(partial(self._note_news, choice))
             self._choices.append(choice)
@@ -202,9 +228,13 @@ class Generation:
         if listener is not None and self._news:
             listener()
 
-    def plain_text(self) -> PlainText | None:
-        """A shorter way to the text of the only choice; None where there is no such way."""
-        return PlainText.of(self._choices[0], self._metrics) if len(self._choices) == 1 else None
+    def plain_text(self, events: TextEvents) -> PlainText | None:
+        """A shorter way to the events of the only choice's text; None where there is no such
+        way.
+        """
+        if len(self._choices) != 1:
+            return None
+        return PlainText.of(self._choices[0], events, self._metrics)
 
     def take(self) -> list[Delta]:
         """All that the choices have, where their text is made in this process. Raises ApiError when

@@ -134,6 +134,7 @@ RESPONSES_FIELDS: dict[str, KnownField] = {
     "verbosity": KnownField("use 'text.verbosity'"),
     "functions": KnownField("use 'tools'"),
     "function_call": KnownField("use 'tool_choice'"),
+    "personality": KnownField("say it in 'instructions'"),
     "continue_final_message": KnownField("use /v1/chat/completions"),
     "documents": KnownField("use /v1/chat/completions"),
     # No effect on the answer.

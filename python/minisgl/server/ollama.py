@@ -136,7 +136,7 @@ class OllamaGenerate(_Answers):
             await self.load(exchange, request)
         elif request.raw or request.suffix:
             completion = completion_request(request)
-            job = await prepare_completion(self.state, completion)
+            job = await prepare_completion(self.state, completion, exchange.api_key)
             await self.respond(exchange, request, completion, job, arrived)
         else:
             self.state.frontend()

@@ -1,5 +1,5 @@
-"""The text of a choice about which nothing else was asked for, by a short way: most tokens are
-whole characters, and their text as JSON is made once per token of the vocabulary.
+"""The text of a choice about whose tokens nothing else was asked for, by a short way: most tokens
+are whole characters, and their text as JSON is made once per token of the vocabulary.
 """
 
 from __future__ import annotations
@@ -7,38 +7,48 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minisgl.text.detokenizer import LocalDetokenizer
+from minisgl.tokenizer.whole_texts import PassingTexts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from minisgl.server.choice import Choice
     from minisgl.server.metrics import Metrics
+    from minisgl.server.stream_shape import TextEvents
     from minisgl.tokenizer import IncrementalDetokenizer
     from minisgl.tokenizer.whole_texts import WholeTexts
 
 
 class PlainText:
-    """Reads those outputs of a choice that add whole characters to text of which nothing is held.
-    The others are left to Choice.read().
+    """Reads those outputs of a choice that add whole characters to text of which nothing is held,
+    and of which the parser, where there is one, knows what they are. The others are left to
+    Choice.read().
     """
 
     def __init__(
         self,
         choice: Choice,
         detokenizer: IncrementalDetokenizer,
-        texts: WholeTexts,
+        whole: WholeTexts,
+        events: TextEvents,
         metrics: Metrics,
     ) -> None:
-        self.index = choice.index
         self._choice = choice
         self._stream = choice.stream
         self._reader = choice.reader
+        self._parts = choice.parts
         self._detokenizer = detokenizer
-        self._texts = texts
+        self._whole = whole
+        self._events = events
         self._stop_begins = detokenizer.stop_begins  # as JSON
         self._metrics = metrics
-        self._nothing_held = False  # as far as is known
+        # Of the tokens that come next, as far as is known, and what stands around each text.
+        self._texts: WholeTexts | PassingTexts | None = None
+        self._around: tuple[bytes, ...] = ()
+        self._passed: list[int] = []  # tokens that the parser hasn't been told of
 
     @classmethod
-    def of(cls, choice: Choice, metrics: Metrics) -> PlainText | None:
+    def of(cls, choice: Choice, events: TextEvents, metrics: Metrics) -> PlainText | None:
         """That of a choice which has got its first token; None where the client asked for more than
         text, another process makes it, or special tokens may end it.
         """
@@ -47,38 +57,86 @@ class PlainText:
             not choice.is_plain
             or not choice.first_token_at
             or not isinstance(detokenizer, LocalDetokenizer)
-            or (texts := detokenizer.incremental.whole_texts) is None
+            or (whole := detokenizer.incremental.whole_texts) is None
+            or events.around_text(choice.index, None) is None
         ):
             return None
-        return cls(choice, detokenizer.incremental, texts, metrics)
+        return cls(choice, detokenizer.incremental, whole, events, metrics)
 
     def take(self, now: float) -> bytes | None:
-        """What the choice's next output adds to its text, as JSON without quotes. None, and it
-        wasn't taken, where that takes more than looking it up.
+        """The event of what the choice's next output adds to its text, b"" where that is nothing.
+        None, and it wasn't taken, where that takes more than looking it up.
         """
         output = self._stream.next_output
         ids = output.token_ids
-        if not self._nothing_held:
-            self._nothing_held = self._detokenizer.holds_nothing
-        if output.finish or not ids or not self._nothing_held:
+        if output.finish or not ids:
+            self.leave()
             return None
         texts = self._texts
+        if texts is None and (texts := self._begin()) is None:
+            return None
         if len(ids) == 1:
             text = texts[ids[0]]
+            if isinstance(texts, PassingTexts):
+                texts = texts.following.get(ids[0], texts)
         else:
-            found = [texts[token_id] for token_id in ids]
-            text = None if None in found else b"".join(found)  # type: ignore[arg-type]
-        if text is None or (
-            self._stop_begins and any(begin in text for begin in self._stop_begins)
-        ):
-            self._nothing_held = False
+            text, texts = _look_up(ids, texts)
+        if text is None or (self._stop_begins and self._may_stop(ids)):
+            self.leave()
             return None
         self._stream.take()
+        self._texts = texts
         count = len(ids)
         self._detokenizer.num_tokens += count
         self._reader.num_tokens += count
+        if self._parts is not None:
+            self._passed += ids
         choice, metrics = self._choice, self._metrics
         metrics.inter_token_latency.observe((now - choice.last_token_at) / count, count)
         metrics.generation_tokens += count
         choice.last_token_at = now
-        return text
+        return text.join(self._around) if text else b""
+
+    def _may_stop(self, ids: Sequence[int]) -> bool:
+        """Whether a stop string may begin in these tokens."""
+        texts = [self._whole[token_id] or b"" for token_id in ids]
+        return any(begin in text for begin in self._stop_begins for text in texts)
+
+    def leave(self) -> None:
+        """What comes next may be read by others, up to the next take()."""
+        texts, self._texts = self._texts, None
+        if isinstance(texts, PassingTexts) and self._parts is not None and self._passed:
+            lengths = [self._whole.lengths.get(token_id, 0) for token_id in self._passed]
+            self._parts.pass_on(lengths, texts.reading)
+            self._passed.clear()
+
+    def _begin(self) -> WholeTexts | PassingTexts | None:
+        """Sees where the answer is; None where what comes next has to be read."""
+        if not self._detokenizer.holds_nothing:
+            return None
+        if self._parts is None:
+            around = self._events.around_text(self._choice.index, None)
+            self._texts = self._whole
+        elif (passage := self._parts.passage) is None:
+            return None
+        else:
+            around = self._events.around_text(self._choice.index, passage.like)
+            self._texts = self._whole.passing(passage.reading)
+        assert around is not None
+        self._around = around
+        return self._texts
+
+
+def _look_up(
+    ids: Sequence[int], texts: WholeTexts | PassingTexts
+) -> tuple[bytes | None, WholeTexts | PassingTexts]:
+    """The text of several tokens, None where one lacks it, and those of the tokens that follow."""
+    found = []
+    for token_id in ids:
+        text = texts[token_id]
+        if text is None:
+            return None, texts
+        found.append(text)
+        if isinstance(texts, PassingTexts):
+            texts = texts.following.get(token_id, texts)
+    return b"".join(found), texts

@@ -27,7 +27,7 @@ def input_items(request: ResponsesRequest) -> list[Item]:
     """A request's input as items."""
     if isinstance(request.input, str):
         return [Item(type="message", role="user", content=request.input)]
-    return request.input
+    return request.input or []
 
 
 def messages_of(instructions: str | None, items: Sequence[Item], num_earlier: int) -> list[Message]:

@@ -155,3 +155,11 @@ class ResponsesRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=Tr
         | None
     ) = None
     max_tool_calls: Any = None  # of hosted tools; no effect
+
+
+class InputTokensRequest(ResponsesRequest, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/responses/input_tokens: that of a request whose prompt is counted, which
+    may have no items but those of earlier ones.
+    """
+
+    input: str | Annotated[list[Item], Meta(max_length=MAX_MESSAGES)] | None = None  # type: ignore[assignment]

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from minisgl.server.chat_core import ChatJob, prepare
+from minisgl.server import errors
+from minisgl.server.chat_core import ChatJob, encode_messages, prepare
 from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.errors import ApiError
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.kept_items import KeptItems
+from minisgl.server.prompts import longest_text
 from minisgl.server.response_events import EventWriter, ResponseOutput
 from minisgl.server.response_items import input_items, messages_of, stored_items
 from minisgl.server.response_request import chat_request, check_request
-from minisgl.server.response_schemas import LOGPROBS, Item, ResponsesRequest
+from minisgl.server.response_schemas import LOGPROBS, InputTokensRequest, Item, ResponsesRequest
 from minisgl.server.response_store import StoredResponse, Turn
 from minisgl.server.sse import encode_json, stream_events, usage
+from minisgl.server.tools import tool_use
 from minisgl.server.translation import RESPONSES
 
 if TYPE_CHECKING:
     from minisgl.server.choice import Delta
     from minisgl.server.generation import Generation
     from minisgl.server.response_store import Owner
+    from minisgl.server.schemas import ChatRequest
     from minisgl.server.state import ServerState
 
 
@@ -35,24 +39,14 @@ class Responses(JsonEndpoint):
 
     async def answer(self, exchange: Exchange, request: ResponsesRequest, arrived: float) -> None:
         """Answers a conversation. Raises ApiError 400, 404, 429 or 503."""
-        check_request(request)
         state, owner = self.state, exchange.api_key
-        kept = KeptItems(state, exchange)
-        previous = None
-        earlier: list[Item] = []
-        if (named := request.previous_response_id) is not None:
-            previous = state.responses.find(owner, named, param="previous_response_id").turn
-            earlier = await kept.of_turns(previous.chain(), "previous_response_id")
-        own = await kept.resolve(input_items(request))
-        if any(item.encrypted_content is not None for item in own):
-            state.ignored_fields.add(["input[].encrypted_content"])
-        messages = messages_of(request.instructions, [*earlier, *own], len(earlier))
-        chat = chat_request(request, messages)
+        asked = await translated(state, exchange, request)
+        chat = asked.chat
         try:
             job = await prepare(state, chat, owner)
         except ApiError as error:
             raise RESPONSES.renamed(error) from None
-        record = ResponseRecord(state, owner, request, own, previous, job)
+        record = ResponseRecord(state, owner, request, asked.items, asked.previous, job)
         with self.generation(exchange, chat, job.text, arrived) as generation:
             exchange.begin(generation)
             job.submit(generation)
@@ -65,6 +59,58 @@ class Responses(JsonEndpoint):
                     events.event(delta)
             events.last()
             await send_json(exchange.send, events.response)
+
+
+class CountInputTokens(JsonEndpoint):
+    """POST /v1/responses/input_tokens: how many tokens the prompt of such a request has."""
+
+    decoder = msgspec.json.Decoder(InputTokensRequest, strict=False)
+
+    async def answer(self, exchange: Exchange, request: InputTokensRequest, arrived: float) -> None:
+        """Raises ApiError 400, 404 or 503."""
+        state = self.state
+        chat = (await translated(state, exchange, request)).chat
+        try:
+            prompt = await encode_messages(
+                state,
+                chat,
+                chat.messages,
+                longest_text(state.client.info.max_model_len),
+                functions=tool_use(chat).functions,
+                owner=(exchange.api_key, chat.cache_salt or None),
+            )
+        except ApiError as error:
+            raise RESPONSES.renamed(error) from None
+        counted = {"object": "response.input_tokens", "input_tokens": len(prompt.ids)}
+        await send_json(exchange.send, counted)
+
+
+class Translated(NamedTuple):
+    """What a request asks for, as chat has it."""
+
+    chat: ChatRequest
+    items: list[Item]  # the request's own
+    previous: Turn | None  # what it goes on behind
+
+
+async def translated(
+    state: ServerState, exchange: Exchange, request: ResponsesRequest
+) -> Translated:
+    """ApiError 400, 404 or 503."""
+    check_request(request)
+    kept = KeptItems(state, exchange)
+    previous = None
+    earlier: list[Item] = []
+    if (named := request.previous_response_id) is not None:
+        previous = state.responses.find(exchange.api_key, named, param="previous_response_id").turn
+        earlier = await kept.of_turns(previous.chain(), "previous_response_id")
+    own = await kept.resolve(input_items(request))
+    if any(item.encrypted_content is not None for item in own):
+        state.ignored_fields.add(["input[].encrypted_content"])
+    messages = messages_of(request.instructions, [*earlier, *own], len(earlier))
+    if not messages:
+        raise errors.missing("input")
+    return Translated(chat_request(request, messages), own, previous)
 
 
 class ResponseRecord:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from minisgl.server.errors import ApiError, from_exception
-from minisgl.server.event_pump import Events, PumpedStream
+from minisgl.server.event_pump import PumpedStream
 from minisgl.server.generation import Generation
 from minisgl.server.http import (
     EVENT_STREAM_HEADERS,
@@ -20,6 +20,7 @@ from minisgl.server.http import (
     start_events,
 )
 from minisgl.server.schemas import StreamOptions
+from minisgl.server.stream_shape import Events
 
 DONE = b"data: [DONE]\n\n"
 encode_json = msgspec.json.Encoder().encode

@@ -99,10 +99,14 @@ def _structured(request: GenerationRequest) -> Form | None:
     return Form(f"structured_outputs.{forms[0]}", given)
 
 
-async def make_grammar(text: TextFrontend, source: GrammarSource, param: str) -> str:
-    """The text for SamplingParams.grammar. ApiError 400 with `param`, 429, 503."""
+async def make_grammar(
+    text: TextFrontend, source: GrammarSource, param: str, api_key: int | None
+) -> str:
+    """The text for SamplingParams.grammar, for the client with the key of this number. ApiError
+    400 with `param`, 429, 503.
+    """
     try:
-        return await text.grammar(source)
+        return await text.grammar(source, api_key)
     except GrammarRefused as error:
         raise refused(error, param) from None
 
@@ -121,7 +125,11 @@ def source_of(form: Form) -> GrammarSource:
         raise refused(error, form.param) from None
 
 
-async def grammar_for(text: TextFrontend, request: GenerationRequest) -> str | None:
+async def grammar_for(
+    text: TextFrontend, request: GenerationRequest, api_key: int | None
+) -> str | None:
     """The grammar of an answer that is a form alone; None: any text. ApiError 400, 429, 503."""
     form = form_of(request)
-    return None if form is None else await make_grammar(text, source_of(form), form.param)
+    if form is None:
+        return None
+    return await make_grammar(text, source_of(form), form.param, api_key)

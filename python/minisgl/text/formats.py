@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import secrets
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +57,10 @@ class Parsing:
             return None
         return ThoughtTable(format, self.context.prompt_end)
 
-    def reader(self) -> PartsReader:
-        """For one choice."""
+    def reader(self, *, locates: bool = False) -> PartsReader:
+        """For one choice. `locates` as PartsReader has it."""
         parser = make_parser(self.tools, self.reasoning, self.context)
-        return PartsReader(parser, parallel=self.parallel)
+        return PartsReader(parser, parallel=self.parallel, locates=locates)
 
 
 @dataclass(frozen=True)
@@ -142,36 +142,34 @@ class AnswerFormats:
         return (self.tools if tools else None, self.reasoning)
 
 
+def check_names(tool_parser: str, reasoning_parser: str) -> None:
+    """ModelError for what isn't a parser's name, "auto" or "none"."""
+    for flag, name, parsers in (
+        ("--tool-call-parser", tool_parser, TOOL_PARSERS),
+        ("--reasoning-parser", reasoning_parser, REASONING_PARSERS),
+    ):
+        if name not in ("auto", "none", *parsers):
+            known = ", ".join(sorted(parsers))
+            raise ModelError(f"{flag} must be auto, none or one of {known}, got {name!r}")
+
+
 def choose_formats(
     tool_parser: str, reasoning_parser: str, template: TemplateSource | None
 ) -> AnswerFormats:
-    """The parsers by their names, of which "none" is none, and "auto" the one for the template.
-    ModelError for a name that isn't one.
-    """
+    """The parsers by their names, of which "none" is none, and "auto" the one for the template."""
     texts = {} if template is None else template.texts
     text = texts.get("tool_use") or texts.get("default") or next(iter(texts.values()), "")
-    tools = _chosen("--tool-call-parser", tool_parser, TOOL_PARSERS, tool_parser_for, text)
-    reasoning = _chosen(
-        "--reasoning-parser", reasoning_parser, REASONING_PARSERS, reasoning_parser_for, text
-    )
+    tools = _chosen(tool_parser, tool_parser_for, text)
+    reasoning = _chosen(reasoning_parser, reasoning_parser_for, text)
     reads_tools = bool(_READS_TOOLS.search(text))
     if tool_parser == "auto" and template is not None and (tools is None or not reads_tools):
         return AnswerFormats(GENERIC_PARSER, reasoning, generic=True)
     return AnswerFormats(tools, reasoning, tools == GENERIC_PARSER and not reads_tools)
 
 
-def _chosen(
-    flag: str,
-    name: str,
-    parsers: Mapping[str, object],
-    for_template: Callable[[str], str | None],
-    template: str,
-) -> str | None:
+def _chosen(name: str, for_template: Callable[[str], str | None], template: str) -> str | None:
     if name == "none":
         return None
     if name == "auto":
         return for_template(template)
-    if name not in parsers:
-        known = ", ".join(sorted(parsers))
-        raise ModelError(f"{flag} must be auto, none or one of {known}, got {name!r}.")
     return name

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -220,11 +220,11 @@ class TextFrontend:
                 raise PromptTooLong(int(least), max_tokens)
             await asyncio.sleep(0)
 
-    async def grammar(self, source: GrammarSource) -> str:
+    async def grammar(self, source: GrammarSource, sender: Hashable = None) -> str:
         """The text for SamplingParams.grammar. GrammarRefused with a sentence for the client where
-        an answer can't be held to it; WorkerLost, TextQueueFull.
+        an answer can't be held to it; WorkerLost, TextQueueFull. Senders take turns.
         """
-        return await self._grammars.grammar(source)
+        return await self._grammars.grammar(source, sender)
 
     async def with_thought(
         self, params: SamplingParams, table: ThoughtTable | None

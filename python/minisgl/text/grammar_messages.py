@@ -29,6 +29,8 @@ class GrammarSource(msgspec.Struct, frozen=True, tag="source", omit_defaults=Tru
     compact: bool = False  # JSON without white space
     whitespace_pattern: str | None = None  # an expression for JSON's white space at one place
     closed: bool = False  # objects have no other properties than those that the schema lists
+    # Processor time that it may take, else it is given up at little cost; 0: as much as it takes.
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
 
     @property
     def max_bytes(self) -> int:
@@ -44,10 +46,10 @@ class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """Why there is no grammar, in a sentence without a full stop. After "memory" the process is of
-    no more use.
+    no more use; "seconds": it was given up.
     """
 
-    kind: Literal["source", "memory"]
+    kind: Literal["source", "memory", "seconds"]
     message: Annotated[str, Meta(max_length=MAX_SENTENCE)] = ""
 
 

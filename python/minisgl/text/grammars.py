@@ -1,14 +1,15 @@
 """Grammars: the forms that clients ask for, as the grammars that the engine holds answers to.
 
-They are checked and compiled in a process of their own, with limits of time and memory, and what
-came of it is remembered: also that a form is refused.
+They are checked and compiled in processes of their own, with limits of time and memory, and what
+came of it is remembered: also that a form is refused. A form that takes long waits for others that
+do, and others don't wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -31,6 +32,7 @@ from minisgl.text.grammar_messages import (
 )
 from minisgl.text.limited_process import Fault, LimitedProcess, within
 from minisgl.text.recently_used import RecentlyUsed
+from minisgl.text.turns import Turns
 
 CACHE_BYTES = 2**24  # of grammars that are remembered
 MAX_REMEMBERED = 2**16  # grammars; their bytes have no room for more
@@ -48,6 +50,7 @@ class GrammarRefused(ValueError):  # noqa: N818
 class GrammarLimits:
     """Seconds."""
 
+    quick: float = 0.05  # of processor time, before a form is one of those that take long
     run: float = 2.0  # for one form
     start: float = 60.0  # for a process
     wait: float = 10.0  # for other forms before this one
@@ -89,8 +92,11 @@ def _json_text(value: Any) -> str:
 
 
 class Grammars:
-    """The grammar process, which is started when it is needed first, and what it made. Belongs to
+    """The grammar processes, each started when it is needed first, and what they made. Belongs to
     one event loop; ended by close() or kill().
+
+    All forms go through the quick one, which gives up what takes longer than most; those go on to
+    the patient one.
     """
 
     def __init__(
@@ -101,15 +107,16 @@ class Grammars:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._limits = limits or GrammarLimits()
-        self._command = command or python_command("minisgl.text.grammar_process")
-        self._child: LimitedProcess[FromGrammarProcess] | None = None
-        self._turn = asyncio.Lock()
+        command = command or python_command("minisgl.text.grammar_process")
+        self._quick = _Compiler(self._limits, command)
+        self._patient = _Compiler(self._limits, command)
         self._made = RecentlyUsed[bytes, Compiled | Refused](cache_bytes, MAX_REMEMBERED, _size)
         self._running: dict[bytes, asyncio.Task[Compiled | Refused]] = {}
-        self._closed = False
 
-    async def grammar(self, source: GrammarSource) -> str:
-        """The text for SamplingParams.grammar. GrammarRefused, WorkerLost, TextQueueFull."""
+    async def grammar(self, source: GrammarSource, sender: Hashable = None) -> str:
+        """The text for SamplingParams.grammar. Senders take turns where forms wait. GrammarRefused,
+        WorkerLost, TextQueueFull.
+        """
         size = len(source.text.encode("utf-8", "surrogatepass"))
         if size > source.max_bytes:
             raise GrammarRefused(
@@ -125,7 +132,7 @@ class Grammars:
         made = self._made.get(key)
         if made is None:
             # Also when nobody waits for it any more, the process has its answer to give.
-            task = self._start(key, data)
+            task = self._start(key, source, sender)
             try:
                 made = await asyncio.shield(task)
             except asyncio.CancelledError:
@@ -136,13 +143,15 @@ class Grammars:
             raise GrammarRefused(made.message)
         return made.grammar
 
-    def _start(self, key: bytes, data: bytes) -> asyncio.Task[Compiled | Refused]:
+    def _start(
+        self, key: bytes, source: GrammarSource, sender: Hashable
+    ) -> asyncio.Task[Compiled | Refused]:
         """The task that makes it, which may be there already."""
         if task := self._running.get(key):
             return task
         if len(self._running) >= MAX_WAITING:
             raise TextQueueFull(f"{MAX_WAITING} forms of other answers wait (limit {MAX_WAITING})")
-        task = self._running[key] = asyncio.create_task(self._make(key, data))
+        task = self._running[key] = asyncio.create_task(self._make(key, source, sender))
 
         def forget(task: asyncio.Task[Compiled | Refused]) -> None:
             del self._running[key]
@@ -152,19 +161,54 @@ class Grammars:
         task.add_done_callback(forget)
         return task
 
-    async def _make(self, key: bytes, data: bytes) -> Compiled | Refused:
+    async def _make(
+        self, key: bytes, source: GrammarSource, sender: Hashable
+    ) -> Compiled | Refused:
         latest = asyncio.get_running_loop().time() + self._limits.wait
-        async with self._turn:
-            if asyncio.get_running_loop().time() > latest:
-                raise TextQueueFull("the forms of other answers are in front of this one")
-            made = await self._ask(data)
+        quick = msgspec.structs.replace(source, seconds=self._limits.quick)
+        made = await self._quick.ask(frame(quick), sender, latest)
+        if isinstance(made, Refused) and made.kind == "seconds":
+            made = await self._patient.ask(frame(source), sender, latest)
         self._made.add(key, made)
         return made
 
-    async def _ask(self, data: bytes) -> Compiled | Refused:
-        """What the process says. One that died may have been killed by somebody: the next one is
-        asked once more.
+    async def close(self) -> None:
+        """Ends the processes. Idempotent."""
+        self._quick.closed = self._patient.closed = True
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await asyncio.gather(self._quick.end(), self._patient.end())
+
+    def kill(self) -> None:
+        """Ends the processes at once."""
+        self._quick.kill()
+        self._patient.kill()
+
+
+class _Compiler:
+    """A grammar process and those who wait for it."""
+
+    def __init__(self, limits: GrammarLimits, command: Sequence[str]) -> None:
+        self.closed = False
+        self._limits = limits
+        self._command = command
+        self._child: LimitedProcess[FromGrammarProcess] | None = None
+        self._turns = Turns()
+
+    async def ask(self, data: bytes, sender: Hashable, latest: float) -> Compiled | Refused:
+        """What the process says of a frame, once it is the sender's turn: up to the loop's time
+        `latest`, else TextQueueFull.
         """
+        async with self._turns.turn(sender):
+            if asyncio.get_running_loop().time() > latest:
+                raise TextQueueFull("the forms of other answers are in front of this one")
+            return await self._ask(data)
+
+    async def _ask(self, data: bytes) -> Compiled | Refused:
+        """One that died may have been killed by somebody: the next one is asked once more."""
         for attempt in range(2):
             child = await self._open()
             try:
@@ -174,17 +218,17 @@ class Grammars:
                 return answer
             except Fault as fault:
                 logger.warning("the grammar process is replaced: the form of an answer %s", fault)
-                await self._end_child()
+                await self.end()
                 if fault.died and attempt == 0:
                     continue
                 return Refused("source", _sentence(fault))
             except BaseException:  # what it still says would answer another question
-                await self._end_child()
+                await self.end()
                 raise
         raise AssertionError("the second attempt returns")
 
     async def _open(self) -> LimitedProcess[FromGrammarProcess]:
-        if self._closed:
+        if self.closed:
             raise WorkerLost("the grammar process was closed")
         if self._child is None:
             self._child = await LimitedProcess.start(
@@ -192,22 +236,13 @@ class Grammars:
             )
         return self._child
 
-    async def close(self) -> None:
-        """Ends the process. Idempotent."""
-        self._closed = True
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        await self._end_child()
-
     def kill(self) -> None:
         """Ends the process at once."""
         if self._child is not None:
             self._child.kill()
 
-    async def _end_child(self) -> None:
+    async def end(self) -> None:
+        """Ends the process, in whose place the next form has another one."""
         child, self._child = self._child, None
         if child is not None:
             await child.end()

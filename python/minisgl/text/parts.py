@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    from minisgl.tokenizer.whole_texts import Reading
 
 
 class TextPart(msgspec.Struct, frozen=True, tag="text"):
@@ -41,14 +44,43 @@ class ArgumentsPart(msgspec.Struct, frozen=True, tag="arguments"):
 Part = TextPart | ReasoningPart | CallPart | ArgumentsPart
 
 
+class Thought(msgspec.Struct):
+    """Where a thought stands in an answer's text, its marks included: characters from the answer's
+    beginning.
+    """
+
+    begin: int  # -1 where the prompt begins it
+    end: int | None = None  # None: it goes on
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """Text that says what it is without being read: what is shown at a piece is all of one kind if
+    `reading` has a step() for it, and then the next one may be.
+    """
+
+    like: TextPart | ReasoningPart | ArgumentsPart  # without text
+    reading: Reading
+
+
 class AnswerParser(Protocol):
     """Takes one answer's text apart as it comes. However a text is cut into pushes, the parts say
     the same: neighbours of one kind and one call, put together, are equal.
     """
 
     @property
-    def thinking(self) -> bool:
-        """Whether what has been pushed so far ends within a thought."""
+    def thoughts(self) -> Sequence[Thought]:
+        """The thoughts in what has been pushed so far, in order: only the last one may go on."""
+        ...
+
+    @property
+    def passage(self) -> Passage | None:
+        """What can be told of text to come that isn't the last, without pushing it. It holds until
+        the next push(). None: all has to be pushed.
+        """
+        ...
+
+    def pass_on(self, num_characters: int, reading: Reading) -> None:
+        """So many characters of the answer weren't pushed: the passage took them, up to there."""
         ...
 
     def push(self, text: str, *, final: bool = False) -> list[Part]:

@@ -2,46 +2,79 @@
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.text.parts import AnswerParser, ArgumentsPart, CallPart, Part
+from minisgl.text.parts import AnswerParser, ArgumentsPart, CallPart, Part, Passage, Thought
+
+if TYPE_CHECKING:
+    from minisgl.tokenizer.whole_texts import Reading
 
 
 class PartsReader:
     """Reads one choice's pieces in their order.
 
-    A token belongs to a thought if what the parser had read was within one at any time from the
-    token's beginning to its end: the thought's marks count, too.
+    A token belongs to a thought if a part of its text does, or its place where it has no text of
+    its own: the thought's marks count, too.
     """
 
-    def __init__(self, parser: AnswerParser, *, parallel: bool = True) -> None:
-        """`parallel`: a second call may follow the first one; else the answer ends there."""
+    def __init__(
+        self, parser: AnswerParser, *, parallel: bool = True, locates: bool = False
+    ) -> None:
+        """`parallel`: a second call may follow the first one; else the answer ends there.
+        `locates`: `part_ends` is asked for, and all tokens' lengths are given.
+        """
         self.num_calls = 0
-        self.num_reasoning = 0  # tokens, of those whose text's lengths were given
         self.ended = False  # before a second call that mustn't be made
         # How many characters of the answer had been read when each of the last parts was certain to
-        # its end, where tokens' lengths were given.
+        # its end.
         self.part_ends: list[int] = []
         self._parser = parser
         self._parallel = parallel
-        self._position = 0  # characters read
-        self._end = 0  # of the last token's text
-        self._ends: deque[int] = deque()  # of tokens whose text hasn't been read to its end
-        self._thought = parser.thinking  # at some time since the first of these began
+        self._locates = locates
+        self._position = 0  # characters read, where parts are located
+        self._num_read = 0  # tokens whose text has been read to its end, likewise
+        self._ends = array("q")  # characters up to the end of each token's text
+        self._num_closed = 0  # tokens of the thoughts that have ended
+        self._thoughts_closed = 0
+        self._first = 0  # the token behind these thoughts
+
+    @property
+    def num_reasoning(self) -> int:
+        """Tokens of thoughts, of those whose text's lengths were given, as far as is certain."""
+        count = self._num_closed
+        for thought in self._parser.thoughts[self._thoughts_closed :]:
+            begin, end = self._tokens_of(thought)
+            count += end - begin
+        return count
+
+    @property
+    def passage(self) -> Passage | None:
+        """As AnswerParser's."""
+        return None if self._locates else self._parser.passage
+
+    def pass_on(self, lengths: Sequence[int], reading: Reading) -> None:
+        """The passage took tokens of so many characters each, up to there."""
+        self._add_tokens(lengths)
+        self._parser.pass_on(sum(lengths), reading)
 
     def read(self, text: str, lengths: Sequence[int] | None, *, final: bool = False) -> list[Part]:
         """The parts of the answer's next piece of text, which holds no parts of one kind side by
         side. `lengths`: characters of each new token, also of those that aren't shown yet; None:
         thoughts' tokens aren't counted.
         """
-        if lengths is None:
-            parts = self._parser.push(text, final=final)
+        if lengths is not None:
+            self._add_tokens(lengths)
+        if self._locates:
+            parts = self._read_tokens(text, final)
         else:
-            parts = self._read_tokens(text, lengths, final)
+            parts = self._parser.push(text, final=final)
+        self._close_thoughts()
         if len(parts) > 1:
             self.part_ends = _joined_ends(parts, self.part_ends)
             parts = joined(parts)
@@ -49,40 +82,49 @@ class PartsReader:
         del self.part_ends[len(parts) :]
         return parts
 
-    def _read_tokens(self, text: str, lengths: Sequence[int], final: bool) -> list[Part]:
+    def _add_tokens(self, lengths: Sequence[int]) -> None:
+        end = self._ends[-1] if self._ends else 0
         for length in lengths:
-            self._end += length
-            self._ends.append(self._end)
+            end += length
+            self._ends.append(end)
+
+    def _read_tokens(self, text: str, final: bool) -> list[Part]:
         parts: list[Part] = []
         self.part_ends = ends = []
         begin, first = 0, self._position
         self._position += len(text)
-        while self._ends and self._ends[0] <= self._position:
-            end = self._ends.popleft() - first
+        while self._num_read < len(self._ends) and self._ends[self._num_read] <= self._position:
+            end = self._ends[self._num_read] - first
+            self._num_read += 1
             if end > begin:
-                pushed = self._push(text[begin:end])
+                pushed = self._parser.push(text[begin:end])
                 parts += pushed
                 ends += [first + end] * len(pushed)
                 begin = end
-            self._count()
         if begin < len(text) or final:
-            pushed = self._push(text[begin:], final)
+            pushed = self._parser.push(text[begin:], final=final)
             parts += pushed
             ends += [self._position] * len(pushed)
-        while final and self._ends:  # their text was cut off
-            self._ends.popleft()
-            self._count()
         return parts
 
-    def _push(self, text: str, final: bool = False) -> list[Part]:
-        parts = self._parser.push(text, final=final)
-        self._thought |= self._parser.thinking
-        return parts
+    def _tokens_of(self, thought: Thought) -> tuple[int, int]:
+        """The tokens of a thought that none before it has: the first, and the one behind them."""
+        ends = self._ends
+        first = max(self._first, bisect_right(ends, thought.begin))
+        behind = len(ends)
+        if thought.end is not None:
+            behind = min(behind, bisect_left(ends, thought.end) + 1)
+        return first, max(first, behind)
 
-    def _count(self) -> None:
-        """A token has been read."""
-        self.num_reasoning += self._thought
-        self._thought = self._parser.thinking
+    def _close_thoughts(self) -> None:
+        thoughts = self._parser.thoughts
+        while self._thoughts_closed < len(thoughts):
+            thought = thoughts[self._thoughts_closed]
+            if thought.end is None:
+                return
+            begin, self._first = self._tokens_of(thought)
+            self._num_closed += self._first - begin
+            self._thoughts_closed += 1
 
     def _count_calls(self, parts: list[Part]) -> list[Part]:
         for position, part in enumerate(parts):

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
+
+
+class Reading(Protocol):
+    """Where the reader of a text is, as long as it knows what comes next without reading it.
+    Hashable; there are a few.
+    """
+
+    def step(self, text: str) -> tuple[str, Reading] | None:
+        """What is shown at a piece of text, part of which may be shown later, and where the reader
+        is behind it; None where that has to be read.
+        """
+        ...
 
 
 class WholeTexts(dict[int, bytes | None]):
@@ -14,6 +28,15 @@ class WholeTexts(dict[int, bytes | None]):
         """`token_bytes` is filled as it is asked, too, and keeps no id that nobody has."""
         super().__init__()
         self._bytes = token_bytes
+        self.lengths: dict[int, int] = {}  # id -> characters, of those that were asked for
+        self._passing: dict[Reading, PassingTexts] = {}
+
+    def passing(self, reading: Reading) -> PassingTexts:
+        """What is shown at these texts by a reading; kept for each reading."""
+        found = self._passing.get(reading)
+        if found is None:
+            found = self._passing[reading] = PassingTexts(self, reading)
+        return found
 
     def __missing__(self, token_id: int) -> bytes | None:
         data = self._bytes[token_id]
@@ -23,7 +46,34 @@ class WholeTexts(dict[int, bytes | None]):
             text = data.decode()
         except UnicodeDecodeError:
             return self.setdefault(token_id, None)
+        self.lengths[token_id] = len(text)
         return self.setdefault(token_id, json_text(text))
+
+
+class PassingTexts(dict[int, bytes | None]):
+    """What is shown at WholeTexts by a reading, likewise; None where they have to be read."""
+
+    def __init__(self, whole: WholeTexts, reading: Reading) -> None:
+        super().__init__()
+        # Token id -> the texts of the tokens behind it, of those that were asked for, unless that
+        # are these.
+        self.following: dict[int, PassingTexts] = {}
+        self.reading = reading
+        self._whole = whole
+
+    def __missing__(self, token_id: int) -> bytes | None:
+        data = self._whole[token_id]
+        if token_id not in self._whole:
+            return data
+        if data:
+            step = self.reading.step(msgspec.json.decode(b'"%b"' % data, type=str))
+            if step is None:
+                return self.setdefault(token_id, None)
+            shown, following = step
+            data = json_text(shown)
+            if following != self.reading:
+                self.following[token_id] = self._whole.passing(following)
+        return self.setdefault(token_id, data)
 
 
 def json_text(text: str) -> bytes:

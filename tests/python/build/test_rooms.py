@@ -103,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model_files",
         "server",
         "tasks",
+        "text",
     },
     # Programs and the public names.
     "launch": {

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from minisgl.engine.admission import Admission
-from minisgl.engine.api import EngineBusy
+from minisgl.engine.api import EngineBusy, PromptShape
 from minisgl.engine.live_requests import LiveRequests
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -52,6 +52,31 @@ class Requests:
 
     def say(self, *outputs: Output) -> None:
         self.live.dispatch(StepOutputs(list(outputs), EngineStats()))
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
+@pytest.mark.parametrize("live", [0, 10])
+def test_what_would_be_taken_alone_is_known_beforehand(live: int, prefix_cache: bool) -> None:
+    """Whatever is live: what is refused has no place among 4 + 6 requests and 100 tokens."""
+    requests = Requests(6, 100)
+    for _ in range(live):
+        requests.submit(1)
+    info = msgspec.structs.replace(INFO, prefix_cache=prefix_cache)
+
+    def refusal(*shapes: PromptShape) -> str:
+        return requests.live.refusal(info, shapes)
+
+    assert not refusal(PromptShape(10, 10))
+    assert not refusal(*[PromptShape(10)] * 10)
+    assert not refusal(PromptShape(900))
+    assert refusal(PromptShape(1, 11)) == (
+        "11 answers are more than the 10 that may wait or run at a time "
+        "(--max-running and --max-waiting)."
+    )
+    assert "11 answers" in refusal(PromptShape(1, 5), PromptShape(1, 6))
+    assert "101 tokens together, of at most 100" in refusal(PromptShape(51), PromptShape(50))
+    assert "102 tokens" in refusal(PromptShape(51, 2, shared=False))
+    assert bool(refusal(PromptShape(51, 2))) == (not prefix_cache)
 
 
 def test_prompts_that_wait_are_bounded_in_tokens() -> None:

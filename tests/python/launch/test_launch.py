@@ -159,6 +159,30 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(start: Start) ->
     ]
 
 
+def test_a_parser_that_does_not_exist_is_said_before_anything_is_loaded(start: Start) -> None:
+    for flag, one in (("--tool-call-parser", "hermes"), ("--reasoning-parser", "qwen3")):
+        server = start(flag, "hermez")
+        assert server.wait() == 1
+        (line,) = server.lines
+        assert line.startswith(f"minisgl-serve: error: {flag} must be auto, none or one of ")
+        assert f" {one}, " in line
+        assert line.endswith(", got 'hermez'")
+
+
+def test_the_lines_of_a_start_are_in_order(start: Start) -> None:
+    server = start()
+    server.wait_ready()
+    server.wait_for_line("INFO ready after")
+    texts = (
+        "loading weights: ",
+        "starting the engine: ",
+        "minisgl-TP0-scheduler: ready",
+        "ready after",
+    )
+    places = [next(at for at, line in enumerate(server.lines) if text in line) for text in texts]
+    assert places == sorted(places)
+
+
 def test_a_model_that_is_not_there(start: Start, model: Path) -> None:
     server = ServerProcess(model / "nowhere", model.parent / "tmp")
     assert server.wait() == 1

@@ -7,7 +7,14 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from minisgl.engine.api import EngineApi, EngineBusy, EngineUnavailable, ReplicaFigures, State
+from minisgl.engine.api import (
+    EngineApi,
+    EngineBusy,
+    EngineUnavailable,
+    PromptShape,
+    ReplicaFigures,
+    State,
+)
 from minisgl.engine.request import make_request
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import (
@@ -92,6 +99,10 @@ class FakeClient:
     @property
     def num_live(self) -> int:
         return len(self.live)
+
+    def refusal(self, prompts: Sequence[PromptShape]) -> str:
+        count = sum(one.choices for one in prompts)
+        return f"{count} of {self.max_live}." if count > max(1, self.max_live) else ""
 
     def submit(
         self,

@@ -8,6 +8,7 @@ import asyncio
 import json
 import random
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from minisgl.ipc.messages import Output
 from minisgl.server import call
 from minisgl.server.event_pump import EventPump, PumpedStream
 from minisgl.server.plain_text import PlainText
+from minisgl.text.formats import AnswerFormats
 from tests.python.server.byte_tokenizer import END, VOCAB_SIZE
 from tests.python.server.conftest import Server, StartServer, events
 from tests.python.server.fake_engine import FakeClient, Script, output
@@ -52,12 +54,45 @@ OPTIONS: list[tuple[str, dict[str, Any], bool]] = [
 ]
 
 
-def random_steps(choose: random.Random) -> list[list[int]]:
-    """Token ids of some steps: texts, and bytes of all kinds."""
+TOOL = {"type": "function", "function": {"name": "write", "parameters": {"type": "object"}}}
+TOOLS = {"tools": [TOOL]}
+# Answers that are parsed: likewise, with the parsers.
+CALLS = AnswerFormats("hermes")
+BOTH = AnswerFormats("hermes", "qwen3")
+PARSED: list[tuple[str, dict[str, Any], bool, AnswerFormats]] = [
+    (CHAT, TOOLS, True, CALLS),
+    (CHAT, {**TOOLS, "stop": ["STOP", "rite", "p語"]}, True, CALLS),
+    (CHAT, {**TOOLS, "parallel_tool_calls": False}, True, CALLS),
+    (CHAT, {**TOOLS, "return_token_ids": True}, False, CALLS),
+    (CHAT, {**TOOLS, "stream_options": {"include_usage": True}}, True, BOTH),
+    (CHAT, {**TOOLS, "stream_options": {"continuous_usage_stats": True}}, False, BOTH),
+    (CHAT, {"include_reasoning": False, "stream_options": {"include_usage": True}}, True, BOTH),
+    (CHAT, {"logprobs": True}, False, BOTH),
+    (CHAT, TOOLS, True, AnswerFormats("openai", "gpt_oss")),
+    (CHAT, TOOLS, True, AnswerFormats("llama3_json")),
+    ("/v1/responses", {}, False, BOTH),
+]
+PARSED_TEXTS = (
+    *TEXTS,
+    "<think>\nI see, 語 \t so. </think>\n\nWell < then",
+    '<tool_call>\n{"name": "write", "arguments": {"a": "é \\n\\" {} \\\\ x ", "b": [1, 2] }}\n'
+    "</tool_call>\n",
+    '<tool_call>{"name": "write"}</tool_call>',
+    '\n{"name": "write", "parameters": {"c": "a b c"}}',
+    "<|channel|>analysis<|message|>I see that.<|end|><|start|>assistant",
+    '<|channel|>commentary to=functions.write <|message|>{"a": "b c d"}<|call|>',
+    "<tool_",
+)
+
+
+def random_steps(
+    choose: random.Random, texts: Sequence[str] = TEXTS, *, share: float = 0.6
+) -> list[list[int]]:
+    """Token ids of some steps: texts, about that share of all, and bytes of all kinds."""
     ids: list[int] = []
     for _ in range(choose.randint(1, 6)):
-        if choose.random() < 0.6:
-            ids += choose.choice(TEXTS).encode()
+        if choose.random() < share:
+            ids += choose.choice(texts).encode()
         else:
             ids += choose.choices(range(VOCAB_SIZE), k=choose.randint(1, 8))
     steps = []
@@ -111,7 +146,7 @@ async def answer(server: Server, path: str, fields: dict[str, Any]) -> bytes:
     data = await asyncio.wait_for(reader.read(), PATIENCE)
     writer.close()
     data = re.sub(rb'"(created(_at)?|completed_at|\w+_duration)":("[^"]*"|\d+)', b"", data)
-    data = re.sub(rb"(resp|msg|rs)_[0-9a-f]{24,}", b"", data)
+    data = re.sub(rb"(resp|msg|rs|call)_[0-9a-f]{24,}", b"", data)
     return re.sub(rb"\r\ndate: [^\r]*", b"", data)
 
 
@@ -120,15 +155,20 @@ def without_frames(data: bytes) -> bytes:
     return re.sub(rb"\r\n[0-9a-f]+\r\n", b"", data)
 
 
-@pytest.mark.parametrize(("path", "fields", "plain"), OPTIONS)
+@pytest.mark.parametrize(
+    ("path", "fields", "plain", "formats"), [*((*row, AnswerFormats()) for row in OPTIONS), *PARSED]
+)
 async def test_the_bytes_are_those_of_asgi_messages(
     start_server: StartServer,
     monkeypatch: pytest.MonkeyPatch,
     path: str,
     fields: dict[str, Any],
     plain: bool,
+    formats: AnswerFormats,
 ) -> None:
     choose = random.Random(f"{path} {fields}")
+    parsed = formats != AnswerFormats()
+    texts, share = (PARSED_TEXTS, 0.9) if parsed else (TEXTS, 0.6)
     pumped = looked_up = 0
     add, take = EventPump.add, PlainText.take
 
@@ -145,9 +185,12 @@ async def test_the_bytes_are_those_of_asgi_messages(
 
     monkeypatch.setattr(EventPump, "add", counted)
     monkeypatch.setattr(PlainText, "take", noted)
-    async with start_server(max_model_len=2000) as server:
-        for number in range(6):
-            steps, finish = random_steps(choose), choose.choice(["stop", "length"])
+    async with start_server(max_model_len=2000, formats=formats) as server:
+        for number in range(12 if parsed else 6):
+            steps, finish = (
+                random_steps(choose, texts, share=share),
+                choose.choice(["stop", "length"]),
+            )
             server.engine.script = scripted(steps, finish)
             found = await answer(server, path, fields)
             by_pump = pumped

@@ -9,7 +9,7 @@ from typing import cast
 from minisgl.engine.stream import TokenStream
 from minisgl.ipc.messages import NO_STANDING
 from minisgl.sampling_params import SamplingParams
-from minisgl.server.generation import Generation
+from minisgl.server.generation import AskedPrompt, Generation
 from minisgl.server.metrics import Metrics
 from minisgl.text.detokenizer import Detokenizer
 from minisgl.text.frontend import TextFrontend
@@ -67,7 +67,8 @@ async def test_a_choice_ends_once_though_more_tokens_come_until_its_text_says_so
         with Generation(
             FakeClient(script), text, metrics, arrived=0.0, standing=NO_STANDING
         ) as generation:
-            generation.submit([1, 2], params, DetokenizerOptions.of(params), n=2)
+            asked = AskedPrompt([1, 2], params, DetokenizerOptions.of(params))
+            generation.submit([asked], n=2)
             first, second = await generation.collect()
         assert ("".join(first.texts), first.finish_reason) == ("ab", "stop")
         assert ("".join(second.texts), second.finish_reason) == (said[1], "length")

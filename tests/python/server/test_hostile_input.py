@@ -19,7 +19,7 @@ from minisgl.text.waiting_line import WaitingLine
 from tests.python.server.bad_requests import BAD_REQUESTS, content_of
 from tests.python.server.conftest import Server, StartServer, events
 from tests.python.server.fake_engine import endless
-from tests.python.waiting import PATIENCE
+from tests.python.waiting import PATIENCE, until
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
@@ -40,12 +40,14 @@ async def test_bad_request(server: Server, name: str) -> None:
 
 async def test_many_choices_that_are_refused_late_leave_nothing(start_server: StartServer) -> None:
     async with start_server(endless(), max_live=5) as server:
-        answer = await server.chat(n=6)
-        assert answer.status_code == 400  # at no time would there be room for them
+        running = asyncio.create_task(server.chat(max_tokens=500))
+        await until(lambda: server.engine.num_live == 1)
+        answer = await server.chat(n=5, temperature=1)
+        assert answer.status_code == 429
         assert "5 requests are live" in answer.json()["error"]["message"]
-        await server.engine.settle()
-        assert server.engine.num_live == 0
-        assert sorted(server.engine.aborted) == [0, 1, 2, 3, 4]
+        await until(lambda: server.engine.num_live == 1)
+        assert sorted(server.engine.aborted) == [1, 2, 3, 4]
+        running.cancel()
 
 
 async def test_other_streams_go_on(start_server: StartServer) -> None:

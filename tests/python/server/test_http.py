@@ -328,6 +328,25 @@ async def test_queue_full(start_server: StartServer) -> None:
         assert (await server.complete(max_tokens=1)).status_code == 200
 
 
+async def test_what_never_fits_is_refused_whatever_else_is_live(start_server: StartServer) -> None:
+    async with start_server(endless(), max_live=3) as server:
+        for _ in range(2):  # nothing is live, then all that may be
+            for answer in (
+                await server.chat(n=4, max_tokens=1, temperature=1),
+                await server.complete(prompt=["a", "b"], n=2, max_tokens=1, temperature=1),
+            ):
+                assert answer.status_code == 400
+                assert answer.json()["error"]["message"] == (
+                    "This request can never be served: 4 of 3."
+                )
+            assert server.engine.num_live in (0, 3)
+            running = [asyncio.create_task(server.complete(max_tokens=500)) for _ in range(3)]
+            await until(lambda: server.engine.num_live == 3)
+            assert (await server.chat(n=3, temperature=1)).status_code == 429
+        for task in running:
+            task.cancel()
+
+
 async def test_a_fault_of_ours_is_not_explained_to_the_client(server: Server) -> None:
     def broken(*_: object) -> None:
         raise KeyError("secret")

@@ -130,7 +130,8 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "Hi"}}\n</tool_call>'
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_log_probabilities_are_the_content_s(size: int) -> None:
     said = f"<think>Hi, then</think>\n\nHi, a < b \n{CALL}\nHi\n{CALL}"
-    reader = Parsing("hermes", "qwen3", ParserContext("", lambda: "call_a"), True).reader()
+    parsing = Parsing("hermes", "qwen3", ParserContext("", lambda: "call_a"), True)
+    reader = parsing.reader(locates=True)
     deltas = []
     for begin in range(0, len(said), size):
         text = said[begin : begin + size]

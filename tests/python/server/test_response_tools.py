@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.responses import InputTokenCountResponse
 
 from minisgl.engine.stream import TokenStream
 from minisgl.text.formats import AnswerFormats
@@ -131,3 +132,63 @@ async def test_openai_agents_call_functions(start_server: StartServer) -> None:
         async for _ in streamed.stream_events():
             pass
         assert (streamed.final_output, zones) == ("It is noon.", ["UTC", "UTC"])
+
+
+async def test_input_tokens_are_those_of_the_response(start_server: StartServer) -> None:
+    async with (
+        start_server(
+            in_turn("Hi.", ANSWER, "Noon."), formats=FORMATS, template=TEMPLATE, max_model_len=2048
+        ) as server,
+        server.openai() as client,
+    ):
+        previous = None
+        call = {"type": "function_call", "call_id": "c", "name": "clock", "arguments": "{}"}
+        said = {"type": "function_call_output", "call_id": "c", "output": "noon"}
+        asked: tuple[Any, ...] = ("hi", [{"role": "user", "content": "And now?"}], [call, said])
+        for given in asked:
+            fields: dict[str, Any] = {
+                "model": MODEL,
+                "input": given,
+                "instructions": "Be kind.",
+                "tools": [CLOCK],
+                "reasoning": {"effort": "low"},
+            }
+            if previous is not None:
+                fields["previous_response_id"] = previous
+            counted = await client.responses.input_tokens.count(**fields)
+            assert isinstance(counted, InputTokenCountResponse)
+            assert counted.object == "response.input_tokens"
+            answer = await client.responses.create(**fields)
+            assert answer.usage is not None
+            assert counted.input_tokens == answer.usage.input_tokens > 0
+            previous = answer.id
+        # What stands before an answer to nothing new.
+        alone = await client.responses.input_tokens.count(previous_response_id=previous)
+        assert alone.input_tokens > 0
+        assert len(server.engine.submitted) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({}, 400, "input"),
+        ({"input": []}, 400, "input"),
+        ({"input": [{"type": "item_reference", "id": "msg_x_0"}]}, 404, "input[0].id"),
+        ({"previous_response_id": "resp_x"}, 404, "previous_response_id"),
+        ({"input": "hi", "conversation": "conv_x"}, 400, "conversation"),
+        ({"input": "hi", "personality": "friendly"}, 400, "personality"),
+        ({"input": "hi", "max_completion_tokens": 3}, 400, "max_completion_tokens"),
+    ],
+)
+async def test_input_tokens_of_what_is_refused(
+    server: Server, fields: dict[str, Any], status: int, param: str
+) -> None:
+    answer = await server.http.post("/v1/responses/input_tokens", json=fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+    assert not server.engine.submitted
+
+
+async def test_prompts_longer_than_the_context_are_counted(server: Server) -> None:
+    answer = await server.http.post("/v1/responses/input_tokens", json={"input": "a" * 300})
+    assert answer.status_code == 200
+    assert answer.json()["input_tokens"] > server.engine.max_model_len

@@ -160,8 +160,7 @@ async def test_deltas_put_together_are_the_whole_answer(
     assert message["content"] == choice["message"]["content"]
     assert message["tool_calls"] == [call["function"] for call in choice["message"]["tool_calls"]]
     assert len(message["tool_calls"]) == 2
-    # A thought has begun with the last token of its mark.
-    thought = len(">Wörter</think>".encode())
+    thought = len("<think>Wörter</think>".encode())  # its marks count
     assert chunks[-1]["usage"] == whole["usage"]
     assert whole["usage"]["completion_tokens_details"] == {"reasoning_tokens": thought}
 
@@ -175,7 +174,7 @@ async def test_tokens_of_thoughts_are_counted_though_stop_strings_hold_them(
             answer = (await server.chat(stop=["k>thrice", " STOP"])).json()
         choice, details = answer["choices"][0], answer["usage"]["completion_tokens_details"]
         assert choice["message"]["content"] == "three"
-        assert details == {"reasoning_tokens": len(">one two</think>")}
+        assert details == {"reasoning_tokens": len("<think>one two</think>")}
 
 
 async def test_thoughts_may_be_left_out(start_server: StartServer) -> None:
@@ -545,8 +544,6 @@ def test_formats_are_chosen_by_name_or_by_the_template() -> None:
     assert choose_formats("none", "none", native) == AnswerFormats()
     assert choose_formats("mistral", "none", native) == AnswerFormats("mistral")
     assert choose_formats("auto", "auto", None) == AnswerFormats()
-    with pytest.raises(Exception, match="--tool-call-parser must be auto, none or one of .*'x'"):
-        choose_formats("x", "auto", native)
 
 
 async def test_the_sdk_reads_thoughts(start_server: StartServer) -> None:
@@ -562,7 +559,7 @@ async def test_the_sdk_reads_thoughts(start_server: StartServer) -> None:
     assert message.model_extra["reasoning_content"] == "a"
     assert answer.usage is not None
     assert answer.usage.completion_tokens_details is not None
-    assert answer.usage.completion_tokens_details.reasoning_tokens == len(">a</think>")
+    assert answer.usage.completion_tokens_details.reasoning_tokens == len("<think>a</think>")
 
 
 def prompt_of(server: Server, number: int) -> str:

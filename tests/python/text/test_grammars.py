@@ -35,7 +35,9 @@ from minisgl.text.grammars import (
     answer_source,
     form_source,
 )
+from minisgl.text.turns import Turns
 from tests.python.text.random_schemas import fault, random_schema
+from tests.python.waiting import until
 
 llguidance = pytest.importorskip("llguidance")
 
@@ -299,9 +301,20 @@ async def grammars(**options: Any) -> AsyncIterator[Grammars]:
         await made.close()
 
 
-def pid_of(made: Grammars) -> int:
-    assert made._child is not None
-    return made._child._process.pid
+def pid_of(made: Grammars, *, patient: bool = False) -> int:
+    """The process that compiles: the quick one's is a copy of the one that is known."""
+    child = (made._patient if patient else made._quick)._child
+    assert child is not None
+    pid = child._process.pid
+    return pid if patient else int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has, though nobody may have asked for its status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
 
 
 async def turns_of_the_loop(work: asyncio.Future[Any]) -> int:
@@ -359,6 +372,54 @@ async def test_one_that_takes_too_long_ends_with_its_process() -> None:
         with pytest.raises(GrammarRefused, match="too complex: it took longer than 0.001 s"):
             await work
         assert turns > 3
+
+
+def slow_source(number: int) -> GrammarSource:
+    return schema_source({"enum": [f"value {number} {k}" for k in range(10_000)]})
+
+
+async def test_forms_that_take_long_hold_up_only_each_other() -> None:
+    """Whoever sends them, also without a key: what is quick doesn't wait for them."""
+    async with grammars(limits=GrammarLimits(quick=0.02, run=600, wait=600)) as made:
+        await made.grammar(slow_source(0))
+        os.kill(pid := pid_of(made, patient=True), signal.SIGSTOP)
+        slow = [asyncio.ensure_future(made.grammar(slow_source(number))) for number in range(1, 6)]
+        await asyncio.sleep(0)
+        assert '"quick"' in await made.grammar(schema_source({"const": "quick"}))
+        with pytest.raises(GrammarRefused, match="'not'"):
+            await made.grammar(schema_source({"not": {}}))
+        assert not any(one.done() for one in slow)
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.gather(*slow)
+
+
+async def test_senders_take_turns() -> None:
+    turns, order = Turns(), []
+
+    async def work(sender: str, number: int) -> None:
+        async with turns.turn(sender):
+            order.append(f"{sender}{number}")
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.ensure_future(work("a", number)) for number in range(4)]
+    await asyncio.sleep(0)
+    tasks += [asyncio.ensure_future(work(*one)) for one in (("b", 0), ("b", 1), ("c", 0))]
+    await asyncio.sleep(0)
+    tasks[2].cancel()
+    await asyncio.wait(tasks)
+    assert order == ["a0", "a1", "b0", "c0", "a3", "b1"]
+    await work("d", 0)  # nobody has it any more
+
+
+async def test_a_turn_that_was_given_to_who_is_gone_is_passed_on() -> None:
+    turns = Turns()
+    async with turns.turn("a"):
+        first, second = (asyncio.ensure_future(turns._wait(sender)) for sender in "bc")
+        await asyncio.sleep(0)
+    first.cancel()  # it has the turn, and hasn't noticed
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await second
 
 
 async def test_what_was_made_is_remembered_and_needs_no_process() -> None:
@@ -432,7 +493,6 @@ async def test_nothing_is_left_when_it_closes() -> None:
         await made.close()
         with pytest.raises(WorkerLost, match="closed"):
             await work
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+        await until(lambda: has_ended(pid))  # the copy ends with the one that is waited for
         with pytest.raises(WorkerLost, match="closed"):
             await made.grammar(schema_source({"const": 2}))

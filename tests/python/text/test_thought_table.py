@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from minisgl.sampling_params import ThoughtFormat
 from minisgl.text.parsers import REASONING_PARSERS, ParserContext, make_parser
+from minisgl.text.parts import AnswerParser
 from minisgl.text.thought_table import ThoughtTable
 from minisgl.tokenizer import Tokenizer
 from tests.python.server.byte_tokenizer import byte_alphabet
@@ -81,6 +82,10 @@ def states_of(thought: ThoughtFormat, ids: list[int]) -> list[int]:
     return seen
 
 
+def is_thinking(parser: AnswerParser) -> bool:
+    return bool(parser.thoughts) and parser.thoughts[-1].end is None
+
+
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("name", LIMITED)
 def test_states_are_those_of_the_parser(name: str, special: bool) -> None:
@@ -101,7 +106,7 @@ def test_states_are_those_of_the_parser(name: str, special: bool) -> None:
             expected = []
             for token_id in ids:
                 parser.push(tokens[token_id].decode())
-                expected.append(parser.thinking)
+                expected.append(is_thinking(parser))
             found = [number >= 0 for number in states_of(thought, ids)]
             assert found == expected, (prompt_end, [tokens[i] for i in ids])
             num_thoughts += any(expected)
@@ -117,6 +122,6 @@ def test_what_closes_a_thought_is_its_end_to_the_parser(name: str) -> None:
                 parser = make_parser(None, name, ParserContext(prompt_end, lambda: ""))
                 parts = parser.push(before + "so much and") + parser.push(closing + "done")
                 said = [(type(part).__name__, part.text) for part in parts]  # type: ignore[union-attr]
-                if not parser.thinking:
+                if not is_thinking(parser):
                     break
             assert said == [("ReasoningPart", "so much and"), ("TextPart", "done")]

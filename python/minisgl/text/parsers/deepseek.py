@@ -9,7 +9,7 @@ import re
 from minisgl.text.parsers.formats import CallSyntax, ParserContext, ToolFormat
 from minisgl.text.parsers.json_text import is_name, read_arguments
 from minisgl.text.parsers.output import Output
-from minisgl.text.parsers.source import Source, Steps
+from minisgl.text.parsers.source import Flow, Source, Steps
 
 
 def _token(words: str) -> str:
@@ -51,7 +51,7 @@ def _read(opener: str, source: Source, out: Output, context: ParserContext) -> S
         return False
     source.commit()
     out.call(name)
-    if first == "{" and not (yield from read_arguments(source, out.arguments)):
+    if first == "{" and not (yield from read_arguments(source, out.arguments, into=Flow.ARGUMENTS)):
         return source.ended
     if first:
         out.end_call()

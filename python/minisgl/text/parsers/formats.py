@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from minisgl.text.parsers.output import Output
-from minisgl.text.parsers.source import NOTHING, Markers, Source, Steps
+from minisgl.text.parsers.source import NOTHING, Flow, Markers, Source, Steps
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def read_content(
         if not openers or not (yield from source.sees(*openers)):
             markers = NOTHING
     while True:
-        marker = yield from source.until(markers, out.text, flows=True)
+        marker = yield from source.until(markers, out.text, into=Flow.TEXT)
         if marker is None:
             return
         if format is None or marker not in openers:

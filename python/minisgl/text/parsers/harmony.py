@@ -12,7 +12,7 @@ import re
 from minisgl.text.parsers.formats import CallSyntax, ParserContext
 from minisgl.text.parsers.json_text import is_name, read_value
 from minisgl.text.parsers.output import Output
-from minisgl.text.parsers.source import NOTHING, Markers, Source, Steps
+from minisgl.text.parsers.source import NOTHING, Flow, Markers, Source, Steps
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -39,39 +39,42 @@ def read_harmony(
     opened = yield from source.starts("to=")
     while True:
         if opened:
-            header = yield from _read_header(source, opened, out)
+            header, begin = yield from _read_header(source, opened, out)
             if header is None:
                 return
             if calls and (name := _function(header)):
                 marker = yield from _read_call(source, out, name, held=context.held)
             else:
-                marker = yield from _read_text(source, out, header, context, thoughts=thoughts)
+                if thoughts and _channel(header) == "analysis":
+                    out.begin_thought(begin)
+                marker = yield from _read_text(source, out, header, context)
         else:
-            marker = yield from source.until(ALL, out.text, flows=True)
+            marker = yield from source.until(ALL, out.text, into=Flow.TEXT)
             if marker is not None:
                 out.marker()
         if marker is None:
             return
-        out.thinking = False
         opened = marker if marker in (START, CHANNEL) else ""
+        out.end_thought(source.position - len(opened))
 
 
-def _read_header(source: Source, opened: str, out: Output) -> Steps[str | None]:
-    """The text from `opened` to <|message|>; None at the answer's end. Without any marker it is
-    content.
+def _read_header(source: Source, opened: str, out: Output) -> Steps[tuple[str | None, int]]:
+    """The text from `opened` to <|message|>, and where it begins; no text at the answer's end.
+    Without any marker it is content.
     """
-    pieces, marked = [opened], False
+    pieces, marked, begin = [opened], False, source.position - len(opened)
     while True:
         marker = yield from source.until(ALL, pieces.append)
         if marker is None:
             if not marked and opened not in ALL.texts:
                 out.text("".join(pieces))
-            return None
+            return None, begin
         marked = True
         if marker == MESSAGE:
-            return "".join(pieces)
+            return "".join(pieces), begin
         if marker in (START, *ENDS):
             pieces.clear()
+            begin = source.position - len(marker)
         pieces.append(marker)
 
 
@@ -87,24 +90,26 @@ def _read_call(source: Source, out: Output, name: str, *, held: bool) -> Steps[s
     """Reads a call's arguments, and the marker that ends it, which it returns."""
     out.call(name)
     if held and (yield from source.sees("{")):
-        yield from read_value(source, out.arguments)
-    marker = yield from source.until(ALL, out.arguments)
+        yield from read_value(source, out.arguments, into=Flow.ARGUMENTS)
+    marker = yield from source.until(ALL, out.arguments, into=Flow.ARGUMENTS)
     if marker is not None:
         out.end_call()
         out.marker()
     return marker
 
 
+def _channel(header: str) -> str:
+    found = CHANNEL_NAME.search(header)
+    return found.group(1) if found else ""
+
+
 def _read_text(
-    source: Source, out: Output, header: str, context: ParserContext, *, thoughts: bool
+    source: Source, out: Output, header: str, context: ParserContext
 ) -> Steps[str | None]:
     """As `_read_call`, for a message that is a thought or content."""
-    found = CHANNEL_NAME.search(header)
-    channel = found.group(1) if found else ""
     out.marker()
-    out.thinking = thoughts and channel == "analysis"
-    whole = context.form and channel == "final"  # there are no markers in it
-    marker = yield from source.until(NOTHING if whole else ALL, out.text, flows=True)
+    whole = context.form and _channel(header) == "final"  # there are no markers in it
+    marker = yield from source.until(NOTHING if whole else ALL, out.text, into=Flow.TEXT)
     if marker is not None:
         out.marker()
     return marker

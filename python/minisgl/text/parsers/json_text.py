@@ -5,22 +5,49 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from enum import Enum
 
 from minisgl.text.parsers.output import Output
-from minisgl.text.parsers.source import Sink, Source, Steps
+from minisgl.text.parsers.source import Flow, Sink, Source, Steps
 
 # A key or a name, of at most 512 characters.
 SHORT_STRING = re.compile(r'"(?:[^"\\]|\\.){0,512}"', re.DOTALL)
 MAX_SHORT_STRING = 2 * 512 + 2
 
-STRUCTURE = re.compile(r'["{}\[\]]')
-IN_STRING = re.compile(r'\\.|["\\]', re.DOTALL)
 STRAY = re.compile(r"[\s}\]]*")
 SCALAR = re.compile(r"[-+.\w]*")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 ARGUMENT_KEYS = ("arguments", "parameters")
 KNOWN_KEYS = {"name", *ARGUMENT_KEYS, "type", "id"}
+
+
+class JsonPlace(Enum):
+    """Where a piece of an object's or an array's text ends."""
+
+    BETWEEN = r'["{}\[\]]'  # strings; the characters that are of interest there
+    STRING = r'\\.|["\\]'
+    ESCAPE = r"."  # within a string, behind a backslash
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = re.compile(pattern, re.DOTALL)
+
+    def behind(self, found: str) -> JsonPlace:
+        """Where the text goes on behind what the pattern has found."""
+        if self is JsonPlace.ESCAPE:
+            return JsonPlace.STRING
+        if found == '"':
+            return JsonPlace.STRING if self is JsonPlace.BETWEEN else JsonPlace.BETWEEN
+        return JsonPlace.ESCAPE if found == "\\" else self
+
+    def step(self, text: str) -> tuple[str, JsonPlace] | None:
+        """As Reading says: brackets are read, as the last one ends the value."""
+        place, at = self, 0
+        while found := place.pattern.search(text, at):
+            if place is JsonPlace.BETWEEN and found.group() != '"':
+                return None
+            at, place = found.end(), place.behind(found.group())
+        return text, place
 
 
 @dataclass(frozen=True)
@@ -77,9 +104,9 @@ def read_short_string(source: Source) -> Steps[str | None]:
         yield
 
 
-def read_value(source: Source, sink: Sink) -> Steps[bool]:
+def read_value(source: Source, sink: Sink, *, into: Flow | None = None) -> Steps[bool]:
     """Gives `sink` the text of a value as it comes. Whether it is whole: where it isn't, there was
-    none or the answer has ended.
+    none or the answer has ended. `into`: where what `sink` is given flows.
     """
     first = yield from source.peek()
     if first == "" or first not in '"{[':
@@ -87,39 +114,38 @@ def read_value(source: Source, sink: Sink) -> Steps[bool]:
         if scalar:
             sink(scalar)
         return bool(scalar) and not source.ended
-    depth, quoted = 0, False
+    depth, place = 0, JsonPlace.BETWEEN
     while True:
         text, at = source.text, source.at
         whole = False
         while not whole:
-            found = (IN_STRING if quoted else STRUCTURE).search(text, at)
+            found = place.pattern.search(text, at)
             if not found:
                 at = len(text)
                 break
-            character = found.group()
-            if character == "\\" and not source.final:
-                at = found.start()  # what it escapes hasn't come
-                break
-            at = found.end()
-            if character == '"':
-                quoted = not quoted
-            elif not quoted:
+            at, character = found.end(), found.group()
+            if place is JsonPlace.BETWEEN and character != '"':
                 depth += 1 if character in "{[" else -1
-            whole = not quoted and depth == 0
+            place = place.behind(character)
+            whole = place is JsonPlace.BETWEEN and depth == 0
         if at > source.at:
             sink(source.take(at))
         if whole or source.final:
             return whole
+        if into is not None:
+            source.flow(into, place)
         yield
+        if isinstance(source.flowed, JsonPlace):
+            place = source.flowed
 
 
-def read_arguments(source: Source, sink: Sink) -> Steps[bool]:
+def read_arguments(source: Source, sink: Sink, *, into: Flow | None = None) -> Steps[bool]:
     """A call's arguments: an object as it comes, the object within a string, or null for none.
-    Whether they are whole.
+    Whether they are whole. `into`: where what `sink` is given flows.
     """
     first = yield from source.peek()
     if first == "{":
-        return (yield from read_value(source, sink))
+        return (yield from read_value(source, sink, into=into))
     pieces: list[str] = []
     whole = yield from read_value(source, pieces.append)
     raw = "".join(pieces)
@@ -234,7 +260,7 @@ class _Object:
             self._early = []
             return (yield from read_arguments(source, self._early.append))
         self.begin()
-        return (yield from read_arguments(source, self._out.arguments))
+        return (yield from read_arguments(source, self._out.arguments, into=Flow.ARGUMENTS))
 
 
 def read_calls(

@@ -9,7 +9,7 @@ import re
 from minisgl.text.parsers.formats import CallSyntax, ParserContext, ToolFormat
 from minisgl.text.parsers.json_text import ObjectRules, is_name, read_arguments, read_calls
 from minisgl.text.parsers.output import Output
-from minisgl.text.parsers.source import Source, Steps
+from minisgl.text.parsers.source import Flow, Source, Steps
 
 IN_NAMES = r"[^\s\[\]{}\"<>()=]"
 NAME = re.compile(f"{IN_NAMES}*")
@@ -33,7 +33,7 @@ def _read(opener: str, source: Source, out: Output, context: ParserContext) -> S
         return False
     source.commit()
     out.call(name)
-    if (yield from read_arguments(source, out.arguments)):
+    if (yield from read_arguments(source, out.arguments, into=Flow.ARGUMENTS)):
         out.marker()
         source.mark()
         return True

@@ -9,14 +9,28 @@ none. Everything else stays as the model wrote it; so text before any marker onl
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from minisgl.text.parts import ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
+from minisgl.text.parsers.source import Flow, MarkerReading
+from minisgl.text.parts import (
+    ArgumentsPart,
+    CallPart,
+    Part,
+    Passage,
+    ReasoningPart,
+    TextPart,
+    Thought,
+)
+
+if TYPE_CHECKING:
+    from minisgl.tokenizer.whole_texts import Reading
 
 
 class Output:
     """Collects parts; neighbours that belong together become one."""
 
     def __init__(self, new_id: Callable[[], str]) -> None:
+        self.thoughts: list[Thought] = []
         self.thinking = False  # whether text is a thought's
         self.num_calls = 0
         self._new_id = new_id
@@ -33,10 +47,20 @@ class Output:
         """What text is now."""
         return ReasoningPart if self.thinking else TextPart
 
-    @property
-    def flowing(self) -> bool:
-        """Whether text that neither begins a marker nor ends with white space can be passed on."""
-        return self._text_begun and not self._space
+    def passage(self, into: Flow, reading: Reading) -> Passage | None:
+        """What becomes of text that flows; None where it can't be passed on as it is."""
+        if into is Flow.ARGUMENTS:
+            like = ArgumentsPart(self.num_calls - 1, "")
+            return Passage(like, reading) if self._arguments_begun else None
+        if self._text_begun and isinstance(reading, MarkerReading):
+            holding = reading.holding("".join(self._space))
+            return None if holding is None else Passage(self.kind(""), holding)
+        return None
+
+    def pass_on(self, reading: Reading) -> None:
+        """Text has flowed, up to there."""
+        if isinstance(reading, MarkerReading) and reading.held is not None:
+            self._space[:] = filter(None, [reading.held])
 
     @property
     def at_line_start(self) -> bool:
@@ -63,6 +87,18 @@ class Output:
         self._space.clear()
         self._fresh = True
         self._text_begun = False
+
+    def begin_thought(self, at: int) -> None:
+        """A thought begins: its mark, which has been read, stands there (as Thought says)."""
+        self.marker()
+        self.thinking = True
+        self.thoughts.append(Thought(at))
+
+    def end_thought(self, at: int) -> None:
+        """The thought, where there is one, has ended there, behind its mark."""
+        if self.thinking:
+            self.thinking = False
+            self.thoughts[-1].end = at
 
     def call(self, name: str) -> None:
         """A call begins."""

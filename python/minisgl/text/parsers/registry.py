@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from minisgl.text.parsers import deepseek, mistral, objects, pythonic, qwen3_coder, thoughts
 from minisgl.text.parsers.formats import (
@@ -14,7 +17,10 @@ from minisgl.text.parsers.formats import (
 from minisgl.text.parsers.harmony import ALL, CALL, read_harmony
 from minisgl.text.parsers.output import Output
 from minisgl.text.parsers.source import Source, Steps
-from minisgl.text.parts import AnswerParser, Part
+from minisgl.text.parts import AnswerParser, Part, Passage, Thought
+
+if TYPE_CHECKING:
+    from minisgl.tokenizer.whole_texts import Reading
 
 
 def _no_reader(opener: str, source: Source, out: Output, context: ParserContext) -> Steps[bool]:
@@ -135,26 +141,32 @@ class _Parser:
         self._source = source
         self._out = out
         self._steps = steps
+        self.passage: Passage | None = None
 
     @property
-    def thinking(self) -> bool:
-        """Whether what has been pushed so far ends within a thought."""
-        return self._out.thinking
+    def thoughts(self) -> Sequence[Thought]:
+        """The thoughts in what has been pushed so far."""
+        return self._out.thoughts
 
     def push(self, text: str, *, final: bool = False) -> list[Part]:
         """What is certain now."""
-        source, out = self._source, self._out
-        if (
-            source.flowing is not None
-            and not final
-            and out.flowing
-            and source.flowing.isdisjoint(text)
-            and text
-            and not text[-1].isspace()
-        ):
-            return [out.kind(text)]
+        source, out, passage = self._source, self._out, self.passage
+        if passage is not None and not final and (step := passage.reading.step(text)):
+            shown, reading = step
+            self.pass_on(len(text), reading)
+            return [msgspec.structs.replace(passage.like, text=shown)] if shown else []
         source.add(text, final)
         next(self._steps, None)
         if final:
             out.finish()
-        return out.drain()
+        parts = out.drain()
+        self.passage = None if source.flowing is None else out.passage(*source.flowing)
+        return parts
+
+    def pass_on(self, num_characters: int, reading: Reading) -> None:
+        """So many characters of the answer weren't pushed."""
+        assert self.passage is not None
+        if reading is not self.passage.reading:
+            self.passage = Passage(self.passage.like, reading)
+            self._out.pass_on(reading)
+        self._source.pass_on(num_characters, reading)

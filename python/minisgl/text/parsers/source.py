@@ -8,17 +8,57 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from minisgl.tokenizer.whole_texts import Reading
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
 Sink = Callable[[str], None]
 
 SPACE = re.compile(r"\s*")
+USUAL_SPACE = re.compile(r"\n{0,2}(?: {0,16}|\t{0,4})")
 
 # Characters of one answer that may be read twice because they looked like a call and weren't.
 # What goes beyond is text without a second look, so an answer costs linear time.
 MAX_REREAD = 1 << 16
+
+
+class Flow(Enum):
+    """Where text may flow without being read, as long as nothing else begins."""
+
+    TEXT = auto()  # the answer's text or a thought
+    ARGUMENTS = auto()  # a call's arguments, as they stand there
+
+
+@dataclass(frozen=True)
+class MarkerReading:
+    """A Reading of text up to a marker. White space before one isn't shown, so it is held until
+    something else comes, or with None as `held` it is like all other text.
+    """
+
+    first: frozenset[str]  # characters of the markers
+    held: str | None
+
+    def step(self, text: str) -> tuple[str, MarkerReading] | None:
+        """As Reading says."""
+        if not self.first.isdisjoint(text):
+            return None
+        if self.held is None:
+            return text, self
+        text = self.held + text
+        shown = text.rstrip()
+        following = self.holding(text[len(shown) :])
+        return None if following is None else (shown, following)
+
+    def holding(self, space: str) -> MarkerReading | None:
+        """The one that holds some white space; None for what is rare: there are few readings."""
+        if space == self.held:
+            return self
+        return MarkerReading(self.first, space) if USUAL_SPACE.fullmatch(space) else None
 
 
 class Markers:
@@ -31,6 +71,10 @@ class Markers:
         self.pattern = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
         self.first = frozenset(text[0] for text in texts)
         self.longest = max(map(len, texts), default=0)
+        self.readings = {
+            Flow.TEXT: MarkerReading(self.first, ""),
+            Flow.ARGUMENTS: MarkerReading(self.first, None),
+        }
 
     def partial(self, text: str, start: int) -> int:
         """Where the end of `text`, which has no whole marker, may be a marker's beginning; its
@@ -55,20 +99,29 @@ class Source:
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
+        self._before = 0  # characters of the answer that stood before `text`
         self.final = False  # nothing more comes
-        # Where nothing is held and text flows: the characters that something may begin with.
-        self.flowing: frozenset[str] | None = None
+        # Where nothing is held and what comes next flows somewhere.
+        self.flowing: tuple[Flow, Reading] | None = None
+        self.flowed: Reading | None = None  # how far it has, once something else has come
         self._taken: list[str] | None = None  # since the mark
         self._spans = False  # whether text has arrived since the mark
         self._reread = 0
 
     def add(self, text: str, final: bool) -> None:
         """Text that has arrived."""
+        self._before += self.at
         self.text = self.text[self.at :] + text if self.at < len(self.text) else text
         self.at = 0
         self.final = final
+        self.flowed = None if self.flowing is None else self.flowing[1]
         self.flowing = None
         self._spans = True
+
+    @property
+    def position(self) -> int:
+        """How many characters of the answer have been read."""
+        return self._before + self.at
 
     @property
     def ended(self) -> bool:
@@ -106,14 +159,28 @@ class Source:
             if rest:
                 sink(rest)
         elif self._spans:
+            self._before += self.at - len(rest)
             self.text = rest + self.text[self.at :]
             self.at = 0
         else:
             self.at -= len(rest)
 
-    def until(self, markers: Markers, sink: Sink, *, flows: bool = False) -> Steps[str | None]:
+    def flow(self, into: Flow, reading: Reading) -> None:
+        """What comes next flows, as far as the reading goes, unless it may have to be taken back.
+        All that there is has been read.
+        """
+        if self._taken is None:
+            self.flowing = into, reading
+
+    def pass_on(self, num_characters: int, reading: Reading) -> None:
+        """So many characters have flowed, up to there."""
+        assert self.flowing is not None
+        self.flowing = self.flowing[0], reading
+        self._before += num_characters
+
+    def until(self, markers: Markers, sink: Sink, *, into: Flow | None = None) -> Steps[str | None]:
         """Gives `sink` the text up to the first marker, and reads the marker; None at the end of
-        the answer. With `flows`, `sink` is the answer's text itself and nothing is marked.
+        the answer. `into`: where what `sink` is given flows.
         """
         while True:
             found = markers.pattern.search(self.text, self.at)
@@ -127,8 +194,8 @@ class Source:
                 sink(self.take(end))
             if self.final:
                 return None
-            if flows and end == size:
-                self.flowing = markers.first
+            if into is not None and end == size:
+                self.flow(into, markers.readings[into])
             yield
 
     def peek(self) -> Steps[str]:

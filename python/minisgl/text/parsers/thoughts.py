@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from minisgl.text.parsers.formats import ParserContext, ReasoningFormat
 from minisgl.text.parsers.output import Output
-from minisgl.text.parsers.source import Markers, Source, Steps
+from minisgl.text.parsers.source import Flow, Markers, Source, Steps
 
 TAGS = {"<think>": "</think>"}
 
@@ -32,25 +32,26 @@ def read_thought(
     """Reads the thought that an answer begins with. Whether there is one, and it has ended."""
     end = format.begins_inside(context.prompt_end)
     if end is not None:
-        out.thinking = True
-        out.marker()
+        out.begin_thought(-1)
     source.mark()
     yield from source.space()
     begin = yield from source.starts(*format.ends)
     if begin:
         source.commit()
+        if end is None:
+            out.begin_thought(source.position - len(begin))
+        else:  # once more what the prompt has said
+            out.marker()
         end = format.ends[begin]
-        out.thinking = True
-        out.marker()
     else:
         source.retry(out.text)
     if end is None:
         return False
     ends = Markers(format.ends_like(end))
-    if (yield from source.until(ends, out.text, flows=True)) is None:
+    if (yield from source.until(ends, out.text, into=Flow.TEXT)) is None:
         return False
     out.marker()
-    out.thinking = False
+    out.end_thought(source.position)
     if format.wrapper and not context.form:
         source.mark()
         yield from source.space()

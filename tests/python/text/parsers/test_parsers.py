@@ -23,7 +23,15 @@ from minisgl.text.parsers import (
 )
 from minisgl.text.parsers.deepseek import CALL_BEGIN, CALLS_BEGIN
 from minisgl.text.parsers.value_types import value_types
-from minisgl.text.parts import AnswerParser, ArgumentsPart, CallPart, Part, ReasoningPart, TextPart
+from minisgl.text.parts import (
+    AnswerParser,
+    ArgumentsPart,
+    CallPart,
+    Part,
+    ReasoningPart,
+    TextPart,
+    Thought,
+)
 
 from .answers import ALL, CORPUS, TOOLS, Answer
 
@@ -171,14 +179,74 @@ def test_plain_text_passes_at_once_and_unchanged(tools: str | None, reasoning: s
     assert not one.push("", final=True)
 
 
-def test_thinking_flips_with_the_markers() -> None:
+def test_thoughts_stand_from_mark_to_mark() -> None:
     one = parser("hermes", "qwen3")
     states = []
-    for text in ("<thi", "nk>", "Hm", ".</", "think>", "Hi"):
+    for text in ("\n <thi", "nk>", "Hm", ".</", "think>", "Hi"):
         one.push(text)
-        states.append(one.thinking)
-    assert states == [False, True, True, True, False, False]
-    assert parser("hermes", "qwen3", "<think>\n").push("x") == [ReasoningPart("x")]
+        states.append([(thought.begin, thought.end) for thought in one.thoughts])
+    assert states == [[], [(2, None)], [(2, None)], [(2, None)], [(2, 20)], [(2, 20)]]
+    one = parser("hermes", "qwen3", "<think>\n")
+    assert one.push("x") == [ReasoningPart("x")]
+    assert one.thoughts == [Thought(-1)]
+
+
+HARMONY = (
+    "<|channel|>analysis<|message|>One.<|end|>",
+    "<|start|>assistant<|channel|>analysis<|message|>Two.<|end|>",
+    "<|start|>assistant<|channel|>final<|message|>Three.",
+)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_harmony_s_thoughts_have_their_headers(size: int) -> None:
+    one, text = parser("openai", "gpt_oss"), "".join(HARMONY)
+    for at in range(0, len(text), size):
+        one.push(text[at : at + size])
+    first, second, _ = itertools.accumulate(map(len, HARMONY))
+    assert one.thoughts == [Thought(0, first), Thought(first, second)]
+
+
+@pytest.mark.parametrize(("tools", "reasoning"), FORMATS)
+def test_what_a_passage_takes_is_what_would_be_read(
+    tools: str | None, reasoning: str | None
+) -> None:
+    """Text that isn't pushed where the parser knows what it is leaves nothing else to differ."""
+    num_passed = 0
+    for answer in CORPUS[tools, reasoning]:
+        for seed in range(20):
+            rng = random.Random(seed)
+            one = parser(tools, reasoning, answer.prompt_end)
+            parts: list[Part] = []
+            text = answer.text
+            while text:
+                size = rng.randint(1, 5)
+                piece, text = text[:size], text[size:]
+                if one.passage is not None and (step := one.passage.reading.step(piece)):
+                    shown, reading = step
+                    if shown:
+                        parts.append(msgspec.structs.replace(one.passage.like, text=shown))
+                    one.pass_on(len(piece), reading)
+                    num_passed += 1
+                else:
+                    parts += one.push(piece)
+            parts += one.push("", final=True)
+            whole = parser(tools, reasoning, answer.prompt_end)
+            assert joined(parts) == joined(whole.push(answer.text, final=True))
+            assert one.thoughts == whole.thoughts
+    assert num_passed
+
+
+def test_readings_are_those_of_all_answers() -> None:
+    """What is kept for one answer's reading serves the next answer."""
+    found = []
+    for _ in range(2):
+        one = parser("hermes", "qwen3")
+        for piece in ("Well", ",\n ", " then", "<tool_call>", '{"name": "now", "arguments": {"a'):
+            one.push(piece)
+            found.append(one.passage.reading if one.passage else None)
+    assert found[:5] == found[5:]
+    assert len(set(found)) == 4  # without white space, with it, none, in a string
 
 
 def test_arguments_come_in_pieces_as_they_are_written() -> None:
