@@ -19,6 +19,8 @@ class Model {
   // f32 in the device's memory, valid until the next call, and gives the device the hidden states of the batch's
   // hidden_rows (Ops::keep_hidden).
   virtual Tensor forward(const StepBatch& batch, KvCache& cache) = 0;
+  // No sequence will have more positions than so many, at most spec().max_position. Called before steps, if at all.
+  virtual void set_context(std::int64_t) {}
   // Makes room for the largest steps, where the device must not move anything later (StepRunner::records_steps).
   virtual void reserve(const StepLimits&) {}
   // Bytes of the device that steps within the limits take beside weights and cache: all that forward() and reserve()
