@@ -31,6 +31,11 @@ struct e4m3 {
   std::uint8_t bits;
 };
 
+// Tiles of prefill attention that blocks have taken, and blocks that have taken their last. Zeros between kernels.
+struct Tickets {
+  std::uint32_t taken, finished;
+};
+
 struct AttentionArgs {
   StepData step;
   const void* qkv;
@@ -46,6 +51,7 @@ struct AttentionArgs {
   std::int64_t most_parts;
   float* partials;
   std::uint32_t* arrived;
+  Tickets* tickets;
   int num_splits = 1;
 };
 constexpr int kDecodeQueries = 16;  // query heads of one KV head that a block of the decode kernel takes
