@@ -40,6 +40,7 @@ class CudaDevice final : public Device {
     const std::int64_t blocks = most_decode_blocks();
     partials_ = allocate_on_device(static_cast<std::size_t>(2 * blocks * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
+    tickets_ = allocate(sizeof(cuda::Tickets));
   }
 
   std::string device_name() const override { return properties_.name; }
@@ -261,6 +262,7 @@ class CudaDevice final : public Device {
   std::uint64_t random_seed_ = 0;
 
   DeviceBuffer partials_, arrived_;  // what decode attention keeps between its blocks
+  DeviceBuffer tickets_;             // what prefill attention does
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
   DeviceBuffer square_sums_;         // [num_rows, 2] f32 of norms over all heads
   cuda::SeenPool seen_;
@@ -322,7 +324,8 @@ void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::
                          .window = window,
                          .most_blocks = most_decode_blocks(),
                          .partials = partials_.as<float>(),
-                         .arrived = arrived_.as<std::uint32_t>()},
+                         .arrived = arrived_.as<std::uint32_t>(),
+                         .tickets = tickets_.as<cuda::Tickets>()},
                         stream_.get());
 }
 

@@ -50,6 +50,11 @@ struct e4m3 {
   std::uint8_t bits;
 };
 
+// Tiles of prefill attention that blocks have taken, and blocks that have taken their last. Zeros between kernels.
+struct Tickets {
+  std::uint32_t taken, finished;
+};
+
 struct AttentionArgs {
   StepData step;
   const void* qkv;
@@ -63,6 +68,7 @@ struct AttentionArgs {
   std::int64_t most_blocks;
   float* partials;
   std::uint32_t* arrived;
+  Tickets* tickets;
 };
 constexpr int kDecodeQueries = 16;  // the most query heads of one KV head that a block of the decode kernel takes
 constexpr std::int64_t partial_floats(int head_dim) {

@@ -27,6 +27,15 @@ struct PrefillTile {
   __device__ bool masks(std::int32_t first, int size) const {
     return first + size > first_position + 1 || (window > 0 && first < end - window);
   }
+  __device__ bool all_see(std::int32_t position) const {
+    return position <= first_position && (window == 0 || position >= end - window);
+  }
+  // Sets the positions, of which the rest is known.
+  __device__ void see_positions() {
+    first_position = position_of(0);
+    end = position_of(num_queries - 1) + 1;
+    begin = window > 0 ? max(0, first_position - window + 1) : 0;
+  }
 };
 
 // grid: tiles of the longest sequence, the last rows first because they see the most; KV heads; sequences.
@@ -41,9 +50,7 @@ __device__ __forceinline__ PrefillTile prefill_tile(const AttentionArgs& args, i
   if (index < 0) return tile;
   tile.first_query = index * most_queries;
   tile.num_queries = min(most_queries, total - tile.first_query);
-  tile.first_position = tile.position_of(0);
-  tile.end = tile.position_of(tile.num_queries - 1) + 1;
-  tile.begin = args.window > 0 ? max(0, tile.first_position - args.window + 1) : 0;
+  tile.see_positions();
   return tile;
 }
 inline dim3 prefill_grid(const AttentionArgs& args, int most_queries) {
@@ -78,15 +85,18 @@ __device__ __forceinline__ std::uint32_t non_finite_of(std::uint32_t pair) {  //
   return __vcmpeq2(pair & exponent, exponent);
 }
 
-// Replaces infinities and NaN of 8 values in shared memory by 0; whether there were any.
+// Replaces infinities and NaN of 8 values in shared memory, which are `pairs`, by 0; whether there were any.
 template <typename T>
-__device__ __forceinline__ bool clear_non_finite(void* values) {
-  const uint4 pairs = *static_cast<const uint4*>(values);
+__device__ __forceinline__ bool clear_non_finite(void* values, const uint4& pairs) {
   const uint4 mask = {non_finite_of<T>(pairs.x), non_finite_of<T>(pairs.y), non_finite_of<T>(pairs.z),
                       non_finite_of<T>(pairs.w)};
   if ((mask.x | mask.y | mask.z | mask.w) == 0) return false;
   *static_cast<uint4*>(values) = {pairs.x & ~mask.x, pairs.y & ~mask.y, pairs.z & ~mask.z, pairs.w & ~mask.w};
   return true;
+}
+template <typename T>
+__device__ __forceinline__ bool clear_non_finite(void* values) {
+  return clear_non_finite<T>(values, *static_cast<const uint4*>(values));
 }
 
 // Adds what clear_non_finite() took away, to the rows that see it: a positive weight times it is itself.

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
+#include <span>
 #include <vector>
 
 #include "kernels/philox.h"
@@ -178,6 +180,12 @@ void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const A
       host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(i);
     }
   }
+  // The longest first, so that no long one runs alone at a kernel's end.
+  std::ranges::stable_sort(std::span(host.prefills, static_cast<std::size_t>(data_.num_prefills)), std::greater<>(),
+                           [&](std::int32_t i) {
+                             const ops::SequenceRows& sequence = batch.sequences[static_cast<std::size_t>(i)];
+                             return sequence.start_position + sequence.num_rows;
+                           });
   for (std::int64_t i = 0; i < padding; ++i) {
     const std::int64_t row = std::ssize(batch.tokens) + i, sequence = std::ssize(batch.sequences) + i;
     host.tokens[row] = host.positions[row] = 0;

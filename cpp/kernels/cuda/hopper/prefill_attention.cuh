@@ -1,13 +1,13 @@
-// Prefill on compute capability 9.0a, after FlashAttention 3 (Shah et al., 2024): one warpgroup fetches keys and values
-// from the pages, two others take 64 queries each. The products of one run while the other is at its softmax, and the
-// scores of a tile while the values of the tile before are weighed.
+// Prefill on compute capability 9.0a where pages don't arrive as boxes (box_prefill.cuh): one warpgroup fetches keys
+// and values from the pages, two others take 64 queries each. The products of one run while the other is at its
+// softmax, and the scores of a tile while the values of the tile before are weighed.
 //
 // Floor, head 128: a tile of 128 positions takes a warpgroup 1024 cycles of the tensor cores (1024 multiply-adds a
 // cycle) and, besides, 512 of the exponentials (16 a cycle) and about 350 issue slots. Tiles come from the second-level
 // cache.
 #pragma once
 
-#include "kernels/cuda/hopper/fetch_tiles.cuh"
+#include "kernels/cuda/hopper/box_prefill.cuh"
 
 namespace minisgl::cuda::hopper {
 
@@ -175,13 +175,23 @@ namespace minisgl::cuda {
 
 template <typename T, int dim>
 bool hopper_prefill_attention(const AttentionArgs& args, cudaStream_t stream) {
-  static const bool is_hopper = [] {
-    int device = 0, major = 0;
-    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
-    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    return major == 9;
-  }();
-  if (!is_hopper) return false;
+  struct Gpu {
+    int major = 0, num_processors = 0;
+    Gpu() {
+      int device = 0;
+      MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+      MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+      MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&num_processors, cudaDevAttrMultiProcessorCount, device));
+    }
+  };
+  static const Gpu gpu;
+  if (gpu.major != 9) return false;
+  if constexpr (hopper::kTakesBoxes<T, dim>) {
+    if (hopper::arrive_as_boxes(args, dim)) {
+      hopper::box_prefill_attention<T, dim>(args, gpu.num_processors, stream);
+      return true;
+    }
+  }
   constexpr int bytes = hopper::Shape<T, dim>::kBytes;
   MINISGL_CUDA_CHECK(
       cudaFuncSetAttribute(hopper::prefill_kernel<T, dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));

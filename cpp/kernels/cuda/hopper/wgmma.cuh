@@ -15,11 +15,12 @@ namespace minisgl::cuda::hopper {
 constexpr int kTileColumns = 64;
 constexpr int kTileRowBytes = 2 * kTileColumns;
 
-// What an instruction needs to know of a tile at `address`: groups of 8 rows follow each other (1024 bytes). For a
-// matrix whose columns are the product's columns, the next 64 of them lie `column_stride` bytes on.
-__device__ __forceinline__ std::uint64_t tile_descriptor(std::uint32_t address, std::uint32_t column_stride) {
+// What an instruction needs to know of a tile at `address`: groups of 8 rows lie `row_stride` bytes apart. For a matrix
+// whose columns are the product's columns, the next 64 of them lie `column_stride` bytes on.
+__device__ __forceinline__ std::uint64_t tile_descriptor(std::uint32_t address, std::uint32_t column_stride,
+                                                         std::uint32_t row_stride = 1024) {
   constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
-  return kSwizzle128 | std::uint64_t{1024 >> 4} << 32 | std::uint64_t{column_stride >> 4} << 16 |
+  return kSwizzle128 | std::uint64_t{row_stride >> 4} << 32 | std::uint64_t{column_stride >> 4} << 16 |
          ((address & 0x3ffff) >> 4);
 }
 
@@ -100,6 +101,17 @@ struct Product;
                    ", 0;\n"                                                                                      \
                    "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" MINISGL_REG_##n          \
                    "}, {%" #r0 ",%" #r1 ",%" #r2 ",%" #r3 "}, %" #r4 ", p, 1, 1, 1;\n}\n"                        \
+                   : MINISGL_OUT_##n                                                                             \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)                         \
+                   : "memory");                                                                                  \
+    }                                                                                                            \
+    /* a in registers, b [n x 16] in shared memory: d = a · bᵀ. */                                               \
+    static __device__ __forceinline__ void registers_rows(float (&d)[n / 8][4], const std::uint32_t (&a)[4],     \
+                                                          std::uint64_t b, int accumulate) {                     \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #r5                                                      \
+                   ", 0;\n"                                                                                      \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" MINISGL_REG_##n          \
+                   "}, {%" #r0 ",%" #r1 ",%" #r2 ",%" #r3 "}, %" #r4 ", p, 1, 1, 0;\n}\n"                        \
                    : MINISGL_OUT_##n                                                                             \
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)                         \
                    : "memory");                                                                                  \
