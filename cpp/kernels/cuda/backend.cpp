@@ -22,7 +22,7 @@ namespace {
 
 using cuda::allocate_on_device;
 
-constexpr int kDecodeBlocksPerProcessor = 2;
+constexpr int kPartsPerProcessor = 12;   // parts of decode attention: enough that the last don't run alone
 constexpr std::int64_t kLazySlots = 64;  // slots of penalty counts, where none were reserved
 
 class CudaDevice final : public Device {
@@ -37,9 +37,9 @@ class CudaDevice final : public Device {
         uploader_(pool_, stream_.get()),
         products_(properties.name, cache_folder, pool_, stream_.get()),
         slots_(device_index, stream_.get(), comm_.get()) {
-    const std::int64_t blocks = most_decode_blocks();
-    partials_ = allocate_on_device(static_cast<std::size_t>(2 * blocks * cuda::partial_floats(256)) * sizeof(float));
-    arrived_ = allocate(static_cast<std::size_t>(blocks) * sizeof(std::uint32_t));
+    const std::int64_t parts = most_attention_parts();
+    partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
+    arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
     tickets_ = allocate(sizeof(cuda::Tickets));
   }
 
@@ -233,9 +233,9 @@ class CudaDevice final : public Device {
   double busy_seconds() const override { return slots_.busy_seconds(); }
 
  private:
-  // The most blocks that decode attention is dealt to.
-  std::int64_t most_decode_blocks() const {
-    return std::int64_t{properties_.multiProcessorCount} * kDecodeBlocksPerProcessor;
+  // The most parts that decode attention cuts sequences into.
+  std::int64_t most_attention_parts() const {
+    return std::int64_t{properties_.multiProcessorCount} * kPartsPerProcessor;
   }
   StreamHandle stream_handle() const { return reinterpret_cast<StreamHandle>(stream_.get()); }
   void reserve_adjusted(std::int64_t rows, std::int64_t vocab_size);
@@ -322,7 +322,7 @@ void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::
                          .cache = cache,
                          .scale = scores.scale,
                          .window = window,
-                         .most_blocks = most_decode_blocks(),
+                         .most_parts = most_attention_parts(),
                          .partials = partials_.as<float>(),
                          .arrived = arrived_.as<std::uint32_t>(),
                          .tickets = tickets_.as<cuda::Tickets>()},

@@ -63,14 +63,21 @@ struct AttentionArgs {
   ops::KvLayer cache;
   float scale;
   std::int32_t window;
-  // Decode: at most most_blocks blocks share the work. Where several have parts of a head's positions, partial results
-  // lie in `partials`, [most_blocks, 2] of partial_floats(); `arrived` [most_blocks] starts and ends as zeros.
-  std::int64_t most_blocks;
+  // Decode: the positions of a sequence are cut into at most num_splits parts (which decode_attention() chooses).
+  // Partial results lie in `partials`, [num_decodes, blocks of heads, num_splits] of partial_floats(), at most
+  // most_parts in all where there are splits; `arrived`, one for each of num_decodes and blocks of heads, starts and
+  // ends as zeros.
+  std::int64_t most_parts;
   float* partials;
   std::uint32_t* arrived;
   Tickets* tickets;
+  int num_splits = 1;
 };
-constexpr int kDecodeQueries = 16;  // the most query heads of one KV head that a block of the decode kernel takes
+constexpr int kDecodeQueries = 16;  // query heads of one KV head that a block of the decode kernel takes
+inline int decode_head_blocks(const HeadShape& shape) {
+  const int group = shape.num_heads / shape.num_kv_heads;
+  return shape.num_kv_heads * ((group + kDecodeQueries - 1) / kDecodeQueries);
+}
 constexpr std::int64_t partial_floats(int head_dim) {
   return std::int64_t{kDecodeQueries} * (head_dim + 2);
 }
