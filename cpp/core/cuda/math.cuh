@@ -86,6 +86,25 @@ __device__ __forceinline__ T load_shared(std::uint32_t address) {
   return *static_cast<const T*>(__cvta_shared_to_generic(address));
 }
 
+__device__ __forceinline__ void store_shared(std::uint32_t address, float x) {
+  asm volatile("st.shared.f32 [%0], %1;\n" ::"r"(address), "f"(x) : "memory");
+}
+// Asks the first-level cache for what is read soon.
+__device__ __forceinline__ void fetch_early(const void* from) {
+  asm volatile("prefetch.global.L1 [%0];\n" ::"l"(from));
+}
+// Has values kept in registers that would be computed anew wherever they are used.
+template <typename... V>
+__device__ __forceinline__ void keep(V&... values) {
+  const auto one = [](auto& value) {
+    if constexpr (sizeof(value) == 8)
+      asm volatile("" : "+l"(value));
+    else
+      asm volatile("" : "+r"(value));
+  };
+  (one(values), ...);
+}
+
 // Four 8 x 8 matrices of 2-byte elements; lane i gives the address of row i % 8 of matrix i / 8 in shared memory.
 __device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
@@ -120,7 +139,20 @@ __device__ __forceinline__ void copy_16_async(std::uint32_t shared, const void* 
 __device__ __forceinline__ void copy_16_async(void* shared, const void* global, bool valid) {
   copy_16_async(shared_address(shared), global, valid);
 }
-// The same for 4 bytes.
+// Copies the first `bytes` of 16 and writes zeros for the others; the caches treat them by `policy`.
+__device__ __forceinline__ void copy_16_async(std::uint32_t shared, const void* global, int bytes,
+                                              std::uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;\n" ::"r"(shared), "l"(global),
+               "r"(bytes), "l"(policy)
+               : "memory");
+}
+// The policy for what is read once: it leaves the second-level cache before anything else.
+__device__ __forceinline__ std::uint64_t first_out_policy() {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+// 4 bytes, or zeros where `valid` is false.
 __device__ __forceinline__ void copy_4_async(std::uint32_t shared, const void* global, bool valid) {
   const int bytes = valid ? 4 : 0;
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global), "r"(bytes) : "memory");

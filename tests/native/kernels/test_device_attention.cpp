@@ -287,5 +287,15 @@ TEST_P(DeviceAttention, LongDecode) {
   expect_attention(*device_of(kind), shape, {{2500, 1}, {127, 1}, {128, 1}}, tolerance_of(kind, shape));
 }
 
+// Blocks of a GPU get pieces with several heads then, and some heads are cut.
+TEST_P(DeviceAttention, ManyDecodes) {
+  const auto& [kind, shape] = GetParam();
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
+  if (kind == DeviceKind::cpu || shape.page_size != 16) GTEST_SKIP() << "slow to prepare, and for GPUs alone";
+  std::vector<Part> parts;
+  for (std::int32_t i = 0; i < 60; ++i) parts.push_back({i * 397 % 1300, 1});
+  expect_attention(*device_of(kind), shape, parts, tolerance_of(kind, shape.kv_dtype));
+}
+
 }  // namespace
 }  // namespace minisgl

@@ -1,0 +1,225 @@
+// Decode over a cache of bytes: a block takes the query heads of one KV head of one row, and a part of the positions.
+// Its warps take tiles in turn, each through shared memory of its own; then they are merged, and the block that arrives
+// last merges the parts. Bound by reading each key and value once.
+#pragma once
+
+#include "kernels/cuda/decode_byte_tiles.cuh"
+
+namespace minisgl::cuda {
+
+constexpr int kMostSplits = 64;  // parts of a sequence
+
+template <int dim, int queries>
+struct ByteShape {
+  using Tiles = ByteTiles<dim, queries>;
+  static constexpr int kWarps = Tiles::kWarps;
+  static constexpr int kQueryBytes = 2 * queries * kStride<dim>;
+  static_assert(kQueryBytes % 128 == 0);  // tiles begin behind them
+  static constexpr int kLoadBytes = kQueryBytes + kWarps * Tiles::kBytes;
+  static constexpr int kMergeBytes = 4 * kWarps * queries * (dim + 2);
+  static constexpr int kBytes = kLoadBytes > kMergeBytes ? kLoadBytes : kMergeBytes;
+};
+
+// The query tile [queries, dim] in shared memory, as the products take it: consecutive heads of one row from
+// first_head on; queries from num_queries on are zeros.
+template <typename Tiles, int dim, int size>
+__device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int64_t row, int first_head,
+                                             int num_queries, half* queries) {
+  constexpr int kThreads = Tiles::kWarps * 32, kChunks = size * (dim / 8);
+  const int head_dim = args.shape.head_dim;
+  const bf16* heads = static_cast<const bf16*>(args.qkv) + row * args.shape.row_size() + first_head * head_dim;
+#pragma unroll
+  for (int k = 0; k < (kChunks + kThreads - 1) / kThreads; ++k) {
+    const int i = k * kThreads + static_cast<int>(threadIdx.x), query = i / (dim / 8), column = i % (dim / 8) * 8;
+    if (i >= kChunks) break;
+    alignas(16) bf16 from[8] = {};
+    if (query < num_queries && column < head_dim)
+      *reinterpret_cast<uint4*>(from) = *reinterpret_cast<const uint4*>(heads + query * head_dim + column);
+    alignas(16) half chunk[8];
+#pragma unroll
+    for (int c = 0; c < 8; ++c) chunk[c] = from_float<half>(to_float(from[c]));
+    Tiles::put_query(chunk, column, queries + query * kStride<dim>);
+  }
+}
+
+// grid: parts; blocks of heads; sequences.
+template <int dim, int size>
+__global__ void __launch_bounds__(ByteTiles<dim, size>::kWarps * 32, ByteTiles<dim, size>::kLeastResident)
+    decode_bytes_kernel(const AttentionArgs args) {
+  using Shape = ByteShape<dim, size>;
+  using Tiles = typename Shape::Tiles;
+  constexpr int kThreads = Shape::kWarps * 32;
+  let_next_start();
+  const int group = args.shape.num_heads / args.shape.num_kv_heads;
+  const int blocks_per_kv_head = (group + size - 1) / size;
+  const int kv_head = blockIdx.y / blocks_per_kv_head;
+  const int first_in_group = blockIdx.y % blocks_per_kv_head * size;
+  const int num_queries = min(size, group - first_in_group);
+  const int first_head = kv_head * group + first_in_group;
+  const int head_dim = args.shape.head_dim;
+  const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
+  if (sequence.num_rows == 0) return;
+
+  // Positions of this part: whole tiles for every warp.
+  const std::int32_t end = sequence.start_position + 1;
+  const std::int32_t begin = args.window > 0 ? max(0, end - args.window) : 0;
+  constexpr int kRound = Tiles::kRound;
+  const int rounds = (end - begin + kRound - 1) / kRound, index = static_cast<int>(blockIdx.x);
+  const int num_parts = max(1, min(args.num_splits, rounds / Tiles::kLeastRounds));
+  const int first_round = index * rounds / num_parts, end_round = (index + 1) * rounds / num_parts;
+  if (index >= num_parts) return;
+  const std::int32_t part_begin = begin + first_round * kRound;
+  const std::int32_t part_end = min(end, begin + end_round * kRound);
+
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto* queries = reinterpret_cast<half*>(memory);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Tiles tiles(memory + Shape::kQueryBytes + warp * Tiles::kBytes);
+  const Pages<e4m3> pages = pages_of<e4m3>(args, sequence, kv_head);
+
+  std::int32_t first = part_begin + warp * Tiles::kPositions;
+  // The step and all positions but the last were written by earlier steps: they need not wait for this step's kernels.
+  if (first + Tiles::kPositions >= end) wait_for_previous();
+  tiles.begin(pages, first, part_end, lane);
+  if (first < part_end) tiles.load(pages, first, part_end, 0, lane);
+  commit_copies();
+  wait_for_previous();
+  load_queries<Tiles, dim, size>(args, sequence.first_row, first_head, num_queries, queries);
+  __syncthreads();
+
+  for (int stage = 0; first < part_end; first += kRound, stage ^= 1) {
+    if (first + kRound < part_end) tiles.load(pages, first + kRound, part_end, stage ^ 1, lane);
+    commit_copies();
+    wait_copies<1>();
+    __syncwarp();
+    const bool masked = first + Tiles::kPositions > end;
+    tiles.fold(queries, first, stage, begin, end, masked, args.scale * kLog2E);
+    __syncwarp();
+  }
+  tiles.finish();
+  wait_copies<0>();
+  __syncthreads();  // all warps are done with the tiles; the memory serves the merge now
+
+  float* shared_max = reinterpret_cast<float*>(memory);   // [kWarps][size]
+  float* shared_sum = shared_max + Shape::kWarps * size;  // the same
+  float* shared_acc = shared_sum + Shape::kWarps * size;  // [kWarps][size][dim]
+  tiles.put(num_queries, {shared_max + warp * size, shared_sum + warp * size, shared_acc + warp * size * dim});
+  __syncthreads();
+
+  const std::int64_t block_of_heads = std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
+  const std::int64_t part_floats = partial_floats(head_dim);
+  float* partials = args.partials + block_of_heads * args.num_splits * part_floats;
+  bf16* out =
+      static_cast<bf16*>(args.out) + (std::int64_t{sequence.first_row} * args.shape.num_heads + first_head) * head_dim;
+  for (int i = threadIdx.x; i < num_queries * head_dim; i += kThreads) {
+    const int query = i / head_dim, column = i % head_dim;
+    float max = -INFINITY;
+    for (int w = 0; w < Shape::kWarps; ++w) max = fmaxf(max, shared_max[w * size + query]);
+    float sum = 0.0f, acc = 0.0f;
+    for (int w = 0; w < Shape::kWarps; ++w) {
+      const int from = w * size + query;
+      const float weight = exp2f(shared_max[from] - max);  // 0 for a warp without a tile
+      sum += weight * shared_sum[from];
+      acc += weight * shared_acc[from * dim + column];
+    }
+    if (num_parts == 1) {
+      out[i] = __float2bfloat16(acc / sum);
+    } else {
+      float* part = partials + blockIdx.x * part_floats;
+      if (column == 0) {
+        part[query] = max;
+        part[kDecodeQueries + query] = sum;
+      }
+      part[2 * kDecodeQueries + i] = acc;
+    }
+  }
+  if (num_parts == 1) return;
+
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(args.arrived + block_of_heads, 1u) == static_cast<unsigned>(num_parts - 1);
+    if (is_last) args.arrived[block_of_heads] = 0;  // for the next launch
+  }
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  // What each part weighs in each query's answer.
+  float* weights = reinterpret_cast<float*>(memory);  // [size][kMostSplits]
+  for (int query = warp; query < num_queries; query += Shape::kWarps) {
+    float part_max[kMostSplits / 32], part_sum[kMostSplits / 32], max = -INFINITY, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kMostSplits / 32; ++i) {
+      const int p = 32 * i + lane;
+      part_max[i] = p < num_parts ? __ldcg(partials + p * part_floats + query) : -INFINITY;
+      part_sum[i] = p < num_parts ? __ldcg(partials + p * part_floats + kDecodeQueries + query) : 0.0f;
+      max = fmaxf(max, part_max[i]);
+    }
+    max = warp_max(max);
+#pragma unroll
+    for (int i = 0; i < kMostSplits / 32; ++i) {
+      part_max[i] = exp2f(part_max[i] - max);
+      sum += part_max[i] * part_sum[i];
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int i = 0; i < kMostSplits / 32; ++i) weights[query * kMostSplits + 32 * i + lane] = part_max[i] / sum;
+  }
+  __syncthreads();
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < num_queries * head_dim; i += 4 * kThreads) {
+    const float* weight = weights + i / head_dim * kMostSplits;
+    const float* acc = partials + 2 * kDecodeQueries + i;
+    float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 8
+    for (int p = 0; p < num_parts; ++p) {
+      const float4 part = __ldcg(reinterpret_cast<const float4*>(acc + p * part_floats));
+      total.x += weight[p] * part.x;
+      total.y += weight[p] * part.y;
+      total.z += weight[p] * part.z;
+      total.w += weight[p] * part.w;
+    }
+    *reinterpret_cast<uint2*>(out + i) = {pack2<bf16>(total.x, total.y), pack2<bf16>(total.z, total.w)};
+  }
+}
+
+// Into how many parts to cut each of `blocks` such that the last of the waves in which `resident` parts run at a time
+// is full, or nearly.
+inline int choose_splits(std::int64_t blocks, std::int64_t resident, std::int64_t most_parts) {
+  int best = 1;
+  const auto waves_per_split = [&](int splits) {
+    return static_cast<double>((blocks * splits + resident - 1) / resident) / splits;
+  };
+  for (int splits = 2; splits <= kMostSplits && blocks * splits <= most_parts; ++splits)
+    if (waves_per_split(splits) < 0.95 * waves_per_split(best)) best = splits;
+  return best;
+}
+
+template <int dim, int size>
+void launch_decode_bytes(const AttentionArgs& args, cudaStream_t stream) {
+  constexpr int kThreads = ByteShape<dim, size>::kWarps * 32, kBytes = ByteShape<dim, size>::kBytes;
+  const auto kernel = decode_bytes_kernel<dim, size>;
+  MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  static const std::int64_t resident = [] {
+    int device = 0, processors = 0, blocks = 0;
+    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    MINISGL_CUDA_CHECK(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_bytes_kernel<dim, size>, kThreads, kBytes));
+    return std::int64_t{processors} * blocks;
+  }();
+  const int blocks = decode_head_blocks(args.shape);
+  AttentionArgs cut = args;
+  cut.num_splits = choose_splits(std::int64_t{args.step.num_decodes} * blocks, resident, args.most_parts);
+  const dim3 grid(static_cast<unsigned>(cut.num_splits), static_cast<unsigned>(blocks),
+                  static_cast<unsigned>(args.step.num_decodes));
+  launch_kernel(kernel, grid, kThreads, kBytes, stream, cut);
+}
+
+template <int dim>
+void decode_bytes_attention(const AttentionArgs& args, cudaStream_t stream) {
+  if (args.shape.num_heads / args.shape.num_kv_heads <= 8) return launch_decode_bytes<dim, 8>(args, stream);
+  launch_decode_bytes<dim, kDecodeQueries>(args, stream);
+}
+
+}  // namespace minisgl::cuda
