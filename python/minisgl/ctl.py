@@ -19,7 +19,6 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0  # without a byte; a change reports far more often
 MAX_BODY_BYTES = 2**20
-ENDS = ("ready", "removed", "replaced")  # the last states of changes that came about
 COLUMNS = ("replica", "state", "requests", "waiting tokens", "restarts", "place", "model")
 
 
@@ -99,15 +98,17 @@ def describe(event: Mapping[str, Any]) -> str:
     return f"{who}: {event.get('state', '?')}{more}"
 
 
-def follow(answer: http.client.HTTPResponse) -> int:
-    """Prints how a change gets on. Returns the exit status: 0 where it came about."""
+def follow(answer: http.client.HTTPResponse, end: str) -> int:
+    """Prints how a change gets on. Returns the exit status: 0 where it came about, which is where
+    its last state is `end`.
+    """
     state = ""
     for event in events_of(answer):
         print(describe(event), flush=True)
         state = str(event.get("state", ""))
-    if state and state not in (*ENDS, "failed"):
+    if state not in (end, "failed", ""):
         raise CtlError(f"the server ended before the change did (it was at: {state})")
-    return 0 if state in ENDS else 1
+    return 0 if state == end else 1
 
 
 def show(server: Server) -> int:
@@ -207,16 +208,16 @@ def run(argv: Sequence[str] | None = None) -> int:
     if args.action == "list":
         return show(server)
     if args.action == "add":
-        return follow(server.ask("POST", "/admin/replicas"))
+        return follow(server.ask("POST", "/admin/replicas"), "ready")
     drain = f"?drain={args.drain:g}"
     if args.action == "replace":
         wish = {"model": args.model, "revision": args.revision}
         named = {name: value for name, value in wish.items() if value is not None}
-        return follow(server.ask("POST", f"/admin/replicas/replace{drain}", named))
+        return follow(server.ask("POST", f"/admin/replicas/replace{drain}", named), "replaced")
     one = f"/admin/replicas/{args.number}"
     if args.action == "remove":
-        return follow(server.ask("DELETE", one + drain))
-    return follow(server.ask("POST", f"{one}/restart{drain}"))
+        return follow(server.ask("DELETE", one + drain), "removed")
+    return follow(server.ask("POST", f"{one}/restart{drain}"), "ready")
 
 
 def main() -> int:

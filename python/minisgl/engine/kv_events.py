@@ -37,6 +37,7 @@ from minisgl.ipc.messages import BlockEvent
 MAX_BATCHES = 10_000  # that are kept for replays
 MAX_BYTES = 64 * 2**20  # of these together
 HIGH_WATER_MARK = 100_000  # batches that a subscriber may lag behind before it misses some
+MAX_HEARD_BYTES = 4096  # of a frame that others send: the start of a topic, or a number
 AT_ONCE = 64  # batches of a replay between two turns of the event loop
 END = (-1).to_bytes(8, "big", signed=True)
 CLEARED = BlockEvent("cleared")
@@ -111,6 +112,7 @@ class KvEventPublisher:
 
 
 def _bind(socket: zmq.Socket[Any], addr: str, flag: str) -> None:
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_HEARD_BYTES)  # ZeroMQ keeps a frame until it is whole
     try:
         socket.bind(addr)
     except zmq.ZMQError as error:

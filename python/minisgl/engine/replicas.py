@@ -77,7 +77,7 @@ class Replicas:
         self._timeout: float | None = None  # seconds for a start
         self._draining = False
         self._on_steps: Callable[[float, int], None] = lambda tokens, steps: None
-        self._past_restarts = 0  # of replicas that were removed
+        self._past_restarts = 0  # of engines that were removed or replaced
         self._ready = asyncio.Event()  # a replica has served
         self._news = asyncio.Event()  # of a start
 
@@ -262,12 +262,16 @@ class Replicas:
         replica = Replica(number, self._site.take(number, at_once=at_once), model or self.model)
         self._next_number += 1
         self._members[number] = replica
-        self.renew(replica, replica.model)
+        self._equip(replica)
         return replica
 
     def renew(self, replica: Replica, model: ServedModel) -> None:
         """A new engine for a replica, not started yet. The one before must have been closed."""
+        self._past_restarts += replica.engine.num_restarts
         replica.model = model
+        self._equip(replica)
+
+    def _equip(self, replica: Replica) -> None:
         replica.engine = self._make_engine(
             replica.number,
             replica.lot,
@@ -281,7 +285,7 @@ class Replicas:
                 on_failed=lambda: self._give_up(replica),
                 others_may_serve=lambda: self.others_may_serve(replica),
             ),
-            model,
+            replica.model,
         )
         replica.engine.on_steps = self._on_steps
 

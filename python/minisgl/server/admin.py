@@ -17,6 +17,7 @@ from minisgl.engine.api import ReplicaFigures, ReplicaRefused, ReplicaUnknown
 from minisgl.engine.change import Change
 from minisgl.engine.changes import Changes
 from minisgl.ipc.messages import NamedModel
+from minisgl.server.body_errors import unknown_field
 from minisgl.server.decoding import decode
 from minisgl.server.errors import bad_request, replica_refused, replica_unknown
 from minisgl.server.http import Exchange, json_response, read_body
@@ -124,6 +125,12 @@ def _number_of(request: Request) -> int:
 
 
 def _drain_of(request: Request, default: float = 0.0) -> float:
+    """The one parameter that a change takes. Another one is refused: a change whose `drain` is
+    misspelt must not begin without it.
+    """
+    for name in request.query_params:
+        if name != "drain":
+            raise unknown_field(name)
     text = request.query_params.get("drain", str(default))
     try:
         seconds = float(text)

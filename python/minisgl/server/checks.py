@@ -271,9 +271,11 @@ MAX_SESSION = 256  # characters of its name that are looked at
 
 
 def session(request: Sent, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """What the client calls its conversation: the header X-Session-Id, else the field `user`."""
+    """What the client calls its conversation: the header X-Session-Id, else the field `user`. One
+    that is empty is the same as none.
+    """
     for name, value in headers:
-        if name == b"x-session-id":
+        if name == b"x-session-id" and value:
             return value[:MAX_SESSION].decode("latin-1")
     user = request.user
     return user[:MAX_SESSION] if user and isinstance(user, str) else None

@@ -41,7 +41,7 @@ _REFUSALS = {
     500: ("The server had an internal error.", "internal_error"),
     503: ("All connections of the server are at work. Try again later.", "too_many_connections"),
     408: ("The head of the request did not arrive in time.", "timeout"),
-    431: ("The head of the request is too large.", "request_too_large"),
+    431: (f"The head of the request is too large (limit {MAX_HEAD} bytes).", "request_too_large"),
     501: ("This transfer coding is not supported.", "unsupported_transfer_coding"),
 }
 

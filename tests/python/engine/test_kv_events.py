@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,25 @@ async def test_what_was_missed_is_sent_again(
     assert [number for number, _ in await router.missed(0)] == numbers[-150:]  # all that is kept
     assert await router.missed(2**63) == []
     router.close()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("events", b"SUB"), ("replay", b"DEALER")])
+def test_who_sends_a_long_frame_is_cut_off_before_it_is_read(
+    publisher: KvEventPublisher, tmp_path: Path, name: str, kind: bytes
+) -> None:
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(PATIENCE)
+        peer.connect(f"{tmp_path}/{name}")
+        # ZMTP 3: a greeting, READY with the socket's type, and a frame of which most never comes.
+        peer.sendall(
+            b"\xff" + bytes(7) + b"\x01\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+        )
+        ready = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
+        peer.sendall(b"\x04" + bytes([len(ready)]) + ready)
+        peer.sendall(b"\x02" + (2**30).to_bytes(8, "big") + b"x" * 1000)
+        with contextlib.suppress(ConnectionError):
+            while peer.recv(1000):
+                pass
 
 
 def test_it_is_closed_after_its_event_loop(publisher: KvEventPublisher) -> None:

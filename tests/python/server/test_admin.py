@@ -138,6 +138,9 @@ async def test_what_cannot_be_done_is_said(admin: Admin) -> None:
         assert refusal["code"] == "replica_not_found"
     for drain in ("x", "-1", "nan", "1e9"):
         assert (await admin.ask("DELETE", f"/0?drain={drain}", 400))["error"]["param"] == "drain"
+    for method, path in (("DELETE", "/0"), ("POST", "/0/restart"), ("POST", "/replace")):
+        mistyped = await admin.ask(method, f"{path}?drian=30", 400, {})
+        assert mistyped["error"]["param"] == "drian"
     assert await admin.numbers() == [0, 1]
 
 

@@ -105,6 +105,10 @@ async def test_a_change_that_fails_or_breaks_off_is_no_success(
     with pytest.raises(ctl.CtlError, match=r"before the change did \(it was at: starting\)"):
         await ctl_at(url, "replicas", "add")
     assert capsys.readouterr().out == "replica 3: starting (loading weights 5%)\n"
+    said[:] = [b'data: {"replica": 1, "state": "removed"}\n\n']  # one of several
+    with pytest.raises(ctl.CtlError, match=r"before the change did \(it was at: removed\)"):
+        await ctl_at(url, "replicas", "replace", "--model", "parchment")
+    capsys.readouterr()
     for nonsense in (b"data: 5\n\n", b"data: {\n\n", b"data: [[1]]\n\n"):
         said[:] = [nonsense]
         with pytest.raises(ctl.CtlError, match="doesn't know"):

@@ -169,6 +169,12 @@ async def test_http_2_is_not_spoken(server: Server) -> None:
     assert answer.startswith(b"HTTP/1.1 200")
 
 
+async def test_a_head_that_is_too_large(server: Server) -> None:
+    answer = await raw(server, b"GET /version HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 20_000)
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert "(limit 16384 bytes)" in str(error_of(answer)["message"])
+
+
 async def test_a_body_that_says_it_is_too_large(start_server: StartServer) -> None:
     async with start_server(max_body_bytes=1024) as server:
         answer = await raw(

@@ -16,12 +16,13 @@ from tests.python.server.conftest import Server, StartServer
 
 
 async def test_a_session_is_what_a_header_or_else_the_user_says(server: Server) -> None:
-    for headers in ({}, {"x-session-id": "one"}, {"x-session-id": "y" * 5000}):
+    for session in (None, "one", "y" * 5000, ""):
+        headers = {} if session is None else {"x-session-id": session}
         body = {"prompt": "hi", "user": "somebody"}
         assert (await server.http.post("/v1/completions", json=body, headers=headers)).is_success
     await server.complete("hi")
     sessions = [stream.session for stream in server.engine.submitted]
-    assert sessions == ["somebody", "one", "y" * 256, None]
+    assert sessions == ["somebody", "one", "y" * 256, "somebody", None]
 
 
 def standings(server: Server) -> list[Standing]:
