@@ -1,54 +1,36 @@
-"""minisgl-serve: starts the processes, watches them, and ends them in order."""
+"""minisgl-serve: from the settings to a server that runs, or to why there is none."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
-import gc
 import logging
 import os
 import signal
-import ssl
 import sys
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import uvloop
 from setproctitle import setproctitle
 
 from minisgl.config import OptionError, ServerArgs, parse_address
-from minisgl.engine.agent import Home, NodeAgent
 from minisgl.engine.api import EngineStartError
-from minisgl.engine.changes import Changes
-from minisgl.engine.client import EngineClient
-from minisgl.engine.joined_site import guest_number, report_of
 from minisgl.engine.kv_events import KvEventsError
 from minisgl.engine.local_ranks import RANK_COMMAND
-from minisgl.engine.machine import read_machine
 from minisgl.engine.nodes import NodeHub
 from minisgl.engine.ray_cluster import RayCluster, Wish
-from minisgl.engine.replicas import Replicas
 from minisgl.engine.revival import RestartPolicy
-from minisgl.engine.scaling import Bounds, Scaler
 from minisgl.engines import make_engines, open_kv_events
 from minisgl.flags import mistyped_variables, parse_args
-from minisgl.ipc.messages import NamedModel, PhaseReport
+from minisgl.ipc.messages import PhaseReport
 from minisgl.log import SERVER, start_logging
 from minisgl.model_files.files import ModelError, ModelFiles
-from minisgl.model_files.published_sampling import published_sampling
 from minisgl.model_files.source import resolve_model
-from minisgl.server.addresses import Listener, ListenError, open_listener, read_api_keys
-from minisgl.server.app import create_app
-from minisgl.server.hook_check import check_hooks
-from minisgl.server.listener import (
-    GRACEFUL_SECONDS,
-    serve_http,
-)
-from minisgl.server.state import ServerState
-from minisgl.startup import PhaseLog, counted, describe_engine
-from minisgl.successors import ModelSuccessors
+from minisgl.rank_host import run_node
+from minisgl.server.addresses import ListenError, open_listener, read_api_keys
+from minisgl.serving import Server
+from minisgl.startup import PhaseLog
 from minisgl.system import (
     SystemLimitError,
     check_threads,
@@ -56,9 +38,6 @@ from minisgl.system import (
     open_standard_streams,
     raise_file_limit,
 )
-from minisgl.tasks import background
-from minisgl.text.formats import choose_formats
-from minisgl.text.frontend import TextFrontend
 from minisgl.text.heap import return_large_blocks
 
 SPARE_REPLICAS = 8  # that may be added while the server runs
@@ -119,7 +98,10 @@ def _serve(
         room = connection_limit(children + spare)
         check_threads(children)
         if args.node_rank > 0 or args.join is not None:
-            return _run_node(args, rank_command)
+            failure = run_node(args, _find_model(args).path, rank_command)
+            if failure:
+                _say_failure(args, failure)
+            return 1 if failure else 0
         args = dataclasses.replace(args, api_key=read_api_keys(args), api_key_file=None)
         with (
             contextlib.closing(open_listener(args, room)) as listener,
@@ -209,276 +191,3 @@ def _say_failure(args: ServerArgs, sentence: str) -> None:
         logger.error("%s", sentence)
     else:
         print(f"minisgl-serve: error: {sentence}", file=sys.stderr, flush=True)
-
-
-def _run_node(args: ServerArgs, command: Sequence[str]) -> int:
-    """A host that doesn't serve: it has ranks only, for as long as another one needs them."""
-    assert args.dist_secret is not None
-    number, report = args.node_rank, None
-    try:
-
-        def find(named: NamedModel) -> str:
-            """Another model than that of the command, on this host."""
-            return resolve_model(
-                named.model,
-                revision=named.revision,
-                weights=args.needs_weights,
-                show_progress=False,
-            ).path
-
-        home = Home(_find_model(args).path, command, find)
-        if args.join is not None:
-            report = report_of(read_machine(args.device), args.replicas)
-            number = guest_number(args.dist_secret, report.name)
-        agent = NodeAgent(
-            home,
-            parse_address(args.join or args.dist_init_addr or ""),
-            args.dist_secret,
-            number,
-            args.startup_timeout,
-            report,
-        )
-        failure = uvloop.run(_until_signal(agent.run()))
-    except ModelError as error:
-        failure = str(error)
-    if failure:
-        _say_failure(args, failure)
-        return 1
-    return 0
-
-
-async def _until_signal(work: Coroutine[Any, Any, str]) -> str:
-    """What the work returns, or "" when a signal came first."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.create_task(work)
-    for number in _end_signals():
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        return ""
-
-
-class Server:
-    """A server's processes and tasks from start to end."""
-
-    def __init__(
-        self,
-        args: ServerArgs,
-        files: ModelFiles,
-        listener: Listener,
-        client: EngineClient | Replicas,
-        hosts: NodeHub | RayCluster | None,
-        began: float,
-    ) -> None:
-        self._args = args
-        self._files = files
-        self._listener = listener
-        self._began = began
-        self._client = client
-        self._hosts = hosts
-        self._state = ServerState(args, self._client, args.served_model_name or (files.name,))
-        self._successors = ModelSuccessors(self._state)
-        if isinstance(client, Replicas):
-            self._state.changes = Changes(client, self._successors)
-        self._scaling: asyncio.Task[None] | None = None
-        self._stopping = False  # a signal came
-        self._stop = asyncio.Event()  # the loop knows of it
-        self._http_stop = asyncio.Event()
-
-    async def run(self) -> int:
-        """Serves until a signal or the engine's failure.
-
-        Raises ListenError, EngineStartError, ModelError.
-        """
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_on_loop_exception)
-        # Not the loop's own handlers: a second signal ends the server whatever holds up the loop.
-        for number in _end_signals():
-            signal.signal(number, lambda number, frame: self._on_signal(number, loop))
-        http = asyncio.create_task(self._serve_http())
-        stop = asyncio.create_task(self._stop.wait())
-        try:
-            start = asyncio.create_task(self._start())
-            await self._first_of(start, stop, http)
-            if not start.done():
-                start.cancel()
-                await asyncio.wait({start})
-                return 0
-            start.result()
-            # What lives from here on to the end need not be gone through at each collection.
-            gc.collect()
-            gc.freeze()
-            seconds = time.monotonic() - self._began
-            logger.info("connections: up to %d (--max-connections)", self._listener.max_connections)
-            logger.info("ready after %.2f s: %s", seconds, self._listener.urls)
-            self._start_scaling()
-            failed = asyncio.create_task(self._client.wait_failed())
-            await self._first_of(failed, stop, http)
-            failed.cancel()
-            if failed.done():
-                raise EngineStartError(f"the engine failed for good: {failed.result()}")
-            drain = asyncio.create_task(self._drain())
-            await self._first_of(drain, http)
-            await drain
-            return 0
-        finally:
-            stop.cancel()
-            await self._close(http)
-
-    async def _serve_http(self) -> None:
-        """Until it is told to stop. Raises ListenError."""
-        await check_hooks()
-        await serve_http(
-            create_app(self._state),
-            self._listener,
-            self._http_stop.wait,
-            head_timeout=self._args.body_timeout,
-        )
-
-    async def _open_hosts(self) -> None:
-        if self._hosts is None:
-            return
-        try:
-            await self._hosts.open()
-        except OSError as error:
-            raise EngineStartError(
-                "host 0 can't listen for the others at --dist-init-addr "
-                f"{self._args.dist_init_addr}: {error}"
-            ) from error
-
-    async def _start(self) -> None:
-        """Starts engine and tokenizer side by side, within one deadline."""
-        await self._open_hosts()
-        timeout = self._args.startup_timeout
-        engine = asyncio.create_task(self._client.start(timeout))
-        text = asyncio.create_task(self._start_text())
-        try:
-            await asyncio.gather(engine, text)
-        finally:
-            for task in (engine, text):
-                task.cancel()
-            await asyncio.wait({engine, text})
-        engine.result()
-        for line in describe_engine(self._args, self._client.rank_infos):
-            logger.info("%s", line)
-
-    async def _start_text(self) -> None:
-        await start_text(self._state, self._files.path)
-        if self._state.args.admin_api_key is not None:  # else nobody could ask for another model
-            path = self._files.path
-            await asyncio.to_thread(lambda: self._successors.remember(path))
-
-    @staticmethod
-    async def _first_of(*tasks: asyncio.Task[object]) -> None:
-        """Waits for one of them; raises what the HTTP task, the last, died of."""
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[-1].done():
-            tasks[-1].result()
-
-    async def _drain(self) -> None:
-        """No new requests; the live ones may end."""
-        self._stop_scaling()
-        if not self._client.num_live:
-            logger.info("shutting down: there are no live requests")
-        else:
-            logger.info(
-                "shutting down: live requests (%d) have up to %g s to end (--drain-timeout); "
-                "a second signal ends them at once",
-                self._client.num_live,
-                self._args.drain_timeout,
-            )
-        if not await self._client.drain(self._args.drain_timeout):
-            logger.warning(
-                "the requests that were still live after %g s (--drain-timeout) were aborted",
-                self._args.drain_timeout,
-            )
-
-    def _start_scaling(self) -> None:
-        """Replicas come and go from now on by what there is to do, where that is asked for."""
-        args, changes = self._args, self._state.changes
-        if args.max_replicas and changes is not None:
-            bounds = Bounds(args.min_replicas, args.max_replicas, args.drain_timeout)
-            self._scaling = background(
-                Scaler(changes, bounds).run(), "the number of replicas by what there is to do"
-            )
-
-    def _stop_scaling(self) -> None:
-        if self._scaling is not None:
-            self._scaling.cancel()
-
-    async def _close(self, http: asyncio.Task[None]) -> None:
-        self._stop_scaling()
-        self._http_stop.set()
-        await asyncio.wait({http}, timeout=GRACEFUL_SECONDS + 1)
-        http.cancel()
-        await asyncio.wait({http}, timeout=1)
-        if self._state.text is not None:
-            await self._state.text.close()
-        if self._state.changes is not None:
-            await self._state.changes.close()
-        await self._client.close()
-        if self._hosts is not None:
-            await self._hosts.close()
-
-    def _on_signal(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs between any two steps of the main thread."""
-        if not self._stopping:
-            self._stopping = True
-            with contextlib.suppress(RuntimeError):  # the loop has been closed
-                loop.call_soon_threadsafe(self._stop.set)
-            return
-        if number == signal.SIGHUP:  # a terminal that ends sends several; they say one thing
-            return
-        try:
-            self._client.kill()
-            if self._state.text is not None:
-                self._state.text.kill()
-            sys.stderr.flush()
-        finally:
-            os._exit(128 + number)
-
-
-async def start_text(state: ServerState, model_path: str) -> None:
-    """Loads a server's tokenizer, and what the model publishes of sampling. Raises ModelError."""
-    began, args = time.monotonic(), state.args
-    if args.generation_config == "auto":
-        state.sampling_defaults = await asyncio.to_thread(published_sampling, model_path)
-    try:
-        state.text = await asyncio.wait_for(
-            TextFrontend.start(
-                model_path,
-                chat_template=args.chat_template,
-                num_tokenizer=args.num_tokenizer,
-                answer_memory_bytes=args.answer_memory_bytes,
-            ),
-            args.startup_timeout,
-        )
-    except asyncio.TimeoutError:
-        raise ModelError(
-            f"the tokenizer was not ready within {args.startup_timeout:g} s; "
-            "a longer --startup-timeout gives it more"
-        ) from None
-    state.formats = choose_formats(
-        args.tool_call_parser, args.reasoning_parser, state.text.tokenizer.chat_template
-    )
-    logger.info("%s", state.formats)
-    num = args.num_tokenizer
-    where = counted(num, "process", "processes") if num else "server"
-    logger.info("loading the tokenizer (%s): %.2f s", where, time.monotonic() - began)
-
-
-def _end_signals() -> tuple[signal.Signals, ...]:
-    """Signals at which a server ends in order. SIGHUP, which tells that the terminal has gone, is
-    one of them unless it was ignored from the beginning, as nohup does it.
-    """
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        return (signal.SIGINT, signal.SIGTERM)
-    return (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # Connections that are cut at the end: asyncio's streams ask a cancelled task for its exception.
-    # Clients that speak no TLS where it is spoken are nobody's fault here.
-    if not isinstance(context.get("exception"), (asyncio.CancelledError, ssl.SSLError)):
-        loop.default_exception_handler(context)

@@ -1,5 +1,5 @@
 """What a process needs of the system before it begins: standard streams, file descriptors, threads.
-Libraries abort where they lack them; here it is a sentence.
+Libraries abort where they lack them; here it is a sentence. And the signals at which it ends.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import resource
+import signal
 import sys
 
 MAX_OPEN_FILES = 65536  # that are asked for, as far as the hard limit allows
@@ -92,3 +93,12 @@ def check_threads(children: int) -> None:
             f"this process can start {len(threads)} threads, and needs {count} for itself and its "
             "children: raise the limit (ulimit -u, ulimit -v, or a container's limit of processes)"
         )
+
+
+def end_signals() -> tuple[signal.Signals, ...]:
+    """Signals at which a process ends in order. SIGHUP, which tells that the terminal has gone, is
+    one of them unless it was ignored from the beginning, as nohup does it.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return (signal.SIGINT, signal.SIGTERM)
+    return (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 REPORT_SECONDS = 0.5  # between two reports
 
@@ -27,6 +28,8 @@ class Progress:
 
 def reporting_bars(report: Report) -> type[tqdm[Any]]:
     """A class for the library's bars, none of which is shown."""
+    from tqdm.auto import tqdm
+
     bars: list[Bar] = []
     lock = threading.Lock()
     told = 0.0

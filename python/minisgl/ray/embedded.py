@@ -16,10 +16,10 @@ from minisgl.engine.client import EngineClient
 from minisgl.engine.local_ranks import RANK_COMMAND
 from minisgl.engine.replicas import Replicas
 from minisgl.engines import make_engines, open_kv_events
-from minisgl.launch import start_text
 from minisgl.model_files.source import resolve_model
 from minisgl.server.app import create_app
 from minisgl.server.state import ServerState
+from minisgl.serving import start_text
 from minisgl.tasks import background
 
 PIECES_AHEAD = 16  # of an answer, where its reader is slower

@@ -1,4 +1,4 @@
-"""What the HTTP side knows of the rest of the server: one object, made by launch.py, read by every
+"""What the HTTP side knows of the rest of the server: one object, made by serving.py, read by every
 endpoint.
 """
 

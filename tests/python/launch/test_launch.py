@@ -223,8 +223,8 @@ def test_a_listener_that_dies_in_the_drain_ends_the_server_with_its_error(
 ) -> None:
     program = f"""
 import asyncio, runpy, signal
-import minisgl.launch
-serve = minisgl.launch.serve_http
+import minisgl.serving
+serve = minisgl.serving.serve_http
 async def serve_until_signal(*arguments, **options):
     served = asyncio.create_task(serve(*arguments, **options))
     broken = asyncio.Event()
@@ -232,7 +232,7 @@ async def serve_until_signal(*arguments, **options):
     await broken.wait()
     served.cancel()
     raise RuntimeError("nobody thought of this")
-minisgl.launch.serve_http = serve_until_signal
+minisgl.serving.serve_http = serve_until_signal
 runpy.run_path({str(SERVER)!r}, run_name="__main__")
 """
     flags = ("--drain-timeout", "600")
