@@ -99,7 +99,7 @@ class RayRanks:
 
     async def start(self, options: EngineOptions, places: Sequence[Place]) -> None:
         """As in RankLauncher. Waits until Ray has a place."""
-        wish = f"waiting for Ray to place {self._cluster.group_size} on one host"
+        wish = f"waiting for Ray to place {self._cluster.group_size} on one host with the model"
         self._events.phase(PhaseReport(phase=wish))
         self._guest = await self._lot.guest(self._model)
         events = dataclasses.replace(self._events, host_lost=self._lose)
