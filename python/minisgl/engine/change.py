@@ -8,7 +8,8 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from minisgl.engine.replicas import Replica, Replicas
+from minisgl.engine.replica import Replica
+from minisgl.engine.replicas import Replicas
 
 REPORT_SECONDS = 0.5  # between two looks at how a change gets on
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from minisgl.engine.api import EngineStartError, ReplicaRefused, ReplicaUnknown
 from minisgl.engine.change import Change, empty_replica, start_replica
-from minisgl.engine.replicas import Replica, Replicas
+from minisgl.engine.replica import Replica
+from minisgl.engine.replicas import Replicas
 from minisgl.engine.rolling import Roll
 from minisgl.engine.served_model import ServedModel
 from minisgl.ipc.messages import NamedModel

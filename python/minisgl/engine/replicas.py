@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -23,11 +22,13 @@ from minisgl.engine.api import (
     State,
 )
 from minisgl.engine.client import EngineClient
+from minisgl.engine.dispatch import Dispatch
 from minisgl.engine.figures import sum_stats
-from minisgl.engine.live_requests import DIED, LiveRequests, StreamWatch
+from minisgl.engine.live_requests import DIED, StreamWatch
 from minisgl.engine.peers import Peers
 from minisgl.engine.placement import NoRoom
-from minisgl.engine.router import Ask, NoReplica, Router
+from minisgl.engine.replica import Replica
+from minisgl.engine.router import Router
 from minisgl.engine.served_model import ServedModel
 from minisgl.engine.site import Lot, Site
 from minisgl.ipc.messages import NO_STANDING, EngineInfo, EngineStats, Standing
@@ -45,20 +46,6 @@ class MakeEngine(Protocol):
 
     def __call__(self, number: int, lot: Lot, peers: Peers, model: ServedModel) -> EngineClient:
         """Not started yet."""
-
-
-@dataclass(eq=False)
-class Replica:
-    """One of the engines."""
-
-    number: int
-    lot: Lot
-    model: ServedModel  # of its engine
-    engine: EngineClient = field(init=False)
-    failure: str = ""  # why its first start failed; "": it didn't
-    routed: bool = False  # the router knows it: it serves and gets new requests
-    leaving: bool = False  # it gets nothing new any more, or not yet
-    launch: asyncio.Task[None] | None = None
 
 
 class Replicas:
@@ -79,13 +66,13 @@ class Replicas:
         self._site = site
         self._count = count
         self._admission = admission
-        self._router = router
-        self._watch = StreamWatch(router.progressed, self._note_end, self._exonerate)
+        self._dispatch = Dispatch(router)
+        self._watch = StreamWatch(router.progressed, self._dispatch.note_end, self._exonerate)
         self._members: dict[int, Replica] = {}
         self.failure = ""  # as in EngineApi
         self._next_number = 0
-        self._info: EngineInfo | None = None  # what all that are routed can do
-        self.rank_infos: list[EngineInfo] = []  # of each rank of the first that is routed
+        self._info: EngineInfo | None = None  # what all that serve can do
+        self.rank_infos: list[EngineInfo] = []  # of each rank of the first that serves
         self._timeout: float | None = None  # seconds for a start
         self._draining = False
         self._on_steps: Callable[[float, int], None] = lambda tokens, steps: None
@@ -107,7 +94,7 @@ class Replicas:
             return "failed"
         if self._draining:
             return "draining"
-        if self._routed():
+        if self._dispatch.serving:
             return "ready"
         return "restarting" if self._ready.is_set() else "starting"
 
@@ -192,7 +179,7 @@ class Replicas:
             prefix_salt,
             standing,
             session,
-            lambda stream: self._place(stream, set(), lambda requests: requests.adopt(stream)),
+            self._dispatch.place,
         )
 
     def abort(self, request_id: int) -> None:
@@ -320,7 +307,7 @@ class Replicas:
 
     def others_serve(self, replica: Replica) -> bool:
         """Whether another one takes what this replica would get."""
-        return any(one is not replica for one in self._routed())
+        return self._dispatch.others_serve(replica)
 
     def others_may_serve(self, replica: Replica, model: ServedModel | None = None) -> bool:
         """Whether another one does, or hasn't failed too often to be expected to; `model`: only
@@ -338,70 +325,19 @@ class Replicas:
         are any of its model; those that have got nothing yet at any. Returns how many did.
         """
         self._unroute(replica)
-        moved = 0
-        if self.others_serve(replica):
-            for stream in replica.engine.requests.streams:
-                moved += not stream.finished and self._move(stream, replica)
+        moved = self._dispatch.move_all(replica)
         if moved:
             logger.warning("replica %d: %d requests go on elsewhere", replica.number, moved)
         return moved
 
-    # --- streams
-
-    def _note_end(self, stream: TokenStream) -> None:
-        self._router.finished(stream.id, stream.tokens)
+    # --- who serves
 
     def _exonerate(self) -> None:
         for one in self.members:
             one.engine.requests.exonerate()
 
-    def _move(self, stream: TokenStream, replica: Replica) -> bool:
-        requests = replica.engine.requests
-        exclude = {replica.number}
-        if stream.received:
-            exclude |= {one.number for one in self._routed() if one.model is not replica.model}
-        return self._place(stream, exclude, lambda to: requests.hand_over(stream, to))
-
-    def _place(
-        self, stream: TokenStream, exclude: set[int], give: Callable[[LiveRequests], bool]
-    ) -> bool:
-        """Gives a stream to one of the replicas that aren't excluded. False where none takes it."""
-        request = stream.request
-        tokens = stream.tokens
-        needed = len(request.prompt) + request.params.max_tokens
-        exclude |= {one.number for one in self._routed() if needed > one.engine.info.max_model_len}
-        ask = Ask(
-            stream.id,
-            tokens,
-            request.prefix_salt or b"",
-            stream.session,
-            request.params.max_tokens - len(stream.received),
-        )
-        while True:
-            worse = self._more_suspected(exclude) if stream.trial_tokens else set()
-            try:
-                number = self._router.choose(ask, exclude | worse).replica
-            except NoReplica:
-                return False
-            if give(self._members[number].engine.requests):
-                self._router.placed(stream.id, number, tokens)
-                return True
-            exclude.add(number)  # it can't be reached: the news of its end will follow
-
-    def _more_suspected(self, exclude: set[int]) -> set[int]:
-        """Those that have more suspects than another one that isn't excluded."""
-        suspects = {
-            one.number: one.engine.requests.num_suspects
-            for one in self._routed()
-            if one.number not in exclude
-        }
-        fewest = min(suspects.values(), default=0)
-        return {number for number, count in suspects.items() if count > fewest}
-
-    # --- who serves
-
     def _figures(self, replica: Replica) -> ReplicaFigures:
-        engine, decisions = replica.engine, self._router.decisions.items()
+        engine = replica.engine
         state = engine.state
         return ReplicaFigures(
             number=replica.number,
@@ -415,28 +351,17 @@ class Replicas:
             num_replaying=engine.num_replaying,
             num_restarts=engine.num_restarts,
             stats=engine.stats,
-            chosen={why: count for (one, why), count in decisions if one == replica.number},
+            chosen=self._dispatch.decisions(replica),
         )
-
-    def _count_routed(self) -> tuple[int, int]:
-        return len(self._routed()), len(self._members)
-
-    def _routed(self) -> list[Replica]:
-        return [one for one in self._members.values() if one.routed]
 
     def _welcome(self, replica: Replica) -> None:
         """It serves: new requests, and those that nobody else could go on with."""
-        requests = replica.engine.requests
         if not replica.leaving:
-            info = replica.engine.info
-            kept = info.kv_cache_tokens if info.prefix_cache else 0
-            self._router.add(replica.number, cache_tokens=kept)
-            replica.routed = True
-            logger.info("replica %d serves; %d of %d do", replica.number, *self._count_routed())
-            for stream in requests.streams:  # of its own that waited for it
-                self._router.placed(stream.id, replica.number, stream.tokens)
+            self._dispatch.add(replica)
+            serving, all_there_are = len(self._dispatch.serving), len(self._members)
+            logger.info("replica %d serves; %d of %d do", replica.number, serving, all_there_are)
             for other in self.members:
-                if other is not replica and not other.routed and not other.leaving:
+                if not self._dispatch.has(other) and not other.leaving:
                     self.evacuate(other)
         self._sum_up()
         self._ready.set()
@@ -458,16 +383,14 @@ class Replicas:
         self._news.set()
 
     def _unroute(self, replica: Replica) -> None:
-        if replica.routed:
-            replica.routed = False
-            self._router.remove(replica.number)
+        if self._dispatch.remove(replica):
             self._sum_up()
 
     def _sum_up(self) -> None:
-        """What all that are routed can do; where none is, it stays as it was."""
-        if routed := self._routed():
-            self.rank_infos = routed[0].engine.rank_infos
-            infos = [one.engine.info for one in routed]
+        """What all that serve can do; where none does, it stays as it was."""
+        if serving := self._dispatch.serving:
+            self.rank_infos = serving[0].engine.rank_infos
+            infos = [one.engine.info for one in serving]
             self._info = msgspec.structs.replace(
                 infos[0],
                 max_model_len=min(info.max_model_len for info in infos),

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from minisgl.engine.api import EngineStartError
 from minisgl.engine.change import REPORT_SECONDS, Change, empty_replica, start_replica
 from minisgl.engine.placement import NoRoom
-from minisgl.engine.replicas import Replica, Replicas
+from minisgl.engine.replica import Replica
+from minisgl.engine.replicas import Replicas
 from minisgl.engine.served_model import ServedModel
 from minisgl.ipc.messages import EngineInfo
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from minisgl.config import ServerArgs
-from minisgl.engine.replicas import Replica, Replicas
+from minisgl.engine.replica import Replica
+from minisgl.engine.replicas import Replicas
 from minisgl.ray.embedded import EmbeddedServer, post
 from tests.python.launch.servers import is_called, processes
 from tests.python.waiting import until
@@ -101,7 +102,7 @@ async def test_they_go_on_elsewhere(tiny_model: Path, caplog: Any) -> None:
             for end in (drain, kill):
                 caplog.clear()
                 for _ in range(20):  # the answers may have come to an end before
-                    await until(lambda: sum(one.routed for one in replicas.members) == 2)
+                    await until(lambda: sum(one.state == "ready" for one in replicas.replicas) == 2)
                     reading = asyncio.ensure_future(ask_all(server, kind))
                     await until(lambda: busy(replicas) or reading.done())  # noqa: B023
                     if replica := busy(replicas):
