@@ -98,7 +98,7 @@ def _serve(
         room = connection_limit(children + spare)
         check_threads(children)
         if args.node_rank > 0 or args.join is not None:
-            failure = run_node(args, _find_model(args).path, rank_command)
+            failure = run_node(args, _find_model(args), rank_command)
             if failure:
                 _say_failure(args, failure)
             return 1 if failure else 0

@@ -16,6 +16,7 @@ from minisgl.environment import child_log_settings, child_log_variables
 
 SERVER = "minisgl-serve"
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+HTTP_CLIENTS = ("httpx", "httpx2")  # of Hugging Face's library: they write a line per request
 
 
 class JsonFormatter(logging.Formatter):
@@ -76,5 +77,8 @@ def _configure(level: str, log_format: str, process: str, text_format: str) -> N
         else logging.Formatter(text_format, "%H:%M:%S")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    if level != "debug":
+        for library in HTTP_CLIENTS:
+            logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
     if log_format == "json":
         logging.captureWarnings(True)

@@ -13,11 +13,12 @@ from minisgl.engine.agent import Home, NodeAgent
 from minisgl.engine.joined_site import guest_number, report_of
 from minisgl.engine.machine import read_machine
 from minisgl.ipc.messages import NamedModel
+from minisgl.model_files.files import ModelFiles
 from minisgl.model_files.source import resolve_model
 from minisgl.system import end_signals
 
 
-def run_node(args: ServerArgs, model_path: str, command: Sequence[str]) -> str:
+def run_node(args: ServerArgs, files: ModelFiles, command: Sequence[str]) -> str:
     """Has ranks of the model for the server that `args` name, with their program, until that ends
     or a signal comes (returns ""). Returns a sentence where it has been out of reach for too long.
     """
@@ -34,10 +35,11 @@ def run_node(args: ServerArgs, model_path: str, command: Sequence[str]) -> str:
         ).path
 
     if args.join is not None:
-        report = report_of(read_machine(args.device), args.replicas)
+        own = NamedModel(args.model, files.commit) if files.commit else None
+        report = report_of(read_machine(args.device), args.replicas, own)
         number = guest_number(args.dist_secret, report.name)
     agent = NodeAgent(
-        Home(model_path, command, find),
+        Home(files.path, command, find),
         parse_address(args.join or args.dist_init_addr or ""),
         args.dist_secret,
         number,

@@ -11,17 +11,21 @@ from minisgl.engine.nodes import FIRST_GUEST, NodeHub
 from minisgl.engine.placement import Accountant, Gpu, Machine, NoRoom
 from minisgl.engine.served_model import ServedModel
 from minisgl.engine.site import Lot, Site, share_of_memory
-from minisgl.ipc.messages import EngineOptions
+from minisgl.ipc.messages import EngineOptions, NamedModel
 from minisgl.ipc.node_link import GpuReport, HostReport, derive_key
 
 
-def report_of(machine: Machine, groups: int) -> HostReport:
+def report_of(machine: Machine, groups: int, model: NamedModel | None = None) -> HostReport:
     """What this host has, for the server that it joins. `groups`: as many as its cores are divided
-    among.
+    among; `model`: its own, where it is a commit of a Hugging Face id.
     """
     gpus = [GpuReport(gpu.name, list(gpu.near), sorted(gpu.links)) for gpu in machine.gpus]
     return HostReport(
-        name=socket.gethostname()[:256], cores=list(machine.cores), gpus=gpus, groups=groups
+        name=socket.gethostname()[:256],
+        cores=list(machine.cores),
+        gpus=gpus,
+        groups=groups,
+        model=model,
     )
 
 
@@ -35,19 +39,26 @@ class JoinedLot:
     """A place on a host that has joined. While that is away, the replica waits for it."""
 
     def __init__(
-        self, hub: NodeHub, host: int, name: str, accountant: Accountant, replica: int
+        self, hub: NodeHub, host: int, report: HostReport, accountant: Accountant, replica: int
     ) -> None:
         """`host` and `replica` are numbers. Raises NoRoom."""
         self._accountant = accountant
-        self._name = name
+        self._name = report.name
+        self._own = report.model
         self._share = share = accountant.take()
         self._launcher = functools.partial(
             LinkedRanks, hub, host, share=share, label=f"-R{replica}"
         )
 
     def launcher(self, model: ServedModel) -> MakeLauncher:
-        """As in Lot."""
-        return functools.partial(self._launcher, model=model.named)
+        """As in Lot. The host has its own copy of the model that the server was started with; it
+        looks for another one where that is an earlier or later commit of the same.
+        """
+        named, own = model.named, self._own
+        if named is None and own is not None and own.model == model.name:
+            served = NamedModel(model.name, model.revision)
+            named = None if own == served else served
+        return functools.partial(self._launcher, model=named)
 
     def fit(self, options: EngineOptions) -> EngineOptions:
         """As in Lot."""
@@ -81,7 +92,7 @@ class JoinedSite:
         for host, report in sorted(self._hub.reports.items()):
             try:
                 accountant = self._accountant(host, report)
-                return JoinedLot(self._hub, host, report.name, accountant, number)
+                return JoinedLot(self._hub, host, report, accountant, number)
             except NoRoom as error:
                 reasons.append(f"on host {report.name}: {error}")
         raise NoRoom("; ".join(reasons))

@@ -128,6 +128,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True, tag="host"):
     cores: Annotated[list[int], Meta(max_length=65536)]
     gpus: Annotated[list[GpuReport], Meta(max_length=1024)] = []
     groups: Annotated[int, Meta(ge=1, le=1024)] = 1  # that its cores are divided among
+    model: NamedModel | None = None  # that it was started with, by its commit; None: it has none
 
 
 ToNode = StartRanks | RankMail | StopRanks | EndRanks | Farewell | Alive

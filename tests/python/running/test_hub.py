@@ -11,6 +11,7 @@ import pytest
 
 from tests.python.launch.servers import ServerProcess, Stream, until
 from tests.python.model_files.small_hub import SmallHub, files_of, serving_hub
+from tests.python.ports import free_port
 from tests.python.running.conftest import PROGRAM
 from tests.python.running.test_ranks import text_of
 from tests.python.running.test_replicas import KEY, changed, events_of, serving, shown
@@ -33,7 +34,11 @@ def start(hub: SmallHub, folder: Path, *flags: str) -> ServerProcess:
         folder / "server",
         *("--device", "cpu", "--kv-cache-tokens", "16K", "--admin-api-key", KEY, *flags),
         program=PROGRAM,
-        environment={"HF_ENDPOINT": hub.address, "HF_HOME": str(folder / "cache")},
+        environment={
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(folder / "cache"),
+            "MINISGL_DIST_SECRET": "known to two hosts",
+        },
     )
 
 
@@ -106,6 +111,27 @@ def test_revisions_of_a_hub_take_each_others_place(
     server = start(hub, tmp_path)
     assert texts_now(server.wait_ready()) == new
     server.end_in_order()
+
+
+def test_a_host_that_joins_has_the_commit_that_is_served(
+    hub: SmallHub, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Though the branch means another one by then."""
+    address = f"127.0.0.1:{free_port()}"
+    hub.push(REPO, files_of(tiny_model), "main")
+    server = start(hub, tmp_path, "--dist-init-addr", address)
+    port = server.wait_ready()
+    expected = texts_now(port)
+    hub.push(REPO, files_of(make_tiny_model(tmp_path / "two", seed=1)), "main")
+    guest = start(hub, tmp_path, "--join", address)
+    server.wait_for_line(r"host \d+ is there")
+    assert changed(port, "POST")["state"] == "ready"
+    assert len(guest.ranks()) == 1
+    assert changed(port, "DELETE", "/0")["state"] == "removed"
+    assert texts_now(port) == expected
+    server.end_in_order()
+    assert guest.wait() == 0
+    assert "HTTP Request" not in server.output + guest.output  # of the hub's library
 
 
 def test_a_start_without_its_model_says_why(
