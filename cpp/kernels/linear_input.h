@@ -15,10 +15,13 @@
 
 namespace minisgl {
 
-// The RMS norm of a row: x / rms(x) * weight.
+// The RMS norm of a row: x / rms(x) * weight, or that of x less its mean (a layer norm without bias).
 struct Norm {
-  const float* weight;  // [cols]
+  const float* weight;  // [cols]; null: no norm, the row as it is
   float eps;
+  bool centered = false;
+
+  bool is_plain_rms() const { return weight != nullptr && !centered; }
 };
 
 class LinearInput {

@@ -10,6 +10,7 @@
 
 #include "core/tensor.h"
 #include "gemm/weights.h"
+#include "kernels/activation.h"
 #include "kernels/linear_input.h"
 #include "kernels/step.h"
 
@@ -27,34 +28,51 @@ struct HeadShape {
 struct HeadTransform {
   const float* query_norm = nullptr;  // [head_dim] RMS norm of each query head (Qwen3), or null
   const float* key_norm = nullptr;    // [head_dim] of each key head
+  // One norm over all query heads of all ranks and one over all key heads (OLMo 2): the weights are those of the rank's
+  // heads, [num_heads, head_dim] and [num_kv_heads, head_dim].
+  bool norms_all_heads = false;
   float eps = 0.0f;
   // [positions, rotary_dim]: the first half of a row is cos, the second sin, attention factor included. Halves
   // (x[i], x[i + rotary_dim / 2]) rotate together.
   const float* rope_table = nullptr;
+  const float* query_rope_table = nullptr;  // of queries, where it is another
   int rotary_dim = 0;
+};
+
+// What the softmax is taken of: the product of a query and a key times `scale`, and of that, where there is a cap,
+// cap * tanh(score / cap).
+struct ScoreRule {
+  float scale;
+  float cap;                                                            // 0: none
+  ScoreRule(float scale, float cap = 0.0f) : scale(scale), cap(cap) {}  // NOLINT: most rules are a scale
 };
 
 class Ops {
  public:
   virtual ~Ops() = default;
 
-  // y[r] = the table's row of token r; zeros for tokens that it doesn't hold. y [num_rows, hidden]; the table's rows
-  // are the tokens from first_token on.
-  virtual void embed(const Matrix& table, std::int64_t first_token, OutputTensor y) = 0;
+  // y[r] = the table's row of token r times `scale`; zeros for tokens that it doesn't hold. y [num_rows, hidden]; the
+  // table's rows are the tokens from first_token on.
+  virtual void embed(const Matrix& table, std::int64_t first_token, OutputTensor y, float scale = 1.0f) = 0;
 
-  // The operations that return a LinearInput have its rows in `y`, once they are written; x may be y.
+  // The operations that return a LinearInput have its rows in `y`, once they are written; x may be y. Where there is no
+  // norm (Norm) its rows are those of x, or of the residual, and y stays as it is.
 
-  // y[r] = x[r] / rms(x[r]) * weight.
+  // y = the norm of x.
   virtual LinearInput rms_norm(Tensor x, const Norm& norm, OutputTensor y) = 0;
   // delta = the sum of the ranks' deltas, residual += delta, then y = the norm of the residual.
   virtual LinearInput reduce_add_rms_norm(OutputTensor residual, OutputTensor delta, const Norm& norm,
                                           OutputTensor y) = 0;
+  // delta = the sum of the ranks' deltas, residual += the norm `added` of delta, then y = the norm of the residual.
+  // delta becomes anything.
+  virtual LinearInput reduce_norm_add_rms_norm(OutputTensor residual, OutputTensor delta, const Norm& added,
+                                               const Norm& norm, OutputTensor y) = 0;
   // y [rows, out_features] = x [rows, in_features] through every projection, in order. y may be f32.
   virtual void linear(const Linear& weights, const LinearInput& x, OutputTensor y) = 0;
-  // y[r, i] = silu(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds z
-  // [rows, 2 * cols] where the device needs it.
-  virtual LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch,
-                                   OutputTensor y) = 0;
+  // y[r, i] = activation(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds
+  // z [rows, 2 * cols] where the device needs it.
+  virtual LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y,
+                                   Activation activation = Activation::silu) = 0;
   // residual += the sum over ranks of linear(x), then y = the norm of the residual. All [rows, out_features]; `delta`
   // holds the product where the device needs it.
   virtual LinearInput linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta,
@@ -76,14 +94,18 @@ class Ops {
   // A row at position p sees positions (p - window, p], or [0, p] for window 0. out [num_rows, num_heads * head_dim].
   // What the cache holds at positions that a row does not see, garbage and NaN included, has no influence. Throws
   // CheckError for shapes that are not allowed (head_dim: a multiple of 8 up to 256).
-  virtual void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
+  virtual void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, ScoreRule scores,
                                std::int32_t window, OutputTensor out) = 0;
+  // Whether paged_attention takes a rule with a cap.
+  virtual bool caps_scores() const { return true; }
   // The rows of x that something is wanted of: y[i] = x[logit_rows[i]], then those of hidden_rows. y [num_logits +
   // num_hidden, cols].
   virtual void gather_wanted_rows(Tensor x, OutputTensor y) = 0;
 
   // Gives the host the hidden states [num_hidden, hidden_size] with the step's outputs, as f32.
   virtual void keep_hidden(Tensor hidden) = 0;
+  // logits[r, i] *= scale, and then, where there is a cap, cap * tanh(logits[r, i] / cap).
+  virtual void scale_logits(OutputTensor logits, float scale, float cap) = 0;
   // Answers the step's queries from logits [num_logits, vocab_size] f32, which it may change.
   virtual void sample(OutputTensor logits) = 0;
 };

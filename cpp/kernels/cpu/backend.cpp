@@ -105,7 +105,7 @@ class CpuDevice final : public Device {
   }
   void run_step(const std::function<void()>& body) override { body(); }
 
-  void embed(const Matrix& table, std::int64_t first_token, OutputTensor y) override {
+  void embed(const Matrix& table, std::int64_t first_token, OutputTensor y, float scale) override {
     const auto& packed = static_cast<const PackedMatrix&>(table);
     const std::int64_t num_rows = std::ssize(batch_.tokens);
     MINISGL_CHECK(y.rows == num_rows && y.cols == packed.cols());
@@ -117,6 +117,7 @@ class CpuDevice final : public Device {
         float* out = y.f32() + row * y.cols;
         if (index >= 0 && index < packed.rows()) {
           packed.dequantize_row(index, out);
+          if (scale != 1.0f) std::transform(out, out + y.cols, out, [scale](float x) { return x * scale; });
         } else {
           std::fill_n(out, y.cols, 0.0f);
         }
@@ -124,17 +125,23 @@ class CpuDevice final : public Device {
     });
   }
   LinearInput rms_norm(Tensor x, const Norm& norm, OutputTensor y) override {
-    ActivationBlock* const blocks = blocks_for(y);
-    cpu_ops::rms_norm(pool_, x.f32(), norm.weight, norm.eps, x.rows, x.cols, y.f32(), blocks);
-    return with_blocks(LinearInput::written(y, x), blocks);
+    const Tensor rows = norm.weight != nullptr ? Tensor(y) : x;
+    ActivationBlock* const blocks = blocks_for(rows);
+    cpu_ops::norm_rows(pool_, x.f32(), norm, {x.rows, x.cols, rows.f32(), blocks});
+    return with_blocks(LinearInput::written(rows, x), blocks);
   }
   LinearInput reduce_add_rms_norm(OutputTensor residual, OutputTensor delta, const Norm& norm,
                                   OutputTensor y) override {
+    return reduce_norm_add_rms_norm(residual, delta, {}, norm, y);
+  }
+  LinearInput reduce_norm_add_rms_norm(OutputTensor residual, OutputTensor delta, const Norm& added, const Norm& norm,
+                                       OutputTensor y) override {
     sum_over_ranks(delta);
-    ActivationBlock* const blocks = blocks_for(y);
-    cpu_ops::add_rms_norm(pool_, residual.f32(), delta.f32(), norm.weight, norm.eps, residual.rows, residual.cols,
-                          y.f32(), blocks);
-    return with_blocks(LinearInput::written(y, residual), blocks);
+    const Tensor rows = norm.weight != nullptr ? y : residual;
+    ActivationBlock* const blocks = blocks_for(rows);
+    cpu_ops::add_norm_rows(pool_, residual.f32(), delta.f32(), added, norm,
+                           {residual.rows, residual.cols, rows.f32(), blocks});
+    return with_blocks(LinearInput::written(rows, residual), blocks);
   }
   void linear(const Linear& weights, const LinearInput& x, OutputTensor y) override {
     const LinearInput::Form input = x.form();
@@ -147,25 +154,33 @@ class CpuDevice final : public Device {
           .quantized = static_cast<const ActivationBlock*>(input.beside)},
          gemm_workspace_, pool_);
   }
-  LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y) override {
+  LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y,
+                           Activation activation) override {
     linear(gate_up, x, scratch);
     ActivationBlock* const blocks = blocks_for(y);
-    cpu_ops::silu_mul(pool_, scratch.f32(), y.rows, y.cols, y.f32(), blocks);
+    cpu_ops::gate_rows(pool_, activation, scratch.f32(), {y.rows, y.cols, y.f32(), blocks});
     return with_blocks(LinearInput::written(y, {}), blocks);
   }
   Tensor plain_rows(LinearInput& x) override { return x.form().rows; }
   void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
     const cpu_ops::QkvView view = view_of(qkv, shape);
-    if (transform.query_norm != nullptr) {
+    if (transform.norms_all_heads) {
+      square_sums_.resize(static_cast<std::size_t>(2 * view.num_rows));
+      cpu_ops::head_square_sums(pool_, view, square_sums_.data());
+      if (comm_) comm_->all_reduce_sum(square_sums_.data(), std::ssize(square_sums_), DType::f32, 0);
+      cpu_ops::norm_all_heads(pool_, view, transform, square_sums_.data(), num_ranks());
+    } else if (transform.query_norm != nullptr) {
       cpu_ops::qk_norm(pool_, view, transform.query_norm, transform.key_norm, transform.eps);
     }
-    cpu_ops::rope(pool_, view, batch_.positions.data(), transform.rope_table, transform.rotary_dim);
+    const float* keys = transform.rope_table;
+    const float* queries = transform.query_rope_table != nullptr ? transform.query_rope_table : keys;
+    cpu_ops::rope(pool_, view, batch_.positions.data(), {queries, keys}, transform.rotary_dim);
     cpu_ops::store_kv(pool_, view, batch_.sequences, cache);
   }
-  void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale, std::int32_t window,
-                       OutputTensor out) override {
-    cpu_ops::paged_attention(pool_, view_of(qkv, shape), batch_.sequences, cache, scale, window, out.f32());
+  void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, ScoreRule scores,
+                       std::int32_t window, OutputTensor out) override {
+    cpu_ops::paged_attention(pool_, view_of(qkv, shape), batch_.sequences, cache, scores, window, out.f32());
   }
   void gather_wanted_rows(Tensor x, OutputTensor y) override {
     const auto bytes = static_cast<std::size_t>(row_bytes(x.dtype, x.cols));
@@ -194,6 +209,9 @@ class CpuDevice final : public Device {
     });
   }
 
+  void scale_logits(OutputTensor logits, float scale, float cap) override {
+    cpu_ops::scale_and_cap(pool_, logits.f32(), logits.rows, logits.cols, scale, cap);
+  }
   void sample(OutputTensor logits) override {
     const std::int64_t num_logits = std::ssize(queries_);
     MINISGL_CHECK(logits.rows == num_logits, logits.rows, " rows of logits, ", num_logits, " wanted");
@@ -256,9 +274,10 @@ class CpuDevice final : public Device {
   std::shared_ptr<Communicator> comm_;
   GemmWorkspace gemm_workspace_;
   bool has_quantized_weights_ = false;
-  AlignedBuffer blocks_;          // [rows, cols / 32] ActivationBlocks of the last rows made for a linear
-  WriteCount block_writes_ = 0;   // how often blocks_ were written
-  std::vector<Scratch> scratch_;  // [num_threads]
+  AlignedBuffer blocks_;            // [rows, cols / 32] ActivationBlocks of the last rows made for a linear
+  WriteCount block_writes_ = 0;     // how often blocks_ were written
+  std::vector<float> square_sums_;  // [num_rows, 2] of a norm over all heads
+  std::vector<Scratch> scratch_;    // [num_threads]
 
   // The step at hand.
   StepBatch batch_{};

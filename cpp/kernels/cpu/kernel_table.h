@@ -36,6 +36,7 @@ struct AttentionBlock {
   int page_size;
   int head_dim;
   float scale;
+  float cap;  // of scores, 0: none
   std::int32_t window;
 
   int num_queries() const { return num_rows * num_heads; }
@@ -52,7 +53,11 @@ struct CpuKernels {
   // ops.h on one row of `dim`.
   void (*rms_norm)(const float* x, const float* weight, float eps, std::int64_t dim, float* y);
   void (*add_rms_norm)(float* residual, const float* delta, const float* weight, float eps, std::int64_t dim, float* y);
+  void (*layer_norm)(const float* x, const float* weight, float eps, std::int64_t dim, float* y);
+  float (*square_sum)(const float* x, std::int64_t dim);
   void (*silu_mul)(const float* gate, const float* up, std::int64_t dim, float* y);
+  void (*gelu_mul)(const float* gate, const float* up, std::int64_t dim, float* y);
+  void (*scale_and_cap)(float* x, std::int64_t dim, float scale, float cap);  // Ops::scale_logits
   void (*rope)(float* head, const float* cos_sin, int rotary_dim);
   void (*convert)(const float* x, std::int64_t size, DType dtype, std::byte* out);  // f32 to f32, f16 or bf16
   // A head to int8 (KvLayer, step.h), `size` a multiple of 8: the scale.

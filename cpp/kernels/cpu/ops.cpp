@@ -2,6 +2,7 @@
 #include "kernels/cpu/ops.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/error.h"
 #include "gemm/gemm.h"
@@ -23,8 +24,17 @@ void for_each_row(ThreadPool& pool, std::int64_t num_rows, std::int64_t elements
   });
 }
 
-void quantize(const float* y, std::int64_t dim, std::int64_t row, ActivationBlock* blocks) {
-  if (blocks != nullptr) quantize_row(y + row * dim, dim, blocks + row * (dim / 32));
+void quantize(const NormRows& out, std::int64_t row) {
+  if (out.blocks != nullptr) quantize_row(out.y + row * out.dim, out.dim, out.blocks + row * (out.dim / 32));
+}
+
+// x may be y.
+void norm_row(const CpuKernels& kernels, const float* x, const Norm& norm, std::int64_t dim, float* y) {
+  if (norm.weight == nullptr) {
+    if (x != y) std::copy_n(x, dim, y);
+  } else {
+    (norm.centered ? kernels.layer_norm : kernels.rms_norm)(x, norm.weight, norm.eps, dim, y);
+  }
 }
 
 }  // namespace
@@ -37,30 +47,67 @@ void check_cache(const KvLayer& cache) {
   MINISGL_CHECK(!scaled || cache.head_dim % 8 == 0, "head_dim ", cache.head_dim, " is not a multiple of 8");
 }
 
-void rms_norm(ThreadPool& pool, const float* x, const float* weight, float eps, std::int64_t num_rows, std::int64_t dim,
-              float* y, ActivationBlock* blocks) {
-  const auto kernel = cpu_kernels().rms_norm;
-  for_each_row(pool, num_rows, dim, [&](std::int64_t row) {
-    kernel(x + row * dim, weight, eps, dim, y + row * dim);
-    quantize(y, dim, row, blocks);
+void norm_rows(ThreadPool& pool, const float* x, const Norm& norm, const NormRows& out) {
+  const CpuKernels& kernels = cpu_kernels();
+  for_each_row(pool, out.num_rows, out.dim, [&](std::int64_t row) {
+    norm_row(kernels, x + row * out.dim, norm, out.dim, out.y + row * out.dim);
+    quantize(out, row);
   });
 }
 
-void add_rms_norm(ThreadPool& pool, float* residual, const float* delta, const float* weight, float eps,
-                  std::int64_t num_rows, std::int64_t dim, float* y, ActivationBlock* blocks) {
-  const auto kernel = cpu_kernels().add_rms_norm;
-  for_each_row(pool, num_rows, dim, [&](std::int64_t row) {
-    kernel(residual + row * dim, delta + row * dim, weight, eps, dim, y + row * dim);
-    quantize(y, dim, row, blocks);
+void add_norm_rows(ThreadPool& pool, float* residual, float* delta, const Norm& added, const Norm& norm,
+                   const NormRows& out) {
+  const CpuKernels& kernels = cpu_kernels();
+  for_each_row(pool, out.num_rows, out.dim, [&](std::int64_t row) {
+    float *sum = residual + row * out.dim, *term = delta + row * out.dim, *y = out.y + row * out.dim;
+    norm_row(kernels, term, added, out.dim, term);
+    if (norm.is_plain_rms()) {
+      kernels.add_rms_norm(sum, term, norm.weight, norm.eps, out.dim, y);
+    } else {
+      for (std::int64_t i = 0; i < out.dim; ++i) sum[i] += term[i];
+      norm_row(kernels, sum, norm, out.dim, y);
+    }
+    quantize(out, row);
   });
 }
 
-void silu_mul(ThreadPool& pool, const float* gate_up, std::int64_t num_rows, std::int64_t dim, float* y,
-              ActivationBlock* blocks) {
-  const auto kernel = cpu_kernels().silu_mul;
-  for_each_row(pool, num_rows, 2 * dim, [&](std::int64_t row) {
-    kernel(gate_up + row * 2 * dim, gate_up + row * 2 * dim + dim, dim, y + row * dim);
-    quantize(y, dim, row, blocks);
+void gate_rows(ThreadPool& pool, Activation activation, const float* gate_up, const NormRows& out) {
+  const auto kernel = activation == Activation::silu ? cpu_kernels().silu_mul : cpu_kernels().gelu_mul;
+  for_each_row(pool, out.num_rows, 2 * out.dim, [&](std::int64_t row) {
+    const float* gate = gate_up + row * 2 * out.dim;
+    kernel(gate, gate + out.dim, out.dim, out.y + row * out.dim);
+    quantize(out, row);
+  });
+}
+
+void scale_and_cap(ThreadPool& pool, float* x, std::int64_t num_rows, std::int64_t dim, float scale, float cap) {
+  const auto kernel = cpu_kernels().scale_and_cap;
+  for_each_row(pool, num_rows, dim, [&](std::int64_t row) { kernel(x + row * dim, dim, scale, cap); });
+}
+
+void head_square_sums(ThreadPool& pool, QkvView qkv, float* sums) {
+  const auto kernel = cpu_kernels().square_sum;
+  const std::int64_t query_size = std::int64_t{qkv.num_heads} * qkv.head_dim;
+  for_each_row(pool, qkv.num_rows, qkv.row_stride(), [&](std::int64_t row) {
+    const float* query = qkv.data + row * qkv.row_stride();
+    sums[2 * row] = kernel(query, query_size);
+    sums[2 * row + 1] = kernel(query + query_size, std::int64_t{qkv.num_kv_heads} * qkv.head_dim);
+  });
+}
+
+// The sum over ranks counts a key head that several of them have several times, and so does the number of elements.
+void norm_all_heads(ThreadPool& pool, QkvView qkv, const HeadTransform& transform, const float* sums,
+                    std::int64_t num_ranks) {
+  for_each_row(pool, qkv.num_rows, qkv.row_stride(), [&](std::int64_t row) {
+    float* x = qkv.data + row * qkv.row_stride();
+    for (const bool is_key : {false, true}) {
+      const float* weight = is_key ? transform.key_norm : transform.query_norm;
+      const std::int64_t size = std::int64_t{is_key ? qkv.num_kv_heads : qkv.num_heads} * qkv.head_dim;
+      const float mean = sums[2 * row + (is_key ? 1 : 0)] / static_cast<float>(num_ranks * size);
+      const float inverse = 1.0f / std::sqrt(mean + transform.eps);
+      for (std::int64_t i = 0; i < size; ++i) x[i] *= inverse * weight[i];
+      x += size;
+    }
   });
 }
 
@@ -73,14 +120,15 @@ void qk_norm(ThreadPool& pool, QkvView qkv, const float* q_weight, const float* 
   });
 }
 
-void rope(ThreadPool& pool, QkvView qkv, const std::int32_t* positions, const float* table, int rotary_dim) {
+void rope(ThreadPool& pool, QkvView qkv, const std::int32_t* positions, const RopeTables& tables, int rotary_dim) {
   MINISGL_CHECK(rotary_dim % 2 == 0 && rotary_dim <= qkv.head_dim, "rotary_dim ", rotary_dim, ", head_dim ",
                 qkv.head_dim);
   const auto kernel = cpu_kernels().rope;
   for_each_row(pool, qkv.num_rows, qkv.row_stride(), [&](std::int64_t row) {
     float* head = qkv.data + row * qkv.row_stride();
-    const float* cos_sin = table + std::int64_t{positions[row]} * rotary_dim;
-    for (int i = 0; i < qkv.num_heads + qkv.num_kv_heads; ++i, head += qkv.head_dim) kernel(head, cos_sin, rotary_dim);
+    const std::int64_t place = std::int64_t{positions[row]} * rotary_dim;
+    for (int i = 0; i < qkv.num_heads + qkv.num_kv_heads; ++i, head += qkv.head_dim)
+      kernel(head, (i < qkv.num_heads ? tables.queries : tables.keys) + place, rotary_dim);
   });
 }
 

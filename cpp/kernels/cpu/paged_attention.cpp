@@ -34,8 +34,8 @@ void check(const QkvView& qkv, const KvLayer& cache, std::int32_t window) {
   cpu_ops::check_cache(cache);
 }
 
-std::vector<Work> cut(const QkvView& qkv, std::span<const SequenceRows> sequences, const KvLayer& cache, float scale,
-                      std::int32_t window, float* out) {
+std::vector<Work> cut(const QkvView& qkv, std::span<const SequenceRows> sequences, const KvLayer& cache,
+                      ScoreRule scores, std::int32_t window, float* out) {
   const int group = qkv.num_heads / qkv.num_kv_heads;
   const int heads_per_block = std::min(group, kMaxBlockQueries);
   const int rows_per_block = kMaxBlockQueries / heads_per_block;
@@ -70,7 +70,8 @@ std::vector<Work> cut(const QkvView& qkv, std::span<const SequenceRows> sequence
             .dtype = cache.dtype,
             .page_size = cache.page_size,
             .head_dim = cache.head_dim,
-            .scale = scale,
+            .scale = scores.scale,
+            .cap = scores.cap,
             .window = window,
         };
         const AttentionBlock& block = work.block;
@@ -122,9 +123,9 @@ void fold(const CpuKernels& kernels, const Work& work, std::int64_t out_stride, 
 }  // namespace
 
 void paged_attention(const CpuKernels& kernels, ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences,
-                     KvLayer cache, float scale, std::int32_t window, float* out) {
+                     KvLayer cache, ScoreRule scores, std::int32_t window, float* out) {
   check(qkv, cache, window);
-  const std::vector<Work> all = cut(qkv, sequences, cache, scale, window, out);
+  const std::vector<Work> all = cut(qkv, sequences, cache, scores, window, out);
   if (all.empty()) return;
   const std::int64_t out_stride = std::int64_t{qkv.num_heads} * qkv.head_dim;
   int most_queries = 0;
@@ -164,9 +165,9 @@ void paged_attention(const CpuKernels& kernels, ThreadPool& pool, QkvView qkv, s
 
 namespace cpu_ops {
 
-void paged_attention(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache, float scale,
-                     std::int32_t window, float* out) {
-  minisgl::paged_attention(cpu_kernels(), pool, qkv, sequences, cache, scale, window, out);
+void paged_attention(ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences, KvLayer cache,
+                     ScoreRule scores, std::int32_t window, float* out) {
+  minisgl::paged_attention(cpu_kernels(), pool, qkv, sequences, cache, scores, window, out);
 }
 
 }  // namespace cpu_ops

@@ -8,7 +8,7 @@
 namespace minisgl {
 
 void paged_attention(const CpuKernels& kernels, ThreadPool& pool, cpu_ops::QkvView qkv,
-                     std::span<const ops::SequenceRows> sequences, ops::KvLayer cache, float scale, std::int32_t window,
-                     float* out);
+                     std::span<const ops::SequenceRows> sequences, ops::KvLayer cache, ScoreRule scores,
+                     std::int32_t window, float* out);
 
 }  // namespace minisgl

@@ -87,11 +87,13 @@ class CudaDevice final : public Device {
 
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
-    return cuda::StepSlots::bytes_for(limits) + (limits.logits + limits.penalized) * limits.vocab_size * 4;
+    return cuda::StepSlots::bytes_for(limits) + (limits.logits + limits.penalized) * limits.vocab_size * 4 +
+           limits.rows * 8;
   }
   void reserve(const StepLimits& limits) override {
     slots_.reserve(limits);
     reserve_adjusted(limits.logits, limits.vocab_size);
+    reserve_square_sums(limits.rows);
     seen_.reserve(limits.penalized, limits.vocab_size);
   }
 
@@ -138,12 +140,13 @@ class CudaDevice final : public Device {
     slots_.record(batch, queries, forward, sampling);
   }
 
-  void embed(const Matrix& table, std::int64_t first_token, OutputTensor y) override {
+  void embed(const Matrix& table, std::int64_t first_token, OutputTensor y, float scale) override {
     cuda::embed(slots_.step(), static_cast<const cuda::DeviceMatrix&>(table).data(), first_token, table.rows(),
-                table.cols(), y.data, stream_.get());
+                table.cols(), scale, y.data, stream_.get());
   }
   LinearInput rms_norm(Tensor x, const Norm& norm, OutputTensor y) override {
-    cuda::add_rms_norm(x.data, nullptr, norm.weight, norm.eps, x.rows, x.cols, y.data, stream_.get());
+    if (norm.weight == nullptr) return LinearInput::written(x, {});
+    add_norm(x, {}, norm, y);
     return LinearInput::written(y, x);
   }
   LinearInput reduce_add_rms_norm(OutputTensor residual, OutputTensor delta, const Norm& norm,
@@ -156,18 +159,29 @@ class CudaDevice final : public Device {
                             .rows = residual.rows,
                             .cols = residual.cols,
                             .dtype = residual.dtype};
-    if (!comm_ || !comm_->all_reduce_add_rms_norm(sum, stream_handle())) {
+    if (!comm_ || !norm.is_plain_rms() || !comm_->all_reduce_add_rms_norm(sum, stream_handle())) {
       sum_over_ranks(delta);
-      cuda::add_rms_norm(residual.data, delta.data, norm.weight, norm.eps, residual.rows, residual.cols, y.data,
-                         stream_.get());
+      add_norm(residual, delta, norm, y);
     }
-    return LinearInput::written(y, residual);
+    return norm.weight != nullptr ? LinearInput::written(y, residual) : LinearInput::written(residual, {});
+  }
+  LinearInput reduce_norm_add_rms_norm(OutputTensor residual, OutputTensor delta, const Norm& added, const Norm& norm,
+                                       OutputTensor y) override {
+    sum_over_ranks(delta);
+    cuda::add_norm_rows({residual.data, delta.data, residual.rows, residual.cols, y.data}, added, norm, stream_.get());
+    return norm.weight != nullptr ? LinearInput::written(y, residual) : LinearInput::written(residual, {});
   }
   void linear(const Linear& weights, const LinearInput& x, OutputTensor y) override {
     products_.write(static_cast<const cuda::DeviceLinear&>(weights), x, y);
   }
-  LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y) override {
-    products_.write_gated(static_cast<const cuda::DeviceLinear&>(gate_up), x, scratch, y);
+  LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y,
+                           Activation activation) override {
+    if (activation == Activation::silu) {
+      products_.write_gated(static_cast<const cuda::DeviceLinear&>(gate_up), x, scratch, y);
+    } else {
+      linear(gate_up, x, scratch);
+      cuda::gate_rows(activation, scratch.data, y.rows, y.cols, y.data, stream_.get());
+    }
     return LinearInput::written(y, {});
   }
   LinearInput linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta, OutputTensor residual,
@@ -182,10 +196,19 @@ class CudaDevice final : public Device {
   }
   void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
-    cuda::store_heads(slots_.step(), qkv.data, shape, transform, cache, stream_.get());
+    cuda::SquareSums squares{.num_ranks = num_ranks()};
+    if (transform.norms_all_heads) {
+      reserve_square_sums(qkv.rows);
+      const Tensor sums{square_sums_.data(), DType::f32, qkv.rows, 2};
+      cuda::head_square_sums(qkv.data, qkv.rows, shape, sums.f32(), stream_.get());
+      sum_over_ranks(sums);
+      squares.sums = sums.f32();
+    }
+    cuda::store_heads(slots_.step(), qkv.data, shape, transform, cache, squares, stream_.get());
   }
-  void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale, std::int32_t window,
-                       OutputTensor out) override;
+  void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, ScoreRule scores,
+                       std::int32_t window, OutputTensor out) override;
+  bool caps_scores() const override { return false; }
   void gather_wanted_rows(Tensor x, OutputTensor y) override {
     cuda::gather_rows(slots_.step(), x.data, x.cols, y.data, stream_.get());
   }
@@ -194,6 +217,9 @@ class CudaDevice final : public Device {
   }
   void gather_columns(Tensor part, OutputTensor scratch, OutputTensor y) override;
 
+  void scale_logits(OutputTensor logits, float scale, float cap) override {
+    cuda::scale_and_cap(logits.f32(), logits.rows * logits.cols, scale, cap, stream_.get());
+  }
   void sample(OutputTensor logits) override {
     const cuda::StepData& step = slots_.step();
     MINISGL_CHECK(logits.rows == step.num_logits, logits.rows, " rows of logits, ", step.num_logits, " wanted");
@@ -212,6 +238,18 @@ class CudaDevice final : public Device {
   }
   StreamHandle stream_handle() const { return reinterpret_cast<StreamHandle>(stream_.get()); }
   void reserve_adjusted(std::int64_t rows, std::int64_t vocab_size);
+  void reserve_square_sums(std::int64_t rows) {
+    const auto bytes = static_cast<std::size_t>(2 * rows) * sizeof(float);
+    if (bytes > square_sums_.size()) square_sums_ = allocate_on_device(bytes);
+  }
+  // x += delta, if there is one, and y = the norm of x, if there is one.
+  void add_norm(Tensor x, Tensor delta, const Norm& norm, Tensor y) {
+    if (norm.is_plain_rms()) {
+      cuda::add_rms_norm(x.data, delta.data, norm.weight, norm.eps, x.rows, x.cols, y.data, stream_.get());
+    } else {
+      cuda::add_norm_rows({x.data, delta.data, x.rows, x.cols, y.data}, {}, norm, stream_.get());
+    }
+  }
 
   std::shared_ptr<Communicator> comm_;  // outlives the graphs that its calls were captured in
   int device_index_;
@@ -224,6 +262,7 @@ class CudaDevice final : public Device {
 
   DeviceBuffer partials_, arrived_;  // what decode attention keeps between its blocks
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
+  DeviceBuffer square_sums_;         // [num_rows, 2] f32 of norms over all heads
   cuda::SeenPool seen_;
   cuda::StepSlots slots_;
 };
@@ -262,13 +301,16 @@ LinearInput CudaDevice::linear_add_norm(const Linear& weights, const LinearInput
     return linear_add_norm(weights, plain, delta, residual, norm, y);
   }
   products_.add(static_cast<const cuda::DeviceLinear&>(weights), x, delta, residual);
+  if (norm.weight == nullptr) return LinearInput::written(residual, {});
   // The product that reads the rows has as many of them: it takes the norm on its way where it is one of few rows.
-  if (cuda::Products::take_norm(residual.rows, residual.cols)) return LinearInput::deferred(y, residual, norm);
+  if (norm.is_plain_rms() && cuda::Products::take_norm(residual.rows, residual.cols))
+    return LinearInput::deferred(y, residual, norm);
   return rms_norm(residual, norm, y);
 }
 
-void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, float scale,
+void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, ScoreRule scores,
                                  std::int32_t window, OutputTensor out) {
+  MINISGL_CHECK(scores.cap == 0.0f, "scores capped at ", scores.cap);
   MINISGL_CHECK(qkv.cols == shape.row_size() && shape.num_heads % shape.num_kv_heads == 0, shape.num_heads,
                 " heads for ", shape.num_kv_heads, " KV heads");
   cuda::paged_attention({.step = slots_.step(),
@@ -276,7 +318,7 @@ void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::
                          .out = out.data,
                          .shape = shape,
                          .cache = cache,
-                         .scale = scale,
+                         .scale = scores.scale,
                          .window = window,
                          .most_parts = most_attention_parts(),
                          .partials = partials_.as<float>(),

@@ -14,17 +14,36 @@ namespace minisgl::cuda {
 // Reads everything and keeps nothing: the read bandwidth. `sink` is one word.
 void read_all(const std::byte* data, std::size_t bytes, std::uint32_t* sink, int num_processors, cudaStream_t stream);
 
-// table [num_tokens, cols], of the tokens from first_token on; other tokens' rows of y become zeros.
+// table [num_tokens, cols], of the tokens from first_token on, times `scale`; other tokens' rows of y become zeros.
 void embed(const StepData& step, const void* table, std::int64_t first_token, std::int64_t num_tokens,
-           std::int64_t cols, void* y, cudaStream_t stream);
+           std::int64_t cols, float scale, void* y, cudaStream_t stream);
 // delta null: y = norm(x). Else x += delta, y = norm(x).
 void add_rms_norm(void* x, const void* delta, const float* weight, float eps, std::int64_t rows, std::int64_t cols,
                   void* y, cudaStream_t stream);
-// y[r, i] = silu(z[r, i]) * z[r, cols + i].
-void silu_mul(const void* z, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream);
+// The same of any norms: x += the norm `added` of delta, y = the norm of x. Where x has no norm, y stays as it is.
+struct NormRows {
+  void* x;            // [rows, cols]
+  const void* delta;  // [rows, cols] or null
+  std::int64_t rows, cols;
+  void* y;  // [rows, cols]
+};
+void add_norm_rows(const NormRows& rows, const Norm& added, const Norm& norm, cudaStream_t stream);
+// y[r, i] = activation(z[r, i]) * z[r, cols + i].
+void gate_rows(Activation activation, const void* z, std::int64_t rows, std::int64_t cols, void* y,
+               cudaStream_t stream);
+// x [count] f32, as Ops::scale_logits.
+void scale_and_cap(float* x, std::int64_t count, float scale, float cap, cudaStream_t stream);
+// sums [num_rows, 2] of the squares of each row's queries, and of its keys.
+void head_square_sums(const void* qkv, std::int64_t num_rows, const HeadShape& shape, float* sums, cudaStream_t stream);
 void gather_rows(const StepData& step, const void* x, std::int64_t cols, void* y, cudaStream_t stream);
+// A norm over all heads of all ranks takes its squares from `sums` [num_rows, 2], the sums over ranks of
+// head_square_sums().
+struct SquareSums {
+  const float* sums = nullptr;
+  int num_ranks = 1;
+};
 void store_heads(const StepData& step, void* qkv, const HeadShape& shape, const HeadTransform& transform,
-                 const ops::KvLayer& cache, cudaStream_t stream);
+                 const ops::KvLayer& cache, const SquareSums& squares, cudaStream_t stream);
 
 // What a cache of DType::f8e4m3 holds (ops::KvLayer says what it means).
 struct e4m3 {

@@ -14,7 +14,7 @@ void Products::write(const DeviceLinear& weights, const LinearInput& x, Tensor y
 void Products::write_gated(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y) {
   if (few_rows(weights, x, y, SkinnyOutput::gated)) return;
   write(weights, x, scratch);
-  silu_mul(scratch.data, y.rows, y.cols, y.data, stream_);
+  gate_rows(Activation::silu, scratch.data, y.rows, y.cols, y.data, stream_);
 }
 
 void Products::add(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y) {

@@ -9,11 +9,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One token per block: its row of the table, or zeros where the table doesn't hold it. The token is drawn[-1 - token]
-// where it is below 0.
+// One token per block: its row of the table, times `scale` if `scaled`, or zeros where the table doesn't hold it. The
+// token is drawn[-1 - token] where it is below 0.
+template <bool scaled>
 __global__ void __launch_bounds__(kThreads)
     embed_kernel(const bf16* table, const std::int32_t* tokens, const std::int32_t* drawn, std::int64_t first_token,
-                 std::int64_t num_tokens, std::int64_t cols, bf16* y) {
+                 std::int64_t num_tokens, std::int64_t cols, float scale, bf16* y) {
   let_next_start();
   wait_for_previous();
   std::int32_t token = tokens[blockIdx.x];
@@ -22,7 +23,10 @@ __global__ void __launch_bounds__(kThreads)
   const bool is_here = index >= 0 && index < num_tokens;
   const bf16* from = table + (is_here ? index * cols : 0);
   bf16* to = y + blockIdx.x * cols;
-  if (cols % 8 == 0) {
+  if constexpr (scaled) {
+    for (std::int64_t i = threadIdx.x; i < cols; i += kThreads)
+      to[i] = __float2bfloat16(is_here ? to_float(from[i]) * scale : 0.0f);
+  } else if (cols % 8 == 0) {
     for (std::int64_t i = threadIdx.x; i < cols / 8; i += kThreads) {
       reinterpret_cast<uint4*>(to)[i] = is_here ? reinterpret_cast<const uint4*>(from)[i] : uint4{};
     }
@@ -44,10 +48,10 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void embed(const StepData& step, const void* table, std::int64_t first_token, std::int64_t num_tokens,
-           std::int64_t cols, void* y, cudaStream_t stream) {
-  launch_kernel(embed_kernel, dim3(static_cast<unsigned>(step.num_rows)), kThreads, 0, stream,
-                static_cast<const bf16*>(table), step.tokens, step.drawn_before, first_token, num_tokens, cols,
-                static_cast<bf16*>(y));
+           std::int64_t cols, float scale, void* y, cudaStream_t stream) {
+  launch_kernel(scale == 1.0f ? embed_kernel<false> : embed_kernel<true>, dim3(static_cast<unsigned>(step.num_rows)),
+                kThreads, 0, stream, static_cast<const bf16*>(table), step.tokens, step.drawn_before, first_token,
+                num_tokens, cols, scale, static_cast<bf16*>(y));
 }
 
 void join_columns(const float* parts, std::int64_t rows, std::int64_t part_cols, std::int64_t cols, float* y,

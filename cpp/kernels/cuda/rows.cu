@@ -71,9 +71,71 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int width>
+// The same for norms of any kind. One row a block; a thread comes back to the elements that it wrote.
+struct AnyNormArgs {
+  bf16* x;
+  const bf16* delta;
+  Norm added, norm;
+  std::int64_t cols;
+  bf16* y;
+};
+
+__device__ float block_sum_again(float x) {
+  __syncthreads();  // the sum before is read
+  return block_sum(x);
+}
+
+// value(i) summed over the row.
+template <typename Value>
+__device__ float row_sum(std::int64_t cols, Value value) {
+  float sum = 0;
+  for (std::int64_t i = threadIdx.x; i < cols; i += kThreads) sum += value(i);
+  return block_sum_again(sum);
+}
+
+// What makes x's norm of x: (x - mean) * inverse * weight.
+struct RowScale {
+  float mean, inverse;
+};
+template <typename Value>
+__device__ RowScale row_scale(const Norm& norm, std::int64_t cols, Value value) {
+  const float mean = norm.centered ? row_sum(cols, value) / static_cast<float>(cols) : 0.0f;
+  const float squares = row_sum(cols, [&](std::int64_t i) { return (value(i) - mean) * (value(i) - mean); });
+  return {mean, rsqrtf(squares / static_cast<float>(cols) + norm.eps)};
+}
+
+__global__ void __launch_bounds__(kThreads) any_norm_kernel(AnyNormArgs args) {
+  let_next_start();
+  wait_for_previous();
+  const std::int64_t cols = args.cols;
+  bf16* x = args.x + blockIdx.x * cols;
+  if (args.delta != nullptr) {
+    const bf16* delta = args.delta + blockIdx.x * cols;
+    const auto value = [&](std::int64_t i) { return to_float(delta[i]); };
+    const bool normed = args.added.weight != nullptr;
+    const RowScale scale = normed ? row_scale(args.added, cols, value) : RowScale{0.0f, 1.0f};
+    for (std::int64_t i = threadIdx.x; i < cols; i += kThreads) {
+      const float term = (value(i) - scale.mean) * scale.inverse * (normed ? args.added.weight[i] : 1.0f);
+      x[i] = __float2bfloat16(to_float(x[i]) + term);
+    }
+  }
+  if (args.norm.weight == nullptr) return;
+  const auto value = [&](std::int64_t i) { return to_float(x[i]); };
+  const RowScale scale = row_scale(args.norm, cols, value);
+  bf16* y = args.y + blockIdx.x * cols;
+  for (std::int64_t i = threadIdx.x; i < cols; i += kThreads)
+    y[i] = __float2bfloat16((value(i) - scale.mean) * scale.inverse * args.norm.weight[i]);
+}
+
+template <Activation activation>
+__device__ float activate(float x) {
+  if constexpr (activation == Activation::silu) return x / (1.0f + __expf(-x));
+  return x / (1.0f + __expf(-1.5957691216f * x * (1.0f + 0.044715f * x * x)));  // half of 1 + tanh is this quotient
+}
+
+template <int width, Activation activation>
 __global__ void __launch_bounds__(kThreads)
-    silu_mul_kernel(const bf16* z, std::int64_t rows, std::int64_t cols, bf16* y) {
+    gate_rows_kernel(const bf16* z, std::int64_t rows, std::int64_t cols, bf16* y) {
   struct alignas(2 * width) Vector {
     bf16 v[width];
   };
@@ -87,10 +149,29 @@ __global__ void __launch_bounds__(kThreads)
   Vector out;
 #pragma unroll
   for (int k = 0; k < width; ++k) {
-    const float g = to_float(gates.v[k]);
-    out.v[k] = __float2bfloat16(g / (1.0f + __expf(-g)) * to_float(ups.v[k]));
+    out.v[k] = __float2bfloat16(activate<activation>(to_float(gates.v[k])) * to_float(ups.v[k]));
   }
   *reinterpret_cast<Vector*>(y + at) = out;
+}
+
+__global__ void __launch_bounds__(kThreads) scale_and_cap_kernel(float* x, std::int64_t count, float scale, float cap) {
+  let_next_start();
+  wait_for_previous();
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < count) x[i] = cap == 0.0f ? x[i] * scale : cap * tanhf(x[i] * scale / cap);
+}
+
+// A row's queries (blockIdx.y 0) or keys (1) a block.
+__global__ void __launch_bounds__(kThreads)
+    head_square_sums_kernel(const bf16* qkv, std::int64_t row_size, std::int64_t query_size, std::int64_t key_size,
+                            float* sums) {
+  let_next_start();
+  wait_for_previous();
+  const bool is_key = blockIdx.y == 1;
+  const bf16* x = qkv + blockIdx.x * row_size + (is_key ? query_size : 0);
+  const float sum =
+      row_sum(is_key ? key_size : query_size, [&](std::int64_t i) { return to_float(x[i]) * to_float(x[i]); });
+  if (threadIdx.x == 0) sums[2 * blockIdx.x + blockIdx.y] = sum;
 }
 
 __global__ void __launch_bounds__(512) read_all_kernel(const uint4* data, std::size_t count, std::uint32_t* sink) {
@@ -112,7 +193,9 @@ __global__ void __launch_bounds__(512) read_all_kernel(const uint4* data, std::s
 struct HeadArgs {
   bf16* qkv;
   int num_heads, num_kv_heads, head_dim;
-  const float *query_norm, *key_norm, *table;
+  const float *query_norm, *key_norm, *query_table, *key_table;
+  const float* square_sums;  // [num_rows, 2] of a norm over all heads, of so many elements
+  float query_count, key_count;
   float eps;
   int rotary_dim;
   void *keys, *values;
@@ -138,8 +221,8 @@ __device__ float scale_of(const float (&value)[kPerLane], int dim) {
   return scale > 0.0f ? scale : 1.0f;
 }
 
-// A warp takes one head of one row: norm, rotation, and keys and values to the cache.
-template <typename T>
+// A warp takes one head of one row: norm, rotation, and keys and values to the cache. norms_all: a norm over all heads.
+template <typename T, bool norms_all>
 __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
   __shared__ float staged[kWarps][kMaxHeadDim];
   let_next_start();
@@ -157,8 +240,10 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
   // What earlier kernels of the step don't make is read before they end.
   const std::int32_t cache_row = args.cache_rows[row];
   const float* norm = is_value ? nullptr : is_query ? args.query_norm : args.key_norm;
+  if (norms_all && norm != nullptr) norm += (is_query ? head : head - args.num_heads) * dim;
   const int half = args.rotary_dim / 2;
-  const float* cos_sin = args.table + std::int64_t{args.positions[row]} * args.rotary_dim;
+  const float* table = is_query ? args.query_table : args.key_table;
+  const float* cos_sin = table + std::int64_t{args.positions[row]} * args.rotary_dim;
   float weight[kPerLane], cosine[kPerLane], sine[kPerLane];
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) {
@@ -179,7 +264,13 @@ __global__ void __launch_bounds__(kThreads) store_heads_kernel(HeadArgs args) {
     squares += value[j] * value[j];
   }
   if (norm != nullptr) {
-    const float inverse = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + args.eps);
+    float mean;
+    if constexpr (norms_all) {
+      mean = args.square_sums[2 * row + (is_query ? 0 : 1)] / (is_query ? args.query_count : args.key_count);
+    } else {
+      mean = warp_sum(squares) / static_cast<float>(dim);
+    }
+    const float inverse = rsqrtf(mean + args.eps);
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) value[j] *= inverse * weight[j];
   }
@@ -243,40 +334,70 @@ void add_rms_norm(void* x, const void* delta, const float* weight, float eps, st
                 static_cast<const bf16*>(delta), weight, eps, cols, static_cast<bf16*>(y));
 }
 
-void silu_mul(const void* z, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream) {
+void add_norm_rows(const NormRows& rows, const Norm& added, const Norm& norm, cudaStream_t stream) {
+  launch_kernel(any_norm_kernel, dim3(static_cast<unsigned>(rows.rows)), kThreads, 0, stream,
+                AnyNormArgs{static_cast<bf16*>(rows.x), static_cast<const bf16*>(rows.delta), added, norm, rows.cols,
+                            static_cast<bf16*>(rows.y)});
+}
+
+void scale_and_cap(float* x, std::int64_t count, float scale, float cap, cudaStream_t stream) {
+  launch_kernel(scale_and_cap_kernel, dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)), kThreads, 0,
+                stream, x, count, scale, cap);
+}
+
+void head_square_sums(const void* qkv, std::int64_t num_rows, const HeadShape& shape, float* sums,
+                      cudaStream_t stream) {
+  launch_kernel(head_square_sums_kernel, dim3(static_cast<unsigned>(num_rows), 2), kThreads, 0, stream,
+                static_cast<const bf16*>(qkv), shape.row_size(), std::int64_t{shape.num_heads} * shape.head_dim,
+                std::int64_t{shape.num_kv_heads} * shape.head_dim, sums);
+}
+
+void gate_rows(Activation activation, const void* z, std::int64_t rows, std::int64_t cols, void* y,
+               cudaStream_t stream) {
   const int width = cols % 8 == 0 ? 8 : 1;
-  const auto kernel = width == 8 ? silu_mul_kernel<8> : silu_mul_kernel<1>;
+  const bool silu = activation == Activation::silu;
+  const auto wide = silu ? gate_rows_kernel<8, Activation::silu> : gate_rows_kernel<8, Activation::gelu_tanh>;
+  const auto narrow = silu ? gate_rows_kernel<1, Activation::silu> : gate_rows_kernel<1, Activation::gelu_tanh>;
+  const auto kernel = width == 8 ? wide : narrow;
   const std::int64_t accesses = rows * cols / width;
   launch_kernel(kernel, dim3(static_cast<unsigned>((accesses + kThreads - 1) / kThreads)), kThreads, 0, stream,
                 static_cast<const bf16*>(z), rows, cols, static_cast<bf16*>(y));
 }
 
 void store_heads(const StepData& step, void* qkv, const HeadShape& shape, const HeadTransform& transform,
-                 const ops::KvLayer& cache, cudaStream_t stream) {
+                 const ops::KvLayer& cache, const SquareSums& squares, cudaStream_t stream) {
   MINISGL_CHECK(shape.head_dim <= kMaxHeadDim, "head_dim ", shape.head_dim);
   MINISGL_CHECK(transform.rotary_dim % 2 == 0 && transform.rotary_dim <= shape.head_dim, "rotary_dim ",
                 transform.rotary_dim);
-  const HeadArgs args{.qkv = static_cast<bf16*>(qkv),
-                      .num_heads = shape.num_heads,
-                      .num_kv_heads = shape.num_kv_heads,
-                      .head_dim = shape.head_dim,
-                      .query_norm = transform.query_norm,
-                      .key_norm = transform.key_norm,
-                      .table = transform.rope_table,
-                      .eps = transform.eps,
-                      .rotary_dim = transform.rotary_dim,
-                      .keys = cache.keys,
-                      .values = cache.values,
-                      .key_scales = cache.key_scales,
-                      .value_scales = cache.value_scales,
-                      .page_size = cache.page_size,
-                      .positions = step.positions,
-                      .cache_rows = step.cache_rows};
+  const HeadArgs args{
+      .qkv = static_cast<bf16*>(qkv),
+      .num_heads = shape.num_heads,
+      .num_kv_heads = shape.num_kv_heads,
+      .head_dim = shape.head_dim,
+      .query_norm = transform.query_norm,
+      .key_norm = transform.key_norm,
+      .query_table = transform.query_rope_table != nullptr ? transform.query_rope_table : transform.rope_table,
+      .key_table = transform.rope_table,
+      .square_sums = squares.sums,
+      .query_count = static_cast<float>(squares.num_ranks * shape.num_heads * shape.head_dim),
+      .key_count = static_cast<float>(squares.num_ranks * shape.num_kv_heads * shape.head_dim),
+      .eps = transform.eps,
+      .rotary_dim = transform.rotary_dim,
+      .keys = cache.keys,
+      .values = cache.values,
+      .key_scales = cache.key_scales,
+      .value_scales = cache.value_scales,
+      .page_size = cache.page_size,
+      .positions = step.positions,
+      .cache_rows = step.cache_rows};
   const int num_all = shape.num_heads + 2 * shape.num_kv_heads;
   const dim3 grid(static_cast<unsigned>(step.num_rows), static_cast<unsigned>((num_all + kWarps - 1) / kWarps));
-  const auto kernel = cache.dtype == DType::bf16  ? store_heads_kernel<bf16>
-                      : cache.dtype == DType::f16 ? store_heads_kernel<half>
-                                                  : store_heads_kernel<e4m3>;
+  const auto kernel_for = [&]<bool norms_all>(std::bool_constant<norms_all>) {
+    return cache.dtype == DType::bf16  ? store_heads_kernel<bf16, norms_all>
+           : cache.dtype == DType::f16 ? store_heads_kernel<half, norms_all>
+                                       : store_heads_kernel<e4m3, norms_all>;
+  };
+  const auto kernel = transform.norms_all_heads ? kernel_for(std::true_type{}) : kernel_for(std::false_type{});
   launch_kernel(kernel, grid, kThreads, 0, stream, args);
 }
 

@@ -150,14 +150,20 @@ class AsyncDevice : public Device {
   }
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t, std::int64_t) override { unwanted(); }
   std::unique_ptr<const Linear> make_linear(std::vector<Projection>) override { unwanted(); }
-  void embed(const Matrix&, std::int64_t, OutputTensor) override { unwanted(); }
+  void embed(const Matrix&, std::int64_t, OutputTensor, float) override { unwanted(); }
   LinearInput rms_norm(Tensor, const Norm&, OutputTensor) override { unwanted(); }
   LinearInput reduce_add_rms_norm(OutputTensor, OutputTensor, const Norm&, OutputTensor) override { unwanted(); }
+  LinearInput reduce_norm_add_rms_norm(OutputTensor, OutputTensor, const Norm&, const Norm&, OutputTensor) override {
+    unwanted();
+  }
   void linear(const Linear&, const LinearInput&, OutputTensor) override { unwanted(); }
-  LinearInput gated_linear(const Linear&, const LinearInput&, OutputTensor, OutputTensor) override { unwanted(); }
+  LinearInput gated_linear(const Linear&, const LinearInput&, OutputTensor, OutputTensor, Activation) override {
+    unwanted();
+  }
   Tensor plain_rows(LinearInput&) override { unwanted(); }
   void store_heads(OutputTensor, const HeadShape&, const HeadTransform&, const ops::KvLayer&) override { unwanted(); }
-  void paged_attention(Tensor, const HeadShape&, const ops::KvLayer&, float, std::int32_t, OutputTensor) override {
+  void scale_logits(OutputTensor, float, float) override { unwanted(); }
+  void paged_attention(Tensor, const HeadShape&, const ops::KvLayer&, ScoreRule, std::int32_t, OutputTensor) override {
     unwanted();
   }
   void gather_wanted_rows(Tensor, OutputTensor) override { unwanted(); }

@@ -42,12 +42,14 @@ void softmax_step(float* scores, Positions seen, float& max_so_far, float& sum_s
   sum_so_far += reduce_add((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
 }
 
-// `queries` queries from `first` on over one tile; seen[q] counts from the tile's start.
+// `queries` queries of the block from `first` on over one tile; seen[q] counts from the tile's start.
 template <int queries, typename Tile>
-void attend(const typename Tile::Queries& all, int first, const Tile& tile, const Positions* seen, int head_dim,
-            const AttentionState& state) {
+void attend(const AttentionBlock& block, const typename Tile::Queries& all, int first, const Tile& tile,
+            const Positions* seen, const AttentionState& state) {
+  const int head_dim = block.head_dim;
   alignas(64) float scores[queries * kTile];
   tile.template score<queries>(all, first, head_dim, scores);
+  if (block.cap != 0.0f) scale_and_cap(scores, queries * kTile, 1.0f, block.cap);
   float* acc = state.acc + first * head_dim;
   bool same = true;
   for (int q = 0; q < queries; ++q) {
@@ -65,14 +67,14 @@ void attend(const typename Tile::Queries& all, int first, const Tile& tile, cons
 
 // The same for up to Tile::queries_at_once of them.
 template <typename Tile>
-void attend_some(int queries, const typename Tile::Queries& all, int first, const Tile& tile, const Positions* seen,
-                 int head_dim, const AttentionState& state) {
+void attend_some(int queries, const AttentionBlock& block, const typename Tile::Queries& all, int first,
+                 const Tile& tile, const Positions* seen, const AttentionState& state) {
   static_assert(Tile::queries_at_once == 3 || Tile::queries_at_once == 4);
   switch (queries) {
-    case 1: return attend<1>(all, first, tile, seen, head_dim, state);
-    case 2: return attend<2>(all, first, tile, seen, head_dim, state);
-    case 3: return attend<3>(all, first, tile, seen, head_dim, state);
-    default: return attend<Tile::queries_at_once>(all, first, tile, seen, head_dim, state);
+    case 1: return attend<1>(block, all, first, tile, seen, state);
+    case 2: return attend<2>(block, all, first, tile, seen, state);
+    case 3: return attend<3>(block, all, first, tile, seen, state);
+    default: return attend<Tile::queries_at_once>(block, all, first, tile, seen, state);
   }
 }
 
@@ -97,7 +99,7 @@ void attend_to(const AttentionBlock& block, Positions here, const AttentionState
         seen[q] = both.empty() ? Positions{0, 0} : Positions{both.begin - start, both.end - start};
         any = any || !both.empty();
       }
-      if (any) attend_some(count, queries, first, tile, seen, block.head_dim, state);
+      if (any) attend_some(count, block, queries, first, tile, seen, state);
     }
   }
 }

@@ -7,17 +7,30 @@ namespace minisgl::MINISGL_ISA {
 namespace {
 
 // The sum of four chains of eight lanes, then the rest one by one: one order for every row.
-// square(i) gives the squares of elements i .. i+7, square_one(i) that of element i.
-template <typename Square, typename SquareOne>
-float sum_of_squares(std::int64_t dim, Square square, SquareOne square_one) {
+// add(i, total) adds what elements i .. i+7 give to the total, one(i) is what element i gives.
+template <typename Add, typename One>
+float sum_over(std::int64_t dim, Add add, One one) {
   F32x8 sums[4] = {F32x8::zero(), F32x8::zero(), F32x8::zero(), F32x8::zero()};
   std::int64_t i = 0;
   for (; i + 32 <= dim; i += 32)
-    for (int chain = 0; chain < 4; ++chain) sums[chain] = square(i + 8 * chain, sums[chain]);
-  for (; i + 8 <= dim; i += 8) sums[0] = square(i, sums[0]);
+    for (int chain = 0; chain < 4; ++chain) sums[chain] = add(i + 8 * chain, sums[chain]);
+  for (; i + 8 <= dim; i += 8) sums[0] = add(i, sums[0]);
   float sum = reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < dim; ++i) sum += square_one(i);
+  for (; i < dim; ++i) sum += one(i);
   return sum;
+}
+
+// y = f(a, b), eight by eight.
+template <typename Function>
+void for_eights(const float* a, const float* b, std::int64_t dim, float* y, Function f) {
+  std::int64_t i = 0;
+  for (; i + 8 <= dim; i += 8) f(F32x8::load(a + i), F32x8::load(b + i)).store(y + i);
+  if (i == dim) return;
+  float last_a[8] = {}, last_b[8] = {}, last_y[8];
+  memcpy(last_a, a + i, (dim - i) * sizeof(float));
+  memcpy(last_b, b + i, (dim - i) * sizeof(float));
+  f(F32x8::load(last_a), F32x8::load(last_b)).store(last_y);
+  memcpy(y + i, last_y, (dim - i) * sizeof(float));
 }
 
 void normalize(const float* x, const float* weight, float sum, float eps, std::int64_t dim, float* y) {
@@ -31,18 +44,11 @@ void normalize(const float* x, const float* weight, float sum, float eps, std::i
 }  // namespace
 
 void rms_norm(const float* x, const float* weight, float eps, std::int64_t dim, float* y) {
-  const float sum = sum_of_squares(
-      dim,
-      [&](std::int64_t i, F32x8 total) {
-        const F32x8 value = F32x8::load(x + i);
-        return fma(value, value, total);
-      },
-      [&](std::int64_t i) { return x[i] * x[i]; });
-  normalize(x, weight, sum, eps, dim, y);
+  normalize(x, weight, square_sum(x, dim), eps, dim, y);
 }
 
 void add_rms_norm(float* residual, const float* delta, const float* weight, float eps, std::int64_t dim, float* y) {
-  const float sum = sum_of_squares(
+  const float sum = sum_over(
       dim,
       [&](std::int64_t i, F32x8 total) {
         const F32x8 value = F32x8::load(residual + i) + F32x8::load(delta + i);
@@ -56,20 +62,54 @@ void add_rms_norm(float* residual, const float* delta, const float* weight, floa
   normalize(residual, weight, sum, eps, dim, y);
 }
 
+void layer_norm(const float* x, const float* weight, float eps, std::int64_t dim, float* y) {
+  const float sum = sum_over(
+      dim, [&](std::int64_t i, F32x8 total) { return total + F32x8::load(x + i); },
+      [&](std::int64_t i) { return x[i]; });
+  const float mean = sum / static_cast<float>(dim);
+  const F32x8 means = F32x8::splat(mean);
+  const float squares = sum_over(
+      dim,
+      [&](std::int64_t i, F32x8 total) {
+        const F32x8 value = F32x8::load(x + i) - means;
+        value.store(y + i);
+        return fma(value, value, total);
+      },
+      [&](std::int64_t i) {
+        y[i] = x[i] - mean;
+        return y[i] * y[i];
+      });
+  normalize(y, weight, squares, eps, dim, y);
+}
+
+float square_sum(const float* x, std::int64_t dim) {
+  return sum_over(
+      dim,
+      [&](std::int64_t i, F32x8 total) {
+        const F32x8 value = F32x8::load(x + i);
+        return fma(value, value, total);
+      },
+      [&](std::int64_t i) { return x[i] * x[i]; });
+}
+
 void silu_mul(const float* gate, const float* up, std::int64_t dim, float* y) {
   const F32x8 one = F32x8::splat(1.0f);
-  const auto silu_8 = [&](const float* g, const float* u, float* out) {
-    const F32x8 value = F32x8::load(g);
-    (div(value, one + exp(F32x8::zero() - value)) * F32x8::load(u)).store(out);
-  };
-  std::int64_t i = 0;
-  for (; i + 8 <= dim; i += 8) silu_8(gate + i, up + i, y + i);
-  if (i == dim) return;
-  float last_gate[8] = {}, last_up[8] = {}, last_y[8];
-  memcpy(last_gate, gate + i, (dim - i) * sizeof(float));
-  memcpy(last_up, up + i, (dim - i) * sizeof(float));
-  silu_8(last_gate, last_up, last_y);
-  memcpy(y + i, last_y, (dim - i) * sizeof(float));
+  for_eights(gate, up, dim, y, [&](F32x8 g, F32x8 u) { return div(g, one + exp(F32x8::zero() - g)) * u; });
+}
+
+// GELU by its approximation: gate * (1 + tanh(t)) / 2 is gate / (1 + exp(-2 t)).
+void gelu_mul(const float* gate, const float* up, std::int64_t dim, float* y) {
+  const F32x8 one = F32x8::splat(1.0f), minus_two_roots = F32x8::splat(-1.5957691216f), cubic = F32x8::splat(0.044715f);
+  for_eights(gate, up, dim, y,
+             [&](F32x8 g, F32x8 u) { return div(g, one + exp(minus_two_roots * g * fma(cubic, g * g, one))) * u; });
+}
+
+void scale_and_cap(float* x, std::int64_t dim, float scale, float cap) {
+  const F32x8 inner = F32x8::splat(cap == 0.0f ? scale : scale / cap), outer = F32x8::splat(cap);
+  for_eights(x, x, dim, x, [&](F32x8 value, F32x8) {
+    value = value * inner;
+    return cap == 0.0f ? value : tanh(value) * outer;
+  });
 }
 
 void rope(float* head, const float* cos_sin, int rotary_dim) {

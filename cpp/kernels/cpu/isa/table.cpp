@@ -7,7 +7,11 @@ extern const CpuKernels kernels;
 const CpuKernels kernels = {
     .rms_norm = rms_norm,
     .add_rms_norm = add_rms_norm,
+    .layer_norm = layer_norm,
+    .square_sum = square_sum,
     .silu_mul = silu_mul,
+    .gelu_mul = gelu_mul,
+    .scale_and_cap = scale_and_cap,
     .rope = rope,
     .convert = convert,
     .quantize_head = quantize_head,

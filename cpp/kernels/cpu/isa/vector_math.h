@@ -32,6 +32,12 @@ inline F32x8 exp_or_zero(F32x8 x) {
   return exp(x) * min(max(above, F32x8::zero()), F32x8::splat(1.0f));
 }
 
+// Within 1e-7: the result of a small x keeps its absolute, not its relative precision.
+inline F32x8 tanh(F32x8 x) {
+  const F32x8 one = F32x8::splat(1.0f);
+  return one - div(F32x8::splat(2.0f), exp(x + x) + one);
+}
+
 inline float exp(float x) {
   float lanes[8];
   exp(F32x8::splat(x)).store(lanes);

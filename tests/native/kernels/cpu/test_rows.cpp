@@ -134,7 +134,8 @@ TEST_P(LogitPasses, SkipWhatIsNotANumber) {
 
 TEST(Device, GiveTheSameBitsForAnyNumberOfRowsAndThreads) {
   const int rows = 61, heads = 5, kv_heads = 2, head_dim = 40, dim = (heads + 2 * kv_heads) * head_dim;
-  const auto weight = random_floats(dim, 5), data = random_floats(rows * dim, 6), delta = random_floats(rows * dim, 7);
+  const auto weight = random_floats(dim, 5), data = random_floats(rows * dim, 6);
+  auto delta = random_floats(rows * dim, 7);
   std::vector<std::int32_t> positions;
   for (int row = 0; row < rows; ++row) positions.push_back(row * 7 % 90);
   const auto table = random_floats(90 * 24, 8);
@@ -145,13 +146,14 @@ TEST(Device, GiveTheSameBitsForAnyNumberOfRowsAndThreads) {
     std::vector<float> residual = data, y(rows * dim), gated(rows * dim / 2);
     for (int row = 0; row < rows; row += step) {
       const int count = std::min(step, rows - row);
-      cpu_ops::add_rms_norm(pool, &residual[row * dim], &delta[row * dim], weight.data(), 1e-5f, count, dim,
-                            &y[row * dim]);
-      cpu_ops::rms_norm(pool, &y[row * dim], weight.data(), 1e-5f, count, dim, &y[row * dim]);
+      const Norm norm{weight.data(), 1e-5f};
+      const cpu_ops::NormRows out{count, dim, &y[row * dim]};
+      cpu_ops::add_norm_rows(pool, &residual[row * dim], &delta[row * dim], {}, norm, out);
+      cpu_ops::norm_rows(pool, &y[row * dim], norm, out);
       const cpu_ops::QkvView qkv = {&y[row * dim], count, heads, kv_heads, head_dim};
       cpu_ops::qk_norm(pool, qkv, weight.data(), weight.data() + head_dim, 1e-5f);
-      cpu_ops::rope(pool, qkv, &positions[row], table.data(), 24);
-      cpu_ops::silu_mul(pool, &y[row * dim], count, dim / 2, &gated[row * dim / 2]);
+      cpu_ops::rope(pool, qkv, &positions[row], {table.data(), table.data()}, 24);
+      cpu_ops::gate_rows(pool, Activation::silu, &y[row * dim], {count, dim / 2, &gated[row * dim / 2]});
     }
     y.insert(y.end(), residual.begin(), residual.end());
     y.insert(y.end(), gated.begin(), gated.end());
@@ -170,7 +172,7 @@ TEST(Device, QkNormAndRopeLeaveValuesAlone) {
   auto data = original;
   const std::int32_t position = 0;
   cpu_ops::qk_norm(pool, {data.data(), 1, 2, 1, 16}, weight.data(), weight.data(), 1e-5f);
-  cpu_ops::rope(pool, {data.data(), 1, 2, 1, 16}, &position, table.data(), 8);
+  cpu_ops::rope(pool, {data.data(), 1, 2, 1, 16}, &position, {table.data(), table.data()}, 8);
   for (int i = 0; i < 48; ++i) EXPECT_NE(data[i], original[i]) << i;
   for (int i = 48; i < 64; ++i) EXPECT_EQ(data[i], original[i]) << i;
 }
@@ -179,8 +181,9 @@ TEST(Device, RopeRefusesARotationWiderThanTheHead) {
   ThreadPool pool(1);
   std::vector<float> data(3 * 16), table(32);
   const std::int32_t position = 0;
-  EXPECT_THROW(cpu_ops::rope(pool, {data.data(), 1, 1, 1, 16}, &position, table.data(), 18), CheckError);
-  EXPECT_THROW(cpu_ops::rope(pool, {data.data(), 1, 1, 1, 16}, &position, table.data(), 7), CheckError);
+  EXPECT_THROW(cpu_ops::rope(pool, {data.data(), 1, 1, 1, 16}, &position, {table.data(), table.data()}, 18),
+               CheckError);
+  EXPECT_THROW(cpu_ops::rope(pool, {data.data(), 1, 1, 1, 16}, &position, {table.data(), table.data()}, 7), CheckError);
 }
 
 }  // namespace
