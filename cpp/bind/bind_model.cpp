@@ -46,7 +46,9 @@ KvCache make_cache(const Model& model, Device& device, const ModelOptions& optio
 // A model, or one rank's part of it.
 struct LoadedModel {
   LoadedModel(const std::string& path, const ModelOptions& options, std::unique_ptr<Device> on)
-      : device(std::move(on)), model(load_model(path, *device, {})), cache(make_cache(*model, *device, options)) {}
+      : device(std::move(on)), model(load_model(path, *device, {})), cache(make_cache(*model, *device, options)) {
+    model->set_context(std::min(cache.num_pages() * cache.page_size(), model->spec().max_position));
+  }
   std::unique_ptr<Device> device;
   std::unique_ptr<Model> model;
   KvCache cache;

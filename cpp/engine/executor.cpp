@@ -69,6 +69,7 @@ Executor::Executor(Model& model, Device& device, KvCache cache)
     : model_(model), device_(device), cache_(std::move(cache)) {}
 
 Executor::Prepared Executor::prepare(const StepLimits& limits, bool record_decodes, const RecordProgress& progress) {
+  model_.set_context(limits.positions);
   if (!device_.records_steps()) return {};
   const std::int64_t at_first = device_.available_memory();
   device_.reserve(limits);

@@ -19,9 +19,11 @@ class GgufSource : public WeightSource {
     GgufFile& file = model.file;
     mappings_ = std::move(model.mappings);
     config_ = huggingface_config(file, path);
-    interleaved_rope_ = file.metadata.at("general.architecture") == "llama";
+    const auto architecture = file.metadata.at("general.architecture").get<std::string>();
+    interleaved_rope_ = stores_interleaved_rope(architecture);
     for (auto& [name, tensor] : file.tensors) {
-      const std::string public_name = huggingface_tensor_name(name);
+      if (is_config_tensor(name)) continue;
+      const std::string public_name = huggingface_tensor_name(name, architecture);
       if (!tensors_.try_emplace(public_name, std::move(tensor)).second) {
         throw InputError(concat("'", path, "' has the tensor ", quote_name(public_name), " twice"));
       }
@@ -45,6 +47,7 @@ class GgufSource : public WeightSource {
 
   std::string path() const override { return path_; }
   bool interleaved_rope() const override { return interleaved_rope_; }
+  bool has_whole_norms() const override { return true; }
 
  private:
   std::string path_;

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <utility>
+#include <vector>
 
 #include "core/error.h"
 
@@ -21,11 +23,12 @@ constexpr std::array<NamePair, 3> model_tensors{{
     {"output", "lm_head"},
 }};
 
-constexpr std::array<NamePair, 11> layer_tensors{{
+constexpr std::array<NamePair, 12> layer_tensors{{
     {"attn_norm", "input_layernorm"},
     {"attn_q", "self_attn.q_proj"},
     {"attn_k", "self_attn.k_proj"},
     {"attn_v", "self_attn.v_proj"},
+    {"attn_qkv", "self_attn.qkv_proj"},
     {"attn_output", "self_attn.o_proj"},
     {"attn_q_norm", "self_attn.q_norm"},
     {"attn_k_norm", "self_attn.k_norm"},
@@ -35,7 +38,27 @@ constexpr std::array<NamePair, 11> layer_tensors{{
     {"ffn_down", "mlp.down_proj"},
 }};
 
-constexpr std::array<NamePair, 10> config_keys{{
+struct ArchitectureName {
+  std::string_view architecture, gguf_name, name;
+};
+
+// What the table above says of other architectures.
+constexpr std::array<ArchitectureName, 12> tensors_by_architecture{{
+    {"phi3", "ffn_up", "mlp.gate_up_proj"},
+    {"glm4", "ffn_up", "mlp.gate_up_proj"},
+    {"glm4", "post_attention_norm", "post_self_attn_layernorm"},
+    {"glm4", "post_ffw_norm", "post_mlp_layernorm"},
+    {"olmo2", "post_attention_norm", "post_attention_layernorm"},
+    {"olmo2", "post_ffw_norm", "post_feedforward_layernorm"},
+    {"gemma2", "ffn_norm", "pre_feedforward_layernorm"},
+    {"gemma2", "post_attention_norm", "post_attention_layernorm"},
+    {"gemma2", "post_ffw_norm", "post_feedforward_layernorm"},
+    {"gemma3", "ffn_norm", "pre_feedforward_layernorm"},
+    {"gemma3", "post_attention_norm", "post_attention_layernorm"},
+    {"gemma3", "post_ffw_norm", "post_feedforward_layernorm"},
+}};
+
+constexpr std::array<NamePair, 19> config_keys{{
     {"block_count", "num_hidden_layers"},
     {"context_length", "max_position_embeddings"},
     {"embedding_length", "hidden_size"},
@@ -46,7 +69,26 @@ constexpr std::array<NamePair, 10> config_keys{{
     {"attention.key_length", "head_dim"},
     {"rope.freq_base", "rope_theta"},
     {"vocab_size", "vocab_size"},
+    {"attention.layer_norm_epsilon", "layer_norm_eps"},
+    {"attention.scale", "attention_multiplier"},
+    {"embedding_scale", "embedding_multiplier"},
+    {"residual_scale", "residual_multiplier"},
+    {"logit_scale", "logits_scaling"},  // Granite's, which divides
+    {"logit_scale", "logit_scale"},     // Command R's, which multiplies
+    {"attn_logit_softcapping", "attn_logit_softcapping"},
+    {"final_logit_softcapping", "final_logit_softcapping"},
+    {"rope.freq_base_swa", "rope_local_base_freq"},
 }};
+
+// Model types that have another name than the architecture of their files.
+constexpr std::array<NamePair, 2> model_types{{
+    {"command-r", "cohere"},
+    {"gemma3", "gemma3_text"},
+}};
+
+constexpr std::array<std::string_view, 3> interleaved_architectures{"llama", "granite", "smollm3"};
+
+constexpr const char *short_factors = "rope_factors_short.weight", *long_factors = "rope_factors_long.weight";
 
 template <std::size_t size>
 std::string_view find_name(const std::array<NamePair, size>& names, std::string_view gguf_name) {
@@ -75,7 +117,33 @@ Json one_for_all_layers(Json value) {
   return uniform ? Json(value[0]) : value;
 }
 
-Json rope_scaling(const ArchitectureMetadata& metadata) {
+// What is not f32, or not aligned as the format promises, is null.
+Json numbers_of(const TensorData& tensor) {
+  if (tensor.dtype != DType::f32 || tensor.shape.size() != 1) return nullptr;
+  std::vector<float> values(tensor.bytes.size() / sizeof(float));
+  std::memcpy(values.data(), tensor.bytes.data(), values.size() * sizeof(float));
+  return values;
+}
+
+// Longrope's factors are tensors of the file.
+Json longrope_scaling(const GgufFile& file, const ArchitectureMetadata& metadata) {
+  Json scaling{{"rope_type", "longrope"}};
+  constexpr std::array<NamePair, 2> keys{{
+      {"rope.scaling.original_context_length", "original_max_position_embeddings"},
+      {"rope.scaling.attn_factor", "attention_factor"},
+  }};
+  for (const auto& [gguf_key, key] : keys) {
+    if (Json value = metadata.get(gguf_key); !value.is_null()) scaling[std::string(key)] = std::move(value);
+  }
+  for (const auto& [tensor, key] : {std::pair{short_factors, "short_factor"}, std::pair{long_factors, "long_factor"}}) {
+    const auto found = file.tensors.find(tensor);
+    if (found != file.tensors.end()) scaling[key] = numbers_of(found->second);
+  }
+  return scaling;
+}
+
+Json rope_scaling(const GgufFile& file, const ArchitectureMetadata& metadata) {
+  if (file.tensors.contains(long_factors)) return longrope_scaling(file, metadata);
   const Json type = metadata.get("rope.scaling.type");
   if (type.is_null() || type == "none") {
     const Json old_linear = metadata.get("rope.scale_linear");
@@ -102,6 +170,17 @@ Json rope_scaling(const ArchitectureMetadata& metadata) {
   return scaling;
 }
 
+// Files of Gemma don't have it: all models scale by the size of a head, but the two of 27B.
+Json gemma_query_scalar(const std::string& family, const Json& config) {
+  const Json layers = config.value("num_hidden_layers", Json()), hidden = config.value("hidden_size", Json()),
+             heads = config.value("num_attention_heads", Json());
+  const bool is_largest = layers == (family == "gemma2" ? 46 : 62);
+  if (!is_largest || !hidden.is_number_integer() || !heads.is_number_integer() || heads == 0) {
+    return config.value("head_dim", Json());
+  }
+  return hidden.get<double>() / heads.get<double>();
+}
+
 Json eos_token_ids(const GgufFile& file) {
   Json ids = Json::array();
   for (const char* key :
@@ -114,7 +193,15 @@ Json eos_token_ids(const GgufFile& file) {
 
 }  // namespace
 
-std::string huggingface_tensor_name(std::string_view name) {
+bool stores_interleaved_rope(std::string_view architecture) {
+  return std::ranges::find(interleaved_architectures, architecture) != interleaved_architectures.end();
+}
+
+bool is_config_tensor(std::string_view name) {
+  return name == short_factors || name == long_factors;
+}
+
+std::string huggingface_tensor_name(std::string_view name, std::string_view architecture) {
   const std::size_t dot = name.rfind('.');  // before "weight" or "bias"
   if (dot == std::string_view::npos) return std::string(name);
   const std::string_view stem = name.substr(0, dot);
@@ -123,7 +210,11 @@ std::string huggingface_tensor_name(std::string_view name) {
   if (!stem.starts_with("blk.")) return std::string(name);
   const std::size_t number_end = stem.find('.', 4);
   if (number_end == std::string_view::npos) return std::string(name);
-  const auto found = find_name(layer_tensors, stem.substr(number_end + 1));
+  const std::string_view part = stem.substr(number_end + 1);
+  auto found = find_name(layer_tensors, part);
+  for (const ArchitectureName& own : tensors_by_architecture) {
+    if (own.architecture == architecture && own.gguf_name == part) found = own.name;
+  }
   if (found.empty()) return std::string(name);
   return concat("model.layers.", stem.substr(4, number_end - 4), ".", found, ending);
 }
@@ -144,7 +235,7 @@ nlohmann::json huggingface_config(const GgufFile& file, const std::string& path)
   }
   const Json kv_heads = one_for_all_layers(metadata.get("attention.head_count_kv"));
   config["num_key_value_heads"] = kv_heads.is_null() ? config.value("num_attention_heads", Json()) : kv_heads;
-  if (Json scaling = rope_scaling(metadata); !scaling.is_null()) config["rope_scaling"] = std::move(scaling);
+  if (Json scaling = rope_scaling(file, metadata); !scaling.is_null()) config["rope_scaling"] = std::move(scaling);
   if (Json rotary = metadata.get("rope.dimension_count"); !rotary.is_null()) config["rotary_dim"] = std::move(rotary);
   if (Json experts = metadata.get("expert_count"); !experts.is_null()) config["num_experts"] = std::move(experts);
   config["eos_token_id"] = eos_token_ids(file);
@@ -156,8 +247,11 @@ nlohmann::json huggingface_config(const GgufFile& file, const std::string& path)
   config["tie_word_embeddings"] = !file.tensors.contains("output.weight");
   config["attention_bias"] = file.tensors.contains("blk.0.attn_q.bias");
   config["mlp_bias"] = file.tensors.contains("blk.0.ffn_gate.bias");
-  // Mistral is written as llama; its window is the only difference.
+  if (const auto model_type = find_name(model_types, family); !model_type.empty()) config["model_type"] = model_type;
+  // Mistral is written as llama, OLMo 3 as olmo2; a window is the only difference.
   if (family == "llama" && config.contains("sliding_window")) config["model_type"] = "mistral";
+  if (family == "olmo2" && config.contains("sliding_window")) config["model_type"] = "olmo3";
+  if (family == "gemma2" || family == "gemma3") config["query_pre_attn_scalar"] = gemma_query_scalar(family, config);
   return config;
 }
 

@@ -44,6 +44,13 @@ std::optional<std::string> file_ending_with(const std::string& folder, const std
   return std::nullopt;
 }
 
+std::string text_part_name(const std::string& name) {
+  constexpr std::string_view before = "language_model.", behind = "model.language_model.";
+  if (name.starts_with(before)) return name.substr(before.size());
+  if (name.starts_with(behind)) return "model." + name.substr(behind.size());
+  return name;
+}
+
 class SafetensorsSource : public WeightSource {
  public:
   SafetensorsSource(std::string folder, bool with_tensors) : folder_(std::move(folder)) {
@@ -58,6 +65,7 @@ class SafetensorsSource : public WeightSource {
     } else {
       open_whole(only_weights());
     }
+    rename_text_part();
     if (tensors_.contains("embed_tokens.weight") && !tensors_.contains("model.embed_tokens.weight")) add_head();
   }
 
@@ -124,6 +132,13 @@ class SafetensorsSource : public WeightSource {
 
   void open_whole(const std::string& file) {
     for (auto& [name, entry] : open_file(file)) tensors_.emplace(name, Located{file, entry});
+  }
+
+  // Models of text and images have the text part's tensors under a name of its own.
+  void rename_text_part() {
+    std::unordered_map<std::string, Located> renamed;
+    for (auto& [name, located] : tensors_) renamed.emplace(text_part_name(name), std::move(located));
+    tensors_ = std::move(renamed);
   }
 
   // A model that was saved without its head, as embedding models are: its tensors get the names of the whole model's,

@@ -33,6 +33,8 @@ class WeightSource {
   // True for files that store query and key rows for interleaved rotation (GGUF of the llama family): the loader
   // puts the rows back in halves order.
   virtual bool interleaved_rope() const = 0;
+  // True for files whose norms' weights are whole, also of families that store them less 1 (GGUF of Gemma).
+  virtual bool has_whole_norms() const { return false; }
 };
 
 // A .gguf file or a folder with config.json and *.safetensors (sharded too). Throws InputError. Without tensors a

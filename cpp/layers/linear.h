@@ -27,9 +27,9 @@ class MergedLinear {
 class LinearColParallelMerged : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
-  // y [num_rows, out_features / 2]: the first output through SiLU, times the second. `scratch` has room for both.
-  LinearInput forward_gated(Ops& ops, const LinearInput& x, Tensor scratch, Tensor y) const {
-    return ops.gated_linear(*weights_, x, scratch, y);
+  // y [num_rows, out_features / 2]: the first output's activation times the second. `scratch` has room for both.
+  LinearInput forward_gated(Ops& ops, const LinearInput& x, Tensor scratch, Tensor y, Activation activation) const {
+    return ops.gated_linear(*weights_, x, scratch, y, activation);
   }
 };
 

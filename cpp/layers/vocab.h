@@ -15,9 +15,9 @@ class VocabParallelEmbedding {
   // [part of the vocabulary, hidden_size], of the tokens from first_token on
   VocabParallelEmbedding(std::shared_ptr<const Matrix> table, std::int64_t first_token)
       : table_(std::move(table)), first_token_(first_token) {}
-  // out [num_rows, hidden_size]: the rank's share of a sum over ranks. One of them has a token's vector, the others
-  // zeros.
-  void forward(Ops& ops, Tensor out) const { ops.embed(*table_, first_token_, out); }
+  // out [num_rows, hidden_size]: the rank's share of a sum over ranks. One of them has a token's vector times `scale`,
+  // the others zeros.
+  void forward(Ops& ops, Tensor out, float scale) const { ops.embed(*table_, first_token_, out, scale); }
 
  private:
   std::shared_ptr<const Matrix> table_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "core/error.h"
@@ -45,7 +46,8 @@ class Decoder final : public Model {
         embedding_(weights_.embedding, device.rank() * shard_.vocab_size),
         head_(head_of(weights_, device)),
         rope_(spec_.rope, spec_.max_position, device),
-        eps_(static_cast<float>(spec_.rms_norm_eps)),
+        query_rope_(make_query_rope(spec_, device)),
+        sliding_rope_(make_sliding_rope(spec_, device)),
         shape_{static_cast<int>(shard_.num_heads), static_cast<int>(shard_.num_kv_heads),
                static_cast<int>(spec_.head_dim)},
         device_(device),
@@ -56,13 +58,17 @@ class Decoder final : public Model {
   DType weight_dtype() const override { return weights_.dtype; }
   std::uint64_t fingerprint() const override { return weights_.fingerprint; }
 
+  void set_context(std::int64_t num_positions) override {
+    for_each_rope(*this, [&](RopeTable& table) { table.set_context(num_positions); });
+  }
   void reserve(const StepLimits& limits) override {
     workspace_.reserve(device_, limits.rows, limits.logits + limits.hidden, limits.logits);
-    rope_.reserve(limits.positions);
+    for_each_rope(*this, [&](RopeTable& table) { table.reserve(limits.positions); });
   }
   std::int64_t workspace_bytes(const StepLimits& limits) const override {
-    return workspace_.bytes_for(limits.rows, limits.logits + limits.hidden, limits.logits) +
-           rope_.bytes_for(limits.positions);
+    std::int64_t bytes = workspace_.bytes_for(limits.rows, limits.logits + limits.hidden, limits.logits);
+    for_each_rope(*this, [&](const RopeTable& table) { bytes += table.bytes_for(limits.positions); });
+    return bytes;
   }
 
   Tensor forward(const StepBatch& batch, KvCache& cache) override {
@@ -70,9 +76,9 @@ class Decoder final : public Model {
     MINISGL_CHECK(batch.page_size == cache.page_size(), "page tables of ", batch.page_size);
     const std::int64_t num_logits = std::ssize(batch.logit_rows), num_hidden = std::ssize(batch.hidden_rows);
     const std::int64_t num_wanted = num_logits + num_hidden;
-    std::int64_t num_rows = std::ssize(batch.tokens);
+    const std::int64_t num_rows = std::ssize(batch.tokens);
     workspace_.reserve(device_, std::max(num_rows, num_wanted), num_wanted, num_logits);
-    rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
+    reserve_positions(batch);
 
     Tensor residual = workspace_.residual.rows(num_rows);
     Tensor attended = workspace_.attention.rows(num_rows);
@@ -87,11 +93,12 @@ class Decoder final : public Model {
         if (num_hidden > 0 || num_logits < num_rows) {
           residual = keep_wanted_rows(residual, workspace_.last_residual, num_wanted);
           attended = keep_wanted_rows(attended, workspace_.last_attention, num_wanted);
-          num_rows = num_wanted;
+          if (spec_.parallel_mlp) normed = norm_rows(residual, layer.attention_input_norm);
         }
       }
-      normed = add_both(layer, attended, residual,
-                        is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].input_norm);
+      normed = add_both(
+          layer, normed, attended, residual,
+          is_last ? weights_.final_norm : weights_.layers[static_cast<std::size_t>(i + 1)].attention_input_norm);
     }
     if (num_hidden == 0) return logits(normed);
     // The rows of logits come first.
@@ -105,11 +112,12 @@ class Decoder final : public Model {
     check_batch(batch, spec_, device_.runs_ahead());
     const std::int64_t num_rows = std::ssize(batch.tokens);
     workspace_.reserve(device_, num_rows, 0, 0);
-    rope_.reserve(std::int64_t{*std::ranges::max_element(batch.positions)} + 1);
+    reserve_positions(batch);
     const DecoderLayerWeights& layer = weights_.layers.front();
     const Tensor residual = workspace_.residual.rows(num_rows);
-    attention(layer, 0, embed(residual), cache, false);
-    add_both(layer, workspace_.attention.rows(num_rows), residual, layer.input_norm);
+    const LinearInput normed = embed(residual);
+    attention(layer, 0, normed, cache, false);
+    add_both(layer, normed, workspace_.attention.rows(num_rows), residual, layer.attention_input_norm);
   }
 
  private:
@@ -119,6 +127,35 @@ class Decoder final : public Model {
     return VocabParallelHead(device.make_linear(std::move(outputs)));
   }
 
+  // An empty weight: no norm.
+  Norm norm_by(const DeviceBuffer& weight) const {
+    return {weight.as<float>(), static_cast<float>(spec_.norm_eps), spec_.centered_norms};
+  }
+  LinearInput norm_rows(Tensor residual, const DeviceBuffer& weight) {
+    return device_.rms_norm(residual, norm_by(weight), workspace_.normed.rows(residual.rows));
+  }
+
+  static std::optional<RopeTable> make_query_rope(const ModelSpec& spec, Device& device) {
+    if (spec.rope.query_growth == 0.0) return std::nullopt;
+    return std::make_optional<RopeTable>(spec.rope, spec.max_position, device, true);
+  }
+  static std::optional<RopeTable> make_sliding_rope(const ModelSpec& spec, Device& device) {
+    if (!spec.sliding_rope) return std::nullopt;
+    return std::make_optional<RopeTable>(*spec.sliding_rope, spec.max_position, device);
+  }
+  template <typename Self, typename Visit>
+  static void for_each_rope(Self& self, Visit visit) {
+    visit(self.rope_);
+    for (auto* table : {&self.query_rope_, &self.sliding_rope_}) {
+      if (*table) visit(**table);
+    }
+  }
+
+  void reserve_positions(const StepBatch& batch) {
+    const std::int64_t count = std::int64_t{*std::ranges::max_element(batch.positions)} + 1;
+    for_each_rope(*this, [&](RopeTable& table) { table.reserve(count); });
+  }
+
   Tensor keep_wanted_rows(Tensor all, RowBuffer& kept, std::int64_t num_wanted) {
     device_.gather_wanted_rows(all, kept.rows(num_wanted));
     return kept.rows(num_wanted);
@@ -126,10 +163,9 @@ class Decoder final : public Model {
 
   // The step's tokens -> residual. Returns what the first layer takes.
   LinearInput embed(Tensor residual) {
-    embedding_.forward(device_, residual);
+    embedding_.forward(device_, residual, static_cast<float>(spec_.embedding_scale));
     device_.sum_over_ranks(residual);
-    const Norm norm{weights_.layers.front().input_norm.as<float>(), eps_};
-    return device_.rms_norm(residual, norm, workspace_.normed.rows(residual.rows));
+    return norm_rows(residual, weights_.layers.front().attention_input_norm);
   }
 
   // normed -> attention, through the cache. `store_only` leaves out the attention itself.
@@ -139,42 +175,67 @@ class Decoder final : public Model {
     const Tensor qkv = workspace_.qkv.rows(num_rows);
     layer.qkv.forward(device_, normed, qkv);
     const ops::KvLayer kv = cache.layer(index);
+    const bool sliding = sliding_rope_ && spec_.window[static_cast<std::size_t>(index)] != 0;
     device_.store_heads(qkv, shape_,
                         {.query_norm = layer.query_norm.as<float>(),
                          .key_norm = layer.key_norm.as<float>(),
-                         .eps = eps_,
-                         .rope_table = rope_.data(),
-                         .rotary_dim = static_cast<int>(spec_.rope.rotary_dim)},
+                         .norms_all_heads = spec_.qk_norm == ModelSpec::QueryKeyNorm::all_heads,
+                         .eps = static_cast<float>(spec_.norm_eps),
+                         .rope_table = (sliding ? *sliding_rope_ : rope_).data(),
+                         .query_rope_table = query_rope_ ? query_rope_->data() : nullptr,
+                         .rotary_dim = rotates(index) ? static_cast<int>(spec_.rope.rotary_dim) : 0},
                         kv);
     if (store_only) return;
-    const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
-    device_.paged_attention(qkv, shape_, kv, scale, spec_.window[static_cast<std::size_t>(index)],
+    const double scale =
+        spec_.score_scale != 0.0 ? spec_.score_scale : 1.0 / std::sqrt(static_cast<double>(spec_.head_dim));
+    const ScoreRule scores(static_cast<float>(scale), static_cast<float>(spec_.score_cap));
+    device_.paged_attention(qkv, shape_, kv, scores, spec_.window[static_cast<std::size_t>(index)],
                             workspace_.attention.rows(num_rows));
   }
 
-  // The two sums over ranks of a layer: of what attention adds to the residual, and of what the MLP adds. Returns what
-  // comes behind the layer, `next_norm` of the residual.
-  LinearInput add_both(const DecoderLayerWeights& layer, Tensor attended, Tensor residual,
+  bool rotates(std::int64_t layer) const {
+    return spec_.rotates.empty() || spec_.rotates[static_cast<std::size_t>(layer)] != 0;
+  }
+
+  // The two sums over ranks of a layer, whose `normed` rows were attended to: of what attention adds to the residual,
+  // and of what the MLP adds. Returns what comes behind the layer, `next_norm` of the residual.
+  LinearInput add_both(const DecoderLayerWeights& layer, const LinearInput& normed, Tensor attended, Tensor residual,
                        const DeviceBuffer& next_norm) {
-    const LinearInput normed = add_norm(layer.attention_output, attended, residual, layer.post_attention_norm);
-    return add_norm(layer.down, activate(layer, normed), residual, next_norm);
+    const auto add_attention = [&] {
+      return add_norm(layer.attention_output, attended, residual, layer.attention_output_norm, layer.mlp_input_norm);
+    };
+    if (!spec_.parallel_mlp) {
+      return add_norm(layer.down, activate(layer, add_attention()), residual, layer.mlp_output_norm, next_norm);
+    }
+    const LinearInput activated = activate(layer, normed);
+    add_attention();
+    return add_norm(layer.down, activated, residual, layer.mlp_output_norm, next_norm);
   }
 
   // The hidden layer of the MLP of normed.
   LinearInput activate(const DecoderLayerWeights& layer, const LinearInput& normed) {
     return layer.gate_up.forward_gated(device_, normed, workspace_.gate_up.rows(normed.rows()),
-                                       workspace_.activated.rows(normed.rows()));
+                                       workspace_.activated.rows(normed.rows()), spec_.activation);
   }
 
-  // residual += the sum over ranks of x through `weights`. Returns the norm of the residual.
+  // residual += the norm `added` of the sum over ranks of x through `weights`. Returns the norm `next` of the residual.
   LinearInput add_norm(const LinearRowParallel& weights, const LinearInput& x, Tensor residual,
-                       const DeviceBuffer& weight) {
-    return weights.forward_add_norm(device_, x, workspace_.delta.rows(x.rows()), residual, {weight.as<float>(), eps_},
-                                    workspace_.normed.rows(x.rows()));
+                       const DeviceBuffer& added, const DeviceBuffer& next) {
+    const Tensor delta = workspace_.delta.rows(x.rows()), normed = workspace_.normed.rows(x.rows());
+    if (added.size() == 0) return weights.forward_add_norm(device_, x, delta, residual, norm_by(next), normed);
+    weights.forward(device_, x, delta);
+    return device_.reduce_norm_add_rms_norm(residual, delta, norm_by(added), norm_by(next), normed);
   }
 
   // normed -> logits of the whole vocabulary, on every rank.
   Tensor logits(const LinearInput& normed) {
+    const Tensor logits = products_with_head(normed);
+    if (spec_.logit_scale != 1.0 || spec_.logit_cap != 0.0) {
+      device_.scale_logits(logits, static_cast<float>(spec_.logit_scale), static_cast<float>(spec_.logit_cap));
+    }
+    return logits;
+  }
+  Tensor products_with_head(const LinearInput& normed) {
     const std::int64_t num_rows = normed.rows();
     const Tensor logits = workspace_.logits.rows(num_rows);
     if (device_.num_ranks() == 1) {
@@ -195,7 +256,8 @@ class Decoder final : public Model {
   VocabParallelEmbedding embedding_;
   VocabParallelHead head_;
   RopeTable rope_;
-  float eps_;
+  std::optional<RopeTable> query_rope_;    // of queries, where they grow with their position
+  std::optional<RopeTable> sliding_rope_;  // of layers with a window, where theirs is another
   HeadShape shape_;
   Device& device_;
   Workspace workspace_;

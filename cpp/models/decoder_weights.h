@@ -14,14 +14,16 @@
 namespace minisgl {
 
 struct DecoderLayerWeights {
-  DeviceBuffer input_norm;             // [hidden_size] f32, as are all norms
+  DeviceBuffer attention_input_norm;   // [hidden_size] f32, as are all norms; empty where there is none
   LinearQKVMerged qkv;                 // hidden -> (num_heads + 2 * num_kv_heads) * head_dim
-  DeviceBuffer query_norm;             // [head_dim] or empty
-  DeviceBuffer key_norm;               // [head_dim] or empty
+  DeviceBuffer query_norm;             // [head_dim], or [num_heads * head_dim] of a norm over all heads, or empty
+  DeviceBuffer key_norm;               // [head_dim], or [num_kv_heads * head_dim], or empty
   LinearRowParallel attention_output;  // num_heads * head_dim -> hidden
-  DeviceBuffer post_attention_norm;    // [hidden_size]
+  DeviceBuffer attention_output_norm;  // [hidden_size] or empty
+  DeviceBuffer mlp_input_norm;         // [hidden_size] or empty
   LinearColParallelMerged gate_up;     // hidden -> 2 * intermediate
   LinearRowParallel down;              // intermediate -> hidden
+  DeviceBuffer mlp_output_norm;        // [hidden_size] or empty
 };
 
 struct DecoderWeights {

@@ -37,18 +37,34 @@ class Hash {
   std::uint64_t state_ = 0x243f6a8885a308d3u;
 };
 
-// What isn't among the shapes, which ranks compare by name (engine/group.h).
-void add_spec(Hash& hash, const ModelSpec& spec) {
-  const RopeSpec& rope = spec.rope;
+void add_rope(Hash& hash, const RopeSpec& rope) {
   for (const double value :
-       {spec.rms_norm_eps, rope.theta, rope.factor, rope.original_max_position, rope.low_freq_factor,
-        rope.high_freq_factor, rope.beta_fast, rope.beta_slow, rope.attention_factor}) {
+       {rope.theta, rope.factor, rope.original_max_position, rope.low_freq_factor, rope.high_freq_factor,
+        rope.beta_fast, rope.beta_slow, rope.attention_factor, rope.query_growth}) {
     hash.add(value);
   }
   for (const std::uint64_t value : {static_cast<std::uint64_t>(rope.type), static_cast<std::uint64_t>(rope.rotary_dim),
-                                    std::uint64_t{rope.truncate}, std::uint64_t{spec.tied_embeddings}}) {
+                                    std::uint64_t{rope.truncate}, std::uint64_t{rope.interleaved}}) {
     hash.add(value);
   }
+  hash.add(std::as_bytes(std::span(rope.short_factors)));
+  hash.add(std::as_bytes(std::span(rope.long_factors)));
+}
+
+// What isn't among the shapes, which ranks compare by name (engine/group.h).
+void add_spec(Hash& hash, const ModelSpec& spec) {
+  add_rope(hash, spec.rope);
+  if (spec.sliding_rope) add_rope(hash, *spec.sliding_rope);
+  for (const double value : {spec.norm_eps, spec.norm_offset, spec.embedding_scale, spec.score_scale, spec.score_cap,
+                             spec.logit_scale, spec.logit_cap}) {
+    hash.add(value);
+  }
+  for (const std::uint64_t value :
+       {std::uint64_t{spec.tied_embeddings}, std::uint64_t{spec.centered_norms}, std::uint64_t{spec.parallel_mlp},
+        static_cast<std::uint64_t>(spec.activation), static_cast<std::uint64_t>(spec.qk_norm)}) {
+    hash.add(value);
+  }
+  hash.add(std::as_bytes(std::span(spec.rotates)));
   hash.add(std::as_bytes(std::span(spec.window)));
   hash.add(std::as_bytes(std::span(spec.eos_token_ids)));
 }

@@ -55,11 +55,19 @@ void untie_own_head(const WeightSource& source, bool log, ModelSpec& spec) {
   }
 }
 
+bool is_vision_part(const std::string& name) {
+  return name.find("vision_tower.") != std::string::npos || name.find("multi_modal_projector.") != std::string::npos;
+}
+
 // One line that names what the source holds and the model doesn't use.
 void log_unread(const WeightSource& source, const ModelSpec& spec, const WeightLoader& loader) {
   constexpr std::size_t num_named = 3;
   std::vector<std::string> names = loader.unread();
   if (spec.tied_embeddings) std::erase(names, "lm_head.weight");  // the embedding again
+  if (std::erase_if(names, is_vision_part) > 0) {
+    log_line(LogLevel::warning,
+             concat("'", source.path(), "': the model's vision tower is left out: it reads text only."));
+  }
   if (names.empty()) return;
   std::string text;
   for (std::size_t i = 0; i < std::min(num_named, names.size()); ++i)
@@ -94,6 +102,10 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
   ModelSpec spec = read_model_spec(*source);
   const bool is_primary = device.rank() == 0;
   untie_own_head(*source, is_primary, spec);
+  if (spec.score_cap != 0.0 && !device.caps_scores()) {
+    throw InputError(concat("'", path, "': ", spec.family, " caps attention scores, which ", device.device_name(),
+                            " can't do yet: --device cpu can"));
+  }
   shard_of(spec, device.num_ranks(), dummy ? ColumnBlocks{} : column_blocks(spec, *source));  // refuses what can't be
 
   std::int64_t total = 0;

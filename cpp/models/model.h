@@ -22,6 +22,8 @@ class Model {
   // Computes the first layer of `batch`, as forward() would, and throws it away: what a device loads or measures at the
   // first step of so many rows is done afterwards.
   virtual void rehearse(const StepBatch&, KvCache&) {}
+  // No sequence will have more positions than so many, at most spec().max_position. Called before steps, if at all.
+  virtual void set_context(std::int64_t) {}
   // Makes room for the largest steps, where the device must not move anything later (StepRunner::records_steps).
   virtual void reserve(const StepLimits&) {}
   // Bytes of the device that steps within the limits take beside weights and cache: all that forward() and reserve()

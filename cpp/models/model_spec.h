@@ -2,26 +2,48 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "kernels/activation.h"
 
 namespace minisgl {
 
 struct RopeSpec {
-  enum class Type : std::uint8_t { standard, linear, llama3, yarn };
+  enum class Type : std::uint8_t { standard, linear, llama3, yarn, longrope };
   Type type = Type::standard;
   double theta = 10000.0;
-  std::int64_t rotary_dim = 0;  // head_dim unless the family rotates a part
+  std::int64_t rotary_dim = 0;  // head_dim unless the family rotates only the first dimensions of a head
   double factor = 1.0;
-  double original_max_position = 0;                      // llama3, yarn
+  double original_max_position = 0;                      // llama3, yarn, longrope
   double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
   double beta_fast = 32.0, beta_slow = 1.0;              // yarn
-  double attention_factor = 0.0;                         // yarn; 0: derived from factor
-  bool truncate = true;                                  // yarn: correction range rounded to whole dimensions
-  std::vector<float> freq_factors;                       // [rotary_dim / 2] divisors given by a GGUF file, or empty
+  double attention_factor = 0.0;                         // yarn, longrope; 0: derived from factor
+  bool interleaved = false;  // whether files have dimensions 2 i and 2 i + 1 rotate together, not those of two halves
+  // Queries at position p are scaled by 1 + query_growth * ln(1 + floor(p / original_max_position)) (Ministral 3).
+  double query_growth = 0.0;
+  bool truncate = true;             // yarn: correction range rounded to whole dimensions
+  std::vector<float> freq_factors;  // [rotary_dim / 2] divisors given by a GGUF file, or empty
+  // longrope: [rotary_dim / 2] divisors for contexts up to original_max_position, and for longer ones.
+  std::vector<float> short_factors, long_factors;
+};
+
+// Names of a layer's norms in Hugging Face's files. An empty name: there is no such norm.
+struct LayerNorms {
+  std::string attention_input = "input_layernorm";
+  std::string attention_output;  // of what attention adds to the residual, before it is added
+  std::string mlp_input = "post_attention_layernorm";
+  std::string mlp_output;
 };
 
 struct ModelSpec {
+  enum class QueryKeyNorm : std::uint8_t {
+    none,
+    each_head,  // one for each head, with the same weights
+    all_heads,  // one over all query heads, and one over all key heads
+  };
+
   std::string family;
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
@@ -31,13 +53,28 @@ struct ModelSpec {
   std::int64_t num_kv_heads = 0;
   std::int64_t head_dim = 0;
   std::int64_t max_position = 0;
-  double rms_norm_eps = 1e-6;
+  double norm_eps = 1e-6;
+  double norm_offset = 0.0;     // what files have taken off the weights of norms
+  bool centered_norms = false;  // layer norms without bias in place of RMS norms
+  LayerNorms norms;
+  // Attention and MLP read the same norm of the same residual, to which both are added.
+  bool parallel_mlp = false;
+  Activation activation = Activation::silu;
+  double embedding_scale = 1.0;
+  double score_scale = 0.0;  // of queries times keys; 0: 1 / sqrt(head_dim)
+  double score_cap = 0.0;    // ScoreRule
+  double logit_scale = 1.0;
+  double logit_cap = 0.0;  // Ops::scale_logits
   RopeSpec rope;
-  std::vector<std::int32_t> window;  // [num_layers] sliding window of each layer, 0 for full attention
+  std::optional<RopeSpec> sliding_rope;  // of layers with a window, where it is another
+  std::vector<std::uint8_t> rotates;     // [num_layers] whether a layer has rope; empty: all have
+  std::vector<std::int32_t> window;      // [num_layers] sliding window of each layer, 0 for full attention
   bool qkv_bias = false;
   bool output_bias = false;  // whether the attention's output projection has one
   bool mlp_bias = false;
-  bool qk_norm = false;
+  QueryKeyNorm qk_norm = QueryKeyNorm::none;
+  bool fused_qkv = false;      // whether files have queries, keys and values as one matrix, qkv_proj
+  bool fused_gate_up = false;  // whether they have gate and up as one, gate_up_proj
   bool tied_embeddings = false;
   std::vector<std::int32_t> eos_token_ids;
 };

@@ -1,6 +1,7 @@
 // The families of models that can be served, named in one table.
 #include "models/registry.h"
 
+#include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
 
@@ -25,6 +26,10 @@ constexpr std::array<Family, 4> families{{
     {"Qwen3ForCausalLM", "qwen3", read_qwen3},
 }};
 
+// Models of text and images whose text part is one of the families: its configuration is text_config.
+constexpr std::array<std::string_view, 2> with_vision{"Mistral3ForConditionalGeneration",
+                                                      "Gemma3ForConditionalGeneration"};
+
 // What the configuration calls the architecture: the class name, or the model type where there is none.
 std::string architecture_name(const ConfigReader& config) {
   const nlohmann::json* list = config.find("architectures");
@@ -48,7 +53,25 @@ const Family& find_family(const ConfigReader& config) {
   }
   std::string supported;
   for (const Family& family : families) supported += concat(supported.empty() ? "" : ", ", family.architecture);
+  for (const std::string_view whole : with_vision) supported += concat(", ", whole, " (its text)");
   config.fail(concat("architecture ", quote_name(name), " is not supported; supported: ", supported));
+}
+
+// The configuration of the text part, with what stands beside it for the whole model.
+nlohmann::json text_config(const nlohmann::json& config) {
+  const auto names = config.find("architectures"), text = config.find("text_config");
+  if (names == config.end() || !names->is_array() || names->empty() || !names->front().is_string()) return config;
+  const bool has_vision = std::ranges::find(with_vision, names->front().get<std::string>()) != with_vision.end();
+  if (!has_vision || text == config.end() || !text->is_object()) return config;
+  nlohmann::json merged = *text;
+  merged.erase("architectures");  // the model type names the family
+  for (const auto& [key, value] : config.items()) {
+    if (key != "architectures" && key != "text_config") merged.emplace(key, value);
+  }
+  if (const auto tied = config.find("tie_word_embeddings"); tied != config.end() && *tied == true) {
+    merged["tie_word_embeddings"] = true;
+  }
+  return merged;
 }
 
 void refuse_quantized_safetensors(const ConfigReader& config) {
@@ -68,12 +91,15 @@ void refuse_bidirectional_attention(const ConfigReader& config) {
 }  // namespace
 
 ModelSpec read_model_spec(const WeightSource& source) {
-  const ConfigReader config(source.config(), concat("'", source.path(), "'"));
+  const nlohmann::json values = text_config(source.config());
+  const ConfigReader config(values, concat("'", source.path(), "'"));
   const Family& family = find_family(config);
   refuse_quantized_safetensors(config);
   refuse_bidirectional_attention(config);
   ModelSpec spec = family.read(config);
   spec.family = family.model_type;
+  if (source.has_whole_norms()) spec.norm_offset = 0.0;
+  spec.rope.interleaved = spec.rope.interleaved || source.interleaved_rope();
   return spec;
 }
 

@@ -55,8 +55,10 @@ std::int64_t whole_blocks(std::int64_t num_positions) {
 
 }  // namespace
 
-std::vector<float> rope_inverse_frequencies(const RopeSpec& spec) {
+std::vector<float> rope_inverse_frequencies(const RopeSpec& spec, std::int64_t context) {
   const std::int64_t half = spec.rotary_dim / 2;
+  const bool is_long = static_cast<double>(context) > spec.original_max_position;
+  const std::vector<float>& divisors = is_long ? spec.long_factors : spec.short_factors;
   MINISGL_CHECK(spec.freq_factors.empty() || std::ssize(spec.freq_factors) == half);
   const YarnRange range = spec.type == RopeSpec::Type::yarn ? yarn_range(spec) : YarnRange{};
   std::vector<float> frequencies;
@@ -67,6 +69,7 @@ std::vector<float> rope_inverse_frequencies(const RopeSpec& spec) {
       case RopeSpec::Type::linear: frequency /= spec.factor; break;
       case RopeSpec::Type::llama3: frequency = llama3_frequency(spec, frequency); break;
       case RopeSpec::Type::yarn: frequency = yarn_frequency(spec, range, i, frequency); break;
+      case RopeSpec::Type::longrope: frequency /= static_cast<double>(divisors[static_cast<std::size_t>(i)]); break;
     }
     if (!spec.freq_factors.empty()) frequency /= static_cast<double>(spec.freq_factors[static_cast<std::size_t>(i)]);
     frequencies.push_back(static_cast<float>(frequency));
@@ -75,20 +78,36 @@ std::vector<float> rope_inverse_frequencies(const RopeSpec& spec) {
 }
 
 double rope_attention_factor(const RopeSpec& spec) {
-  if (spec.type != RopeSpec::Type::yarn) return 1.0;
+  if (spec.type != RopeSpec::Type::yarn && spec.type != RopeSpec::Type::longrope) return 1.0;
   if (spec.attention_factor != 0.0) return spec.attention_factor;
+  if (spec.type == RopeSpec::Type::longrope) {
+    return spec.factor <= 1.0 ? 1.0 : std::sqrt(1.0 + std::log(spec.factor) / std::log(spec.original_max_position));
+  }
   return spec.factor <= 1.0 ? 1.0 : 0.1 * std::log(spec.factor) + 1.0;
 }
 
-RopeTable::RopeTable(const RopeSpec& spec, std::int64_t max_positions, Hardware& device)
-    : inverse_frequencies_(rope_inverse_frequencies(spec)),
+RopeTable::RopeTable(const RopeSpec& spec, std::int64_t max_positions, Hardware& device, bool for_queries)
+    : spec_(spec),
+      for_queries_(for_queries),
+      inverse_frequencies_(rope_inverse_frequencies(spec, max_positions)),
       attention_factor_(static_cast<float>(rope_attention_factor(spec))),
       max_positions_(max_positions),
       device_(device) {}
 
+void RopeTable::set_context(std::int64_t num_positions) {
+  MINISGL_CHECK(num_positions_ == 0, "the table's angles are in use");
+  inverse_frequencies_ = rope_inverse_frequencies(spec_, num_positions);
+}
+
 std::int64_t RopeTable::bytes_for(std::int64_t num_positions) const {
   const std::int64_t grown = std::max(num_positions, std::min(2 * num_positions, max_positions_));
   return whole_blocks(grown) * 2 * std::ssize(inverse_frequencies_) * std::int64_t{sizeof(float)};
+}
+
+float RopeTable::scale_at(std::int64_t position) const {
+  if (!for_queries_) return attention_factor_;
+  const double periods = std::floor(static_cast<double>(position) / spec_.original_max_position);
+  return static_cast<float>((1.0 + spec_.query_growth * std::log(1.0 + periods)) * attention_factor_);
 }
 
 void RopeTable::reserve(std::int64_t num_positions) {
@@ -101,11 +120,12 @@ void RopeTable::reserve(std::int64_t num_positions) {
     const std::int64_t begin = first + task * block;
     for (std::int64_t position = begin; position < std::min(last, begin + block); ++position) {
       float* row = added.data() + (position - first) * 2 * half;
+      const float scale = scale_at(position);
       for (std::int64_t i = 0; i < half; ++i) {
         // Rounded to f32 before cos and sin: models are trained and published with that angle.
         const float angle = static_cast<float>(position) * inverse_frequencies_[static_cast<std::size_t>(i)];
-        row[i] = std::cos(angle) * attention_factor_;
-        row[half + i] = std::sin(angle) * attention_factor_;
+        row[i] = std::cos(angle) * scale;
+        row[half + i] = std::sin(angle) * scale;
       }
     }
   });

@@ -27,15 +27,18 @@ T element(std::span<const std::byte> bytes, std::int64_t index) {
   return value;
 }
 
-// Within each head, rows 2i and 2i + 1 rotate together in the file; here rows i and i + head_dim / 2 do.
-AlignedBuffer halves_order(std::span<const std::byte> raw, std::int64_t rows, std::int64_t head_dim, ThreadPool& pool) {
+// Of the first `interleaved` rows of each head, rows 2i and 2i + 1 rotate together in the file; here rows i and
+// i + interleaved / 2 do.
+AlignedBuffer halves_order(std::span<const std::byte> raw, std::int64_t rows, const ProjectionRequest& request,
+                           ThreadPool& pool) {
   AlignedBuffer ordered(raw.size());
   const auto stride = raw.size() / static_cast<std::size_t>(rows);
-  const std::int64_t half = head_dim / 2;
+  const std::int64_t head_dim = request.head_dim, half = request.interleaved / 2;
   pool.parallel_for(rows / head_dim, [&](std::int64_t head, int) {
     for (std::int64_t i = 0; i < head_dim; ++i) {
       const std::int64_t target = head * head_dim + i;
-      const std::int64_t origin = head * head_dim + (i < half ? 2 * i : 2 * (i - half) + 1);
+      const std::int64_t place = i >= 2 * half ? i : i < half ? 2 * i : 2 * (i - half) + 1;
+      const std::int64_t origin = head * head_dim + place;
       std::memcpy(ordered.data() + static_cast<std::size_t>(target) * stride,
                   raw.data() + static_cast<std::size_t>(origin) * stride, stride);
     }
@@ -95,8 +98,18 @@ std::vector<float> WeightLoader::elements(const std::string& name, std::int64_t 
   return values;
 }
 
-DeviceBuffer WeightLoader::norm(const std::string& name, std::int64_t size) {
-  const std::vector<float> values = vector(name, size);
+DeviceBuffer WeightLoader::norm(const std::string& name, std::int64_t size, double offset) {
+  std::vector<float> weights = vector(name, size);
+  for (float& weight : weights) weight += static_cast<float>(offset);
+  return on_device(weights);
+}
+
+DeviceBuffer WeightLoader::head_norm(const std::string& name, const ProjectionRequest& request) {
+  MINISGL_CHECK(request.interleaved == 0, "a norm over heads that are put in another order");
+  return on_device(elements(name, request.out_features, slice_of(request)));
+}
+
+DeviceBuffer WeightLoader::on_device(const std::vector<float>& values) {
   if (values.empty()) return {};
   const auto bytes = std::as_bytes(std::span(values));
   DeviceBuffer buffer = device_.allocate(bytes.size());
@@ -116,8 +129,16 @@ Slice WeightLoader::slice_of(const ProjectionRequest& request) const {
   return rank_slice(rule.split, features / request.head_dim, device_.rank(), device_.num_ranks()) * request.head_dim;
 }
 
-bool WeightLoader::reorders(const ProjectionRequest& request) const {
-  return source_.interleaved_rope() && (request.role == Role::query || request.role == Role::key);
+// All ranks' rows of a projection, which may be some of a larger matrix.
+TensorData WeightLoader::whole_matrix(const std::string& name, const ProjectionRequest& request) {
+  const FusedMatrix& fused = request.fused;
+  if (fused.name.empty()) return checked(name, {request.out_features, request.in_features});
+  TensorData tensor = checked(fused.name + ".weight", {fused.num_rows, request.in_features});
+  const auto stride = static_cast<std::size_t>(row_bytes(tensor.dtype, request.in_features));
+  tensor.bytes = tensor.bytes.subspan(static_cast<std::size_t>(fused.first_row) * stride,
+                                      static_cast<std::size_t>(request.out_features) * stride);
+  tensor.shape.front() = request.out_features;
+  return tensor;
 }
 
 std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, const ProjectionRequest& request) {
@@ -130,15 +151,15 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
     on_bytes_(row_bytes(DType::bf16, rows * cols));
     return device_.make_random_matrix(rows, cols);
   }
-  const TensorData tensor = checked(name, {request.out_features, request.in_features});
+  const TensorData tensor = whole_matrix(name, request);
   const std::int64_t num_bytes = rows * row_bytes(tensor.dtype, cols);
   bytes_by_dtype_[static_cast<std::size_t>(tensor.dtype)] += num_bytes;
   std::shared_ptr<const Matrix> matrix;
   if (pass_ == Pass::load) {
     MatrixPart part = take_part({tensor.dtype, request.out_features, request.in_features, tensor.bytes},
                                 shard_rule(request.role).cut, slice, device_.pool());
-    if (reorders(request)) {
-      part.staging = halves_order(part.bytes, rows, request.head_dim, device_.pool());
+    if (request.interleaved > 0) {
+      part.staging = halves_order(part.bytes, rows, request, device_.pool());
       part.bytes = {part.staging.data(), part.staging.size()};
     } else if (reinterpret_cast<std::uintptr_t>(part.bytes.data()) % sizeof(float) != 0) {
       part.staging = AlignedBuffer(part.bytes.size());
@@ -157,9 +178,9 @@ std::vector<float> WeightLoader::bias(const std::string& name, const ProjectionR
     return elements(name, request.out_features, {0, device_.rank() == 0 ? request.out_features : 0});
   }
   std::vector<float> values = elements(name, request.out_features, slice_of(request));
-  if (!reorders(request) || values.empty()) return values;
+  if (request.interleaved == 0 || values.empty()) return values;
   const AlignedBuffer ordered =
-      halves_order(std::as_bytes(std::span(values)), std::ssize(values), request.head_dim, device_.pool());
+      halves_order(std::as_bytes(std::span(values)), std::ssize(values), request, device_.pool());
   std::memcpy(values.data(), ordered.data(), values.size() * sizeof(float));
   return values;
 }

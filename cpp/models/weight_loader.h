@@ -15,6 +15,13 @@
 
 namespace minisgl {
 
+// Several projections of one input, as the file has them.
+struct FusedMatrix {
+  std::string name;  // empty: each projection has a matrix of its own
+  std::int64_t first_row = 0;
+  std::int64_t num_rows = 0;  // of the whole
+};
+
 // A projection's name ("model.layers.0.self_attn.q_proj", without ".weight") and what is expected of the whole of it.
 struct ProjectionRequest {
   std::string name;
@@ -22,21 +29,28 @@ struct ProjectionRequest {
   std::int64_t out_features;
   std::int64_t in_features;
   bool bias = false;
-  std::int64_t head_dim = 1;  // features of one head, where the cut is by heads
+  std::int64_t head_dim = 1;     // features of one head, where the cut is by heads
+  std::int64_t interleaved = 0;  // the first features of a head that rotate in neighbouring pairs in the file
+  // Where the file has several projections as one matrix: that matrix, and the first of its rows that are this
+  // projection's.
+  FusedMatrix fused = {};
 };
 
 // Passes over the same requests: a check, which reads headers only and finds a missing or misshapen tensor before
 // anything is loaded, then the load. In the check, what comes back is null or empty.
 //
 // Ranks: each request is for a whole tensor; what comes back, and what is read of the file, is the part of the device's
-// rank (layers/sharding.h). Queries and keys come in halves order whichever order the source has.
+// rank (layers/sharding.h). What rotates of queries and keys comes in halves order whichever order the source has.
 class WeightLoader {
  public:
   enum class Pass { check, load, dummy };  // dummy: nothing is read; matrices are random, norms 1, biases 0
   WeightLoader(const WeightSource& source, Device& device, Pass pass, std::function<void(std::int64_t)> on_bytes);
 
   std::vector<float> vector(const std::string& name, std::int64_t size);
-  DeviceBuffer norm(const std::string& name, std::int64_t size);  // the same, on the device
+  // The same plus `offset`, on the device.
+  DeviceBuffer norm(const std::string& name, std::int64_t size, double offset = 0.0);
+  // The rank's part of a norm over the features that `request` gives.
+  DeviceBuffer head_norm(const std::string& name, const ProjectionRequest& request);
   // The rank's rows of the embedding or the head.
   std::shared_ptr<const Matrix> vocabulary(const std::string& name, std::int64_t vocab_size, std::int64_t hidden_size);
   // Projections of one input, merged.
@@ -53,9 +67,10 @@ class WeightLoader {
   std::shared_ptr<const Matrix> matrix(const std::string& name, const ProjectionRequest& request);
   std::vector<float> bias(const std::string& name, const ProjectionRequest& request);
   Slice slice_of(const ProjectionRequest& request) const;
-  bool reorders(const ProjectionRequest& request) const;
+  DeviceBuffer on_device(const std::vector<float>& values);
   std::vector<float> elements(const std::string& name, std::int64_t size, const Slice& wanted);
   TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape);
+  TensorData whole_matrix(const std::string& name, const ProjectionRequest& request);
 
   const WeightSource& source_;
   Device& device_;

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "models/rope_config.h"
 
 namespace minisgl {
 namespace {
@@ -49,6 +48,34 @@ std::int64_t head_dim_of(const ConfigReader& config, const ModelSpec& spec, std:
   return head_dim;
 }
 
+// Gemma's configurations may say "gelu" as hidden_act, and hidden_activation counts.
+void check_activation(const ConfigReader& config, Activation activation) {
+  if (activation == Activation::silu) {
+    if (const std::string act = config.text("hidden_act", "silu"); act != "silu" && act != "swish") {
+      config.fail_value("hidden_act", "silu");
+    }
+  } else if (config.text("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh") {
+    config.fail_value("hidden_activation", "gelu_pytorch_tanh");
+  }
+}
+
+// layer_types: whether each layer has a sliding window; empty without the key.
+std::vector<bool> read_layer_types(const ConfigReader& config, std::int64_t num_layers) {
+  std::vector<bool> sliding;
+  const nlohmann::json* types = config.find("layer_types");
+  if (types == nullptr) return sliding;
+  if (!types->is_array() || std::ssize(*types) != num_layers) {
+    config.fail_value("layer_types", concat("a list of ", num_layers, " names"));
+  }
+  for (const nlohmann::json& type : *types) {
+    if (type != "sliding_attention" && type != "full_attention") {
+      config.fail_value("layer_types", "a list of 'full_attention' and 'sliding_attention'");
+    }
+    sliding.push_back(type == "sliding_attention");
+  }
+  return sliding;
+}
+
 // Yarn's context is the original one stretched by the factor, whatever max_position_embeddings was left at.
 std::int64_t usable_positions(const ModelSpec& spec, std::int64_t max_position) {
   if (spec.rope.type != RopeSpec::Type::yarn) return max_position;
@@ -74,45 +101,47 @@ ModelSpec read_dense(const ConfigReader& config, const DenseDefaults& defaults) 
                        spec.num_kv_heads));
   }
   spec.head_dim = head_dim_of(config, spec, defaults.head_dim);
-  spec.rms_norm_eps = config.number("rms_norm_eps", 0.0, 1.0, 1e-6);
+  spec.norm_eps = config.number(defaults.norm_eps_key, 0.0, 1.0, defaults.norm_eps);
   const std::int64_t max_position = config.integer("max_position_embeddings", 1, max_positions, defaults.max_position);
-  spec.rope = parse_rope(config, spec.head_dim, max_position);
+  spec.rope = parse_rope(config, spec.head_dim, max_position, defaults.rope);
   spec.max_position = usable_positions(spec, max_position);
   spec.window.assign(static_cast<std::size_t>(spec.num_layers), 0);
-  spec.tied_embeddings = config.boolean("tie_word_embeddings", false);
+  spec.tied_embeddings = config.boolean("tie_word_embeddings", defaults.tied_embeddings);
   spec.eos_token_ids = stop_tokens(config, spec.vocab_size);
 
-  if (const std::string act = config.text("hidden_act", "silu"); act != "silu" && act != "swish") {
-    config.fail_value("hidden_act", "silu");
-  }
+  spec.activation = defaults.activation;
+  check_activation(config, spec.activation);
   if (config.integer("num_experts", 0, 1 << 20, 0) > 0) config.fail("mixtures of experts are not supported");
   return spec;
 }
 
-std::int32_t read_window(const ConfigReader& config) {
+std::int32_t read_window(const ConfigReader& config, std::int32_t fallback) {
   if (config.is_null("sliding_window")) return 0;
-  return static_cast<std::int32_t>(config.integer("sliding_window", 1, max_positions, 4096));
+  return static_cast<std::int32_t>(config.integer("sliding_window", 1, max_positions, fallback));
 }
 
 std::vector<std::int32_t> read_window_by_layer(const ConfigReader& config, std::int64_t num_layers) {
   std::vector<std::int32_t> windows(static_cast<std::size_t>(num_layers), 0);
   if (!config.boolean("use_sliding_window", false)) return windows;
   const std::int32_t window = read_window(config);
-  const nlohmann::json* types = config.find("layer_types");
-  if (types != nullptr && (!types->is_array() || std::ssize(*types) != num_layers)) {
-    config.fail_value("layer_types", concat("a list of ", num_layers, " names"));
-  }
+  const std::vector<bool> sliding = read_layer_types(config, num_layers);
   const std::int64_t first = config.integer("max_window_layers", 0, max_positions, 28);
   for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-    bool sliding = layer >= first;
-    if (types != nullptr) {
-      const nlohmann::json& type = (*types)[static_cast<std::size_t>(layer)];
-      if (type != "sliding_attention" && type != "full_attention") {
-        config.fail_value("layer_types", "a list of 'full_attention' and 'sliding_attention'");
-      }
-      sliding = type == "sliding_attention";
-    }
-    if (sliding) windows[static_cast<std::size_t>(layer)] = window;
+    const auto i = static_cast<std::size_t>(layer);
+    if (sliding.empty() ? layer >= first : sliding[i]) windows[i] = window;
+  }
+  return windows;
+}
+
+std::vector<std::int32_t> read_alternating_windows(const ConfigReader& config, std::int64_t num_layers,
+                                                   std::int64_t interval) {
+  std::vector<std::int32_t> windows(static_cast<std::size_t>(num_layers), 0);
+  const std::int32_t window = read_window(config);
+  const std::vector<bool> sliding = read_layer_types(config, num_layers);
+  const std::int64_t full = config.integer("sliding_window_pattern", 1, max_positions, interval);
+  for (std::int64_t layer = 0; layer < num_layers; ++layer) {
+    const auto i = static_cast<std::size_t>(layer);
+    if (sliding.empty() ? (layer + 1) % full != 0 : sliding[i]) windows[i] = window;
   }
   return windows;
 }

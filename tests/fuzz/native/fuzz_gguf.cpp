@@ -9,7 +9,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const GgufFile file = parse_gguf(std::as_bytes(std::span(data, size)), "m.gguf");
     for (const auto& [name, tensor] : file.tensors) {
       testing::touch(tensor.bytes);
-      huggingface_tensor_name(name);
+      huggingface_tensor_name(name, "gemma3");
     }
     testing::read_spec(huggingface_config(file, "m.gguf"));
   });

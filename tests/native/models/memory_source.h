@@ -78,7 +78,7 @@ inline MemorySource random_model(nlohmann::json values) {
     projection(layer + "self_attn.k_proj", keys, hidden, spec.qkv_bias);
     projection(layer + "self_attn.v_proj", keys, hidden, spec.qkv_bias);
     projection(layer + "self_attn.o_proj", hidden, queries, spec.output_bias);
-    if (spec.qk_norm) {
+    if (spec.qk_norm == ModelSpec::QueryKeyNorm::each_head) {
       source.add(layer + "self_attn.q_norm.weight", {spec.head_dim}, 1.0f);
       source.add(layer + "self_attn.k_norm.weight", {spec.head_dim}, 1.0f);
     }
