@@ -19,11 +19,25 @@ struct Family {
   ModelSpec (*read)(const ConfigReader&);
 };
 
-constexpr std::array<Family, 4> families{{
+constexpr std::array<Family, 18> families{{
     {"LlamaForCausalLM", "llama", read_llama},
     {"MistralForCausalLM", "mistral", read_mistral},
     {"Qwen2ForCausalLM", "qwen2", read_qwen2},
     {"Qwen3ForCausalLM", "qwen3", read_qwen3},
+    {"Phi3ForCausalLM", "phi3", read_phi3},
+    {"GraniteForCausalLM", "granite", read_granite},
+    {"Olmo2ForCausalLM", "olmo2", read_olmo2},
+    {"Olmo3ForCausalLM", "olmo3", read_olmo3},
+    {"SmolLM3ForCausalLM", "smollm3", read_smollm3},
+    {"MinistralForCausalLM", "ministral", read_ministral},
+    {"Ministral3ForCausalLM", "ministral3", read_ministral3},
+    {"GlmForCausalLM", "glm", read_glm},
+    {"Glm4ForCausalLM", "glm4", read_glm4},
+    {"CohereForCausalLM", "cohere", read_cohere},
+    {"Cohere2ForCausalLM", "cohere2", read_cohere2},
+    {"GemmaForCausalLM", "gemma", read_gemma},
+    {"Gemma2ForCausalLM", "gemma2", read_gemma2},
+    {"Gemma3ForCausalLM", "gemma3_text", read_gemma3},
 }};
 
 // Models of text and images whose text part is one of the families: its configuration is text_config.

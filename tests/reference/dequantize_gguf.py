@@ -2,7 +2,7 @@
 
     python tests/reference/dequantize_gguf.py model.gguf folder
 
-Knows the dense architectures llama, qwen2 and qwen3, without rope scaling.
+Knows the dense architectures llama, qwen2, qwen3 and gemma3, without rope scaling.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from gguf import GGUFReader, dequantize
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     PreTrainedConfig,
     Qwen2Config,
@@ -26,6 +27,7 @@ CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "gemma3": Gemma3TextConfig,
 }
 MODEL_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -45,13 +47,20 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+GEMMA_NAMES = {
+    **LAYER_NAMES,
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 
 
-def huggingface_name(name: str) -> str:
+def huggingface_name(name: str, architecture: str) -> str:
     stem, ending = name.rsplit(".", 1)
     if stem.startswith("blk."):
         _, layer, part = stem.split(".")
-        return f"model.layers.{layer}.{LAYER_NAMES[part]}.{ending}"
+        names = GEMMA_NAMES if architecture == "gemma3" else LAYER_NAMES
+        return f"model.layers.{layer}.{names[part]}.{ending}"
     return f"{MODEL_NAMES[stem]}.{ending}"
 
 
@@ -71,6 +80,15 @@ def read_config(reader: GGUFReader) -> tuple[str, PreTrainedConfig]:
     if get("rope.scaling.type", "none") != "none":
         raise ValueError("rope scaling is not handled here")
     names = {tensor.name: tensor for tensor in reader.tensors}
+    own: dict[str, Any] = {}
+    rope = {"rope_type": "default", "rope_theta": get("rope.freq_base", 10000.0)}
+    if architecture == "gemma3":
+        own["sliding_window"] = get("attention.sliding_window")
+        own["query_pre_attn_scalar"] = get("attention.key_length")
+        local = {"rope_type": "default", "rope_theta": 10000.0}
+        own["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
+    else:
+        own["rope_parameters"] = rope
     heads = get("attention.head_count")
     eos = reader.fields.get("tokenizer.ggml.eos_token_id")
     return architecture, CONFIGS[architecture](
@@ -83,10 +101,10 @@ def read_config(reader: GGUFReader) -> tuple[str, PreTrainedConfig]:
         head_dim=get("attention.key_length", get("embedding_length") // heads),
         max_position_embeddings=get("context_length"),
         rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": get("rope.freq_base", 10000.0)},
         tie_word_embeddings="output.weight" not in names,
         bos_token_id=None,
         eos_token_id=None if eos is None else eos.contents(),
+        **own,
     )
 
 
@@ -101,7 +119,10 @@ def dequantize_gguf(file: Path, folder: Path) -> None:
         part = tensor.name.split(".")[-2]
         if architecture == "llama" and part in heads:
             values = interleaved_to_halves(values, heads[part])
-        weights[huggingface_name(tensor.name)] = torch.from_numpy(np.array(values))
+        if architecture == "gemma3" and "norm" in part:
+            values = values - 1  # as Hugging Face's files have them
+        name = huggingface_name(tensor.name, architecture)
+        weights[name] = torch.from_numpy(np.array(values))
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     with torch.device("meta"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tests.reference.dequantize_gguf import LAYER_NAMES, MODEL_NAMES
 
@@ -27,13 +28,84 @@ UNWRITTEN: dict[Type, tuple[int, float | None]] = {
 SCALES = {Type.Q2_K: 16.0, Type.Q3_K: 1.0, Type.Q5_K: 0.5, Type.Q6_K: 1 / 16, Type.IQ4_XS: 1 / 16}
 
 
-def gguf_name(name: str) -> str:
+ARCHITECTURES = {
+    "mistral": "llama",
+    "olmo3": "olmo2",
+    "cohere": "command-r",
+    "gemma3_text": "gemma3",
+}
+FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+NORMS_BEHIND = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+GEMMA_NORMS = {**NORMS_BEHIND, "ffn_norm": "pre_feedforward_layernorm"}
+# Names of an architecture that mean another tensor than in most.
+OWN_NAMES: dict[str, dict[str, str]] = {
+    "phi3": FUSED,
+    "glm4": {
+        **FUSED,
+        "post_attention_norm": "post_self_attn_layernorm",
+        "post_ffw_norm": "post_mlp_layernorm",
+    },
+    "olmo2": NORMS_BEHIND,
+    "gemma2": GEMMA_NORMS,
+    "gemma3": GEMMA_NORMS,
+}
+INTERLEAVED = ("llama", "granite", "smollm3")
+
+
+def gguf_name(name: str, architecture: str) -> str:
     stem, ending = name.rsplit(".", 1)
     for ours, theirs in MODEL_NAMES.items():
         if stem == theirs:
             return f"{ours}.{ending}"
     _, _, layer, part = stem.split(".", 3)
-    return next(f"blk.{layer}.{o}.{ending}" for o, theirs in LAYER_NAMES.items() if theirs == part)
+    names = {**LAYER_NAMES, **OWN_NAMES.get(architecture, {})}
+    return next(f"blk.{layer}.{o}.{ending}" for o, theirs in names.items() if theirs == part)
+
+
+def write_settings(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    """What a family has beside sizes, as the converters of llama.cpp write it."""
+    family = config.model_type
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if family in ("cohere", "cohere2"):
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        writer.add_logit_scale(config.logit_scale)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if family == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if family == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    part = rope.get("partial_rotary_factor", 1.0)
+    if part != 1.0:
+        writer.add_rope_dimension_count(int(part * head_dim_of(config)))
+    if family in ("olmo3", "gemma3_text") and rope["rope_type"] != "default":
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+        if "original_max_position_embeddings" in rope:
+            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "longrope":
+        original = rope["original_max_position_embeddings"]
+        scale = config.max_position_embeddings / original
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors((1 + math.log(scale) / math.log(original)) ** 0.5)
+        for kind in ("long", "short"):
+            factors = np.array(rope[f"{kind}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+
+
+def head_dim_of(config: PreTrainedConfig) -> int:
+    dim = getattr(config, "head_dim", None)
+    return int(dim or config.hidden_size // config.num_attention_heads)
 
 
 def halves_to_interleaved(rows: np.ndarray, num_heads: int) -> np.ndarray:
@@ -69,7 +141,7 @@ def write_gguf(
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = model.config
-    architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
+    architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -77,11 +149,8 @@ def write_gguf(
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_key_length(model.model.layers[0].self_attn.head_dim)
-    if config.model_type == "mistral" and config.sliding_window:
-        writer.add_sliding_window(config.sliding_window)
+    writer.add_key_length(head_dim_of(config))
+    write_settings(writer, config)
     for key, value in (metadata or {}).items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](f"{architecture}.{key}", value)  # type: ignore[operator]
@@ -93,16 +162,19 @@ def write_gguf(
             continue
         values = tensor.numpy()
         part = name.split(".")[-2]
-        if architecture == "llama" and part in heads:
+        if architecture in INTERLEAVED and part in heads:
             values = halves_to_interleaved(values, heads[part])
+        if architecture.startswith("gemma") and "norm" in part:
+            values = values + 1
+        name = gguf_name(name, architecture)
         if values.ndim == 1:
-            writer.add_tensor(gguf_name(name), values)
+            writer.add_tensor(name, values)
         elif quantization in UNWRITTEN:
             blocks = random_blocks(values.shape, quantization, rng)
-            writer.add_tensor(gguf_name(name), blocks, raw_dtype=quantization)
+            writer.add_tensor(name, blocks, raw_dtype=quantization)
         else:
             data = gguf.quants.quantize(values, quantization)
-            writer.add_tensor(gguf_name(name), data, raw_dtype=quantization)
+            writer.add_tensor(name, data, raw_dtype=quantization)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

@@ -108,7 +108,12 @@ def test_keys_at_either_level(changes: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rope", "message"),
     [
-        ({"rope_type": "longrope"}, "rope type 'longrope' is not supported; supported: default"),
+        ({"rope_type": "dynamic"}, "rope type 'dynamic' is not supported; supported: default"),
+        ({"rope_type": "longrope"}, "short_factor must be a list of 8 numbers above 0"),
+        (
+            {"rope_type": "longrope", "short_factor": [1] * 8, "long_factor": [0] * 8},
+            "long_factor must be a list of 8 numbers above 0",
+        ),
         ({"rope_type": 3}, "rope_type must be a string, got 3"),
         ({"rope_type": "linear"}, "factor must be a number from .* and is missing"),
         ({"rope_type": "linear", "factor": 0}, "factor must be a number"),

@@ -11,11 +11,25 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    Cohere2Config,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    Glm4Config,
+    GlmConfig,
+    GraniteConfig,
     LlamaConfig,
+    Ministral3Config,
+    MinistralConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from minisgl._native import Model
@@ -35,16 +49,91 @@ FAMILIES: dict[str, type[PreTrainedConfig]] = {
     "mistral": MistralConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "phi3": Phi3Config,
+    "granite": GraniteConfig,
+    "olmo2": Olmo2Config,
+    "olmo3": Olmo3Config,
+    "smollm3": SmolLM3Config,
+    "ministral": MinistralConfig,
+    "ministral3": Ministral3Config,
+    "glm": GlmConfig,
+    "glm4": Glm4Config,
+    "cohere": CohereConfig,
+    "cohere2": Cohere2Config,
+    "gemma": GemmaConfig,
+    "gemma2": Gemma2Config,
+    "gemma3_text": Gemma3TextConfig,
+}
+MIXED = {
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "partial_rotary_factor": 0.75,
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.0, 1.1, 1.2, 1.5, 2.0],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+    "original_max_position_embeddings": 64,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+# What makes a family more than Llama. Heads of Qwen3 and Gemma are larger than hidden_size over
+# their number, as in the real ones.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 32},
+    "mistral": {"sliding_window": None},
+    "phi3": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.3,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 4.0,
+    },
+    "olmo3": {
+        **MIXED,
+        "rope_parameters": {
+            "full_attention": YARN,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "ministral": {**MIXED, "head_dim": 16},
+    "ministral3": {
+        "head_dim": 32,
+        "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3},
+    },
+    "glm": {"head_dim": 16},
+    "glm4": {"head_dim": 16},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {**MIXED, "logit_scale": 0.25},
+    "gemma": {"head_dim": 32},
+    "gemma2": {
+        **MIXED,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_text": {
+        **MIXED,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 24,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
 }
 
 
 def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
-    sizes = dict(SIZES)
-    if family == "qwen3":
-        sizes["head_dim"] = 32  # more than hidden_size / num_attention_heads, as in the real ones
-    if family == "mistral":
-        sizes["sliding_window"] = None
-    return FAMILIES[family](**{**sizes, **changes})
+    special = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    return FAMILIES[family](**{**SIZES, **special, **SETTINGS.get(family, {}), **changes})
 
 
 def save_random_model(
@@ -57,6 +146,8 @@ def save_random_model(
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
+                if config.model_type.startswith("gemma"):
+                    parameter.sub_(1.0)  # as they are stored
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.3)
             else:
