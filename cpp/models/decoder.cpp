@@ -193,22 +193,23 @@ class Decoder final : public Model {
                             workspace_.attention.rows(num_rows));
   }
 
-  // The two sums over ranks of a layer: of what attention adds to the residual, and of what the MLP adds. `normed`:
-  // what the layer took. Returns what comes behind it, `next_norm` of the residual.
-  LinearInput add_both(const DecoderLayerWeights& layer, const LinearInput& normed, Tensor attended, Tensor residual,
-                       const DeviceBuffer& next_norm) {
-    if (spec_.parallel_mlp) {
-      const LinearInput activated = activate(layer, normed);
-      add_norm(layer.attention_output, attended, residual, layer.attention_output_norm, layer.mlp_input_norm);
-      return add_norm(layer.down, activated, residual, layer.mlp_output_norm, next_norm);
-    }
-    const LinearInput between =
-        add_norm(layer.attention_output, attended, residual, layer.attention_output_norm, layer.mlp_input_norm);
-    return add_norm(layer.down, activate(layer, between), residual, layer.mlp_output_norm, next_norm);
-  }
-
   bool rotates(std::int64_t layer) const {
     return spec_.rotates.empty() || spec_.rotates[static_cast<std::size_t>(layer)] != 0;
+  }
+
+  // The two sums over ranks of a layer, whose `normed` rows were attended to: of what attention adds to the residual,
+  // and of what the MLP adds. Returns what comes behind the layer, `next_norm` of the residual.
+  LinearInput add_both(const DecoderLayerWeights& layer, const LinearInput& normed, Tensor attended, Tensor residual,
+                       const DeviceBuffer& next_norm) {
+    const auto add_attention = [&] {
+      return add_norm(layer.attention_output, attended, residual, layer.attention_output_norm, layer.mlp_input_norm);
+    };
+    if (!spec_.parallel_mlp) {
+      return add_norm(layer.down, activate(layer, add_attention()), residual, layer.mlp_output_norm, next_norm);
+    }
+    const LinearInput activated = activate(layer, normed);
+    add_attention();
+    return add_norm(layer.down, activated, residual, layer.mlp_output_norm, next_norm);
   }
 
   // The hidden layer of the MLP of normed.

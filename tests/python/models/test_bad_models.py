@@ -79,8 +79,11 @@ def test_configurations(folder: Path, changes: dict[str, Any], message: str) -> 
 
 def test_supported_families_are_listed(folder: Path) -> None:
     change_config(folder, architectures=["MambaForCausalLM"])
-    assert refusal(folder).endswith(
-        "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+    message = refusal(folder)
+    assert "'MambaForCausalLM' is not supported; supported: LlamaForCausalLM, Mistral" in message
+    assert message.endswith(
+        "Gemma3ForCausalLM, Mistral3ForConditionalGeneration (its text), "
+        "Gemma3ForConditionalGeneration (its text)"
     )
 
 
