@@ -294,7 +294,7 @@ TEST_P(DeviceAttention, ManyDecodes) {
   if (kind == DeviceKind::cpu || shape.page_size != 16) GTEST_SKIP() << "slow to prepare, and for GPUs alone";
   std::vector<Part> parts;
   for (std::int32_t i = 0; i < 60; ++i) parts.push_back({i * 397 % 1300, 1});
-  expect_attention(*device_of(kind), shape, parts, tolerance_of(kind, shape.kv_dtype));
+  expect_attention(*device_of(kind), shape, parts, tolerance_of(kind, shape));
 }
 
 }  // namespace
