@@ -1,203 +1,244 @@
-// Decode: a grid of blocks that run all at once, each with a piece of the line that all tiles lie in. A block's warps
-// take its tiles in turn, each through a ring in shared memory that is filled ahead across the borders of heads and
-// sequences, so that reads don't pause; after each head they are merged, and where several blocks have parts of a head,
-// the one that arrives last merges those (Flash-Decoding; Dao et al., 2023). Floor: each key and value is read once.
+// Decode: a block takes the query heads of one KV head of one row, and a part of the positions. Its warps take tiles in
+// turn, each through shared memory of its own; then they are merged, and the block that arrives last merges the parts
+// (Flash-Decoding; Dao et al., 2023). Bound by reading each key and value once.
 #pragma once
 
-#include <algorithm>
-#include <utility>
-
-#include "kernels/cuda/decode_bytes.cuh"
-#include "kernels/cuda/decode_copies.cuh"
-#include "kernels/cuda/decode_merge.cuh"
+#include "kernels/cuda/decode_byte_tiles.cuh"
+#include "kernels/cuda/decode_even.cuh"
+#include "kernels/cuda/decode_tiles.cuh"
 
 namespace minisgl::cuda {
 
-template <typename S>
-__global__ void __launch_bounds__(S::kThreads, S::kResident) decode_kernel(const AttentionArgs args) {
-  let_next_start();
-  extern __shared__ unsigned char unaligned[];
-  __shared__ DecodeShared<S> shared;
-  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-  const std::uint32_t ring = (shared_address(unaligned) + 1023) / 1024 * 1024 + warp * S::kRingBytes;
-  const int group = args.shape.num_heads / args.shape.num_kv_heads;
-  const int blocks_per_kv_head = (group + S::queries - 1) / S::queries;
-  const int head_blocks = args.shape.num_kv_heads * blocks_per_kv_head;
-  const int block = static_cast<int>(blockIdx.x), head_dim = args.shape.head_dim;
+constexpr int kMostSplits = 64;  // parts of a sequence
 
-  const auto cuts = find_cuts<S>(args, head_blocks, shared);
-  Piece piece{cuts.cut(block, shared.places[0]), cuts.cut(block + 1, shared.places[1]), 0};
-  if (piece.begin >= piece.end) return;
-  piece.turn = piece.end;
-  if (piece.end < cuts.total && piece.end == (block + 1) * cuts.length) {
-    const Place& place = shared.places[1];
-    const std::int32_t over = (piece.end - place.begin) % (place.tiles + S::kHeadTiles);
-    if (piece.end - over > piece.begin) piece.turn = piece.end - over;
-  }
+template <typename T, int dim, int queries>
+struct DecodeShape {
+  using Tiles = DecodeTiles<T, dim, queries>;
+  static constexpr int kWarps = Tiles::kWarps;
+  static constexpr int kQueryBytes = 2 * queries * kStride<dim>;
+  static_assert(kQueryBytes % 128 == 0);  // tiles begin behind them
+  static constexpr int kLoadBytes = kQueryBytes + kWarps * Tiles::kBytes;
+  static constexpr int kMergeBytes = 4 * kWarps * queries * (dim + 2);
+  static constexpr int kBytes = kLoadBytes > kMergeBytes ? kLoadBytes : kMergeBytes;
+};
 
-  // The warp's tiles on the way to its ring: every kWarps-th of the block's.
-  Visits<S> ahead;
-  ahead.start(args, head_blocks, piece, shared.places);
-  TileCopies<S> copies(args, ring);
-  int next = ahead.low + warp;
-  bool has_next = true;
-  const auto find_next = [&] {
-    while (has_next && next >= ahead.high) {
-      next -= ahead.high;
-      has_next = ahead.advance(args, head_blocks, piece, shared.places);
-      next += ahead.low;
-    }
-    if (!has_next) return;
-    const Span<S::kPositions> span(ahead.sequence, args.window);
-    copies.template look_up<S::kPositions>(args, ahead.sequence, ahead.head_block / blocks_per_kv_head, span.begin,
-                                           span.end, span.first + next * S::kPositions);
-  };
-  const auto copy_next = [&](int stage) {
-    if (has_next) {
-      copies.begin(stage);
-      next += S::kWarps;
-      find_next();
-    }
-    commit_copies();
-  };
-  {  // brings the first page numbers near, all at once
-    const Span<S::kPositions> span(ahead.sequence, args.window);
-    const int tile = next + lane * S::kWarps;
-    if (lane < 2 * S::kStages && tile < ahead.high)
-      fetch_early(args.step.pages + ahead.sequence.first_page +
-                  (span.first + tile * S::kPositions) / args.cache.page_size);
+// The query tile [queries, dim] in shared memory, as the products take it: consecutive heads of one row from
+// first_head on; queries from num_queries on are zeros.
+template <typename Tiles, int dim, int size>
+__device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int64_t row, int first_head,
+                                             int num_queries, typename Tiles::Product* queries) {
+  using Product = typename Tiles::Product;
+  constexpr int kThreads = Tiles::kWarps * 32, kChunks = size * (dim / 8);
+  const int head_dim = args.shape.head_dim;
+  const bf16* heads = static_cast<const bf16*>(args.qkv) + row * args.shape.row_size() + first_head * head_dim;
+#pragma unroll
+  for (int k = 0; k < (kChunks + kThreads - 1) / kThreads; ++k) {
+    const int i = k * kThreads + static_cast<int>(threadIdx.x), query = i / (dim / 8), column = i % (dim / 8) * 8;
+    if (i >= kChunks) break;
+    alignas(16) bf16 from[8] = {};
+    if (query < num_queries && column < head_dim)
+      *reinterpret_cast<uint4*>(from) = *reinterpret_cast<const uint4*>(heads + query * head_dim + column);
+    alignas(16) Product chunk[8];
+#pragma unroll
+    for (int c = 0; c < 8; ++c) chunk[c] = from_float<Product>(to_float(from[c]));
+    Tiles::put_query(chunk, column, queries + query * kStride<dim>);
   }
-  find_next();
-  for (int stage = 0; stage < S::kStages; ++stage) {
-    // The step and all positions but the last were written by earlier steps: they need not wait for this step's
-    // kernels.
-    if (has_next && copies.has_last()) wait_for_previous();
-    copy_next(stage);
-  }
-  wait_for_previous();
-
-  TileSoftmax<S> softmax;
-  Visits<S> visits;
-  visits.start(args, head_blocks, piece, shared.places);
-  int first_head, num_queries;
-  const auto enter_head = [&] {
-    const int first_in_group = visits.head_block % blocks_per_kv_head * S::queries;
-    num_queries = min(S::queries, group - first_in_group);
-    first_head = visits.head_block / blocks_per_kv_head * group + first_in_group;
-    softmax.load_queries(
-        static_cast<const bf16*>(args.qkv) + visits.sequence.first_row * args.shape.row_size() + first_head * head_dim,
-        num_queries, head_dim);
-  };
-  enter_head();
-  int own = warp, stage = 0;
-  while (true) {
-    softmax.clear();
-    softmax.convert_queries();
-    const Span<S::kPositions> span(visits.sequence, args.window);
-    std::uint32_t share = 0;
-    for (own += visits.low; own < visits.high;) {
-      wait_copies<S::kStages - 1>();
-      __syncwarp();
-      const std::uint32_t at = ring + stage * S::kStageBytes;
-      softmax.fold(at, span.first + own * S::kPositions, span.begin, span.end, args.scale * kLog2E);
-      __syncwarp();
-      own += S::kWarps;
-      const int used = stage;
-      stage = stage + 1 == S::kStages ? 0 : stage + 1;
-      if (own < visits.high)
-        copy_next(used);
-      else
-        share = at;  // free until the warps are merged
-    }
-    own -= visits.high;
-
-    if (share != 0) {
-      softmax.put(shared.max[warp], shared.sum[warp], share);
-    } else if (lane < S::queries) {
-      shared.max[warp][lane] = -INFINITY;
-      shared.sum[warp][lane] = 0.0f;
-    }
-    if (lane == 0) shared.share_at[warp] = share;
-    int first_cut, num_cuts;
-    cuts.inside(visits.begin, visits.tiles, first_cut, num_cuts);
-    const int part = block - first_cut + 1;
-    const HeadAnswer answer{
-        .args = args,
-        .out = static_cast<bf16*>(args.out) +
-               (std::int64_t{visits.sequence.first_row} * args.shape.num_heads + first_head) * head_dim,
-        .partial =
-            num_cuts == 0 ? nullptr : args.partials + (2 * block + (part == 0 ? 1 : 0)) * partial_floats(head_dim),
-        .num_queries = num_queries};
-    // The next head's queries are on their way while this head is merged.
-    const bool more = visits.advance(args, head_blocks, piece, shared.places);
-    if (more) enter_head();
-    __syncthreads();
-    merge_warps<S>(answer, shared);
-    if (num_cuts > 0) __threadfence();
-    __syncthreads();
-    if (share != 0) copy_next(stage == 0 ? S::kStages - 1 : stage - 1);
-    if (num_cuts > 0) {
-      if (threadIdx.x == 0) {
-        std::uint32_t* arrived = args.arrived + first_cut - 1;
-        shared.is_last = atomicAdd(arrived, 1u) == static_cast<unsigned>(num_cuts);
-        if (shared.is_last) *arrived = 0;  // for the next launch
-      }
-      __syncthreads();
-      if (shared.is_last) {
-        __threadfence();
-        merge_parts<S>(answer, first_cut - 1, num_cuts + 1);
-      }
-    }
-    if (!more) break;
-  }
-  wait_copies<0>();
 }
 
-template <typename S>
+// grid: parts; blocks of heads; sequences.
+template <typename T, int dim, int size>
+__global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, DecodeTiles<T, dim, size>::kLeastResident)
+    decode_kernel(const AttentionArgs args) {
+  using Shape = DecodeShape<T, dim, size>;
+  using Tiles = typename Shape::Tiles;
+  constexpr int kThreads = Shape::kWarps * 32;
+  let_next_start();
+  const int group = args.shape.num_heads / args.shape.num_kv_heads;
+  const int blocks_per_kv_head = (group + size - 1) / size;
+  const int kv_head = blockIdx.y / blocks_per_kv_head;
+  const int first_in_group = blockIdx.y % blocks_per_kv_head * size;
+  const int num_queries = min(size, group - first_in_group);
+  const int first_head = kv_head * group + first_in_group;
+  const int head_dim = args.shape.head_dim;
+  const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
+  if (sequence.num_rows == 0) return;
+
+  // Positions of this part: whole tiles for every warp.
+  const std::int32_t end = sequence.start_position + 1;
+  const std::int32_t begin = args.window > 0 ? max(0, end - args.window) : 0;
+  constexpr int kRound = Tiles::kRound;
+  const int rounds = (end - begin + kRound - 1) / kRound, index = static_cast<int>(blockIdx.x);
+  int num_parts, first_round, end_round;
+  if constexpr (Tiles::kEvenParts) {
+    num_parts = max(1, min(args.num_splits, rounds / Tiles::kLeastRounds));
+    first_round = index * rounds / num_parts;
+    end_round = (index + 1) * rounds / num_parts;
+  } else {
+    const int rounds_per_part = max(Tiles::kLeastRounds, (rounds + args.num_splits - 1) / args.num_splits);
+    num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
+    first_round = index * rounds_per_part;
+    end_round = first_round + rounds_per_part;
+  }
+  if (index >= num_parts) return;
+  const std::int32_t part_begin = begin + first_round * kRound;
+  const std::int32_t part_end = min(end, begin + end_round * kRound);
+
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto* queries = reinterpret_cast<typename Tiles::Product*>(memory);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Tiles tiles(memory + Shape::kQueryBytes + warp * Tiles::kBytes);
+  const Pages<T> pages = pages_of<T>(args, sequence, kv_head);
+
+  std::int32_t first = part_begin + warp * Tiles::kPositions;
+  // The step and all positions but the last were written by earlier steps: they need not wait for this step's kernels.
+  if (first + Tiles::kPositions >= end) wait_for_previous();
+  tiles.begin(pages, first, part_end, lane);
+  if (first < part_end) tiles.load(pages, first, part_end, 0, lane);
+  commit_copies();
+  wait_for_previous();
+  load_queries<Tiles, dim, size>(args, sequence.first_row, first_head, num_queries, queries);
+  __syncthreads();
+
+  for (int stage = 0; first < part_end; first += kRound, stage ^= 1) {
+    if (first + kRound < part_end) tiles.load(pages, first + kRound, part_end, stage ^ 1, lane);
+    commit_copies();
+    wait_copies<1>();
+    __syncwarp();
+    const bool masked = first + Tiles::kPositions > end;
+    tiles.fold(queries, first, stage, begin, end, masked, args.scale * kLog2E);
+    __syncwarp();
+  }
+  tiles.finish();
+  wait_copies<0>();
+  __syncthreads();  // all warps are done with the tiles; the memory serves the merge now
+
+  float* shared_max = reinterpret_cast<float*>(memory);   // [kWarps][size]
+  float* shared_sum = shared_max + Shape::kWarps * size;  // the same
+  float* shared_acc = shared_sum + Shape::kWarps * size;  // [kWarps][size][dim]
+  tiles.put(num_queries, {shared_max + warp * size, shared_sum + warp * size, shared_acc + warp * size * dim});
+  __syncthreads();
+
+  const std::int64_t block_of_heads = std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
+  const std::int64_t part_floats = partial_floats(head_dim);
+  float* partials = args.partials + block_of_heads * args.num_splits * part_floats;
+  bf16* out =
+      static_cast<bf16*>(args.out) + (std::int64_t{sequence.first_row} * args.shape.num_heads + first_head) * head_dim;
+  for (int i = threadIdx.x; i < num_queries * head_dim; i += kThreads) {
+    const int query = i / head_dim, column = i % head_dim;
+    float max = -INFINITY;
+    for (int w = 0; w < Shape::kWarps; ++w) max = fmaxf(max, shared_max[w * size + query]);
+    float sum = 0.0f, acc = 0.0f;
+    for (int w = 0; w < Shape::kWarps; ++w) {
+      const int from = w * size + query;
+      const float weight = exp2f(shared_max[from] - max);  // 0 for a warp without a tile
+      sum += weight * shared_sum[from];
+      acc += weight * shared_acc[from * dim + column];
+    }
+    if (num_parts == 1) {
+      out[i] = __float2bfloat16(acc / sum);
+    } else {
+      float* part = partials + blockIdx.x * part_floats;
+      if (column == 0) {
+        part[query] = max;
+        part[kDecodeQueries + query] = sum;
+      }
+      part[2 * kDecodeQueries + i] = acc;
+    }
+  }
+  if (num_parts == 1) return;
+
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(args.arrived + block_of_heads, 1u) == static_cast<unsigned>(num_parts - 1);
+    if (is_last) args.arrived[block_of_heads] = 0;  // for the next launch
+  }
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  // What each part weighs in each query's answer.
+  float* weights = reinterpret_cast<float*>(memory);  // [size][kMostSplits]
+  for (int query = warp; query < num_queries; query += Shape::kWarps) {
+    float part_max[kMostSplits / 32], part_sum[kMostSplits / 32], max = -INFINITY, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kMostSplits / 32; ++i) {
+      const int p = 32 * i + lane;
+      part_max[i] = p < num_parts ? __ldcg(partials + p * part_floats + query) : -INFINITY;
+      part_sum[i] = p < num_parts ? __ldcg(partials + p * part_floats + kDecodeQueries + query) : 0.0f;
+      max = fmaxf(max, part_max[i]);
+    }
+    max = warp_max(max);
+#pragma unroll
+    for (int i = 0; i < kMostSplits / 32; ++i) {
+      part_max[i] = exp2f(part_max[i] - max);
+      sum += part_max[i] * part_sum[i];
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int i = 0; i < kMostSplits / 32; ++i) weights[query * kMostSplits + 32 * i + lane] = part_max[i] / sum;
+  }
+  __syncthreads();
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < num_queries * head_dim; i += 4 * kThreads) {
+    const float* weight = weights + i / head_dim * kMostSplits;
+    const float* acc = partials + 2 * kDecodeQueries + i;
+    float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 8
+    for (int p = 0; p < num_parts; ++p) {
+      const float4 part = __ldcg(reinterpret_cast<const float4*>(acc + p * part_floats));
+      total.x += weight[p] * part.x;
+      total.y += weight[p] * part.y;
+      total.z += weight[p] * part.z;
+      total.w += weight[p] * part.w;
+    }
+    *reinterpret_cast<uint2*>(out + i) = {pack2<bf16>(total.x, total.y), pack2<bf16>(total.z, total.w)};
+  }
+}
+
+// Into how many parts to cut each of `blocks` such that the last of the waves in which `resident` parts run at a time
+// is full, or nearly.
+inline int choose_splits(std::int64_t blocks, std::int64_t resident, std::int64_t most_parts) {
+  int best = 1;
+  const auto waves_per_split = [&](int splits) {
+    return static_cast<double>((blocks * splits + resident - 1) / resident) / splits;
+  };
+  for (int splits = 2; splits <= kMostSplits && blocks * splits <= most_parts; ++splits)
+    if (waves_per_split(splits) < 0.95 * waves_per_split(best)) best = splits;
+  return best;
+}
+
+template <typename T, int dim, int size>
 void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
-  const auto kernel = decode_kernel<S>;
-  MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes));
+  constexpr int kThreads = DecodeShape<T, dim, size>::kWarps * 32, kBytes = DecodeShape<T, dim, size>::kBytes;
+  const auto kernel = decode_kernel<T, dim, size>;
+  MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   static const std::int64_t resident = [] {
     int device = 0, processors = 0, blocks = 0;
     MINISGL_CUDA_CHECK(cudaGetDevice(&device));
     MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
     MINISGL_CUDA_CHECK(
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_kernel<S>, S::kThreads, S::kBytes));
-    return std::int64_t{processors} * std::min(blocks, S::kResident);
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_kernel<T, dim, size>, kThreads, kBytes));
+    return std::int64_t{processors} * blocks;
   }();
-  const auto blocks = static_cast<unsigned>(std::min(resident, args.most_parts / 2));
-  launch_kernel(kernel, dim3(blocks), S::kThreads, S::kBytes, stream, args);
-}
-
-// Whether one block of each processor takes this step, and has the shared memory that it needs.
-template <typename S>
-bool takes_few_heads(const AttentionArgs& args) {
-  static const auto [processors, shared_bytes] = [] {
-    int device = 0, count = 0, bytes = 0;
-    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
-    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    return std::pair(count, bytes);
-  }();
-  return 4 * args.step.num_decodes * args.shape.num_kv_heads <= processors &&
-         S::kBytes + static_cast<int>(sizeof(DecodeShared<S>)) <= shared_bytes;
+  const int blocks = decode_head_blocks(args.shape);
+  AttentionArgs cut = args;
+  cut.num_splits = choose_splits(std::int64_t{args.step.num_decodes} * blocks, resident, args.most_parts);
+  const dim3 grid(static_cast<unsigned>(cut.num_splits), static_cast<unsigned>(blocks),
+                  static_cast<unsigned>(args.step.num_decodes));
+  launch_kernel(kernel, grid, kThreads, kBytes, stream, cut);
 }
 
 template <typename T, int dim>
 void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
   if constexpr (std::is_same_v<T, e4m3>) {
-    decode_bytes_attention<dim>(args, stream);
+    if (args.shape.num_heads / args.shape.num_kv_heads <= 8) return launch_decode<T, dim, 8>(args, stream);
   } else {
-    const int group = args.shape.num_heads / args.shape.num_kv_heads;
-    if constexpr (dim == 128) {
-      using FewHeads = DecodeShape<T, dim, 8, true>;
-      if (group <= 8 && takes_few_heads<FewHeads>(args)) return launch_decode<FewHeads>(args, stream);
-    }
-    if constexpr (dim <= 128) {  // registers hold no more than 8 queries of larger heads
-      if (group > 8) return launch_decode<DecodeShape<T, dim, kDecodeQueries>>(args, stream);
-    }
-    launch_decode<DecodeShape<T, dim, 8>>(args, stream);
+    // With fewer, the blocks' shared memory keeps the next kernel from starting early, which takes longer than they
+    // save.
+    constexpr int kLeastEven = 33;
+    if (args.step.num_decodes >= kLeastEven) return decode_evenly<T, dim>(args, stream);
   }
+  launch_decode<T, dim, kDecodeQueries>(args, stream);
 }
 
 }  // namespace minisgl::cuda

@@ -1,16 +1,10 @@
 // A warp's tiles of the decode kernel where the cache holds bytes.
 #pragma once
 
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/decode_tiles.cuh"
 #include "kernels/cuda/e4m3.cuh"
 
 namespace minisgl::cuda {
-
-// Where a warp leaves its share for the merge: of each query the greatest score and the sum of the weights [queries],
-// and the weighted values [queries, dim]. All in shared memory.
-struct WarpShare {
-  float *max, *sum, *acc;
-};
 
 // They become f16 on the way to the products: a key's scale multiplies its scores, a value's scale the weight. Weights
 // are kept over the largest scale of a value so far, or f16 would lose those of small values.
@@ -20,15 +14,17 @@ struct WarpShare {
 //
 // The 16-byte chunks of a row are exchanged by the row's number, so that eight neighbouring rows' lie in other banks.
 template <int dim, int queries>
-class ByteTiles {
+class DecodeTiles<e4m3, dim, queries> {
   static_assert(dim % 64 == 0 && queries % 8 == 0);
   static constexpr int kChunks = dim / 16;  // of a row
 
  public:
+  using Product = half;
   static constexpr int kWarps = 4;
   static constexpr int kPositions = dim > 128 ? 16 : 32;
   static constexpr int kRound = kWarps * kPositions;
   static constexpr int kLeastRounds = 256 / kRound;
+  static constexpr bool kEvenParts = true;
   static constexpr int kLeastResident = dim > 64 ? 3 : 4;
   static constexpr int kTile = kPositions * dim;
   static constexpr int kStage = 2 * kTile + 2 * kPositions * 4;  // keys, values, keys' scales, values' scales
@@ -36,7 +32,7 @@ class ByteTiles {
   static_assert(kBytes % 128 == 0);
 
   // The memory begins at a multiple of 128 bytes.
-  __device__ explicit ByteTiles(unsigned char* memory) : start_(shared_address(memory)) {
+  __device__ explicit DecodeTiles(unsigned char* memory) : start_(shared_address(memory)) {
     const int lane = threadIdx.x % 32;
     copy_at_ = start_ + place(lane / kChunks, lane % kChunks);
     key_at_ = start_ + place(lane / 4, dim == 64 ? lane % 4 : 2 * (lane % 4));

@@ -7,16 +7,15 @@
 
 namespace minisgl::cuda {
 
-// Of the kernel for a cache of T, head sizes up to dim, and `queries` query heads of one KV head. few_heads: where a
-// step has so few that one block of a processor, with longer parts, is better than two.
-template <typename T_, int dim_, int queries_, bool few_heads = false>
-struct DecodeShape {
+// Of the kernel for a cache of T, head sizes up to dim, and `queries` query heads of one KV head.
+template <typename T_, int dim_, int queries_>
+struct EvenShape {
   using T = T_;
   static constexpr int dim = dim_, queries = queries_;
-  static constexpr int kPositions = dim <= 64 || few_heads ? 32 : 16;  // of a tile
-  static constexpr int kWarps = few_heads ? 6 : dim > 128 ? 2 : 4, kThreads = 32 * kWarps;
-  static constexpr int kStages = few_heads ? 2 : 3;      // of a warp's ring
-  static constexpr int kResident = few_heads ? 1 : 2;    // blocks of a processor
+  static constexpr int kPositions = dim <= 64 ? 32 : 16;  // of a tile
+  static constexpr int kWarps = dim > 128 ? 2 : 4, kThreads = 32 * kWarps;
+  static constexpr int kStages = 3;                      // of a warp's ring
+  static constexpr int kResident = 2;                    // blocks of a processor
   static constexpr int kColumnBlocks = (dim + 63) / 64;  // of 64 columns
   static constexpr int kBlockBytes = 128 * kPositions;
   static constexpr int kHalf = kColumnBlocks * kBlockBytes;  // keys or values of a tile
@@ -67,7 +66,7 @@ struct Cuts {
 };
 
 template <typename S>
-struct DecodeShared {
+struct EvenShared {
   Place places[2];  // of the block's begin and end
   int warp_tiles[S::kWarps];
   float max[S::kWarps][S::queries], sum[S::kWarps][S::queries];
@@ -82,7 +81,7 @@ __device__ __forceinline__ SequenceEntry sequence_at(const StepData& step, int i
 // Measures the line and finds the places of the block's own piece and the next.
 template <typename S>
 __device__ __forceinline__ Cuts<S::kHeadTiles> find_cuts(const AttentionArgs& args, int head_blocks,
-                                                         DecodeShared<S>& shared) {
+                                                         EvenShared<S>& shared) {
   constexpr int kAtOnce = 4;
   const int n = args.step.num_decodes, each = (n + S::kThreads - 1) / S::kThreads;
   const int first = static_cast<int>(threadIdx.x) * each, last = min(n, first + each);

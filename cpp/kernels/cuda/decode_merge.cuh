@@ -14,7 +14,7 @@ struct HeadAnswer {
 };
 
 template <typename S>
-__device__ __forceinline__ void merge_warps(const HeadAnswer& answer, const DecodeShared<S>& shared) {
+__device__ __forceinline__ void merge_warps(const HeadAnswer& answer, const EvenShared<S>& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head_dim = answer.args.shape.head_dim;
   for (int query = warp; query < answer.num_queries; query += S::kWarps) {
     float max = -INFINITY, sum = 0.0f, weight[S::kWarps];

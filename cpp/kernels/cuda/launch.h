@@ -63,9 +63,10 @@ struct AttentionArgs {
   ops::KvLayer cache;
   float scale;
   std::int32_t window;
-  // Decode: blocks that have parts of the same head's positions leave partial results of partial_floats() in
-  // `partials`, at most most_parts in all; `arrived` [most_parts] counts them and starts and ends as zeros. num_splits:
-  // over a cache of bytes, the most parts of a sequence's head (which decode_attention() chooses).
+  // Decode: the positions of a sequence are cut into at most num_splits parts (which decode_attention() chooses).
+  // Partial results lie in `partials`, [num_decodes, blocks of heads, num_splits] of partial_floats(), at most
+  // most_parts in all where there are splits; `arrived`, one for each of num_decodes and blocks of heads, starts and
+  // ends as zeros. Dealt evenly (decode_even.cuh) each block has two of the parts and one of the counts.
   std::int64_t most_parts;
   float* partials;
   std::uint32_t* arrived;

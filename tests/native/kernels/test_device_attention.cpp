@@ -291,9 +291,9 @@ TEST_P(DeviceAttention, LongDecode) {
 TEST_P(DeviceAttention, ManyDecodes) {
   const auto& [kind, shape] = GetParam();
   MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
-  if (kind == DeviceKind::cpu || shape.page_size != 16) GTEST_SKIP() << "slow to prepare, and for GPUs alone";
+  if (kind == DeviceKind::cpu || shape.page_size == 1) GTEST_SKIP() << "slow to prepare, and for GPUs alone";
   std::vector<Part> parts;
-  for (std::int32_t i = 0; i < 60; ++i) parts.push_back({i * 397 % 1300, 1});
+  for (std::int32_t i = 0; i < 36; ++i) parts.push_back({i * 397 % 500, 1});
   expect_attention(*device_of(kind), shape, parts, tolerance_of(kind, shape));
 }
 
