@@ -33,6 +33,7 @@ import zmq
 import zmq.asyncio
 
 from minisgl.ipc.messages import BlockEvent
+from minisgl.ipc.socket_files import SocketFile, SocketFileError, remove_stale
 
 MAX_BATCHES = 10_000  # that are kept for replays
 MAX_BYTES = 64 * 2**20  # of these together
@@ -61,14 +62,15 @@ class KvEventPublisher:
         self._context = zmq.Context()
         self._replies: asyncio.Task[None] | None = None
         self._replay: zmq.asyncio.Socket | None = None
+        self._files: list[SocketFile | None] = []
         self._pub = self._context.socket(zmq.PUB)
         self._pub.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         try:
-            _bind(self._pub, addr, "--kv-events-addr")
+            self._files.append(_bind(self._pub, addr, "--kv-events-addr"))
             if replay_addr is not None:
                 self._replay = zmq.asyncio.Socket(self._context, zmq.ROUTER)
                 self._replay.setsockopt(zmq.SNDHWM, MAX_BATCHES + 1)  # a whole replay
-                _bind(self._replay, replay_addr, "--kv-events-replay-addr")
+                self._files.append(_bind(self._replay, replay_addr, "--kv-events-replay-addr"))
         except BaseException:
             self.close()
             raise
@@ -96,6 +98,9 @@ class KvEventPublisher:
             if socket is not None:
                 socket.close(0)
         self._context.term()
+        for file in self._files:
+            if file is not None:
+                file.remove()
 
     async def _answer_replays(self, replay: zmq.asyncio.Socket) -> None:
         while True:
@@ -111,12 +116,22 @@ class KvEventPublisher:
                     await asyncio.sleep(0)
 
 
-def _bind(socket: zmq.Socket[Any], addr: str, flag: str) -> None:
+def _bind(socket: zmq.Socket[Any], addr: str, flag: str) -> SocketFile | None:
+    """Returns the file of an ipc:// address. ZeroMQ would take the place of anything there, and
+    leaves it behind.
+    """
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_HEARD_BYTES)  # ZeroMQ keeps a frame until it is whole
+    path = addr.removeprefix("ipc://")
+    has_file = path != addr and not path.startswith(("@", "*"))  # abstract, or ZeroMQ's choice
     try:
+        if has_file:
+            remove_stale(flag, path)
         socket.bind(addr)
+    except SocketFileError as error:
+        raise KvEventsError(str(error)) from None
     except zmq.ZMQError as error:
         raise KvEventsError(f"{flag} {addr} can't be used: {error.strerror}") from None
+    return SocketFile(path) if has_file else None
 
 
 def _external(event: BlockEvent) -> list[Any]:

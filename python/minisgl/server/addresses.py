@@ -4,16 +4,14 @@ without.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import socket
 import ssl
-import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minisgl.config import key_fault
+from minisgl.ipc.socket_files import SocketFile, SocketFileError, remove_stale
 
 if TYPE_CHECKING:
     from minisgl.config import ServerArgs
@@ -41,8 +39,7 @@ class Listener:
         self.max_connections = MAX_CONNECTIONS
         self.sockets = list(sockets)
         self.tls = tls
-        self._path = path
-        self._file = _identity(path) if path is not None else None
+        self._file = SocketFile(path) if path is not None else None
 
     @classmethod
     def bind(cls, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> Listener:
@@ -81,9 +78,8 @@ class Listener:
         """Ends it, whether it listens or not."""
         for listener in self.sockets:
             listener.close()
-        if self._path is not None and _identity(self._path) == self._file:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+        if self._file is not None:
+            self._file.remove()
 
 
 def open_listener(args: ServerArgs, room: int) -> Listener:
@@ -189,7 +185,10 @@ def _bind(family: int, address: tuple[object, ...], port: int, *, alone: bool) -
 
 
 def _bind_unix(path: str) -> socket.socket:
-    _remove_stale(path)
+    try:
+        remove_stale("--uds", path)
+    except SocketFileError as error:
+        raise ListenError(str(error)) from error
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
@@ -197,38 +196,6 @@ def _bind_unix(path: str) -> socket.socket:
         listener.close()
         raise ListenError(f"minisgl can't listen on --uds {path!r}: {_reason(error)}") from error
     return listener
-
-
-def _remove_stale(path: str) -> None:
-    """Removes a socket that nobody listens on. Raises ListenError where something else is there."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        if os.path.islink(path):
-            raise ListenError(
-                f"--uds {path!r} is a symbolic link to {os.readlink(path)!r}, which does not "
-                "exist: remove the link or choose another path"
-            ) from None
-        return
-    except OSError as error:
-        raise ListenError(f"minisgl can't listen on --uds {path!r}: {_reason(error)}") from error
-    if not stat.S_ISSOCK(mode):
-        raise ListenError(f"--uds {path!r} is there already, and is no socket")
-    with contextlib.suppress(FileNotFoundError):  # its server ends at this moment
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1)
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
-                return
-            except OSError as error:
-                raise ListenError(
-                    f"minisgl can't listen on --uds {path!r}: {_reason(error)}"
-                ) from error
-        raise ListenError(
-            f"another program listens on --uds {path!r}: end that one or choose another path"
-        )
 
 
 def _load_tls(certfile: str, keyfile: str) -> ssl.SSLContext:
@@ -279,15 +246,6 @@ def _listen_error(host: str, port: int, error: OSError) -> ListenError:
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Which file is there."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _url(scheme: str, listener: socket.socket) -> str:

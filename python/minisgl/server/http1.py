@@ -201,6 +201,10 @@ class Http1:
                 self.close()
                 return _Parsed.ALL
             if isinstance(event, h11.Request):
+                if _head_size(event) > MAX_HEAD:  # h11 looks only where a part is missing
+                    self._refuse(431)
+                    self.close()
+                    return _Parsed.ALL
                 self._begin(event)
             elif isinstance(event, h11.Data) and self._call is not None:
                 self._call.add_body(event.data)
@@ -305,6 +309,12 @@ class Http1:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _head_size(request: h11.Request) -> int:
+    """Bytes of the request's line and its fields, without the spaces that may stand there."""
+    fields = sum(len(name) + len(value) + len(b": \r\n") for name, value in request.headers)
+    return len(request.method) + len(request.target) + len(b"  HTTP/1.1\r\n") + fields
 
 
 def _new_h11() -> h11.Connection:

@@ -155,3 +155,23 @@ def test_an_address_that_can_t_be_used_is_one_sentence(
         KvEventPublisher("ipc:///no/such/folder/x")
     with pytest.raises(KvEventsError, match="--kv-events-replay-addr ipc:///no/such/folder/x can"):
         KvEventPublisher(f"ipc://{tmp_path}/others", "ipc:///no/such/folder/x")
+
+
+def test_an_address_is_taken_from_nobody_and_left_to_all(
+    publisher: KvEventPublisher, tmp_path: Path
+) -> None:
+    taken = f"another program listens on --kv-events-addr '{tmp_path}/events': end that one"
+    with pytest.raises(KvEventsError, match=taken):
+        KvEventPublisher(f"ipc://{tmp_path}/events")
+    publisher.close()
+    assert list(tmp_path.iterdir()) == []
+    file = tmp_path / "notes"
+    file.write_text("precious")
+    with pytest.raises(KvEventsError, match="notes' is there already, and is no socket"):
+        KvEventPublisher(f"ipc://{file}")
+    assert file.read_text() == "precious"
+    file.unlink()
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(file))
+    KvEventPublisher(f"ipc://{file}").close()
+    assert list(tmp_path.iterdir()) == []

@@ -170,9 +170,12 @@ async def test_http_2_is_not_spoken(server: Server) -> None:
 
 
 async def test_a_head_that_is_too_large(server: Server) -> None:
-    answer = await raw(server, b"GET /version HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 20_000)
-    assert answer.startswith(b"HTTP/1.1 431")
-    assert "(limit 16384 bytes)" in str(error_of(answer)["message"])
+    head = b"GET /version HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: "
+    for end in (b"", b"\r\n\r\n"):  # whether or not all of it comes at once
+        answer = await raw(server, head + b"x" * 20_000 + end)
+        assert answer.startswith(b"HTTP/1.1 431")
+        assert "(limit 16384 bytes)" in str(error_of(answer)["message"])
+    assert (await raw(server, head + b"x" * 16_000 + b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_body_that_says_it_is_too_large(start_server: StartServer) -> None:
