@@ -24,10 +24,11 @@ STARTERS = {
     "create_subprocess_exec": {"ipc/process.py", "successors.py", "text/limited_process.py"},
     "executable": {"children.py", "model_files/default_model.py"},  # there for uv and a sentence
     "execvp": {"children.py"},
+    "fork": {"text/grammar_process.py"},  # a process of one thread
 }
 OTHERS = {
     *("multiprocessing", "ProcessPoolExecutor", "pty", "create_subprocess_shell", "system"),
-    *("popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "execv", "execve", "execvpe"),
+    *("popen", "forkpty", "posix_spawn", "posix_spawnp", "execv", "execve", "execvpe"),
     *("execl", "execle", "execlp", "execlpe", "spawnl", "spawnv", "spawnve", "spawnvp"),
 }
 
