@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "version",
     },
     "startup": {"config", "environment", "ipc"},
-    "engines": {"config", "engine", "ipc", "startup"},
+    "engines": {"config", "engine", "ipc", "model_files", "startup"},
     "successors": {
         "children",
         "config",
@@ -74,6 +74,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         "server",
         "tokenizer",
     },
+    # A server's life, and that of a host that has ranks alone.
+    "serving": {
+        "config",
+        "engine",
+        "model_files",
+        "server",
+        "startup",
+        "successors",
+        "system",
+        "tasks",
+        "text",
+    },
+    "rank_host": {"config", "engine", "ipc", "model_files", "system"},
     # LLM and the shell, which run the engine in the caller's process or drive ranks of their own.
     "offline": {
         "_native",
@@ -102,6 +115,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "log",
         "model_files",
         "server",
+        "serving",
         "tasks",
         "text",
     },
@@ -115,12 +129,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "log",
         "model_files",
         "offline",
+        "rank_host",
         "server",
+        "serving",
         "startup",
-        "successors",
         "system",
         "text",
-        "tasks",
     },
     "__main__": {"launch"},
     "ctl": set(),  # a client: it starts at once
