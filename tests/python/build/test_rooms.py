@@ -111,7 +111,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engines",
         "flags",
         "ipc",
-        "launch",
         "log",
         "model_files",
         "server",
