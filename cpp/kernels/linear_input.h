@@ -38,7 +38,8 @@ class LinearInput {
   std::int64_t cols() const { return rows_.cols; }
   bool norm_is_deferred() const { return norm_.has_value(); }
 
-  // A second form of the rows, which the device keeps beside them and may drop: `writes` counts what is written there.
+  // What the device keeps beside the rows and may drop, a second form of them or what their norm is made of: `writes`
+  // counts what is written there.
   void keep_beside(const void* data, const WriteCount* writes) {
     beside_ = data;
     beside_writes_ = {writes, *writes};
@@ -49,7 +50,7 @@ class LinearInput {
     Tensor rows;         // where the rows lie, or will
     Tensor source;       // what the norm is to be taken of, with `norm`
     const Norm* norm;    // null: the rows are written
-    const void* beside;  // null: there is no second form, or no longer
+    const void* beside;  // null: nothing is kept beside the rows, or no longer
   };
   Form form() const {
     MINISGL_CHECK(rows_writes_.is_current(), "rows for a linear layer were overwritten before it read them");

@@ -88,6 +88,12 @@ class Ops {
   // and writes keys and values into the cache.
   virtual void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                            const ops::KvLayer& cache) = 0;
+  // linear(weights, x, qkv), then store_heads. What qkv then holds of keys and values is not said.
+  virtual void linear_heads(const Linear& weights, const LinearInput& x, OutputTensor qkv, const HeadShape& shape,
+                            const HeadTransform& transform, const ops::KvLayer& cache) {
+    linear(weights, x, qkv);
+    store_heads(qkv, shape, transform, cache);
+  }
   // Causal attention of every row over its sequence's cache (which already holds the row's own key and value). What a
   // sequence of one row sees before that was written by an earlier step or a copy; that of several rows may also have
   // been written by the rows of another sequence of this step.

@@ -37,6 +37,11 @@ class LinearColParallelMerged : public MergedLinear {
 class LinearQKVMerged : public MergedLinear {
  public:
   using MergedLinear::MergedLinear;
+  // Queries of x to qkv [num_rows, shape.row_size()], keys and values to the cache, all as attention reads them.
+  void forward_heads(Ops& ops, const LinearInput& x, Tensor qkv, const HeadShape& shape, const HeadTransform& transform,
+                     const ops::KvLayer& cache) const {
+    ops.linear_heads(*weights_, x, qkv, shape, transform, cache);
+  }
 };
 
 // The input cut: a rank multiplies its columns, and what it writes is its share of a sum over ranks.

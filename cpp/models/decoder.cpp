@@ -173,18 +173,17 @@ class Decoder final : public Model {
                  bool store_only) {
     const std::int64_t num_rows = normed.rows();
     const Tensor qkv = workspace_.qkv.rows(num_rows);
-    layer.qkv.forward(device_, normed, qkv);
     const ops::KvLayer kv = cache.layer(index);
     const bool sliding = sliding_rope_ && spec_.window[static_cast<std::size_t>(index)] != 0;
-    device_.store_heads(qkv, shape_,
-                        {.query_norm = layer.query_norm.as<float>(),
-                         .key_norm = layer.key_norm.as<float>(),
-                         .norms_all_heads = spec_.qk_norm == ModelSpec::QueryKeyNorm::all_heads,
-                         .eps = static_cast<float>(spec_.norm_eps),
-                         .rope_table = (sliding ? *sliding_rope_ : rope_).data(),
-                         .query_rope_table = query_rope_ ? query_rope_->data() : nullptr,
-                         .rotary_dim = rotates(index) ? static_cast<int>(spec_.rope.rotary_dim) : 0},
-                        kv);
+    layer.qkv.forward_heads(device_, normed, qkv, shape_,
+                            {.query_norm = layer.query_norm.as<float>(),
+                             .key_norm = layer.key_norm.as<float>(),
+                             .norms_all_heads = spec_.qk_norm == ModelSpec::QueryKeyNorm::all_heads,
+                             .eps = static_cast<float>(spec_.norm_eps),
+                             .rope_table = (sliding ? *sliding_rope_ : rope_).data(),
+                             .query_rope_table = query_rope_ ? query_rope_->data() : nullptr,
+                             .rotary_dim = rotates(index) ? static_cast<int>(spec_.rope.rotary_dim) : 0},
+                            kv);
     if (store_only) return;
     const double scale =
         spec_.score_scale != 0.0 ? spec_.score_scale : 1.0 / std::sqrt(static_cast<double>(spec_.head_dim));

@@ -3,11 +3,11 @@
 //
 //   gemm_bench_gpu [outputs inputs [rows ...]]
 //
-// engine: the kernel of few rows with weights that nobody writes. tensor1, tensor2: the same for a user's tensors, with
-// one and two blocks per processor; deep: with one of twice the ring; behind each without the first weights prefetched
-// to the second-level cache. favoured: cuBLASLt's own first choice. cublaslt: the fastest of what it proposes, timed
-// one by one. chosen: what GpuProducts runs. Weights are taken in turn from several copies, so that none is cached, and
-// then again from one, as a loop over one layer has them.
+// engine: the kernel of few rows with weights that nobody writes. slim: that of some tens of rows. tensor1, tensor2:
+// the same for a user's tensors, with one and two blocks per processor; deep: with one of twice the ring; behind each
+// without the first weights prefetched to the second-level cache. favoured: cuBLASLt's own first choice. cublaslt: the
+// fastest of what it proposes, timed one by one. chosen: what GpuProducts runs. Weights are taken in turn from several
+// copies, so that none is cached, and then again from one, as a loop over one layer has them.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -51,8 +51,8 @@ class Bench {
   void run(const std::vector<std::int64_t>& all_rows, bool in_turn) {
     std::printf("%lld x %lld, %s\n", static_cast<long long>(outputs_), static_cast<long long>(inputs_),
                 in_turn ? "weights in turn" : "the same weights");
-    std::printf("%5s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rows", "floor", "engine", "tensor1", "no ahead",
-                "tensor2", "no ahead", "deep", "no ahead", "favoured", "cublaslt", "chosen");
+    std::printf("%5s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rows", "floor", "engine", "slim", "tensor1",
+                "no ahead", "tensor2", "no ahead", "deep", "no ahead", "favoured", "cublaslt", "chosen");
     for (const std::int64_t rows : all_rows) {
       cuda::DenseGemm unmeasured("GPU", "", pool_);
       cuda::DenseGemm dense("GPU", "", pool_);  // which chooses for these rows, not for those before
@@ -80,6 +80,11 @@ class Bench {
                            .inputs = p.inputs,
                            .outputs = p.outputs},
                           stream_.get());
+      });
+      show(rows <= cuda::kMostSlimRows && cuda::has_slim_gemm(), [&](const TensorProduct& p) {
+        const cuda::SlimArgs args{
+            .weights = p.weights, .x = p.x, .y = p.y, .rows = p.rows, .inputs = p.inputs, .outputs = p.outputs};
+        cuda::slim_gemm(args, cuda::slim_tuning(args), stream_.get());
       });
       for (const auto& [blocks, deep] : {std::pair(1, false), std::pair(2, false), std::pair(1, true)}) {
         for (const bool prefetches : {true, false}) {

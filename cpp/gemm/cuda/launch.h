@@ -35,6 +35,66 @@ bool skinny_gemm_fits(std::int64_t rows, std::int64_t inputs);
 // `added` takes no norm.
 void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream);
 
+// The norm of x where its product writes it half done: x is multiplied by the norm's weights, and is to be divided.
+struct PreparedNorm {
+  const float* squares = nullptr;  // [slim_parts(inputs), rows]: sums of the squares of a row's parts; null: no norm
+  float eps = 0;
+};
+// The same as it is written beside y by `added`.
+struct NextNorm {
+  const float* weight = nullptr;  // [outputs]; null: no norm follows
+  void* scaled = nullptr;         // bf16 [rows, outputs]: y times the weights
+  float* squares = nullptr;       // [slim_parts(outputs), rows]
+};
+constexpr int kSlimPart = 64;
+constexpr int slim_parts(std::int64_t cols) {
+  return static_cast<int>((cols + kSlimPart - 1) / kSlimPart);
+}
+
+// What becomes of heads of 128, queries first, then keys and values: norm and rotation, and keys and values to the
+// cache in place of y.
+struct SlimHeads {
+  int num_heads = 0, num_kv_heads = 0;  // none: outputs are no heads
+  const float* query_norm = nullptr;    // [128], or null
+  const float* key_norm = nullptr;
+  float eps = 0;
+  const float* rope_table = nullptr;  // [positions, 128]: cosines, then sines
+  void* keys = nullptr;               // bf16 [pages, num_kv_heads, page_size, 128]
+  void* values = nullptr;
+  int page_size = 1;
+  const std::int32_t* positions = nullptr;   // [rows]
+  const std::int32_t* cache_rows = nullptr;  // [rows]: negative: nowhere
+};
+constexpr int kSlimHead = 128;
+
+// A product of some tens of rows.
+struct SlimArgs {
+  const void* weights = nullptr;  // bf16 [outputs (* 2 where gated), inputs]
+  const float* bias = nullptr;    // [outputs (* 2)] or null
+  const void* x = nullptr;        // bf16 [rows, inputs]
+  void* y = nullptr;              // [rows, outputs]
+  SkinnyOutput output = SkinnyOutput::plain;
+  std::int64_t rows = 0, inputs = 0, outputs = 0;
+  PreparedNorm norm = {};
+  NextNorm next = {};
+  SlimHeads heads = {};  // of `plain`
+};
+constexpr std::int64_t kFewestSlimRows = 9, kMostSlimRows = 128;  // where it is faster than others
+
+// How it is cut.
+struct SlimTuning {
+  int weight_rows = 64;           // of a block: 64 or 128
+  int splits = 1;                 // of the inputs, 1 to 8
+  int shared_bytes = 108 * 1024;  // of a block's stages
+};
+
+// Whether this build and the current device have the kernel.
+bool has_slim_gemm();
+// What was measured to be fast, by the product's shape.
+SlimTuning slim_tuning(const SlimArgs& args);
+// inputs: a multiple of 8; outputs of `gated` and `added`: a multiple of 4.
+void slim_gemm(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream);
+
 // y [rows, cols] += bias [cols]; y in bf16 or f32.
 void add_bias(void* y, bool y_is_f32, const float* bias, std::int64_t rows, std::int64_t cols, cudaStream_t stream);
 

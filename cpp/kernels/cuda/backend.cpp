@@ -187,14 +187,7 @@ class CudaDevice final : public Device {
   }
   LinearInput linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta, OutputTensor residual,
                               const Norm& norm, OutputTensor y) override;
-  Tensor plain_rows(LinearInput& x) override {
-    const LinearInput::Form input = x.form();
-    if (input.norm == nullptr) return input.rows;
-    cuda::add_rms_norm(input.source.data, nullptr, input.norm->weight, input.norm->eps, input.rows.rows,
-                       input.rows.cols, input.rows.data, stream_.get());
-    x = LinearInput::written(input.rows, input.source);
-    return input.rows;
-  }
+  Tensor plain_rows(LinearInput& x) override { return products_.plain_rows(x); }
   void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
     cuda::SquareSums squares{.num_ranks = num_ranks()};
@@ -207,6 +200,8 @@ class CudaDevice final : public Device {
     }
     cuda::store_heads(slots_.step(), qkv.data, shape, transform, cache, squares, stream_.get());
   }
+  void linear_heads(const Linear& weights, const LinearInput& x, OutputTensor qkv, const HeadShape& shape,
+                    const HeadTransform& transform, const ops::KvLayer& cache) override;
   void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, ScoreRule scores,
                        std::int32_t window, OutputTensor out) override;
   bool caps_scores() const override { return false; }
@@ -302,12 +297,31 @@ LinearInput CudaDevice::linear_add_norm(const Linear& weights, const LinearInput
     plain_rows(plain);
     return linear_add_norm(weights, plain, delta, residual, norm, y);
   }
-  products_.add(static_cast<const cuda::DeviceLinear&>(weights), x, delta, residual);
-  if (norm.weight == nullptr) return LinearInput::written(residual, {});
-  // The product that reads the rows has as many of them: it takes the norm on its way where it is one of few rows.
-  if (norm.is_plain_rms() && cuda::Products::take_norm(residual.rows, residual.cols))
-    return LinearInput::deferred(y, residual, norm);
-  return rms_norm(residual, norm, y);
+  const auto& matrix = static_cast<const cuda::DeviceLinear&>(weights);
+  if (norm.is_plain_rms()) return products_.add_norm(matrix, x, delta, residual, norm, y);
+  products_.add(matrix, x, delta, residual);
+  return norm.weight == nullptr ? LinearInput::written(residual, {}) : rms_norm(residual, norm, y);
+}
+
+void CudaDevice::linear_heads(const Linear& weights, const LinearInput& x, OutputTensor qkv, const HeadShape& shape,
+                              const HeadTransform& transform, const ops::KvLayer& cache) {
+  const bool fits = shape.head_dim == cuda::kSlimHead && transform.rotary_dim == cuda::kSlimHead &&
+                    transform.query_rope_table == nullptr && !transform.norms_all_heads && cache.dtype == DType::bf16;
+  const cuda::StepData& step = slots_.step();
+  if (fits && products_.write_heads(static_cast<const cuda::DeviceLinear&>(weights), x, qkv,
+                                    {.num_heads = shape.num_heads,
+                                     .num_kv_heads = shape.num_kv_heads,
+                                     .query_norm = transform.query_norm,
+                                     .key_norm = transform.key_norm,
+                                     .eps = transform.eps,
+                                     .rope_table = transform.rope_table,
+                                     .keys = cache.keys,
+                                     .values = cache.values,
+                                     .page_size = cache.page_size,
+                                     .positions = step.positions,
+                                     .cache_rows = step.cache_rows}))
+    return;
+  Ops::linear_heads(weights, x, qkv, shape, transform, cache);
 }
 
 void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, ScoreRule scores,

@@ -5,20 +5,78 @@
 #include "kernels/cuda/launch.h"
 
 namespace minisgl::cuda {
+namespace {
+
+constexpr std::int64_t kMostPrepared = 65536;  // columns of a norm that a product prepares
+// Of a product with outputs in f32, as logits are: cuBLASLt's write more of them faster.
+constexpr std::int64_t kMostSlimF32Rows = 32;
+
+bool takes_some_rows(std::int64_t rows, std::int64_t inputs) {
+  return rows >= kFewestSlimRows && rows <= kMostSlimRows && inputs % 8 == 0 && inputs > 0 && has_slim_gemm();
+}
+
+}  // namespace
+
+Products::Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, cudaStream_t stream)
+    : squares_(allocate_on_device(std::size_t{slim_parts(kMostPrepared)} * kMostSlimRows * sizeof(float))),
+      dense_(gpu_name, cache_folder, pool),
+      stream_(stream) {}
 
 void Products::write(const DeviceLinear& weights, const LinearInput& x, Tensor y) {
   const auto output = y.dtype == DType::f32 ? SkinnyOutput::f32 : SkinnyOutput::plain;
-  if (!few_rows(weights, x, y, output)) many_rows(weights, x, y, y.data, false);
+  if (some_rows(weights, x, y, {.output = output}) || few_rows(weights, x, y, output)) return;
+  many_rows(weights, x, y, y.data, false);
 }
 
 void Products::write_gated(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y) {
-  if (few_rows(weights, x, y, SkinnyOutput::gated)) return;
+  constexpr auto output = SkinnyOutput::gated;
+  if (some_rows(weights, x, y, {.output = output}) || few_rows(weights, x, y, output)) return;
   write(weights, x, scratch);
   gate_rows(Activation::silu, scratch.data, y.rows, y.cols, y.data, stream_);
 }
 
+bool Products::write_heads(const DeviceLinear& weights, const LinearInput& x, Tensor y, const SlimHeads& heads) {
+  return some_rows(weights, x, y, {.output = SkinnyOutput::plain, .heads = heads});
+}
+
 void Products::add(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y) {
-  if (!few_rows(weights, x, y, SkinnyOutput::added)) many_rows(weights, x, y, scratch.data, true);
+  constexpr auto output = SkinnyOutput::added;
+  if (some_rows(weights, x, y, {.output = output}) || few_rows(weights, x, y, output)) return;
+  many_rows(weights, x, y, scratch.data, true);
+}
+
+LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y,
+                               const Norm& norm, Tensor normed) {
+  // What reads the norm has as many rows, and takes it on its way as far as it was left undone.
+  if (takes_some_rows(y.rows, y.cols) && y.cols <= kMostPrepared &&
+      some_rows(weights, x, y,
+                {.output = SkinnyOutput::added,
+                 .next = {.weight = norm.weight, .scaled = normed.data, .squares = squares_.as<float>()}})) {
+    LinearInput prepared = LinearInput::deferred(normed, y, norm);
+    ++prepared_;
+    prepared.keep_beside(squares_.data(), &prepared_);
+    return prepared;
+  }
+  add(weights, x, scratch, y);
+  if (skinny_gemm_fits(y.rows, y.cols)) return LinearInput::deferred(normed, y, norm);
+  add_rms_norm(y.data, nullptr, norm.weight, norm.eps, y.rows, y.cols, normed.data, stream_);
+  return LinearInput::written(normed, y);
+}
+
+Tensor Products::plain_rows(LinearInput& x) {
+  const Tensor rows = written_rows(x);
+  if (x.norm_is_deferred()) x = LinearInput::written(rows, x.form().source);
+  return rows;
+}
+
+Tensor Products::written_rows(const LinearInput& x) {
+  const LinearInput::Form form = x.form();
+  if (form.norm != nullptr) {
+    ++prepared_;  // it may be what the rows hold
+    add_rms_norm(form.source.data, nullptr, form.norm->weight, form.norm->eps, form.rows.rows, form.rows.cols,
+                 form.rows.data, stream_);
+  }
+  return form.rows;
 }
 
 bool Products::few_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SkinnyOutput output) {
@@ -42,12 +100,33 @@ bool Products::few_rows(const DeviceLinear& weights, const LinearInput& x, Tenso
   return true;
 }
 
-void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added) {
+bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SlimArgs args) {
+  if (!takes_some_rows(x.rows(), x.cols())) return false;
+  const std::int64_t outputs = weights.out_features() / (args.output == SkinnyOutput::gated ? 2 : 1);
+  MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
+  if (args.output == SkinnyOutput::f32 && x.rows() > kMostSlimF32Rows) return false;
+  if ((args.output == SkinnyOutput::gated || args.output == SkinnyOutput::added) && outputs % 4 != 0) return false;
   const LinearInput::Form input = x.form();
-  MINISGL_CHECK(input.norm == nullptr, "a product of many rows is to take a norm");
+  if (input.norm != nullptr && input.beside != nullptr) {
+    args.x = input.rows.data;
+    args.norm = {.squares = static_cast<const float*>(input.beside), .eps = input.norm->eps};
+  } else {
+    args.x = written_rows(x).data;
+  }
+  args.weights = weights.weight();
+  args.bias = weights.bias();
+  args.y = y.data;
+  args.rows = x.rows();
+  args.inputs = x.cols();
+  args.outputs = outputs;
+  slim_gemm(args, slim_tuning(args), stream_);
+  return true;
+}
+
+void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added) {
   const bool y_is_f32 = y.dtype == DType::f32;
   dense_.run({.weights = weights.weight(),
-              .x = input.rows.data,
+              .x = written_rows(x).data,
               .y = y.data,
               .scratch = scratch,
               .y_is_f32 = y_is_f32,

@@ -1,4 +1,4 @@
-// The products of linear layers on one GPU: kernels of our own for few rows, cuBLASLt for many.
+// The products of linear layers on one GPU: kernels of our own for few rows and for some tens, cuBLASLt for many.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,6 +11,7 @@
 #include "core/thread_pool.h"
 #include "gemm/cuda/cublaslt.h"
 #include "gemm/cuda/launch.h"
+#include "kernels/cuda/memory.h"
 #include "kernels/cuda/weights.h"
 #include "kernels/linear_input.h"
 
@@ -20,8 +21,7 @@ class Products {
  public:
   // Choices for `gpu_name` are kept in `cache_folder`; empty: nowhere. The pool's progress counts what is measured.
   // Everything is queued on `stream`.
-  Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, cudaStream_t stream)
-      : dense_(gpu_name, cache_folder, pool), stream_(stream) {}
+  Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, cudaStream_t stream);
 
   // y = x · Wᵀ, in y's format.
   void write(const DeviceLinear& weights, const LinearInput& x, Tensor y);
@@ -29,17 +29,28 @@ class Products {
   void write_gated(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y);
   // y += x · Wᵀ, which `scratch` has room for. The norm of x must not be left to it.
   void add(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y);
-
-  // Whether products of these rows may be left to take their norm.
-  static bool take_norm(std::int64_t rows, std::int64_t cols) { return skinny_gemm_fits(rows, cols); }
+  // The same. Returns the norm of y, a plain RMS norm, which `normed` has room for.
+  LinearInput add_norm(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y, const Norm& norm,
+                       Tensor normed);
+  // Heads of x · Wᵀ, their queries in y. False where nothing does both at once.
+  bool write_heads(const DeviceLinear& weights, const LinearInput& x, Tensor y, const SlimHeads& heads);
+  // The rows that x stands for, where it is a norm that was left undone.
+  Tensor plain_rows(LinearInput& x);
 
  private:
   // The product by the kernels for few rows, which take a norm that is still to be done on their way. False where they
   // don't take the shape.
   bool few_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SkinnyOutput output);
+  // The same for some tens of rows: a norm is divided by, where the product before prepared it. `args` says what
+  // becomes of the sums.
+  bool some_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SlimArgs args);
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
   void many_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added);
+  // The rows themselves: a norm that was left undone is done.
+  Tensor written_rows(const LinearInput& x);
 
+  DeviceBuffer squares_;     // [slim_parts(kMostPrepared), kMostSlimRows]: of the norm that was prepared last
+  WriteCount prepared_ = 0;  // norms, and what ended them
   DenseGemm dense_;
   cudaStream_t stream_;
 };

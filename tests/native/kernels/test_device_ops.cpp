@@ -149,7 +149,9 @@ class DeviceLinear : public DeviceOps {
   }
 };
 INSTANTIATE_TEST_SUITE_P(All, DeviceLinear,
-                         testing::Combine(any_device, testing::Values(1, 2, 7, 8, 9, 16, 17, 64, 200)), name_of);
+                         testing::Combine(any_device,
+                                          testing::Values(1, 2, 7, 8, 9, 16, 17, 64, 90, 128, 190, 200, 257)),
+                         name_of);
 
 TEST_P(DeviceLinear, MergedOutputsWithBiases) {
   for (const std::int64_t inputs : {32, 96, 576, 1000, 2048}) {
@@ -442,6 +444,64 @@ TEST_P(DeviceHeads, NormRotationAndCache) {
   for (std::size_t i = 0; i < written.size(); ++i) {
     ASSERT_EQ(std::isnan(got_keys[i]), !written[i]) << i;
     ASSERT_EQ(std::isnan(got_values[i]), !written[i]) << i;
+  }
+}
+
+// A product and its heads at once are the two one after the other, but for what is rounded between them.
+TEST_P(DeviceHeads, OfAProduct) {
+  const HeadShape shape{.num_heads = 4, .num_kv_heads = 2, .head_dim = size()};
+  const std::int64_t width = shape.row_size(), inputs = 200, dim = size();
+  const int page_size = 4, rotary = size();
+  const DType dtype = device().activation_dtype();
+  const auto query_norm = random_floats(dim, 41), key_norm = random_floats(dim, 42),
+             table = random_floats(260 * rotary, 43);
+  const DeviceMatrix q(device(), DType::f32, 1, dim, query_norm), k(device(), DType::f32, 1, dim, key_norm),
+      cos_sin(device(), DType::f32, 260, rotary, table);
+  const HeadTransform transform{
+      .query_norm = q.f32(), .key_norm = k.f32(), .eps = 1e-6f, .rope_table = cos_sin.f32(), .rotary_dim = rotary};
+  std::vector<Projection> projections;
+  projections.push_back({device().make_matrix(dtype, width, inputs, stored(dtype, random_floats(width * inputs, 44))),
+                         random_floats(width, 45)});
+  const auto linear = device().make_linear(std::move(projections));
+  for (const std::int32_t rows : {3, 17, 70, 256}) {
+    std::vector<std::int32_t> tokens(rows, 0), positions(rows), pages((rows + page_size - 1) / page_size);
+    std::iota(positions.begin(), positions.end(), 2);
+    std::iota(pages.rbegin(), pages.rend(), 0);
+    pages.push_back(static_cast<std::int32_t>(pages.size()));
+    const std::vector<ops::SequenceRows> sequences{{0, rows, 2, pages.data()}};
+    device().begin_step({tokens, positions, sequences, {}, page_size}, {});
+    const DeviceMatrix x(device(), dtype, rows, inputs, rounded(dtype, random_floats(rows * inputs, 46)));
+    const auto num_pages = std::ssize(pages);
+    std::vector<float> queries[2], keys[2], values[2];
+    for (const bool at_once : {false, true}) {
+      const DeviceMatrix qkv(device(), dtype, rows, width);
+      const DeviceKvCache cache(device(), kv_dtype(), num_pages, shape, page_size);
+      if (at_once) {
+        device().linear_heads(*linear, x.view(), qkv.view(), shape, transform, cache.layer());
+      } else {
+        device().linear(*linear, x.view(), qkv.view());
+        device().store_heads(qkv.view(), shape, transform, cache.layer());
+      }
+      const std::vector<float> all = qkv.values();
+      for (std::int64_t row = 0; row < rows; ++row)
+        queries[at_once].insert(queries[at_once].end(), &all[row * width], &all[row * width] + shape.num_heads * dim);
+      keys[at_once] = cache.keys();
+      values[at_once] = cache.values();
+    }
+    const auto expect_alike = [&](const std::vector<float>& got, const std::vector<float>& expected, double tolerance) {
+      std::vector<float> written;
+      std::vector<double> wanted;
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        ASSERT_EQ(std::isnan(got[i]), std::isnan(expected[i])) << i;
+        if (std::isnan(got[i])) continue;
+        written.push_back(got[i]);
+        wanted.push_back(expected[i]);
+      }
+      EXPECT_LE(relative_error(written, wanted), tolerance) << rows << " rows";
+    };
+    expect_alike(queries[1], queries[0], 6e-3);
+    expect_alike(keys[1], keys[0], cache_tolerance(kv_dtype()));
+    expect_alike(values[1], values[0], cache_tolerance(kv_dtype()));
   }
 }
 

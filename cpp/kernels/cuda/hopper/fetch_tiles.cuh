@@ -2,7 +2,7 @@
 // products take them.
 #pragma once
 
-#include "kernels/cuda/hopper/wgmma.cuh"
+#include "core/cuda/wgmma.cuh"
 #include "kernels/cuda/prefill_tile.cuh"
 
 namespace minisgl::cuda::hopper {

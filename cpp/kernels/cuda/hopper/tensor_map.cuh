@@ -9,7 +9,8 @@
 #include <cstdint>
 
 #include "core/cuda/runtime.h"
-#include "kernels/cuda/hopper/wgmma.cuh"
+#include "core/cuda/tensor_maps.h"
+#include "core/cuda/tile_copies.cuh"
 
 namespace minisgl::cuda::hopper {
 
@@ -20,22 +21,13 @@ struct TensorBoxes {
   std::array<std::uint32_t, 4> box;
 };
 
-// The driver is asked for its function: nothing is linked with it.
 inline CUtensorMap tensor_map(const void* data, const TensorBoxes& boxes) {
-  static const auto encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult status{};
-    MINISGL_CUDA_CHECK(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status));
-    MINISGL_CHECK(status == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
-  }();
   const std::array<std::uint32_t, 4> steps{1, 1, 1, 1};
   CUtensorMap map;
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(data), boxes.sizes.data(), boxes.strides.data(),
-             boxes.box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = tensor_map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(data),
+                                               boxes.sizes.data(), boxes.strides.data(), boxes.box.data(), steps.data(),
+                                               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   MINISGL_CHECK(result == CUDA_SUCCESS, "a tensor map can't be made: CUDA driver error ", static_cast<int>(result));
   return map;
 }
@@ -54,13 +46,6 @@ __device__ __forceinline__ void copy_box(std::uint32_t shared, const CUtensorMap
       "[%6];\n" ::"r"(shared),
       "l"(&map), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.w), "r"(shared_address(&barrier.state))
       : "memory");
-}
-
-// Arrives; the phase isn't complete before so many bytes have come.
-__device__ __forceinline__ void arrive_expecting(Barrier& barrier, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(&barrier.state)),
-               "r"(bytes)
-               : "memory");
 }
 
 }  // namespace minisgl::cuda::hopper

@@ -62,14 +62,16 @@ struct Product;
   "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3]), "+f"(d[j + 1][0]), "+f"(d[j + 1][1]), "+f"(d[j + 1][2]), \
       "+f"(d[j + 1][3])
 #define MINISGL_OUT32(j) MINISGL_OUT8(j), MINISGL_OUT8(j + 2), MINISGL_OUT8(j + 4), MINISGL_OUT8(j + 6)
+#define MINISGL_OUT_16 MINISGL_OUT8(0)
+#define MINISGL_OUT_32 MINISGL_OUT8(0), MINISGL_OUT8(2)
 #define MINISGL_OUT_64 MINISGL_OUT32(0)
 #define MINISGL_OUT_80 MINISGL_OUT32(0), MINISGL_OUT8(8)
 #define MINISGL_OUT_96 MINISGL_OUT32(0), MINISGL_OUT8(8), MINISGL_OUT8(10)
 #define MINISGL_OUT_128 MINISGL_OUT32(0), MINISGL_OUT32(8)
 #define MINISGL_OUT_256 MINISGL_OUT_128, MINISGL_OUT32(16), MINISGL_OUT32(24)
-#define MINISGL_REG_64                                                                                         \
-  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28," \
-  "%29,%30,%31"
+#define MINISGL_REG_16 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define MINISGL_REG_32 MINISGL_REG_16 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define MINISGL_REG_64 MINISGL_REG_32 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define MINISGL_REG_80 MINISGL_REG_64 ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define MINISGL_REG_96 MINISGL_REG_80 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define MINISGL_REG_128 MINISGL_REG_96 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
@@ -120,6 +122,8 @@ struct Product;
 #define MINISGL_PRODUCTS(n, r0, r1, r2, r3, r4, r5)        \
   MINISGL_PRODUCT(bf16, "bf16", n, r0, r1, r2, r3, r4, r5) \
   MINISGL_PRODUCT(half, "f16", n, r0, r1, r2, r3, r4, r5)
+MINISGL_PRODUCTS(16, 8, 9, 10, 11, 12, 13)
+MINISGL_PRODUCTS(32, 16, 17, 18, 19, 20, 21)
 MINISGL_PRODUCTS(64, 32, 33, 34, 35, 36, 37)
 MINISGL_PRODUCTS(80, 40, 41, 42, 43, 44, 45)
 MINISGL_PRODUCTS(96, 48, 49, 50, 51, 52, 53)
