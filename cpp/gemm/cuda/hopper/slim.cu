@@ -93,8 +93,9 @@ void launch(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream)
   const int chunks = ((inputs + kChunk - 1) / kChunk + tuning.splits - 1) / tuning.splits;
   const int stages = std::min({kMostStages, chunks, tuning.shared_bytes / S::kStageBytes});
   MINISGL_CHECK(args.heads.num_heads == 0 || S::kWeightRows == kSlimHead, "heads of two blocks");
-  MINISGL_CHECK(tuning.splits <= kMostSplits && tuning.splits * kChunk <= inputs && stages > 0, tuning.splits,
+  MINISGL_CHECK(tuning.splits == 1 || (tuning.splits <= kMostSplits && tuning.splits * kChunk <= inputs), tuning.splits,
                 " splits of ", inputs);
+  MINISGL_CHECK(stages > 0, tuning.shared_bytes, " bytes for stages of ", S::kStageBytes);
   const CUtensorMap weights =
       tile_map(args.weights, is_gated ? 2 * outputs : outputs, inputs, S::kWeightRows / 2, kChunk);
   const CUtensorMap x = tile_map(args.x, rows, inputs, n, kChunk);

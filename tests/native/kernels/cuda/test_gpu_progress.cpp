@@ -12,7 +12,7 @@ TEST(GpuProgress, GrowsWhileProductsAreMeasured) {
   const auto device = make_cuda_device(0, 2);  // no folder: its choices are measured here
   const auto progress = std::make_shared<Progress>();
   device->pool().report_to(progress);
-  constexpr std::int64_t rows = 100, outputs = 192, inputs = 320;
+  constexpr std::int64_t rows = 200, outputs = 192, inputs = 320;
   std::vector<Projection> projections;
   const std::vector<float> weights(outputs * inputs, 0.5f);
   projections.push_back({device->make_matrix(DType::bf16, outputs, inputs, stored(DType::bf16, weights)), {}});
