@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minisgl.server import checks, errors
 from minisgl.server.generation import AskedPrompt, Generation
 from minisgl.server.logprobs import check_prompt_logprobs
-from minisgl.server.prompts import longest_prompt, truncate
+from minisgl.server.prompts import longest_prompt, longest_text, truncate
 from minisgl.server.schemas import ChatRequest, FunctionTool, Message, TokenizeRequest
 from minisgl.server.structured import form_of, make_grammar, refused, source_of
 from minisgl.server.tools import ToolUse, plain_tools, tool_use
@@ -77,6 +77,19 @@ async def encode_messages(
         raise errors.bad_request(str(error)[:MAX_TEMPLATE_ERROR], param="messages") from None
     except PromptTooLong as error:
         raise errors.surely_too_long(error, "messages") from None
+
+
+async def count_tokens(state: ServerState, request: ChatRequest, api_key: int | None) -> int:
+    """How many tokens the prompt of a conversation has, if not surely too many. ApiError 400."""
+    prompt = await encode_messages(
+        state,
+        request,
+        request.messages,
+        longest_text(state.client.info.max_model_len),
+        functions=tool_use(request).functions,
+        owner=(api_key, request.cache_salt or None),
+    )
+    return len(prompt.ids)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from minisgl.server.chat_core import ChatJob, encode_messages, prepare
+from minisgl.server.chat_core import ChatJob, count_tokens, prepare
 from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.errors import ApiError
 from minisgl.server.http import Exchange, send_json
@@ -16,9 +16,7 @@ from minisgl.server.message_errors import error_event
 from minisgl.server.message_events import MessageOutput, event
 from minisgl.server.message_request import chat_request, ignored_names
 from minisgl.server.message_schemas import CountTokensRequest, MessagesRequest
-from minisgl.server.prompts import longest_text
 from minisgl.server.sse import stream_events
-from minisgl.server.tools import tool_use
 from minisgl.server.translation import MESSAGES
 from minisgl.text.parts import Part, TextPart
 from minisgl.text.parts_reader import joined
@@ -69,17 +67,9 @@ class CountTokens(JsonEndpoint):
         state = self.state
         chat = _translated(state, request)
         try:
-            prompt = await encode_messages(
-                state,
-                chat,
-                chat.messages,
-                longest_text(state.client.info.max_model_len),
-                functions=tool_use(chat).functions,
-                owner=(exchange.api_key, chat.cache_salt or None),
-            )
+            count = await count_tokens(state, chat, exchange.api_key)
         except ApiError as error:
             raise MESSAGES.renamed(error) from None
-        count = len(prompt.ids)
         counted: dict[str, Any] = {"input_tokens": count}
         if request.context_management is not None:
             counted["context_management"] = {"original_input_tokens": count}

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from minisgl.server import errors
-from minisgl.server.chat_core import ChatJob, encode_messages, prepare
+from minisgl.server.chat_core import ChatJob, count_tokens, prepare
 from minisgl.server.endpoint import JsonEndpoint
 from minisgl.server.errors import ApiError
 from minisgl.server.http import Exchange, send_json
 from minisgl.server.kept_items import KeptItems
-from minisgl.server.prompts import longest_text
 from minisgl.server.response_events import EventWriter, ResponseOutput
 from minisgl.server.response_items import input_items, messages_of, stored_items
 from minisgl.server.response_request import chat_request, check_request
 from minisgl.server.response_schemas import LOGPROBS, InputTokensRequest, Item, ResponsesRequest
 from minisgl.server.response_store import StoredResponse, Turn
 from minisgl.server.sse import encode_json, stream_events, usage
-from minisgl.server.tools import tool_use
 from minisgl.server.translation import RESPONSES
 
 if TYPE_CHECKING:
@@ -71,17 +69,10 @@ class CountInputTokens(JsonEndpoint):
         state = self.state
         chat = (await translated(state, exchange, request)).chat
         try:
-            prompt = await encode_messages(
-                state,
-                chat,
-                chat.messages,
-                longest_text(state.client.info.max_model_len),
-                functions=tool_use(chat).functions,
-                owner=(exchange.api_key, chat.cache_salt or None),
-            )
+            count = await count_tokens(state, chat, exchange.api_key)
         except ApiError as error:
             raise RESPONSES.renamed(error) from None
-        counted = {"object": "response.input_tokens", "input_tokens": len(prompt.ids)}
+        counted = {"object": "response.input_tokens", "input_tokens": count}
         await send_json(exchange.send, counted)
 
 
