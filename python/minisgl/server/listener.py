@@ -19,6 +19,9 @@ from minisgl.server.wire import HttpSettings
 
 GRACEFUL_SECONDS = 3  # for responses that are still being written at the end
 HANDSHAKE_SECONDS = 10  # of TLS
+# Connections that are accepted in a turn of the loop. uvloop accepts one per socket, and where many
+# streams run a turn takes milliseconds: those who come at once would wait for each other.
+ACCEPTED_AT_ONCE = 16
 
 
 async def serve_http(
@@ -47,7 +50,8 @@ async def serve_http(
         await until()
         connections.end()
 
-    plain, encrypted = (listener.sockets, []) if listener.tls is None else ([], listener.sockets)
+    sockets = [one.dup() for one in listener.sockets for _ in range(ACCEPTED_AT_ONCE)]
+    plain, encrypted = (sockets, []) if listener.tls is None else ([], sockets)
     watch = asyncio.create_task(connections.watch())
     try:
         await worker_serve(

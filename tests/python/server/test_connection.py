@@ -307,6 +307,35 @@ async def test_an_application_that_reads_nothing(application: ASGIApp, stays: bo
     await server
 
 
+def test_those_who_come_at_once_are_heard_within_some_turns_of_the_loop() -> None:
+    """Where streams run a turn takes milliseconds, and uvloop accepts one connection per socket in
+    it.
+    """
+    num_clients, heard = 64, 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal heard
+        heard += 1
+
+    async def run() -> int:
+        listener, stop, num_turns = Listener.bind("127.0.0.1", 0), asyncio.Event(), 0
+        listener.listen()
+        with contextlib.ExitStack() as stack:
+            stack.callback(listener.close)
+            for _ in range(num_clients):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", listener.port)))
+                client.sendall(GET)
+            server = asyncio.create_task(serve_http(app, listener, stop.wait))
+            while heard < num_clients:
+                await asyncio.sleep(0)
+                num_turns += heard > 0
+            stop.set()
+            await server
+        return num_turns
+
+    assert uvloop.run(run()) < num_clients / 2
+
+
 async def more_than_is_read(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": bytes(2**24), "more_body": False})
