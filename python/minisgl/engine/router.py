@@ -4,13 +4,16 @@ A router decides and keeps accounts; it sends nothing and waits for nothing. Who
 what was placed where, how it gets on and when it ends.
 
 A replica's load is what it has to do in tokens: those of prompts that wait to be computed, and for
-each request that decodes RUNNING and one for each CONTEXT of its tokens, as it takes a part of all
-steps to come. From the load what the replica has of the prompt is taken off, HIT times, and the
-least wins. With HIT = 1 that is a request's time to its first token, the estimate that Mooncake's
-conductor minimises (arXiv:2407.00079). But a prefix that is computed where it wasn't takes the
-place of others there, a cost that Preble's scheduler counts, too (arXiv:2407.00023): so a hit is
-worth more than its time. llm-d's default profile weighs matches 3 to 2 against a queue.
-bench/fleet.py is what the numbers here were chosen by.
+each request RUNNING and one for each CONTEXT of its tokens, as it takes a part of all steps to
+come. One whose prompt waits will decode, too: were it counted later, replicas that compute prompts
+at different times would get different numbers of requests.
+
+From the load what the replica has of the prompt is taken off, HIT times, and the least wins. With
+HIT = 1 that is a request's time to its first token, the estimate that Mooncake's conductor
+minimises (arXiv:2407.00079). But a prefix that is computed where it wasn't takes the place of
+others there, a cost that Preble's scheduler counts, too (arXiv:2407.00023): so a hit is worth more
+than its time. llm-d's default profile weighs matches 3 to 2 against a queue. bench/fleet.py is what
+the numbers here were chosen by.
 
 A request of a known session stays at its replica, unless that has less of the prompt than the one
 of the rule above, or is saturated: SATURATED tokens more to do than the one with the least.
@@ -72,13 +75,13 @@ class Decision(msgspec.Struct, frozen=True):
 class _Replica:
     id: int
     slot: int  # its number in the native table
-    queued: int = 0  # prompt tokens to be computed of requests that have no token yet
-    running: int = 0  # requests that have one
+    requests: int = 0
     context: int = 0  # their tokens, prompts included
+    queued: int = 0  # prompt tokens to be computed of those that have no token yet
 
     @property
     def load(self) -> int:
-        return self.queued + RUNNING * self.running + self.context // CONTEXT
+        return self.queued + RUNNING * self.requests + self.context // CONTEXT
 
 
 class _Placed(msgspec.Struct):
@@ -174,6 +177,8 @@ class Router:
         if before is not None:
             self._release(before)
         queued = max(1, len(tokens) - self._sent.insert(there.slot, keys))
+        there.requests += 1
+        there.context += len(tokens)
         there.queued += queued
         self._changed.add(there)
         self._live[id] = _Placed(space, there, keys, len(tokens), queued)
@@ -185,13 +190,9 @@ class Router:
             return
         there = placed.there
         placed.num_tokens += new_tokens
-        if placed.queued:
-            there.queued -= placed.queued
-            there.running += 1
-            there.context += placed.num_tokens
-            placed.queued = 0
-        else:
-            there.context += new_tokens
+        there.context += new_tokens
+        there.queued -= placed.queued
+        placed.queued = 0
         self._changed.add(there)
 
     def finished(self, id: int, tokens: Sequence[int]) -> None:
@@ -254,11 +255,9 @@ class Router:
 
     def _release(self, placed: _Placed) -> None:
         there = placed.there
-        if placed.queued:
-            there.queued -= placed.queued
-        else:
-            there.running -= 1
-            there.context -= placed.num_tokens
+        there.requests -= 1
+        there.context -= placed.num_tokens
+        there.queued -= placed.queued
         self._changed.add(there)
 
     def _explain(self, ask: Ask, there: _Replica, matched: int, reason: Reason) -> None:

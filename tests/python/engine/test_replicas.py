@@ -162,7 +162,7 @@ async def test_requests_that_begin_alike_share_a_replica_that_keeps_what_it_comp
     replicas = paper_replicas(site, 3)
     await replicas.start(None)
     await until(lambda: len(site.engines) == 3)
-    streams = [submit(replicas, [7] * 300 + [number], 5) for number in range(6)]
+    streams = [submit(replicas, [7] * 3000 + [number], 5) for number in range(6)]
     assert sorted(len(engine.requests) for engine in site.alive()) == spread
     await finish(replicas, site, streams)
     await replicas.close()

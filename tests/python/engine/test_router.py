@@ -83,6 +83,16 @@ def test_many_that_begin_alike_spread_when_the_work_is_more_than_what_they_save(
     assert all(placed.count(replica) >= 6 for replica in range(4))
 
 
+def test_one_whose_prompts_wait_gets_no_more_requests_than_one_that_has_computed_them() -> None:
+    router = make()
+    early = [serve(router, Ask(i, ids(128, i))) for i in range(40)]
+    for i, there in enumerate(early):
+        if there == 0:
+            router.progressed(i, 1)
+    late = [serve(router, Ask(i, ids(128, i))) for i in range(40, 60)]
+    assert late.count(0) >= late.count(1) > 0
+
+
 def test_a_session_stays_until_its_replica_is_saturated() -> None:
     router = make(3)
     session = Ask(1, ids(64, 1), session="s")
