@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ class StreamWatch:
 
     progressed: Callable[[int, int], None]  # a request's id, and how many tokens it has got
     ended: Callable[[TokenStream], None]
+    waiting: Callable[[LiveRequests], None]  # requests wait at this engine, which has said so
     found_cause: Callable[[], None]  # of deaths: no other request is suspected of them any more
 
 
@@ -73,6 +75,7 @@ class LiveRequests:
         self._replaying: set[int] = set()
         self._on_trial: TokenStream | None = None
         self._held: dict[int, TokenStream] = {}  # suspects that no engine has
+        self._leaving: set[int] = set()  # handed over, and not let go by this engine yet
         self._send: Send | None = None  # None: no engine has the live requests
         self._changed = asyncio.Event()  # set whenever a request ended
 
@@ -83,6 +86,17 @@ class LiveRequests:
     def streams(self) -> list[TokenStream]:
         """The live ones, in the order in which they came here."""
         return list(self._live.values())
+
+    def waiting(self, most: int) -> list[TokenStream]:
+        """Up to so many of those that the engine hasn't begun, by its last words: of the streams
+        that have got nothing from it the ones that came last.
+        """
+        idle = (one for one in reversed(self._live.values()) if self._may_wait(one))
+        return list(itertools.islice(idle, min(most, self.stats.num_waiting)))
+
+    def _may_wait(self, stream: TokenStream) -> bool:
+        has_nothing = not stream.received or stream.id in self._replaying
+        return has_nothing and not stream.trial_tokens and not stream.finished
 
     @property
     def tokens_without_answer(self) -> int:
@@ -141,13 +155,14 @@ class LiveRequests:
         return True
 
     def _begin(self, stream: TokenStream, send: Send) -> bool:
-        """The engine gets a stream, or it is held while another suspect is on trial. False where
-        the engine can't get it.
+        """The engine gets a stream, or it is held while another suspect is on trial. One that was
+        handed over and comes back waits until the engine has let it go. False where the engine
+        can't get it.
         """
         if stream.trial_tokens and self._on_trial is not None:
             self._held[stream.id] = stream
             return True
-        if not send(stream.resumption()):
+        if stream.id not in self._leaving and not send(stream.resumption()):
             return False
         if stream.trial_tokens:
             self._on_trial = stream
@@ -166,11 +181,27 @@ class LiveRequests:
         """
         if not successor.adopt(stream):
             return False
-        successor._replaying.add(stream.id)
+        if stream.received or self._send is None:
+            successor._replaying.add(stream.id)
+        was_held = stream.id in self._held
         self._remove(stream)
-        if self._send is not None:
+        if self._send is not None and not was_held and stream.id not in self._leaving:
+            self._leaving.add(stream.id)
             self._send(Abort([stream.id]))
         return True
+
+    def _let_go(self, output: Output) -> None:
+        """What the engine says of a stream that was handed over, and may have come back."""
+        if not output.finish:
+            return
+        self._leaving.remove(output.id)
+        stream = self._live.get(output.id)
+        if stream is None or output.id in self._held:
+            return
+        if stream.finished:
+            self._forget(output.id)
+        elif self._send is not None:
+            self._send(stream.resumption())
 
     def blame(self, max_deaths: int) -> None:
         """An engine died with these requests. Ends the one that is the cause, if that is known;
@@ -215,9 +246,14 @@ class LiveRequests:
             self._note_steps(self.stats, message.stats)
             self.stats = message.stats
         for output in message.outputs:
+            if output.error_code == "engine_failure":
+                continue  # the news of the engine's end follows
+            if self._leaving and output.id in self._leaving:
+                self._let_go(output)
+                continue
             stream = self._live.get(output.id)
-            if stream is None or output.error_code == "engine_failure":
-                continue  # in the second case the news of the engine's end follows
+            if stream is None:
+                continue
             if stream.prompt is not None and output.finish not in ("abort", "error"):
                 self._backlog.serve(stream.prompt)
             if self._watch is not None and output.token_ids:
@@ -231,6 +267,8 @@ class LiveRequests:
                 stream.trial_tokens = max(0, stream.trial_tokens - len(output.token_ids))
                 if not stream.trial_tokens:
                     self._end_trial()
+        if self.stats.num_waiting and self._watch is not None and not self._leaving:
+            self._watch.waiting(self)  # else the engine doesn't know yet who has left
 
     def _note_steps(self, before: EngineStats, now: EngineStats) -> None:
         steps = now.num_steps - before.num_steps
@@ -258,6 +296,7 @@ class LiveRequests:
             self.blame(max_deaths)
         self._on_trial = None
         self._held.clear()
+        self._leaving.clear()
         for stream in list(self._live.values()):
             if stream.finished:
                 self._forget(stream.id)

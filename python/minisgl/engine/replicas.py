@@ -68,7 +68,9 @@ class Replicas:
         self._count = count
         self._admission = admission
         self._dispatch = Dispatch(router)
-        self._watch = StreamWatch(router.progressed, self._dispatch.note_end, self._exonerate)
+        self._watch = StreamWatch(
+            router.progressed, self._dispatch.note_end, self._dispatch.relieve, self._exonerate
+        )
         self._members: dict[int, Replica] = {}
         self.failure = ""  # as in EngineApi
         self._next_number = 0

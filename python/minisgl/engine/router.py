@@ -19,6 +19,10 @@ A request of a known session stays at its replica, unless that has less of the p
 of the rule above, or is saturated: SATURATED tokens more to do than the one with the least.
 SGLang's cache-aware policy is as sticky with prefixes, until requests are out of balance by 64 and
 by a factor of 1.5.
+
+A request that waits at its replica can be moved to one that would begin sooner (rival()). What its
+own prompt adds to the load and to the prefixes there doesn't count then. Where all sequences that
+the replica may run are taken, it waits for another one's end: that counts SATURATED tokens.
 """
 
 from __future__ import annotations
@@ -35,8 +39,8 @@ from minisgl._native import SentPrefixes
 from minisgl.config import Routing
 
 # Why a replica was chosen: it is the only one; it had the session; it had the most of the prompt
-# for its load; it had the least to do; it was its turn.
-Reason = Literal["only", "session", "prefix", "least", "round"]
+# for its load; it had the least to do; it was its turn; the request waited at another one.
+Reason = Literal["only", "session", "prefix", "least", "round", "relief"]
 
 RUNNING = 256
 CONTEXT = 8
@@ -145,7 +149,37 @@ class Router:
         where none is left. Accounts begin with placed(), which comes before the next choose().
         """
         keys = self._sent.keys(ask.space, ask.tokens)
-        there, matched, reason = self._decide(ask, keys, exclude)
+        return self._choose(ask, keys, *self._decide(ask, keys, exclude))
+
+    def rival(
+        self, ask: Ask, exclude: Collection[int] = (), *, is_full: bool = False
+    ) -> Decision | None:
+        """Where a request that was placed, and waits, would begin sooner; None: nowhere. `is_full`:
+        where it waits none can begin until another one ends. placed() is next, if it is moved.
+        """
+        placed = self._live[ask.id]
+        here, keys = placed.there, placed.keys
+        try:
+            there, matched, _ = self._decide(ask, keys, {*exclude, here.id})
+        except NoReplica:
+            return None
+        own = placed.queued + RUNNING + placed.num_tokens // CONTEXT
+        load = here.load - own + (SATURATED if is_full else 0)
+        is_known = ask.session is not None and self._session(ask, ()) is here
+        if is_known and load <= there.load + SATURATED:
+            return None
+        has = 0
+        if self._routing == "prefix":
+            has = placed.num_tokens - placed.queued
+        else:
+            matched = 0
+        if there.load / HIT - matched >= load / HIT - has:
+            return None
+        return self._choose(ask, keys, there, matched, "relief")
+
+    def _choose(
+        self, ask: Ask, keys: bytes, there: _Replica, matched: int, reason: Reason
+    ) -> Decision:
         self._asked = ask, keys
         self._replicas[there.id] = self._replicas.pop(there.id)
         self._sent.take_turn(there.slot)

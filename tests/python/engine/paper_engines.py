@@ -35,6 +35,7 @@ from minisgl.ipc.messages import (
 )
 
 VOCABULARY = 1000
+MAX_RUNNING = 4
 
 
 def next_token(tokens: Sequence[int], model: str = "paper") -> int:
@@ -70,7 +71,7 @@ class PaperEngine:
         info = EngineInfo(
             vocab_size=VOCABULARY,
             max_model_len=10 if self._model == "short" else self._site.max_model_len,
-            max_running=4,
+            max_running=MAX_RUNNING,
             kv_cache_tokens=4096,
             prefix_cache=self._site.prefix_cache,
         )
@@ -88,19 +89,22 @@ class PaperEngine:
             assert message.id not in self.requests
             self.requests[message.id] = message
             self._tokens[message.id] = list(message.prompt)
-        elif isinstance(message, Abort):
-            for request_id in message.ids:
-                if self.requests.pop(request_id, None):
-                    self.say(Output(request_id, [], "abort"))
+        elif isinstance(message, Abort):  # heard of in another turn
+            asyncio.get_running_loop().call_soon(self._end, message.ids)
         return True
 
+    def _end(self, ids: list[int]) -> None:
+        for request_id in ids:
+            if self.alive and self.requests.pop(request_id, None):
+                self.say(Output(request_id, [], "abort"))
+
     def step(self) -> None:
-        """A token for each request, unless one of them is poison."""
+        """A token for each request that runs, unless one of them is poison."""
         if self.alive and any(self._is_poisoned(request) for request in self.requests.values()):
             self._site.num_deaths += 1
             self.die()
             return
-        for request in list(self.requests.values()):
+        for request in list(self.requests.values())[:MAX_RUNNING]:
             tokens = self._tokens[request.id]
             tokens.append(next_token(tokens, self._model))
             generated = len(tokens) - len(request.prompt) + request.num_resumed
@@ -120,7 +124,8 @@ class PaperEngine:
         return poison is not None and poison(request, len(self._tokens[request.id]))
 
     def say(self, output: Output) -> None:
-        self.events.message(0, StepOutputs([output], EngineStats()))
+        waiting = max(0, len(self.requests) - MAX_RUNNING)
+        self.events.message(0, StepOutputs([output], EngineStats(num_waiting=waiting)))
 
     def die(self) -> None:
         """Its process ends; the last words come after the news of it."""

@@ -17,6 +17,7 @@ Action = tuple[str, int]  # what, and which or how many
 
 TRAFFIC: st.SearchStrategy[Action] = st.one_of(
     st.tuples(st.just("submit"), st.integers(1, 30)),
+    st.tuples(st.just("crowd"), st.integers(1, 12)),
     st.tuples(st.just("step"), st.integers(0, 9)),
     st.tuples(st.just("die"), st.integers(0, 9)),
     st.tuples(st.just("abort"), st.integers(0, 9)),
@@ -48,6 +49,8 @@ async def act(
     alive = site.alive()
     if what == "submit":
         streams.append(submit(replicas, [len(streams), how], how))
+    elif what == "crowd":
+        streams += [submit(replicas, [len(streams) + one], 5) for one in range(how)]
     elif what == "step" and alive:
         alive[how % len(alive)].step()
     elif what == "die" and alive:

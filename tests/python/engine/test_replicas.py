@@ -28,6 +28,7 @@ from tests.python.engine.paper_engines import (
     answer,
     paper_changes,
     paper_replicas,
+    turns,
 )
 from tests.python.engine.paper_traffic import (
     TRAFFIC,
@@ -179,6 +180,79 @@ async def test_a_session_stays_at_its_replica() -> None:
     next(engine for engine in site.alive() if engine.requests).die()
     assert sorted(len(engine.requests) for engine in site.alive()) == [0, 6]
     await finish(replicas, site, streams)
+    await replicas.close()
+
+
+async def test_one_that_is_added_gets_what_waits_at_another() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 1)
+    changes = paper_changes(replicas)
+    await replicas.start(None)
+    streams = [submit(replicas, [number], 20) for number in range(10)]  # 4 run
+    change = changes.add()
+    await until(lambda: len(site.alive()) == 2 and replicas.info.max_running == 8)
+    old, new = site.alive()
+    assert not new.requests
+    old.step()
+    assert set(new.requests) == {6, 7, 8, 9}  # those that came last, as many as may run
+    check(replicas, streams)
+    await turns()
+    assert set(old.requests) == {0, 1, 2, 3, 4, 5}  # it has let them go
+    assert replicas.num_replaying == 0
+    assert {one.number: dict(one.chosen) for one in replicas.replicas} == {
+        0: {"only": 10},
+        1: {"relief": 4},
+    }
+    await finish(replicas, site, streams)
+    check(replicas, streams)
+    assert [event["state"] async for event in change.events()][-1] == "ready"
+    await replicas.close()
+
+
+async def test_one_that_has_room_again_gets_what_waits_at_another() -> None:
+    site = PaperSite(prefix_cache=False)
+    replicas = paper_replicas(site, 2)
+    await replicas.start(None)
+    await until(lambda: len(site.engines) == 2)
+    short = [submit(replicas, [number], 1 if number % 2 else 20) for number in range(8)]
+    long = [submit(replicas, [number], 20) for number in range(8, 12)]
+    ends_soon = site.engines[1]
+    assert {0, 2, 4, 6} < set(site.engines[0].requests)
+    ends_soon.step()  # four of its six
+    await turns()
+    assert len(ends_soon.requests) == 2
+    site.engines[0].step()
+    assert len(ends_soon.requests) == 4
+    await turns()
+    assert len(site.engines[0].requests) == 4
+    await finish(replicas, site, short + long)
+    check(replicas, short + long)
+    await replicas.close()
+
+
+async def test_one_that_was_moved_and_comes_back_is_begun_once() -> None:
+    site = PaperSite()
+    replicas = paper_replicas(site, 1)
+    changes = paper_changes(replicas)
+    await replicas.start(None)
+    streams = [submit(replicas, [number], 20) for number in range(6)]
+    changes.add()
+    await until(lambda: len(site.alive()) == 2 and replicas.info.max_running == 8)
+    old, new = site.alive()
+    old.step()
+    assert set(new.requests) == {4, 5}
+    new.step()
+    new.die()  # before the old one has let them go: an id is one request's
+    streams[4].abort()
+    old.step()
+    check(replicas, streams)
+    await turns()
+    assert set(old.requests) == {0, 1, 2, 3, 5}
+    await finish(replicas, site, streams)
+    check(replicas, streams)
+    assert streams[4].finish == "abort"
+    await until(lambda: replicas.num_live == 0)
+    await changes.close()
     await replicas.close()
 
 

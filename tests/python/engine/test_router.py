@@ -129,6 +129,28 @@ def test_least_loaded_and_round_robin() -> None:
     assert [serve(router, Ask(i, ids(n, i))) for i, n in enumerate(prompts)] == [0, 1, 2, 2, 1]
 
 
+def test_one_that_waits_goes_where_it_begins_sooner() -> None:
+    router, prefix = make(), ids(8 * BLOCK, 1)
+    here = serve(router, Ask(0, prefix + ids(50, 0)))
+    end(router, Ask(0, prefix + ids(50, 0)))
+    asks = [Ask(i, prefix + ids(50, i), session="s") for i in range(1, 4)]
+    for ask in asks:
+        assert serve(router, ask) == here
+    assert router.rival(asks[2]) is None  # what is there of its prompt is worth more
+    for i in range(10, 16):
+        router.choose(Ask(i, ids(BLOCK, i)))
+        router.placed(i, here, ids(BLOCK, i))
+    assert router.rival(asks[2]) is None  # its session is there
+    alone = Ask(3, asks[2].tokens)
+    decision = router.rival(alone)
+    assert decision is not None
+    assert (decision.replica, decision.reason) == (1 - here, "relief")
+    router.placed(3, 1 - here, alone.tokens)
+    assert router.rival(alone) is None
+    assert router.rival(asks[1], is_full=True) is not None  # none begins there until one ends
+    assert router.rival(asks[1], {1 - here}, is_full=True) is None
+
+
 def test_a_decision_can_be_explained(caplog: pytest.LogCaptureFixture) -> None:
     router = make(2)
     caplog.set_level("DEBUG", "minisgl.engine.router")
@@ -211,6 +233,20 @@ class Accounts(RuleBasedStateMachine):
     def move(self, data: st.DataObject) -> None:
         id = data.draw(st.sampled_from(sorted(self.lost)))
         self.run(id, self.lost[id], None, False)
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), is_full=st.booleans(), goes=st.booleans())
+    def relieve(self, data: st.DataObject, is_full: bool, goes: bool) -> None:
+        id = data.draw(st.sampled_from(sorted(self.runs)))
+        here, tokens = self.runs[id]
+        before = {replica: self.router.load(replica) for replica in self.bounds}
+        decision = self.router.rival(Ask(id, tokens), is_full=is_full)
+        assert before == {replica: self.router.load(replica) for replica in self.bounds}
+        if decision is None or not goes:
+            return
+        assert decision.replica in self.bounds.keys() - {here}
+        self.router.placed(id, decision.replica, tokens)
+        self.runs[id] = (decision.replica, tokens)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), count=st.integers(0, 300))
