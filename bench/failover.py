@@ -4,6 +4,7 @@
     python bench/failover.py serve-64 --tp 2 --shape qwen3-0.6b    dummy weights, see shapes.py
     python bench/failover.py serve-16 --tp 1 --replicas 3          the others go on
     python bench/failover.py serve-16 --tp 1 --replicas 3 --signal STOP
+    python bench/failover.py serve-64 --tp 1 --replicas 2 --again "weights 100%|recording"
     python bench/failover.py serve-64 --tp 1 --replicas 2 --changes 10
     python bench/failover.py serve-64 --tp 1 --replicas 2 --replace
 
@@ -13,9 +14,11 @@ streams: at once where there are other replicas. Shown is how each stream ended,
 its tokens once (as many ids came as the server counted and as were asked for) and the text that it
 had undisturbed, the longest time that it waited for one since the signal, and how long it took
 until all was as before. Of replicas, the streams with the longest gaps are taken for those that
-moved: as many as the lost one had. With --changes nothing is killed: so many times, --after seconds
-apart, the oldest replica is removed and a new one added, while rounds of the streams follow each
-other. With --replace all are replaced meanwhile, one after the other.
+moved: as many as the lost one had. With --again the rank is killed, and its successor gets the
+signal, too, once /health says that it is at such a phase: on a GPU it rehearses and records steps
+once the weights are loaded. With --changes nothing is killed: so many times, --after seconds apart,
+the oldest replica is removed and a new one added, while rounds of the streams follow each other.
+With --replace all are replaced meanwhile, one after the other.
 """
 
 from __future__ import annotations
@@ -62,7 +65,14 @@ class Killer(threading.Thread):
             assert found, "the server has no such replica"
             self.num_moved = int(float(found[1]))
         self.killed_at = time.monotonic()
-        os.kill(process, signal.Signals[f"SIG{args.signal}"])
+        wanted = signal.Signals[f"SIG{args.signal}"]
+        os.kill(process, signal.SIGKILL if args.again else wanted)
+        if args.again:
+            while not (phase := re.search(args.again, server.get("/health"))):
+                time.sleep(0.001)
+            os.kill(server.rank(args.rank, replica), wanted)
+            at = time.monotonic() - self.killed_at
+            print(f"again              SIG{args.signal} after {at:.2f} s, at {phase[0]!r}")
         while server.is_whole(args.replicas):
             time.sleep(0.001)
         server.wait_whole(args.replicas)
@@ -189,6 +199,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, help="the one that is lost; default: the last")
     parser.add_argument("--replica", type=int, default=0, help="whose rank is lost")
     parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
+    parser.add_argument("--again", metavar="PHASE", help="of the next process (an expression)")
     parser.add_argument("--changes", type=int, default=0)
     parser.add_argument("--replace", action="store_true")
     parser.add_argument("--tokens", type=int, default=256, help="per answer")
