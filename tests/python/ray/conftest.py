@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.python.launch import servers
 from tests.python.launch.servers import ServerProcess
 from tests.python.ports import LOOPBACK, free_port
 from tests.python.running.conftest import PROGRAM
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
             if missing:
                 item.add_marker(pytest.mark.skip("needs Ray: pip install 'minisgl[ray]'"))
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head and its nodes take long to start where the machine has other things to do."""
+    monkeypatch.setattr(servers, "DEADLINE", 120.0)
 
 
 class Cluster:
@@ -94,27 +101,42 @@ def cluster() -> Iterator[Cluster]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="module")
+def two_nodes(cluster: Cluster) -> Iterator[list[Any]]:
+    """With one CPU each; those that are in the list at the end are removed."""
+    nodes = [cluster.add_node(), cluster.add_node()]
+    yield nodes
+    for node in nodes:
+        cluster.remove_node(node)
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another revision."""
+    return make_tiny_model(tmp_path_factory.mktemp("revisions") / "next", seed=1)
+
+
 StartServer = Callable[..., ServerProcess]
 
 
 @pytest.fixture
 def start_server(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> Iterator[StartServer]:
     """Starts servers in the cluster, and sees to it that each ends in order."""
-    servers: list[ServerProcess] = []
+    started: list[ServerProcess] = []
 
     def start(
         *flags: str, model: Path | str = tiny_model, program: Sequence[str] = PROGRAM
     ) -> ServerProcess:
         server = ServerProcess(
             model,
-            tmp_path / f"server-{len(servers)}",
+            tmp_path / f"server-{len(started)}",
             *("--cluster", "ray", "--device", "cpu", "--kv-cache-tokens", "16K", *flags),
             program=program,
             environment=cluster.settings,
         )
-        servers.append(server)
+        started.append(server)
         return server
 
     yield start
-    for server in servers:
+    for server in started:
         server.end_in_order()

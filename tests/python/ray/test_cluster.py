@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.python.launch import servers
-from tests.python.launch.servers import (
-    Stream,
-    alive,
-    get,
-    is_called,
-    make_model,
-    processes,
-    until,
-)
+from tests.python.launch.servers import Stream, get, make_model, until
 from tests.python.ray.conftest import Cluster, StartServer
+from tests.python.ray.streams import (
+    load,
+    of_one_revision,
+    parent,
+    ranks_of_actors,
+    ready_replicas,
+    replaced,
+    replicas_are_back,
+    text_of,
+    texts_now,
+)
+from tests.python.running.test_replicas import KEY, shown
 
 PROMPT, TOKENS = [5, 6, 7], 1500
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head and its nodes take long to start where the machine has other things to do."""
-    monkeypatch.setattr(servers, "DEADLINE", 120.0)
-
-
-def text_of(stream: Stream) -> str:
-    """All text of a stream that ended well. Its lines may have characters that end lines in it."""
-    stream.join()
-    assert stream.events[-1] == "data: [DONE]", stream.events[-3:]
-    chunks = [json.loads(event.removeprefix("data: ")) for event in stream.events[:-1]]
-    return "".join(chunk["choices"][0]["text"] for chunk in chunks)
-
-
-def ranks_of_actors() -> list[int]:
-    """Rank processes whose parent is an actor of ours. Other tests may have ranks, too."""
-    ranks = [pid for pid in processes() if is_called(pid, "minisgl-TP0-scheduler-R")]
-    return [rank for rank in ranks if is_called(parent(rank), "RankHost")]
-
-
-def ready_replicas(port: int) -> int:
-    ready: int = get(port, "/ready")[1].get("replicas", {}).get("ready", 0)
-    return ready
-
-
-def replicas_are_back(port: int, *gone: int) -> bool:
-    """Whether two serve, and none of those processes is left."""
-    return not any(map(alive, gone)) and len(ranks_of_actors()) == 2 and ready_replicas(port) == 2
-
-
-def parent(pid: int) -> int:
-    return int(processes().get(pid, ("", "0"))[1])
 
 
 def addresses_of_ray() -> set[str]:
@@ -70,9 +40,8 @@ def addresses_of_ray() -> set[str]:
 
 
 def test_replicas_in_a_cluster_survive_what_becomes_of_it(
-    cluster: Cluster, start_server: StartServer
+    cluster: Cluster, two_nodes: list[Any], start_server: StartServer
 ) -> None:
-    nodes = [cluster.add_node(), cluster.add_node()]
     server = start_server("--replicas", "2")
     port = server.wait_ready()
     until(lambda: ready_replicas(port) == 2)
@@ -106,20 +75,38 @@ def test_replicas_in_a_cluster_survive_what_becomes_of_it(
     streams = [Stream(port, PROMPT, TOKENS) for _ in range(4)]
     for stream in streams:
         stream.wait_events(1)
-    cluster.remove_node(nodes.pop())
+    cluster.remove_node(two_nodes.pop())
     assert [text_of(stream) for stream in streams] == [expected] * 4
     until(lambda: ready_replicas(port) == 1)
-    nodes.append(cluster.add_node())
+    two_nodes.append(cluster.add_node())
     until(lambda: ready_replicas(port) == 2)
 
     assert addresses_of_ray() == {"127.0.0.1"}
     server.signal(signal.SIGTERM)
     assert server.wait() == 0, server.output
     until(lambda: not ranks_of_actors())
-    for node in nodes:
-        cluster.remove_node(node)
 
 
+def test_a_roll_under_streams(
+    two_nodes: list[Any], start_server: StartServer, other_model: Path
+) -> None:
+    server = start_server("--replicas", "2", "--admin-api-key", KEY)
+    port = server.wait_ready()
+    until(lambda: ready_replicas(port) == 2)
+    old = texts_now(port)
+    actors = {parent(rank) for rank in ranks_of_actors()}
+    assert "no such folder" in replaced(port, other_model / "nowhere")["reason"]
+    with load(port) as texts:
+        last = replaced(port, other_model)
+    assert (last["state"], last["model"]) == ("replaced", str(other_model)), server.output
+    of_one_revision(texts, old, texts_now(port))
+    assert {one["model"] for one in shown(port)} == {str(other_model)}
+    assert ready_replicas(port) == 2
+    # Each has stayed in its place.
+    assert {parent(rank) for rank in ranks_of_actors()} == actors
+
+
+@pytest.mark.long
 def test_replicas_on_gpus_of_one_node_share_its_memory(
     cluster: Cluster,
     start_server: StartServer,
@@ -141,8 +128,9 @@ def test_replicas_on_gpus_of_one_node_share_its_memory(
 
 
 @pytest.mark.long
-def test_the_server_outlives_the_head(cluster: Cluster, start_server: StartServer) -> None:
-    cluster.add_node()
+def test_the_server_outlives_the_head(
+    cluster: Cluster, two_nodes: list[Any], start_server: StartServer
+) -> None:
     server = start_server()
     port = server.wait_ready()
     expected = text_of(Stream(port, PROMPT, 8 * TOKENS))
@@ -155,6 +143,6 @@ def test_the_server_outlives_the_head(cluster: Cluster, start_server: StartServe
     cluster.end()
 
     cluster.start_head()
-    cluster.add_node()
+    two_nodes[:] = [cluster.add_node()]
     server.wait_for_line("the Ray cluster is there again")
     assert text_of(stream) == expected

@@ -1,10 +1,9 @@
-"""All replicas of a server in a Ray cluster are replaced by another model revision under streams:
-none is lost, and each is of one revision.
+"""All replicas of a server in a Ray cluster are replaced by another model revision, beside what
+Ray loses and a hub whose branch moves on. test_cluster.py has the plain case.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -15,117 +14,29 @@ from typing import Any
 import pytest
 
 from tests.python.launch import servers
-from tests.python.launch.servers import DEADLINE, Stream, is_called, until
+from tests.python.launch.servers import is_called, until
 from tests.python.model_files.small_hub import SmallHub, files_of, serving_hub
 from tests.python.ray.conftest import Cluster, StartServer
-from tests.python.ray.test_cluster import (
+from tests.python.ray.streams import (
+    load,
+    of_one_revision,
     parent,
     ranks_of_actors,
     ready_replicas,
+    replaced,
     replicas_are_back,
-    text_of,
+    texts_now,
 )
 from tests.python.running.test_replicas import KEY, changed, shown
-from tests.python.running.tiny_model import make_tiny_model
-
-PROMPTS = [[5 + number, 6, 7] for number in range(6)]
-TOKENS = 1000
-DRAWN = {"temperature": 0.8, "seed": 7, "frequency_penalty": 0.3}  # every second one
 
 
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "DEADLINE", 120.0)
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("revisions") / "next", seed=1)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHub]:
     """That the nodes and servers of this file know."""
     with serving_hub() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", hub.address)
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))
         yield hub
-
-
-@pytest.fixture(scope="module")
-def two_nodes(cluster: Cluster, hub: SmallHub) -> Iterator[list[Any]]:
-    """With one CPU each; those that are in the list at the end are removed."""
-    nodes = [cluster.add_node(), cluster.add_node()]
-    yield nodes
-    for node in nodes:
-        cluster.remove_node(node)
-
-
-def begin(port: int) -> list[Stream]:
-    return [
-        Stream(port, prompt, TOKENS, ignore_eos=True, **(DRAWN if number % 2 else {}))
-        for number, prompt in enumerate(PROMPTS)
-    ]
-
-
-def texts_now(port: int) -> list[str]:
-    """What the streams say of the model that is served."""
-    return [text_of(stream) for stream in begin(port)]
-
-
-@contextlib.contextmanager
-def load(port: int) -> Iterator[list[list[str]]]:
-    """Streams, one batch after the other, to the end of the block: their texts, once it is over."""
-    texts: list[list[str]] = []
-    over = threading.Event()
-
-    def run() -> None:
-        while not over.is_set():
-            texts.append(texts_now(port))
-
-    loading = threading.Thread(target=run, daemon=True)
-    loading.start()
-    until(lambda: sum(one["num_live"] for one in shown(port)) > 0)
-    try:
-        yield texts
-    finally:
-        over.set()
-        loading.join(DEADLINE)
-    assert not loading.is_alive()
-    assert texts
-
-
-def of_one_revision(texts: list[list[str]], old: list[str], new: list[str]) -> None:
-    """Each stream is wholly of one revision, and there were some of the old one."""
-    assert not set(old) & set(new)
-    for batch in texts:
-        for text, one, two in zip(batch, old, new, strict=True):
-            assert text in (one, two)
-    assert set(sum(texts, [])) & set(old)
-
-
-def replaced(port: int, model: Path) -> dict[str, Any]:
-    """The last event of a roll to this model."""
-    return changed(port, "POST", "/replace", {"model": str(model)})
-
-
-def test_a_roll_under_streams(
-    two_nodes: list[Any], start_server: StartServer, other_model: Path
-) -> None:
-    server = start_server("--replicas", "2", "--admin-api-key", KEY)
-    port = server.wait_ready()
-    until(lambda: ready_replicas(port) == 2)
-    old = texts_now(port)
-    actors = {parent(rank) for rank in ranks_of_actors()}
-    assert "no such folder" in replaced(port, other_model / "nowhere")["reason"]
-    with load(port) as texts:
-        last = replaced(port, other_model)
-    assert (last["state"], last["model"]) == ("replaced", str(other_model)), server.output
-    of_one_revision(texts, old, texts_now(port))
-    assert {one["model"] for one in shown(port)} == {str(other_model)}
-    assert ready_replicas(port) == 2
-    # Each has stayed in its place.
-    assert {parent(rank) for rank in ranks_of_actors()} == actors
 
 
 @pytest.mark.long

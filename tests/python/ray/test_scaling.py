@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.python.launch import servers
 from tests.python.launch.servers import until
 from tests.python.ray.conftest import Cluster, StartServer
-from tests.python.ray.test_cluster import parent, ranks_of_actors, ready_replicas
-from tests.python.ray.test_rolling import load, texts_now
+from tests.python.ray.streams import load, parent, ranks_of_actors, ready_replicas, texts_now
 from tests.python.running.test_replicas import KEY, shown
 
 
 @pytest.mark.long
 def test_one_is_added_while_requests_wait_once_there_is_a_node_for_it(
-    cluster: Cluster, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, start_server: StartServer
 ) -> None:
-    monkeypatch.setattr(servers, "DEADLINE", 120.0)
     nodes = [cluster.add_node()]
     flags = ("--max-replicas", "2", "--max-running", "1", "--admin-api-key", KEY)
     server = start_server(*flags)
