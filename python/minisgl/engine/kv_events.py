@@ -17,6 +17,8 @@ A ROUTER socket sends batches again: to a request of two frames, an empty one an
 (8 bytes), it answers for each batch that it still has with an empty frame, the number and the
 batch, and then with the number -1 and nothing. Missed numbers that aren't there any more mean that
 what is known of the caches is too much or too little; routing goes wrong by that, and nothing else.
+MAX_REPLAYS are answered at a time; a further one gets the number -1 at once, and may ask again. Who
+doesn't read holds no more than LAG batches.
 """
 
 from __future__ import annotations
@@ -34,12 +36,17 @@ import zmq.asyncio
 
 from minisgl.ipc.messages import BlockEvent
 from minisgl.ipc.socket_files import SocketFile, SocketFileError, remove_stale
+from minisgl.tasks import background
 
 MAX_BATCHES = 10_000  # that are kept for replays
 MAX_BYTES = 64 * 2**20  # of these together
 HIGH_WATER_MARK = 100_000  # batches that a subscriber may lag behind before it misses some
 MAX_HEARD_BYTES = 4096  # of a frame that others send: the start of a topic, or a number
 AT_ONCE = 64  # batches of a replay between two turns of the event loop
+MAX_REPLAYS = 16
+LAG = 64  # batches of a replay that a reader may lag behind
+LOOK_SECONDS = 0.01  # between two looks whether it has read some: ZeroMQ doesn't tell
+LOOKS = 500  # until a reader that takes nothing is given up
 END = (-1).to_bytes(8, "big", signed=True)
 CLEARED = BlockEvent("cleared")
 
@@ -61,6 +68,7 @@ class KvEventPublisher:
         self._next = 0
         self._context = zmq.Context()
         self._replies: asyncio.Task[None] | None = None
+        self._replays: set[asyncio.Task[None]] = set()
         self._replay: zmq.asyncio.Socket | None = None
         self._files: list[SocketFile | None] = []
         self._pub = self._context.socket(zmq.PUB)
@@ -69,7 +77,8 @@ class KvEventPublisher:
             self._files.append(_bind(self._pub, addr, "--kv-events-addr"))
             if replay_addr is not None:
                 self._replay = zmq.asyncio.Socket(self._context, zmq.ROUTER)
-                self._replay.setsockopt(zmq.SNDHWM, MAX_BATCHES + 1)  # a whole replay
+                self._replay.setsockopt(zmq.SNDHWM, LAG)
+                self._replay.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else the rest would be dropped
                 self._files.append(_bind(self._replay, replay_addr, "--kv-events-replay-addr"))
         except BaseException:
             self.close()
@@ -92,8 +101,9 @@ class KvEventPublisher:
 
     def close(self) -> None:
         """Closes the sockets; what wasn't sent is dropped."""
-        if self._replies is not None:
-            self._replies.cancel()
+        for task in (*self._replays, self._replies):
+            if task is not None:
+                task.cancel()
         for socket in (self._pub, self._replay):
             if socket is not None:
                 socket.close(0)
@@ -108,12 +118,56 @@ class KvEventPublisher:
             if len(frames) != 3 or frames[1] or len(frames[2]) != 8:
                 logger.debug("KV events: a request for a replay that isn't one")
                 continue
-            who, first = frames[0], frames[2]  # numbers sort as their bytes do
-            missed = [one for one in self._sent if one[0] >= first]
-            for index, (number, batch) in enumerate([*missed, (END, b"")]):
-                await replay.send_multipart((who, b"", number, batch))
-                if index % AT_ONCE == AT_ONCE - 1:
-                    await asyncio.sleep(0)
+            who, first, end = frames[0], int.from_bytes(frames[2], "big"), self._next
+            if len(self._replays) >= MAX_REPLAYS:
+                logger.warning(
+                    "KV events: %d replays are under way, and a further one is refused", MAX_REPLAYS
+                )
+                first = end
+            task = background(self._send_again(replay, who, first, end), "a replay of KV events")
+            self._replays.add(task)
+            task.add_done_callback(self._replays.discard)
+
+    async def _send_again(
+        self, replay: zmq.asyncio.Socket, who: bytes, first: int, end: int
+    ) -> None:
+        """Sends the batches from `first` to before `end`, as far as they are still there."""
+        number = first
+        while number < end:
+            oldest = self._next - len(self._sent)
+            number = max(number, oldest)
+            if not await _send_patiently(replay, (who, b"", *self._sent[number - oldest])):
+                logger.warning(
+                    "KV events: the reader of a replay takes nothing, and %d batches for it are "
+                    "left out",
+                    end - number,
+                )
+                return
+            number += 1
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        await _send_patiently(replay, (who, b"", END, b""))
+
+
+async def _send_patiently(replay: zmq.asyncio.Socket, frames: Sequence[bytes]) -> bool:
+    """False where the reader has lagged behind for too long."""
+    for _ in range(LOOKS):
+        if await _send(replay, frames):
+            return True
+        await asyncio.sleep(LOOK_SECONDS)
+    return False
+
+
+async def _send(replay: zmq.asyncio.Socket, frames: Sequence[bytes]) -> bool:
+    """False where the reader lags behind. One that is gone takes everything."""
+    try:
+        await replay.send_multipart(frames, zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    except zmq.ZMQError as error:
+        if error.errno != zmq.EHOSTUNREACH:
+            raise
+    return True
 
 
 def _bind(socket: zmq.Socket[Any], addr: str, flag: str) -> SocketFile | None:

@@ -17,7 +17,7 @@ import zmq.asyncio
 from minisgl.engine import kv_events
 from minisgl.engine.kv_events import CLEARED, KvEventPublisher, KvEventsError
 from minisgl.ipc.messages import BlockEvent
-from tests.python.waiting import PATIENCE
+from tests.python.waiting import PATIENCE, until
 
 STORED = BlockEvent("stored", "GPU", [2**64 - 1, 7], 5, [1, 2, 3, 4])
 SALTED = BlockEvent("stored", "GPU", [9], None, [1, 2], b"\x01\x02")
@@ -106,6 +106,7 @@ async def test_what_was_missed_is_sent_again(
     publisher: KvEventPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kv_events, "MAX_BATCHES", 150)
+    monkeypatch.setattr(kv_events, "LOOK_SECONDS", 0.001)
     router = await subscribed(publisher, tmp_path)
     for number in range(300):
         publisher.publish(1, [BlockEvent("removed", "GPU", [number])])
@@ -118,6 +119,34 @@ async def test_what_was_missed_is_sent_again(
     assert [number for number, _ in await router.missed(0)] == numbers[-150:]  # all that is kept
     assert await router.missed(2**63) == []
     router.close()
+
+
+async def test_who_reads_no_replay_holds_little_of_it_and_a_further_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kv_events, "MAX_REPLAYS", 2)
+    monkeypatch.setattr(kv_events, "LAG", 4)
+    monkeypatch.setattr(kv_events, "LOOK_SECONDS", 0.001)
+    publisher = KvEventPublisher(f"ipc://{tmp_path}/events", f"ipc://{tmp_path}/replay", "kv@pod")
+    router = await subscribed(publisher, tmp_path)
+    large = BlockEvent("stored", "GPU", [1], None, [2**40] * 10_000)
+    for _ in range(100):
+        publisher.publish(1, [large])
+    context = zmq.asyncio.Context()
+    readers = [context.socket(zmq.DEALER) for _ in range(2)]
+    for idle in readers:
+        idle.setsockopt(zmq.RCVHWM, 1)
+        idle.connect(f"ipc://{tmp_path}/replay")
+        await idle.send_multipart((b"", bytes(8)))
+    await until(lambda: len(publisher._replays) == 2)
+    assert await router.missed(0) == []
+    assert "2 replays are under way, and a further one is refused" in caplog.text
+    await until(lambda: not publisher._replays)
+    assert caplog.text.count("takes nothing") == 2
+    assert len(await router.missed(0)) >= 100
+    context.destroy(0)
+    router.close()
+    publisher.close()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("events", b"SUB"), ("replay", b"DEALER")])
