@@ -15,9 +15,10 @@ its tokens once (as many ids came as the server counted and as were asked for) a
 had undisturbed, the longest time that it waited for one since the signal, and how long it took
 until all was as before. Of replicas, the streams with the longest gaps are taken for those that
 moved: as many as the lost one had. With --again the rank is killed, and its successor gets the
-signal, too, once /health says that it is at such a phase: on a GPU it rehearses and records steps
-once the weights are loaded. With --changes nothing is killed: so many times, --after seconds apart,
-the oldest replica is removed and a new one added, while rounds of the streams follow each other.
+signal, too, once /health says that it is at such a phase: on a GPU it records steps once the phase
+before that is over, "loading weights 100%" or, with dummy weights, "loading the native module".
+With --changes nothing is killed: so many times, --after seconds apart, the oldest replica is
+removed and a new one added, while rounds of the streams follow each other.
 With --replace all are replaced meanwhile, one after the other.
 """
 
@@ -68,11 +69,12 @@ class Killer(threading.Thread):
         wanted = signal.Signals[f"SIG{args.signal}"]
         os.kill(process, signal.SIGKILL if args.again else wanted)
         if args.again:
-            while not (phase := re.search(args.again, server.get("/health"))):
-                time.sleep(0.001)
+            phase = ""
+            while not re.search(args.again, phase):
+                phase = json.loads(server.get("/health")).get("phase", "")
             os.kill(server.rank(args.rank, replica), wanted)
             at = time.monotonic() - self.killed_at
-            print(f"again              SIG{args.signal} after {at:.2f} s, at {phase[0]!r}")
+            print(f"again              SIG{args.signal} after {at:.2f} s, at {phase!r}")
         while server.is_whole(args.replicas):
             time.sleep(0.001)
         server.wait_whole(args.replicas)
