@@ -20,9 +20,9 @@ of the rule above, or is saturated: SATURATED tokens more to do than the one wit
 SGLang's cache-aware policy is as sticky with prefixes, until requests are out of balance by 64 and
 by a factor of 1.5.
 
-A request that waits at its replica can be moved to one that would begin sooner (rival()). What its
-own prompt adds to the load and to the prefixes there doesn't count then. Where all sequences that
-the replica may run are taken, it waits for another one's end: that counts SATURATED tokens.
+A request that waits at its replica can be moved to one that would begin sooner (rival()): where
+there is as much more to do as saturates one, or, as all sequences that may run are taken, another
+one has to end first. What its own prompt adds to the load and to the prefixes there doesn't count.
 """
 
 from __future__ import annotations
@@ -164,16 +164,9 @@ class Router:
         except NoReplica:
             return None
         own = placed.queued + RUNNING + placed.num_tokens // CONTEXT
-        load = here.load - own + (SATURATED if is_full else 0)
-        is_known = ask.session is not None and self._session(ask, ()) is here
-        if is_known and load <= there.load + SATURATED:
-            return None
-        has = 0
-        if self._routing == "prefix":
-            has = placed.num_tokens - placed.queued
-        else:
-            matched = 0
-        if there.load / HIT - matched >= load / HIT - has:
+        ahead = here.load - own - there.load - (-SATURATED if is_full else SATURATED)
+        lost = placed.num_tokens - placed.queued - matched if self._routing == "prefix" else 0
+        if ahead <= HIT * lost:
             return None
         return self._choose(ask, keys, there, matched, "relief")
 

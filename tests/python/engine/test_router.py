@@ -131,24 +131,38 @@ def test_least_loaded_and_round_robin() -> None:
 
 def test_one_that_waits_goes_where_it_begins_sooner() -> None:
     router, prefix = make(), ids(8 * BLOCK, 1)
-    here = serve(router, Ask(0, prefix + ids(50, 0)))
-    end(router, Ask(0, prefix + ids(50, 0)))
-    asks = [Ask(i, prefix + ids(50, i), session="s") for i in range(1, 4)]
+    first = Ask(0, prefix)
+    here = serve(router, first)
+    end(router, first)
+    asks = [Ask(i, prefix + ids(50, i)) for i in (1, 2)]
     for ask in asks:
         assert serve(router, ask) == here
-    assert router.rival(asks[2]) is None  # what is there of its prompt is worth more
-    for i in range(10, 16):
-        router.choose(Ask(i, ids(BLOCK, i)))
-        router.placed(i, here, ids(BLOCK, i))
-    assert router.rival(asks[2]) is None  # its session is there
-    alone = Ask(3, asks[2].tokens)
-    decision = router.rival(alone)
+    router.choose(Ask(3, ids(50 * BLOCK, 3)))
+    router.placed(3, here, ids(50 * BLOCK, 3))
+    assert router.rival(asks[0]) is None  # soon enough
+    assert router.rival(asks[0], is_full=True) is not None  # none begins there until one ends
+    router.choose(Ask(4, ids(10 * BLOCK, 4)))
+    router.placed(4, here, ids(10 * BLOCK, 4))
+    assert router.rival(asks[0]) is None  # what is there of its prompt is worth more
+    router.choose(Ask(5, ids(20 * BLOCK, 5)))
+    router.placed(5, here, ids(20 * BLOCK, 5))
+    decision = router.rival(asks[0])
     assert decision is not None
     assert (decision.replica, decision.reason) == (1 - here, "relief")
-    router.placed(3, 1 - here, alone.tokens)
-    assert router.rival(alone) is None
-    assert router.rival(asks[1], is_full=True) is not None  # none begins there until one ends
-    assert router.rival(asks[1], {1 - here}, is_full=True) is None
+    assert router.rival(asks[0], {1 - here}) is None
+    router.placed(1, 1 - here, asks[0].tokens)
+    assert router.rival(asks[0], is_full=True) is None
+
+
+def test_one_that_waits_at_its_session_s_replica_stays_unless_that_is_saturated() -> None:
+    router, ask = make(), Ask(1, ids(50, 1), session="s")
+    here = serve(router, ask)
+    router.choose(Ask(2, ids(SATURATED // 2, 2)))
+    router.placed(2, here, ids(SATURATED // 2, 2))
+    assert router.rival(ask) is None
+    router.choose(Ask(3, ids(SATURATED, 3)))
+    router.placed(3, here, ids(SATURATED, 3))
+    assert router.rival(ask) is not None
 
 
 def test_a_decision_can_be_explained(caplog: pytest.LogCaptureFixture) -> None:
