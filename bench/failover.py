@@ -4,7 +4,7 @@
     python bench/failover.py serve-64 --tp 2 --shape qwen3-0.6b    dummy weights, see shapes.py
     python bench/failover.py serve-16 --tp 1 --replicas 3          the others go on
     python bench/failover.py serve-16 --tp 1 --replicas 3 --signal STOP
-    python bench/failover.py serve-64 --tp 1 --replicas 2 --again "weights 100%|recording"
+    python bench/failover.py serve-64 --tp 1 --replicas 2 --again recording
     python bench/failover.py serve-64 --tp 1 --replicas 2 --changes 10
     python bench/failover.py serve-64 --tp 1 --replicas 2 --replace
 
@@ -15,11 +15,9 @@ its tokens once (as many ids came as the server counted and as were asked for) a
 had undisturbed, the longest time that it waited for one since the signal, and how long it took
 until all was as before. Of replicas, the streams with the longest gaps are taken for those that
 moved: as many as the lost one had. With --again the rank is killed, and its successor gets the
-signal, too, once /health says that it is at such a phase: on a GPU it records steps once the phase
-before that is over, "loading weights 100%" or, with dummy weights, "loading the native module".
-With --changes nothing is killed: so many times, --after seconds apart, the oldest replica is
-removed and a new one added, while rounds of the streams follow each other.
-With --replace all are replaced meanwhile, one after the other.
+signal, too, once /health says that it is at such a phase. With --changes nothing is killed: so many
+times, --after seconds apart, the oldest replica is removed and a new one added, while rounds of the
+streams follow each other. With --replace all are replaced meanwhile, one after the other.
 """
 
 from __future__ import annotations

@@ -147,6 +147,7 @@ class _PhaseReporter:
         self.end()
         self._phase, self._total = phase, 0
         self._began = self._reported = time.monotonic()
+        self._send(PhaseReport(phase=phase))
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """The engine's callback."""

@@ -445,8 +445,11 @@ async def test_phases_are_reported_with_their_seconds() -> None:
     client = make_client(on_phase=reports.append)
     await client.start(PATIENCE)
     await client.close()
-    finished = [report.phase for report in reports if report.finished]
-    assert finished == ["loading the native module", "loading weights", "starting the engine"]
+    phases = ["loading the native module", "loading weights", "starting the engine"]
+    assert [report.phase for report in reports if report.finished] == phases
+    # Each is told when it begins, too: until then the one before is what a start is at.
+    firsts = {report.phase: report for report in reversed(reports)}
+    assert not any(report.finished for report in firsts.values())
 
 
 async def test_a_drain_lets_streams_end(client: EngineClient) -> None:
