@@ -483,8 +483,11 @@ def files(directory: Path) -> list[Path]:
 
 
 @pytest.fixture(autouse=True)
-def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """Where temporary files go: those of tests that run at the same time are none of ours."""
+    tmp_path_factory.getbasetemp()  # not in there, for it stays
     with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as name:
         monkeypatch.setattr(tempfile, "tempdir", name)
         yield Path(name)
