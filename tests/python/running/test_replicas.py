@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,13 @@ def begin(port: int) -> list[Stream]:
 def serving(port: int) -> int:
     ready: int = get(port, "/ready")[1].get("replicas", {}).get("ready", 0)
     return ready
+
+
+def page(port: int) -> str:
+    """The metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text: str = answer.read().decode()
+    return text
 
 
 def admin(port: int, method: str, path: str, body: Any = None) -> str:
@@ -161,6 +170,22 @@ def test_replicas_come_and_go_under_streams(server: ServerProcess, undisturbed: 
     assert texts == undisturbed * (len(texts) // NUM_STREAMS)
     assert serving(port) == 3
     assert change(port, "POST", "/12/restart?drain=0.2") == "ready"
+
+
+def test_one_that_is_added_gets_what_waits(
+    tiny_model: Path, tmp_path: Path, undisturbed: list[str]
+) -> None:
+    flags = ("--device", "cpu", "--admin-api-key", KEY, "--max-running", "4", "--threads", "1")
+    server = ServerProcess(tiny_model, tmp_path, *flags, program=PROGRAM)
+    port = server.wait_ready()
+    streams = begin(port)  # of which 4 run
+    until(lambda: live_at(port, 0) == NUM_STREAMS)
+    assert change(port, "POST") == "ready"
+    assert [text_of(stream) for stream in streams] == undisturbed
+    metrics = page(port)
+    assert re.search(r'replica_decisions_total{.*reason="relief",replica="1"}', metrics), metrics
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0, server.output
 
 
 def test_all_are_replaced_by_another_revision_under_streams(
