@@ -2,7 +2,7 @@
 
 By default the cells of DEFAULT run. MINISGL_FAILURE_MATRIX=FILE runs all, in about ten minutes, and
 appends to FILE a row per cell (of the table in bench/HISTORY.md). Recording graphs is a moment that
-only GPUs have; it is no part of this.
+only GPUs have: bench/failover.py --again recording is for that.
 """
 
 from __future__ import annotations
