@@ -76,7 +76,7 @@ def limit_threads(count: int) -> Callable[[], None]:
 def test_too_few_files(model: Path, tmp_path: Path) -> None:
     assert run(model, tmp_path / "tmp", limit_files(8)) == (
         1,
-        "minisgl-serve: error: this process may open 8 files, and needs 68: raise the limit "
+        "minisgl-serve: error: this process may open 8 files, and needs 100: raise the limit "
         "(ulimit -n)\n",
     )
 
