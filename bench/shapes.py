@@ -3,7 +3,8 @@
     python bench/shapes.py qwen3-0.6b FOLDER       writes a folder that --model takes
 
 The vocabulary has the model's size, so that text has as many tokens as usual: 256 bytes, words of
-two to four letters, and an end token as the last. What it says means nothing.
+two to four letters, of which each is the one before it and a letter, and an end token as the last.
+What it says means nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def write_shape(name: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     tokens = itertools.chain(sorted(pre_tokenizers.ByteLevel.alphabet()), words())
     vocabulary = {token: i for i, token in enumerate(itertools.islice(tokens, end))}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    merges = [(word[:-1], word[-1]) for word in words() if word in vocabulary]
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_TOKEN])

@@ -370,13 +370,14 @@ void bind_rank_0(py::module_& module) {
       .def(
           "stop", [](const PyEngine& self) { self.engine().stop(); }, py::call_guard<py::gil_scoped_release>(),
           "Ends the engine thread after the step at hand; live requests end with 'abort'. Idempotent.")
-      .def("open_grammars", &open_grammars, py::kw_only(), py::arg("library"), py::arg("lengths"), py::arg("tokens"),
-           py::arg("ends"), py::arg("merges") = py::bytes(),
-           "What requests with a grammar need, once: the path of llguidance's extension; of the model's tokens the "
-           "lengths in bytes, packed as 32-bit integers, the bytes, one token after the other, those of special tokens "
-           "behind a byte ff; the end tokens; and where texts become tokens by merges, of each the two tokens and the "
-           "one that they become, packed as 32-bit integers, in the order in which they are made. Such requests wait "
-           "for it.")
+      .def(
+          "open_grammars", &open_grammars, py::kw_only(), py::arg("library"), py::arg("lengths"), py::arg("tokens"),
+          py::arg("ends"), py::arg("merges") = py::bytes(),
+          "What requests with a grammar need, once: the path of llguidance's extension; of the model's tokens the "
+          "lengths in bytes, packed as 32-bit integers, the bytes, one token after the other, those of special tokens "
+          "behind a byte ff; the end tokens; and where texts become tokens by merges, of each the two tokens and the "
+          "one that they become, packed as 32-bit integers, in the order in which they are made, where -1 twice stands "
+          "before a token that a character or a byte is to begin with. Such requests wait for it.")
       .def(
           "refuse_grammars",
           [](const PyEngine& self, const std::string& reason) { self.engine().refuse_grammars(reason); },

@@ -26,12 +26,6 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
           .host_pages = config.num_host_pages};
 }
 
-// A recorded step has one row per sequence, and a token that is forced is none that a step in flight draws.
-Guidance::Manner manner_of(const EngineConfig& config, const Device& device) {
-  const bool runs_ahead = config.overlap && device.runs_ahead();
-  return {.may_force = !runs_ahead && !(config.cuda_graphs && device.records_steps()), .may_await_masks = runs_ahead};
-}
-
 }  // namespace
 
 EngineDoors::EngineDoors(const EngineConfig& config, std::int64_t vocab_size, Progress& progress)
@@ -48,7 +42,7 @@ EngineLoop::EngineLoop(Model& model, Device& device, const EngineConfig& config,
       executor_(model, device, KvCache(device, model.spec(), config.kv_dtype, config.num_pages, config.page_size)),
       publisher_(std::move(plan_senders)),
       sequences_(scheduler_, publisher_, executor_),
-      guidance_(doors.grammars, sequences_, scheduler_, model.spec().vocab_size, manner_of(config, device)),
+      guidance_(doors.grammars, sequences_, scheduler_, model.spec().vocab_size, config.overlap && device.runs_ahead()),
       drafting_(std::move(make_lookahead), sequences_, scheduler_) {
   if (config.report_blocks) scheduler_.report_blocks(doors.block_events, device.has_own_memory() ? "GPU" : "CPU");
 }

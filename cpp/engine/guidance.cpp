@@ -28,7 +28,7 @@ void Guidance::admit(Request& request, Newcomer newcomer) {
   const SequenceSampling& sampling = newcomer.sampling;
   const bool has_thought = has_budget(request);
   if (has_grammar(request)) {
-    (manner_.may_await_masks ? newcomer.sequence.awaits_masks : newcomer.sequence.needs_token) = true;
+    (may_await_masks_ ? newcomer.sequence.awaits_masks : newcomer.sequence.needs_token) = true;
   }
   if (has_thought) {
     LimitedThought limited{Thought(std::move(request.thought)), newcomer.sequence.needs_token};
@@ -40,8 +40,7 @@ void Guidance::admit(Request& request, Newcomer newcomer) {
     return lead_thought(id);
   }
   // Those whose tokens have something said of them draw each.
-  const bool takes_forced =
-      manner_.may_force && request.logprobs < 0 && !has_thought && sampling.params.allowed_token_ids.empty();
+  const bool takes_forced = request.logprobs < 0 && !has_thought && sampling.params.allowed_token_ids.empty();
   grammars_.begin(id, {.text = std::move(request.grammar),
                        .resumed = sampling.resumed,
                        .allowed = sampling.params.allowed_token_ids,
@@ -113,7 +112,10 @@ bool Guidance::take() {
 // What the grammar of a live sequence says of its next token.
 void Guidance::apply(GrammarResult result) {
   const SequenceId id = result.id;
-  if (!result.forced.empty() && !sequences_.give(id, result.forced)) return end(id);
+  if (!result.forced.empty()) {
+    scheduler_.withdraw(id);  // what a step in flight would draw is known
+    if (!sequences_.give(id, result.forced)) return end(id);
+  }
   if (result.is_complete) {
     sequences_.complete(id, grammars_.end_token());
     return end(id);

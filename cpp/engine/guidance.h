@@ -14,15 +14,14 @@ namespace minisgl {
 // The engine thread's. Where no sequence has either, its calls cost nothing.
 class Guidance {
  public:
-  // How the device takes what grammars say.
-  struct Manner {
-    bool may_force;        // several tokens that are sure may go in one step
-    bool may_await_masks;  // a step may begin before the masks of its draws are made
-  };
-
-  // All of them outlive it.
-  Guidance(Grammars& grammars, LiveSequences& sequences, Scheduler& scheduler, std::int64_t vocab_size, Manner manner)
-      : grammars_(grammars), sequences_(sequences), scheduler_(scheduler), vocab_size_(vocab_size), manner_(manner) {}
+  // All of them outlive it. `may_await_masks`: a step may begin before the masks of its draws are made.
+  Guidance(Grammars& grammars, LiveSequences& sequences, Scheduler& scheduler, std::int64_t vocab_size,
+           bool may_await_masks)
+      : grammars_(grammars),
+        sequences_(sequences),
+        scheduler_(scheduler),
+        vocab_size_(vocab_size),
+        may_await_masks_(may_await_masks) {}
 
   // Whether the request's sequence comes by way of admit().
   static bool concerns(const Request& request);
@@ -58,7 +57,7 @@ class Guidance {
   LiveSequences& sequences_;
   Scheduler& scheduler_;
   const std::int64_t vocab_size_;
-  const Manner manner_;
+  const bool may_await_masks_;
   std::unordered_map<SequenceId, LimitedThought> thoughts_;  // those that aren't over
   std::vector<GrammarResult> results_;                       // of take(), kept for their memory
   std::vector<Grammars::Advance> advances_;                  // of advance_grammars(), likewise

@@ -1,7 +1,7 @@
-// A model's own tokens of a text, for vocabularies whose tokens are made by merging pairs (byte-level BPE).
+// A model's own tokens of a text, for vocabularies whose tokens are made by merging pairs: byte-level BPE, and
+// SentencePiece's BPE.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -11,19 +11,21 @@
 
 namespace minisgl {
 
-// Two tokens and the one that they become.
+// Two tokens and the one that they become. Where both are kNone, `merged` is what a character or a byte is to begin
+// with.
 struct TokenMerge {
+  static constexpr std::int32_t kNone = -1;
   std::int32_t left, right, merged;
 };
 
 class TokenMerges {
  public:
-  // `merges`: those made first stand first; one of a token that isn't there is left out. `lengths` and `bytes` are a
-  // GrammarVocabulary's.
+  // `merges`: those made first stand first, and of the tokens of a character the one that counts; one of a token that
+  // isn't there is left out. `lengths` and `bytes` are a GrammarVocabulary's.
   TokenMerges(std::span<const std::uint32_t> lengths, std::string_view bytes, std::span<const TokenMerge> merges);
 
-  // The tokens of a text, up to a byte that has none. Tokenizers cut a text into words first: here nothing does, as
-  // tokens of which no word was made merge with nothing.
+  // The tokens of a text, up to a byte that has none. A character that has no token is its bytes. Many tokenizers cut a
+  // text into words first: here nothing does, as tokens of which no word was made merge with nothing.
   std::vector<std::int32_t> tokenize(std::span<const std::uint8_t> text) const;
 
  private:
@@ -32,8 +34,9 @@ class TokenMerges {
   };
 
   Result find(std::int32_t left, std::int32_t right) const;
+  std::int32_t begin(std::span<const std::uint8_t>& text) const;
 
-  std::array<std::int32_t, 256> bytes_;  // the token of each byte, -1 where it has none
+  std::unordered_map<std::uint32_t, std::int32_t> units_;  // tokens of characters and bytes, by their bytes
   std::unordered_map<std::uint64_t, Result> results_;
 };
 

@@ -41,8 +41,8 @@ class StepRunner {
   virtual void run_forward(const std::function<void()>& /*forward*/) { refuse_halves(); }
   virtual void run_sampling(std::span<const LateMask>, const std::function<void()>& /*sampling*/) { refuse_halves(); }
   // Begins the step of `batch`, which has one row and one query for each sequence, and records what `forward` and
-  // `sampling` do, in one and in two halves, for it and for steps of this form with fewer sequences, down to the next
-  // that is recorded.
+  // `sampling` do, in one and in two halves, for it and for steps with fewer rows, down to the next that is recorded.
+  // These may have several rows of a sequence, of which some are wanted: each counts as a sequence of its own.
   virtual void record_step(const StepBatch&, std::span<const LogitQuery>, const std::function<void()>& /*forward*/,
                            const std::function<void()>& /*sampling*/) {}
   // Waits for the oldest step whose outputs were not taken, and for no later one. Its answers are in the order of the

@@ -102,19 +102,38 @@ void Scheduler::hold(SequenceId id, bool is_held) {
   has_changed_ = true;
 }
 
+void Scheduler::take_back_draw(SequenceStep& part, Sequence& sequence) {
+  part.is_withdrawn = true;
+  sequence.tokens.pop_back();  // the pending one
+  sequence.num_uncharged = std::max(0, sequence.num_uncharged - 1);
+}
+
+void Scheduler::withdraw(SequenceId id) {
+  Sequence& sequence = live(id);
+  if (!sequence.is_pending()) return;
+  MINISGL_CHECK(!in_flight_.empty(), "no step is in flight");
+  Step& step = in_flight_.back();
+  const auto part = std::ranges::find(step.plan.sequences, id, &SequenceStep::id);
+  MINISGL_CHECK(part != step.plan.sequences.end() && part->awaits_mask != 0, "no draw of sequence ", id,
+                " awaits a mask");
+  take_back_draw(*part, sequence);
+  has_changed_ = true;
+}
+
 std::span<const SequenceId> Scheduler::withdraw_held() {
   MINISGL_CHECK(!in_flight_.empty(), "no step is in flight");
   Step& step = in_flight_.back();
   withdrawn_.clear();
   for (std::size_t i = 0; i < step.sequences.size(); ++i) {
     SequenceStep& part = step.plan.sequences[i];
+    if (part.awaits_mask == 0 || !index_.contains(part.id)) continue;
     Sequence& sequence = *step.sequences[i];
-    if (part.awaits_mask == 0 || !sequence.is_held || !index_.contains(part.id)) continue;
-    part.is_withdrawn = true;
+    if (!part.is_withdrawn) {
+      if (!sequence.is_held) continue;
+      take_back_draw(part, sequence);
+      --sequence.num_computed;
+    }
     withdrawn_.push_back(part.id);
-    sequence.tokens.pop_back();  // the pending one
-    --sequence.num_computed;
-    sequence.num_uncharged = std::max(0, sequence.num_uncharged - 1);
   }
   return withdrawn_;
 }

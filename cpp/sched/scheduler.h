@@ -132,8 +132,12 @@ class Scheduler {
   // Plans the sequence no more until it is let go on: the host isn't ready for its next token. CheckError for an
   // unknown id, and unless the sequence needs its token or awaits masks.
   void hold(SequenceId id, bool is_held);
-  // Of the draws of the latest step that await masks, takes back those of sequences that are held, which are named:
-  // their last known token is computed again when they go on. Before the next plan(). CheckError without a step.
+  // Takes back the draw of the latest step that awaits a mask for the sequence, if there is one: append() follows, so
+  // what it would have drawn is known. CheckError for an unknown id, and where the draw awaits nothing.
+  void withdraw(SequenceId id);
+  // Of the draws of the latest step that await masks, takes back those of sequences that are held: their last known
+  // token is computed again when they go on. Names these and those that were taken back before. Before the next plan().
+  // CheckError without a step.
   std::span<const SequenceId> withdraw_held();
 
   bool has_work() const { return !index_.empty(); }
@@ -232,6 +236,7 @@ class Scheduler {
   std::int64_t reserve_drafts(Sequence& sequence, std::int64_t rows);
   void plan_wanted(Sequence& sequence, SequenceStep& part);
   void end_drafts(Sequence& sequence, std::span<const std::int32_t> tokens);
+  static void take_back_draw(SequenceStep& part, Sequence& sequence);
 
   SchedulerOptions options_;
   PageAllocator pages_;

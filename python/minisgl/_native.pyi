@@ -218,8 +218,8 @@ class Engine:
         model's tokens the lengths in bytes, packed as 32-bit integers, the bytes, one token after
         the other, those of special tokens behind a byte ff; the end tokens; and where texts become
         tokens by merges, of each the two tokens and the one that they become, packed as 32-bit
-        integers, those made first first. Such requests wait for it. Raises ValueError and
-        InputError.
+        integers, those made first first; -1 twice stands before a token that a character or a byte
+        is to begin with. Such requests wait for it. Raises ValueError and InputError.
         """
 
     def refuse_grammars(self, reason: str) -> None:

@@ -90,8 +90,9 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
   const Pages<T> pages = pages_of<T>(args, sequence, kv_head);
 
   std::int32_t first = part_begin + warp * Tiles::kPositions;
-  // The step and all positions but the last were written by earlier steps: they need not wait for this step's kernels.
-  if (first + Tiles::kPositions >= end) wait_for_previous();
+  // The step, and all positions but the last of a sequence with one row, were written by earlier steps: they need not
+  // wait for this step's kernels.
+  if (sequence.num_rows > 1 || first + Tiles::kPositions >= end) wait_for_previous();
   tiles.begin(pages, first, part_end, lane);
   if (first < part_end) tiles.load(pages, first, part_end, 0, lane);
   commit_copies();

@@ -67,9 +67,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident) decode_even_kernel(
   }
   find_next();
   for (int stage = 0; stage < S::kStages; ++stage) {
-    // The step and all positions but the last were written by earlier steps: they need not wait for this step's
-    // kernels.
-    if (has_next && copies.has_last()) wait_for_previous();
+    // The step and what isn't new were written by earlier steps: they need not wait for this step's kernels.
+    if (has_next && copies.has_new()) wait_for_previous();
     copy_next(stage);
   }
   wait_for_previous();

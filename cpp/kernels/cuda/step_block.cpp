@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -107,13 +108,13 @@ class StepBlock::ProcessorWriter {
 };
 
 StepBlock::Shape StepBlock::shape_of(const StepBatch& batch, std::span<const LogitQuery> queries,
-                                     std::int64_t padded_sequences) {
-  const std::int64_t padding = std::max<std::int64_t>(0, padded_sequences - std::ssize(batch.sequences));
-  Shape shape{.padding = padding,
-              .rows = std::ssize(batch.tokens) + padding,
-              .sequences = std::ssize(batch.sequences) + padding,
-              .logits = std::ssize(batch.logit_rows) + padding,
+                                     std::int64_t recorded_rows) {
+  Shape shape{.by_rows = recorded_rows > 0,
+              .rows = std::ssize(batch.tokens),
+              .sequences = std::ssize(batch.sequences),
+              .logits = std::ssize(batch.logit_rows),
               .hidden = std::ssize(batch.hidden_rows)};
+  if (shape.by_rows) shape.rows = shape.sequences = shape.logits = recorded_rows;
   for (const ops::SequenceRows& sequence : batch.sequences) shape.pages += pages_of(sequence, batch.page_size);
   for (const LogitQuery& query : queries) {
     if (query.target != LogitQuery::kSample) continue;
@@ -156,54 +157,63 @@ StepBlock::Arrays StepBlock::lay_out(const Shape& shape) {
   return host;
 }
 
-void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const Arrays& host) {
+void StepBlock::write_rows(const StepBatch& batch, const Shape& shape, const Arrays& host) {
   std::ranges::copy(batch.tokens, host.tokens);
   std::ranges::copy(batch.positions, host.positions);
-  std::ranges::copy(batch.logit_rows, host.logit_rows);
-  std::ranges::copy(batch.hidden_rows, host.logit_rows + data_.num_logits);
-  std::int32_t first_page = 0;
-  for (std::size_t i = 0; i < batch.sequences.size(); ++i) {
-    const ops::SequenceRows& sequence = batch.sequences[i];
-    host.sequences[i] = {sequence.first_row, sequence.num_rows, sequence.start_position, first_page};
-    for (std::int32_t row = 0; row < sequence.num_rows; ++row) {
-      const std::int32_t position = sequence.start_position + row;
-      host.cache_rows[sequence.first_row + row] =
-          sequence.page_table[position / batch.page_size] * batch.page_size + position % batch.page_size;
-    }
-    const auto num_pages = static_cast<std::int32_t>(pages_of(sequence, batch.page_size));
-    std::copy_n(sequence.page_table, num_pages, host.pages + first_page);
-    first_page += num_pages;
-    if (sequence.num_rows > 1) {
-      host.prefills[data_.num_prefills++] = static_cast<std::int32_t>(i);
-      data_.most_prefill_rows = std::max(data_.most_prefill_rows, sequence.num_rows);
-    } else {
-      host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(i);
-    }
+  if (shape.by_rows) {
+    std::iota(host.logit_rows, host.logit_rows + data_.num_logits, 0);
+  } else {
+    std::ranges::copy(batch.logit_rows, host.logit_rows);
+    std::ranges::copy(batch.hidden_rows, host.logit_rows + data_.num_logits);
   }
+  write_sequences(batch, shape.by_rows, host);
   // The longest first, so that no long one runs alone at a kernel's end.
   std::ranges::stable_sort(std::span(host.prefills, static_cast<std::size_t>(data_.num_prefills)), std::greater<>(),
                            [&](std::int32_t i) {
                              const ops::SequenceRows& sequence = batch.sequences[static_cast<std::size_t>(i)];
                              return sequence.start_position + sequence.num_rows;
                            });
-  for (std::int64_t i = 0; i < padding; ++i) {
-    const std::int64_t row = std::ssize(batch.tokens) + i, sequence = std::ssize(batch.sequences) + i;
+  for (auto row = static_cast<std::int32_t>(batch.tokens.size()); row < shape.rows; ++row) {
     host.tokens[row] = host.positions[row] = 0;
     host.cache_rows[row] = -1;
-    host.sequences[sequence] = {static_cast<std::int32_t>(row), 0, 0, 0};
-    host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(sequence);
-    host.logit_rows[std::ssize(batch.logit_rows) + i] = static_cast<std::int32_t>(row);
+    host.sequences[row] = {row, 0, 0, 0};
+    host.decodes[data_.num_decodes++] = row;
   }
 }
 
-void StepBlock::write_queries(std::span<const LogitQuery> queries, const SlotOf& slot_of, const Arrays& host) {
+void StepBlock::write_sequences(const StepBatch& batch, bool by_rows, const Arrays& host) {
+  std::int32_t first_page = 0, index = 0;
+  for (const ops::SequenceRows& sequence : batch.sequences) {
+    for (std::int32_t row = 0; row < sequence.num_rows; ++row) {
+      const std::int32_t position = sequence.start_position + row;
+      host.cache_rows[sequence.first_row + row] =
+          sequence.page_table[position / batch.page_size] * batch.page_size + position % batch.page_size;
+    }
+    if (sequence.num_rows > 1 && !by_rows) {
+      data_.most_prefill_rows = std::max(data_.most_prefill_rows, sequence.num_rows);
+      host.prefills[data_.num_prefills++] = index;
+      host.sequences[index++] = {sequence.first_row, sequence.num_rows, sequence.start_position, first_page};
+    } else {
+      for (std::int32_t row = 0; row < sequence.num_rows; ++row) {
+        host.decodes[data_.num_decodes++] = index;
+        host.sequences[index++] = {sequence.first_row + row, sequence.num_rows, sequence.start_position + row,
+                                   first_page};
+      }
+    }
+    const auto num_pages = static_cast<std::int32_t>(pages_of(sequence, batch.page_size));
+    std::copy_n(sequence.page_table, num_pages, host.pages + first_page);
+    first_page += num_pages;
+  }
+}
+
+void StepBlock::write_queries(std::span<const LogitQuery> queries, std::span<const std::int32_t> places,
+                              const SlotOf& slot_of, const Arrays& host) {
   ProcessorWriter processors(host);
-  for (std::int64_t i = 0; i < data_.num_logits; ++i) {
-    QueryEntry& entry = host.queries[i];
-    entry = {};
-    entry.active = i < std::ssize(queries);
-    if (!entry.active) continue;
-    const LogitQuery& query = queries[static_cast<std::size_t>(i)];
+  std::fill_n(host.queries, data_.num_logits, QueryEntry{});  // not active
+  for (std::size_t i = 0; i < queries.size(); ++i) {
+    const LogitQuery& query = queries[i];
+    QueryEntry& entry = host.queries[places[i]];
+    entry.active = 1;
     entry.target = query.target;
     entry.num_top = query.num_top;
     entry.seen_slot = -1;
@@ -219,22 +229,23 @@ void StepBlock::write_queries(std::span<const LogitQuery> queries, const SlotOf&
 }
 
 const StepData& StepBlock::upload(const StepBatch& batch, std::span<const LogitQuery> queries, const Shape& shape,
-                                  const SlotOf& slot_of, cudaStream_t stream) {
+                                  std::span<const std::int32_t> places, const SlotOf& slot_of, cudaStream_t stream) {
   reserve(shape.bytes());
   MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
   host_ = lay_out(shape);
-  write_rows(batch, shape.padding, host_);
-  write_queries(queries, slot_of, host_);
+  write_rows(batch, shape, host_);
+  write_queries(queries, places, slot_of, host_);
   const bool is_whole = std::ranges::none_of(queries, &LogitQuery::awaits_mask);
   send(staging_.get(), is_whole ? static_cast<const void*>(host_.end) : host_.masks, stream);
   MINISGL_CUDA_CHECK(cudaEventRecord(sent_.get(), stream));
   return data_;
 }
 
-void StepBlock::upload_masks(std::span<const LateMask> masks, cudaStream_t stream) {
+void StepBlock::upload_masks(std::span<const LateMask> masks, std::span<const std::int32_t> places,
+                             cudaStream_t stream) {
   MINISGL_CUDA_CHECK(cudaEventSynchronize(sent_.get()));
   for (const auto& [query, words] : masks) {
-    QueryEntry& entry = host_.queries[query];
+    QueryEntry& entry = host_.queries[places[static_cast<std::size_t>(query)]];
     if (words.empty()) {
       entry.target = 0;
       entry.num_top = -1;

@@ -24,24 +24,23 @@ class StepBlock {
 
   // Lengths of the arrays, padding included.
   struct Shape {
-    std::int64_t padding = 0;
+    bool by_rows = false;  // as recorded steps: each row is a decode and has a query's place
     std::int64_t rows = 0, sequences = 0, logits = 0, hidden = 0;
     std::int64_t pages = 0, biases = 0, banned = 0, mask_words = 0;
     std::size_t bytes() const;  // at most
   };
-  // The shape of a batch that is filled up to `padded_sequences` sequences of no row, one row and one query each, where
-  // that is more than it has.
-  static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
+  // The shape of a batch; with `recorded_rows` that of a recorded step with so many, which is filled up to them.
+  static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t recorded_rows);
   // Whether it goes where the last one was. Else upload() makes room somewhere else.
   bool fits(const Shape& shape) const { return shape.bytes() <= device_.size(); }
 
-  // Queues the copy of a batch of that shape; sent() follows it on `stream`. Slots of the sampled tokens are found by
-  // slot_of(query.seen).
+  // Queues the copy of a batch of that shape; sent() follows it on `stream`. `places`: of each query among the step's.
+  // Slots of the sampled tokens are found by slot_of(query.seen).
   const StepData& upload(const StepBatch& batch, std::span<const LogitQuery> queries, const Shape& shape,
-                         const SlotOf& slot_of, cudaStream_t stream);
+                         std::span<const std::int32_t> places, const SlotOf& slot_of, cudaStream_t stream);
   // Queues what upload() kept back where a query awaits its mask: all masks, and queries that draw nothing. sent()
   // follows it.
-  void upload_masks(std::span<const LateMask> masks, cudaStream_t stream);
+  void upload_masks(std::span<const LateMask> masks, std::span<const std::int32_t> places, cudaStream_t stream);
 
  private:
   // The places where the arrays of StepData are written on the host, and the indices from which on kernels know biases,
@@ -62,8 +61,10 @@ class StepBlock {
   class ProcessorWriter;
 
   Arrays lay_out(const Shape& shape);
-  void write_rows(const StepBatch& batch, std::int64_t padding, const Arrays& host);
-  void write_queries(std::span<const LogitQuery> queries, const SlotOf& slot_of, const Arrays& host);
+  void write_rows(const StepBatch& batch, const Shape& shape, const Arrays& host);
+  void write_sequences(const StepBatch& batch, bool by_rows, const Arrays& host);
+  void write_queries(std::span<const LogitQuery> queries, std::span<const std::int32_t> places, const SlotOf& slot_of,
+                     const Arrays& host);
   void send(const void* begin, const void* end, cudaStream_t stream);
 
   DeviceBuffer device_;

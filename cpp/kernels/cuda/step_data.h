@@ -9,7 +9,7 @@ namespace minisgl::cuda {
 // A sequence's rows. One of 0 rows fills up a captured batch.
 struct SequenceEntry {
   std::int32_t first_row;
-  std::int32_t num_rows;
+  std::int32_t num_rows;  // of a decode, which is one row: all of its sequence; several attend to what the step stores
   std::int32_t start_position;
   std::int32_t first_page;  // index of its page table in StepData::pages
 };
@@ -52,8 +52,8 @@ struct StepData {
   const std::int32_t* tokens = nullptr;      // [num_rows] -1 - i: drawn_before[i]
   const std::int32_t* positions = nullptr;   // [num_rows]
   const std::int32_t* cache_rows = nullptr;  // [num_rows] page * page_size + place in it; -1: nowhere
-  const SequenceEntry* sequences = nullptr;  // [num_sequences]
-  const std::int32_t* decodes = nullptr;     // [num_decodes] sequences of at most one row
+  const SequenceEntry* sequences = nullptr;  // [num_sequences] in a replayed step one for each row
+  const std::int32_t* decodes = nullptr;     // [num_decodes] entries that are one row or none
   const std::int32_t* prefills = nullptr;    // [num_prefills] the others
   const std::int32_t* logit_rows =
       nullptr;                          // [num_logits + num_hidden] the latter: rows whose hidden states are wanted

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <utility>
 
 #include "core/error.h"
@@ -29,15 +30,30 @@ CudaGraphExec instantiate(cudaGraph_t captured) {
   return CudaGraphExec(executable);
 }
 
-std::vector<TokenOutput> read_outputs(const OutputEntry* entries, std::int64_t count) {
-  std::vector<TokenOutput> outputs(static_cast<std::size_t>(count));
+std::vector<TokenOutput> read_outputs(const OutputEntry* entries, std::span<const std::int32_t> places) {
+  std::vector<TokenOutput> outputs(places.size());
   for (std::size_t i = 0; i < outputs.size(); ++i) {
-    outputs[i].token = entries[i].token;
-    outputs[i].logprob = entries[i].logprob;
-    for (std::int32_t k = 0; k < entries[i].num_top; ++k)
-      outputs[i].top.push_back({entries[i].top_token[k], entries[i].top_logprob[k]});
+    const OutputEntry& entry = entries[places[i]];
+    outputs[i].token = entry.token;
+    outputs[i].logprob = entry.logprob;
+    for (std::int32_t k = 0; k < entry.num_top; ++k)
+      outputs[i].top.push_back({entry.top_token[k], entry.top_logprob[k]});
   }
   return outputs;
+}
+
+// Whether the step may be computed row by row, as recorded steps are. Each row of a sequence then reads all before it.
+bool goes_by_rows(const StepBatch& batch, std::span<const LogitQuery> queries) {
+  constexpr std::int64_t kMostRows = 16;                      // of a sequence with several
+  constexpr std::int64_t kMostAgain = std::int64_t{1} << 16;  // positions that are read again
+  if (queries.empty() || !batch.hidden_rows.empty()) return false;
+  std::int64_t num_again = 0;
+  for (const ops::SequenceRows& sequence : batch.sequences) {
+    const std::int64_t rows = sequence.num_rows;
+    if (rows > kMostRows) return false;
+    num_again += (rows - 1) * (sequence.start_position + rows);
+  }
+  return num_again <= kMostAgain;
 }
 
 }  // namespace
@@ -86,11 +102,9 @@ void StepSlots::close() {
 
 void StepSlots::begin(const StepBatch& batch, std::span<const LogitQuery> queries) {
   open();
-  const std::int64_t num_sequences = std::ssize(batch.sequences);
-  const bool decodes =
-      std::ssize(batch.tokens) == num_sequences && std::ssize(queries) == num_sequences && batch.hidden_rows.empty();
   auto& recordings = current().recordings;
-  const auto recording = decodes ? recordings.lower_bound(num_sequences) : recordings.end();
+  const auto recording =
+      goes_by_rows(batch, queries) ? recordings.lower_bound(std::ssize(batch.tokens)) : recordings.end();
   replayed_ = recording != recordings.end() ? &recording->second : nullptr;
   const StepBlock::Shape shape = StepBlock::shape_of(batch, queries, replayed_ != nullptr ? recording->first : 0);
   if (recordings.empty() || current().block.fits(shape)) {
@@ -101,30 +115,41 @@ void StepSlots::begin(const StepBatch& batch, std::span<const LogitQuery> querie
   replayed_ = nullptr;
   if (!std::exchange(said_too_large_, true)) {
     log_line(LogLevel::warning,
-             concat("a step of ", num_sequences, " sequences brings so many biases, bans or masks (", shape.bytes(),
-                    " bytes) that it is not replayed from a recording; such steps are slower"));
+             concat("a step of ", batch.sequences.size(), " sequences brings so many biases, bans or masks (",
+                    shape.bytes(), " bytes) that it is not replayed from a recording; such steps are slower"));
   }
   upload(batch, queries, StepBlock::shape_of(batch, queries, 0), current().large_block);
 }
 
 void StepSlots::upload(const StepBatch& batch, std::span<const LogitQuery> queries, const StepBlock::Shape& shape,
                        StepBlock& block) {
-  const std::int64_t num_before = previous().num_queries;
-  for (const std::int32_t token : batch.tokens) MINISGL_CHECK(token >= -num_before, "token ", token);
+  const std::vector<std::int32_t>& places_before = previous().places;
+  tokens_.assign(batch.tokens.begin(), batch.tokens.end());
+  for (std::int32_t& token : tokens_) {
+    MINISGL_CHECK(token >= -std::ssize(places_before), "token ", token);
+    if (token < 0) token = -1 - places_before[static_cast<std::size_t>(-1 - token)];
+  }
   for (const LogitQuery& query : queries) {
     const std::int64_t words = std::ssize(query.processors.mask);
     MINISGL_CHECK(words == 0 || vocab_size_ == 0 || words == mask_words(vocab_size_), "a mask of ", words,
                   " words for a vocabulary of ", vocab_size_);
   }
   Slot& slot = current();
-  slot.num_queries = std::ssize(queries);
+  slot.places.resize(queries.size());
+  if (shape.by_rows) {
+    std::ranges::copy(batch.logit_rows, slot.places.begin());
+  } else {
+    std::iota(slot.places.begin(), slot.places.end(), 0);
+  }
   slot.num_hidden = 0;
   slot.has_halves = false;
   block_ = &block;
   slot.reserve_outputs(shape.logits);
+  StepBatch placed = batch;
+  placed.tokens = tokens_;
   step_ = block.upload(
-      batch, queries, shape, [](const SeenTokens* seen) { return static_cast<const DeviceSeenTokens*>(seen)->slot(); },
-      upload_stream_.get());
+      placed, queries, shape, slot.places,
+      [](const SeenTokens* seen) { return static_cast<const DeviceSeenTokens*>(seen)->slot(); }, upload_stream_.get());
   step_.drawn = slot.drawn.as<std::int32_t>();
   step_.drawn_before = previous().drawn.as<std::int32_t>();
   MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_, block.sent()));
@@ -156,7 +181,7 @@ void StepSlots::run_forward(const std::function<void()>& forward) {
 void StepSlots::run_sampling(std::span<const LateMask> masks, const std::function<void()>& sampling) {
   MINISGL_CHECK(awaits_masks_, "no step awaits masks");
   awaits_masks_ = false;
-  block_->upload_masks(masks, upload_stream_.get());
+  block_->upload_masks(masks, current().places, upload_stream_.get());
   MINISGL_CUDA_CHECK(cudaStreamWaitEvent(stream_, block_->sent()));
   MINISGL_CUDA_CHECK(cudaEventRecord(current().resumed.get(), stream_));
   launch(&Recording::sampling, sampling);
@@ -221,7 +246,7 @@ StepOutputs StepSlots::take() {
     MINISGL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, taken.paused.get(), taken.resumed.get()));
     busy_seconds_ -= milliseconds * 1e-3;
   }
-  StepOutputs outputs{read_outputs(static_cast<const OutputEntry*>(taken.outputs.get()), taken.num_queries)};
+  StepOutputs outputs{read_outputs(static_cast<const OutputEntry*>(taken.outputs.get()), taken.places)};
   const auto* hidden = static_cast<const std::uint16_t*>(taken.hidden.get());
   outputs.hidden.resize(static_cast<std::size_t>(taken.num_hidden));
   for (std::size_t i = 0; i < outputs.hidden.size(); ++i) outputs.hidden[i] = bf16_to_f32(hidden[i]);

@@ -56,15 +56,16 @@ class StepSlots {
   // What a step reads beside the model and what comes of it. Graphs find it where it lay when they were captured.
   struct Slot {
     StepBlock block;
-    StepBlock large_block;  // for steps that don't fit the one that graphs read
-    DeviceBuffer drawn;     // [logits] tokens, for the next step
-    PinnedMemory outputs;   // [logits] OutputEntry, written by the device
-    PinnedMemory hidden;    // [num_hidden] bf16, a step's hidden states in a row
-    std::int64_t num_outputs = 0, num_queries = 0, num_hidden = 0, most_hidden = 0;
+    StepBlock large_block;             // for steps that don't fit the one that graphs read
+    DeviceBuffer drawn;                // [logits] tokens, for the next step
+    PinnedMemory outputs;              // [logits] OutputEntry, written by the device
+    PinnedMemory hidden;               // [num_hidden] bf16, a step's hidden states in a row
+    std::vector<std::int32_t> places;  // of the queries' answers in both
+    std::int64_t num_outputs = 0, num_hidden = 0, most_hidden = 0;
     CudaEvent begun, done;      // on the device
     CudaEvent paused, resumed;  // between its halves
     bool has_halves = false;
-    std::map<std::int64_t, Recording> recordings;  // by number of sequences
+    std::map<std::int64_t, Recording> recordings;  // by number of rows
 
     void reserve_outputs(std::int64_t count);
   };
@@ -86,13 +87,14 @@ class StepSlots {
   Slot slots_[2];
   int current_ = 0;  // the step at hand's; the other one's step came before it
   double busy_seconds_ = 0;
-  bool is_open_ = false;           // the step at hand may make more calls
-  bool awaits_masks_ = false;      // its sampling is still to come
-  bool said_too_large_ = false;    // the log has a line on steps that don't fit their recording
-  int num_untaken_ = 0;            // steps that ran, or run
-  StepData step_{};                // the step at hand
-  StepBlock* block_ = nullptr;     // what it reads
-  Recording* replayed_ = nullptr;  // what it replays
+  bool is_open_ = false;              // the step at hand may make more calls
+  bool awaits_masks_ = false;         // its sampling is still to come
+  bool said_too_large_ = false;       // the log has a line on steps that don't fit their recording
+  int num_untaken_ = 0;               // steps that ran, or run
+  StepData step_{};                   // the step at hand
+  StepBlock* block_ = nullptr;        // what it reads
+  Recording* replayed_ = nullptr;     // what it replays
+  std::vector<std::int32_t> tokens_;  // its batch's, those of the step before by their places
 };
 
 }  // namespace minisgl::cuda

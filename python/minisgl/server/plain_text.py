@@ -75,9 +75,10 @@ class PlainText:
         texts = self._texts
         if texts is None and (texts := self._begin()) is None:
             return None
-        if len(ids) == 1:
+        count = len(ids)
+        if count == 1:
             text = texts[ids[0]]
-            if isinstance(texts, PassingTexts):
+            if texts.following:
                 texts = texts.following.get(ids[0], texts)
         else:
             text, texts = _look_up(ids, texts)
@@ -86,7 +87,6 @@ class PlainText:
             return None
         self._stream.take()
         self._texts = texts
-        count = len(ids)
         self._detokenizer.num_tokens += count
         self._reader.num_tokens += count
         if self._parts is not None:
@@ -106,8 +106,7 @@ class PlainText:
         """What comes next may be read by others, up to the next take()."""
         texts, self._texts = self._texts, None
         if isinstance(texts, PassingTexts) and self._parts is not None and self._passed:
-            lengths = [self._whole.lengths.get(token_id, 0) for token_id in self._passed]
-            self._parts.pass_on(lengths, texts.reading)
+            self._parts.pass_on(self._whole.lengths_of(self._passed), texts.reading)
             self._passed.clear()
 
     def _begin(self) -> WholeTexts | PassingTexts | None:
@@ -137,6 +136,5 @@ def _look_up(
         if text is None:
             return None, texts
         found.append(text)
-        if isinstance(texts, PassingTexts):
-            texts = texts.following.get(token_id, texts)
+        texts = texts.following.get(token_id, texts)
     return b"".join(found), texts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -75,6 +75,8 @@ class PartsReader:
         else:
             parts = self._parser.push(text, final=final)
         self._close_thoughts()
+        if not parts:
+            return parts
         if len(parts) > 1:
             self.part_ends = _joined_ends(parts, self.part_ends)
             parts = joined(parts)
@@ -83,10 +85,9 @@ class PartsReader:
         return parts
 
     def _add_tokens(self, lengths: Sequence[int]) -> None:
-        end = self._ends[-1] if self._ends else 0
-        for length in lengths:
-            end += length
-            self._ends.append(end)
+        ends = accumulate(lengths, initial=self._ends[-1] if self._ends else 0)
+        next(ends)  # where they begin
+        self._ends.extend(ends)
 
     def _read_tokens(self, text: str, final: bool) -> list[Part]:
         parts: list[Part] = []

@@ -14,7 +14,7 @@ import msgspec
 from minisgl.tokenizer.fill_in_middle import find_fill_in_middle
 from minisgl.tokenizer.stop_strings import StopStrings
 from minisgl.tokenizer.template_source import ChatTemplateError, TemplateSource
-from minisgl.tokenizer.token_bytes import TokenBytes, decoder_kind
+from minisgl.tokenizer.token_bytes import WORD_MARK, TokenBytes, decoder_kind
 from minisgl.tokenizer.token_floor import TokenFloor
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NUM_BYTE_TABLES_KEPT = 8
 NUM_STOP_STRINGS_KEPT = 16  # requests' lists of them, each at most 64 kB of text
+BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))  # SentencePiece's
 
 
 class Tokenizer:
@@ -150,18 +151,29 @@ class Tokenizer:
         return tokens
 
     def merges(self) -> list[tuple[int, int, int]]:
-        """How the bytes of a text become tokens: two neighbours and the token that they become, in
-        the order in which that is tried. Empty where tokens are made otherwise, or a byte has none
-        of its own. Takes a moment.
+        """How a text becomes tokens: first (-1, -1, a token) for each that a character or a byte is
+        to begin with, of several the one that counts first; then two neighbours and the token that
+        they become, in the order in which that is tried. Empty where tokens are made otherwise, or
+        have bytes in them that are none. Takes a moment.
         """
         model = json.loads(self._backend.to_str())["model"]
-        if not self._kind.byte_level or model["type"] != "BPE":
-            return []
-        if len({token for token in self.grammar_tokens() if len(token) == 1}) < 256:
+        if model["type"] != "BPE":
             return []
         ids = model["vocab"]
+        single = [token for token in ids if len(token) == 1]
+        units = single
+        if not self._kind.byte_level:
+            if not (self._kind.byte_fallback and model["byte_fallback"]):
+                return []
+            units = [*sorted(single, key=lambda token: token != WORD_MARK), *BYTE_TOKENS]
+        units = [token for token in units if token in ids]
+        found = [(-1, -1, ids[token]) for token in units]
+        # What can't be begun with may still be in a text that is written, as a part of a token.
+        single_bytes = b"".join(data for data in map(self._kind.bytes_of, units) if len(data) == 1)
+        if any(self._kind.bytes_of(token).translate(None, single_bytes) for token in ids):
+            return []
         pairs = (one.split(" ") if isinstance(one, str) else one for one in model["merges"])
-        return [(ids[left], ids[right], ids[left + right]) for left, right in pairs]
+        return found + [(ids[left], ids[right], ids[left + right]) for left, right in pairs]
 
     def is_no_text(self, token_id: int) -> bool:
         """Whether grammars name an added token by its id: a special one, or one that is written

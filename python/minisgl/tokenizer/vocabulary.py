@@ -19,7 +19,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
     lengths: bytes  # of each token, 32-bit integers
     tokens: bytes  # of all tokens, one after the other
     end_token_ids: list[int]  # those that the tokenizer's files name
-    merges: bytes  # Tokenizer.merges, three 32-bit integers each
+    merges: bytes  # Tokenizer.merges(), three 32-bit integers each
 
 
 def read_vocabulary(path: str) -> Vocabulary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Protocol
 
 import msgspec
@@ -28,7 +30,8 @@ class WholeTexts(dict[int, bytes | None]):
         """`token_bytes` is filled as it is asked, too, and keeps no id that nobody has."""
         super().__init__()
         self._bytes = token_bytes
-        self.lengths: dict[int, int] = {}  # id -> characters, of those that were asked for
+        self._lengths: dict[int, int] = {}  # id -> characters, of those that were asked for
+        self.following: dict[int, WholeTexts] = {}  # as PassingTexts': none
         self._passing: dict[Reading, PassingTexts] = {}
 
     def passing(self, reading: Reading) -> PassingTexts:
@@ -38,6 +41,10 @@ class WholeTexts(dict[int, bytes | None]):
             found = self._passing[reading] = PassingTexts(self, reading)
         return found
 
+    def lengths_of(self, token_ids: Iterable[int]) -> list[int]:
+        """The characters of tokens whose texts were asked for."""
+        return list(map(self._lengths.get, token_ids, repeat(0)))
+
     def __missing__(self, token_id: int) -> bytes | None:
         data = self._bytes[token_id]
         if not data and token_id not in self._bytes:
@@ -46,7 +53,7 @@ class WholeTexts(dict[int, bytes | None]):
             text = data.decode()
         except UnicodeDecodeError:
             return self.setdefault(token_id, None)
-        self.lengths[token_id] = len(text)
+        self._lengths[token_id] = len(text)
         return self.setdefault(token_id, json_text(text))
 
 

@@ -41,6 +41,9 @@ inline std::string text_of(std::span<const std::int32_t> tokens) {
 // Where `merges` is true, a text's tokens are the pairs where there are any: others are forced.
 inline GrammarVocabulary letters(std::int32_t count = 50, bool merges = false) {
   GrammarVocabulary vocabulary{.lengths = {}, .bytes = {}, .ends = {3}};
+  for (std::int32_t token = 0; merges && token < 36; ++token) {
+    if (token != 3) vocabulary.merges.push_back({TokenMerge::kNone, TokenMerge::kNone, token});
+  }
   for (std::int32_t pair = 36; merges && pair < count; ++pair) vocabulary.merges.push_back({pair - 36, 25, pair});
   for (std::int32_t token = 0; token < count; ++token) {
     vocabulary.bytes += letters_of(token);

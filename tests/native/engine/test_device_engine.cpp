@@ -2,9 +2,13 @@
 // model on the CPU. Tokens must agree up to the first near-tie of the CPU's own distribution.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <memory>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -69,6 +73,54 @@ TEST(DeviceEngine, RecordedStepsOverAnFp8CacheSayWhatOthersSay) {
   options.cuda_graphs = true;
   const int whole = compare(answers_of(make_cuda_device(0, 2), requests, options), eager, requests);
   std::printf("of %zu answers over an fp8 cache equal with and without graphs: %d\n", requests.size(), whole);
+  EXPECT_GE(whole, 20);
+}
+
+// Forces five tokens behind every fifth one, or drafts what was said after the same token before.
+class Ahead final : public Lookahead {
+ public:
+  explicit Ahead(bool forces) : forces_(forces) {}
+  Lookahead::Ahead look(std::span<const std::int32_t> tokens) override {
+    const std::int32_t last = tokens.back();
+    if (forces_) {
+      if (last % 5 != 0) return {};
+      return {.forced = {last + 1, last / 2 + 1, 7, 8, 11}, .drafts = {}};
+    }
+    for (std::size_t i = tokens.size() - 1; i-- > 0;) {
+      if (tokens[i] != last) continue;
+      const auto after = tokens.subspan(i + 1).first(std::min<std::size_t>(4, tokens.size() - i - 1));
+      return {.forced = {}, .drafts = {after.begin(), after.end()}};
+    }
+    return {};
+  }
+
+ private:
+  bool forces_;
+};
+
+// Rows of one sequence attend to each other in a step that was recorded of as many sequences.
+TEST(DeviceEngine, SeveralRowsOfASequenceInARecordedStepSayWhatOthersSay) {
+  MINISGL_SKIP_WITHOUT(DeviceKind::cuda);
+  const auto requests = many_requests();
+  EngineConfig options = small_device_options();
+  options.max_drafts = 24;
+  const auto answers = [&](bool graphs) {
+    options.cuda_graphs = graphs;
+    return answers_of(make_cuda_device(0, 2), requests, options, {}, nullptr,
+                      [](const Request& request) -> std::unique_ptr<Lookahead> {
+                        if (request.id % 3 == 2) return nullptr;  // it runs ahead
+                        return std::make_unique<Ahead>(request.id % 3 == 0);
+                      });
+  };
+  const auto eager = answers(false);
+  std::size_t num_forced = 0;
+  for (const auto& [id, answer] : eager) {
+    num_forced += static_cast<std::size_t>(
+        std::ranges::count_if(answer.tokens, [](const TokenOutput& token) { return std::isnan(token.logprob); }));
+  }
+  EXPECT_GT(num_forced, 100u);
+  const int whole = compare(answers(true), eager, requests);
+  std::printf("of %zu answers with several rows per step equal with and without graphs: %d\n", requests.size(), whole);
   EXPECT_GE(whole, 20);
 }
 

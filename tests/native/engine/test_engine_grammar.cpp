@@ -112,7 +112,7 @@ TEST_F(EngineGrammar, WritesTheSameOnADeviceThatRunsAhead) {
       run_all(test, requests);
       expect_all(test, requests);
       EXPECT_EQ(observed.most_in_flight(), 2);
-      EXPECT_GT(observed.num_awaiting(), 200);
+      EXPECT_GT(observed.num_awaiting(), 100);  // what is forced awaits nothing
       if (num_pages == 27) {
         EXPECT_GT(test.engine.stats().num_preemptions, 0u);
       }
@@ -189,10 +189,7 @@ TEST_F(EngineGrammar, WritesTheSameWhenPreempted) {
 }
 
 // The same tokens as one by one, in fewer steps.
-TEST_F(EngineGrammar, ForcesSeveralTokensInAStep) {
-  TestEngine test(options());
-  test.engine.start();
-  open(test);
+void expect_forced_tokens(TestEngine& test, std::uint64_t most_steps) {
   Request request = make_request(1, {5, 6, 7}, 60);
   request.grammar = "start: /[a-c][0-9]abzczxyzghi[0-9]/";
   std::vector<std::vector<std::int32_t>> answers;
@@ -210,8 +207,27 @@ TEST_F(EngineGrammar, ForcesSeveralTokensInAStep) {
   }
   EXPECT_EQ(answers[0], answers[1]);
   EXPECT_EQ(answers[0].size(), 13u);  // a letter, a digit, a bz cz x yz g h i, a digit, the end
-  EXPECT_EQ(steps[1], 12u);           // none for the end
-  EXPECT_LE(steps[0], 4u);
+  EXPECT_GE(steps[1], 12u);           // none for the end
+  EXPECT_LE(steps[0], most_steps);
+}
+
+TEST_F(EngineGrammar, ForcesSeveralTokensInAStep) {
+  TestEngine test(options());
+  test.engine.start();
+  open(test);
+  expect_forced_tokens(test, 4);
+}
+
+// A step that was begun for each drawn token doesn't draw what is forced behind it.
+TEST_F(EngineGrammar, ForcesSeveralTokensInAStepOnADeviceThatRunsAhead) {
+  for (const Pace pace : {Pace::dawdling, Pace::at_once, Pace::when_waited_for}) {
+    TestEngine test(std::make_unique<AsyncDevice>(pace), options());
+    test.engine.start();
+    open(test);
+    expect_forced_tokens(test, 6);
+    test.engine.stop();
+    test.expect_idle();
+  }
 }
 
 TEST_F(EngineGrammar, ForcedTokensKeepToLimits) {

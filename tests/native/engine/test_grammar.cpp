@@ -134,7 +134,8 @@ TEST(GrammarLibrary, AVocabularyIsChecked) {
 
 TEST(TokenMerges, ThoseThatComeFirstAreMadeFirst) {
   const std::vector<std::uint32_t> lengths = {1, 1, 1, 2, 2, 3};
-  const std::vector<TokenMerge> merges = {{1, 2, 4}, {0, 1, 3}, {3, 2, 5}, {0, 99, 3}};
+  const std::vector<TokenMerge> merges = {{-1, -1, 0}, {-1, -1, 1}, {-1, -1, 2}, {-1, -1, 99},
+                                          {1, 2, 4},   {0, 1, 3},   {3, 2, 5},   {0, 99, 3}};
   const TokenMerges tokens(lengths, "abcabbcabc", merges);
   const auto tokens_of = [&](std::string_view text) {
     return tokens.tokenize({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
@@ -144,6 +145,32 @@ TEST(TokenMerges, ThoseThatComeFirstAreMadeFirst) {
   EXPECT_THAT(tokens_of("ab-c"), testing::ElementsAre(3));  // up to what has no token
   EXPECT_EQ(tokens_of(std::string(3000, 'b')).size(), 3000u);
   EXPECT_THAT(tokens_of(""), testing::IsEmpty());
+}
+
+// As SentencePiece's: some letters have a token beside that of their byte, some characters one beside those of theirs.
+TEST(TokenMerges, CharactersAreTokensOrTheirBytes) {
+  std::vector<std::uint32_t> lengths(256, 1);
+  std::string bytes;
+  std::vector<TokenMerge> merges;
+  for (int byte = 0; byte < 256; ++byte) bytes += static_cast<char>(byte);
+  for (const std::string_view token : {"a", "\u00e9", "a\u00e9", "\U0001f600"}) {
+    if (token.size() != 3) merges.push_back({-1, -1, static_cast<std::int32_t>(lengths.size())});
+    lengths.push_back(static_cast<std::uint32_t>(token.size()));
+    bytes += token;
+  }
+  for (int byte = 0; byte < 256; ++byte) merges.push_back({-1, -1, byte});
+  merges.push_back({256, 257, 258});
+  const TokenMerges made(lengths, bytes, merges);
+  const auto tokens_of = [&](std::string_view text) {
+    return made.tokenize({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
+  };
+  EXPECT_THAT(tokens_of("aba"), testing::ElementsAre(256, 'b', 256));
+  EXPECT_THAT(tokens_of("a\u00e9\u00e9\u00e8\U0001f600"), testing::ElementsAre(258, 257, 0xc3, 0xa8, 259));
+  EXPECT_THAT(tokens_of("\xc3"), testing::ElementsAre(0xc3));
+  EXPECT_THAT(tokens_of("\x98\x80z"), testing::ElementsAre(0x98, 0x80, 'z'));  // begins within a character
+  std::string longer = "b";
+  for (int i = 0; i < 600; ++i) longer += "\u00e9";  // pieces end between characters
+  EXPECT_EQ(tokens_of(longer).size(), 601u);
 }
 
 TEST(TokenMerges, AreMadeAsTheyAreOneByOne) {
@@ -163,7 +190,9 @@ TEST(TokenMerges, AreMadeAsTheyAreOneByOne) {
     lengths.push_back(static_cast<std::uint32_t>(token.size()));
     bytes += token;
   }
-  const TokenMerges made(lengths, bytes, merges);
+  std::vector<TokenMerge> all = {{-1, -1, 0}, {-1, -1, 1}, {-1, -1, 2}};
+  all.insert(all.end(), merges.begin(), merges.end());
+  const TokenMerges made(lengths, bytes, all);
   for (int round = 0; round < 200; ++round) {
     std::vector<std::uint8_t> text(static_cast<std::size_t>(below(200)));
     std::vector<std::int32_t> expected;

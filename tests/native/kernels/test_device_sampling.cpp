@@ -316,6 +316,49 @@ TEST_P(DeviceSampling, MasksInAReplayedStep) {
   }
 }
 
+// Rows of a sequence are as many sequences of a recorded step, where those have a draw that something is wanted of.
+TEST_P(DeviceSampling, SeveralRowsOfASequenceInAReplayedStep) {
+  const std::int64_t vocab = 5000, most = 4;
+  const auto device = reserved_device(GetParam(), most, vocab);
+  if (!device->records_steps()) GTEST_SKIP() << "nothing is recorded";
+  const auto logits = random_floats(most * vocab, 74, 3.0f);
+  const DeviceMatrix matrix(*device, DType::f32, most, vocab, logits);
+  const std::vector<std::int32_t> zeros(most, 0), rows{0, 1, 2, 3}, pages{0};
+  std::vector<ops::SequenceRows> sequences;
+  for (const std::int32_t row : rows) sequences.push_back({row, 1, 0, pages.data()});
+  const SamplingParams greedy{.temperature = 0.0f};
+  int num_bodies = 0;
+  const auto body = [&] {
+    ++num_bodies;
+    device->sample(matrix.view());
+  };
+  device->record_step(
+      {zeros, zeros, sequences, rows, 16}, std::vector<LogitQuery>(most, {.params = &greedy}), [] {}, body);
+  num_bodies = 0;
+  const std::vector<std::int32_t> positions{0, 1, 2};
+  const std::vector<std::vector<ops::SequenceRows>> forms{
+      {{0, 3, 0, pages.data()}}, {{0, 2, 0, pages.data()}, {2, 1, 2, pages.data()}}, {{0, 1, 0, pages.data()}}};
+  const std::vector<std::vector<std::int32_t>> wanted{{2}, {1, 2}, {0}};
+  std::size_t num_before = 0;
+  for (std::size_t form = 0; form < forms.size(); ++form) {
+    const auto num_rows = static_cast<std::size_t>(wanted[form].back()) + 1;
+    std::vector<std::int32_t> tokens(num_rows, 0);
+    tokens[0] = -static_cast<std::int32_t>(num_before);  // what the last query drew
+    num_before = wanted[form].size();
+    device->upload(std::as_bytes(std::span(logits)), matrix.data());  // sampling may have changed them
+    const std::vector<LogitQuery> queries(num_before, {.params = &greedy});
+    device->begin_step({tokens, std::span(positions).first(num_rows), forms[form], wanted[form], 16}, queries);
+    device->run_step(body);
+    const auto outputs = device->take_outputs().tokens;
+    ASSERT_EQ(outputs.size(), num_before);
+    for (std::size_t i = 0; i < num_before; ++i) {
+      const std::span row(&logits[static_cast<std::size_t>(wanted[form][i]) * vocab], static_cast<std::size_t>(vocab));
+      EXPECT_EQ(outputs[i].token, std::ranges::max_element(row) - row.begin()) << "form " << form << ", query " << i;
+    }
+  }
+  EXPECT_EQ(num_bodies, 0);
+}
+
 // Steps in two halves, recorded and not, among whole ones: the words come behind the forward pass, and a draw without
 // any is none, which the counts of the penalties don't have either.
 TEST_P(DeviceSampling, MasksThatComeLate) {

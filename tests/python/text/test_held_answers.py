@@ -249,6 +249,19 @@ CALLS = {
 HEADERS = {"openai": "<|channel|>final<|message|>"}
 
 
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder"])
+def test_a_call_that_is_cut_before_its_name_is_no_text(name: str) -> None:
+    formats = AnswerFormats(name)
+    answer, _ = held(formats, required=True)
+    text = f"{CALLS[name]}\n{CALLS[name]}"
+    for size in range(len(text)):
+        parsing = formats.parsing(TOOLS, PROMPT, held=answer)
+        assert parsing is not None
+        said = sort_parts(parsing.reader().read(text[:size], None, final=True))
+        assert "<tool_call>" not in said.content, text[:size]
+        assert len(said.calls) <= 2
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_the_model_s_own_way_is_allowed(name: str) -> None:
     formats, call, header = AnswerFormats(name), CALLS[name], HEADERS.get(name, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from tokenizers import Tokenizer as Backend
@@ -31,14 +32,69 @@ def test_ids_outside_of_the_vocabulary_are_nothing(byte_level: Tokenizer, token_
     assert byte_level.decode([token_id]) == ""
 
 
-def test_merges_need_a_token_for_every_byte(byte_level: Tokenizer) -> None:
+def test_merges_need_a_token_for_every_byte_of_others(byte_level: Tokenizer) -> None:
     token_bytes = byte_level.token_bytes
     merges = byte_level.merges()
-    assert len(merges) > 100
-    assert all(token_bytes(a) + token_bytes(b) == token_bytes(made) for a, b, made in merges)
+    units, pairs = merges[:256], merges[256:]
+    assert {token_bytes(unit) for *_, unit in units} == {bytes([byte]) for byte in range(256)}
+    assert len(pairs) > 100
+    assert all(token_bytes(a) + token_bytes(b) == token_bytes(made) for a, b, made in pairs)
     written = json.loads(byte_level_bpe().to_str())
-    written["model"]["vocab"]["zzzz"] = written["model"]["vocab"].pop("~")  # one that no merge has
+    vocabulary = written["model"]["vocab"]
+    vocabulary["zzzz"] = vocabulary.pop("~")  # which no text can have now
+    left = Tokenizer(Backend.from_str(json.dumps(written))).merges()
+    assert len(left) == len(merges) - 1
+    vocabulary["z~~z"] = vocabulary.pop("zzzz")
     assert Tokenizer(Backend.from_str(json.dumps(written))).merges() == []
+
+
+def merged(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text by the tokenizer's merges, one after the other."""
+    units: dict[bytes, int] = {}
+    pairs: dict[tuple[int, int], tuple[int, int]] = {}
+    for rank, (left, right, made) in enumerate(tokenizer.merges()):
+        if left < 0:
+            units.setdefault(tokenizer.token_bytes(made), made)
+        else:
+            pairs[left, right] = (rank, made)
+    ids: list[int] = []
+    for character in text:
+        data = character.encode()
+        ids += [units[data]] if data in units else [units[bytes([byte])] for byte in data]
+    while found := [(pairs[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in pairs]:
+        (_, made), at = min(found)
+        ids[at : at + 2] = [made]
+    return ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the other there then",
+        '{"argument": [true, 12]}',
+        "Größe, naïve   中文字符 ☃😀\n\tΩ",
+        "\x7f\x00",
+    ],
+)
+def test_merges_are_those_of_sentencepiece(sentencepiece_style: Tokenizer, text: str) -> None:
+    # The encoder puts a space before a text.
+    assert merged(sentencepiece_style, " " + text) == sentencepiece_style.encode(
+        text, add_special_tokens=False
+    )
+
+
+def test_merges_are_those_of_bytes(byte_level: Tokenizer) -> None:
+    for word in ("this", "think", "中文字符", "argument"):  # which the encoder doesn't cut
+        assert merged(byte_level, word) == byte_level.encode(word)
+
+
+def test_bytes_that_sentencepiece_has_within_characters_alone_are_no_begin() -> None:
+    tokens = [*(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "ab", "é"]
+    for left_out in (None, "<0x41>", "<0xC3>"):
+        vocabulary = {token: i for i, token in enumerate(tokens) if token != left_out}
+        backend = Backend(models.BPE(vocabulary, [("a", "b")], byte_fallback=True))
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        assert bool(Tokenizer(backend).merges()) is (left_out != "<0xC3>")
 
 
 def test_special_tokens(byte_level: Tokenizer) -> None:

@@ -171,6 +171,11 @@ def read_content(
             source.mark(marker)
         if (yield from format.read(marker, source, out, context)):
             source.commit()
+        elif context.held and source.final and marker in format.openers:
+            # A grammar lets nothing but a call follow what announces one: the answer was cut in it.
+            source.take(len(source.text))
+            source.commit()
+            out.marker()
         else:
             source.retry(out.text)
         if out.num_calls > num_calls:
