@@ -9,8 +9,8 @@ constexpr int kMaxExperts = 1024;      // of a layer
 constexpr int kMaxChosenExperts = 32;  // for a row
 
 // The router's logits of a row are f32, one for each expert of all ranks. The `num_chosen` experts with the highest
-// scores are chosen, of equal ones those with the lower numbers; scores that are no numbers count as the lowest. The
-// same logits give the same choice on every device.
+// logits (with a choice_bias: the highest scores and bias) are chosen, of equal ones those with the lower numbers; what
+// is no number counts as the lowest. So the same logits give the same choice on every device.
 struct RouterRule {
   enum class Scores : std::uint8_t {
     softmax,  // over all experts
