@@ -2,11 +2,14 @@
 // step must read over the read bandwidth of the same threads.
 //
 //   model_bench MODEL [THREADS [BATCH...]]
+//
+// Of a folder without weights (bench/shapes.py) they are random.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -119,6 +122,14 @@ void bench_prefill(minisgl::Device& device, Model& model, int num_tokens) {
               median(seconds) * 1e3);
 }
 
+minisgl::LoadFormat format_of(const std::string& path) {
+  if (!std::filesystem::is_directory(path)) return minisgl::LoadFormat::files;
+  for (const auto& entry : std::filesystem::directory_iterator(path)) {
+    if (entry.path().extension() == ".safetensors") return minisgl::LoadFormat::files;
+  }
+  return minisgl::LoadFormat::dummy;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -127,7 +138,7 @@ int main(int argc, char** argv) try {
     return 2;
   }
   const auto device = minisgl::make_cpu_device(argc > 2 ? std::atoi(argv[2]) : 2);
-  const auto model = minisgl::load_model(argv[1], *device, {});
+  const auto model = minisgl::load_model(argv[1], *device, {}, format_of(argv[1]));
   std::printf("%s  %s  %d threads  weights %.1f MB a step\n", argv[1], minisgl::cpu_isa_name(),
               device->pool().num_threads(), static_cast<double>(model->weight_bytes()) / 1e6);
   std::vector<int> batches;

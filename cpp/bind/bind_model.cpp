@@ -34,6 +34,7 @@ struct ModelOptions {
   std::int64_t max_tokens;
   std::string device;
   int num_ranks;
+  bool expert_parallel;
 };
 
 KvCache make_cache(const Model& model, Device& device, const ModelOptions& options) {
@@ -46,7 +47,10 @@ KvCache make_cache(const Model& model, Device& device, const ModelOptions& optio
 // A model, or one rank's part of it.
 struct LoadedModel {
   LoadedModel(const std::string& path, const ModelOptions& options, std::unique_ptr<Device> on)
-      : device(std::move(on)), model(load_model(path, *device, {})), cache(make_cache(*model, *device, options)) {
+      : device(std::move(on)),
+        model(load_model(path, *device, {}, LoadFormat::files,
+                         options.expert_parallel ? ExpertCut::whole : ExpertCut::width)),
+        cache(make_cache(*model, *device, options)) {
     model->set_context(std::min(cache.num_pages() * cache.page_size(), model->spec().max_position));
   }
   std::unique_ptr<Device> device;
@@ -172,9 +176,11 @@ class PyModel {
 };
 
 std::unique_ptr<PyModel> make_model(const std::string& path, int num_threads, const std::string& kv_dtype,
-                                    int page_size, std::int64_t max_tokens, const std::string& device, int num_ranks) {
+                                    int page_size, std::int64_t max_tokens, const std::string& device, int num_ranks,
+                                    bool expert_parallel) {
   const py::gil_scoped_release release;
-  return std::make_unique<PyModel>(path, ModelOptions{num_threads, kv_dtype, page_size, max_tokens, device, num_ranks});
+  return std::make_unique<PyModel>(
+      path, ModelOptions{num_threads, kv_dtype, page_size, max_tokens, device, num_ranks, expert_parallel});
 }
 
 }  // namespace
@@ -183,7 +189,7 @@ void bind_model(py::module_& module) {
   py::class_<PyModel>(module, "Model", "A model without a scheduler. One thread at a time.")
       .def(py::init(&make_model), py::arg("path"), py::kw_only(), py::arg("num_threads") = 0,
            py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("max_tokens") = 4096,
-           py::arg("device") = "cpu", py::arg("num_ranks") = 1,
+           py::arg("device") = "cpu", py::arg("num_ranks") = 1, py::arg("expert_parallel") = false,
            "num_ranks: the model is cut over so many ranks, threads of this process that share num_threads.")
       .def("forward", &PyModel::forward, py::arg("token_ids"), py::kw_only(), py::arg("chunk_sizes") = py::none(),
            "Logits of every position, f32 [len(token_ids), vocab_size], with a fresh cache. chunk_sizes: how the ids "

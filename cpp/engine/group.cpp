@@ -35,7 +35,7 @@ constexpr const char* kSameModel = "every host needs the same --model and --revi
 constexpr const char* kSameDevice = "every host needs the same kind of device";
 constexpr const char* kFingerprint = "fingerprint";
 
-std::vector<Fact> must_be_equal(const EngineConfig& config, const Model& model) {
+std::vector<Fact> must_be_equal(const EngineConfig& config, const EngineOptions& asked, const Model& model) {
   const ModelSpec& spec = model.spec();
   return {{"vocab_size", spec.vocab_size, kSameModel},
           {"hidden_size", spec.hidden_size, kSameModel},
@@ -45,6 +45,7 @@ std::vector<Fact> must_be_equal(const EngineConfig& config, const Model& model) 
           {"head_dim", spec.head_dim, kSameModel},
           {"intermediate_size", spec.intermediate_size, kSameModel},
           {"max_position", spec.max_position, kSameModel},
+          {"expert_parallel", asked.expert_parallel ? 1 : 0, "every host needs the same --expert-parallel"},
           {kFingerprint, std::bit_cast<std::int64_t>(model.fingerprint()), kSameModel},
           {"page_size", config.page_size, kSameDevice},
           {"max_batch_tokens", config.max_batch_tokens, kSameDevice},
@@ -86,7 +87,7 @@ void set_running_limit(const Place& place) {
 
 EngineConfig agree_on_config(const EngineConfig& own, const EngineOptions& asked, const Model& model,
                              const Place& place) {
-  const std::vector<Fact> facts = must_be_equal(own, model);
+  const std::vector<Fact> facts = must_be_equal(own, asked, model);
   std::vector<std::int64_t> mine;
   for (const Fact& fact : facts) mine.push_back(fact.value);
   mine.push_back(own.num_pages);

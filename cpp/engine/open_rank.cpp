@@ -19,7 +19,8 @@ LoadedRank load_rank(const EngineOptions& options, const Place& place, const Ran
       make_device(options.device, options.num_threads, place.device_comm, options.cache_dir);
   device->pool().report_to(progress.counter);
   progress.counter->set_working(true);
-  std::unique_ptr<Model> model = load_model(options.model_path, *device, progress.weights, format);
+  std::unique_ptr<Model> model = load_model(options.model_path, *device, progress.weights, format,
+                                            options.expert_parallel ? ExpertCut::whole : ExpertCut::width);
   // Ranks on one host's processors share its memory.
   if (options.kv_host_bytes > 0 && device->has_host_pages()) check_host_memory(options);
   const std::int64_t sharers = device->has_own_memory() ? 1 : place.local_size;

@@ -3,7 +3,6 @@
 #include "gemm/gemm.h"
 
 #include <algorithm>
-#include <array>
 
 #include "core/error.h"
 #include "gemm/block_codec.h"
@@ -13,7 +12,6 @@
 namespace minisgl {
 namespace {
 
-constexpr std::size_t max_parts = 8;
 constexpr std::int64_t rows_per_task = 64;                    // their activations stay in the second-level cache
 constexpr std::int64_t weight_bytes_per_task = 64 << 10;      // as do these, read again for each tile of rows
 constexpr std::int64_t weight_bytes_per_bf16_task = 4 << 20;  // for kernels that take columns in blocks by themselves
@@ -26,6 +24,10 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) {
 
 // One part, cut: its tasks are all pairs of a chunk of groups and a chunk of rows.
 struct PartPlan {
+  std::int64_t first_task;
+  std::int64_t first_row, num_rows;
+  std::int64_t rows_per_chunk;
+  std::int64_t num_row_chunks;
   void (*run)(const KernelArgs& args);
   DType reads;  // what the kernel reads: the weights' format where activations are quantised, else f32 or bf16
   std::int64_t group_bytes;
@@ -37,9 +39,7 @@ struct PartPlan {
 };
 
 struct Plan {
-  std::array<PartPlan, max_parts> parts;
-  std::int64_t rows_per_chunk;
-  std::int64_t num_row_chunks;
+  std::span<PartPlan> parts;  // in the workspace
   std::int64_t num_tasks = 0;
   float* outputs;  // [num_rows, y_stride]: y, or scratch where y is rounded
 };
@@ -89,6 +89,7 @@ void prepare_activations(const KernelTable& table, const GemmArgs& args, std::in
   };
   for (std::size_t i = 0; i < args.parts.size(); ++i) {
     PartPlan& part = plan.parts[i];
+    if (part.num_rows == 0) continue;
     if (is_quantized(part.reads)) {
       if (!quantized) quantized = quantize_rows(table.quantize, f32_rows(), args.num_rows, cols, workspace, pool);
       part.activations = reinterpret_cast<const std::byte*>(quantized);
@@ -103,53 +104,68 @@ void prepare_activations(const KernelTable& table, const GemmArgs& args, std::in
   }
 }
 
-Plan make_plan(const KernelTable& table, const GemmArgs& args, std::int64_t cols, int num_threads) {
-  Plan plan;
-  plan.num_row_chunks = divide_up(args.num_rows, rows_per_task);
-  plan.rows_per_chunk = divide_up(divide_up(args.num_rows, plan.num_row_chunks), 4) * 4;
-  plan.num_row_chunks = divide_up(args.num_rows, plan.rows_per_chunk);
+// Its rows in chunks.
+void cut_rows(const GemmArgs& args, const GemmPart& part, PartPlan& plan) {
+  const bool all = part.num_rows == GemmPart::kAllRows;
+  plan.first_row = all ? 0 : part.first_row;
+  plan.num_rows = all ? args.num_rows : part.num_rows;
+  MINISGL_CHECK(plan.num_rows >= 0 && plan.first_row >= 0 && plan.first_row + plan.num_rows <= args.num_rows, "rows ",
+                plan.first_row, " to ", plan.first_row + plan.num_rows, " of ", args.num_rows);
+  const std::int64_t num_chunks = std::max<std::int64_t>(1, divide_up(plan.num_rows, rows_per_task));
+  plan.rows_per_chunk = std::max<std::int64_t>(4, divide_up(divide_up(plan.num_rows, num_chunks), 4) * 4);
+  plan.num_row_chunks = divide_up(plan.num_rows, plan.rows_per_chunk);
+}
 
-  std::int64_t total_bytes = 0;
+Plan make_plan(const KernelTable& table, const GemmArgs& args, std::int64_t cols, int num_threads,
+               GemmWorkspace& workspace) {
+  Plan plan;
+  workspace.parts.reserve(args.parts.size() * sizeof(PartPlan));
+  plan.parts = {workspace.parts.as<PartPlan>(), args.parts.size()};
+  std::int64_t total_bytes = 0;  // that tasks of all chunks of rows read
   for (std::size_t i = 0; i < args.parts.size(); ++i) {
     const PackedMatrix& weight = *args.parts[i].weight;
     PartPlan& part = plan.parts[i];
+    part = {};
+    cut_rows(args, args.parts[i], part);
+    if (part.num_rows == 0) continue;
     if (table.bf16_rows && weight.dtype() == DType::bf16 && args.x_dtype == DType::bf16) {
       part.run = table.bf16_rows;
       part.reads = DType::bf16;
     } else {
-      part.run = find_gemm_kernel(table, weight.dtype(), args.num_rows).run;
+      part.run = find_gemm_kernel(table, weight.dtype(), part.num_rows).run;
       part.reads = is_quantized(weight.dtype()) ? weight.dtype() : DType::f32;
     }
     part.group_bytes = packed_group_bytes(weight.dtype(), cols);
     part.num_groups = divide_up(weight.rows(), group_rows);
-    total_bytes += part.num_groups * part.group_bytes;
+    total_bytes += part.num_groups * part.group_bytes * part.num_row_chunks;
   }
   // Chunks of equal bytes: small enough for the cache when there are rows to reuse them, many enough for the threads.
-  const std::int64_t wanted_tasks =
-      num_threads == 1 ? 1 : divide_up(num_threads * tasks_per_thread, plan.num_row_chunks);
+  const std::int64_t wanted_tasks = num_threads == 1 ? 1 : num_threads * tasks_per_thread;
   const std::int64_t even_bytes = divide_up(total_bytes, wanted_tasks);
-  for (std::size_t i = 0; i < args.parts.size(); ++i) {
-    PartPlan& part = plan.parts[i];
+  for (PartPlan& part : plan.parts) {
+    part.first_task = plan.num_tasks;
+    if (part.num_rows == 0) continue;
     const bool is_bf16 = part.reads == DType::bf16;
     const std::int64_t cached_bytes = is_bf16 ? weight_bytes_per_bf16_task : weight_bytes_per_task;
-    const std::int64_t chunk_bytes = args.num_rows > 1 ? std::min(even_bytes, cached_bytes) : even_bytes;
+    const std::int64_t chunk_bytes = part.num_rows > 1 ? std::min(even_bytes, cached_bytes) : even_bytes;
     const std::int64_t tile_groups = is_bf16 ? 12 : 4;  // that kernels take at once
     part.groups_per_task = std::max<std::int64_t>(1, chunk_bytes / std::max<std::int64_t>(part.group_bytes, 1));
     part.groups_per_task = divide_up(part.groups_per_task, tile_groups) * tile_groups;
     part.num_group_chunks = divide_up(part.num_groups, part.groups_per_task);
-    plan.num_tasks += part.num_group_chunks * plan.num_row_chunks;
+    plan.num_tasks += part.num_group_chunks * part.num_row_chunks;
   }
   return plan;
 }
 
 void run_task(const KernelTable& table, const GemmArgs& args, const Plan& plan, std::int64_t cols, std::int64_t task) {
-  std::size_t index = 0;
-  while (task >= plan.parts[index].num_group_chunks * plan.num_row_chunks)
-    task -= plan.parts[index++].num_group_chunks * plan.num_row_chunks;
-  const GemmPart& part = args.parts[index];
-  const PartPlan& cut = plan.parts[index];
-  const std::int64_t first_group = task / plan.num_row_chunks * cut.groups_per_task;
-  const std::int64_t first_row = task % plan.num_row_chunks * plan.rows_per_chunk;
+  // The last part that begins at the task or before it: those without rows have no tasks.
+  const auto behind = std::ranges::upper_bound(plan.parts, task, {}, &PartPlan::first_task);
+  const PartPlan& cut = *(behind - 1);
+  const GemmPart& part = args.parts[static_cast<std::size_t>(behind - 1 - plan.parts.begin())];
+  task -= cut.first_task;
+  const std::int64_t first_group = task / cut.num_row_chunks * cut.groups_per_task;
+  const std::int64_t chunk_row = task % cut.num_row_chunks * cut.rows_per_chunk;
+  const std::int64_t first_row = cut.first_row + chunk_row;
   const std::int64_t first_output = first_group * group_rows;
   const KernelArgs kernel_args{
       .weights = part.weight->data() + first_group * cut.group_bytes,
@@ -158,7 +174,7 @@ void run_task(const KernelTable& table, const GemmArgs& args, const Plan& plan, 
       .bias = part.bias ? part.bias + first_output : nullptr,
       .activations = cut.activations + first_row * cut.activation_stride,
       .activation_stride = cut.activation_stride,
-      .num_rows = std::min(plan.rows_per_chunk, args.num_rows - first_row),
+      .num_rows = std::min(cut.rows_per_chunk, cut.num_rows - chunk_row),
       .y = plan.outputs + first_row * args.y_stride + part.column + first_output,
       .y_stride = args.y_stride,
   };
@@ -209,13 +225,12 @@ const Kernel& find_gemm_kernel(const KernelTable& table, DType dtype, std::int64
 
 void gemm_with(const KernelTable& table, const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool) {
   if (args.num_rows == 0 || args.parts.empty()) return;
-  MINISGL_CHECK(args.parts.size() <= max_parts, "got ", args.parts.size(), " parts");
   MINISGL_CHECK(!is_quantized(args.x_dtype) && !is_quantized(args.y_dtype), "x is ", dtype_info(args.x_dtype).name,
                 ", y is ", dtype_info(args.y_dtype).name);
   const std::int64_t cols = args.parts.front().weight->cols();
   for (const GemmPart& part : args.parts)
     MINISGL_CHECK(part.weight->cols() == cols, "parts read ", cols, " and ", part.weight->cols(), " features");
-  Plan plan = make_plan(table, args, cols, pool.num_threads());
+  Plan plan = make_plan(table, args, cols, pool.num_threads(), workspace);
   prepare_activations(table, args, cols, plan, workspace, pool);
   if (args.y_dtype == DType::f32) {
     plan.outputs = static_cast<float*>(args.y);

@@ -18,20 +18,25 @@ namespace minisgl {
 
 // Scratch that outlives a call, so that steps do not allocate.
 struct GemmWorkspace {
+  AlignedBuffer parts;        // how each part is cut
   AlignedBuffer activations;  // quantised
   AlignedBuffer widened;      // activations as f32, where they are given as f16 or bf16
   AlignedBuffer outputs;      // f32, where y is f16 or bf16
 };
 
-// One of several matrices that read the same input and write side by side (merged Q/K/V, gate/up).
+// One of several matrices that read the same input and write side by side (merged Q/K/V, gate/up), or that read and
+// write rows of their own (experts).
 struct GemmPart {
   const PackedMatrix* weight;  // [out_features, in_features]
   const float* bias;           // [out_features] or null
   std::int64_t column;         // first column of y that this part writes
+  std::int64_t first_row = 0;  // of x and y
+  std::int64_t num_rows = kAllRows;
+  static constexpr std::int64_t kAllRows = -1;
 };
 
 struct GemmArgs {
-  std::span<const GemmPart> parts;  // all with the same in_features
+  std::span<const GemmPart> parts;  // all with the same in_features; no two write the same elements of y
   const void* x;                    // [num_rows, in_features] of x_dtype, rows contiguous
   std::int64_t num_rows;
   void* y;                                     // [num_rows, y_stride] of y_dtype

@@ -38,4 +38,23 @@ class Linear {
   virtual std::int64_t nbytes() const = 0;  // matrices and biases
 };
 
+// The experts of a layer that a device holds: an MLP each, of the same sizes. Those of all ranks are numbered; the
+// device's are the numbers from first_expert() on.
+struct ExpertsShape {
+  std::int64_t num_experts = 0;   // that the device holds
+  std::int64_t first_expert = 0;  // the number of its first
+  std::int64_t all_experts = 0;   // of all ranks: the router's logits
+  std::int64_t hidden_size = 0;
+  std::int64_t intermediate_size = 0;  // the rank's part
+  bool biased = false;                 // whether gate, up and down have biases
+};
+
+class Experts {
+ public:
+  virtual ~Experts() = default;
+  virtual const ExpertsShape& shape() const = 0;
+  virtual std::int64_t nbytes() const = 0;  // matrices and biases of all
+  std::int64_t nbytes_each() const { return shape().num_experts > 0 ? nbytes() / shape().num_experts : 0; }
+};
+
 }  // namespace minisgl

@@ -24,6 +24,8 @@ class GgufSource : public WeightSource {
     for (auto& [name, tensor] : file.tensors) {
       if (is_config_tensor(name)) continue;
       const std::string public_name = huggingface_tensor_name(name, architecture);
+      // The gate of the shared expert, a matrix of one row.
+      if (public_name.ends_with("shared_expert_gate.weight")) tensor.shape.insert(tensor.shape.begin(), 1);
       if (!tensors_.try_emplace(public_name, std::move(tensor)).second) {
         throw InputError(concat("'", path, "' has the tensor ", quote_name(public_name), " twice"));
       }
@@ -48,6 +50,7 @@ class GgufSource : public WeightSource {
   std::string path() const override { return path_; }
   bool interleaved_rope() const override { return interleaved_rope_; }
   bool has_whole_norms() const override { return true; }
+  bool names_experts_alike() const override { return true; }
 
  private:
   std::string path_;

@@ -23,7 +23,7 @@ constexpr std::array<NamePair, 3> model_tensors{{
     {"output", "lm_head"},
 }};
 
-constexpr std::array<NamePair, 12> layer_tensors{{
+constexpr std::array<NamePair, 21> layer_tensors{{
     {"attn_norm", "input_layernorm"},
     {"attn_q", "self_attn.q_proj"},
     {"attn_k", "self_attn.k_proj"},
@@ -36,6 +36,15 @@ constexpr std::array<NamePair, 12> layer_tensors{{
     {"ffn_gate", "mlp.gate_proj"},
     {"ffn_up", "mlp.up_proj"},
     {"ffn_down", "mlp.down_proj"},
+    {"attn_sinks", "self_attn.sinks"},
+    {"ffn_gate_inp", "mlp.gate"},
+    {"ffn_gate_exps", "mlp.experts.gate_proj"},
+    {"ffn_up_exps", "mlp.experts.up_proj"},
+    {"ffn_down_exps", "mlp.experts.down_proj"},
+    {"ffn_gate_shexp", "mlp.shared_expert.gate_proj"},
+    {"ffn_up_shexp", "mlp.shared_expert.up_proj"},
+    {"ffn_down_shexp", "mlp.shared_expert.down_proj"},
+    {"ffn_gate_inp_shexp", "mlp.shared_expert_gate"},
 }};
 
 struct ArchitectureName {
@@ -43,7 +52,8 @@ struct ArchitectureName {
 };
 
 // What the table above says of other architectures.
-constexpr std::array<ArchitectureName, 12> tensors_by_architecture{{
+constexpr std::array<ArchitectureName, 13> tensors_by_architecture{{
+    {"gpt-oss", "post_attention_norm", "post_attention_layernorm"},
     {"phi3", "ffn_up", "mlp.gate_up_proj"},
     {"glm4", "ffn_up", "mlp.gate_up_proj"},
     {"glm4", "post_attention_norm", "post_self_attn_layernorm"},
@@ -58,7 +68,7 @@ constexpr std::array<ArchitectureName, 12> tensors_by_architecture{{
     {"gemma3", "post_ffw_norm", "post_feedforward_layernorm"},
 }};
 
-constexpr std::array<NamePair, 19> config_keys{{
+constexpr std::array<NamePair, 24> config_keys{{
     {"block_count", "num_hidden_layers"},
     {"context_length", "max_position_embeddings"},
     {"embedding_length", "hidden_size"},
@@ -78,15 +88,23 @@ constexpr std::array<NamePair, 19> config_keys{{
     {"attn_logit_softcapping", "attn_logit_softcapping"},
     {"final_logit_softcapping", "final_logit_softcapping"},
     {"rope.freq_base_swa", "rope_local_base_freq"},
+    {"expert_count", "num_experts"},
+    {"expert_used_count", "num_experts_per_tok"},
+    {"expert_feed_forward_length", "moe_intermediate_size"},
+    {"expert_shared_feed_forward_length", "shared_expert_intermediate_size"},  // Qwen 2's
+    {"expert_shared_feed_forward_length", "shared_intermediate_size"},         // Granite's
 }};
 
 // Model types that have another name than the architecture of their files.
-constexpr std::array<NamePair, 2> model_types{{
+constexpr std::array<NamePair, 5> model_types{{
     {"command-r", "cohere"},
     {"gemma3", "gemma3_text"},
+    {"qwen2moe", "qwen2_moe"},
+    {"qwen3moe", "qwen3_moe"},
+    {"gpt-oss", "gpt_oss"},
 }};
 
-constexpr std::array<std::string_view, 3> interleaved_architectures{"llama", "granite", "smollm3"};
+constexpr std::array<std::string_view, 4> interleaved_architectures{"llama", "granite", "granitemoe", "smollm3"};
 
 constexpr const char *short_factors = "rope_factors_short.weight", *long_factors = "rope_factors_long.weight";
 
@@ -237,7 +255,6 @@ nlohmann::json huggingface_config(const GgufFile& file, const std::string& path)
   config["num_key_value_heads"] = kv_heads.is_null() ? config.value("num_attention_heads", Json()) : kv_heads;
   if (Json scaling = rope_scaling(file, metadata); !scaling.is_null()) config["rope_scaling"] = std::move(scaling);
   if (Json rotary = metadata.get("rope.dimension_count"); !rotary.is_null()) config["rotary_dim"] = std::move(rotary);
-  if (Json experts = metadata.get("expert_count"); !experts.is_null()) config["num_experts"] = std::move(experts);
   config["eos_token_id"] = eos_token_ids(file);
 
   const auto embedding = file.tensors.find("token_embd.weight");
@@ -248,8 +265,12 @@ nlohmann::json huggingface_config(const GgufFile& file, const std::string& path)
   config["attention_bias"] = file.tensors.contains("blk.0.attn_q.bias");
   config["mlp_bias"] = file.tensors.contains("blk.0.ffn_gate.bias");
   if (const auto model_type = find_name(model_types, family); !model_type.empty()) config["model_type"] = model_type;
-  // Mistral is written as llama, OLMo 3 as olmo2; a window is the only difference.
+  // Mistral is written as llama, OLMo 3 as olmo2; a window is the only difference. Mixtral is written as llama, too.
   if (family == "llama" && config.contains("sliding_window")) config["model_type"] = "mistral";
+  if (family == "llama" && config.value("num_experts", Json(0)) != 0) config["model_type"] = "mixtral";
+  // What files don't say of models that have it so.
+  if (family == "qwen3moe") config["norm_topk_prob"] = true;
+  if (family == "gpt-oss" && config.contains("rope_scaling")) config["rope_scaling"]["truncate"] = false;
   if (family == "olmo2" && config.contains("sliding_window")) config["model_type"] = "olmo3";
   if (family == "gemma2" || family == "gemma3") config["query_pre_attn_scalar"] = gemma_query_scalar(family, config);
   return config;

@@ -1,11 +1,18 @@
 // Which format a path holds.
 #include <filesystem>
+#include <string>
+#include <utility>
 
 #include "core/error.h"
 #include "io/formats.h"
 #include "io/weight_source.h"
 
 namespace minisgl {
+
+StoredTensor WeightSource::stored(const std::string& name) const {
+  TensorData data = tensor(name);
+  return {std::string(dtype_info(data.dtype).name), std::move(data.shape), data.bytes};
+}
 
 std::unique_ptr<WeightSource> open_weights(const std::string& path, bool with_tensors) {
   namespace fs = std::filesystem;

@@ -73,15 +73,18 @@ class SafetensorsSource : public WeightSource {
   bool contains(const std::string& name) const override { return tensors_.contains(name); }
 
   TensorData tensor(const std::string& name) const override {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end()) throw InputError(concat("'", folder_, "' has no tensor ", quote_name(name)));
-    const auto& [file, entry] = found->second;
+    const auto& [file, entry] = find(name);
     const auto dtype = dtype_of(entry.dtype);
     if (!dtype) {
       throw InputError(concat("'", file, "': tensor ", quote_name(name), " has dtype ", quote_name(entry.dtype),
                               ", which is not supported; supported: F32, F16, BF16"));
     }
     return {*dtype, entry.shape, entry.bytes};
+  }
+
+  StoredTensor stored(const std::string& name) const override {
+    const SafetensorsEntry& entry = find(name).entry;
+    return {entry.dtype, entry.shape, entry.bytes};
   }
 
   std::vector<std::string> names() const override {
@@ -98,6 +101,12 @@ class SafetensorsSource : public WeightSource {
     std::string file;
     SafetensorsEntry entry;
   };
+
+  const Located& find(const std::string& name) const {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) throw InputError(concat("'", folder_, "' has no tensor ", quote_name(name)));
+    return found->second;
+  }
 
   void read_config() {
     const fs::path file = fs::path(folder_) / "config.json";

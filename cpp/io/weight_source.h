@@ -20,6 +20,13 @@ struct TensorData {
   std::span<const std::byte> bytes;  // mapped from the file, checked to lie inside it and to match shape and dtype
 };
 
+// A tensor of any type, also of those that matrices don't have.
+struct StoredTensor {
+  std::string type;  // as the file calls it ("U8")
+  std::vector<std::int64_t> shape;
+  std::span<const std::byte> bytes;
+};
+
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
@@ -28,6 +35,8 @@ class WeightSource {
   virtual bool contains(const std::string& name) const = 0;
   // Throws InputError that names the file and the tensor when it is missing.
   virtual TensorData tensor(const std::string& name) const = 0;
+  // Throws InputError when it is missing.
+  virtual StoredTensor stored(const std::string& name) const;
   virtual std::vector<std::string> names() const = 0;
   virtual std::string path() const = 0;
   // True for files that store query and key rows for interleaved rotation (GGUF of the llama family): the loader
@@ -35,6 +44,8 @@ class WeightSource {
   virtual bool interleaved_rope() const = 0;
   // True for files whose norms' weights are whole, also of families that store them less 1 (GGUF of Gemma).
   virtual bool has_whole_norms() const { return false; }
+  // True for files in which the experts of all families have the names that ExpertNames begins with (GGUF).
+  virtual bool names_experts_alike() const { return false; }
 };
 
 // A .gguf file or a folder with config.json and *.safetensors (sharded too). Throws InputError. Without tensors a

@@ -5,6 +5,14 @@
 
 namespace minisgl {
 
-enum class Activation : std::uint8_t { silu, gelu_tanh };
+enum class Activation : std::uint8_t {
+  silu,
+  gelu_tanh,
+  // gpt-oss: min(gate, 7) * sigmoid(1.702 * min(gate, 7)) * (clamp(up, -7, 7) + 1)
+  clamped_silu,
+};
+
+constexpr float kClampedSiluSlope = 1.702f;
+constexpr float kClampedSiluLimit = 7.0f;
 
 }  // namespace minisgl

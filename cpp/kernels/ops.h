@@ -6,12 +6,16 @@
 // given (core/tensor.h), so that a LinearInput notices when it is stale.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
+#include "core/error.h"
 #include "core/tensor.h"
 #include "gemm/weights.h"
 #include "kernels/activation.h"
 #include "kernels/linear_input.h"
+#include "kernels/router.h"
 #include "kernels/step.h"
 
 namespace minisgl {
@@ -40,11 +44,22 @@ struct HeadTransform {
 };
 
 // What the softmax is taken of: the product of a query and a key times `scale`, and of that, where there is a cap,
-// cap * tanh(score / cap).
+// cap * tanh(score / cap). A head's sink is one more score, of no key: it takes its share of the sum and adds nothing.
 struct ScoreRule {
   float scale;
-  float cap;                                                            // 0: none
-  ScoreRule(float scale, float cap = 0.0f) : scale(scale), cap(cap) {}  // NOLINT: most rules are a scale
+  float cap;           // 0: none
+  const float* sinks;  // [num_heads] as they are, neither scaled nor capped; or null
+  ScoreRule(float scale, float cap = 0.0f, const float* sinks = nullptr)  // NOLINT: most rules are a scale
+      : scale(scale), cap(cap), sinks(sinks) {}
+};
+
+// A layer's experts, and what chooses among them.
+struct ExpertLayer {
+  const Experts& experts;
+  // hidden -> a logit for each expert of all ranks, and one more for Shared::gated. The same on every rank.
+  const Linear& router;
+  RouterRule rule;
+  Activation activation = Activation::silu;
 };
 
 class Ops {
@@ -80,6 +95,20 @@ class Ops {
     linear(weights, x, delta);
     return reduce_add_rms_norm(residual, delta, norm, y);
   }
+  // y [rows, hidden_size] = the sum over the experts that are chosen for a row, in the order of their scores, of the
+  // expert's weight times down(activation(gate(x)) * up(x)), biases included; RouterRule::Shared says what becomes of
+  // what y held. Of chosen experts that the device doesn't hold it adds nothing: with several ranks, y is the rank's
+  // share of a sum. x has no row in common with y. `scratch`: experts_scratch_bytes() of so many rows, aligned to 256
+  // bytes. No size depends on what is chosen, so the operation can be recorded.
+  virtual void experts(const ExpertLayer&, const LinearInput& /*x*/, std::span<std::byte> /*scratch*/,
+                       OutputTensor /*y*/) {
+    throw CheckError("the device computes no experts");
+  }
+  // For rows of `rule`; grows with num_rows.
+  virtual std::int64_t experts_scratch_bytes(const ExpertsShape&, const RouterRule&, std::int64_t /*num_rows*/) const {
+    return 0;
+  }
+  virtual bool computes_experts() const { return false; }
   // The rows of x for an operation that isn't a linear: finishes what was left undone. Afterwards x, too, stands for
   // the written rows. The tensor is good as long as x.
   virtual Tensor plain_rows(LinearInput& x) = 0;
@@ -104,6 +133,8 @@ class Ops {
                                std::int32_t window, OutputTensor out) = 0;
   // Whether paged_attention takes a rule with a cap.
   virtual bool caps_scores() const { return true; }
+  // Whether it takes one with sinks.
+  virtual bool takes_sinks() const { return false; }
   // The rows of x that something is wanted of: y[i] = x[logit_rows[i]], then those of hidden_rows. y [num_logits +
   // num_hidden, cols].
   virtual void gather_wanted_rows(Tensor x, OutputTensor y) = 0;

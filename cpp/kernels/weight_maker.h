@@ -7,9 +7,26 @@
 #include <span>
 #include <vector>
 
+#include "core/error.h"
 #include "gemm/weights.h"
 
 namespace minisgl {
+
+enum class ExpertMatrix : std::uint8_t { gate, up, down };
+
+// Collects the experts of a layer.
+class ExpertsMaker {
+ public:
+  virtual ~ExpertsMaker() = default;
+  // One matrix of an expert, of the device's numbered from 0: gate and up are [intermediate_size, hidden_size], down is
+  // [hidden_size, intermediate_size]. `raw` as with WeightMaker::make_matrix. `bias`: [rows] or empty, which is none.
+  // Every matrix comes once, in any order. Experts of a layer, and gate and up of one expert, may differ in dtype.
+  virtual void put(std::int64_t expert, ExpertMatrix which, DType dtype, std::span<const std::byte> raw,
+                   std::span<const float> bias) = 0;
+  // All matrices: small numbers of a fixed random stream, bf16; no biases.
+  virtual void put_random() = 0;
+  virtual std::unique_ptr<const Experts> finish() = 0;
+};
 
 class WeightMaker {
  public:
@@ -21,6 +38,10 @@ class WeightMaker {
   virtual std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) = 0;
   // The projections as one layer; all have the same number of input features.
   virtual std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) = 0;
+  // On devices with Ops::computes_experts().
+  virtual std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape&) {
+    throw CheckError("the device computes no experts");
+  }
 };
 
 }  // namespace minisgl

@@ -12,12 +12,14 @@ namespace minisgl {
 // Several projections of the same input, written side by side.
 class MergedLinear {
  public:
+  MergedLinear() = default;  // nothing, which no forward is called of
   explicit MergedLinear(std::unique_ptr<const Linear> weights) : weights_(std::move(weights)) {}
   // y [num_rows, out_features] = x [num_rows, in_features] through every projection, in order.
   void forward(Ops& ops, const LinearInput& x, Tensor y) const { ops.linear(*weights_, x, y); }
+  bool has_weights() const { return weights_ != nullptr; }
   std::int64_t in_features() const { return weights_->in_features(); }
   std::int64_t out_features() const { return weights_->out_features(); }
-  std::int64_t nbytes() const { return weights_->nbytes(); }  // matrices and biases
+  std::int64_t nbytes() const { return weights_ ? weights_->nbytes() : 0; }  // matrices and biases
 
  protected:
   std::unique_ptr<const Linear> weights_;

@@ -22,11 +22,13 @@ std::int64_t divide_even(std::int64_t a, std::int64_t b, std::string_view what) 
 }
 
 bool can_split(Split split, std::int64_t units, int num_ranks) {
-  return split == Split::padded || units % num_ranks == 0 || (split == Split::even_or_shared && num_ranks % units == 0);
+  return split == Split::padded || split == Split::whole || units % num_ranks == 0 ||
+         (split == Split::even_or_shared && num_ranks % units == 0);
 }
 
 Slice rank_slice(Split split, std::int64_t units, int rank, int num_ranks) {
   MINISGL_CHECK(units > 0 && rank >= 0 && rank < num_ranks, units, " units for rank ", rank, " of ", num_ranks);
+  if (split == Split::whole) return {0, units};
   if (split == Split::padded && num_ranks > 1) {
     const std::int64_t count = divide_up(divide_up(units, num_ranks), kPaddedMultiple) * kPaddedMultiple;
     return {rank * count, count};

@@ -7,7 +7,7 @@
 namespace minisgl {
 
 // What a matrix [out_features, in_features] does.
-enum class Role : std::uint8_t { query, key, value, attention_output, gate, up, down, vocabulary };
+enum class Role : std::uint8_t { query, key, value, attention_output, gate, up, down, router, vocabulary };
 
 enum class Cut : std::uint8_t {
   rows,     // output features: a rank computes its own, and has their biases
@@ -18,6 +18,7 @@ enum class Cut : std::uint8_t {
 enum class Split : std::uint8_t {
   even,            // the same number each
   even_or_shared,  // where there are fewer units than ranks, ranks in a row share one
+  whole,           // every rank has all of them
   padded,          // the same number each, the last ranks' filled up with rows of zeros
 };
 
@@ -35,6 +36,7 @@ constexpr ShardRule shard_rule(Role role) {
     case Role::gate:                                                  // intermediate features
     case Role::up: return {Cut::rows, Split::even};                   // intermediate features
     case Role::down: return {Cut::columns, Split::even};              // intermediate features
+    case Role::router: return {Cut::rows, Split::whole};              // experts
     case Role::vocabulary: return {Cut::rows, Split::padded};         // tokens, of the embedding and of the head
   }
   return {Cut::rows, Split::even};

@@ -1,4 +1,4 @@
-// One step of a dense decoder.
+// One step of a decoder.
 #include "models/decoder.h"
 
 #include <algorithm>
@@ -39,9 +39,9 @@ void check_batch(const StepBatch& batch, const ModelSpec& spec, bool runs_ahead)
 
 class Decoder final : public Model {
  public:
-  Decoder(ModelSpec spec, DecoderWeights weights, Device& device)
+  Decoder(ModelSpec spec, DecoderWeights weights, Device& device, ExpertCut expert_cut)
       : spec_(std::move(spec)),
-        shard_(shard_of(spec_, device.num_ranks())),
+        shard_(shard_of(spec_, device.num_ranks(), {}, expert_cut)),
         weights_(std::move(weights)),
         embedding_(weights_.embedding, device.rank() * shard_.vocab_size),
         head_(head_of(weights_, device)),
@@ -51,7 +51,8 @@ class Decoder final : public Model {
         shape_{static_cast<int>(shard_.num_heads), static_cast<int>(shard_.num_kv_heads),
                static_cast<int>(spec_.head_dim)},
         device_(device),
-        workspace_(spec_, shard_, device.num_ranks(), device.activation_dtype()) {}
+        workspace_(spec_, shard_, device.num_ranks(), device.activation_dtype()),
+        expert_scratch_(device, spec_, shard_) {}
 
   const ModelSpec& spec() const override { return spec_; }
   std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
@@ -62,11 +63,12 @@ class Decoder final : public Model {
     for_each_rope(*this, [&](RopeTable& table) { table.set_context(num_positions); });
   }
   void reserve(const StepLimits& limits) override {
-    workspace_.reserve(device_, limits.rows, limits.logits + limits.hidden, limits.logits);
+    reserve_rows(limits.rows, limits.logits + limits.hidden, limits.logits);
     for_each_rope(*this, [&](RopeTable& table) { table.reserve(limits.positions); });
   }
   std::int64_t workspace_bytes(const StepLimits& limits) const override {
-    std::int64_t bytes = workspace_.bytes_for(limits.rows, limits.logits + limits.hidden, limits.logits);
+    std::int64_t bytes = workspace_.bytes_for(limits.rows, limits.logits + limits.hidden, limits.logits) +
+                         expert_scratch_.bytes_for(limits.rows);
     for_each_rope(*this, [&](const RopeTable& table) { bytes += table.bytes_for(limits.positions); });
     return bytes;
   }
@@ -77,7 +79,7 @@ class Decoder final : public Model {
     const std::int64_t num_logits = std::ssize(batch.logit_rows), num_hidden = std::ssize(batch.hidden_rows);
     const std::int64_t num_wanted = num_logits + num_hidden;
     const std::int64_t num_rows = std::ssize(batch.tokens);
-    workspace_.reserve(device_, std::max(num_rows, num_wanted), num_wanted, num_logits);
+    reserve_rows(std::max(num_rows, num_wanted), num_wanted, num_logits);
     reserve_positions(batch);
 
     Tensor residual = workspace_.residual.rows(num_rows);
@@ -111,7 +113,7 @@ class Decoder final : public Model {
   void rehearse(const StepBatch& batch, KvCache& cache) override {
     check_batch(batch, spec_, device_.runs_ahead());
     const std::int64_t num_rows = std::ssize(batch.tokens);
-    workspace_.reserve(device_, num_rows, 0, 0);
+    reserve_rows(num_rows, 0, 0);
     reserve_positions(batch);
     const DecoderLayerWeights& layer = weights_.layers.front();
     const Tensor residual = workspace_.residual.rows(num_rows);
@@ -151,6 +153,11 @@ class Decoder final : public Model {
     }
   }
 
+  void reserve_rows(std::int64_t num_rows, std::int64_t num_wanted, std::int64_t num_logits) {
+    workspace_.reserve(device_, num_rows, num_wanted, num_logits);
+    expert_scratch_.reserve(device_, num_rows);
+  }
+
   void reserve_positions(const StepBatch& batch) {
     const std::int64_t count = std::int64_t{*std::ranges::max_element(batch.positions)} + 1;
     for_each_rope(*this, [&](RopeTable& table) { table.reserve(count); });
@@ -187,7 +194,7 @@ class Decoder final : public Model {
     if (store_only) return;
     const double scale =
         spec_.score_scale != 0.0 ? spec_.score_scale : 1.0 / std::sqrt(static_cast<double>(spec_.head_dim));
-    const ScoreRule scores(static_cast<float>(scale), static_cast<float>(spec_.score_cap));
+    const ScoreRule scores(static_cast<float>(scale), static_cast<float>(spec_.score_cap), layer.sinks.as<float>());
     device_.paged_attention(qkv, shape_, kv, scores, spec_.window[static_cast<std::size_t>(index)],
                             workspace_.attention.rows(num_rows));
   }
@@ -203,6 +210,7 @@ class Decoder final : public Model {
     const auto add_attention = [&] {
       return add_norm(layer.attention_output, attended, residual, layer.attention_output_norm, layer.mlp_input_norm);
     };
+    if (layer.experts != nullptr) return add_experts(layer, add_attention(), residual, next_norm);
     if (!spec_.parallel_mlp) {
       return add_norm(layer.down, activate(layer, add_attention()), residual, layer.mlp_output_norm, next_norm);
     }
@@ -211,10 +219,25 @@ class Decoder final : public Model {
     return add_norm(layer.down, activated, residual, layer.mlp_output_norm, next_norm);
   }
 
+  // residual += the sum over ranks of what the experts make of normed. Returns the norm `next_norm` of the residual.
+  LinearInput add_experts(const DecoderLayerWeights& layer, const LinearInput& normed, Tensor residual,
+                          const DeviceBuffer& next_norm) {
+    const Tensor delta = workspace_.delta.rows(normed.rows());
+    if (layer.down.has_weights()) layer.down.forward(device_, activate(layer, normed), delta);
+    const RouterRule rule = router_rule(spec_, layer.choice_bias.as<float>());
+    device_.experts({*layer.experts, *layer.router, rule, spec_.activation}, normed, expert_scratch_.bytes(), delta);
+    const Tensor rows = workspace_.normed.rows(normed.rows());
+    if (layer.mlp_output_norm.size() == 0)
+      return device_.reduce_add_rms_norm(residual, delta, norm_by(next_norm), rows);
+    return device_.reduce_norm_add_rms_norm(residual, delta, norm_by(layer.mlp_output_norm), norm_by(next_norm), rows);
+  }
+
   // The hidden layer of the MLP of normed.
   LinearInput activate(const DecoderLayerWeights& layer, const LinearInput& normed) {
-    return layer.gate_up.forward_gated(device_, normed, workspace_.gate_up.rows(normed.rows()),
-                                       workspace_.activated.rows(normed.rows()), spec_.activation);
+    Tensor gate_up = workspace_.gate_up.rows(normed.rows()), activated = workspace_.activated.rows(normed.rows());
+    gate_up.cols = layer.gate_up.out_features();  // a shared expert's, or an MLP's
+    activated.cols = gate_up.cols / 2;
+    return layer.gate_up.forward_gated(device_, normed, gate_up, activated, spec_.activation);
   }
 
   // residual += the norm `added` of the sum over ranks of x through `weights`. Returns the norm `next` of the residual.
@@ -260,12 +283,13 @@ class Decoder final : public Model {
   HeadShape shape_;
   Device& device_;
   Workspace workspace_;
+  ExpertScratch expert_scratch_;
 };
 
 }  // namespace
 
-std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, Device& device) {
-  return std::make_unique<Decoder>(std::move(spec), std::move(weights), device);
+std::unique_ptr<Model> make_decoder(ModelSpec spec, DecoderWeights weights, Device& device, ExpertCut expert_cut) {
+  return std::make_unique<Decoder>(std::move(spec), std::move(weights), device, expert_cut);
 }
 
 }  // namespace minisgl

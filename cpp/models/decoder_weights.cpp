@@ -20,6 +20,39 @@ void fuse(const std::string& name, std::vector<ProjectionRequest>& projections) 
   for (ProjectionRequest& projection : projections) projection.fused.num_rows = num_rows;
 }
 
+// gate_up and down, of an MLP whose projections have these names.
+struct MlpNames {
+  std::string gate, up, down;
+  std::string gate_up;  // where gate and up are one matrix, else empty
+};
+void load_mlp(const MlpNames& names, std::int64_t intermediate, const ModelSpec& spec, WeightLoader& loader,
+              DecoderLayerWeights& layer) {
+  const std::int64_t hidden = spec.hidden_size;
+  std::vector<ProjectionRequest> gates{{names.gate, Role::gate, intermediate, hidden, spec.mlp_bias},
+                                       {names.up, Role::up, intermediate, hidden, spec.mlp_bias}};
+  if (!names.gate_up.empty()) fuse(names.gate_up, gates);
+  layer.gate_up = LinearColParallelMerged(loader.linear(gates));
+  layer.down = LinearRowParallel(loader.linear({{names.down, Role::down, hidden, intermediate, spec.mlp_bias}}));
+}
+
+void load_experts(const ModelSpec& spec, const std::string& prefix, WeightLoader& loader, DecoderLayerWeights& layer) {
+  const ExpertSpec& experts = spec.experts;
+  const ExpertNames& names = experts.names;
+  std::vector<ProjectionRequest> router{
+      {prefix + names.router, Role::router, experts.num_experts, spec.hidden_size, experts.biased}};
+  if (experts.shared_gated) router.push_back({prefix + names.shared_gate, Role::router, 1, spec.hidden_size});
+  layer.router = loader.linear(router);
+  if (experts.choice_biased) layer.choice_bias = loader.norm(prefix + names.choice_bias, experts.num_experts);
+  layer.experts = loader.experts(prefix, spec);
+  if (experts.shared_intermediate_size == 0) return;
+  const std::string shared = prefix + names.shared + ".";
+  load_mlp({.gate = shared + names.shared_gate_proj,
+            .up = shared + names.shared_up_proj,
+            .down = shared + names.shared_down,
+            .gate_up = names.shared_gate_up.empty() ? "" : shared + names.shared_gate_up},
+           experts.shared_intermediate_size, spec, loader, layer);
+}
+
 DecoderLayerWeights load_layer(const ModelSpec& spec, std::int64_t index, WeightLoader& loader) {
   const std::string prefix = concat("model.layers.", index, ".");
   const std::string attention = prefix + "self_attn.";
@@ -27,7 +60,6 @@ DecoderLayerWeights load_layer(const ModelSpec& spec, std::int64_t index, Weight
   const std::int64_t query_size = spec.num_heads * spec.head_dim;
   const std::int64_t key_size = spec.num_kv_heads * spec.head_dim;
   const std::int64_t hidden = spec.hidden_size;
-  const std::int64_t intermediate = spec.intermediate_size;
   const std::int64_t interleaved = spec.rope.interleaved ? spec.rope.rotary_dim : 0;
 
   const auto norm = [&](const std::string& name) {
@@ -51,24 +83,29 @@ DecoderLayerWeights load_layer(const ModelSpec& spec, std::int64_t index, Weight
   }
   LinearRowParallel output(loader.linear(
       {{attention + "o_proj", Role::attention_output, hidden, query_size, spec.output_bias, spec.head_dim}}));
-  DeviceBuffer attention_output_norm = norm(spec.norms.attention_output);
-  DeviceBuffer mlp_input_norm = norm(spec.norms.mlp_input);
-  std::vector<ProjectionRequest> gates{{mlp + "gate_proj", Role::gate, intermediate, hidden, spec.mlp_bias},
-                                       {mlp + "up_proj", Role::up, intermediate, hidden, spec.mlp_bias}};
-  if (spec.fused_gate_up) fuse(mlp + "gate_up_proj", gates);
-  LinearColParallelMerged gate_up(loader.linear(gates));
-  LinearRowParallel down(loader.linear({{mlp + "down_proj", Role::down, hidden, intermediate, spec.mlp_bias}}));
-  DeviceBuffer mlp_output_norm = norm(spec.norms.mlp_output);
-  return {.attention_input_norm = std::move(attention_input_norm),
-          .qkv = std::move(qkv),
-          .query_norm = std::move(query_norm),
-          .key_norm = std::move(key_norm),
-          .attention_output = std::move(output),
-          .attention_output_norm = std::move(attention_output_norm),
-          .mlp_input_norm = std::move(mlp_input_norm),
-          .gate_up = std::move(gate_up),
-          .down = std::move(down),
-          .mlp_output_norm = std::move(mlp_output_norm)};
+  DecoderLayerWeights layer{.attention_input_norm = std::move(attention_input_norm),
+                            .qkv = std::move(qkv),
+                            .query_norm = std::move(query_norm),
+                            .key_norm = std::move(key_norm),
+                            .attention_output = std::move(output),
+                            .attention_output_norm = norm(spec.norms.attention_output),
+                            .mlp_input_norm = norm(spec.norms.mlp_input),
+                            .mlp_output_norm = norm(spec.norms.mlp_output)};
+  if (spec.sinks) {
+    const std::string name = attention + "sinks";
+    layer.sinks = loader.head_norm(loader.contains(name + ".weight") ? name + ".weight" : name,
+                                   {.name = name, .role = Role::query, .out_features = spec.num_heads});
+  }
+  if (spec.has_experts(index)) {
+    load_experts(spec, prefix, loader, layer);
+  } else {
+    load_mlp({.gate = mlp + "gate_proj",
+              .up = mlp + "up_proj",
+              .down = mlp + "down_proj",
+              .gate_up = spec.fused_gate_up ? mlp + "gate_up_proj" : ""},
+             spec.intermediate_size, spec, loader, layer);
+  }
+  return layer;
 }
 
 }  // namespace
@@ -81,6 +118,7 @@ DecoderWeights load_decoder_weights(const ModelSpec& spec, WeightLoader& loader)
   weights.final_norm = loader.norm("model.norm.weight", spec.hidden_size, spec.norm_offset);
   for (std::int64_t i = 0; i < spec.num_layers; ++i) weights.layers.push_back(load_layer(spec, i, loader));
   const auto& bytes = loader.bytes_by_dtype();
+  weights.num_chosen = spec.experts.num_chosen;
   weights.dtype = static_cast<DType>(std::distance(bytes.begin(), std::ranges::max_element(bytes)));
   return weights;
 }
@@ -90,11 +128,14 @@ std::int64_t DecoderWeights::bytes_per_step() const {
   std::int64_t bytes = static_cast<std::int64_t>(head->nbytes()) + floats(final_norm);
   if (embedding != head) bytes += static_cast<std::int64_t>(embedding->nbytes()) / embedding->rows();
   for (const DecoderLayerWeights& layer : layers) {
-    for (const DeviceBuffer* norm : {&layer.attention_input_norm, &layer.query_norm, &layer.key_norm,
-                                     &layer.attention_output_norm, &layer.mlp_input_norm, &layer.mlp_output_norm}) {
+    for (const DeviceBuffer* norm :
+         {&layer.attention_input_norm, &layer.query_norm, &layer.key_norm, &layer.attention_output_norm,
+          &layer.mlp_input_norm, &layer.mlp_output_norm, &layer.sinks, &layer.choice_bias}) {
       bytes += floats(*norm);
     }
     bytes += layer.qkv.nbytes() + layer.attention_output.nbytes() + layer.gate_up.nbytes() + layer.down.nbytes();
+    if (layer.experts == nullptr) continue;
+    bytes += layer.router->nbytes() + layer.experts->nbytes() * num_chosen / layer.experts->shape().all_experts;
   }
   return bytes;
 }

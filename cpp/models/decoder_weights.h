@@ -21,9 +21,14 @@ struct DecoderLayerWeights {
   LinearRowParallel attention_output;  // num_heads * head_dim -> hidden
   DeviceBuffer attention_output_norm;  // [hidden_size] or empty
   DeviceBuffer mlp_input_norm;         // [hidden_size] or empty
-  LinearColParallelMerged gate_up;     // hidden -> 2 * intermediate
-  LinearRowParallel down;              // intermediate -> hidden
+  LinearColParallelMerged gate_up;     // hidden -> 2 * intermediate: of the MLP, or of the shared expert, or nothing
+  LinearRowParallel down;              // intermediate -> hidden, the same
   DeviceBuffer mlp_output_norm;        // [hidden_size] or empty
+  DeviceBuffer sinks;                  // [num_heads] or empty (ScoreRule)
+  // Null in layers with an MLP.
+  std::unique_ptr<const Experts> experts;
+  std::unique_ptr<const Linear> router;  // hidden -> all experts, and the shared expert's gate
+  DeviceBuffer choice_bias;              // [all experts] or empty
 };
 
 struct DecoderWeights {
@@ -31,9 +36,10 @@ struct DecoderWeights {
   std::shared_ptr<const Matrix> head;       // the same; the embedding itself when tied
   DeviceBuffer final_norm;                  // [hidden_size]
   std::vector<DecoderLayerWeights> layers;
+  std::int64_t num_chosen = 0;    // experts that a token takes
   DType dtype = DType::f32;       // format of most of the matrices' bytes
   std::uint64_t fingerprint = 0;  // see Model::fingerprint
-  // Bytes that a decode step of one token reads: everything but the embedding's other rows.
+  // Bytes that a decode step of one token reads: everything but the embedding's other rows and the other experts.
   std::int64_t bytes_per_step() const;
 };
 

@@ -64,15 +64,24 @@ void add_spec(Hash& hash, const ModelSpec& spec) {
         static_cast<std::uint64_t>(spec.activation), static_cast<std::uint64_t>(spec.qk_norm)}) {
     hash.add(value);
   }
+  const ExpertSpec& experts = spec.experts;
+  for (const std::uint64_t value :
+       {static_cast<std::uint64_t>(experts.num_chosen), static_cast<std::uint64_t>(experts.scores),
+        std::uint64_t{experts.normalized}, std::uint64_t{experts.choice_biased}, std::uint64_t{experts.shared_gated},
+        std::uint64_t{experts.alternating}, std::uint64_t{spec.sinks}}) {
+    hash.add(value);
+  }
+  hash.add(experts.scale);
+  hash.add(std::as_bytes(std::span(experts.in_layer)));
   hash.add(std::as_bytes(std::span(spec.rotates)));
   hash.add(std::as_bytes(std::span(spec.window)));
   hash.add(std::as_bytes(std::span(spec.eos_token_ids)));
 }
 
-std::uint64_t hash_tensor(const std::string& name, const TensorData& tensor) {
+std::uint64_t hash_tensor(const std::string& name, const StoredTensor& tensor) {
   Hash hash;
   hash.add(std::as_bytes(std::span(name)));
-  hash.add(static_cast<std::uint64_t>(tensor.dtype));
+  hash.add(std::as_bytes(std::span(tensor.type)));
   hash.add(std::as_bytes(std::span(tensor.shape)));
   const std::span<const std::byte> bytes = tensor.bytes;
   if (bytes.size() <= kMostBlocks * kBlockBytes) {
@@ -96,7 +105,7 @@ std::uint64_t fingerprint(const ModelSpec& spec, const WeightSource& source, Thr
   std::vector<std::uint64_t> tensors(names.size());
   pool.parallel_for(std::ssize(names), [&](std::int64_t index, int) {
     const auto i = static_cast<std::size_t>(index);
-    tensors[i] = hash_tensor(names[i], source.tensor(names[i]));
+    tensors[i] = hash_tensor(names[i], source.stored(names[i]));
   });
   Hash hash;
   add_spec(hash, spec);

@@ -89,45 +89,78 @@ ColumnBlocks column_blocks(const ModelSpec& spec, const WeightSource& source) {
     blocks.attention_output =
         std::max(blocks.attention_output, block_size_of(source, layer + "self_attn.o_proj.weight"));
     blocks.down = std::max(blocks.down, block_size_of(source, layer + "mlp.down_proj.weight"));
+    if (!spec.has_experts(i)) continue;
+    const ExpertNames& names = spec.experts.names;
+    blocks.down =
+        std::max(blocks.down, block_size_of(source, concat(layer, names.shared, ".", names.shared_down, ".weight")));
+    const DType down = ExpertFiles(source, layer, spec).dtype(0, ExpertMatrix::down);
+    blocks.expert_down = std::max(blocks.expert_down, dtype_info(down).block_size);
   }
   return blocks;
+}
+
+void refuse_what_device_lacks(const ModelSpec& spec, const std::string& path, const Device& device) {
+  const auto refuse = [&](const char* what) {
+    throw InputError(concat("'", path, "': ", spec.family, " ", what, ", which ", device.device_name(),
+                            " can't do yet: --device cpu can"));
+  };
+  if (spec.score_cap != 0.0 && !device.caps_scores()) refuse("caps attention scores");
+  if (spec.sinks && !device.takes_sinks()) refuse("has attention sinks");
+  if (spec.experts.num_experts > 0 && !device.computes_experts()) refuse("is a mixture of experts");
+}
+
+// Weights are copied in the layout of the device's kernels, so where that is the host's memory the file's pages don't
+// stand in for them. A device with memory of its own says itself when it has too little.
+void refuse_what_does_not_fit(const std::string& path, std::int64_t bytes, Device& device) {
+  if (device.has_own_memory()) return;
+  const std::int64_t available = device.available_memory();
+  if (bytes <= available) return;
+  constexpr std::int64_t mebibyte = std::int64_t{1} << 20;
+  throw InputError(concat("'", path, "': its weights take ", bytes / mebibyte, " MiB of memory, and ",
+                          available / mebibyte, " MiB are available: use a smaller model, or one in fewer bits"));
 }
 
 }  // namespace
 
 std::unique_ptr<Model> load_model(const std::string& path, Device& device, const LoadProgress& progress,
-                                  LoadFormat format) {
+                                  LoadFormat format, ExpertCut expert_cut) {
   const bool dummy = format == LoadFormat::dummy;
   const std::unique_ptr<WeightSource> source = open_weights(path, !dummy);
   ModelSpec spec = read_model_spec(*source);
   const bool is_primary = device.rank() == 0;
   untie_own_head(*source, is_primary, spec);
-  if (spec.score_cap != 0.0 && !device.caps_scores()) {
-    throw InputError(concat("'", path, "': ", spec.family, " caps attention scores, which ", device.device_name(),
-                            " can't do yet: --device cpu can"));
+  refuse_what_device_lacks(spec, path, device);
+  if (expert_cut == ExpertCut::whole && spec.experts.num_experts == 0) {
+    throw InputError(
+        concat("'", path, "': ", spec.family, " has no experts: --expert-parallel is for mixtures of them"));
   }
-  shard_of(spec, device.num_ranks(), dummy ? ColumnBlocks{} : column_blocks(spec, *source));  // refuses what can't be
+  // Refuses what can't be cut.
+  shard_of(spec, device.num_ranks(), dummy ? ColumnBlocks{} : column_blocks(spec, *source), expert_cut);
 
   std::int64_t total = 0;
   if (!dummy) {
-    WeightLoader check(*source, device, WeightLoader::Pass::check, [&](std::int64_t bytes) { total += bytes; });
+    WeightLoader check(
+        *source, device, WeightLoader::Pass::check, [&](std::int64_t bytes) { total += bytes; }, expert_cut);
     load_decoder_weights(spec, check);
     read_frequency_factors(*source, check, spec.rope);
     if (is_primary) log_unread(*source, spec, check);
+    refuse_what_does_not_fit(path, total, device);
   }
 
   std::int64_t done = 0;
-  WeightLoader load(*source, device, dummy ? WeightLoader::Pass::dummy : WeightLoader::Pass::load,
-                    [&](std::int64_t bytes) {
-                      done += bytes;
-                      device.pool().progress().advance();
-                      if (progress && !dummy) progress(std::min(done, total), total);
-                    });
+  WeightLoader load(
+      *source, device, dummy ? WeightLoader::Pass::dummy : WeightLoader::Pass::load,
+      [&](std::int64_t bytes) {
+        done += bytes;
+        device.pool().progress().advance();
+        if (progress && !dummy) progress(std::min(done, total), total);
+      },
+      expert_cut);
   DecoderWeights weights = load_decoder_weights(spec, load);
   if (!dummy) read_frequency_factors(*source, load, spec.rope);
   // Now that the file's pages are in memory, most of it costs no reading.
   if (!dummy && device.num_ranks() > 1) weights.fingerprint = fingerprint(spec, *source, device.pool());
-  return make_decoder(std::move(spec), std::move(weights), device);
+  return make_decoder(std::move(spec), std::move(weights), device, expert_cut);
 }
 
 }  // namespace minisgl

@@ -8,6 +8,7 @@
 
 #include "kernels/device.h"
 #include "models/model.h"
+#include "models/model_shard.h"
 
 namespace minisgl {
 
@@ -21,6 +22,6 @@ using LoadProgress = std::function<void(std::int64_t, std::int64_t)>;
 // Each of several ranks loads the part that its device's rank computes. Throws InputError with one clear
 // sentence. `device` outlives the model.
 std::unique_ptr<Model> load_model(const std::string& path, Device& device, const LoadProgress& progress,
-                                  LoadFormat format = LoadFormat::files);
+                                  LoadFormat format = LoadFormat::files, ExpertCut expert_cut = ExpertCut::width);
 
 }  // namespace minisgl

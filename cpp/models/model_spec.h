@@ -1,4 +1,4 @@
-// A dense decoder described by data: what a family's file fills in and the forward pass reads.
+// A decoder described by data: what a family's file fills in and the forward pass reads.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/activation.h"
+#include "kernels/router.h"
 
 namespace minisgl {
 
@@ -35,6 +36,38 @@ struct LayerNorms {
   std::string attention_output;  // of what attention adds to the residual, before it is added
   std::string mlp_input = "post_attention_layernorm";
   std::string mlp_output;
+};
+
+// Names of a layer's experts in Hugging Face's files, behind "model.layers.N.". Each expert may have its matrices
+// (experts.0.gate_proj.weight), or all experts together (experts.gate_proj.weight), of which gate and up may be one
+// (experts.gate_up_proj, with or without ".weight"); the loader takes what the file has.
+struct ExpertNames {
+  std::string router = "mlp.gate";
+  std::string experts = "mlp.experts";
+  std::string gate = "gate_proj", up = "up_proj", down = "down_proj", gate_up = "gate_up_proj";
+  std::string shared = "mlp.shared_expert";
+  std::string shared_gate_up;  // where gate and up of the shared expert are one matrix
+  std::string shared_gate_proj = "gate_proj", shared_up_proj = "up_proj", shared_down = "down_proj";
+  std::string shared_gate = "mlp.shared_expert_gate";  // RouterRule::Shared::gated
+  std::string choice_bias = "mlp.gate.e_score_correction_bias";
+};
+
+// What stands in the MLP's place in layers with experts.
+struct ExpertSpec {
+  std::int64_t num_experts = 0;  // 0: the model has none
+  std::int64_t num_chosen = 0;
+  std::int64_t intermediate_size = 0;
+  std::vector<std::uint8_t> in_layer;  // [num_layers] whether a layer has experts; empty: all have
+  RouterRule::Scores scores = RouterRule::Scores::softmax;
+  bool normalized = false;
+  double scale = 1.0;
+  bool biased = false;                        // whether router, gate, up and down have biases
+  bool choice_biased = false;                 // RouterRule::choice_bias
+  std::int64_t shared_intermediate_size = 0;  // of the expert that every token takes; 0: there is none
+  bool shared_gated = false;                  // RouterRule::Shared::gated
+  // Whether experts.gate_up_proj has gate and up in turn, in columns where it is no blocks (gpt-oss).
+  bool alternating = false;
+  ExpertNames names;
 };
 
 struct ModelSpec {
@@ -72,6 +105,12 @@ struct ModelSpec {
   bool qkv_bias = false;
   bool output_bias = false;  // whether the attention's output projection has one
   bool mlp_bias = false;
+  bool sinks = false;  // ScoreRule::sinks: self_attn.sinks
+  ExpertSpec experts;
+  // Whether a layer has experts in place of an MLP.
+  bool has_experts(std::int64_t layer) const {
+    return experts.num_experts > 0 && (experts.in_layer.empty() || experts.in_layer[static_cast<std::size_t>(layer)]);
+  }
   QueryKeyNorm qk_norm = QueryKeyNorm::none;
   bool fused_qkv = false;      // whether files have queries, keys and values as one matrix, qkv_proj
   bool fused_gate_up = false;  // whether they have gate and up as one, gate_up_proj

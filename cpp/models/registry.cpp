@@ -19,11 +19,19 @@ struct Family {
   ModelSpec (*read)(const ConfigReader&);
 };
 
-constexpr std::array<Family, 18> families{{
+constexpr std::array<Family, 26> families{{
     {"LlamaForCausalLM", "llama", read_llama},
     {"MistralForCausalLM", "mistral", read_mistral},
     {"Qwen2ForCausalLM", "qwen2", read_qwen2},
     {"Qwen3ForCausalLM", "qwen3", read_qwen3},
+    {"Qwen2MoeForCausalLM", "qwen2_moe", read_qwen2_moe},
+    {"Qwen3MoeForCausalLM", "qwen3_moe", read_qwen3_moe},
+    {"MixtralForCausalLM", "mixtral", read_mixtral},
+    {"OlmoeForCausalLM", "olmoe", read_olmoe},
+    {"GraniteMoeForCausalLM", "granitemoe", read_granite_moe},
+    {"GraniteMoeSharedForCausalLM", "granitemoeshared", read_granite_moe},
+    {"GptOssForCausalLM", "gpt_oss", read_gpt_oss},
+    {"Glm4MoeForCausalLM", "glm4_moe", read_glm4_moe},
     {"Phi3ForCausalLM", "phi3", read_phi3},
     {"GraniteForCausalLM", "granite", read_granite},
     {"Olmo2ForCausalLM", "olmo2", read_olmo2},
@@ -91,6 +99,8 @@ nlohmann::json text_config(const nlohmann::json& config) {
 void refuse_quantized_safetensors(const ConfigReader& config) {
   if (!config.has("quantization_config")) return;
   const ConfigReader quantization = config.object("quantization_config");
+  // gpt-oss's experts, which the loader takes as they are.
+  if (quantization.text("quant_method", "") == "mxfp4") return;
   config.fail(concat("weights quantised with ", quote_name(quantization.text("quant_method", "an unnamed method")),
                      " are not supported: use the model in bf16, f16 or f32, or as a GGUF file"));
 }
@@ -113,6 +123,7 @@ ModelSpec read_model_spec(const WeightSource& source) {
   ModelSpec spec = family.read(config);
   spec.family = family.model_type;
   if (source.has_whole_norms()) spec.norm_offset = 0.0;
+  if (source.names_experts_alike()) spec.experts.names = {};
   spec.rope.interleaved = spec.rope.interleaved || source.interleaved_rope();
   return spec;
 }

@@ -27,6 +27,14 @@ T element(std::span<const std::byte> bytes, std::int64_t index) {
   return value;
 }
 
+// Files don't promise that either.
+void align(MatrixPart& part) {
+  if (reinterpret_cast<std::uintptr_t>(part.bytes.data()) % sizeof(float) == 0) return;
+  part.staging = AlignedBuffer(part.bytes.size());
+  std::memcpy(part.staging.data(), part.bytes.data(), part.bytes.size());
+  part.bytes = {part.staging.data(), part.staging.size()};
+}
+
 // Of the first `interleaved` rows of each head, rows 2i and 2i + 1 rotate together in the file; here rows i and
 // i + interleaved / 2 do.
 AlignedBuffer halves_order(std::span<const std::byte> raw, std::int64_t rows, const ProjectionRequest& request,
@@ -49,8 +57,13 @@ AlignedBuffer halves_order(std::span<const std::byte> raw, std::int64_t rows, co
 }  // namespace
 
 WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass,
-                           std::function<void(std::int64_t)> on_bytes)
-    : source_(source), device_(device), pass_(pass), on_bytes_(std::move(on_bytes)), bytes_by_dtype_(num_dtypes, 0) {}
+                           std::function<void(std::int64_t)> on_bytes, ExpertCut expert_cut)
+    : source_(source),
+      device_(device),
+      pass_(pass),
+      expert_cut_(expert_cut),
+      on_bytes_(std::move(on_bytes)),
+      bytes_by_dtype_(num_dtypes, 0) {}
 
 TensorData WeightLoader::checked(const std::string& name, const std::vector<std::int64_t>& shape) {
   TensorData tensor = source_.tensor(name);
@@ -161,10 +174,8 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
     if (request.interleaved > 0) {
       part.staging = halves_order(part.bytes, rows, request, device_.pool());
       part.bytes = {part.staging.data(), part.staging.size()};
-    } else if (reinterpret_cast<std::uintptr_t>(part.bytes.data()) % sizeof(float) != 0) {
-      part.staging = AlignedBuffer(part.bytes.size());
-      std::memcpy(part.staging.data(), part.bytes.data(), part.bytes.size());
-      part.bytes = {part.staging.data(), part.staging.size()};
+    } else {
+      align(part);
     }
     matrix = device_.make_matrix(tensor.dtype, rows, cols, part.bytes);
     release_pages(part.read);
@@ -196,6 +207,53 @@ std::unique_ptr<const Linear> WeightLoader::linear(const std::vector<ProjectionR
   std::vector<Projection> outputs;
   for (const ProjectionRequest& request : requests) outputs.push_back(projection(request));
   return pass_ == Pass::check ? nullptr : device_.make_linear(std::move(outputs));
+}
+
+std::unique_ptr<const Experts> WeightLoader::experts(const std::string& prefix, const ModelSpec& spec) {
+  const ModelShard shard = shard_of(spec, device_.num_ranks(), {}, expert_cut_);
+  const ExpertsShape shape = experts_shape(spec, shard, device_.rank());
+  if (pass_ == Pass::dummy) {
+    const std::int64_t elements = 3 * shape.num_experts * shape.hidden_size * shape.intermediate_size;
+    bytes_by_dtype_[static_cast<std::size_t>(DType::bf16)] += row_bytes(DType::bf16, elements);
+    on_bytes_(row_bytes(DType::bf16, elements));
+    const auto maker = device_.make_experts(shape);
+    maker->put_random();
+    return maker->finish();
+  }
+  const ExpertFiles files(source_, prefix, spec);
+  read_.insert(files.names().begin(), files.names().end());
+  const auto maker = pass_ == Pass::load ? device_.make_experts(shape) : nullptr;
+  for (std::int64_t i = 0; i < shape.num_experts; ++i) {
+    for (const ExpertMatrix which : {ExpertMatrix::gate, ExpertMatrix::up, ExpertMatrix::down}) {
+      put_expert(files, shape.first_expert + i, which, shape, i, maker.get());
+    }
+  }
+  return maker ? maker->finish() : nullptr;
+}
+
+// One matrix of an expert, or its part. Without a maker its bytes are counted.
+void WeightLoader::put_expert(const ExpertFiles& files, std::int64_t expert, ExpertMatrix which,
+                              const ExpertsShape& shape, std::int64_t place, ExpertsMaker* maker) {
+  const bool is_down = which == ExpertMatrix::down;
+  const DType dtype = files.dtype(expert, which);
+  const std::int64_t rows = is_down ? shape.hidden_size : shape.intermediate_size;
+  const std::int64_t cols = is_down ? shape.intermediate_size : shape.hidden_size;
+  const std::int64_t num_bytes = rows * row_bytes(dtype, cols);
+  bytes_by_dtype_[static_cast<std::size_t>(dtype)] += num_bytes;
+  if (maker != nullptr) {
+    AlignedBuffer whole;
+    const MatrixBytes matrix = files.matrix(expert, which, device_.pool(), whole);
+    const bool is_cut = expert_cut_ == ExpertCut::width;
+    const Slice slice{is_cut ? device_.rank() * shape.intermediate_size : 0, shape.intermediate_size};
+    MatrixPart part = take_part(matrix, is_down ? Cut::columns : Cut::rows, slice, device_.pool());
+    align(part);
+    std::vector<float> bias = files.bias(expert, which);
+    if (is_down && is_cut && device_.rank() > 0) bias.clear();  // rank 0 alone adds it
+    if (!is_down && !bias.empty()) bias = {bias.begin() + slice.first, bias.begin() + slice.first + slice.count};
+    maker->put(place, which, dtype, part.bytes, bias);
+    if (whole.size() == 0) release_pages(part.read);
+  }
+  on_bytes_(num_bytes);
 }
 
 }  // namespace minisgl

@@ -12,6 +12,8 @@
 #include "io/weight_source.h"
 #include "kernels/device.h"
 #include "layers/sharding.h"
+#include "models/expert_files.h"
+#include "models/model_shard.h"
 
 namespace minisgl {
 
@@ -44,7 +46,8 @@ struct ProjectionRequest {
 class WeightLoader {
  public:
   enum class Pass { check, load, dummy };  // dummy: nothing is read; matrices are random, norms 1, biases 0
-  WeightLoader(const WeightSource& source, Device& device, Pass pass, std::function<void(std::int64_t)> on_bytes);
+  WeightLoader(const WeightSource& source, Device& device, Pass pass, std::function<void(std::int64_t)> on_bytes,
+               ExpertCut expert_cut = ExpertCut::width);
 
   std::vector<float> vector(const std::string& name, std::int64_t size);
   // The same plus `offset`, on the device.
@@ -55,6 +58,8 @@ class WeightLoader {
   std::shared_ptr<const Matrix> vocabulary(const std::string& name, std::int64_t vocab_size, std::int64_t hidden_size);
   // Projections of one input, merged.
   std::unique_ptr<const Linear> linear(const std::vector<ProjectionRequest>& requests);
+  // The experts of the layer whose tensors' names begin with `prefix`, of which the rank has its part.
+  std::unique_ptr<const Experts> experts(const std::string& prefix, const ModelSpec& spec);
 
   bool contains(const std::string& name) const { return source_.contains(name); }
   // Tensors of the source that nobody has asked for so far, sorted.
@@ -70,11 +75,14 @@ class WeightLoader {
   DeviceBuffer on_device(const std::vector<float>& values);
   std::vector<float> elements(const std::string& name, std::int64_t size, const Slice& wanted);
   TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape);
+  void put_expert(const ExpertFiles& files, std::int64_t expert, ExpertMatrix which, const ExpertsShape& shape,
+                  std::int64_t place, ExpertsMaker* maker);
   TensorData whole_matrix(const std::string& name, const ProjectionRequest& request);
 
   const WeightSource& source_;
   Device& device_;
   Pass pass_;
+  ExpertCut expert_cut_;
   std::function<void(std::int64_t)> on_bytes_;  // called with the bytes of each tensor that is done
   std::vector<std::int64_t> bytes_by_dtype_;    // [number of DTypes]
   std::unordered_set<std::string> read_;        // names of the tensors asked for

@@ -1,6 +1,7 @@
 // One list of buffers, both to reserve them and to say what they take.
 #include "models/workspace.h"
 
+#include <algorithm>
 #include <bit>
 
 namespace minisgl {
@@ -17,14 +18,28 @@ void RowBuffer::reserve(Hardware& device, std::int64_t num_rows) {
   ++writes_;
 }
 
+ExpertScratch::ExpertScratch(const Ops& ops, const ModelSpec& spec, const ModelShard& shard)
+    : ops_(ops), shape_(experts_shape(spec, shard, 0)), rule_(router_rule(spec, nullptr)) {}
+
+std::int64_t ExpertScratch::bytes_for(std::int64_t num_rows) const {
+  if (shape_.num_experts == 0) return 0;
+  const auto rows = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(num_rows)));
+  return ops_.experts_scratch_bytes(shape_, rule_, rows);
+}
+
+void ExpertScratch::reserve(Hardware& device, std::int64_t num_rows) {
+  const auto bytes = static_cast<std::size_t>(bytes_for(num_rows));
+  if (bytes > data_.size()) data_ = device.allocate(bytes);
+}
+
 Workspace::Workspace(const ModelSpec& spec, const ModelShard& shard, int num_ranks, DType act)
     : residual(act, spec.hidden_size),
       normed(act, spec.hidden_size),
       delta(act, spec.hidden_size),
       qkv(act, (shard.num_heads + 2 * shard.num_kv_heads) * spec.head_dim),
       attention(act, shard.num_heads * spec.head_dim),
-      gate_up(act, 2 * shard.intermediate_size),
-      activated(act, shard.intermediate_size),
+      gate_up(act, 2 * std::max(shard.intermediate_size, shard.shared_intermediate_size)),
+      activated(act, std::max(shard.intermediate_size, shard.shared_intermediate_size)),
       last_residual(act, spec.hidden_size),
       last_attention(act, shard.num_heads * spec.head_dim),
       logits(DType::f32, spec.vocab_size),

@@ -1,9 +1,12 @@
 // Activations of a decoder's step: every buffer with its shape, and what they take together.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/hardware.h"
+#include "kernels/ops.h"
 #include "models/model_shard.h"
 #include "models/model_spec.h"
 
@@ -21,6 +24,21 @@ class RowBuffer {
   DType dtype_;
   std::int64_t width_;
   WriteCount writes_ = 0;
+  DeviceBuffer data_;
+};
+
+// What experts compute in (Ops::experts), for powers of two rows. Nothing where a model has none.
+class ExpertScratch {
+ public:
+  ExpertScratch(const Ops& ops, const ModelSpec& spec, const ModelShard& shard);
+  void reserve(Hardware& device, std::int64_t num_rows);
+  std::int64_t bytes_for(std::int64_t num_rows) const;
+  std::span<std::byte> bytes() { return {data_.data(), data_.size()}; }
+
+ private:
+  const Ops& ops_;
+  ExpertsShape shape_;
+  RouterRule rule_;
   DeviceBuffer data_;
 };
 

@@ -132,6 +132,7 @@ class EngineOptions(TypedDict, total=False):
     disable_prefix_cache: bool
     report_blocks: bool
     load_format: str
+    expert_parallel: bool
     cache_dir: str
 
 class Place:
@@ -260,6 +261,7 @@ class Model:
         max_tokens: int = 4096,
         device: str = "cpu",
         num_ranks: int = 1,
+        expert_parallel: bool = False,
     ) -> None:
         """num_ranks: the model is cut over so many ranks, threads of this process that share
         num_threads.

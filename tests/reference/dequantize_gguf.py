@@ -2,7 +2,7 @@
 
     python tests/reference/dequantize_gguf.py model.gguf folder
 
-Knows the dense architectures llama, qwen2, qwen3 and gemma3, without rope scaling.
+Knows the architectures llama, qwen2, qwen3, qwen3moe and gemma3, without rope scaling.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
@@ -28,6 +29,7 @@ CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
     "gemma3": Gemma3TextConfig,
+    "qwen3moe": Qwen3MoeConfig,
 }
 MODEL_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -47,6 +49,13 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+EXPERT_NAMES = {
+    **LAYER_NAMES,
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
 GEMMA_NAMES = {
     **LAYER_NAMES,
     "ffn_norm": "pre_feedforward_layernorm",
@@ -55,11 +64,14 @@ GEMMA_NAMES = {
 }
 
 
+OTHER_NAMES = {"gemma3": GEMMA_NAMES, "qwen3moe": EXPERT_NAMES}
+
+
 def huggingface_name(name: str, architecture: str) -> str:
     stem, ending = name.rsplit(".", 1)
     if stem.startswith("blk."):
         _, layer, part = stem.split(".")
-        names = GEMMA_NAMES if architecture == "gemma3" else LAYER_NAMES
+        names = OTHER_NAMES.get(architecture, LAYER_NAMES)
         return f"model.layers.{layer}.{names[part]}.{ending}"
     return f"{MODEL_NAMES[stem]}.{ending}"
 
@@ -89,6 +101,11 @@ def read_config(reader: GGUFReader) -> tuple[str, PreTrainedConfig]:
         own["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
     else:
         own["rope_parameters"] = rope
+    if architecture == "qwen3moe":
+        own["num_local_experts"] = get("expert_count")
+        own["num_experts_per_tok"] = get("expert_used_count")
+        own["moe_intermediate_size"] = get("expert_feed_forward_length")
+        own["norm_topk_prob"] = True
     heads = get("attention.head_count")
     eos = reader.fields.get("tokenizer.ggml.eos_token_id")
     return architecture, CONFIGS[architecture](
@@ -108,6 +125,19 @@ def read_config(reader: GGUFReader) -> tuple[str, PreTrainedConfig]:
     )
 
 
+def merge_experts(weights: dict[str, torch.Tensor]) -> None:
+    """Gate and up of all experts of a layer as transformers has them: one matrix each."""
+    for name in list(weights):
+        stem, _, ending = name.rpartition("mlp.experts.")
+        if ending == "gate_proj.weight":
+            parts = [
+                weights.pop(f"{stem}mlp.experts.{part}_proj.weight") for part in ("gate", "up")
+            ]
+            weights[f"{stem}mlp.experts.gate_up_proj"] = torch.cat(parts, dim=1)
+        elif ending == "down_proj.weight":
+            weights[f"{stem}mlp.experts.down_proj"] = weights.pop(name)
+
+
 def dequantize_gguf(file: Path, folder: Path) -> None:
     """Writes config.json and model.safetensors."""
     reader = GGUFReader(file)
@@ -125,6 +155,7 @@ def dequantize_gguf(file: Path, folder: Path) -> None:
         weights[name] = torch.from_numpy(np.array(values))
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    merge_experts(weights)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(weights, assign=True, strict=True)

@@ -9,14 +9,14 @@
 #include "core/aligned_buffer.h"
 #include "core/bandwidth.h"
 #include "core/error.h"
-#include "core/half.h"
 #include "core/host_limits.h"
 #include "gemm/gemm.h"
+#include "kernels/cpu/experts.h"
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/random_weights.h"
 #include "kernels/cpu/sampling.h"
 #include "kernels/cpu/seen_tokens.h"
-#include "kernels/philox.h"
 
 namespace minisgl {
 namespace {
@@ -82,17 +82,14 @@ class CpuDevice final : public Device {
     return std::make_shared<const PackedMatrix>(PackedMatrix::pack(dtype, rows, cols, raw, pool_));
   }
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
-    std::vector<std::uint16_t> values(static_cast<std::size_t>(rows * cols));
-    pool_.parallel_for(rows, [&](std::int64_t row, int) {
-      for (std::int64_t i = 0; i < cols; ++i) {
-        const double uniform = philox_uniform(static_cast<std::uint64_t>(row), static_cast<std::uint64_t>(i));
-        values[static_cast<std::size_t>(row * cols + i)] = f32_to_bf16(static_cast<float>(uniform - 0.5) * 0.1f);
-      }
-    });
+    const auto values = random_weights(rows, cols, pool_);
     return make_matrix(DType::bf16, rows, cols, std::as_bytes(std::span(values)));
   }
   std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override {
     return std::make_unique<const CpuLinear>(std::move(outputs));
+  }
+  std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape) override {
+    return cpu_ops::make_experts(shape, pool_);
   }
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
     return std::make_unique<CpuSeenTokens>(vocab_size, in_prompt);
@@ -161,6 +158,20 @@ class CpuDevice final : public Device {
     cpu_ops::gate_rows(pool_, activation, scratch.f32(), {y.rows, y.cols, y.f32(), blocks});
     return with_blocks(LinearInput::written(y, {}), blocks);
   }
+  void experts(const ExpertLayer& layer, const LinearInput& x, std::span<std::byte> scratch, OutputTensor y) override {
+    const std::int64_t num_logits = layer.router.out_features();
+    MINISGL_CHECK(x.cols() == layer.experts.shape().hidden_size && y.cols == x.cols() && y.rows == x.rows());
+    router_logits_.reserve(static_cast<std::size_t>(y.rows * num_logits) * sizeof(float));
+    linear(layer.router, x, Tensor{router_logits_.data(), DType::f32, y.rows, num_logits});
+    cpu_ops::run_experts(layer, {x.form().rows.f32(), router_logits_.as<float>(), y.rows, y.f32()}, scratch,
+                         gemm_workspace_, pool_);
+  }
+  std::int64_t experts_scratch_bytes(const ExpertsShape& shape, const RouterRule& rule,
+                                     std::int64_t num_rows) const override {
+    return cpu_ops::experts_scratch_bytes(shape, rule, num_rows);
+  }
+  bool computes_experts() const override { return true; }
+  bool takes_sinks() const override { return true; }
   Tensor plain_rows(LinearInput& x) override { return x.form().rows; }
   void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
@@ -274,6 +285,7 @@ class CpuDevice final : public Device {
   std::shared_ptr<Communicator> comm_;
   GemmWorkspace gemm_workspace_;
   bool has_quantized_weights_ = false;
+  AlignedBuffer router_logits_;     // [rows, experts] f32
   AlignedBuffer blocks_;            // [rows, cols / 32] ActivationBlocks of the last rows made for a linear
   WriteCount block_writes_ = 0;     // how often blocks_ were written
   std::vector<float> square_sums_;  // [num_rows, 2] of a norm over all heads

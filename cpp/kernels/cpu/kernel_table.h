@@ -57,6 +57,7 @@ struct CpuKernels {
   float (*square_sum)(const float* x, std::int64_t dim);
   void (*silu_mul)(const float* gate, const float* up, std::int64_t dim, float* y);
   void (*gelu_mul)(const float* gate, const float* up, std::int64_t dim, float* y);
+  void (*clamped_silu_mul)(const float* gate, const float* up, std::int64_t dim, float* y);
   void (*scale_and_cap)(float* x, std::int64_t dim, float scale, float cap);  // Ops::scale_logits
   void (*rope)(float* head, const float* cos_sin, int rotary_dim);
   void (*convert)(const float* x, std::int64_t size, DType dtype, std::byte* out);  // f32 to f32, f16 or bf16

@@ -72,7 +72,10 @@ void add_norm_rows(ThreadPool& pool, float* residual, float* delta, const Norm& 
 }
 
 void gate_rows(ThreadPool& pool, Activation activation, const float* gate_up, const NormRows& out) {
-  const auto kernel = activation == Activation::silu ? cpu_kernels().silu_mul : cpu_kernels().gelu_mul;
+  const CpuKernels& kernels = cpu_kernels();
+  const auto kernel = activation == Activation::silu        ? kernels.silu_mul
+                      : activation == Activation::gelu_tanh ? kernels.gelu_mul
+                                                            : kernels.clamped_silu_mul;
   for_each_row(pool, out.num_rows, 2 * out.dim, [&](std::int64_t row) {
     const float* gate = gate_up + row * 2 * out.dim;
     kernel(gate, gate + out.dim, out.dim, out.y + row * out.dim);

@@ -5,6 +5,7 @@
 #include "kernels/cpu/paged_attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -20,7 +21,8 @@ using ops::SequenceRows;
 // A block of queries, where its result goes and which ranges of positions it sees.
 struct Work {
   AttentionBlock block;
-  float* out;  // the first row and head
+  float* out;          // the first row and head
+  const float* sinks;  // [num_heads] of the block, or null
   std::int32_t first_range, num_ranges;
   std::int64_t first_partial;  // index of its first range among all
 };
@@ -77,6 +79,7 @@ std::vector<Work> cut(const QkvView& qkv, std::span<const SequenceRows> sequence
         const AttentionBlock& block = work.block;
         const std::int32_t first_seen = window > 0 ? std::max(0, block.first_position - window + 1) : 0;
         const std::int32_t last_seen = block.first_position + block.num_rows - 1;
+        work.sinks = scores.sinks == nullptr ? nullptr : scores.sinks + head;
         work.out = out + (row * qkv.num_heads + head) * qkv.head_dim;
         work.first_range = first_seen / kAttentionRange;
         work.num_ranges = last_seen / kAttentionRange - work.first_range + 1;
@@ -115,6 +118,9 @@ void fold(const CpuKernels& kernels, const Work& work, std::int64_t out_stride, 
     kernels.attention_merge(total, range_state(i), num_queries, block.head_dim);
   for (int row = 0; row < block.num_rows; ++row) {
     const int first = row * block.num_heads;
+    for (int head = 0; work.sinks != nullptr && head < block.num_heads; ++head) {
+      total.sum[first + head] += std::exp(work.sinks[head] - total.max[first + head]);
+    }
     const AttentionState of_row = {total.max + first, total.sum + first, total.acc + first * block.head_dim};
     kernels.attention_finish(of_row, block.num_heads, block.head_dim, work.out + row * out_stride);
   }

@@ -111,7 +111,9 @@ ModelSpec read_dense(const ConfigReader& config, const DenseDefaults& defaults) 
 
   spec.activation = defaults.activation;
   check_activation(config, spec.activation);
-  if (config.integer("num_experts", 0, 1 << 20, 0) > 0) config.fail("mixtures of experts are not supported");
+  if (!defaults.may_have_experts && config.integer("num_experts", 0, 1 << 20, 0) > 0) {
+    config.fail("mixtures of experts of this family are not supported");
+  }
   return spec;
 }
 

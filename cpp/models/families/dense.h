@@ -20,6 +20,7 @@ struct DenseDefaults {
   const char* norm_eps_key = "rms_norm_eps";
   bool tied_embeddings = false;
   Activation activation = Activation::silu;  // the only one that the family has
+  bool may_have_experts = false;
 };
 
 // Sizes, rope, stop tokens, tied embeddings; full attention in every layer, no biases, no norms on heads.

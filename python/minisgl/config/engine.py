@@ -82,6 +82,11 @@ class EngineSettings:
         choices=LOAD_FORMATS,
         metavar="FORMAT",
     )
+    expert_parallel: bool = option(
+        False,
+        "give each rank whole experts, in place of a part of each (for mixtures of experts with "
+        "--tp)",
+    )
     target_itl_ms: float = option(
         0.0,
         "milliseconds between two tokens of an answer, which long prompts beside it are cut for; "

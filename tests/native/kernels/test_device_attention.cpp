@@ -28,6 +28,7 @@ struct Case {
   std::int32_t window;
   float value_size = 1.0f;
   float sharpness = 1.0f;  // of the softmax
+  bool sinks = false;
 };
 
 std::vector<Case> cases() {
@@ -59,6 +60,17 @@ std::vector<Case> cases() {
   all.push_back({40, 2, 128, 16, DType::f8e4m3, 0});
   for (const int head_dim : {64, 256}) all.push_back({24, 2, head_dim, 16, DType::f8e4m3, 0});  // more than 8
   all.push_back({4, 4, 48, 16, DType::f8e4m3, 0});
+  for (const DType dtype : {DType::bf16, DType::f16, DType::f8e4m3}) {
+    for (const std::int32_t window : {0, 100}) {
+      all.push_back({.num_heads = 16,
+                     .num_kv_heads = 2,
+                     .head_dim = 64,
+                     .page_size = 16,
+                     .kv_dtype = dtype,
+                     .window = window,
+                     .sinks = true});
+    }
+  }
   return all;
 }
 
@@ -76,7 +88,7 @@ INSTANTIATE_TEST_SUITE_P(All, DeviceAttention,
                                   (c.value_size < 1   ? "_small"
                                    : c.value_size > 1 ? "_large"
                                                       : "") +
-                                  (c.sharpness > 1 ? "_sharp" : "");
+                                  (c.sharpness > 1 ? "_sharp" : "") + (c.sinks ? "_sinks" : "");
                          });
 
 // The CPU rounds nothing but its queries to 16 bits beside an int8 cache, the GPU what it multiplies to those of bf16.
@@ -85,9 +97,10 @@ double tolerance_of(DeviceKind kind, const Case& c) {
   return kind == DeviceKind::cuda ? 1.2e-2 : c.kv_dtype == DType::i8 ? 4e-4 : 1e-5 * c.sharpness;
 }
 
-#define MINISGL_SKIP_WITHOUT_CACHE(kind, dtype) \
-  MINISGL_SKIP_WITHOUT(kind);                   \
-  if (!device_of(kind)->supports_kv_dtype(dtype)) GTEST_SKIP() << "no such cache on this device"
+#define MINISGL_SKIP_WITHOUT_CACHE(kind, shape)                                                            \
+  MINISGL_SKIP_WITHOUT(kind);                                                                              \
+  if (!device_of(kind)->supports_kv_dtype(shape.kv_dtype)) GTEST_SKIP() << "no such cache on this device"; \
+  if (shape.sinks && !device_of(kind)->takes_sinks()) GTEST_SKIP() << "no sinks on this device"
 
 // A sequence of which `cached` positions are in the cache before the step computes `rows` more.
 struct Part {
@@ -165,6 +178,14 @@ float scale_of(const Case& c) {
   return static_cast<float>(c.sharpness / std::sqrt(static_cast<double>(c.head_dim)));
 }
 
+// [num_heads] from far below any score to far above.
+std::vector<float> sinks_of(const Case& c) {
+  std::vector<float> sinks = random_floats(c.num_heads, 77, 4.0f);
+  sinks.front() = -30.0f;
+  sinks.back() = 30.0f;
+  return sinks;
+}
+
 // [head_dim] what a row's head comes to, by definition; none where it sees a key that is NaN: nothing is promised then.
 std::optional<std::vector<double>> expected_of(const Case& c, const Contents& contents, std::size_t sequence,
                                                std::int64_t row, int head) {
@@ -179,8 +200,9 @@ std::optional<std::vector<double>> expected_of(const Case& c, const Contents& co
       dot += double{contents.qkv[row * width + head * dim + k]} * contents.keys[at(p) + k];
     scores.push_back(dot * scale_of(c));
   }
-  const double top = *std::ranges::max_element(scores);
-  double total = 0;
+  const double sink = c.sinks ? sinks_of(c)[static_cast<std::size_t>(head)] : -std::numeric_limits<double>::infinity();
+  const double top = std::max(sink, *std::ranges::max_element(scores));
+  double total = std::exp(sink - top);
   std::vector<double> expected(dim, 0.0);
   for (std::int32_t p = first; p <= position; ++p) {
     const double weight = std::exp(scores[p - first] - top);
@@ -213,11 +235,13 @@ void expect_attention(Device& device, const Case& c, const std::vector<Part>& pa
   const DeviceMatrix data(device, dtype, num_rows, shape.row_size(), contents.qkv);
   const DeviceMatrix out(device, dtype, num_rows, c.num_heads * c.head_dim);
   const DeviceKvCache cache(device, c.kv_dtype, contents.num_pages, shape, c.page_size, contents.keys, contents.values);
+  const DeviceMatrix sinks(device, DType::f32, 1, c.num_heads, sinks_of(c));
+  const ScoreRule scores(scale_of(c), 0.0f, c.sinks ? sinks.f32() : nullptr);
   contents.keys = cache.keys();
   contents.values = cache.values();
   device.begin_step({tokens, contents.positions, contents.sequences, {}, c.page_size}, {});
   for (int run = 0; run < 2; ++run) {  // the second finds what the first left of its scratch memory
-    device.paged_attention(data.view(), shape, cache.layer(), scale_of(c), c.window, out.view());
+    device.paged_attention(data.view(), shape, cache.layer(), scores, c.window, out.view());
   }
 
   const auto got = out.values();
@@ -238,7 +262,7 @@ void expect_attention(Device& device, const Case& c, const std::vector<Part>& pa
 
 TEST_P(DeviceAttention, AgreesWithItsDefinition) {
   const auto& [kind, shape] = GetParam();
-  MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape);
   Device& device = *device_of(kind);
   const double tolerance = tolerance_of(kind, shape);
   const std::int32_t page = shape.page_size;
@@ -251,7 +275,7 @@ TEST_P(DeviceAttention, AgreesWithItsDefinition) {
 // 0 * NaN is NaN: a weight of 0 is not enough to keep out what a row does not see.
 TEST_P(DeviceAttention, WhatComesLaterDoesNotReachEarlierRows) {
   const auto& [kind, shape] = GetParam();
-  MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape);
   const double tolerance = tolerance_of(kind, shape);
   const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
   const std::vector<Part> parts{{0, 75}, {41, 33}, {300, 1}};
@@ -262,7 +286,7 @@ TEST_P(DeviceAttention, WhatComesLaterDoesNotReachEarlierRows) {
 
 TEST_P(DeviceAttention, LongPrefill) {
   const auto& [kind, shape] = GetParam();
-  MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape);
   if (shape.page_size == 1) GTEST_SKIP() << "the same code as with larger pages, and slow to prepare";
   const float nan = std::numeric_limits<float>::quiet_NaN();
   expect_attention(*device_of(kind), shape, {{500, 150}, {0, 300}}, tolerance_of(kind, shape),
@@ -272,7 +296,7 @@ TEST_P(DeviceAttention, LongPrefill) {
 // More tiles of queries than a GPU has processors, and of all lengths.
 TEST_P(DeviceAttention, ManyPrefills) {
   const auto& [kind, shape] = GetParam();
-  MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape);
   if (shape.num_kv_heads < 4) GTEST_SKIP() << "the same code as with more, and slow to prepare";
   std::vector<Part> parts;
   for (int i = 0; i < 40; ++i) parts.push_back({i * 37 % 200, 1 + i * 53 % 40});
@@ -282,7 +306,7 @@ TEST_P(DeviceAttention, ManyPrefills) {
 
 TEST_P(DeviceAttention, LongDecode) {
   const auto& [kind, shape] = GetParam();
-  MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape);
   if (shape.page_size == 1) GTEST_SKIP() << "the same code as with larger pages, and slow to prepare";
   expect_attention(*device_of(kind), shape, {{2500, 1}, {127, 1}, {128, 1}}, tolerance_of(kind, shape));
 }
@@ -290,7 +314,7 @@ TEST_P(DeviceAttention, LongDecode) {
 // Blocks of a GPU get pieces with several heads then, and some heads are cut.
 TEST_P(DeviceAttention, ManyDecodes) {
   const auto& [kind, shape] = GetParam();
-  MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape);
   if (kind == DeviceKind::cpu || shape.page_size == 1) GTEST_SKIP() << "slow to prepare, and for GPUs alone";
   std::vector<Part> parts;
   for (std::int32_t i = 0; i < 36; ++i) parts.push_back({i * 397 % 500, 1});

@@ -33,11 +33,26 @@ ARCHITECTURES = {
     "olmo3": "olmo2",
     "cohere": "command-r",
     "gemma3_text": "gemma3",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "mixtral": "llama",
+    "granitemoeshared": "granitemoe",
+    "gpt_oss": "gpt-oss",
 }
 FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 NORMS_BEHIND = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
+}
+EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
 }
 GEMMA_NORMS = {**NORMS_BEHIND, "ffn_norm": "pre_feedforward_layernorm"}
 # Names of an architecture that mean another tensor than in most.
@@ -51,8 +66,12 @@ OWN_NAMES: dict[str, dict[str, str]] = {
     "olmo2": NORMS_BEHIND,
     "gemma2": GEMMA_NORMS,
     "gemma3": GEMMA_NORMS,
+    "gpt-oss": {
+        "post_attention_norm": "post_attention_layernorm",
+        "attn_sinks": "self_attn.sinks",
+    },
 }
-INTERLEAVED = ("llama", "granite", "smollm3")
+INTERLEAVED = ("llama", "granite", "granitemoe", "smollm3")
 
 
 def gguf_name(name: str, architecture: str) -> str:
@@ -61,8 +80,47 @@ def gguf_name(name: str, architecture: str) -> str:
         if stem == theirs:
             return f"{ours}.{ending}"
     _, _, layer, part = stem.split(".", 3)
-    names = {**LAYER_NAMES, **OWN_NAMES.get(architecture, {})}
+    names = {**LAYER_NAMES, **EXPERTS, **OWN_NAMES.get(architecture, {})}
+    if architecture == "gpt-oss":
+        del names["ffn_norm"]
     return next(f"blk.{layer}.{o}.{ending}" for o, theirs in names.items() if theirs == part)
+
+
+def as_gguf_has_them(name: str, values: np.ndarray, family: str) -> dict[str, np.ndarray]:
+    """A tensor of transformers under Hugging Face's names as GGUF files have it: gate and up of
+    experts as tensors of their own, [experts, out, in].
+    """
+    name = name.replace("mlp.router.", "mlp.gate.").replace("block_sparse_moe.router", "mlp.gate")
+    name = name.replace("block_sparse_moe.", "mlp.")
+    for merged in ("mlp.experts.gate_up_proj", "shared_mlp.input_linear.weight"):
+        if not name.removesuffix("_bias").endswith(merged):
+            continue
+        axis = -1 if family == "gpt_oss" else -2
+        if family == "gpt_oss":
+            parts = [values[..., ::2], values[..., 1::2]]
+        else:
+            parts = np.split(values, 2, axis)
+        place = name[: name.index(merged)] + (
+            "mlp.experts." if "experts" in merged else "mlp.shared_expert."
+        )
+        ending = "bias" if name.endswith("_bias") else "weight"
+        return {
+            f"{place}{own}.{ending}": turned(part, family)
+            for own, part in zip(("gate_proj", "up_proj"), parts, strict=True)
+        }
+    name = name.replace("shared_mlp.output_linear", "mlp.shared_expert.down_proj")
+    if name.endswith("experts.down_proj"):
+        return {name + ".weight": turned(values, family)}
+    if name.endswith("shared_expert_gate.weight"):
+        return {name: values[0]}
+    if name.endswith("sinks"):
+        return {name + ".weight": values}
+    return {name.replace("down_proj_bias", "down_proj.bias"): values}
+
+
+def turned(values: np.ndarray, family: str) -> np.ndarray:
+    """Matrices of gpt-oss are [in, out]."""
+    return values.swapaxes(1, 2) if family == "gpt_oss" and values.ndim == 3 else values
 
 
 def write_settings(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
@@ -75,7 +133,17 @@ def write_settings(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
         writer.add_logit_scale(config.logit_scale)
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if family == "granite":
+    if hasattr(config, "num_experts_per_tok"):
+        writer.add_expert_count(
+            config.num_experts if family == "qwen2_moe" else config.num_local_experts
+        )
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        size = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        writer.add_expert_feed_forward_length(size)
+        for key in ("shared_expert_intermediate_size", "shared_intermediate_size"):
+            if hasattr(config, key):
+                writer.add_expert_shared_feed_forward_length(getattr(config, key))
+    if family.startswith("granite"):
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_attention_scale(config.attention_multiplier)
@@ -88,7 +156,7 @@ def write_settings(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     part = rope.get("partial_rotary_factor", 1.0)
     if part != 1.0:
         writer.add_rope_dimension_count(int(part * head_dim_of(config)))
-    if family in ("olmo3", "gemma3_text") and rope["rope_type"] != "default":
+    if family in ("olmo3", "gemma3_text", "gpt_oss") and rope["rope_type"] != "default":
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
         writer.add_rope_scaling_factor(rope["factor"])
         if "original_max_position_embeddings" in rope:
@@ -126,6 +194,26 @@ def random_blocks(
     if minimum is not None:
         blocks[:, place + 2 : place + 4] = (scale * minimum).astype(np.float16).view(np.uint8)
     return blocks.reshape(shape[0], -1)
+
+
+def add_tensor(
+    writer: gguf.GGUFWriter,
+    name: str,
+    values: np.ndarray,
+    quantization: Type,
+    rng: np.random.Generator,
+) -> None:
+    """Vectors, biases and routers stay f32."""
+    values = np.ascontiguousarray(values)
+    if values.ndim == 1 or name.endswith("bias") or "ffn_gate_inp" in name:
+        writer.add_tensor(name, values)
+    elif quantization in UNWRITTEN:
+        rows = values.reshape(-1, values.shape[-1])
+        blocks = random_blocks(rows.shape, quantization, rng).reshape(*values.shape[:-1], -1)
+        writer.add_tensor(name, blocks, raw_dtype=quantization)
+    else:
+        data = gguf.quants.quantize(values, quantization)
+        writer.add_tensor(name, data, raw_dtype=quantization)
 
 
 def write_gguf(
@@ -166,15 +254,8 @@ def write_gguf(
             values = halves_to_interleaved(values, heads[part])
         if architecture.startswith("gemma") and "norm" in part:
             values = values + 1
-        name = gguf_name(name, architecture)
-        if values.ndim == 1:
-            writer.add_tensor(name, values)
-        elif quantization in UNWRITTEN:
-            blocks = random_blocks(values.shape, quantization, rng)
-            writer.add_tensor(name, blocks, raw_dtype=quantization)
-        else:
-            data = gguf.quants.quantize(values, quantization)
-            writer.add_tensor(name, data, raw_dtype=quantization)
+        for own, one in as_gguf_has_them(name, values, config.model_type).items():
+            add_tensor(writer, gguf_name(own, architecture), one, quantization, rng)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

@@ -68,7 +68,7 @@ def refusal(folder: Path) -> str:
         ({"hidden_act": "gelu"}, "hidden_act must be silu, got 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq' are not"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised with 'fp8' are not"),
-        ({"num_experts": 8}, "mixtures of experts are not supported"),
+        ({"num_experts": 8}, "mixtures of experts of this family are not"),
         ({"max_position_embeddings": 0}, "max_position_embeddings must be an integer"),
     ],
 )

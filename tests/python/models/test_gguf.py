@@ -67,12 +67,13 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "cohere2": {"layer_types": None, "num_hidden_layers": 7},
     "gemma2": {"layer_types": None, "num_hidden_layers": 7, "query_pre_attn_scalar": 32},
     "gemma3_text": {"layer_types": None, "num_hidden_layers": 7, "query_pre_attn_scalar": 32},
+    "qwen2_moe": {"mlp_only_layers": []},
 }
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
-    "family", [f for f in FAMILIES if f not in ("ministral", "ministral3", "glm")]
+    "family", [f for f in FAMILIES if f not in ("ministral", "ministral3", "glm", "glm4_moe")]
 )
 def test_families(family: str, tied: bool, tmp_path: Path) -> None:
     """In f32 a GGUF file gives the bits that the folder gives: names, rows and settings agree."""

@@ -15,6 +15,7 @@ from tests.python.models.gguf_files import write_gguf
 from tests.python.models.test_default_model import PROSE, perplexity
 from tests.python.models.tiny_models import (
     FAMILIES,
+    all_chosen,
     assert_chunks_agree,
     check_against_transformers,
     relative_error,
@@ -50,7 +51,7 @@ def assert_same_model(path: Path, num_ranks: int) -> Model:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str, num_ranks: int, tmp_path: Path) -> None:
     # Over 4 ranks, two share one of the two KV heads.
-    save_random_model(tiny_config(family), tmp_path)
+    save_random_model(tiny_config(family, **all_chosen(family)), tmp_path)
     cut = assert_same_model(tmp_path, num_ranks)
     ids = token_ids(40)
     assert_chunks_agree(cut, ids, cut.forward(ids))

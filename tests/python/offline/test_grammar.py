@@ -104,9 +104,9 @@ CASES: dict[str, Case] = {
 PROMPTS = [[1, 2, 3], [4, 5], list(range(1, 100)), [7] * 20]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("grammar") / "tiny")
+@pytest.fixture(scope="module", params=["llama", "qwen3_moe"])
+def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("grammar") / "tiny", family=request.param)
 
 
 @pytest.fixture(scope="module")

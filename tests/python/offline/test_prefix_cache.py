@@ -17,9 +17,9 @@ NUM_CHATS, NUM_TURNS = 6, 3
 SYSTEM = [(31 * i) % 200 + 1 for i in range(75)]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("prefix") / "tiny")
+@pytest.fixture(scope="module", params=["llama", "gpt_oss"])
+def tiny(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("prefix") / "tiny", family=request.param)
 
 
 def params(chat: int) -> SamplingParams:

@@ -1,5 +1,6 @@
 // Operations on one row or one head: norms, SiLU, rotation, conversion. Bound by reading and writing the row.
 #include "core/half.h"
+#include "kernels/activation.h"
 #include "kernels/cpu/isa/kernels.h"
 #include "kernels/cpu/isa/vector_math.h"
 
@@ -102,6 +103,17 @@ void gelu_mul(const float* gate, const float* up, std::int64_t dim, float* y) {
   const F32x8 one = F32x8::splat(1.0f), minus_two_roots = F32x8::splat(-1.5957691216f), cubic = F32x8::splat(0.044715f);
   for_eights(gate, up, dim, y,
              [&](F32x8 g, F32x8 u) { return div(g, one + exp(minus_two_roots * g * fma(cubic, g * g, one))) * u; });
+}
+
+// Activation::clamped_silu
+void clamped_silu_mul(const float* gate, const float* up, std::int64_t dim, float* y) {
+  const F32x8 one = F32x8::splat(1.0f), slope = F32x8::splat(-kClampedSiluSlope);
+  const F32x8 limit = F32x8::splat(kClampedSiluLimit), least = F32x8::splat(-kClampedSiluLimit);
+  for_eights(gate, up, dim, y, [&](F32x8 g, F32x8 u) {
+    g = min(g, limit);
+    u = max(min(u, limit), least);
+    return div(g, one + exp(slope * g)) * (u + one);
+  });
 }
 
 void scale_and_cap(float* x, std::int64_t dim, float scale, float cap) {

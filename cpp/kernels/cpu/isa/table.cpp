@@ -11,6 +11,7 @@ const CpuKernels kernels = {
     .square_sum = square_sum,
     .silu_mul = silu_mul,
     .gelu_mul = gelu_mul,
+    .clamped_silu_mul = clamped_silu_mul,
     .scale_and_cap = scale_and_cap,
     .rope = rope,
     .convert = convert,
