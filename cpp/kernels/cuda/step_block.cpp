@@ -173,7 +173,7 @@ void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const A
     const auto num_pages = static_cast<std::int32_t>(pages_of(sequence, batch.page_size));
     std::copy_n(sequence.page_table, num_pages, host.pages + first_page);
     first_page += num_pages;
-    if (sequence.num_rows > 1) {
+    if (sequence.num_rows > 1 || all_prefills_) {
       host.prefills[data_.num_prefills++] = static_cast<std::int32_t>(i);
       data_.most_prefill_rows = std::max(data_.most_prefill_rows, sequence.num_rows);
     } else {
@@ -191,7 +191,12 @@ void StepBlock::write_rows(const StepBatch& batch, std::int64_t padding, const A
     host.tokens[row] = host.positions[row] = 0;
     host.cache_rows[row] = -1;
     host.sequences[sequence] = {static_cast<std::int32_t>(row), 0, 0, 0};
-    host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(sequence);
+    if (all_prefills_) {
+      host.prefills[data_.num_prefills++] = static_cast<std::int32_t>(sequence);
+      data_.most_prefill_rows = std::max(data_.most_prefill_rows, 1);
+    } else {
+      host.decodes[data_.num_decodes++] = static_cast<std::int32_t>(sequence);
+    }
     host.logit_rows[std::ssize(batch.logit_rows) + i] = static_cast<std::int32_t>(row);
   }
 }

@@ -32,6 +32,8 @@ class StepBlock {
   // The shape of a batch that is filled up to `padded_sequences` sequences of no row, one row and one query each, where
   // that is more than it has.
   static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t padded_sequences);
+  // Sequences of one row are prefills as the others: one kernel computes all rows.
+  void let_prefills_be_all() { all_prefills_ = true; }
   // Whether it goes where the last one was. Else upload() makes room somewhere else.
   bool fits(const Shape& shape) const { return shape.bytes() <= device_.size(); }
 
@@ -69,6 +71,7 @@ class StepBlock {
   DeviceBuffer device_;
   PinnedMemory staging_;
   CudaEvent sent_;
+  bool all_prefills_ = false;
   Arrays host_{};  // of the step at hand, as data_
   StepData data_{};
 };

@@ -49,10 +49,13 @@ void StepSlots::Slot::reserve_outputs(std::int64_t count) {
   outputs = allocate_pinned(static_cast<std::size_t>(count) * sizeof(OutputEntry));
 }
 
-StepSlots::StepSlots(int device_index, cudaStream_t stream, Communicator* comm)
+StepSlots::StepSlots(int device_index, cudaStream_t stream, Communicator* comm, bool all_prefills)
     : device_index_(device_index), stream_(stream), comm_(comm), upload_stream_(make_stream()) {
   for (Slot& slot : slots_) {
     for (CudaEvent* event : {&slot.begun, &slot.paused, &slot.resumed, &slot.done}) *event = make_timed_event();
+    if (!all_prefills) continue;
+    slot.block.let_prefills_be_all();
+    slot.large_block.let_prefills_be_all();
   }
 }
 

@@ -22,8 +22,8 @@ namespace minisgl::cuda {
 
 class StepSlots {
  public:
-  // Steps are queued on `stream`. `comm` (or null) and `stream` outlive the slots.
-  StepSlots(int device_index, cudaStream_t stream, Communicator* comm);
+  // Steps are queued on `stream`. `comm` (or null) and `stream` outlive the slots. all_prefills: see StepBlock.
+  StepSlots(int device_index, cudaStream_t stream, Communicator* comm, bool all_prefills);
 
   // Bytes of the device's memory that reserve() and record() take at most.
   static std::int64_t bytes_for(const StepLimits& limits);
