@@ -2,11 +2,12 @@
 // product; then whole decode steps of models with dummy weights through the engine.
 //
 //   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [qwen3-30b-a3b] [prefill] [disable-overlap]
-//   [fp8] [profile] [b1] [b16] [b64] [b256]
+//   [fp8] [deterministic] [profile] [b1] [b16] [b64] [b256]
 //
 // (default: all but qwen3-30b-a3b, 61 GB of weights, and the last ones from prefill on, and each batch). fp8: the
-// models' cache is of that type. profile: the kernels of a decode step of the models named beside it. Busy: the time
-// from the start to the end of the steps on the device, over the time that they took in all.
+// models' cache is of that type. deterministic: as --deterministic. profile: the kernels of a decode step of the models
+// named beside it. Busy: the time from the start to the end of the steps on the device, over the time that they took in
+// all.
 #include <poll.h>
 
 #include <algorithm>
@@ -358,7 +359,7 @@ void profile_steps(Engine& engine, const char* name, int batch) {
 }
 
 struct ModelRun {
-  bool prefill, overlap, fp8, profile;
+  bool prefill, overlap, fp8, profile, deterministic;
   std::vector<int> batches;
 };
 
@@ -376,7 +377,8 @@ void bench_model(const Shape& shape, double bandwidth, const ModelRun& run) {
                                .max_model_len = 8192,
                                .max_batch_tokens = 8192,
                                .disable_overlap = !run.overlap,
-                               .disable_prefix_cache = true});  // runs ask the same again
+                               .disable_prefix_cache = true,  // runs ask the same again
+                               .deterministic = run.deterministic});
   rank.device->synchronize();
   const double load_seconds = seconds_since(start);
   const std::int64_t weight_bytes = rank.info.weight_bytes;
@@ -437,6 +439,7 @@ int main(int argc, char** argv) try {
                .overlap = !asked("disable-overlap"),
                .fp8 = asked("fp8"),
                .profile = asked("profile"),
+               .deterministic = asked("deterministic"),
                .batches = {}};
   for (const int batch : {1, 16, 64, 256})
     if (asked(("b" + std::to_string(batch)).c_str())) run.batches.push_back(batch);

@@ -34,6 +34,7 @@ const FieldTable<EngineOptions>& readers() {
       {"disable_cuda_graph", into<&EngineOptions::disable_cuda_graph>},
       {"disable_overlap", into<&EngineOptions::disable_overlap>},
       {"disable_prefix_cache", into<&EngineOptions::disable_prefix_cache>},
+      {"deterministic", into<&EngineOptions::deterministic>},
       {"report_blocks", into<&EngineOptions::report_blocks>},
   };
   return table;

@@ -76,6 +76,10 @@ class Communicator {
   // No rank (its stream, where there is one) goes on before all have come here.
   virtual void barrier(StreamHandle stream) = 0;
 
+  // Whether every element is summed in the order of ranks, wherever it lies in whatever sum: the same numbers make the
+  // same bits always.
+  virtual bool sums_by_rank() const { return false; }
+
   // The reduction and what follows it in a layer, in one. False where this communicator has no such thing, or not for
   // this size: then nothing was done, on any rank.
   virtual bool all_reduce_add_rms_norm(const SumAddRmsNorm&, StreamHandle) { return false; }

@@ -19,7 +19,7 @@ enum class GpuSums {
   fastest,     // of the ways below by size, as measured here and now; only those that are possible here
   nccl,        // NCCL, in place
   registered,  // NCCL, through the registered buffer, in pieces of its size
-  peers,       // through each other's memory up to the sizes that there is memory for, larger ones by NCCL in place
+  peers,       // through each other's memory, in pieces that there is memory for; each element in the order of ranks
 };
 
 struct NcclOptions {

@@ -50,6 +50,7 @@ class ShmCommunicator final : public Communicator {
   int size() const override { return group_.size(); }
   int device() const override { return -1; }
 
+  bool sums_by_rank() const override { return true; }
   void all_reduce_sum(void* data, std::int64_t count, DType dtype, StreamHandle) override {
     check_summable(dtype);
     if (size() == 1) return;

@@ -25,6 +25,7 @@ class TcpCommunicator final : public Communicator {
   int size() const override { return mesh_.size(); }
   int device() const override { return -1; }
 
+  bool sums_by_rank() const override { return true; }
   void all_reduce_sum(void* data, std::int64_t count, DType dtype, StreamHandle) override {
     check_summable(dtype);
     const std::int64_t most = kChunkBytes / row_bytes(dtype, 1);

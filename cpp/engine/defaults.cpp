@@ -137,6 +137,7 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.overlap = !options.disable_overlap;
   config.prefix_cache = !options.disable_prefix_cache;
   config.report_blocks = options.report_blocks;
+  config.deterministic = options.deterministic;
   return config;
 }
 

@@ -12,7 +12,8 @@
 namespace minisgl {
 
 std::unique_ptr<Device> make_device(const std::string& name, std::int64_t num_threads,
-                                    std::shared_ptr<Communicator> comm, const std::string& cache_folder) {
+                                    std::shared_ptr<Communicator> comm, const std::string& cache_folder,
+                                    bool deterministic) {
   if (name != "auto" && name != "cpu" && name != "cuda") {
     throw InputError("--device must be auto, cpu or cuda, got " + name);
   }
@@ -21,9 +22,13 @@ std::unique_ptr<Device> make_device(const std::string& name, std::int64_t num_th
   if (name == "cuda" && on_host)
     throw InputError(
         concat("--device cuda does not support ", comm->name(), " between ranks; use --comm auto, nccl or one-shot"));
+  if (deterministic && comm && !comm->sums_by_rank()) {
+    throw InputError("--deterministic needs sums in the order of ranks, which " + comm->name() +
+                     " doesn't promise; use --comm auto");
+  }
   if (name == "cuda" || (name == "auto" && !on_host && num_gpus() > 0)) {
     const int gpu = comm ? comm->device() : 0;
-    return make_cuda_device(gpu, threads, std::move(comm), cache_folder);
+    return make_cuda_device(gpu, threads, std::move(comm), cache_folder, deterministic);
   }
   return make_cpu_device(threads, std::move(comm));
 }

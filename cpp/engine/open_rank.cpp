@@ -16,7 +16,7 @@ LoadedRank load_rank(const EngineOptions& options, const Place& place, const Ran
   }
   const LoadFormat format = options.load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files;
   std::unique_ptr<Device> device =
-      make_device(options.device, options.num_threads, place.device_comm, options.cache_dir);
+      make_device(options.device, options.num_threads, place.device_comm, options.cache_dir, options.deterministic);
   device->pool().report_to(progress.counter);
   progress.counter->set_working(true);
   std::unique_ptr<Model> model = load_model(options.model_path, *device, progress.weights, format,

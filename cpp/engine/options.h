@@ -39,6 +39,7 @@ struct EngineOptions {
   bool disable_cuda_graph = false;    // see EngineConfig
   bool disable_overlap = false;       // see EngineConfig
   bool disable_prefix_cache = false;  // see EngineConfig
+  bool deterministic = false;         // see EngineConfig
   bool report_blocks = false;         // see EngineConfig
 };
 
@@ -66,6 +67,7 @@ struct EngineConfig {
   bool prefix_cache = true;                // what was computed is kept while there is room, and shared
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
   bool report_blocks = false;              // rank 0 says what enters and leaves the prefix cache
+  bool deterministic = false;              // answers depend on nothing but their requests; see make_device()
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
 };
 

@@ -80,6 +80,11 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
         f"with penalties (--max-penalized, {_size(4 * info.max_penalized * info.vocab_size)}), "
         f"{info.max_batch_tokens} tokens per step (--max-batch-tokens)",
     ]
+    if args.deterministic:
+        lines.append(
+            "answers: a request's tokens depend on nothing but itself, bit for bit; prefill and "
+            "small batches are slower on GPUs for it (--deterministic)"
+        )
     if info.free_bytes:
         lines.append(
             f"GPU memory: weights {_size(info.weight_bytes)}, workspace "

@@ -74,11 +74,9 @@ class GpuCommunicator final : public Communicator {
       case GpuSums::nccl: break;
       case GpuSums::registered: table_ = SumTable(SumWay::registered); break;
       case GpuSums::peers:
-        for (int size_class = 0; size_class < SumTable::kNumClasses; ++size_class) {
-          const std::int64_t num_bytes = SumTable::bytes_of(size_class);
-          if (num_bytes <= kMaxTwoShotBytes) table_.set(size_class, SumWay::two_shot);
-          if (num_bytes <= kMaxOneShotBytes) table_.set(size_class, SumWay::one_shot);
-        }
+        table_ = SumTable(SumWay::two_shot);
+        for (int size_class = 0; SumTable::bytes_of(size_class) <= kMaxOneShotBytes; ++size_class)
+          table_.set(size_class, SumWay::one_shot);
     }
     name_ = concat("NCCL ", group_.library().version_text(), ", ", table_.text(), how);
     if (buffer_.is_symmetric()) name_ += concat("; the buffer, of ", buffer_.size(), " bytes, is symmetric memory");
@@ -131,6 +129,8 @@ class GpuCommunicator final : public Communicator {
   }
 
   void barrier(StreamHandle stream) override { all_reduce_sum(barrier_.data(), 1, DType::f32, stream); }
+
+  bool sums_by_rank() const override { return options_.sums == GpuSums::peers; }
 
   bool all_reduce_add_rms_norm(const SumAddRmsNorm& op, StreamHandle stream) override {
     if (table_.way_of(op.rows * row_bytes(op.dtype, op.cols)) != SumWay::one_shot) return false;
@@ -206,7 +206,7 @@ class GpuCommunicator final : public Communicator {
       case SumWay::in_place: return nccl_sum(data, count, dtype, stream);
       case SumWay::registered: return registered_sum(data, count, dtype, stream);
       case SumWay::one_shot: return peers_->all_reduce_sum(PeerAlgorithm::one_shot, data, count, dtype, stream);
-      case SumWay::two_shot: return peers_->all_reduce_sum(PeerAlgorithm::two_shot, data, count, dtype, stream);
+      case SumWay::two_shot: return two_shot_sum(data, count, dtype, stream);
     }
   }
 
@@ -226,6 +226,13 @@ class GpuCommunicator final : public Communicator {
     call("ncclAllReduce", [&](const NcclLibrary& nccl, ncclComm_t comm) {
       return nccl.all_reduce(data, data, static_cast<std::size_t>(count), nccl_type(dtype), ncclSum, comm, stream);
     });
+  }
+
+  void two_shot_sum(void* data, std::int64_t count, DType dtype, cudaStream_t stream) {
+    const std::int64_t piece = kMaxTwoShotBytes / row_bytes(dtype, 1);
+    for (std::int64_t first = 0; first < count; first += piece)
+      peers_->all_reduce_sum(PeerAlgorithm::two_shot, static_cast<std::byte*>(data) + row_bytes(dtype, first),
+                             std::min(piece, count - first), dtype, stream);
   }
 
   void registered_sum(void* data, std::int64_t count, DType dtype, cudaStream_t stream) {

@@ -30,15 +30,16 @@ constexpr std::int64_t kLazySlots = 64;  // slots of penalty counts, where none 
 class CudaDevice final : public Device {
  public:
   CudaDevice(int device_index, const cudaDeviceProp& properties, int num_threads, std::shared_ptr<Communicator> comm,
-             const std::string& cache_folder)
+             const std::string& cache_folder, bool deterministic)
       : comm_(std::move(comm)),
         device_index_(device_index),
+        deterministic_(deterministic),
         properties_(properties),
         pool_(num_threads),
         stream_(make_stream()),
         uploader_(pool_, stream_.get()),
-        products_(properties.name, cache_folder, pool_, stream_.get()),
-        slots_(device_index, stream_.get(), comm_.get()) {
+        products_(properties.name, cache_folder, pool_, deterministic, stream_.get()),
+        slots_(device_index, stream_.get(), comm_.get(), deterministic) {
     const std::int64_t parts = most_attention_parts();
     partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
@@ -92,12 +93,13 @@ class CudaDevice final : public Device {
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
     return cuda::StepSlots::bytes_for(limits) + (limits.logits + limits.penalized) * limits.vocab_size * 4 +
-           limits.rows * 8;
+           limits.rows * 8 + products_.bytes_for(limits.rows);
   }
   void reserve(const StepLimits& limits) override {
     slots_.reserve(limits);
     reserve_adjusted(limits.logits, limits.vocab_size);
     reserve_square_sums(limits.rows);
+    products_.reserve(limits.rows);
     seen_.reserve(limits.penalized, limits.vocab_size);
   }
 
@@ -121,7 +123,11 @@ class CudaDevice final : public Device {
     return matrix;
   }
   std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override {
-    return cuda::join_projections(outputs, uploader_, stream_.get());
+    auto joined = cuda::join_projections(outputs, uploader_, stream_.get());
+    if (deterministic_ && joined->in_features() % 8 != 0)
+      throw InputError(
+          concat("--deterministic needs layers of a multiple of 8 inputs, and one has ", joined->in_features()));
+    return joined;
   }
 
   std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape) override {
@@ -167,7 +173,8 @@ class CudaDevice final : public Device {
                             .rows = residual.rows,
                             .cols = residual.cols,
                             .dtype = residual.dtype};
-    if (!comm_ || !norm.is_plain_rms() || !comm_->all_reduce_add_rms_norm(sum, stream_handle())) {
+    // Both in one would be chosen by the number of rows, and add up the norm's squares in an order of its own.
+    if (!comm_ || deterministic_ || !norm.is_plain_rms() || !comm_->all_reduce_add_rms_norm(sum, stream_handle())) {
       sum_over_ranks(delta);
       add_norm(residual, delta, norm, y);
     }
@@ -271,6 +278,7 @@ class CudaDevice final : public Device {
 
   std::shared_ptr<Communicator> comm_;  // outlives the graphs that its calls were captured in
   int device_index_;
+  bool deterministic_;
   cudaDeviceProp properties_;
   ThreadPool pool_;
   CudaStream stream_;
@@ -378,6 +386,7 @@ void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::
                          .cache = cache,
                          .scale = scores.scale,
                          .window = window,
+                         .fixed_tiles = deterministic_,
                          .most_parts = most_attention_parts(),
                          .partials = partials_.as<float>(),
                          .arrived = arrived_.as<std::uint32_t>(),
@@ -402,7 +411,7 @@ std::string cuda_pci_id(int device_index) {
 }
 
 std::unique_ptr<Device> make_cuda_device(int device_index, int num_threads, std::shared_ptr<Communicator> comm,
-                                         const std::string& cache_folder) {
+                                         const std::string& cache_folder, bool deterministic) {
   const int count = num_gpus();
   if (device_index < 0 || device_index >= count) {
     throw InputError(concat("there is no CUDA device ", device_index, ": this process sees ", count));
@@ -414,7 +423,12 @@ std::unique_ptr<Device> make_cuda_device(int device_index, int num_threads, std:
     throw InputError(concat(properties.name, " has compute capability ", properties.major, ".", properties.minor,
                             "; 8.0 is needed"));
   }
-  return std::make_unique<CudaDevice>(device_index, properties, num_threads, std::move(comm), cache_folder);
+  if (deterministic && !cuda::has_slim_gemm()) {
+    throw InputError(concat("--deterministic needs a GPU of compute capability 9.0 and a build for 9.0a; ",
+                            properties.name, " has ", properties.major, ".", properties.minor));
+  }
+  return std::make_unique<CudaDevice>(device_index, properties, num_threads, std::move(comm), cache_folder,
+                                      deterministic);
 }
 
 }  // namespace minisgl

@@ -17,8 +17,12 @@ std::string cuda_pci_id(int device_index);
 // a cache of bf16, f16 or e4m3. Needs compute capability 8.0. Throws InputError where that GPU or cuBLAS can't be used.
 // `comm`, on the same GPU, makes it one of several ranks; null: it is alone. What is measured of the GPU is kept in
 // `cache_folder`; empty: nowhere.
+//
+// deterministic: a row's bits depend on its own sequence alone, not on what else is in the step nor on how the sequence
+// was cut into steps, and nothing is chosen by measuring. Needs compute capability 9.0, and a communicator
+// that sums by rank.
 std::unique_ptr<Device> make_cuda_device(int device_index, int num_threads,
                                          std::shared_ptr<Communicator> comm = nullptr,
-                                         const std::string& cache_folder = "");
+                                         const std::string& cache_folder = "", bool deterministic = false);
 
 }  // namespace minisgl

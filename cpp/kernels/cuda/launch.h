@@ -63,6 +63,9 @@ struct AttentionArgs {
   ops::KvLayer cache;
   float scale;
   std::int32_t window;
+  // Prefill's tiles of positions begin at multiples of their length, whatever a sequence's rows see: so a row's sums
+  // are added up in one order, whichever rows are beside it.
+  bool fixed_tiles = false;
   // Decode: the positions of a sequence are cut into at most num_splits parts (which decode_attention() chooses).
   // Partial results lie in `partials`, [num_decodes, blocks of heads, num_splits] of partial_floats(), at most
   // most_parts in all where there are splits; `arrived`, one for each of num_decodes and blocks of heads, starts and

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(PrefillShape<T, dim>::kWarps * 32) prefill_ker
   constexpr int kThreads = Shape::kWarps * 32;
   let_next_start();
   wait_for_previous();
-  const PrefillTile tile = prefill_tile(args, Shape::kQueries);
+  const PrefillTile tile = prefill_tile(args, Shape::kQueries, Tiles::kPositions);
   if (tile.num_queries == 0) return;
 
   extern __shared__ __align__(16) unsigned char memory[];

@@ -38,8 +38,9 @@ struct PrefillTile {
   }
 };
 
-// grid: tiles of the longest sequence, the last rows first because they see the most; KV heads; sequences.
-__device__ __forceinline__ PrefillTile prefill_tile(const AttentionArgs& args, int most_queries) {
+// grid: tiles of the longest sequence, the last rows first because they see the most; KV heads; sequences. positions:
+// of a tile, where they are fixed.
+__device__ __forceinline__ PrefillTile prefill_tile(const AttentionArgs& args, int most_queries, int positions) {
   PrefillTile tile{};
   tile.group = args.shape.num_heads / args.shape.num_kv_heads;
   tile.sequence = args.step.sequences[args.step.prefills[blockIdx.z]];
@@ -51,6 +52,7 @@ __device__ __forceinline__ PrefillTile prefill_tile(const AttentionArgs& args, i
   tile.first_query = index * most_queries;
   tile.num_queries = min(most_queries, total - tile.first_query);
   tile.see_positions();
+  if (args.fixed_tiles) tile.begin -= tile.begin % positions;
   return tile;
 }
 inline dim3 prefill_grid(const AttentionArgs& args, int most_queries) {

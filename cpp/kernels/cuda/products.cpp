@@ -1,6 +1,8 @@
 // Chooses by the number of rows, and hands the norm to the kernels that take it.
 #include "kernels/cuda/products.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 #include "kernels/cuda/launch.h"
 
@@ -11,16 +13,54 @@ constexpr std::int64_t kMostPrepared = 65536;  // columns of a norm that a produ
 // Of a product with outputs in f32, as logits are: cuBLASLt's write more of them faster.
 constexpr std::int64_t kMostSlimF32Rows = 32, kFewF32Outputs = 2048;
 
-bool takes_some_rows(std::int64_t rows, std::int64_t inputs) {
-  return rows >= kFewestSlimRows && rows <= kMostSlimRows && inputs % 8 == 0 && inputs > 0 && has_slim_gemm();
+template <typename T>
+T* shifted(T* pointer, std::int64_t by) {
+  return pointer == nullptr ? nullptr : pointer + by;
+}
+const void* shifted_bytes(const void* pointer, std::int64_t by) {
+  return shifted(static_cast<const std::byte*>(pointer), by);
+}
+void* shifted_bytes(void* pointer, std::int64_t by) {
+  return shifted(static_cast<std::byte*>(pointer), by);
+}
+
+// The product of `rows` rows of `all` from `first` on, a multiple of kMostSlimRows. Sums of squares lie there one such
+// piece after the other.
+SlimArgs piece_of(const SlimArgs& all, std::int64_t first, std::int64_t rows) {
+  SlimArgs piece = all;
+  piece.rows = rows;
+  piece.x = shifted_bytes(all.x, first * all.inputs * 2);
+  piece.y = shifted_bytes(all.y, first * all.outputs * (all.output == SkinnyOutput::f32 ? 4 : 2));
+  piece.norm.squares = shifted(all.norm.squares, first * slim_parts(all.inputs));
+  piece.next.scaled = shifted_bytes(all.next.scaled, first * all.outputs * 2);
+  piece.next.squares = shifted(all.next.squares, first * slim_parts(all.outputs));
+  piece.heads.positions = shifted(all.heads.positions, first);
+  piece.heads.cache_rows = shifted(all.heads.cache_rows, first);
+  return piece;
 }
 
 }  // namespace
 
-Products::Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, cudaStream_t stream)
-    : squares_(allocate_on_device(std::size_t{slim_parts(kMostPrepared)} * kMostSlimRows * sizeof(float))),
-      dense_(gpu_name, cache_folder, pool),
-      stream_(stream) {}
+Products::Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, bool deterministic,
+                   cudaStream_t stream)
+    : deterministic_(deterministic), dense_(gpu_name, cache_folder, pool), stream_(stream) {
+  reserve(kMostSlimRows);
+}
+
+std::int64_t Products::bytes_for(std::int64_t rows) const {
+  return slim_parts(kMostPrepared) * (deterministic_ ? std::max(rows, kMostSlimRows) : kMostSlimRows) *
+         std::int64_t{sizeof(float)};
+}
+
+void Products::reserve(std::int64_t rows) {
+  const auto bytes = static_cast<std::size_t>(bytes_for(rows));
+  if (bytes > squares_.size()) squares_ = allocate_on_device(bytes);
+}
+
+bool Products::takes_some_rows(std::int64_t rows, std::int64_t inputs) const {
+  if (inputs % 8 != 0 || inputs <= 0 || !has_slim_gemm()) return false;
+  return deterministic_ ? rows > 0 : rows >= kFewestSlimRows && rows <= kMostSlimRows;
+}
 
 void Products::write(const DeviceLinear& weights, const LinearInput& x, Tensor y) {
   const auto output = y.dtype == DType::f32 ? SkinnyOutput::f32 : SkinnyOutput::plain;
@@ -48,6 +88,7 @@ void Products::add(const DeviceLinear& weights, const LinearInput& x, Tensor scr
 LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y,
                                const Norm& norm, Tensor normed) {
   // What reads the norm has as many rows, and takes it on its way as far as it was left undone.
+  reserve(y.rows);
   if (takes_some_rows(y.rows, y.cols) && y.cols <= kMostPrepared &&
       some_rows(weights, x, y,
                 {.output = SkinnyOutput::added,
@@ -58,7 +99,7 @@ LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x
     return prepared;
   }
   add(weights, x, scratch, y);
-  if (takes_norms(y.rows, y.cols)) return LinearInput::deferred(normed, y, norm);
+  if (!deterministic_ && takes_norms(y.rows, y.cols)) return LinearInput::deferred(normed, y, norm);
   add_rms_norm(y.data, nullptr, norm.weight, norm.eps, y.rows, y.cols, normed.data, stream_);
   return LinearInput::written(normed, y);
 }
@@ -87,7 +128,7 @@ bool Products::few_rows(const DeviceLinear& weights, const LinearInput& x, Tenso
   const std::int64_t outputs = weights.out_features() / (output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
   if (x.rows() == 0) return true;
-  if (!skinny_gemm_fits(x.rows(), x.cols())) return false;
+  if (deterministic_ || !skinny_gemm_fits(x.rows(), x.cols())) return false;
   const LinearInput::Form input = x.form();
   const bool norms = input.norm != nullptr;
   skinny_gemm({.weights = weights.weight(),
@@ -108,10 +149,14 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   if (!takes_some_rows(x.rows(), x.cols())) return false;
   const std::int64_t outputs = weights.out_features() / (args.output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
-  if (args.output == SkinnyOutput::f32 && x.rows() > kMostSlimF32Rows && outputs > kFewF32Outputs) return false;
+  if (args.output == SkinnyOutput::f32 && x.rows() > kMostSlimF32Rows && outputs > kFewF32Outputs && !deterministic_) {
+    return false;
+  }
   if ((args.output == SkinnyOutput::gated || args.output == SkinnyOutput::added) && outputs % 4 != 0) return false;
   const LinearInput::Form input = x.form();
-  if (input.norm != nullptr && input.beside != nullptr) {
+  // Logits are made of the rows that hidden states are kept of, whether a step keeps some or not.
+  const bool takes_written = deterministic_ && args.output == SkinnyOutput::f32;
+  if (input.norm != nullptr && input.beside != nullptr && !takes_written) {
     args.x = input.rows.data;
     args.norm = {.squares = static_cast<const float*>(input.beside), .eps = input.norm->eps};
   } else {
@@ -123,12 +168,15 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   args.rows = x.rows();
   args.inputs = x.cols();
   args.outputs = outputs;
-  slim_gemm(args, slim_tuning(args), stream_);
+  const SlimTuning tuning = slim_tuning(args);
+  for (std::int64_t first = 0; first < x.rows(); first += kMostSlimRows)
+    slim_gemm(piece_of(args, first, std::min(kMostSlimRows, x.rows() - first)), tuning, stream_);
   return true;
 }
 
 void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added) {
   const bool y_is_f32 = y.dtype == DType::f32;
+  MINISGL_CHECK(!deterministic_, "no product of ", x.cols(), " inputs and ", y.cols, " outputs for any number of rows");
   dense_.run({.weights = weights.weight(),
               .x = written_rows(x).data,
               .y = y.data,

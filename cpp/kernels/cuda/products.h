@@ -1,4 +1,6 @@
-// The products of linear layers on one GPU: kernels of our own for few rows and for some tens, cuBLASLt for many.
+// The products of linear layers on one GPU: kernels of our own for few rows and for some tens, cuBLASLt for many. Where
+// the number of rows may change no bit of a row, the kernel for some tens takes all, up to kMostSlimRows at a time: it
+// adds up a row's sums, and what its norm is made of, in one order for any number of rows.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,8 +22,14 @@ namespace minisgl::cuda {
 class Products {
  public:
   // Choices for `gpu_name` are kept in `cache_folder`; empty: nowhere. The pool's progress counts what is measured.
-  // Everything is queued on `stream`.
-  Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, cudaStream_t stream);
+  // Everything is queued on `stream`. deterministic: the number of rows changes no bit of a row, and nothing is
+  // measured; inputs are multiples of 8 then.
+  Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, bool deterministic,
+           cudaStream_t stream);
+  // Bytes that reserve() takes.
+  std::int64_t bytes_for(std::int64_t rows) const;
+  // Room for products of so many rows: needed before steps are recorded.
+  void reserve(std::int64_t rows);
 
   // y = x · Wᵀ, in y's format.
   void write(const DeviceLinear& weights, const LinearInput& x, Tensor y);
@@ -43,15 +51,17 @@ class Products {
   // The product by the kernels for few rows, which take a norm that is still to be done on their way. False where they
   // don't take the shape.
   bool few_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SkinnyOutput output);
-  // The same for some tens of rows: a norm is divided by, where the product before prepared it. `args` says what
-  // becomes of the sums.
+  // Whether the kernel for some tens of rows takes so many.
+  bool takes_some_rows(std::int64_t rows, std::int64_t inputs) const;
+  // By that kernel: a norm is divided by, where the product before prepared it. `args` says what becomes of the sums.
   bool some_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SlimArgs args);
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
   void many_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added);
   // The rows themselves: a norm that was left undone is done.
   Tensor written_rows(const LinearInput& x);
 
-  DeviceBuffer squares_;     // [slim_parts(kMostPrepared), kMostSlimRows]: of the norm that was prepared last
+  bool deterministic_;
+  DeviceBuffer squares_;     // [slim_parts(kMostPrepared), rows]: of the norm that was prepared last
   WriteCount prepared_ = 0;  // norms, and what ended them
   DenseGemm dense_;
   cudaStream_t stream_;

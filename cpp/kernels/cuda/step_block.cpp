@@ -177,7 +177,12 @@ void StepBlock::write_rows(const StepBatch& batch, const Shape& shape, const Arr
     host.tokens[row] = host.positions[row] = 0;
     host.cache_rows[row] = -1;
     host.sequences[row] = {row, 0, 0, 0};
-    host.decodes[data_.num_decodes++] = row;
+    if (all_prefills_) {
+      host.prefills[data_.num_prefills++] = row;
+      data_.most_prefill_rows = std::max(data_.most_prefill_rows, 1);
+    } else {
+      host.decodes[data_.num_decodes++] = row;
+    }
   }
 }
 
@@ -189,7 +194,7 @@ void StepBlock::write_sequences(const StepBatch& batch, bool by_rows, const Arra
       host.cache_rows[sequence.first_row + row] =
           sequence.page_table[position / batch.page_size] * batch.page_size + position % batch.page_size;
     }
-    if (sequence.num_rows > 1 && !by_rows) {
+    if (all_prefills_ || (sequence.num_rows > 1 && !by_rows)) {
       data_.most_prefill_rows = std::max(data_.most_prefill_rows, sequence.num_rows);
       host.prefills[data_.num_prefills++] = index;
       host.sequences[index++] = {sequence.first_row, sequence.num_rows, sequence.start_position, first_page};

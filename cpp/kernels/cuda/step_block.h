@@ -31,6 +31,8 @@ class StepBlock {
   };
   // The shape of a batch; with `recorded_rows` that of a recorded step with so many, which is filled up to them.
   static Shape shape_of(const StepBatch& batch, std::span<const LogitQuery> queries, std::int64_t recorded_rows);
+  // Sequences of one row are prefills as the others: one kernel computes all rows.
+  void let_prefills_be_all() { all_prefills_ = true; }
   // Whether it goes where the last one was. Else upload() makes room somewhere else.
   bool fits(const Shape& shape) const { return shape.bytes() <= device_.size(); }
 
@@ -70,6 +72,7 @@ class StepBlock {
   DeviceBuffer device_;
   PinnedMemory staging_;
   CudaEvent sent_;
+  bool all_prefills_ = false;
   Arrays host_{};  // of the step at hand, as data_
   StepData data_{};
 };

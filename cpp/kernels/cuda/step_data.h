@@ -53,7 +53,7 @@ struct StepData {
   const std::int32_t* positions = nullptr;   // [num_rows]
   const std::int32_t* cache_rows = nullptr;  // [num_rows] page * page_size + place in it; -1: nowhere
   const SequenceEntry* sequences = nullptr;  // [num_sequences] in a replayed step one for each row
-  const std::int32_t* decodes = nullptr;     // [num_decodes] entries that are one row or none
+  const std::int32_t* decodes = nullptr;     // [num_decodes] entries that are one row or none, unless all are prefills
   const std::int32_t* prefills = nullptr;    // [num_prefills] the others
   const std::int32_t* logit_rows =
       nullptr;                          // [num_logits + num_hidden] the latter: rows whose hidden states are wanted

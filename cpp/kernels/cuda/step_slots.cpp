@@ -42,15 +42,16 @@ std::vector<TokenOutput> read_outputs(const OutputEntry* entries, std::span<cons
   return outputs;
 }
 
-// Whether the step may be computed row by row, as recorded steps are. Each row of a sequence then reads all before it.
-bool goes_by_rows(const StepBatch& batch, std::span<const LogitQuery> queries) {
-  constexpr std::int64_t kMostRows = 16;                      // of a sequence with several
+// Whether the step may be computed row by row, as recorded steps are. Each row of a sequence then reads all before it,
+// which prefills don't wait for.
+bool goes_by_rows(const StepBatch& batch, std::span<const LogitQuery> queries, bool all_prefills) {
+  const std::int64_t most_rows = all_prefills ? 1 : 16;       // of a sequence
   constexpr std::int64_t kMostAgain = std::int64_t{1} << 16;  // positions that are read again
   if (queries.empty() || !batch.hidden_rows.empty()) return false;
   std::int64_t num_again = 0;
   for (const ops::SequenceRows& sequence : batch.sequences) {
     const std::int64_t rows = sequence.num_rows;
-    if (rows > kMostRows) return false;
+    if (rows > most_rows) return false;
     num_again += (rows - 1) * (sequence.start_position + rows);
   }
   return num_again <= kMostAgain;
@@ -65,10 +66,17 @@ void StepSlots::Slot::reserve_outputs(std::int64_t count) {
   outputs = allocate_pinned(static_cast<std::size_t>(count) * sizeof(OutputEntry));
 }
 
-StepSlots::StepSlots(int device_index, cudaStream_t stream, Communicator* comm)
-    : device_index_(device_index), stream_(stream), comm_(comm), upload_stream_(make_stream()) {
+StepSlots::StepSlots(int device_index, cudaStream_t stream, Communicator* comm, bool all_prefills)
+    : device_index_(device_index),
+      stream_(stream),
+      comm_(comm),
+      all_prefills_(all_prefills),
+      upload_stream_(make_stream()) {
   for (Slot& slot : slots_) {
     for (CudaEvent* event : {&slot.begun, &slot.paused, &slot.resumed, &slot.done}) *event = make_timed_event();
+    if (!all_prefills) continue;
+    slot.block.let_prefills_be_all();
+    slot.large_block.let_prefills_be_all();
   }
 }
 
@@ -104,7 +112,7 @@ void StepSlots::begin(const StepBatch& batch, std::span<const LogitQuery> querie
   open();
   auto& recordings = current().recordings;
   const auto recording =
-      goes_by_rows(batch, queries) ? recordings.lower_bound(std::ssize(batch.tokens)) : recordings.end();
+      goes_by_rows(batch, queries, all_prefills_) ? recordings.lower_bound(std::ssize(batch.tokens)) : recordings.end();
   replayed_ = recording != recordings.end() ? &recording->second : nullptr;
   const StepBlock::Shape shape = StepBlock::shape_of(batch, queries, replayed_ != nullptr ? recording->first : 0);
   if (recordings.empty() || current().block.fits(shape)) {

@@ -22,8 +22,8 @@ namespace minisgl::cuda {
 
 class StepSlots {
  public:
-  // Steps are queued on `stream`. `comm` (or null) and `stream` outlive the slots.
-  StepSlots(int device_index, cudaStream_t stream, Communicator* comm);
+  // Steps are queued on `stream`. `comm` (or null) and `stream` outlive the slots. all_prefills: see StepBlock.
+  StepSlots(int device_index, cudaStream_t stream, Communicator* comm, bool all_prefills);
 
   // Bytes of the device's memory that reserve() and record() take at most.
   static std::int64_t bytes_for(const StepLimits& limits);
@@ -83,7 +83,8 @@ class StepSlots {
   cudaStream_t stream_;
   Communicator* comm_;
   std::int64_t vocab_size_ = 0;  // as reserved; 0: unknown
-  CudaStream upload_stream_;     // carries what steps read
+  bool all_prefills_;
+  CudaStream upload_stream_;  // carries what steps read
   Slot slots_[2];
   int current_ = 0;  // the step at hand's; the other one's step came before it
   double busy_seconds_ = 0;

@@ -76,6 +76,11 @@ class EngineSettings:
     disable_prefix_cache: bool = option(
         False, "compute every prompt anew, also where requests begin alike"
     )
+    deterministic: bool = option(
+        False,
+        "a request's tokens depend on nothing but itself, not on what runs beside it, a restart or "
+        "the replica, also on GPUs (of compute capability 9.0); CPUs have that in any case",
+    )
     load_format: str = option(
         "auto",
         "auto, or dummy: random weights (for measuring)",

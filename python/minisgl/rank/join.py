@@ -74,7 +74,10 @@ def join_group(place: Place, options: EngineOptions, cores: list[int]) -> Joined
             f"{place.local_size} ranks need a GPU each, but this host has {_native.num_gpus()}: "
             "set a smaller --tp, or --device cpu"
         )
-    chosen = _communicate(place, gpu)
+    kind = place.comm
+    if kind == "auto" and options.deterministic and gpu is not None:
+        kind = "one-shot"  # it sums in the order of ranks
+    chosen = _communicate(place, kind, gpu)
     arguments: dict[str, Any] = {}
     arguments["place"] = _native.Place(
         rank=place.rank,
@@ -92,7 +95,7 @@ def join_group(place: Place, options: EngineOptions, cores: list[int]) -> Joined
     return JoinedGroup(arguments, chosen.sentence)
 
 
-def _communicate(place: Place, gpu: int | None) -> ChosenCommunicator:
+def _communicate(place: Place, kind: str, gpu: int | None) -> ChosenCommunicator:
     from minisgl.distributed.choose import Group, make_communicator
     from minisgl.distributed.info import DistributedInfo
 
@@ -105,7 +108,7 @@ def _communicate(place: Place, gpu: int | None) -> ChosenCommunicator:
         timeout=PATIENCE_SECONDS,
     )
     try:
-        chosen = make_communicator(cast("CommKind", place.comm), info, group, device=gpu)
+        chosen = make_communicator(cast("CommKind", kind), info, group, device=gpu)
     except ValueError as error:
         raise CommunicatorError(str(error)) from error
     if place.comm == "torch":

@@ -18,8 +18,8 @@
 
 namespace minisgl::testing_support {
 
-// Two layers of heads of 16, wide enough for every kernel.
-inline minisgl::testing::MemorySource small_qwen3(std::int64_t vocab_size = 320) {
+// Two layers, wide enough for every kernel.
+inline minisgl::testing::MemorySource small_qwen3(std::int64_t vocab_size = 320, std::int64_t head_dim = 16) {
   return minisgl::testing::random_model({{"model_type", "qwen3"},
                                          {"vocab_size", vocab_size},
                                          {"hidden_size", 64},
@@ -27,7 +27,7 @@ inline minisgl::testing::MemorySource small_qwen3(std::int64_t vocab_size = 320)
                                          {"num_hidden_layers", 2},
                                          {"num_attention_heads", 4},
                                          {"num_key_value_heads", 2},
-                                         {"head_dim", 16},
+                                         {"head_dim", head_dim},
                                          {"max_position_embeddings", 512},
                                          {"tie_word_embeddings", true}});
 }

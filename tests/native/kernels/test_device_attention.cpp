@@ -304,6 +304,16 @@ TEST_P(DeviceAttention, ManyPrefills) {
   expect_attention(*device_of(kind), shape, parts, tolerance_of(kind, shape));
 }
 
+// More than a launch of GPUs of compute capability 9.0 takes.
+TEST_P(DeviceAttention, HundredsOfPrefills) {
+  const auto& [kind, shape] = GetParam();
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
+  if (kind == DeviceKind::cpu || shape.page_size == 1) GTEST_SKIP() << "slow to prepare, and for GPUs alone";
+  std::vector<Part> parts;
+  for (std::int32_t i = 0; i < 300; ++i) parts.push_back({i % 7, 2});
+  expect_attention(*device_of(kind), shape, parts, tolerance_of(kind, shape));
+}
+
 TEST_P(DeviceAttention, LongDecode) {
   const auto& [kind, shape] = GetParam();
   MINISGL_SKIP_WITHOUT_CACHE(kind, shape);

@@ -286,6 +286,7 @@ def test_impossible_options(folder: Path, options: dict[str, Any], message: str)
         ({"max_runing": 4}, TypeError, "unknown field 'max_runing' in the engine's options"),
         ({"page_size": "16"}, TypeError, "page_size must be an integer, got str"),
         ({"page_size": True}, TypeError, "page_size must be an integer, got bool"),
+        ({"deterministic": 1}, TypeError, "deterministic must be a bool, got int"),
         ({"disable_overlap": 1}, TypeError, "disable_overlap must be a bool, got int"),
         ({"page_size": 2**31}, ValueError, "page_size must be between"),
         ({"memory_fraction": 0.0}, InputError, "--memory-fraction must be above 0"),

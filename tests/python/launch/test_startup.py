@@ -17,6 +17,9 @@ INFO = EngineInfo(vocab_size=10, max_model_len=20, weight_bytes=10**9, kv_cache_
 
 def test_the_memory_of_a_gpu_is_a_budget() -> None:
     assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "GPU memory" in line]
+    assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "--deterministic" in line]
+    lines = describe_engine(ServerArgs(deterministic=True), [INFO])
+    assert [line for line in lines if line.endswith("(--deterministic)")]
     info = EngineInfo(
         vocab_size=10,
         max_model_len=20,

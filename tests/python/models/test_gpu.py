@@ -129,6 +129,33 @@ def test_replayed_decode(family: str, kv_dtype: str, attention: str, tmp_path: P
         assert ours <= 1.1 * theirs, errors
 
 
+@pytest.mark.parametrize(
+    ("family", "kv_dtype"), [*((family, "auto") for family in ON_GPU), ("qwen3", "fp8")]
+)
+def test_deterministic_answers(family: str, kv_dtype: str, tmp_path: Path) -> None:
+    """Bit for bit the same together and alone, in chunks, and without recorded steps."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs compute capability 9.0")
+    save_random_model(tiny_config(family, vocab_size=VOCAB_SIZE), tmp_path, torch.bfloat16)
+    make_backend().save(str(tmp_path / "tokenizer.json"))
+    prompts = [token_ids(length, seed=length) for length in (1, 3, 17, 40, 64, 200)]
+    params = SamplingParams(temperature=0.8, seed=5, max_tokens=20, ignore_eos=True, logprobs=20)
+    answers = []
+    for options in ({}, {"max_batch_tokens": 24, "disable_cuda_graph": True}):
+        with LLM(
+            str(tmp_path),
+            device="cuda",
+            kv_dtype=kv_dtype,
+            deterministic=True,
+            show_progress=False,
+            **options,  # type: ignore[arg-type]
+        ) as llm:
+            together = llm.generate(prompts, params, use_tqdm=False)
+            alone = [llm.generate([prompt], params, use_tqdm=False)[0] for prompt in prompts]
+        answers += [[result.outputs[0].logprobs for result in said] for said in (together, alone)]
+    assert all(said == answers[0] for said in answers)
+
+
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 def test_the_default_model_says_what_it_says_on_a_cpu(kv_dtype: str, default_gguf: Path) -> None:
     """Greedy text, up to the first token where the CPU finds the GPU's nearly as likely."""

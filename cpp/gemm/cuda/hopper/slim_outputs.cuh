@@ -5,11 +5,25 @@
 
 namespace minisgl::cuda::hopper {
 
-// The sums of squares that the rows' norms are made of, in kAdders shares for each row.
+// The sum of the first `count`, halves upon halves; they are written to.
+template <int count, int all>
+__device__ __forceinline__ float add_pairwise(float (&x)[all]) {
+  if constexpr (count == 1) {
+    return x[0];
+  } else {
+#pragma unroll
+    for (int k = 0; k < count / 2; ++k) x[k] += x[k + count / 2];
+    return add_pairwise<count / 2>(x);
+  }
+}
+
+// The sums of squares that the rows' norms are made of, in kAdders shares for each row. Parts belong to kClasses by
+// their number, and the classes' sums are added up pairwise, whoever adds them: a row's norm doesn't depend on n.
 template <int groups, int n>
 struct RowNorms {
   static constexpr int kThreads = groups * kGroup, kAdders = n < kThreads ? kThreads / n : 1;
-  static_assert(kAdders * n <= kNormShares);
+  static constexpr int kClasses = 16, kOwn = kClasses / kAdders;  // kOwn: of an adder
+  static_assert(kAdders * n <= kNormShares && kOwn * kAdders == kClasses && (kAdders & (kAdders - 1)) == 0);
 
   static __device__ __forceinline__ void add_squares(const SlimKernelArgs& args, float (&share)[kNormShares]) {
     constexpr int kAhead = 16;  // loads under way
@@ -17,7 +31,7 @@ struct RowNorms {
     for (int i = threadIdx.x; i < kAdders * n; i += kThreads) {
       const int row = i % n;
       if (row >= args.rows) continue;
-      float all = 0.0f;
+      float of_class[kOwn] = {};
       for (int first = i / n; first < parts; first += kAhead * kAdders) {
         float part[kAhead];
 #pragma unroll
@@ -26,17 +40,17 @@ struct RowNorms {
           part[k] = p < parts ? args.norm.squares[std::int64_t{p} * args.rows + row] : 0.0f;
         }
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) all += part[k];
+        for (int k = 0; k < kAhead; ++k) of_class[k % kOwn] += part[k];
       }
-      share[i] = all;
+      share[i] = add_pairwise<kOwn>(of_class);
     }
   }
   static __device__ __forceinline__ float inverse(const SlimKernelArgs& args, const float (&share)[kNormShares],
                                                   int row) {
-    float all = 0.0f;
+    float adders[kAdders];
 #pragma unroll
-    for (int k = 0; k < kAdders; ++k) all += share[k * n + row];
-    return rsqrtf(all / static_cast<float>(args.inputs) + args.norm.eps);
+    for (int k = 0; k < kAdders; ++k) adders[k] = share[k * n + row];
+    return rsqrtf(add_pairwise<kAdders>(adders) / static_cast<float>(args.inputs) + args.norm.eps);
   }
 };
 

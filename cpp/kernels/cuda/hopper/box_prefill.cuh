@@ -70,6 +70,7 @@ class Attending {
     if (consumer_ == 1) pass_turn();  // the first turn is the first warpgroup's
     for_each_tile(barriers_, [&](const PrefillTile& tile, int dealt) {
       tile_ = &barriers_.tiles[dealt];
+      if (consumer_ * kGroupQueries >= tile.num_queries) return pass_by(tile);
       softmax_.clear();
 #pragma unroll
       for (int j = 0; j < dim / 8; ++j) acc_[j][0] = acc_[j][1] = acc_[j][2] = acc_[j][3] = 0.0f;
@@ -95,9 +96,23 @@ class Attending {
     if (lane() == 0) barrier.arrive();
   }
 
-  // Goes through a tile's positions.
+  // Lets a tile go that has no queries for this consumer.
+  __device__ __forceinline__ void pass_by(const PrefillTile& tile) {
+    barriers_.full_queries.wait(query_turn_.parity);
+    query_turn_.advance();
+    release(barriers_.empty_queries);
+    for (std::int32_t first = tile.begin; first < tile.end; first += S::kPositions, turn_.advance()) {
+      barriers_.full_keys[turn_.stage].wait(turn_.parity);
+      release(barriers_.empty_keys[turn_.stage]);
+      barriers_.full_values[turn_.stage].wait(turn_.parity);
+      release(barriers_.empty_values[turn_.stage]);
+    }
+  }
+
+  // Goes through a tile's positions. The consumers take turns where both have queries.
   __device__ __forceinline__ void fold(const PrefillTile& tile) {
     constexpr int kBlocks = S::kPositions / 8;
+    const bool takes_turns = tile.num_queries > kGroupQueries;
     float shrink[2];
     barriers_.full_keys[turn_.stage].wait(turn_.parity);
     begin_scores(turn_.stage);
@@ -113,10 +128,10 @@ class Attending {
     for (std::int32_t first = tile.begin + S::kPositions; first < tile.end; first += S::kPositions) {
       barriers_.full_keys[turn_.stage].wait(turn_.parity);
       barriers_.full_values[before.stage].wait(before.parity);
-      sync_turn();
+      if (takes_turns) sync_turn();
       begin_scores(turn_.stage);
       begin_values(before.stage);
-      pass_turn();
+      if (takes_turns) pass_turn();
       wait_products<1>();
       touch(score_);
       release(barriers_.empty_keys[turn_.stage]);
@@ -240,7 +255,6 @@ __global__ void __launch_bounds__((1 + kConsumers) * kGroup, 1)
   unsigned char* values = keys + S::kStages * S::kStageBytes;
   if (threadIdx.x == 0) barriers.init(S::kWarps);
   __syncthreads();
-  wait_for_previous();
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // the compiler sees: all of a warp agree
   if (warp < kGroup / 32) {
     shrink_registers_to<40>();
@@ -250,6 +264,7 @@ __global__ void __launch_bounds__((1 + kConsumers) * kGroup, 1)
     if (warp == 3) clean_values<T, S>(values, barriers);
   } else {
     grow_registers_to<232>();
+    wait_for_previous();
     Attending<T, dim>(args.attention, warp / (kGroup / 32) - 1, queries, keys, values, barriers).run();
   }
 }
@@ -262,7 +277,7 @@ constexpr bool kTakesBoxes =
 // Whether pages can arrive as boxes of 8 rows or more, and queries as whole rows.
 inline bool arrive_as_boxes(const AttentionArgs& args, int dim) {
   return args.shape.head_dim == dim && args.cache.page_size % 8 == 0 &&
-         args.shape.num_heads / args.shape.num_kv_heads <= kQueries && args.step.num_prefills <= kMostTicketed;
+         args.shape.num_heads / args.shape.num_kv_heads <= kQueries;
 }
 
 // [rows / 8, dim / 64, 8, 64]: how a stage holds them. The cache's end isn't known here: no map leaves the tables'
@@ -274,7 +289,7 @@ CUtensorMap page_map(const void* data, int box_rows) {
                            .strides = {kRowBytes, kTileRowBytes, 8 * kRowBytes},
                            .box = {kTileColumns, 8, dim / kTileColumns, static_cast<std::uint32_t>(box_rows / 8)}});
 }
-inline CUtensorMap query_map(const AttentionArgs& args) {
+inline CUtensorMap query_map(const AttentionArgs& args, int box_rows) {
   const HeadShape& shape = args.shape;
   const auto group = static_cast<std::uint32_t>(shape.num_heads / shape.num_kv_heads);
   const auto rows = static_cast<std::uint64_t>(args.step.num_rows);
@@ -282,22 +297,34 @@ inline CUtensorMap query_map(const AttentionArgs& args) {
   const auto row_bytes = static_cast<std::uint64_t>(2 * shape.row_size());
   return tensor_map(args.qkv, {.sizes = {head_bytes / 2, static_cast<std::uint64_t>(shape.num_heads), rows, 1},
                                .strides = {head_bytes, row_bytes, row_bytes * rows},
-                               .box = {kTileColumns, group, kQueries / group, 1}});
+                               .box = {kTileColumns, group, static_cast<std::uint32_t>(box_rows), 1}});
 }
 
+// Of at most kMostTicketed sequences.
 template <typename T, int dim>
-void box_prefill_attention(const AttentionArgs& args, int num_processors, cudaStream_t stream) {
+void launch_box_prefill(const AttentionArgs& args, int num_processors, cudaStream_t stream) {
   using S = BoxShape<T, dim>;
   const int tile_rows = kQueries / (args.shape.num_heads / args.shape.num_kv_heads);
   const std::int64_t most_tiles = std::int64_t{(args.step.most_prefill_rows + tile_rows - 1) / tile_rows} *
                                   args.shape.num_kv_heads * args.step.num_prefills;
   const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(num_processors, most_tiles));
   const int box_rows = std::gcd(args.cache.page_size, S::kPositions);
+  const int query_rows = std::min(tile_rows, args.step.most_prefill_rows);
   const auto kernel = box_prefill_kernel<T, dim>;
   MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes));
   launch_kernel(kernel, dim3(blocks), (1 + kConsumers) * kGroup, S::kBytes, stream,
-                BoxArgs{.attention = args, .box_rows = box_rows}, query_map(args),
+                BoxArgs{.attention = args, .box_rows = box_rows, .query_rows = query_rows}, query_map(args, query_rows),
                 page_map<T, dim>(args.cache.keys, box_rows), page_map<T, dim>(args.cache.values, box_rows));
+}
+
+template <typename T, int dim>
+void box_prefill_attention(const AttentionArgs& args, int num_processors, cudaStream_t stream) {
+  for (int first = 0; first < args.step.num_prefills; first += kMostTicketed) {
+    AttentionArgs piece = args;
+    piece.step.prefills += first;
+    piece.step.num_prefills = std::min(kMostTicketed, args.step.num_prefills - first);
+    launch_box_prefill<T, dim>(piece, num_processors, stream);
+  }
 }
 
 }  // namespace minisgl::cuda::hopper

@@ -63,7 +63,8 @@ struct BoxBarriers {
 
 struct BoxArgs {
   AttentionArgs attention;
-  int box_rows;  // a multiple of 8 that divides a page and a tile's positions
+  int box_rows;    // a multiple of 8 that divides a page and a tile's positions
+  int query_rows;  // of a box of queries: no tile has more
 };
 
 // Calls visit(tile, its place among the dealt) for every tile of this block; by a whole warp that reads them.
@@ -88,7 +89,7 @@ __device__ __forceinline__ void deal_tiles(const BoxArgs& args, BoxBarriers<S::k
   auto ticket = static_cast<std::int32_t>(blockIdx.x);
   Turn<1> wanted;
   for (Turn<kDealt> turn;; turn.advance()) {
-    const PrefillTile tile = order.tile_of(ticket, args.box_rows);
+    const PrefillTile tile = order.tile_of(ticket, args.attention.fixed_tiles ? S::kPositions : args.box_rows);
     barriers.done[turn.stage].wait(turn.parity ^ 1);
     if (lane == 0) {
       barriers.tiles[turn.stage] = tile;
@@ -98,17 +99,18 @@ __device__ __forceinline__ void deal_tiles(const BoxArgs& args, BoxBarriers<S::k
     if (tile.num_queries == 0) break;
     barriers.ticket_wanted.wait(wanted.parity);
     wanted.advance();
+    wait_for_previous();  // the kernel before may be the one whose tickets end
     if (lane == 0) ticket = static_cast<std::int32_t>(gridDim.x + atomicAdd(&tickets->taken, 1u));
     ticket = __shfl_sync(0xffffffffu, ticket, 0);
   }
+  wait_for_previous();
   if (lane == 0 && atomicAdd(&tickets->finished, 1u) == gridDim.x - 1) *tickets = {};  // nobody takes one any more
 }
 
 // Fetches a tile's queries, whole rows of them.
 template <typename S>
-__device__ __forceinline__ void fetch_queries(const CUtensorMap& map, const PrefillTile& tile, unsigned char* queries,
-                                              Barrier& full) {
-  const int rows = kQueries / tile.group;
+__device__ __forceinline__ void fetch_queries(const CUtensorMap& map, const PrefillTile& tile, int rows,
+                                              unsigned char* queries, Barrier& full) {
   arrive_expecting(full, rows * tile.group * S::kTiles * kTileRowBytes);
 #pragma unroll
   for (int c = 0; c < S::kTiles; ++c) {
@@ -118,12 +120,13 @@ __device__ __forceinline__ void fetch_queries(const CUtensorMap& map, const Pref
   }
 }
 
-// Fetches the keys of a tile, or its values: a lane looks up a box for the one that fetches. full(first, stage) is the
-// barrier that counts; then(first) is called by that lane.
-template <typename S, typename Full, typename Then>
+// Fetches the keys of a tile, or its values: a lane looks up a box for the one that fetches. before(first) is called by
+// the warp, full(first, stage) is the barrier that counts; then(first) is called by that lane.
+template <typename S, typename Before, typename Full, typename Then>
 __device__ __forceinline__ void fetch_pages(const BoxArgs& args, const CUtensorMap& map, const PrefillTile& tile,
                                             unsigned char* stages, Barrier* empty, bool elected,
-                                            typename S::Turns& turn, const Full& full, const Then& then) {
+                                            typename S::Turns& turn, const Before& before, const Full& full,
+                                            const Then& then) {
   const int lane = threadIdx.x % 32, box_rows = args.box_rows;
   const ops::KvLayer& cache = args.attention.cache;
   const std::int32_t* table = args.attention.step.pages + tile.sequence.first_page;
@@ -141,6 +144,7 @@ __device__ __forceinline__ void fetch_pages(const BoxArgs& args, const CUtensorM
     const std::int32_t own_rows = next_rows;
     next_rows = look_up(first + S::kPositions);
     const int boxes = (min(S::kPositions, tile.end - first) + box_rows - 1) / box_rows;
+    before(first);
     empty[turn.stage].wait(turn.parity ^ 1);
     Barrier& barrier = full(first, turn.stage);
     if (elected) arrive_expecting(barrier, boxes * box_bytes);
@@ -154,6 +158,13 @@ __device__ __forceinline__ void fetch_pages(const BoxArgs& args, const CUtensorM
   }
 }
 
+// Positions before a sequence's only row were written by earlier steps: they need not wait for this step's kernels.
+// (Those before several rows may be another sequence's, of this step.)
+template <typename S>
+__device__ __forceinline__ bool is_of_earlier_steps(const PrefillTile& tile, std::int32_t first) {
+  return tile.sequence.num_rows == 1 && first + S::kPositions <= tile.sequence.start_position;
+}
+
 template <typename S>
 __device__ __forceinline__ void fetch_all_keys(const BoxArgs& args, const CUtensorMap& query_map,
                                                const CUtensorMap& key_map, unsigned char* queries, unsigned char* keys,
@@ -161,12 +172,23 @@ __device__ __forceinline__ void fetch_all_keys(const BoxArgs& args, const CUtens
   const bool elected = elect_lane();
   typename S::Turns turn;
   Turn<1> query_turn;
+  bool has_waited = false;
   for_each_tile(barriers, [&](const PrefillTile& tile, int) {
-    barriers.empty_queries.wait(query_turn.parity ^ 1);
-    query_turn.advance();
-    if (elected) fetch_queries<S>(query_map, tile, queries, barriers.full_queries);
+    bool has_queries = false;
+    const auto get_queries = [&] {
+      wait_for_previous();
+      has_waited = has_queries = true;
+      barriers.empty_queries.wait(query_turn.parity ^ 1);
+      query_turn.advance();
+      if (elected) fetch_queries<S>(query_map, tile, args.query_rows, queries, barriers.full_queries);
+    };
+    if (has_waited) get_queries();
     fetch_pages<S>(
         args, key_map, tile, keys, barriers.empty_keys, elected, turn,
+        [&](std::int32_t first) {  // of the first tile as many keys as there are stages for come before the queries
+          const bool has_room = first < tile.begin + S::kStages * S::kPositions;
+          if (!has_queries && !(has_room && is_of_earlier_steps<S>(tile, first))) get_queries();
+        },
         [&](std::int32_t, int stage) -> Barrier& { return barriers.full_keys[stage]; },
         [&](std::int32_t first) {
           const std::int32_t left = tile.end - first;
@@ -181,9 +203,15 @@ __device__ __forceinline__ void fetch_all_values(const BoxArgs& args, const CUte
                                                  unsigned char* values, BoxBarriers<S::kStages>& barriers) {
   const bool elected = elect_lane();
   typename S::Turns turn;
+  bool has_waited = false;
   for_each_tile(barriers, [&](const PrefillTile& tile, int) {
     fetch_pages<S>(
         args, value_map, tile, values, barriers.empty_values, elected, turn,
+        [&](std::int32_t first) {
+          if (has_waited || is_of_earlier_steps<S>(tile, first)) return;
+          wait_for_previous();
+          has_waited = true;
+        },
         [&](std::int32_t first, int stage) -> Barrier& {
           return tile.masks(first, S::kPositions) ? barriers.raw_values[stage] : barriers.full_values[stage];
         },

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__((1 + kConsumers) * kGroup, 1) prefill_kernel(c
   using S = Shape<T, dim>;
   let_next_start();
   wait_for_previous();
-  const PrefillTile tile = prefill_tile(args, kQueries);
+  const PrefillTile tile = prefill_tile(args, kQueries, S::kPositions);
   if (tile.num_queries == 0) return;
 
   extern __shared__ unsigned char unaligned[];

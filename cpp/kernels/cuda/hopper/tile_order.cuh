@@ -20,18 +20,28 @@ class TileOrder {
     const int lane = threadIdx.x % 32;
     std::int32_t total = 0;
     if (lane == 0) tiles_before_[0] = 0;
-    for (int from = 0; from < args_.step.num_prefills; from += 32) {
-      const int i = from + lane;
-      const bool valid = i < args_.step.num_prefills;
-      const int rows = valid ? args_.step.sequences[args_.step.prefills[i]].num_rows : 0;
-      std::int32_t sum = (rows + tile_rows_ - 1) / tile_rows_;
+    constexpr int kAtOnce = 4;  // loads of a lane
+    for (int from = 0; from < args_.step.num_prefills; from += 32 * kAtOnce) {
+      std::int32_t rows[kAtOnce];
 #pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const std::int32_t before = __shfl_up_sync(0xffffffffu, sum, distance);
-        if (lane >= distance) sum += before;
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = from + 32 * k + lane;
+        rows[k] = i < args_.step.num_prefills ? args_.step.prefills[i] : -1;
       }
-      if (valid) tiles_before_[i + 1] = total + sum;
-      total += __shfl_sync(0xffffffffu, sum, 31);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) rows[k] = rows[k] >= 0 ? args_.step.sequences[rows[k]].num_rows : 0;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = from + 32 * k + lane;
+        std::int32_t sum = (rows[k] + tile_rows_ - 1) / tile_rows_;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+          const std::int32_t before = __shfl_up_sync(0xffffffffu, sum, distance);
+          if (lane >= distance) sum += before;
+        }
+        if (i < args_.step.num_prefills) tiles_before_[i + 1] = total + sum;
+        total += __shfl_sync(0xffffffffu, sum, 31);
+      }
     }
     num_tickets_ = total * args_.shape.num_kv_heads;
     __syncwarp();

@@ -172,7 +172,14 @@ TEST(GpuRank, DISABLED_Collectives) {
 TEST(GpuRank, DISABLED_PeerMemory) {
   const auto host = host_communicator();
   const CudaStream stream = make_stream();
-  check_collectives(*gpu_communicator(*host, GpuSums::peers, milliseconds(40'000)), stream);
+  const auto comm = gpu_communicator(*host, GpuSums::peers, milliseconds(40'000));
+  check_collectives(*comm, stream);
+  EXPECT_TRUE(comm->sums_by_rank());
+  constexpr std::int64_t kCount = 9'000'000;  // more than there is memory for at once
+  DeviceMemory data(random_part(comm->rank(), kCount, DType::bf16));
+  comm->all_reduce_sum(data.data(), kCount, DType::bf16, reinterpret_cast<StreamHandle>(stream.get()));
+  MINISGL_CUDA_CHECK(cudaStreamSynchronize(stream.get()));
+  EXPECT_TRUE(data.get() == expected_sum(comm->size(), kCount, DType::bf16));
 }
 
 TEST(GpuRank, DISABLED_Fastest) {
