@@ -77,7 +77,9 @@ Executor::Prepared Executor::prepare(const StepLimits& limits, bool record_decod
   for (const std::int64_t rows : rehearsed_rows(limits.rows)) rehearse(rows, limits.positions);
   const std::int64_t reserved = device_.available_memory();
   if (record_decodes) record(recorded_sizes(limits.sequences), progress);
-  return {.workspace_bytes = at_first - reserved, .graph_bytes = reserved - device_.available_memory()};
+  // The device's memory is everybody's: what others give back meanwhile must not come out as less than nothing.
+  const auto taken = [](std::int64_t before, std::int64_t after) { return std::max(before - after, std::int64_t{0}); };
+  return {.workspace_bytes = taken(at_first, reserved), .graph_bytes = taken(reserved, device_.available_memory())};
 }
 
 void Executor::rehearse(std::int64_t num_rows, std::int64_t max_positions) {

@@ -70,6 +70,20 @@ TEST(Executor, RehearsesPromptsOfAllLengthsThatADeviceChoosesFor) {
   EXPECT_EQ(model.most_position, 99);  // more rows than a sequence has are several sequences
 }
 
+// Another process on the device ends while this one starts.
+TEST(Executor, ReportsNoLessThanNothingWhereOthersGiveMemoryBack) {
+  struct SharedDevice : RecordingDevice {
+    std::int64_t available_memory() const override { return available += 1000; }
+    mutable std::int64_t available = 1000;
+  };
+  SharedDevice device;
+  FakeModel model(fake_spec(), {}, {}, &device);
+  Executor executor(model, device, KvCache(device, fake_spec(), DType::f32, 64, 4));
+  const Executor::Prepared prepared = executor.prepare({.rows = 32, .positions = 100}, false);
+  EXPECT_EQ(prepared.workspace_bytes, 0);
+  EXPECT_EQ(prepared.graph_bytes, 0);
+}
+
 // The prompt's beginning lies in another sequence's page, so no step computes it here; the penalty counts it all the
 // same.
 TEST(Executor, PenaltiesKnowAPromptWhoseRowsWereNotComputed) {
