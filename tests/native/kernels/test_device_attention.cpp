@@ -307,7 +307,7 @@ TEST_P(DeviceAttention, ManyPrefills) {
 // More than a launch of GPUs of compute capability 9.0 takes.
 TEST_P(DeviceAttention, HundredsOfPrefills) {
   const auto& [kind, shape] = GetParam();
-  MINISGL_SKIP_WITHOUT_CACHE(kind, shape.kv_dtype);
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape);
   if (kind == DeviceKind::cpu || shape.page_size == 1) GTEST_SKIP() << "slow to prepare, and for GPUs alone";
   std::vector<Part> parts;
   for (std::int32_t i = 0; i < 300; ++i) parts.push_back({i % 7, 2});
