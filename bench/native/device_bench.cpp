@@ -1,12 +1,12 @@
 // Operations of a device beside ceilings measured in this process: GB/s over the read bandwidth, TFLOP/s over an 8192³
 // product; then whole decode steps of models with dummy weights through the engine.
 //
-//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap] [fp8]
-//   [profile] [b1] [b16] [b64] [b256]
+//   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [qwen3-30b-a3b] [prefill] [disable-overlap]
+//   [fp8] [profile] [b1] [b16] [b64] [b256]
 //
-// (default: all but the last ones from prefill on, and each batch). fp8: the models' cache is of that type. profile:
-// the kernels of a decode step of the models named beside it. Busy: the time from the start to the end of the steps on
-// the device, over the time that they took in all.
+// (default: all but qwen3-30b-a3b, 61 GB of weights, and the last ones from prefill on, and each batch). fp8: the
+// models' cache is of that type. profile: the kernels of a decode step of the models named beside it. Busy: the time
+// from the start to the end of the steps on the device, over the time that they took in all.
 #include <poll.h>
 
 #include <algorithm>
@@ -276,6 +276,7 @@ void bench_attentions(Device& device, double bandwidth, double gemm_rate) {
 struct Shape {
   const char* name;
   const char* config;
+  bool only_where_asked = false;
 };
 const Shape shapes[] = {
     {"qwen3-0.6b",
@@ -287,6 +288,13 @@ const Shape shapes[] = {
      R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 4096,
          "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
          "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "rope_theta": 500000})"},
+    {"qwen3-30b-a3b",
+     R"({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 151936,
+         "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32,
+         "num_key_value_heads": 4, "head_dim": 128, "rms_norm_eps": 1e-6, "max_position_embeddings": 40960,
+         "rope_theta": 1000000, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+         "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": []})",
+     true},
 };
 
 struct Speed {
@@ -372,6 +380,7 @@ void bench_model(const Shape& shape, double bandwidth, const ModelRun& run) {
   rank.device->synchronize();
   const double load_seconds = seconds_since(start);
   const std::int64_t weight_bytes = rank.info.weight_bytes;
+  Device& device = *rank.device;  // the engine's, looked at between runs
   Engine engine(std::move(rank.model), std::move(rank.device), rank.info.config);
   engine.start();
   std::printf("%s: weights %.2f GB a step, loaded in %.1f s, ready after %.1f s; workspace %.2f GB, graphs %.3f GB\n",
@@ -388,11 +397,17 @@ void bench_model(const Shape& shape, double bandwidth, const ModelRun& run) {
   }
   for (const int batch : run.batches) {
     run_requests(engine, batch, 128, 16);
+    const Ops::ExpertUse before = device.expert_use();
     const Speed speed = run_requests(engine, batch, 128, 256);
+    const Ops::ExpertUse use = device.expert_use();
     const double rate = speed.tokens_a_second;
     const double weights = rate / batch * static_cast<double>(weight_bytes);
     std::printf("%s decode-b%-3d  %8.1f tok/s  %6.3f ms a step  busy %.4f  weights %.0f GB/s = %.2f of read\n",
                 shape.name, batch, rate, batch / rate * 1e3, speed.busy_share, weights / 1e9, weights / bandwidth);
+    if (use.layers > before.layers) {
+      std::printf("  %.1f different experts a layer and step, steps of prompts among them\n",
+                  static_cast<double>(use.experts - before.experts) / static_cast<double>(use.layers - before.layers));
+    }
     std::fflush(stdout);
   }
   engine.stop();
@@ -427,7 +442,7 @@ int main(int argc, char** argv) try {
     if (asked(("b" + std::to_string(batch)).c_str())) run.batches.push_back(batch);
   if (run.batches.empty()) run.batches = {1, 16, 64, 256};
   for (const Shape& shape : shapes)
-    if (wants(shape.name)) bench_model(shape, bandwidth, run);
+    if (shape.only_where_asked ? asked(shape.name) : wants(shape.name)) bench_model(shape, bandwidth, run);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "device_bench: %s\n", error.what());

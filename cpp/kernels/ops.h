@@ -104,11 +104,24 @@ class Ops {
                        OutputTensor /*y*/) {
     throw CheckError("the device computes no experts");
   }
+  // residual += the sum over ranks of experts(x), which is without a shared expert, then y = the norm of the residual.
+  // x may be a norm of the residual, and stand in y. `delta` holds the experts' sum where the device needs it.
+  virtual LinearInput experts_add_norm(const ExpertLayer& layer, const LinearInput& x, std::span<std::byte> scratch,
+                                       OutputTensor delta, Tensor residual, const Norm& norm, Tensor y) {
+    experts(layer, x, scratch, delta);
+    return reduce_add_rms_norm(residual, delta, norm, y);
+  }
   // For rows of `rule`; grows with num_rows.
   virtual std::int64_t experts_scratch_bytes(const ExpertsShape&, const RouterRule&, std::int64_t /*num_rows*/) const {
     return 0;
   }
   virtual bool computes_experts() const { return false; }
+  // For measuring, between steps: the layers whose experts were computed since the start, and the experts of this
+  // device of which each layer read the weights, added up.
+  struct ExpertUse {
+    std::int64_t layers = 0, experts = 0;
+  };
+  virtual ExpertUse expert_use() { return {}; }
   // The rows of x for an operation that isn't a linear: finishes what was left undone. Afterwards x, too, stands for
   // the written rows. The tensor is good as long as x.
   virtual Tensor plain_rows(LinearInput& x) = 0;

@@ -223,10 +223,15 @@ class Decoder final : public Model {
   LinearInput add_experts(const DecoderLayerWeights& layer, const LinearInput& normed, Tensor residual,
                           const DeviceBuffer& next_norm) {
     const Tensor delta = workspace_.delta.rows(normed.rows());
-    if (layer.down.has_weights()) layer.down.forward(device_, activate(layer, normed), delta);
-    const RouterRule rule = router_rule(spec_, layer.choice_bias.as<float>());
-    device_.experts({*layer.experts, *layer.router, rule, spec_.activation}, normed, expert_scratch_.bytes(), delta);
     const Tensor rows = workspace_.normed.rows(normed.rows());
+    const RouterRule rule = router_rule(spec_, layer.choice_bias.as<float>());
+    const ExpertLayer experts{*layer.experts, *layer.router, rule, spec_.activation};
+    if (rule.shared == RouterRule::Shared::none && layer.mlp_output_norm.size() == 0) {
+      return device_.experts_add_norm(experts, normed, expert_scratch_.bytes(), delta, residual, norm_by(next_norm),
+                                      rows);
+    }
+    if (layer.down.has_weights()) layer.down.forward(device_, activate(layer, normed), delta);
+    device_.experts(experts, normed, expert_scratch_.bytes(), delta);
     if (layer.mlp_output_norm.size() == 0)
       return device_.reduce_add_rms_norm(residual, delta, norm_by(next_norm), rows);
     return device_.reduce_norm_add_rms_norm(residual, delta, norm_by(layer.mlp_output_norm), norm_by(next_norm), rows);

@@ -2,12 +2,14 @@
 #include "kernels/cuda/backend.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "comm/nccl.h"
 #include "core/cuda/runtime.h"
 #include "gemm/cuda/launch.h"
+#include "kernels/cuda/device_experts.h"
 #include "kernels/cuda/host_pages.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/memory.h"
@@ -41,6 +43,7 @@ class CudaDevice final : public Device {
     partials_ = allocate_on_device(static_cast<std::size_t>(parts * cuda::partial_floats(256)) * sizeof(float));
     arrived_ = allocate(static_cast<std::size_t>(parts) * sizeof(std::uint32_t));
     tickets_ = allocate(sizeof(cuda::Tickets));
+    expert_use_ = allocate(2 * sizeof(std::uint64_t));
   }
 
   std::string device_name() const override { return properties_.name; }
@@ -121,6 +124,10 @@ class CudaDevice final : public Device {
     return cuda::join_projections(outputs, uploader_, stream_.get());
   }
 
+  std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape) override {
+    return cuda::make_device_experts(shape, uploader_, stream_.get(), random_seed_);
+  }
+
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
     MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // any thread may call, also before the first step
     if (seen_.vocab_size != vocab_size) seen_.reserve(kLazySlots, vocab_size);
@@ -187,6 +194,21 @@ class CudaDevice final : public Device {
   }
   LinearInput linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta, OutputTensor residual,
                               const Norm& norm, OutputTensor y) override;
+  bool computes_experts() const override { return true; }
+  ExpertUse expert_use() override {
+    std::uint64_t counts[2];
+    download(expert_use_.data(), std::as_writable_bytes(std::span(counts)));
+    return {static_cast<std::int64_t>(counts[0]), static_cast<std::int64_t>(counts[1])};
+  }
+  std::int64_t experts_scratch_bytes(const ExpertsShape& shape, const RouterRule& rule,
+                                     std::int64_t num_rows) const override {
+    return cuda::device_experts_scratch_bytes(shape, rule, num_rows);
+  }
+  void experts(const ExpertLayer& layer, const LinearInput& x, std::span<std::byte> scratch, OutputTensor y) override {
+    cuda::run_experts(layer, x, scratch, {.y = y, .use = expert_use_.as<std::uint64_t>()}, products_, stream_.get());
+  }
+  LinearInput experts_add_norm(const ExpertLayer& layer, const LinearInput& x, std::span<std::byte> scratch,
+                               OutputTensor delta, Tensor residual, const Norm& norm, Tensor y) override;
   Tensor plain_rows(LinearInput& x) override { return products_.plain_rows(x); }
   void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {
@@ -259,6 +281,7 @@ class CudaDevice final : public Device {
   DeviceBuffer partials_, arrived_;  // what decode attention keeps between its blocks
   DeviceBuffer tickets_;             // what prefill attention does
   DeviceBuffer adjusted_;            // [logits, vocab] f32: logits with bias, penalties and bans
+  DeviceBuffer expert_use_;          // [2] of 64 bits: layers, experts
   DeviceBuffer square_sums_;         // [num_rows, 2] f32 of norms over all heads
   cuda::SeenPool seen_;
   cuda::StepSlots slots_;
@@ -301,6 +324,25 @@ LinearInput CudaDevice::linear_add_norm(const Linear& weights, const LinearInput
   if (norm.is_plain_rms()) return products_.add_norm(matrix, x, delta, residual, norm, y);
   products_.add(matrix, x, delta, residual);
   return norm.weight == nullptr ? LinearInput::written(residual, {}) : rms_norm(residual, norm, y);
+}
+
+LinearInput CudaDevice::experts_add_norm(const ExpertLayer& layer, const LinearInput& x, std::span<std::byte> scratch,
+                                         OutputTensor delta, Tensor residual, const Norm& norm, Tensor y) {
+  if (num_ranks() > 1 || layer.rule.shared != RouterRule::Shared::none)
+    return Ops::experts_add_norm(layer, x, scratch, delta, residual, norm, y);
+  // Products of few rows take the norm on their way.
+  const bool defers = norm.is_plain_rms() && cuda::Products::takes_norms(residual.rows, residual.cols);
+  const bool norms = cuda::run_experts(layer, x, scratch,
+                                       {.y = residual,
+                                        .adds = true,
+                                        .norm = norm.is_plain_rms() && !defers ? &norm : nullptr,
+                                        .normed = y,
+                                        .use = expert_use_.as<std::uint64_t>()},
+                                       products_, stream_.get());
+  const OutputTensor sum = residual, next = y;  // x is read
+  if (defers) return LinearInput::deferred(next, sum, norm);
+  if (norm.weight == nullptr) return LinearInput::written(sum, {});
+  return norms && norm.is_plain_rms() ? LinearInput::written(next, sum) : rms_norm(sum, norm, y);
 }
 
 void CudaDevice::linear_heads(const Linear& weights, const LinearInput& x, OutputTensor qkv, const HeadShape& shape,

@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::int64_t kMostPrepared = 65536;  // columns of a norm that a product prepares
 // Of a product with outputs in f32, as logits are: cuBLASLt's write more of them faster.
-constexpr std::int64_t kMostSlimF32Rows = 32;
+constexpr std::int64_t kMostSlimF32Rows = 32, kFewF32Outputs = 2048;
 
 bool takes_some_rows(std::int64_t rows, std::int64_t inputs) {
   return rows >= kFewestSlimRows && rows <= kMostSlimRows && inputs % 8 == 0 && inputs > 0 && has_slim_gemm();
@@ -58,9 +58,13 @@ LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x
     return prepared;
   }
   add(weights, x, scratch, y);
-  if (skinny_gemm_fits(y.rows, y.cols)) return LinearInput::deferred(normed, y, norm);
+  if (takes_norms(y.rows, y.cols)) return LinearInput::deferred(normed, y, norm);
   add_rms_norm(y.data, nullptr, norm.weight, norm.eps, y.rows, y.cols, normed.data, stream_);
   return LinearInput::written(normed, y);
+}
+
+bool Products::takes_norms(std::int64_t rows, std::int64_t cols) {
+  return skinny_gemm_fits(rows, cols);
 }
 
 Tensor Products::plain_rows(LinearInput& x) {
@@ -104,7 +108,7 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   if (!takes_some_rows(x.rows(), x.cols())) return false;
   const std::int64_t outputs = weights.out_features() / (args.output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
-  if (args.output == SkinnyOutput::f32 && x.rows() > kMostSlimF32Rows) return false;
+  if (args.output == SkinnyOutput::f32 && x.rows() > kMostSlimF32Rows && outputs > kFewF32Outputs) return false;
   if ((args.output == SkinnyOutput::gated || args.output == SkinnyOutput::added) && outputs % 4 != 0) return false;
   const LinearInput::Form input = x.form();
   if (input.norm != nullptr && input.beside != nullptr) {

@@ -34,6 +34,8 @@ class Products {
                        Tensor normed);
   // Heads of x · Wᵀ, their queries in y. False where nothing does both at once.
   bool write_heads(const DeviceLinear& weights, const LinearInput& x, Tensor y, const SlimHeads& heads);
+  // Whether products of such rows take a norm on their way.
+  static bool takes_norms(std::int64_t rows, std::int64_t cols);
   // The rows that x stands for, where it is a norm that was left undone.
   Tensor plain_rows(LinearInput& x);
 
