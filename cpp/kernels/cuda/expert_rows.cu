@@ -18,11 +18,10 @@ namespace {
 
 constexpr int kWarps = 16, kThreads = 32 * kWarps;
 constexpr int kLaneValues = 8;  // of a copy of 16 bytes
-constexpr int kGateStages = 6, kDownStages = 12;
-constexpr int kGateAtOnce = 2, kDownAtOnce = 4;  // stages that are multiplied together
-static_assert(kGateStages % kGateAtOnce == 0 && kDownStages % kDownAtOnce == 0);
-constexpr int kRingBytes = kWarps * kGateStages * 2 * 32 * 16;
-static_assert(kRingBytes == kWarps * kDownStages * 32 * 16);
+constexpr int kStages = 6;      // of two rows of weights each
+constexpr int kAtOnce = 2;      // stages that are multiplied together
+static_assert(kStages % kAtOnce == 0);
+constexpr int kRingBytes = kWarps * kStages * 2 * 32 * 16;
 constexpr int kMostInputBytes = 24 * 1024;  // of inputs kept in shared memory
 
 struct FewArgs {
@@ -135,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 2) few_gated_kernel(const FewArgs ar
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ Choices choices;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chosen = args.rule.num_chosen;
-  auto* ring = reinterpret_cast<uint4*>(memory) + warp * kGateStages * 64 + lane;
+  auto* ring = reinterpret_cast<uint4*>(memory) + warp * kStages * 64 + lane;
   auto* kept = reinterpret_cast<uint4*>(memory + kRingBytes);
   wait_for_previous();
   let_next_start();
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 2) few_gated_kernel(const FewArgs ar
   __syncthreads();
 
   const int vectors = args.hidden / kLaneValues, pairs = args.rows * chosen;
-  const int end = (vectors + 32 * kGateAtOnce - 1) / (32 * kGateAtOnce) * (32 * kGateAtOnce);
+  const int end = (vectors + 32 * kAtOnce - 1) / (32 * kAtOnce) * (32 * kAtOnce);
   const std::uint64_t policy = first_out_policy();
   const auto skip = [&](Output& output) {  // to one of an expert that is here
     while (output.row < pairs && choices.expert[output.row] < 0) output.advance();
@@ -175,29 +174,29 @@ __global__ void __launch_bounds__(kThreads, 2) few_gated_kernel(const FewArgs ar
         find_row();
       }
     }
-    slot = slot + 1 == kGateStages ? 0 : slot + 1;
+    slot = slot + 1 == kStages ? 0 : slot + 1;
     commit_copies();
   };
 #pragma unroll 1
-  for (int i = 0; i < kGateStages; ++i) load_next();
+  for (int i = 0; i < kStages; ++i) load_next();
   int read = 0;
   while (output.row < pairs) {
     const uint4* x =
         (args.keeps_inputs ? kept : reinterpret_cast<const uint4*>(args.x)) + output.row / chosen * vectors;
-    float gates[kGateAtOnce] = {}, ups[kGateAtOnce] = {};
-    for (int at = lane; at < end; at += 32 * kGateAtOnce) {
-      uint4 input[kGateAtOnce];
+    float gates[kAtOnce] = {}, ups[kAtOnce] = {};
+    for (int at = lane; at < end; at += 32 * kAtOnce) {
+      uint4 input[kAtOnce];
 #pragma unroll
-      for (int k = 0; k < kGateAtOnce; ++k) input[k] = at + 32 * k < vectors ? x[at + 32 * k] : make_uint4(0, 0, 0, 0);
-      wait_copies<kGateStages - kGateAtOnce>();
+      for (int k = 0; k < kAtOnce; ++k) input[k] = at + 32 * k < vectors ? x[at + 32 * k] : make_uint4(0, 0, 0, 0);
+      wait_copies<kStages - kAtOnce>();
 #pragma unroll
-      for (int k = 0; k < kGateAtOnce; ++k) {
+      for (int k = 0; k < kAtOnce; ++k) {
         gates[k] += dot(ring[(read + k) * 64], input[k]);
         ups[k] += dot(ring[(read + k) * 64 + 32], input[k]);
       }
-      read = read + kGateAtOnce == kGateStages ? 0 : read + kGateAtOnce;
+      read = read + kAtOnce == kStages ? 0 : read + kAtOnce;
 #pragma unroll
-      for (int k = 0; k < kGateAtOnce; ++k) load_next();
+      for (int k = 0; k < kAtOnce; ++k) load_next();
     }
     float gate = warp_sum(gates[0] + gates[1]), up = warp_sum(ups[0] + ups[1]);
     if (lane == 0) {
@@ -215,38 +214,38 @@ __global__ void __launch_bounds__(kThreads, 2) few_gated_kernel(const FewArgs ar
   if (blockIdx.x == 0 && args.use != nullptr) count_use(args, choices);
 }
 
-// y [rows, hidden] = the sums of the pairs' outputs; x [pairs, width].
+// y [rows, hidden] = the sums of the pairs' outputs; x [pairs, width]. A warp makes two neighbouring outputs at a time.
 __global__ void __launch_bounds__(kThreads, 2) few_down_kernel(const FewArgs args) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ Choices choices;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chosen = args.rule.num_chosen;
-  auto* ring = reinterpret_cast<uint4*>(memory) + warp * kDownStages * 32 + lane;
+  auto* ring = reinterpret_cast<uint4*>(memory) + warp * kStages * 64 + lane;
   auto* kept = reinterpret_cast<uint4*>(memory + kRingBytes);
   choose(args, choices);
   __syncthreads();
 
   const int vectors = args.width / kLaneValues, end = (vectors + 31) / 32 * 32;
   const int all_stages = chosen * (end / 32);
-  const int stages = (all_stages + kDownAtOnce - 1) / kDownAtOnce * kDownAtOnce;  // of an output
+  const int stages = (all_stages + kAtOnce - 1) / kAtOnce * kAtOnce;  // of two outputs
   const std::uint64_t policy = first_out_policy();
-  Output output(blockIdx.x * kWarps + warp, gridDim.x * kWarps, args.hidden);
+  Output output(blockIdx.x * kWarps + warp, gridDim.x * kWarps, args.hidden / 2);
   Output next = output;
   int next_stage = 0, next_pair = next.row * chosen, column = lane, slot = 0;
-  const uint4* weights = nullptr;  // the row of `next` of an expert; null: the expert isn't here
-  const auto find_row = [&] {
+  const uint4* weights = nullptr;  // the rows of `next` of an expert; null: the expert isn't here
+  const auto find_rows = [&] {
     if (next.row >= args.rows || next_stage >= all_stages) return;
     const int expert = choices.expert[next_pair];
-    const std::int64_t row = std::int64_t{expert} * args.hidden + next.column;
+    const std::int64_t row = std::int64_t{expert} * args.hidden + 2 * next.column;
     weights = expert >= 0 ? reinterpret_cast<const uint4*>(args.weights) + row * vectors : nullptr;
   };
-  find_row();
+  find_rows();
   const auto load_next = [&] {
     if (next.row < args.rows) {
       if (next_stage < all_stages) {
         const bool inside = column < vectors && weights != nullptr;
-        copy_16_async(shared_address(ring + slot * 32),
-                      inside ? weights + column : reinterpret_cast<const uint4*>(args.weights), inside ? 16 : 0,
-                      policy);
+        const uint4* from = inside ? weights + column : reinterpret_cast<const uint4*>(args.weights);
+        copy_16_async(shared_address(ring + slot * 64), from, inside ? 16 : 0, policy);
+        copy_16_async(shared_address(ring + slot * 64 + 32), from + (inside ? vectors : 0), inside ? 16 : 0, policy);
       }
       column += 32;
       ++next_stage;
@@ -255,18 +254,18 @@ __global__ void __launch_bounds__(kThreads, 2) few_down_kernel(const FewArgs arg
         next.advance();
         next_pair = next.row * chosen;
         column = lane;
-        find_row();
+        find_rows();
       } else if (column >= end) {
         ++next_pair;
         column = lane;
-        find_row();
+        find_rows();
       }
     }
-    slot = slot + 1 == kDownStages ? 0 : slot + 1;
+    slot = slot + 1 == kStages ? 0 : slot + 1;
     commit_copies();
   };
 #pragma unroll 1
-  for (int i = 0; i < kDownStages; ++i) load_next();
+  for (int i = 0; i < kStages; ++i) load_next();
   wait_for_previous();
   let_next_start();
   if (args.keeps_inputs) {
@@ -277,15 +276,15 @@ __global__ void __launch_bounds__(kThreads, 2) few_down_kernel(const FewArgs arg
   }
   int read = 0;
   for (; output.row < args.rows; output.advance()) {
-    const std::int64_t y_at = std::int64_t{output.row} * args.hidden + output.column;
-    const float before = args.adds && lane == 0 ? to_float(args.y[y_at]) : 0.0f;
-    float sums[kDownAtOnce] = {};
+    auto* y = reinterpret_cast<std::uint32_t*>(args.y + std::int64_t{output.row} * args.hidden) + output.column;
+    const std::uint32_t before = args.adds && lane == 0 ? *y : 0;
+    float sums[2][kAtOnce] = {};
     int pair = output.row * chosen, at = lane;
-    for (int stage = 0; stage < stages; stage += kDownAtOnce) {
-      uint4 input[kDownAtOnce];
-      float weight[kDownAtOnce];
+    for (int stage = 0; stage < stages; stage += kAtOnce) {
+      uint4 input[kAtOnce];
+      float weight[kAtOnce];
 #pragma unroll
-      for (int k = 0; k < kDownAtOnce; ++k) {
+      for (int k = 0; k < kAtOnce; ++k) {
         input[k] = make_uint4(0, 0, 0, 0);
         weight[k] = 0.0f;
         if (stage + k >= all_stages) continue;
@@ -299,28 +298,34 @@ __global__ void __launch_bounds__(kThreads, 2) few_down_kernel(const FewArgs arg
           ++pair;
         }
       }
-      wait_copies<kDownStages - kDownAtOnce>();
+      wait_copies<kStages - kAtOnce>();
 #pragma unroll
-      for (int k = 0; k < kDownAtOnce; ++k) {
-        if (stage + k < all_stages) sums[k] += weight[k] * dot(ring[(read + k) * 32], input[k]);
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (stage + k >= all_stages) continue;
+        sums[0][k] += weight[k] * dot(ring[(read + k) * 64], input[k]);
+        sums[1][k] += weight[k] * dot(ring[(read + k) * 64 + 32], input[k]);
       }
-      read = read + kDownAtOnce == kDownStages ? 0 : read + kDownAtOnce;
+      read = read + kAtOnce == kStages ? 0 : read + kAtOnce;
 #pragma unroll
-      for (int k = 0; k < kDownAtOnce; ++k) load_next();
+      for (int k = 0; k < kAtOnce; ++k) load_next();
     }
-    float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    float low = sums[0][0] + sums[0][1], high = sums[1][0] + sums[1][1];
     if (args.bias != nullptr && lane < chosen) {
       const int expert = choices.expert[output.row * chosen + lane];
-      if (expert >= 0)
-        sum += choices.weight[output.row * chosen + lane] *
-               __ldg(args.bias + std::int64_t{expert} * args.hidden + output.column);
+      if (expert >= 0) {
+        const float* bias = args.bias + std::int64_t{expert} * args.hidden + 2 * output.column;
+        low += choices.weight[output.row * chosen + lane] * bias[0];
+        high += choices.weight[output.row * chosen + lane] * bias[1];
+      }
     }
-    sum = warp_sum(sum);
+    low = warp_sum(low);
+    high = warp_sum(high);
     if (lane == 0) {
       float factor = 1.0f;
       if (args.rule.shared == RouterRule::Shared::gated)
         factor = sigmoid(args.logits[std::int64_t{output.row + 1} * args.logit_stride - 1]);
-      args.y[y_at] = from_float<bf16>(before * factor + sum);
+      *y = pack2<bf16>(__uint_as_float(before << 16) * factor + low,
+                       __uint_as_float(before & 0xffff0000u) * factor + high);
     }
   }
 }
@@ -377,8 +382,8 @@ void few_expert_rows(const ExpertsArgs& args, cudaStream_t stream) {
   few.norm = nullptr;
   few.y = static_cast<bf16*>(args.y);
   few.adds = args.adds || args.rule.shared != RouterRule::Shared::none;
-  launch(few_down_kernel, few, std::int64_t{args.rows} * weights.hidden, std::int64_t{2} * args.pairs() * weights.width,
-         stream);
+  launch(few_down_kernel, few, std::int64_t{args.rows} * weights.hidden / 2,
+         std::int64_t{2} * args.pairs() * weights.width, stream);
 }
 
 }  // namespace minisgl::cuda
