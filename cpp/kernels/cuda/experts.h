@@ -72,7 +72,7 @@ struct ExpertsArgs {
 
 // All of it for few rows, from scratch.logits: two kernels that read the weights of each pair. The kernel before the
 // first is done when the second begins to read the logits.
-constexpr std::int64_t kMostFewRows = 16;
+constexpr std::int64_t kMostFewRows = 4;
 void few_expert_rows(const ExpertsArgs& args, cudaStream_t stream);
 
 // Choices and slots from scratch.logits, and, where it is asked for, x of the pairs by slot.

@@ -27,9 +27,9 @@ using namespace hopper;
 constexpr int kChunk = kTileColumns;  // inputs of a stage
 constexpr int kGroupRows = 64;        // weight rows of a warpgroup
 constexpr int kMostStages = 24;
-constexpr int kHalfMemory = 100 * 1024, kWholeMemory = 200 * 1024;  // of stages
-constexpr int kBoxRows = 64;                                        // rows of x that are copied at once
-constexpr int kGatherers = 64;                                      // threads
+constexpr int kMemory = 200 * 1024;  // of stages
+constexpr int kBoxRows = 64;         // rows of x that are copied at once
+constexpr int kGatherers = 64;       // threads
 
 struct ProductArgs {
   const float* bias;  // [num_experts, weight_rows] or null
@@ -60,7 +60,6 @@ struct TilesShape {
   static constexpr int kWeightBytes = kWeightRows * kTileRowBytes;  // of a stage
   static constexpr int kStageBytes = kWeightBytes + n * kTileRowBytes;
   static constexpr int kBoxRows_ = n < kBoxRows ? n : kBoxRows;
-  static constexpr int kMemory = n < 128 ? kHalfMemory : kWholeMemory;
   static constexpr int kStages = kMemory / kStageBytes < kMostStages ? kMemory / kStageBytes : kMostStages;
 };
 
@@ -379,7 +378,7 @@ void launch(const ExpertsArgs& args, cudaStream_t stream) {
 template <int n>
 void launch_width(const ExpertsArgs& args, const ExpertTiling& tiling, cudaStream_t stream) {
   if constexpr (n <= 128) {
-    if (!tiling.gathers && (tiling.wide == 0 || (tiling.wide < 0 && n < 128))) return launch<1, n>(args, stream);
+    if (!tiling.gathers && (tiling.wide == 0 || (tiling.wide < 0 && n < 32))) return launch<1, n>(args, stream);
   }
   if constexpr (n >= 128) {
     if (tiling.gathers) return launch<2, n, true>(args, stream);
@@ -402,7 +401,7 @@ bool has_expert_tiles() {
 void multiply_expert_tiles(const ExpertsArgs& args, const ExpertTiling& tiling, cudaStream_t stream) {
   const double rows = static_cast<double>(args.pairs()) / args.weights.all_experts;  // of an expert, when even
   int tile_rows = tiling.tile_rows;
-  if (tile_rows == 0) tile_rows = rows <= 9 ? 16 : rows <= 20 ? 32 : rows <= 48 ? 64 : rows <= 160 ? 128 : 256;
+  if (tile_rows == 0) tile_rows = rows <= 2.5 ? 16 : rows <= 20 ? 32 : rows <= 48 ? 64 : rows <= 160 ? 128 : 256;
   if (tile_rows == 16) return launch_width<16>(args, tiling, stream);
   if (tile_rows == 32) return launch_width<32>(args, tiling, stream);
   if (tile_rows == 64) return launch_width<64>(args, tiling, stream);
