@@ -239,7 +239,7 @@ bool run_experts(const ExpertLayer& layer, const LinearInput& x, std::span<std::
     args.next_eps = output.norm->eps;
     args.normed = output.normed.data;
   }
-  order_expert_rows(args, true, stream);
+  order_expert_rows(args, stream);
   multiply_expert_tiles(args, {}, stream);
   sum_expert_rows(args, stream);
   return true;
