@@ -134,6 +134,10 @@ class CudaDevice final : public Device {
     return cuda::make_device_experts(shape, uploader_, stream_.get(), random_seed_);
   }
 
+  std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape) override {
+    return cuda::make_device_experts(shape, uploader_, stream_.get(), random_seed_);
+  }
+
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
     MINISGL_CUDA_CHECK(cudaSetDevice(device_index_));  // any thread may call, also before the first step
     if (seen_.vocab_size != vocab_size) seen_.reserve(kLazySlots, vocab_size);

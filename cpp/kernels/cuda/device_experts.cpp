@@ -12,8 +12,8 @@
 namespace minisgl::cuda {
 namespace {
 
-// The most rows whose experts are read for each pair: more share experts too often.
-constexpr std::int64_t kMostPairRows = 2;
+// The most rows whose norm is done as they are read.
+constexpr std::int64_t kMostNormedRows = 16;
 
 constexpr const char* kAdvice = "the model's weights don't fit it";
 
@@ -222,7 +222,7 @@ bool run_experts(const ExpertLayer& layer, const LinearInput& x, std::span<std::
   products.write(static_cast<const DeviceLinear&>(layer.router), x, logits);
 
   const LinearInput::Form form = x.form();
-  if (form.norm != nullptr && x.rows() <= kMostFewRows) {
+  if (form.norm != nullptr && x.rows() <= kMostNormedRows) {
     args.x = form.source.data;
     args.norm = form.norm->weight;
     args.eps = form.norm->eps;
@@ -230,7 +230,7 @@ bool run_experts(const ExpertLayer& layer, const LinearInput& x, std::span<std::
     LinearInput plain = x;
     args.x = products.plain_rows(plain).data;
   }
-  if (x.rows() <= kMostPairRows || !has_expert_tiles()) {
+  if (x.rows() <= kMostFewRows || !has_expert_tiles()) {
     run_slices(args, stream);
     return false;
   }
@@ -239,7 +239,7 @@ bool run_experts(const ExpertLayer& layer, const LinearInput& x, std::span<std::
     args.next_eps = output.norm->eps;
     args.normed = output.normed.data;
   }
-  order_expert_rows(args, true, stream);
+  order_expert_rows(args, stream);
   multiply_expert_tiles(args, {}, stream);
   sum_expert_rows(args, stream);
   return true;

@@ -36,7 +36,6 @@ struct OrderArgs {
   int num_experts, first_expert, all_experts, logit_stride;
   int rows_of_block;  // whose places a block finds
   std::uint64_t* use;
-  bool copies_x;
 };
 
 // A block's memory, for `pairs` of its rows.
@@ -243,9 +242,8 @@ __global__ void __launch_bounds__(kThreads) order_kernel(const OrderArgs args) {
         expert < 0 ? -1 : memory.begin[expert] + memory.before[p / share * args.num_experts + expert] + memory.rank[p];
     if (threadIdx.x % 32 == 0) {
       args.scratch.slots[first_row * chosen + p] = slot;
-      if (slot >= 0) args.scratch.tokens[slot] = first_row + p / chosen;
     }
-    if (slot >= 0 && args.copies_x) copy_row(args, first_row + p / chosen, slot);
+    if (slot >= 0) copy_row(args, first_row + p / chosen, slot);
   }
 }
 
@@ -335,7 +333,6 @@ std::size_t lay_out_experts(std::byte* at, const ExpertWeights& sizes, const Rou
   take(scratch.pair_weights, 4 * pairs);
   take(scratch.choices, 4 * pairs);
   take(scratch.slots, 4 * pairs);
-  take(scratch.tokens, 4 * pairs);
   take(scratch.offsets, 4 * (sizes.num_experts + 1));
   take(scratch.counts, std::int64_t{4} * ((rows + kRowsOfBlock - 1) / kRowsOfBlock) * sizes.num_experts);
   take(scratch.gated, 2 * pairs * sizes.width);
@@ -344,7 +341,7 @@ std::size_t lay_out_experts(std::byte* at, const ExpertWeights& sizes, const Rou
   return used;
 }
 
-void order_expert_rows(const ExpertsArgs& args, bool copies_x, cudaStream_t stream) {
+void order_expert_rows(const ExpertsArgs& args, cudaStream_t stream) {
   MINISGL_CHECK(args.weights.num_experts <= kThreads && args.rule.num_chosen <= kMaxChosenExperts);
   const int blocks = blocks_of_rows(args.rows);
   const OrderArgs order{.scratch = args.scratch,
@@ -359,8 +356,7 @@ void order_expert_rows(const ExpertsArgs& args, bool copies_x, cudaStream_t stre
                         .all_experts = args.weights.all_experts,
                         .logit_stride = args.logit_stride(),
                         .rows_of_block = blocks == 1 ? args.rows : kRowsOfBlock,
-                        .use = args.use,
-                        .copies_x = copies_x};
+                        .use = args.use};
   const std::size_t bytes = OrderMemory::bytes(order.num_experts, order.rows_of_block * args.rule.num_chosen);
   if (blocks == 1) {
     const dim3 grid(static_cast<unsigned>(std::clamp((args.pairs() + 15) / 16, 1, 128)));

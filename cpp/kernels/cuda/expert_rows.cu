@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 2) few_gated_kernel(const FewArgs ar
   const auto skip = [&](Output& output) {  // to one of an expert that is here
     while (output.row < pairs && choices.expert[output.row] < 0) output.advance();
   };
-  Output output(blockIdx.x * kWarps + warp, gridDim.x * kWarps, args.width);
+  Output output(warp * gridDim.x + blockIdx.x, gridDim.x * kWarps, args.width);
   skip(output);
   Output next = output;
   int column = lane, slot = 0;
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kThreads, 2) few_down_kernel(const FewArgs arg
   const int all_stages = chosen * (end / 32);
   const int stages = (all_stages + kAtOnce - 1) / kAtOnce * kAtOnce;  // of two outputs
   const std::uint64_t policy = first_out_policy();
-  Output output(blockIdx.x * kWarps + warp, gridDim.x * kWarps, args.hidden / 2);
+  Output output(warp * gridDim.x + blockIdx.x, gridDim.x * kWarps, args.hidden / 2);
   Output next = output;
   int next_stage = 0, next_pair = next.row * chosen, column = lane, slot = 0;
   const uint4* weights = nullptr;  // the rows of `next` of an expert; null: the expert isn't here
@@ -346,7 +346,7 @@ void launch(void (*kernel)(FewArgs), FewArgs args, std::int64_t outputs, std::in
   const std::size_t bytes = kRingBytes + static_cast<std::size_t>(args.keeps_inputs ? input_bytes : 0);
   MINISGL_CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>((outputs + kWarps - 1) / kWarps, num_processors()));
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(outputs, num_processors()));
   launch_kernel(kernel, dim3(blocks), kThreads, bytes, stream, args);
 }
 

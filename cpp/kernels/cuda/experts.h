@@ -39,7 +39,6 @@ struct ExpertScratch {
   float* pair_weights;    // [pairs]
   std::int32_t* choices;  // [pairs]: experts of this device from 0, or -1
   std::int32_t* slots;    // [pairs]: -1 for experts of other devices
-  std::int32_t* tokens;   // [pairs], by slot
   std::int32_t* offsets;  // [num_experts + 1]: slots of an expert's pairs
   std::int32_t* counts;   // [blocks of rows, num_experts]: pairs
   void* x;                // [pairs, hidden], by slot
@@ -72,11 +71,11 @@ struct ExpertsArgs {
 
 // All of it for few rows, from scratch.logits: two kernels that read the weights of each pair. The kernel before the
 // first is done when the second begins to read the logits.
-constexpr std::int64_t kMostFewRows = 16;
+constexpr std::int64_t kMostFewRows = 4;
 void few_expert_rows(const ExpertsArgs& args, cudaStream_t stream);
 
-// Choices and slots from scratch.logits, and, where it is asked for, x of the pairs by slot.
-void order_expert_rows(const ExpertsArgs& args, bool copies_x, cudaStream_t stream);
+// Choices and slots from scratch.logits, and x of the pairs by slot.
+void order_expert_rows(const ExpertsArgs& args, cudaStream_t stream);
 // y of outputs.
 void sum_expert_rows(const ExpertsArgs& args, cudaStream_t stream);
 
@@ -84,8 +83,6 @@ void sum_expert_rows(const ExpertsArgs& args, cudaStream_t stream);
 struct ExpertTiling {
   int tile_rows = 0;  // of x: 16, 32, 64, 128, 256; 0: by the number of rows
   int wide = -1;      // 128 weight rows of a block in place of 64; -1: by the tile's rows
-  // x is not copied by slot: tiles of 128 rows or more gather it.
-  bool gathers = false;
 };
 bool has_expert_tiles();
 void multiply_expert_tiles(const ExpertsArgs& args, const ExpertTiling& tiling, cudaStream_t stream);

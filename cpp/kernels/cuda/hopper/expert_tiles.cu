@@ -27,9 +27,8 @@ using namespace hopper;
 constexpr int kChunk = kTileColumns;  // inputs of a stage
 constexpr int kGroupRows = 64;        // weight rows of a warpgroup
 constexpr int kMostStages = 24;
-constexpr int kHalfMemory = 100 * 1024, kWholeMemory = 200 * 1024;  // of stages
-constexpr int kBoxRows = 64;                                        // rows of x that are copied at once
-constexpr int kGatherers = 64;                                      // threads
+constexpr int kMemory = 200 * 1024;  // of stages
+constexpr int kBoxRows = 64;         // rows of x that are copied at once
 
 struct ProductArgs {
   const float* bias;  // [num_experts, weight_rows] or null
@@ -46,21 +45,16 @@ struct TilesArgs {
   const std::int32_t* offsets;
   Activation activation;
   int num_experts, stages;
-  // Where rows of x are gathered: [tokens, hidden], and the token of each slot.
-  const bf16* x;
-  const std::int32_t* tokens;
-  int hidden;
 };
 
-template <int groups, int n, bool gathers = false>
+template <int groups, int n>
 struct TilesShape {
   static constexpr int kWeightRows = groups * kGroupRows;
   static constexpr int kConsumers = groups * 128;  // threads
-  static constexpr int kThreads = kConsumers + 32 + (gathers ? kGatherers : 0);
+  static constexpr int kThreads = kConsumers + 32;
   static constexpr int kWeightBytes = kWeightRows * kTileRowBytes;  // of a stage
   static constexpr int kStageBytes = kWeightBytes + n * kTileRowBytes;
   static constexpr int kBoxRows_ = n < kBoxRows ? n : kBoxRows;
-  static constexpr int kMemory = n < 128 ? kHalfMemory : kWholeMemory;
   static constexpr int kStages = kMemory / kStageBytes < kMostStages ? kMemory / kStageBytes : kMostStages;
 };
 
@@ -138,8 +132,8 @@ struct TilesMaps {
   CUtensorMap weights, x;
 };
 
-// One thread: the copies of all stages of all tiles of the block, but of rows that are gathered.
-template <int groups, int n, bool gathers>
+// One thread: the copies of all stages of all tiles of the block.
+template <int groups, int n>
 __device__ __forceinline__ void fetch_tiles(const TilesMaps& maps, const TilesArgs& args, const TileList<n>& list,
                                             std::uint32_t memory, TilesBarriers& barriers) {
   using S = TilesShape<groups, n>;
@@ -148,17 +142,15 @@ __device__ __forceinline__ void fetch_tiles(const TilesMaps& maps, const TilesAr
   Tile tile{};
   int boxes = 0;
   const auto fetch_weights = [&](int chunk, int stage) {
-    arrive_expecting(barriers.full[stage], S::kWeightBytes + (gathers ? 0 : boxes * S::kBoxRows_ * kTileRowBytes));
+    arrive_expecting(barriers.full[stage], S::kWeightBytes + boxes * S::kBoxRows_ * kTileRowBytes);
     copy_tile(maps.weights, tile.expert * product.weight_rows + tile.weight_tile * S::kWeightRows, chunk * kChunk,
               memory + stage * S::kStageBytes, barriers.full[stage], kKeep);
   };
   const auto fetch_x = [&](int chunk, int stage) {
-    if constexpr (!gathers) {
-      for (int box = 0; box < boxes; ++box)
-        copy_tile(maps.x, tile.first_slot + box * S::kBoxRows_, chunk * kChunk,
-                  memory + stage * S::kStageBytes + S::kWeightBytes + box * S::kBoxRows_ * kTileRowBytes,
-                  barriers.full[stage], Keep::normal);
-    }
+    for (int box = 0; box < boxes; ++box)
+      copy_tile(maps.x, tile.first_slot + box * S::kBoxRows_, chunk * kChunk,
+                memory + stage * S::kStageBytes + S::kWeightBytes + box * S::kBoxRows_ * kTileRowBytes,
+                barriers.full[stage], Keep::normal);
   };
   Turn turn;
   for (int index = blockIdx.x; list.find(index, tile); index += gridDim.x) {
@@ -180,42 +172,8 @@ __device__ __forceinline__ void fetch_tiles(const TilesMaps& maps, const TilesAr
   wait_for_previous();  // a block without tiles, too
 }
 
-// kGatherers threads: rows of x, each from its token.
-template <int groups, int n>
-__device__ __forceinline__ void gather_rows(const TilesArgs& args, const TileList<n>& list, std::uint32_t memory,
-                                            TilesBarriers& barriers) {
-  using S = TilesShape<groups, n, true>;
-  static_assert(kGatherers == 8 * 8);
-  const int thread = threadIdx.x - S::kConsumers - 32, first_row = thread / 8, piece = thread % 8;
-  const std::uint32_t place = S::kWeightBytes + first_row * kTileRowBytes + (piece ^ first_row) * 16;
-  Turn turn;
-  Tile tile;
-  for (int index = blockIdx.x; list.find(index, tile); index += gridDim.x) {
-    const int rows = tile.rows;
-    std::uint32_t from[n / 8];  // of 16 bytes: so many before the row's
-#pragma unroll
-    for (int i = 0; i < n / 8; ++i) {
-      const int row = first_row + 8 * i;
-      from[i] = row < rows ? static_cast<std::uint32_t>(args.tokens[tile.first_slot + row]) * (args.hidden / 8) : 0;
-    }
-    for (int chunk = 0; chunk < args.product.chunks; ++chunk, turn.advance(args.stages)) {
-      barriers.empty[turn.stage].wait(turn.parity ^ 1);
-      const std::uint32_t to = memory + turn.stage * S::kStageBytes + place;
-      const int column = chunk * (kChunk / 8) + piece;
-      const bool inside = column < args.hidden / 8;
-#pragma unroll
-      for (int i = 0; i < n / 8; ++i) {
-        if (first_row + 8 * i < rows)
-          copy_16_async(to + i * 8 * kTileRowBytes,
-                        reinterpret_cast<const uint4*>(args.x) + from[i] + (inside ? column : 0), inside);
-      }
-      barriers.full[turn.stage].arrive_after_copies();
-    }
-  }
-}
-
 // The products of a tile of which `used` of n rows are multiplied, and what becomes of them.
-template <int groups, int n, int used, bool gathers>
+template <int groups, int n, int used>
 __device__ __forceinline__ void multiply_tile(const TilesArgs& args, const Tile& tile, std::uint32_t memory,
                                               TilesBarriers& barriers, Turn& turn, float (&sums)[n / 8][4]) {
   using S = TilesShape<groups, n>;
@@ -225,7 +183,6 @@ __device__ __forceinline__ void multiply_tile(const TilesArgs& args, const Tile&
   int before = 0;
   for (int chunk = 0; chunk < product.chunks; ++chunk) {
     barriers.full[turn.stage].wait(turn.parity);
-    if constexpr (gathers) publish_to_products();
     const std::uint32_t stage = memory + turn.stage * S::kStageBytes;
     const std::uint32_t weights_at = stage + group * kGroupRows * kTileRowBytes, x_at = stage + S::kWeightBytes;
     touch(sum);
@@ -277,17 +234,17 @@ __device__ __forceinline__ void multiply_tile(const TilesArgs& args, const Tile&
   }
 }
 
-template <int groups, int n, bool gathers>
-__global__ void __launch_bounds__(TilesShape<groups, n, gathers>::kThreads, 1)
+template <int groups, int n>
+__global__ void __launch_bounds__(TilesShape<groups, n>::kThreads, 1)
     tiles_kernel(const __grid_constant__ TilesMaps maps, const __grid_constant__ TilesArgs args) {
-  using S = TilesShape<groups, n, gathers>;
+  using S = TilesShape<groups, n>;
   extern __shared__ unsigned char unaligned[];
   __shared__ TilesBarriers barriers;
   __shared__ std::int32_t offsets[kMaxExperts + 1], row_tiles[kMaxExperts + 1];
   const std::uint32_t memory = (shared_address(unaligned) + 1023) / 1024 * 1024;
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < args.stages; ++stage) {
-      barriers.full[stage].init(gathers ? 1 + kGatherers : 1);
+      barriers.full[stage].init(1);
       barriers.empty[stage].init(S::kConsumers / 32);
     }
     publish_barriers();
@@ -298,11 +255,8 @@ __global__ void __launch_bounds__(TilesShape<groups, n, gathers>::kThreads, 1)
   const TileList<n> list{offsets, row_tiles, args};
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // the compiler sees: all of a warp agree
   if (warp == S::kConsumers / 32) {
-    if (threadIdx.x % 32 == 0) fetch_tiles<groups, n, gathers>(maps, args, list, memory, barriers);
+    if (threadIdx.x % 32 == 0) fetch_tiles<groups, n>(maps, args, list, memory, barriers);
     return;
-  }
-  if constexpr (gathers) {
-    if (warp > S::kConsumers / 32) return gather_rows<groups, n>(args, list, memory, barriers);
   }
   Turn turn;
   Tile tile;
@@ -310,11 +264,11 @@ __global__ void __launch_bounds__(TilesShape<groups, n, gathers>::kThreads, 1)
   for (int index = blockIdx.x; list.find(index, tile); index += gridDim.x) {
     constexpr int kQuarter = n < 64 ? n : 64, kHalf = n < 128 ? n : 128;
     if (n == 256 && tile.rows <= kQuarter) {
-      multiply_tile<groups, n, kQuarter, gathers>(args, tile, memory, barriers, turn, sums);
+      multiply_tile<groups, n, kQuarter>(args, tile, memory, barriers, turn, sums);
     } else if (n == 256 && tile.rows <= kHalf) {
-      multiply_tile<groups, n, kHalf, gathers>(args, tile, memory, barriers, turn, sums);
+      multiply_tile<groups, n, kHalf>(args, tile, memory, barriers, turn, sums);
     } else {
-      multiply_tile<groups, n, n, gathers>(args, tile, memory, barriers, turn, sums);
+      multiply_tile<groups, n, n>(args, tile, memory, barriers, turn, sums);
     }
   }
 }
@@ -339,9 +293,9 @@ struct Operands {
   int weight_rows, outputs, inputs;
 };
 
-template <int groups, int n, bool gathers>
+template <int groups, int n>
 void launch_product(const ExpertsArgs& args, const Operands& operands, cudaStream_t stream) {
-  using S = TilesShape<groups, n, gathers>;
+  using S = TilesShape<groups, n>;
   const int experts = args.weights.num_experts;
   const TilesMaps maps{
       .weights = tile_map(operands.weights, experts * operands.weight_rows, operands.inputs, S::kWeightRows, kChunk),
@@ -356,33 +310,27 @@ void launch_product(const ExpertsArgs& args, const Operands& operands, cudaStrea
                         .offsets = args.scratch.offsets,
                         .activation = args.activation,
                         .num_experts = experts,
-                        .stages = S::kStages,
-                        .x = static_cast<const bf16*>(args.x),
-                        .tokens = args.scratch.tokens,
-                        .hidden = args.weights.hidden};
+                        .stages = S::kStages};
   constexpr int kBytes = S::kStages * S::kStageBytes + 1024;
-  const auto kernel = tiles_kernel<groups, n, gathers>;
+  const auto kernel = tiles_kernel<groups, n>;
   MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   launch_kernel(kernel, dim3(static_cast<unsigned>(num_processors())), S::kThreads, kBytes, stream, maps, tiles);
 }
 
-template <int groups, int n, bool gathers = false>
+template <int groups, int n>
 void launch(const ExpertsArgs& args, cudaStream_t stream) {
   const ExpertWeights& w = args.weights;
   const ExpertScratch& scratch = args.scratch;
-  launch_product<groups, n, gathers>(
+  launch_product<groups, n>(
       args, {false, w.gate_up, w.gate_up_bias, scratch.x, scratch.gated, 2 * w.width, w.width, w.hidden}, stream);
-  launch_product<groups, n, false>(
+  launch_product<groups, n>(
       args, {true, w.down, w.down_bias, scratch.gated, scratch.outputs, w.hidden, w.hidden, w.width}, stream);
 }
 
 template <int n>
 void launch_width(const ExpertsArgs& args, const ExpertTiling& tiling, cudaStream_t stream) {
   if constexpr (n <= 128) {
-    if (!tiling.gathers && (tiling.wide == 0 || (tiling.wide < 0 && n < 128))) return launch<1, n>(args, stream);
-  }
-  if constexpr (n >= 128) {
-    if (tiling.gathers) return launch<2, n, true>(args, stream);
+    if (tiling.wide == 0 || (tiling.wide < 0 && n < 32)) return launch<1, n>(args, stream);
   }
   launch<2, n>(args, stream);
 }
@@ -402,7 +350,7 @@ bool has_expert_tiles() {
 void multiply_expert_tiles(const ExpertsArgs& args, const ExpertTiling& tiling, cudaStream_t stream) {
   const double rows = static_cast<double>(args.pairs()) / args.weights.all_experts;  // of an expert, when even
   int tile_rows = tiling.tile_rows;
-  if (tile_rows == 0) tile_rows = rows <= 9 ? 16 : rows <= 20 ? 32 : rows <= 48 ? 64 : rows <= 160 ? 128 : 256;
+  if (tile_rows == 0) tile_rows = rows <= 2.5 ? 16 : rows <= 20 ? 32 : rows <= 48 ? 64 : rows <= 160 ? 128 : 256;
   if (tile_rows == 16) return launch_width<16>(args, tiling, stream);
   if (tile_rows == 32) return launch_width<32>(args, tiling, stream);
   if (tile_rows == 64) return launch_width<64>(args, tiling, stream);
