@@ -131,10 +131,8 @@ class CudaDevice final : public Device {
   }
 
   std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape) override {
-    return cuda::make_device_experts(shape, uploader_, stream_.get(), random_seed_);
-  }
-
-  std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape) override {
+    if (deterministic_)
+      throw InputError("--deterministic has no kernels for mixtures of experts on a GPU: serve this model without it");
     return cuda::make_device_experts(shape, uploader_, stream_.get(), random_seed_);
   }
 
