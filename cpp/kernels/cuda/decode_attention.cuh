@@ -3,8 +3,6 @@
 // (Flash-Decoding; Dao et al., 2023). Bound by reading each key and value once.
 #pragma once
 
-#include <limits>
-
 #include "kernels/cuda/decode_byte_tiles.cuh"
 #include "kernels/cuda/decode_even.cuh"
 #include "kernels/cuda/decode_tiles.cuh"
@@ -65,26 +63,25 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
   const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
   if (sequence.num_rows == 0) return;
 
-  // Positions of this part: whole tiles.
+  // Positions of this part: whole tiles for every warp.
   const std::int32_t end = sequence.start_position + 1;
   const std::int32_t begin = args.window > 0 ? max(0, end - args.window) : 0;
-  constexpr int kPositions = Tiles::kPositions, kRound = Tiles::kRound;
-  const int index = static_cast<int>(blockIdx.x);
-  int num_parts;
-  std::int32_t part_begin, part_end;
+  constexpr int kRound = Tiles::kRound;
+  const int rounds = (end - begin + kRound - 1) / kRound, index = static_cast<int>(blockIdx.x);
+  int num_parts, first_round, end_round;
   if constexpr (Tiles::kEvenParts) {
-    const int num_tiles = (end - begin + kPositions - 1) / kPositions;
-    num_parts = max(1, min(args.num_splits, num_tiles * kPositions / (Tiles::kLeastRounds * kRound)));
-    part_begin = begin + index * num_tiles / num_parts * kPositions;
-    part_end = min(end, begin + (index + 1) * num_tiles / num_parts * kPositions);
+    num_parts = max(1, min(args.num_splits, rounds / Tiles::kLeastRounds));
+    first_round = index * rounds / num_parts;
+    end_round = (index + 1) * rounds / num_parts;
   } else {
-    const int rounds = (end - begin + kRound - 1) / kRound;
     const int rounds_per_part = max(Tiles::kLeastRounds, (rounds + args.num_splits - 1) / args.num_splits);
     num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
-    part_begin = begin + index * rounds_per_part * kRound;
-    part_end = min(end, part_begin + rounds_per_part * kRound);
+    first_round = index * rounds_per_part;
+    end_round = first_round + rounds_per_part;
   }
   if (index >= num_parts) return;
+  const std::int32_t part_begin = begin + first_round * kRound;
+  const std::int32_t part_end = min(end, begin + end_round * kRound);
 
   extern __shared__ __align__(128) unsigned char memory[];
   auto* queries = reinterpret_cast<typename Tiles::Product*>(memory);
@@ -95,7 +92,7 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
   std::int32_t first = part_begin + warp * Tiles::kPositions;
   // The step, and all positions but the last of a sequence with one row, were written by earlier steps: they need not
   // wait for this step's kernels.
-  if (sequence.num_rows > 1 || first + kPositions >= end) wait_for_previous();
+  if (sequence.num_rows > 1 || first + Tiles::kPositions >= end) wait_for_previous();
   tiles.begin(pages, first, part_end, lane);
   if (first < part_end) tiles.load(pages, first, part_end, 0, lane);
   commit_copies();
@@ -108,7 +105,7 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
     commit_copies();
     wait_copies<1>();
     __syncwarp();
-    const bool masked = first + kPositions > end;
+    const bool masked = first + Tiles::kPositions > end;
     tiles.fold(queries, first, stage, begin, end, masked, args.scale * kLog2E);
     __syncwarp();
   }
@@ -234,14 +231,13 @@ void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
 
 template <typename T, int dim>
 void decode_attention(const AttentionArgs& args, cudaStream_t stream) {
-  // With fewer, the blocks' shared memory keeps the next kernel from starting early, which takes longer than they save.
-  constexpr int kLeastEven = 33;
-  // Bytes arrive faster than the line's blocks get from head to head: where there are enough sequences, waves are even.
-  constexpr int kMostEven = std::is_same_v<T, e4m3> ? 127 : std::numeric_limits<int>::max();
-  if (args.step.num_decodes >= kLeastEven && args.step.num_decodes <= kMostEven)
-    return decode_evenly<T, dim>(args, stream);
   if constexpr (std::is_same_v<T, e4m3>) {
     if (args.shape.num_heads / args.shape.num_kv_heads <= 8) return launch_decode<T, dim, 8>(args, stream);
+  } else {
+    // With fewer, the blocks' shared memory keeps the next kernel from starting early, which takes longer than they
+    // save.
+    constexpr int kLeastEven = 33;
+    if (args.step.num_decodes >= kLeastEven) return decode_evenly<T, dim>(args, stream);
   }
   launch_decode<T, dim, kDecodeQueries>(args, stream);
 }

@@ -38,8 +38,9 @@ class RowFinder {
 };
 
 // Copies them to the ring, 16 bytes by each lane. What is read once leaves the caches first.
-template <typename S, typename T = typename S::T>
+template <typename S>
 class TileCopies : public RowFinder {
+  using T = typename S::T;
   static constexpr int kChunks = S::kColumnBlocks * 8, kRows = 32 / kChunks;  // that a turn copies
   static_assert(kChunks <= 32);
 

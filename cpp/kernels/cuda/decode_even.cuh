@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/decode_even_bytes.cuh"
+#include "kernels/cuda/decode_copies.cuh"
 #include "kernels/cuda/decode_merge.cuh"
 
 namespace minisgl::cuda {

@@ -12,19 +12,17 @@ template <typename T_, int dim_, int queries_>
 struct EvenShape {
   using T = T_;
   static constexpr int dim = dim_, queries = queries_;
-  static constexpr bool kScaled = std::is_same_v<T, e4m3>;
-  static constexpr int kPositions = kScaled || dim <= 64 ? 32 : 16;  // of a tile
-  static constexpr int kWarps = kScaled || dim > 128 ? 2 : 4, kThreads = 32 * kWarps;
-  static constexpr int kStages = 3;                                // of a warp's ring
-  static constexpr int kResident = kScaled && dim <= 128 ? 4 : 2;  // blocks of a processor
-  static constexpr int kColumnBlocks = (dim + 63) / 64;            // of 64 columns
+  static constexpr int kPositions = dim <= 64 ? 32 : 16;  // of a tile
+  static constexpr int kWarps = dim > 128 ? 2 : 4, kThreads = 32 * kWarps;
+  static constexpr int kStages = 3;                      // of a warp's ring
+  static constexpr int kResident = 2;                    // blocks of a processor
+  static constexpr int kColumnBlocks = (dim + 63) / 64;  // of 64 columns
   static constexpr int kBlockBytes = 128 * kPositions;
-  static constexpr int kHalf =
-      kPositions * 64 * kColumnBlocks * static_cast<int>(sizeof(T));                  // keys or values of a tile
-  static constexpr int kStageBytes = 2 * kHalf + (kScaled ? 2 * kPositions * 4 : 0);  // and their scales
+  static constexpr int kHalf = kColumnBlocks * kBlockBytes;  // keys or values of a tile
+  static constexpr int kStageBytes = 2 * kHalf;
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kBytes = kWarps * kRingBytes + 1024;  // rings begin at a multiple of 1024
-  static constexpr int kHeadTiles = kScaled ? 2 : 4;         // what a head takes besides its tiles, as so many of them
+  static constexpr int kHeadTiles = 4;                       // what a head takes besides its tiles, as so many of them
   static constexpr int kLeastTiles = 256 / kPositions;  // of a block: merging smaller parts takes longer than they save
   static_assert(queries <= kPositions);                 // a warp's share fits into a stage
 };

@@ -1,7 +1,6 @@
 // Merging: what the warps of a block found of a head, and what several blocks did.
 #pragma once
 
-#include "kernels/cuda/decode_line.cuh"
 #include "kernels/cuda/decode_softmax.cuh"
 
 namespace minisgl::cuda {
@@ -36,7 +35,7 @@ __device__ __forceinline__ void merge_warps(const HeadAnswer& answer, const Even
 #pragma unroll
       for (int w = 0; w < S::kWarps; ++w) {
         if (shared.share_at[w] == 0) continue;
-        const float4 part = load_shared<float4>(shared.share_at[w] + share_place<S>(query, column));
+        const float4 part = load_shared<float4>(shared.share_at[w] + TileSoftmax<S>::share_place(query, column));
         total.x += weight[w] * part.x;
         total.y += weight[w] * part.y;
         total.z += weight[w] * part.z;
