@@ -16,6 +16,7 @@ const FieldTable<EngineOptions>& readers() {
       {"model_path", into<&EngineOptions::model_path>},
       {"device", into<&EngineOptions::device>},
       {"load_format", into<&EngineOptions::load_format>},
+      {"quantize", into<&EngineOptions::quantize>},
       {"cache_dir", into<&EngineOptions::cache_dir>},
       {"num_threads", into<&EngineOptions::num_threads>},
       {"kv_dtype", into<&EngineOptions::kv_dtype>},

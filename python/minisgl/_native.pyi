@@ -132,6 +132,7 @@ class EngineOptions(TypedDict, total=False):
     disable_prefix_cache: bool
     report_blocks: bool
     load_format: str
+    quantize: str
     cache_dir: str
 
 class Place:
