@@ -5,12 +5,14 @@ same weights in bf16 and against transformers.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from minisgl import LLM
 from minisgl._native import InputError, Model
@@ -72,6 +74,48 @@ def test_over_ranks(form: str, tmp_path: Path) -> None:
     ids = token_ids(60)
     cut = Model(str(folder), num_ranks=2).forward(ids)
     np.testing.assert_array_equal(cut, Model(str(folder / "widened"), num_ranks=2).forward(ids))
+
+
+@pytest.mark.parametrize("strategy", ["tensor", "channel"])
+def test_written_by_compressed_tensors(strategy: str, plain: Path, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.bfloat16)
+    weights = {"num_bits": 8, "type": "float", "strategy": strategy, "symmetric": True}
+    quantization.apply_quantization_config(
+        model,
+        quantization.QuantizationConfig(
+            config_groups={"all": {"targets": ["Linear"], "weights": weights}},
+            ignore=["lm_head", "model.layers.1.mlp.up_proj"],
+            quantization_status="frozen",
+        ),
+    )
+    for module in model.modules():
+        if hasattr(module, "weight_scale"):
+            magnitude = module.weight.detach().abs()
+            most = magnitude.max() if strategy == "tensor" else magnitude.amax(1, keepdim=True)
+            module.weight_scale.data.copy_((most / 448).expand_as(module.weight_scale))
+    compressor = compressors.ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(tmp_path)
+    compressor.update_config(str(tmp_path))
+
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert sum(tensor.dtype == torch.float8_e4m3fn for tensor in tensors.values()) == 20
+    widened = {
+        name: (tensor.float() * tensors[name + "_scale"].float()).bfloat16()
+        if tensor.dtype == torch.float8_e4m3fn
+        else tensor
+        for name, tensor in tensors.items()
+        if not name.endswith("_scale")
+    }
+    (tmp_path / "widened").mkdir()
+    save_file(widened, tmp_path / "widened" / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(plain / "config.json", tmp_path / "widened")
+    ids = token_ids(60)
+    ours = Model(str(tmp_path)).forward(ids)
+    np.testing.assert_array_equal(ours, Model(str(tmp_path / "widened")).forward(ids))
+    assert relative_error(ours, transformers_logits(tmp_path / "widened", ids)) < BF16_TOLERANCE
 
 
 def test_cut_within_a_block_is_refused(plain: Path, tmp_path: Path) -> None:
