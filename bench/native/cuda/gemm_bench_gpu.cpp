@@ -67,9 +67,9 @@ class Bench {
           std::printf(" %8s", "-");
         }
       };
-      const bool few = rows <= cuda::kMaxSkinnyRows;
+      const bool few = rows <= cuda::most_skinny_rows(cuda::WeightFormat::bf16);
       show(few, [&](const TensorProduct& p) {
-        cuda::skinny_gemm({.weights = p.weights,
+        cuda::skinny_gemm({.weights = {.data = p.weights},
                            .bias = nullptr,
                            .x = p.x,
                            .norm = nullptr,
@@ -96,7 +96,7 @@ class Bench {
         show(
             true,
             [&](const TensorProduct& p) {
-              by->run({.weights = p.weights,
+              by->run({.weights = {.data = p.weights},
                        .x = p.x,
                        .y = p.y,
                        .scratch = p.y,

@@ -89,20 +89,21 @@ class CudaDevice final : public Device {
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
     return cuda::StepSlots::bytes_for(limits) + (limits.logits + limits.penalized) * limits.vocab_size * 4 +
-           limits.rows * 8;
+           limits.rows * 8 + static_cast<std::int64_t>(products_.scratch_bytes(limits.rows));
   }
   void reserve(const StepLimits& limits) override {
     slots_.reserve(limits);
     reserve_adjusted(limits.logits, limits.vocab_size);
     reserve_square_sums(limits.rows);
     seen_.reserve(limits.penalized, limits.vocab_size);
+    products_.reserve(limits.rows);
   }
 
   std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
                                             std::span<const std::byte> raw) override {
     MINISGL_CHECK(static_cast<std::int64_t>(raw.size()) == rows * row_bytes(dtype, cols), rows, " x ", cols, " of ",
                   dtype_info(dtype).name, " in ", raw.size(), " bytes");
-    auto matrix = std::make_shared<cuda::DeviceMatrix>(rows, cols);
+    auto matrix = std::make_shared<cuda::DeviceMatrix>(cuda::WeightFormat::bf16, rows, cols);
     if (dtype == DType::bf16) {
       uploader_.upload(raw, matrix->data());
       return matrix;
@@ -113,12 +114,14 @@ class CudaDevice final : public Device {
     return matrix;
   }
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
-    auto matrix = std::make_shared<cuda::DeviceMatrix>(rows, cols);
+    auto matrix = std::make_shared<cuda::DeviceMatrix>(cuda::WeightFormat::bf16, rows, cols);
     cuda::fill_random_bf16(matrix->data(), rows * cols, 0.05f, ++random_seed_ << 40, stream_.get());
     return matrix;
   }
   std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override {
-    return cuda::join_projections(outputs, uploader_, stream_.get());
+    auto linear = cuda::join_projections(outputs, uploader_, stream_.get());
+    products_.expect(*linear);
+    return linear;
   }
 
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {

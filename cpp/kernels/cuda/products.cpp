@@ -1,6 +1,8 @@
 // Chooses by the number of rows, and hands the norm to the kernels that take it.
 #include "kernels/cuda/products.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 #include "kernels/cuda/launch.h"
 
@@ -11,8 +13,9 @@ constexpr std::int64_t kMostPrepared = 65536;  // columns of a norm that a produ
 // Of a product with outputs in f32, as logits are: cuBLASLt's write more of them faster.
 constexpr std::int64_t kMostSlimF32Rows = 32;
 
-bool takes_some_rows(std::int64_t rows, std::int64_t inputs) {
-  return rows >= kFewestSlimRows && rows <= kMostSlimRows && inputs % 8 == 0 && inputs > 0 && has_slim_gemm();
+bool takes_some_rows(WeightFormat format, std::int64_t rows, std::int64_t inputs) {
+  return rows >= kFewestSlimRows && rows <= kMostSlimRows && inputs % (is_e4m3(format) ? 16 : 8) == 0 && inputs > 0 &&
+         has_slim_gemm();
 }
 
 }  // namespace
@@ -30,7 +33,9 @@ void Products::write(const DeviceLinear& weights, const LinearInput& x, Tensor y
 
 void Products::write_gated(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y) {
   constexpr auto output = SkinnyOutput::gated;
-  if (some_rows(weights, x, y, {.output = output}) || few_rows(weights, x, y, output)) return;
+  if (some_rows(weights, x, y, {.output = output}) || few_rows(weights, x, y, output) ||
+      many_byte_rows(weights, x, y, output))
+    return;
   write(weights, x, scratch);
   gate_rows(Activation::silu, scratch.data, y.rows, y.cols, y.data, stream_);
 }
@@ -48,7 +53,7 @@ void Products::add(const DeviceLinear& weights, const LinearInput& x, Tensor scr
 LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y,
                                const Norm& norm, Tensor normed) {
   // What reads the norm has as many rows, and takes it on its way as far as it was left undone.
-  if (takes_some_rows(y.rows, y.cols) && y.cols <= kMostPrepared &&
+  if (takes_some_rows(WeightFormat::bf16, y.rows, y.cols) && y.cols <= kMostPrepared &&
       some_rows(weights, x, y,
                 {.output = SkinnyOutput::added,
                  .next = {.weight = norm.weight, .scaled = normed.data, .squares = squares_.as<float>()}})) {
@@ -58,7 +63,9 @@ LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x
     return prepared;
   }
   add(weights, x, scratch, y);
-  if (skinny_gemm_fits(y.rows, y.cols)) return LinearInput::deferred(normed, y, norm);
+  const bool takes_norm = y.rows > kMostSlimRows ? is_e4m3(weights.format())
+                                                 : skinny_gemm_fits(weights.format(), y.rows, y.cols);
+  if (takes_norm) return LinearInput::deferred(normed, y, norm);
   add_rms_norm(y.data, nullptr, norm.weight, norm.eps, y.rows, y.cols, normed.data, stream_);
   return LinearInput::written(normed, y);
 }
@@ -83,10 +90,10 @@ bool Products::few_rows(const DeviceLinear& weights, const LinearInput& x, Tenso
   const std::int64_t outputs = weights.out_features() / (output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
   if (x.rows() == 0) return true;
-  if (!skinny_gemm_fits(x.rows(), x.cols())) return false;
+  if (!skinny_gemm_fits(weights.format(), x.rows(), x.cols())) return false;
   const LinearInput::Form input = x.form();
   const bool norms = input.norm != nullptr;
-  skinny_gemm({.weights = weights.weight(),
+  skinny_gemm({.weights = weights.weights(),
                .bias = weights.bias(),
                .x = norms ? input.source.data : input.rows.data,
                .norm = norms ? input.norm->weight : nullptr,
@@ -101,7 +108,7 @@ bool Products::few_rows(const DeviceLinear& weights, const LinearInput& x, Tenso
 }
 
 bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SlimArgs args) {
-  if (!takes_some_rows(x.rows(), x.cols())) return false;
+  if (!takes_some_rows(weights.format(), x.rows(), x.cols())) return false;
   const std::int64_t outputs = weights.out_features() / (args.output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
   if (args.output == SkinnyOutput::f32 && x.rows() > kMostSlimF32Rows) return false;
@@ -113,7 +120,7 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   } else {
     args.x = written_rows(x).data;
   }
-  args.weights = weights.weight();
+  args.weights = weights.weights();
   args.bias = weights.bias();
   args.y = y.data;
   args.rows = x.rows();
@@ -125,7 +132,9 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
 
 void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added) {
   const bool y_is_f32 = y.dtype == DType::f32;
-  dense_.run({.weights = weights.weight(),
+  const auto output = added ? SkinnyOutput::added : y_is_f32 ? SkinnyOutput::f32 : SkinnyOutput::plain;
+  if (many_byte_rows(weights, x, y, output)) return;
+  dense_.run({.weights = weights.weights().data,
               .x = written_rows(x).data,
               .y = y.data,
               .scratch = scratch,
@@ -136,6 +145,50 @@ void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tens
               .outputs = y.cols},
              stream_);
   if (weights.bias() != nullptr) add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_);
+}
+
+bool Products::many_byte_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SkinnyOutput output) {
+  if (!is_e4m3(weights.format())) return false;
+  const std::int64_t outputs = weights.out_features() / (output == SkinnyOutput::gated ? 2 : 1);
+  MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
+  const LinearInput::Form input = x.form();
+  const bool norms = input.norm != nullptr;
+  reserve(x.rows());
+  quantize_rows({.x = norms ? input.source.data : input.rows.data,
+                 .norm = norms ? input.norm->weight : nullptr,
+                 .eps = norms ? input.norm->eps : 0.0f,
+                 .rows = x.rows(),
+                 .cols = x.cols(),
+                 .data = bytes_.data(),
+                 .scales = byte_scales_.as<float>()},
+                stream_);
+  wide_gemm({.weights = weights.weights(),
+             .bias = weights.bias(),
+             .x = bytes_.data(),
+             .x_scales = byte_scales_.as<float>(),
+             .y = y.data,
+             .output = output,
+             .rows = x.rows(),
+             .inputs = x.cols(),
+             .outputs = outputs},
+            stream_);
+  return true;
+}
+
+void Products::expect(const DeviceLinear& weights) {
+  if (is_e4m3(weights.format())) most_byte_inputs_ = std::max(most_byte_inputs_, weights.in_features());
+}
+
+std::size_t Products::scratch_bytes(std::int64_t rows) const {
+  if (most_byte_inputs_ == 0) return 0;
+  return static_cast<std::size_t>(rows) * (static_cast<std::size_t>(most_byte_inputs_) + sizeof(float));
+}
+
+void Products::reserve(std::int64_t rows) {
+  const auto needed = static_cast<std::size_t>(rows * most_byte_inputs_);
+  if (needed > bytes_.size()) bytes_ = allocate_on_device(needed);
+  if (needed > 0 && static_cast<std::size_t>(rows) * sizeof(float) > byte_scales_.size())
+    byte_scales_ = allocate_on_device(static_cast<std::size_t>(rows) * sizeof(float));
 }
 
 }  // namespace minisgl::cuda

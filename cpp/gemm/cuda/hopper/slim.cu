@@ -97,7 +97,7 @@ void launch(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream)
                 " splits of ", inputs);
   MINISGL_CHECK(stages > 0, tuning.shared_bytes, " bytes for stages of ", S::kStageBytes);
   const CUtensorMap weights =
-      tile_map(args.weights, is_gated ? 2 * outputs : outputs, inputs, S::kWeightRows / 2, kChunk);
+      tile_map(args.weights.data, is_gated ? 2 * outputs : outputs, inputs, S::kWeightRows / 2, kChunk);
   const CUtensorMap x = tile_map(args.x, rows, inputs, n, kChunk);
   const auto kernel = slim_kernel<groups, n>;
   MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::bytes(stages)));

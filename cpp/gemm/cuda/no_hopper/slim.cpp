@@ -13,5 +13,8 @@ SlimTuning slim_tuning(const SlimArgs&) {
 void slim_gemm(const SlimArgs&, const SlimTuning&, cudaStream_t) {
   MINISGL_CHECK(false, "this build has no products for compute capability 9.0");
 }
+void wide_gemm(const WideArgs&, cudaStream_t) {
+  MINISGL_CHECK(false, "this build has no products for compute capability 9.0");
+}
 
 }  // namespace minisgl::cuda
