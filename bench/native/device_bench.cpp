@@ -2,11 +2,11 @@
 // product; then whole decode steps of models with dummy weights through the engine.
 //
 //   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [prefill] [disable-overlap] [fp8]
-//   [profile] [b1] [b16] [b64] [b256]
+//   [fp8-weights] [profile] [b1] [b16] [b64] [b256]
 //
-// (default: all but the last ones from prefill on, and each batch). fp8: the models' cache is of that type. profile:
-// the kernels of a decode step of the models named beside it. Busy: the time from the start to the end of the steps on
-// the device, over the time that they took in all.
+// (default: all but the last ones from prefill on, and each batch). fp8: the models' cache is of that type.
+// fp8-weights: the weights of their linear layers are. profile: the kernels of a decode step of the models named beside
+// it. Busy: the time from the start to the end of the steps on the device, over the time that they took in all.
 #include <poll.h>
 
 #include <algorithm>
@@ -350,7 +350,7 @@ void profile_steps(Engine& engine, const char* name, int batch) {
 }
 
 struct ModelRun {
-  bool prefill, overlap, fp8, profile;
+  bool prefill, overlap, fp8, fp8_weights, profile;
   std::vector<int> batches;
 };
 
@@ -362,6 +362,7 @@ void bench_model(const Shape& shape, double bandwidth, const ModelRun& run) {
   const auto start = Clock::now();
   LoadedRank rank = load_rank({.model_path = folder.string(),
                                .load_format = "dummy",
+                               .quantize = run.fp8_weights ? "fp8" : "none",
                                .num_threads = num_gpus() > 0 ? 4 : 0,
                                .kv_dtype = run.fp8 ? "fp8" : "auto",
                                .kv_cache_tokens = 256 * 512,
@@ -421,6 +422,7 @@ int main(int argc, char** argv) try {
   ModelRun run{.prefill = asked("prefill"),
                .overlap = !asked("disable-overlap"),
                .fp8 = asked("fp8"),
+               .fp8_weights = asked("fp8-weights"),
                .profile = asked("profile"),
                .batches = {}};
   for (const int batch : {1, 16, 64, 256})

@@ -82,8 +82,12 @@ class Bench {
                           stream_.get());
       });
       show(rows <= cuda::kMostSlimRows && cuda::has_slim_gemm(), [&](const TensorProduct& p) {
-        const cuda::SlimArgs args{
-            .weights = p.weights, .x = p.x, .y = p.y, .rows = p.rows, .inputs = p.inputs, .outputs = p.outputs};
+        const cuda::SlimArgs args{.weights = {.data = p.weights},
+                                  .x = p.x,
+                                  .y = p.y,
+                                  .rows = p.rows,
+                                  .inputs = p.inputs,
+                                  .outputs = p.outputs};
         cuda::slim_gemm(args, cuda::slim_tuning(args), stream_.get());
       });
       for (const auto& [blocks, deep] : {std::pair(1, false), std::pair(2, false), std::pair(1, true)}) {
@@ -96,7 +100,7 @@ class Bench {
         show(
             true,
             [&](const TensorProduct& p) {
-              by->run({.weights = {.data = p.weights},
+              by->run({.weights = p.weights,
                        .x = p.x,
                        .y = p.y,
                        .scratch = p.y,

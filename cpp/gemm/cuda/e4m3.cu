@@ -1,19 +1,18 @@
 // Weights and activations to e4m3 and back.
-#include "gemm/cuda/e4m3.cuh"
-
 #include <cuda_fp8.h>
 
 #include <algorithm>
 
 #include "core/cuda/launch.h"
 #include "core/cuda/runtime.h"
+#include "gemm/cuda/e4m3.cuh"
 #include "gemm/cuda/launch.h"
 
 namespace minisgl::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kGroup = 16;         // columns whose bytes lie in an order of their own
+constexpr int kGroup = 16;  // columns whose bytes lie in an order of their own
 constexpr float kMostE4m3 = 448.0f;
 
 __device__ __forceinline__ std::uint32_t to_e4m3x2(float low, float high) {
@@ -29,8 +28,8 @@ __global__ void place_kernel(const uint4* raw, std::int64_t groups, uint4* to) {
       return __byte_perm(low, high, selector);
     };
     // Columns 2 q and 2 q + 1 come from one word, 2 q + 8 and 2 q + 9 from the word two further on.
-    to[i] = make_uint4(pairs(v.x, v.z, 0x5140), pairs(v.x, v.z, 0x7362), pairs(v.y, v.w, 0x5140),
-                       pairs(v.y, v.w, 0x7362));
+    to[i] =
+        make_uint4(pairs(v.x, v.z, 0x5140), pairs(v.x, v.z, 0x7362), pairs(v.y, v.w, 0x5140), pairs(v.y, v.w, 0x7362));
   }
 }
 

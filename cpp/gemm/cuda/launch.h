@@ -30,15 +30,14 @@ struct SkinnyArgs {
   SkinnyOutput output;
   std::int64_t rows, inputs, outputs;
 };
-// The most rows that the kernels for few rows take.
+// The most rows that the kernels for few rows take; none of e4m3, of which slim_gemm() takes as few.
 constexpr std::int64_t most_skinny_rows(WeightFormat format) {
-  return format == WeightFormat::bf16 ? 16 : 8;
+  return format == WeightFormat::bf16 ? 16 : 0;
 }
-// Whether there is a kernel for this shape: inputs a multiple of 8, of e4m3 of 16.
+// Whether there is a kernel for this shape: inputs a multiple of 8.
 bool skinny_gemm_fits(WeightFormat format, std::int64_t rows, std::int64_t inputs);
 // `added` takes no norm.
 void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream);
-void skinny_e4m3_gemm(const SkinnyArgs& args, cudaStream_t stream);
 
 // The norm of x where its product writes it half done: x is multiplied by the norm's weights, and is to be divided.
 struct PreparedNorm {
@@ -84,7 +83,10 @@ struct SlimArgs {
   NextNorm next = {};
   SlimHeads heads = {};  // of `plain`
 };
-constexpr std::int64_t kFewestSlimRows = 9, kMostSlimRows = 128;  // where it is faster than others
+constexpr std::int64_t kMostSlimRows = 128;  // where it is faster than others
+constexpr std::int64_t fewest_slim_rows(WeightFormat format) {
+  return format == WeightFormat::bf16 ? 9 : 1;
+}
 
 // How it is cut.
 struct SlimTuning {
@@ -99,6 +101,8 @@ bool has_slim_gemm();
 SlimTuning slim_tuning(const SlimArgs& args);
 // inputs: a multiple of 8, of e4m3 of 16; outputs of `gated` and `added`: a multiple of 4.
 void slim_gemm(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream);
+SlimTuning slim_e4m3_tuning(const SlimArgs& args);
+void slim_e4m3_gemm(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream);
 
 // A product of many rows, of weights in e4m3 with x in e4m3.
 struct WideArgs {
@@ -110,8 +114,9 @@ struct WideArgs {
   SkinnyOutput output = SkinnyOutput::plain;
   std::int64_t rows = 0, inputs = 0, outputs = 0;
 };
-// inputs: a multiple of 16. Where has_slim_gemm().
-void wide_gemm(const WideArgs& args, cudaStream_t stream);
+SlimTuning wide_tuning(const WideArgs& args);
+// inputs: a multiple of 16; outputs of `gated` and `added`: a multiple of 4. Where has_slim_gemm().
+void wide_gemm(const WideArgs& args, const SlimTuning& tuning, cudaStream_t stream);
 
 // y [rows, cols] += bias [cols]; y in bf16 or f32.
 void add_bias(void* y, bool y_is_f32, const float* bias, std::int64_t rows, std::int64_t cols, cudaStream_t stream);

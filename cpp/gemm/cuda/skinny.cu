@@ -53,13 +53,12 @@ void launch_normed(const SkinnyArgs& args, cudaStream_t stream) {
 }  // namespace
 
 bool skinny_gemm_fits(WeightFormat format, std::int64_t rows, std::int64_t inputs) {
-  return rows >= 1 && rows <= most_skinny_rows(format) && inputs % (is_e4m3(format) ? 16 : 8) == 0;
+  return rows >= 1 && rows <= most_skinny_rows(format) && inputs % 8 == 0;
 }
 
 void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream) {
   MINISGL_CHECK(skinny_gemm_fits(args.weights.format, args.rows, args.inputs), args.rows, " rows of ", args.inputs);
   MINISGL_CHECK(args.output != SkinnyOutput::added || args.norm == nullptr, "a norm before a sum");
-  if (is_e4m3(args.weights.format)) return skinny_e4m3_gemm(args, stream);
   switch (args.output) {
     case SkinnyOutput::plain: return launch_normed<SkinnyOutput::plain>(args, stream);
     case SkinnyOutput::f32: return launch_normed<SkinnyOutput::f32>(args, stream);

@@ -14,8 +14,8 @@ constexpr std::int64_t kMostPrepared = 65536;  // columns of a norm that a produ
 constexpr std::int64_t kMostSlimF32Rows = 32;
 
 bool takes_some_rows(WeightFormat format, std::int64_t rows, std::int64_t inputs) {
-  return rows >= kFewestSlimRows && rows <= kMostSlimRows && inputs % (is_e4m3(format) ? 16 : 8) == 0 && inputs > 0 &&
-         has_slim_gemm();
+  return rows >= fewest_slim_rows(format) && rows <= kMostSlimRows && inputs % (is_e4m3(format) ? 16 : 8) == 0 &&
+         inputs > 0 && has_slim_gemm();
 }
 
 }  // namespace
@@ -53,7 +53,7 @@ void Products::add(const DeviceLinear& weights, const LinearInput& x, Tensor scr
 LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y,
                                const Norm& norm, Tensor normed) {
   // What reads the norm has as many rows, and takes it on its way as far as it was left undone.
-  if (takes_some_rows(WeightFormat::bf16, y.rows, y.cols) && y.cols <= kMostPrepared &&
+  if (takes_some_rows(weights.format(), y.rows, y.cols) && y.cols <= kMostPrepared &&
       some_rows(weights, x, y,
                 {.output = SkinnyOutput::added,
                  .next = {.weight = norm.weight, .scaled = normed.data, .squares = squares_.as<float>()}})) {
@@ -63,9 +63,9 @@ LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x
     return prepared;
   }
   add(weights, x, scratch, y);
-  const bool takes_norm = y.rows > kMostSlimRows ? is_e4m3(weights.format())
-                                                 : skinny_gemm_fits(weights.format(), y.rows, y.cols);
-  if (takes_norm) return LinearInput::deferred(normed, y, norm);
+  const bool takes_bytes = y.rows > kMostSlimRows && is_e4m3(weights.format());  // as the next product will
+  if (takes_bytes || skinny_gemm_fits(WeightFormat::bf16, y.rows, y.cols))
+    return LinearInput::deferred(normed, y, norm);
   add_rms_norm(y.data, nullptr, norm.weight, norm.eps, y.rows, y.cols, normed.data, stream_);
   return LinearInput::written(normed, y);
 }
@@ -111,7 +111,7 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   if (!takes_some_rows(weights.format(), x.rows(), x.cols())) return false;
   const std::int64_t outputs = weights.out_features() / (args.output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
-  if (args.output == SkinnyOutput::f32 && x.rows() > kMostSlimF32Rows) return false;
+  if (args.output == SkinnyOutput::f32 && x.rows() > kMostSlimF32Rows && !is_e4m3(weights.format())) return false;
   if ((args.output == SkinnyOutput::gated || args.output == SkinnyOutput::added) && outputs % 4 != 0) return false;
   const LinearInput::Form input = x.form();
   if (input.norm != nullptr && input.beside != nullptr) {
@@ -162,16 +162,16 @@ bool Products::many_byte_rows(const DeviceLinear& weights, const LinearInput& x,
                  .data = bytes_.data(),
                  .scales = byte_scales_.as<float>()},
                 stream_);
-  wide_gemm({.weights = weights.weights(),
-             .bias = weights.bias(),
-             .x = bytes_.data(),
-             .x_scales = byte_scales_.as<float>(),
-             .y = y.data,
-             .output = output,
-             .rows = x.rows(),
-             .inputs = x.cols(),
-             .outputs = outputs},
-            stream_);
+  const WideArgs args{.weights = weights.weights(),
+                      .bias = weights.bias(),
+                      .x = bytes_.data(),
+                      .x_scales = byte_scales_.as<float>(),
+                      .y = y.data,
+                      .output = output,
+                      .rows = x.rows(),
+                      .inputs = x.cols(),
+                      .outputs = outputs};
+  wide_gemm(args, wide_tuning(args), stream_);
   return true;
 }
 

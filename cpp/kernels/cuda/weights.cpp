@@ -10,11 +10,17 @@
 namespace minisgl::cuda {
 namespace {
 
-// Whether the matrices' bytes, one after the other, are their rows as one matrix.
+// Whether the matrices' bytes, one after the other, are their rows as one matrix that products take.
 bool can_be_joined(const std::vector<std::shared_ptr<const DeviceMatrix>>& parts) {
   return std::ranges::all_of(parts, [&](const auto& part) {
-    return part->format() == parts.front()->format() &&
-           (part->format() != WeightFormat::e4m3_blocks || part->rows() % kScaleBlock == 0);
+    if (part->format() != parts.front()->format()) return false;
+    const bool is_alone = parts.size() == 1;
+    switch (part->format()) {
+      case WeightFormat::bf16: return true;
+      case WeightFormat::e4m3_rows: return part->rows() % 4 == 0;
+      case WeightFormat::e4m3_blocks: return part->rows() % (is_alone ? 4 : kScaleBlock) == 0;
+    }
+    return false;
   });
 }
 
@@ -48,12 +54,11 @@ std::unique_ptr<const DeviceLinear> join_projections(const std::vector<Projectio
     uploader.upload(std::as_bytes(std::span(merged)), bias.data());
   }
   std::vector<std::shared_ptr<const DeviceMatrix>> parts;
-  for (const Projection& output : outputs)
-    parts.push_back(std::static_pointer_cast<const DeviceMatrix>(output.weight));
-  if (parts.size() == 1) return std::make_unique<const DeviceLinear>(std::move(parts.front()), std::move(bias));
+  for (const Projection& output : outputs) parts.push_back(std::static_pointer_cast<const DeviceMatrix>(output.weight));
   if (!can_be_joined(parts)) {
     for (auto& part : parts) part = in_bf16(std::move(part), stream);
   }
+  if (parts.size() == 1) return std::make_unique<const DeviceLinear>(std::move(parts.front()), std::move(bias));
   auto merged = std::make_shared<DeviceMatrix>(parts.front()->format(), rows, parts.front()->cols());
   std::byte *data = merged->data(), *scales = merged->scales();
   const auto append = [&](std::byte*& to, const std::byte* from, std::size_t bytes) {

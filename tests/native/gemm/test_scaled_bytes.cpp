@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "core/half.h"
 #include "gemm/scaled_bytes.h"
@@ -28,7 +30,8 @@ TEST(ScaledBytes, EachBlockHasItsScale) {
   const std::int64_t rows = 7, cols = 10;
   std::vector<std::byte> raw;
   for (std::int64_t i = 0; i < rows * cols; ++i) raw.push_back(static_cast<std::byte>(i));
-  for (const auto& [block_rows, block_cols] : {std::pair{1, 10}, {7, 10}, {3, 4}, {2, 5}, {100, 3}}) {
+  const std::vector<std::pair<std::int64_t, std::int64_t>> blocks{{1, 10}, {7, 10}, {3, 4}, {2, 5}, {100, 3}};
+  for (const auto& [block_rows, block_cols] : blocks) {
     ScaleGrid scales{block_rows, block_cols, {}};
     const std::int64_t across = (cols + block_cols - 1) / block_cols, down = (rows + block_rows - 1) / block_rows;
     for (std::int64_t i = 0; i < across * down; ++i) scales.values.push_back(0.25f + 0.3f * static_cast<float>(i));

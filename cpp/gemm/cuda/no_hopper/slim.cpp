@@ -13,7 +13,10 @@ SlimTuning slim_tuning(const SlimArgs&) {
 void slim_gemm(const SlimArgs&, const SlimTuning&, cudaStream_t) {
   MINISGL_CHECK(false, "this build has no products for compute capability 9.0");
 }
-void wide_gemm(const WideArgs&, cudaStream_t) {
+SlimTuning wide_tuning(const WideArgs&) {
+  return {};
+}
+void wide_gemm(const WideArgs&, const SlimTuning&, cudaStream_t) {
   MINISGL_CHECK(false, "this build has no products for compute capability 9.0");
 }
 
