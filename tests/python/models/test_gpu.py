@@ -205,7 +205,8 @@ def test_fp8_serving(tmp_path: Path) -> None:
         answers = llm.generate(prompts[:8], written, use_tqdm=False)
     assert all(result.num_cached_tokens >= 64 for result in batch)
     one, again = alone[0].outputs[0], batch[0].outputs[0]
-    assert one.logprobs is not None and again.logprobs is not None
+    assert one.logprobs is not None
+    assert again.logprobs is not None
     for ours, theirs in zip(one.logprobs, again.logprobs, strict=True):
         first, second = dict(ours.alternatives), dict(theirs.alternatives)
         common = first.keys() & second.keys()
