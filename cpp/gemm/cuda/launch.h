@@ -84,6 +84,9 @@ struct SlimArgs {
   SlimHeads heads = {};  // of `plain`
 };
 constexpr std::int64_t kMostSlimRows = 128;  // where it is faster than others
+constexpr std::int64_t most_slim_rows(WeightFormat format) {
+  return format == WeightFormat::bf16 ? kMostSlimRows : 64;
+}
 constexpr std::int64_t fewest_slim_rows(WeightFormat format) {
   return format == WeightFormat::bf16 ? 9 : 1;
 }

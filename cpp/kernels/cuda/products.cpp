@@ -14,8 +14,8 @@ constexpr std::int64_t kMostPrepared = 65536;  // columns of a norm that a produ
 constexpr std::int64_t kMostSlimF32Rows = 32;
 
 bool takes_some_rows(WeightFormat format, std::int64_t rows, std::int64_t inputs) {
-  return rows >= fewest_slim_rows(format) && rows <= kMostSlimRows && inputs % (is_e4m3(format) ? 16 : 8) == 0 &&
-         inputs > 0 && has_slim_gemm();
+  return rows >= fewest_slim_rows(format) && rows <= most_slim_rows(format) &&
+         inputs % (is_e4m3(format) ? 16 : 8) == 0 && inputs > 0 && has_slim_gemm();
 }
 
 }  // namespace
@@ -63,7 +63,8 @@ LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x
     return prepared;
   }
   add(weights, x, scratch, y);
-  const bool takes_bytes = y.rows > kMostSlimRows && is_e4m3(weights.format());  // as the next product will
+  const bool takes_bytes =
+      y.rows > most_slim_rows(weights.format()) && is_e4m3(weights.format());  // as the next product will
   if (takes_bytes || skinny_gemm_fits(WeightFormat::bf16, y.rows, y.cols))
     return LinearInput::deferred(normed, y, norm);
   add_rms_norm(y.data, nullptr, norm.weight, norm.eps, y.rows, y.cols, normed.data, stream_);

@@ -1,4 +1,5 @@
-// Products of 1 to 128 rows with weights in e4m3, which become bf16 in the registers that the tensor cores read.
+// Products of few rows, and of some tens, with weights in e4m3, which become bf16 in the registers that the tensor
+// cores read.
 #include "gemm/cuda/e4m3.cuh"
 #include "gemm/cuda/hopper/slim.cuh"
 
@@ -162,16 +163,18 @@ void launch_scales(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t 
 
 }  // namespace
 
-// A warp converts slowly: many of them are wanted, of two blocks or more on a processor.
+// What was measured on an H200. A warp converts slowly: many of them are wanted, of two blocks or more on a processor.
 SlimTuning slim_e4m3_tuning(const SlimArgs& args) {
-  constexpr std::int64_t kEnough = 180;  // blocks of 64 weight rows
+  constexpr std::int64_t kEnough = 180, kMany = 264;  // blocks of 64 weight rows
   const std::int64_t weight_rows = args.outputs * (args.output == SkinnyOutput::gated ? 2 : 1);
-  SlimTuning tuning;
-  if (args.heads.num_heads > 0) tuning.weight_rows = 2 * kGroupRows;
-  if (tuning.weight_rows == 2 * kGroupRows && args.rows > 32) tuning.shared_bytes *= 2;
   const std::int64_t blocks = (weight_rows + kGroupRows - 1) / kGroupRows;
+  const bool few = args.rows <= 32;
+  SlimTuning tuning;
+  if (args.heads.num_heads > 0 || (few && blocks > kMany)) tuning.weight_rows = 2 * kGroupRows;
   for (const int splits : {2, 3, 4, 6, 8})
     if (blocks * tuning.splits < kEnough && splits * 256 <= args.inputs) tuning.splits = splits;
+  if (args.heads.num_heads > 0 && few && tuning.splits == 2 && args.inputs >= 1024) tuning.splits = 4;
+  if (args.heads.num_heads > 0 && !few) tuning.shared_bytes *= 2;
   return tuning;
 }
 
