@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--kv-dtype", default="auto")
+    parser.add_argument("--quantize", default="none")
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--comm", default="auto")
     parser.add_argument("--runs", type=int, default=3)
@@ -54,6 +55,7 @@ def main() -> int:
         load_format=load_format,
         device=args.device,
         kv_dtype=args.kv_dtype,
+        quantize=args.quantize,
         tp=args.tp,
         comm=args.comm,
         num_threads=args.threads,

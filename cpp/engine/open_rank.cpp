@@ -15,11 +15,15 @@ LoadedRank load_rank(const EngineOptions& options, const Place& place, const Ran
     throw InputError("--load-format must be auto or dummy, got " + options.load_format);
   }
   const LoadFormat format = options.load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files;
+  if (options.quantize != "none" && options.quantize != "fp8") {
+    throw InputError("--quantize must be none or fp8, got " + options.quantize);
+  }
+  const Quantize quantize = options.quantize == "fp8" ? Quantize::fp8 : Quantize::none;
   std::unique_ptr<Device> device =
       make_device(options.device, options.num_threads, place.device_comm, options.cache_dir, options.deterministic);
   device->pool().report_to(progress.counter);
   progress.counter->set_working(true);
-  std::unique_ptr<Model> model = load_model(options.model_path, *device, progress.weights, format,
+  std::unique_ptr<Model> model = load_model(options.model_path, *device, progress.weights, format, quantize,
                                             options.expert_parallel ? ExpertCut::whole : ExpertCut::width);
   // Ranks on one host's processors share its memory.
   if (options.kv_host_bytes > 0 && device->has_host_pages()) check_host_memory(options);

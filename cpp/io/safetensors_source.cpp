@@ -29,6 +29,7 @@ std::optional<DType> dtype_of(const std::string& name) {
   if (name == "F32") return DType::f32;
   if (name == "F16") return DType::f16;
   if (name == "BF16") return DType::bf16;
+  if (name == "F8_E4M3") return DType::f8e4m3;
   return std::nullopt;
 }
 
@@ -77,7 +78,7 @@ class SafetensorsSource : public WeightSource {
     const auto dtype = dtype_of(entry.dtype);
     if (!dtype) {
       throw InputError(concat("'", file, "': tensor ", quote_name(name), " has dtype ", quote_name(entry.dtype),
-                              ", which is not supported; supported: F32, F16, BF16"));
+                              ", which is not supported; supported: F32, F16, BF16, F8_E4M3"));
     }
     return {*dtype, entry.shape, entry.bytes};
   }

@@ -16,6 +16,7 @@
 #include "models/decoder_weights.h"
 #include "models/fingerprint.h"
 #include "models/model_shard.h"
+#include "models/quantization.h"
 #include "models/registry.h"
 #include "models/weight_loader.h"
 
@@ -68,6 +69,11 @@ void log_unread(const WeightSource& source, const ModelSpec& spec, const WeightL
     log_line(LogLevel::warning,
              concat("'", source.path(), "': the model's vision tower is left out: it reads text only."));
   }
+  if (std::erase_if(names, is_static_scale) > 0) {
+    log_line(LogLevel::info,
+             concat("'", source.path(), "': static scales of activations and of the cache are left out: ",
+                    "activations are scaled token by token."));
+  }
   if (names.empty()) return;
   std::string text;
   for (std::size_t i = 0; i < std::min(num_named, names.size()); ++i)
@@ -75,6 +81,16 @@ void log_unread(const WeightSource& source, const ModelSpec& spec, const WeightL
   if (names.size() > num_named) text += concat(" and ", names.size() - num_named, " more");
   log_line(LogLevel::warning, concat("'", source.path(), "': the model doesn't use ", names.size(),
                                      names.size() == 1 ? " tensor" : " tensors", " of the file: ", text, "."));
+}
+
+constexpr std::int64_t kUsualBlock = 128;  // columns of a block of scales
+
+// Says where FP8 weights take as much memory and time as bf16.
+void log_widened(const WeightSource& source, const Device& device, const WeightLoader& loader) {
+  if (loader.bytes_by_dtype()[static_cast<std::size_t>(DType::f8e4m3)] == 0) return;
+  if (device.keeps_e4m3(kUsualBlock, 1, kUsualBlock)) return;
+  log_line(LogLevel::info, concat("'", source.path(), "': its FP8 weights become bf16, as ", device.device_name(),
+                                  " has no products of FP8."));
 }
 
 std::int64_t block_size_of(const WeightSource& source, const std::string& name) {
@@ -123,7 +139,7 @@ void refuse_what_does_not_fit(const std::string& path, std::int64_t bytes, Devic
 }  // namespace
 
 std::unique_ptr<Model> load_model(const std::string& path, Device& device, const LoadProgress& progress,
-                                  LoadFormat format, ExpertCut expert_cut) {
+                                  LoadFormat format, Quantize quantize, ExpertCut expert_cut) {
   const bool dummy = format == LoadFormat::dummy;
   const std::unique_ptr<WeightSource> source = open_weights(path, !dummy);
   ModelSpec spec = read_model_spec(*source);
@@ -137,19 +153,28 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
   // Refuses what can't be cut.
   shard_of(spec, device.num_ranks(), dummy ? ColumnBlocks{} : column_blocks(spec, *source), expert_cut);
 
+  const bool quantizes = quantize == Quantize::fp8;
+  if (quantizes && !device.keeps_e4m3(kUsualBlock, 1, kUsualBlock)) {
+    throw InputError(
+        concat("--quantize fp8 needs a GPU with products of FP8 (compute capability 9.0: H100, H200), not ",
+               device.device_name()));
+  }
   std::int64_t total = 0;
   if (!dummy) {
     WeightLoader check(
-        *source, device, WeightLoader::Pass::check, [&](std::int64_t bytes) { total += bytes; }, expert_cut);
+        *source, device, WeightLoader::Pass::check, quantizes, [&](std::int64_t bytes) { total += bytes; }, expert_cut);
     load_decoder_weights(spec, check);
     read_frequency_factors(*source, check, spec.rope);
-    if (is_primary) log_unread(*source, spec, check);
+    if (is_primary) {
+      log_unread(*source, spec, check);
+      log_widened(*source, device, check);
+    }
     refuse_what_does_not_fit(path, total, device);
   }
 
   std::int64_t done = 0;
   WeightLoader load(
-      *source, device, dummy ? WeightLoader::Pass::dummy : WeightLoader::Pass::load,
+      *source, device, dummy ? WeightLoader::Pass::dummy : WeightLoader::Pass::load, quantizes,
       [&](std::int64_t bytes) {
         done += bytes;
         device.pool().progress().advance();

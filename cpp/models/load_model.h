@@ -15,6 +15,9 @@ namespace minisgl {
 // Where weights come from: the files, or for measuring a random stream of the shapes that the configuration names.
 enum class LoadFormat : std::uint8_t { files, dummy };
 
+// What projections become at load that the files have in other formats.
+enum class Quantize : std::uint8_t { none, fp8 };
+
 // progress(done_bytes, total_bytes), called on the loading thread.
 using LoadProgress = std::function<void(std::int64_t, std::int64_t)>;
 
@@ -22,6 +25,7 @@ using LoadProgress = std::function<void(std::int64_t, std::int64_t)>;
 // Each of several ranks loads the part that its device's rank computes. Throws InputError with one clear
 // sentence. `device` outlives the model.
 std::unique_ptr<Model> load_model(const std::string& path, Device& device, const LoadProgress& progress,
-                                  LoadFormat format = LoadFormat::files, ExpertCut expert_cut = ExpertCut::width);
+                                  LoadFormat format = LoadFormat::files, Quantize quantize = Quantize::none,
+                                  ExpertCut expert_cut = ExpertCut::width);
 
 }  // namespace minisgl

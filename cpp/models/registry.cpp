@@ -9,6 +9,7 @@
 #include "io/quote.h"
 #include "models/config_reader.h"
 #include "models/families/families.h"
+#include "models/quantization.h"
 
 namespace minisgl {
 namespace {
@@ -96,15 +97,6 @@ nlohmann::json text_config(const nlohmann::json& config) {
   return merged;
 }
 
-void refuse_quantized_safetensors(const ConfigReader& config) {
-  if (!config.has("quantization_config")) return;
-  const ConfigReader quantization = config.object("quantization_config");
-  // gpt-oss's experts, which the loader takes as they are.
-  if (quantization.text("quant_method", "") == "mxfp4") return;
-  config.fail(concat("weights quantised with ", quote_name(quantization.text("quant_method", "an unnamed method")),
-                     " are not supported: use the model in bf16, f16 or f32, or as a GGUF file"));
-}
-
 // Embedding models that were trained so would give other embeddings.
 void refuse_bidirectional_attention(const ConfigReader& config) {
   if (!config.boolean("is_causal", true) || config.boolean("use_bidirectional_attention", false)) {
@@ -118,7 +110,7 @@ ModelSpec read_model_spec(const WeightSource& source) {
   const nlohmann::json values = text_config(source.config());
   const ConfigReader config(values, concat("'", source.path(), "'"));
   const Family& family = find_family(config);
-  refuse_quantized_safetensors(config);
+  check_quantization(config);
   refuse_bidirectional_attention(config);
   ModelSpec spec = family.read(config);
   spec.family = family.model_type;

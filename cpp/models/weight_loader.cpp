@@ -13,11 +13,12 @@
 #include "io/quote.h"
 #include "io/tensor_layout.h"
 #include "layers/matrix_part.h"
+#include "models/quantization.h"
 
 namespace minisgl {
 namespace {
 
-constexpr std::size_t num_dtypes = std::size(all_dtypes);
+constexpr std::size_t num_dtypes = static_cast<std::size_t>(DType::f8e4m3) + 1;  // the last of the enumeration
 
 // Files don't promise alignment, so elements are copied out.
 template <typename T>
@@ -56,11 +57,12 @@ AlignedBuffer halves_order(std::span<const std::byte> raw, std::int64_t rows, co
 
 }  // namespace
 
-WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass,
+WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass, bool quantizes,
                            std::function<void(std::int64_t)> on_bytes, ExpertCut expert_cut)
     : source_(source),
       device_(device),
       pass_(pass),
+      quantizes_(quantizes),
       expert_cut_(expert_cut),
       on_bytes_(std::move(on_bytes)),
       bytes_by_dtype_(num_dtypes, 0) {}
@@ -160,28 +162,68 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
   const std::int64_t rows = by_rows ? slice.count : request.out_features;
   const std::int64_t cols = by_rows ? request.in_features : slice.count;
   if (pass_ == Pass::dummy) {
-    bytes_by_dtype_[static_cast<std::size_t>(DType::bf16)] += row_bytes(DType::bf16, rows * cols);
-    on_bytes_(row_bytes(DType::bf16, rows * cols));
-    return device_.make_random_matrix(rows, cols);
+    auto random = device_.make_random_matrix(rows, cols);
+    if (quantizes_ && request.role != Role::vocabulary) random = device_.quantized(std::move(random));
+    bytes_by_dtype_[static_cast<std::size_t>(random->dtype())] += row_bytes(random->dtype(), rows * cols);
+    on_bytes_(row_bytes(random->dtype(), rows * cols));
+    return random;
   }
   const TensorData tensor = whole_matrix(name, request);
   const std::int64_t num_bytes = rows * row_bytes(tensor.dtype, cols);
-  bytes_by_dtype_[static_cast<std::size_t>(tensor.dtype)] += num_bytes;
+  ScaleGrid scales;
+  if (tensor.dtype == DType::f8e4m3) scales = scales_of(name, request, slice);
   std::shared_ptr<const Matrix> matrix;
   if (pass_ == Pass::load) {
     MatrixPart part = take_part({tensor.dtype, request.out_features, request.in_features, tensor.bytes},
                                 shard_rule(request.role).cut, slice, device_.pool());
     if (request.interleaved > 0) {
       part.staging = halves_order(part.bytes, rows, request, device_.pool());
+      if (scales.block_rows == 1 && !scales.values.empty()) {
+        const AlignedBuffer ordered =
+            halves_order(std::as_bytes(std::span(scales.values)), rows, request, device_.pool());
+        std::memcpy(scales.values.data(), ordered.data(), scales.values.size() * sizeof(float));
+      }
       part.bytes = {part.staging.data(), part.staging.size()};
     } else {
       align(part);
     }
-    matrix = device_.make_matrix(tensor.dtype, rows, cols, part.bytes);
+    matrix = made(tensor.dtype, rows, cols, part.bytes, scales, request.role);
     release_pages(part.read);
   }
+  const bool may_differ = matrix != nullptr && (tensor.dtype == DType::f8e4m3 || quantizes_);
+  bytes_by_dtype_[static_cast<std::size_t>(may_differ ? matrix->dtype() : tensor.dtype)] += num_bytes;
   on_bytes_(num_bytes);
   return matrix;
+}
+
+std::shared_ptr<const Matrix> WeightLoader::made(DType dtype, std::int64_t rows, std::int64_t cols,
+                                                 std::span<const std::byte> raw, const ScaleGrid& scales, Role role) {
+  const bool is_projection = role != Role::vocabulary;  // of which no rows are looked up
+  if (dtype != DType::f8e4m3) {
+    auto matrix = device_.make_matrix(dtype, rows, cols, raw);
+    return quantizes_ && is_projection ? device_.quantized(std::move(matrix)) : matrix;
+  }
+  if (is_projection && device_.keeps_e4m3(cols, scales.block_rows, scales.block_cols))
+    return device_.make_scaled_matrix(rows, cols, raw, scales);
+  const std::vector<std::uint16_t> wide = widen_e4m3(raw, rows, cols, scales, device_.pool());
+  return device_.make_matrix(DType::bf16, rows, cols, std::as_bytes(std::span(wide)));
+}
+
+ScaleGrid WeightLoader::scales_of(const std::string& name, const ProjectionRequest& request, const Slice& slice) {
+  const FusedMatrix& fused = request.fused;
+  const std::string weight = fused.name.empty() ? name : fused.name + ".weight";
+  const std::int64_t all_rows = fused.name.empty() ? request.out_features : fused.num_rows;
+  read_.insert(scales_name(source_, weight));
+  ScaleGrid scales = read_scales(source_, weight, all_rows, request.in_features);
+  scales =
+      take_scales(scales, all_rows, request.in_features, Cut::rows, {fused.first_row, request.out_features}, weight);
+  scales = take_scales(scales, request.out_features, request.in_features, shard_rule(request.role).cut, slice, weight);
+  if (request.interleaved > 0 && scales.block_rows > 1 && scales.block_rows < request.out_features &&
+      scales.block_rows % request.head_dim != 0) {
+    throw InputError(concat("'", source_.path(), "': ", quote_name(weight), " has scales in blocks of ",
+                            scales.block_rows, " rows, which heads of ", request.head_dim, " rows lie across"));
+  }
+  return scales;
 }
 
 std::vector<float> WeightLoader::bias(const std::string& name, const ProjectionRequest& request) {

@@ -46,8 +46,9 @@ struct ProjectionRequest {
 class WeightLoader {
  public:
   enum class Pass { check, load, dummy };  // dummy: nothing is read; matrices are random, norms 1, biases 0
-  WeightLoader(const WeightSource& source, Device& device, Pass pass, std::function<void(std::int64_t)> on_bytes,
-               ExpertCut expert_cut = ExpertCut::width);
+  // quantizes: projections in other formats become e4m3, as far as the device keeps that.
+  WeightLoader(const WeightSource& source, Device& device, Pass pass, bool quantizes,
+               std::function<void(std::int64_t)> on_bytes, ExpertCut expert_cut = ExpertCut::width);
 
   std::vector<float> vector(const std::string& name, std::int64_t size);
   // The same plus `offset`, on the device.
@@ -64,12 +65,18 @@ class WeightLoader {
   bool contains(const std::string& name) const { return source_.contains(name); }
   // Tensors of the source that nobody has asked for so far, sorted.
   std::vector<std::string> unread() const;
-  // File bytes of each format, of the rank's parts of all matrices so far.
+  // File bytes of each format, of the rank's parts of all matrices so far. What was e4m3, or was to be, counts as what
+  // it became.
   const std::vector<std::int64_t>& bytes_by_dtype() const { return bytes_by_dtype_; }
 
  private:
   Projection projection(const ProjectionRequest& request);
   std::shared_ptr<const Matrix> matrix(const std::string& name, const ProjectionRequest& request);
+  // What `raw`, the rank's part of the file's tensor, becomes on the device.
+  std::shared_ptr<const Matrix> made(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
+                                     const ScaleGrid& scales, Role role);
+  // The scales of the rank's part, of a tensor in e4m3.
+  ScaleGrid scales_of(const std::string& name, const ProjectionRequest& request, const Slice& slice);
   std::vector<float> bias(const std::string& name, const ProjectionRequest& request);
   Slice slice_of(const ProjectionRequest& request) const;
   DeviceBuffer on_device(const std::vector<float>& values);
@@ -82,6 +89,7 @@ class WeightLoader {
   const WeightSource& source_;
   Device& device_;
   Pass pass_;
+  bool quantizes_;
   ExpertCut expert_cut_;
   std::function<void(std::int64_t)> on_bytes_;  // called with the bytes of each tensor that is done
   std::vector<std::int64_t> bytes_by_dtype_;    // [number of DTypes]

@@ -133,6 +133,7 @@ class EngineOptions(TypedDict, total=False):
     report_blocks: bool
     load_format: str
     expert_parallel: bool
+    quantize: str
     cache_dir: str
 
 class Place:

@@ -67,9 +67,9 @@ class Bench {
           std::printf(" %8s", "-");
         }
       };
-      const bool few = rows <= cuda::kMaxSkinnyRows;
+      const bool few = rows <= cuda::most_skinny_rows(cuda::WeightFormat::bf16);
       show(few, [&](const TensorProduct& p) {
-        cuda::skinny_gemm({.weights = p.weights,
+        cuda::skinny_gemm({.weights = {.data = p.weights},
                            .bias = nullptr,
                            .x = p.x,
                            .norm = nullptr,
@@ -82,8 +82,12 @@ class Bench {
                           stream_.get());
       });
       show(rows <= cuda::kMostSlimRows && cuda::has_slim_gemm(), [&](const TensorProduct& p) {
-        const cuda::SlimArgs args{
-            .weights = p.weights, .x = p.x, .y = p.y, .rows = p.rows, .inputs = p.inputs, .outputs = p.outputs};
+        const cuda::SlimArgs args{.weights = {.data = p.weights},
+                                  .x = p.x,
+                                  .y = p.y,
+                                  .rows = p.rows,
+                                  .inputs = p.inputs,
+                                  .outputs = p.outputs};
         cuda::slim_gemm(args, cuda::slim_tuning(args), stream_.get());
       });
       for (const auto& [blocks, deep] : {std::pair(1, false), std::pair(2, false), std::pair(1, true)}) {

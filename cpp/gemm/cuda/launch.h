@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "gemm/cuda/weight_format.h"
 
 namespace minisgl::cuda {
 
@@ -20,18 +21,21 @@ enum class SkinnyOutput {
 
 // A product of few rows, of x or of its RMS norm.
 struct SkinnyArgs {
-  const void* weights;  // bf16 [outputs (* 2 where gated), inputs]
-  const float* bias;    // [outputs (* 2)] or null
-  const void* x;        // bf16 [rows, inputs]
-  const float* norm;    // [inputs]: weights of the norm of x; null: x as it is
-  float eps;            // the epsilon of the norm
-  void* y;              // [rows, outputs]
+  DeviceWeights weights;  // [outputs (* 2 where gated), inputs]
+  const float* bias;      // [outputs (* 2)] or null
+  const void* x;          // bf16 [rows, inputs]
+  const float* norm;      // [inputs]: weights of the norm of x; null: x as it is
+  float eps;              // the epsilon of the norm
+  void* y;                // [rows, outputs]
   SkinnyOutput output;
   std::int64_t rows, inputs, outputs;
 };
-constexpr std::int64_t kMaxSkinnyRows = 16;
-// Whether the kernel takes this shape: inputs a multiple of 8.
-bool skinny_gemm_fits(std::int64_t rows, std::int64_t inputs);
+// The most rows that the kernels for few rows take; none of e4m3, of which slim_gemm() takes as few.
+constexpr std::int64_t most_skinny_rows(WeightFormat format) {
+  return format == WeightFormat::bf16 ? 16 : 0;
+}
+// Whether there is a kernel for this shape: inputs a multiple of 8.
+bool skinny_gemm_fits(WeightFormat format, std::int64_t rows, std::int64_t inputs);
 // `added` takes no norm.
 void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream);
 
@@ -69,17 +73,23 @@ constexpr int kSlimHead = 128;
 
 // A product of some tens of rows.
 struct SlimArgs {
-  const void* weights = nullptr;  // bf16 [outputs (* 2 where gated), inputs]
-  const float* bias = nullptr;    // [outputs (* 2)] or null
-  const void* x = nullptr;        // bf16 [rows, inputs]
-  void* y = nullptr;              // [rows, outputs]
+  DeviceWeights weights = {};   // [outputs (* 2 where gated), inputs]
+  const float* bias = nullptr;  // [outputs (* 2)] or null
+  const void* x = nullptr;      // bf16 [rows, inputs]
+  void* y = nullptr;            // [rows, outputs]
   SkinnyOutput output = SkinnyOutput::plain;
   std::int64_t rows = 0, inputs = 0, outputs = 0;
   PreparedNorm norm = {};
   NextNorm next = {};
   SlimHeads heads = {};  // of `plain`
 };
-constexpr std::int64_t kFewestSlimRows = 9, kMostSlimRows = 128;  // where it is faster than others
+constexpr std::int64_t kMostSlimRows = 128;  // where it is faster than others
+constexpr std::int64_t most_slim_rows(WeightFormat format) {
+  return format == WeightFormat::bf16 ? kMostSlimRows : 64;
+}
+constexpr std::int64_t fewest_slim_rows(WeightFormat format) {
+  return format == WeightFormat::bf16 ? 9 : 1;
+}
 
 // How it is cut.
 struct SlimTuning {
@@ -92,11 +102,44 @@ struct SlimTuning {
 bool has_slim_gemm();
 // What was measured to be fast, by the product's shape.
 SlimTuning slim_tuning(const SlimArgs& args);
-// inputs: a multiple of 8; outputs of `gated` and `added`: a multiple of 4.
+// inputs: a multiple of 8, of e4m3 of 16; outputs of `gated` and `added`: a multiple of 4.
 void slim_gemm(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream);
+SlimTuning slim_e4m3_tuning(const SlimArgs& args);
+void slim_e4m3_gemm(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream);
+
+// A product of many rows, of weights in e4m3 with x in e4m3.
+struct WideArgs {
+  DeviceWeights weights = {};       // [outputs (* 2 where gated), inputs]
+  const float* bias = nullptr;      // [outputs (* 2)] or null
+  const std::byte* x = nullptr;     // [rows, inputs], as quantize_rows() writes it
+  const float* x_scales = nullptr;  // [rows]
+  void* y = nullptr;                // [rows, outputs]
+  SkinnyOutput output = SkinnyOutput::plain;
+  std::int64_t rows = 0, inputs = 0, outputs = 0;
+};
+SlimTuning wide_tuning(const WideArgs& args);
+// inputs: a multiple of 16; outputs of `gated` and `added`: a multiple of 4. Where has_slim_gemm().
+void wide_gemm(const WideArgs& args, const SlimTuning& tuning, cudaStream_t stream);
 
 // y [rows, cols] += bias [cols]; y in bf16 or f32.
 void add_bias(void* y, bool y_is_f32, const float* bias, std::int64_t rows, std::int64_t cols, cudaStream_t stream);
+
+// Bytes of e4m3 [rows, cols] as files have them, in the order of e4m3_place(). cols: a multiple of 16, as in all of
+// e4m3.
+void place_e4m3(const std::byte* raw, std::int64_t rows, std::int64_t cols, std::byte* y, cudaStream_t stream);
+// y bf16 [rows, cols] = the values of weights in e4m3.
+void widen_weights(const DeviceWeights& weights, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream);
+
+// Rows as e4m3, each with a scale that its largest magnitude becomes 448 by, in the order of e4m3_place().
+struct QuantizeArgs {
+  const void* x;      // bf16 [rows, cols]
+  const float* norm;  // [cols]: weights of the RMS norm of x, which is quantised then; null: x as it is
+  float eps;
+  std::int64_t rows, cols;
+  std::byte* data;  // [rows, cols]
+  float* scales;    // [rows]
+};
+void quantize_rows(const QuantizeArgs& args, cudaStream_t stream);
 
 // Any stored format to bf16: `count` elements, whole blocks, in the order of the file.
 void convert_to_bf16(DType dtype, const std::byte* raw, std::int64_t count, void* out, cudaStream_t stream);

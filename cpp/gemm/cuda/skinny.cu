@@ -20,7 +20,7 @@ void launch(const SkinnyArgs& args, cudaStream_t stream) {
   skinny::allow_shared_memory<Shape>(kernel);
   const skinny::SkinnyGrid grid = skinny::grid_of<Shape>(args.outputs, args.inputs, tile_outputs, 1);
   launch_kernel(kernel, dim3(static_cast<unsigned>(grid.blocks)), skinny::kThreads, grid.bytes, stream,
-                KernelArgs{.weights = static_cast<const bf16*>(args.weights),
+                KernelArgs{.weights = static_cast<const bf16*>(args.weights.data),
                            .bias = args.bias,
                            .x = static_cast<const bf16*>(args.x),
                            .norm = args.norm,
@@ -52,12 +52,12 @@ void launch_normed(const SkinnyArgs& args, cudaStream_t stream) {
 
 }  // namespace
 
-bool skinny_gemm_fits(std::int64_t rows, std::int64_t inputs) {
-  return rows >= 1 && rows <= kMaxSkinnyRows && inputs % 8 == 0;
+bool skinny_gemm_fits(WeightFormat format, std::int64_t rows, std::int64_t inputs) {
+  return rows >= 1 && rows <= most_skinny_rows(format) && inputs % 8 == 0;
 }
 
 void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream) {
-  MINISGL_CHECK(skinny_gemm_fits(args.rows, args.inputs), args.rows, " rows of ", args.inputs);
+  MINISGL_CHECK(skinny_gemm_fits(args.weights.format, args.rows, args.inputs), args.rows, " rows of ", args.inputs);
   MINISGL_CHECK(args.output != SkinnyOutput::added || args.norm == nullptr, "a norm before a sum");
   switch (args.output) {
     case SkinnyOutput::plain: return launch_normed<SkinnyOutput::plain>(args, stream);

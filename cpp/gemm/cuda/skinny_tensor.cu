@@ -57,8 +57,8 @@ void launch_rows(const TensorProduct& product, const SkinnyTuning& tuning, cudaS
 
 bool skinny_tensor_gemm_fits(const TensorProduct& product) {
   const auto address = reinterpret_cast<std::uintptr_t>(product.weights) | reinterpret_cast<std::uintptr_t>(product.x);
-  return product.dtype != DType::f32 && skinny_gemm_fits(product.rows, product.inputs) && address % 16 == 0 &&
-         product.inputs <= kMostElements && product.outputs <= kMostElements;
+  return product.dtype != DType::f32 && skinny_gemm_fits(WeightFormat::bf16, product.rows, product.inputs) &&
+         address % 16 == 0 && product.inputs <= kMostElements && product.outputs <= kMostElements;
 }
 
 void skinny_tensor_gemm(const TensorProduct& product, const SkinnyTuning& tuning, cudaStream_t stream) {

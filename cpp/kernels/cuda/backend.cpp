@@ -93,7 +93,7 @@ class CudaDevice final : public Device {
   bool records_steps() const override { return true; }
   std::int64_t step_bytes(const StepLimits& limits) const override {
     return cuda::StepSlots::bytes_for(limits) + (limits.logits + limits.penalized) * limits.vocab_size * 4 +
-           limits.rows * 8 + products_.bytes_for(limits.rows);
+           limits.rows * 8 + static_cast<std::int64_t>(products_.scratch_bytes(limits.rows));
   }
   void reserve(const StepLimits& limits) override {
     slots_.reserve(limits);
@@ -107,7 +107,7 @@ class CudaDevice final : public Device {
                                             std::span<const std::byte> raw) override {
     MINISGL_CHECK(static_cast<std::int64_t>(raw.size()) == rows * row_bytes(dtype, cols), rows, " x ", cols, " of ",
                   dtype_info(dtype).name, " in ", raw.size(), " bytes");
-    auto matrix = std::make_shared<cuda::DeviceMatrix>(rows, cols);
+    auto matrix = std::make_shared<cuda::DeviceMatrix>(cuda::WeightFormat::bf16, rows, cols);
     if (dtype == DType::bf16) {
       uploader_.upload(raw, matrix->data());
       return matrix;
@@ -117,8 +117,16 @@ class CudaDevice final : public Device {
     cuda::convert_to_bf16(dtype, staged.data(), rows * cols, matrix->data(), stream_.get());
     return matrix;
   }
+  bool keeps_e4m3(std::int64_t cols, std::int64_t block_rows, std::int64_t block_cols) const override {
+    const bool of_rows = block_cols >= cols;
+    return !deterministic_ && cuda::has_slim_gemm() && cols % 16 == 0 &&
+           (of_rows || (block_rows == cuda::kScaleBlock && block_cols == cuda::kScaleBlock));
+  }
+  std::shared_ptr<const Matrix> make_scaled_matrix(std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
+                                                   const ScaleGrid& scales) override;
+  std::shared_ptr<const Matrix> quantized(std::shared_ptr<const Matrix> matrix) override;
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
-    auto matrix = std::make_shared<cuda::DeviceMatrix>(rows, cols);
+    auto matrix = std::make_shared<cuda::DeviceMatrix>(cuda::WeightFormat::bf16, rows, cols);
     cuda::fill_random_bf16(matrix->data(), rows * cols, 0.05f, ++random_seed_ << 40, stream_.get());
     return matrix;
   }
@@ -127,12 +135,13 @@ class CudaDevice final : public Device {
     if (deterministic_ && joined->in_features() % 8 != 0)
       throw InputError(
           concat("--deterministic needs layers of a multiple of 8 inputs, and one has ", joined->in_features()));
+    products_.expect(*joined);
     return joined;
   }
 
   std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape) override {
     if (deterministic_)
-      throw InputError("--deterministic has no kernels for mixtures of experts on a GPU: serve this model without it");
+      throw InputError("--deterministic is not for mixtures of experts on a GPU, whose sums depend on the step's rows");
     return cuda::make_device_experts(shape, uploader_, stream_.get(), random_seed_);
   }
 
@@ -296,6 +305,41 @@ class CudaDevice final : public Device {
   cuda::SeenPool seen_;
   cuda::StepSlots slots_;
 };
+
+std::shared_ptr<const Matrix> CudaDevice::make_scaled_matrix(std::int64_t rows, std::int64_t cols,
+                                                             std::span<const std::byte> raw, const ScaleGrid& scales) {
+  MINISGL_CHECK(std::ssize(raw) == rows * cols, rows, " x ", cols, " in ", raw.size(), " bytes");
+  const bool of_rows = scales.block_cols >= cols;
+  auto matrix = std::make_shared<cuda::DeviceMatrix>(
+      of_rows ? cuda::WeightFormat::e4m3_rows : cuda::WeightFormat::e4m3_blocks, rows, cols);
+  const DeviceBuffer staged = allocate_on_device(raw.size());  // freed when the stream is done with it
+  uploader_.upload(raw, staged.data());
+  cuda::place_e4m3(staged.data(), rows, cols, matrix->data(), stream_.get());
+  std::vector<float> values = scales.values;
+  if (of_rows && scales.block_rows > 1) {
+    values.clear();
+    for (std::int64_t row = 0; row < rows; ++row)
+      values.push_back(scales.values[static_cast<std::size_t>(row / scales.block_rows)]);
+  }
+  uploader_.upload(std::as_bytes(std::span(values)), matrix->scales());
+  return matrix;
+}
+
+std::shared_ptr<const Matrix> CudaDevice::quantized(std::shared_ptr<const Matrix> matrix) {
+  const auto& plain = static_cast<const cuda::DeviceMatrix&>(*matrix);
+  const std::int64_t rows = plain.rows(), cols = plain.cols();
+  if (plain.format() != cuda::WeightFormat::bf16 || !keeps_e4m3(cols, 1, cols)) return matrix;
+  auto bytes = std::make_shared<cuda::DeviceMatrix>(cuda::WeightFormat::e4m3_rows, rows, cols);
+  cuda::quantize_rows({.x = plain.data(),
+                       .norm = nullptr,
+                       .eps = 0.0f,
+                       .rows = rows,
+                       .cols = cols,
+                       .data = bytes->data(),
+                       .scales = reinterpret_cast<float*>(bytes->scales())},
+                      stream_.get());
+  return bytes;
+}
 
 double CudaDevice::measure_read_bandwidth() {
   constexpr std::size_t bytes = std::size_t{2} << 30;

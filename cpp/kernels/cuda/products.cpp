@@ -47,19 +47,34 @@ Products::Products(const std::string& gpu_name, const std::string& cache_folder,
   reserve(kMostSlimRows);
 }
 
-std::int64_t Products::bytes_for(std::int64_t rows) const {
-  return slim_parts(kMostPrepared) * (deterministic_ ? std::max(rows, kMostSlimRows) : kMostSlimRows) *
-         std::int64_t{sizeof(float)};
+void Products::expect(const DeviceLinear& weights) {
+  if (is_e4m3(weights.format())) most_byte_inputs_ = std::max(most_byte_inputs_, weights.in_features());
+}
+
+std::size_t Products::square_bytes(std::int64_t rows) const {
+  const std::int64_t kept = deterministic_ ? std::max(rows, kMostSlimRows) : kMostSlimRows;
+  return static_cast<std::size_t>(slim_parts(kMostPrepared) * kept) * sizeof(float);
+}
+
+std::size_t Products::scratch_bytes(std::int64_t rows) const {
+  if (most_byte_inputs_ == 0) return square_bytes(rows);
+  return square_bytes(rows) +
+         static_cast<std::size_t>(rows) * (static_cast<std::size_t>(most_byte_inputs_) + sizeof(float));
 }
 
 void Products::reserve(std::int64_t rows) {
-  const auto bytes = static_cast<std::size_t>(bytes_for(rows));
-  if (bytes > squares_.size()) squares_ = allocate_on_device(bytes);
+  const auto make_room = [](DeviceBuffer& buffer, std::size_t bytes) {
+    if (bytes > buffer.size()) buffer = allocate_on_device(bytes);
+  };
+  make_room(squares_, square_bytes(rows));
+  if (most_byte_inputs_ == 0) return;
+  make_room(bytes_, static_cast<std::size_t>(rows * most_byte_inputs_));
+  make_room(byte_scales_, static_cast<std::size_t>(rows) * sizeof(float));
 }
 
-bool Products::takes_some_rows(std::int64_t rows, std::int64_t inputs) const {
-  if (inputs % 8 != 0 || inputs <= 0 || !has_slim_gemm()) return false;
-  return deterministic_ ? rows > 0 : rows >= kFewestSlimRows && rows <= kMostSlimRows;
+bool Products::takes_some_rows(WeightFormat format, std::int64_t rows, std::int64_t inputs) const {
+  if (inputs % (is_e4m3(format) ? 16 : 8) != 0 || inputs <= 0 || !has_slim_gemm()) return false;
+  return deterministic_ ? rows > 0 : rows >= fewest_slim_rows(format) && rows <= most_slim_rows(format);
 }
 
 void Products::write(const DeviceLinear& weights, const LinearInput& x, Tensor y) {
@@ -70,7 +85,9 @@ void Products::write(const DeviceLinear& weights, const LinearInput& x, Tensor y
 
 void Products::write_gated(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y) {
   constexpr auto output = SkinnyOutput::gated;
-  if (some_rows(weights, x, y, {.output = output}) || few_rows(weights, x, y, output)) return;
+  if (some_rows(weights, x, y, {.output = output}) || few_rows(weights, x, y, output) ||
+      many_byte_rows(weights, x, y, output))
+    return;
   write(weights, x, scratch);
   gate_rows(Activation::silu, scratch.data, y.rows, y.cols, y.data, stream_);
 }
@@ -89,7 +106,7 @@ LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x
                                const Norm& norm, Tensor normed) {
   // What reads the norm has as many rows, and takes it on its way as far as it was left undone.
   reserve(y.rows);
-  if (takes_some_rows(y.rows, y.cols) && y.cols <= kMostPrepared &&
+  if (takes_some_rows(weights.format(), y.rows, y.cols) && y.cols <= kMostPrepared &&
       some_rows(weights, x, y,
                 {.output = SkinnyOutput::added,
                  .next = {.weight = norm.weight, .scaled = normed.data, .squares = squares_.as<float>()}})) {
@@ -99,13 +116,15 @@ LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x
     return prepared;
   }
   add(weights, x, scratch, y);
-  if (!deterministic_ && takes_norms(y.rows, y.cols)) return LinearInput::deferred(normed, y, norm);
+  const bool takes_bytes =
+      y.rows > most_slim_rows(weights.format()) && is_e4m3(weights.format());  // as the next product will
+  if (!deterministic_ && (takes_bytes || takes_norms(y.rows, y.cols))) return LinearInput::deferred(normed, y, norm);
   add_rms_norm(y.data, nullptr, norm.weight, norm.eps, y.rows, y.cols, normed.data, stream_);
   return LinearInput::written(normed, y);
 }
 
 bool Products::takes_norms(std::int64_t rows, std::int64_t cols) {
-  return skinny_gemm_fits(rows, cols);
+  return skinny_gemm_fits(WeightFormat::bf16, rows, cols);
 }
 
 Tensor Products::plain_rows(LinearInput& x) {
@@ -128,10 +147,10 @@ bool Products::few_rows(const DeviceLinear& weights, const LinearInput& x, Tenso
   const std::int64_t outputs = weights.out_features() / (output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
   if (x.rows() == 0) return true;
-  if (deterministic_ || !skinny_gemm_fits(x.rows(), x.cols())) return false;
+  if (deterministic_ || !skinny_gemm_fits(weights.format(), x.rows(), x.cols())) return false;
   const LinearInput::Form input = x.form();
   const bool norms = input.norm != nullptr;
-  skinny_gemm({.weights = weights.weight(),
+  skinny_gemm({.weights = weights.weights(),
                .bias = weights.bias(),
                .x = norms ? input.source.data : input.rows.data,
                .norm = norms ? input.norm->weight : nullptr,
@@ -146,12 +165,11 @@ bool Products::few_rows(const DeviceLinear& weights, const LinearInput& x, Tenso
 }
 
 bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SlimArgs args) {
-  if (!takes_some_rows(x.rows(), x.cols())) return false;
+  if (!takes_some_rows(weights.format(), x.rows(), x.cols())) return false;
   const std::int64_t outputs = weights.out_features() / (args.output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
-  if (args.output == SkinnyOutput::f32 && x.rows() > kMostSlimF32Rows && outputs > kFewF32Outputs && !deterministic_) {
-    return false;
-  }
+  const bool is_wide = x.rows() > kMostSlimF32Rows && outputs > kFewF32Outputs;
+  if (args.output == SkinnyOutput::f32 && is_wide && !deterministic_ && !is_e4m3(weights.format())) return false;
   if ((args.output == SkinnyOutput::gated || args.output == SkinnyOutput::added) && outputs % 4 != 0) return false;
   const LinearInput::Form input = x.form();
   // Logits are made of the rows that hidden states are kept of, whether a step keeps some or not.
@@ -162,7 +180,7 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   } else {
     args.x = written_rows(x).data;
   }
-  args.weights = weights.weight();
+  args.weights = weights.weights();
   args.bias = weights.bias();
   args.y = y.data;
   args.rows = x.rows();
@@ -176,8 +194,10 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
 
 void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added) {
   const bool y_is_f32 = y.dtype == DType::f32;
+  const auto output = added ? SkinnyOutput::added : y_is_f32 ? SkinnyOutput::f32 : SkinnyOutput::plain;
   MINISGL_CHECK(!deterministic_, "no product of ", x.cols(), " inputs and ", y.cols, " outputs for any number of rows");
-  dense_.run({.weights = weights.weight(),
+  if (many_byte_rows(weights, x, y, output)) return;
+  dense_.run({.weights = weights.weights().data,
               .x = written_rows(x).data,
               .y = y.data,
               .scratch = scratch,
@@ -188,6 +208,34 @@ void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tens
               .outputs = y.cols},
              stream_);
   if (weights.bias() != nullptr) add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_);
+}
+
+bool Products::many_byte_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SkinnyOutput output) {
+  if (!is_e4m3(weights.format())) return false;
+  const std::int64_t outputs = weights.out_features() / (output == SkinnyOutput::gated ? 2 : 1);
+  MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
+  const LinearInput::Form input = x.form();
+  const bool norms = input.norm != nullptr;
+  reserve(x.rows());
+  quantize_rows({.x = norms ? input.source.data : input.rows.data,
+                 .norm = norms ? input.norm->weight : nullptr,
+                 .eps = norms ? input.norm->eps : 0.0f,
+                 .rows = x.rows(),
+                 .cols = x.cols(),
+                 .data = bytes_.data(),
+                 .scales = byte_scales_.as<float>()},
+                stream_);
+  const WideArgs args{.weights = weights.weights(),
+                      .bias = weights.bias(),
+                      .x = bytes_.data(),
+                      .x_scales = byte_scales_.as<float>(),
+                      .y = y.data,
+                      .output = output,
+                      .rows = x.rows(),
+                      .inputs = x.cols(),
+                      .outputs = outputs};
+  wide_gemm(args, wide_tuning(args), stream_);
+  return true;
 }
 
 }  // namespace minisgl::cuda

@@ -31,6 +31,12 @@ class Products {
   // Room for products of so many rows: needed before steps are recorded.
   void reserve(std::int64_t rows);
 
+  // What a step of `rows` rows needs beside its activations, for the weights that were made so far.
+  std::size_t scratch_bytes(std::int64_t rows) const;
+  void reserve(std::int64_t rows);
+  // Called for every layer that is made.
+  void expect(const DeviceLinear& weights);
+
   // y = x · Wᵀ, in y's format.
   void write(const DeviceLinear& weights, const LinearInput& x, Tensor y);
   // y = silu(gate) * up of the two halves of x · Wᵀ, which `scratch` has room for.
@@ -57,6 +63,8 @@ class Products {
   bool some_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SlimArgs args);
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
   void many_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added);
+  // The same of weights in e4m3, for rows of x in e4m3. False for other weights.
+  bool many_byte_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SkinnyOutput output);
   // The rows themselves: a norm that was left undone is done.
   Tensor written_rows(const LinearInput& x);
 
@@ -64,6 +72,8 @@ class Products {
   DeviceBuffer squares_;     // [slim_parts(kMostPrepared), rows]: of the norm that was prepared last
   WriteCount prepared_ = 0;  // norms, and what ended them
   DenseGemm dense_;
+  std::int64_t most_byte_inputs_ = 0;  // of the layers in e4m3
+  DeviceBuffer bytes_, byte_scales_;   // rows of x in e4m3, and their scales
   cudaStream_t stream_;
 };
 

@@ -1,11 +1,37 @@
 #include "kernels/cuda/weights.h"
 
+#include <algorithm>
 #include <span>
 
 #include "core/cuda/runtime.h"
 #include "core/error.h"
+#include "gemm/cuda/launch.h"
 
 namespace minisgl::cuda {
+namespace {
+
+// Whether the matrices' bytes, one after the other, are their rows as one matrix that products take.
+bool can_be_joined(const std::vector<std::shared_ptr<const DeviceMatrix>>& parts) {
+  return std::ranges::all_of(parts, [&](const auto& part) {
+    if (part->format() != parts.front()->format()) return false;
+    const bool is_alone = parts.size() == 1;
+    switch (part->format()) {
+      case WeightFormat::bf16: return true;
+      case WeightFormat::e4m3_rows: return part->rows() % 4 == 0;
+      case WeightFormat::e4m3_blocks: return part->rows() % (is_alone ? 4 : kScaleBlock) == 0;
+    }
+    return false;
+  });
+}
+
+}  // namespace
+
+std::shared_ptr<const DeviceMatrix> in_bf16(std::shared_ptr<const DeviceMatrix> matrix, cudaStream_t stream) {
+  if (matrix->format() == WeightFormat::bf16) return matrix;
+  auto plain = std::make_shared<DeviceMatrix>(WeightFormat::bf16, matrix->rows(), matrix->cols());
+  widen_weights(matrix->view(), matrix->rows(), matrix->cols(), plain->data(), stream);
+  return plain;
+}
 
 std::unique_ptr<const DeviceLinear> join_projections(const std::vector<Projection>& outputs, Uploader& uploader,
                                                      cudaStream_t stream) {
@@ -27,16 +53,21 @@ std::unique_ptr<const DeviceLinear> join_projections(const std::vector<Projectio
     bias = allocate_on_device(merged.size() * sizeof(float));
     uploader.upload(std::as_bytes(std::span(merged)), bias.data());
   }
-  if (outputs.size() == 1) {
-    return std::make_unique<const DeviceLinear>(std::static_pointer_cast<const DeviceMatrix>(outputs.front().weight),
-                                                std::move(bias));
+  std::vector<std::shared_ptr<const DeviceMatrix>> parts;
+  for (const Projection& output : outputs) parts.push_back(std::static_pointer_cast<const DeviceMatrix>(output.weight));
+  if (!can_be_joined(parts)) {
+    for (auto& part : parts) part = in_bf16(std::move(part), stream);
   }
-  auto merged = std::make_shared<DeviceMatrix>(rows, outputs.front().weight->cols());
-  std::byte* next = merged->data();
-  for (const Projection& output : outputs) {
-    const auto& part = static_cast<const DeviceMatrix&>(*output.weight);
-    MINISGL_CUDA_CHECK(cudaMemcpyAsync(next, part.data(), part.nbytes(), cudaMemcpyDeviceToDevice, stream));
-    next += part.nbytes();
+  if (parts.size() == 1) return std::make_unique<const DeviceLinear>(std::move(parts.front()), std::move(bias));
+  auto merged = std::make_shared<DeviceMatrix>(parts.front()->format(), rows, parts.front()->cols());
+  std::byte *data = merged->data(), *scales = merged->scales();
+  const auto append = [&](std::byte*& to, const std::byte* from, std::size_t bytes) {
+    if (bytes > 0) MINISGL_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+    to += bytes;
+  };
+  for (const auto& part : parts) {
+    append(data, part->data(), weight_bytes(part->format(), part->rows(), part->cols()));
+    append(scales, part->scales(), scale_bytes(part->format(), part->rows(), part->cols()));
   }
   return std::make_unique<const DeviceLinear>(std::move(merged), std::move(bias));
 }

@@ -1,4 +1,4 @@
-// Matrices and linear layers in a GPU's memory, bf16.
+// Matrices and linear layers in a GPU's memory, in the formats that its products read.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "gemm/cuda/weight_format.h"
 #include "gemm/weights.h"
 #include "kernels/cuda/memory.h"
 
@@ -16,19 +17,25 @@ namespace minisgl::cuda {
 
 class DeviceMatrix final : public Matrix {
  public:
-  DeviceMatrix(std::int64_t rows, std::int64_t cols)
-      : rows_(rows),
+  DeviceMatrix(WeightFormat format, std::int64_t rows, std::int64_t cols)
+      : format_(format),
+        rows_(rows),
         cols_(cols),
-        data_(allocate_on_device(static_cast<std::size_t>(rows * cols) * 2, "the model's weights don't fit it")) {}
-  DType dtype() const override { return DType::bf16; }
+        data_(allocate_on_device(weight_bytes(format, rows, cols), "the model's weights don't fit it")),
+        scales_(allocate_on_device(scale_bytes(format, rows, cols), "the model's weights don't fit it")) {}
+  DType dtype() const override { return format_ == WeightFormat::bf16 ? DType::bf16 : DType::f8e4m3; }
   std::int64_t rows() const override { return rows_; }
   std::int64_t cols() const override { return cols_; }
-  std::size_t nbytes() const override { return data_.size(); }
-  std::byte* data() const { return data_.data(); }  // [rows, cols]
+  std::size_t nbytes() const override { return data_.size() + scales_.size(); }
+  WeightFormat format() const { return format_; }
+  std::byte* data() const { return data_.data(); }  // as the format says
+  std::byte* scales() const { return scales_.data(); }
+  DeviceWeights view() const { return {format_, data_.data(), scales_.data()}; }
 
  private:
+  WeightFormat format_;
   std::int64_t rows_, cols_;
-  DeviceBuffer data_;
+  DeviceBuffer data_, scales_;
 };
 
 class DeviceLinear final : public Linear {
@@ -38,7 +45,8 @@ class DeviceLinear final : public Linear {
   std::int64_t in_features() const override { return weight_->cols(); }
   std::int64_t out_features() const override { return weight_->rows(); }
   std::int64_t nbytes() const override { return static_cast<std::int64_t>(weight_->nbytes() + bias_.size()); }
-  const std::byte* weight() const { return weight_->data(); }
+  WeightFormat format() const { return weight_->format(); }
+  DeviceWeights weights() const { return weight_->view(); }
   const float* bias() const { return bias_.as<float>(); }  // or null
 
  private:
@@ -46,7 +54,11 @@ class DeviceLinear final : public Linear {
   DeviceBuffer bias_;  // [out_features] f32
 };
 
-// The projections as one, their outputs side by side. Their matrices were made by this device.
+// The matrix in bf16, itself where it is.
+std::shared_ptr<const DeviceMatrix> in_bf16(std::shared_ptr<const DeviceMatrix> matrix, cudaStream_t stream);
+
+// The projections as one, their outputs side by side. Their matrices were made by this device; where their formats
+// differ, or can't lie one below the other, they become bf16.
 std::unique_ptr<const DeviceLinear> join_projections(const std::vector<Projection>& outputs, Uploader& uploader,
                                                      cudaStream_t stream);
 

@@ -9,6 +9,7 @@ from minisgl.config.option import OptionError, check_bounds, check_choice, check
 KV_DTYPES = ("auto", "f32", "f16", "bf16", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
+QUANTIZATIONS = ("none", "fp8")
 MAX_WAITING = 2**20
 
 
@@ -91,6 +92,13 @@ class EngineSettings:
         False,
         "give each rank whole experts, in place of a part of each (for mixtures of experts with "
         "--tp)",
+    )
+    quantize: str = option(
+        "none",
+        "fp8: the weights of linear layers become FP8 at load, with a scale for each output feature "
+        "(on GPUs of compute capability 9.0)",
+        choices=QUANTIZATIONS,
+        metavar="FORMAT",
     )
     target_itl_ms: float = option(
         0.0,

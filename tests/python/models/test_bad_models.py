@@ -67,7 +67,6 @@ def refusal(folder: Path) -> str:
         ({"eos_token_id": ["x"]}, "eos_token_id must be an integer or a list of integers"),
         ({"hidden_act": "gelu"}, "hidden_act must be silu, got 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq' are not"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised with 'fp8' are not"),
         ({"num_experts": 8}, "mixtures of experts of this family are not"),
         ({"max_position_embeddings": 0}, "max_position_embeddings must be an integer"),
     ],
@@ -114,7 +113,9 @@ def test_missing_tensor_and_odd_dtype(folder: Path) -> None:
     assert "has no tensor 'model.norm.weight'" in refusal(folder)
     tensors["model.norm.weight"] = norm.to(torch.float64)
     save_file(tensors, file)
-    assert "has dtype 'F64', which is not supported; supported: F32, F16, BF16" in refusal(folder)
+    assert "has dtype 'F64', which is not supported; supported: F32, F16, BF16, F8_E4M3" in refusal(
+        folder
+    )
 
 
 def test_missing_path() -> None:

@@ -13,8 +13,9 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from minisgl import LLM, PoolingParams, SamplingParams, _native
+from minisgl import LLM, PoolingParams, SamplingParams, StructuredOutputsParams, _native
 from minisgl.rank.cuda_library import load_cublas
+from tests.python.models.fp8_checkpoints import FORMS, write_fp8
 from tests.python.models.test_default_model import NEW_TOKENS, PROMPTS
 from tests.python.models.tiny_models import (
     FAMILIES,
@@ -191,3 +192,57 @@ def test_embeddings(cache: str, least: float, tmp_path: Path) -> None:
         states = transformers_hidden(folder, prompt, device="cuda")
         for ours, truth in ((last[i], states[-1]), (mean[i], states.mean(0))):
             assert np.dot(ours.outputs.embedding, normalized(truth)) > least
+
+
+FP8_SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": VOCAB_SIZE}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fp8_weights(form: str, tmp_path: Path) -> None:
+    """Up to 64 rows activations are bf16; above they are e4m3, which costs a few percent."""
+    load_cublas(_native.build_info()["cuda"])
+    config = tiny_config("llama", **FP8_SIZES, max_position_embeddings=512)
+    plain = save_random_model(config, tmp_path / "plain", torch.bfloat16)
+    folder = write_fp8(plain, tmp_path / "fp8", form, ignore=["layers.1.mlp"])
+    ids = token_ids(300, VOCAB_SIZE)
+    truth = transformers_logits(folder / "widened", ids, device="cuda")
+    peer = transformers_logits(folder / "widened", ids, dtype=torch.bfloat16, device="cuda")
+    model = _native.Model(str(folder), page_size=4, max_tokens=len(ids), device="cuda")
+    for chunks in ([60] * 5, [64, 8, 60, 64, 41, 62, 1], [60] + [4] * 60):
+        logits = model.forward(ids, chunk_sizes=chunks)
+        assert rms_error(logits, truth) <= 1.1 * rms_error(peer, truth)
+    assert rms_error(model.forward(ids), truth) < 0.1
+
+
+def test_fp8_serving(tmp_path: Path) -> None:
+    """Weights that became FP8 at load: recorded steps, prefixes that were computed before, grammars
+    and many requests at once give what one request alone gives.
+    """
+    config = tiny_config("llama", **FP8_SIZES, max_position_embeddings=512)
+    save_random_model(config, tmp_path, torch.bfloat16)
+    make_backend().save(str(tmp_path / "tokenizer.json"))
+    shared = token_ids(96, VOCAB_SIZE)
+    prompts = [shared + token_ids(3 + i, VOCAB_SIZE, seed=i) for i in range(40)]
+    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=5)
+    written = SamplingParams(
+        temperature=1, max_tokens=24, structured_outputs=StructuredOutputsParams(regex="[ab]{3,9}c")
+    )
+    with LLM(str(tmp_path), device="cuda", quantize="fp8", show_progress=False) as llm:
+        assert llm.info.weight_dtype == "fp8"
+        alone = llm.generate(prompts[:1], greedy, use_tqdm=False)
+        batch = llm.generate(prompts, greedy, use_tqdm=False)
+        answers = llm.generate(prompts[:8], written, use_tqdm=False)
+    assert all(result.num_cached_tokens >= 64 for result in batch)
+    one, again = alone[0].outputs[0], batch[0].outputs[0]
+    assert one.logprobs is not None
+    assert again.logprobs is not None
+    for ours, theirs in zip(one.logprobs, again.logprobs, strict=True):
+        first, second = dict(ours.alternatives), dict(theirs.alternatives)
+        common = first.keys() & second.keys()
+        assert all(abs(first[token] - second[token]) < NEAR_TIE for token in common)
+        if ours.alternatives[0][0] != theirs.alternatives[0][0]:
+            break  # a near-tie: what follows differs
+    for answer in answers:
+        text = answer.outputs[0].text
+        assert text.endswith("c"), text
+        assert set(text[:-1]) <= set("ab"), text

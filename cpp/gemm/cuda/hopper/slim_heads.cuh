@@ -15,10 +15,9 @@ __device__ __forceinline__ void load_places(const SlimKernelArgs& args, SlimBarr
 }
 
 // A block's tile is a head; a warp makes a row of it, a lane four neighbouring values.
-template <int groups, int n>
+template <typename S>
 __device__ __forceinline__ void write_heads(const SlimKernelArgs& args, const SlimShare& share, std::uint32_t sums_at,
                                             const SlimBarriers& barriers) {
-  using S = SlimShape<groups, n>;
   constexpr int kWarps = S::kConsumers / 32;
   const SlimHeads& heads = args.heads;
   const int lane = threadIdx.x % 32, place = 4 * lane;
@@ -49,8 +48,7 @@ __device__ __forceinline__ void write_heads(const SlimKernelArgs& args, const Sl
       for (int k = 0; k < kAtOnce; ++k) {
         const int row = begin + k * step;
         if (row >= args.rows) continue;
-        const float factor =
-            args.norm.squares != nullptr ? RowNorms<groups, n>::inverse(args, barriers.squares, row) : 1.0f;
+        const float factor = args.norm.squares != nullptr ? RowNorms<S>::inverse(args, barriers.squares, row) : 1.0f;
         float4 v = sums[k].total(args, factor, share.first_output + place, 4);
         if (norm != nullptr) {
           const float squares = warp_sum(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w);

@@ -19,9 +19,9 @@ __device__ __forceinline__ float add_pairwise(float (&x)[all]) {
 
 // The sums of squares that the rows' norms are made of, in kAdders shares for each row. Parts belong to kClasses by
 // their number, and the classes' sums are added up pairwise, whoever adds them: a row's norm doesn't depend on n.
-template <int groups, int n>
+template <typename S>
 struct RowNorms {
-  static constexpr int kThreads = groups * kGroup, kAdders = n < kThreads ? kThreads / n : 1;
+  static constexpr int n = S::kRows, kThreads = S::kConsumers, kAdders = n < kThreads ? kThreads / n : 1;
   static constexpr int kClasses = 16, kOwn = kClasses / kAdders;  // kOwn: of an adder
   static_assert(kAdders * n <= kNormShares && kOwn * kAdders == kClasses && (kAdders & (kAdders - 1)) == 0);
 
@@ -154,10 +154,9 @@ __device__ __forceinline__ void store_plain(const SlimKernelArgs& args, float4 v
 }
 
 // Makes outputs of the sums in shared memory, [n][kSumStride] f32 in each block of the cluster.
-template <int groups, int n, bool is_gated, int most>
+template <typename S, bool is_gated, int most>
 __device__ __forceinline__ void write_outputs_of(const SlimKernelArgs& args, const SlimShare& share,
                                                  std::uint32_t sums_at, const float (&squares)[kNormShares]) {
-  using S = SlimShape<groups, n>;
   constexpr int kAtOnce = is_gated ? (Parts<most>::kAtOnce + 1) / 2 : Parts<most>::kAtOnce;
   constexpr int kQuads = S::kWeightRows / (is_gated ? 8 : 4);  // of a row
   const bool is_added = args.output == SkinnyOutput::added;
@@ -184,7 +183,7 @@ __device__ __forceinline__ void write_outputs_of(const SlimKernelArgs& args, con
       if (i >= end) continue;
       const int row = i / kQuads, output = share.first_output + i % kQuads * 4;
       const int count = min(4, args.outputs - output);
-      const float factor = args.norm.squares != nullptr ? RowNorms<groups, n>::inverse(args, squares, row) : 1.0f;
+      const float factor = args.norm.squares != nullptr ? RowNorms<S>::inverse(args, squares, row) : 1.0f;
       float4 v = sums[k].total(args, factor, output, count);
       if (is_added) {
         store_added(args, old[k], v, row, output);
@@ -198,14 +197,14 @@ __device__ __forceinline__ void write_outputs_of(const SlimKernelArgs& args, con
     }
   }
 }
-template <int groups, int n>
+template <typename S>
 __device__ __forceinline__ void write_outputs(const SlimKernelArgs& args, const SlimShare& share, std::uint32_t sums_at,
                                               const float (&squares)[kNormShares]) {
   with_parts(args.splits, [&]<int most>() {
     if (args.output == SkinnyOutput::gated) {
-      write_outputs_of<groups, n, true, most>(args, share, sums_at, squares);
+      write_outputs_of<S, true, most>(args, share, sums_at, squares);
     } else {
-      write_outputs_of<groups, n, false, most>(args, share, sums_at, squares);
+      write_outputs_of<S, false, most>(args, share, sums_at, squares);
     }
   });
 }
