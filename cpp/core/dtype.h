@@ -24,11 +24,15 @@ enum class DType : std::uint8_t {
   iq4_nl,
   iq4_xs,
   mxfp4,
+  // Groups of int4 checkpoints on their way to a device, no formats of a file or of the CPU's kernels: f16 scale, f16
+  // zero, then two elements to a byte.
+  int4_64,
+  int4_128,
   i8,      // this and the next are for KV caches alone: bytes with scales beside them (ops::KvLayer)
   f8e4m3,  // 4 bits of exponent, 3 of mantissa, no infinity
 };
 
-// Every format of a weight, in the order of the enumeration: all_dtypes[i] is DType(i).
+// Every format of a file's weights, in the order of the enumeration: all_dtypes[i] is DType(i).
 constexpr DType all_dtypes[] = {
     DType::f32,  DType::f16,  DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1,   DType::q4_k,   DType::q6_k,
     DType::q5_0, DType::q5_1, DType::q5_k, DType::q2_k, DType::q3_k, DType::iq4_nl, DType::iq4_xs, DType::mxfp4,
@@ -61,6 +65,8 @@ constexpr DTypeInfo dtype_info(DType dtype) {
     case DType::iq4_nl: return {"iq4_nl", 32, 18};
     case DType::iq4_xs: return {"iq4_xs", 256, 136};
     case DType::mxfp4: return {"mxfp4", 32, 17};
+    case DType::int4_64: return {"int4_64", 64, 36};
+    case DType::int4_128: return {"int4_128", 128, 68};
     case DType::i8: return {"int8", 1, 1};
     case DType::f8e4m3: return {"fp8", 1, 1};
   }

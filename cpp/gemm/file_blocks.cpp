@@ -162,6 +162,8 @@ void unpack_file_block(DType dtype, const std::byte* p, QuantBlock& block) {
     case DType::f32:
     case DType::f16:
     case DType::bf16:
+    case DType::int4_64:
+    case DType::int4_128:
     case DType::i8:
     case DType::f8e4m3: break;
   }

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "io/formats.h"
+#include "io/int4_groups.h"
 #include "io/json_text.h"
 #include "io/mapped_file.h"
 #include "io/quote.h"
@@ -86,6 +87,11 @@ class SafetensorsSource : public WeightSource {
   StoredTensor stored(const std::string& name) const override {
     const SafetensorsEntry& entry = find(name).entry;
     return {entry.dtype, entry.shape, entry.bytes};
+  }
+
+  const SafetensorsEntry* entry(const std::string& name) const {
+    const auto found = tensors_.find(name);
+    return found == tensors_.end() ? nullptr : &found->second.entry;
   }
 
   std::vector<std::string> names() const override {
@@ -217,7 +223,11 @@ class SafetensorsSource : public WeightSource {
 }  // namespace
 
 std::unique_ptr<WeightSource> open_safetensors_folder(const std::string& path, bool with_tensors) {
-  return std::make_unique<SafetensorsSource>(path, with_tensors);
+  auto source = std::make_unique<SafetensorsSource>(path, with_tensors);
+  const auto int4 = int4_scheme(source->config(), path);
+  if (!int4 || !with_tensors) return source;
+  const SafetensorsSource& files = *source;
+  return with_int4_groups(std::move(source), *int4, [&files](const std::string& name) { return files.entry(name); });
 }
 
 }  // namespace minisgl

@@ -17,7 +17,8 @@ namespace minisgl {
 struct TensorData {
   DType dtype;
   std::vector<std::int64_t> shape;   // row-major, [out_features, in_features] for a matrix
-  std::span<const std::byte> bytes;  // mapped from the file, checked to lie inside it and to match shape and dtype
+  std::span<const std::byte> bytes;  // checked to match shape and dtype
+  bool mapped = true;  // from the file; else made by the source, and there until the next tensor is asked for
 };
 
 // A tensor of any type, also of those that matrices don't have.
@@ -35,7 +36,10 @@ class WeightSource {
   virtual bool contains(const std::string& name) const = 0;
   // Throws InputError that names the file and the tensor when it is missing.
   virtual TensorData tensor(const std::string& name) const = 0;
-  // Throws InputError when it is missing.
+  // The same for those who look at the shape and the dtype alone: `bytes` are the file's, in whatever order it has them.
+  virtual TensorData described(const std::string& name) const { return tensor(name); }
+  // As the file has it, for those who know its types or compare files. Any thread may ask. Throws InputError when it is
+  // missing.
   virtual StoredTensor stored(const std::string& name) const;
   virtual std::vector<std::string> names() const = 0;
   virtual std::string path() const = 0;

@@ -94,7 +94,7 @@ void log_widened(const WeightSource& source, const Device& device, const WeightL
 }
 
 std::int64_t block_size_of(const WeightSource& source, const std::string& name) {
-  return source.contains(name) ? dtype_info(source.tensor(name).dtype).block_size : 1;
+  return source.contains(name) ? dtype_info(source.described(name).dtype).block_size : 1;
 }
 
 // The largest of all layers: files mix formats.

@@ -20,8 +20,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kSupported =
-    "supported: fp8, fbgemm_fp8, compressed-tensors of 8-bit floats; else use the model in bf16, f16 or f32, or as a "
-    "GGUF file";
+    "supported: fp8, fbgemm_fp8, awq and gptq of 4 bits, compressed-tensors of 8-bit floats and pack-quantized in 4 "
+    "bits; else use the model in bf16, f16 or f32, or as a GGUF file";
 
 // Whether every group's weights are floats of 8 bits.
 bool has_byte_floats(const ConfigReader& quantization) {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "io/int4_groups.h"
 #include "io/quote.h"
 #include "models/config_reader.h"
 #include "models/families/families.h"
@@ -110,7 +111,7 @@ ModelSpec read_model_spec(const WeightSource& source) {
   const nlohmann::json values = text_config(source.config());
   const ConfigReader config(values, concat("'", source.path(), "'"));
   const Family& family = find_family(config);
-  check_quantization(config);
+  if (!int4_scheme(source.config(), source.path())) check_quantization(config);
   refuse_bidirectional_attention(config);
   ModelSpec spec = family.read(config);
   spec.family = family.model_type;

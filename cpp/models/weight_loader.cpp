@@ -68,7 +68,7 @@ WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass
       bytes_by_dtype_(num_dtypes, 0) {}
 
 TensorData WeightLoader::checked(const std::string& name, const std::vector<std::int64_t>& shape) {
-  TensorData tensor = source_.tensor(name);
+  TensorData tensor = pass_ == Pass::check ? source_.described(name) : source_.tensor(name);
   read_.insert(name);
   if (tensor.shape != shape) {
     throw InputError(concat("'", source_.path(), "': tensor ", quote_name(name), " has shape ",
@@ -150,6 +150,7 @@ TensorData WeightLoader::whole_matrix(const std::string& name, const ProjectionR
   if (fused.name.empty()) return checked(name, {request.out_features, request.in_features});
   TensorData tensor = checked(fused.name + ".weight", {fused.num_rows, request.in_features});
   const auto stride = static_cast<std::size_t>(row_bytes(tensor.dtype, request.in_features));
+  if (pass_ == Pass::check) return tensor;
   tensor.bytes = tensor.bytes.subspan(static_cast<std::size_t>(fused.first_row) * stride,
                                       static_cast<std::size_t>(request.out_features) * stride);
   tensor.shape.front() = request.out_features;
@@ -188,7 +189,7 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
       align(part);
     }
     matrix = made(tensor.dtype, rows, cols, part.bytes, scales, request.role);
-    release_pages(part.read);
+    if (tensor.mapped) release_pages(part.read);
   }
   const bool may_differ = matrix != nullptr && (tensor.dtype == DType::f8e4m3 || quantizes_);
   bytes_by_dtype_[static_cast<std::size_t>(may_differ ? matrix->dtype() : tensor.dtype)] += num_bytes;

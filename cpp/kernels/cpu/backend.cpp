@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/host_limits.h"
 #include "gemm/gemm.h"
+#include "gemm/int4_blocks.h"
 #include "kernels/cpu/experts.h"
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/ops.h"
@@ -79,6 +80,10 @@ class CpuDevice final : public Device {
   std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
                                             std::span<const std::byte> raw) override {
     has_quantized_weights_ = has_quantized_weights_ || is_quantized(dtype);
+    if (dtype == DType::int4_64 || dtype == DType::int4_128) {
+      const FileBlocks blocks = int4_as_blocks(dtype, rows, cols, raw, pool_);
+      return make_matrix(blocks.dtype, rows, cols, {blocks.bytes.data(), blocks.bytes.size()});
+    }
     return std::make_shared<const PackedMatrix>(PackedMatrix::pack(dtype, rows, cols, raw, pool_));
   }
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {

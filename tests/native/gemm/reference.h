@@ -55,6 +55,12 @@ inline std::vector<std::uint8_t> random_weights(DType dtype, std::int64_t rows, 
       }
       case DType::f16: block[1] = static_cast<std::uint8_t>((block[1] & 0x83) | (random() % 16) << 2); break;
       case DType::bf16: block[1] = static_cast<std::uint8_t>((block[1] & 0x80) | 0x3f); break;
+      case DType::int4_64:
+      case DType::int4_128:
+        put_f16(block);
+        block[2] = 0;
+        block[3] = static_cast<std::uint8_t>(0x3c + 4 * (random() % 4));  // 1, 2, 4 or 8
+        break;
       case DType::mxfp4: block[0] = static_cast<std::uint8_t>(120 + random() % 12); break;
       default:
         for (std::size_t i = 0; i < block_bytes; ++i)
@@ -137,6 +143,8 @@ inline double value(DType dtype, const std::uint8_t* row, std::int64_t i) {
       const int scale = (b[4 + run / 2] >> 4 * (run % 2) & 15) + 16 * high - 32;
       return f16_value(b) * scale * iq4_value[nibble(b + 8 + 16 * run, k % 32)];
     }
+    case DType::int4_64:
+    case DType::int4_128: return f16_value(b) * ((b[4 + k / 2] >> 4 * (k % 2) & 15) - f16_value(b + 2));
     case DType::mxfp4: return std::ldexp(e2m1_value[nibble(b + 1, k)], b[0] - 127);
   }
   return 0;

@@ -66,7 +66,7 @@ def refusal(folder: Path) -> str:
         ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, got 1"),
         ({"eos_token_id": ["x"]}, "eos_token_id must be an integer or a list of integers"),
         ({"hidden_act": "gelu"}, "hidden_act must be silu, got 'gelu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq' are not"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantised with 'hqq' are not"),
         ({"num_experts": 8}, "mixtures of experts of this family are not"),
         ({"max_position_embeddings": 0}, "max_position_embeddings must be an integer"),
     ],

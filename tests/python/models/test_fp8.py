@@ -135,7 +135,7 @@ def test_interleaved_rows_keep_their_scales(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [
-        ({"quant_method": "awq"}, "quantised with 'awq' are not supported; supported: fp8"),
+        ({"quant_method": "hqq"}, "quantised with 'hqq' are not supported; supported: fp8"),
         ({}, "quantised with an unnamed method are not supported"),
         (
             {
