@@ -5,9 +5,9 @@
 //   [fp8] [fp8-weights] [deterministic] [profile] [b1] [b16] [b64] [b256]
 //
 // (default: all but qwen3-30b-a3b, 61 GB of weights, and the last ones from prefill on, and each batch). fp8: the
-// models' cache is of that type. fp8-weights: the weights of their linear layers are. deterministic: as --deterministic.
-// profile: the kernels of a decode step of the models named beside it. Busy: the time from the start to the end of the
-// steps on the device, over the time that they took in all.
+// models' cache is of that type. fp8-weights: the weights of their linear layers are. deterministic: as
+// --deterministic. profile: the kernels of a decode step of the models named beside it. Busy: the time from the start
+// to the end of the steps on the device, over the time that they took in all.
 #include <poll.h>
 
 #include <algorithm>

@@ -19,6 +19,10 @@ LoadedRank load_rank(const EngineOptions& options, const Place& place, const Ran
     throw InputError("--quantize must be none or fp8, got " + options.quantize);
   }
   const Quantize quantize = options.quantize == "fp8" ? Quantize::fp8 : Quantize::none;
+  if (options.deterministic && quantize != Quantize::none) {
+    throw InputError(
+        "--deterministic and --quantize exclude each other: products of quantised weights depend on the step's rows");
+  }
   std::unique_ptr<Device> device =
       make_device(options.device, options.num_threads, place.device_comm, options.cache_dir, options.deterministic);
   device->pool().report_to(progress.counter);

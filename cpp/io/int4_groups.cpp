@@ -193,7 +193,7 @@ class Int4Source final : public WeightSource {
     const auto stem = stem_of(name);
     if (!stem) return source_->described(name);
     const Parts parts = parts_of(*stem);
-    return {format_of(scheme_, parts), {parts.rows, parts.cols}, parts.weight->bytes};
+    return {format_of(scheme_, parts), {parts.rows, parts.cols}, parts.weight->bytes, false};
   }
   StoredTensor stored(const std::string& name) const override {
     const auto stem = stem_of(name);

@@ -36,7 +36,8 @@ class WeightSource {
   virtual bool contains(const std::string& name) const = 0;
   // Throws InputError that names the file and the tensor when it is missing.
   virtual TensorData tensor(const std::string& name) const = 0;
-  // The same for those who look at the shape and the dtype alone: `bytes` are the file's, in whatever order it has them.
+  // The same for those who look at the shape and the dtype alone: `bytes` are the file's, in whatever order it has
+  // them.
   virtual TensorData described(const std::string& name) const { return tensor(name); }
   // As the file has it, for those who know its types or compare files. Any thread may ask. Throws InputError when it is
   // missing.

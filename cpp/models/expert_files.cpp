@@ -96,6 +96,17 @@ void ExpertFiles::add(const std::string& name, const std::vector<std::int64_t>& 
   names_.push_back(name);
 }
 
+TensorData ExpertFiles::described(const std::string& name) const {
+  TensorData tensor = source_.described(name);
+  const bool is_e4m3 = tensor.dtype == DType::f8e4m3;
+  if (is_e4m3 || !tensor.mapped) {
+    throw InputError(concat("'", source_.path(), "': tensor ", quote_name(name), " is of an expert and in ",
+                            is_e4m3 ? "FP8" : "int4", ", which experts are not read in: use the model in bf16 or as a ",
+                            "GGUF file"));
+  }
+  return tensor;
+}
+
 StoredTensor ExpertFiles::bytes_of(const std::string& name) const {
   StoredTensor tensor = source_.stored(name);
   if (tensor.type != "U8") {
@@ -114,7 +125,7 @@ void ExpertFiles::check_all() {
     if (form_ == Form::each) {
       for (std::int64_t i = 0; i < count; ++i) {
         const std::string name = expert_name(i, which);
-        add(name, source_.tensor(name).shape, {outputs, cols(which)});
+        add(name, described(name).shape, {outputs, cols(which)});
       }
     } else if (form_ == Form::blocks) {
       if (cols(which) % kBlock != 0) {
@@ -126,7 +137,7 @@ void ExpertFiles::check_all() {
       add(name + "_scales", bytes_of(name + "_scales").shape, {count, outputs, cols(which) / kBlock});
     } else {
       const std::string name = whole_name(which);
-      const TensorData tensor = source_.tensor(name);
+      const TensorData tensor = described(name);
       const bool turned = form_ == Form::in_columns;
       add(name, tensor.shape, {count, turned ? cols(which) : outputs, turned ? outputs : cols(which)});
       if (turned && is_quantized(tensor.dtype)) {
@@ -145,7 +156,7 @@ void ExpertFiles::check_all() {
 
 DType ExpertFiles::dtype(std::int64_t expert, ExpertMatrix which) const {
   if (form_ == Form::blocks) return DType::mxfp4;
-  return source_.tensor(form_ == Form::each ? expert_name(expert, which) : whole_name(which)).dtype;
+  return described(form_ == Form::each ? expert_name(expert, which) : whole_name(which)).dtype;
 }
 
 MatrixBytes ExpertFiles::matrix(std::int64_t expert, ExpertMatrix which, ThreadPool& pool,

@@ -40,6 +40,8 @@ class ExpertFiles {
   };
   Form find_form() const;
   void check_all();
+  // Of the file's tensors. Throws InputError for those with scales of their own, which experts don't have.
+  TensorData described(const std::string& name) const;
   StoredTensor bytes_of(const std::string& name) const;  // of a tensor of plain bytes
   std::string expert_name(std::int64_t expert, ExpertMatrix which) const;
   const std::string& own_name(ExpertMatrix which) const;  // gate_proj

@@ -89,8 +89,7 @@ constexpr std::int64_t kUsualBlock = 128;  // columns of a block of scales
 void log_widened(const WeightSource& source, const Device& device, const WeightLoader& loader) {
   if (loader.bytes_by_dtype()[static_cast<std::size_t>(DType::f8e4m3)] == 0) return;
   if (device.keeps_e4m3(kUsualBlock, 1, kUsualBlock)) return;
-  log_line(LogLevel::info, concat("'", source.path(), "': its FP8 weights become bf16, as ", device.device_name(),
-                                  " has no products of FP8."));
+  log_line(LogLevel::info, concat("'", source.path(), "': its FP8 weights become bf16 on ", device.device_name(), "."));
 }
 
 std::int64_t block_size_of(const WeightSource& source, const std::string& name) {
@@ -158,6 +157,9 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
     throw InputError(
         concat("--quantize fp8 needs a GPU with products of FP8 (compute capability 9.0: H100, H200), not ",
                device.device_name()));
+  }
+  if (quantizes && spec.experts.num_experts > 0 && is_primary) {
+    log_line(LogLevel::info, concat("'", path, "': --quantize leaves experts and their routers as they are."));
   }
   std::int64_t total = 0;
   if (!dummy) {

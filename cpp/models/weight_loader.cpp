@@ -164,7 +164,7 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
   const std::int64_t cols = by_rows ? request.in_features : slice.count;
   if (pass_ == Pass::dummy) {
     auto random = device_.make_random_matrix(rows, cols);
-    if (quantizes_ && request.role != Role::vocabulary) random = device_.quantized(std::move(random));
+    if (is_quantized_at_load(request.role)) random = device_.quantized(std::move(random));
     bytes_by_dtype_[static_cast<std::size_t>(random->dtype())] += row_bytes(random->dtype(), rows * cols);
     on_bytes_(row_bytes(random->dtype(), rows * cols));
     return random;
@@ -202,7 +202,7 @@ std::shared_ptr<const Matrix> WeightLoader::made(DType dtype, std::int64_t rows,
   const bool is_projection = role != Role::vocabulary;  // of which no rows are looked up
   if (dtype != DType::f8e4m3) {
     auto matrix = device_.make_matrix(dtype, rows, cols, raw);
-    return quantizes_ && is_projection ? device_.quantized(std::move(matrix)) : matrix;
+    return is_quantized_at_load(role) ? device_.quantized(std::move(matrix)) : matrix;
   }
   if (is_projection && device_.keeps_e4m3(cols, scales.block_rows, scales.block_cols))
     return device_.make_scaled_matrix(rows, cols, raw, scales);

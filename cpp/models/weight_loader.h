@@ -75,6 +75,8 @@ class WeightLoader {
   // What `raw`, the rank's part of the file's tensor, becomes on the device.
   std::shared_ptr<const Matrix> made(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
                                      const ScaleGrid& scales, Role role);
+  // Not the embedding and the head, nor routers, which are small and choose.
+  bool is_quantized_at_load(Role role) const { return quantizes_ && role != Role::vocabulary && role != Role::router; }
   // The scales of the rank's part, of a tensor in e4m3.
   ScaleGrid scales_of(const std::string& name, const ProjectionRequest& request, const Slice& slice);
   std::vector<float> bias(const std::string& name, const ProjectionRequest& request);

@@ -95,8 +95,8 @@ class EngineSettings:
     )
     quantize: str = option(
         "none",
-        "fp8: the weights of linear layers become FP8 at load, with a scale for each output feature "
-        "(on GPUs of compute capability 9.0)",
+        "fp8: the weights of linear layers become FP8 at load, with a scale for each output "
+        "feature (on GPUs of compute capability 9.0)",
         choices=QUANTIZATIONS,
         metavar="FORMAT",
     )

@@ -16,7 +16,9 @@ from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file, save_file
 
 from minisgl._native import InputError, Model
+from tests.python.models.fp8_checkpoints import write_fp8
 from tests.python.models.gguf_files import write_gguf
+from tests.python.models.int4_checkpoints import save_int4
 from tests.python.models.tiny_models import (
     WITH_EXPERTS,
     all_chosen,
@@ -89,6 +91,21 @@ def test_blocks_of_gpt_oss(tmp_path: Path) -> None:
     assert rms_error(cut, ours) < INT8_TOLERANCE
     with pytest.raises(InputError, match=r"96 intermediate features of an expert, .* blocks of 32"):
         Model(str(blocks), num_ranks=2)  # three blocks
+
+
+@pytest.mark.parametrize("form", ["FP8", "int4"])
+def test_experts_with_scales_of_their_own_are_refused(form: str, tmp_path: Path) -> None:
+    plain, folder = tmp_path / "plain", tmp_path / form
+    sizes = {"hidden_size": 128, "moe_intermediate_size": 128}
+    save_random_model(tiny_config("qwen3_moe", **sizes), plain, torch.bfloat16)
+    if form == "FP8":
+        write_fp8(plain, folder, "channel")
+    else:
+        save_int4(plain, folder, tmp_path / "dequantised", "packed")
+    with pytest.raises(
+        InputError, match=rf"experts.0.gate_proj.weight' is of an expert and in {form}"
+    ):
+        Model(str(folder))
 
 
 def test_gate_and_up_of_all_experts_as_one_tensor(tmp_path: Path) -> None:

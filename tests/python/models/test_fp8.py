@@ -180,3 +180,9 @@ def test_quantize_needs_a_gpu(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "tiny")
     with pytest.raises(Exception, match="--quantize fp8 needs a GPU with products of FP8"):
         LLM(str(folder), quantize="fp8", device="cpu", show_progress=False)
+
+
+def test_quantize_is_not_deterministic(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "tiny")
+    with pytest.raises(Exception, match="--deterministic and --quantize exclude each other"):
+        LLM(str(folder), quantize="fp8", deterministic=True, device="cpu", show_progress=False)

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from minisgl import LLM, PoolingParams, SamplingParams, StructuredOutputsParams, _native
 from minisgl.rank.cuda_library import load_cublas
 from tests.python.models.fp8_checkpoints import FORMS, write_fp8
+from tests.python.models.int4_checkpoints import save_int4
 from tests.python.models.test_default_model import NEW_TOKENS, PROMPTS
 from tests.python.models.tiny_models import (
     FAMILIES,
@@ -134,17 +135,46 @@ def test_replayed_decode(family: str, kv_dtype: str, attention: str, tmp_path: P
     ("family", "kv_dtype"), [*((family, "auto") for family in ON_GPU), ("qwen3", "fp8")]
 )
 def test_deterministic_answers(family: str, kv_dtype: str, tmp_path: Path) -> None:
+    save_random_model(tiny_config(family, vocab_size=VOCAB_SIZE), tmp_path, torch.bfloat16)
+    make_backend().save(str(tmp_path / "tokenizer.json"))
+    assert_deterministic(tmp_path, kv_dtype)
+
+
+@pytest.mark.parametrize("form", ["fp8", "int4"])
+def test_deterministic_answers_of_quantised_weights(form: str, tmp_path: Path) -> None:
+    """They become bf16, whose products are by the same kernel for any number of rows."""
+    plain, folder = tmp_path / "plain", tmp_path / form
+    save_random_model(
+        tiny_config("llama", hidden_size=256, intermediate_size=512, vocab_size=VOCAB_SIZE),
+        plain,
+        torch.bfloat16,
+    )
+    if form == "fp8":
+        write_fp8(plain, folder, "channel")
+    else:
+        save_int4(plain, folder, tmp_path / "dequantised", "awq")
+    make_backend().save(str(folder / "tokenizer.json"))
+    assert_deterministic(folder, "auto")
+
+
+def test_deterministic_answers_are_not_for_experts(tmp_path: Path) -> None:
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs compute capability 9.0")
+    save_random_model(tiny_config("qwen3_moe"), tmp_path, torch.bfloat16)
+    with pytest.raises(Exception, match="--deterministic is not for mixtures of experts on a GPU"):
+        LLM(str(tmp_path), device="cuda", deterministic=True, show_progress=False)
+
+
+def assert_deterministic(folder: Path, kv_dtype: str) -> None:
     """Bit for bit the same together and alone, in chunks, and without recorded steps."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("needs compute capability 9.0")
-    save_random_model(tiny_config(family, vocab_size=VOCAB_SIZE), tmp_path, torch.bfloat16)
-    make_backend().save(str(tmp_path / "tokenizer.json"))
     prompts = [token_ids(length, seed=length) for length in (1, 3, 17, 40, 64, 200)]
     params = SamplingParams(temperature=0.8, seed=5, max_tokens=20, ignore_eos=True, logprobs=20)
     answers = []
     for options in ({}, {"max_batch_tokens": 24, "disable_cuda_graph": True}):
         with LLM(
-            str(tmp_path),
+            str(folder),
             device="cuda",
             kv_dtype=kv_dtype,
             deterministic=True,

@@ -21,8 +21,9 @@ __device__ __forceinline__ float add_pairwise(float (&x)[all]) {
 // their number, and the classes' sums are added up pairwise, whoever adds them: a row's norm doesn't depend on n.
 template <typename S>
 struct RowNorms {
-  static constexpr int n = S::kRows, kThreads = S::kConsumers, kAdders = n < kThreads ? kThreads / n : 1;
-  static constexpr int kClasses = 16, kOwn = kClasses / kAdders;  // kOwn: of an adder
+  static constexpr int n = S::kRows, kThreads = S::kConsumers, kClasses = 16;
+  static constexpr int kAdders = n >= kThreads ? 1 : kThreads / n < kClasses ? kThreads / n : kClasses;
+  static constexpr int kOwn = kClasses / kAdders;  // classes of an adder
   static_assert(kAdders * n <= kNormShares && kOwn * kAdders == kClasses && (kAdders & (kAdders - 1)) == 0);
 
   static __device__ __forceinline__ void add_squares(const SlimKernelArgs& args, float (&share)[kNormShares]) {
