@@ -48,7 +48,7 @@ KvCache make_cache(const Model& model, Device& device, const ModelOptions& optio
 struct LoadedModel {
   LoadedModel(const std::string& path, const ModelOptions& options, std::unique_ptr<Device> on)
       : device(std::move(on)),
-        model(load_model(path, *device, {}, LoadFormat::files,
+        model(load_model(path, *device, {}, LoadFormat::files, Quantize::none,
                          options.expert_parallel ? ExpertCut::whole : ExpertCut::width)),
         cache(make_cache(*model, *device, options)) {
     model->set_context(std::min(cache.num_pages() * cache.page_size(), model->spec().max_position));
