@@ -80,6 +80,7 @@ void check_quantization(const ConfigReader& config) {
   if (!config.has("quantization_config")) return;
   const ConfigReader quantization = config.object("quantization_config");
   const std::string method = quantization.text("quant_method", "");
+  if (method == "mxfp4") return;  // gpt-oss's experts, which the loader takes as they are
   if (method == "fp8" || method == "fbgemm_fp8") return;
   if (method == "compressed-tensors" && has_byte_floats(quantization)) return;
   config.fail(concat("weights quantised with ", method.empty() ? "an unnamed method" : quote_name(method),

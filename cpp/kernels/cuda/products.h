@@ -26,16 +26,12 @@ class Products {
   // measured; inputs are multiples of 8 then.
   Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, bool deterministic,
            cudaStream_t stream);
-  // Bytes that reserve() takes.
-  std::int64_t bytes_for(std::int64_t rows) const;
-  // Room for products of so many rows: needed before steps are recorded.
-  void reserve(std::int64_t rows);
-
-  // What a step of `rows` rows needs beside its activations, for the weights that were made so far.
-  std::size_t scratch_bytes(std::int64_t rows) const;
-  void reserve(std::int64_t rows);
   // Called for every layer that is made.
   void expect(const DeviceLinear& weights);
+  // What reserve() takes for the layers that were made so far, beside a step's activations.
+  std::size_t scratch_bytes(std::int64_t rows) const;
+  // Room for products of so many rows: needed before steps are recorded.
+  void reserve(std::int64_t rows);
 
   // y = x · Wᵀ, in y's format.
   void write(const DeviceLinear& weights, const LinearInput& x, Tensor y);
@@ -58,7 +54,8 @@ class Products {
   // don't take the shape.
   bool few_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SkinnyOutput output);
   // Whether the kernel for some tens of rows takes so many.
-  bool takes_some_rows(std::int64_t rows, std::int64_t inputs) const;
+  bool takes_some_rows(WeightFormat format, std::int64_t rows, std::int64_t inputs) const;
+  std::size_t square_bytes(std::int64_t rows) const;
   // By that kernel: a norm is divided by, where the product before prepared it. `args` says what becomes of the sums.
   bool some_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SlimArgs args);
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
