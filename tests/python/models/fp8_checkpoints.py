@@ -77,6 +77,20 @@ def quantization_config(form: str, ignore: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def round_inputs(model: torch.nn.Module, ignore: Sequence[str] = ()) -> None:
+    """From now on linear layers other than the head and those of `ignore` read their inputs in
+    E4M3, each token's with a scale of its own.
+    """
+
+    def rounded(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        scale = inputs[0].abs().amax(-1, keepdim=True) / LARGEST
+        return ((inputs[0] / scale).to(torch.float8_e4m3fn).to(scale.dtype) * scale,)
+
+    for name, module in model.named_modules():
+        if is_linear(name + ".weight") and not any(part in name for part in ignore):
+            module.register_forward_pre_hook(rounded)
+
+
 def write_fp8(plain: Path, folder: Path, form: str, ignore: Sequence[str] = ()) -> Path:
     """The model of `plain` with its linear layers in FP8. Its folder also gets "widened": the
     weights that those bytes stand for, in bf16.

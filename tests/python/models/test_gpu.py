@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from minisgl import LLM, PoolingParams, SamplingParams, StructuredOutputsParams, _native
 from minisgl.rank.cuda_library import load_cublas
-from tests.python.models.fp8_checkpoints import FORMS, write_fp8
+from tests.python.models.fp8_checkpoints import FORMS, round_inputs, write_fp8
 from tests.python.models.int4_checkpoints import save_int4
 from tests.python.models.test_default_model import NEW_TOKENS, PROMPTS
 from tests.python.models.tiny_models import (
@@ -160,7 +160,7 @@ def test_deterministic_answers_of_quantised_weights(form: str, tmp_path: Path) -
 def test_deterministic_answers_are_not_for_experts(tmp_path: Path) -> None:
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("needs compute capability 9.0")
-    save_random_model(tiny_config("qwen3_moe"), tmp_path, torch.bfloat16)
+    make_tiny_model(tmp_path, family="qwen3_moe")
     with pytest.raises(Exception, match="--deterministic is not for mixtures of experts on a GPU"):
         LLM(str(tmp_path), device="cuda", deterministic=True, show_progress=False)
 
@@ -229,11 +229,14 @@ FP8_SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "voca
 
 @pytest.mark.parametrize("form", FORMS)
 def test_fp8_weights(form: str, tmp_path: Path) -> None:
-    """Up to 64 rows activations are bf16; above they are e4m3, which costs a few percent."""
+    """Up to 64 rows activations are bf16; above they are e4m3, and as far off as that makes
+    them.
+    """
     load_cublas(_native.build_info()["cuda"])
     config = tiny_config("llama", **FP8_SIZES, max_position_embeddings=512)
     plain = save_random_model(config, tmp_path / "plain", torch.bfloat16)
-    folder = write_fp8(plain, tmp_path / "fp8", form, ignore=["layers.1.mlp"])
+    ignore = ["layers.1.mlp"]
+    folder = write_fp8(plain, tmp_path / "fp8", form, ignore=ignore)
     ids = token_ids(300, VOCAB_SIZE)
     truth = transformers_logits(folder / "widened", ids, device="cuda")
     peer = transformers_logits(folder / "widened", ids, dtype=torch.bfloat16, device="cuda")
@@ -241,23 +244,26 @@ def test_fp8_weights(form: str, tmp_path: Path) -> None:
     for chunks in ([60] * 5, [64, 8, 60, 64, 41, 62, 1], [60] + [4] * 60):
         logits = model.forward(ids, chunk_sizes=chunks)
         assert rms_error(logits, truth) <= 1.1 * rms_error(peer, truth)
-    assert rms_error(model.forward(ids), truth) < 0.1
+    rounded = transformers_logits(
+        folder / "widened", ids, device="cuda", prepare=lambda peer: round_inputs(peer, ignore)
+    )
+    assert rms_error(model.forward(ids), truth) <= 1.1 * rms_error(rounded, truth)
 
 
 def test_fp8_serving(tmp_path: Path) -> None:
     """Weights that became FP8 at load: recorded steps, prefixes that were computed before, grammars
-    and many requests at once give what one request alone gives.
+    and many requests at once give what one request alone gives, as long as activations stay bf16.
     """
-    config = tiny_config("llama", **FP8_SIZES, max_position_embeddings=512)
-    save_random_model(config, tmp_path, torch.bfloat16)
-    make_backend().save(str(tmp_path / "tokenizer.json"))
+    make_tiny_model(tmp_path, max_position=512, **FP8_SIZES)
     shared = token_ids(96, VOCAB_SIZE)
     prompts = [shared + token_ids(3 + i, VOCAB_SIZE, seed=i) for i in range(40)]
     greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=5)
     written = SamplingParams(
         temperature=1, max_tokens=24, structured_outputs=StructuredOutputsParams(regex="[ab]{3,9}c")
     )
-    with LLM(str(tmp_path), device="cuda", quantize="fp8", show_progress=False) as llm:
+    with LLM(
+        str(tmp_path), device="cuda", quantize="fp8", max_batch_tokens=64, show_progress=False
+    ) as llm:
         assert llm.info.weight_dtype == "fp8"
         alone = llm.generate(prompts[:1], greedy, use_tqdm=False)
         batch = llm.generate(prompts, greedy, use_tqdm=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,13 +221,16 @@ def transformers_logits(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     attention: str = "eager",
+    prepare: Callable[[torch.nn.Module], None] | None = None,
 ) -> np.ndarray:
     """f32 [len(ids), vocab]: the folder's weights, computed in `dtype` whatever they are stored
-    in. `attention`: a name that transformers knows.
+    in. `attention`: a name that transformers knows. `prepare` is given the model before it runs.
     """
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention
     ).to(device)
+    if prepare is not None:
+        prepare(model)
     with torch.inference_mode():
         tokens = torch.tensor([list(ids)], device=device)
         logits: np.ndarray = model(tokens).logits[0].float().cpu().numpy()
