@@ -18,6 +18,7 @@
 
 #include "core/cuda/launch.h"
 #include "core/cuda/math.cuh"
+#include "core/cuda/processors.h"
 #include "core/cuda/runtime.h"
 #include "gemm/cuda/launch.h"
 
@@ -360,16 +361,6 @@ __device__ __forceinline__ void skinny_product(const SkinnyKernelArgs<T, Bias>& 
       }
     }
   }
-}
-
-inline int num_processors() {
-  static const int count = [] {
-    int device = 0, processors = 0;
-    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
-    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-    return processors;
-  }();
-  return count;
 }
 
 // How a product is cut: the launch's grid and shared memory, and the stages of a warp's ring.

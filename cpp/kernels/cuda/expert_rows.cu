@@ -9,6 +9,7 @@
 
 #include "core/cuda/launch.h"
 #include "core/cuda/math.cuh"
+#include "core/cuda/processors.h"
 #include "core/error.h"
 #include "kernels/cuda/expert_choice.cuh"
 #include "kernels/cuda/experts.h"
@@ -328,16 +329,6 @@ __global__ void __launch_bounds__(kThreads, 2) few_down_kernel(const FewArgs arg
                        __uint_as_float(before & 0xffff0000u) * factor + high);
     }
   }
-}
-
-int num_processors() {
-  static const int count = [] {
-    int device = 0, processors = 0;
-    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
-    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-    return processors;
-  }();
-  return count;
 }
 
 void launch(void (*kernel)(FewArgs), FewArgs args, std::int64_t outputs, std::int64_t input_bytes,

@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "core/cuda/launch.h"
+#include "core/cuda/processors.h"
 #include "core/cuda/runtime.h"
 #include "core/cuda/tile_copies.cuh"
 #include "core/error.h"
@@ -271,16 +272,6 @@ __global__ void __launch_bounds__(TilesShape<groups, n>::kThreads, 1)
       multiply_tile<groups, n, n>(args, tile, memory, barriers, turn, sums);
     }
   }
-}
-
-int num_processors() {
-  static const int count = [] {
-    int device = 0, processors = 0;
-    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
-    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-    return processors;
-  }();
-  return count;
 }
 
 // One of the two products.
