@@ -3,22 +3,28 @@
 A router decides and keeps accounts; it sends nothing and waits for nothing. Whoever sends tells it
 what was placed where, how it gets on and when it ends.
 
-A replica's load is what it has to do in tokens: those of prompts that wait to be computed, and for
-each request RUNNING and one for each CONTEXT of its tokens, as it takes a part of all steps to
-come. One whose prompt waits will decode, too: were it counted later, replicas that compute prompts
-at different times would get different numbers of requests.
+A request takes a part of all steps until it ends, and weighs RUNNING tokens and one for each
+CONTEXT of its prompt; of its answer only every GROWN tokens count so. It weighs the same while its
+prompt waits and after that. If it didn't, a replica that is ahead with its prompts would get more
+than another one of equal requests that come at once, and keep them until they end. As it is these
+divide evenly, whatever the order of their first tokens and ends. SGLang's router, too, counts a
+request from its arrival to its end as one; vLLM's counts one that waits as four that run.
 
-From the load what the replica has of the prompt is taken off, HIT times, and the least wins. With
-HIT = 1 that is a request's time to its first token, the estimate that Mooncake's conductor
-minimises (arXiv:2407.00079). But a prefix that is computed where it wasn't takes the place of
+A replica's load is this weight and, of each prompt that waits to be computed, what it has beyond
+SHORT tokens, as a request behind it waits for those. Short ones decide between replicas whose
+requests weigh the same: all of them together count less than one request.
+
+From the load what the replica has of the prompt is taken off, HIT times, and the least wins.
+Mooncake's conductor takes it off once, as it minimises the time to the first token
+(arXiv:2407.00079). But a prefix that is computed where it wasn't takes the place of
 others there, a cost that Preble's scheduler counts, too (arXiv:2407.00023): so a hit is worth more
 than its time. llm-d's default profile weighs matches 3 to 2 against a queue. bench/fleet.py is what
 the numbers here were chosen by.
 
 A request of a known session stays at its replica, unless that has less of the prompt than the one
-of the rule above, or is saturated: SATURATED tokens more to do than the one with the least.
-SGLang's cache-aware policy is as sticky with prefixes, until requests are out of balance by 64 and
-by a factor of 1.5.
+of the rule above, or is saturated: SATURATED tokens more to do than the one with the least, which
+all prompts that wait count for. SGLang's cache-aware policy is as sticky with prefixes, until
+requests are out of balance by 64 and by a factor of 1.5.
 
 A request that waits at its replica can be moved to one that would begin sooner (rival()): where
 there is as much more to do as saturates one, or, as all sequences that may run are taken, another
@@ -44,6 +50,9 @@ Reason = Literal["only", "session", "prefix", "least", "round", "relief"]
 
 RUNNING = 256
 CONTEXT = 8
+GROWN = 2048
+SHORT = 1024
+SHORT_LOAD, HALF_OF_IT = RUNNING // 2, 2048  # short prompts' share; the tokens that make half of it
 HIT = 2.5
 SATURATED = 8192
 MAX_SESSIONS = 2**16  # those used last are remembered
@@ -79,13 +88,20 @@ class Decision(msgspec.Struct, frozen=True):
 class _Replica:
     id: int
     slot: int  # its number in the native table
-    requests: int = 0
-    context: int = 0  # their tokens, prompts included
+    weight: int = 0  # of its requests
     queued: int = 0  # prompt tokens to be computed of those that have no token yet
+    excess: int = 0  # of these, what is beyond SHORT
 
     @property
     def load(self) -> int:
-        return self.queued + RUNNING * self.requests + self.context // CONTEXT
+        """What it is chosen by."""
+        short = self.queued - self.excess
+        return self.weight + self.excess + SHORT_LOAD * short // (short + HALF_OF_IT)
+
+    @property
+    def work(self) -> int:
+        """Tokens to do, by which it is saturated."""
+        return self.weight + self.queued
 
 
 class _Placed(msgspec.Struct):
@@ -93,7 +109,10 @@ class _Placed(msgspec.Struct):
     there: _Replica  # which may be removed by now
     keys: bytes  # of the prompt's blocks
     num_tokens: int  # prompt and answer
+    weight: int
+    grows_at: int  # so many tokens
     queued: int  # 0: it has a token
+    excess: int = 0
 
 
 class Router:
@@ -137,7 +156,7 @@ class Router:
         return list(self._replicas)
 
     def load(self, replica: int) -> int:
-        """What the replica has to do, in tokens; 0 where nothing is placed there."""
+        """What speaks against the replica, in tokens; 0 where nothing is placed there."""
         return self._replicas[replica].load
 
     def cached_tokens(self, replica: int) -> int:
@@ -163,8 +182,8 @@ class Router:
             there, matched, _ = self._decide(ask, keys, {*exclude, here.id})
         except NoReplica:
             return None
-        own = placed.queued + RUNNING + placed.num_tokens // CONTEXT
-        ahead = here.load - own - there.load - (-SATURATED if is_full else SATURATED)
+        own = placed.queued + placed.weight
+        ahead = here.work - own - there.work - (-SATURATED if is_full else SATURATED)
         lost = placed.num_tokens - placed.queued - matched if self._routing == "prefix" else 0
         if ahead <= HIT * lost:
             return None
@@ -202,32 +221,37 @@ class Router:
         else:
             raise ValueError(f"request {id} was placed, but no replica was chosen for it")
         if before is not None:
-            self._release(before)
-        queued = max(1, len(tokens) - self._sent.insert(there.slot, keys))
-        there.requests += 1
-        there.context += len(tokens)
-        there.queued += queued
-        self._changed.add(there)
-        self._live[id] = _Placed(space, there, keys, len(tokens), queued)
+            self._count(before, -1)
+        count = len(tokens)
+        queued = max(1, count - self._sent.insert(there.slot, keys))
+        self._live[id] = now = _Placed(
+            space, there, keys, count, RUNNING + count // CONTEXT, count + GROWN, queued
+        )
+        if queued > SHORT:
+            now.excess = queued - SHORT
+        self._count(now, 1)
 
     def progressed(self, id: int, new_tokens: int) -> None:
         """The request got tokens of its answer. Unknown ids are ignored."""
         placed = self._live.get(id)
         if placed is None or new_tokens == 0:
             return
-        there = placed.there
         placed.num_tokens += new_tokens
-        there.context += new_tokens
-        there.queued -= placed.queued
-        placed.queued = 0
-        self._changed.add(there)
+        if placed.queued == 0 and placed.num_tokens < placed.grows_at:
+            return
+        self._count(placed, -1)
+        placed.queued = placed.excess = 0
+        while placed.num_tokens >= placed.grows_at:
+            placed.weight += GROWN // CONTEXT
+            placed.grows_at += GROWN
+        self._count(placed, 1)
 
     def finished(self, id: int, tokens: Sequence[int]) -> None:
         """The request has ended, with these tokens, prompt and answer. Unknown ids are ignored."""
         placed = self._live.pop(id, None)
         if placed is None:
             return
-        self._release(placed)
+        self._count(placed, -1)
         there = placed.there
         if self._slots[there.slot] is there:
             self._sent.insert(there.slot, self._sent.keys(placed.space, tokens, placed.keys))
@@ -250,7 +274,7 @@ class Router:
             return best_match, self._sent.matched(best, keys), "only"
         if self._routing == "prefix":
             known = self._session(ask, exclude)
-            if known is not None and known.load <= least_loaded.load + SATURATED:
+            if known is not None and known.work <= least_loaded.work + SATURATED:
                 has = self._sent.matched(known.slot, keys)
                 if has >= matched:
                     return known, has, "session"
@@ -280,11 +304,11 @@ class Router:
         if len(self._sessions) > MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
 
-    def _release(self, placed: _Placed) -> None:
+    def _count(self, placed: _Placed, sign: int) -> None:
         there = placed.there
-        there.requests -= 1
-        there.context -= placed.num_tokens
-        there.queued -= placed.queued
+        there.weight += sign * placed.weight
+        there.queued += sign * placed.queued
+        there.excess += sign * placed.excess
         self._changed.add(there)
 
     def _explain(self, ask: Ask, there: _Replica, matched: int, reason: Reason) -> None:
