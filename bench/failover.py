@@ -5,6 +5,7 @@
     python bench/failover.py serve-16 --tp 1 --replicas 3          the others go on
     python bench/failover.py serve-16 --tp 1 --replicas 3 --signal STOP
     python bench/failover.py serve-64 --tp 1 --replicas 2 --again recording
+    python bench/failover.py serve-64 --tp 1 --replicas 2 --first recording
     python bench/failover.py serve-64 --tp 1 --replicas 2 --changes 10
     python bench/failover.py serve-64 --tp 1 --replicas 2 --replace
 
@@ -15,14 +16,19 @@ its tokens once (as many ids came as the server counted and as were asked for) a
 had undisturbed, the longest time that it waited for one since the signal, and how long it took
 until all was as before. Of replicas, the streams with the longest gaps are taken for those that
 moved: as many as the lost one had. With --again the rank is killed, and its successor gets the
-signal, too, once /health says that it is at such a phase. With --changes nothing is killed: so many
-times, --after seconds apart, the oldest replica is removed and a new one added, while rounds of the
-streams follow each other. With --replace all are replaced meanwhile, one after the other.
+signal, too, once /health says that it is at such a phase. With --first a replica (the last, unless
+--replica says otherwise) is held back in its first start, for 30 s at most; the others run all
+streams undisturbed, then once more, while it goes on and gets the signal at such a phase. With
+--changes nothing is killed: so many times, --after seconds apart, the oldest replica is removed and
+a new one added, while rounds of the streams follow each other. With --replace all are replaced
+meanwhile, one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import re
@@ -77,6 +83,42 @@ class Killer(threading.Thread):
             time.sleep(0.001)
         server.wait_whole(args.replicas)
         self.seconds_to_ready = time.monotonic() - self.killed_at
+
+
+class FirstStart(Killer):
+    """Lets a replica that is held back in its first start go on, and sends it the signal when it is
+    at the phase.
+    """
+
+    def run(self) -> None:
+        args, server = self._args, self._server
+        held = server.rank(args.rank, args.replica)
+        time.sleep(args.after)
+        begin = time.monotonic()
+        os.kill(held, signal.SIGCONT)
+        phase = ""
+        while not re.search(f"replica {args.replica}: .*(?:{args.first})", phase):
+            phase = json.loads(server.get("/health")).get("phase", "")
+            if server.is_whole(args.replicas):
+                raise SystemExit(f"the start was over before it was at {args.first!r}")
+        self.killed_at = time.monotonic()
+        if server.rank(args.rank, args.replica) != held:
+            raise SystemExit("the replica was held back too long, and is no longer at its first")
+        os.kill(held, signal.Signals[f"SIG{args.signal}"])
+        at = self.killed_at - begin
+        print(f"first start        SIG{args.signal} after {at:.2f} s, at {phase!r}")
+        server.wait_whole(args.replicas)
+        self.seconds_to_ready = time.monotonic() - self.killed_at
+
+
+def hold_back(pid: int, args: argparse.Namespace) -> None:
+    """Stops the rank of a server that has just begun, as soon as its process is there."""
+    server = RunningServer("", pid, 0.0)
+    while True:
+        with contextlib.suppress(StopIteration, FileNotFoundError):
+            os.kill(server.rank(args.rank, args.replica), signal.SIGSTOP)
+            return
+        time.sleep(0.001)
 
 
 class Changer(Killer):
@@ -197,19 +239,29 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--rank", type=int, help="the one that is lost; default: the last")
-    parser.add_argument("--replica", type=int, default=0, help="whose rank is lost")
+    parser.add_argument("--replica", type=int, help="whose rank is lost; default: the first")
     parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
     parser.add_argument("--again", metavar="PHASE", help="of the next process (an expression)")
+    parser.add_argument("--first", metavar="PHASE", help="of a first start (an expression)")
     parser.add_argument("--changes", type=int, default=0)
     parser.add_argument("--replace", action="store_true")
     parser.add_argument("--tokens", type=int, default=256, help="per answer")
     parser.add_argument("--after", type=float, default=1.0, help="seconds from the first request")
     args = parser.parse_args()
     args.rank = args.tp - 1 if args.rank is None else args.rank
+    if args.replica is None:
+        args.replica = 0 if args.first is None else args.replicas - 1
     if not (0 <= args.rank < args.tp and 0 <= args.replica < args.replicas):
         parser.error(f"there are ranks 0 to {args.tp - 1} of replicas 0 to {args.replicas - 1}")
-
+    if args.first is not None and args.replicas == 1:
+        parser.error("--first needs --replicas 2 or more: others serve meanwhile")
     return args
+
+
+def kind_of_killer(args: argparse.Namespace) -> type[Killer]:
+    if args.first is not None:
+        return FirstStart
+    return Replacer if args.replace else Changer if args.changes else Killer
 
 
 def main() -> int:
@@ -219,14 +271,15 @@ def main() -> int:
     admin = bool(args.changes) or args.replace
     command = server_command(args, "--replicas", str(args.replicas))
     command += ["--admin-api-key", ADMIN_KEY] if admin else []
-    with serving(command, quiet=False) as server:
+    held = args.first is not None
+    on_begin = functools.partial(hold_back, args=args) if held else lambda pid: None
+    with serving(command, quiet=False, on_begin=on_begin) as server:
         name = served_model(server.url)
         requests = workload_requests(server.url, name, workload, return_token_ids=True)
-        server.wait_whole(args.replicas)
+        server.wait_whole(args.replicas - held)
         run_streams(server.url, requests, len(requests))  # prompts are cached from here on
         undisturbed = run_streams(server.url, requests, len(requests))
-        kind = Replacer if args.replace else Changer if args.changes else Killer
-        killer = kind(server, args)
+        killer = kind_of_killer(args)(server, args)
         killer.start()
         streams = run_streams(server.url, requests, len(requests))
         while admin and killer.is_alive():

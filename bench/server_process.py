@@ -10,7 +10,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,15 +115,22 @@ class RunningServer:
 
 @contextlib.contextmanager
 def serving(
-    command: Sequence[str], *, deadline: float = 120.0, quiet: bool = True
+    command: Sequence[str],
+    *,
+    deadline: float = 120.0,
+    quiet: bool = True,
+    on_begin: Callable[[int], None] = lambda pid: None,
 ) -> Iterator[RunningServer]:
-    """`command --port PORT`, from when GET /ready answers 200 to the end of the block."""
+    """`command --port PORT`, from when GET /ready answers 200 to the end of the block. `on_begin`
+    gets its process id, at once.
+    """
     port = _free_port()
     began = time.monotonic()
     process = subprocess.Popen(
         [*command, "--port", str(port)], stderr=subprocess.DEVNULL if quiet else None
     )
     try:
+        on_begin(process.pid)
         while not _is_ready(port):
             if process.poll() is not None:
                 raise SystemExit(f"the server ended with status {process.returncode}")

@@ -23,6 +23,7 @@ from minisgl.engine.served_model import ServedModel
 from minisgl.engine.site import Lot
 from minisgl.ipc.messages import (
     Abort,
+    Alive,
     EngineInfo,
     EngineOptions,
     EngineStats,
@@ -66,6 +67,10 @@ class PaperEngine:
         if self._site.broken or options.model_path in self._site.bad_models:
             raise OSError("the paper is wet")
         self._model = options.model_path
+        if self._number in self._site.held:
+            self._site.engines[self._number] = self
+            self.events.message(0, Alive())
+            return
         self.alive = True
         self._site.engines[self._number] = self
         info = EngineInfo(
@@ -171,6 +176,7 @@ class PaperSite:
     prefix_cache: bool = True
     broken: bool = False  # no engine starts
     bad_models: set[str] = field(default_factory=set)  # paths of which none starts
+    held: set[int] = field(default_factory=set)  # replicas that don't get ready
     short_lived: bool = False  # each dies as soon as it is ready
     engines: dict[int, PaperEngine] = field(default_factory=dict)  # the latest of each replica
     taken: set[int] = field(default_factory=set)

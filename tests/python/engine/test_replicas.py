@@ -346,6 +346,26 @@ async def test_one_that_fails_again_and_again_is_tried_while_others_serve(
     await replicas.close()
 
 
+async def test_one_killed_in_its_first_start_is_started_again_while_others_serve() -> None:
+    site = PaperSite(held={1})
+    replicas = paper_replicas(site, 2)
+    await replicas.start(None)
+    streams = [submit(replicas, [number], 5) for number in range(4)]
+    await until(lambda: 1 in site.engines)
+    held = site.engines[1]
+    assert replicas.replicas[1].state == "starting"
+    site.held.clear()
+    held.die()
+    await until(lambda: site.engines[1] is not held and site.engines[1].alive)
+    await until(lambda: replicas.replicas[1].state == "ready")
+    check(replicas, streams)
+    assert len(site.engines[0].requests) == len(streams)  # nothing moved
+    added = [submit(replicas, [number], 5) for number in range(4)]
+    await finish(replicas, site, [*streams, *added])
+    assert replicas.num_restarts == 1
+    await replicas.close()
+
+
 async def test_one_that_dies_as_soon_as_it_is_ready_is_started_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
