@@ -3,6 +3,7 @@
 // (Flash-Decoding; Dao et al., 2023). Bound by reading each key and value once.
 #pragma once
 
+#include "core/cuda/processors.h"
 #include "kernels/cuda/decode_byte_tiles.cuh"
 #include "kernels/cuda/decode_even.cuh"
 #include "kernels/cuda/decode_tiles.cuh"
@@ -214,12 +215,10 @@ void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
   const auto kernel = decode_kernel<T, dim, size>;
   MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   static const std::int64_t resident = [] {
-    int device = 0, processors = 0, blocks = 0;
-    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
-    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    int blocks = 0;
     MINISGL_CUDA_CHECK(
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_kernel<T, dim, size>, kThreads, kBytes));
-    return std::int64_t{processors} * blocks;
+    return std::int64_t{num_processors()} * blocks;
   }();
   const int blocks = decode_head_blocks(args.shape);
   AttentionArgs cut = args;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "core/cuda/processors.h"
 #include "kernels/cuda/decode_copies.cuh"
 #include "kernels/cuda/decode_merge.cuh"
 
@@ -155,12 +156,10 @@ void launch_decode_even(const AttentionArgs& args, cudaStream_t stream) {
   const auto kernel = decode_even_kernel<S>;
   MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes));
   static const std::int64_t resident = [] {
-    int device = 0, processors = 0, blocks = 0;
-    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
-    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    int blocks = 0;
     MINISGL_CUDA_CHECK(
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_even_kernel<S>, S::kThreads, S::kBytes));
-    return std::int64_t{processors} * std::min(blocks, S::kResident);
+    return std::int64_t{num_processors()} * std::min(blocks, S::kResident);
   }();
   const auto blocks = static_cast<unsigned>(std::min(resident, args.most_parts / 2));
   launch_kernel(kernel, dim3(blocks), S::kThreads, S::kBytes, stream, args);

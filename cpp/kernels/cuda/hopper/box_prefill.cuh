@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/cuda/processors.h"
 #include "kernels/cuda/hopper/fetch_boxes.cuh"
 #include "kernels/cuda/hopper/rolling_softmax.cuh"
 
@@ -302,12 +303,12 @@ inline CUtensorMap query_map(const AttentionArgs& args, int box_rows) {
 
 // Of at most kMostTicketed sequences.
 template <typename T, int dim>
-void launch_box_prefill(const AttentionArgs& args, int num_processors, cudaStream_t stream) {
+void launch_box_prefill(const AttentionArgs& args, cudaStream_t stream) {
   using S = BoxShape<T, dim>;
   const int tile_rows = kQueries / (args.shape.num_heads / args.shape.num_kv_heads);
   const std::int64_t most_tiles = std::int64_t{(args.step.most_prefill_rows + tile_rows - 1) / tile_rows} *
                                   args.shape.num_kv_heads * args.step.num_prefills;
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(num_processors, most_tiles));
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(num_processors(), most_tiles));
   const int box_rows = std::gcd(args.cache.page_size, S::kPositions);
   const int query_rows = std::min(tile_rows, args.step.most_prefill_rows);
   const auto kernel = box_prefill_kernel<T, dim>;
@@ -318,12 +319,12 @@ void launch_box_prefill(const AttentionArgs& args, int num_processors, cudaStrea
 }
 
 template <typename T, int dim>
-void box_prefill_attention(const AttentionArgs& args, int num_processors, cudaStream_t stream) {
+void box_prefill_attention(const AttentionArgs& args, cudaStream_t stream) {
   for (int first = 0; first < args.step.num_prefills; first += kMostTicketed) {
     AttentionArgs piece = args;
     piece.step.prefills += first;
     piece.step.num_prefills = std::min(kMostTicketed, args.step.num_prefills - first);
-    launch_box_prefill<T, dim>(piece, num_processors, stream);
+    launch_box_prefill<T, dim>(piece, stream);
   }
 }
 

@@ -175,20 +175,16 @@ namespace minisgl::cuda {
 
 template <typename T, int dim>
 bool hopper_prefill_attention(const AttentionArgs& args, cudaStream_t stream) {
-  struct Gpu {
-    int major = 0, num_processors = 0;
-    Gpu() {
-      int device = 0;
-      MINISGL_CUDA_CHECK(cudaGetDevice(&device));
-      MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-      MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&num_processors, cudaDevAttrMultiProcessorCount, device));
-    }
-  };
-  static const Gpu gpu;
-  if (gpu.major != 9) return false;
+  static const bool is_hopper = [] {
+    int device = 0, major = 0;
+    MINISGL_CUDA_CHECK(cudaGetDevice(&device));
+    MINISGL_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    return major == 9;
+  }();
+  if (!is_hopper) return false;
   if constexpr (hopper::kTakesBoxes<T, dim>) {
     if (hopper::arrive_as_boxes(args, dim)) {
-      hopper::box_prefill_attention<T, dim>(args, gpu.num_processors, stream);
+      hopper::box_prefill_attention<T, dim>(args, stream);
       return true;
     }
   }
