@@ -1,14 +1,18 @@
 """What reading tool calls out of an answer costs: an engine that computes nothing answers one
 stream through the real server on one core.
 
-    python bench/null_parsing.py [--parser hermes] [--rounds 9]
+    python bench/null_parsing.py [--parser hermes] [--rounds 21] [--answers calls] [--rates 8]
 
 A round is the same chat twice, in turns: with a tool, so that the answer is parsed, and without,
 when all of it is content. The answer is prose with some code, then calls with long arguments; what
 arrives is checked. The engine sends 800 tokens a second, about an event each, then as many as
 it can, which come in large pieces. The server's throughput is tokens per second of its processor
 time: the engine, which has the other core with the client, may be what ends a stream's rate.
-Medians of the rounds; the ratio is of a round's two, parsed over not.
+
+What else runs on the machine changes from second to second, and what a token costs with it by half.
+So streams are short and many, a round's two directly follow each other, the first of which is each
+in turn, and the ratio is the median of the rounds', parsed over not, with half of them between the
+quartiles. The other figures are medians, too.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from minisgl.tokenizer import Tokenizer, load_tokenizer
 # 1 request, and its rate. The rest of the prompt is the answer. The template reads no tools.
 TEMPLATE = "<|im_start|>{{ rate }}{{ messages[-1]['content'] }}{# tools #}"
 RATES = (8, 0)  # times RATE_UNIT; 0: as fast as the engine can
-SECONDS = 3.0  # of a stream, at least
+SECONDS = 1.0  # of a stream, at least
 MOST = 30_000  # tokens/s that the engine can send, about
 PROSE = """ A queue is a list whose items leave in the order in which they came. The loop below
 takes the first one, and stops when there is none:
@@ -67,6 +71,7 @@ TOOL = {"type": "function", "function": {"name": "write_file", "parameters": {"t
 class Figures:
     rate: float  # tokens/s, from the request to the end
     throughput: float  # tokens per second of the server's processor time
+    cpu_per_event: float  # seconds of it
     tokens_per_event: float
 
 
@@ -113,7 +118,7 @@ def measure(
     events = stream.events()
     check([event.data for event in events], answer, times, called=tools and answer == CALL)
     count, seconds = times * length, events[-1].arrived - stream.sent
-    return Figures(count / seconds, count / cpu, count / len(events))
+    return Figures(count / seconds, count / cpu, cpu / len(events), count / len(events))
 
 
 def check(events: Sequence[bytes], answer: str, times: int, *, called: bool) -> None:
@@ -139,11 +144,15 @@ def show(name: str, pairs: Sequence[tuple[Figures, Figures]]) -> None:
         )
         return on, off
 
-    ratios = sorted(on.throughput / off.throughput for on, off in pairs)
+    ratios = [on.throughput / off.throughput for on, off in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4)
     (on, off), rates, each = map(medians, ("throughput", "rate", "tokens_per_event"))
+    cost = [1e6 * seconds for seconds in medians("cpu_per_event")]
     print(
         f"{name}: {on:.0f} over {off:.0f} tokens per second of processor: "
-        f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}); "
+        f"{middle:.3f} (quartiles {low:.3f} and {high:.3f} of {len(pairs)}); "
+        f"{1e6 / on:.1f} over {1e6 / off:.1f} us per token, "
+        f"{cost[0]:.1f} over {cost[1]:.1f} per event; "
         f"{rates[0]:.0f} over {rates[1]:.0f} tok/s, {each[0]:.2f} and {each[1]:.2f} tokens/event",
         flush=True,
     )
@@ -154,7 +163,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--parser", default="hermes", help="one that reads <tool_call>")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--answers", nargs="+", choices=ANSWERS, default=list(ANSWERS))
+    parser.add_argument("--rates", nargs="+", type=int, choices=RATES, default=RATES)
     args = parser.parse_args()
 
     server_core, *others = cores()
@@ -169,8 +180,8 @@ def main() -> int:
         command += ["--log", str(Path(directory) / "steps"), "--core", str(others[0])]
         command += ["--chat-template", str(template), "--tool-call-parser", args.parser]
         with serving(pinned(server_core, command)) as server:
-            for (name, answer), rate in itertools.product(ANSWERS.items(), RATES):
-                pairs = []
+            for name, rate in itertools.product(args.answers, args.rates):
+                answer, pairs = ANSWERS[name], []
                 for number in range(args.rounds + 1):
                     figures = {
                         tools: measure(server, tokenizer, answer, rate, tools=tools)

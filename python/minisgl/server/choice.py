@@ -11,7 +11,7 @@ from minisgl.server import errors
 from minisgl.text.answer import AnswerReader, Piece
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import Output, PromptLogprob
@@ -127,6 +127,19 @@ class Choice:
         return self.stream.request.params.logprobs is None
 
     @property
+    def only_parses(self) -> bool:
+        """Whether tokens before the last add no more than parts: nothing but the engine ends the
+        choice.
+        """
+        parts = self.parts
+        return parts is not None and parts.parallel and not self.stream.request.params.stop
+
+    def parse(self, text: str, token_ids: Sequence[int]) -> list[Part]:
+        """The parts that these tokens' text adds to a choice that `only_parses`."""
+        assert self.parts is not None
+        return self.parts.read(text, self._lengths(token_ids))
+
+    @property
     def num_tokens(self) -> int:
         """Generated so far, a stop token included."""
         return self.reader.num_tokens
@@ -175,15 +188,20 @@ class Choice:
             piece.token_ids,
             piece.stop_reason,
         )
-        lengths: list[int] | None = None
-        if self._offsets is not None:
-            lengths = [len(self._offsets.push([token_id])) for token_id in piece.shown_ids]
+        lengths = self._lengths(piece.shown_ids)
+        if lengths is not None:
             self._text_length += len(text)
             self._hold(piece, lengths)
             delta.entries = self._release()
         if self.parts is not None:
             self._parse(delta, lengths, self.parts)
         return delta
+
+    def _lengths(self, token_ids: Sequence[int]) -> list[int] | None:
+        """Characters of each token, where they count."""
+        if self._offsets is None:
+            return None
+        return [len(self._offsets.push([token_id])) for token_id in token_ids]
 
     def _parse(self, delta: Delta, lengths: list[int] | None, parts: PartsReader) -> None:
         delta.parts = parts.read(delta.text, lengths, final=delta.finish_reason is not None)

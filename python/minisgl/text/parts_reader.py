@@ -35,7 +35,7 @@ class PartsReader:
         # its end.
         self.part_ends: list[int] = []
         self._parser = parser
-        self._parallel = parallel
+        self.parallel = parallel
         self._locates = locates
         self._position = 0  # characters read, where parts are located
         self._num_read = 0  # tokens whose text has been read to its end, likewise
@@ -130,7 +130,7 @@ class PartsReader:
     def _count_calls(self, parts: list[Part]) -> list[Part]:
         for position, part in enumerate(parts):
             if isinstance(part, CallPart):
-                if self.num_calls and not self._parallel:
+                if self.num_calls and not self.parallel:
                     self.ended = True
                     return parts[:position]
                 self.num_calls += 1

@@ -31,7 +31,6 @@ class WholeTexts(dict[int, bytes | None]):
         super().__init__()
         self._bytes = token_bytes
         self._lengths: dict[int, int] = {}  # id -> characters, of those that were asked for
-        self.following: dict[int, WholeTexts] = {}  # as PassingTexts': none
         self._passing: dict[Reading, PassingTexts] = {}
 
     def passing(self, reading: Reading) -> PassingTexts:
@@ -57,18 +56,17 @@ class WholeTexts(dict[int, bytes | None]):
         return self.setdefault(token_id, json_text(text))
 
 
-class PassingTexts(dict[int, bytes | None]):
-    """What is shown at WholeTexts by a reading, likewise; None where they have to be read."""
+class PassingTexts(dict[int, "bytes | tuple[bytes, PassingTexts] | None"]):
+    """What is shown at WholeTexts by a reading, likewise; None where they have to be read. With it
+    the texts of the tokens behind it, unless that are these.
+    """
 
     def __init__(self, whole: WholeTexts, reading: Reading) -> None:
         super().__init__()
-        # Token id -> the texts of the tokens behind it, of those that were asked for, unless that
-        # are these.
-        self.following: dict[int, PassingTexts] = {}
         self.reading = reading
         self._whole = whole
 
-    def __missing__(self, token_id: int) -> bytes | None:
+    def __missing__(self, token_id: int) -> bytes | tuple[bytes, PassingTexts] | None:
         data = self._whole[token_id]
         if token_id not in self._whole:
             return data
@@ -79,7 +77,7 @@ class PassingTexts(dict[int, bytes | None]):
             shown, following = step
             data = json_text(shown)
             if following != self.reading:
-                self.following[token_id] = self._whole.passing(following)
+                return self.setdefault(token_id, (data, self._whole.passing(following)))
         return self.setdefault(token_id, data)
 
 
