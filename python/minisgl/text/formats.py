@@ -96,6 +96,7 @@ class AnswerFormats:
             tools=list(tools),
             held=held is not None,
             form="" if held is None else held.form,
+            only_calls=held is not None and held.only_calls,
         )
         return Parsing(*names, context, parallel)
 

@@ -70,6 +70,7 @@ class HeldAnswer(NamedTuple):
     source: GrammarSource
     form: FormReading = ""
     thoughts: bool = True  # whether thoughts are told from the rest
+    only_calls: bool = False  # ParserContext's
 
 
 def hold(
@@ -95,6 +96,7 @@ def hold(
         answer_source(form),
         reading,
         thoughts=bool(form.thoughts or form.before_form) or not reading,
+        only_calls=demand.required,
     )
 
 

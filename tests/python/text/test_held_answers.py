@@ -249,16 +249,19 @@ CALLS = {
 HEADERS = {"openai": "<|channel|>final<|message|>"}
 
 
-@pytest.mark.parametrize("name", ["hermes", "qwen3_coder"])
-def test_a_call_that_is_cut_before_its_name_is_no_text(name: str) -> None:
-    formats = AnswerFormats(name)
+@pytest.mark.parametrize("thought", [False, True])
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "llama3_json"])
+def test_a_call_that_is_cut_before_its_name_is_no_text(name: str, thought: bool) -> None:
+    formats = AnswerFormats(name, "qwen3" if thought else None)
     answer, _ = held(formats, required=True)
     text = f"{CALLS[name]}\n{CALLS[name]}"
+    if thought:
+        text = f"<think>\nI see.\n</think>\n\n{text}"
     for size in range(len(text)):
         parsing = formats.parsing(TOOLS, PROMPT, held=answer)
         assert parsing is not None
         said = sort_parts(parsing.reader().read(text[:size], None, final=True))
-        assert "<tool_call>" not in said.content, text[:size]
+        assert said.content == "", text[:size]
         assert len(said.calls) <= 2
 
 

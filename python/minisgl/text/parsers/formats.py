@@ -24,6 +24,7 @@ class ParserContext:
     # The answer is calls from its beginning, which are announced or bare, or it is text of a given
     # form to its last character; "": neither is said.
     form: Literal["", "announced", "bare"] = ""
+    only_calls: bool = False  # it is held to calls, which thoughts may precede
 
     def parameters(self, name: str) -> Mapping[str, Any]:
         """The JSON schema of a function's parameters, empty where it isn't known."""
@@ -140,6 +141,8 @@ def read_content(
     dropped: tuple[str, ...] = (),
 ) -> Steps[None]:
     """Reads an answer's content: text and calls. `dropped` are markers that mean nothing."""
+    # Where a grammar allows no text, what looks like some is a marker or a call that was cut.
+    sink = _nowhere if context.only_calls else out.text
     openers = (*format.openers, *format.unannounced) if format else ()
     if format and context.form:
         openers = format.unannounced if context.form == "bare" else format.openers
@@ -148,11 +151,11 @@ def read_content(
     after = Markers((*openers, *closers, *dropped)) if closers else before
     markers = before
     if context.form:
-        out.text((yield from source.space()))
+        sink((yield from source.space()))
         if not openers or not (yield from source.sees(*openers)):
             markers = NOTHING
     while True:
-        marker = yield from source.until(markers, out.text, into=Flow.TEXT)
+        marker = yield from source.until(markers, sink, into=Flow.TEXT)
         if marker is None:
             return
         if format is None or marker not in openers:
@@ -161,7 +164,7 @@ def read_content(
                 markers = before
             continue
         if marker in format.unannounced and not out.at_line_start:
-            out.text(marker)
+            sink(marker)
             continue
         num_calls = out.num_calls
         if marker in format.unannounced:
@@ -177,8 +180,12 @@ def read_content(
             source.commit()
             out.marker()
         else:
-            source.retry(out.text)
+            source.retry(sink)
         if out.num_calls > num_calls:
             markers = after
         elif context.form and not num_calls:
             markers = NOTHING
+
+
+def _nowhere(text: str) -> None:
+    """Text that is none."""
