@@ -61,6 +61,7 @@ class HttpSettings:
     api_key_file: str | None = option(
         None, "file with further keys, one per line", group="HTTP", metavar="FILE"
     )
+    no_ui: bool = option(False, "no pages for people at /", group="HTTP")
     cache_per_key: bool = option(
         False,
         "share computed prefixes only among requests with the same API key",

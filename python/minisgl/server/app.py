@@ -28,6 +28,7 @@ from minisgl.server.score import Score
 from minisgl.server.state import ServerState
 from minisgl.server.status import StatusPages
 from minisgl.server.tokens import Detokenize, Tokenize
+from minisgl.server.web_pages import WebPages
 
 # Paths where errors aren't OpenAI's, there and below.
 DIALECTS: dict[str, Dialect] = {"/api": OLLAMA, "/v1/messages": ANTHROPIC}
@@ -81,9 +82,15 @@ def create_app(state: ServerState) -> Starlette:
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
         Route("/version", pages.version),
-        Route("/", ollama.root),
         Route("/api/version", ollama.version),
     ]
+    web_routes = []
+    if state.args.no_ui:
+        open_routes.append(Route("/", ollama.root))
+    else:
+        web = WebPages(state)
+        open_routes += web.documents()
+        web_routes.append(Route("/ui/settings", web.settings))
     model_routes = [
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),
@@ -92,6 +99,7 @@ def create_app(state: ServerState) -> Starlette:
     stored = StoredResponses(state)
     key_routes = [
         *model_routes,
+        *web_routes,
         Route("/api/tags", ollama.tags),
         Route("/api/ps", ollama.ps),
         *refused_routes(),

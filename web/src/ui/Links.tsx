@@ -1,0 +1,17 @@
+// The way from each page to the others.
+import { t } from "../i18n";
+
+const PAGES = [{ name: "", text: "chat" }] as const;
+
+export function Links({ here }: { here: (typeof PAGES)[number]["name"] }) {
+  if (PAGES.length < 2) return null;
+  return (
+    <nav class="links" aria-label={t("pages")}>
+      {PAGES.map(({ name, text }) => (
+        <a href={`./${name}`} aria-current={name === here ? "page" : undefined}>
+          {t(text)}
+        </a>
+      ))}
+    </nav>
+  );
+}

@@ -1,0 +1,242 @@
+// The chat in a real browser.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { browse, DESKTOP, freePort, openPage, PHONE, SCREENSHOTS, serve, serveScripted } from "./harness.mjs";
+
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+let browser, closeBrowser, scripted;
+before(async () => {
+  ({ browser, close: closeBrowser } = await browse());
+  scripted = await serveScripted();
+});
+after(async () => {
+  await closeBrowser?.();
+  await scripted?.stop();
+});
+
+const composer = (page) => page.locator("#composer");
+const answers = (page) => page.locator(".message.assistant");
+async function send(page, text) {
+  await composer(page).fill(text);
+  await composer(page).press("Enter");
+}
+async function ended(page, state = "done") {
+  await page.locator(`.message.assistant[data-state=${state}]`).last().waitFor();
+}
+async function accessible(page) {
+  // The policy keeps scripts out of the document, but not those of the browser's own debugger.
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => globalThis.axe.run());
+  assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map(({ target, failureSummary }) => [target, failureSummary])]), []);
+}
+
+test("a chat with the default model, whose server dies and comes back under a stream", async () => {
+  const port = String(await freePort());
+  let server = await serve("--port", port);
+  try {
+    const { page, faults, context } = await openPage(browser, server.url, DESKTOP);
+    await send(page, "What is gravity?");
+    await ended(page);
+    const first = await answers(page).innerText();
+    assert.ok(first.length > 40, first);
+    assert.match(await page.locator(".figures").innerText(), /tokens\/s · \d+ tokens · first token after \d+ ms · prompt: \d+ tokens/);
+    await send(page, "Write a very long story about the sea, with many chapters.");
+    await page.locator(".message.assistant[data-state=open] .markdown").waitFor();
+    await server.stop("SIGKILL");
+    await page.getByText("The connection was lost.").waitFor();
+    const until = (await answers(page).last().locator(".markdown").innerText()).trimEnd();
+    server = await serve("--port", port);
+    await page.getByText("The connection was lost.").waitFor({ state: "detached" });
+    await page.waitForFunction(
+      (length) => [...document.querySelectorAll(".message.assistant .markdown")].at(-1).innerText.length > length + 20,
+      until.length,
+    );
+    await page.getByRole("button", { name: "Stop" }).click();
+    await ended(page, "stopped");
+    const all = await answers(page).last().locator(".markdown").innerText();
+    assert.ok(all.startsWith(until.slice(0, -20)), "it goes on where it stopped");
+    await page.getByRole("button", { name: "Go on" }).waitFor();
+    assert.deepEqual(faults, []);
+    await context.close();
+  } finally {
+    await server.stop();
+  }
+});
+
+test("an answer is stopped, gone on with, made again, and its question edited", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  await send(page, "slow 60");
+  await page.getByText("5 6 7").waitFor();
+  await page.keyboard.press("Escape");
+  await ended(page, "stopped");
+  await page.getByRole("button", { name: "Go on" }).click();
+  await ended(page);
+  assert.equal(await answers(page).locator(".markdown").innerText(), [...Array(60).keys()].join(" "));
+  await page.getByRole("button", { name: "Answer again" }).click();
+  await page.getByText("2 of 2").waitFor();
+  await page.keyboard.press("Escape");
+  await ended(page, "stopped");
+  await page.getByRole("button", { name: "Previous version" }).click();
+  await ended(page);
+  await page.locator(".message.user").getByRole("button", { name: "Edit" }).click();
+  await page.getByRole("textbox", { name: "Edit" }).fill("another question");
+  await page.getByRole("textbox", { name: "Edit" }).press("Enter");
+  await page.getByText("You said: another question").waitFor();
+  await page.locator(".message.user").getByRole("button", { name: "Previous version" }).click();
+  await page.locator(".message.user").getByText("slow 60", { exact: true }).waitFor();
+  await page.locator(".message.assistant").getByText("2 of 2").waitFor();
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
+test("a reload in mid-answer", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  await send(page, "slow 100");
+  await page.getByText("19 20 21").waitFor();
+  await page.reload();
+  await ended(page);
+  assert.equal(await answers(page).locator(".markdown").innerText(), [...Array(100).keys()].join(" "));
+  // What came before the reload and after it count together.
+  assert.match(await page.locator(".figures").innerText(), /tokens/);
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
+test("what answers and names may hold does nothing", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  await send(page, 'hostile <img src=x onerror="document.title=1">');
+  await ended(page);
+  await page.waitForTimeout(300); // formulas and colours come later
+  assert.equal(await page.title(), "minisgl: chat");
+  const { scripts, links } = await page.evaluate(() => ({
+    scripts: document.querySelectorAll("#app :is(script, img, iframe, form[action], style, [onerror], [onload], [style])").length,
+    links: [...document.querySelectorAll(".markdown a")].map((one) => one.href),
+  }));
+  assert.equal(scripts, 0);
+  assert.deepEqual(links.filter((one) => !/^https?:/.test(one)), []);
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
+test("Markdown, code, formulas; phone and desktop, light and dark; nothing that axe finds", async () => {
+  for (const [name, device] of Object.entries({ desktop: DESKTOP, phone: PHONE })) {
+    for (const colorScheme of ["light", "dark"]) {
+      const { page, faults, context } = await openPage(browser, scripted.url, { ...device, colorScheme });
+      await accessible(page);
+      await page.screenshot({ path: join(SCREENSHOTS, `chat-${name}-${colorScheme}-empty.png`) });
+      await send(page, "showcase of everything");
+      await ended(page);
+      await page.locator("math").first().waitFor();
+      await page.locator(".hljs-keyword").first().waitFor();
+      assert.equal(await page.locator(".markdown table").count(), 1);
+      await accessible(page);
+      await page.screenshot({ path: join(SCREENSHOTS, `chat-${name}-${colorScheme}.png`) });
+      await page.getByRole("button", { name: "Settings" }).click();
+      await accessible(page);
+      await page.screenshot({ path: join(SCREENSHOTS, `settings-${name}-${colorScheme}.png`) });
+      await page.keyboard.press("Escape");
+      if (name === "phone") {
+        await page.getByRole("button", { name: "Conversations" }).click();
+        await page.getByRole("button", { name: "New chat" }).waitFor();
+        await page.screenshot({ path: join(SCREENSHOTS, `sidebar-${name}-${colorScheme}.png`) });
+      }
+      assert.deepEqual(faults, []);
+      await context.close();
+    }
+  }
+});
+
+test("sampling, a system prompt, files and another language", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  await page.getByRole("button", { name: "Settings" }).click();
+  const temperature = page.getByRole("spinbutton", { name: "Temperature" });
+  assert.equal(await temperature.getAttribute("placeholder"), "1");
+  await temperature.fill("0.5");
+  await page.getByRole("textbox", { name: "System prompt" }).fill("Be brief.");
+  await page.getByRole("combobox", { name: "Language" }).selectOption("de");
+  await page.getByRole("heading", { name: "Einstellungen" }).waitFor();
+  await page.keyboard.press("Escape");
+  const asked = page.waitForRequest(/chat\/completions/);
+  await page.locator(".composer input[type=file]").setInputFiles([
+    { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("three ``` ticks") },
+    { name: "picture.png", mimeType: "image/png", buffer: Buffer.from([0, 255, 1]) },
+  ]);
+  await page.getByText("Kein Text von höchstens 1 MiB: picture.png").waitFor();
+  await send(page, "Hallo");
+  const { messages, temperature: sent, top_p } = (await asked).postDataJSON();
+  assert.equal(sent, 0.5);
+  assert.equal(top_p, undefined);
+  assert.deepEqual(messages, [
+    { role: "system", content: "Be brief." },
+    { role: "user", content: "Hallo\n\nnotes.txt:\n````\nthree ``` ticks\n````" },
+  ]);
+  await ended(page);
+  assert.equal(await page.locator("html").getAttribute("lang"), "de");
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
+test("the API key is asked for, and kept in the session only", async () => {
+  const server = await serveScripted({ api_key: ["right"] });
+  try {
+    const { page, faults, context } = await openPage(browser, server.url, DESKTOP);
+    const key = page.getByLabel("Key", { exact: true });
+    await key.fill("wrong");
+    await key.press("Enter");
+    await page.getByText("The server didn't accept that key.").waitFor();
+    await accessible(page);
+    await page.getByLabel("Key", { exact: true }).fill("right");
+    await page.getByLabel("Key", { exact: true }).press("Enter");
+    await send(page, "hello there");
+    await page.getByText("You said: hello there").waitFor();
+    const kept = await page.evaluate(() => [JSON.stringify({ ...localStorage }), JSON.stringify({ ...sessionStorage })]);
+    assert.ok(!kept[0].includes("right"));
+    assert.ok(kept[1].includes("right"));
+    assert.deepEqual(faults, []);
+    await context.close();
+  } finally {
+    await server.stop();
+  }
+});
+
+test("200 conversations: found by their words, taken out and in, removed", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  await send(page, "the first one");
+  await ended(page);
+  const waiting = page.waitForEvent("download");
+  await page.getByRole("button", { name: "Export" }).click();
+  const exported = JSON.parse(readFileSync(await (await waiting).path(), "utf8"));
+  const [conversation] = exported.conversations;
+  const more = Array.from({ length: 200 }, (_, n) => ({
+    conversation: { ...conversation, id: `c${n}`, title: `Conversation ${n} <b>`, leaf: `c${n}-0` },
+    message: { id: `c${n}-0`, conversation: `c${n}`, parent: null, role: "user", content: `word${n} needle`, created: 1, state: "done" },
+  }));
+  const content = {
+    ...exported,
+    conversations: more.map((one) => one.conversation),
+    messages: more.map((one) => one.message),
+  };
+  await page.locator(".sidebar input[type=file]").setInputFiles([
+    { name: "all.json", mimeType: "application/json", buffer: Buffer.from(JSON.stringify(content)) },
+  ]);
+  await page.getByText("Conversations added: 200").waitFor();
+  assert.equal(await page.locator(".conversations li").count(), 201);
+  await page.getByRole("searchbox").fill("needle word123");
+  await page.waitForFunction(() => document.querySelectorAll(".conversations li").length === 1);
+  await page.getByRole("link", { name: "Conversation 123 <b>" }).click();
+  await page.getByText("word123 needle").waitFor();
+  await page.locator(".conversations li").hover();
+  await page.getByRole("button", { name: "Remove Conversation 123" }).click();
+  await page.getByRole("button", { name: "Remove", exact: true }).click();
+  await page.getByText("No conversation has these words.").waitFor();
+  await page.getByRole("searchbox").fill("");
+  await page.reload();
+  await page.waitForFunction(() => document.querySelectorAll(".conversations li").length === 200);
+  await accessible(page);
+  assert.deepEqual(faults, []);
+  await context.close();
+});
