@@ -34,16 +34,25 @@ async function accessible(page) {
   assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map(({ target, failureSummary }) => [target, failureSummary])]), []);
 }
 
+/** Sets how many tokens an answer may have. */
+async function allow(page, tokens) {
+  await page.getByRole("button", { name: "Settings" }).click();
+  await page.getByRole("spinbutton", { name: "Most tokens" }).fill(tokens);
+  await page.keyboard.press("Escape");
+}
+
 test("a chat with the default model, whose server dies and comes back under a stream", async () => {
   const port = String(await freePort());
   let server = await serve("--port", port);
   try {
     const { page, faults, context } = await openPage(browser, server.url, DESKTOP);
+    await allow(page, "40");
     await send(page, "What is gravity?");
     await ended(page);
     const first = await answers(page).innerText();
     assert.ok(first.length > 40, first);
     assert.match(await page.locator(".figures").innerText(), /tokens\/s · \d+ tokens · first token after \d+ ms · prompt: \d+ tokens/);
+    await allow(page, "");
     await send(page, "Write a very long story about the sea, with many chapters.");
     await page.locator(".message.assistant[data-state=open] .markdown").waitFor();
     await server.stop("SIGKILL");
