@@ -61,6 +61,7 @@ class Server:
         if isinstance(client, Replicas):
             self._state.changes = Changes(client, self._successors)
         self._scaling: asyncio.Task[None] | None = None
+        self._sampling: asyncio.Task[None] | None = None  # for the board
         self._stopping = False  # a signal came
         self._stop = asyncio.Event()  # the loop knows of it
         self._http_stop = asyncio.Event()
@@ -76,6 +77,8 @@ class Server:
         for number in end_signals():
             signal.signal(number, lambda number, frame: self._on_signal(number, loop))
         http = asyncio.create_task(self._serve_http())
+        if not self._args.no_ui:
+            self._sampling = background(self._state.board.run(), "the board's samples")
         stop = asyncio.create_task(self._stop.wait())
         try:
             start = asyncio.create_task(self._start())
@@ -188,6 +191,8 @@ class Server:
 
     async def _close(self, http: asyncio.Task[None]) -> None:
         self._stop_scaling()
+        if self._sampling is not None:
+            self._sampling.cancel()
         self._http_stop.set()
         await asyncio.wait({http}, timeout=GRACEFUL_SECONDS + 1)
         http.cancel()

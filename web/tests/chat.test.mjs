@@ -1,12 +1,9 @@
 // The chat in a real browser.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { browse, DESKTOP, freePort, openPage, PHONE, SCREENSHOTS, serve, serveScripted } from "./harness.mjs";
-
-const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+import { accessible, browse, DESKTOP, freePort, openPage, PHONE, SCREENSHOTS, serve, serveScripted } from "./harness.mjs";
 
 let browser, closeBrowser, scripted;
 before(async () => {
@@ -26,12 +23,6 @@ async function send(page, text) {
 }
 async function ended(page, state = "done") {
   await page.locator(`.message.assistant[data-state=${state}]`).last().waitFor();
-}
-async function accessible(page) {
-  // The policy keeps scripts out of the document, but not those of the browser's own debugger.
-  await page.evaluate(axe);
-  const { violations } = await page.evaluate(() => globalThis.axe.run());
-  assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map(({ target, failureSummary }) => [target, failureSummary])]), []);
 }
 
 /** Sets how many tokens an answer may have. */

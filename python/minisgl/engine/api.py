@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -51,6 +51,25 @@ class ReplicaRefused(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
+class RankFigures:
+    """One rank of an engine, as it was started. Bytes are the device's; 0: none, or not told."""
+
+    device: str
+    cores: str  # "" for none in particular
+    weight_bytes: int
+    kv_cache_bytes: int
+    workspace_bytes: int
+    graph_bytes: int
+    free_bytes: int
+
+
+def rank_figures(infos: Sequence[EngineInfo]) -> tuple[RankFigures, ...]:
+    """Of the ranks with these infos."""
+    names = [one.name for one in fields(RankFigures)]
+    return tuple(RankFigures(*(getattr(info, name) for name in names)) for info in infos)
+
+
+@dataclass(frozen=True)
 class ReplicaFigures:
     """One of several engines, as it is now."""
 
@@ -66,6 +85,7 @@ class ReplicaFigures:
     num_restarts: int
     stats: EngineStats
     chosen: Mapping[str, int]  # how often it was, by the router's reason
+    ranks: Sequence[RankFigures] = ()  # none before it has been ready
 
 
 class PromptShape(NamedTuple):
@@ -100,6 +120,12 @@ class EngineApi(Protocol):
     @property
     def info(self) -> EngineInfo:
         """What was loaded and chosen. Raises EngineUnavailable before the first start has ended."""
+
+    @property
+    def rank_infos(self) -> Sequence[EngineInfo]:
+        """The info of each rank, in their order; of several engines, those of one that serves. None
+        before the first start has ended.
+        """
 
     @property
     def stats(self) -> EngineStats:

@@ -21,6 +21,7 @@ from minisgl.engine.api import (
     PromptShape,
     ReplicaFigures,
     State,
+    rank_figures,
 )
 from minisgl.engine.client import EngineClient
 from minisgl.engine.dispatch import Dispatch
@@ -363,6 +364,7 @@ class Replicas:
             num_restarts=engine.num_restarts,
             stats=engine.stats,
             chosen=self._dispatch.decisions(replica),
+            ranks=rank_figures(engine.rank_infos),
         )
 
     def _welcome(self, replica: Replica) -> None:

@@ -47,6 +47,7 @@ class NativeEngine:
     def __init__(self, engine: Engine, options: EngineOptions) -> None:
         """Starts the engine, which was made with `options`."""
         self.info = msgspec.convert(engine.info, EngineInfo)
+        self.rank_infos = (self.info,)
         self.failure = ""
         self.on_steps: Callable[[float, int], None] = lambda tokens, steps: None  # for a server
         self._engine = engine

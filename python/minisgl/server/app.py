@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from minisgl.server.admin import ReplicaPages
+from minisgl.server.board_pages import BoardPages
 from minisgl.server.chat import ChatCompletions
 from minisgl.server.completions import Completions
 from minisgl.server.dialects import Dialect
@@ -90,7 +91,10 @@ def create_app(state: ServerState) -> Starlette:
     else:
         web = WebPages(state)
         open_routes += web.documents()
-        web_routes.append(Route("/ui/settings", web.settings))
+        web_routes += [
+            Route("/ui/settings", web.settings),
+            Route("/ui/board", BoardPages(state).events),
+        ]
     model_routes = [
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),

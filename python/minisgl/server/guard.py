@@ -72,6 +72,8 @@ class Guard:
         except Exception as error:
             answer = from_exception(error, exchange.request_id)
             reason = answer.code or answer.type
+            route = self._routes.get(scope.get("endpoint"), OTHER)
+            self._state.board.refuse(route, answer.status, reason, answer.message)
             if reason in BACKLOG_CODES:
                 answer.headers["Retry-After"] = str(self._state.client.retry_after)
             # Once a response has begun there is no way to say more: returning cuts the connection,

@@ -33,6 +33,26 @@ class Histogram:
         """Of all observations."""
         return self._sum
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Observations in each bucket, the last without an upper bound."""
+        return tuple(self._counts)
+
+    def quantile(self, share: float, counts: Sequence[int]) -> float | None:
+        """The value that `share` of so many observations in each bucket don't exceed, as if they
+        were spread evenly within it; the last bound where they go beyond it. None: there are none.
+        """
+        left = share * sum(counts)
+        if not left:
+            return None
+        low = 0.0
+        for bound, count in zip(self._bounds, counts, strict=False):
+            if count >= left:
+                return low + (bound - low) * left / count
+            left -= count
+            low = bound
+        return low
+
     def buckets(self) -> list[tuple[str, float]]:
         """(upper bound, observations up to it), ending with +Inf."""
         cumulative, rows = 0, []

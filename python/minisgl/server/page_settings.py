@@ -39,5 +39,5 @@ def page_settings(state: ServerState) -> dict[str, Any]:
         "max_model_len": info and info.max_model_len,
         "sampling": sampling,
         "max_logprobs": limits.MAX_LOGPROBS,
-        "operators": state.args.admin_api_key is not None and state.changes is not None,
+        "operators": state.operators,
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from minisgl.engine.api import EngineUnavailable
 from minisgl.engine.request import salt_of
 from minisgl.server import response_store
+from minisgl.server.board import Board
 from minisgl.server.decoding import IgnoredFields
 from minisgl.server.errors import model_not_found, unavailable
 from minisgl.server.event_pump import EventPump
@@ -52,10 +53,12 @@ class ServerState:
         default_factory=lambda: int(time.time())
     )  # Unix seconds, shown with the model
     responses: response_store.ResponseStore = field(init=False)
+    board: Board = field(init=False)
 
     def __post_init__(self) -> None:
         self.root = self.args.model or self.model_name
         self.client.on_steps = self.metrics.iteration_tokens.observe
+        self.board = Board(self.metrics, self.client)
         self.bodies = BodyRoom(max(self.args.max_all_bodies_bytes, self.args.max_body_bytes))
         self.responses = response_store.ResponseStore(self.args.response_store_bytes)
 
@@ -63,6 +66,11 @@ class ServerState:
     def model_name(self) -> str:
         """What answers and metrics call the model."""
         return self.model_names[0]
+
+    @property
+    def operators(self) -> bool:
+        """Whether somebody with a key of theirs may change replicas."""
+        return self.args.admin_api_key is not None and self.changes is not None
 
     @property
     def created_at(self) -> str:

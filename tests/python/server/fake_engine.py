@@ -97,6 +97,10 @@ class FakeClient:
         )
 
     @property
+    def rank_infos(self) -> Sequence[EngineInfo]:
+        return [] if self.state == "starting" else [self.info]
+
+    @property
     def num_live(self) -> int:
         return len(self.live)
 

@@ -1,10 +1,12 @@
 // The way from each page to the others.
 import { t } from "../i18n";
 
-const PAGES = [{ name: "", text: "chat" }] as const;
+const PAGES = [
+  { name: "", text: "chat" },
+  { name: "dashboard", text: "dashboard" },
+] as const;
 
 export function Links({ here }: { here: (typeof PAGES)[number]["name"] }) {
-  if (PAGES.length < 2) return null;
   return (
     <nav class="links" aria-label={t("pages")}>
       {PAGES.map(({ name, text }) => (
