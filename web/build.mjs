@@ -7,6 +7,7 @@ const here = import.meta.dirname;
 const out = resolve(process.argv[2] ?? join(here, "../python/minisgl/server/web"));
 const PAGES = {
   chat: ["src/chat/main.tsx", "minisgl: chat", "Talk to the model that this server runs."],
+  compare: ["src/compare/main.tsx", "minisgl: compare", "One prompt, two answers, and how likely each token was."],
   dashboard: ["src/board/main.tsx", "minisgl: board", "What this server is doing, live."],
 };
 

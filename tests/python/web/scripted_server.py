@@ -11,6 +11,7 @@ import json
 import sys
 
 from minisgl.engine.stream import TokenStream
+from minisgl.ipc.messages import Finish
 from minisgl.text.formats import AnswerFormats
 from tests.python.server.byte_tokenizer import END
 from tests.python.server.conftest import running
@@ -87,7 +88,9 @@ async def script(client: FakeClient, stream: TokenStream) -> None:
     begun = begun.removeprefix("a:").rstrip("\n")
     text, seconds = text_for(asked.split())
     rest = text[len(begun) :] if begun and text.startswith(begun) else text
-    data = rest.encode()
+    data, most = rest.encode(), stream.request.params.max_tokens
+    finish: Finish = "stop" if len(data) < most else "length"
+    data = data[:most]
     loop = asyncio.get_running_loop()
     due = loop.time()
     for position in range(0, len(data), 4):
@@ -96,7 +99,7 @@ async def script(client: FakeClient, stream: TokenStream) -> None:
         if stream.finished:
             return
         stream.deliver(output(stream, list(data[position : position + 4])))
-    stream.deliver(output(stream, [END], "stop"))
+    stream.deliver(output(stream, [END] if finish == "stop" else [], finish))
 
 
 async def main(arguments: list[str]) -> None:

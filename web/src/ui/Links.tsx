@@ -3,6 +3,7 @@ import { t } from "../i18n";
 
 const PAGES = [
   { name: "", text: "chat" },
+  { name: "compare", text: "compare" },
   { name: "dashboard", text: "dashboard" },
 ] as const;
 
