@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from minisgl.config.option import DAY, OptionError, key_fault, option
 
 _ROOT_PATH = re.compile(r"(/[^/?#\s]+)+")
+_HOST = re.compile(r"[^/?#:@*,\s]+")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")
+
+ANY_HOST = "*"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ class HttpSettings:
         "* for all; none by default",
         group="HTTP",
         metavar="ORIGIN",
+    )
+    allowed_hosts: tuple[str, ...] = option(
+        (),
+        "names by which clients may address the server (Host), beside addresses, names without a "
+        "dot and *.localhost; * for all. By default all, but those alone where it listens on "
+        "loopback without an API key, as a web page may have its name resolved to this machine",
+        group="HTTP",
+        metavar="HOST",
     )
     api_key: tuple[str, ...] = option(
         (),
@@ -136,6 +147,11 @@ class HttpSettings:
                 "root_path",
                 f"must be a path such as /model without / at its end, got {self.root_path!r}",
             )
+        for name in self.allowed_hosts:
+            if name != ANY_HOST and not _HOST.fullmatch(name):
+                raise OptionError(
+                    "allowed_hosts", f"must be * or names such as example.org, got {name!r}"
+                )
         for origin in self.allowed_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise OptionError(

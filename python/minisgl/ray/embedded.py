@@ -6,12 +6,13 @@ import asyncio
 import codecs
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.types import ASGIApp
 
 from minisgl.config import ServerArgs
+from minisgl.config.http import ANY_HOST
 from minisgl.engine.client import EngineClient
 from minisgl.engine.local_ranks import RANK_COMMAND
 from minisgl.engine.replicas import Replicas
@@ -46,6 +47,8 @@ class EmbeddedServer:
         and KvEventsError.
         """
         check_names(args.tool_call_parser, args.reasoning_parser)
+        # It listens nowhere itself: by which names it is reached is its proxy's business.
+        args = replace(args, allowed_hosts=args.allowed_hosts or (ANY_HOST,))
         files = await asyncio.to_thread(
             resolve_model,
             args.model,

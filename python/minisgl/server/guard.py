@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from minisgl.server.cors import Cors
 from minisgl.server.dialects import OPENAI, Dialect
 from minisgl.server.errors import BACKLOG_CODES, ApiError, from_exception, unauthorized
+from minisgl.server.hosts import Hosts
 from minisgl.server.http import ClientGone, Exchange
 from minisgl.server.request_log import Answered, log_request
 from minisgl.server.state import ServerState
@@ -47,6 +48,7 @@ class Guard:
         self._dialects = dialects
         self._state = state
         self._cors = Cors(state.args.allowed_origins)
+        self._hosts = Hosts(state.args)
         self._root = state.args.root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +65,7 @@ class Guard:
             scope["path"] = path = _plain_path(scope["path"], self._root)
             exchange.dialect = self._dialect(path)
             _check_framing(scope)
+            self._hosts.check(scope)
             if (preflight := self._cors.preflight(scope)) is not None:
                 await _send_empty(exchange.send, preflight)
             else:

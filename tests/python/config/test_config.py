@@ -325,6 +325,12 @@ def test_api_keys() -> None:
             parse_args(argv, environment)
 
 
+def test_allowed_hosts() -> None:
+    assert parse_args([], {}).allowed_hosts == ()
+    flags = [f"--allowed-hosts={name}" for name in ("a.example", "b.example", "c")]
+    assert parse_args(flags, {}).allowed_hosts == ("a.example", "b.example", "c")
+
+
 def test_allowed_origins() -> None:
     origins = ("https://a.example", "http://localhost:5173")
     flags = [f"--allowed-origins={origin}" for origin in origins]

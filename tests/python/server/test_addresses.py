@@ -181,6 +181,7 @@ def test_options_that_need_each_other() -> None:
         ("root_path", "must be a path such as /model", {"root_path": "model"}),
         ("root_path", "without / at its end, got '/model/'", {"root_path": "/model/"}),
         ("allowed_origins", "got 'example.org'", {"allowed_origins": ("*", "example.org")}),
+        ("allowed_hosts", "got 'a.example:80'", {"allowed_hosts": ("*", "a.example:80")}),
         ("api_key", "must not be empty", {"api_key": ("a", "")}),
         ("api_key", "must not have control characters", {"api_key": ("a", "a\nb")}),
         ("api_key", "must not have control characters", {"api_key": ("a\x7f",)}),

@@ -375,7 +375,7 @@ async def test_a_slash_at_the_end(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [b"http://else.where:81/version", b"HTTP://a/version?x=1", b"https://a/version/"]
+    "target", [b"http://elsewhere:81/version", b"HTTP://a/version?x=1", b"https://a/version/"]
 )
 async def test_the_absolute_form_of_a_target(server: Server, target: bytes) -> None:
     answer = await raw(
