@@ -35,6 +35,7 @@ struct ModelOptions {
   std::string device;
   int num_ranks;
   bool expert_parallel;
+  std::string expert_folder;
 };
 
 KvCache make_cache(const Model& model, Device& device, const ModelOptions& options) {
@@ -63,11 +64,14 @@ class PyModel {
   PyModel(const std::string& path, const ModelOptions& options) {
     if (options.num_ranks < 1) throw InputError(concat("num_ranks must be positive, got ", options.num_ranks));
     if (options.num_ranks == 1) {
-      ranks_.emplace_back(path, options, make_device(options.device, options.num_threads));
+      ranks_.emplace_back(path, options,
+                          make_device(options.device, options.num_threads, nullptr, "", false, options.expert_folder));
     } else {
       const int num_threads = std::max(1, choose_num_threads(options.num_threads) / options.num_ranks);
       for (auto& communicator : make_shm_communicators(options.num_ranks)) {
-        ranks_.emplace_back(path, options, make_device(options.device, num_threads, std::move(communicator)));
+        ranks_.emplace_back(
+            path, options,
+            make_device(options.device, num_threads, std::move(communicator), "", false, options.expert_folder));
       }
     }
     const KvCache& cache = ranks_.front().cache;
@@ -177,10 +181,10 @@ class PyModel {
 
 std::unique_ptr<PyModel> make_model(const std::string& path, int num_threads, const std::string& kv_dtype,
                                     int page_size, std::int64_t max_tokens, const std::string& device, int num_ranks,
-                                    bool expert_parallel) {
+                                    bool expert_parallel, const std::string& expert_folder) {
   const py::gil_scoped_release release;
-  return std::make_unique<PyModel>(
-      path, ModelOptions{num_threads, kv_dtype, page_size, max_tokens, device, num_ranks, expert_parallel});
+  return std::make_unique<PyModel>(path, ModelOptions{num_threads, kv_dtype, page_size, max_tokens, device, num_ranks,
+                                                      expert_parallel, expert_folder});
 }
 
 }  // namespace
@@ -190,6 +194,7 @@ void bind_model(py::module_& module) {
       .def(py::init(&make_model), py::arg("path"), py::kw_only(), py::arg("num_threads") = 0,
            py::arg("kv_dtype") = "auto", py::arg("page_size") = 16, py::arg("max_tokens") = 4096,
            py::arg("device") = "cpu", py::arg("num_ranks") = 1, py::arg("expert_parallel") = false,
+           py::arg("expert_folder") = "",
            "num_ranks: the model is cut over so many ranks, threads of this process that share num_threads.")
       .def("forward", &PyModel::forward, py::arg("token_ids"), py::kw_only(), py::arg("chunk_sizes") = py::none(),
            "Logits of every position, f32 [len(token_ids), vocab_size], with a fresh cache. chunk_sizes: how the ids "

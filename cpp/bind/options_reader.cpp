@@ -17,6 +17,7 @@ const FieldTable<EngineOptions>& readers() {
       {"device", into<&EngineOptions::device>},
       {"load_format", into<&EngineOptions::load_format>},
       {"expert_parallel", into<&EngineOptions::expert_parallel>},
+      {"expert_folder", into<&EngineOptions::expert_folder>},
       {"quantize", into<&EngineOptions::quantize>},
       {"cache_dir", into<&EngineOptions::cache_dir>},
       {"num_threads", into<&EngineOptions::num_threads>},

@@ -14,6 +14,16 @@ AlignedBuffer::AlignedBuffer(std::size_t size) {
   size_ = size;
 }
 
+AlignedBuffer AlignedBuffer::of_file(int file, std::int64_t offset, std::size_t size) {
+  AlignedBuffer buffer;
+  if (size == 0) return buffer;
+  void* memory = mmap(nullptr, size, PROT_READ, MAP_SHARED, file, offset);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  buffer.data_ = static_cast<std::byte*>(memory);
+  buffer.size_ = size;
+  return buffer;
+}
+
 AlignedBuffer::~AlignedBuffer() {
   if (data_) munmap(data_, size_);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 namespace minisgl {
@@ -10,6 +11,8 @@ class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   explicit AlignedBuffer(std::size_t size);  // throws std::bad_alloc
+  // A file's bytes from `offset` on, a multiple of the page size. They may be read only. Throws std::bad_alloc.
+  static AlignedBuffer of_file(int file, std::int64_t offset, std::size_t size);
   AlignedBuffer(AlignedBuffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {

@@ -13,7 +13,7 @@ namespace minisgl {
 
 std::unique_ptr<Device> make_device(const std::string& name, std::int64_t num_threads,
                                     std::shared_ptr<Communicator> comm, const std::string& cache_folder,
-                                    bool deterministic) {
+                                    bool deterministic, const std::string& expert_folder) {
   if (name != "auto" && name != "cpu" && name != "cuda") {
     throw InputError("--device must be auto, cpu or cuda, got " + name);
   }
@@ -27,10 +27,14 @@ std::unique_ptr<Device> make_device(const std::string& name, std::int64_t num_th
                      " doesn't promise; use --comm auto");
   }
   if (name == "cuda" || (name == "auto" && !on_host && num_gpus() > 0)) {
+    if (!expert_folder.empty()) {
+      throw InputError(
+          "--expert-folder is for CPUs: a GPU has experts in its own memory; use --device cpu, or leave it out");
+    }
     const int gpu = comm ? comm->device() : 0;
     return make_cuda_device(gpu, threads, std::move(comm), cache_folder, deterministic);
   }
-  return make_cpu_device(threads, std::move(comm));
+  return make_cpu_device(threads, std::move(comm), expert_folder);
 }
 
 }  // namespace minisgl

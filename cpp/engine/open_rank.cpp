@@ -23,8 +23,8 @@ LoadedRank load_rank(const EngineOptions& options, const Place& place, const Ran
     throw InputError(
         "--deterministic and --quantize exclude each other: products of quantised weights depend on the step's rows");
   }
-  std::unique_ptr<Device> device =
-      make_device(options.device, options.num_threads, place.device_comm, options.cache_dir, options.deterministic);
+  std::unique_ptr<Device> device = make_device(options.device, options.num_threads, place.device_comm,
+                                               options.cache_dir, options.deterministic, options.expert_folder);
   device->pool().report_to(progress.counter);
   progress.counter->set_working(true);
   std::unique_ptr<Model> model = load_model(options.model_path, *device, progress.weights, format, quantize,

@@ -19,6 +19,7 @@ struct EngineOptions {
   std::string device = "auto";
   std::string load_format = "auto";  // "dummy": random weights of the model's shapes, for measuring
   bool expert_parallel = false;      // ExpertCut::whole
+  std::string expert_folder = {};    // on CPUs: experts lie in a file in it; empty: in memory
   std::string quantize = "none";     // "fp8": the weights of linear layers become e4m3 at load
   std::string cache_dir = {};        // for what a GPU measures of itself; empty: not kept
   std::int64_t num_threads = 0;      // on the host; 0: all that this process may use

@@ -7,6 +7,7 @@
 
 #include "core/aligned_buffer.h"
 #include "core/dtype.h"
+#include "core/memory_file.h"
 #include "core/thread_pool.h"
 #include "gemm/weights.h"
 
@@ -25,6 +26,8 @@ class PackedMatrix final : public Matrix {
   DType dtype() const override { return dtype_; }
   std::int64_t rows() const override { return rows_; }
   std::int64_t cols() const override { return cols_; }
+  // From now on it lies in `file`.
+  void move_to(MemoryFile& file) { data_ = file.store(data_); }
   const std::byte* data() const { return data_.data(); }
   std::size_t nbytes() const override { return data_.size(); }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/memory_file.h"
 #include "gemm/scaled_bytes.h"
 #include "gemm/weights.h"
 
@@ -51,6 +52,8 @@ class WeightMaker {
   virtual std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) = 0;
   // The projections as one layer; all have the same number of input features.
   virtual std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) = 0;
+  // The file that experts lie in, where memory needn't hold them.
+  virtual const MemoryFile* expert_file() const { return nullptr; }
   // On devices with Ops::computes_experts().
   virtual std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape&) {
     throw CheckError("the device computes no experts");

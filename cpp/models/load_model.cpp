@@ -126,13 +126,29 @@ void refuse_what_device_lacks(const ModelSpec& spec, const std::string& path, co
 
 // Weights are copied in the layout of the device's kernels, so where that is the host's memory the file's pages don't
 // stand in for them. A device with memory of its own says itself when it has too little.
-void refuse_what_does_not_fit(const std::string& path, std::int64_t bytes, Device& device) {
+// Experts in a file take no memory that others need, so there can be more of them than memory.
+void refuse_what_does_not_fit(const std::string& path, std::int64_t bytes, std::int64_t expert_bytes, Device& device) {
   if (device.has_own_memory()) return;
-  const std::int64_t available = device.available_memory();
-  if (bytes <= available) return;
   constexpr std::int64_t mebibyte = std::int64_t{1} << 20;
-  throw InputError(concat("'", path, "': its weights take ", bytes / mebibyte, " MiB of memory, and ",
-                          available / mebibyte, " MiB are available: use a smaller model, or one in fewer bits"));
+  const std::int64_t available = device.available_memory();
+  const MemoryFile* const file = device.expert_file();
+  const std::int64_t in_memory = file == nullptr ? bytes : bytes - expert_bytes;
+  if (in_memory > available) {
+    throw InputError(
+        concat("'", path, "': its weights take ", in_memory / mebibyte, " MiB of memory, and ", available / mebibyte,
+               " MiB are available: use a smaller model, or one in fewer bits",
+               file == nullptr && expert_bytes > 0 ? ", or --expert-folder, which keeps experts in a file" : ""));
+  }
+  if (file == nullptr) return;
+  if (expert_bytes > file->free_bytes()) {
+    throw InputError(concat("'", path, "': its experts take ", expert_bytes / mebibyte, " MiB, and ",
+                            file->free_bytes() / mebibyte, " MiB are free in --expert-folder '", file->folder(),
+                            "': use a folder on a larger disk"));
+  }
+  if (device.rank() > 0) return;
+  log_line(LogLevel::info,
+           concat("'", path, "': ", expert_bytes / mebibyte, " MiB of experts lie in a file in '", file->folder(),
+                  "'; memory has room for ", (available - in_memory) / mebibyte, " MiB of them and of the cache."));
 }
 
 }  // namespace
@@ -148,6 +164,9 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
   if (expert_cut == ExpertCut::whole && spec.experts.num_experts == 0) {
     throw InputError(
         concat("'", path, "': ", spec.family, " has no experts: --expert-parallel is for mixtures of them"));
+  }
+  if (device.expert_file() != nullptr && spec.experts.num_experts == 0) {
+    throw InputError(concat("'", path, "': ", spec.family, " has no experts: --expert-folder is for mixtures of them"));
   }
   // Refuses what can't be cut.
   shard_of(spec, device.num_ranks(), dummy ? ColumnBlocks{} : column_blocks(spec, *source), expert_cut);
@@ -171,7 +190,7 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
       log_unread(*source, spec, check);
       log_widened(*source, device, check);
     }
-    refuse_what_does_not_fit(path, total, device);
+    refuse_what_does_not_fit(path, total, check.expert_bytes(), device);
   }
 
   std::int64_t done = 0;

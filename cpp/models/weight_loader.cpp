@@ -283,6 +283,7 @@ void WeightLoader::put_expert(const ExpertFiles& files, std::int64_t expert, Exp
   const std::int64_t cols = is_down ? shape.intermediate_size : shape.hidden_size;
   const std::int64_t num_bytes = rows * row_bytes(dtype, cols);
   bytes_by_dtype_[static_cast<std::size_t>(dtype)] += num_bytes;
+  expert_bytes_ += num_bytes;
   if (maker != nullptr) {
     AlignedBuffer whole;
     const MatrixBytes matrix = files.matrix(expert, which, device_.pool(), whole);

@@ -68,6 +68,7 @@ class WeightLoader {
   // File bytes of each format, of the rank's parts of all matrices so far. What was e4m3, or was to be, counts as what
   // it became.
   const std::vector<std::int64_t>& bytes_by_dtype() const { return bytes_by_dtype_; }
+  std::int64_t expert_bytes() const { return expert_bytes_; }  // those of experts among them
 
  private:
   Projection projection(const ProjectionRequest& request);
@@ -95,7 +96,8 @@ class WeightLoader {
   ExpertCut expert_cut_;
   std::function<void(std::int64_t)> on_bytes_;  // called with the bytes of each tensor that is done
   std::vector<std::int64_t> bytes_by_dtype_;    // [number of DTypes]
-  std::unordered_set<std::string> read_;        // names of the tensors asked for
+  std::int64_t expert_bytes_ = 0;
+  std::unordered_set<std::string> read_;  // names of the tensors asked for
 };
 
 }  // namespace minisgl

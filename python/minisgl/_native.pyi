@@ -133,6 +133,7 @@ class EngineOptions(TypedDict, total=False):
     report_blocks: bool
     load_format: str
     expert_parallel: bool
+    expert_folder: str
     quantize: str
     cache_dir: str
 
@@ -263,6 +264,7 @@ class Model:
         device: str = "cpu",
         num_ranks: int = 1,
         expert_parallel: bool = False,
+        expert_folder: str = "",
     ) -> None:
         """num_ranks: the model is cut over so many ranks, threads of this process that share
         num_threads.

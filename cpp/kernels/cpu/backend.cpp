@@ -48,8 +48,10 @@ class CpuLinear final : public Linear {
 
 class CpuDevice final : public Device {
  public:
-  CpuDevice(int num_threads, std::shared_ptr<Communicator> comm)
-      : pool_(num_threads), comm_(std::move(comm)), scratch_(static_cast<std::size_t>(num_threads)) {}
+  CpuDevice(int num_threads, std::shared_ptr<Communicator> comm, const std::string& expert_folder)
+      : pool_(num_threads), comm_(std::move(comm)), scratch_(static_cast<std::size_t>(num_threads)) {
+    if (!expert_folder.empty()) expert_file_.emplace(expert_folder);
+  }
 
   std::string device_name() const override { return concat("CPU (", cpu_isa_name(), ")"); }
   ThreadPool& pool() override { return pool_; }
@@ -93,8 +95,9 @@ class CpuDevice final : public Device {
   std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) override {
     return std::make_unique<const CpuLinear>(std::move(outputs));
   }
+  const MemoryFile* expert_file() const override { return expert_file_ ? &*expert_file_ : nullptr; }
   std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape) override {
-    return cpu_ops::make_experts(shape, pool_);
+    return cpu_ops::make_experts(shape, pool_, expert_file_ ? &*expert_file_ : nullptr);
   }
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
     return std::make_unique<CpuSeenTokens>(vocab_size, in_prompt);
@@ -288,6 +291,7 @@ class CpuDevice final : public Device {
 
   ThreadPool pool_;
   std::shared_ptr<Communicator> comm_;
+  std::optional<MemoryFile> expert_file_;
   GemmWorkspace gemm_workspace_;
   bool has_quantized_weights_ = false;
   AlignedBuffer router_logits_;     // [rows, experts] f32
@@ -304,8 +308,9 @@ class CpuDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> make_cpu_device(int num_threads, std::shared_ptr<Communicator> comm) {
-  return std::make_unique<CpuDevice>(num_threads, std::move(comm));
+std::unique_ptr<Device> make_cpu_device(int num_threads, std::shared_ptr<Communicator> comm,
+                                        const std::string& expert_folder) {
+  return std::make_unique<CpuDevice>(num_threads, std::move(comm), expert_folder);
 }
 
 }  // namespace minisgl

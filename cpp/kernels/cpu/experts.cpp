@@ -27,7 +27,8 @@ struct Expert {
 
 class CpuExperts final : public Experts {
  public:
-  CpuExperts(const ExpertsShape& shape, std::vector<Expert> experts) : shape_(shape), experts_(std::move(experts)) {
+  CpuExperts(const ExpertsShape& shape, std::vector<Expert> experts, bool in_file)
+      : shape_(shape), experts_(std::move(experts)), in_file_(in_file) {
     for (const Expert& expert : experts_) {
       for (const PackedMatrix& weight : expert.weights) {
         MINISGL_CHECK(weight.nbytes() > 0, "an expert without one of its matrices");
@@ -39,17 +40,19 @@ class CpuExperts final : public Experts {
   const ExpertsShape& shape() const override { return shape_; }
   std::int64_t nbytes() const override { return nbytes_; }
   const Expert& expert(std::int64_t index) const { return experts_[static_cast<std::size_t>(index)]; }
+  bool in_file() const { return in_file_; }
 
  private:
   ExpertsShape shape_;
   std::vector<Expert> experts_;  // [num_experts]
+  bool in_file_;
   std::int64_t nbytes_ = 0;
 };
 
 class CpuExpertsMaker final : public ExpertsMaker {
  public:
-  CpuExpertsMaker(const ExpertsShape& shape, ThreadPool& pool)
-      : shape_(shape), pool_(pool), experts_(static_cast<std::size_t>(shape.num_experts)) {}
+  CpuExpertsMaker(const ExpertsShape& shape, ThreadPool& pool, MemoryFile* file)
+      : shape_(shape), pool_(pool), file_(file), experts_(static_cast<std::size_t>(shape.num_experts)) {}
 
   void put(std::int64_t expert, ExpertMatrix which, DType dtype, std::span<const std::byte> raw,
            std::span<const float> bias) override {
@@ -60,6 +63,7 @@ class CpuExpertsMaker final : public ExpertsMaker {
     Expert& to = experts_.at(static_cast<std::size_t>(expert));
     const auto place = static_cast<std::size_t>(which);
     to.weights[place] = PackedMatrix::pack(dtype, rows, cols, raw, pool_);
+    if (file_ != nullptr) to.weights[place].move_to(*file_);
     to.biases[place].assign(bias.begin(), bias.end());
   }
   void put_random() override {
@@ -72,12 +76,13 @@ class CpuExpertsMaker final : public ExpertsMaker {
     }
   }
   std::unique_ptr<const Experts> finish() override {
-    return std::make_unique<const CpuExperts>(shape_, std::move(experts_));
+    return std::make_unique<const CpuExperts>(shape_, std::move(experts_), file_ != nullptr);
   }
 
  private:
   ExpertsShape shape_;
   ThreadPool& pool_;
+  MemoryFile* file_;
   std::vector<Expert> experts_;
 };
 
@@ -136,6 +141,7 @@ class Run {
     const std::int64_t hidden = shape_.hidden_size, intermediate = shape_.intermediate_size;
     choose();
     const std::int64_t num_slots = sort();
+    if (experts_.in_file()) fetch();
     float *const ends = at<float>(layout_.ends), *const gate_up = at<float>(layout_.gate_up);
     float* const activated = at<float>(layout_.activated);
     const auto* const rows = at<std::int32_t>(layout_.rows);
@@ -208,6 +214,15 @@ class Run {
     return first[shape_.num_experts];
   }
 
+  // Has what was chosen and isn't in memory read beside the products.
+  void fetch() const {
+    const auto* const first = at<std::int32_t>(layout_.first);
+    for (std::int64_t i = 0; i < shape_.num_experts; ++i) {
+      if (first[i] == first[i + 1]) continue;
+      for (const PackedMatrix& weight : experts_.expert(i).weights) fetch_absent(weight.data(), weight.nbytes());
+    }
+  }
+
   // The parts of one matrix of every expert that was chosen. Returns whether all of them read quantised rows.
   bool add_parts(ExpertMatrix which, std::int64_t column) {
     const auto* const first = at<std::int32_t>(layout_.first);
@@ -256,8 +271,8 @@ class Run {
 
 }  // namespace
 
-std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape, ThreadPool& pool) {
-  return std::make_unique<CpuExpertsMaker>(shape, pool);
+std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape, ThreadPool& pool, MemoryFile* file) {
+  return std::make_unique<CpuExpertsMaker>(shape, pool, file);
 }
 
 void choose_experts(const float* logits, std::int64_t all_experts, const RouterRule& rule, std::int32_t* chosen,

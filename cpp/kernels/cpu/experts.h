@@ -12,7 +12,8 @@
 
 namespace minisgl::cpu_ops {
 
-std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape, ThreadPool& pool);
+// Their matrices lie in `file`; null: in memory.
+std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape, ThreadPool& pool, MemoryFile* file);
 
 // What the router makes of a row's logits [all_experts]: the chosen, best first, and their weights. Both [num_chosen].
 void choose_experts(const float* logits, std::int64_t all_experts, const RouterRule& rule, std::int32_t* chosen,

@@ -93,6 +93,12 @@ class EngineSettings:
         "give each rank whole experts, in place of a part of each (for mixtures of experts with "
         "--tp)",
     )
+    expert_folder: str = option(
+        "",
+        "on CPUs: the experts of a mixture lie in a file in this folder, which has no name and "
+        "goes with the engine; memory holds as many of them as it has room for",
+        metavar="FOLDER",
+    )
     quantize: str = option(
         "none",
         "fp8: the weights of linear layers become FP8 at load, with a scale for each output "

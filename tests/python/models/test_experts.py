@@ -193,6 +193,34 @@ def test_experts_of_another_shape_are_named(tmp_path: Path) -> None:
         Model(str(tmp_path))
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_experts_in_a_file(num_ranks: int, tmp_path: Path) -> None:
+    """They give what those in memory give, and leave nothing behind."""
+    path, folder = tmp_path / "model", tmp_path / "experts"
+    folder.mkdir()
+    save_random_model(tiny_config("gpt_oss"), path, torch.bfloat16)
+    ids = token_ids(40)
+    in_memory = Model(str(path), num_ranks=num_ranks).forward(ids)
+    model = Model(str(path), num_ranks=num_ranks, expert_folder=str(folder))
+    assert np.array_equal(model.forward(ids), in_memory)
+    assert f"{folder}/minisgl-experts-" in Path("/proc/self/maps").read_text()
+    assert list(folder.iterdir()) == []
+
+
+def test_folders_that_experts_cannot_lie_in(tmp_path: Path) -> None:
+    save_random_model(tiny_config("qwen3_moe"), tmp_path)
+    for folder, fault in (
+        ("/dev/shm", "is in memory itself"),
+        ("/proc", "can't make a file there"),
+        (str(tmp_path / "missing"), "No such file"),
+    ):
+        with pytest.raises(InputError, match=f"--expert-folder '{folder}': {fault}"):
+            Model(str(tmp_path), expert_folder=folder)
+    save_random_model(tiny_config("qwen3"), tmp_path)
+    with pytest.raises(InputError, match="qwen3 has no experts: --expert-folder is for mixtures"):
+        Model(str(tmp_path), expert_folder=str(tmp_path))
+
+
 def test_experts_that_do_not_fit_into_memory(tmp_path: Path) -> None:
     """Said before anything is loaded: the file is as large as it says, and has no contents."""
     save_random_model(
@@ -219,6 +247,9 @@ def test_experts_that_do_not_fit_into_memory(tmp_path: Path) -> None:
     config["moe_intermediate_size"] = width
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        InputError, match=r"its weights take 786\d{3} MiB of memory, and \d+ MiB are"
+        InputError,
+        match=r"its weights take 786\d{3} MiB of memory, and \d+ MiB are.*--expert-folder",
     ):
         Model(str(tmp_path))
+    with pytest.raises(InputError, match=r"its experts take 786\d{3} MiB, and \d+ MiB are free in"):
+        Model(str(tmp_path), expert_folder=str(tmp_path))
