@@ -11,15 +11,15 @@ import pytest
 
 from minisgl import LLM, SamplingParams
 from minisgl.ipc.messages import EngineStats
-from tests.python.running.tiny_model import make_tiny_model
+from tests.python.running.tiny_model import make_model_of, make_tiny_model
 
 NUM_CHATS, NUM_TURNS = 6, 3
 SYSTEM = [(31 * i) % 200 + 1 for i in range(75)]
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt_oss"])
+@pytest.fixture(scope="module", params=["llama", "gpt_oss", "fp8"])
 def tiny(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("prefix") / "tiny", family=request.param)
+    return make_model_of(request.param, tmp_path_factory.mktemp("prefix") / "tiny")
 
 
 def params(chat: int) -> SamplingParams:

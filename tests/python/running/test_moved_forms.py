@@ -12,11 +12,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from minisgl.config import ServerArgs
 from minisgl.engine.replica import Replica
 from minisgl.engine.replicas import Replicas
 from minisgl.ray.embedded import EmbeddedServer, post
 from tests.python.launch.servers import is_called, processes
+from tests.python.running.tiny_model import make_model_of
 from tests.python.waiting import until
 
 FORM = r"(\[[a-f]{20}\]){100}"
@@ -34,6 +37,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "call": {"tools": [{"type": "function", "function": NOTE}], "tool_choice": "required"},
 }
 BEGUN = 20  # tokens
+
+
+@pytest.fixture(params=["llama", "gpt_oss", "fp8"])
+def model(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    return make_model_of(request.param, tmp_path / "tiny")
 
 
 async def ask(server: EmbeddedServer, kind: str, number: int) -> str:
@@ -87,9 +95,9 @@ def drain(replicas: Replicas, replica: Replica) -> None:
     replicas.admit(replica)
 
 
-async def test_they_go_on_elsewhere(tiny_model: Path, caplog: Any) -> None:
+async def test_they_go_on_elsewhere(model: Path, caplog: Any) -> None:
     args = ServerArgs(
-        model=str(tiny_model), device="cpu", replicas=2, num_threads=1, kv_cache_tokens=65536
+        model=str(model), device="cpu", replicas=2, num_threads=1, kv_cache_tokens=65536
     )
     server = await EmbeddedServer.start(args)
     replicas = server._engine

@@ -5,9 +5,11 @@ millisecond.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from tests.python.models.fp8_checkpoints import write_fp8
 from tests.python.models.tiny_models import save_random_model, tiny_config
 from tests.python.server.byte_tokenizer import END, TEMPLATE, VOCAB_SIZE, make_backend
 
@@ -38,3 +40,14 @@ def make_tiny_model(
         json.dumps({"eos_token": "<end>", "chat_template": template})
     )
     return folder
+
+
+def make_model_of(kind: str, folder: Path) -> Path:
+    """A tiny model of a family, or "fp8": Llama with linear layers in FP8."""
+    if kind != "fp8":
+        return make_tiny_model(folder, family=kind)
+    plain = make_tiny_model(folder / "plain")
+    write_fp8(plain, folder / "fp8", "channel")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(plain / name, folder / "fp8")
+    return folder / "fp8"

@@ -1,5 +1,5 @@
-"""Random requests to a server over a mixture of experts with attention sinks, cut over two ranks
-by whole experts.
+"""Random requests to a server over two ranks: of a mixture of experts with attention sinks, cut by
+whole experts, and of FP8 weights.
 """
 
 from __future__ import annotations
@@ -20,17 +20,23 @@ from tests.python.running.test_random_requests import (
     requests,
     starts,
 )
-from tests.python.running.tiny_model import make_tiny_model
+from tests.python.running.tiny_model import make_model_of
+
+
+@pytest.fixture(scope="module", params=["gpt_oss", "fp8"])
+def kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("experts") / "tiny", family="gpt_oss")
+def tiny_model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_of(kind, tmp_path_factory.mktemp("kinds") / "tiny")
 
 
 @pytest.fixture(scope="module")
-def server(start_server: StartServer) -> RunningServer:
-    return start_server("--tp", "2", "--expert-parallel")
+def server(kind: str, start_server: StartServer) -> RunningServer:
+    return start_server("--tp", "2", *(["--expert-parallel"] if kind == "gpt_oss" else []))
 
 
 @pytest.fixture(scope="module")
