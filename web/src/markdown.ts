@@ -134,6 +134,8 @@ export function blocksOf(text: string, earlier: Block[], growing: boolean): Bloc
   const tokens = parser.lexer(text.slice(length)).filter((token) => token.raw);
   const blocks = tokens.map((token, index) => {
     const last = index === tokens.length - 1;
+    const before = earlier[kept.length + index];
+    if (before?.raw === token.raw && !last) return before;
     return { raw: token.raw, html: token.type === "space" ? "" : render(token, growing && last) };
   });
   return [...kept, ...blocks];

@@ -10,6 +10,11 @@ import { Chart } from "./Chart";
 import { Engines } from "./Engines";
 import { connection, samples, server, type Refusal, type Sample, type ServerState } from "./feed";
 
+/** Shown until the server says more: nothing moves when it does. */
+const NO_TIER = { pages: 0, looked_for: 0, found: 0 };
+const NOTHING = { restarts: 0, replaying: 0, pages_total: 0, pages_free: 0, page_size: 0, tiers: { device: NO_TIER, host: NO_TIER } };
+type Shown = Pick<ServerState, keyof typeof NOTHING>;
+
 const SPANS = [5, 15, 60]; // minutes
 
 export function Board() {
@@ -37,7 +42,7 @@ export function Board() {
             </select>
           </label>
         </div>
-        {state && <Numbers state={state} latest={samples.value.at(-1)} />}
+        <Numbers state={state ?? NOTHING} latest={samples.value.at(-1)} />
         <Charts shown={shown} />
         {state && <Engines state={state} />}
         {state && <Refusals refusals={state.refusals} />}
@@ -64,7 +69,7 @@ function State() {
   );
 }
 
-function Numbers({ state, latest }: { state: ServerState; latest: Sample | undefined }) {
+function Numbers({ state, latest }: { state: Shown; latest: Sample | undefined }) {
   const share = (one: { looked_for: number; found: number }): string =>
     one.looked_for ? percent(one.found / one.looked_for) : "–";
   const pages = state.pages_total - state.pages_free;

@@ -1,39 +1,28 @@
-// A text's Markdown. Of one that grows, only the blocks that have changed are made anew.
-import { useEffect, useRef } from "preact/hooks";
-import { t } from "../i18n";
-import { blocksOf, loadedParts, type Block } from "../markdown";
-import { copyText } from "./clipboard";
+// A text's Markdown. What reads it is loaded with the first text: until then the text is shown as it is.
+import { signal } from "@preact/signals";
+import type { FunctionComponent } from "preact";
 
-const COPIED_MS = 1500;
-
-export function Markdown({ text, growing = false }: { text: string; growing?: boolean }) {
-  const element = useRef<HTMLDivElement>(null);
-  const earlier = useRef<{ blocks: Block[]; loaded: number }>({ blocks: [], loaded: 0 });
-  const loaded = loadedParts.value;
-  const blocks = blocksOf(text, earlier.current.loaded === loaded ? earlier.current.blocks : [], growing);
-  earlier.current = { blocks, loaded };
-  const copy = t("copy");
-  useEffect(() => {
-    for (const button of element.current?.querySelectorAll("button.copy") ?? []) {
-      if (!button.textContent) button.textContent = copy;
-    }
-  });
-  return (
-    <div ref={element} class="markdown" onClick={(event) => onClick(event)}>
-      {blocks.map(({ html }, index) => html && <Html key={index} html={html} />)}
-    </div>
-  );
+interface Text {
+  text: string;
+  growing?: boolean;
 }
 
-function Html({ html }: { html: string }) {
-  return <div dangerouslySetInnerHTML={{ __html: html }} />;
+const loaded = signal<FunctionComponent<Text> | null>(null);
+let loading = false;
+
+async function load(): Promise<void> {
+  if (loading) return;
+  loading = true;
+  try {
+    loaded.value = (await import("./Blocks")).Blocks;
+  } catch {
+    loading = false; // the server is away: the next text tries again
+  }
 }
 
-function onClick(event: MouseEvent): void {
-  const button = event.target;
-  if (!(button instanceof HTMLButtonElement) || !button.classList.contains("copy")) return;
-  void copyText(button.closest("figure")?.querySelector("code")?.textContent ?? "").then(() => {
-    button.textContent = t("copied");
-    setTimeout(() => (button.textContent = t("copy")), COPIED_MS);
-  });
+export function Markdown({ text, growing = false }: Text) {
+  const Blocks = loaded.value;
+  if (Blocks) return <Blocks text={text} growing={growing} />;
+  void load();
+  return <div class="markdown plain">{text}</div>;
 }

@@ -1,0 +1,1 @@
+async function t(o){if(navigator.clipboard)return navigator.clipboard.writeText(o);let e=document.createElement("textarea");e.value=o,e.className="out-of-sight",document.body.append(e),e.select(),document.execCommand("copy"),e.remove()}export{t as a};
