@@ -106,6 +106,21 @@ test("a reload in mid-answer", async () => {
   await context.close();
 });
 
+test("an answer of 8192 tokens is drawn as it would be at once", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  await send(page, "long 8192 4000");
+  await ended(page);
+  const drawn = () => page.locator(".markdown").innerHTML();
+  await page.waitForFunction(() => document.querySelectorAll("math").length > 100);
+  const grown = await drawn();
+  assert.ok(grown.length > 40_000);
+  await page.reload();
+  await page.waitForFunction(() => document.querySelectorAll("math").length > 100);
+  assert.equal(await drawn(), grown);
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
 test("what answers and names may hold does nothing", async () => {
   const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
   await send(page, 'hostile <img src=x onerror="document.title=1">');

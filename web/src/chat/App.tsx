@@ -48,7 +48,7 @@ export function App() {
             onClick={() => (sidebar.value = !sidebar.value)}
           />
           <h1>{current.value?.title || t("newChat")}</h1>
-          <Links here="" />
+          <Links here="" class="only-wide" />
           <ModelChoice />
           <IconButton icon="help" label={t("shortcuts")} class="only-wide" onClick={() => (dialog.value = "shortcuts")} />
           <IconButton icon="settings" label={t("settings")} onClick={() => (dialog.value = "settings")} />

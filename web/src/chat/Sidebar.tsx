@@ -3,6 +3,7 @@ import { useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { language, t } from "../i18n";
 import { Icon, IconButton } from "../ui/Icon";
+import { Links } from "../ui/Links";
 import { exportAll, importFile } from "./exchange";
 import type { Conversation } from "./model";
 import { conversations, current, remove, rename, show } from "./state";
@@ -57,6 +58,7 @@ export function Sidebar({ close }: { close: () => void }) {
         ))}
       </ul>
       {!listed.length && words.value && <p class="hint">{t("nothingFound")}</p>}
+      <Links here="" class="only-narrow" />
       <p class="hint" role="status">
         {note.value}
       </p>

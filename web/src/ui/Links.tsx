@@ -7,9 +7,14 @@ const PAGES = [
   { name: "dashboard", text: "dashboard" },
 ] as const;
 
-export function Links({ here }: { here: (typeof PAGES)[number]["name"] }) {
+interface Links {
+  here: (typeof PAGES)[number]["name"];
+  class?: string;
+}
+
+export function Links({ here, class: more = "" }: Links) {
   return (
-    <nav class="links" aria-label={t("pages")}>
+    <nav class={`links ${more}`} aria-label={t("pages")}>
       {PAGES.map(({ name, text }) => (
         <a href={`./${name}`} aria-current={name === here ? "page" : undefined}>
           {t(text)}
