@@ -1,6 +1,6 @@
 // Builds the pages into the Python package, or into the folder that is given: the same bytes each time.
 import { build } from "esbuild";
-import { mkdir, rm, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 
 const here = import.meta.dirname;
@@ -63,3 +63,15 @@ for (const [page, [, title, description]] of Object.entries(PAGES)) {
   ];
   await writeFile(join(out, `${page}.html`), lines.join("\n") + "\n");
 }
+
+// What the files have of others, under which terms.
+const packages = Object.keys(result.metafile.inputs).map((path) => /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(path)?.[1]);
+const notices = [];
+for (const name of [...new Set(packages)].filter(Boolean).sort()) {
+  const folder = join(here, "node_modules", name);
+  const { version, license } = JSON.parse(await readFile(join(folder, "package.json"), "utf8"));
+  const terms = (await readdir(folder)).filter((file) => /^licen[cs]e(\.(md|txt))?$/i.test(file)).sort();
+  if (!terms.length) throw new Error(`${name} has no file with its licence`);
+  notices.push(`${name} ${version} (${license})\n\n${(await readFile(join(folder, terms[0]), "utf8")).trim()}\n`);
+}
+await writeFile(join(out, "licenses.txt"), notices.join(`\n${"-".repeat(80)}\n\n`));

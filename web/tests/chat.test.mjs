@@ -165,6 +165,38 @@ test("Markdown, code, formulas; phone and desktop, light and dark; nothing that 
   }
 });
 
+test("a thought is folded, and a call of a tool is shown and answered", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  const parameters = { type: "object", properties: { a: { type: "integer" }, b: { type: "integer" } } };
+  const tools = [{ type: "function", function: { name: "add", parameters } }];
+  await page.getByRole("button", { name: "Settings" }).click();
+  await page.getByText("Tools", { exact: true }).click();
+  const field = page.getByRole("textbox", { name: "A JSON list of functions" });
+  await field.fill("not JSON");
+  await page.getByText("This isn't a JSON list.").waitFor();
+  await field.fill(JSON.stringify(tools));
+  await page.keyboard.press("Escape");
+  await send(page, "add one and two");
+  await page.locator(".calls summary").getByText("add").waitFor();
+  await ended(page);
+  assert.match(await page.locator(".calls pre").innerText(), /"a": 1,\s+"b": 2/);
+  assert.equal(await page.getByText("Two numbers are to be added.").isVisible(), false);
+  await page.getByText("Thought").click();
+  await page.getByText("Two numbers are to be added.").waitFor();
+  await accessible(page);
+  await page.screenshot({ path: join(SCREENSHOTS, "tools-desktop-light.png") });
+  const asked = page.waitForRequest(/chat\/completions/);
+  await page.getByRole("textbox", { name: "Result of add" }).fill("3");
+  await page.getByRole("textbox", { name: "Result of add" }).press("Enter");
+  const { messages, tools: sent } = (await asked).postDataJSON();
+  assert.deepEqual(sent, tools);
+  assert.deepEqual(messages.map(({ role }) => role), ["user", "assistant", "tool"]);
+  assert.equal(messages[2].tool_call_id, messages[1].tool_calls[0].id);
+  await page.getByText("The sum is 3.").waitFor();
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
 test("sampling, a system prompt, files and another language", async () => {
   const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
   await page.getByRole("button", { name: "Settings" }).click();

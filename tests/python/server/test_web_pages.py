@@ -78,9 +78,15 @@ def test_the_files_are_small_and_of_known_types() -> None:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as wheel:
         for path in BUILT.rglob("*"):
             if path.is_file():
-                assert path.suffix in TYPES
+                assert path.suffix in TYPES or path.name == "licenses.txt"
                 wheel.write(path)
     assert len(archive.getvalue()) < MAX_COMPRESSED_BYTES
+
+
+def test_the_terms_of_what_others_wrote_come_with_it() -> None:
+    text = (BUILT / "licenses.txt").read_text()
+    for name in ("preact", "@preact/signals", "marked", "dompurify", "highlight.js", "temml"):
+        assert re.search(rf"^{name} \d+\.\d+\.\d+ \(", text, re.MULTILINE), name
 
 
 async def test_no_ui(start_server: StartServer) -> None:

@@ -67,9 +67,27 @@ def long_text(count: int) -> str:
     return "".join(parts)[: 4 * count]
 
 
-def text_for(words: list[str]) -> tuple[str, float]:
+CALL = """<think>
+Two numbers are to be added.
+</think>
+
+<tool_call>
+{"name": "add", "arguments": {"a": 1, "b": 2}}
+</tool_call>"""
+
+# As the tests' own, for tools, too.
+TEMPLATE = (
+    "{% for message in messages %}{{ '<turn>' + message.role[0] + ':' + message.content + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<turn>a:' }}{% endif %}"
+)
+
+
+def text_for(words: list[str], prompt: str) -> tuple[str, float]:
     """The answer, and seconds between two of its parts."""
     kind = words[0] if words else ""
+    if kind == "add":
+        _, _, result = prompt.rpartition("\nt:")
+        return (f"The sum is {result.split()[0]}." if "\nt:" in prompt else CALL), 0
     if kind == "hostile":
         return HOSTILE, 0
     if kind == "showcase":
@@ -86,7 +104,7 @@ async def script(client: FakeClient, stream: TokenStream) -> None:
     prompt = bytes(token for token in stream.request.prompt if token < 256).decode()
     asked, _, begun = prompt.rpartition("u:")[2].partition("\n")
     begun = begun.removeprefix("a:").rstrip("\n")
-    text, seconds = text_for(asked.split())
+    text, seconds = text_for(asked.split(), prompt)
     rest = text[len(begun) :] if begun and text.startswith(begun) else text
     data, most = rest.encode(), stream.request.params.max_tokens
     finish: Finish = "stop" if len(data) < most else "length"
@@ -105,7 +123,10 @@ async def script(client: FakeClient, stream: TokenStream) -> None:
 async def main(arguments: list[str]) -> None:
     """Serves until it is ended."""
     options = json.loads(arguments[0]) if arguments else {}
-    async with running(script, max_model_len=2**20, formats=AnswerFormats(), **options) as server:
+    formats = AnswerFormats(tools="hermes", reasoning="qwen3")
+    async with running(
+        script, max_model_len=2**20, formats=formats, template=TEMPLATE, **options
+    ) as server:
         print(server.url, flush=True)
         await asyncio.Event().wait()
 
