@@ -9,6 +9,8 @@ import { Calls } from "./Calls";
 import { siblings, type Message } from "./model";
 import { edit, grown, messages, open, regenerate, resume, showSibling } from "./state";
 
+const SHORTEST_RATE_S = 0.05; // what comes at once has no rate
+
 export function MessageView({ message }: { message: Message }) {
   const edits = useSignal(false);
   const name = message.role === "user" ? t("you") : message.role === "tool" ? t("toolResult") : (message.model ?? t("assistant"));
@@ -124,7 +126,7 @@ function FiguresOf({ message }: { message: Message }) {
   if (!figures?.tokens) return null;
   const seconds = figures.making / 1000;
   const parts = [t("tokens", { count: number(figures.tokens) })];
-  if (seconds > 0 && figures.tokens > 1) {
+  if (seconds > SHORTEST_RATE_S && figures.tokens > 1) {
     parts.unshift(t("tokensPerSecond", { rate: number((figures.tokens - 1) / seconds, 1) }));
   }
   if (figures.firstToken !== null) parts.push(t("firstToken", { time: number(figures.firstToken) }));
