@@ -141,9 +141,19 @@ class RandomCache {
 };
 
 // `batch` sequences of `context` positions, of which a step computes the last `rows`.
-void bench_attention(Device& device, DType dtype, int batch, int context, int rows, const HeadShape& shape,
-                     double bandwidth, double gemm_rate) {
+struct AttentionStep {
+  DType dtype;
+  int batch, context, rows;
+  HeadShape shape;
+  bool sinks = false;
+  float cap = 0.0f;
+};
+
+void bench_attention(Device& device, const AttentionStep& step, double bandwidth, double gemm_rate) {
   constexpr int page_size = 16;
+  const DType dtype = step.dtype;
+  const int batch = step.batch, context = step.context, rows = step.rows;
+  const HeadShape& shape = step.shape;
   const std::int64_t pages_each = (context + page_size - 1) / page_size, num_pages = batch * pages_each;
   const RandomCache cache(device, dtype, num_pages, page_size, shape);
   const Matrix2D qkv = random_rows(device, std::int64_t{batch} * rows, shape.row_size()),
@@ -159,22 +169,26 @@ void bench_attention(Device& device, DType dtype, int batch, int context, int ro
   }
   const std::vector<std::int32_t> tokens(positions.size(), 0);
   device.begin_step({tokens, positions, sequences, {}, page_size}, {});
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
-  const double seconds = time_calls(device, 5, rows > 1 ? 3 : 20, [&](int) {
-    device.paged_attention(qkv.view, shape, cache.layer(), scale, 0, out.view);
-  });
-  const char* name = dtype_info(dtype).name.data();
+  const DeviceBuffer sinks = device.allocate(static_cast<std::size_t>(shape.num_heads) * sizeof(float));
+  const std::vector<float> zeros(static_cast<std::size_t>(shape.num_heads), 0.0f);
+  device.upload(std::as_bytes(std::span(zeros)), sinks.data());
+  const ScoreRule scores(static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim))), step.cap,
+                         step.sinks ? sinks.as<float>() : nullptr);
+  const auto attend = [&](int) { device.paged_attention(qkv.view, shape, cache.layer(), scores, 0, out.view); };
+  const double seconds = time_calls(device, 5, rows > 1 ? 3 : 20, attend);
+  const std::string name =
+      concat(dtype_info(dtype).name, step.sinks ? " with sinks" : "", step.cap > 0 ? " with a cap" : "");
   if (rows == 1) {
     const double rate = static_cast<double>(cache.bytes()) / seconds;
-    std::printf("decode attention %s %4d x %5d, %d/%d heads of %d  %8.1f us  %7.1f GB/s = %.2f of read\n", name, batch,
-                context, shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6, rate / 1e9,
+    std::printf("decode attention %s %4d x %5d, %d/%d heads of %d  %8.1f us  %7.1f GB/s = %.2f of read\n", name.c_str(),
+                batch, context, shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6, rate / 1e9,
                 rate / bandwidth);
   } else {
     const double pairs = rows * (2.0 * context - rows + 1) / 2;
     const double flops = 4.0 * batch * pairs * shape.num_heads * shape.head_dim / seconds;
-    std::printf("prefill attention %s %d x %d, %d/%d heads of %d  %8.1f us  %6.1f TFLOP/s = %.2f of gemm\n", name,
-                batch, context, shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6, flops / 1e12,
-                flops / gemm_rate);
+    std::printf("prefill attention %s %d x %d, %d/%d heads of %d  %8.1f us  %6.1f TFLOP/s = %.2f of gemm\n",
+                name.c_str(), batch, context, shape.num_heads, shape.num_kv_heads, shape.head_dim, seconds * 1e6,
+                flops / 1e12, flops / gemm_rate);
   }
 }
 
@@ -263,14 +277,24 @@ void bench_small(Device& device) {
 }
 
 void bench_attentions(Device& device, double bandwidth, double gemm_rate) {
+  constexpr HeadShape gpt_oss{64, 8, 64}, gemma_2{16, 8, 256};
+  const auto run = [&](const AttentionStep& step) { bench_attention(device, step, bandwidth, gemm_rate); };
   for (const DType dtype : {device.activation_dtype(), DType::f8e4m3}) {
     if (!device.supports_kv_dtype(dtype)) continue;
-    bench_attention(device, dtype, 64, 2048, 1, llama, bandwidth, gemm_rate);
-    bench_attention(device, dtype, 1, 32768, 1, llama, bandwidth, gemm_rate);
-    bench_attention(device, dtype, 256, 512, 1, qwen, bandwidth, gemm_rate);
-    bench_attention(device, dtype, 256, 256, 1, qwen, bandwidth, gemm_rate);
-    bench_attention(device, dtype, 8, 4096, 4096, llama, bandwidth, gemm_rate);
-    bench_attention(device, dtype, 1, 8192, 512, llama, bandwidth, gemm_rate);
+    run({dtype, 64, 2048, 1, llama});
+    run({dtype, 1, 32768, 1, llama});
+    run({dtype, 256, 512, 1, qwen});
+    run({dtype, 256, 256, 1, qwen});
+    run({dtype, 8, 4096, 4096, llama});
+    run({dtype, 1, 8192, 512, llama});
+    for (const bool sinks : {false, true}) {
+      run({dtype, 64, 2048, 1, gpt_oss, sinks});
+      run({dtype, 8, 4096, 4096, gpt_oss, sinks});
+    }
+    for (const float cap : {0.0f, 50.0f}) {
+      run({dtype, 64, 2048, 1, gemma_2, false, cap});
+      run({dtype, 8, 4096, 4096, gemma_2, false, cap});
+    }
   }
 }
 

@@ -144,10 +144,6 @@ class Ops {
   // CheckError for shapes that are not allowed (head_dim: a multiple of 8 up to 256).
   virtual void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, ScoreRule scores,
                                std::int32_t window, OutputTensor out) = 0;
-  // Whether paged_attention takes a rule with a cap.
-  virtual bool caps_scores() const { return true; }
-  // Whether it takes one with sinks.
-  virtual bool takes_sinks() const { return false; }
   // The rows of x that something is wanted of: y[i] = x[logit_rows[i]], then those of hidden_rows. y [num_logits +
   // num_hidden, cols].
   virtual void gather_wanted_rows(Tensor x, OutputTensor y) = 0;

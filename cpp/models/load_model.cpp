@@ -119,8 +119,6 @@ void refuse_what_device_lacks(const ModelSpec& spec, const std::string& path, co
     throw InputError(concat("'", path, "': ", spec.family, " ", what, ", which ", device.device_name(),
                             " can't do yet: --device cpu can"));
   };
-  if (spec.score_cap != 0.0 && !device.caps_scores()) refuse("caps attention scores");
-  if (spec.sinks && !device.takes_sinks()) refuse("has attention sinks");
   if (spec.experts.num_experts > 0 && !device.computes_experts()) refuse("is a mixture of experts");
 }
 

@@ -179,7 +179,6 @@ class CpuDevice final : public Device {
     return cpu_ops::experts_scratch_bytes(shape, rule, num_rows);
   }
   bool computes_experts() const override { return true; }
-  bool takes_sinks() const override { return true; }
   Tensor plain_rows(LinearInput& x) override { return x.form().rows; }
   void store_heads(OutputTensor qkv, const HeadShape& shape, const HeadTransform& transform,
                    const ops::KvLayer& cache) override {

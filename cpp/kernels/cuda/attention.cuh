@@ -24,6 +24,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// One instruction.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // What the tensor cores compute with where the cache holds T.
 template <typename T>
 using ProductType = std::conditional_t<std::is_same_v<T, e4m3>, half, T>;
@@ -107,6 +114,24 @@ struct Softmax {
   }
 };
 
+// Where there is a cap, scores become cap * tanh(score / cap), exact to about 2^-22 of the cap.
+template <typename Scores>
+__device__ __forceinline__ void cap_scores(Scores& scores, float cap) {
+  if (cap == 0.0f) return;
+  if constexpr (std::is_array_v<Scores>) {
+#pragma unroll
+    for (auto& some : scores) cap_scores(some, cap);
+  } else {
+    const float power = exp2_fast(scores * (2.0f * kLog2E * reciprocal_fast(cap)));
+    scores = cap - 2.0f * cap * reciprocal_fast(1.0f + power);
+  }
+}
+
+// What a head's sink, if it has one, adds to a sum of weights over 2^max.
+__device__ __forceinline__ float sink_weight(const AttentionArgs& args, int head, float max) {
+  return args.sinks == nullptr ? 0.0f : exp2_fast(args.sinks[head] * kLog2E - max);
+}
+
 // Which positions the two queries of a lane see: [low, high).
 struct Visible {
   std::int32_t low[2], high[2];
@@ -159,10 +184,10 @@ __device__ __forceinline__ void weigh(float (&score)[size / 8][4], std::int32_t 
 }
 
 // Folds a tile of `size` positions from `first` on into the softmaxes of `blocks` times 16 queries. masked: whether
-// some query may not see some position of it.
+// some query may not see some position of it. cap: of the products.
 template <typename T, int dim, int size, int blocks>
 __device__ __forceinline__ void fold_tile(const T* queries, const T* keys, const T* values, std::int32_t first,
-                                          const Visible (&visible)[blocks], bool masked, float scale_log2,
+                                          const Visible (&visible)[blocks], bool masked, float scale_log2, float cap,
                                           Softmax<dim> (&softmax)[blocks]) {
   const int lane = threadIdx.x % 32;
   float score[blocks][size / 8][4] = {};
@@ -187,6 +212,7 @@ __device__ __forceinline__ void fold_tile(const T* queries, const T* keys, const
 #pragma unroll
   for (int b = 0; b < blocks; ++b) {
     float shrink[2];
+    cap_scores(score[b], cap);
     weigh<size>(score[b], first, visible[b], masked, scale_log2, softmax[b].max, softmax[b].sum, shrink);
     softmax[b].scale(shrink);
   }

@@ -244,7 +244,6 @@ class CudaDevice final : public Device {
                     const HeadTransform& transform, const ops::KvLayer& cache) override;
   void paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, ScoreRule scores,
                        std::int32_t window, OutputTensor out) override;
-  bool caps_scores() const override { return false; }
   void gather_wanted_rows(Tensor x, OutputTensor y) override {
     cuda::gather_rows(slots_.step(), x.data, x.cols, y.data, stream_.get());
   }
@@ -422,7 +421,6 @@ void CudaDevice::linear_heads(const Linear& weights, const LinearInput& x, Outpu
 
 void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::KvLayer& cache, ScoreRule scores,
                                  std::int32_t window, OutputTensor out) {
-  MINISGL_CHECK(scores.cap == 0.0f, "scores capped at ", scores.cap);
   MINISGL_CHECK(qkv.cols == shape.row_size() && shape.num_heads % shape.num_kv_heads == 0, shape.num_heads,
                 " heads for ", shape.num_kv_heads, " KV heads");
   cuda::paged_attention({.step = slots_.step(),
@@ -431,6 +429,8 @@ void CudaDevice::paged_attention(Tensor qkv, const HeadShape& shape, const ops::
                          .shape = shape,
                          .cache = cache,
                          .scale = scores.scale,
+                         .cap = scores.cap / scores.scale,
+                         .sinks = scores.sinks,
                          .window = window,
                          .fixed_tiles = deterministic_,
                          .most_parts = most_attention_parts(),

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
     wait_copies<1>();
     __syncwarp();
     const bool masked = first + Tiles::kPositions > end;
-    tiles.fold(queries, first, stage, begin, end, masked, args.scale * kLog2E);
+    tiles.fold(queries, first, stage, begin, end, masked, args.scale * kLog2E, args.cap);
     __syncwarp();
   }
   tiles.finish();
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
       acc += weight * shared_acc[from * dim + column];
     }
     if (num_parts == 1) {
-      out[i] = __float2bfloat16(acc / sum);
+      out[i] = __float2bfloat16(acc / (sum + sink_weight(args, first_head + query, max)));
     } else {
       float* part = partials + blockIdx.x * part_floats;
       if (column == 0) {
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
       part_max[i] = exp2f(part_max[i] - max);
       sum += part_max[i] * part_sum[i];
     }
-    sum = warp_sum(sum);
+    sum = warp_sum(sum) + sink_weight(args, first_head + query, max);
 #pragma unroll
     for (int i = 0; i < kMostSplits / 32; ++i) weights[query * kMostSplits + 32 * i + lane] = part_max[i] / sum;
   }

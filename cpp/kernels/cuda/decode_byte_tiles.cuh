@@ -90,10 +90,11 @@ class DecodeTiles<e4m3, dim, queries> {
   }
 
   __device__ __forceinline__ void fold(const half* query_rows, std::int32_t first, int stage, std::int32_t,
-                                       std::int32_t end, bool masked, float scale_log2) {
+                                       std::int32_t end, bool masked, float scale_log2, float cap) {
     const int lane = threadIdx.x % 32;
     Scores score;
     find_scores(query_rows, stage, score);
+    cap_scores(score, cap);
     if (masked) {
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
@@ -116,7 +117,7 @@ class DecodeTiles<e4m3, dim, queries> {
       }
     }
     const float unit = fmaxf(unit_, __uint_as_float(__reduce_max_sync(0xffffffffu, largest)));
-    const float inverse = inverse_of(unit);
+    const float inverse = reciprocal_fast(unit);
     weigh(score, scale_log2, unit_ * inverse);
     unit_ = unit;
 
@@ -290,11 +291,6 @@ class DecodeTiles<e4m3, dim, queries> {
         for (int i = 0; i < 4; ++i) acc_[c][n][i] *= by[n][i % 2];
       }
     }
-  }
-  __device__ __forceinline__ static float inverse_of(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-    return y;
   }
 
   // Where 16 bytes of a row lie in a tile.

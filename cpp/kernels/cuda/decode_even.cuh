@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident) decode_even_kernel(
       wait_copies<S::kStages - 1>();
       __syncwarp();
       const std::uint32_t at = ring + stage * S::kStageBytes;
-      softmax.fold(at, span.first + own * S::kPositions, span.begin, span.end, args.scale * kLog2E);
+      softmax.fold(at, span.first + own * S::kPositions, span.begin, span.end, args.scale * kLog2E, args.cap);
       __syncwarp();
       own += S::kWarps;
       const int used = stage;
@@ -125,6 +125,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident) decode_even_kernel(
                (std::int64_t{visits.sequence.first_row} * args.shape.num_heads + first_head) * head_dim,
         .partial =
             num_cuts == 0 ? nullptr : args.partials + (2 * block + (part == 0 ? 1 : 0)) * partial_floats(head_dim),
+        .first_head = first_head,
         .num_queries = num_queries};
     // The next head's queries are on their way while this head is merged.
     const bool more = visits.advance(args, head_blocks, piece, shared.places);

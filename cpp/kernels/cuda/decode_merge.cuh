@@ -10,7 +10,7 @@ struct HeadAnswer {
   const AttentionArgs& args;
   bf16* out;       // [num_queries, head_dim]
   float* partial;  // where this part goes, or null: it is all
-  int num_queries;
+  int first_head, num_queries;
 };
 
 template <typename S>
@@ -29,7 +29,8 @@ __device__ __forceinline__ void merge_warps(const HeadAnswer& answer, const Even
       answer.partial[query] = max;
       answer.partial[kDecodeQueries + query] = sum;
     }
-    const float inverse = answer.partial != nullptr ? 1.0f : 1.0f / sum;
+    const float inverse =
+        answer.partial != nullptr ? 1.0f : 1.0f / (sum + sink_weight(answer.args, answer.first_head + query, max));
     for (int column = 4 * lane; column < head_dim; column += 128) {
       float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
@@ -77,6 +78,7 @@ __device__ __forceinline__ void merge_parts(const HeadAnswer& answer, int first,
       for (int i = 0; i < kOwn; ++i) max = fmaxf(max, part_max[i]);
     }
     max = warp_max(max);
+    const float sink = sink_weight(answer.args, answer.first_head + query, max);
     for (int column = 4 * lane; column - 4 * lane < head_dim; column += 128) {
       const int own_column = min(column, head_dim - 4);
       float sum = 0.0f;
@@ -105,7 +107,7 @@ __device__ __forceinline__ void merge_parts(const HeadAnswer& answer, int first,
           }
         }
       }
-      const float inverse = 1.0f / warp_sum(sum);
+      const float inverse = 1.0f / (warp_sum(sum) + sink);
       if (column < head_dim)
         *reinterpret_cast<uint2*>(answer.out + query * head_dim + column) = {
             pack2<bf16>(total.x * inverse, total.y * inverse), pack2<bf16>(total.z * inverse, total.w * inverse)};

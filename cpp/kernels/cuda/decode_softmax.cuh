@@ -75,9 +75,10 @@ class TileSoftmax {
 
   // Folds the tile from `first` on that lies at `stage`.
   __device__ __forceinline__ void fold(std::uint32_t stage, std::int32_t first, std::int32_t begin, std::int32_t end,
-                                       float scale_log2) {
+                                       float scale_log2, float cap) {
     Scores score;
     find_scores(stage + key_at_, scale_log2, score);
+    cap_scores(score, cap * scale_log2);
     mask(first, begin, end, score);
     weigh(score);
 #pragma unroll

@@ -46,10 +46,10 @@ class DecodeTiles {
   }
   // Folds what was loaded into the softmax; positions are visible before `end`, and masked says whether some are not.
   __device__ __forceinline__ void fold(const T* query_rows, std::int32_t first, int stage, std::int32_t begin,
-                                       std::int32_t end, bool masked, float scale_log2) {
+                                       std::int32_t end, bool masked, float scale_log2, float cap) {
     const Visible each[1] = {{.low = {begin, begin}, .high = {end, end}}};
     fold_tile<T, dim, kPositions, 1>(query_rows, keys_ + stage * kTile, values_ + stage * kTile, first, each, masked,
-                                     scale_log2, softmax_);
+                                     scale_log2, cap, softmax_);
   }
   // Sums over the warp, after the last tile.
   __device__ __forceinline__ void finish() { finish_sums(softmax_[0]); }

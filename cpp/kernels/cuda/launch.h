@@ -62,6 +62,8 @@ struct AttentionArgs {
   HeadShape shape;
   ops::KvLayer cache;
   float scale;
+  float cap;           // of the product of a query and a key, before it is scaled; 0: none
+  const float* sinks;  // [num_heads] or null, as ScoreRule's
   std::int32_t window;
   // Prefill's tiles of positions begin at multiples of their length, whatever a sequence's rows see: so a row's sums
   // are added up in one order, whichever rows are beside it.

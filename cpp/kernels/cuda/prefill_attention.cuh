@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(PrefillShape<T, dim>::kWarps * 32) prefill_ker
     tiles.settle(stage, masked, has_non_finite);
     fold_tile<Product, dim, Tiles::kPositions, Shape::kBlocks>(queries + warp_query * kStride<dim>, tiles.keys(stage),
                                                                tiles.values(stage), first, visible, masked,
-                                                               args.scale * kLog2E, softmax);
+                                                               args.scale * kLog2E, args.cap, softmax);
     __syncthreads();
   }
 

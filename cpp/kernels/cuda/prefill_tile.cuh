@@ -152,7 +152,7 @@ __device__ __forceinline__ void store_answers(const AttentionArgs& args, const P
 #pragma unroll
   for (int half = 0; half < 2; ++half, query += 8) {
     if (query >= tile.num_queries) continue;
-    const float inverse = 1.0f / softmax.sum[half];
+    const float inverse = 1.0f / (softmax.sum[half] + sink_weight(args, tile.head_of(query), softmax.max[half]));
     bf16* out = static_cast<bf16*>(args.out) +
                 (tile.row_of(query) * args.shape.num_heads + tile.head_of(query)) * args.shape.head_dim;
 #pragma unroll

@@ -38,13 +38,12 @@ pytestmark = [
 ]
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-# Gemma 2 caps scores.
-ON_GPU = [family for family in FAMILIES if family != "gemma2" and family not in WITH_EXPERTS]
+DENSE = [family for family in FAMILIES if family not in WITH_EXPERTS]
 NEAR_TIE = 0.5  # in log probability: int8 products of 4-bit weights on the CPU, bf16 on the GPU
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ON_GPU)
+@pytest.mark.parametrize("family", DENSE)
 def test_prefill_chunks_and_decode(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     load_cublas(_native.build_info()["cuda"])
     save_random_model(tiny_config(family), tmp_path, dtype)
@@ -55,12 +54,6 @@ def test_prefill_chunks_and_decode(family: str, dtype: torch.dtype, tmp_path: Pa
     for chunks in ([75], [40, 35], [74, 1], [1] * 75):
         logits = model.forward(ids, chunk_sizes=chunks)
         assert rms_error(logits, truth) <= 1.1 * rms_error(peer, truth)
-
-
-def test_capped_scores_are_refused(tmp_path: Path) -> None:
-    save_random_model(tiny_config("gemma2"), tmp_path, torch.bfloat16)
-    with pytest.raises(_native.InputError, match=r"gemma2 caps attention scores, which NVIDIA"):
-        _native.Model(str(tmp_path), device="cuda")
 
 
 def as_fp8(heads: torch.Tensor) -> torch.Tensor:
@@ -87,7 +80,7 @@ ALL_ATTENTION_FUNCTIONS["fp8"] = attention_over_fp8
 @pytest.mark.parametrize(
     ("family", "kv_dtype", "attention"),
     [
-        *((family, "auto", "eager") for family in ON_GPU),
+        *((family, "auto", "eager") for family in DENSE),
         # Those without windows, which the reference's attention over fp8 doesn't know.
         *((family, "fp8", "fp8") for family in ("llama", "mistral", "qwen2", "qwen3", "granite")),
     ],
@@ -132,7 +125,7 @@ def test_replayed_decode(family: str, kv_dtype: str, attention: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("family", "kv_dtype"), [*((family, "auto") for family in ON_GPU), ("qwen3", "fp8")]
+    ("family", "kv_dtype"), [*((family, "auto") for family in DENSE), ("qwen3", "fp8")]
 )
 def test_deterministic_answers(family: str, kv_dtype: str, tmp_path: Path) -> None:
     save_random_model(tiny_config(family, vocab_size=VOCAB_SIZE), tmp_path, torch.bfloat16)

@@ -28,15 +28,13 @@ pytestmark = [
     pytest.mark.skipif(_native.num_gpus() == 0, reason="no CUDA device"),
 ]
 
-ON_GPU = [family for family in WITH_EXPERTS if family != "gpt_oss"]  # attention with sinks
-
 
 def row_errors(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.sqrt(((logits - truth) ** 2).mean(-1) / (truth**2).mean(-1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("family", ON_GPU)
+@pytest.mark.parametrize("family", WITH_EXPERTS)
 def test_prefill_chunks_and_decode(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     load_cublas(_native.build_info()["cuda"])
     save_random_model(tiny_config(family), tmp_path, dtype)
@@ -52,13 +50,7 @@ def test_prefill_chunks_and_decode(family: str, dtype: torch.dtype, tmp_path: Pa
         assert (ours > 0.1).sum() <= 2 * (peer > 0.1).sum() + 4, (chunks, ours.max(), peer.max())
 
 
-def test_sinks_are_refused(tmp_path: Path) -> None:
-    save_random_model(tiny_config("gpt_oss"), tmp_path, torch.bfloat16)
-    with pytest.raises(_native.InputError, match=r"gpt_oss .*sinks.*NVIDIA"):
-        _native.Model(str(tmp_path), device="cuda")
-
-
-@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoe"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoe", "gpt_oss"])
 def test_replayed_decode(family: str, tmp_path: Path) -> None:
     """Recorded steps of several sizes say what a model that is asked token by token says."""
     save_random_model(tiny_config(family, vocab_size=VOCAB_SIZE), tmp_path, torch.bfloat16)

@@ -31,11 +31,11 @@ __device__ __forceinline__ uint4 gather_columns(const std::uint32_t (&own)[4]) {
 // A lane's two queries, of which `query` is the first.
 template <int dim>
 __device__ __forceinline__ void store_rows(const AttentionArgs& args, const PrefillTile& tile, int query,
-                                           const float (&acc)[dim / 8][4], const float (&sum)[2]) {
+                                           const float (&acc)[dim / 8][4], const RollingSoftmax& softmax) {
 #pragma unroll
   for (int half = 0; half < 2; ++half, query += 8) {
-    const float inverse = 1.0f / sum[half];
     const int known = min(query, tile.num_queries - 1);
+    const float inverse = 1.0f / (softmax.sum[half] + sink_weight(args, tile.head_of(known), softmax.base[half]));
     bf16* out = static_cast<bf16*>(args.out) + (tile.row_of(known) * args.shape.num_heads + tile.head_of(known)) * dim;
 #pragma unroll
     for (int j = 0; j < dim / 8; j += 4) {
@@ -83,7 +83,7 @@ class Attending {
         add_non_finite<T, dim>(pages_of<T>(args_, tile_->sequence, tile_->kv_head), *tile_,
                                tile_->visible_to_lane(query_), S::kPositions, acc_);
       }
-      store_rows<dim>(args_, *tile_, query_, acc_, softmax_.sum);
+      store_rows<dim>(args_, *tile_, query_, acc_, softmax_);
     });
   }
 
@@ -120,7 +120,7 @@ class Attending {
     wait_products<0>();
     touch(score_);
     release(barriers_.empty_keys[turn_.stage]);
-    hide_later(tile, tile.begin);
+    finish_scores(tile, tile.begin);
     softmax_.follow(score_, scale_log2_, 0.0f, shrink);
     softmax_.template weigh<0, kBlocks>(score_, scale_log2_);
     pack_weights();
@@ -136,7 +136,7 @@ class Attending {
       wait_products<1>();
       touch(score_);
       release(barriers_.empty_keys[turn_.stage]);
-      hide_later(tile, first);
+      finish_scores(tile, first);
       const bool moved = softmax_.follow(score_, scale_log2_, softmax_.kSlack, shrink);
       softmax_.template weigh<0, kBlocks / 2>(score_, scale_log2_);
       compute_before_next_wait(softmax_.sum[0] + softmax_.sum[1], &barriers_.never_written);
@@ -162,7 +162,8 @@ class Attending {
     }
   }
 
-  __device__ __forceinline__ void hide_later(const PrefillTile& tile, std::int32_t first) {
+  __device__ __forceinline__ void finish_scores(const PrefillTile& tile, std::int32_t first) {
+    cap_scores(score_, args_.cap);
     if (tile.masks(first, S::kPositions)) hide(score_, first, tile_->visible_to_lane(query_));
   }
   __device__ __forceinline__ void scale(const float (&by)[2]) {

@@ -75,6 +75,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, const Pages<T>
     commit_products();
   };
   const auto weigh_scores = [&](std::int32_t first) {
+    cap_scores(score, args.cap);
     weigh<S::kPositions>(score, first, visible, tile.masks(first, S::kPositions), scale_log2, softmax.max, softmax.sum,
                          shrink);
   };
