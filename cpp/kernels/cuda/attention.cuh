@@ -71,15 +71,12 @@ __device__ __forceinline__ Pages<T> pages_of(const AttentionArgs& args, const Se
 template <int dim>
 constexpr int kStride = dim + 8;
 
-// A warp loads positions [first, first + size) of keys and values into shared memory, in the background; what lies at
-// or past `end` and past the head's size becomes zeros. size: at most 32, each lane looks up one position.
+// A warp loads `size` positions of keys and values into shared memory, in the background. A lane knows a position's
+// row: its own_row, -1 for zeros; what lies past the head's size becomes zeros, too.
 template <typename T, int dim, int size>
-__device__ __forceinline__ void load_rows(const Pages<T>& pages, std::int32_t first, std::int32_t end, T* keys,
-                                          T* values, int lane) {
+__device__ __forceinline__ void load_rows(const Pages<T>& pages, std::int32_t own_row, T* keys, T* values, int lane) {
   constexpr int chunks = dim / 8;
   static_assert(size <= 32 && size * chunks % 32 == 0);
-  const std::int32_t own = first + lane;
-  const std::int32_t own_row = lane < size && own < end ? pages.row_of(own) : -1;
 #pragma unroll 4
   for (int i = 0; i < size * chunks / 32; ++i) {
     const int row = (32 * i + lane) / chunks, chunk = (32 * i + lane) % chunks;

@@ -3,14 +3,15 @@
 // (Flash-Decoding; Dao et al., 2023). Bound by reading each key and value once.
 #pragma once
 
+#include <algorithm>
+
 #include "core/cuda/processors.h"
 #include "kernels/cuda/decode_byte_tiles.cuh"
 #include "kernels/cuda/decode_even.cuh"
+#include "kernels/cuda/decode_parts.cuh"
 #include "kernels/cuda/decode_tiles.cuh"
 
 namespace minisgl::cuda {
-
-constexpr int kMostSplits = 64;  // parts of a sequence
 
 template <typename T, int dim, int queries>
 struct DecodeShape {
@@ -46,7 +47,7 @@ __device__ __forceinline__ void load_queries(const AttentionArgs& args, std::int
   }
 }
 
-// grid: parts; blocks of heads; sequences.
+// grid: blocks of heads; sequences; parts, of which all first ones start before the others.
 template <typename T, int dim, int size>
 __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, DecodeTiles<T, dim, size>::kLeastResident)
     decode_kernel(const AttentionArgs args) {
@@ -56,33 +57,23 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
   let_next_start();
   const int group = args.shape.num_heads / args.shape.num_kv_heads;
   const int blocks_per_kv_head = (group + size - 1) / size;
-  const int kv_head = blockIdx.y / blocks_per_kv_head;
-  const int first_in_group = blockIdx.y % blocks_per_kv_head * size;
+  const int kv_head = blockIdx.x / blocks_per_kv_head;
+  const int first_in_group = blockIdx.x % blocks_per_kv_head * size;
   const int num_queries = min(size, group - first_in_group);
   const int first_head = kv_head * group + first_in_group;
   const int head_dim = args.shape.head_dim;
-  const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.z]];
+  const SequenceEntry sequence = args.step.sequences[args.step.decodes[blockIdx.y]];
   if (sequence.num_rows == 0) return;
 
-  // Positions of this part: whole tiles for every warp.
+  // Positions of this part: whole tiles.
   const std::int32_t end = sequence.start_position + 1;
   const std::int32_t begin = args.window > 0 ? max(0, end - args.window) : 0;
-  constexpr int kRound = Tiles::kRound;
-  const int rounds = (end - begin + kRound - 1) / kRound, index = static_cast<int>(blockIdx.x);
-  int num_parts, first_round, end_round;
-  if constexpr (Tiles::kEvenParts) {
-    num_parts = max(1, min(args.num_splits, rounds / Tiles::kLeastRounds));
-    first_round = index * rounds / num_parts;
-    end_round = (index + 1) * rounds / num_parts;
-  } else {
-    const int rounds_per_part = max(Tiles::kLeastRounds, (rounds + args.num_splits - 1) / args.num_splits);
-    num_parts = (rounds + rounds_per_part - 1) / rounds_per_part;
-    first_round = index * rounds_per_part;
-    end_round = first_round + rounds_per_part;
-  }
+  constexpr int kPositions = Tiles::kPositions, kRound = Tiles::kRound;
+  const PartCuts cuts(args, (end - begin + kPositions - 1) / kPositions, Tiles::kLeastTiles, Tiles::kExtraTiles);
+  const int num_parts = cuts.num_parts, index = static_cast<int>(blockIdx.z);
   if (index >= num_parts) return;
-  const std::int32_t part_begin = begin + first_round * kRound;
-  const std::int32_t part_end = min(end, begin + end_round * kRound);
+  const std::int32_t part_begin = begin + cuts.before(index, Shape::kWarps) * kPositions;
+  const std::int32_t part_end = min(end, begin + cuts.before(index + 1, Shape::kWarps) * kPositions);
 
   extern __shared__ __align__(128) unsigned char memory[];
   auto* queries = reinterpret_cast<typename Tiles::Product*>(memory);
@@ -90,23 +81,29 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
   Tiles tiles(memory + Shape::kQueryBytes + warp * Tiles::kBytes);
   const Pages<T> pages = pages_of<T>(args, sequence, kv_head);
 
-  std::int32_t first = part_begin + warp * Tiles::kPositions;
+  std::int32_t first = part_begin + warp * kPositions;
   // The step, and all positions but the last of a sequence with one row, were written by earlier steps: they need not
   // wait for this step's kernels.
-  if (sequence.num_rows > 1 || first + Tiles::kPositions >= end) wait_for_previous();
+  if (sequence.num_rows > 1 || first + kPositions >= end) wait_for_previous();
   tiles.begin(pages, first, part_end, lane);
-  if (first < part_end) tiles.load(pages, first, part_end, 0, lane);
-  commit_copies();
+  std::int32_t next = first;  // the first tile that isn't on its way
+  int next_stage = 0;
+  const auto load_next = [&] {
+    if (next < part_end) tiles.load(pages, next, part_end, next_stage, lane);
+    commit_copies();
+    next += kRound;
+    next_stage ^= 1;
+  };
+  load_next();
   wait_for_previous();
   load_queries<Tiles, dim, size>(args, sequence.first_row, first_head, num_queries, queries);
   __syncthreads();
 
   for (int stage = 0; first < part_end; first += kRound, stage ^= 1) {
-    if (first + kRound < part_end) tiles.load(pages, first + kRound, part_end, stage ^ 1, lane);
-    commit_copies();
+    load_next();
     wait_copies<1>();
     __syncwarp();
-    const bool masked = first + Tiles::kPositions > end;
+    const bool masked = first + kPositions > end;
     tiles.fold(queries, first, stage, begin, end, masked, args.scale * kLog2E, args.cap);
     __syncwarp();
   }
@@ -120,31 +117,31 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
   tiles.put(num_queries, {shared_max + warp * size, shared_sum + warp * size, shared_acc + warp * size * dim});
   __syncthreads();
 
-  const std::int64_t block_of_heads = std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
+  const std::int64_t block_of_heads = std::int64_t{blockIdx.y} * gridDim.x + blockIdx.x;
   const std::int64_t part_floats = partial_floats(head_dim);
-  float* partials = args.partials + block_of_heads * args.num_splits * part_floats;
+  float* partials = args.partials + block_of_heads * gridDim.z * part_floats;
   bf16* out =
       static_cast<bf16*>(args.out) + (std::int64_t{sequence.first_row} * args.shape.num_heads + first_head) * head_dim;
-  for (int i = threadIdx.x; i < num_queries * head_dim; i += kThreads) {
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < num_queries * head_dim; i += 4 * kThreads) {
     const int query = i / head_dim, column = i % head_dim;
-    float max = -INFINITY;
+    float max = -INFINITY, sum = 0.0f;
     for (int w = 0; w < Shape::kWarps; ++w) max = fmaxf(max, shared_max[w * size + query]);
-    float sum = 0.0f, acc = 0.0f;
+    float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int w = 0; w < Shape::kWarps; ++w) {
       const int from = w * size + query;
-      const float weight = exp2f(shared_max[from] - max);  // 0 for a warp without a tile
+      const float weight = exp2_fast(shared_max[from] - max);  // 0 for a warp without a tile
       sum += weight * shared_sum[from];
-      acc += weight * shared_acc[from * dim + column];
+      add_weighed(total, weight, *reinterpret_cast<const float4*>(shared_acc + from * dim + column));
     }
     if (num_parts == 1) {
-      out[i] = __float2bfloat16(acc / (sum + sink_weight(args, first_head + query, max)));
+      store_answer(out + i, total, 1.0f / (sum + sink_weight(args, first_head + query, max)));
     } else {
-      float* part = partials + blockIdx.x * part_floats;
+      float* part = partials + index * part_floats;
       if (column == 0) {
         part[query] = max;
         part[kDecodeQueries + query] = sum;
       }
-      part[2 * kDecodeQueries + i] = acc;
+      *reinterpret_cast<float4*>(part + 2 * kDecodeQueries + i) = total;
     }
   }
   if (num_parts == 1) return;
@@ -159,54 +156,7 @@ __global__ void __launch_bounds__(DecodeTiles<T, dim, size>::kWarps * 32, Decode
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  // What each part weighs in each query's answer.
-  float* weights = reinterpret_cast<float*>(memory);  // [size][kMostSplits]
-  for (int query = warp; query < num_queries; query += Shape::kWarps) {
-    float part_max[kMostSplits / 32], part_sum[kMostSplits / 32], max = -INFINITY, sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kMostSplits / 32; ++i) {
-      const int p = 32 * i + lane;
-      part_max[i] = p < num_parts ? __ldcg(partials + p * part_floats + query) : -INFINITY;
-      part_sum[i] = p < num_parts ? __ldcg(partials + p * part_floats + kDecodeQueries + query) : 0.0f;
-      max = fmaxf(max, part_max[i]);
-    }
-    max = warp_max(max);
-#pragma unroll
-    for (int i = 0; i < kMostSplits / 32; ++i) {
-      part_max[i] = exp2f(part_max[i] - max);
-      sum += part_max[i] * part_sum[i];
-    }
-    sum = warp_sum(sum) + sink_weight(args, first_head + query, max);
-#pragma unroll
-    for (int i = 0; i < kMostSplits / 32; ++i) weights[query * kMostSplits + 32 * i + lane] = part_max[i] / sum;
-  }
-  __syncthreads();
-  for (int i = 4 * static_cast<int>(threadIdx.x); i < num_queries * head_dim; i += 4 * kThreads) {
-    const float* weight = weights + i / head_dim * kMostSplits;
-    const float* acc = partials + 2 * kDecodeQueries + i;
-    float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 8
-    for (int p = 0; p < num_parts; ++p) {
-      const float4 part = __ldcg(reinterpret_cast<const float4*>(acc + p * part_floats));
-      total.x += weight[p] * part.x;
-      total.y += weight[p] * part.y;
-      total.z += weight[p] * part.z;
-      total.w += weight[p] * part.w;
-    }
-    *reinterpret_cast<uint2*>(out + i) = {pack2<bf16>(total.x, total.y), pack2<bf16>(total.z, total.w)};
-  }
-}
-
-// Into how many parts to cut each of `blocks` such that the last of the waves in which `resident` parts run at a time
-// is full, or nearly.
-inline int choose_splits(std::int64_t blocks, std::int64_t resident, std::int64_t most_parts) {
-  int best = 1;
-  const auto waves_per_split = [&](int splits) {
-    return static_cast<double>((blocks * splits + resident - 1) / resident) / splits;
-  };
-  for (int splits = 2; splits <= kMostSplits && blocks * splits <= most_parts; ++splits)
-    if (waves_per_split(splits) < 0.95 * waves_per_split(best)) best = splits;
-  return best;
+  merge_splits<Shape::kWarps, size, Shape::kBytes>(args, first_head, partials, num_parts, num_queries, memory, out);
 }
 
 template <typename T, int dim, int size>
@@ -222,9 +172,13 @@ void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
   }();
   const int blocks = decode_head_blocks(args.shape);
   AttentionArgs cut = args;
-  cut.num_splits = choose_splits(std::int64_t{args.step.num_decodes} * blocks, resident, args.most_parts);
-  const dim3 grid(static_cast<unsigned>(cut.num_splits), static_cast<unsigned>(blocks),
-                  static_cast<unsigned>(args.step.num_decodes));
+  const std::int64_t all_blocks = std::int64_t{args.step.num_decodes} * blocks;
+  cut.num_splits = choose_splits(all_blocks, resident, args.most_parts);
+  // Blocks that begin at once end at once: reads pause there, unless parts differ. What still runs at the end is short.
+  cut.tapers = std::is_same_v<T, e4m3> && all_blocks > resident;
+  if (cut.tapers && 2 * all_blocks <= args.most_parts) cut.num_splits = std::max(2, cut.num_splits);
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(args.step.num_decodes),
+                  static_cast<unsigned>(cut.num_splits));
   launch_kernel(kernel, grid, kThreads, kBytes, stream, cut);
 }
 

@@ -23,8 +23,7 @@ class DecodeTiles<e4m3, dim, queries> {
   static constexpr int kWarps = 4;
   static constexpr int kPositions = dim > 128 ? 16 : 32;
   static constexpr int kRound = kWarps * kPositions;
-  static constexpr int kLeastRounds = 256 / kRound;
-  static constexpr bool kEvenParts = true;
+  static constexpr int kLeastTiles = 256 / kPositions, kExtraTiles = kLeastTiles;
   static constexpr int kLeastResident = dim > 64 ? 3 : 4;
   static constexpr int kTile = kPositions * dim;
   static constexpr int kStage = 2 * kTile + 2 * kPositions * 4;  // keys, values, keys' scales, values' scales
@@ -55,38 +54,31 @@ class DecodeTiles<e4m3, dim, queries> {
     }
   }
 
-  // Where a tile's rows lie is looked up two tiles ahead.
   __device__ __forceinline__ void begin(const Pages<e4m3>& pages, std::int32_t first, std::int32_t end, int lane) {
     keys_ = pages.keys + lane % kChunks * 16;
     values_ = pages.values + lane % kChunks * 16;
-    const int page = (first + lane) / pages.page_size;
-    page_ = pages.table + page;
-    offset_ = first + lane - page * pages.page_size;
-    pages_of_round_ = kRound / pages.page_size;
-    rest_of_round_ = kRound % pages.page_size;
-    keep(keys_, values_, pages_of_round_, rest_of_round_);
-    row_ = look_up(pages, first, end, lane);
-    next_row_ = look_up(pages, first + kRound, end, lane);
+    keep(keys_, values_);
+    rows_.begin(pages, first, end, lane);
   }
   __device__ __forceinline__ void load(const Pages<e4m3>& pages, std::int32_t first, std::int32_t end, int stage,
                                        int lane) {
     constexpr int kRows = 32 / kChunks;  // that a turn copies
     const std::uint32_t to = copy_at_ + stage * kStage;
     const bool inside = lane % kChunks * 16 < pages.head_dim;
+    const std::int32_t own_row = rows_.row();
 #pragma unroll
     for (int i = 0; i < kPositions / kRows; ++i) {
-      const std::int32_t row = __shfl_sync(0xffffffffu, row_, i * kRows + lane / kChunks);
+      const std::int32_t row = __shfl_sync(0xffffffffu, own_row, i * kRows + lane / kChunks);
       const std::int64_t from = std::int64_t{row} * pages.head_dim;
       copy_16_async(below(to, i * kRows), keys_ + from, inside && row >= 0);
       copy_16_async(below(to, i * kRows) + kTile, values_ + from, inside && row >= 0);
     }
     if (lane < kPositions) {
       const std::uint32_t scales = start_ + stage * kStage + 2 * kTile + 4 * lane;
-      copy_4_async(scales, pages.key_scales + row_, row_ >= 0);
-      copy_4_async(scales + 4 * kPositions, pages.value_scales + row_, row_ >= 0);
+      copy_4_async(scales, pages.key_scales + own_row, own_row >= 0);
+      copy_4_async(scales + 4 * kPositions, pages.value_scales + own_row, own_row >= 0);
     }
-    row_ = next_row_;
-    next_row_ = look_up(pages, first + 2 * kRound, end, lane);
+    rows_.advance(pages, first, end, lane);
   }
 
   __device__ __forceinline__ void fold(const half* query_rows, std::int32_t first, int stage, std::int32_t,
@@ -185,21 +177,6 @@ class DecodeTiles<e4m3, dim, queries> {
   static constexpr int kBlocks = kPositions / 16, kGroups = queries / 8;  // of positions, of queries
   // Of a lane: positions lane / 4 and lane / 4 + 8 of each block, queries 2 * (lane % 4) and the next of each group.
   using Scores = float[kBlocks][kGroups][4];
-
-  // The row of a lane's position of the tile from `first` on, -1 at and past `end`; tiles in turn, each once.
-  __device__ __forceinline__ std::int32_t look_up(const Pages<e4m3>& pages, std::int32_t first, std::int32_t end,
-                                                  int lane) {
-    std::int32_t row = -1;
-    if (lane < kPositions && first + lane < end)
-      row = (*page_ * pages.num_kv_heads + pages.kv_head) * pages.page_size + offset_;
-    page_ += pages_of_round_;
-    offset_ += rest_of_round_;
-    if (offset_ >= pages.page_size) {
-      offset_ -= pages.page_size;
-      ++page_;
-    }
-    return row;
-  }
 
   // Scores without the queries' scale. Products follow each other at once only where they add to different registers.
   __device__ __forceinline__ void find_scores(const half* query_rows, int stage, Scores& score) const {
@@ -309,9 +286,7 @@ class DecodeTiles<e4m3, dim, queries> {
   std::uint32_t start_;                                   // in shared memory
   std::uint32_t copy_at_, key_at_, value_at_, scale_at_;  // this lane's places in the first stage
   const e4m3 *keys_, *values_;                            // this lane's chunks of row 0
-  const std::int32_t* page_;                              // with offset_, a lane's position in the next look_up()
-  std::int32_t offset_, pages_of_round_, rest_of_round_;
-  std::int32_t row_, next_row_;                   // this lane's in the next two tiles
+  RowsAhead<kPositions, kRound> rows_;
   float unit_ = 1e-30f;                           // what the weights are over, with the inverse still a number
   float max_[kGroups][2], sum_[kGroups][2] = {};  // in units of log 2, -inf before the first; this lane's share
   float acc_[dim / 16][kGroups][4] = {};  // columns 16 * c + 2 * (lane / 4) of two queries, and the next column's

@@ -77,6 +77,7 @@ struct AttentionArgs {
   std::uint32_t* arrived;
   Tickets* tickets;
   int num_splits = 1;
+  bool tapers = false;  // of two parts the first is twice as long
 };
 constexpr int kDecodeQueries = 16;  // query heads of one KV head that a block of the decode kernel takes
 inline int decode_head_blocks(const HeadShape& shape) {

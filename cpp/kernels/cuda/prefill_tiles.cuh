@@ -21,7 +21,9 @@ class PrefillTiles {
   __device__ __forceinline__ void load(const Pages<T>& pages, std::int32_t first, std::int32_t end, int stage) {
     constexpr int share = kPositions / warps;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, offset = stage * kTile + warp * share * kStride<dim>;
-    load_rows<T, dim, share>(pages, first + warp * share, end, keys_ + offset, values_ + offset, lane);
+    const std::int32_t own = first + warp * share + lane;
+    const std::int32_t own_row = lane < share && own < end ? pages.row_of(own) : -1;
+    load_rows<T, dim, share>(pages, own_row, keys_ + offset, values_ + offset, lane);
   }
   // Waits for all copies but the last group's: the stage holds its tile then, for every thread. Of a masked tile the
   // values that are not finite are 0 then.

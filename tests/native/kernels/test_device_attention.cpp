@@ -352,5 +352,18 @@ TEST_P(DeviceAttention, ManyDecodes) {
   expect_attention(*device_of(kind), shape, parts, tolerance_of(kind, shape));
 }
 
+// More blocks than a GPU runs at once, of which some have a long sequence: over bytes its parts taper, or are even
+// where it is longer still.
+TEST_P(DeviceAttention, LongAmongManyDecodes) {
+  const auto& [kind, shape] = GetParam();
+  MINISGL_SKIP_WITHOUT_CACHE(kind, shape);
+  if (kind == DeviceKind::cpu || shape.page_size == 1 || shape.num_kv_heads < 4)
+    GTEST_SKIP() << "slow to prepare, and for GPUs alone";
+  std::vector<Part> parts;
+  for (std::int32_t i = 0; i < 160; ++i) parts.push_back({i % 5, 1});
+  for (const std::int32_t cached : {700, 1000, 1541, 3500}) parts.push_back({cached, 1});
+  expect_attention(*device_of(kind), shape, parts, tolerance_of(kind, shape));
+}
+
 }  // namespace
 }  // namespace minisgl
