@@ -16,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kTitle = "minisgl's choices of GEMM algorithms, version 1: ";
+constexpr const char* kTitle = "minisgl's choices of GEMM algorithms, version 2: ";
 
 // All lines after the first; nothing if one of them is not as it was written.
 std::optional<GemmChoices> parse(std::istream& in) {
@@ -32,7 +32,7 @@ std::optional<GemmChoices> parse(std::istream& in) {
     }
     ProductShape shape{};
     AlgorithmWords algorithm{};
-    words >> shape.outputs >> shape.inputs >> shape.rows >> shape.y_is_f32 >> shape.added >> std::hex;
+    words >> shape.outputs >> shape.inputs >> shape.rows >> shape.y_is_f32 >> shape.added >> shape.of_bytes >> std::hex;
     for (std::uint64_t& word : algorithm) words >> word;
     if (!words || !(words >> std::ws).eof() || !choices.emplace(shape, algorithm).second) return {};
   }
@@ -55,7 +55,7 @@ void write_choices(const fs::path& file, const std::string& owner, const GemmCho
   text << kTitle << owner << '\n';
   for (const auto& [shape, algorithm] : choices) {
     text << shape.outputs << ' ' << shape.inputs << ' ' << shape.rows << ' ' << shape.y_is_f32 << ' ' << shape.added
-         << std::hex;
+         << ' ' << shape.of_bytes << std::hex;
     for (const std::uint64_t word : algorithm) text << ' ' << word;
     text << std::dec << '\n';
   }

@@ -10,12 +10,14 @@
 
 namespace minisgl {
 
-// y [rows, outputs] (+)= x [rows, inputs] · Wᵀ, in bf16 but for y where it is f32.
+// y [rows, outputs] (+)= x [rows, inputs] · Wᵀ, in bf16 but for y where it is f32, and weights and x where they are
+// e4m3.
 struct ProductShape {
   std::int64_t outputs, inputs;
   std::int64_t rows;  // the most that share a choice
   bool y_is_f32;
   bool added;
+  bool of_bytes;
   auto operator<=>(const ProductShape&) const = default;
 };
 

@@ -1,7 +1,8 @@
 // What linear layers read, and nothing else does.
 //
 // An operation whose rows only linears read may leave a part of its work to them: a GPU's products of few rows take the
-// RMS norm on their way, the CPU's products of quantised weights read int8 blocks. Such an operation returns a
+// RMS norm on their way, those of many rows in e4m3 an MLP's gate, the CPU's products of quantised weights read int8
+// blocks. Such an operation returns a
 // LinearInput in place of a tensor. It can't be read as one by accident; Ops::plain_rows() makes one of it.
 //
 // A LinearInput is good until something writes to the rows that it stands for or to what it was computed from. Reading
@@ -33,6 +34,12 @@ class LinearInput {
   static LinearInput written(Tensor rows, Tensor source) { return LinearInput(rows, source, {}); }
   // `rows` are to become norm(source), and aren't written.
   static LinearInput deferred(Tensor rows, Tensor source, const Norm& norm) { return LinearInput(rows, source, norm); }
+  // `rows` are to become silu(gate) * up of the two halves of source's rows, and aren't written.
+  static LinearInput ungated(Tensor rows, Tensor source) {
+    LinearInput input(rows, source, {});
+    input.is_ungated_ = true;
+    return input;
+  }
 
   std::int64_t rows() const { return rows_.rows; }
   std::int64_t cols() const { return rows_.cols; }
@@ -48,14 +55,15 @@ class LinearInput {
   // The device's view of it. Throws CheckError where it is stale.
   struct Form {
     Tensor rows;         // where the rows lie, or will
-    Tensor source;       // what the norm is to be taken of, with `norm`
-    const Norm* norm;    // null: the rows are written
+    Tensor source;       // what the norm is to be taken of, or gated
+    const Norm* norm;    // null: no norm is left to do
+    bool is_ungated;     // the gate is; neither: the rows are written
     const void* beside;  // null: nothing is kept beside the rows, or no longer
   };
   Form form() const {
     MINISGL_CHECK(rows_writes_.is_current(), "rows for a linear layer were overwritten before it read them");
-    MINISGL_CHECK(source_writes_.is_current(), "what rows for a linear layer are the norm of was overwritten");
-    return {rows_, source_, norm_ ? &*norm_ : nullptr, beside_writes_.is_current() ? beside_ : nullptr};
+    MINISGL_CHECK(source_writes_.is_current(), "what rows for a linear layer are made of was overwritten");
+    return {rows_, source_, norm_ ? &*norm_ : nullptr, is_ungated_, beside_writes_.is_current() ? beside_ : nullptr};
   }
 
  private:
@@ -72,6 +80,7 @@ class LinearInput {
 
   Tensor rows_, source_;
   std::optional<Norm> norm_;
+  bool is_ungated_ = false;
   const void* beside_ = nullptr;
   Mark rows_writes_, source_writes_, beside_writes_;
 };

@@ -85,7 +85,7 @@ class Ops {
   // y [rows, out_features] = x [rows, in_features] through every projection, in order. y may be f32.
   virtual void linear(const Linear& weights, const LinearInput& x, OutputTensor y) = 0;
   // y[r, i] = activation(gate) * up with gate = z[r, i], up = z[r, cols + i] of z = linear(gate_up, x). `scratch` holds
-  // z [rows, 2 * cols] where the device needs it.
+  // z [rows, 2 * cols] where the device needs it, which may be until y is read.
   virtual LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y,
                                    Activation activation = Activation::silu) = 0;
   // residual += the sum over ranks of linear(x), then y = the norm of the residual. All [rows, out_features]; `delta`

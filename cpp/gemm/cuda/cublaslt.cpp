@@ -73,13 +73,16 @@ DenseGemm::DenseGemm(const std::string& gpu_name, const std::filesystem::path& c
 DenseGemm::~DenseGemm() = default;
 
 void DenseGemm::run(const DenseArgs& args, cudaStream_t stream) {
-  const CublasLt::Description description(impl_->library, {.dtype = DType::bf16,
+  const bool of_bytes = args.x_scales != nullptr;
+  const CublasLt::Description description(impl_->library, {.dtype = of_bytes ? DType::f8e4m3 : DType::bf16,
                                                            .y_dtype = args.y_is_f32 ? DType::f32 : DType::bf16,
                                                            .bias = nullptr,
                                                            .rows = args.rows,
                                                            .inputs = args.inputs,
-                                                           .outputs = args.outputs});
-  const ProductShape shape{args.outputs, args.inputs, rows_of_choice(args.rows), args.y_is_f32, args.added};
+                                                           .outputs = args.outputs,
+                                                           .weight_scales = args.weight_scales,
+                                                           .x_scales = args.x_scales});
+  const ProductShape shape{args.outputs, args.inputs, rows_of_choice(args.rows), args.y_is_f32, args.added, of_bytes};
   const auto known = impl_->choices.find(shape);
   if (known != impl_->choices.end()) {
     const auto algorithm = std::bit_cast<cublasLtMatmulAlgo_t>(known->second);

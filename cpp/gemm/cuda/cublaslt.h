@@ -13,13 +13,15 @@
 namespace minisgl::cuda {
 
 struct DenseArgs {
-  const void* weights;  // bf16 [outputs, inputs]
-  const void* x;        // bf16 [rows, inputs]
+  const void* weights;  // bf16 [outputs, inputs], or e4m3 as x
+  const void* x;        // bf16 [rows, inputs], or e4m3 where there are scales
   void* y;              // bf16 or f32 [rows, outputs]
   void* scratch;        // as large as y; measuring overwrites it. It may be y where nothing is added
   bool y_is_f32;
-  bool added;  // y += x · Wᵀ
-  std::int64_t rows, inputs, outputs;
+  bool added;                            // y += x · Wᵀ
+  std::int64_t rows, inputs, outputs;    // of e4m3 inputs and outputs are multiples of 16
+  const float* weight_scales = nullptr;  // [outputs]
+  const float* x_scales = nullptr;       // [rows]
 };
 
 // The most rows that share a choice with `rows`: the multiple of 16 above them up to 64, then the power of two.

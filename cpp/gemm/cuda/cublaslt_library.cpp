@@ -20,6 +20,7 @@ void check(cublasStatus_t status, const char* call) {
 }
 
 cudaDataType type_of(DType dtype) {
+  if (dtype == DType::f8e4m3) return CUDA_R_8F_E4M3;
   return dtype == DType::f32 ? CUDA_R_32F : dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
@@ -69,6 +70,13 @@ CublasLt::Description::Description(const CublasLt& library, const LtProduct& pro
   if (product.bias != nullptr) {
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias);
+  }
+  if (product.dtype == DType::f8e4m3) {
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, product.weight_scales);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, product.x_scales);
+    set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, std::int8_t{1});
   }
   const auto layout = [&](cublasLtMatrixLayout_t& target, DType dtype, std::int64_t height, std::int64_t width) {
     check(functions.layout_create(&target, type_of(dtype), static_cast<std::uint64_t>(height),

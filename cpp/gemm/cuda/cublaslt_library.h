@@ -17,10 +17,14 @@ namespace minisgl::cuda {
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
 struct LtProduct {
-  DType dtype;  // of weights and x: f32, bf16 or f16
+  DType dtype;  // of weights and x: f32, bf16, f16 or f8e4m3
   DType y_dtype;
   const void* bias;  // [outputs] in y's format, or null
   std::int64_t rows, inputs, outputs;
+  // Of f8e4m3: what each output's weights and each row of x are multiplied by. Sums keep the few bits that the tensor
+  // cores' own have.
+  const float* weight_scales = nullptr;  // [outputs]
+  const float* x_scales = nullptr;       // [rows]
 };
 
 struct LtLimits {

@@ -132,12 +132,13 @@ void widen_weights(const DeviceWeights& weights, std::int64_t rows, std::int64_t
 
 // Rows as e4m3, each with a scale that its largest magnitude becomes 448 by, in the order of e4m3_place().
 struct QuantizeArgs {
-  const void* x;      // bf16 [rows, cols]
+  const void* x;      // bf16 [rows, cols], or [rows, 2 * cols] where gated
   const float* norm;  // [cols]: weights of the RMS norm of x, which is quantised then; null: x as it is
   float eps;
   std::int64_t rows, cols;
-  std::byte* data;  // [rows, cols]
-  float* scales;    // [rows]
+  std::byte* data;     // [rows, cols]
+  float* scales;       // [rows]
+  bool gated = false;  // what is quantised is silu(the first half of a row) * the second half, rounded to bf16
 };
 void quantize_rows(const QuantizeArgs& args, cudaStream_t stream);
 

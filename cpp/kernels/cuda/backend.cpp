@@ -202,12 +202,10 @@ class CudaDevice final : public Device {
   }
   LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y,
                            Activation activation) override {
-    if (activation == Activation::silu) {
-      products_.write_gated(static_cast<const cuda::DeviceLinear&>(gate_up), x, scratch, y);
-    } else {
-      linear(gate_up, x, scratch);
-      cuda::gate_rows(activation, scratch.data, y.rows, y.cols, y.data, stream_.get());
-    }
+    if (activation == Activation::silu)
+      return products_.write_gated(static_cast<const cuda::DeviceLinear&>(gate_up), x, scratch, y);
+    linear(gate_up, x, scratch);
+    cuda::gate_rows(activation, scratch.data, y.rows, y.cols, y.data, stream_.get());
     return LinearInput::written(y, {});
   }
   LinearInput linear_add_norm(const Linear& weights, const LinearInput& x, OutputTensor delta, OutputTensor residual,

@@ -12,6 +12,8 @@ namespace {
 constexpr std::int64_t kMostPrepared = 65536;  // columns of a norm that a product prepares
 // Of a product with outputs in f32, as logits are: cuBLASLt's write more of them faster.
 constexpr std::int64_t kMostSlimF32Rows = 32, kFewF32Outputs = 2048;
+// From so many rows on cuBLASLt's products of e4m3 are faster than ours, which have more to do with each output.
+constexpr std::int64_t kFewestLtByteRows = 512;
 
 template <typename T>
 T* shifted(T* pointer, std::int64_t by) {
@@ -83,13 +85,16 @@ void Products::write(const DeviceLinear& weights, const LinearInput& x, Tensor y
   many_rows(weights, x, y, y.data, false);
 }
 
-void Products::write_gated(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y) {
+LinearInput Products::write_gated(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y) {
   constexpr auto output = SkinnyOutput::gated;
-  if (some_rows(weights, x, y, {.output = output}) || few_rows(weights, x, y, output) ||
-      many_byte_rows(weights, x, y, output))
-    return;
+  const bool leaves_gate = takes_most_byte_rows(weights, y.rows);
+  if (!leaves_gate && (some_rows(weights, x, y, {.output = output}) || few_rows(weights, x, y, output) ||
+                       many_byte_rows(weights, x, y, nullptr, output)))
+    return LinearInput::written(y, {});
   write(weights, x, scratch);
+  if (leaves_gate) return LinearInput::ungated(y, scratch);
   gate_rows(Activation::silu, scratch.data, y.rows, y.cols, y.data, stream_);
+  return LinearInput::written(y, {});
 }
 
 bool Products::write_heads(const DeviceLinear& weights, const LinearInput& x, Tensor y, const SlimHeads& heads) {
@@ -129,7 +134,7 @@ bool Products::takes_norms(std::int64_t rows, std::int64_t cols) {
 
 Tensor Products::plain_rows(LinearInput& x) {
   const Tensor rows = written_rows(x);
-  if (x.norm_is_deferred()) x = LinearInput::written(rows, x.form().source);
+  if (x.norm_is_deferred() || x.form().is_ungated) x = LinearInput::written(rows, x.form().source);
   return rows;
 }
 
@@ -140,6 +145,8 @@ Tensor Products::written_rows(const LinearInput& x) {
     add_rms_norm(form.source.data, nullptr, form.norm->weight, form.norm->eps, form.rows.rows, form.rows.cols,
                  form.rows.data, stream_);
   }
+  if (form.is_ungated)
+    gate_rows(Activation::silu, form.source.data, form.rows.rows, form.rows.cols, form.rows.data, stream_);
   return form.rows;
 }
 
@@ -196,7 +203,7 @@ void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   const bool y_is_f32 = y.dtype == DType::f32;
   const auto output = added ? SkinnyOutput::added : y_is_f32 ? SkinnyOutput::f32 : SkinnyOutput::plain;
   MINISGL_CHECK(!deterministic_, "no product of ", x.cols(), " inputs and ", y.cols, " outputs for any number of rows");
-  if (many_byte_rows(weights, x, y, output)) return;
+  if (many_byte_rows(weights, x, y, scratch, output)) return;
   dense_.run({.weights = weights.weights().data,
               .x = written_rows(x).data,
               .y = y.data,
@@ -210,21 +217,44 @@ void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   if (weights.bias() != nullptr) add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_);
 }
 
-bool Products::many_byte_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SkinnyOutput output) {
+bool Products::takes_most_byte_rows(const DeviceLinear& weights, std::int64_t rows) const {
+  return weights.format() == WeightFormat::e4m3_rows && rows >= kFewestLtByteRows && weights.out_features() % 16 == 0;
+}
+
+bool Products::many_byte_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch,
+                              SkinnyOutput output) {
   if (!is_e4m3(weights.format())) return false;
   const std::int64_t outputs = weights.out_features() / (output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
   const LinearInput::Form input = x.form();
   const bool norms = input.norm != nullptr;
   reserve(x.rows());
-  quantize_rows({.x = norms ? input.source.data : input.rows.data,
+  quantize_rows({.x = norms || input.is_ungated ? input.source.data : input.rows.data,
                  .norm = norms ? input.norm->weight : nullptr,
                  .eps = norms ? input.norm->eps : 0.0f,
                  .rows = x.rows(),
                  .cols = x.cols(),
                  .data = bytes_.data(),
-                 .scales = byte_scales_.as<float>()},
+                 .scales = byte_scales_.as<float>(),
+                 .gated = input.is_ungated},
                 stream_);
+  if (output != SkinnyOutput::gated && takes_most_byte_rows(weights, x.rows())) {
+    const bool y_is_f32 = output == SkinnyOutput::f32;
+    dense_.run({.weights = weights.weights().data,
+                .x = bytes_.data(),
+                .y = y.data,
+                .scratch = scratch,
+                .y_is_f32 = y_is_f32,
+                .added = output == SkinnyOutput::added,
+                .rows = x.rows(),
+                .inputs = x.cols(),
+                .outputs = outputs,
+                .weight_scales = static_cast<const float*>(weights.weights().scales),
+                .x_scales = byte_scales_.as<float>()},
+               stream_);
+    if (weights.bias() != nullptr) add_bias(y.data, y_is_f32, weights.bias(), y.rows, y.cols, stream_);
+    return true;
+  }
   const WideArgs args{.weights = weights.weights(),
                       .bias = weights.bias(),
                       .x = bytes_.data(),

@@ -35,8 +35,8 @@ class Products {
 
   // y = x · Wᵀ, in y's format.
   void write(const DeviceLinear& weights, const LinearInput& x, Tensor y);
-  // y = silu(gate) * up of the two halves of x · Wᵀ, which `scratch` has room for.
-  void write_gated(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y);
+  // y = silu(gate) * up of the two halves of x · Wᵀ, which `scratch` has room for, and which y may be left to be.
+  LinearInput write_gated(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y);
   // y += x · Wᵀ, which `scratch` has room for. The norm of x must not be left to it.
   void add(const DeviceLinear& weights, const LinearInput& x, Tensor scratch, Tensor y);
   // The same. Returns the norm of y, a plain RMS norm, which `normed` has room for.
@@ -61,7 +61,10 @@ class Products {
   // y (+)= x · Wᵀ for any shape. `scratch` has room for y; y itself where nothing is added.
   void many_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch, bool added);
   // The same of weights in e4m3, for rows of x in e4m3. False for other weights.
-  bool many_byte_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, SkinnyOutput output);
+  bool many_byte_rows(const DeviceLinear& weights, const LinearInput& x, Tensor y, std::byte* scratch,
+                      SkinnyOutput output);
+  // Whether cuBLASLt computes it.
+  bool takes_most_byte_rows(const DeviceLinear& weights, std::int64_t rows) const;
   // The rows themselves: a norm that was left undone is done.
   Tensor written_rows(const LinearInput& x);
 

@@ -25,9 +25,10 @@ class ChoiceFile : public testing::Test {
   const fs::path folder = fs::temp_directory_path() /
                           (std::string("minisgl-") + testing::UnitTest::GetInstance()->current_test_info()->name());
   const fs::path file = folder / "deeper" / "choices.txt";
-  const GemmChoices choices{{{4096, 1024, 64, false, true}, {0, 1, 0xffffffffffffffff, 3, 4, 5, 6, 7}},
-                            {{4096, 1024, 64, true, true}, {9, 8, 7, 6, 5, 4, 3, 2}},
-                            {{151936, 1024, 8192, true, false}, {}}};
+  const GemmChoices choices{{{4096, 1024, 64, false, true, false}, {0, 1, 0xffffffffffffffff, 3, 4, 5, 6, 7}},
+                            {{4096, 1024, 64, true, true, false}, {9, 8, 7, 6, 5, 4, 3, 2}},
+                            {{151936, 1024, 8192, true, false, false}, {}},
+                            {{151936, 1024, 8192, true, false, true}, {5}}};
 };
 
 TEST_F(ChoiceFile, WhatWasWrittenComesBack) {

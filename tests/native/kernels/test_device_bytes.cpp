@@ -96,7 +96,7 @@ class DeviceBytes : public testing::TestWithParam<std::tuple<Form, int>> {
 
 INSTANTIATE_TEST_SUITE_P(All, DeviceBytes,
                          testing::Combine(testing::Values(Form::rows, Form::tensor, Form::blocks, Form::other_blocks),
-                                          testing::Values(1, 5, 8, 9, 33, 128, 129, 260)),
+                                          testing::Values(1, 5, 8, 9, 33, 64, 128, 129, 260, 1200)),
                          [](const auto& info) {
                            return std::string(form_names[static_cast<int>(std::get<0>(info.param))]) + "_" +
                                   std::to_string(std::get<1>(info.param));
@@ -124,7 +124,8 @@ TEST_P(DeviceBytes, GatedLinear) {
   const auto values = rounded(DType::bf16, random_floats(static_cast<std::size_t>(rows() * inputs), 7));
   const DeviceMatrix x = activations(inputs, values), scratch(device(), DType::bf16, rows(), 2 * outputs),
                      y(device(), DType::bf16, rows(), outputs);
-  device().gated_linear(*weights, x.view(), scratch.view(), y.view(), Activation::silu);
+  LinearInput gated = device().gated_linear(*weights, x.view(), scratch.view(), y.view(), Activation::silu);
+  device().plain_rows(gated);
   const auto both = products(values, parts);
   std::vector<double> expected;
   for (std::int64_t row = 0; row < rows(); ++row) {
@@ -134,6 +135,29 @@ TEST_P(DeviceBytes, GatedLinear) {
     }
   }
   EXPECT_LT(relative_error(y.values(), expected), 2 * tolerance());
+}
+
+// The gate that a product may leave to the next.
+TEST_P(DeviceBytes, GatedThenLinear) {
+  const std::int64_t inputs = 144, hidden = 128, outputs = 128;
+  const std::vector<Bytes> parts{{form(), hidden, inputs, 15}, {form(), hidden, inputs, 16}},
+      next{{form(), outputs, hidden, 17}};
+  const auto weights = linear(parts), down = linear(next);
+  const auto values = rounded(DType::bf16, random_floats(static_cast<std::size_t>(rows() * inputs), 18));
+  const DeviceMatrix x = activations(inputs, values), scratch(device(), DType::bf16, rows(), 2 * hidden),
+                     y(device(), DType::bf16, rows(), hidden), z(device(), DType::bf16, rows(), outputs);
+  const LinearInput gated = device().gated_linear(*weights, x.view(), scratch.view(), y.view(), Activation::silu);
+  device().linear(*down, gated, z.view());
+  const auto both = products(values, parts);
+  std::vector<float> hiddens;
+  for (std::int64_t row = 0; row < rows(); ++row) {
+    for (std::int64_t i = 0; i < hidden; ++i) {
+      const double gate = both[static_cast<std::size_t>(row * 2 * hidden + i)];
+      hiddens.push_back(static_cast<float>(gate / (1 + std::exp(-gate)) *
+                                           both[static_cast<std::size_t>((row * 2 + 1) * hidden + i)]));
+    }
+  }
+  EXPECT_LT(relative_error(z.values(), products(hiddens, next)), 3 * tolerance());
 }
 
 // The norm that a product leaves to the next.

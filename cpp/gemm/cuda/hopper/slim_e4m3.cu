@@ -29,7 +29,7 @@ template <int groups, int n, bool blocks>
 struct ByteStages {
   using Shape = SlimShape<groups, n>;
   // What is converted and, of blocks, a stage's sums take registers.
-  static constexpr int kBlocksPerProcessor = groups == 1 ? (n <= 16 ? 4 : 2) : n <= (blocks ? 16 : 32) ? 2 : 1;
+  static constexpr int kBlocksPerProcessor = groups == 1 ? (n <= 16 ? 4 : 2) : n <= (blocks ? 16 : 64) ? 2 : 1;
   static constexpr int kInputs = 128;  // of a stage, which share the scales of blocks
   static constexpr int kRowBytes = 128;
   static constexpr int kWeightBytes = Shape::kWeightRows * kRowBytes;
@@ -165,16 +165,23 @@ void launch_scales(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t 
 
 // What was measured on an H200. A warp converts slowly: many of them are wanted, of two blocks or more on a processor.
 SlimTuning slim_e4m3_tuning(const SlimArgs& args) {
-  constexpr std::int64_t kEnough = 180, kMany = 264;  // blocks of 64 weight rows
+  constexpr std::int64_t kEnough = 180, kMany = 264, kThree = 288;  // blocks of 64 weight rows
   const std::int64_t weight_rows = args.outputs * (args.output == SkinnyOutput::gated ? 2 : 1);
   const std::int64_t blocks = (weight_rows + kGroupRows - 1) / kGroupRows;
-  const bool few = args.rows <= 32;
+  const bool few = args.rows <= 32, by_rows = args.weights.format == WeightFormat::e4m3_rows;
+  const bool has_heads = args.heads.num_heads > 0;
   SlimTuning tuning;
-  if (args.heads.num_heads > 0 || (few && blocks > kMany)) tuning.weight_rows = 2 * kGroupRows;
+  if (has_heads || ((few || by_rows) && blocks > kMany)) tuning.weight_rows = 2 * kGroupRows;
   for (const int splits : {2, 3, 4, 6, 8})
     if (blocks * tuning.splits < kEnough && splits * 256 <= args.inputs) tuning.splits = splits;
-  if (args.heads.num_heads > 0 && few && tuning.splits == 2 && args.inputs >= 1024) tuning.splits = 4;
-  if (args.heads.num_heads > 0 && !few) tuning.shared_bytes *= 2;
+  if (has_heads) {
+    if (few && tuning.splits == 2 && args.inputs >= 1024) tuning.splits = 4;
+    if (!few) tuning.shared_bytes *= 2;
+  } else if (args.rows <= 8 && blocks * (tuning.splits + 1) <= kThree && tuning.splits > 1 && tuning.splits < 4 &&
+             (tuning.splits + 1) * 256 <= args.inputs) {
+    ++tuning.splits;
+    tuning.shared_bytes = 72 * 1024;  // three blocks of a processor
+  }
   return tuning;
 }
 
