@@ -3,7 +3,7 @@
 //
 //   gemm_bench_gpu [outputs inputs [rows ...]]
 //
-// engine: the kernel of few rows with weights that nobody writes. slim: that of some tens of rows. tensor1, tensor2:
+// engine: the kernel of few rows with weights that nobody writes. slim: those of some tens, to 192. tensor1, tensor2:
 // the same for a user's tensors, with one and two blocks per processor; deep: with one of twice the ring; behind each
 // without the first weights prefetched to the second-level cache. favoured: cuBLASLt's own first choice. cublaslt: the
 // fastest of what it proposes, timed one by one. chosen: what GpuProducts runs. Weights are taken in turn from several
@@ -81,7 +81,7 @@ class Bench {
                            .outputs = p.outputs},
                           stream_.get());
       });
-      show(rows <= cuda::kMostSlimRows && cuda::has_slim_gemm(), [&](const TensorProduct& p) {
+      show(rows <= cuda::kMostManyRows && cuda::has_slim_gemm(), [&](const TensorProduct& p) {
         const cuda::SlimArgs args{.weights = {.data = p.weights},
                                   .x = p.x,
                                   .y = p.y,
@@ -173,7 +173,7 @@ int main(int argc, char** argv) {
   const std::int64_t outputs = argc >= 3 ? std::atoll(argv[1]) : 4096, inputs = argc >= 3 ? std::atoll(argv[2]) : 14336;
   std::vector<std::int64_t> rows;
   for (int i = 3; i < argc; ++i) rows.push_back(std::atoll(argv[i]));
-  if (rows.empty()) rows = {1, 2, 8, 9, 16, 17, 32, 64, 128, 256};
+  if (rows.empty()) rows = {1, 2, 8, 9, 16, 17, 32, 64, 128, 129, 192, 256};
   const double bandwidth = make_cuda_device(0, 1)->measure_read_bandwidth();
   std::printf("reads: %.2f TB/s\n", bandwidth / 1e12);
   Bench bench(outputs, inputs, bandwidth);

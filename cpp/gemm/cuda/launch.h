@@ -83,9 +83,10 @@ struct SlimArgs {
   NextNorm next = {};
   SlimHeads heads = {};  // of `plain`
 };
-constexpr std::int64_t kMostSlimRows = 128;  // where it is faster than others
+constexpr std::int64_t kMostSlimRows = 128;  // of a block
+constexpr std::int64_t kMostManyRows = 192;  // where it is faster than others
 constexpr std::int64_t most_slim_rows(WeightFormat format) {
-  return format == WeightFormat::bf16 ? kMostSlimRows : 64;
+  return format == WeightFormat::bf16 ? kMostManyRows : 64;
 }
 constexpr std::int64_t fewest_slim_rows(WeightFormat format) {
   return format == WeightFormat::bf16 ? 9 : 1;
@@ -93,16 +94,17 @@ constexpr std::int64_t fewest_slim_rows(WeightFormat format) {
 
 // How it is cut.
 struct SlimTuning {
-  int weight_rows = 64;           // of a block: 64 or 128
+  int weight_rows = 64;           // of a block: 64 or 128; from 129 rows on 128 or, of `gated`, 224
   int splits = 1;                 // of the inputs, 1 to 8
   int shared_bytes = 108 * 1024;  // of a block's stages
 };
 
 // Whether this build and the current device have the kernel.
 bool has_slim_gemm();
-// What was measured to be fast, by the product's shape.
+// What was measured to be fast, by the product's shape; with up to kMostSlimRows not by their number.
 SlimTuning slim_tuning(const SlimArgs& args);
-// inputs: a multiple of 8, of e4m3 of 16; outputs of `gated` and `added`: a multiple of 4.
+// inputs: a multiple of 8, of e4m3 of 16; outputs of `gated` and `added`: a multiple of 4. Up to kMostSlimRows, a row's
+// bits don't depend on their number.
 void slim_gemm(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream);
 SlimTuning slim_e4m3_tuning(const SlimArgs& args);
 void slim_e4m3_gemm(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream);

@@ -46,7 +46,7 @@ SlimArgs piece_of(const SlimArgs& all, std::int64_t first, std::int64_t rows) {
 Products::Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, bool deterministic,
                    cudaStream_t stream)
     : deterministic_(deterministic), dense_(gpu_name, cache_folder, pool), stream_(stream) {
-  reserve(kMostSlimRows);
+  reserve(kMostManyRows);
 }
 
 void Products::expect(const DeviceLinear& weights) {
@@ -54,7 +54,7 @@ void Products::expect(const DeviceLinear& weights) {
 }
 
 std::size_t Products::square_bytes(std::int64_t rows) const {
-  const std::int64_t kept = deterministic_ ? std::max(rows, kMostSlimRows) : kMostSlimRows;
+  const std::int64_t kept = deterministic_ ? std::max(rows, kMostManyRows) : kMostManyRows;
   return static_cast<std::size_t>(slim_parts(kMostPrepared) * kept) * sizeof(float);
 }
 
@@ -193,9 +193,11 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   args.rows = x.rows();
   args.inputs = x.cols();
   args.outputs = outputs;
-  const SlimTuning tuning = slim_tuning(args);
-  for (std::int64_t first = 0; first < x.rows(); first += kMostSlimRows)
-    slim_gemm(piece_of(args, first, std::min(kMostSlimRows, x.rows() - first)), tuning, stream_);
+  const std::int64_t most = deterministic_ ? kMostSlimRows : kMostManyRows;
+  for (std::int64_t first = 0; first < x.rows(); first += most) {
+    const SlimArgs piece = piece_of(args, first, std::min(most, x.rows() - first));
+    slim_gemm(piece, slim_tuning(piece), stream_);
+  }
   return true;
 }
 

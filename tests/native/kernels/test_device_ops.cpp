@@ -150,7 +150,7 @@ class DeviceLinear : public DeviceOps {
 };
 INSTANTIATE_TEST_SUITE_P(All, DeviceLinear,
                          testing::Combine(any_device,
-                                          testing::Values(1, 2, 7, 8, 9, 16, 17, 64, 90, 128, 190, 200, 257)),
+                                          testing::Values(1, 2, 7, 8, 9, 16, 17, 64, 90, 128, 129, 192, 200, 256, 257)),
                          name_of);
 
 TEST_P(DeviceLinear, MergedOutputsWithBiases) {
@@ -194,6 +194,27 @@ TEST_P(DeviceLinear, ManyOutputs) {
   const DeviceMatrix x = matrix(size(), inputs, product.x), y(device(), DType::f32, size(), outputs);
   device().linear(*linear, x.view(), y.view());
   EXPECT_LE(relative_error(y.values(), product.all()), 2e-6);
+}
+
+// Gated outputs enough for blocks that are for them alone, the last of them not whole.
+TEST_P(DeviceLinear, ManyGatedOutputs) {
+  const std::int64_t inputs = 40, outputs = 132 * 108 + 4;
+  const Product gate{activations(size() * inputs, 46), activations(outputs * inputs, 47), {}, size(), inputs, outputs};
+  Product up = gate;
+  up.weights = activations(outputs * inputs, 48);
+  const Product both[2] = {gate, up};
+  const auto linear = linear_of(both);
+  const DeviceMatrix x = matrix(size(), inputs, gate.x), scratch = matrix(size(), 2 * outputs),
+                     y = matrix(size(), outputs);
+  device().gated_linear(*linear, x.view(), scratch.view(), y.view());
+  std::vector<double> expected;
+  for (std::int64_t row = 0; row < size(); ++row) {
+    for (std::int64_t o = 0; o < outputs; ++o) {
+      const double g = gate.at(row, o);
+      expected.push_back(g / (1 + std::exp(-g)) * up.at(row, o));
+    }
+  }
+  EXPECT_LE(relative_error(y.values(), expected), 2 * tolerance(kind()));
 }
 
 // A sum of products becomes the residual, and its norm is read by every kind of product.
@@ -463,7 +484,7 @@ TEST_P(DeviceHeads, OfAProduct) {
   projections.push_back({device().make_matrix(dtype, width, inputs, stored(dtype, random_floats(width * inputs, 44))),
                          random_floats(width, 45)});
   const auto linear = device().make_linear(std::move(projections));
-  for (const std::int32_t rows : {3, 17, 70, 256}) {
+  for (const std::int32_t rows : {3, 17, 70, 160, 256}) {
     std::vector<std::int32_t> tokens(rows, 0), positions(rows), pages((rows + page_size - 1) / page_size);
     std::iota(positions.begin(), positions.end(), 2);
     std::iota(pages.rbegin(), pages.rend(), 0);

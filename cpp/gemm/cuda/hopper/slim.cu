@@ -1,5 +1,7 @@
-// Products of 9 to 128 rows with weights in bf16, and how they are cut.
+// Products of 9 to 128 rows with weights in bf16, and how those of up to 192 are cut.
+#include "gemm/cuda/hopper/even.h"
 #include "gemm/cuda/hopper/slim.cuh"
+#include "gemm/cuda/hopper/slim_many.h"
 
 namespace minisgl::cuda {
 
@@ -15,9 +17,36 @@ bool has_slim_gemm() {
   return is_hopper;
 }
 
+namespace {
+
+constexpr std::int64_t kProcessors = 132;
+
+template <int groups, int n>
+using FewRows = PlainStages<groups, n, false>;
+
+// Of 129 to 192 rows: two blocks share them.
+SlimTuning tuning_of_many(const SlimArgs& args) {
+  const bool is_gated = args.output == SkinnyOutput::gated;
+  const std::int64_t weight_rows = args.outputs * (is_gated ? 2 : 1);
+  const auto blocks = [&](int block_rows) { return (weight_rows + block_rows - 1) / block_rows; };
+  SlimTuning tuning{.weight_rows = 2 * kGroupRows};
+  if (is_gated && blocks(kEvenWeightRows) > kProcessors / 2) {
+    tuning.weight_rows = kEvenWeightRows;
+    return tuning;
+  }
+  const std::int64_t all = 2 * blocks(tuning.weight_rows);
+  for (const int splits : {2, 4})
+    if (all * splits <= kProcessors && splits * kTileColumns <= args.inputs) tuning.splits = splits;
+  if (all <= kProcessors) tuning.shared_bytes *= 2;  // as below
+  return tuning;
+}
+
+}  // namespace
+
 SlimTuning slim_tuning(const SlimArgs& args) {
   if (is_e4m3(args.weights.format)) return slim_e4m3_tuning(args);
-  constexpr std::int64_t kEnough = 96, kProcessors = 132, kMany = 2 * kProcessors;  // blocks
+  if (args.rows > kMostSlimRows) return tuning_of_many(args);
+  constexpr std::int64_t kEnough = 96, kMany = 2 * kProcessors;  // blocks
   constexpr std::int64_t kLong = 16;  // stages, from which on a block streams more than it starts with
   const std::int64_t weight_rows = args.outputs * (args.output == SkinnyOutput::gated ? 2 : 1);
   const std::int64_t all_chunks = (args.inputs + kTileColumns - 1) / kTileColumns;
@@ -33,8 +62,10 @@ SlimTuning slim_tuning(const SlimArgs& args) {
 
 void slim_gemm(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream) {
   if (is_e4m3(args.weights.format)) return slim_e4m3_gemm(args, tuning, stream);
-  if (tuning.weight_rows == 128) return launch_slim_rows<PlainStages, 2>(args, tuning, stream);
-  return launch_slim_rows<PlainStages, 1>(args, tuning, stream);
+  if (tuning.weight_rows == kEvenWeightRows) return even_gemm(args, stream);
+  if (args.rows > kMostSlimRows) return slim_gemm_of_many(args, tuning, stream);
+  if (tuning.weight_rows == 128) return launch_slim_rows<FewRows, 2>(args, tuning, stream);
+  return launch_slim_rows<FewRows, 1>(args, tuning, stream);
 }
 
 }  // namespace minisgl::cuda

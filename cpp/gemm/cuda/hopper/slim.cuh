@@ -1,11 +1,11 @@
-// Products of 9 to 128 rows on compute capability 9.0. Bound by reading the weights once, or with the most rows by the
+// Products of 9 to 192 rows on compute capability 9.0. Bound by reading the weights once, or with the most rows by the
 // tensor cores: the larger of the weights' bytes over the read bandwidth and the operations over the product's rate is
-// the floor.
+// the floor. A block takes 64 or 128 weight rows, which are the rows of the tensor cores' tiles, so that few rows of x
+// cost little more than those, and up to 128 rows of x; of more, blocks beside one another have a part each.
 //
-// A block takes 64 or 128 weight rows, which are the rows of the tensor cores' tiles, so that few rows of x cost little
-// more than those. One warp streams weights and x through stages in shared memory; it asks for the first weights before
-// the kernel that makes x is done. Where a matrix has too few rows to fill the processors, the blocks of a cluster cut
-// the inputs, and each adds up a part of the sums of all of them, in the blocks' order: the same bits every time.
+// One warp streams weights and x through stages in shared memory; it asks for the first weights before the kernel that
+// makes x is done. Where a matrix has too few rows to fill the processors, the blocks of a cluster cut the inputs, and
+// each adds up a part of the sums of all of them, in the blocks' order: the same bits every time.
 #pragma once
 
 #include "core/cuda/runtime.h"
@@ -16,21 +16,26 @@ namespace minisgl::cuda::hopper {
 
 constexpr int kBand = 16;  // row blocks that share what the second-level cache has of weights
 
-// Of several blocks of n rows, and the tile of weights: neighbouring blocks take the row blocks of a band.
-__device__ __forceinline__ void take_row_block(const SlimKernelArgs& args, int weight_rows, int n, int& tile,
-                                               int& first_row) {
+// Of several blocks of rows, and the tile of weights: neighbouring blocks take the row blocks of a band.
+__device__ __forceinline__ void take_row_block(const SlimKernelArgs& args, int weight_rows, int& tile, int& first_row) {
   const int tile_outputs = args.output == SkinnyOutput::gated ? weight_rows / 2 : weight_rows;
-  const int tiles = (args.outputs + tile_outputs - 1) / tile_outputs, row_blocks = (args.rows + n - 1) / n;
+  const int tiles = (args.outputs + tile_outputs - 1) / tile_outputs;
+  const int row_blocks = (args.rows + args.block_rows - 1) / args.block_rows;
   const int band = tile / (tiles * kBand), in_band = tile - band * tiles * kBand;
   const int band_rows = min(kBand, row_blocks - band * kBand);
-  first_row = (band * kBand + in_band % band_rows) * n;
+  first_row = (band * kBand + in_band % band_rows) * args.block_rows;
   tile = in_band / band_rows;
 }
-__device__ __forceinline__ SlimKernelArgs rows_from(SlimKernelArgs args, int first_row, int n) {
+__device__ __forceinline__ SlimKernelArgs rows_from(SlimKernelArgs args, int first_row) {
   const int width = args.output == SkinnyOutput::f32 ? 4 : 2;
   args.y = static_cast<unsigned char*>(args.y) + std::int64_t{first_row} * args.outputs * width;
   args.x_scales += first_row;
-  args.rows = min(args.rows - first_row, n);
+  if (args.norm.squares != nullptr) args.norm.squares += first_row;
+  args.next.scaled = static_cast<bf16*>(args.next.scaled) + std::int64_t{first_row} * args.outputs;
+  args.next.squares += first_row;
+  args.heads.positions += first_row;
+  args.heads.cache_rows += first_row;
+  args.rows = min(args.rows - first_row, args.block_rows);
   return args;
 }
 
@@ -52,8 +57,8 @@ __global__ void __launch_bounds__(Stages::Shape::kThreads, Stages::kBlocksPerPro
   }
   __syncwarp();
   int tile = blockIdx.x / all_rows.splits, first_row = 0;
-  if constexpr (Stages::kManyRows) take_row_block(all_rows, S::kWeightRows, n, tile, first_row);
-  const SlimKernelArgs args = Stages::kManyRows ? rows_from(all_rows, first_row, n) : all_rows;
+  if constexpr (Stages::kManyRows) take_row_block(all_rows, S::kWeightRows, tile, first_row);
+  const SlimKernelArgs args = Stages::kManyRows ? rows_from(all_rows, first_row) : all_rows;
   const SlimShare share(args, S::kWeightRows, Stages::kInputs, tile, first_row);
   __syncthreads();
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // the compiler sees: all of a warp agree
@@ -135,9 +140,10 @@ void launch_slim(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t st
                 tuning.splits, " splits of ", inputs);
   MINISGL_CHECK(stages > 0, tuning.shared_bytes, " bytes for stages of ", Stages::kStageBytes);
   const CUtensorMap weights = Stages::weight_map(args.weights.data, is_gated ? 2 * outputs : outputs, inputs);
-  const CUtensorMap x =
-      tile_map(args.x, rows, inputs, n, kTileRowBytes / (Stages::kByteRows ? 1 : 2), Stages::kByteRows);
   const int row_blocks = Stages::kManyRows ? (rows + n - 1) / n : 1;
+  const int block_rows = Stages::kManyRows && !Stages::kByteRows ? rows_of_blocks(rows, row_blocks) : n;
+  const CUtensorMap x =
+      tile_map(args.x, rows, inputs, block_rows, kTileRowBytes / (Stages::kByteRows ? 1 : 2), Stages::kByteRows);
   const int bytes = std::max(stages * Stages::kStageBytes, S::kSumBytes) + 1024;
   const auto kernel = slim_kernel<Stages>;
   MINISGL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
@@ -151,6 +157,8 @@ void launch_slim(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t st
                                  .rows = rows,
                                  .inputs = inputs,
                                  .outputs = outputs,
+                                 .all_rows = rows,
+                                 .block_rows = block_rows,
                                  .norm = args.norm,
                                  .next = args.next,
                                  .heads = args.heads,

@@ -38,7 +38,7 @@ struct RowNorms {
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) {
           const int p = first + k * kAdders;
-          part[k] = p < parts ? args.norm.squares[std::int64_t{p} * args.rows + row] : 0.0f;
+          part[k] = p < parts ? args.norm.squares[std::int64_t{p} * args.all_rows + row] : 0.0f;
         }
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) of_class[k % kOwn] += part[k];
@@ -133,7 +133,7 @@ __device__ __forceinline__ void store_added(const SlimKernelArgs& args, uint2 ol
 #pragma unroll
   for (int mask = kNeighbours / 2; mask > 0; mask >>= 1) squares += __shfl_xor_sync(neighbours, squares, mask);
   if (threadIdx.x % kNeighbours == 0 && output < args.outputs)
-    args.next.squares[std::int64_t{output / kSlimPart} * args.rows + row] = squares;
+    args.next.squares[std::int64_t{output / kSlimPart} * args.all_rows + row] = squares;
 }
 __device__ __forceinline__ void store_plain(const SlimKernelArgs& args, float4 v, int row, int output, int count) {
   const std::int64_t y_at = std::int64_t{row} * args.outputs + output;

@@ -16,7 +16,7 @@ constexpr int kGroup = 128;     // threads of a warpgroup
 constexpr int kGroupRows = 64;  // weight rows of a warpgroup
 constexpr int kMostStages = 16;
 constexpr int kMostSplits = 8;
-constexpr int kNormShares = 2 * kGroup;  // one of each thread, or of each row
+constexpr int kNormShares = 3 * kGroup;  // one of each thread, or of each row
 
 struct SlimKernelArgs {
   const float* bias;
@@ -24,13 +24,20 @@ struct SlimKernelArgs {
   SkinnyOutput output;
   int stages;                 // in shared memory
   int splits;                 // blocks of a cluster, which cut the inputs
-  int rows, inputs, outputs;  // outputs of the product: half of the weight rows where gated
+  int rows, inputs, outputs;  // rows of the block; outputs of the product: half of the weight rows where gated
+  int all_rows;               // of the product
+  int block_rows;             // of x that a block copies: what lies past the last row would cost more than a row
   PreparedNorm norm;          // of x
   NextNorm next;              // of y
   SlimHeads heads;
   const float* scales;    // of the weights, or null
   const float* x_scales;  // [rows] of x in e4m3, or null
 };
+
+// Of `blocks` that share `rows` evenly, in whole groups of 8.
+inline int rows_of_blocks(int rows, int blocks) {
+  return (rows + 8 * blocks - 1) / (8 * blocks) * 8;
+}
 
 struct SlimBarriers {
   Barrier full[kMostStages], empty[kMostStages];
@@ -86,7 +93,7 @@ __device__ __forceinline__ void fetch_stages(const CUtensorMap& weights, const C
                                              const SlimKernelArgs& args, const SlimShare& share, std::uint32_t memory,
                                              SlimBarriers& barriers) {
   const auto fetch_weights = [&](int chunk, int stage) {
-    arrive_expecting(barriers.full[stage], Stages::kStageBytes);
+    arrive_expecting(barriers.full[stage], Stages::kWeightBytes + Stages::kXTiles * args.block_rows * kTileRowBytes);
     const std::uint32_t to = memory + stage * Stages::kStageBytes;
     const int column = share.column_of(chunk);
 #pragma unroll
@@ -120,15 +127,16 @@ __device__ __forceinline__ void fetch_stages(const CUtensorMap& weights, const C
   }
 }
 
-// What the consumers' sums are made of. Weights in bf16: both operands are read where they lie.
-template <int groups, int n>
+// What the consumers' sums are made of. Weights in bf16: both operands are read where they lie. many: several blocks
+// share the rows of x.
+template <int groups, int n, bool many>
 struct PlainStages {
   using Shape = SlimShape<groups, n>;
   static constexpr int kBlocksPerProcessor = groups * n > 256 ? 1 : 2;
   static constexpr int kInputs = kTileColumns;                             // of a stage
   static constexpr int kWeightBytes = Shape::kWeightRows * kTileRowBytes;  // of a stage
   static constexpr int kXTiles = 1, kXTileBytes = n * kTileRowBytes;
-  static constexpr bool kManyRows = false, kByteRows = false;
+  static constexpr bool kManyRows = many, kByteRows = false;
   static constexpr int kStageBytes = kWeightBytes + kXTiles * kXTileBytes;
 
   // The sums of a warpgroup's weight rows over the block's chunks.

@@ -1,0 +1,11 @@
+// Products of 129 to 192 rows with weights in bf16: two blocks share the rows.
+#include "gemm/cuda/hopper/slim.cuh"
+#include "gemm/cuda/hopper/slim_many.h"
+
+namespace minisgl::cuda::hopper {
+
+void slim_gemm_of_many(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream) {
+  launch_slim<PlainStages<2, kMostManyRows / 2, true>>(args, tuning, stream);
+}
+
+}  // namespace minisgl::cuda::hopper
