@@ -2,7 +2,7 @@
 // product; then whole decode steps of models with dummy weights through the engine.
 //
 //   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [qwen3-30b-a3b] [prefill] [disable-overlap]
-//   [fp8] [fp8-weights] [deterministic] [profile] [b1] [b16] [b64] [b128] [b129] [b192] [b256]
+//   [fp8] [fp8-weights] [deterministic] [profile] [b1] [b2] [b4] [b8] [b16] [b64] [b128] [b129] [b192] [b256]
 //
 // (default: all but qwen3-30b-a3b, 61 GB of weights, and the last ones from prefill on, and b1, b16, b64 and b256).
 // fp8: the models' cache is of that type. fp8-weights: the weights of their linear layers are. deterministic: as
@@ -467,7 +467,7 @@ int main(int argc, char** argv) try {
                .profile = asked("profile"),
                .deterministic = asked("deterministic"),
                .batches = {}};
-  for (const int batch : {1, 16, 64, 128, 129, 192, 256})
+  for (const int batch : {1, 2, 4, 8, 16, 64, 128, 129, 192, 256})
     if (asked(("b" + std::to_string(batch)).c_str())) run.batches.push_back(batch);
   if (run.batches.empty()) run.batches = {1, 16, 64, 256};
   for (const Shape& shape : shapes)

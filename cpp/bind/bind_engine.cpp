@@ -121,6 +121,7 @@ py::dict info_dict(const RankInfo& info) {
   dict["workspace_bytes"] = info.memory.workspace;
   dict["graph_bytes"] = info.memory.graphs;
   dict["free_bytes"] = info.memory.free;
+  dict["stacked_rows"] = info.memory.stacked_rows;
   dict["num_threads"] = info.num_threads;
   dict["device"] = info.device_name;
   dict["isa"] = cpu_isa_name();

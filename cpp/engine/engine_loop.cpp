@@ -64,6 +64,7 @@ EngineMemory EngineLoop::prepare(const RecordProgress& progress) {
     memory = {
         .workspace = prepared.workspace_bytes, .graphs = prepared.graph_bytes, .free = device_.available_memory()};
   }
+  memory.stacked_rows = model_.stacked_rows();
   if (config_.num_host_pages > 0) memory.host_bytes_per_second = open_host_tier();
   deliver();  // the first statistics
   return memory;

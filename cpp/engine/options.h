@@ -82,6 +82,7 @@ struct EngineMemory {
   std::int64_t graphs = 0;           // recorded steps
   std::int64_t free = 0;             // what is left
   double host_bytes_per_second = 0;  // from the host tier to the device; 0: there is none
+  std::int64_t stacked_rows = 0;     // decode steps of up to so many rows run all layers as one operation
 };
 
 struct EngineStats {

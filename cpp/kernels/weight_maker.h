@@ -11,6 +11,7 @@
 #include "core/memory_file.h"
 #include "gemm/scaled_bytes.h"
 #include "gemm/weights.h"
+#include "kernels/layer_stack.h"
 
 namespace minisgl {
 
@@ -58,6 +59,8 @@ class WeightMaker {
   virtual std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape&) {
     throw CheckError("the device computes no experts");
   }
+  // These layers as one operation; null where the device has none for them. Its own linears.
+  virtual std::unique_ptr<LayerStack> make_layer_stack(const StackedLayers&) { return nullptr; }
 };
 
 }  // namespace minisgl

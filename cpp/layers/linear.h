@@ -20,6 +20,7 @@ class MergedLinear {
   std::int64_t in_features() const { return weights_->in_features(); }
   std::int64_t out_features() const { return weights_->out_features(); }
   std::int64_t nbytes() const { return weights_ ? weights_->nbytes() : 0; }  // matrices and biases
+  const Linear& weights() const { return *weights_; }
 
  protected:
   std::unique_ptr<const Linear> weights_;

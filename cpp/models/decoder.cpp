@@ -59,6 +59,8 @@ class Decoder final : public Model {
   DType weight_dtype() const override { return weights_.dtype; }
   std::uint64_t fingerprint() const override { return weights_.fingerprint; }
 
+  std::int64_t stacked_rows() const override { return stack_ != nullptr ? stack_->most_rows() : 0; }
+
   void set_context(std::int64_t num_positions) override {
     for_each_rope(*this, [&](RopeTable& table) { table.set_context(num_positions); });
   }
@@ -83,8 +85,13 @@ class Decoder final : public Model {
     reserve_positions(batch);
 
     Tensor residual = workspace_.residual.rows(num_rows);
+    embed(residual);
+    if (num_hidden == 0 && num_logits == num_rows && stack_of(cache) != nullptr && stack_->takes(num_rows)) {
+      return logits(
+          stack_->run(residual, rope_.data(), norm_by(weights_.final_norm), workspace_.normed.rows(num_rows)));
+    }
     Tensor attended = workspace_.attention.rows(num_rows);
-    LinearInput normed = embed(residual);
+    LinearInput normed = norm_rows(residual, weights_.layers.front().attention_input_norm);
     for (std::int64_t i = 0; i < spec_.num_layers; ++i) {
       const DecoderLayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
       const bool is_last = i + 1 == spec_.num_layers;
@@ -117,7 +124,8 @@ class Decoder final : public Model {
     reserve_positions(batch);
     const DecoderLayerWeights& layer = weights_.layers.front();
     const Tensor residual = workspace_.residual.rows(num_rows);
-    const LinearInput normed = embed(residual);
+    embed(residual);
+    const LinearInput normed = norm_rows(residual, layer.attention_input_norm);
     attention(layer, 0, normed, cache, false);
     add_both(layer, normed, workspace_.attention.rows(num_rows), residual, layer.attention_input_norm);
   }
@@ -168,11 +176,59 @@ class Decoder final : public Model {
     return kept.rows(num_wanted);
   }
 
-  // The step's tokens -> residual. Returns what the first layer takes.
-  LinearInput embed(Tensor residual) {
+  // The step's tokens -> residual.
+  void embed(Tensor residual) {
     embedding_.forward(device_, residual, static_cast<float>(spec_.embedding_scale));
     device_.sum_over_ranks(residual);
-    return norm_rows(residual, weights_.layers.front().attention_input_norm);
+  }
+
+  // The layers as one operation over this cache; null where the device has none for them.
+  LayerStack* stack_of(const KvCache& cache) {
+    const ops::KvLayer last = cache.layer(spec_.num_layers - 1);  // where it lies and ends says where the others do
+    const bool is_stacked = stacked_ && stacked_->keys == last.keys && stacked_->values == last.values &&
+                            stacked_->page_size == last.page_size && stacked_->dtype == last.dtype;
+    if (!is_stacked) {
+      stack_ = is_plain() ? device_.make_layer_stack(stacked_layers(cache)) : nullptr;
+      stacked_ = last;
+    }
+    return stack_.get();
+  }
+  // Whether the layers have Llama's form.
+  bool is_plain() const {
+    const auto is_zero = [](std::int32_t window) { return window == 0; };
+    return device_.num_ranks() == 1 && !spec_.parallel_mlp && !spec_.centered_norms &&
+           spec_.activation == Activation::silu && spec_.qk_norm != ModelSpec::QueryKeyNorm::all_heads &&
+           spec_.norms.attention_output.empty() && spec_.norms.mlp_output.empty() &&
+           !spec_.norms.attention_input.empty() && !spec_.norms.mlp_input.empty() && !query_rope_ && !sliding_rope_ &&
+           spec_.rotates.empty() && spec_.score_cap == 0.0 && std::ranges::all_of(spec_.window, is_zero) &&
+           std::ranges::all_of(weights_.layers, [](const DecoderLayerWeights& layer) {
+             return layer.experts == nullptr && layer.sinks.size() == 0;
+           });
+  }
+  StackedLayers stacked_layers(const KvCache& cache) const {
+    StackedLayers stacked{.layers = {},
+                          .hidden = spec_.hidden_size,
+                          .intermediate = spec_.intermediate_size,
+                          .shape = shape_,
+                          .norm_eps = static_cast<float>(spec_.norm_eps),
+                          .rotary_dim = static_cast<int>(spec_.rope.rotary_dim),
+                          .score_scale = static_cast<float>(score_scale())};
+    for (std::int64_t i = 0; i < spec_.num_layers; ++i) {
+      const DecoderLayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
+      stacked.layers.push_back({.qkv = &layer.qkv.weights(),
+                                .attention_output = &layer.attention_output.weights(),
+                                .gate_up = &layer.gate_up.weights(),
+                                .down = &layer.down.weights(),
+                                .input_norm = layer.attention_input_norm.as<float>(),
+                                .mlp_norm = layer.mlp_input_norm.as<float>(),
+                                .query_norm = layer.query_norm.as<float>(),
+                                .key_norm = layer.key_norm.as<float>(),
+                                .cache = cache.layer(i)});
+    }
+    return stacked;
+  }
+  double score_scale() const {
+    return spec_.score_scale != 0.0 ? spec_.score_scale : 1.0 / std::sqrt(static_cast<double>(spec_.head_dim));
   }
 
   // normed -> attention, through the cache. `store_only` leaves out the attention itself.
@@ -192,9 +248,8 @@ class Decoder final : public Model {
                              .rotary_dim = rotates(index) ? static_cast<int>(spec_.rope.rotary_dim) : 0},
                             kv);
     if (store_only) return;
-    const double scale =
-        spec_.score_scale != 0.0 ? spec_.score_scale : 1.0 / std::sqrt(static_cast<double>(spec_.head_dim));
-    const ScoreRule scores(static_cast<float>(scale), static_cast<float>(spec_.score_cap), layer.sinks.as<float>());
+    const ScoreRule scores(static_cast<float>(score_scale()), static_cast<float>(spec_.score_cap),
+                           layer.sinks.as<float>());
     device_.paged_attention(qkv, shape_, kv, scores, spec_.window[static_cast<std::size_t>(index)],
                             workspace_.attention.rows(num_rows));
   }
@@ -289,6 +344,8 @@ class Decoder final : public Model {
   Device& device_;
   Workspace workspace_;
   ExpertScratch expert_scratch_;
+  std::optional<ops::KvLayer> stacked_;  // the last layer's cache of those that were stacked
+  std::unique_ptr<LayerStack> stack_;
 };
 
 }  // namespace

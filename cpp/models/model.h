@@ -29,6 +29,8 @@ class Model {
   // Bytes of the device that steps within the limits take beside weights and cache: all that forward() and reserve()
   // allocate.
   virtual std::int64_t workspace_bytes(const StepLimits&) const = 0;
+  // Decode steps of up to so many rows run all layers as one operation; known when a step has run.
+  virtual std::int64_t stacked_rows() const { return 0; }
   virtual std::int64_t weight_bytes() const = 0;  // bytes that a decode step at batch 1 must read
   virtual DType weight_dtype() const = 0;         // format of most of the weights
   // The number that several ranks compare to know that they have the same model (models/fingerprint.h); 0 for one rank.

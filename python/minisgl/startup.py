@@ -80,6 +80,9 @@ def describe_engine(args: ServerArgs, ranks: Sequence[EngineInfo]) -> list[str]:
         f"with penalties (--max-penalized, {_size(4 * info.max_penalized * info.vocab_size)}), "
         f"{info.max_batch_tokens} tokens per step (--max-batch-tokens)",
     ]
+    if info.stacked_rows:
+        steps = counted(info.stacked_rows, "sequence", "sequences")
+        lines.append(f"decode steps: all layers in one kernel for up to {steps}")
     if args.deterministic:
         lines.append(
             "answers: a request's tokens depend on nothing but itself, bit for bit; prefill and "

@@ -12,6 +12,7 @@
 #include "kernels/cuda/device_experts.h"
 #include "kernels/cuda/host_pages.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/layer_stack.h"
 #include "kernels/cuda/memory.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/seen_tokens.h"
@@ -143,6 +144,10 @@ class CudaDevice final : public Device {
     if (deterministic_)
       throw InputError("--deterministic is not for mixtures of experts on a GPU, whose sums depend on the step's rows");
     return cuda::make_device_experts(shape, uploader_, stream_.get(), random_seed_);
+  }
+  std::unique_ptr<LayerStack> make_layer_stack(const StackedLayers& layers) override {
+    if (deterministic_) return nullptr;  // its sums are not those of more rows
+    return cuda::make_layer_stack(layers, slots_, properties_, stream_.get());
   }
 
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {

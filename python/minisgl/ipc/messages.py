@@ -229,6 +229,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     workspace_bytes: Count = 0
     graph_bytes: Count = 0
     free_bytes: Count = 0
+    stacked_rows: Count = 0  # of decode steps whose layers are one operation; 0: of none
     num_threads: Count = 0
     device: Sentence = ""
     isa: Sentence = ""

@@ -18,6 +18,7 @@ INFO = EngineInfo(vocab_size=10, max_model_len=20, weight_bytes=10**9, kv_cache_
 def test_the_memory_of_a_gpu_is_a_budget() -> None:
     assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "GPU memory" in line]
     assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "--deterministic" in line]
+    assert not [line for line in describe_engine(ServerArgs(), [INFO]) if "one kernel" in line]
     lines = describe_engine(ServerArgs(deterministic=True), [INFO])
     assert [line for line in lines if line.endswith("(--deterministic)")]
     info = EngineInfo(
@@ -28,6 +29,10 @@ def test_the_memory_of_a_gpu_is_a_budget() -> None:
         workspace_bytes=3 * 10**8,
         graph_bytes=4 * 10**7,
         free_bytes=5 * 10**9,
+        stacked_rows=2,
+    )
+    assert "decode steps: all layers in one kernel for up to 2 sequences" in describe_engine(
+        ServerArgs(), [info]
     )
     (line,) = (line for line in describe_engine(ServerArgs(), [info]) if "GPU memory" in line)
     assert line == (

@@ -1,0 +1,402 @@
+// All layers of a decode step of few rows in one kernel, whose blocks run at once, one a processor. Bound by reading
+// the weights once.
+//
+// One warp of a block, the loader, streams the block's share of all weights through a ring in shared memory, from layer
+// to layer, and waits for nothing but room in it and, so that words don't wait behind weights, for those that it has
+// asked for. The others multiply what lies there as soon as the activations come: each warp the same inputs of all
+// weights. Activations travel between blocks as words, a bf16 value with a tag that says which layer of which step
+// wrote it: whoever reads a word asks for it until it has the tag that is due. So there are no barriers between blocks.
+//
+// A word is written again a layer later. By then all have read it: whoever writes it has read something that depends on
+// words which each block wrote after it had read that one. For this every block has a share of each product.
+#pragma once
+
+#include "core/cuda/wgmma.cuh"
+#include "kernels/cuda/hopper/decode_stack_room.cuh"
+
+namespace minisgl::cuda::stack {
+
+// The loader: this block's weights of all layers, in the order in which they are multiplied.
+__device__ __forceinline__ void load_weights(const StackArgs& args, const Room& room, std::uint32_t memory) {
+  const int lane = threadIdx.x % 32;
+  int slot = 0, coming = 0, behind = -room.most_coming;  // slots: the next, the oldest asked for, those that have come
+  std::uint32_t parity = 1, coming_parity = 0;           // the first waits for room find it
+#pragma unroll 1
+  for (int layer = 0; layer < args.num_layers; ++layer) {
+#pragma unroll 1
+    for (int p = 0; p < 4; ++p) {
+      const auto product = static_cast<Product>(p);
+      const Cut& cut = room.cuts[p];
+      const Share share = share_of(cut);
+      const bf16* weights = args.layers[layer].weights[p];
+#pragma unroll 1
+      for (int tile = share.first; tile < share.end; ++tile) {
+        const int row =
+            product == Product::gate_up ? tile * 4 + lane % 4 + lane / 4 * args.intermediate : tile * kTileRows + lane;
+        const bf16* from = weights + std::int64_t{row} * cut.inputs;
+#pragma unroll 1
+        for (int chunk = 0; chunk < cut.slots; ++chunk) {
+          const std::uint32_t full = memory + room.barriers + 8 * slot, empty = full + 8 * room.slots;
+          wait_phase(empty, parity);
+          if (behind++ >= 0) {
+            wait_phase(memory + room.barriers + 8 * coming, coming_parity);
+            if (++coming == room.slots) {
+              coming = 0;
+              coming_parity ^= 1;
+            }
+          }
+          const int first = chunk * kSlotInputs;
+          const auto bytes = static_cast<std::uint32_t>(min(kSlotInputs, cut.inputs - first) * 2);
+          if (lane == 0) arrive_expecting(full, bytes * kTileRows);
+          __syncwarp();
+          if (lane < kTileRows)
+            copy_row(memory + room.ring + slot * kSlotBytes + lane * kRowBytes, from + first, bytes, full);
+          if (++slot == room.slots) {
+            slot = 0;
+            parity ^= 1;
+          }
+        }
+      }
+    }
+  }
+}
+
+// The warps that multiply. Code runs once a layer and is read anew each time where it is long, so all products share
+// it.
+template <int dim>
+class Computing {
+ public:
+  __device__ Computing(const StackArgs& args, const Room& room, unsigned char* memory, std::uint32_t epoch)
+      : args_(args),
+        room_(room),
+        memory_(memory),
+        base_(shared_address(memory)),
+        epoch_(epoch),
+        warp_(threadIdx.x / 32),
+        lane_(threadIdx.x % 32),
+        layers_(reinterpret_cast<StackLayer*>(memory + room.layers)),
+        full_(base_ + room.barriers),
+        weights_(base_ + room.ring + lane_ / 4 * kRowBytes + warp_ * kUnit * 2 + lane_ % 4 * 16),
+        attention_(args, memory + room.attention, reinterpret_cast<std::int32_t*>(memory + room.rows)) {}
+
+  __device__ __forceinline__ void run() {
+    prepare();
+    bool is_first = true;
+#pragma unroll 1
+    for (int layer = 0; layer < args_.num_layers; ++layer) {
+      layer_ = layers_ + layer;
+      tag_ = epoch_ + static_cast<std::uint32_t>(layer) + 1;
+      is_last_ = layer + 1 == args_.num_layers;
+#pragma unroll 1
+      for (int p = 0; p < 4; ++p) {
+        const auto product = static_cast<Product>(p);
+        const Cut& cut = room_.cuts[p];
+        gather(product, cut, is_first);
+        is_first = false;
+        multiply(product, cut);
+        if (product == Product::qkv) {
+          if (!is_last_) fetch_norms(layer_ + 1);
+          attention_.run(*layer_, is_last_ ? nullptr : layer_ + 1, tag_);
+        }
+      }
+    }
+  }
+
+ private:
+  // What stays the same over the layers.
+  __device__ __forceinline__ void prepare() {
+    for (int i = threadIdx.x; i < args_.num_layers * static_cast<int>(sizeof(StackLayer) / 8); i += kComputing)
+      reinterpret_cast<std::uint64_t*>(layers_)[i] = reinterpret_cast<const std::uint64_t*>(args_.layers)[i];
+    auto* shares = reinterpret_cast<Share*>(memory_ + room_.shares);
+    if (threadIdx.x < 4) shares[threadIdx.x] = share_of(room_.cuts[threadIdx.x]);
+    const Share down = share_of(room_.cuts[static_cast<int>(Product::down)]);
+    const int first = down.first * kTileRows;
+    own_ = (down.end - down.first) * kTileRows;
+    auto* residual = reinterpret_cast<float*>(memory_ + room_.residual);
+    for (int i = threadIdx.x; i < args_.rows * own_; i += kComputing)
+      residual[i] = to_float(args_.residual[std::int64_t{i / own_} * args_.hidden + first + i % own_]);
+    attention_.prepare();
+    sync_computing();
+    fetch_norm(layers_->input_norm);
+    attention_.fetch(*layers_);
+  }
+
+  // Has the second-level cache ask for norms of a later layer, a line a block.
+  __device__ __forceinline__ void fetch_norms(const StackLayer* layer) const {
+    if (threadIdx.x >= 2) return;
+    const float* norm = threadIdx.x == 0 ? layer->input_norm : layer->mlp_norm;
+    for (int i = 32 * static_cast<int>(blockIdx.x); i < args_.hidden; i += 32 * static_cast<int>(gridDim.x))
+      fetch_to_l2(norm + i);
+    const float* heads = threadIdx.x == 0 ? layer->query_norm : layer->key_norm;
+    if (heads != nullptr && 32 * blockIdx.x < dim) fetch_to_l2(heads + 32 * blockIdx.x);
+  }
+
+  // A warp's inputs of a product, the same of each slot, come to x from other blocks' words, or of the first product
+  // from the step's embedded tokens; where there is a norm times its weights, and their squares are summed by units.
+  __device__ __forceinline__ void gather(Product product, const Cut& cut, bool is_first) {
+    constexpr int kBatch = 8;
+    const bool normed = product == Product::qkv || product == Product::gate_up;
+    const std::uint32_t* words = args_.words[product == Product::qkv ? 4 : static_cast<int>(product)];
+    const std::uint32_t tag = product == Product::qkv ? tag_ - 1 : tag_;
+    const int slots = cut.slots, inputs = cut.inputs, items = args_.rows * slots, own = warp_ * kUnit + lane_ * 4;
+    x_stride_ = slots * kSlotInputs * 2 + kRowPad;
+    if (normed) {
+      squares_at_ ^= 1;
+      wait_copies<0>();  // the norm's weights
+    } else if (product == Product::output || !is_last_) {
+      fetch_norm(product == Product::output ? layer_->mlp_norm : layer_[1].input_norm);
+    }
+    int row = 0, slot = 0;
+#pragma unroll 1
+    for (int first = 0; first < items; first += kBatch) {
+      uint4 v[kBatch];
+      int at[kBatch];  // -1: nothing to ask for
+      int next_row = row, next_slot = slot;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int input = next_slot * kSlotInputs + own;
+        at[i] = first + i < items && input < inputs ? next_row * inputs + input : -1;
+        v[i] = make_uint4(~tag, 0, 0, 0);
+        if (++next_slot == slots) {
+          next_slot = 0;
+          ++next_row;
+        }
+      }
+      // All that are lacking are asked for at once, as often as it takes.
+      unsigned waits = 0;
+#pragma unroll 1
+      for (bool lacks = true; lacks; count_wait(waits)) {
+        lacks = false;
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          if (at[i] < 0 || has_tag(v[i], tag)) continue;
+          v[i] = is_first ? embedded(at[i], tag) : load_words(reinterpret_cast<const uint4*>(words + at[i]));
+          lacks = true;
+        }
+      }
+      __syncwarp();
+#pragma unroll 1
+      for (int item = first; item < min(first + kBatch, items); ++item) {
+        take(v[0], row, slot * kSlotInputs + own, inputs, normed, item);
+        if (++slot == slots) {
+          slot = 0;
+          ++row;
+        }
+#pragma unroll
+        for (int i = 0; i + 1 < kBatch; ++i) v[i] = v[i + 1];  // short code, as it is fetched anew each time
+      }
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void take(const uint4& v, int row, int input, int inputs, bool normed, int item) {
+    uint2 pairs = {__byte_perm(v.x, v.y, 0x7632), __byte_perm(v.z, v.w, 0x7632)};
+    const bool is_input = input < inputs;
+    if (normed) {
+      const float value[4] = {
+          is_input ? __uint_as_float(v.x & 0xffff0000u) : 0.0f, is_input ? __uint_as_float(v.y & 0xffff0000u) : 0.0f,
+          is_input ? __uint_as_float(v.z & 0xffff0000u) : 0.0f, is_input ? __uint_as_float(v.w & 0xffff0000u) : 0.0f};
+      const float4 weight = *reinterpret_cast<const float4*>(memory_ + room_.norm + input * 4);
+      pairs = {pack2<bf16>(value[0] * weight.x, value[1] * weight.y),
+               pack2<bf16>(value[2] * weight.z, value[3] * weight.w)};
+      const float squares =
+          warp_sum(value[0] * value[0] + value[1] * value[1] + value[2] * value[2] + value[3] * value[3]);
+      if (lane_ == 0) squares_of()[item * kWarps + warp_] = squares;
+    }
+    *reinterpret_cast<uint2*>(memory_ + room_.x + row * x_stride_ + input * 2) = is_input ? pairs : make_uint2(0, 0);
+  }
+  // The lane's weights of the next norm, on their way to shared memory; zeros behind the last.
+  __device__ __forceinline__ void fetch_norm(const float* norm) const {
+#pragma unroll 1
+    for (int i = warp_ * kUnit + lane_ * 4; i < room_.cuts[0].slots * kSlotInputs; i += kSlotInputs)
+      copy_16_async(base_ + room_.norm + i * 4, norm + i, i < args_.hidden);
+    commit_copies();
+  }
+  // As words.
+  __device__ __forceinline__ uint4 embedded(int at, std::uint32_t tag) const {
+    const uint2 pairs = __ldcg(reinterpret_cast<const uint2*>(args_.residual + at));
+    tag &= 0xffffu;
+    return {pairs.x << 16 | tag, (pairs.x & 0xffff0000u) | tag, pairs.y << 16 | tag, (pairs.y & 0xffff0000u) | tag};
+  }
+  // [rows][slots of a row][kWarps]
+  __device__ __forceinline__ float* squares_of() const {
+    return reinterpret_cast<float*>(memory_ + room_.squares) + squares_at_ * (room_.squares_bytes / 4);
+  }
+
+  // The block's share of a product of x. Warps meet once a pass: their sums lie in two places in turn.
+  __device__ __forceinline__ void multiply(Product product, const Cut& cut) {
+    const Share share = reinterpret_cast<const Share*>(memory_ + room_.shares)[static_cast<int>(product)];
+    const int rows = args_.rows;
+#pragma unroll 1
+    for (int tile = share.first; tile < share.end; tile += room_.most_tiles) {
+      const int tiles = min(room_.most_tiles, share.end - tile);
+      float* sums = reinterpret_cast<float*>(memory_ + room_.sums + sums_at_ * kSumBytes);
+      multiply_tiles(tiles, cut, sums + warp_ * kPassRows * kTileRows);
+      sync_computing();
+      const int shift = product == Product::gate_up ? 2 : 3;  // outputs of a tile
+#pragma unroll 1
+      for (int i = threadIdx.x; i < tiles * rows << shift; i += kComputing) {
+        const int place = i & ((1 << shift) - 1), t = room_.by_rows.quotient(i >> shift);
+        const int row = (i >> shift) - t * rows;
+        finish(product, cut, row, tile + t, tile - share.first + t, place, sums + (t * rows + row) * kTileRows + place);
+      }
+      sums_at_ ^= 1;
+    }
+  }
+
+  // Of each slot a warp multiplies its unit, while it reads the next from shared memory. sums [tiles][rows][kTileRows].
+  struct Unit {
+    uint4 x[kUnit / 32], weights[kUnit / 32];
+  };
+  struct Place {
+    std::uint32_t x;           // of this lane's inputs in the first slot
+    int step;                  // bytes from slot to slot
+    int slots, ahead, behind;  // of a tile: all, that which is read next, that which is multiplied next
+    float* sums;
+  };
+  __device__ __forceinline__ void multiply_tiles(int tiles, const Cut& cut, float* sums) {
+    const int row = lane_ / 4;
+    const bool has_row = row < args_.rows;
+    const std::uint32_t inputs = has_row ? room_.x + row * x_stride_ + warp_ * kUnit * 2 : room_.zeros;
+    Place at{base_ + inputs + lane_ % 4 * 16,       has_row ? kSlotInputs * 2 : 0, cut.slots, 0, 0,
+             sums + row * kTileRows + lane_ % 4 * 2};
+    asm volatile("" : "+r"(at.slots));  // stays in a register
+    Unit even, odd;
+    float d[4][4] = {};
+    int left = tiles * cut.slots;
+    read_unit(even, at);
+#pragma unroll 1
+    for (;; left -= 2) {
+      if (left > 1) read_unit(odd, at);
+      multiply_unit(even, at, d, has_row);
+      if (left <= 1) break;
+      if (left > 2) read_unit(even, at);
+      multiply_unit(odd, at, d, has_row);
+      if (left <= 2) break;
+    }
+  }
+  __device__ __forceinline__ void read_unit(Unit& unit, Place& at) {
+    const std::uint32_t x = at.x + at.ahead * at.step;
+    if (++at.ahead == at.slots) at.ahead = 0;
+#pragma unroll
+    for (int s = 0; s < kUnit / 32; ++s) unit.x[s] = load_shared<uint4>(x + 64 * s);
+    wait_phase(full_ + 8 * slot_, parity_);
+    const std::uint32_t weights = weights_ + slot_ * kSlotBytes;
+#pragma unroll
+    for (int s = 0; s < kUnit / 32; ++s) unit.weights[s] = load_shared<uint4>(weights + 64 * s);
+    if (++slot_ == room_.slots) {
+      slot_ = 0;
+      parity_ ^= 1;
+    }
+  }
+  __device__ __forceinline__ void multiply_unit(const Unit& unit, Place& at, float (&d)[4][4], bool has_row) {
+#pragma unroll
+    for (int s = 0; s < kUnit / 32; ++s) {
+      mma_16816<bf16>(d[s % 2 * 2], {unit.x[s].x, 0, unit.x[s].y, 0}, unit.weights[s].x, unit.weights[s].y);
+      mma_16816<bf16>(d[s % 2 * 2 + 1], {unit.x[s].z, 0, unit.x[s].w, 0}, unit.weights[s].z, unit.weights[s].w);
+    }
+    if (lane_ == 0) arrive(full_ + 8 * (room_.slots + done_));
+    if (++done_ == room_.slots) done_ = 0;
+    if (++at.behind < at.slots) return;
+    at.behind = 0;
+    if (has_row)
+      *reinterpret_cast<float2*>(at.sums) = {d[0][0] + d[1][0] + d[2][0] + d[3][0],
+                                             d[0][1] + d[1][1] + d[2][1] + d[3][1]};
+    at.sums += args_.rows * kTileRows;
+#pragma unroll
+    for (auto& part : d) part[0] = part[1] = 0.0f;
+  }
+
+  // An output: the sum over the warps, its norm's factor, and what becomes of it. own_tile: among the block's.
+  __device__ __forceinline__ void finish(Product product, const Cut& cut, int row, int tile, int own_tile, int place,
+                                         const float* sums) {
+    const bool gated = product == Product::gate_up;
+    float value = 0.0f, up = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      value += sums[w * kPassRows * kTileRows];
+      if (gated) up += sums[w * kPassRows * kTileRows + 4];
+    }
+    if (gated || product == Product::qkv) {
+      const float* squares = squares_of() + row * cut.slots * kWarps;
+      float total = 0.0f;
+#pragma unroll 1
+      for (int k = 0; k < cut.slots * kWarps; k += kWarps) {
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) total += squares[k + w];
+      }
+      const float inverse = rsqrtf(__fdividef(total, static_cast<float>(args_.hidden)) + args_.norm_eps);
+      value *= inverse;
+      up *= inverse;
+    }
+    int column = tile * kTileRows + place;
+    if (gated) {
+      column = tile * (kTileRows / 2) + place;
+      value = __fdividef(value, 1.0f + __expf(-value)) * up;
+    } else if (product == Product::qkv) {
+      if (layer_->qkv_bias != nullptr) value += __ldg(layer_->qkv_bias + column);
+    } else {
+      float* residual = reinterpret_cast<float*>(memory_ + room_.residual) + row * own_ + own_tile * kTileRows + place;
+      value = to_float(__float2bfloat16(*residual + value));
+      *residual = value;
+      if (is_last_ && product == Product::down) {
+        args_.residual[std::int64_t{row} * args_.hidden + column] = __float2bfloat16(value);
+        return;
+      }
+    }
+    const int width = cut.tiles * kTileRows >> (gated ? 1 : 0);
+    const int out = product == Product::qkv ? 0 : product == Product::output ? 2 : gated ? 3 : 4;
+    store_word(args_.words[out] + row * width + column, value, tag_);
+  }
+
+  const StackArgs& args_;
+  const Room& room_;
+  unsigned char* memory_;
+  std::uint32_t base_, epoch_, tag_ = 0;
+  int warp_, lane_;
+  StackLayer* layers_;  // in shared memory
+  const StackLayer* layer_ = nullptr;
+  bool is_last_ = false;
+  int own_ = 0;  // columns of the residual
+  int x_stride_ = 0, squares_at_ = 0, sums_at_ = 0;
+  std::uint32_t full_, weights_;  // in shared memory: the ring's barriers, the lane's weights of its first slot
+  int slot_ = 0, done_ = 0;       // of the ring: that which is read next, that which is multiplied next
+  std::uint32_t parity_ = 0;
+  Attention<dim> attention_;
+};
+
+template <int dim>
+__global__ void __launch_bounds__(kThreads, 1)
+    decode_stack_kernel(const __grid_constant__ StackArgs args, const __grid_constant__ Room room) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  const std::uint32_t base = shared_address(memory);
+  let_next_start();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < room.slots; ++i) {
+      const std::uint32_t full = base + room.barriers + 8 * i;
+      make_barrier(full, 1);
+      make_barrier(full + 8 * room.slots, kWarps);
+    }
+  }
+  // What lies behind a row's last inputs is multiplied by zeros.
+  if (room.has_rests) {
+    for (int i = 16 * threadIdx.x; i < room.slots * kSlotBytes; i += 16 * kThreads)
+      *reinterpret_cast<uint4*>(memory + room.ring + i) = make_uint4(0, 0, 0, 0);
+  }
+  if (threadIdx.x < kZeroBytes / 16)
+    *reinterpret_cast<uint4*>(memory + room.zeros + 16 * threadIdx.x) = make_uint4(0, 0, 0, 0);
+  hopper::publish_barriers();
+  __syncthreads();
+  if (threadIdx.x >= kComputing) {
+    hopper::shrink_registers_to<40>();
+    if (threadIdx.x < kComputing + 32) load_weights(args, room, base);
+  } else {
+    hopper::grow_registers_to<232>();
+    wait_for_previous();
+    const std::uint32_t epoch = *static_cast<volatile std::uint32_t*>(args.epoch);
+    Computing<dim>(args, room, memory, epoch).run();
+    // All blocks have read it: they had to, for this one to get here.
+    if (blockIdx.x == 0 && threadIdx.x == 0) *args.epoch = epoch + static_cast<std::uint32_t>(args.num_layers);
+  }
+}
+
+}  // namespace minisgl::cuda::stack
