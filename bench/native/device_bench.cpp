@@ -2,12 +2,13 @@
 // product; then whole decode steps of models with dummy weights through the engine.
 //
 //   device_bench [linear] [small] [attention] [qwen3-0.6b] [llama-3.1-8b] [qwen3-30b-a3b] [prefill] [disable-overlap]
-//   [fp8] [fp8-weights] [deterministic] [profile] [b1] [b2] [b4] [b8] [b16] [b64] [b128] [b129] [b192] [b256]
+//   [fp8] [fp8-weights] [int4-weights] [q4_1-weights] [deterministic] [profile] [b1] [b2] [b4] [b8] [b16] [b64] [b128]
+//   [b129] [b192] [b256]
 //
 // (default: all but qwen3-30b-a3b, 61 GB of weights, and the last ones from prefill on, and b1, b16, b64 and b256).
-// fp8: the models' cache is of that type. fp8-weights: the weights of their linear layers are. deterministic: as
-// --deterministic. profile: the kernels of a decode step of the models named beside it. Busy: the time from the start
-// to the end of the steps on the device, over the time that they took in all.
+// fp8: the models' cache is of that type. fp8-weights and the like: the weights of their linear layers are.
+// deterministic: as --deterministic. profile: the kernels of a decode step of the models named beside it. Busy: the
+// time from the start to the end of the steps on the device, over the time that they took in all.
 #include <poll.h>
 
 #include <algorithm>
@@ -383,7 +384,8 @@ void profile_steps(Engine& engine, const char* name, int batch) {
 }
 
 struct ModelRun {
-  bool prefill, overlap, fp8, fp8_weights, profile, deterministic;
+  bool prefill, overlap, fp8, profile, deterministic;
+  std::string quantize;
   std::vector<int> batches;
 };
 
@@ -395,7 +397,7 @@ void bench_model(const Shape& shape, double bandwidth, const ModelRun& run) {
   const auto start = Clock::now();
   LoadedRank rank = load_rank({.model_path = folder.string(),
                                .load_format = "dummy",
-                               .quantize = run.fp8_weights ? "fp8" : "none",
+                               .quantize = run.quantize,
                                .num_threads = num_gpus() > 0 ? 4 : 0,
                                .kv_dtype = run.fp8 ? "fp8" : "auto",
                                .kv_cache_tokens = 256 * 512,
@@ -463,10 +465,12 @@ int main(int argc, char** argv) try {
   ModelRun run{.prefill = asked("prefill"),
                .overlap = !asked("disable-overlap"),
                .fp8 = asked("fp8"),
-               .fp8_weights = asked("fp8-weights"),
                .profile = asked("profile"),
                .deterministic = asked("deterministic"),
+               .quantize = "none",
                .batches = {}};
+  for (const char* format : {"fp8", "int4", "q4_1"})
+    if (asked((std::string(format) + "-weights").c_str())) run.quantize = format;
   for (const int batch : {1, 2, 4, 8, 16, 64, 128, 129, 192, 256})
     if (asked(("b" + std::to_string(batch)).c_str())) run.batches.push_back(batch);
   if (run.batches.empty()) run.batches = {1, 16, 64, 256};

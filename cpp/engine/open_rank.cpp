@@ -1,6 +1,7 @@
 // The order in which a rank comes to be: its place in the group, device, weights, agreement.
 #include "engine/open_rank.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.h"
@@ -9,16 +10,22 @@
 #include "models/kv_cache.h"
 
 namespace minisgl {
+namespace {
+
+Quantize read_quantize(const std::string& name) {
+  const auto found = std::ranges::find(kQuantizeNames, name);
+  if (found == kQuantizeNames.end()) throw InputError("--quantize must be none, fp8, int4 or q4_1, got " + name);
+  return static_cast<Quantize>(found - kQuantizeNames.begin());
+}
+
+}  // namespace
 
 LoadedRank load_rank(const EngineOptions& options, const Place& place, const RankProgress& progress) {
   if (options.load_format != "auto" && options.load_format != "dummy") {
     throw InputError("--load-format must be auto or dummy, got " + options.load_format);
   }
   const LoadFormat format = options.load_format == "dummy" ? LoadFormat::dummy : LoadFormat::files;
-  if (options.quantize != "none" && options.quantize != "fp8") {
-    throw InputError("--quantize must be none or fp8, got " + options.quantize);
-  }
-  const Quantize quantize = options.quantize == "fp8" ? Quantize::fp8 : Quantize::none;
+  const Quantize quantize = read_quantize(options.quantize);
   if (options.deterministic && quantize != Quantize::none) {
     throw InputError(
         "--deterministic and --quantize exclude each other: products of quantised weights depend on the step's rows");

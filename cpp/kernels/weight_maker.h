@@ -1,10 +1,12 @@
 // From the bytes of a file to weights in a device's own layout.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "core/error.h"
@@ -31,6 +33,15 @@ class ExpertsMaker {
   virtual std::unique_ptr<const Experts> finish() = 0;
 };
 
+// What projections become at load that the files have in bf16.
+enum class Quantize : std::uint8_t {
+  none,
+  fp8,   // e4m3 with a scale for each row
+  int4,  // groups of 128 columns, symmetric
+  q4_1,  // as that block format: scale and offset for 32 columns
+};
+constexpr std::array<std::string_view, 4> kQuantizeNames{"none", "fp8", "int4", "q4_1"};  // in that order
+
 class WeightMaker {
  public:
   virtual ~WeightMaker() = default;
@@ -47,8 +58,12 @@ class WeightMaker {
                                                            const ScaleGrid& /*scales*/) {
     return nullptr;
   }
-  // The matrix as e4m3 with a scale for each row, as far as keeps_e4m3(); else as it is.
-  virtual std::shared_ptr<const Matrix> quantized(std::shared_ptr<const Matrix> matrix) { return matrix; }
+  // Whether quantized() makes anything.
+  virtual bool can_quantize(Quantize /*quantize*/) const { return false; }
+  // The matrix rounded to a format of fewer bits, as far as the device computes it so; else as it is.
+  virtual std::shared_ptr<const Matrix> quantized(std::shared_ptr<const Matrix> matrix, Quantize /*quantize*/) {
+    return matrix;
+  }
   // A matrix for measuring: small numbers of a fixed random stream.
   virtual std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) = 0;
   // The projections as one layer; all have the same number of input features.

@@ -169,19 +169,17 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
   // Refuses what can't be cut.
   shard_of(spec, device.num_ranks(), dummy ? ColumnBlocks{} : column_blocks(spec, *source), expert_cut);
 
-  const bool quantizes = quantize == Quantize::fp8;
-  if (quantizes && !device.keeps_e4m3(kUsualBlock, 1, kUsualBlock)) {
-    throw InputError(
-        concat("--quantize fp8 needs a GPU with products of FP8 (compute capability 9.0: H100, H200), not ",
-               device.device_name()));
+  if (quantize != Quantize::none && !device.can_quantize(quantize)) {
+    throw InputError(concat("--quantize ", kQuantizeNames[static_cast<std::size_t>(quantize)],
+                            " needs a GPU of compute capability 9.0 (H100, H200), not ", device.device_name()));
   }
-  if (quantizes && spec.experts.num_experts > 0 && is_primary) {
+  if (quantize != Quantize::none && spec.experts.num_experts > 0 && is_primary) {
     log_line(LogLevel::info, concat("'", path, "': --quantize leaves experts and their routers as they are."));
   }
   std::int64_t total = 0;
   if (!dummy) {
     WeightLoader check(
-        *source, device, WeightLoader::Pass::check, quantizes, [&](std::int64_t bytes) { total += bytes; }, expert_cut);
+        *source, device, WeightLoader::Pass::check, quantize, [&](std::int64_t bytes) { total += bytes; }, expert_cut);
     load_decoder_weights(spec, check);
     read_frequency_factors(*source, check, spec.rope);
     if (is_primary) {
@@ -193,7 +191,7 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
 
   std::int64_t done = 0;
   WeightLoader load(
-      *source, device, dummy ? WeightLoader::Pass::dummy : WeightLoader::Pass::load, quantizes,
+      *source, device, dummy ? WeightLoader::Pass::dummy : WeightLoader::Pass::load, quantize,
       [&](std::int64_t bytes) {
         done += bytes;
         device.pool().progress().advance();

@@ -15,9 +15,6 @@ namespace minisgl {
 // Where weights come from: the files, or for measuring a random stream of the shapes that the configuration names.
 enum class LoadFormat : std::uint8_t { files, dummy };
 
-// What projections become at load that the files have in other formats.
-enum class Quantize : std::uint8_t { none, fp8 };
-
 // progress(done_bytes, total_bytes), called on the loading thread.
 using LoadProgress = std::function<void(std::int64_t, std::int64_t)>;
 

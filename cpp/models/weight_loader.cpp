@@ -57,12 +57,12 @@ AlignedBuffer halves_order(std::span<const std::byte> raw, std::int64_t rows, co
 
 }  // namespace
 
-WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass, bool quantizes,
+WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass, Quantize quantize,
                            std::function<void(std::int64_t)> on_bytes, ExpertCut expert_cut)
     : source_(source),
       device_(device),
       pass_(pass),
-      quantizes_(quantizes),
+      quantize_(quantize),
       expert_cut_(expert_cut),
       on_bytes_(std::move(on_bytes)),
       bytes_by_dtype_(num_dtypes, 0) {}
@@ -164,7 +164,7 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
   const std::int64_t cols = by_rows ? request.in_features : slice.count;
   if (pass_ == Pass::dummy) {
     auto random = device_.make_random_matrix(rows, cols);
-    if (is_quantized_at_load(request.role)) random = device_.quantized(std::move(random));
+    if (is_quantized_at_load(request.role)) random = device_.quantized(std::move(random), quantize_);
     bytes_by_dtype_[static_cast<std::size_t>(random->dtype())] += row_bytes(random->dtype(), rows * cols);
     on_bytes_(row_bytes(random->dtype(), rows * cols));
     return random;
@@ -191,7 +191,7 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
     matrix = made(tensor.dtype, rows, cols, part.bytes, scales, request.role);
     if (tensor.mapped) release_pages(part.read);
   }
-  const bool may_differ = matrix != nullptr && (tensor.dtype == DType::f8e4m3 || quantizes_);
+  const bool may_differ = matrix != nullptr && (tensor.dtype == DType::f8e4m3 || quantize_ != Quantize::none);
   bytes_by_dtype_[static_cast<std::size_t>(may_differ ? matrix->dtype() : tensor.dtype)] += num_bytes;
   on_bytes_(num_bytes);
   return matrix;
@@ -202,7 +202,7 @@ std::shared_ptr<const Matrix> WeightLoader::made(DType dtype, std::int64_t rows,
   const bool is_projection = role != Role::vocabulary;  // of which no rows are looked up
   if (dtype != DType::f8e4m3) {
     auto matrix = device_.make_matrix(dtype, rows, cols, raw);
-    return is_quantized_at_load(role) ? device_.quantized(std::move(matrix)) : matrix;
+    return is_quantized_at_load(role) ? device_.quantized(std::move(matrix), quantize_) : matrix;
   }
   if (is_projection && device_.keeps_e4m3(cols, scales.block_rows, scales.block_cols))
     return device_.make_scaled_matrix(rows, cols, raw, scales);

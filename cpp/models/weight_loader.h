@@ -46,8 +46,8 @@ struct ProjectionRequest {
 class WeightLoader {
  public:
   enum class Pass { check, load, dummy };  // dummy: nothing is read; matrices are random, norms 1, biases 0
-  // quantizes: projections in other formats become e4m3, as far as the device keeps that.
-  WeightLoader(const WeightSource& source, Device& device, Pass pass, bool quantizes,
+  // quantize: what projections become that are in bf16, as far as the device has it.
+  WeightLoader(const WeightSource& source, Device& device, Pass pass, Quantize quantize,
                std::function<void(std::int64_t)> on_bytes, ExpertCut expert_cut = ExpertCut::width);
 
   std::vector<float> vector(const std::string& name, std::int64_t size);
@@ -77,7 +77,9 @@ class WeightLoader {
   std::shared_ptr<const Matrix> made(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
                                      const ScaleGrid& scales, Role role);
   // Not the embedding and the head, nor routers, which are small and choose.
-  bool is_quantized_at_load(Role role) const { return quantizes_ && role != Role::vocabulary && role != Role::router; }
+  bool is_quantized_at_load(Role role) const {
+    return quantize_ != Quantize::none && role != Role::vocabulary && role != Role::router;
+  }
   // The scales of the rank's part, of a tensor in e4m3.
   ScaleGrid scales_of(const std::string& name, const ProjectionRequest& request, const Slice& slice);
   std::vector<float> bias(const std::string& name, const ProjectionRequest& request);
@@ -92,7 +94,7 @@ class WeightLoader {
   const WeightSource& source_;
   Device& device_;
   Pass pass_;
-  bool quantizes_;
+  Quantize quantize_;
   ExpertCut expert_cut_;
   std::function<void(std::int64_t)> on_bytes_;  // called with the bytes of each tensor that is done
   std::vector<std::int64_t> bytes_by_dtype_;    // [number of DTypes]

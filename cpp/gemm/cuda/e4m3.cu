@@ -8,6 +8,7 @@
 #include "core/cuda/runtime.h"
 #include "gemm/cuda/e4m3.cuh"
 #include "gemm/cuda/launch.h"
+#include "gemm/cuda/quantised.h"
 
 namespace minisgl::cuda {
 namespace {
@@ -240,6 +241,7 @@ void place_e4m3(const std::byte* raw, std::int64_t rows, std::int64_t cols, std:
 }
 
 void widen_weights(const DeviceWeights& weights, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream) {
+  if (is_quantised(weights.format)) return unpack_quantised(weights, rows, cols, y, stream);
   MINISGL_CHECK(is_e4m3(weights.format) && cols % kGroup == 0, cols, " columns");
   const std::int64_t groups = rows * cols / kGroup;
   widen_kernel<<<blocks_for(groups), kThreads, 0, stream>>>(

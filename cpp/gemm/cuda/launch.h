@@ -30,10 +30,11 @@ struct SkinnyArgs {
   SkinnyOutput output;
   std::int64_t rows, inputs, outputs;
 };
-// The most rows that the kernels for few rows take; none of e4m3, of which slim_gemm() takes as few.
+// The most rows that the kernels for few rows take; of other formats than bf16 slim_gemm() takes as few, none of e4m3.
 constexpr std::int64_t most_skinny_rows(WeightFormat format) {
-  return format == WeightFormat::bf16 ? 16 : 0;
+  return format == WeightFormat::bf16 ? 16 : is_quantised(format) ? 1 : 0;
 }
+constexpr std::int64_t kMostQuantisedInputs = 32768;  // of a product of one row
 // Whether there is a kernel for this shape: inputs a multiple of 8.
 bool skinny_gemm_fits(WeightFormat format, std::int64_t rows, std::int64_t inputs);
 // `added` takes no norm.
@@ -83,13 +84,14 @@ struct SlimArgs {
   NextNorm next = {};
   SlimHeads heads = {};  // of `plain`
 };
-constexpr std::int64_t kMostSlimRows = 128;  // of a block
-constexpr std::int64_t kMostManyRows = 192;  // where it is faster than others
+constexpr std::int64_t kMostSlimRows = 128;                // of a block
+constexpr std::int64_t kMostManyRows = 192;                // where it is faster than others
+constexpr std::int64_t kMostUnitRows = 2 * kMostSlimRows;  // of quantised weights, in pieces
 constexpr std::int64_t most_slim_rows(WeightFormat format) {
-  return format == WeightFormat::bf16 ? kMostManyRows : 64;
+  return format == WeightFormat::bf16 ? kMostManyRows : is_quantised(format) ? kMostUnitRows : 64;
 }
 constexpr std::int64_t fewest_slim_rows(WeightFormat format) {
-  return format == WeightFormat::bf16 ? 9 : 1;
+  return format == WeightFormat::bf16 ? 9 : is_quantised(format) ? 2 : 1;
 }
 
 // How it is cut.
@@ -129,7 +131,7 @@ void add_bias(void* y, bool y_is_f32, const float* bias, std::int64_t rows, std:
 // Bytes of e4m3 [rows, cols] as files have them, in the order of e4m3_place(). cols: a multiple of 16, as in all of
 // e4m3.
 void place_e4m3(const std::byte* raw, std::int64_t rows, std::int64_t cols, std::byte* y, cudaStream_t stream);
-// y bf16 [rows, cols] = the values of weights in e4m3.
+// y bf16 [rows, cols] = the values of weights in another format.
 void widen_weights(const DeviceWeights& weights, std::int64_t rows, std::int64_t cols, void* y, cudaStream_t stream);
 
 // Rows as e4m3, each with a scale that its largest magnitude becomes 448 by, in the order of e4m3_place().

@@ -1,5 +1,6 @@
 // The engine's products of 1 to 16 rows: bf16 weights that no step writes, f32 biases, norms and what becomes of the
 // sums.
+#include "gemm/cuda/quantised.h"
 #include "gemm/cuda/skinny.cuh"
 
 namespace minisgl::cuda {
@@ -53,12 +54,14 @@ void launch_normed(const SkinnyArgs& args, cudaStream_t stream) {
 }  // namespace
 
 bool skinny_gemm_fits(WeightFormat format, std::int64_t rows, std::int64_t inputs) {
-  return rows >= 1 && rows <= most_skinny_rows(format) && inputs % 8 == 0;
+  return rows >= 1 && rows <= most_skinny_rows(format) && inputs % 8 == 0 &&
+         (!is_quantised(format) || inputs <= kMostQuantisedInputs);
 }
 
 void skinny_gemm(const SkinnyArgs& args, cudaStream_t stream) {
   MINISGL_CHECK(skinny_gemm_fits(args.weights.format, args.rows, args.inputs), args.rows, " rows of ", args.inputs);
   MINISGL_CHECK(args.output != SkinnyOutput::added || args.norm == nullptr, "a norm before a sum");
+  if (is_quantised(args.weights.format)) return quantised_row_gemm(args, stream);
   switch (args.output) {
     case SkinnyOutput::plain: return launch_normed<SkinnyOutput::plain>(args, stream);
     case SkinnyOutput::f32: return launch_normed<SkinnyOutput::f32>(args, stream);

@@ -9,7 +9,9 @@
 #include "comm/nccl.h"
 #include "core/cuda/runtime.h"
 #include "gemm/cuda/launch.h"
+#include "gemm/cuda/quantised.h"
 #include "kernels/cuda/device_experts.h"
+#include "kernels/cuda/embed_units.h"
 #include "kernels/cuda/host_pages.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_stack.h"
@@ -108,16 +110,24 @@ class CudaDevice final : public Device {
                                             std::span<const std::byte> raw) override {
     MINISGL_CHECK(static_cast<std::int64_t>(raw.size()) == rows * row_bytes(dtype, cols), rows, " x ", cols, " of ",
                   dtype_info(dtype).name, " in ", raw.size(), " bytes");
-    auto matrix = std::make_shared<cuda::DeviceMatrix>(cuda::WeightFormat::bf16, rows, cols);
+    const auto format =
+        keeps_units() ? cuda::quantised_format(dtype).value_or(cuda::WeightFormat::bf16) : cuda::WeightFormat::bf16;
+    auto matrix = std::make_shared<cuda::DeviceMatrix>(format, rows, cols);
     if (dtype == DType::bf16) {
       uploader_.upload(raw, matrix->data());
       return matrix;
     }
     const DeviceBuffer staged = allocate_on_device(raw.size());  // freed when the stream is done with it
     uploader_.upload(raw, staged.data());
-    cuda::convert_to_bf16(dtype, staged.data(), rows * cols, matrix->data(), stream_.get());
+    if (format == cuda::WeightFormat::bf16) {
+      cuda::convert_to_bf16(dtype, staged.data(), rows * cols, matrix->data(), stream_.get());
+    } else {
+      cuda::pack_quantised(dtype, staged.data(), rows, cols, matrix->data(), stream_.get());
+    }
     return matrix;
   }
+  // Formats of 4 to 8 bits: their products depend on the step's rows.
+  bool keeps_units() const { return !deterministic_ && cuda::has_slim_gemm(); }
   bool keeps_e4m3(std::int64_t cols, std::int64_t block_rows, std::int64_t block_cols) const override {
     const bool of_rows = block_cols >= cols;
     return !deterministic_ && cuda::has_slim_gemm() && cols % 16 == 0 &&
@@ -125,7 +135,8 @@ class CudaDevice final : public Device {
   }
   std::shared_ptr<const Matrix> make_scaled_matrix(std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
                                                    const ScaleGrid& scales) override;
-  std::shared_ptr<const Matrix> quantized(std::shared_ptr<const Matrix> matrix) override;
+  bool can_quantize(Quantize) const override { return cuda::has_slim_gemm(); }
+  std::shared_ptr<const Matrix> quantized(std::shared_ptr<const Matrix> matrix, Quantize quantize) override;
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
     auto matrix = std::make_shared<cuda::DeviceMatrix>(cuda::WeightFormat::bf16, rows, cols);
     cuda::fill_random_bf16(matrix->data(), rows * cols, 0.05f, ++random_seed_ << 40, stream_.get());
@@ -171,8 +182,13 @@ class CudaDevice final : public Device {
   }
 
   void embed(const Matrix& table, std::int64_t first_token, OutputTensor y, float scale) override {
-    cuda::embed(slots_.step(), static_cast<const cuda::DeviceMatrix&>(table).data(), first_token, table.rows(),
-                table.cols(), scale, y.data, stream_.get());
+    const auto& matrix = static_cast<const cuda::DeviceMatrix&>(table);
+    if (cuda::is_quantised(matrix.format())) {
+      cuda::embed_units(slots_.step(), matrix.view(), first_token, table.rows(), table.cols(), scale, y.data,
+                        stream_.get());
+    } else {
+      cuda::embed(slots_.step(), matrix.data(), first_token, table.rows(), table.cols(), scale, y.data, stream_.get());
+    }
   }
   LinearInput rms_norm(Tensor x, const Norm& norm, OutputTensor y) override {
     if (norm.weight == nullptr) return LinearInput::written(x, {});
@@ -327,9 +343,16 @@ std::shared_ptr<const Matrix> CudaDevice::make_scaled_matrix(std::int64_t rows, 
   return matrix;
 }
 
-std::shared_ptr<const Matrix> CudaDevice::quantized(std::shared_ptr<const Matrix> matrix) {
+std::shared_ptr<const Matrix> CudaDevice::quantized(std::shared_ptr<const Matrix> matrix, Quantize quantize) {
   const auto& plain = static_cast<const cuda::DeviceMatrix&>(*matrix);
   const std::int64_t rows = plain.rows(), cols = plain.cols();
+  if (quantize != Quantize::fp8) {
+    if (plain.format() != cuda::WeightFormat::bf16 || cols % 8 != 0) return matrix;
+    const auto format = quantize == Quantize::int4 ? cuda::WeightFormat::q4_zero_128 : cuda::WeightFormat::q4_offset_32;
+    auto rounded = std::make_shared<cuda::DeviceMatrix>(format, rows, cols);
+    cuda::quantise_to(format, plain.data(), rows, cols, rounded->data(), stream_.get());
+    return rounded;
+  }
   if (plain.format() != cuda::WeightFormat::bf16 || !keeps_e4m3(cols, 1, cols)) return matrix;
   auto bytes = std::make_shared<cuda::DeviceMatrix>(cuda::WeightFormat::e4m3_rows, rows, cols);
   cuda::quantize_rows({.x = plain.data(),

@@ -41,6 +41,12 @@ SlimArgs piece_of(const SlimArgs& all, std::int64_t first, std::int64_t rows) {
   return piece;
 }
 
+// Whether norms are prepared beside the rows, whose sums of squares lie as all formats have them: quantised weights
+// take more rows in pieces of their own.
+bool prepares_norms(WeightFormat format, std::int64_t rows) {
+  return !is_quantised(format) || rows <= kMostSlimRows;
+}
+
 }  // namespace
 
 Products::Products(const std::string& gpu_name, const std::string& cache_folder, ThreadPool& pool, bool deterministic,
@@ -50,6 +56,7 @@ Products::Products(const std::string& gpu_name, const std::string& cache_folder,
 }
 
 void Products::expect(const DeviceLinear& weights) {
+  if (is_quantised(weights.format())) most_wide_ = std::max(most_wide_, weights.out_features() * weights.in_features());
   if (is_e4m3(weights.format())) most_byte_inputs_ = std::max(most_byte_inputs_, weights.in_features());
 }
 
@@ -59,9 +66,9 @@ std::size_t Products::square_bytes(std::int64_t rows) const {
 }
 
 std::size_t Products::scratch_bytes(std::int64_t rows) const {
-  if (most_byte_inputs_ == 0) return square_bytes(rows);
-  return square_bytes(rows) +
-         static_cast<std::size_t>(rows) * (static_cast<std::size_t>(most_byte_inputs_) + sizeof(float));
+  const std::size_t fixed = square_bytes(rows) + static_cast<std::size_t>(most_wide_) * 2;
+  if (most_byte_inputs_ == 0) return fixed;
+  return fixed + static_cast<std::size_t>(rows) * (static_cast<std::size_t>(most_byte_inputs_) + sizeof(float));
 }
 
 void Products::reserve(std::int64_t rows) {
@@ -69,6 +76,7 @@ void Products::reserve(std::int64_t rows) {
     if (bytes > buffer.size()) buffer = allocate_on_device(bytes);
   };
   make_room(squares_, square_bytes(rows));
+  make_room(wide_, static_cast<std::size_t>(most_wide_) * 2);
   if (most_byte_inputs_ == 0) return;
   make_room(bytes_, static_cast<std::size_t>(rows * most_byte_inputs_));
   make_room(byte_scales_, static_cast<std::size_t>(rows) * sizeof(float));
@@ -111,7 +119,8 @@ LinearInput Products::add_norm(const DeviceLinear& weights, const LinearInput& x
                                const Norm& norm, Tensor normed) {
   // What reads the norm has as many rows, and takes it on its way as far as it was left undone.
   reserve(y.rows);
-  if (takes_some_rows(weights.format(), y.rows, y.cols) && y.cols <= kMostPrepared &&
+  if (takes_some_rows(weights.format(), y.rows, y.cols) && prepares_norms(weights.format(), y.rows) &&
+      y.cols <= kMostPrepared &&
       some_rows(weights, x, y,
                 {.output = SkinnyOutput::added,
                  .next = {.weight = norm.weight, .scaled = normed.data, .squares = squares_.as<float>()}})) {
@@ -176,12 +185,15 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   const std::int64_t outputs = weights.out_features() / (args.output == SkinnyOutput::gated ? 2 : 1);
   MINISGL_CHECK(x.cols() == weights.in_features() && y.cols == outputs && x.rows() == y.rows);
   const bool is_wide = x.rows() > kMostSlimF32Rows && outputs > kFewF32Outputs;
-  if (args.output == SkinnyOutput::f32 && is_wide && !deterministic_ && !is_e4m3(weights.format())) return false;
+  if (args.output == SkinnyOutput::f32 && is_wide && !deterministic_ && weights.format() == WeightFormat::bf16)
+    return false;
   if ((args.output == SkinnyOutput::gated || args.output == SkinnyOutput::added) && outputs % 4 != 0) return false;
+  if (is_quantised(weights.format()) && args.output == SkinnyOutput::gated && outputs % kUnitRows != 0) return false;
   const LinearInput::Form input = x.form();
   // Logits are made of the rows that hidden states are kept of, whether a step keeps some or not.
   const bool takes_written = deterministic_ && args.output == SkinnyOutput::f32;
-  if (input.norm != nullptr && input.beside != nullptr && !takes_written) {
+  if (input.norm != nullptr && input.beside != nullptr && !takes_written &&
+      prepares_norms(weights.format(), x.rows())) {
     args.x = input.rows.data;
     args.norm = {.squares = static_cast<const float*>(input.beside), .eps = input.norm->eps};
   } else {
@@ -193,7 +205,7 @@ bool Products::some_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   args.rows = x.rows();
   args.inputs = x.cols();
   args.outputs = outputs;
-  const std::int64_t most = deterministic_ ? kMostSlimRows : kMostManyRows;
+  const std::int64_t most = deterministic_ || is_quantised(weights.format()) ? kMostSlimRows : kMostManyRows;
   for (std::int64_t first = 0; first < x.rows(); first += most) {
     const SlimArgs piece = piece_of(args, first, std::min(most, x.rows() - first));
     slim_gemm(piece, slim_tuning(piece), stream_);
@@ -206,7 +218,7 @@ void Products::many_rows(const DeviceLinear& weights, const LinearInput& x, Tens
   const auto output = added ? SkinnyOutput::added : y_is_f32 ? SkinnyOutput::f32 : SkinnyOutput::plain;
   MINISGL_CHECK(!deterministic_, "no product of ", x.cols(), " inputs and ", y.cols, " outputs for any number of rows");
   if (many_byte_rows(weights, x, y, scratch, output)) return;
-  dense_.run({.weights = weights.weights().data,
+  dense_.run({.weights = wide_weights(weights).data,
               .x = written_rows(x).data,
               .y = y.data,
               .scratch = scratch,
@@ -268,6 +280,13 @@ bool Products::many_byte_rows(const DeviceLinear& weights, const LinearInput& x,
                       .outputs = outputs};
   wide_gemm(args, wide_tuning(args), stream_);
   return true;
+}
+
+DeviceWeights Products::wide_weights(const DeviceLinear& weights) {
+  if (!is_quantised(weights.format())) return weights.weights();
+  reserve(0);
+  widen_weights(weights.weights(), weights.out_features(), weights.in_features(), wide_.data(), stream_);
+  return {.format = WeightFormat::bf16, .data = wide_.data()};
 }
 
 }  // namespace minisgl::cuda

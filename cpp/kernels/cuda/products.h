@@ -65,6 +65,9 @@ class Products {
                       SkinnyOutput output);
   // Whether cuBLASLt computes it.
   bool takes_most_byte_rows(const DeviceLinear& weights, std::int64_t rows) const;
+  // Weights as the kernels for more than a few rows read them: quantised ones become bf16, until the next are asked
+  // for.
+  DeviceWeights wide_weights(const DeviceLinear& weights);
   // The rows themselves: a norm that was left undone is done.
   Tensor written_rows(const LinearInput& x);
 
@@ -74,6 +77,8 @@ class Products {
   DenseGemm dense_;
   std::int64_t most_byte_inputs_ = 0;  // of the layers in e4m3
   DeviceBuffer bytes_, byte_scales_;   // rows of x in e4m3, and their scales
+  std::int64_t most_wide_ = 0;         // elements of a layer that is quantised
+  DeviceBuffer wide_;                  // [most_wide_] bf16
   cudaStream_t stream_;
 };
 

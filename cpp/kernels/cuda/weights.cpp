@@ -6,6 +6,7 @@
 #include "core/cuda/runtime.h"
 #include "core/error.h"
 #include "gemm/cuda/launch.h"
+#include "gemm/cuda/quantised.h"
 
 namespace minisgl::cuda {
 namespace {
@@ -15,16 +16,44 @@ bool can_be_joined(const std::vector<std::shared_ptr<const DeviceMatrix>>& parts
   return std::ranges::all_of(parts, [&](const auto& part) {
     if (part->format() != parts.front()->format()) return false;
     const bool is_alone = parts.size() == 1;
+    if (is_quantised(part->format())) return is_alone || part->rows() % kUnitRows == 0;
     switch (part->format()) {
-      case WeightFormat::bf16: return true;
       case WeightFormat::e4m3_rows: return part->rows() % 4 == 0;
       case WeightFormat::e4m3_blocks: return part->rows() % (is_alone ? 4 : kScaleBlock) == 0;
+      default: return true;
     }
-    return false;
   });
+}
+// Whether all can have the bytes of q8_offset_16, with the values that they have.
+bool can_be_bytes(const std::vector<std::shared_ptr<const DeviceMatrix>>& parts) {
+  return std::ranges::all_of(parts, [&](const auto& part) {
+    return is_quantised(part->format()) && part->format() != WeightFormat::q4_zero_64 &&
+           part->format() != WeightFormat::q4_zero_128 && part->rows() % kUnitRows == 0;
+  });
+}
+std::shared_ptr<const DeviceMatrix> in_bytes(const std::shared_ptr<const DeviceMatrix>& matrix, cudaStream_t stream) {
+  auto wide = std::make_shared<DeviceMatrix>(WeightFormat::q8_offset_16, matrix->rows(), matrix->cols());
+  widen_to_bytes(matrix->view(), matrix->rows(), matrix->cols(), wide->data(), stream);
+  return wide;
 }
 
 }  // namespace
+
+DType DeviceMatrix::dtype() const {
+  switch (format_) {
+    case WeightFormat::bf16: return DType::bf16;
+    case WeightFormat::e4m3_rows:
+    case WeightFormat::e4m3_blocks: return DType::f8e4m3;
+    case WeightFormat::q4_offset_32: return DType::q4_1;
+    case WeightFormat::q4_zero_64: return DType::int4_64;
+    case WeightFormat::q4_zero_128: return DType::int4_128;
+    case WeightFormat::q5_offset_32: return DType::q5_1;
+    case WeightFormat::q6_middle_16: return DType::q6_k;
+    case WeightFormat::q8_middle_32:
+    case WeightFormat::q8_offset_16: return DType::q8_0;
+  }
+  return DType::bf16;
+}
 
 std::shared_ptr<const DeviceMatrix> in_bf16(std::shared_ptr<const DeviceMatrix> matrix, cudaStream_t stream) {
   if (matrix->format() == WeightFormat::bf16) return matrix;
@@ -55,7 +84,9 @@ std::unique_ptr<const DeviceLinear> join_projections(const std::vector<Projectio
   }
   std::vector<std::shared_ptr<const DeviceMatrix>> parts;
   for (const Projection& output : outputs) parts.push_back(std::static_pointer_cast<const DeviceMatrix>(output.weight));
-  if (!can_be_joined(parts)) {
+  if (!can_be_joined(parts) && can_be_bytes(parts)) {
+    for (auto& part : parts) part = in_bytes(part, stream);
+  } else if (!can_be_joined(parts)) {
     for (auto& part : parts) part = in_bf16(std::move(part), stream);
   }
   if (parts.size() == 1) return std::make_unique<const DeviceLinear>(std::move(parts.front()), std::move(bias));

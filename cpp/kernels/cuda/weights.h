@@ -23,7 +23,7 @@ class DeviceMatrix final : public Matrix {
         cols_(cols),
         data_(allocate_on_device(weight_bytes(format, rows, cols), "the model's weights don't fit it")),
         scales_(allocate_on_device(scale_bytes(format, rows, cols), "the model's weights don't fit it")) {}
-  DType dtype() const override { return format_ == WeightFormat::bf16 ? DType::bf16 : DType::f8e4m3; }
+  DType dtype() const override;
   std::int64_t rows() const override { return rows_; }
   std::int64_t cols() const override { return cols_; }
   std::size_t nbytes() const override { return data_.size() + scales_.size(); }
@@ -58,7 +58,7 @@ class DeviceLinear final : public Linear {
 std::shared_ptr<const DeviceMatrix> in_bf16(std::shared_ptr<const DeviceMatrix> matrix, cudaStream_t stream);
 
 // The projections as one, their outputs side by side. Their matrices were made by this device; where their formats
-// differ, or can't lie one below the other, they become bf16.
+// differ, or can't lie one below the other, they become bf16; of quantised ones q8_offset_16 where that is exact.
 std::unique_ptr<const DeviceLinear> join_projections(const std::vector<Projection>& outputs, Uploader& uploader,
                                                      cudaStream_t stream);
 

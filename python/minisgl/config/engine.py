@@ -9,7 +9,7 @@ from minisgl.config.option import OptionError, check_bounds, check_choice, check
 KV_DTYPES = ("auto", "f32", "f16", "bf16", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
-QUANTIZATIONS = ("none", "fp8")
+QUANTIZATIONS = ("none", "fp8", "int4", "q4_1")
 MAX_WAITING = 2**20
 
 
@@ -101,8 +101,8 @@ class EngineSettings:
     )
     quantize: str = option(
         "none",
-        "fp8: the weights of linear layers become FP8 at load, with a scale for each output "
-        "feature (on GPUs of compute capability 9.0)",
+        "what the weights of linear layers become at load, on a GPU: fp8, with a scale for each "
+        "output feature (compute capability 9.0); int4, in groups of 128; q4_1, the block format",
         choices=QUANTIZATIONS,
         metavar="FORMAT",
     )

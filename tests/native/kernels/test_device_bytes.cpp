@@ -197,8 +197,8 @@ TEST(DeviceQuantized, KeepsTheValues) {
   const std::int64_t rows = 3, inputs = 272, outputs = 192;
   const auto weights = rounded(DType::bf16, random_floats(static_cast<std::size_t>(outputs * inputs), 13, 0.05f));
   const auto values = rounded(DType::bf16, random_floats(static_cast<std::size_t>(rows * inputs), 14));
-  const auto matrix =
-      device.quantized(device.make_matrix(DType::bf16, outputs, inputs, testing_support::stored(DType::bf16, weights)));
+  const auto matrix = device.quantized(
+      device.make_matrix(DType::bf16, outputs, inputs, testing_support::stored(DType::bf16, weights)), Quantize::fp8);
   EXPECT_EQ(matrix->dtype(), DType::f8e4m3);
   std::vector<Projection> projections;
   projections.push_back({matrix, {}});

@@ -608,8 +608,10 @@ TEST(DeviceMatrices, BlocksAreDequantizedAsOnTheCpu) {
       device.embed(*matrix, 0, y.view());
       results.push_back(y.values());
     }
+    // The GPU has a group's scale and offset in f16, also where a file has them as products.
+    const float largest = std::ranges::max(results[0], {}, [](float v) { return std::abs(v); });
     for (std::size_t i = 0; i < results[0].size(); ++i)
-      ASSERT_NEAR(results[1][i], results[0][i], 0.004 * std::abs(results[0][i]) + 1e-7)
+      ASSERT_NEAR(results[1][i], results[0][i], 0.004 * std::abs(results[0][i]) + 0.0005 * std::abs(largest) + 1e-7)
           << dtype_info(dtype).name << ", element " << i;
   }
 }

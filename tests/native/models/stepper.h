@@ -17,7 +17,7 @@ namespace minisgl::testing {
 
 inline std::unique_ptr<Model> load(const WeightSource& source, Device& device) {
   ModelSpec spec = read_model_spec(source);
-  WeightLoader loader(source, device, WeightLoader::Pass::load, false, [](std::int64_t) {});
+  WeightLoader loader(source, device, WeightLoader::Pass::load, Quantize::none, [](std::int64_t) {});
   DecoderWeights weights = load_decoder_weights(spec, loader);
   return make_decoder(std::move(spec), std::move(weights), device);
 }

@@ -172,7 +172,8 @@ TEST(WeightLoader, CheckFindsFaultsWithoutLoading) {
   MemorySource source = tiny_llama();
   std::int64_t bytes = 0;
   const auto check = [&] {
-    WeightLoader loader(source, *device, WeightLoader::Pass::check, false, [&](std::int64_t count) { bytes += count; });
+    WeightLoader loader(source, *device, WeightLoader::Pass::check, Quantize::none,
+                        [&](std::int64_t count) { bytes += count; });
     return load_decoder_weights(read_model_spec(source), loader);
   };
   EXPECT_EQ(check().embedding, nullptr);

@@ -223,9 +223,10 @@ def write_gguf(
     *,
     metadata: dict[str, float | int | str] | None = None,
     extra: dict[str, np.ndarray] | None = None,
+    parts: dict[str, Type] | None = None,
 ) -> None:
-    """`folder`'s model with its matrices in `quantization` (UNWRITTEN: random blocks), and `extra`
-    tensors.
+    """`folder`'s model with its matrices in `quantization` (UNWRITTEN: random blocks), but those of
+    `parts` ("v_proj") in another format, and `extra` tensors.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = model.config
@@ -254,8 +255,9 @@ def write_gguf(
             values = halves_to_interleaved(values, heads[part])
         if architecture.startswith("gemma") and "norm" in part:
             values = values + 1
+        chosen = (parts or {}).get(part, quantization)
         for own, one in as_gguf_has_them(name, values, config.model_type).items():
-            add_tensor(writer, gguf_name(own, architecture), one, quantization, rng)
+            add_tensor(writer, gguf_name(own, architecture), one, chosen, rng)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

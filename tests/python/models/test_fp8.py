@@ -176,10 +176,12 @@ def test_scales_that_are_missing_or_misshapen(plain: Path, tmp_path: Path) -> No
         Model(str(folder))
 
 
-def test_quantize_needs_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantize", ["fp8", "int4", "q4_1"])
+def test_quantize_needs_a_gpu(quantize: str, tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "tiny")
-    with pytest.raises(Exception, match="--quantize fp8 needs a GPU with products of FP8"):
-        LLM(str(folder), quantize="fp8", device="cpu", show_progress=False)
+    message = f"--quantize {quantize} needs a GPU of compute capability 9.0"
+    with pytest.raises(Exception, match=message):
+        LLM(str(folder), quantize=quantize, device="cpu", show_progress=False)
 
 
 def test_quantize_is_not_deterministic(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Type
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from minisgl import LLM, PoolingParams, SamplingParams, StructuredOutputsParams, _native
 from minisgl.rank.cuda_library import load_cublas
 from tests.python.models.fp8_checkpoints import FORMS, round_inputs, write_fp8
+from tests.python.models.gguf_files import write_gguf
 from tests.python.models.int4_checkpoints import save_int4
 from tests.python.models.test_default_model import NEW_TOKENS, PROMPTS
 from tests.python.models.tiny_models import (
@@ -31,6 +33,7 @@ from tests.python.models.tiny_models import (
 )
 from tests.python.running.tiny_model import make_tiny_model
 from tests.python.server.byte_tokenizer import VOCAB_SIZE, make_backend
+from tests.reference.dequantize_gguf import dequantize_gguf
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +55,80 @@ def test_prefill_chunks_and_decode(family: str, dtype: torch.dtype, tmp_path: Pa
     peer = transformers_logits(tmp_path, ids, dtype=torch.bfloat16, device="cuda")
     model = _native.Model(str(tmp_path), page_size=4, max_tokens=len(ids), device="cuda")
     for chunks in ([75], [40, 35], [74, 1], [1] * 75):
+        logits = model.forward(ids, chunk_sizes=chunks)
+        assert rms_error(logits, truth) <= 1.1 * rms_error(peer, truth)
+
+
+# Formats by part as small files of Gemma 3 have them, whose rows of 640 are no blocks of 256.
+OF_GEMMA = {
+    **dict.fromkeys(("q_proj", "k_proj", "o_proj", "gate_proj", "up_proj"), Type.Q5_0),
+    **{"v_proj": Type.Q8_0, "down_proj": Type.Q4_K, "embed_tokens": Type.Q8_0},
+}
+GEMMA_270M: dict[str, Any] = {
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+OF_256: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "quantization", "parts"),
+    [
+        *(
+            ("llama", OF_256, quantization, None)
+            for quantization in (
+                *(Type.Q4_0, Type.Q4_1, Type.Q4_K, Type.Q5_0, Type.Q5_1, Type.Q5_K),
+                *(Type.Q6_K, Type.Q8_0),
+            )
+        ),
+        ("llama", OF_256, Type.Q4_K, {"v_proj": Type.Q6_K, "down_proj": Type.Q6_K}),
+        ("gemma3_text", GEMMA_270M, Type.Q6_K, OF_GEMMA),
+    ],
+)
+def test_blocks_as_they_are(
+    family: str, sizes: dict[str, Any], quantization: Type, parts: dict[str, Type], tmp_path: Path
+) -> None:
+    original, file, plain = tmp_path / "hf", tmp_path / "m.gguf", tmp_path / "plain"
+    load_cublas(_native.build_info()["cuda"])
+    save_random_model(tiny_config(family, **sizes), original)
+    write_gguf(original, file, quantization, parts=parts)
+    dequantize_gguf(file, plain)
+    ids = token_ids(75)
+    truth = transformers_logits(plain, ids, device="cuda")
+    peer = transformers_logits(plain, ids, dtype=torch.bfloat16, device="cuda")
+    model = _native.Model(str(file), page_size=4, max_tokens=len(ids), device="cuda")
+    for chunks in ([75], [40, 35], [60, 8, 7], [74, 1], [1] * 75):
+        logits = model.forward(ids, chunk_sizes=chunks)
+        assert rms_error(logits, truth) <= 1.1 * rms_error(peer, truth)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("awq", {}),
+        ("gptq", {"group_size": 64}),
+        ("gptq", {"shuffled": True}),
+        ("packed", {"symmetric": True, "dtype": torch.bfloat16}),
+    ],
+)
+def test_int4_checkpoints(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    original, folder, plain = tmp_path / "hf", tmp_path / "int4", tmp_path / "plain"
+    load_cublas(_native.build_info()["cuda"])
+    save_random_model(tiny_config("llama", **OF_256), original)
+    save_int4(original, folder, plain, method, **options)
+    ids = token_ids(75)
+    truth = transformers_logits(plain, ids, device="cuda")
+    peer = transformers_logits(plain, ids, dtype=torch.bfloat16, device="cuda")
+    model = _native.Model(str(folder), page_size=4, max_tokens=len(ids), device="cuda")
+    for chunks in ([75], [60, 8, 7], [1] * 75):
         logits = model.forward(ids, chunk_sizes=chunks)
         assert rms_error(logits, truth) <= 1.1 * rms_error(peer, truth)
 

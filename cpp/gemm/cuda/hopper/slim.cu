@@ -2,6 +2,7 @@
 #include "gemm/cuda/hopper/even.h"
 #include "gemm/cuda/hopper/slim.cuh"
 #include "gemm/cuda/hopper/slim_many.h"
+#include "gemm/cuda/quantised.h"
 
 namespace minisgl::cuda {
 
@@ -45,6 +46,7 @@ SlimTuning tuning_of_many(const SlimArgs& args) {
 
 SlimTuning slim_tuning(const SlimArgs& args) {
   if (is_e4m3(args.weights.format)) return slim_e4m3_tuning(args);
+  if (is_quantised(args.weights.format)) return slim_units_tuning(args);
   if (args.rows > kMostSlimRows) return tuning_of_many(args);
   constexpr std::int64_t kEnough = 96, kMany = 2 * kProcessors;  // blocks
   constexpr std::int64_t kLong = 16;  // stages, from which on a block streams more than it starts with
@@ -62,6 +64,7 @@ SlimTuning slim_tuning(const SlimArgs& args) {
 
 void slim_gemm(const SlimArgs& args, const SlimTuning& tuning, cudaStream_t stream) {
   if (is_e4m3(args.weights.format)) return slim_e4m3_gemm(args, tuning, stream);
+  if (is_quantised(args.weights.format)) return slim_units_gemm(args, tuning, stream);
   if (tuning.weight_rows == kEvenWeightRows) return even_gemm(args, stream);
   if (args.rows > kMostSlimRows) return slim_gemm_of_many(args, tuning, stream);
   if (tuning.weight_rows == 128) return launch_slim_rows<FewRows, 2>(args, tuning, stream);

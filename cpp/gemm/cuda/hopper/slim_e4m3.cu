@@ -1,32 +1,16 @@
 // Products of few rows, and of some tens, with weights in e4m3, which become bf16 in the registers that the tensor
 // cores read.
 #include "gemm/cuda/e4m3.cuh"
+#include "gemm/cuda/hopper/product_8.cuh"
 #include "gemm/cuda/hopper/slim.cuh"
 
 namespace minisgl::cuda {
-namespace hopper {
-
-// Of 8 rows.
-template <>
-struct Product<bf16, 8> {
-  static __device__ __forceinline__ void registers_rows(float (&d)[1][4], const std::uint32_t (&a)[4], std::uint64_t b,
-                                                        int accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, p, 1, 1, 0;\n}\n"
-        : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)
-        : "memory");
-  }
-};
-
-}  // namespace hopper
 namespace {
 
 using namespace hopper;
 
 template <int groups, int n, bool blocks>
-struct ByteStages {
+struct ByteStages : MatrixPlaces {
   using Shape = SlimShape<groups, n>;
   // What is converted and, of blocks, a stage's sums take registers.
   static constexpr int kBlocksPerProcessor = groups == 1 ? (n <= 16 ? 4 : 2) : n <= (blocks ? 16 : 64) ? 2 : 1;
@@ -36,6 +20,7 @@ struct ByteStages {
   static constexpr int kXTiles = 2, kXTileBytes = n * kTileRowBytes;
   static constexpr bool kManyRows = false, kByteRows = false;
   static constexpr int kStageBytes = kWeightBytes + kXTiles * kXTileBytes;
+  static constexpr int kHalfBytes = kWeightBytes / 2;
 
   static __device__ __forceinline__ float factor(const SlimKernelArgs& args, const SlimShare& share, int row) {
     return blocks ? 1.0f : __ldg(args.scales + share.weight_row(args, row, Shape::kWeightRows));

@@ -87,19 +87,25 @@ struct SlimShare {
   }
 };
 
+// Where the map of the weights has them, where it is a map of the matrix.
+struct MatrixPlaces {
+  static __device__ __forceinline__ int map_row(int row) { return row; }
+  static __device__ __forceinline__ int map_column(int column) { return column; }
+};
+
 // One thread: the copies of all stages.
 template <typename Stages>
 __device__ __forceinline__ void fetch_stages(const CUtensorMap& weights, const CUtensorMap& x,
                                              const SlimKernelArgs& args, const SlimShare& share, std::uint32_t memory,
                                              SlimBarriers& barriers) {
   const auto fetch_weights = [&](int chunk, int stage) {
-    arrive_expecting(barriers.full[stage], Stages::kWeightBytes + Stages::kXTiles * args.block_rows * kTileRowBytes);
+    arrive_expecting(barriers.full[stage], 2 * Stages::kHalfBytes + Stages::kXTiles * args.block_rows * kTileRowBytes);
     const std::uint32_t to = memory + stage * Stages::kStageBytes;
-    const int column = share.column_of(chunk);
+    const int column = Stages::map_column(share.column_of(chunk));
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      copy_tile(weights, share.half_row[half], column, to + half * (Stages::kWeightBytes / 2), barriers.full[stage],
-                Keep::briefly);
+      copy_tile(weights, Stages::map_row(share.half_row[half]), column, to + half * Stages::kHalfBytes,
+                barriers.full[stage], Keep::briefly);
   };
   const auto fetch_x = [&](int chunk, int stage) {
     const std::uint32_t to = memory + stage * Stages::kStageBytes + Stages::kWeightBytes;
@@ -130,7 +136,7 @@ __device__ __forceinline__ void fetch_stages(const CUtensorMap& weights, const C
 // What the consumers' sums are made of. Weights in bf16: both operands are read where they lie. many: several blocks
 // share the rows of x.
 template <int groups, int n, bool many>
-struct PlainStages {
+struct PlainStages : MatrixPlaces {
   using Shape = SlimShape<groups, n>;
   static constexpr int kBlocksPerProcessor = groups * n > 256 ? 1 : 2;
   static constexpr int kInputs = kTileColumns;                             // of a stage
@@ -138,6 +144,7 @@ struct PlainStages {
   static constexpr int kXTiles = 1, kXTileBytes = n * kTileRowBytes;
   static constexpr bool kManyRows = many, kByteRows = false;
   static constexpr int kStageBytes = kWeightBytes + kXTiles * kXTileBytes;
+  static constexpr int kHalfBytes = kWeightBytes / 2;
 
   // The sums of a warpgroup's weight rows over the block's chunks.
   static __device__ __forceinline__ void multiply(const SlimKernelArgs& args, const SlimShare& share, int group,

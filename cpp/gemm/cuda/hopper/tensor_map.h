@@ -24,4 +24,20 @@ inline CUtensorMap tile_map(const void* data, int rows, int cols, int box_rows, 
   return map;
 }
 
+// Units of quantised weights, [rows, cols] of `unit` bytes, in boxes of one unit by box_rows. unit: a multiple of 16.
+inline CUtensorMap unit_map(const void* data, std::int64_t rows, std::int64_t cols, int unit, int box_rows) {
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(cols * unit / 8), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(cols * unit)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(unit / 8), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  CUtensorMap map;
+  const CUresult result =
+      tensor_map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT64, 2, const_cast<void*>(data), sizes, strides, box, steps,
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  MINISGL_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed with ", static_cast<int>(result), ": ", rows,
+                " x ", cols, " units");
+  return map;
+}
+
 }  // namespace minisgl::cuda::hopper

@@ -21,7 +21,7 @@ __device__ __forceinline__ void multiply_e4m3_128(float (&d)[16][4], std::uint64
 }
 
 template <bool blocks, int tiles>
-struct WideStages {
+struct WideStages : MatrixPlaces {
   static constexpr int kRows = 128;
   using Shape = SlimShape<2, kRows, tiles>;
   static constexpr int kBlocksPerProcessor = 1;
@@ -31,6 +31,7 @@ struct WideStages {
   static constexpr int kXTiles = 1, kXTileBytes = kRows * kRowBytes;
   static constexpr bool kManyRows = true, kByteRows = true;
   static constexpr int kStageBytes = kWeightBytes + kXTileBytes;
+  static constexpr int kHalfBytes = kWeightBytes / 2;
 
   static __device__ __forceinline__ float factor(const SlimKernelArgs& args, const SlimShare& share, int row) {
     return blocks ? 1.0f : __ldg(args.scales + share.weight_row(args, row, Shape::kWeightRows));
