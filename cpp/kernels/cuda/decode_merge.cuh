@@ -78,7 +78,6 @@ __device__ __forceinline__ void merge_parts(const HeadAnswer& answer, int first,
       for (int i = 0; i < kOwn; ++i) max = fmaxf(max, part_max[i]);
     }
     max = warp_max(max);
-    const float sink = sink_weight(answer.args, answer.first_head + query, max);
     for (int column = 4 * lane; column - 4 * lane < head_dim; column += 128) {
       const int own_column = min(column, head_dim - 4);
       float sum = 0.0f;
@@ -107,7 +106,8 @@ __device__ __forceinline__ void merge_parts(const HeadAnswer& answer, int first,
           }
         }
       }
-      const float inverse = 1.0f / (warp_sum(sum) + sink);
+      // The sink is looked up here: in a register before, it would take the room in which the next kernel starts early.
+      const float inverse = 1.0f / (warp_sum(sum) + sink_weight(answer.args, answer.first_head + query, max));
       if (column < head_dim)
         *reinterpret_cast<uint2*>(answer.out + query * head_dim + column) = {
             pack2<bf16>(total.x * inverse, total.y * inverse), pack2<bf16>(total.z * inverse, total.w * inverse)};

@@ -83,8 +83,7 @@ class HopperStack final : public LayerStack {
   }
   bool takes(std::int64_t num_rows) const override {
     const StepData& step = slots_.step();
-    return num_rows <= kMostRows && step.num_rows <= kMostRows && step.num_rows == step.num_sequences &&
-           has_room(step.num_rows);
+    return step.num_rows <= num_rows && num_rows <= most_rows() && step.num_rows == step.num_sequences;
   }
 
   LinearInput run(OutputTensor residual, const float* rope_table, const Norm& norm, OutputTensor normed) override {
