@@ -54,7 +54,7 @@ std::vector<double> products(const std::vector<Blocks>& parts, const std::vector
 // Of bf16 outputs, and of weights that become bf16 where there are more rows than one; two products make a gated
 // output.
 constexpr double kTolerance = 4e-3, kGatedTolerance = 1e-2;
-constexpr std::int64_t kRows[] = {1, 2, 8, 9, 16, 33, 64, 128, 150, 300};
+constexpr std::int64_t kRows[] = {1, 2, 8, 9, 33, 64, 128, 150, 192, 256, 300};
 
 class DeviceQuantised : public testing::TestWithParam<DType> {
  protected:
@@ -94,23 +94,24 @@ TEST_P(DeviceQuantised, Products) {
   }
 }
 
-TEST_P(DeviceQuantised, GatedProductsOfTheNormOfASum) {
+// A layer that adds to the residual, and a gated one that reads the norm of that.
+void check_norm_between(Device& device, DType before_norm, DType after_norm) {
   const std::int64_t hidden = 512, inner = 256;
-  const std::vector<Blocks> out{{GetParam(), hidden, inner, 5}};
-  const std::vector<Blocks> gate_up{{GetParam(), inner, hidden, 6}, {GetParam(), inner, hidden, 7}};
-  const auto first = device().make_linear({{out[0].on(device()), {}}});
-  const auto second = device().make_linear({{gate_up[0].on(device()), {}}, {gate_up[1].on(device()), {}}});
+  const std::vector<Blocks> out{{before_norm, hidden, inner, 5}};
+  const std::vector<Blocks> gate_up{{after_norm, inner, hidden, 6}, {after_norm, inner, hidden, 7}};
+  const auto first = device.make_linear({{out[0].on(device), {}}});
+  const auto second = device.make_linear({{gate_up[0].on(device), {}}, {gate_up[1].on(device), {}}});
   const auto weight = random_floats(hidden, 8);
-  const DeviceMatrix norm(device(), DType::f32, 1, hidden, weight);
+  const DeviceMatrix norm(device, DType::f32, 1, hidden, weight);
   for (const std::int64_t rows : kRows) {
     const auto x = rounded(DType::bf16, random_floats(rows * inner, 9));
     const auto before = rounded(DType::bf16, random_floats(rows * hidden, 10, 4.0f));
-    const DeviceMatrix in(device(), DType::bf16, rows, inner, x), residual(device(), DType::bf16, rows, hidden, before);
-    const DeviceMatrix delta(device(), DType::bf16, rows, hidden), normed(device(), DType::bf16, rows, hidden);
-    const DeviceMatrix scratch(device(), DType::bf16, rows, 2 * inner), y(device(), DType::bf16, rows, inner);
+    const DeviceMatrix in(device, DType::bf16, rows, inner, x), residual(device, DType::bf16, rows, hidden, before);
+    const DeviceMatrix delta(device, DType::bf16, rows, hidden), normed(device, DType::bf16, rows, hidden);
+    const DeviceMatrix scratch(device, DType::bf16, rows, 2 * inner), y(device, DType::bf16, rows, inner);
     const LinearInput ready =
-        device().linear_add_norm(*first, in.view(), delta.view(), residual.view(), {norm.f32(), 1e-5f}, normed.view());
-    device().gated_linear(*second, ready, scratch.view(), y.view(), Activation::silu);
+        device.linear_add_norm(*first, in.view(), delta.view(), residual.view(), {norm.f32(), 1e-5f}, normed.view());
+    device.gated_linear(*second, ready, scratch.view(), y.view(), Activation::silu);
     std::vector<double> sums = products(out, x);
     for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += before[i];
     EXPECT_LT(relative_error(residual.values(), sums), kTolerance) << rows << " rows";
@@ -133,6 +134,16 @@ TEST_P(DeviceQuantised, GatedProductsOfTheNormOfASum) {
     }
     EXPECT_LT(relative_error(y.values(), expected), kGatedTolerance) << rows << " rows";
   }
+}
+
+TEST_P(DeviceQuantised, GatedProductsOfTheNormOfASum) {
+  check_norm_between(device(), GetParam(), GetParam());
+}
+
+// As where a file keeps some matrices as they were.
+TEST_P(DeviceQuantised, GatedProductsBesideLayersInBf16) {
+  check_norm_between(device(), DType::bf16, GetParam());
+  check_norm_between(device(), GetParam(), DType::bf16);
 }
 
 // Weights that are rounded at load are those of the format's definition: evenly spaced between a group's extremes.
