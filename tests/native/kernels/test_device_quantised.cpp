@@ -146,7 +146,8 @@ TEST_P(DeviceQuantised, GatedProductsBesideLayersInBf16) {
   check_norm_between(device(), GetParam(), DType::bf16);
 }
 
-// Weights that are rounded at load are those of the format's definition: evenly spaced between a group's extremes.
+// Weights that are rounded at load are those of the format's definition: evenly spaced between a group's extremes, by
+// a scale and an offset that are kept in f16.
 TEST(DeviceQuantisedLayers, OfWeightsInBf16) {
   MINISGL_SKIP_WITHOUT(DeviceKind::cuda);
   Device& device = *device_of(DeviceKind::cuda);
@@ -164,8 +165,9 @@ TEST(DeviceQuantisedLayers, OfWeightsInBf16) {
       const auto group = std::span(weights).subspan(first, size);
       const auto [low, high] = std::ranges::minmax(group);
       const bool even = format == Quantize::int4;
-      const double most = std::max(-low, high), scale = even ? most / 7.5 : (high - low) / steps;
-      const double offset = even ? -8 * scale : low;
+      const float step = even ? std::max(-low, high) / 7.5f : (high - low) / static_cast<float>(steps);
+      const std::vector<float> kept = rounded(DType::f16, {step, low});
+      const double scale = kept[0], offset = even ? -8 * scale : kept[1];
       for (const float weight : group)
         values.push_back(std::clamp(std::nearbyint((weight - offset) / scale), 0.0, steps) * scale + offset);
     }
@@ -180,7 +182,7 @@ TEST(DeviceQuantisedLayers, OfWeightsInBf16) {
         expected.push_back(sum);
       }
     }
-    EXPECT_LT(relative_error(y.values(), expected), 5e-3);  // f16 scales move some values to the next step
+    EXPECT_LT(relative_error(y.values(), expected), 5e-3);
   }
 }
 
