@@ -32,6 +32,8 @@ def main() -> int:
     parser.add_argument("--quantize", default="none")
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--comm", default="auto")
+    parser.add_argument("--expert-parallel", action="store_true", help="with --tp: whole experts")
+    parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument(
         "--prefix-cache", action="store_true", help="on, though no run finds anything there"
@@ -58,6 +60,8 @@ def main() -> int:
         quantize=args.quantize,
         tp=args.tp,
         comm=args.comm,
+        expert_parallel=args.expert_parallel,
+        deterministic=args.deterministic,
         num_threads=args.threads,
         max_model_len=longest,
         disable_prefix_cache=not (args.prefix_cache or args.warm),
