@@ -8,12 +8,15 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from minisgl.engine.api import ReplicaFigures, rank_figures
 from minisgl.server.board import Refusal
+from minisgl.server.errors import ApiError
 from minisgl.server.http import EVENT_STREAM_HEADERS
 from minisgl.server.state import ServerState
 
+MOST_FOLLOWERS = 64  # at a time: they all hear at once, while answers wait for their turn
 _HEADERS = {name.decode(): value.decode() for name, value in EVENT_STREAM_HEADERS}
 
 
@@ -22,12 +25,15 @@ class BoardPages:
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self.num_followers = 0
 
     async def events(self, request: Request) -> Response:
         """First "history" and "state"; then a "sample" every two seconds, and "state" again where
-        it has changed.
+        it has changed. ApiError 503 where MOST_FOLLOWERS are heard already.
         """
-        return StreamingResponse(self._events(), headers=_HEADERS)
+        if request.method == "HEAD":
+            return Response(headers=_HEADERS)
+        return _Followed(self, self._events())
 
     async def _events(self) -> AsyncIterator[bytes]:
         board = self._state.board
@@ -77,6 +83,28 @@ class BoardPages:
         if len(self._state.args.api_key) > 1:  # what one client has sent is nothing for another
             shown["message"] = ""
         return shown
+
+
+class _Followed(StreamingResponse):
+    """One follower's events, who counts until they end."""
+
+    def __init__(self, pages: BoardPages, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, headers=_HEADERS)
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._pages.num_followers >= MOST_FOLLOWERS:
+            raise ApiError(
+                503,
+                "Too many follow the board. Try again later.",
+                type="service_unavailable",
+                code="board_full",
+            )
+        self._pages.num_followers += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._pages.num_followers -= 1
 
 
 def _replica(one: ReplicaFigures) -> dict[str, Any]:

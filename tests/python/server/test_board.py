@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -94,7 +94,7 @@ def test_a_quantile_beyond_all_bounds_is_the_last(client: FakeClient) -> None:
     assert Histogram((1.0, 2.0)).quantile(0.5, [0, 0, 3]) == 2.0
 
 
-async def board_events(server: Server) -> AsyncIterator[tuple[str, Any]]:
+async def board_events(server: Server) -> AsyncGenerator[tuple[str, Any], None]:
     async with server.http.stream("GET", "/ui/board") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         name = ""
@@ -142,6 +142,25 @@ async def test_the_board_needs_the_key_and_keeps_clients_words_apart(
         _, state = await anext(events)
         assert [one["code"] for one in state["refusals"]] == ["model_not_found", "invalid_api_key"]
         assert "secret" not in json.dumps(state)
+
+
+async def test_followers_are_bounded_and_a_head_is_none_of_them(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minisgl.server.board_pages.MOST_FOLLOWERS", 1)
+    head = await server.http.head("/ui/board")
+    assert (head.status_code, head.content) == (200, b"")
+    first = board_events(server)
+    assert (await anext(first))[0] == "history"
+    refused = await server.http.get("/ui/board")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "board_full")
+    await first.aclose()
+    for _ in range(500):  # until the server has noticed that the first is gone
+        async with server.http.stream("GET", "/ui/board") as answer:
+            if answer.status_code == 200:
+                return
+        await asyncio.sleep(0.01)
+    raise AssertionError("nobody may follow any more")
 
 
 async def test_samples_are_taken_until_the_server_ends(
