@@ -59,13 +59,18 @@ export interface Call {
   key?: KeyKind;
 }
 
+/** The UTF-8 bytes of a text, each as one character: a header may have no others. */
+function asBytes(text: string): string {
+  return String.fromCharCode(...new TextEncoder().encode(text));
+}
+
 /** The answer to a request that succeeded. Paths are relative to the page: "v1/models".
  * Throws ApiError, ConnectionLost, and AbortError where `signal` ends it. */
 export async function call(path: string, { method, body, signal, key = "api" }: Call = {}): Promise<Response> {
   for (;;) {
     const sent = sessionStorage.getItem(NAMES[key]);
     const headers: Record<string, string> = {};
-    if (sent) headers["Authorization"] = `Bearer ${sent}`;
+    if (sent) headers["Authorization"] = `Bearer ${asBytes(sent)}`;
     if (body !== undefined) headers["Content-Type"] = "application/json";
     let response: Response;
     try {

@@ -118,7 +118,16 @@ function render(token: Token, growing: boolean): string {
     const { text, lang } = token as Tokens.Code;
     return clean(codeBlock(text, lang ?? "", false));
   }
-  return clean(parser.parser([token]));
+  try {
+    return clean(parser.parser([token]));
+  } catch {
+    return asWritten(token.raw);
+  }
+}
+
+/** A text that can't be read as Markdown: a thousand lists within each other, for instance. */
+function asWritten(text: string): string {
+  return `<p class="plain">${escape(text)}</p>`;
 }
 
 /** The blocks of a text. `earlier` are those of its beginning, if it has grown since; `growing`: it goes on. */
@@ -131,7 +140,13 @@ export function blocksOf(text: string, earlier: Block[], growing: boolean): Bloc
     kept.push(block);
     length += block.raw.length;
   }
-  const tokens = parser.lexer(text.slice(length)).filter((token) => token.raw);
+  const rest = text.slice(length);
+  let tokens: Token[];
+  try {
+    tokens = parser.lexer(rest).filter((token) => token.raw);
+  } catch {
+    return [...kept, { raw: rest, html: asWritten(rest) }];
+  }
   const blocks = tokens.map((token, index) => {
     const last = index === tokens.length - 1;
     const before = earlier[kept.length + index];

@@ -137,6 +137,94 @@ test("what answers and names may hold does nothing", async () => {
   await context.close();
 });
 
+test("what can't be read as Markdown is shown as it was written", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  await send(page, "deep 12000");
+  await ended(page);
+  const drawn = await answers(page).locator(".markdown").innerText();
+  assert.ok(drawn.trim() === `${">".repeat(12000)} bottom`, drawn.slice(0, 80));
+  await page.reload();
+  await answers(page).getByText("> bottom").waitFor();
+  await send(page, "hello again");
+  await page.getByText("You said: hello again").waitFor();
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
+test("a file of conversations may hold anything", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  const take = (content) =>
+    page.locator(".sidebar input[type=file]").setInputFiles([{ name: "a.json", mimeType: "application/json", buffer: Buffer.from(content) }]);
+  for (const content of ["", "null", "5", '{"format": "minisgl-conversations", "version": 1, "conversations": {}}']) {
+    await take(content);
+    await page.getByText("This isn't a file of exported conversations.").waitFor();
+    await take('{"format": "minisgl-conversations", "version": 1, "conversations": [], "messages": []}');
+    await page.getByText("Conversations added: 0").waitFor();
+  }
+  const strange = '{"__proto__": {"polluted": 1}, "constructor": null, "type": "script"}';
+  const settings = `{"sampling": null, "tools": 5, "system": ${strange}, "stop": [], "seed": {}, "__proto__": {"polluted": 1}}`;
+  const conversation = `{"id": "a", "title": "<img src=x onerror=document.title=1>", "leaf": "2", "settings": ${settings}}`;
+  const messages = [
+    `{"id": "1", "conversation": "a", "parent": "2", "role": "system", "content": ${strange}, "files": [null, ${strange}]}`,
+    `{"id": "2", "conversation": "a", "parent": "1", "role": "assistant", "content": "[here](javascript:alert(1)) **bold**", "state": "done",
+      "calls": [5, {"id": ${strange}, "name": ${strange}, "arguments": 1}], "figures": {"tokens": 7, "promptTokens": null}, "error": ${strange}}`,
+    `{"id": "3", "conversation": "a", "parent": "1", "role": "assistant", "content": "other", "state": "open", "files": "no", "calls": "no"}`,
+    "null",
+    strange,
+  ];
+  await take(`{"format": "minisgl-conversations", "version": 1, "conversations": [${conversation}, null], "messages": [${messages}]}`);
+  await page.getByText("Conversations added: 2").waitFor();
+  await page.getByRole("link", { name: "<img src=x" }).click();
+  await page.locator("strong").getByText("bold").waitFor();
+  assert.equal(await page.locator(".markdown a").count(), 0);
+  await page.getByRole("button", { name: "Next version" }).click();
+  await page.locator(".markdown").getByText("other").waitFor();
+  await send(page, "hello there");
+  await page.getByText("You said: hello there").waitFor();
+  assert.equal(await page.evaluate(() => ({}).polluted), undefined);
+  assert.equal(await page.title(), "minisgl: chat");
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
+test("nothing stays of a conversation that is removed while its answer comes", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  await send(page, "slow 100");
+  await page.getByText("5 6 7").waitFor();
+  await page.locator(".conversations li").hover();
+  await page.getByRole("button", { name: "Remove slow 100" }).click();
+  await page.getByRole("button", { name: "Remove", exact: true }).click();
+  await page.locator(".conversations li").waitFor({ state: "detached" });
+  await page.waitForTimeout(1000);
+  const waiting = page.waitForEvent("download");
+  await page.getByRole("button", { name: "Export" }).click();
+  const { conversations, messages } = JSON.parse(readFileSync(await (await waiting).path(), "utf8"));
+  assert.deepEqual([conversations, messages], [[], []]);
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
+test("a file is dropped in; a text that is dragged is the browser's own matter", async () => {
+  const { page, faults, context } = await openPage(browser, scripted.url, DESKTOP);
+  await page.getByText("runs on this server").waitFor();
+  const drop = (asFile) =>
+    page.evaluate((file) => {
+      const dataTransfer = new DataTransfer();
+      if (file) dataTransfer.items.add(new File(["dropped"], "<b>notes</b>.txt"));
+      else dataTransfer.setData("text/plain", "words");
+      const event = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
+      document.getElementById("composer").dispatchEvent(event);
+      return event.defaultPrevented;
+    }, asFile);
+  assert.equal(await drop(false), false);
+  assert.equal(await drop(true), true);
+  await page.getByText("<b>notes</b>.txt").waitFor();
+  await send(page, "hello");
+  await page.locator(".message.user details").getByText("<b>notes</b>.txt").waitFor();
+  assert.deepEqual(faults, []);
+  await context.close();
+});
+
 test("Markdown, code, formulas; phone and desktop, light and dark; nothing that axe finds", async () => {
   for (const [name, device] of Object.entries({ desktop: DESKTOP, phone: PHONE })) {
     for (const colorScheme of ["light", "dark"]) {
@@ -243,6 +331,24 @@ test("the API key is asked for, and kept in the session only", async () => {
     const kept = await page.evaluate(() => [JSON.stringify({ ...localStorage }), JSON.stringify({ ...sessionStorage })]);
     assert.ok(!kept[0].includes("right"));
     assert.ok(kept[1].includes("right"));
+    assert.deepEqual(faults, []);
+    await context.close();
+  } finally {
+    await server.stop();
+  }
+});
+
+test("a key may have any characters", async () => {
+  const server = await serveScripted({ api_key: ["schlüssel €"] });
+  try {
+    const { page, faults, context } = await openPage(browser, server.url, DESKTOP);
+    const key = page.getByLabel("Key", { exact: true });
+    await key.fill("wrong \u200b");
+    await key.press("Enter");
+    await page.getByText("The server didn't accept that key.").waitFor();
+    await page.getByLabel("Key", { exact: true }).fill("schlüssel €");
+    await page.getByLabel("Key", { exact: true }).press("Enter");
+    await page.getByText("runs on this server").waitFor();
     assert.deepEqual(faults, []);
     await context.close();
   } finally {

@@ -92,6 +92,8 @@ def text_for(words: list[str], prompt: str) -> tuple[str, float]:
         return HOSTILE, 0
     if kind == "showcase":
         return SHOWCASE, 0.001
+    if kind == "deep":
+        return ">" * int(words[1]) + " bottom", 0
     if kind == "long":
         return long_text(int(words[1])), 1 / float(words[2])
     if kind == "slow":

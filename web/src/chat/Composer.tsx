@@ -115,7 +115,10 @@ function useDropped(take: (files: Iterable<File>) => Promise<void>, over: { valu
   const latest = useRef(take);
   latest.current = take;
   useEffect(() => {
+    // A text that is dragged is the browser's own matter.
+    const hasFiles = (event: DragEvent): boolean => event.dataTransfer?.types.includes("Files") ?? false;
     const onOver = (event: DragEvent): void => {
+      if (!hasFiles(event)) return;
       event.preventDefault();
       over.value = true;
     };
@@ -123,6 +126,7 @@ function useDropped(take: (files: Iterable<File>) => Promise<void>, over: { valu
       if (!event.relatedTarget) over.value = false;
     };
     const onDrop = (event: DragEvent): void => {
+      if (!hasFiles(event)) return;
       event.preventDefault();
       over.value = false;
       void latest.current(event.dataTransfer?.files ?? []);

@@ -1,6 +1,7 @@
 // Conversations as a file: out of this browser, and into another one.
 import { newId } from "../ids";
-import { NO_SETTINGS, type Conversation, type Message } from "./model";
+import { fieldsOf, readConversation, readMessage, type Fields } from "./imported";
+import type { Conversation, Message } from "./model";
 import { reload } from "./state";
 import * as store from "./store";
 
@@ -27,51 +28,24 @@ export async function exportAll(): Promise<void> {
 
 /** Adds the conversations of a file, beside those that are there. Returns how many; null: it isn't such a file. */
 export async function importFile(file: File): Promise<number | null> {
-  let content: Exported;
+  let content: Fields;
   try {
-    content = JSON.parse(await file.text()) as Exported;
+    content = fieldsOf(JSON.parse(await file.text()));
   } catch {
     return null;
   }
-  if (content?.format !== "minisgl-conversations" || content.version !== 1) return null;
-  if (!Array.isArray(content.conversations) || !Array.isArray(content.messages)) return null;
+  const { format, version, conversations: given, messages: said } = content;
+  if (format !== "minisgl-conversations" || version !== 1 || !Array.isArray(given) || !Array.isArray(said)) return null;
   const ids = new Map<string, string>();
   const renewed = (id: unknown): string => {
     const known = String(id);
     if (!ids.has(known)) ids.set(known, newId());
     return ids.get(known) as string;
   };
-  const conversations = content.conversations.map((one) => readConversation(one, renewed));
+  const conversations = given.map((one) => readConversation(fieldsOf(one), renewed));
   const known = new Set(conversations.map((one) => one.id));
-  const messages = content.messages.map((one) => readMessage(one, renewed)).filter((one) => known.has(one.conversation));
+  const messages = said.map((one) => readMessage(fieldsOf(one), renewed)).filter((one) => known.has(one.conversation));
   await store.save(conversations, messages);
   await reload();
   return conversations.length;
-}
-
-/** What the file has of a conversation, under an identifier of its own. */
-function readConversation(one: Conversation, renewed: (id: unknown) => string): Conversation {
-  return {
-    id: renewed(one.id),
-    title: String(one.title ?? "").slice(0, 200),
-    created: Number(one.created) || Date.now(),
-    updated: Number(one.updated) || Date.now(),
-    leaf: one.leaf === null ? null : renewed(one.leaf),
-    settings: { ...NO_SETTINGS, ...one.settings },
-  };
-}
-
-function readMessage(one: Message, renewed: (id: unknown) => string): Message {
-  const roles = ["user", "assistant", "tool"] as const;
-  return {
-    ...one,
-    id: renewed(one.id),
-    conversation: renewed(one.conversation),
-    parent: one.parent === null ? null : renewed(one.parent),
-    role: roles.find((role) => role === one.role) ?? "user",
-    content: String(one.content ?? ""),
-    created: Number(one.created) || Date.now(),
-    // Nobody goes on with an answer that another browser began.
-    state: one.state === "failed" || one.state === "done" ? one.state : "stopped",
-  };
 }

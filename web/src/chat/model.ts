@@ -105,9 +105,14 @@ export function siblings(messages: Messages, message: Message): Message[] {
 
 /** Where the path goes that leads through a message: to the newest below it. */
 export function newestLeaf(messages: Messages, id: string): string {
-  const children = [...messages.values()].filter((one) => one.parent === id);
-  const newest = children.reduce<Message | null>((a, b) => (a && a.created >= b.created ? a : b), null);
-  return newest ? newestLeaf(messages, newest.id) : id;
+  const seen = new Set<string>();
+  for (let leaf = id; ; ) {
+    seen.add(leaf);
+    const children = [...messages.values()].filter((one) => one.parent === leaf && !seen.has(one.id));
+    const newest = children.reduce<Message | null>((a, b) => (a && a.created >= b.created ? a : b), null);
+    if (!newest) return leaf;
+    leaf = newest.id;
+  }
 }
 
 /** The beginning of the first words, as a title. */

@@ -145,7 +145,10 @@ async function make(message: Message): Promise<void> {
   let saved = performance.now();
   const before = path(messages.value, message.parent);
   announcement.value = "begun";
-  const save = (): void => void store.save([], [message]);
+  const save = (): void => {
+    // Not where the conversation was removed meanwhile: nothing of it is to stay.
+    if (conversations.value.some((one) => one.id === message.conversation)) void store.save([], [message]);
+  };
   addEventListener("pagehide", save);
   await answer(message, before, settings.value, {
     grew: () => {
