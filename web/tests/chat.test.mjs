@@ -166,9 +166,9 @@ test("a file of conversations may hold anything", async () => {
   const conversation = `{"id": "a", "title": "<img src=x onerror=document.title=1>", "leaf": "2", "settings": ${settings}}`;
   const messages = [
     `{"id": "1", "conversation": "a", "parent": "2", "role": "system", "content": ${strange}, "files": [null, ${strange}]}`,
-    `{"id": "2", "conversation": "a", "parent": "1", "role": "assistant", "content": "[here](javascript:alert(1)) **bold**", "state": "done",
+    `{"id": "2", "conversation": "a", "parent": "1", "role": "assistant", "content": "[here](javascript:alert(1)) **bold**", "state": "done", "created": 1,
       "calls": [5, {"id": ${strange}, "name": ${strange}, "arguments": 1}], "figures": {"tokens": 7, "promptTokens": null}, "error": ${strange}}`,
-    `{"id": "3", "conversation": "a", "parent": "1", "role": "assistant", "content": "other", "state": "open", "files": "no", "calls": "no"}`,
+    `{"id": "3", "conversation": "a", "parent": "1", "role": "assistant", "content": "other", "state": "open", "created": 2, "files": "no", "calls": "no"}`,
     "null",
     strange,
   ];
@@ -179,6 +179,7 @@ test("a file of conversations may hold anything", async () => {
   assert.equal(await page.locator(".markdown a").count(), 0);
   await page.getByRole("button", { name: "Next version" }).click();
   await page.locator(".markdown").getByText("other").waitFor();
+  await page.getByRole("button", { name: "Previous version" }).click(); // the first messages are each other's parents
   await send(page, "hello there");
   await page.getByText("You said: hello there").waitFor();
   assert.equal(await page.evaluate(() => ({}).polluted), undefined);

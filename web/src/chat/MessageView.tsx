@@ -1,6 +1,7 @@
 // One message: its text, what belongs to it, and what can be done with it.
 import { useSignal } from "@preact/signals";
 import { number, t } from "../i18n";
+import { rateOf } from "../rate";
 import { copyText } from "../ui/clipboard";
 import { Icon, IconButton } from "../ui/Icon";
 import { Markdown } from "../ui/Markdown";
@@ -8,8 +9,6 @@ import { answering } from "./answer";
 import { Calls } from "./Calls";
 import { siblings, type Message } from "./model";
 import { edit, grown, messages, open, regenerate, resume, showSibling } from "./state";
-
-const SHORTEST_RATE_S = 0.05; // what comes at once has no rate
 
 export function MessageView({ message }: { message: Message }) {
   const edits = useSignal(false);
@@ -124,11 +123,9 @@ function FiguresOf({ message }: { message: Message }) {
   if (message.state === "open") grown.value;
   const figures = message.figures;
   if (!figures?.tokens) return null;
-  const seconds = figures.making / 1000;
   const parts = [t("tokens", { count: number(figures.tokens) })];
-  if (seconds > SHORTEST_RATE_S && figures.tokens > 1) {
-    parts.unshift(t("tokensPerSecond", { rate: number((figures.tokens - 1) / seconds, 1) }));
-  }
+  const rate = rateOf(figures.tokens, figures.making);
+  if (rate) parts.unshift(rate);
   if (figures.firstToken !== null) parts.push(t("firstToken", { time: number(figures.firstToken) }));
   parts.push(t("promptTokens", { count: number(figures.promptTokens), cached: number(figures.cachedTokens) }));
   return <span class="figures">{parts.join(" · ")}</span>;

@@ -3,6 +3,7 @@ import { useSignal } from "@preact/signals";
 import { serverSettings } from "../api";
 import type { TokenLogprob } from "../completion";
 import { number, t } from "../i18n";
+import { rateOf } from "../rate";
 import { SamplingFields } from "../ui/SamplingFields";
 import type { Result, Side } from "./side";
 
@@ -118,7 +119,8 @@ function FiguresOf({ result: { tokens, firstToken, making, state } }: { result: 
   if (!tokens.length) return null;
   const mean = tokens.reduce((sum, one) => sum + one.logprob, 0) / tokens.length;
   const parts = [t("tokens", { count: number(tokens.length) }), t("perplexity", { value: number(Math.exp(-mean), 2) })];
-  if (making > 0) parts.unshift(t("tokensPerSecond", { rate: number(((tokens.length - 1) * 1000) / making, 1) }));
+  const rate = rateOf(tokens.length, making);
+  if (rate) parts.unshift(rate);
   if (firstToken !== null) parts.push(t("firstToken", { time: number(firstToken) }));
   if (state === "stopped") parts.push(t("stopped"));
   return <p class="hint">{parts.join(" · ")}</p>;
