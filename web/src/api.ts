@@ -44,6 +44,8 @@ function askForKey(kind: KeyKind, wrong: boolean): Promise<boolean> {
         keyWanted.value = null;
         asked.delete(kind);
         resolve(Boolean(key));
+        // It may be the first, after a dialog that was closed without one.
+        if (key && kind === "api" && !serverSettings.value) void loadSettings();
       };
       keyWanted.value = { kind, wrong, answer };
     });
@@ -128,14 +130,27 @@ export interface ServerSettings {
 
 export const serverSettings = signal<ServerSettings | null>(null);
 
+let loading = false;
+
 /** Asks the server what it serves, until it answers. */
 export async function loadSettings(): Promise<void> {
+  if (loading) return;
+  loading = true;
+  try {
+    serverSettings.value = await answeredSettings();
+  } catch {
+    // The server wants a key, and got none: the next that it gets begins this anew.
+  }
+  loading = false;
+}
+
+/** Throws ApiError for a refusal that doesn't pass. */
+async function answeredSettings(): Promise<ServerSettings> {
   for (let wait = 500; ; wait = Math.min(wait * 1.5, 5000)) {
     try {
-      serverSettings.value = await callJson<ServerSettings>("ui/settings");
-      return;
+      return await callJson<ServerSettings>("ui/settings");
     } catch (error) {
-      if (error instanceof ApiError && !error.passes) return;
+      if (error instanceof ApiError && !error.passes) throw error;
     }
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
