@@ -154,8 +154,8 @@ def test_nobody_else_reads_files_of_a_model() -> None:
     )
     for room in ("model_files", "tokenizer", "text", "server", "rank", "offline", "engine"):
         for file in (package / room).rglob("*.py"):
-            # Of these, the first is the reader, and the others read what the user or the package has,
-            # not a model.
+            # Of these, the first is the reader, and the others read what the user or the package
+            # has, not a model.
             if file.name not in (
                 "side_files.py",
                 "default_model.py",
