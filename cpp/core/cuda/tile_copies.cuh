@@ -19,10 +19,11 @@ __device__ __forceinline__ void publish_barriers() {
 }
 
 // Arrives at the barrier, whose phase is then complete when as many bytes have been copied, too.
+__device__ __forceinline__ void arrive_expecting(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void arrive_expecting(Barrier& barrier, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(&barrier.state)),
-               "r"(bytes)
-               : "memory");
+  arrive_expecting(shared_address(&barrier.state), bytes);
 }
 
 // Has the description of a matrix at hand before the first copy.

@@ -132,16 +132,20 @@ MINISGL_PRODUCTS(256, 128, 129, 130, 131, 132, 133)
 #undef MINISGL_PRODUCTS
 #undef MINISGL_PRODUCT
 
+// Of a barrier that lies at this address of shared memory: see Barrier.
+__device__ __forceinline__ void init_barrier(std::uint32_t barrier, std::uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(count) : "memory");
+}
+__device__ __forceinline__ void arrive_barrier(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+
 // A barrier in shared memory that completes a phase when `count` threads have arrived.
 struct Barrier {
   std::uint64_t state;
 
-  __device__ void init(std::uint32_t count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(&state)), "r"(count) : "memory");
-  }
-  __device__ __forceinline__ void arrive() {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(&state)) : "memory");
-  }
+  __device__ void init(std::uint32_t count) { init_barrier(shared_address(&state), count); }
+  __device__ __forceinline__ void arrive() { arrive_barrier(shared_address(&state)); }
   // Arrives when the copies that this thread has begun are done.
   __device__ __forceinline__ void arrive_after_copies() {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(&state)) : "memory");

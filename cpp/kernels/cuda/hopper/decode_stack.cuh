@@ -47,7 +47,7 @@ __device__ __forceinline__ void load_weights(const StackArgs& args, const Room& 
           }
           const int first = chunk * kSlotInputs;
           const auto bytes = static_cast<std::uint32_t>(min(kSlotInputs, cut.inputs - first) * 2);
-          if (lane == 0) arrive_expecting(full, bytes * kTileRows);
+          if (lane == 0) hopper::arrive_expecting(full, bytes * kTileRows);
           __syncwarp();
           if (lane < kTileRows)
             copy_row(memory + room.ring + slot * kSlotBytes + lane * kRowBytes, from + first, bytes, full);
@@ -294,7 +294,7 @@ class Computing {
       mma_16816<bf16>(d[s % 2 * 2], {unit.x[s].x, 0, unit.x[s].y, 0}, unit.weights[s].x, unit.weights[s].y);
       mma_16816<bf16>(d[s % 2 * 2 + 1], {unit.x[s].z, 0, unit.x[s].w, 0}, unit.weights[s].z, unit.weights[s].w);
     }
-    if (lane_ == 0) arrive(full_ + 8 * (room_.slots + done_));
+    if (lane_ == 0) hopper::arrive_barrier(full_ + 8 * (room_.slots + done_));
     if (++done_ == room_.slots) done_ = 0;
     if (++at.behind < at.slots) return;
     at.behind = 0;
@@ -373,8 +373,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < room.slots; ++i) {
       const std::uint32_t full = base + room.barriers + 8 * i;
-      make_barrier(full, 1);
-      make_barrier(full + 8 * room.slots, kWarps);
+      hopper::init_barrier(full, 1);
+      hopper::init_barrier(full + 8 * room.slots, kWarps);
     }
   }
   // What lies behind a row's last inputs is multiplied by zeros.

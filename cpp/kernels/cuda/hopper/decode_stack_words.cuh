@@ -42,16 +42,6 @@ __device__ __forceinline__ void wait_phase(std::uint32_t barrier, std::uint32_t 
     if (done) return;
   }
 }
-__device__ __forceinline__ void make_barrier(std::uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-// The phase is complete when as many bytes have been copied, too.
-__device__ __forceinline__ void arrive_expecting(std::uint32_t barrier, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void arrive(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
-}
 __device__ __forceinline__ void sync_computing() {
   asm volatile("bar.sync 1, %0;\n" ::"n"(kComputing) : "memory");
 }
