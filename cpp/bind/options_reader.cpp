@@ -20,6 +20,7 @@ const FieldTable<EngineOptions>& readers() {
       {"expert_folder", into<&EngineOptions::expert_folder>},
       {"quantize", into<&EngineOptions::quantize>},
       {"cache_dir", into<&EngineOptions::cache_dir>},
+      {"packed_cache_bytes", into<&EngineOptions::packed_cache_bytes>},
       {"num_threads", into<&EngineOptions::num_threads>},
       {"kv_dtype", into<&EngineOptions::kv_dtype>},
       {"page_size", into<&EngineOptions::page_size>},

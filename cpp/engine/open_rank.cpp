@@ -35,7 +35,9 @@ LoadedRank load_rank(const EngineOptions& options, const Place& place, const Ran
   device->pool().report_to(progress.counter);
   progress.counter->set_working(true);
   std::unique_ptr<Model> model = load_model(options.model_path, *device, progress.weights, format, quantize,
-                                            options.expert_parallel ? ExpertCut::whole : ExpertCut::width);
+                                            options.expert_parallel ? ExpertCut::whole : ExpertCut::width,
+                                            {.folder = options.cache_dir.empty() ? "" : options.cache_dir + "/packed",
+                                             .most_bytes = options.packed_cache_bytes});
   // Ranks on one host's processors share its memory.
   if (options.kv_host_bytes > 0 && device->has_host_pages()) check_host_memory(options);
   const std::int64_t sharers = device->has_own_memory() ? 1 : place.local_size;

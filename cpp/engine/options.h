@@ -21,8 +21,9 @@ struct EngineOptions {
   bool expert_parallel = false;      // ExpertCut::whole
   std::string expert_folder = {};    // on CPUs: experts lie in a file in it; empty: in memory
   std::string quantize = "none";     // what the weights of linear layers become at load: "fp8", "int4", "q4_1"
-  std::string cache_dir = {};        // for what a GPU measures of itself; empty: not kept
-  std::int64_t num_threads = 0;      // on the host; 0: all that this process may use
+  std::string cache_dir = {};        // for what a GPU measures of itself, and a CPU's packed weights; empty: not kept
+  std::int64_t packed_cache_bytes = 0;  // that all models' packed weights may take there
+  std::int64_t num_threads = 0;         // on the host; 0: all that this process may use
   // auto: the device's choice; on the CPU f16 for quantised and f16 weights, bf16 for bf16, f32 for f32
   std::string kv_dtype = "auto";
   int page_size = 16;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/error.h"
 #include "core/half.h"
@@ -18,6 +19,11 @@ std::int64_t float_offset(DType dtype, std::int64_t cols, std::int64_t row, std:
   if (dtype != DType::bf16) return row / group_rows * group_bytes + (col * group_rows + row % group_rows) * size;
   constexpr std::int64_t rows = 2 * group_rows;
   return row / rows * 2 * group_bytes + (col / 2 * rows + row % rows) * bf16_pair_bytes + col % 2 * size;
+}
+
+std::int64_t num_groups(DType dtype, std::int64_t rows) {
+  const std::int64_t groups = (rows + group_rows - 1) / group_rows;
+  return dtype == DType::bf16 ? groups + groups % 2 : groups;
 }
 
 void pack_quantized_row(DType dtype, const std::byte* row, std::int64_t num_blocks, int lane, std::byte* group) {
@@ -42,6 +48,24 @@ float load_float(DType dtype, const std::byte* p) {
 
 }  // namespace
 
+std::int64_t PackedMatrix::packed_bytes(DType dtype, std::int64_t rows, std::int64_t cols) {
+  constexpr std::int64_t most = std::int64_t{1} << 31;
+  if (dtype > DType::mxfp4 || rows <= 0 || cols <= 0 || rows > most || cols > most) return 0;
+  if (cols % dtype_info(dtype).block_size != 0) return 0;
+  return num_groups(dtype, rows) * packed_group_bytes(dtype, cols);
+}
+
+PackedMatrix PackedMatrix::packed(DType dtype, std::int64_t rows, std::int64_t cols, AlignedBuffer data) {
+  MINISGL_CHECK(static_cast<std::int64_t>(data.size()) == packed_bytes(dtype, rows, cols), data.size(),
+                " bytes of a packed matrix of ", rows, " x ", cols);
+  PackedMatrix matrix;
+  matrix.dtype_ = dtype;
+  matrix.rows_ = rows;
+  matrix.cols_ = cols;
+  matrix.data_ = std::move(data);
+  return matrix;
+}
+
 PackedMatrix PackedMatrix::pack(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
                                 ThreadPool& pool) {
   const DTypeInfo info = dtype_info(dtype);
@@ -52,16 +76,14 @@ PackedMatrix PackedMatrix::pack(DType dtype, std::int64_t rows, std::int64_t col
   MINISGL_CHECK(static_cast<std::int64_t>(raw.size()) == rows * file_row_bytes, rows, " x ", cols, " of ", info.name,
                 " are ", rows * file_row_bytes, " bytes, got ", raw.size());
 
-  const std::int64_t group_bytes = packed_group_bytes(dtype, cols);
-  std::int64_t num_groups = (rows + group_rows - 1) / group_rows;
-  if (dtype == DType::bf16) num_groups += num_groups % 2;
+  const std::int64_t group_bytes = packed_group_bytes(dtype, cols), groups = num_groups(dtype, rows);
   PackedMatrix matrix;
   matrix.dtype_ = dtype;
   matrix.rows_ = rows;
   matrix.cols_ = cols;
-  matrix.data_ = AlignedBuffer(static_cast<std::size_t>(num_groups * group_bytes));
+  matrix.data_ = AlignedBuffer(static_cast<std::size_t>(groups * group_bytes));
   std::byte* packed = matrix.data_.data();
-  pool.parallel_for(num_groups, [&](std::int64_t index, int) {
+  pool.parallel_for(groups, [&](std::int64_t index, int) {
     for (std::int64_t row = index * group_rows; row < std::min(rows, (index + 1) * group_rows); ++row) {
       const std::byte* from = raw.data() + row * file_row_bytes;
       if (is_quantized(dtype)) {

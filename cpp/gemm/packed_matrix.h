@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
+#include <utility>
 
 #include "core/aligned_buffer.h"
 #include "core/dtype.h"
@@ -12,6 +14,9 @@
 #include "gemm/weights.h"
 
 namespace minisgl {
+
+// A name for gemm/layout.h's layouts as they are now, for files that outlive the program. It changes with any of them.
+inline constexpr std::string_view packed_layout = "layout 1";
 
 class PackedMatrix final : public Matrix {
  public:
@@ -23,11 +28,17 @@ class PackedMatrix final : public Matrix {
   static PackedMatrix pack(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
                            ThreadPool& pool);
 
+  // The same again from its data() of an earlier time.
+  static PackedMatrix packed(DType dtype, std::int64_t rows, std::int64_t cols, AlignedBuffer data);
+  // Bytes of data(), for any rows and cols from a file. 0 where there are no such matrices.
+  static std::int64_t packed_bytes(DType dtype, std::int64_t rows, std::int64_t cols);
+
   DType dtype() const override { return dtype_; }
   std::int64_t rows() const override { return rows_; }
   std::int64_t cols() const override { return cols_; }
-  // From now on it lies in `file`.
+  // From now on it lies in `file`, or in memory that has the same bytes.
   void move_to(MemoryFile& file) { data_ = file.store(data_); }
+  void move_to(AlignedBuffer same) { data_ = std::move(same); }
   const std::byte* data() const { return data_.data(); }
   std::size_t nbytes() const override { return data_.size(); }
 

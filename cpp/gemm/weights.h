@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/dtype.h"
@@ -55,6 +56,15 @@ class Experts {
   virtual const ExpertsShape& shape() const = 0;
   virtual std::int64_t nbytes() const = 0;  // matrices and biases of all
   std::int64_t nbytes_each() const { return shape().num_experts > 0 ? nbytes() / shape().num_experts : 0; }
+};
+
+// Where a device keeps what matrices became, for later starts, and of what. A file is of one model's files, as they
+// were, one rank's part and one layout.
+struct KeepRequest {
+  std::string folder;
+  std::string of;               // lines of text that differ where matrices may
+  std::int64_t num_bytes = 0;   // of all matrices, about
+  std::int64_t most_bytes = 0;  // of all files in the folder; those that were used last stay
 };
 
 }  // namespace minisgl

@@ -48,6 +48,11 @@ class GgufSource : public WeightSource {
   }
 
   std::string path() const override { return path_; }
+  std::vector<std::string> files() const override {
+    std::vector<std::string> result;
+    for (const MappedFile& mapping : mappings_) result.push_back(mapping.path());
+    return result;
+  }
   bool interleaved_rope() const override { return interleaved_rope_; }
   bool has_whole_norms() const override { return true; }
   bool names_experts_alike() const override { return true; }

@@ -175,6 +175,7 @@ class Int4Source final : public WeightSource {
   const Json& config() const override { return source_->config(); }
   bool contains(const std::string& name) const override { return stem_of(name) || source_->contains(name); }
   std::string path() const override { return source_->path(); }
+  std::vector<std::string> files() const override { return source_->files(); }
   bool interleaved_rope() const override { return source_->interleaved_rope(); }
   bool has_whole_norms() const override { return source_->has_whole_norms(); }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -66,6 +67,16 @@ class WeightMaker {
   }
   // A matrix for measuring: small numbers of a fixed random stream.
   virtual std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) = 0;
+  // From here to finish_matrices() matrices that kept_matrix() is asked for before they are made are kept in a file, or
+  // come out of one that an earlier start kept of the same, whose path it returns. A device with memory of its own
+  // keeps nothing.
+  virtual std::string keep_matrices(const KeepRequest& /*request*/) { return {}; }
+  virtual void finish_matrices() {}
+  // What the earlier start made of the tensor of this name; null: nothing, and the next make_matrix() is for it.
+  virtual std::shared_ptr<const Matrix> kept_matrix(const std::string& /*name*/, std::int64_t /*rows*/,
+                                                    std::int64_t /*cols*/) {
+    return nullptr;
+  }
   // The projections as one layer; all have the same number of input features.
   virtual std::unique_ptr<const Linear> make_linear(std::vector<Projection> outputs) = 0;
   // The file that experts lie in, where memory needn't hold them.

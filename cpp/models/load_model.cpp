@@ -1,7 +1,10 @@
 // Reads the configuration, checks every tensor, then loads them.
 #include "models/load_model.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -149,10 +152,34 @@ void refuse_what_does_not_fit(const std::string& path, std::int64_t bytes, std::
                   "'; memory has room for ", (available - in_memory) / mebibyte, " MiB of them and of the cache."));
 }
 
+// Of the files as they are now: whatever changes one of them changes its time of change.
+std::string name_files(const WeightSource& source, const Device& device) {
+  std::string names = concat("rank ", device.rank(), " of ", device.num_ranks());
+  for (const std::string& path : source.files()) {
+    struct stat status{};
+    if (::stat(path.c_str(), &status) != 0) return {};
+    names += concat("\n", std::filesystem::absolute(path).string(), " ", status.st_dev, " ", status.st_ino, " ",
+                    status.st_size, " ", status.st_ctim.tv_sec, ".", status.st_ctim.tv_nsec);
+  }
+  return names;
+}
+
+// Experts aren't kept: --expert-folder is for more of them than memory holds.
+void keep_matrices(const WeightSource& source, std::int64_t bytes, const KeepLimits& limits, Device& device) {
+  if (limits.folder.empty() || limits.most_bytes == 0 || bytes < limits.least_bytes || source.files().empty()) return;
+  const std::string of = name_files(source, device);
+  if (of.empty()) return;
+  const std::string file = device.keep_matrices({limits.folder, of, bytes, limits.most_bytes});
+  if (file.empty() || device.rank() > 0) return;
+  log_line(LogLevel::info, concat("packed weights: mapped from '", file,
+                                  "', as an earlier start kept them "
+                                  "(--packed-cache-bytes)"));
+}
+
 }  // namespace
 
 std::unique_ptr<Model> load_model(const std::string& path, Device& device, const LoadProgress& progress,
-                                  LoadFormat format, Quantize quantize, ExpertCut expert_cut) {
+                                  LoadFormat format, Quantize quantize, ExpertCut expert_cut, const KeepLimits& keep) {
   const bool dummy = format == LoadFormat::dummy;
   const std::unique_ptr<WeightSource> source = open_weights(path, !dummy);
   ModelSpec spec = read_model_spec(*source);
@@ -187,6 +214,7 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
       log_widened(*source, device, check);
     }
     refuse_what_does_not_fit(path, total, check.expert_bytes(), device);
+    if (quantize == Quantize::none) keep_matrices(*source, total - check.expert_bytes(), keep, device);
   }
 
   std::int64_t done = 0;
@@ -199,6 +227,7 @@ std::unique_ptr<Model> load_model(const std::string& path, Device& device, const
       },
       expert_cut);
   DecoderWeights weights = load_decoder_weights(spec, load);
+  device.finish_matrices();
   if (!dummy) read_frequency_factors(*source, load, spec.rope);
   // Now that the file's pages are in memory, most of it costs no reading.
   if (!dummy && device.num_ranks() > 1) weights.fingerprint = fingerprint(spec, *source, device.pool());

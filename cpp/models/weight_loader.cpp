@@ -169,6 +169,7 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
     on_bytes_(row_bytes(random->dtype(), rows * cols));
     return random;
   }
+  if (auto matrix = kept_matrix(name, request, rows, cols)) return matrix;
   const TensorData tensor = whole_matrix(name, request);
   const std::int64_t num_bytes = rows * row_bytes(tensor.dtype, cols);
   ScaleGrid scales;
@@ -193,6 +194,21 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
   }
   const bool may_differ = matrix != nullptr && (tensor.dtype == DType::f8e4m3 || quantize_ != Quantize::none);
   bytes_by_dtype_[static_cast<std::size_t>(may_differ ? matrix->dtype() : tensor.dtype)] += num_bytes;
+  on_bytes_(num_bytes);
+  return matrix;
+}
+
+// What an earlier start made of the tensor, without reading it. The check has seen its shape.
+std::shared_ptr<const Matrix> WeightLoader::kept_matrix(const std::string& name, const ProjectionRequest& request,
+                                                        std::int64_t rows, std::int64_t cols) {
+  if (pass_ != Pass::load || quantize_ != Quantize::none) return nullptr;
+  const FusedMatrix& fused = request.fused;
+  const DType dtype = source_.described(fused.name.empty() ? name : fused.name + ".weight").dtype;
+  const bool widened = dtype == DType::f8e4m3;
+  auto matrix = device_.kept_matrix(name, rows, cols);
+  if (matrix == nullptr) return nullptr;
+  const std::int64_t num_bytes = rows * row_bytes(dtype, cols);
+  bytes_by_dtype_[static_cast<std::size_t>(widened ? DType::bf16 : dtype)] += num_bytes;
   on_bytes_(num_bytes);
   return matrix;
 }

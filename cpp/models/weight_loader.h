@@ -73,6 +73,8 @@ class WeightLoader {
  private:
   Projection projection(const ProjectionRequest& request);
   std::shared_ptr<const Matrix> matrix(const std::string& name, const ProjectionRequest& request);
+  std::shared_ptr<const Matrix> kept_matrix(const std::string& name, const ProjectionRequest& request,
+                                            std::int64_t rows, std::int64_t cols);
   // What `raw`, the rank's part of the file's tensor, becomes on the device.
   std::shared_ptr<const Matrix> made(DType dtype, std::int64_t rows, std::int64_t cols, std::span<const std::byte> raw,
                                      const ScaleGrid& scales, Role role);

@@ -12,6 +12,7 @@
 #include "core/host_limits.h"
 #include "gemm/gemm.h"
 #include "gemm/int4_blocks.h"
+#include "gemm/kept_matrices.h"
 #include "kernels/cpu/experts.h"
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/ops.h"
@@ -82,11 +83,32 @@ class CpuDevice final : public Device {
   std::shared_ptr<const Matrix> make_matrix(DType dtype, std::int64_t rows, std::int64_t cols,
                                             std::span<const std::byte> raw) override {
     has_quantized_weights_ = has_quantized_weights_ || is_quantized(dtype);
+    PackedMatrix matrix;
     if (dtype == DType::int4_64 || dtype == DType::int4_128) {
       const FileBlocks blocks = int4_as_blocks(dtype, rows, cols, raw, pool_);
-      return make_matrix(blocks.dtype, rows, cols, {blocks.bytes.data(), blocks.bytes.size()});
+      matrix = PackedMatrix::pack(blocks.dtype, rows, cols, {blocks.bytes.data(), blocks.bytes.size()}, pool_);
+    } else {
+      matrix = PackedMatrix::pack(dtype, rows, cols, raw, pool_);
     }
-    return std::make_shared<const PackedMatrix>(PackedMatrix::pack(dtype, rows, cols, raw, pool_));
+    if (kept_ && !next_name_.empty()) kept_->put(std::exchange(next_name_, {}), matrix);
+    return std::make_shared<const PackedMatrix>(std::move(matrix));
+  }
+  std::string keep_matrices(const KeepRequest& request) override {
+    keeper_ = std::make_unique<KeptMatrices>(request);
+    kept_ = keeper_.get();
+    return kept_->is_reading() ? kept_->file().string() : std::string();
+  }
+  void finish_matrices() override {
+    if (kept_) kept_->finish();
+    kept_ = nullptr;
+  }
+  std::shared_ptr<const Matrix> kept_matrix(const std::string& name, std::int64_t rows, std::int64_t cols) override {
+    if (!kept_) return nullptr;
+    std::optional<PackedMatrix> matrix = kept_->take(name, rows, cols);
+    next_name_ = matrix ? std::string() : name;
+    if (!matrix) return nullptr;
+    has_quantized_weights_ = has_quantized_weights_ || is_quantized(matrix->dtype());
+    return std::make_shared<const PackedMatrix>(std::move(*matrix));
   }
   std::shared_ptr<const Matrix> make_random_matrix(std::int64_t rows, std::int64_t cols) override {
     const auto values = random_weights(rows, cols, pool_);
@@ -291,6 +313,9 @@ class CpuDevice final : public Device {
   ThreadPool pool_;
   std::shared_ptr<Communicator> comm_;
   std::optional<MemoryFile> expert_file_;
+  std::unique_ptr<KeptMatrices> keeper_;
+  KeptMatrices* kept_ = nullptr;  // keeper_, while matrices are made
+  std::string next_name_;         // of the matrix that is made next
   GemmWorkspace gemm_workspace_;
   bool has_quantized_weights_ = false;
   AlignedBuffer router_logits_;     // [rows, experts] f32

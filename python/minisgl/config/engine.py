@@ -99,6 +99,14 @@ class EngineSettings:
         "goes with the engine; memory holds as many of them as it has room for",
         metavar="FOLDER",
     )
+    packed_cache_bytes: int = option(
+        2**35,
+        "on CPUs: disk that the packed weights of models of 256 MiB and more may take in the cache "
+        "folder; later starts map them, and processes share them; those that were used longest ago "
+        "make room; 0: nothing is kept",
+        bounds=(0, 2**50),
+        metavar="BYTES",
+    )
     quantize: str = option(
         "none",
         "what the weights of linear layers become at load, on a GPU: fp8, with a scale for each "
