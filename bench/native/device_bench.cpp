@@ -7,8 +7,8 @@
 //
 // (default: all but qwen3-30b-a3b, 61 GB of weights, and the last ones from prefill on, and b1, b16, b64 and b256).
 // fp8: the models' cache is of that type. fp8-weights and the like: the weights of their linear layers are.
-// deterministic: as --deterministic. profile: the kernels of a decode step of the models named beside it. Busy: the
-// time from the start to the end of the steps on the device, over the time that they took in all.
+// deterministic: as --deterministic. profile: the kernels of decode steps of the models and batches named beside it.
+// Busy: the time from the start to the end of the steps on the device, over the time that they took in all.
 #include <poll.h>
 
 #include <algorithm>
@@ -422,7 +422,7 @@ void bench_model(const Shape& shape, double bandwidth, const ModelRun& run) {
     }
   }
   if (run.profile) {
-    for (const int batch : {1, 16, 64}) profile_steps(engine, shape.name, batch);
+    for (const int batch : run.batches) profile_steps(engine, shape.name, batch);
   }
   for (const int batch : run.batches) {
     run_requests(engine, batch, 128, 16);

@@ -85,7 +85,7 @@ struct SlimArgs {
   SlimHeads heads = {};  // of `plain`
 };
 constexpr std::int64_t kMostSlimRows = 128;                // of a block
-constexpr std::int64_t kMostManyRows = 192;                // where it is faster than others
+constexpr std::int64_t kMostManyRows = 256;                // where it is faster than others
 constexpr std::int64_t kMostUnitRows = 2 * kMostSlimRows;  // of quantised weights, in pieces
 constexpr std::int64_t most_slim_rows(WeightFormat format) {
   return format == WeightFormat::bf16 ? kMostManyRows : is_quantised(format) ? kMostUnitRows : 64;

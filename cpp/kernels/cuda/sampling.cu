@@ -78,8 +78,10 @@ __global__ void __launch_bounds__(kSampleThreads)
   if (query.target < 0) {
     std::uint32_t* seen = query.seen_slot < 0 ? nullptr : all_seen + static_cast<std::int64_t>(query.seen_slot) * vocab;
     const bool changes = has_processors(query, seen);
+    // What is only looked through for its greatest is read where it is.
+    const bool reads_once = query.temperature == 0.0f && !changes;
     Slice slice = own;
-    if (is_shared || changes) {
+    if ((is_shared && !reads_once) || changes) {
       float* target = all_adjusted + static_cast<std::int64_t>(blockIdx.y) * vocab + first;
       if (is_shared) {
         target = shared_slice;

@@ -1,4 +1,4 @@
-// Products of 9 to 128 rows with weights in bf16, and how those of up to 192 are cut.
+// Products of 9 to 128 rows with weights in bf16, and how those of up to 256 are cut.
 #include "gemm/cuda/hopper/even.h"
 #include "gemm/cuda/hopper/slim.cuh"
 #include "gemm/cuda/hopper/slim_many.h"
@@ -25,7 +25,7 @@ constexpr std::int64_t kProcessors = 132;
 template <int groups, int n>
 using FewRows = PlainStages<groups, n, false>;
 
-// Of 129 to 192 rows: two blocks share them.
+// Of 129 to 256 rows: two blocks share them.
 SlimTuning tuning_of_many(const SlimArgs& args) {
   const bool is_gated = args.output == SkinnyOutput::gated;
   const std::int64_t weight_rows = args.outputs * (is_gated ? 2 : 1);
@@ -36,8 +36,9 @@ SlimTuning tuning_of_many(const SlimArgs& args) {
     return tuning;
   }
   const std::int64_t all = 2 * blocks(tuning.weight_rows);
-  for (const int splits : {2, 4})
-    if (all * splits <= kProcessors && splits * kTileColumns <= args.inputs) tuning.splits = splits;
+  constexpr std::int64_t kFewestInputs = 8 * kTileColumns;  // of a block that shares them
+  for (const int splits : {2, 4, 6})
+    if (all * splits <= kProcessors && splits * kFewestInputs <= args.inputs) tuning.splits = splits;
   if (all <= kProcessors) tuning.shared_bytes *= 2;  // as below
   return tuning;
 }

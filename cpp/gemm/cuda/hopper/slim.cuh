@@ -1,4 +1,4 @@
-// Products of 9 to 192 rows on compute capability 9.0. Bound by reading the weights once, or with the most rows by the
+// Products of 9 to 256 rows on compute capability 9.0. Bound by reading the weights once, or with the most rows by the
 // tensor cores: the larger of the weights' bytes over the read bandwidth and the operations over the product's rate is
 // the floor. A block takes 64 or 128 weight rows, which are the rows of the tensor cores' tiles, so that few rows of x
 // cost little more than those, and up to 128 rows of x; of more, blocks beside one another have a part each.
