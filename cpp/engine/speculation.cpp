@@ -9,8 +9,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kMostMisses = 6;         // in a row, at a place that goes on behind wrong tokens
-constexpr int kPlaceMemory = 10;       // tokens that the rate of a place is of
+constexpr int kMostMisses = 6;    // in a row, at a place that goes on behind wrong tokens
+constexpr int kPlaceMemory = 10;  // tokens that the rate of a place is of
+constexpr int kHopeMemory = 100;
 constexpr int kLengthMemory = 50;      // and that of a match of some length
 constexpr double kLeastChance = 0.05;  // of a draft that is looked at
 constexpr double kLeastGain = 1.02;    // over a step without drafts: what is measured is not exact
@@ -124,6 +125,7 @@ void Speculation::check_predictions(Speculated& sequence, std::span<const std::i
     const bool holds = source.at(place) == tokens[i];
     sequence.rate.note(holds, kPlaceMemory);
     if (held && sequence.length < kLengths.size()) rates_[sequence.length].note(holds, kLengthMemory);
+    if (held) hope(sequence.hoped).note(holds, kHopeMemory);
     held &= holds;
     sequence.num_misses = holds ? 0 : sequence.num_misses + 1;
   }
@@ -137,13 +139,13 @@ void Speculation::predict(Speculated& sequence) {
   const bool is_own = own.length >= kept.length;
   const NgramText::Match& match = is_own ? own : kept;
   sequence.length = kLengths.size();
-  sequence.expected = sequence.has_place ? sequence.rate.value : 0;
+  sequence.hoped = sequence.has_place ? sequence.rate.value : 0;
   if (match.length > 0) {
     const auto length =
         static_cast<std::size_t>(std::ranges::upper_bound(kLengths, match.length) - kLengths.begin() - 1);
     const double promised = rates_[length].value;
     const bool is_there = sequence.has_place && sequence.is_own == is_own && sequence.place == match.next;
-    if (is_there || promised > sequence.expected) {
+    if (is_there || promised > sequence.hoped) {
       if (!is_there) {
         sequence.has_place = true;
         sequence.is_own = is_own;
@@ -152,9 +154,10 @@ void Speculation::predict(Speculated& sequence) {
         sequence.rate = {.value = promised};
       }
       sequence.length = length;
-      sequence.expected = std::max(promised, sequence.rate.value);
+      sequence.hoped = std::max(promised, sequence.rate.value);
     }
   }
+  sequence.expected = hope(sequence.hoped).value;
   sequence.predicted.clear();
   if (!sequence.has_place) return;
   const NgramText& source = sequence.is_own ? sequence.text : sequence.kept->text;

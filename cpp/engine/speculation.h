@@ -38,7 +38,9 @@ class Speculation {
 
   // `runs_ahead`: steps are planned while others run, unless takes_turns().
   Speculation(const EngineConfig& config, Scheduler& scheduler, bool runs_ahead)
-      : is_on_(config.speculate), runs_ahead_(runs_ahead), scheduler_(scheduler) {}
+      : is_on_(config.speculate), runs_ahead_(runs_ahead), scheduler_(scheduler) {
+    for (std::size_t i = 0; i < hopes_.size(); ++i) hopes_[i].value = (static_cast<double>(i) + 0.5) / 10;
+  }
 
   // Before the sequence enters the scheduler. One whose distribution depends on its output has no drafts.
   void add(SequenceId id, const Request& request);
@@ -84,7 +86,8 @@ class Speculation {
     int num_misses = 0;      // in a row
     Rate rate = {};          // since it is at this place
     std::size_t length = 0;  // of the match that was found there, by kLengths; kLengths.size(): there was none
-    double expected = 0;     // that a predicted token holds when those before it do
+    double hoped = 0;        // the better of both rates
+    double expected = 0;     // that a predicted token holds when those before it do: as such hopes did
     std::vector<std::int32_t> predicted = {};
   };
 
@@ -93,6 +96,7 @@ class Speculation {
 
   std::shared_ptr<Kept> kept_of(const Key& key);
   void leave(SequenceId id);
+  Rate& hope(double hoped) { return hopes_[std::min(static_cast<std::size_t>(hoped * 10), hopes_.size() - 1)]; }
   void check_predictions(Speculated& sequence, std::span<const std::int32_t> tokens);
   void predict(Speculated& sequence);
   void learn_cost(const StepPlan& plan, Clock::time_point now, double seconds);
@@ -106,6 +110,7 @@ class Speculation {
   std::unordered_map<SequenceId, Speculated> live_;
   std::list<std::shared_ptr<Kept>> kept_;  // those used last come first
   std::array<Rate, kLengths.size()> rates_{{{0.4}, {0.5}, {0.65}, {0.8}, {0.9}, {0.95}}};
+  std::array<Rate, 10> hopes_;             // of predictions by what was hoped, in tenths
   std::array<StepRowsCost, 2> cost_ = {};  // of steps that run ahead, and of those that take turns
   Clock::time_point latest_end_ = {};
   SpeculationCounts counts_;

@@ -10,7 +10,7 @@ namespace minisgl {
 
 class StepRowsCost {
  public:
-  static constexpr std::int64_t kExact = 32;  // numbers of rows up to it count by themselves
+  static constexpr std::int64_t kExact = 128;  // numbers of rows up to it count by themselves
 
   // A step of so many rows took so long.
   void learn(std::int64_t rows, double seconds) {
@@ -30,7 +30,9 @@ class StepRowsCost {
     if (known > 0 && num_steps_ - entries_[index].latest < kLately) return known;
     double guess = 0;
     for (std::size_t i = index; i-- > 0 && guess == 0;) {
-      if (entries_[i].seconds > 0) guess = entries_[i].seconds * (1 + kPerRow * static_cast<double>(index - i));
+      if (entries_[i].seconds == 0) continue;
+      const double per_row = std::min(kPerRow, 0.5 / std::max(1.0, static_cast<double>(i)));
+      guess = entries_[i].seconds * (1 + per_row * static_cast<double>(index - i));
     }
     for (std::size_t i = index + 1; i < entries_.size() && guess == 0; ++i) guess = entries_[i].seconds;
     return known > 0 ? std::min(known, guess > 0 ? guess : known) : guess;
@@ -52,7 +54,7 @@ class StepRowsCost {
     return std::min(static_cast<std::size_t>(kExact) + 1 + static_cast<std::size_t>(8 * octaves), kEntries - 1);
   }
 
-  static constexpr std::size_t kEntries = 128;
+  static constexpr std::size_t kEntries = 224;
   std::array<Entry, kEntries> entries_ = {};
   std::uint64_t num_steps_ = 0;
 };
