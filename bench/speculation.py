@@ -5,6 +5,9 @@
 Replay: a seeded answer at temperature 1 was recorded, every other stretch of it replaced by random
 tokens, and given to the engine as an earlier answer of the same key. Fresh: an answer at
 temperature 1 without anything recorded; batch: --batch of them at once.
+
+The bound of a replay: its tokens over the time of its steps, if the ones with drafts took what a
+step of as many requests takes, and the others what one of one request takes; measured before.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 from shapes import add_model_arguments, model_options
 
 from minisgl import _native
@@ -36,6 +40,8 @@ class Run:
             num_threads=args.threads,
             load_format=load_format,
             max_model_len=2048,
+            kv_cache_tokens=max(16384, args.batch * (args.tokens + 64)),
+            deterministic=args.deterministic,
             speculate=speculate,
         )
         self.engine.start()
@@ -81,7 +87,28 @@ def make_requests(args: argparse.Namespace, vocab_size: int, count: int, seed: s
     ]
 
 
-def compare(plain: Run, drafting: Run, args: argparse.Namespace, case: str) -> None:
+def measure_costs(plain: Run, args: argparse.Namespace) -> list[tuple[int, float]]:
+    """What steps of several rows take, in steps of one row."""
+    vocab_size, costs = plain.engine.info["vocab_size"], []
+    for rows in (1, 2, 4, 8, 16):
+        requests = [make_requests(args, vocab_size, rows, f"{rows} {run}") for run in range(3)]
+        costs.append((rows, min(plain.answer(some)[1] for some in requests)))
+    print("steps of rows over those of one:", *(f"{r}: {s / costs[0][1]:.2f}" for r, s in costs))
+    return [(rows, seconds / costs[0][1]) for rows, seconds in costs]
+
+
+def cost_of(rows: float, costs: list[tuple[int, float]]) -> float:
+    known, values = zip(*costs, strict=True)
+    return float(np.interp(rows, known, values))
+
+
+def compare(
+    plain: Run,
+    drafting: Run,
+    args: argparse.Namespace,
+    case: str,
+    costs: list[tuple[int, float]],
+) -> None:
     """Both engines answer the same requests in turn; prints the ratio of their token rates."""
     vocab_size = plain.engine.info["vocab_size"]
     ratios, rates, at_first = [], [], drafting.engine.stats()
@@ -129,6 +156,9 @@ def compare(plain: Run, drafting: Run, args: argparse.Namespace, case: str) -> N
         f"{1e6 * (now['draft_seconds'] - at_first['draft_seconds']) / tokens:.1f} us a token",
         flush=True,
     )
+    if case == "replay" and parts:
+        steps = tokens - held - parts + parts * cost_of(1 + drafts / parts, costs)
+        print(f"  the bound: {tokens / steps:.3f}", flush=True)
 
 
 def main() -> None:
@@ -138,6 +168,7 @@ def main() -> None:
     add_model_arguments(parser)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
@@ -152,8 +183,9 @@ def main() -> None:
     )
     plain = Run(path, args, load_format, "none")
     drafting = Run(path, args, load_format, "ngram")
+    costs = measure_costs(plain, args)
     for case in args.cases.split(","):
-        compare(plain, drafting, args, case)
+        compare(plain, drafting, args, case, costs)
 
 
 if __name__ == "__main__":
