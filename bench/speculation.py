@@ -48,20 +48,20 @@ class Run:
         self._next_id = 0
 
     def answer(self, requests: Sequence[dict[str, Any]]) -> tuple[list[list[int]], float]:
-        """Tokens of each request, and the seconds from the first token of any to the last."""
+        """Tokens of each request, and the seconds that they took in all."""
+        begin = time.perf_counter()
         first = self._next_id
         self._next_id += len(requests)
         for i, request in enumerate(requests):
             self.engine.submit(request | {"id": first + i})
         answers: list[list[int]] = [[] for _ in requests]
-        num_left, begin = len(requests), 0.0
+        num_left = len(requests)
         while num_left:
             select.select([self.engine.event_fd()], [], [])
             for output in self.engine.take_outputs():
                 assert output[2] != "error", output[4]
                 answers[output[0] - first] += output[1]
                 num_left -= bool(output[2])
-                begin = begin or time.perf_counter()
         return answers, time.perf_counter() - begin
 
 
@@ -138,7 +138,7 @@ def compare(
         if same < args.tokens * len(requests):
             print(f"  {same} of {args.tokens * len(requests)} tokens are the same")
         ratios.append(seconds / drafting_seconds)
-        rates.append((args.tokens - 1) * len(requests) / drafting_seconds)
+        rates.append(args.tokens * len(requests) / drafting_seconds)
     now = drafting.engine.stats()
     parts, drafts, held = (
         now[name] - at_first[name] for name in ("num_drafts", "draft_tokens", "accepted_tokens")
