@@ -84,9 +84,11 @@ py::tuple output_tuple(const RequestOutput& output) {
     return py::make_tuple(output.id, tokens, finish_name(output.finish), error_name(output.error_code), output.error,
                           logprobs, prompt_logprobs, timings, output.num_cached, more...);
   };
-  if (output.embedding.empty()) return with();
+  if (output.embedding.empty() && output.num_drafts == 0) return with();
   const auto* embedding = reinterpret_cast<const char*>(output.embedding.data());
-  return with(py::bytes(embedding, output.embedding.size() * sizeof(float)));
+  const py::bytes bytes(embedding, output.embedding.size() * sizeof(float));
+  if (output.num_drafts == 0) return with(bytes);
+  return with(bytes, py::make_tuple(output.num_drafts, output.num_accepted));
 }
 
 using PhaseReport = std::function<void(const std::string& phase, std::int64_t done, std::int64_t total)>;
@@ -316,6 +318,15 @@ py::dict stats(const PyEngine& self) {
   dict["host_bytes_out"] = stats.host_bytes_out;
   dict["host_bytes_in"] = stats.host_bytes_in;
   dict["num_preemptions"] = stats.num_preemptions;
+  dict["num_drafts"] = stats.speculation.num_drafts;
+  dict["draft_tokens"] = stats.speculation.draft_tokens;
+  dict["accepted_tokens"] = stats.speculation.accepted_tokens;
+  py::list places;
+  for (std::size_t i = 0; i < stats.speculation.accepted_at.size() && stats.speculation.num_drafts > 0; ++i) {
+    places.append(py::make_tuple(i, stats.speculation.accepted_at[i]));
+  }
+  dict["accepted_at"] = places;
+  dict["draft_seconds"] = stats.speculation.seconds;
   dict["num_steps"] = stats.num_steps;
   dict["prompt_tokens"] = stats.prompt_tokens;
   dict["generated_tokens"] = stats.generated_tokens;

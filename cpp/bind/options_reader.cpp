@@ -34,6 +34,7 @@ const FieldTable<EngineOptions>& readers() {
       {"max_batch_tokens", into<&EngineOptions::max_batch_tokens>},
       {"max_waiting", into<&EngineOptions::max_waiting>},
       {"target_itl_ms", into<&EngineOptions::target_itl_ms>},
+      {"speculate", into<&EngineOptions::speculate>},
       {"disable_cuda_graph", into<&EngineOptions::disable_cuda_graph>},
       {"disable_overlap", into<&EngineOptions::disable_overlap>},
       {"disable_prefix_cache", into<&EngineOptions::disable_prefix_cache>},

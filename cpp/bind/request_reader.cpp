@@ -96,6 +96,7 @@ FieldTable<Request> make_readers() {
       {"stop_token_ids", into_request<&Request::stop_token_ids>},
       {"logprobs", into_request<&Request::logprobs>},
       {"prompt_logprobs", into_request<&Request::prompt_logprobs>},
+      {"speculate", into_request<&Request::speculate>},
       {"pooling", into_pooling<&Pooling::kind>},
       {"normalize", into_pooling<&Pooling::normalize>},
       {"dimensions", into_pooling<&Pooling::dimensions>},

@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/host_limits.h"
 #include "engine/executor.h"
+#include "engine/speculation.h"
 #include "models/kv_cache.h"
 
 namespace minisgl {
@@ -137,6 +138,11 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.overlap = !options.disable_overlap;
   config.prefix_cache = !options.disable_prefix_cache;
   config.report_blocks = options.report_blocks;
+  if (options.speculate != "none" && options.speculate != "ngram") {
+    throw InputError("--speculate must be none or ngram, got " + options.speculate);
+  }
+  config.speculate = options.speculate == "ngram";
+  if (config.speculate) config.max_drafts = Speculation::kMostStepDrafts;
   config.deterministic = options.deterministic;
   return config;
 }

@@ -43,7 +43,8 @@ EngineLoop::EngineLoop(Model& model, Device& device, const EngineConfig& config,
       publisher_(std::move(plan_senders)),
       sequences_(scheduler_, publisher_, executor_),
       guidance_(doors.grammars, sequences_, scheduler_, model.spec().vocab_size, config.overlap && device.runs_ahead()),
-      drafting_(std::move(make_lookahead), sequences_, scheduler_) {
+      drafting_(std::move(make_lookahead), sequences_, scheduler_),
+      speculation_(config, scheduler_, config.overlap && device.runs_ahead()) {
   if (config.report_blocks) scheduler_.report_blocks(doors.block_events, device.has_own_memory() ? "GPU" : "CPU");
 }
 
@@ -147,6 +148,7 @@ void EngineLoop::admit(Submission submission) {
   const SequenceId id = sequences_.add(request, stop_tokens, submission.time);
   const bool is_guided = Guidance::concerns(request);
   const bool looks_ahead = !is_guided && drafting_.add(id, request);
+  if (!is_guided && !looks_ahead) speculation_.add(id, request);
   Newcomer newcomer = make_newcomer(id, request, std::move(stop_tokens), submission.time);
   newcomer.sequence.needs_token |= looks_ahead;
   if (is_guided) {
@@ -165,6 +167,7 @@ void EngineLoop::abort(SequenceId id) {
 void EngineLoop::forget(SequenceId id) {
   guidance_.end(id);
   drafting_.end(id);
+  speculation_.end(id);
 }
 
 // What the host tier's copies have come to since the last turn.
@@ -180,11 +183,12 @@ void EngineLoop::take_guidance() {
 }
 
 // Has the latest step draw, where it awaits masks, and launches one. When the pipeline is full (1 step in flight on a
-// device that runs ahead, elsewhere 0), collects the oldest step's results.
+// device that runs ahead, elsewhere and while drafts are tried 0), collects the oldest step's results.
 void EngineLoop::step() {
-  const std::size_t depth = config_.overlap ? executor_.depth() : 0;
   if (guidance_.has_grammars()) wait_for_masks();
   if (executor_.awaits_masks()) draw();
+  while (speculation_.takes_turns() && scheduler_.num_in_flight() > 0) finish_step();
+  const std::size_t depth = config_.overlap && !speculation_.takes_turns() ? executor_.depth() : 0;
   const bool launched = launch_step();
   if (scheduler_.num_in_flight() > (launched ? depth : 0)) finish_step();
 }
@@ -234,10 +238,13 @@ void EngineLoop::finish_step() {
     if (plan.targets[i].token == LogitTarget::kSample) draws_.push_back(results.tokens[i].token);
   }
   accept_drafts(plan, draws_, drawn_);
-  scheduler_.complete(drawn_, std::chrono::duration<double>(last_step_time_).count());
+  const double seconds = std::chrono::duration<double>(last_step_time_).count();
+  scheduler_.complete(drawn_, seconds);
+  speculation_.learn(plan, drawn_, now, seconds);
   for (const SequenceId id : sequences_.collect(plan, drawn_, results, now)) forget(id);
   guidance_.note(plan, drawn_);
   drafting_.note(plan);
+  speculation_.propose();
   if (config_.check_invariants) scheduler_.check();
 }
 
@@ -257,6 +264,7 @@ EngineStats EngineLoop::make_stats() const {
                     .num_steps = num_steps_,
                     .prompt_tokens = counts.prompt_tokens,
                     .generated_tokens = counts.generated_tokens,
+                    .speculation = speculation_.counts(),
                     .step_seconds = std::chrono::duration<double>(step_time_).count(),
                     .device_busy_seconds = device_.busy_seconds()};
   if (scheduler_.host()) add_host_stats(stats);

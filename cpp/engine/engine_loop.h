@@ -16,6 +16,7 @@
 #include "engine/inbox.h"
 #include "engine/live_sequences.h"
 #include "engine/plan_publisher.h"
+#include "engine/speculation.h"
 #include "engine/step_pace.h"
 #include "sched/scheduler.h"
 
@@ -81,6 +82,7 @@ class EngineLoop {
   LiveSequences sequences_;
   Guidance guidance_;
   Drafting drafting_;
+  Speculation speculation_;
 
   std::vector<Command> commands_;    // of this turn
   std::vector<std::int32_t> draws_;  // drawn by the step at hand, one per draw

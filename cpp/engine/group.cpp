@@ -51,6 +51,7 @@ std::vector<Fact> must_be_equal(const EngineConfig& config, const EngineOptions&
           {"max_batch_tokens", config.max_batch_tokens, kSameDevice},
           {"max_running", config.max_running, kSameDevice},
           {"max_penalized", config.max_penalized, kSameDevice},
+          {"speculate", config.speculate, "give the same --speculate to every host"},
           {"kv_dtype", static_cast<std::int64_t>(config.kv_dtype), kSameDevice},
           {"deterministic", config.deterministic, "give --deterministic to every host or to none"}};
 }

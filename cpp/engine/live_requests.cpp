@@ -85,11 +85,13 @@ LiveRequests::Collected LiveRequests::collect(const StepPlan& plan, const StepTo
     RequestOutput output{.id = request.id};
     if (request.pooler) request.pooler->add(rows, width);
     if (!drawn.of(index).empty()) {
+      request.num_drafts += step.num_drafts();
       if (request.num_generated == 0) end_prefill(request, output, now);
       const std::size_t end = first + drawn.of(index).size();
       for (std::size_t i = first; i < end && output.finish == FinishReason::none; ++i) {
         add_token(request, std::move(results[i]), output);
       }
+      request.num_accepted += std::ssize(output.tokens) - 1;
     } else if (request.max_tokens == 0 && step.start_position + step.num_rows == request.prompt_len) {
       end_prefill(request, output, now);
       output.finish = request.pooler ? FinishReason::stop : FinishReason::length;
@@ -169,6 +171,8 @@ RequestOutput LiveRequests::end(SequenceId id, FinishReason reason, Clock::time_
 }
 
 void LiveRequests::set_times(RequestOutput& output, const LiveRequest& request, Clock::time_point now) {
+  output.num_drafts = request.num_drafts;
+  output.num_accepted = request.num_accepted;
   const Clock::time_point started = request.started.value_or(now);
   const Clock::time_point first_token = request.first_token.value_or(now);
   output.queue_seconds = seconds(started - request.submitted);

@@ -58,6 +58,7 @@ class LiveRequests {
     std::optional<Clock::time_point> started = {}, first_token = {};
     std::int64_t num_cached = 0;  // tokens that its first step found computed
     std::int64_t num_generated = 0;
+    std::int64_t num_drafts = 0, num_accepted = 0;
     std::vector<TokenOutput> prompt_logprobs = {};
     std::optional<Pooler> pooler = {};  // where it asks for an embedding
   };

@@ -2,6 +2,8 @@
 // itself.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -39,6 +41,7 @@ struct EngineOptions {
   std::int64_t max_batch_tokens = 0;  // the device's: 512 on the CPU
   std::int64_t max_waiting = 4096;
   double target_itl_ms = 0;           // see EngineConfig
+  std::string speculate = "none";     // or "ngram"; see EngineConfig
   bool disable_cuda_graph = false;    // see EngineConfig
   bool disable_overlap = false;       // see EngineConfig
   bool disable_prefix_cache = false;  // see EngineConfig
@@ -70,6 +73,7 @@ struct EngineConfig {
   bool prefix_cache = true;                // what was computed is kept while there is room, and shared
   bool overlap = true;                     // where the device runs ahead: a step is planned while another runs
   bool report_blocks = false;              // rank 0 says what enters and leaves the prefix cache
+  bool speculate = false;                  // what stood behind the same tokens before is drafted, where that is faster
   bool deterministic = false;              // answers depend on nothing but their requests; see make_device()
   bool check_invariants = is_debug_build;  // verify scheduler and pages after every step, O(pages)
 };
@@ -86,6 +90,16 @@ struct EngineMemory {
   std::int64_t stacked_rows = 0;     // decode steps of up to so many rows run all layers as one operation
 };
 
+// Of sequences that may have drafts.
+struct SpeculationCounts {
+  static constexpr std::size_t kMostDrafts = 16;  // of a sequence in a step
+
+  std::uint64_t num_drafts = 0;  // parts of steps that tried drafts; each made a token more than it accepted
+  std::uint64_t draft_tokens = 0, accepted_tokens = 0;
+  std::array<std::uint64_t, kMostDrafts> accepted_at = {};  // by place behind the last known token
+  double seconds = 0;                                       // in finding drafts and choosing how many
+};
+
 struct EngineStats {
   std::int64_t num_running = 0, num_waiting = 0;
   std::vector<std::pair<std::int32_t, std::int64_t>> waiting_by_priority = {};  // in order of priorities
@@ -99,6 +113,7 @@ struct EngineStats {
   std::uint64_t host_queries = 0, host_hits = 0, host_evictions = 0;
   std::uint64_t host_bytes_out = 0, host_bytes_in = 0;  // copied there and back by this rank
   std::uint64_t num_preemptions = 0, num_steps = 0, prompt_tokens = 0, generated_tokens = 0;
+  SpeculationCounts speculation = {};
   double step_seconds = 0;         // in which steps were under way; overlapping ones count once
   double device_busy_seconds = 0;  // for these steps; see StepRunner::busy_seconds
 };

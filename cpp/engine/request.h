@@ -46,6 +46,7 @@ struct Request {
   std::vector<std::int32_t> stop_token_ids;
   std::int32_t logprobs = -1;                     // alternatives reported with each token; -1: no logprobs
   std::int32_t prompt_logprobs = -1;              // the same for each prompt token
+  bool speculate = true;                          // may have drafts where the engine makes them
   Pooling pooling = {};                           // of a request that generates nothing: its embedding is output
   std::array<std::uint64_t, 2> prefix_salt = {};  // only requests with the same one share what was computed
   Standing standing = {};                         // whose turn it is
@@ -66,6 +67,7 @@ struct RequestOutput {
   std::string error = {};                         // with FinishReason::error: what was wrong, with the value
   std::vector<TokenOutput> prompt_logprobs = {};  // once, when prefill ends; entry 0 has no logprob (NaN)
   std::vector<float> embedding = {};              // once, with the finish: what Request::pooling asks for
+  std::int64_t num_drafts = 0, num_accepted = 0;  // with the finish: drafts that steps tried, and those that held
   std::int64_t num_cached = 0;  // once, when prefill ends: prompt tokens that were found in the prefix cache
   // Seconds, with the finish: waiting for the first step, from there to the first token, from there to the end.
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;

@@ -81,7 +81,7 @@ void Scheduler::append(SequenceId id, std::span<const std::int32_t> tokens) {
 
 void Scheduler::propose(SequenceId id, std::span<const std::int32_t> drafts) {
   Sequence& sequence = live(id);
-  MINISGL_CHECK(sequence.needs_token && !sequence.is_pending(), "drafts for sequence ", id,
+  MINISGL_CHECK((sequence.needs_token || in_flight_.empty()) && !sequence.is_pending(), "drafts for sequence ", id,
                 ", which may be planned before its latest token is known");
   sequence.drafts.assign(drafts.begin(), drafts.end());
 }
@@ -179,6 +179,7 @@ void Scheduler::complete(const StepTokens& drawn, double seconds) {
 // Appends what follows the first token of a part with drafts, and gives back what the part reserved for drafts that
 // didn't hold. Nothing else is in flight for such a sequence.
 void Scheduler::end_drafts(Sequence& sequence, std::span<const std::int32_t> tokens) {
+  sequence.tries_drafts = false;
   sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
   sequence.num_computed += std::ssize(tokens);
   sequence.num_uncharged += static_cast<std::int32_t>(tokens.size());

@@ -122,7 +122,8 @@ class Scheduler {
   // were proposed are dropped. CheckError for an unknown id, past max_tokens, and while the latest token isn't known.
   void append(SequenceId id, std::span<const std::int32_t> tokens);
   // Tokens that may follow the known ones; the next part that draws tries the first of them, as many as there is room
-  // for. CheckError for an unknown id and unless the sequence needs its token and that is known.
+  // for. CheckError for an unknown id, while its latest token isn't known, and unless the sequence needs its token or
+  // no step is in flight; then the part that tries them is complete before the next is planned.
   void propose(SequenceId id, std::span<const std::int32_t> drafts);
 
   // Whether the sequence is planned only while its latest token is known, from now on. CheckError for an unknown id,

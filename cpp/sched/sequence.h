@@ -62,8 +62,9 @@ struct Sequence {
 
   bool is_running = false;  // else it waits, or has left
   bool needs_token, awaits_masks;
-  bool is_held = false;  // not planned until the host lets it go on
-  bool wants_hidden;     // the wanted rows give hidden states, else logits
+  bool tries_drafts = false;  // in a step in flight: what it computed isn't certain before that is complete
+  bool is_held = false;       // not planned until the host lets it go on
+  bool wants_hidden;          // the wanted rows give hidden states, else logits
   // The prompt's rows that the host gets something of; none where end_wanted is 0.
   std::int64_t end_wanted, first_wanted;
   std::int64_t num_delivered = 0;         // end of the wanted rows that were planned; survives preemption
@@ -83,7 +84,7 @@ struct Sequence {
   std::int64_t num_uncomputed() const { return len() - num_computed; }
   bool is_pending() const { return tokens.back() == kPending; }
   // Whether it may be in the next step, as far as its tokens and the host are concerned.
-  bool is_ready() const { return !is_held && (!needs_token || !is_pending()); }
+  bool is_ready() const { return !is_held && !((needs_token || tries_drafts) && is_pending()); }
   // The first row from num_computed on that the host gets something of.
   std::int64_t next_wanted() const { return std::max({num_computed, num_delivered, first_wanted}); }
   // Nothing is left to compute: the prompt of a sequence that generates nothing, or all but the last token of another.

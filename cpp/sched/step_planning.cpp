@@ -244,6 +244,7 @@ void Scheduler::plan_rows(Iterator iterator) {
     plan.tokens.back() = -1 - sequence.pending_target;
     part.awaits_mask = static_cast<std::int32_t>(draws && sequence.awaits_masks);
   }
+  sequence.tries_drafts = drafts > 0;
   if (drafts > 0) {
     plan.tokens.insert(plan.tokens.end(), sequence.drafts.begin(), sequence.drafts.begin() + drafts);
   }

@@ -58,6 +58,11 @@ class EngineStats(TypedDict):
     host_bytes_out: int
     host_bytes_in: int
     num_preemptions: int
+    num_drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+    accepted_at: list[tuple[int, int]]
+    draft_seconds: float
     num_steps: int
     prompt_tokens: int
     generated_tokens: int
@@ -90,7 +95,21 @@ _Pooled: TypeAlias = tuple[
     int,
     bytes,
 ]
-_Output: TypeAlias = _Unpooled | _Pooled
+# The same, with drafts that were tried and those of them that held; with the finish.
+_Drafted: TypeAlias = tuple[
+    int,
+    list[int],
+    _Finish,
+    _ErrorCode,
+    str,
+    list[tuple[float, _TopTokens]] | None,
+    list[tuple[int, float | None, _TopTokens]] | None,
+    tuple[float, float, float] | None,
+    int,
+    bytes,
+    tuple[int, int],
+]
+_Output: TypeAlias = _Unpooled | _Pooled | _Drafted
 
 class Progress:
     """How far a rank has come. Reading it waits for no lock and no thread, whatever the rank is
@@ -124,6 +143,7 @@ class EngineOptions(TypedDict, total=False):
     max_batch_tokens: int
     max_waiting: int
     target_itl_ms: float
+    speculate: str
     device: str
     memory_fraction: float
     num_pages: int

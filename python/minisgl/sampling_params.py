@@ -173,6 +173,7 @@ class SamplingParams(
     )
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
     skip_special_tokens: bool = True  # in the text
+    speculate: bool = True  # may have drafts where the engine makes them (--speculate)
     # The prompt's embedding comes in place of tokens, which max_tokens must allow none of.
     pooling: PoolingParams | None = None
 
@@ -225,6 +226,7 @@ class SamplingParams(
         if self.prompt_logprobs is not None:
             _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         _check_bool("skip_special_tokens", self.skip_special_tokens)
+        _check_bool("speculate", self.speculate)
         if self.pooling is not None:
             self._check_pooling()
 

@@ -9,6 +9,7 @@ from minisgl.config.option import OptionError, check_bounds, check_choice, check
 KV_DTYPES = ("auto", "f32", "f16", "bf16", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "dummy")
+SPECULATIONS = ("none", "ngram")
 QUANTIZATIONS = ("none", "fp8", "int4", "q4_1")
 MAX_WAITING = 2**20
 
@@ -113,6 +114,13 @@ class EngineSettings:
         "output feature (compute capability 9.0); int4, in groups of 128; q4_1, the block format",
         choices=QUANTIZATIONS,
         metavar="FORMAT",
+    )
+    speculate: str = option(
+        "none",
+        "none, or ngram: tokens that stood behind the same ones before, in a request or in earlier "
+        "answers of the same key, are tried as drafts where that is faster; they change no token",
+        choices=SPECULATIONS,
+        metavar="HOW",
     )
     target_itl_ms: float = option(
         0.0,

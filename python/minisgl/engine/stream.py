@@ -25,6 +25,7 @@ class TokenStream:
         """`abort` is the engine's: it ends the request with this id."""
         self.request = request
         self.received: list[int] = []  # token ids, read or not
+        self.drafts = (0, 0)  # drafts that were tried for it, and those that held; at the end
         self.num_cached = 0  # prompt tokens that were found in the prefix cache
         self.finish = ""  # the reason, once the end has arrived
         self.session: str | None = None  # whose requests one engine should have
@@ -128,6 +129,8 @@ class TokenStream:
         if self.received:  # else another engine's would count, too
             output.num_cached = 0
         self.num_cached += output.num_cached
+        if output.finish:
+            self.drafts = output.drafts
         self.received += output.token_ids
         if self._pending is None:
             self._pending = output

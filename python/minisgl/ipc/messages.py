@@ -130,6 +130,8 @@ class Output(msgspec.Struct, array_like=True, omit_defaults=True):
     num_cached: Count = 0
     # With the finish, where params.pooling asks for one: 32-bit floating-point numbers.
     embedding: Annotated[bytes, Meta(max_length=MAX_EMBEDDING_BYTES)] = b""
+    # With the finish, where any were tried: drafts, and those of them that held.
+    drafts: tuple[Count, Count] = (0, 0)
 
     def merge(self, later: Output) -> None:
         """Appends a later output of the same request."""
@@ -145,6 +147,7 @@ class Output(msgspec.Struct, array_like=True, omit_defaults=True):
             self.error = later.error
             self.timings = later.timings
             self.embedding = later.embedding
+            self.drafts = later.drafts
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +174,13 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     host_bytes_out: Count = 0
     host_bytes_in: Count = 0
     num_preemptions: Count = 0
+    # Parts of steps that tried drafts, the drafts, those that held, by place behind the last known
+    # token, and the seconds that went into finding them.
+    num_drafts: Count = 0
+    draft_tokens: Count = 0
+    accepted_tokens: Count = 0
+    accepted_at: Annotated[list[tuple[int, Count]], Meta(max_length=64)] = []
+    draft_seconds: NonNegative = 0.0
     num_steps: Count = 0
     prompt_tokens: Count = 0
     generated_tokens: Count = 0

@@ -35,6 +35,8 @@ class CompletionResult:
     logprobs: list[TokenLogprob] | None  # one per token id
     # The stop string, or the one of stop_token_ids, that ended it; None where something else did.
     stop_reason: str | int | None = None
+    num_drafts: int = 0  # tokens that were tried as drafts (LLM(speculate="ngram"))
+    num_accepted: int = 0  # of these, tokens of the completion
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Sample:
         self.token_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] | None = None
         self.num_cached = 0
+        self.drafts = (0, 0)
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._finish = ""
@@ -100,6 +103,7 @@ class Sample:
         self._text.append(piece.text)
         self.token_ids += piece.token_ids
         self.num_cached += piece.num_cached
+        self.drafts = piece.drafts if piece.finish else self.drafts
         self._logprobs += [
             TokenLogprob(token_id, logprob, alternatives)
             for token_id, (logprob, alternatives) in zip(
@@ -120,6 +124,8 @@ class Sample:
             finish_reason=self._finish,
             logprobs=None if self.params.logprobs is None else self._logprobs,
             stop_reason=self._stop_reason,
+            num_drafts=self.drafts[0],
+            num_accepted=self.drafts[1],
         )
 
 

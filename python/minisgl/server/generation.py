@@ -100,6 +100,12 @@ class Generation:
         return sum(choice.num_tokens for choice in self._choices)
 
     @property
+    def drafts(self) -> tuple[int, int]:
+        """Drafts that were tried for choices that have ended, and those of them that held."""
+        drafts = [choice.stream.drafts for choice in self._choices]
+        return sum(tried for tried, _ in drafts), sum(held for _, held in drafts)
+
+    @property
     def num_reasoning_tokens(self) -> int | None:
         """Of these the tokens of thoughts; None where they aren't told from the rest."""
         if not self._counts_thoughts:

@@ -185,6 +185,21 @@ class _Families(Collector):
                 stats.num_preemptions,
             ),
             (
+                "spec_decode_num_drafts",
+                "Times that tokens of an answer were tried as drafts.",
+                stats.num_drafts,
+            ),
+            (
+                "spec_decode_num_draft_tokens",
+                "Tokens that were tried as drafts.",
+                stats.draft_tokens,
+            ),
+            (
+                "spec_decode_num_accepted_tokens",
+                "Of these, tokens of answers.",
+                stats.accepted_tokens,
+            ),
+            (
                 "prefix_cache_queries",
                 "Prompt tokens that were looked for in the prefix cache.",
                 stats.prefix_queries,
@@ -198,6 +213,14 @@ class _Families(Collector):
             counter = CounterMetricFamily(f"{self._prefix}:{name}", text, labels=list(self._labels))
             counter.add_metric(list(self._labels.values()), value)
             yield counter
+        places = CounterMetricFamily(
+            f"{self._prefix}:spec_decode_num_accepted_tokens_per_pos",
+            "The same by place behind the last known token.",
+            labels=[*self._labels, "position"],
+        )
+        for position, value in stats.accepted_at:
+            places.add_metric([*self._labels.values(), str(position)], value)
+        yield places
         success = CounterMetricFamily(
             f"{self._prefix}:request_success",
             "Requests that ended, by reason.",
@@ -339,6 +362,13 @@ class _OwnFamilies(Collector):
         )
         step.add_metric(values, figures.stats.num_steps, figures.stats.step_seconds)
         yield step
+        drafting = CounterMetricFamily(
+            f"{PREFIX}:speculation_seconds",
+            "Time in finding drafts, since the engine was started last.",
+            labels=labels,
+        )
+        drafting.add_metric(values, figures.stats.draft_seconds)
+        yield drafting
         yield from self._prefix_cache()
 
     def _prefix_cache(self) -> Iterator[Metric]:

@@ -123,6 +123,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    speculate: bool | None = None  # false: no drafts (--speculate)
     max_completion_tokens: Length | None = None  # comes before max_tokens
     # The form of the answer, one of them: see structured.py. vLLM's but for the first.
     response_format: ResponseFormat | None = None

@@ -73,8 +73,15 @@ def usage(generation: Generation) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
     }
+    details = {}
     if (reasoning := generation.num_reasoning_tokens) is not None:
-        shown["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+        details["reasoning_tokens"] = reasoning
+    tried, held = generation.drafts
+    if tried:
+        details["accepted_prediction_tokens"] = held
+        details["rejected_prediction_tokens"] = tried - held
+    if details:
+        shown["completion_tokens_details"] = details
     return shown
 
 

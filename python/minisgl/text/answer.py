@@ -28,6 +28,7 @@ class Piece(msgspec.Struct):
     # With the last piece, where a stop string or a stop token of the request ended the answer.
     stop_reason: str | int | None = None
     num_cached: int = 0  # as Output's
+    drafts: tuple[int, int] = (0, 0)  # as Output's
 
     @property
     def shown_ids(self) -> list[int]:
@@ -94,4 +95,5 @@ class AnswerReader:
             by_token,
             stop_reason,
             output.num_cached,
+            output.drafts,
         )

@@ -308,10 +308,26 @@ TEST(SchedulerDrafts, AreForSequencesWhoseTokensAreKnown) {
   Scheduler scheduler({.num_pages = 8, .page_size = 2, .max_drafts = 8});
   scheduler.add(make(1, 2, 6));
   scheduler.add(needy(2, 2, 6));
-  EXPECT_THROW(scheduler.propose(1, Tokens{1}), CheckError);
   scheduler.plan();
+  EXPECT_THROW(scheduler.propose(1, Tokens{1}), CheckError);
   EXPECT_THROW(scheduler.propose(2, Tokens{1}), CheckError);
   EXPECT_THROW(scheduler.propose(3, Tokens{1}), CheckError);
+}
+
+// It doesn't need its token, but nobody knows how many of its drafts hold.
+TEST(SchedulerDrafts, OfASequenceThatRunsAheadHoldItUpWhileTheyAreInFlight) {
+  Scheduler scheduler({.num_pages = 8, .page_size = 2, .max_drafts = 8});
+  scheduler.add(make(1, 2, 6));
+  scheduler.propose(1, Tokens{7, 8});
+  EXPECT_EQ(scheduler.plan().sequences.at(0).num_drafts(), 2);
+  EXPECT_TRUE(scheduler.plan().empty());
+  scheduler.complete({.tokens = {7, 9}, .ends = {2}});
+  const StepPlan& plan = scheduler.plan();
+  ASSERT_EQ(plan.num_rows(), 1);
+  EXPECT_EQ(plan.tokens[0], 9);
+  EXPECT_EQ(plan.sequences[0].start_position, 3);
+  EXPECT_EQ(scheduler.plan().num_rows(), 1);  // it runs ahead again
+  scheduler.check();
 }
 
 TEST(SchedulerNeedsToken, OthersRunAheadAndItHasItsTurns) {

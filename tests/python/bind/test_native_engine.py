@@ -162,7 +162,7 @@ def test_every_sampling_parameter_is_read(engine: Engine) -> None:
         thinking_token_budget=2,
         thought=ThoughtFormat(thoughts=[0], moves=struct.pack("3i", 0, 1, -1), closings=[[3]]),
         seed=2**64 - 1, stop=["x"], stop_token_ids=[4], ignore_eos=True, logprobs=1,
-        prompt_logprobs=1, skip_special_tokens=False,
+        prompt_logprobs=1, skip_special_tokens=False, speculate=False,
     )  # fmt: skip
     defaults = SamplingParams()
     fields = params.__struct_fields__
@@ -323,3 +323,17 @@ for i in range(300):
         [sys.executable, "-c", program], timeout=60, capture_output=True, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_an_answer_that_comes_again_is_drafted(folder: Path) -> None:
+    engine = Engine(str(folder), device="cpu", num_threads=2, speculate="ngram")
+    engine.start()
+    request = {"prompt": token_ids(8), "max_tokens": 200, "seed": 3, "ignore_eos": True}
+    answers = [run(engine, request | {"id": i, "speculate": i != 2})[i] for i in range(1, 4)]
+    assert tokens(answers[0]) == tokens(answers[1]) == tokens(answers[2])
+    drafts, held = answers[2][-1][10]
+    stats = engine.stats()
+    assert 0 <= held <= drafts <= stats["draft_tokens"]
+    assert len(answers[1][-1]) == 9  # it has none
+    assert sum(number for _, number in stats["accepted_at"]) == stats["accepted_tokens"]
+    engine.stop()

@@ -71,6 +71,11 @@ class FakeClient:
             host_bytes_out=5000,
             host_bytes_in=3000,
             num_preemptions=7,
+            num_drafts=5,
+            draft_tokens=20,
+            accepted_tokens=12,
+            accepted_at=[(0, 5), (1, 4), (2, 3)],
+            draft_seconds=0.5,
             num_steps=50,
             step_seconds=2.5,
         )

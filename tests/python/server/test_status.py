@@ -152,6 +152,9 @@ async def test_metrics(start_server: StartServer, prefix: str) -> None:
             "num_requests_waiting": 2,
             "kv_cache_usage_perc": 0.25,
             "num_preemptions_total": 7,
+            "spec_decode_num_drafts_total": 5,
+            "spec_decode_num_draft_tokens_total": 20,
+            "spec_decode_num_accepted_tokens_total": 12,
             "prefix_cache_queries_total": 400,
             "prefix_cache_hits_total": 360,  # in both tiers
             "prompt_tokens_total": 6,
