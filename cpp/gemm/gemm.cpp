@@ -3,11 +3,13 @@
 #include "gemm/gemm.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/error.h"
 #include "gemm/block_codec.h"
 #include "gemm/dispatch.h"
 #include "gemm/layout.h"
+#include "gemm/row_choice.h"
 
 namespace minisgl {
 namespace {
@@ -193,15 +195,18 @@ void run_task(const KernelTable& table, const GemmArgs& args, const Plan& plan, 
   }
 }
 
-// The kernels of an instruction set that adds one to another's.
-[[maybe_unused]] KernelTable extended_table(CpuIsa isa, const MoreKernels& more) {
-  KernelTable table = gemm_kernel_table(base_isa(isa));
-  table.isa = isa;
-  table.bf16_rows = more.bf16_rows;
-  table.more_kernels = more.kernels;
-  table.num_more_kernels = more.num_kernels;
-  return table;
-}
+// The kernels of an instruction set that adds some to another's.
+struct ExtendedTable {
+  ExtendedTable(CpuIsa isa, const MoreKernels& more)
+      : table(gemm_kernel_table(base_isa(isa))), chosen(choose_by_rows(table, more)) {
+    table.isa = isa;
+    table.bf16_rows = more.bf16_rows;
+    table.more_kernels = chosen.data();
+    table.num_more_kernels = static_cast<int>(chosen.size());
+  }
+  KernelTable table;
+  std::vector<Kernel> chosen;
+};
 
 }  // namespace
 
@@ -210,10 +215,10 @@ const KernelTable& gemm_kernel_table(CpuIsa isa) {
   if (isa == CpuIsa::name) return name::gemm_kernels;
   MINISGL_FOR_EACH_ISA(MINISGL_RETURN_TABLE)
 #undef MINISGL_RETURN_TABLE
-#define MINISGL_RETURN_EXTENDED_TABLE(name)                                        \
-  if (isa == CpuIsa::name) {                                                       \
-    static const KernelTable table = extended_table(isa, name::more_gemm_kernels); \
-    return table;                                                                  \
+#define MINISGL_RETURN_EXTENDED_TABLE(name)                         \
+  if (isa == CpuIsa::name) {                                        \
+    static const ExtendedTable table(isa, name::more_gemm_kernels); \
+    return table.table;                                             \
   }
   MINISGL_FOR_EACH_MORE_ISA(MINISGL_RETURN_EXTENDED_TABLE)
 #undef MINISGL_RETURN_EXTENDED_TABLE

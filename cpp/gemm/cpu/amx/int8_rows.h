@@ -17,11 +17,12 @@ constexpr int int8_tile_rows = 16, int8_max_rows = 128, int8_max_panels = 16;
 constexpr int int8_row_tiles = int8_max_rows / int8_tile_rows;
 constexpr int int8_parts = 8;  // of 32 columns that are taken at a time
 
-// 32 columns of 16 rows; rows that don't exist are zeros.
-struct alignas(64) RowPart {
-  std::int8_t q[int8_tile_rows][32];
-  float scale[int8_tile_rows], scaled_sum[int8_tile_rows];
-  float run_sum[2][int8_tile_rows];
+// Two parts of 32 columns of 16 rows, side by side: registers are filled from one line a row. Rows that don't exist are
+// zeros.
+struct alignas(64) RowParts {
+  std::int8_t q[int8_tile_rows][2][32];
+  float scale[2][int8_tile_rows], scaled_sum[2][int8_tile_rows];
+  float run_sum[2][2][int8_tile_rows];  // of a part, then of a run
 };
 
 template <typename Tiles, typename Format>
@@ -30,21 +31,21 @@ struct Int8Rows {
   using Dots = std::int32_t[Format::runs][int8_tile_rows][vector_outputs];
 
   static void gather_rows(const KernelArgs& args, std::int64_t first_part, int parts, int num_tiles,
-                          RowPart (*rows)[int8_parts]) {
+                          RowParts (*rows)[int8_parts / 2]) {
     for (int tile = 0; tile < num_tiles; ++tile) {
       for (int r = 0; r < int8_tile_rows; ++r) {
         const std::int64_t row = tile * int8_tile_rows + r;
         const auto* blocks =
             reinterpret_cast<const ActivationBlock*>(args.activations + row * args.activation_stride) + first_part;
         for (int i = 0; i < parts; ++i) {
-          RowPart& part = rows[tile][i];
+          RowParts& to = rows[tile][i / 2];
           const ActivationBlock none = {};
           const ActivationBlock& block = row < args.num_rows ? blocks[i] : none;
-          memcpy(part.q[r], block.q, sizeof(block.q));
-          part.scale[r] = block.scale;
-          if constexpr (Format::minimum == Minimum::per_part) part.scaled_sum[r] = block.scaled_sum;
+          memcpy(to.q[r][i % 2], block.q, sizeof(block.q));
+          to.scale[i % 2][r] = block.scale;
+          if constexpr (Format::minimum == Minimum::per_part) to.scaled_sum[i % 2][r] = block.scaled_sum;
           if constexpr (Format::minimum == Minimum::per_run)
-            for (int run = 0; run < 2; ++run) part.run_sum[run][r] = static_cast<float>(block.sums16[run]);
+            for (int run = 0; run < 2; ++run) to.run_sum[i % 2][run][r] = static_cast<float>(block.sums16[run]);
         }
       }
     }
@@ -62,59 +63,85 @@ struct Int8Rows {
     }
   }
 
-  // The integer sums of one part, through registers `tile` and `tile` + 2.
-  template <int tile>
-  static void multiply_part(const RowPart& x, const WeightPart& weights, Dots& dots) {
-    Tiles::template load<4 + tile>(x.q, sizeof(x.q[0]));
-    Tiles::template load<6 + tile>(weights.q[0], sizeof(weights.q[0][0]));
-    Tiles::template zero<tile>();
-    Tiles::template multiply_bytes<tile, 4 + tile, 6 + tile>();
+  // Registers of sums that take turns: the instruction's result comes three times later than the next could begin.
+  static constexpr int num_turns = Format::runs == 2 ? 2 : 4, ahead = num_turns == 2 ? 2 : 3;
+
+  // The integer sums of part i, in registers `turn` and, of the second run, `turn` + 2.
+  template <int i>
+  static void multiply_part(const RowParts* x, const WeightPart* weights) {
+    constexpr int turn = i % num_turns, a = 4 + i % 2, b = 6 + i % 2;
+    constexpr std::int64_t x_stride = sizeof(x->q[0]), weight_stride = sizeof(weights->q[0][0]);
+    Tiles::template load<a>(x[i / 2].q[0][i % 2], x_stride);
+    Tiles::template load<b>(weights[i].q[0], weight_stride);
+    Tiles::template zero<turn>();
+    Tiles::template multiply_bytes<turn, a, b>();
     if constexpr (Format::runs == 2) {
-      Tiles::template load<7 - tile>(weights.q[1], sizeof(weights.q[0][0]));
-      Tiles::template zero<tile + 2>();
-      Tiles::template multiply_bytes<tile + 2, 4 + tile, 7 - tile>();
+      Tiles::template load<b>(weights[i].q[1], weight_stride);
+      Tiles::template zero<turn + 2>();
+      Tiles::template multiply_bytes<turn + 2, a, b>();
     }
-    Tiles::template store<tile>(dots[0], sizeof(dots[0][0]));
-    if constexpr (Format::runs == 2) Tiles::template store<tile + 2>(dots[1], sizeof(dots[0][0]));
+  }
+
+  template <int i>
+  static void store_part(Dots& dots) {
+    constexpr int turn = i % num_turns;
+    Tiles::template store<turn>(dots[0], sizeof(dots[0][0]));
+    if constexpr (Format::runs == 2) Tiles::template store<turn + 2>(dots[1], sizeof(dots[0][0]));
   }
 
   static F32x16 load_sums(const std::int32_t* dots) { return to_f32(I32x16{_mm512_load_si512(dots)}); }
 
-  static void add_part(const RowPart& x, const WeightPart& weights, const Dots& dots, F32x16 (&sums)[int8_tile_rows]) {
+  template <int i>
+  static void add_part(const RowParts* parts, const WeightPart* all_weights, const Dots& dots,
+                       F32x16 (&sums)[int8_tile_rows]) {
+    const RowParts& x = parts[i / 2];
+    const WeightPart& weights = all_weights[i];
     const F32x16 scale = F32x16::load(weights.scale);
 #pragma GCC unroll 16
     for (int r = 0; r < int8_tile_rows; ++r) {
+      const F32x16 x_scale = F32x16::splat(x.scale[i % 2][r]);
       F32x16 dot = load_sums(dots[0][r]);
       if constexpr (Format::runs == 2)  // exact: below 2^24
         dot = fma(load_sums(dots[1][r]), F32x16::load(weights.run_scale[1]), dot * F32x16::load(weights.run_scale[0]));
-      sums[r] = fma(dot, scale * F32x16::splat(x.scale[r]), sums[r]);
+      sums[r] = fma(dot, scale * x_scale, sums[r]);
       if constexpr (Format::minimum == Minimum::per_part)
-        sums[r] = fma(F32x16::load(weights.minimum), F32x16::splat(x.scaled_sum[r]), sums[r]);
+        sums[r] = fma(F32x16::load(weights.minimum), F32x16::splat(x.scaled_sum[i % 2][r]), sums[r]);
       if constexpr (Format::minimum == Minimum::per_run) {
-        const F32x16 both = fma(F32x16::load(weights.run_minimum[1]), F32x16::splat(x.run_sum[1][r]),
-                                F32x16::load(weights.run_minimum[0]) * F32x16::splat(x.run_sum[0][r]));
-        sums[r] = fma(both, F32x16::load(weights.minimum) * F32x16::splat(x.scale[r]), sums[r]);
+        const F32x16 both = fma(F32x16::load(weights.run_minimum[1]), F32x16::splat(x.run_sum[i % 2][1][r]),
+                                F32x16::load(weights.run_minimum[0]) * F32x16::splat(x.run_sum[i % 2][0][r]));
+        sums[r] = fma(both, F32x16::load(weights.minimum) * x_scale, sums[r]);
       }
     }
   }
 
-  // While the vectors work on a part, the tiles have the next.
-  static void multiply_tile(const RowPart* x, const WeightPart* weights, int parts, bool is_first, Sums& kept) {
+  // From part i on. While the vectors work on it, the tiles have later ones.
+  template <int i>
+  [[gnu::always_inline]] static void multiply_from(const RowParts* x, const WeightPart* weights, int parts,
+                                                   Dots (&dots)[2], F32x16 (&sums)[int8_tile_rows]) {
+    if constexpr (i + ahead < int8_parts) {
+      if (i + ahead < parts) multiply_part<i + ahead>(x, weights);
+    }
+    if constexpr (i + 1 < int8_parts) {
+      if (i + 1 < parts) store_part<i + 1>(dots[(i + 1) % 2]);
+    }
+    add_part<i>(x, weights, dots[i % 2], sums);
+    if constexpr (i + 1 < int8_parts) {
+      if (i + 1 < parts) multiply_from<i + 1>(x, weights, parts, dots, sums);
+    }
+  }
+
+  static void multiply_tile(const RowParts* x, const WeightPart* weights, int parts, bool is_first, Sums& kept) {
     alignas(64) Dots dots[2];
     F32x16 sums[int8_tile_rows];
 #pragma GCC unroll 16
     for (int r = 0; r < int8_tile_rows; ++r) sums[r] = is_first ? F32x16::zero() : F32x16::load(kept[r]);
-    multiply_part<0>(x[0], weights[0], dots[0]);
-    int i = 0;
-    for (; i + 2 < parts; i += 2) {
-      multiply_part<1>(x[i + 1], weights[i + 1], dots[1]);
-      add_part(x[i], weights[i], dots[0], sums);
-      multiply_part<0>(x[i + 2], weights[i + 2], dots[0]);
-      add_part(x[i + 1], weights[i + 1], dots[1], sums);
+    multiply_part<0>(x, weights);
+    if (parts > 1) multiply_part<1>(x, weights);
+    if constexpr (ahead > 2) {
+      if (parts > 2) multiply_part<2>(x, weights);
     }
-    if (i + 1 < parts) multiply_part<1>(x[i + 1], weights[i + 1], dots[1]);
-    add_part(x[i], weights[i], dots[0], sums);
-    if (i + 1 < parts) add_part(x[i + 1], weights[i + 1], dots[1], sums);
+    store_part<0>(dots[0]);
+    multiply_from<0>(x, weights, parts, dots, sums);
 #pragma GCC unroll 16
     for (int r = 0; r < int8_tile_rows; ++r) sums[r].store(kept[r]);
   }
@@ -131,7 +158,7 @@ struct Int8Rows {
   // Up to int8_max_rows rows by up to int8_max_panels panels of outputs, from `output` on.
   static void multiply_panels(const KernelArgs& args, std::int64_t output) {
     alignas(64) Sums sums[int8_max_panels][int8_row_tiles];
-    alignas(64) RowPart rows[int8_row_tiles][int8_parts];
+    alignas(64) RowParts rows[int8_row_tiles][int8_parts / 2];
     alignas(64) WeightPart weights[int8_parts];
     if (args.cols == 0) memset(sums, 0, sizeof(sums));
     constexpr std::int64_t part_group_bytes = Format::bytes;

@@ -6,12 +6,10 @@
 namespace minisgl::amx {
 namespace {
 
-constexpr std::int64_t min_rows = 8;  // fewer leave most of a tile empty
-
 template <typename Format>
 constexpr Kernel kernel(DType dtype) {
   return {.dtype = dtype,
-          .min_rows = min_rows,
+          .min_rows = 1,
           .run = Int8Rows<HardwareTiles, Format>::run,
           .task_rows = int8_max_rows,
           .task_weight_bytes = 1 << 20,
