@@ -117,6 +117,21 @@ inline std::int64_t spin_bf16_amx(std::int64_t steps) {
   return steps;
 }
 constexpr double bf16_ops_per_step_amx = 2 * 16 * 16 * 32;
+
+// tdpbssd on full tiles: 16 x 16 sums of 64 products.
+inline std::int64_t spin_int8_amx(std::int64_t steps) {
+  using Tiles = amx::HardwareTiles;
+  Tiles::configure(16);
+  for (std::int64_t step = 0; step < steps; step += 4) {
+    Tiles::multiply_bytes<0, 4, 6>();
+    Tiles::multiply_bytes<1, 4, 7>();
+    Tiles::multiply_bytes<2, 5, 6>();
+    Tiles::multiply_bytes<3, 5, 7>();
+  }
+  Tiles::release();
+  return steps;
+}
+constexpr double int8_ops_per_step_amx = 2 * 16 * 16 * 64;
 #pragma GCC diagnostic pop
 
 template <typename Spin>
@@ -143,10 +158,12 @@ inline Ceilings measure_ceilings(ThreadPool& pool) {
             .f32_ops = measure_ops(pool, spin_f32, f32_ops_per_step)};
   Ceilings ceilings{.int8_ops = measure_ops(pool, spin_int8_avx512, int8_ops_per_step_avx512),
                     .f32_ops = measure_ops(pool, spin_f32_avx512, f32_ops_per_step_avx512)};
-  if (cpu_isa() == CpuIsa::amx)
+  if (cpu_isa() == CpuIsa::amx) {
     ceilings.bf16_ops = measure_ops(pool, spin_bf16_amx, bf16_ops_per_step_amx);
-  else if (cpu_isa() == CpuIsa::avx512bf16)
+    ceilings.int8_ops = measure_ops(pool, spin_int8_amx, int8_ops_per_step_amx);
+  } else if (cpu_isa() == CpuIsa::avx512bf16) {
     ceilings.bf16_ops = measure_ops(pool, spin_bf16_avx512, bf16_ops_per_step_avx512);
+  }
   return ceilings;
 }
 

@@ -18,13 +18,13 @@ namespace minisgl {
 namespace {
 
 #if defined(__x86_64__)
-// Whether tiles of bf16 can be used. The kernel gives the registers to processes that ask, unless a thread of theirs
-// handles signals on a stack that is too small to save them.
+// Whether tiles of bf16 and int8 can be used. The kernel gives the registers to processes that ask, unless a thread of
+// theirs handles signals on a stack that is too small to save them.
 bool obtain_amx() {
   unsigned eax, ebx, ecx, edx;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-  constexpr unsigned bf16_and_tile = 1u << 22 | 1u << 24;
-  if ((edx & bf16_and_tile) != bf16_and_tile) return false;
+  constexpr unsigned bf16_tile_and_int8 = 1u << 22 | 1u << 24 | 1u << 25;
+  if ((edx & bf16_tile_and_int8) != bf16_tile_and_int8) return false;
   unsigned low, high;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));  // what the system saves at a switch of threads
   constexpr unsigned tile_state = 1u << 17 | 1u << 18;

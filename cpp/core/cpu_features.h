@@ -38,7 +38,8 @@ constexpr CpuIsa base_isa(CpuIsa isa) {
 //   avx2:       AVX2, FMA, F16C
 //   avx512vnni: these and AVX-512 F, BW, VL, VNNI
 //   avx512bf16: these and AVX-512 BF16, for products of bf16 by bf16
-//   amx:        these and AMX tiles of BF16, for the same; the first call asks the kernel for the tile registers
+//   amx:        these and AMX tiles of BF16 and INT8, for products of many rows; the first call asks the kernel for the
+//               tile registers
 std::span<const CpuIsa> supported_cpu_isas();
 
 // Those of them that all kernels are compiled for.

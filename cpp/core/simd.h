@@ -41,6 +41,9 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(MINISGL_ISA_AMX)  // kernels that tiles add work in the vectors of the set below
+#define MINISGL_ISA_AVX512VNNI
+#endif
 #if defined(MINISGL_ISA_AVX2) || defined(MINISGL_ISA_AVX512VNNI)
 #include "core/simd_x86.h"
 #else

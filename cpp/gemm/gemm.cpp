@@ -3,20 +3,21 @@
 #include "gemm/gemm.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/error.h"
 #include "gemm/block_codec.h"
 #include "gemm/dispatch.h"
 #include "gemm/layout.h"
+#include "gemm/row_choice.h"
 
 namespace minisgl {
 namespace {
 
-constexpr std::int64_t rows_per_task = 64;                    // their activations stay in the second-level cache
-constexpr std::int64_t weight_bytes_per_task = 64 << 10;      // as do these, read again for each tile of rows
-constexpr std::int64_t weight_bytes_per_bf16_task = 4 << 20;  // for kernels that take columns in blocks by themselves
-constexpr std::int64_t tasks_per_thread = 4;                  // enough to even out threads that are late
-constexpr std::int64_t inline_convert_values = 8 << 10;       // fewer activations are not worth waking a thread
+constexpr std::int64_t bf16_task_weight_bytes = 4 << 20;  // those kernels take columns in blocks by themselves
+constexpr std::int64_t bf16_tile_groups = 12;
+constexpr std::int64_t tasks_per_thread = 4;             // enough to even out threads that are late
+constexpr std::int64_t inline_convert_values = 8 << 10;  // fewer activations are not worth waking a thread
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -28,7 +29,7 @@ struct PartPlan {
   std::int64_t first_row, num_rows;
   std::int64_t rows_per_chunk;
   std::int64_t num_row_chunks;
-  void (*run)(const KernelArgs& args);
+  Kernel kernel;
   DType reads;  // what the kernel reads: the weights' format where activations are quantised, else f32 or bf16
   std::int64_t group_bytes;
   std::int64_t num_groups;
@@ -104,14 +105,17 @@ void prepare_activations(const KernelTable& table, const GemmArgs& args, std::in
   }
 }
 
-// Its rows in chunks.
-void cut_rows(const GemmArgs& args, const GemmPart& part, PartPlan& plan) {
+void place_rows(const GemmArgs& args, const GemmPart& part, PartPlan& plan) {
   const bool all = part.num_rows == GemmPart::kAllRows;
   plan.first_row = all ? 0 : part.first_row;
   plan.num_rows = all ? args.num_rows : part.num_rows;
   MINISGL_CHECK(plan.num_rows >= 0 && plan.first_row >= 0 && plan.first_row + plan.num_rows <= args.num_rows, "rows ",
                 plan.first_row, " to ", plan.first_row + plan.num_rows, " of ", args.num_rows);
-  const std::int64_t num_chunks = std::max<std::int64_t>(1, divide_up(plan.num_rows, rows_per_task));
+}
+
+// Its rows in chunks.
+void cut_rows(PartPlan& plan) {
+  const std::int64_t num_chunks = std::max<std::int64_t>(1, divide_up(plan.num_rows, plan.kernel.task_rows));
   plan.rows_per_chunk = std::max<std::int64_t>(4, divide_up(divide_up(plan.num_rows, num_chunks), 4) * 4);
   plan.num_row_chunks = divide_up(plan.num_rows, plan.rows_per_chunk);
 }
@@ -126,15 +130,20 @@ Plan make_plan(const KernelTable& table, const GemmArgs& args, std::int64_t cols
     const PackedMatrix& weight = *args.parts[i].weight;
     PartPlan& part = plan.parts[i];
     part = {};
-    cut_rows(args, args.parts[i], part);
+    place_rows(args, args.parts[i], part);
     if (part.num_rows == 0) continue;
     if (table.bf16_rows && weight.dtype() == DType::bf16 && args.x_dtype == DType::bf16) {
-      part.run = table.bf16_rows;
+      part.kernel = {.dtype = DType::bf16,
+                     .min_rows = 1,
+                     .run = table.bf16_rows,
+                     .task_weight_bytes = bf16_task_weight_bytes,
+                     .tile_groups = bf16_tile_groups};
       part.reads = DType::bf16;
     } else {
-      part.run = find_gemm_kernel(table, weight.dtype(), part.num_rows).run;
+      part.kernel = find_gemm_kernel(table, weight.dtype(), part.num_rows);
       part.reads = is_quantized(weight.dtype()) ? weight.dtype() : DType::f32;
     }
+    cut_rows(part);
     part.group_bytes = packed_group_bytes(weight.dtype(), cols);
     part.num_groups = divide_up(weight.rows(), group_rows);
     total_bytes += part.num_groups * part.group_bytes * part.num_row_chunks;
@@ -145,10 +154,9 @@ Plan make_plan(const KernelTable& table, const GemmArgs& args, std::int64_t cols
   for (PartPlan& part : plan.parts) {
     part.first_task = plan.num_tasks;
     if (part.num_rows == 0) continue;
-    const bool is_bf16 = part.reads == DType::bf16;
-    const std::int64_t cached_bytes = is_bf16 ? weight_bytes_per_bf16_task : weight_bytes_per_task;
-    const std::int64_t chunk_bytes = part.num_rows > 1 ? std::min(even_bytes, cached_bytes) : even_bytes;
-    const std::int64_t tile_groups = is_bf16 ? 12 : 4;  // that kernels take at once
+    const std::int64_t chunk_bytes =
+        part.num_rows > 1 ? std::min(even_bytes, part.kernel.task_weight_bytes) : even_bytes;
+    const std::int64_t tile_groups = part.kernel.tile_groups;
     part.groups_per_task = std::max<std::int64_t>(1, chunk_bytes / std::max<std::int64_t>(part.group_bytes, 1));
     part.groups_per_task = divide_up(part.groups_per_task, tile_groups) * tile_groups;
     part.num_group_chunks = divide_up(part.num_groups, part.groups_per_task);
@@ -178,7 +186,7 @@ void run_task(const KernelTable& table, const GemmArgs& args, const Plan& plan, 
       .y = plan.outputs + first_row * args.y_stride + part.column + first_output,
       .y_stride = args.y_stride,
   };
-  cut.run(kernel_args);
+  cut.kernel.run(kernel_args);
   if (args.y_dtype == DType::f32) return;
   for (std::int64_t row = 0; row < kernel_args.num_rows; ++row) {
     const float* from = kernel_args.y + row * args.y_stride;
@@ -187,13 +195,18 @@ void run_task(const KernelTable& table, const GemmArgs& args, const Plan& plan, 
   }
 }
 
-// The kernels of an instruction set that adds one to another's.
-[[maybe_unused]] KernelTable extended_table(CpuIsa isa, void (*bf16_rows)(const KernelArgs& args)) {
-  KernelTable table = gemm_kernel_table(base_isa(isa));
-  table.isa = isa;
-  table.bf16_rows = bf16_rows;
-  return table;
-}
+// The kernels of an instruction set that adds some to another's.
+struct ExtendedTable {
+  ExtendedTable(CpuIsa isa, const MoreKernels& more)
+      : table(gemm_kernel_table(base_isa(isa))), chosen(choose_by_rows(table, more)) {
+    table.isa = isa;
+    table.bf16_rows = more.bf16_rows;
+    table.more_kernels = chosen.data();
+    table.num_more_kernels = static_cast<int>(chosen.size());
+  }
+  KernelTable table;
+  std::vector<Kernel> chosen;
+};
 
 }  // namespace
 
@@ -202,10 +215,10 @@ const KernelTable& gemm_kernel_table(CpuIsa isa) {
   if (isa == CpuIsa::name) return name::gemm_kernels;
   MINISGL_FOR_EACH_ISA(MINISGL_RETURN_TABLE)
 #undef MINISGL_RETURN_TABLE
-#define MINISGL_RETURN_EXTENDED_TABLE(name)                                     \
-  if (isa == CpuIsa::name) {                                                    \
-    static const KernelTable table = extended_table(isa, name::gemm_bf16_rows); \
-    return table;                                                               \
+#define MINISGL_RETURN_EXTENDED_TABLE(name)                         \
+  if (isa == CpuIsa::name) {                                        \
+    static const ExtendedTable table(isa, name::more_gemm_kernels); \
+    return table.table;                                             \
   }
   MINISGL_FOR_EACH_MORE_ISA(MINISGL_RETURN_EXTENDED_TABLE)
 #undef MINISGL_RETURN_EXTENDED_TABLE
@@ -214,11 +227,11 @@ const KernelTable& gemm_kernel_table(CpuIsa isa) {
 
 const Kernel& find_gemm_kernel(const KernelTable& table, DType dtype, std::int64_t num_rows) {
   const Kernel* best = nullptr;
-  for (int i = 0; i < table.num_kernels; ++i) {
-    const Kernel& kernel = table.kernels[i];
-    if (kernel.dtype == dtype && kernel.min_rows <= num_rows && (!best || kernel.min_rows > best->min_rows))
-      best = &kernel;
-  }
+  for (const auto& kernels : {std::span(table.kernels, static_cast<std::size_t>(table.num_kernels)),
+                              std::span(table.more_kernels, static_cast<std::size_t>(table.num_more_kernels))})
+    for (const Kernel& kernel : kernels)
+      if (kernel.dtype == dtype && kernel.min_rows <= num_rows && (!best || kernel.min_rows > best->min_rows))
+        best = &kernel;
   MINISGL_CHECK(best != nullptr, "no kernel for ", num_rows, " rows of ", dtype_info(dtype).name);
   return *best;
 }

@@ -28,6 +28,11 @@ struct Kernel {
   DType dtype;
   std::int64_t min_rows;  // the kernel of a format with the greatest min_rows <= num_rows runs
   void (*run)(const KernelArgs& args);
+  // What a task has at most: rows whose activations stay in the second-level cache, as do these weights, which are read
+  // again for each tile of rows; and groups of outputs in multiples of what the kernel takes at once.
+  std::int64_t task_rows = 64;
+  std::int64_t task_weight_bytes = 64 << 10;
+  std::int64_t tile_groups = 4;
 };
 
 // Quantises one row of `cols` (a multiple of 32) values to cols / 32 blocks.
@@ -45,6 +50,15 @@ struct KernelTable {
   WidenFunction widen;
   RoundFunction round;
   void (*bf16_rows)(const KernelArgs& args) = nullptr;  // bf16 activations by bf16 weights, any number of rows
+  const Kernel* more_kernels = nullptr;
+  int num_more_kernels = 0;
+};
+
+// What an instruction set adds to the table of another.
+struct MoreKernels {
+  void (*bf16_rows)(const KernelArgs& args);
+  const Kernel* kernels = nullptr;
+  int num_kernels = 0;
 };
 
 // Data, not functions: nothing of an instruction set runs before it is chosen.
@@ -55,11 +69,11 @@ struct KernelTable {
 MINISGL_FOR_EACH_ISA(MINISGL_DECLARE_TABLE)
 #undef MINISGL_DECLARE_TABLE
 
-#define MINISGL_DECLARE_BF16_ROWS(isa)         \
-  namespace isa {                              \
-  void gemm_bf16_rows(const KernelArgs& args); \
+#define MINISGL_DECLARE_MORE_KERNELS(isa)     \
+  namespace isa {                             \
+  extern const MoreKernels more_gemm_kernels; \
   }
-MINISGL_FOR_EACH_MORE_ISA(MINISGL_DECLARE_BF16_ROWS)
-#undef MINISGL_DECLARE_BF16_ROWS
+MINISGL_FOR_EACH_MORE_ISA(MINISGL_DECLARE_MORE_KERNELS)
+#undef MINISGL_DECLARE_MORE_KERNELS
 
 }  // namespace minisgl

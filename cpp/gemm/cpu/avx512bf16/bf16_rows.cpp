@@ -136,8 +136,6 @@ inline void multiply_panel(const KernelArgs& args, std::int64_t output) {
   store_rows<vectors>(args, sums, output);
 }
 
-}  // namespace
-
 void gemm_bf16_rows(const KernelArgs& args) {
   for (std::int64_t row = 0; row < args.num_rows; row += max_rows) {
     KernelArgs rows = args;
@@ -154,5 +152,9 @@ void gemm_bf16_rows(const KernelArgs& args) {
     }
   }
 }
+
+}  // namespace
+
+constinit const MoreKernels more_gemm_kernels = {gemm_bf16_rows};
 
 }  // namespace minisgl::avx512bf16
