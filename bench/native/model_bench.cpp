@@ -1,8 +1,9 @@
 // A whole model's prefill and decode rates, each beside its ceiling measured in this process: bytes of weights that a
 // step must read over the read bandwidth of the same threads.
 //
-//   model_bench MODEL [THREADS [BATCH...]]
+//   model_bench MODEL [THREADS [BATCH[@CONTEXT]...]]
 //
+// Sequences decode behind CONTEXT tokens (128), which are computed in steps of at most 512 rows.
 // Of a folder without weights (bench/shapes.py) they are random.
 #include <algorithm>
 #include <chrono>
@@ -28,6 +29,7 @@ using minisgl::Model;
 constexpr int kPageSize = 16;
 constexpr int kPromptTokens = 128;
 constexpr int kDecodeSteps = 64;
+constexpr int kStepRows = 512;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -89,9 +91,12 @@ Bandwidth measure_bandwidth(const Model& model, minisgl::ThreadPool& pool) {
           minisgl::measure_read_bandwidth(pool, static_cast<std::size_t>(model.weight_bytes()))};
 }
 
-void bench_decode(minisgl::Device& device, Model& model, int batch) {
-  Sequences sequences(device, model, batch, kPromptTokens + kDecodeSteps + 1);
-  for (int i = 0; i < kPromptTokens; i += 32) sequences.step(32);
+void bench_decode(minisgl::Device& device, Model& model, int batch, int context) {
+  Sequences sequences(device, model, batch, context + kDecodeSteps + 1);
+  const auto prefill_start = Clock::now();
+  const int chunk = std::max(1, kStepRows / batch);
+  for (int i = 0; i < context; i += chunk) sequences.step(std::min(chunk, context - i));
+  const double prefill = seconds_since(prefill_start);
   // The ceiling moves with the machine's other load: the better of one measurement before and one after.
   const Bandwidth before = measure_bandwidth(model, device.pool());
   std::vector<double> seconds;
@@ -105,9 +110,11 @@ void bench_decode(minisgl::Device& device, Model& model, int batch) {
   const double step = median(seconds);
   const double rate = static_cast<double>(model.weight_bytes()) / step;
   std::printf(
-      "decode  batch %3d  %8.1f tok/s  %7.2f ms/step  weights %6.2f GB/s = %.2f of read bandwidth %.2f, "
+      "decode  batch %3d  context %5d (prefilled in %6.2f s)  %8.1f tok/s  %7.2f ms/step  weights %6.2f GB/s = %.2f of "
+      "read bandwidth %.2f, "
       "%.2f of %.2f over as many bytes\n",
-      batch, batch / step, step * 1e3, rate / 1e9, rate / memory, memory / 1e9, rate / same_size, same_size / 1e9);
+      batch, context, prefill, batch / step, step * 1e3, rate / 1e9, rate / memory, memory / 1e9, rate / same_size,
+      same_size / 1e9);
 }
 
 void bench_prefill(minisgl::Device& device, Model& model, int num_tokens) {
@@ -134,17 +141,20 @@ minisgl::LoadFormat format_of(const std::string& path) {
 
 int main(int argc, char** argv) try {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: model_bench MODEL [THREADS [BATCH...]]\n");
+    std::fprintf(stderr, "usage: model_bench MODEL [THREADS [BATCH[@CONTEXT]...]]\n");
     return 2;
   }
   const auto device = minisgl::make_cpu_device(argc > 2 ? std::atoi(argv[2]) : 2);
   const auto model = minisgl::load_model(argv[1], *device, {}, format_of(argv[1]));
   std::printf("%s  %s  %d threads  weights %.1f MB a step\n", argv[1], minisgl::cpu_isa_name(),
               device->pool().num_threads(), static_cast<double>(model->weight_bytes()) / 1e6);
-  std::vector<int> batches;
-  for (int i = 3; i < argc; ++i) batches.push_back(std::atoi(argv[i]));
-  if (batches.empty()) batches = {1, 4, 16, 64};
-  for (const int batch : batches) bench_decode(*device, *model, batch);
+  std::vector<std::string> batches(argv + std::min(argc, 3), argv + argc);
+  if (batches.empty()) batches = {"1", "4", "16", "64"};
+  for (const std::string& batch : batches) {
+    const std::size_t at = batch.find('@');
+    bench_decode(*device, *model, std::stoi(batch),
+                 at == std::string::npos ? kPromptTokens : std::stoi(batch.substr(at + 1)));
+  }
   for (const int num_tokens : {128, 512}) bench_prefill(*device, *model, num_tokens);
   return 0;
 } catch (const std::exception& error) {

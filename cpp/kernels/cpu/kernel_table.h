@@ -16,7 +16,7 @@ namespace minisgl {
 constexpr std::int32_t kAttentionTile = 32;
 constexpr std::int32_t kAttentionRange = 256;
 constexpr int kMaxHeadDim = 256;
-constexpr int kMaxBlockQueries = 48;
+constexpr int kMaxBlockQueries = 128;
 
 // Query heads of consecutive rows that share one KV head, and that head's pages.
 struct AttentionBlock {

@@ -36,11 +36,17 @@ void check(const QkvView& qkv, const KvLayer& cache, std::int32_t window) {
   cpu_ops::check_cache(cache);
 }
 
+// Rows of a block: as many as it takes, but not so many that threads would wait for one another at the end.
+int block_rows(const QkvView& qkv, int heads_per_block, int num_threads) {
+  const std::int64_t fair = qkv.num_rows * qkv.num_kv_heads / (std::int64_t{4} * num_threads);
+  return static_cast<int>(std::clamp<std::int64_t>(fair, 1, kMaxBlockQueries / heads_per_block));
+}
+
 std::vector<Work> cut(const QkvView& qkv, std::span<const SequenceRows> sequences, const KvLayer& cache,
-                      ScoreRule scores, std::int32_t window, float* out) {
+                      ScoreRule scores, std::int32_t window, int num_threads, float* out) {
   const int group = qkv.num_heads / qkv.num_kv_heads;
   const int heads_per_block = std::min(group, kMaxBlockQueries);
-  const int rows_per_block = kMaxBlockQueries / heads_per_block;
+  const int rows_per_block = block_rows(qkv, heads_per_block, num_threads);
   const std::int64_t head_bytes = cache.page_size * row_bytes(cache.dtype, cache.head_dim);
   const auto scales_of = [&](const float* plane, int kv_head) {
     return plane == nullptr ? nullptr : plane + kv_head * cache.page_size;
@@ -131,7 +137,7 @@ void fold(const CpuKernels& kernels, const Work& work, std::int64_t out_stride, 
 void paged_attention(const CpuKernels& kernels, ThreadPool& pool, QkvView qkv, std::span<const SequenceRows> sequences,
                      KvLayer cache, ScoreRule scores, std::int32_t window, float* out) {
   check(qkv, cache, window);
-  const std::vector<Work> all = cut(qkv, sequences, cache, scores, window, out);
+  const std::vector<Work> all = cut(qkv, sequences, cache, scores, window, pool.num_threads(), out);
   if (all.empty()) return;
   const std::int64_t out_stride = std::int64_t{qkv.num_heads} * qkv.head_dim;
   int most_queries = 0;

@@ -65,29 +65,29 @@ void attend(const AttentionBlock& block, const typename Tile::Queries& all, int 
     tile.template add_values<1>(scores + q * kTile, seen[q], head_dim, acc + q * head_dim);
 }
 
-// The same for up to Tile::queries_at_once of them.
-template <typename Tile>
+// The same for `queries` of them, at most `most`.
+template <int most, typename Tile>
 void attend_some(int queries, const AttentionBlock& block, const typename Tile::Queries& all, int first,
                  const Tile& tile, const Positions* seen, const AttentionState& state) {
-  static_assert(Tile::queries_at_once == 3 || Tile::queries_at_once == 4);
-  switch (queries) {
-    case 1: return attend<1>(block, all, first, tile, seen, state);
-    case 2: return attend<2>(block, all, first, tile, seen, state);
-    case 3: return attend<3>(block, all, first, tile, seen, state);
-    default: return attend<Tile::queries_at_once>(block, all, first, tile, seen, state);
+  if constexpr (most > 1) {
+    if (queries < most) return attend_some<most - 1>(queries, block, all, first, tile, seen, state);
   }
+  attend<most>(block, all, first, tile, seen, state);
 }
 
 // Adds the positions `here` to the state of every query of the block.
 template <typename Tile>
 void attend_to(const AttentionBlock& block, Positions here, const AttentionState& state) {
   const int num_queries = block.num_rows * block.num_heads;
+  const std::int32_t first_tile = here.begin / kTile * kTile;
+  RowOffsets(block, first_tile, intersect(here, {first_tile, first_tile + kTile}), Tile::row_size(block))
+      .prefetch(block, 0, kTile, Tile::row_size(block));
   typename Tile::Queries queries;
   Tile::prepare(block, queries);
   Tile tile;
-  for (std::int32_t start = here.begin / kTile * kTile; start < here.end; start += kTile) {
+  for (std::int32_t start = first_tile; start < here.end; start += kTile) {
     const Positions tile_positions = {start, start + kTile};
-    tile.load(block, start, intersect(here, tile_positions));
+    tile.load(block, start, intersect(here, tile_positions), intersect(here, {start + kTile, start + 2 * kTile}));
     for (int first = 0; first < num_queries; first += Tile::queries_at_once) {
       const int left = num_queries - first;
       const int count = left < Tile::queries_at_once ? left : Tile::queries_at_once;
@@ -99,7 +99,7 @@ void attend_to(const AttentionBlock& block, Positions here, const AttentionState
         seen[q] = both.empty() ? Positions{0, 0} : Positions{both.begin - start, both.end - start};
         any = any || !both.empty();
       }
-      if (any) attend_some(count, block, queries, first, tile, seen, state);
+      if (any) attend_some<Tile::queries_at_once>(count, block, queries, first, tile, seen, state);
     }
   }
 }

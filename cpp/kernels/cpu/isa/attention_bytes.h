@@ -48,24 +48,27 @@ class ByteTile {
       queries.scales[q] = quantize_query(scaled + q * block.head_dim, block.head_dim, queries.v + q * block.head_dim);
   }
 
-  void load(const AttentionBlock& block, std::int32_t start, Positions wanted) {
-    for (int i = 0; i < kTile; ++i) {
-      rows_[i] = nullptr;
-      key_scales_[i] = value_scales_[i] = 0;
-    }
-    const std::byte* keys[kTile] = {};  // null where not wanted
+  static std::int64_t row_size(const AttentionBlock& block) { return block.head_dim; }
+
+  void load(const AttentionBlock& block, std::int32_t start, Positions wanted, Positions next) {
+    for (int i = 0; i < kTile; ++i) key_scales_[i] = value_scales_[i] = 0;
     for_each_run(block, wanted, [&](std::int32_t position, std::int64_t page, std::int64_t place, std::int32_t count) {
-      const std::int64_t offset = page * block.page_stride + place * block.head_dim;
       const std::int64_t scale = page * block.scale_stride + place;
-      const std::int32_t first = position - start;
       for (std::int32_t i = 0; i < count; ++i) {
-        keys[first + i] = block.keys + offset + i * block.head_dim;
-        rows_[first + i] = block.values + offset + i * block.head_dim;
-        key_scales_[first + i] = block.key_scales[scale + i];
-        value_scales_[first + i] = block.value_scales[scale + i];
+        key_scales_[position - start + i] = block.key_scales[scale + i];
+        value_scales_[position - start + i] = block.value_scales[scale + i];
       }
     });
-    for (int first = 0; first < kTile; first += 8) transpose(keys + first, block.head_dim, first);
+    const RowOffsets rows(block, start, wanted, block.head_dim), later(block, start + kTile, next, block.head_dim);
+    const std::byte* keys[kTile];  // null where not wanted
+    for (int i = 0; i < kTile; ++i) {
+      keys[i] = rows.at[i] < 0 ? nullptr : block.keys + rows.at[i];
+      rows_[i] = rows.at[i] < 0 ? nullptr : block.values + rows.at[i];
+    }
+    for (int first = 0; first < kTile; first += 8) {
+      later.prefetch(block, first, 8, block.head_dim);
+      transpose(keys + first, block.head_dim, first);
+    }
   }
 
   template <int queries>
