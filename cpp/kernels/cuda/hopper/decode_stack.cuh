@@ -11,6 +11,8 @@
 // words which each block wrote after it had read that one. For this every block has a share of each product.
 #pragma once
 
+#include <limits>
+
 #include "core/cuda/wgmma.cuh"
 #include "kernels/cuda/hopper/decode_stack_room.cuh"
 
@@ -91,9 +93,11 @@ class Computing {
       for (int p = 0; p < 4; ++p) {
         const auto product = static_cast<Product>(p);
         const Cut& cut = room_.cuts[p];
+        Unit first;  // its weights are at hand before x is
+        read_weights(first);
         gather(product, cut, is_first);
         is_first = false;
-        multiply(product, cut);
+        multiply(product, cut, first);
         if (product == Product::qkv) {
           if (!is_last_) fetch_norms(layer_ + 1);
           attention_.run(*layer_, is_last_ ? nullptr : layer_ + 1, tag_);
@@ -103,6 +107,11 @@ class Computing {
   }
 
  private:
+  // What a lane multiplies of a slot.
+  struct Unit {
+    uint4 x[kUnit / 32], weights[kUnit / 32];
+  };
+
   // What stays the same over the layers.
   __device__ __forceinline__ void prepare() {
     for (int i = threadIdx.x; i < args_.num_layers * static_cast<int>(sizeof(StackLayer) / 8); i += kComputing)
@@ -175,15 +184,14 @@ class Computing {
         }
       }
       __syncwarp();
-#pragma unroll 1
-      for (int item = first; item < min(first + kBatch, items); ++item) {
-        take(v[0], row, slot * kSlotInputs + own, inputs, normed, item);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (first + i >= items) break;
+        take(v[i], row, slot * kSlotInputs + own, inputs, normed, first + i);
         if (++slot == slots) {
           slot = 0;
           ++row;
         }
-#pragma unroll
-        for (int i = 0; i + 1 < kBatch; ++i) v[i] = v[i + 1];  // short code, as it is fetched anew each time
       }
     }
     __syncwarp();
@@ -223,14 +231,15 @@ class Computing {
   }
 
   // The block's share of a product of x. Warps meet once a pass: their sums lie in two places in turn.
-  __device__ __forceinline__ void multiply(Product product, const Cut& cut) {
+  __device__ __forceinline__ void multiply(Product product, const Cut& cut, Unit& first) {
     const Share share = reinterpret_cast<const Share*>(memory_ + room_.shares)[static_cast<int>(product)];
     const int rows = args_.rows;
 #pragma unroll 1
     for (int tile = share.first; tile < share.end; tile += room_.most_tiles) {
       const int tiles = min(room_.most_tiles, share.end - tile);
       float* sums = reinterpret_cast<float*>(memory_ + room_.sums + sums_at_ * kSumBytes);
-      multiply_tiles(tiles, cut, sums + warp_ * kPassRows * kTileRows);
+      if (tile > share.first) read_weights(first);
+      multiply_tiles(tiles, cut, sums + warp_ * kPassRows * kTileRows, first);
       sync_computing();
       const int shift = product == Product::gate_up ? 2 : 3;  // outputs of a tile
 #pragma unroll 1
@@ -243,42 +252,57 @@ class Computing {
     }
   }
 
-  // Of each slot a warp multiplies its unit, while it reads the next from shared memory. sums [tiles][rows][kTileRows].
-  struct Unit {
-    uint4 x[kUnit / 32], weights[kUnit / 32];
-  };
   struct Place {
     std::uint32_t x;           // of this lane's inputs in the first slot
-    int step;                  // bytes from slot to slot
+    bool has_row;              // else the lane's inputs are zeros
     int slots, ahead, behind;  // of a tile: all, that which is read next, that which is multiplied next
+    int units;                 // whose x is yet to be read: it is that of all tiles where they have one slot
     float* sums;
   };
-  __device__ __forceinline__ void multiply_tiles(int tiles, const Cut& cut, float* sums) {
+  // Of each slot a warp multiplies its unit, while it reads the next from shared memory. sums [tiles][rows][kTileRows];
+  // even: the first unit, with its weights.
+  __device__ __forceinline__ void multiply_tiles(int tiles, const Cut& cut, float* sums, Unit& even) {
     const int row = lane_ / 4;
     const bool has_row = row < args_.rows;
-    const std::uint32_t inputs = has_row ? room_.x + row * x_stride_ + warp_ * kUnit * 2 : room_.zeros;
-    Place at{base_ + inputs + lane_ % 4 * 16,       has_row ? kSlotInputs * 2 : 0, cut.slots, 0, 0,
+    Place at{base_ + room_.x + row * x_stride_ + warp_ * kUnit * 2 + lane_ % 4 * 16,
+             has_row,
+             cut.slots,
+             0,
+             0,
+             cut.slots == 1 ? 2 : std::numeric_limits<int>::max(),
              sums + row * kTileRows + lane_ % 4 * 2};
     asm volatile("" : "+r"(at.slots));  // stays in a register
-    Unit even, odd;
+    Unit odd;
+#pragma unroll
+    for (int s = 0; s < kUnit / 32; ++s) even.x[s] = odd.x[s] = make_uint4(0, 0, 0, 0);
     float d[4][4] = {};
     int left = tiles * cut.slots;
-    read_unit(even, at);
+    read_x(even, at);
 #pragma unroll 1
     for (;; left -= 2) {
-      if (left > 1) read_unit(odd, at);
-      multiply_unit(even, at, d, has_row);
+      if (left > 1) {
+        read_x(odd, at);
+        read_weights(odd);
+      }
+      multiply_unit(even, at, d);
       if (left <= 1) break;
-      if (left > 2) read_unit(even, at);
-      multiply_unit(odd, at, d, has_row);
+      if (left > 2) {
+        read_x(even, at);
+        read_weights(even);
+      }
+      multiply_unit(odd, at, d);
       if (left <= 2) break;
     }
   }
-  __device__ __forceinline__ void read_unit(Unit& unit, Place& at) {
-    const std::uint32_t x = at.x + at.ahead * at.step;
+  __device__ __forceinline__ void read_x(Unit& unit, Place& at) const {
+    const std::uint32_t x = at.x + at.ahead * kSlotInputs * 2;
     if (++at.ahead == at.slots) at.ahead = 0;
+    if (at.units-- > 0 && at.has_row) {
 #pragma unroll
-    for (int s = 0; s < kUnit / 32; ++s) unit.x[s] = load_shared<uint4>(x + 64 * s);
+      for (int s = 0; s < kUnit / 32; ++s) unit.x[s] = load_shared<uint4>(x + 64 * s);
+    }
+  }
+  __device__ __forceinline__ void read_weights(Unit& unit) {
     wait_phase(full_ + 8 * slot_, parity_);
     const std::uint32_t weights = weights_ + slot_ * kSlotBytes;
 #pragma unroll
@@ -288,7 +312,7 @@ class Computing {
       parity_ ^= 1;
     }
   }
-  __device__ __forceinline__ void multiply_unit(const Unit& unit, Place& at, float (&d)[4][4], bool has_row) {
+  __device__ __forceinline__ void multiply_unit(const Unit& unit, Place& at, float (&d)[4][4]) {
 #pragma unroll
     for (int s = 0; s < kUnit / 32; ++s) {
       mma_16816<bf16>(d[s % 2 * 2], {unit.x[s].x, 0, unit.x[s].y, 0}, unit.weights[s].x, unit.weights[s].y);
@@ -298,7 +322,7 @@ class Computing {
     if (++done_ == room_.slots) done_ = 0;
     if (++at.behind < at.slots) return;
     at.behind = 0;
-    if (has_row)
+    if (at.has_row)
       *reinterpret_cast<float2*>(at.sums) = {d[0][0] + d[1][0] + d[2][0] + d[3][0],
                                              d[0][1] + d[1][1] + d[2][1] + d[3][1]};
     at.sums += args_.rows * kTileRows;
@@ -382,8 +406,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 16 * threadIdx.x; i < room.slots * kSlotBytes; i += 16 * kThreads)
       *reinterpret_cast<uint4*>(memory + room.ring + i) = make_uint4(0, 0, 0, 0);
   }
-  if (threadIdx.x < kZeroBytes / 16)
-    *reinterpret_cast<uint4*>(memory + room.zeros + 16 * threadIdx.x) = make_uint4(0, 0, 0, 0);
   hopper::publish_barriers();
   __syncthreads();
   if (threadIdx.x >= kComputing) {

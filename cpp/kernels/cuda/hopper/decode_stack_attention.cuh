@@ -82,11 +82,12 @@ class Attention {
         const std::int32_t row = next_row;
         next_row = row_of(tile + 2 * kWarps);
         if (first + kPositions > own_.position) put_new_position(own_.position - first);
+        const bool goes_on = tile + kWarps < own_.tiles;
         score(first);
-        load_keys(layer, row);
+        if (goes_on) load_keys(layer, row);
         fetch_tile(layer, tile + kTilesAhead * kWarps);
         weigh_values();
-        load_values(layer, row);
+        if (goes_on) load_values(layer, row);
       }
       put_share();
     }
