@@ -30,7 +30,7 @@ struct Room {
   int attention;
   int norm;                    // [slots of a row][kSlotInputs] f32, of the next product
   int sums;                    // [2][kWarps][kPassRows][kTileRows] f32
-  int squares, squares_bytes;  // [2][rows][slots of a row][kWarps] f32
+  int squares, squares_bytes;  // [2][pairs of rows][slots of a row][2][kWarps] f32
   int residual;                // [rows][own columns] f32
   int barriers;                // full, then empty
   int layers;                  // [num_layers] StackLayer
@@ -73,7 +73,7 @@ inline Room room_for(const StackArgs& args, int blocks) {
   room.norm = aligned(room.attention + attention);
   room.sums = aligned(room.norm + full(args.hidden) * 4);
   room.squares = aligned(room.sums + 2 * kSumBytes);
-  room.squares_bytes = args.rows * room.cuts[0].slots * kWarps * 4;
+  room.squares_bytes = (args.rows + 1) / 2 * 2 * room.cuts[0].slots * kWarps * 4;
   room.residual = aligned(room.squares + 2 * room.squares_bytes);
   room.barriers = aligned(room.residual + args.rows * own * 4);
   room.layers = aligned(room.barriers + 16 * kMostSlots);
