@@ -51,11 +51,11 @@ class Computing {
       for (int p = 0; p < 4; ++p) {
         const auto product = static_cast<Product>(p);
         const Cut& cut = room_.cuts[p];
-        Unit first;  // its weights are at hand before x is
-        read_weights(first);
+        Unit first, second;  // their weights are at hand before x is
+        read_first(product, cut, first, second);
         gather(product, cut, is_first);
         is_first = false;
-        multiply(product, cut, first);
+        multiply(product, cut, first, second);
         if (product == Product::qkv) {
           if (!is_last_) fetch_norms(layer_ + 1);
           attention_.run(*layer_, is_last_ ? nullptr : layer_ + 1, tag_);
@@ -269,16 +269,28 @@ class Computing {
     return reinterpret_cast<float*>(memory_ + room_.squares) + squares_at_ * (room_.squares_bytes / 4);
   }
 
+  __device__ __forceinline__ const Share& share_of_block(Product product) const {
+    return reinterpret_cast<const Share*>(memory_ + room_.shares)[static_cast<int>(product)];
+  }
+  __device__ __forceinline__ void read_first(Product product, const Cut& cut, Unit& first, Unit& second) {
+    const Share share = share_of_block(product);
+    read_weights(first);
+    if (min(room_.most_tiles, share.end - share.first) * cut.slots > 1) read_weights(second);
+  }
+
   // The block's share of a product of x. Warps meet once a pass: their sums lie in two places in turn.
-  __device__ __forceinline__ void multiply(Product product, const Cut& cut, Unit& first) {
-    const Share share = reinterpret_cast<const Share*>(memory_ + room_.shares)[static_cast<int>(product)];
+  __device__ __forceinline__ void multiply(Product product, const Cut& cut, Unit& first, Unit& second) {
+    const Share share = share_of_block(product);
     const int rows = args_.rows;
 #pragma unroll 1
     for (int tile = share.first; tile < share.end; tile += room_.most_tiles) {
       const int tiles = min(room_.most_tiles, share.end - tile);
       float* sums = reinterpret_cast<float*>(memory_ + room_.sums + sums_at_ * kSumBytes);
-      if (tile > share.first) read_weights(first);
-      multiply_tiles(tiles, cut, sums + warp_ * kPassRows * kTileRows, first);
+      if (tile > share.first) {
+        read_weights(first);
+        if (tiles * cut.slots > 1) read_weights(second);
+      }
+      multiply_tiles(tiles, cut, sums + warp_ * kPassRows * kTileRows, first, second);
       sync_computing();
       // Outputs of a tile, or pairs of them.
       const int shift = (product == Product::gate_up ? 2 : 3) - (single ? 0 : 1);
@@ -300,8 +312,8 @@ class Computing {
     float* sums;
   };
   // Of each slot a warp multiplies its unit, while it reads the next from shared memory. sums [tiles][rows][kTileRows];
-  // even: the first unit, with its weights.
-  __device__ __forceinline__ void multiply_tiles(int tiles, const Cut& cut, float* sums, Unit& even) {
+  // even, odd: the first units, with their weights.
+  __device__ __forceinline__ void multiply_tiles(int tiles, const Cut& cut, float* sums, Unit& even, Unit& odd) {
     const int row = lane_ / 4;
     const bool has_row = row < args_.rows;
     Place at{base_ + room_.x + row * x_stride_ + warp_ * kUnit * 2 + lane_ % 4 * 16,
@@ -312,18 +324,14 @@ class Computing {
              cut.slots == 1 ? 2 : std::numeric_limits<int>::max(),
              sums + row * kTileRows + lane_ % 4 * 2};
     asm volatile("" : "+r"(at.slots));  // stays in a register
-    Unit odd;
 #pragma unroll
     for (int s = 0; s < kUnit / 32; ++s) even.x[s] = odd.x[s] = make_uint4(0, 0, 0, 0);
     float d[4][4] = {};
     int left = tiles * cut.slots;
     read_x(even, at);
+    if (left > 1) read_x(odd, at);
 #pragma unroll 1
     for (;; left -= 2) {
-      if (left > 1) {
-        read_x(odd, at);
-        read_weights(odd);
-      }
       multiply_unit(even, at, d);
       if (left <= 1) break;
       if (left > 2) {
@@ -332,6 +340,10 @@ class Computing {
       }
       multiply_unit(odd, at, d);
       if (left <= 2) break;
+      if (left > 3) {
+        read_x(odd, at);
+        read_weights(odd);
+      }
     }
   }
   __device__ __forceinline__ void read_x(Unit& unit, Place& at) const {
