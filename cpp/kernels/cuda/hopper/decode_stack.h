@@ -39,9 +39,10 @@ struct StackArgs {
   const std::int32_t *positions, *cache_rows, *pages;
   const SequenceEntry* sequences;  // a row's at the row's index; one without rows is no row's
   __nv_bfloat16* residual;         // [rows, hidden]: in and out
-  // What blocks hand each other, of this number of rows alone.
-  std::uint32_t*
-      words[5];  // [rows] of queries, keys and values; attention's output; the residual; activated; the residual
+  // What blocks hand each other, of this number of rows alone: of queries, keys and values; attention's output; the
+  // residual; activated; the residual. One row: [width] values with tags. More: [2][rows, width / 2] pairs of values.
+  std::uint32_t* words[5];
+  int pairs[5];  // of one of the two
   std::uint64_t* part_words;
   std::uint32_t* epoch;
   int part_positions;  // a part of attention has at least so many, where the sequence has

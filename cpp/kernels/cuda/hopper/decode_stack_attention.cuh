@@ -28,10 +28,12 @@ struct AttentionPart {
   const std::int32_t* pages;
 };
 
-template <int dim>
+// single: whether the step has one row.
+template <int dim, bool single>
 class Attention {
   using Places = AttentionRoom<dim>;
   static constexpr int kSteps = dim / 32, kHalves = dim / 64;
+  static constexpr int kColumns = single ? 1 : 2;  // of the answer that a thread merges
 
  public:
   // cache_rows: [kKeptRows]
@@ -62,9 +64,10 @@ class Attention {
   // next: the layer behind, or null.
   __device__ __forceinline__ void run(const StackLayer& layer, const StackLayer* next, std::uint32_t tag) {
     if (own_.parts == 0) return;
-    std::uint32_t* out = args_.words[1] + (own_.row * args_.num_heads + own_.head * group_) * dim;
+    const int out = (own_.row * args_.num_heads + own_.head * group_) * dim;
     if (own_.parts < 0) {
-      for (int i = threadIdx.x; i < group_ * dim; i += kComputing) store_word(out + i, 0.0f, tag);
+      const float zeros[kColumns] = {};
+      for (int i = kColumns * threadIdx.x; i < group_ * dim; i += kColumns * kComputing) store(out + i, zeros, tag);
       return;
     }
     int tile = warp_;
@@ -82,11 +85,12 @@ class Attention {
         const std::int32_t row = next_row;
         next_row = row_of(tile + 2 * kWarps);
         if (first + kPositions > own_.position) put_new_position(own_.position - first);
+        const bool goes_on = tile + kWarps < own_.tiles;
         score(first);
-        load_keys(layer, row);
+        if (goes_on) load_keys(layer, row);
         fetch_tile(layer, tile + kTilesAhead * kWarps);
         weigh_values();
-        load_values(layer, row);
+        if (goes_on) load_values(layer, row);
       }
       put_share();
     }
@@ -204,14 +208,8 @@ class Attention {
         sine = __ldg(reinterpret_cast<const float4*>(table + dim / 2));
       }
       const int outputs = (args_.num_heads + 2 * args_.num_kv_heads) * dim;
-      uint4 words = make_uint4(0, 0, 0, 0);
-      if (active) {
-        const auto* from = reinterpret_cast<const uint4*>(args_.words[0] + row * outputs + column + i);
-        words = load_words(from);
-        await_words(from, tag, words);
-      }
-      float x[4] = {__uint_as_float(words.x & 0xffff0000u), __uint_as_float(words.y & 0xffff0000u),
-                    __uint_as_float(words.z & 0xffff0000u), __uint_as_float(words.w & 0xffff0000u)};
+      float x[4] = {};
+      if (active) await_heads(row * outputs + column + i, tag, x);
       if (norm != nullptr) {
         const float squares = warp_sum(x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3]);
         const float inverse = rsqrtf(squares / dim + args_.head_eps);
@@ -237,6 +235,24 @@ class Attention {
       if (!is_query && own_.new_row >= 0)
         *reinterpret_cast<uint2*>((is_value ? layer.values : layer.keys) + std::int64_t{own_.new_row} * dim + i) =
             pairs;
+    }
+  }
+
+  __device__ __forceinline__ void await_heads(int at, std::uint32_t tag, float (&x)[4]) const {
+    if constexpr (single) {
+      const auto* from = reinterpret_cast<const uint4*>(args_.words[0] + at);
+      uint4 words = load_words(from);
+      await_words(from, tag, words);
+      x[0] = high_of(words.x);
+      x[1] = high_of(words.y);
+      x[2] = high_of(words.z);
+      x[3] = high_of(words.w);
+    } else {
+      const uint2 pairs = await_pairs(reinterpret_cast<const uint2*>(pairs_of(args_, 0, tag) + at / 2));
+      x[0] = low_of(pairs.x);
+      x[1] = high_of(pairs.x);
+      x[2] = low_of(pairs.y);
+      x[3] = high_of(pairs.y);
     }
   }
 
@@ -354,28 +370,33 @@ class Attention {
   }
 
   // The shares of the block's warps become one, and those of a head's parts the answer, in the block of the first.
-  __device__ __forceinline__ void merge(std::uint32_t* out, std::uint32_t tag) {
+  __device__ __forceinline__ void merge(int out, std::uint32_t tag) {
     const int part_words = kMostQueries * (dim + 2), shares = min(kWarps, own_.tiles);
     std::uint64_t* words = args_.part_words + std::int64_t{own_.item} * part_words;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < group_ * dim; i += kComputing) {
+    for (int i = kColumns * threadIdx.x; i < group_ * dim; i += kColumns * kComputing) {
       const int query = i / dim;
       float top = -INFINITY;
 #pragma unroll 4
       for (int w = 0; w < shares; ++w) top = fmaxf(top, scores()[w * kMostQueries + query]);
-      float sum = 0.0f, acc = 0.0f;
+      float sum = 0.0f, acc[kColumns] = {};
 #pragma unroll 4
       for (int w = 0; w < shares; ++w) {
         const float weight = exp2_fast(scores()[w * kMostQueries + query] - top);
         sum += weight * scores()[(kWarps + w) * kMostQueries + query];
-        acc += weight * values()[w * group_ * dim + i];
+#pragma unroll
+        for (int k = 0; k < kColumns; ++k) acc[k] += weight * values()[w * group_ * dim + i + k];
       }
       if (own_.part > 0) {
         if (i % dim == 0) {
           store_part(words + 2 * query, top, tag);
           store_part(words + 2 * query + 1, sum, tag);
         }
-        store_part(words + 2 * kMostQueries + i, acc, tag);
+        std::uint64_t* to = words + 2 * kMostQueries + i;
+        if constexpr (single)
+          store_part(to, acc[0], tag);
+        else
+          store_parts(to, acc[0], acc[1], tag);
         continue;
       }
       constexpr int kTogether = 4;
@@ -398,12 +419,23 @@ class Attention {
           const float other_top = part_value(scores[p].x), new_top = fmaxf(top, other_top);
           const float own_weight = exp2_fast(top - new_top), weight = exp2_fast(other_top - new_top);
           sum = own_weight * sum + weight * part_value(scores[p].y);
-          acc = own_weight * acc + weight * part_value(i % 2 == 0 ? pairs[p].x : pairs[p].y);
+          const float other[2] = {part_value(pairs[p].x), part_value(pairs[p].y)};
+#pragma unroll
+          for (int k = 0; k < kColumns; ++k)
+            acc[k] = own_weight * acc[k] + weight * (single && i % 2 == 1 ? other[1] : other[k]);
           top = new_top;
         }
       }
-      store_word(out + i, __fdividef(acc, sum), tag);
+#pragma unroll
+      for (float& value : acc) value = __fdividef(value, sum);
+      store(out + i, acc, tag);
     }
+  }
+  __device__ __forceinline__ void store(int at, const float (&value)[kColumns], std::uint32_t tag) const {
+    if constexpr (single)
+      store_word(args_.words[1] + at, value[0], tag);
+    else
+      store_pair(args_, 1, at / 2, tag, pack2<bf16>(value[0], value[1]));
   }
 
   __device__ bf16* heads() const { return reinterpret_cast<bf16*>(memory_ + Places::kHeads); }

@@ -26,12 +26,11 @@ struct Share {
 };
 // Shared memory of a block, and how the step is cut. Offsets in bytes.
 struct Room {
-  int zeros;  // [kZeroBytes]
-  int x;      // activations [rows] of the most inputs
+  int x;  // activations [rows] of the most inputs
   int attention;
   int norm;                    // [slots of a row][kSlotInputs] f32, of the next product
   int sums;                    // [2][kWarps][kPassRows][kTileRows] f32
-  int squares, squares_bytes;  // [2][rows][slots of a row][kWarps] f32
+  int squares, squares_bytes;  // [2][pairs of rows][slots of a row][2][kWarps] f32
   int residual;                // [rows][own columns] f32
   int barriers;                // full, then empty
   int layers;                  // [num_layers] StackLayer
@@ -47,7 +46,6 @@ struct Room {
 
 constexpr int kRowBytes = kSlotInputs * 2 + kRowPad;  // of a slot
 constexpr int kSlotBytes = kTileRows * kRowBytes;
-constexpr int kZeroBytes = kUnit * 2;
 constexpr int kSumBytes = kWarps * kPassRows * kTileRows * 4;  // of a pass
 
 __device__ __forceinline__ Share share_of(const Cut& cut) {
@@ -67,7 +65,6 @@ inline Room room_for(const StackArgs& args, int blocks) {
   const int own = (args.hidden / kTileRows + blocks - 1) / blocks * kTileRows;
   const auto full = [](int inputs) { return (inputs + kSlotInputs - 1) / kSlotInputs * kSlotInputs; };
   Room room{};
-  room.x = kZeroBytes;
   room.has_rests = std::ranges::any_of(inputs, [&](int count) { return count % kSlotInputs != 0; });
   for (int p = 0; p < 4; ++p) room.cuts[p] = {outputs[p] / kTileRows, inputs[p], full(inputs[p]) / kSlotInputs};
   room.most_tiles = std::max(1, kPassRows / args.rows);
@@ -76,7 +73,7 @@ inline Room room_for(const StackArgs& args, int blocks) {
   room.norm = aligned(room.attention + attention);
   room.sums = aligned(room.norm + full(args.hidden) * 4);
   room.squares = aligned(room.sums + 2 * kSumBytes);
-  room.squares_bytes = args.rows * room.cuts[0].slots * kWarps * 4;
+  room.squares_bytes = (args.rows + 1) / 2 * 2 * room.cuts[0].slots * kWarps * 4;
   room.residual = aligned(room.squares + 2 * room.squares_bytes);
   room.barriers = aligned(room.residual + args.rows * own * 4);
   room.layers = aligned(room.barriers + 16 * kMostSlots);

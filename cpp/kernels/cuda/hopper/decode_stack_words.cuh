@@ -68,10 +68,52 @@ __device__ __forceinline__ void store_word(std::uint32_t* to, float value, std::
   const std::uint32_t bits = __bfloat16_as_ushort(__float2bfloat16(value));
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;\n" ::"l"(to), "r"(bits << 16 | (tag & 0xffffu)) : "memory");
 }
+// Of more than one row words are pairs of values without tags, half as many bytes. What stands where a pair has not
+// been written yet: no pair looks so, as the conversion makes another NaN.
+constexpr std::uint32_t kNoPair = 0xffffffffu;
+__device__ __forceinline__ bool has_pairs(const uint4& v) {
+  return v.x != kNoPair && v.y != kNoPair && v.z != kNoPair && v.w != kNoPair;
+}
+// A layer's pairs lie in one of two places in turn.
+__device__ __forceinline__ std::uint32_t* pairs_of(const StackArgs& args, int index, std::uint32_t tag) {
+  return args.words[index] + (tag % 2 == 0 ? 0 : args.pairs[index]);
+}
+__device__ __forceinline__ uint2 await_pairs(const uint2* from) {
+  uint2 v;
+  unsigned waits = 0;
+#pragma unroll 1
+  do {
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];\n" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
+    count_wait(waits);
+  } while (v.x == kNoPair || v.y == kNoPair);
+  return v;
+}
+// Makes room for the pair of the layer behind, where that of the layer before lies, which all have read.
+__device__ __forceinline__ void clear_pair(const StackArgs& args, int index, int at, std::uint32_t tag) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;\n" ::"l"(pairs_of(args, index, tag + 1) + at), "r"(kNoPair)
+               : "memory");
+}
+__device__ __forceinline__ void store_pair(const StackArgs& args, int index, int at, std::uint32_t tag,
+                                           std::uint32_t pair) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;\n" ::"l"(pairs_of(args, index, tag) + at), "r"(pair) : "memory");
+  clear_pair(args, index, at, tag);
+}
+__device__ __forceinline__ float low_of(std::uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float high_of(std::uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000u);
+}
 // f32 values of attention's parts, with tags of 32 bits.
 __device__ __forceinline__ void store_part(std::uint64_t* to, float value, std::uint32_t tag) {
   const std::uint64_t word = std::uint64_t{__float_as_uint(value)} << 32 | tag;
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;\n" ::"l"(to), "l"(word) : "memory");
+}
+__device__ __forceinline__ void store_parts(std::uint64_t* to, float first, float second, std::uint32_t tag) {
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};\n" ::"l"(to),
+               "l"(std::uint64_t{__float_as_uint(first)} << 32 | tag),
+               "l"(std::uint64_t{__float_as_uint(second)} << 32 | tag)
+               : "memory");
 }
 // Two of them that lie side by side.
 __device__ __forceinline__ ulonglong2 load_parts(const std::uint64_t* from) {

@@ -15,6 +15,10 @@ namespace {
 constexpr int kFewestSlots = 6;  // of the ring: with fewer, weights come too late
 constexpr std::int64_t kMostRows = 4;
 
+using Kernel = void (*)(stack::StackArgs, stack::Room);
+constexpr Kernel kernels[] = {stack::decode_stack_kernel<64, false>, stack::decode_stack_kernel<64, true>,
+                              stack::decode_stack_kernel<128, false>, stack::decode_stack_kernel<128, true>};
+
 // What the blocks hand each other in steps of one number of rows.
 struct Words {
   DeviceBuffer memory;
@@ -51,8 +55,7 @@ class HopperStack final : public LayerStack {
       MINISGL_CUDA_CHECK(
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, stack::kSharedBytes));
     };
-    allow(stack::decode_stack_kernel<64>);
-    allow(stack::decode_stack_kernel<128>);
+    for (const Kernel kernel : kernels) allow(kernel);
   }
 
   static bool fits(const StackedLayers& layers) {
@@ -96,7 +99,7 @@ class HopperStack final : public LayerStack {
     args.pages = step.pages;
     args.sequences = step.sequences;
     args.residual = reinterpret_cast<bf16*>(residual.data);
-    const auto kernel = args.head_dim == 64 ? stack::decode_stack_kernel<64> : stack::decode_stack_kernel<128>;
+    const Kernel kernel = kernels[2 * (args.head_dim == 128) + (args.rows == 1)];
     launch_kernel(kernel, dim3(static_cast<unsigned>(blocks_)), stack::kThreads, words.room.total, stream_, args,
                   words.room);
     return LinearInput::deferred(normed, residual, norm);
@@ -132,27 +135,25 @@ class HopperStack final : public LayerStack {
     if (found != words_.end()) return found->second;
     const auto aligned = [](std::int64_t bytes) { return (bytes + 255) / 256 * 256; };
     const std::int64_t parts = std::int64_t{blocks_} + rows * args_.num_kv_heads;
-    const std::int64_t sizes[] = {aligned(4 * rows * query_outputs()),
-                                  aligned(4 * rows * args_.num_heads * args_.head_dim),
-                                  aligned(4 * rows * args_.hidden),
-                                  aligned(4 * rows * args_.intermediate),
-                                  aligned(4 * rows * args_.hidden),
-                                  aligned(8 * parts * stack::kMostQueries * (args_.head_dim + 2)),
-                                  256};
-    std::int64_t total = 0;
-    for (const std::int64_t size : sizes) total += size;
-    Words words{.memory = allocate_on_device(static_cast<std::size_t>(total)), .args = args_, .room = room_of(rows)};
-    MINISGL_CUDA_CHECK(cudaMemsetAsync(words.memory.data(), 0, words.memory.size(), stream_));
+    const int widths[] = {query_outputs(), args_.num_heads * args_.head_dim, args_.hidden, args_.intermediate,
+                          args_.hidden};
+    const std::int64_t part_bytes = aligned(8 * parts * stack::kMostQueries * (args_.head_dim + 2));
+    std::int64_t word_bytes = 0;
+    for (const int width : widths) word_bytes += aligned(4 * std::int64_t{rows} * width);
+    Words words{.memory = allocate_on_device(static_cast<std::size_t>(word_bytes + part_bytes + 256)),
+                .args = args_,
+                .room = room_of(rows)};
     std::byte* at = words.memory.data();
-    const std::int64_t* size = sizes;
-    const auto next = [&]<typename T>(T*& pointer) {
-      pointer = reinterpret_cast<T*>(at);
-      at += *size++;
-    };
+    MINISGL_CUDA_CHECK(cudaMemsetAsync(at, 0xff, static_cast<std::size_t>(word_bytes), stream_));  // stack::kNoPair
+    MINISGL_CUDA_CHECK(cudaMemsetAsync(at + word_bytes, 0, static_cast<std::size_t>(part_bytes + 256), stream_));
     words.args.rows = rows;
-    for (std::uint32_t*& buffer : words.args.words) next(buffer);
-    next(words.args.part_words);
-    next(words.args.epoch);
+    for (int i = 0; i < 5; ++i) {
+      words.args.words[i] = reinterpret_cast<std::uint32_t*>(at);
+      words.args.pairs[i] = rows * widths[i] / 2;
+      at += aligned(4 * std::int64_t{rows} * widths[i]);
+    }
+    words.args.part_words = reinterpret_cast<std::uint64_t*>(at);
+    words.args.epoch = reinterpret_cast<std::uint32_t*>(at + part_bytes);
     return words_.emplace(rows, std::move(words)).first->second;
   }
 

@@ -182,15 +182,20 @@ TEST_P(GpuLayerStack, IsWhatItsOperationsAre) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, GpuLayerStack,
-                         testing::Values(StackCase{"one", 1, 256, 96, {2, 1, 128}, false, false, {1}},
-                                         StackCase{"small_heads", 3, 384, 1056, {12, 4, 64}, true, false, {300, 1, 17}},
-                                         StackCase{
-                                             "many_rows", 2, 1024, 3072, {16, 8, 128}, true, false, {300, 1, 17, 1000}},
-                                         StackCase{"long", 2, 1024, 3072, {16, 8, 128}, true, false, {9000}},
-                                         StackCase{"biased", 2, 896, 4864, {14, 2, 64}, false, true, {100, 2600}},
-                                         StackCase{"wide", 1, 4096, 14336, {32, 8, 128}, false, false, {700}}),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, GpuLayerStack,
+    testing::Values(StackCase{"one", 1, 256, 96, {2, 1, 128}, false, false, {1}},
+                    StackCase{"small_heads", 3, 384, 1056, {12, 4, 64}, true, false, {300, 1, 17}},
+                    StackCase{"two_rows", 2, 1024, 3072, {16, 8, 128}, true, false, {2100, 33}},
+                    StackCase{"three_rows", 3, 1024, 3072, {16, 8, 128}, true, false, {129, 777, 16}},
+                    StackCase{"many_rows", 2, 1024, 3072, {16, 8, 128}, true, false, {300, 1, 17, 1000}},
+                    StackCase{"long", 2, 1024, 3072, {16, 8, 128}, true, false, {9000}},
+                    StackCase{"long_rows", 2, 1024, 3072, {16, 8, 128}, true, false, {4100, 5, 2500, 3333}},
+                    StackCase{"biased", 2, 896, 4864, {14, 2, 64}, false, true, {100, 2600}},
+                    StackCase{"biased_row", 2, 896, 4864, {14, 2, 64}, false, true, {260}},
+                    StackCase{"wide", 1, 4096, 14336, {32, 8, 128}, false, false, {700}},
+                    StackCase{"wide_rows", 1, 4096, 14336, {32, 8, 128}, false, false, {700, 33}}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace minisgl
