@@ -269,6 +269,14 @@ TEST_P(DeviceExperts, NoneOneOrManyRowsOfAnExpert) {
   expect_right(one, x);
 }
 
+TEST_P(DeviceExperts, HundredsOfRowsOfAnExpert) {
+  // 192 and 328 weight rows, which are an even and an odd number of tiles.
+  Layer one = layer({.hidden = 328});
+  expect_right(one, activations(700 * one.hidden, 20));
+  one.router_bias = {0, 0, 0, 0, 0, 100, 0, 0};  // one expert gets all rows, the others some
+  expect_right(one, activations(700 * one.hidden, 21));
+}
+
 TEST_P(DeviceExperts, PartsOfRanksAddUp) {
   const Layer one = layer({.rule = {.num_chosen = 3}, .biased = true});
   constexpr std::int64_t rows = 21;

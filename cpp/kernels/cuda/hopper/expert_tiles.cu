@@ -5,10 +5,6 @@
 // of x. As many blocks as there are processors take tiles in turn: one warp streams weights and x through stages in
 // shared memory and runs ahead into the next tile, while the others finish this one. Which tiles there are is found
 // from the slots that the device has counted, so that a launch doesn't depend on it.
-//
-// Both products may be one launch: the tiles of the second come behind those of the first, and one of their rows of x
-// is read when all of it has been written. Every block is on a processor from the start, and what a tile waits for is
-// begun before it.
 #include <algorithm>
 
 #include "core/cuda/launch.h"
