@@ -10,6 +10,11 @@ namespace minisgl::cpu_ops {
 namespace {
 
 constexpr std::int64_t kRanksPerTask = 16, kRowsPerTask = 32, kPanelsPerTask = 8;
+constexpr std::int64_t kRowTile = 4;  // rows that a kernel takes at once
+
+std::int64_t num_panels(const LowRankOutput& output) {
+  return (output.outputs + kLowRankPanel - 1) / kLowRankPanel;
+}
 
 std::size_t bytes_of(DType dtype) {
   return dtype == DType::f32 ? sizeof(float) : sizeof(std::uint16_t);
@@ -143,26 +148,47 @@ void up(const Piece& piece, float* y, std::int64_t y_stride) {
 
 void add_low_rank(ThreadPool& pool, std::span<const LowRankUse> uses, const float* x, std::int64_t x_stride, float* y,
                   std::int64_t y_stride, AlignedBuffer& scratch) {
-  std::vector<Piece> downs, ups;
-  std::int64_t size = 0;
-  for (const LowRankUse& use : uses) size += std::ssize(use.rows) * use.layer->rank;
+  std::int64_t size = 0, all_rows = 0;
+  for (const LowRankUse& use : uses) {
+    size += std::ssize(use.rows) * use.layer->rank;
+    all_rows += std::ssize(use.rows);
+  }
   scratch.reserve(static_cast<std::size_t>(size) * sizeof(float));
+  // Where there are rows enough for all threads, each task takes both products of some of them: there is one wait, not
+  // two.
+  const std::int64_t threads = pool.num_threads();
+  const std::int64_t fair = (all_rows + 2 * threads - 1) / (2 * threads);
+  const std::int64_t rows_per_task = std::clamp((fair + kRowTile - 1) / kRowTile * kRowTile, kRowTile, kRowsPerTask);
+  std::vector<Piece> wholes, downs, ups;
   float* hidden = scratch.as<float>();
   for (const LowRankUse& use : uses) {
     const std::int64_t num_rows = std::ssize(use.rows), rank = use.layer->rank;
-    for (std::int64_t row = 0; row < num_rows; row += kRowsPerTask) {
-      const std::int64_t rows = std::min(kRowsPerTask, num_rows - row);
+    for (std::int64_t row = 0; row < num_rows; row += rows_per_task) {
+      const std::int64_t rows = std::min(rows_per_task, num_rows - row);
+      wholes.push_back({&use, nullptr, hidden, row, rows, 0, rank});
       for (std::int64_t i = 0; i < rank; i += kRanksPerTask) {
         downs.push_back({&use, nullptr, hidden, row, rows, i, std::min(kRanksPerTask, rank - i)});
       }
       for (const LowRankOutput& output : use.layer->outputs) {
-        const std::int64_t panels = (output.outputs + kLowRankPanel - 1) / kLowRankPanel;
+        const std::int64_t panels = num_panels(output);
         for (std::int64_t i = 0; i < panels; i += kPanelsPerTask) {
           ups.push_back({&use, &output, hidden, row, rows, i, std::min(kPanelsPerTask, panels - i)});
         }
       }
     }
     hidden += num_rows * rank;
+  }
+  if (std::ssize(wholes) >= threads) {
+    pool.parallel_for(std::ssize(wholes), [&](std::int64_t task, int) {
+      Piece piece = wholes[static_cast<std::size_t>(task)];
+      down(piece, x, x_stride);
+      for (const LowRankOutput& output : piece.use->layer->outputs) {
+        piece.output = &output;
+        piece.count = num_panels(output);
+        up(piece, y, y_stride);
+      }
+    });
+    return;
   }
   pool.parallel_for(std::ssize(downs),
                     [&](std::int64_t task, int) { down(downs[static_cast<std::size_t>(task)], x, x_stride); });
