@@ -366,6 +366,15 @@ void bind_follower(py::module_& module) {
           "event_fd", [](const PyFollower& self) { return self.follower().event_fd(); },
           "A descriptor that is readable once the thread has ended. It belongs to the follower.")
       .def(
+          "load_adapter",
+          [](const PyFollower& self, std::int32_t id, const std::string& path) {
+            self.follower().load_adapter(id, path);
+          },
+          py::arg("id"), py::arg("path"), py::call_guard<py::gil_scoped_release>(), "As Engine.load_adapter.")
+      .def(
+          "unload_adapter", [](const PyFollower& self, std::int32_t id) { self.follower().unload_adapter(id); },
+          py::arg("id"), "As Engine.unload_adapter.")
+      .def(
           "failure", [](const PyFollower& self) { return self.follower().failure(); },
           "What the thread died of, or ''.")
       .def(
@@ -400,6 +409,15 @@ void bind_rank_0(py::module_& module) {
           py::arg("request"),
           "Queues a request. A wrong type, an unknown or a missing field raises; what the engine can't serve comes "
           "back as an output with finish reason 'error'.")
+      .def(
+          "load_adapter",
+          [](const PyEngine& self, std::int32_t id, const std::string& path) { self.engine().load_adapter(id, path); },
+          py::arg("id"), py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+          "Loads the LoRA adapter in a folder, while requests are served; those with this `adapter` may come "
+          "afterwards. Every rank loads it. InputError for one that can't be used.")
+      .def(
+          "unload_adapter", [](const PyEngine& self, std::int32_t id) { self.engine().unload_adapter(id); },
+          py::arg("id"), "The adapter is no more. No live request names it.")
       .def(
           "abort", [](const PyEngine& self, std::uint64_t id) { self.engine().abort(id); }, py::arg("request_id"),
           "Ends a request after the step at hand; unknown and finished ids are ignored.")

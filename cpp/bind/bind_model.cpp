@@ -17,6 +17,7 @@
 #include "core/error.h"
 #include "engine/defaults.h"
 #include "engine/device.h"
+#include "models/adapter_config.h"
 #include "models/kv_cache.h"
 #include "models/load_model.h"
 
@@ -57,6 +58,7 @@ struct LoadedModel {
   std::unique_ptr<Device> device;
   std::unique_ptr<Model> model;
   KvCache cache;
+  std::shared_ptr<const Adapter> adapter = {};
 };
 
 class PyModel {
@@ -96,6 +98,11 @@ class PyModel {
       start += size;
     }
     return logits;
+  }
+
+  void use_adapter(const std::string& path, std::int64_t max_rank) {
+    const py::gil_scoped_release release;
+    for (LoadedModel& rank : ranks_) rank.adapter = rank.model->load_adapter(path, max_rank);
   }
 
   py::dict info() const {
@@ -162,8 +169,12 @@ class PyModel {
                           .logit_rows = rows,
                           .page_size = ranks_.front().cache.page_size()};
     const auto forward = [&](LoadedModel& rank) {
-      rank.device->begin_step(batch, {});
-      return rank.model->forward(batch, rank.cache);
+      ops::SequenceRows own = sequence;
+      own.adapter = rank.adapter.get();
+      StepBatch part = batch;
+      part.sequences = {&own, 1};
+      rank.device->begin_step(part, {});
+      return rank.model->forward(part, rank.cache);
     };
     std::vector<std::future<Tensor>> others;
     for (std::size_t i = 1; i < ranks_.size(); ++i) {
@@ -199,6 +210,8 @@ void bind_model(py::module_& module) {
       .def("forward", &PyModel::forward, py::arg("token_ids"), py::kw_only(), py::arg("chunk_sizes") = py::none(),
            "Logits of every position, f32 [len(token_ids), vocab_size], with a fresh cache. chunk_sizes: how the ids "
            "are cut into steps, e.g. [1] * len(token_ids) to decode one by one; by default steps of 512.")
+      .def("use_adapter", &PyModel::use_adapter, py::arg("path"), py::kw_only(), py::arg("max_rank") = kMaxAdapterRank,
+           "forward() has the LoRA adapter in this folder from now on. InputError for one that can't be used.")
       .def_property_readonly("info", &PyModel::info);
 }
 

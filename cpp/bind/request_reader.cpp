@@ -103,6 +103,7 @@ FieldTable<Request> make_readers() {
       {"priority", into_standing<&Standing::priority>},
       {"share", into_standing<&Standing::share>},
       {"user", into_standing<&Standing::user>},
+      {"adapter", into_request<&Request::adapter>},
       {"prefix_salt", into_request<&Request::prefix_salt>},
   };
   [&]<std::size_t... Index>(std::index_sequence<Index...>) {

@@ -9,6 +9,7 @@
 #include "core/host_limits.h"
 #include "engine/executor.h"
 #include "engine/speculation.h"
+#include "models/adapter_config.h"
 #include "models/kv_cache.h"
 
 namespace minisgl {
@@ -92,6 +93,8 @@ void check_options(const EngineOptions& options, const ModelSpec& spec) {
   require_range("--max-penalized", options.max_penalized, 0, 65536);
   require_range("--max-batch-tokens", options.max_batch_tokens, 0, 65536);
   require_range("--max-waiting", options.max_waiting, 0, many);
+  require_range("--max-loras", options.max_loras, 1, 1024);
+  require_range("--max-lora-rank", options.max_lora_rank, 1, kMaxAdapterRank);
   if (!(options.target_itl_ms >= 0 && options.target_itl_ms <= 60'000)) {
     throw InputError(concat("--target-itl-ms must be between 0 and 60000, got ", options.target_itl_ms));
   }
@@ -134,6 +137,8 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.max_penalized = choose_max_penalized(options.max_penalized, config.max_running, model.spec().vocab_size);
   config.max_waiting = options.max_waiting;
   config.target_itl_ms = options.target_itl_ms;
+  config.max_adapters = options.enable_lora ? options.max_loras : 0;
+  config.max_adapter_rank = options.max_lora_rank;
   config.cuda_graphs = !options.disable_cuda_graph;
   config.overlap = !options.disable_overlap;
   config.prefix_cache = !options.disable_prefix_cache;

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "core/quiet_thread.h"
+#include "engine/adapters.h"
 #include "engine/engine_loop.h"
 #include "engine/validation.h"
 
@@ -36,6 +37,7 @@ struct Engine::Impl {
   // The loop's executor works with both: members are destroyed from the last to the first.
   const std::unique_ptr<Device> device;
   const std::unique_ptr<Model> model;
+  Adapters adapters;
   EngineDoors doors;
   EngineLoop loop;
   const EngineMemory memory;
@@ -50,7 +52,7 @@ Engine::Impl::Impl(std::unique_ptr<Model> model_, std::unique_ptr<Device> device
       device(std::move(device_)),
       model(std::move(model_)),
       doors(config, model->spec().vocab_size, device->pool().progress()),
-      loop(*model, *device, config, doors, std::move(plan_senders), std::move(make_lookahead)),
+      loop(*model, *device, config, doors, adapters, std::move(plan_senders), std::move(make_lookahead)),
       memory(loop.prepare(progress)) {}
 
 Engine::Engine(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
@@ -92,8 +94,22 @@ void Engine::refuse_grammars(std::string reason) {
   impl_->doors.grammars.refuse(std::move(reason));
 }
 
+void Engine::load_adapter(std::int32_t id, const std::string& path) {
+  if (impl_->adapters.contains(id)) return;
+  impl_->adapters.add(id, load_adapter_of(*impl_->model, path, config()));
+}
+
+void Engine::unload_adapter(std::int32_t id) {
+  impl_->adapters.remove(id);
+}
+
 void Engine::submit(Request request) {
   const std::uint64_t id = request.id;
+  if (request.adapter != 0 && !impl_->adapters.contains(request.adapter)) {
+    impl_->doors.completions.publish(
+        {error_output(id, ErrorCode::invalid_request, concat("there is no adapter ", request.adapter))});
+    return;
+  }
   if (std::optional<RequestFault> fault = find_fault(request, spec(), config())) {
     impl_->doors.completions.publish({error_output(id, fault->code, std::move(fault->message))});
     return;

@@ -35,6 +35,12 @@ class Engine {
   void open_grammars(std::string library, GrammarVocabulary vocabulary);
   void refuse_grammars(std::string reason);
 
+  // Loads the adapter in the folder `path`, or keeps the one that has this number, which is above 0; requests may name
+  // it then. From any thread, while others are served. Throws InputError. With several ranks each loads it.
+  void load_adapter(std::int32_t id, const std::string& path);
+  // No live request names it.
+  void unload_adapter(std::int32_t id);
+
   // Thread-safe, never blocks on a step. A request that can't be served (too long, bad ids, duplicate id, queue full)
   // comes back as an output with FinishReason::error; a duplicate's does not touch the live request of that id.
   void submit(Request request);

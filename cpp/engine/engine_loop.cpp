@@ -21,6 +21,7 @@ SchedulerOptions scheduler_options(const EngineConfig& config) {
           .max_counting = config.max_penalized,
           .max_batch_tokens = config.max_batch_tokens,
           .max_drafts = config.max_drafts,
+          .max_adapters = config.max_adapters,
           .prefix_cache = config.prefix_cache,
           .target_step_seconds = config.target_itl_ms / 1000,
           .host_pages = config.num_host_pages};
@@ -33,13 +34,14 @@ EngineDoors::EngineDoors(const EngineConfig& config, std::int64_t vocab_size, Pr
       grammars(vocab_size, std::chrono::milliseconds(config.mask_limit_ms), [this] { inbox.wake(); }) {}
 
 EngineLoop::EngineLoop(Model& model, Device& device, const EngineConfig& config, EngineDoors& doors,
-                       PlanSenders plan_senders, MakeLookahead make_lookahead)
+                       const Adapters& adapters, PlanSenders plan_senders, MakeLookahead make_lookahead)
     : config_(config),
       model_(model),
       device_(device),
       doors_(doors),
       scheduler_(scheduler_options(config)),
-      executor_(model, device, KvCache(device, model.spec(), config.kv_dtype, config.num_pages, config.page_size)),
+      executor_(model, device, KvCache(device, model.spec(), config.kv_dtype, config.num_pages, config.page_size),
+                adapters),
       publisher_(std::move(plan_senders)),
       sequences_(scheduler_, publisher_, executor_),
       guidance_(doors.grammars, sequences_, scheduler_, model.spec().vocab_size, config.overlap && device.runs_ahead()),

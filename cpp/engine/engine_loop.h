@@ -7,6 +7,7 @@
 
 #include "cache/block_events.h"
 #include "comm/plan_channel.h"
+#include "engine/adapters.h"
 #include "engine/completion_queue.h"
 #include "engine/drafting.h"
 #include "engine/engine_status.h"
@@ -37,8 +38,8 @@ struct EngineDoors {
 class EngineLoop {
  public:
   // All but the last two outlive it; `make_lookahead` may be empty.
-  EngineLoop(Model& model, Device& device, const EngineConfig& config, EngineDoors& doors, PlanSenders plan_senders,
-             MakeLookahead make_lookahead);
+  EngineLoop(Model& model, Device& device, const EngineConfig& config, EngineDoors& doors, const Adapters& adapters,
+             PlanSenders plan_senders, MakeLookahead make_lookahead);
   ~EngineLoop();  // when the device is done
   EngineLoop(const EngineLoop&) = delete;
 

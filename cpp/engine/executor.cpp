@@ -65,8 +65,8 @@ StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec) {
           .vocab_size = spec.vocab_size};
 }
 
-Executor::Executor(Model& model, Device& device, KvCache cache)
-    : model_(model), device_(device), cache_(std::move(cache)) {}
+Executor::Executor(Model& model, Device& device, KvCache cache, const Adapters& adapters)
+    : model_(model), device_(device), cache_(std::move(cache)), adapters_(adapters) {}
 
 Executor::Prepared Executor::prepare(const StepLimits& limits, bool record_decodes, const RecordProgress& progress) {
   model_.set_context(limits.positions);
@@ -241,11 +241,12 @@ void Executor::build_batch(const StepPlan& plan) {
     const auto new_pages = plan.new_pages.begin() + step.first_new_page;
     table.insert(table.end(), new_pages, new_pages + step.num_new_pages);
     for (std::int32_t i = 0; i < step.num_rows; ++i) positions_.push_back(step.start_position + i);
+    if (step.adapter != 0 && sequence.adapter == nullptr) sequence.adapter = adapters_.at(step.adapter);
     rows_.push_back({.first_row = step.first_row,
                      .num_rows = step.num_rows,
                      .start_position = step.start_position,
                      .page_table = table.data(),
-                     .adapter = step.adapter});
+                     .adapter = sequence.adapter.get()});
     live_.push_back(&sequence);
     if (!sequence.has_started) start(sequence);
     if (sequence.needs_latest_token) note_generated(sequence, step, plan);

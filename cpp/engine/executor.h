@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/adapters.h"
 #include "engine/options.h"
 #include "engine/request.h"
 #include "kernels/device.h"
@@ -31,8 +32,8 @@ StepLimits step_limits(const EngineConfig& config, const ModelSpec& spec);
 
 class Executor {
  public:
-  // `model` and `device` outlive the executor.
-  Executor(Model& model, Device& device, KvCache cache);
+  // `model`, `device` and `adapters` outlive the executor.
+  Executor(Model& model, Device& device, KvCache cache, const Adapters& adapters);
 
   // On a device that records steps, reserves what the largest need, rehearses prompts of several lengths, so that
   // nobody waits for what is loaded or measured at a first use, and with `record_decodes` records decode steps for a
@@ -84,6 +85,7 @@ class Executor {
  private:
   struct LiveSequence {
     SequenceSampling sampling;
+    std::shared_ptr<const Adapter> adapter = {};  // from the first step on, where plans name one
     std::vector<PageId> page_table = {};
     bool needs_latest_token = false;
     bool has_started = false;                  // a step computes rows of it: `seen` and `mask` are made
@@ -107,6 +109,7 @@ class Executor {
   Model& model_;
   Device& device_;
   KvCache cache_;
+  const Adapters& adapters_;
   std::unique_ptr<HostPages> host_;  // null: there is no host tier
   std::unordered_map<SequenceId, LiveSequence> sequences_;
 

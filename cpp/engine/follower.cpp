@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <system_error>
@@ -15,6 +16,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/quiet_thread.h"
+#include "engine/adapters.h"
 #include "engine/executor.h"
 #include "engine/plan_codec.h"
 
@@ -28,7 +30,8 @@ struct Follower::Impl final : PlanHandler {
         device(std::move(device_)),
         model(std::move(model_)),
         plans(std::move(plans_)),
-        executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size)),
+        executor(*model, *device, KvCache(*device, model->spec(), config.kv_dtype, config.num_pages, config.page_size),
+                 adapters),
         decoder({.num_pages = config.num_pages,
                  .num_host_pages = config.num_host_pages,
                  .page_size = config.page_size,
@@ -37,6 +40,7 @@ struct Follower::Impl final : PlanHandler {
                  .max_logits = limits.logits,
                  .max_hidden = limits.hidden,
                  .vocab_size = model->spec().vocab_size,
+                 .num_adapters = std::numeric_limits<std::int32_t>::max(),
                  .runs_ahead = executor.depth() > 0}),
         ended(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
     if (!ended) throw std::system_error(errno, std::generic_category(), "eventfd");
@@ -117,6 +121,7 @@ struct Follower::Impl final : PlanHandler {
   const std::unique_ptr<Device> device;
   const std::unique_ptr<Model> model;
   const std::unique_ptr<PlanReceiver> plans;
+  Adapters adapters;
 
   // The follower's thread alone uses these.
   Executor executor;
@@ -138,6 +143,15 @@ Follower::Follower(std::unique_ptr<Model> model, std::unique_ptr<Device> device,
 
 Follower::~Follower() {
   stop();
+}
+
+void Follower::load_adapter(std::int32_t id, const std::string& path) {
+  if (impl_->adapters.contains(id)) return;
+  impl_->adapters.add(id, load_adapter_of(*impl_->model, path, config()));
+}
+
+void Follower::unload_adapter(std::int32_t id) {
+  impl_->adapters.remove(id);
 }
 
 void Follower::start() {

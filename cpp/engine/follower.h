@@ -2,6 +2,7 @@
 // over.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -18,6 +19,10 @@ class Follower {
   Follower(std::unique_ptr<Model> model, std::unique_ptr<Device> device, const EngineConfig& config,
            std::unique_ptr<PlanReceiver> plans);
   ~Follower();  // stops
+
+  // As Engine's.
+  void load_adapter(std::int32_t id, const std::string& path);
+  void unload_adapter(std::int32_t id);
 
   // Starts the thread; once.
   void start();

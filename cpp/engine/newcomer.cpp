@@ -38,7 +38,7 @@ Newcomer make_newcomer(SequenceId id, Request& request, std::vector<std::int32_t
                        .needs_token = needs_token,
                        .has_counts = has_counts,
                        .num_hidden = num_hidden,
-                       .space = {.salt = request.prefix_salt},
+                       .space = {.adapter = request.adapter, .salt = request.prefix_salt},
                        .standing = request.standing,
                        .arrived = arrived};
   return {std::move(sampling), std::move(sequence)};

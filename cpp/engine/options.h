@@ -42,6 +42,9 @@ struct EngineOptions {
   std::int64_t max_waiting = 4096;
   double target_itl_ms = 0;           // see EngineConfig
   std::string speculate = "none";     // or "ngram"; see EngineConfig
+  bool enable_lora = false;           // sequences may have adapters
+  std::int64_t max_loras = 8;         // EngineConfig::max_adapters, where they may
+  std::int64_t max_lora_rank = 64;    // see EngineConfig
   bool disable_cuda_graph = false;    // see EngineConfig
   bool disable_overlap = false;       // see EngineConfig
   bool disable_prefix_cache = false;  // see EngineConfig
@@ -67,6 +70,8 @@ struct EngineConfig {
   std::int64_t max_batch_tokens = 512;     // rows in one step: decode tokens first, prefill chunks in the rest
   std::int64_t max_drafts = 0;             // rows in one step that try drafts
   std::int64_t max_waiting = 4096;         // live requests beyond max_running; one more is refused
+  std::int64_t max_adapters = 0;           // different ones in one step; 0: sequences have none
+  std::int64_t max_adapter_rank = 0;       // the highest that is loaded
   double target_itl_ms = 0;                // of a step in which sequences decode; 0: as long as it takes
   int mask_limit_ms = 1000;                // for the mask of a token; a grammar that takes longer ends its request
   bool cuda_graphs = true;                 // where the device has them: decode steps are recorded at start

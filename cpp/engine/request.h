@@ -48,6 +48,7 @@ struct Request {
   std::int32_t prompt_logprobs = -1;              // the same for each prompt token
   bool speculate = true;                          // may have drafts where the engine makes them
   Pooling pooling = {};                           // of a request that generates nothing: its embedding is output
+  std::int32_t adapter = 0;                       // Engine::load_adapter's number; 0: none
   std::array<std::uint64_t, 2> prefix_salt = {};  // only requests with the same one share what was computed
   Standing standing = {};                         // whose turn it is
 

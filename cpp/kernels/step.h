@@ -8,6 +8,9 @@
 #include "core/dtype.h"
 
 namespace minisgl {
+
+class Adapter;  // kernels/adapter.h
+
 namespace ops {
 
 // One layer of the paged cache. keys and values: [num_pages, num_kv_heads, page_size, head_dim] of dtype.
@@ -31,9 +34,9 @@ struct KvLayer {
 struct SequenceRows {
   std::int32_t first_row;
   std::int32_t num_rows;
-  std::int32_t start_position;     // position of the first row; rows follow one another
-  const std::int32_t* page_table;  // page of position p is page_table[p / page_size]
-  std::int32_t adapter = 0;        // 0: none
+  std::int32_t start_position;       // position of the first row; rows follow one another
+  const std::int32_t* page_table;    // page of position p is page_table[p / page_size]
+  const Adapter* adapter = nullptr;  // of the device's making, there until the step was launched; null: none
 };
 
 }  // namespace ops

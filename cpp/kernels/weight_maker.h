@@ -14,11 +14,10 @@
 #include "core/memory_file.h"
 #include "gemm/scaled_bytes.h"
 #include "gemm/weights.h"
+#include "kernels/adapter.h"
 #include "kernels/layer_stack.h"
 
 namespace minisgl {
-
-enum class ExpertMatrix : std::uint8_t { gate, up, down };
 
 // Collects the experts of a layer.
 class ExpertsMaker {
@@ -84,6 +83,13 @@ class WeightMaker {
   // On devices with Ops::computes_experts().
   virtual std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape&) {
     throw CheckError("the device computes no experts");
+  }
+  // Whether sequences may have adapters.
+  virtual bool takes_adapters() const { return false; }
+  // An adapter of linears and experts that this device made, with values in `dtype`, f32 or bf16. Any thread may call,
+  // while others compute.
+  virtual std::shared_ptr<const Adapter> make_adapter(std::vector<AdapterPair> /*pairs*/, DType /*dtype*/) {
+    throw CheckError("the device takes no adapters");
   }
   // These layers as one operation; null where the device has none for them. Its own linears.
   virtual std::unique_ptr<LayerStack> make_layer_stack(const StackedLayers&) { return nullptr; }

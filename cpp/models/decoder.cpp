@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "models/adapter_loader.h"
 #include "models/model_shard.h"
 #include "models/rope_table.h"
 #include "models/workspace.h"
@@ -37,6 +38,10 @@ void check_batch(const StepBatch& batch, const ModelSpec& spec, bool runs_ahead)
   }
 }
 
+bool has_adapters(const StepBatch& batch) {
+  return std::ranges::any_of(batch.sequences, [](const auto& sequence) { return sequence.adapter != nullptr; });
+}
+
 class Decoder final : public Model {
  public:
   Decoder(ModelSpec spec, DecoderWeights weights, Device& device, ExpertCut expert_cut)
@@ -58,6 +63,11 @@ class Decoder final : public Model {
   std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
   DType weight_dtype() const override { return weights_.dtype; }
   std::uint64_t fingerprint() const override { return weights_.fingerprint; }
+
+  std::shared_ptr<const Adapter> load_adapter(const std::string& path, std::int64_t max_rank) const override {
+    return minisgl::load_adapter(path, max_rank, spec_, weights_.adapter_targets, weights_.dtype, shard_.expert_cut,
+                                 device_);
+  }
 
   std::int64_t stacked_rows() const override { return stack_ != nullptr ? stack_->most_rows() : 0; }
 
@@ -86,7 +96,8 @@ class Decoder final : public Model {
 
     Tensor residual = workspace_.residual.rows(num_rows);
     embed(residual);
-    if (num_hidden == 0 && num_logits == num_rows && stack_of(cache) != nullptr && stack_->takes(num_rows)) {
+    if (num_hidden == 0 && num_logits == num_rows && !has_adapters(batch) && stack_of(cache) != nullptr &&
+        stack_->takes(num_rows)) {
       return logits(
           stack_->run(residual, rope_.data(), norm_by(weights_.final_norm), workspace_.normed.rows(num_rows)));
     }

@@ -117,6 +117,7 @@ DecoderWeights load_decoder_weights(const ModelSpec& spec, WeightLoader& loader)
       spec.tied_embeddings ? weights.embedding : loader.vocabulary("lm_head.weight", spec.vocab_size, spec.hidden_size);
   weights.final_norm = loader.norm("model.norm.weight", spec.hidden_size, spec.norm_offset);
   for (std::int64_t i = 0; i < spec.num_layers; ++i) weights.layers.push_back(load_layer(spec, i, loader));
+  weights.adapter_targets = loader.take_adapter_targets();
   const auto& bytes = loader.bytes_by_dtype();
   weights.num_chosen = spec.experts.num_chosen;
   weights.dtype = static_cast<DType>(std::distance(bytes.begin(), std::ranges::max_element(bytes)));

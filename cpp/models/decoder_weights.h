@@ -36,6 +36,7 @@ struct DecoderWeights {
   std::shared_ptr<const Matrix> head;       // the same; the embedding itself when tied
   DeviceBuffer final_norm;                  // [hidden_size]
   std::vector<DecoderLayerWeights> layers;
+  std::vector<AdapterTarget> adapter_targets;
   std::int64_t num_chosen = 0;    // experts that a token takes
   DType dtype = DType::f32;       // format of most of the matrices' bytes
   std::uint64_t fingerprint = 0;  // see Model::fingerprint

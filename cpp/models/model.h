@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <string>
 
+#include "core/error.h"
 #include "kernels/device.h"
 #include "models/kv_cache.h"
 #include "models/model_spec.h"
@@ -35,6 +38,11 @@ class Model {
   virtual DType weight_dtype() const = 0;         // format of most of the weights
   // The number that several ranks compare to know that they have the same model (models/fingerprint.h); 0 for one rank.
   virtual std::uint64_t fingerprint() const { return 0; }
+  // The adapter of a folder in PEFT's form, of a rank up to `max_rank`. Any thread may call, while steps are computed.
+  // Throws InputError for one that can't be used with this model.
+  virtual std::shared_ptr<const Adapter> load_adapter(const std::string& path, std::int64_t /*max_rank*/) const {
+    throw InputError("'" + path + "': the model takes no adapters");
+  }
 };
 
 }  // namespace minisgl

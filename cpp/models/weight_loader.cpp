@@ -265,7 +265,16 @@ Projection WeightLoader::projection(const ProjectionRequest& request) {
 std::unique_ptr<const Linear> WeightLoader::linear(const std::vector<ProjectionRequest>& requests) {
   std::vector<Projection> outputs;
   for (const ProjectionRequest& request : requests) outputs.push_back(projection(request));
-  return pass_ == Pass::check ? nullptr : device_.make_linear(std::move(outputs));
+  if (pass_ == Pass::check) return nullptr;
+  auto linear = device_.make_linear(std::move(outputs));
+  if (requests.front().role != Role::router) {
+    AdapterTarget target{.linear = linear.get(), .projections = requests};
+    if (source_.interleaved_rope()) {  // this file's order alone
+      for (ProjectionRequest& request : target.projections) request.interleaved = 0;
+    }
+    adapter_targets_.push_back(std::move(target));
+  }
+  return linear;
 }
 
 std::unique_ptr<const Experts> WeightLoader::experts(const std::string& prefix, const ModelSpec& spec) {
@@ -277,7 +286,7 @@ std::unique_ptr<const Experts> WeightLoader::experts(const std::string& prefix, 
     on_bytes_(row_bytes(DType::bf16, elements));
     const auto maker = device_.make_experts(shape);
     maker->put_random();
-    return maker->finish();
+    return note_experts(prefix, spec, maker->finish());
   }
   const ExpertFiles files(source_, prefix, spec);
   read_.insert(files.names().begin(), files.names().end());
@@ -287,7 +296,13 @@ std::unique_ptr<const Experts> WeightLoader::experts(const std::string& prefix, 
       put_expert(files, shape.first_expert + i, which, shape, i, maker.get());
     }
   }
-  return maker ? maker->finish() : nullptr;
+  return maker ? note_experts(prefix, spec, maker->finish()) : nullptr;
+}
+
+std::unique_ptr<const Experts> WeightLoader::note_experts(const std::string& prefix, const ModelSpec& spec,
+                                                          std::unique_ptr<const Experts> experts) {
+  adapter_targets_.push_back({.experts = experts.get(), .prefix = prefix + spec.experts.names.experts + "."});
+  return experts;
 }
 
 // One matrix of an expert, or its part. Without a maker its bytes are counted.

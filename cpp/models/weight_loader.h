@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "io/weight_source.h"
@@ -38,6 +39,14 @@ struct ProjectionRequest {
   FusedMatrix fused = {};
 };
 
+// A layer that adapters may change, and what of the files its projections are.
+struct AdapterTarget {
+  const Linear* linear = nullptr;  // or
+  const Experts* experts = nullptr;
+  std::vector<ProjectionRequest> projections = {};  // of the linear, in order. Their interleaving is an adapter's
+  std::string prefix = {};                          // of the experts' names: "model.layers.0.mlp.experts."
+};
+
 // Passes over the same requests: a check, which reads headers only and finds a missing or misshapen tensor before
 // anything is loaded, then the load. In the check, what comes back is null or empty.
 //
@@ -61,6 +70,9 @@ class WeightLoader {
   std::unique_ptr<const Linear> linear(const std::vector<ProjectionRequest>& requests);
   // The experts of the layer whose tensors' names begin with `prefix`, of which the rank has its part.
   std::unique_ptr<const Experts> experts(const std::string& prefix, const ModelSpec& spec);
+
+  // Layers that were loaded so far, but for routers.
+  std::vector<AdapterTarget> take_adapter_targets() { return std::move(adapter_targets_); }
 
   bool contains(const std::string& name) const { return source_.contains(name); }
   // Tensors of the source that nobody has asked for so far, sorted.
@@ -91,6 +103,8 @@ class WeightLoader {
   TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape);
   void put_expert(const ExpertFiles& files, std::int64_t expert, ExpertMatrix which, const ExpertsShape& shape,
                   std::int64_t place, ExpertsMaker* maker);
+  std::unique_ptr<const Experts> note_experts(const std::string& prefix, const ModelSpec& spec,
+                                              std::unique_ptr<const Experts> experts);
   TensorData whole_matrix(const std::string& name, const ProjectionRequest& request);
 
   const WeightSource& source_;
@@ -101,6 +115,7 @@ class WeightLoader {
   std::function<void(std::int64_t)> on_bytes_;  // called with the bytes of each tensor that is done
   std::vector<std::int64_t> bytes_by_dtype_;    // [number of DTypes]
   std::int64_t expert_bytes_ = 0;
+  std::vector<AdapterTarget> adapter_targets_;
   std::unordered_set<std::string> read_;  // names of the tensors asked for
 };
 

@@ -171,6 +171,7 @@ void Scheduler::preempt(Iterator victim) {
   victim->num_planned_pages = 0;
   charge_generated(*victim);
   victim->is_running = false;
+  note_end(*victim);
   victim->toll = victim->len();
   queue_.give_way(victim->turn);
   preempted_.push_back(victim->id);

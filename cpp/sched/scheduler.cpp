@@ -51,6 +51,7 @@ void Scheduler::remove(SequenceId id) {
   if (sequence->is_held) --num_held_;
   std::list<Sequence>& list = sequence->is_running ? running_ : waiting_;
   index_.erase(entry);
+  if (sequence->is_running) note_end(*sequence);
   charge_generated(*sequence);
   queue_.leave(sequence->turn);
   if (sequence->num_in_flight > 0) {

@@ -30,6 +30,7 @@ struct SchedulerOptions {
   std::int64_t max_prompt_logits = 64;
   std::int64_t max_prompt_hidden = 512;  // prompt rows of a step whose hidden states are wanted
   std::int64_t max_drafts = 0;           // rows of a step that try drafts
+  std::int64_t max_adapters = 0;         // different ones of running sequences; 0: any number
   bool prefix_cache = true;  // what was computed is kept as long as there is room, and found again by its tokens
   // How long a step may take in which sequences decode: prefills beside them are cut to what fits. 0: as long as it
   // takes.
@@ -51,6 +52,9 @@ struct PrefixCounts {
 // let go on; both keep their places in the order.
 //
 // Those whose tokens devices count wait at their places until a device has room for it, and hold up nobody else.
+//
+// No more adapters than max_adapters are those of running sequences. A newcomer with another one waits until one of
+// them has none left that runs, and those behind it with it, so that it has its turn.
 //
 // Pages: a sequence is admitted when pages for all its present tokens are free, and takes them at once, so a
 // prefill never stops halfway because pages are missing. Decoding takes page by page. When there are too few, sequences
@@ -226,6 +230,8 @@ class Scheduler {
   bool relieve();
   bool displaces(const Sequence& next, const Sequence& other) const;
   std::int64_t num_spare_pages() const;
+  bool has_adapter_for(const Sequence& sequence) const;
+  void note_end(const Sequence& sequence);  // it runs no more
   bool has_pages_for(const Sequence& sequence) const;
   Iterator find_displaced(Sequence& next);
   Iterator find_preempted();
@@ -249,8 +255,9 @@ class Scheduler {
   std::list<Sequence> leaving_;                     // removed, but a step in flight computes them
   std::unordered_map<SequenceId, Iterator> index_;  // running and waiting
   FairQueue queue_;
-  std::int64_t num_appended_ = 0;  // tokens for which there may be no pages yet
-  std::int64_t num_held_ = 0;      // live sequences that are held
+  std::unordered_map<std::int32_t, std::int64_t> running_adapters_;  // of each, how many sequences run
+  std::int64_t num_appended_ = 0;                                    // tokens for which there may be no pages yet
+  std::int64_t num_held_ = 0;                                        // live sequences that are held
   std::uint64_t num_preemptions_ = 0;
   std::vector<SequenceId> preempted_;  // by the latest plan
   std::vector<SequenceId> withdrawn_;  // withdraw_held()'s

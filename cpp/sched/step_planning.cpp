@@ -147,7 +147,7 @@ void Scheduler::plan_prefills(bool may_admit) {
 // Lets a waiting sequence run, unless it has to wait for room, or for what another computes.
 bool Scheduler::admit(Iterator next) {
   Sequence& sequence = *next;
-  if (sequence.is_held) return false;
+  if (sequence.is_held || !has_adapter_for(sequence)) return false;
   const std::int64_t spare = num_spare_pages();
   if (tree_.num_available() < 1 + spare) return false;
   const std::int64_t most = most_shared(sequence);
@@ -172,8 +172,21 @@ bool Scheduler::admit(Iterator next) {
   if (options_.prefix_cache && sequence.num_named == 0) count_prefix(sequence);
   queue_.begin(sequence.turn);
   sequence.is_running = true;
+  if (sequence.space.adapter != 0) ++running_adapters_[sequence.space.adapter];
   running_.splice(place_in_order(sequence), waiting_, next);
   return true;
+}
+
+// Whether it may run with its adapter beside those of others.
+bool Scheduler::has_adapter_for(const Sequence& sequence) const {
+  const std::int32_t adapter = sequence.space.adapter;
+  return options_.max_adapters == 0 || adapter == 0 || running_adapters_.contains(adapter) ||
+         std::ssize(running_adapters_) < options_.max_adapters;
+}
+
+void Scheduler::note_end(const Sequence& sequence) {
+  const auto entry = running_adapters_.find(sequence.space.adapter);
+  if (entry != running_adapters_.end() && --entry->second == 0) running_adapters_.erase(entry);
 }
 
 // Rows that the sequence may have of what is left in this step.

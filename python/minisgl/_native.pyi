@@ -144,6 +144,9 @@ class EngineOptions(TypedDict, total=False):
     max_waiting: int
     target_itl_ms: float
     speculate: str
+    enable_lora: bool
+    max_loras: int
+    max_lora_rank: int
     device: str
     memory_fraction: float
     num_pages: int
@@ -200,6 +203,8 @@ class Follower:
         """Ends the thread. Idempotent."""
     def event_fd(self) -> int:
         """A descriptor that is readable once the thread has ended. It belongs to the follower."""
+    def load_adapter(self, id: int, path: str) -> None: ...
+    def unload_adapter(self, id: int) -> None: ...
     def failure(self) -> str:
         """What the thread died of, or ""."""
     def blamed_rank(self) -> int:
@@ -256,6 +261,8 @@ class Engine:
         """
 
     def abort(self, request_id: int) -> None: ...
+    def load_adapter(self, id: int, path: str) -> None: ...
+    def unload_adapter(self, id: int) -> None: ...
     def event_fd(self) -> int: ...
     def take_outputs(self) -> list[_Output]: ...
     def take_block_events(
@@ -292,6 +299,9 @@ class Model:
 
     @property
     def info(self) -> dict[str, Any]: ...
+    def use_adapter(self, path: str, *, max_rank: int = 256) -> None:
+        """forward() has this LoRA adapter from now on."""
+
     def forward(
         self, token_ids: list[int], *, chunk_sizes: list[int] | None = None
     ) -> NDArray[numpy.float32]:

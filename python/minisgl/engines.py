@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from minisgl.config import MAX_WAITING, ServerArgs
+from minisgl.engine.adapters import AdapterBook
 from minisgl.engine.admission import Admission
 from minisgl.engine.client import EngineClient, OnBlocks
 from minisgl.engine.host_ranks import HostRanks
@@ -67,6 +68,7 @@ def make_engines(
         return None if kv_events is None else functools.partial(kv_events.publish, number)
 
     options = engine_options(args, files.path)
+    adapters = AdapterBook(args.adapters, enabled=args.enable_lora)
     # Each host was started with the model, and may call it something else.
     model = dataclasses.replace(
         served_model(files.path, NamedModel(args.model, args.revision), files.commit), named=None
@@ -75,19 +77,19 @@ def make_engines(
         logger.info(
             "replicas: %d (--replicas) in the cluster (--cluster %s)", args.replicas, args.cluster
         )
-        return _make_replicas(args, model, options, RaySite(hosts), restart, on_blocks)
+        return _make_replicas(args, model, options, RaySite(hosts), restart, on_blocks, adapters)
     if args.replicas > 1 or args.admin_api_key is not None or args.max_replicas:
         site: Site = _local_site(args, command)
         if hosts is not None:
             site = JoinedSite(site, hosts, args.tp, args.num_threads)
-        return _make_replicas(args, model, options, site, restart, on_blocks)
+        return _make_replicas(args, model, options, site, restart, on_blocks, adapters)
     launcher: MakeLauncher = functools.partial(LocalRanks, command)
     if hosts is not None:
         launcher = functools.partial(HostRanks, hosts, command)
     # The client refuses what is too much; the engine only has to take more.
     most = min(2 * (args.max_running + args.max_waiting), MAX_WAITING)
     options = dataclasses.replace(options, max_waiting=most)
-    return _make_client(args, options, launcher, restart, ALONE, on_blocks(0))
+    return _make_client(args, options, launcher, restart, ALONE, on_blocks(0), adapters)
 
 
 def _make_client(
@@ -97,6 +99,7 @@ def _make_client(
     restart: RestartPolicy | None,
     peers: Peers,
     on_blocks: OnBlocks | None,
+    adapters: AdapterBook,
 ) -> EngineClient:
     return EngineClient(
         options,
@@ -110,6 +113,7 @@ def _make_client(
         on_phase=PhaseLog("" if peers is ALONE else f"{peers.name}: ").report,
         on_blocks=on_blocks,
         peers=peers,
+        adapters=adapters,
     )
 
 
@@ -133,6 +137,7 @@ def _make_replicas(
     site: Site,
     restart: RestartPolicy | None,
     on_blocks: Callable[[int], OnBlocks | None],
+    adapters: AdapterBook,
 ) -> Replicas:
     """`first`: the model that they begin with."""
     # One that is left alone has the requests of all.
@@ -140,7 +145,9 @@ def _make_replicas(
 
     def make_engine(number: int, lot: Lot, peers: Peers, model: ServedModel) -> EngineClient:
         fit = dataclasses.replace(lot.fit(options), model_path=model.path)
-        return _make_client(args, fit, lot.launcher(model), restart, peers, on_blocks(number))
+        return _make_client(
+            args, fit, lot.launcher(model), restart, peers, on_blocks(number), adapters
+        )
 
     return Replicas(
         make_engine,
@@ -149,6 +156,7 @@ def _make_replicas(
         Admission(args.max_waiting, args.max_waiting_tokens),
         Router(cast("Routing", args.routing)),
         first,
+        adapters,
     )
 
 

@@ -149,9 +149,11 @@ class _Flag:
         if self.is_switch:
             group.add_argument(name, dest=self.field.name, action="store_true", help=help)
             return
+        alias = self.field.metadata["alias"]
+        names = [name, f"--{alias}"] if alias else [name]
         if self.is_list:
             group.add_argument(
-                name,
+                *names,
                 dest=self.field.name,
                 action="append",
                 nargs=1 if self.is_secret else "+",
@@ -162,8 +164,6 @@ class _Flag:
         if isinstance(default, DistributedInfo):
             default = default.size
         shown = "" if default in (None, "") else f" (default {default})"
-        alias = self.field.metadata["alias"]
-        names = [name, f"--{alias}"] if alias else [name]
         group.add_argument(
             *names, dest=self.field.name, type=self.parse, metavar=self.metavar, help=help + shown
         )

@@ -176,10 +176,14 @@ class SamplingParams(
     speculate: bool = True  # may have drafts where the engine makes them (--speculate)
     # The prompt's embedding comes in place of tokens, which max_tokens must allow none of.
     pooling: PoolingParams | None = None
+    # The number of the LoRA adapter, as the engine has loaded it; 0: none. Where requests name
+    # adapters, whoever serves them sets it.
+    adapter: int = 0
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 0, MAX_TOKEN_ID)
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKEN_ID)
+        _check_int("adapter", self.adapter, 0, MAX_TOKEN_ID)
         if self.min_tokens > self.max_tokens:
             raise ParameterError(
                 "min_tokens",

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 def engine_options(args: ServerArgs, model_path: str) -> EngineOptions:
     """The engine's part of the settings."""
     settings = {one.name: getattr(args, one.name) for one in dataclasses.fields(EngineSettings)}
+    settings["enable_lora"] |= bool(args.lora)
     return EngineOptions(
         model_path=model_path, cache_dir=str(default_cache_dir() or ""), **settings
     )

@@ -15,6 +15,7 @@
 #include "gemm/kept_matrices.h"
 #include "kernels/cpu/experts.h"
 #include "kernels/cpu/logprob.h"
+#include "kernels/cpu/low_rank.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/random_weights.h"
 #include "kernels/cpu/sampling.h"
@@ -121,6 +122,10 @@ class CpuDevice final : public Device {
   std::unique_ptr<ExpertsMaker> make_experts(const ExpertsShape& shape) override {
     return cpu_ops::make_experts(shape, pool_, expert_file_ ? &*expert_file_ : nullptr);
   }
+  bool takes_adapters() const override { return true; }
+  std::shared_ptr<const Adapter> make_adapter(std::vector<AdapterPair> pairs, DType dtype) override {
+    return std::make_shared<const cpu_ops::CpuAdapter>(std::move(pairs), dtype);
+  }
   std::unique_ptr<SeenTokens> make_seen_tokens(std::int64_t vocab_size, bool in_prompt) override {
     return std::make_unique<CpuSeenTokens>(vocab_size, in_prompt);
   }
@@ -129,6 +134,8 @@ class CpuDevice final : public Device {
     batch_ = batch;
     queries_ = queries;
     outputs_ = {};
+    adapter_rows_ = cpu_ops::adapter_rows(batch.sequences);
+    wanted_only_ = false;
   }
   void run_step(const std::function<void()>& body) override { body(); }
 
@@ -180,6 +187,7 @@ class CpuDevice final : public Device {
           .y_stride = y.cols,
           .quantized = static_cast<const ActivationBlock*>(input.beside)},
          gemm_workspace_, pool_);
+    if (!adapter_rows_.empty()) add_adapters(weights, input.rows, y);
   }
   LinearInput gated_linear(const Linear& gate_up, const LinearInput& x, OutputTensor scratch, OutputTensor y,
                            Activation activation) override {
@@ -193,8 +201,9 @@ class CpuDevice final : public Device {
     MINISGL_CHECK(x.cols() == layer.experts.shape().hidden_size && y.cols == x.cols() && y.rows == x.rows());
     router_logits_.reserve(static_cast<std::size_t>(y.rows * num_logits) * sizeof(float));
     linear(layer.router, x, Tensor{router_logits_.data(), DType::f32, y.rows, num_logits});
-    cpu_ops::run_experts(layer, {x.form().rows.f32(), router_logits_.as<float>(), y.rows, y.f32()}, scratch,
-                         gemm_workspace_, pool_);
+    cpu_ops::run_experts(layer,
+                         {x.form().rows.f32(), router_logits_.as<float>(), y.rows, y.f32(), adapter_rows_, &low_rank_},
+                         scratch, gemm_workspace_, pool_);
   }
   std::int64_t experts_scratch_bytes(const ExpertsShape& shape, const RouterRule& rule,
                                      std::int64_t num_rows) const override {
@@ -231,6 +240,7 @@ class CpuDevice final : public Device {
         to += bytes;
       }
     }
+    if (!adapter_rows_.empty()) keep_wanted_adapters();
   }
   void sum_over_ranks(OutputTensor x) override {
     if (comm_) comm_->all_reduce_sum(x.data, x.rows * x.cols, x.dtype, 0);
@@ -273,6 +283,24 @@ class CpuDevice final : public Device {
     SampleScratch sample;
     std::vector<float> logits;  // [vocab] what the sampler may change while the original is still needed
   };
+
+  // What the step's adapters change of y = weights(x).
+  void add_adapters(const Linear& weights, Tensor x, Tensor y) {
+    uses_.clear();
+    for (const cpu_ops::AdapterRows& entry : adapter_rows_) {
+      if (const cpu_ops::LowRankLayer* const layer = entry.adapter->of(weights)) {
+        uses_.push_back({layer, entry.adapter->dtype(), entry.rows});
+      }
+    }
+    if (!uses_.empty()) cpu_ops::add_low_rank(pool_, uses_, x.f32(), x.cols, y.f32(), y.cols, low_rank_);
+  }
+  // From here on rows are those that something is wanted of.
+  void keep_wanted_adapters() {
+    if (std::exchange(wanted_only_, true)) return;
+    std::vector<std::int32_t> kept(batch_.logit_rows.begin(), batch_.logit_rows.end());
+    kept.insert(kept.end(), batch_.hidden_rows.begin(), batch_.hidden_rows.end());
+    adapter_rows_ = cpu_ops::kept_adapter_rows(adapter_rows_, kept);
+  }
 
   // The place where the operation at hand, which writes y for a linear, also puts its quantised rows; null where no
   // linear needs them. They hold until the next such operation; a linear that finds them gone makes the same ones
@@ -328,6 +356,10 @@ class CpuDevice final : public Device {
   StepBatch batch_{};
   std::span<const LogitQuery> queries_;
   StepOutputs outputs_;
+  std::vector<cpu_ops::AdapterRows> adapter_rows_;  // of the rows that operations have now
+  bool wanted_only_ = false;                        // which are those that something is wanted of
+  std::vector<cpu_ops::LowRankUse> uses_;
+  AlignedBuffer low_rank_;  // between an adapter's two products
 };
 
 }  // namespace

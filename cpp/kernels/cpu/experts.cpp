@@ -152,6 +152,7 @@ class Run {
     add_parts(ExpertMatrix::up, intermediate);
     gemm({.parts = parts_, .x = ends, .num_rows = num_slots, .y = gate_up, .y_stride = 2 * intermediate}, workspace_,
          pool_);
+    if (!call_.adapters.empty()) add_adapters(false, ends, hidden, gate_up, 2 * intermediate);
     ActivationBlock* const blocks = intermediate % 32 == 0 ? at<ActivationBlock>(layout_.blocks) : nullptr;
     parts_.clear();
     const bool quantized = add_parts(ExpertMatrix::down, 0);
@@ -163,6 +164,7 @@ class Run {
           .y_stride = hidden,
           .quantized = quantized ? blocks : nullptr},
          workspace_, pool_);
+    if (!call_.adapters.empty()) add_adapters(true, activated, intermediate, ends, hidden);
     for_each(call_.num_rows, hidden * layer_.rule.num_chosen, [&](std::int64_t row) { add_up(row); });
   }
 
@@ -237,6 +239,27 @@ class Run {
       quantized = quantized && is_quantized(expert.weights[place].dtype());
     }
     return quantized;
+  }
+
+  // What adapters change of the products of slots: of down, or of gate and up.
+  void add_adapters(bool is_down, const float* x, std::int64_t x_stride, float* y, std::int64_t y_stride) {
+    const auto *const first = at<std::int32_t>(layout_.first), *const rows = at<std::int32_t>(layout_.rows);
+    std::vector<std::vector<std::int32_t>> slots;
+    std::vector<LowRankUse> uses;
+    for (const AdapterRows& entry : call_.adapters) {
+      for (std::int64_t expert = 0; expert < shape_.num_experts; ++expert) {
+        const LowRankLayer* const layer = entry.adapter->of(experts_, expert, is_down);
+        if (layer == nullptr) continue;
+        std::vector<std::int32_t> own;
+        for (std::int32_t slot = first[expert]; slot < first[expert + 1]; ++slot) {
+          if (std::ranges::binary_search(entry.rows, rows[slot])) own.push_back(slot);
+        }
+        if (own.empty()) continue;
+        slots.push_back(std::move(own));
+        uses.push_back({layer, entry.adapter->dtype(), slots.back()});
+      }
+    }
+    if (!uses.empty()) add_low_rank(pool_, uses, x, x_stride, y, y_stride, *call_.low_rank);
   }
 
   void add_up(std::int64_t row) const {

@@ -7,6 +7,7 @@
 
 #include "core/thread_pool.h"
 #include "gemm/gemm.h"
+#include "kernels/cpu/low_rank.h"
 #include "kernels/ops.h"
 #include "kernels/weight_maker.h"
 
@@ -29,6 +30,8 @@ struct ExpertRows {
   const float* logits;
   std::int64_t num_rows;
   float* y;
+  std::span<const AdapterRows> adapters = {};  // rows that adapters change
+  AlignedBuffer* low_rank = nullptr;           // scratch, where there are any
 };
 void run_experts(const ExpertLayer& layer, const ExpertRows& rows, std::span<std::byte> scratch,
                  GemmWorkspace& workspace, ThreadPool& pool);

@@ -49,6 +49,34 @@ struct AttentionState {
   float* acc;  // [num_queries, head_dim] of exp(score - max) * value
 };
 
+constexpr int kLowRankPanel = 32;
+
+// hidden[i, j] = the sum of x[rows[i], k] * weights[j, k]: the first product of an adapter.
+struct LowRankDown {
+  const float* x;
+  std::int64_t x_stride;
+  const std::int32_t* rows;
+  std::int64_t num_rows;
+  const std::byte* weights;  // [rank, inputs] of dtype, f32 or bf16
+  DType dtype;
+  std::int64_t inputs, rank;
+  float* hidden;
+  std::int64_t hidden_stride;
+};
+
+// y[rows[i], n] += the sum of hidden[i, j] * weights[n / panel, j, n % panel]: the second.
+struct LowRankUp {
+  const float* hidden;
+  std::int64_t hidden_stride;
+  const std::int32_t* rows;
+  std::int64_t num_rows;
+  const std::byte* weights;  // [ceil(outputs / kLowRankPanel), rank, kLowRankPanel] of dtype
+  DType dtype;
+  std::int64_t rank, outputs;
+  float* y;
+  std::int64_t y_stride;
+};
+
 struct CpuKernels {
   // ops.h on one row of `dim`.
   void (*rms_norm)(const float* x, const float* weight, float eps, std::int64_t dim, float* y);
@@ -72,6 +100,9 @@ struct CpuKernels {
 
   void (*logit_block_max)(const float* x, std::int64_t size, float* block_max);  // row_math.h
   void (*logit_weights)(const float* x, std::int64_t size, float max, float scale, float* weights, float* block_sum);
+
+  void (*low_rank_down)(const LowRankDown& args);
+  void (*low_rank_up)(const LowRankUp& args);
 };
 
 // The table of one instruction set; only those in supported_cpu_isas() may be called.

@@ -129,6 +129,16 @@ class EngineSettings:
         bounds=(0, 60_000),
         metavar="MS",
     )
+    enable_lora: bool = option(
+        False, "take LoRA adapters while the server runs (/v1/load_lora_adapter); --lora does, too"
+    )
+    max_loras: int = option(
+        8,
+        "most adapters in one step, and on a GPU at a time; of those that are loaded beyond that "
+        "the least recently used gives way",
+        bounds=(1, 1024),
+    )
+    max_lora_rank: int = option(64, "highest rank of an adapter", bounds=(1, 256))
     max_waiting: int = option(
         1024,
         "requests that may wait; one more is refused with 429, but for a quarter more of API keys "

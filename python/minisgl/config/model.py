@@ -28,6 +28,14 @@ class ModelSettings:
         group="model",
         metavar="NAME",
     )
+    lora: tuple[str, ...] = option(
+        (),
+        "LoRA adapters in PEFT's form (adapter_config.json, adapter_model.safetensors); requests "
+        "choose one by its name as their model",
+        group="model",
+        metavar="NAME=FOLDER",
+        alias="lora-modules",
+    )
     chat_template: str | None = option(
         None,
         "Jinja file that replaces the model's chat template",

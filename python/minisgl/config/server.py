@@ -102,6 +102,7 @@ class ServerArgs(PlacementSettings, HttpSettings, ModelSettings, EngineSettings)
         self._check_replicas()
         self._check_hosts()
         self._check_kv_events()
+        self._check_lora()
 
     def _check_kv_events(self) -> None:
         for name in ("kv_events_addr", "kv_events_replay_addr"):
@@ -110,6 +111,19 @@ class ServerArgs(PlacementSettings, HttpSettings, ModelSettings, EngineSettings)
                 raise OptionError(name, f"must be tcp://HOST:PORT or ipc://PATH, got {address!r}")
         if self.kv_events_replay_addr is not None and self.kv_events_addr is None:
             raise OptionError("kv_events_replay_addr", "needs --kv-events-addr, too")
+
+    def _check_lora(self) -> None:
+        names = [name for name, _ in self.adapters]
+        for text, (name, path) in zip(self.lora, self.adapters, strict=True):
+            if not name or not path:
+                raise OptionError("lora", f"must be NAME=FOLDER, got {text!r}")
+            if names.count(name) > 1 or name in self.served_model_name:
+                raise OptionError("lora", f"has the name {name!r} twice")
+
+    @property
+    def adapters(self) -> list[tuple[str, str]]:
+        """Names and folders of the adapters that are there from the start on."""
+        return [(name, path) for name, _, path in (text.partition("=") for text in self.lora)]
 
     @property
     def needs_weights(self) -> bool:

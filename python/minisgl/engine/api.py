@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from minisgl.engine.adapters import AdapterBook
     from minisgl.engine.stream import TokenStream
     from minisgl.ipc.messages import EngineInfo, EngineStats, Standing
     from minisgl.sampling_params import SamplingParams
@@ -181,6 +182,18 @@ class EngineApi(Protocol):
 
     def abort(self, request_id: int) -> None:
         """Ends a request now: its reader gets finish "abort". Ids that aren't live are ignored."""
+
+    @property
+    def adapters(self) -> AdapterBook:
+        """The LoRA adapters that requests may have."""
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Loads one, of a folder in PEFT's form, wherever requests may run. Raises AdapterError."""
+
+    def unload_adapter(self, name: str) -> None:
+        """No new request may have it; it goes when the live ones that have it have ended. Raises
+        AdapterError.
+        """
 
     async def drain(self, timeout: float) -> bool:
         """Refuses new requests from the first moment on and lets the live ones end. Those that are

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minisgl.config import STEP_TIMEOUT
+from minisgl.engine.adapters import Adapter, AdapterBook
 from minisgl.engine.admission import Admission
 from minisgl.engine.api import (
     SHUTTING_DOWN,
@@ -69,18 +70,21 @@ class EngineClient:
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
         peers: Peers = ALONE,
         on_blocks: OnBlocks | None = None,
+        adapters: AdapterBook | None = None,
     ) -> None:
         """`size` ranks that sum through `comm`, started by a `launcher` (processes of this host).
         `step_timeout`: seconds that one may work without progress. `max_waiting`: requests taken
         beyond the running ones; `max_waiting_tokens`: tokens of the prompts that wait
         together; None: any number. `on_phase` hears how a start goes, `on_blocks` what enters and
-        leaves the prefix cache. `peers`: the other engines, where this is one of several.
+        leaves the prefix cache. `adapters`: those that the server has. `peers`: the other
+        engines, where this is one of several.
         """
         self._on_phase = on_phase
         self._on_blocks = on_blocks
         options = dataclasses.replace(options, report_blocks=on_blocks is not None)
         self._phase = _FIRST_PHASE
         self._draining = False
+        self.adapters = adapters or AdapterBook(enabled=options.enable_lora)
         admission = peers.admission or Admission(max_waiting, max_waiting_tokens)
         self.requests = LiveRequests(admission, peers.watch)
 
@@ -96,6 +100,7 @@ class EngineClient:
                 on_phase=self._note_phase,
                 on_outputs=self._take_outputs,
                 on_loss=self._revival.hear_loss,
+                adapters=self.adapters,
             )
 
         self._revival = Revival(make_group, self.requests, restart or RestartPolicy(), peers)
@@ -205,6 +210,24 @@ class EngineClient:
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""
         self.requests.abort(request_id)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """As in EngineApi."""
+        await self.adapters.load(name, path, self.tell_adapter, self.forget_adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """As in EngineApi."""
+        self.adapters.unload(name, self.requests.have_adapter, self.forget_adapter)
+
+    async def tell_adapter(self, adapter: Adapter) -> None:
+        """The ranks that serve load it; those that start do by themselves. Raises AdapterError."""
+        if (group := self._revival.serving) is not None:
+            await group.load_adapter(adapter)
+
+    def forget_adapter(self, adapter_id: int) -> None:
+        """No request names it any more."""
+        if (group := self._revival.serving) is not None:
+            group.unload_adapter(adapter_id)
 
     # --- life
 

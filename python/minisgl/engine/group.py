@@ -10,20 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from minisgl.config import STEP_TIMEOUT
+from minisgl.engine.adapters import Adapter, AdapterBook, AdapterError
 from minisgl.engine.api import EngineStartError, HostLost
 from minisgl.engine.launcher import MakeLauncher, RankEvents
 from minisgl.engine.local_ranks import LAST_WORDS_SECONDS
 from minisgl.engine.watch import RankWatch
 from minisgl.ipc.messages import (
+    AdapterLoaded,
     EngineInfo,
     EngineOptions,
     Failed,
     FromRank,
+    LoadAdapter,
     PhaseReport,
     Place,
     Ready,
     Shutdown,
     StepOutputs,
+    UnloadAdapter,
 )
 from minisgl.tasks import background
 
@@ -61,9 +65,11 @@ class RankGroup:
         on_phase: Callable[[PhaseReport], None] = lambda report: None,
         on_outputs: Callable[[StepOutputs], None] = lambda outputs: None,
         on_loss: Callable[[], None] = lambda: None,
+        adapters: AdapterBook | None = None,
     ) -> None:
-        """`step_timeout`: seconds that a rank with work may go on without progress, and a running
-        collective may take. `on_loss` hears the first news of a loss, before its cause is known.
+        """`adapters`: those that it must have before it is ready. `step_timeout`: seconds
+        that a rank with work may go on without progress, and a running collective may take.
+        `on_loss` hears the first news of a loss, before its cause is known.
         """
         self._options = options
         self._size = size
@@ -85,6 +91,9 @@ class RankGroup:
         self._all_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._adapters = adapters or AdapterBook()
+        self._told: set[int] = set()  # adapters that all ranks have
+        self._answers: dict[tuple[int, int], asyncio.Future[str]] = {}  # by adapter and rank
 
     # --- life
 
@@ -117,7 +126,50 @@ class RankGroup:
         if self._lost.done():
             loss = self._lost.result()
             raise (HostLost if loss.of_host else EngineStartError)(loss.reason)
+        await self._load_adapters()
         return [self._infos[rank] for rank in range(self._size)]
+
+    async def _load_adapters(self) -> None:
+        """What isn't loaded here yet. Raises EngineStartError for one that the server was started
+        with; one that can't be had any more is left out.
+        """
+        while missing := [one for one in self._adapters.known if one.id not in self._told]:
+            try:
+                await self.load_adapter(missing[0])
+            except AdapterError as error:
+                if missing[0].is_first and not self._lost.done():
+                    raise EngineStartError(str(error)) from None
+                logger.error("adapter %r: %s", missing[0].name, error)
+                self._told.add(missing[0].id)
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Has all ranks load it. Raises AdapterError."""
+        loop = asyncio.get_running_loop()
+        answers = {rank: loop.create_future() for rank in range(self._size)}
+        for rank, answer in answers.items():
+            self._answers[adapter.id, rank] = answer
+            if not self._ranks.send(rank, LoadAdapter(adapter.id, adapter.path)):
+                answer.set_result(f"rank {rank} can't be reached")
+        lost = asyncio.create_task(self.wait_lost())
+        waiting = {lost, *answers.values()}
+        try:
+            while not lost.done() and len(waiting) > 1:
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            lost.cancel()
+            for rank in answers:
+                self._answers.pop((adapter.id, rank), None)
+        if lost.done() and not lost.cancelled():
+            raise AdapterError(f"the engine died while {adapter.path!r} was loaded")
+        if errors := [error for answer in answers.values() if (error := answer.result())]:
+            raise AdapterError(errors[0])
+        self._told.add(adapter.id)
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """No request names it any more."""
+        self._told.discard(adapter_id)
+        for rank in range(self._size):
+            self._ranks.send(rank, UnloadAdapter(adapter_id))
 
     @property
     def host_lost(self) -> bool:
@@ -182,6 +234,10 @@ class RankGroup:
         elif isinstance(message, Failed):
             sentence = f"rank {rank}: {message.message}" if self._size > 1 else message.message
             self._lose(rank, Loss(sentence, message.blamed_rank))
+        elif isinstance(message, AdapterLoaded):
+            answer = self._answers.pop((message.id, rank), None)
+            if answer is not None and not answer.done():
+                answer.set_result(message.error)
         elif isinstance(message, Ready):
             # Here, not there: behind the lines about what the start was at.
             logger.info("%s: ready", message.process or f"rank {rank}")

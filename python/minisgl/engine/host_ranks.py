@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from minisgl.engine.launcher import RankEvents
 from minisgl.engine.local_ranks import LocalRanks
 from minisgl.engine.nodes import NodeHub, plan_keys, sum_secret
 from minisgl.ipc.messages import EngineOptions, PhaseReport, Place
-from minisgl.ipc.node_link import EndRanks, GroupEnd, OfGroup, RankGone, RankWord, StartRanks
+from minisgl.ipc.node_link import (
+    EndRanks,
+    GroupEnd,
+    OfGroup,
+    RankGone,
+    RankMail,
+    RankWord,
+    StartRanks,
+)
 
 
 class HostRanks:
@@ -45,7 +55,10 @@ class HostRanks:
 
     def send(self, rank: int, message: Any) -> bool:
         """As in RankLauncher."""
-        return self._local.send(rank, message)
+        if rank in self._ranks_of(0):
+            return self._local.send(rank, message)
+        raw = msgspec.Raw(msgspec.msgpack.encode(message))
+        return self._hub.send(rank // self._local_size, RankMail(self._group, rank, raw))
 
     async def stop(self, farewell: Any | None) -> None:
         """As in RankLauncher."""

@@ -87,6 +87,10 @@ class LiveRequests:
         """The live ones, in the order in which they came here."""
         return list(self._live.values())
 
+    def have_adapter(self, adapter_id: int) -> bool:
+        """Whether one of the live ones has this adapter."""
+        return any(one.request.params.adapter == adapter_id for one in self._live.values())
+
     def waiting(self, most: int) -> list[TokenStream]:
         """Up to so many of those that the engine hasn't begun, by its last words: of the streams
         that have got nothing from it the ones that came last.

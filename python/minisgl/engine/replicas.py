@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from minisgl.engine.adapters import Adapter, AdapterBook
 from minisgl.engine.admission import Admission
 from minisgl.engine.api import (
     EngineStartError,
@@ -61,8 +62,10 @@ class Replicas:
         admission: Admission,
         router: Router,
         model: ServedModel,
+        adapters: AdapterBook | None = None,
     ) -> None:
         """`count` replicas at the start; `admission` to all of them together."""
+        self.adapters = adapters or AdapterBook()  # that each replica has
         self.model = model  # of replicas that begin from now on
         self._make_engine = make_engine
         self._site = site
@@ -194,6 +197,26 @@ class Replicas:
         """As in EngineApi."""
         for one in self.members:
             one.engine.abort(request_id)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """As in EngineApi."""
+
+        async def tell(adapter: Adapter) -> None:
+            await asyncio.gather(*(one.engine.tell_adapter(adapter) for one in self.members))
+
+        await self.adapters.load(name, path, tell, self._forget_adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """As in EngineApi."""
+
+        def is_used(adapter_id: int) -> bool:
+            return any(one.engine.requests.have_adapter(adapter_id) for one in self.members)
+
+        self.adapters.unload(name, is_used, self._forget_adapter)
+
+    def _forget_adapter(self, adapter_id: int) -> None:
+        for one in self.members:
+            one.engine.forget_adapter(adapter_id)
 
     # --- life
 

@@ -82,6 +82,11 @@ class Revival:
         return self._state
 
     @property
+    def serving(self) -> RankGroup | None:
+        """The ranks that have the requests."""
+        return self._group if self.state == "ready" else None
+
+    @property
     def exhausted(self) -> bool:
         """Whether there have been too many failures in a row."""
         return self._failures > self._policy.max_failures

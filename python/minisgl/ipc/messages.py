@@ -106,6 +106,19 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     ids: Annotated[list[RequestId], Meta(max_length=2**20)]
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """A LoRA adapter that requests may name by `id` once the rank has said AdapterLoaded."""
+
+    id: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    path: Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """No request names it any more."""
+
+    id: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the process: status 0."""
 
@@ -274,6 +287,13 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     process: Sentence = ""
 
 
+class AdapterLoaded(msgspec.Struct, frozen=True, tag="adapter"):
+    """A LoadAdapter was done. `error`: why it couldn't be; empty: it was."""
+
+    id: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    error: Sentence = ""
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The process is about to end with status 1, and why."""
 
@@ -290,7 +310,7 @@ class Alive(msgspec.Struct, frozen=True, tag="alive"):
     working: bool = False  # whether the engine has something to do that doesn't depend on others
 
 
-FromRank = StepOutputs | PhaseReport | Ready | Failed | Alive
+FromRank = StepOutputs | PhaseReport | Ready | AdapterLoaded | Failed | Alive
 
 # --- the rank's configuration, server to rank
 
@@ -353,7 +373,7 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     place: Place
 
 
-ToRank = Submit | Abort | Shutdown | Start
+ToRank = Submit | Abort | LoadAdapter | UnloadAdapter | Shutdown | Start
 
 to_rank_decoder: msgspec.msgpack.Decoder[ToRank] = msgspec.msgpack.Decoder(ToRank)
 from_rank_decoder: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)

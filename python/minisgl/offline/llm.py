@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -75,16 +75,18 @@ class LLM:
         comm: str = "auto",
         step_timeout: float = STEP_TIMEOUT,
         show_progress: bool = True,
+        lora: Mapping[str, str | Path] | None = None,
         **options: Any,
     ) -> None:
-        """`options` are the fields of EngineSettings (minisgl/config/engine.py). TypeError for
-        another name, ValueError for a value out of its range.
+        """`lora`: folders of LoRA adapters by the names that prompts have them by.
+        `options` are the fields of EngineSettings (minisgl/config/engine.py). TypeError for another
+        name, ValueError for a value out of its range.
         """
         known = [one.name for one in fields(EngineSettings)]
         for name in options:
             if name not in known:
                 raise TypeError(f"LLM has no option {name!r}; it has {', '.join(known)}")
-        settings = {"max_waiting": MAX_IN_FLIGHT, **options}
+        settings = {"max_waiting": MAX_IN_FLIGHT, "enable_lora": bool(lora), **options}
         if generation_config not in GENERATION_CONFIGS:
             raise ValueError(
                 f"generation_config must be one of {', '.join(GENERATION_CONFIGS)}, "
@@ -117,6 +119,37 @@ class LLM:
             step_timeout=step_timeout,
         )
         self._formats = choose_formats("none", reasoning_parser, self.tokenizer.chat_template)
+        try:
+            for name, path in (lora or {}).items():
+                self.load_adapter(name, path)
+        except BaseException:
+            self.close()
+            raise
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Loads the LoRA adapter in a folder in PEFT's form; prompts with lora=name have it. Needs
+        `lora` or enable_lora=True. AdapterError.
+        """
+        self._model.run(self._model.engine.load_adapter(name, str(path)))
+
+    def unload_adapter(self, name: str) -> None:
+        """No prompt has it any more. AdapterError."""
+
+        async def unload() -> None:
+            self._model.engine.unload_adapter(name)
+
+        self._model.run(unload())
+
+    def _with_adapter(
+        self, params: Sequence[SamplingParams], lora: str | None
+    ) -> list[SamplingParams]:
+        """ValueError for one that isn't loaded."""
+        if lora is None:
+            return list(params)
+        adapter = self._model.engine.adapters.find(lora)
+        if adapter is None:
+            raise ValueError(f"there is no adapter {lora!r}")
+        return [msgspec.structs.replace(one, adapter=adapter.id) for one in params]
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -148,6 +181,7 @@ class LLM:
         *,
         priority: int | Sequence[int] = 0,
         cache_salt: str | Sequence[str | None] | None = None,
+        lora: str | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestResult]:
         """Completes each prompt: one result per prompt, in their order. A prompt is text, token
@@ -156,6 +190,7 @@ class LLM:
 
         `sampling_params`, `priority` and `cache_salt` are one for all or one per prompt.
         `sampling_params` is taken as it is; without it, get_default_sampling_params() counts.
+        `lora`: the name of the adapter that all have.
         `priority` is -100 to 100: lower ones go first. Prompts with different salts share nothing
         in the prefix cache. ValueError, before anything runs, when a prompt or its parameters can't
         be served; EngineError when the engine dies.
@@ -165,6 +200,7 @@ class LLM:
             self.get_default_sampling_params() if sampling_params is None else sampling_params,
             len(given),
         )
+        params = self._with_adapter(params, lora)
         standings, salts = as_standings(priority, len(given)), as_salts(cache_salt, given)
         requests = [
             PromptRequest(prompt.text, self._ids_of(prompt), one, standing, salt)
@@ -186,12 +222,13 @@ class LLM:
         cache_salt: str | Sequence[str | None] | None = None,
         tools: list[dict[str, Any]] | None = None,
         template_kwargs: dict[str, Any] | None = None,
+        lora: str | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestResult]:
         """Answers one conversation or each of several, through the model's chat template.
 
         Without `sampling_params` an answer is sampled as get_default_sampling_params() says, and
-        may be as long as fits. `priority`, `cache_salt` and errors are as for `generate`;
+        may be as long as fits. `priority`, `cache_salt`, `lora` and errors are as for `generate`;
         ChatTemplateError (a ValueError) when the template refuses the messages.
         """
         several = bool(messages) and not isinstance(messages[0], dict)
@@ -208,6 +245,7 @@ class LLM:
             ]
         else:
             params = as_params(sampling_params, len(ids))
+        params = self._with_adapter(params, lora)
         standings = as_standings(priority, len(ids))
         salts = as_salts(cache_salt, [GivenPrompt(text) for text in texts])
         requests = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minisgl.engine.adapters import Adapter, AdapterBook, AdapterError
 from minisgl.engine.admission import Admission
 from minisgl.engine.api import SHUTTING_DOWN, PromptShape, State
 from minisgl.engine.live_requests import LiveRequests
@@ -23,6 +24,7 @@ from minisgl.ipc.messages import (
     StepOutputs,
     Submit,
 )
+from minisgl.rank.adapters import load_adapter
 from minisgl.rank.grammars import GrammarSupport
 from minisgl.tasks import background
 
@@ -54,6 +56,7 @@ class NativeEngine:
         self._grammars = GrammarSupport(engine, options.model_path)
         self._requests = LiveRequests(Admission(options.max_waiting))
         self._draining = False
+        self.adapters = AdapterBook(enabled=options.enable_lora)
         engine.start()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(engine.event_fd(), self._take_outputs)
@@ -109,6 +112,19 @@ class NativeEngine:
     def abort(self, request_id: int) -> None:
         """As in EngineApi."""
         self._requests.abort(request_id)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """As in EngineApi."""
+
+        async def tell(adapter: Adapter) -> None:
+            if error := await load_adapter(self._engine, adapter.id, adapter.path):
+                raise AdapterError(error)
+
+        await self.adapters.load(name, path, tell, self._engine.unload_adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """As in EngineApi."""
+        self.adapters.unload(name, self._requests.have_adapter, self._engine.unload_adapter)
 
     async def drain(self, timeout: float) -> bool:
         """As in EngineApi."""

@@ -22,6 +22,7 @@ from minisgl.ipc.messages import (
     EngineOptions,
     EngineStats,
     Failed,
+    LoadAdapter,
     Output,
     Ready,
     Shutdown,
@@ -29,8 +30,10 @@ from minisgl.ipc.messages import (
     StepOutputs,
     Submit,
     ToRank,
+    UnloadAdapter,
     to_rank_decoder,
 )
+from minisgl.rank.adapters import RankAdapters
 from minisgl.rank.grammars import GrammarSupport
 from minisgl.rank.load import Life, Outbox, StartError, load_rank
 
@@ -56,7 +59,7 @@ async def main(link: ParentLink[ToRank]) -> int:
         if start.place.rank == 0:
             failure = await Rank(loaded.engine, link, start.options).serve()
         else:
-            failure = await follow(loaded.engine)
+            failure = await follow(loaded.engine, link)
     except StartError as error:
         failure = Failed(str(error), error.blamed_rank)
     finally:
@@ -73,18 +76,27 @@ async def _show_life(outbox: Outbox, life: Life) -> None:
         await asyncio.sleep(ALIVE_SECONDS)
 
 
-async def follow(follower: Follower) -> Failed | None:
+async def follow(follower: Follower, link: ParentLink[ToRank]) -> Failed | None:
     """Until rank 0 has said that it is over (returns None) or a failure. The server's Shutdown is
     for rank 0 to pass on.
     """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(follower.event_fd(), ended.set)
+    adapters = asyncio.create_task(_hear_of_adapters(RankAdapters(follower, link.outbox), link))
     try:
         await ended.wait()
     finally:
+        adapters.cancel()
         loop.remove_reader(follower.event_fd())
     return failure_of(follower)
+
+
+async def _hear_of_adapters(adapters: RankAdapters, link: ParentLink[ToRank]) -> None:
+    while True:
+        message = await link.inbox.get()
+        if isinstance(message, LoadAdapter | UnloadAdapter):
+            adapters.obey(message)
 
 
 def failure_of(rank: Engine | Follower) -> Failed | None:
@@ -101,6 +113,7 @@ class Rank:
         self._link = link
         self._report_blocks = options.report_blocks
         self._grammars = GrammarSupport(engine, options.model_path)
+        self._adapters = RankAdapters(engine, link.outbox)
         self._failed = asyncio.Event()
         self._broken = ""  # why outputs can't be forwarded any more
 
@@ -136,6 +149,8 @@ class Rank:
             elif isinstance(message, Abort):
                 for request_id in message.ids:
                     self._engine.abort(request_id)
+            elif isinstance(message, LoadAdapter | UnloadAdapter):
+                self._adapters.obey(message)
             elif isinstance(message, Shutdown):
                 return
 

@@ -17,6 +17,7 @@ from minisgl.server.completions import Completions
 from minisgl.server.dialects import Dialect
 from minisgl.server.embeddings import Embeddings
 from minisgl.server.guard import Guard, Protected, routing_error
+from minisgl.server.lora import LoraPages
 from minisgl.server.message_errors import ANTHROPIC, KEY_HEADER
 from minisgl.server.messages import CountTokens, Messages
 from minisgl.server.ollama import OllamaChat, OllamaGenerate
@@ -58,15 +59,21 @@ class _App(Starlette):
 def _admin_routes(state: ServerState) -> list[Route]:
     """None where nobody has the key to them."""
     key = state.args.admin_api_key
-    if key is None or state.changes is None:
+    if key is None:
         return []
-    pages = ReplicaPages(state, state.changes)
+    lora = LoraPages(state)
     routes = [
-        Route("/admin/replicas", pages.replicas, methods=["GET", "POST"]),
-        Route("/admin/replicas/replace", pages.replace, methods=["POST"]),
-        Route("/admin/replicas/{number}", pages.replica, methods=["DELETE"]),
-        Route("/admin/replicas/{number}/restart", pages.restart, methods=["POST"]),
+        Route("/v1/load_lora_adapter", lora.load, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", lora.unload, methods=["POST"]),
     ]
+    if state.changes is not None:
+        pages = ReplicaPages(state, state.changes)
+        routes += [
+            Route("/admin/replicas", pages.replicas, methods=["GET", "POST"]),
+            Route("/admin/replicas/replace", pages.replace, methods=["POST"]),
+            Route("/admin/replicas/{number}", pages.replica, methods=["DELETE"]),
+            Route("/admin/replicas/{number}/restart", pages.restart, methods=["POST"]),
+        ]
     for route in routes:
         route.app = Protected(route.app, (key,), numbered=False)
     return routes

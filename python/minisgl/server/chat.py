@@ -36,7 +36,7 @@ class ChatCompletions(JsonEndpoint):
             "id": f"chatcmpl-{exchange.request_id}",
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
             "created": int(time.time()),
-            "model": state.model_name,
+            "model": state.answer_name(request.model),
             "service_tier": None,
             "system_fingerprint": None,
         }

@@ -37,7 +37,7 @@ class Completions(JsonEndpoint):
             "id": f"cmpl-{exchange.request_id}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": state.model_name,
+            "model": state.answer_name(request.model),
             "system_fingerprint": None,
         }
         with self.generation(exchange, request, text, arrived) as generation:

@@ -7,6 +7,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from minisgl.engine.api import EngineBusy, EngineUnavailable
 from minisgl.sampling_params import ParameterError
 from minisgl.server import errors
@@ -40,6 +42,7 @@ class EmbeddingBatch:
         prefix_salt: bytes | None,
         standing: Standing,
         session: str | None,
+        adapter: int = 0,
     ) -> None:
         """`arrived` is the time.perf_counter() of the request's arrival."""
         self._client = client
@@ -48,6 +51,7 @@ class EmbeddingBatch:
         self._prefix_salt = prefix_salt
         self._standing = standing
         self._session = session
+        self._adapter = adapter
         self._live: dict[asyncio.Task[Output], tuple[int, TokenStream]] = {}
         self._done: asyncio.Queue[asyncio.Task[Output]] = asyncio.Queue()
         self._reasons: dict[str, None] = {}
@@ -76,6 +80,8 @@ class EmbeddingBatch:
         """The number of each prompt and its embedding, as they become ready. `params` has a
         `pooling`. Raises ApiError 400, 429 or 503; the context manager ends what was begun.
         """
+        if self._adapter:
+            params = msgspec.structs.replace(params, adapter=self._adapter)
         waiting = deque(enumerate(prompts))
         while waiting or self._live:
             while waiting and self._begin(*waiting[0], params):

@@ -43,6 +43,7 @@ class PooledEndpoint(JsonEndpoint):
             prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
             standing=self.standing(exchange, request),
             session=checks.session(request, exchange.request_headers),
+            adapter=exchange.adapter,
         )
 
 
@@ -70,7 +71,7 @@ class Embeddings(PooledEndpoint):
             answer = {
                 "object": "list",
                 "data": data,
-                "model": self.state.model_name,
+                "model": self.state.answer_name(request.model),
                 "usage": pooled_usage(batch),
             }
             await send_json(exchange.send, answer)

@@ -57,6 +57,7 @@ class JsonEndpoint:
         try:
             request = await self._decode(body)
             self.check_model(request)
+            exchange.adapter = self.adapter_of(request)
             del body
             await while_connected(exchange, self.answer(exchange, request, arrived))
         finally:
@@ -78,6 +79,10 @@ class JsonEndpoint:
         """ApiError 404 where the request names a model that isn't served."""
         self.state.check_model(request.model)
 
+    def adapter_of(self, request: Any) -> int:
+        """The number of the adapter that the request's model is; 0: none."""
+        return self.state.adapter_of(getattr(request, "model", None))
+
     async def answer(self, exchange: Exchange, request: Any, arrived: float) -> None:
         """`arrived` is the time.perf_counter() of the request's arrival."""
         raise NotImplementedError
@@ -95,6 +100,7 @@ class JsonEndpoint:
             prefix_salt=state.prefix_salt(request.cache_salt, exchange.api_key),
             standing=self.standing(exchange, request),
             session=checks.session(request, exchange.request_headers),
+            adapter=exchange.adapter,
         )
 
     def standing(self, exchange: Exchange, request: checks.Sent) -> Standing:

@@ -158,6 +158,16 @@ def replica_refused(sentence: str) -> ApiError:
     return ApiError(409, f"{sentence[0].upper()}{sentence[1:]}.", code="replica_refused")
 
 
+def adapter_refused(sentence: str) -> ApiError:
+    """400: an adapter can't be loaded."""
+    return ApiError(400, f"{sentence[0].upper()}{sentence[1:]}.", code="adapter_refused")
+
+
+def adapter_unknown(sentence: str) -> ApiError:
+    """404: there is no adapter of this name."""
+    return ApiError(404, f"{sentence[0].upper()}{sentence[1:]}.", code="adapter_not_found")
+
+
 def busy(sentence: str = "") -> ApiError:
     """429, when as many requests or prompt tokens are live as may be; `sentence` says which."""
     return ApiError(

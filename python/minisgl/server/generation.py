@@ -55,6 +55,7 @@ class Generation:
         prefix_salt: bytes | None = None,
         standing: Standing,
         session: str | None = None,
+        adapter: int = 0,
     ) -> None:
         self._client = client
         self._text = text
@@ -63,6 +64,7 @@ class Generation:
         self._prefix_salt = prefix_salt
         self._standing = standing
         self._session = session
+        self._adapter = adapter
         self._choices: list[Choice] = []
         self._news: list[Choice] = []  # those whose streams have something
         self._waiter: asyncio.Future[None] | None = None
@@ -169,6 +171,8 @@ class Generation:
         parsing: Parsing | None,
     ) -> None:
         prompt_ids, params, options = prompt
+        if self._adapter:
+            params = msgspec.structs.replace(params, adapter=self._adapter)
         self.num_prompt_tokens += len(prompt_ids)
         choices = PromptChoices(n)
         counts_thoughts = parsing is not None and parsing.counts_thoughts

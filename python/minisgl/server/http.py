@@ -64,6 +64,7 @@ class Exchange:
         self.request_id = request_id
         self.dialect = OPENAI  # of the API that the request is for
         self.request_headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        self.adapter = 0  # the number of the one that the request has; 0: none
         self.api_key: int | None = None  # the number of the client's, where keys are asked for
         self.body_complete = False
         self.response_started = False

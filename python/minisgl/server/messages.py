@@ -44,7 +44,7 @@ class Messages(JsonEndpoint):
         with self.generation(exchange, chat, job.text, arrived) as generation:
             exchange.begin(generation)
             job.submit(generation)
-            about = {"id": f"msg_{exchange.request_id}", "model": state.model_name}
+            about = {"id": f"msg_{exchange.request_id}", "model": state.answer_name(request.model)}
             message = MessageEvents(about, request, job, generation)
             if request.stream:
 

@@ -37,8 +37,14 @@ def tagged(name: str) -> str:
 
 def check_tagged(state: ServerState, name: str | None) -> None:
     """ApiError 404 unless the name, with or without the tag "latest", is the served model's."""
-    if name and name not in state.model_names:
-        state.check_model(name.removesuffix(_LATEST) or name)
+    state.check_model(own_name(state, name))
+
+
+def own_name(state: ServerState, name: str | None) -> str | None:
+    """The name as the server has it: without the tag "latest" that it may have here."""
+    if not name or name in state.model_names or state.client.adapters.find(name) is not None:
+        return name
+    return name.removesuffix(_LATEST) or name
 
 
 class OllamaEndpoint(JsonEndpoint):
@@ -49,6 +55,10 @@ class OllamaEndpoint(JsonEndpoint):
     def check_model(self, request: Any) -> None:
         """ApiError 404 where the request names a model that isn't served."""
         check_tagged(self.state, request.model)
+
+    def adapter_of(self, request: Any) -> int:
+        """The model's name may have a tag."""
+        return self.state.adapter_of(own_name(self.state, request.model))
 
 
 class _Answers(OllamaEndpoint):

@@ -66,7 +66,14 @@ class OllamaPages:
         """GET /api/tags: what is served, once per name."""
         state = self._state
         about = {**_about(state), "modified_at": state.created_at}
-        return json_response({"models": [{**_named(name), **about} for name in state.model_names]})
+        return json_response(
+            {
+                "models": [
+                    {**_named(name), **about}
+                    for name in [*state.model_names, *state.client.adapters.names]
+                ]
+            }
+        )
 
     async def ps(self, request: Request) -> Response:
         """GET /api/ps: the same models, which are all loaded. None while they aren't."""
@@ -80,7 +87,14 @@ class OllamaPages:
             "size_vram": 0 if info.device.startswith("CPU") else about["size"],
             "context_length": info.max_model_len,
         }
-        return json_response({"models": [{**_named(name), **about} for name in state.model_names]})
+        return json_response(
+            {
+                "models": [
+                    {**_named(name), **about}
+                    for name in [*state.model_names, *state.client.adapters.names]
+                ]
+            }
+        )
 
 
 class OllamaShow(OllamaEndpoint):

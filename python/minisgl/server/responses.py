@@ -127,7 +127,7 @@ class ResponseRecord:
             "id": f"resp_{self.hex}",
             "object": "response",
             "created_at": int(time.time()),
-            "model": state.model_name,
+            "model": state.answer_name(request.model),
             "background": False,
             "service_tier": None,
             **_echo(request, job),

@@ -53,7 +53,7 @@ class Score(PooledEndpoint):
                 "id": f"score-{exchange.request_id}",
                 "object": "list",
                 "created": int(time.time()),
-                "model": self.state.model_name,
+                "model": self.state.answer_name(request.model),
                 "data": data,
                 "usage": pooled_usage(batch),
             }

@@ -104,8 +104,17 @@ class ServerState:
         return salt_of(cache_salt or "", self.args.api_key[api_key or 0] if apart else "")
 
     def check_model(self, name: str | None) -> None:
-        """ApiError 404 unless `name` is one of the served model's; a request that names none gets
-        what is there.
+        """ApiError 404 unless `name` is one of the served model's, or an adapter's; a request that
+        names none gets what is there.
         """
-        if name and name not in self.model_names:
+        if name and name not in self.model_names and self.client.adapters.find(name) is None:
             raise model_not_found(name, self.model_name)
+
+    def adapter_of(self, name: str | None) -> int:
+        """The number of the adapter that a request for this model has; 0: none."""
+        adapter = self.client.adapters.find(name) if name else None
+        return 0 if adapter is None or name in self.model_names else adapter.id
+
+    def answer_name(self, name: str | None) -> str:
+        """What an answer to a request for this model calls it."""
+        return name if name and self.adapter_of(name) else self.model_name

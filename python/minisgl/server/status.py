@@ -24,7 +24,7 @@ class StatusPages:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models: a page as OpenAI's API and Anthropic's have it, of all models."""
-        names = self._state.model_names
+        names = [*self._state.model_names, *self._state.client.adapters.names]
         ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
         return json_response({"object": "list", "data": [*map(self._card, names)], **ends})
 
@@ -87,6 +87,7 @@ class StatusPages:
     def _card(self, name: str) -> dict[str, Any]:
         state = self._state
         info = state.info()
+        adapter = None if name in state.model_names else state.client.adapters.find(name)
         return {
             "id": name,
             "object": "model",
@@ -97,8 +98,8 @@ class StatusPages:
             "display_name": name,
             "created_at": state.created_at,
             # Benchmarks look for the tokenizer there.
-            "root": state.root,
-            "parent": None,
+            "root": state.root if adapter is None else adapter.path,
+            "parent": None if adapter is None else state.model_name,
             "max_model_len": info and info.max_model_len,
             "permission": [
                 {

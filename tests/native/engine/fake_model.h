@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "engine/adapters.h"
 #include "engine/engine.h"
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/sampling.h"
@@ -45,6 +46,20 @@ inline ModelSpec fake_spec(std::int64_t vocab_size = 50) {
   spec.eos_token_ids = {3};
   return spec;
 }
+
+// A model's answers depend on its number alone.
+struct FakeAdapter final : Adapter {
+  explicit FakeAdapter(std::int32_t number_) : number(number_) {}
+  std::int64_t nbytes() const override { return 0; }
+  std::int32_t number;
+};
+
+// Has the adapters 1 and 2.
+struct FakeAdapters final : Adapters {
+  FakeAdapters() {
+    for (const std::int32_t number : {1, 2}) add(number, std::make_shared<const FakeAdapter>(number));
+  }
+};
 
 class FakeModel : public Model {
  public:
@@ -108,7 +123,8 @@ class FakeModel : public Model {
 
   // A hash of everything that a row at this position attends to.
   static std::uint64_t hash_at(KvCache& cache, const ops::SequenceRows& rows, std::int32_t position) {
-    auto hash = static_cast<std::uint64_t>(rows.adapter);
+    auto hash =
+        static_cast<std::uint64_t>(rows.adapter == nullptr ? 0 : static_cast<const FakeAdapter*>(rows.adapter)->number);
     for (std::int32_t p = 0; p <= position; ++p) {
       const float* key = slot(cache, rows, p);
       hash = mix(mix(hash, static_cast<std::uint64_t>(key[0])), static_cast<std::uint64_t>(key[1]));

@@ -20,7 +20,8 @@ namespace {
 struct FakeRank {
   std::unique_ptr<Device> device = make_cpu_device(1);
   FakeModel model{fake_spec(), {}, {}, device.get()};
-  Executor executor{model, *device, KvCache(*device, fake_spec(), DType::f32, 64, 4)};
+  const FakeAdapters adapters;
+  Executor executor{model, *device, KvCache(*device, fake_spec(), DType::f32, 64, 4), adapters};
 
   StepOutputs run(const StepPlan& plan) {
     executor.launch(plan);
@@ -64,7 +65,8 @@ struct RehearsedModel : FakeModel {
 TEST(Executor, RehearsesPromptsOfAllLengthsThatADeviceChoosesFor) {
   RecordingDevice device;
   RehearsedModel model(fake_spec(), {}, {}, &device);
-  Executor executor(model, device, KvCache(device, fake_spec(), DType::f32, 64, 4));
+  const FakeAdapters adapters;
+  Executor executor(model, device, KvCache(device, fake_spec(), DType::f32, 64, 4), adapters);
   executor.prepare({.rows = 700, .positions = 100}, false);
   EXPECT_EQ(model.num_rows, (std::vector<std::int64_t>{16, 32, 48, 64, 128, 256, 512, 700}));
   EXPECT_EQ(model.most_position, 99);  // more rows than a sequence has are several sequences
@@ -78,7 +80,8 @@ TEST(Executor, ReportsNoLessThanNothingWhereOthersGiveMemoryBack) {
   };
   SharedDevice device;
   FakeModel model(fake_spec(), {}, {}, &device);
-  Executor executor(model, device, KvCache(device, fake_spec(), DType::f32, 64, 4));
+  const FakeAdapters adapters;
+  Executor executor(model, device, KvCache(device, fake_spec(), DType::f32, 64, 4), adapters);
   const Executor::Prepared prepared = executor.prepare({.rows = 32, .positions = 100}, false);
   EXPECT_EQ(prepared.workspace_bytes, 0);
   EXPECT_EQ(prepared.graph_bytes, 0);
@@ -117,7 +120,8 @@ class AnyPlan : public testing::TestWithParam<unsigned> {
     std::unique_ptr<Device> owner{device};
     FakeModel model{
         fake_spec(), {}, [this](FakeModel::Compute compute) { device->enqueue(std::move(compute)); }, device};
-    Executor executor{model, *device, KvCache(*device, fake_spec(), DType::f32, 64, 4)};
+    const FakeAdapters adapters;
+    Executor executor{model, *device, KvCache(*device, fake_spec(), DType::f32, 64, 4), adapters};
   };
   struct Forward final : PlanHandler {
     explicit Forward(Executor& to_) : to(to_) {}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from minisgl.engine.adapters import Adapter, AdapterBook, AdapterError
 from minisgl.engine.api import (
     EngineApi,
     EngineBusy,
@@ -52,6 +53,7 @@ class FakeClient:
     waiting_tokens: int = 17
     retry_after: int = 4
     replicas: Sequence[ReplicaFigures] = ()
+    adapters: AdapterBook = field(default_factory=lambda: AdapterBook(enabled=True))
     aborted: list[int] = field(default_factory=list)
     submitted: list[TokenStream] = field(default_factory=list)
     stats: EngineStats = field(
@@ -145,6 +147,16 @@ class FakeClient:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return stream
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        async def tell(adapter: Adapter) -> None:
+            if "broken" in adapter.path:
+                raise AdapterError(f"{path!r} is broken")
+
+        await self.adapters.load(name, path, tell, lambda number: None)
+
+    def unload_adapter(self, name: str) -> None:
+        self.adapters.unload(name, lambda number: False, lambda number: None)
 
     def abort(self, request_id: int) -> None:
         if stream := self.live.pop(request_id, None):

@@ -25,4 +25,7 @@ void attention_finish(const AttentionState& total, int num_queries, int head_dim
 void logit_block_max(const float* x, std::int64_t size, float* block_max);
 void logit_weights(const float* x, std::int64_t size, float max, float scale, float* weights, float* block_sum);
 
+void low_rank_down(const LowRankDown& args);
+void low_rank_up(const LowRankUp& args);
+
 }  // namespace minisgl::MINISGL_ISA

@@ -21,6 +21,8 @@ const CpuKernels kernels = {
     .attention_finish = attention_finish,
     .logit_block_max = logit_block_max,
     .logit_weights = logit_weights,
+    .low_rank_down = low_rank_down,
+    .low_rank_up = low_rank_up,
 };
 
 }  // namespace minisgl::MINISGL_ISA
