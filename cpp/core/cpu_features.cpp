@@ -5,6 +5,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include <algorithm>
@@ -48,6 +50,9 @@ std::vector<CpuIsa> detect() {
     isas.push_back(CpuIsa::avx512bf16);
     if (obtain_amx()) isas.push_back(CpuIsa::amx);
   }
+#elif defined(__aarch64__)
+  constexpr unsigned long has_dotprod = 1ul << 20;  // HWCAP_ASIMDDP
+  if (getauxval(AT_HWCAP) & has_dotprod) isas.push_back(CpuIsa::dotprod);
 #endif
   return isas;
 }

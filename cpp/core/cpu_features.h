@@ -9,6 +9,9 @@
 #if defined(__x86_64__)
 #define MINISGL_FOR_EACH_ISA(f) f(portable) f(avx2) f(avx512vnni)
 #define MINISGL_FOR_EACH_MORE_ISA(f) f(avx512bf16) f(amx)
+#elif defined(__aarch64__)
+#define MINISGL_FOR_EACH_ISA(f) f(portable) f(dotprod)
+#define MINISGL_FOR_EACH_MORE_ISA(f)
 #else
 #define MINISGL_FOR_EACH_ISA(f) f(portable)
 #define MINISGL_FOR_EACH_MORE_ISA(f)
@@ -16,11 +19,12 @@
 
 namespace minisgl {
 
-enum class CpuIsa { portable, avx2, avx512vnni, avx512bf16, amx };  // from the least to the most
+enum class CpuIsa { portable, dotprod, avx2, avx512vnni, avx512bf16, amx };  // from the least to the most
 
 constexpr std::string_view cpu_isa_label(CpuIsa isa) {
   switch (isa) {
     case CpuIsa::portable: return "portable";
+    case CpuIsa::dotprod: return "dotprod";
     case CpuIsa::avx2: return "avx2";
     case CpuIsa::avx512vnni: return "avx512vnni";
     case CpuIsa::avx512bf16: return "avx512bf16";
@@ -35,6 +39,7 @@ constexpr CpuIsa base_isa(CpuIsa isa) {
 }
 
 // What this processor and its operating system can run, from the least to the most; portable is always there.
+//   dotprod:    NEON and its dot products of bytes (aarch64)
 //   avx2:       AVX2, FMA, F16C
 //   avx512vnni: these and AVX-512 F, BW, VL, VNNI
 //   avx512bf16: these and AVX-512 BF16, for products of bf16 by bf16

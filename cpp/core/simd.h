@@ -31,7 +31,7 @@
 //                    and of lanes 8 to 15, and Narrow reads the first only; load_i8s takes one, of
 //                    all lanes side by side
 //   tile_rows        how many rows of activations a tile of Wide vectors keeps in registers
-// min and max return the second operand when one is NaN. fma rounds once on x86 and twice in the portable set.
+// min and max return the second operand when one is NaN. fma rounds twice in the portable set and once in the others.
 #pragma once
 
 #ifndef MINISGL_ISA
@@ -46,6 +46,8 @@
 #endif
 #if defined(MINISGL_ISA_AVX2) || defined(MINISGL_ISA_AVX512VNNI)
 #include "core/simd_x86.h"
+#elif defined(MINISGL_ISA_DOTPROD)
+#include "core/simd_neon.h"
 #else
 #include "core/simd_portable.h"
 #endif

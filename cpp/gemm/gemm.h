@@ -57,7 +57,7 @@ void gemm(const GemmArgs& args, GemmWorkspace& workspace, ThreadPool& pool);
 void quantize_row(const float* x, std::int64_t cols, ActivationBlock* blocks);
 
 // Name of the instruction set that the kernels were chosen for: "amx", "avx512bf16", "avx512vnni",
-// "avx2", "portable".
+// "avx2", "dotprod" (aarch64), "portable".
 // The environment variable MINISGL_CPU_ISA, read once, asks for a lesser one (tests compare them).
 const char* cpu_isa_name();
 
