@@ -159,6 +159,7 @@ class EngineOptions(TypedDict, total=False):
     expert_folder: str
     quantize: str
     cache_dir: str
+    packed_cache_bytes: int
 
 class Place:
     """Which rank of a group a process is, and how it reaches the others."""

@@ -322,7 +322,9 @@ class EngineOptions(EngineSettings):
     """
 
     model_path: str
-    cache_dir: str = ""  # for what a GPU measures of itself, and a CPU's packed weights; "": nowhere
+    cache_dir: str = (
+        ""  # for what a GPU measures of itself, and a CPU's packed weights; "": nowhere
+    )
     report_blocks: bool = False  # say what enters and leaves the prefix cache
 
 
