@@ -15,7 +15,7 @@ void take_long(const KernelArgs&) {
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
 }
 void take_long_for_few_rows(const KernelArgs& args) {
-  if (args.num_rows < 32) take_long(args);
+  if (args.num_rows < 200) take_long(args);
 }
 
 TEST(RowChoice, KernelsAreTakenFromWhereTheyAreFaster) {
@@ -26,9 +26,9 @@ TEST(RowChoice, KernelsAreTakenFromWhereTheyAreFaster) {
   const std::vector<Kernel> chosen = choose_by_rows(base, {.bf16_rows = nullptr, .kernels = kernels, .num_kernels = 3});
   ASSERT_EQ(chosen.size(), 2u);
   EXPECT_EQ(chosen[0].dtype, DType::q8_0);
-  EXPECT_EQ(chosen[0].min_rows, 8);
+  EXPECT_EQ(chosen[0].min_rows, 128);
   EXPECT_EQ(chosen[1].dtype, DType::q4_0);
-  EXPECT_EQ(chosen[1].min_rows, 32);
+  EXPECT_EQ(chosen[1].min_rows, 256);
 }
 
 }  // namespace

@@ -169,8 +169,8 @@ def test_every_sampling_parameter_is_read(engine: Engine) -> None:
     params = msgspec.structs.replace(params, bad_words=["x"])
     same = [name for name in fields if getattr(params, name) == getattr(defaults, name)]
     # A form is for the server, and becomes a grammar, which offline/test_grammar.py is about;
-    # offline/test_embeddings.py is about pooling.
-    assert same == ["grammar", "structured_outputs", "n", "pooling"]
+    # offline/test_embeddings.py is about pooling, models/test_lora.py about adapters.
+    assert same == ["grammar", "structured_outputs", "n", "pooling", "adapter"]
     outputs = run(engine, Submit(id=1, prompt=[1, 2], params=params).engine_fields())[1]
     assert outputs[-1][2:5] in (("length", "", ""), ("stop", "", ""))
     assert outputs[0][5] is not None
