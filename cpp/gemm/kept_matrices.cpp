@@ -4,6 +4,7 @@
 #include "gemm/kept_matrices.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -11,6 +12,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <span>
 #include <sstream>
@@ -28,6 +31,8 @@ namespace fs = std::filesystem;
 
 constexpr const char* kEnding = ".packed";
 constexpr std::size_t kMostText = std::size_t{64} << 20;
+constexpr double kPatience = 10.0,
+                 kSlowRate = 300e6;  // seconds, and bytes a second below which a start doesn't wait on
 
 std::int64_t page_bytes() {
   return ::sysconf(_SC_PAGESIZE);
@@ -67,6 +72,7 @@ AlignedBuffer map(int file, std::int64_t offset, std::int64_t size) {
 
 // Removes those that were used longest ago, until `more` bytes fit in `most`. False where they never do.
 bool make_room(const fs::path& folder, std::int64_t more, std::int64_t most) {
+  if (more > most) return false;  // the others stay
   struct Kept {
     fs::file_time_type used;
     std::int64_t bytes;
@@ -95,23 +101,48 @@ bool make_room(const fs::path& folder, std::int64_t more, std::int64_t most) {
 KeptMatrices::KeptMatrices(const KeepRequest& request)
     : file_(request.folder), title_(concat("minisgl's packed matrices, ", packed_layout, '\n', request.of, '\n')) {
   file_ /= file_name(title_);
-  if (!open_kept()) begin_file(request);
+  if (open_kept()) return;
+  if (refusal_.empty())
+    begin_file(request);
+  else
+    give_up(refusal_);
 }
 
 KeptMatrices::~KeptMatrices() {
   if (completion_.joinable()) completion_.join();
   if (reading_ >= 0) ::close(reading_);
   if (writing_ >= 0) ::close(writing_);
+  unlock();
+}
+
+bool KeptMatrices::lock() {
+  lock_ = ::open((file_.string() + ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
+  return lock_ >= 0 && ::flock(lock_, LOCK_EX | LOCK_NB) == 0;
+}
+
+void KeptMatrices::unlock() {
+  if (lock_ < 0) return;
+  ::unlink((file_.string() + ".lock").c_str());
+  ::close(std::exchange(lock_, -1));
 }
 
 bool KeptMatrices::open_kept() {
   const int file = ::open(file_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (file < 0) return false;
+  if (file < 0) {
+    if (errno != ENOENT && errno != ENOTDIR) refusal_ = concat("'", file_.string(), "': ", std::strerror(errno));
+    return false;
+  }
   struct stat status{};
   std::int64_t text_size = 0;
   constexpr std::int64_t tail = sizeof text_size;
   std::string text;
-  if (::fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > tail &&
+  const bool is_own = ::fstat(file, &status) == 0 && (status.st_uid == ::geteuid() || status.st_uid == 0);
+  if (!is_own) {
+    ::close(file);
+    refusal_ = concat("'", file_.string(), "' is another user's");
+    return false;
+  }
+  if (S_ISREG(status.st_mode) && status.st_size > tail &&
       ::pread(file, &text_size, sizeof text_size, status.st_size - tail) == tail && text_size > 0 &&
       text_size <= std::min<std::int64_t>(status.st_size - tail, kMostText)) {
     text = read_text(file, status.st_size - tail - text_size, static_cast<std::size_t>(text_size));
@@ -136,6 +167,7 @@ bool KeptMatrices::open_kept() {
     log_line(LogLevel::warning, concat("'", file_.string(), "' is damaged; the weights are packed again"));
     std::error_code error;
     fs::remove(file_, error);
+    if (error) refusal_ = error.message();
     return false;
   }
   reading_ = file;
@@ -159,6 +191,11 @@ void KeptMatrices::begin_file(const KeepRequest& request) {
     return give_up(concat("they take ", request.num_bytes / mebibyte, " MiB, and --packed-cache-bytes is ",
                           request.most_bytes / mebibyte, " MiB"));
   }
+  if (!lock()) {  // held by another, whose it is
+    if (lock_ >= 0) ::close(std::exchange(lock_, -1));
+    return give_up("another process is writing them");
+  }
+  floor_ = free_bytes / 2;
   writing_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (writing_ < 0) give_up(std::strerror(errno));
 }
@@ -166,6 +203,7 @@ void KeptMatrices::begin_file(const KeepRequest& request) {
 void KeptMatrices::give_up(const std::string& why) {
   if (writing_ >= 0) ::close(writing_);  // matrices in it stay mapped
   writing_ = -1;
+  unlock();
   entries_.clear();
   log_line(LogLevel::info, concat("the packed weights aren't kept in '", file_.parent_path().string(), "': ", why));
 }
@@ -175,11 +213,16 @@ std::optional<PackedMatrix> KeptMatrices::take(const std::string& name, std::int
   const auto found = entries_.find(name);
   if (found == entries_.end() || found->second.rows != rows || found->second.cols != cols) return {};
   const Entry& entry = found->second;
+  mapped_bytes_ += entry.size;
   return PackedMatrix::packed(entry.dtype, rows, cols, map(reading_, entry.offset, entry.size));
 }
 
 void KeptMatrices::put(const std::string& name, PackedMatrix& matrix) {
   if (writing_ < 0 || matrix.nbytes() == 0) return;
+  struct statvfs now{};  // others write, too
+  if (::fstatvfs(writing_, &now) == 0 && static_cast<std::int64_t>(now.f_bavail * now.f_frsize) < floor_)
+    return give_up("half of what was free stays free");
+  const auto start = std::chrono::steady_clock::now();
   try {
     write_all(writing_, {matrix.data(), matrix.nbytes()}, size_);
   } catch (const InputError& error) {
@@ -188,7 +231,11 @@ void KeptMatrices::put(const std::string& name, PackedMatrix& matrix) {
   const auto bytes = static_cast<std::int64_t>(matrix.nbytes());
   entries_.try_emplace(name, Entry{matrix.dtype(), matrix.rows(), matrix.cols(), size_, bytes});
   matrix.move_to(map(writing_, size_, bytes));
+  mapped_bytes_ += bytes;
+  write_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   size_ += (bytes + page_bytes() - 1) / page_bytes() * page_bytes();
+  if (write_seconds_ > kPatience && static_cast<double>(size_) < kSlowRate * write_seconds_)
+    give_up("the disk takes too long");
 }
 
 void KeptMatrices::finish() {
@@ -215,14 +262,15 @@ std::string KeptMatrices::trailer() const {
 }
 
 void KeptMatrices::complete() {
-  const std::string unnamed = concat("/proc/self/fd/", writing_);
-  const bool done = ::fdatasync(writing_) == 0 &&
-                    (::linkat(AT_FDCWD, unnamed.c_str(), AT_FDCWD, file_.c_str(), AT_SYMLINK_FOLLOW) == 0 ||
-                     errno == EEXIST);  // another process was first
-  if (!done) {
-    log_line(LogLevel::warning,
-             concat("'", file_.string(), "' can't be kept for later starts: ", std::strerror(errno)));
+  if (::fdatasync(writing_) != 0) {  // its pages count as clean now: read again they would hold anything
+    log_line(LogLevel::error, concat("'", file_.string(), "' holds the weights and can't be written: ",
+                                     std::strerror(errno), "; use --packed-cache-bytes 0"));
+    std::abort();
   }
+  const std::string unnamed = concat("/proc/self/fd/", writing_);
+  if (::linkat(AT_FDCWD, unnamed.c_str(), AT_FDCWD, file_.c_str(), AT_SYMLINK_FOLLOW) != 0 && errno != EEXIST)
+    log_line(LogLevel::warning, concat("'", file_.string(), "' can't be kept: ", std::strerror(errno)));
+  unlock();
 }
 
 }  // namespace minisgl

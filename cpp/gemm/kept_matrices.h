@@ -33,6 +33,7 @@ class KeptMatrices {
   void finish();
 
   bool is_reading() const { return reading_ >= 0; }
+  std::int64_t mapped_bytes() const { return mapped_bytes_; }  // of matrices that lie in the file
   const std::filesystem::path& file() const { return file_; }
 
  private:
@@ -40,8 +41,10 @@ class KeptMatrices {
     DType dtype;
     std::int64_t rows, cols, offset, size;
   };
-  bool open_kept();
+  bool open_kept();  // false: there is nothing, or refusal_ says why nothing can be
   void begin_file(const KeepRequest& request);
+  bool lock();  // against other processes that write the same file
+  void unlock();
   void give_up(const std::string& why);
   std::string trailer() const;
   void complete();  // in the thread
@@ -49,8 +52,12 @@ class KeptMatrices {
   std::filesystem::path file_;
   std::string title_;                               // the first lines of the file's end
   std::unordered_map<std::string, Entry> entries_;  // by name: those of the file that is read, or those so far
-  int reading_ = -1, writing_ = -1;
+  int reading_ = -1, writing_ = -1, lock_ = -1;
+  std::string refusal_;
   std::int64_t size_ = 0;  // of what was written
+  std::int64_t mapped_bytes_ = 0;
+  std::int64_t floor_ = 0;  // bytes of the disk that stay free
+  double write_seconds_ = 0.0;
   std::thread completion_;
 };
 

@@ -15,7 +15,8 @@
 
 namespace minisgl {
 
-// A name for gemm/layout.h's layouts as they are now, for files that outlive the program. It changes with any of them.
+// A name for gemm/layout.h's layouts as they are now, for files that outlive the program. It changes with any of them,
+// and with what is made of a file's tensors before they are packed.
 inline constexpr std::string_view packed_layout = "layout 1";
 
 class PackedMatrix final : public Matrix {

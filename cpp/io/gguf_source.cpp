@@ -50,7 +50,7 @@ class GgufSource : public WeightSource {
   std::string path() const override { return path_; }
   std::vector<std::string> files() const override {
     std::vector<std::string> result;
-    for (const MappedFile& mapping : mappings_) result.push_back(mapping.path());
+    for (const MappedFile& mapping : mappings_) result.push_back(mapping.identity());
     return result;
   }
   bool interleaved_rope() const override { return interleaved_rope_; }

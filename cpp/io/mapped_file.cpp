@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 
 #include "core/error.h"
 
@@ -33,6 +34,8 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   if (::fstat(file.value, &status) != 0) throw InputError(concat("cannot read '", path, "': ", std::strerror(errno)));
   if (!S_ISREG(status.st_mode)) throw InputError(concat("'", path, "' is not a regular file"));
   size_ = static_cast<std::size_t>(status.st_size);
+  identity_ = concat(std::filesystem::absolute(path).string(), " ", status.st_dev, " ", status.st_ino, " ",
+                     status.st_size, " ", status.st_ctim.tv_sec, ".", status.st_ctim.tv_nsec);
   if (size_ == 0) return;  // an empty mapping is an error to the kernel
   void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.value, 0);
   if (address == MAP_FAILED) throw InputError(concat("cannot map '", path, "' into memory: ", std::strerror(errno)));

@@ -102,8 +102,8 @@ class SafetensorsSource : public WeightSource {
 
   std::string path() const override { return folder_; }
   std::vector<std::string> files() const override {
-    std::vector<std::string> result{(fs::path(folder_) / "config.json").string()};
-    for (const auto& [file, mapping] : mappings_) result.push_back(file);
+    std::vector<std::string> result{config_.dump()};
+    for (const auto& [file, mapping] : mappings_) result.push_back(mapping.identity());
     return result;
   }
   bool interleaved_rope() const override { return false; }

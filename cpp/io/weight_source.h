@@ -44,7 +44,7 @@ class WeightSource {
   virtual StoredTensor stored(const std::string& name) const;
   virtual std::vector<std::string> names() const = 0;
   virtual std::string path() const = 0;
-  // All files that it reads of; empty where there are none.
+  // A line for each file as it was opened, which changes with what is in it; empty where there are none.
   virtual std::vector<std::string> files() const { return {}; }
   // True for files that store query and key rows for interleaved rotation (GGUF of the llama family): the loader
   // puts the rows back in halves order.

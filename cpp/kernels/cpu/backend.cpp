@@ -66,7 +66,10 @@ class CpuDevice final : public Device {
   bool supports_kv_dtype(DType dtype) const override { return cpu_ops::is_cache_dtype(dtype); }
   bool has_own_memory() const override { return false; }
   std::int64_t usual_batch_tokens() const override { return 512; }
-  std::int64_t available_memory() const override { return minisgl::available_memory(); }
+  std::int64_t available_memory() const override {  // the system takes pages of files for free ones
+    const std::int64_t kept = keeper_ ? keeper_->mapped_bytes() * num_ranks() : 0;
+    return std::max<std::int64_t>(0, minisgl::available_memory() - kept);
+  }
 
   double measure_read_bandwidth() override { return minisgl::measure_read_bandwidth(pool_); }
   void synchronize() override {}
@@ -288,8 +291,8 @@ class CpuDevice final : public Device {
   void add_adapters(const Linear& weights, Tensor x, Tensor y) {
     uses_.clear();
     for (const cpu_ops::AdapterRows& entry : adapter_rows_) {
-      if (const cpu_ops::LowRankLayer* const layer = entry.adapter->of(weights)) {
-        uses_.push_back({layer, entry.adapter->dtype(), entry.rows});
+      if (const cpu_ops::LowRankLayer* const layer = entry.adapter().of(weights)) {
+        uses_.push_back({layer, entry.adapter().dtype(), entry.rows});
       }
     }
     if (!uses_.empty()) cpu_ops::add_low_rank(pool_, uses_, x.f32(), x.cols, y.f32(), y.cols, low_rank_);

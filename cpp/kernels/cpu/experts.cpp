@@ -248,7 +248,7 @@ class Run {
     std::vector<LowRankUse> uses;
     for (const AdapterRows& entry : call_.adapters) {
       for (std::int64_t expert = 0; expert < shape_.num_experts; ++expert) {
-        const LowRankLayer* const layer = entry.adapter->of(experts_, expert, is_down);
+        const LowRankLayer* const layer = entry.adapter().of(experts_, expert, is_down);
         if (layer == nullptr) continue;
         std::vector<std::int32_t> own;
         for (std::int32_t slot = first[expert]; slot < first[expert + 1]; ++slot) {
@@ -256,7 +256,7 @@ class Run {
         }
         if (own.empty()) continue;
         slots.push_back(std::move(own));
-        uses.push_back({layer, entry.adapter->dtype(), slots.back()});
+        uses.push_back({layer, entry.adapter().dtype(), slots.back()});
       }
     }
     if (!uses.empty()) add_low_rank(pool_, uses, x, x_stride, y, y_stride, *call_.low_rank);

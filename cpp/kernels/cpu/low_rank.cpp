@@ -81,9 +81,8 @@ std::vector<AdapterRows> adapter_rows(std::span<const ops::SequenceRows> sequenc
   std::vector<AdapterRows> all;
   for (const ops::SequenceRows& sequence : sequences) {
     if (sequence.adapter == nullptr) continue;
-    const auto* const adapter = static_cast<const CpuAdapter*>(sequence.adapter);
-    auto entry = std::ranges::find(all, adapter, &AdapterRows::adapter);
-    if (entry == all.end()) entry = all.insert(all.end(), {adapter, {}});
+    auto entry = std::ranges::find(all, sequence.adapter, &AdapterRows::made);
+    if (entry == all.end()) entry = all.insert(all.end(), {sequence.adapter, {}});
     for (std::int32_t i = 0; i < sequence.num_rows; ++i) entry->rows.push_back(sequence.first_row + i);
   }
   return all;
@@ -92,7 +91,7 @@ std::vector<AdapterRows> adapter_rows(std::span<const ops::SequenceRows> sequenc
 std::vector<AdapterRows> kept_adapter_rows(std::span<const AdapterRows> all, std::span<const std::int32_t> kept) {
   std::vector<AdapterRows> result;
   for (const AdapterRows& entry : all) {
-    AdapterRows rows{entry.adapter, {}};
+    AdapterRows rows{entry.made, {}};
     for (std::int32_t i = 0; i < std::ssize(kept); ++i) {
       if (std::ranges::binary_search(entry.rows, kept[static_cast<std::size_t>(i)])) rows.rows.push_back(i);
     }

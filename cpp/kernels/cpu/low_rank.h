@@ -56,8 +56,10 @@ class CpuAdapter final : public Adapter {
 
 // Rows that one adapter changes.
 struct AdapterRows {
-  const CpuAdapter* adapter;
+  const Adapter* made;             // by this device
   std::vector<std::int32_t> rows;  // ascending
+
+  const CpuAdapter& adapter() const { return static_cast<const CpuAdapter&>(*made); }
 };
 
 // Those of a step, by adapter; empty where no sequence has one.

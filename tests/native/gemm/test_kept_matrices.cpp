@@ -116,6 +116,29 @@ TEST_F(Kept, TheOneThatWasUsedLongestAgoMakesRoom) {
   EXPECT_TRUE(KeptMatrices(request("second")).is_reading());
 }
 
+TEST_F(Kept, AModelThatNeverFitsTakesNoOthersPlace) {
+  keep("first");
+  {
+    KeptMatrices large({folder_.path() + "/packed", "large", kMost + 1, kMost});
+  }
+  EXPECT_TRUE(KeptMatrices(request("first")).is_reading());
+}
+
+TEST_F(Kept, OfTwoThatWriteTheSameOneKeepsIt) {
+  PackedMatrix matrix = some_matrix(DType::q4_0, 1, pool_), same = some_matrix(DType::q4_0, 1, pool_);
+  {
+    KeptMatrices first(request("model")), second(request("model"));
+    first.put("a tensor", matrix);
+    second.put("a tensor", same);
+    EXPECT_GT(first.mapped_bytes(), 0);
+    EXPECT_EQ(second.mapped_bytes(), 0);
+    second.finish();
+    first.finish();
+  }
+  EXPECT_EQ(files().size(), 1u);
+  EXPECT_TRUE(KeptMatrices(request("model")).is_reading());
+}
+
 TEST_F(Kept, WithoutRoomMatricesStayInMemory) {
   for (const KeepRequest& refused : {KeepRequest{folder_.path(), "model", 2000, 1000},
                                      KeepRequest{folder_.path(), "model", kMost << 20, kMost << 21},

@@ -12,7 +12,7 @@ namespace {
 
 void take_no_time(const KernelArgs&) {}
 void take_long(const KernelArgs&) {
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
 }
 void take_long_for_few_rows(const KernelArgs& args) {
   if (args.num_rows < 200) take_long(args);
