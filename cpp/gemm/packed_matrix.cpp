@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/half.h"
+#include "core/float_at.h"
 #include "gemm/block_codec.h"
 #include "gemm/layout.h"
 
@@ -33,17 +33,6 @@ void pack_quantized_row(DType dtype, const std::byte* row, std::int64_t num_bloc
     unpack_file_block(dtype, row + i * file_bytes, block);
     write_packed_block(dtype, block, lane, group + i * packed_bytes);
   }
-}
-
-float load_float(DType dtype, const std::byte* p) {
-  if (dtype == DType::f32) {
-    float value;
-    std::memcpy(&value, p, sizeof(value));
-    return value;
-  }
-  std::uint16_t half;
-  std::memcpy(&half, p, sizeof(half));
-  return dtype == DType::f16 ? f16_to_f32(half) : bf16_to_f32(half);
 }
 
 }  // namespace
@@ -104,7 +93,7 @@ void PackedMatrix::dequantize_row(std::int64_t row, float* out) const {
   const DTypeInfo info = dtype_info(dtype_);
   if (!is_quantized(dtype_)) {
     for (std::int64_t col = 0; col < cols_; ++col)
-      out[col] = load_float(dtype_, data() + float_offset(dtype_, cols_, row, col));
+      out[col] = float_at(dtype_, data() + float_offset(dtype_, cols_, row, col), 0);
     return;
   }
   const std::byte* group = data() + row / group_rows * packed_group_bytes(dtype_, cols_);

@@ -10,6 +10,7 @@
 
 #include "core/aligned_buffer.h"
 #include "core/error.h"
+#include "core/float_at.h"
 #include "core/half.h"
 #include "io/quote.h"
 
@@ -47,20 +48,13 @@ struct Parts {
 // The stored integers as a file's blocks.
 class Groups {
  public:
-  Groups(const Int4Scheme& scheme, const Parts& parts) : scheme_(scheme), parts_(parts) {}
+  Groups(const Int4Scheme& scheme, const Parts& parts)
+      : scheme_(scheme), parts_(parts), scale_dtype_(*dtype_of(parts.scales->dtype)) {}
 
   float scale(std::int64_t row, std::int64_t group) const {
     const std::int64_t index =
         scheme_.layout == Int4Scheme::Layout::packed ? row * parts_.num_groups() + group : group * parts_.rows + row;
-    const SafetensorsEntry& scales = *parts_.scales;
-    if (scales.dtype == "F32") {
-      float value;
-      std::memcpy(&value, scales.bytes.data() + index * 4, sizeof value);
-      return value;
-    }
-    std::uint16_t bits;
-    std::memcpy(&bits, scales.bytes.data() + index * 2, sizeof bits);
-    return scales.dtype == "BF16" ? bf16_to_f32(bits) : f16_to_f32(bits);
+    return float_at(scale_dtype_, parts_.scales->bytes.data(), index);
   }
   int zero(std::int64_t row, std::int64_t group) const {
     if (parts_.zeros == nullptr) return 8;
@@ -104,6 +98,7 @@ class Groups {
  private:
   const Int4Scheme& scheme_;
   const Parts& parts_;
+  DType scale_dtype_;
 };
 
 void store_f16(std::byte* to, float value) {

@@ -109,6 +109,21 @@ SafetensorsEntry resolve(const HeaderEntry& header, std::span<const std::byte> d
 
 }  // namespace
 
+std::optional<DType> dtype_of(const std::string& name) {
+  if (name == "F32") return DType::f32;
+  if (name == "F16") return DType::f16;
+  if (name == "BF16") return DType::bf16;
+  if (name == "F8_E4M3") return DType::f8e4m3;
+  return std::nullopt;
+}
+
+std::string text_part_name(const std::string& name) {
+  constexpr std::string_view before = "language_model.", behind = "model.language_model.";
+  if (name.starts_with(before)) return name.substr(before.size());
+  if (name.starts_with(behind)) return "model." + name.substr(behind.size());
+  return name;
+}
+
 std::map<std::string, SafetensorsEntry> parse_safetensors(std::span<const std::byte> bytes, const std::string& name) {
   refuse_stand_in(bytes, name);
   ByteReader reader(bytes, name);

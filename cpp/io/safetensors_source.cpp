@@ -26,14 +26,6 @@ bool file_exists(const fs::path& path) {
   return fs::exists(path, ignored);
 }
 
-std::optional<DType> dtype_of(const std::string& name) {
-  if (name == "F32") return DType::f32;
-  if (name == "F16") return DType::f16;
-  if (name == "BF16") return DType::bf16;
-  if (name == "F8_E4M3") return DType::f8e4m3;
-  return std::nullopt;
-}
-
 // The file with this ending, when the folder has one: for messages about folders that can't be used.
 std::optional<std::string> file_ending_with(const std::string& folder, const std::vector<std::string>& endings) {
   std::error_code error;
@@ -44,13 +36,6 @@ std::optional<std::string> file_ending_with(const std::string& folder, const std
     }
   }
   return std::nullopt;
-}
-
-std::string text_part_name(const std::string& name) {
-  constexpr std::string_view before = "language_model.", behind = "model.language_model.";
-  if (name.starts_with(before)) return name.substr(before.size());
-  if (name.starts_with(behind)) return "model." + name.substr(behind.size());
-  return name;
 }
 
 class SafetensorsSource : public WeightSource {

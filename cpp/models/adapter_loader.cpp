@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "core/half.h"
+#include "core/float_at.h"
 #include "io/json_text.h"
 #include "io/mapped_file.h"
 #include "io/quote.h"
@@ -43,26 +43,11 @@ Names names_of(const std::string& tensor, const std::string& file) {
   constexpr std::string_view before = "base_model.model.";
   for (const auto& [ending, is_down] : {std::pair{".lora_A.weight", true}, {".lora_B.weight", false}}) {
     if (!tensor.starts_with(before) || !tensor.ends_with(ending)) continue;
-    std::string module = tensor.substr(before.size(), tensor.size() - before.size() - std::strlen(ending));
-    for (const std::string_view part : {"model.language_model.", "language_model.model."}) {
-      if (module.starts_with(part)) module = "model." + module.substr(part.size());
-    }
-    return {std::move(module), is_down};
+    return {text_part_name(tensor.substr(before.size(), tensor.size() - before.size() - std::strlen(ending))), is_down};
   }
   throw InputError(concat("'", file, "': tensor ", quote_name(tensor),
                           " is no lora_A or lora_B of a linear layer, and "
                           "nothing else is supported"));
-}
-
-float float_at(const SafetensorsEntry& entry, std::int64_t index) {
-  if (entry.dtype == "F32") {
-    float value;
-    std::memcpy(&value, entry.bytes.data() + index * 4, sizeof value);
-    return value;
-  }
-  std::uint16_t half;
-  std::memcpy(&half, entry.bytes.data() + index * 2, sizeof half);
-  return entry.dtype == "F16" ? f16_to_f32(half) : bf16_to_f32(half);
 }
 
 class AdapterReader {
@@ -119,11 +104,8 @@ class AdapterReader {
   void read_linear(const AdapterTarget& target) {
     std::int64_t first_output = 0;
     for (const ProjectionRequest& request : target.projections) {
-      const ShardRule rule = shard_rule(request.role);
-      const bool by_rows = rule.cut == Cut::rows;
-      const std::int64_t features = by_rows ? request.out_features : request.in_features;
-      const Slice slice =
-          rank_slice(rule.split, features / request.head_dim, device_.rank(), device_.num_ranks()) * request.head_dim;
+      const bool by_rows = shard_rule(request.role).cut == Cut::rows;
+      const Slice slice = slice_of(request, device_.rank(), device_.num_ranks());
       const Slice all_outputs{0, request.out_features}, all_inputs{0, request.in_features};
       const Slice outputs = by_rows ? slice : all_outputs, inputs = by_rows ? all_inputs : slice;
       const bool is_fused = !request.fused.name.empty();
@@ -139,12 +121,6 @@ class AdapterReader {
       }
       first_output += outputs.count;
     }
-  }
-
-  // Where the file has what is the projection's output `row` here: in halves order.
-  static std::int64_t file_row(const ProjectionRequest& request, std::int64_t row) {
-    const std::int64_t half = request.interleaved / 2, head = row / request.head_dim, i = row % request.head_dim;
-    return head * request.head_dim + (i >= 2 * half ? i : i < half ? 2 * i : 2 * (i - half) + 1);
   }
 
   void read_experts(const AdapterTarget& target, const ModelSpec& spec) {
@@ -205,17 +181,19 @@ class AdapterReader {
                         const Slice& inputs) const {
     const std::int64_t rank = config_.rank(module), all_inputs = pair.down->shape[1];
     const auto scale = static_cast<float>(config_.scale(module));
+    const DType down = *dtype_of(pair.down->dtype), up = *dtype_of(pair.up->dtype);
     AdapterPair made{.rank = rank, .inputs = inputs.count, .outputs = std::ssize(rows)};
     made.down.reserve(static_cast<std::size_t>(rank * inputs.count));
     for (std::int64_t j = 0; j < rank; ++j) {
       for (std::int64_t i = 0; i < inputs.count; ++i) {
-        made.down.push_back(checked(module, float_at(*pair.down, j * all_inputs + inputs.first + i)));
+        made.down.push_back(
+            checked(module, float_at(down, pair.down->bytes.data(), j * all_inputs + inputs.first + i)));
       }
     }
     made.up.reserve(rows.size() * static_cast<std::size_t>(rank));
     for (const std::int64_t row : rows) {
       for (std::int64_t j = 0; j < rank; ++j) {
-        made.up.push_back(checked(module, float_at(*pair.up, row * rank + j)) * scale);
+        made.up.push_back(checked(module, float_at(up, pair.up->bytes.data(), row * rank + j)) * scale);
       }
     }
     return made;

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/half.h"
+#include "core/float_at.h"
 #include "io/quote.h"
 #include "io/tensor_layout.h"
 
@@ -19,17 +19,6 @@ constexpr std::int64_t kBlock = 32, kBlockNibbleBytes = 16;  // MXFP4
 std::span<const std::byte> part_of(std::span<const std::byte> bytes, std::int64_t index, std::int64_t count) {
   const std::size_t size = bytes.size() / static_cast<std::size_t>(count);
   return bytes.subspan(static_cast<std::size_t>(index) * size, size);
-}
-
-float float_at(const TensorData& tensor, std::int64_t index) {
-  if (tensor.dtype == DType::f32) {
-    float value;
-    std::memcpy(&value, tensor.bytes.data() + index * 4, sizeof value);
-    return value;
-  }
-  std::uint16_t half;
-  std::memcpy(&half, tensor.bytes.data() + index * 2, sizeof half);
-  return tensor.dtype == DType::f16 ? f16_to_f32(half) : bf16_to_f32(half);
 }
 
 // A block of MXFP4 as GGUF stores it: the exponent, then values i and i + 16 in a byte; here values 2 i and 2 i + 1
@@ -214,7 +203,7 @@ std::vector<float> ExpertFiles::bias(std::int64_t expert, ExpertMatrix which) co
   const std::int64_t step = alternates ? 2 : 1, first = which == ExpertMatrix::up && alternates ? 1 : 0;
   std::vector<float> values;
   for (std::int64_t i = 0; i < rows(which); ++i) {
-    values.push_back(float_at(tensor, (expert * rows(which) + i) * step + first));
+    values.push_back(float_at(tensor.dtype, tensor.bytes.data(), (expert * rows(which) + i) * step + first));
   }
   return values;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/float_at.h"
 #include "core/half.h"
 #include "io/quote.h"
 #include "io/tensor_layout.h"
@@ -56,18 +57,6 @@ std::optional<std::pair<std::int64_t, std::int64_t>> block_size(const Json& conf
     if (const auto size = weights->find("block_structure"); size != weights->end()) return pair_of(*size);
   }
   return {};
-}
-
-float float_at(const TensorData& tensor, std::int64_t index) {
-  const auto* at = tensor.bytes.data() + index * dtype_info(tensor.dtype).block_bytes;
-  if (tensor.dtype == DType::f32) {
-    float value;
-    std::memcpy(&value, at, sizeof value);
-    return value;
-  }
-  std::uint16_t bits;
-  std::memcpy(&bits, at, sizeof bits);
-  return tensor.dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
 }
 
 std::int64_t blocks_of(std::int64_t count, std::int64_t block) {
@@ -119,7 +108,7 @@ ScaleGrid read_scales(const WeightSource& source, const std::string& weight, std
                 shape_text(std::vector<std::int64_t>{rows, cols}), " it must be one number, one for each row",
                 block ? concat(", or one for each block of ", block->first, " x ", block->second) : ""));
   }
-  for (std::int64_t i = 0; i < count; ++i) grid.values.push_back(float_at(tensor, i));
+  for (std::int64_t i = 0; i < count; ++i) grid.values.push_back(float_at(tensor.dtype, tensor.bytes.data(), i));
   return grid;
 }
 

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/half.h"
+#include "core/float_at.h"
 #include "io/mapped_file.h"
 #include "io/quote.h"
 #include "io/tensor_layout.h"
@@ -20,14 +20,6 @@ namespace {
 
 constexpr std::size_t num_dtypes = static_cast<std::size_t>(DType::f8e4m3) + 1;  // the last of the enumeration
 
-// Files don't promise alignment, so elements are copied out.
-template <typename T>
-T element(std::span<const std::byte> bytes, std::int64_t index) {
-  T value;
-  std::memcpy(&value, bytes.data() + static_cast<std::size_t>(index) * sizeof(T), sizeof(T));
-  return value;
-}
-
 // Files don't promise that either.
 void align(MatrixPart& part) {
   if (reinterpret_cast<std::uintptr_t>(part.bytes.data()) % sizeof(float) == 0) return;
@@ -36,26 +28,34 @@ void align(MatrixPart& part) {
   part.bytes = {part.staging.data(), part.staging.size()};
 }
 
-// Of the first `interleaved` rows of each head, rows 2i and 2i + 1 rotate together in the file; here rows i and
-// i + interleaved / 2 do.
+// The rows in halves order.
 AlignedBuffer halves_order(std::span<const std::byte> raw, std::int64_t rows, const ProjectionRequest& request,
                            ThreadPool& pool) {
   AlignedBuffer ordered(raw.size());
   const auto stride = raw.size() / static_cast<std::size_t>(rows);
-  const std::int64_t head_dim = request.head_dim, half = request.interleaved / 2;
-  pool.parallel_for(rows / head_dim, [&](std::int64_t head, int) {
-    for (std::int64_t i = 0; i < head_dim; ++i) {
-      const std::int64_t target = head * head_dim + i;
-      const std::int64_t place = i >= 2 * half ? i : i < half ? 2 * i : 2 * (i - half) + 1;
-      const std::int64_t origin = head * head_dim + place;
-      std::memcpy(ordered.data() + static_cast<std::size_t>(target) * stride,
-                  raw.data() + static_cast<std::size_t>(origin) * stride, stride);
+  pool.parallel_for(rows / request.head_dim, [&](std::int64_t head, int) {
+    for (std::int64_t row = head * request.head_dim; row < (head + 1) * request.head_dim; ++row) {
+      std::memcpy(ordered.data() + static_cast<std::size_t>(row) * stride,
+                  raw.data() + static_cast<std::size_t>(file_row(request, row)) * stride, stride);
     }
   });
   return ordered;
 }
 
 }  // namespace
+
+Slice slice_of(const ProjectionRequest& request, int rank, int num_ranks) {
+  const ShardRule rule = shard_rule(request.role);
+  const std::int64_t features = rule.cut == Cut::rows ? request.out_features : request.in_features;
+  return rank_slice(rule.split, features / request.head_dim, rank, num_ranks) * request.head_dim;
+}
+
+// Of the first `interleaved` rows of each head, rows 2i and 2i + 1 rotate together in the file; here rows i and
+// i + interleaved / 2 do.
+std::int64_t file_row(const ProjectionRequest& request, std::int64_t row) {
+  const std::int64_t half = request.interleaved / 2, head = row / request.head_dim, i = row % request.head_dim;
+  return head * request.head_dim + (i >= 2 * half ? i : i < half ? 2 * i : 2 * (i - half) + 1);
+}
 
 WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass, Quantize quantize,
                            std::function<void(std::int64_t)> on_bytes, ExpertCut expert_cut)
@@ -66,6 +66,11 @@ WeightLoader::WeightLoader(const WeightSource& source, Device& device, Pass pass
       expert_cut_(expert_cut),
       on_bytes_(std::move(on_bytes)),
       bytes_by_dtype_(num_dtypes, 0) {}
+
+void WeightLoader::count(DType dtype, std::int64_t bytes) {
+  bytes_by_dtype_[static_cast<std::size_t>(dtype)] += bytes;
+  on_bytes_(bytes);
+}
 
 TensorData WeightLoader::checked(const std::string& name, const std::vector<std::int64_t>& shape) {
   TensorData tensor = pass_ == Pass::check ? source_.described(name) : source_.tensor(name);
@@ -100,14 +105,8 @@ std::vector<float> WeightLoader::elements(const std::string& name, std::int64_t 
   std::vector<float> values;
   if (pass_ == Pass::load) {
     values.resize(static_cast<std::size_t>(wanted.count));
-    for (std::int64_t i = 0; i < wanted.count; ++i) {
-      float& value = values[static_cast<std::size_t>(i)];
-      switch (tensor.dtype) {
-        case DType::f16: value = f16_to_f32(element<std::uint16_t>(tensor.bytes, wanted.first + i)); break;
-        case DType::bf16: value = bf16_to_f32(element<std::uint16_t>(tensor.bytes, wanted.first + i)); break;
-        default: value = element<float>(tensor.bytes, wanted.first + i); break;
-      }
-    }
+    for (std::int64_t i = 0; i < wanted.count; ++i)
+      values[static_cast<std::size_t>(i)] = float_at(tensor.dtype, tensor.bytes.data(), wanted.first + i);
   }
   on_bytes_(row_bytes(tensor.dtype, wanted.count));
   return values;
@@ -137,13 +136,6 @@ std::shared_ptr<const Matrix> WeightLoader::vocabulary(const std::string& name, 
   return matrix(name, {.name = name, .role = Role::vocabulary, .out_features = vocab_size, .in_features = hidden_size});
 }
 
-// Features of the rank: rows or columns, as the role is cut.
-Slice WeightLoader::slice_of(const ProjectionRequest& request) const {
-  const ShardRule rule = shard_rule(request.role);
-  const std::int64_t features = rule.cut == Cut::rows ? request.out_features : request.in_features;
-  return rank_slice(rule.split, features / request.head_dim, device_.rank(), device_.num_ranks()) * request.head_dim;
-}
-
 // All ranks' rows of a projection, which may be some of a larger matrix.
 TensorData WeightLoader::whole_matrix(const std::string& name, const ProjectionRequest& request) {
   const FusedMatrix& fused = request.fused;
@@ -165,8 +157,7 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
   if (pass_ == Pass::dummy) {
     auto random = device_.make_random_matrix(rows, cols);
     if (is_quantized_at_load(request.role)) random = device_.quantized(std::move(random), quantize_);
-    bytes_by_dtype_[static_cast<std::size_t>(random->dtype())] += row_bytes(random->dtype(), rows * cols);
-    on_bytes_(row_bytes(random->dtype(), rows * cols));
+    count(random->dtype(), row_bytes(random->dtype(), rows * cols));
     return random;
   }
   if (auto matrix = kept_matrix(name, request, rows, cols)) return matrix;
@@ -193,8 +184,7 @@ std::shared_ptr<const Matrix> WeightLoader::matrix(const std::string& name, cons
     if (tensor.mapped) release_pages(part.read);
   }
   const bool may_differ = matrix != nullptr && (tensor.dtype == DType::f8e4m3 || quantize_ != Quantize::none);
-  bytes_by_dtype_[static_cast<std::size_t>(may_differ ? matrix->dtype() : tensor.dtype)] += num_bytes;
-  on_bytes_(num_bytes);
+  count(may_differ ? matrix->dtype() : tensor.dtype, num_bytes);
   return matrix;
 }
 
@@ -207,9 +197,7 @@ std::shared_ptr<const Matrix> WeightLoader::kept_matrix(const std::string& name,
   const bool widened = dtype == DType::f8e4m3;
   auto matrix = device_.kept_matrix(name, rows, cols);
   if (matrix == nullptr) return nullptr;
-  const std::int64_t num_bytes = rows * row_bytes(dtype, cols);
-  bytes_by_dtype_[static_cast<std::size_t>(widened ? DType::bf16 : dtype)] += num_bytes;
-  on_bytes_(num_bytes);
+  count(widened ? DType::bf16 : dtype, rows * row_bytes(dtype, cols));
   return matrix;
 }
 
@@ -282,8 +270,7 @@ std::unique_ptr<const Experts> WeightLoader::experts(const std::string& prefix, 
   const ExpertsShape shape = experts_shape(spec, shard, device_.rank());
   if (pass_ == Pass::dummy) {
     const std::int64_t elements = 3 * shape.num_experts * shape.hidden_size * shape.intermediate_size;
-    bytes_by_dtype_[static_cast<std::size_t>(DType::bf16)] += row_bytes(DType::bf16, elements);
-    on_bytes_(row_bytes(DType::bf16, elements));
+    count(DType::bf16, row_bytes(DType::bf16, elements));
     const auto maker = device_.make_experts(shape);
     maker->put_random();
     return note_experts(prefix, spec, maker->finish());

@@ -39,6 +39,12 @@ struct ProjectionRequest {
   FusedMatrix fused = {};
 };
 
+// The features of a projection that a rank has: rows or columns, as its role is cut.
+Slice slice_of(const ProjectionRequest& request, int rank, int num_ranks);
+
+// The file's row of what is row `row` here, where heads rotate in neighbouring pairs in the file and as halves here.
+std::int64_t file_row(const ProjectionRequest& request, std::int64_t row);
+
 // A layer that adapters may change, and what of the files its projections are.
 struct AdapterTarget {
   const Linear* linear = nullptr;  // or
@@ -97,7 +103,10 @@ class WeightLoader {
   // The scales of the rank's part, of a tensor in e4m3.
   ScaleGrid scales_of(const std::string& name, const ProjectionRequest& request, const Slice& slice);
   std::vector<float> bias(const std::string& name, const ProjectionRequest& request);
-  Slice slice_of(const ProjectionRequest& request) const;
+  Slice slice_of(const ProjectionRequest& request) const {
+    return minisgl::slice_of(request, device_.rank(), device_.num_ranks());
+  }
+  void count(DType dtype, std::int64_t bytes);  // of a matrix that is done
   DeviceBuffer on_device(const std::vector<float>& values);
   std::vector<float> elements(const std::string& name, std::int64_t size, const Slice& wanted);
   TensorData checked(const std::string& name, const std::vector<std::int64_t>& shape);

@@ -1,7 +1,6 @@
 #include "kernels/cpu/low_rank.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/error.h"
 #include "core/half.h"
@@ -12,8 +11,8 @@ namespace {
 constexpr std::int64_t kRanksPerTask = 16, kRowsPerTask = 32, kPanelsPerTask = 8;
 constexpr std::int64_t kRowTile = 4;  // rows that a kernel takes at once
 
-std::int64_t num_panels(const LowRankOutput& output) {
-  return (output.outputs + kLowRankPanel - 1) / kLowRankPanel;
+std::int64_t num_panels(std::int64_t outputs) {
+  return (outputs + kLowRankPanel - 1) / kLowRankPanel;
 }
 
 std::size_t bytes_of(DType dtype) {
@@ -28,15 +27,9 @@ void put(AlignedBuffer& buffer, DType dtype, std::int64_t index, float value) {
   }
 }
 
-AlignedBuffer zeros(DType dtype, std::int64_t count) {
-  AlignedBuffer buffer(static_cast<std::size_t>(count) * bytes_of(dtype));
-  std::memset(buffer.data(), 0, buffer.size());
-  return buffer;
-}
-
 AlignedBuffer panels_of(const AdapterPair& pair, DType dtype) {
-  const std::int64_t num_panels = (pair.outputs + kLowRankPanel - 1) / kLowRankPanel;
-  AlignedBuffer panels = zeros(dtype, num_panels * kLowRankPanel * pair.rank);
+  AlignedBuffer panels(static_cast<std::size_t>(num_panels(pair.outputs) * kLowRankPanel * pair.rank) *
+                       bytes_of(dtype));
   for (std::int64_t output = 0; output < pair.outputs; ++output) {
     const std::int64_t panel = output / kLowRankPanel, lane = output % kLowRankPanel;
     for (std::int64_t i = 0; i < pair.rank; ++i) {
@@ -169,7 +162,7 @@ void add_low_rank(ThreadPool& pool, std::span<const LowRankUse> uses, const floa
         downs.push_back({&use, nullptr, hidden, row, rows, i, std::min(kRanksPerTask, rank - i)});
       }
       for (const LowRankOutput& output : use.layer->outputs) {
-        const std::int64_t panels = num_panels(output);
+        const std::int64_t panels = num_panels(output.outputs);
         for (std::int64_t i = 0; i < panels; i += kPanelsPerTask) {
           ups.push_back({&use, &output, hidden, row, rows, i, std::min(kPanelsPerTask, panels - i)});
         }
@@ -183,7 +176,7 @@ void add_low_rank(ThreadPool& pool, std::span<const LowRankUse> uses, const floa
       down(piece, x, x_stride);
       for (const LowRankOutput& output : piece.use->layer->outputs) {
         piece.output = &output;
-        piece.count = num_panels(output);
+        piece.count = num_panels(output.outputs);
         up(piece, y, y_stride);
       }
     });

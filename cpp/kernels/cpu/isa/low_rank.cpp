@@ -49,8 +49,8 @@ void down_tile(const LowRankDown& args, std::int64_t row, std::int64_t rank) {
 #pragma GCC unroll 4
     for (int j = 0; j < num_ranks; ++j) {
       const F32 weight = Weights::load(weights + j * args.inputs + i);
-      __builtin_prefetch(weights + (j + num_ranks) * args.inputs +
-                         i);  // the next tile's: rows are too short to foresee
+      // The next tile's: rows are too short to foresee.
+      __builtin_prefetch(weights + (j + num_ranks) * args.inputs + i);
 #pragma GCC unroll 4
       for (int r = 0; r < num_rows; ++r) sums[r][j] = fma(inputs[r], weight, sums[r][j]);
     }
